@@ -41,8 +41,10 @@ class EvictionPolicy(Protocol):
         """Choose, remove and return the row to evict; None if no row satisfies `evictable`.
 
         Rows that are skipped keep their place: pinning must not reorder a policy.
-        Costs one call of `evictable` for each row passed: keep it to an array read or two, and
-        use the blocks of a prefix last to first, so that a leaf is colder than its parents.
+        `evictable` must not change the policy. It is called once for each row passed: keep it to
+        an array read or two. Policies bound the rows passed per victim on average, so that a
+        long refused prefix does not make eviction quadratic; past that bound a row that has
+        just become evictable may wait its turn. O(rows) when there is no victim at all.
         """
         ...
 

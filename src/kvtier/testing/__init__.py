@@ -1,0 +1,1 @@
+"""Contract suites and fault injection, shipped so that outsiders can prove their own plug-in."""
