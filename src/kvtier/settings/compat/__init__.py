@@ -1,0 +1,1 @@
+"""Other systems' settings, read as they are: moving to kvtier is changing one line."""

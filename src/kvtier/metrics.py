@@ -1,0 +1,136 @@
+"""Every metric kvtier has, as data: name, kind, meaning, labels, buckets.
+
+Why it exists: one place to see what can be observed, from which connectors register and the
+reference is written. Invariants: names start with `kvtier_` and end with their unit; labels
+are bounded by LABEL_VALUES. Counter names carry no `_total`: Prometheus clients append it.
+"""
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+
+class Kind(enum.Enum):
+    """Prometheus metric types in use."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One declaration. `buckets` are upper bounds in the metric's unit, histograms only."""
+
+    name: str
+    kind: Kind
+    documentation: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] | None = None
+
+
+LABEL_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
+    "tier": ("ram", "disk"),
+    "direction": ("load", "save", "promote", "demote"),
+    "reason": ("queue_full", "no_slot", "unavailable", "closed"),
+}
+"""Every value a label may take. `load` and `save` are between engine and RAM, `promote` and
+`demote` between RAM and the tier named beside them."""
+
+_TRANSFER_BUCKETS_S = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+HIT_BLOCKS: Final = Metric(
+    "kvtier_hit_blocks", Kind.COUNTER, "Blocks found, by the tier that held them.", ("tier",)
+)
+HIT_TOKENS: Final = Metric(
+    "kvtier_hit_tokens", Kind.COUNTER, "Tokens of the blocks found, by tier.", ("tier",)
+)
+MISS_BLOCKS: Final = Metric(
+    "kvtier_miss_blocks", Kind.COUNTER, "Blocks asked for that no tier could serve."
+)
+READ_BYTES: Final = Metric(
+    "kvtier_read_bytes", Kind.COUNTER, "Payload bytes read from a tier.", ("tier",)
+)
+WRITTEN_BYTES: Final = Metric(
+    "kvtier_written_bytes", Kind.COUNTER, "Payload bytes written to a tier.", ("tier",)
+)
+OCCUPANCY_BLOCKS: Final = Metric(
+    "kvtier_occupancy_blocks", Kind.GAUGE, "Blocks a tier holds now.", ("tier",)
+)
+OCCUPANCY_TOKENS: Final = Metric(
+    "kvtier_occupancy_tokens", Kind.GAUGE, "Tokens of the blocks a tier holds now.", ("tier",)
+)
+CAPACITY_BLOCKS: Final = Metric(
+    "kvtier_capacity_blocks", Kind.GAUGE, "Blocks a tier can hold.", ("tier",)
+)
+CAPACITY_TOKENS: Final = Metric(
+    "kvtier_capacity_tokens", Kind.GAUGE, "Tokens a tier can hold.", ("tier",)
+)
+TRANSFER_SECONDS: Final = Metric(
+    "kvtier_transfer_seconds",
+    Kind.HISTOGRAM,
+    "Time of a transfer from submission to its last block.",
+    ("tier", "direction"),
+    _TRANSFER_BUCKETS_S,
+)
+TRANSFER_QUEUE_BLOCKS: Final = Metric(
+    "kvtier_transfer_queue_blocks",
+    Kind.GAUGE,
+    "Blocks waiting to be transferred.",
+    ("tier", "direction"),
+)
+EVICTED_BLOCKS: Final = Metric(
+    "kvtier_evicted_blocks", Kind.COUNTER, "Blocks evicted to make room.", ("tier",)
+)
+REJECTED_BLOCKS: Final = Metric(
+    "kvtier_rejected_blocks", Kind.COUNTER, "Blocks the admission policy kept out.", ("tier",)
+)
+DROPPED_BLOCKS: Final = Metric(
+    "kvtier_dropped_blocks",
+    Kind.COUNTER,
+    "Blocks not kept because of back-pressure: the cache sheds writes, the engine never waits.",
+    ("tier", "reason"),
+)
+CORRUPT_BLOCKS: Final = Metric(
+    "kvtier_corrupt_blocks",
+    Kind.COUNTER,
+    "Blocks whose bytes failed verification; they were served as a miss.",
+    ("tier",),
+)
+FAULT_BLOCKS: Final = Metric(
+    "kvtier_fault_blocks",
+    Kind.COUNTER,
+    "Blocks a tier failed to read or write (EIO, full, permission lost).",
+    ("tier",),
+)
+PROMOTE_EXPIRED_BLOCKS: Final = Metric(
+    "kvtier_promote_expired_blocks",
+    Kind.COUNTER,
+    "Blocks that did not arrive from a lower tier before `transfer.promote_deadline`.",
+    ("tier",),
+)
+
+METRICS: Final[tuple[Metric, ...]] = (
+    HIT_BLOCKS,
+    HIT_TOKENS,
+    MISS_BLOCKS,
+    READ_BYTES,
+    WRITTEN_BYTES,
+    OCCUPANCY_BLOCKS,
+    OCCUPANCY_TOKENS,
+    CAPACITY_BLOCKS,
+    CAPACITY_TOKENS,
+    TRANSFER_SECONDS,
+    TRANSFER_QUEUE_BLOCKS,
+    EVICTED_BLOCKS,
+    REJECTED_BLOCKS,
+    DROPPED_BLOCKS,
+    CORRUPT_BLOCKS,
+    FAULT_BLOCKS,
+    PROMOTE_EXPIRED_BLOCKS,
+)
+"""All of the above, in the order of the reference."""

@@ -1,0 +1,70 @@
+"""A YAML settings file as plain data, with the line of every key.
+
+Why it exists: an error must name file and line, and YAML readers forget both. Only plain
+scalars, lists and mappings with text keys are read (no tags, no objects); a key that stands
+twice is an error, since readers would silently take the last.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from kvtier.errors import InvalidSettings
+
+KeyPath = tuple[str, ...]
+
+
+class Document(msgspec.Struct, frozen=True):
+    """`data` as written; `lines` maps the path of each key to its line, counted from 1."""
+
+    path: str
+    data: Mapping[str, object]
+    lines: Mapping[KeyPath, int]
+
+    def where(self, key: KeyPath) -> str:
+        """`kvtier.yaml line 3`."""
+        return f"{self.path} line {self.lines[key]}" if key in self.lines else self.path
+
+
+def read_document(path: str) -> Document:
+    """Read the file. Raises InvalidSettings: missing, unreadable, not YAML, not a mapping."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidSettings(f"settings file {path} cannot be read: {reason}") from error
+    loader = yaml.SafeLoader(text)
+    lines: dict[KeyPath, int] = {}
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return Document(path, {}, {})
+        _collect_lines(root, (), path, lines)
+        data = loader.construct_document(root)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise InvalidSettings(f"{path}{line}: not valid YAML: {problem}") from error
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+    if not isinstance(data, dict):
+        raise InvalidSettings(f"{path}: holds {data!r} and not settings; write `ram: 20GiB`")
+    return Document(path, data, lines)
+
+
+def _collect_lines(node: yaml.Node, at: KeyPath, path: str, lines: dict[KeyPath, int]) -> None:
+    """Fill `lines` below `node`; refuse keys that repeat or are not text."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise InvalidSettings(f"{path} line {line}: a key has to be plain text")
+        below = (*at, key.value)
+        if below in lines:
+            raise InvalidSettings(f"{path} line {line}: {'.'.join(below)} is set twice; keep one")
+        lines[below] = line
+        _collect_lines(value, below, path, lines)

@@ -1,0 +1,200 @@
+"""Settings from their four sources: defaults < YAML file < `KVTIER_` variables < mapping.
+
+Why it exists: the one place that decides who wins, and that knows where each value came from.
+Invariants: nothing unknown is ignored, every error names file and line, variable or key, and
+the result is a complete `Settings` or `InvalidSettings`.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from kvtier import plugins
+from kvtier.errors import InvalidSettings
+from kvtier.settings.compat import vllm
+from kvtier.settings.document import Document, read_document
+from kvtier.settings.options import OPTIONS, REQUIRED, SECTIONS, Option, Section
+from kvtier.settings.tree import Kind, Settings
+
+ENGINE_ORIGIN: Final = "kv_connector_extra_config"
+"""Where the mapping comes from when an engine hands it over."""
+
+CONFIG_VARIABLE: Final = "KVTIER_CONFIG"
+"""Names the YAML file where no `file` is given."""
+
+DEFAULT_ORIGIN: Final = "default"
+
+# A Kubernetes service called kvtier or kvtier-x puts these into every pod of its namespace.
+_SERVICE_VARIABLE = re.compile(
+    r"KVTIER(_\w+)?_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+_OFF = "none"
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A parsed value and the source it came from."""
+
+    value: Any
+    origin: str
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """Complete settings; `values` maps each option's name to its value and origin."""
+
+    settings: Settings
+    values: Mapping[str, Value]
+
+
+class _Layer(msgspec.Struct):
+    """What one source says. A section in `off` is switched off, whatever lies below."""
+
+    values: dict[str, Value] = {}
+    off: set[str] = set()
+
+    def put(self, option: Option, value: object, where: str, origin: str) -> None:
+        """Parse and keep; the same option twice in one source is ambiguous."""
+        if option.name in self.values:
+            raise InvalidSettings(
+                f"{where}: {option.name} is set by {self.values[option.name].origin} as well; "
+                "keep one of them"
+            )
+        self.values[option.name] = Value(_parse(option, value, where), origin)
+
+    def put_section(self, section: Section, value: object, where: str, origin: str) -> None:
+        """Keep a section's one-line form, or switch the section off."""
+        if section.optional and (value is None or value == _OFF):
+            self.off.add(section.name)
+            return
+        fields = section.expand(value, where)
+        for option in section.options:
+            if option.field in fields:
+                self.put(option, fields[option.field], where, origin)
+
+
+def load(
+    mapping: Mapping[str, Any] | None = None,
+    origin: str = ENGINE_ORIGIN,
+    env: Mapping[str, str] = os.environ,
+    file: str | None = None,
+) -> Settings:
+    """Complete settings from all sources.
+
+    `mapping` wins over `env`, `env` over `file` (or the file that `KVTIER_CONFIG` names), the
+    file over defaults. `mapping` may be an engine's extra config: vLLM's own offloading keys
+    are read as they are. `origin` names the mapping in errors. Reads one file, nothing else.
+    Raises InvalidSettings.
+    """
+    return resolve(mapping, origin, env, file).settings
+
+
+def resolve(
+    mapping: Mapping[str, Any] | None = None,
+    origin: str = ENGINE_ORIGIN,
+    env: Mapping[str, str] = os.environ,
+    file: str | None = None,
+) -> Resolved:
+    """As `load`, with the origin of every value."""
+    layers = []
+    path = file or env.get(CONFIG_VARIABLE)
+    if path:
+        document = read_document(path)
+        layers.append(_read_mapping(document.data, document.path, document))
+    layers.append(_read_environment(env))
+    layers.append(_read_mapping(vllm.translate(mapping or {}, origin), origin, None))
+    return _assemble(_merge(layers))
+
+
+def _read_mapping(data: Mapping[str, Any], origin: str, document: Document | None) -> _Layer:
+    layer = _Layer()
+    for name, value in data.items():
+        where = document.where((name,)) if document else origin
+        section = SECTIONS.get(name)
+        if section is None:
+            raise InvalidSettings(f"{where}: unknown setting {name!r}{_close(name, SECTIONS)}")
+        if not isinstance(value, Mapping):
+            layer.put_section(section, value, f"{where}: {name}", where)
+            continue
+        options = {option.field: option for option in section.options}
+        for field, content in value.items():
+            at = document.where((name, field)) if document else origin
+            if field not in options:
+                raise InvalidSettings(
+                    f"{at}: unknown setting '{name}.{field}'{_close(field, options)}"
+                )
+            layer.put(options[field], content, f"{at}: {name}.{field}", at)
+    return layer
+
+
+def _read_environment(env: Mapping[str, str]) -> _Layer:
+    layer = _Layer()
+    options = {option.variable: option for option in OPTIONS}
+    sections = {s.variable: s for s in SECTIONS.values() if s.shorthand}
+    for name in sorted(name for name in env if name.startswith("KVTIER_")):
+        if name in options:
+            layer.put(options[name], env[name], name, name)
+        elif name in sections:
+            layer.put_section(sections[name], env[name], name, name)
+        elif name != CONFIG_VARIABLE and not _SERVICE_VARIABLE.fullmatch(name):
+            known = (*options, *sections, CONFIG_VARIABLE)
+            raise InvalidSettings(f"unknown variable {name}{_close(name, known)}")
+    return layer
+
+
+def _parse(option: Option, value: object, where: str) -> Any:
+    """Parse; names of policies must exist, so that a typing error is found here."""
+    parsed = option.parse(value, where)
+    if option.about.kind in (Kind.EVICTION, Kind.ADMISSION):
+        try:
+            plugins.load(option.about.kind.value, parsed)
+        except InvalidSettings as error:
+            raise InvalidSettings(f"{where}: {error}") from error
+    return parsed
+
+
+def _merge(layers: Iterable[_Layer]) -> dict[str, Value]:
+    """Later layers win, option by option."""
+    merged: dict[str, Value] = {}
+    for layer in layers:
+        for name in layer.off:
+            for option in SECTIONS[name].options:
+                merged.pop(option.name, None)
+        merged.update(layer.values)
+    return merged
+
+
+def _assemble(given: Mapping[str, Value]) -> Resolved:
+    values: dict[str, Value] = {}
+    structs: dict[str, Any] = {}
+    for section in SECTIONS.values():
+        named = [option.name for option in section.options if option.name in given]
+        if section.optional and not named:
+            continue
+        fields = {}
+        for option in section.options:
+            found = given.get(option.name, Value(option.default, DEFAULT_ORIGIN))
+            if found.value is REQUIRED:
+                raise InvalidSettings(_missing(section, option, [given[name] for name in named]))
+            values[option.name] = found
+            fields[option.field] = found.value
+        structs[section.name] = section.struct(**fields)
+    return Resolved(Settings(**structs), values)
+
+
+def _missing(section: Section, option: Option, given: list[Value]) -> str:
+    because = f", although {given[0].origin} sets other parts of it" if given else ""
+    return (
+        f"{option.name} is not set{because}: give {section.flag} {section.shorthand}, "
+        f"{section.variable}={section.shorthand}, or `{section.name}: {section.shorthand}` "
+        "in the settings file"
+    )
+
+
+def _close(name: object, known: Iterable[str]) -> str:
+    """`; did you mean 'disk'?`, or what there is."""
+    names = tuple(known)
+    matches = difflib.get_close_matches(str(name), names, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; known are {', '.join(names)}"

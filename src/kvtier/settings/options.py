@@ -1,0 +1,167 @@
+"""Every leaf of the settings tree as one row: its name everywhere, its text, its parser.
+
+Why it exists: files, variables, flags, the reference and `config show` walk this list instead
+of repeating the tree. Invariant: it is derived from `tree` and holds nothing of its own, so a
+new field of a struct is a new setting everywhere.
+"""
+
+import os
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from kvtier.errors import InvalidSettings
+from kvtier.settings.sizes import format_duration, format_size, parse_duration, parse_size
+from kvtier.settings.tree import About, Disk, Kind, Ram, Settings, Transfer
+
+REQUIRED: Final = msgspec.NODEFAULT
+"""Default of an option that has none."""
+
+_PREFIX: Final = "KVTIER"
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One setting. `section` and `field` are its place in the tree."""
+
+    section: str
+    field: str
+    about: About
+    default: Any
+    choices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As in messages and in the reference: `disk.io_threads`."""
+        return f"{self.section}.{self.field}"
+
+    @property
+    def variable(self) -> str:
+        """`KVTIER_DISK_IO_THREADS`."""
+        return f"{_PREFIX}_{self.section}_{self.field}".upper()
+
+    @property
+    def flag(self) -> str:
+        """`--disk-io-threads`."""
+        return f"--{self.section}-{self.field}".replace("_", "-")
+
+    def parse(self, value: object, where: str) -> Any:
+        """The value as the tree holds it. Raises InvalidSettings that starts with `where`."""
+        match self.about.kind:
+            case Kind.SIZE:
+                return parse_size(value, where)
+            case Kind.DURATION:
+                return self._at_least(parse_duration(value, where), where)
+            case Kind.COUNT:
+                return self._at_least(_count(value, where, self.about.example), where)
+            case Kind.CHOICE:
+                return _choice(value, where, self.choices)
+            case Kind.FOLDER:
+                return os.path.abspath(os.path.expanduser(self._text(value, where)))
+            case Kind.EVICTION | Kind.ADMISSION:
+                return self._text(value, where)
+
+    def format(self, value: Any) -> str:
+        """The text that `parse` reads back as `value`."""
+        match self.about.kind:
+            case Kind.SIZE:
+                return format_size(value)
+            case Kind.DURATION:
+                return format_duration(value)
+            case _:
+                return str(value)
+
+    def _at_least(self, value: Any, where: str) -> Any:
+        if value < self.about.minimum:
+            least = self.format(type(value)(self.about.minimum))
+            raise InvalidSettings(f"{where}: {value!r} is too small; the least is {least}")
+        return value
+
+    def _text(self, value: object, where: str) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise InvalidSettings(
+                f"{where}: {value!r} is not a {self.about.kind.value}; "
+                f"write for example {self.about.example}"
+            )
+        return value.strip()
+
+
+class Section(msgspec.Struct, frozen=True):
+    """One struct of the tree. `shorthand` shows the one-line form, where there is one."""
+
+    name: str
+    struct: type[msgspec.Struct]
+    optional: bool
+    shorthand: str | None
+
+    @property
+    def variable(self) -> str:
+        """`KVTIER_DISK`, which takes the one-line form."""
+        return f"{_PREFIX}_{self.name}".upper()
+
+    @property
+    def flag(self) -> str:
+        """`--disk`, which takes the one-line form."""
+        return f"--{self.name}"
+
+    @property
+    def options(self) -> tuple["Option", ...]:
+        """The fields of the struct, in its order."""
+        return tuple(_options(self))
+
+    def expand(self, value: object, where: str) -> dict[str, object]:
+        """The fields that the one-line form stands for, not yet parsed.
+
+        `ram: 20GiB` is `{capacity: 20GiB}`, `disk: /path=100GiB` is `{path, capacity}`.
+        """
+        if self.struct is Ram:
+            return {"capacity": value}
+        if self.struct is Disk and isinstance(value, str):
+            path, separator, capacity = value.rpartition("=")
+            if separator and path and capacity:
+                return {"path": path, "capacity": capacity}
+        form = f"{self.shorthand}, or " if self.shorthand else ""
+        example = ", ".join(f"{option.field}: {option.about.example}" for option in self.options)
+        raise InvalidSettings(f"{where}: {value!r} is not understood; write {form}{{{example}}}")
+
+
+def _options(section: Section) -> list[Option]:
+    hints = typing.get_type_hints(section.struct, include_extras=True)
+    rows = []
+    for field in msgspec.structs.fields(section.struct):
+        plain, about = typing.get_args(hints[field.name])
+        choices = typing.get_args(plain) if typing.get_origin(plain) is typing.Literal else ()
+        rows.append(Option(section.name, field.name, about, field.default, choices))
+    return rows
+
+
+def _count(value: object, where: str, example: str) -> int:
+    if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
+        return int(str(value))
+    raise InvalidSettings(f"{where}: {value!r} is not a whole number; write for example {example}")
+
+
+def _choice(value: object, where: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise InvalidSettings(f"{where}: {value!r} is not one of {', '.join(choices)}")
+    return str(value)
+
+
+SECTIONS: Final[Mapping[str, Section]] = {
+    section.name: section
+    for section in (
+        Section("ram", Ram, False, "20GiB"),
+        Section("disk", Disk, True, "/path=100GiB"),
+        Section("transfer", Transfer, False, None),
+    )
+}
+"""By name, in the order of `Settings`."""
+
+assert tuple(SECTIONS) == Settings.__struct_fields__
+
+OPTIONS: Final[tuple[Option, ...]] = tuple(
+    option for section in SECTIONS.values() for option in section.options
+)
+"""Every setting, in the order of the tree."""
