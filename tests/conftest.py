@@ -1,0 +1,89 @@
+"""What every test gets: a check that nothing is left behind, and one Hypothesis profile.
+
+Threads, descriptors and files in /dev/shm are compared before and after each unit test: three
+listings, about 0.1 ms. Tests that start an engine are left out; an engine keeps what it likes.
+"""
+
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# `ci` gives every run the same examples; `explore` looks for new ones:
+# HYPOTHESIS_PROFILE=explore make test
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("explore", deadline=None, max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+SETTLE_S = 2.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """An engine's own threads may die noisily; that is its business."""
+    for item in items:
+        if item.get_closest_marker("engine") or item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def open_descriptors() -> dict[str, str]:
+    """Number -> target of every descriptor of this process."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+    return found
+
+
+def shared_memory_files() -> set[str]:
+    """Names in /dev/shm that could be ours; other processes come and go there too."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return set()
+    return {name for name in os.listdir(folder) if "kvtier" in name or name.startswith("psm_")}
+
+
+def leftovers(
+    threads: set[threading.Thread], descriptors: dict[str, str], shared: set[str]
+) -> list[str]:
+    """What is there now that was not there before."""
+    alive = [t for t in threading.enumerate() if t not in threads and t.is_alive()]
+    opened = [
+        target for number, target in open_descriptors().items() if descriptors.get(number) != target
+    ]
+    return [
+        *(f"thread {t.name}" for t in alive),
+        *(f"descriptor {target}" for target in opened),
+        *(f"/dev/shm/{name}" for name in sorted(shared_memory_files() - shared)),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a thread, a descriptor or a file in /dev/shm."""
+    node = request.node
+    if sys.platform != "linux" or {"engine", "soak"} & {m.name for m in node.iter_markers()}:
+        yield
+        return
+    before = (set(threading.enumerate()), open_descriptors(), shared_memory_files())
+    yield
+    left = leftovers(*before)
+    give_up_s = time.monotonic() + SETTLE_S
+    while left and time.monotonic() < give_up_s:
+        gc.collect()  # what only a cycle still holds is not a leak
+        time.sleep(0.01)  # a thread that was told to stop may need a moment to be gone
+        left = leftovers(*before)
+    assert not left, "left behind: " + ", ".join(left)

@@ -1,0 +1,169 @@
+"""The repository keeps its rules, and each rule can be broken."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import house_rules
+from scripts.house_rules import Module, Violation, judge, unmirrored, violations
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def found(rule: str, text: str, path: str = "tiers/disk/log.py") -> list[str]:
+    return [message for _, message in house_rules.RULES[rule](Module(path, text))]
+
+
+def test_the_repository_keeps_the_rules() -> None:
+    broken = violations(ROOT)
+    assert not broken, "\n" + "\n".join(map(str, broken))
+
+
+def test_module_length_counts_lines() -> None:
+    assert found("module_length", "x = 1\n" * 400) == []
+    assert found("module_length", "x = 1\n" * 401) == ["401 lines, the stop is 400"]
+
+
+@pytest.mark.parametrize("head", ["def f():", "async def f():", "class C:\n  def f(self):"])
+def test_function_length_counts_from_def_to_last_line(head: str) -> None:
+    body = "\n    x = 1"
+    assert found("function_length", head + body * 69) == []
+    assert found("function_length", head + body * 70) == ["f: 71 lines, the stop is 70"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pickle", "import os, marshal", "from shelve import open", "import cloudpickle as c"],
+)
+def test_imports_that_run_what_they_read(text: str) -> None:
+    assert len(found("dangerous_imports", text)) == 1
+    assert found("dangerous_imports", "import msgspec\nfrom json import loads") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval(line)",
+        "exec(line)",
+        "os.system(line)",
+        "yaml.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "subprocess.run(line, shell=True)",
+        "torch.load(f, weights_only=False)",
+    ],
+)
+def test_calls_that_run_what_they_read(text: str) -> None:
+    assert len(found("dangerous_calls", text)) == 1
+
+
+def test_safe_calls_pass() -> None:
+    safe = "yaml.safe_load(f)\nnp.load(f, allow_pickle=False)\nmodel.eval()\nast.literal_eval(x)"
+    assert found("dangerous_calls", safe) == []
+
+
+def test_bare_except() -> None:
+    assert len(found("bare_except", "try:\n  f()\nexcept:\n  pass")) == 1
+    assert found("bare_except", "try:\n  f()\nexcept OSError:\n  pass") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "row = block.tobytes()",
+        "def f(view: memoryview):\n  view[0:4] = b'abcd'",
+        "view = memoryview(buffer)\nview[:] = data",
+        "view = memoryview(buffer).cast('B')\nview[4:] = data",
+        "half = memoryview(buffer)[0:8]\nhalf[:4] = data",
+        "memoryview(buffer)[:] = data",
+        "class C:\n  def f(self):\n    self._view: memoryview = g()\n    self._view[0:1] = b'x'",
+    ],
+)
+def test_copies_that_hold_the_interpreter(text: str) -> None:
+    for room in house_rules.DATA_PATH:
+        assert len(found("interpreter_held", text, f"{room}/part.py")) == 1
+    assert found("interpreter_held", text, "bench/part.py") == []
+
+
+def test_numpy_slices_and_single_bytes_pass() -> None:
+    text = "def f(array: Array, view: memoryview):\n  array[0:4] = other\n  view[0] = 1"
+    assert found("interpreter_held", text) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("tiers/utils.py", ""),
+        ("helpers/disk.py", ""),
+        ("cache/manager.py", ""),
+        ("cache/core_v2.py", ""),
+        ("cache/core.py", "class TierManager: ..."),
+        ("cache/core.py", "class TieredCacheV2: ..."),
+    ],
+)
+def test_names_that_say_nothing(path: str, text: str) -> None:
+    assert len(found("empty_names", text, path)) == 1
+    assert found("empty_names", "class TieredCache: ...", "cache/core.py") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from prometheus_client import Counter",
+        "import prometheus_client\nhits = prometheus_client.Gauge('a', 'b')",
+        "name = 'kvtier_hits_total'",
+    ],
+)
+def test_metrics_elsewhere(text: str) -> None:
+    assert len(found("scattered_metrics", text)) == 1
+    assert found("scattered_metrics", text, "metrics.py") == []
+
+
+def test_other_counters_and_words_pass() -> None:
+    text = "from collections import Counter\nname = 'kvtier_thread'\n'reads kvtier_x_total here'"
+    assert found("scattered_metrics", text) == []
+
+
+def test_unfinished_work() -> None:
+    for mark in ("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"):
+        assert len(found("unfinished", f"x = 1  # {mark}: later")) == 1
+    assert found("unfinished", "TO" + "DOS") == []
+
+
+def test_an_exception_covers_its_module_and_expires() -> None:
+    culprit = Module("cache/manager.py", "")
+    listed = {("empty_names", "cache/manager.py"): "reason"}
+    assert [v.rule for v in judge([culprit], {})] == ["empty_names"]
+    assert list(judge([culprit], listed)) == []
+    assert [v.path for v in judge([Module("cache/core.py", "")], listed)] == ["cache/manager.py"]
+
+
+def broken(modules: list[Module], tests: Path, allowed: dict[str, str]) -> list[Violation]:
+    return list(unmirrored(modules, tests, allowed))
+
+
+def test_every_module_has_its_mirror_or_a_reason(tmp_path: Path) -> None:
+    log = Module("tiers/disk/log.py", "")
+    assert len(broken([log], tmp_path, {})) == 1
+    assert broken([log], tmp_path, {"tiers/disk/log.py": "reason"}) == []
+    mirror = tmp_path / "tiers" / "disk" / "test_log.py"
+    mirror.parent.mkdir(parents=True)
+    mirror.touch()
+    assert broken([log], tmp_path, {}) == []
+    assert len(broken([log], tmp_path, {"tiers/disk/log.py": "reason"})) == 1
+
+
+def test_reasons_for_modules_that_are_gone_are_dropped(tmp_path: Path) -> None:
+    assert len(broken([], tmp_path, {"tiers/gone.py": "reason"})) == 1
+
+
+def test_packages_hold_names_only(tmp_path: Path) -> None:
+    assert broken([Module("tiers/__init__.py", '"""Doc."""\n')], tmp_path, {}) == []
+    assert len(broken([Module("tiers/__init__.py", "def f(): ...")], tmp_path, {})) == 1
+
+
+def test_unfinished_work_in_documents_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("fine\nTO" + "DO: write this\n")
+    assert [str(v) for v in house_rules.unfinished_texts(tmp_path)] == [
+        "docs/page.md:2: TO" + "DO: finish it or drop it [unfinished]"
+    ]
