@@ -1,0 +1,315 @@
+"""TieredCache: the one place that decides what is where, whom to evict and what to move.
+
+A synchronous state machine: it touches no file, socket, clock, thread or accelerator. An
+engine drives it from its scheduler, a simulator on virtual time, tests by hand. Transfers run
+elsewhere and come back through `step`.
+
+Invariants: a block is given to an engine only from a slot whose bytes are whole and verified;
+no block is readable before its save ended well; nothing here blocks or raises for a fault.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.blocks.events import BlockEvent
+from kvtier.blocks.key import BlockKey
+from kvtier.cache.counters import CacheCounters
+from kvtier.cache.demotion import Demotion
+from kvtier.cache.promotion import Promotion
+from kvtier.cache.residency import Residency
+from kvtier.index.local import DISCARDED, HOLE, IDLE, RAM, SAVING, Presence
+from kvtier.memory.arena import Arena, Slot
+from kvtier.tiers.base import Tier
+from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.job import Direction
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """Slots an engine may read until `end_load`; `slots[i]` holds `keys[i]`."""
+
+    keys: list[BlockKey]
+    slots: list[Slot]
+    rows: list[int] = field(repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class Save:
+    """Slots an engine must fill before `end_save`; `slots[i]` is for `keys[i]`.
+
+    `keys` are those of the offered blocks that RAM does not hold and admission let in.
+    """
+
+    keys: list[BlockKey]
+    slots: list[Slot]
+    rows: list[int] = field(repr=False)
+
+
+class TieredCache:
+    """A prefix cache over RAM and lower tiers. All verbs belong to one thread; none blocks.
+
+    `admissions[0]` guards RAM, `admissions[t]` lower tier t; `tiers[t - 1]` is lower tier t.
+    Build one with `cache.build.build_cache`, which wires the parts.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        tiers: Sequence[Tier],
+        admissions: Sequence[AdmissionPolicy],
+        engine: TransferEngine,
+        promote_deadline_s: float,
+    ) -> None:
+        self._residency = residency
+        self._index = residency.index
+        self._admission = admissions[RAM]
+        self._engine = engine
+        self._tiers = tiers
+        self._promotion = Promotion(residency, engine, promote_deadline_s)
+        self._demotions = [
+            Demotion(number, tier.capabilities.capacity_blocks, admission, residency, engine)
+            for number, (tier, admission) in enumerate(
+                zip(tiers, admissions[1:], strict=True), start=1
+            )
+        ]
+        self._loads: set[Load] = set()
+        self._saves: set[Save] = set()
+        self._limbo: list[int] = []
+        self._now_s = 0.0
+        self._closed = False
+
+    # -- what the drivers read -------------------------------------------------------------
+
+    @property
+    def arena(self) -> Arena:
+        """The slots that loads and saves name."""
+        return self._residency.arena
+
+    @property
+    def counters(self) -> CacheCounters:
+        """Cumulative counts; see `cache.counters`."""
+        return self._residency.counters
+
+    @property
+    def tier_names(self) -> Sequence[str]:
+        """`ram`, then the lower tiers."""
+        return self._residency.names
+
+    @property
+    def resident_blocks(self) -> Sequence[int]:
+        """Blocks held, per tier."""
+        return self._residency.resident
+
+    @property
+    def capacity_blocks(self) -> list[int]:
+        """Blocks that fit, per tier."""
+        lower = [tier.capabilities.capacity_blocks for tier in self._tiers]
+        return [self._residency.arena.slots, *lower]
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if `step` must be called again for work that is not under way yet."""
+        return any(demotion.is_waiting for demotion in self._demotions)
+
+    def queued_blocks(self, tier: int, direction: Direction) -> int:
+        """Blocks waiting for or in transfer to or from lower tier `tier`."""
+        return self._engine.queued_blocks(tier, direction)
+
+    def take_events(self) -> list[BlockEvent]:
+        """Events since the last call, in order."""
+        events, self._residency.events = self._residency.events, []
+        return events
+
+    # -- finding ---------------------------------------------------------------------------
+
+    def lookup(self, keys: Sequence[BlockKey]) -> int:
+        """Leading blocks of a prefix chain present in any tier or pending. No side effects."""
+        return self._index.longest_prefix(keys)
+
+    def presence(self, request: str, key: BlockKey) -> Presence:
+        """Where one block is for this request: past its deadline, pending is absent."""
+        return self._promotion.presence(request, key, self._now_s)
+
+    def promote(self, request: str, keys: Sequence[BlockKey]) -> None:
+        """Bring `keys` into RAM for `request`, and keep those that are there. See Promotion."""
+        self._promotion.promote(request, keys, self._now_s)
+
+    def origin(self, request: str, key: BlockKey) -> int:
+        """Number of the tier that supplied `key` to `request`; 0 is RAM."""
+        return self._promotion.origin(request, key)
+
+    # -- engine reads ----------------------------------------------------------------------
+
+    def begin_load(self, request: str, keys: Sequence[BlockKey]) -> Load | None:
+        """Pin blocks that are READY for copying out; None if one of them is not.
+
+        Recency changes here. The request's promotion pins are released: the load's hold.
+        """
+        index = self._index
+        rows = [index.rows.get(key, -1) for key in keys]
+        held, pins = index.held, index.pins
+        for row in rows:
+            if row < 0 or not held[row] & 1:
+                return None
+        counters = self._residency.counters.tiers
+        slot = index.slot
+        slots = []
+        for row in rows:
+            pins[row] += 1
+            slots.append(slot[row])
+        for key in keys:
+            counters[self._promotion.origin(request, key)].hit_blocks += 1
+        counters[RAM].read_blocks += len(rows)
+        self._residency.touch(rows)
+        self._promotion.forget(request)
+        load = Load(list(keys), slots, rows)
+        self._loads.add(load)
+        return load
+
+    def end_load(self, load: Load) -> None:
+        """The copy is over; the blocks may be evicted again. Ending twice is harmless."""
+        if load not in self._loads:
+            return
+        self._loads.remove(load)
+        for row in load.rows:
+            self._residency.unpin(row)
+
+    # -- engine writes ---------------------------------------------------------------------
+
+    def begin_save(
+        self, keys: Sequence[BlockKey], parents: Sequence[BlockKey | None]
+    ) -> Save | None:
+        """Reserve slots for those of `keys` that RAM lacks, evicting what must go.
+
+        `parents[i]` precedes `keys[i]` in its prefix (None: it is the first, or not known).
+        None if not all of them find room; an empty save if RAM has or refuses every one.
+        """
+        index = self._index
+        rows_of, held, state = index.rows, index.held, index.state
+        fresh: list[BlockKey] = []
+        rows: list[int] = []
+        counters = self._residency.counters
+        missed = 0
+        for key, parent in zip(keys, parents, strict=True):
+            row = rows_of.get(key)
+            if row is not None and (held[row] & 1 or state[row] not in (IDLE, HOLE)):
+                continue
+            if self._admission.decide(key) is Decision.REJECT:
+                counters.tiers[RAM].rejected_blocks += 1
+                continue
+            if row is None or state[row] == HOLE:
+                missed += 1
+                row = index.add(key, parent, SAVING)
+            else:
+                # A lower tier holds it, the device has it too: copying down is cheaper.
+                state[row] = SAVING
+            fresh.append(key)
+            rows.append(row)
+        slots = self._residency.take_slots(len(rows)) if rows else []
+        if slots is None:
+            for row in reversed(rows):
+                state[row] = IDLE
+                index.settle(row)
+            counters.tiers[RAM].dropped_blocks += len(rows)
+            return None
+        counters.miss_blocks += missed
+        slot_of = index.slot
+        for row, slot in zip(rows, slots, strict=True):
+            slot_of[row] = slot
+        save = Save(fresh, slots, rows)
+        self._saves.add(save)
+        return save
+
+    def end_save(self, save: Save, failed_slots: frozenset[Slot] = frozenset()) -> None:
+        """The engine has filled the slots, but for `failed_slots`. Ending twice is harmless."""
+        if save not in self._saves:
+            return
+        self._saves.remove(save)
+        index = self._index
+        whole = []
+        for row, slot in zip(save.rows, save.slots, strict=True):
+            index.state[row] = IDLE
+            if slot in failed_slots:
+                self._residency.free_slot(row)
+                index.settle(row)
+            else:
+                whole.append(row)
+        keys = self._residency.enter(whole, RAM)
+        self._residency.counters.tiers[RAM].written_blocks += len(keys)
+        for demotion in self._demotions:
+            demotion.offer(whole, keys)
+
+    # -- time, forgetting, the end ---------------------------------------------------------
+
+    def step(self, now_s: float) -> None:
+        """Take in what transfers have completed, and start what has room now."""
+        self._now_s = now_s
+        durations = self._residency.counters.durations
+        for completion in self._engine.poll():
+            transfer = completion.transfer
+            if completion.outcomes is not None:
+                durations.append((transfer.tier, transfer.direction.value, completion.seconds))
+            if transfer.direction is Direction.READ:
+                self._promotion.complete(completion)
+            else:
+                self._demotions[transfer.tier - 1].complete(completion)
+        for demotion in self._demotions:
+            demotion.flush()
+
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """The blocks of a prefix, in order, were used, though not loaded from here."""
+        rows = self._index.rows
+        self._residency.touch([row for key in keys if (row := rows.get(key)) is not None])
+
+    def forget(self, request: str) -> None:
+        """The request is over, or runs: release what it pinned while it waited."""
+        self._promotion.forget(request)
+
+    def clear(self) -> None:
+        """Forget every block in every tier.
+
+        Copies the engine has under way keep their slots until `release_limbo`: the driver
+        calls it once the engine has said that none of them runs any more.
+        """
+        self._promotion.clear()
+        for demotion in self._demotions:
+            demotion.clear()
+        index = self._index
+        doomed: list[list[BlockKey]] = [
+            [key for key, row in index.rows.items() if index.held[row] >> tier & 1]
+            for tier in range(1, len(self._tiers) + 1)
+        ]
+        for save in self._saves:
+            for row in save.rows:
+                self._residency.pin(row)
+                self._limbo.append(row)
+        for load in self._loads:
+            self._limbo.extend(load.rows)
+        self._saves.clear()
+        self._loads.clear()
+        self._residency.clear()
+        for demotion, keys in zip(self._demotions, doomed, strict=True):
+            demotion.delete(keys)
+
+    def release_limbo(self) -> None:
+        """No copy that was under way at `clear` runs any more: free their slots."""
+        limbo, self._limbo = self._limbo, []
+        for row in limbo:
+            assert self._index.state[row] == DISCARDED
+            self._residency.unpin(row)
+
+    def check(self) -> None:
+        """Assert the invariants. O(blocks): for tests."""
+        self._residency.check()
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let queued writes finish for at most `drain_s`, then end threads, tiers and arena."""
+        if self._closed:
+            return
+        self._closed = True
+        self._engine.drain(drain_s)
+        self._engine.close(deadline_s=max(drain_s, 1.0))
+        for tier in self._tiers:
+            tier.close()
+        self.arena.close()

@@ -1,0 +1,217 @@
+"""Where a block is, in this process: which tiers hold it, in which slot, who pins it.
+
+Why flat columns: ten million blocks must fit in memory next to the engine, so a block is a row
+number into arrays, not an object. Tier 0 is RAM; tier `t` is bit `1 << t` of `held`.
+
+Invariants:
+* a row exists while a tier holds the block, bytes are on their way, or another row names it
+  as parent; a row kept only for its children is a *hole* and counts as absent;
+* `kids_in[t][row]` is the number of children that tier `t` holds;
+* with no hole and no detached row, presence along a prefix is monotonic, so it is bisected.
+"""
+
+from array import array
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from kvtier.blocks.key import BlockKey
+
+RAM = 0
+NONE = -1
+DETACHED = -2
+"""In `parent`: the declared parent was not in the index when the row was made."""
+
+IDLE, SAVING, PROMOTING, DISCARDED, HOLE = range(5)
+"""States of a row: at rest; engine writes its slot; a tier's bytes are coming; dropped while
+bytes were coming; kept for its children only."""
+
+
+class Presence(Enum):
+    """What a lookup may say of one block."""
+
+    READY = "ready"
+    """Verified bytes are in RAM."""
+    PENDING = "pending"
+    """Bytes are on their way into RAM."""
+    BELOW = "below"
+    """A lower tier holds it."""
+    ABSENT = "absent"
+
+
+class LocalIndex:
+    """Not thread-safe: it belongs to the thread that decides. Nothing blocks or raises.
+
+    The columns are public so that the batched loops of `cache/` can run over them without a
+    call per block; only this module changes `rows`, `parent`, `kids` and `kids_in`.
+    """
+
+    def __init__(self, tiers: int) -> None:
+        self.rows: dict[BlockKey, int] = {}
+        self.keys: list[BlockKey | None] = []
+        self.slot = array("i")
+        self.held = bytearray()
+        self.state = bytearray()
+        self.pins = array("i")
+        self.parent = array("i")
+        self.kids = array("i")
+        self.kids_in = [array("i") for _ in range(tiers)]
+        self.holes = 0
+        self.detached = 0
+        self._free_rows: list[int] = []
+
+    def __len__(self) -> int:
+        """Blocks present or pending."""
+        return len(self.rows) - self.holes
+
+    def presence(self, key: BlockKey) -> Presence:
+        """Where one block is. O(1), no side effects."""
+        row = self.rows.get(key)
+        if row is None:
+            return Presence.ABSENT
+        if self.held[row] & 1:
+            return Presence.READY
+        if self.state[row] in (SAVING, PROMOTING):
+            return Presence.PENDING
+        return Presence.BELOW if self.held[row] else Presence.ABSENT
+
+    def longest_prefix(self, keys: Sequence[BlockKey]) -> int:
+        """How many leading blocks of a chain are present in some tier or pending.
+
+        `keys` is one prefix chain in order. O(log n) probes, unless a hole or a detached row
+        exists anywhere: then O(n). No side effects.
+        """
+        rows = self.rows
+        if self.holes or self.detached:
+            state = self.state
+            for length, key in enumerate(keys):
+                row = rows.get(key)
+                if row is None or state[row] == HOLE:
+                    return length
+            return len(keys)
+        low, high = 0, len(keys)
+        while low < high:
+            middle = (low + high) // 2
+            if keys[middle] in rows:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def add(self, key: BlockKey, parent: BlockKey | None, state: int) -> int:
+        """A row for `key`, which no tier holds: new, or the hole that waited for it."""
+        row = self.rows.get(key)
+        if row is not None:
+            self.holes -= 1
+            self.state[row] = state
+            return row
+        parent_row = NONE
+        if parent is not None:
+            parent_row = self.rows.get(parent, DETACHED)
+            if parent_row >= 0:
+                self.kids[parent_row] += 1
+            else:
+                self.detached += 1
+        if self._free_rows:
+            row = self._free_rows.pop()
+            self.keys[row] = key
+            self.state[row] = state
+            self.parent[row] = parent_row
+        else:
+            row = len(self.keys)
+            self.keys.append(key)
+            self.slot.append(NONE)
+            self.held.append(0)
+            self.state.append(state)
+            self.pins.append(0)
+            self.parent.append(parent_row)
+            self.kids.append(0)
+            for column in self.kids_in:
+                column.append(0)
+        self.rows[key] = row
+        return row
+
+    def hold(self, row: int, tier: int) -> None:
+        """`tier` now holds the block."""
+        self.held[row] |= 1 << tier
+        parent = self.parent[row]
+        if parent >= 0:
+            self.kids_in[tier][parent] += 1
+
+    def drop(self, row: int, tier: int) -> None:
+        """`tier` no longer holds the block; call `settle` when all changes are made."""
+        self.held[row] &= ~(1 << tier) & 0xFF
+        parent = self.parent[row]
+        if parent >= 0:
+            self.kids_in[tier][parent] -= 1
+
+    def settle(self, row: int) -> None:
+        """Free a row that nothing needs any more, and then its ancestors that were holes."""
+        while row >= 0 and not self.held[row] and self.state[row] in (IDLE, HOLE):
+            if self.kids[row] or self.pins[row]:
+                if self.state[row] == IDLE:
+                    self.state[row] = HOLE
+                    self.holes += 1
+                return
+            if self.state[row] == HOLE:
+                self.holes -= 1
+            row = self._free(row)
+
+    def clear(self) -> list[int]:
+        """Forget every block at once.
+
+        Rows whose bytes are still moving or that are pinned cannot be reused yet: they become
+        DISCARDED, keep their slot, and are returned; `reclaim` frees them one by one.
+        """
+        kept: list[int] = []
+        self._free_rows.clear()
+        for row in range(len(self.keys)):
+            busy = self.state[row] in (SAVING, PROMOTING, DISCARDED) or self.pins[row]
+            self.keys[row] = None
+            self.held[row] = 0
+            self.parent[row] = NONE
+            self.kids[row] = 0
+            for column in self.kids_in:
+                column[row] = 0
+            if busy:
+                self.state[row] = DISCARDED
+                kept.append(row)
+            else:
+                self.state[row] = IDLE
+                self.slot[row] = NONE
+                self._free_rows.append(row)
+        self.rows.clear()
+        self.holes = self.detached = 0
+        return kept
+
+    def reclaim(self, row: int) -> None:
+        """Free a DISCARDED row: its bytes have stopped moving and nothing pins it."""
+        self.state[row] = IDLE
+        self.slot[row] = NONE
+        self._free_rows.append(row)
+
+    def evictable(self, tier: int) -> Callable[[int], bool]:
+        """The predicate `victim` takes: unpinned, a leaf in `tier`, and no hole is made."""
+        pins, held, kids, kids_in = self.pins, self.held, self.kids, self.kids_in[tier]
+        others = ~(1 << tier) & 0xFF
+
+        def is_evictable(row: int) -> bool:
+            return not (pins[row] or kids_in[row]) and bool(held[row] & others or not kids[row])
+
+        return is_evictable
+
+    def _free(self, row: int) -> int:
+        """Free `row`; returns its parent, which may now be free to go as well."""
+        key = self.keys[row]
+        if key is not None:
+            del self.rows[key]
+        self.keys[row] = None
+        parent = self.parent[row]
+        if parent >= 0:
+            self.kids[parent] -= 1
+        elif parent == DETACHED:
+            self.detached -= 1
+        self.parent[row] = NONE
+        self.state[row] = IDLE
+        self.slot[row] = NONE
+        self._free_rows.append(row)
+        return parent if parent >= 0 and self.state[parent] == HOLE else NONE
