@@ -1,0 +1,1 @@
+"""Measuring: rows of name, value, unit, reference, ratio, target and met."""

@@ -1,0 +1,1 @@
+"""What is cached: the identity of a block, its bytes, and announcements about it."""

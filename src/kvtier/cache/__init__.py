@@ -1,0 +1,1 @@
+"""Deciding: what is held where, whom to evict, what to move."""

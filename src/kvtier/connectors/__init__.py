@@ -1,0 +1,1 @@
+"""Engines: the only rooms that import torch or vLLM."""

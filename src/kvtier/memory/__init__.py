@@ -1,0 +1,1 @@
+"""Host RAM: fixed slots in one mapping."""

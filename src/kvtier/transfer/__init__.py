@@ -1,0 +1,1 @@
+"""Moving blocks between RAM and a tier, off the engine's thread."""

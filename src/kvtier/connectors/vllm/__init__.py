@@ -1,0 +1,1 @@
+"""kvtier under vLLM's OffloadingConnector."""

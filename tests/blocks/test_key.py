@@ -1,0 +1,61 @@
+import msgspec
+import pytest
+
+from kvtier.blocks.key import GroupShape, KeySpace
+from kvtier.errors import InvalidSettings
+
+SPACE = KeySpace(
+    engine="vllm 0.32.0",
+    model="smollm2-135m",
+    revision="main",
+    weights="ab12",
+    dtype="bfloat16",
+    layout="NHD",
+    block_bytes=2_949_120,
+    blocks_per_chunk=1,
+    tokens_per_hash=128,
+    groups=(GroupShape(tokens_per_block=128, layers="cd34"),),
+    world_size=1,
+    tp_size=1,
+    pp_size=1,
+    hash_algorithm="sha256",
+    hash_seed="0",
+    isa="amx",
+)
+OTHER_VALUES = {
+    int: 17,
+    str: "other",
+    tuple: (GroupShape(tokens_per_block=64, layers="cd34"),),
+}
+
+
+@pytest.mark.parametrize("field", KeySpace.__struct_fields__)
+def test_any_field_alone_makes_another_space(field: str) -> None:
+    other = msgspec.structs.replace(SPACE, **{field: OTHER_VALUES[type(getattr(SPACE, field))]})
+    assert other.digest != SPACE.digest
+    (difference,) = SPACE.differing(other)
+    assert difference.startswith(f"{field}: ")
+    assert " != " in difference
+
+
+def test_equal_spaces_have_one_digest() -> None:
+    again = KeySpace.from_json(SPACE.to_json())
+    assert again == SPACE
+    assert again.digest == SPACE.digest
+    assert SPACE.differing(again) == []
+    assert len(SPACE.digest) == 64
+
+
+def test_the_order_of_fields_in_a_manifest_does_not_matter() -> None:
+    fields = msgspec.json.decode(SPACE.to_json())
+    backwards = msgspec.json.encode(dict(reversed(fields.items())))
+    assert backwards != SPACE.to_json()
+    assert KeySpace.from_json(backwards).digest == SPACE.digest
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b"[1]", b"\xff", SPACE.to_json()[:-2], SPACE.to_json() + b"x"]
+)
+def test_damaged_manifests_are_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidSettings, match="not a kvtier key-space manifest"):
+        KeySpace.from_json(raw)
