@@ -1,0 +1,132 @@
+"""Copies for engines on an accelerator: pinned arena, side streams, events.
+
+Stores and loads have a stream each, and loads the engine waits for a third, so that neither
+delays the other; each job starts after what the engine's own stream had queued when it was
+submitted, and after the last job of another stream that it conflicts with. The engine's
+batched copy moves all pages of a job in one driver call.
+
+It has not run on a GPU: the machine this was written on has none. What could go wrong without
+a crash, the addresses, is pointers.py, which is tested.
+"""
+
+import logging
+import threading
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from vllm import _custom_ops as ops
+from vllm.platforms import current_platform
+from vllm.v1.kv_offload.cpu.host_register import host_register, host_unregister
+
+from kvtier.connectors.vllm.copier import Finished, Host, Job, Verb
+from kvtier.connectors.vllm.pointers import Pointers, point
+from kvtier.connectors.vllm.slots import SlotLayout
+
+_log = logging.getLogger(__name__)
+
+_PIN_STEP_BYTES = 8 * 1024**3
+"""Registered a piece at a time: drivers refuse very large ranges."""
+
+
+class _Flight(NamedTuple):
+    job: Job
+    started: torch.Event
+    ended: torch.Event
+    pointers: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    """Kept alive until the copy has read them."""
+
+
+class CudaCopier:
+    """A `Copier` over CUDA-alike streams."""
+
+    def __init__(self, layout: SlotLayout) -> None:
+        self._layout = layout
+        self._streams = {verb: current_platform.Stream() for verb in Verb}
+        self._flights: dict[int, _Flight] = {}
+        self._failed: list[Finished] = []
+        self._pinned: list[int] = []
+        self._pinners: list[threading.Thread] = []
+        self._closing = threading.Event()
+
+    def submit(self, job: Job) -> None:
+        """Queue the copy on the stream of its verb."""
+        try:
+            self._flights[job.job_id] = self._launch(job)
+        except RuntimeError:
+            _log.exception("kvtier: a copy could not be queued; job %s", job.job_id)
+            self._failed.append(Finished(job_id=job.job_id, copied=False, seconds=0.0))
+
+    def poll(self) -> list[Finished]:
+        """Jobs whose events have passed."""
+        finished, self._failed = self._failed, []
+        for job_id, flight in list(self._flights.items()):
+            if flight.ended.query():
+                del self._flights[job_id]
+                seconds = flight.started.elapsed_time(flight.ended) / 1000
+                finished.append(Finished(job_id=job_id, copied=True, seconds=seconds))
+        return finished
+
+    def wait(self, job_ids: Collection[int]) -> None:
+        """Block until the events of these jobs have passed."""
+        for job_id in job_ids:
+            if job_id in self._flights:
+                self._flights[job_id].ended.synchronize()
+
+    def attach(self, host: Host) -> None:
+        """Pin the arena in the background; until then copies go through pageable memory."""
+        pinner = threading.Thread(target=self._pin, args=(host,), name="kvtier-pin", daemon=True)
+        self._pinners.append(pinner)
+        pinner.start()
+
+    def close(self) -> None:
+        """Wait for the copies in flight, then unpin."""
+        self.wait(list(self._flights))
+        self._flights.clear()
+        self._closing.set()
+        for pinner in self._pinners:
+            pinner.join()
+        while self._pinned:
+            host_unregister(self._pinned.pop())
+
+    def _launch(self, job: Job) -> _Flight:
+        pointers = _tensors(
+            point(self._layout, job.moves, int(job.host.ctypes.data), job.host.shape[1])
+        )
+        device, host, sizes = pointers
+        source, target = (device, host) if job.verb is Verb.STORE else (host, device)
+        started, ended = torch.Event(enable_timing=True), torch.Event(enable_timing=True)
+        stream = self._streams[job.verb]
+        # Stores read what the model has just written, and loads overwrite blocks that it may
+        # still be zeroing.
+        stream.wait_stream(current_platform.current_stream())
+        for flight in self._flights.values():
+            if flight.job.verb is not job.verb and job.conflicts(flight.job):
+                stream.wait_event(flight.ended)
+        with current_platform.stream(stream):
+            started.record(stream)
+            if sizes.numel():
+                # Slots are not written while they are read, so loads may be read in any
+                # order; device blocks are only stable in stream order.
+                ops.swap_blocks_batch(
+                    source, target, sizes, is_src_access_order_any=job.verb is not Verb.STORE
+                )
+            ended.record(stream)
+        return _Flight(job, started, ended, pointers)
+
+    def _pin(self, host: Host) -> None:
+        slots, slot_bytes = host.shape
+        address = int(host.ctypes.data)
+        step = max(1, _PIN_STEP_BYTES // slot_bytes)
+        for first in range(0, slots, step):
+            start, count = address + first * slot_bytes, min(step, slots - first)
+            if self._closing.is_set() or not host_register(start, count * slot_bytes):
+                return
+            self._pinned.append(start)
+
+
+def _tensors(pointers: Pointers) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As the copy wants them: int64 on CUDA-alike platforms, uint64 on XPU."""
+    dtype = torch.uint64 if current_platform.is_xpu() else torch.int64
+    device, host, sizes = (torch.from_numpy(array).view(dtype) for array in pointers)
+    return device, host, sizes

@@ -1,0 +1,84 @@
+from collections import deque
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("vllm.v1.kv_offload.base")
+
+from kvtier.connectors.vllm.copier import Job, Verb
+from kvtier.connectors.vllm.cpu import HostCopier, place
+from kvtier.connectors.vllm.slots import GroupMoves, SlotLayout
+from tests.connectors.vllm.caches import SHAPES
+
+
+def job(job_id: int, verb: Verb, blocks: list[int], slots: list[int]) -> Job:
+    moves = [
+        GroupMoves(
+            0,
+            np.array(blocks, dtype=np.int64),
+            np.array(slots, dtype=np.int64),
+            np.zeros(len(blocks), dtype=np.int64),
+        )
+    ]
+    host = np.zeros((16, 256), dtype=np.uint8)
+    return Job(job_id=job_id, verb=verb, moves=moves, host=host, moved_bytes=0)
+
+
+def order(jobs: list[Job]) -> list[int]:
+    queue: deque[Job] = deque()
+    for one in jobs:
+        place(queue, one)
+    return [one.job_id for one in queue]
+
+
+def test_loads_overtake_stores_and_those_at_once_overtake_loads() -> None:
+    jobs = [
+        job(1, Verb.STORE, [1], [1]),
+        job(2, Verb.STORE, [2], [2]),
+        job(3, Verb.LOAD, [3], [3]),
+        job(4, Verb.LOAD, [4], [4]),
+        job(5, Verb.LOAD_AT_ONCE, [5], [5]),
+        job(6, Verb.STORE, [6], [6]),
+    ]
+    assert order(jobs) == [5, 3, 4, 1, 2, 6]
+
+
+@pytest.mark.parametrize(("blocks", "slots"), [([2], [9]), ([9], [2])], ids=["block", "slot"])
+def test_nothing_overtakes_a_job_it_conflicts_with(blocks: list[int], slots: list[int]) -> None:
+    stores = [job(n, Verb.STORE, [n], [n]) for n in (1, 2, 3)]
+    assert order([*stores, job(4, Verb.LOAD, blocks, slots)]) == [1, 2, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "runs"),
+    [
+        ("one group, constant stride", [1]),
+        ("separately allocated", [4]),
+        ("two groups over the same tensors", [1, 1]),
+        # Tensors 0 | 2, 3 (the step from 0 to 2 does not repeat), then pages of two sizes.
+        ("uneven groups and strides", [2, 2]),
+    ],
+)
+def test_pages_at_a_constant_stride_move_as_one_run(shape: str, runs: list[int]) -> None:
+    caches = SHAPES[shape].build()
+    layout = SlotLayout.from_caches(
+        caches,
+        blocks_per_chunk=1,
+        slice_bytes=SHAPES[shape].worker_bytes_per_block,
+        rank=0,
+    )
+    copier = HostCopier(layout, caches)
+    found = [len(group) for group in copier._groups]
+    copier.close()
+    assert found == runs
+
+
+def test_jobs_after_close_are_dropped() -> None:
+    caches = SHAPES["one group, constant stride"].build()
+    layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=256, rank=0)
+    copier = HostCopier(layout, caches)
+    copier.close()
+    copier.submit(job(1, Verb.STORE, [1], [1]))
+    copier.wait([1])
+    assert copier.poll() == []
