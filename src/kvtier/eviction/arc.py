@@ -6,7 +6,8 @@ One difference from the paper: the cache asks for a victim before it names the b
 in, so a ghost hit moves the balance for the next victim, not for the one it caused.
 Costs: O(1), `victim` amortised (see `RowList.first_cold`). Memory: 13 bytes a row, and as many
 ghosts as rows at most (see `ghosts`).
-Invariants: |once| + |ghosts of once| <= capacity, and all four lists <= 2 x capacity.
+Invariants, after each victim: |once| + |ghosts of once| <= capacity, all four lists together
+< 2 x capacity.
 """
 
 from array import array
@@ -87,6 +88,11 @@ class Arc:
     def __len__(self) -> int:
         return self._once.size + self._again.size
 
+    @property
+    def ghosts(self) -> int:
+        """Blocks remembered that are not resident."""
+        return len(self._once_ghosts) + len(self._again_ghosts)
+
     def _adapt(self, ghost: int) -> bool:
         """Shift the balance to the list that should have kept the block, if one had it."""
         once, again = len(self._once_ghosts), len(self._again_ghosts)
@@ -102,7 +108,7 @@ class Arc:
     def _trim(self) -> None:
         capacity = self._capacity_rows
         self._once_ghosts.trim(max(0, capacity - self._once.size))
-        self._again_ghosts.trim(max(0, 2 * capacity - len(self) - len(self._once_ghosts)))
+        self._again_ghosts.trim(max(0, 2 * capacity - 1 - len(self) - len(self._once_ghosts)))
 
     def _grow(self) -> None:
         added = self._links.row_cells - len(self._used_again)

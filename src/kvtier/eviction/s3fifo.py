@@ -80,6 +80,11 @@ class S3Fifo:
     def __len__(self) -> int:
         return self._small.size + self._main.size
 
+    @property
+    def ghosts(self) -> int:
+        """Blocks remembered that are not resident."""
+        return len(self._ghosts)
+
     def _small_victim(self, evictable: Callable[[int], bool]) -> int | None:
         """Promote rows that were used; the first that was not leaves, and a ghost stays."""
         small = self._small

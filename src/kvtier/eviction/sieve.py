@@ -5,7 +5,8 @@ Why it is here: as simple as LRU, but one scan of blocks that never return canno
 `access` writes a single byte.
 Costs: `insert`, `access`, `remove` O(1); `victim` amortised O(1) plus the rows refused on the
 way. Memory: 9 bytes a row.
-Invariants: rows never move; the hand stands on a resident row, or on no row.
+Invariants: rows never move; the hand stands on a resident row, or on no row;
+`_refused` rows right before the hand have been refused, and none of them was removed.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ _TURNS = 2
 class Sieve:
     """An `EvictionPolicy`. `capacity_rows` has no influence."""
 
-    __slots__ = ("_hand", "_links", "_newer", "_older", "_size", "_visited")
+    __slots__ = ("_hand", "_links", "_newer", "_older", "_refused", "_size", "_visited")
 
     def __init__(self, *, capacity_rows: int | None = None) -> None:
         self._links = Links()
@@ -29,6 +30,7 @@ class Sieve:
         self._newer = self._links.newer
         self._visited = bytearray(self._links.row_cells)
         self._hand = _END
+        self._refused = 0
         self._size = 0
 
     def insert(self, row: int, key: BlockKey) -> None:
@@ -54,6 +56,46 @@ class Sieve:
 
     def remove(self, row: int) -> None:
         """Forget `row`; a hand on it moves on to the next newer row."""
+        self._refused = 0
+        self._unlink(row)
+
+    def victim(self, evictable: Callable[[int], bool]) -> int | None:
+        """The first row under the hand that is not visited and satisfies `evictable`, removed.
+
+        From a victim the hand steps back while there are rows it has just been refused: its
+        parents, most likely. Or each turn would take only the last block of every prefix.
+        """
+        visited = self._visited
+        newer = self._newer
+        row = self._hand
+        turns = 0
+        while True:
+            if row == _END:
+                turns += 1
+                self._refused = 0
+                row = newer[_END]
+                if turns > _TURNS or row == _END:
+                    return None
+            if visited[row]:
+                visited[row] = 0
+                self._refused = 0
+            elif evictable(row):
+                break
+            else:
+                self._refused += 1
+            row = newer[row]
+        self._hand = row
+        colder = self._older[row]
+        self._unlink(row)
+        if self._refused:
+            self._refused -= 1
+            self._hand = colder
+        return row
+
+    def __len__(self) -> int:
+        return self._size
+
+    def _unlink(self, row: int) -> None:
         older = self._older
         newer = self._newer
         colder = older[row]
@@ -65,41 +107,6 @@ class Sieve:
         if row == self._hand:
             self._hand = hotter
         self._size -= 1
-
-    def victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """The first row under the hand that is not visited and satisfies `evictable`, removed.
-
-        A row refused right before the victim is the likely parent of it: the hand steps back
-        to that row, or each turn would take only the last block of every prefix.
-        """
-        visited = self._visited
-        newer = self._newer
-        row = self._hand
-        refused = _END
-        turns = 0
-        while True:
-            if row == _END:
-                turns += 1
-                if turns > _TURNS:
-                    return None
-                row = newer[_END]
-                refused = _END
-                if row == _END:
-                    return None
-            if visited[row]:
-                visited[row] = 0
-                refused = _END
-            elif evictable(row):
-                break
-            else:
-                refused = row
-            row = newer[row]
-        self._hand = row if refused == _END else refused
-        self.remove(row)
-        return row
-
-    def __len__(self) -> int:
-        return self._size
 
 
 PLUGIN = Sieve

@@ -1,0 +1,16 @@
+from kvtier.admission.always import PLUGIN, Always
+from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.blocks.key import BlockKey
+from kvtier.testing.admission import AdmissionContract
+
+
+class TestAlwaysContract(AdmissionContract):
+    offers_until_admitted = 1
+    memory_bytes = 64 << 10
+
+    def make_policy(self) -> AdmissionPolicy:
+        return Always()
+
+
+def test_first_offer_is_admitted() -> None:
+    assert PLUGIN().decide(BlockKey(b"a")) is Decision.ADMIT

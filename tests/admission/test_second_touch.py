@@ -1,0 +1,51 @@
+import pytest
+
+from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.admission.second_touch import PLUGIN, SecondTouch
+from kvtier.blocks.key import BlockKey
+from kvtier.testing.admission import AdmissionContract
+
+
+class TestSecondTouchContract(AdmissionContract):
+    offers_until_admitted = 2
+    memory_bytes = 2 << 20
+
+    def make_policy(self) -> AdmissionPolicy:
+        return SecondTouch(remembered_blocks=10_000)
+
+
+def key(number: int, group: int = 0) -> BlockKey:
+    return BlockKey(number.to_bytes(32, "big") + group.to_bytes(4, "big"))
+
+
+def test_second_offer_is_admitted_and_then_proves_itself_again() -> None:
+    policy = PLUGIN()
+    offers = [policy.decide(key(1)) for _ in range(4)]
+    assert offers == [Decision.REJECT, Decision.ADMIT, Decision.REJECT, Decision.ADMIT]
+
+
+def test_groups_of_one_block_are_counted_apart() -> None:
+    policy = SecondTouch()
+    assert policy.decide(key(1, group=0)) is Decision.REJECT
+    assert policy.decide(key(1, group=1)) is Decision.REJECT
+
+
+@pytest.mark.parametrize(
+    ("offers_between", "decision"), [(49, Decision.ADMIT), (100, Decision.REJECT)]
+)
+def test_offer_is_remembered_for_half_and_forgotten_after_all_of_the_memory(
+    offers_between: int, decision: Decision
+) -> None:
+    for lead in range(50):
+        policy = SecondTouch(remembered_blocks=100)
+        for number in range(lead):
+            policy.decide(key(5_000 + number))
+        policy.decide(key(1))
+        for number in range(offers_between):
+            policy.decide(key(1_000 + number))
+        assert policy.decide(key(1)) is decision
+
+
+def test_memory_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="remembered_blocks is 1"):
+        SecondTouch(remembered_blocks=1)

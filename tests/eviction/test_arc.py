@@ -1,0 +1,40 @@
+from kvtier.eviction.arc import PLUGIN, Arc
+from kvtier.eviction.base import EvictionPolicy
+from kvtier.testing.eviction import EvictionContract, numbered_key
+
+
+class TestArcContract(EvictionContract):
+    resists_scans = True
+
+    def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
+        return Arc(capacity_rows=capacity_rows)
+
+
+def test_plugin_needs_no_arguments() -> None:
+    assert PLUGIN is Arc
+    assert len(PLUGIN()) == 0
+
+
+def test_block_that_returns_soon_counts_as_used_again() -> None:
+    """A ghost hit protects the block: rows seen once leave before it."""
+    arc = Arc(capacity_rows=4)
+    for row in range(4):
+        arc.insert(row, numbered_key(row))
+    assert arc.victim(lambda _row: True) == 0
+    arc.insert(0, numbered_key(0))
+    leaving = [arc.victim(lambda _row: True) for _ in range(4)]
+    assert leaving.index(0) > leaving.index(2)
+
+
+def test_ghosts_stay_within_twice_the_capacity() -> None:
+    arc = Arc(capacity_rows=10)
+    for number in range(1_000):
+        if len(arc) == 10:
+            row = arc.victim(lambda _row: True)
+            assert row is not None
+        else:
+            row = len(arc)
+        arc.insert(row, numbered_key(number * 7 % 23))
+        if number % 3 == 0:
+            arc.access(row)
+        assert arc.ghosts <= 10

@@ -1,0 +1,47 @@
+from kvtier.eviction.base import EvictionPolicy
+from kvtier.eviction.s3fifo import PLUGIN, S3Fifo
+from kvtier.testing.eviction import EvictionContract, numbered_key
+
+
+class TestS3FifoContract(EvictionContract):
+    resists_scans = True
+
+    def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
+        return S3Fifo(capacity_rows=capacity_rows)
+
+
+def test_plugin_needs_no_arguments() -> None:
+    assert PLUGIN is S3Fifo
+    assert len(PLUGIN()) == 0
+
+
+def test_rows_used_twice_move_to_the_main_queue_and_outlive_a_scan() -> None:
+    policy = S3Fifo(capacity_rows=20)
+    for row in range(20):
+        policy.insert(row, numbered_key(row))
+    for row in (3, 5):
+        policy.access(row)
+        policy.access(row)
+    for number in range(100, 200):
+        row = policy.victim(lambda _row: True)
+        assert row not in (3, 5, None)
+        policy.insert(row, numbered_key(number))
+
+
+def test_ghost_returns_to_the_main_queue() -> None:
+    policy = S3Fifo(capacity_rows=4)
+    for row in range(4):
+        policy.insert(row, numbered_key(row))
+    assert policy.victim(lambda _row: True) == 0
+    policy.insert(0, numbered_key(0))
+    leaving = [policy.victim(lambda _row: True) for _ in range(4)]
+    assert leaving[-1] == 0
+
+
+def test_ghosts_stay_within_the_resident_rows() -> None:
+    policy = S3Fifo(capacity_rows=10)
+    for number in range(500):
+        row = policy.victim(lambda _row: True) if len(policy) == 10 else len(policy)
+        assert row is not None
+        policy.insert(row, numbered_key(number))
+        assert policy.ghosts <= 10

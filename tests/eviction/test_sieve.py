@@ -1,0 +1,34 @@
+from kvtier.eviction.base import EvictionPolicy
+from kvtier.eviction.sieve import PLUGIN, Sieve
+from kvtier.testing.eviction import EvictionContract, numbered_key
+
+
+class TestSieveContract(EvictionContract):
+    keeps_insertion_order = False
+    resists_scans = True
+
+    def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
+        return Sieve(capacity_rows=capacity_rows)
+
+
+def test_plugin_needs_no_arguments() -> None:
+    assert PLUGIN is Sieve
+    assert len(PLUGIN()) == 0
+
+
+def test_visited_row_is_spared_once_and_never_moves() -> None:
+    sieve = Sieve()
+    for row in range(4):
+        sieve.insert(row, numbered_key(row))
+    sieve.access(0)
+    sieve.access(2)
+    assert [sieve.victim(lambda _row: True) for _ in range(4)] == [1, 3, 0, 2]
+
+
+def test_hand_moves_on_when_its_row_is_removed() -> None:
+    sieve = Sieve()
+    for row in range(4):
+        sieve.insert(row, numbered_key(row))
+    assert sieve.victim(lambda _row: True) == 0
+    sieve.remove(1)
+    assert [sieve.victim(lambda _row: True) for _ in range(2)] == [2, 3]
