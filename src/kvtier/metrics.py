@@ -32,11 +32,10 @@ class Metric(msgspec.Struct, frozen=True):
 
 LABEL_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "tier": ("ram", "disk"),
-    "direction": ("load", "save", "promote", "demote"),
-    "reason": ("queue_full", "no_slot", "unavailable", "closed"),
+    "direction": ("promote", "demote", "delete"),
 }
-"""Every value a label may take. `load` and `save` are between engine and RAM, `promote` and
-`demote` between RAM and the tier named beside them."""
+"""Every value a label may take. `promote` and `demote` move between RAM and the tier named
+beside them; `delete` frees space in it."""
 
 _TRANSFER_BUCKETS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -50,7 +49,7 @@ HIT_TOKENS: Final = Metric(
     "kvtier_hit_tokens", Kind.COUNTER, "Tokens of the blocks found, by tier.", ("tier",)
 )
 MISS_BLOCKS: Final = Metric(
-    "kvtier_miss_blocks", Kind.COUNTER, "Blocks asked for that no tier could serve."
+    "kvtier_miss_blocks", Kind.COUNTER, "Blocks the engine computed because no tier held them."
 )
 READ_BYTES: Final = Metric(
     "kvtier_read_bytes", Kind.COUNTER, "Payload bytes read from a tier.", ("tier",)
@@ -73,7 +72,7 @@ CAPACITY_TOKENS: Final = Metric(
 TRANSFER_SECONDS: Final = Metric(
     "kvtier_transfer_seconds",
     Kind.HISTOGRAM,
-    "Time of a transfer from submission to its last block.",
+    "Time a thread spent on one part of a transfer, in the tier.",
     ("tier", "direction"),
     _TRANSFER_BUCKETS_S,
 )
@@ -93,12 +92,18 @@ DROPPED_BLOCKS: Final = Metric(
     "kvtier_dropped_blocks",
     Kind.COUNTER,
     "Blocks not kept because of back-pressure: the cache sheds writes, the engine never waits.",
-    ("tier", "reason"),
+    ("tier",),
 )
 CORRUPT_BLOCKS: Final = Metric(
     "kvtier_corrupt_blocks",
     Kind.COUNTER,
     "Blocks whose bytes failed verification; they were served as a miss.",
+    ("tier",),
+)
+MISSING_BLOCKS: Final = Metric(
+    "kvtier_missing_blocks",
+    Kind.COUNTER,
+    "Blocks a tier was believed to hold and did not have; they were served as a miss.",
     ("tier",),
 )
 FAULT_BLOCKS: Final = Metric(
@@ -107,11 +112,11 @@ FAULT_BLOCKS: Final = Metric(
     "Blocks a tier failed to read or write (EIO, full, permission lost).",
     ("tier",),
 )
-PROMOTE_EXPIRED_BLOCKS: Final = Metric(
-    "kvtier_promote_expired_blocks",
+PROMOTE_EXPIRED_REQUESTS: Final = Metric(
+    "kvtier_promote_expired_requests",
     Kind.COUNTER,
-    "Blocks that did not arrive from a lower tier before `transfer.promote_deadline`.",
-    ("tier",),
+    "Requests that stopped waiting for a lower tier at `transfer.promote_deadline`; what had "
+    "not arrived was computed.",
 )
 
 METRICS: Final[tuple[Metric, ...]] = (
@@ -130,7 +135,30 @@ METRICS: Final[tuple[Metric, ...]] = (
     REJECTED_BLOCKS,
     DROPPED_BLOCKS,
     CORRUPT_BLOCKS,
+    MISSING_BLOCKS,
     FAULT_BLOCKS,
-    PROMOTE_EXPIRED_BLOCKS,
+    PROMOTE_EXPIRED_REQUESTS,
 )
 """All of the above, in the order of the reference."""
+
+
+def render_markdown() -> str:
+    """The reference page of all metrics."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from `kvtier.metrics`; do not edit. They stand in the engine's own `/metrics`,",
+        "beside the engine's labels. Counters are exposed with `_total` after the name, histograms",
+        "as `_bucket`, `_sum` and `_count`.",
+        "",
+        "| metric | kind | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        cells = (f"`{metric.name}`", metric.kind.value, labels, metric.documentation)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
+    for label, values in LABEL_VALUES.items():
+        lines.append(f"| `{label}` | {', '.join(f'`{value}`' for value in values)} |")
+    return "\n".join(lines) + "\n"

