@@ -59,3 +59,9 @@ def test_the_order_of_fields_in_a_manifest_does_not_matter() -> None:
 def test_damaged_manifests_are_refused(raw: bytes) -> None:
     with pytest.raises(InvalidSettings, match="not a kvtier key-space manifest"):
         KeySpace.from_json(raw)
+
+
+def test_fields_are_written_in_sorted_order() -> None:
+    # Moving a field in the source must not move every key space.
+    names = list(msgspec.json.decode(SPACE.to_json()))
+    assert names == sorted(names)
