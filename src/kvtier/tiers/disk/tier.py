@@ -1,0 +1,362 @@
+"""The local-disk tier: the contract of `tiers/base.py` on a slab with a log.
+
+Order of events, which every guarantee rests on. Write: bytes into a free slot, then the
+record, then the index. Delete: out of the index, then the record, then, when no read is in
+flight, the slot is free. Read: bytes, then their checksum, then DONE.
+
+Invariants: no bytes are DONE that do not match the checksum taken when they were offered; two
+locks, `_commit` (who changes index and log, held over log writes) before `_lock` (the index,
+never held over I/O); reads of healthy blocks take `_lock` only, twice a batch.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import xxhash
+
+from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.blocks.layout import BlockLayout
+from kvtier.tiers.base import Buffer, Capabilities, Move, Outcome, ScanPage
+from kvtier.tiers.disk.faults import DiskCounters, FaultLog
+from kvtier.tiers.disk.files import FileIO, OsFiles
+from kvtier.tiers.disk.journal import CHUNK_FRAMES
+from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
+from kvtier.tiers.disk.opening import Direct, OnMismatch, Wanted, open_slab
+from kvtier.tiers.disk.runs import Place, runs
+
+_RUN_BYTES = 4 << 20
+"""One system call moves about this much, so that other threads use the disk while this one
+verifies what it has."""
+
+
+def block_checksum(key: BlockKey, payload: Buffer) -> bytes:
+    """16 bytes over payload, key and length: a block found in another's slot fails, too."""
+    seed = xxhash.xxh3_64_intdigest(key, payload.nbytes)
+    # Arrays are buffers to the type checker from Python 3.12 on only.
+    return xxhash.xxh3_128_digest(payload, seed)  # type: ignore[arg-type]
+
+
+class _Batch(NamedTuple):
+    """Where a batch is written."""
+
+    places: list[Place]
+    twins: list[tuple[int, int]]
+    """Position of a key that was offered before in the batch, and that earlier position."""
+
+
+class DiskTier:
+    """Blocks in segment files of one folder. See `kvtier.tiers.base.Tier`.
+
+    `capacity_bytes` bounds everything in the folder. `io_threads` only tells callers how many
+    threads pay. `files` is the operating system; tests put faults there. Raises
+    InvalidSettings, naming the setting, where the folder cannot be used as asked.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        capacity_bytes: int,
+        layout: BlockLayout,
+        space: KeySpace,
+        *,
+        io_threads: int = 4,
+        direct: Direct = "auto",
+        on_mismatch: OnMismatch = "refuse",
+        files: FileIO | None = None,
+    ) -> None:
+        wanted = Wanted(folder, capacity_bytes, layout, space, direct, on_mismatch)
+        opened = open_slab(wanted, files or OsFiles())
+        self._folder, self._slab, self._slots, self._journal = opened
+        self._block_bytes = layout.block_bytes
+        self._slot_bytes = layout.slot_bytes
+        self._run_blocks = max(1, _RUN_BYTES // layout.slot_bytes)
+        self._faults = FaultLog(str(folder))
+        self._counters = DiskCounters()
+        self._commit = threading.Lock()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._running = 0
+        self._closed = False
+        self._capabilities = Capabilities(
+            name="disk",
+            capacity_blocks=self._slots.count,
+            persistent=True,
+            io_threads=io_threads,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See Tier."""
+        return self._capabilities
+
+    @property
+    def counters(self) -> DiskCounters:
+        """A copy of what was counted since the tier was opened."""
+        with self._lock:
+            return msgspec.structs.replace(self._counters, faults=self._faults.count)
+
+    def contains(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """See Tier. One dictionary lookup a key, no lock, no I/O."""
+        if self._closed:
+            return [False] * len(keys)
+        held = self._slots.slot_of
+        return [key in held for key in keys]
+
+    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+        """See Tier. Neighbouring slots are read in one call; each block is verified."""
+        outcomes = [Outcome.MISSING] * len(moves)
+        places = self._begin_reads(moves, outcomes)
+        if not places:
+            return outcomes
+        try:
+            places.sort()
+            for run in runs(places, self._slab.segment_slots, self._run_blocks):
+                self._read_run(run, moves, outcomes)
+            corrupt = [i for _, i in places if outcomes[i] is Outcome.CORRUPT]
+            if corrupt:
+                self._drop(places, corrupt, moves)
+        finally:
+            self._end_reads(places, outcomes)
+        return outcomes
+
+    def _begin_reads(self, moves: Sequence[Move], outcomes: list[Outcome]) -> list[Place]:
+        places: list[Place] = []
+        slots = self._slots
+        with self._lock:
+            if self._closed:
+                return places
+            for i, (key, buffer) in enumerate(moves):
+                slot = slots.slot_of.get(key)
+                if slot is None:
+                    continue
+                if buffer.nbytes != self._slot_bytes:
+                    outcomes[i] = Outcome.FAILED
+                    continue
+                slots.begin_read(slot)
+                places.append((slot, i))
+            if places:
+                self._running += 1
+        return places
+
+    def _read_run(
+        self, run: Sequence[Place], moves: Sequence[Move], outcomes: list[Outcome]
+    ) -> None:
+        try:
+            whole = self._slab.read(run[0][0], [moves[i].buffer for _, i in run])
+        except OSError as error:
+            if len(run) > 1:  # find out which block it is
+                for place in run:
+                    self._read_run([place], moves, outcomes)
+                return
+            self._faults.report("read", error)
+            outcomes[run[0][1]] = Outcome.FAILED
+            return
+        self._faults.works("read")
+        block_bytes = self._block_bytes
+        padded = block_bytes != self._slot_bytes
+        for slot, i in run[:whole]:
+            key, buffer = moves[i]
+            payload = buffer[:block_bytes] if padded else buffer
+            good = self._slots.checksum(slot) == block_checksum(key, payload)
+            outcomes[i] = Outcome.DONE if good else Outcome.CORRUPT
+        # The file ends before the block: its bytes are lost.
+        for _, i in run[whole:]:
+            outcomes[i] = Outcome.CORRUPT
+
+    def _drop(self, places: Sequence[Place], corrupt: Sequence[int], moves: Sequence[Move]) -> None:
+        """Forget corrupt blocks; ours are still in flight, so no slot is free before we end."""
+        slot_at = {i: slot for slot, i in places}
+        with self._commit:
+            with self._lock:
+                gone = []
+                for i in corrupt:
+                    key = moves[i].key
+                    if self._slots.slot_of.get(key) == slot_at[i]:
+                        self._slots.forget(key)
+                        gone.append(slot_at[i])
+                self._counters.corruptions += len(gone)
+            self._record_deletions(gone)
+
+    def _end_reads(self, places: Sequence[Place], outcomes: Sequence[Outcome]) -> None:
+        done = sum(outcomes[i] is Outcome.DONE for _, i in places)
+        with self._lock:
+            self._slots.end_reads([slot for slot, _ in places])
+            self._counters.bytes_read += done * self._block_bytes
+            self._end_operation()
+
+    def write_from(
+        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+    ) -> list[Outcome]:
+        """See Tier. Neighbouring slots are written in one call; one log write a batch."""
+        outcomes = [Outcome.FAILED] * len(moves)
+        if self._journal.owed:
+            self._settle()
+        batch = self._begin_writes(moves, parents, outcomes)
+        if batch is None:
+            return outcomes
+        published: set[int] = set()
+        try:
+            puts: list[Put] = []
+            for run in runs(batch.places, self._slab.segment_slots, self._run_blocks):
+                puts += self._write_run(run, moves, parents)
+            published = self._publish(puts)
+        finally:
+            self._end_writes(batch.places, published, moves, outcomes)
+        for i, first in batch.twins:
+            outcomes[i] = outcomes[first]
+        return outcomes
+
+    def _begin_writes(
+        self, moves: Sequence[Move], parents: Sequence[BlockKey | None], outcomes: list[Outcome]
+    ) -> _Batch | None:
+        first_at: dict[BlockKey, int] = {}
+        twins: list[tuple[int, int]] = []
+        with self._lock:
+            if self._closed:
+                return None
+            held = self._slots.slot_of
+            for i, (key, buffer) in enumerate(moves):
+                if key in held:
+                    outcomes[i] = Outcome.DONE
+                elif key in first_at:
+                    twins.append((i, first_at[key]))
+                elif (
+                    buffer.nbytes == self._slot_bytes
+                    and len(key) <= KEY_BYTES_MAX
+                    and len(parents[i] or b"") <= KEY_BYTES_MAX
+                ):
+                    first_at[key] = i
+            if not first_at:
+                return None
+            self._running += 1
+            taken = self._slots.take(len(first_at))
+        return _Batch(list(zip(taken, first_at.values(), strict=False)), twins)
+
+    def _write_run(
+        self, run: Sequence[Place], moves: Sequence[Move], parents: Sequence[BlockKey | None]
+    ) -> list[Put]:
+        """The records of the blocks whose bytes are now in their slots."""
+        block_bytes = self._block_bytes
+        puts: list[Put] = []
+        buffers: list[Buffer] = []
+        for slot, i in run:
+            key, buffer = moves[i]
+            buffers.append(buffer)
+            puts.append(Put(slot, key, parents[i], block_checksum(key, buffer[:block_bytes])))
+        try:
+            whole = self._slab.write(run[0][0], buffers)
+        except OSError as error:
+            self._faults.report("write", error)
+            return []
+        if whole == len(run):
+            self._faults.works("write")
+        return puts[:whole]
+
+    def _publish(self, puts: Sequence[Put]) -> set[int]:
+        """Record, then show. Who comes first with a key keeps it. Returns the slots shown."""
+        published: set[int] = set()
+        held = self._slots.slot_of
+        for start in range(0, len(puts), CHUNK_FRAMES):
+            chunk = puts[start : start + CHUNK_FRAMES]
+            with self._commit:
+                fresh = [put for put in chunk if put.key not in held]
+                try:
+                    self._journal.put(fresh)
+                except OSError as error:
+                    self._faults.report("record", error)
+                    break
+                with self._lock:
+                    for put in fresh:
+                        self._slots.publish(put)
+                    self._counters.bytes_written += len(fresh) * self._block_bytes
+            self._faults.works("record")
+            published.update(put.slot for put in fresh)
+        return published
+
+    def _end_writes(
+        self,
+        places: Sequence[Place],
+        published: set[int],
+        moves: Sequence[Move],
+        outcomes: list[Outcome],
+    ) -> None:
+        unused: list[int] = []
+        with self._lock:
+            held = self._slots.slot_of
+            for slot, i in places:
+                if slot in published:
+                    outcomes[i] = Outcome.DONE
+                    continue
+                unused.append(slot)
+                if moves[i].key in held:  # another thread wrote the same block meanwhile
+                    outcomes[i] = Outcome.DONE
+            if unused:
+                self._slots.give_back(unused)
+            self._end_operation()
+
+    def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
+        """See Tier. One log write a batch; DONE even where that must be repeated later."""
+        outcomes = [Outcome.MISSING] * len(keys)
+        gone: list[int] = []
+        with self._commit:
+            with self._lock:
+                if self._closed:
+                    return outcomes
+                for i, key in enumerate(keys):
+                    slot = self._slots.forget(key)
+                    if slot is not None:
+                        gone.append(slot)
+                        outcomes[i] = Outcome.DONE
+            self._record_deletions(gone)
+        return outcomes
+
+    def _record_deletions(self, gone: Sequence[int]) -> None:
+        """Call with `_commit` held."""
+        if not gone and not self._journal.owed:
+            return
+        try:
+            settled = self._journal.delete(gone)
+        except OSError as error:
+            self._faults.report("record", error)
+            return
+        self._faults.works("record")
+        with self._lock:
+            self._slots.retire(settled)
+
+    def _settle(self) -> None:
+        """Record deletions that a fault had kept from the log: their slots are wanted."""
+        with self._commit:
+            if not self._closed:
+                self._record_deletions([])
+
+    def scan(self, cursor: int | None = None) -> ScanPage:
+        """See Tier. Costs a pass over the slots a page: about 1 ms a million."""
+        with self._lock:
+            if self._closed:
+                return ScanPage([], None)
+            return self._slots.page(cursor or 0)
+
+    def _end_operation(self) -> None:
+        """Call with `_lock` held."""
+        self._running -= 1
+        if not self._running:
+            self._idle.notify_all()
+
+    def close(self) -> None:
+        """See Tier. Waits for calls in flight; writes a checkpoint where that is quick."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            while self._running:
+                self._idle.wait()
+        with self._commit:
+            try:
+                self._journal.close()
+            except OSError as error:
+                self._faults.report("checkpoint", error)
+            self._slab.close()
+            self._folder.close()
