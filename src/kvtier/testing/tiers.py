@@ -1,0 +1,289 @@
+"""The suite that every tier passes.
+
+Why: the cache relies on each sentence of `kvtier.tiers.base.Tier`; here each is a test, for our
+tiers and for those of outsiders:
+
+    class TestMine(TierContract):
+        def make_tier(self, folder: Path, capacity_blocks: int) -> Tier:
+            return Mine(folder, self.layout, capacity_blocks)
+
+Two hooks reach around the tier: `corrupt` changes stored bytes behind its back, `reopen` is a
+new process. Needs pytest. No test is timed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from kvtier.blocks.key import BlockKey
+from kvtier.blocks.layout import ALIGNMENT, BlockLayout
+from kvtier.clock import seeded
+from kvtier.tiers.base import Buffer, Move, Outcome, Stored, Tier
+
+_DONE, _MISSING = Outcome.DONE, Outcome.MISSING
+_GUARD = 0xA5
+
+
+def key(number: int) -> BlockKey:
+    """A key like an engine's: 32 bytes of hash and a 4-byte group index."""
+    return BlockKey(number.to_bytes(4, "big") * 8 + bytes(4))
+
+
+def pattern(block: BlockKey, layout: BlockLayout) -> Buffer:
+    """The bytes that these tests store under `block`: random, but a function of the key."""
+    payload = seeded(int.from_bytes(block, "big")).randbytes(layout.slot_bytes)
+    return aligned(np.frombuffer(payload, np.uint8))
+
+
+def aligned(content: Buffer) -> Buffer:
+    """A copy of `content` at an address that direct I/O takes."""
+    room = np.empty(len(content) + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    slot: Buffer = room[start : start + len(content)]
+    np.copyto(slot, content)
+    return slot
+
+
+class TierContract(ABC):
+    """Subclass it, implement `make_tier`, and pytest runs the suite."""
+
+    layout: ClassVar[BlockLayout] = BlockLayout(block_bytes=10_000, tokens_per_block=16)
+    """The payload does not fill its slot, so that a tier that mixes up the two is found."""
+
+    @abstractmethod
+    def make_tier(self, folder: Path, capacity_blocks: int) -> Tier:
+        """A tier of exactly `capacity_blocks`. With a `folder` used before: the same tier again."""
+
+    def corrupt(self, tier: Tier, folder: Path, block: BlockKey) -> None:
+        """Flip one bit of the stored payload of `block`, not through the tier."""
+        pytest.skip("this tier gives the suite no way to its bytes")
+
+    def reopen(self, tier: Tier, folder: Path, capacity_blocks: int) -> Tier:
+        """Close, and open again as a new process would."""
+        if not tier.capabilities.persistent:
+            pytest.skip("this tier does not outlive its process")
+        tier.close()
+        return self.make_tier(folder, capacity_blocks)
+
+    @pytest.fixture
+    def tier(self, tmp_path: Path) -> Iterator[Tier]:
+        """A tier of 64 blocks, closed at the end."""
+        tier = self.make_tier(tmp_path, 64)
+        yield tier
+        tier.close()
+
+    def write(self, tier: Tier, blocks: Sequence[BlockKey]) -> list[Outcome]:
+        """Store the pattern of each block, chained in order."""
+        parents = [None, *blocks[:-1]][: len(blocks)]
+        return tier.write_from([Move(each, pattern(each, self.layout)) for each in blocks], parents)
+
+    def read(self, tier: Tier, blocks: Sequence[BlockKey]) -> list[Outcome]:
+        """Read each block and compare every payload that is DONE with its pattern."""
+        moves = [Move(each, self.empty()) for each in blocks]
+        outcomes = tier.read_into(moves)
+        assert len(outcomes) == len(blocks)
+        for move, outcome in zip(moves, outcomes, strict=True):
+            if outcome is _DONE:
+                stored = pattern(move.key, self.layout)
+                size = self.layout.block_bytes
+                assert np.array_equal(move.buffer[:size], stored[:size]), "wrong bytes are DONE"
+        return outcomes
+
+    def empty(self) -> Buffer:
+        """A slot of memory with nothing of use in it."""
+        return aligned(np.full(self.layout.slot_bytes, 0xEE, np.uint8))
+
+    def scanned(self, tier: Tier) -> list[Stored]:
+        """All pages of a scan."""
+        page = tier.scan()
+        blocks = list(page.blocks)
+        while page.cursor is not None:
+            page = tier.scan(page.cursor)
+            blocks += page.blocks
+        return blocks
+
+    def test_is_a_tier_that_says_what_it_can(self, tier: Tier) -> None:
+        """The protocol is there, and capacity is what was asked for."""
+        assert isinstance(tier, Tier)
+        assert tier.capabilities.capacity_blocks == 64
+        assert tier.capabilities.io_threads >= 1
+        assert tier.capabilities.name
+
+    def test_bytes_come_back_exactly(self, tier: Tier) -> None:
+        """Write, then read in another order."""
+        blocks = [key(number) for number in range(20)]
+        assert self.write(tier, blocks) == [_DONE] * 20
+        assert tier.contains(blocks) == [True] * 20
+        assert self.read(tier, blocks[::-1]) == [_DONE] * 20
+        assert self.read(tier, [blocks[3], blocks[3]]) == [_DONE] * 2
+
+    def test_empty_batches_are_empty(self, tier: Tier) -> None:
+        """No keys, no outcomes."""
+        assert tier.contains([]) == []
+        assert tier.read_into([]) == []
+        assert tier.write_from([], []) == []
+        assert tier.delete([]) == []
+        assert self.scanned(tier) == []
+
+    def test_unknown_block_is_missing(self, tier: Tier) -> None:
+        """Never an exception, never DONE."""
+        assert tier.contains([key(1)]) == [False]
+        assert self.read(tier, [key(1)]) == [_MISSING]
+        assert tier.delete([key(1)]) == [_MISSING]
+
+    def test_deleted_block_is_missing_and_can_come_back(self, tier: Tier) -> None:
+        """Delete, delete again, write again."""
+        self.write(tier, [key(1), key(2)])
+        assert tier.delete([key(1), key(1)]) == [_DONE, _MISSING]
+        assert tier.contains([key(1), key(2)]) == [False, True]
+        assert self.read(tier, [key(1), key(2)]) == [_MISSING, _DONE]
+        assert self.write(tier, [key(1)]) == [_DONE]
+        assert self.read(tier, [key(1)]) == [_DONE]
+
+    def test_held_block_keeps_its_bytes(self, tier: Tier) -> None:
+        """Writing a key that is held is DONE and changes nothing."""
+        self.write(tier, [key(1)])
+        assert tier.write_from([Move(key(1), self.empty())], [None]) == [_DONE]
+        assert self.read(tier, [key(1)]) == [_DONE]
+
+    def test_each_outcome_belongs_to_its_block(self, tier: Tier) -> None:
+        """A batch with holes: what is there is served, in the order asked."""
+        blocks = [key(number) for number in range(12)]
+        held = [number % 3 != 1 for number in range(12)]
+        self.write(tier, [block for block, is_held in zip(blocks, held, strict=True) if is_held])
+        expected = [_DONE if is_held else _MISSING for is_held in held]
+        assert tier.contains(blocks) == held
+        assert self.read(tier, blocks) == expected
+        assert tier.delete(blocks) == expected
+
+    def test_written_memory_may_be_reused_at_once(self, tier: Tier) -> None:
+        """The tier keeps no reference to the caller's buffer."""
+        buffer = pattern(key(1), self.layout)
+        assert tier.write_from([Move(key(1), buffer)], [None]) == [_DONE]
+        buffer.fill(0)
+        assert self.read(tier, [key(1)]) == [_DONE]
+
+    def test_writing_leaves_the_buffer_as_it_was(self, tier: Tier) -> None:
+        """Others may read the slot while it is written out."""
+        buffer = pattern(key(1), self.layout)
+        tier.write_from([Move(key(1), buffer)], [None])
+        assert np.array_equal(buffer, pattern(key(1), self.layout))
+
+    def test_reading_stays_inside_the_buffer(self, tier: Tier) -> None:
+        """The neighbours of a slot in the arena belong to others."""
+        self.write(tier, [key(1), key(2)])
+        room = aligned(np.full(3 * self.layout.slot_bytes, _GUARD, np.uint8))
+        before, slot, after = np.split(room, 3)
+        assert tier.read_into([Move(key(1), slot)]) == [_DONE]
+        assert (before == _GUARD).all()
+        assert (after == _GUARD).all()
+
+    def test_scan_reports_every_block_once_with_its_parent(self, tmp_path: Path) -> None:
+        """Over as many pages as it takes, oldest first; deleted blocks are not there."""
+        tier = self.make_tier(tmp_path, 700)
+        blocks = [key(number) for number in range(600)]
+        for start in range(0, 600, 100):
+            assert self.write(tier, blocks[start : start + 100]) == [_DONE] * 100
+        tier.delete(blocks[250:350])
+        left = blocks[:250] + blocks[350:]
+        scanned = self.scanned(tier)
+        tier.close()
+        parents = dict(scanned)
+        assert sorted(stored.key for stored in scanned) == sorted(left)
+        assert [stored.key for stored in scanned] == left
+        assert parents[blocks[0]] is None
+        assert parents[blocks[100]] is None
+        assert parents[blocks[101]] == blocks[100]
+        assert parents[blocks[599]] == blocks[598]
+
+    def test_full_tier_fails_until_there_is_room(self, tmp_path: Path) -> None:
+        """FAILED for what does not fit, nothing is evicted for it; `delete` makes room."""
+        tier = self.make_tier(tmp_path, 8)
+        blocks = [key(number) for number in range(10)]
+        assert self.write(tier, blocks) == [_DONE] * 8 + [Outcome.FAILED] * 2
+        assert tier.contains(blocks) == [True] * 8 + [False] * 2
+        assert self.write(tier, blocks[:1]) == [_DONE]
+        assert tier.delete(blocks[:2]) == [_DONE] * 2
+        assert self.write(tier, blocks[8:]) == [_DONE] * 2
+        assert self.read(tier, blocks) == [_MISSING] * 2 + [_DONE] * 8
+        tier.close()
+
+    def test_many_turns_over_leak_no_room(self, tmp_path: Path) -> None:
+        """Space of deleted blocks is used again, turn after turn."""
+        tier = self.make_tier(tmp_path, 8)
+        for turn in range(40):
+            blocks = [key(8 * turn + number) for number in range(8)]
+            assert self.write(tier, blocks) == [_DONE] * 8
+            assert self.read(tier, blocks) == [_DONE] * 8
+            assert tier.delete(blocks) == [_DONE] * 8
+        assert self.scanned(tier) == []
+        tier.close()
+
+    def test_four_threads_never_see_wrong_bytes(self, tier: Tier) -> None:
+        """Readers, writers and deleters of the same few blocks; each DONE read is right."""
+        with ThreadPoolExecutor(4) as threads:
+            found = sum(threads.map(lambda seed: self._rummage(tier, seed), range(4)))
+        assert found > 0
+        blocks = [stored.key for stored in self.scanned(tier)]
+        assert len(set(blocks)) == len(blocks)
+        assert self.read(tier, blocks) == [_DONE] * len(blocks)
+
+    def _rummage(self, tier: Tier, seed: int) -> int:
+        rng = seeded(seed)
+        found = 0
+        for _ in range(150):
+            blocks = [key(number) for number in rng.sample(range(24), 4)]
+            verb = rng.choice(["read", "read", "write", "delete"])
+            if verb == "read":
+                found += self.read(tier, blocks).count(_DONE)
+            elif verb == "write":
+                assert self.write(tier, blocks) == [_DONE] * 4
+            else:
+                assert set(tier.delete(blocks)) <= {_DONE, _MISSING}
+        return found
+
+    def test_closed_tier_serves_nothing_and_raises_nothing(self, tmp_path: Path) -> None:
+        """`close` twice, then every verb: one outcome for each block, none DONE."""
+        tier = self.make_tier(tmp_path, 8)
+        self.write(tier, [key(1)])
+        tier.close()
+        tier.close()
+        buffer = self.empty()
+        assert len(tier.contains([key(1), key(2)])) == 2
+        for outcomes in (
+            tier.read_into([Move(key(1), buffer), Move(key(2), buffer)]),
+            tier.write_from([Move(key(3), buffer), Move(key(4), buffer)], [None, None]),
+            tier.delete([key(1), key(2)]),
+        ):
+            assert len(outcomes) == 2
+            assert _DONE not in outcomes
+        tier.scan()
+
+    def test_changed_bytes_are_corrupt_once_and_then_gone(self, tier: Tier, tmp_path: Path) -> None:
+        """One flipped bit: never DONE, dropped by the tier, and its neighbours are served."""
+        self.write(tier, [key(1), key(2), key(3)])
+        self.corrupt(tier, tmp_path, key(2))
+        assert self.read(tier, [key(1), key(2), key(3)]) == [_DONE, Outcome.CORRUPT, _DONE]
+        assert self.read(tier, [key(2)]) == [_MISSING]
+        assert tier.contains([key(2)]) == [False]
+        assert self.write(tier, [key(2)]) == [_DONE]
+        assert self.read(tier, [key(2)]) == [_DONE]
+
+    def test_blocks_outlive_the_process(self, tmp_path: Path) -> None:
+        """After reopening: the same blocks, bytes and parents; what was deleted stays away."""
+        tier = self.make_tier(tmp_path, 16)
+        blocks = [key(number) for number in range(10)]
+        self.write(tier, blocks)
+        tier.delete(blocks[7:])
+        tier = self.reopen(tier, tmp_path, 16)
+        assert self.read(tier, blocks) == [_DONE] * 7 + [_MISSING] * 3
+        assert dict(self.scanned(tier)) == dict(zip(blocks[:7], [None, *blocks[:6]], strict=True))
+        more = [key(100 + number) for number in range(9)]
+        assert self.write(tier, more) == [_DONE] * 9
+        assert self.read(tier, blocks[:7] + more) == [_DONE] * 16
+        tier.close()
