@@ -77,10 +77,7 @@ class Arena:
             raise InvalidSettings(
                 f"ram.capacity: cannot map {slots * slot_bytes} bytes: {error}"
             ) from error
-        arena._populator = threading.Thread(
-            target=arena._populate, name="kvtier-populate", daemon=True
-        )
-        arena._populator.start()
+        arena._start_populating()
         return arena
 
     @classmethod
@@ -94,7 +91,10 @@ class Arena:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise InvalidSettings(f"the arena {handle} cannot be mapped: {error}") from error
-        return cls(fd, int(slots), int(slot_bytes))
+        arena = cls(fd, int(slots), int(slot_bytes))
+        # The pages are there, but each process faults them into its own tables.
+        arena._start_populating()
+        return arena
 
     @property
     def handle(self) -> str:
@@ -150,6 +150,12 @@ class Arena:
             # mapping goes when that view goes.
             pass
         os.close(fd)
+
+    def _start_populating(self) -> None:
+        self._populator = threading.Thread(
+            target=self._populate, name="kvtier-populate", daemon=True
+        )
+        self._populator.start()
 
     def _populate(self) -> None:
         total = self.slots * self.slot_bytes

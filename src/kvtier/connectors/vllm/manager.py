@@ -1,0 +1,254 @@
+"""The scheduler half: answers vLLM's questions from a TieredCache. It decides nothing itself.
+
+vLLM asks key by key and does groups, windows, states and preemption; the cache knows what is
+where. Blocks that lie below RAM are promoted in one batch at the end of the scheduler step that
+asked for them: until then nothing is evicted, so a key that was a HIT in this step still is when
+vLLM loads it.
+
+Invariants: HIT is said only of bytes that are whole and verified in RAM; every call returns at
+once; a promotion that fails or passes its deadline is a MISS from then on.
+"""
+
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
+    OffloadingConnectorStats,
+)
+from vllm.v1.kv_offload.base import (
+    LoadStoreSpec,
+    Locality,
+    LookupResult,
+    Medium,
+    OffloadingEvent,
+    OffloadingManager,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    RequestOffloadingContext,
+    ScheduleEndContext,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from kvtier.blocks.events import Change
+from kvtier.blocks.key import BlockKey
+from kvtier.cache.core import Load, Save, TieredCache
+from kvtier.clock import Clock
+from kvtier.connectors.vllm.chains import RequestChains
+from kvtier.connectors.vllm.seals import Seals
+from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
+from kvtier.connectors.vllm.stats import Reporter
+from kvtier.index.local import RAM, Presence
+
+_RESULTS = {
+    Presence.READY: LookupResult.HIT,
+    Presence.PENDING: LookupResult.HIT_PENDING,
+    Presence.BELOW: LookupResult.HIT_PENDING,
+    Presence.ABSENT: LookupResult.MISS,
+}
+_SOURCES = {"ram": CacheHitSource.HOST, "disk": CacheHitSource.DISK}
+
+_FLUSH_STEPS = 4
+"""Scheduler steps after a reset by which the workers have waited for every older job: the
+flush reaches them with the next step, and one more step may be under way at either end."""
+
+
+@dataclass(slots=True)
+class _Ask:
+    """What one request looked up in this step, in order."""
+
+    keys: list[BlockKey] = field(default_factory=list)
+    is_below: bool = False
+
+
+class KVTierManager(OffloadingManager):
+    """vLLM's `OffloadingManager` over a `TieredCache`. All calls on the scheduler's thread."""
+
+    def __init__(
+        self,
+        cache: TieredCache,
+        seals: Seals,
+        clock: Clock,
+        *,
+        reporter: Reporter,
+        tokens_per_key: dict[int, int],
+        slice_bytes: int,
+        emits_events: bool,
+        drain_s: float,
+    ) -> None:
+        self._cache = cache
+        self._seals = seals
+        self._clock = clock
+        self._reporter = reporter
+        self._tokens = tokens_per_key
+        self._slice_bytes = slice_bytes
+        self._emits_events = emits_events
+        self._drain_s = drain_s
+        self._asks: dict[str, _Ask] = {}
+        self._loads: dict[str, Load] = {}
+        self._saves: dict[BlockKey, Save] = {}
+        self._is_stepped = False
+        self._flush_steps = 0
+
+    @property
+    def lock(self) -> AbstractContextManager[None]:
+        """Nobody else enters: transfers report through `step`, on this thread."""
+        return nullcontext()
+
+    # -- lookups and loads -----------------------------------------------------------------
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        """Nothing to prepare; vLLM's default policy."""
+        return RequestOffloadingContext()
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        """HIT, HIT_PENDING while bytes are coming, MISS. ~1 us."""
+        if not self._is_stepped:
+            self._is_stepped = True
+            self._cache.step(self._clock.now_s())
+        request = req_context.req_id
+        block = BlockKey(key)
+        found = self._cache.presence(request, block)
+        if found is Presence.ABSENT:
+            return LookupResult.MISS
+        ask = self._asks.get(request)
+        if ask is None:
+            ask = self._asks[request] = _Ask()
+        ask.keys.append(block)
+        if found is not Presence.READY:
+            ask.is_below = True
+        return _RESULTS[found]
+
+    def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
+        """The tier a HIT came from, also when it was promoted for this request."""
+        tier = self._cache.origin(req_context.req_id, BlockKey(key))
+        return _SOURCES.get(self._cache.tier_names[tier], CacheHitSource.EXTERNAL_UNSPECIFIED)
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        """Pin blocks that were a HIT in this step and name their slots."""
+        blocks = [BlockKey(key) for key in keys]
+        load = self._cache.begin_load(req_context.req_id, blocks)
+        if load is None:
+            # Cannot be: nothing leaves RAM between the HIT and here. To go on would be to
+            # compute on wrong bytes, which is the one thing that must not happen.
+            raise AssertionError("kvtier: a block left RAM between lookup and load")
+        self._loads[req_context.req_id] = load
+        self._asks.pop(req_context.req_id, None)
+        return self._spec(load.slots)
+
+    def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        """The copy is over."""
+        load = self._loads.pop(req_context.req_id, None)
+        if load is not None:
+            self._cache.end_load(load)
+
+    # -- stores ----------------------------------------------------------------------------
+
+    def prepare_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext
+    ) -> PrepareStoreOutput | None:
+        """Reserve slots for the blocks that RAM lacks; None where they do not all fit now."""
+        offered = list(keys)
+        chains = RequestChains.of(req_context)
+        parents = chains.parents(offered, req_context, self._tokens)
+        save = self._cache.begin_save([BlockKey(key) for key in offered], parents)
+        if save is None:
+            return None
+        if save.keys:
+            self._seals.break_seals(save.slots)
+            for key in save.keys:
+                self._saves[key] = save
+        return PrepareStoreOutput(
+            keys_to_store=[OffloadKey(key) for key in save.keys],
+            store_spec=self._spec(save.slots),
+            evicted_keys=[],
+        )
+
+    def complete_store(
+        self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
+    ) -> None:
+        """Publish what the workers really wrote; see `seals`."""
+        save: Save | None = None
+        for key in keys:
+            save = self._saves.pop(BlockKey(key), save)
+        if save is None:
+            return
+        whole = self._seals.whole(save.slots).tolist() if success else [False] * len(save.slots)
+        failed = [slot for slot, is_whole in zip(save.slots, whole, strict=True) if not is_whole]
+        self._cache.end_save(save, frozenset(failed))
+
+    # -- steps, requests, the end ----------------------------------------------------------
+
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        """Start the promotions this step asked for; release those of requests that now run."""
+        self._cache.step(self._clock.now_s())
+        for request in context.new_req_ids:
+            self._asks.pop(request, None)
+            self._cache.forget(request)
+        for request, ask in self._asks.items():
+            if ask.is_below:
+                self._cache.promote(request, ask.keys)
+        self._asks.clear()
+        self._is_stepped = False
+        if not self._emits_events:
+            # Nobody drains them then.
+            self._cache.take_events()
+        if self._flush_steps:
+            self._flush_steps -= 1
+            if not self._flush_steps:
+                self.on_reset_flushed()
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        """The request's whole prefix was used just now; nothing of it stays pinned."""
+        self._cache.touch(RequestChains.of(req_context).chain(req_context, self._tokens))
+        self._asks.pop(req_context.req_id, None)
+        self._cache.forget(req_context.req_id)
+
+    def has_pending_work(self) -> bool:
+        """True while blocks wait for room below or a reset waits for the workers."""
+        return self._cache.is_waiting or self._flush_steps > 0
+
+    def reset_cache(self) -> None:
+        """Forget everything in every tier. Slots under copy stay out of use until flushed."""
+        self._asks.clear()
+        self._loads.clear()
+        self._saves.clear()
+        self._cache.clear()
+        self._flush_steps = _FLUSH_STEPS
+
+    def on_reset_flushed(self) -> None:
+        """No copy from before the reset runs any more (vLLM says so from 0.33 on)."""
+        self._flush_steps = 0
+        self._cache.release_limbo()
+
+    def take_events(self) -> Iterable[OffloadingEvent]:
+        """What entered and left which tier since the last call."""
+        ram = self._cache.tier_names[RAM]
+        for event in self._cache.take_events():
+            is_ram = event.tier == ram
+            yield OffloadingEvent(
+                keys=[OffloadKey(key) for key in event.keys],
+                medium=Medium.CPU if is_ram else Medium.STORAGE,
+                removed=event.change is Change.REMOVED,
+                locality=None if is_ram else Locality.LOCAL,
+                ownership=None if is_ram else event.tier,
+                removal_expected=not is_ram and event.change is Change.STORED,
+            )
+
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        """Increments for vLLM's metrics; None most of the time."""
+        return self._reporter.report(self._clock.now_s())
+
+    def shutdown(self) -> None:
+        """Let queued writes finish for a moment, then release everything. Idempotent."""
+        self._cache.close(self._drain_s)
+        self._seals.close()
+
+    def _spec(self, slots: list[int]) -> ArenaLoadStoreSpec:
+        return ArenaLoadStoreSpec(
+            slots,
+            arena=self._cache.arena.handle,
+            seals=self._seals.handle,
+            slice_bytes=self._slice_bytes,
+        )

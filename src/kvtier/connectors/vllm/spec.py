@@ -1,0 +1,130 @@
+"""The spec vLLM's OffloadingConnector loads: builds the scheduler half and the worker half.
+
+`kv_connector_extra_config` carries the settings: `ram`, `disk`, `transfer` as in
+`docs/reference/settings.md`, or the keys of vLLM's own CPU offloading, which are read as they
+are. Both halves are made here and meet only through what vLLM ships between them.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from vllm.platforms import current_platform
+from vllm.v1.kv_offload.base import (
+    CanonicalKVCaches,
+    OffloadingManager,
+    OffloadingMetricMetadata,
+    OffloadingSpec,
+    OffloadingWorker,
+)
+from vllm.v1.kv_offload.config import OffloadingConfig
+
+from kvtier.blocks.layout import BlockLayout
+from kvtier.cache.build import build_cache
+from kvtier.clock import MonotonicClock
+from kvtier.connectors.vllm import affinity, stats, versions
+from kvtier.connectors.vllm.copier import Copier
+from kvtier.connectors.vllm.cpu import HostCopier
+from kvtier.connectors.vllm.identity import key_space
+from kvtier.connectors.vllm.manager import KVTierManager
+from kvtier.connectors.vllm.seals import Seals
+from kvtier.connectors.vllm.slots import SlotLayout, payload_bytes, worker_bytes
+from kvtier.connectors.vllm.worker import CopyWorker
+from kvtier.settings import Settings, load
+
+_log = logging.getLogger(__name__)
+
+
+class KVTier(OffloadingSpec):
+    """`spec_name: KVTier`. Raises InvalidSettings at start where a setting is wrong."""
+
+    @classmethod
+    def build_metric_definitions(
+        cls, extra_config: dict[str, Any]
+    ) -> dict[str, OffloadingMetricMetadata]:
+        """All metrics of `kvtier.metrics`, for vLLM's /metrics."""
+        return stats.definitions()
+
+    def __init__(self, config: OffloadingConfig) -> None:
+        versions.check()
+        super().__init__(config)
+        self._settings = share(load(config.extra_config), config)
+        self._manager: KVTierManager | None = None
+        self._worker: CopyWorker | None = None
+
+    def get_manager(self) -> OffloadingManager:
+        """The scheduler half; maps the arena and opens the tiers at the first call."""
+        if self._manager is None:
+            self._manager = self._build_manager()
+        return self._manager
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        """The worker half for this process's device."""
+        if self._worker is None:
+            layout = SlotLayout.from_caches(
+                kv_caches,
+                blocks_per_chunk=self.blocks_per_chunk,
+                slice_bytes=worker_bytes(self.config),
+                rank=self.config.parallel.rank,
+            )
+            self._worker = CopyWorker(layout, _copier(layout, kv_caches))
+        return self._worker
+
+    def _build_manager(self) -> KVTierManager:
+        config = self.config
+        groups = [group.group_id for group in config.groups]
+        tokens = {
+            group.group_id: group.tokens_per_block * self.blocks_per_chunk
+            for group in config.groups
+        }
+        layout = BlockLayout(
+            block_bytes=payload_bytes(config), tokens_per_block=max(tokens.values())
+        )
+        cache = build_cache(
+            self._settings,
+            layout,
+            key_space(config, layout),
+            group_suffixes=[group.to_bytes(4, "big") for group in groups],
+            on_thread_start=affinity.free_cores_setter(),
+        )
+        # A position of the prefix takes one block per group.
+        reporter = stats.Reporter(cache, layout.block_bytes, layout.tokens_per_block / len(groups))
+        for name, blocks in zip(cache.tier_names, cache.capacity_blocks, strict=True):
+            _log.info("kvtier: %s holds %d blocks of %d bytes", name, blocks, layout.block_bytes)
+        return KVTierManager(
+            cache,
+            Seals.create(cache.arena.slots, config.parallel.world_size),
+            MonotonicClock(),
+            reporter=reporter,
+            tokens_per_key=tokens,
+            slice_bytes=worker_bytes(config),
+            emits_events=config.enable_kv_cache_events,
+            drain_s=self._settings.transfer.drain,
+        )
+
+
+def share(settings: Settings, config: OffloadingConfig) -> Settings:
+    """This engine's part of the node's bounds: data-parallel replicas divide them equally.
+
+    Bounds are per node, so eight replicas with `ram: 80GiB` take 10 GiB each, and each keeps
+    its blocks in its own folder under `disk.path`.
+    """
+    replicas = config.parallel.data_parallel_size
+    if replicas <= 1:
+        return settings
+    ram = msgspec.structs.replace(settings.ram, capacity=settings.ram.capacity // replicas)
+    disk = settings.disk
+    if disk is not None:
+        folder = Path(disk.path) / f"replica-{config.parallel.data_parallel_index}"
+        Path(disk.path).mkdir(mode=0o700, exist_ok=True)
+        disk = msgspec.structs.replace(disk, path=str(folder), capacity=disk.capacity // replicas)
+    return msgspec.structs.replace(settings, ram=ram, disk=disk)
+
+
+def _copier(layout: SlotLayout, caches: CanonicalKVCaches) -> Copier:
+    if current_platform.is_cpu():
+        return HostCopier(layout, caches)
+    from kvtier.connectors.vllm.cuda import CudaCopier
+
+    return CudaCopier(layout)
