@@ -2,4 +2,6 @@
 
 from kvtier.tiers.disk.tier import DiskTier
 
-__all__ = ["DiskTier"]
+PLUGIN = DiskTier
+
+__all__ = ["PLUGIN", "DiskTier"]
