@@ -1,0 +1,265 @@
+"""A tier that fails on purpose, in every way that a device or a file system does.
+
+Why: what the layers above do on a bad day is tested on every day. Faults, by `Fault` below:
+slow, hung past the deadline, partial batch, torn write, bit flip, truncated file, over-long
+file, stale listing, ENOSPC, EIO, EMFILE, permission lost, folder removed underneath.
+Not a tier's, and so not here: kill -9 between two steps (the tiers' own tests), duplicated or
+reordered events, clock steps.
+
+`FaultyTier` wraps any tier. A seed and a rate for each fault give a schedule that repeats;
+`inject` places one fault at the next call that it can befall. It also does what a verifying
+wrapper does: it keeps a checksum of what the caller meant to store and compares on each read,
+so torn, flipped and truncated bytes come out as CORRUPT, by the comparison and not by decree.
+Invariants: wrong bytes are never DONE; no call raises; blocks that a fault did not touch have
+the inner tier's outcome.
+"""
+
+import enum
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xxhash
+
+from kvtier.blocks.key import BlockKey
+from kvtier.clock import Clock, MonotonicClock, seeded
+from kvtier.tiers.base import Buffer, Capabilities, Move, Outcome, ScanPage, Stored, Tier
+
+
+class Fault(enum.Enum):
+    """What can go wrong. In brackets: the verbs it befalls."""
+
+    SLOW = "slow"
+    """[all] The call sleeps `slow_s` on the clock first."""
+    HUNG = "hung"
+    """[all] The call waits until `release`; `hung` tells that one does."""
+    PARTIAL = "partial"
+    """[read, write, delete] The second half of the batch is FAILED and was not tried."""
+    TORN_WRITE = "torn_write"
+    """[write] DONE, but only the first half of each block's bytes got there."""
+    BIT_FLIP = "bit_flip"
+    """[read] One bit of one block of the batch comes back changed."""
+    TRUNCATED = "truncated"
+    """[read] One block comes back without its second half."""
+    OVER_LONG = "over_long"
+    """[read] Foreign bytes stand before one block, so that it comes back shifted."""
+    STALE_LISTING = "stale_listing"
+    """[contains, scan] Blocks deleted lately are still listed; reading them is MISSING."""
+    NO_SPACE = "ENOSPC"
+    """[write] FAILED."""
+    IO_ERROR = "EIO"
+    """[read, write, delete] FAILED."""
+    NO_DESCRIPTORS = "EMFILE"
+    """[read, write] FAILED."""
+    NO_PERMISSION = "EACCES"
+    """[read, write, delete] FAILED."""
+    FOLDER_REMOVED = "folder_removed"
+    """[all] Every block is gone: MISSING."""
+
+
+_ANY = frozenset({"contains", "read", "write", "delete", "scan"})
+_CHANGING = frozenset({"read", "write", "delete"})
+_BEFALLS: dict[Fault, frozenset[str]] = {
+    Fault.SLOW: _ANY,
+    Fault.HUNG: _ANY,
+    Fault.FOLDER_REMOVED: _ANY,
+    Fault.PARTIAL: _CHANGING,
+    Fault.TORN_WRITE: frozenset({"write"}),
+    Fault.BIT_FLIP: frozenset({"read"}),
+    Fault.TRUNCATED: frozenset({"read"}),
+    Fault.OVER_LONG: frozenset({"read"}),
+    Fault.STALE_LISTING: frozenset({"contains", "scan"}),
+    Fault.NO_SPACE: frozenset({"write"}),
+    Fault.IO_ERROR: _CHANGING,
+    Fault.NO_DESCRIPTORS: frozenset({"read", "write"}),
+    Fault.NO_PERMISSION: _CHANGING,
+}
+_REFUSALS = frozenset({Fault.NO_SPACE, Fault.IO_ERROR, Fault.NO_DESCRIPTORS, Fault.NO_PERMISSION})
+_LATELY = 64
+"""Deleted blocks that a stale listing may still show."""
+_FOREIGN = 0x5A
+
+
+class FaultyTier:
+    """A `Tier` around `inner`. Safe from any thread; with one thread, one seed is one run."""
+
+    def __init__(
+        self,
+        inner: Tier,
+        *,
+        seed: int = 0,
+        rates: Mapping[Fault, float] | None = None,
+        clock: Clock | None = None,
+        slow_s: float = 0.05,
+        block_bytes: int | None = None,
+    ) -> None:
+        """`rates`: chance of each fault a call, 0 to 1. `block_bytes`: payload; None, the slot."""
+        self.capabilities: Capabilities = inner.capabilities
+        self.hung = threading.Event()
+        self.happened: list[Fault] = []
+        self._inner = inner
+        self._rng = seeded(seed)
+        self._rates = dict(rates or {})
+        self._clock = clock or MonotonicClock()
+        self._slow_s = slow_s
+        self._block_bytes = block_bytes
+        self._lock = threading.Lock()
+        self._injected: deque[Fault] = deque()
+        self._released = threading.Event()
+        self._checksums: dict[BlockKey, int] = {}
+        self._deleted: deque[BlockKey] = deque(maxlen=_LATELY)
+
+    def inject(self, fault: Fault, count: int = 1) -> None:
+        """Befall the next `count` calls that `fault` can befall, whatever the rates say."""
+        with self._lock:
+            self._injected.extend([fault] * count)
+
+    def release(self) -> None:
+        """Let every hung call go, now and later."""
+        self._released.set()
+
+    def contains(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """As the inner tier's; a stale listing adds blocks deleted lately."""
+        faults = self._suffer("contains")
+        held = self._inner.contains(keys)
+        if Fault.STALE_LISTING in faults:
+            return [
+                is_held or key in self._deleted for key, is_held in zip(keys, held, strict=True)
+            ]
+        return held
+
+    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+        """As the inner tier's; bytes that are not those written are CORRUPT and dropped."""
+        faults = self._suffer("read")
+        if faults & _REFUSALS:
+            return [Outcome.FAILED] * len(moves)
+        tried = self._tried(moves, faults)
+        outcomes = self._inner.read_into(tried)
+        done = [move for move, got in zip(tried, outcomes, strict=True) if got is Outcome.DONE]
+        self._spoil(done, faults)
+        outcomes = [
+            self._verified(move) if got is Outcome.DONE else got
+            for move, got in zip(tried, outcomes, strict=True)
+        ]
+        return outcomes + [Outcome.FAILED] * (len(moves) - len(tried))
+
+    def write_from(
+        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+    ) -> list[Outcome]:
+        """As the inner tier's; a torn write is DONE, and CORRUPT when it is read."""
+        faults = self._suffer("write")
+        if faults & _REFUSALS:
+            return [Outcome.FAILED] * len(moves)
+        tried = self._tried(moves, faults)
+        new = [not held for held in self._inner.contains([move.key for move in tried])]
+        for move, is_new in zip(tried, new, strict=True):
+            if is_new:
+                self._checksums[move.key] = self._checksum(move.buffer)
+        stored = [self._torn(move) for move in tried] if Fault.TORN_WRITE in faults else tried
+        outcomes = self._inner.write_from(stored, parents[: len(tried)])
+        return outcomes + [Outcome.FAILED] * (len(moves) - len(tried))
+
+    def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
+        """As the inner tier's."""
+        faults = self._suffer("delete")
+        if faults & _REFUSALS:
+            return [Outcome.FAILED] * len(keys)
+        tried = keys[: len(keys) // 2] if Fault.PARTIAL in faults else keys
+        outcomes = self._inner.delete(tried)
+        self._deleted.extend(
+            key for key, outcome in zip(tried, outcomes, strict=True) if outcome is Outcome.DONE
+        )
+        return outcomes + [Outcome.FAILED] * (len(keys) - len(tried))
+
+    def scan(self, cursor: int | None = None) -> ScanPage:
+        """As the inner tier's; a stale listing adds blocks deleted lately to the last page."""
+        faults = self._suffer("scan")
+        page = self._inner.scan(cursor)
+        if Fault.STALE_LISTING in faults and page.cursor is None:
+            listed = {stored.key for stored in page.blocks}
+            lies = [Stored(key, None) for key in dict.fromkeys(self._deleted) if key not in listed]
+            return ScanPage(page.blocks + lies, None)
+        return page
+
+    def close(self) -> None:
+        """Release hung calls and close the inner tier."""
+        self.release()
+        self._inner.close()
+
+    def _suffer(self, verb: str) -> set[Fault]:
+        """Choose this call's faults; sleep, hang or lose everything here if it must."""
+        faults = self._draw(verb)
+        if Fault.SLOW in faults:
+            self._clock.sleep(self._slow_s)
+        if Fault.HUNG in faults:
+            self.hung.set()
+            self._released.wait()
+        if Fault.FOLDER_REMOVED in faults:
+            self._lose_everything()
+        return faults
+
+    def _draw(self, verb: str) -> set[Fault]:
+        with self._lock:
+            faults = {
+                fault
+                for fault in Fault
+                if fault in self._rates
+                and verb in _BEFALLS[fault]
+                and self._rng.random() < self._rates[fault]
+            }
+            for fault in dict.fromkeys(self._injected):
+                if verb in _BEFALLS[fault]:
+                    self._injected.remove(fault)
+                    faults.add(fault)
+            self.happened += [fault for fault in Fault if fault in faults]
+            return faults
+
+    def _lose_everything(self) -> None:
+        cursor: int | None = None
+        lost: list[BlockKey] = []
+        while True:
+            page = self._inner.scan(cursor)
+            lost += [stored.key for stored in page.blocks]
+            if (cursor := page.cursor) is None:
+                break
+        self._inner.delete(lost)
+
+    def _spoil(self, moves: Sequence[Move], faults: set[Fault]) -> None:
+        """Change the bytes of one of the blocks read, as a failing device would."""
+        if not moves:
+            return
+        payload = self._payload(moves[self._rng.randrange(len(moves))].buffer)
+        half = len(payload) // 2
+        if Fault.BIT_FLIP in faults:
+            payload[self._rng.randrange(len(payload))] ^= np.uint8(1 << self._rng.randrange(8))
+        if Fault.TRUNCATED in faults:
+            payload[half:] = ~payload[half:]
+        if Fault.OVER_LONG in faults:
+            payload[1:] = payload[:-1].copy()
+            payload[0] ^= np.uint8(_FOREIGN)
+
+    def _verified(self, move: Move) -> Outcome:
+        """DONE if the bytes are those that were written, or nobody here knows which were."""
+        expected = self._checksums.get(move.key)
+        if expected is None or expected == self._checksum(move.buffer):
+            return Outcome.DONE
+        self._inner.delete([move.key])
+        return Outcome.CORRUPT
+
+    def _checksum(self, buffer: Buffer) -> int:
+        return xxhash.xxh3_64_intdigest(self._payload(buffer).data)
+
+    def _payload(self, buffer: Buffer) -> Buffer:
+        return buffer[: self._block_bytes]
+
+    def _tried(self, moves: Sequence[Move], faults: set[Fault]) -> Sequence[Move]:
+        return moves[: len(moves) // 2] if Fault.PARTIAL in faults else moves
+
+    def _torn(self, move: Move) -> Move:
+        """The move with a copy of its bytes whose second half never arrived."""
+        buffer = move.buffer.copy()
+        payload = self._payload(buffer)
+        half = len(payload) // 2
+        payload[half:] = ~payload[half:]
+        return Move(move.key, buffer)
