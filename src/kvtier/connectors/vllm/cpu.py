@@ -10,10 +10,9 @@ Invariant: a job leaves the queue once, and is reported once, whatever the copy 
 
 import itertools
 import logging
-import os
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from kvtier import clock
+from kvtier.connectors.vllm import affinity
 from kvtier.connectors.vllm.copier import Finished, Host, Job, Verb
 from kvtier.connectors.vllm.slots import Page, SlotLayout
 
@@ -53,7 +53,10 @@ class HostCopier:
         self._finished: list[Finished] = []
         self._closing = False
         self._thread = threading.Thread(
-            target=self._serve, args=(_copy_cores(),), name="kvtier-copy", daemon=True
+            target=self._serve,
+            args=(affinity.free_cores_setter(),),
+            name="kvtier-copy",
+            daemon=True,
         )
         self._thread.start()
 
@@ -100,12 +103,8 @@ class HostCopier:
     def _loading(self) -> bool:
         return any(job.verb is not Verb.STORE for job in self._pending())
 
-    def _serve(self, cores: frozenset[int]) -> None:
-        if cores:
-            try:
-                os.sched_setaffinity(0, cores)
-            except OSError as error:
-                _log.info("kvtier: the copy thread stays on the engine's cores: %s", error)
+    def _serve(self, leave_engine_cores: Callable[[], None]) -> None:
+        leave_engine_cores()
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._closing or bool(self._queue))
@@ -185,20 +184,3 @@ def _run(pages: Sequence[Page], layout: SlotLayout, caches: "CanonicalKVCaches")
 
 def _storage(caches: "CanonicalKVCaches", page: Page) -> torch.UntypedStorage:
     return caches.tensors[page.tensor].tensor.untyped_storage()
-
-
-def _copy_cores() -> frozenset[int]:
-    """Cores for the copy thread, or none to inherit the caller's.
-
-    The engine binds its worker's threads to cores; a new thread inherits that and would take
-    turns with the computation. What the parent process may use and this thread may not is
-    free for copies. An engine that binds nothing needs no correction.
-    """
-    bound = frozenset(os.sched_getaffinity(0))
-    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind":
-        return frozenset()
-    try:
-        allowed = frozenset(os.sched_getaffinity(os.getppid()))
-    except OSError:
-        return frozenset()
-    return allowed - bound

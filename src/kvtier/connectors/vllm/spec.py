@@ -47,7 +47,8 @@ class KVTier(OffloadingSpec):
         return stats.definitions()
 
     def __init__(self, config: OffloadingConfig) -> None:
-        versions.check()
+        _join_log()
+        versions.supported(versions.installed())
         super().__init__(config)
         self._settings = share(load(config.extra_config), config)
         self._manager: KVTierManager | None = None
@@ -120,6 +121,15 @@ def share(settings: Settings, config: OffloadingConfig) -> Settings:
         Path(disk.path).mkdir(mode=0o700, exist_ok=True)
         disk = msgspec.structs.replace(disk, path=str(folder), capacity=disk.capacity // replicas)
     return msgspec.structs.replace(settings, ram=ram, disk=disk)
+
+
+def _join_log() -> None:
+    """Let kvtier's log go where the engine's goes, unless someone has configured it."""
+    ours, engines = logging.getLogger("kvtier"), logging.getLogger("vllm")
+    if not ours.handlers:
+        ours.handlers = list(engines.handlers)
+        ours.setLevel(engines.getEffectiveLevel())
+        ours.propagate = engines.propagate
 
 
 def _copier(layout: SlotLayout, caches: CanonicalKVCaches) -> Copier:

@@ -29,6 +29,11 @@ def installed() -> str:
     )
 
 
+def check() -> None:
+    """Raise InvalidSettings unless the engine in this environment is supported."""
+    supported(installed())
+
+
 def supported(version: str) -> tuple[int, int]:
     """Major and minor of `version`. Raises InvalidSettings outside the supported range."""
     match = re.match(r"(\d+)\.(\d+)", version)

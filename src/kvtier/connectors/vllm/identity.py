@@ -1,0 +1,176 @@
+"""The key space of an engine: everything its KV bytes depend on that block hashes leave out.
+
+The engine's offloading configuration carries the sizes, names and parallelism. Revision, load
+format, overrides and the hash algorithm stand only in its full configuration, which it does
+not hand to a spec; `engine_config` finds it.
+"""
+
+import hashlib
+import inspect
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvtier import clock
+from kvtier.blocks.key import GroupShape, KeySpace
+from kvtier.blocks.layout import BlockLayout
+from kvtier.connectors.vllm import versions, weights
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_offload.config import OffloadingConfig
+
+_log = logging.getLogger(__name__)
+
+UNKNOWN = "unknown"
+
+# Of the engine's settings, those that change KV bytes under equal weights: (section, name).
+_BYTE_SETTINGS = (
+    ("model_config", "dtype"),
+    ("model_config", "quantization"),
+    ("model_config", "hf_overrides"),
+    ("load_config", "load_format"),
+    ("load_config", "model_loader_extra_config"),
+    ("cache_config", "mamba_cache_dtype"),
+    ("cache_config", "mamba_ssm_cache_dtype"),
+    ("cache_config", "mamba_cache_mode"),
+    ("attention_config", "backend"),
+)
+_INSTRUCTION_SETS = (("amx", "amx_tile"), ("avx512", "avx512f"), ("avx2", "avx2"))
+
+
+def key_space(
+    config: "OffloadingConfig", layout: BlockLayout, engine: "VllmConfig | None" = None
+) -> KeySpace:
+    """The key space of this engine. Reads up to 64 MiB of weights: up to 0.3 s, at start only.
+
+    `engine` is the engine's full configuration; without it, it is looked for. Call it while
+    the engine constructs its connector. Raises InvalidSettings for an unsupported engine.
+    """
+    engine = engine or engine_config()
+    release = versions.supported(versions.installed())
+    if engine is None:
+        _log.warning("kvtier: the engine's configuration was not found; see `kvtier doctor`")
+    checkpoint = weights.find(
+        config.model.name, _setting(engine, "model_config", "revision"), _hub_cache(engine)
+    )
+    algorithm = _setting(engine, "cache_config", "prefix_caching_hash_algo") or UNKNOWN
+    parallel = config.parallel
+    return KeySpace(
+        engine=f"vllm {release[0]}.{release[1]}",
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        weights=f"{_weights(checkpoint, engine)} {_settings_digest(engine)}",
+        dtype=config.model.dtype,
+        layout=(
+            f"{config.kv_cache_layout or UNKNOWN} direct "
+            f"pcp{parallel.pcp_size} dcp{parallel.dcp_size}"
+        ),
+        block_bytes=layout.block_bytes,
+        blocks_per_chunk=config.cache.blocks_per_chunk,
+        tokens_per_hash=config.cache.tokens_per_hash,
+        groups=tuple(
+            GroupShape(tokens_per_block=group.tokens_per_block, layers=_digest(group.layer_names))
+            for group in config.groups
+        ),
+        world_size=parallel.world_size,
+        tp_size=parallel.tp_size,
+        pp_size=parallel.pp_size,
+        hash_algorithm=algorithm,
+        hash_seed=hash_seed(algorithm),
+        isa=isa(),
+    )
+
+
+def engine_config() -> "VllmConfig | None":
+    """The engine's full configuration, or None where no caller holds it.
+
+    The engine sets it as current in its workers but not in its scheduler, where a spec needs
+    it; there the connector that constructs the spec has it as a local variable.
+    """
+    from vllm.config import VllmConfig, get_current_vllm_config_or_none
+
+    current = get_current_vllm_config_or_none()
+    frame = inspect.currentframe()
+    while current is None and frame is not None:
+        held = frame.f_locals.get("vllm_config")
+        current = held if isinstance(held, VllmConfig) else None
+        frame = frame.f_back
+    return current
+
+
+def hash_seed(algorithm: str) -> str:
+    """What the block hashes start from; unique where the engine draws it at random."""
+    seed = os.environ.get("PYTHONHASHSEED")
+    if seed is not None:
+        return f"PYTHONHASHSEED={seed}"
+    return f"random {clock.unique_id()}" if algorithm.startswith("xxhash") else "default"
+
+
+def isa() -> str:
+    """On the CPU platform the instruction set blocks are packed for, elsewhere the device."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        capability = current_platform.get_device_capability()
+        return f"{current_platform.device_type} {capability.as_version_str() if capability else ''}"
+    return f"cpu {platform.machine()} {instruction_set(Path('/proc/cpuinfo').read_text())}"
+
+
+def instruction_set(cpuinfo: str) -> str:
+    """The widest set the engine packs blocks for, from the text of /proc/cpuinfo."""
+    flags = next(
+        (set(line.split()) for line in cpuinfo.splitlines() if line.startswith("flags")), set()
+    )
+    return next((name for name, flag in _INSTRUCTION_SETS if flag in flags), "plain")
+
+
+def _weights(checkpoint: weights.Checkpoint, engine: "VllmConfig | None") -> str:
+    if _setting(engine, "load_config", "load_format") == "dummy":
+        return weights.NO_WEIGHTS
+    if checkpoint.folder is None:
+        return UNKNOWN
+    return weights.digest(checkpoint.folder)
+
+
+def _hub_cache(engine: "VllmConfig | None") -> Path:
+    chosen = _setting(engine, "load_config", "download_dir")
+    if chosen:
+        return Path(chosen)
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _settings_digest(engine: "VllmConfig | None") -> str:
+    if engine is None:
+        return UNKNOWN
+    values = [
+        f"{name}={_text(_setting(engine, section, name))}" for section, name in _BYTE_SETTINGS
+    ]
+    return _digest([*values, _shape(engine)])
+
+
+def _shape(engine: "VllmConfig") -> str:
+    """The model's own configuration: made-up weights follow it and nothing else does."""
+    to_dict = getattr(getattr(engine.model_config, "hf_config", None), "to_dict", dict)
+    # Private entries hold paths, which differ between hosts.
+    ignored = {"transformers_version"}
+    return _text({k: v for k, v in to_dict().items() if k[0] != "_" and k not in ignored})
+
+
+def _setting(engine: "VllmConfig | None", section: str, name: str) -> Any:
+    return getattr(getattr(engine, section, None), name, None)
+
+
+def _text(value: object) -> str:
+    """A text that is the same in every process: no addresses, no dictionary order."""
+    if isinstance(value, dict):
+        return str(sorted((str(key), _text(inner)) for key, inner in value.items()))
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def _digest(texts: "tuple[str, ...] | list[str]") -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
