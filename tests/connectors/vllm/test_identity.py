@@ -1,0 +1,165 @@
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("vllm.v1.kv_offload.config")
+
+from vllm.config import VllmConfig
+from vllm.v1.kv_offload.config import (
+    OffloadingCacheConfig,
+    OffloadingConfig,
+    OffloadingGroupConfig,
+    OffloadingModelConfig,
+    OffloadingParallelConfig,
+)
+
+from kvtier.blocks.key import KeySpace
+from kvtier.blocks.layout import BlockLayout
+from kvtier.connectors.vllm import identity
+
+LAYOUT = BlockLayout(block_bytes=4096, tokens_per_block=128)
+
+
+def config(model: Path, /, **changes: Any) -> OffloadingConfig:
+    plain = OffloadingConfig(
+        groups=(OffloadingGroupConfig(128, ("layer.0", "layer.1"), 0),),
+        worker_kv_bytes_per_block=4096,
+        enable_kv_cache_events=False,
+        extra_config={},
+        engine_id="engine",
+        model=OffloadingModelConfig(str(model), "bfloat16"),
+        cache=OffloadingCacheConfig(128, 1),
+        parallel=OffloadingParallelConfig(0, 1, 1, 1, 1, 1, 0, 1, None, True),
+        kv_cache_layout="LBHNC",
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def engine(**changes: Any) -> VllmConfig:
+    """The fields of the engine's configuration that count, without building an engine."""
+    sections: dict[str, dict[str, Any]] = {
+        "model_config": {
+            "revision": None, "dtype": "torch.bfloat16", "quantization": None,
+            "hf_overrides": {}, "hf_config": SimpleNamespace(to_dict=lambda: {"layers": 2}),
+        },
+        "load_config": {"load_format": "auto", "download_dir": None},
+        "cache_config": {"prefix_caching_hash_algo": "sha256"},
+    }  # fmt: skip
+    for name, value in changes.items():
+        section = next(s for s, fields in sections.items() if name in fields)
+        sections[section][name] = value
+    built = object.__new__(VllmConfig)
+    for name, fields in sections.items():
+        object.__setattr__(built, name, SimpleNamespace(**fields))
+    return built
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def space(model: Path, /, *, engine_: VllmConfig | None = None, **changes: Any) -> KeySpace:
+    return identity.key_space(config(model, **changes), LAYOUT, engine_ or engine())
+
+
+def test_equal_engines_share_a_key_space(model: Path) -> None:
+    assert space(model).digest == space(model, engine_id="another").digest
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("dtype", {"model": OffloadingModelConfig("MODEL", "fp8")}),
+        ("layout", {"kv_cache_layout": "BLHNC"}),
+        ("tokens_per_hash", {"cache": OffloadingCacheConfig(64, 1)}),
+        ("blocks_per_chunk", {"cache": OffloadingCacheConfig(128, 2)}),
+        ("groups", {"groups": (OffloadingGroupConfig(128, ("layer.1", "layer.0"), 0),)}),
+        ("groups", {"groups": (OffloadingGroupConfig(64, ("layer.0", "layer.1"), 0),)}),
+        ("tp_size", {"parallel": OffloadingParallelConfig(0, 2, 2, 1, 1, 1, 0, 1, None, True)}),
+        ("pp_size", {"parallel": OffloadingParallelConfig(0, 2, 1, 2, 1, 1, 0, 1, None, True)}),
+        ("layout", {"parallel": OffloadingParallelConfig(0, 1, 1, 1, 1, 2, 0, 1, None, True)}),
+    ],
+)
+def test_what_the_bytes_depend_on_separates(
+    model: Path, field: str, changes: dict[str, Any]
+) -> None:
+    if "model" in changes:
+        changes = {"model": dataclasses.replace(changes["model"], name=str(model))}
+    differing = space(model).differing(space(model, **changes))
+    assert field in [line.partition(":")[0] for line in differing]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization": "fp8"},
+        {"hf_overrides": {"rope_theta": 1.0}},
+        {"hf_config": SimpleNamespace(to_dict=lambda: {"layers": 3})},
+        {"load_format": "dummy"},
+        {"dtype": "torch.float32"},
+    ],
+)
+def test_engine_settings_that_change_the_bytes_separate(
+    model: Path, change: dict[str, Any]
+) -> None:
+    (line,) = space(model).differing(space(model, engine_=engine(**change)))
+    assert line.startswith("weights: ")
+
+
+def test_host_paths_inside_the_model_configuration_do_not(model: Path) -> None:
+    local = SimpleNamespace(to_dict=lambda: {"layers": 2, "_name_or_path": "/home/a"})
+    assert space(model) == space(model, engine_=engine(hf_config=local))
+
+
+def test_other_weights_under_the_same_name_separate(model: Path) -> None:
+    before = space(model)
+    (model / "model.safetensors").write_bytes(b"Weights")
+    (line,) = before.differing(space(model))
+    assert line.startswith("weights: ")
+
+
+def test_a_random_hash_seed_is_never_shared(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    drawn = engine(prefix_caching_hash_algo="xxhash")
+    assert space(model, engine_=drawn).hash_seed != space(model, engine_=drawn).hash_seed
+    assert space(model).hash_seed == space(model).hash_seed
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    assert space(model, engine_=drawn) == space(model, engine_=drawn)
+    assert space(model).hash_seed == "PYTHONHASHSEED=0"
+
+
+def test_the_engine_configuration_is_found_in_the_caller_that_builds_the_connector() -> None:
+    def connect(vllm_config: VllmConfig) -> VllmConfig | None:
+        return identity.engine_config()
+
+    mine = engine()
+    assert connect(mine) is mine
+    assert connect("not one") is None  # type: ignore[arg-type]
+
+
+def test_without_it_the_space_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = identity.key_space(config(model), LAYOUT)
+    assert found.hash_algorithm == identity.UNKNOWN
+    assert "configuration was not found" in caplog.text
+    assert found != space(model)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("fpu avx2 avx512f amx_tile", "amx"),
+        ("fpu avx2 avx512f", "avx512"),
+        ("fpu avx avx2", "avx2"),
+        ("fpu", "plain"),
+    ],
+)
+def test_the_widest_instruction_set_counts(flags: str, name: str) -> None:
+    assert identity.instruction_set(f"processor : 0\nflags\t\t: {flags}\n") == name
+    assert identity.instruction_set("") == "plain"

@@ -1,0 +1,140 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from kvtier.connectors.vllm import weights
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def checkpoint(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def large(path: Path, size: int, edits: dict[int, bytes]) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset, content in edits.items():
+            file.seek(offset)
+            file.write(content)
+    return path
+
+
+BASE = {"config.json": b"{}", "model.safetensors": b"weights"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config.json": b"{} "},
+        {"model.safetensors": b"Weights"},
+        {"model.safetensors": b"weights "},
+        {"model-2.safetensors": b""},
+    ],
+    ids=["config", "bytes", "size", "another file"],
+)
+def test_what_changes_the_digest(tmp_path: Path, change: dict[str, bytes]) -> None:
+    first = weights.digest(checkpoint(tmp_path / "a", BASE))
+    assert weights.digest(checkpoint(tmp_path / "b", BASE)) == first
+    assert weights.digest(checkpoint(tmp_path / "c", BASE | change)) != first
+
+
+def test_files_that_are_not_weights_do_not(tmp_path: Path) -> None:
+    more = BASE | {"README.md": b"text", "tokenizer.json": b"{}"}
+    assert weights.digest(checkpoint(tmp_path / "a", BASE)) == weights.digest(
+        checkpoint(tmp_path / "b", more)
+    )
+
+
+def test_a_folder_without_weights_has_made_up_ones(tmp_path: Path) -> None:
+    assert weights.digest(checkpoint(tmp_path, {"config.json": b"{}"})) == weights.NO_WEIGHTS
+
+
+SIZE = 300 * 1024**2
+
+
+@pytest.mark.parametrize("offset", [0, weights.EDGE_BYTES - 1, SIZE - 1, SIZE - weights.EDGE_BYTES])
+def test_large_files_are_sampled_at_both_ends(tmp_path: Path, offset: int) -> None:
+    plain = weights.digest(large(tmp_path / "a.safetensors", SIZE, {}))
+    (tmp_path / "a.safetensors").unlink()
+    assert weights.digest(large(tmp_path / "a.safetensors", SIZE, {offset: b"x"})) != plain
+
+
+def test_large_files_are_sampled_in_between(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    plain = weights.digest(large(path, SIZE, {}))
+    step = SIZE // weights.PIECES // 4
+    seen = [
+        weights.digest(large(path, SIZE, {offset: b"x" * weights.PIECE_BYTES})) != plain
+        for offset in range(weights.EDGE_BYTES, SIZE - weights.EDGE_BYTES, step)
+    ]
+    # An edit of one piece is not always seen, one of a whole tensor is.
+    assert any(seen)
+    edited = {0: b"", SIZE // 3: b"x" * (SIZE // weights.PIECES)}
+    assert weights.digest(large(path, SIZE, edited)) != plain
+
+
+def test_reading_is_bounded_whatever_the_number_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "SAMPLED_BYTES", 1024**2)
+    for number in range(20):
+        large(tmp_path / f"{number}.safetensors", 10 * 1024**2, {})
+    before = io_bytes()
+    weights.digest(tmp_path)
+    # Leave room for what reading /proc costs itself.
+    assert io_bytes() - before < 1024**2 + 64 * 1024
+
+
+def io_bytes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
+
+
+def test_files_named_by_their_content_are_not_read(tmp_path: Path) -> None:
+    blobs = checkpoint(tmp_path / "blobs", {"a" * 64: b"one", "b" * 64: b"two"})
+    digests = []
+    for folder, blob in (("x", "a"), ("y", "b"), ("z", "a")):
+        snapshot = checkpoint(tmp_path / folder, {"config.json": b"{}"})
+        os.symlink(blobs / (blob * 64), snapshot / "model.safetensors")
+        digests.append(weights.digest(snapshot))
+    assert digests[0] == digests[2] != digests[1]
+    (blobs / ("a" * 64)).write_bytes(b"ONE")
+    assert weights.digest(tmp_path / "x") == digests[0]
+
+
+def hub(tmp_path: Path) -> Path:
+    repository = tmp_path / "models--org--name"
+    checkpoint(repository / "snapshots" / COMMIT, BASE)
+    checkpoint(repository / "refs", {"main": COMMIT.encode(), "gone": b"f" * 40})
+    return repository / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_a_hub_id_resolves_through_the_local_cache(tmp_path: Path, revision: str | None) -> None:
+    snapshot = hub(tmp_path)
+    found = weights.find("org/name", revision, tmp_path)
+    assert found == weights.Checkpoint("org/name", COMMIT, snapshot)
+
+
+def test_a_snapshot_path_is_the_same_model_as_its_id(tmp_path: Path) -> None:
+    snapshot = hub(tmp_path)
+    elsewhere = tmp_path / "none"
+    assert weights.find(str(snapshot), None, elsewhere) == weights.find("org/name", None, tmp_path)
+
+
+@pytest.mark.parametrize("revision", ["gone", "never"])
+def test_a_revision_that_is_not_there_is_not_guessed(tmp_path: Path, revision: str) -> None:
+    hub(tmp_path)
+    assert weights.find("org/name", revision, tmp_path).folder is None
+
+
+def test_a_plain_folder_or_file_is_itself(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", BASE)
+    assert weights.find(str(folder), None, tmp_path) == (str(folder), "local", folder)
+    file = folder / "model.safetensors"
+    assert weights.find(str(file), "v1", tmp_path) == (str(file), "v1", file)
