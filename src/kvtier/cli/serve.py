@@ -8,7 +8,7 @@ import click
 
 from kvtier import settings
 from kvtier.cli.flags import given, setting_flags
-from kvtier.connectors.vllm import launch
+from kvtier.connectors.vllm import launch, versions
 from kvtier.errors import InvalidSettings
 from kvtier.settings import machine
 
@@ -48,8 +48,8 @@ def serve(
     resolved = settings.resolve(extra, launch.TRANSFER_FLAG, file=file, flags=given(flags))
     machine.check(resolved.settings)
     launch.check_model(model)
-    launch.check_engine(launch.installed_engines())
     launch.check_port(arguments)
+    versions.supported(versions.installed())
     command = launch.build_command(model, resolved, arguments, os.environ)
     click.echo("# the same without kvtier serve:", err=True)
     click.echo(shlex.join(command))

@@ -82,7 +82,7 @@ class Option(msgspec.Struct, frozen=True):
     def _text(self, value: object, where: str) -> str:
         if not isinstance(value, str) or not value.strip():
             raise InvalidSettings(
-                f"{where}: {value!r} is not a {self.about.kind.value}; "
+                f"{where}: {value!r} is no {self.about.kind.value}; "
                 f"write for example {self.about.example}"
             )
         return value.strip()

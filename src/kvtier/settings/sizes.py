@@ -27,7 +27,7 @@ _DURATION_UNITS: Final = {
     "m": Fraction(60),
     "h": Fraction(3600),
 }
-_AMOUNT = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,30})?)\s*(?P<unit>[A-Za-z]*)", re.ASCII)
+_AMOUNT = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,400})?)\s*(?P<unit>[A-Za-z]*)", re.ASCII)
 
 SIZE_EXAMPLES: Final = "64GiB, 1.5GiB, 20GB or a plain number of bytes"
 DURATION_EXAMPLES: Final = "250ms, 2s, 5m or a plain number of seconds"

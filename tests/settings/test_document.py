@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.settings.document import read_document
+
+
+def write(folder: Path, text: str) -> str:
+    file = folder / "kvtier.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_keys_know_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "# comment\nram:\n  capacity: 1GiB\n\ndisk: /x=2GB\n")
+    document = read_document(path)
+    assert document.data == {"ram": {"capacity": "1GiB"}, "disk": "/x=2GB"}
+    assert document.where(("ram", "capacity")) == f"{path} line 3"
+    assert document.where(("disk",)) == f"{path} line 5"
+    assert document.where(("transfer",)) == path
+
+
+def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
+    assert read_document(write(tmp_path, "# nothing yet\n")).data == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ram: [1GiB", "line 1: not valid YAML"),
+        ("ram: 1\n\tdisk: 2", "line 2: not valid YAML"),
+        ("ram: 1GiB\nram: 2GiB", "line 2: ram is set twice"),
+        ("ram:\n  capacity: 1\n  capacity: 2", "line 3: ram.capacity is set twice"),
+        ("? [a, b]\n: 1", "line 1: a key has to be plain text"),
+        ("ram: !!python/object/apply:os.getcwd []", "line 1: not valid YAML"),
+        ("ram: 2026-02-30", "not valid YAML"),
+        ("- ram", "and not settings; write `ram: 20GiB`"),
+        ("64GiB", "and not settings"),
+        ("ram: 1GiB\n---\nram: 2GiB", "line 2: not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InvalidSettings) as caught:
+        read_document(path)
+    assert path in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        with pytest.raises(InvalidSettings, match=f"settings file {path} cannot be read"):
+            read_document(str(path))
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidSettings, match="cannot be read"):
+        read_document(str(binary))

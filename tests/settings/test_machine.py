@@ -1,0 +1,121 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.settings import Disk, Ram, Settings
+from kvtier.settings.machine import (
+    Probes,
+    cgroup_limit_bytes,
+    check,
+    check_disk,
+    check_ram,
+    occupied_bytes,
+)
+
+GIB = 2**30
+UNLIMITED_V1 = "9223372036854771712"
+
+
+def describe(folder: Path, membership: str = "0::/\n", **limits: str) -> Probes:
+    """A machine with 32 GiB, 24 GiB of it available; `limits` are files below the cgroup root."""
+    meminfo = folder / "meminfo"
+    meminfo.write_text(f"MemTotal: {32 * 2**20} kB\nMemFree: 1 kB\nMemAvailable: {24 * 2**20} kB\n")
+    (folder / "membership").write_text(membership)
+    for path, text in limits.items():
+        file = folder / "cgroup" / path.replace("__", "/").replace("DOT", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+    return Probes(meminfo=meminfo, membership=folder / "membership", cgroup_root=folder / "cgroup")
+
+
+def test_this_machine_can_be_asked(tmp_path: Path) -> None:
+    check(Settings(ram=Ram(capacity=4096), disk=Disk(path=str(tmp_path), capacity=4096)))
+
+
+@pytest.mark.parametrize(
+    ("capacity", "owner"),
+    [
+        (33 * GIB, r"33.0GiB is more than the 32.0GiB that this machine has"),
+        (25 * GIB, r"25.0GiB is more than the 24.0GiB that is free on this machine now"),
+    ],
+)
+def test_ram_beyond_the_machine_is_refused(tmp_path: Path, capacity: int, owner: str) -> None:
+    probes = describe(tmp_path)
+    check_ram(Ram(capacity=24 * GIB), probes)
+    with pytest.raises(InvalidSettings, match=rf"ram.capacity: {owner}; make it smaller"):
+        check_ram(Ram(capacity=capacity), probes)
+
+
+@pytest.mark.parametrize(
+    ("membership", "limits", "limit_bytes"),
+    [
+        ("0::/\n", {"memoryDOTmax": str(GIB)}, GIB),
+        ("0::/\n", {"memoryDOTmax": "max"}, None),
+        ("0::/a/b\n", {"a__memoryDOTmax": str(GIB), "a__b__memoryDOTmax": "max"}, GIB),
+        ("0::/a\n", {"a__memoryDOTmax": str(2 * GIB), "memoryDOTmax": str(GIB)}, GIB),
+        ("4:memory:/a\n0::/\n", {"memory__a__memoryDOTlimit_in_bytes": str(GIB)}, GIB),
+        # a container sees its own limit at the root, while its path names the host's tree
+        ("4:memory:/host/x\n", {"memory__memoryDOTlimit_in_bytes": str(GIB)}, GIB),
+        ("4:memory:/a\n", {"memory__a__memoryDOTlimit_in_bytes": UNLIMITED_V1}, None),
+        ("4:cpu,memory:/a\n", {"cpu,memory__a__memoryDOTlimit_in_bytes": str(GIB)}, GIB),
+        ("3:cpuset:/\n0::/a\n", {"unified__a__memoryDOTmax": str(GIB)}, GIB),
+        ("0::/../a\n", {"a__memoryDOTmax": str(GIB)}, GIB),
+    ],
+)
+def test_the_tightest_cgroup_limit_counts(
+    tmp_path: Path, membership: str, limits: dict[str, str], limit_bytes: int | None
+) -> None:
+    assert cgroup_limit_bytes(describe(tmp_path, membership, **limits)) == limit_bytes
+
+
+def test_ram_beyond_the_container_is_refused(tmp_path: Path) -> None:
+    probes = describe(tmp_path, memoryDOTmax=str(GIB))
+    check_ram(Ram(capacity=GIB), probes)
+    with pytest.raises(InvalidSettings, match=r"ram.capacity: .* limit of this container"):
+        check_ram(Ram(capacity=GIB + 1), probes)
+
+
+def test_a_machine_that_tells_nothing_is_believed(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    check_ram(Ram(capacity=2**60), Probes(meminfo=absent, membership=absent, cgroup_root=absent))
+
+
+def test_a_disk_bound_beyond_the_free_space_is_refused(tmp_path: Path) -> None:
+    space = os.statvfs(tmp_path)
+    capacity = space.f_blocks * space.f_frsize + GIB
+    with pytest.raises(InvalidSettings, match=r"disk.capacity: .* has .* free; make it smaller"):
+        check_disk(Disk(path=str(tmp_path / "new" / "slab"), capacity=capacity))
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_slab_occupies_already_counts_as_room(tmp_path: Path) -> None:
+    slab = tmp_path / "slab"
+    slab.mkdir()
+    (slab / "sparse").touch()
+    os.truncate(slab / "sparse", GIB)
+    assert occupied_bytes(slab) == 0
+    (slab / "whole").write_bytes(bytes(4 * 2**20))
+    os.sync()
+    assert 4 * 2**20 <= occupied_bytes(slab) < 5 * 2**20
+    with pytest.raises(InvalidSettings, match=r"besides the 4\.0MiB kept there"):
+        check_disk(Disk(path=str(slab), capacity=2**60))
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, file / "below"):
+        with pytest.raises(InvalidSettings, match=r"disk.path: .* not a folder.*another path"):
+            check_disk(Disk(path=str(path), capacity=1))
+
+
+def test_a_path_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match=r"disk.path: /proc/kvtier is not writable"):
+        check_disk(Disk(path="/proc/kvtier", capacity=1))
+
+
+def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_disk(Disk(path=str(tmp_path), capacity=1))
+    assert list(tmp_path.iterdir()) == []
