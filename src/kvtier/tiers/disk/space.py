@@ -31,15 +31,18 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 
 def divide(capacity_bytes: int, slot_bytes: int) -> Budget:
     """Split the bound. Raises InvalidSettings where it cannot hold SLOTS_MIN slots."""
-    fixed = _LOG_BYTES_MIN + _SMALL_FILES_BYTES
-    share = slot_bytes + _SLOT_SHARE_BYTES
-    slots = (capacity_bytes - fixed) // share
+    slots = (capacity_bytes - capacity_for(0, slot_bytes)) // (slot_bytes + _SLOT_SHARE_BYTES)
     if slots < SLOTS_MIN:
         raise InvalidSettings(
             f"disk.capacity: {capacity_bytes} bytes hold {max(slots, 0)} blocks of {slot_bytes} "
-            f"bytes; set at least {fixed + SLOTS_MIN * share}"
+            f"bytes; set at least {capacity_for(SLOTS_MIN, slot_bytes)}"
         )
     return Budget(slots=slots, log_bytes=_LOG_BYTES_MIN + slots * MAX_FRAME_BYTES)
+
+
+def capacity_for(slots: int, slot_bytes: int) -> int:
+    """The smallest bound, in bytes, that holds `slots`: what `divide` undoes."""
+    return _LOG_BYTES_MIN + _SMALL_FILES_BYTES + slots * (slot_bytes + _SLOT_SHARE_BYTES)
 
 
 def segment_slots(capacity_bytes: int, slot_bytes: int) -> int:

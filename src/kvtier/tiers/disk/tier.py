@@ -27,7 +27,7 @@ from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
 from kvtier.tiers.disk.opening import Direct, OnMismatch, Wanted, open_slab
 from kvtier.tiers.disk.runs import Place, runs
 
-_RUN_BYTES = 4 << 20
+_RUN_BYTES = 2 << 20
 """One system call moves about this much, so that other threads use the disk while this one
 verifies what it has."""
 

@@ -1,0 +1,170 @@
+"""What the tests of the disk tier share: a key space, tiers of few blocks, broken files."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.blocks.layout import ALIGNMENT, BlockLayout
+from kvtier.testing.tiers import aligned
+from kvtier.tiers.base import Buffer, Move, Outcome
+from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.disk.files import OsFiles
+from kvtier.tiers.disk.folder import Folder, open_folder
+from kvtier.tiers.disk.space import capacity_for
+
+SPACE = KeySpace(
+    engine="vllm",
+    model="tiny",
+    revision="1",
+    weights="w",
+    dtype="float32",
+    layout="NHD",
+    block_bytes=4096,
+    blocks_per_chunk=1,
+    tokens_per_hash=16,
+    groups=(),
+    world_size=1,
+    tp_size=1,
+    pp_size=1,
+    hash_algorithm="sha256",
+    hash_seed="0",
+    isa="avx512",
+)
+LAYOUT = BlockLayout(block_bytes=4000, tokens_per_block=16)
+SLOT_BYTES = LAYOUT.slot_bytes
+
+_RANDOM = np.random.default_rng(5).integers(0, 256, SLOT_BYTES, dtype=np.uint8)
+
+
+def other_space(**fields: Any) -> KeySpace:
+    return msgspec.structs.replace(SPACE, **fields)
+
+
+def make(
+    folder: Path, blocks: int = 16, layout: BlockLayout = LAYOUT, **options: Any
+) -> DiskTier:
+    return DiskTier(
+        folder, capacity_for(blocks, layout.slot_bytes), layout, SPACE, **options
+    )
+
+
+def plain_folder(path: Path) -> Folder:
+    return open_folder(path, OsFiles())
+
+
+def key(number: int) -> BlockKey:
+    return BlockKey(b"%032d" % number + bytes(4))
+
+
+def content(number: int) -> Buffer:
+    """The payload of block `number`, in memory that direct I/O takes."""
+    block = aligned(_RANDOM)
+    block.view(np.uint64)[:] += number
+    return block
+
+
+def blank() -> Buffer:
+    return aligned(np.zeros(SLOT_BYTES, np.uint8))
+
+
+def write(tier: DiskTier, numbers: Sequence[int]) -> list[Outcome]:
+    """Write blocks, each the child of the number below it."""
+    moves = [Move(key(n), content(n)) for n in numbers]
+    return tier.write_from(moves, [key(n - 1) if n else None for n in numbers])
+
+
+def read(tier: DiskTier, numbers: Sequence[int]) -> list[Outcome]:
+    """Read blocks; whatever is DONE must be the block's content."""
+    moves = [Move(key(n), blank()) for n in numbers]
+    outcomes = tier.read_into(moves)
+    for number, move, outcome in zip(numbers, moves, outcomes, strict=True):
+        if outcome is Outcome.DONE:
+            good = content(number)[: LAYOUT.block_bytes]
+            assert np.array_equal(move.buffer[: LAYOUT.block_bytes], good), "wrong bytes are DONE"
+    return outcomes
+
+
+def held(tier: DiskTier) -> set[int]:
+    """Numbers of the blocks that a scan reports."""
+    numbers: set[int] = set()
+    page = tier.scan()
+    while True:
+        numbers.update(int(stored.key[:32]) for stored in page.blocks)
+        if page.cursor is None:
+            return numbers
+        page = tier.scan(page.cursor)
+
+
+def occupied(folder: Path) -> int:
+    """Bytes on the device of everything in the folder."""
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+
+
+class BrokenFiles(OsFiles):
+    """The operating system on a bad day: calls named in `errors` fail, those in `short` do less."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, int] = {}
+        """Name of a call -> errno it fails with, until it is removed."""
+        self.short: dict[str, int] = {}
+        """Name of a call -> bytes it moves at most."""
+        self.calls: list[str] = []
+
+    def _begin(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.errors:
+            raise OSError(self.errors[name], os.strerror(self.errors[name]))
+
+    def _cut(self, name: str, buffers: Sequence[Buffer]) -> list[Buffer]:
+        left = self.short.get(name, 1 << 62)
+        kept = []
+        for buffer in buffers:
+            kept.append(buffer[:left])
+            left -= len(kept[-1])
+        return [buffer for buffer in kept if len(buffer)]
+
+    def open(self, name: str, flags: int, folder_fd: int) -> int:
+        self._begin("open")
+        return super().open(name, flags, folder_fd)
+
+    def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self._begin("preadv")
+        kept = self._cut("preadv", buffers)
+        return super().preadv(fd, kept, offset) if kept else 0
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self._begin("pwritev")
+        kept = self._cut("pwritev", buffers)
+        return super().pwritev(fd, kept, offset) if kept else 0
+
+    def write(self, fd: int, data: bytes) -> int:
+        self._begin("write")
+        return super().write(fd, data[: self.short.get("write", len(data))])
+
+    def allocate(self, fd: int, size: int) -> None:
+        self._begin("allocate")
+        super().allocate(fd, size)
+
+    def truncate(self, fd: int, size: int) -> None:
+        self._begin("truncate")
+        super().truncate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        self._begin("sync")
+        super().sync(fd)
+
+    def rename(self, old: str, new: str, folder_fd: int) -> None:
+        self._begin("rename")
+        super().rename(old, new, folder_fd)
+
+    def unlink(self, name: str, folder_fd: int) -> None:
+        self._begin("unlink")
+        super().unlink(name, folder_fd)
+
+
+assert SLOT_BYTES == ALIGNMENT
