@@ -138,7 +138,7 @@ def _options(section: Section) -> list[Option]:
 
 
 def _count(value: object, where: str, example: str) -> int:
-    if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
+    if re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
         return int(str(value))
     raise InvalidSettings(f"{where}: {value!r} is not a whole number; write for example {example}")
 

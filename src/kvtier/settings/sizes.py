@@ -79,7 +79,7 @@ def format_duration(seconds: float) -> str:
 
 def _amount(value: object, units: Mapping[str, Fraction]) -> Fraction | None:
     """The exact amount, or None where `value` is no amount at all."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float):
         return None
     text = _decimal(value) if isinstance(value, float) else str(value)
     matched = _AMOUNT.fullmatch(text.strip())

@@ -78,7 +78,7 @@ def _read_eviction(value: object, where: str) -> dict[str, Any]:
 
 def _read_threshold(value: object, where: str) -> dict[str, Any]:
     """How often a block is offered before it is kept; below 2 everything is."""
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)):
+    if not re.fullmatch(r"[0-9]{1,9}", str(value)):
         raise InvalidSettings(f"{where}: {value!r} is not a whole number; write for example 2")
     return {"admission": "second_touch"} if int(str(value)) >= 2 else {}
 
