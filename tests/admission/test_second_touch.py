@@ -24,6 +24,13 @@ def test_second_offer_is_admitted_and_then_proves_itself_again() -> None:
     assert offers == [Decision.REJECT, Decision.ADMIT, Decision.REJECT, Decision.ADMIT]
 
 
+def test_block_admitted_from_the_older_generation_is_forgotten_too() -> None:
+    policy = SecondTouch(remembered_blocks=4)
+    for number in (1, 2, 3):
+        policy.decide(key(number))
+    assert [policy.decide(key(1)) for _ in range(2)] == [Decision.ADMIT, Decision.REJECT]
+
+
 def test_groups_of_one_block_are_counted_apart() -> None:
     policy = SecondTouch()
     assert policy.decide(key(1, group=0)) is Decision.REJECT

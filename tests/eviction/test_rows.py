@@ -93,3 +93,13 @@ def test_none_only_when_no_row_is_acceptable() -> None:
     rows.unlink(60)
     assert rows.first_cold(lambda row: row == 0) == 0
     assert rows.first_cold(lambda _row: False) is None
+
+
+def test_walk_does_not_resume_at_a_row_that_was_heated() -> None:
+    rows = RowList(Links())
+    for row in range(100):
+        rows.push(row)
+    assert rows.first_cold(lambda row: row >= 50) == 50
+    rows.unlink(50)
+    rows.heat(49)
+    assert rows.first_cold(lambda row: row == 49 or row > 60) == 61

@@ -34,8 +34,20 @@ def test_ghost_returns_to_the_main_queue() -> None:
         policy.insert(row, numbered_key(row))
     assert policy.victim(lambda _row: True) == 0
     policy.insert(0, numbered_key(0))
-    leaving = [policy.victim(lambda _row: True) for _ in range(4)]
-    assert leaving[-1] == 0
+    assert policy.victim(lambda _row: True) == 1
+    policy.insert(1, numbered_key(50))
+    assert [policy.victim(lambda _row: True) for _ in range(4)] == [2, 3, 1, 0]
+
+
+def test_main_row_that_was_used_goes_another_round() -> None:
+    policy = S3Fifo(capacity_rows=4)
+    for row in range(4):
+        policy.insert(row, numbered_key(row))
+    for row in (0, 1, 0, 1):
+        policy.access(row)
+    assert policy.victim(lambda _row: True) == 2
+    policy.access(0)
+    assert [policy.victim(lambda _row: True) for _ in range(3)] == [3, 1, 0]
 
 
 def test_ghosts_stay_within_the_resident_rows() -> None:

@@ -32,3 +32,13 @@ def test_hand_moves_on_when_its_row_is_removed() -> None:
     assert sieve.victim(lambda _row: True) == 0
     sieve.remove(1)
     assert [sieve.victim(lambda _row: True) for _ in range(2)] == [2, 3]
+
+
+def test_reused_row_has_not_been_visited() -> None:
+    sieve = Sieve()
+    sieve.insert(0, numbered_key(0))
+    sieve.access(0)
+    sieve.remove(0)
+    sieve.insert(0, numbered_key(1))
+    sieve.insert(1, numbered_key(2))
+    assert sieve.victim(lambda _row: True) == 0

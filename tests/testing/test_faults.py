@@ -144,6 +144,16 @@ def test_hung_call_waits_until_it_is_let_go(tier: FaultyTier, end: str) -> None:
     assert len(outcomes) == 4
 
 
+def test_only_the_payload_is_verified() -> None:
+    inner = MemoryTier(8)
+    tier = FaultyTier(inner, block_bytes=48)
+    write(tier)
+    inner.raw(BLOCKS[0])[48] ^= 1
+    inner.raw(BLOCKS[1])[47] ^= 1
+    moves = [Move(block, np.empty(64, np.uint8)) for block in BLOCKS[:2]]
+    assert tier.read_into(moves) == [Outcome.DONE, Outcome.CORRUPT]
+
+
 def schedule(seed: int) -> tuple[list[Fault], list[Outcome]]:
     rates = {fault: 0.1 for fault in Fault if fault is not Fault.HUNG}
     tier = FaultyTier(MemoryTier(12), seed=seed, rates=rates, clock=VirtualClock())
