@@ -1,0 +1,33 @@
+"""The parts that more than one measurement needs: a RAM-only cache, and chains of keys."""
+
+from itertools import pairwise
+
+from kvtier.admission.always import PLUGIN as Always
+from kvtier.blocks.key import BlockKey
+from kvtier.cache.core import TieredCache
+from kvtier.cache.residency import Residency
+from kvtier.eviction.lru import PLUGIN as Lru
+from kvtier.memory.arena import Arena
+from kvtier.transfer.engine import TransferEngine
+
+BATCH = 32
+
+
+def ram_cache(slots: int, slot_bytes: int) -> TieredCache:
+    """A cache of one tier, populated, so that no page fault is measured."""
+    arena = Arena.create(slots, slot_bytes)
+    arena.wait_populated()
+    residency = Residency(arena, ["ram"], [Lru(capacity_rows=slots)])
+    engine = TransferEngine([], slot_bytes, queue_blocks=1)
+    return TieredCache(residency, [], [Always()], engine, promote_deadline_s=1.0)
+
+
+def chain(number: int, length: int) -> list[BlockKey]:
+    """Keys of one prefix as an engine makes them: 32 bytes of hash, 4 bytes of group."""
+    head = number.to_bytes(16, "big")
+    return [BlockKey(head + i.to_bytes(16, "big") + b"\0\0\0\0") for i in range(length)]
+
+
+def parents(keys: list[BlockKey]) -> list[BlockKey | None]:
+    """The predecessor of each key of a chain."""
+    return [None, *(earlier for earlier, _ in pairwise(keys))]

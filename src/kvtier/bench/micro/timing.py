@@ -1,0 +1,33 @@
+"""Timing contenders against each other: interleaved, so that a machine that slows down slows
+all of them, and by the median, so that one interruption decides nothing.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+
+from kvtier.clock import perf_s
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], None]], rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call: `rounds` per contender, in turns, after `warm_up` uncounted turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warm_up + rounds):
+        for name, call in contenders.items():
+            began_s = perf_s()
+            call()
+            elapsed_s = perf_s() - began_s
+            if turn >= warm_up:
+                seconds[name].append(elapsed_s)
+    return seconds
+
+
+def paired_ratio(ours: list[float], reference: list[float]) -> float:
+    """Median over the rounds of reference time / our time: our share of its speed."""
+    return statistics.median(ref / own for own, ref in zip(ours, reference, strict=True))
+
+
+def spread(seconds: list[float]) -> str:
+    """`min..max` in milliseconds, for a row's note."""
+    return f"{min(seconds) * 1e3:.2f}..{max(seconds) * 1e3:.2f} ms over {len(seconds)} runs"

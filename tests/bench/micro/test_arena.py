@@ -1,0 +1,13 @@
+"""The arena measurement names the size it really used."""
+
+import pytest
+
+from kvtier.bench.micro import arena
+
+
+def test_a_small_machine_gets_a_small_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "memory_available", lambda: 2 << 30)
+    monkeypatch.setattr(arena, "_SLOT_BYTES", 4096)
+    (row,) = arena.measure_arena()
+    assert row.name.startswith("arena of 1 GiB")
+    assert row.unit == "s" and row.met is not None

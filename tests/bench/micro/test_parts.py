@@ -1,0 +1,19 @@
+"""Chains of keys and the cache they are put into."""
+
+from kvtier.bench.micro.parts import chain, parents, ram_cache
+
+
+def test_chains_do_not_share_keys_and_link_up() -> None:
+    first, second = chain(1, 3), chain(2, 3)
+    assert len({*first, *second}) == 6
+    assert all(len(key) == 36 for key in first)
+    assert parents(first) == [None, first[0], first[1]]
+
+
+def test_the_cache_holds_what_is_put() -> None:
+    cache = ram_cache(4, 4096)
+    save = cache.begin_save(chain(1, 3), parents(chain(1, 3)))
+    assert save is not None
+    cache.end_save(save)
+    assert cache.lookup(chain(1, 4)) == 3
+    cache.close()

@@ -1,0 +1,37 @@
+"""The RAM measurement gives the promised rows and checks the bytes it moves."""
+
+import numpy as np
+import pytest
+
+from kvtier.bench.micro import ram
+from kvtier.bench.micro.parts import ram_cache
+
+
+def test_every_size_has_a_put_and_a_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ram, "_ARENA_BYTES", 16 << 20)
+    monkeypatch.setattr(ram, "SIZES", ((64 << 10, "64 KiB", 0.75),))
+    monkeypatch.setattr(ram, "_ROUNDS", 2)
+    names = [row.name for row in ram.measure_ram()]
+    assert [name.split(",")[0] for name in names] == [
+        "RAM put",
+        "RAM get",
+        "bookkeeping per block",
+        "bookkeeping per block",
+    ]
+
+
+def test_a_wrong_byte_is_noticed() -> None:
+    cache = ram_cache(128, 4096)
+    source = np.random.default_rng(0).integers(0, 256, (64, 4096), np.uint8)
+    exercise = ram._Exercise(cache, source, np.zeros_like(source))
+    exercise.verify()
+    original = cache.end_save
+
+    def end_save_and_spoil(save: object, *args: object) -> None:
+        original(save, *args)  # type: ignore[arg-type]
+        cache.arena.array[save.slots[0], 7] ^= 1  # type: ignore[attr-defined]
+
+    cache.end_save = end_save_and_spoil  # type: ignore[method-assign, assignment]
+    with pytest.raises(AssertionError):
+        exercise.verify()
+    cache.close()

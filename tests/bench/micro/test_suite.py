@@ -1,0 +1,14 @@
+"""The suite prints each row, marks a miss, and keeps its file whole."""
+
+from kvtier.bench.micro.suite import describe
+from kvtier.bench.rows import Target, measured
+
+
+def test_a_missed_row_says_so_with_its_ratio_and_target() -> None:
+    row = measured("x", 8.0, "GB/s", reference=10.0, target=Target(">=", 0.9), note="why")
+    line = describe(row)
+    assert "missed" in line and "0.80" in line and ">= 0.9" in line and "why" in line
+
+
+def test_a_row_without_target_has_no_verdict() -> None:
+    assert "met" not in describe(measured("x", 1.0, "s")).replace("x", "")

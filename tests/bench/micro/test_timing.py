@@ -1,0 +1,21 @@
+"""Interleaving and the statistics of pairs."""
+
+from kvtier.bench.micro.timing import interleave, paired_ratio, spread
+
+
+def test_contenders_take_turns_and_warm_up_is_not_counted() -> None:
+    order: list[str] = []
+    seconds = interleave(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warm_up=2
+    )
+    assert order == ["a", "b"] * 5
+    assert [len(times) for times in seconds.values()] == [3, 3]
+
+
+def test_the_ratio_is_the_median_of_pairs_not_a_pair_of_medians() -> None:
+    # The machine was slow in the second round for both: the pairs do not mind.
+    assert paired_ratio([1.0, 10.0, 2.0], [0.9, 9.0, 1.8]) == 0.9
+
+
+def test_the_spread_names_both_ends() -> None:
+    assert spread([0.002, 0.001]) == "1.00..2.00 ms over 2 runs"
