@@ -53,7 +53,7 @@ def shared_memory_files() -> set[str]:
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return set()
-    return {name for name in os.listdir(folder) if "kvtier" in name or name.startswith("psm_")}
+    return {name for name in os.listdir(folder) if "kvtier" in name}
 
 
 def leftovers(

@@ -8,7 +8,7 @@ from kvtier.bench.micro.parts import chain, parents
 from kvtier.bench.micro.timing import interleave
 from kvtier.bench.rows import Row, Target, measured
 from kvtier.blocks.key import BlockKey
-from kvtier.eviction.lru import PLUGIN as Lru
+from kvtier.eviction.lru import Lru
 from kvtier.index.local import IDLE, RAM, LocalIndex
 
 PREFIX = 2000

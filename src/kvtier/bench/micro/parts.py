@@ -2,13 +2,19 @@
 
 from itertools import pairwise
 
-from kvtier.admission.always import PLUGIN as Always
+import numpy as np
+import numpy.typing as npt
+
+from kvtier.admission.always import Always
 from kvtier.blocks.key import BlockKey
 from kvtier.cache.core import TieredCache
 from kvtier.cache.residency import Residency
-from kvtier.eviction.lru import PLUGIN as Lru
+from kvtier.eviction.lru import Lru
 from kvtier.memory.arena import Arena
 from kvtier.transfer.engine import TransferEngine
+
+Blocks = npt.NDArray[np.uint8]
+"""Shape [blocks, bytes of a block]."""
 
 BATCH = 32
 
@@ -26,6 +32,13 @@ def chain(number: int, length: int) -> list[BlockKey]:
     """Keys of one prefix as an engine makes them: 32 bytes of hash, 4 bytes of group."""
     head = number.to_bytes(16, "big")
     return [BlockKey(head + i.to_bytes(16, "big") + b"\0\0\0\0") for i in range(length)]
+
+
+def fill(blocks: Blocks) -> None:
+    """Bytes that tell every block and every place in a block apart."""
+    ramp = np.arange(blocks.shape[1], dtype=np.uint32)
+    for number, block in enumerate(blocks):
+        block[:] = (ramp * 2654435761 + number * 40503 >> 13).astype(np.uint8)
 
 
 def parents(keys: list[BlockKey]) -> list[BlockKey | None]:

@@ -31,7 +31,7 @@ from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.slots import SlotLayout, payload_bytes, worker_bytes
 from kvtier.connectors.vllm.worker import CopyWorker
-from kvtier.settings import Settings, load
+from kvtier.settings import Settings, load, machine
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class KVTier(OffloadingSpec):
         return self._worker
 
     def _build_manager(self) -> KVTierManager:
+        machine.check(self._settings)
         config = self.config
         groups = [group.group_id for group in config.groups]
         tokens = {
