@@ -13,17 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from kvtier.bench.micro.parts import chain, parents
+from kvtier.bench.micro.parts import Blocks, chain, fill, parents
 from kvtier.bench.micro.timing import interleave, paired_ratio, spread
 from kvtier.bench.rows import Row, Target, measured
 from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.disk import DiskTier
-
-Blocks = npt.NDArray[np.uint8]
 
 SIZES = ((64 << 10, "64 KiB"), (1 << 20, "1 MiB"), (4 << 20, "4 MiB"))
 _BATCH_BYTES = 128 << 20
@@ -75,7 +72,7 @@ def _measure(folder: Path, size: int, label: str) -> list[Row]:
     raw = _RawSlab(folder / "raw", size, count)
     memory = mmap.mmap(-1, 2 * _BATCH_BYTES)
     source, target = np.frombuffer(memory, np.uint8).reshape(2, count, size)
-    source[:] = np.random.default_rng(2).integers(0, 256, source.shape, np.uint8)
+    fill(source)
     with ThreadPoolExecutor(_THREADS) as pool:
         tiered = _Tiered(tier, pool, source, target)
         seconds = interleave(

@@ -4,14 +4,11 @@ import statistics
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from kvtier.bench.micro.parts import BATCH, chain, parents, ram_cache
+from kvtier.bench.micro.parts import BATCH, Blocks, chain, fill, parents, ram_cache
 from kvtier.bench.micro.timing import interleave, paired_ratio, spread
 from kvtier.bench.rows import Row, Target, measured
 from kvtier.cache.core import TieredCache
-
-Blocks = npt.NDArray[np.uint8]
 
 SIZES = ((64 << 10, "64 KiB", 0.75), (1 << 20, "1 MiB", 0.90), (4 << 20, "4 MiB", 0.90))
 _ARENA_BYTES = 1 << 30
@@ -29,7 +26,8 @@ def measure_ram() -> list[Row]:
 def _throughput(size: int, label: str, target: float) -> list[Row]:
     slots = _ARENA_BYTES // size
     cache = ram_cache(slots, size)
-    source: Blocks = np.random.default_rng(1).integers(0, 256, (slots // 2, size), np.uint8)
+    source: Blocks = np.empty((slots // 2, size), np.uint8)
+    fill(source)
     bare: Blocks = np.zeros((slots // 2, size), np.uint8)
     exercise = _Exercise(cache, source, bare)
     for _ in range(slots // BATCH):
@@ -71,7 +69,6 @@ class _Exercise:
         self._cache = cache
         self._source = source
         self._bare = bare
-        self._target: Blocks = np.zeros((BATCH, source.shape[1]), np.uint8)
         self._number = 0
         self._at = 0
 

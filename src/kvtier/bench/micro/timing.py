@@ -1,5 +1,6 @@
-"""Timing contenders against each other: interleaved, so that a machine that slows down slows
-all of them, and by the median, so that one interruption decides nothing.
+"""Timing contenders against each other, interleaved, by the median.
+
+A machine that slows down slows all of them, and one interruption decides nothing.
 """
 
 import statistics
