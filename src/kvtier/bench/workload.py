@@ -1,0 +1,169 @@
+"""Workloads: groups of requests that share a long prefix, from real English text.
+
+Shaped like the shared-prefix workload that offloading is measured with in the field: some
+groups, each with its own system prompt, some questions per group, shuffled. The text is the
+language reference that ships inside CPython, so it is the same on every machine and comes
+from nowhere else; token lengths are exact because prompts are cut after tokenizing.
+
+Invariants: the same workload, tokenizer and seed give the same prompts in the same order;
+no two groups share a first block; no two requests share a question.
+"""
+
+import pydoc_data.topics
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from kvtier.clock import seeded
+from kvtier.errors import InvalidSettings
+
+Encode = Callable[[str], list[int]]
+"""Text to token ids, without special tokens."""
+
+_QUESTION = "\n\nQuestion: What does the documentation say about this passage: "
+_ANSWER = "\nAnswer:"
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A shape of load. Lengths are tokens; `device_blocks` is the cache it is sized against."""
+
+    name: str
+    title: str
+    groups: int
+    system_prompt_len: int
+    question_len: int
+    prompts_per_group: int
+    output_len: int
+    concurrency: int
+    block_tokens: int
+    device_blocks: int
+    runs_per_round: int = 1
+    """More than one where the effect looked for is smaller than a run's scatter."""
+
+    def __post_init__(self) -> None:
+        smallest = min(getattr(self, name) for name in self.__struct_fields__[2:])
+        if smallest < 1:
+            raise ValueError(f"{self.name}: every length and count must be at least 1")
+
+    @property
+    def requests(self) -> int:
+        """Requests in one run."""
+        return self.groups * self.prompts_per_group
+
+    @property
+    def working_set_blocks(self) -> int:
+        """Blocks that a cache must hold to recompute no prefix.
+
+        The whole blocks of every prefix, and what the requests in flight need beside them.
+        """
+        prefix = self.system_prompt_len // self.block_tokens
+        whole = self.system_prompt_len + self.question_len + self.output_len
+        beside = -(-whole // self.block_tokens) - prefix
+        return self.groups * prefix + self.concurrency * beside
+
+    @property
+    def working_set_ratio(self) -> float:
+        """Working set as a multiple of the device cache."""
+        return self.working_set_blocks / self.device_blocks
+
+
+class Prompt(NamedTuple):
+    """One request's token ids, and which prefix and question it is made of."""
+
+    group: int
+    question: int
+    tokens: list[int]
+
+    @property
+    def label(self) -> str:
+        """Names the request in every run and row alike."""
+        return f"{self.group}/{self.question}"
+
+
+def read_workload(path: Path) -> Workload:
+    """Parse a workload file. Raises InvalidSettings that names the file and the fault."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=Workload)
+    except FileNotFoundError as error:
+        raise InvalidSettings(
+            f"no workload at {path}: run from the repository's root, or name the folder "
+            "with --workloads"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise InvalidSettings(f"{path}: {error}") from error
+
+
+def model_encoder(model: Path) -> Encode:
+    """The model's own tokenizer. Raises InvalidSettings where it or its package is missing."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise InvalidSettings(
+            "cutting prompts to length needs `tokenizers`, which comes with the engine: "
+            "install vLLM into this environment"
+        ) from error
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        raise InvalidSettings(f"no tokenizer.json in {model}: `--model` takes a model folder")
+    tokenizer = Tokenizer.from_file(str(path))
+
+    def encode(text: str) -> list[int]:
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    return encode
+
+
+def read_corpus() -> str:
+    """About 465,000 characters of English prose and examples, in a fixed order."""
+    topics = pydoc_data.topics.topics
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def build_prompts(workload: Workload, encode: Encode, seed: int) -> list[Prompt]:
+    """Every request of a run in its shuffled order. Costs one pass of the tokenizer.
+
+    Raises InvalidSettings if the corpus is too short for the workload or a question too
+    short for its frame.
+    """
+    corpus = encode(read_corpus())
+    opening, closing = encode(_QUESTION), encode(_ANSWER)
+    passage_len = workload.question_len - len(opening) - len(closing)
+    questions_at = workload.groups * workload.system_prompt_len
+    if passage_len < 1:
+        raise InvalidSettings(f"{workload.name}: question_len is too short to ask anything")
+    if questions_at + workload.requests * passage_len > len(corpus):
+        raise InvalidSettings(f"{workload.name}: needs more text than the corpus has")
+    prompts: list[Prompt] = []
+    for group in range(workload.groups):
+        prefix_at = group * workload.system_prompt_len
+        prefix = corpus[prefix_at : prefix_at + workload.system_prompt_len]
+        for question in range(workload.prompts_per_group):
+            index = group * workload.prompts_per_group + question
+            passage_at = questions_at + index * passage_len
+            passage = corpus[passage_at : passage_at + passage_len]
+            tokens = [*prefix, *opening, *passage, *closing]
+            prompts.append(Prompt(group, question, tokens))
+    seeded(seed).shuffle(prompts)
+    return prompts
+
+
+def distinct_prompts(encode: Encode, lengths: list[int]) -> list[list[int]]:
+    """One prompt per length, no two sharing any text; for measuring single requests.
+
+    Raises InvalidSettings if the corpus is too short for them all.
+    """
+    corpus = encode(read_corpus())
+    if sum(lengths) > len(corpus):
+        raise InvalidSettings(
+            f"{len(lengths)} prompts of {sum(lengths)} tokens in all, and the corpus has "
+            f"{len(corpus)}: measure fewer or shorter ones"
+        )
+    prompts: list[list[int]] = []
+    start = 0
+    for length in lengths:
+        prompts.append(corpus[start : start + length])
+        start += length
+    return prompts

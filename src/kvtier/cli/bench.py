@@ -1,0 +1,190 @@
+"""`kvtier bench`: measure the parts, the engine, or see the demo."""
+
+import signal
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from kvtier.bench import demo as demo_bench
+from kvtier.bench import engine as engine_bench
+from kvtier.bench import micro as micro_bench
+from kvtier.bench.lineup import lineup
+from kvtier.bench.progress import Steps
+from kvtier.bench.rows import Report, Row, report, write_report
+from kvtier.bench.table import summary_table
+from kvtier.bench.ttft import measure_ttft
+from kvtier.bench.workload import model_encoder, read_workload
+from kvtier.errors import KVTierError
+
+MODEL = Path(".models/smollm2-135m")
+WORKLOADS = Path("benchmarks/workloads")
+PEERS = Path("benchmarks/peers")
+
+_ENGINE_EXAMPLES = """\b
+Examples:
+  kvtier bench engine --json benchmarks/results/engine-today.json
+  kvtier bench engine --rounds 1 --workload low --row vllm-alone --row kvtier-ram
+"""
+
+_folder = click.Path(path_type=Path, file_okay=False)
+_file = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group("bench", epilog=_ENGINE_EXAMPLES)
+def bench() -> None:
+    """Measure: the parts (micro), real vLLM with and without kvtier (engine), the demo.
+
+    Every measurement is a row {name, value, unit, reference, ratio, target, met}. A row that
+    misses its target is shown as missed.
+    """
+    # Killed politely or hung up on, end as by Ctrl-C: stop the server before leaving.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
+@bench.command(
+    "micro", epilog="\b\nExample:\n  kvtier bench micro --json benchmarks/results/micro-today.json"
+)
+@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
+@click.option(
+    "--scratch",
+    type=_folder,
+    default=Path(".bench"),
+    show_default=True,
+    help="Where the disk tier is measured; on a real disk.",
+)
+def micro(json_path: Path | None, scratch: Path) -> None:
+    """Measure the hot paths one by one, against raw copies and raw files in the same run."""
+    micro_bench.run(json_path, scratch, Console())
+
+
+@bench.command("engine", epilog=_ENGINE_EXAMPLES)
+@click.option("--json", "json_path", type=_file, help="Also write rows and runs to this file.")
+@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the first round.")
+@click.option(
+    "--workload",
+    "workload_names",
+    multiple=True,
+    default=("high-1.2", "high-1.7", "low"),
+    show_default=True,
+    help="A file of the workloads folder; repeat for several.",
+)
+@click.option(
+    "--row",
+    "contestants",
+    multiple=True,
+    default=tuple(lineup(Path())),
+    show_default=True,
+    help="Who runs; repeat for several.",
+)
+@click.option(
+    "--ttft-repeats",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Prompts per length for time to first token by tier; 0 leaves it out.",
+)
+@click.option("--workloads", type=_folder, default=WORKLOADS, show_default=True)
+@click.option("--peers", type=_folder, default=PEERS, show_default=True)
+@click.option(
+    "--scratch",
+    type=_folder,
+    default=Path(".bench"),
+    show_default=True,
+    help="Logs and disk tiers; on a real disk.",
+)
+def engine(
+    json_path: Path | None,
+    model: Path,
+    rounds: int,
+    seed: int,
+    workload_names: tuple[str, ...],
+    contestants: tuple[str, ...],
+    ttft_repeats: int,
+    workloads: Path,
+    peers: Path,
+    scratch: Path,
+) -> None:
+    """Measure real vLLM alone, with its own tiering, with kvtier, and at the limit.
+
+    One server at a time, interleaved rounds, caches emptied before each run. The file is
+    rewritten after every round, so a run that is cut off keeps what it has.
+    """
+    console = Console()
+    try:
+        plan = engine_bench.Plan(
+            model=model,
+            workloads=[read_workload(workloads / f"{name}.yaml") for name in workload_names],
+            contestants=list(contestants),
+            rounds=rounds,
+            seed=seed,
+            scratch=scratch,
+            peers=peers,
+        )
+        _run_engine(plan, console, json_path, ttft_repeats)
+    except KVTierError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _run_engine(
+    plan: engine_bench.Plan, console: Console, json_path: Path | None, ttft_repeats: int
+) -> None:
+    encode = model_encoder(plan.model)
+    plan.check()
+    steps = Steps(console, plan.rounds * len(plan.contestants) + (2 if ttft_repeats else 0))
+    ttft_rows: list[Row] = []
+    ttft_details: dict[str, object] = {}
+    if ttft_repeats:
+        ttft_rows, ttft_details = measure_ttft(
+            plan.model, encode, steps, repeats=ttft_repeats, scratch=plan.scratch
+        )
+        _keep(json_path, report("engine", ttft_rows, {"ttft": ttft_details}))
+
+    def keep(measurements: engine_bench.Measurements) -> None:
+        content = measurements.report()
+        content.rows.extend(ttft_rows)
+        content.details["ttft"] = ttft_details
+        _keep(json_path, content)
+
+    measurements = engine_bench.measure(plan, encode, steps, keep)
+    for workload in plan.workloads:
+        console.print(summary_table(workload.title, measurements.medians(workload.name)))
+    _print_verdicts(console, [*measurements.rows(), *ttft_rows])
+
+
+@bench.command("demo", epilog="\b\nExample:\n  kvtier bench demo --output kvtier-demo")
+@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
+@click.option("--workload", "workload_name", default="high-1.7", show_default=True)
+@click.option("--workloads", type=_folder, default=WORKLOADS, show_default=True)
+@click.option("--output", type=_folder, default=Path("kvtier-demo"), show_default=True)
+def demo(model: Path, workload_name: str, workloads: Path, output: Path) -> None:
+    """See real vLLM without and with kvtier, then restarted and served from disk.
+
+    Prints the table, checks that answers agree, writes demo.json and demo.png. Needs about
+    5 GB of free memory and 4 GB of disk for a few minutes. Ctrl-C stops the server and
+    leaves nothing running.
+    """
+    try:
+        workload = read_workload(workloads / f"{workload_name}.yaml")
+        agreed = demo_bench.run_demo(model, workload, model_encoder(model), Console(), output)
+    except KVTierError as error:
+        raise click.ClickException(str(error)) from error
+    if not agreed:
+        raise click.ClickException("answers from RAM or disk differ from the device's own")
+
+
+def _keep(json_path: Path | None, content: Report) -> None:
+    if json_path is not None:
+        write_report(json_path, content)
+
+
+def _print_verdicts(console: Console, rows: list[Row]) -> None:
+    for row in rows:
+        if row.met is None:
+            continue
+        mark = "[green]met[/green]   " if row.met else "[red]missed[/red]"
+        judged = row.value if row.ratio is None else row.ratio
+        console.print(f"{mark} {row.name}: {judged:.3f} (target {row.target}) [dim]{row.note}[/]")

@@ -1,0 +1,145 @@
+"""A stand-in for the engine's server: same module name, same endpoints, no model.
+
+It lies in a folder that goes first on PYTHONPATH, so that everything of ours runs for real:
+the command line, the child process, health, requests, metrics, resets and the end. It keeps a
+prefix cache of whole prompts on its "device", and a lower tier where a connector is
+configured, in a file where that has a disk. Its answers depend on the prompt alone.
+"""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from kvtier.bench.workload import Workload
+
+STAND_IN = """
+import argparse, http.server, json, os, signal, sys
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--port", type=int)
+parser.add_argument("--kv-transfer-config", default="{}")
+known, rest = parser.parse_known_args()
+extra = json.loads(known.kv_transfer_config).get("kv_connector_extra_config")
+if os.environ.get("STAND_IN_FAILS"):
+    print("no such model: the stand-in was told to fail", flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+store = None
+if extra and "disk" in extra:
+    os.makedirs(extra["disk"]["path"], exist_ok=True)
+    store = os.path.join(extra["disk"]["path"], "blocks.json")
+device, ram = set(), set()
+disk = set(json.load(open(store))) if store and os.path.exists(store) else set()
+hits = {"ram": 0, "disk": 0}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, body, kind="text/plain"):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        lines = []
+        if extra:
+            lines = [f'kvtier_hit_tokens_total{{tier="{t}"}} {n}' for t, n in hits.items()]
+            lines = ["# TYPE kvtier_hit_tokens counter", *lines]
+        self.reply("\\n".join([*lines, ""]).encode())
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.path.startswith("/reset_prefix_cache"):
+            device.clear()
+            if "reset_external=true" in self.path:
+                ram.clear()
+                disk.clear()
+            return self.reply(b'{"success": true}')
+        self.answer(json.loads(body))
+
+    def answer(self, body):
+        prompt, key = body["prompt"], str(body["prompt"][:256]) + body.get("cache_salt", "")
+        cached = 256 if key in device | ram | disk else 0
+        if cached and key not in device:
+            hits["ram" if key in ram else "disk"] += cached
+        device.add(key)
+        if extra:
+            ram.add(key)
+        if store:
+            disk.add(key)
+            json.dump(sorted(disk), open(store, "w"))
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": body["max_tokens"],
+                 "prompt_tokens_details": {"cached_tokens": cached}}
+        events = [{"choices": [{"text": str(sum(prompt))}]}, {"choices": [], "usage": usage}]
+        lines = "".join(f"data: {json.dumps(e)}\\n\\n" for e in events) + "data: [DONE]\\n\\n"
+        self.reply(lines.encode(), "text/event-stream")
+
+
+print("stand-in serving with", rest, flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", known.port), Handler).serve_forever()
+"""
+
+
+class WordEncoder:
+    """A tokenizer of words, so that tests need no model."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+
+    def __call__(self, text: str) -> list[int]:
+        return [self._ids.setdefault(word, len(self._ids)) for word in text.split()]
+
+
+@pytest.fixture(scope="session")
+def fonts() -> None:
+    """matplotlib keeps its fonts open: let it open them before a test counts descriptors."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure()
+    figure.suptitle("a")
+    figure.savefig(io.BytesIO())
+
+
+@pytest.fixture
+def encode() -> WordEncoder:
+    return WordEncoder()
+
+
+@pytest.fixture
+def small() -> Workload:
+    """3 groups of 4 requests; fits a device of 10 blocks."""
+    return Workload(
+        name="small",
+        title="small",
+        groups=3,
+        system_prompt_len=256,
+        question_len=48,
+        prompts_per_group=4,
+        output_len=24,
+        concurrency=1,
+        block_tokens=128,
+        device_blocks=10,
+    )
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of the stand-in, on the PYTHONPATH of every child started in the test."""
+    folder = tmp_path / "stand-in"
+    package = folder / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    (package / "api_server.py").write_text(STAND_IN)
+    for parent in (folder / "vllm", folder / "vllm" / "entrypoints", package):
+        (parent / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder

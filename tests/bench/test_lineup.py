@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+from kvtier.bench.lineup import (
+    ALONE,
+    KVTIER_DISK,
+    KVTIER_RAM,
+    LIMIT,
+    NATIVE,
+    RAM_BYTES,
+    kvtier_transfer,
+    lineup,
+)
+
+
+def test_the_rows_of_the_comparison_in_their_order() -> None:
+    assert list(lineup(Path("d"))) == [ALONE, NATIVE, KVTIER_RAM, KVTIER_DISK, LIMIT]
+
+
+def test_alone_and_the_limit_have_no_connector_and_differ_in_device_cache() -> None:
+    everyone = lineup(Path("d"))
+    assert everyone[ALONE].kv_transfer is everyone[LIMIT].kv_transfer is None
+    assert everyone[ALONE].device_blocks is None
+    assert everyone[LIMIT].device_blocks is not None
+
+
+def test_all_connectors_get_the_same_ram() -> None:
+    everyone = lineup(Path("d"))
+    native = everyone[NATIVE].kv_transfer
+    ours = everyone[KVTIER_RAM].kv_transfer
+    assert native is not None
+    assert ours is not None
+    assert native["kv_connector_extra_config"]["cpu_bytes_to_use"] == RAM_BYTES
+    assert ours["kv_connector_extra_config"]["ram"] == f"{RAM_BYTES // 2**20}MiB"
+
+
+def test_only_the_peer_needs_the_peers_folder() -> None:
+    assert [each.name for each in lineup(Path("d")).values() if each.needs_peers] == [NATIVE]
+
+
+def test_kvtier_is_asked_for_as_a_user_would_write_it() -> None:
+    transfer = kvtier_transfer(2**30, Path("/disk"), "3GiB")
+    assert json.loads(json.dumps(transfer)) == {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "spec_name": "KVTier",
+            "spec_module_path": "kvtier.connectors.vllm.spec",
+            "ram": "1024MiB",
+            "disk": {"path": "/disk", "capacity": "3GiB"},
+        },
+    }

@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client.samples import Sample
+
+from kvtier.bench.client import Completion
+from kvtier.bench.lineup import kvtier_transfer
+from kvtier.bench.runs import (
+    RunSummary,
+    disagreements,
+    lower_tier_hits,
+    median_summary,
+    percentile,
+    run_workload,
+    summarize,
+)
+from kvtier.bench.server import Server, ServerSettings
+from kvtier.bench.workload import Encode, Workload, build_prompts
+from kvtier.clock import VirtualClock
+
+
+def answer(ttft_s: float, e2e_s: float, cached: int) -> Completion:
+    return Completion(
+        text="a",
+        ttft_s=ttft_s,
+        e2e_s=e2e_s,
+        prompt_tokens=100,
+        cached_tokens=cached,
+        output_tokens=10,
+    )
+
+
+def summary(**changes: object) -> RunSummary:
+    fields = {
+        "mean_ttft_s": 1.0,
+        "p90_ttft_s": 1.0,
+        "mean_e2e_s": 1.0,
+        "p90_e2e_s": 1.0,
+        "tokens_per_s": 1.0,
+        "cpu_s_per_request": 1.0,
+        "hit_rates": {"device": 0.5},
+    }
+    return RunSummary(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_run_in_numbers() -> None:
+    answers = [answer(1.0, 2.0, 50), answer(3.0, 4.0, 90)]
+    result = summarize(answers, wall_s=4.0, cpu_s=6.0, hits={"ram": 60, "disk": 20})
+    assert result.mean_ttft_s == 2.0
+    assert result.p90_ttft_s == pytest.approx(2.8)
+    assert result.p90_e2e_s == pytest.approx(3.8)
+    assert result.tokens_per_s == pytest.approx(220 / 4)
+    assert result.cpu_s_per_request == 3.0
+    assert result.hit_rates == pytest.approx({"device": 0.3, "ram": 0.3, "disk": 0.1})
+
+
+def test_more_hits_below_than_tokens_reused_leave_the_device_at_nought() -> None:
+    result = summarize([answer(1, 2, 50)], wall_s=1, cpu_s=1, hits={"ram": 60})
+    assert result.hit_rates["device"] == 0.0
+
+
+def test_percentile_of_one_and_of_many() -> None:
+    assert percentile([7.0], 90) == 7.0
+    assert percentile([float(n) for n in range(1, 12)], 90) == 10.0
+
+
+def test_hits_by_tier_come_from_kvtier_where_it_counts_them() -> None:
+    samples = [
+        Sample("kvtier_hit_tokens_total", {"tier": "ram"}, 5),
+        Sample("kvtier_hit_tokens_total", {"tier": "disk"}, 7),
+        Sample("vllm:external_prefix_cache_hits_total", {}, 12),
+    ]
+    assert lower_tier_hits(samples) == {"ram": 5, "disk": 7}
+    assert lower_tier_hits(samples[2:]) == {"ram": 12}
+    assert lower_tier_hits([]) == {}
+
+
+def test_medians_field_by_field_over_all_tiers_seen() -> None:
+    runs = [
+        summary(mean_ttft_s=1.0, hit_rates={"device": 0.2}),
+        summary(mean_ttft_s=9.0, hit_rates={"device": 0.4, "ram": 0.3}),
+        summary(mean_ttft_s=2.0, hit_rates={"device": 0.6, "ram": 0.1}),
+    ]
+    result = median_summary(runs)
+    assert result.mean_ttft_s == 2.0
+    assert result.hit_rates == {"device": 0.4, "ram": 0.1}
+
+
+def test_disagreements_count_shared_requests_only() -> None:
+    assert disagreements({"a": "x", "b": "y"}, {"a": "x", "b": "z", "c": "w"}) == 1
+
+
+def test_a_run_against_a_server(
+    stand_in: Path, tmp_path: Path, encode: Encode, small: Workload
+) -> None:
+    prompts = build_prompts(small, encode, seed=3)
+    settings = ServerSettings(
+        model=Path("model"),
+        device_blocks=10,
+        log=tmp_path / "s.log",
+        kv_transfer=kvtier_transfer(2**30),
+    )
+    clock = VirtualClock()
+    with Server(settings) as server:
+        server.start(lambda news: None)
+        first = run_workload(server, small, prompts, clock=clock)
+        again = run_workload(server, small, prompts, clock=clock)
+        salted = run_workload(server, small, prompts, salt="mine", clock=clock)
+        server.forget_device()
+        found = run_workload(server, small, prompts, salt="mine", clock=clock)
+    assert set(first.texts) == {prompt.label for prompt in prompts}
+    assert first.texts == again.texts == found.texts
+    # One miss a group, then device hits; and nothing of the run before.
+    share = 256 * 3 / (304 * 4)
+    for run in (first, again, salted):
+        assert run.summary.hit_rates["device"] == pytest.approx(share)
+    assert found.summary.hit_rates["ram"] == pytest.approx(256 / (304 * 4))
+    assert msgspec.to_builtins(first.summary)["tokens_per_s"] > 0

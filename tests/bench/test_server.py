@@ -1,0 +1,107 @@
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kvtier.bench.client import complete
+from kvtier.bench.processes import session_processes
+from kvtier.bench.runs import lower_tier_hits
+from kvtier.bench.server import Server, ServerFailed, ServerSettings, free_port
+from kvtier.clock import VirtualClock
+
+TRANSFER = {"kv_connector": "OffloadingConnector", "kv_connector_extra_config": {"ram": "1GiB"}}
+
+
+def settings(tmp_path: Path, **changes: object) -> ServerSettings:
+    fields = {"model": Path("model"), "device_blocks": 100, "log": tmp_path / "logs" / "s.log"}
+    return ServerSettings(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def silent(news: str) -> None:
+    pass
+
+
+def test_rows_of_a_comparison_differ_in_connector_and_device_cache_only(tmp_path: Path) -> None:
+    alone = settings(tmp_path).command(8000)
+    tiered = settings(tmp_path, kv_transfer=TRANSFER).command(8000)
+    assert tiered[: len(alone)] == alone
+    flag, config = tiered[len(alone) :]
+    assert flag == "--kv-transfer-config"
+    assert json.loads(config) == TRANSFER
+    environments = [settings(tmp_path, kv_transfer=each).environment() for each in (None, TRANSFER)]
+    assert environments[0] == environments[1]
+
+
+def test_the_thread_binding_is_explicit_and_the_hub_is_off(tmp_path: Path) -> None:
+    environment = settings(tmp_path).environment()
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_peers_come_before_the_inherited_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "src")
+    peers = settings(tmp_path, python_path=(tmp_path,)).environment()
+    assert peers["PYTHONPATH"] == f"{tmp_path}{os.pathsep}src"
+    assert settings(tmp_path).environment()["PYTHONPATH"] == "src"
+
+
+def test_a_server_starts_answers_and_leaves_nothing(stand_in: Path, tmp_path: Path) -> None:
+    with Server(settings(tmp_path, kv_transfer=TRANSFER)) as server:
+        assert server.start(silent) >= 0
+        leader = next(iter(_pids_of(server)))
+        assert complete(server.endpoint, [1, 2], 1).text == "3"
+        assert server.cpu_s() > 0
+    assert session_processes(leader) == []
+    server.stop()
+    assert server.cpu_s() == 0.0
+
+
+def test_forgetting_the_device_keeps_the_tiers(stand_in: Path, tmp_path: Path) -> None:
+    with Server(settings(tmp_path, kv_transfer=TRANSFER)) as server:
+        server.start(silent)
+        prompt = list(range(300))
+        complete(server.endpoint, prompt, 1)
+        server.forget_device()
+        assert complete(server.endpoint, prompt, 1).cached_tokens == 256
+        assert lower_tier_hits(server.metrics()) == {"ram": 256, "disk": 0}
+        server.forget_everything()
+        assert complete(server.endpoint, prompt, 1).cached_tokens == 0
+
+
+def test_a_server_that_ends_at_start_shows_its_log(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAILS", "1")
+    with pytest.raises(ServerFailed, match="told to fail"):
+        Server(settings(tmp_path)).start(silent)
+
+
+def test_a_server_that_never_answers_is_ended(stand_in: Path, tmp_path: Path) -> None:
+    package = stand_in / "vllm" / "entrypoints" / "openai" / "api_server.py"
+    package.write_text("import time\ntime.sleep(600)\n")
+    server = Server(settings(tmp_path, start_timeout_s=20.0), VirtualClock())
+    with pytest.raises(ServerFailed, match="not ready after 20 s"):
+        server.start(silent)
+    assert server.cpu_s() == 0.0
+
+
+def test_news_come_while_waiting(stand_in: Path, tmp_path: Path) -> None:
+    news: list[str] = []
+    with Server(settings(tmp_path)) as server:
+        server.start(news.append)
+    assert "waiting for vLLM" in news[0]
+
+
+def test_a_free_port_can_be_listened_on() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", free_port()))
+
+
+def _pids_of(server: Server) -> list[int]:
+    process = server._process
+    assert process is not None
+    return [stat.pid for stat in session_processes(process.pid)]

@@ -1,0 +1,88 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kvtier.bench import ttft
+from kvtier.bench.client import Completion
+from kvtier.bench.progress import Steps
+from kvtier.bench.ttft import Samples, drop_page_cache, measure_ttft, ttft_rows
+from kvtier.bench.workload import Encode
+from kvtier.clock import VirtualClock
+
+
+def answers(*ttfts_s: float, text: str = "same") -> list[Completion]:
+    return [
+        Completion(
+            text=text,
+            ttft_s=each,
+            e2e_s=each + 1,
+            prompt_tokens=5300,
+            cached_tokens=5248,
+            output_tokens=8,
+        )
+        for each in ttfts_s
+    ]
+
+
+@pytest.fixture
+def samples() -> Samples:
+    return {
+        (5300, "cold"): answers(5.0, 5.2, 5.1),
+        (5300, "device"): answers(0.20, 0.21, 0.19),
+        (5300, "ram"): answers(0.24, 0.25, 0.23),
+        (5300, "disk"): answers(0.44, 0.45, 0.46),
+        (5300, "device-after"): answers(0.20, 0.22, 0.21),
+    }
+
+
+def test_medians_ratios_and_verdicts(samples: Samples) -> None:
+    rows = {row.name: row for row in ttft_rows(samples, page_cache_dropped=True)}
+    assert (rows["ttft/5300/ram"].ratio, rows["ttft/5300/ram"].met) == (pytest.approx(1.2), True)
+    assert rows["ttft/5300/cold_over_ram"].met is True
+    # A disk hit is compared with device hits of its own process.
+    assert rows["ttft/5300/disk"].ratio == pytest.approx(0.45 / 0.21)
+    assert rows["ttft/5300/disk"].met is False
+    assert rows["ttft/5300/outputs_different"].met is True
+
+
+def test_a_hit_that_changes_an_answer_is_a_missed_row(samples: Samples) -> None:
+    samples[5300, "disk"][1:2] = answers(0.45, text="other")
+    rows = {row.name: row for row in ttft_rows(samples, page_cache_dropped=True)}
+    assert rows["ttft/5300/outputs_different"].value == 1
+    assert rows["ttft/5300/outputs_different"].met is False
+
+
+def test_a_page_cache_that_was_kept_is_confessed(samples: Samples) -> None:
+    rows = {row.name: row for row in ttft_rows(samples, page_cache_dropped=False)}
+    assert "NOT dropped" in rows["ttft/5300/disk"].note
+    assert "NOT dropped" not in rows["ttft/5300/ram"].note
+
+
+def test_dropping_what_may_not_be_dropped_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ttft, "PAGE_CACHE", tmp_path / "nowhere" / "drop_caches")
+    assert drop_page_cache() is False
+    monkeypatch.setattr(ttft, "PAGE_CACHE", tmp_path / "drop_caches")
+    assert drop_page_cache() is True
+    assert (tmp_path / "drop_caches").read_text() == "3"
+
+
+def test_every_state_is_met_where_it_should_be(
+    stand_in: Path, tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ttft, "PAGE_CACHE", tmp_path / "drop_caches")
+    steps = Steps(Console(file=io.StringIO()), 2)
+    rows, details = measure_ttft(
+        Path("model"), encode, steps, repeats=2, scratch=tmp_path / "s", clock=VirtualClock()
+    )
+    by_name = {row.name: row for row in rows}
+    share = 256 / 5300
+    for state, cached in [("cold", 0.0), ("device", share), ("ram", share), ("disk", share)]:
+        note = by_name[f"ttft/5300/{state}"].note
+        assert f"cached median {cached:.4g}" in note
+    assert by_name["ttft/1700/outputs_different"].value == 0
+    assert len(details["5300/disk"]) == 2
+    assert {each.suffix for each in (tmp_path / "s").iterdir()} == {".log"}
