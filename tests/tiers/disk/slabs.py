@@ -45,12 +45,8 @@ def other_space(**fields: Any) -> KeySpace:
     return msgspec.structs.replace(SPACE, **fields)
 
 
-def make(
-    folder: Path, blocks: int = 16, layout: BlockLayout = LAYOUT, **options: Any
-) -> DiskTier:
-    return DiskTier(
-        folder, capacity_for(blocks, layout.slot_bytes), layout, SPACE, **options
-    )
+def make(folder: Path, blocks: int = 16, layout: BlockLayout = LAYOUT, **options: Any) -> DiskTier:
+    return DiskTier(folder, capacity_for(blocks, layout.slot_bytes), layout, SPACE, **options)
 
 
 def plain_folder(path: Path) -> Folder:

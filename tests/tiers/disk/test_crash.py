@@ -45,6 +45,8 @@ def churn(tier: DiskTier, seed: int, mine: range, acknowledged: npt.NDArray[np.u
     while True:
         numbers = sorted(rng.sample(mine, 6))
         if rng.random() < 0.55:
+            uncertain = [number for number in numbers if acknowledged[number] != KEPT]
+            acknowledged[uncertain] = UNKNOWN
             for number, outcome in zip(numbers, write(tier, numbers), strict=True):
                 if outcome is Outcome.DONE:
                     acknowledged[number] = KEPT
@@ -152,7 +154,7 @@ class MortalFiles(OsFiles):
 
 
 def live_a_life(folder: Path, files: OsFiles, acknowledged: npt.NDArray[np.uint8]) -> None:
-    """Every kind of step, in two lives: the second starts from a checkpoint and a log."""
+    """Every kind of step, in two lives: the second starts from a checkpoint."""
     for first in (0, 10):
         tier = make(folder, 8, files=files)
         acknowledged[first : first + 5] = [

@@ -126,9 +126,10 @@ def test_a_buffer_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_a_key_too_long_to_account_for_is_refused(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab")
     long = BlockKey(b"x" * 73)
-    assert tier.write_from([Move(long, content(1)), Move(key(1), content(1))], [None, long]) == [
-        FAILED
-    ] * 2
+    assert (
+        tier.write_from([Move(long, content(1)), Move(key(1), content(1))], [None, long])
+        == [FAILED] * 2
+    )
     assert tier.write_from([Move(BlockKey(b"x" * 72), content(1))], [None]) == [DONE]
     tier.close()
 

@@ -40,7 +40,12 @@ def save(folder: Folder, slots: SlotMap, generation: int) -> None:
 def load(folder: Folder) -> Snapshot | None:
     """Read the checkpoint; None where there is none that verifies. Raises OSError."""
     raw = folder.read(CHECKPOINT_NAME)
-    if raw is None or len(raw) < _HEADER.size + _TRAILER_BYTES:
+    return None if raw is None else decode(raw)
+
+
+def decode(raw: bytes) -> Snapshot | None:
+    """A checkpoint from its bytes; None where they do not verify."""
+    if len(raw) < _HEADER.size + _TRAILER_BYTES:
         return None
     body = memoryview(raw)[:-_TRAILER_BYTES]
     magic, generation, rows = _HEADER.unpack_from(body)

@@ -1,0 +1,41 @@
+"""The real system calls: the two that decide something."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kvtier.tiers.disk.files import OsFiles
+from tests.tiers.disk.slabs import plain_folder
+
+
+def test_files_are_made_private_and_links_are_not_followed(tmp_path: Path) -> None:
+    folder = plain_folder(tmp_path / "slab")
+    (folder.path / "link").symlink_to("/etc/passwd")
+    fd = folder.open_file("mine", os.O_RDWR | os.O_CREAT)
+    assert os.fstat(fd).st_mode & 0o777 == 0o600
+    os.close(fd)
+    with pytest.raises(OSError, match="symbolic"):
+        folder.open_file("link", os.O_RDONLY)
+    folder.close()
+
+
+def test_space_is_reserved_or_at_least_the_file_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    OsFiles().allocate(fd, 1 << 20)
+    assert os.fstat(fd).st_blocks * 512 >= 1 << 20
+
+    def refuse(fd: int, offset: int, length: int) -> None:
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    code = errno.EOPNOTSUPP
+    OsFiles().allocate(fd, 2 << 20)
+    assert os.fstat(fd).st_size == 2 << 20
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="refused"):
+        OsFiles().allocate(fd, 3 << 20)
+    os.close(fd)

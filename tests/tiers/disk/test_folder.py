@@ -1,0 +1,109 @@
+"""One process a folder, clear refusals, files that appear whole or not at all."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.tiers.disk.folder import open_folder
+from tests.tiers.disk.slabs import BrokenFiles, plain_folder
+
+
+def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    first = plain_folder(tmp_path / "slab")
+    with pytest.raises(InvalidSettings) as refused:
+        plain_folder(tmp_path / "slab")
+    assert str(tmp_path / "slab") in str(refused.value)
+    assert f"in use by process {os.getpid()};" in str(refused.value)
+    first.close()
+    first.close()
+    plain_folder(tmp_path / "slab").close()
+
+
+def test_another_process_is_refused_too(tmp_path: Path) -> None:
+    first = plain_folder(tmp_path / "slab")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from kvtier.tiers.disk.files import OsFiles\n"
+        "from kvtier.tiers.disk.folder import open_folder\n"
+        "open_folder(Path(sys.argv[1]), OsFiles())"
+    )
+    second = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "slab")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    first.close()
+    assert second.returncode != 0
+    assert f"in use by process {os.getpid()};" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "says"),
+    [
+        (lambda root: None, "no/slab", "parent folder"),
+        (lambda root: (root / "slab").write_text("x"), "slab", "not a folder"),
+        (lambda root: (root / "file").write_text("x"), "file/slab", "not a folder"),
+    ],
+)
+def test_paths_that_cannot_be_a_folder(tmp_path: Path, make: object, path: str, says: str) -> None:
+    assert callable(make)
+    make(tmp_path)
+    with pytest.raises(InvalidSettings, match=r"disk\.path: .*" + says):
+        plain_folder(tmp_path / path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "slab").mkdir(mode=0o500)
+    with pytest.raises(InvalidSettings, match=r"disk\.path: .*cannot be used"):
+        plain_folder(tmp_path / "slab")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody can write to")
+def test_a_folder_on_a_file_system_that_takes_no_files() -> None:
+    with pytest.raises(InvalidSettings, match=r"disk\.path: /proc/self .*cannot be used"):
+        plain_folder(Path("/proc/self"))
+
+
+@pytest.mark.parametrize("call", ["open", "write", "sync", "rename"])
+def test_replace_is_all_or_nothing(tmp_path: Path, call: str) -> None:
+    files = BrokenFiles()
+    folder = open_folder(tmp_path / "slab", files)
+    folder.replace("name", [b"old"])
+    files.errors[call] = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        folder.replace("name", [b"new"])
+    files.errors.clear()
+    assert folder.read("name") == b"old"
+    assert folder.names() == ["kvtier.lock", "name"]
+    files.short["write"] = 2
+    folder.replace("name", [b"newer", b"", b"still"])
+    assert folder.read("name") == b"newerstill"
+    assert folder.read("absent") is None
+    folder.close()
+
+
+def test_only_own_temporaries_are_removed(tmp_path: Path) -> None:
+    folder = plain_folder(tmp_path / "slab")
+    (folder.path / folder.temporary_name()).touch()
+    (folder.path / "temporary-of-somebody").touch()
+    folder.remove_temporaries()
+    assert folder.names() == ["kvtier.lock", "temporary-of-somebody"]
+    folder.close()
+
+
+def test_names_belong_to_the_folder_that_was_opened(tmp_path: Path) -> None:
+    folder = plain_folder(tmp_path / "slab")
+    (tmp_path / "slab").rename(tmp_path / "moved")
+    (tmp_path / "slab").mkdir()
+    folder.replace("name", [b"data"])
+    assert (tmp_path / "moved" / "name").read_bytes() == b"data"
+    assert list((tmp_path / "slab").iterdir()) == []
+    folder.close()

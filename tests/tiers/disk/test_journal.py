@@ -1,0 +1,118 @@
+"""Log and checkpoint stay within their bound and never contradict each other."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from kvtier.tiers.disk import checkpoint
+from kvtier.tiers.disk.folder import open_folder
+from kvtier.tiers.disk.journal import CHUNK_FRAMES, Journal
+from kvtier.tiers.disk.log import MAX_FRAME_BYTES, Delete, Log, Put, replay
+from kvtier.tiers.disk.slots import SlotMap
+from tests.tiers.disk.slabs import BrokenFiles, key
+
+
+class Desk:
+    """A journal with everything around it in reach."""
+
+    def __init__(self, path: Path, limit_frames: int = CHUNK_FRAMES) -> None:
+        self.files = BrokenFiles()
+        self.folder = open_folder(path, self.files)
+        self.log = Log(self.folder)
+        self.log.restart(1)
+        self.slots = SlotMap(4096)
+        self.limit_bytes = 24 + limit_frames * MAX_FRAME_BYTES
+        self.journal = Journal(
+            self.folder, self.log, self.slots, limit_bytes=self.limit_bytes, generation=1
+        )
+
+    def put(self, *numbers: int) -> None:
+        puts = [Put(number, key(number), None, bytes(16)) for number in numbers]
+        self.journal.put(puts)
+        for put in puts:
+            self.slots.publish(put)
+
+    def close(self) -> None:
+        self.journal.close()
+        self.folder.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path):  # type: ignore[no-untyped-def]
+    made = Desk(tmp_path / "slab")
+    yield made
+    made.files.errors.clear()
+    made.files.short.clear()
+    made.close()
+
+
+def on_disk(desk: Desk) -> tuple[int, int, int]:
+    """Generation and blocks of the checkpoint, records in the log; they must belong together."""
+    snapshot = checkpoint.load(desk.folder)
+    history = replay((desk.folder.path / "log").read_bytes())
+    assert history is not None
+    if snapshot is None:
+        return 0, 0, len(history.records)
+    assert history.generation == snapshot.generation
+    return snapshot.generation, len(snapshot.puts), len(history.records)
+
+
+def test_the_log_is_folded_before_it_passes_its_bound(desk: Desk) -> None:
+    for number in range(2000):
+        desk.put(number)
+        assert (desk.folder.path / "log").stat().st_size <= desk.limit_bytes
+    generation, blocks, records = on_disk(desk)
+    assert generation > 2
+    assert blocks + records == 2000
+
+
+def test_many_deletions_are_recorded_in_parts(desk: Desk) -> None:
+    for start in range(0, 1000, 100):
+        desk.put(*range(start, start + 100))
+    assert desk.journal.delete(range(700)) == list(range(700))
+    assert desk.journal.owed == []
+
+
+def test_deletions_are_owed_until_they_are_recorded(desk: Desk) -> None:
+    desk.put(1, 2, 3)
+    desk.files.errors["write"] = errno.EIO
+    for slot in (1, 2):
+        with pytest.raises(OSError, match="Input/output"):
+            desk.journal.delete([slot])
+    assert desk.journal.owed == [1, 2]
+    desk.files.errors.clear()
+    assert desk.journal.delete([3]) == [1, 2, 3]
+    history = replay((desk.folder.path / "log").read_bytes())
+    assert history is not None
+    assert history.records[-3:] == [Delete(1), Delete(2), Delete(3)]
+
+
+@pytest.mark.parametrize("call", ["open", "write", "sync", "rename", "truncate"])
+def test_nothing_is_appended_between_a_failed_checkpoint_and_the_next(
+    desk: Desk, call: str
+) -> None:
+    desk.put(1, 2)
+    desk.files.errors[call] = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        desk.journal.checkpoint()
+    size = (desk.folder.path / "log").stat().st_size
+    with pytest.raises(OSError, match="No space"):
+        desk.put(3)
+    assert (desk.folder.path / "log").stat().st_size == size
+    desk.files.errors.clear()
+    desk.put(4)
+    generation, blocks, records = on_disk(desk)
+    assert (blocks, records) == (2, 1)
+    assert generation > 2, "each attempt has a generation of its own"
+
+
+def test_closing_folds_a_log_that_says_something(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "slab")
+    desk.close()
+    assert not (tmp_path / "slab" / "checkpoint").exists()
+    desk = Desk(tmp_path / "slab")
+    desk.put(1)
+    desk.journal.close()
+    assert on_disk(desk) == (2, 1, 0)
+    desk.folder.close()

@@ -1,0 +1,154 @@
+"""What a log gives back is a prefix of what happened, whatever became of the file."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.blocks.key import BlockKey
+from kvtier.tiers.disk.folder import Folder, open_folder
+from kvtier.tiers.disk.log import (
+    HEADER_BYTES,
+    KEY_BYTES_MAX,
+    MAX_FRAME_BYTES,
+    Delete,
+    Log,
+    Put,
+    Record,
+    delete_frame,
+    put_frame,
+    replay,
+)
+from tests.tiers.disk.slabs import BrokenFiles, key
+
+RECORDS: list[Record] = [
+    Put(0, key(1), None, b"a" * 16),
+    Put(7, key(2), key(1), b"b" * 16),
+    Delete(0),
+    Put(1 << 31, BlockKey(b"x" * KEY_BYTES_MAX), BlockKey(b"y" * KEY_BYTES_MAX), b"c" * 16),
+    Put(3, BlockKey(b""), BlockKey(b""), bytes(16)),
+]
+
+
+def frame(record: Record, generation: int) -> bytes:
+    if isinstance(record, Put):
+        return put_frame(record, generation)
+    return delete_frame(record.slot, generation)
+
+
+@pytest.fixture
+def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
+    opened = open_folder(tmp_path / "slab", BrokenFiles())
+    yield opened
+    opened.close()
+
+
+def written(folder: Folder, generation: int = 5) -> tuple[bytes, list[int]]:
+    """A log of RECORDS: its bytes, and where each frame ends."""
+    log = Log(folder)
+    log.restart(generation)
+    ends = []
+    for record in RECORDS:
+        log.append(frame(record, generation))
+        ends.append(log.size_bytes)
+    log.close()
+    log.close()
+    return (folder.path / "log").read_bytes(), ends
+
+
+def test_records_come_back(folder: Folder) -> None:
+    raw, ends = written(folder)
+    history = replay(raw)
+    assert history == (5, RECORDS, ends[-1])
+    assert max(len(frame(record, 5)) for record in RECORDS) == MAX_FRAME_BYTES
+
+
+def test_cut_at_every_byte_leaves_the_frames_before(folder: Folder) -> None:
+    raw, ends = written(folder)
+    for size in range(len(raw)):
+        history = replay(raw[:size])
+        if size < HEADER_BYTES:
+            assert history is None
+            continue
+        whole = [end for end in ends if end <= size]
+        assert history == (5, RECORDS[: len(whole)], whole[-1] if whole else HEADER_BYTES)
+
+
+def test_every_flipped_bit_ends_the_log_before_it(folder: Folder) -> None:
+    raw, ends = written(folder)
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        history = replay(bytes(damaged))
+        if bit // 8 < HEADER_BYTES:
+            assert history is None
+        else:
+            assert history is not None
+            assert history.records == RECORDS[: sum(end <= bit // 8 for end in ends)]
+
+
+@given(st.binary(max_size=400))
+def test_nonsense_behind_the_header_is_cut(tail: bytes) -> None:
+    head = replay_header(9)
+    history = replay(head + tail)
+    assert history == (9, [], HEADER_BYTES)
+
+
+def replay_header(generation: int) -> bytes:
+    import struct
+
+    import xxhash
+
+    magic = b"kvtlog1\n"
+    return struct.pack("<8sQQ", magic, generation, xxhash.xxh3_64_intdigest(magic, generation))
+
+
+def test_frames_of_another_generation_do_not_pass(folder: Folder) -> None:
+    raw, _ = written(folder, 5)
+    assert replay(replay_header(6) + raw[HEADER_BYTES:]) == (6, [], HEADER_BYTES)
+
+
+def test_restart_and_cut_are_felt_by_the_file(folder: Folder) -> None:
+    raw, ends = written(folder)
+    log = Log(folder)
+    assert log.read() == raw
+    log.cut(ends[1])
+    log.append(delete_frame(9, 5))
+    log.close()
+    history = replay((folder.path / "log").read_bytes())
+    assert history is not None
+    assert history.records == [*RECORDS[:2], Delete(9)]
+    log = Log(folder)
+    log.restart(8)
+    log.sync()
+    log.close()
+    assert (folder.path / "log").read_bytes() == replay_header(8)
+
+
+def test_a_failed_append_leaves_no_trace(folder: Folder) -> None:
+    files = folder.files
+    assert isinstance(files, BrokenFiles)
+    log = Log(folder)
+    log.restart(5)
+    log.append(frame(RECORDS[0], 5))
+    before = (folder.path / "log").read_bytes()
+    files.short["write"] = 30
+    with pytest.raises(OSError, match="30 of"):
+        log.append(frame(RECORDS[1], 5))
+    assert (folder.path / "log").read_bytes() == before
+    files.errors["truncate"] = errno.EIO
+    with pytest.raises(OSError, match="30 of"):
+        log.append(frame(RECORDS[1], 5))
+    files.short.clear()
+    with pytest.raises(OSError, match="Input/output"):
+        log.append(frame(RECORDS[1], 5))
+    files.errors.clear()
+    log.append(frame(RECORDS[2], 5))
+    log.close()
+    assert replay((folder.path / "log").read_bytes()) == (
+        5,
+        [RECORDS[0], RECORDS[2]],
+        log.size_bytes,
+    )

@@ -1,0 +1,107 @@
+"""Segments: made when needed, whole; grown and cut with the bound."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvtier.tiers.disk.folder import Folder, open_folder
+from kvtier.tiers.disk.slab import Slab, has_direct
+from tests.tiers.disk.slabs import SLOT_BYTES, BrokenFiles, blank, content
+
+
+@pytest.fixture
+def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
+    opened = open_folder(tmp_path / "slab", BrokenFiles())
+    yield opened
+    opened.close()
+
+
+def broken(folder: Folder) -> BrokenFiles:
+    assert isinstance(folder.files, BrokenFiles)
+    return folder.files
+
+
+def sizes(folder: Folder) -> dict[str, int]:
+    """Slots of each segment file."""
+    return {
+        name[-1]: folder.file_bytes(name) // SLOT_BYTES
+        for name in folder.names()
+        if name.startswith("segment-")
+    }
+
+
+def test_segments_are_allocated_whole_when_first_written(folder: Folder) -> None:
+    slab = Slab(folder, SLOT_BYTES, 10, 4, 0)
+    assert sizes(folder) == {}
+    assert slab.write(5, [content(1)]) == 1
+    assert sizes(folder) == {"1": 4}
+    assert slab.write(8, [content(2), content(3)]) == 2
+    assert sizes(folder) == {"1": 4, "2": 2}
+    assert os.stat(folder.path / "segment-00001").st_blocks * 512 >= 4 * SLOT_BYTES
+    buffers = [blank(), blank()]
+    assert slab.read(8, buffers) == 2
+    assert np.array_equal(buffers[1], content(3))
+    with pytest.raises(FileNotFoundError):
+        slab.read(0, [blank()])
+    slab.close()
+    slab.close()
+
+
+def test_a_larger_bound_grows_and_a_smaller_one_cuts(folder: Folder) -> None:
+    for slots, expected in ((6, {"0": 4, "1": 2}), (9, {"0": 4, "1": 4, "2": 1}), (3, {"0": 3})):
+        slab = Slab(folder, SLOT_BYTES, slots, 4, 0)
+        slab.trim()
+        for slot in range(slots):
+            assert slab.write(slot, [content(slot)]) == 1
+        assert sizes(folder) == expected
+        slab.close()
+
+
+def test_stored_slots_are_inside_bound_and_files(folder: Folder) -> None:
+    slab = Slab(folder, SLOT_BYTES, 10, 4, 0)
+    slab.write(0, [content(0)])
+    slab.write(9, [content(0)])
+    os.truncate(folder.path / "segment-00000", 2 * SLOT_BYTES + 5)
+    stored = slab.stored_slots()
+    assert [slot for slot in range(20) if stored(slot)] == [0, 1, 8, 9]
+    slab.close()
+
+
+def test_half_an_allocation_is_given_back(folder: Folder) -> None:
+    slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
+    broken(folder).errors["allocate"] = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        slab.write(0, [content(0)])
+    assert sizes(folder) == {"0": 0}
+    broken(folder).errors.clear()
+    assert slab.write(0, [content(0)]) == 1
+    slab.close()
+
+
+def test_short_transfers_are_taken_up_where_they_stopped(folder: Folder) -> None:
+    slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
+    broken(folder).short = {"pwritev": 1500, "preadv": 4097}
+    assert slab.write(0, [content(n) for n in range(3)]) == 3
+    buffers = [blank() for _ in range(3)]
+    assert slab.read(0, buffers) == 3
+    assert all(np.array_equal(buffer, content(n)) for n, buffer in enumerate(buffers))
+    os.truncate(folder.path / "segment-00000", SLOT_BYTES + 9)
+    assert slab.read(0, buffers) == 1
+    slab.close()
+
+
+def test_direct_io_is_probed_by_doing_it(folder: Folder) -> None:
+    before = folder.names()
+    has_direct(folder)
+    assert folder.names() == before
+    broken(folder).errors["open"] = errno.EINVAL
+    assert not has_direct(folder)
+    broken(folder).errors = {"preadv": errno.EIO}
+    assert not has_direct(folder)
+    broken(folder).errors.clear()
+    broken(folder).short["preadv"] = 512
+    assert not has_direct(folder)
+    assert folder.names() == before
