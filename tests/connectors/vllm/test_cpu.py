@@ -82,3 +82,12 @@ def test_jobs_after_close_are_dropped() -> None:
     copier.submit(job(1, Verb.STORE, [1], [1]))
     copier.wait([1])
     assert copier.poll() == []
+
+
+def test_close_waits_for_the_copy_that_runs() -> None:
+    caches = SHAPES["one group, constant stride"].build()
+    layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=256, rank=0)
+    copier = HostCopier(layout, caches)
+    copier.submit(job(1, Verb.STORE, [1] * 50_000, [1] * 50_000))
+    copier.close()
+    assert not copier._thread.is_alive()

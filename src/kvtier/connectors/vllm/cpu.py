@@ -31,7 +31,10 @@ _log = logging.getLogger(__name__)
 
 LINGER_S = 0.005
 """`poll` waits this long for a running load: an engine that has nothing else to do would only
-spin, and one that has just computed for longer finds the load over already."""
+spin, and one that has computed in this step finds the load over already. Measured with a 165 MB
+load, time to first token beyond a device hit: 11 ms without, 8 ms with it (9 ms with 50 ms),
+6 ms copying inside `submit`, which would stall every running request for the length of the copy.
+"""
 
 
 class Run(NamedTuple):
