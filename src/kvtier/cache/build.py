@@ -15,7 +15,7 @@ from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.core import TieredCache
 from kvtier.cache.residency import Residency
 from kvtier.errors import InvalidSettings
-from kvtier.index.local import IDLE
+from kvtier.index.local import HOLE, IDLE, NONE
 from kvtier.memory.arena import Arena
 from kvtier.settings import Disk, Settings
 from kvtier.tiers.base import Tier
@@ -56,10 +56,7 @@ def build_cache(
         residency = Residency(
             arena,
             ["ram", *(tier.capabilities.name for tier in tiers)],
-            [
-                policy(capacity_rows=rows)
-                for policy, rows in zip(policies, capacities, strict=True)
-            ],
+            [policy(capacity_rows=rows) for policy, rows in zip(policies, capacities, strict=True)],
             group_suffixes,
         )
         engine = TransferEngine(
@@ -87,17 +84,23 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
     cursor: int | None = None
     while True:
         page = tier.scan(cursor)
-        chain: list[int] = []
+        chain: dict[int, None] = {}
+        last = NONE
         for stored in page.blocks:
-            row = index.add(stored.key, stored.parent, IDLE)
+            row = index.rows.get(stored.key, NONE)
+            if row == NONE or index.state[row] == HOLE:
+                row = index.add(stored.key, stored.parent, IDLE)
+            elif index.held[row] >> number & 1 or row in chain:
+                # Listed twice: a listing may be stale.
+                continue
             # A run of parent and child enters as one, so that the policy meets the leaf
             # first; the runs keep the order of writing, the best guess at recency there is.
-            if chain and index.parent[row] != chain[-1]:
-                residency.enter(chain, number)
-                chain = []
-            chain.append(row)
-        residency.enter(chain, number)
-        total += len(page.blocks)
+            if chain and index.parent[row] != last:
+                total += len(residency.enter(chain, number))
+                chain = {}
+            chain[row] = None
+            last = row
+        total += len(residency.enter(chain, number))
         cursor = page.cursor
         if cursor is None:
             break

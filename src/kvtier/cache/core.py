@@ -24,6 +24,9 @@ from kvtier.tiers.base import Tier
 from kvtier.transfer.engine import TransferEngine
 from kvtier.transfer.job import Direction
 
+_DURATIONS_KEPT = 65_536
+"""Where nobody takes the durations, they must not grow for ever."""
+
 
 @dataclass(slots=True, eq=False)
 class Load:
@@ -182,7 +185,8 @@ class TieredCache:
     ) -> Save | None:
         """Reserve slots for those of `keys` that RAM lacks, evicting what must go.
 
-        `parents[i]` precedes `keys[i]` in its prefix (None: it is the first, or not known).
+        `parents[i]` precedes `keys[i]` in its prefix: None if `keys[i]` is the first,
+        `index.local.UNKNOWN_PARENT` where its predecessor is not known.
         None if not all of them find room; an empty save if RAM has or refuses every one.
         """
         index = self._index
@@ -206,7 +210,7 @@ class TieredCache:
                 state[row] = SAVING
             fresh.append(key)
             rows.append(row)
-        slots = self._residency.take_slots(len(rows)) if rows else []
+        slots = self._residency.take_slots(rows) if rows else []
         if slots is None:
             for row in reversed(rows):
                 state[row] = IDLE
@@ -248,7 +252,7 @@ class TieredCache:
         durations = self._residency.counters.durations
         for completion in self._engine.poll():
             transfer = completion.transfer
-            if completion.outcomes is not None:
+            if completion.outcomes is not None and len(durations) < _DURATIONS_KEPT:
                 durations.append((transfer.tier, transfer.direction.value, completion.seconds))
             if transfer.direction is Direction.READ:
                 self._promotion.complete(completion)
@@ -302,6 +306,12 @@ class TieredCache:
     def check(self) -> None:
         """Assert the invariants. O(blocks): for tests."""
         self._residency.check()
+        for demotion in self._demotions:
+            demotion.check()
+        owned = self._promotion.pinned_blocks + len(self._limbo)
+        owned += sum(demotion.pinned_blocks for demotion in self._demotions)
+        owned += sum(len(load.rows) for load in self._loads)
+        assert sum(self._index.pins) == owned, "a pin has no owner"
 
     def close(self, drain_s: float = 0.0) -> None:
         """Let queued writes finish for at most `drain_s`, then end threads, tiers and arena."""

@@ -5,7 +5,9 @@ losing the RAM copy, or the process, loses nothing. It is the first thing to giv
 tier is slow, offers are dropped and counted, never waited for.
 
 Invariants: a row being written is pinned; `resident + incoming + leaving <= capacity` for each
-tier, where `leaving` are blocks the tier has been told to delete and has not confirmed.
+tier, where `leaving` are blocks the tier has been told to delete and has not confirmed. A block
+is not written while an older copy of it is leaving, or still being written from before a
+`clear`: a tier keeps the bytes it has, and its calls overtake each other.
 """
 
 from collections import deque
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from kvtier.admission.base import AdmissionPolicy, Decision
 from kvtier.blocks.key import BlockKey
 from kvtier.cache.residency import Residency
-from kvtier.index.local import NONE
+from kvtier.index.local import DETACHED, NONE, UNKNOWN_PARENT
 from kvtier.tiers.base import Move, Outcome
 from kvtier.transfer.engine import TransferEngine
 from kvtier.transfer.job import Completion, Direction, Transfer
@@ -41,9 +43,13 @@ class Demotion:
         self._in_hand: set[int] = set()
         """Rows waiting or being written: pinned."""
         self._incoming = 0
-        self._leaving = 0
+        self._leaving: set[BlockKey] = set()
+        self._refused: list[BlockKey] = []
+        """Those of `leaving` that the tier failed to delete; told again when room is needed."""
+        self._orphans: set[BlockKey] = set()
+        """Being written since before a `clear`."""
         # A slow tier must not end up pinning all of RAM.
-        self._max_in_hand = max(1, residency.arena.slots // 2)
+        self._max_in_hand = max(1, min(residency.arena.slots // 2, engine.queue_blocks))
 
     @property
     def is_waiting(self) -> bool:
@@ -72,39 +78,44 @@ class Demotion:
         waiting = len(self._waiting)
         if not waiting:
             return
+        if self._refused:
+            refused, self._refused = self._refused, []
+            self.delete(refused)
         room = self._capacity - self._residency.resident[self._tier] - self._incoming
         if waiting > room:
             self.delete(self._residency.make_room(self._tier, waiting - room))
             room = self._capacity - self._residency.resident[self._tier] - self._incoming
-        count = min(waiting, room - self._leaving)
+        count = min(waiting, room - len(self._leaving))
         if count > 0:
-            self._write([self._waiting.popleft() for _ in range(count)])
+            self._write(self._next_rows(count))
         elif not self._incoming and not self._leaving:
             # Everything down there is pinned or still needed by its children: give way.
             self._give_up([self._waiting.popleft() for _ in range(waiting)])
 
     def complete(self, completion: Completion) -> None:
         """Settle a finished write or delete of this tier."""
-        rows = completion.transfer.rows[completion.start : completion.stop]
-        if completion.transfer.direction is Direction.DELETE:
-            self._leaving -= completion.stop - completion.start
+        transfer, outcomes = completion.transfer, completion.outcomes
+        part = slice(completion.start, completion.stop)
+        rows, keys = transfer.rows[part], transfer.keys[part]
+        if transfer.direction is Direction.DELETE:
+            self._complete_delete(keys, outcomes)
             return
         self._incoming -= len(rows)
         residency, counters = self._residency, self._residency.counters.tiers[self._tier]
-        outcomes = completion.outcomes or [None] * len(rows)
-        written = [row for row, out in zip(rows, outcomes, strict=True) if out is Outcome.DONE]
-        counters.written_blocks += len(written)
-        if completion.outcomes is None:
+        if outcomes is None:
             counters.dropped_blocks += len(rows)
+            written = []
         else:
+            written = [row for row, out in zip(rows, outcomes, strict=True) if out is Outcome.DONE]
             counters.fault_blocks += len(rows) - len(written)
-        index = residency.index
-        gone = [row for row in written if index.keys[row] is None]
-        residency.enter((row for row in written if index.keys[row] is not None), self._tier)
+        counters.written_blocks += len(written)
+        index_keys = residency.index.keys
+        residency.enter([row for row in written if index_keys[row] is not None], self._tier)
+        gone = [key for row, key in zip(rows, keys, strict=True) if index_keys[row] is None]
         if gone:
             # Forgotten while it was being written: it must not be found after a restart.
-            keys = completion.transfer.keys
-            self.delete([keys[completion.transfer.rows.index(row)] for row in gone])
+            self._orphans.difference_update(gone)
+            self.delete(gone if outcomes is not None else [])
         for row in rows:
             self._in_hand.discard(row)
             residency.unpin(row)
@@ -112,30 +123,98 @@ class Demotion:
     def delete(self, keys: Sequence[BlockKey]) -> None:
         """Tell the tier to forget `keys`, which the index has forgotten already."""
         if keys:
-            self._leaving += len(keys)
+            self._leaving.update(keys)
             self._engine.submit(
                 Transfer(self._tier, Direction.DELETE, [NONE] * len(keys), list(keys))
             )
 
     def clear(self) -> None:
-        """The index forgot everything: drop what waits. Writes on their way end as they may."""
+        """The index is about to forget everything: drop what waits.
+
+        Writes on their way end as they may, and are deleted then.
+        """
         for row in self._waiting:
             self._in_hand.discard(row)
             self._residency.unpin(row)
         self._waiting.clear()
+        keys = self._residency.index.keys
+        self._orphans.update(key for row in self._in_hand if (key := keys[row]) is not None)
+
+    @property
+    def pinned_blocks(self) -> int:
+        """Pins held for writes."""
+        return len(self._in_hand)
+
+    def check(self) -> None:
+        """Assert the invariants. For tests."""
+        resident = self._residency.resident[self._tier]
+        assert resident + self._incoming + len(self._leaving) <= self._capacity, (
+            resident,
+            self._incoming,
+            len(self._leaving),
+        )
+        assert len(self._in_hand) == len(self._waiting) + self._incoming
+        assert self._orphans.isdisjoint(self._leaving)
+        assert self._leaving.issuperset(self._refused)
+        keys, held = self._residency.index.keys, self._residency.index.held
+        assert not any(
+            key in self._leaving or key in self._orphans
+            for row, key in enumerate(keys)
+            if key is not None and held[row] & self._bit
+        ), "a block is held and leaving at once"
+
+    def _next_rows(self, count: int) -> list[int]:
+        """Up to `count` rows that wait, in order, up to one whose older copy is not gone yet."""
+        if not self._leaving and not self._orphans:
+            return [self._waiting.popleft() for _ in range(count)]
+        keys = self._residency.index.keys
+        rows: list[int] = []
+        while len(rows) < count:
+            key = keys[self._waiting[0]]
+            if key in self._leaving or key in self._orphans:
+                break
+            rows.append(self._waiting.popleft())
+        return rows
+
+    def _complete_delete(
+        self, keys: Sequence[BlockKey], outcomes: Sequence[Outcome] | None
+    ) -> None:
+        if outcomes is None:
+            return  # cancelled: the end
+        refused = []
+        for key, outcome in zip(keys, outcomes, strict=True):
+            if outcome is Outcome.DONE or outcome is Outcome.MISSING:
+                self._leaving.discard(key)
+            else:
+                refused.append(key)
+        if refused:
+            # Their room is not free. Whoever waits for it gives way: the next offer tries again.
+            self._refused += refused
+            self._residency.counters.tiers[self._tier].fault_blocks += len(refused)
+            self._give_up(list(self._waiting))
+            self._waiting.clear()
 
     def _write(self, rows: list[int]) -> None:
+        if not rows:
+            return
         index, array = self._residency.index, self._residency.arena.array
-        keys = [index.keys[row] for row in rows]
-        parents = [index.keys[index.parent[row]] if index.parent[row] >= 0 else None for row in rows]
-        moves = [Move(key, array[index.slot[row]]) for row, key in zip(rows, keys, strict=True)]  # type: ignore[arg-type]
-        transfer = Transfer(self._tier, Direction.WRITE, rows, keys, moves, parents)  # type: ignore[arg-type]
+        keys: list[BlockKey] = [index.keys[row] for row in rows]  # type: ignore[misc]
+        moves = [Move(key, array[index.slot[row]]) for row, key in zip(rows, keys, strict=True)]
+        parents = [self._parent(row) for row in rows]
+        transfer = Transfer(self._tier, Direction.WRITE, rows, keys, moves, parents)
         if self._engine.submit(transfer):
             self._incoming += len(rows)
         else:
             self._give_up(rows)
 
-    def _give_up(self, rows: list[int]) -> None:
+    def _parent(self, row: int) -> BlockKey | None:
+        index = self._residency.index
+        parent = index.parent[row]
+        if parent >= 0:
+            return index.keys[parent]
+        return UNKNOWN_PARENT if parent == DETACHED else None
+
+    def _give_up(self, rows: Sequence[int]) -> None:
         self._residency.counters.tiers[self._tier].dropped_blocks += len(rows)
         for row in rows:
             self._in_hand.discard(row)

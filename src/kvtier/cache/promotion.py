@@ -32,14 +32,14 @@ class _Wait:
     """The tier a promoted block came from."""
     transfers: list[Transfer] = field(default_factory=list)
     is_expired: bool = False
+    is_full: bool = False
+    """It holds all that RAM lets it hold: to wait for more, holding that, could be for ever."""
 
 
 class Promotion:
     """Promotes for requests. One thread, never blocks."""
 
-    def __init__(
-        self, residency: Residency, engine: TransferEngine, deadline_s: float
-    ) -> None:
+    def __init__(self, residency: Residency, engine: TransferEngine, deadline_s: float) -> None:
         self._residency = residency
         self._engine = engine
         self._deadline_s = deadline_s
@@ -60,7 +60,9 @@ class Promotion:
                 wait.is_expired = True
                 self._residency.counters.expired_promotions += 1
             return Presence.ABSENT
-        if found is Presence.BELOW and key in wait.asked:
+        if found is Presence.BELOW and (
+            key in wait.asked or (wait.is_full and key not in wait.pinned)
+        ):
             return Presence.ABSENT
         return found
 
@@ -68,27 +70,35 @@ class Promotion:
         """Bring up those of `keys` that lie below RAM, and hold on to the others.
 
         Where RAM has no room now, nothing happens: the request may ask again until its
-        deadline. The deadline runs from the first call.
+        deadline. The deadline runs from the first call. Where the bound on pins cuts `keys`
+        short, the request has to do with what it holds, and the rest is absent for it.
         """
         wait = self._waits.get(request)
         if wait is None:
             wait = self._waits[request] = _Wait(now_s + self._deadline_s)
+        if now_s >= wait.deadline_s:
+            return
         index = self._residency.index
-        below: list[int] = []
+        below: dict[int, None] = {}
         for key in keys:
             row = index.rows.get(key)
-            if row is None or index.state[row] == HOLE or key in wait.pinned:
+            if row is None or index.state[row] == HOLE:
                 continue
             is_below = index.state[row] == IDLE and not index.held[row] & 1
-            if self._pinned >= self._max_pinned or (is_below and key in wait.asked):
+            if is_below and key in wait.asked:
                 break
-            wait.pinned[key] = row
-            self._pinned += 1
-            self._residency.pin(row)
+            if key not in wait.pinned:
+                if self._pinned >= self._max_pinned:
+                    wait.is_full = bool(wait.pinned)
+                    break
+                wait.pinned[key] = row
+                self._pinned += 1
+                self._residency.pin(row)
             if is_below:
-                below.append(row)
+                # New, or one whose promotion this request had joined and another cancelled.
+                below[row] = None
         if below:
-            self._fetch(wait, below)
+            self._fetch(wait, list(below))
 
     def origin(self, request: str, key: BlockKey) -> int:
         """The tier that supplied a block to this request: RAM unless it was promoted for it."""
@@ -100,7 +110,7 @@ class Promotion:
         transfer, residency = completion.transfer, self._residency
         index, counters = residency.index, residency.counters.tiers[transfer.tier]
         rows = transfer.rows[completion.start : completion.stop]
-        outcomes = completion.outcomes or [None] * len(rows)
+        outcomes: Sequence[Outcome | None] = completion.outcomes or [None] * len(rows)
         arrived: list[int] = []
         for row, outcome in zip(rows, outcomes, strict=True):
             if index.state[row] == DISCARDED:
@@ -141,8 +151,13 @@ class Promotion:
         for request in list(self._waits):
             self.forget(request)
 
+    @property
+    def pinned_blocks(self) -> int:
+        """Pins that requests hold; a block counts once for each."""
+        return self._pinned
+
     def _fetch(self, wait: _Wait, rows: list[int]) -> None:
-        slots = self._residency.take_slots(len(rows))
+        slots = self._residency.take_slots(rows)
         if slots is None:
             self._undo(wait, rows)
             return
@@ -160,7 +175,8 @@ class Promotion:
             by_tier.setdefault(tier, []).append(row)
         for tier, group in by_tier.items():
             keys = [key for row in group if (key := index.keys[row]) is not None]
-            moves = [Move(key, array[index.slot[row]]) for row, key in zip(group, keys, strict=True)]
+            slots = [index.slot[row] for row in group]
+            moves = [Move(key, array[slot]) for key, slot in zip(keys, slots, strict=True)]
             transfer = Transfer(tier, Direction.READ, group, keys, moves)
             wait.transfers.append(transfer)
             if not self._engine.submit(transfer):

@@ -40,17 +40,24 @@ class Residency:
         self._suffixes = tuple(group_suffixes) if len(group_suffixes) > 1 else ()
         self._evictable = [self.index.evictable(tier) for tier in range(len(policies))]
 
-    def take_slots(self, count: int) -> list[Slot] | None:
-        """`count` slots, evicting from RAM what must go; None if too little may go."""
+    def take_slots(self, rows: Sequence[int]) -> list[Slot] | None:
+        """A slot for each of `rows`, evicting from RAM what must go; None if too little may go."""
+        count = len(rows)
+        if count > self.arena.slots:
+            return None
         short = count - self.arena.free
         if short > 0:
             self.evict(RAM, short, self._evictable[RAM])
             short = count - self.arena.free
         if short > 0:
             # Only parents are left whose children a lower tier holds and they themselves not
-            # (their write was dropped). A hole in a prefix beats a RAM tier that is stuck.
-            pins = self.index.pins
-            self.evict(RAM, short, lambda row: not pins[row])
+            # (their write was dropped). A hole in a prefix beats a RAM tier that is stuck, but
+            # not above the rows that the slots are for: they would be out of reach.
+            pins, kids_in, parent = self.index.pins, self.index.kids_in[RAM], self.index.parent
+            spared = {parent[row] for row in rows}
+            self.evict(
+                RAM, short, lambda row: not (pins[row] or kids_in[row]) and row not in spared
+            )
         return self.arena.allocate(count)
 
     def make_room(self, tier: int, count: int) -> list[BlockKey]:
@@ -176,6 +183,7 @@ class Residency:
         slots = [slot for slot in index.slot if slot != NONE]
         assert len(slots) == len(set(slots)), "two rows share a slot"
         assert min(index.pins, default=0) >= 0, "a pin was released twice"
+        index.check()
 
     def _depart(self, row: int, tier: int) -> None:
         self.index.drop(row, tier)

@@ -20,6 +20,10 @@ RAM = 0
 NONE = -1
 DETACHED = -2
 """In `parent`: the declared parent was not in the index when the row was made."""
+UNKNOWN_PARENT = BlockKey(b"")
+"""Declares that a block has a predecessor which nobody here can name: its row is detached."""
+MAX_TIERS = 8
+"""RAM included: `held` is a byte of bits."""
 
 IDLE, SAVING, PROMOTING, DISCARDED, HOLE = range(5)
 """States of a row: at rest; engine writes its slot; a tier's bytes are coming; dropped while
@@ -46,6 +50,7 @@ class LocalIndex:
     """
 
     def __init__(self, tiers: int) -> None:
+        assert 1 <= tiers <= MAX_TIERS, tiers
         self.rows: dict[BlockKey, int] = {}
         self.keys: list[BlockKey | None] = []
         self.slot = array("i")
@@ -98,7 +103,11 @@ class LocalIndex:
         return low
 
     def add(self, key: BlockKey, parent: BlockKey | None, state: int) -> int:
-        """A row for `key`, which no tier holds: new, or the hole that waited for it."""
+        """A row for `key`, which no tier holds: new, or the hole that waited for it.
+
+        `parent` is None only for the first block of a prefix: bisection trusts it. Where the
+        predecessor is not known, it is UNKNOWN_PARENT or any key that is not in the index.
+        """
         row = self.rows.get(key)
         if row is not None:
             self.holes -= 1
@@ -198,6 +207,33 @@ class LocalIndex:
             return not (pins[row] or kids_in[row]) and bool(held[row] & others or not kids[row])
 
         return is_evictable
+
+    def check(self) -> None:
+        """Assert that every count is what the columns say. O(rows): for tests."""
+        kids = [0] * len(self.keys)
+        kids_in = [[0] * len(self.keys) for _ in self.kids_in]
+        for key, row in self.rows.items():
+            assert self.keys[row] == key
+            parent = self.parent[row]
+            if parent < 0:
+                continue
+            assert self.keys[parent] is not None, "a parent was freed before its child"
+            kids[parent] += 1
+            for tier, column in enumerate(kids_in):
+                column[parent] += self.held[row] >> tier & 1
+        assert kids == self.kids.tolist()
+        assert kids_in == [column.tolist() for column in self.kids_in]
+        named = self.rows.values()
+        holes = [row for row in named if self.state[row] == HOLE]
+        assert self.holes == len(holes)
+        assert not any(self.held[row] for row in holes)
+        assert all(self.kids[row] or self.pins[row] for row in holes), "a hole nothing needs"
+        assert all(
+            self.held[row] or self.state[row] in (SAVING, PROMOTING, HOLE) for row in named
+        ), "a row nothing needs"
+        assert self.detached == sum(self.parent[row] == DETACHED for row in named)
+        discarded = sum(state == DISCARDED for state in self.state)
+        assert len(self.rows) + len(self._free_rows) + discarded == len(self.keys)
 
     def _free(self, row: int) -> int:
         """Free `row`; returns its parent, which may now be free to go as well."""

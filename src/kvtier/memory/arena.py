@@ -20,6 +20,7 @@ import numpy.typing as npt
 from kvtier.blocks.layout import ALIGNMENT
 from kvtier.errors import Closed, InvalidSettings
 
+_NAME = "kvtier-arena"
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
 _POPULATE_STEP_BYTES = 64 * 1024 * 1024
@@ -68,11 +69,11 @@ class Arena:
                 f"an arena needs at least one slot of a multiple of {ALIGNMENT} bytes, "
                 f"not {slots} of {slot_bytes}"
             )
-        fd = os.memfd_create("kvtier-arena", os.MFD_CLOEXEC)
+        fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, slots * slot_bytes)
             arena = cls(fd, slots, slot_bytes)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             os.close(fd)
             raise InvalidSettings(
                 f"ram.capacity: cannot map {slots * slot_bytes} bytes: {error}"
@@ -84,14 +85,21 @@ class Arena:
     def attach(cls, handle: str) -> "Arena":
         """Map another process's arena by its `handle`; that process keeps deciding.
 
-        Needs the same user on the same host. Raises InvalidSettings if it is gone.
+        Needs the same user on the same host. Raises InvalidSettings if it is gone, or if the
+        handle names something else.
         """
-        path, slots, slot_bytes = handle.rsplit(":", 2)
+        fd = -1
         try:
+            path, slots, slot_bytes = handle.rsplit(":", 2)
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
+            # The number of a descriptor is reused once its owner has closed it.
+            if _NAME not in os.readlink(f"/proc/self/fd/{fd}"):
+                raise ValueError("it is no arena any more")
+            arena = cls(fd, int(slots), int(slot_bytes))
+        except (OSError, ValueError, OverflowError) as error:
+            if fd >= 0:
+                os.close(fd)
             raise InvalidSettings(f"the arena {handle} cannot be mapped: {error}") from error
-        arena = cls(fd, int(slots), int(slot_bytes))
         # The pages are there, but each process faults them into its own tables.
         arena._start_populating()
         return arena
@@ -125,10 +133,14 @@ class Arena:
 
     def view(self, slot: Slot) -> npt.NDArray[np.uint8]:
         """The bytes of one slot: uint8 [slot_bytes], shared, not a copy."""
-        return self.array[slot]
+        view: npt.NDArray[np.uint8] = self.array[slot]
+        return view
 
     def wait_populated(self, timeout_s: float | None = None) -> bool:
-        """Block until every page is backed by memory; True if it is."""
+        """Block until population has ended; True if it has, and every page is backed by memory.
+
+        Kernels before 5.14 cannot populate: there each page comes with its first use.
+        """
         if self._populator is None:
             return True
         self._populator.join(timeout_s)
@@ -143,8 +155,10 @@ class Arena:
             self._populator.join()
         fd, self._fd = self._fd, -1
         self.array = _Unmapped()  # type: ignore[assignment]
+        mapping = self._map
+        del self._map
         try:
-            self._map.close()
+            mapping.close()
         except BufferError:
             # Someone still holds a view (an I/O thread that never came back): the
             # mapping goes when that view goes.

@@ -4,7 +4,7 @@ Queues, priorities, cancellation and back-pressure live here, once, for every ti
 
 Invariants:
 * every block of an accepted transfer appears in exactly one completion, also when a tier
-  raises, also at close (a call that never returns excepted: its thread is a daemon);
+  raises, also at close (those in a call that never returns excepted: its thread is a daemon);
 * the queue of writes is bounded in blocks; reads are never refused.
 """
 
@@ -42,6 +42,8 @@ class TransferEngine:
         queue_blocks: int,
         on_thread_start: Callable[[], None] | None = None,
     ) -> None:
+        self.queue_blocks = queue_blocks
+        """Blocks that may wait for or be in writes to one tier."""
         self._completions: deque[Completion] = deque()
         self._part_blocks = max(1, _PART_BYTES // slot_bytes)
         start = on_thread_start or (lambda: None)
@@ -71,9 +73,9 @@ class TransferEngine:
 
     def is_idle(self) -> bool:
         """True if nothing is queued, moving, or completed and not yet polled."""
-        return not self._completions and not any(
-            any(lane.blocks.values()) for lane in self._lanes
-        )
+        # In this order: a part is in `blocks` until its completion can be polled.
+        is_moving = any(any(lane.blocks.values()) for lane in self._lanes)
+        return not is_moving and not self._completions
 
     def drain(self, deadline_s: float) -> bool:
         """Block until nothing is queued or moving, at most `deadline_s` seconds; True if so."""
@@ -83,12 +85,14 @@ class TransferEngine:
     def close(self, deadline_s: float) -> bool:
         """Cancel what has not begun, let the rest finish, end the threads. Idempotent.
 
-        False if a tier call did not return in time; its daemon thread is abandoned.
+        False if a tier call did not return in time; its daemon thread is abandoned. What was
+        cancelled can still be polled.
         """
         end_s = perf_s() + deadline_s
         for lane in self._lanes:
             lane.shut()
-        return all([lane.join(end_s) for lane in self._lanes])
+        ended = [lane.join(end_s) for lane in self._lanes]
+        return all(ended)
 
 
 class _Lane:
@@ -128,7 +132,8 @@ class _Lane:
                 return False
             self.blocks[direction] += count
             queue = self._queues[_PRIORITY[direction]]
-            step = count if direction is Direction.DELETE else part_blocks
+            # A delete moves no bytes: one call.
+            step = max(1, count) if direction is Direction.DELETE else part_blocks
             for start in range(0, count, step):
                 queue.append((transfer, start, min(start + step, count)))
             self._wake.notify_all()
@@ -143,9 +148,12 @@ class _Lane:
     def shut(self) -> None:
         with self._wake:
             self._closed = True
+            # Here, and not in the threads: they may all hang in the tier.
             for queue in self._queues:
-                for transfer, _, _ in queue:
-                    transfer.cancelled = True
+                while queue:
+                    transfer, start, stop = queue.popleft()
+                    self._completions.append(Completion(transfer, start, stop, None, 0.0))
+                    self.blocks[transfer.direction] -= stop - start
             self._wake.notify_all()
 
     def join(self, end_s: float) -> bool:
@@ -154,7 +162,11 @@ class _Lane:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
-        self._on_thread_start()
+        try:
+            self._on_thread_start()
+        except Exception:
+            # A thread with the wrong affinity is slow, a tier without threads is dead.
+            _log.exception("a transfer thread could not be set up")
         while (part := self._next()) is not None:
             transfer, start, stop = part
             outcomes: list[Outcome] | None = None
@@ -186,9 +198,7 @@ class _Lane:
             elif transfer.direction is Direction.DELETE:
                 outcomes = tier.delete(transfer.keys[start:stop])
             else:
-                outcomes = tier.write_from(
-                    transfer.moves[start:stop], transfer.parents[start:stop]
-                )
+                outcomes = tier.write_from(transfer.moves[start:stop], transfer.parents[start:stop])
             if len(outcomes) == stop - start:
                 return outcomes
             _log.error("tier %s gave a wrong number of outcomes", tier.capabilities.name)
