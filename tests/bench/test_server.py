@@ -8,7 +8,7 @@ import pytest
 from kvtier.bench.client import complete
 from kvtier.bench.processes import session_processes
 from kvtier.bench.runs import lower_tier_hits
-from kvtier.bench.server import Server, ServerFailed, ServerSettings, free_port
+from kvtier.bench.server import Server, ServerFailed, ServerSettings, free_port, telling_lines
 from kvtier.clock import VirtualClock
 
 TRANSFER = {"kv_connector": "OffloadingConnector", "kv_connector_extra_config": {"ram": "1GiB"}}
@@ -89,6 +89,25 @@ def test_a_server_that_never_answers_is_ended(stand_in: Path, tmp_path: Path) ->
     assert server.cpu_s() == 0.0
 
 
+def test_a_request_that_fails_shows_what_the_log_says_of_it(stand_in: Path, tmp_path: Path) -> None:
+    package = stand_in / "vllm" / "entrypoints" / "openai" / "api_server.py"
+    broken = package.read_text().replace("sum(prompt)", "prompt[99]")
+    package.write_text(broken)
+    server = Server(settings(tmp_path))
+    with pytest.raises(ServerFailed, match="IndexError: list index out of range"):
+        _ask_once(server)
+    assert server.cpu_s() == 0.0
+
+
+def test_of_a_long_log_the_first_exception_is_told() -> None:
+    before = [f"line {n}" for n in range(100)]
+    cause = "(EngineCore) kvtier.errors.InvalidSettings: ram: larger than the machine"
+    told = telling_lines([*before, cause, *before, "RuntimeError: engine dead", *before])
+    assert cause in told
+    assert told[0] == "line 88"
+    assert telling_lines(before) == before[-25:]
+
+
 def test_news_come_while_waiting(stand_in: Path, tmp_path: Path) -> None:
     news: list[str] = []
     with Server(settings(tmp_path)) as server:
@@ -99,6 +118,12 @@ def test_news_come_while_waiting(stand_in: Path, tmp_path: Path) -> None:
 def test_a_free_port_can_be_listened_on() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", free_port()))
+
+
+def _ask_once(server: Server) -> None:
+    with server:
+        server.start(silent)
+        complete(server.endpoint, [1], 1)
 
 
 def _pids_of(server: Server) -> list[int]:

@@ -12,6 +12,7 @@ left, nor the shared-memory file that vLLM's own offloading leaves behind.
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from kvtier.bench.client import Endpoint
+from kvtier.bench.client import Endpoint, RequestFailed
 from kvtier.bench.processes import mapped_files, session_cpu_s, stop_session
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import KVTierError
@@ -34,11 +35,13 @@ STOP_GRACE_S = 30.0
 PEER_REGIONS = "/dev/shm/vllm_offload_"
 """vLLM's own offloading maps its RAM tier here and leaves the file behind when it ends."""
 
+_EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception|Settings): ")
+
 Tell = Callable[[str], None]
 
 
 class ServerFailed(KVTierError):
-    """The server did not come up, or went down; the message carries the end of its log."""
+    """The server did not come up, or went down; the message carries what its log says of it."""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +99,7 @@ class Server:
         self.endpoint = Endpoint(HOST, 0, settings.served_as)
 
     def start(self, tell: Tell) -> float:
-        """Start and wait until healthy; seconds it took. Raises ServerFailed with the log's end."""
+        """Start and wait until healthy; seconds it took. Raises ServerFailed."""
         port = free_port()
         settings = self._settings
         settings.log.parent.mkdir(parents=True, exist_ok=True)
@@ -157,14 +160,16 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+        if isinstance(error, RequestFailed):
+            raise ServerFailed(f"{error}\n{self._log_excerpt()}") from error
 
     def _wait_until_healthy(self, started_s: float, tell: Tell) -> float:
         while True:
             waited_s = self._clock.now_s() - started_s
             if self._process is None or self._process.poll() is not None:
-                raise ServerFailed(f"vLLM ended while it started.\n{self._log_tail()}")
+                raise ServerFailed(f"vLLM ended while it started.\n{self._log_excerpt()}")
             if waited_s > self._settings.start_timeout_s:
-                raise ServerFailed(f"vLLM not ready after {waited_s:.0f} s.\n{self._log_tail()}")
+                raise ServerFailed(f"vLLM not ready after {waited_s:.0f} s.\n{self._log_excerpt()}")
             if self._healthy():
                 return waited_s
             tell(f"waiting for vLLM, {waited_s:.0f} s (about 60 s; longer the first time)")
@@ -184,7 +189,7 @@ class Server:
             if status == http.client.OK and json.loads(body).get("success"):
                 return
             self._clock.sleep(0.2)
-        raise ServerFailed(f"the server would not reset its prefix cache.\n{self._log_tail()}")
+        raise ServerFailed(f"the server would not reset its prefix cache.\n{self._log_excerpt()}")
 
     def _request(self, verb: str, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(HOST, self.endpoint.port, timeout=60)
@@ -195,9 +200,20 @@ class Server:
         finally:
             connection.close()
 
-    def _log_tail(self, lines: int = 25) -> str:
-        text = self._settings.log.read_text(errors="replace").splitlines()[-lines:]
-        return "\n".join([f"The end of {self._settings.log}:", *text])
+    def _log_excerpt(self) -> str:
+        lines = self._settings.log.read_text(errors="replace").splitlines()
+        return "\n".join([f"From {self._settings.log}:", *telling_lines(lines)])
+
+
+def telling_lines(lines: list[str]) -> list[str]:
+    """Of a log, the first exception and what led to it; its end where there is none.
+
+    Not simply the end: an engine that dies says much more while it shuts down.
+    """
+    for number, line in enumerate(lines):
+        if _EXCEPTION.search(line):
+            return lines[max(0, number - 12) : number + 3]
+    return lines[-25:]
 
 
 def free_port() -> int:
