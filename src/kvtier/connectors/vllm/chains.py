@@ -10,6 +10,7 @@ from itertools import islice
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext, get_offload_group_idx
 
 from kvtier.blocks.key import BlockKey
+from kvtier.index.local import UNKNOWN_PARENT
 
 
 class RequestChains:
@@ -33,7 +34,7 @@ class RequestChains:
     ) -> list[BlockKey | None]:
         """The predecessor of each key in its group, None for the first block of a prefix.
 
-        `tokens[group]` are the tokens one key of the group covers.
+        UNKNOWN_PARENT stands where vLLM does not say which block comes before. `tokens[group]` are the tokens one key of the group covers.
         """
         self._read(context, tokens)
         return [self._parent(key, context, tokens) for key in keys]
@@ -49,10 +50,10 @@ class RequestChains:
         group = get_offload_group_idx(key)
         end = context.get_offload_key_position(key)
         if end is None:
-            return None
+            return UNKNOWN_PARENT
         # The block before: the last whole one that ends before this key does.
         number = (end - 1) // tokens[group]
-        return self._aligned.get(group, {}).get(number)
+        return self._aligned.get(group, {}).get(number, UNKNOWN_PARENT) if number else None
 
     def _read(self, context: ReqContext, tokens: dict[int, int]) -> None:
         positions = context._offload_key_positions
