@@ -33,6 +33,7 @@ UNMIRRORED: Mapping[str, str] = {
     "admission/base.py": "a contract: its suite is testing/, run by every implementation",
     "eviction/base.py": "a contract: its suite is testing/, run by every implementation",
     "tiers/base.py": "a contract: its suite is testing/, run by every implementation",
+    "transfer/base.py": "a contract: the cache's tests run over both implementations",
 }
 
 # (rule, module) -> why this module may break that rule

@@ -21,7 +21,7 @@ from kvtier.cache.residency import Residency
 from kvtier.index.local import DISCARDED, HOLE, IDLE, RAM, SAVING, Presence
 from kvtier.memory.arena import Arena, Slot
 from kvtier.tiers.base import Tier
-from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.base import Transfers
 from kvtier.transfer.job import Direction
 
 _DURATIONS_KEPT = 65_536
@@ -61,7 +61,7 @@ class TieredCache:
         residency: Residency,
         tiers: Sequence[Tier],
         admissions: Sequence[AdmissionPolicy],
-        engine: TransferEngine,
+        engine: Transfers,
         promote_deadline_s: float,
     ) -> None:
         self._residency = residency

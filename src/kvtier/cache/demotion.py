@@ -18,7 +18,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.cache.residency import Residency
 from kvtier.index.local import DETACHED, NONE, UNKNOWN_PARENT
 from kvtier.tiers.base import Move, Outcome
-from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.base import Transfers
 from kvtier.transfer.job import Completion, Direction, Transfer
 
 
@@ -31,7 +31,7 @@ class Demotion:
         capacity_blocks: int,
         admission: AdmissionPolicy,
         residency: Residency,
-        engine: TransferEngine,
+        engine: Transfers,
     ) -> None:
         self._tier = tier
         self._bit = 1 << tier

@@ -15,7 +15,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.cache.residency import Residency
 from kvtier.index.local import DISCARDED, HOLE, IDLE, PROMOTING, RAM, Presence
 from kvtier.tiers.base import Move, Outcome
-from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.base import Transfers
 from kvtier.transfer.job import Completion, Direction, Transfer
 
 
@@ -39,7 +39,7 @@ class _Wait:
 class Promotion:
     """Promotes for requests. One thread, never blocks."""
 
-    def __init__(self, residency: Residency, engine: TransferEngine, deadline_s: float) -> None:
+    def __init__(self, residency: Residency, engine: Transfers, deadline_s: float) -> None:
         self._residency = residency
         self._engine = engine
         self._deadline_s = deadline_s

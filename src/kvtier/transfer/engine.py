@@ -29,7 +29,7 @@ Part = tuple[Transfer, int, int]
 
 
 class TransferEngine:
-    """One queue and a few threads for each tier.
+    """One queue and a few threads for each tier: `transfer.base.Transfers` on real time.
 
     `submit`, `poll`, `cancel` and `queued_blocks` never block; `drain` and `close` do.
     `on_thread_start` runs first in every thread (the engine's affinity, a test's seed).

@@ -34,7 +34,8 @@ class RequestChains:
     ) -> list[BlockKey | None]:
         """The predecessor of each key in its group, None for the first block of a prefix.
 
-        UNKNOWN_PARENT stands where vLLM does not say which block comes before. `tokens[group]` are the tokens one key of the group covers.
+        UNKNOWN_PARENT stands where vLLM does not say which block comes before.
+        `tokens[group]` are the tokens one key of the group covers.
         """
         self._read(context, tokens)
         return [self._parent(key, context, tokens) for key in keys]

@@ -1,0 +1,136 @@
+"""Transfers on virtual time, without threads: the same seed gives the same run.
+
+Why: with threads, what overtakes what is chance. Here it is drawn from a seed, and worse than
+any machine: transfers begin and end in any order, also those of one key, and the moment at
+which a tier changes and the moment at which the cache hears of it lie apart.
+Invariants: those of `transfer.base`; nothing happens outside `poll`, `drain` and `close`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvtier.clock import Clock, seeded
+from kvtier.tiers.base import Outcome, Tier
+from kvtier.transfer.job import Completion, Direction, Transfer
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    transfer: Transfer
+    start: int
+    stop: int
+    begin_s: float
+    end_s: float
+    has_begun: bool = False
+    outcomes: list[Outcome] | None = None
+
+
+class InlineTransfers:
+    """A `transfer.base.Transfers` on `clock`; a part begins and ends at most `delay_s` late.
+
+    One in `stall_every` parts takes `stall_s` instead: a tier that hangs. 0 is never.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        clock: Clock,
+        *,
+        seed: int = 0,
+        queue_blocks: int = 4096,
+        part_blocks: int = 3,
+        delay_s: float = 0.0,
+        stall_s: float = 60.0,
+        stall_every: int = 0,
+    ) -> None:
+        self.queue_blocks = queue_blocks
+        self._tiers = tiers
+        self._clock = clock
+        self._rng = seeded(seed)
+        self._part_blocks = part_blocks
+        self._delay_s = delay_s
+        self._stall_s = stall_s
+        self._stall_every = stall_every
+        self._parts: list[_Part] = []
+        self._blocks = [dict.fromkeys(Direction, 0) for _ in tiers]
+        self._completions: list[Completion] = []
+        self._is_closed = False
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nothing waits, moves, or is to be polled."""
+        return not self._parts and not self._completions
+
+    def submit(self, transfer: Transfer) -> bool:
+        """As the contract; each part draws when it begins and when it ends."""
+        count = len(transfer.keys)
+        blocks = self._blocks[transfer.tier - 1]
+        is_write = transfer.direction is Direction.WRITE
+        if self._is_closed or (is_write and blocks[transfer.direction] + count > self.queue_blocks):
+            return False
+        blocks[transfer.direction] += count
+        for start in range(0, count, self._part_blocks):
+            begin_s = self._clock.now_s() + self._rng.uniform(0.0, self._delay_s)
+            end_s = begin_s + self._rng.uniform(0.0, self._delay_s)
+            if self._stall_every and not self._rng.randrange(self._stall_every):
+                end_s += self._stall_s
+            stop = min(start + self._part_blocks, count)
+            self._parts.append(_Part(transfer, start, stop, begin_s, end_s))
+        return True
+
+    def poll(self) -> list[Completion]:
+        """Let happen what is due, in the order drawn, and return what has ended."""
+        self._run(self._clock.now_s())
+        done, self._completions = self._completions, []
+        return done
+
+    def cancel(self, transfer: Transfer) -> None:
+        """As the contract."""
+        transfer.cancelled = True
+
+    def queued_blocks(self, tier: int, direction: Direction) -> int:
+        """As the contract."""
+        return self._blocks[tier - 1][direction]
+
+    def drain(self, deadline_s: float) -> bool:
+        """Let everything happen now, whatever `deadline_s` is; what ended can be polled."""
+        self._run(float("inf"))
+        return True
+
+    def close(self, deadline_s: float) -> bool:
+        """As the contract."""
+        self._is_closed = True
+        for part in self._parts:
+            part.transfer.cancelled = True
+        return self.drain(deadline_s)
+
+    def _run(self, until_s: float) -> None:
+        """Begins and ends in order of time, begins first where they are equal."""
+        due = [(part.begin_s, 0, part) for part in self._parts if not part.has_begun]
+        due += [(part.end_s, 1, part) for part in self._parts]
+        for at_s, is_end, part in sorted(due, key=lambda moment: moment[:2]):
+            if at_s > until_s:
+                break
+            if is_end:
+                self._end(part)
+            else:
+                part.has_begun = True
+                if not part.transfer.cancelled:
+                    part.outcomes = self._perform(part)
+
+    def _end(self, part: _Part) -> None:
+        transfer = part.transfer
+        self._parts.remove(part)
+        self._blocks[transfer.tier - 1][transfer.direction] -= part.stop - part.start
+        self._completions.append(
+            Completion(transfer, part.start, part.stop, part.outcomes, part.end_s - part.begin_s)
+        )
+
+    def _perform(self, part: _Part) -> list[Outcome]:
+        transfer, chosen = part.transfer, slice(part.start, part.stop)
+        tier = self._tiers[transfer.tier - 1]
+        if transfer.direction is Direction.READ:
+            return tier.read_into(transfer.moves[chosen])
+        if transfer.direction is Direction.DELETE:
+            return tier.delete(transfer.keys[chosen])
+        return tier.write_from(transfer.moves[chosen], transfer.parents[chosen])
