@@ -320,6 +320,9 @@ class TieredCache:
         self._closed = True
         self._engine.drain(drain_s)
         self._engine.close(deadline_s=max(drain_s, 1.0))
+        # What still names slots keeps the arena mapped.
+        self._promotion.clear()
+        self._engine.poll()
         for tier in self._tiers:
             tier.close()
         self.arena.close()

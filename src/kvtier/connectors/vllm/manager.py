@@ -6,7 +6,8 @@ asked for them: until then nothing is evicted, so a key that was a HIT in this s
 vLLM loads it.
 
 Invariants: HIT is said only of bytes that are whole and verified in RAM; every call returns at
-once; a promotion that fails or passes its deadline is a MISS from then on.
+once; a promotion that fails or passes its deadline is a MISS from then on; a bug of ours turns
+the cache off and not the engine (`guard`).
 """
 
 from collections.abc import Collection, Iterable
@@ -31,11 +32,12 @@ from vllm.v1.kv_offload.base import (
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from kvtier.blocks.events import Change
+from kvtier.blocks.events import BlockEvent, Change
 from kvtier.blocks.key import BlockKey
 from kvtier.cache.core import Load, Save, TieredCache
 from kvtier.clock import Clock
 from kvtier.connectors.vllm.chains import RequestChains
+from kvtier.connectors.vllm.guard import guarded, nothing
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.connectors.vllm.stats import Reporter
@@ -60,6 +62,18 @@ class _Ask:
 
     keys: list[BlockKey] = field(default_factory=list)
     is_below: bool = False
+
+
+def _miss(_: "KVTierManager") -> LookupResult:
+    return LookupResult.MISS
+
+
+def _no_events(_: "KVTierManager") -> Iterable[OffloadingEvent]:
+    return ()
+
+
+def _store_nothing(manager: "KVTierManager") -> PrepareStoreOutput | None:
+    return PrepareStoreOutput(keys_to_store=[], store_spec=manager.spec([]), evicted_keys=[])
 
 
 class KVTierManager(OffloadingManager):
@@ -90,6 +104,7 @@ class KVTierManager(OffloadingManager):
         self._saves: dict[BlockKey, Save] = {}
         self._is_stepped = False
         self._flush_steps = 0
+        self.is_broken = False
 
     @property
     def lock(self) -> AbstractContextManager[None]:
@@ -102,6 +117,7 @@ class KVTierManager(OffloadingManager):
         """Nothing to prepare; vLLM's default policy."""
         return RequestOffloadingContext()
 
+    @guarded(_miss)
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """HIT, HIT_PENDING while bytes are coming, MISS. ~1 us."""
         if not self._is_stepped:
@@ -120,6 +136,7 @@ class KVTierManager(OffloadingManager):
             ask.is_below = True
         return _RESULTS[found]
 
+    @guarded(lambda _: CacheHitSource.EXTERNAL_UNSPECIFIED)
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         """The tier a HIT came from, also when it was promoted for this request."""
         tier = self._cache.origin(req_context.req_id, BlockKey(key))
@@ -135,8 +152,9 @@ class KVTierManager(OffloadingManager):
             raise AssertionError("kvtier: a block left RAM between lookup and load")
         self._loads[req_context.req_id] = load
         self._asks.pop(req_context.req_id, None)
-        return self._spec(load.slots)
+        return self.spec(load.slots)
 
+    @guarded(nothing)
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         """The copy is over."""
         load = self._loads.pop(req_context.req_id, None)
@@ -145,10 +163,13 @@ class KVTierManager(OffloadingManager):
 
     # -- stores ----------------------------------------------------------------------------
 
+    @guarded(_store_nothing)
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput | None:
         """Reserve slots for the blocks that RAM lacks; None where they do not all fit now."""
+        # Writes that have ended since the step began no longer hold their slots.
+        self._cache.step(self._clock.now_s())
         offered = list(keys)
         chains = RequestChains.of(req_context)
         parents = chains.parents(offered, req_context, self._tokens)
@@ -161,10 +182,11 @@ class KVTierManager(OffloadingManager):
                 self._saves[key] = save
         return PrepareStoreOutput(
             keys_to_store=[OffloadKey(key) for key in save.keys],
-            store_spec=self._spec(save.slots),
+            store_spec=self.spec(save.slots),
             evicted_keys=[],
         )
 
+    @guarded(nothing)
     def complete_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
@@ -180,6 +202,7 @@ class KVTierManager(OffloadingManager):
 
     # -- steps, requests, the end ----------------------------------------------------------
 
+    @guarded(nothing)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """Start the promotions this step asked for; release those of requests that now run."""
         self._cache.step(self._clock.now_s())
@@ -199,16 +222,19 @@ class KVTierManager(OffloadingManager):
             if not self._flush_steps:
                 self.on_reset_flushed()
 
+    @guarded(nothing)
     def on_request_finished(self, req_context: ReqContext) -> None:
         """The request's whole prefix was used just now; nothing of it stays pinned."""
         self._cache.touch(RequestChains.of(req_context).chain(req_context, self._tokens))
         self._asks.pop(req_context.req_id, None)
         self._cache.forget(req_context.req_id)
 
+    @guarded(lambda _: False)
     def has_pending_work(self) -> bool:
         """True while blocks wait for room below or a reset waits for the workers."""
         return self._cache.is_waiting or self._flush_steps > 0
 
+    @guarded(nothing)
     def reset_cache(self) -> None:
         """Forget everything in every tier. Slots under copy stay out of use until flushed."""
         self._asks.clear()
@@ -217,25 +243,18 @@ class KVTierManager(OffloadingManager):
         self._cache.clear()
         self._flush_steps = _FLUSH_STEPS
 
+    @guarded(nothing)
     def on_reset_flushed(self) -> None:
         """No copy from before the reset runs any more (vLLM says so from 0.33 on)."""
         self._flush_steps = 0
         self._cache.release_limbo()
 
+    @guarded(_no_events)
     def take_events(self) -> Iterable[OffloadingEvent]:
         """What entered and left which tier since the last call."""
-        ram = self._cache.tier_names[RAM]
-        for event in self._cache.take_events():
-            is_ram = event.tier == ram
-            yield OffloadingEvent(
-                keys=[OffloadKey(key) for key in event.keys],
-                medium=Medium.CPU if is_ram else Medium.STORAGE,
-                removed=event.change is Change.REMOVED,
-                locality=None if is_ram else Locality.LOCAL,
-                ownership=None if is_ram else event.tier,
-                removal_expected=not is_ram and event.change is Change.STORED,
-            )
+        return [self._event(event) for event in self._cache.take_events()]
 
+    @guarded(nothing)
     def get_stats(self) -> OffloadingConnectorStats | None:
         """Increments for vLLM's metrics; None most of the time."""
         return self._reporter.report(self._clock.now_s())
@@ -245,10 +264,22 @@ class KVTierManager(OffloadingManager):
         self._cache.close(self._drain_s)
         self._seals.close()
 
-    def _spec(self, slots: list[int]) -> ArenaLoadStoreSpec:
+    def spec(self, slots: list[int]) -> ArenaLoadStoreSpec:
+        """What a worker needs to know to find `slots`."""
         return ArenaLoadStoreSpec(
             slots,
             arena=self._cache.arena.handle,
             seals=self._seals.handle,
             slice_bytes=self._slice_bytes,
+        )
+
+    def _event(self, event: BlockEvent) -> OffloadingEvent:
+        is_ram = event.tier == self._cache.tier_names[RAM]
+        return OffloadingEvent(
+            keys=[OffloadKey(key) for key in event.keys],
+            medium=Medium.CPU if is_ram else Medium.STORAGE,
+            removed=event.change is Change.REMOVED,
+            locality=None if is_ram else Locality.LOCAL,
+            ownership=None if is_ram else event.tier,
+            removal_expected=not is_ram and event.change is Change.STORED,
         )

@@ -1,0 +1,44 @@
+"""A bug turns the cache off, once and for all, and never reaches the engine."""
+
+import logging
+
+import pytest
+
+from kvtier.connectors.vllm.guard import guarded, nothing
+
+
+class _Part:
+    def __init__(self) -> None:
+        self.is_broken = False
+        self.calls = 0
+
+    @guarded(lambda _: "miss")
+    def answer(self, value: int) -> str:
+        self.calls += 1
+        if value < 0:
+            raise AssertionError("state")
+        return f"hit {value}"
+
+    @guarded(nothing)
+    def note(self) -> None:
+        self.calls += 1
+
+
+def test_a_healthy_method_is_left_alone() -> None:
+    part = _Part()
+    assert part.answer(3) == "hit 3"
+    assert not part.is_broken
+
+
+def test_after_one_failure_nothing_is_asked_again_and_it_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    part = _Part()
+    with caplog.at_level(logging.ERROR):
+        assert part.answer(-1) == "miss"
+        assert part.answer(3) == "miss"
+        part.note()
+    assert part.is_broken
+    assert part.calls == 1
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "answer" in caplog.text
