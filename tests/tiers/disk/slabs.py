@@ -1,5 +1,6 @@
 """What the tests of the disk tier share: a key space, tiers of few blocks, broken files."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,7 +145,9 @@ class BrokenFiles(OsFiles):
 
     def allocate(self, fd: int, size: int) -> None:
         self._begin("allocate")
-        super().allocate(fd, size)
+        super().allocate(fd, min(size, self.short.get("allocate", size)))
+        if self.short.get("allocate", size) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def truncate(self, fd: int, size: int) -> None:
         self._begin("truncate")

@@ -192,3 +192,28 @@ def test_kill_between_any_two_steps(tmp_path: Path, torn: bool) -> None:
         assert not [path for path in folder.iterdir() if "temporary" in path.name]
         tier.close()
     assert fatal > 30, "the life has that many steps"
+
+
+def test_a_child_of_a_killed_process_does_not_keep_the_folder(tmp_path: Path) -> None:
+    """Engines fork workers; the lock must die with the process that took it."""
+    reader, writer = os.pipe()
+
+    def hold_and_fork() -> None:
+        tier = make(tmp_path / "slab", 8)
+        write(tier, [1, 2])
+        worker = in_child(lambda: time.sleep(60))
+        os.write(writer, b"%d" % worker)
+        time.sleep(60)
+
+    owner = in_child(hold_and_fork)
+    worker = int(os.read(reader, 20))
+    try:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        tier = make(tmp_path / "slab", 8)
+        assert read(tier, [1, 2]) == [Outcome.DONE] * 2
+        tier.close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)

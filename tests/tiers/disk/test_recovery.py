@@ -1,5 +1,6 @@
 """Whatever became of log and checkpoint: what is served is right, and the tier works on."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvtier.tiers.base import Outcome
-from tests.tiers.disk.slabs import SLOT_BYTES, BrokenFiles, held, key, make, read, write
+from kvtier.tiers.disk.space import capacity_for
+from tests.tiers.disk.slabs import SLOT_BYTES, BrokenFiles, held, key, make, occupied, read, write
 
 DONE = Outcome.DONE
 
@@ -102,10 +104,24 @@ def test_a_log_older_than_the_checkpoint_is_not_applied(tmp_path: Path) -> None:
     history(tmp_path / "slab")
     shutil.copy(tmp_path / "crashed" / "log", tmp_path / "slab" / "log")
     tier = make(tmp_path / "slab")
-    tier.delete([key(5)])
+    assert held(tier) == set(range(2, 14))
+    tier.delete([key(9)])  # the old log says that it was written
     tier.close()
     shutil.copy(tmp_path / "crashed" / "log", tmp_path / "slab" / "log")
-    assert reopen_and_check(tmp_path / "slab") == set(range(2, 14)) - {5}
+    assert reopen_and_check(tmp_path / "slab") == set(range(2, 14)) - {9}
+
+
+def test_records_behind_a_torn_tail_are_found_by_the_next_start(tmp_path: Path) -> None:
+    history(tmp_path / "slab")
+    folder = tmp_path / "crashed"
+    with (folder / "log").open("ab") as log:
+        log.write(b"half a frame")
+    files = BrokenFiles()
+    tier = make(folder, files=files)
+    write(tier, [40, 41])
+    files.errors["rename"] = errno.EIO  # no checkpoint at close
+    tier.close()
+    assert reopen_and_check(folder) == {*range(2, 14), 40, 41}
 
 
 def test_a_smaller_bound_drops_what_is_outside(tmp_path: Path) -> None:
@@ -123,4 +139,19 @@ def test_a_smaller_bound_drops_what_is_outside(tmp_path: Path) -> None:
     assert held(tier) == set(range(8))
     assert write(tier, range(60, 76)) == [DONE] * 16
     assert read(tier, [*range(8), *range(60, 76)]) == [DONE] * 24
+    tier.close()
+
+
+def test_a_log_of_a_larger_bound_does_not_count_against_a_smaller_one(tmp_path: Path) -> None:
+    folder = tmp_path / "slab"
+    files = BrokenFiles()
+    tier = make(folder, 2048, files=files)
+    for start in range(0, 2048, 256):
+        write(tier, range(start, start + 256))
+    files.errors["rename"] = errno.EIO  # no checkpoint at close
+    tier.close()
+    assert (folder / "log").stat().st_size > 200_000
+    tier = make(folder, 8)
+    assert occupied(folder) <= capacity_for(8, SLOT_BYTES)
+    assert read(tier, range(8)) == [DONE] * 8
     tier.close()

@@ -72,11 +72,11 @@ def test_stored_slots_are_inside_bound_and_files(folder: Folder) -> None:
 
 def test_half_an_allocation_is_given_back(folder: Folder) -> None:
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
-    broken(folder).errors["allocate"] = errno.ENOSPC
+    broken(folder).short["allocate"] = SLOT_BYTES
     with pytest.raises(OSError, match="No space"):
         slab.write(0, [content(0)])
     assert sizes(folder) == {"0": 0}
-    broken(folder).errors.clear()
+    broken(folder).short.clear()
     assert slab.write(0, [content(0)]) == 1
     slab.close()
 

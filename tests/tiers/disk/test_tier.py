@@ -1,10 +1,13 @@
 """The disk tier keeps the contract of a tier, and its own promises under faults."""
 
+import contextlib
 import errno
 import logging
 import os
 import resource
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,11 @@ from kvtier.blocks.key import BlockKey
 from kvtier.testing.tiers import TierContract
 from kvtier.tiers.base import Move, Outcome, Tier
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.disk.tier import block_checksum
+from kvtier.tiers.disk.space import capacity_for
 from tests.tiers.disk.slabs import (
     LAYOUT,
     SLOT_BYTES,
-    SPACE,
     BrokenFiles,
-    blank,
     content,
     held,
     key,
@@ -61,12 +62,6 @@ def flip_bit(segment: Path, slot: int, slot_bytes: int) -> None:
         os.fsync(file.fileno())
 
 
-def test_a_block_in_the_slot_of_another_is_corrupt(tmp_path: Path) -> None:
-    with_key = {block_checksum(key(n), content(1)) for n in range(3)}
-    assert len(with_key) == 3
-    assert block_checksum(key(1), content(1)) != block_checksum(key(1), content(1)[:4000])
-
-
 def test_a_swap_of_two_slots_is_noticed(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab", direct="never")
     write(tier, [1, 2])
@@ -86,8 +81,6 @@ def test_a_swap_of_two_slots_is_noticed(tmp_path: Path) -> None:
 def test_the_bound_is_physical(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     tier = make(folder, 64)
-    from kvtier.tiers.disk.space import capacity_for
-
     bound = capacity_for(64, SLOT_BYTES)
     peak = 0
     for turn in range(60):
@@ -339,9 +332,29 @@ def test_files_are_private(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
 
 
-def test_blank_memory_is_not_a_block(tmp_path: Path) -> None:
-    tier = make(tmp_path / "slab")
-    assert tier.write_from([Move(key(1), blank())], [None]) == [DONE]
-    assert tier.read_into([Move(key(1), content(5))]) == [DONE]
-    assert SPACE.digest
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB of its own, which can really be full."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "kvtier-test", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_a_disk_filled_by_others_means_misses_until_there_is_room(small_disk: Path) -> None:
+    tier = make(small_disk / "slab", 256)
+    others = small_disk / "others"
+    fd = os.open(others, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(fd, bytes(4096))
+    os.close(fd)
+    assert write(tier, range(8)) == [FAILED] * 8
+    assert tier.counters.faults == 1
+    others.unlink()
+    assert write(tier, range(8)) == [DONE] * 8
+    assert read(tier, range(8)) == [DONE] * 8
     tier.close()

@@ -10,6 +10,7 @@ Invariant: while a Folder is open, no other process has it open.
 import errno
 import fcntl
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,17 @@ from kvtier.tiers.disk.files import FileIO
 LOCK_NAME = "kvtier.lock"
 _TEMPORARY = ".kvtier-temporary-"
 
+_open_folders: "weakref.WeakSet[Folder]" = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: a lock that the child keeps open would outlive a killed parent."""
+    for folder in list(_open_folders):
+        folder.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
 
 class Folder:
     """An open folder, locked for this process. `open_folder` makes one."""
@@ -29,6 +41,7 @@ class Folder:
         self.fd = fd
         self.files = files
         self._lock_fd = lock_fd
+        _open_folders.add(self)
 
     def open_file(self, name: str, flags: int) -> int:
         """A descriptor of a file in the folder. Raises OSError."""

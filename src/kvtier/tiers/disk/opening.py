@@ -88,6 +88,8 @@ def _open_parts(wanted: Wanted, budget: space.Budget, folder: Folder, undo: Exit
     journal = Journal(
         folder, log, slots, limit_bytes=budget.log_bytes, generation=recovered.generation
     )
+    if recovered.dropped or log.size_bytes > budget.log_bytes:
+        journal.checkpoint()  # what a larger bound had left must not count against this one
     logger.info(
         "disk tier %s: %d of %d blocks found, %s",
         wanted.path,

@@ -15,28 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import xxhash
 
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
-from kvtier.tiers.base import Buffer, Capabilities, Move, Outcome, ScanPage
+from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage
 from kvtier.tiers.disk.faults import DiskCounters, FaultLog
 from kvtier.tiers.disk.files import FileIO, OsFiles
 from kvtier.tiers.disk.journal import CHUNK_FRAMES
 from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
 from kvtier.tiers.disk.opening import Direct, OnMismatch, Wanted, open_slab
-from kvtier.tiers.disk.runs import Place, runs
-
-_RUN_BYTES = 2 << 20
-"""One system call moves about this much, so that other threads use the disk while this one
-verifies what it has."""
-
-
-def block_checksum(key: BlockKey, payload: Buffer) -> bytes:
-    """16 bytes over payload, key and length: a block found in another's slot fails, too."""
-    seed = xxhash.xxh3_64_intdigest(key, payload.nbytes)
-    # Arrays are buffers to the type checker from Python 3.12 on only.
-    return xxhash.xxh3_128_digest(payload, seed)  # type: ignore[arg-type]
+from kvtier.tiers.disk.payload import Payload
+from kvtier.tiers.disk.runs import Place
 
 
 class _Batch(NamedTuple):
@@ -72,8 +61,8 @@ class DiskTier:
         self._folder, self._slab, self._slots, self._journal = opened
         self._block_bytes = layout.block_bytes
         self._slot_bytes = layout.slot_bytes
-        self._run_blocks = max(1, _RUN_BYTES // layout.slot_bytes)
         self._faults = FaultLog(str(folder))
+        self._payload = Payload(self._slab, self._slots, layout, self._faults)
         self._counters = DiskCounters()
         self._commit = threading.Lock()
         self._lock = threading.Lock()
@@ -113,8 +102,7 @@ class DiskTier:
             return outcomes
         try:
             places.sort()
-            for run in runs(places, self._slab.segment_slots, self._run_blocks):
-                self._read_run(run, moves, outcomes)
+            self._payload.read(places, moves, outcomes)
             corrupt = [i for _, i in places if outcomes[i] is Outcome.CORRUPT]
             if corrupt:
                 self._drop(places, corrupt, moves)
@@ -140,31 +128,6 @@ class DiskTier:
             if places:
                 self._running += 1
         return places
-
-    def _read_run(
-        self, run: Sequence[Place], moves: Sequence[Move], outcomes: list[Outcome]
-    ) -> None:
-        try:
-            whole = self._slab.read(run[0][0], [moves[i].buffer for _, i in run])
-        except OSError as error:
-            if len(run) > 1:  # find out which block it is
-                for place in run:
-                    self._read_run([place], moves, outcomes)
-                return
-            self._faults.report("read", error)
-            outcomes[run[0][1]] = Outcome.FAILED
-            return
-        self._faults.works("read")
-        block_bytes = self._block_bytes
-        padded = block_bytes != self._slot_bytes
-        for slot, i in run[:whole]:
-            key, buffer = moves[i]
-            payload = buffer[:block_bytes] if padded else buffer
-            good = self._slots.checksum(slot) == block_checksum(key, payload)
-            outcomes[i] = Outcome.DONE if good else Outcome.CORRUPT
-        # The file ends before the block: its bytes are lost.
-        for _, i in run[whole:]:
-            outcomes[i] = Outcome.CORRUPT
 
     def _drop(self, places: Sequence[Place], corrupt: Sequence[int], moves: Sequence[Move]) -> None:
         """Forget corrupt blocks; ours are still in flight, so no slot is free before we end."""
@@ -199,10 +162,7 @@ class DiskTier:
             return outcomes
         published: set[int] = set()
         try:
-            puts: list[Put] = []
-            for run in runs(batch.places, self._slab.segment_slots, self._run_blocks):
-                puts += self._write_run(run, moves, parents)
-            published = self._publish(puts)
+            published = self._publish(self._payload.write(batch.places, moves, parents))
         finally:
             self._end_writes(batch.places, published, moves, outcomes)
         for i, first in batch.twins:
@@ -234,26 +194,6 @@ class DiskTier:
             self._running += 1
             taken = self._slots.take(len(first_at))
         return _Batch(list(zip(taken, first_at.values(), strict=False)), twins)
-
-    def _write_run(
-        self, run: Sequence[Place], moves: Sequence[Move], parents: Sequence[BlockKey | None]
-    ) -> list[Put]:
-        """The records of the blocks whose bytes are now in their slots."""
-        block_bytes = self._block_bytes
-        puts: list[Put] = []
-        buffers: list[Buffer] = []
-        for slot, i in run:
-            key, buffer = moves[i]
-            buffers.append(buffer)
-            puts.append(Put(slot, key, parents[i], block_checksum(key, buffer[:block_bytes])))
-        try:
-            whole = self._slab.write(run[0][0], buffers)
-        except OSError as error:
-            self._faults.report("write", error)
-            return []
-        if whole == len(run):
-            self._faults.works("write")
-        return puts[:whole]
 
     def _publish(self, puts: Sequence[Put]) -> set[int]:
         """Record, then show. Who comes first with a key keeps it. Returns the slots shown."""

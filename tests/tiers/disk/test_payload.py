@@ -1,0 +1,74 @@
+"""Bytes are DONE only with the checksum of their own key."""
+
+from pathlib import Path
+
+import pytest
+
+from kvtier.blocks.layout import BlockLayout
+from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.disk.faults import FaultLog
+from kvtier.tiers.disk.folder import Folder
+from kvtier.tiers.disk.payload import Payload, block_checksum
+from kvtier.tiers.disk.slab import Slab
+from kvtier.tiers.disk.slots import SlotMap
+from tests.tiers.disk.slabs import LAYOUT, SLOT_BYTES, blank, content, key, plain_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
+    opened = plain_folder(tmp_path / "slab")
+    yield opened
+    opened.close()
+
+
+def test_key_and_length_are_part_of_the_checksum() -> None:
+    block = content(1)
+    several = {block_checksum(key(n), block) for n in range(3)}
+    several |= {block_checksum(key(1), block[:size]) for size in (4000, 4095)}
+    assert len(several) == 5
+    assert all(len(each) == 16 for each in several)
+
+
+def test_only_the_payload_counts(folder: Folder) -> None:
+    slots = SlotMap(8)
+    slab = Slab(folder, SLOT_BYTES, 8, 4, 0)
+    payload = Payload(slab, slots, LAYOUT, FaultLog("here"))
+    blocks = [content(n) for n in range(4)]
+    for block in blocks:
+        block[LAYOUT.block_bytes :] = 0
+    moves = [Move(key(n), block) for n, block in enumerate(blocks)]
+    # Slots 2 to 5 lie in two segments.
+    puts = payload.write([(2, 0), (3, 1), (4, 2), (5, 3)], moves, [None, key(0), None, None])
+    assert [(put.slot, put.key, put.parent) for put in puts] == [
+        (2, key(0), None),
+        (3, key(1), key(0)),
+        (4, key(2), None),
+        (5, key(3), None),
+    ]
+    for put in puts:
+        slots.publish(put)
+    blocks[1][-1] = 255  # behind the payload
+    blocks[2][7] ^= 1
+    slab.write(3, [blocks[1]])
+    slab.write(4, [blocks[2]])
+    outcomes = [Outcome.MISSING] * 4
+    into = [Move(key(n), blank()) for n in range(4)]
+    payload.read([(2, 0), (3, 1), (4, 2), (5, 3)], into, outcomes)
+    assert outcomes == [Outcome.DONE, Outcome.DONE, Outcome.CORRUPT, Outcome.DONE]
+    slab.close()
+
+
+def test_a_block_as_large_as_its_slot(folder: Folder) -> None:
+    layout = BlockLayout(block_bytes=SLOT_BYTES, tokens_per_block=16)
+    slots = SlotMap(4)
+    slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
+    payload = Payload(slab, slots, layout, FaultLog("here"))
+    [put] = payload.write([(0, 0)], [Move(key(1), content(1))], [None])
+    slots.publish(put)
+    changed = content(1)
+    changed[-1] ^= 1
+    slab.write(0, [changed])
+    outcomes = [Outcome.MISSING]
+    payload.read([(0, 0)], [Move(key(1), blank())], outcomes)
+    assert outcomes == [Outcome.CORRUPT]
+    slab.close()
