@@ -33,6 +33,7 @@ if extra and "disk" in extra:
 device, ram = set(), set()
 disk = set(json.load(open(store))) if store and os.path.exists(store) else set()
 hits = {"ram": 0, "disk": 0}
+TIERS = {"device": device, "ram": ram, "disk": disk}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -58,6 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path.startswith("/reset_prefix_cache"):
+            print(self.path, flush=True)
             device.clear()
             if "reset_external=true" in self.path:
                 ram.clear()
@@ -67,9 +69,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body):
         prompt, key = body["prompt"], str(body["prompt"][:256]) + body.get("cache_salt", "")
-        cached = 256 if key in device | ram | disk else 0
-        if cached and key not in device:
-            hits["ram" if key in ram else "disk"] += cached
+        where = next((t for t, s in TIERS.items() if key in s), "nowhere")
+        print("found", where, body.get("cache_salt"), flush=True)
+        cached = 0 if where == "nowhere" else 256
+        if where in hits:
+            hits[where] += cached
         device.add(key)
         if extra:
             ram.add(key)

@@ -73,15 +73,18 @@ def test_the_whole_demo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ttft, "PAGE_CACHE", tmp_path / "drop_caches")
-    log = io.StringIO()
-    console = Console(file=log, width=200)
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
     output = tmp_path / "kvtier-demo"
     assert run_demo(Path("model"), small, encode, console, output, VirtualClock()) is True
-    said = log.getvalue()
+    said = shown.getvalue()
     assert "make serve" in said
     assert "curl http://127.0.0.1" in said
     # The restarted engine found every first prefix on disk.
     assert "disk 84%" in said
+    # Each group's first request was answered once from RAM, to be compared.
+    log = (output / "kvtier.log").read_text().splitlines()
+    assert log.count("found ram demo") == small.groups
     written = read_report(output / "demo.json")
     restarted = written.details["summaries"][demo.RESTARTED]
     assert restarted["hit_rates"]["disk"] == pytest.approx(256 / 304)

@@ -53,6 +53,9 @@ def test_runs_start_with_empty_caches(stand_in: Path, plan: Plan, encode: Encode
     twice = msgspec.structs.replace(plan, contestants=[KVTIER_DISK])
     steps = Steps(Console(file=io.StringIO()), 2)
     measurements = measure(twice, encode, steps, lambda _: None, VirtualClock())
+    # Emptied once a run, besides the salt that every run has to itself.
+    log = (plan.scratch / f"{KVTIER_DISK}.log").read_text()
+    assert log.count("/reset_prefix_cache?reset_external=true") == 1
     for run in measurements.runs["small"][KVTIER_DISK]:
         assert run.summary.hit_rates["ram"] == run.summary.hit_rates["disk"] == 0.0
 

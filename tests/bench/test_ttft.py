@@ -85,4 +85,11 @@ def test_every_state_is_met_where_it_should_be(
         assert f"cached median {cached:.4g}" in note
     assert by_name["ttft/1700/outputs_different"].value == 0
     assert len(details["5300/disk"]) == 2
+    # Each of 4 prompts once in each state; the engine itself says where it found them.
+    for log, found in [
+        ("ttft.log", {"nowhere": 4, "device": 4, "ram": 4}),
+        ("ttft-restarted.log", {"disk": 4, "device": 4}),
+    ]:
+        lines = (tmp_path / "s" / log).read_text().splitlines()
+        assert {state: lines.count(f"found {state} ttft") for state in found} == found
     assert {each.suffix for each in (tmp_path / "s").iterdir()} == {".log"}

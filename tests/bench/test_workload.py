@@ -40,6 +40,15 @@ def test_a_group_has_its_prefix_to_itself(small: Workload, encode: Encode) -> No
     assert len(first_blocks) == small.groups
 
 
+def test_no_text_is_in_two_prefixes(small: Workload) -> None:
+    def positions(text: str) -> list[int]:
+        count = len(text.split())
+        return list(range(count)) if count > 1000 else [-1] * count
+
+    prefixes = {each.group: each.tokens[:256] for each in build_prompts(small, positions, seed=1)}
+    assert len({token for prefix in prefixes.values() for token in prefix}) == 3 * 256
+
+
 def test_no_two_questions_are_equal(small: Workload, encode: Encode) -> None:
     prompts = build_prompts(small, encode, seed=1)
     assert len({tuple(prompt.tokens[256:]) for prompt in prompts}) == small.requests

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from kvtier.bench.client import Completion, complete
 from kvtier.bench.engine import warm_up
 from kvtier.bench.lineup import RAM_BYTES, kvtier_transfer
@@ -62,13 +64,14 @@ def measure_ttft(
             log=scratch / "ttft.log",
             kv_transfer=kvtier_transfer(RAM_BYTES, Path(disk).resolve()),
         )
+        restarted = msgspec.structs.replace(settings, log=scratch / "ttft-restarted.log")
         with steps.step("TTFT cold, device hit, RAM hit"), Server(settings) as server:
             server.start(steps.tell)
             warm_up(server, encode)
             for index, prompt in enumerate(prompts):
                 steps.tell(f"prompt {index + 1} of {len(prompts)}")
                 _sample_first_process(server, prompt, samples, clock)
-        with steps.step("TTFT disk hit in a new process"), Server(settings) as server:
+        with steps.step("TTFT disk hit in a new process"), Server(restarted) as server:
             server.start(steps.tell)
             warm_up(server, encode)
             dropped = True
