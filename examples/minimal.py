@@ -1,0 +1,85 @@
+"""The smallest program on kvtier's core: a cache in RAM and on disk, driven by hand.
+
+Run it with `.venv/bin/python examples/minimal.py`. An engine does the same through
+`kvtier.connectors`; what it copies from its device is here a pattern of bytes.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
+from kvtier.blocks.layout import BlockLayout
+from kvtier.cache.build import build_cache
+from kvtier.clock import MonotonicClock
+from kvtier.settings import Disk, Ram, Settings
+
+BLOCK_BYTES = 64 * 1024
+
+
+def main(folder: Path) -> None:
+    """Save a prefix of eight blocks, lose the process, find it again on disk."""
+    prefix = [BlockKey(number.to_bytes(36, "big")) for number in range(8)]
+    clock = MonotonicClock()
+
+    cache = build_cache(settings(folder), layout(), key_space())
+    save = cache.begin_save(prefix, parents=[None, *prefix[:-1]])
+    assert save is not None
+    for number, slot in enumerate(save.slots):
+        cache.arena.view(slot)[:] = number  # the engine copies its block here
+    cache.end_save(save)
+    cache.close(drain_s=5.0)  # lets the disk finish
+
+    cache = build_cache(settings(folder), layout(), key_space())
+    print(f"{cache.lookup(prefix)} of {len(prefix)} blocks are on disk after the restart")
+    cache.promote("request-1", prefix)
+    while (load := cache.begin_load("request-1", prefix)) is None:
+        clock.sleep(0.001)
+        cache.step(clock.now_s())
+    values = [int(cache.arena.view(slot)[0]) for slot in load.slots]
+    cache.end_load(load)
+    print(f"first bytes of the blocks: {values}")
+    cache.close()
+
+
+def settings(folder: Path) -> Settings:
+    """One MiB of RAM; `disk` is a folder on a real disk, bounded to 16 MiB."""
+    return Settings(
+        ram=Ram(capacity=16 * BLOCK_BYTES),
+        disk=Disk(path=str(folder / "cache"), capacity=16 << 20),
+    )
+
+
+def layout() -> BlockLayout:
+    """How large a block is and how many tokens it stands for."""
+    return BlockLayout(block_bytes=BLOCK_BYTES, tokens_per_block=16)
+
+
+def key_space() -> KeySpace:
+    """Whatever the bytes depend on beside the tokens; two spaces never mix."""
+    return KeySpace(
+        engine="example",
+        model="my-model",
+        revision="1",
+        weights="",
+        dtype="bfloat16",
+        layout="",
+        block_bytes=BLOCK_BYTES,
+        blocks_per_chunk=1,
+        tokens_per_hash=16,
+        groups=(GroupShape(tokens_per_block=16, layers=""),),
+        world_size=1,
+        tp_size=1,
+        pp_size=1,
+        hash_algorithm="sha256",
+        hash_seed="",
+        isa="",
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            main(Path(scratch))

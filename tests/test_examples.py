@@ -1,0 +1,29 @@
+"""The examples run as they stand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_the_minimal_program_finds_its_blocks_again_after_a_restart(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "minimal.py", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 of 8 blocks are on disk after the restart" in done.stdout
+    assert "[0, 1, 2, 3, 4, 5, 6, 7]" in done.stdout
+
+
+def test_the_policy_passes_the_suite_it_is_shown_with() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "my_policy.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
