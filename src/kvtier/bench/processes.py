@@ -15,6 +15,7 @@ from typing import NamedTuple
 from kvtier.clock import Clock, MonotonicClock
 
 PROC = Path("/proc")
+KILL_GRACE_S = 10.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,15 +76,24 @@ def stop_session(
     clock = clock or MonotonicClock()
     session = process.pid
     process.send_signal(signal.SIGTERM)
-    if process.poll() is not None:
-        _signal_all(session, signal.SIGTERM)
+    if _all_gone(process, clock, grace_s):
+        return True
+    _signal_all(session, signal.SIGKILL)
+    # A killed process stays for a moment; without it, nothing here is worth waiting long for.
+    process.wait()
+    _all_gone(process, clock, KILL_GRACE_S)
+    return False
+
+
+def _all_gone(process: subprocess.Popen[bytes], clock: Clock, grace_s: float) -> bool:
     deadline_s = clock.now_s() + grace_s
     while clock.now_s() < deadline_s:
-        if process.poll() is not None and not session_processes(session):
-            return True
+        if process.poll() is not None:
+            if not session_processes(process.pid):
+                return True
+            # A leader that has gone cannot end its children any more.
+            _signal_all(process.pid, signal.SIGTERM)
         clock.sleep(0.1)
-    _signal_all(session, signal.SIGKILL)
-    process.wait()
     return False
 
 
