@@ -198,11 +198,14 @@ def test_a_child_of_a_killed_process_does_not_keep_the_folder(tmp_path: Path) ->
     """Engines fork workers; the lock must die with the process that took it."""
     reader, writer = os.pipe()
 
+    def work() -> None:
+        os.write(writer, b"%d" % os.getpid())
+        time.sleep(60)
+
     def hold_and_fork() -> None:
         tier = make(tmp_path / "slab", 8)
         write(tier, [1, 2])
-        worker = in_child(lambda: time.sleep(60))
-        os.write(writer, b"%d" % worker)
+        in_child(work)
         time.sleep(60)
 
     owner = in_child(hold_and_fork)

@@ -62,8 +62,8 @@ def test_paths_that_cannot_be_a_folder(tmp_path: Path, make: object, path: str, 
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """Without root's right to write anywhere."""
+def nobody(tmp_path: Path) -> Iterator[None]:
+    """Without root's right to write anywhere; `tmp_path` was made with it."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
