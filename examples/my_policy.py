@@ -12,36 +12,41 @@ from collections.abc import Callable
 
 from kvtier.blocks.key import BlockKey
 from kvtier.eviction.base import EvictionPolicy
+from kvtier.eviction.rows import Links, RowList
 from kvtier.testing.eviction import EvictionContract
 
 
 class FirstIn:
-    """First in, first out: the plainest policy there is. Uses do not count."""
+    """First in, first out: the plainest policy there is. Uses do not count.
+
+    `RowList` is a list in flat arrays: eight bytes a row, and a walk for a victim that does
+    not start over each time.
+    """
 
     def __init__(self, *, capacity_rows: int | None = None) -> None:
-        self._rows: dict[int, None] = {}
+        self._rows = RowList(Links())
 
     def insert(self, row: int, key: BlockKey) -> None:
         """To the back of the queue."""
-        self._rows[row] = None
+        self._rows.push(row)
 
     def access(self, row: int) -> None:
         """Nothing: that is the policy."""
 
     def remove(self, row: int) -> None:
         """Out of the queue."""
-        del self._rows[row]
+        self._rows.unlink(row)
 
     def victim(self, evictable: Callable[[int], bool]) -> int | None:
         """The oldest row that may go."""
-        row = next((row for row in self._rows if evictable(row)), None)
+        row = self._rows.first_cold(evictable)
         if row is not None:
-            del self._rows[row]
+            self._rows.unlink(row)
         return row
 
     def __len__(self) -> int:
         """Rows resident."""
-        return len(self._rows)
+        return self._rows.size
 
 
 class TestFirstIn(EvictionContract):
