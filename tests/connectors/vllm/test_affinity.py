@@ -1,0 +1,38 @@
+"""Our threads go to cores the engine does not compute on, where there are any."""
+
+import os
+import threading
+
+import pytest
+
+from kvtier.connectors.vllm import affinity
+
+
+def test_an_engine_that_binds_nothing_needs_no_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    assert affinity.free_cores() == frozenset()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_thread_of_a_bound_engine_moves_to_the_other_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    found: list[set[int]] = []
+    try:
+        os.sched_setaffinity(0, {core})
+        move = affinity.free_cores_setter()
+
+        def work() -> None:
+            move()
+            found.append(os.sched_getaffinity(0))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert os.sched_getaffinity(0) == {core}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert found == [os.sched_getaffinity(os.getppid()) - {core}]

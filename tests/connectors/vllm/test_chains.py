@@ -1,0 +1,55 @@
+"""Predecessors from positions, group by group."""
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.kv_offload.base import OffloadKey, ReqContext, make_offload_key
+
+from kvtier.connectors.vllm.chains import RequestChains
+
+TOKENS = {0: 16, 1: 32}
+
+
+def key(number: int, group: int) -> OffloadKey:
+    return make_offload_key(number.to_bytes(32, "big"), group)
+
+
+def request(blocks: int) -> ReqContext:
+    context = ReqContext(req_id="r")
+    for number in range(1, blocks + 1):
+        context.set_offload_key_position(key(number, 0), number * 16)
+        if number % 2 == 0:
+            context.set_offload_key_position(key(number, 1), number * 16)
+    return context
+
+
+def test_the_first_block_has_no_parent_and_each_later_one_the_one_before() -> None:
+    context = request(4)
+    keys = [key(number, 0) for number in (1, 2, 3, 4)]
+    parents = RequestChains.of(context).parents(keys, context, TOKENS)
+    assert parents == [None, key(1, 0), key(2, 0), key(3, 0)]
+
+
+def test_groups_have_chains_of_their_own() -> None:
+    context = request(4)
+    parents = RequestChains.of(context).parents([key(4, 1), key(2, 1)], context, TOKENS)
+    assert parents == [key(2, 1), None]
+
+
+def test_blocks_that_come_later_join_the_chain() -> None:
+    context = request(2)
+    chains = RequestChains.of(context)
+    assert chains.chain(context, {0: 16, 1: 32}) == [key(1, 0), key(2, 0), key(2, 1)]
+    context.set_offload_key_position(key(3, 0), 48)
+    assert RequestChains.of(context) is chains
+    assert chains.parents([key(3, 0)], context, TOKENS) == [key(2, 0)]
+
+
+def test_a_partial_tail_hangs_on_the_last_whole_block() -> None:
+    context = request(2)
+    tail = make_offload_key(b"t" * 32, 0)
+    context.set_offload_key_position(tail, 37)
+    chains = RequestChains.of(context)
+    assert chains.parents([tail], context, TOKENS) == [key(2, 0)]
+    assert tail not in chains.chain(context, TOKENS)

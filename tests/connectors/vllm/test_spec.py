@@ -1,0 +1,89 @@
+"""The spec: settings from vLLM's configuration, and the node's bounds shared among replicas."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import msgspec
+from vllm.v1.kv_offload.config import (
+    OffloadingCacheConfig,
+    OffloadingConfig,
+    OffloadingGroupConfig,
+    OffloadingModelConfig,
+    OffloadingParallelConfig,
+)
+
+from kvtier.connectors.vllm.manager import KVTierManager
+from kvtier.connectors.vllm.spec import KVTier, share
+from kvtier.errors import InvalidSettings
+from kvtier.settings import Disk, Ram, Settings
+
+
+def configuration(
+    extra: dict[str, object], replicas: int = 1, replica: int = 0
+) -> OffloadingConfig:
+    return OffloadingConfig(
+        groups=(OffloadingGroupConfig(tokens_per_block=16, layer_names=("l0",), group_id=0),),
+        worker_kv_bytes_per_block=4096,
+        enable_kv_cache_events=False,
+        extra_config=extra,
+        engine_id="e",
+        model=OffloadingModelConfig(name="model", dtype="float32"),
+        cache=OffloadingCacheConfig(tokens_per_hash=16, blocks_per_chunk=1),
+        parallel=OffloadingParallelConfig(
+            rank=0,
+            world_size=1,
+            tp_size=1,
+            pp_size=1,
+            pcp_size=1,
+            dcp_size=1,
+            data_parallel_index=replica,
+            data_parallel_size=replicas,
+            data_parallel_rank_local=None,
+            is_parallelism_agnostic=False,
+        ),
+    )
+
+
+def test_a_manager_is_built_once_and_closes_without_trace(tmp_path: Path) -> None:
+    extra = {"spec_name": "KVTier", "ram": "1MiB", "disk": f"{tmp_path}/cache=16MiB"}
+    spec = KVTier(configuration(extra))
+    manager = spec.get_manager()
+    assert isinstance(manager, KVTierManager)
+    assert spec.get_manager() is manager
+    manager.shutdown()
+
+
+def test_vllms_own_keys_are_read_as_they_are() -> None:
+    manager = KVTier(configuration({"cpu_bytes_to_use": 1 << 20, "eviction_policy": "arc"}))
+    built = manager.get_manager()
+    built.shutdown()
+    assert isinstance(built, KVTierManager)
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ({}, "ram.capacity"),
+        ({"ram": "lots"}, "ram"),
+        ({"ram": "1MiB", "dsk": "/x=1GiB"}, "dsk"),
+        ({"ram": "4KiB"}, "ram.capacity"),
+        ({"ram": "900TiB"}, "ram.capacity"),
+    ],
+)
+def test_a_wrong_setting_is_one_error_that_names_it(extra: dict[str, object], part: str) -> None:
+    with pytest.raises(InvalidSettings, match=part):
+        KVTier(configuration(extra)).get_manager()
+
+
+def test_replicas_divide_the_nodes_bounds_and_keep_their_folders_apart(tmp_path: Path) -> None:
+    settings = Settings(ram=Ram(capacity=80), disk=Disk(path=str(tmp_path), capacity=160))
+    shared = [share(settings, configuration({}, 8, replica)) for replica in range(8)]
+    assert {part.ram.capacity for part in shared} == {10}
+    folders = [part.disk.path for part in shared if part.disk]
+    assert len(set(folders)) == 8
+    assert all(part.disk and part.disk.capacity == 20 for part in shared)
+    alone = share(settings, configuration({}))
+    assert msgspec.to_builtins(alone) == msgspec.to_builtins(settings)

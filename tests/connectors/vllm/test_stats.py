@@ -1,0 +1,25 @@
+"""Declared metrics in vLLM's terms. What is reported is tested with the manager."""
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata
+
+from kvtier import metrics
+from kvtier.connectors.vllm import stats
+from kvtier.transfer.job import Direction
+
+
+def test_every_metric_is_defined_with_its_kind_and_labels() -> None:
+    definitions = stats.definitions()
+    assert set(definitions) == {metric.name for metric in metrics.METRICS}
+    assert isinstance(definitions["kvtier_hit_tokens"], OffloadingCounterMetadata)
+    capacity = definitions["kvtier_capacity_tokens"]
+    assert isinstance(capacity, OffloadingGaugeMetadata)
+    assert capacity.labelnames == ("tier",)
+
+
+def test_every_direction_has_a_declared_label() -> None:
+    labels = {stats._DIRECTIONS[direction] for direction in Direction}
+    assert labels == set(metrics.LABEL_VALUES["direction"])
