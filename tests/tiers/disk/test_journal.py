@@ -55,7 +55,7 @@ def on_disk(desk: Desk) -> tuple[int, int, int]:
     if snapshot is None:
         return 0, 0, len(history.records)
     assert history.generation == snapshot.generation
-    return snapshot.generation, len(snapshot.puts), len(history.records)
+    return snapshot.generation, len(list(snapshot.puts)), len(history.records)
 
 
 def test_the_log_is_folded_before_it_passes_its_bound(desk: Desk) -> None:

@@ -1,6 +1,6 @@
 """The whole index in one file, so that the log can start anew.
 
-Columns, in sections, under one trailing checksum: half a microsecond a block to write or
+Columns, in sections, under one trailing checksum: about a microsecond a block to write or to
 load. The file appears whole or not at all; one that fails its checksum counts as absent.
 """
 
@@ -29,7 +29,7 @@ class Snapshot(NamedTuple):
     """Blocks of a checkpoint, oldest first, and the generation of the log that follows it."""
 
     generation: int
-    puts: list[Put]
+    puts: Iterator[Put]
 
 
 def save(folder: Folder, slots: SlotMap, generation: int) -> None:
@@ -51,12 +51,15 @@ def decode(raw: bytes) -> Snapshot | None:
     magic, generation, rows = _HEADER.unpack_from(body)
     if magic != _MAGIC or xxhash.xxh3_128_digest(body) != raw[-_TRAILER_BYTES:]:
         return None
-    puts: list[Put] = []
+    return Snapshot(generation, _sections(raw, rows))
+
+
+def _sections(raw: bytes, rows: int) -> Iterator[Put]:
     at = _HEADER.size
-    while len(puts) < rows:
+    while rows:
         section, at = _section(raw, at)
-        puts += section
-    return Snapshot(generation, puts)
+        rows -= len(section)
+        yield from section
 
 
 def _with_trailer(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -69,19 +72,20 @@ def _with_trailer(parts: Iterator[bytes]) -> Iterator[bytes]:
 
 def _parts(slots: SlotMap, generation: int) -> Iterator[bytes]:
     yield _HEADER.pack(_MAGIC, generation, len(slots))
-    puts = slots.puts()
-    while rows := list(itertools.islice(puts, _SECTION_ROWS)):
-        parents = [b"" if row.parent is None else row.parent for row in rows]
-        parent_bytes = bytes(NO_PARENT if row.parent is None else len(row.parent) for row in rows)
+    rows = iter(slots.slot_of.items())
+    while section := list(itertools.islice(rows, _SECTION_ROWS)):
+        keys = [key for key, _ in section]
+        numbers = [slot for _, slot in section]
+        parents = slots.parents(numbers)
         yield b"".join(
             (
-                _COUNT.pack(len(rows)),
-                struct.pack(f"<{len(rows)}I", *[row.slot for row in rows]),
-                b"".join([row.checksum for row in rows]),
-                bytes([len(row.key) for row in rows]),
-                parent_bytes,
-                b"".join([row.key for row in rows]),
-                b"".join(parents),
+                _COUNT.pack(len(section)),
+                struct.pack(f"<{len(numbers)}I", *numbers),
+                slots.checksums(numbers),
+                bytes(map(len, keys)),
+                bytes([NO_PARENT if parent is None else len(parent) for parent in parents]),
+                b"".join(keys),
+                b"".join([parent for parent in parents if parent is not None]),
             )
         )
 

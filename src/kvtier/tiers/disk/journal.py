@@ -70,7 +70,7 @@ class Journal:
         return settled
 
     def checkpoint(self) -> None:
-        """Fold the log into a checkpoint. Costs about 2 us a block held, and two syncs."""
+        """Fold the log into a checkpoint. Costs about 1 us a block held, and two syncs."""
         # Until the new log is there, the old one may already be void: nothing is appended.
         # Each attempt has its own generation, so that a failed one is never mistaken.
         self._stale = True

@@ -108,8 +108,10 @@ class SlotMap:
 
     def replay(self, put: Put) -> None:
         """Recovery: the newer record wins over whatever had the slot or the key."""
-        self.empty(put.slot)
-        self.forget(put.key)
+        if self._keys[put.slot] is not None:
+            self.empty(put.slot)
+        if put.key in self.slot_of:
+            self.forget(put.key)
         self.publish(put)
 
     def empty(self, slot: int) -> None:
@@ -129,6 +131,15 @@ class SlotMap:
         """Every block held, oldest first."""
         for key, slot in self.slot_of.items():
             yield Put(slot, key, self._parents[slot], bytes(self.checksum(slot)))
+
+    def parents(self, slots: Sequence[int]) -> list[BlockKey | None]:
+        """Parent of the block in each slot."""
+        return [self._parents[slot] for slot in slots]
+
+    def checksums(self, slots: Sequence[int]) -> bytes:
+        """Checksums of the blocks in the slots, one after the other."""
+        rows = np.frombuffer(self._sums, dtype=f"V{CHECKSUM_BYTES}")
+        return bytes(rows[list(slots)].data)
 
     def page(self, cursor: int) -> ScanPage:
         """Blocks written after write number `cursor`, oldest first. Costs O(slots)."""
