@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.blocks.layout import BlockLayout
+from kvtier.clock import VirtualClock
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.disk.faults import FaultLog
 from kvtier.tiers.disk.folder import Folder
@@ -32,7 +33,7 @@ def test_key_and_length_are_part_of_the_checksum() -> None:
 def test_only_the_payload_counts(folder: Folder) -> None:
     slots = SlotMap(8)
     slab = Slab(folder, SLOT_BYTES, 8, 4, 0)
-    payload = Payload(slab, slots, LAYOUT, FaultLog("here"))
+    payload = Payload(slab, slots, LAYOUT, FaultLog("here", VirtualClock()))
     blocks = [content(n) for n in range(4)]
     for block in blocks:
         block[LAYOUT.block_bytes :] = 0
@@ -62,7 +63,7 @@ def test_a_block_as_large_as_its_slot(folder: Folder) -> None:
     layout = BlockLayout(block_bytes=SLOT_BYTES, tokens_per_block=16)
     slots = SlotMap(4)
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
-    payload = Payload(slab, slots, layout, FaultLog("here"))
+    payload = Payload(slab, slots, layout, FaultLog("here", VirtualClock()))
     [put] = payload.write([(0, 0)], [Move(key(1), content(1))], [None])
     slots.publish(put)
     changed = content(1)

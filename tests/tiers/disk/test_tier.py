@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from kvtier.blocks.key import BlockKey
+from kvtier.clock import VirtualClock
 from kvtier.testing.tiers import TierContract
 from kvtier.tiers.base import Move, Outcome, Tier
 from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.disk.faults import QUIET_S
 from kvtier.tiers.disk.space import capacity_for
 from tests.tiers.disk.slabs import (
     LAYOUT,
@@ -159,8 +161,8 @@ def test_a_slot_deleted_while_it_is_read_is_not_given_away(tmp_path: Path) -> No
 def test_failing_reads_are_failed_and_recover(
     tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = BrokenFiles()
-    tier = make(tmp_path / "slab", files=files)
+    files, clock = BrokenFiles(), VirtualClock()
+    tier = make(tmp_path / "slab", files=files, clock=clock)
     write(tier, [1, 2, 3])
     files.errors["preadv"] = code
     with caplog.at_level(logging.WARNING):
@@ -169,6 +171,7 @@ def test_failing_reads_are_failed_and_recover(
         assert len(caplog.messages) == 1
         assert tier.counters.faults == 6
         files.errors.clear()
+        clock.advance(QUIET_S)
         assert read(tier, [1, 2, 3]) == [DONE] * 3
         assert len(caplog.messages) == 2
     tier.close()
@@ -179,8 +182,8 @@ def test_failing_reads_are_failed_and_recover(
 def test_failing_writes_are_failed_and_recover(
     tmp_path: Path, call: str, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = BrokenFiles()
-    tier = make(tmp_path / "slab", 4, files=files)
+    files, clock = BrokenFiles(), VirtualClock()
+    tier = make(tmp_path / "slab", 4, files=files, clock=clock)
     files.errors[call] = code
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -188,6 +191,7 @@ def test_failing_writes_are_failed_and_recover(
         assert held(tier) == set()
         assert len(caplog.messages) == 1
         files.errors.clear()
+        clock.advance(QUIET_S)
         assert write(tier, [1, 2, 3, 4]) == [DONE] * 4, "no slot was lost"
         assert len(caplog.messages) == 2
     tier.close()

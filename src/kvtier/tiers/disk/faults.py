@@ -1,7 +1,8 @@
 """Counting faults and telling of each kind once.
 
 A broken disk fails thousands of times a second. Each kind (operation and errno) is logged
-when it appears and again when the operation works; between the two only counters move.
+when it appears and again when the operation has worked for a while without it; between the two
+only counters move. The while keeps one bad sector among good ones from filling the log.
 """
 
 import errno
@@ -10,7 +11,12 @@ import threading
 
 import msgspec
 
+from kvtier.clock import Clock
+
 logger = logging.getLogger(__name__)
+
+QUIET_S = 30.0
+"""A fault is over when the operation works and there was none for this long."""
 
 
 class DiskCounters(msgspec.Struct, kw_only=True):
@@ -29,8 +35,10 @@ class DiskCounters(msgspec.Struct, kw_only=True):
 class FaultLog:
     """One line per kind of fault until it goes away. Safe from any thread; never blocks long."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, clock: Clock) -> None:
         self.count = 0
+        self._clock = clock
+        self._last_s = clock.now_s()
         self._where = where
         self._lock = threading.Lock()
         self._active: dict[str, dict[str, int]] = {}
@@ -40,6 +48,7 @@ class FaultLog:
         kind = errno.errorcode.get(error.errno or 0, type(error).__name__)
         with self._lock:
             self.count += 1
+            self._last_s = self._clock.now_s()
             kinds = self._active.setdefault(operation, {})
             kinds[kind] = kinds.get(kind, 0) + 1
             first = kinds[kind] == 1
@@ -53,7 +62,7 @@ class FaultLog:
 
     def works(self, operation: str) -> None:
         """`operation` succeeded. Costs one dictionary lookup while nothing is wrong."""
-        if operation not in self._active:
+        if operation not in self._active or self._clock.now_s() < self._last_s + QUIET_S:
             return
         with self._lock:
             kinds = self._active.pop(operation, {})

@@ -18,6 +18,7 @@ import msgspec
 
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
+from kvtier.clock import Clock, MonotonicClock
 from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage
 from kvtier.tiers.disk.faults import DiskCounters, FaultLog
 from kvtier.tiers.disk.files import FileIO, OsFiles
@@ -40,7 +41,8 @@ class DiskTier:
     """Blocks in segment files of one folder. See `kvtier.tiers.base.Tier`.
 
     `capacity_bytes` bounds everything in the folder. `io_threads` only tells callers how many
-    threads pay. `files` is the operating system; tests put faults there. Raises
+    threads pay. `files` is the operating system and `clock`
+    the time between a fault and its all-clear; tests own both. Raises
     InvalidSettings, naming the setting, where the folder cannot be used as asked.
     """
 
@@ -55,13 +57,14 @@ class DiskTier:
         direct: Direct = "auto",
         on_mismatch: OnMismatch = "refuse",
         files: FileIO | None = None,
+        clock: Clock | None = None,
     ) -> None:
         wanted = Wanted(folder, capacity_bytes, layout, space, direct, on_mismatch)
         opened = open_slab(wanted, files or OsFiles())
         self._folder, self._slab, self._slots, self._journal = opened
         self._block_bytes = layout.block_bytes
         self._slot_bytes = layout.slot_bytes
-        self._faults = FaultLog(str(folder))
+        self._faults = FaultLog(str(folder), clock or MonotonicClock())
         self._payload = Payload(self._slab, self._slots, layout, self._faults)
         self._counters = DiskCounters()
         self._commit = threading.Lock()
