@@ -3,26 +3,26 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kvtier.cli.bench import bench
+from kvtier.cli.main import kvtier
 
 
 @pytest.mark.parametrize("command", ["micro", "engine", "demo"])
 def test_help_teaches_with_an_example(command: str) -> None:
-    result = CliRunner().invoke(bench, [command, "--help"])
+    result = CliRunner().invoke(kvtier, ["bench", command, "--help"])
     assert result.exit_code == 0
     assert f"  kvtier bench {command}" in result.output
 
 
 @pytest.mark.parametrize("command", ["engine", "demo"])
 def test_a_missing_workload_is_one_clear_error(command: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(bench, [command, "--workloads", str(tmp_path)])
-    assert result.exit_code == 1
-    assert result.output.startswith("Error: no workload at")
+    result = CliRunner().invoke(kvtier, ["bench", command, "--workloads", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: no workload at")
 
 
-def test_an_unknown_row_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_model_is_one_clear_error(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     model = tmp_path / "model"
-    result = CliRunner().invoke(bench, ["engine", "--model", str(model), "--row", "nobody"])
-    assert result.exit_code == 1
-    assert "tokenizer.json" in result.output
+    result = CliRunner().invoke(kvtier, ["bench", "engine", "--model", str(model)])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: no tokenizer.json in")

@@ -240,5 +240,5 @@ def _draw(path: Path, title: str, rows: list[Any]) -> str:
 _NEXT = """
 To keep the stack running: [bold]make serve[/bold]. Then, from another terminal:
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
-    -d '{"model": "smollm2-135m", "prompt": "The capital of France is", "max_tokens": 16}'
+    -d '{"prompt": "The capital of France is", "max_tokens": 16}'
 """

@@ -15,11 +15,12 @@ from kvtier.bench.rows import Report, Row, report, write_report
 from kvtier.bench.table import summary_table
 from kvtier.bench.ttft import measure_ttft
 from kvtier.bench.workload import model_encoder, read_workload
-from kvtier.errors import KVTierError
 
 MODEL = Path(".models/smollm2-135m")
 WORKLOADS = Path("benchmarks/workloads")
 PEERS = Path("benchmarks/peers")
+SCRATCH = Path("build/bench")
+DEMO = Path(".kvtier-demo")
 
 _ENGINE_EXAMPLES = """\b
 Examples:
@@ -50,7 +51,7 @@ def bench() -> None:
 @click.option(
     "--scratch",
     type=_folder,
-    default=Path(".bench"),
+    default=SCRATCH,
     show_default=True,
     help="Where the disk tier is measured; on a real disk.",
 )
@@ -92,7 +93,7 @@ def micro(json_path: Path | None, scratch: Path) -> None:
 @click.option(
     "--scratch",
     type=_folder,
-    default=Path(".bench"),
+    default=SCRATCH,
     show_default=True,
     help="Logs and disk tiers; on a real disk.",
 )
@@ -113,20 +114,16 @@ def engine(
     One server at a time, interleaved rounds, caches emptied before each run. The file is
     rewritten after every round, so a run that is cut off keeps what it has.
     """
-    console = Console()
-    try:
-        plan = engine_bench.Plan(
-            model=model,
-            workloads=[read_workload(workloads / f"{name}.yaml") for name in workload_names],
-            contestants=list(contestants),
-            rounds=rounds,
-            seed=seed,
-            scratch=scratch,
-            peers=peers,
-        )
-        _run_engine(plan, console, json_path, ttft_repeats)
-    except KVTierError as error:
-        raise click.ClickException(str(error)) from error
+    plan = engine_bench.Plan(
+        model=model,
+        workloads=[read_workload(workloads / f"{name}.yaml") for name in workload_names],
+        contestants=list(contestants),
+        rounds=rounds,
+        seed=seed,
+        scratch=scratch,
+        peers=peers,
+    )
+    _run_engine(plan, Console(), json_path, ttft_repeats)
 
 
 def _run_engine(
@@ -155,11 +152,11 @@ def _run_engine(
     _print_verdicts(console, [*measurements.rows(), *ttft_rows])
 
 
-@bench.command("demo", epilog="\b\nExample:\n  kvtier bench demo --output kvtier-demo")
+@bench.command("demo", epilog="\b\nExample:\n  kvtier bench demo --output /tmp/kvtier-demo")
 @click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
 @click.option("--workload", "workload_name", default="high-1.7", show_default=True)
 @click.option("--workloads", type=_folder, default=WORKLOADS, show_default=True)
-@click.option("--output", type=_folder, default=Path("kvtier-demo"), show_default=True)
+@click.option("--output", type=_folder, default=DEMO, show_default=True)
 def demo(model: Path, workload_name: str, workloads: Path, output: Path) -> None:
     """See real vLLM without and with kvtier, then restarted and served from disk.
 
@@ -167,11 +164,8 @@ def demo(model: Path, workload_name: str, workloads: Path, output: Path) -> None
     5 GB of free memory and 4 GB of disk for a few minutes. Ctrl-C stops the server and
     leaves nothing running.
     """
-    try:
-        workload = read_workload(workloads / f"{workload_name}.yaml")
-        agreed = demo_bench.run_demo(model, workload, model_encoder(model), Console(), output)
-    except KVTierError as error:
-        raise click.ClickException(str(error)) from error
+    workload = read_workload(workloads / f"{workload_name}.yaml")
+    agreed = demo_bench.run_demo(model, workload, model_encoder(model), Console(), output)
     if not agreed:
         raise click.ClickException("answers from RAM or disk differ from the device's own")
 
