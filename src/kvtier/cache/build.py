@@ -80,7 +80,6 @@ def build_cache(
 def adopt(residency: Residency, number: int, tier: Tier) -> int:
     """Put what `tier` holds from before into the index; returns how many blocks."""
     index = residency.index
-    total = 0
     cursor: int | None = None
     while True:
         page = tier.scan(cursor)
@@ -96,16 +95,20 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
             # A run of parent and child enters as one, so that the policy meets the leaf
             # first; the runs keep the order of writing, the best guess at recency there is.
             if chain and index.parent[row] != last:
-                total += len(residency.enter(chain, number))
+                residency.enter(chain, number)
                 chain = {}
             chain[row] = None
             last = row
-        total += len(residency.enter(chain, number))
+        residency.enter(chain, number)
         cursor = page.cursor
         if cursor is None:
             break
+    excess = residency.resident[number] - tier.capabilities.capacity_blocks
+    if excess > 0:
+        # A bound that was lowered, or a listing with blocks that are gone.
+        tier.delete(residency.make_room(number, excess))
     residency.events.clear()
-    return total
+    return residency.resident[number]
 
 
 def _disk(disk: Disk, layout: BlockLayout, space: KeySpace) -> Tier:

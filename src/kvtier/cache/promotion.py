@@ -147,9 +147,10 @@ class Promotion:
                 self._engine.cancel(transfer)
 
     def clear(self) -> None:
-        """Forget all requests."""
-        for request in list(self._waits):
+        """Let go of every block; the deadlines of those who wait run on."""
+        for request, wait in list(self._waits.items()):
             self.forget(request)
+            self._waits[request] = _Wait(wait.deadline_s, is_expired=wait.is_expired)
 
     @property
     def pinned_blocks(self) -> int:

@@ -1,0 +1,427 @@
+"""TieredCache against a plain dict: whatever happens in whatever order, the bytes are right.
+
+Transfers run on virtual time in an order that a seed draws, so that they overlap with every
+other rule and overtake each other; one variant runs on the real engine's threads, with a tier
+that hangs. After a `clear` the same key has other bytes, as after a change of weights.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kvtier.admission.always import Always
+from kvtier.blocks.key import BlockKey
+from kvtier.cache.core import Load, Save, TieredCache
+from kvtier.index.local import Presence
+from kvtier.testing.faults import Fault, FaultyTier
+from kvtier.testing.ledger import Ledger
+from kvtier.tiers.base import Tier
+from kvtier.transfer.engine import TransferEngine
+from tests.cache.caches import (
+    DEADLINE_S,
+    PAYLOAD_BYTES,
+    SLOT_BYTES,
+    Rig,
+    is_right,
+    key,
+    memory_tier,
+    payload,
+)
+
+NODES = 18
+SLOTS = 6
+REQUESTS = ("a", "b", "c")
+# A forest: three roots; the parent of node n is n // 2 - 1, so chains are up to four long.
+PARENT = [node // 2 - 1 if node > 2 else -1 for node in range(NODES)]
+
+nodes = st.integers(0, NODES - 1)
+requests = st.sampled_from(REQUESTS)
+indices = st.integers(0, 99)
+silent_faults = st.sampled_from(
+    [Fault.TORN_WRITE, Fault.BIT_FLIP, Fault.TRUNCATED, Fault.OVER_LONG]
+)
+loud_faults = st.sampled_from(
+    [Fault.PARTIAL, Fault.NO_SPACE, Fault.IO_ERROR, Fault.NO_PERMISSION, Fault.FOLDER_REMOVED]
+)
+
+
+def path(node: int) -> list[int]:
+    """Root first."""
+    steps: list[int] = []
+    while node >= 0:
+        steps.append(node)
+        node = PARENT[node]
+    return steps[::-1]
+
+
+class Machine(RuleBasedStateMachine):
+    capacities: tuple[int, ...] = (9,)
+    policy = "lru"
+    admission = "always"
+    groups = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[BlockKey, int] = {}
+        """The model: the epoch whose bytes each block has, for all that was ever saved."""
+        self.epoch = 0
+        self.saves: list[tuple[Save, int]] = []
+        self.loads: list[tuple[Load, int]] = []
+        self.holding: dict[str, set[BlockKey]] = {}
+        """What a request was told is READY after it asked: it must stay so."""
+        self.ledger = Ledger()
+
+    @initialize(seed=st.integers(0, 1 << 16), delay_s=st.sampled_from([0.0, 1.0, 4.0]))
+    def build(self, seed: int, delay_s: float) -> None:
+        self.inner = [
+            memory_tier(capacity, f"below{number}")
+            for number, capacity in enumerate(self.capacities)
+        ]
+        self.tiers = [FaultyTier(tier, seed=seed, block_bytes=PAYLOAD_BYTES) for tier in self.inner]
+        self.rig = self.make_rig(self.tiers, seed, delay_s)
+        self.cache: TieredCache = self.rig.cache
+
+    def make_rig(self, tiers: Sequence[Tier], seed: int, delay_s: float) -> Rig:
+        suffixes = [group.to_bytes(4, "big") for group in range(self.groups)]
+        return Rig(
+            SLOTS,
+            tiers,
+            self.policy,
+            self.admission,
+            suffixes,
+            seed=seed,
+            delay_s=delay_s,
+        )
+
+    def chains(self, node: int) -> list[list[BlockKey]]:
+        return [[key(step, group) for step in path(node)] for group in range(self.groups)]
+
+    # -- the engine --------------------------------------------------------------------------
+
+    @rule(node=nodes, ends_at_once=st.booleans())
+    def save(self, node: int, ends_at_once: bool) -> None:
+        chains = self.chains(node)
+        save = self.cache.begin_save(
+            [block for blocks in chains for block in blocks],
+            [before for blocks in chains for before in [None, *blocks[:-1]]],
+        )
+        if save is None:
+            return
+        for block, slot in zip(save.keys, save.slots, strict=True):
+            assert self.cache.presence("nobody", block) is Presence.PENDING
+            self.cache.arena.view(slot)[:PAYLOAD_BYTES] = payload(block, self.epoch)
+        self.saves.append((save, self.epoch))
+        if ends_at_once:
+            self.end_one_save(len(self.saves) - 1, set())
+
+    @precondition(lambda self: self.saves)
+    @rule(at=indices, failed=st.sets(st.integers(0, 3), max_size=2))
+    def end_save(self, at: int, failed: set[int]) -> None:
+        self.end_one_save(at % len(self.saves), failed)
+
+    def end_one_save(self, at: int, failed: set[int]) -> None:
+        save, epoch = self.saves.pop(at)
+        for block, slot in zip(save.keys, save.slots, strict=True):
+            assert is_right(self.cache, block, slot, epoch), "a slot under save was written"
+        failed_slots = frozenset(slot for i, slot in enumerate(save.slots) if i in failed)
+        for slot in failed_slots:
+            self.cache.arena.view(slot)[:] = 0xEE
+        self.cache.end_save(save, failed_slots)
+        self.cache.end_save(save)
+        if epoch == self.epoch:
+            for block, slot in zip(save.keys, save.slots, strict=True):
+                if slot not in failed_slots:
+                    self.bytes[block] = epoch
+
+    @rule(request=requests, node=nodes, length=st.integers(1, 4))
+    def begin_load(self, request: str, node: int, length: int) -> None:
+        keys = [block for blocks in self.chains(node) for block in blocks[:length]]
+        are_ready = all(self.cache.presence("nobody", block) is Presence.READY for block in keys)
+        load = self.cache.begin_load(request, keys)
+        assert (load is not None) == are_ready
+        if load is not None:
+            self.holding.pop(request, None)
+            self.loads.append((load, self.epoch))
+            self.check_load(load, self.epoch)
+
+    @rule(request=requests, node=nodes)
+    def fetch(self, request: str, node: int) -> None:
+        """What an engine does: ask, wait, and load as much of the prefix as came."""
+        self.promote(request, node)
+        for _ in range(3):
+            self.step(3.0)
+        keys = self.chains(node)[0]
+        while keys and self.cache.presence(request, keys[-1]) is not Presence.READY:
+            keys.pop()
+        load = self.cache.begin_load(request, keys)
+        if load is not None:
+            self.check_load(load, self.epoch)
+            self.cache.end_load(load)
+            self.holding.pop(request, None)
+
+    @precondition(lambda self: self.loads)
+    @rule(at=indices)
+    def end_load(self, at: int) -> None:
+        load, epoch = self.loads.pop(at % len(self.loads))
+        self.check_load(load, epoch)
+        self.cache.end_load(load)
+        self.cache.end_load(load)
+
+    def check_load(self, load: Load, epoch: int) -> None:
+        for block, slot in zip(load.keys, load.slots, strict=True):
+            assert is_right(self.cache, block, slot, epoch), "wrong bytes given to the engine"
+
+    # -- requests that wait --------------------------------------------------------------------
+
+    @rule(request=requests, node=nodes)
+    def promote(self, request: str, node: int) -> None:
+        keys = [block for blocks in self.chains(node) for block in blocks]
+        self.cache.promote(request, keys)
+
+    @rule(request=requests)
+    def forget(self, request: str) -> None:
+        self.cache.forget(request)
+        self.holding.pop(request, None)
+
+    @rule(node=nodes)
+    def touch(self, node: int) -> None:
+        self.cache.touch(self.chains(node)[0])
+
+    @rule(node=nodes)
+    def look_up(self, node: int) -> None:
+        for keys in self.chains(node):
+            length = self.cache.lookup(keys)
+            found = [self.cache.presence("nobody", block) for block in keys]
+            assert Presence.ABSENT not in found[:length]
+            assert length == len(keys) or found[length] is Presence.ABSENT
+
+    # -- time and faults ---------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 3.0, DEADLINE_S]))
+    def step(self, seconds: float) -> None:
+        self.rig.clock.advance(seconds)
+        self.let_happen()
+        self.cache.step(self.rig.clock.now_s())
+
+    def let_happen(self) -> None:
+        """On virtual time transfers happen inside `step`."""
+
+    @rule(at=indices, fault=st.one_of(silent_faults, loud_faults))
+    def break_tier(self, at: int, fault: Fault) -> None:
+        self.tiers[at % len(self.tiers)].inject(fault)
+
+    @rule(at=indices, node=nodes)
+    def lose_block(self, at: int, node: int) -> None:
+        self.inner[at % len(self.inner)].delete([key(node)])
+
+    @rule(at=indices, node=nodes)
+    def spoil_block(self, at: int, node: int) -> None:
+        inner = self.inner[at % len(self.inner)]
+        if inner.contains([key(node)])[0]:
+            inner.raw(key(node))[7] ^= 0x10
+
+    @rule()
+    def clear(self) -> None:
+        self.cache.clear()
+        self.epoch += 1
+        self.bytes.clear()
+        self.holding.clear()
+        assert not any(self.cache.resident_blocks)
+
+    @rule()
+    def release_limbo(self) -> None:
+        """All copies from before the last `clear` are over."""
+        self.saves = [each for each in self.saves if each[1] == self.epoch]
+        self.loads = [each for each in self.loads if each[1] == self.epoch]
+        self.cache.release_limbo()
+
+    # -- what always holds -------------------------------------------------------------------
+
+    @invariant()
+    def conservation(self) -> None:
+        self.cache.check()
+        for resident, capacity in zip(
+            self.cache.resident_blocks, self.cache.capacity_blocks, strict=True
+        ):
+            assert resident <= capacity
+
+    @invariant()
+    def open_loads_keep_their_bytes(self) -> None:
+        for load, epoch in self.loads:
+            self.check_load(load, epoch)
+
+    @invariant()
+    def nothing_is_invented(self) -> None:
+        pending = {block for save, _ in self.saves for block in save.keys}
+        for number in range(NODES):
+            for group in range(self.groups):
+                block = key(number, group)
+                found = self.cache.presence("nobody", block)
+                if found is Presence.READY or found is Presence.BELOW:
+                    assert self.bytes.get(block) == self.epoch
+                elif found is Presence.PENDING:
+                    assert block in self.bytes or block in pending
+
+    @invariant()
+    def events_tell_where_blocks_are(self) -> None:
+        self.ledger.replay(self.cache.take_events())
+        index = self.rig.index
+        for tier, name in enumerate(self.cache.tier_names):
+            held = {block for block, row in index.rows.items() if index.held[row] >> tier & 1}
+            assert held == self.ledger.held(name)
+
+    @invariant()
+    def what_a_request_holds_stays(self) -> None:
+        waits = self.cache._promotion._waits
+        for request, blocks in self.holding.items():
+            for block in blocks:
+                assert self.cache.presence(request, block) is Presence.READY
+        self.holding = {
+            request: {
+                block
+                for block in wait.pinned
+                if self.cache.presence(request, block) is Presence.READY
+            }
+            for request, wait in waits.items()
+        }
+
+    @invariant()
+    def no_request_waits_past_its_deadline(self) -> None:
+        now_s = self.rig.cache._now_s
+        for request, wait in self.cache._promotion._waits.items():
+            if now_s >= wait.deadline_s:
+                for number in range(NODES):
+                    assert self.cache.presence(request, key(number)) in (
+                        Presence.READY,
+                        Presence.ABSENT,
+                    )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        try:
+            self.come_to_rest()
+        finally:
+            for tier in self.tiers:
+                tier.release()
+            self.rig.close()
+
+    def come_to_rest(self) -> None:
+        """End and forget everything: no pin, no slot and no transfer is left."""
+        while self.saves:
+            self.end_one_save(0, set())
+        for load, _ in self.loads:
+            self.cache.end_load(load)
+        for request in REQUESTS:
+            self.cache.forget(request)
+        self.cache.release_limbo()
+        for tier in self.tiers:
+            tier.release()
+        for _ in range(200):
+            self.step(10.0)
+            self.conservation()
+            if self.is_idle() and not self.cache.is_waiting:
+                break
+        else:
+            raise AssertionError("it never comes to rest")
+        self.events_tell_where_blocks_are()
+        index = self.rig.index
+        assert not any(index.pins)
+        arena = self.cache.arena
+        assert arena.free + self.cache.resident_blocks[0] == arena.slots
+
+    def is_idle(self) -> bool:
+        return self.rig.transfers.is_idle
+
+
+class TwoTiers(Machine):
+    capacities = (4, 8)
+
+
+class RamOnly(Machine):
+    capacities = ()
+
+    def break_tier(self) -> None: ...
+
+    def lose_block(self) -> None: ...
+
+    def spoil_block(self) -> None: ...
+
+
+class Arc(Machine):
+    policy = "arc"
+
+
+class Sieve(Machine):
+    policy = "sieve"
+    capacities = (6,)
+
+
+class S3Fifo(Machine):
+    policy = "s3fifo"
+
+
+class SecondTouch(Machine):
+    admission = "second_touch"
+
+
+class TwoGroups(Machine):
+    groups = 2
+
+
+class Threads(Machine):
+    """On the real engine: transfers end inside `step`, unless the tier hangs."""
+
+    def make_rig(self, tiers: Sequence[Tier], seed: int, delay_s: float) -> Rig:
+        self.is_hanging = False
+        rig = super().make_rig(tiers, seed, delay_s)
+        self.engine = TransferEngine(tiers, SLOT_BYTES, 4096)
+        rig.cache = TieredCache(rig.residency, tiers, [Always(), Always()], self.engine, DEADLINE_S)
+        return rig
+
+    @precondition(lambda self: not self.is_hanging and not self.tiers[0].hung.is_set())
+    @rule()
+    def hang(self) -> None:
+        self.is_hanging = True
+        self.tiers[0].inject(Fault.HUNG)
+
+    @precondition(lambda self: self.is_hanging)
+    @rule()
+    def release_tier(self) -> None:
+        self.is_hanging = False
+        self.tiers[0].release()
+
+    def let_happen(self) -> None:
+        if not self.is_hanging:
+            assert self.engine.drain(10.0)
+
+    def come_to_rest(self) -> None:
+        self.is_hanging = False
+        for tier in self.tiers:
+            tier.release()
+        super().come_to_rest()
+
+    def is_idle(self) -> bool:
+        return self.engine.is_idle()
+
+
+@pytest.mark.parametrize(
+    "machine", [Machine, TwoTiers, RamOnly, Arc, Sieve, S3Fifo, SecondTouch, TwoGroups, Threads]
+)
+def test_cache_is_a_dict_that_may_forget(machine: type[Machine]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=settings.default.max_examples * 2 // 5, stateful_step_count=50
+        ),
+    )
