@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +156,25 @@ def test_a_slot_deleted_while_it_is_read_is_not_given_away(tmp_path: Path) -> No
     assert write(tier, [9]) == [DONE]
     assert read(tier, [1, 9]) == [MISSING, DONE]
     tier.close()
+
+
+def test_close_waits_for_a_read_in_flight(tmp_path: Path) -> None:
+    files = BrokenFiles()
+    tier = make(tmp_path / "slab", files=files)
+    write(tier, [1])
+    closing = threading.Thread(target=tier.close)
+    real = files.preadv
+
+    def preadv(*call: object) -> int:
+        closing.start()
+        closing.join(0.05)
+        assert closing.is_alive(), "the descriptor that is being read was closed"
+        return real(*call)  # type: ignore[arg-type]
+
+    files.preadv = preadv  # type: ignore[method-assign]
+    assert read(tier, [1]) == [DONE]
+    closing.join()
+    assert read(tier, [1]) == [MISSING]
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EROFS, errno.ENODEV])
