@@ -39,6 +39,8 @@ def test_the_gap_is_measured_between_alone_and_the_limit(high: Runs) -> None:
     assert (throughput.value, throughput.met) == (pytest.approx(0.95), True)
     ttft = rows[f"high/{KVTIER_RAM}/gap_closed/mean_ttft_s"]
     assert (ttft.value, ttft.met) == (pytest.approx(0.95), True)
+    # CPU seconds are shown for a noisy machine's sake, and judged nowhere.
+    assert rows[f"high/{KVTIER_RAM}/gap_closed/cpu_s_per_request"].met is None
 
 
 def test_a_small_gain_misses_the_target_and_stays_in_the_report(high: Runs) -> None:
