@@ -1,0 +1,227 @@
+import threading
+
+import pytest
+
+from kvtier.admission.always import Always
+from kvtier.blocks.events import Change
+from kvtier.cache.core import TieredCache
+from kvtier.index.local import Presence
+from kvtier.testing.faults import Fault, FaultyTier
+from kvtier.transfer.engine import TransferEngine
+from tests.cache.caches import DEADLINE_S, SLOT_BYTES, Rig, chain, fill, key, memory_tier
+
+
+@pytest.fixture
+def rig():
+    rig = Rig(8)
+    yield rig
+    rig.cache.check()
+    rig.close()
+
+
+def test_saved_blocks_are_loaded_with_their_bytes(rig: Rig) -> None:
+    keys = chain(4)
+    rig.save(keys)
+    assert rig.load(keys)
+    assert rig.load(keys[:2])
+    counters = rig.cache.counters
+    assert (counters.tiers[0].hit_blocks, counters.tiers[0].written_blocks) == (6, 4)
+    assert counters.miss_blocks == 4
+
+
+def test_nothing_is_readable_before_its_save_ended(rig: Rig) -> None:
+    keys = chain(2)
+    save = rig.cache.begin_save(keys, [None, keys[0]])
+    assert save is not None
+    assert rig.cache.presence("r", keys[0]) is Presence.PENDING
+    assert rig.cache.begin_load("r", keys) is None
+    assert rig.cache.lookup(keys) == 2
+    rig.cache.end_save(save)
+    assert rig.cache.begin_load("r", keys) is not None
+
+
+def test_failed_slots_are_never_readable(rig: Rig) -> None:
+    keys = chain(3)
+    save = rig.cache.begin_save(keys, [None, *keys[:-1]])
+    rig.cache.end_save(save, frozenset(save.slots[1:]))
+    assert [rig.cache.presence("r", each) for each in keys] == [
+        Presence.READY,
+        Presence.ABSENT,
+        Presence.ABSENT,
+    ]
+    assert rig.cache.arena.free == 7
+    assert rig.cache.lookup(keys) == 1
+
+
+def test_a_failed_parent_hides_its_child(rig: Rig) -> None:
+    keys = chain(2)
+    save = rig.cache.begin_save(keys, [None, keys[0]])
+    fill(rig.cache, save)
+    rig.cache.end_save(save, frozenset(save.slots[:1]))
+    assert rig.cache.lookup(keys) == 0
+    rig.save(keys)
+    assert rig.load(keys)
+
+
+def test_blocks_that_ram_holds_or_awaits_are_not_saved_again(rig: Rig) -> None:
+    keys = chain(4)
+    rig.save(keys[:2])
+    first = rig.cache.begin_save(keys[:3], [None, *keys[:2]])
+    assert first.keys == [keys[2]]
+    second = rig.cache.begin_save([*keys, keys[3]], [None, *keys])
+    assert second.keys == [keys[3]]
+    fill(rig.cache, first)
+    fill(rig.cache, second)
+    rig.cache.end_save(second)
+    rig.cache.end_save(first)
+    assert rig.load(keys)
+
+
+def test_saving_what_does_not_fit_changes_nothing(rig: Rig) -> None:
+    keys = chain(2)
+    rig.save(keys)
+    assert rig.cache.begin_save(chain(9, salt=1), [None, *chain(8, salt=1)]) is None
+    assert rig.load(keys)
+    assert rig.cache.counters.tiers[0].dropped_blocks == 9
+    assert rig.cache.presence("r", chain(1, salt=1)[0]) is Presence.ABSENT
+
+
+def test_ending_twice_is_harmless(rig: Rig) -> None:
+    keys = chain(2)
+    save = rig.save(keys)
+    rig.cache.end_save(save, frozenset(save.slots))
+    first, second = (rig.cache.begin_load("r", keys) for _ in range(2))
+    rig.cache.end_load(first)
+    rig.cache.end_load(first)
+    assert sum(rig.index.pins) == 2
+    rig.cache.end_load(second)
+    assert rig.load(keys)
+
+
+def test_blocks_under_load_are_never_evicted(rig: Rig) -> None:
+    keys = chain(6)
+    rig.save(keys)
+    load = rig.cache.begin_load("r", keys)
+    assert rig.cache.begin_save(chain(3, salt=1), [None, *chain(2, salt=1)]) is None
+    rig.cache.end_load(load)
+    rig.save(chain(3, salt=1))
+    assert rig.cache.lookup(keys) == 5
+
+
+def test_a_block_below_is_copied_down_from_the_device_instead_of_read() -> None:
+    rig = Rig(4, [memory_tier()])
+    keys = chain(2)
+    rig.save(keys)
+    rig.settle()
+    rig.residency.evict(0, 2, rig.index.evictable(0))
+    save = rig.cache.begin_save(keys, [None, keys[0]])
+    assert save.keys == keys
+    fill(rig.cache, save)
+    assert rig.cache.presence("r", keys[0]) is Presence.PENDING
+    # The lower tier may let go of it meanwhile.
+    rig.cache._demotions[0].delete(rig.residency.make_room(1, 2))
+    rig.cache.end_save(save)
+    assert rig.load(keys)
+    rig.settle()
+    assert list(rig.cache.resident_blocks) == [2, 2]
+    rig.close()
+
+
+def test_a_failed_save_of_a_block_below_leaves_it_below() -> None:
+    rig = Rig(4, [memory_tier()])
+    keys = chain(1)
+    rig.save(keys)
+    rig.settle()
+    rig.residency.evict(0, 1, rig.index.evictable(0))
+    save = rig.cache.begin_save(keys, [None])
+    rig.cache.end_save(save, frozenset(save.slots))
+    assert rig.cache.presence("r", keys[0]) is Presence.BELOW
+    rig.close()
+
+
+def test_events_in_order(rig: Rig) -> None:
+    rig.save(chain(1))
+    rig.cache.clear()
+    events = [(event.change, event.keys) for event in rig.cache.take_events()]
+    assert events == [(Change.STORED, tuple(chain(1))), (Change.REMOVED, tuple(chain(1)))]
+    assert rig.cache.take_events() == []
+
+
+def test_clear_with_everything_under_way() -> None:
+    tier = memory_tier()
+    rig = Rig(12, [tier], delay_s=1.0)
+    below, written, loaded, saved = (chain(2, salt) for salt in range(4))
+    rig.save(below)
+    rig.settle()
+    rig.residency.evict(0, 2, lambda row: rig.index.keys[row] in below)
+    rig.cache.promote("r", below)
+    rig.save(loaded)
+    load = rig.cache.begin_load("s", loaded)
+    rig.save(written)
+    save = rig.cache.begin_save(saved, [None, saved[0]])
+    rig.cache.clear()
+    rig.cache.check()
+    rig.cache.end_load(load)
+    rig.cache.end_save(save)
+    for keys in (below, written, loaded, saved):
+        assert rig.cache.lookup(keys) == 0
+    # Slots under an engine's copy are not handed out before the engine has said that it ended.
+    taken = rig.cache.arena.free
+    assert taken <= 12 - len(loaded) - len(saved)
+    rig.settle()
+    assert len(tier) == 0
+    assert rig.cache.arena.free == 12 - len(loaded) - len(saved)
+    rig.cache.clear()
+    rig.cache.release_limbo()
+    rig.cache.release_limbo()
+    assert rig.cache.arena.free == 12
+    assert not any(rig.index.pins)
+    rig.save(below)
+    assert rig.load(below)
+    rig.close()
+
+
+def test_recency_changes_when_a_load_begins_or_a_prefix_is_touched(rig: Rig) -> None:
+    first, second, third = (chain(2, salt) for salt in range(3))
+    for keys in (first, second, third):
+        rig.save(keys)
+    assert rig.load(first)
+    rig.cache.touch([*second, key(999)])
+    rig.save(chain(4, salt=9))
+    assert [rig.cache.lookup(keys) for keys in (first, second, third)] == [2, 2, 0]
+
+
+def test_durations_do_not_grow_for_ever(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtier.cache.core._DURATIONS_KEPT", 2)
+    rig = Rig(8, [memory_tier()])
+    for salt in range(4):
+        rig.save(chain(1, salt))
+        rig.settle()
+    assert len(rig.cache.counters.take_durations()) == 2
+    assert rig.cache.counters.take_durations() == []
+    rig.close()
+
+
+def test_what_drivers_read() -> None:
+    rig = Rig(8, [memory_tier(20)])
+    assert list(rig.cache.tier_names) == ["ram", "below"]
+    assert rig.cache.capacity_blocks == [8, 20]
+    rig.save(chain(3))
+    assert list(rig.cache.resident_blocks) == [3, 0]
+    rig.settle()
+    assert list(rig.cache.resident_blocks) == [3, 3]
+    rig.close()
+
+
+def test_close_twice_and_with_work_under_way() -> None:
+    before = set(threading.enumerate())
+    rig = Rig(8, [FaultyTier(memory_tier())])
+    tier = rig.tiers[0]
+    engine = TransferEngine(rig.tiers, SLOT_BYTES, 64)
+    cache = TieredCache(rig.residency, rig.tiers, [Always(), Always()], engine, DEADLINE_S)
+    tier.inject(Fault.IO_ERROR)
+    save = cache.begin_save(chain(2), [None, chain(2)[0]])
+    cache.end_save(save)
+    cache.close(drain_s=5.0)
+    cache.close()
+    assert set(threading.enumerate()) <= before

@@ -1,0 +1,216 @@
+"""Promotion, driven through the cache: single flight, deadlines, pins, and tiers that fail."""
+
+import pytest
+
+from kvtier.index.local import Presence
+from kvtier.testing.faults import Fault, FaultyTier
+from kvtier.transfer.job import Direction
+from tests.cache.caches import DEADLINE_S, Rig, chain, memory_tier
+
+BELOW = 1
+
+
+def below_only(rig: Rig, keys) -> None:
+    """`keys` lie in the lower tier and no longer in RAM."""
+    rig.save(keys)
+    rig.settle()
+    rig.residency.evict(0, len(keys), lambda row: rig.index.keys[row] in keys)
+    assert all(rig.cache.presence("nobody", each) is Presence.BELOW for each in keys)
+
+
+def presences(rig: Rig, keys, request: str = "r") -> list[Presence]:
+    return [rig.cache.presence(request, each) for each in keys]
+
+
+@pytest.fixture
+def tier() -> FaultyTier:
+    return FaultyTier(memory_tier())
+
+
+@pytest.fixture
+def rig(tier: FaultyTier):
+    rig = Rig(8, [tier], delay_s=1.0)
+    yield rig
+    rig.close()
+
+
+def test_blocks_come_up_and_count_for_the_tier_they_came_from(rig: Rig) -> None:
+    keys = chain(3)
+    below_only(rig, keys)
+    rig.cache.promote("r", keys)
+    assert presences(rig, keys) == [Presence.PENDING] * 3
+    assert not rig.load(keys)
+    rig.settle()
+    assert presences(rig, keys) == [Presence.READY] * 3
+    assert rig.cache.origin("r", keys[0]) == BELOW
+    assert rig.load(keys)
+    assert [tier.hit_blocks for tier in rig.cache.counters.tiers] == [0, 3]
+    assert not any(rig.index.pins)
+
+
+def test_a_second_request_joins(rig: Rig) -> None:
+    keys = chain(2)
+    below_only(rig, keys)
+    rig.cache.promote("a", keys)
+    rig.cache.promote("b", keys)
+    assert rig.cache.queued_blocks(BELOW, Direction.READ) == 2
+    rig.settle()
+    assert rig.load(keys, "b")
+    assert rig.load(keys, "a")
+
+
+def test_forgetting_cancels_what_nobody_else_waits_for(rig: Rig) -> None:
+    keys = chain(2)
+    below_only(rig, keys)
+    rig.cache.promote("a", keys)
+    rig.cache.forget("a")
+    rig.settle()
+    assert rig.cache.counters.tiers[BELOW].read_blocks == 0
+    assert presences(rig, keys) == [Presence.BELOW] * 2
+    rig.cache.promote("a", keys)
+    rig.settle()
+    assert rig.load(keys, "a")
+
+
+def test_forgetting_cancels_nothing_that_another_waits_for(rig: Rig) -> None:
+    keys = chain(2)
+    below_only(rig, keys)
+    rig.cache.promote("a", keys)
+    rig.cache.promote("b", keys)
+    rig.cache.forget("a")
+    rig.settle()
+    assert rig.load(keys, "b")
+
+
+def test_joining_a_promotion_that_was_cancelled_asks_anew(rig: Rig) -> None:
+    keys = chain(2)
+    below_only(rig, keys)
+    rig.cache.promote("a", keys)
+    rig.cache.forget("a")
+    rig.cache.promote("b", keys)
+    rig.settle()
+    assert presences(rig, keys, "b") == [Presence.BELOW] * 2
+    rig.cache.promote("b", [*keys, *keys])
+    rig.settle()
+    assert rig.load(keys, "b")
+    assert rig.cache.counters.tiers[BELOW].read_blocks == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.IO_ERROR, Fault.BIT_FLIP, Fault.FOLDER_REMOVED])
+def test_what_fails_is_absent_for_the_request_and_not_asked_for_again(
+    rig: Rig, tier: FaultyTier, fault: Fault
+) -> None:
+    keys = chain(1)
+    below_only(rig, keys)
+    tier.inject(fault)
+    rig.cache.promote("r", keys)
+    rig.settle()
+    assert presences(rig, keys) == [Presence.ABSENT]
+    rig.cache.promote("r", keys)
+    assert rig.cache.queued_blocks(BELOW, Direction.READ) == 0
+    rig.cache.forget("r")
+    counters = rig.cache.counters.tiers[BELOW]
+    assert (
+        counters.fault_blocks,
+        counters.corrupt_blocks,
+        counters.missing_blocks,
+    ) == {
+        Fault.IO_ERROR: (1, 0, 0),
+        Fault.BIT_FLIP: (0, 1, 0),
+        Fault.FOLDER_REMOVED: (0, 0, 1),
+    }[fault]
+    # A device that refused may yet serve another request; what is gone is gone.
+    is_below = fault is Fault.IO_ERROR
+    assert (presences(rig, keys, "other") == [Presence.BELOW]) is is_below
+
+
+def test_past_its_deadline_a_request_sees_misses_and_asks_no_more(rig: Rig) -> None:
+    keys, later = chain(2, salt=1), chain(2, salt=2)
+    below_only(rig, keys)
+    below_only(rig, later)
+    rig.cache.promote("r", keys)
+    rig.clock.advance(DEADLINE_S)
+    rig.cache._now_s = rig.clock.now_s()
+    assert presences(rig, keys) == [Presence.ABSENT] * 2
+    assert presences(rig, keys) == [Presence.ABSENT] * 2
+    assert rig.cache.counters.expired_promotions == 1
+    rig.cache.promote("r", later)
+    assert rig.cache.queued_blocks(BELOW, Direction.READ) == 2
+    # What arrives late is of use all the same.
+    rig.settle()
+    assert presences(rig, keys) == [Presence.READY] * 2
+    rig.cache.forget("r")
+    assert not any(rig.index.pins)
+
+
+def test_a_clear_does_not_extend_the_deadline(rig: Rig) -> None:
+    keys = chain(2)
+    below_only(rig, keys)
+    rig.cache.promote("r", keys)
+    rig.cache.clear()
+    rig.step(DEADLINE_S)
+    save = rig.cache.begin_save(keys, [None, keys[0]])
+    assert presences(rig, keys) == [Presence.ABSENT] * 2
+    rig.cache.forget("r")
+    assert presences(rig, keys) == [Presence.PENDING] * 2
+    rig.cache.end_save(save)
+
+
+def test_one_request_pins_at_most_half_of_ram_and_does_with_that(rig: Rig) -> None:
+    first, second = chain(3, salt=1), chain(3, salt=2)
+    below_only(rig, first)
+    below_only(rig, second)
+    rig.cache.promote("r", [*first, *second])
+    rig.settle()
+    assert presences(rig, [*first, *second]) == [Presence.READY] * 4 + [Presence.ABSENT] * 2
+    # Nobody holds a part and waits for the rest, so two requests cannot wait for each other.
+    rig.cache.promote("s", second)
+    assert presences(rig, second, "s")[1:] == [Presence.BELOW] * 2
+    assert rig.load([*first, second[0]])
+    rig.cache.promote("s", second)
+    rig.settle()
+    assert rig.load(second, "s")
+
+
+def test_without_room_in_ram_a_request_may_ask_again(rig: Rig) -> None:
+    keys, others = chain(2), chain(7, salt=3)
+    below_only(rig, keys)
+    rig.save(others)
+    rig.settle()
+    load = rig.cache.begin_load("other", others)
+    rig.cache.promote("r", keys)
+    assert presences(rig, keys) == [Presence.BELOW] * 2
+    assert sum(rig.index.pins) == len(others)
+    rig.cache.end_load(load)
+    rig.cache.promote("r", keys)
+    rig.settle()
+    assert rig.load(keys)
+
+
+def test_what_was_found_ready_stays_until_it_is_loaded_or_forgotten(rig: Rig) -> None:
+    keys = chain(3)
+    rig.save(keys)
+    rig.settle()
+    rig.cache.promote("r", keys)
+    for salt in range(1, 9):
+        if rig.cache.begin_save(chain(2, salt), [None, chain(2, salt)[0]]):
+            rig.step(1.0)
+    assert presences(rig, keys) == [Presence.READY] * 3
+    assert rig.load(keys)
+
+
+def test_the_fastest_tier_that_has_it_serves_it() -> None:
+    fast, slow = memory_tier(name="fast"), memory_tier(name="slow")
+    rig = Rig(8, [fast, slow])
+    keys = chain(2)
+    rig.save(keys)
+    rig.settle()
+    rig.residency.evict(0, 2, rig.index.evictable(0))
+    row = rig.index.rows[keys[1]]
+    fast.delete([keys[1]])
+    rig.residency.leave(row, 1)
+    rig.cache.promote("r", keys)
+    rig.settle()
+    assert [rig.cache.origin("r", each) for each in keys] == [1, 2]
+    assert rig.load(keys)
+    rig.close()
