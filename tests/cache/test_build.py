@@ -1,0 +1,183 @@
+import threading
+from pathlib import Path
+
+import pytest
+
+from kvtier.blocks.key import KeySpace
+from kvtier.blocks.layout import BlockLayout
+from kvtier.cache.build import adopt, build_cache
+from kvtier.cache.core import TieredCache
+from kvtier.errors import InvalidSettings
+from kvtier.index.local import UNKNOWN_PARENT
+from kvtier.settings import Disk, Ram, Settings
+from kvtier.settings import Transfer as TransferSettings
+from kvtier.testing.faults import Fault, FaultyTier
+from kvtier.tiers.base import Move
+from kvtier.transfer.job import Direction
+from tests.cache.caches import (
+    PAYLOAD_BYTES,
+    SLOT_BYTES,
+    chain,
+    fill,
+    is_right,
+    key,
+    make_residency,
+    memory_tier,
+    parents,
+)
+
+LAYOUT = BlockLayout(block_bytes=SLOT_BYTES, tokens_per_block=16)
+SPACE = KeySpace(
+    engine="vllm",
+    model="tiny",
+    revision="1",
+    weights="w",
+    dtype="float32",
+    layout="NHD",
+    block_bytes=SLOT_BYTES,
+    blocks_per_chunk=1,
+    tokens_per_hash=16,
+    groups=(),
+    world_size=1,
+    tp_size=1,
+    pp_size=1,
+    hash_algorithm="sha256",
+    hash_seed="0",
+    isa="any",
+)
+DISK_BYTES = 8 * 1024 * 1024
+WAIT_S = 30.0
+
+
+def settings(disk: Path | None = None, slots: int = 8, **disk_options: str) -> Settings:
+    return Settings(
+        ram=Ram(capacity=slots * SLOT_BYTES),
+        disk=Disk(path=str(disk), capacity=DISK_BYTES, **disk_options) if disk else None,
+        transfer=TransferSettings(queue_blocks=64),
+    )
+
+
+def save(cache: TieredCache, keys) -> None:
+    begun = cache.begin_save(keys, parents(keys))
+    assert begun is not None
+    fill(cache, begun)
+    cache.end_save(begun)
+
+
+def settle(cache: TieredCache) -> None:
+    cache._engine.drain(WAIT_S)
+    cache.step(0.0)
+    cache.check()
+
+
+def test_ram_alone() -> None:
+    cache = build_cache(settings(), LAYOUT, SPACE)
+    assert list(cache.tier_names) == ["ram"]
+    assert cache.capacity_blocks == [8]
+    save(cache, chain(3))
+    assert cache.lookup(chain(3)) == 3
+    cache.close()
+
+
+def test_blocks_of_an_earlier_process_are_found_again(tmp_path: Path) -> None:
+    folder = tmp_path / "slab"
+    keys = chain(6)
+    cache = build_cache(settings(folder, slots=16), LAYOUT, SPACE)
+    save(cache, keys)
+    settle(cache)
+    assert list(cache.resident_blocks) == [6, 6]
+    cache.close(WAIT_S)
+
+    cache = build_cache(settings(folder, slots=16), LAYOUT, SPACE)
+    assert list(cache.resident_blocks) == [0, 6]
+    assert cache.take_events() == []
+    assert cache.lookup(keys) == 6
+    cache.check()
+    cache.promote("r", keys)
+    settle(cache)
+    load = cache.begin_load("r", keys)
+    assert load is not None
+    assert all(is_right(cache, *each) for each in zip(keys, load.slots, strict=True))
+    assert cache.queued_blocks(1, Direction.READ) == 0
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"slots": 1}, "ram.capacity"),
+        ({"eviction": "no_such_policy"}, "no_such_policy"),
+        ({"admission": "no_such_policy"}, "no_such_policy"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_left(
+    tmp_path: Path, wrong: dict[str, object], message: str
+) -> None:
+    before = threading.active_count()
+    slots = wrong.pop("slots", 8)
+    with pytest.raises(InvalidSettings, match=message):
+        build_cache(settings(tmp_path / "slab", slots, **wrong), LAYOUT, SPACE)
+    assert threading.active_count() == before
+
+
+def test_a_failure_after_the_disk_was_opened_gives_the_folder_back(tmp_path: Path) -> None:
+    folder = tmp_path / "slab"
+    with pytest.raises(InvalidSettings):
+        build_cache(settings(folder, slots=1 << 50), LAYOUT, SPACE)
+    build_cache(settings(folder), LAYOUT, SPACE).close()
+
+
+def write(tier, keys, before) -> None:
+    slot = make_residency(1)
+    tier.write_from([Move(each, slot.arena.view(0)) for each in keys], before)
+    slot.arena.close()
+
+
+def test_adopted_chains_leave_leaf_first() -> None:
+    tier = memory_tier()
+    first, second = chain(3, salt=1), chain(3, salt=2)
+    write(tier, [*first, *second], [*parents(first), *parents(second)])
+    residency = make_residency(4, [tier])
+    assert adopt(residency, 1, tier) == 6
+    residency.check()
+    assert residency.make_room(1, 4) == [first[2], first[1], first[0], second[2]]
+    residency.arena.close()
+
+
+def test_adopted_blocks_without_their_parents_are_found_but_hide_nothing() -> None:
+    tier = memory_tier()
+    keys = chain(5)
+    write(tier, [keys[2], keys[3], key(999)], [keys[1], keys[2], UNKNOWN_PARENT])
+    residency = make_residency(4, [tier])
+    adopt(residency, 1, tier)
+    residency.check()
+    assert residency.index.detached == 2
+    assert residency.index.longest_prefix(keys) == 0
+    assert residency.index.longest_prefix(keys[2:]) == 2
+    residency.arena.close()
+
+
+def test_two_tiers_with_the_same_blocks() -> None:
+    fast, slow = memory_tier(name="fast"), memory_tier(name="slow")
+    keys = chain(3)
+    write(fast, keys[:2], parents(keys[:2]))
+    write(slow, keys, parents(keys))
+    residency = make_residency(4, [fast, slow])
+    assert adopt(residency, 1, fast) == 2
+    assert adopt(residency, 2, slow) == 3
+    residency.check()
+    assert [residency.index.held[residency.index.rows[each]] for each in keys] == [6, 6, 4]
+    residency.arena.close()
+
+
+def test_a_listing_that_lies_does_no_harm() -> None:
+    inner = memory_tier(3)
+    tier = FaultyTier(inner, block_bytes=PAYLOAD_BYTES)
+    write(tier, chain(2, salt=1), parents(chain(2, salt=1)))
+    tier.delete(chain(2, salt=1))
+    write(tier, chain(3, salt=2), parents(chain(3, salt=2)))
+    tier.inject(Fault.STALE_LISTING)
+    residency = make_residency(4, [tier])
+    assert adopt(residency, 1, tier) <= 3
+    residency.check()
+    residency.arena.close()
