@@ -39,13 +39,18 @@ def test_the_first_row_is_compared_with_nothing() -> None:
 
 def test_the_table_has_the_documents_columns_and_all_rows() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(summary_table("High cache", [("vLLM alone", ALONE), ("kvtier", TIERED)]))
+    far = summary(0.9, 152_000.0, {"device": 0.0, "disk": 0.97})
+    rows = [("vLLM alone", ALONE), ("vLLM + kvtier (RAM + disk)", TIERED), ("restarted", far)]
+    console.print(summary_table("High cache", rows))
     text = console.export_text()
     assert "High cache" in text
     assert "46751" in text
     assert "(+21.3%)" in text
     assert all(heading.split()[0] in text for heading in HEADINGS)
+    # On 80 columns nothing is cut off, neither with dots nor silently.
     assert "…" not in text
+    assert "disk 97%" in text
+    assert "(+294.4%)" in text
 
 
 def test_change_against_nothing_and_rates_too_small_to_show() -> None:

@@ -225,7 +225,7 @@ def _present(findings: Findings, workload: Workload, console: Console, output: P
         console.print(f"{mark}: {row.name.rpartition('/')[2]}: {row.value:g} differ {row.note}")
     console.print(_draw(output / "demo.png", workload.title, [*main_rows, *first_rows]))
     console.print(f"Written: {output / 'demo.json'}, and each server's log beside it.")
-    console.print(_NEXT)
+    console.print(_NEXT, soft_wrap=True)
     return agreed
 
 

@@ -33,7 +33,7 @@ def draw_summaries(path: Path, title: str, rows: Sequence[tuple[str, RunSummary]
         axes = figure.add_subplot(1, len(_PANELS), number + 1)
         values = [getattr(summary, measure) for _, summary in rows]
         bars = axes.barh(names, values, color=[f"C{index}" for index in range(len(rows))])
-        axes.bar_label(bars, fmt="%.3g", padding=3)
+        axes.bar_label(bars, [_label(value) for value in values], padding=3)
         axes.invert_yaxis()
         axes.set_title(heading, fontsize=10)
         axes.margins(x=0.15)
@@ -41,3 +41,7 @@ def draw_summaries(path: Path, title: str, rows: Sequence[tuple[str, RunSummary]
             axes.set_yticklabels([])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _label(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"

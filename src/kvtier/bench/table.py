@@ -24,7 +24,9 @@ HEADINGS = (
 
 def summary_table(title: str, rows: Sequence[tuple[str, RunSummary]]) -> Table:
     """A rich table; every row is compared with the first."""
-    table = Table(title=title, title_justify="left", box=SIMPLE, show_lines=True)
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE, show_lines=True, padding=(0, 1, 0, 0)
+    )
     table.add_column("", min_width=12)
     for heading in HEADINGS:
         table.add_column(heading)
