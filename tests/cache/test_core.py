@@ -7,8 +7,18 @@ from kvtier.blocks.events import Change
 from kvtier.cache.core import TieredCache
 from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
+from kvtier.testing.memory_tier import MemoryTier
 from kvtier.transfer.engine import TransferEngine
-from tests.cache.caches import DEADLINE_S, SLOT_BYTES, Rig, chain, fill, key, memory_tier
+from tests.cache.caches import (
+    DEADLINE_S,
+    SLOT_BYTES,
+    Rig,
+    chain,
+    fill,
+    key,
+    make_residency,
+    memory_tier,
+)
 
 
 @pytest.fixture
@@ -225,3 +235,37 @@ def test_close_twice_and_with_work_under_way() -> None:
     cache.close(drain_s=5.0)
     cache.close()
     assert set(threading.enumerate()) <= before
+
+
+class Stuck(MemoryTier):
+    """A tier whose write does not return, and whose `close` waits for calls under way."""
+
+    def __init__(self) -> None:
+        super().__init__(name="stuck", io_threads=1)
+        self.begun, self.let_go = threading.Event(), threading.Event()
+
+    def write_from(self, moves, parents):
+        self.begun.set()
+        self.let_go.wait()
+        return super().write_from(moves, parents)
+
+    def close(self) -> None:
+        assert self.let_go.is_set(), "this would wait for ever"
+        super().close()
+
+
+def test_close_leaves_a_tier_that_does_not_return(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kvtier.cache.core._CLOSE_S", 0.01)
+    tier = Stuck()
+    residency = make_residency(8, [tier])
+    engine = TransferEngine([tier], SLOT_BYTES, 64)
+    cache = TieredCache(residency, [tier], [Always(), Always()], engine, DEADLINE_S)
+    save = cache.begin_save(chain(2), [None, chain(2)[0]])
+    cache.end_save(save)
+    assert tier.begun.wait(30.0)
+    cache.close()
+    assert "does not return" in caplog.text
+    tier.let_go.set()
+    assert engine.close(30.0)

@@ -80,6 +80,34 @@ def test_back_pressure_drops_the_end_of_what_is_offered() -> None:
     rig.close()
 
 
+def test_ancestors_that_were_dropped_go_down_before_their_child() -> None:
+    """Else the child could not be found after a restart, nor could RAM let go of its parent."""
+    tier = memory_tier()
+    rig = Rig(16, [tier], delay_s=1.0, queue_blocks=3)
+    keys = chain(6)
+    rig.save(keys[:5])
+    rig.settle()
+    assert tier.contains(keys[3:]) == [False] * 3
+    rig.save(keys[5:], keys[4:5])
+    rig.settle()
+    assert tier.contains(keys) == [True] * 6
+    assert [stored.key for stored in tier.scan().blocks] == keys
+    rig.close()
+
+
+def test_a_full_queue_is_not_overfilled_with_ancestors() -> None:
+    tier = memory_tier()
+    rig = Rig(16, [tier], delay_s=1.0, queue_blocks=2)
+    keys = chain(7)
+    rig.save(keys[:6])
+    rig.settle()
+    rig.save(keys[6:], keys[5:6])
+    rig.settle()
+    assert tier.contains(keys) == [True] * 4 + [False] * 3
+    assert rig.cache.counters.tiers[BELOW].dropped_blocks == 4 + 1
+    rig.close()
+
+
 def test_at_most_half_of_ram_waits_to_be_written() -> None:
     rig = Rig(8, [memory_tier()], delay_s=1.0)
     rig.save(chain(8))

@@ -8,6 +8,7 @@ Invariants: a block is given to an engine only from a slot whose bytes are whole
 no block is readable before its save ended well; nothing here blocks or raises for a fault.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,10 @@ from kvtier.tiers.base import Tier
 from kvtier.transfer.base import Transfers
 from kvtier.transfer.job import Direction
 
+_log = logging.getLogger(__name__)
+
+_CLOSE_S = 1.0
+"""How long a call that is under way may take to return at `close`."""
 _DURATIONS_KEPT = 65_536
 """Where nobody takes the durations, they must not grow for ever."""
 
@@ -314,15 +319,22 @@ class TieredCache:
         assert sum(self._index.pins) == owned, "a pin has no owner"
 
     def close(self, drain_s: float = 0.0) -> None:
-        """Let queued writes finish for at most `drain_s`, then end threads, tiers and arena."""
+        """Let queued writes finish for at most `drain_s`, then end threads, tiers and arena.
+
+        Where a tier's call does not return in time, the tiers stay as they are: to close one
+        would wait for that call. They go with the process, as after a kill.
+        """
         if self._closed:
             return
         self._closed = True
         self._engine.drain(drain_s)
-        self._engine.close(deadline_s=max(drain_s, 1.0))
+        has_ended = self._engine.close(deadline_s=max(drain_s, _CLOSE_S))
         # What still names slots keeps the arena mapped.
         self._promotion.clear()
         self._engine.poll()
-        for tier in self._tiers:
-            tier.close()
+        if has_ended:
+            for tier in self._tiers:
+                tier.close()
+        else:
+            _log.error("a tier's call does not return; the tiers are left as they are")
         self.arena.close()

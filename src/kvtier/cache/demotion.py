@@ -57,20 +57,28 @@ class Demotion:
         return bool(self._waiting)
 
     def offer(self, rows: Sequence[int], keys: Sequence[BlockKey]) -> None:
-        """Blocks that RAM holds, in prefix order: write down those the tier should keep."""
-        held, in_hand = self._residency.index.held, self._in_hand
+        """Blocks that RAM holds, in prefix order: write down those the tier should keep.
+
+        Before a block go those above it that were dropped earlier: without them it could not be
+        found after a restart, and while it stays below, RAM could not let go of them.
+        """
+        index, in_hand, bit = self._residency.index, self._in_hand, self._bit
+        held, parent = index.held, index.parent
         counters = self._residency.counters.tiers[self._tier]
         for row, key in zip(rows, keys, strict=True):
-            if held[row] & self._bit or row in in_hand:
+            if held[row] & bit or row in in_hand:
                 continue
             if self._admission.decide(key) is Decision.REJECT:
                 counters.rejected_blocks += 1
-            elif len(in_hand) >= self._max_in_hand:
+                continue
+            if len(in_hand) >= self._max_in_hand:
                 counters.dropped_blocks += 1
-            else:
-                self._residency.pin(row)
-                in_hand.add(row)
-                self._waiting.append(row)
+                continue
+            above = parent[row]
+            if above >= 0 and above not in in_hand and not held[above] & bit:
+                self._take(self._missing_above(row))
+            if not self._take([row]):
+                counters.dropped_blocks += 1
         self.flush()
 
     def flush(self) -> None:
@@ -162,6 +170,28 @@ class Demotion:
             for row, key in enumerate(keys)
             if key is not None and held[row] & self._bit
         ), "a block is held and leaving at once"
+
+    def _take(self, rows: Sequence[int]) -> bool:
+        """Pin rows and let them wait, as many as may; False if it is not all of them."""
+        for row in rows:
+            if len(self._in_hand) >= self._max_in_hand:
+                return False
+            self._residency.pin(row)
+            self._in_hand.add(row)
+            self._waiting.append(row)
+        return True
+
+    def _missing_above(self, row: int) -> list[int]:
+        """The run of ancestors that RAM holds and the tier does not, topmost first."""
+        index = self._residency.index
+        missing: list[int] = []
+        row = index.parent[row]
+        while row >= 0 and row not in self._in_hand:
+            if not index.held[row] & 1 or index.held[row] & self._bit:
+                break
+            missing.append(row)
+            row = index.parent[row]
+        return missing[::-1]
 
     def _next_rows(self, count: int) -> list[int]:
         """Up to `count` rows that wait, in order, up to one whose older copy is not gone yet."""
