@@ -1,6 +1,7 @@
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvtier.blocks.key import KeySpace
@@ -12,7 +13,8 @@ from kvtier.index.local import UNKNOWN_PARENT
 from kvtier.settings import Disk, Ram, Settings
 from kvtier.settings import Transfer as TransferSettings
 from kvtier.testing.faults import Fault, FaultyTier
-from kvtier.tiers.base import Move
+from kvtier.testing.memory_tier import MemoryTier
+from kvtier.tiers.base import Move, ScanPage
 from kvtier.transfer.job import Direction
 from tests.cache.caches import (
     PAYLOAD_BYTES,
@@ -179,5 +181,33 @@ def test_a_listing_that_lies_does_no_harm() -> None:
     tier.inject(Fault.STALE_LISTING)
     residency = make_residency(4, [tier])
     assert adopt(residency, 1, tier) <= 3
+    residency.check()
+    residency.arena.close()
+
+
+class Repeating(MemoryTier):
+    """Lists every block twice on its page, and the page twice."""
+
+    def scan(self, cursor: int | None = None) -> ScanPage:
+        page = super().scan()
+        return ScanPage(page.blocks * 2, 1 if cursor is None else None)
+
+
+def test_blocks_that_are_listed_twice_are_held_once() -> None:
+    tier = Repeating(name="below")
+    write(tier, chain(3), parents(chain(3)))
+    residency = make_residency(4, [tier])
+    assert adopt(residency, 1, tier) == 3
+    residency.check()
+    residency.arena.close()
+
+
+def test_more_blocks_than_the_tier_may_hold_now_are_given_up() -> None:
+    tier = memory_tier(5)
+    write(tier, chain(5), parents(chain(5)))
+    tier.capabilities = msgspec.structs.replace(tier.capabilities, capacity_blocks=3)
+    residency = make_residency(4, [tier])
+    assert adopt(residency, 1, tier) == 3
+    assert tier.contains(chain(5)) == [True, True, True, False, False]
     residency.check()
     residency.arena.close()
