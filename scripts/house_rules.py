@@ -34,6 +34,9 @@ UNMIRRORED: Mapping[str, str] = {
     "eviction/base.py": "a contract: its suite is testing/, run by every implementation",
     "tiers/base.py": "a contract: its suite is testing/, run by every implementation",
     "transfer/base.py": "a contract: the cache's tests run over both implementations",
+    "testing/admission.py": "a suite: it is itself the test, of every policy",
+    "testing/eviction.py": "a suite: it is itself the test, of every policy",
+    "testing/tiers.py": "a suite: it is itself the test, of every tier",
 }
 
 # (rule, module) -> why this module may break that rule
