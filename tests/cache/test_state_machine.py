@@ -339,6 +339,11 @@ class Machine(RuleBasedStateMachine):
         assert not any(index.pins)
         arena = self.cache.arena
         assert arena.free + self.cache.resident_blocks[0] == arena.slots
+        for tier, inner in enumerate(self.inner, start=1):
+            kept = {stored.key for stored in inner.scan().blocks}
+            held = self.ledger.held(self.cache.tier_names[tier])
+            unknown = len(kept - held)
+            assert unknown <= self.cache.leaving_blocks(tier), "a tier keeps what nobody knows of"
 
     def is_idle(self) -> bool:
         return self.rig.transfers.is_idle

@@ -120,6 +120,10 @@ class TieredCache:
         """True if `step` must be called again for work that is not under way yet."""
         return any(demotion.is_waiting for demotion in self._demotions)
 
+    def leaving_blocks(self, tier: int) -> int:
+        """Blocks that lower tier `tier` has been told to delete and has not confirmed."""
+        return self._demotions[tier - 1].leaving_blocks
+
     def queued_blocks(self, tier: int, direction: Direction) -> int:
         """Blocks waiting for or in transfer to or from lower tier `tier`."""
         return self._engine.queued_blocks(tier, direction)

@@ -153,6 +153,11 @@ class Demotion:
         """Pins held for writes."""
         return len(self._in_hand)
 
+    @property
+    def leaving_blocks(self) -> int:
+        """Blocks the tier has been told to delete and has not confirmed."""
+        return len(self._leaving)
+
     def check(self) -> None:
         """Assert the invariants. For tests."""
         resident = self._residency.resident[self._tier]

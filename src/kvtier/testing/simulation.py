@@ -75,8 +75,9 @@ class _World:
         rng = self.rng = seeded(seed)
         self.seed = seed
         self.clock = VirtualClock()
+        self.inner = MemoryTier(rng.randint(16, 80), name="below")
         self.tier = FaultyTier(
-            MemoryTier(rng.randint(16, 80), name="below"),
+            self.inner,
             seed=rng.getrandbits(32),
             rates={
                 fault: fault_rate * rng.random() / (50 if fault is Fault.FOLDER_REMOVED else 1)
@@ -240,6 +241,8 @@ class _World:
         assert not any(self.residency.index.pins), "a pin is left"
         arena = self.cache.arena
         assert arena.free + self.cache.resident_blocks[0] == arena.slots, "a slot is lost"
+        known = self.cache.resident_blocks[1] + self.cache.leaving_blocks(1)
+        assert len(self.inner) <= known, "the tier keeps what nobody knows of"
 
     def check_bytes(self, keys: Sequence[BlockKey], slots: Sequence[Slot], epoch: int) -> None:
         """Every slot holds what its key stands for."""
