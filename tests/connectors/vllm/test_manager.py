@@ -252,6 +252,8 @@ def test_metrics_are_increments_and_sent_only_when_something_changed(bench: Benc
     values = stats.data["data"]
     assert values["kvtier_written_bytes"] == {("ram",): 2 * SLOT, ("disk",): 2 * SLOT}
     assert values["kvtier_capacity_blocks"] == {("ram",): 8, ("disk",): 32}
+    # A series is there from the start, not from its first increase on.
+    assert values["kvtier_evicted_blocks"] == {("ram",): 0, ("disk",): 0}
     assert values["kvtier_capacity_tokens"] == {("ram",): 8 * TOKENS, ("disk",): 32 * TOKENS}
     bench.clock.advance(1.0)
     assert bench.manager.get_stats() is None

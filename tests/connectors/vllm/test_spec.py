@@ -1,5 +1,7 @@
 """The spec: settings from vLLM's configuration, and the node's bounds shared among replicas."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,15 @@ from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.connectors.vllm.spec import KVTier, share
 from kvtier.errors import InvalidSettings
 from kvtier.settings import Disk, Ram, Settings
+
+
+@pytest.fixture(autouse=True)
+def log_stays_ours() -> Iterator[None]:
+    """A spec lets kvtier's log join the engine's; other tests must not notice."""
+    log = logging.getLogger("kvtier")
+    before = list(log.handlers), log.level, log.propagate
+    yield
+    log.handlers, log.level, log.propagate = before
 
 
 def configuration(
@@ -76,6 +87,12 @@ def test_vllms_own_keys_are_read_as_they_are() -> None:
 def test_a_wrong_setting_is_one_error_that_names_it(extra: dict[str, object], part: str) -> None:
     with pytest.raises(InvalidSettings, match=part):
         KVTier(configuration(extra)).get_manager()
+
+
+def test_our_log_goes_where_the_engines_goes() -> None:
+    logging.getLogger("kvtier").handlers = []
+    KVTier(configuration({"ram": "1MiB"}))
+    assert logging.getLogger("kvtier").handlers == logging.getLogger("vllm").handlers
 
 
 def test_replicas_divide_the_nodes_bounds_and_keep_their_folders_apart(tmp_path: Path) -> None:
