@@ -27,6 +27,7 @@ from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.ledger import Ledger
 from kvtier.tiers.base import Tier
 from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.job import Direction
 from tests.cache.caches import (
     DEADLINE_S,
     PAYLOAD_BYTES,
@@ -210,11 +211,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 3.0, DEADLINE_S]))
     def step(self, seconds: float) -> None:
         self.rig.clock.advance(seconds)
-        self.let_happen()
         self.cache.step(self.rig.clock.now_s())
-
-    def let_happen(self) -> None:
-        """On virtual time transfers happen inside `step`."""
 
     @rule(at=indices, fault=st.one_of(silent_faults, loud_faults))
     def break_tier(self, at: int, fault: Fault) -> None:
@@ -306,6 +303,9 @@ class Machine(RuleBasedStateMachine):
                         Presence.ABSENT,
                     )
 
+    def threads_rest(self) -> None:
+        """On virtual time there are none."""
+
     def teardown(self) -> None:
         if not hasattr(self, "rig"):
             return
@@ -330,6 +330,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(200):
             self.step(10.0)
             self.conservation()
+            self.threads_rest()
             if self.is_idle() and not self.cache.is_waiting:
                 break
         else:
@@ -385,19 +386,22 @@ class TwoGroups(Machine):
 
 
 class Threads(Machine):
-    """On the real engine: transfers end inside `step`, unless the tier hangs."""
+    """On the real engine, with a tier that hangs once.
+
+    Threads come to rest after each rule, so that a run repeats; the cache hears of it in `step`.
+    """
 
     def make_rig(self, tiers: Sequence[Tier], seed: int, delay_s: float) -> Rig:
-        self.is_hanging = False
+        self.is_hanging = self.has_hung = False
         rig = super().make_rig(tiers, seed, delay_s)
         self.engine = TransferEngine(tiers, SLOT_BYTES, 4096)
         rig.cache = TieredCache(rig.residency, tiers, [Always(), Always()], self.engine, DEADLINE_S)
         return rig
 
-    @precondition(lambda self: not self.is_hanging and not self.tiers[0].hung.is_set())
+    @precondition(lambda self: not self.has_hung)
     @rule()
     def hang(self) -> None:
-        self.is_hanging = True
+        self.is_hanging = self.has_hung = True
         self.tiers[0].inject(Fault.HUNG)
 
     @precondition(lambda self: self.is_hanging)
@@ -406,14 +410,15 @@ class Threads(Machine):
         self.is_hanging = False
         self.tiers[0].release()
 
-    def let_happen(self) -> None:
+    @invariant()
+    def threads_rest(self) -> None:
         if not self.is_hanging:
-            assert self.engine.drain(10.0)
+            assert self.engine.drain(30.0)
+        elif any(self.engine.queued_blocks(1, direction) for direction in Direction):
+            assert self.tiers[0].hung.wait(30.0)
 
     def come_to_rest(self) -> None:
-        self.is_hanging = False
-        for tier in self.tiers:
-            tier.release()
+        self.release_tier()
         super().come_to_rest()
 
     def is_idle(self) -> bool:
