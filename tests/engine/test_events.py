@@ -1,0 +1,152 @@
+"""What is announced to a router: which block entered and left which medium, by its hash.
+
+The test keeps a ledger of the events, as a router would, and compares it with what the cache
+holds.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from tests.engine.conftest import MADE_UP, Start
+from tests.engine.engine import Engine
+
+BLOCK = 128
+SIZE = 5 * BLOCK + 10
+QUIET_S = 1.0
+
+
+class Stored(NamedTuple):
+    hash: int
+    parent: int | None
+    token_ids: list[int]
+    medium: str
+
+
+class Removed(NamedTuple):
+    hash: int
+    medium: str
+
+
+class Ledger:
+    """Reads the engine's events and keeps who holds what."""
+
+    def __init__(self, endpoint: str) -> None:
+        zmq = pytest.importorskip("zmq")
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._socket.connect(endpoint)
+        self.stored: list[Stored] = []
+        self.removed: list[Removed] = []
+        self.held: dict[str, set[int]] = {"GPU": set(), "CPU": set(), "STORAGE": set()}
+
+    def read(self) -> None:
+        """Take in everything that is announced until there is silence."""
+        while self._socket.poll(QUIET_S * 1_000):
+            _, _, payload = self._socket.recv_multipart()
+            for event in msgspec.msgpack.decode(payload)[1]:
+                self._take(event)
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+    def _take(self, event: dict[str, Any]) -> None:
+        medium = event.get("medium")
+        if event["type"] == "BlockStored":
+            parent, size = event["parent_block_hash"], event["block_size"]
+            for number, found in enumerate(event["block_hashes"]):
+                tokens = event["token_ids"][number * size : (number + 1) * size]
+                self.stored.append(Stored(found, parent, tokens, medium))
+                self.held[medium].add(found)
+                parent = found
+        elif event["type"] == "BlockRemoved":
+            for found in event["block_hashes"]:
+                self.removed.append(Removed(found, medium))
+                # What leaves must have come.
+                self.held[medium].remove(found)
+
+
+class Announced(NamedTuple):
+    engine: Engine
+    ledger: Ledger
+
+
+@pytest.fixture(scope="module")
+def announced(
+    start: Start,
+    made_up: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Announced]:
+    folder = tmp_path_factory.mktemp("events")
+    endpoint = f"ipc://{folder / 'socket'}"
+    settings = {
+        "ram": "1536KiB",
+        "disk": f"{folder / 'disk'}=4MiB",
+        "self_describing_kv_events": True,
+    }
+    ledger = Ledger(endpoint)
+    try:
+        with start(made_up("llama"), settings, events=endpoint, **MADE_UP) as engine:
+            yield Announced(engine, ledger)
+    finally:
+        ledger.close()
+
+
+def flush(engine: Engine, noise: list[int]) -> None:
+    """Events leave with an engine step: one that stores nothing."""
+    engine.call("settle")
+    engine.ask(noise[:10], max_tokens=1)
+    time.sleep(0.05)
+
+
+def test_a_block_is_announced_in_each_medium_by_one_hash(
+    announced: Announced, noise: list[int]
+) -> None:
+    engine, ledger = announced
+    engine.ask(noise[:SIZE], max_tokens=1)
+    flush(engine, noise)
+    ledger.read()
+    told = {
+        medium: {
+            tuple(event.token_ids): (event.hash, event.parent)
+            for event in ledger.stored
+            if event.medium == medium
+        }
+        for medium in ledger.held
+    }
+    blocks = [tuple(noise[place : place + BLOCK]) for place in range(0, 5 * BLOCK, BLOCK)]
+    assert set(told["GPU"]) == set(blocks)
+    parents = [None, *(told["GPU"][block][0] for block in blocks[:-1])]
+    assert [told["GPU"][block][1] for block in blocks] == parents
+    assert told["CPU"] == told["STORAGE"] == told["GPU"]
+
+
+def test_the_ledger_is_what_the_tiers_hold_when_both_overflow(
+    announced: Announced, noise: list[int]
+) -> None:
+    engine, ledger = announced
+    for place in range(SIZE, len(noise) - SIZE, SIZE):
+        engine.ask(noise[place : place + SIZE], max_tokens=1)
+        engine.call("settle")
+    flush(engine, noise)
+    ledger.read()
+    counted = engine.counters()
+    assert {event.medium for event in ledger.removed} >= {"CPU", "STORAGE"}
+    for tier, medium in (("ram", "CPU"), ("disk", "STORAGE")):
+        assert counted[tier]["evicted_blocks"] > 0
+        assert counted[tier]["resident"] == len(ledger.held[medium])
+    engine.call("check")
+
+
+def test_a_reset_empties_the_ledger(announced: Announced, noise: list[int]) -> None:
+    engine, ledger = announced
+    assert engine.call("reset", connector=True)
+    flush(engine, noise)
+    ledger.read()
+    assert ledger.held["CPU"] == ledger.held["STORAGE"] == set()

@@ -1,0 +1,148 @@
+"""Models with more than one KV-cache group: what a tier gives equals what the device gives.
+
+qwen3_next keeps linear-attention state beside full attention, gemma3 sliding windows. The
+weights are made up, so equal tokens would say little: logprobs are compared, and each group by
+itself is shown to matter.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.engine.conftest import MADE_UP, Start
+from tests.engine.engine import Answer, Engine
+
+SIZE = 2_500
+LOGPROBS = 5
+
+
+class Hybrid(NamedTuple):
+    name: str
+    dtype: str
+    reusable: int
+    """Tokens of a prompt of SIZE tokens that are found again."""
+    blocks: int
+    """Blocks that a hit of that many tokens needs, all groups together."""
+
+
+# The last state is all that is used of a state group, and the last window of a sliding one.
+HYBRIDS = {
+    # 9 blocks of 256 tokens of full attention; one state in each of three groups.
+    "qwen3_next": Hybrid("qwen3_next", "bfloat16", 2_304, 9 + 3),
+    # 19 blocks of 128 tokens of full attention; a window of 2 blocks in each of two groups.
+    "gemma3": Hybrid("gemma3", "float32", 2_432, 19 + 2 * 2),
+}
+
+
+class Running(NamedTuple):
+    hybrid: Hybrid
+    model: Path
+    engine: Engine
+    settings: dict[str, Any]
+    device: Answer
+    """What the device's own cache answers."""
+
+
+def ask(engine: Engine, ids: list[int]) -> Answer:
+    return engine.ask(ids, max_tokens=8, logprobs=LOGPROBS)
+
+
+def hit_blocks(engine: Engine) -> dict[str, int]:
+    counted = engine.counters()
+    return {tier: counted[tier]["hit_blocks"] for tier in ("ram", "disk")}
+
+
+def gap(one: Answer, other: Answer) -> float:
+    """Largest difference of a logprob; infinite where they rank other tokens."""
+    assert one.logprobs is not None
+    assert other.logprobs is not None
+    largest = 0.0
+    for ours, theirs in zip(one.logprobs, other.logprobs, strict=True):
+        if set(ours) != set(theirs):
+            return float("inf")
+        differences = [abs(ours[token] - theirs[token]) for token in ours]
+        # NaN is what garbage in a state comes to, and compares to nothing.
+        largest = max([largest, *(d if d == d else float("inf") for d in differences)])
+    return largest
+
+
+@pytest.fixture(scope="module", params=HYBRIDS)
+def running(
+    request: pytest.FixtureRequest,
+    start: Start,
+    made_up: Callable[[str], Path],
+    noise: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    hybrid = HYBRIDS[request.param]
+    settings = {
+        "ram": "256MiB",
+        "disk": f"{tmp_path_factory.mktemp('slab') / 'disk'}=256MiB",
+        "transfer": {"drain": "30s"},
+    }
+    model = made_up(hybrid.name)
+    engine = start(model, settings, device_blocks=200, dtype=hybrid.dtype, **MADE_UP)
+    with engine:
+        ids = noise[:SIZE]
+        assert ask(engine, ids).cached == 0
+        device = ask(engine, ids)
+        assert device.cached == hybrid.reusable
+        assert hit_blocks(engine) == {"ram": 0, "disk": 0}
+        yield Running(hybrid, model, engine, settings, device)
+
+
+def test_ram_answers_as_the_device_does(running: Running, noise: list[int]) -> None:
+    before = hit_blocks(running.engine)["ram"]
+    assert running.engine.call("reset")
+    ram = ask(running.engine, noise[:SIZE])
+    assert ram.cached == running.hybrid.reusable
+    assert hit_blocks(running.engine)["ram"] - before == running.hybrid.blocks
+    assert ram.tokens == running.device.tokens
+    assert gap(ram, running.device) == 0.0
+
+
+def test_every_group_matters(running: Running, noise: list[int]) -> None:
+    groups = running.engine.call("groups")
+    assert len(groups) > 1
+    for broken in [groups, *([group] for group in groups)]:
+        assert running.engine.call("reset")
+        # Another prompt lands on the blocks in which the right bytes may still lie.
+        ask(running.engine, noise[3_000:7_000])
+        running.engine.call("break_loads", groups=broken)
+        answer = ask(running.engine, noise[:SIZE])
+        running.engine.call("break_loads", groups=[])
+        assert answer.cached == running.hybrid.reusable
+        assert gap(answer, running.device) > 1e-4, f"groups {broken} were not loaded"
+    assert running.engine.call("reset")
+
+
+def test_a_shorter_prefix_is_found_too(running: Running, noise: list[int]) -> None:
+    ids = noise[: SIZE // 2] + noise[5_000:5_600]
+    ask(running.engine, ids)
+    device = ask(running.engine, ids)
+    assert running.engine.call("reset")
+    ram = ask(running.engine, ids)
+    assert ram.cached == device.cached > SIZE // 2
+    assert gap(ram, device) == 0.0
+
+
+def test_the_disk_answers_as_the_device_did(
+    running: Running, start: Start, noise: list[int]
+) -> None:
+    running.engine.call("settle")
+    running.engine.call("check")
+    running.engine.close()
+    second = start(
+        running.model,
+        running.settings,
+        device_blocks=200,
+        dtype=running.hybrid.dtype,
+        **MADE_UP,
+    )
+    with second:
+        disk = ask(second, noise[:SIZE])
+        assert disk.cached == running.hybrid.reusable
+        assert hit_blocks(second) == {"ram": 0, "disk": running.hybrid.blocks}
+        assert gap(disk, running.device) == 0.0

@@ -1,0 +1,158 @@
+"""Under pressure for minutes: no error, no wrong answer, no growth.
+
+Requests that share prefixes come and go, four at a time; the device, RAM and disk are all too
+small for them; some are aborted, some preempted, and now and then the device forgets
+everything. `make test` runs this for two minutes, `make soak` for thirty.
+"""
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.engine.conftest import Start
+from tests.engine.engine import Engine
+
+BLOCK = 128
+TOKENS = 16
+FAMILIES = 8
+CONCURRENT = 4
+# Where the two best tokens are closer than this, the shape of a batch may decide.
+CLEAR_GAP = 1e-2
+GROWTH_BYTES = 8 << 20
+SAMPLE_EVERY_S = 1.0
+DISK_BYTES = 320 << 20
+ENGINE = {"max_model_len": 2_048, "max_num_batched_tokens": 256}
+
+
+class Request(NamedTuple):
+    ids: list[int]
+    answer: list[int]
+    """What vLLM alone says."""
+
+
+class Run(NamedTuple):
+    """What happened."""
+
+    finished: int
+    aborted: int
+    rss: list[tuple[float, int]]
+    """(seconds, bytes) in order."""
+
+
+def prompts(corpus: list[int]) -> list[list[int]]:
+    """Prefixes of 2 to 9 blocks, each with three endings of different length."""
+    rows = []
+    for family in range(FAMILIES):
+        prefix = corpus[3_000 * family :][: (2 + family) * BLOCK]
+        for ending, size in enumerate((20, 150, 300)):
+            rows.append(prefix + corpus[3_000 * family + 1_500 + 400 * ending :][:size])
+    return rows
+
+
+@pytest.fixture(scope="module")
+def requests(start: Start, smollm2: Path, corpus: list[int]) -> list[Request]:
+    """The reference: vLLM alone, one after the other, with room for everything."""
+    found = []
+    with start(smollm2, None, device_blocks=200, **ENGINE) as engine:
+        for ids in prompts(corpus):
+            answer = engine.ask(ids, max_tokens=TOKENS, logprobs=2)
+            assert answer.logprobs is not None
+            best = [sorted(position.values())[-2:] for position in answer.logprobs]
+            if min(high - low for low, high in best) > CLEAR_GAP:
+                found.append(Request(ids, answer.tokens))
+    assert len(found) > 2 * FAMILIES, "most prompts have a clear answer"
+    return found
+
+
+def pressure(engine: Engine, requests: list[Request], minutes: float) -> Run:
+    """Keep the engine busy; every answer is compared when it comes."""
+    drawn = random.Random(0)
+    running: dict[str, tuple[Request, int]] = {}
+    rss: list[tuple[float, int]] = []
+    number = finished = aborted = 0
+    started_s = time.monotonic()
+    sample_s = 0.0
+    while (now_s := time.monotonic() - started_s) < 60 * minutes or running:
+        while len(running) < CONCURRENT and now_s < 60 * minutes:
+            request, count = drawn.choice(requests), drawn.randint(1, TOKENS)
+            running[str(number)] = request, count
+            engine.add(str(number), request.ids, count)
+            number += 1
+        if drawn.random() < 0.01:
+            engine.call("reset", running=False)
+        if drawn.random() < 0.02:
+            gone = drawn.choice(list(running))
+            engine.call("abort", requests=[gone])
+            del running[gone]
+            aborted += 1
+        for name, answer in engine.step(4).items():
+            request, count = running.pop(name)
+            assert answer.tokens == request.answer[:count], f"request {name} of {number}"
+            finished += 1
+        if now_s >= sample_s:
+            sample_s = now_s + SAMPLE_EVERY_S
+            rss.append((now_s, engine.call("rss_bytes")))
+    return Run(finished, aborted, rss)
+
+
+def growth_bytes(samples: list[tuple[float, int]]) -> float:
+    """Growth over the second half of the run, by the straight line that fits it best."""
+    half = samples[len(samples) // 2 :]
+    mean_s = sum(at for at, _ in half) / len(half)
+    mean = sum(held for _, held in half) / len(half)
+    spread = sum((at - mean_s) ** 2 for at, _ in half)
+    slope = sum((at - mean_s) * (held - mean) for at, held in half) / spread
+    return slope * (half[-1][0] - half[0][0])
+
+
+def soak(start: Start, model: Path, requests: list[Request], folder: Path, minutes: float) -> None:
+    disk = folder / "disk"
+    settings = {"ram": "160MiB", "disk": f"{disk}={DISK_BYTES}"}
+    with start(model, settings, device_blocks=20, **ENGINE) as engine:
+        run = pressure(engine, requests, minutes)
+        engine.call("settle")
+        engine.call("check")
+        counted, preempted = engine.counters(), engine.call("metrics")
+    print(
+        f"\n{minutes:g} min: {run.finished} answered, {run.aborted} aborted, "
+        f"grew {growth_bytes(run.rss) / 2**20:.1f} MiB, {counted}"
+    )
+    assert run.finished > 20 * minutes
+    assert run.aborted > 0
+    assert preempted["vllm:num_preemptions_total"] > 0
+    for tier in ("ram", "disk"):
+        assert counted[tier]["evicted_blocks"] > 0
+        assert counted[tier]["hit_blocks"] > 0
+        assert counted[tier]["corrupt_blocks"] == counted[tier]["fault_blocks"] == 0
+        assert counted[tier]["resident"] <= counted[tier]["capacity"]
+    assert sum(file.stat().st_blocks * 512 for file in disk.iterdir()) <= DISK_BYTES
+    assert growth_bytes(run.rss) < GROWTH_BYTES
+
+
+def minutes(default: float) -> float:
+    return float(os.environ.get("KVTIER_SOAK_MINUTES") or default)
+
+
+def test_for_two_minutes(
+    start: Start, smollm2: Path, requests: list[Request], tmp_path: Path
+) -> None:
+    soak(start, smollm2, requests, tmp_path, minutes(2))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_for_half_an_hour(
+    start: Start, smollm2: Path, requests: list[Request], tmp_path: Path
+) -> None:
+    soak(start, smollm2, requests, tmp_path, minutes(30))
+
+
+def test_growth_is_seen() -> None:
+    flat = [(float(at), 10**9 + at % 3) for at in range(100)]
+    leaking = [(float(at), 10**9 + at * 2**20) for at in range(100)]
+    assert abs(growth_bytes(flat)) < 2**10
+    assert growth_bytes(leaking) == pytest.approx(49 * 2**20)
