@@ -62,10 +62,11 @@ class Reporter:
             return None
         stats = OffloadingConnectorStats()
         for metric, labels, value in self._counters():
-            sent = self._sent.get((metric.name, labels), 0.0)
+            sent = self._sent.get((metric.name, labels))
             if value != sent:
+                # Zeros too, once: a rate needs the series before the first increase.
                 self._sent[(metric.name, labels)] = value
-                stats.increase_counter(metric.name, value - sent, labels)
+                stats.increase_counter(metric.name, value - (sent or 0.0), labels)
         for metric, labels, value in self._gauges():
             if self._sent.get((metric.name, labels)) != value:
                 self._sent[(metric.name, labels)] = value
