@@ -163,13 +163,47 @@ def test_one_request_pins_at_most_half_of_ram_and_does_with_that(rig: Rig) -> No
     rig.cache.promote("r", [*first, *second])
     rig.settle()
     assert presences(rig, [*first, *second]) == [Presence.READY] * 4 + [Presence.ABSENT] * 2
-    # Nobody holds a part and waits for the rest, so two requests cannot wait for each other.
     rig.cache.promote("s", second)
     assert presences(rig, second, "s")[1:] == [Presence.BELOW] * 2
     assert rig.load([*first, second[0]])
     rig.cache.promote("s", second)
     rig.settle()
     assert rig.load(second, "s")
+
+
+def test_a_request_waits_for_pins_of_others_that_get_on(rig: Rig) -> None:
+    first, second = chain(3, salt=1), chain(3, salt=2)
+    below_only(rig, first)
+    below_only(rig, second)
+    rig.cache.promote("a", first)
+    rig.cache.promote("b", second)
+    rig.settle()
+    assert presences(rig, second, "b") == [Presence.READY, Presence.BELOW, Presence.BELOW]
+    rig.cache.promote("b", second)
+    assert rig.load(first, "a")
+    rig.cache.promote("b", second)
+    rig.settle()
+    assert rig.load(second, "b")
+
+
+def test_requests_that_wait_for_each_others_pins_go_on_one_by_one(rig: Rig) -> None:
+    first, second = chain(3, salt=1), chain(3, salt=2)
+    below_only(rig, first)
+    below_only(rig, second)
+    for _ in range(2):
+        rig.cache.promote("a", first[:2])
+        rig.cache.promote("b", second[:2])
+        rig.settle()
+    rig.cache.promote("a", first)
+    assert presences(rig, first, "a")[2] is Presence.BELOW
+    rig.cache.promote("b", second)
+    assert presences(rig, second, "b")[2] is Presence.ABSENT
+    rig.cache.promote("a", first)
+    assert presences(rig, first, "a")[2] is Presence.BELOW
+    assert rig.load(second[:2], "b")
+    rig.cache.promote("a", first)
+    rig.settle()
+    assert rig.load(first, "a")
 
 
 def test_without_room_in_ram_a_request_may_ask_again(rig: Rig) -> None:

@@ -103,10 +103,6 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
         cursor = page.cursor
         if cursor is None:
             break
-    excess = residency.resident[number] - tier.capabilities.capacity_blocks
-    if excess > 0:
-        # A bound that was lowered, or a listing with blocks that are gone.
-        tier.delete(residency.make_room(number, excess))
     residency.events.clear()
     return residency.resident[number]
 

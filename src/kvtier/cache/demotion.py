@@ -50,6 +50,9 @@ class Demotion:
         """Being written since before a `clear`."""
         # A slow tier must not end up pinning all of RAM.
         self._max_in_hand = max(1, min(residency.arena.slots // 2, engine.queue_blocks))
+        # More than fits: a bound that was lowered, or a listing with blocks that are gone.
+        self._adopted = residency.resident[tier]
+        self.delete(residency.make_room(tier, max(0, self._adopted - capacity_blocks)))
 
     @property
     def is_waiting(self) -> bool:
@@ -161,7 +164,8 @@ class Demotion:
     def check(self) -> None:
         """Assert the invariants. For tests."""
         resident = self._residency.resident[self._tier]
-        assert resident + self._incoming + len(self._leaving) <= self._capacity, (
+        bound = max(self._capacity, self._adopted)
+        assert resident + self._incoming + len(self._leaving) <= bound, (
             resident,
             self._incoming,
             len(self._leaving),

@@ -32,8 +32,10 @@ class _Wait:
     """The tier a promoted block came from."""
     transfers: list[Transfer] = field(default_factory=list)
     is_expired: bool = False
+    is_cut: bool = False
+    """The bound on pins cut short what it asked for last."""
     is_full: bool = False
-    """It holds all that RAM lets it hold: to wait for more, holding that, could be for ever."""
+    """It has to do with what it holds."""
 
 
 class Promotion:
@@ -70,8 +72,9 @@ class Promotion:
         """Bring up those of `keys` that lie below RAM, and hold on to the others.
 
         Where RAM has no room now, nothing happens: the request may ask again until its
-        deadline. The deadline runs from the first call. Where the bound on pins cuts `keys`
-        short, the request has to do with what it holds, and the rest is absent for it.
+        deadline. The deadline runs from the first call. So it may where the bound on pins cuts
+        `keys` short, while others get on and will release theirs; where all wait for each
+        other's, this one has to do with what it holds, and the rest is absent for it.
         """
         wait = self._waits.get(request)
         if wait is None:
@@ -80,6 +83,7 @@ class Promotion:
             return
         index = self._residency.index
         below: dict[int, None] = {}
+        wait.is_cut = False
         for key in keys:
             row = index.rows.get(key)
             if row is None or index.state[row] == HOLE:
@@ -89,7 +93,7 @@ class Promotion:
                 break
             if key not in wait.pinned:
                 if self._pinned >= self._max_pinned:
-                    wait.is_full = bool(wait.pinned)
+                    self._cut(wait)
                     break
                 wait.pinned[key] = row
                 self._pinned += 1
@@ -156,6 +160,14 @@ class Promotion:
     def pinned_blocks(self) -> int:
         """Pins that requests hold; a block counts once for each."""
         return self._pinned
+
+    def _cut(self, wait: _Wait) -> None:
+        wait.is_cut = True
+        if wait.pinned:
+            others = (other for other in self._waits.values() if other is not wait)
+            wait.is_full = all(
+                other.is_cut and not other.is_full for other in others if other.pinned
+            )
 
     def _fetch(self, wait: _Wait, rows: list[int]) -> None:
         slots = self._residency.take_slots(rows)

@@ -22,6 +22,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT
 from kvtier.cache.build import adopt
 from kvtier.cache.core import Load, Save, TieredCache
+from kvtier.cache.counters import CacheCounters
 from kvtier.cache.residency import Residency
 from kvtier.clock import VirtualClock, seeded
 from kvtier.index.local import Presence
@@ -45,9 +46,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     served_requests: int
     aborted_requests: int
-    hit_blocks: tuple[int, ...]
-    """Per tier, RAM first."""
-    evicted_blocks: tuple[int, ...]
+    hit_blocks: tuple[int, int]
+    """In RAM and below."""
+    evicted_blocks: tuple[int, int]
     corrupt_blocks: int
     expired_requests: int
     faults: int
@@ -98,6 +99,8 @@ class _World:
         self.running: list[_Request] = []
         self.epoch = self.served = self.aborted = self.restarts = self.clears = 0
         self.limbo_until_s: float | None = None
+        self.counters: list[CacheCounters] = []
+        """One for each process there was."""
         self.start()
 
     def start(self) -> None:
@@ -123,6 +126,7 @@ class _World:
         self.ledger = Ledger()
         self.ledger.held(self.tier.capabilities.name).update(residency.index.rows)
         self.residency = residency
+        self.counters.append(residency.counters)
         self.cache = TieredCache(
             residency, [self.tier], [make_admission(), make_admission()], self.transfers, DEADLINE_S
         )
@@ -264,19 +268,25 @@ class _World:
 
     def report(self) -> Report:
         """The end state."""
-        counters = self.cache.counters
         index = self.residency.index
         held = sorted((key.hex(), index.held[row]) for key, row in index.rows.items())
-        counts = [msgspec.to_builtins(tier) for tier in counters.tiers]
+        ram, below = zip(*(counters.tiers for counters in self.counters), strict=True)
+        counts = msgspec.to_builtins((ram, below))
         state = msgspec.json.encode((held, counts, self.clock.now_s()))
         return Report(
             seed=self.seed,
             served_requests=self.served,
             aborted_requests=self.aborted,
-            hit_blocks=tuple(tier.hit_blocks for tier in counters.tiers),
-            evicted_blocks=tuple(tier.evicted_blocks for tier in counters.tiers),
-            corrupt_blocks=sum(tier.corrupt_blocks for tier in counters.tiers),
-            expired_requests=counters.expired_promotions,
+            hit_blocks=(
+                sum(each.hit_blocks for each in ram),
+                sum(each.hit_blocks for each in below),
+            ),
+            evicted_blocks=(
+                sum(each.evicted_blocks for each in ram),
+                sum(each.evicted_blocks for each in below),
+            ),
+            corrupt_blocks=sum(each.corrupt_blocks for each in below),
+            expired_requests=sum(counters.expired_promotions for counters in self.counters),
             faults=len(self.tier.happened),
             restarts=self.restarts,
             clears=self.clears,
