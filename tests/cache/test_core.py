@@ -50,6 +50,15 @@ def test_nothing_is_readable_before_its_save_ended(rig: Rig) -> None:
     assert rig.cache.begin_load("r", keys) is not None
 
 
+def test_a_save_of_nothing_is_not_waited_for(rig: Rig) -> None:
+    keys = chain(3)
+    rig.save(keys)
+    save = rig.cache.begin_save(keys, [None, *keys[:-1]])
+    assert save is not None
+    assert save.keys == save.slots == []
+    assert not rig.cache._saves, "nobody would ever end it"
+
+
 def test_failed_slots_are_never_readable(rig: Rig) -> None:
     keys = chain(3)
     save = rig.cache.begin_save(keys, [None, *keys[:-1]])

@@ -196,7 +196,8 @@ class TieredCache:
 
         `parents[i]` precedes `keys[i]` in its prefix: None if `keys[i]` is the first,
         `index.local.UNKNOWN_PARENT` where its predecessor is not known.
-        None if not all of them find room; an empty save if RAM has or refuses every one.
+        None if not all of them find room; an empty save, which nobody needs to end, if RAM
+        has or refuses every one.
         """
         index = self._index
         rows_of, held, state = index.rows, index.held, index.state
@@ -231,7 +232,8 @@ class TieredCache:
         for row, slot in zip(rows, slots, strict=True):
             slot_of[row] = slot
         save = Save(fresh, slots, rows)
-        self._saves.add(save)
+        if rows:
+            self._saves.add(save)
         return save
 
     def end_save(self, save: Save, failed_slots: frozenset[Slot] = frozenset()) -> None:
