@@ -123,7 +123,7 @@ class Driver:
         return count
 
     def settle(self) -> None:
-        """Run until the engine is idle and nothing moves between tiers."""
+        """Run until the engine is idle and nothing moves; assert that nothing is held then."""
         give_up_s = time.monotonic() + SETTLE_S
         while self._core.scheduler.has_requests():
             self._engine.step()
@@ -141,6 +141,9 @@ class Driver:
             time.sleep(0.005)
             assert time.monotonic() < give_up_s, "transfers do not end"
         cache.step(MonotonicClock().now_s())
+        assert not cache._saves, "a save was never ended"
+        assert not cache._loads, "a load was never ended"
+        assert not any(cache._residency.index.pins), "a pin was never released"
 
     def reset(self, running: bool = False, connector: bool = False) -> bool:
         """vLLM's reset_prefix_cache."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -68,6 +68,7 @@ class Engine:
         dtype: str = "float32",
         faulty: bool = False,
         events: str | None = None,
+        env: Mapping[str, str] | None = None,
         **more: Any,
     ) -> None:
         self.log = log
@@ -75,7 +76,7 @@ class Engine:
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, str(_DRIVER)],
-                env=environment(),
+                env={**environment(), **(env or {})},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
