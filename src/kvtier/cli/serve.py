@@ -1,7 +1,6 @@
 """`kvtier serve`: check everything, print the plain vLLM command, become it."""
 
 import os
-import shlex
 import sys
 
 import click
@@ -52,7 +51,7 @@ def serve(
     versions.supported(versions.installed())
     command = launch.build_command(model, resolved, arguments, os.environ)
     click.echo("# the same without kvtier serve:", err=True)
-    click.echo(shlex.join(command))
+    click.echo(launch.printable(command))
     if not dry_run:
         sys.stdout.flush()
         os.execv(command[0], command)

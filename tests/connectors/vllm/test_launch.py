@@ -14,6 +14,7 @@ from kvtier.connectors.vllm.launch import (
     check_model,
     check_port,
     describe,
+    printable,
     read_transfer_config,
 )
 from kvtier.errors import InvalidSettings
@@ -161,3 +162,11 @@ def test_a_port_in_use_is_refused() -> None:
 def test_where_nothing_can_listen_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(InvalidSettings, match=message):
         check_port(arguments)
+
+
+def test_credentials_are_not_shown() -> None:
+    command = ["python", "--api-key", "one", "two", "--hf_token=three", "--port", "80"]
+    shown = printable(command)
+    assert not any(secret in shown for secret in ("one", "two", "three"))
+    assert shlex.split(shown)[-2:] == ["--port", "80"]
+    assert printable(["python", "--model", "a b"]) == "python --model 'a b'"

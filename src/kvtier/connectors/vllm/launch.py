@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -27,6 +28,7 @@ SPEC: Final = {"spec_name": "KVTier", "spec_module_path": "kvtier.connectors.vll
 TRANSFER_FLAG: Final = "--kv-transfer-config"
 _DEFAULT_HOST: Final = "127.0.0.1"
 _DEFAULT_PORT: Final = "8000"
+_SECRET_FLAGS: Final = frozenset({"--api-key", "--hf-token"})
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -124,6 +126,21 @@ def build_command(
     if _last(arguments, "--host") is None and _last(arguments, "--uds") is None:
         command += ["--host", _DEFAULT_HOST]
     return [*command, *_without(arguments, TRANSFER_FLAG), TRANSFER_FLAG, json.dumps(config)]
+
+
+def printable(command: Sequence[str]) -> str:
+    """The command for a shell, with `***` where a credential stands: what is shown is logged."""
+    shown: list[str] = []
+    hide = False
+    for argument in command:
+        flag, is_pair, _ = argument.partition("=")
+        # --api-key takes several values, up to the next flag.
+        hide = _name(flag) in _SECRET_FLAGS if flag.startswith("--") else hide
+        if hide and not flag.startswith("--"):
+            shown.append("***")
+        else:
+            shown.append(f"{flag}=***" if hide and is_pair else argument)
+    return shlex.join(shown)
 
 
 def describe(resolved: Resolved, env: Mapping[str, str] = os.environ) -> dict[str, Any]:
