@@ -39,7 +39,7 @@ demo: $(ENGINE) $(READY) ## Real vLLM without and with kvtier on one workload, a
 .PHONY: test
 test: check $(ENGINE) $(READY) ## Everything that must hold: check, unit and engine tests
 	@echo "==> pytest (unit tests, then real vLLM)"
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q --require-engine
 
 .PHONY: check
 check: $(BASE) ## Format, lint, strict types, one-way imports, house rules (seconds, no engine)

@@ -48,6 +48,13 @@ def open_descriptors() -> dict[str, str]:
     return found
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test` installs the engine and wants to hear if that did not work."""
+    parser.addoption(
+        "--require-engine", action="store_true", help="fail, not skip, without vLLM or the model"
+    )
+
+
 def shared_memory_files() -> set[str]:
     """Names in /dev/shm that could be ours; other processes come and go there too."""
     folder = Path("/dev/shm")

@@ -35,19 +35,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(600))
 
 
+def do_without(request: pytest.FixtureRequest, reason: str) -> None:
+    """Skip, or fail where the engine is required."""
+    if request.config.getoption("--require-engine"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def engine_installed() -> None:
+def engine_installed(request: pytest.FixtureRequest) -> None:
     """Skip where there is no vLLM."""
     if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vllm is not installed: run scripts/install_engine.py")
+        do_without(request, "vllm is not installed: run scripts/install_engine.py")
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
+def smollm2(request: pytest.FixtureRequest) -> Path:
     """The folder of SmolLM2-135M with its real weights."""
     model = Path(os.environ.get("KVTIER_MODEL") or REPOSITORY / ".models" / "smollm2-135m")
     if not (model / "config.json").is_file():
-        pytest.skip(f"no model in {model}: run scripts/prepare_model.py, or set KVTIER_MODEL")
+        hint = "run scripts/prepare_model.py, or set KVTIER_MODEL"
+        do_without(request, f"no model in {model}: {hint}")
     return model
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -10,6 +11,7 @@ from kvtier.cli.flags import given, setting_flags
 from kvtier.connectors.vllm import launch, versions
 from kvtier.errors import InvalidSettings
 from kvtier.settings import machine
+from kvtier.tiers.disk import check_unused
 
 
 @click.command(
@@ -46,6 +48,8 @@ def serve(
     extra = launch.read_transfer_config(arguments).get("kv_connector_extra_config")
     resolved = settings.resolve(extra, launch.TRANSFER_FLAG, file=file, flags=given(flags))
     machine.check(resolved.settings)
+    if resolved.settings.disk is not None:
+        check_unused(Path(resolved.settings.disk.path))
     launch.check_model(model)
     launch.check_port(arguments)
     versions.supported(versions.installed())

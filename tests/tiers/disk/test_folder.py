@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.disk.folder import open_folder
+from kvtier.tiers.disk.folder import check_unused, open_folder
 from tests.tiers.disk.slabs import BrokenFiles, plain_folder
 
 
@@ -23,6 +23,16 @@ def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     assert f"in use by process {os.getpid()};" in str(refused.value)
     first.close()
     first.close()
+    plain_folder(tmp_path / "slab").close()
+
+
+def test_a_command_can_ask_before_it_starts_an_engine(tmp_path: Path) -> None:
+    check_unused(tmp_path / "absent")
+    first = plain_folder(tmp_path / "slab")
+    with pytest.raises(InvalidSettings, match=f"in use by process {os.getpid()};"):
+        check_unused(tmp_path / "slab")
+    first.close()
+    check_unused(tmp_path / "slab")
     plain_folder(tmp_path / "slab").close()
 
 
