@@ -20,6 +20,19 @@ def test_every_size_has_a_put_and_a_get(monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+def test_what_is_asked_for_has_never_left() -> None:
+    for batches in (4, 7, 8, 32):
+        cache = ram_cache(batches * 32, 4096)
+        blocks = np.zeros((batches * 16, 4096), np.uint8)
+        exercise = ram._Exercise(cache, blocks, np.zeros_like(blocks))
+        for _ in range(batches):
+            exercise.put()
+        for _ in range(100):
+            exercise.put()
+            exercise.get()
+        cache.close()
+
+
 def test_a_wrong_byte_is_noticed() -> None:
     cache = ram_cache(128, 4096)
     source = np.random.default_rng(0).integers(0, 256, (64, 4096), np.uint8)

@@ -94,8 +94,10 @@ class _Exercise:
         self._cache.take_events()
 
     def get(self) -> None:
-        # One of the batches that still fit, not the newest: that one would be in the CPU's cache.
-        self._asked = (self._asked + 13) % (self._cache.arena.slots // BATCH - 1)
+        # Not the newest batch, which would be in the CPU's cache, and none that may have left: each
+        # put and each get since has made at most one other batch more recent.
+        span = max(1, self._cache.arena.slots // BATCH // 2 - 1)
+        self._asked = (self._asked + 12) % span + 1
         keys = chain(self._number - self._asked, BATCH)
         load = self._cache.begin_load("bench", keys)
         assert load is not None
