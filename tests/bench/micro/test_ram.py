@@ -30,6 +30,7 @@ def test_what_is_asked_for_has_never_left() -> None:
         for _ in range(100):
             exercise.put()
             exercise.get()
+        assert cache.counters.tiers[0].hit_blocks == 100 * 32
         cache.close()
 
 
