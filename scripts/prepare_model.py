@@ -96,6 +96,7 @@ def main() -> int:
         return 2
     # Read by transformers at import: nothing may ask a hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TQDM_DISABLE"] = "1"  # four bars of a library's inner steps tell nobody anything
     prepare(Path(sys.argv[1]))
     return 0
 

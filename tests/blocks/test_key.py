@@ -3,25 +3,9 @@ import pytest
 
 from kvtier.blocks.key import GroupShape, KeySpace
 from kvtier.errors import InvalidSettings
+from kvtier.testing.spaces import sample_space
 
-SPACE = KeySpace(
-    engine="vllm 0.32.0",
-    model="smollm2-135m",
-    revision="main",
-    weights="ab12",
-    dtype="bfloat16",
-    layout="NHD",
-    block_bytes=2_949_120,
-    blocks_per_chunk=1,
-    tokens_per_hash=128,
-    groups=(GroupShape(tokens_per_block=128, layers="cd34"),),
-    world_size=1,
-    tp_size=1,
-    pp_size=1,
-    hash_algorithm="sha256",
-    hash_seed="0",
-    isa="amx",
-)
+SPACE = sample_space()
 OTHER_VALUES = {
     int: 17,
     str: "other",

@@ -5,7 +5,6 @@ import msgspec
 import pytest
 
 from kvtier.admission.always import Always
-from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import adopt, build_cache
 from kvtier.cache.core import TieredCache
@@ -16,6 +15,7 @@ from kvtier.settings import Disk, Ram, Settings
 from kvtier.settings import Transfer as TransferSettings
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
+from kvtier.testing.spaces import sample_space
 from kvtier.testing.transfers import InlineTransfers
 from kvtier.tiers.base import Move, ScanPage
 from kvtier.transfer.job import Direction
@@ -32,24 +32,7 @@ from tests.cache.caches import (
 )
 
 LAYOUT = BlockLayout(block_bytes=SLOT_BYTES, tokens_per_block=16)
-SPACE = KeySpace(
-    engine="vllm",
-    model="tiny",
-    revision="1",
-    weights="w",
-    dtype="float32",
-    layout="NHD",
-    block_bytes=SLOT_BYTES,
-    blocks_per_chunk=1,
-    tokens_per_hash=16,
-    groups=(),
-    world_size=1,
-    tp_size=1,
-    pp_size=1,
-    hash_algorithm="sha256",
-    hash_seed="0",
-    isa="any",
-)
+SPACE = sample_space(block_bytes=SLOT_BYTES)
 DISK_BYTES = 8 * 1024 * 1024
 WAIT_S = 30.0
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
+from kvtier.testing.spaces import sample_space
 from kvtier.testing.tiers import aligned
 from kvtier.tiers.base import Buffer, Move, Outcome
 from kvtier.tiers.disk import DiskTier
@@ -18,24 +19,7 @@ from kvtier.tiers.disk.files import OsFiles
 from kvtier.tiers.disk.folder import Folder, open_folder
 from kvtier.tiers.disk.space import capacity_for
 
-SPACE = KeySpace(
-    engine="vllm",
-    model="tiny",
-    revision="1",
-    weights="w",
-    dtype="float32",
-    layout="NHD",
-    block_bytes=4096,
-    blocks_per_chunk=1,
-    tokens_per_hash=16,
-    groups=(),
-    world_size=1,
-    tp_size=1,
-    pp_size=1,
-    hash_algorithm="sha256",
-    hash_seed="0",
-    isa="avx512",
-)
+SPACE = sample_space()
 LAYOUT = BlockLayout(block_bytes=4000, tokens_per_block=16)
 SLOT_BYTES = LAYOUT.slot_bytes
 
