@@ -9,7 +9,7 @@ from kvtier.clock import VirtualClock
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.disk.faults import FaultLog
 from kvtier.tiers.disk.folder import Folder
-from kvtier.tiers.disk.payload import Payload, block_checksum
+from kvtier.tiers.disk.payload import Payload
 from kvtier.tiers.disk.slab import Slab
 from kvtier.tiers.disk.slots import SlotMap
 from tests.tiers.disk.slabs import LAYOUT, SLOT_BYTES, blank, content, key, plain_folder
@@ -20,14 +20,6 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
     opened = plain_folder(tmp_path / "slab")
     yield opened
     opened.close()
-
-
-def test_key_and_length_are_part_of_the_checksum() -> None:
-    block = content(1)
-    several = {block_checksum(key(n), block) for n in range(3)}
-    several |= {block_checksum(key(1), block[:size]) for size in (4000, 4095)}
-    assert len(several) == 5
-    assert all(len(each) == 16 for each in several)
 
 
 def test_only_the_payload_counts(folder: Folder) -> None:

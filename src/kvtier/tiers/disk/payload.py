@@ -7,8 +7,7 @@ other threads use the disk.
 
 from collections.abc import Sequence
 
-import xxhash
-
+from kvtier.blocks.checksum import Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.tiers.base import Buffer, Move, Outcome
@@ -23,19 +22,13 @@ _RUN_BYTES = 2 << 20
 when it is verified."""
 
 
-def block_checksum(key: BlockKey, payload: Buffer) -> bytes:
-    """16 bytes over payload, key and length: a block found in another's slot fails, too."""
-    seed = xxhash.xxh3_64_intdigest(key, payload.nbytes)
-    # Arrays are buffers to the type checker from Python 3.12 on only.
-    return xxhash.xxh3_128_digest(payload, seed)  # type: ignore[arg-type]
-
-
 class Payload:
     """Moves whole batches. Safe from any thread; raises nothing for a fault."""
 
     def __init__(self, slab: Slab, slots: SlotMap, layout: BlockLayout, faults: FaultLog) -> None:
         self._slab = slab
         self._slots = slots
+        self._checksum = Xxh3()
         self._block_bytes = layout.block_bytes
         self._run_blocks = max(1, _RUN_BYTES // layout.slot_bytes)
         self._faults = faults
@@ -71,7 +64,7 @@ class Payload:
         block_bytes = self._block_bytes
         for slot, i in run[:whole]:
             key, buffer = moves[i]
-            good = self._slots.checksum(slot) == block_checksum(key, buffer[:block_bytes])
+            good = self._slots.checksum(slot) == self._checksum.block(key, buffer[:block_bytes])
             outcomes[i] = Outcome.DONE if good else Outcome.CORRUPT
         # The file ends before the block: its bytes are lost.
         for _, i in run[whole:]:
@@ -87,7 +80,8 @@ class Payload:
         for slot, i in run:
             key, buffer = moves[i]
             buffers.append(buffer)
-            puts.append(Put(slot, key, parents[i], block_checksum(key, buffer[:block_bytes])))
+            checksum = self._checksum.block(key, buffer[:block_bytes])
+            puts.append(Put(slot, key, parents[i], checksum))
         try:
             whole = self._slab.write(run[0][0], buffers)
         except OSError as error:
