@@ -1,0 +1,111 @@
+"""A store in RAM: the plainest correct `Store`, for tests and simulation.
+
+Why: unit tests use no mocks of our own classes; they use this. What a folder or a bucket does
+with threads, temporary names and conditional requests is here one lock and one dict.
+Invariants: a name shows all of its bytes or is not there; times are the store's own clock,
+which stands still unless the test moves it.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kvtier.clock import Clock, VirtualClock
+from kvtier.tiers.base import Buffer
+from kvtier.tiers.shared.names import check_folder, check_name
+from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
+
+
+class _File(NamedTuple):
+    data: Buffer
+    stat: Stat
+
+
+class MemoryStore:
+    """A `Store`. Safe from any thread: one lock, held for the copies too. Nothing persists."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        """`clock` gives `modified_s`; None: one that stands at 0."""
+        self._clock = clock or VirtualClock()
+        self._lock = threading.Lock()
+        self._files: dict[str, _File] = {}
+        self._versions = 0
+
+    def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
+        """False where there is such a file."""
+        check_name(name)
+        with self._lock:
+            if name in self._files:
+                return False
+            self._write(name, parts)
+            return True
+
+    def put(self, name: str, data: bytes) -> Stat:
+        """Make or replace."""
+        check_name(name)
+        with self._lock:
+            return self._write(name, [np.frombuffer(data, np.uint8)])
+
+    def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
+        """As many bytes as there are behind `offset`."""
+        check_name(name)
+        with self._lock:
+            file = self._files.get(name)
+            if file is None:
+                return None
+            at = offset
+            for buffer in buffers:
+                part = file.data[at : at + buffer.nbytes]
+                np.copyto(buffer[: part.nbytes], part)
+                at += part.nbytes
+            return Read(file.stat, at - offset)
+
+    def stat(self, name: str) -> Stat | None:
+        """None where there is none."""
+        check_name(name)
+        with self._lock:
+            file = self._files.get(name)
+            return None if file is None else file.stat
+
+    def remove(self, name: str) -> bool:
+        """False where there was none."""
+        check_name(name)
+        with self._lock:
+            return self._files.pop(name, None) is not None
+
+    def move(self, name: str, to: str) -> bool:
+        """The file keeps its time and version, as a renamed one does."""
+        check_name(name)
+        check_name(to)
+        with self._lock:
+            file = self._files.pop(name, None)
+            if file is None:
+                return False
+            self._files[to] = file
+            return True
+
+    def list(self, folder: str, after: str = "", limit: int = 1000) -> ListPage:
+        """O(files held) a page."""
+        check_folder(folder)
+        start = f"{folder}/" if folder else ""
+        with self._lock:
+            names = sorted(name for name in self._files if name.startswith(start) and name > after)
+            page = [Listed(name, self._files[name].stat) for name in names[:limit]]
+        return ListPage(page, page[-1].name if len(names) > limit else None)
+
+    def close(self) -> None:
+        """Nothing to give back; the files stay, as they would in a folder."""
+
+    def raw(self, name: str) -> Buffer:
+        """The stored bytes themselves, to look at or to spoil. Raises KeyError if not there."""
+        with self._lock:
+            return self._files[name].data
+
+    def _write(self, name: str, parts: Sequence[Buffer]) -> Stat:
+        data = np.concatenate([np.empty(0, np.uint8), *parts])
+        self._versions += 1
+        stat = Stat(data.nbytes, str(self._versions), self._clock.now_s())
+        self._files[name] = _File(data, stat)
+        return stat

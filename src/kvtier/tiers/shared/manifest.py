@@ -1,0 +1,121 @@
+"""The manifest of a key space: what the blocks below a folder are of, in words for people.
+
+Why: a folder's name holds only the start of the digest, and a person who looks into a store
+wants to see which model it is. It also says how blocks are verified: an engine without the
+secret, or with another one, would take every good block for a damaged one and move it away.
+It is refused at start instead. Invariant: a manifest is published once and never changed.
+"""
+
+import errno
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from kvtier.blocks.checksum import Checksum, Xxh3
+from kvtier.blocks.key import KeySpace
+from kvtier.errors import InvalidSettings
+from kvtier.tiers.shared.format import space_folder
+from kvtier.tiers.shared.store import Store
+
+MANIFEST_NAME: Final = "manifest.json"
+FORMAT: Final = 1
+_BYTES_MAX = 1 << 20
+_ATTEMPTS = 3
+_WITNESS = b"kvtier manifest\n"
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A key space, and how the checksums below it are made."""
+
+    format: int = FORMAT
+    algorithm: int
+    """Of block and header checksums: 1 or 2."""
+    witness: str
+    """Hex of `Checksum.header` over the digest: equal only where the secret is."""
+    space: KeySpace
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    format: int
+
+
+def manifest_of(space: KeySpace, checksum: Checksum) -> Manifest:
+    """The one that a writer with this checksum publishes."""
+    witness = checksum.header(_WITNESS + bytes.fromhex(space.digest))
+    return Manifest(algorithm=checksum.algorithm, witness=witness.hex(), space=space)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Indented JSON, fields in the order of their names."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
+
+
+def parse(raw: bytes) -> Manifest:
+    """Raises InvalidSettings where `raw` is no manifest, or one of another format."""
+    try:
+        version = msgspec.json.decode(raw, type=_Versioned).format
+        if version != FORMAT:
+            newer = " of a newer kvtier" if version > FORMAT else ""
+            raise InvalidSettings(f"format {version}{newer}; this one reads {FORMAT}")
+        return msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidSettings(f"{MANIFEST_NAME} cannot be read: {error}") from error
+
+
+def ensure(store: Store, space: KeySpace, checksum: Checksum | None = None) -> str:
+    """The folder of `space`, with its manifest in it: published here, or found and compared.
+
+    `checksum` None: without a secret. Raises InvalidSettings where what is found does not fit,
+    and OSError.
+    """
+    folder = space_folder(space)
+    name = f"{folder}/{MANIFEST_NAME}"
+    wanted = manifest_of(space, checksum or Xxh3())
+    data = np.frombuffer(encode(wanted), np.uint8)
+    for _ in range(_ATTEMPTS):
+        raw = _read(store, name)
+        if raw is not None:
+            _compare(wanted, raw, name)
+            return folder
+        if store.publish(name, [data]):
+            return folder
+    raise OSError(errno.EAGAIN, f"{name} comes and goes", name)
+
+
+def _read(store: Store, name: str) -> bytes | None:
+    stat = store.stat(name)
+    if stat is None:
+        return None
+    if stat.size > _BYTES_MAX:
+        raise InvalidSettings(_refusal(name, f"{MANIFEST_NAME} has {stat.size} bytes"))
+    buffer = np.zeros(stat.size, np.uint8)
+    read = store.read(name, 0, [buffer])
+    return None if read is None else bytes(buffer[: read.filled_bytes])
+
+
+def _compare(wanted: Manifest, raw: bytes, name: str) -> None:
+    try:
+        found = parse(raw)
+    except InvalidSettings as error:
+        raise InvalidSettings(_refusal(name, str(error))) from error
+    if differing := wanted.space.differing(found.space):
+        raise InvalidSettings(_refusal(name, "; ".join(differing)))
+    if found.algorithm != wanted.algorithm:
+        raise InvalidSettings(
+            f"shared.key_file: the blocks below {name} use checksum algorithm {found.algorithm}, "
+            f"these settings {wanted.algorithm} (1: no secret, 2: a secret); give every engine "
+            "of the store the same shared.key_file, or none, or name another shared.path"
+        )
+    if found.witness != wanted.witness:
+        raise InvalidSettings(
+            f"shared.key_file: the blocks below {name} were written with another secret; give "
+            "every engine of the store the same file, or name another shared.path"
+        )
+
+
+def _refusal(name: str, reason: str) -> str:
+    return (
+        f"shared.path: {name} does not fit this engine ({reason}); name another folder, or "
+        "remove that one if nobody uses it"
+    )

@@ -1,0 +1,177 @@
+"""A folder says whose blocks are in it, and refuses who does not fit."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from kvtier.blocks.checksum import HmacSha256, Xxh3
+from kvtier.blocks.key import GroupShape, KeySpace
+from kvtier.errors import InvalidSettings
+from kvtier.testing.memory_store import MemoryStore
+from kvtier.testing.spaces import sample_space
+from kvtier.tiers.shared.format import space_folder
+from kvtier.tiers.shared.manifest import encode, ensure, manifest_of, parse
+
+GOLDEN = Path(__file__).parent / "golden"
+SPACE = sample_space()
+NAME = f"{space_folder(SPACE)}/manifest.json"
+GOLDEN_SPACE = KeySpace(
+    engine="vllm 0.32.0",
+    model="org/mödel",
+    revision="main",
+    weights="ab12",
+    dtype="bfloat16",
+    layout="NHD",
+    block_bytes=5000,
+    blocks_per_chunk=2,
+    tokens_per_hash=16,
+    groups=(
+        GroupShape(tokens_per_block=32, layers="cd34"),
+        GroupShape(tokens_per_block=512, layers="ef56"),
+    ),
+    world_size=2,
+    tp_size=2,
+    pp_size=1,
+    hash_algorithm="sha256",
+    hash_seed="0",
+    isa="avx512",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "checksum"), [("plain", Xxh3()), ("keyed", HmacSha256(bytes(range(32))))]
+)
+def test_golden_manifests_are_read_for_ever(name: str, checksum: Xxh3 | HmacSha256) -> None:
+    raw = (GOLDEN / f"manifest-{name}.json").read_bytes()
+    found = parse(raw)
+    assert found.format == 1
+    assert found.space == GOLDEN_SPACE
+    assert found.algorithm == checksum.algorithm
+    assert found.witness == manifest_of(GOLDEN_SPACE, checksum).witness
+    assert encode(manifest_of(GOLDEN_SPACE, checksum)) == raw
+    assert space_folder(found.space) == "org-m-del-96d460210f486ed3"
+
+
+def test_people_can_read_it() -> None:
+    text = encode(manifest_of(SPACE, Xxh3())).decode()
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert '"format": 1' in lines
+    for field in ('"model": "tiny"', '"block_bytes": 4096', '"tokens_per_block": 16'):
+        assert field in lines
+    # Every field, so that `inspect` needs nothing else.
+    fields = msgspec.json.decode(text)["space"]
+    assert set(fields) == set(SPACE.__struct_fields__)
+
+
+def test_the_first_engine_publishes_and_the_others_compare() -> None:
+    store = MemoryStore()
+    folder = ensure(store, SPACE)
+    assert folder == space_folder(SPACE)
+    first = store.stat(NAME)
+    assert parse(bytes(store.raw(NAME))).space == SPACE
+    assert ensure(store, SPACE) == folder
+    assert store.stat(NAME) == first
+    assert ensure(store, sample_space(model="big")) != folder
+
+
+class LateStore(MemoryStore):
+    """Another engine publishes just before the first `publish`."""
+
+    def __init__(self, theirs: bytes) -> None:
+        super().__init__()
+        self.theirs = theirs
+
+    def publish(self, name, parts):  # type: ignore[no-untyped-def]
+        super().publish(name, [np.frombuffer(self.theirs, np.uint8)])
+        return super().publish(name, parts)
+
+
+def test_who_loses_the_race_compares() -> None:
+    same = encode(manifest_of(SPACE, Xxh3()))
+    assert ensure(LateStore(same), SPACE) == space_folder(SPACE)
+    with pytest.raises(InvalidSettings, match="model: 'tiny' != 'big'"):
+        ensure(LateStore(encode(manifest_of(sample_space(model="big"), Xxh3()))), SPACE)
+
+
+class ForgetfulStore(MemoryStore):
+    """Whatever is there is gone when it is asked for."""
+
+    def publish(self, name, parts):  # type: ignore[no-untyped-def]
+        return False
+
+
+def test_a_manifest_that_comes_and_goes_is_no_endless_loop() -> None:
+    with pytest.raises(OSError, match="comes and goes"):
+        ensure(ForgetfulStore(), SPACE)
+
+
+def refused(raw: bytes) -> str:
+    """What is said where `raw` stands in place of the manifest."""
+    store = MemoryStore()
+    store.put(NAME, raw)
+    with pytest.raises(InvalidSettings) as refusal:
+        ensure(store, SPACE)
+    message = str(refusal.value)
+    assert message.startswith(f"shared.path: {NAME} does not fit")
+    assert "name another folder" in message
+    assert bytes(store.raw(NAME)) == raw
+    return message
+
+
+def test_another_space_under_the_same_name_is_refused_by_field() -> None:
+    message = refused(encode(manifest_of(sample_space(dtype="float16", tp_size=2), Xxh3())))
+    assert "dtype: 'float32' != 'float16'" in message
+    assert "tp_size: 1 != 2" in message
+
+
+def test_a_newer_format_is_named_even_if_all_else_changed() -> None:
+    message = refused(b'{"format": 2, "blocks": "elsewhere"}')
+    assert "format 2 of a newer kvtier; this one reads 1" in message
+    assert "format 0; this one reads 1" in refused(b'{"format": 0}')
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format":1}', b'{"format":"1"}', b"[" * 100_000],
+    ids=["empty", "open", "list", "null", "no text", "bare", "typed", "deep"],
+)
+def test_what_cannot_be_read_is_refused(raw: bytes) -> None:
+    assert "manifest.json cannot be read" in refused(raw)
+
+
+def test_a_manifest_beyond_all_measure_is_not_loaded() -> None:
+    assert "has 1048577 bytes" in refused(bytes((1 << 20) + 1))
+
+
+def test_engines_with_and_without_a_secret_do_not_mix() -> None:
+    one, other = HmacSha256(b"1" * 32), HmacSha256(b"2" * 32)
+    store = MemoryStore()
+    assert ensure(store, SPACE, one) == ensure(store, SPACE, one)
+    with pytest.raises(InvalidSettings, match=r"shared\.key_file: .*another secret"):
+        ensure(store, SPACE, other)
+    with pytest.raises(InvalidSettings, match=r"shared\.key_file: .*algorithm 2.*settings 1"):
+        ensure(store, SPACE)
+    plain = MemoryStore()
+    ensure(plain, SPACE)
+    with pytest.raises(InvalidSettings, match=r"shared\.key_file: .*algorithm 1.*settings 2"):
+        ensure(plain, SPACE, one)
+
+
+def test_a_secret_is_not_in_the_manifest() -> None:
+    text = encode(manifest_of(SPACE, HmacSha256(b"1" * 32))).decode()
+    assert "1" * 32 not in text
+    assert (b"1" * 32).hex() not in text
+
+
+class BrokenStore(MemoryStore):
+    """A mount that is gone."""
+
+    def stat(self, name):  # type: ignore[no-untyped-def]
+        raise OSError(5, "Input/output error", name)
+
+
+def test_what_the_place_refuses_is_passed_on() -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        ensure(BrokenStore(), SPACE)
