@@ -33,9 +33,14 @@ UNMIRRORED: Mapping[str, str] = {
     "admission/base.py": "a contract: its suite is testing/, run by every implementation",
     "eviction/base.py": "a contract: its suite is testing/, run by every implementation",
     "tiers/base.py": "a contract: its suite is testing/, run by every implementation",
+    "tiers/shared/store.py": "a contract: its suite is testing/, run by every implementation",
     "transfer/base.py": "a contract: the cache's tests run over both implementations",
     "testing/admission.py": "a suite: it is itself the test, of every policy",
     "testing/eviction.py": "a suite: it is itself the test, of every policy",
+    "testing/store_names.py": "a suite: it is itself the test, of every store",
+    "testing/store_races.py": "a suite: it is itself the test, of every store",
+    "testing/store_suite.py": "a suite: it is itself the test, of every store",
+    "testing/stores.py": "a suite: it is itself the test, of every store",
     "testing/tiers.py": "a suite: it is itself the test, of every tier",
 }
 

@@ -1,0 +1,124 @@
+"""The part of the store's suite that is about many at once. No test is timed.
+
+Two stores on one place stand for two hosts.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from kvtier.blocks.layout import ALIGNMENT
+from kvtier.clock import seeded
+from kvtier.testing.store_suite import UNIFORM_BYTES, StoreSuite, content
+from kvtier.tiers.shared.store import Store
+
+
+class RacesSuite(StoreSuite):
+    """One wins, everything is seen whole, whatever the others do."""
+
+    def test_of_many_publishers_one_wins(self, tmp_path: Path) -> None:
+        """Eight threads, two stores on one place, one name: one True, and its bytes are there."""
+        stores = [self.make_store(tmp_path) for _ in range(2)]
+        barrier = threading.Barrier(8)
+
+        def publish(round_number: int, writer: int) -> bool:
+            part = content(8 * round_number + writer, 4 * ALIGNMENT)
+            barrier.wait()
+            return stores[writer % 2].publish(f"new-{round_number}/file", [part])
+
+        with ThreadPoolExecutor(8) as threads:
+            for number in range(12):
+                won = list(threads.map(publish, [number] * 8, range(8)))
+                assert won.count(True) == 1
+                winner = content(8 * number + won.index(True), 4 * ALIGNMENT)
+                assert self.bytes_of(stores[0], f"new-{number}/file") == bytes(winner)
+                assert self.names(stores[1], f"new-{number}") == [f"new-{number}/file"]
+        for store in stores:
+            store.close()
+
+    def test_a_file_appears_whole(self, tmp_path: Path) -> None:
+        """Those who read, stat and list while files are made see all of one or nothing of it."""
+        store, other = self.make_store(tmp_path), self.make_store(tmp_path)
+        done = threading.Event()
+
+        def watch() -> int:
+            seen = 0
+            while not done.is_set() or not seen:
+                for number in range(8):
+                    seen += self.is_whole(other, f"folder/{number}", UNIFORM_BYTES, {number})
+                for entry in self.listed(other, ""):
+                    assert entry.name.split("/")[1].isdecimal(), "a temporary file is listed"
+                    assert entry.stat.size == UNIFORM_BYTES
+            return seen
+
+        with ThreadPoolExecutor(2) as threads:
+            watchers = [threads.submit(watch) for _ in range(2)]
+            try:
+                for number in range(8):
+                    part = np.full(UNIFORM_BYTES // 2, number, np.uint8)
+                    assert store.publish(f"folder/{number}", [part, part])
+            finally:
+                done.set()
+            assert all(watcher.result() for watcher in watchers)
+        store.close()
+        other.close()
+
+    def test_put_is_seen_whole(self, tmp_path: Path) -> None:
+        """While a small file is replaced its readers see one of the two, never none or both."""
+        store, other = self.make_store(tmp_path), self.make_store(tmp_path)
+        store.put("file", bytes(10_000))
+        done = threading.Event()
+
+        def watch() -> int:
+            seen = 0
+            while not done.is_set() or not seen:
+                assert self.is_whole(other, "file", 10_000, set(range(40)))
+                seen += 1
+            return seen
+
+        with ThreadPoolExecutor(2) as threads:
+            watchers = [threads.submit(watch) for _ in range(2)]
+            try:
+                for number in range(40):
+                    store.put("file", bytes([number]) * 10_000)
+            finally:
+                done.set()
+            assert all(watcher.result() for watcher in watchers)
+        store.close()
+        other.close()
+
+    def test_many_threads_never_see_wrong_bytes(self, tmp_path: Path) -> None:
+        """Every verb on the same few names from six threads; what is read is always whole."""
+        stores = [self.make_store(tmp_path) for _ in range(2)]
+        with ThreadPoolExecutor(6) as threads:
+            found = sum(threads.map(lambda seed: self._rummage(stores[seed % 2], seed), range(6)))
+        assert found > 0
+        for name in self.names(stores[0], ""):
+            assert self.is_whole(stores[0], name, UNIFORM_BYTES, set(range(6)))
+            assert stores[1].remove(name)
+        for store in stores:
+            store.close()
+
+    def _rummage(self, store: Store, seed: int) -> int:
+        rng = seeded(seed)
+        mine = np.full(UNIFORM_BYTES, seed, np.uint8)
+        found = 0
+        for _ in range(60):
+            name, other = (f"{rng.randrange(3)}/{rng.randrange(3)}" for _ in range(2))
+            verb = rng.choice(["read", "read", "publish", "put", "remove", "move", "list"])
+            if verb == "read":
+                found += self.is_whole(store, name, UNIFORM_BYTES, set(range(6)))
+            elif verb == "publish":
+                store.publish(name, [mine])
+            elif verb == "put":
+                store.put(name, bytes(mine))
+            elif verb == "remove":
+                store.remove(name)
+            elif verb == "move":
+                store.move(name, other)
+            else:
+                entries = self.listed(store, "", 2)
+                assert {entry.stat.size for entry in entries} <= {UNIFORM_BYTES}
+        return found

@@ -1,0 +1,138 @@
+"""A file system on a bad day, for the tests of a store in a folder."""
+
+import errno
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from kvtier.tiers.base import Buffer
+from kvtier.tiers.shared.files import Entry, OsStoreFiles
+
+
+class BrokenStoreFiles(OsStoreFiles):
+    """Calls named in `errors` fail, those in `short` do less, those in `hung` wait."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, int] = {}
+        """Name of a call -> errno it fails with, until it is removed."""
+        self.short: dict[str, int] = {}
+        """Name of a call -> bytes it moves at most."""
+        self.hung: set[str] = set()
+        """Names of calls that wait for `release`."""
+        self.hangs = threading.Event()
+        self.release = threading.Event()
+        self.refuses_direct = False
+        """EINVAL for every transfer with O_DIRECT, as for memory that a device cannot reach."""
+        self.calls: Counter[str] = Counter()
+        self.order: list[str] = []
+
+    def _begin(self, name: str) -> None:
+        self.calls[name] += 1
+        self.order.append(name)
+        if name in self.hung:
+            self.hangs.set()
+            self.release.wait()
+        if name in self.errors:
+            raise OSError(self.errors[name], os.strerror(self.errors[name]))
+
+    def _cut(self, name: str, buffers: Sequence[Buffer]) -> list[Buffer]:
+        left = self.short.get(name, 1 << 62)
+        kept = []
+        for buffer in buffers:
+            kept.append(buffer[:left])
+            left -= len(kept[-1])
+        return [buffer for buffer in kept if len(buffer)]
+
+    def _check_direct(self, fd: int) -> None:
+        if self.refuses_direct and is_direct(fd):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def open(self, name: str, flags: int, folder_fd: int) -> int:
+        self._begin("open")
+        return super().open(name, flags, folder_fd)
+
+    def close(self, fd: int) -> None:
+        super().close(fd)
+        self._begin("close")
+
+    def stat_open(self, fd: int) -> os.stat_result:
+        self._begin("stat_open")
+        return super().stat_open(fd)
+
+    def stat(self, name: str, folder_fd: int) -> os.stat_result:
+        self._begin("stat")
+        return super().stat(name, folder_fd)
+
+    def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self._begin("preadv")
+        self._check_direct(fd)
+        kept = self._cut("preadv", buffers)
+        return super().preadv(fd, kept, offset) if kept else 0
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self._begin("pwritev")
+        self._check_direct(fd)
+        kept = self._cut("pwritev", buffers)
+        return super().pwritev(fd, kept, offset) if kept else 0
+
+    def use_page_cache(self, fd: int) -> None:
+        self._begin("use_page_cache")
+        super().use_page_cache(fd)
+
+    def sync_data(self, fd: int) -> None:
+        self._begin("sync_data")
+        super().sync_data(fd)
+
+    def sync(self, fd: int) -> None:
+        self._begin("sync")
+        super().sync(fd)
+
+    def rename(self, old: str, new: str, folder_fd: int) -> None:
+        self._begin("rename")
+        super().rename(old, new, folder_fd)
+
+    def rename_exclusive(self, old: str, new: str, folder_fd: int) -> None:
+        self._begin("rename_exclusive")
+        super().rename_exclusive(old, new, folder_fd)
+
+    def link(self, old: str, new: str, folder_fd: int) -> None:
+        self._begin("link")
+        super().link(old, new, folder_fd)
+
+    def unlink(self, name: str, folder_fd: int) -> None:
+        self._begin("unlink")
+        super().unlink(name, folder_fd)
+
+    def make_folder(self, name: str, folder_fd: int) -> None:
+        self._begin("make_folder")
+        super().make_folder(name, folder_fd)
+
+    def remove_folder(self, name: str, folder_fd: int) -> None:
+        self._begin("remove_folder")
+        super().remove_folder(name, folder_fd)
+
+    def entries(self, name: str, folder_fd: int) -> list[Entry]:
+        self._begin("entries")
+        return super().entries(name, folder_fd)
+
+
+class NetworkFiles(BrokenStoreFiles):
+    """A file system that knows no exclusive rename, as the kernel presents one.
+
+    It refuses a taken name itself; only a free one shows that the file system cannot.
+    """
+
+    def rename_exclusive(self, old: str, new: str, folder_fd: int) -> None:
+        try:
+            self.stat(new, folder_fd)
+        except FileNotFoundError:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def is_direct(fd: int) -> bool:
+    """Whether O_DIRECT is on."""
+    with open(f"/proc/self/fdinfo/{fd}") as info:
+        flags = next(line for line in info if line.startswith("flags"))
+    return bool(int(flags.split()[1], 8) & os.O_DIRECT)

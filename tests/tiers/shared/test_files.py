@@ -1,0 +1,90 @@
+"""The real system calls: those that decide something."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvtier.testing.tiers import aligned
+from kvtier.tiers.shared import files as module
+from kvtier.tiers.shared.files import Entry, OsStoreFiles, is_regular
+from tests.tiers.shared.broken import is_direct
+
+FILES = OsStoreFiles()
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
+
+
+@pytest.fixture
+def fd(tmp_path: Path):  # type: ignore[no-untyped-def]
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def test_private_not_through_links_and_never_waiting(tmp_path: Path, fd: int) -> None:
+    FILES.close(FILES.open("mine", NEW, fd))
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o600
+    FILES.make_folder("folder", fd)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to("mine")
+    with pytest.raises(OSError, match="symbolic"):
+        FILES.open("link", os.O_RDONLY, fd)
+    assert not is_regular(FILES.stat("link", fd))
+    os.mkfifo(tmp_path / "fifo")
+    fifo = FILES.open("fifo", os.O_RDONLY, fd)
+    assert not is_regular(FILES.stat_open(fifo))
+    assert not os.get_inheritable(fifo)
+    FILES.close(fifo)
+    assert is_regular(FILES.stat("mine", fd))
+
+
+def test_direct_goes_off(tmp_path: Path, fd: int) -> None:
+    try:
+        handle = FILES.open("file", NEW | os.O_DIRECT, fd)
+    except OSError:
+        pytest.skip("this file system has no O_DIRECT")
+    page = aligned(np.arange(4096, dtype=np.uint32).astype(np.uint8))
+    assert FILES.pwritev(handle, [page], 0) == 4096
+    FILES.use_page_cache(handle)
+    assert not is_direct(handle)
+    assert FILES.pwritev(handle, [page[:7], page[9:10]], 4093) == 8
+    FILES.close(handle)
+    assert (tmp_path / "file").stat().st_size == 4101
+
+
+def test_an_exclusive_rename_replaces_nothing(tmp_path: Path, fd: int) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(FileExistsError):
+        FILES.rename_exclusive("one", "two", fd)
+    with pytest.raises(FileExistsError):
+        FILES.link("one", "two", fd)
+    with pytest.raises(FileNotFoundError):
+        FILES.rename_exclusive("absent", "three", fd)
+    FILES.rename_exclusive("one", "three", fd)
+    assert (tmp_path / "three").read_text() == "one"
+    assert (tmp_path / "two").read_text() == "two"
+    FILES.rename("three", "two", fd)
+    assert sorted(os.listdir(tmp_path)) == ["two"]
+    assert (tmp_path / "two").read_text() == "one"
+
+
+def test_a_system_library_without_it(monkeypatch: pytest.MonkeyPatch, fd: int) -> None:
+    monkeypatch.setattr(module, "_renameat2", None)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
+        FILES.rename_exclusive("one", "two", fd)
+
+
+def test_entries_are_files_and_folders_only(tmp_path: Path, fd: int) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "deep").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "way-out").symlink_to("/", target_is_directory=True)
+    os.mkfifo(tmp_path / "fifo")
+    assert sorted(FILES.entries(".", fd)) == [Entry("file", False), Entry("folder", True)]
+    assert FILES.entries("folder", fd) == [Entry("deep", True)]
+    with pytest.raises(NotADirectoryError):
+        FILES.entries("way-out", fd)

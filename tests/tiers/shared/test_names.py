@@ -1,0 +1,89 @@
+"""What is a name, what is a temporary one, and that the two never meet."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.testing.store_names import REFUSED
+from kvtier.tiers.shared.names import (
+    TemporaryNames,
+    check_folder,
+    check_name,
+    check_temporary,
+    folder_of,
+    is_legal_part,
+    is_temporary,
+    join,
+)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"names no file of a store"):
+        check_name(name)
+    if name:
+        with pytest.raises(ValueError, match=r"names no file of a store"):
+            check_folder(name)
+    assert not is_legal_part(name)
+
+
+def test_the_store_itself_is_a_folder() -> None:
+    assert check_folder("") == ""
+    assert check_folder("a/b") == check_name("a/b") == "a/b"
+    assert not is_legal_part("a/b")
+
+
+@given(st.text(alphabet="ab./-_é\n ", max_size=9))
+def test_a_legal_name_stays_in_the_store(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError:
+        return
+    assert os.path.normpath(name) == name
+    assert not os.path.isabs(name)
+    assert not name.startswith("..")
+    assert join(folder_of(name), name.rpartition("/")[2]) == name
+
+
+def test_temporary_names_are_seen_as_such_and_by_no_store() -> None:
+    names = TemporaryNames()
+    for folder in ("", "a/b"):
+        name = names.next(folder)
+        part = name.rpartition("/")[2]
+        assert folder_of(name) == folder
+        assert is_temporary(part)
+        assert check_temporary(name) == name
+        assert not is_legal_part(part)
+        assert str(os.getpid()) in part.split("-")
+        with pytest.raises(ValueError, match="names no file"):
+            check_name(name)
+    assert not is_temporary("tmp-a")
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", ".tmp-", "../.tmp-a", ".tmp-a/b", ".tmp-a\n", ".git"])
+def test_only_temporaries_pass_for_such(name: str) -> None:
+    if name == ".tmp-":
+        assert check_temporary(name) == name
+        return
+    with pytest.raises(ValueError, match=r"not a temporary|names no file"):
+        check_temporary(name)
+
+
+def test_no_two_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    writers = [TemporaryNames(), TemporaryNames()]
+    barrier = threading.Barrier(4)
+
+    def draw(writer: TemporaryNames) -> list[str]:
+        barrier.wait()
+        return [writer.next("") for _ in range(500)]
+
+    with ThreadPoolExecutor(4) as threads:
+        drawn = [name for names in threads.map(draw, writers * 2) for name in names]
+    assert len(set(drawn)) == 2000
+    first = writers[0].next("")
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # what a forked child has
+    assert writers[0].next("").split("-")[2:] != first.split("-")[2:]

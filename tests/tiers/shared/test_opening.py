@@ -1,0 +1,150 @@
+"""Opening a folder: what is found out and said, what is refused and why, when it is let go."""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.tiers.shared.files import StoreFiles
+from kvtier.tiers.shared.names import TemporaryNames
+from kvtier.tiers.shared.opening import Direct, Opened, Root, open_root
+from tests.tiers.shared.broken import BrokenStoreFiles, NetworkFiles
+
+
+def opened(path: Path, files: StoreFiles | None = None, direct: Direct = "auto") -> Opened:
+    return open_root(path, direct, files or BrokenStoreFiles(), TemporaryNames())
+
+
+def test_made_private_tried_out_and_left_empty(tmp_path: Path) -> None:
+    found = opened(tmp_path / "store")
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+    assert os.fstat(found.root.fd).st_ino == (tmp_path / "store").stat().st_ino
+    assert not os.get_inheritable(found.root.fd)
+    assert os.listdir(tmp_path / "store") == []
+    opened(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("files", "direct", "says"),
+    [
+        (BrokenStoreFiles(), "never", "page cache, names taken by exclusive rename"),
+        (NetworkFiles(), "never", "page cache, names taken by hard link"),
+    ],
+)
+def test_one_line_says_what_was_chosen(
+    tmp_path: Path, files: StoreFiles, direct: Direct, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        found = opened(tmp_path, files, direct)
+    assert caplog.messages == [f"shared store {tmp_path}: {says}"]
+    assert found.renames == ("rename" in says)
+    assert not found.direct
+    assert os.listdir(tmp_path) == []
+
+
+def test_direct_is_used_where_it_works(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = BrokenStoreFiles()
+    with caplog.at_level(logging.INFO):
+        if not opened(tmp_path, files).direct:
+            pytest.skip("this file system has no O_DIRECT")
+    assert "O_DIRECT, names taken by" in caplog.messages[0]
+    assert opened(tmp_path, files, "always").direct
+    files.refuses_direct = True
+    assert not opened(tmp_path, files).direct
+    with pytest.raises(InvalidSettings, match=r"shared\.direct_io: .* set .* to auto or never"):
+        opened(tmp_path, files, "always")
+    assert os.listdir(tmp_path) == []
+
+
+class NoLinks(NetworkFiles):
+    """Knows neither exclusive renames nor links; or says so, and does as it likes."""
+
+    obeys = False
+
+    def link(self, old: str, new: str, folder_fd: int) -> None:
+        if not self.obeys:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        os.replace(f"/proc/self/fd/{folder_fd}/{old}", f"/proc/self/fd/{folder_fd}/{new}")
+
+
+@pytest.mark.parametrize("obeys", [False, True])
+def test_two_writers_that_cannot_be_kept_apart(tmp_path: Path, obeys: bool) -> None:
+    files = NoLinks()
+    files.obeys = obeys
+    with pytest.raises(InvalidSettings, match=r"shared\.path: .* use another file system"):
+        opened(tmp_path, files)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "says"),
+    [
+        (lambda root: None, "no/store", "parent folder .* does not exist; create"),
+        (lambda root: (root / "store").write_text("x"), "store", "not a folder; name a folder"),
+        (lambda root: (root / "file").write_text("x"), "file/store", "not a folder"),
+        (lambda root: (root / "store").symlink_to("nowhere"), "store", "not a folder"),
+    ],
+)
+def test_paths_that_cannot_be_a_folder(tmp_path: Path, make: object, path: str, says: str) -> None:
+    assert callable(make)
+    make(tmp_path)
+    with pytest.raises(InvalidSettings, match=r"shared\.path: .*" + says):
+        opened(tmp_path / path)
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[None]:
+    """Without root's right to write anywhere; `tmp_path` was made with it."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    with contextlib.suppress(PermissionError):  # root's own folder: closed to nobody as it is
+        tmp_path.chmod(0o500)
+    for path in (tmp_path, tmp_path / "store"):
+        with pytest.raises(InvalidSettings, match=r"shared\.path: .*cannot be used.*read and wri"):
+            opened(path)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE])
+@pytest.mark.parametrize("call", ["open", "rename_exclusive"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, call: str, code: int) -> None:
+    files = BrokenStoreFiles()
+    files.errors[call] = code
+    says = "read-only file system; mount" if code == errno.EROFS else os.strerror(code)
+    with pytest.raises(InvalidSettings, match=rf"shared\.path: .*{says}"):
+        opened(tmp_path, files)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_file_system_can_be_read(
+    tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = BrokenStoreFiles()
+    files.errors["open"] = code
+    found = opened(tmp_path, files)
+    assert not found.direct
+    assert not found.renames
+    assert "is full" in caplog.messages[0]
+    assert opened(tmp_path, files, "always").direct
+
+
+def test_the_last_to_use_it_lets_it_go(tmp_path: Path) -> None:
+    root = Root(os.open(tmp_path, os.O_RDONLY))
+    fd, used = root.fd, root
+    del root
+    os.fstat(used.fd)
+    del used
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)

@@ -1,0 +1,450 @@
+"""A store in a folder: the contract three ways, then bad days: refusals, hangs, deaths, races."""
+
+import errno
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvtier.testing.store_suite import blank, content, joined
+from kvtier.testing.stores import StoreContract
+from kvtier.tiers.shared.names import TEMPORARY
+from kvtier.tiers.shared.posix import PosixStore
+from tests.tiers.shared.broken import BrokenStoreFiles, NetworkFiles
+
+CODES = [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EACCES]
+PAGES = content(1, 4 * 4096)
+
+
+class TestPosixStore(StoreContract):
+    """As it is on this file system."""
+
+    def make_store(self, folder: Path) -> PosixStore:
+        return PosixStore(folder)
+
+
+class TestPosixStoreOnANetwork(StoreContract):
+    """Hard links instead of exclusive renames, the page cache, everything made durable."""
+
+    def make_store(self, folder: Path) -> PosixStore:
+        return PosixStore(folder, direct="never", durability="fsync", files=NetworkFiles())
+
+
+def broken(path: Path, **settings: Any) -> tuple[PosixStore, BrokenStoreFiles]:
+    files = BrokenStoreFiles()
+    store = PosixStore(path, files=files, **settings)
+    files.calls.clear()
+    files.order.clear()
+    return store, files
+
+
+def everything(path: Path) -> list[str]:
+    """Every file below a folder, temporary ones too."""
+    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
+
+
+WRITING = ["open", "pwritev", "sync", "close"]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("call", [*WRITING, "make_folder", "rename_exclusive"])
+def test_a_publish_that_is_refused_leaves_nothing(tmp_path: Path, call: str, code: int) -> None:
+    store, files = broken(tmp_path, durability="fsync")
+    files.errors[call] = code
+    with pytest.raises(OSError, match=os.strerror(code)) as refused:
+        store.publish("a/b/file", [PAGES])
+    assert refused.value.errno == code
+    files.errors.clear()
+    assert everything(tmp_path) == []
+    assert store.publish("a/b/file", [PAGES])
+    store.close()
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("call", [*WRITING, "stat", "rename"])
+def test_a_put_that_is_refused_leaves_what_was(tmp_path: Path, call: str, code: int) -> None:
+    store, files = broken(tmp_path, durability="fsync")
+    store.put("a/file", b"old")
+    files.errors[call] = code
+    with pytest.raises(OSError, match=os.strerror(code)):
+        store.put("a/file", b"new")
+    files.errors.clear()
+    assert everything(tmp_path) == ["a/file"]
+    assert (tmp_path / "a" / "file").read_bytes() == b"old"
+    store.close()
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_link_that_is_refused_leaves_nothing(tmp_path: Path, code: int) -> None:
+    files = NetworkFiles()
+    store = PosixStore(tmp_path, files=files)
+    files.errors["link"] = code
+    with pytest.raises(OSError, match=os.strerror(code)):
+        store.publish("file", [PAGES])
+    assert everything(tmp_path) == []
+    store.close()
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize(
+    ("call", "verb"),
+    [
+        ("open", lambda store: store.read("file", 0, [blank(10)])),
+        ("stat_open", lambda store: store.read("file", 0, [blank(10)])),
+        ("preadv", lambda store: store.read("file", 0, [blank(10)])),
+        ("stat", lambda store: store.stat("file")),
+        ("unlink", lambda store: store.remove("file")),
+        ("rename", lambda store: store.move("file", "to")),
+        ("stat", lambda store: store.move("file", "to")),
+        ("make_folder", lambda store: store.move("file", "new/to")),
+        ("entries", lambda store: store.list("")),
+        ("stat", lambda store: store.list("")),
+        ("remove_folder", lambda store: store.remove_folder("folder")),
+    ],
+)
+def test_other_refusals_are_errors_too(
+    tmp_path: Path, call: str, verb: Callable[[PosixStore], object], code: int
+) -> None:
+    store, files = broken(tmp_path)
+    store.publish("file", [PAGES])
+    files.errors[call] = code
+    with pytest.raises(OSError, match=os.strerror(code)):
+        verb(store)
+    files.errors.clear()
+    assert everything(tmp_path) == ["file"]
+    assert store.list("").entries
+    store.close()
+
+
+def test_a_name_that_cannot_be_made_durable_is_told(tmp_path: Path) -> None:
+    store, files = broken(tmp_path, durability="fsync")
+    seen: list[str] = []
+
+    def fail_second(fd: int) -> None:
+        seen.append("sync")
+        if len(seen) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    files.sync = fail_second  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="Input/output"):
+        store.publish("file", [PAGES])
+    assert everything(tmp_path) == ["file"]
+    store.close()
+
+
+def test_removed_on_another_host_while_it_is_read(tmp_path: Path) -> None:
+    store, files = broken(tmp_path)
+    store.publish("file", [PAGES])
+    files.errors["preadv"] = errno.ESTALE
+    assert store.read("file", 0, [blank(10)]) is None
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("durability", "calls"),
+    [
+        ("none", ["open", "pwritev", "close", "rename_exclusive"]),
+        ("fdatasync", ["open", "pwritev", "sync_data", "close", "rename_exclusive"]),
+        (
+            "fsync",
+            ["open", "pwritev", "sync", "close", "rename_exclusive", "open", "sync", "close"],
+        ),
+    ],
+)
+def test_durability_is_what_was_asked_for(
+    tmp_path: Path, durability: str, calls: list[str]
+) -> None:
+    store, files = broken(tmp_path, durability=durability)
+    (tmp_path / "folder").mkdir()
+    store.publish("folder/file", [PAGES])
+    assert files.order == calls
+    files.order.clear()
+    store.put("folder/file", b"x")
+    put = ["stat" if call == "rename_exclusive" else call for call in calls]
+    put.insert(put.index("stat") + 1, "rename")
+    assert files.order == put
+    files.order.clear()
+    store.publish("new/folder/file", [PAGES])
+    made = files.order.count("make_folder")
+    assert made == 2
+    extra = made if durability == "fsync" else 0
+    assert files.calls["sync"] == 2 * calls.count("sync") + calls.count("sync") + extra
+    store.close()
+
+
+def test_modes_and_whose_names(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path / "store")
+    store.publish("a/b/file", [PAGES])
+    store.put("a/small", b"x")
+    modes = {
+        path.relative_to(tmp_path).as_posix(): stat.S_IMODE(path.stat().st_mode)
+        for path in tmp_path.rglob("*")
+    }
+    assert modes == {
+        "store": 0o700,
+        "store/a": 0o700,
+        "store/a/b": 0o700,
+        "store/a/b/file": 0o600,
+        "store/a/small": 0o600,
+    }
+    store.close()
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.symlink_to("other")
+
+
+@pytest.mark.parametrize("direct", ["auto", "never"])
+@pytest.mark.parametrize("make", [fifo, link, Path.mkdir])
+def test_something_else_has_the_name(
+    tmp_path: Path, make: Callable[[Path], None], direct: Any
+) -> None:
+    """It never hangs, is never read and is in no listing."""
+    store = PosixStore(tmp_path, direct=direct)
+    store.put("other", b"x")
+    make(tmp_path / "file")
+    for size in (4096, 10):
+        with pytest.raises(OSError, match="not a regular file") as refused:
+            store.read("file", 0, [blank(size)])
+        assert refused.value.errno == errno.EINVAL
+    for verb in (lambda: store.stat("file"), lambda: store.move("file", "to")):
+        with pytest.raises(OSError, match="not a regular file"):
+            verb()
+    assert not store.publish("file", [PAGES])
+    assert [entry.name for entry in store.list("").entries] == ["other"]
+    if make is Path.mkdir:
+        with pytest.raises(OSError, match=r"directory|permitted"):
+            store.remove("file")
+    else:
+        assert store.remove("file")
+        assert store.publish("file", [PAGES])
+    assert (tmp_path / "other").read_bytes() == b"x"
+    store.close()
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    store.put("a", b"x")
+    for verb in (lambda: store.publish("a/file", [PAGES]), lambda: store.put("a/b/c", b"x")):
+        with pytest.raises(NotADirectoryError):
+            verb()
+    assert everything(tmp_path) == ["a"]
+    store.close()
+
+
+def test_the_folder_is_removed_underneath(tmp_path: Path) -> None:
+    """Misses and errors, and never a file in a folder made in its place."""
+    store = PosixStore(tmp_path / "store")
+    store.publish("a/file", [PAGES])
+    (tmp_path / "store" / "a" / "file").unlink()
+    (tmp_path / "store" / "a").rmdir()
+    (tmp_path / "store").rmdir()
+    (tmp_path / "store").mkdir()
+    assert store.read("a/file", 0, [blank(10)]) is None
+    assert store.stat("a/file") is None
+    assert not store.remove("a/file")
+    assert not store.move("a/file", "b/file")
+    assert store.list("").entries == []
+    for name in ("file", "a/file"):
+        with pytest.raises(FileNotFoundError):
+            store.publish(name, [PAGES])
+        with pytest.raises(FileNotFoundError):
+            store.put(name, b"x")
+    assert list((tmp_path / "store").iterdir()) == []
+    store.close()
+
+
+def test_a_page_goes_on_where_the_last_one_stood(tmp_path: Path) -> None:
+    store, files = broken(tmp_path)
+    for number in range(40):
+        (tmp_path / f"{number:02d}").touch()
+    page = store.list("", "", 10)
+    while page.after is not None:
+        page = store.list("", page.after, 10)
+    assert files.calls["entries"] == 1
+    assert files.calls["stat"] == 40
+    with pytest.raises(ValueError, match="leads nowhere"):
+        store.list("", "", 0)
+    store.close()
+
+
+def test_what_sweeps_need(tmp_path: Path) -> None:
+    store, files = broken(tmp_path)
+    store.publish("a/b/file", [PAGES])
+    dead = [f"{TEMPORARY}host-1-0-x", f"a/{TEMPORARY}host-1-1-x", f"a/b/{TEMPORARY}host-1-2-x"]
+    for name in dead:
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "a" / ".hidden").touch()
+    assert sorted(entry.name for entry in store.temporaries()) == sorted(dead)
+    assert [entry.name for entry in store.temporaries("a/b")] == dead[2:]
+    assert next(store.temporaries()).stat.size == 4
+    assert [entry.name for entry in store.list("").entries] == ["a/b/file"]
+    with pytest.raises(ValueError, match="not a temporary"):
+        store.remove_temporary("a/b/file")
+    assert all(store.remove_temporary(name) for name in dead)
+    assert not store.remove_temporary(dead[0])
+    assert list(store.folders()) == ["a/b", "a"]
+    assert not store.remove_folder("a/b")
+    assert not store.remove_folder("no/folder")
+    assert not store.remove_folder("a/b/file")
+    store.remove("a/b/file")
+    assert store.remove_folder("a/b")
+    assert list(store.folders("a")) == []
+    with pytest.raises(ValueError, match="names no file"):
+        store.remove_folder("")
+    files.errors["unlink"] = errno.EACCES
+    with pytest.raises(PermissionError):
+        store.remove_temporary(dead[0])
+    store.close()
+
+
+def test_a_temporary_that_a_sweep_took_from_a_living_writer(tmp_path: Path) -> None:
+    store, files = broken(tmp_path)
+    files.hung.add("rename_exclusive")
+    with ThreadPoolExecutor(1) as thread:
+        publishing = thread.submit(store.publish, "file", [PAGES])
+        assert files.hangs.wait(60)
+        assert [store.remove_temporary(entry.name) for entry in store.temporaries()] == [True]
+        files.release.set()
+        with pytest.raises(FileNotFoundError):
+            publishing.result()
+    assert everything(tmp_path) == []
+    store.close()
+
+
+def test_closed_in_the_middle_of_a_call(tmp_path: Path) -> None:
+    """What is in flight ends well, on the folder that it began with; what comes later is told."""
+    store, files = broken(tmp_path / "store")
+    files.hung.add("pwritev")
+    with ThreadPoolExecutor(1) as thread:
+        publishing = thread.submit(store.publish, "a/file", [PAGES])
+        assert files.hangs.wait(60)
+        store.close()
+        (tmp_path / "other").mkdir()
+        others = [os.open(tmp_path / "other", os.O_RDONLY) for _ in range(8)]
+        files.release.set()
+        assert publishing.result()
+    for fd in others:
+        os.close(fd)
+    assert everything(tmp_path) == ["store/a/file"]
+    for verb in (
+        lambda: store.publish("b", [PAGES]),
+        lambda: store.read("a/file", 0, [blank(10)]),
+        lambda: store.list(""),
+    ):
+        with pytest.raises(OSError, match="closed") as refused:
+            verb()
+        assert refused.value.errno == errno.EBADF
+
+
+def test_folders_that_a_sweep_keeps_removing(tmp_path: Path) -> None:
+    """Publishing, putting and moving into folders that vanish while they are empty."""
+    store = PosixStore(tmp_path)
+    done = threading.Event()
+
+    def sweep() -> int:
+        removed = 0
+        while not done.is_set():
+            removed += sum(store.remove_folder(folder) for folder in store.folders())
+        return removed
+
+    with ThreadPoolExecutor(1) as thread:
+        sweeping = thread.submit(sweep)
+        try:
+            for _ in range(120):
+                assert store.publish("a/b/file", [PAGES[:4096]])
+                assert store.move("a/b/file", "c/d/file")
+                store.put("a/small", b"x")
+                assert store.remove("c/d/file")
+                assert store.remove("a/small")
+        finally:
+            done.set()
+        assert sweeping.result() > 0
+    store.close()
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a fork of this process; returns its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(3)  # nothing of the test runner may run in the child
+
+
+def test_of_two_processes_one_wins(tmp_path: Path) -> None:
+    rounds, writers = 60, 3
+
+    def race(writer: int) -> None:
+        store = PosixStore(tmp_path)
+        mine = np.full(4096, writer, np.uint8)
+        won = bytes(store.publish(f"{number % 4}/{number}", [mine]) for number in range(rounds))
+        os.write(pipe[1], bytes([writer]) + won)
+
+    pipe = os.pipe()
+    children = [in_child(lambda writer=writer: race(writer)) for writer in range(writers)]  # type: ignore[misc]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * writers
+    told = os.read(pipe[0], 10_000)
+    won = {told[at]: told[at + 1 : at + 1 + rounds] for at in range(0, len(told), rounds + 1)}
+    for fd in pipe:
+        os.close(fd)
+    for number in range(rounds):
+        winners = [writer for writer in range(writers) if won[writer][number]]
+        assert len(winners) == 1
+        assert (tmp_path / f"{number % 4}" / f"{number}").read_bytes() == bytes(winners) * 4096
+    assert len(everything(tmp_path)) == rounds
+
+
+@pytest.fixture(params=["rename", "link"])
+def make_mortal(request: pytest.FixtureRequest) -> Callable[[Path], PosixStore]:
+    return lambda path: PosixStore(path, files=NetworkFiles() if request.param == "link" else None)
+
+
+def test_kill_in_the_middle_of_publishes(
+    tmp_path: Path, make_mortal: Callable[[Path], PosixStore]
+) -> None:
+    """Whatever has a name is whole; everything else is a temporary, and is swept."""
+    parts = [content(number, 64 * 4096) for number in range(4)]
+
+    def publish_for_ever(generation: int) -> None:
+        store = make_mortal(tmp_path)
+        number = 0
+        while True:
+            store.publish(f"{number % 7}/{generation}-{number}", parts)
+            number += 1
+
+    whole = orphans = 0
+    for generation in range(12):
+        child = in_child(lambda generation=generation: publish_for_ever(generation))  # type: ignore[misc]
+        while not list(tmp_path.glob(f"*/{generation}-*")):
+            time.sleep(0.001)
+        time.sleep(0.001 * generation)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    store = PosixStore(tmp_path)
+    for entry in store.list("").entries:
+        assert entry.stat.size == 4 * 64 * 4096
+        assert (tmp_path / entry.name).read_bytes() == joined(parts)
+        whole += 1
+    for entry in store.temporaries():
+        assert store.remove_temporary(entry.name)
+        orphans += 1
+    assert whole >= 12
+    assert orphans > 0, "no kill hit the middle of a publish"
+    assert len(everything(tmp_path)) == whole
+    store.close()

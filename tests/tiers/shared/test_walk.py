@@ -1,0 +1,112 @@
+"""Walks: what costs a call and what does not, what strangers leave, walks kept between pages."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvtier.clock import VirtualClock
+from kvtier.tiers.shared.names import is_legal_part
+from kvtier.tiers.shared.opening import Root
+from kvtier.tiers.shared.walk import RESUMABLE_S, Walks, folders, stat_of, walk
+from tests.tiers.shared.broken import BrokenStoreFiles
+
+
+def root_of(path: Path) -> Root:
+    return Root(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+
+
+def names(files: BrokenStoreFiles, path: Path, after: str = "") -> list[str]:
+    return [entry.name for entry in walk(files, root_of(path), "", after, is_legal_part)]
+
+
+def test_strangers_things_are_in_no_walk(tmp_path: Path) -> None:
+    for folder in ("a", ".snapshot", "lost+found"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").touch()
+    for name in (".hidden", ".tmp-host-1", "with space", "ümlaut", "a/.tmp-x"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("a/file")
+    (tmp_path / "way").symlink_to("a", target_is_directory=True)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo")
+    assert names(BrokenStoreFiles(), tmp_path) == ["a/file"]
+
+
+def test_folders_before_the_start_are_not_read(tmp_path: Path) -> None:
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        for name in "xyz":
+            (tmp_path / folder / name).touch()
+    files = BrokenStoreFiles()
+    assert names(files, tmp_path, "b/y") == ["b/z", "c/x", "c/y", "c/z"]
+    assert files.calls["entries"] == 3
+    assert files.calls["stat"] == 4
+
+
+def test_what_vanishes_on_the_way(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        for name in "xyz":
+            (tmp_path / folder / name).touch()
+    found = walk(BrokenStoreFiles(), root_of(tmp_path), "", "", is_legal_part)
+    assert next(found).name == "a/x"
+    (tmp_path / "a" / "y").unlink()
+    (tmp_path / "a" / "z").unlink()
+    os.mkfifo(tmp_path / "a" / "z")
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    (tmp_path / "b").touch()
+    assert list(found) == []
+
+
+def test_a_refusal_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for call in ("entries", "stat"):
+        files = BrokenStoreFiles()
+        files.errors[call] = 5
+        with pytest.raises(OSError, match="Input/output"):
+            names(files, tmp_path)
+
+
+def test_folders_come_after_those_in_them(tmp_path: Path) -> None:
+    for folder in ("a/b/c", "a/d", ".git/x", "e"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "a" / "file").touch()
+    found = list(folders(BrokenStoreFiles(), root_of(tmp_path), ""))
+    assert found == ["a/b/c", "a/b", "a/d", "a", "e"]
+    assert list(folders(BrokenStoreFiles(), root_of(tmp_path), "a/b")) == ["a/b/c"]
+    assert list(folders(BrokenStoreFiles(), root_of(tmp_path), "no")) == []
+
+
+def test_a_version_outlives_a_move_and_not_a_rewrite(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("one")
+    before = stat_of(file.stat())
+    file.rename(tmp_path / "moved")
+    os.link(tmp_path / "moved", file)
+    file.chmod(0o400)
+    assert stat_of(file.stat()) == before
+    assert before.modified_s == file.stat().st_mtime
+    assert before.size == 3
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert stat_of(file.stat()).version != before.version
+
+
+def test_walks_are_kept_for_a_moment() -> None:
+    clock = VirtualClock()
+    walks = Walks(clock)
+    first = iter(())
+    walks.keep("a", "x", first)
+    assert walks.take("a", "y") is None
+    assert walks.take("b", "x") is None
+    assert walks.take("a", "x") is first
+    assert walks.take("a", "x") is None, "one walk, one caller"
+    walks.keep("a", "x", first)
+    clock.advance(RESUMABLE_S)
+    assert walks.take("a", "x") is None
+    for number in range(20):
+        walks.keep("a", str(number), first)
+    assert [number for number in range(20) if walks.take("a", str(number))] == list(range(12, 20))
+    walks.keep("a", "x", first)
+    walks.forget()
+    assert walks.take("a", "x") is None
