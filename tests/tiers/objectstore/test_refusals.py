@@ -1,0 +1,42 @@
+import errno
+import os
+
+import pytest
+
+from kvtier.tiers.objectstore.location import Location
+from kvtier.tiers.objectstore.refusals import explain
+
+S3 = Location("s3", "bucket", "prefix")
+GS = Location("gs", "bucket", "")
+AZ = Location("az", "container", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "fix"),
+    [
+        (errno.ENODEV, S3, "there is no bucket 'bucket': create it"),
+        (errno.EACCES, S3, "AWS_ACCESS_KEY_ID"),
+        (errno.EACCES, GS, "GOOGLE_APPLICATION_CREDENTIALS"),
+        (errno.EACCES, AZ, "AZURE_STORAGE_ACCOUNT_KEY"),
+        (errno.ECONNREFUSED, S3, "AWS_ENDPOINT_URL"),
+        (errno.ETIMEDOUT, GS, "GOOGLE_BASE_URL"),
+        (errno.EHOSTUNREACH, AZ, "AZURE_ENDPOINT"),
+        (errno.EREMCHG, S3, "AWS_REGION"),
+        (errno.EIO, S3, "what its server logged"),
+    ],
+)
+def test_every_refusal_names_the_setting_and_the_fix(
+    number: int, place: Location, fix: str
+) -> None:
+    said = explain(OSError(number, f"list: {os.strerror(number)}"), place)
+    assert said.startswith(f"objectstore.url: {place.url}: ")
+    assert fix in said
+    assert said.endswith(f"(list: {os.strerror(number)})")
+    assert "\n" not in said
+
+
+def test_an_endpoint_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://user:hunter2@store.example:8333")
+    said = explain(OSError(errno.ECONNREFUSED, "no"), S3)
+    assert "AWS_ENDPOINT_URL=store.example:8333 cannot be reached" in said
+    assert "hunter2" not in said

@@ -1,0 +1,297 @@
+"""The contract over a real server, and what a bucket does that a folder does not."""
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+from obstore.store import S3Store
+
+from kvtier.clock import unique_id
+from kvtier.errors import InvalidSettings
+from kvtier.testing.stores import StoreContract, blank, content
+from kvtier.tiers.objectstore import ObjectStore
+from kvtier.tiers.shared.store import ListPage, Read, Store
+from tests.tiers.objectstore.servers import (
+    BUCKET,
+    READER_KEY,
+    READER_SECRET,
+    SECRET_KEY,
+    OldServer,
+    Weed,
+    free_ports,
+)
+
+QUICK_S = 1.0
+"""A time limit for calls that are meant to run into it."""
+
+
+class TestObjectStore(StoreContract):
+    @pytest.fixture(autouse=True)
+    def server(self, s3: Weed) -> Weed:
+        return s3
+
+    def make_store(self, folder: Path) -> Store:
+        return ObjectStore(f"s3://{BUCKET}/{sha256(str(folder).encode()).hexdigest()[:32]}")
+
+
+@pytest.fixture
+def url(s3: Weed) -> str:
+    """A prefix that no other test uses."""
+    return f"s3://{BUCKET}/{unique_id()}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[ObjectStore]:
+    store = ObjectStore(url)
+    yield store
+    store.close()
+
+
+def raw(url: str) -> S3Store:
+    """The library itself, to do what a stranger may do below the prefix."""
+    return S3Store(BUCKET, prefix=url.rpartition("/")[2], client_options={"allow_http": True})
+
+
+def verbs(store: ObjectStore) -> list[Callable[[], object]]:
+    """Every call that asks the server."""
+    return [
+        lambda: store.publish("a/new", [content(1, 10_000)]),
+        lambda: store.put("a/small", b"x"),
+        lambda: store.read("a/file", 0, [blank(10)]),
+        lambda: store.stat("a/file"),
+        lambda: store.remove("a/other"),
+        lambda: store.move("a/file", "b/file"),
+        lambda: store.list("a"),
+    ]
+
+
+def test_check_finds_nothing_wrong_and_leaves_nothing(store: ObjectStore, url: str) -> None:
+    store.check()
+    store.publish("file", [content(1, 10)])
+    assert not store.publish("file", [content(2, 10)])
+    left = [meta["path"] for page in obstore.list(raw(url)) for meta in page]
+    assert left == ["file"]
+
+
+def test_publish_is_one_conditional_request(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OldServer("ignored").running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        store = ObjectStore(f"s3://{BUCKET}")
+        store.publish("file", [content(1, 6 << 20), content(2, 6 << 20)])
+        store.close()
+    assert server.seen == {"PUT": 1}, "one upload, however large"
+
+
+@pytest.mark.parametrize("conditions", ["ignored", "refused"])
+def test_a_server_without_conditions_is_asked_first(
+    owner: None,
+    conditions: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with OldServer(conditions).running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        store = ObjectStore(f"s3://{BUCKET}/prefix")
+        with caplog.at_level(logging.WARNING):
+            store.check()
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "ignores conditional writes" in caplog.text
+        assert store.publish("file", [content(1, 5000)])
+        assert not store.publish("file", [content(2, 5000)])
+        store.close()
+    assert server.objects == {f"/{BUCKET}/prefix/file": bytes(content(1, 5000))}
+
+
+def test_a_server_without_ranges_is_an_error(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OldServer("ignored").running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        store = ObjectStore(f"s3://{BUCKET}")
+        store.publish("file", [content(1, 5000)])
+        buffer = blank(100)
+        with pytest.raises(OSError, match="does not read parts") as caught:
+            store.read("file", 1000, [buffer])
+        assert caught.value.errno == errno.EIO
+        assert set(buffer.tolist()) == {0xEE}
+        store.close()
+
+
+def test_a_busy_server_is_asked_again(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = (503, b"<Error><Code>SlowDown</Code></Error>")
+    with OldServer("ignored").running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        store = ObjectStore(f"s3://{BUCKET}")
+        server.failures = [busy]
+        assert store.publish("file", [content(1, 5000)])
+        server.failures = [busy] * 20
+        with pytest.raises(OSError, match="503 SlowDown") as caught:
+            store.publish("other", [content(1, 5000)])
+        assert caught.value.errno == errno.EBUSY
+        assert len(server.failures) > 10, "not for ever"
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "number"),
+    [
+        (507, "XMinioStorageFull", errno.ENOSPC),
+        (409, "ConditionalRequestConflict", errno.EAGAIN),
+        (403, "AccessDenied", errno.EACCES),
+        (500, "InternalError", errno.EIO),
+        (404, "NoSuchBucket", errno.ENODEV),
+    ],
+)
+def test_what_the_server_says_is_the_errno(
+    owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OldServer("ignored").running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        store = ObjectStore(f"s3://{BUCKET}")
+        server.failures = [(status, f"<Error><Code>{code}</Code></Error>".encode())] * 10
+        with pytest.raises(OSError, match=f"{status} {code}") as caught:
+            store.publish("file", [content(1, 5000)])
+        assert caught.value.errno == number
+        store.close()
+
+
+def test_a_killed_server_is_an_error_and_its_return_is_none(
+    store: ObjectStore, url: str, s3: Weed
+) -> None:
+    part = content(1, 1 << 20)
+    store.publish("a/file", [part])
+    store.publish("a/other", [part])
+    s3.kill()
+    try:
+        for verb in verbs(store):
+            with pytest.raises(ConnectionError):
+                verb()
+    finally:
+        s3.start()
+    buffer = blank(part.nbytes)
+    assert store.read("a/file", 0, [buffer]) == Read(store.stat("a/file"), part.nbytes)
+    assert np.array_equal(buffer, part)
+    assert [bool(verb()) for verb in verbs(store)] == [True] * 7
+    assert [entry.name for entry in store.list("").entries] == ["a/new", "a/small", "b/file"]
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_hangs_is_a_time_out(url: str, s3: Weed) -> None:
+    store = ObjectStore(url, deadline_s=QUICK_S)
+    part = content(1, 1 << 20)
+    store.publish("a/file", [part])
+    store.publish("a/other", [part])
+    with s3.frozen(), ThreadPoolExecutor(7) as threads:
+        for call in [threads.submit(verb) for verb in verbs(store)]:
+            with pytest.raises(TimeoutError):
+                call.result()
+    buffer = blank(part.nbytes)
+    read = store.read("a/file", 0, [buffer])
+    assert read is None or np.array_equal(buffer, part), "gone by the move, or whole"
+    store.close()
+
+
+def test_a_page_is_as_long_as_was_asked_for(store: ObjectStore) -> None:
+    """Servers answer with a thousand at a time."""
+    names = [f"blocks/{number:04d}" for number in range(1030)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda name: store.publish(name, []), names))
+    page = store.list("blocks", "", 1020)
+    assert [entry.name for entry in page.entries] == names[:1020]
+    assert page.after == names[1019]
+    rest = store.list("blocks", page.after, 1020)
+    assert [entry.name for entry in rest.entries] == names[1020:]
+    assert rest.after is None
+    assert [entry.name for entry in store.list("", names[4], 1000).entries] == names[5:1005]
+
+
+def test_what_strangers_put_beside_is_not_listed(store: ObjectStore, url: str) -> None:
+    stranger = raw(url)
+    for name in (".hidden", "a/.probe-1", "a b", "ä", "a/file"):
+        stranger.put(name, b"x")
+    page = store.list("")
+    assert [entry.name for entry in page.entries] == ["a/file"]
+    assert store.list("", limit=1) == ListPage(page.entries, "a/file")
+
+
+def test_a_closed_store_is_an_error(store: ObjectStore) -> None:
+    store.close()
+    store.close()
+    for verb in verbs(store):
+        with pytest.raises(OSError, match="closed") as caught:
+            verb()
+        assert caught.value.errno == errno.EBADF
+
+
+def refused(url: str) -> str:
+    """The message at start."""
+    with pytest.raises(InvalidSettings) as caught:
+        ObjectStore(url).check()
+    assert caught.value.__cause__ is None
+    return str(caught.value)
+
+
+def test_a_bucket_that_does_not_exist(s3: Weed) -> None:
+    assert refused("s3://no-such-bucket/prefix").startswith(
+        "objectstore.url: s3://no-such-bucket/prefix: there is no bucket 'no-such-bucket': create"
+    )
+    store = ObjectStore("s3://no-such-bucket")
+    for verb in (lambda: store.publish("a", [content(1, 10)]), lambda: store.put("a", b"x")):
+        with pytest.raises(OSError, match="NoSuchBucket"):
+            verb()
+    with pytest.raises(OSError, match="NoSuchBucket"):
+        store.read("a", 0, [blank(10)])
+    store.close()
+
+
+def test_credentials_that_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-" + SECRET_KEY)
+    said = refused(url)
+    assert "access is refused: give credentials" in said
+    assert "AWS_ACCESS_KEY_ID" in said
+    assert SECRET_KEY not in said
+
+
+def test_credentials_that_may_not_write(
+    url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish("file", [content(1, 10)])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
+    assert "may list, read, write and delete" in refused(url)
+    reader = ObjectStore(url)
+    assert reader.read("file", 0, [blank(10)]) == Read(store.stat("file"), 10)
+    with pytest.raises(PermissionError):
+        reader.publish("other", [content(1, 10)])
+    reader.close()
+
+
+def test_an_endpoint_that_nobody_serves(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    said = refused(f"s3://{BUCKET}")
+    assert f"AWS_ENDPOINT_URL={endpoint} cannot be reached" in said
+    assert "Connection refused" in said
+
+
+def test_credentials_from_a_file(
+    url: str, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(
+        f"[cache]\naws_access_key_id = {READER_KEY}\naws_secret_access_key = {READER_SECRET}\n"
+    )
+    store.publish("file", [content(1, 10)])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "cache")
+    reader = ObjectStore(url)
+    assert reader.read("file", 0, [blank(10)]) == Read(store.stat("file"), 10)
+    with pytest.raises(PermissionError):
+        reader.publish("other", [content(1, 10)])
+    reader.close()
