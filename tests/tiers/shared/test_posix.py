@@ -419,7 +419,7 @@ def test_kill_in_the_middle_of_publishes(
     tmp_path: Path, make_mortal: Callable[[Path], PosixStore]
 ) -> None:
     """Whatever has a name is whole; everything else is a temporary, and is swept."""
-    parts = [content(number, 64 * 4096) for number in range(4)]
+    parts = [content(number, 16 * 4096) for number in range(4)]
 
     def publish_for_ever(generation: int) -> None:
         store = make_mortal(tmp_path)
@@ -427,6 +427,7 @@ def test_kill_in_the_middle_of_publishes(
         while True:
             store.publish(f"{number % 7}/{generation}-{number}", parts)
             number += 1
+            store.remove(f"{(number - 7) % 7}/{generation}-{number - 7}")
 
     whole = orphans = 0
     for generation in range(12):
@@ -438,7 +439,7 @@ def test_kill_in_the_middle_of_publishes(
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
     store = PosixStore(tmp_path)
     for entry in store.list("").entries:
-        assert entry.stat.size == 4 * 64 * 4096
+        assert entry.stat.size == 4 * 16 * 4096
         assert (tmp_path / entry.name).read_bytes() == joined(parts)
         whole += 1
     for entry in store.temporaries():

@@ -18,7 +18,6 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -34,16 +33,12 @@ from kvtier.tiers.shared.names import (
     folder_of,
     is_legal_part,
     is_temporary,
-    join,
 )
 from kvtier.tiers.shared.opening import Direct, Root, discard, open_root
 from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
+from kvtier.tiers.shared.temporary import TRIES, Durability, TemporaryFiles
 from kvtier.tiers.shared.walk import Walks, folders, stat_of, walk
 
-Durability = Literal["none", "fdatasync", "fsync"]
-
-_MAKING_TRIES = 16
-"""Times a folder is made anew where a sweep keeps removing it, empty, before the file is in it."""
 _IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
 """What opening a link, a socket or a device answers."""
 
@@ -70,19 +65,20 @@ class PosixStore:
         clock: Clock | None = None,
     ) -> None:
         self._files = files or OsStoreFiles()
-        self._names = TemporaryNames()
-        self._durability = durability
-        opened = open_root(root, direct, self._files, self._names)
+        names = TemporaryNames()
+        opened = open_root(root, direct, self._files, names)
         self._root: Root | None = opened.root
         self._direct = opened.direct
         self._renames = opened.renames
+        self._temporaries = TemporaryFiles(self._files, names, durability)
         self._walks = Walks(clock or MonotonicClock())
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See Store. With `fsync`, a name that could not be made durable raises and is there."""
         folder = folder_of(check_name(name))
         root = self._use()
-        temporary = self._write(root, folder, parts)
+        flags = self._flags(0, parts)
+        temporary = self._temporaries.write(root, folder, parts, flags)
         try:
             won = self._take(root, temporary, name)
         except BaseException:
@@ -91,21 +87,22 @@ class PosixStore:
         if not won or not self._renames:
             discard(temporary, root, self._files)
         if won:
-            self._sync_folder(root, folder)
+            self._temporaries.sync_folder(root, folder)
         return won
 
     def put(self, name: str, data: bytes) -> Stat:
         """See Store. As durable as what is published."""
         folder = folder_of(check_name(name))
         root = self._use()
-        temporary = self._write(root, folder, [np.frombuffer(data, np.uint8)])
+        part = np.frombuffer(data, np.uint8)
+        temporary = self._temporaries.write(root, folder, [part], 0)
         try:
             result = self._files.stat(temporary, root.fd)
             self._files.rename(temporary, name, root.fd)
         except BaseException:
             discard(temporary, root, self._files)
             raise
-        self._sync_folder(root, folder)
+        self._temporaries.sync_folder(root, folder)
         return stat_of(result)
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
@@ -154,16 +151,16 @@ class PosixStore:
         """See Store. The same file: its version stays."""
         folder = folder_of(check_name(to))
         root = self._use()
-        for _ in range(_MAKING_TRIES):
+        for _ in range(TRIES):
             if self.stat(name) is None:
                 return False
             try:
                 self._files.rename(name, to, root.fd)
             except FileNotFoundError:
-                self._make_folder(root, folder)
+                self._temporaries.make_folder(root, folder)
             else:
                 return True
-        raise _gone(to)
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
 
     def list(self, folder: str, after: str = "", limit: int = 1000) -> ListPage:
         """See Store. Also in none: names that no store can have, which strangers may make.
@@ -240,60 +237,6 @@ class PosixStore:
     def _flags(self, offset: int, buffers: Sequence[Buffer]) -> int:
         return os.O_DIRECT if self._direct and in_whole_pages(offset, buffers) else 0
 
-    def _write(self, root: Root, folder: str, parts: Sequence[Buffer]) -> str:
-        """Name of a new temporary file with the bytes of `parts`, whole and durable."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | self._flags(0, parts)
-        temporary, handle = self._create(root, folder, flags)
-        try:
-            try:
-                handle.write(parts)
-                if self._durability == "fdatasync":
-                    handle.sync_data()
-                elif self._durability == "fsync":
-                    handle.sync()
-            finally:
-                handle.close()
-        except BaseException:
-            discard(temporary, root, self._files)
-            raise
-        return temporary
-
-    def _create(self, root: Root, folder: str, flags: int) -> tuple[str, Handle]:
-        """A new temporary file; makes the folder where there is none."""
-        for _ in range(_MAKING_TRIES):
-            temporary = self._names.next(folder)
-            try:
-                return temporary, Handle(self._files, temporary, flags, root.fd)
-            except FileNotFoundError:
-                self._make_folder(root, folder)
-            except OSError:
-                discard(temporary, root, self._files)  # some refuse what they have made
-                raise
-        raise _gone(folder)
-
-    def _make_folder(self, root: Root, folder: str) -> None:
-        """Make a folder and those above it; the caller tries again if a sweep takes one away."""
-        made = ""
-        try:
-            for part in folder.split("/"):
-                above, made = made, join(made, part)
-                try:
-                    self._files.make_folder(made, root.fd)
-                except FileExistsError:
-                    continue
-                self._sync_folder(root, above)
-        except FileNotFoundError:
-            return
-
-    def _sync_folder(self, root: Root, folder: str) -> None:
-        if self._durability != "fsync":
-            return
-        handle = Handle(self._files, folder or ".", os.O_RDONLY | os.O_DIRECTORY, root.fd)
-        try:
-            handle.sync()
-        finally:
-            handle.close()
-
     def _take(self, root: Root, temporary: str, name: str) -> bool:
         """Give the file its name; False where the name is taken."""
         take = self._files.rename_exclusive if self._renames else self._files.link
@@ -306,7 +249,3 @@ class PosixStore:
 
 def _irregular(name: str) -> OSError:
     return OSError(errno.EINVAL, "not a regular file", name)
-
-
-def _gone(name: str) -> OSError:
-    return OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
