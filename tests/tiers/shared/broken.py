@@ -26,6 +26,8 @@ class BrokenStoreFiles(OsStoreFiles):
         """EINVAL for every transfer with O_DIRECT, as for memory that a device cannot reach."""
         self.calls: Counter[str] = Counter()
         self.order: list[str] = []
+        self.flags: list[int] = []
+        """Of every `open`."""
 
     def _begin(self, name: str) -> None:
         self.calls[name] += 1
@@ -50,6 +52,7 @@ class BrokenStoreFiles(OsStoreFiles):
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
         self._begin("open")
+        self.flags.append(flags)
         return super().open(name, flags, folder_fd)
 
     def close(self, fd: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvtier.errors import InvalidSettings
 from kvtier.testing.store_suite import blank, content, joined
 from kvtier.testing.stores import StoreContract
 from kvtier.tiers.shared.names import TEMPORARY
@@ -177,6 +178,44 @@ def test_durability_is_what_was_asked_for(
     assert made == 2
     extra = made if durability == "fsync" else 0
     assert files.calls["sync"] == 2 * calls.count("sync") + calls.count("sync") + extra
+    store.close()
+
+
+@pytest.mark.parametrize("make_files", [BrokenStoreFiles, NetworkFiles])
+def test_a_publish_leaves_the_file_or_nothing(
+    tmp_path: Path, make_files: type[BrokenStoreFiles]
+) -> None:
+    store = PosixStore(tmp_path, files=make_files())
+    assert store.publish("file", [PAGES])
+    assert (tmp_path / "file").stat().st_nlink == 1
+    assert not store.publish("file", [content(2, 10)])
+    store.put("file", b"x")
+    assert everything(tmp_path) == ["file"]
+    store.close()
+
+
+def test_whole_pages_go_past_the_page_cache(tmp_path: Path) -> None:
+    files = BrokenStoreFiles()
+    try:
+        store = PosixStore(tmp_path, direct="always", files=files)
+    except InvalidSettings:
+        pytest.skip("this file system has no O_DIRECT")
+    files.flags.clear()
+    store.publish("pages", [PAGES, PAGES])
+    store.read("pages", 4096, [blank(4096)])
+    assert [bool(flags & os.O_DIRECT) for flags in files.flags] == [True, True]
+    files.flags.clear()
+    store.publish("odd", [PAGES, PAGES[:1]])
+    store.put("small", b"x")
+    store.read("pages", 1, [blank(4096)])
+    store.read("pages", 0, [blank(100)])
+    assert not any(flags & os.O_DIRECT for flags in files.flags)
+    assert len(files.flags) == 4
+    store.close()
+    files.flags.clear()
+    store = PosixStore(tmp_path, direct="never", files=files)
+    store.publish("more", [PAGES])
+    assert not any(flags & os.O_DIRECT for flags in files.flags)
     store.close()
 
 
