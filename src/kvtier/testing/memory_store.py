@@ -17,6 +17,8 @@ from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.names import check_folder, check_name
 from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
 
+_START_S = 1.8e9
+
 
 class _File(NamedTuple):
     data: Buffer
@@ -27,8 +29,8 @@ class MemoryStore:
     """A `Store`. Safe from any thread: one lock, held for the copies too. Nothing persists."""
 
     def __init__(self, clock: Clock | None = None) -> None:
-        """`clock` gives `modified_s`; None: one that stands at 0."""
-        self._clock = clock or VirtualClock()
+        """`clock` gives `modified_s`; None: one that stands still, in 2027."""
+        self._clock = clock or VirtualClock(_START_S)
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
         self._versions = 0

@@ -1,10 +1,13 @@
 """A folder says whose blocks are in it, and refuses who does not fit."""
 
+import hashlib
+import hmac
+import json
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
+import xxhash
 
 from kvtier.blocks.checksum import HmacSha256, Xxh3
 from kvtier.blocks.key import GroupShape, KeySpace
@@ -54,6 +57,20 @@ def test_golden_manifests_are_read_for_ever(name: str, checksum: Xxh3 | HmacSha2
     assert space_folder(found.space) == "org-m-del-96d460210f486ed3"
 
 
+def test_a_stranger_with_the_document_finds_the_folder_and_the_witness() -> None:
+    manifest = json.loads((GOLDEN / "manifest-keyed.json").read_bytes())
+    canonical = json.dumps(
+        manifest["space"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    digest = hashlib.sha256(canonical.encode()).digest()
+    assert digest.hex() == GOLDEN_SPACE.digest
+    message = b"\xff" * 8 + b"kvtier manifest\n" + digest
+    witness = hmac.digest(bytes(range(32)), message, hashlib.sha256)[:16]
+    assert manifest["witness"] == witness.hex()
+    manifest = json.loads((GOLDEN / "manifest-plain.json").read_bytes())
+    assert manifest["witness"] == xxhash.xxh3_128_hexdigest(b"kvtier manifest\n" + digest)
+
+
 def test_people_can_read_it() -> None:
     text = encode(manifest_of(SPACE, Xxh3())).decode()
     lines = [line.strip().rstrip(",") for line in text.splitlines()]
@@ -61,7 +78,7 @@ def test_people_can_read_it() -> None:
     for field in ('"model": "tiny"', '"block_bytes": 4096', '"tokens_per_block": 16'):
         assert field in lines
     # Every field, so that `inspect` needs nothing else.
-    fields = msgspec.json.decode(text)["space"]
+    fields = json.loads(text)["space"]
     assert set(fields) == set(SPACE.__struct_fields__)
 
 
