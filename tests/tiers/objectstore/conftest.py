@@ -9,7 +9,14 @@ import pytest
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from tests.tiers.objectstore.servers import ACCESS_KEY, BUCKET, SECRET_KEY, Weed
+from kvtier.clock import unique_id
+from tests.tiers.objectstore.servers import (
+    ACCESS_KEY,
+    BUCKET,
+    SECRET_KEY,
+    Weed,
+    plain_client,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,3 +61,15 @@ def s3(owner: None, weed: Weed, monkeypatch: pytest.MonkeyPatch) -> Weed:
     """The real server, named by the environment."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", weed.endpoint)
     return weed
+
+
+@pytest.fixture
+def url(s3: Weed) -> str:
+    """A prefix that no other test uses."""
+    return f"s3://{BUCKET}/{unique_id()}"
+
+
+@pytest.fixture
+def client(url: str) -> S3Store:
+    """The library itself, to do what a stranger may do below the prefix."""
+    return plain_client(url.rpartition("/")[2])

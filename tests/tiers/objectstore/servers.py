@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from obstore.store import S3Store
+
 ACCESS_KEY, SECRET_KEY = "kvtier-tests", "a-secret-for-loopback-only"
 READER_KEY, READER_SECRET = "kvtier-reader", "another-secret-for-loopback"
 BUCKET = "kvtier"
@@ -30,6 +32,17 @@ def free_ports(count: int) -> list[int]:
     for held in sockets:
         held.close()
     return ports
+
+
+def plain_client(prefix: str) -> S3Store:
+    """The library's client for the environment's endpoint; it keeps no idle connections."""
+    return S3Store(
+        BUCKET,
+        prefix=prefix,
+        config={"disable_bulk_delete": True},
+        client_options={"allow_http": True, "pool_max_idle_per_host": "0"},
+        retry_config={"max_retries": 0},
+    )
 
 
 def weed_command() -> str:

@@ -8,15 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import obstore
 import pytest
 from obstore.store import S3Store
 
-from kvtier.clock import unique_id
 from kvtier.errors import InvalidSettings
-from kvtier.testing.stores import StoreContract, blank, content
+from kvtier.testing.store_suite import blank, content
+from kvtier.testing.stores import StoreContract
 from kvtier.tiers.objectstore import ObjectStore
-from kvtier.tiers.shared.store import ListPage, Read, Store
+from kvtier.tiers.shared.store import Read, Store
 from tests.tiers.objectstore.servers import (
     BUCKET,
     READER_KEY,
@@ -37,25 +36,17 @@ class TestObjectStore(StoreContract):
         return s3
 
     def make_store(self, folder: Path) -> Store:
-        return ObjectStore(f"s3://{BUCKET}/{sha256(str(folder).encode()).hexdigest()[:32]}")
-
-
-@pytest.fixture
-def url(s3: Weed) -> str:
-    """A prefix that no other test uses."""
-    return f"s3://{BUCKET}/{unique_id()}"
+        store = ObjectStore(f"s3://{BUCKET}/{sha256(str(folder).encode()).hexdigest()[:32]}")
+        store.check()
+        return store
 
 
 @pytest.fixture
 def store(url: str) -> Iterator[ObjectStore]:
     store = ObjectStore(url)
+    store.check()
     yield store
     store.close()
-
-
-def raw(url: str) -> S3Store:
-    """The library itself, to do what a stranger may do below the prefix."""
-    return S3Store(BUCKET, prefix=url.rpartition("/")[2], client_options={"allow_http": True})
 
 
 def verbs(store: ObjectStore) -> list[Callable[[], object]]:
@@ -71,11 +62,10 @@ def verbs(store: ObjectStore) -> list[Callable[[], object]]:
     ]
 
 
-def test_check_finds_nothing_wrong_and_leaves_nothing(store: ObjectStore, url: str) -> None:
-    store.check()
+def test_check_finds_nothing_wrong_and_leaves_nothing(store: ObjectStore, client: S3Store) -> None:
     store.publish("file", [content(1, 10)])
     assert not store.publish("file", [content(2, 10)])
-    left = [meta["path"] for page in obstore.list(raw(url)) for meta in page]
+    left = [meta["path"] for page in client.list() for meta in page]
     assert left == ["file"]
 
 
@@ -159,9 +149,7 @@ def test_what_the_server_says_is_the_errno(
         store.close()
 
 
-def test_a_killed_server_is_an_error_and_its_return_is_none(
-    store: ObjectStore, url: str, s3: Weed
-) -> None:
+def test_a_killed_server_is_an_error_and_its_return_is_none(store: ObjectStore, s3: Weed) -> None:
     part = content(1, 1 << 20)
     store.publish("a/file", [part])
     store.publish("a/other", [part])
@@ -193,29 +181,6 @@ def test_a_server_that_hangs_is_a_time_out(url: str, s3: Weed) -> None:
     read = store.read("a/file", 0, [buffer])
     assert read is None or np.array_equal(buffer, part), "gone by the move, or whole"
     store.close()
-
-
-def test_a_page_is_as_long_as_was_asked_for(store: ObjectStore) -> None:
-    """Servers answer with a thousand at a time."""
-    names = [f"blocks/{number:04d}" for number in range(1030)]
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda name: store.publish(name, []), names))
-    page = store.list("blocks", "", 1020)
-    assert [entry.name for entry in page.entries] == names[:1020]
-    assert page.after == names[1019]
-    rest = store.list("blocks", page.after, 1020)
-    assert [entry.name for entry in rest.entries] == names[1020:]
-    assert rest.after is None
-    assert [entry.name for entry in store.list("", names[4], 1000).entries] == names[5:1005]
-
-
-def test_what_strangers_put_beside_is_not_listed(store: ObjectStore, url: str) -> None:
-    stranger = raw(url)
-    for name in (".hidden", "a/.probe-1", "a b", "ä", "a/file"):
-        stranger.put(name, b"x")
-    page = store.list("")
-    assert [entry.name for entry in page.entries] == ["a/file"]
-    assert store.list("", limit=1) == ListPage(page.entries, "a/file")
 
 
 def test_a_closed_store_is_an_error(store: ObjectStore) -> None:

@@ -7,7 +7,7 @@ the format, packing and verification that a shared folder has. Invariants:
 * `publish` is the server's own condition (`If-None-Match: *`), so of any number of writers one
   wins. A server that ignores or refuses the condition is found out by `check`; from then on
   `publish` asks first and puts then, and two writers that ask at the same moment both put: the
-  later object stays, whole. Where `check` was not called the condition is taken to work.
+  later object stays, whole.
 * Every call ends within the time limit it was built with, whatever the server does.
 
 A client hands the caller's memory to the network without a copy. Where a call ends by its time
@@ -15,34 +15,31 @@ limit the network may still read that memory for a moment; what arrives torn is 
 server (S3 requests are signed over their payload) or by the checksums of what is kept.
 """
 
-import contextlib
 import errno
 import logging
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from kvtier.clock import MonotonicClock, unique_id
+from kvtier.clock import MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.objectstore.client import connect
 from kvtier.tiers.objectstore.faults import translated
+from kvtier.tiers.objectstore.listing import PAGE, list_folders, list_sorted
 from kvtier.tiers.objectstore.location import parse_url
+from kvtier.tiers.objectstore.metadata import stat_of, version_of
+from kvtier.tiers.objectstore.probe import Manners, probe
 from kvtier.tiers.objectstore.refusals import explain
-from kvtier.tiers.shared.names import check_folder, check_name, is_legal_part
+from kvtier.tiers.shared.names import check_folder, check_name
 from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
-
     from kvtier.tiers.objectstore.client import Client
 
 _log = logging.getLogger(__name__)
 
-# Servers list a thousand objects a request.
-_PAGE: Final = 1000
 # No call makes more than two requests in a row, besides a listing, which looks at the clock.
 _REQUESTS: Final = 2
 
@@ -65,20 +62,20 @@ class ObjectStore:
         self._request_s = deadline_s / _REQUESTS
         self._client: Client | None = connect(self._location, connect_s, self._request_s)
         self._clock = MonotonicClock()
-        self._conditional = True
-        """Whether the server honours the condition of `publish`, as far as we know."""
+        self._manners = Manners()
 
     def check(self) -> None:
-        """Prove at start that the bucket is there and lets us list, write, read and remove.
+        """Prove at start that the bucket is there and lets us list and write, and learn its ways.
 
-        Five requests. Raises InvalidSettings with the reason and the fix.
+        Seven requests. Raises InvalidSettings with the reason and the fix. A store that was not
+        checked takes its server to behave as the clouds do (see `probe.Manners`).
         """
         try:
             self.list("", limit=1)
-            self._conditional = self._probe()
+            self._manners = probe(self._open())
         except OSError as error:
             raise InvalidSettings(explain(error, self._location)) from None
-        if not self._conditional:
+        if not self._manners.conditional:
             _log.warning(
                 "%s: the server ignores conditional writes: two writers of one file at the same "
                 "moment may both write it",
@@ -88,7 +85,7 @@ class ObjectStore:
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
         """One conditional PUT of the parts as they lie in memory; nothing is copied."""
         check_name(name)
-        if not self._conditional:
+        if not self._manners.conditional:
             if self.stat(name) is not None:
                 return False
             self._upload(name, parts, "overwrite")
@@ -105,8 +102,9 @@ class ObjectStore:
         with translated(f"put {check_name(name)}"):
             made = client.put(name, data, mode="overwrite", use_multipart=False)
             seen = client.head(name)
-        version = _version(made["e_tag"], len(data), seen["last_modified"])
-        return Stat(len(data), version, _seconds(seen["last_modified"]))
+        stat = stat_of(seen)
+        # Another may have put the same name in between: the version is that of our bytes.
+        return Stat(len(data), version_of(made["e_tag"]) or stat.version, stat.modified_s)
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
         """One ranged GET, and one copy from the client's memory into the buffers."""
@@ -119,7 +117,7 @@ class ObjectStore:
         try:
             with translated(f"read {name}"):
                 result = client.get(name, options={"range": (offset, offset + wanted)})
-                stat = _stat(result.meta)
+                stat = stat_of(result.meta)
                 body = np.frombuffer(result.buffer(), dtype=np.uint8)
         except FileNotFoundError:
             return None
@@ -134,7 +132,7 @@ class ObjectStore:
         client = self._open()
         try:
             with translated(f"stat {check_name(name)}"):
-                return _stat(client.head(name))
+                return stat_of(client.head(name))
         except FileNotFoundError:
             return None
 
@@ -168,29 +166,29 @@ class ObjectStore:
             return False
         return True
 
-    def list(self, folder: str, after: str = "", limit: int = _PAGE) -> ListPage:
-        """One request per thousand objects. `folder` may be empty: everything.
+    def list(self, folder: str, after: str = "", limit: int = PAGE) -> ListPage:
+        """One request per thousand objects; where a server lists by folders, one per folder too.
 
-        Objects whose names no store makes (another program's, a probe's) are left out.
+        Names that no store makes are left out.
         """
         check_folder(folder)
         if limit < 1:
             raise ValueError(f"a page of {limit} entries leads nowhere")
         client = self._open()
         give_up_s = self._clock.now_s() + self._request_s
-        start = f"{folder}/" if folder else ""
+        if self._manners.sorted_names:
+            listing = list_sorted(client, folder, after, limit)
+        else:
+            listing = list_folders(client, folder, after)
         entries: list[Listed] = []
         with translated(f"list {folder or self._location.url}"):
-            pages = client.list(folder or None, offset=after or None, chunk_size=min(limit, _PAGE))
-            for page in pages:
-                for meta in page:
-                    name = meta["path"]
-                    if name > after and name.startswith(start) and _is_legal(name):
-                        entries.append(Listed(name, _stat(meta)))
+            for entry in listing:
+                if entry is not None:
+                    entries.append(entry)
                     if len(entries) == limit:
-                        return ListPage(entries, name)
-                if self._clock.now_s() > give_up_s:
-                    raise TimeoutError(errno.ETIMEDOUT, "the listing took too long")
+                        return ListPage(entries, entry.name)
+                elif self._clock.now_s() > give_up_s:
+                    raise TimeoutError(errno.ETIMEDOUT, f"list {folder}: it took too long")
         return ListPage(entries, None)
 
     def close(self) -> None:
@@ -221,32 +219,6 @@ class ObjectStore:
             raise OSError(errno.EIO, f"read {name}: the server does not read parts of an object")
         return Read(stat, 0)
 
-    def _probe(self) -> bool:
-        """Of two conditional PUTs under one new name the second must fail.
-
-        Three requests. The probe's name is none that a listing shows.
-        """
-        client = self._open()
-        name = f".probe-{unique_id()}"
-        try:
-            with translated("probe"):
-                client.put(name, b"probe", mode="create")
-            with translated("probe"):
-                client.put(name, b"probe", mode="create")
-        except FileExistsError:
-            return True
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-        finally:
-            with contextlib.suppress(OSError), translated("probe"):
-                client.delete(name)
-        return False
-
-
-def _is_legal(name: str) -> bool:
-    return all(map(is_legal_part, name.split("/")))
-
 
 def _scatter(body: Buffer, buffers: Sequence[Buffer]) -> int:
     """Copy `body` over `buffers` in order; bytes copied. Releases the interpreter."""
@@ -256,20 +228,3 @@ def _scatter(body: Buffer, buffers: Sequence[Buffer]) -> int:
         np.copyto(buffer[: part.nbytes], part)
         done += part.nbytes
     return done
-
-
-def _stat(meta: "ObjectMeta") -> Stat:
-    modified = meta["last_modified"]
-    return Stat(meta["size"], _version(meta["e_tag"], meta["size"], modified), _seconds(modified))
-
-
-def _version(e_tag: str | None, size: int, modified: datetime) -> str:
-    """The entity tag as all answers agree on it: some quote it, some do not."""
-    if e_tag is None:
-        return f"{size}-{int(modified.timestamp())}"
-    return e_tag.removeprefix("W/").strip('"')
-
-
-def _seconds(modified: datetime) -> float:
-    """Headers carry whole seconds, listings may carry more: the same object, the same time."""
-    return float(int(modified.timestamp()))

@@ -1,0 +1,82 @@
+"""Both ways over a real server; that it lists by folders is found out by `probe`."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from obstore.store import MemoryStore, S3Store
+
+from kvtier.tiers.objectstore.listing import Listing, list_folders, list_sorted
+from kvtier.tiers.objectstore.metadata import stat_of
+from kvtier.tiers.shared.store import Listed
+
+NAMES = ["a-b", "a.b/x", "a/b/c", "a/b/d", "a/b-", "a/b0/x", "a0", "aa/x", "B/x", "c", "c-x", "c/0"]
+
+Way = Callable[[object, str, str], Listing]
+
+
+def by_names(client: object, folder: str, after: str) -> Listing:
+    return list_sorted(client, folder, after, 5)  # type: ignore[arg-type]
+
+
+def by_folders(client: object, folder: str, after: str) -> Listing:
+    return list_folders(client, folder, after)  # type: ignore[arg-type]
+
+
+def names(listing: Listing) -> list[str]:
+    return [entry.name for entry in listing if entry is not None]
+
+
+@pytest.mark.parametrize("way", [by_names, by_folders])
+def test_names_ascend_from_anywhere(way: Way) -> None:
+    """The library's store in RAM lists by whole names, as the clouds do."""
+    client = MemoryStore()
+    for name in NAMES:
+        client.put(name, b"x")
+    for folder in ("", "a", "a/b", "c", "none"):
+        start = f"{folder}/" if folder else ""
+        for after in ["", "0", "a", "a/", "a/b", "b", "c/", "d", *NAMES]:
+            expected = [name for name in sorted(NAMES) if name.startswith(start) and name > after]
+            assert names(way(client, folder, after)) == expected
+
+
+def test_a_server_that_lists_by_folders(client: S3Store) -> None:
+    for name in NAMES:
+        client.put(name, b"x")
+    assert names(by_names(client, "", "")) != sorted(NAMES), "then all of this is not needed"
+    for after in ["", "0", "a", "a/", "a/b", "b", "c/", "d", *NAMES]:
+        expected = [name for name in sorted(NAMES) if name > after]
+        assert names(by_folders(client, "", after)) == expected
+
+
+@pytest.mark.parametrize("way", [by_names, by_folders])
+def test_an_entry_says_what_head_says(way: Way, client: S3Store) -> None:
+    client.put("a/b/c", b"some bytes")
+    assert [entry for entry in way(client, "a", "") if entry is not None] == [
+        Listed("a/b/c", stat_of(client.head("a/b/c")))
+    ]
+
+
+@pytest.mark.parametrize("way", [by_names, by_folders])
+def test_what_no_store_makes_is_left_out(way: Way, client: S3Store) -> None:
+    for name in (".hidden", "a/.probe-1", ".probe-2/x", "a b", "c d/e", "ä", "a/file"):
+        client.put(name, b"x")
+    assert names(way(client, "", "")) == ["a/file"]
+
+
+@pytest.mark.parametrize("way", [by_names, by_folders])
+def test_more_than_an_answer_holds(way: Way, client: S3Store) -> None:
+    expected = [f"blocks/{number:04d}" for number in range(1030)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda name: client.put(name, b""), expected))
+    assert names(way(client, "blocks", "")) == expected
+    assert names(way(client, "", expected[14])) == expected[15:]
+
+
+@pytest.mark.parametrize("way", [by_names, by_folders])
+def test_the_caller_may_look_at_the_clock_between_answers(way: Way) -> None:
+    client = MemoryStore()
+    for number in range(20):
+        client.put(f"{number // 4}/{number:02d}", b"x")
+    listing = list(way(client, "", ""))
+    assert listing.count(None) >= 4
