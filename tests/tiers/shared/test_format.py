@@ -367,9 +367,9 @@ def forged(at: int, form: str, *values: object, **fields: Any) -> bytes:
         (forged(8, "<I", 0), "version 0, which never was"),
         (forged(12, "<I", 8192), "a header of 8192 bytes; 3 blocks need 4096"),
         (forged(12, "<I", 0), "a header of 0 bytes"),
-        (forged(16, "<I", 0), "0 blocks"),
-        (forged(16, "<I", 65_536), "65536 blocks"),
-        (forged(16, "<I", 2**32 - 1), "4294967295 blocks"),
+        (forged(16, "<I", 0), "0 blocks; a segment has 1"),
+        (forged(16, "<I", 65_536), "65536 blocks; a segment has 1"),
+        (forged(16, "<I", 2**32 - 1), "4294967295 blocks; a segment has 1"),
         (forged(16, "<I", 4), "too short: 28672 bytes, its 4 blocks make 36864"),
         (forged(16, "<I", 2), "too long: 28672 bytes, its 2 blocks make 20480"),
         (forged(20, "<H", 4), "keys of 4 bytes"),
@@ -447,6 +447,11 @@ def test_a_file_without_room_for_a_header_never_asks_for_more(file_bytes: int) -
         ask(header()[:file_bytes], file_bytes=file_bytes)
 
 
+def test_a_file_of_no_blocks_is_none() -> None:
+    with pytest.raises(Corrupt, match="0 blocks; a segment has 1"):
+        ask(forged(16, "<I", 0), file_bytes=4096)
+
+
 @pytest.mark.parametrize("file_bytes", [4096, 28671, 28673, 36864, 2**63])
 def test_too_long_is_as_wrong_as_too_short(file_bytes: int) -> None:
     with pytest.raises(Corrupt, match=r"too (short|long)"):
@@ -473,7 +478,7 @@ def test_random_bytes_are_corrupt(raw: bytes) -> None:
     ),
     parent=st.tuples(st.integers(0, 255), st.binary(max_size=64)),
     rest=st.binary(max_size=400),
-    file_bytes=st.one_of(st.integers(1, 5).map(lambda n: 4096 + n * 8192), st.integers(0, 2**63)),
+    file_bytes=st.one_of(st.integers(0, 5).map(lambda n: 4096 + n * 8192), st.integers(0, 2**63)),
 )
 def test_lies_with_a_right_checksum_raise_nothing_else(
     fields: tuple[int, ...], parent: tuple[int, bytes], rest: bytes, file_bytes: int

@@ -151,11 +151,26 @@ def test_a_newer_format_is_named_even_if_all_else_changed() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format":1}', b'{"format":"1"}', b"[" * 100_000],
-    ids=["empty", "open", "list", "null", "no text", "bare", "typed", "deep"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"format":1}',
+        b'{"format":"1"}',
+        b'{"new":' + b"[" * 100_000,
+        encode(manifest_of(SPACE, Xxh3())).replace(b"tiny", b"t\xffny"),
+    ],
+    ids=["empty", "open", "list", "null", "no text", "bare", "typed", "deep", "no utf-8"],
 )
 def test_what_cannot_be_read_is_refused(raw: bytes) -> None:
     assert "manifest.json cannot be read" in refused(raw)
+
+
+def test_fields_of_later_times_are_passed_over() -> None:
+    raw = encode(manifest_of(SPACE, Xxh3())).replace(b"{", b'{"later": [1],', 1)
+    assert parse(raw) == manifest_of(SPACE, Xxh3())
 
 
 def test_a_manifest_beyond_all_measure_is_not_loaded() -> None:

@@ -43,7 +43,7 @@ class _Fixed(NamedTuple):
     magic: bytes
     version: int
     header_bytes: int
-    count: int
+    block_count: int
     key_bytes: int
     algorithm: int
     block_bytes: int
@@ -124,7 +124,7 @@ def decode(
     """The header at the start of `raw`, verified against what the reader expects.
 
     `file_bytes` is the length of the whole file; `first` the key that its name gives, None to
-    take any. Costs one checksum over the header and about 0.3 us a block. Raises Corrupt with
+    take any. Costs 5 us, and 0.1 to 0.3 us a block beyond some ten. Raises Corrupt with
     the reason, and MoreNeeded where `raw` is sound so far but ends before the header does.
     """
     view = memoryview(raw)
@@ -189,7 +189,7 @@ def _fixed(segment: Segment) -> _Fixed:
         magic=_MAGIC,
         version=VERSION,
         header_bytes=segment.header_bytes,
-        count=len(segment.keys),
+        block_count=len(segment.keys),
         key_bytes=len(segment.keys[0]),
         algorithm=segment.algorithm,
         block_bytes=segment.block_bytes,
@@ -203,7 +203,7 @@ def _fixed(segment: Segment) -> _Fixed:
 
 def _verified(view: memoryview, fixed: _Fixed, checksum: Checksum) -> Segment:
     """Everything behind the lengths. `view` is exactly the header."""
-    end = _body_bytes(fixed.count, fixed.key_bytes)
+    end = _body_bytes(fixed.block_count, fixed.key_bytes)
     padding = end + CHECKSUM_BYTES
     if not hmac.compare_digest(checksum.header(view[:end]), bytes(view[end:padding])):
         secret = "" if checksum.algorithm == 1 else ", or written with another shared.key_file"
@@ -274,7 +274,7 @@ def _check_magic(view: memoryview, file_bytes: int) -> None:
 
 def _check_lengths(fixed: _Fixed, file_bytes: int) -> None:
     """That the lengths agree with each other and with the file's own, before any is trusted."""
-    count, key_bytes = fixed.count, fixed.key_bytes
+    count, key_bytes = fixed.block_count, fixed.key_bytes
     if not 1 <= count <= BLOCKS_MAX:
         raise Corrupt(f"{count} blocks; a segment has 1 to {BLOCKS_MAX}")
     if not KEY_BYTES_MIN <= key_bytes <= KEY_BYTES_MAX:
