@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -36,9 +37,28 @@ class TestObjectStore(StoreContract):
         return s3
 
     def make_store(self, folder: Path) -> Store:
-        store = ObjectStore(f"s3://{BUCKET}/{sha256(str(folder).encode()).hexdigest()[:32]}")
+        prefix = sha256(str(folder).encode()).hexdigest()[:32]
+        store = ObjectStore(f"s3://{BUCKET}/{prefix}", deadline_s=60.0)
         store.check()
         return store
+
+    def test_of_many_publishers_one_wins(self, tmp_path: Path) -> None:
+        """The suite's, with fewer: this server makes a writer that collides wait for a second."""
+        stores = [self.make_store(tmp_path) for _ in range(2)]
+        barrier = Barrier(4)
+
+        def publish(number: int, writer: int) -> bool:
+            barrier.wait()
+            return stores[writer % 2].publish(f"new/{number}", [content(writer, 1 << 20)])
+
+        with ThreadPoolExecutor(4) as threads:
+            for number in range(4):
+                won = list(threads.map(publish, [number] * 4, range(4)))
+                assert won.count(True) == 1
+                winner = content(won.index(True), 1 << 20)
+                assert self.bytes_of(stores[0], f"new/{number}") == bytes(winner)
+        for store in stores:
+            store.close()
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def _client_options(scheme: str, connect_s: float, request_s: float) -> "ClientC
     for option in _OPTIONS:
         value = os.environ.get(f"{_PREFIXES[scheme]}_{option.upper()}")
         if value:
-            options[option] = value  # type: ignore[literal-required]
+            options[option] = value
     _check_endpoint(scheme, str(options.get("allow_http", "")))
     return options
 

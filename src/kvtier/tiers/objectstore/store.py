@@ -118,7 +118,7 @@ class ObjectStore:
             with translated(f"read {name}"):
                 result = client.get(name, options={"range": (offset, offset + wanted)})
                 stat = stat_of(result.meta)
-                body = np.frombuffer(result.buffer(), dtype=np.uint8)
+                body = np.frombuffer(memoryview(result.buffer()), dtype=np.uint8)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -206,7 +206,7 @@ class ObjectStore:
     ) -> None:
         """One PUT, never in several uploads, whatever its size."""
         client = self._open()
-        filled = [part for part in parts if part.nbytes]
+        filled = [part.data for part in parts if part.nbytes]
         with translated(f"publish {name}"):
             client.put(name, filled or b"", mode=mode, use_multipart=False)
 
