@@ -17,6 +17,8 @@ from kvtier.errors import KVTierError
 COMMANDS: Final[Mapping[str, str]] = {
     "serve": "Start vLLM with a prefix cache in RAM and on disk.",
     "config": "Show the settings in force, or a file with every option.",
+    "inspect": "Show what a shared folder holds.",
+    "fsck": "Verify a shared folder, and put it in order.",
     "bench": "Measure hot paths, the engine, or run the demo.",
 }
 """Name of the module in `kvtier.cli` that defines a command of that name, and what it does."""

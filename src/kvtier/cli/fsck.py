@@ -1,0 +1,185 @@
+"""`kvtier fsck`: verify all that a shared folder holds, and put it in order."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.inspection.checking import Observer, Wish, check_store
+from kvtier.inspection.fsck import THREADS
+from kvtier.inspection.pace import Pace
+from kvtier.inspection.report import Finding, Report
+from kvtier.settings.sizes import approximate_size, parse_size
+
+EXIT_PROBLEMS = 1
+
+
+@click.command(
+    epilog="""\b
+Exit code: 0 clean, 1 problems found (repaired or not), 2 nothing could be checked.
+Examples:
+  kvtier fsck /mnt/kv --rate 200MiB/s
+  kvtier fsck /mnt/kv --repair
+  kvtier fsck /mnt/kv --key-file secret.hex --json > report.json
+"""
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Quarantine broken segments, remove temporary files older than an hour.",
+)
+@click.option(
+    "--key-file",
+    "key_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A secret (shared.key_file); repeat for several.",
+)
+@click.option("--rate", metavar="SIZE/s", help="Read no faster, as 200MiB/s.")
+@click.option(
+    "--resume",
+    "cursor_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep the place to go on at here, not in the folder.",
+)
+@click.option("--from-start", is_flag=True, help="Do not go on where an earlier run stopped.")
+@click.option("--space", "spaces", multiple=True, metavar="NAME", help="Only this key space.")
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=THREADS, show_default=True, help="Readers."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def fsck(
+    path: Path,
+    repair: bool,  # noqa: FBT001
+    key_files: tuple[Path, ...],
+    rate: str | None,
+    cursor_path: Path | None,
+    from_start: bool,  # noqa: FBT001
+    spaces: tuple[str, ...],
+    threads: int,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Verify the shared folder PATH: manifests, names, headers, lengths, every block.
+
+    Engines may go on using the folder. Ctrl-C stops the check; the next run goes on where it
+    stopped. Files that are not kvtier's are reported and never touched, and trees of other
+    systems (vLLM fs, llm-d FS) cannot be verified: they carry no checksums.
+    """
+    wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
+    pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
+    logging.getLogger("kvtier.tiers.shared").setLevel(logging.ERROR)  # the report says it all
+    watcher = _Watcher(as_json=as_json)
+    with _stopped_by_signals(pace), watcher.progress:
+        report = check_store(path, wish, pace, watcher)
+    watcher.tell_findings(report)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        click.echo(_summary(report))
+    if not report.complete:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED)
+    raise click.exceptions.Exit(0 if report.clean else EXIT_PROBLEMS)
+
+
+class _Watcher(Observer):
+    """Shows a bar on a terminal, and each finding as it comes."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._told = [0, 0]
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("verifying"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%  {task.fields[news]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self.progress.add_task("", total=1.0, news="")
+
+    def resumed(self, after: str, started_s: float) -> None:
+        """See Observer."""
+        began = datetime.fromtimestamp(started_s).strftime("%Y-%m-%d %H:%M")
+        click.echo(f"going on after {after or 'the start'} (check begun {began})", err=True)
+
+    def warned(self, text: str) -> None:
+        """See Observer."""
+        click.echo(f"warning: {text}", err=True)
+
+    def advanced(self, report: Report, share: float) -> None:
+        """See Observer."""
+        news = f"{report.segments:,} segments, {approximate_size(report.bytes)}"
+        if report.problems_found:
+            news += f", {report.problems_found:,} problems"
+        self.progress.update(self._task, completed=share, news=news)
+        self.tell_findings(report)
+
+    def tell_findings(self, report: Report) -> None:
+        """Print those that were not printed yet."""
+        if self._as_json:
+            return
+        for number, (kind, found) in enumerate(
+            (("problem", report.problems), ("notice", report.notices))
+        ):
+            for finding in found[self._told[number] :]:
+                self._print(kind, finding)
+            self._told[number] = len(found)
+
+    def _print(self, kind: str, finding: Finding) -> None:
+        done = f" [{finding.repaired}]" if finding.repaired else ""
+        line = f"{kind}: {finding.file}: {finding.reason}{done}"
+        if self.progress.disable:
+            click.echo(line)
+        else:  # above the bar
+            self.progress.console.print(Text(line), soft_wrap=True)
+
+
+def _summary(report: Report) -> str:
+    verified = f"{report.segments:,} segments, {report.blocks:,} sound blocks"
+    parts = [f"{verified}, {approximate_size(report.bytes)}"]
+    for count, what in (
+        (report.unverified, "segments not verified"),
+        (report.vanished, "removed by others meanwhile"),
+        (report.quarantined, "in quarantine from earlier"),
+        (report.notices_found, "notices"),
+    ):
+        if count:
+            parts.append(f"{count:,} {what}")
+    if not report.complete:
+        state = "stopped; run the same again to go on"
+    elif report.clean:
+        state = "clean"
+    else:
+        state = f"{report.problems_found:,} problems"
+    return f"{report.path}: {state} ({'; '.join(parts)})"
+
+
+@contextmanager
+def _stopped_by_signals(pace: Pace) -> Iterator[None]:
+    """The first signal ends the check in good order, the second at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        signal.signal(number, signal.default_int_handler)
+        pace.stop()
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,80 @@
+"""`kvtier inspect`: what a shared folder holds."""
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from kvtier.clock import wall_s
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder, printable
+from kvtier.inspection.spaces import Secrets
+from kvtier.inspection.survey import Survey, Surveyor
+from kvtier.inspection.tables import survey_view
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  kvtier inspect /mnt/kv
+  kvtier inspect /mnt/kv --verbose --top 20
+  kvtier inspect /mnt/kv --json | jq '.spaces[] | {name, blocks}'
+"""
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every field.")
+@click.option("--verbose", is_flag=True, help="Show every field of each key space's identity.")
+@click.option(
+    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Hottest prefixes."
+)
+@click.option("--space", "spaces", multiple=True, metavar="NAME", help="Only this key space.")
+@click.option(
+    "--key-file",
+    "key_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A secret (shared.key_file); repeat for several.",
+)
+def inspect(
+    path: Path,
+    as_json: bool,  # noqa: FBT001
+    verbose: bool,  # noqa: FBT001
+    top: int,
+    spaces: tuple[str, ...],
+    key_files: tuple[Path, ...],
+) -> None:
+    """Show what the shared folder PATH holds, and change nothing.
+
+    Key spaces and what keeps them apart, blocks, bytes, ages, hottest prefixes, what is in
+    quarantine, temporary and unknown files, and trees of other systems (vLLM fs, llm-d FS).
+    Ages are those of the files' own times against this host's clock.
+    """
+    folder = Folder(path)
+    try:
+        survey = _survey(folder, Secrets(key_files), spaces, top)
+    except OSError as error:
+        raise InvalidSettings(
+            f"{path} cannot be read ({error.strerror}); run this as a user who may read it"
+        ) from error
+    finally:
+        folder.close()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(survey), indent=2))
+    else:
+        Console().print(survey_view(survey, verbose=verbose))
+
+
+def _survey(folder: Folder, secrets: Secrets, spaces: tuple[str, ...], top: int) -> Survey:
+    console = Console(stderr=True)
+    files = 0
+    with console.status("looking") as status:
+
+        def tell(name: str, share: float) -> None:
+            nonlocal files
+            files += 1
+            if files % 1000 == 0:
+                folder_name = printable(name.partition("/")[0])
+                status.update(f"{share:4.0%}  {files:,} files  {folder_name}")
+
+        return Surveyor(folder, secrets, tell).survey(now_s=wall_s(), wanted=spaces, top=top)

@@ -1,0 +1,130 @@
+"""Trees of other systems in the same place: vLLM's `fs` tier and llm-d's.
+
+`<model>_<12 hex digits>/config.json` says what is in `<model>_<12 hex digits>_r<rank>/<hhh>/
+<hh>_g<group>/<hash>.bin`. The files are bare tensors: no header, no checksum. So they can be
+counted, and nobody can say whether they are sound.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from kvtier.inspection.folder import Folder, printable
+from kvtier.inspection.pile import Bulk, Pile
+
+UNVERIFIABLE: Final = "its files carry no checksums, so nobody can verify them"
+
+_TOP = re.compile(r"(?P<base>.+_(?P<digest>[0-9a-f]{12}))(?:_r(?P<rank>\d+))?")
+_FAN_OUT = re.compile(r"[0-9a-f]{3}")
+_GROUP = re.compile(r"[0-9a-f]{2}_g(\d+)")
+_BLOCK = re.compile(r"[0-9a-f]+\.bin")
+_CONFIG = "config.json"
+_CONFIG_BYTES_MAX = 1 << 20
+
+
+class ForeignTree(msgspec.Struct, frozen=True, kw_only=True):
+    """One configuration of an engine, with the folders of all its ranks."""
+
+    name: str
+    system: str
+    """`vLLM fs`, `llm-d FS`, or `vLLM fs or llm-d FS` where the configuration does not tell."""
+    config: dict[str, Any] | None
+    """All fields of config.json."""
+    mistake: str | None
+    """What is wrong with config.json."""
+    ranks: list[int]
+    groups: list[int]
+    files: Bulk
+    others: int
+    """Files that are no blocks: those being written, or left by the dead."""
+
+
+def find_foreign(folder: Folder) -> dict[str, list[str]]:
+    """Base name -> folders at the top that belong to it. Raises OSError."""
+    found: dict[str, list[str]] = {}
+    for entry in folder.entries():
+        matched = _TOP.fullmatch(entry.name) if entry.is_folder else None
+        if matched is not None and _is_tree(
+            folder, entry.name, is_rank=matched["rank"] is not None
+        ):
+            found.setdefault(matched["base"], []).append(entry.name)
+    return dict(sorted(found.items()))
+
+
+def survey_tree(
+    folder: Folder,
+    base: str,
+    tops: Sequence[str],
+    refused: Callable[[str, OSError], None],
+    tell: Callable[[str], None],
+) -> ForeignTree:
+    """Count it. Costs a call a file; `tell` hears of each. `refused`: as in `Folder.walk`."""
+    pile, others = Pile(), 0
+    groups: set[int] = set()
+    for top in tops:
+        for entry in folder.walk(top, _looks_into, refused):
+            tell(entry.name)
+            parts = entry.name.split("/")
+            group = _GROUP.fullmatch(parts[2]) if len(parts) == 4 else None
+            if group and entry.is_file and _BLOCK.fullmatch(parts[3]):
+                groups.add(int(group[1]))
+                pile.add(entry.status)
+            elif entry.name != f"{base}/{_CONFIG}":
+                others += 1
+    config, mistake = _config(folder, base)
+    ranks = [found["rank"] for top in tops if (found := _TOP.fullmatch(top))]
+    return ForeignTree(
+        name=printable(base),
+        system=_system(config),
+        config=config,
+        mistake=mistake,
+        ranks=sorted(int(rank) for rank in ranks if rank is not None),
+        groups=sorted(groups),
+        files=pile.bulk(),
+        others=others,
+    )
+
+
+def _is_tree(folder: Folder, name: str, *, is_rank: bool) -> bool:
+    try:
+        below = [entry.name.rpartition("/")[2] for entry in folder.entries(name)]
+    except OSError:
+        return is_rank
+    return any(map(_FAN_OUT.fullmatch, below)) if is_rank else _CONFIG in below
+
+
+def _looks_into(name: str) -> bool:
+    _, *below = name.split("/")
+    patterns = (_FAN_OUT, _GROUP)
+    return len(below) <= len(patterns) and all(
+        pattern.fullmatch(part) for pattern, part in zip(patterns, below, strict=False)
+    )
+
+
+def _config(folder: Folder, base: str) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        raw = folder.read(f"{base}/{_CONFIG}", _CONFIG_BYTES_MAX)
+    except OSError as error:
+        return None, f"{_CONFIG} cannot be read: {error.strerror}"
+    if raw is None:
+        return None, f"{_CONFIG} is missing"
+    try:
+        config = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return None, f"{_CONFIG} cannot be read: {error}"
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    if hashlib.sha256(text.encode()).hexdigest()[:12] != base[-12:]:
+        return config, f"{_CONFIG} is not what the folder is named after"
+    return config, None
+
+
+def _system(config: dict[str, Any] | None) -> str:
+    if config is not None and "gpu_blocks_per_file" in config:
+        return "llm-d FS"
+    if config is not None and "blocks_per_file" in config:
+        return "vLLM fs"
+    return "vLLM fs or llm-d FS"

@@ -1,0 +1,139 @@
+"""The key spaces of a store, as their manifests tell.
+
+Invariant: a key space whose manifest cannot be trusted has none here, but the reason why.
+"""
+
+import hmac
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3, load_key
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder
+from kvtier.tiers.shared.format import space_folder
+from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME, Manifest, manifest_of, parse
+
+BLOCK_BYTES_MAX: Final = 1 << 30
+"""No engine has blocks of a gigabyte; who says so wants memory."""
+_NAME = re.compile(r".+-[0-9a-f]{16}")
+_MANIFEST_BYTES_MAX = 1 << 20
+_PLAIN, _KEYED = Xxh3.algorithm, HmacSha256.algorithm
+
+
+class FoundSpace(NamedTuple):
+    """A folder of a key space. Either `manifest` or `mistake` is there."""
+
+    name: str
+    manifest: Manifest | None
+    mistake: str | None
+    """Why the manifest is of no use."""
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether a secret is needed to verify it."""
+        return self.manifest is not None and self.manifest.algorithm == _KEYED
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    format: int
+
+
+class Secrets:
+    """The secrets that a person gave, to be tried on key spaces."""
+
+    def __init__(self, key_files: Sequence[Path] = ()) -> None:
+        """Raises InvalidSettings as `load_key` does."""
+        self._keyed = [HmacSha256(load_key(path)) for path in key_files]
+
+    @property
+    def strongest(self) -> Checksum:
+        """What to seal with that nobody else should forge."""
+        return self._keyed[0] if self._keyed else Xxh3()
+
+    def fitting(self, manifest: Manifest) -> Checksum | None:
+        """How the segments of a key space are verified; None where its secret is not here."""
+        known = self._keyed if manifest.algorithm == _KEYED else [Xxh3()]
+        for checksum in known:
+            wanted = manifest_of(manifest.space, checksum).witness
+            if hmac.compare_digest(wanted.encode(), manifest.witness.encode()):
+                return checksum
+        return None
+
+
+def find_spaces(folder: Folder, wanted: Sequence[str] = ()) -> list[FoundSpace]:
+    """Every key space, or those `wanted`, in the order of names.
+
+    Raises InvalidSettings where one is not there, where `folder` is itself a key space, and
+    where one is of a newer format; OSError where the folder cannot be listed.
+    """
+    names = {entry.name: entry for entry in folder.entries()}
+    if MANIFEST_NAME in names and "blocks" in names:
+        path = folder.path.absolute()
+        raise InvalidSettings(
+            f"{path} is one key space of a store; name the store and the key space: "
+            f"{path.parent} --space {path.name}"
+        )
+    found = [
+        name
+        for name, entry in names.items()
+        if entry.is_folder and _NAME.fullmatch(name) and _is_space(folder, name)
+    ]
+    if missing := sorted(set(wanted) - set(found)):
+        known = ", ".join(found) or "none"
+        raise InvalidSettings(f"no key space {missing[0]} in {folder.path}; there are: {known}")
+    return [_read(folder, name) for name in found if not wanted or name in wanted]
+
+
+def _is_space(folder: Folder, name: str) -> bool:
+    try:
+        parts = {entry.name.rpartition("/")[2] for entry in folder.entries(name)}
+    except OSError:
+        return True  # it looks like one; what is wrong with it is told by who looks into it
+    return bool(parts & {MANIFEST_NAME, "blocks"})
+
+
+def _read(folder: Folder, name: str) -> FoundSpace:
+    try:
+        raw = folder.read(f"{name}/{MANIFEST_NAME}", _MANIFEST_BYTES_MAX)
+    except OSError as error:
+        return FoundSpace(name, None, f"cannot be read: {error.strerror}")
+    if raw is None:
+        return FoundSpace(name, None, "is missing")
+    _refuse_newer(folder, name, raw)
+    try:
+        manifest = parse(raw)
+    except InvalidSettings as error:
+        return FoundSpace(name, None, f"is damaged: {error}")
+    if mistake := _mistake(name, manifest):
+        return FoundSpace(name, None, mistake)
+    return FoundSpace(name, manifest, None)
+
+
+def _refuse_newer(folder: Folder, name: str, raw: bytes) -> None:
+    try:
+        version = msgspec.json.decode(raw, type=_Versioned).format
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return  # damaged, which is found out next
+    if version > FORMAT:
+        raise InvalidSettings(
+            f"{folder.path}/{name} has format {version}, of a newer kvtier; this one reads "
+            f"{FORMAT}: upgrade it, or name the other key spaces with --space"
+        )
+
+
+def _mistake(name: str, manifest: Manifest) -> str | None:
+    space = manifest.space
+    right = space_folder(space)
+    if right != name:
+        return f"is of another key space: {right}"
+    if not 1 <= space.block_bytes <= BLOCK_BYTES_MAX:
+        return f"tells of blocks of {space.block_bytes} bytes, which no engine has"
+    if manifest.algorithm not in (_PLAIN, _KEYED):
+        return f"names checksum algorithm {manifest.algorithm}, which this kvtier does not know"
+    if manifest.algorithm == _PLAIN and Secrets().fitting(manifest) is None:
+        return "is damaged: its witness differs"
+    return None

@@ -1,0 +1,87 @@
+"""A store in a folder with real segments in it, to look into."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.testing.spaces import sample_space
+from kvtier.tiers.base import Outcome
+from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.format import segment_name, space_folder
+from tests.tiers.shared.segments import LAYOUT, flip, keys, read, write
+
+BLOCK_BYTES = LAYOUT.block_bytes
+SPACE = sample_space(block_bytes=BLOCK_BYTES)
+NAME = space_folder(SPACE)
+SECRET = b"5" * 64
+
+
+class StoreFolder:
+    """A folder that engines shared."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fill(
+        self,
+        blocks: Sequence[BlockKey],
+        space: KeySpace = SPACE,
+        parent: BlockKey | None = None,
+        segment_blocks: int = 4,
+        key_file: Path | None = None,
+        reads: int = 0,
+    ) -> str:
+        """Write a chain; `reads` engines read it, one after the other. The key space's folder."""
+        for _ in range(1 + reads):
+            tier = FolderTier(
+                self.path, LAYOUT, space, segment_blocks=segment_blocks, key_file=key_file
+            )
+            assert write(tier, list(blocks), parent) == [Outcome.DONE] * len(blocks)
+            tier.close()
+            reads -= 1
+            if reads >= 0:
+                tier = FolderTier(
+                    self.path, LAYOUT, space, segment_blocks=segment_blocks, key_file=key_file
+                )
+                assert read(tier, list(blocks)) == [Outcome.DONE] * len(blocks)
+                tier.close()
+        return space_folder(space)
+
+    def file(self, block: BlockKey, space: KeySpace = SPACE) -> Path:
+        """The segment that begins with `block`."""
+        return self.path / self.name(block, space)
+
+    def name(self, block: BlockKey, space: KeySpace = SPACE) -> str:
+        return f"{space_folder(space)}/{segment_name(block)}"
+
+    def plant(self, name: str, content: bytes = b"?") -> Path:
+        """A file of anybody's."""
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        return file
+
+    def plant_tree(self, fields: dict[str, Any], ranks: int = 1, files: int = 3) -> str:
+        """A tree as vLLM and llm-d make them; its base name."""
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        base = f"{fields['model_name'].replace('/', '_')}_{digest}"
+        self.plant(f"{base}/config.json", json.dumps(fields).encode())
+        for rank in range(ranks):
+            for number in range(files):
+                name = hashlib.sha256(str(number).encode()).hexdigest()
+                self.plant(f"{base}_r{rank}/{name[:3]}/{name[3:5]}_g0/{name}.bin", b"x" * 100)
+        return base
+
+
+def key_file(folder: Path, secret: bytes = SECRET) -> Path:
+    file = folder / "secret"
+    file.write_bytes(secret)
+    file.chmod(0o600)
+    return file
+
+
+__all__ = ["BLOCK_BYTES", "NAME", "SPACE", "StoreFolder", "flip", "key_file", "keys"]
