@@ -8,6 +8,7 @@ from typing import Any
 
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.testing.spaces import sample_space
+from kvtier.testing.tiers import key
 from kvtier.tiers.base import Outcome
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.format import segment_name, space_folder
@@ -35,20 +36,19 @@ class StoreFolder:
         reads: int = 0,
     ) -> str:
         """Write a chain; `reads` engines read it, one after the other. The key space's folder."""
-        for _ in range(1 + reads):
-            tier = FolderTier(
-                self.path, LAYOUT, space, segment_blocks=segment_blocks, key_file=key_file
-            )
-            assert write(tier, list(blocks), parent) == [Outcome.DONE] * len(blocks)
+        tier = self._open(space, segment_blocks, key_file)
+        assert write(tier, list(blocks), parent) == [Outcome.DONE] * len(blocks)
+        tier.close()
+        for _ in range(reads):
+            tier = self._open(space, segment_blocks, key_file)
+            assert read(tier, list(blocks)) == [Outcome.DONE] * len(blocks)
             tier.close()
-            reads -= 1
-            if reads >= 0:
-                tier = FolderTier(
-                    self.path, LAYOUT, space, segment_blocks=segment_blocks, key_file=key_file
-                )
-                assert read(tier, list(blocks)) == [Outcome.DONE] * len(blocks)
-                tier.close()
         return space_folder(space)
+
+    def _open(self, space: KeySpace, segment_blocks: int, key_file: Path | None) -> FolderTier:
+        return FolderTier(
+            self.path, LAYOUT, space, segment_blocks=segment_blocks, key_file=key_file
+        )
 
     def file(self, block: BlockKey, space: KeySpace = SPACE) -> Path:
         """The segment that begins with `block`."""
@@ -77,6 +77,11 @@ class StoreFolder:
         return base
 
 
+def spread(count: int) -> list[BlockKey]:
+    """Keys whose segments lie in a folder each, in the order of their names."""
+    return [key(number << 20) for number in range(count)]
+
+
 def key_file(folder: Path, secret: bytes = SECRET) -> Path:
     file = folder / "secret"
     file.write_bytes(secret)
@@ -84,4 +89,4 @@ def key_file(folder: Path, secret: bytes = SECRET) -> Path:
     return file
 
 
-__all__ = ["BLOCK_BYTES", "NAME", "SPACE", "StoreFolder", "flip", "key_file", "keys"]
+__all__ = ["BLOCK_BYTES", "NAME", "SPACE", "StoreFolder", "flip", "key_file", "keys", "spread"]

@@ -9,13 +9,13 @@ something else is as good as none.
 
 import hmac
 import os
-import stat
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from kvtier.blocks.checksum import Checksum
+from kvtier.inspection.folder import read_whole
 from kvtier.inspection.places import CURSOR_NAME
 from kvtier.inspection.report import Report
 from kvtier.tiers.shared.names import TemporaryNames
@@ -94,9 +94,7 @@ class CursorFile:
 
     def _read(self) -> bytes:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        with open(os.open(self.path, flags), "rb") as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            return file.read(_BYTES_MAX) if regular else b""
+        return read_whole(os.open(self.path, flags), _BYTES_MAX)
 
     def _seal(self, raw: bytes) -> bytes:
         return self._sealer.header(b"kvtier fsck cursor\n" + raw).hex().encode()

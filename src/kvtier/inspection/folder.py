@@ -69,6 +69,20 @@ class Entry(NamedTuple):
         return f"{self.name}/" if self.is_folder else self.name
 
 
+def read_whole(fd: int, limit_bytes: int) -> bytes:
+    """A regular file from its descriptor, which is closed. OSError where it is none or longer."""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        with open(fd, "rb", closefd=False) as file:
+            content = file.read(limit_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"longer than {limit_bytes} bytes")
+    return content
+
+
 class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
     """What a folder is on. What may be used by those who are not root is free."""
 
@@ -161,14 +175,7 @@ class Folder:
             fd = self._files.open(name, os.O_RDONLY, self._fd)
         except _GONE:
             return None
-        with open(fd, "rb") as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", name)
-            content = file.read(limit_bytes + 1)
-        if len(content) > limit_bytes:
-            raise OSError(errno.EFBIG, f"longer than {limit_bytes} bytes", name)
-        return content
+        return read_whole(fd, limit_bytes)
 
     def file_system(self) -> FileSystem:
         """How much room there is. Raises OSError."""

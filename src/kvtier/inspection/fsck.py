@@ -121,6 +121,8 @@ class Check:
         entry, place, verdict = step
         if verdict is not None:
             self._judge(entry, verdict.result())
+        elif not entry.is_folder and self._places.looks_into(entry.name):
+            self._tell(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
         elif place is Place.UNKNOWN:
             if entry.name not in self._skipped:
                 self._tell(entry, "unknown", f"a {entry.what} that is not kvtier's; left alone")

@@ -1,0 +1,26 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from kvtier.inspection.pile import Pile
+
+
+def test_of_no_files_there_is_no_age() -> None:
+    bulk = Pile().bulk()
+    assert (bulk.files, bulk.nominal_bytes, bulk.physical_bytes) == (0, 0, 0)
+    assert (bulk.oldest_s, bulk.median_s, bulk.newest_s) == (None, None, None)
+
+
+def test_sizes_and_ages(tmp_path: Path) -> None:
+    pile = Pile()
+    for number, time in enumerate((50, 10, 30)):
+        file = tmp_path / str(number)
+        with file.open("wb") as sparse:
+            sparse.truncate(1 << 20)
+        os.utime(file, (0, time))
+        pile.add(file.stat())
+    bulk = pile.bulk()
+    assert (bulk.files, bulk.nominal_bytes) == (3, 3 << 20)
+    assert bulk.physical_bytes < 1 << 20, "a hole takes no room on the disk"
+    assert (bulk.oldest_s, bulk.median_s, bulk.newest_s) == pytest.approx((10, 30, 50))

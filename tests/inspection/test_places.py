@@ -1,0 +1,72 @@
+"""What a file is by its name."""
+
+import pytest
+
+from kvtier.inspection.places import CURSOR_NAME, Place, Places
+from kvtier.testing.tiers import key
+from kvtier.tiers.shared.format import segment_name
+
+PLACES = Places(["a-space", "b-space"])
+SEGMENT = segment_name(key(7))
+LAST = SEGMENT.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("a-space/manifest.json", Place.MANIFEST),
+        (f"a-space/{SEGMENT}", Place.SEGMENT),
+        (f"b-space/{SEGMENT}", Place.SEGMENT),
+        (f"c-space/{SEGMENT}", Place.UNKNOWN),
+        (f"a-space/blocks/fff/{LAST}", Place.MISPLACED),
+        (f"a-space/blocks/{LAST}", Place.MISPLACED),
+        (f"a-space/{LAST}", Place.UNKNOWN),
+        ("a-space/blocks/000/0000.txt", Place.UNKNOWN),
+        ("a-space/access/host-1-ab-00000001.log", Place.JOURNAL),
+        ("a-space/access/readme", Place.UNKNOWN),
+        ("a-space/quarantine/00-host-1.kvt", Place.QUARANTINED),
+        ("a-space/blocks/000/.tmp-host-1-0-ab", Place.TEMPORARY),
+        (".tmp-host-1-0-ab", Place.TEMPORARY),
+        ("leases/all.1", Place.LEASE),
+        ("leases", Place.UNKNOWN),
+        (CURSOR_NAME, Place.CURSOR),
+        (f"a-space/{CURSOR_NAME}", Place.UNKNOWN),
+        ("manifest.json", Place.UNKNOWN),
+    ],
+)
+def test_a_name_says_what_a_file_is(name: str, place: Place) -> None:
+    assert PLACES.of(name) is place
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["a-space", "a-space/blocks", "a-space/blocks/3fa", "a-space/access", "leases", "leases/x"],
+)
+def test_folders_of_a_store_are_looked_into(folder: str) -> None:
+    assert PLACES.looks_into(folder)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["c-space", "a-space/mine", "a-space/blocks/3FA", "a-space/blocks/3fa/x", ".snapshot"],
+)
+def test_folders_of_strangers_are_not(folder: str) -> None:
+    assert not PLACES.looks_into(folder)
+
+
+def test_how_much_is_done_grows_with_the_walk() -> None:
+    names = [
+        "a",
+        "a-space/access/x",
+        "a-space/blocks/000/x",
+        "a-space/blocks/800/x",
+        "a-space/blocks/fff/x",
+        "a-space/manifest.json",
+        "b-space/blocks/400/x",
+        "b-space/quarantine/x",
+        "c",
+    ]
+    shares = [PLACES.share_done(name) for name in names]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[3], shares[6], shares[-1]) == (0.0, 0.25, 0.625, 1.0)
+    assert Places([]).share_done("x") == 1.0

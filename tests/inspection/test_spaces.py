@@ -1,0 +1,107 @@
+"""Key spaces as their manifests tell, sound or not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder
+from kvtier.inspection.spaces import FoundSpace, Secrets, find_spaces
+from kvtier.testing.spaces import sample_space
+from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, StoreFolder, key_file, keys
+
+
+def found(store: StoreFolder, *wanted: str) -> list[FoundSpace]:
+    folder = Folder(store.path)
+    try:
+        return find_spaces(folder, wanted)
+    finally:
+        folder.close()
+
+
+def test_every_key_space_is_found(store: StoreFolder) -> None:
+    other = store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="b/c"))
+    store.fill(keys(4))
+    store.plant("not-a-space/manifest.json")
+    store.plant("empty-0123456789abcdef/readme")
+    assert [(each.name, each.mistake) for each in found(store)] == [(other, None), (NAME, None)]
+    assert found(store, NAME)[0].manifest.space == SPACE
+    assert found(store)[0].is_keyed is False
+
+
+def test_one_that_is_not_there_is_refused(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    with pytest.raises(InvalidSettings, match=f"no key space x in .*; there are: {NAME}"):
+        found(store, "x")
+
+
+def test_a_key_space_is_no_store(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    inner = StoreFolder(store.path / NAME)
+    with pytest.raises(InvalidSettings, match=f"name the store.*: {store.path} --space {NAME}"):
+        found(inner)
+
+
+def spoil(store: StoreFolder, **changes) -> None:
+    file = store.path / NAME / "manifest.json"
+    manifest = json.loads(file.read_bytes())
+    manifest["space"] |= changes.pop("space", {})
+    file.write_text(json.dumps(manifest | changes))
+
+
+def test_a_newer_format_is_refused_with_the_fix(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    spoil(store, format=2)
+    with pytest.raises(InvalidSettings, match=r"has format 2, of a newer kvtier.*upgrade it"):
+        found(store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mistake"),
+    [
+        ({"format": 0}, "is damaged: format 0"),
+        ({"witness": "00" * 16}, "witness differs"),
+        ({"algorithm": 7}, "names checksum algorithm 7"),
+        ({"space": {"model": "other"}}, "is of another key space: other-"),
+        ({"space": {"tp_size": "two"}}, "is damaged: manifest.json cannot be read"),
+    ],
+)
+def test_a_damaged_manifest_is_none(store: StoreFolder, changes: dict, mistake: str) -> None:
+    store.fill(keys(4))
+    spoil(store, **changes)
+    (space,) = found(store)
+    assert space.manifest is None
+    assert mistake in str(space.mistake)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"x" * (1 << 21)])
+def test_what_is_no_manifest_stops_nothing(store: StoreFolder, content: bytes) -> None:
+    store.fill(keys(4))
+    (store.path / NAME / "manifest.json").write_bytes(content)
+    assert [space.manifest for space in found(store)] == [None]
+
+
+def test_a_missing_manifest_is_told(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    (store.path / NAME / "manifest.json").unlink()
+    assert [space.mistake for space in found(store)] == ["is missing"]
+
+
+def test_blocks_of_a_terabyte_are_not_believed(store: StoreFolder) -> None:
+    store.fill(keys(4), sample_space(block_bytes=1 << 40))
+    (space,) = found(store)
+    assert "which no engine has" in str(space.mistake)
+
+
+def test_the_fitting_secret_is_found(store: StoreFolder, tmp_path: Path) -> None:
+    right = key_file(tmp_path)
+    store.fill(keys(4), key_file=right)
+    (tmp_path / "b").mkdir()
+    wrong = key_file(tmp_path / "b", b"6" * 64)
+    (space,) = found(store)
+    assert space.is_keyed
+    assert Secrets().fitting(space.manifest) is None
+    assert Secrets([wrong]).fitting(space.manifest) is None
+    assert Secrets([wrong, right]).fitting(space.manifest).algorithm == 2
+    assert (Secrets().strongest.algorithm, Secrets([right]).strongest.algorithm) == (1, 2)
