@@ -4,14 +4,18 @@ from pathlib import Path
 import pytest
 
 from kvtier import metrics
-from kvtier.metrics import LABEL_VALUES, METRICS, Kind, Metric
+from kvtier.metrics import EVICTOR_METRICS, LABEL_VALUES, METRICS, Kind, Metric
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+ALL = METRICS + EVICTOR_METRICS
+UNITS = "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls"
+
+
+@pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
 def test_a_metric_says_its_unit_and_its_bounds(metric: Metric) -> None:
-    assert re.fullmatch(r"kvtier_[a-z_]+_(blocks|tokens|bytes|seconds|requests)", metric.name)
+    assert re.fullmatch(rf"kvtier_[a-z_]+_({UNITS})", metric.name)
     assert metric.documentation.endswith(".")
     assert set(metric.labels) <= set(LABEL_VALUES)
     assert (metric.buckets is not None) == (metric.kind is Kind.HISTOGRAM)
@@ -21,12 +25,12 @@ def test_a_metric_says_its_unit_and_its_bounds(metric: Metric) -> None:
 def test_every_declaration_is_listed_once() -> None:
     declared = [value for value in vars(metrics).values() if isinstance(value, Metric)]
     assert sorted(declared, key=lambda metric: metric.name) == sorted(
-        METRICS, key=lambda metric: metric.name
+        ALL, key=lambda metric: metric.name
     )
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    assert len({metric.name for metric in ALL}) == len(ALL)
 
 
 def test_the_reference_is_fresh() -> None:
     page = (ROOT / "docs/reference/metrics.md").read_text()
     assert page == metrics.render_markdown(), "run python scripts/render_reference.py"
-    assert all(metric.name in page for metric in METRICS)
+    assert all(metric.name in page for metric in ALL)

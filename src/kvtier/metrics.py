@@ -31,11 +31,13 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 LABEL_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
-    "tier": ("ram", "disk"),
-    "direction": ("promote", "demote", "delete"),
+    "tier": ("ram", "disk", "shared", "objectstore"),
+    "direction": ("find", "promote", "demote", "delete"),
+    "calls": ("read", "write"),
+    "reason": ("bound", "quota", "ttl", "orphan", "broken", "unknown"),
 }
 """Every value a label may take. `promote` and `demote` move between RAM and the tier named
-beside them; `delete` frees space in it."""
+beside them; `delete` frees space in it, `find` asks storage that others write to."""
 
 _TRANSFER_BUCKETS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -119,6 +121,14 @@ PROMOTE_EXPIRED_REQUESTS: Final = Metric(
     "not arrived was computed.",
 )
 
+BREAKER_STATE: Final = Metric(
+    "kvtier_breaker_state",
+    Kind.GAUGE,
+    "Whether calls to a tier pass: 0 closed (they do), 1 half-open (one tries), 2 open (none "
+    "does, everything there is a miss at once).",
+    ("tier", "calls"),
+)
+
 METRICS: Final[tuple[Metric, ...]] = (
     HIT_BLOCKS,
     HIT_TOKENS,
@@ -138,8 +148,75 @@ METRICS: Final[tuple[Metric, ...]] = (
     MISSING_BLOCKS,
     FAULT_BLOCKS,
     PROMOTE_EXPIRED_REQUESTS,
+    BREAKER_STATE,
 )
-"""All of the above, in the order of the reference."""
+"""What an engine's process exposes, in the order of the reference."""
+
+EVICT_USED_BYTES: Final = Metric(
+    "kvtier_evict_used_bytes",
+    Kind.GAUGE,
+    "Physical bytes held against the high watermark, after the last pass.",
+)
+EVICT_USED_INODES: Final = Metric(
+    "kvtier_evict_used_inodes", Kind.GAUGE, "Files and folders of the store, after the last pass."
+)
+EVICT_SHORT_BYTES: Final = Metric(
+    "kvtier_evict_short_bytes",
+    Kind.GAUGE,
+    "Bytes that had to go and are still there: in use a moment ago, or not to be removed.",
+)
+EVICT_FREED_BYTES: Final = Metric(
+    "kvtier_evict_freed_bytes", Kind.COUNTER, "Physical bytes freed.", ("reason",)
+)
+EVICT_FREED_FILES: Final = Metric(
+    "kvtier_evict_freed_files", Kind.COUNTER, "Files removed or moved aside.", ("reason",)
+)
+EVICT_SCANNED_FILES: Final = Metric(
+    "kvtier_evict_scanned_files", Kind.COUNTER, "Files looked at."
+)
+EVICT_UNKNOWN_FILES: Final = Metric(
+    "kvtier_evict_unknown_files", Kind.GAUGE, "Files of no known layout in the last pass."
+)
+EVICT_BROKEN_FILES: Final = Metric(
+    "kvtier_evict_broken_files", Kind.COUNTER, "Segments whose header failed."
+)
+EVICT_OWNED_SHARDS: Final = Metric(
+    "kvtier_evict_owned_shards", Kind.GAUGE, "Leases held, of seventeen."
+)
+EVICT_FENCED_SHARDS: Final = Metric(
+    "kvtier_evict_fenced_shards", Kind.COUNTER, "Leases lost to another evictor."
+)
+EVICT_REFUSED_CALLS: Final = Metric(
+    "kvtier_evict_refused_calls", Kind.COUNTER, "Calls that the store refused."
+)
+EVICT_PASS_SECONDS: Final = Metric(
+    "kvtier_evict_pass_seconds", Kind.GAUGE, "Time that the last pass took."
+)
+
+EVICTOR_METRICS: Final[tuple[Metric, ...]] = (
+    EVICT_USED_BYTES,
+    EVICT_USED_INODES,
+    EVICT_SHORT_BYTES,
+    EVICT_FREED_BYTES,
+    EVICT_FREED_FILES,
+    EVICT_SCANNED_FILES,
+    EVICT_UNKNOWN_FILES,
+    EVICT_BROKEN_FILES,
+    EVICT_OWNED_SHARDS,
+    EVICT_FENCED_SHARDS,
+    EVICT_REFUSED_CALLS,
+    EVICT_PASS_SECONDS,
+)
+"""What `kvtier evict --metrics-port` exposes."""
+
+
+def _table(metrics: tuple[Metric, ...]) -> list[str]:
+    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        cells = (f"`{metric.name}`", metric.kind.value, labels, metric.documentation)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def render_markdown() -> str:
@@ -151,13 +228,12 @@ def render_markdown() -> str:
         "beside the engine's labels. Counters are exposed with `_total` after the name, histograms",
         "as `_bucket`, `_sum` and `_count`.",
         "",
-        "| metric | kind | labels | meaning |",
-        "|---|---|---|---|",
+        *_table(METRICS),
+        "",
+        "## Of `kvtier evict --metrics-port`",
+        "",
+        *_table(EVICTOR_METRICS),
     ]
-    for metric in METRICS:
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        cells = (f"`{metric.name}`", metric.kind.value, labels, metric.documentation)
-        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
     for label, values in LABEL_VALUES.items():
         lines.append(f"| `{label}` | {', '.join(f'`{value}`' for value in values)} |")

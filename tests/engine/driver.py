@@ -232,15 +232,21 @@ class Driver:
         return self._manager._cache
 
     def _wrap_disk(self) -> None:
-        open_disk: Callable[..., Tier] = build._disk
+        all_lower = build._lower
 
-        def open_faulty(disk: Any, layout: Any, space: Any) -> Tier:
-            self._faulty = FaultyTier(
-                open_disk(disk, layout, space), block_bytes=layout.block_bytes, slow_s=SLOW_S
-            )
-            return self._faulty
+        def first_is_faulty(*args: Any) -> list[Any]:
+            lower = all_lower(*args)
+            layout = args[1]
 
-        build._disk = open_faulty
+            def open_faulty() -> Tier:
+                self._faulty = FaultyTier(
+                    lower[0].build(), block_bytes=layout.block_bytes, slow_s=SLOW_S
+                )
+                return self._faulty
+
+            return [lower[0]._replace(build=open_faulty), *lower[1:]]
+
+        build._lower = first_is_faulty
 
 
 def _describe(output: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ was built until then is taken down again.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from kvtier import plugins
 from kvtier.blocks.key import KeySpace
@@ -17,7 +19,7 @@ from kvtier.cache.residency import Residency
 from kvtier.errors import InvalidSettings
 from kvtier.index.local import HOLE, IDLE, NONE
 from kvtier.memory.arena import Arena
-from kvtier.settings import Disk, Settings
+from kvtier.settings import Settings
 from kvtier.tiers.base import Tier
 from kvtier.transfer.engine import TransferEngine
 
@@ -43,13 +45,16 @@ def build_cache(
             f"ram.capacity: {settings.ram.capacity} bytes hold {slots} blocks of "
             f"{layout.slot_bytes} bytes; give at least {2 * layout.slot_bytes}"
         )
-    parts = [settings.ram] + ([settings.disk] if settings.disk else [])
-    policies = [plugins.load("eviction", part.eviction) for part in parts]
-    admissions = [plugins.load("admission", part.admission) for part in parts]
+    builders = _lower(settings, layout, space, len(group_suffixes))
+    evictions = [settings.ram.eviction, *(lower.eviction for lower in builders)]
+    admissions = [settings.ram.admission, *(lower.admission for lower in builders)]
+    policies = [plugins.load("eviction", name) for name in evictions]
+    admission_classes = [plugins.load("admission", name) for name in admissions]
     with ExitStack() as undo:
-        tiers = [_disk(settings.disk, layout, space)] if settings.disk else []
-        for tier in tiers:
-            undo.callback(tier.close)
+        tiers: list[Tier] = []
+        for lower in builders:
+            tiers.append(lower.build())
+            undo.callback(tiers[-1].close)
         arena = Arena.create(slots, layout.slot_bytes)
         undo.callback(arena.close)
         capacities = [slots, *(tier.capabilities.capacity_blocks for tier in tiers)]
@@ -60,18 +65,25 @@ def build_cache(
             group_suffixes,
         )
         engine = TransferEngine(
-            tiers, layout.slot_bytes, settings.transfer.queue_blocks, on_thread_start
+            tiers,
+            layout.slot_bytes,
+            settings.transfer.queue_blocks,
+            on_thread_start,
+            hang_s=settings.transfer.promote_deadline,
         )
         undo.callback(engine.close, 1.0)
         for number, tier in enumerate(tiers, start=1):
-            found = adopt(residency, number, tier)
-            _log.info("kvtier: %s holds %d blocks", tier.capabilities.name, found)
+            # What others write to is asked for when it is wanted: to list it could take hours.
+            if not tier.capabilities.shared:
+                found = adopt(residency, number, tier)
+                _log.info("kvtier: %s holds %d blocks", tier.capabilities.name, found)
         cache = TieredCache(
             residency,
             tiers,
-            [admission() for admission in admissions],
+            [admission() for admission in admission_classes],
             engine,
             settings.transfer.promote_deadline,
+            recheck_s=min(lower.recheck_s for lower in builders) if builders else 0.0,
         )
         undo.pop_all()
     return cache
@@ -107,14 +119,50 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
     return residency.resident[number]
 
 
-def _disk(disk: Disk, layout: BlockLayout, space: KeySpace) -> Tier:
-    tier: Tier = plugins.load("tiers", "disk")(
-        Path(disk.path),
-        disk.capacity,
-        layout,
-        space,
-        io_threads=disk.io_threads,
-        direct=disk.direct_io,
-        on_mismatch=disk.on_mismatch,
-    )
-    return tier
+class _Lower(NamedTuple):
+    """A lower tier that the settings name, and how the cache treats it."""
+
+    build: Callable[[], Tier]
+    admission: str
+    eviction: str = "lru"
+    recheck_s: float = float("inf")
+
+
+def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int) -> list[_Lower]:
+    """From the fastest to the slowest."""
+    lower: list[_Lower] = []
+    disk, shared = settings.disk, settings.shared
+    if disk is not None:
+        build = partial(
+            plugins.load("tiers", "disk"),
+            Path(disk.path),
+            disk.capacity,
+            layout,
+            space,
+            io_threads=disk.io_threads,
+            direct=disk.direct_io,
+            on_mismatch=disk.on_mismatch,
+        )
+        lower.append(_Lower(build, disk.admission, disk.eviction))
+    if shared is not None:
+        build = partial(
+            plugins.load("tiers", "shared"),
+            Path(shared.path),
+            layout,
+            space,
+            durability=shared.durability,
+            direct=shared.direct_io,
+            io_threads=shared.io_threads,
+            known_blocks=shared.known_blocks,
+            key_file=Path(shared.key_file) if shared.key_file else None,
+            **_packing(shared.tokens_per_file, layout, groups),
+        )
+        lower.append(_Lower(build, shared.admission, recheck_s=shared.recheck))
+    return lower
+
+
+def _packing(tokens_per_file: int, layout: BlockLayout, groups: int) -> dict[str, Any]:
+    """How blocks are packed. Groups that keep windows or states have no unbroken chains."""
+    if groups > 1:
+        return {"segment_blocks": 1, "is_prefix": False}
+    return {"segment_blocks": max(1, tokens_per_file // layout.tokens_per_block)}

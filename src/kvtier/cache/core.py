@@ -17,12 +17,14 @@ from kvtier.blocks.events import BlockEvent
 from kvtier.blocks.key import BlockKey
 from kvtier.cache.counters import CacheCounters
 from kvtier.cache.demotion import Demotion
+from kvtier.cache.discovery import Discovery
 from kvtier.cache.promotion import Promotion
 from kvtier.cache.residency import Residency
 from kvtier.index.local import DISCARDED, HOLE, IDLE, RAM, SAVING, Presence
 from kvtier.memory.arena import Arena, Slot
 from kvtier.tiers.base import Tier
 from kvtier.transfer.base import Transfers
+from kvtier.transfer.breaker import State
 from kvtier.transfer.job import Direction
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,9 @@ class TieredCache:
         admissions: Sequence[AdmissionPolicy],
         engine: Transfers,
         promote_deadline_s: float,
+        recheck_s: float = 2.0,
     ) -> None:
+        """`recheck_s`: how long a shared tier's word that it lacks a block is believed."""
         self._residency = residency
         self._index = residency.index
         self._admission = admissions[RAM]
@@ -76,11 +80,18 @@ class TieredCache:
         self._tiers = tiers
         self._promotion = Promotion(residency, engine, promote_deadline_s)
         self._demotions = [
-            Demotion(number, tier.capabilities.capacity_blocks, admission, residency, engine)
+            Demotion(number, tier.capabilities, admission, residency, engine)
             for number, (tier, admission) in enumerate(
                 zip(tiers, admissions[1:], strict=True), start=1
             )
         ]
+        self._discoveries = {
+            number: Discovery(
+                number, tier.capabilities.capacity_blocks, recheck_s, residency, engine
+            )
+            for number, tier in enumerate(tiers, start=1)
+            if tier.capabilities.shared
+        }
         self._loads: set[Load] = set()
         self._saves: set[Save] = set()
         self._limbo: list[int] = []
@@ -124,6 +135,10 @@ class TieredCache:
         """Blocks that lower tier `tier` has been told to delete and has not confirmed."""
         return self._demotions[tier - 1].leaving_blocks
 
+    def breaker(self, tier: int, direction: Direction) -> State:
+        """Whether calls to lower tier `tier` pass now."""
+        return self._engine.breaker(tier, direction)
+
     def queued_blocks(self, tier: int, direction: Direction) -> int:
         """Blocks waiting for or in transfer to or from lower tier `tier`."""
         return self._engine.queued_blocks(tier, direction)
@@ -140,8 +155,30 @@ class TieredCache:
         return self._index.longest_prefix(keys)
 
     def presence(self, request: str, key: BlockKey) -> Presence:
-        """Where one block is for this request: past its deadline, pending is absent."""
-        return self._promotion.presence(request, key, self._now_s)
+        """Where one block is for this request: past its deadline, pending is absent.
+
+        UNKNOWN until `ask` has brought an answer, where a tier is shared with others.
+        """
+        now_s = self._now_s
+        found = self._promotion.presence(request, key, now_s)
+        if (
+            found is Presence.ABSENT
+            and self._discoveries
+            and self._index.presence(key) is Presence.ABSENT
+            and not all(each.knows(key, now_s) for each in self._discoveries.values())
+            and self._promotion.may_wait(request, key, now_s)
+        ):
+            return Presence.UNKNOWN
+        return found
+
+    def ask(self, request: str, chain: Sequence[BlockKey], parent: BlockKey | None = None) -> None:
+        """Find out for `request` what shared tiers hold of a prefix chain.
+
+        `parent` precedes the first block of `chain`: see `begin_save`.
+        """
+        self._promotion.begin(request, self._now_s)
+        for discovery in self._discoveries.values():
+            discovery.ask(chain, self._now_s, parent)
 
     def promote(self, request: str, keys: Sequence[BlockKey]) -> None:
         """Bring `keys` into RAM for `request`, and keep those that are there. See Promotion."""
@@ -265,7 +302,9 @@ class TieredCache:
             transfer = completion.transfer
             if completion.outcomes is not None and len(durations) < _DURATIONS_KEPT:
                 durations.append((transfer.tier, transfer.direction.value, completion.seconds))
-            if transfer.direction is Direction.READ:
+            if transfer.direction is Direction.FIND:
+                self._discoveries[transfer.tier].complete(completion, now_s)
+            elif transfer.direction is Direction.READ:
                 self._promotion.complete(completion)
             else:
                 self._demotions[transfer.tier - 1].complete(completion)
@@ -284,10 +323,16 @@ class TieredCache:
     def clear(self) -> None:
         """Forget every block in every tier.
 
+        What is shared with others cannot be deleted here and may be wrong for this process from
+        now on (its weights may have changed), and its blocks wrong for others: shared tiers are
+        neither read nor written any more.
+
         Copies the engine has under way keep their slots until `release_limbo`: the driver
         calls it once the engine has said that none of them runs any more.
         """
         self._promotion.clear()
+        for discovery in self._discoveries.values():
+            discovery.stop()
         for demotion in self._demotions:
             demotion.clear()
         index = self._index

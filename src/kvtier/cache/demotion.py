@@ -17,7 +17,7 @@ from kvtier.admission.base import AdmissionPolicy, Decision
 from kvtier.blocks.key import BlockKey
 from kvtier.cache.residency import Residency
 from kvtier.index.local import DETACHED, NONE, UNKNOWN_PARENT
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import Capabilities, Move, Outcome
 from kvtier.transfer.base import Transfers
 from kvtier.transfer.job import Completion, Direction, Transfer
 
@@ -28,14 +28,15 @@ class Demotion:
     def __init__(
         self,
         tier: int,
-        capacity_blocks: int,
+        capabilities: Capabilities,
         admission: AdmissionPolicy,
         residency: Residency,
         engine: Transfers,
     ) -> None:
         self._tier = tier
         self._bit = 1 << tier
-        self._capacity = capacity_blocks
+        self._capacity = capabilities.capacity_blocks
+        self._is_shared = capabilities.shared
         self._admission = admission
         self._residency = residency
         self._engine = engine
@@ -48,11 +49,12 @@ class Demotion:
         """Those of `leaving` that the tier failed to delete; told again when room is needed."""
         self._orphans: set[BlockKey] = set()
         """Being written since before a `clear`."""
+        self._is_stopped = False
         # A slow tier must not end up pinning all of RAM.
         self._max_in_hand = max(1, min(residency.arena.slots // 2, engine.queue_blocks))
         # More than fits: a bound that was lowered, or a listing with blocks that are gone.
         self._adopted = residency.resident[tier]
-        self.delete(residency.make_room(tier, max(0, self._adopted - capacity_blocks)))
+        self.delete(residency.make_room(tier, max(0, self._adopted - self._capacity)))
 
     @property
     def is_waiting(self) -> bool:
@@ -65,6 +67,8 @@ class Demotion:
         Before a block go those above it that were dropped earlier: without them it could not be
         found after a restart, and while it stays below, RAM could not let go of them.
         """
+        if self._is_stopped:
+            return
         index, in_hand, bit = self._residency.index, self._in_hand, self._bit
         held, parent = index.held, index.parent
         counters = self._residency.counters.tiers[self._tier]
@@ -86,22 +90,20 @@ class Demotion:
 
     def flush(self) -> None:
         """Make room where it is short, and submit what fits."""
-        waiting = len(self._waiting)
-        if not waiting:
+        if not self._waiting:
             return
         if self._refused:
             refused, self._refused = self._refused, []
             self.delete(refused)
-        room = self._capacity - self._residency.resident[self._tier] - self._incoming
-        if waiting > room:
-            self.delete(self._residency.make_room(self._tier, waiting - room))
-            room = self._capacity - self._residency.resident[self._tier] - self._incoming
-        count = min(waiting, room - len(self._leaving))
+        short = len(self._waiting) - self._room
+        if short > 0:
+            self.delete(self._residency.make_room(self._tier, short))
+        count = min(len(self._waiting), self._room - len(self._leaving))
         if count > 0:
             self._write(self._next_rows(count))
         elif not self._incoming and not self._leaving:
             # Everything down there is pinned or still needed by its children: give way.
-            self._give_up([self._waiting.popleft() for _ in range(waiting)])
+            self._give_way()
 
     def complete(self, completion: Completion) -> None:
         """Settle a finished write or delete of this tier."""
@@ -120,8 +122,13 @@ class Demotion:
             written = [row for row, out in zip(rows, outcomes, strict=True) if out is Outcome.DONE]
             counters.fault_blocks += len(rows) - len(written)
         counters.written_blocks += len(written)
-        index_keys = residency.index.keys
-        residency.enter([row for row in written if index_keys[row] is not None], self._tier)
+        index_keys, held = residency.index.keys, residency.index.held
+        # Of a shared tier others may have told meanwhile that it holds a block, or so much else
+        # that there is no room left to remember this one.
+        fresh = [
+            row for row in written if index_keys[row] is not None and not held[row] & self._bit
+        ]
+        residency.enter(fresh[: self._capacity - residency.resident[self._tier]], self._tier)
         gone = [key for row, key in zip(rows, keys, strict=True) if index_keys[row] is None]
         if gone:
             # Forgotten while it was being written: it must not be found after a restart.
@@ -132,18 +139,24 @@ class Demotion:
             residency.unpin(row)
 
     def delete(self, keys: Sequence[BlockKey]) -> None:
-        """Tell the tier to forget `keys`, which the index has forgotten already."""
-        if keys:
-            self._leaving.update(keys)
-            self._engine.submit(
-                Transfer(self._tier, Direction.DELETE, [NONE] * len(keys), list(keys))
-            )
+        """Tell the tier to forget `keys`, which the index has forgotten already.
+
+        What others share is theirs, too: it stays, and whoever cleans the storage decides.
+        """
+        if not keys or self._is_shared:
+            return
+        self._leaving.update(keys)
+        transfer = Transfer(self._tier, Direction.DELETE, [NONE] * len(keys), list(keys))
+        if not self._engine.submit(transfer):
+            self._refuse(keys)
 
     def clear(self) -> None:
         """The index is about to forget everything: drop what waits.
 
-        Writes on their way end as they may, and are deleted then.
+        Writes on their way end as they may, and are deleted then. What others share cannot be
+        deleted, nor may they get blocks that are made from now on: it is left alone.
         """
+        self._is_stopped = self._is_shared
         for row in self._waiting:
             self._in_hand.discard(row)
             self._residency.unpin(row)
@@ -165,7 +178,9 @@ class Demotion:
         """Assert the invariants. For tests."""
         resident = self._residency.resident[self._tier]
         bound = max(self._capacity, self._adopted)
-        assert resident + self._incoming + len(self._leaving) <= bound, (
+        # What is only known takes no room: others may tell of it while a write is on its way.
+        incoming = 0 if self._is_shared else self._incoming
+        assert resident + incoming + len(self._leaving) <= bound, (
             resident,
             self._incoming,
             len(self._leaving),
@@ -218,20 +233,21 @@ class Demotion:
     def _complete_delete(
         self, keys: Sequence[BlockKey], outcomes: Sequence[Outcome] | None
     ) -> None:
-        if outcomes is None:
-            return  # cancelled: the end
         refused = []
-        for key, outcome in zip(keys, outcomes, strict=True):
+        answers: Sequence[Outcome | None] = outcomes or [None] * len(keys)
+        for key, outcome in zip(keys, answers, strict=True):
             if outcome is Outcome.DONE or outcome is Outcome.MISSING:
                 self._leaving.discard(key)
             else:
                 refused.append(key)
         if refused:
-            # Their room is not free. Whoever waits for it gives way: the next offer tries again.
-            self._refused += refused
             self._residency.counters.tiers[self._tier].fault_blocks += len(refused)
-            self._give_up(list(self._waiting))
-            self._waiting.clear()
+            self._refuse(refused)
+
+    def _refuse(self, keys: Sequence[BlockKey]) -> None:
+        """Their room is not free. Whoever waits for it gives way: the next offer tries again."""
+        self._refused += keys
+        self._give_way()
 
     def _write(self, rows: list[int]) -> None:
         if not rows:
@@ -252,6 +268,14 @@ class Demotion:
         if parent >= 0:
             return index.keys[parent]
         return UNKNOWN_PARENT if parent == DETACHED else None
+
+    @property
+    def _room(self) -> int:
+        return self._capacity - self._residency.resident[self._tier] - self._incoming
+
+    def _give_way(self) -> None:
+        self._give_up(list(self._waiting))
+        self._waiting.clear()
 
     def _give_up(self, rows: Sequence[int]) -> None:
         self._residency.counters.tiers[self._tier].dropped_blocks += len(rows)

@@ -76,9 +76,8 @@ class Promotion:
         `keys` short, while others get on and will release theirs; where all wait for each
         other's, this one has to do with what it holds, and the rest is absent for it.
         """
-        wait = self._waits.get(request)
-        if wait is None:
-            wait = self._waits[request] = _Wait(now_s + self._deadline_s)
+        self.begin(request, now_s)
+        wait = self._waits[request]
         if now_s >= wait.deadline_s:
             return
         index = self._residency.index
@@ -103,6 +102,16 @@ class Promotion:
                 below[row] = None
         if below:
             self._fetch(wait, list(below))
+
+    def begin(self, request: str, now_s: float) -> None:
+        """The request's deadline runs from the first call on."""
+        if request not in self._waits:
+            self._waits[request] = _Wait(now_s + self._deadline_s)
+
+    def may_wait(self, request: str, key: BlockKey, now_s: float) -> bool:
+        """Whether the request has time left, and has not had its try at this block."""
+        wait = self._waits.get(request)
+        return wait is None or (now_s < wait.deadline_s and key not in wait.asked)
 
     def origin(self, request: str, key: BlockKey) -> int:
         """The tier that supplied a block to this request: RAM unless it was promoted for it."""

@@ -16,6 +16,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _SHORTHANDS: Final = {
     "ram": ("SIZE", "Host memory for blocks."),
     "disk": ("PATH=SIZE", "Folder and bound of the disk tier, or `none`."),
+    "shared": ("PATH", "Folder that all engines share, or `none`."),
+    "objectstore": ("URL", "Bucket that all engines share, or `none`."),
 }
 
 

@@ -39,6 +39,8 @@ class Presence(Enum):
     """Bytes are on their way into RAM."""
     BELOW = "below"
     """A lower tier holds it."""
+    UNKNOWN = "unknown"
+    """Nobody here holds it; a tier that others write to may, and is being asked."""
     ABSENT = "absent"
 
 

@@ -36,6 +36,8 @@ def check(settings: Settings, probes: Probes | None = None) -> None:
     check_ram(settings.ram, probes or Probes())
     if settings.disk is not None:
         check_disk(settings.disk)
+    if settings.shared is not None:
+        check_folder("shared.path", settings.shared.path)
 
 
 def check_ram(ram: Ram, probes: Probes) -> None:
@@ -57,19 +59,7 @@ def check_ram(ram: Ram, probes: Probes) -> None:
 
 def check_disk(disk: Disk) -> None:
     """The path is a folder, or can become one; files can be written; the bound fits."""
-    folder = _nearest_existing(Path(disk.path))
-    if not folder.is_dir():
-        raise InvalidSettings(
-            f"disk.path: {disk.path} is not a folder, {folder} is a file; name another path"
-        )
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0")
-    except OSError as error:
-        raise InvalidSettings(
-            f"disk.path: {disk.path} is not writable ({error.strerror}); give this user the "
-            "right to write there, or name another path"
-        ) from error
+    folder = check_folder("disk.path", disk.path)
     space = os.statvfs(folder)
     free_bytes = space.f_bavail * space.f_frsize
     held_bytes = occupied_bytes(Path(disk.path))
@@ -79,6 +69,24 @@ def check_disk(disk: Disk) -> None:
             f"disk.capacity: {approximate_size(disk.capacity)} do not fit in {disk.path}, which "
             f"has {approximate_size(free_bytes)} free{held}; make it smaller or free some space"
         )
+
+
+def check_folder(setting: str, path: str) -> Path:
+    """The path is a folder, or can become one, and files can be written; what exists of it."""
+    folder = _nearest_existing(Path(path))
+    if not folder.is_dir():
+        raise InvalidSettings(
+            f"{setting}: {path} is not a folder, {folder} is a file; name another path"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise InvalidSettings(
+            f"{setting}: {path} is not writable ({error.strerror}); give this user the "
+            "right to write there, or name another path"
+        ) from error
+    return folder
 
 
 def occupied_bytes(folder: Path) -> int:

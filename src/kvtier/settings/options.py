@@ -15,7 +15,16 @@ import msgspec
 
 from kvtier.errors import InvalidSettings
 from kvtier.settings.sizes import format_duration, format_size, parse_duration, parse_size
-from kvtier.settings.tree import About, Disk, Kind, Ram, Settings, Transfer
+from kvtier.settings.tree import (
+    About,
+    Disk,
+    Kind,
+    ObjectStore,
+    Ram,
+    Settings,
+    Shared,
+    Transfer,
+)
 
 REQUIRED: Final = msgspec.NODEFAULT
 """Default of an option that has none."""
@@ -59,8 +68,11 @@ class Option(msgspec.Struct, frozen=True):
             case Kind.CHOICE:
                 return _choice(value, where, self.choices)
             case Kind.FOLDER:
-                return os.path.abspath(os.path.expanduser(self._text(value, where)))
-            case Kind.EVICTION | Kind.ADMISSION:
+                return _absolute(self._text(value, where))
+            case Kind.FILE:
+                text = self._text("none" if value is None else value, where)
+                return None if text == "none" else _absolute(text)
+            case Kind.URL | Kind.EVICTION | Kind.ADMISSION:
                 return self._text(value, where)
 
     def format(self, value: Any) -> str:
@@ -71,7 +83,7 @@ class Option(msgspec.Struct, frozen=True):
             case Kind.DURATION:
                 return format_duration(value)
             case _:
-                return str(value)
+                return "none" if value is None else str(value)
 
     def _at_least(self, value: Any, where: str) -> Any:
         if value < self.about.minimum:
@@ -114,10 +126,12 @@ class Section(msgspec.Struct, frozen=True):
     def expand(self, value: object, where: str) -> dict[str, object]:
         """The fields that the one-line form stands for, not yet parsed.
 
-        `ram: 20GiB` is `{capacity: 20GiB}`, `disk: /path=100GiB` is `{path, capacity}`.
+        `ram: 20GiB` is `{capacity: 20GiB}`, `disk: /path=100GiB` is `{path, capacity}`,
+        `shared: /path` is `{path}`, `objectstore: s3://bucket` is `{url}`.
         """
-        if self.struct is Ram:
-            return {"capacity": value}
+        single = {Ram: "capacity", Shared: "path", ObjectStore: "url"}.get(self.struct)
+        if single is not None:
+            return {single: value}
         if self.struct is Disk and isinstance(value, str):
             path, separator, capacity = value.rpartition("=")
             if separator and path and capacity:
@@ -125,6 +139,10 @@ class Section(msgspec.Struct, frozen=True):
         form = f"{self.shorthand}, or " if self.shorthand else ""
         example = ", ".join(f"{option.field}: {option.about.example}" for option in self.options)
         raise InvalidSettings(f"{where}: {value!r} is not understood; write {form}{{{example}}}")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _options(section: Section) -> list[Option]:
@@ -154,6 +172,8 @@ SECTIONS: Final[Mapping[str, Section]] = {
     for section in (
         Section("ram", Ram, False, "20GiB"),
         Section("disk", Disk, True, "/path=100GiB"),
+        Section("shared", Shared, True, "/mnt/kv"),
+        Section("objectstore", ObjectStore, True, "s3://bucket/prefix"),
         Section("transfer", Transfer, False, None),
     )
 }

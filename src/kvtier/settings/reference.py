@@ -14,6 +14,8 @@ _EXAMPLES: Mapping[str, object] = {
     "ram.capacity": 64 * 2**30,
     "disk.path": "/mnt/nvme/kvtier",
     "disk.capacity": 500 * 2**30,
+    "shared.path": "/mnt/kv",
+    "objectstore.url": "s3://bucket/kvtier",
 }
 """What stands in the annotated file for options that have no default."""
 

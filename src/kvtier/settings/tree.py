@@ -19,6 +19,9 @@ class Kind(enum.Enum):
     DURATION = "duration"
     COUNT = "count"
     FOLDER = "folder"
+    FILE = "file"
+    """Or `none`."""
+    URL = "url"
     CHOICE = "choice"
     EVICTION = "eviction"
     ADMISSION = "admission"
@@ -91,6 +94,77 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     ] = "refuse"
 
 
+_TOKENS_PER_FILE = (
+    "Tokens whose blocks lie in one file at most: more make fewer and larger files, fewer waste "
+    "less where prefixes part. Models with several KV-cache groups have one block a file."
+)
+_KEY_FILE = (
+    "File with a secret that keys the checksums, so that whoever can write to the storage but "
+    "lacks it cannot plant a block; mode 0600, the same for every engine. `none`: accidents only."
+)
+_RECHECK = "How soon a block that was not there is asked for again: another node's write is seen."
+_KNOWN = "Blocks this engine remembers the place of; about 400 bytes of memory each."
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder that all engines share: CephFS, Lustre, NFS, a ReadWriteMany volume.
+
+    In short: `shared: /mnt/kv`. Nothing in it is deleted by engines: `kvtier evict` bounds it.
+    """
+
+    path: Annotated[
+        str,
+        About(Kind.FOLDER, "Folder that every engine mounts; each model has its own in it.", "/kv"),
+    ]
+    tokens_per_file: Annotated[int, About(Kind.COUNT, _TOKENS_PER_FILE, "1024", minimum=1)] = 512
+    durability: Annotated[
+        Literal["none", "fdatasync", "fsync"],
+        About(
+            Kind.CHOICE,
+            "What must be on the device before a block counts as written: nothing (a crash of the "
+            "storage may lose or truncate it, which is found out and a miss), its bytes, or also "
+            "its name.",
+            "fdatasync",
+        ),
+    ] = "none"
+    direct_io: Annotated[
+        Literal["auto", "always", "never"],
+        About(Kind.CHOICE, "Bypass the page cache: see `disk.direct_io`.", "never"),
+    ] = "auto"
+    recheck: Annotated[float, About(Kind.DURATION, _RECHECK, "500ms")] = 2.0
+    known_blocks: Annotated[int, About(Kind.COUNT, _KNOWN, "1000000", minimum=64)] = 262_144
+    io_threads: Annotated[
+        int, About(Kind.COUNT, "Threads that read and write.", "16", minimum=1)
+    ] = 8
+    key_file: Annotated[str | None, About(Kind.FILE, _KEY_FILE, "/etc/kvtier/key")] = None
+    admission: Annotated[str, About(Kind.ADMISSION, _ADMISSION, "second_touch")] = "always"
+
+
+class ObjectStore(msgspec.Struct, frozen=True, kw_only=True):
+    """A bucket that all engines share. In short: `objectstore: s3://bucket/prefix`.
+
+    Credentials come from the environment or from files, as the cloud's own tools read them.
+    """
+
+    url: Annotated[
+        str,
+        About(
+            Kind.URL,
+            "Bucket and prefix, `s3://`, `gs://` or `az://`. For another endpoint than the "
+            "cloud's set AWS_ENDPOINT_URL.",
+            "s3://bucket/kvtier",
+        ),
+    ]
+    tokens_per_file: Annotated[int, About(Kind.COUNT, _TOKENS_PER_FILE, "1024", minimum=1)] = 512
+    recheck: Annotated[float, About(Kind.DURATION, _RECHECK, "500ms")] = 2.0
+    known_blocks: Annotated[int, About(Kind.COUNT, _KNOWN, "1000000", minimum=64)] = 262_144
+    io_threads: Annotated[
+        int, About(Kind.COUNT, "Requests under way at once.", "32", minimum=1)
+    ] = 16
+    key_file: Annotated[str | None, About(Kind.FILE, _KEY_FILE, "/etc/kvtier/key")] = None
+    admission: Annotated[str, About(Kind.ADMISSION, _ADMISSION, "always")] = "second_touch"
+
+
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """Moving blocks between tiers, on threads beside the engine."""
 
@@ -124,4 +198,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     ram: Ram
     disk: Disk | None = None
+    shared: Shared | None = None
+    objectstore: ObjectStore | None = None
     transfer: Transfer = Transfer()

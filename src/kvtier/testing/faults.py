@@ -24,7 +24,16 @@ import xxhash
 
 from kvtier.blocks.key import BlockKey
 from kvtier.clock import Clock, MonotonicClock, seeded
-from kvtier.tiers.base import Buffer, Capabilities, Move, Outcome, ScanPage, Stored, Tier
+from kvtier.tiers.base import (
+    Buffer,
+    Capabilities,
+    Move,
+    Outcome,
+    ScanPage,
+    SharedTier,
+    Stored,
+    Tier,
+)
 
 
 class Fault(enum.Enum):
@@ -35,7 +44,7 @@ class Fault(enum.Enum):
     HUNG = "hung"
     """[all] The call waits until `release`; `hung` tells that one does."""
     PARTIAL = "partial"
-    """[read, write, delete] The second half of the batch is FAILED and was not tried."""
+    """[find, read, write, delete] The second half of the batch is FAILED and was not tried."""
     TORN_WRITE = "torn_write"
     """[write] DONE, but only the first half of each block's bytes got there."""
     BIT_FLIP = "bit_flip"
@@ -45,35 +54,35 @@ class Fault(enum.Enum):
     OVER_LONG = "over_long"
     """[read] Foreign bytes stand before one block, so that it comes back shifted."""
     STALE_LISTING = "stale_listing"
-    """[contains, scan] Blocks deleted lately are still listed; reading them is MISSING."""
+    """[contains, find, scan] Blocks deleted lately are still listed; reading them is MISSING."""
     NO_SPACE = "ENOSPC"
     """[write] FAILED."""
     IO_ERROR = "EIO"
-    """[read, write, delete] FAILED."""
+    """[find, read, write, delete] FAILED."""
     NO_DESCRIPTORS = "EMFILE"
-    """[read, write] FAILED."""
+    """[find, read, write] FAILED."""
     NO_PERMISSION = "EACCES"
-    """[read, write, delete] FAILED."""
+    """[find, read, write, delete] FAILED."""
     FOLDER_REMOVED = "folder_removed"
     """[all] Every block is gone: MISSING."""
 
 
-_ANY = frozenset({"contains", "read", "write", "delete", "scan"})
-_CHANGING = frozenset({"read", "write", "delete"})
+_ANY = frozenset({"contains", "find", "read", "write", "delete", "scan"})
+_ASKING = frozenset({"find", "read", "write", "delete"})
 _BEFALLS: dict[Fault, frozenset[str]] = {
     Fault.SLOW: _ANY,
     Fault.HUNG: _ANY,
     Fault.FOLDER_REMOVED: _ANY,
-    Fault.PARTIAL: _CHANGING,
+    Fault.PARTIAL: _ASKING,
     Fault.TORN_WRITE: frozenset({"write"}),
     Fault.BIT_FLIP: frozenset({"read"}),
     Fault.TRUNCATED: frozenset({"read"}),
     Fault.OVER_LONG: frozenset({"read"}),
-    Fault.STALE_LISTING: frozenset({"contains", "scan"}),
+    Fault.STALE_LISTING: frozenset({"contains", "find", "scan"}),
     Fault.NO_SPACE: frozenset({"write"}),
-    Fault.IO_ERROR: _CHANGING,
-    Fault.NO_DESCRIPTORS: frozenset({"read", "write"}),
-    Fault.NO_PERMISSION: _CHANGING,
+    Fault.IO_ERROR: _ASKING,
+    Fault.NO_DESCRIPTORS: frozenset({"find", "read", "write"}),
+    Fault.NO_PERMISSION: _ASKING,
 }
 _REFUSALS = frozenset({Fault.NO_SPACE, Fault.IO_ERROR, Fault.NO_DESCRIPTORS, Fault.NO_PERMISSION})
 _LATELY = 64
@@ -128,6 +137,21 @@ class FaultyTier:
                 is_held or key in self._deleted for key, is_held in zip(keys, held, strict=True)
             ]
         return held
+
+    def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
+        """As the inner tier's, which has to be shared; a stale listing adds what was deleted."""
+        faults = self._suffer("find")
+        if faults & _REFUSALS:
+            return [Outcome.FAILED] * len(chain)
+        assert isinstance(self._inner, SharedTier)
+        tried = chain[: len(chain) // 2] if Fault.PARTIAL in faults else chain
+        outcomes = self._inner.find(tried)
+        if Fault.STALE_LISTING in faults:
+            outcomes = [
+                Outcome.DONE if key in self._deleted else outcome
+                for key, outcome in zip(tried, outcomes, strict=True)
+            ]
+        return outcomes + [Outcome.FAILED] * (len(chain) - len(tried))
 
     def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
         """As the inner tier's; bytes that are not those written are CORRUPT and dropped."""

@@ -24,13 +24,26 @@ class _Held(NamedTuple):
 
 
 class MemoryTier:
-    """A `Tier`. Safe from any thread: one lock, held for the copies too. Nothing persists."""
+    """A `Tier` and `SharedTier`. Safe from any thread: one lock, held for the copies too.
+
+    Nothing persists.
+    """
 
     def __init__(
-        self, capacity_blocks: int = 1 << 30, *, name: str = "memory", io_threads: int = 4
+        self,
+        capacity_blocks: int = 1 << 30,
+        *,
+        name: str = "memory",
+        io_threads: int = 4,
+        shared: bool = False,
     ) -> None:
+        """`shared`: it is one of the places that others write to, too (see Capabilities)."""
         self.capabilities = Capabilities(
-            name=name, capacity_blocks=capacity_blocks, persistent=False, io_threads=io_threads
+            name=name,
+            capacity_blocks=capacity_blocks,
+            persistent=False,
+            io_threads=io_threads,
+            shared=shared,
         )
         self._lock = threading.Lock()
         self._held: dict[BlockKey, _Held] = {}
@@ -45,6 +58,10 @@ class MemoryTier:
         """Same order as `keys`."""
         with self._lock:
             return [key in self._held for key in keys]
+
+    def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
+        """DONE or MISSING."""
+        return [Outcome.DONE if held else Outcome.MISSING for held in self.contains(chain)]
 
     def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
         """DONE or MISSING; FAILED once closed."""

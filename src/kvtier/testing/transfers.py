@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtier.clock import Clock, seeded
-from kvtier.tiers.base import Outcome, Tier
+from kvtier.tiers.base import Outcome, SharedTier, Tier
+from kvtier.transfer.breaker import State
 from kvtier.transfer.job import Completion, Direction, Transfer
 
 
@@ -69,12 +70,14 @@ class InlineTransfers:
         if self._is_closed or (is_write and blocks[transfer.direction] + count > self.queue_blocks):
             return False
         blocks[transfer.direction] += count
-        for start in range(0, count, self._part_blocks):
+        # A chain is found as a whole.
+        step = max(1, count) if transfer.direction is Direction.FIND else self._part_blocks
+        for start in range(0, count, step):
             begin_s = self._clock.now_s() + self._rng.uniform(0.0, self._delay_s)
             end_s = begin_s + self._rng.uniform(0.0, self._delay_s)
             if self._stall_every and not self._rng.randrange(self._stall_every):
                 end_s += self._stall_s
-            stop = min(start + self._part_blocks, count)
+            stop = min(start + step, count)
             self._parts.append(_Part(transfer, start, stop, begin_s, end_s))
         return True
 
@@ -91,6 +94,10 @@ class InlineTransfers:
     def queued_blocks(self, tier: int, direction: Direction) -> int:
         """As the contract."""
         return self._blocks[tier - 1][direction]
+
+    def breaker(self, tier: int, direction: Direction) -> State:
+        """Always closed: every fault reaches the cache."""
+        return State.CLOSED
 
     def drain(self, deadline_s: float) -> bool:
         """Let everything happen now, whatever `deadline_s` is; what ended can be polled."""
@@ -129,6 +136,9 @@ class InlineTransfers:
     def _perform(self, part: _Part) -> list[Outcome]:
         transfer, chosen = part.transfer, slice(part.start, part.stop)
         tier = self._tiers[transfer.tier - 1]
+        if transfer.direction is Direction.FIND:
+            assert isinstance(tier, SharedTier)
+            return tier.find(transfer.keys[chosen])
         if transfer.direction is Direction.READ:
             return tier.read_into(transfer.moves[chosen])
         if transfer.direction is Direction.DELETE:

@@ -48,6 +48,12 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks survive the process."""
     io_threads: int
     """Threads that can usefully call the tier at once."""
+    batch_blocks: int = 1
+    """Blocks that are best written in one call: what the tier packs together."""
+    shared: bool = False
+    """Others write to it and clean it, too: it is a `SharedTier`. What this process knows of
+    it is a part of what it holds, `capacity_blocks` bounds that part, and forgetting a block
+    does not delete it."""
 
 
 class Stored(NamedTuple):
@@ -103,4 +109,17 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Flush what is cheap to flush, release threads, descriptors and locks. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SharedTier(Tier, Protocol):
+    """A tier that other processes and hosts write to and clean at the same time."""
+
+    def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
+        """Ask the storage which blocks of one prefix chain, given from its first block, it holds.
+
+        DONE, MISSING, or FAILED where it did not answer. Costs I/O for what this process has
+        neither written nor seen. What was DONE may be gone when it is read.
+        """
         ...

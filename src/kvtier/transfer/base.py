@@ -6,6 +6,7 @@ Why it exists: the cache must not know whether threads move its blocks on real t
 
 from typing import Protocol
 
+from kvtier.transfer.breaker import State
 from kvtier.transfer.job import Completion, Direction, Transfer
 
 
@@ -35,6 +36,10 @@ class Transfers(Protocol):
 
     def queued_blocks(self, tier: int, direction: Direction) -> int:
         """Blocks waiting or moving to or from lower tier `tier`."""
+        ...
+
+    def breaker(self, tier: int, direction: Direction) -> State:
+        """Whether calls to lower tier `tier` pass now."""
         ...
 
     def drain(self, deadline_s: float) -> bool:

@@ -1,38 +1,31 @@
 """Moves batches between RAM and the lower tiers on threads, so that no caller ever waits.
 
-Queues, priorities, cancellation and back-pressure live here, once, for every tier.
-
 Invariants:
 * every block of an accepted transfer appears in exactly one completion, also when a tier
   raises, also at close (those in a call that never returns excepted: its thread is a daemon);
-* the queue of writes is bounded in blocks; reads are never refused.
+* the queue of writes is bounded in blocks; reads are refused by an open breaker only.
 """
 
-import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from kvtier.clock import perf_s
-from kvtier.tiers.base import Outcome, Tier
+from kvtier.tiers.base import Tier
+from kvtier.transfer.breaker import State
 from kvtier.transfer.job import Completion, Direction, Transfer
-
-_log = logging.getLogger(__name__)
+from kvtier.transfer.lane import Lane
 
 _PART_BYTES = 8 * 1024 * 1024
 """A part is about this large: small enough to spread over threads and to be ready early,
 large enough that the hand-over between threads costs nothing."""
-
-_PRIORITY = {Direction.READ: 0, Direction.DELETE: 1, Direction.WRITE: 2}
-
-Part = tuple[Transfer, int, int]
 
 
 class TransferEngine:
     """One queue and a few threads for each tier: `transfer.base.Transfers` on real time.
 
     `submit`, `poll`, `cancel` and `queued_blocks` never block; `drain` and `close` do.
-    `on_thread_start` runs first in every thread (the engine's affinity, a test's seed).
+    `on_thread_start` runs first in every thread (the engine's affinity, a test's seed). A call
+    that takes longer than `hang_s` opens its tier's breaker.
     """
 
     def __init__(
@@ -41,23 +34,30 @@ class TransferEngine:
         slot_bytes: int,
         queue_blocks: int,
         on_thread_start: Callable[[], None] | None = None,
+        hang_s: float = 5.0,
     ) -> None:
         self.queue_blocks = queue_blocks
         """Blocks that may wait for or be in writes to one tier."""
         self._completions: deque[Completion] = deque()
-        self._part_blocks = max(1, _PART_BYTES // slot_bytes)
+        part_blocks = max(1, _PART_BYTES // slot_bytes)
         start = on_thread_start or (lambda: None)
-        self._lanes = [_Lane(tier, queue_blocks, self._completions, start) for tier in tiers]
+        self._lanes = [
+            Lane(tier, queue_blocks, part_blocks, self._completions, start, hang_s)
+            for tier in tiers
+        ]
 
     def submit(self, transfer: Transfer) -> bool:
         """Queue a transfer for tier number `transfer.tier` (1 is the first lower tier).
 
-        False, and nothing happens, where a write finds its queue full or the engine closed.
+        False, and nothing happens, where a write finds its queue full, a breaker is open, or the
+        engine closed.
         """
-        return self._lanes[transfer.tier - 1].submit(transfer, self._part_blocks)
+        return self._lanes[transfer.tier - 1].submit(transfer)
 
     def poll(self) -> list[Completion]:
         """What has completed since the last call, in order of completion."""
+        for lane in self._lanes:
+            lane.watch()
         done: list[Completion] = []
         while self._completions:
             done.append(self._completions.popleft())
@@ -70,6 +70,10 @@ class TransferEngine:
     def queued_blocks(self, tier: int, direction: Direction) -> int:
         """Blocks waiting or moving."""
         return self._lanes[tier - 1].blocks[direction]
+
+    def breaker(self, tier: int, direction: Direction) -> State:
+        """Whether calls to lower tier `tier` pass now."""
+        return self._lanes[tier - 1].breaker(direction)
 
     def is_idle(self) -> bool:
         """True if nothing is queued, moving, or completed and not yet polled."""
@@ -93,116 +97,3 @@ class TransferEngine:
             lane.shut()
         ended = [lane.join(end_s) for lane in self._lanes]
         return all(ended)
-
-
-class _Lane:
-    """The queue and threads of one tier."""
-
-    def __init__(
-        self,
-        tier: Tier,
-        queue_blocks: int,
-        completions: deque[Completion],
-        on_thread_start: Callable[[], None],
-    ) -> None:
-        self._tier = tier
-        self._queue_blocks = queue_blocks
-        self._completions = completions
-        self._on_thread_start = on_thread_start
-        self._queues: tuple[deque[Part], ...] = (deque(), deque(), deque())
-        self._wake = threading.Condition()
-        self._closed = False
-        self.blocks = dict.fromkeys(Direction, 0)
-        name = tier.capabilities.name
-        self._threads = [
-            threading.Thread(target=self._run, name=f"kvtier-{name}-{number}", daemon=True)
-            for number in range(tier.capabilities.io_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, transfer: Transfer, part_blocks: int) -> bool:
-        count = len(transfer.keys)
-        direction = transfer.direction
-        with self._wake:
-            if self._closed:
-                return False
-            full = self.blocks[direction] + count > self._queue_blocks
-            if direction is Direction.WRITE and full:
-                return False
-            self.blocks[direction] += count
-            queue = self._queues[_PRIORITY[direction]]
-            # A delete moves no bytes: one call.
-            step = max(1, count) if direction is Direction.DELETE else part_blocks
-            for start in range(0, count, step):
-                queue.append((transfer, start, min(start + step, count)))
-            self._wake.notify_all()
-        return True
-
-    def wait_idle(self, end_s: float) -> bool:
-        with self._wake:
-            return self._wake.wait_for(
-                lambda: not any(self.blocks.values()), max(0.0, end_s - perf_s())
-            )
-
-    def shut(self) -> None:
-        with self._wake:
-            self._closed = True
-            # Here, and not in the threads: they may all hang in the tier.
-            for queue in self._queues:
-                while queue:
-                    transfer, start, stop = queue.popleft()
-                    self._completions.append(Completion(transfer, start, stop, None, 0.0))
-                    self.blocks[transfer.direction] -= stop - start
-            self._wake.notify_all()
-
-    def join(self, end_s: float) -> bool:
-        for thread in self._threads:
-            thread.join(max(0.0, end_s - perf_s()))
-        return not any(thread.is_alive() for thread in self._threads)
-
-    def _run(self) -> None:
-        try:
-            self._on_thread_start()
-        except Exception:
-            # A thread with the wrong affinity is slow, a tier without threads is dead.
-            _log.exception("a transfer thread could not be set up")
-        while (part := self._next()) is not None:
-            transfer, start, stop = part
-            outcomes: list[Outcome] | None = None
-            began_s = perf_s()
-            if not transfer.cancelled:
-                outcomes = self._perform(transfer, start, stop)
-            seconds = perf_s() - began_s
-            self._completions.append(Completion(transfer, start, stop, outcomes, seconds))
-            with self._wake:
-                self.blocks[transfer.direction] -= stop - start
-                if not any(self.blocks.values()):
-                    self._wake.notify_all()
-
-    def _next(self) -> Part | None:
-        with self._wake:
-            while True:
-                for queue in self._queues:
-                    if queue:
-                        return queue.popleft()
-                if self._closed:
-                    return None
-                self._wake.wait()
-
-    def _perform(self, transfer: Transfer, start: int, stop: int) -> list[Outcome]:
-        tier = self._tier
-        try:
-            if transfer.direction is Direction.READ:
-                outcomes = tier.read_into(transfer.moves[start:stop])
-            elif transfer.direction is Direction.DELETE:
-                outcomes = tier.delete(transfer.keys[start:stop])
-            else:
-                outcomes = tier.write_from(transfer.moves[start:stop], transfer.parents[start:stop])
-            if len(outcomes) == stop - start:
-                return outcomes
-            _log.error("tier %s gave a wrong number of outcomes", tier.capabilities.name)
-        except Exception:
-            # A tier promises not to raise; a bug in one must not end the thread.
-            _log.exception("tier %s failed in a transfer", tier.capabilities.name)
-        return [Outcome.FAILED] * (stop - start)

@@ -9,8 +9,10 @@ from kvtier.tiers.base import Move, Outcome
 
 
 class Direction(enum.Enum):
-    """What a transfer does to the tier. Reads go before deletes, deletes before writes."""
+    """What a transfer does to the tier. In this order they go first."""
 
+    FIND = "find"
+    """Ask which blocks it holds: only of a tier that others write to."""
     READ = "read"
     DELETE = "delete"
     WRITE = "write"
@@ -21,7 +23,7 @@ class Transfer:
     """A batch for one tier.
 
     `rows` are the caller's own labels, one per block, given back on completion. `moves` is
-    empty for a delete, `parents` for all but a write.
+    empty where no bytes move, `parents` for all but a write.
     """
 
     tier: int

@@ -7,11 +7,11 @@ import pytest
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import VirtualClock
 from kvtier.tiers.base import Move, Outcome
-from kvtier.tiers.disk.faults import FaultLog
 from kvtier.tiers.disk.folder import Folder
 from kvtier.tiers.disk.payload import Payload
 from kvtier.tiers.disk.slab import Slab
 from kvtier.tiers.disk.slots import SlotMap
+from kvtier.tiers.faults import FaultLog
 from tests.tiers.disk.slabs import LAYOUT, SLOT_BYTES, blank, content, key, plain_folder
 
 

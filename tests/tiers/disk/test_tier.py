@@ -19,8 +19,8 @@ from kvtier.clock import VirtualClock
 from kvtier.testing.tiers import TierContract
 from kvtier.tiers.base import Move, Outcome, Tier
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.disk.faults import QUIET_S
 from kvtier.tiers.disk.space import capacity_for
+from kvtier.tiers.faults import QUIET_S
 from tests.tiers.disk.slabs import (
     LAYOUT,
     SLOT_BYTES,

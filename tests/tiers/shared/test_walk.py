@@ -8,7 +8,7 @@ import pytest
 from kvtier.clock import VirtualClock
 from kvtier.tiers.shared.names import is_legal_part
 from kvtier.tiers.shared.opening import Root
-from kvtier.tiers.shared.walk import RESUMABLE_S, Walks, folders, stat_of, walk
+from kvtier.tiers.shared.walk import RESUMABLE_S, Walks, folders, occupied, stat_of, walk
 from tests.tiers.shared.broken import BrokenStoreFiles
 
 
@@ -110,3 +110,24 @@ def test_walks_are_kept_for_a_moment() -> None:
     walks.keep("a", "x", first)
     walks.forget()
     assert walks.take("a", "x") is None
+
+
+def test_occupied_tells_what_a_file_takes_up(tmp_path: Path) -> None:
+    """Holes cost nothing, the last read counts, and no file hides behind its name."""
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a" / "holes").open("wb") as file:
+        file.truncate(1 << 30)
+    (tmp_path / "a" / "full").write_bytes(os.urandom(64 << 10))
+    os.sync()
+    for name in ("a/.tmp-host-1", "with space"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "a" / "full", (3000, 2000))
+    os.utime(tmp_path / "a" / "holes", (1000, 2000))
+    found = {entry.name: entry for entry in occupied(BrokenStoreFiles(), root_of(tmp_path), "", "")}
+    assert sorted(found) == ["a/.tmp-host-1", "a/full", "a/holes", "with space"]
+    assert found["a/holes"].physical_bytes < 1 << 20
+    assert 64 << 10 <= found["a/full"].physical_bytes < 1 << 20
+    assert found["a/full"][2:] == (2000, 3000)
+    assert found["a/holes"][2:] == (2000, 2000), "never read since it was written"
+    behind = [entry.name for entry in occupied(BrokenStoreFiles(), root_of(tmp_path), "", "a/full")]
+    assert behind == ["a/holes", "with space"]

@@ -40,10 +40,14 @@ class RequestChains:
         self._read(context, tokens)
         return [self._parent(key, context, tokens) for key in keys]
 
+    def chains(self, context: ReqContext, tokens: dict[int, int]) -> list[list[BlockKey]]:
+        """The keys of every group of the request, from its first block on, in prefix order."""
+        self._read(context, tokens)
+        return [[key for _, key in sorted(group.items())] for group in self._aligned.values()]
+
     def chain(self, context: ReqContext, tokens: dict[int, int]) -> list[BlockKey]:
         """All keys of the request, group after group, each in prefix order."""
-        self._read(context, tokens)
-        return [key for group in self._aligned.values() for _, key in sorted(group.items())]
+        return [key for chain in self.chains(context, tokens) for key in chain]
 
     def _parent(
         self, key: OffloadKey, context: ReqContext, tokens: dict[int, int]

@@ -41,15 +41,21 @@ from kvtier.connectors.vllm.guard import guarded, nothing
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.connectors.vllm.stats import Reporter
-from kvtier.index.local import RAM, Presence
+from kvtier.index.local import RAM, UNKNOWN_PARENT, Presence
 
 _RESULTS = {
     Presence.READY: LookupResult.HIT,
     Presence.PENDING: LookupResult.HIT_PENDING,
     Presence.BELOW: LookupResult.HIT_PENDING,
+    Presence.UNKNOWN: LookupResult.RETRY,
     Presence.ABSENT: LookupResult.MISS,
 }
 _SOURCES = {"ram": CacheHitSource.HOST, "disk": CacheHitSource.DISK}
+_LOCALITIES = {
+    "disk": Locality.LOCAL,
+    "shared": Locality.REMOTE,
+    "objectstore": Locality.REMOTE,
+}
 
 _FLUSH_STEPS = 4
 """Scheduler steps after a reset by which the workers have waited for every older job: the
@@ -60,8 +66,11 @@ flush reaches them with the next step, and one more step may be under way at eit
 class _Ask:
     """What one request looked up in this step, in order."""
 
+    context: ReqContext
     keys: list[BlockKey] = field(default_factory=list)
     is_below: bool = False
+    unknown: list[BlockKey] = field(default_factory=list)
+    """Those that only a shared tier could hold, which has not been asked yet."""
 
 
 def _miss(_: "KVTierManager") -> LookupResult:
@@ -119,7 +128,7 @@ class KVTierManager(OffloadingManager):
 
     @guarded(_miss)
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        """HIT, HIT_PENDING while bytes are coming, MISS. ~1 us."""
+        """HIT, HIT_PENDING while bytes are coming, RETRY while others are asked, MISS. ~1 us."""
         if not self._is_stepped:
             self._is_stepped = True
             self._cache.step(self._clock.now_s())
@@ -130,10 +139,12 @@ class KVTierManager(OffloadingManager):
             return LookupResult.MISS
         ask = self._asks.get(request)
         if ask is None:
-            ask = self._asks[request] = _Ask()
-        ask.keys.append(block)
-        if found is not Presence.READY:
-            ask.is_below = True
+            ask = self._asks[request] = _Ask(req_context)
+        if found is Presence.UNKNOWN:
+            ask.unknown.append(block)
+        else:
+            ask.keys.append(block)
+            ask.is_below |= found is not Presence.READY
         return _RESULTS[found]
 
     @guarded(lambda _: CacheHitSource.EXTERNAL_UNSPECIFIED)
@@ -210,6 +221,8 @@ class KVTierManager(OffloadingManager):
             self._asks.pop(request, None)
             self._cache.forget(request)
         for request, ask in self._asks.items():
+            if ask.unknown:
+                self._ask_others(request, ask)
             if ask.is_below:
                 self._cache.promote(request, ask.keys)
         self._asks.clear()
@@ -273,13 +286,24 @@ class KVTierManager(OffloadingManager):
             slice_bytes=self._slice_bytes,
         )
 
+    def _ask_others(self, request: str, ask: _Ask) -> None:
+        """Find out what shared tiers hold of the prefix that a request asked for."""
+        left = set(ask.unknown)
+        for chain in RequestChains.of(ask.context).chains(ask.context, self._tokens):
+            if not left.isdisjoint(chain):
+                left.difference_update(chain)
+                self._cache.ask(request, chain)
+        for key in left:
+            # The tail of a prefix that ends within a block: in no chain.
+            self._cache.ask(request, [key], UNKNOWN_PARENT)
+
     def _event(self, event: BlockEvent) -> OffloadingEvent:
         is_ram = event.tier == self._cache.tier_names[RAM]
         return OffloadingEvent(
             keys=[OffloadKey(key) for key in event.keys],
             medium=Medium.CPU if is_ram else Medium.STORAGE,
             removed=event.change is Change.REMOVED,
-            locality=None if is_ram else Locality.LOCAL,
+            locality=_LOCALITIES.get(event.tier),
             ownership=None if is_ram else event.tier,
             removal_expected=not is_ram and event.change is Change.STORED,
         )

@@ -19,10 +19,14 @@ from vllm.v1.kv_offload.base import (
 from kvtier import metrics
 from kvtier.cache.core import TieredCache
 from kvtier.metrics import Kind, Metric
+from kvtier.transfer.breaker import State
 from kvtier.transfer.job import Direction
 
 _INTERVAL_S = 0.1
+_BREAKERS = {"read": Direction.READ, "write": Direction.WRITE}
+_STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 _DIRECTIONS = {
+    Direction.FIND: "find",
     Direction.READ: "promote",
     Direction.WRITE: "demote",
     Direction.DELETE: "delete",
@@ -118,4 +122,7 @@ class Reporter:
                 waiting = cache.queued_blocks(tier, direction)
                 labels = (cache.tier_names[tier], label)
                 rows.append((metrics.TRANSFER_QUEUE_BLOCKS, labels, waiting))
+            for calls, direction in _BREAKERS.items():
+                state = _STATES[cache.breaker(tier, direction)]
+                rows.append((metrics.BREAKER_STATE, (cache.tier_names[tier], calls), state))
         return rows

@@ -11,11 +11,11 @@ from kvtier.blocks.checksum import Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.tiers.base import Buffer, Move, Outcome
-from kvtier.tiers.disk.faults import FaultLog
 from kvtier.tiers.disk.log import Put
 from kvtier.tiers.disk.runs import Place, runs
 from kvtier.tiers.disk.slab import Slab
 from kvtier.tiers.disk.slots import SlotMap
+from kvtier.tiers.faults import FaultLog
 
 _RUN_BYTES = 2 << 20
 """One system call moves about this much: enough for the disk, and still in the processor's cache

@@ -20,13 +20,13 @@ from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage
-from kvtier.tiers.disk.faults import DiskCounters, FaultLog
 from kvtier.tiers.disk.files import FileIO, OsFiles
 from kvtier.tiers.disk.journal import CHUNK_FRAMES
 from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
 from kvtier.tiers.disk.opening import Direct, OnMismatch, Wanted, open_slab
 from kvtier.tiers.disk.payload import Payload
 from kvtier.tiers.disk.runs import Place
+from kvtier.tiers.faults import FaultLog, TierIO
 
 
 class _Batch(NamedTuple):
@@ -64,9 +64,9 @@ class DiskTier:
         self._folder, self._slab, self._slots, self._journal = opened
         self._block_bytes = layout.block_bytes
         self._slot_bytes = layout.slot_bytes
-        self._faults = FaultLog(str(folder), clock or MonotonicClock())
+        self._faults = FaultLog(f"disk tier {folder}", clock or MonotonicClock())
         self._payload = Payload(self._slab, self._slots, layout, self._faults)
-        self._counters = DiskCounters()
+        self._counters = TierIO()
         self._commit = threading.Lock()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -85,7 +85,7 @@ class DiskTier:
         return self._capabilities
 
     @property
-    def counters(self) -> DiskCounters:
+    def counters(self) -> TierIO:
         """A copy of what was counted since the tier was opened."""
         with self._lock:
             return msgspec.structs.replace(self._counters, faults=self._faults.count)

@@ -37,7 +37,7 @@ from kvtier.tiers.shared.names import (
 from kvtier.tiers.shared.opening import Direct, Root, discard, open_root
 from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
 from kvtier.tiers.shared.temporary import TRIES, Durability, TemporaryFiles
-from kvtier.tiers.shared.walk import Walks, folders, stat_of, walk
+from kvtier.tiers.shared.walk import Occupied, Walks, folders, occupied, stat_of, walk
 
 _IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
 """What opening a link, a socket or a device answers."""
@@ -201,6 +201,14 @@ class PosixStore:
         If its writer lives, its `publish` raises OSError and leaves nothing.
         """
         return self._remove(check_temporary(name))
+
+    def occupied(self, folder: str = "", after: str = "") -> Iterator[Occupied]:
+        """Every file below `folder` behind `after`, in name order, and what it takes up.
+
+        For a sweep: also temporary files, and those of names that no store can have.
+        """
+        check_folder(folder)
+        return occupied(self._files, self._use(), folder, after)
 
     def folders(self, folder: str = "") -> Iterator[str]:
         """Folders below `folder`, each after those in it; for a sweep."""

@@ -8,6 +8,7 @@ stays is in it exactly once. Links and everything that is neither file nor folde
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from kvtier.clock import Clock
 from kvtier.tiers.shared.files import Entry, StoreFiles, is_regular
@@ -18,6 +19,8 @@ from kvtier.tiers.shared.store import Listed, Stat
 RESUMABLE_S = 5.0
 """A listing continued sooner goes on where it stood; later, its folders are read anew."""
 _KEPT = 8
+_BLOCK_BYTES = 512
+"""What `st_blocks` counts, whatever the file system's blocks are."""
 
 
 def stat_of(result: os.stat_result) -> Stat:
@@ -32,6 +35,17 @@ def stat_of(result: os.stat_result) -> Stat:
     return Stat(result.st_size, version, result.st_mtime)
 
 
+class Occupied(NamedTuple):
+    """A file and what it takes up, which a `Stat` cannot say: it changes while the file stays."""
+
+    name: str
+    physical_bytes: int
+    """Of the device, as `du` counts: less than the length where there are holes."""
+    modified_s: float
+    accessed_s: float
+    """As far as the mount keeps it up; at least `modified_s`."""
+
+
 def walk(
     files: StoreFiles, root: Root, folder: str, after: str, wanted: Callable[[str], bool]
 ) -> Iterator[Listed]:
@@ -39,19 +53,33 @@ def walk(
 
     Raises OSError where the file system refuses; a file or folder that vanishes is left out.
     """
+    for name, result in _walk(files, root, folder, after, wanted):
+        yield Listed(name, stat_of(result))
+
+
+def occupied(files: StoreFiles, root: Root, folder: str, after: str) -> Iterator[Occupied]:
+    """As `walk`, all files: also temporary ones, and those of names that no store can have."""
+    for name, result in _walk(files, root, folder, after, lambda _part: True):
+        accessed_s = max(result.st_mtime, result.st_atime)
+        yield Occupied(name, result.st_blocks * _BLOCK_BYTES, result.st_mtime, accessed_s)
+
+
+def _walk(
+    files: StoreFiles, root: Root, folder: str, after: str, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, os.stat_result]]:
     for entry in _sorted(files, root, folder):
         name = join(folder, entry.name)
         if entry.is_folder:
             below = name + "/"
             if below > after or after.startswith(below):
-                yield from walk(files, root, name, after, wanted)
+                yield from _walk(files, root, name, after, wanted)
         elif name > after and wanted(entry.name):
             try:
                 result = files.stat(name, root.fd)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if is_regular(result):
-                yield Listed(name, stat_of(result))
+                yield name, result
 
 
 def folders(files: StoreFiles, root: Root, folder: str) -> Iterator[str]:

@@ -6,12 +6,12 @@ import logging
 import pytest
 
 from kvtier.clock import VirtualClock
-from kvtier.tiers.disk.faults import QUIET_S, FaultLog
+from kvtier.tiers.faults import QUIET_S, FaultLog
 
 
 def test_one_line_a_kind_until_it_goes_away(caplog: pytest.LogCaptureFixture) -> None:
     clock = VirtualClock()
-    faults = FaultLog("/slab", clock)
+    faults = FaultLog("disk tier /slab", clock)
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             faults.report("read", OSError(errno.EIO, "bad sector"))
@@ -37,7 +37,7 @@ def test_one_line_a_kind_until_it_goes_away(caplog: pytest.LogCaptureFixture) ->
 
 def test_one_bad_sector_among_good_ones_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     clock = VirtualClock()
-    faults = FaultLog("/slab", clock)
+    faults = FaultLog("disk tier /slab", clock)
     with caplog.at_level(logging.WARNING):
         for _ in range(50):
             faults.report("read", OSError(errno.EIO, "bad sector"))

@@ -1,6 +1,6 @@
 """Counting faults and telling of each kind once.
 
-A broken disk fails thousands of times a second. Each kind (operation and errno) is logged
+A broken device fails thousands of times a second. Each kind (operation and errno) is logged
 when it appears and again when the operation has worked for a while without it; between the two
 only counters move. The while keeps one bad sector among good ones from filling the log.
 """
@@ -19,8 +19,8 @@ QUIET_S = 30.0
 """A fault is over when the operation works and there was none for this long."""
 
 
-class DiskCounters(msgspec.Struct, kw_only=True):
-    """What a disk tier has done since it was opened."""
+class TierIO(msgspec.Struct, kw_only=True):
+    """What a tier has done since it was opened."""
 
     bytes_read: int = 0
     """Payload of blocks that were read and verified."""
@@ -54,10 +54,10 @@ class FaultLog:
             first = kinds[kind] == 1
         if first:
             logger.warning(
-                "disk tier %s: %s failed (%s); blocks are missed until it works again",
+                "%s: %s failed (%s); blocks are missed until it works again",
                 self._where,
                 operation,
-                error,
+                str(error),  # a log record that is kept must not keep what the call held
             )
 
     def works(self, operation: str) -> None:
@@ -68,4 +68,4 @@ class FaultLog:
             kinds = self._active.pop(operation, {})
         if kinds:
             told = ", ".join(f"{kind} {times} times" for kind, times in kinds.items())
-            logger.warning("disk tier %s: %s works again after %s", self._where, operation, told)
+            logger.warning("%s: %s works again after %s", self._where, operation, told)

@@ -1,0 +1,7 @@
+"""Shared storage: verified segments of several blocks that any engine on any host may read."""
+
+from kvtier.tiers.shared.folder import FolderTier
+
+PLUGIN = FolderTier
+
+__all__ = ["PLUGIN", "FolderTier"]

@@ -1,0 +1,214 @@
+"""The shared tier: the contract of `tiers/base.py` on segments in a store that many use.
+
+Order of events, which every guarantee rests on. Write: checksums, then the whole file under a
+name of its own, then the exclusive rename. Read: the header, verified; then bytes; then their
+checksums; then DONE. Nobody deletes here but to move away what is broken: bounding and cleaning
+belong to the evictor.
+
+Invariants: no bytes are DONE that do not match a checksum of a verified header; what another
+host does at the same time costs a miss and never a wrong byte; no method raises for a fault.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from kvtier.blocks.checksum import Checksum, Xxh3
+from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.blocks.layout import BlockLayout
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage, Stored
+from kvtier.tiers.faults import FaultLog
+from kvtier.tiers.shared.accesses import Accesses
+from kvtier.tiers.shared.format import parse_segment_name, segment_name
+from kvtier.tiers.shared.headers import Headers
+from kvtier.tiers.shared.known import Known, Place
+from kvtier.tiers.shared.manifest import ensure
+from kvtier.tiers.shared.reading import Reader
+from kvtier.tiers.shared.store import Store
+from kvtier.tiers.shared.writing import Writer
+
+KNOWN_BLOCKS = 1 << 18
+_SCAN_FILES = 200
+
+
+class StoreTier:
+    """A `SharedTier` over any `Store`. Every method blocks and is safe from any thread.
+
+    `segment_blocks` consecutive blocks lie in one file at most. `is_prefix` says that every
+    block but the first of a prefix has its predecessor in the store as well: then nobody looks
+    behind the first one that is missing. Raises InvalidSettings and OSError where the key space
+    cannot be opened.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        layout: BlockLayout,
+        space: KeySpace,
+        *,
+        segment_blocks: int,
+        io_threads: int,
+        is_prefix: bool = True,
+        checksum: Checksum | None = None,
+        known_blocks: int = KNOWN_BLOCKS,
+        clock: Clock | None = None,
+    ) -> None:
+        clock = clock or MonotonicClock()
+        checksum = checksum or Xxh3()
+        folder = ensure(store, space, checksum)
+        self._store = store
+        self._folder = folder
+        self._slot_bytes = layout.slot_bytes
+        self._is_prefix = is_prefix
+        self._faults = FaultLog(f"{name} tier {folder}", clock)
+        self._known = Known(known_blocks)
+        digest = bytes.fromhex(space.digest)
+        self._headers = Headers(store, folder, checksum, digest, layout.block_bytes)
+        self._reader = Reader(store, self._headers, self._known, self._faults)
+        self._writer = Writer(store, self._headers, self._known, self._faults, segment_blocks)
+        self._accesses = Accesses(store, folder, clock)
+        self._pages: dict[int, str] = {}
+        self._closed = False
+        self._capabilities = Capabilities(
+            name=name,
+            capacity_blocks=known_blocks,
+            persistent=True,
+            io_threads=io_threads,
+            batch_blocks=segment_blocks,
+            shared=True,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See Tier."""
+        return self._capabilities
+
+    def contains(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """Whether this process knows of a segment with the block. No I/O."""
+        return [key in self._known for key in keys]
+
+    def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
+        """See SharedTier. Costs the reading of one header a segment that is not known yet."""
+        outcomes = [Outcome.MISSING] * len(chain)
+        i = 0
+        while i < len(chain) and not self._closed:
+            try:
+                place = self._locate(chain[i])
+            except OSError as error:
+                self._faults.report("find", error)
+                outcomes[i:] = [Outcome.FAILED] * (len(chain) - i)
+                break
+            if place is None:
+                if self._is_prefix:
+                    break
+                i += 1
+                continue
+            for key in place.segment.keys[place.number :]:
+                if i == len(chain) or chain[i] != key:
+                    break
+                outcomes[i] = Outcome.DONE
+                i += 1
+        else:
+            self._faults.works("find")
+        return outcomes
+
+    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+        """See Tier. Neighbours within a segment are read in one call; each is verified."""
+        outcomes = [Outcome.MISSING] * len(moves)
+        wanted: list[tuple[Place, int]] = []
+        for i, (key, buffer) in enumerate(moves):
+            if self._closed or buffer.nbytes != self._slot_bytes:
+                outcomes[i] = Outcome.FAILED
+                continue
+            try:
+                place = self._locate(key)
+            except OSError as error:
+                self._faults.report("read", error)
+                outcomes[i] = Outcome.FAILED
+                continue
+            if place is not None:
+                wanted.append((place, i))
+        self._reader.read(wanted, moves, outcomes)
+        self._note(place for place, i in wanted if outcomes[i] is Outcome.DONE)
+        return outcomes
+
+    def write_from(
+        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+    ) -> list[Outcome]:
+        """See Tier. Consecutive blocks of a chain are packed into one file."""
+        outcomes = [Outcome.FAILED] * len(moves)
+        if not self._closed and all(move.buffer.nbytes == self._slot_bytes for move in moves):
+            self._writer.write(moves, parents, outcomes)
+        return outcomes
+
+    def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
+        """See Tier. What lies in the same file as a block goes with it."""
+        return [self._delete(key) for key in keys]
+
+    def scan(self, cursor: int | None = None) -> ScanPage:
+        """See Tier. All that the store holds, in the order of names: reads every header."""
+        blocks: list[Stored] = []
+        after = self._pages.pop(cursor, "") if cursor else ""
+        if self._closed:
+            return ScanPage([], None)
+        try:
+            page = self._store.list(f"{self._folder}/blocks", after, _SCAN_FILES)
+            for entry in page.entries:
+                first = parse_segment_name(entry.name.removeprefix(f"{self._folder}/"))
+                segment = self._headers.load(first) if first is not None else None
+                if segment is not None:
+                    parents = [segment.parent, *segment.keys[:-1]]
+                    blocks += map(Stored, segment.keys, parents)
+        except OSError as error:
+            self._faults.report("scan", error)
+            return ScanPage(blocks, None)
+        if page.after is None:
+            return ScanPage(blocks, None)
+        number = (cursor or 0) + 1
+        self._pages[number] = page.after
+        return ScanPage(blocks, number)
+
+    def close(self) -> None:
+        """See Tier. Tells the evictor what was read since it was last told."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._accesses.flush()
+        except OSError as error:
+            self._faults.report("access log", error)
+        self._store.close()
+
+    def _locate(self, key: BlockKey) -> Place | None:
+        """The block, where it is known to be or in a segment that begins with it."""
+        place = self._known.place(key)
+        if place is not None:
+            return place
+        segment = self._headers.load(key)
+        if segment is None:
+            return None
+        self._known.add(segment)
+        return Place(segment, 0)
+
+    def _note(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self._accesses.note(segment_name(place.segment.keys[0]))
+        try:
+            self._accesses.flush_if_due()
+        except OSError as error:
+            self._faults.report("access log", error)
+
+    def _delete(self, key: BlockKey) -> Outcome:
+        if self._closed:
+            return Outcome.FAILED
+        try:
+            place = self._locate(key)
+            if place is None:
+                return Outcome.MISSING
+            first = place.segment.keys[0]
+            self._known.forget(first)
+            removed = self._store.remove(self._headers.name(first))
+        except OSError as error:
+            self._faults.report("delete", error)
+            return Outcome.FAILED
+        return Outcome.DONE if removed else Outcome.MISSING

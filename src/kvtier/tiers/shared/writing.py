@@ -1,0 +1,108 @@
+"""Blocks into segments: cut a batch into runs of one chain, and publish each as a file.
+
+Two writers of one chain may cut it differently. The first to publish under a name wins; the
+other reads the winner's header, and goes on behind the blocks that the winner has.
+
+Invariant: an outcome is DONE only for a block that lies in a segment which was published whole.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kvtier.blocks.key import BlockKey
+from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.faults import FaultLog
+from kvtier.tiers.shared.format import encode
+from kvtier.tiers.shared.headers import Headers, aligned_buffer
+from kvtier.tiers.shared.known import Known
+from kvtier.tiers.shared.store import Store
+
+_GROUP_BYTES = 4
+"""The last bytes of a key name its KV-cache group; a chain is of one group."""
+
+
+class Writer:
+    """Writes whole batches. Safe from any thread; raises nothing for a fault."""
+
+    def __init__(
+        self, store: Store, headers: Headers, known: Known, faults: FaultLog, segment_blocks: int
+    ) -> None:
+        self._store = store
+        self._headers = headers
+        self._known = known
+        self._faults = faults
+        self._segment_blocks = segment_blocks
+
+    def write(
+        self, moves: Sequence[Move], parents: Sequence[BlockKey | None], outcomes: list[Outcome]
+    ) -> None:
+        """Publish what the store lacks of the batch, and say what became of each block."""
+        for run in _runs(moves, parents):
+            try:
+                self._write_run(run, moves, parents, outcomes)
+                self._faults.works("write")
+            except OSError as error:
+                self._faults.report("write", error)
+
+    def _write_run(
+        self,
+        run: Sequence[int],
+        moves: Sequence[Move],
+        parents: Sequence[BlockKey | None],
+        outcomes: list[Outcome],
+    ) -> None:
+        left = list(run)
+        while left:
+            if moves[left[0]].key in self._known:
+                outcomes[left.pop(0)] = Outcome.DONE
+                continue
+            if not self._publish(left, moves, parents) and not self._meet_winner(left, moves):
+                return  # what has the name is broken, and stays: FAILED
+
+    def _publish(
+        self, run: Sequence[int], moves: Sequence[Move], parents: Sequence[BlockKey | None]
+    ) -> bool:
+        headers = self._headers
+        run = run[: self._segment_blocks]
+        keys = [moves[i].key for i in run]
+        buffers = [moves[i].buffer for i in run]
+        block_bytes = headers.block_bytes
+        checksums = [
+            headers.checksum.block(key, buffer[:block_bytes])
+            for key, buffer in zip(keys, buffers, strict=True)
+        ]
+        segment = headers.segment(keys, checksums, parents[run[0]])
+        header = aligned_buffer(segment.header_bytes)
+        header[:] = np.frombuffer(encode(segment, headers.checksum), np.uint8)
+        if self._store.publish(headers.name(keys[0]), [header, *buffers]):
+            self._known.add(segment)
+            return True
+        return False
+
+    def _meet_winner(self, run: Sequence[int], moves: Sequence[Move]) -> bool:
+        """Learn what lies under the name we wanted. False if it is there and yet is not read."""
+        first = moves[run[0]].key
+        winner = self._headers.load(first)
+        if winner is not None:
+            self._known.add(winner)
+            return True
+        # It was broken and is out of the way now, or gone: the name is free again.
+        return self._store.stat(self._headers.name(first)) is None
+
+
+def _runs(moves: Sequence[Move], parents: Sequence[BlockKey | None]) -> Iterator[list[int]]:
+    """Positions of consecutive blocks of one chain."""
+    run: list[int] = []
+    seen: set[BlockKey] = set()
+    for i, (move, parent) in enumerate(zip(moves, parents, strict=True)):
+        if run:
+            last = moves[run[-1]].key
+            follows = parent == last and move.key[-_GROUP_BYTES:] == last[-_GROUP_BYTES:]
+            if not follows or move.key in seen:
+                yield run
+                run, seen = [], set()
+        run.append(i)
+        seen.add(move.key)
+    if run:
+        yield run

@@ -1,0 +1,102 @@
+"""Two engines and one folder: what one computed the other loads, and nothing ever mixes.
+
+That a hit is one is read from the engine (tokens not computed) and from kvtier's counters.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import Start
+from tests.engine.engine import Answer, Engine
+
+BLOCK = 128
+SIZE = 1_700
+WHOLE = (SIZE - 1) // BLOCK * BLOCK
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mount") / "kv"
+
+
+@pytest.fixture(scope="module")
+def settings(folder: Path) -> dict[str, Any]:
+    return {"ram": "512MiB", "shared": {"path": str(folder), "recheck": "50ms"}}
+
+
+@pytest.fixture(scope="module")
+def prompts(corpus: list[int]) -> list[list[int]]:
+    return [corpus[place : place + SIZE] for place in (1_000, 6_000, 11_000)]
+
+
+@pytest.fixture(scope="module")
+def first(start: Start, smollm2: Path, settings: dict[str, Any]) -> Iterator[Engine]:
+    with start(smollm2, settings) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def second(start: Start, smollm2: Path, settings: dict[str, Any]) -> Iterator[Engine]:
+    with start(smollm2, settings) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def computed(first: Engine, prompts: list[list[int]]) -> list[Answer]:
+    """By the first engine, of the first two prompts; all of it is in the folder."""
+    answers = [first.ask(ids) for ids in prompts[:2]]
+    first.call("settle")
+    assert [answer.cached for answer in answers] == [0, 0]
+    return answers
+
+
+def test_the_second_engine_hits_at_its_first_request(
+    computed: list[Answer], second: Engine, prompts: list[list[int]]
+) -> None:
+    answer = second.ask(prompts[0])
+    assert (answer.tokens, answer.cached) == (computed[0].tokens, WHOLE)
+    counted = second.counters()
+    assert counted["shared"]["hit_blocks"] == WHOLE // BLOCK
+    assert counted["shared"]["corrupt_blocks"] == 0
+    second.call("settle")
+    second.call("check")
+
+
+def test_a_prompt_that_parts_is_loaded_as_far_as_it_is_the_same(
+    computed: list[Answer], second: Engine, prompts: list[list[int]]
+) -> None:
+    parted = prompts[1][: 5 * BLOCK] + prompts[2][:600]
+    answer = second.ask(parted)
+    assert answer.cached == 5 * BLOCK
+    assert answer.tokens == second.ask(parted, salt="reference").tokens
+
+
+def test_what_the_second_computes_the_first_finds_soon(
+    computed: list[Answer], first: Engine, second: Engine, prompts: list[list[int]]
+) -> None:
+    assert first.ask(prompts[2][: 3 * BLOCK]).cached == 0, "and so it is known to be absent"
+    written = second.ask(prompts[2])
+    second.call("settle")
+    again = first.ask(prompts[2])
+    assert again.tokens == written.tokens
+    assert again.cached == WHOLE
+
+
+def test_another_precision_finds_nothing(
+    computed: list[Answer],
+    second: Engine,
+    start: Start,
+    smollm2: Path,
+    settings: dict[str, Any],
+    folder: Path,
+    prompts: list[list[int]],
+) -> None:
+    second.close()
+    with start(smollm2, settings, dtype="bfloat16") as other:
+        assert other.ask(prompts[0]).cached == 0
+        other.call("settle")
+        assert other.counters()["shared"]["written_blocks"] > 0
+    assert len(list(folder.glob("*/manifest.json"))) == 2

@@ -1,0 +1,14 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiers.shared.segments import Tiers
+
+
+@pytest.fixture
+def tiers(tmp_path: Path) -> Iterator[Tiers]:
+    """Engines that share a folder."""
+    tiers = Tiers(tmp_path)
+    yield tiers
+    tiers.close()

@@ -1,0 +1,35 @@
+"""Payloads are verified, and a file that was replaced is no damage."""
+
+from kvtier.testing.tiers import key
+from tests.tiers.shared.segments import (
+    CORRUPT,
+    DONE,
+    MISSING,
+    SLOT_BYTES,
+    Tiers,
+    flip,
+    keys,
+    read,
+    write,
+)
+
+
+def test_one_block_of_a_file_is_damaged(tiers: Tiers) -> None:
+    tier = tiers.open()
+    write(tier, keys(4))
+    flip(tiers.file_of(key(0)), 4096 + 2 * SLOT_BYTES)
+    assert read(tier, keys(4)) == [DONE, DONE, CORRUPT, DONE]
+    assert len(tiers.quarantined()) == 1
+    assert read(tier, keys(4)) == [MISSING] * 4
+
+
+def test_a_file_that_was_replaced_is_a_miss_and_no_damage(tiers: Tiers) -> None:
+    tier, other = tiers.open(), tiers.open()
+    chain = [key(0), *keys(3, 100)]
+    write(tier, keys(4))
+    tiers.file_of(key(0)).unlink()
+    assert write(other, chain) == [DONE] * 4
+    assert read(tier, [key(0), key(1), key(2)])[1:] == [MISSING] * 2
+    assert tiers.quarantined() == []
+    assert tier.find(chain) == [DONE] * 4
+    assert read(tier, chain) == [DONE] * 4

@@ -1,0 +1,58 @@
+"""The shared tier over any store."""
+
+import pytest
+
+from kvtier.testing.memory_store import MemoryStore
+from kvtier.testing.tiers import key
+from kvtier.tiers.base import Outcome
+from kvtier.tiers.shared.tier import StoreTier
+from tests.tiers.shared.segments import DONE, LAYOUT, MISSING, SPACE, Tiers, keys, read, write
+
+
+class Refusing(MemoryStore):
+    """A store that is not reachable while `error` is set."""
+
+    error: OSError | None = None
+
+    def publish(self, name, parts):
+        self._check()
+        return super().publish(name, parts)
+
+    def read(self, name, offset, buffers):
+        self._check()
+        return super().read(name, offset, buffers)
+
+    def put(self, name, data):
+        self._check()
+        return super().put(name, data)
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_store_that_refuses_is_told_once_and_forgiven(caplog: pytest.LogCaptureFixture) -> None:
+    store = Refusing()
+    tier = StoreTier("shared", store, LAYOUT, SPACE, segment_blocks=2, io_threads=1)
+    write(tier, keys(4))
+    store.error = OSError(5, "Input/output error")
+    for _ in range(3):
+        assert read(tier, keys(4)) == [Outcome.FAILED] * 4
+        assert write(tier, keys(2, 50)) == [Outcome.FAILED] * 2
+        assert tier.find(keys(4, 70)) == [Outcome.FAILED] * 4
+    assert len(caplog.messages) == 3, "one line for each kind of call"
+    store.error = None
+    assert read(tier, keys(4)) == [DONE] * 4
+    assert tier.find(keys(6)) == [DONE] * 4 + [MISSING] * 2
+
+
+def test_without_chains_every_block_is_looked_for(tiers: Tiers) -> None:
+    tier = tiers.open(1, is_prefix=False)
+    write(tier, [key(3)], parent=key(2))
+    assert tiers.open(1, is_prefix=False).find(keys(5)) == [
+        MISSING,
+        MISSING,
+        MISSING,
+        DONE,
+        MISSING,
+    ]
