@@ -207,10 +207,10 @@ class _OldRequest(BaseHTTPRequestHandler):
 
     def _refuses(self) -> bool:
         self.server.seen[self.command] += 1
-        if self.server.failures:
-            self._answer(*self.server.failures.pop(0))
-            return True
-        return False
+        failure = self.server.failures.pop(0) if self.server.failures else None
+        if failure is not None:
+            self._answer(*failure)
+        return failure is not None
 
     def _answer(self, status: int, body: bytes = b"") -> None:
         self.send_response(status)
@@ -232,8 +232,8 @@ class OldServer(ThreadingHTTPServer):
         self.conditions = conditions
         self.objects: dict[str, bytes] = {}
         self.seen: Counter[str] = Counter()
-        self.failures: list[tuple[int, bytes]] = []
-        """Answers, first to last, to give in place of the right ones."""
+        self.failures: list[tuple[int, bytes] | None] = []
+        """Answers, first to last, to give in place of the right ones; None: the right one."""
 
     @property
     def endpoint(self) -> str:

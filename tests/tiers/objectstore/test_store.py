@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from obstore.store import S3Store
 
+from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
 from kvtier.testing.store_suite import blank, content
 from kvtier.testing.stores import StoreContract
@@ -146,6 +147,22 @@ def test_a_busy_server_is_asked_again(owner: None, monkeypatch: pytest.MonkeyPat
         store.close()
 
 
+def test_put_of_what_another_removes_at_once(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OldServer("ignored").running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        store = ObjectStore(f"s3://{BUCKET}")
+        gone = (404, b"")
+        server.failures = [None, gone]
+        first = store.put("file", b"bytes")
+        assert (first.size, first.modified_s) == (5, 0.0)
+        assert first.version
+        told = store.put("file", b"bytes")
+        assert told.modified_s > 1e9
+        server.failures = [None, gone]
+        assert store.put("other", b"bytes").modified_s == told.modified_s
+        store.close()
+
+
 @pytest.mark.parametrize(
     ("status", "code", "number"),
     [
@@ -201,6 +218,26 @@ def test_a_server_that_hangs_is_a_time_out(url: str, s3: Weed) -> None:
     read = store.read("a/file", 0, [buffer])
     assert read is None or np.array_equal(buffer, part), "gone by the move, or whole"
     store.close()
+
+
+class Leaping(VirtualClock):
+    """Three seconds pass at every look."""
+
+    def now_s(self) -> float:
+        self.advance(3.0)
+        return super().now_s()
+
+
+def test_a_listing_without_end_is_a_time_out(url: str, store: ObjectStore) -> None:
+    """Each answer comes in time, but there are too many of them."""
+    for number in range(3):
+        store.put(f"{number}/file", b"x")
+    hasty = ObjectStore(url, deadline_s=10.0, clock=Leaping())
+    assert len(hasty.list("").entries) == 3, "one answer in three seconds"
+    hasty.check()
+    with pytest.raises(TimeoutError, match="took too long"):
+        hasty.list("")
+    hasty.close()
 
 
 def test_a_closed_store_is_an_error(store: ObjectStore) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from kvtier.clock import MonotonicClock
+from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.objectstore.client import connect
@@ -57,12 +57,21 @@ class ObjectStore:
     `modified_s` are whole seconds, because that is all that every answer carries.
     """
 
-    def __init__(self, url: str, *, connect_s: float = 2.0, deadline_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_s: float = 2.0,
+        deadline_s: float = 10.0,
+        clock: Clock | None = None,
+    ) -> None:
         self._location = parse_url(url)
         self._request_s = deadline_s / _REQUESTS
         self._client: Client | None = connect(self._location, connect_s, self._request_s)
-        self._clock = MonotonicClock()
+        self._clock = clock or MonotonicClock()
         self._manners = Manners()
+        self._newest_s = 0.0
+        """The newest time that the server has told: a lower bound of its clock."""
 
     def check(self) -> None:
         """Prove at start that the bucket is there and lets us list and write, and learn its ways.
@@ -97,14 +106,17 @@ class ObjectStore:
         return True
 
     def put(self, name: str, data: bytes) -> Stat:
-        """A PUT, and a HEAD for the store's own time."""
+        """A PUT, and a HEAD for the store's own time.
+
+        Where another removes the file before the HEAD, the time is the newest that this object
+        has heard of its server, 0 if none.
+        """
         client = self._open()
         with translated(f"put {check_name(name)}"):
             made = client.put(name, data, mode="overwrite", use_multipart=False)
-            seen = client.head(name)
-        stat = stat_of(seen)
+        found = self.stat(name) or Stat(len(data), "", self._newest_s)
         # Another may have put the same name in between: the version is that of our bytes.
-        return Stat(len(data), version_of(made["e_tag"]) or stat.version, stat.modified_s)
+        return Stat(len(data), version_of(made["e_tag"]) or found.version, found.modified_s)
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
         """One ranged GET, and one copy from the client's memory into the buffers."""
@@ -117,7 +129,7 @@ class ObjectStore:
         try:
             with translated(f"read {name}"):
                 result = client.get(name, options={"range": (offset, offset + wanted)})
-                stat = stat_of(result.meta)
+                stat = self._heard(stat_of(result.meta))
                 body = np.frombuffer(memoryview(result.buffer()), dtype=np.uint8)
         except FileNotFoundError:
             return None
@@ -132,7 +144,7 @@ class ObjectStore:
         client = self._open()
         try:
             with translated(f"stat {check_name(name)}"):
-                return stat_of(client.head(name))
+                return self._heard(stat_of(client.head(name)))
         except FileNotFoundError:
             return None
 
@@ -209,6 +221,10 @@ class ObjectStore:
         filled = [part.data for part in parts if part.nbytes]
         with translated(f"publish {name}"):
             client.put(name, filled or b"", mode=mode, use_multipart=False)
+
+    def _heard(self, stat: Stat) -> Stat:
+        self._newest_s = max(self._newest_s, stat.modified_s)
+        return stat
 
     def _read_behind(self, name: str, offset: int) -> Read | None:
         """What there is to read where the server says that there is nothing."""
