@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "config": "Show the settings in force, or a file with every option.",
     "inspect": "Show what a shared folder holds.",
     "fsck": "Verify a shared folder, and put it in order.",
+    "evict": "Keep a shared folder within its bounds.",
     "bench": "Measure hot paths, the engine, or run the demo.",
 }
 """Name of the module in `kvtier.cli` that defines a command of that name, and what it does."""

@@ -1,0 +1,179 @@
+"""How much has to go, and from where: arithmetic on what the shards say of themselves.
+
+Why: no evictor sees the whole store. Each publishes, for its shards, how many bytes and inodes
+lie there and a short list of steps from cold to hot; from all of these lists every evictor
+computes the same cut and frees its own part. So the coldest blocks of the whole store leave
+first, without a master. Nothing here touches a store.
+
+Invariants: what is hotter than `newest_s` is never counted on; no shard is asked for more than
+its steps hold; a bound that is not exceeded asks for nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from kvtier.evictor.table import Table
+
+STEPS: Final = 128
+
+
+class Amount(NamedTuple):
+    """Bytes and inodes, to hold or to free."""
+
+    size_bytes: int = 0
+    inodes: int = 0
+
+    def plus(self, other: "Amount") -> "Amount":
+        """Of both."""
+        return Amount(self.size_bytes + other.size_bytes, self.inodes + other.inodes)
+
+    def minus(self, other: "Amount") -> "Amount":
+        """What is left; never less than nothing."""
+        return Amount(
+            max(0, self.size_bytes - other.size_bytes), max(0, self.inodes - other.inodes)
+        )
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    """A run of blocks in the order of their last use."""
+
+    recent_s: float
+    """Of the hottest of them."""
+    size_bytes: int
+    files: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What lies in one shard of one tree."""
+
+    size_bytes: int = 0
+    inodes: int = 0
+    files: int = 0
+    """Blocks among the inodes."""
+    steps: list[Step] = []
+
+    @property
+    def amount(self) -> Amount:
+        """Bytes and inodes."""
+        return Amount(self.size_bytes, self.inodes)
+
+
+class Mark(NamedTuple):
+    """A pair of watermarks: above `high`, free down to `low`. None: no bound."""
+
+    high: int | None = None
+    low: int | None = None
+
+    def excess(self, used: int) -> int:
+        """How much has to go."""
+        if self.high is None or self.low is None or used <= self.high:
+            return 0
+        return used - self.low
+
+
+class Marks(NamedTuple):
+    """The bounds of a store, of a tree, or of a file system."""
+
+    size_bytes: Mark = Mark()
+    inodes: Mark = Mark()
+
+    def excess(self, used: Amount) -> Amount:
+        """How much has to go."""
+        return Amount(self.size_bytes.excess(used.size_bytes), self.inodes.excess(used.inodes))
+
+
+Place = tuple[str, str]
+"""Shard and tree."""
+
+
+def steps_of(table: Table, gone: npt.NDArray[np.bool_]) -> list[Step]:
+    """At most STEPS runs of about equally many blocks that are not `gone`, cold to hot."""
+    recent, sizes = table.recency()[~gone], table.physical()[~gone]
+    order = np.argsort(recent, kind="stable")
+    parts = np.array_split(order, min(STEPS, len(order))) if len(order) else []
+    return [_step(recent, sizes, part) for part in parts]
+
+
+def plan(
+    usages: Mapping[Place, Usage],
+    marks: Marks,
+    quotas: Mapping[str, Marks],
+    newest_s: float,
+    used: Amount | None = None,
+) -> dict[Place, Amount]:
+    """What each shard of each tree has to free so that every bound is kept.
+
+    First the trees with a quota of their own, then the store as a whole; what the quotas free
+    counts for the whole. `used`: what is held against `marks` where it is not the sum of the
+    usages, as with percentages of a file system. O(steps).
+    """
+    freed: dict[Place, Amount] = {}
+    for tree, own in quotas.items():
+        places = {place: usage for place, usage in usages.items() if place[1] == tree}
+        excess = own.excess(_total(places.values()))
+        _merge(freed, divide(excess, places, newest_s))
+    total = _total(usages.values()) if used is None else used
+    promised = Amount()
+    for amount in freed.values():
+        promised = promised.plus(amount)
+    excess = marks.excess(total).minus(promised)
+    if excess == Amount():
+        return freed
+    left = {place: _behind(usage, freed.get(place, Amount())) for place, usage in usages.items()}
+    _merge(freed, divide(excess, left, newest_s))
+    return freed
+
+
+def divide(excess: Amount, usages: Mapping[Place, Usage], newest_s: float) -> dict[Place, Amount]:
+    """Cut `excess` from the coldest steps of all places together."""
+    shares: dict[Place, Amount] = {}
+    steps = sorted(
+        (step.recent_s, place, step)
+        for place, usage in usages.items()
+        for step in usage.steps
+        if step.recent_s <= newest_s
+    )
+    left = excess
+    for _, place, step in steps:
+        if left == Amount():
+            break
+        whole = Amount(step.size_bytes, step.files)
+        outlasts = step.size_bytes <= left.size_bytes or step.files <= left.inodes
+        share = whole if outlasts else Amount(left.size_bytes, left.inodes)
+        shares[place] = shares.get(place, Amount()).plus(share)
+        left = left.minus(whole)
+    return shares
+
+
+def _step(
+    recent: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64], rows: npt.NDArray[np.intp]
+) -> Step:
+    return Step(float(recent[rows[-1]]), int(sizes[rows].sum()), len(rows))
+
+
+def _total(usages: Iterable[Usage]) -> Amount:
+    total = Amount()
+    for usage in usages:
+        total = total.plus(usage.amount)
+    return total
+
+
+def _merge(into: dict[Place, Amount], more: Mapping[Place, Amount]) -> None:
+    for place, amount in more.items():
+        into[place] = into.get(place, Amount()).plus(amount)
+
+
+def _behind(usage: Usage, freed: Amount) -> Usage:
+    """What is left of the steps once `freed` is taken from the cold end."""
+    steps = []
+    for step in usage.steps:
+        gone = step.size_bytes <= freed.size_bytes or step.files <= freed.inodes
+        if not gone:
+            left = Amount(step.size_bytes, step.files).minus(freed)
+            steps.append(Step(step.recent_s, left.size_bytes, left.inodes))
+        freed = freed.minus(Amount(step.size_bytes, step.files))
+    return Usage(usage.size_bytes, usage.inodes, usage.files, steps)

@@ -1,0 +1,220 @@
+"""One evictor: pass after pass, it scans its shards, agrees on a cut, and frees its part.
+
+A pass: take a fair share of the leases; fold journals and sweep what lies outside of shards
+(who holds `rest`); scan own shards; rank them by what readers told; publish how full they are;
+compute from everybody's figures what has to go from where; free it here; publish again.
+
+Invariants: nothing in a shard is removed without its lease; a shard whose lease is lost is left
+at once; an evictor that dies at any point leaves nothing that another cannot go on from. The
+order of the coldest over all shards is as good as the steps that they publish.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.errors import Fenced, InvalidSettings
+from kvtier.evictor.broken import refusal
+from kvtier.evictor.budget import Amount, Place, Usage, plan
+from kvtier.evictor.filesystem import FileSystem
+from kvtier.evictor.journals import fold, read_journals
+from kvtier.evictor.layouts import LEASES, Tree, recognise
+from kvtier.evictor.leases import ALL, REST, Leases
+from kvtier.evictor.listing import tops
+from kvtier.evictor.options import Options
+from kvtier.evictor.records import Record, put_record, read_usages
+from kvtier.evictor.report import Report
+from kvtier.evictor.scan import Scan, scan_shard
+from kvtier.evictor.shrink import Shrinking
+from kvtier.evictor.sweep import sweep_folders, sweep_rest
+from kvtier.evictor.unleased import Unleased
+from kvtier.evictor.work import Observer, Silent, Work
+from kvtier.tiers.shared.store import Store
+
+_log = logging.getLogger(__name__)
+
+_NEVER: Final = -float("inf")
+
+
+class Evictor:
+    """One thread. `close` gives the leases back; who does not close is taken over later."""
+
+    def __init__(
+        self,
+        store: Store,
+        options: Options,
+        *,
+        clock: Clock | None = None,
+        filesystem: Callable[[], FileSystem] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """`filesystem` tells how full it is; needed where `options.of_filesystem` is set."""
+        self._store = store
+        self._options = options
+        self._clock = clock or MonotonicClock()
+        self._filesystem = filesystem
+        self._observer = observer or Silent()
+        self._leases: Leases | Unleased
+        if options.dry_run:
+            self._leases = Unleased(store)
+        else:
+            self._leases = Leases(store, self._clock, options.lease_s)
+        self._swept_s = _NEVER
+        self._rest = Record({})
+
+    @property
+    def owned(self) -> list[str]:
+        """Shards that this evictor works on now."""
+        return self._leases.owned
+
+    def check(self) -> None:
+        """Raises InvalidSettings where a tree is of a format that this program does not know."""
+        trees, refused = self._trees()
+        for reason in refused.values():
+            raise InvalidSettings(
+                f"PATH: {reason}; run the evictor of that version, or move the folder away"
+            )
+        for folder in set(self._options.quotas) - {tree.name for tree in trees}:
+            _log.warning("--quota: there is no folder %s in the store yet", folder)
+
+    def run_once(self) -> Report:
+        """One pass. Raises OSError where the store does not answer at all."""
+        began_s = self._clock.now_s()
+        owned = self._leases.balance()
+        now_s = self._leases.now_s()
+        work = Work(
+            self._store, self._options, self._clock, self._leases.keep, now_s, self._observer
+        )
+        report = work.report
+        report.shards_owned = len(owned)
+        report.shards_of_others = len(ALL) - len(owned)
+        trees, report.refused_trees = self._trees()
+        for tree in trees:
+            report.tree(tree.name, is_foreign=tree.is_foreign)
+        swept_s = self._swept_s
+        if REST in owned:
+            self._guarded(work, REST, lambda: self._look_after_rest(work, trees))
+        shards = [shard for shard in owned if shard != REST]
+        parts = self._scan(work, shards, trees)
+        records = {shard: self._publish(work, shard, own) for shard, own in parts.items()}
+        if self._rest.usages:
+            records[REST] = self._rest
+        usages = read_usages(self._store, records)
+        self._free(work, parts, usages)
+        if swept_s != self._swept_s:  # last, for folders that were emptied just now
+            self._guarded(work, REST, lambda: sweep_folders(work, trees))
+        report.fenced = self._leases.fenced
+        report.seconds = self._clock.now_s() - began_s
+        return report
+
+    def wait(self, interval_s: float) -> None:
+        """Sleep between two passes, and keep the leases meanwhile."""
+        until_s = self._clock.now_s() + interval_s
+        while (left_s := until_s - self._clock.now_s()) > 0:
+            self._clock.sleep(min(left_s, self._options.lease_s / 4))
+            try:
+                self._leases.renew()
+            except OSError as error:
+                _log.warning("the heartbeat failed: %s", error)
+
+    def close(self) -> None:
+        """Let others take over at once. Raises OSError where the store refuses."""
+        self._leases.release()
+
+    def _trees(self) -> tuple[list[Tree], dict[str, str]]:
+        """The trees of the store, and those that must not be touched, with the reason."""
+        found = [recognise(top) for top in tops(self._store) if top != LEASES]
+        trees = [tree for tree in found if tree is not None]
+        reasons = {tree.name: refusal(self._store, tree) for tree in trees}
+        refused = {name: reason for name, reason in reasons.items() if reason is not None}
+        return [tree for tree in trees if tree.name not in refused], refused
+
+    def _look_after_rest(self, work: Work, trees: list[Tree]) -> None:
+        for tree in trees:
+            journals = read_journals(self._store, tree)
+            if journals.names and not self._options.dry_run:
+                fold(self._store, tree, journals, work.now_s, lambda: work.keep(REST))
+        if self._clock.now_s() - self._swept_s < self._options.sweep_s:
+            return
+        sizes = sweep_rest(work, trees, set(work.report.refused_trees))
+        self._swept_s = self._clock.now_s()
+        usages = {tree: Usage(amount.size_bytes, amount.inodes) for tree, amount in sizes.items()}
+        self._rest = Record(usages)
+        if not self._options.dry_run:
+            put_record(self._store, REST, self._rest)
+
+    def _scan(
+        self, work: Work, shards: list[str], trees: list[Tree]
+    ) -> dict[str, dict[str, Shrinking]]:
+        """Own shards, scanned, with what readers told, and without what is too old."""
+        parts: dict[str, dict[str, Shrinking]] = {}
+
+        def scan(shard: str) -> None:
+            found: Scan = scan_shard(work, shard, trees)
+            own: dict[str, Shrinking] = {}
+            for tree in trees:
+                other = found.other.get(tree.name, Amount())
+                part = Shrinking(work, shard, tree, found.tables[tree.name], other)
+                part.recall()
+                own[tree.name] = part
+            parts[shard] = own
+            for part in own.values():
+                part.expire()
+
+        for shard in shards:
+            self._guarded(work, shard, lambda shard=shard: scan(shard))  # type: ignore[misc]
+        return parts
+
+    def _publish(self, work: Work, shard: str, own: Mapping[str, Shrinking]) -> Record:
+        record = Record({tree: part.usage for tree, part in own.items()})
+        if not self._options.dry_run:
+            self._guarded(work, shard, lambda: put_record(self._store, shard, record))
+        return record
+
+    def _free(
+        self,
+        work: Work,
+        parts: Mapping[str, Mapping[str, Shrinking]],
+        usages: Mapping[Place, Usage],
+    ) -> None:
+        """Our part of what has to go."""
+        report = work.report
+        used = Amount()
+        for (_, tree), usage in usages.items():
+            used = used.plus(usage.amount)
+            if tree in report.trees:
+                report.trees[tree].files += usage.files
+                report.trees[tree].size_bytes += usage.size_bytes
+        held = used
+        if self._options.of_filesystem and self._filesystem is not None:
+            held = Amount(self._filesystem().used_bytes, used.inodes)
+        report.used_bytes, report.used_inodes = held
+        before = Amount(report.freed_bytes, report.freed_files)
+        shares = plan(usages, self._options.marks, self._options.quotas, work.newest_s, held)
+        for (shard, tree), amount in shares.items():
+            own = parts.get(shard, {})
+            if tree in own:
+                reason = "quota" if tree in self._options.quotas else "bound"
+                self._guarded(
+                    work,
+                    shard,
+                    lambda part=own[tree], amount=amount, reason=reason: part.free(amount, reason),  # type: ignore[misc]
+                )
+        for shard in {shard for shard, _ in shares} & set(parts):
+            self._publish(work, shard, parts[shard])
+        freed = Amount(report.freed_bytes, report.freed_files).minus(before)
+        left = held.minus(freed)
+        report.left_bytes, report.left_inodes = left
+        short = self._options.marks.excess(left)
+        report.short_bytes, report.short_inodes = short
+
+    def _guarded(self, work: Work, shard: str, step: Callable[[], object]) -> None:
+        """Do something in a shard; who loses its lease, or is refused, goes on elsewhere."""
+        try:
+            work.keep(shard)
+            step()
+        except Fenced as error:
+            _log.warning("%s", error)
+        except OSError as error:
+            work.refused(f"shard {shard}", error)

@@ -1,0 +1,105 @@
+"""What readers told of their reads: journals, and the summaries that they are folded into.
+
+Why: recency is real only if readers tell it. Each journal is as old as its file, by the store's
+clock; one evictor at a time (who holds the lease `rest`) folds journals into the summaries and
+removes them, so recency outlives every evictor. Everybody else reads both.
+
+Invariants: journals are read before the summary, so that a journal folded in between is in one
+or the other; a journal is removed only after every summary that it changes has been put; only
+names that can be segments' are believed.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from kvtier.evictor.layouts import Tree, key_of, shard_of
+from kvtier.evictor.listing import files
+from kvtier.evictor.reading import read_small
+from kvtier.evictor.summary import COUNT_MAX, ENTRIES_MAX, decode, encode, summary_name
+from kvtier.evictor.table import Use
+from kvtier.tiers.shared.store import Store
+
+_log = logging.getLogger(__name__)
+
+KEPT_S: Final = 30 * 24 * 3600.0
+"""A block that nobody read for so long is as old as its file again."""
+_JOURNAL_BYTES_MAX: Final = 32 << 20
+_SUMMARY_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
+
+Uses = dict[bytes, Use]
+
+
+class Journals(NamedTuple):
+    """Of one tree: the files, and what they say by shard."""
+
+    names: list[str]
+    uses: Mapping[str, Uses]
+
+
+def read_journals(store: Store, tree: Tree) -> Journals:
+    """Everything that is not folded yet. One listing and two calls a journal; OSError."""
+    names: list[str] = []
+    uses: dict[str, Uses] = {}
+    if tree.is_foreign:
+        return Journals(names, uses)
+    for found in files(store, f"{tree.name}/access"):
+        if not found.name.endswith(".log"):
+            continue
+        read = read_small(store, found.name, _JOURNAL_BYTES_MAX)
+        if read is None:
+            continue  # folded by another evictor, removed by its writer, or no journal
+        raw, stat = read
+        names.append(found.name)
+        for line in raw.decode("ascii", "replace").splitlines():
+            key = key_of(line)
+            if key is not None:
+                _add(uses.setdefault(shard_of(key), {}), key, Use(stat.modified_s, 1))
+    return Journals(names, uses)
+
+
+def read_summary(store: Store, tree: Tree, shard: str) -> Uses:
+    """Of a shard; empty where there is none, or a damaged one. Raises OSError."""
+    if tree.is_foreign:
+        return {}
+    name = summary_name(tree.name, shard)
+    read = read_small(store, name, _SUMMARY_BYTES_MAX)
+    if read is None:
+        return {}
+    uses = decode(read[0])
+    if uses is None:
+        _log.warning("%s is damaged: the reads it told of are forgotten", name)
+    return uses or {}
+
+
+def recall(store: Store, tree: Tree, shard: str, journals: Journals) -> Uses:
+    """All that is known of a shard's reads. `journals` were read before this call."""
+    uses = read_summary(store, tree, shard)
+    for key, use in journals.uses.get(shard, {}).items():
+        _add(uses, key, use)
+    return uses
+
+
+def fold(
+    store: Store, tree: Tree, journals: Journals, now_s: float, keep: Callable[[], None]
+) -> None:
+    """Put what `journals` say into the summaries, then remove them. Raises OSError.
+
+    `keep` is called before each change, and raises where the lease is lost.
+    """
+    for shard in sorted(journals.uses):
+        uses = recall(store, tree, shard, journals)
+        keep()
+        store.put(summary_name(tree.name, shard), encode(uses, now_s - KEPT_S))
+    for name in journals.names:
+        keep()
+        store.remove(name)
+
+
+def _add(uses: Uses, key: bytes, use: Use) -> None:
+    known = uses.get(key)
+    if known is None:
+        uses[key] = use
+    else:
+        times = min(COUNT_MAX, known.times + use.times)
+        uses[key] = Use(max(known.last_s, use.last_s), times)

@@ -1,0 +1,118 @@
+"""What a name in a store stands for: kvtier's own layout, and those of others in their words.
+
+Why: an evictor deletes, so it has to know what it looks at. Two layouts are known by the names
+of their folders: kvtier's `<model>-<16 hex digits>` (docs/reference/format.md), and
+`<model>_<12 hex digits>[_r<rank>]` of vLLM's `fs` tier and llm-d's file system backend.
+
+Invariants: what is not recognised is UNKNOWN, never a block; the sixteen shards of a tree, by
+the first hex digit of the block, and what lies outside of them are the whole tree, once.
+"""
+
+import enum
+import re
+from typing import Final, NamedTuple
+
+from kvtier.tiers.shared.format import KEY_BYTES_MAX, KEY_BYTES_MIN
+from kvtier.tiers.shared.manifest import MANIFEST_NAME
+from kvtier.tiers.shared.names import is_temporary
+
+SHARDS: Final = tuple("0123456789abcdef")
+LEASES: Final = "leases"
+"""Folder of everything that evictors write for each other."""
+
+_OWN_TOP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*-[0-9a-f]{16}")
+_FOREIGN_TOP = re.compile(r"[A-Za-z0-9._-]+_[0-9a-f]{12}(_r\d+)?")
+_SEGMENT = re.compile(r"blocks/([0-9a-f]{3})/(\1[0-9a-f]*)\.kvt")
+_OWN_FILES = re.compile(r"access/[^/]+\.log|access/summary-[0-9a-f]\.bin|quarantine/[^/]+\.kvt")
+_FOREIGN_BLOCK = re.compile(r"[0-9a-f]{3}/[0-9a-f]{2}_g\d+/[0-9a-f]+\.bin")
+_FOREIGN_TEMPORARY = re.compile(r"(.+\.bin|\.o_direct_probe).*\.tmp[^/]*")
+
+
+class Kind(enum.Enum):
+    """What a file is to an evictor."""
+
+    BLOCK = "block"
+    """May be evicted: it comes back by computing it again."""
+    TEMPORARY = "temporary"
+    """On its way, or left by a dead writer."""
+    KEPT = "kept"
+    """Of the layout, and nobody's to evict: manifests, journals, quarantine."""
+    UNKNOWN = "unknown"
+
+
+class Tree(NamedTuple):
+    """A folder at the top of a store, in a layout that is known."""
+
+    name: str
+    is_foreign: bool
+
+    @property
+    def blocks(self) -> str:
+        """The folder whose names begin with the first hex digit of a block."""
+        return self.name if self.is_foreign else f"{self.name}/blocks"
+
+    def shard(self, shard: str) -> str:
+        """What the names of a shard begin with."""
+        return f"{self.blocks}/{shard}"
+
+    def kind(self, name: str) -> Kind:
+        """Of a file in this tree, by its name alone."""
+        below = name[len(self.name) + 1 :]
+        if (_FOREIGN_BLOCK.fullmatch(below)) if self.is_foreign else key_of(below):
+            return Kind.BLOCK
+        last = below.rpartition("/")[2]
+        if is_temporary(last) or (self.is_foreign and _FOREIGN_TEMPORARY.fullmatch(last)):
+            return Kind.TEMPORARY
+        kept = below == "config.json" if self.is_foreign else _is_own(below)
+        return Kind.KEPT if kept else Kind.UNKNOWN
+
+    def pack(self, name: str) -> bytes:
+        """The shortest bytes that `unpack` makes the name of a block from."""
+        below = name[len(self.name) + 1 :]
+        if self.is_foreign:
+            return below.encode("ascii")
+        return bytes.fromhex(below.rpartition("/")[2].removesuffix(".kvt"))
+
+    def unpack(self, packed: bytes) -> str:
+        """The whole name of a block."""
+        if self.is_foreign:
+            return f"{self.name}/{packed.decode('ascii')}"
+        key = packed.hex()
+        return f"{self.blocks}/{key[:3]}/{key}.kvt"
+
+
+def key_of(below: str) -> bytes | None:
+    """The key that names a segment, given its name below the tree; None for any other name."""
+    found = _SEGMENT.fullmatch(below)
+    if found is None:
+        return None
+    digits = found[2]
+    if len(digits) % 2 or not 2 * KEY_BYTES_MIN <= len(digits) <= 2 * KEY_BYTES_MAX:
+        return None
+    return bytes.fromhex(digits)
+
+
+def shard_of(key: bytes) -> str:
+    """Of a segment's key."""
+    return SHARDS[key[0] >> 4]
+
+
+def recognise(top: str) -> Tree | None:
+    """The tree that a folder at the top of a store is; None for anything else."""
+    if _OWN_TOP.fullmatch(top):
+        return Tree(top, is_foreign=False)
+    if _FOREIGN_TOP.fullmatch(top):
+        return Tree(top, is_foreign=True)
+    return None
+
+
+def kind_outside(name: str) -> Kind:
+    """Of a file that is in no tree."""
+    top, _, below = name.partition("/")
+    if is_temporary(name.rpartition("/")[2]):
+        return Kind.TEMPORARY
+    return Kind.KEPT if top == LEASES and below else Kind.UNKNOWN
+
+
+def _is_own(below: str) -> bool:
+    return below == MANIFEST_NAME or _OWN_FILES.fullmatch(below) is not None

@@ -1,0 +1,84 @@
+"""Listing a store in parts: the names that begin alike, and those outside of all such parts.
+
+Why: evictors share a store by the first digit of a block, and a part is scanned without
+touching the others. Where a store can tell what a file takes up on its device (`occupied`),
+that is used; elsewhere, as in a bucket, a file takes up its length.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol, runtime_checkable
+
+from kvtier.tiers.shared.store import Store
+from kvtier.tiers.shared.walk import Occupied
+
+_BEHIND: Final = "~"
+"""Comes after every character of a legal name."""
+_PAGE: Final = 1000
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A store that knows what files take up, and shows the names that no store can have."""
+
+    def occupied(self, folder: str = "", after: str = "") -> Iterator[Occupied]:
+        """Every file below `folder` behind `after`, in name order."""
+        ...
+
+
+def files(store: Store, folder: str = "", after: str = "") -> Iterator[Occupied]:
+    """Every file below `folder` whose name comes after `after`, in name order."""
+    if isinstance(store, Measured):
+        yield from store.occupied(folder, after)
+        return
+    page = store.list(folder, after, _PAGE)
+    while True:
+        for name, stat in page.entries:
+            yield Occupied(name, stat.size, stat.modified_s, stat.modified_s)
+        if page.after is None:
+            return
+        page = store.list(folder, page.after, _PAGE)
+
+
+def beginning(store: Store, start: str, after: str = "") -> Iterator[Occupied]:
+    """Files whose names begin with `start`, those after `after` only.
+
+    What comes before is not listed: its folders are not read.
+    """
+    before = f"{start[:-1]}{chr(ord(start[-1]) - 1)}{_BEHIND}"
+    for found in files(store, start.rpartition("/")[0], max(after, before)):
+        if found.name.startswith(start):
+            yield found
+        elif found.name > start:
+            return
+
+
+def outside(store: Store, starts: Sequence[str], folder: str = "") -> Iterator[Occupied]:
+    """Files whose names begin with none of `starts`; those parts are stepped over."""
+    skipping = tuple(starts)
+    after, last = "", None
+    while True:
+        stepped = False
+        for found in files(store, folder, after):
+            if last is not None and found.name.startswith(last):
+                continue  # a name that sorts behind `~`: no store makes those
+            if found.name.startswith(skipping):
+                last = next(start for start in skipping if found.name.startswith(start))
+                after, stepped = last + _BEHIND, True
+                break
+            yield found
+        if not stepped:
+            return
+
+
+def tops(store: Store) -> list[str]:
+    """The first parts of all names: folders at the top of a store, and files there."""
+    found: list[str] = []
+    after = ""
+    while True:
+        page = store.list("", after, 1)
+        if not page.entries:
+            return found
+        top = page.entries[0].name.partition("/")[0]
+        if not found or found[-1] != top:
+            found.append(top)
+        after = f"{top}/{_BEHIND}"

@@ -1,0 +1,86 @@
+"""An evictor's passes as Prometheus metrics, on loopback.
+
+Why: passes add up here, since a report is of one pass only. Invariant: every declared metric is
+exposed from the start, each reason with it, so that a rate has its first point.
+"""
+
+import threading
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kvtier import metrics
+from kvtier.errors import InvalidSettings
+from kvtier.evictor.report import REASONS, Report
+
+HOST = "127.0.0.1"
+
+
+class Meter(Collector):
+    """Sums of reports. `add` and scrapes may come from any threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = Report()
+        self._bytes = dict.fromkeys(REASONS, 0)
+        self._files = dict.fromkeys(REASONS, 0)
+        self._scanned = 0
+        self._broken = 0
+        self._refused = 0
+
+    def add(self, report: Report) -> None:
+        """One more pass."""
+        with self._lock:
+            self._last = report
+            for reason, freed in report.freed.items():
+                self._bytes[reason] += freed.size_bytes
+                self._files[reason] += freed.files
+            self._scanned += report.scanned_files
+            self._broken += report.broken_files
+            self._refused += report.refused_calls
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry."""
+        with self._lock:
+            last = self._last
+            gauges = {
+                metrics.EVICT_USED_BYTES: last.left_bytes,
+                metrics.EVICT_USED_INODES: last.left_inodes,
+                metrics.EVICT_SHORT_BYTES: last.short_bytes,
+                metrics.EVICT_UNKNOWN_FILES: last.unknown_files,
+                metrics.EVICT_OWNED_SHARDS: last.shards_owned,
+                metrics.EVICT_PASS_SECONDS: last.seconds,
+            }
+            counters = {
+                metrics.EVICT_SCANNED_FILES: self._scanned,
+                metrics.EVICT_BROKEN_FILES: self._broken,
+                metrics.EVICT_FENCED_SHARDS: last.fenced,
+                metrics.EVICT_REFUSED_CALLS: self._refused,
+            }
+            by_reason = {
+                metrics.EVICT_FREED_BYTES: dict(self._bytes),
+                metrics.EVICT_FREED_FILES: dict(self._files),
+            }
+        for metric, value in gauges.items():
+            yield GaugeMetricFamily(metric.name, metric.documentation, value)
+        for metric, value in counters.items():
+            yield CounterMetricFamily(metric.name, metric.documentation, value)
+        for metric, values in by_reason.items():
+            family = CounterMetricFamily(metric.name, metric.documentation, labels=metric.labels)
+            for reason, value in values.items():
+                family.add_metric([reason], value)
+            yield family
+
+
+def serve(meter: Meter, port: int) -> None:
+    """Answer scrapes from a thread that ends with the process. Raises InvalidSettings."""
+    registry = CollectorRegistry()
+    registry.register(meter)
+    try:
+        start_http_server(port, HOST, registry)
+    except OSError as error:
+        raise InvalidSettings(
+            f"--metrics-port: {port} cannot be listened on ({error.strerror}); choose another"
+        ) from error

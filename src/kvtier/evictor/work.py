@@ -1,0 +1,125 @@
+"""What the steps of one pass share: the store, the limits, the report, and the right to go on.
+
+Why: scanning, sweeping and freeing all have to keep a lease alive, keep to a rate, count what
+they do, and survive a store that refuses. Invariants: nothing is removed without the lease of
+its shard having been asked for; a dry run changes nothing; a refused call is counted and logged,
+and ends nothing but itself.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol, runtime_checkable
+
+from kvtier.clock import Clock
+from kvtier.evictor.options import Options
+from kvtier.evictor.pace import Pace
+from kvtier.evictor.report import Report
+from kvtier.tiers.shared.names import check_name, is_temporary
+from kvtier.tiers.shared.store import Store
+
+_log = logging.getLogger(__name__)
+
+_LOGGED_MAX: Final = 10
+"""Refusals logged in a pass; the rest are counted."""
+
+
+@runtime_checkable
+class HasTemporaries(Protocol):
+    """A store whose writers leave temporary files when they die."""
+
+    def remove_temporary(self, name: str) -> bool:
+        """False where it is gone."""
+        ...
+
+
+class Observer(Protocol):
+    """Told how far a pass is; called often, must be quick."""
+
+    def scanned(self, shard: str, files: int) -> None:
+        """So many more files were seen."""
+        ...
+
+    def removed(self, reason: str, size_bytes: int) -> None:
+        """A file is gone, or would be."""
+        ...
+
+
+class Silent:
+    """Nobody looks."""
+
+    def scanned(self, shard: str, files: int) -> None:
+        """See Observer."""
+
+    def removed(self, reason: str, size_bytes: int) -> None:
+        """See Observer."""
+
+
+class Work:
+    """Of one pass. One thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        options: Options,
+        clock: Clock,
+        keep: Callable[[str], None],
+        now_s: float,
+        observer: Observer,
+    ) -> None:
+        """`keep` raises Fenced where a shard is not ours; `now_s` is the store's clock."""
+        self.store = store
+        self.options = options
+        self.clock = clock
+        self.now_s = now_s
+        self.newest_s = now_s - options.grace_s
+        """What was used later stays."""
+        self.report = Report(dry_run=options.dry_run)
+        self._keep = keep
+        self._observer = observer
+        self._scans = Pace(options.files_per_second, clock)
+        self._deletes = Pace(options.deletes_per_second, clock)
+
+    def keep(self, shard: str) -> None:
+        """Raises Fenced where `shard` is another's."""
+        self._keep(shard)
+
+    def see(self, shard: str) -> None:
+        """Before a file is looked at: keeps lease and rate."""
+        self._keep(shard)
+        while not self._scans.wait():
+            self._keep(shard)
+        self.report.scanned_files += 1
+        if self.report.scanned_files % 256 == 0:
+            self._observer.scanned(shard, 256)
+
+    def remove(self, shard: str, name: str, size_bytes: int, reason: str) -> bool:
+        """Remove a file, whatever it is; False where that was refused or it was gone."""
+        self._keep(shard)
+        if not self.options.dry_run:
+            while not self._deletes.wait():
+                self._keep(shard)
+            try:
+                if not self._remove(name):
+                    return False
+            except OSError as error:
+                self.refused(f"remove {name}", error)
+                return False
+        self.report.freed[reason].add(size_bytes)
+        self._observer.removed(reason, size_bytes)
+        return True
+
+    def refused(self, what: str, error: OSError) -> None:
+        """Count a call that the store refused."""
+        self.report.refused_calls += 1
+        if self.report.refused_calls <= _LOGGED_MAX:
+            _log.warning("%s: %s", what, error)
+
+    def _remove(self, name: str) -> bool:
+        if is_temporary(name.rpartition("/")[2]) and isinstance(self.store, HasTemporaries):
+            return self.store.remove_temporary(name)
+        try:
+            check_name(name)
+        except ValueError:
+            _log.warning("%a is no name that a store can have: remove it by hand", name)
+            return False
+        return self.store.remove(name)

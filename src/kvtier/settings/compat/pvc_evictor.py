@@ -1,0 +1,89 @@
+"""The variables of llm-d's PVC evictor, read as they are.
+
+Why: its deployment becomes kvtier's by changing the image and the command. Thresholds are per
+cent of the file system there, and are here. Invariant: a variable is read, or tunes a part that
+kvtier does not have and is named in `ignored`, or is an error; none is misread silently.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Final
+
+import msgspec
+
+from kvtier.errors import InvalidSettings
+
+MOUNT: Final = "PVC_MOUNT_PATH"
+"""Where it is set, and no path is given, the others are read."""
+
+_WITHOUT_COUNTERPART: Final = (
+    "NUM_CRAWLER_PROCESSES",
+    "FILE_QUEUE_MAXSIZE",
+    "FILE_QUEUE_MIN_SIZE",
+    "DELETION_BATCH_SIZE",
+    "LOGGER_INTERVAL_SECONDS",
+    "DIR_CLEANUP_TTL_SECONDS",
+    "TOTAL_SHARDS",
+    "SHARD_INDEX",
+    "STORAGE_EVENTS_ENDPOINT",
+)
+"""Processes, queues and batches, which kvtier has none of: evictors share the work by leases.
+And events, which it does not send."""
+_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+_NUMBER = re.compile(r"\d{1,12}(\.\d{1,9})?")
+_TRUE: Final = ("true", "1", "yes")
+_FALSE: Final = ("false", "0", "no", "")
+
+
+class PvcEvictor(msgspec.Struct, frozen=True, kw_only=True):
+    """What the variables say, in kvtier's words."""
+
+    path: str
+    high: str
+    """A part of the file system: `85%`."""
+    low: str
+    grace_s: float
+    dry_run: bool
+    sweep_folders: bool
+    log_level: str
+    log_file: str | None
+    ignored: tuple[str, ...]
+    """Variables that were set and change nothing."""
+
+
+def read(env: Mapping[str, str]) -> PvcEvictor | None:
+    """None where `PVC_MOUNT_PATH` is not set. Raises InvalidSettings naming the variable."""
+    if MOUNT not in env:
+        return None
+    folder = env.get("CACHE_DIRECTORY", "kv/model-cache/models").strip("/")
+    if ".." in PurePosixPath(folder).parts:
+        raise InvalidSettings(f"CACHE_DIRECTORY: {folder!r} leads out of {MOUNT}; leave out `..`")
+    level = env.get("LOG_LEVEL", "INFO").upper()
+    if level not in _LEVELS:
+        raise InvalidSettings(f"LOG_LEVEL: {level!r}; write one of {', '.join(_LEVELS)}")
+    return PvcEvictor(
+        path=str(PurePosixPath(env[MOUNT]) / folder),
+        high=f"{_number(env, 'CLEANUP_THRESHOLD', '85')}%",
+        low=f"{_number(env, 'TARGET_THRESHOLD', '70')}%",
+        grace_s=60 * float(_number(env, "FILE_ACCESS_TIME_THRESHOLD_MINUTES", "60")),
+        dry_run=_flag(env, "DRY_RUN", "false"),
+        sweep_folders=_flag(env, "ENABLE_DIR_CLEANUP", "true"),
+        log_level=level,
+        log_file=env.get("LOG_FILE_PATH") or None,
+        ignored=tuple(name for name in _WITHOUT_COUNTERPART if name in env),
+    )
+
+
+def _number(env: Mapping[str, str], name: str, default: str) -> str:
+    text = env.get(name, default).strip()
+    if not _NUMBER.fullmatch(text):
+        raise InvalidSettings(f"{name}: {text!r} is not a number; write for example {default}")
+    return text
+
+
+def _flag(env: Mapping[str, str], name: str, default: str) -> bool:
+    text = env.get(name, default).strip().lower()
+    if text not in (*_TRUE, *_FALSE):
+        raise InvalidSettings(f"{name}: {text!r} is neither true nor false")
+    return text in _TRUE
