@@ -48,9 +48,8 @@ def test_links_and_pipes_are_shown_and_not_followed(folder: Folder, tmp_path: Pa
     assert walked(folder)[-2:] == ["e", "f"]
     with pytest.raises(OSError, match="not a regular file"):
         folder.read("f", 10)
-    with pytest.raises(OSError) as refusal:
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
         folder.read("e", 10)
-    assert refusal.value.errno == errno.ELOOP
 
 
 def test_what_cannot_be_listed_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

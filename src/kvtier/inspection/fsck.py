@@ -100,7 +100,8 @@ class Check:
                 while steps:
                     yield self._end(steps.popleft())
             finally:
-                self._pace.stop()
+                if steps:  # called off: what is under way ends soon, the rest never begins
+                    self._pace.stop()
                 for step in steps:
                     if step.verdict is not None:
                         step.verdict.cancel()
@@ -121,10 +122,10 @@ class Check:
         entry, place, verdict = step
         if verdict is not None:
             self._judge(entry, verdict.result())
-        elif not entry.is_folder and self._places.looks_into(entry.name):
-            self._tell(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
         elif place is Place.UNKNOWN:
-            if entry.name not in self._skipped:
+            if not entry.is_folder and self._places.looks_into(entry.name):
+                self._tell(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
+            elif entry.name not in self._skipped:
                 self._tell(entry, "unknown", f"a {entry.what} that is not kvtier's; left alone")
         elif not entry.is_file:
             self._tell(entry, "irregular", f"a {entry.what}, not a file{_BY_HAND}")

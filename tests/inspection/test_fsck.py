@@ -1,0 +1,227 @@
+"""Everything in a store is looked at, once, in the order of names."""
+
+import errno
+import os
+import time
+
+import pytest
+
+from kvtier.clock import VirtualClock
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Entry, Folder
+from kvtier.inspection.fsck import Check, rules_for
+from kvtier.inspection.pace import Pace, Stopped
+from kvtier.inspection.places import Places
+from kvtier.inspection.report import Report
+from kvtier.inspection.spaces import Secrets, find_spaces
+from tests.inspection.stores import NAME, StoreFolder, flip, key_file, keys, spread
+
+FILE_BYTES = 4096 + 4 * 12_288
+PAYLOAD_BYTES = 4 * 12_288
+
+
+class Checked:
+    """A check of a store as it is now."""
+
+    def __init__(self, store: StoreFolder, **options) -> None:
+        self.folder = Folder(store.path)
+        spaces = find_spaces(self.folder)
+        self.report = Report(path="kv", spaces=[each.name for each in spaces], started_s=0.0)
+        self.check = Check(
+            self.folder,
+            Places(each.name for each in spaces),
+            rules_for(spaces, Secrets()),
+            self.report,
+            **{"now_s": time.time(), **options},
+        )
+
+    def run(self, after: str = "") -> list[str]:
+        try:
+            return list(self.check.run(after))
+        finally:
+            self.folder.close()
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {each.file: each.kind for each in self.report.problems}
+
+    @property
+    def notices(self) -> dict[str, str]:
+        return {each.file: each.kind for each in self.report.notices}
+
+
+def checked(store: StoreFolder, **options) -> Checked:
+    found = Checked(store, **options)
+    found.run()
+    return found
+
+
+def fill(store: StoreFolder, count: int = 6) -> None:
+    for first in spread(count):
+        number = int.from_bytes(first[:4], "big")
+        store.fill(keys(4, number))
+
+
+def test_a_sound_store_is_clean(store: StoreFolder) -> None:
+    store.fill(keys(12), reads=1)
+    report = checked(store).report
+    assert (report.clean, report.complete) == (True, True)
+    assert (report.segments, report.blocks, report.bytes) == (3, 12, 3 * FILE_BYTES)
+    assert (report.problems, report.notices) == ([], [])
+
+
+def test_every_problem_is_found(store: StoreFolder) -> None:
+    fill(store)
+    flip(store.file(spread(6)[1]), 5000)
+    flip(store.file(spread(6)[2]), 20)
+    os.truncate(store.file(spread(6)[3]), 100)
+    store.file(spread(6)[4]).unlink()
+    os.mkfifo(store.file(spread(6)[4]))
+    good = store.file(spread(6)[5])
+    good.rename(store.path / NAME / "blocks" / "000" / good.name)
+    (store.path / NAME / "blocks" / "abc").symlink_to(store.path)
+    found = checked(store)
+    assert found.problems == {
+        store.name(spread(6)[1]): "checksum",
+        store.name(spread(6)[2]): "segment",
+        store.name(spread(6)[3]): "segment",
+        store.name(spread(6)[4]): "irregular",
+        f"{NAME}/blocks/000/{good.name}": "misplaced",
+        f"{NAME}/blocks/abc": "irregular",
+    }
+    assert found.report.segments == 4
+    assert found.report.blocks == 4
+
+
+def test_strangers_are_told_and_no_problem(store: StoreFolder) -> None:
+    fill(store, 1)
+    store.plant("readme")
+    store.plant("backup/much/more")
+    store.plant("other/x")
+    store.plant("leases/all.1")
+    store.plant(f"{NAME}/blocks/000/note.txt")
+    store.plant(f"{NAME}/quarantine/00-host-1.kvt")
+    (store.path / f"{NAME}/blocks/\x1b[2J").mkdir()
+    found = checked(store, skipped=["other"])
+    assert found.report.clean
+    assert found.notices == {
+        "readme": "unknown",
+        "backup": "unknown",
+        f"{NAME}/blocks/000/note.txt": "unknown",
+        f"{NAME}/blocks/\\x1b[2J": "unknown",
+    }
+    assert found.report.quarantined == 1
+
+
+def test_only_old_temporaries_are_stale(store: StoreFolder) -> None:
+    fill(store, 1)
+    store.plant(f"{NAME}/blocks/.tmp-new")
+    os.utime(store.plant(f"{NAME}/blocks/.tmp-old"), (0, time.time() - 3700))
+    os.utime(store.plant(f"{NAME}/blocks/.tmp-ahead"), (0, time.time() + 3700))
+    assert checked(store).notices == {f"{NAME}/blocks/.tmp-old": "temporary"}
+
+
+def test_without_a_manifest_nothing_is_verified(store: StoreFolder) -> None:
+    fill(store, 2)
+    (store.path / NAME / "manifest.json").unlink()
+    report = checked(store).report
+    assert (report.segments, report.unverified) == (0, 2)
+
+
+def test_what_others_remove_meanwhile_is_no_problem(
+    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 2)
+    found = Checked(store)
+    entries = found.folder.entries
+
+    def then_remove(name: str = "") -> list[Entry]:
+        listed = entries(name)
+        if name.endswith("blocks/000"):
+            store.file(spread(1)[0]).unlink()
+        return listed
+
+    monkeypatch.setattr(found.folder, "entries", then_remove)
+    found.run()
+    assert (found.report.clean, found.report.vanished, found.report.segments) == (True, 1, 1)
+
+
+def test_a_folder_that_cannot_be_listed_is_told_once(
+    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 2)
+    found = Checked(store)
+    entries = found.folder.entries
+
+    def refuse(name: str = "") -> list[Entry]:
+        if name.endswith("blocks/000"):
+            raise OSError(errno.EIO, "Input/output error")
+        return entries(name)
+
+    monkeypatch.setattr(found.folder, "entries", refuse)
+    list(found.check.run())
+    found.run()
+    assert found.problems == {f"{NAME}/blocks/000": "unreadable"}
+    assert found.report.problems_found == 1
+
+
+def test_a_check_goes_on_behind_every_position(store: StoreFolder) -> None:
+    fill(store)
+    store.plant("readme")
+    whole = checked(store)
+    positions = Checked(store).run()
+    assert len(positions) == 6 + 2
+    for number, position in enumerate(positions):
+        rest = Checked(store)
+        assert rest.run(position) == positions[number + 1 :]
+        assert rest.report.segments <= whole.report.segments
+
+
+def test_positions_stand_for_what_the_report_counts(store: StoreFolder) -> None:
+    fill(store)
+    found = Checked(store, threads=3)
+    run = found.check.run()
+    counted = [(position, found.report.segments) for position in run]
+    found.folder.close()
+    assert [number for _, number in counted] == [1, 2, 3, 4, 5, 6, 6]
+    assert counted[-1][0].endswith("manifest.json")
+
+
+def test_who_stops_asking_stops_the_check(store: StoreFolder) -> None:
+    fill(store)
+    found = Checked(store)
+    run = found.check.run()
+    next(run)
+    run.close()
+    found.folder.close()
+    assert not found.report.complete
+    assert found.report.segments == 1
+
+
+def test_a_stopped_pace_ends_it(store: StoreFolder) -> None:
+    fill(store)
+    pace = Pace()
+    found = Checked(store, pace=pace)
+    pace.stop()
+    with pytest.raises(Stopped):
+        found.run()
+    assert found.report.segments == 0
+
+
+def test_reading_keeps_to_the_rate(store: StoreFolder) -> None:
+    clock = VirtualClock()
+    fill(store)
+    found = checked(store, pace=Pace(PAYLOAD_BYTES, clock), threads=1)
+    assert found.report.segments == 6
+    assert clock.now_s() == pytest.approx(5.0), "a segment a second, the first at once"
+
+
+def test_a_secret_that_is_missing_is_refused(store: StoreFolder, tmp_path) -> None:
+    secret = key_file(tmp_path)
+    store.fill(keys(4), key_file=secret)
+    folder = Folder(store.path)
+    with pytest.raises(InvalidSettings, match=r"--key-file"):
+        rules_for(find_spaces(folder), Secrets())
+    rules = rules_for(find_spaces(folder), Secrets([secret]))
+    folder.close()
+    assert list(rules) == [NAME]

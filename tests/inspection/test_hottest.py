@@ -1,0 +1,104 @@
+"""Chains of segments from what readers mentioned."""
+
+import pytest
+
+from kvtier.blocks.key import BlockKey
+from kvtier.inspection import hottest
+from kvtier.inspection.hottest import Chain, Reads
+from kvtier.testing.spaces import sample_space
+from kvtier.testing.tiers import key
+from kvtier.tiers.shared.format import UNKNOWN_PARENT, Segment, segment_name
+
+SPACE = sample_space(blocks_per_chunk=2)
+
+
+def segment(first: int, count: int = 4, parent: int | None = None) -> Segment:
+    return Segment(
+        keys=tuple(key(first + number) for number in range(count)),
+        checksums=(b"c" * 16,) * count,
+        parent=None if parent is None else key(parent),
+        block_bytes=1,
+        space_digest=bytes(32),
+        algorithm=1,
+    )
+
+
+def chains(segments: list[Segment], reads: dict[int, int], count: int = 10) -> list[Chain]:
+    known = {each.keys[0]: each for each in segments}
+    mentioned = Reads()
+    for first, times in reads.items():
+        for time in range(times):
+            mentioned.add(f"{segment_name(key(first))}\n".encode(), 100.0 + time)
+    return mentioned.chains(known.get, SPACE, count)
+
+
+def test_a_chain_goes_on_while_it_is_read_as_often() -> None:
+    (chain,) = chains([segment(0), segment(4, 3, 3), segment(7, 1, 6)], {0: 5, 4: 5, 7: 4})
+    assert (chain.first_key, chain.parent) == (key(0).hex(), None)
+    assert (chain.reads, chain.last_read_s) == (5, 104.0)
+    assert (chain.segments, chain.blocks, chain.tokens) == (3, 8, 8 * 2 * 16)
+
+
+def test_what_requests_share_is_a_chain_of_its_own() -> None:
+    shared, tails = segment(0), [segment(10, 2, 3), segment(20, 5, 3)]
+    found = chains([shared, *tails], {0: 10, 10: 4, 20: 3})
+    assert [(each.reads, each.blocks) for each in found] == [(10, 4), (4, 2), (3, 5)]
+    assert [each.parent for each in found] == [None, key(3).hex(), key(3).hex()]
+
+
+def test_the_branch_read_most_goes_on() -> None:
+    found = chains([segment(0), segment(10, 2, 3), segment(20, 5, 3)], {0: 10, 10: 6, 20: 7})
+    assert [(each.reads, each.blocks) for each in found] == [(10, 9), (6, 2)]
+
+
+def test_what_two_writers_hold_counts_once() -> None:
+    (chain,) = chains([segment(0, 4), segment(2, 4, 1)], {0: 2, 2: 2})
+    assert (chain.segments, chain.blocks) == (2, 6)
+
+
+def test_segments_that_are_gone_are_left_out() -> None:
+    (chain,) = chains([segment(4, 4, 3)], {0: 9, 4: 2})
+    assert (chain.first_key, chain.reads) == (key(4).hex(), 2)
+    assert chain.parent == key(3).hex()
+
+
+def test_a_ring_ends_nobody() -> None:
+    assert chains([segment(0, 4, 7), segment(4, 4, 3)], {0: 1, 4: 1}) == []
+
+
+def test_lines_that_name_no_segment_are_passed_over() -> None:
+    reads = Reads()
+    reads.add(b"\xff\n../../etc/passwd\nblocks/fff/00.kvt\n\n", 1.0)
+    assert reads.chains(lambda first: segment(0), SPACE, 10) == []
+
+
+def test_an_unknown_parent_and_group_are_told() -> None:
+    first = BlockKey(bytes(32) + (9).to_bytes(4, "big"))
+    lone = Segment(
+        keys=(first,),
+        checksums=(b"c" * 16,),
+        parent=UNKNOWN_PARENT,
+        block_bytes=1,
+        space_digest=bytes(32),
+        algorithm=1,
+    )
+    reads = Reads()
+    reads.add(segment_name(first).encode(), 1.0)
+    (chain,) = reads.chains({first: lone}.get, SPACE, 1)
+    assert (chain.parent, chain.tokens) == ("", None)
+
+
+def test_no_more_headers_are_read_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hottest, "HEADERS_MAX", 3)
+    reads, asked = Reads(), []
+    for number in range(10):
+        for _ in range(number + 1):
+            reads.add(segment_name(key(number)).encode(), 1.0)
+
+    def load(first: BlockKey) -> None:
+        asked.append(first)
+
+    assert reads.chains(load, SPACE, 1) == []
+    assert asked == [key(9), key(8), key(7)]
+    assert reads.chains(load, SPACE, 0) == []
+    assert len(asked) == 3

@@ -1,0 +1,97 @@
+"""Repairs touch what is broken and nothing else."""
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from kvtier.blocks.checksum import Xxh3
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Entry
+from kvtier.inspection.repair import Repairs
+from kvtier.inspection.segments import Rules, rules_of
+from kvtier.tiers.shared.headers import QUARANTINE_FILES
+from kvtier.tiers.shared.manifest import manifest_of
+from tests.inspection.stores import NAME, SPACE, StoreFolder, keys
+
+RULES: Rules = rules_of(manifest_of(SPACE, Xxh3()), Xxh3())
+
+
+@pytest.fixture
+def repairs(store: StoreFolder) -> Iterator[Repairs]:
+    opened = Repairs(store.path)
+    yield opened
+    opened.close()
+
+
+def seen(store: StoreFolder, block: int) -> Entry:
+    first = keys(1, block)[0]
+    return Entry(store.name(first), store.file(first).stat())
+
+
+def quarantined(store: StoreFolder) -> list[str]:
+    return [file.name for file in store.path.glob("*/quarantine/*")]
+
+
+def test_a_broken_segment_is_moved_aside(store: StoreFolder, repairs: Repairs) -> None:
+    store.fill(keys(8))
+    content = store.file(keys(1)[0]).read_bytes()
+    assert repairs.quarantine(NAME, RULES, keys(1)[0], seen(store, 0), "x") == "quarantined"
+    assert not store.file(keys(1)[0]).exists()
+    assert store.file(keys(1, 4)[0]).exists()
+    (file,) = store.path.glob("*/quarantine/*")
+    assert file.read_bytes() == content
+
+
+def test_a_full_quarantine_is_told(store: StoreFolder, repairs: Repairs) -> None:
+    store.fill(keys(QUARANTINE_FILES + 1), segment_blocks=1)
+    done = [
+        repairs.quarantine(NAME, RULES, first, seen(store, number), "x")
+        for number, first in enumerate(keys(QUARANTINE_FILES + 1))
+    ]
+    assert done == ["quarantined"] * QUARANTINE_FILES + ["removed, the quarantine is full"]
+
+
+def test_a_file_that_took_its_place_is_left_alone(store: StoreFolder, repairs: Repairs) -> None:
+    store.fill(keys(4))
+    entry = seen(store, 0)
+    file = store.file(keys(1)[0])
+    content = file.read_bytes()
+    file.rename(file.with_name("old"))
+    file.write_bytes(content)
+    assert repairs.quarantine(NAME, RULES, keys(1)[0], entry, "x") is None
+    file.unlink()
+    assert repairs.quarantine(NAME, RULES, keys(1)[0], entry, "x") is None
+    assert quarantined(store) == []
+
+
+def test_the_time_is_the_stores(store: StoreFolder, repairs: Repairs) -> None:
+    before = set(store.path.iterdir())
+    assert repairs.now_s() == pytest.approx(store.plant("later").stat().st_mtime, abs=60)
+    (store.path / "later").unlink()
+    assert set(store.path.iterdir()) == before, "the probe is gone"
+
+
+def test_only_temporaries_are_removed(store: StoreFolder, repairs: Repairs) -> None:
+    file = store.plant("a/.tmp-host-1-0-ab")
+    assert repairs.remove_temporary("a/.tmp-host-1-0-ab") == "removed"
+    assert not file.exists()
+    assert repairs.remove_temporary("a/.tmp-host-1-0-ab") is None
+    with pytest.raises(ValueError, match="not a temporary file"):
+        repairs.remove_temporary("a/mine")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def read_only(path, flags: int, *args, **options) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(InvalidSettings, match="read-only file system"):
+        Repairs(store.path)
