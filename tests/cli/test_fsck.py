@@ -1,0 +1,122 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kvtier.cli.main import kvtier
+from kvtier.inspection.places import CURSOR_NAME
+from tests.inspection.stores import NAME, StoreFolder, flip, keys, spread
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoreFolder:
+    (tmp_path / "kv").mkdir()
+    found = StoreFolder(tmp_path / "kv")
+    for first in spread(4):
+        found.fill(keys(4, int.from_bytes(first[:4], "big")))
+    return found
+
+
+def fsck(*arguments: str):
+    return CliRunner().invoke(kvtier, ["fsck", *arguments])
+
+
+def test_a_clean_store_is_0(store: StoreFolder) -> None:
+    ran = fsck(str(store.path))
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(f"{store.path}: clean (4 segments, 16 sound blocks, 208.0KiB")
+
+
+def test_problems_are_1_with_file_and_reason(store: StoreFolder) -> None:
+    flip(store.file(spread(4)[2]), 5000)
+    store.plant("readme")
+    ran = fsck(str(store.path), "--rate", "1GiB/s")
+    assert ran.exit_code == 1
+    lines = ran.stdout.splitlines()
+    assert f"problem: {store.name(spread(4)[2])}: blocks damaged: 0 (1 of 4)" in lines
+    assert "notice: readme: a file that is not kvtier's; left alone" in lines
+    assert ": 1 problems (4 segments, 12 sound blocks" in lines[-1]
+
+
+def test_repair_says_what_it_did(store: StoreFolder) -> None:
+    flip(store.file(spread(4)[2]), 5000)
+    os.utime(store.plant(f"{NAME}/.tmp-x"), (0, 0))
+    ran = fsck(str(store.path), "--repair")
+    assert ran.exit_code == 1
+    assert "(1 of 4) [quarantined]\n" in ran.stdout
+    assert " h [removed]\n" in ran.stdout
+    assert fsck(str(store.path)).exit_code == 0
+
+
+def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
+    flip(store.file(spread(4)[2]), 5000)
+    ran = fsck(str(store.path), "--json")
+    assert ran.exit_code == 1
+    report = json.loads(ran.stdout)
+    assert (report["complete"], report["clean"], report["segments"]) == (True, False, 4)
+    assert [each["file"] for each in report["problems"]] == [store.name(spread(4)[2])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["none"], "does not exist"),
+        (["file"], "is not a folder"),
+        (["kv/x"], "holds no key space; is it mounted?"),
+        ([f"kv/{NAME}"], "is one key space of a store"),
+        (["kv", "--rate", "fast"], "--rate: 'fast' is not a size"),
+        (["kv", "--resume", "none/x"], "--resume: none/x cannot be written"),
+        (["kv", "--key-file", "none"], "shared.key_file: none cannot be read"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    store: StoreFolder, arguments: list[str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store.path.parent)
+    Path("file").touch()
+    (store.path / "x").mkdir()
+    ran = fsck(*arguments)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert error in last
+
+
+def test_a_newer_format_is_refused(store: StoreFolder) -> None:
+    manifest = store.path / NAME / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    ran = fsck(str(store.path))
+    assert ran.exit_code == 2
+    assert "upgrade it" in ran.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_and_the_next_run_goes_on(
+    store: StoreFolder, number: signal.Signals
+) -> None:
+    """At 16 KiB a second each segment takes three: the first is done when the signal comes."""
+    flip(store.file(spread(4)[0]), 5000)
+    command = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "fsck"]
+    process = subprocess.Popen(
+        [*command, str(store.path), "--rate", "16KiB/s", "--threads", "1"],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("problem: ")
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "")
+    assert "stopped; run the same again to go on (1 segments" in stdout
+    assert (store.path / CURSOR_NAME).exists()
+    ran = fsck(str(store.path))
+    assert ran.exit_code == 1
+    assert ran.stderr.startswith(f"going on after {store.name(spread(4)[0])}")
+    assert "1 problems (4 segments, 12 sound blocks" in ran.stdout

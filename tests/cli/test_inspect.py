@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kvtier.cli.main import kvtier
+from tests.inspection.stores import NAME, StoreFolder, key_file, keys
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoreFolder:
+    (tmp_path / "kv").mkdir()
+    return StoreFolder(tmp_path / "kv")
+
+
+def test_a_store_is_shown(store: StoreFolder) -> None:
+    store.fill(keys(10), reads=1)
+    ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
+    assert ran.exit_code == 0
+    assert NAME in ran.stdout
+    assert "hash_seed" not in ran.stdout
+    ran = CliRunner().invoke(kvtier, ["inspect", str(store.path), "--verbose", "--top", "0"])
+    assert "hash_seed" in ran.stdout
+    assert "hottest" not in ran.stdout
+
+
+def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
+    store.fill(keys(10), reads=1)
+    ran = CliRunner().invoke(kvtier, ["inspect", str(store.path), "--json", "--space", NAME])
+    assert ran.exit_code == 0
+    survey = json.loads(ran.stdout)
+    assert survey["path"] == str(store.path)
+    assert [space["blocks"] for space in survey["spaces"]] == [10]
+    assert abs(survey["now_s"] - survey["spaces"][0]["segments"]["newest_s"]) < 600
+
+
+def test_a_secret_shows_more(store: StoreFolder, tmp_path: Path) -> None:
+    secret = key_file(tmp_path)
+    store.fill(keys(4), key_file=secret, reads=1)
+    ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
+    assert "name the secret's file with --key-file" in ran.stdout
+    ran = CliRunner().invoke(kvtier, ["inspect", str(store.path), "--key-file", str(secret)])
+    assert "hottest prefixes" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["none"], "does not exist; name the folder that shared.path names"),
+        (["file"], "is not a folder; name the folder"),
+        (["kv", "--space", "x"], "no key space x in"),
+        (["kv", "--key-file", "none"], "shared.key_file: none cannot be read"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    store: StoreFolder, arguments: list[str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store.path.parent)
+    Path("file").touch()
+    ran = CliRunner().invoke(kvtier, ["inspect", *arguments])
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: ")
+    assert error in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_newer_format_is_refused(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    manifest = store.path / NAME / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
+    assert ran.exit_code == 2
+    assert "of a newer kvtier" in ran.stderr

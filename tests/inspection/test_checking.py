@@ -1,0 +1,239 @@
+"""Runs of a check: interrupted, gone on with, repaired, refused."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kvtier.clock import VirtualClock
+from kvtier.errors import InvalidSettings
+from kvtier.inspection import checking
+from kvtier.inspection.checking import Observer, Wish, check_store
+from kvtier.inspection.pace import Pace
+from kvtier.inspection.places import CURSOR_NAME
+from kvtier.inspection.report import Report
+from kvtier.testing.spaces import sample_space
+from tests.inspection.stores import (
+    BLOCK_BYTES,
+    NAME,
+    StoreFolder,
+    flip,
+    key_file,
+    keys,
+    spread,
+)
+
+VLLM = {"model_name": "m", "tokens_per_hash": 16, "blocks_per_file": 4}
+EVERYTHING = Wish()
+WHOLE = 8
+POSITIONS = WHOLE + 2
+"""The cursor itself comes first, the manifest last."""
+
+
+class Watched(Observer):
+    """Stops a run after some files, and remembers what it was told."""
+
+    def __init__(self, pace: Pace | None = None, stop_after: int = 1 << 30) -> None:
+        self.pace = pace
+        self.left = stop_after
+        self.resumptions: list[str] = []
+        self.warnings: list[str] = []
+        self.shares: list[float] = []
+
+    def resumed(self, after: str, started_s: float) -> None:
+        self.resumptions.append(after)
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def advanced(self, report: Report, share: float) -> None:
+        self.shares.append(share)
+        self.left -= 1
+        if self.left == 0 and self.pace is not None:
+            self.pace.stop()
+
+
+def run(store: StoreFolder, wish: Wish = EVERYTHING, stop_after: int = 1 << 30) -> Report:
+    pace = Pace()
+    return check_store(store.path, wish, pace, Watched(pace, stop_after))
+
+
+@pytest.fixture
+def full(store: StoreFolder) -> StoreFolder:
+    """WHOLE segments, of which the second and the last are broken."""
+    for first in spread(WHOLE):
+        store.fill(keys(4, int.from_bytes(first[:4], "big")))
+    flip(store.file(spread(WHOLE)[1]), 5000)
+    flip(store.file(spread(WHOLE)[-1]), 5000)
+    return store
+
+
+def same(report: Report) -> dict:
+    fields = msgspec.to_builtins(report)
+    return {name: fields[name] for name in fields if name not in ("started_s", "resumed_after")}
+
+
+@pytest.mark.parametrize("stop_after", range(1, POSITIONS + 1))
+def test_an_interrupted_check_goes_on_where_it_stopped(full: StoreFolder, stop_after: int) -> None:
+    whole = run(full)
+    assert whole.problems_found == 2
+    first = run(full, stop_after=stop_after)
+    assert (first.complete, first.segments) == (False, min(stop_after - 1, WHOLE))
+    assert (full.path / CURSOR_NAME).exists()
+    watched = Watched()
+    second = check_store(full.path, Wish(), Pace(), watched)
+    assert second.resumed_after == watched.resumptions[0] != ""
+    assert same(second) == same(whole)
+    assert len(watched.shares) == POSITIONS - stop_after, "nothing is looked at twice"
+    assert watched.shares == sorted(watched.shares)
+    assert not (full.path / CURSOR_NAME).exists()
+
+
+def test_a_check_may_be_interrupted_as_often_as_one_likes(full: StoreFolder) -> None:
+    whole = run(full)
+    runs = [run(full, stop_after=1) for _ in range(WHOLE)]
+    assert not any(each.complete for each in runs)
+    assert same(run(full)) == same(whole)
+
+
+def test_an_error_in_the_middle_loses_nothing(full: StoreFolder) -> None:
+    class Interrupts(Watched):
+        def advanced(self, report: Report, share: float) -> None:
+            super().advanced(report, share)
+            if len(self.shares) == 3:
+                raise KeyboardInterrupt
+
+    whole = run(full)
+    with pytest.raises(KeyboardInterrupt):
+        check_store(full.path, Wish(), Pace(), Interrupts())
+    watched = Watched()
+    assert same(check_store(full.path, Wish(), Pace(), watched)) == same(whole)
+    assert len(watched.shares) == POSITIONS - 3
+
+
+def test_the_cursor_may_lie_elsewhere(full: StoreFolder, tmp_path: Path) -> None:
+    wish = Wish(cursor_path=tmp_path / "cursor")
+    run(full, wish, stop_after=3)
+    assert wish.cursor_path.exists()
+    assert not (full.path / CURSOR_NAME).exists()
+    assert run(full).resumed_after is None, "that is another place"
+    assert run(full, wish).resumed_after is not None
+    assert not wish.cursor_path.exists()
+
+
+def test_a_check_can_begin_anew(full: StoreFolder) -> None:
+    run(full, stop_after=3)
+    report = run(full, Wish(from_start=True))
+    assert (report.resumed_after, report.segments) == (None, WHOLE)
+
+
+def test_a_check_of_something_else_begins_anew(full: StoreFolder) -> None:
+    run(full, stop_after=3)
+    assert run(full, Wish(repair=True), stop_after=2).resumed_after is None
+    full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="bfloat16"))
+    assert run(full, Wish(repair=True)).resumed_after is None
+
+
+def test_progress_is_noted_now_and_then(full: StoreFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    real = checking.CursorFile.save
+
+    def save(file: checking.CursorFile, cursor: checking.Cursor) -> None:
+        saved.append(cursor.after)
+        real(file, cursor)
+
+    monkeypatch.setattr(checking.CursorFile, "save", save)
+    clock = VirtualClock()
+
+    class Slow(Watched):
+        def advanced(self, report: Report, share: float) -> None:
+            clock.advance(4)
+
+    check_store(full.path, Wish(), Pace(), Slow(), clock)
+    assert len(saved) == 1 + POSITIONS // 3
+    assert saved == sorted(saved)
+
+
+def test_a_cursor_that_cannot_be_kept_costs_a_warning(full: StoreFolder, tmp_path: Path) -> None:
+    (full.path / CURSOR_NAME).mkdir()
+    watched = Watched()
+    report = check_store(full.path, Wish(), Pace(), watched)
+    assert report.complete
+    assert len(watched.warnings) == 2
+    assert "name a file with --resume" in watched.warnings[0]
+    with pytest.raises(InvalidSettings, match=r"--resume: .* cannot be written"):
+        run(full, Wish(cursor_path=tmp_path / "none" / "cursor"))
+
+
+def test_repair_puts_a_store_in_order(full: StoreFolder) -> None:
+    stale = full.plant(f"{NAME}/blocks/.tmp-old")
+    os.utime(stale, (0, 0))
+    fresh = full.plant(f"{NAME}/blocks/.tmp-new")
+    mine = full.plant(f"{NAME}/blocks/mine")
+    report = run(full, Wish(repair=True))
+    assert (report.clean, report.problems_found) == (False, 2)
+    assert {each.repaired for each in report.problems} == {"quarantined"}
+    assert {each.file.rpartition("/")[2]: each.repaired for each in report.notices} == {
+        ".tmp-old": "removed",
+        "mine": None,
+    }
+    assert not stale.exists()
+    assert fresh.exists()
+    assert mine.exists()
+    assert len(list(full.path.glob("*/quarantine/*"))) == 2
+    again = run(full)
+    assert (again.clean, again.segments, again.quarantined) == (True, WHOLE - 2, 2)
+
+
+def test_without_repair_nothing_changes(full: StoreFolder) -> None:
+    os.utime(full.plant(f"{NAME}/blocks/.tmp-old"), (0, 0))
+    before = {file: file.stat().st_mtime_ns for file in full.path.rglob("*") if file.is_file()}
+    run(full)
+    after = {file: file.stat().st_mtime_ns for file in full.path.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_a_damaged_manifest_is_a_problem_also_after_a_resumption(full: StoreFolder) -> None:
+    other = full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="a"))
+    (full.path / other / "manifest.json").write_text("{")
+    run(full, stop_after=3)
+    report = run(full)
+    assert report.resumed_after is not None
+    assert [each.file for each in report.problems if each.kind == "manifest"] == [
+        f"{other}/manifest.json"
+    ]
+    assert report.unverified == 1
+
+
+def test_some_key_spaces_can_be_checked_alone(full: StoreFolder) -> None:
+    other = full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="a"))
+    full.plant("readme")
+    report = run(full, Wish(spaces=(other,)))
+    assert (report.clean, report.segments, report.notices_found) == (True, 1, 0)
+
+
+def test_a_secret_verifies_what_was_written_with_it(store: StoreFolder, tmp_path: Path) -> None:
+    secret = key_file(tmp_path)
+    store.fill(keys(8), key_file=secret)
+    with pytest.raises(InvalidSettings, match="written with a secret that was not given"):
+        run(store)
+    wish = Wish(key_files=[secret])
+    assert run(store, wish).clean
+    flip(store.file(keys(1)[0]), 5000)
+    assert run(store, wish).problems[0].kind == "checksum"
+
+
+def test_trees_of_others_are_told_and_not_verified(full: StoreFolder) -> None:
+    base = full.plant_tree(VLLM)
+    report = run(full)
+    assert [(each.file, each.kind) for each in report.notices] == [(base, "foreign")]
+    assert "no checksums" in report.notices[0].reason
+
+
+def test_where_nothing_can_be_checked_the_fix_is_told(store: StoreFolder) -> None:
+    with pytest.raises(InvalidSettings, match="no key space; is it mounted"):
+        run(store)
+    store.plant_tree(VLLM)
+    with pytest.raises(InvalidSettings, match=r"only trees of other systems .*no checksums"):
+        run(store)
