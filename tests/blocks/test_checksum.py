@@ -135,12 +135,12 @@ def test_secrets_as_they_are_or_in_hex(tmp_path: Path, content: bytes, secret: b
     assert load_key(secret_file(tmp_path, content)) == secret
 
 
-@pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
-def test_the_owner_alone_may_read_it(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o700, 0o440, 0o640])
+def test_the_owner_and_a_group_may_read_it(tmp_path: Path, mode: int) -> None:
     assert load_key(secret_file(tmp_path, SECRET, mode)) == SECRET
 
 
-@pytest.mark.parametrize("mode", [0o604, 0o640, 0o620, 0o601, 0o644])
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o601, 0o644])
 def test_a_secret_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> None:
     path = secret_file(tmp_path, SECRET, mode)
     with pytest.raises(InvalidSettings) as refused:

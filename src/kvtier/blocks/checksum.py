@@ -92,23 +92,23 @@ class HmacSha256:
         return mac.digest()[:CHECKSUM_BYTES]
 
 
-def checksum_for(key_file: Path | None) -> Checksum:
+def checksum_for(key_file: Path | None, setting: str = "shared.key_file") -> Checksum:
     """What the settings ask for: keyed where a file with a secret is named. As `load_key`."""
-    return Xxh3() if key_file is None else HmacSha256(load_key(key_file))
+    return Xxh3() if key_file is None else HmacSha256(load_key(key_file, setting))
 
 
-def load_key(path: Path) -> bytes:
+def load_key(path: Path, setting: str = "shared.key_file") -> bytes:
     """The secret in `path`: 64 to 128 hex digits, or 32 to 64 bytes as they are.
 
     One newline at the end does not count. Raises InvalidSettings where the file cannot be read,
     is not a plain file, holds no such secret, or can be read by others than its owner.
     """
     try:
-        raw = _read_private(path)
+        raw = _read_private(path, setting)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidSettings(
-            f"shared.key_file: {path} cannot be read: {reason}; {_HOW_TO_MAKE}"
+            f"{setting}: {path} cannot be read: {reason}; {_HOW_TO_MAKE}"
         ) from error
     if len(raw) != SECRET_BYTES_MIN:  # there the newline is one of 32 random bytes
         raw = raw.removesuffix(b"\n")
@@ -117,13 +117,13 @@ def load_key(path: Path) -> bytes:
     if not SECRET_BYTES_MIN <= len(raw) <= SECRET_BYTES_MAX:
         size = f"{len(raw)} bytes" if len(raw) <= 2 * SECRET_BYTES_MAX else "too many bytes"
         raise InvalidSettings(
-            f"shared.key_file: {path} holds {size}; a secret is {SECRET_BYTES_MIN} to "
+            f"{setting}: {path} holds {size}; a secret is {SECRET_BYTES_MIN} to "
             f"{SECRET_BYTES_MAX} bytes or twice as many hex digits; {_HOW_TO_MAKE}"
         )
     return raw
 
 
-def _read_private(path: Path) -> bytes:
+def _read_private(path: Path, setting: str) -> bytes:
     """The start of the file. Judged by its descriptor, so that nobody swaps it in between."""
     # Without O_NONBLOCK a pipe in the file's place would be waited for.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -131,9 +131,10 @@ def _read_private(path: Path) -> bytes:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is not a plain file")
-        if mode & 0o077:
+        # A group may read it: that is how Kubernetes gives secrets to pods with an fsGroup.
+        if mode & 0o037:
             raise InvalidSettings(
-                f"shared.key_file: {path} has mode {mode & 0o777:04o}, so others than its owner "
+                f"{setting}: {path} has mode {mode & 0o777:04o}, so others than its owner "
                 f"may use it; run `chmod 600 {path}` (in Kubernetes: defaultMode: 0400)"
             )
         return os.read(fd, 2 * SECRET_BYTES_MAX + 2)

@@ -158,6 +158,19 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             **_packing(shared.tokens_per_file, layout, groups),
         )
         lower.append(_Lower(build, shared.admission, recheck_s=shared.recheck))
+    bucket = settings.objectstore
+    if bucket is not None:
+        build = partial(
+            plugins.load("tiers", "objectstore"),
+            bucket.url,
+            layout,
+            space,
+            io_threads=bucket.io_threads,
+            known_blocks=bucket.known_blocks,
+            key_file=Path(bucket.key_file) if bucket.key_file else None,
+            **_packing(bucket.tokens_per_file, layout, groups),
+        )
+        lower.append(_Lower(build, bucket.admission, recheck_s=bucket.recheck))
     return lower
 
 

@@ -100,7 +100,8 @@ _TOKENS_PER_FILE = (
 )
 _KEY_FILE = (
     "File with a secret that keys the checksums, so that whoever can write to the storage but "
-    "lacks it cannot plant a block; mode 0600, the same for every engine. `none`: accidents only."
+    "lacks it cannot plant a block; closed to others, the same for every engine. `none`: the "
+    "checksums find accidents only."
 )
 _RECHECK = "How soon a block that was not there is asked for again: another node's write is seen."
 _KNOWN = "Blocks this engine remembers the place of; about 400 bytes of memory each."

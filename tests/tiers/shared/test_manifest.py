@@ -132,7 +132,7 @@ def refused(raw: bytes) -> str:
         ensure(store, SPACE)
     message = str(refusal.value)
     assert message.startswith(f"shared.path: {NAME} does not fit")
-    assert "name another folder" in message
+    assert "name another place" in message
     assert bytes(store.raw(NAME)) == raw
     return message
 

@@ -206,7 +206,7 @@ def _verified(view: memoryview, fixed: _Fixed, checksum: Checksum) -> Segment:
     end = _body_bytes(fixed.block_count, fixed.key_bytes)
     padding = end + CHECKSUM_BYTES
     if not hmac.compare_digest(checksum.header(view[:end]), bytes(view[end:padding])):
-        secret = "" if checksum.algorithm == 1 else ", or written with another shared.key_file"
+        secret = "" if checksum.algorithm == 1 else ", or written with another key_file"
         raise Corrupt(f"the header's checksum differs: damaged{secret}")
     if bytes(view[padding:]) != bytes(len(view) - padding):
         raise Corrupt("bytes behind the header's checksum are not zero")
@@ -289,7 +289,7 @@ def _check_lengths(fixed: _Fixed, file_bytes: int) -> None:
 
 
 def _other_algorithm(found: int, expected: int) -> str:
-    known = {1: "without a secret", 2: "with a secret (shared.key_file)"}
+    known = {1: "without a secret", 2: "with a secret (key_file)"}
     how = known.get(found, f"with checksum algorithm {found}, which this kvtier does not know")
     return f"written {how}; this reader expects one {known[expected]}"
 

@@ -63,10 +63,15 @@ def parse(raw: bytes) -> Manifest:
         raise InvalidSettings(f"{MANIFEST_NAME} cannot be read: {error}") from error
 
 
-def ensure(store: Store, space: KeySpace, checksum: Checksum | None = None) -> str:
+def ensure(
+    store: Store,
+    space: KeySpace,
+    checksum: Checksum | None = None,
+    setting: str = "shared.path",
+) -> str:
     """The folder of `space`, with its manifest in it: published here, or found and compared.
 
-    `checksum` None: without a secret. Raises InvalidSettings where what is found does not fit,
+    `checksum` None: without a secret. `setting` is the one that names the store. Raises InvalidSettings where what is found does not fit,
     and OSError.
     """
     folder = space_folder(space)
@@ -74,48 +79,49 @@ def ensure(store: Store, space: KeySpace, checksum: Checksum | None = None) -> s
     wanted = manifest_of(space, checksum or Xxh3())
     data = np.frombuffer(encode(wanted), np.uint8)
     for _ in range(_ATTEMPTS):
-        raw = _read(store, name)
+        raw = _read(store, name, setting)
         if raw is not None:
-            _compare(wanted, raw, name)
+            _compare(wanted, raw, name, setting)
             return folder
         if store.publish(name, [data]):
             return folder
     raise OSError(errno.EAGAIN, f"{name} comes and goes", name)
 
 
-def _read(store: Store, name: str) -> bytes | None:
+def _read(store: Store, name: str, setting: str) -> bytes | None:
     stat = store.stat(name)
     if stat is None:
         return None
     if stat.size > _BYTES_MAX:
-        raise InvalidSettings(_refusal(name, f"{MANIFEST_NAME} has {stat.size} bytes"))
+        raise InvalidSettings(_refusal(setting, name, f"{MANIFEST_NAME} has {stat.size} bytes"))
     buffer = np.zeros(stat.size, np.uint8)
     read = store.read(name, 0, [buffer])
     return None if read is None else bytes(buffer[: read.filled_bytes])
 
 
-def _compare(wanted: Manifest, raw: bytes, name: str) -> None:
+def _compare(wanted: Manifest, raw: bytes, name: str, setting: str) -> None:
+    key_file = f"{setting.partition('.')[0]}.key_file"
     try:
         found = parse(raw)
     except InvalidSettings as error:
-        raise InvalidSettings(_refusal(name, str(error))) from error
+        raise InvalidSettings(_refusal(setting, name, str(error))) from error
     if differing := wanted.space.differing(found.space):
-        raise InvalidSettings(_refusal(name, "; ".join(differing)))
+        raise InvalidSettings(_refusal(setting, name, "; ".join(differing)))
     if found.algorithm != wanted.algorithm:
         raise InvalidSettings(
-            f"shared.key_file: the blocks below {name} use checksum algorithm {found.algorithm}, "
+            f"{key_file}: the blocks below {name} use checksum algorithm {found.algorithm}, "
             f"these settings {wanted.algorithm} (1: no secret, 2: a secret); give every engine "
-            "of the store the same shared.key_file, or none, or name another shared.path"
+            f"of the store the same {key_file}, or none, or name another {setting}"
         )
     if found.witness != wanted.witness:
         raise InvalidSettings(
-            f"shared.key_file: the blocks below {name} were written with another secret; give "
-            "every engine of the store the same file, or name another shared.path"
+            f"{key_file}: the blocks below {name} were written with another secret; give "
+            f"every engine of the store the same file, or name another {setting}"
         )
 
 
-def _refusal(name: str, reason: str) -> str:
+def _refusal(setting: str, name: str, reason: str) -> str:
     return (
-        f"shared.path: {name} does not fit this engine ({reason}); name another folder, or "
-        "remove that one if nobody uses it"
+        f"{setting}: {name} does not fit this engine ({reason}); name another place, or "
+        "remove this one if nobody uses it"
     )

@@ -35,7 +35,7 @@ class StoreTier:
 
     `segment_blocks` consecutive blocks lie in one file at most. `is_prefix` says that every
     block but the first of a prefix has its predecessor in the store as well: then nobody looks
-    behind the first one that is missing. Raises InvalidSettings and OSError where the key space
+    behind the first one that is missing. `setting` is the one that names the store. Raises InvalidSettings and OSError where the key space
     cannot be opened.
     """
 
@@ -51,11 +51,12 @@ class StoreTier:
         is_prefix: bool = True,
         checksum: Checksum | None = None,
         known_blocks: int = KNOWN_BLOCKS,
+        setting: str = "shared.path",
         clock: Clock | None = None,
     ) -> None:
         clock = clock or MonotonicClock()
         checksum = checksum or Xxh3()
-        folder = ensure(store, space, checksum)
+        folder = ensure(store, space, checksum, setting)
         self._store = store
         self._folder = folder
         self._slot_bytes = layout.slot_bytes
