@@ -171,9 +171,7 @@ EVICT_FREED_BYTES: Final = Metric(
 EVICT_FREED_FILES: Final = Metric(
     "kvtier_evict_freed_files", Kind.COUNTER, "Files removed or moved aside.", ("reason",)
 )
-EVICT_SCANNED_FILES: Final = Metric(
-    "kvtier_evict_scanned_files", Kind.COUNTER, "Files looked at."
-)
+EVICT_SCANNED_FILES: Final = Metric("kvtier_evict_scanned_files", Kind.COUNTER, "Files looked at.")
 EVICT_UNKNOWN_FILES: Final = Metric(
     "kvtier_evict_unknown_files", Kind.GAUGE, "Files of no known layout in the last pass."
 )

@@ -130,7 +130,7 @@ class Leases:
     def _lose(self, shard: str) -> None:
         if self._epochs.pop(shard, None) is not None:
             self.fenced += 1
-            _log.warning("the lease of shard %s went to another evictor", shard)
+            _log.warning("the lease of shard %s was not kept up, or went to another", shard)
 
     def _lose_all(self) -> None:
         for shard in list(self._epochs):

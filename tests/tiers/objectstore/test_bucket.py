@@ -77,7 +77,7 @@ def test_a_server_that_dies_is_a_miss_and_one_that_returns_a_hit(
 
 
 def test_a_bucket_that_is_not_there_is_said_at_start(url: str) -> None:
-    with pytest.raises(InvalidSettings, match="objectstore.url"):
+    with pytest.raises(InvalidSettings, match=r"objectstore\.url"):
         BucketTier("s3://no-such-bucket/kv", LAYOUT, SPACE)
 
 

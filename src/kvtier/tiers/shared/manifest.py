@@ -71,8 +71,8 @@ def ensure(
 ) -> str:
     """The folder of `space`, with its manifest in it: published here, or found and compared.
 
-    `checksum` None: without a secret. `setting` is the one that names the store. Raises InvalidSettings where what is found does not fit,
-    and OSError.
+    `checksum` None: without a secret. `setting` is the one that names the store. Raises
+    InvalidSettings where what is found does not fit, and OSError.
     """
     folder = space_folder(space)
     name = f"{folder}/{MANIFEST_NAME}"

@@ -35,8 +35,8 @@ class StoreTier:
 
     `segment_blocks` consecutive blocks lie in one file at most. `is_prefix` says that every
     block but the first of a prefix has its predecessor in the store as well: then nobody looks
-    behind the first one that is missing. `setting` is the one that names the store. Raises InvalidSettings and OSError where the key space
-    cannot be opened.
+    behind the first one that is missing. `setting` is the one that names the store. Raises
+    InvalidSettings and OSError where the key space cannot be opened.
     """
 
     def __init__(
