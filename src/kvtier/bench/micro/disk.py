@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kvtier.bench.micro.parts import Blocks, chain, fill, parents
+from kvtier.bench.micro.parts import SPACE, Blocks, chain, fill, parents
 from kvtier.bench.micro.timing import interleave, paired_ratio, spread
 from kvtier.bench.rows import Row, Target, measured
-from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
+from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.disk import DiskTier
@@ -26,24 +26,6 @@ SIZES = ((64 << 10, "64 KiB"), (1 << 20, "1 MiB"), (4 << 20, "4 MiB"))
 _BATCH_BYTES = 128 << 20
 _THREADS = 4
 _ROUNDS = 9
-_SPACE = KeySpace(
-    engine="bench",
-    model="",
-    revision="",
-    weights="",
-    dtype="",
-    layout="",
-    block_bytes=0,
-    blocks_per_chunk=1,
-    tokens_per_hash=16,
-    groups=(GroupShape(tokens_per_block=16, layers=""),),
-    world_size=1,
-    tp_size=1,
-    pp_size=1,
-    hash_algorithm="",
-    hash_seed="",
-    isa="",
-)
 
 
 def measure_disk(scratch: Path) -> list[Row]:
@@ -66,7 +48,7 @@ def _measure(folder: Path, size: int, label: str) -> list[Row]:
         folder / "tier",
         2 * _BATCH_BYTES + (64 << 20),
         BlockLayout(block_bytes=size, tokens_per_block=16),
-        _SPACE,
+        SPACE,
         io_threads=_THREADS,
     )
     raw = _RawSlab(folder / "raw", size, count)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvtier.admission.always import Always
-from kvtier.blocks.key import BlockKey
+from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
 from kvtier.cache.core import TieredCache
 from kvtier.cache.residency import Residency
 from kvtier.eviction.lru import Lru
@@ -17,6 +17,26 @@ Blocks = npt.NDArray[np.uint8]
 """Shape [blocks, bytes of a block]."""
 
 BATCH = 32
+
+SPACE = KeySpace(
+    engine="bench",
+    model="",
+    revision="",
+    weights="",
+    dtype="",
+    layout="",
+    block_bytes=0,
+    blocks_per_chunk=1,
+    tokens_per_hash=16,
+    groups=(GroupShape(tokens_per_block=16, layers=""),),
+    world_size=1,
+    tp_size=1,
+    pp_size=1,
+    hash_algorithm="",
+    hash_seed="",
+    isa="",
+)
+"""Of no model: what is measured does not depend on it."""
 
 
 def ram_cache(slots: int, slot_bytes: int) -> TieredCache:

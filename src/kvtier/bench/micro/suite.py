@@ -9,6 +9,7 @@ from kvtier.bench.micro.arena import measure_arena
 from kvtier.bench.micro.disk import measure_disk
 from kvtier.bench.micro.index import measure_index
 from kvtier.bench.micro.ram import measure_ram
+from kvtier.bench.micro.shared import measure_shared
 from kvtier.bench.rows import Row, report, write_report
 
 
@@ -18,6 +19,7 @@ def run(json_path: Path | None, scratch: Path, console: Console) -> list[Row]:
     parts: list[tuple[str, Callable[[], list[Row]]]] = [
         ("RAM tier", measure_ram),
         ("disk tier", lambda: measure_disk(scratch)),
+        ("shared tier", lambda: measure_shared(scratch)),
         ("arena", measure_arena),
         ("index", measure_index),
     ]

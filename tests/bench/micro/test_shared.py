@@ -1,0 +1,24 @@
+"""The shared tier is compared with raw files, and the bytes are checked."""
+
+from pathlib import Path
+
+import pytest
+
+from kvtier.bench.micro import shared
+
+
+def test_every_row_is_measured_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SIZES", ((1 << 20, "1 MiB"),))
+    monkeypatch.setattr(shared, "_BATCH_BYTES", 8 << 20)
+    monkeypatch.setattr(shared, "_ROUNDS", 2)
+    rows = shared.measure_shared(tmp_path)
+    assert [row.name.split(",")[0] for row in rows] == [
+        "shared read",
+        "shared write",
+        "shared write",
+        "shared read",
+    ]
+    assert all(row.ratio and row.target for row in rows)
+    assert list(tmp_path.iterdir()) == []
