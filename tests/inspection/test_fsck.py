@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -185,6 +186,27 @@ def test_positions_stand_for_what_the_report_counts(store: StoreFolder) -> None:
     found.folder.close()
     assert [number for _, number in counted] == [1, 2, 3, 4, 5, 6, 6]
     assert counted[-1][0].endswith("manifest.json")
+
+
+def test_a_large_store_is_not_walked_far_ahead(
+    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 40)
+    found = Checked(store, threads=1)
+    walk, walked = found.folder.walk, []
+
+    def counting(*arguments) -> Iterator[Entry]:
+        for entry in walk(*arguments):
+            if arguments[0] == "":  # it calls itself for each folder
+                walked.append(entry.position)
+            yield entry
+
+    monkeypatch.setattr(found.folder, "walk", counting)
+    run = found.check.run()
+    ahead = [len(walked) - done for done, _ in enumerate(run, start=1)]
+    found.folder.close()
+    assert len(ahead) == 41
+    assert 0 < max(ahead) < 10
 
 
 def test_who_stops_asking_stops_the_check(store: StoreFolder) -> None:

@@ -1,10 +1,14 @@
 """One segment, sound, damaged in every way, or gone."""
 
+import errno
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvtier.inspection.folder import Folder
 from kvtier.inspection.pace import Pace, Stopped
@@ -13,16 +17,21 @@ from kvtier.inspection.spaces import Secrets, find_spaces
 from kvtier.testing.spaces import sample_space
 from kvtier.tiers.shared.format import Segment, header_bytes_for
 from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, flip, keys
+from tests.tiers.shared.broken import BrokenStoreFiles
 
 SLOT_BYTES = 12_288
 
 
-def verified(store: StoreFolder, pace: Pace | None = None, block: int = 0) -> Verdict:
-    folder = Folder(store.path)
+def verified(
+    store: StoreFolder, pace: Pace | None = None, files: BrokenStoreFiles | None = None
+) -> Verdict:
+    whole = Folder(store.path)
+    (space,) = find_spaces(whole, [NAME])
+    whole.close()
+    folder = Folder(store.path, files)
     try:
-        (space,) = find_spaces(folder, [NAME])
         rules = rules_of(space.manifest, Secrets().fitting(space.manifest))
-        first = keys(1, block)[0]
+        first = keys(1)[0]
         return verify(folder, store.name(first), rules, first, pace or Pace())
     finally:
         folder.close()
@@ -172,3 +181,65 @@ def test_a_length_tells_how_many_blocks_there_are(count: int, block_bytes: int) 
 
 def test_no_length_is_too_small() -> None:
     assert [blocks_in(size, 36, 10_000) for size in (0, 1, 4095, 4096, 8192)] == [None] * 5
+
+
+@pytest.mark.parametrize("call", ["open", "stat_open", "preadv"])
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(errno.EIO, "unreadable"), (errno.EACCES, "unreadable"), (errno.ESTALE, None)],
+)
+def test_what_the_file_system_refuses_is_told(
+    store: StoreFolder, call: str, code: int, kind: str | None
+) -> None:
+    store.fill(keys(4))
+    files = BrokenStoreFiles()
+    files.errors[call] = code
+    verdict = verified(store, files=files)
+    assert (verdict.kind if isinstance(verdict, Broken) else verdict) == kind
+
+
+def test_an_error_at_the_end_says_nothing_of_what_was_read(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    files = BrokenStoreFiles()
+    files.errors["close"] = errno.EIO
+    assert isinstance(verified(store, files=files), Segment)
+
+
+def test_a_file_that_ends_early_is_broken(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    files = BrokenStoreFiles()
+    real, reads = files.preadv, []
+
+    def ends(fd: int, buffers, offset: int) -> int:
+        reads.append(offset)
+        return real(fd, buffers, offset) if offset == 0 else 0
+
+    files.preadv = ends
+    verdict = verified(store, files=files)
+    assert isinstance(verdict, Broken)
+    assert "ends within block 0" in verdict.reason
+    assert reads == [0, 4096]
+
+
+@given(
+    at=st.integers(0, 4096 + 4 * SLOT_BYTES - 1),
+    junk=st.binary(min_size=1, max_size=64),
+    length=st.integers(0, 4096 + 5 * SLOT_BYTES),
+)
+def test_whatever_the_bytes_are_the_answer_is_an_answer(at: int, junk: bytes, length: int) -> None:
+    with tempfile.TemporaryDirectory() as path:
+        store = StoreFolder(Path(path))
+        store.fill(keys(4))
+        file = store.file(keys(1)[0])
+        content = file.read_bytes()
+        changed = content[:at] + junk + content[at + len(junk) :]
+        os.truncate(file, 0)
+        file.write_bytes(changed[:length].ljust(length, b"\0"))
+        verdict = verified(store)
+        counts = all(
+            changed[4096 + i * SLOT_BYTES :][:BLOCK_BYTES]
+            == content[4096 + i * SLOT_BYTES :][:BLOCK_BYTES]
+            for i in range(4)
+        )
+        sound = len(changed) == length == len(content) and changed[:4096] == content[:4096]
+        assert isinstance(verdict, Segment) is (sound and counts)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.shared.files import OsStoreFiles
+from kvtier.tiers.shared.files import OsStoreFiles, StoreFiles
 from kvtier.tiers.shared.handle import Handle
 from kvtier.tiers.shared.names import join
 
@@ -95,10 +95,10 @@ class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
 class Folder:
     """An open folder. Safe from any thread; methods block. Close it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: StoreFiles | None = None) -> None:
         """Raises InvalidSettings with the fix where `path` is no folder that can be read."""
         self.path = path
-        self._files = OsStoreFiles()
+        self._files = files or OsStoreFiles()
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:

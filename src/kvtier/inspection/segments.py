@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 import struct
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from kvtier.blocks.checksum import Checksum
@@ -82,7 +83,7 @@ def read_header(folder: Folder, name: str, rules: Rules, first: BlockKey | None)
     try:
         return _header(handle, rules, first)
     finally:
-        handle.close()
+        _close(handle)
 
 
 def verify(folder: Folder, name: str, rules: Rules, first: BlockKey | None, pace: Pace) -> Verdict:
@@ -103,7 +104,7 @@ def verify(folder: Folder, name: str, rules: Rules, first: BlockKey | None, pace
     except OSError as error:
         return _refused(error)
     finally:
-        handle.close()
+        _close(handle)
 
 
 def _header(handle: Handle, rules: Rules, first: BlockKey | None) -> Segment:
@@ -147,6 +148,12 @@ def _payloads(handle: Handle, segment: Segment, rules: Rules, pace: Pace) -> Bro
         return None
     shown = ", ".join(map(str, wrong[:_SHOWN])) + (", ..." if len(wrong) > _SHOWN else "")
     return Broken("checksum", f"blocks damaged: {shown} ({len(wrong)} of {count})")
+
+
+def _close(handle: Handle) -> None:
+    """What was read is read: an error that comes now says nothing of it."""
+    with suppress(OSError):
+        handle.close()
 
 
 def _is_newer(handle: Handle) -> bool:
