@@ -48,8 +48,12 @@ class Evictor:
         clock: Clock | None = None,
         filesystem: Callable[[], FileSystem] | None = None,
         observer: Observer | None = None,
+        owner: str | None = None,
     ) -> None:
-        """`filesystem` tells how full it is; needed where `options.of_filesystem` is set."""
+        """`filesystem` tells how full it is; needed where `options.of_filesystem` is set.
+
+        `owner`: see `Leases`.
+        """
         self._store = store
         self._options = options
         self._clock = clock or MonotonicClock()
@@ -59,7 +63,7 @@ class Evictor:
         if options.dry_run:
             self._leases = Unleased(store)
         else:
-            self._leases = Leases(store, self._clock, options.lease_s)
+            self._leases = Leases(store, self._clock, options.lease_s, owner)
         self._swept_s = _NEVER
         self._rest = Record({})
 
@@ -134,7 +138,8 @@ class Evictor:
         for tree in trees:
             journals = read_journals(self._store, tree)
             if journals.names and not self._options.dry_run:
-                fold(self._store, tree, journals, work.now_s, lambda: work.keep(REST))
+                epoch = self._leases.epoch(REST)
+                fold(self._store, tree, journals, epoch, work.now_s, lambda: work.keep(REST))
         if self._clock.now_s() - self._swept_s < self._options.sweep_s:
             return
         sizes = sweep_rest(work, trees, set(work.report.refused_trees))
@@ -201,7 +206,7 @@ class Evictor:
                     shard,
                     lambda part=own[tree], amount=amount, reason=reason: part.free(amount, reason),  # type: ignore[misc]
                 )
-        for shard in {shard for shard, _ in shares} & set(parts):
+        for shard in sorted({shard for shard, _ in shares} & set(parts)):
             self._publish(work, shard, parts[shard])
         freed = Amount(report.freed_bytes, report.freed_files).minus(before)
         left = held.minus(freed)
@@ -215,6 +220,6 @@ class Evictor:
             work.keep(shard)
             step()
         except Fenced as error:
-            _log.warning("%s", error)
+            _log.debug("%s", error)
         except OSError as error:
             work.refused(f"shard {shard}", error)

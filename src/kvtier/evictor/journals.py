@@ -4,19 +4,28 @@ Why: recency is real only if readers tell it. Each journal is as old as its file
 clock; one evictor at a time (who holds the lease `rest`) folds journals into the summaries and
 removes them, so recency outlives every evictor. Everybody else reads both.
 
-Invariants: journals are read before the summary, so that a journal folded in between is in one
-or the other; a journal is removed only after every summary that it changes has been put; only
-names that can be segments' are believed.
+Invariants: journals are read before the summaries, so that a journal folded in between is in
+one or the other; a journal is removed only after every summary that it changes has been put; an
+owner writes under the epoch of its lease, so that what one sent and forgot, and which arrives
+late, takes nothing away from its successors; only names that can be segments' are believed.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from kvtier.evictor.layouts import Tree, key_of, shard_of
-from kvtier.evictor.listing import files
+from kvtier.evictor.listing import beginning, files
 from kvtier.evictor.reading import read_small
-from kvtier.evictor.summary import COUNT_MAX, ENTRIES_MAX, decode, encode, summary_name
+from kvtier.evictor.summary import (
+    COUNT_MAX,
+    ENTRIES_MAX,
+    decode,
+    encode,
+    summary_name,
+    summary_start,
+)
 from kvtier.evictor.table import Use
 from kvtier.tiers.shared.store import Store
 
@@ -25,6 +34,7 @@ _log = logging.getLogger(__name__)
 KEPT_S: Final = 30 * 24 * 3600.0
 """A block that nobody read for so long is as old as its file again."""
 _JOURNAL_BYTES_MAX: Final = 32 << 20
+_TRIES: Final = 5
 _SUMMARY_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
 
 Uses = dict[bytes, Use]
@@ -58,42 +68,71 @@ def read_journals(store: Store, tree: Tree) -> Journals:
     return Journals(names, uses)
 
 
-def read_summary(store: Store, tree: Tree, shard: str) -> Uses:
-    """Of a shard; empty where there is none, or a damaged one. Raises OSError."""
+def read_summaries(store: Store, tree: Tree, shard: str) -> tuple[list[str], Uses]:
+    """The files of a shard, of all epochs, and what they say together. Raises OSError.
+
+    A damaged one says nothing. One that vanishes on the way has a successor: look again.
+    """
     if tree.is_foreign:
-        return {}
-    name = summary_name(tree.name, shard)
-    read = read_small(store, name, _SUMMARY_BYTES_MAX)
-    if read is None:
-        return {}
-    uses = decode(read[0])
-    if uses is None:
-        _log.warning("%s is damaged: the reads it told of are forgotten", name)
-    return uses or {}
+        return [], {}
+    for _ in range(_TRIES):
+        names = [found.name for found in beginning(store, summary_start(tree.name, shard))]
+        uses: Uses = {}
+        if all(_read_summary(store, name, uses) for name in names):
+            return names, uses
+    raise OSError(errno.EAGAIN, "summaries come and go", summary_start(tree.name, shard))
 
 
 def recall(store: Store, tree: Tree, shard: str, journals: Journals) -> Uses:
     """All that is known of a shard's reads. `journals` were read before this call."""
-    uses = read_summary(store, tree, shard)
+    _, uses = read_summaries(store, tree, shard)
     for key, use in journals.uses.get(shard, {}).items():
         _add(uses, key, use)
     return uses
 
 
 def fold(
-    store: Store, tree: Tree, journals: Journals, now_s: float, keep: Callable[[], None]
+    store: Store,
+    tree: Tree,
+    journals: Journals,
+    epoch: int,
+    now_s: float,
+    keep: Callable[[], None],
 ) -> None:
-    """Put what `journals` say into the summaries, then remove them. Raises OSError.
+    """Put what `journals` say into the summaries of `epoch`, then remove them. Raises OSError.
 
     `keep` is called before each change, and raises where the lease is lost.
     """
     for shard in sorted(journals.uses):
-        uses = recall(store, tree, shard, journals)
+        older, uses = read_summaries(store, tree, shard)
+        for key, use in journals.uses[shard].items():
+            _add(uses, key, use)
+        own = summary_name(tree.name, shard, epoch)
         keep()
-        store.put(summary_name(tree.name, shard), encode(uses, now_s - KEPT_S))
+        store.put(own, encode(uses, now_s - KEPT_S))
+        for name in older:
+            if name < own:
+                keep()
+                store.remove(name)
     for name in journals.names:
         keep()
         store.remove(name)
+
+
+def _read_summary(store: Store, name: str, uses: Uses) -> bool:
+    """Add what a summary says to `uses`; False where it is gone."""
+    read = read_small(store, name, _SUMMARY_BYTES_MAX)
+    if read is None:
+        return store.stat(name) is not None
+    found = decode(read[0])
+    if found is None:
+        _log.warning("%s is damaged: the reads it told of are forgotten", name)
+        return True
+    for key, use in found.items():
+        known = uses.get(key)
+        if known is None or known.last_s < use.last_s:
+            uses[key] = use
+    return True
 
 
 def _add(uses: Uses, key: bytes, use: Use) -> None:

@@ -45,11 +45,14 @@ _FREE = "nobody"
 class Leases:
     """Of one evictor. One thread. Every method may raise OSError: the store refused."""
 
-    def __init__(self, store: Store, clock: Clock, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, lease_s: float = LEASE_S, owner: str | None = None
+    ) -> None:
+        """`owner`: 16 hex digits that nobody else has; made here where it is None."""
         self._store = store
         self._clock = clock
         self._lease_s = lease_s
-        self.owner = unique_id()[:16]
+        self.owner = owner or unique_id()[:16]
         self._beat = f"{LEASES}/beat-{self.owner}"
         self._beaten_s = -float("inf")
         self._store_s = 0.0
@@ -63,6 +66,12 @@ class Leases:
         if not self._believes():
             return []
         return [shard for shard in ALL if shard in self._epochs]
+
+    def epoch(self, shard: str) -> int:
+        """Under which `shard` is owned. Raises Fenced where it is not."""
+        if shard not in self.owned:
+            raise Fenced(f"the lease of shard {shard} is lost")
+        return self._epochs[shard]
 
     def now_s(self) -> float:
         """The store's clock, as it stamps it on a heartbeat of ours."""
@@ -98,6 +107,10 @@ class Leases:
                 break
             if shard not in self._epochs and owners.get(shard) not in alive - {self.owner}:
                 self._take(shard, highest.get(shard, 0) + 1)
+        for shard, owner in owners.items():
+            # Lost while this evictor slept, and still in its name: others wait for its death.
+            if owner == self.owner and shard not in self._epochs:
+                self._publish(shard, highest[shard] + 1, _FREE)
         return self.owned
 
     def renew(self) -> None:

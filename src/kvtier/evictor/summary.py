@@ -25,9 +25,14 @@ _VERSION = 1
 _DIGEST_BYTES = 16
 
 
-def summary_name(tree: str, shard: str) -> str:
-    """Of the summary of a shard, below the store's root."""
-    return f"{tree}/access/summary-{shard}.bin"
+def summary_start(tree: str, shard: str) -> str:
+    """What the names of a shard's summaries begin with."""
+    return f"{tree}/access/summary-{shard}."
+
+
+def summary_name(tree: str, shard: str, epoch: int) -> str:
+    """Of the summary that the owner of this epoch writes, below the store's root."""
+    return f"{summary_start(tree, shard)}{epoch:010d}.bin"
 
 
 def encode(uses: Mapping[bytes, Use], oldest_s: float) -> bytes:
