@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kvtier.cli.fsck import Watcher
 from kvtier.cli.main import kvtier
+from kvtier.clock import VirtualClock
 from kvtier.inspection.places import CURSOR_NAME
+from kvtier.inspection.report import Report
 from tests.inspection.stores import NAME, StoreFolder, flip, keys, spread
 
 
@@ -93,6 +96,17 @@ def test_a_newer_format_is_refused(store: StoreFolder) -> None:
     ran = fsck(str(store.path))
     assert ran.exit_code == 2
     assert "upgrade it" in ran.stderr
+
+
+def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = VirtualClock()
+    watcher = Watcher(as_json=False, clock=clock)
+    report = Report(path="kv", spaces=[], started_s=0.0, segments=1234, bytes=1 << 30)
+    for step in range(7):
+        watcher.advanced(report, step / 7)
+        clock.advance(25)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["43%: 1,234 segments, 1.0GiB", "86%: 1,234 segments, 1.0GiB"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

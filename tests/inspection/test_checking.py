@@ -1,6 +1,7 @@
 """Runs of a check: interrupted, gone on with, repaired, refused."""
 
 import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -229,6 +230,30 @@ def test_trees_of_others_are_told_and_not_verified(full: StoreFolder) -> None:
     report = run(full)
     assert [(each.file, each.kind) for each in report.notices] == [(base, "foreign")]
     assert "no checksums" in report.notices[0].reason
+
+
+def test_engines_and_cleaners_at_work_are_no_problem(store: StoreFolder) -> None:
+    store.fill(spread(1))
+    done = threading.Event()
+
+    def work() -> None:
+        number = 1
+        while not done.is_set():
+            blocks = keys(8, number % 50 << 20)
+            store.fill(blocks)
+            store.file(blocks[number % 2 * 4]).unlink()
+            number += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        reports = [run(store, Wish(repair=True)) for _ in range(20)]
+    finally:
+        done.set()
+        worker.join()
+    assert [each.problems for each in reports] == [[]] * 20
+    assert all(each.complete and each.notices == [] for each in reports)
+    assert not list(store.path.glob("*/quarantine/*"))
 
 
 def test_where_nothing_can_be_checked_the_fix_is_told(store: StoreFolder) -> None:

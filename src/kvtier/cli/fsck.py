@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.clock import Clock, MonotonicClock
 from kvtier.inspection.checking import Observer, Wish, check_store
 from kvtier.inspection.fsck import THREADS
 from kvtier.inspection.pace import Pace
@@ -21,6 +22,8 @@ from kvtier.inspection.report import Finding, Report
 from kvtier.settings.sizes import approximate_size, parse_size
 
 EXIT_PROBLEMS = 1
+NEWS_EVERY_S = 60.0
+"""Where there is no terminal for a bar."""
 
 
 @click.command(
@@ -79,7 +82,7 @@ def fsck(
     wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
     pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
     logging.getLogger("kvtier.tiers.shared").setLevel(logging.ERROR)  # the report says it all
-    watcher = _Watcher(as_json=as_json)
+    watcher = Watcher(as_json=as_json)
     with _stopped_by_signals(pace), watcher.progress:
         report = check_store(path, wish, pace, watcher)
     watcher.tell_findings(report)
@@ -92,11 +95,14 @@ def fsck(
     raise click.exceptions.Exit(0 if report.clean else EXIT_PROBLEMS)
 
 
-class _Watcher(Observer):
-    """Shows a bar on a terminal, and each finding as it comes."""
+class Watcher(Observer):
+    """Shows a bar on a terminal, a line now and then in a log, and each finding as it comes."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, clock: Clock | None = None) -> None:
+        """`as_json`: findings are in the report only."""
         self._as_json = as_json
+        self._clock = clock or MonotonicClock()
+        self._news_s = self._clock.now_s()
         self._told = [0, 0]
         console = Console(stderr=True)
         self.progress = Progress(
@@ -125,6 +131,9 @@ class _Watcher(Observer):
         if report.problems_found:
             news += f", {report.problems_found:,} problems"
         self.progress.update(self._task, completed=share, news=news)
+        if self.progress.disable and self._clock.now_s() - self._news_s >= NEWS_EVERY_S:
+            self._news_s = self._clock.now_s()
+            click.echo(f"{share:.0%}: {news}", err=True)
         self.tell_findings(report)
 
     def tell_findings(self, report: Report) -> None:
