@@ -100,3 +100,49 @@ def test_another_precision_finds_nothing(
         other.call("settle")
         assert other.counters()["shared"]["written_blocks"] > 0
     assert len(list(folder.glob("*/manifest.json"))) == 2
+
+
+def test_a_mount_that_hangs_costs_a_deadline_and_no_answer(
+    computed: list[Answer],
+    second: Engine,
+    start: Start,
+    smollm2: Path,
+    settings: dict[str, Any],
+    prompts: list[list[int]],
+) -> None:
+    second.close()
+    settings = {**settings, "transfer": {"promote_deadline": "1s"}}
+    with start(smollm2, settings, faulty=True) as engine:
+        engine.call("inject", fault="HUNG", count=8)
+        answer = engine.ask(prompts[0])
+        assert (answer.tokens, answer.cached) == (computed[0].tokens, 0)
+        # By now the breaker is open: the next one does not even wait for its deadline.
+        answer = engine.ask(prompts[1])
+        assert (answer.tokens, answer.cached) == (computed[1].tokens, 0)
+        engine.call("release")
+
+
+def test_an_engine_that_is_killed_while_it_writes_leaves_nothing_wrong(
+    computed: list[Answer],
+    second: Engine,
+    start: Start,
+    smollm2: Path,
+    settings: dict[str, Any],
+    folder: Path,
+    corpus: list[int],
+) -> None:
+    second.close()
+    ids = corpus[20_000:25_000]
+    engine = start(smollm2, settings, max_num_batched_tokens=512).start()
+    try:
+        engine.add("unfinished", ids)
+        while not engine.counters()["shared"]["written_blocks"]:
+            engine.step()
+    finally:
+        engine.kill()
+    with start(smollm2, settings) as again:
+        answer = again.ask(ids)
+        assert answer.cached >= BLOCK
+        assert answer.tokens == again.ask(ids, salt="reference").tokens
+        assert again.counters()["shared"]["corrupt_blocks"] == 0
+    assert not list(folder.glob("*/quarantine/*"))
