@@ -131,19 +131,19 @@ def plan(
 def divide(excess: Amount, usages: Mapping[Place, Usage], newest_s: float) -> dict[Place, Amount]:
     """Cut `excess` from the coldest steps of all places together."""
     shares: dict[Place, Amount] = {}
-    steps = sorted(
-        (step.recent_s, place, step)
+    steps = [
+        (place, step)
         for place, usage in usages.items()
         for step in usage.steps
         if step.recent_s <= newest_s
-    )
+    ]
+    steps.sort(key=lambda pair: (pair[1].recent_s, pair[0]))
     left = excess
-    for _, place, step in steps:
+    for place, step in steps:
         if left == Amount():
             break
         whole = Amount(step.size_bytes, step.files)
-        outlasts = step.size_bytes <= left.size_bytes or step.files <= left.inodes
-        share = whole if outlasts else Amount(left.size_bytes, left.inodes)
+        share = whole if _takes_all(left, step) else left
         shares[place] = shares.get(place, Amount()).plus(share)
         left = left.minus(whole)
     return shares
@@ -153,6 +153,12 @@ def _step(
     recent: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64], rows: npt.NDArray[np.intp]
 ) -> Step:
     return Step(float(recent[rows[-1]]), int(sizes[rows].sum()), len(rows))
+
+
+def _takes_all(needed: Amount, step: Step) -> bool:
+    """Whether `needed` is not met before the last block of the step."""
+    by_bytes = needed.size_bytes > 0 and step.size_bytes <= needed.size_bytes
+    return by_bytes or (needed.inodes > 0 and step.files <= needed.inodes)
 
 
 def _total(usages: Iterable[Usage]) -> Amount:
@@ -171,8 +177,7 @@ def _behind(usage: Usage, freed: Amount) -> Usage:
     """What is left of the steps once `freed` is taken from the cold end."""
     steps = []
     for step in usage.steps:
-        gone = step.size_bytes <= freed.size_bytes or step.files <= freed.inodes
-        if not gone:
+        if not _takes_all(freed, step):
             left = Amount(step.size_bytes, step.files).minus(freed)
             steps.append(Step(step.recent_s, left.size_bytes, left.inodes))
         freed = freed.minus(Amount(step.size_bytes, step.files))

@@ -23,7 +23,9 @@ LEASES: Final = "leases"
 _OWN_TOP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*-[0-9a-f]{16}")
 _FOREIGN_TOP = re.compile(r"[A-Za-z0-9._-]+_[0-9a-f]{12}(_r\d+)?")
 _SEGMENT = re.compile(r"blocks/([0-9a-f]{3})/(\1[0-9a-f]*)\.kvt")
-_OWN_FILES = re.compile(r"access/[^/]+\.log|access/summary-[0-9a-f]\.\d{10}\.bin|quarantine/[^/]+\.kvt")
+_OWN_FILES = re.compile(
+    r"access/[^/]+\.log|access/summary-[0-9a-f]\.\d{10}\.bin|quarantine/[^/]+\.kvt"
+)
 _FOREIGN_BLOCK = re.compile(r"[0-9a-f]{3}/[0-9a-f]{2}_g\d+/[0-9a-f]+\.bin")
 _FOREIGN_TEMPORARY = re.compile(r"(.+\.bin|\.o_direct_probe).*\.tmp[^/]*")
 

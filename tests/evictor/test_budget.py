@@ -1,0 +1,126 @@
+"""The arithmetic: watermarks, quotas, and who frees what."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.evictor.budget import (
+    STEPS,
+    Amount,
+    Mark,
+    Marks,
+    Place,
+    Step,
+    Usage,
+    divide,
+    plan,
+    steps_of,
+)
+from kvtier.evictor.table import Table
+
+FOREVER = float("inf")
+
+
+def usage(*steps: tuple[float, int, int]) -> Usage:
+    made = [Step(*step) for step in sorted(steps)]
+    files = sum(step.files for step in made)
+    return Usage(sum(step.size_bytes for step in made), files, files, made)
+
+
+def test_a_mark_asks_only_above_high() -> None:
+    mark = Mark(100, 80)
+    assert [mark.excess(used) for used in (0, 80, 100, 101, 150)] == [0, 0, 0, 21, 70]
+    assert Mark().excess(10**18) == 0
+
+
+def test_the_coldest_of_all_shards_go_first() -> None:
+    usages = {
+        ("0", "t"): usage((1, 100, 1), (5, 100, 1)),
+        ("1", "t"): usage((2, 100, 1), (3, 100, 1)),
+    }
+    assert divide(Amount(250, 0), usages, FOREVER) == {
+        ("0", "t"): Amount(100, 1),
+        ("1", "t"): Amount(150, 1),
+    }
+
+
+def test_a_part_of_a_step() -> None:
+    usages = {("0", "t"): usage((1, 1000, 10))}
+    assert divide(Amount(300, 0), usages, FOREVER) == {("0", "t"): Amount(300, 0)}
+    assert divide(Amount(0, 3), usages, FOREVER) == {("0", "t"): Amount(0, 3)}
+
+
+def test_what_is_hot_is_not_counted_on() -> None:
+    usages = {("0", "t"): usage((1, 100, 1), (9, 100, 1))}
+    assert divide(Amount(200, 0), usages, newest_s=8) == {("0", "t"): Amount(100, 1)}
+
+
+def test_inodes_alone_ask_too() -> None:
+    usages = {("0", "t"): usage((1, 0, 5), (2, 0, 5))}
+    marks = Marks(inodes=Mark(8, 6))
+    assert plan(usages, marks, {}, FOREVER) == {("0", "t"): Amount(0, 4)}
+
+
+def test_a_quota_frees_in_its_own_tree_only_and_counts_for_the_whole() -> None:
+    usages = {
+        ("0", "big"): usage((10, 600, 6)),
+        ("0", "old"): usage((1, 400, 4)),
+    }
+    quotas = {"big": Marks(Mark(500, 400))}
+    assert plan(usages, Marks(), quotas, FOREVER) == {("0", "big"): Amount(200, 0)}
+    whole = Marks(Mark(900, 800))
+    assert plan(usages, whole, quotas, FOREVER) == {("0", "big"): Amount(200, 0)}
+    tighter = Marks(Mark(900, 700))
+    freed = plan(usages, tighter, quotas, FOREVER)
+    assert freed == {("0", "big"): Amount(200, 0), ("0", "old"): Amount(100, 0)}
+
+
+def test_what_a_quota_freed_is_not_freed_twice() -> None:
+    usages = {("0", "big"): usage((1, 300, 3), (2, 300, 3))}
+    quotas = {"big": Marks(Mark(400, 300))}
+    freed = plan(usages, Marks(Mark(400, 100)), quotas, FOREVER)
+    assert freed[("0", "big")].size_bytes == 500
+
+
+def test_a_file_systems_use_stands_for_the_sum() -> None:
+    usages = {("0", "t"): usage((1, 100, 1), (2, 100, 1))}
+    assert plan(usages, Marks(Mark(850, 700)), {}, FOREVER, Amount(800, 2)) == {}
+    freed = plan(usages, Marks(Mark(850, 700)), {}, FOREVER, Amount(900, 2))
+    assert freed == {("0", "t"): Amount(200, 2)}
+
+
+STEP = st.tuples(st.integers(0, 50), st.integers(0, 500), st.integers(1, 9))
+USAGES = st.dictionaries(
+    st.tuples(st.sampled_from("012"), st.sampled_from("ab")),
+    st.lists(STEP, max_size=6).map(lambda steps: usage(*steps)),
+)
+
+
+@given(USAGES, st.integers(0, 3000), st.integers(0, 30), st.integers(0, 60))
+def test_enough_is_asked_for_and_never_more_than_there_is(
+    usages: dict[Place, Usage], size_bytes: int, inodes: int, newest_s: int
+) -> None:
+    shares = divide(Amount(size_bytes, inodes), usages, newest_s)
+    steps = [step for one in usages.values() for step in one.steps if step.recent_s <= newest_s]
+    cold = Amount(sum(step.size_bytes for step in steps), sum(step.files for step in steps))
+    asked = [sum(column) for column in zip(*shares.values(), strict=True)] or [0, 0]
+    assert asked[0] >= min(size_bytes, cold.size_bytes)
+    assert asked[1] >= min(inodes, cold.inodes)
+    for place, share in shares.items():
+        mine = [step for step in usages[place].steps if step.recent_s <= newest_s]
+        assert share.size_bytes <= sum(step.size_bytes for step in mine)
+        assert share.inodes <= sum(step.files for step in mine)
+
+
+def test_steps_hold_everything_from_cold_to_hot() -> None:
+    table = Table()
+    for number in range(1000):
+        table.add(b"x", number, 0.0, float((number * 7) % 1000))
+    gone = np.zeros(1000, dtype=np.bool_)
+    gone[:100] = True
+    steps = steps_of(table, gone)
+    assert len(steps) == STEPS
+    assert sum(step.files for step in steps) == 900
+    assert sum(step.size_bytes for step in steps) == sum(range(100, 1000))
+    assert [step.recent_s for step in steps] == sorted(step.recent_s for step in steps)
+    assert steps_of(Table(), np.zeros(0, dtype=np.bool_)) == []

@@ -1,0 +1,138 @@
+"""What readers tell, folded: nothing lost whoever dies, whatever arrives late."""
+
+import pytest
+
+from kvtier.errors import Fenced
+from kvtier.evictor.journals import KEPT_S, fold, read_journals, read_summaries, recall
+from kvtier.evictor.layouts import Tree, shard_of
+from kvtier.evictor.summary import summary_name
+from kvtier.evictor.table import Use
+from tests.evictor.scenes import FOREIGN, START_S, TREE, Between, Scene, block, key_of
+
+OWN = Tree(TREE, is_foreign=False)
+
+
+def known(scene: Scene, number: int) -> Use | None:
+    key = key_of(number)
+    journals = read_journals(scene.store, OWN)
+    return recall(scene.store, OWN, shard_of(key), journals).get(key)
+
+
+def fold_all(scene: Scene, epoch: int = 1) -> None:
+    journals = read_journals(scene.store, OWN)
+    fold(scene.store, OWN, journals, epoch, scene.clock.now_s(), lambda: None)
+
+
+def test_a_read_is_as_old_as_the_journal_that_tells_it() -> None:
+    scene = Scene()
+    scene.clock.advance(100)
+    scene.read(1, 2)
+    assert known(scene, 1) == Use(START_S + 100, 1)
+    assert known(scene, 3) is None
+
+
+def test_folding_changes_nothing_that_is_known() -> None:
+    scene = Scene()
+    for _ in range(3):
+        scene.clock.advance(10)
+        scene.read(1, 2)
+        scene.clock.advance(10)
+        scene.read(1)
+    before = [known(scene, number) for number in range(4)]
+    assert before[:3] == [None, Use(START_S + 60, 6), Use(START_S + 50, 3)]
+    fold_all(scene)
+    assert not [name for name in scene.names() if name.endswith(".log")]
+    assert [known(scene, number) for number in range(4)] == before
+    scene.read(2)
+    fold_all(scene, epoch=2)
+    assert known(scene, 1) == before[1]
+    assert known(scene, 2) == Use(START_S + 60, 4)
+    per_shard = [name.rpartition(".")[0].rpartition(".")[0] for name in scene.names(TREE)]
+    assert len(per_shard) == len(set(per_shard)), "the older summary of a shard is gone"
+
+
+def test_what_arrives_late_takes_nothing_away() -> None:
+    """An owner's put, sent before it was fenced, lands after its successor's."""
+    scene = Scene()
+    scene.read(1)
+    late = read_journals(scene.store, OWN)
+    scene.clock.advance(50)
+    scene.read(1)
+    fold_all(scene, epoch=2)
+    fold(scene.store, OWN, late, 1, scene.clock.now_s(), lambda: None)
+    use = known(scene, 1)
+    assert use is not None
+    assert use.last_s == START_S + 50
+
+
+@pytest.mark.parametrize("deaths", range(6))
+def test_dying_between_any_two_steps_loses_no_read(deaths: int) -> None:
+    scene = Scene()
+    scene.read(1)
+    scene.read(2)
+    fold_all(scene)
+    scene.clock.advance(5)
+    scene.read(1, 2)
+    steps = iter(range(100))
+
+    def keep() -> None:
+        if next(steps) == deaths:
+            raise Fenced("lost")
+
+    try:
+        fold(scene.store, OWN, read_journals(scene.store, OWN), 2, scene.clock.now_s(), keep)
+    except Fenced:
+        pass
+    for number in (1, 2):
+        use = known(scene, number)
+        assert use is not None
+        assert use.last_s == START_S + 5
+
+
+def test_a_summary_that_vanishes_has_a_successor() -> None:
+    scene = Scene()
+    scene.read(1)
+    fold_all(scene)
+    shard = shard_of(key_of(1))
+
+    class Moving(Between):
+        moved = False
+
+        def before(self, verb: str, name: str) -> None:
+            if verb == "read" and not self.moved:
+                self.moved = True
+                scene.store.move(name, summary_name(TREE, shard, 2))
+
+    names, uses = read_summaries(Moving(scene.store), OWN, shard)
+    assert names == [summary_name(TREE, shard, 2)]
+    assert key_of(1) in uses
+
+
+def test_what_is_no_name_is_not_believed() -> None:
+    scene = Scene()
+    lines = ["", "blocks/../../etc", "blocks/abc/abd.kvt", block(1), "\0" * 50, "blocks/abc"]
+    scene.store.put(f"{TREE}/access/x.log", "\n".join(lines).encode() + b"\xff\xfe\n")
+    journals = read_journals(scene.store, OWN)
+    assert journals.names == [f"{TREE}/access/x.log"]
+    assert journals.uses == {}
+
+
+def test_a_damaged_summary_says_nothing() -> None:
+    scene = Scene()
+    scene.store.put(summary_name(TREE, "0", 1), b"what is this")
+    assert read_summaries(scene.store, OWN, "0")[1] == {}
+
+
+def test_nobody_tells_in_trees_of_others() -> None:
+    scene = Scene()
+    tree = Tree(FOREIGN, is_foreign=True)
+    assert read_journals(scene.store, tree).names == []
+    assert read_summaries(scene.store, tree, "0") == ([], {})
+
+
+def test_reads_of_long_ago_are_forgotten() -> None:
+    scene = Scene()
+    scene.read(1)
+    scene.clock.advance(KEPT_S + 1)
+    fold_all(scene)
+    assert known(scene, 1) is None

@@ -1,0 +1,44 @@
+import pytest
+
+from kvtier import plugins
+from kvtier.errors import InvalidSettings
+from kvtier.evictor.ranking import victims
+from kvtier.evictor.table import Table, Use
+
+FOREVER = float("inf")
+
+
+def written(*times: float) -> Table:
+    table = Table()
+    for number, time_s in enumerate(times):
+        table.add(b"key-%d" % number, 1, time_s, time_s)
+    return table
+
+
+def test_lru_goes_by_what_readers_told() -> None:
+    table = written(1, 2, 3, 4)
+    table.recall({b"key-0": Use(10, 1), b"key-2": Use(9, 5)})
+    assert list(victims(table, "lru", FOREVER)) == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize("policy", plugins.known("eviction"))
+def test_every_policy_gives_each_once_and_none_that_is_hot(policy: str) -> None:
+    table = written(*range(50))
+    table.recall({b"key-%d" % number: Use(100 + number, number) for number in range(0, 50, 3)})
+    given = list(victims(table, policy, newest_s=60))
+    assert sorted(given) == [number for number in range(50) if number % 3]
+
+
+def test_a_policy_that_resists_scans_keeps_what_is_read_again() -> None:
+    """Old and read often, against new and never read: LRU and S3-FIFO disagree."""
+    table = written(*range(100))
+    table.recall({b"key-%d" % number: Use(50.5, 9) for number in range(10)})
+    lru = list(victims(table, "lru", FOREVER))[:60]
+    s3fifo = list(victims(table, "s3fifo", FOREVER))[:60]
+    assert set(range(10)) <= set(lru)
+    assert not set(range(10)) & set(s3fifo)
+
+
+def test_an_unknown_policy() -> None:
+    with pytest.raises(InvalidSettings, match="no eviction called 'best'"):
+        list(victims(written(1), "best", FOREVER))

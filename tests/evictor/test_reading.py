@@ -1,0 +1,14 @@
+from kvtier.evictor.reading import read_small
+from kvtier.testing.memory_store import MemoryStore
+
+
+def test_whole_or_not_at_all() -> None:
+    store = MemoryStore()
+    stat = store.put("file", b"12345")
+    assert read_small(store, "file", 5) == (b"12345", stat)
+    assert read_small(store, "file", 4) is None
+    assert read_small(store, "absent", 5) is None
+    store.put("empty", b"")
+    read = read_small(store, "empty", 0)
+    assert read is not None
+    assert read[0] == b""
