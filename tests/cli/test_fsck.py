@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -53,6 +54,8 @@ def test_repair_says_what_it_did(store: StoreFolder) -> None:
     assert ran.exit_code == 1
     assert "(1 of 4) [quarantined]\n" in ran.stdout
     assert " h [removed]\n" in ran.stdout
+    assert ran.stderr == "", "the log does not say it again"
+    assert logging.getLogger("kvtier.tiers.shared").level == logging.NOTSET
     assert fsck(str(store.path)).exit_code == 0
 
 

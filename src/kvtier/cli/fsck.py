@@ -81,9 +81,8 @@ def fsck(
     """
     wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
     pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
-    logging.getLogger("kvtier.tiers.shared").setLevel(logging.ERROR)  # the report says it all
     watcher = Watcher(as_json=as_json)
-    with _stopped_by_signals(pace), watcher.progress:
+    with _stopped_by_signals(pace), _quiet_log(), watcher.progress:
         report = check_store(path, wish, pace, watcher)
     watcher.tell_findings(report)
     if as_json:
@@ -174,6 +173,18 @@ def _summary(report: Report) -> str:
     else:
         state = f"{report.problems_found:,} problems"
     return f"{report.path}: {state} ({'; '.join(parts)})"
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """The report says what was quarantined; the log would say it again, across the bar."""
+    log = logging.getLogger("kvtier.tiers.shared")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager
