@@ -1,0 +1,50 @@
+from kvtier.evictor.budget import Step, Usage
+from kvtier.evictor.records import (
+    CURSOR_LIVES_S,
+    Progress,
+    Record,
+    forget_progress,
+    put_progress,
+    put_record,
+    read_progress,
+    read_usages,
+)
+from kvtier.evictor.table import Table
+from tests.evictor.scenes import Scene
+
+
+def test_usages_of_all_shards_come_together() -> None:
+    scene = Scene()
+    usage = Usage(100, 3, 2, [Step(1.5, 50, 1), Step(2.5, 50, 1)])
+    put_record(scene.store, "3", Record({"tree": usage}))
+    put_record(scene.store, "rest", Record({"tree": Usage(7, 1)}))
+    put_record(scene.store, "4", Record({"tree": Usage(999, 9)}))
+    scene.store.put("leases/usage-5.json", b"{]")
+    own = {"4": Record({"other": Usage(1, 1)})}
+    assert read_usages(scene.store, own) == {
+        ("3", "tree"): usage,
+        ("4", "other"): Usage(1, 1),
+        ("rest", "tree"): Usage(7, 1),
+    }
+
+
+def test_a_scan_goes_on_where_it_stopped() -> None:
+    scene = Scene()
+    table = Table()
+    table.add(b"key", 5, 1.0, 2.0)
+    put_progress(scene.store, "a", Progress("t", "t/x", {"t": table.columns()}, {"t": (9, 1)}))
+    found = read_progress(scene.store, "a", scene.clock.now_s())
+    assert found is not None
+    assert (found.tree, found.after, found.other) == ("t", "t/x", {"t": (9, 1)})
+    assert found.tables["t"].columns() == table.columns()
+    assert read_progress(scene.store, "b", scene.clock.now_s()) is None
+    assert read_progress(scene.store, "a", scene.clock.now_s() + CURSOR_LIVES_S + 1) is None
+    forget_progress(scene.store, "a")
+    assert read_progress(scene.store, "a", scene.clock.now_s()) is None
+
+
+def test_damage_begins_anew() -> None:
+    scene = Scene()
+    for raw in (b"", b"\xc1", b"\x94\xa1t\xa1t\x81\xa1t\x95\xc4\x00\x91\x05\x90\x90\x90\x80"):
+        scene.store.put("leases/cursor-a.bin", raw)
+        assert read_progress(scene.store, "a", scene.clock.now_s()) is None

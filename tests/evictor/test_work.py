@@ -1,0 +1,93 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import Fenced
+from kvtier.evictor.options import Options
+from kvtier.evictor.work import Silent, Work
+from kvtier.tiers.shared.posix import PosixStore
+from tests.evictor.scenes import Between, Scene
+
+
+class Refusing(Between):
+    def before(self, verb: str, name: str) -> None:
+        if verb == "remove":
+            raise OSError(errno.EACCES, "no")
+
+
+def test_a_removal_is_counted_by_its_reason() -> None:
+    scene = Scene()
+    scene.store.put("file", b"12345")
+    work = scene.work()
+    assert work.remove("0", "file", 5, "ttl")
+    assert not work.remove("0", "file", 5, "ttl"), "it was gone"
+    assert (work.report.freed["ttl"].files, work.report.freed["ttl"].size_bytes) == (1, 5)
+
+
+def test_a_dry_run_changes_nothing_and_counts_alike() -> None:
+    scene = Scene()
+    scene.store.put("file", b"12345")
+    work = scene.work(dry_run=True)
+    assert work.remove("0", "file", 5, "ttl")
+    assert work.report.freed_bytes == 5
+    assert scene.names() == ["file"]
+
+
+def test_a_refusal_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+    work = scene.work(Refusing(scene.store))
+    for _ in range(30):
+        assert not work.remove("0", "file", 5, "ttl")
+    assert work.report.refused_calls == 30
+    assert work.report.freed_files == 0
+    assert len(caplog.messages) == 10
+
+
+def test_without_the_lease_nothing_is_removed() -> None:
+    scene = Scene()
+    scene.store.put("file", b"12345")
+
+    def keep(shard: str) -> None:
+        raise Fenced(shard)
+
+    work = Work(scene.store, Options(), scene.clock, keep, 0.0, Silent())
+    with pytest.raises(Fenced):
+        work.remove("0", "file", 5, "ttl")
+    with pytest.raises(Fenced):
+        work.see("0")
+    assert scene.names() == ["file"]
+
+
+def test_both_rates_are_kept_and_the_lease_meanwhile() -> None:
+    scene = Scene()
+    began_s = scene.clock.now_s()
+    asked_s: list[float] = []
+    options = Options(files_per_second=0.2, deletes_per_second=0.1)
+    work = Work(
+        scene.store,
+        options,
+        scene.clock,
+        lambda _: asked_s.append(scene.clock.now_s()),
+        0.0,
+        Silent(),
+    )
+    for _ in range(5):
+        work.see("0")
+    scanned_s = scene.clock.now_s() - began_s
+    assert 19 <= scanned_s <= 21
+    for _ in range(5):
+        work.remove("0", "file", 5, "ttl")
+    assert 39 <= scene.clock.now_s() - began_s - scanned_s <= 41
+    assert max(b - a for a, b in zip(asked_s, asked_s[1:], strict=False)) <= 1.0
+
+
+def test_temporary_and_impossible_names(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    for name in (".tmp-host-1", "with space"):
+        (tmp_path / name).touch()
+    work = Scene().work(store)
+    assert work.remove("0", ".tmp-host-1", 0, "orphan")
+    assert not work.remove("0", "with space", 0, "unknown")
+    assert [path.name for path in tmp_path.iterdir()] == ["with space"]
+    store.close()
