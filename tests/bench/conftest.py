@@ -26,14 +26,21 @@ if os.environ.get("STAND_IN_FAILS"):
     sys.exit(3)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-store = None
+def kept(folder):
+    # the file of a tier that outlives the process, and what is in it
+    os.makedirs(folder, exist_ok=True)
+    file = os.path.join(folder, "blocks.json")
+    return file, set(json.load(open(file))) if os.path.exists(file) else set()
+
+
+lasting = {}
 if extra and "disk" in extra:
-    os.makedirs(extra["disk"]["path"], exist_ok=True)
-    store = os.path.join(extra["disk"]["path"], "blocks.json")
+    lasting["disk"] = kept(extra["disk"]["path"])
+if extra and "shared" in extra:
+    lasting["shared"] = kept(extra["shared"])
 device, ram = set(), set()
-disk = set(json.load(open(store))) if store and os.path.exists(store) else set()
-hits = {"ram": 0, "disk": 0}
-TIERS = {"device": device, "ram": ram, "disk": disk}
+hits = {"ram": 0, "disk": 0, **dict.fromkeys(lasting, 0)}
+TIERS = {"device": device, "ram": ram, **{tier: keys for tier, (_, keys) in lasting.items()}}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -63,7 +70,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             device.clear()
             if "reset_external=true" in self.path:
                 ram.clear()
-                disk.clear()
+                for _, keys in lasting.values():
+                    keys.clear()
             return self.reply(b'{"success": true}')
         self.answer(json.loads(body))
 
@@ -77,9 +85,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         device.add(key)
         if extra:
             ram.add(key)
-        if store:
-            disk.add(key)
-            json.dump(sorted(disk), open(store, "w"))
+        for file, keys in lasting.values():
+            keys.add(key)
+            json.dump(sorted(keys), open(file, "w"))
         usage = {"prompt_tokens": len(prompt), "completion_tokens": body["max_tokens"],
                  "prompt_tokens_details": {"cached_tokens": cached}}
         events = [{"choices": [{"text": str(sum(prompt))}]}, {"choices": [], "usage": usage}]

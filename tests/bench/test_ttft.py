@@ -33,7 +33,9 @@ def samples() -> Samples:
         (5300, "device"): answers(0.20, 0.21, 0.19),
         (5300, "ram"): answers(0.24, 0.25, 0.23),
         (5300, "disk"): answers(0.44, 0.45, 0.46),
-        (5300, "device-after"): answers(0.20, 0.22, 0.21),
+        (5300, "device-after-disk"): answers(0.20, 0.22, 0.21),
+        (5300, "shared"): answers(0.40, 0.41, 0.42),
+        (5300, "device-after-shared"): answers(0.20, 0.21, 0.22),
     }
 
 
@@ -74,13 +76,14 @@ def test_every_state_is_met_where_it_should_be(
     stand_in: Path, tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ttft, "PAGE_CACHE", tmp_path / "drop_caches")
-    steps = Steps(Console(file=io.StringIO()), 2)
+    steps = Steps(Console(file=io.StringIO()), 3)
     rows, details = measure_ttft(
         Path("model"), encode, steps, repeats=2, scratch=tmp_path / "s", clock=VirtualClock()
     )
     by_name = {row.name: row for row in rows}
     share = 256 / 5300
-    for state, cached in [("cold", 0.0), ("device", share), ("ram", share), ("disk", share)]:
+    states = {"cold": 0.0, "device": share, "ram": share, "disk": share, "shared": share}
+    for state, cached in states.items():
         note = by_name[f"ttft/5300/{state}"].note
         assert f"cached median {cached:.4g}" in note
     assert by_name["ttft/1700/outputs_different"].value == 0
@@ -88,7 +91,8 @@ def test_every_state_is_met_where_it_should_be(
     # Each of 4 prompts once in each state; the engine itself says where it found them.
     for log, found in [
         ("ttft.log", {"nowhere": 4, "device": 4, "ram": 4}),
-        ("ttft-restarted.log", {"disk": 4, "device": 4}),
+        ("ttft-disk.log", {"disk": 4, "device": 4}),
+        ("ttft-shared.log", {"shared": 4, "device": 4}),
     ]:
         lines = (tmp_path / "s" / log).read_text().splitlines()
         assert {state: lines.count(f"found {state} ttft") for state in found} == found

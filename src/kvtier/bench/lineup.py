@@ -59,12 +59,17 @@ def lineup(disk: Path) -> dict[str, Contestant]:
 
 
 def kvtier_transfer(
-    ram_bytes: int, disk: Path | None = None, capacity: str = DISK_CAPACITY
+    ram_bytes: int,
+    disk: Path | None = None,
+    capacity: str = DISK_CAPACITY,
+    shared: Path | None = None,
 ) -> dict[str, Any]:
     """The --kv-transfer-config that puts kvtier under vLLM."""
     tiers: dict[str, Any] = {"ram": f"{ram_bytes // 1024**2}MiB"}
     if disk is not None:
         tiers["disk"] = {"path": str(disk), "capacity": capacity}
+    if shared is not None:
+        tiers["shared"] = str(shared)
     return _connector(spec_name="KVTier", spec_module_path="kvtier.connectors.vllm.spec", **tiers)
 
 

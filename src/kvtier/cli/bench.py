@@ -15,6 +15,8 @@ from kvtier.bench.rows import Report, Row, report, write_report
 from kvtier.bench.table import summary_table
 from kvtier.bench.ttft import measure_ttft
 from kvtier.bench.workload import model_encoder, read_workload
+from kvtier.testing import matrix as fault_matrix
+from kvtier.testing.matrix.suite import OPERATIONS
 
 MODEL = Path(".models/smollm2-135m")
 WORKLOADS = Path("benchmarks/workloads")
@@ -58,6 +60,39 @@ def bench() -> None:
 def micro(json_path: Path | None, scratch: Path) -> None:
     """Measure the hot paths one by one, against raw copies and raw files in the same run."""
     micro_bench.run(json_path, scratch, Console())
+
+
+@bench.command(
+    "faults",
+    epilog="\b\nExample:\n  kvtier bench faults --json benchmarks/results/fault-today.json",
+)
+@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--operations",
+    type=click.IntRange(min=1),
+    default=OPERATIONS,
+    show_default=True,
+    help="In all, but for those on a bucket.",
+)
+@click.option(
+    "--bucket",
+    help="Also a smaller run on a real server: s3://bucket/prefix, credentials and endpoint "
+    "from the environment. What is below the prefix is spoilt.",
+)
+@click.option("--scratch", type=_folder, default=SCRATCH, show_default=True)
+def faults(
+    json_path: Path | None, seed: int, operations: int, bucket: str | None, scratch: Path
+) -> None:
+    """Put every fault below shared tiers while they read, write, find, delete and scan.
+
+    Fails if a wrong byte, a hang or an exception came out, or if a bound was not held.
+    """
+    rows = fault_matrix.run(
+        json_path, scratch, Console(), seed=seed, operations=operations, bucket=bucket
+    )
+    if not all(row.met for row in rows):
+        raise click.ClickException("a row of the fault matrix is not met")
 
 
 @bench.command("engine", epilog=_ENGINE_EXAMPLES)
@@ -131,7 +166,7 @@ def _run_engine(
 ) -> None:
     encode = model_encoder(plan.model)
     plan.check()
-    steps = Steps(console, plan.rounds * len(plan.contestants) + (2 if ttft_repeats else 0))
+    steps = Steps(console, plan.rounds * len(plan.contestants) + (3 if ttft_repeats else 0))
     ttft_rows: list[Row] = []
     ttft_details: dict[str, object] = {}
     if ttft_repeats:

@@ -201,7 +201,7 @@ class _RawFiles:
     def _read_one(self, number: int) -> None:
         fd = os.open(self._folder / str(number), self._flags | os.O_RDONLY)
         try:
-            os.preadv(fd, [self._target[number]], ALIGNMENT)  # type: ignore[list-item]
+            os.preadv(fd, [self._target[number]], ALIGNMENT)
         finally:
             os.close(fd)
 
