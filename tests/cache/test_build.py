@@ -6,12 +6,13 @@ import pytest
 
 from kvtier.admission.always import Always
 from kvtier.blocks.layout import BlockLayout
+from kvtier.cache import build
 from kvtier.cache.build import adopt, build_cache
 from kvtier.cache.core import TieredCache
-from kvtier.clock import VirtualClock
+from kvtier.clock import MonotonicClock, VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier.index.local import UNKNOWN_PARENT
-from kvtier.settings import Disk, Ram, Settings
+from kvtier.index.local import UNKNOWN_PARENT, Presence
+from kvtier.settings import Disk, Ram, Settings, Shared
 from kvtier.settings import Transfer as TransferSettings
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
@@ -210,3 +211,58 @@ def test_more_blocks_than_the_tier_may_hold_now_are_given_up() -> None:
     assert len(inner) == 3
     assert cache.leaving_blocks(1) == 0
     cache.close()
+
+
+def test_a_tier_that_does_not_open_is_said_and_closed_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, closed = threading.Event(), threading.Event()
+
+    class Slow(MemoryTier):
+        def __init__(self, *_: object, **__: object) -> None:
+            gate.wait(WAIT_S)
+            super().__init__()
+
+        def close(self) -> None:
+            closed.set()
+
+    load = build.plugins.load
+    monkeypatch.setattr(
+        build.plugins, "load", lambda kind, name: Slow if kind == "tiers" else load(kind, name)
+    )
+    monkeypatch.setattr(build, "_OPEN_S", 0.01)
+    wanted = Settings(ram=Ram(capacity=8 * SLOT_BYTES), shared=Shared(path=str(tmp_path)))
+    with pytest.raises(InvalidSettings, match=r"shared\.path: no answer within"):
+        build_cache(wanted, LAYOUT, SPACE)
+    gate.set()
+    assert closed.wait(WAIT_S)
+
+
+def test_engines_that_share_a_folder_find_each_others_blocks(tmp_path: Path) -> None:
+    wanted = Settings(
+        ram=Ram(capacity=8 * SLOT_BYTES), shared=Shared(path=str(tmp_path / "kv"), io_threads=2)
+    )
+    writer, reader = (build_cache(wanted, LAYOUT, SPACE) for _ in range(2))
+    keys = chain(4)
+    save = writer.begin_save(keys, parents(keys))
+    assert save is not None
+    fill(writer, save)
+    writer.end_save(save)
+    clock = MonotonicClock()
+    give_up_s = clock.now_s() + WAIT_S
+    while reader.presence("r", keys[-1]) is not Presence.READY:
+        for cache in (writer, reader):
+            cache.step(clock.now_s())
+        # A request that asked too early would have to wait for the recheck.
+        if writer.resident_blocks[1] == 4:
+            if reader.presence("r", keys[-1]) is Presence.UNKNOWN:
+                reader.ask("r", keys)
+            reader.promote("r", keys)
+        assert clock.now_s() < give_up_s
+    load = reader.begin_load("r", keys)
+    assert load is not None
+    assert all(is_right(reader, *pair) for pair in zip(load.keys, load.slots, strict=True))
+    reader.end_load(load)
+    for cache in (writer, reader):
+        cache.check()
+        cache.close(1.0)

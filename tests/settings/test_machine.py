@@ -1,16 +1,18 @@
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.settings import Disk, Ram, Settings
+from kvtier.settings import Disk, Ram, Settings, Shared, machine
 from kvtier.settings.machine import (
     Probes,
     cgroup_limit_bytes,
     check,
     check_disk,
     check_ram,
+    check_shared,
     occupied_bytes,
 )
 
@@ -119,3 +121,18 @@ def test_a_path_that_cannot_be_written_is_refused() -> None:
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
     check_disk(Disk(path=str(tmp_path), capacity=1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shared_folder_has_to_be_one_and_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_shared(Shared(path=str(tmp_path / "kv")))
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidSettings, match=r"shared\.path: .* is not a folder"):
+        check_shared(Shared(path=str(tmp_path / "file")))
+    gate = threading.Event()
+    monkeypatch.setattr(machine, "check_folder", lambda *_: gate.wait(30))
+    monkeypatch.setattr(machine, "_MOUNT_S", 0.01)
+    with pytest.raises(InvalidSettings, match=r"shared\.path: /dead: no answer within"):
+        check_shared(Shared(path="/dead"))
+    gate.set()

@@ -16,6 +16,7 @@ from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.core import TieredCache
 from kvtier.cache.residency import Residency
+from kvtier.deadline import within
 from kvtier.errors import InvalidSettings
 from kvtier.index.local import HOLE, IDLE, NONE
 from kvtier.memory.arena import Arena
@@ -24,6 +25,9 @@ from kvtier.tiers.base import Tier
 from kvtier.transfer.engine import TransferEngine
 
 _log = logging.getLogger(__name__)
+
+_OPEN_S = 60.0
+"""For shared storage to answer at start: a dead mount never does."""
 
 
 def build_cache(
@@ -53,7 +57,7 @@ def build_cache(
     with ExitStack() as undo:
         tiers: list[Tier] = []
         for lower in builders:
-            tiers.append(lower.build())
+            tiers.append(_open(lower))
             undo.callback(tiers[-1].close)
         arena = Arena.create(slots, layout.slot_bytes)
         undo.callback(arena.close)
@@ -122,10 +126,13 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
 class _Lower(NamedTuple):
     """A lower tier that the settings name, and how the cache treats it."""
 
+    setting: str
     build: Callable[[], Tier]
     admission: str
     eviction: str = "lru"
     recheck_s: float = float("inf")
+    is_remote: bool = False
+    """What it names may never answer, and must not keep an engine from starting with an error."""
 
 
 def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int) -> list[_Lower]:
@@ -143,7 +150,7 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             direct=disk.direct_io,
             on_mismatch=disk.on_mismatch,
         )
-        lower.append(_Lower(build, disk.admission, disk.eviction))
+        lower.append(_Lower("disk.path", build, disk.admission, disk.eviction))
     if shared is not None:
         build = partial(
             plugins.load("tiers", "shared"),
@@ -157,7 +164,9 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             key_file=Path(shared.key_file) if shared.key_file else None,
             **_packing(shared.tokens_per_file, layout, groups),
         )
-        lower.append(_Lower(build, shared.admission, recheck_s=shared.recheck))
+        lower.append(
+            _Lower("shared.path", build, shared.admission, recheck_s=shared.recheck, is_remote=True)
+        )
     bucket = settings.objectstore
     if bucket is not None:
         build = partial(
@@ -170,8 +179,24 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             key_file=Path(bucket.key_file) if bucket.key_file else None,
             **_packing(bucket.tokens_per_file, layout, groups),
         )
-        lower.append(_Lower(build, bucket.admission, recheck_s=bucket.recheck))
+        lower.append(
+            _Lower(
+                "objectstore.url", build, bucket.admission, recheck_s=bucket.recheck, is_remote=True
+            )
+        )
     return lower
+
+
+def _open(lower: _Lower) -> Tier:
+    if not lower.is_remote:
+        return lower.build()
+    try:
+        return within(_OPEN_S, lower.build, lambda tier: tier.close())
+    except TimeoutError as error:
+        raise InvalidSettings(
+            f"{lower.setting}: {error}; see whether what it names is mounted and alive, or "
+            "leave the tier out"
+        ) from error
 
 
 def _packing(tokens_per_file: int, layout: BlockLayout, groups: int) -> dict[str, Any]:

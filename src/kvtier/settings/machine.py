@@ -12,10 +12,12 @@ from pathlib import Path
 
 import msgspec
 
+from kvtier.deadline import within
 from kvtier.errors import InvalidSettings
 from kvtier.settings.sizes import approximate_size
-from kvtier.settings.tree import Disk, Ram, Settings
+from kvtier.settings.tree import Disk, Ram, Settings, Shared
 
+_MOUNT_S = 30.0
 _UNLIMITED_BYTES = 2**60
 """cgroup v1 writes a number near 2^63 where there is no limit."""
 
@@ -37,7 +39,7 @@ def check(settings: Settings, probes: Probes | None = None) -> None:
     if settings.disk is not None:
         check_disk(settings.disk)
     if settings.shared is not None:
-        check_folder("shared.path", settings.shared.path)
+        check_shared(settings.shared)
 
 
 def check_ram(ram: Ram, probes: Probes) -> None:
@@ -69,6 +71,17 @@ def check_disk(disk: Disk) -> None:
             f"disk.capacity: {approximate_size(disk.capacity)} do not fit in {disk.path}, which "
             f"has {approximate_size(free_bytes)} free{held}; make it smaller or free some space"
         )
+
+
+def check_shared(shared: Shared) -> None:
+    """As `check_folder`, and the mount answers at all."""
+    try:
+        within(_MOUNT_S, lambda: check_folder("shared.path", shared.path), lambda _: None)
+    except TimeoutError as error:
+        raise InvalidSettings(
+            f"shared.path: {shared.path}: {error}; see whether it is mounted and alive, or leave "
+            "the tier out"
+        ) from error
 
 
 def check_folder(setting: str, path: str) -> Path:
