@@ -31,6 +31,7 @@ TEXT_SUFFIXES = frozenset({".md", ".py", ".toml", ".yaml", ".yml", ".sh"})
 UNMIRRORED: Mapping[str, str] = {
     "errors.py": "class names only",
     "admission/base.py": "a contract: its suite is testing/, run by every implementation",
+    "evictor/options.py": "fields and defaults only: the tests of evictor/opening.py read each",
     "eviction/base.py": "a contract: its suite is testing/, run by every implementation",
     "tiers/base.py": "a contract: its suite is testing/, run by every implementation",
     "tiers/shared/store.py": "a contract: its suite is testing/, run by every implementation",

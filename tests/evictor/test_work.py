@@ -1,4 +1,5 @@
 import errno
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_both_rates_are_kept_and_the_lease_meanwhile() -> None:
     for _ in range(5):
         work.remove("0", "file", 5, "ttl")
     assert 39 <= scene.clock.now_s() - began_s - scanned_s <= 41
-    assert max(b - a for a, b in zip(asked_s, asked_s[1:], strict=False)) <= 1.0
+    assert max(b - a for a, b in pairwise(asked_s)) <= 1.0
 
 
 def test_temporary_and_impossible_names(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -89,10 +90,9 @@ def evict(
             evictor = Evictor(store, options, filesystem=filesystem, observer=observer)
             evictor.check()
             meter = Meter()
-            if metrics_port is not None:
-                serve(meter, metrics_port)
             alone = once or options.dry_run
-            _run(evictor, meter, None if alone else interval_s, as_json=as_json)
+            with nullcontext() if metrics_port is None else serve(meter, metrics_port):
+                _run(evictor, meter, None if alone else interval_s, as_json=as_json)
     finally:
         store.close()
 

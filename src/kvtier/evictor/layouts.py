@@ -109,11 +109,13 @@ def recognise(top: str) -> Tree | None:
 
 
 def kind_outside(name: str) -> Kind:
-    """Of a file that is in no tree."""
+    """Of a file that is in no tree: what is in a stranger's folder is the stranger's."""
     top, _, below = name.partition("/")
+    if below and top != LEASES:
+        return Kind.UNKNOWN
     if is_temporary(name.rpartition("/")[2]):
         return Kind.TEMPORARY
-    return Kind.KEPT if top == LEASES and below else Kind.UNKNOWN
+    return Kind.KEPT if below else Kind.UNKNOWN
 
 
 def _is_own(below: str) -> bool:

@@ -74,12 +74,27 @@ class Meter(Collector):
             yield family
 
 
-def serve(meter: Meter, port: int) -> None:
-    """Answer scrapes from a thread that ends with the process. Raises InvalidSettings."""
-    registry = CollectorRegistry()
-    registry.register(meter)
+class Serving:
+    """Answers scrapes until the `with` block ends."""
+
+    def __init__(self, meter: Meter, port: int) -> None:
+        registry = CollectorRegistry()
+        registry.register(meter)
+        self._server, self._thread = start_http_server(port, HOST, registry)
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve(meter: Meter, port: int) -> Serving:
+    """Answer scrapes on loopback, in a thread. Raises InvalidSettings where the port is taken."""
     try:
-        start_http_server(port, HOST, registry)
+        return Serving(meter, port)
     except OSError as error:
         raise InvalidSettings(
             f"--metrics-port: {port} cannot be listened on ({error.strerror}); choose another"

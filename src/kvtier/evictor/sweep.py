@@ -16,8 +16,8 @@ from kvtier.evictor.sightings import settle
 from kvtier.evictor.work import Work
 
 NOTES_LIVE_S: Final = 3600.0
-"""A heartbeat that old is of an evictor that is gone."""
-_BEAT = re.compile(rf"{LEASES}/(beat|now)-[0-9a-f]+")
+"""A heartbeat, or a dry run's stamp, that old is of an evictor that is gone."""
+_NOTE = re.compile(rf"({LEASES}/beat|now)-[0-9a-f]{{16}}")
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ def sweep_rest(work: Work, trees: list[Tree], refused: set[str]) -> dict[str, Am
         top = found.name.partition("/")[0]
         tree = by_name.get(top)
         kind = kind_outside(found.name) if tree is None else tree.kind(found.name)
-        if _BEAT.fullmatch(found.name) and found.modified_s < work.now_s - NOTES_LIVE_S:
+        if _NOTE.fullmatch(found.name) and found.modified_s < work.now_s - NOTES_LIVE_S:
             work.remove(REST, found.name, found.physical_bytes, "orphan")
         elif not settle(work, REST, found, kind) and kind is not Kind.UNKNOWN:
             amount = Amount(found.physical_bytes, 1)

@@ -7,7 +7,6 @@ nothing stays in the store.
 from typing import Final
 
 from kvtier.clock import unique_id
-from kvtier.evictor.layouts import LEASES
 from kvtier.evictor.leases import ALL
 from kvtier.tiers.shared.store import Store
 
@@ -32,7 +31,7 @@ class Unleased:
 
     def now_s(self) -> float:
         """The store's clock, as it stamps it on a file that is gone at once. Raises OSError."""
-        name = f"{LEASES}/now-{unique_id()[:16]}"
+        name = f"now-{unique_id()[:16]}"  # at the top: a folder would stay
         try:
             return self._store.put(name, b"").modified_s
         finally:

@@ -1,0 +1,155 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kvtier.cli.main import kvtier
+from tests.evictor.scenes import TREE, block
+
+SIZE = 64 << 10
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(40):
+        path = tmp_path / block(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(SIZE))
+        os.utime(path, (1e9 + number, 1e9 + number))
+    os.sync()
+    return tmp_path
+
+
+def blocks(folder: Path) -> list[int]:
+    return [number for number in range(40) if (folder / block(number)).exists()]
+
+
+def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(kvtier, ["evict", *map(str, arguments)], env=env)
+
+
+def test_once(folder: Path) -> None:
+    ran = run(folder, "--high", "2MiB", "--low", "1MiB", "--once")
+    assert ran.exit_code == 0, ran.output
+    assert TREE in ran.output.replace("\n", "")
+    assert 12 <= len(blocks(folder)) <= 16
+    assert blocks(folder)[-1] == 39
+    assert blocks(folder)[0] >= 24
+
+
+def test_json_of_a_dry_run_changes_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    ran = run(folder, "--high", "2MiB", "--low", "1MiB", "--dry-run", "--json")
+    report = json.loads(ran.stdout)
+    assert report["dry_run"]
+    assert 24 <= report["freed_files"] <= 28
+    assert len(blocks(folder)) == 40
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--high", "1MiB", "--low", "2MiB"], "--low: 2MiB is not below --high 1MiB"),
+        (["--high", "8000TiB"], "--high: 7.8PiB is more than the file system has"),
+        ([], "--high: nothing bounds the store"),
+        (["--ttl", "72h", "--interval", "x"], "--interval: 'x'"),
+    ],
+)
+def test_nonsense_is_one_line_and_exit_code_two(
+    folder: Path, arguments: list[str], named: str
+) -> None:
+    ran = run(folder, "--once", *arguments)
+    assert ran.exit_code == 2
+    assert f"error: {named}" in ran.output
+    assert len(ran.output.splitlines()) == 1
+    assert len(blocks(folder)) == 40
+
+
+def test_no_folder_and_a_newer_one(folder: Path) -> None:
+    assert "PATH: name the folder" in run("--once", "--ttl", "72h").output
+    nowhere = run(folder / "nowhere", "--once", "--ttl", "72h")
+    assert (nowhere.exit_code, "does not exist" in nowhere.output) == (2, True)
+    (folder / TREE / "manifest.json").write_text('{"format": 2}')
+    newer = run(folder, "--once", "--high", "1MiB")
+    assert (newer.exit_code, "is of format 2" in newer.output) == (2, True)
+    assert len(blocks(folder)) == 40
+
+
+def test_the_other_evictors_variables(folder: Path) -> None:
+    env = {
+        "PVC_MOUNT_PATH": str(folder.parent),
+        "CACHE_DIRECTORY": folder.name,
+        "CLEANUP_THRESHOLD": "0.000002",
+        "TARGET_THRESHOLD": "0.000001",
+        "DRY_RUN": "true",
+        "NUM_CRAWLER_PROCESSES": "4",
+    }
+    ran = run("--json", env=env)
+    assert ran.exit_code == 0, ran.output
+    assert "without effect here: NUM_CRAWLER_PROCESSES" in ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["dry_run"]
+    assert report["freed_files"] == 40
+    wrong = run("--once", env={**env, "CLEANUP_THRESHOLD": "10", "TARGET_THRESHOLD": "20"})
+    assert (wrong.exit_code, "20% is not below" in wrong.output) == (2, True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_daemon_leaves_cleanly(folder: Path, number: int, code: int) -> None:
+    command = "from kvtier.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "evict", str(folder), "--high", "2MiB", "--json"],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    assert first["shards_owned"] == 17
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert not list((folder / "leases").glob("beat-*")), "others take over at once"
+    assert len(blocks(folder)) < 40
+
+
+def test_two_daemons_share_and_one_dies(folder: Path) -> None:
+    """Killed without a word; the other takes its shards over."""
+    command = "from kvtier.cli.main import main; main()"
+    flags = ["--high", "2MiB", "--json", "--interval", "0.2s", "--lease", "1s"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", command, "evict", str(folder), *flags],
+            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    dying, staying = processes
+
+    def owned(process: subprocess.Popen[str], wanted: range) -> None:
+        assert process.stdout is not None
+        until_s = time.monotonic() + 60
+        while json.loads(process.stdout.readline())["shards_owned"] not in wanted:
+            assert time.monotonic() < until_s
+
+    try:
+        owned(dying, range(8, 10))
+        owned(staying, range(8, 10))
+        dying.kill()
+        owned(staying, range(17, 18))
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

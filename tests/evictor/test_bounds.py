@@ -1,0 +1,76 @@
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.evictor.bounds import byte_mark, inode_mark, quota_marks
+from kvtier.evictor.budget import Mark, Marks
+from kvtier.evictor.filesystem import FileSystem
+from tests.evictor.scenes import TREE
+
+DISK = FileSystem(1000 << 30, 0)
+
+
+def test_sizes() -> None:
+    assert byte_mark("500GiB", "450GiB", DISK) == (Mark(500 << 30, 450 << 30), False)
+    assert byte_mark("1000B", None, DISK) == (Mark(1000, 900), False)
+    assert byte_mark(None, None, DISK) == (Mark(), False)
+    assert byte_mark("5TiB", None, None)[0].high == 5 << 40, "a bucket has no end"
+
+
+def test_parts_of_the_file_system() -> None:
+    mark, of_filesystem = byte_mark("85%", "70.5 %", DISK)
+    assert of_filesystem
+    assert mark == Mark(850 << 30, 705 << 30)
+    assert byte_mark("80%", None, DISK)[0] == Mark(800 << 30, 720 << 30)
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "named"),
+    [
+        ("10GiB", "20GiB", "--low: 20GiB is not below --high 10GiB"),
+        ("10GiB", "10GiB", "swap them"),
+        ("70%", "85%", "--low: 85% is not below --high 70%"),
+        ("85%", "1GiB", "of two kinds"),
+        ("2TiB", None, "--high: 2.0TiB is more than the file system has"),
+        ("101%", None, "--high: '101%' is no part"),
+        ("0%", None, "for example 85%"),
+        ("much", None, "--high: 'much' is not a size"),
+        ("10GiB", "few", "--low: 'few' is not a size"),
+        (None, "10GiB", "--low: there is no --high"),
+    ],
+)
+def test_nonsense_names_the_flag_and_the_fix(high: str, low: str, named: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        byte_mark(high, low, DISK)
+    assert named in str(caught.value)
+
+
+def test_a_percentage_of_a_bucket() -> None:
+    with pytest.raises(InvalidSettings, match="A bucket has no size"):
+        byte_mark("85%", None, None)
+
+
+def test_inodes() -> None:
+    assert inode_mark("1000", "500") == Mark(1000, 500)
+    assert inode_mark("1000", None) == Mark(1000, 900)
+    assert inode_mark(None, None) == Mark()
+    for high, low, named in (
+        ("1000", "2000", "--low-inodes: 2000 is not below --high-inodes 1000"),
+        ("many", None, "--high-inodes: 'many'"),
+        ("0", None, "--high-inodes: '0'"),
+        (None, "5", "no --high-inodes"),
+    ):
+        with pytest.raises(InvalidSettings, match=named):
+            inode_mark(high, low)
+
+
+def test_quotas() -> None:
+    assert quota_marks([f"{TREE}=100B"], DISK) == {TREE: Marks(Mark(100, 90))}
+    for texts, named in (
+        ([f"{TREE}"], "--quota"),
+        (["model=10GiB"], "name of a folder"),
+        ([f"{TREE}=x"], f"--quota {TREE}: 'x' is not a size"),
+        ([f"{TREE}=1GiB", f"{TREE}=2GiB"], "keep one"),
+        ([f"{TREE}=2TiB"], "more than the file system"),
+    ):
+        with pytest.raises(InvalidSettings, match=named):
+            quota_marks(texts, DISK)

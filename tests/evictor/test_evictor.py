@@ -1,0 +1,193 @@
+"""Whole passes of one evictor; several at once are in test_together."""
+
+import errno
+import os
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.evictor.budget import Mark, Marks
+from kvtier.evictor.evictor import Evictor
+from kvtier.evictor.filesystem import FileSystem
+from kvtier.evictor.options import Options
+from kvtier.tiers.shared.posix import PosixStore
+from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
+
+SECOND = "other-" + "0" * 16
+
+
+def evictor(scene: Scene, **options: object) -> Evictor:
+    return Evictor(scene.store, Options(**options), clock=scene.clock)  # type: ignore[arg-type]
+
+
+def bounded(high: int, low: int) -> Marks:
+    return Marks(Mark(high, low))
+
+
+def filled(count: int = 100) -> Scene:
+    scene = Scene()
+    for number in range(count):
+        scene.write(number, size=10_000)
+        scene.clock.advance(10)
+    scene.clock.advance(1000)
+    return scene
+
+
+def test_the_coldest_of_all_shards_go() -> None:
+    scene = filled()
+    scene.read(*range(10))
+    scene.clock.advance(100)
+    report = evictor(scene, marks=bounded(800_000, 700_000)).run_once()
+    left = scene.blocks()
+    assert left == [*range(10), *range(left[10], 100)]
+    assert 68 <= len(left) <= 70
+    assert report.left_bytes <= 700_000
+    assert report.short_bytes == 0
+    assert report.freed["bound"].files == 100 - len(left)
+    assert evictor(scene, marks=bounded(800_000, 700_000)).run_once().freed_files == 0
+
+
+def test_recency_outlives_every_evictor() -> None:
+    scene = filled()
+    scene.read(*range(10))
+    scene.clock.advance(100)
+    first = evictor(scene, marks=bounded(10**9, 10**8))
+    first.run_once()
+    first.close()
+    assert not [name for name in scene.names() if name.endswith(".log")]
+    evictor(scene, marks=bounded(300_000, 200_000)).run_once()
+    assert scene.blocks()[:10] == list(range(10))
+
+
+def test_inodes() -> None:
+    scene = filled()
+    report = evictor(scene, marks=Marks(inodes=Mark(150, 120))).run_once()
+    assert report.left_inodes <= 120
+    assert report.freed_files >= report.used_inodes - 120
+    assert 0 < len(scene.blocks()) < 100
+
+
+def test_a_quota_is_of_one_tree() -> None:
+    scene = filled()
+    scene.write(*range(50), size=10_000, tree=SECOND)
+    scene.clock.advance(100)
+    report = evictor(scene, quotas={TREE: bounded(600_000, 500_000)}).run_once()
+    assert len(scene.blocks()) <= 50
+    assert len(scene.blocks(SECOND)) == 50
+    assert report.freed["quota"].files == 100 - len(scene.blocks())
+    assert report.trees[SECOND].freed.files == 0
+
+
+def test_what_is_in_use_keeps_the_bound_from_being_reached() -> None:
+    scene = filled()
+    scene.read(*range(90))
+    report = evictor(scene, marks=bounded(200_000, 100_000)).run_once()
+    assert scene.blocks() == list(range(90))
+    assert report.short_bytes > 0
+
+
+def test_a_dry_run_leaves_the_store_as_it_was() -> None:
+    scene = filled()
+    scene.read(*range(10))
+    scene.clock.advance(100)
+    before = scene.names()
+    report = evictor(scene, marks=bounded(800_000, 700_000), dry_run=True).run_once()
+    assert scene.names() == before
+    again = evictor(scene, marks=bounded(800_000, 700_000)).run_once()
+    assert abs(report.freed_files - again.freed_files) <= 2
+
+
+def test_a_file_systems_use_is_asked_of_it() -> None:
+    scene = filled()
+    made = Evictor(
+        scene.store,
+        Options(marks=bounded(8_500_000, 8_000_000), of_filesystem=True),
+        clock=scene.clock,
+        filesystem=lambda: FileSystem(10_000_000, 8_600_000),
+    )
+    report = made.run_once()
+    assert report.used_bytes == 8_600_000
+    assert 600_000 <= report.freed_bytes <= 620_000
+
+
+def test_a_newer_format_is_an_error_at_start_and_left_alone_later() -> None:
+    scene = filled()
+    scene.write(*range(50), size=10_000, tree=SECOND)
+    scene.clock.advance(1000)
+    made = evictor(scene, marks=bounded(100_000, 50_000), delete_unknown=True)
+    made.check()
+    scene.store.put(f"{SECOND}/manifest.json", b'{"format": 7}')
+    with pytest.raises(InvalidSettings, match=re.escape(f"PATH: {SECOND}/manifest.json is of")):
+        made.check()
+    report = made.run_once()
+    assert list(report.refused_trees) == [SECOND]
+    assert len(scene.blocks(SECOND)) == 50
+    assert len(scene.blocks()) <= 10
+
+
+def test_a_store_that_refuses_now_and_then_ends_nothing() -> None:
+    scene = filled()
+    chance = random.Random(1)
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            if chance.random() < 0.05 and not name.startswith("leases"):
+                raise OSError(errno.EIO, "no")
+
+    made = Evictor(
+        Refusing(scene.store), Options(marks=bounded(500_000, 400_000)), clock=scene.clock
+    )
+    refused = 0
+    for _ in range(20):
+        try:
+            refused += made.run_once().refused_calls
+        except OSError:
+            pass
+        scene.clock.advance(10)
+    assert refused > 0
+    assert len(scene.blocks()) <= 50
+
+
+def test_waiting_keeps_the_leases() -> None:
+    scene = filled(3)
+    made = evictor(scene, marks=bounded(800_000, 700_000))
+    made.run_once()
+    began_s = scene.clock.now_s()
+    made.wait(3600)
+    assert scene.clock.now_s() - began_s == pytest.approx(3600)
+    assert len(made.owned) == 17
+    made.close()
+    assert made.owned == []
+
+
+def test_a_folder_by_its_physical_size(tmp_path: Path) -> None:
+    """Holes do not count; orphans and emptied folders go; other systems' trees are kept small."""
+    store = PosixStore(tmp_path)
+    for number in range(40):
+        store.publish(block(number), [np.frombuffer(os.urandom(64 << 10), np.uint8)])
+        os.utime(tmp_path / block(number), (1e9 + number, 1e9 + number))
+    hole = tmp_path / TREE / "quarantine" / "holes.kvt"
+    hole.parent.mkdir()
+    with hole.open("wb") as file:
+        file.truncate(1 << 40)
+    foreign = tmp_path / FOREIGN / "abc" / "de_g0"
+    foreign.mkdir(parents=True)
+    (foreign / "aa.bin").write_bytes(os.urandom(64 << 10))
+    os.utime(foreign / "aa.bin", (1e9 - 1, 1e9 - 1))
+    os.sync()
+    options = Options(marks=bounded(2 << 20, 1 << 20))
+    made = Evictor(store, options)
+    report = made.run_once()
+    assert 40 * (64 << 10) <= report.used_bytes < 4 << 20
+    assert not (foreign / "aa.bin").exists()
+    left = sorted((tmp_path / TREE / "blocks").glob("*/*.kvt"))
+    assert 12 <= len(left) <= 16
+    assert {path.stem for path in left} <= {key_of(number).hex() for number in range(24, 40)}
+    assert len(list((tmp_path / TREE / "blocks").iterdir())) <= len(left)
+    assert hole.exists()
+    made.close()
+    store.close()

@@ -1,0 +1,63 @@
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from kvtier.errors import InvalidSettings
+from kvtier.evictor.metering import HOST, Meter, serve
+from kvtier.evictor.report import REASONS, Report
+from kvtier.metrics import EVICTOR_METRICS, LABEL_VALUES
+
+
+def text(meter: Meter) -> str:
+    registry = CollectorRegistry()
+    registry.register(meter)
+    return generate_latest(registry).decode()
+
+
+def test_every_declared_metric_is_there_from_the_start() -> None:
+    exposed = text(Meter())
+    for metric in EVICTOR_METRICS:
+        assert f"# TYPE {metric.name}" in exposed
+    for reason in REASONS:
+        assert f'kvtier_evict_freed_files_total{{reason="{reason}"}} 0.0' in exposed
+    assert LABEL_VALUES["reason"] == REASONS
+
+
+def test_passes_add_up() -> None:
+    meter = Meter()
+    for _ in range(2):
+        report = Report(left_bytes=5, scanned_files=10, shards_owned=17, fenced=3)
+        report.freed["ttl"].add(100)
+        meter.add(report)
+    exposed = text(meter).splitlines()
+    for line in (
+        'kvtier_evict_freed_bytes_total{reason="ttl"} 200.0',
+        'kvtier_evict_freed_files_total{reason="ttl"} 2.0',
+        "kvtier_evict_scanned_files_total 20.0",
+        "kvtier_evict_used_bytes 5.0",
+        "kvtier_evict_owned_shards 17.0",
+        "kvtier_evict_fenced_shards_total 3.0",
+    ):
+        assert line in exposed
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidSettings, match=f"--metrics-port: {port}"):
+            serve(Meter(), port)
+
+
+def test_scrapes_are_answered_on_loopback_only() -> None:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    with serve(Meter(), port):
+        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics") as answer:
+            assert b"kvtier_evict_owned_shards 0.0" in answer.read()
+        with socket.socket() as other, pytest.raises(OSError, match="refused"):
+            other.connect(("127.0.0.2", port))

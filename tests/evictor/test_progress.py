@@ -1,0 +1,25 @@
+import io
+
+from rich.console import Console
+
+from kvtier.evictor.progress import Line, progress_on
+from kvtier.evictor.work import Silent
+
+
+def test_on_a_terminal_a_line_moves() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress_on(console) as observer:
+        assert isinstance(observer, Line)
+        observer.scanned("3", 256)
+        for _ in range(50):
+            observer.removed("bound", 1 << 20)
+        assert observer.text == "256 files seen, 50 removed, 50.0MiB free"
+
+
+def test_in_a_log_nothing_moves() -> None:
+    file = io.StringIO()
+    with progress_on(Console(file=file)) as observer:
+        assert isinstance(observer, Silent)
+        observer.scanned("3", 256)
+        observer.removed("bound", 1)
+    assert file.getvalue() == ""

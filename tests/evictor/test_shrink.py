@@ -1,0 +1,153 @@
+"""What goes from one shard, and what stays although it should."""
+
+import errno
+
+import pytest
+
+from kvtier.evictor.budget import Amount
+from kvtier.evictor.layouts import Tree
+from kvtier.evictor.shrink import RECALL_S, Shrinking
+from kvtier.evictor.table import Table
+from kvtier.evictor.work import Work
+from tests.evictor.scenes import TREE, Between, Scene, block, key_of
+
+OWN = Tree(TREE, is_foreign=False)
+SAME = [number for number in range(900) if key_of(number)[0] >> 4 == 7][:20]
+"""Blocks of one shard."""
+
+
+def scanned(scene: Scene, work: Work) -> Shrinking:
+    table = Table()
+    for entry in scene.store.list(f"{TREE}/blocks", limit=1000).entries:
+        table.add(OWN.pack(entry.name), entry.stat.size, *2 * [entry.stat.modified_s])
+    part = Shrinking(work, "7", OWN, table, Amount(500, 3))
+    part.recall()
+    return part
+
+
+def filled() -> Scene:
+    """Written a minute apart; the last long ago."""
+    scene = Scene()
+    for number in SAME:
+        scene.write(number)
+        scene.clock.advance(60)
+    scene.clock.advance(3600)
+    return scene
+
+
+def left(scene: Scene) -> list[int]:
+    return [number for number in SAME if scene.store.stat(block(number))]
+
+
+def test_the_coldest_go_until_enough_is_free() -> None:
+    scene = filled()
+    part = scanned(scene, scene.work())
+    assert part.usage.amount == Amount(20_500, 23)
+    assert part.free(Amount(4500, 0), "bound") == Amount()
+    assert left(scene) == SAME[5:]
+    assert part.usage.amount == Amount(15_500, 18)
+    assert part.free(Amount(0, 2), "bound") == Amount()
+    assert left(scene) == SAME[7:]
+    assert sum(step.files for step in part.usage.steps) == 13
+
+
+def test_who_was_read_stays() -> None:
+    scene = filled()
+    scene.read(*SAME[:3])
+    scene.clock.advance(600)
+    scene.read(*SAME[3:6])
+    scene.clock.advance(30)
+    work = scene.work()
+    part = scanned(scene, work)
+    assert part.free(Amount(100_000, 0), "bound").size_bytes > 0
+    assert left(scene) == SAME[3:6], "read within the grace period"
+    assert work.report.freed["bound"].files == 17
+    assert work.report.trees[TREE].freed.files == 17
+
+
+def test_lately_written_stays() -> None:
+    scene = filled()
+    scene.store.put(block(SAME[0]), b"new")
+    scanned(scene, scene.work()).free(Amount(100_000, 0), "bound")
+    assert left(scene) == SAME[:1]
+
+
+def test_written_again_since_the_scan_stays() -> None:
+    scene = filled()
+    part = scanned(scene, scene.work())
+    scene.store.put(block(SAME[0]), b"new")
+    part.free(Amount(2000, 0), "bound")
+    assert left(scene) == [SAME[0], *SAME[3:]]
+
+
+def test_read_while_others_are_removed_stays() -> None:
+    """Removing is slow; somebody tells of a read in the middle of it."""
+    scene = filled()
+    work = scene.work(deletes_per_second=0.5)
+    part = scanned(scene, work)
+    remove = work.remove
+
+    def removing(shard: str, name: str, size_bytes: int, reason: str) -> bool:
+        if name == block(SAME[1]):
+            scene.read(SAME[15])
+            scene.clock.advance(RECALL_S)
+        return remove(shard, name, size_bytes, reason)
+
+    work.remove = removing  # type: ignore[method-assign]
+    part.free(Amount(100_000, 0), "bound")
+    assert left(scene) == [SAME[15]]
+
+
+def test_not_knowing_who_reads_nothing_goes() -> None:
+    scene = filled()
+
+    class Refusing(Between):
+        refuses = False
+
+        def before(self, verb: str, name: str) -> None:
+            if self.refuses and verb == "list":
+                raise OSError(errno.EIO, "no")
+
+    store = Refusing(scene.store)
+    part = scanned(scene, scene.work(store))
+    store.refuses = True
+    scene.clock.advance(RECALL_S + 1)
+    with pytest.raises(OSError, match="no"):
+        part.free(Amount(5000, 0), "bound")
+    assert left(scene) == SAME
+
+
+def test_what_others_removed_counts() -> None:
+    scene = filled()
+    work = scene.work()
+    part = scanned(scene, work)
+    scene.store.remove(block(SAME[0]))
+    assert part.free(Amount(2000, 0), "bound") == Amount()
+    assert left(scene) == SAME[2:]
+    assert work.report.freed["bound"].files == 1
+
+
+def test_too_old_goes_and_grace_wins() -> None:
+    scene = filled()
+    scene.read(SAME[0])
+    work = scene.work(ttl_s=3600 + 10 * 60 + 1)
+    scanned(scene, work).expire()
+    assert left(scene) == [SAME[0], *SAME[10:]]
+    assert work.report.freed["ttl"].files == 9
+    work = scene.work(ttl_s=1.0, grace_s=3600 + 5 * 60 + 1)
+    scanned(scene, work).expire()
+    assert left(scene) == [SAME[0], *SAME[15:]]
+
+
+def test_what_is_refused_stays_and_the_next_goes() -> None:
+    scene = filled()
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            if (verb == "remove" and name == block(SAME[0])) or name == block(SAME[1]):
+                raise OSError(errno.EACCES, "no")
+
+    work = scene.work(Refusing(scene.store))
+    assert scanned(scene, work).free(Amount(3000, 0), "bound") == Amount()
+    assert left(scene) == [*SAME[:2], *SAME[5:]]
+    assert work.report.refused_calls == 2

@@ -1,0 +1,93 @@
+import os
+from pathlib import Path
+
+from kvtier.evictor.layouts import LEASES, recognise
+from kvtier.evictor.sweep import sweep_folders, sweep_rest
+from kvtier.tiers.shared.posix import PosixStore
+from tests.evictor.scenes import FOREIGN, START_S, TREE, Scene, block
+
+TREES = [tree for tree in map(recognise, (FOREIGN, TREE)) if tree is not None]
+
+
+def touch(root: Path, name: str, age_s: float = 0.0, content: bytes = b"x") -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    os.utime(path, (START_S - age_s, START_S - age_s))
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def test_what_is_outside_of_shards_is_looked_through(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    kept = [block(1), f"{TREE}/manifest.json", f"{TREE}/access/x-1.log", f"{LEASES}/0.0000000001"]
+    kept += [f"{LEASES}/beat-{16 * 'f'}", f"{FOREIGN}/abc/de_g0/aa.bin", ".tmp-host-young"]
+    unknown = ["data/big.bin", "data/.tmp-x", "readme", f"{TREE}/blocks/README"]
+    gone = [
+        ".tmp-host-old",
+        f"{TREE}/.tmp-host-old",
+        f"{LEASES}/beat-{16 * 'a'}",
+        "now-" + 16 * "a",
+    ]
+    for name in [*kept, *unknown, f"{TREE}/blocks/0"]:
+        touch(tmp_path, name)
+    touch(tmp_path, "data/.tmp-x", age_s=10**6)
+    touch(tmp_path, f"{LEASES}/1.0000000001", age_s=10**6)
+    for name in gone:
+        touch(tmp_path, name, age_s=4000)
+    work = Scene().work(store)
+    sizes = sweep_rest(work, TREES, set())
+    assert sorted(work.report.unknown) == sorted(unknown), "a shard's are not listed here"
+    stay = [*kept, *unknown, f"{TREE}/blocks/0", f"{LEASES}/1.0000000001"]
+    assert names(tmp_path) == sorted(stay)
+    assert work.report.freed["orphan"].files == len(gone)
+    inodes = {top: amount.inodes for top, amount in sizes.items()}
+    assert inodes == {".tmp-host-young": 1, TREE: 2, LEASES: 3}
+    store.close()
+
+
+def test_a_refused_tree_is_not_touched(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    touch(tmp_path, f"{TREE}/.tmp-host-old", age_s=10**6)
+    touch(tmp_path, f"{TREE}/what")
+    work = Scene().work(store, delete_unknown=True)
+    sweep_rest(work, [], {TREE})
+    assert names(tmp_path) == [f"{TREE}/.tmp-host-old", f"{TREE}/what"]
+    store.close()
+
+
+def test_unknown_files_go_only_where_asked(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    for name in ("readme", "data/x", f"{TREE}/manifest.json"):
+        touch(tmp_path, name)
+    sweep_rest(Scene().work(store, delete_unknown=True, dry_run=True), TREES, set())
+    assert len(names(tmp_path)) == 3
+    sweep_rest(Scene().work(store, delete_unknown=True), TREES, set())
+    assert names(tmp_path) == [f"{TREE}/manifest.json"]
+    store.close()
+
+
+def test_empty_folders(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    for folder in (f"{TREE}/blocks/abc", f"{TREE}/blocks/abd", f"{FOREIGN}/abc/de_g0", "data/e"):
+        (tmp_path / folder).mkdir(parents=True)
+    touch(tmp_path, f"{TREE}/blocks/abd/x")
+    sweep_folders(Scene().work(store, dry_run=True), TREES)
+    assert (tmp_path / TREE / "blocks/abc").exists()
+    work = Scene().work(store)
+    sweep_folders(work, TREES)
+    assert work.report.folders_removed == 1
+    assert (tmp_path / TREE / "blocks/abd/x").exists()
+    assert (tmp_path / FOREIGN / "abc/de_g0").exists(), "its writers may not expect it"
+    sweep_folders(Scene().work(store, sweep_foreign_folders=True), TREES)
+    assert not (tmp_path / FOREIGN / "abc").exists()
+    assert (tmp_path / "data/e").exists()
+    store.close()
+
+
+def test_a_store_without_folders() -> None:
+    work = Scene().work()
+    sweep_folders(work, TREES)
+    assert work.report.folders_removed == 0

@@ -1,0 +1,16 @@
+from kvtier.evictor.leases import ALL
+from kvtier.evictor.unleased import Unleased
+from tests.evictor.scenes import Scene
+
+
+def test_everything_and_nothing_written() -> None:
+    scene = Scene()
+    leases = Unleased(scene.store)
+    assert leases.balance() == leases.owned == list(ALL)
+    assert leases.now_s() == scene.clock.now_s()
+    leases.keep("0")
+    leases.renew()
+    leases.release()
+    assert leases.epoch("rest") == 0
+    assert leases.fenced == 0
+    assert scene.names() == []

@@ -1,0 +1,66 @@
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.settings.compat.pvc_evictor import read
+
+
+def test_without_a_mount_nothing_is_read() -> None:
+    assert read({"CLEANUP_THRESHOLD": "nonsense"}) is None
+
+
+def test_defaults_are_theirs() -> None:
+    found = read({"PVC_MOUNT_PATH": "/kv-cache"})
+    assert found is not None
+    assert found.path == "/kv-cache/kv/model-cache/models"
+    assert (found.high, found.low, found.grace_s) == ("85%", "70%", 3600)
+    assert not found.dry_run
+    assert found.sweep_folders
+    assert (found.log_level, found.log_file, found.ignored) == ("INFO", None, ())
+
+
+def test_everything_they_have() -> None:
+    found = read(
+        {
+            "PVC_MOUNT_PATH": "/mnt/",
+            "CACHE_DIRECTORY": "/cache/",
+            "CLEANUP_THRESHOLD": "90.5",
+            "TARGET_THRESHOLD": "60.0",
+            "NUM_CRAWLER_PROCESSES": "8",
+            "LOGGER_INTERVAL_SECONDS": "0.5",
+            "FILE_QUEUE_MAXSIZE": "10000",
+            "FILE_QUEUE_MIN_SIZE": "1000",
+            "DELETION_BATCH_SIZE": "100",
+            "FILE_ACCESS_TIME_THRESHOLD_MINUTES": "0.5",
+            "ENABLE_DIR_CLEANUP": "False",
+            "DIR_CLEANUP_TTL_SECONDS": "120",
+            "DRY_RUN": "TRUE",
+            "LOG_LEVEL": "debug",
+            "LOG_FILE_PATH": "/tmp/log",
+            "STORAGE_EVENTS_ENDPOINT": "tcp://x:1",
+        }
+    )
+    assert found is not None
+    assert found.path == "/mnt/cache"
+    assert (found.high, found.low, found.grace_s) == ("90.5%", "60.0%", 30)
+    assert found.dry_run
+    assert not found.sweep_folders
+    assert (found.log_level, found.log_file) == ("DEBUG", "/tmp/log")
+    assert len(found.ignored) == 7
+    assert "STORAGE_EVENTS_ENDPOINT" in found.ignored
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("CLEANUP_THRESHOLD", "high"),
+        ("TARGET_THRESHOLD", "-5"),
+        ("FILE_ACCESS_TIME_THRESHOLD_MINUTES", ""),
+        ("DRY_RUN", "maybe"),
+        ("ENABLE_DIR_CLEANUP", "2"),
+        ("LOG_LEVEL", "LOUD"),
+        ("CACHE_DIRECTORY", "../../etc"),
+    ],
+)
+def test_nonsense_names_the_variable(name: str, text: str) -> None:
+    with pytest.raises(InvalidSettings, match=name):
+        read({"PVC_MOUNT_PATH": "/kv-cache", name: text})
