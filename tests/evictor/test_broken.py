@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.spaces import sample_space
 from kvtier.tiers.shared.format import Segment, encode, segment_name
 from kvtier.tiers.shared.manifest import ensure
-from tests.evictor.scenes import FOREIGN, Scene, key_of
+from tests.evictor.scenes import FOREIGN, Between, Scene, key_of
 
 SPACE = sample_space()
 SECRET = bytes(range(32))
@@ -70,6 +71,21 @@ def test_a_wrong_length_is_broken() -> None:
     name = publish(scene.store, 1, Xxh3())
     scene.store.put(name, scene.store.raw(name).tobytes() + b"x")
     assert "too long" in checked(scene, name)[1][0]
+
+
+def test_one_that_cannot_be_read_is_left() -> None:
+    scene = Scene()
+    name = publish(scene.store, 1, Xxh3())
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            if verb == "read" and name.endswith(".kvt"):
+                raise OSError(errno.EIO, "no")
+
+    tree = Tree(name.partition("/")[0], is_foreign=False)
+    work = scene.work(Refusing(scene.store), sweep_broken=True)
+    assert HeaderCheck(work, tree).passes("0", tree.pack(name), name)
+    assert (work.report.broken_files, work.report.refused_calls) == (0, 1)
 
 
 def test_one_that_vanished_is_not_broken() -> None:

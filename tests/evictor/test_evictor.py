@@ -152,6 +152,27 @@ def test_a_store_that_refuses_now_and_then_ends_nothing() -> None:
     assert len(scene.blocks()) <= 50
 
 
+def test_a_full_store_is_emptied_although_nothing_can_be_written() -> None:
+    scene = filled()
+    scene.read(*range(10))
+    scene.clock.advance(100)
+    scene.write(500, size=10_000)
+
+    class Full(Between):
+        def before(self, verb: str, name: str) -> None:
+            held = sum(entry.stat.size for entry in scene.store.list("", limit=10**6).entries)
+            if verb in ("put", "publish") and held > 1_000_000:
+                raise OSError(errno.ENOSPC, "full")
+
+    made = Evictor(Full(scene.store), Options(marks=bounded(700_000, 600_000)), clock=scene.clock)
+    report = made.run_once()
+    assert report.shards_owned == 17
+    assert scene.blocks()[:10] == list(range(10))
+    assert scene.blocks()[-1] == 500
+    assert len(scene.blocks()) <= 60
+    made.close()
+
+
 def test_waiting_keeps_the_leases() -> None:
     scene = filled(3)
     made = evictor(scene, marks=bounded(800_000, 700_000))

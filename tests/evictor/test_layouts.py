@@ -80,6 +80,7 @@ def key_of_below(number: int) -> bytes:
 def test_outside_of_trees() -> None:
     assert kind_outside("leases/0.0000000001") is Kind.KEPT
     assert kind_outside("leases") is Kind.UNKNOWN
+    assert kind_outside(".kvtier-fsck.json") is Kind.KEPT
     assert kind_outside(".tmp-x-1") is kind_outside("leases/.tmp-x-1") is Kind.TEMPORARY
     assert kind_outside("data/.tmp-x-1") is Kind.UNKNOWN, "another program's"
     assert kind_outside("data/file") is Kind.UNKNOWN

@@ -1,11 +1,14 @@
 """Leases one call at a time; all at once is in test_together."""
 
+import errno
+
 import numpy as np
 import pytest
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import Fenced
 from kvtier.evictor.leases import ALL, BELIEVED, Leases
+from kvtier.tiers.shared.store import Stat
 from tests.evictor.scenes import Scene
 
 LEASE_S = 60.0
@@ -121,6 +124,22 @@ def test_leases_are_kept_by_working() -> None:
         host.leases.keep("0")
         assert other.leases.balance() == [] or len(other.leases.owned) < len(ALL)
     assert host.leases.fenced == 0
+
+
+def test_a_heartbeat_that_fails_counts_until_the_last_one_is_too_old() -> None:
+    scene = Scene()
+    host = Host(scene, "a")
+    host.leases.balance()
+
+    def full(name: str, data: bytes) -> Stat:
+        raise OSError(errno.ENOSPC, "full")
+
+    scene.store.put = full  # type: ignore[method-assign]
+    scene.clock.advance(LEASE_S * BELIEVED - 1)
+    host.leases.keep("0")
+    scene.clock.advance(2)
+    with pytest.raises(Fenced):
+        host.leases.keep("0")
 
 
 def test_a_higher_epoch_fences() -> None:

@@ -60,7 +60,11 @@ class HeaderCheck:
         if self._headers is None:
             return True
         headers, digest = self._headers
-        reason = self._reason(headers, digest, BlockKey(key), name)
+        try:
+            reason = self._reason(headers, digest, BlockKey(key), name)
+        except OSError as error:
+            self._work.refused(f"read the header of {name}", error)
+            return True
         if reason is None:
             return True
         self._work.report.note_broken(name, reason)
@@ -68,7 +72,11 @@ class HeaderCheck:
             return True
         self._work.keep(shard)
         if not self._work.options.dry_run:
-            headers.quarantine(BlockKey(key), reason)
+            try:
+                headers.quarantine(BlockKey(key), reason)
+            except OSError as error:
+                self._work.refused(f"move {name} aside", error)
+                return True
         self._work.report.freed["broken"].add(0)
         return False
 
@@ -105,10 +113,10 @@ def _headers(work: Work, tree: Tree) -> tuple[Headers, bytes] | None:
         return None
     try:
         manifest = parse(read[0])
+        checksum: Checksum = checksum_for(work.options.key_file)
     except InvalidSettings as error:
         _log.warning("headers of %s are not checked: %s", tree.name, error)
         return None
-    checksum: Checksum = checksum_for(work.options.key_file)
     if manifest_of(manifest.space, checksum).witness != manifest.witness:
         _log.warning("headers of %s are not checked: they need another --key-file", tree.name)
         return None

@@ -17,6 +17,7 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Fenced, InvalidSettings
 from kvtier.evictor.broken import refusal
 from kvtier.evictor.budget import Amount, Place, Usage, plan
+from kvtier.evictor.emergency import FULL, make_room
 from kvtier.evictor.filesystem import FileSystem
 from kvtier.evictor.journals import fold, read_journals
 from kvtier.evictor.layouts import LEASES, Tree, recognise
@@ -85,8 +86,7 @@ class Evictor:
     def run_once(self) -> Report:
         """One pass. Raises OSError where the store does not answer at all."""
         began_s = self._clock.now_s()
-        owned = self._leases.balance()
-        now_s = self._leases.now_s()
+        owned, now_s = self._begin()
         work = Work(
             self._store, self._options, self._clock, self._leases.keep, now_s, self._observer
         )
@@ -125,6 +125,16 @@ class Evictor:
     def close(self) -> None:
         """Let others take over at once. Raises OSError where the store refuses."""
         self._leases.release()
+
+    def _begin(self) -> tuple[list[str], float]:
+        """Own shards, and the time. A full store has no room for either: then some is made."""
+        try:
+            return self._leases.balance(), self._leases.now_s()
+        except OSError as error:
+            if error.errno not in FULL or self._options.dry_run:
+                raise
+        make_room(self._store, self._trees()[0], self._options, self._clock, self._observer)
+        return self._leases.balance(), self._leases.now_s()
 
     def _trees(self) -> tuple[list[Tree], dict[str, str]]:
         """The trees of the store, and those that must not be touched, with the reason."""

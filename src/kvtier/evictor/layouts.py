@@ -20,6 +20,8 @@ SHARDS: Final = tuple("0123456789abcdef")
 LEASES: Final = "leases"
 """Folder of everything that evictors write for each other."""
 
+_NOTES = ".kvtier-"
+"""How the names begin that other commands give their notes at the top of a store."""
 _OWN_TOP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*-[0-9a-f]{16}")
 _FOREIGN_TOP = re.compile(r"[A-Za-z0-9._-]+_[0-9a-f]{12}(_r\d+)?")
 _SEGMENT = re.compile(r"blocks/([0-9a-f]{3})/(\1[0-9a-f]*)\.kvt")
@@ -113,6 +115,8 @@ def kind_outside(name: str) -> Kind:
     top, _, below = name.partition("/")
     if below and top != LEASES:
         return Kind.UNKNOWN
+    if name.startswith(_NOTES):
+        return Kind.KEPT
     if is_temporary(name.rpartition("/")[2]):
         return Kind.TEMPORARY
     return Kind.KEPT if below else Kind.UNKNOWN

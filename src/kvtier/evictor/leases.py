@@ -84,7 +84,11 @@ class Leases:
         Raises Fenced where the lease is another's, or was not kept up in time.
         """
         if self._believes() and self._clock.now_s() - self._beaten_s > self._lease_s / _BEATS:
-            self.renew()
+            try:
+                self.renew()
+            except OSError:
+                if not self._believes():
+                    raise  # until then the last heartbeat counts: the store may only be full
         if not self._believes() or shard not in self._epochs:
             self._lose(shard)
             raise Fenced(f"the lease of shard {shard} is lost")

@@ -66,6 +66,13 @@ def scan_shard(work: Work, shard: str, trees: list[Tree]) -> Scan:
     return scan
 
 
+def _save(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> None:
+    try:
+        put_progress(work.store, shard, scan.progress(tree.name, after))
+    except OSError as error:
+        work.refused(f"keep the progress of shard {shard}", error)
+
+
 def _scan_tree(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> None:
     table = scan.tables.setdefault(tree.name, Table())
     check = HeaderCheck(work, tree) if work.options.check_headers else None
@@ -87,7 +94,7 @@ def _scan_tree(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> No
             elif not settle(work, shard, found, kind) and kind is not Kind.UNKNOWN:
                 scan.add_other(tree.name, found.physical_bytes, 1)
             if work.clock.now_s() - saved_s > SAVE_S and not work.options.dry_run:
-                put_progress(work.store, shard, scan.progress(tree.name, name))
+                _save(work, scan, shard, tree, name)
                 saved_s = work.clock.now_s()
     except OSError as error:
         work.refused(f"scan {tree.shard(shard)}", error)

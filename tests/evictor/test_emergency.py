@@ -1,0 +1,38 @@
+"""Room in a full store, without a lease and without the time."""
+
+import pytest
+
+from kvtier.evictor import emergency
+from kvtier.evictor.budget import Amount
+from kvtier.evictor.emergency import make_room
+from kvtier.evictor.layouts import Tree
+from kvtier.evictor.options import Options
+from kvtier.evictor.work import Silent
+from tests.evictor.scenes import TREE, Scene
+
+OWN = Tree(TREE, is_foreign=False)
+
+
+def room(scene: Scene) -> Amount:
+    return make_room(scene.store, [OWN], Options(), scene.clock, Silent())
+
+
+def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emergency, "ROOM", Amount(5000, 5))
+    scene = Scene()
+    scene.write(*range(200))
+    scene.clock.advance(100)
+    scene.write(*range(200, 400))
+    scene.read(*range(100))
+    assert room(scene) == Amount()
+    left = scene.blocks()
+    assert len(left) == 395
+    assert left[:100] == list(range(100)), "read a moment ago"
+    assert left[-200:] == list(range(200, 400)), "written a moment ago"
+
+
+def test_where_all_is_in_use_nothing_goes() -> None:
+    scene = Scene()
+    scene.write(*range(50))
+    assert room(scene) == emergency.ROOM
+    assert len(scene.blocks()) == 50
