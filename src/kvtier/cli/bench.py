@@ -8,7 +8,9 @@ from rich.console import Console
 
 from kvtier.bench import demo as demo_bench
 from kvtier.bench import engine as engine_bench
+from kvtier.bench import kill as kill_bench
 from kvtier.bench import micro as micro_bench
+from kvtier.bench.kill.suite import KILLS
 from kvtier.bench.lineup import lineup
 from kvtier.bench.progress import Steps
 from kvtier.bench.rows import Report, Row, report, write_report
@@ -93,6 +95,29 @@ def faults(
     )
     if not all(row.met for row in rows):
         raise click.ClickException("a row of the fault matrix is not met")
+
+
+@bench.command(
+    "kill", epilog="\b\nExample:\n  kvtier bench kill --json benchmarks/results/kill-today.json"
+)
+@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--kills", type=click.IntRange(min=1), default=KILLS, show_default=True)
+@click.option(
+    "--scratch",
+    type=_folder,
+    default=SCRATCH,
+    show_default=True,
+    help="Room for 5 GB; a real disk.",
+)
+def kill(json_path: Path | None, seed: int, kills: int, scratch: Path) -> None:
+    """Kill four writers and two evictors of one folder at random moments, while one reads.
+
+    Fails if something published was lost, something wrong was read, or something was left.
+    """
+    rows = kill_bench.run(json_path, scratch, Console(), seed=seed, kills=kills)
+    if any(row.met is False for row in rows):
+        raise click.ClickException("a row of the kill run is not met")
 
 
 @bench.command("engine", epilog=_ENGINE_EXAMPLES)

@@ -21,7 +21,7 @@ from kvtier.clock import MonotonicClock, perf_s
 from kvtier.testing.matrix.faults import Fault
 from kvtier.testing.matrix.places import CHAIN_KEYS, LAYOUT, SLOTS, Place
 from kvtier.testing.matrix.tally import DEADLINE_S, Caller, Tally
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import Buffer, Move, Outcome
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.tier import StoreTier
 from kvtier.transfer.breaker import State
@@ -141,7 +141,7 @@ class Cell:
         outcomes = self._caller.call(lambda: self._other.read_into(moves))
         self._tally.judge(moves, outcomes or [])
 
-    def _empty(self, keys: Sequence[BlockKey], room: np.ndarray) -> list[Move]:
+    def _empty(self, keys: Sequence[BlockKey], room: Buffer) -> list[Move]:
         room[:] = 0xEE
         return [Move(key, room[i]) for i, key in enumerate(keys)]
 
@@ -190,9 +190,9 @@ class Cell:
             for done in self._timed(engine.poll):
                 waiting -= done.stop - done.start
                 self._take(done.transfer, done.start, done.outcomes)
-            if hung and self._faults.hanging.is_set():
-                if engine.breaker(1, direction) is not State.CLOSED:
-                    break
+            is_open = engine.breaker(1, direction) is not State.CLOSED
+            if hung and is_open and self._faults.hanging.is_set():
+                break
             if perf_s() > end_s:
                 self._tally.hangs += 1
                 break

@@ -89,8 +89,9 @@ class FaultyStore:
         if len(page.entries) > 1 and self._faults.strikes(Fault.PARTIAL):
             kept = page.entries[: len(page.entries) // 2]
             return ListPage(kept, kept[-1].name)
-        return ListPage([Listed(each.name, self._aged(each.stat)) for each in page.entries],
-                        page.after)
+        return ListPage(
+            [Listed(each.name, self._aged(each.stat)) for each in page.entries], page.after
+        )
 
     def close(self) -> None:
         """Nothing: others use what is inside."""
@@ -105,7 +106,10 @@ class FaultyStore:
         """What is kept of an object: all of it, unless what is armed says otherwise."""
         faults = self._faults
         whole: Buffer | None = None
-        if faults.strikes(Fault.TORN_WRITE) or faults.strikes(Fault.TRUNCATED):
+        if faults.strikes(Fault.TORN_WRITE):
+            whole = np.concatenate(parts)
+            whole[faults.pick(len(whole)) :] = 0
+        elif faults.strikes(Fault.TRUNCATED):
             whole = np.concatenate(parts)
             whole = whole[: faults.pick(len(whole))]
         elif faults.strikes(Fault.OVER_LONG):
@@ -140,5 +144,7 @@ class FaultyStore:
 
     def _aged(self, stat: Stat) -> Stat:
         if self._faults.strikes(Fault.CLOCK_STEP):
-            return stat._replace(modified_s=stat.modified_s + (self._faults.pick(60) - 30) * _YEAR_S)
+            return stat._replace(
+                modified_s=stat.modified_s + (self._faults.pick(60) - 30) * _YEAR_S
+            )
         return stat

@@ -22,7 +22,10 @@ _Result = TypeVar("_Result")
 
 
 class Tally:
-    """Counts of one cell. Counters only grow. For one thread, `shown` apart."""
+    """Counts of one cell. Counters only grow.
+
+    Where two threads count at once some are lost; zero stays zero only if nobody counted.
+    """
 
     def __init__(self) -> None:
         self.operations = 0
@@ -66,16 +69,19 @@ class Tally:
 class Caller:
     """Makes calls in a thread of its own, so that one that hangs can be left behind."""
 
-    def __init__(self, tally: Tally, release: Callable[[], None]) -> None:
+    def __init__(
+        self, tally: Tally, release: Callable[[], None], deadline_s: float = DEADLINE_S
+    ) -> None:
         """`release` lets go what hangs."""
         self._tally = tally
+        self._deadline_s = deadline_s
         self._release = release
         self._pool = ThreadPoolExecutor(1)
 
     def call(self, work: Callable[[], _Result]) -> _Result | None:
         """The result; None and a count where `work` raised or did not return."""
         try:
-            return self._pool.submit(work).result(DEADLINE_S)
+            return self._pool.submit(work).result(self._deadline_s)
         except TimeoutError:
             self._tally.hangs += 1
             self._release()

@@ -1,0 +1,89 @@
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvtier.bench.kill import processes
+from kvtier.bench.kill.processes import Cast
+from kvtier.bench.kill.roles import Board, Life
+
+
+def tell(life: Life) -> None:
+    """Write one's pid, and live as long as anybody does."""
+    (life.folder / f"{life.number}-{life.seed}").write_text(str(os.getpid()))
+    while life.goes_on():
+        time.sleep(0.01)
+
+
+def pids(folder: Path, count: int) -> list[int]:
+    while len(found := [path for path in folder.iterdir() if path.read_text()]) < count:
+        time.sleep(0.01)
+    return [int(path.read_text()) for path in found]
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def seeds() -> Iterator[int]:
+    return itertools.count()
+
+
+def test_who_is_killed_begins_anew(
+    tmp_path: Path, seeds: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "ROLES", {"teller": tell})
+    cast = Cast(tmp_path, Board(), ["teller", "teller"], lambda: next(seeds))
+    first = pids(tmp_path, 2)
+    cast.kill(0)
+    cast.kill(0)
+    everybody = pids(tmp_path, 3)
+    assert sum(map(lives, first)) == 1
+    cast.end()
+    cast.end()
+    assert not any(map(lives, everybody))
+    assert cast.failures == 0
+
+
+def test_who_ends_by_itself_is_counted(
+    tmp_path: Path,
+    seeds: Iterator[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(processes, "ROLES", {"failer": lambda life: 1 // 0})
+    cast = Cast(tmp_path, Board(), ["failer"], lambda: next(seeds))
+    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+    cast.end()
+    assert cast.failures == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_child_sees_that_its_parent_is_gone(
+    tmp_path: Path, seeds: Iterator[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "ROLES", {"teller": tell})
+    parent = os.fork()
+    if not parent:
+        try:
+            Cast(tmp_path, Board(), ["teller"], lambda: next(seeds))
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    (orphan,) = pids(tmp_path, 1)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    for _ in range(1000):
+        if not lives(orphan) or "Z" in Path(f"/proc/{orphan}/stat").read_text():
+            return
+        time.sleep(0.01)
+    pytest.fail("an orphan goes on")

@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kvtier.bench.kill.roles import (
+    CHAIN_BLOCKS,
+    LAYOUT,
+    ROLES,
+    Board,
+    Life,
+    chain_keys,
+    count,
+    log_path,
+    open_tier,
+    payload,
+)
+from kvtier.tiers.base import Move, Outcome
+
+
+def turns(number: int) -> Callable[[], bool]:
+    left = iter([True] * number)
+    return lambda: next(left, False)
+
+
+def play(role: str, folder: Path, board: Board, number: int) -> None:
+    ROLES[role](Life(folder, board, 0, 5, turns(number)))
+
+
+def test_a_writer_logs_what_a_reader_then_finds(tmp_path: Path) -> None:
+    board = Board()
+    play("writer", tmp_path, board, 30)
+    lines = log_path(tmp_path, 0).read_text().splitlines()
+    assert len(lines) == 30
+    assert board["done"] > 0
+    assert board["failed"] == 0
+    tier = open_tier(tmp_path)
+    for line in lines:
+        chain, blocks = map(int, line.split())
+        assert tier.find(chain_keys(chain)[:blocks]) == [Outcome.DONE] * blocks
+    tier.close()
+    play("reader", tmp_path, board, 1)
+    assert board["reads"] == 200
+    assert board["read_blocks"] > 0
+    assert (board["wrong"], board["corrupt"]) == (0, 0)
+
+
+def test_an_evictor_leaves_everything_below_its_bound(tmp_path: Path) -> None:
+    board = Board()
+    play("writer", tmp_path, board, 10)
+    files = sorted((tmp_path / "kv").glob("*/blocks/*/*.kvt"))
+    play("evictor", tmp_path, board, 1)
+    assert board["passes"] == 1
+    assert sorted((tmp_path / "kv").glob("*/blocks/*/*.kvt")) == files
+
+
+def test_wrong_and_corrupt_blocks_are_counted() -> None:
+    board, key = Board(), chain_keys(3)[0]
+    right = np.zeros(LAYOUT.slot_bytes, np.uint8)
+    right[: LAYOUT.block_bytes] = payload(key)
+    wrong = right.copy()
+    wrong[LAYOUT.block_bytes - 1] ^= np.uint8(1)
+    outcomes = [Outcome.DONE, Outcome.DONE, Outcome.CORRUPT, Outcome.MISSING]
+    count(board, [Move(key, right), *[Move(key, wrong)] * 3], outcomes)
+    assert (board["read_blocks"], board["wrong"], board["corrupt"]) == (2, 1, 1)
+
+
+def test_chains_are_all_different() -> None:
+    keys = {key for chain in range(20) for key in chain_keys(chain)}
+    assert len(keys) == 20 * CHAIN_BLOCKS
+    assert len({payload(key).tobytes() for key in keys}) == len(keys)
