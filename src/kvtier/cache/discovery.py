@@ -77,6 +77,7 @@ class Discovery:
         outcomes: Sequence[Outcome | None] = completion.outcomes or [None] * len(chain)
         counters = self._residency.counters.tiers[self._tier]
         counters.fault_blocks += sum(outcome is Outcome.FAILED for outcome in outcomes)
+        counters.corrupt_blocks += sum(outcome is Outcome.CORRUPT for outcome in outcomes)
         found = [outcome is Outcome.DONE for outcome in outcomes]
         absent = (key for key, is_held in zip(chain, found, strict=True) if not is_held)
         self._remember(absent, now_s)

@@ -119,7 +119,8 @@ class SharedTier(Tier, Protocol):
     def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
         """Ask the storage which blocks of one prefix chain, given from its first block, it holds.
 
-        DONE, MISSING, or FAILED where it did not answer. Costs I/O for what this process has
+        DONE, MISSING, CORRUPT where what should hold it is broken, or FAILED where there was no
+        answer. Costs I/O for what this process has
         neither written nor seen. What was DONE may be gone when it is read.
         """
         ...

@@ -39,7 +39,8 @@ def test_a_file_that_is_not_whole_is_moved_away(tiers: Tiers, spoil: str) -> Non
             "text": b"not a segment" * 1000,
         }[spoil]
     )
-    assert other.find(keys(8)) == [MISSING] * 8
+    assert other.find(keys(8)) == [CORRUPT] + [MISSING] * 7
+    assert other.find(keys(8)) == [MISSING] * 8, "it is out of the way"
     assert read(tier, keys(8))[:4] != [DONE] * 4, "who knew it before must find out too"
     assert read(tier, keys(8))[4:] == [DONE] * 4
     assert len(tiers.quarantined()) == 1
@@ -82,5 +83,5 @@ def test_a_planted_block_without_the_secret_is_refused(tiers: Tiers) -> None:
             store.publish(entry.name, [buffer])
     again = StoreTier("shared", store, LAYOUT, SPACE, checksum=HmacSha256(b"s" * 32), **options)
     assert again.find(keys(4)) == [DONE] * 4
-    assert again.find(keys(4, 50)) == [MISSING] * 4
+    assert again.find(keys(4, 50)) == [CORRUPT] + [MISSING] * 3
     assert read(again, keys(4)) == [DONE] * 4

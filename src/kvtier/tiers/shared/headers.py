@@ -37,7 +37,7 @@ def aligned_buffer(size: int) -> Buffer:
 class Headers:
     """The headers below one folder of a key space. Safe from any thread; methods block.
 
-    Every method may raise OSError: the store refused.
+    Every method that asks the store may raise OSError: it refused.
     """
 
     def __init__(
@@ -62,12 +62,15 @@ class Headers:
         return f"{self._folder}/{segment_name(first)}"
 
     def load(self, first: BlockKey) -> Segment | None:
-        """The segment that begins with `first`; None where there is none, or a broken one."""
+        """The segment that begins with `first`; None where there is none.
+
+        Raises Corrupt where its file is broken; it is out of the way then.
+        """
         try:
             return self._read(first, _GUESS_BYTES)
         except Corrupt as reason:
             self.quarantine(first, str(reason))
-            return None
+            raise
 
     def is_still(self, segment: Segment) -> bool:
         """Whether the file of `segment` still is what it was when its header was read."""

@@ -7,6 +7,7 @@ segment's verified header gives for this key.
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from kvtier.errors import Corrupt
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.format import Segment
@@ -68,10 +69,14 @@ class Reader:
         """Damaged, or replaced by another segment of the same name meanwhile?"""
         first = segment.keys[0]
         self._known.forget(first)
-        if self._headers.is_still(segment):
+        try:
+            if not self._headers.is_still(segment):
+                return
             self._headers.quarantine(first, f"{len(wrong)} blocks do not match their checksums")
-            for i in wrong:
-                outcomes[i] = Outcome.CORRUPT
+        except Corrupt:
+            pass  # its header does not hold either, and it is out of the way
+        for i in wrong:
+            outcomes[i] = Outcome.CORRUPT
 
 
 def _runs(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:

@@ -15,6 +15,7 @@ from kvtier.blocks.checksum import Checksum, Xxh3
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
+from kvtier.errors import Corrupt
 from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage, Stored
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.accesses import Accesses
@@ -93,12 +94,15 @@ class StoreTier:
         outcomes = [Outcome.MISSING] * len(chain)
         i = 0
         while i < len(chain) and not self._closed:
+            place = None
             try:
                 place = self._locate(chain[i])
             except OSError as error:
                 self._faults.report("find", error)
                 outcomes[i:] = [Outcome.FAILED] * (len(chain) - i)
                 break
+            except Corrupt:
+                outcomes[i] = Outcome.CORRUPT
             if place is None:
                 if self._is_prefix:
                     break
@@ -123,12 +127,13 @@ class StoreTier:
                 continue
             try:
                 place = self._locate(key)
+                if place is not None:
+                    wanted.append((place, i))
             except OSError as error:
                 self._faults.report("read", error)
                 outcomes[i] = Outcome.FAILED
-                continue
-            if place is not None:
-                wanted.append((place, i))
+            except Corrupt:
+                outcomes[i] = Outcome.CORRUPT
         self._reader.read(wanted, moves, outcomes)
         self._note(place for place, i in wanted if outcomes[i] is Outcome.DONE)
         return outcomes
@@ -156,10 +161,7 @@ class StoreTier:
             page = self._store.list(f"{self._folder}/blocks", after, _SCAN_FILES)
             for entry in page.entries:
                 first = parse_segment_name(entry.name.removeprefix(f"{self._folder}/"))
-                segment = self._headers.load(first) if first is not None else None
-                if segment is not None:
-                    parents = [segment.parent, *segment.keys[:-1]]
-                    blocks += map(Stored, segment.keys, parents)
+                blocks += self._stored(first) if first is not None else []
         except OSError as error:
             self._faults.report("scan", error)
             return ScanPage(blocks, None)
@@ -180,8 +182,20 @@ class StoreTier:
             self._faults.report("access log", error)
         self._store.close()
 
+    def _stored(self, first: BlockKey) -> list[Stored]:
+        try:
+            segment = self._headers.load(first)
+        except Corrupt:
+            return []
+        if segment is None:
+            return []
+        return list(map(Stored, segment.keys, [segment.parent, *segment.keys[:-1]]))
+
     def _locate(self, key: BlockKey) -> Place | None:
-        """The block, where it is known to be or in a segment that begins with it."""
+        """The block, where it is known to be or in a segment that begins with it.
+
+        Raises Corrupt where that segment is broken, and OSError.
+        """
         place = self._known.place(key)
         if place is not None:
             return place
@@ -209,6 +223,8 @@ class StoreTier:
             first = place.segment.keys[0]
             self._known.forget(first)
             removed = self._store.remove(self._headers.name(first))
+        except Corrupt:
+            return Outcome.MISSING
         except OSError as error:
             self._faults.report("delete", error)
             return Outcome.FAILED

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kvtier.blocks.key import BlockKey
+from kvtier.errors import Corrupt
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.format import encode
@@ -83,7 +84,10 @@ class Writer:
     def _meet_winner(self, run: Sequence[int], moves: Sequence[Move]) -> bool:
         """Learn what lies under the name we wanted. False if it is there and yet is not read."""
         first = moves[run[0]].key
-        winner = self._headers.load(first)
+        try:
+            winner = self._headers.load(first)
+        except Corrupt:
+            winner = None
         if winner is not None:
             self._known.add(winner)
             return True
