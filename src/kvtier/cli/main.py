@@ -15,11 +15,11 @@ import click
 from kvtier.errors import KVTierError
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "serve": "Start vLLM with a prefix cache in RAM and on disk.",
+    "serve": "Start vLLM with a prefix cache in RAM, on disk, in shared storage.",
     "config": "Show the settings in force, or a file with every option.",
     "inspect": "Show what a shared folder holds.",
     "fsck": "Verify a shared folder, and put it in order.",
-    "evict": "Keep a shared folder within its bounds.",
+    "evict": "Keep a shared folder or bucket within its bounds.",
     "bench": "Measure hot paths, the engine, or run the demo.",
 }
 """Name of the module in `kvtier.cli` that defines a command of that name, and what it does."""
@@ -97,7 +97,7 @@ Example:
     help="Show the version and exit.",
 )
 def kvtier() -> None:
-    """The prefix cache below the accelerator's memory: host RAM and local disk under vLLM."""
+    """The prefix cache below the accelerator's memory: host RAM, local disk, shared storage."""
 
 
 def main() -> None:
