@@ -5,7 +5,7 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.budget import Mark, Marks
 from kvtier.evictor.filesystem import FileSystem
-from kvtier.evictor.opening import Wishes, open_folder, read_options
+from kvtier.evictor.opening import Wishes, open_place, read_options
 from kvtier.evictor.options import Options
 from tests.evictor.scenes import TREE
 
@@ -77,13 +77,20 @@ def test_nonsense(wishes: dict[str, object], named: str) -> None:
 
 
 def test_folders(tmp_path: Path) -> None:
-    store, filesystem = open_folder(tmp_path)
-    assert filesystem().total_bytes > 0
-    store.close()
+    place = open_place(str(tmp_path))
+    found = place.measure()
+    assert found is not None
+    assert found.total_bytes > 0
+    place.store.close()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match=r"PATH: .* is not a folder"):
-        open_folder(tmp_path / "file")
+        open_place(str(tmp_path / "file"))
     with pytest.raises(InvalidSettings, match=r"PATH: .* does not exist"):
-        open_folder(tmp_path / "nowhere")
+        open_place(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_no_bucket() -> None:
+    with pytest.raises(InvalidSettings, match=r"^PATH: .* is not a bucket"):
+        open_place("http://x/y")

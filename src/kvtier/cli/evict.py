@@ -15,7 +15,7 @@ from rich.console import Console
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.metering import Meter, serve
-from kvtier.evictor.opening import Wishes, open_folder, read_options
+from kvtier.evictor.opening import Wishes, open_place, read_options
 from kvtier.evictor.progress import progress_on
 from kvtier.evictor.view import pass_view, summary_line
 from kvtier.settings.compat import pvc_evictor
@@ -35,6 +35,7 @@ class _Terminated(Exception):
 Examples:
   kvtier evict /mnt/kv --high 500GiB --low 450GiB
   kvtier evict /mnt/kv --high 85% --low 70% --once --dry-run
+  kvtier evict s3://bucket/prefix --high 2TiB
   kvtier evict /mnt/kv --high 2TiB --quota Qwen3-8B-0123456789abcdef=200GiB --ttl 72h
   PVC_MOUNT_PATH=/kv-cache CLEANUP_THRESHOLD=85 TARGET_THRESHOLD=70 kvtier evict
 """
@@ -71,7 +72,7 @@ def evict(
     metrics_port: int | None,
     **flags: Any,
 ) -> None:
-    """Keep the shared folder PATH within its bounds.
+    """Keep the shared folder or bucket PATH within its bounds.
 
     The coldest files go first, by what readers tell and not by access times. Any number of
     evictors may run, on any hosts: they share the work. vLLM's `fs` and llm-d's trees are known
@@ -83,18 +84,18 @@ def evict(
     if theirs is not None and theirs.ignored:
         _log.warning("without effect here: %s", ", ".join(theirs.ignored))
     interval_s = parse_duration(interval, "--interval")
-    store, filesystem = open_folder(Path(wishes.path))
+    place = open_place(wishes.path)
     try:
-        options = read_options(wishes, filesystem())
+        options = read_options(wishes, place.measure())
         with progress_on(Console(stderr=True)) as observer:
-            evictor = Evictor(store, options, filesystem=filesystem, observer=observer)
+            evictor = Evictor(place.store, options, filesystem=place.filesystem, observer=observer)
             evictor.check()
             meter = Meter()
             alone = once or options.dry_run
             with nullcontext() if metrics_port is None else serve(meter, metrics_port):
                 _run(evictor, meter, None if alone else interval_s, as_json=as_json)
     finally:
-        store.close()
+        place.store.close()
 
 
 def _run(evictor: Evictor, meter: Meter, interval_s: float | None, *, as_json: bool) -> None:

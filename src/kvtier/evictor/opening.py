@@ -6,6 +6,7 @@ the machine has, meet here. Invariant: what leaves here can be started; nothing 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,7 +19,9 @@ from kvtier.evictor.budget import Marks
 from kvtier.evictor.filesystem import FileSystem
 from kvtier.evictor.options import Options
 from kvtier.settings.sizes import parse_duration
+from kvtier.tiers.objectstore.store import ObjectStore
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.store import Store
 
 
 class Wishes(msgspec.Struct, kw_only=True):
@@ -99,16 +102,44 @@ def read_options(wishes: Wishes, disk: FileSystem | None) -> Options:
     )
 
 
-def open_folder(path: Path) -> tuple[PosixStore, Callable[[], FileSystem]]:
-    """The store in a folder that exists, and how full its file system is.
+class Place(NamedTuple):
+    """A store, and how full its file system is; a bucket has none."""
+
+    store: Store
+    filesystem: Callable[[], FileSystem] | None
+
+    def measure(self) -> FileSystem | None:
+        """Now."""
+        return None if self.filesystem is None else self.filesystem()
+
+
+def open_place(path: str) -> Place:
+    """The store in a folder that exists, or in a bucket: `s3://bucket/prefix`.
 
     Raises InvalidSettings naming `PATH`.
     """
+    try:
+        return _open_bucket(path) if "://" in path else _open_folder(Path(path))
+    except InvalidSettings as error:
+        text = str(error)
+        for setting in ("shared.path", "objectstore.url"):
+            text = text.replace(setting, "PATH")
+        raise InvalidSettings(text) from error
+
+
+def _open_folder(path: Path) -> Place:
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise InvalidSettings(f"PATH: {path} {what}; name the folder that engines share")
+    store = PosixStore(path, direct="never")
+    return Place(store, lambda: filesystem.measure(path))
+
+
+def _open_bucket(url: str) -> Place:
+    store = ObjectStore(url)
     try:
-        store = PosixStore(path, direct="never")
-    except InvalidSettings as error:
-        raise InvalidSettings(str(error).replace("shared.path", "PATH")) from error
-    return store, lambda: filesystem.measure(path)
+        store.check()
+    except InvalidSettings:
+        store.close()
+        raise
+    return Place(store, None)

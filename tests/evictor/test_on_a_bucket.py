@@ -1,0 +1,46 @@
+"""The evictor on a real S3 server."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kvtier.cli.main import kvtier
+from kvtier.tiers.objectstore.store import ObjectStore
+from tests.evictor.scenes import TREE, below, block
+from tests.tiers.objectstore.conftest import (  # noqa: F401
+    owner,
+    plain_environment,
+    runtime,
+    s3,
+    url,
+    weed,
+)
+
+pytest.importorskip("obstore")
+
+
+def test_bounds_and_recency_hold_there_too(url: str) -> None:  # noqa: F811
+    store = ObjectStore(url)
+    for number in range(40):
+        assert store.publish(block(number), [np.zeros(10_000, np.uint8)])
+    store.put(f"{TREE}/access/x-00000001.log", "".join(f"{below(n)}\n" for n in range(5)).encode())
+    store.put("stranger", b"x")
+    flags = ["--high", "300000B", "--low", "200000B", "--once", "--json", "--grace", "0s"]
+    dry = CliRunner().invoke(kvtier, ["evict", url, *flags, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    ran = CliRunner().invoke(kvtier, ["evict", url, *flags])
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(ran.stdout)
+    assert 15 <= report["freed_files"] <= 22
+    assert abs(json.loads(dry.stdout)["freed_files"] - report["freed_files"]) <= 2
+    assert report["unknown"] == ["stranger"]
+    left = {entry.name for entry in store.list(f"{TREE}/blocks").entries}
+    assert len(left) == 40 - report["freed_files"]
+    store.close()
+
+
+def test_a_part_of_a_bucket_is_nonsense(url: str) -> None:  # noqa: F811
+    ran = CliRunner().invoke(kvtier, ["evict", url, "--high", "85%", "--once"])
+    assert (ran.exit_code, "A bucket has no size" in ran.output) == (2, True)
