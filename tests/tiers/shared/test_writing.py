@@ -1,8 +1,10 @@
 """Cutting batches into segments, and meeting other writers."""
 
 from kvtier.blocks.key import BlockKey
+from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.tiers import key
-from tests.tiers.shared.segments import DONE, Tiers, keys, moves, read, write
+from kvtier.tiers.shared.tier import StoreTier
+from tests.tiers.shared.segments import DONE, FAILED, LAYOUT, SPACE, Tiers, keys, moves, read, write
 
 
 def test_consecutive_blocks_lie_in_one_file(tiers: Tiers) -> None:
@@ -38,3 +40,29 @@ def test_a_block_that_stands_twice_in_a_batch_is_written_once(tiers: Tiers) -> N
     blocks = [key(0), key(1), key(0)]
     assert tier.write_from(moves(blocks), [None, key(0), key(1)]) == [DONE] * 3
     assert len(tiers.segments()) == 1
+
+
+class Contradicting(MemoryStore):
+    """Says that a name is taken, and finds nothing there: names are cached out of date."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = 0
+        self.refused = 0
+
+    def publish(self, name, parts) -> bool:
+        if self.refused < self.refusals and name.endswith(".kvt"):
+            self.refused += 1
+            return False
+        return super().publish(name, parts)
+
+
+def test_a_store_that_contradicts_itself_is_given_up(tiers: Tiers) -> None:
+    store = Contradicting()
+    tier = StoreTier("shared", store, LAYOUT, SPACE, segment_blocks=4, io_threads=1)
+    store.refusals = 1_000
+    assert write(tier, keys(2)) == [FAILED] * 2
+    assert store.refused < 20, "each try writes the whole segment"
+    store.refusals = store.refused + 1
+    assert write(tier, keys(2)) == [DONE] * 2, "once is the eviction of a winner"
+    tier.close()

@@ -20,7 +20,7 @@ from kvtier.tiers.shared.opening import Root, discard
 
 Durability = Literal["none", "fdatasync", "fsync"]
 
-TRIES = 16
+TRIES = 64
 """Times a folder is made anew where a sweep keeps removing it, empty, before the file is in it."""
 
 

@@ -21,6 +21,9 @@ from kvtier.tiers.shared.store import Store
 
 _GROUP_BYTES = 4
 """The last bytes of a key name its KV-cache group; a chain is of one group."""
+_LOSSES_MAX = 3
+"""Tries for one name that is taken and yet shows nothing: a client may cache for a minute that
+a name is free, and every try writes the whole segment."""
 
 
 class Writer:
@@ -54,12 +57,17 @@ class Writer:
         outcomes: list[Outcome],
     ) -> None:
         left = list(run)
+        losses = 0
         while left:
             if moves[left[0]].key in self._known:
                 outcomes[left.pop(0)] = Outcome.DONE
+                losses = 0
                 continue
-            if not self._publish(left, moves, parents) and not self._meet_winner(left, moves):
-                return  # what has the name is broken, and stays: FAILED
+            if self._publish(left, moves, parents):
+                continue
+            losses += 1
+            if losses == _LOSSES_MAX or not self._meet_winner(left, moves):
+                return  # what has the name is broken, and stays, or cannot be seen: FAILED
 
     def _publish(
         self, run: Sequence[int], moves: Sequence[Move], parents: Sequence[BlockKey | None]
