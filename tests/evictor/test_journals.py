@@ -113,8 +113,22 @@ def test_what_is_no_name_is_not_believed() -> None:
     lines = ["", "blocks/../../etc", "blocks/abc/abd.kvt", block(1), "\0" * 50, "blocks/abc"]
     scene.store.put(f"{TREE}/access/x.log", "\n".join(lines).encode() + b"\xff\xfe\n")
     journals = read_journals(scene.store, OWN)
-    assert journals.names == [f"{TREE}/access/x.log"]
-    assert journals.uses == {}
+    assert list(journals.by_name) == [f"{TREE}/access/x.log"]
+    assert journals.shards == set()
+
+
+def test_a_journal_is_read_once() -> None:
+    scene = Scene()
+    scene.read(1)
+    store = Between(scene.store)
+    first = read_journals(store, OWN)
+    scene.clock.advance(5)
+    scene.read(1)
+    second = read_journals(store, OWN, first)
+    assert [verb for verb, _ in store.calls].count("read") == 2
+    assert second.of(shard_of(key_of(1))) == {key_of(1): Use(START_S + 5, 2)}
+    scene.store.remove(min(second.by_name))
+    assert len(read_journals(store, OWN, second).by_name) == 1
 
 
 def test_a_damaged_summary_says_nothing() -> None:
@@ -126,7 +140,7 @@ def test_a_damaged_summary_says_nothing() -> None:
 def test_nobody_tells_in_trees_of_others() -> None:
     scene = Scene()
     tree = Tree(FOREIGN, is_foreign=True)
-    assert read_journals(scene.store, tree).names == []
+    assert not read_journals(scene.store, tree).by_name
     assert read_summaries(scene.store, tree, "0") == ([], {})
 
 

@@ -147,7 +147,7 @@ class Evictor:
     def _look_after_rest(self, work: Work, trees: list[Tree]) -> None:
         for tree in trees:
             journals = read_journals(self._store, tree)
-            if journals.names and not self._options.dry_run:
+            if journals.by_name and not self._options.dry_run:
                 epoch = self._leases.epoch(REST)
                 fold(self._store, tree, journals, epoch, work.now_s, lambda: work.keep(REST))
         if self._clock.now_s() - self._swept_s < self._options.sweep_s:

@@ -41,31 +41,42 @@ Uses = dict[bytes, Use]
 
 
 class Journals(NamedTuple):
-    """Of one tree: the files, and what they say by shard."""
+    """Of one tree: what each file that is not folded yet says, by shard."""
 
-    names: list[str]
-    uses: Mapping[str, Uses]
+    by_name: Mapping[str, Mapping[str, Uses]]
+
+    @property
+    def shards(self) -> set[str]:
+        """Those of which anything is said."""
+        return {shard for by_shard in self.by_name.values() for shard in by_shard}
+
+    def of(self, shard: str) -> Uses:
+        """What all of them say of a shard."""
+        uses: Uses = {}
+        for by_shard in self.by_name.values():
+            for key, use in by_shard.get(shard, {}).items():
+                _add(uses, key, use)
+        return uses
 
 
-def read_journals(store: Store, tree: Tree) -> Journals:
-    """Everything that is not folded yet. One listing and two calls a journal; OSError."""
-    names: list[str] = []
-    uses: dict[str, Uses] = {}
+def read_journals(store: Store, tree: Tree, known: Journals | None = None) -> Journals:
+    """Everything that is not folded yet. Raises OSError.
+
+    Journals never change: those in `known` are not read again. One listing, and three calls a
+    new journal.
+    """
+    by_name: dict[str, Mapping[str, Uses]] = {}
     if tree.is_foreign:
-        return Journals(names, uses)
+        return Journals(by_name)
+    old = known.by_name if known else {}
     for found in files(store, f"{tree.name}/access"):
-        if not found.name.endswith(".log"):
-            continue
-        read = read_small(store, found.name, _JOURNAL_BYTES_MAX)
-        if read is None:
-            continue  # folded by another evictor, removed by its writer, or no journal
-        raw, stat = read
-        names.append(found.name)
-        for line in raw.decode("ascii", "replace").splitlines():
-            key = key_of(line)
-            if key is not None:
-                _add(uses.setdefault(shard_of(key), {}), key, Use(stat.modified_s, 1))
-    return Journals(names, uses)
+        if found.name in old:
+            by_name[found.name] = old[found.name]
+        elif found.name.endswith(".log"):
+            by_shard = _read_journal(store, found.name)
+            if by_shard is not None:
+                by_name[found.name] = by_shard
+    return Journals(by_name)
 
 
 def read_summaries(store: Store, tree: Tree, shard: str) -> tuple[list[str], Uses]:
@@ -86,7 +97,7 @@ def read_summaries(store: Store, tree: Tree, shard: str) -> tuple[list[str], Use
 def recall(store: Store, tree: Tree, shard: str, journals: Journals) -> Uses:
     """All that is known of a shard's reads. `journals` were read before this call."""
     _, uses = read_summaries(store, tree, shard)
-    for key, use in journals.uses.get(shard, {}).items():
+    for key, use in journals.of(shard).items():
         _add(uses, key, use)
     return uses
 
@@ -103,9 +114,9 @@ def fold(
 
     `keep` is called before each change, and raises where the lease is lost.
     """
-    for shard in sorted(journals.uses):
+    for shard in sorted(journals.shards):
         older, uses = read_summaries(store, tree, shard)
-        for key, use in journals.uses[shard].items():
+        for key, use in journals.of(shard).items():
             _add(uses, key, use)
         own = summary_name(tree.name, shard, epoch)
         keep()
@@ -114,9 +125,23 @@ def fold(
             if name < own:
                 keep()
                 store.remove(name)
-    for name in journals.names:
+    for name in journals.by_name:
         keep()
         store.remove(name)
+
+
+def _read_journal(store: Store, name: str) -> Mapping[str, Uses] | None:
+    """None where it was folded by another evictor, removed by its writer, or is too long."""
+    read = read_small(store, name, _JOURNAL_BYTES_MAX)
+    if read is None:
+        return None
+    raw, stat = read
+    by_shard: dict[str, Uses] = {}
+    for line in raw.decode("ascii", "replace").splitlines():
+        key = key_of(line)
+        if key is not None:
+            by_shard.setdefault(shard_of(key), {})[key] = Use(stat.modified_s, 1)
+    return by_shard
 
 
 def _read_summary(store: Store, name: str, uses: Uses) -> bool:

@@ -49,7 +49,9 @@ class Shrinking:
     def recall(self) -> None:
         """Take in what readers told so far. Raises OSError."""
         self._recalled_s = self._work.clock.now_s()
-        journals = read_journals(self._work.store, self._tree)
+        known = self._work.journals.get(self._tree.name)
+        journals = read_journals(self._work.store, self._tree, known)
+        self._work.journals[self._tree.name] = journals
         uses = recall(self._work.store, self._tree, self._shard, journals)
         self._table.recall(uses)
         newest_s = self._work.newest_s

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 from kvtier.clock import Clock
+from kvtier.evictor.journals import Journals
 from kvtier.evictor.options import Options
 from kvtier.evictor.pace import Pace
 from kvtier.evictor.report import Report
@@ -73,6 +74,8 @@ class Work:
         self.now_s = now_s
         self.newest_s = now_s - options.grace_s
         """What was used later stays."""
+        self.journals: dict[str, Journals] = {}
+        """What was read of them in this pass, by tree."""
         self.report = Report(dry_run=options.dry_run)
         self._keep = keep
         self._observer = observer
