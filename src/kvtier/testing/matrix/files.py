@@ -111,8 +111,10 @@ class FaultyFiles(OsStoreFiles):
         super().rename(old, new, folder_fd)
 
     def rename_exclusive(self, old: str, new: str, folder_fd: int) -> None:
-        """May be refused."""
+        """May be refused, or find what was removed."""
         self._begin(Call.WRITES | Call.NAMES)
+        if self._faults.strikes(Fault.STALE_LISTING):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         super().rename_exclusive(old, new, folder_fd)
 
     def link(self, old: str, new: str, folder_fd: int) -> None:

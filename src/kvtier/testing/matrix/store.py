@@ -28,8 +28,10 @@ class FaultyStore:
         self._stats: dict[str, Stat | None] = {}
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """May keep other bytes than given, or lose its answer."""
+        """May keep other bytes than given, lose its answer, or find what was removed."""
         self._begin(Call.WRITES)
+        if self._faults.strikes(Fault.STALE_LISTING):
+            return False
         won = self._inner.publish(name, self._spoilt(parts))
         self._faults.suffer(_REQUEST | Call.WRITES)
         return won

@@ -25,7 +25,7 @@ from kvtier.tiers.shared.store import Store
 
 OPERATIONS: Final = 120_000
 _CORE_SHARE: Final = 0.25
-_BUCKET_OPERATIONS: Final = 24
+_BUCKET_OPERATIONS: Final = 60
 """Of one cell on a real server, where each costs milliseconds."""
 
 Open = Callable[[Faults], Place]
