@@ -65,6 +65,18 @@ def test_what_arrives_late_takes_nothing_away() -> None:
     assert use.last_s == START_S + 50
 
 
+def test_the_latest_counts_whichever_epoch_tells_it() -> None:
+    scene = Scene()
+    scene.read(1)
+    fold_all(scene, epoch=2)
+    scene.clock.advance(50)
+    scene.read(1)
+    fold_all(scene, epoch=1)
+    use = known(scene, 1)
+    assert use is not None
+    assert use.last_s == START_S + 50
+
+
 @pytest.mark.parametrize("deaths", range(6))
 def test_dying_between_any_two_steps_loses_no_read(deaths: int) -> None:
     scene = Scene()
