@@ -40,3 +40,9 @@ def test_tiers_of_a_place_share_it(tmp_path: Path) -> None:
         assert not place.is_lost
         one.close()
         other.close()
+        place.clean()
+        anew = place.open()
+        assert anew.find(keys) == [Outcome.MISSING] * 3
+        anew.close()
+        place.clean()
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,8 @@ so that what comes back can be judged by itself.
 """
 
 import hashlib
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -71,6 +73,10 @@ class Place(Protocol):
         """Another engine's tier. Raises OSError and InvalidSettings."""
         ...
 
+    def clean(self) -> None:
+        """Remove what is there; nothing is open any more."""
+        ...
+
     @property
     def is_lost(self) -> bool:
         """Whether what is open must be opened again: the folder itself is gone."""
@@ -111,11 +117,15 @@ class FolderPlace:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = PosixStore(
             self._root,
-            direct="never",
+            direct="auto",
             files=FaultyFiles(self.faults, self._root),
             clock=self.faults.clock,
         )
         return _tier(self, store, self._checksum)
+
+    def clean(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._root, ignore_errors=True)
 
 
 class ObjectPlace:
@@ -137,3 +147,9 @@ class ObjectPlace:
     def open(self) -> StoreTier:
         """On the same objects."""
         return _tier(self, FaultyStore(self._inner, self.faults), self._checksum)
+
+    def clean(self) -> None:
+        """Remove every object, as far as the store lets us."""
+        with suppress(OSError):
+            for entry in self._inner.list("").entries:
+                self._inner.remove(entry.name)

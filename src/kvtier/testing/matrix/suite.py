@@ -98,6 +98,7 @@ def run_one(cell: _Cell, seed: int) -> FaultRow:
         tally = cell.perform(place)
     finally:
         faults.disarm()
+        place.clean()
     return row(cell.name, tally, faults.happened)
 
 
