@@ -23,6 +23,7 @@ LAST = SEGMENT.rpartition("/")[2]
         (f"a-space/{LAST}", Place.UNKNOWN),
         ("a-space/blocks/000/0000.txt", Place.UNKNOWN),
         ("a-space/access/host-1-ab-00000001.log", Place.JOURNAL),
+        ("a-space/access/summary-7.0000000012.bin", Place.SUMMARY),
         ("a-space/access/readme", Place.UNKNOWN),
         ("a-space/quarantine/00-host-1.kvt", Place.QUARANTINED),
         ("a-space/blocks/000/.tmp-host-1-0-ab", Place.TEMPORARY),

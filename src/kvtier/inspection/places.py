@@ -20,6 +20,7 @@ _IN_SPACE = frozenset({"blocks", "access", "quarantine"})
 _FAN_OUT = re.compile(r"[0-9a-f]{3}")
 _MISPLACED = re.compile(r"blocks/(?:[^/]+/)?(?:[0-9a-f]{2})+\.kvt")
 _JOURNAL = re.compile(r"access/[^/]+-\d{8,}\.log")
+_SUMMARY = re.compile(r"access/summary-[0-9a-f]+\.\d{10}\.bin")
 _QUARANTINED = re.compile(r"quarantine/[^/]+\.kvt")
 
 
@@ -31,6 +32,8 @@ class Place(Enum):
     MISPLACED = "misplaced"
     """Named like a segment, but where no reader looks for it."""
     JOURNAL = "journal"
+    SUMMARY = "summary"
+    """Of journals that an evictor has folded."""
     QUARANTINED = "quarantined"
     LEASE = "lease"
     TEMPORARY = "temporary"
@@ -91,6 +94,7 @@ def _in_space(below: str) -> Place:
         return Place.SEGMENT
     for pattern, place in (
         (_JOURNAL, Place.JOURNAL),
+        (_SUMMARY, Place.SUMMARY),
         (_QUARANTINED, Place.QUARANTINED),
         (_MISPLACED, Place.MISPLACED),
     ):
