@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "config": "Show the settings in force, or a file with every option.",
     "inspect": "Show what a shared folder holds.",
     "fsck": "Verify a shared folder, and put it in order.",
+    "convert": "Convert trees of vLLM and llm-d into a shared folder, and back.",
     "evict": "Keep a shared folder or bucket within its bounds.",
     "bench": "Measure hot paths, the engine, or run the demo.",
 }

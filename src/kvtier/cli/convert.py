@@ -1,0 +1,143 @@
+"""`kvtier convert`: blocks of other systems' trees into a shared folder, and back."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.conversion.converting import Wish
+from kvtier.conversion.converting import convert as convert_tree
+from kvtier.conversion.report import Conversion
+from kvtier.inspection.pace import Pace
+from kvtier.settings.sizes import approximate_size
+
+EXIT_REFUSED = 1
+_SHOWN = 20
+
+
+@click.command(
+    epilog="""\b
+Exit code: 0 done, 1 some files were refused, 2 nothing can be converted.
+Examples:
+  kvtier convert /mnt/vllm /mnt/kv --space Qwen3-8B-0123456789abcdef --dry-run
+  kvtier convert /mnt/vllm /mnt/kv --manifest manifest.json
+  kvtier convert /mnt/kv /mnt/vllm --to vllm-fs --space Qwen3-8B-0123456789abcdef
+"""
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["kvtier", "vllm-fs"]),
+    default="kvtier",
+    show_default=True,
+    help="What DESTINATION is.",
+)
+@click.option("--space", metavar="FOLDER", help="The key space, a folder of the kvtier side.")
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The key space's manifest, where no engine has made it in DESTINATION.",
+)
+@click.option("--tree", metavar="NAME", help="The tree, where there are several.")
+@click.option(
+    "--key-file",
+    "key_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A secret (shared.key_file); repeat for several.",
+)
+@click.option("--dry-run", is_flag=True, help="Compare and count; write nothing.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Convert at most N blocks.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def convert(*, as_json: bool, **wishes: Any) -> None:
+    """Convert a tree of vLLM's fs tier or of llm-d in SOURCE into the shared folder DESTINATION.
+
+    With --to vllm-fs the other way: DESTINATION is then the root_dir of a fs tier whose engine
+    has run once. SOURCE is only read; what exists in DESTINATION is kept, so that the same
+    command goes on after Ctrl-C.
+
+    A tree does not say which revision, weights, instruction set and hash seed it is of. By naming
+    the key space YOU say so. Nor does it carry checksums: a file of the wrong length is refused,
+    other damage done before the conversion stays, undetected.
+    """
+    wish = Wish(**wishes)
+    pace = Pace()
+    progress, told = _progress()
+    with _stopped_by_signals(pace), progress:
+        report = convert_tree(wish, pace, told)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        _print(report)
+    if not report.complete and not report.limited:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED)
+    raise click.exceptions.Exit(EXIT_REFUSED if report.refused_files else 0)
+
+
+def _progress() -> tuple[Progress, Any]:
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("converting"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%  {task.fields[news]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = progress.add_task("", total=1.0, news="")
+
+    def told(report: Conversion, share: float) -> None:
+        news = f"{report.converted:,} blocks, {approximate_size(report.bytes)}"
+        if report.refused_files:
+            news += f", {report.refused_files:,} refused"
+        progress.update(task, completed=share, news=news)
+
+    return progress, told
+
+
+def _print(report: Conversion) -> None:
+    for refusal in report.refusals[:_SHOWN]:
+        click.echo(f"refused: {refusal.file}: {refusal.reason}")
+    if report.refused_files > _SHOWN:
+        click.echo("and more; --json lists them")
+    done = "would be converted" if report.dry_run else "converted"
+    parts = [
+        f"{report.converted:,} blocks {done}, {approximate_size(report.bytes)}",
+        f"{report.existed:,} there already",
+        f"{report.refused_files:,} refused",
+    ]
+    parts += [f"{count:,} {kind}" for kind, count in sorted(report.refused.items())]
+    if report.limited:
+        parts.append("stopped at --limit")
+    elif not report.complete:
+        parts.append("stopped; run the same again to go on")
+    click.echo(f"{report.tree} ({report.system}), {report.space}: {'; '.join(parts)}")
+    click.echo(f"not told by the tree, taken on your word: {', '.join(report.unproven)}")
+
+
+@contextmanager
+def _stopped_by_signals(pace: Pace) -> Iterator[None]:
+    """The first signal ends the conversion behind a whole block, the second at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        signal.signal(number, signal.default_int_handler)
+        pace.stop()
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,202 @@
+"""One conversion from start to end: what a person wished, checked whole, then done.
+
+Invariants: nothing is written before everything that can be compared was found to agree; a run
+that ends early goes on where it stopped, because what exists is left as it is.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from kvtier.blocks.checksum import Checksum
+from kvtier.blocks.key import KeySpace
+from kvtier.conversion.exporting import Exporter
+from kvtier.conversion.importing import Importer
+from kvtier.conversion.matching import VLLM, mismatches, unproven
+from kvtier.conversion.report import Conversion
+from kvtier.conversion.trees import FoundTree, choose_tree
+from kvtier.conversion.work import run_jobs
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder, printable, read_whole
+from kvtier.inspection.pace import Pace
+from kvtier.inspection.segments import rules_of
+from kvtier.inspection.spaces import BLOCK_BYTES_MAX, Secrets, find_spaces
+from kvtier.tiers.shared.format import space_folder
+from kvtier.tiers.shared.manifest import Manifest, ensure, parse
+from kvtier.tiers.shared.names import is_legal_part
+from kvtier.tiers.shared.posix import PosixStore
+
+Direction = Literal["kvtier", "vllm-fs"]
+Told = Callable[[Conversion, float], None]
+_MANIFEST_BYTES_MAX = 1 << 20
+
+
+class Wish(NamedTuple):
+    """What a person asked for."""
+
+    source: Path
+    destination: Path
+    to: Direction = "kvtier"
+    space: str | None = None
+    """Name of the key space, in the destination; with `vllm-fs`, in the source."""
+    manifest: Path | None = None
+    """A key space's manifest, instead of `space`."""
+    tree: str | None = None
+    """Name of the tree where there are several."""
+    key_files: Sequence[Path] = ()
+    dry_run: bool = False
+    limit: int | None = None
+
+
+def convert(wish: Wish, pace: Pace, told: Told) -> Conversion:
+    """Convert until the end, the limit, or until `pace` is stopped.
+
+    Raises InvalidSettings where the two sides do not fit, naming every field that differs, and
+    where the destination refuses. Memory: a block a thread.
+    """
+    opened: list[Folder | PosixStore] = []
+    try:
+        run = _to_kvtier if wish.to == "kvtier" else _to_vllm
+        return run(wish, pace, told, opened)
+    except OSError as error:
+        raise InvalidSettings(
+            f"{wish.source} cannot be converted into {wish.destination}: {error}; mend that and "
+            "run the same again, it goes on where it stopped"
+        ) from error
+    finally:
+        for each in reversed(opened):
+            each.close()
+
+
+def _to_kvtier(wish: Wish, pace: Pace, told: Told, opened: list[Folder | PosixStore]) -> Conversion:
+    source = _open(wish.source, opened)
+    tree = choose_tree(source, wish.tree)
+    if wish.manifest is not None:
+        manifest = _read_manifest(wish)
+    else:
+        manifest = _chosen_space(wish, _open(wish.destination, opened))
+    checksum = _checksum(wish, manifest)
+    space = manifest.space
+    _compare(tree, space)
+    report = _report(wish, tree, space)
+    importer = Importer(source, tree, space, checksum, wish.destination, None)
+    importer.check_lengths()
+    if not wish.dry_run:
+        store = _store(wish.destination, opened)
+        ensure(store, space, checksum, "DESTINATION")
+        importer = Importer(source, tree, space, checksum, wish.destination, store)
+    run_jobs(importer.jobs(_refuser(report)), report, pace, told, wish.limit)
+    return report
+
+
+def _to_vllm(wish: Wish, pace: Pace, told: Told, opened: list[Folder | PosixStore]) -> Conversion:
+    if wish.manifest is not None:
+        raise InvalidSettings(
+            "--manifest: the key space's own manifest is in SOURCE; name the key space with --space"
+        )
+    source = _open(wish.source, opened)
+    manifest = _chosen_space(wish, source)
+    tree = choose_tree(_open(wish.destination, opened), wish.tree)
+    if tree.tree.system != VLLM:
+        raise InvalidSettings(
+            f"{tree.base} is a tree of {tree.tree.system}; only vLLM's fs tier can be written to"
+        )
+    if not is_legal_part(tree.base):
+        raise InvalidSettings(
+            f"{printable(tree.base)} has characters that a store's names cannot have; only "
+            "letters, digits, `-`, `_` and `.` can be written"
+        )
+    checksum = _checksum(wish, manifest)
+    _compare(tree, manifest.space)
+    report = _report(wish, tree, manifest.space)
+    store = None if wish.dry_run else _store(wish.destination, opened)
+    rules = rules_of(manifest, checksum)
+    exporter = Exporter(source, report.space, rules, tree, wish.destination, store)
+    run_jobs(exporter.jobs(_refuser(report)), report, pace, told, wish.limit)
+    return report
+
+
+def _open(path: Path, opened: list[Folder | PosixStore]) -> Folder:
+    folder = Folder(path)
+    opened.append(folder)
+    return folder
+
+
+def _store(path: Path, opened: list[Folder | PosixStore]) -> PosixStore:
+    try:
+        store = PosixStore(path)
+    except InvalidSettings as error:
+        raise InvalidSettings(str(error).replace("shared.path", "DESTINATION")) from error
+    opened.append(store)
+    return store
+
+
+def _chosen_space(wish: Wish, folder: Folder) -> Manifest:
+    """Never the only one without being told: naming it vouches for what a tree does not say."""
+    if wish.space is None:
+        known = ", ".join(found.name for found in find_spaces(folder)) or "none yet"
+        raise InvalidSettings(
+            "--space: name the key space; a tree does not say which revision, weights and "
+            f"instruction set it is of, and nobody should guess. In {folder.path} there are: "
+            f"{known}; an engine that ran with it once has made its own, or give --manifest FILE"
+        )
+    (found,) = find_spaces(folder, [Path(wish.space).name])
+    if found.manifest is None:
+        raise InvalidSettings(f"--space: the manifest of {found.name} {found.mistake}")
+    return found.manifest
+
+
+def _read_manifest(wish: Wish) -> Manifest:
+    if wish.space is not None:
+        raise InvalidSettings("--manifest: give it or --space, not both")
+    path = wish.manifest
+    assert path is not None
+    try:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        manifest = parse(read_whole(os.open(path, flags), _MANIFEST_BYTES_MAX))
+    except OSError as error:
+        raise InvalidSettings(f"--manifest: {path} cannot be read: {error.strerror}") from error
+    except InvalidSettings as error:
+        raise InvalidSettings(f"--manifest: {path}: {error}") from error
+    if not 1 <= manifest.space.block_bytes <= BLOCK_BYTES_MAX or manifest.space.world_size < 1:
+        raise InvalidSettings(f"--manifest: {path} tells of blocks that no engine has")
+    return manifest
+
+
+def _checksum(wish: Wish, manifest: Manifest) -> Checksum:
+    checksum = Secrets(wish.key_files).fitting(manifest)
+    if checksum is None:
+        raise InvalidSettings(
+            "--key-file: the key space is written with a secret; give the file that its engines "
+            "have as shared.key_file"
+        )
+    return checksum
+
+
+def _compare(tree: FoundTree, space: KeySpace) -> None:
+    if found := mismatches(tree.tree, space):
+        raise InvalidSettings(
+            f"{printable(tree.base)} does not hold blocks of {space_folder(space)}, nothing was "
+            f"converted (tree != key space): {'; '.join(map(printable, found))}"
+        )
+
+
+def _report(wish: Wish, tree: FoundTree, space: KeySpace) -> Conversion:
+    return Conversion(
+        source=printable(str(wish.source)),
+        destination=printable(str(wish.destination)),
+        to=wish.to,
+        tree=printable(tree.base),
+        system=tree.tree.system,
+        space=space_folder(space),
+        unproven=unproven(tree.tree),
+        dry_run=wish.dry_run,
+    )
+
+
+def _refuser(report: Conversion) -> Callable[[str, OSError], None]:
+    def refused(name: str, error: OSError) -> None:
+        report.refuse(printable(name), "unreadable", error.strerror or str(error))
+
+    return refused

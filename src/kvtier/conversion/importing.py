@@ -1,0 +1,163 @@
+"""Blocks of a foreign tree into segments of kvtier, one block each.
+
+Why one: a tree does not say which block follows which, so a longer chain would be a guess. A
+reader finds them all the same, because it asks for each block by its key when it knows no
+segment that holds it. Invariant: what is published was read whole, from files of the right
+length; nothing more can be known, for the tree carries no checksums.
+"""
+
+import errno
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from kvtier.blocks.checksum import Checksum
+from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.blocks.layout import BlockLayout
+from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
+from kvtier.conversion.work import Job, Result
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder
+from kvtier.tiers.base import Buffer
+from kvtier.tiers.shared.format import UNKNOWN_PARENT, encode, segment_name, space_folder
+from kvtier.tiers.shared.headers import Headers, aligned_buffer
+from kvtier.tiers.shared.store import Store
+
+_SAMPLED = 64
+_KINDS: Final = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.ESTALE: "missing",
+    errno.ELOOP: "irregular",
+    errno.ENXIO: "irregular",
+    errno.ENODEV: "irregular",
+}
+
+
+class Importer:
+    """Makes a job of each file. Jobs are safe from any thread."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        tree: FoundTree,
+        space: KeySpace,
+        checksum: Checksum,
+        destination: Path,
+        store: Store | None,
+    ) -> None:
+        """`store` None: nothing is written, nothing is read but names and lengths."""
+        self._folder = folder
+        self._tree = tree
+        self._store = store
+        self._destination = destination
+        self._space_folder = space_folder(space)
+        self._block_bytes = space.block_bytes
+        layout = BlockLayout(block_bytes=space.block_bytes, tokens_per_block=1)
+        self._slot_bytes = layout.slot_bytes
+        self._ranks = space.world_size if tree.is_by_worker else 1
+        self._file_bytes = (
+            space.block_bytes // self._ranks if tree.is_by_worker else layout.slot_bytes
+        )
+        digest = bytes.fromhex(space.digest)
+        self._checksum = checksum
+        self._headers = (
+            None
+            if store is None
+            else Headers(store, self._space_folder, checksum, digest, space.block_bytes)
+        )
+
+    def check_lengths(self) -> None:
+        """Raises InvalidSettings where no file among the first ones has the length of a block."""
+        sizes: set[int] = set()
+        looked = 0
+        for entry, key in self._tree.walk(self._folder, lambda _name, _error: None):
+            if key is None or not entry.is_file:
+                continue
+            sizes.add(entry.status.st_size)
+            looked += 1
+            if looked == _SAMPLED:
+                break
+        if sizes and self._file_bytes not in sizes:
+            raise InvalidSettings(
+                f"block_bytes: the tree's files have {', '.join(map(str, sorted(sizes)[:4]))} "
+                f"bytes, a file of this key space's blocks ({self._block_bytes} bytes) would have "
+                f"{self._file_bytes}"
+            )
+
+    def jobs(self, refused: Callable[[str, OSError], None]) -> Iterator[tuple[float, Job]]:
+        """One a file, and how far the walk is."""
+        for entry, key in self._tree.walk(self._folder, refused):
+            name = entry.name
+            if key is None or any(key[-GROUP_BYTES:]):
+                yield share_done(name), _settled(Result(name, "unknown"))
+            elif not entry.is_file:
+                yield share_done(name), _settled(Result(name, "irregular"))
+            else:
+                yield share_done(name), self._job(name, key, entry.status.st_size)
+
+    def _job(self, name: str, key: BlockKey, size: int) -> Job:
+        def run() -> Result:
+            if self._has(key):
+                return Result(name, "existed")
+            if self._store is None or self._headers is None:
+                return Result(name, self._wrong_length(size) or "converted", self._block_bytes)
+            return self._convert(name, key, self._store, self._headers)
+
+        return run
+
+    def _has(self, key: BlockKey) -> bool:
+        if self._headers is not None:
+            return self._headers.load(key) is not None
+        return (self._destination / self._space_folder / segment_name(key)).exists()
+
+    def _convert(self, name: str, key: BlockKey, store: Store, headers: Headers) -> Result:
+        slot = aligned_buffer(self._slot_bytes)
+        for rank in range(self._ranks):
+            part = slot[rank * self._file_bytes :][: self._file_bytes]
+            file = self._tree.block_name(key, rank)
+            if kind := self._read(file, part):
+                return Result(file, kind)
+        check = self._checksum.block(key, slot[: self._block_bytes])
+        segment = headers.segment([key], [check], UNKNOWN_PARENT)
+        header = aligned_buffer(segment.header_bytes)
+        header[:] = np.frombuffer(encode(segment, self._checksum), np.uint8)
+        if store.publish(headers.name(key), [header, slot]):
+            return Result(name, "converted", self._block_bytes)
+        return Result(name, "existed" if headers.load(key) is not None else "occupied")
+
+    def _read(self, name: str, part: Buffer) -> str | None:
+        """Fill `part` with a whole file; or why not."""
+        try:
+            handle = self._folder.open(name)
+        except OSError as error:
+            return _kind(error)
+        try:
+            status = handle.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return "irregular"
+            if kind := self._wrong_length(status.st_size):
+                return kind
+            return None if handle.read(0, [part], len(part)) == len(part) else "short"
+        except OSError as error:
+            return _kind(error)
+        finally:
+            with suppress(OSError):
+                handle.close()
+
+    def _wrong_length(self, size: int) -> str | None:
+        if size == self._file_bytes:
+            return None
+        return "short" if size < self._file_bytes else "long"
+
+
+def _settled(result: Result) -> Job:
+    return lambda: result
+
+
+def _kind(error: OSError) -> str:
+    return _KINDS.get(error.errno or 0, "unreadable")

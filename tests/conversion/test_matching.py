@@ -1,0 +1,114 @@
+"""What a tree must agree on with a key space, and what it does not tell."""
+
+from typing import Any
+
+import pytest
+
+from kvtier.blocks.key import GroupShape
+from kvtier.conversion.matching import (
+    LLMD,
+    VLLM,
+    layers_digest,
+    mismatches,
+    read_tree,
+    unproven,
+)
+from kvtier.errors import InvalidSettings
+from tests.conversion.foreign import LAYERS, SPACE, llmd_fields, vllm_fields
+
+COMMIT = "0123456789" * 4
+
+
+def test_both_systems_are_read_and_fit() -> None:
+    for fields, system in ((vllm_fields(), VLLM), (llmd_fields(), LLMD)):
+        tree = read_tree(fields)
+        assert tree.system == system
+        assert mismatches(tree, SPACE) == []
+
+
+def test_layers_are_told_as_an_engine_tells_them() -> None:
+    identity = pytest.importorskip("kvtier.connectors.vllm.identity")
+    assert layers_digest(LAYERS) == identity._digest(tuple(LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model_name": "meta/other"}, "model_name"),
+        ({"model_name": f"/hub/models--meta--llama/snapshots/{COMMIT}"}, "model_name"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"tokens_per_hash": 32}, "tokens_per_hash"),
+        ({"blocks_per_file": 2}, "blocks_per_file"),
+        ({"pcp_size": 2}, "pcp_size"),
+        ({"dcp_size": 2}, "dcp_size"),
+        ({"inference_engine": "other"}, "inference_engine"),
+        ({"replicated_layout": True}, "replicated_layout"),
+        ({"canonical_format": "v1-nhd"}, "canonical_format"),
+        ({"parallel_agnostic": False, "tp_size": 2}, "tp_size"),
+        ({"parallel_agnostic": False, "pp_size": 2}, "pp_size"),
+        ({"kv_cache_groups": []}, "kv_cache_groups"),
+        ({"kv_cache_groups": vllm_fields()["kv_cache_groups"] * 2}, "kv_cache_groups"),
+        (
+            {"kv_cache_groups": [{"tokens_per_block": 32, "layer_names": LAYERS}]},
+            "kv_cache_groups[0].tokens_per_block",
+        ),
+        (
+            {"kv_cache_groups": [{"tokens_per_block": 16, "layer_names": LAYERS[::-1]}]},
+            "kv_cache_groups[0].layer_names (digest)",
+        ),
+    ],
+)
+def test_what_differs_is_named(changes: dict[str, Any], field: str) -> None:
+    found = mismatches(read_tree(vllm_fields(**changes)), SPACE)
+    assert field in [each.partition(":")[0] for each in found]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"layout": "NHD canonical pcp1 dcp1"}, "layout"),
+        ({"engine": "other 1"}, "inference_engine"),
+        ({"blocks_per_chunk": 2}, "blocks_per_file"),
+        ({"groups": (GroupShape(tokens_per_block=16, layers="x"),) * 2}, "kv_cache_groups"),
+        ({"world_size": 3}, "world_size"),
+        ({"world_size": 0}, "world_size"),
+        ({"world_size": 2, "tp_size": 2}, "tp_size"),
+    ],
+)
+def test_key_spaces_that_no_tree_can_fill(changes: dict[str, Any], field: str) -> None:
+    space = type(SPACE)(**{n: getattr(SPACE, n) for n in SPACE.__struct_fields__} | changes)
+    found = mismatches(read_tree(llmd_fields()), space)
+    assert field in [each.partition(":")[0] for each in found]
+
+
+def test_a_place_in_a_hubs_cache_proves_the_revision() -> None:
+    space = type(SPACE)(
+        **{n: getattr(SPACE, n) for n in SPACE.__struct_fields__} | {"revision": COMMIT}
+    )
+    tree = read_tree(vllm_fields(model_name=f"/hub/models--meta--llama/snapshots/{COMMIT}"))
+    assert mismatches(tree, space) == []
+    assert "revision" not in unproven(tree)
+
+
+def test_what_is_not_told_is_listed() -> None:
+    always = {"engine", "weights", "layout", "hash_algorithm", "hash_seed", "isa", "revision"}
+    assert set(unproven(read_tree(llmd_fields()))) == always
+    assert set(unproven(read_tree(vllm_fields(parallel_agnostic=False)))) == always
+    workers = {"tp_size", "pp_size", "world_size"}
+    assert set(unproven(read_tree(vllm_fields()))) == always | workers
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        vllm_fields(swizzle="new"),
+        vllm_fields(tp_size="1"),
+        vllm_fields(kv_cache_groups=[1]),
+        llmd_fields(kv_cache_groups=[1]),
+        llmd_fields(kv_cache_groups=7),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSettings, match=r"config\.json is not one"):
+        read_tree(fields)
