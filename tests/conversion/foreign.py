@@ -9,10 +9,15 @@ import numpy as np
 
 from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
 from kvtier.blocks.layout import BlockLayout
+from kvtier.conversion.converting import Wish, convert
 from kvtier.conversion.matching import layers_digest
+from kvtier.conversion.report import Conversion
+from kvtier.inspection.pace import Pace
 from kvtier.testing.spaces import sample_space
+from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.format import space_folder
+from kvtier.tiers.shared.headers import aligned_buffer
 
 LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]
 BLOCK_BYTES = 5000
@@ -104,3 +109,33 @@ def make_space(folder: Path, space: KeySpace = SPACE, **more: Any) -> str:
     """As an engine does that runs once."""
     open_tier(folder, space, **more).close()
     return space_folder(space)
+
+
+def quiet(report: Conversion, share: float) -> None:
+    del report
+    assert 0 <= share <= 1
+
+
+def run(source: Path, destination: Path, **more: Any) -> Conversion:
+    return convert(Wish(source, destination, **{"space": NAME, **more}), Pace(), quiet)
+
+
+def read(tier: FolderTier, keys: list[BlockKey]) -> None:
+    """All are found as one chain, and every byte is right."""
+    assert tier.find(keys) == [Outcome.DONE] * len(keys)
+    moves = [Move(key, aligned_buffer(SLOT_BYTES)) for key in keys]
+    assert tier.read_into(moves) == [Outcome.DONE] * len(keys)
+    for key, buffer in moves:
+        assert buffer[:BLOCK_BYTES].tobytes() == payload(key)
+
+
+def fill_store(folder: Path, keys: list[BlockKey], blocks: int = 4, **more: Any) -> None:
+    """As an engine writes a chain: several blocks a file."""
+    tier = open_tier(folder, blocks=blocks, **more)
+    moves = []
+    for key in keys:
+        buffer = aligned_buffer(SLOT_BYTES)
+        buffer[:BLOCK_BYTES] = np.frombuffer(payload(key), np.uint8)
+        moves.append(Move(key, buffer))
+    assert set(tier.write_from(moves, [None, *keys[:-1]])) == {Outcome.DONE}
+    tier.close()

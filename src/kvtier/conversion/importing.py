@@ -20,7 +20,7 @@ from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
 from kvtier.conversion.work import Job, Result
-from kvtier.errors import InvalidSettings
+from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.inspection.folder import Folder
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import UNKNOWN_PARENT, encode, segment_name, space_folder
@@ -112,7 +112,7 @@ class Importer:
 
     def _has(self, key: BlockKey) -> bool:
         if self._headers is not None:
-            return self._headers.load(key) is not None
+            return _stands(self._headers, key)
         return (self._destination / self._space_folder / segment_name(key)).exists()
 
     def _convert(self, name: str, key: BlockKey, store: Store, headers: Headers) -> Result:
@@ -128,7 +128,7 @@ class Importer:
         header[:] = np.frombuffer(encode(segment, self._checksum), np.uint8)
         if store.publish(headers.name(key), [header, slot]):
             return Result(name, "converted", self._block_bytes)
-        return Result(name, "existed" if headers.load(key) is not None else "occupied")
+        return Result(name, "existed" if _stands(headers, key) else "occupied")
 
     def _read(self, name: str, part: Buffer) -> str | None:
         """Fill `part` with a whole file; or why not."""
@@ -153,6 +153,14 @@ class Importer:
         if size == self._file_bytes:
             return None
         return "short" if size < self._file_bytes else "long"
+
+
+def _stands(headers: Headers, key: BlockKey) -> bool:
+    """Whether the block's segment is there; a broken one is moved away, and is not."""
+    try:
+        return headers.load(key) is not None
+    except Corrupt:
+        return False
 
 
 def _settled(result: Result) -> Job:

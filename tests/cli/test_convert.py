@@ -1,0 +1,95 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kvtier.cli.main import kvtier
+from kvtier.conversion.work import Job
+from tests.conversion import foreign
+from tests.conversion.foreign import NAME, TreeFolder, chain, make_space, vllm_fields
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> TreeFolder:
+    make_space(tmp_path / "kv")
+    return TreeFolder(tmp_path / "vllm", vllm_fields()).fill(chain(200))
+
+
+def run(tree: TreeFolder, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        kvtier, ["convert", str(tree.root), str(tree.root.parent / "kv"), *arguments]
+    )
+
+
+def test_a_tree_is_converted_and_said_what_was_taken_on_trust(tree: TreeFolder) -> None:
+    ran = run(tree, "--space", NAME)
+    assert ran.exit_code == 0
+    assert "200 blocks converted" in ran.stdout
+    assert "not told by the tree, taken on your word: engine, hash_algorithm" in ran.stdout
+    ran = run(tree, "--space", NAME)
+    assert "0 blocks converted" in ran.stdout
+    assert "200 there already" in ran.stdout
+
+
+def test_json_is_all_there_is_on_stdout(tree: TreeFolder) -> None:
+    ran = run(tree, "--space", f"kv/{NAME}/", "--dry-run", "--json", "--limit", "7")
+    assert ran.exit_code == 0
+    report = json.loads(ran.stdout)
+    assert (report["converted"], report["dry_run"], report["limited"]) == (7, True, True)
+    assert not (tree.root.parent / "kv" / NAME / "blocks").exists()
+
+
+def test_refused_files_are_named_and_make_the_exit_code(tree: TreeFolder) -> None:
+    tree.write(chain(1)[0], b"short")
+    ran = run(tree, "--space", NAME)
+    assert ran.exit_code == 1
+    assert "shorter than its block" in ran.stdout
+    assert "1 refused; 1 short" in ran.stdout
+
+
+def test_sides_that_differ_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    make_space(tmp_path / "kv")
+    other = TreeFolder(tmp_path / "vllm", vllm_fields(dtype="float16", blocks_per_file=4))
+    other.fill(chain(3))
+    ran = run(other, "--space", NAME)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: ")
+    assert "blocks_per_file: 4 in the tree" in ran.stderr
+    assert "dtype: 'float16' != 'bfloat16'" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_key_space_must_be_named(tree: TreeFolder) -> None:
+    ran = run(tree)
+    assert ran.exit_code == 2
+    assert NAME in ran.stderr
+
+
+def test_a_signal_ends_it_behind_whole_blocks(
+    tree: TreeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvtier.conversion.importing import Importer
+
+    real = Importer._job
+    before = signal.getsignal(signal.SIGINT)
+
+    def job(self: Importer, name: str, key: foreign.BlockKey, size: int) -> Job:
+        os.kill(os.getpid(), signal.SIGINT) if not sent else None
+        sent.append(name)
+        return real(self, name, key, size)
+
+    sent: list[str] = []
+    monkeypatch.setattr(Importer, "_job", job)
+    ran = run(tree, "--space", NAME)
+    assert ran.exit_code == 130
+    assert "stopped; run the same again to go on" in ran.stdout
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.undo()
+    written = list((tree.root.parent / "kv").rglob("*.kvt"))
+    assert 0 < len(written) < 200
+    ran = run(tree, "--space", NAME)
+    assert ran.exit_code == 0
+    assert f"{len(written)} there already" in ran.stdout

@@ -1,0 +1,127 @@
+"""What must agree before anything is written, and the way there and back."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.tiers.shared.format import segment_name
+from tests.conversion.foreign import (
+    NAME,
+    TreeFolder,
+    chain,
+    fill_store,
+    llmd_fields,
+    make_space,
+    open_tier,
+    read,
+    run,
+    vllm_fields,
+)
+
+KEYS = chain(100)
+
+
+def test_there_and_back_the_files_are_the_same(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
+    before = tree.content()
+    make_space(tmp_path / "kv")
+    run(tree.root, tmp_path / "kv")
+    shutil.rmtree(tree.root / f"{tree.base}_r0")
+    report = run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert (report.converted, report.refused, report.complete) == (100, {}, True)
+    assert tree.content() == before
+    again = run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert (again.converted, again.existed) == (0, 100)
+
+
+@pytest.mark.parametrize("to", ["kvtier", "vllm-fs"])
+def test_a_dry_run_changes_nothing(tmp_path: Path, to: str) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:50])
+    fill_store(tmp_path / "kv", KEYS[40:])
+    before = sorted(map(str, tmp_path.rglob("*")))
+    sides = (tree.root, tmp_path / "kv")
+    report = run(*(sides if to == "kvtier" else sides[::-1]), to=to, dry_run=True)
+    # Behind the first block of a segment no file has the name of a block.
+    there = sum((tmp_path / "kv" / NAME / segment_name(key)).exists() for key in KEYS[40:50])
+    expected = (50 - there, there) if to == "kvtier" else (50, 10)
+    assert (report.converted, report.existed) == expected
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_a_manifest_makes_the_key_space(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
+    make_space(tmp_path / "elsewhere")
+    manifest = tmp_path / "elsewhere" / NAME / "manifest.json"
+    report = run(tree.root, tmp_path / "kv", space=None, manifest=manifest)
+    assert report.converted == 100
+    assert (tmp_path / "kv" / NAME / "manifest.json").read_bytes() == manifest.read_bytes()
+    tier = open_tier(tmp_path / "kv")
+    read(tier, KEYS)
+    tier.close()
+
+
+def test_a_secret_is_used_both_ways(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"5" * 64)
+    secret.chmod(0o600)
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
+    make_space(tmp_path / "kv", key_file=secret)
+    with pytest.raises(InvalidSettings, match="--key-file"):
+        run(tree.root, tmp_path / "kv")
+    run(tree.root, tmp_path / "kv", key_files=[secret])
+    tier = open_tier(tmp_path / "kv", key_file=secret)
+    read(tier, KEYS)
+    tier.close()
+    back = TreeFolder(tmp_path / "back", vllm_fields())
+    run(tmp_path / "kv", back.root, to="vllm-fs", key_files=[secret])
+    assert back.content() == tree.content()
+
+
+def test_nothing_is_written_where_sides_differ(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields(dtype="float16", tokens_per_hash=8))
+    tree.fill(KEYS[:3])
+    make_space(tmp_path / "kv")
+    for sides, to in (((tree.root, tmp_path / "kv"), "kvtier"),):
+        with pytest.raises(InvalidSettings, match="dtype: 'float16' != 'bfloat16'; tokens_per_"):
+            run(*sides, to=to)
+    with pytest.raises(InvalidSettings, match="dtype: 'float16'"):
+        run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert not (tmp_path / "kv" / NAME / "blocks").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"space": None}, "--space: name the key space"),
+        ({"space": "x"}, "no key space x"),
+        ({"manifest": Path("x")}, "--manifest: give it or --space"),
+        ({"space": None, "manifest": Path("/nowhere")}, "--manifest: /nowhere cannot be read"),
+        ({"space": None, "manifest": Path("/dev/null")}, "--manifest: /dev/null cannot be read"),
+        ({"tree": "x"}, "--tree: no tree x"),
+    ],
+)
+def test_bad_wishes_are_named(tmp_path: Path, wish: dict[str, Any], told: str) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:1])
+    make_space(tmp_path / "kv")
+    with pytest.raises(InvalidSettings, match=told):
+        run(tree.root, tmp_path / "kv", **wish)
+
+
+def test_only_vllms_trees_are_written(tmp_path: Path) -> None:
+    fill_store(tmp_path / "kv", KEYS[:3])
+    tree = TreeFolder(tmp_path / "llmd", llmd_fields())
+    with pytest.raises(InvalidSettings, match="only vLLM's fs tier can be written"):
+        run(tmp_path / "kv", tree.root, to="vllm-fs")
+    with pytest.raises(InvalidSettings, match="--manifest"):
+        run(tmp_path / "kv", tree.root, to="vllm-fs", manifest=Path("x"))
+
+
+def test_a_full_destination_is_one_error(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:3])
+    name = make_space(tmp_path / "kv")
+    (tmp_path / "kv" / name / "blocks").write_text("a file where a folder should be")
+    with pytest.raises(InvalidSettings, match="run the same again, it goes on"):
+        run(tree.root, tmp_path / "kv")

@@ -1,0 +1,47 @@
+"""Blocks of segments become the files that vLLM would have written, or are refused."""
+
+from pathlib import Path
+
+from tests.conversion.foreign import (
+    NAME,
+    TreeFolder,
+    chain,
+    fill_store,
+    run,
+    vllm_fields,
+)
+
+KEYS = chain(100)
+
+
+def test_what_an_engine_packed_becomes_a_file_a_block(tmp_path: Path) -> None:
+    fill_store(tmp_path / "kv", KEYS, blocks=7)
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    right = TreeFolder(tmp_path / "right", vllm_fields()).fill(KEYS)
+    report = run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert (report.converted, report.refused) == (100, {})
+    assert tree.content() == right.content()
+
+
+def test_damaged_blocks_do_not_reach_a_tree(tmp_path: Path) -> None:
+    fill_store(tmp_path / "kv", KEYS[:20], blocks=4)
+    files = sorted((tmp_path / "kv" / NAME / "blocks").rglob("*.kvt"))
+    payload_damaged, header_damaged = files[0], files[1]
+    for file, at in ((payload_damaged, 4096 + 7), (header_damaged, 100)):
+        content = bytearray(file.read_bytes())
+        content[at] ^= 1
+        file.write_bytes(content)
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    report = run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert (report.converted, report.refused) == (15, {"damaged": 2})
+    right = TreeFolder(tmp_path / "right", vllm_fields()).fill(KEYS[:20]).content()
+    assert tree.content().items() <= right.items()
+
+
+def test_a_stranger_in_the_way_stays(tmp_path: Path) -> None:
+    fill_store(tmp_path / "kv", KEYS[:3])
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    file = tree.write(KEYS[1], b"?")
+    report = run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert (report.converted, report.refused) == (2, {"occupied": 1})
+    assert file.read_bytes() == b"?"

@@ -1,0 +1,112 @@
+"""Files of trees become segments that a reader finds, byte for byte, or are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.tiers.base import Outcome
+from kvtier.tiers.shared.format import UNKNOWN_PARENT
+from tests.conversion.foreign import (
+    BLOCK_BYTES,
+    NAME,
+    SLOT_BYTES,
+    SPACE,
+    TreeFolder,
+    chain,
+    llmd_fields,
+    make_space,
+    open_tier,
+    payload,
+    read,
+    run,
+    vllm_fields,
+)
+
+KEYS = chain(100)
+
+
+def test_an_engine_finds_and_reads_every_block_of_a_vllm_tree(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
+    make_space(tmp_path / "kv")
+    before = tree.content()
+    report = run(tree.root, tmp_path / "kv")
+    assert (report.converted, report.bytes) == (100, 100 * BLOCK_BYTES)
+    assert (report.existed, report.refused, report.complete) == (0, {}, True)
+    assert tree.content() == before
+    tier = open_tier(tmp_path / "kv")
+    read(tier, KEYS)
+    page = tier.scan()
+    assert {block.parent for block in page.blocks} == {UNKNOWN_PARENT}
+    tier.close()
+    assert not [p for p in (tmp_path / "kv").rglob("*") if p.name.startswith(".tmp-")]
+
+
+def test_a_prefix_ends_where_the_tree_has_a_gap(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:5] + KEYS[6:])
+    make_space(tmp_path / "kv")
+    run(tree.root, tmp_path / "kv")
+    tier = open_tier(tmp_path / "kv")
+    assert tier.find(KEYS) == [Outcome.DONE] * 5 + [Outcome.MISSING] * 95
+    read(tier, KEYS[6:])
+    tier.close()
+
+
+def test_llmds_workers_have_a_file_each(tmp_path: Path) -> None:
+    fields = {n: getattr(SPACE, n) for n in SPACE.__struct_fields__}
+    space = type(SPACE)(**fields | {"world_size": 2, "tp_size": 2})
+    tree = TreeFolder(tmp_path / "llmd", llmd_fields(tp_size=2))
+    half = BLOCK_BYTES // 2
+    for key in KEYS:
+        tree.write(key, payload(key)[:half], rank=0)
+        tree.write(key, payload(key)[half:], rank=1)
+    tree.file(KEYS[-1], rank=1).unlink()
+    name = make_space(tmp_path / "kv", space)
+    report = run(tree.root, tmp_path / "kv", space=name)
+    assert (report.converted, report.refused) == (99, {"missing": 1})
+    tier = open_tier(tmp_path / "kv", space)
+    read(tier, KEYS[:-1])
+    assert tier.find(KEYS[-1:]) == [Outcome.MISSING]
+    tier.close()
+
+
+def test_files_that_are_no_whole_blocks_are_refused_and_counted(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
+    tree.write(KEYS[0], payload(KEYS[0]))
+    tree.write(KEYS[1], payload(KEYS[1], SLOT_BYTES + 1))
+    tree.file(KEYS[2]).unlink()
+    tree.file(KEYS[2]).symlink_to(tree.file(KEYS[3]))
+    tree.file(KEYS[4]).with_suffix(".bin_1.tmp").touch()
+    make_space(tmp_path / "kv")
+    for dry_run in (True, False):
+        report = run(tree.root, tmp_path / "kv", dry_run=dry_run)
+        assert report.refused == {"short": 1, "long": 1, "irregular": 1, "unknown": 1}
+        assert report.converted == 97
+    tier = open_tier(tmp_path / "kv", is_prefix=False)
+    assert tier.find(KEYS) == [Outcome.MISSING] * 3 + [Outcome.DONE] * 97
+    tier.close()
+
+
+def test_what_exists_is_kept_and_what_is_broken_made_anew(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
+    make_space(tmp_path / "kv")
+    first = run(tree.root, tmp_path / "kv", limit=30)
+    assert (first.converted, first.limited, first.complete) == (30, True, False)
+    done = sorted((tmp_path / "kv" / NAME / "blocks").rglob("*.kvt"))
+    done[0].write_bytes(b"?" * 5000)
+    kept = done[1].stat()
+    second = run(tree.root, tmp_path / "kv")
+    assert (second.converted, second.existed, second.complete) == (71, 29, True)
+    assert done[1].stat().st_ino == kept.st_ino
+    tier = open_tier(tmp_path / "kv")
+    read(tier, KEYS)
+    tier.close()
+
+
+def test_blocks_of_another_size_are_one_error_and_not_many(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    for key in KEYS[:5]:
+        tree.write(key, bytes(4096))
+    make_space(tmp_path / "kv")
+    with pytest.raises(InvalidSettings, match=r"block_bytes: .* 4096 bytes.* 8192"):
+        run(tree.root, tmp_path / "kv")

@@ -1,0 +1,55 @@
+"""Many jobs: counted, limited, stopped."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvtier.conversion.report import Conversion
+from kvtier.conversion.work import Job, Result, run_jobs
+from kvtier.inspection.pace import Pace
+from tests.conversion.test_report import conversion
+
+
+def jobs(results: list[Result]) -> Iterator[tuple[float, Job]]:
+    for number, result in enumerate(results):
+        yield number / len(results), lambda result=result: result
+
+
+def run(results: list[Result], limit: int | None = None) -> Conversion:
+    report = conversion()
+    run_jobs(jobs(results), report, Pace(), lambda _report, _share: None, limit)
+    return report
+
+
+DONE = Result("f", "converted", 10)
+
+
+def test_each_result_is_in_one_count() -> None:
+    report = run([DONE] * 100 + [Result("g", "existed")] * 50 + [Result("h\n", "short")])
+    assert (report.converted, report.bytes, report.existed) == (100, 1000, 50)
+    assert report.refused == {"short": 1}
+    assert report.refusals[0].file == "h\\n"
+    assert report.complete
+
+
+@pytest.mark.parametrize(("limit", "converted"), [(1, 1), (70, 70), (100, 100), (200, 100)])
+def test_a_limit_is_of_what_is_converted(limit: int, converted: int) -> None:
+    report = run([Result("g", "existed")] * 70 + [DONE] * 100, limit)
+    assert report.converted == converted
+    assert report.limited == (limit < 100)
+    assert report.complete == (limit >= 100)
+
+
+def test_a_stop_is_heard_behind_a_batch() -> None:
+    report, pace = conversion(), Pace()
+    run_jobs(jobs([DONE] * 500), report, pace, lambda _report, _share: pace.stop())
+    assert 0 < report.converted < 500
+    assert not report.complete
+
+
+def test_what_the_destination_refuses_ends_it() -> None:
+    def refuse() -> Result:
+        raise OSError(28, "no space")
+
+    with pytest.raises(OSError, match="no space"):
+        run_jobs(iter([(0.0, refuse)]), conversion(), Pace(), lambda _report, _share: None)
