@@ -10,6 +10,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.tiers.shared.format import segment_name
 from tests.conversion.foreign import (
     NAME,
+    SPACE,
     TreeFolder,
     chain,
     fill_store,
@@ -125,3 +126,11 @@ def test_a_full_destination_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "kv" / name / "blocks").write_text("a file where a folder should be")
     with pytest.raises(InvalidSettings, match="run the same again, it goes on"):
         run(tree.root, tmp_path / "kv")
+
+
+def test_a_tree_whose_name_no_store_takes_is_not_written_to(tmp_path: Path) -> None:
+    fields = {n: getattr(SPACE, n) for n in SPACE.__struct_fields__} | {"model": "my model"}
+    name = make_space(tmp_path / "kv", type(SPACE)(**fields))
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields(model_name="my model"))
+    with pytest.raises(InvalidSettings, match="characters that a store's names cannot have"):
+        run(tmp_path / "kv", tree.root, to="vllm-fs", space=name)

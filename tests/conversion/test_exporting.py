@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kvtier.blocks.key import BlockKey
 from tests.conversion.foreign import (
     NAME,
     TreeFolder,
@@ -45,3 +46,11 @@ def test_a_stranger_in_the_way_stays(tmp_path: Path) -> None:
     report = run(tmp_path / "kv", tree.root, to="vllm-fs")
     assert (report.converted, report.refused) == (2, {"occupied": 1})
     assert file.read_bytes() == b"?"
+
+
+def test_blocks_of_another_group_are_refused(tmp_path: Path) -> None:
+    of_another = BlockKey(KEYS[1][:-4] + (1).to_bytes(4))
+    fill_store(tmp_path / "kv", [KEYS[0], of_another], blocks=1)
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    report = run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert (report.converted, report.refused) == (1, {"unknown": 1})

@@ -110,3 +110,12 @@ def test_blocks_of_another_size_are_one_error_and_not_many(tmp_path: Path) -> No
     make_space(tmp_path / "kv")
     with pytest.raises(InvalidSettings, match=r"block_bytes: .* 4096 bytes.* 8192"):
         run(tree.root, tmp_path / "kv")
+
+
+def test_blocks_of_another_group_are_refused(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:3])
+    folder = tree.file(KEYS[0]).parent
+    folder.rename(folder.with_name(folder.name.replace("_g0", "_g1")))
+    make_space(tmp_path / "kv")
+    report = run(tree.root, tmp_path / "kv")
+    assert (report.converted, report.refused) == (2, {"unknown": 1})
