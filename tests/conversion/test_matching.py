@@ -112,3 +112,18 @@ def test_what_is_not_told_is_listed() -> None:
 def test_a_config_that_is_not_understood_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidSettings, match=r"config\.json is not one"):
         read_tree(fields)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("blocks", "alike"), [([3], True), ([3, 1], False)], ids=["one block", "two blocks"]
+)
+def test_only_one_block_a_file_lies_as_vllm_lays_it(
+    workers: int, blocks: list[int], alike: bool
+) -> None:
+    pytest.importorskip("vllm.v1.kv_offload.cpu.shared_offload_region")
+    from tests.conversion import regions
+
+    pages = [96, 160, 96]
+    theirs = regions.theirs(pages, blocks, workers)
+    assert (theirs == regions.ours(pages, blocks, workers)) == alike

@@ -91,3 +91,23 @@ def test_a_walk_gives_each_block_once(tmp_path: Path) -> None:
     assert [entry.name for entry, key in found if key is None] == [
         str(stranger.relative_to(tmp_path))
     ]
+
+
+def test_names_are_those_that_vllm_gives(tmp_path: Path) -> None:
+    mappers = pytest.importorskip("vllm.v1.kv_offload.file_mapper")
+    for is_agnostic in (True, False):
+        fields = vllm_fields()
+        engine = fields.pop("inference_engine")
+        mapper = mappers.FileMapper(
+            root_dir=str(tmp_path),
+            rank=0,
+            inference_engine=engine,
+            parallel_agnostic=is_agnostic,
+            **fields,
+        )
+        tree = TreeFolder(tmp_path, mapper.get_run_config())
+        found = choose(tmp_path, tree.base)
+        assert str(tree.config) == mapper.get_config_file_path()
+        assert found.tree.tells_workers != is_agnostic
+        for key in chain(20):
+            assert str(tmp_path / found.block_name(key)) == mapper.get_file_name(key)
