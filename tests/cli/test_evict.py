@@ -115,7 +115,11 @@ def test_a_daemon_leaves_cleanly(folder: Path, number: int, code: int) -> None:
     first = json.loads(process.stdout.readline())
     assert first["shards_owned"] == 17
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert not list((folder / "leases").glob("beat-*")), "others take over at once"

@@ -101,6 +101,8 @@ def evict(
 def _run(evictor: Evictor, meter: Meter, interval_s: float | None, *, as_json: bool) -> None:
     """Passes until told to stop; one where `interval_s` is None."""
     signal.signal(signal.SIGTERM, _terminate)
+    # A shell that starts it in the background leaves Ctrl-C ignored; whoever sends it means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while True:
             try:

@@ -93,6 +93,7 @@ class Weed:
                     "-s3",
                     f"-s3.config={self._config}",
                     "-s3.port.iceberg=0",
+                    "-s3.port.lance=0",
                     "-s3.autoCreateBucket=false",
                     *ports,
                 ],
