@@ -49,7 +49,8 @@ def test_a_tier_that_verifies_nothing_is_found_out(tmp_path: Path, kind: str, fa
 
 def test_a_core_that_is_given_wrong_bytes_is_found_out(tmp_path: Path) -> None:
     place = place_on("object", tmp_path, Blind())
-    assert run_core(place, Fault.BIT_FLIP, 600).wrong_bytes > 0
+    # Which calls a fault strikes is a matter of threads here.
+    assert any(run_core(place, Fault.BIT_FLIP, 600).wrong_bytes for _ in range(10))
 
 
 def test_an_exception_out_of_a_tier_is_counted(
