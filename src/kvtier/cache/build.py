@@ -87,7 +87,6 @@ def build_cache(
             [admission() for admission in admission_classes],
             engine,
             settings.transfer.promote_deadline,
-            recheck_s=min(lower.recheck_s for lower in builders) if builders else 0.0,
         )
         undo.pop_all()
     return cache
@@ -130,7 +129,6 @@ class _Lower(NamedTuple):
     build: Callable[[], Tier]
     admission: str
     eviction: str = "lru"
-    recheck_s: float = float("inf")
     is_remote: bool = False
     """What it names may never answer, and must not keep an engine from starting with an error."""
 
@@ -161,12 +159,11 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             direct=shared.direct_io,
             io_threads=shared.io_threads,
             known_blocks=shared.known_blocks,
+            recheck_s=shared.recheck,
             key_file=Path(shared.key_file) if shared.key_file else None,
             **_packing(shared.tokens_per_file, layout, groups),
         )
-        lower.append(
-            _Lower("shared.path", build, shared.admission, recheck_s=shared.recheck, is_remote=True)
-        )
+        lower.append(_Lower("shared.path", build, shared.admission, is_remote=True))
     bucket = settings.objectstore
     if bucket is not None:
         build = partial(
@@ -176,14 +173,11 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             space,
             io_threads=bucket.io_threads,
             known_blocks=bucket.known_blocks,
+            recheck_s=bucket.recheck,
             key_file=Path(bucket.key_file) if bucket.key_file else None,
             **_packing(bucket.tokens_per_file, layout, groups),
         )
-        lower.append(
-            _Lower(
-                "objectstore.url", build, bucket.admission, recheck_s=bucket.recheck, is_remote=True
-            )
-        )
+        lower.append(_Lower("objectstore.url", build, bucket.admission, is_remote=True))
     return lower
 
 

@@ -70,9 +70,7 @@ class TieredCache:
         admissions: Sequence[AdmissionPolicy],
         engine: Transfers,
         promote_deadline_s: float,
-        recheck_s: float = 2.0,
     ) -> None:
-        """`recheck_s`: how long a shared tier's word that it lacks a block is believed."""
         self._residency = residency
         self._index = residency.index
         self._admission = admissions[RAM]
@@ -86,9 +84,7 @@ class TieredCache:
             )
         ]
         self._discoveries = {
-            number: Discovery(
-                number, tier.capabilities.capacity_blocks, recheck_s, residency, engine
-            )
+            number: Discovery(number, tier.capabilities, residency, engine)
             for number, tier in enumerate(tiers, start=1)
             if tier.capabilities.shared
         }

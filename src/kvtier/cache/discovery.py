@@ -14,7 +14,7 @@ from typing import Final
 from kvtier.blocks.key import BlockKey
 from kvtier.cache.residency import Residency
 from kvtier.index.local import HOLE, IDLE, NONE
-from kvtier.tiers.base import Outcome
+from kvtier.tiers.base import Capabilities, Outcome
 from kvtier.transfer.base import Transfers
 from kvtier.transfer.job import Completion, Direction, Transfer
 
@@ -28,15 +28,14 @@ class Discovery:
     def __init__(
         self,
         tier: int,
-        capacity_blocks: int,
-        recheck_s: float,
+        capabilities: Capabilities,
         residency: Residency,
         engine: Transfers,
     ) -> None:
         self._tier = tier
         self._bit = 1 << tier
-        self._capacity = capacity_blocks
-        self._recheck_s = recheck_s
+        self._capacity = capabilities.capacity_blocks
+        self._recheck_s = capabilities.recheck_s
         self._residency = residency
         self._engine = engine
         self._absent: dict[BlockKey, float] = {}

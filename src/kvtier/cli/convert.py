@@ -1,8 +1,5 @@
 """`kvtier convert`: blocks of other systems' trees into a shared folder, and back."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.signals import stopping
 from kvtier.conversion.converting import Wish
 from kvtier.conversion.converting import convert as convert_tree
 from kvtier.conversion.report import Conversion
@@ -72,7 +70,7 @@ def convert(*, as_json: bool, **wishes: Any) -> None:
     wish = Wish(**wishes)
     pace = Pace()
     progress, told = _progress()
-    with _stopped_by_signals(pace), progress:
+    with stopping(pace.stop), progress:
         report = convert_tree(wish, pace, told)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
@@ -123,21 +121,3 @@ def _print(report: Conversion) -> None:
         parts.append("stopped; run the same again to go on")
     click.echo(f"{report.tree} ({report.system}), {report.space}: {'; '.join(parts)}")
     click.echo(f"not told by the tree, taken on your word: {', '.join(report.unproven)}")
-
-
-@contextmanager
-def _stopped_by_signals(pace: Pace) -> Iterator[None]:
-    """The first signal ends the conversion behind a whole block, the second at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def stop(number: int, frame: object) -> None:
-        del frame
-        signal.signal(number, signal.default_int_handler)
-        pace.stop()
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

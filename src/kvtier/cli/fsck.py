@@ -1,7 +1,6 @@
 """`kvtier fsck`: verify all that a shared folder holds, and put it in order."""
 
 import logging
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.signals import stopping
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.inspection.checking import Observer, Wish, check_store
 from kvtier.inspection.fsck import THREADS
@@ -82,7 +82,7 @@ def fsck(
     wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
     pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
     watcher = Watcher(as_json=as_json)
-    with _stopped_by_signals(pace), _quiet_log(), watcher.progress:
+    with stopping(pace.stop), _quiet_log(), watcher.progress:
         report = check_store(path, wish, pace, watcher)
     watcher.tell_findings(report)
     if as_json:
@@ -185,21 +185,3 @@ def _quiet_log() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
-
-
-@contextmanager
-def _stopped_by_signals(pace: Pace) -> Iterator[None]:
-    """The first signal ends the check in good order, the second at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def stop(number: int, frame: object) -> None:
-        del frame
-        signal.signal(number, signal.default_int_handler)
-        pace.stop()
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

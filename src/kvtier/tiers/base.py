@@ -54,6 +54,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Others write to it and clean it, too: it is a `SharedTier`. What this process knows of
     it is a part of what it holds, `capacity_blocks` bounds that part, and forgetting a block
     does not delete it."""
+    recheck_s: float = 2.0
+    """Of a shared tier: how long its word that it lacks a block is believed."""
 
 
 class Stored(NamedTuple):

@@ -31,6 +31,7 @@ def test_an_engine_with_another_registry_is_left_alone(monkeypatch: pytest.Monke
         monkeypatch.setitem(sys.modules, name, type(sys)(name))
     monkeypatch.setitem(sys.modules, "vllm.v1.kv_offload.factory", module)
     plugin.register()
+    assert vars(module)["OffloadingSpecFactory"] is object
 
 
 def test_it_registers_once_and_names_a_class_that_exists() -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
+from kvtier.bench.micro.parts import SPACE
+from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import seeded
 from kvtier.evictor.budget import Mark, Marks
@@ -31,24 +32,6 @@ if TYPE_CHECKING:
     from random import Random  # noqa: TID251  # the type of what `seeded` gives
 
 LAYOUT: Final = BlockLayout(block_bytes=4000, tokens_per_block=16)
-SPACE: Final = KeySpace(
-    engine="kill",
-    model="kill",
-    revision="0",
-    weights="0",
-    dtype="uint8",
-    layout="flat",
-    block_bytes=LAYOUT.block_bytes,
-    blocks_per_chunk=1,
-    tokens_per_hash=LAYOUT.tokens_per_block,
-    groups=(GroupShape(tokens_per_block=LAYOUT.tokens_per_block, layers="all"),),
-    world_size=1,
-    tp_size=1,
-    pp_size=1,
-    hash_algorithm="sha256",
-    hash_seed="0",
-    isa="any",
-)
 CHAIN_BLOCKS: Final = 6
 _SEGMENT_BLOCKS: Final = 4
 _CONTESTED: Final = 8

@@ -51,9 +51,7 @@ class _Life:
         )
         engine = TransferEngine([self._tier], LAYOUT.slot_bytes, 64, hang_s=_PROMOTE_S)
         admissions = [admission(), admission()]
-        self.cache = TieredCache(
-            residency, [self._tier], admissions, engine, _PROMOTE_S, recheck_s=0.01
-        )
+        self.cache = TieredCache(residency, [self._tier], admissions, engine, _PROMOTE_S)
         self._faults.arm(fault, _RATE)
 
     def serve(self, number: int) -> None:

@@ -93,6 +93,7 @@ def _tier(place: Place, store: Store, checksum: Checksum | None) -> StoreTier:
         io_threads=2,
         checksum=checksum,
         known_blocks=KNOWN_BLOCKS,
+        recheck_s=0.01,
         clock=place.faults.clock,
     )
 

@@ -6,7 +6,6 @@ from kvtier.blocks.checksum import checksum_for
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock
-from kvtier.errors import InvalidSettings
 from kvtier.tiers.objectstore.store import ObjectStore
 from kvtier.tiers.shared.tier import KNOWN_BLOCKS, StoreTier
 
@@ -24,32 +23,24 @@ class BucketTier(StoreTier):
         is_prefix: bool = True,
         io_threads: int = 16,
         known_blocks: int = KNOWN_BLOCKS,
+        recheck_s: float = 2.0,
         key_file: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
         checksum = checksum_for(key_file, "objectstore.key_file")
         store = ObjectStore(url)
-        try:
-            store.check()
-            super().__init__(
-                "objectstore",
-                store,
-                layout,
-                space,
-                segment_blocks=segment_blocks,
-                io_threads=io_threads,
-                is_prefix=is_prefix,
-                checksum=checksum,
-                known_blocks=known_blocks,
-                setting="objectstore.url",
-                clock=clock,
-            )
-        except OSError as error:
-            store.close()
-            raise InvalidSettings(
-                f"objectstore.url: {url} cannot be used ({error}); name a bucket that these "
-                "credentials may list and write"
-            ) from error
-        except BaseException:
-            store.close()
-            raise
+        store.check()
+        super().__init__(
+            "objectstore",
+            store,
+            layout,
+            space,
+            segment_blocks=segment_blocks,
+            io_threads=io_threads,
+            is_prefix=is_prefix,
+            checksum=checksum,
+            known_blocks=known_blocks,
+            recheck_s=recheck_s,
+            setting="objectstore.url",
+            clock=clock,
+        )

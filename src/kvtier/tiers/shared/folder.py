@@ -6,7 +6,6 @@ from kvtier.blocks.checksum import checksum_for
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock
-from kvtier.errors import InvalidSettings
 from kvtier.tiers.shared.files import StoreFiles
 from kvtier.tiers.shared.opening import Direct
 from kvtier.tiers.shared.posix import PosixStore
@@ -29,31 +28,23 @@ class FolderTier(StoreTier):
         direct: Direct = "auto",
         io_threads: int = 8,
         known_blocks: int = KNOWN_BLOCKS,
+        recheck_s: float = 2.0,
         key_file: Path | None = None,
         files: StoreFiles | None = None,
         clock: Clock | None = None,
     ) -> None:
         checksum = checksum_for(key_file)
         store = PosixStore(folder, durability=durability, direct=direct, files=files)
-        try:
-            super().__init__(
-                "shared",
-                store,
-                layout,
-                space,
-                segment_blocks=segment_blocks,
-                io_threads=io_threads,
-                is_prefix=is_prefix,
-                checksum=checksum,
-                known_blocks=known_blocks,
-                clock=clock,
-            )
-        except OSError as error:
-            store.close()
-            raise InvalidSettings(
-                f"shared.path: {folder} cannot be used ({error}); name a folder that this user "
-                "can read and write"
-            ) from error
-        except BaseException:
-            store.close()
-            raise
+        super().__init__(
+            "shared",
+            store,
+            layout,
+            space,
+            segment_blocks=segment_blocks,
+            io_threads=io_threads,
+            is_prefix=is_prefix,
+            checksum=checksum,
+            known_blocks=known_blocks,
+            recheck_s=recheck_s,
+            clock=clock,
+        )

@@ -15,7 +15,7 @@ from kvtier.blocks.checksum import Checksum, Xxh3
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
-from kvtier.errors import Corrupt
+from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage, Stored
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.accesses import Accesses
@@ -37,7 +37,7 @@ class StoreTier:
     `segment_blocks` consecutive blocks lie in one file at most. `is_prefix` says that every
     block but the first of a prefix has its predecessor in the store as well: then nobody looks
     behind the first one that is missing. `setting` is the one that names the store. Raises
-    InvalidSettings and OSError where the key space cannot be opened.
+    InvalidSettings, and closes the store, where the key space cannot be opened.
     """
 
     def __init__(
@@ -52,12 +52,23 @@ class StoreTier:
         is_prefix: bool = True,
         checksum: Checksum | None = None,
         known_blocks: int = KNOWN_BLOCKS,
+        recheck_s: float = 2.0,
         setting: str = "shared.path",
         clock: Clock | None = None,
     ) -> None:
         clock = clock or MonotonicClock()
         checksum = checksum or Xxh3()
-        folder = ensure(store, space, checksum, setting)
+        try:
+            folder = ensure(store, space, checksum, setting)
+        except OSError as error:
+            store.close()
+            raise InvalidSettings(
+                f"{setting}: cannot be used ({error}); name a place that this user or these "
+                "credentials may list and write"
+            ) from error
+        except BaseException:
+            store.close()
+            raise
         self._store = store
         self._folder = folder
         self._slot_bytes = layout.slot_bytes
@@ -78,6 +89,7 @@ class StoreTier:
             io_threads=io_threads,
             batch_blocks=segment_blocks,
             shared=True,
+            recheck_s=recheck_s,
         )
 
     @property
