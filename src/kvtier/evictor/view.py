@@ -46,7 +46,8 @@ def pass_view(report: Report) -> RenderableType:
             str(freed.files),
             approximate_size(freed.size_bytes),
         )
-    reasons = Table(title=f"What {verb}", title_justify="left")
+    title = "What would go" if report.dry_run else "What went"
+    reasons = Table(title=title, title_justify="left")
     reasons.add_column("reason")
     for heading in ("files", "physical"):
         reasons.add_column(heading, justify="right")
