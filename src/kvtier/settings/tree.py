@@ -7,7 +7,7 @@ the edge, in `layers`.
 """
 
 import enum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -36,8 +36,10 @@ class About(msgspec.Struct, frozen=True):
     minimum: float = 0
 
 
+# Settings that more than one tier has: said once, here.
 _EVICTION = "Which block leaves when the tier is full; the name of a module in `kvtier.eviction`."
 _ADMISSION = "Which blocks may enter the tier; the name of a module in `kvtier.admission`."
+_Admission: TypeAlias = Annotated[str, About(Kind.ADMISSION, _ADMISSION, "second_touch")]
 
 
 class Ram(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
         int, About(Kind.SIZE, "Host memory for blocks, taken at start and never exceeded.", "64GiB")
     ]
     eviction: Annotated[str, About(Kind.EVICTION, _EVICTION, "arc")] = "lru"
-    admission: Annotated[str, About(Kind.ADMISSION, _ADMISSION, "second_touch")] = "always"
+    admission: _Admission = "always"
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +72,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     eviction: Annotated[str, About(Kind.EVICTION, _EVICTION, "sieve")] = "lru"
-    admission: Annotated[str, About(Kind.ADMISSION, _ADMISSION, "second_touch")] = "always"
+    admission: _Admission = "always"
     io_threads: Annotated[
         int, About(Kind.COUNT, "Threads that read and write the slab.", "8", minimum=1)
     ] = 4
@@ -94,17 +96,44 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     ] = "refuse"
 
 
-_TOKENS_PER_FILE = (
-    "Tokens whose blocks lie in one file at most: more make fewer and larger files, fewer waste "
-    "less where prefixes part. Models with several KV-cache groups have one block a file."
-)
-_KEY_FILE = (
-    "File with a secret that keys the checksums, so that whoever can write to the storage but "
-    "lacks it cannot plant a block; closed to others, the same for every engine. `none`: the "
-    "checksums find accidents only."
-)
-_RECHECK = "How soon a block that was not there is asked for again: another node's write is seen."
-_KNOWN = "Blocks this engine remembers the place of; about 400 bytes of memory each."
+_TokensPerFile: TypeAlias = Annotated[
+    int,
+    About(
+        Kind.COUNT,
+        "Tokens whose blocks lie in one file at most: more make fewer and larger files, fewer "
+        "waste less where prefixes part. Models with several KV-cache groups have one block a "
+        "file.",
+        "1024",
+        minimum=1,
+    ),
+]
+_Recheck: TypeAlias = Annotated[
+    float,
+    About(
+        Kind.DURATION,
+        "How soon a block that was not there is asked for again: another node's write is seen.",
+        "500ms",
+    ),
+]
+_KnownBlocks: TypeAlias = Annotated[
+    int,
+    About(
+        Kind.COUNT,
+        "Blocks this engine remembers the place of; about 400 bytes of memory each.",
+        "1000000",
+        minimum=64,
+    ),
+]
+_KeyFile: TypeAlias = Annotated[
+    str | None,
+    About(
+        Kind.FILE,
+        "File with a secret that keys the checksums, so that whoever can write to the storage "
+        "but lacks it cannot plant a block; closed to others, the same for every engine. "
+        "`none`: the checksums find accidents only.",
+        "/etc/kvtier/key",
+    ),
+]
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +146,7 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         str,
         About(Kind.FOLDER, "Folder that every engine mounts; each model has its own in it.", "/kv"),
     ]
-    tokens_per_file: Annotated[int, About(Kind.COUNT, _TOKENS_PER_FILE, "1024", minimum=1)] = 512
+    tokens_per_file: _TokensPerFile = 512
     durability: Annotated[
         Literal["none", "fdatasync", "fsync"],
         About(
@@ -132,13 +161,13 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "always", "never"],
         About(Kind.CHOICE, "Bypass the page cache: see `disk.direct_io`.", "never"),
     ] = "auto"
-    recheck: Annotated[float, About(Kind.DURATION, _RECHECK, "500ms")] = 2.0
-    known_blocks: Annotated[int, About(Kind.COUNT, _KNOWN, "1000000", minimum=64)] = 262_144
+    recheck: _Recheck = 2.0
+    known_blocks: _KnownBlocks = 262_144
     io_threads: Annotated[
         int, About(Kind.COUNT, "Threads that read and write.", "16", minimum=1)
     ] = 8
-    key_file: Annotated[str | None, About(Kind.FILE, _KEY_FILE, "/etc/kvtier/key")] = None
-    admission: Annotated[str, About(Kind.ADMISSION, _ADMISSION, "second_touch")] = "always"
+    key_file: _KeyFile = None
+    admission: _Admission = "always"
 
 
 class ObjectStore(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,13 +185,13 @@ class ObjectStore(msgspec.Struct, frozen=True, kw_only=True):
             "s3://bucket/kvtier",
         ),
     ]
-    tokens_per_file: Annotated[int, About(Kind.COUNT, _TOKENS_PER_FILE, "1024", minimum=1)] = 512
-    recheck: Annotated[float, About(Kind.DURATION, _RECHECK, "500ms")] = 2.0
-    known_blocks: Annotated[int, About(Kind.COUNT, _KNOWN, "1000000", minimum=64)] = 262_144
+    tokens_per_file: _TokensPerFile = 512
+    recheck: _Recheck = 2.0
+    known_blocks: _KnownBlocks = 262_144
     io_threads: Annotated[
         int, About(Kind.COUNT, "Requests under way at once.", "32", minimum=1)
     ] = 16
-    key_file: Annotated[str | None, About(Kind.FILE, _KEY_FILE, "/etc/kvtier/key")] = None
+    key_file: _KeyFile = None
     admission: Annotated[str, About(Kind.ADMISSION, _ADMISSION, "always")] = "second_touch"
 
 
