@@ -7,7 +7,7 @@ import pytest
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.objectstore.client import connect, endpoint
+from kvtier.tiers.objectstore.client import connect, endpoint, proxy
 from kvtier.tiers.objectstore.location import Location, parse_url
 
 PLACE = Location("s3", "bucket", "a/prefix")
@@ -68,10 +68,29 @@ def test_options_of_the_environment_stay(
 
 
 def test_an_endpoint_that_is_no_url(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for value in ("nonsense", "127.0.0.1:8333", "ftp://host", "http://"):
+    for value in (
+        "nonsense",
+        "127.0.0.1:8333",
+        "ftp://host",
+        "http://",
+        "http://u:hunter2@[::1",
+        "http://u:hunter2@host:port",
+        "http://host :9",
+        "http://host:9\n",
+    ):
         monkeypatch.setenv("AWS_ENDPOINT_URL", value)
-        with pytest.raises(InvalidSettings, match=r"^AWS_ENDPOINT_URL: .* is no URL; write https"):
+        with pytest.raises(
+            InvalidSettings, match=r"^AWS_ENDPOINT_URL: .* is no URL; write https"
+        ) as caught:
             connect(PLACE, 2.0, 5.0)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_switch_that_is_neither_on_nor_off(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ALLOW_INVALID_CERTIFICATES", "perhaps")
+    said = r"^AWS_ALLOW_INVALID_CERTIFICATES: 'perhaps' is neither true nor false"
+    with pytest.raises(InvalidSettings, match=said):
+        connect(PLACE, 2.0, 5.0)
 
 
 def test_plain_http_must_be_allowed(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +109,8 @@ def test_the_endpoint_for_messages() -> None:
     both = {"AWS_ENDPOINT_URL": "https://all", "AWS_ENDPOINT_URL_S3": "https://s3"}
     assert endpoint("s3", both) == ("AWS_ENDPOINT_URL_S3", "https://s3")
     assert endpoint("s3", {"AWS_ENDPOINT": "https://a:b@c"}) == ("AWS_ENDPOINT", "c")
+    assert proxy("s3", {}) is None
+    assert proxy("gs", {"GOOGLE_PROXY_URL": "http://a:b@c:1"}) == ("GOOGLE_PROXY_URL", "c:1")
 
 
 def test_half_a_credential(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +123,11 @@ def test_half_a_credential(owner: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_credential_with_a_line_break(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key\n")
-    with pytest.raises(InvalidSettings, match="AWS_ACCESS_KEY_ID begins or ends"):
-        connect(PLACE, 2.0, 5.0)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_REGION"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "value\n")
+            with pytest.raises(InvalidSettings, match=f"^{name} begins or ends"):
+                connect(PLACE, 2.0, 5.0)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ def test_what_is_no_url_of_a_bucket(url: str) -> None:
         "s3://hunter2@bucket",
         "az://container/prefix?sig=hunter2",
         "s3://bucket/#hunter2",
+        "s3://AKIA:hunter2/prefix",
+        "https://user:hunter2@host/bucket",
     ],
 )
 def test_a_credential_is_refused_and_not_repeated(url: str) -> None:

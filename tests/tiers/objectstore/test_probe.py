@@ -1,32 +1,41 @@
 import pytest
 from obstore.store import MemoryStore, S3Store
 
-from kvtier.tiers.objectstore.probe import Manners, probe
+from kvtier.tiers.objectstore.probe import demand_conditions, lists_whole_names
 from tests.tiers.objectstore.servers import OldServer, plain_client
+
+
+def names(client: S3Store | MemoryStore) -> list[str]:
+    return sorted(meta["path"] for page in client.list() for meta in page)
 
 
 def test_seaweedfs_honours_conditions_and_lists_by_folders(client: S3Store) -> None:
     client.put("neighbour", b"x")
-    assert probe(client) == Manners(conditional=True, sorted_names=False)
-    assert [meta["path"] for page in client.list() for meta in page] == ["neighbour"]
+    demand_conditions(client)
+    assert not lists_whole_names(client)
+    assert names(client) == ["neighbour"]
 
 
 def test_a_server_as_it_should_be() -> None:
     client = MemoryStore()
-    client.put("neighbour", b"x")
-    client.put(".a", b"x")
-    client.put(".z", b"x")
-    assert probe(client) == Manners()  # type: ignore[arg-type]
-    left = [meta["path"] for page in client.list() for meta in page]
-    assert sorted(left) == [".a", ".z", "neighbour"]
+    for name in ("neighbour", ".a", ".z"):
+        client.put(name, b"x")
+    demand_conditions(client)  # type: ignore[arg-type]
+    assert lists_whole_names(client)  # type: ignore[arg-type]
+    assert names(client) == [".a", ".z", "neighbour"]
 
 
-@pytest.mark.parametrize("conditions", ["ignored", "refused"])
-def test_old_servers(owner: None, conditions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [("ignored", "the server ignored If-None-Match"), ("refused", "501 NotImplemented")],
+)
+def test_old_servers(
+    owner: None, conditions: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with OldServer(conditions).running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        client = plain_client("prefix")
-        assert probe(client) == Manners(conditional=False)
+        with pytest.raises(OSError, match=f"probe: .*{said}"):
+            demand_conditions(plain_client("prefix"))
         assert server.objects == {}
 
 
@@ -34,6 +43,7 @@ def test_a_server_that_refuses_is_an_error(owner: None, monkeypatch: pytest.Monk
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         client = plain_client("prefix")
-        server.failures = [(403, b"<Error><Code>AccessDenied</Code></Error>")]
-        with pytest.raises(PermissionError, match="probe: the server said 403 AccessDenied"):
-            probe(client)
+        for probe in (demand_conditions, lists_whole_names):
+            server.failures = [(403, b"<Error><Code>AccessDenied</Code></Error>")]
+            with pytest.raises(PermissionError, match="probe: the server said 403 AccessDenied"):
+                probe(client)

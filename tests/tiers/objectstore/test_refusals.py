@@ -22,6 +22,7 @@ AZ = Location("az", "container", "")
         (errno.ETIMEDOUT, GS, "GOOGLE_BASE_URL"),
         (errno.EHOSTUNREACH, AZ, "AZURE_ENDPOINT"),
         (errno.EREMCHG, S3, "AWS_REGION"),
+        (errno.EOPNOTSUPP, S3, "use a newer server"),
         (errno.EIO, S3, "what its server logged"),
     ],
 )
@@ -38,5 +39,12 @@ def test_every_refusal_names_the_setting_and_the_fix(
 def test_an_endpoint_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://user:hunter2@store.example:8333")
     said = explain(OSError(errno.ECONNREFUSED, "no"), S3)
-    assert "AWS_ENDPOINT_URL=store.example:8333 cannot be reached" in said
+    assert "AWS_ENDPOINT_URL=store.example:8333 cannot be reached: correct it" in said
+    assert "hunter2" not in said
+
+
+def test_a_proxy_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROXY_URL", "http://user:hunter2@proxy.example:3128")
+    said = explain(OSError(errno.ECONNREFUSED, "no"), S3)
+    assert "own endpoint through AWS_PROXY_URL=proxy.example:3128 cannot be reached" in said
     assert "hunter2" not in said

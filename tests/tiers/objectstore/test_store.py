@@ -1,7 +1,6 @@
 """The contract over a real server, and what a bucket does that a folder does not."""
 
 import errno
-import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -100,23 +99,15 @@ def test_publish_is_one_conditional_request(owner: None, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("conditions", ["ignored", "refused"])
-def test_a_server_without_conditions_is_asked_first(
-    owner: None,
-    conditions: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_a_server_without_conditions_is_refused_at_start(
+    owner: None, conditions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with OldServer(conditions).running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore(f"s3://{BUCKET}/prefix")
-        with caplog.at_level(logging.WARNING):
-            store.check()
-        assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert "ignores conditional writes" in caplog.text
-        assert store.publish("file", [content(1, 5000)])
-        assert not store.publish("file", [content(2, 5000)])
-        store.close()
-    assert server.objects == {f"/{BUCKET}/prefix/file": bytes(content(1, 5000))}
+        said = refused(f"s3://{BUCKET}/prefix")
+        assert said.startswith(f"objectstore.url: s3://{BUCKET}/prefix: the server knows no")
+        assert "use a newer server" in said
+    assert server.objects == {}
 
 
 def test_a_server_without_ranges_is_an_error(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ class BucketTier(StoreTier):
         clock: Clock | None = None,
     ) -> None:
         checksum = checksum_for(key_file, "objectstore.key_file")
-        store = ObjectStore(url)
+        store = ObjectStore(url, clock=clock)
         store.check()
         super().__init__(
             "objectstore",

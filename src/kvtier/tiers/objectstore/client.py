@@ -6,10 +6,10 @@ environment or from files only; one request, with all of its retries, ends withi
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from kvtier.errors import InvalidSettings
 from kvtier.tiers.objectstore.credentials import check_variables, find_shared_file
@@ -34,13 +34,10 @@ _ENDPOINTS: Final = {
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
 # Given as AWS_ALLOW_HTTP and so on. Certificates of a private authority: SSL_CERT_FILE.
-_OPTIONS: Final = (
-    "allow_http",
-    "allow_invalid_certificates",
-    "proxy_url",
-    "proxy_excludes",
-    "proxy_ca_certificate",
-)
+_SWITCHES: Final = ("allow_http", "allow_invalid_certificates")
+_OPTIONS: Final = (*_SWITCHES, "proxy_url", "proxy_excludes", "proxy_ca_certificate")
+_TRUE: Final = ("1", "true", "on", "yes", "y")
+_FALSE: Final = ("0", "false", "off", "no", "n")
 
 
 def connect(location: Location, connect_s: float, request_s: float) -> "Client":
@@ -92,7 +89,16 @@ def endpoint(scheme: str, env: Mapping[str, str] = os.environ) -> tuple[str, str
 
     None where the cloud's own is used. A user or password in it is left out.
     """
-    for variable in _ENDPOINTS[scheme]:
+    return _first_named(_ENDPOINTS[scheme], env)
+
+
+def proxy(scheme: str, env: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """As `endpoint`, of the proxy; None where there is none."""
+    return _first_named((f"{_PREFIXES[scheme]}_PROXY_URL",), env)
+
+
+def _first_named(variables: Sequence[str], env: Mapping[str, str]) -> tuple[str, str] | None:
+    for variable in variables:
         value = env.get(variable)
         if value:
             return variable, value.rpartition("@")[2]
@@ -107,9 +113,13 @@ def _client_options(scheme: str, connect_s: float, request_s: float) -> "ClientC
         "connect_timeout": timedelta(seconds=min(connect_s, try_s)),
     }
     for option in _OPTIONS:
-        value = os.environ.get(f"{_PREFIXES[scheme]}_{option.upper()}")
-        if value:
-            options[option] = value
+        variable = f"{_PREFIXES[scheme]}_{option.upper()}"
+        value = os.environ.get(variable)
+        if not value:
+            continue
+        if option in _SWITCHES and value.strip().lower() not in (*_TRUE, *_FALSE):
+            raise InvalidSettings(f"{variable}: {value!r} is neither true nor false")
+        options[option] = value
     _check_endpoint(scheme, str(options.get("allow_http", "")))
     return options
 
@@ -120,14 +130,25 @@ def _check_endpoint(scheme: str, allow_http: str) -> None:
     if named is None:
         return
     variable, value = named
-    url = urlsplit(os.environ[variable])
-    if url.scheme not in ("http", "https") or not url.hostname:
+    url = _server_url(os.environ[variable])
+    if url is None:
         raise InvalidSettings(f"{variable}: {value!r} is no URL; write https://host:port")
-    if url.scheme == "http" and allow_http.strip().lower() not in ("1", "true", "on", "yes", "y"):
+    if url.scheme == "http" and allow_http.strip().lower() not in _TRUE:
         raise InvalidSettings(
             f"{variable}: {value!r} is plain HTTP; use https://, or allow it with "
             f"{_PREFIXES[scheme]}_ALLOW_HTTP=true"
         )
+
+
+def _server_url(text: str) -> SplitResult | None:
+    """None where `text` is not the URL of a server."""
+    try:
+        url = urlsplit(text)
+        has_server = bool(url.hostname) and url.port != 0
+    except ValueError:  # brackets that do not pair, a port that is no number
+        return None
+    is_plain = text.isprintable() and " " not in text
+    return url if has_server and is_plain and url.scheme in ("http", "https") else None
 
 
 def _retry_config(request_s: float) -> "RetryConfig":

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from obstore.store import S3Credential
 
 _REREAD: Final = timedelta(minutes=10)
-_VARIABLES: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_VARIABLES: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
 # Any of these is a source of its own, which goes before the file.
 _SOURCES: Final = (
     "AWS_ACCESS_KEY_ID",
@@ -70,7 +76,7 @@ class SharedFile:
 
 
 def check_variables(env: Mapping[str, str] = os.environ) -> None:
-    """The library panics on a line break in a credential, and mounted secrets often end in one.
+    """The library panics on a line break in one of them, and mounted secrets often end in one.
 
     Raises InvalidSettings naming the variable.
     """

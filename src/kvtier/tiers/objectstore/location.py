@@ -34,11 +34,13 @@ class Location(NamedTuple):
 
 def parse_url(url: str) -> Location:
     """The place that `url` names. Raises InvalidSettings, without secrets, with the fix."""
-    if any(mark in url for mark in "@?#"):
+    place = url.partition("://")[2] or url
+    if any(mark in place for mark in "@:?#"):  # a secret may stand there: it is not repeated
         raise InvalidSettings(
-            f"{SETTING}: a URL holds no credentials and no query; write {EXAMPLES} and give "
-            "credentials by the environment or a file (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY)"
+            f"{SETTING}: a bucket's URL holds no credentials, no port and no query; write "
+            f"{EXAMPLES}, name another endpoint by AWS_ENDPOINT_URL, and give credentials by the "
+            "environment or a file (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY)"
         )
     matched = _URL.fullmatch(url)
     if matched is None or matched["scheme"] not in _SCHEMES:

@@ -6,9 +6,10 @@ exists, and in which order objects are listed. Invariant: a probe leaves nothing
 may remove what it made, and its names are none that a listing shows.
 """
 
-import contextlib
 import errno
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from kvtier.clock import unique_id
 from kvtier.tiers.objectstore.faults import translated
@@ -17,48 +18,45 @@ if TYPE_CHECKING:
     from kvtier.tiers.objectstore.client import Client
 
 
-class Manners(NamedTuple):
-    """A server's ways. The defaults are those of the clouds."""
+def demand_conditions(client: "Client") -> None:
+    """Of two conditional PUTs under one new name the second must fail. Three requests.
 
-    conditional: bool = True
-    """A PUT that must make an object fails where there is one."""
-    sorted_names: bool = True
-    """A listing is in the order of whole names."""
+    Raises OSError: EOPNOTSUPP where the server ignores the condition or does not know it, so
+    that two writers of one name cannot be kept apart; others as for any request.
+    """
+    name = f".probe-{unique_id()}"
+    with _removed(client, name):
+        try:
+            for _ in range(2):
+                with translated("probe"):
+                    client.put(name, b"probe", mode="create", use_multipart=False)
+        except FileExistsError:
+            return
+        raise OSError(errno.EOPNOTSUPP, "probe: the server ignored If-None-Match")
 
 
-def probe(client: "Client") -> Manners:
-    """Write two objects of a few bytes, list them, remove them: six requests.
+def lists_whole_names(client: "Client") -> bool:
+    """Whether a listing is in the order of whole names, and not of folders. Five requests.
 
-    Raises OSError, as for a request of a store, where the server refuses one.
+    Raises OSError, as for any request.
     """
     unique = unique_id()
     inside, beside = f".probe-{unique}/a", f".probe-{unique}-b"
-    try:
-        conditional = _is_conditional(client, inside)
-        with translated("probe"):
-            client.put(beside, b"probe", mode="overwrite", use_multipart=False)
-            # Not after the folder's own name: see `listing`.
-            pages = client.list(offset=f".probe-{unique[:-1]}", chunk_size=2)
-            first = next((meta["path"] for page in pages for meta in page), beside)
-        return Manners(conditional, first != inside)
-    finally:
+    with _removed(client, inside, beside), translated("probe"):
         for name in (inside, beside):
-            with contextlib.suppress(OSError), translated("probe"):
-                client.delete(name)
-
-
-def _is_conditional(client: "Client", name: str) -> bool:
-    """Of two conditional PUTs under one new name the second must fail."""
-    try:
-        for _ in range(2):
-            with translated("probe"):
-                client.put(name, b"probe", mode="create")
-    except FileExistsError:
-        return True
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        # Refused outright: the listing still needs the object.
-        with translated("probe"):
             client.put(name, b"probe", mode="overwrite", use_multipart=False)
-    return False
+        # Not after the folder's own name: see `listing`.
+        pages = client.list(offset=f".probe-{unique[:-1]}", chunk_size=2)
+        first = next((meta["path"] for page in pages for meta in page), beside)
+    return first != inside
+
+
+@contextmanager
+def _removed(client: "Client", *names: str) -> Iterator[None]:
+    """Afterwards `names` are gone, as far as the server lets us."""
+    try:
+        yield
+    finally:
+        for name in names:
+            with suppress(OSError), translated("probe"):
+                client.delete(name)

@@ -7,7 +7,7 @@ whoever reads "I/O error"; each has its own remedy, and the remedy differs by cl
 import errno
 from typing import Final
 
-from kvtier.tiers.objectstore.client import endpoint
+from kvtier.tiers.objectstore.client import endpoint, proxy
 from kvtier.tiers.objectstore.location import SETTING, Location
 
 _CREDENTIALS: Final = {
@@ -46,9 +46,24 @@ def _reason(error: OSError, location: Location) -> str:
             f"with {_CREDENTIALS[scheme]}"
         )
     if number in _UNREACHABLE:
-        named = endpoint(scheme)
-        where = f"{named[0]}={named[1]}" if named else "the cloud's own endpoint"
-        return f"{where} cannot be reached: correct {_ENDPOINT[scheme]}, or the network's rules"
+        return _unreachable(scheme)
+    if number == errno.EOPNOTSUPP:
+        return (
+            "the server knows no conditional writes (If-None-Match), so that two writers of one "
+            "file cannot be kept apart: use a newer server, or another one"
+        )
     if number in _REGION and scheme == "s3":
         return "the server refuses the request: set AWS_REGION to the bucket's region"
     return "the bucket cannot be used: see what its server logged"
+
+
+def _unreachable(scheme: str) -> str:
+    named = endpoint(scheme)
+    if named is None:
+        where, fix = "the cloud's own endpoint", f"set {_ENDPOINT[scheme]} if you mean another"
+    else:
+        where, fix = f"{named[0]}={named[1]}", "correct it"
+    through = proxy(scheme)
+    if through is not None:
+        where = f"{where} through {through[0]}={through[1]}"
+    return f"{where} cannot be reached: {fix}, or correct the network's rules"

@@ -5,10 +5,9 @@ the format, packing and verification that a shared folder has. Invariants:
 
 * An object appears whole, in one request; there are no multipart uploads to leave parts behind.
 * `publish` is the server's own condition (`If-None-Match: *`), so of any number of writers one
-  wins. A server that ignores or refuses the condition is found out by `check`; from then on
-  `publish` asks first and puts then, and two writers that ask at the same moment both put: the
-  later object stays, whole.
-* Every call ends within the time limit it was built with, whatever the server does.
+  wins. A server that ignores or refuses the condition is refused by `check`.
+* Every call ends within the time limit it was built with, whatever the server does. Only the
+  renewal of a cloud's credentials, every hour or so, has a limit of its own (see `client`).
 
 A client hands the caller's memory to the network without a copy. Where a call ends by its time
 limit the network may still read that memory for a moment; what arrives torn is refused by the
@@ -16,9 +15,8 @@ server (S3 requests are signed over their payload) or by the checksums of what i
 """
 
 import errno
-import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -30,15 +28,13 @@ from kvtier.tiers.objectstore.faults import translated
 from kvtier.tiers.objectstore.listing import PAGE, list_folders, list_sorted
 from kvtier.tiers.objectstore.location import parse_url
 from kvtier.tiers.objectstore.metadata import stat_of, version_of
-from kvtier.tiers.objectstore.probe import Manners, probe
+from kvtier.tiers.objectstore.probe import demand_conditions, lists_whole_names
 from kvtier.tiers.objectstore.refusals import explain
 from kvtier.tiers.shared.names import check_folder, check_name
 from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
 
 if TYPE_CHECKING:
     from kvtier.tiers.objectstore.client import Client
-
-_log = logging.getLogger(__name__)
 
 # No call makes more than two requests in a row, besides a listing, which looks at the clock.
 _REQUESTS: Final = 2
@@ -69,38 +65,31 @@ class ObjectStore:
         self._request_s = deadline_s / _REQUESTS
         self._client: Client | None = connect(self._location, connect_s, self._request_s)
         self._clock = clock or MonotonicClock()
-        self._manners = Manners()
+        self._lists_whole_names = True
         self._newest_s = 0.0
         """The newest time that the server has told: a lower bound of its clock."""
 
     def check(self) -> None:
         """Prove at start that the bucket is there and lets us list and write, and learn its ways.
 
-        Seven requests. Raises InvalidSettings with the reason and the fix. A store that was not
-        checked takes its server to behave as the clouds do (see `probe.Manners`).
+        Nine requests. Raises InvalidSettings with the reason and the fix. A store that was not
+        checked takes its server to list as the clouds do (see `listing`).
         """
         try:
             self.list("", limit=1)
-            self._manners = probe(self._open())
+            client = self._open()
+            demand_conditions(client)
+            self._lists_whole_names = lists_whole_names(client)
         except OSError as error:
             raise InvalidSettings(explain(error, self._location)) from None
-        if not self._manners.conditional:
-            _log.warning(
-                "%s: the server ignores conditional writes: two writers of one file at the same "
-                "moment may both write it",
-                self._location.url,
-            )
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
         """One conditional PUT of the parts as they lie in memory; nothing is copied."""
-        check_name(name)
-        if not self._manners.conditional:
-            if self.stat(name) is not None:
-                return False
-            self._upload(name, parts, "overwrite")
-            return True
+        client = self._open()
+        filled = [part.data for part in parts if part.nbytes]
         try:
-            self._upload(name, parts, "create")
+            with translated(f"publish {check_name(name)}"):
+                client.put(name, filled or b"", mode="create", use_multipart=False)
         except FileExistsError:
             return False
         return True
@@ -188,7 +177,7 @@ class ObjectStore:
             raise ValueError(f"a page of {limit} entries leads nowhere")
         client = self._open()
         give_up_s = self._clock.now_s() + self._request_s
-        if self._manners.sorted_names:
+        if self._lists_whole_names:
             listing = list_sorted(client, folder, after, limit)
         else:
             listing = list_folders(client, folder, after)
@@ -212,15 +201,6 @@ class ObjectStore:
         if client is None:
             raise OSError(errno.EBADF, "the object store is closed")
         return client
-
-    def _upload(
-        self, name: str, parts: Sequence[Buffer], mode: Literal["create", "overwrite"]
-    ) -> None:
-        """One PUT, never in several uploads, whatever its size."""
-        client = self._open()
-        filled = [part.data for part in parts if part.nbytes]
-        with translated(f"publish {name}"):
-            client.put(name, filled or b"", mode=mode, use_multipart=False)
 
     def _heard(self, stat: Stat) -> Stat:
         self._newest_s = max(self._newest_s, stat.modified_s)
