@@ -1,6 +1,7 @@
 """Interleaving and the statistics of pairs."""
 
-from kvtier.bench.micro.timing import interleave, paired_ratio, spread
+from kvtier.bench.micro.timing import interleave, paired_ratio, spread, throughput
+from kvtier.bench.rows import Target
 
 
 def test_contenders_take_turns_and_warm_up_is_not_counted() -> None:
@@ -19,3 +20,9 @@ def test_the_ratio_is_the_median_of_pairs_not_a_pair_of_medians() -> None:
 
 def test_the_spread_names_both_ends() -> None:
     assert spread([0.002, 0.001]) == "1.00..2.00 ms over 2 runs"
+
+
+def test_a_throughput_is_judged_by_the_pairs() -> None:
+    row = throughput("x", 2 * 10**9, [1.0, 2.0, 4.0], [0.5, 1.0, 2.0], Target(">=", 0.9), "how")
+    assert (row.value, row.unit, row.ratio, row.met) == (1.0, "GB/s", 0.5, False)
+    assert row.note == "how, 1000.00..4000.00 ms over 3 runs"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kvtier.bench.micro.parts import BATCH, Blocks, chain, fill, parents, ram_cache
-from kvtier.bench.micro.timing import interleave, paired_ratio, spread
+from kvtier.bench.micro.timing import interleave, throughput
 from kvtier.bench.rows import Row, Target, measured
 from kvtier.cache.core import TieredCache
 
@@ -43,23 +43,16 @@ def _throughput(size: int, label: str, target: float) -> list[Row]:
     )
     exercise.verify()
     cache.close()
-    gigabytes = BATCH * size / 1e9
-    rows = []
-    for ours, reference in (("put", "copy in"), ("get", "copy out")):
-        ratio = paired_ratio(seconds[ours], seconds[reference])
-        speed = gigabytes / statistics.median(seconds[ours])
-        rows.append(
-            measured(
-                f"RAM {ours}, {label}, batches of {BATCH}, share of numpy.copyto",
-                speed,
-                "GB/s",
-                # The ratio is the median of the pairs, so the reference follows from it.
-                reference=speed / ratio,
-                target=Target(">=", target),
-                note=spread(seconds[ours]),
-            )
+    return [
+        throughput(
+            f"RAM {ours}, {label}, batches of {BATCH}, share of numpy.copyto",
+            BATCH * size,
+            seconds[ours],
+            seconds[reference],
+            Target(">=", target),
         )
-    return rows
+        for ours, reference in (("put", "copy in"), ("get", "copy out"))
+    ]
 
 
 class _Exercise:

@@ -4,25 +4,25 @@ A raw file is opened, written in one call and renamed, as the tier's are. What t
 besides (key space, header, checksums, verification, the exclusive name) is the difference.
 """
 
-import itertools
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from kvtier.bench.micro.parts import SPACE, Blocks, chain, fill, parents
-from kvtier.bench.micro.timing import interleave, paired_ratio, spread
+from kvtier.bench.micro.contenders import Tiered, memory
+from kvtier.bench.micro.parts import SPACE, Blocks
+from kvtier.bench.micro.timing import interleave, paired_ratio, spread, throughput
 from kvtier.bench.rows import Row, Target, measured
 from kvtier.blocks.checksum import Payload, Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
-from kvtier.tiers.base import Buffer, Move, Outcome
+from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.tier import StoreTier
 
 SIZES = ((1 << 20, "1 MiB"), (4 << 20, "4 MiB"))
 PACKED_BYTES = 128 << 10
@@ -68,19 +68,29 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _memory(size: int) -> tuple[Blocks, Blocks]:
-    """What is written and where it is read to."""
-    count = _BATCH_BYTES // size
-    source, target = aligned_buffer(2 * _BATCH_BYTES).reshape(2, count, size)
-    fill(source)
-    return source, target
+def _open(folder: Path, size: int, segment_blocks: int) -> FolderTier:
+    layout = BlockLayout(block_bytes=size, tokens_per_block=16)
+    return FolderTier(folder, layout, SPACE, segment_blocks=segment_blocks)
+
+
+def _open_blind(folder: Path, size: int, segment_blocks: int) -> StoreTier:
+    layout = BlockLayout(block_bytes=size, tokens_per_block=16)
+    return StoreTier(
+        "blind",
+        PosixStore(folder),
+        layout,
+        SPACE,
+        segment_blocks=segment_blocks,
+        io_threads=_THREADS,
+        checksum=_Unverified(),
+    )
 
 
 def _against_raw(folder: Path, size: int, label: str) -> list[Row]:
-    source, target = _memory(size)
+    source, target = memory(_BATCH_BYTES, size)
     with ThreadPoolExecutor(_THREADS) as pool:
         raw = _RawFiles(folder / "raw", pool, source, target)
-        tiered = _Tiered(folder / "kv", pool, source, target, 1)
+        tiered = Tiered(_open(folder / "kv", size, 1), pool, source, target, 1)
         contenders: dict[str, Callable[[], None]] = {
             "raw write": raw.write,
             "write": tiered.write,
@@ -90,30 +100,28 @@ def _against_raw(folder: Path, size: int, label: str) -> list[Row]:
             "clean": tiered.clean,
         }
         seconds = interleave(contenders, _ROUNDS, warm_up=2)
-        tiered.write()
-        target[:] = 0
-        tiered.read()
+        tiered.verify()
         tiered.close()
-    assert np.array_equal(source, target), "the tier returned other bytes than it was given"
+    how = f"{'O_DIRECT' if raw.direct else 'buffered'}, {_THREADS} threads, one block a file"
     return [
-        measured(
+        throughput(
             f"shared {verb}, {label} blocks, share of raw files",
-            (speed := _BATCH_BYTES / 1e9 / statistics.median(seconds[verb])),
-            "GB/s",
-            reference=speed / paired_ratio(seconds[verb], seconds[f"raw {verb}"]),
-            target=Target(">=", 0.90),
-            note=f"{'O_DIRECT' if raw.direct else 'buffered'}, {_THREADS} threads, one block a "
-            f"file, {spread(seconds[verb])}",
+            _BATCH_BYTES,
+            seconds[verb],
+            seconds[f"raw {verb}"],
+            Target(">=", 0.90),
+            how,
         )
         for verb in ("read", "write")
     ]
 
 
 def _packing(folder: Path) -> Row:
-    source, target = _memory(PACKED_BYTES)
+    size, blocks = PACKED_BYTES, PACKED_BLOCKS
+    source, target = memory(_BATCH_BYTES, size)
     with ThreadPoolExecutor(_THREADS) as pool:
-        packed = _Tiered(folder / "packed", pool, source, target, PACKED_BLOCKS)
-        single = _Tiered(folder / "single", pool, source, target, 1)
+        packed = Tiered(_open(folder / "packed", size, blocks), pool, source, target, blocks)
+        single = Tiered(_open(folder / "single", size, 1), pool, source, target, 1)
         contenders: dict[str, Callable[[], None]] = {
             "single": single.write,
             "packed": packed.write,
@@ -121,29 +129,26 @@ def _packing(folder: Path) -> Row:
             "clean packed": packed.clean,
         }
         seconds = interleave(contenders, _ROUNDS, warm_up=2)
-        packed.write()
-        target[:] = 0
-        packed.read()
+        packed.verify()
         packed.close()
         single.close()
-    assert np.array_equal(source, target), "the tier returned other bytes than it was given"
-    speed = _BATCH_BYTES / 1e9 / statistics.median(seconds["packed"])
-    return measured(
-        f"shared write, 128 KiB blocks, {PACKED_BLOCKS} a file against one a file",
-        speed,
-        "GB/s",
-        reference=speed / paired_ratio(seconds["packed"], seconds["single"]),
-        target=Target(">=", 3.0),
-        note=f"{_THREADS} threads, {spread(seconds['packed'])}",
+    return throughput(
+        f"shared write, 128 KiB blocks, {blocks} a file against one a file",
+        _BATCH_BYTES,
+        seconds["packed"],
+        seconds["single"],
+        Target(">=", 3.0),
+        f"{_THREADS} threads",
     )
 
 
 def _verification(folder: Path) -> Row:
-    source, target = _memory(1 << 20)
+    size, blocks = 1 << 20, 8
+    source, target = memory(_BATCH_BYTES, size)
     with ThreadPoolExecutor(_THREADS) as pool:
-        verified = _Tiered(folder / "kv", pool, source, target, 8)
+        verified = Tiered(_open(folder / "kv", size, blocks), pool, source, target, blocks)
         verified.write()
-        blind = _Tiered(folder / "kv", pool, source, target, 8, _Unverified())
+        blind = Tiered(_open_blind(folder / "kv", size, blocks), pool, source, target, blocks)
         blind.keys = verified.keys
         seconds = interleave(
             {"blind": blind.read, "verified": verified.read}, 3 * _ROUNDS, warm_up=2
@@ -204,53 +209,3 @@ class _RawFiles:
             os.preadv(fd, [self._target[number]], ALIGNMENT)
         finally:
             os.close(fd)
-
-
-class _Tiered:
-    """Writes and reads the whole source through a tier, a file's blocks at a time."""
-
-    def __init__(
-        self,
-        folder: Path,
-        pool: ThreadPoolExecutor,
-        source: Blocks,
-        target: Blocks,
-        segment_blocks: int,
-        checksum: Xxh3 | None = None,
-    ) -> None:
-        layout = BlockLayout(block_bytes=source.shape[1], tokens_per_block=16)
-        self._folder, self._pool, self._source, self._target = folder, pool, source, target
-        self._tier = FolderTier(folder, layout, SPACE, segment_blocks=segment_blocks)
-        if checksum is not None:
-            self._tier._headers.checksum = checksum
-        self._step = segment_blocks
-        self._numbers = itertools.count()
-        self.keys: list[BlockKey] = []
-
-    def write(self) -> None:
-        self.keys = chain(next(self._numbers), len(self._source))
-        ancestors = parents(self.keys)
-
-        def part(rows: range) -> None:
-            moves = [Move(self.keys[row], self._source[row]) for row in rows]
-            outcomes = self._tier.write_from(moves, ancestors[rows.start : rows.stop])
-            assert set(outcomes) == {Outcome.DONE}, outcomes
-
-        list(self._pool.map(part, self._parts()))
-
-    def read(self) -> None:
-        def part(rows: range) -> None:
-            moves = [Move(self.keys[row], self._target[row]) for row in rows]
-            assert set(self._tier.read_into(moves)) == {Outcome.DONE}
-
-        list(self._pool.map(part, self._parts()))
-
-    def clean(self) -> None:
-        self._tier.delete(self.keys[:: self._step])
-
-    def close(self) -> None:
-        self._tier.close()
-
-    def _parts(self) -> Sequence[range]:
-        count = len(self._source)
-        return [range(at, min(at + self._step, count)) for at in range(0, count, self._step)]

@@ -6,6 +6,7 @@ A machine that slows down slows all of them, and one interruption decides nothin
 import statistics
 from collections.abc import Callable, Mapping
 
+from kvtier.bench.rows import Row, Target, measured
 from kvtier.clock import perf_s
 
 
@@ -32,3 +33,24 @@ def paired_ratio(ours: list[float], reference: list[float]) -> float:
 def spread(seconds: list[float]) -> str:
     """`min..max` in milliseconds, for a row's note."""
     return f"{min(seconds) * 1e3:.2f}..{max(seconds) * 1e3:.2f} ms over {len(seconds)} runs"
+
+
+def throughput(
+    name: str,
+    moved_bytes: int,
+    ours: list[float],
+    reference: list[float],
+    target: Target,
+    note: str = "",
+) -> Row:
+    """A row in GB/s, judged by the share of the reference's speed; seconds of equal rounds."""
+    speed = moved_bytes / 1e9 / statistics.median(ours)
+    return measured(
+        name,
+        speed,
+        "GB/s",
+        # The ratio is the median of the pairs, so the reference follows from it.
+        reference=speed / paired_ratio(ours, reference),
+        target=target,
+        note=f"{note}, {spread(ours)}" if note else spread(ours),
+    )
