@@ -4,6 +4,7 @@ Invariant: a key space whose manifest cannot be trusted has none here, but the r
 """
 
 import hmac
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,14 @@ import msgspec
 
 from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3, load_key
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.view import View
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME, Manifest, manifest_of, parse
 
 BLOCK_BYTES_MAX: Final = 1 << 30
 """No engine has blocks of a gigabyte; who says so wants memory."""
+MANIFEST_BYTES_MAX: Final = 1 << 20
 _NAME = re.compile(r".+-[0-9a-f]{16}")
-_MANIFEST_BYTES_MAX = 1 << 20
 _PLAIN, _KEYED = Xxh3.algorithm, HmacSha256.algorithm
 
 
@@ -64,46 +65,43 @@ class Secrets:
         return None
 
 
-def find_spaces(folder: Folder, wanted: Sequence[str] = ()) -> list[FoundSpace]:
+def find_spaces(view: View, wanted: Sequence[str] = ()) -> list[FoundSpace]:
     """Every key space, or those `wanted`, in the order of names.
 
-    Raises InvalidSettings where one is not there, where `folder` is itself a key space, and
-    where one is of a newer format; OSError where the folder cannot be listed.
+    Raises InvalidSettings where one is not there, where `view` is of a key space itself, and
+    where one is of a newer format; OSError where the store cannot be listed.
     """
-    names = {entry.name: entry for entry in folder.entries()}
-    if MANIFEST_NAME in names and "blocks" in names:
-        path = folder.path.absolute()
+    found = space_names(view)
+    if not found and _is_space(view, ""):
+        above, name = _split(view.place)
         raise InvalidSettings(
-            f"{path} is one key space of a store; name the store and the key space: "
-            f"{path.parent} --space {path.name}"
+            f"{view.place} is one key space of a store; name the store and the key space: "
+            f"{above} --space {name}"
         )
-    found = [
-        name
-        for name, entry in names.items()
-        if entry.is_folder and _NAME.fullmatch(name) and _is_space(folder, name)
-    ]
     if missing := sorted(set(wanted) - set(found)):
         known = ", ".join(found) or "none"
-        raise InvalidSettings(f"no key space {missing[0]} in {folder.path}; there are: {known}")
-    return [_read(folder, name) for name in found if not wanted or name in wanted]
+        raise InvalidSettings(f"no key space {missing[0]} in {view.place}; there are: {known}")
+    return [_read(view, name) for name in found if not wanted or name in wanted]
 
 
-def _is_space(folder: Folder, name: str) -> bool:
-    try:
-        parts = {entry.name.rpartition("/")[2] for entry in folder.entries(name)}
-    except OSError:
-        return True  # it looks like one; what is wrong with it is told by who looks into it
-    return bool(parts & {MANIFEST_NAME, "blocks"})
+def space_names(view: View) -> list[str]:
+    """Folders that look like key spaces, in the order of names. Raises OSError."""
+    return [
+        entry.name
+        for entry in view.entries()
+        if entry.is_folder and _NAME.fullmatch(entry.name) and _is_space(view, entry.name)
+    ]
 
 
-def _read(folder: Folder, name: str) -> FoundSpace:
-    try:
-        raw = folder.read(f"{name}/{MANIFEST_NAME}", _MANIFEST_BYTES_MAX)
-    except OSError as error:
-        return FoundSpace(name, None, f"cannot be read: {error.strerror}")
+def judge(name: str, raw: bytes | None) -> FoundSpace:
+    """What the bytes of its manifest make of the key space `name`; None: there is no manifest."""
     if raw is None:
         return FoundSpace(name, None, "is missing")
-    _refuse_newer(folder, name, raw)
+    version = _version(raw)
+    if version is not None and version > FORMAT:
+        return FoundSpace(
+            name, None, f"is of format {version}, of a newer kvtier: upgrade this one"
+        )
     try:
         manifest = parse(raw)
     except InvalidSettings as error:
@@ -113,16 +111,41 @@ def _read(folder: Folder, name: str) -> FoundSpace:
     return FoundSpace(name, manifest, None)
 
 
-def _refuse_newer(folder: Folder, name: str, raw: bytes) -> None:
+def _is_space(view: View, name: str) -> bool:
     try:
-        version = msgspec.json.decode(raw, type=_Versioned).format
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return  # damaged, which is found out next
-    if version > FORMAT:
+        parts = (entry.name.rpartition("/")[2] for entry in view.entries(name))
+        return any(part in (MANIFEST_NAME, "blocks") for part in parts)
+    except OSError:
+        return True  # it looks like one; what is wrong with it is told by who looks into it
+
+
+def _split(place: str) -> tuple[str, str]:
+    """The place above, and the name there."""
+    whole = place if "://" in place else os.path.abspath(place)
+    above, _, name = whole.rpartition("/")
+    return above or "/", name
+
+
+def _read(view: View, name: str) -> FoundSpace:
+    try:
+        raw = view.read(f"{name}/{MANIFEST_NAME}", MANIFEST_BYTES_MAX)
+    except OSError as error:
+        return FoundSpace(name, None, f"cannot be read: {error.strerror}")
+    version = None if raw is None else _version(raw)
+    if version is not None and version > FORMAT:
         raise InvalidSettings(
-            f"{folder.path}/{name} has format {version}, of a newer kvtier; this one reads "
+            f"{view.place}/{name} has format {version}, of a newer kvtier; this one reads "
             f"{FORMAT}: upgrade it, or name the other key spaces with --space"
         )
+    return judge(name, raw)
+
+
+def _version(raw: bytes) -> int | None:
+    """None where it is damaged."""
+    try:
+        return msgspec.json.decode(raw, type=_Versioned).format
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _mistake(name: str, manifest: Manifest) -> str | None:

@@ -44,7 +44,7 @@ def check(settings: Settings, probes: Probes | None = None) -> None:
 
 def check_ram(ram: Ram, probes: Probes) -> None:
     """The capacity fits the machine, the control group, and what is free now."""
-    total_bytes, available_bytes = _read_meminfo(probes.meminfo)
+    total_bytes, available_bytes = memory_bytes(probes)
     limits = [
         (total_bytes, "this machine has"),
         (cgroup_limit_bytes(probes), "the memory limit of this container (cgroup) allows"),
@@ -149,10 +149,10 @@ def _upwards(root: Path, group: str, name: str) -> Iterator[Path]:
         yield root.joinpath(*parts[:depth], name)
 
 
-def _read_meminfo(meminfo: Path) -> tuple[int | None, int | None]:
-    """Total and available bytes; None where the kernel does not tell."""
+def memory_bytes(probes: Probes) -> tuple[int | None, int | None]:
+    """Of the machine, in all and available now; None where the kernel does not tell."""
     try:
-        lines = meminfo.read_text().splitlines()
+        lines = probes.meminfo.read_text().splitlines()
     except OSError:
         return None, None
     kibibytes = {
