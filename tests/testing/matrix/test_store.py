@@ -48,6 +48,14 @@ def test_what_is_published_is_not_what_is_kept(bucket: Bucket, fault: Fault) -> 
     assert DATA[7] == 7, "the caller's memory is its own"
 
 
+@pytest.mark.parametrize("fault", EVERYTHING_SPOILT)
+def test_of_nothing_nothing_can_be_spoilt(bucket: Bucket, fault: Fault) -> None:
+    bucket.faults.arm(fault, 1.0)
+    assert bucket.store.put(NAME, b"").size == 0
+    assert bucket.store.publish("other", [])
+    assert bucket.faults.happened == 0
+
+
 @pytest.mark.parametrize("fault", [Fault.TRUNCATED, Fault.OVER_LONG, Fault.BIT_FLIP, Fault.PARTIAL])
 def test_what_is_read_is_not_what_was_published(bucket: Bucket, fault: Fault) -> None:
     bucket.store.publish(NAME, [DATA])

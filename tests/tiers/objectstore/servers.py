@@ -196,8 +196,23 @@ class _OldRequest(BaseHTTPRequestHandler):
         body = self.server.objects.get(self.path)
         if body is None:
             self._answer(404)
+        elif self.server.breaks_off and self.command == "GET":
+            self._break_off(body)
         else:
             self._answer(200, body)
+
+    def _break_off(self, body: bytes) -> None:
+        """A right answer to a request for a part, of which the second half never comes."""
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        part = body[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
+        self.send_header("ETag", f'"{hash(body)}"')
+        self.send_header("Last-Modified", "Sun, 22 Nov 2026 03:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(part[: len(part) // 2])
+        self.close_connection = True
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -232,6 +247,8 @@ class OldServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _OldRequest)
         self.conditions = conditions
         self.objects: dict[str, bytes] = {}
+        self.breaks_off = False
+        """Whether the connection ends in the middle of every object that is read."""
         self.seen: Counter[str] = Counter()
         self.failures: list[tuple[int, bytes] | None] = []
         """Answers, first to last, to give in place of the right ones; None: the right one."""

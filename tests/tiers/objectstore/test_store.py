@@ -123,17 +123,42 @@ def test_a_server_without_ranges_is_an_error(owner: None, monkeypatch: pytest.Mo
         store.close()
 
 
-def test_a_busy_server_is_asked_again(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = (503, b"<Error><Code>SlowDown</Code></Error>")
+@pytest.mark.timeout(30)
+def test_an_answer_that_breaks_off_is_an_error(
+    owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OldServer("ignored").running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        store = ObjectStore(f"s3://{BUCKET}", deadline_s=QUICK_S)
+        store.publish("file", [content(1, 100_000)])
+        server.breaks_off = True
+        with pytest.raises(OSError, match="read file: ") as caught:
+            store.read("file", 4096, [blank(50_000)])
+        assert "parts" not in str(caught.value), "it does read parts of an object"
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "number"),
+    [
+        (503, "SlowDown", errno.EBUSY),
+        (429, "TooManyRequests", errno.EBUSY),
+        (500, "InternalError", errno.EIO),
+    ],
+)
+def test_a_busy_server_is_asked_again(
+    owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = (status, f"<Error><Code>{code}</Code></Error>".encode())
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = ObjectStore(f"s3://{BUCKET}")
         server.failures = [busy]
         assert store.publish("file", [content(1, 5000)])
         server.failures = [busy] * 20
-        with pytest.raises(OSError, match="503 SlowDown") as caught:
+        with pytest.raises(OSError, match=f"{status} {code}") as caught:
             store.publish("other", [content(1, 5000)])
-        assert caught.value.errno == errno.EBUSY
+        assert caught.value.errno == number
         assert len(server.failures) > 10, "not for ever"
         store.close()
 

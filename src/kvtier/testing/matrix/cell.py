@@ -20,7 +20,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.clock import MonotonicClock, perf_s
 from kvtier.testing.matrix.faults import Fault
 from kvtier.testing.matrix.places import CHAIN_KEYS, LAYOUT, SLOTS, Place
-from kvtier.testing.matrix.tally import DEADLINE_S, Caller, Tally
+from kvtier.testing.matrix.tally import DEADLINE_S, Caller, Swallowed, Tally
 from kvtier.tiers.base import Buffer, Move, Outcome
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.tier import StoreTier
@@ -86,12 +86,17 @@ class Cell:
     def _prepare(self, keys: Sequence[BlockKey]) -> None:
         """Have the store hold `keys`, or lack them, and ours know of it or not."""
         choice = self._faults.pick(4)
-        if choice:  # ours forgets them; otherwise it may know what is not there any more
+        if choice > 0:
             self._caller.call(partial(self._ours.delete, keys))
         elif self._verb == "write":
+            # Ours may go on knowing what another engine has removed.
             self._caller.call(partial(self._other.delete, keys))
-        if self._verb == "write" and choice < 3:
-            return  # the name is free; else another engine has it already
+        is_taken = choice == 3 or self._verb != "write"
+        if is_taken:
+            self._fill(keys)
+
+    def _fill(self, keys: Sequence[BlockKey]) -> None:
+        """Another engine writes `keys`; ours does, under the fault, where it meets writes only."""
         writer = self._other
         if self._fault in _WRITES_ONLY:
             writer = self._ours
@@ -240,10 +245,11 @@ def _moves(keys: Sequence[BlockKey]) -> list[Move]:
 def run_cell(place: Place, verb: Verb, fault: Fault, operations: int) -> Tally:
     """The counts of `operations` calls. Raises nothing that the tier is to blame for."""
     tally = Tally()
-    cell = Cell(place, verb, fault, tally)
-    try:
-        cell.run(operations)
-    finally:
-        with suppress(OSError):
-            cell.close()
+    with Swallowed(tally):
+        cell = Cell(place, verb, fault, tally)
+        try:
+            cell.run(operations)
+        finally:
+            with suppress(OSError):
+                cell.close()
     return tally

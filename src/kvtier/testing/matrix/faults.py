@@ -2,7 +2,9 @@
 
 Why below the tier and not around it (as `testing.faults`): what is put to the test is the tier's
 own verification. The seams are the system calls of a folder (`matrix.files`) and the requests
-of a bucket (`matrix.store`); each asks here at every call.
+of a bucket (`matrix.store`); each asks here at every call. Two faults befall no call of a tier
+and are not here: kill -9 between any two steps, which `bench.kill` does to whole processes, and
+events that come twice or out of order, which are for their readers to survive.
 
 Invariants: nothing strikes while nothing is armed; a hung call waits until `disarm`; with one
 thread, one seed gives one run.

@@ -39,8 +39,8 @@ class FaultyStore:
     def put(self, name: str, data: bytes) -> Stat:
         """May keep other bytes than given."""
         self._begin(Call.WRITES)
-        (part,) = self._spoilt([np.frombuffer(data, np.uint8)]) or [np.empty(0, np.uint8)]
-        return self._inner.put(name, bytes(part))
+        kept = self._spoilt([np.frombuffer(data, np.uint8)])
+        return self._inner.put(name, b"".join(map(bytes, kept)))
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
         """May miss what is there, fill less than asked, or fill in other bytes."""
@@ -107,7 +107,8 @@ class FaultyStore:
     def _spoilt(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
         """What is kept of an object: all of it, unless what is armed says otherwise."""
         faults = self._faults
-        whole: Buffer | None = None
+        if not any(len(part) for part in parts):
+            return parts  # nothing of it can be changed
         if faults.strikes(Fault.TORN_WRITE):
             whole = np.concatenate(parts)
             whole[faults.pick(len(whole)) :] = 0
@@ -119,7 +120,9 @@ class FaultyStore:
         elif faults.strikes(Fault.BIT_FLIP):
             whole = np.concatenate(parts)
             flip(whole, faults)
-        return parts if whole is None else [whole]
+        else:
+            return parts
+        return [whole]
 
     def _damage(self, name: str) -> None:
         """Change the stored object itself, where that is what is armed."""

@@ -5,6 +5,7 @@ known above the bound. It is met at zero, and only if its fault really happened.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,7 +20,7 @@ from kvtier.testing.matrix.cell import VERBS, run_cell
 from kvtier.testing.matrix.core import run_core
 from kvtier.testing.matrix.faults import Fault, Faults
 from kvtier.testing.matrix.places import FolderPlace, ObjectPlace, Place
-from kvtier.testing.matrix.tally import Swallowed, Tally
+from kvtier.testing.matrix.tally import Tally
 from kvtier.tiers.objectstore.store import ObjectStore
 from kvtier.tiers.shared.store import Store
 
@@ -166,32 +167,15 @@ def _cells(scratch: Path, operations: int) -> Iterator[_Cell]:
     for name, place in places.items():
         yield from _verb_cells(name, place, on_verb)
         for fault in Fault:
-            perform = _core(fault, on_core)
+            perform = partial(run_core, fault=fault, operations=on_core)
             yield _Cell(f"{name}/core/{fault.value}", fault, place, perform)
 
 
 def _verb_cells(name: str, place: Open, operations: int) -> Iterator[_Cell]:
     for verb in VERBS:
         for fault in Fault:
-
-            def perform(place: Place, verb=verb, fault=fault) -> Tally:  # type: ignore[no-untyped-def]
-                return _quietly(lambda: run_cell(place, verb, fault, operations))
-
+            perform = partial(run_cell, verb=verb, fault=fault, operations=operations)
             yield _Cell(f"{name}/{verb}/{fault.value}", fault, place, perform)
-
-
-def _core(fault: Fault, operations: int) -> Callable[[Place], Tally]:
-    return lambda place: run_core(place, fault, operations)
-
-
-def _quietly(perform: Callable[[], Tally]) -> Tally:
-    """With what a thread swallows counted, and warnings kept off the table."""
-    swallowed = Tally()
-    with Swallowed(swallowed):
-        tally = perform()
-    tally.exceptions += swallowed.exceptions
-    tally.first_exception = tally.first_exception or swallowed.first_exception
-    return tally
 
 
 def _open_bucket(url: str) -> ObjectStore:
