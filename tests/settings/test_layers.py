@@ -107,6 +107,25 @@ def test_variables_of_a_kubernetes_service_called_kvtier_are_not_settings() -> N
         ({"ram": {"capacity": 1, "eviction": "lur"}}, {}, ["ram.eviction:", "'lur'", "lru"]),
         ({"ram": 1}, {"KVTIER_RAM_ADMISSION": "x"}, ["KVTIER_RAM_ADMISSION:", "always"]),
         ({"ram": None}, {}, ["ram: None is not a size"]),
+        ({"ram": 1, "shared": {}}, {}, ["shared sets nothing; write /mnt/kv, or none"]),
+        ({"ram": 1, "objectstore": {}}, {}, ["objectstore sets nothing; write s3://"]),
+        ({"ram": 1, "shared": {"recheck": "1s"}}, {}, ["shared.path is not set", "/mnt/kv"]),
+        (
+            {"ram": 1, "shared": {"path": "/kv", "recheck": "-1s"}},
+            {},
+            ["shared.recheck: '-1s' is not a duration; write 250ms"],
+        ),
+        (
+            {"ram": 1},
+            {"KVTIER_SHARED_DURABILITY": "always"},
+            ["KVTIER_SHARED_DURABILITY: 'always' is not one of none, fdatasync, fsync"],
+        ),
+        (
+            {"ram": 1, "objectstore": {"url": "s3://b", "known_blocks": 1}},
+            {},
+            ["objectstore.known_blocks: 1 is too small; the least is 64"],
+        ),
+        ({"ram": 1, "objectstore": 5}, {}, ["objectstore: 5 is no url; write for example s3://"]),
     ],
 )
 def test_bad_input_is_refused_with_its_place_and_the_fix(

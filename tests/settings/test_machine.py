@@ -1,4 +1,5 @@
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -108,8 +109,9 @@ def test_what_a_slab_occupies_already_counts_as_room(tmp_path: Path) -> None:
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    for path in (file, file / "below"):
-        with pytest.raises(InvalidSettings, match=r"disk.path: .* not a folder.*another path"):
+    for path, why in ((file, ""), (file / "below", f" and cannot become one: {file} is a file")):
+        said = f"disk.path: {path} is not a folder{why}; name another path"
+        with pytest.raises(InvalidSettings, match=re.escape(said)):
             check_disk(Disk(path=str(path), capacity=1))
 
 

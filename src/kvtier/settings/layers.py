@@ -127,6 +127,10 @@ def _read_mapping(data: Mapping[str, Any], origin: str, document: Document | Non
         if not isinstance(value, Mapping):
             layer.put_section(section, value, f"{where}: {name}", where)
             continue
+        if not value and section.optional:
+            raise InvalidSettings(
+                f"{where}: {name} sets nothing; write {section.shorthand}, or none to leave it out"
+            )
         options = {option.field: option for option in section.options}
         for field, content in value.items():
             at = document.where((name, field)) if document else origin

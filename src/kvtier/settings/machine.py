@@ -88,9 +88,8 @@ def check_folder(setting: str, path: str) -> Path:
     """The path is a folder, or can become one, and files can be written; what exists of it."""
     folder = _nearest_existing(Path(path))
     if not folder.is_dir():
-        raise InvalidSettings(
-            f"{setting}: {path} is not a folder, {folder} is a file; name another path"
-        )
+        below = "" if folder == Path(path) else f" and cannot become one: {folder} is a file"
+        raise InvalidSettings(f"{setting}: {path} is not a folder{below}; name another path")
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0")

@@ -78,7 +78,10 @@ def test_other_sources_go_first(file: Path, source: str) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "said"),
-    [("none", "'none': there is no such profile"), ("half", "aws_secret_access_key is missing")],
+    [
+        ("none", "'none': there is no such profile; correct AWS_PROFILE"),
+        ("half", "aws_secret_access_key is missing"),
+    ],
 )
 def test_a_profile_that_is_not_there_or_not_whole(file: Path, profile: str, said: str) -> None:
     with pytest.raises(InvalidSettings, match=said) as caught:
@@ -89,7 +92,7 @@ def test_a_profile_that_is_not_there_or_not_whole(file: Path, profile: str, said
 
 def test_a_file_that_is_not_there(file: Path) -> None:
     file.unlink()
-    with pytest.raises(InvalidSettings, match="credentials: No such file"):
+    with pytest.raises(InvalidSettings, match=r"credentials: No such file .*; correct AWS_SHARED"):
         find(file)
 
 

@@ -66,12 +66,15 @@ class SharedFile:
         try:
             parser.read_string(self._path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InvalidSettings(f"{self._path}: {error.strerror}") from None
+            raise InvalidSettings(
+                f"{self._path}: {error.strerror}; correct AWS_SHARED_CREDENTIALS_FILE, or unset "
+                "AWS_PROFILE to do without the file"
+            ) from None
         except (configparser.Error, UnicodeDecodeError):
             # The parser's own message repeats the line that it could not read.
             raise InvalidSettings(f"{self._path} is not a credentials file") from None
         if not parser.has_section(self._profile):
-            raise InvalidSettings(f"{self._where}: there is no such profile")
+            raise InvalidSettings(f"{self._where}: there is no such profile; correct AWS_PROFILE")
         return parser[self._profile]
 
 
