@@ -7,7 +7,7 @@ import pytest
 from kvtier.admission.always import Always
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache import build
-from kvtier.cache.build import adopt, build_cache
+from kvtier.cache.build import adopt, blocks_a_file, build_cache
 from kvtier.cache.core import TieredCache
 from kvtier.clock import MonotonicClock, VirtualClock
 from kvtier.errors import InvalidSettings
@@ -266,3 +266,13 @@ def test_engines_that_share_a_folder_find_each_others_blocks(tmp_path: Path) -> 
     for cache in (writer, reader):
         cache.check()
         cache.close(1.0)
+
+
+@pytest.mark.parametrize(
+    ("block_bytes", "blocks"),
+    [(64 << 10, 32), (1 << 20, 16), (5 << 20, 3), (40 << 20, 1)],
+    ids=["by tokens", "by bytes", "whole blocks only", "a block is never cut"],
+)
+def test_a_file_ends_at_its_tokens_or_at_16_mib(block_bytes: int, blocks: int) -> None:
+    layout = BlockLayout(block_bytes=block_bytes, tokens_per_block=16)
+    assert blocks_a_file(512, layout) == blocks

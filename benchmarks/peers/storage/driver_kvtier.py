@@ -1,11 +1,8 @@
 """kvtier's shared tier in a folder, told what to do by `run.py`.
 
-The blocks of a batch are one prefix. A thread writes or reads one file at a time: 32 blocks where
-they are small, which is the default at 16 tokens a block, and one where they have 1 MiB or more,
-as the peers have it.
+The blocks of a batch are one prefix, handed over in one piece to the transfer engine, which cuts
+it and spreads it over the tier's threads as it does inside an engine of 16 tokens a block.
 """
-
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from worker import Options, Storage, serve
@@ -13,63 +10,60 @@ from worker import Options, Storage, serve
 from kvtier.bench.micro.parts import SPACE, chain, parents
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
+from kvtier.cache.build import blocks_a_file
 from kvtier.settings.tree import Shared
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.shared.folder import FolderTier
+from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.job import Direction, Transfer
 
-FILE_BLOCKS = 32
-SINGLE_BYTES = 1 << 20
+TOKENS = 16
+_DEADLINE_S = 60.0
 
 
 class KvtierFolder(Storage):
     def __init__(self, options: Options, source: np.ndarray, target: np.ndarray) -> None:
         self._source, self._target = source, target
-        self._step = FILE_BLOCKS if options.block_bytes < SINGLE_BYTES else 1
-        threads = options.threads or Shared(path="").io_threads
-        self._pool = ThreadPoolExecutor(threads)
+        defaults = Shared(path="")
+        layout = BlockLayout(block_bytes=options.block_bytes, tokens_per_block=TOKENS)
+        self._files = blocks_a_file(defaults.tokens_per_file, layout)
         self._tier = FolderTier(
             options.folder,
-            BlockLayout(block_bytes=options.block_bytes, tokens_per_block=16),
+            layout,
             SPACE,
-            segment_blocks=self._step,
+            segment_blocks=self._files,
             direct="always" if options.direct else "never",
-            io_threads=threads,
+            io_threads=options.threads or defaults.io_threads,
         )
+        self._engine = TransferEngine([self._tier], layout.slot_bytes, len(source))
 
     def write(self, batch: int) -> None:
         keys = self._keys(batch)
-        ancestors = parents(keys)
-
-        def part(start: int) -> list[Outcome]:
-            rows = slice(start, start + self._step)
-            moves = list(map(Move, keys[rows], self._source[rows]))
-            return self._tier.write_from(moves, ancestors[rows])
-
-        self._run(part)
+        self._run(Direction.WRITE, keys, self._source, parents(keys))
 
     def read(self, batch: int) -> None:
-        keys = self._keys(batch)
-
-        def part(start: int) -> list[Outcome]:
-            rows = slice(start, start + self._step)
-            return self._tier.read_into(list(map(Move, keys[rows], self._target[rows])))
-
-        self._run(part)
+        self._run(Direction.READ, self._keys(batch), self._target)
 
     def clean(self, batch: int) -> None:
-        self._tier.delete(self._keys(batch)[:: self._step])
+        self._tier.delete(self._keys(batch)[:: self._files])
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._engine.close(_DEADLINE_S)
         self._tier.close()
 
     def _keys(self, batch: int) -> list[BlockKey]:
         return chain(batch, len(self._source))
 
-    def _run(self, part) -> None:
-        for outcomes in self._pool.map(part, range(0, len(self._source), self._step)):
-            if set(outcomes) != {Outcome.DONE}:
-                raise RuntimeError(f"not every block was moved: {outcomes}")
+    def _run(self, direction: Direction, keys: list[BlockKey], blocks: np.ndarray, above=()):
+        rows = list(range(len(keys)))
+        moves = list(map(Move, keys, blocks))
+        if not self._engine.submit(Transfer(1, direction, rows, keys, moves, above)):
+            raise RuntimeError("the engine took no transfer")
+        if not self._engine.drain(_DEADLINE_S):
+            raise RuntimeError(f"not done in {_DEADLINE_S} s")
+        for completion in self._engine.poll():
+            if set(completion.outcomes or ()) != {Outcome.DONE}:
+                raise RuntimeError(f"not every block was moved: {completion.outcomes}")
 
 
 if __name__ == "__main__":

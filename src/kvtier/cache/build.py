@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 _OPEN_S = 60.0
 """For shared storage to answer at start: a dead mount never does."""
+_FILE_BYTES = 16 << 20
+"""Files of large blocks end here, so that a batch keeps several threads busy and what is
+evicted stays small. From about 4 MiB on a file's own cost is not seen any more."""
 
 
 def build_cache(
@@ -197,4 +200,12 @@ def _packing(tokens_per_file: int, layout: BlockLayout, groups: int) -> dict[str
     """How blocks are packed. Groups that keep windows or states have no unbroken chains."""
     if groups > 1:
         return {"segment_blocks": 1, "is_prefix": False}
-    return {"segment_blocks": max(1, tokens_per_file // layout.tokens_per_block)}
+    return {"segment_blocks": blocks_a_file(tokens_per_file, layout)}
+
+
+def blocks_a_file(tokens_per_file: int, layout: BlockLayout) -> int:
+    """Blocks that a file of a shared tier holds at most; at least one."""
+    return max(
+        1,
+        min(tokens_per_file // layout.tokens_per_block, _FILE_BYTES // layout.slot_bytes),
+    )

@@ -101,8 +101,8 @@ _TokensPerFile: TypeAlias = Annotated[
     About(
         Kind.COUNT,
         "Tokens whose blocks lie in one file at most: more make fewer and larger files, fewer "
-        "waste less where prefixes part. Models with several KV-cache groups have one block a "
-        "file.",
+        "waste less where prefixes part. For large blocks a file ends at 16 MiB before that; "
+        "models with several KV-cache groups have one block a file.",
         "1024",
         minimum=1,
     ),

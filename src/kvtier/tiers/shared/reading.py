@@ -15,9 +15,9 @@ from kvtier.tiers.shared.headers import Headers
 from kvtier.tiers.shared.known import Known, Place
 from kvtier.tiers.shared.store import Store
 
-_RUN_BYTES: Final = 4 << 20
-"""One read moves at most about this much, and is verified while the next is under way in
-another thread."""
+_RUN_BYTES: Final = 1 << 20
+"""One read moves at most about this much: it is verified while it lies in the processor's cache,
+and while the reads of other threads keep the storage busy."""
 
 Wanted = tuple[Place, int]
 """Where a block lies, and its position in the batch."""
