@@ -117,7 +117,7 @@ def quiet(report: Conversion, share: float) -> None:
 
 
 def run(source: Path, destination: Path, **more: Any) -> Conversion:
-    return convert(Wish(source, destination, **{"space": NAME, **more}), Pace(), quiet)
+    return convert(Wish(str(source), str(destination), **{"space": NAME, **more}), Pace(), quiet)
 
 
 def read(tier: FolderTier, keys: list[BlockKey]) -> None:

@@ -71,9 +71,9 @@ def ours(pages: Sequence[int], blocks: Sequence[int], workers: int) -> bytes:
             caches, blocks_per_chunk=len(blocks), slice_bytes=slice_bytes, rank=rank
         )
         (move,) = layout.expand(blocks, [len(blocks)], [0], [0])
-        for block, offset in zip(move.blocks, move.offsets, strict=True):
+        for block, offset in zip(move.blocks, layout.offsets(move), strict=True):
             for page in layout.groups[0]:
                 start = int(offset) + page.offset
                 content = tensors[page.tensor][int(block)].numpy().view(np.uint8)
-                slot[start : start + page.page_bytes] = content
+                slot[start : start + page.bytes] = content
     return slot.tobytes()

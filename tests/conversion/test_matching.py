@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from kvtier.blocks.key import GroupShape
@@ -24,6 +25,14 @@ def test_both_systems_are_read_and_fit() -> None:
         tree = read_tree(fields)
         assert tree.system == system
         assert mismatches(tree, SPACE) == []
+
+
+def test_a_canonical_slot_is_that_of_one_worker() -> None:
+    space = msgspec.structs.replace(SPACE, layout="LBHNC canonical")
+    assert mismatches(read_tree(vllm_fields(parallel_agnostic=False)), space) == []
+    two = read_tree(vllm_fields(parallel_agnostic=False, tp_size=2))
+    assert "tp_size: 2 != 1" in mismatches(two, space)
+    assert "dcp_size: 2 != 1" in mismatches(read_tree(vllm_fields(dcp_size=2)), space)
 
 
 def test_layers_are_told_as_an_engine_tells_them() -> None:

@@ -57,7 +57,7 @@ class Watched(Observer):
 
 def run(store: StoreFolder, wish: Wish = EVERYTHING, stop_after: int = 1 << 30) -> Report:
     pace = Pace()
-    return check_store(store.path, wish, pace, Watched(pace, stop_after))
+    return check_store(str(store.path), wish, pace, Watched(pace, stop_after))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_an_interrupted_check_goes_on_where_it_stopped(full: StoreFolder, stop_a
     assert (first.complete, first.segments) == (False, min(stop_after - 1, WHOLE))
     assert (full.path / CURSOR_NAME).exists()
     watched = Watched()
-    second = check_store(full.path, Wish(), Pace(), watched)
+    second = check_store(str(full.path), Wish(), Pace(), watched)
     assert second.resumed_after == watched.resumptions[0] != ""
     assert same(second) == same(whole)
     assert len(watched.shares) == POSITIONS - stop_after, "nothing is looked at twice"
@@ -107,9 +107,9 @@ def test_an_error_in_the_middle_loses_nothing(full: StoreFolder) -> None:
 
     whole = run(full)
     with pytest.raises(KeyboardInterrupt):
-        check_store(full.path, Wish(), Pace(), Interrupts())
+        check_store(str(full.path), Wish(), Pace(), Interrupts())
     watched = Watched()
-    assert same(check_store(full.path, Wish(), Pace(), watched)) == same(whole)
+    assert same(check_store(str(full.path), Wish(), Pace(), watched)) == same(whole)
     assert len(watched.shares) == POSITIONS - 3
 
 
@@ -138,20 +138,20 @@ def test_a_check_of_something_else_begins_anew(full: StoreFolder) -> None:
 
 def test_progress_is_noted_now_and_then(full: StoreFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
-    real = checking.CursorFile.save
+    real = checking.CursorKeeper.save
 
-    def save(file: checking.CursorFile, cursor: checking.Cursor) -> None:
+    def save(keeper: checking.CursorKeeper, cursor: checking.Cursor) -> None:
         saved.append(cursor.after)
-        real(file, cursor)
+        real(keeper, cursor)
 
-    monkeypatch.setattr(checking.CursorFile, "save", save)
+    monkeypatch.setattr(checking.CursorKeeper, "save", save)
     clock = VirtualClock()
 
     class Slow(Watched):
         def advanced(self, report: Report, share: float) -> None:
             clock.advance(4)
 
-    check_store(full.path, Wish(), Pace(), Slow(), clock)
+    check_store(str(full.path), Wish(), Pace(), Slow(), clock)
     assert len(saved) == 1 + POSITIONS // 3
     assert saved == sorted(saved)
 
@@ -159,7 +159,7 @@ def test_progress_is_noted_now_and_then(full: StoreFolder, monkeypatch: pytest.M
 def test_a_cursor_that_cannot_be_kept_costs_a_warning(full: StoreFolder, tmp_path: Path) -> None:
     (full.path / CURSOR_NAME).mkdir()
     watched = Watched()
-    report = check_store(full.path, Wish(), Pace(), watched)
+    report = check_store(str(full.path), Wish(), Pace(), watched)
     assert report.complete
     assert len(watched.warnings) == 2
     assert "name a file with --resume" in watched.warnings[0]

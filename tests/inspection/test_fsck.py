@@ -9,12 +9,13 @@ import pytest
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Entry, Folder
+from kvtier.inspection.folder import Folder
 from kvtier.inspection.fsck import Check, rules_for
 from kvtier.inspection.pace import Pace, Stopped
 from kvtier.inspection.places import Places
 from kvtier.inspection.report import Report
 from kvtier.inspection.spaces import Secrets, find_spaces
+from kvtier.inspection.view import Entry
 from tests.inspection.stores import NAME, StoreFolder, flip, key_file, keys, spread
 
 FILE_BYTES = 4096 + 4 * 12_288
@@ -137,7 +138,7 @@ def test_what_others_remove_meanwhile_is_no_problem(
     entries = found.folder.entries
 
     def then_remove(name: str = "") -> list[Entry]:
-        listed = entries(name)
+        listed = list(entries(name))
         if name.endswith("blocks/000"):
             store.file(spread(1)[0]).unlink()
         return listed
@@ -157,7 +158,7 @@ def test_a_folder_that_cannot_be_listed_is_told_once(
     def refuse(name: str = "") -> list[Entry]:
         if name.endswith("blocks/000"):
             raise OSError(errno.EIO, "Input/output error")
-        return entries(name)
+        return list(entries(name))
 
     monkeypatch.setattr(found.folder, "entries", refuse)
     list(found.check.run())

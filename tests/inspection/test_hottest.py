@@ -1,5 +1,7 @@
 """Chains of segments from what readers mentioned."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from kvtier.blocks.key import BlockKey
@@ -29,7 +31,7 @@ def chains(segments: list[Segment], reads: dict[int, int], count: int = 10) -> l
     for first, times in reads.items():
         for time in range(times):
             mentioned.add(f"{segment_name(key(first))}\n".encode(), 100.0 + time)
-    return mentioned.chains(known.get, SPACE, count)
+    return mentioned.chains(lambda firsts: map(known.get, firsts), SPACE, count)
 
 
 def test_a_chain_goes_on_while_it_is_read_as_often() -> None:
@@ -69,7 +71,7 @@ def test_a_ring_ends_nobody() -> None:
 def test_lines_that_name_no_segment_are_passed_over() -> None:
     reads = Reads()
     reads.add(b"\xff\n../../etc/passwd\nblocks/fff/00.kvt\n\n", 1.0)
-    assert reads.chains(lambda first: segment(0), SPACE, 10) == []
+    assert reads.chains(lambda firsts: [segment(0) for _ in firsts], SPACE, 10) == []
 
 
 def test_an_unknown_parent_and_group_are_told() -> None:
@@ -84,7 +86,7 @@ def test_an_unknown_parent_and_group_are_told() -> None:
     )
     reads = Reads()
     reads.add(segment_name(first).encode(), 1.0)
-    (chain,) = reads.chains({first: lone}.get, SPACE, 1)
+    (chain,) = reads.chains(lambda _firsts: [lone], SPACE, 1)
     assert (chain.parent, chain.tokens) == ("", None)
 
 
@@ -95,10 +97,10 @@ def test_no_more_headers_are_read_than_the_bound(monkeypatch: pytest.MonkeyPatch
         for _ in range(number + 1):
             reads.add(segment_name(key(number)).encode(), 1.0)
 
-    def load(first: BlockKey) -> None:
-        asked.append(first)
+    def load(firsts: Sequence[BlockKey]) -> list[None]:
+        asked.append(list(firsts))
+        return [None] * len(firsts)
 
     assert reads.chains(load, SPACE, 1) == []
-    assert asked == [key(9), key(8), key(7)]
     assert reads.chains(load, SPACE, 0) == []
-    assert len(asked) == 3
+    assert asked == [[key(9), key(8), key(7)], []]

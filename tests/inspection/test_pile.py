@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from kvtier.inspection.folder import Folder
 from kvtier.inspection.pile import Pile
 
 
@@ -19,7 +20,10 @@ def test_sizes_and_ages(tmp_path: Path) -> None:
         with file.open("wb") as sparse:
             sparse.truncate(1 << 20)
         os.utime(file, (0, time))
-        pile.add(file.stat())
+    folder = Folder(tmp_path)
+    for entry in folder.entries():
+        pile.add(entry)
+    folder.close()
     bulk = pile.bulk()
     assert (bulk.files, bulk.nominal_bytes) == (3, 3 << 20)
     assert bulk.physical_bytes < 1 << 20, "a hole takes no room on the disk"

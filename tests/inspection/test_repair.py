@@ -8,9 +8,10 @@ import pytest
 
 from kvtier.blocks.checksum import Xxh3
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Entry
+from kvtier.inspection.folder import Folder
 from kvtier.inspection.repair import Repairs
 from kvtier.inspection.segments import Rules, rules_of
+from kvtier.inspection.view import Entry
 from kvtier.tiers.shared.headers import QUARANTINE_FILES
 from kvtier.tiers.shared.manifest import manifest_of
 from tests.inspection.stores import NAME, SPACE, StoreFolder, keys
@@ -20,14 +21,21 @@ RULES: Rules = rules_of(manifest_of(SPACE, Xxh3()), Xxh3())
 
 @pytest.fixture
 def repairs(store: StoreFolder) -> Iterator[Repairs]:
-    opened = Repairs(store.path)
+    folder = Folder(store.path)
+    opened = Repairs(folder.open_store())
     yield opened
     opened.close()
+    folder.close()
 
 
 def seen(store: StoreFolder, block: int) -> Entry:
-    first = keys(1, block)[0]
-    return Entry(store.name(first), store.file(first).stat())
+    name = store.name(keys(1, block)[0])
+    folder = Folder(store.path)
+    try:
+        (entry,) = (e for e in folder.entries(name.rpartition("/")[0]) if e.name == name)
+    finally:
+        folder.close()
+    return entry
 
 
 def quarantined(store: StoreFolder) -> list[str]:
@@ -93,5 +101,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
         return real(path, flags, *args, **options)
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(InvalidSettings, match="read-only file system"):
-        Repairs(store.path)
+    folder = Folder(store.path)
+    with pytest.raises(InvalidSettings, match=r"--repair: .* read-only file system"):
+        folder.open_store()
+    folder.close()

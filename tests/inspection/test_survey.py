@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvtier.inspection.folder import Entry, Folder
+from kvtier.inspection.folder import Folder
 from kvtier.inspection.spaces import Secrets
-from kvtier.inspection.survey import Survey, Surveyor
+from kvtier.inspection.survey import Survey
+from kvtier.inspection.surveyor import Surveyor
+from kvtier.inspection.view import Entry
 from kvtier.testing.spaces import sample_space
 from tests.inspection.stores import (
     BLOCK_BYTES,
@@ -164,7 +166,7 @@ def test_what_cannot_be_read_stops_nothing(
     def refuse(folder: Folder, name: str = "") -> list[Entry]:
         if name.endswith("blocks/001"):
             raise OSError(errno.EIO, "Input/output error")
-        return entries(folder, name)
+        return list(entries(folder, name))
 
     monkeypatch.setattr(Folder, "entries", refuse)
     survey = surveyed(store)
@@ -202,7 +204,8 @@ def test_fields_are_only_ever_added(store: StoreFolder) -> None:
     bulk = {"files", "nominal_bytes", "physical_bytes", "oldest_s", "median_s", "newest_s"}
     assert set(tree) >= {
         *("format", "path", "now_s", "file_system", "spaces", "differing", "foreign"),
-        *("temporaries", "leases", "unknown_found", "unknown", "unreadable"),
+        *("temporaries", "leases", "unknown_found", "unknown"),
+        *("unreadable_found", "unreadable"),
     }
     assert set(tree["file_system"]) >= {
         *("total_bytes", "free_bytes", "total_inodes", "free_inodes"),
@@ -210,7 +213,7 @@ def test_fields_are_only_ever_added(store: StoreFolder) -> None:
     (space,) = tree["spaces"]
     assert set(space) >= {
         *("name", "keyed", "mistake", "space", "segments", "blocks", "odd_lengths"),
-        *("journals", "quarantined", "hottest"),
+        *("journals", "summaries", "quarantined", "hottest"),
     }
     assert set(space["segments"]) >= bulk
     assert set(tree["temporaries"]) >= bulk

@@ -10,7 +10,7 @@ from kvtier.clock import wall_s
 from kvtier.inspection.folder import Folder
 from kvtier.inspection.pile import Pile
 from kvtier.inspection.spaces import Secrets
-from kvtier.inspection.survey import Surveyor
+from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.tables import age, ages_text, survey_view
 from kvtier.testing.spaces import sample_space
 from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, keys

@@ -1,4 +1,4 @@
-"""`kvtier convert`: blocks of other systems' trees into a shared folder, and back."""
+"""`kvtier convert`: blocks of other systems' trees into a shared folder or bucket, and back."""
 
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ _SHOWN = 20
 Exit code: 0 done, 1 some files were refused, 2 nothing can be converted.
 Examples:
   kvtier convert /mnt/vllm /mnt/kv --space Qwen3-8B-0123456789abcdef --dry-run
-  kvtier convert /mnt/vllm /mnt/kv --manifest manifest.json
+  kvtier convert /mnt/vllm s3://bucket/prefix --manifest manifest.json
   kvtier convert /mnt/kv /mnt/vllm --to vllm-fs --space Qwen3-8B-0123456789abcdef
 """
 )
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.argument("destination")
 @click.option(
     "--to",
     type=click.Choice(["kvtier", "vllm-fs"]),
@@ -57,11 +57,12 @@ Examples:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Convert at most N blocks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def convert(*, as_json: bool, **wishes: Any) -> None:
-    """Convert a tree of vLLM's fs tier or of llm-d in SOURCE into the shared folder DESTINATION.
+    """Convert a tree of vLLM's fs tier or of llm-d in SOURCE into the shared store DESTINATION.
 
-    With --to vllm-fs the other way: DESTINATION is then the root_dir of a fs tier whose engine
-    has run once. SOURCE is only read; what exists in DESTINATION is kept, so that the same
-    command goes on after Ctrl-C.
+    A shared store is a folder, or a bucket (s3://bucket/prefix, gs://… or az://…). With --to
+    vllm-fs the other way: DESTINATION is then the root_dir of a fs tier whose engine has run
+    once. SOURCE is only read; what exists in DESTINATION is kept, so that the same command goes
+    on after Ctrl-C.
 
     A tree does not say which revision, weights, instruction set and hash seed it is of. By naming
     the key space YOU say so. Nor does it carry checksums: a file of the wrong length is refused,

@@ -1,4 +1,4 @@
-"""`kvtier fsck`: verify all that a shared folder holds, and put it in order."""
+"""`kvtier fsck`: verify all that a shared folder or bucket holds, and put it in order."""
 
 import logging
 from collections.abc import Iterator
@@ -32,10 +32,11 @@ Exit code: 0 clean, 1 problems found (repaired or not), 2 nothing could be check
 Examples:
   kvtier fsck /mnt/kv --rate 200MiB/s
   kvtier fsck /mnt/kv --repair
+  kvtier fsck s3://bucket/prefix --resume here.json
   kvtier fsck /mnt/kv --key-file secret.hex --json > report.json
 """
 )
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path")
 @click.option(
     "--repair",
     is_flag=True,
@@ -54,7 +55,7 @@ Examples:
     "cursor_path",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Keep the place to go on at here, not in the folder.",
+    help="Keep the place to go on at here, not in the store.",
 )
 @click.option("--from-start", is_flag=True, help="Do not go on where an earlier run stopped.")
 @click.option("--space", "spaces", multiple=True, metavar="NAME", help="Only this key space.")
@@ -63,7 +64,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def fsck(
-    path: Path,
+    path: str,
     repair: bool,  # noqa: FBT001
     key_files: tuple[Path, ...],
     rate: str | None,
@@ -73,11 +74,12 @@ def fsck(
     threads: int,
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Verify the shared folder PATH: manifests, names, headers, lengths, every block.
+    """Verify the shared folder or bucket PATH: manifests, names, headers, lengths, every block.
 
-    Engines may go on using the folder. Ctrl-C stops the check; the next run goes on where it
-    stopped. Files that are not kvtier's are reported and never touched, and trees of other
-    systems (vLLM fs, llm-d FS) cannot be verified: they carry no checksums.
+    A bucket: s3://bucket/prefix, gs://… or az://…. Engines may go on using it. Ctrl-C stops the
+    check; the next run goes on where it stopped. Files that are not kvtier's are reported and
+    never touched, and trees of other systems (vLLM fs, llm-d FS) cannot be verified: they carry
+    no checksums.
     """
     wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
     pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))

@@ -1,4 +1,4 @@
-"""`kvtier inspect`: what a shared folder holds."""
+"""`kvtier inspect`: what a shared folder or bucket holds."""
 
 from pathlib import Path
 
@@ -8,10 +8,12 @@ from rich.console import Console
 
 from kvtier.clock import wall_s
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder, printable
+from kvtier.inspection.opening import open_view
 from kvtier.inspection.spaces import Secrets
-from kvtier.inspection.survey import Survey, Surveyor
+from kvtier.inspection.survey import Survey
+from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.tables import survey_view
+from kvtier.inspection.view import View, printable
 
 
 @click.command(
@@ -19,10 +21,11 @@ from kvtier.inspection.tables import survey_view
 Examples:
   kvtier inspect /mnt/kv
   kvtier inspect /mnt/kv --verbose --top 20
+  kvtier inspect s3://bucket/prefix
   kvtier inspect /mnt/kv --json | jq '.spaces[] | {name, blocks}'
 """
 )
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every field.")
 @click.option("--verbose", is_flag=True, help="Show every field of each key space's identity.")
 @click.option(
@@ -37,35 +40,35 @@ Examples:
     help="A secret (shared.key_file); repeat for several.",
 )
 def inspect(
-    path: Path,
+    path: str,
     as_json: bool,  # noqa: FBT001
     verbose: bool,  # noqa: FBT001
     top: int,
     spaces: tuple[str, ...],
     key_files: tuple[Path, ...],
 ) -> None:
-    """Show what the shared folder PATH holds, and change nothing.
+    """Show what the shared folder or bucket PATH holds, and change nothing.
 
     Key spaces and what keeps them apart, blocks, bytes, ages, hottest prefixes, what is in
     quarantine, temporary and unknown files, and trees of other systems (vLLM fs, llm-d FS).
-    Ages are those of the files' own times against this host's clock.
+    Ages are those of the files' own times against this host's clock. A bucket is named as
+    s3://bucket/prefix, gs://… or az://….
     """
-    folder = Folder(path)
+    secrets = Secrets(key_files)
+    view = open_view(path)
     try:
-        survey = _survey(folder, Secrets(key_files), spaces, top)
+        survey = _survey(view, secrets, spaces, top)
     except OSError as error:
-        raise InvalidSettings(
-            f"{path} cannot be read ({error.strerror}); run this as a user who may read it"
-        ) from error
+        raise InvalidSettings(f"{path} cannot be read: {error.strerror or error}") from error
     finally:
-        folder.close()
+        view.close()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(survey), indent=2))
     else:
         Console().print(survey_view(survey, verbose=verbose))
 
 
-def _survey(folder: Folder, secrets: Secrets, spaces: tuple[str, ...], top: int) -> Survey:
+def _survey(view: View, secrets: Secrets, spaces: tuple[str, ...], top: int) -> Survey:
     console = Console(stderr=True)
     files = 0
     with console.status("looking") as status:
@@ -77,4 +80,4 @@ def _survey(folder: Folder, secrets: Secrets, spaces: tuple[str, ...], top: int)
                 folder_name = printable(name.partition("/")[0])
                 status.update(f"{share:4.0%}  {files:,} files  {folder_name}")
 
-        return Surveyor(folder, secrets, tell).survey(now_s=wall_s(), wanted=spaces, top=top)
+        return Surveyor(view, secrets, tell).survey(now_s=wall_s(), wanted=spaces, top=top)

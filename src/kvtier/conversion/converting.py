@@ -6,6 +6,7 @@ that ends early goes on where it stopped, because what exists is left as it is.
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,25 +19,32 @@ from kvtier.conversion.report import Conversion
 from kvtier.conversion.trees import FoundTree, choose_tree
 from kvtier.conversion.work import run_jobs
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder, printable, read_whole
+from kvtier.inspection.notes import read_whole
+from kvtier.inspection.opening import is_url, open_store, open_view
 from kvtier.inspection.pace import Pace
 from kvtier.inspection.segments import rules_of
-from kvtier.inspection.spaces import BLOCK_BYTES_MAX, Secrets, find_spaces
+from kvtier.inspection.spaces import (
+    BLOCK_BYTES_MAX,
+    MANIFEST_BYTES_MAX,
+    Secrets,
+    find_spaces,
+)
+from kvtier.inspection.view import View, printable
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.manifest import Manifest, ensure, parse
 from kvtier.tiers.shared.names import is_legal_part
-from kvtier.tiers.shared.posix import PosixStore
 
 Direction = Literal["kvtier", "vllm-fs"]
 Told = Callable[[Conversion, float], None]
-_MANIFEST_BYTES_MAX = 1 << 20
 
 
 class Wish(NamedTuple):
     """What a person asked for."""
 
-    source: Path
-    destination: Path
+    source: str
+    """A folder, or a bucket's URL."""
+    destination: str
+    """The same; with `vllm-fs` a folder."""
     to: Direction = "kvtier"
     space: str | None = None
     """Name of the key space, in the destination; with `vllm-fs`, in the source."""
@@ -55,49 +63,57 @@ def convert(wish: Wish, pace: Pace, told: Told) -> Conversion:
     Raises InvalidSettings where the two sides do not fit, naming every field that differs, and
     where the destination refuses. Memory: a block a thread.
     """
-    opened: list[Folder | PosixStore] = []
-    try:
-        run = _to_kvtier if wish.to == "kvtier" else _to_vllm
-        return run(wish, pace, told, opened)
-    except OSError as error:
-        raise InvalidSettings(
-            f"{wish.source} cannot be converted into {wish.destination}: {error}; mend that and "
-            "run the same again, it goes on where it stopped"
-        ) from error
-    finally:
-        for each in reversed(opened):
-            each.close()
+    run = _to_kvtier if wish.to == "kvtier" else _to_vllm
+    with ExitStack() as opened:
+        try:
+            return run(wish, pace, told, opened)
+        except OSError as error:
+            raise InvalidSettings(
+                f"{wish.source} cannot be converted into {wish.destination}: "
+                f"{error.strerror or error}; mend that and run the same again, it goes on where "
+                "it stopped"
+            ) from error
 
 
-def _to_kvtier(wish: Wish, pace: Pace, told: Told, opened: list[Folder | PosixStore]) -> Conversion:
-    source = _open(wish.source, opened)
+def _to_kvtier(wish: Wish, pace: Pace, told: Told, opened: ExitStack) -> Conversion:
+    source = opened.enter_context(closing(open_view(wish.source, "SOURCE")))
     tree = choose_tree(source, wish.tree)
-    if wish.manifest is not None:
-        manifest = _read_manifest(wish)
+    destination = None
+    if wish.manifest is None:
+        destination = _open_destination(wish, opened)
+        manifest = _chosen_space(wish, destination)
     else:
-        manifest = _chosen_space(wish, _open(wish.destination, opened))
+        manifest = _read_manifest(wish)
+        if is_url(wish.destination) or Path(wish.destination).exists():
+            destination = _open_destination(wish, opened)
     checksum = _checksum(wish, manifest)
     space = manifest.space
     _compare(tree, space)
     report = _report(wish, tree, space)
-    importer = Importer(source, tree, space, checksum, wish.destination, None)
+    importer = Importer(source, tree, space, checksum, destination, None)
     importer.check_lengths()
     if not wish.dry_run:
-        store = _store(wish.destination, opened)
+        store = opened.enter_context(closing(open_store(wish.destination, "DESTINATION")))
         ensure(store, space, checksum, "DESTINATION")
-        importer = Importer(source, tree, space, checksum, wish.destination, store)
+        destination = destination or _open_destination(wish, opened)
+        importer = Importer(source, tree, space, checksum, destination, store)
     run_jobs(importer.jobs(_refuser(report)), report, pace, told, wish.limit)
     return report
 
 
-def _to_vllm(wish: Wish, pace: Pace, told: Told, opened: list[Folder | PosixStore]) -> Conversion:
+def _to_vllm(wish: Wish, pace: Pace, told: Told, opened: ExitStack) -> Conversion:
+    if is_url(wish.destination):
+        raise InvalidSettings(
+            f"DESTINATION: {wish.destination} is no folder; vLLM's fs tier keeps files in one"
+        )
     if wish.manifest is not None:
         raise InvalidSettings(
             "--manifest: the key space's own manifest is in SOURCE; name the key space with --space"
         )
-    source = _open(wish.source, opened)
+    source = opened.enter_context(closing(open_view(wish.source, "SOURCE")))
     manifest = _chosen_space(wish, source)
-    tree = choose_tree(_open(wish.destination, opened), wish.tree)
+    destination = _open_destination(wish, opened)
+    tree = choose_tree(destination, wish.tree)
     if tree.tree.system != VLLM:
         raise InvalidSettings(
             f"{tree.base} is a tree of {tree.tree.system}; only vLLM's fs tier can be written to"
@@ -110,38 +126,29 @@ def _to_vllm(wish: Wish, pace: Pace, told: Told, opened: list[Folder | PosixStor
     checksum = _checksum(wish, manifest)
     _compare(tree, manifest.space)
     report = _report(wish, tree, manifest.space)
-    store = None if wish.dry_run else _store(wish.destination, opened)
+    store = None
+    if not wish.dry_run:
+        store = opened.enter_context(closing(open_store(wish.destination, "DESTINATION")))
     rules = rules_of(manifest, checksum)
-    exporter = Exporter(source, report.space, rules, tree, wish.destination, store)
+    exporter = Exporter(source, report.space, rules, tree, destination, store)
     run_jobs(exporter.jobs(_refuser(report)), report, pace, told, wish.limit)
     return report
 
 
-def _open(path: Path, opened: list[Folder | PosixStore]) -> Folder:
-    folder = Folder(path)
-    opened.append(folder)
-    return folder
+def _open_destination(wish: Wish, opened: ExitStack) -> View:
+    return opened.enter_context(closing(open_view(wish.destination, "DESTINATION")))
 
 
-def _store(path: Path, opened: list[Folder | PosixStore]) -> PosixStore:
-    try:
-        store = PosixStore(path)
-    except InvalidSettings as error:
-        raise InvalidSettings(str(error).replace("shared.path", "DESTINATION")) from error
-    opened.append(store)
-    return store
-
-
-def _chosen_space(wish: Wish, folder: Folder) -> Manifest:
+def _chosen_space(wish: Wish, view: View) -> Manifest:
     """Never the only one without being told: naming it vouches for what a tree does not say."""
     if wish.space is None:
-        known = ", ".join(found.name for found in find_spaces(folder)) or "none yet"
+        known = ", ".join(found.name for found in find_spaces(view)) or "none yet"
         raise InvalidSettings(
             "--space: name the key space; a tree does not say which revision, weights and "
-            f"instruction set it is of, and nobody should guess. In {folder.path} there are: "
+            f"instruction set it is of, and nobody should guess. In {view.place} there are: "
             f"{known}; an engine that ran with it once has made its own, or give --manifest FILE"
         )
-    (found,) = find_spaces(folder, [Path(wish.space).name])
+    (found,) = find_spaces(view, [Path(wish.space).name])
     if found.manifest is None:
         raise InvalidSettings(f"--space: the manifest of {found.name} {found.mistake}")
     return found.manifest
@@ -154,7 +161,7 @@ def _read_manifest(wish: Wish) -> Manifest:
     assert path is not None
     try:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        manifest = parse(read_whole(os.open(path, flags), _MANIFEST_BYTES_MAX))
+        manifest = parse(read_whole(os.open(path, flags), MANIFEST_BYTES_MAX))
     except OSError as error:
         raise InvalidSettings(f"--manifest: {path} cannot be read: {error.strerror}") from error
     except InvalidSettings as error:
@@ -184,8 +191,8 @@ def _compare(tree: FoundTree, space: KeySpace) -> None:
 
 def _report(wish: Wish, tree: FoundTree, space: KeySpace) -> Conversion:
     return Conversion(
-        source=printable(str(wish.source)),
-        destination=printable(str(wish.destination)),
+        source=printable(wish.source),
+        destination=printable(wish.destination),
         to=wish.to,
         tree=printable(tree.base),
         system=tree.tree.system,

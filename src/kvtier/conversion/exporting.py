@@ -5,14 +5,12 @@ What vLLM reads later it cannot check again.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 
 from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
 from kvtier.conversion.work import Job, Result
 from kvtier.errors import Corrupt
-from kvtier.inspection.folder import Entry, Folder
-from kvtier.inspection.segments import Rules, read_header
+from kvtier.inspection.segments import Rules, read_block, read_header
+from kvtier.inspection.view import Entry, Irregular, View, is_silence
 from kvtier.tiers.shared.format import Segment, parse_segment_name
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.names import is_temporary
@@ -24,15 +22,15 @@ class Exporter:
 
     def __init__(
         self,
-        folder: Folder,
+        source: View,
         space_folder: str,
         rules: Rules,
         tree: FoundTree,
-        destination: Path,
+        destination: View,
         store: Store | None,
     ) -> None:
         """`store` None: headers are read, and nothing is written."""
-        self._folder = folder
+        self._source = source
         self._space_folder = space_folder
         self._rules = rules
         self._tree = tree
@@ -42,7 +40,7 @@ class Exporter:
     def jobs(self, refused: Callable[[str, OSError], None]) -> Iterator[tuple[float, Job]]:
         """One a block, in the order of the segments' names, and how far the walk is."""
         blocks = f"{self._space_folder}/blocks"
-        for entry in self._folder.walk(blocks, lambda _name: True, refused):
+        for entry in self._source.walk(blocks, _is_fan_out, refused):
             share = share_done(entry.name.partition("/")[2])
             for job in self._segment(entry):
                 yield share, job
@@ -56,12 +54,15 @@ class Exporter:
             yield _settled(Result(name, "irregular" if first else "unknown"))
             return
         try:
-            segment = read_header(self._folder, name, self._rules, first)
+            segment = read_header(self._source, name, self._rules, first)
         except Corrupt as error:
             yield _settled(Result(name, "damaged", reason=str(error)))
             return
+        except Irregular:
+            yield _settled(Result(name, "irregular"))
+            return
         except OSError as error:
-            yield _settled(Result(name, "unreadable", reason=error.strerror or ""))
+            yield _settled(_unreadable(name, error))
             return
         if segment is not None:
             for number in range(len(segment.keys)):
@@ -85,39 +86,43 @@ class Exporter:
 
     def _found(self, target: str, file_bytes: int) -> str | None:
         """What stands where a block should go."""
-        if self._store is None:
-            path = self._destination / target
-            size = path.stat().st_size if path.exists() else None
-        else:
-            found = self._store.stat(target)
-            size = None if found is None else found.size
-        if size is None:
+        try:
+            found = self._destination.stat(target)
+        except Irregular:
+            return "occupied"
+        if found is None:
             return None
-        return "existed" if size == file_bytes else "occupied"
+        return "existed" if found.size == file_bytes else "occupied"
 
     def _convert(self, name: str, segment: Segment, number: int, store: Store) -> Result:
         key = segment.keys[number]
         slot = aligned_buffer(segment.slot_bytes)
         try:
-            handle = self._folder.open(name)
-        except FileNotFoundError:
+            filled_bytes = read_block(self._source, name, segment, number, slot)
+        except OSError as error:
+            return _unreadable(name, error)
+        if filled_bytes is None:
             return Result(name, "missing")
-        except OSError as error:
-            return Result(name, "unreadable", reason=error.strerror or "")
-        try:
-            filled_bytes = handle.read(segment.offset(number), [slot], len(slot))
-        except OSError as error:
-            return Result(name, "unreadable", reason=error.strerror or "")
-        finally:
-            with suppress(OSError):
-                handle.close()
         payload = slot[: segment.block_bytes]
         is_whole = filled_bytes == len(slot)
         if not is_whole or self._rules.checksum.block(key, payload) != segment.checksums[number]:
             return Result(name, "damaged", reason=f"block {number} differs from its checksum")
+        slot[segment.block_bytes :] = 0  # nobody has verified what is behind a block
         if store.publish(self._tree.block_name(key), [slot]):
             return Result(name, "converted", segment.block_bytes)
         return Result(name, "existed")
+
+
+def _is_fan_out(folder: str) -> bool:
+    """Whether it is one of those below `<space>/blocks` that segments lie in."""
+    return folder.count("/") == 2
+
+
+def _unreadable(name: str, error: OSError) -> Result:
+    """Raises `error` where nobody answered: that says nothing of this file."""
+    if is_silence(error):
+        raise error
+    return Result(name, "unreadable", reason=error.strerror or "")
 
 
 def _settled(result: Result) -> Job:

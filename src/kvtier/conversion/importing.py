@@ -6,11 +6,7 @@ segment that holds it. Invariant: what is published was read whole, from files o
 length; nothing more can be known, for the tree carries no checksums.
 """
 
-import errno
-import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,21 +17,13 @@ from kvtier.blocks.layout import BlockLayout
 from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
 from kvtier.conversion.work import Job, Result
 from kvtier.errors import Corrupt, InvalidSettings
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.view import Irregular, View, is_silence
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import UNKNOWN_PARENT, encode, segment_name, space_folder
 from kvtier.tiers.shared.headers import Headers, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
-_SAMPLED = 64
-_KINDS: Final = {
-    errno.ENOENT: "missing",
-    errno.ENOTDIR: "missing",
-    errno.ESTALE: "missing",
-    errno.ELOOP: "irregular",
-    errno.ENXIO: "irregular",
-    errno.ENODEV: "irregular",
-}
+_SAMPLED: Final = 64
 
 
 class Importer:
@@ -43,15 +31,18 @@ class Importer:
 
     def __init__(
         self,
-        folder: Folder,
+        source: View,
         tree: FoundTree,
         space: KeySpace,
         checksum: Checksum,
-        destination: Path,
+        destination: View | None,
         store: Store | None,
     ) -> None:
-        """`store` None: nothing is written, nothing is read but names and lengths."""
-        self._folder = folder
+        """`destination` None: there is none yet.
+
+        `store` None: nothing is written, nothing is read but names and lengths.
+        """
+        self._source = source
         self._tree = tree
         self._store = store
         self._destination = destination
@@ -75,10 +66,10 @@ class Importer:
         """Raises InvalidSettings where no file among the first ones has the length of a block."""
         sizes: set[int] = set()
         looked = 0
-        for entry, key in self._tree.walk(self._folder, lambda _name, _error: None):
+        for entry, key in self._tree.walk(self._source, lambda _name, _error: None):
             if key is None or not entry.is_file:
                 continue
-            sizes.add(entry.status.st_size)
+            sizes.add(entry.stat.size)
             looked += 1
             if looked == _SAMPLED:
                 break
@@ -91,29 +82,36 @@ class Importer:
 
     def jobs(self, refused: Callable[[str, OSError], None]) -> Iterator[tuple[float, Job]]:
         """One a file, and how far the walk is."""
-        for entry, key in self._tree.walk(self._folder, refused):
+        for entry, key in self._tree.walk(self._source, refused):
             name = entry.name
             if key is None or any(key[-GROUP_BYTES:]):
                 yield share_done(name), _settled(Result(name, "unknown"))
             elif not entry.is_file:
                 yield share_done(name), _settled(Result(name, "irregular"))
             else:
-                yield share_done(name), self._job(name, key, entry.status.st_size)
+                yield share_done(name), self._job(name, key, entry.stat.size)
 
     def _job(self, name: str, key: BlockKey, size: int) -> Job:
         def run() -> Result:
-            if self._has(key):
-                return Result(name, "existed")
+            if found := self._found(key):
+                return Result(name, found)
             if self._store is None or self._headers is None:
                 return Result(name, self._wrong_length(size) or "converted", self._block_bytes)
             return self._convert(name, key, self._store, self._headers)
 
         return run
 
-    def _has(self, key: BlockKey) -> bool:
-        if self._headers is not None:
-            return _stands(self._headers, key)
-        return (self._destination / self._space_folder / segment_name(key)).exists()
+    def _found(self, key: BlockKey) -> str | None:
+        """What stands where the block should go; a segment that is broken is moved away."""
+        if self._destination is None:
+            return None
+        try:
+            stat = self._destination.stat(f"{self._space_folder}/{segment_name(key)}")
+        except Irregular:
+            return "occupied"
+        if stat is None or (self._headers is not None and not _stands(self._headers, key)):
+            return None
+        return "existed"
 
     def _convert(self, name: str, key: BlockKey, store: Store, headers: Headers) -> Result:
         slot = aligned_buffer(self._slot_bytes)
@@ -122,6 +120,7 @@ class Importer:
             file = self._tree.block_name(key, rank)
             if kind := self._read(file, part):
                 return Result(file, kind)
+        slot[self._block_bytes :] = 0  # what a tree has behind a block means nothing
         check = self._checksum.block(key, slot[: self._block_bytes])
         segment = headers.segment([key], [check], UNKNOWN_PARENT)
         header = aligned_buffer(segment.header_bytes)
@@ -133,21 +132,18 @@ class Importer:
     def _read(self, name: str, part: Buffer) -> str | None:
         """Fill `part` with a whole file; or why not."""
         try:
-            handle = self._folder.open(name)
+            read = self._source.read_into(name, 0, [part])
+        except Irregular:
+            return "irregular"
         except OSError as error:
-            return _kind(error)
-        try:
-            status = handle.stat()
-            if not stat.S_ISREG(status.st_mode):
-                return "irregular"
-            if kind := self._wrong_length(status.st_size):
-                return kind
-            return None if handle.read(0, [part], len(part)) == len(part) else "short"
-        except OSError as error:
-            return _kind(error)
-        finally:
-            with suppress(OSError):
-                handle.close()
+            if is_silence(error):
+                raise
+            return "unreadable"
+        if read is None:
+            return "missing"
+        if kind := self._wrong_length(read.stat.size):
+            return kind
+        return None if read.filled_bytes == len(part) else "short"
 
     def _wrong_length(self, size: int) -> str | None:
         if size == self._file_bytes:
@@ -165,7 +161,3 @@ def _stands(headers: Headers, key: BlockKey) -> bool:
 
 def _settled(result: Result) -> Job:
     return lambda: result
-
-
-def _kind(error: OSError) -> str:
-    return _KINDS.get(error.errno or 0, "unreadable")

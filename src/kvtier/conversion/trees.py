@@ -5,24 +5,18 @@ hash. Invariants: a key has one name, and a name that `parse_block_name` takes h
 file is opened that lies under another one.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
-
-import msgspec
+from typing import Final, NamedTuple
 
 from kvtier.blocks.key import BlockKey
 from kvtier.conversion.matching import LLMD, Tree, read_tree
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Entry, Folder, printable
-from kvtier.inspection.foreign import find_foreign
+from kvtier.inspection.foreign import find_foreign, read_config
+from kvtier.inspection.view import Entry, View, printable
 from kvtier.tiers.shared.format import KEY_BYTES_MAX
 
 GROUP_BYTES: Final = 4
-_CONFIG = "config.json"
-_CONFIG_BYTES_MAX = 1 << 20
 _FAN_OUT = re.compile(r"[0-9a-f]{3}(?:/[0-9a-f]{2}_g\d+)?")
 _BLOCK = re.compile(r"([0-9a-f]{3})/([0-9a-f]{2})_g(0|[1-9]\d{0,8})/((?:[0-9a-f]{2})+)\.bin")
 _HASH_DIGITS_MIN = 6
@@ -45,7 +39,7 @@ class FoundTree(NamedTuple):
         return f"{self.base}_r{rank}/{digits[:3]}/{digits[3:5]}_g{group}/{digits}.bin"
 
     def walk(
-        self, folder: Folder, refused: Callable[[str, OSError], None]
+        self, view: View, refused: Callable[[str, OSError], None]
     ) -> Iterator[tuple[Entry, BlockKey | None]]:
         """All that lies below the first rank, in the order of names; None: it is no block."""
         top = f"{self.base}_r0"
@@ -54,7 +48,7 @@ class FoundTree(NamedTuple):
         def looks_into(name: str) -> bool:
             return _FAN_OUT.fullmatch(name[start:]) is not None
 
-        for entry in folder.walk(top, looks_into, refused):
+        for entry in view.walk(top, looks_into, refused):
             yield entry, parse_block_name(entry.name[start:])
 
 
@@ -76,43 +70,28 @@ def share_done(name: str) -> float:
     return int(parts[1], 16) / 4096 if len(parts) > 1 and _FAN_OUT.fullmatch(parts[1]) else 0.0
 
 
-def choose_tree(folder: Folder, wanted: str | None) -> FoundTree:
+def choose_tree(view: View, wanted: str | None) -> FoundTree:
     """The tree `wanted`, or the only one. Raises InvalidSettings with the choice, and OSError."""
-    bases = list(find_foreign(folder))
+    bases = list(find_foreign(view))
     known = ", ".join(map(printable, bases)) or "none"
     if wanted is not None:
         if wanted not in bases:
-            raise InvalidSettings(f"--tree: no tree {wanted} in {folder.path}; there are: {known}")
-        return _read(folder, wanted)
+            raise InvalidSettings(f"--tree: no tree {wanted} in {view.place}; there are: {known}")
+        return _read(view, wanted)
     if not bases:
         raise InvalidSettings(
-            f"{folder.path} holds no tree of vLLM's fs tier or of llm-d's; name its root_dir, "
+            f"{view.place} holds no tree of vLLM's fs tier or of llm-d's; name its root_dir, "
             "after an engine with that tier has run there once"
         )
     if len(bases) > 1:
-        raise InvalidSettings(f"--tree: {folder.path} holds several trees, name one: {known}")
-    return _read(folder, bases[0])
+        raise InvalidSettings(f"--tree: {view.place} holds several trees, name one: {known}")
+    return _read(view, bases[0])
 
 
-def _read(folder: Folder, base: str) -> FoundTree:
-    name = f"{base}/{_CONFIG}"
-    fields = _fields(folder, name)
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    if hashlib.sha256(text.encode()).hexdigest()[:12] != base[-12:]:
+def _read(view: View, base: str) -> FoundTree:
+    fields, mistake = read_config(view, base)
+    if fields is None or mistake is not None:
         raise InvalidSettings(
-            f"{name} is not what the folder is named after: it was changed, or is damaged"
+            f"{printable(base)}: {mistake}; nobody can tell what the tree's bytes are"
         )
     return FoundTree(base, read_tree(fields))
-
-
-def _fields(folder: Folder, name: str) -> dict[str, Any]:
-    try:
-        raw = folder.read(name, _CONFIG_BYTES_MAX)
-    except OSError as error:
-        raise InvalidSettings(f"{name} cannot be read: {error.strerror}") from error
-    if raw is None:
-        raise InvalidSettings(f"{name} is missing: nobody can tell what the tree's bytes are")
-    try:
-        return msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidSettings(f"{name} cannot be read: {error}") from error

@@ -1,17 +1,17 @@
 """The work of a conversion, block by block: what a job is, and running many of them.
 
-Invariants: a job that began is waited for, so that every result is counted; who stops a run, or
-limits it, gets whole blocks and nothing half-done.
+Invariants: a job that began is waited for, unless storage hangs, so that every result is counted;
+who stops a run, or limits it, gets whole blocks and nothing half-done.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, NamedTuple
 
 from kvtier.conversion.report import Conversion
-from kvtier.inspection.folder import printable
-from kvtier.inspection.pace import Pace
+from kvtier.inspection.pace import Pace, Stopped
+from kvtier.inspection.view import printable
+from kvtier.inspection.workers import Workers
 
 THREADS: Final = 4
 _BATCH: Final = 64
@@ -28,7 +28,7 @@ class Result(NamedTuple):
 
 
 Job = Callable[[], Result]
-"""Converts one block. Blocks; raises OSError where the destination refuses, and only then."""
+"""Converts one block. Blocks; raises OSError where the destination refuses, or nobody answers."""
 
 
 def run_jobs(
@@ -42,7 +42,7 @@ def run_jobs(
 
     At most `limit` blocks are converted. Ends early, and not complete, after `pace.stop()`.
     """
-    with ThreadPoolExecutor(THREADS, "convert") as threads:
+    with Workers(THREADS, "kvtier-convert", pace) as workers:
         while not pace.stopped:
             room = _BATCH if limit is None else min(_BATCH, limit - report.converted)
             batch = list(islice(jobs, room)) if room > 0 else []
@@ -50,13 +50,14 @@ def run_jobs(
                 report.limited = room <= 0 and next(jobs, None) is not None
                 report.complete = not report.limited
                 return
-            for result in threads.map(_call, [job for _, job in batch]):
-                _count(report, result)
+            asked = [workers.submit(job) for _, job in batch]
+            try:
+                for future in asked:
+                    if not (pace.stopped and future.cancel()):
+                        _count(report, workers.result(future))
+            except Stopped:
+                return
             told(report, batch[-1][0])
-
-
-def _call(job: Job) -> Result:
-    return job()
 
 
 def _count(report: Conversion, result: Result) -> None:

@@ -12,16 +12,18 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from kvtier.clock import Clock, MonotonicClock, wall_s
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.cursor import Cursor, CursorFile
-from kvtier.inspection.folder import Folder, printable
+from kvtier.inspection.cursor import Cursor, CursorKeeper
 from kvtier.inspection.foreign import UNVERIFIABLE, find_foreign
 from kvtier.inspection.fsck import THREADS, Check, rules_for
+from kvtier.inspection.notes import FileNote
+from kvtier.inspection.opening import open_view
 from kvtier.inspection.pace import Pace, Stopped
 from kvtier.inspection.places import Places
 from kvtier.inspection.repair import Repairs
 from kvtier.inspection.report import Finding, Report
 from kvtier.inspection.segments import Rules
 from kvtier.inspection.spaces import FoundSpace, Secrets, find_spaces
+from kvtier.inspection.view import View, printable
 
 SAVE_EVERY_S: Final = 10.0
 
@@ -33,7 +35,7 @@ class Wish(NamedTuple):
     """Names of key spaces; none: all."""
     key_files: Sequence[Path] = ()
     cursor_path: Path | None = None
-    """None: in the folder."""
+    """None: in the store."""
     repair: bool = False
     from_start: bool = False
     threads: int = THREADS
@@ -55,7 +57,7 @@ class Observer:
 class _Subject(NamedTuple):
     """What is checked."""
 
-    folder: Folder
+    view: View
     spaces: list[FoundSpace]
     foreign: dict[str, list[str]]
     rules: dict[str, Rules]
@@ -64,42 +66,55 @@ class _Subject(NamedTuple):
 
 
 def check_store(
-    path: Path, wish: Wish, pace: Pace, observer: Observer, clock: Clock | None = None
+    place: str, wish: Wish, pace: Pace, observer: Observer, clock: Clock | None = None
 ) -> Report:
     """Check until the end, or until `pace` is stopped: then the report is not complete.
 
-    Raises InvalidSettings where there is nothing that could be checked. Blocks for as long as
-    it takes to read the store once.
+    `place`: a folder, or a bucket's URL. Raises InvalidSettings where there is nothing that
+    could be checked, and where the storage does not answer any more. Blocks for as long as it
+    takes to read the store once.
     """
-    folder = Folder(path)
+    view = open_view(place)
+    try:
+        return check_view(view, wish, pace, observer, clock)
+    finally:
+        view.close()
+
+
+def check_view(
+    view: View, wish: Wish, pace: Pace, observer: Observer, clock: Clock | None = None
+) -> Report:
+    """As `check_store`, of what is open already."""
     repairs = None
     try:
-        subject = _subject(folder, wish)
-        repairs = Repairs(path) if wish.repair else None
+        subject = _subject(view, wish)
+        repairs = Repairs(view.open_store()) if wish.repair else None
         return _run(subject, wish, pace, observer, repairs, clock or MonotonicClock())
     except OSError as error:
-        raise InvalidSettings(f"{path} cannot be checked: {error}") from error
+        raise InvalidSettings(
+            f"{view.place} cannot be checked: {error.strerror or error}; mend that and run the "
+            "same again, it goes on where it stopped"
+        ) from error
     finally:
-        folder.close()
         if repairs is not None:
             repairs.close()
 
 
-def _subject(folder: Folder, wish: Wish) -> _Subject:
+def _subject(view: View, wish: Wish) -> _Subject:
     secrets = Secrets(wish.key_files)
-    spaces = find_spaces(folder, wish.spaces)
-    foreign = {} if wish.spaces else find_foreign(folder)
+    spaces = find_spaces(view, wish.spaces)
+    foreign = {} if wish.spaces else find_foreign(view)
     if not spaces:
         what = "no key space; is it mounted?"
         if foreign:
             what = f"only trees of other systems ({', '.join(foreign)}): {UNVERIFIABLE}"
-        raise InvalidSettings(f"{folder.path} holds {what}")
+        raise InvalidSettings(f"{view.place} holds {what}")
     if wish.spaces:
-        skipped = [entry.name for entry in folder.entries()]
+        skipped = [entry.name for entry in view.entries()]
     else:
         skipped = [name for names in foreign.values() for name in names]
     rules = rules_for(spaces, secrets)
-    return _Subject(folder, spaces, foreign, rules, secrets, skipped)
+    return _Subject(view, spaces, foreign, rules, secrets, skipped)
 
 
 def _run(
@@ -110,12 +125,11 @@ def _run(
     repairs: Repairs | None,
     clock: Clock,
 ) -> Report:
-    folder = subject.folder
     saver = _Saver(subject, wish, observer)
     report, after = saver.begin()
     places = Places(space.name for space in subject.spaces)
     check = Check(
-        folder,
+        subject.view,
         places,
         subject.rules,
         report,
@@ -148,21 +162,15 @@ class _Saver:
     """Keeps the cursor of one run."""
 
     def __init__(self, subject: _Subject, wish: Wish, observer: Observer) -> None:
-        folder = subject.folder
-        sealer = subject.secrets.strongest
-        self._is_named = wish.cursor_path is not None
-        self._file = (
-            CursorFile(wish.cursor_path, sealer)
-            if wish.cursor_path is not None
-            else CursorFile.within(folder.path, sealer)
-        )
+        view, named = subject.view, wish.cursor_path
+        self._is_named = named is not None
+        note = view.note() if named is None else FileNote(named)
+        self._keeper = CursorKeeper(note, subject.secrets.strongest)
         self._observer = observer
         self._from_start = wish.from_start
         self._works = True
-        status = os.stat(folder.path)
         self._fresh = Cursor(
-            device=status.st_dev,
-            inode=status.st_ino,
+            store=view.identity,
             spaces=tuple(_state(space) for space in subject.spaces),
             repairs=wish.repair,
             after="",
@@ -172,9 +180,12 @@ class _Saver:
     def begin(self) -> tuple[Report, str]:
         """The report so far, and the position to go on behind.
 
-        Raises InvalidSettings where the file that a person named cannot be written.
+        Raises InvalidSettings where the file that a person named cannot be written, or is
+        something else that would be lost.
         """
-        found = None if self._from_start else self._file.load()
+        if self._is_named:
+            self._check_named()
+        found = None if self._from_start else self._keeper.load()
         if found is not None and found.is_of(self._fresh):
             after = os.fsdecode(unquote_to_bytes(found.after))
             found.report.resumed_after = printable(after)
@@ -183,16 +194,29 @@ class _Saver:
         self.save(self._fresh.report, "")
         if self._is_named and not self._works:
             raise InvalidSettings(
-                f"--resume: {self._file.path} cannot be written; name another file"
+                f"--resume: {self._keeper.where} cannot be written; name another file"
             )
         return self._fresh.report, ""
+
+    def _check_named(self) -> None:
+        where = self._keeper.where
+        try:
+            is_free = self._keeper.is_free()
+        except OSError as error:
+            raise InvalidSettings(
+                f"--resume: {where} cannot be read: {error.strerror}; name another file"
+            ) from error
+        if not is_free:
+            raise InvalidSettings(
+                f"--resume: {where} is not where a check left off, and would be lost; name "
+                "another file, or remove it"
+            )
 
     def save(self, report: Report, after: str) -> None:
         """Note where the check is. A place that cannot be written to costs the resumption only."""
         fresh = self._fresh
         cursor = Cursor(
-            device=fresh.device,
-            inode=fresh.inode,
+            store=fresh.store,
             spaces=fresh.spaces,
             repairs=fresh.repairs,
             after=quote_from_bytes(os.fsencode(after)),
@@ -201,20 +225,20 @@ class _Saver:
         if not self._works:
             return
         try:
-            self._file.save(cursor)
+            self._keeper.save(cursor)
         except OSError as error:
             self._works = False
             self._observer.warned(
-                f"this check cannot go on later: {self._file.path} cannot be written "
+                f"this check cannot go on later: {self._keeper.where} cannot be written "
                 f"({error.strerror}); name a file with --resume"
             )
 
     def end(self) -> None:
         """Nothing is left to go on with."""
         try:
-            self._file.remove()
+            self._keeper.remove()
         except OSError as error:
-            self._observer.warned(f"{self._file.path} cannot be removed ({error.strerror})")
+            self._observer.warned(f"{self._keeper.where} cannot be removed ({error.strerror})")
 
 
 def _state(space: FoundSpace) -> str:
@@ -226,7 +250,7 @@ def _state(space: FoundSpace) -> str:
 
 def _fresh_report(subject: _Subject) -> Report:
     report = Report(
-        path=printable(str(subject.folder.path)),
+        path=printable(subject.view.place),
         spaces=[space.name for space in subject.spaces],
         started_s=wall_s(),
     )

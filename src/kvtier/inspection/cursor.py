@@ -1,38 +1,33 @@
-"""How far a check got, kept in a file, so that a later run goes on there.
+"""How far a check got, kept in a note, so that a later run goes on there.
 
-Why sealed: the file may lie where many can write, and what it says is left out of the check.
+Why sealed: the note may lie where many can write, and what it says is left out of the check.
 With a secret only its owner can make one; without one a seal finds accidents.
 
-Invariants: the file is replaced whole; one that is damaged, of another format, or of a check of
-something else is as good as none.
+Invariant: one that is damaged, of another format, or of a check of something else is as good as
+none.
 """
 
 import hmac
-import os
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from kvtier.blocks.checksum import Checksum
-from kvtier.inspection.folder import read_whole
-from kvtier.inspection.places import CURSOR_NAME
+from kvtier.inspection.notes import Note
 from kvtier.inspection.report import Report
-from kvtier.tiers.shared.names import TemporaryNames
 
-FORMAT: Final = 1
-_BYTES_MAX = 64 << 20
+FORMAT: Final = 2
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):
     """Where to go on, and what was found until there."""
 
     format: int = FORMAT
-    device: int
-    inode: int
-    """Of the store's folder."""
+    store: str
+    """Identity of what is checked: `View.identity`."""
     spaces: tuple[str, ...]
-    """Digests of the key spaces that are checked."""
+    """What is checked: name of each key space, and what its manifest says of checksums."""
     repairs: bool
     after: str
     """A position in the walk; all before it was looked at."""
@@ -42,7 +37,7 @@ class Cursor(msgspec.Struct, frozen=True, kw_only=True):
         """Whether both are of the same check."""
         return all(
             getattr(self, name) == getattr(other, name)
-            for name in ("format", "device", "inode", "spaces", "repairs")
+            for name in ("format", "store", "spaces", "repairs")
         )
 
 
@@ -51,50 +46,47 @@ class _Sealed(msgspec.Struct, frozen=True):
     cursor: msgspec.Raw
 
 
-class CursorFile:
-    """One file with a cursor. Every method but `load` raises OSError."""
+class CursorKeeper:
+    """Keeps a cursor in a note. Every method but `load` raises OSError."""
 
-    def __init__(self, path: Path, sealer: Checksum) -> None:
-        self.path = path
+    def __init__(self, note: Note, sealer: Checksum) -> None:
+        self.where = note.where
+        self._note = note
         self._sealer = sealer
-
-    @classmethod
-    def within(cls, folder: Path, sealer: Checksum) -> "CursorFile":
-        """Where it lies if nobody names another place."""
-        return cls(folder / CURSOR_NAME, sealer)
 
     def load(self) -> Cursor | None:
         """What was saved; None where there is nothing that can be trusted."""
         try:
-            sealed = msgspec.json.decode(self._read(), type=_Sealed)
+            content = self._note.read()
+            if content is None:
+                return None
+            sealed = msgspec.json.decode(content, type=_Sealed)
             if not hmac.compare_digest(sealed.seal.encode(), self._seal(bytes(sealed.cursor))):
                 return None
             cursor = msgspec.json.decode(sealed.cursor, type=Cursor)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (OSError, *_UNREADABLE):
             return None
         return cursor if cursor.format == FORMAT else None
+
+    def is_free(self) -> bool:
+        """Whether nothing would be lost by `save`: there is nothing, or a cursor of any kind."""
+        content = self._note.read()
+        if not content:
+            return True
+        try:
+            msgspec.json.decode(content, type=_Sealed)
+        except _UNREADABLE:
+            return False
+        return True
 
     def save(self, cursor: Cursor) -> None:
         """Replace what is there."""
         raw = msgspec.json.encode(cursor)
-        sealed = _Sealed(self._seal(raw).decode(), msgspec.Raw(raw))
-        temporary = self.path.with_name(TemporaryNames().next(""))
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                file.write(msgspec.json.encode(sealed))
-            os.replace(temporary, self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        self._note.write(msgspec.json.encode(_Sealed(self._seal(raw).decode(), msgspec.Raw(raw))))
 
     def remove(self) -> None:
         """The check is done."""
-        self.path.unlink(missing_ok=True)
-
-    def _read(self) -> bytes:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        return read_whole(os.open(self.path, flags), _BYTES_MAX)
+        self._note.remove()
 
     def _seal(self, raw: bytes) -> bytes:
         return self._sealer.header(b"kvtier fsck cursor\n" + raw).hex().encode()

@@ -1,103 +1,49 @@
-"""Somebody's store, opened for looking: nothing is made, written, moved or removed here.
+"""The view of a folder: links, pipes and names that no store can have are shown as well.
 
-Why not a store: that one tries out what the folder can do, and shows neither links and pipes
-nor files of strangers. A person who looks into a folder wants to see just those, and may have
-mounted it read-only.
-
-Invariants: no link is followed but the one that `path` may be, and no pipe is waited for; a
-walk is in the order of whole names, so that it can go on behind any name it gave.
+Invariants: nothing is made, written, moved or removed; no link is followed but the one that
+`path` may be, and no pipe is waited for.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import msgspec
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.shared.files import OsStoreFiles, StoreFiles
+from kvtier.inspection.notes import FileNote, read_whole
+from kvtier.inspection.places import CURSOR_NAME
+from kvtier.inspection.view import Entry, FileSystem, Irregular, is_silence
+from kvtier.tiers.base import Buffer
+from kvtier.tiers.shared.files import OsStoreFiles, StoreFiles, is_regular
 from kvtier.tiers.shared.handle import Handle
 from kvtier.tiers.shared.names import join
+from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.store import Read, Stat, Store
+from kvtier.tiers.shared.walk import stat_of
 
-_GONE = (FileNotFoundError, NotADirectoryError)
-
-
-def printable(name: str) -> str:
-    """`name` with nothing in it that moves a cursor or that JSON cannot hold."""
-    if name.isprintable():
-        return name
-    escaped = (
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
-    )
-    return "".join(escaped)
-
-
-class Entry(NamedTuple):
-    """Something in a folder. `name` is whole, below the root."""
-
-    name: str
-    status: os.stat_result
-
-    @property
-    def is_folder(self) -> bool:
-        """A folder itself, not a link to one."""
-        return stat.S_ISDIR(self.status.st_mode)
-
-    @property
-    def is_file(self) -> bool:
-        """A regular file."""
-        return stat.S_ISREG(self.status.st_mode)
-
-    @property
-    def what(self) -> str:
-        """In words."""
-        kinds = {
-            stat.S_IFDIR: "folder",
-            stat.S_IFREG: "file",
-            stat.S_IFLNK: "link",
-            stat.S_IFIFO: "pipe",
-            stat.S_IFSOCK: "socket",
-        }
-        return kinds.get(stat.S_IFMT(self.status.st_mode), "device")
-
-    @property
-    def position(self) -> str:
-        """Where it stands in a walk: what is in a folder comes where the folder does."""
-        return f"{self.name}/" if self.is_folder else self.name
-
-
-def read_whole(fd: int, limit_bytes: int) -> bytes:
-    """A regular file from its descriptor, which is closed. OSError where it is none or longer."""
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        with open(fd, "rb", closefd=False) as file:
-            content = file.read(limit_bytes + 1)
-    finally:
-        os.close(fd)
-    if len(content) > limit_bytes:
-        raise OSError(errno.EFBIG, f"longer than {limit_bytes} bytes")
-    return content
-
-
-class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
-    """What a folder is on. What may be used by those who are not root is free."""
-
-    total_bytes: int
-    free_bytes: int
-    total_inodes: int
-    free_inodes: int
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+"""The last is of a file that another host removed while it was open here."""
+_IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
+"""What opening a link, a socket or a device answers."""
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFREG: "file",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+}
+_BLOCK_BYTES = 512
+"""What `st_blocks` counts, whatever the file system's blocks are."""
 
 
 class Folder:
-    """An open folder. Safe from any thread; methods block. Close it."""
+    """An open folder: see `View`."""
 
     def __init__(self, path: Path, files: StoreFiles | None = None) -> None:
         """Raises InvalidSettings with the fix where `path` is no folder that can be read."""
         self.path = path
+        self.place = str(path)
         self._files = files or OsStoreFiles()
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -114,13 +60,15 @@ class Folder:
                 f"{path} cannot be read ({error.strerror}); run this as a user who may read it"
             ) from error
 
-    def entries(self, folder: str = "") -> list[Entry]:
-        """What is in `folder`, in the order of a walk. Raises OSError; what vanishes is left out.
+    @property
+    def identity(self) -> str:
+        """See View. Also where the folder is mounted at another place."""
+        status = os.fstat(self._fd)
+        return f"{status.st_dev:x}:{status.st_ino:x}"
 
-        Costs one call a file and two a folder.
-        """
-        flags = os.O_RDONLY | os.O_DIRECTORY
-        fd = self._files.open(folder or ".", flags, self._fd)
+    def entries(self, folder: str = "") -> Iterator[Entry]:
+        """See View. Costs one call a file and two a folder."""
+        fd = self._files.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY, self._fd)
         found = []
         try:
             with os.scandir(fd) as listing:
@@ -129,11 +77,11 @@ class Folder:
                         status = each.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    found.append(Entry(join(folder, each.name), status))
+                    found.append(_entry(join(folder, each.name), status))
         finally:
             os.close(fd)
         found.sort(key=lambda entry: entry.position)
-        return found
+        return iter(found)
 
     def walk(
         self,
@@ -142,17 +90,14 @@ class Folder:
         refused: Callable[[str, OSError], None],
         after: str = "",
     ) -> Iterator[Entry]:
-        """Everything below `folder` whose `position` is behind `after`, in that order.
-
-        A folder that `looks_into` is asked about is either looked into or given itself. One
-        that cannot be listed is told to `refused`. One folder at a time is in memory.
-        """
+        """See View. A folder that vanishes is empty."""
         try:
             entries = self.entries(folder)
-        except _GONE:
-            return
         except OSError as error:
-            refused(folder or ".", error)
+            if is_silence(error):
+                raise
+            if error.errno not in _GONE:
+                refused(folder or ".", error)
             return
         for entry in entries:
             if entry.is_folder and looks_into(entry.name):
@@ -161,24 +106,50 @@ class Folder:
             elif entry.position > after:
                 yield entry
 
-    def open(self, name: str) -> Handle:
-        """A file to read, past the page cache where that works. Raises OSError; close it.
+    def stat(self, name: str) -> Stat | None:
+        """See View."""
+        try:
+            result = self._files.stat(name, self._fd)
+        except OSError as error:
+            _check_gone(name, error)
+            return None
+        if not is_regular(result):
+            raise Irregular(name)
+        return stat_of(result)
+
+    def read(self, name: str, limit_bytes: int) -> bytes | None:
+        """See View."""
+        try:
+            fd = self._files.open(name, os.O_RDONLY, self._fd)
+        except OSError as error:
+            _check_gone(name, error)
+            return None
+        return read_whole(fd, limit_bytes)
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
+        """See View. Past the page cache where that works.
 
         Past the cache, because a check must see the medium, and must not push an engine's data
         out of the cache.
         """
-        return Handle(self._files, name, os.O_RDONLY | os.O_DIRECT, self._fd)
-
-    def read(self, name: str, limit_bytes: int) -> bytes | None:
-        """A small file; None where there is none. OSError with EFBIG where it is longer."""
         try:
-            fd = self._files.open(name, os.O_RDONLY, self._fd)
-        except _GONE:
+            handle = Handle(self._files, name, os.O_RDONLY | os.O_DIRECT, self._fd)
+        except OSError as error:
+            _check_gone(name, error)
             return None
-        return read_whole(fd, limit_bytes)
+        try:
+            return _read(handle, name, offset, buffers)
+        except OSError as error:
+            _check_gone(name, error)
+            return None
+        finally:
+            try:
+                handle.close()
+            except OSError:  # what was read is read
+                pass
 
     def file_system(self) -> FileSystem:
-        """How much room there is. Raises OSError."""
+        """See View."""
         found = os.fstatvfs(self._fd)
         return FileSystem(
             total_bytes=found.f_blocks * found.f_frsize,
@@ -187,8 +158,41 @@ class Folder:
             free_inodes=found.f_favail,
         )
 
+    def note(self) -> FileNote:
+        """See View: in the folder, under a name that no store shows."""
+        return FileNote(self.path / CURSOR_NAME)
+
+    def open_store(self) -> Store:
+        """See View."""
+        try:
+            return PosixStore(self.path)
+        except InvalidSettings as error:
+            raise InvalidSettings(str(error).replace("shared.path", "--repair")) from error
+
     def close(self) -> None:
         """Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _entry(name: str, status: os.stat_result) -> Entry:
+    what = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
+    return Entry(name, what, stat_of(status), status.st_blocks * _BLOCK_BYTES)
+
+
+def _check_gone(name: str, error: OSError) -> None:
+    """Raises Irregular where it is no file, and `error` unless it says that the file is gone."""
+    if error.errno in _GONE:
+        return
+    if error.errno in _IRREGULAR:
+        raise Irregular(name) from error
+    raise error
+
+
+def _read(handle: Handle, name: str, offset: int, buffers: Sequence[Buffer]) -> Read:
+    result = handle.stat()
+    if not is_regular(result):
+        raise Irregular(name)
+    wanted_bytes = min(sum(map(len, buffers)), result.st_size - offset)
+    return Read(stat_of(result), handle.read(offset, buffers, wanted_bytes))

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from kvtier.inspection.folder import Folder, printable
 from kvtier.inspection.pile import Bulk, Pile
+from kvtier.inspection.view import View, printable
 
 UNVERIFIABLE: Final = "its files carry no checksums, so nobody can verify them"
 
@@ -43,39 +43,37 @@ class ForeignTree(msgspec.Struct, frozen=True, kw_only=True):
     """Files that are no blocks: those being written, or left by the dead."""
 
 
-def find_foreign(folder: Folder) -> dict[str, list[str]]:
+def find_foreign(view: View) -> dict[str, list[str]]:
     """Base name -> folders at the top that belong to it. Raises OSError."""
     found: dict[str, list[str]] = {}
-    for entry in folder.entries():
+    for entry in view.entries():
         matched = _TOP.fullmatch(entry.name) if entry.is_folder else None
-        if matched is not None and _is_tree(
-            folder, entry.name, is_rank=matched["rank"] is not None
-        ):
+        if matched is not None and _is_tree(view, entry.name, is_rank=matched["rank"] is not None):
             found.setdefault(matched["base"], []).append(entry.name)
     return dict(sorted(found.items()))
 
 
 def survey_tree(
-    folder: Folder,
+    view: View,
     base: str,
     tops: Sequence[str],
     refused: Callable[[str, OSError], None],
     tell: Callable[[str], None],
 ) -> ForeignTree:
-    """Count it. Costs a call a file; `tell` hears of each. `refused`: as in `Folder.walk`."""
+    """Count it. Costs a call a file; `tell` hears of each. `refused`: as in `View.walk`."""
     pile, others = Pile(), 0
     groups: set[int] = set()
     for top in tops:
-        for entry in folder.walk(top, _looks_into, refused):
+        for entry in view.walk(top, _looks_into, refused):
             tell(entry.name)
             parts = entry.name.split("/")
             group = _GROUP.fullmatch(parts[2]) if len(parts) == 4 else None
             if group and entry.is_file and _BLOCK.fullmatch(parts[3]):
                 groups.add(int(group[1]))
-                pile.add(entry.status)
+                pile.add(entry)
             elif entry.name != f"{base}/{_CONFIG}":
                 others += 1
-    config, mistake = _config(folder, base)
+    config, mistake = read_config(view, base)
     ranks = [found["rank"] for top in tops if (found := _TOP.fullmatch(top))]
     return ForeignTree(
         name=printable(base),
@@ -89,25 +87,13 @@ def survey_tree(
     )
 
 
-def _is_tree(folder: Folder, name: str, *, is_rank: bool) -> bool:
+def read_config(view: View, base: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The fields of a tree's config.json, as far as they can be read, and what is wrong with it.
+
+    Raises nothing.
+    """
     try:
-        below = [entry.name.rpartition("/")[2] for entry in folder.entries(name)]
-    except OSError:
-        return is_rank
-    return any(map(_FAN_OUT.fullmatch, below)) if is_rank else _CONFIG in below
-
-
-def _looks_into(name: str) -> bool:
-    _, *below = name.split("/")
-    patterns = (_FAN_OUT, _GROUP)
-    return len(below) <= len(patterns) and all(
-        pattern.fullmatch(part) for pattern, part in zip(patterns, below, strict=False)
-    )
-
-
-def _config(folder: Folder, base: str) -> tuple[dict[str, Any] | None, str | None]:
-    try:
-        raw = folder.read(f"{base}/{_CONFIG}", _CONFIG_BYTES_MAX)
+        raw = view.read(f"{base}/{_CONFIG}", _CONFIG_BYTES_MAX)
     except OSError as error:
         return None, f"{_CONFIG} cannot be read: {error.strerror}"
     if raw is None:
@@ -118,8 +104,27 @@ def _config(folder: Folder, base: str) -> tuple[dict[str, Any] | None, str | Non
         return None, f"{_CONFIG} cannot be read: {error}"
     text = json.dumps(config, sort_keys=True, separators=(",", ":"))
     if hashlib.sha256(text.encode()).hexdigest()[:12] != base[-12:]:
-        return config, f"{_CONFIG} is not what the folder is named after"
+        return (
+            config,
+            f"{_CONFIG} is not what the folder is named after: it was changed, or is damaged",
+        )
     return config, None
+
+
+def _is_tree(view: View, name: str, *, is_rank: bool) -> bool:
+    try:
+        below = (entry.name.rpartition("/")[2] for entry in view.entries(name))
+        return any(map(_FAN_OUT.fullmatch, below)) if is_rank else _CONFIG in below
+    except OSError:
+        return is_rank
+
+
+def _looks_into(name: str) -> bool:
+    _, *below = name.split("/")
+    patterns = (_FAN_OUT, _GROUP)
+    return len(below) <= len(patterns) and all(
+        pattern.fullmatch(part) for pattern, part in zip(patterns, below, strict=False)
+    )
 
 
 def _system(config: dict[str, Any] | None) -> str:

@@ -10,18 +10,20 @@ problem of the store; a file that cannot be read is a problem and never an excep
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Final, NamedTuple
 
 from kvtier.blocks.key import BlockKey
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Entry, Folder, printable
 from kvtier.inspection.pace import Pace
 from kvtier.inspection.places import Place, Places
 from kvtier.inspection.repair import STALE_S, Repairs
 from kvtier.inspection.report import Finding, Report
-from kvtier.inspection.segments import Broken, Rules, Verdict, rules_of, verify
+from kvtier.inspection.segments import Broken, Rules, Verdict, rules_of, verify_twice
 from kvtier.inspection.spaces import FoundSpace, Secrets
+from kvtier.inspection.view import Entry, View, printable
+from kvtier.inspection.workers import Workers
 from kvtier.tiers.shared.format import parse_segment_name
 
 THREADS: Final = 4
@@ -61,7 +63,7 @@ class Check:
 
     def __init__(
         self,
-        folder: Folder,
+        view: View,
         places: Places,
         rules: Mapping[str, Rules],
         report: Report,
@@ -73,7 +75,7 @@ class Check:
         threads: int = THREADS,
     ) -> None:
         """`now_s`: on the store's clock. `skipped`: top folders known to be something else."""
-        self._folder = folder
+        self._view = view
         self._places = places
         self._rules = rules
         self._report = report
@@ -87,18 +89,18 @@ class Check:
         """Look at everything behind `after`; gives the position of each file as it is done.
 
         The report is up to date with each. Whoever stops asking stops the check; once `pace`
-        is stopped this raises Stopped.
+        is stopped this raises Stopped. Raises OSError where the store does not answer.
         """
         steps: deque[_Step] = deque()
-        with ThreadPoolExecutor(self._threads, "kvtier-fsck") as pool:
+        with Workers(self._threads, "kvtier-fsck", self._pace) as workers:
             try:
-                walk = self._folder.walk("", self._places.looks_into, self._refused, after)
+                walk = self._view.walk("", self._places.looks_into, self._refused, after)
                 for entry in walk:
-                    steps.append(self._begin(pool, entry))
+                    steps.append(self._begin(workers, entry))
                     if len(steps) > self._threads * _AHEAD:
-                        yield self._end(steps.popleft())
+                        yield self._end(workers, steps)
                 while steps:
-                    yield self._end(steps.popleft())
+                    yield self._end(workers, steps)
             finally:
                 if steps:  # called off: what is under way ends soon, the rest never begins
                     self._pace.stop()
@@ -107,21 +109,22 @@ class Check:
                         step.verdict.cancel()
         self._report.complete = True
 
-    def _begin(self, pool: ThreadPoolExecutor, entry: Entry) -> _Step:
+    def _begin(self, workers: Workers, entry: Entry) -> _Step:
         place = self._places.of(entry.name)
         verdict = None
         space, _, name = entry.name.partition("/")
         if place is Place.SEGMENT and entry.is_file and space in self._rules:
             first = parse_segment_name(name)
             rules = self._rules[space]
-            verdict = pool.submit(verify, self._folder, entry.name, rules, first, self._pace)
+            look = partial(verify_twice, self._view, entry.name, rules, first, self._pace)
+            verdict = workers.submit(look)
         return _Step(entry, place, verdict)
 
-    def _end(self, step: _Step) -> str:
-        """Take in what was found; returns the position."""
-        entry, place, verdict = step
+    def _end(self, workers: Workers, steps: deque[_Step]) -> str:
+        """Take in what was found first; returns the position."""
+        entry, place, verdict = steps[0]
         if verdict is not None:
-            self._judge(entry, verdict.result())
+            self._judge(entry, workers.result(verdict))
         elif place is Place.UNKNOWN:
             if not entry.is_folder and self._places.looks_into(entry.name):
                 self._tell(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
@@ -137,6 +140,7 @@ class Check:
             self._report.quarantined += 1
         elif place is Place.TEMPORARY:
             self._judge_temporary(entry)
+        steps.popleft()
         return entry.position
 
     def _judge(self, entry: Entry, verdict: Verdict) -> None:
@@ -163,7 +167,7 @@ class Check:
             return _failed(error)
 
     def _judge_temporary(self, entry: Entry) -> None:
-        age_s = self._now_s - entry.status.st_mtime
+        age_s = self._now_s - entry.stat.modified_s
         if age_s <= STALE_S:
             return
         repaired = None
@@ -172,7 +176,7 @@ class Check:
                 repaired = self._repairs.remove_temporary(entry.name)
             except (OSError, ValueError) as error:
                 repaired = _failed(error)
-        reason = f"{entry.status.st_size} bytes that nobody has written to for {age_s / 3600:.0f} h"
+        reason = f"{entry.stat.size} bytes that nobody has written to for {age_s / 3600:.0f} h"
         self._tell(entry, "temporary", reason, repaired)
 
     def _refused(self, name: str, error: OSError) -> None:

@@ -1,23 +1,35 @@
 """The prefixes that are read most, from what readers wrote into their access journals.
 
 A journal names each segment once that a process read in some ten seconds: a read here is such
-a mention. A chain goes on from a segment to the one that follows it and is read most, as long
-as that is read half as often as the chain's first; what else follows begins chains of its own.
-So a system prompt that all requests share is one chain, and not a part of each request's.
+a mention, whether it stands in a journal still or was folded into an evictor's summary. A chain
+goes on from a segment to the one that follows it and is read most, as long as that is read half
+as often as the chain's first; what else follows begins chains of its own. So a system prompt
+that all requests share is one chain, and not a part of each request's.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import nlargest
 from itertools import pairwise
 from typing import Final
 
 import msgspec
 
 from kvtier.blocks.key import BlockKey, KeySpace
-from kvtier.tiers.shared.format import Segment, parse_segment_name
+from kvtier.evictor.table import Use
+from kvtier.tiers.shared.format import (
+    KEY_BYTES_MAX,
+    KEY_BYTES_MIN,
+    Segment,
+    parse_segment_name,
+)
 
 HEADERS_MAX: Final = 4096
 """Headers read at most, of the segments read most."""
+SEGMENTS_MAX: Final = 1_000_000
+"""Counted at most: what journals name beyond them is passed over."""
+Load = Callable[[Sequence[BlockKey]], Iterable[Segment | None]]
+"""Verified headers of the segments with these first keys, in their order; None: there is none."""
 _GROUP_BYTES = 4
 
 
@@ -39,7 +51,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reads:
-    """Mentions of segments, counted: some 100 bytes a segment."""
+    """Mentions of segments, counted: some 400 bytes a segment."""
 
     def __init__(self) -> None:
         self._counts: Counter[BlockKey] = Counter()
@@ -49,22 +61,34 @@ class Reads:
         """One journal; lines that name no segment are passed over."""
         for line in journal.decode("utf-8", "replace").splitlines():
             key = parse_segment_name(line)
-            if key is not None:
-                self._counts[key] += 1
-                self._last_s[key] = max(modified_s, self._last_s.get(key, modified_s))
+            if key is not None and (key in self._counts or len(self._counts) < SEGMENTS_MAX):
+                self._note(key, 1, modified_s)
 
-    def chains(
-        self, load: Callable[[BlockKey], Segment | None], space: KeySpace, count: int
-    ) -> list[Chain]:
-        """The `count` that are read most. `load` gives a verified header, None where it cannot."""
-        loaded: dict[BlockKey, Segment] = {}
-        for first, _ in self._counts.most_common(HEADERS_MAX if count else 0):
-            segment = load(first)
-            if segment is not None:
-                loaded[first] = segment
+    def add_folded(self, uses: Mapping[bytes, Use]) -> None:
+        """Of one shard, once all journals are in: of more than HEADERS_MAX those read most."""
+
+        def reads(item: tuple[bytes, Use]) -> int:
+            return item[1].times + self._counts.get(BlockKey(item[0]), 0)
+
+        for key, use in nlargest(HEADERS_MAX, uses.items(), key=reads):
+            if KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
+                self._note(BlockKey(key), use.times, use.last_s)
+
+    def chains(self, load: Load, space: KeySpace, count: int) -> list[Chain]:
+        """The `count` that are read most."""
+        firsts = [first for first, _ in self._counts.most_common(HEADERS_MAX if count else 0)]
+        loaded = {
+            first: segment
+            for first, segment in zip(firsts, load(firsts), strict=True)
+            if segment is not None
+        }
         chains = [self._chain(links, space) for links in self._links(loaded)]
         chains.sort(key=lambda chain: (-chain.reads, -chain.blocks, chain.first_key))
         return chains[:count]
+
+    def _note(self, key: BlockKey, times: int, last_s: float) -> None:
+        self._counts[key] += times
+        self._last_s[key] = max(last_s, self._last_s.get(key, last_s))
 
     def _links(self, loaded: dict[BlockKey, Segment]) -> Iterator[list[Segment]]:
         """Every loaded segment in one run; none of those that follow each other in a ring."""

@@ -1,10 +1,11 @@
 """Many files as a few numbers: how many, how long, how large on the disk, how old."""
 
-import os
 from array import array
 
 import msgspec
 import numpy as np
+
+from kvtier.inspection.view import Entry
 
 
 class Bulk(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,7 +15,7 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True):
     nominal_bytes: int
     """The lengths of the files."""
     physical_bytes: int
-    """What they take on the disk, as `du` says."""
+    """What they take on the disk, as `du` says; in a bucket their lengths."""
     oldest_s: float | None
     median_s: float | None
     newest_s: float | None
@@ -28,11 +29,11 @@ class Pile:
         self._physical_bytes = 0
         self._modified_s = array("d")
 
-    def add(self, status: os.stat_result) -> None:
+    def add(self, entry: Entry) -> None:
         """One more."""
-        self._nominal_bytes += status.st_size
-        self._physical_bytes += status.st_blocks * 512
-        self._modified_s.append(status.st_mtime)
+        self._nominal_bytes += entry.stat.size
+        self._physical_bytes += entry.physical_bytes
+        self._modified_s.append(entry.stat.modified_s)
 
     def bulk(self) -> Bulk:
         """All so far."""

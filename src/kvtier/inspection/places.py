@@ -13,14 +13,16 @@ from kvtier.tiers.shared.manifest import MANIFEST_NAME
 from kvtier.tiers.shared.names import is_temporary
 
 CURSOR_NAME: Final = ".kvtier-fsck.json"
-"""Where a check keeps how far it got. No store shows it: its name starts with a dot."""
+"""Where a check of a folder keeps how far it got. No store shows it: it starts with a dot."""
+STORE_CURSOR_NAME: Final = "leases/fsck.json"
+"""The same in a bucket, beside what evictors note: no reader or writer looks there."""
 
 _LEASES = "leases"
 _IN_SPACE = frozenset({"blocks", "access", "quarantine"})
 _FAN_OUT = re.compile(r"[0-9a-f]{3}")
 _MISPLACED = re.compile(r"blocks/(?:[^/]+/)?(?:[0-9a-f]{2})+\.kvt")
 _JOURNAL = re.compile(r"access/[^/]+-\d{8,}\.log")
-_SUMMARY = re.compile(r"access/summary-[0-9a-f]+\.\d{10}\.bin")
+_SUMMARY = re.compile(r"access/summary-[0-9a-f]\.\d{10}\.bin")
 _QUARANTINED = re.compile(r"quarantine/[^/]+\.kvt")
 
 
@@ -52,7 +54,7 @@ class Places:
         top, _, below = name.partition("/")
         if is_temporary(name.rpartition("/")[2]):
             return Place.TEMPORARY
-        if name == CURSOR_NAME:
+        if name in (CURSOR_NAME, STORE_CURSOR_NAME):
             return Place.CURSOR
         if top == _LEASES and below:
             return Place.LEASE

@@ -16,6 +16,8 @@ PROBLEMS: Final = {
     "segment": "a header, a length or a name inside a segment is wrong",
     "checksum": "blocks of a segment are damaged",
     "newer": "a segment of a newer kvtier",
+    "unsteady": "bad at the first look and sound at the second: what is between damages data",
+    "algorithm": "a segment written with a secret where the manifest says without, or vice versa",
     "misplaced": "named like a segment, but where no reader looks",
     "irregular": "a link, pipe, socket, device or folder where a file should be",
     "unreadable": "the file system refuses a file or a folder",

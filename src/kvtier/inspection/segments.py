@@ -1,21 +1,20 @@
 """Verifying one segment: its header, its length, every block's checksum.
 
-Invariant: INTACT means that every byte that counts was read, from the file and not from what
-was known before, and had the checksum that the verified header gives it.
+Invariant: a verdict that is a segment means that every byte that counts was read, from one and the
+same file and not from what was known before, and had the checksum that its verified header gives.
 """
 
 import errno
 import os
-import stat
 import struct
-from contextlib import suppress
 from typing import Final, NamedTuple
 
-from kvtier.blocks.checksum import Checksum
+from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.errors import Corrupt
-from kvtier.inspection.folder import Folder
 from kvtier.inspection.pace import Pace
+from kvtier.inspection.view import Irregular, View, is_silence
+from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import (
     PAGE_BYTES,
     VERSION,
@@ -24,15 +23,14 @@ from kvtier.tiers.shared.format import (
     decode,
     header_bytes_for,
 )
-from kvtier.tiers.shared.handle import Handle
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.manifest import Manifest
 
 _READ_BYTES: Final = 4 << 20
 """Read at once, at most, but never less than a block."""
 _SHOWN = 8
-_START = struct.Struct("<8sI")
-_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+_START = struct.Struct("<8sI10xH")
+"""Magic, version, and the checksum algorithm: see docs/reference/format.md."""
 
 
 class Rules(NamedTuple):
@@ -44,7 +42,7 @@ class Rules(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """`kind`: segment, checksum, newer, irregular or unreadable. `reason` is for people."""
+    """`kind`: one of `report.PROBLEMS`. `reason` is for people."""
 
     kind: str
     reason: str
@@ -72,65 +70,88 @@ def blocks_in(file_bytes: int, key_bytes: int, block_bytes: int) -> int | None:
     return None
 
 
-def read_header(folder: Folder, name: str, rules: Rules, first: BlockKey | None) -> Segment | None:
+def read_header(view: View, name: str, rules: Rules, first: BlockKey | None) -> Segment | None:
     """The verified header; None where the file is gone. Raises Corrupt and OSError."""
-    try:
-        handle = folder.open(name)
-    except OSError as error:
-        if error.errno in _GONE:
-            return None
-        raise
-    try:
-        return _header(handle, rules, first)
-    finally:
-        _close(handle)
+    found = _header(view, name, rules, first)
+    return None if found is None else found.segment
 
 
-def verify(folder: Folder, name: str, rules: Rules, first: BlockKey | None, pace: Pace) -> Verdict:
+def read_block(view: View, name: str, segment: Segment, number: int, slot: Buffer) -> int | None:
+    """Fill `slot` with a block and what is behind it; bytes read, None where the file is gone.
+
+    Raises OSError.
+    """
+    read = view.read_into(name, segment.offset(number), [slot])
+    return None if read is None else read.filled_bytes
+
+
+def verify(view: View, name: str, rules: Rules, first: BlockKey | None, pace: Pace) -> Verdict:
     """All of one file. `first`: the key that its name gives, None to take any.
 
-    Raises `pace`'s Stopped and nothing else. Memory: 4 MiB, or one block where that is more.
+    Raises `pace`'s Stopped, and OSError where nobody answers. Memory: 4 MiB, or one block where
+    that is more.
     """
     try:
-        handle = folder.open(name)
-    except OSError as error:
-        return _refused(error)
-    try:
-        segment = _header(handle, rules, first)
-        return _payloads(handle, segment, rules, pace) or segment
+        found = _header(view, name, rules, first)
+        return None if found is None else _payloads(view, name, found, rules, pace)
     except Corrupt as error:
-        kind = "newer" if _is_newer(handle) else "segment"
-        return Broken(kind, str(error))
+        return Broken(_kind(view, name, rules), str(error))
+    except Irregular:
+        return Broken("irregular", "it is no regular file")
     except OSError as error:
-        return _refused(error)
-    finally:
-        _close(handle)
+        if is_silence(error):
+            raise
+        return Broken("unreadable", error.strerror or os.strerror(error.errno or errno.EIO))
 
 
-def _header(handle: Handle, rules: Rules, first: BlockKey | None) -> Segment:
-    status = handle.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
+def verify_twice(
+    view: View, name: str, rules: Rules, first: BlockKey | None, pace: Pace
+) -> Verdict:
+    """As `verify`; a bad verdict is taken from a second look only."""
+    try:
+        once = verify(view, name, rules, first, pace)
+    except OSError:
+        return verify(view, name, rules, first, pace)
+    if not isinstance(once, Broken):
+        return once
+    again = verify(view, name, rules, first, pace)
+    if isinstance(again, Segment):
+        return Broken("unsteady", f"sound when it was read again; before: {once.reason}")
+    return again
+
+
+class _Header(NamedTuple):
+    segment: Segment
+    version: str
+    """Of the file that it was read from."""
+
+
+def _header(view: View, name: str, rules: Rules, first: BlockKey | None) -> _Header | None:
     size = PAGE_BYTES
     while True:
         buffer = aligned_buffer(size)
-        filled_bytes = handle.read(0, [buffer], min(size, status.st_size))
+        read = view.read_into(name, 0, [buffer])
+        if read is None:
+            return None
         try:
-            return decode(
-                memoryview(buffer[:filled_bytes]),  # type: ignore[arg-type]  # see tiers/disk
+            segment = decode(
+                memoryview(buffer[: read.filled_bytes]),  # type: ignore[arg-type]  # see tiers/disk
                 checksum=rules.checksum,
                 space_digest=rules.space_digest,
                 block_bytes=rules.block_bytes,
-                file_bytes=status.st_size,
+                file_bytes=read.stat.size,
                 first=first,
             )
         except MoreNeeded as more:
             if more.header_bytes <= size:
                 raise Corrupt("it ends within its header") from more
             size = more.header_bytes
+        else:
+            return _Header(segment, read.stat.version)
 
 
-def _payloads(handle: Handle, segment: Segment, rules: Rules, pace: Pace) -> Broken | None:
+def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Pace) -> Verdict:
+    segment = header.segment
     count, slot_bytes = len(segment.keys), segment.slot_bytes
     at_once = min(count, max(1, _READ_BYTES // slot_bytes))
     buffer = aligned_buffer(at_once * slot_bytes)
@@ -138,38 +159,34 @@ def _payloads(handle: Handle, segment: Segment, rules: Rules, pace: Pace) -> Bro
     for start in range(0, count, at_once):
         wanted = buffer[: min(at_once, count - start) * slot_bytes]
         pace.spend(len(wanted))
-        if handle.read(segment.offset(start), [wanted], len(wanted)) < len(wanted):
+        read = view.read_into(name, segment.offset(start), [wanted])
+        if read is None or read.stat.version != header.version:
+            return None  # another file has the name by now
+        if read.filled_bytes < len(wanted):
             return Broken("segment", f"it ends within block {start} of {count}, or behind it")
         for i in range(start, min(start + at_once, count)):
             payload = wanted[(i - start) * slot_bytes :][: segment.block_bytes]
             if rules.checksum.block(segment.keys[i], payload) != segment.checksums[i]:
                 wrong.append(i)
     if not wrong:
-        return None
+        return segment
     shown = ", ".join(map(str, wrong[:_SHOWN])) + (", ..." if len(wrong) > _SHOWN else "")
     return Broken("checksum", f"blocks damaged: {shown} ({len(wrong)} of {count})")
 
 
-def _close(handle: Handle) -> None:
-    """What was read is read: an error that comes now says nothing of it."""
-    with suppress(OSError):
-        handle.close()
-
-
-def _is_newer(handle: Handle) -> bool:
+def _kind(view: View, name: str, rules: Rules) -> str:
+    """What is wrong with a header: it may be sound, and only not for this reader."""
     buffer = aligned_buffer(PAGE_BYTES)
     try:
-        if handle.read(0, [buffer], PAGE_BYTES) < _START.size:
-            return False
+        read = view.read_into(name, 0, [buffer])
     except OSError:
-        return False
-    magic, version = _START.unpack_from(memoryview(buffer))  # type: ignore[arg-type]
-    return magic == b"KVTSEG\r\n" and int(version) > VERSION
-
-
-def _refused(error: OSError) -> Broken | None:
-    if error.errno in _GONE:
-        return None
-    if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EISDIR):
-        return Broken("irregular", "it is no regular file")
-    return Broken("unreadable", error.strerror or os.strerror(error.errno or errno.EIO))
+        return "segment"
+    if read is None or read.filled_bytes < _START.size:
+        return "segment"
+    magic, version, algorithm = _START.unpack_from(memoryview(buffer))  # type: ignore[arg-type]
+    if magic != b"KVTSEG\r\n":
+        return "segment"
+    if version > VERSION:
+        return "newer"
+    others = {Xxh3.algorithm, HmacSha256.algorithm} - {rules.checksum.algorithm}
+    return "algorithm" if version == VERSION and algorithm in others else "segment"

@@ -71,13 +71,14 @@ def find_spaces(view: View, wanted: Sequence[str] = ()) -> list[FoundSpace]:
     Raises InvalidSettings where one is not there, where `view` is of a key space itself, and
     where one is of a newer format; OSError where the store cannot be listed.
     """
-    found = space_names(view)
-    if not found and _is_space(view, ""):
+    names = {entry.name for entry in view.entries()}
+    if MANIFEST_NAME in names and "blocks" in names:
         above, name = _split(view.place)
         raise InvalidSettings(
             f"{view.place} is one key space of a store; name the store and the key space: "
             f"{above} --space {name}"
         )
+    found = space_names(view)
     if missing := sorted(set(wanted) - set(found)):
         known = ", ".join(found) or "none"
         raise InvalidSettings(f"no key space {missing[0]} in {view.place}; there are: {known}")

@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvtier.inspection.folder import printable
 from kvtier.inspection.foreign import UNVERIFIABLE, ForeignTree
 from kvtier.inspection.hottest import Chain
 from kvtier.inspection.pile import Bulk
 from kvtier.inspection.survey import Differing, SpaceSurvey, Stranger, Survey
+from kvtier.inspection.view import printable
 from kvtier.settings.sizes import approximate_size
 
 _SHOWN = 20
@@ -32,7 +32,7 @@ def survey_view(survey: Survey, *, verbose: bool) -> RenderableType:
     parts += [_differing(each) for each in survey.differing]
     parts += [_foreign(tree, survey.now_s) for tree in survey.foreign]
     parts += _strangers("not kvtier's", survey.unknown, survey.unknown_found)
-    parts += _strangers("refused by the file system", survey.unreadable, len(survey.unreadable))
+    parts += _strangers("refused by the storage", survey.unreadable, survey.unreadable_found)
     return Group(*parts)
 
 
@@ -47,6 +47,8 @@ def age(seconds: float) -> str:
 def bytes_text(bulk: Bulk) -> str:
     """Nominal and physical."""
     nominal, physical = map(approximate_size, (bulk.nominal_bytes, bulk.physical_bytes))
+    if bulk.nominal_bytes == bulk.physical_bytes:
+        return nominal
     return f"{nominal}, {physical} on the disk"
 
 

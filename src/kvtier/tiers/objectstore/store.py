@@ -23,7 +23,7 @@ import numpy as np
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.objectstore.client import connect
+from kvtier.tiers.objectstore.client import connect, endpoint
 from kvtier.tiers.objectstore.faults import translated
 from kvtier.tiers.objectstore.listing import PAGE, list_folders, list_sorted
 from kvtier.tiers.objectstore.location import parse_url
@@ -80,6 +80,19 @@ class ObjectStore:
             client = self._open()
             demand_conditions(client)
             self._lists_whole_names = lists_whole_names(client)
+        except OSError as error:
+            raise InvalidSettings(explain(error, self._location)) from None
+
+    def look(self) -> None:
+        """Prove at start that the bucket is there and lets us list; for those who only look.
+
+        One request, and nothing is written. A server that the environment names, which may list
+        in any order, is listed folder by folder then: right with every server, and a request
+        more for each. Raises InvalidSettings with the reason and the fix.
+        """
+        self._lists_whole_names = endpoint(self._location.scheme) is None
+        try:
+            self.list("", limit=1)
         except OSError as error:
             raise InvalidSettings(explain(error, self._location)) from None
 
@@ -170,7 +183,7 @@ class ObjectStore:
     def list(self, folder: str, after: str = "", limit: int = PAGE) -> ListPage:
         """One request per thousand objects; where a server lists by folders, one per folder too.
 
-        Names that no store makes are left out.
+        Names that no store makes are left out. A page that takes too long is a short one.
         """
         check_folder(folder)
         if limit < 1:
@@ -189,6 +202,8 @@ class ObjectStore:
                     if len(entries) == limit:
                         return ListPage(entries, entry.name)
                 elif self._clock.now_s() > give_up_s:
+                    if entries:
+                        return ListPage(entries, entries[-1].name)
                     raise TimeoutError(errno.ETIMEDOUT, f"list {folder}: it took too long")
         return ListPage(entries, None)
 

@@ -1,0 +1,264 @@
+"""Making a survey: one walk over all names, no block is read.
+
+How many blocks a segment has follows from its length. Only the headers of the segments that
+are read most are opened, and what lies in quarantine is verified again to tell why it is there.
+
+Invariants: nothing is changed; every file is counted once; what cannot be read is told and
+stops nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.errors import Corrupt
+from kvtier.inspection.folded import folded_reads
+from kvtier.inspection.foreign import find_foreign, survey_tree
+from kvtier.inspection.hottest import Chain, Reads
+from kvtier.inspection.pace import Pace
+from kvtier.inspection.pile import Pile
+from kvtier.inspection.places import Place, Places
+from kvtier.inspection.segments import (
+    Broken,
+    Rules,
+    blocks_in,
+    read_header,
+    rules_of,
+    verify,
+)
+from kvtier.inspection.spaces import FoundSpace, Secrets, find_spaces
+from kvtier.inspection.survey import (
+    Differing,
+    Quarantined,
+    SpaceSurvey,
+    Stranger,
+    Survey,
+)
+from kvtier.inspection.view import Entry, FileSystem, View, is_silence, printable
+from kvtier.inspection.workers import Workers
+from kvtier.tiers.shared.format import Segment, parse_segment_name, segment_name
+
+UNKNOWN_KEPT: Final = 1000
+UNREADABLE_KEPT: Final = 1000
+QUARANTINED_KEPT: Final = 64
+_JOURNAL_BYTES_MAX = 16 << 20
+_THREADS = 8
+"""Reading headers: on a bucket each is a request."""
+_SOUND = "it is sound: what was wrong was not in the file"
+_NO_SECRET = "written with a secret: name its file with --key-file to learn why"
+
+
+class _Gathering:
+    """One key space while its files come by."""
+
+    def __init__(self, found: FoundSpace, rules: Rules | None) -> None:
+        self.found = found
+        self.rules = rules
+        self.pile = Pile()
+        self.blocks = 0
+        self.odd_lengths = 0
+        self.journals = 0
+        self.summaries = 0
+        self.reads = Reads()
+        self.quarantined: list[Quarantined] = []
+
+
+class Surveyor:
+    """Makes one survey. For one thread."""
+
+    def __init__(self, view: View, secrets: Secrets, tell: Callable[[str, float], None]) -> None:
+        """`tell` hears the name of each file, and an estimate of how much is done, 0 to 1."""
+        self._view = view
+        self._secrets = secrets
+        self._tell = tell
+        self._temporaries = Pile()
+        self._leases = 0
+        self._unknown_found = 0
+        self._unknown: list[Stranger] = []
+        self._unreadable_found = 0
+        self._unreadable: list[Stranger] = []
+
+    def survey(self, *, now_s: float, wanted: Sequence[str] = (), top: int = 10) -> Survey:
+        """All of it. `wanted`: names of key spaces, none for all; `top`: chains a key space.
+
+        Raises InvalidSettings as `find_spaces` does, and OSError where the store does not answer.
+        Costs a call a file; in a bucket a request a thousand.
+        """
+        spaces = find_spaces(self._view, wanted)
+        foreign = {} if wanted else find_foreign(self._view)
+        gathered = {found.name: _Gathering(found, self._rules(found)) for found in spaces}
+        places = Places(gathered)
+        known = {name for names in foreign.values() for name in names}
+        for entry in self._view.walk("", places.looks_into, self._refused):
+            self._tell(entry.name, places.share_done(entry.name))
+            if entry.name not in known:
+                self._take(entry, places.of(entry.name), gathered)
+        trees = [
+            survey_tree(self._view, base, names, self._refused, lambda name: self._tell(name, 1))
+            for base, names in foreign.items()
+        ]
+        return Survey(
+            path=printable(self._view.place),
+            now_s=now_s,
+            file_system=self._file_system(),
+            spaces=[self._space(gathering, top) for gathering in gathered.values()],
+            differing=differing(spaces),
+            foreign=trees,
+            temporaries=self._temporaries.bulk(),
+            leases=self._leases,
+            unknown_found=0 if wanted else self._unknown_found,
+            unknown=[] if wanted else self._unknown,
+            unreadable_found=self._unreadable_found,
+            unreadable=self._unreadable,
+        )
+
+    def _rules(self, found: FoundSpace) -> Rules | None:
+        if found.manifest is None:
+            return None
+        checksum = self._secrets.fitting(found.manifest)
+        return None if checksum is None else rules_of(found.manifest, checksum)
+
+    def _take(self, entry: Entry, place: Place, gathered: dict[str, _Gathering]) -> None:
+        space = entry.name.partition("/")[0]
+        if place in (Place.UNKNOWN, Place.MISPLACED) or not entry.is_file:
+            self._unknown_found += 1
+            if len(self._unknown) < UNKNOWN_KEPT:
+                self._unknown.append(Stranger(name=printable(entry.name), what=entry.what))
+        elif place is Place.TEMPORARY:
+            self._temporaries.add(entry)
+        elif place is Place.LEASE:
+            self._leases += 1
+        elif place is Place.SEGMENT:
+            _take_segment(entry, gathered[space])
+        elif place is Place.JOURNAL:
+            self._take_journal(entry, gathered[space])
+        elif place is Place.SUMMARY:
+            gathered[space].summaries += 1
+        elif place is Place.QUARANTINED:
+            self._take_quarantined(entry, gathered[space])
+
+    def _take_journal(self, entry: Entry, space: _Gathering) -> None:
+        space.journals += 1
+        try:
+            content = self._view.read(entry.name, _JOURNAL_BYTES_MAX)
+        except OSError as error:
+            if is_silence(error):
+                raise
+            self._refused(entry.name, error)
+            return
+        if content is not None:
+            space.reads.add(content, entry.stat.modified_s)
+
+    def _take_quarantined(self, entry: Entry, space: _Gathering) -> None:
+        if len(space.quarantined) == QUARANTINED_KEPT:
+            return
+        if space.rules is not None:
+            verdict = verify(self._view, entry.name, space.rules, None, Pace())
+            reason = verdict.reason if isinstance(verdict, Broken) else _SOUND
+        else:
+            reason = _NO_SECRET if space.found.is_keyed else "no manifest to judge it by"
+        space.quarantined.append(
+            Quarantined(
+                file=printable(entry.name),
+                bytes=entry.stat.size,
+                modified_s=entry.stat.modified_s,
+                reason=reason,
+            )
+        )
+
+    def _space(self, gathering: _Gathering, top: int) -> SpaceSurvey:
+        found = gathering.found
+        space = None if found.manifest is None else found.manifest.space
+        return SpaceSurvey(
+            name=found.name,
+            keyed=found.is_keyed,
+            mistake=found.mistake,
+            space=space,
+            segments=gathering.pile.bulk(),
+            blocks=None if space is None else gathering.blocks,
+            odd_lengths=gathering.odd_lengths,
+            journals=gathering.journals,
+            summaries=gathering.summaries,
+            quarantined=gathering.quarantined,
+            hottest=self._hottest(gathering, space, top),
+        )
+
+    def _hottest(self, gathering: _Gathering, space: KeySpace | None, top: int) -> list[Chain]:
+        rules = gathering.rules
+        if space is None or rules is None or not top:
+            return []
+        name = gathering.found.name
+        for uses in folded_reads(self._view, name, self._refused):
+            gathering.reads.add_folded(uses)
+        load = partial(self._headers, name, rules)
+        return gathering.reads.chains(load, space, top)
+
+    def _headers(
+        self, space: str, rules: Rules, firsts: Sequence[BlockKey]
+    ) -> Iterator[Segment | None]:
+        """Of those that are there and sound. Raises OSError where the store does not answer."""
+        with Workers(_THREADS, "kvtier-inspect", Pace()) as workers:
+            names = [f"{space}/{segment_name(first)}" for first in firsts]
+            asked = [
+                workers.submit(partial(read_header, self._view, name, rules, first))
+                for name, first in zip(names, firsts, strict=True)
+            ]
+            for name, future in zip(names, asked, strict=True):
+                self._tell(name, 1)
+                try:
+                    yield workers.result(future)
+                except Corrupt:  # it is told by a check
+                    yield None
+                except OSError as error:
+                    if is_silence(error):
+                        raise
+                    yield None
+
+    def _file_system(self) -> FileSystem | None:
+        try:
+            return self._view.file_system()
+        except OSError:
+            return None
+
+    def _refused(self, name: str, error: OSError) -> None:
+        self._unreadable_found += 1
+        if len(self._unreadable) < UNREADABLE_KEPT:
+            reason = error.strerror or str(error)
+            self._unreadable.append(Stranger(name=printable(name), what=reason))
+
+
+def differing(spaces: Sequence[FoundSpace]) -> list[Differing]:
+    """For each model with several key spaces: which fields keep them apart."""
+    by_model: dict[str, dict[str, KeySpace]] = {}
+    for found in spaces:
+        if found.manifest is not None:
+            space = found.manifest.space
+            by_model.setdefault(space.model, {})[found.name] = space
+    return [
+        Differing(model=model, spaces=list(members), fields=_unequal(members))
+        for model, members in by_model.items()
+        if len(members) > 1
+    ]
+
+
+def _unequal(members: dict[str, KeySpace]) -> dict[str, dict[str, Any]]:
+    fields = {}
+    for field in KeySpace.__struct_fields__:
+        values = {name: getattr(space, field) for name, space in members.items()}
+        if len(set(values.values())) > 1:
+            fields[field] = values
+    return fields
+
+
+def _take_segment(entry: Entry, space: _Gathering) -> None:
+    space.pile.add(entry)
+    first = parse_segment_name(entry.name.partition("/")[2])
+    manifest = space.found.manifest
+    if manifest is None or first is None:
+        return
+    blocks = blocks_in(entry.stat.size, len(first), manifest.space.block_bytes)
+    if blocks is None:
+        space.odd_lengths += 1
+    else:
+        space.blocks += blocks

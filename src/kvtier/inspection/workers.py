@@ -1,0 +1,97 @@
+"""Threads for a command that a person may end at any time, also while storage hangs.
+
+Why not an executor of the standard library: Python waits for its threads before it ends, and a
+thread that a dead mount holds never comes back. These are left behind.
+
+Invariants: work begins in the order in which it was asked for; who is stopped waits GRACE_S for
+what is under way, and no longer.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from kvtier.inspection.pace import Pace, Stopped
+
+GRACE_S: Final = 5.0
+"""What was begun when a stop was heard may take so long to end."""
+_NAP_S: Final = 0.25
+_NAPS: Final = int(GRACE_S / _NAP_S)
+
+_Result = TypeVar("_Result")
+
+
+class Workers:
+    """Use it in a `with`. For one thread that asks."""
+
+    def __init__(self, count: int, name: str, pace: Pace) -> None:
+        """`pace` tells whether the work was called off."""
+        self._pace = pace
+        self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End them; what was not begun never is, and a thread that hangs is left behind."""
+        self._forget()
+        for _ in self._threads:
+            self._asked.put(None)
+        naps = _NAPS
+        for thread in self._threads:
+            while thread.is_alive() and naps > 0:
+                thread.join(_NAP_S)
+                naps -= 1
+
+    def submit(self, work: Callable[[], _Result]) -> "Future[_Result]":
+        """Have `work` done by a thread, once those before it have begun."""
+        future: Future[_Result] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = work()
+            except BaseException as error:  # whoever asks for the result gets it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._asked.put(run)
+        return future
+
+    def result(self, future: "Future[_Result]") -> _Result:
+        """Wait for it. Raises what the work raised; Stopped where a stop cuts the waiting short."""
+        naps = _NAPS
+        while not wait([future], _NAP_S).done:
+            if self._pace.stopped:
+                naps -= 1
+            if naps <= 0:
+                raise Stopped
+        return future.result()
+
+    def _forget(self) -> None:
+        try:
+            while True:
+                self._asked.get_nowait()
+        except queue.Empty:
+            return
+
+    def _work(self) -> None:
+        while (run := self._asked.get()) is not None:
+            run()
