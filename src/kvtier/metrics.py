@@ -190,6 +190,24 @@ EVICT_REFUSED_CALLS: Final = Metric(
 EVICT_PASS_SECONDS: Final = Metric(
     "kvtier_evict_pass_seconds", Kind.GAUGE, "Time that the last pass took."
 )
+EVICT_PASS_AGE_SECONDS: Final = Metric(
+    "kvtier_evict_pass_age_seconds",
+    Kind.GAUGE,
+    "Time since the last pass ended, or since the start. It grows while a store does not answer.",
+)
+EVICT_ANNOUNCED_BLOCKS: Final = Metric(
+    "kvtier_evict_announced_blocks", Kind.COUNTER, "Removed blocks told in events."
+)
+EVICT_UNREAD_FILES: Final = Metric(
+    "kvtier_evict_unread_files",
+    Kind.COUNTER,
+    "Files whose header could not be read: only their first block was told in events.",
+)
+EVICT_SLOW_SUBSCRIBERS: Final = Metric(
+    "kvtier_evict_slow_subscribers",
+    Kind.COUNTER,
+    "Times that a subscriber of events had fallen behind and began to lose messages.",
+)
 
 EVICTOR_METRICS: Final[tuple[Metric, ...]] = (
     EVICT_USED_BYTES,
@@ -204,6 +222,10 @@ EVICTOR_METRICS: Final[tuple[Metric, ...]] = (
     EVICT_FENCED_SHARDS,
     EVICT_REFUSED_CALLS,
     EVICT_PASS_SECONDS,
+    EVICT_PASS_AGE_SECONDS,
+    EVICT_ANNOUNCED_BLOCKS,
+    EVICT_UNREAD_FILES,
+    EVICT_SLOW_SUBSCRIBERS,
 )
 """What `kvtier evict --metrics-port` exposes."""
 

@@ -3,9 +3,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -60,6 +62,7 @@ def test_json_of_a_dry_run_changes_nothing(folder: Path) -> None:
         (["--high", "8000TiB"], "--high: 7.8PiB is more than the file system has"),
         ([], "--high: nothing bounds the store"),
         (["--ttl", "72h", "--interval", "x"], "--interval: 'x'"),
+        (["--quota", "a-0123456789abcdef=1GiB"], "--quota: there is no folder a-0123456789abcdef"),
     ],
 )
 def test_nonsense_is_one_line_and_exit_code_two(
@@ -98,7 +101,47 @@ def test_the_other_evictors_variables(folder: Path) -> None:
     assert report["dry_run"]
     assert report["freed_files"] == 40
     wrong = run("--once", env={**env, "CLEANUP_THRESHOLD": "10", "TARGET_THRESHOLD": "20"})
-    assert (wrong.exit_code, "20% is not below" in wrong.output) == (2, True)
+    assert wrong.exit_code == 2
+    assert "error: TARGET_THRESHOLD: 20 is not below CLEANUP_THRESHOLD 10" in wrong.output
+
+
+def test_events_of_what_went_reach_whoever_listens(folder: Path) -> None:
+    """The listener binds and is called, so that it is there before the first removal."""
+    zmq = pytest.importorskip("zmq")
+    context = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.SUBSCRIBE, f"kv@{TREE}@".encode())
+    socket.setsockopt(zmq.RCVTIMEO, 20_000)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    heard: list[list[bytes]] = []
+    # A socket subscribes only while somebody waits at it.
+    listening = threading.Thread(target=lambda: heard.append(socket.recv_multipart()))
+    listening.start()
+    try:
+        events = f"connect:tcp://127.0.0.1:{port}"
+        flags = ["--high", "2MiB", "--low", "1MiB", "--max-delete-per-second", "20"]
+        ran = run(folder, "--once", "--events", events, *flags)
+        assert ran.exit_code == 0, ran.output
+    finally:
+        listening.join()
+        context.destroy(linger=0)
+    ((_, _, payload),) = heard
+    (removed,) = msgspec.msgpack.decode(payload)[1]
+    assert removed["type"] == "BlockRemoved"
+    assert removed["block_hashes"]
+
+
+def test_where_events_cannot_go_the_setting_is_named(folder: Path) -> None:
+    wrong = run(folder, "--ttl", "72h", "--once", "--events", "5559")
+    assert (wrong.exit_code, "error: --events: '5559' is no endpoint" in wrong.output) == (2, True)
+    env = {
+        "PVC_MOUNT_PATH": str(folder.parent),
+        "CACHE_DIRECTORY": folder.name,
+        "STORAGE_EVENTS_ENDPOINT": "5559",
+    }
+    wrong = run("--once", env=env)
+    assert "error: STORAGE_EVENTS_ENDPOINT: '5559' is no endpoint" in wrong.output
+    assert len(blocks(folder)) == 40
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -128,3 +128,15 @@ def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
     scene.store.remove(manifest)
     assert refusal(scene.store, tree) is None
     assert refusal(scene.store, Tree(FOREIGN, is_foreign=True)) is None
+
+
+def test_one_tree_whose_manifest_cannot_be_read_does_not_stop_the_others() -> None:
+    scene = Scene()
+    tree = Tree(ensure(scene.store, SPACE), is_foreign=False)
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            raise OSError(errno.EACCES, "Permission denied")
+
+    reason = refusal(Refusing(scene.store), tree) or ""
+    assert f"{tree.name}/manifest.json cannot be read (Permission denied)" in reason

@@ -10,6 +10,7 @@ from kvtier.evictor.budget import (
     Mark,
     Marks,
     Place,
+    Plan,
     Step,
     Usage,
     divide,
@@ -58,7 +59,7 @@ def test_what_is_hot_is_not_counted_on() -> None:
 def test_inodes_alone_ask_too() -> None:
     usages = {("0", "t"): usage((1, 0, 5), (2, 0, 5))}
     marks = Marks(inodes=Mark(8, 6))
-    assert plan(usages, marks, {}, FOREVER) == {("0", "t"): Amount(0, 4)}
+    assert plan(usages, marks, {}, FOREVER) == Plan({}, {("0", "t"): Amount(0, 4)})
 
 
 def test_a_quota_frees_in_its_own_tree_only_and_counts_for_the_whole() -> None:
@@ -67,26 +68,34 @@ def test_a_quota_frees_in_its_own_tree_only_and_counts_for_the_whole() -> None:
         ("0", "old"): usage((1, 400, 4)),
     }
     quotas = {"big": Marks(Mark(500, 400))}
-    assert plan(usages, Marks(), quotas, FOREVER) == {("0", "big"): Amount(200, 0)}
+    by_quota = {("0", "big"): Amount(200, 0)}
+    assert plan(usages, Marks(), quotas, FOREVER) == Plan(by_quota, {})
     whole = Marks(Mark(900, 800))
-    assert plan(usages, whole, quotas, FOREVER) == {("0", "big"): Amount(200, 0)}
+    assert plan(usages, whole, quotas, FOREVER) == Plan(by_quota, {})
     tighter = Marks(Mark(900, 700))
-    freed = plan(usages, tighter, quotas, FOREVER)
-    assert freed == {("0", "big"): Amount(200, 0), ("0", "old"): Amount(100, 0)}
+    assert plan(usages, tighter, quotas, FOREVER) == Plan(by_quota, {("0", "old"): Amount(100, 0)})
+
+
+def test_what_the_bound_asks_for_is_not_the_quotas_doing() -> None:
+    usages = {("0", "small"): usage((1, 100, 1), (2, 100, 1))}
+    quotas = {"small": Marks(Mark(1000, 900))}
+    asked = plan(usages, Marks(Mark(150, 100)), quotas, FOREVER)
+    assert asked == Plan({}, {("0", "small"): Amount(100, 1)})
 
 
 def test_what_a_quota_freed_is_not_freed_twice() -> None:
     usages = {("0", "big"): usage((1, 300, 3), (2, 300, 3))}
     quotas = {"big": Marks(Mark(400, 300))}
     freed = plan(usages, Marks(Mark(400, 100)), quotas, FOREVER)
-    assert freed[("0", "big")].size_bytes == 500
+    assert freed.quota[("0", "big")].size_bytes == 300
+    assert freed.bound[("0", "big")].size_bytes == 200
 
 
 def test_a_file_systems_use_stands_for_the_sum() -> None:
     usages = {("0", "t"): usage((1, 100, 1), (2, 100, 1))}
-    assert plan(usages, Marks(Mark(850, 700)), {}, FOREVER, Amount(800, 2)) == {}
+    assert plan(usages, Marks(Mark(850, 700)), {}, FOREVER, Amount(800, 2)) == Plan({}, {})
     freed = plan(usages, Marks(Mark(850, 700)), {}, FOREVER, Amount(900, 2))
-    assert freed == {("0", "t"): Amount(200, 2)}
+    assert freed.bound == {("0", "t"): Amount(200, 2)}
 
 
 STEP = st.tuples(st.integers(0, 50), st.integers(0, 500), st.integers(1, 9))

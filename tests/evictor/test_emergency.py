@@ -3,18 +3,22 @@
 import pytest
 
 from kvtier.evictor import emergency
+from kvtier.evictor.announcing import Unannounced
 from kvtier.evictor.budget import Amount
 from kvtier.evictor.emergency import make_room
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.options import Options
+from kvtier.evictor.report import Report
 from kvtier.evictor.work import Silent
 from tests.evictor.scenes import TREE, Scene
 
 OWN = Tree(TREE, is_foreign=False)
 
 
-def room(scene: Scene) -> Amount:
-    return make_room(scene.store, [OWN], Options(), scene.clock, Silent())
+def room(scene: Scene, report: Report | None = None) -> Amount:
+    return make_room(
+        scene.store, [OWN], Options(), scene.clock, Silent(), report or Report(), Unannounced()
+    )
 
 
 def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +28,9 @@ def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     scene.clock.advance(100)
     scene.write(*range(200, 400))
     scene.read(*range(100))
-    assert room(scene) == Amount()
+    report = Report()
+    assert room(scene, report) == Amount()
+    assert (report.freed["bound"].files, report.freed_bytes) == (5, 5000)
     left = scene.blocks()
     assert len(left) == 395
     assert left[:100] == list(range(100)), "read a moment ago"

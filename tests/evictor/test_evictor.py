@@ -13,6 +13,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.evictor.budget import Mark, Marks
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.filesystem import FileSystem
+from kvtier.evictor.leases import REST
 from kvtier.evictor.options import Options
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
@@ -212,5 +213,102 @@ def test_a_folder_by_its_physical_size(tmp_path: Path) -> None:
     assert {path.stem for path in left} <= {key_of(number).hex() for number in range(24, 40)}
     assert len(list((tmp_path / TREE / "blocks").iterdir())) <= len(left)
     assert hole.exists()
+    made.close()
+    store.close()
+
+
+def test_who_gave_the_rest_away_believes_its_new_owner() -> None:
+    """What lies outside of shards was much once; another evictor says it is little now."""
+    scene = filled(50)
+    scene.store.put(f"{TREE}/quarantine/one.kvt", bytes(400_000))
+    first, second = (evictor(scene, marks=bounded(2_000_000, 1_000_000)) for _ in range(2))
+    assert first.run_once().used_bytes > 900_000
+    scene.store.remove(f"{TREE}/quarantine/one.kvt")
+    for each in (second, first, second):
+        each.run_once()
+    assert REST not in first.owned
+    assert REST in second.owned
+    assert first.run_once().used_bytes < 600_000
+
+
+def test_nested_mounts_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    scene = filled()
+    scene.write(*range(50), size=10_000, tree=SECOND)
+    scene.store.put("backup/mounted/precious", b"x")
+    scene.clock.advance(10_000)
+    made = Evictor(
+        scene.store,
+        Options(marks=bounded(100_000, 50_000), delete_unknown=True),
+        clock=scene.clock,
+        mounts=lambda: [f"{SECOND}/blocks", "backup/mounted"],
+    )
+    made.check()
+    assert f"mounted there: {SECOND}/blocks" in caplog.text
+    report = made.run_once()
+    assert len(scene.blocks(SECOND)) == 50
+    assert "backup/mounted/precious" in scene.names()
+    assert len(scene.blocks()) <= 10
+    assert report.unknown_files == 0
+
+
+def test_a_quota_of_no_tree_is_an_error_that_names_those_there() -> None:
+    scene = filled(3)
+    with pytest.raises(InvalidSettings, match=f"no folder {SECOND} in the store; .*: {TREE}"):
+        evictor(scene, quotas={SECOND: bounded(2, 1)}).check()
+    evictor(scene, quotas={TREE: bounded(2, 1)}).check()
+
+
+def test_what_the_file_system_gives_back_late_is_not_removed_twice() -> None:
+    scene = filled()
+    made = Evictor(
+        scene.store,
+        Options(marks=bounded(8_500_000, 8_000_000), of_filesystem=True),
+        clock=scene.clock,
+        filesystem=lambda: FileSystem(10_000_000, 8_600_000),
+    )
+    assert made.run_once().freed_bytes >= 600_000
+    scene.clock.advance(30)
+    assert made.run_once().freed_bytes == 0
+    scene.clock.advance(100)
+    assert made.run_once().freed_bytes > 0, "it was not ours after all"
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    """Not to a file, not to a folder of blocks, not to a whole tree."""
+    elsewhere = tmp_path / "elsewhere"
+    kept = PosixStore(elsewhere.parent)
+    for number in range(8):
+        kept.publish(f"elsewhere/{block(number)}", [np.zeros(9000, np.uint8)])
+    kept.close()
+    root = tmp_path / "kv"
+    (root / TREE / "blocks").mkdir(parents=True)
+    (root / SECOND).symlink_to(elsewhere / TREE)
+    folder = (elsewhere / block(0)).parent
+    (root / TREE / "blocks" / folder.name).symlink_to(folder)
+    one = root / block(1)
+    one.parent.mkdir(exist_ok=True)
+    one.symlink_to(elsewhere / block(1))
+    for path in elsewhere.rglob("*.kvt"):
+        os.utime(path, (1e9, 1e9))
+    store = PosixStore(root)
+    made = Evictor(store, Options(marks=bounded(2, 1), ttl_s=60, delete_unknown=True))
+    assert made.run_once().freed_files == 0
+    assert len(list(elsewhere.rglob("*.kvt"))) == 8
+    assert one.is_symlink()
+    made.close()
+    store.close()
+
+
+def test_a_pipe_where_a_manifest_should_be_hangs_nobody(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    for tree in (TREE, SECOND):
+        store.publish(block(1, tree), [np.zeros(9000, np.uint8)])
+        os.utime(tmp_path / block(1, tree), (1e9, 1e9))
+    os.mkfifo(tmp_path / TREE / "manifest.json")
+    made = Evictor(store, Options(ttl_s=60))
+    report = made.run_once()
+    assert list(report.refused_trees) == [TREE]
+    assert (tmp_path / block(1)).exists()
+    assert not (tmp_path / block(1, SECOND)).exists()
     made.close()
     store.close()

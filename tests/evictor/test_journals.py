@@ -1,5 +1,7 @@
 """What readers tell, folded: nothing lost whoever dies, whatever arrives late."""
 
+import errno
+
 import pytest
 
 from kvtier.errors import Fenced
@@ -162,3 +164,22 @@ def test_reads_of_long_ago_are_forgotten() -> None:
     scene.clock.advance(KEPT_S + 1)
     fold_all(scene)
     assert known(scene, 1) is None
+
+
+def test_one_journal_that_cannot_be_read_does_not_stop_eviction_for_ever() -> None:
+    """It is waited for while it may tell of reads in the grace period, and no longer."""
+    scene = Scene()
+    scene.read(1)
+    scene.clock.advance(100)
+    scene.read(2)
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            if verb == "read" and name.endswith("1.log"):
+                raise OSError(errno.EIO, "broken disk")
+
+    store = Refusing(scene.store)
+    with pytest.raises(OSError, match="broken disk"):
+        read_journals(store, OWN, spared_s=START_S - 1)
+    journals = read_journals(store, OWN, spared_s=START_S + 1)
+    assert journals.shards == {shard_of(key_of(2))}

@@ -67,3 +67,13 @@ def test_strange_names_do_not_end_a_listing(tmp_path: Path) -> None:
     assert [found.name for found in beginning(store, "3")] == ["3 a", "3/in", "3~~x"]
     assert [found.name for found in outside(store, ["3"])] == ["2~", "4", "Ü"]
     store.close()
+
+
+def test_a_file_named_as_a_model_hides_no_folder(store: Store) -> None:
+    """`q-01/x` comes between `q` and `q/`."""
+    before = tops(store)
+    store.put("q", b"1")
+    store.put("q-01/x", b"1")
+    found = tops(store)
+    assert set(found) - set(before) == {"q", "q-01"}
+    assert len(found) == len(before) + 2

@@ -4,6 +4,7 @@ import urllib.request
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.metering import HOST, Meter, serve
 from kvtier.evictor.report import REASONS, Report
@@ -41,6 +42,16 @@ def test_passes_add_up() -> None:
         "kvtier_evict_fenced_shards_total 3.0",
     ):
         assert line in exposed
+
+
+def test_a_pass_that_hangs_shows() -> None:
+    clock = VirtualClock()
+    meter = Meter(clock)
+    clock.advance(5)
+    assert "kvtier_evict_pass_age_seconds 5.0" in text(meter)
+    meter.add(Report())
+    clock.advance(600)
+    assert "kvtier_evict_pass_age_seconds 600.0" in text(meter)
 
 
 def test_a_port_that_is_taken() -> None:

@@ -42,3 +42,10 @@ def test_a_policy_that_resists_scans_keeps_what_is_read_again() -> None:
 def test_an_unknown_policy() -> None:
     with pytest.raises(InvalidSettings, match="no eviction called 'best'"):
         list(victims(written(1), "best", FOREVER))
+
+
+def test_the_beginning_of_a_prefix_outlives_its_end() -> None:
+    """One journal told of all three, so they are as old; the first was named by more."""
+    table = written(1, 1, 1)
+    table.recall({b"key-0": Use(9, 7), b"key-1": Use(9, 3), b"key-2": Use(9, 1)})
+    assert list(victims(table, "lru", FOREVER)) == [2, 1, 0]

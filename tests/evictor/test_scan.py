@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from kvtier.evictor.layouts import SHARDS, Tree
+from kvtier.evictor.records import Progress, put_progress
 from kvtier.evictor.scan import SAVE_S, scan_shard
+from kvtier.evictor.table import Table
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Killed, Scene, block, key_of
 
@@ -92,6 +94,56 @@ def test_progress_is_used() -> None:
     heir = scene.work()
     assert len(keys(scan_shard(heir, "0", TREES))) == len(same)
     assert heir.report.scanned_files == 3
+
+
+def stopped_in(tree: Tree, scene: Scene, shard: str = "0") -> None:
+    """An evictor dies while it scans `tree`."""
+    work = scene.work()
+    see = work.see
+
+    def slowly(shard: str) -> None:
+        see(shard)
+        scene.clock.advance(SAVE_S + 1)
+        if work.report.scanned_files == 2:
+            raise Killed
+
+    work.see = slowly  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        scan_shard(work, shard, [tree])
+
+
+def test_a_tree_that_appears_before_the_one_a_dead_scan_stood_in() -> None:
+    scene = filled()
+    stopped_in(OTHER, scene)
+    scan = scan_shard(scene.work(), "0", TREES)
+    whole = scan_shard(scene.work(), "0", TREES)
+    assert keys(scan, OWN) == keys(whole, OWN) != []
+    assert keys(scan, OTHER) == keys(whole, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("tree", "name"),
+    [
+        (TREE, b"\x11" * 36),  # of another shard
+        (TREE, b"\x00"),
+        (FOREIGN, b"../x.bin"),
+        (FOREIGN, b"config.json"),
+        (FOREIGN, b"\xff"),
+        ("data", b"x"),
+    ],
+)
+def test_a_forged_cursor_makes_nobody_remove_what_is_no_block(tree: str, name: bytes) -> None:
+    scene = filled()
+    table = Table()
+    table.add(name, 1, 0.0, 0.0)
+    forged = Progress(tree, "", {tree: table.columns()}, {})
+    shard = "0"
+    put_progress(scene.store, shard, forged)
+    trees = [OWN, Tree(FOREIGN, is_foreign=True)]
+    scan = scan_shard(scene.work(), shard, trees)
+    fresh = scan_shard(scene.work(), shard, trees)
+    for each in trees:
+        assert keys(scan, each) == keys(fresh, each)
 
 
 def test_a_refusing_folder_does_not_hide_the_others() -> None:

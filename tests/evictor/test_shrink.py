@@ -1,6 +1,8 @@
 """What goes from one shard, and what stays although it should."""
 
 import errno
+import os
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,8 @@ from kvtier.evictor.layouts import Tree
 from kvtier.evictor.shrink import RECALL_S, Shrinking
 from kvtier.evictor.table import Table
 from kvtier.evictor.work import Work
-from tests.evictor.scenes import TREE, Between, Scene, block, key_of
+from kvtier.tiers.shared.posix import PosixStore
+from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
 
 OWN = Tree(TREE, is_foreign=False)
 SAME = [number for number in range(900) if key_of(number)[0] >> 4 == 7][:20]
@@ -151,3 +154,25 @@ def test_what_is_refused_stays_and_the_next_goes() -> None:
     assert scanned(scene, work).free(Amount(3000, 0), "bound") == Amount()
     assert left(scene) == [*SAME[:2], *SAME[5:]]
     assert work.report.refused_calls == 2
+
+
+def test_another_systems_block_that_was_read_since_the_scan_stays(tmp_path: Path) -> None:
+    """Its access time is all there is, and a scan may be an hour old when it is used."""
+    tree = Tree(FOREIGN, is_foreign=True)
+    folder = tmp_path / FOREIGN / "abc" / "de_g0"
+    folder.mkdir(parents=True)
+    for name in ("aa", "bb", "cc"):
+        (folder / f"{name}.bin").write_bytes(b"x")
+        os.utime(folder / f"{name}.bin", (1e9, 1e9))
+    store = PosixStore(tmp_path)
+    work = Scene().work(store)
+    table = Table()
+    for name in ("aa", "bb", "cc"):
+        table.add(f"abc/de_g0/{name}.bin".encode(), 4096, 1e9, 1e9)
+    os.utime(folder / "bb.bin", (1e9 + 5, 1e9))
+    (folder / "cc.bin").unlink()
+    part = Shrinking(work, "a", tree, table, Amount())
+    part.recall()
+    assert part.free(Amount(0, 3), "bound") == Amount(0, 1)
+    assert [path.name for path in folder.iterdir()] == ["bb.bin"]
+    store.close()

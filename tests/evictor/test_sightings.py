@@ -13,7 +13,8 @@ from tests.evictor.scenes import Scene
         (Kind.TEMPORARY, 3599, {}, False),
         (Kind.TEMPORARY, 20, {"orphan_s": 10}, True),
         (Kind.UNKNOWN, 10**6, {}, False),
-        (Kind.UNKNOWN, 0, {"delete_unknown": True}, True),
+        (Kind.UNKNOWN, 3601, {"delete_unknown": True}, True),
+        (Kind.UNKNOWN, 3599, {"delete_unknown": True}, False),
         (Kind.KEPT, 10**6, {"delete_unknown": True}, False),
     ],
 )

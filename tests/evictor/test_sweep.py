@@ -61,11 +61,12 @@ def test_a_refused_tree_is_not_touched(tmp_path: Path) -> None:
 def test_unknown_files_go_only_where_asked(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     for name in ("readme", "data/x", f"{TREE}/manifest.json"):
-        touch(tmp_path, name)
+        touch(tmp_path, name, age_s=4000)
+    touch(tmp_path, "data/being-written")
     sweep_rest(Scene().work(store, delete_unknown=True, dry_run=True), TREES, set())
-    assert len(names(tmp_path)) == 3
+    assert len(names(tmp_path)) == 4
     sweep_rest(Scene().work(store, delete_unknown=True), TREES, set())
-    assert names(tmp_path) == [f"{TREE}/manifest.json"]
+    assert names(tmp_path) == ["data/being-written", f"{TREE}/manifest.json"]
     store.close()
 
 

@@ -92,3 +92,22 @@ def test_temporary_and_impossible_names(tmp_path: Path) -> None:
     assert not work.remove("0", "with space", 0, "unknown")
     assert [path.name for path in tmp_path.iterdir()] == ["with space"]
     store.close()
+
+
+def test_the_lease_is_asked_for_after_the_last_sleep() -> None:
+    """Half a second of sleep is more than a short lease lasts."""
+    scene = Scene()
+    for number in range(2):
+        scene.store.put(f"file-{number}", b"12345")
+    began_s = scene.clock.now_s()
+
+    def keep(shard: str) -> None:
+        if scene.clock.now_s() - began_s > 0.3:
+            raise Fenced(shard)
+
+    options = Options(deletes_per_second=2.0)
+    work = Work(scene.store, options, scene.clock, keep, 0.0, Silent())
+    assert work.remove("0", "file-0", 5, "ttl")
+    with pytest.raises(Fenced):
+        work.remove("0", "file-1", 5, "ttl")
+    assert scene.names() == ["file-1"]

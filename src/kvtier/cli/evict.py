@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -13,10 +13,12 @@ import click
 from rich.console import Console
 
 from kvtier.errors import InvalidSettings
+from kvtier.evictor.announcing import EventAnnouncer
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.metering import Meter, serve
 from kvtier.evictor.opening import Wishes, open_place, read_options
 from kvtier.evictor.progress import progress_on
+from kvtier.evictor.publishing import Publisher
 from kvtier.evictor.view import pass_view, summary_line
 from kvtier.settings.compat import pvc_evictor
 from kvtier.settings.compat.pvc_evictor import PvcEvictor
@@ -62,6 +64,7 @@ Examples:
 @click.option("--sweep-broken", is_flag=True, help="Also move broken segments to quarantine.")
 @click.option("--delete-unknown", is_flag=True, help="Remove files of no known layout too.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="The secret (shared.key_file).")
+@click.option("--events", metavar="ENDPOINT", help="Tell routers what went: tcp://127.0.0.1:5559.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Prometheus, on 127.0.0.1.")
 def evict(
     *,
@@ -69,6 +72,7 @@ def evict(
     interval: str,
     once: bool,
     as_json: bool,
+    events: str | None,
     metrics_port: int | None,
     **flags: Any,
 ) -> None:
@@ -84,18 +88,32 @@ def evict(
     if theirs is not None and theirs.ignored:
         _log.warning("without effect here: %s", ", ".join(theirs.ignored))
     interval_s = parse_duration(interval, "--interval")
-    place = open_place(wishes.path)
-    try:
+    events_from = "--events"
+    if events is None and theirs is not None:
+        events, events_from = theirs.events, pvc_evictor.EVENTS
+    with ExitStack() as stack:
+        place = open_place(wishes.path)
+        stack.callback(place.store.close)
         options = read_options(wishes, place.measure())
-        with progress_on(Console(stderr=True)) as observer:
-            evictor = Evictor(place.store, options, filesystem=place.filesystem, observer=observer)
-            evictor.check()
-            meter = Meter()
-            alone = once or options.dry_run
-            with nullcontext() if metrics_port is None else serve(meter, metrics_port):
-                _run(evictor, meter, None if alone else interval_s, as_json=as_json)
-    finally:
-        place.store.close()
+        publisher = announcer = None
+        if events is not None and not options.dry_run:
+            publisher = Publisher(events, setting=events_from)
+            stack.callback(publisher.close)
+            announcer = EventAnnouncer(place.store, publisher, options, place.owner)
+        evictor = Evictor(
+            place.store,
+            options,
+            filesystem=place.filesystem,
+            mounts=place.mounts,
+            observer=stack.enter_context(progress_on(Console(stderr=True))),
+            announcer=announcer,
+        )
+        evictor.check()
+        meter = Meter(publisher=publisher, announcer=announcer)
+        if metrics_port is not None:
+            stack.enter_context(serve(meter, metrics_port))
+        alone = once or options.dry_run
+        _run(evictor, meter, None if alone else interval_s, as_json=as_json)
 
 
 def _run(evictor: Evictor, meter: Meter, interval_s: float | None, *, as_json: bool) -> None:

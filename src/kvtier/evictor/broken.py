@@ -5,24 +5,15 @@ looks. Costs a read of a page for each file, so it is done on request. A tree wi
 or whose checksums need a secret that was not given, is not judged.
 """
 
-import logging
-
 import msgspec
 
-from kvtier.blocks.checksum import Checksum, checksum_for
-from kvtier.blocks.key import BlockKey
-from kvtier.errors import Corrupt, InvalidSettings
+from kvtier.errors import Corrupt
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.reading import read_small
+from kvtier.evictor.segments import MANIFEST_BYTES_MAX, open_segments
 from kvtier.evictor.work import Work
-from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, decode
-from kvtier.tiers.shared.headers import Headers, aligned_buffer
-from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME, manifest_of, parse
+from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME
 from kvtier.tiers.shared.store import Store
-
-_log = logging.getLogger(__name__)
-
-_MANIFEST_BYTES_MAX = 1 << 20
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -32,11 +23,16 @@ class _Versioned(msgspec.Struct, frozen=True):
 def refusal(store: Store, tree: Tree) -> str | None:
     """Why a tree must not be touched: its manifest is of a format this program does not know.
 
-    A manifest that is missing or damaged is no reason: names say what may be evicted.
+    Or it cannot be read, so nobody knows its format. A manifest that is missing or damaged is no
+    reason: names say what may be evicted. Never raises for one tree: others can be looked after.
     """
     if tree.is_foreign:
         return None
-    read = read_small(store, f"{tree.name}/{MANIFEST_NAME}", _MANIFEST_BYTES_MAX)
+    name = f"{tree.name}/{MANIFEST_NAME}"
+    try:
+        read = read_small(store, name, MANIFEST_BYTES_MAX)
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror or error}); let this user read it"
     if read is None:
         return None
     try:
@@ -45,81 +41,46 @@ def refusal(store: Store, tree: Tree) -> str | None:
         return None
     if found == FORMAT:
         return None
-    return f"{tree.name}/{MANIFEST_NAME} is of format {found}; this kvtier knows {FORMAT}"
+    return (
+        f"{name} is of format {found}, this kvtier knows {FORMAT}; run the evictor of that version"
+    )
 
 
 class HeaderCheck:
     """Of one tree, in one pass."""
 
     def __init__(self, work: Work, tree: Tree) -> None:
+        """Raises OSError."""
         self._work = work
-        self._headers = None if tree.is_foreign else _headers(work, tree)
+        self._tree = tree
+        self._segments = open_segments(work.store, tree, work.options.key_file)
 
     def passes(self, shard: str, key: bytes, name: str) -> bool:
         """Whether the file stays where it is; one that was moved aside does not. One read."""
-        if self._headers is None:
+        if self._segments is None:
             return True
-        headers, digest = self._headers
         try:
-            reason = self._reason(headers, digest, BlockKey(key), name)
+            self._segments.read(key, name)
         except OSError as error:
             self._work.refused(f"read the header of {name}", error)
             return True
-        if reason is None:
-            return True
-        self._work.report.note_broken(name, reason)
-        if not self._work.options.sweep_broken:
-            return True
+        except Corrupt as error:
+            self._work.report.note_broken(name, str(error))
+            if not self._work.options.sweep_broken:
+                return True
+            return not self._moved_aside(shard, key, name, str(error))
+        return True
+
+    def _moved_aside(self, shard: str, key: bytes, name: str, reason: str) -> bool:
         self._work.keep(shard)
         if not self._work.options.dry_run:
+            assert self._segments is not None
             try:
-                headers.quarantine(BlockKey(key), reason)
+                self._segments.quarantine(key, reason)
             except OSError as error:
                 self._work.refused(f"move {name} aside", error)
-                return True
+                return False
+            self._work.announcer.removed(self._tree, [key])
+        # It is still in the store, under another name: nothing was freed.
         self._work.report.freed["broken"].add(0)
-        return False
-
-    def _reason(self, headers: Headers, digest: bytes, key: BlockKey, name: str) -> str | None:
-        size = PAGE_BYTES
-        while True:
-            buffer = aligned_buffer(size)
-            read = self._work.store.read(name, 0, [buffer])
-            if read is None:
-                return None
-            try:
-                decode(
-                    buffer[: read.filled_bytes].tobytes(),
-                    checksum=headers.checksum,
-                    space_digest=digest,
-                    block_bytes=headers.block_bytes,
-                    file_bytes=read.stat.size,
-                    first=key,
-                )
-            except Corrupt as error:
-                return str(error)
-            except MoreNeeded as more:
-                if more.header_bytes <= size:
-                    return "it ends within its header"
-                size = more.header_bytes
-            else:
-                return None
-
-
-def _headers(work: Work, tree: Tree) -> tuple[Headers, bytes] | None:
-    """How segments of a tree are verified, by its manifest."""
-    read = read_small(work.store, f"{tree.name}/{MANIFEST_NAME}", _MANIFEST_BYTES_MAX)
-    if read is None:
-        return None
-    try:
-        manifest = parse(read[0])
-        checksum: Checksum = checksum_for(work.options.key_file)
-    except InvalidSettings as error:
-        _log.warning("headers of %s are not checked: %s", tree.name, error)
-        return None
-    if manifest_of(manifest.space, checksum).witness != manifest.witness:
-        _log.warning("headers of %s are not checked: they need another --key-file", tree.name)
-        return None
-    digest = bytes.fromhex(manifest.space.digest)
-    space = manifest.space
-    return Headers(work.store, tree.name, checksum, digest, space.block_bytes), digest
+        return True

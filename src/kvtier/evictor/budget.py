@@ -90,6 +90,15 @@ Place = tuple[str, str]
 """Shard and tree."""
 
 
+class Plan(NamedTuple):
+    """What each shard of each tree has to free, by the reason it has to."""
+
+    quota: dict[Place, Amount]
+    """Of trees that exceed a quota of their own; goes first, and counts for the whole."""
+    bound: dict[Place, Amount]
+    """What is still too much then."""
+
+
 def steps_of(table: Table, gone: npt.NDArray[np.bool_]) -> list[Step]:
     """At most STEPS runs of about equally many blocks that are not `gone`, cold to hot."""
     recent, sizes = table.recency()[~gone], table.physical()[~gone]
@@ -104,28 +113,27 @@ def plan(
     quotas: Mapping[str, Marks],
     newest_s: float,
     used: Amount | None = None,
-) -> dict[Place, Amount]:
+) -> Plan:
     """What each shard of each tree has to free so that every bound is kept.
 
     First the trees with a quota of their own, then the store as a whole; what the quotas free
     counts for the whole. `used`: what is held against `marks` where it is not the sum of the
     usages, as with percentages of a file system. O(steps).
     """
-    freed: dict[Place, Amount] = {}
+    by_quota: dict[Place, Amount] = {}
     for tree, own in quotas.items():
         places = {place: usage for place, usage in usages.items() if place[1] == tree}
         excess = own.excess(_total(places.values()))
-        _merge(freed, divide(excess, places, newest_s))
+        by_quota.update(divide(excess, places, newest_s))
     total = _total(usages.values()) if used is None else used
     promised = Amount()
-    for amount in freed.values():
+    for amount in by_quota.values():
         promised = promised.plus(amount)
     excess = marks.excess(total).minus(promised)
     if excess == Amount():
-        return freed
-    left = {place: _behind(usage, freed.get(place, Amount())) for place, usage in usages.items()}
-    _merge(freed, divide(excess, left, newest_s))
-    return freed
+        return Plan(by_quota, {})
+    left = {place: _behind(usage, by_quota.get(place, Amount())) for place, usage in usages.items()}
+    return Plan(by_quota, divide(excess, left, newest_s))
 
 
 def divide(excess: Amount, usages: Mapping[Place, Usage], newest_s: float) -> dict[Place, Amount]:
@@ -166,11 +174,6 @@ def _total(usages: Iterable[Usage]) -> Amount:
     for usage in usages:
         total = total.plus(usage.amount)
     return total
-
-
-def _merge(into: dict[Place, Amount], more: Mapping[Place, Amount]) -> None:
-    for place, amount in more.items():
-        into[place] = into.get(place, Amount()).plus(amount)
 
 
 def _behind(usage: Usage, freed: Amount) -> Usage:

@@ -15,10 +15,12 @@ from typing import Final
 import numpy as np
 
 from kvtier.clock import Clock
+from kvtier.evictor.announcing import Announcer
 from kvtier.evictor.budget import Amount
 from kvtier.evictor.layouts import SHARDS, Kind, Tree
 from kvtier.evictor.listing import beginning
 from kvtier.evictor.options import Options
+from kvtier.evictor.report import Report
 from kvtier.evictor.shrink import Shrinking
 from kvtier.evictor.table import Table
 from kvtier.evictor.work import Observer, Work
@@ -31,16 +33,25 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def make_room(
-    store: Store, trees: list[Tree], options: Options, clock: Clock, observer: Observer
+    store: Store,
+    trees: list[Tree],
+    options: Options,
+    clock: Clock,
+    observer: Observer,
+    report: Report,
+    announcer: Announcer,
 ) -> Amount:
-    """Free about `ROOM`; what is still missing. Raises OSError where the store refuses more."""
+    """Free about `ROOM`, told in `report`; what is still missing.
+
+    Raises OSError where the store refuses more.
+    """
     missing = ROOM
     for shard in SHARDS:
         for tree in trees:
             table, newest_s = _scan(store, shard, tree)
             if missing == Amount() or not len(table):
                 continue
-            work = Work(store, options, clock, lambda _shard: None, newest_s, observer)
+            work = Work(store, options, clock, _keep_nothing, newest_s, observer, report, announcer)
             part = Shrinking(work, shard, tree, table, Amount())
             part.recall()
             missing = part.free(missing, "bound")
@@ -48,6 +59,10 @@ def make_room(
             break
     _log.warning("the store is full: made room for %d bytes", ROOM.minus(missing).size_bytes)
     return missing
+
+
+def _keep_nothing(shard: str) -> None:
+    """There is no lease: see the top."""
 
 
 def _scan(store: Store, shard: str, tree: Tree) -> tuple[Table, float]:

@@ -10,15 +10,17 @@ order of the coldest over all shards is as good as the steps that they publish.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Fenced, InvalidSettings
+from kvtier.evictor.announcing import Announcer, Unannounced
 from kvtier.evictor.broken import refusal
 from kvtier.evictor.budget import Amount, Place, Usage, plan
 from kvtier.evictor.emergency import FULL, make_room
-from kvtier.evictor.filesystem import FileSystem
+from kvtier.evictor.filesystem import FileSystem, Reclaim
 from kvtier.evictor.journals import fold, read_journals
 from kvtier.evictor.layouts import LEASES, Tree, recognise
 from kvtier.evictor.leases import ALL, REST, Leases
@@ -48,18 +50,24 @@ class Evictor:
         *,
         clock: Clock | None = None,
         filesystem: Callable[[], FileSystem] | None = None,
+        mounts: Callable[[], Sequence[str]] = tuple,
         observer: Observer | None = None,
+        announcer: Announcer | None = None,
         owner: str | None = None,
     ) -> None:
         """`filesystem` tells how full it is; needed where `options.of_filesystem` is set.
 
+        `mounts`: names below the store at which another file system begins; left alone.
         `owner`: see `Leases`.
         """
         self._store = store
         self._options = options
         self._clock = clock or MonotonicClock()
         self._filesystem = filesystem
+        self._reclaim = Reclaim(self._clock)
+        self._mounts = mounts
         self._observer = observer or Silent()
+        self._announcer = announcer or Unannounced()
         self._leases: Leases | Unleased
         if options.dry_run:
             self._leases = Unleased(store)
@@ -74,23 +82,36 @@ class Evictor:
         return self._leases.owned
 
     def check(self) -> None:
-        """Raises InvalidSettings where a tree is of a format that this program does not know."""
+        """Raises InvalidSettings where a tree cannot be read, or a quota is of no tree."""
         trees, refused = self._trees()
         for reason in refused.values():
+            raise InvalidSettings(f"PATH: {reason}, or move the folder away")
+        names = {tree.name for tree in trees}
+        for mount in self._mounts():
+            _log.warning("left alone, as another file system is mounted there: %s", mount)
+            names.add(mount.partition("/")[0])
+        for folder in sorted(set(self._options.quotas) - names):
+            there = ", ".join(sorted(names)) or "none, as no engine has written yet"
             raise InvalidSettings(
-                f"PATH: {reason}; run the evictor of that version, or move the folder away"
+                f"--quota: there is no folder {folder} in the store; name one of those at its "
+                f"top: {there}"
             )
-        for folder in set(self._options.quotas) - {tree.name for tree in trees}:
-            _log.warning("--quota: there is no folder %s in the store yet", folder)
 
     def run_once(self) -> Report:
         """One pass. Raises OSError where the store does not answer at all."""
         began_s = self._clock.now_s()
-        owned, now_s = self._begin()
+        report = Report(dry_run=self._options.dry_run)
+        owned, now_s = self._begin(report)
         work = Work(
-            self._store, self._options, self._clock, self._leases.keep, now_s, self._observer
+            self._store,
+            self._options,
+            self._clock,
+            self._leases.keep,
+            now_s,
+            self._observer,
+            report,
+            self._announcer,
         )
-        report = work.report
         report.shards_owned = len(owned)
         report.shards_of_others = len(ALL) - len(owned)
         trees, report.refused_trees = self._trees()
@@ -102,12 +123,13 @@ class Evictor:
         shards = [shard for shard in owned if shard != REST]
         parts = self._scan(work, shards, trees)
         records = {shard: self._publish(work, shard, own) for shard, own in parts.items()}
-        if self._rest.usages:
+        if REST in self._leases.owned and self._rest.usages:
             records[REST] = self._rest
         usages = read_usages(self._store, records)
         self._free(work, parts, usages)
         if swept_s != self._swept_s:  # last, for folders that were emptied just now
             self._guarded(work, REST, lambda: sweep_folders(work, trees))
+        self._announcer.flush()
         report.fenced = self._leases.fenced
         report.seconds = self._clock.now_s() - began_s
         return report
@@ -126,33 +148,43 @@ class Evictor:
         """Let others take over at once. Raises OSError where the store refuses."""
         self._leases.release()
 
-    def _begin(self) -> tuple[list[str], float]:
+    def _begin(self, report: Report) -> tuple[list[str], float]:
         """Own shards, and the time. A full store has no room for either: then some is made."""
         try:
             return self._leases.balance(), self._leases.now_s()
         except OSError as error:
             if error.errno not in FULL or self._options.dry_run:
                 raise
-        make_room(self._store, self._trees()[0], self._options, self._clock, self._observer)
+        trees, _ = self._trees()
+        make_room(
+            self._store,
+            trees,
+            self._options,
+            self._clock,
+            self._observer,
+            report,
+            self._announcer,
+        )
         return self._leases.balance(), self._leases.now_s()
 
     def _trees(self) -> tuple[list[Tree], dict[str, str]]:
         """The trees of the store, and those that must not be touched, with the reason."""
         found = [recognise(top) for top in tops(self._store) if top != LEASES]
-        trees = [tree for tree in found if tree is not None]
+        elsewhere = {mount.partition("/")[0] for mount in self._mounts()}
+        trees = [tree for tree in found if tree is not None and tree.name not in elsewhere]
         reasons = {tree.name: refusal(self._store, tree) for tree in trees}
         refused = {name: reason for name, reason in reasons.items() if reason is not None}
         return [tree for tree in trees if tree.name not in refused], refused
 
     def _look_after_rest(self, work: Work, trees: list[Tree]) -> None:
         for tree in trees:
-            journals = read_journals(self._store, tree)
+            journals = read_journals(self._store, tree, spared_s=work.newest_s)
             if journals.by_name and not self._options.dry_run:
                 epoch = self._leases.epoch(REST)
                 fold(self._store, tree, journals, epoch, work.now_s, lambda: work.keep(REST))
         if self._clock.now_s() - self._swept_s < self._options.sweep_s:
             return
-        sizes = sweep_rest(work, trees, set(work.report.refused_trees))
+        sizes = sweep_rest(work, trees, [*work.report.refused_trees, *self._mounts()])
         self._swept_s = self._clock.now_s()
         usages = {tree: Usage(amount.size_bytes, amount.inodes) for tree, amount in sizes.items()}
         self._rest = Record(usages)
@@ -178,7 +210,7 @@ class Evictor:
                 part.expire()
 
         for shard in shards:
-            self._guarded(work, shard, lambda shard=shard: scan(shard))  # type: ignore[misc]
+            self._guarded(work, shard, partial(scan, shard))
         return parts
 
     def _publish(self, work: Work, shard: str, own: Mapping[str, Shrinking]) -> Record:
@@ -203,22 +235,21 @@ class Evictor:
                 report.trees[tree].size_bytes += usage.size_bytes
         held = used
         if self._options.of_filesystem and self._filesystem is not None:
-            held = Amount(self._filesystem().used_bytes, used.inodes)
+            used_bytes = self._reclaim.expected(self._filesystem().used_bytes)
+            held = Amount(used_bytes, used.inodes)
         report.used_bytes, report.used_inodes = held
         before = Amount(report.freed_bytes, report.freed_files)
-        shares = plan(usages, self._options.marks, self._options.quotas, work.newest_s, held)
-        for (shard, tree), amount in shares.items():
-            own = parts.get(shard, {})
-            if tree in own:
-                reason = "quota" if tree in self._options.quotas else "bound"
-                self._guarded(
-                    work,
-                    shard,
-                    lambda part=own[tree], amount=amount, reason=reason: part.free(amount, reason),  # type: ignore[misc]
-                )
-        for shard in sorted({shard for shard, _ in shares} & set(parts)):
+        wanted = plan(usages, self._options.marks, self._options.quotas, work.newest_s, held)
+        for reason, shares in wanted._asdict().items():
+            for (shard, tree), amount in shares.items():
+                if tree in parts.get(shard, {}):
+                    part = parts[shard][tree]
+                    self._guarded(work, shard, partial(part.free, amount, reason))
+        for shard in sorted({shard for shard, _ in (*wanted.quota, *wanted.bound)} & set(parts)):
             self._publish(work, shard, parts[shard])
         freed = Amount(report.freed_bytes, report.freed_files).minus(before)
+        if self._options.of_filesystem and self._filesystem is not None:
+            self._reclaim.removed(freed.size_bytes, self._filesystem().used_bytes)
         left = held.minus(freed)
         report.left_bytes, report.left_inodes = left
         short = self._options.marks.excess(left)

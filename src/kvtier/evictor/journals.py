@@ -13,6 +13,7 @@ late, takes nothing away from its successors; only names that can be segments' a
 import errno
 import logging
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final, NamedTuple
 
 from kvtier.evictor.layouts import Tree, key_of, shard_of
@@ -40,32 +41,43 @@ _SUMMARY_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
 Uses = dict[bytes, Use]
 
 
-class Journals(NamedTuple):
-    """Of one tree: what each file that is not folded yet says, by shard."""
+class Journal(NamedTuple):
+    """One file: which blocks were read, by shard, and when."""
 
-    by_name: Mapping[str, Mapping[str, Uses]]
+    told_s: float
+    keys: Mapping[str, list[bytes]]
+
+
+class Journals(NamedTuple):
+    """Of one tree: the files that are not folded yet."""
+
+    by_name: Mapping[str, Journal]
 
     @property
     def shards(self) -> set[str]:
         """Those of which anything is said."""
-        return {shard for by_shard in self.by_name.values() for shard in by_shard}
+        return {shard for journal in self.by_name.values() for shard in journal.keys}
 
     def of(self, shard: str) -> Uses:
         """What all of them say of a shard."""
         uses: Uses = {}
-        for by_shard in self.by_name.values():
-            for key, use in by_shard.get(shard, {}).items():
+        for journal in self.by_name.values():
+            use = Use(journal.told_s, 1)
+            for key in journal.keys.get(shard, ()):
                 _add(uses, key, use)
         return uses
 
 
-def read_journals(store: Store, tree: Tree, known: Journals | None = None) -> Journals:
+def read_journals(
+    store: Store, tree: Tree, known: Journals | None = None, *, spared_s: float = -inf
+) -> Journals:
     """Everything that is not folded yet. Raises OSError.
 
-    Journals never change: those in `known` are not read again. One listing, and three calls a
-    new journal.
+    Journals never change: those in `known` are not read again. One that cannot be read, and was
+    written before `spared_s`, is left out: it tells of no read after it, and what was read
+    before makes a block no more than warm. One listing, and three calls a new journal.
     """
-    by_name: dict[str, Mapping[str, Uses]] = {}
+    by_name: dict[str, Journal] = {}
     if tree.is_foreign:
         return Journals(by_name)
     old = known.by_name if known else {}
@@ -73,9 +85,15 @@ def read_journals(store: Store, tree: Tree, known: Journals | None = None) -> Jo
         if found.name in old:
             by_name[found.name] = old[found.name]
         elif found.name.endswith(".log"):
-            by_shard = _read_journal(store, found.name)
-            if by_shard is not None:
-                by_name[found.name] = by_shard
+            try:
+                journal = _read_journal(store, found.name)
+            except OSError as error:
+                if found.modified_s > spared_s:
+                    raise
+                _log.warning("%s cannot be read, what it told is lost: %s", found.name, error)
+                continue
+            if journal is not None:
+                by_name[found.name] = journal
     return Journals(by_name)
 
 
@@ -130,18 +148,18 @@ def fold(
         store.remove(name)
 
 
-def _read_journal(store: Store, name: str) -> Mapping[str, Uses] | None:
+def _read_journal(store: Store, name: str) -> Journal | None:
     """None where it was folded by another evictor, removed by its writer, or is too long."""
     read = read_small(store, name, _JOURNAL_BYTES_MAX)
     if read is None:
         return None
     raw, stat = read
-    by_shard: dict[str, Uses] = {}
+    keys: dict[str, list[bytes]] = {}
     for line in raw.decode("ascii", "replace").splitlines():
         key = key_of(line)
         if key is not None:
-            by_shard.setdefault(shard_of(key), {})[key] = Use(stat.modified_s, 1)
-    return by_shard
+            keys.setdefault(shard_of(key), []).append(key)
+    return Journal(stat.modified_s, keys)
 
 
 def _read_summary(store: Store, name: str, uses: Uses) -> bool:

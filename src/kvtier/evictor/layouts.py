@@ -22,13 +22,13 @@ LEASES: Final = "leases"
 
 _NOTES = ".kvtier-"
 """How the names begin that other commands give their notes at the top of a store."""
-_OWN_TOP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*-[0-9a-f]{16}")
-_FOREIGN_TOP = re.compile(r"[A-Za-z0-9._-]+_[0-9a-f]{12}(_r\d+)?")
+_OWN_TOP = re.compile(r"(?P<model>[A-Za-z0-9_][A-Za-z0-9._-]*)-[0-9a-f]{16}")
+_FOREIGN_TOP = re.compile(r"(?P<model>[A-Za-z0-9._-]+)_[0-9a-f]{12}(_r\d+)?")
 _SEGMENT = re.compile(r"blocks/([0-9a-f]{3})/(\1[0-9a-f]*)\.kvt")
 _OWN_FILES = re.compile(
     r"access/[^/]+\.log|access/summary-[0-9a-f]\.\d{10}\.bin|quarantine/[^/]+\.kvt"
 )
-_FOREIGN_BLOCK = re.compile(r"[0-9a-f]{3}/[0-9a-f]{2}_g\d+/[0-9a-f]+\.bin")
+_FOREIGN_BLOCK = re.compile(r"[0-9a-f]{3}/[0-9a-f]{2}_g(\d{1,9})/([0-9a-f]+)\.bin")
 _FOREIGN_TEMPORARY = re.compile(r"(.+\.bin|\.o_direct_probe).*\.tmp[^/]*")
 
 
@@ -49,6 +49,14 @@ class Tree(NamedTuple):
 
     name: str
     is_foreign: bool
+
+    @property
+    def model(self) -> str:
+        """What the folder's name tells of the model: readable, cut short, not unique."""
+        found = (
+            _FOREIGN_TOP.fullmatch(self.name) if self.is_foreign else _OWN_TOP.fullmatch(self.name)
+        )
+        return found["model"] if found else self.name
 
     @property
     def blocks(self) -> str:
@@ -94,6 +102,15 @@ def key_of(below: str) -> bytes | None:
     if len(digits) % 2 or not 2 * KEY_BYTES_MIN <= len(digits) <= 2 * KEY_BYTES_MAX:
         return None
     return bytes.fromhex(digits)
+
+
+def foreign_block_of(name: str) -> tuple[bytes, int]:
+    """Hash and group of another system's block, given its whole name. ValueError: it is none."""
+    found = _FOREIGN_BLOCK.fullmatch(name.partition("/")[2])
+    if found is None:
+        raise ValueError(f"{name!r} names no block")
+    digits = found[2]
+    return bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2)), int(found[1])
 
 
 def shard_of(key: bytes) -> str:

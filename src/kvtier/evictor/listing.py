@@ -81,4 +81,6 @@ def tops(store: Store) -> list[str]:
         top = page.entries[0].name.partition("/")[0]
         if not found or found[-1] != top:
             found.append(top)
-        after = f"{top}/{_BEHIND}"
+        # Behind a folder come names like `model-0123…/`, which sort before `model/`: listed
+        # already. Behind a file of the name `model` they are still to come.
+        after = page.entries[0].name if "/" not in page.entries[0].name else f"{top}/{_BEHIND}"

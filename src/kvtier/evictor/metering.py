@@ -12,7 +12,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kvtier import metrics
+from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
+from kvtier.evictor.announcing import EventAnnouncer
+from kvtier.evictor.publishing import Publisher
 from kvtier.evictor.report import REASONS, Report
 
 HOST = "127.0.0.1"
@@ -21,7 +24,17 @@ HOST = "127.0.0.1"
 class Meter(Collector):
     """Sums of reports. `add` and scrapes may come from any threads."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        publisher: Publisher | None = None,
+        announcer: EventAnnouncer | None = None,
+    ) -> None:
+        """`publisher` and `announcer` where events are sent."""
+        self._clock = clock or MonotonicClock()
+        self._publisher = publisher
+        self._announcer = announcer
+        self._ended_s = self._clock.now_s()
         self._lock = threading.Lock()
         self._last = Report()
         self._bytes = dict.fromkeys(REASONS, 0)
@@ -34,6 +47,7 @@ class Meter(Collector):
         """One more pass."""
         with self._lock:
             self._last = report
+            self._ended_s = self._clock.now_s()
             for reason, freed in report.freed.items():
                 self._bytes[reason] += freed.size_bytes
                 self._files[reason] += freed.files
@@ -52,12 +66,18 @@ class Meter(Collector):
                 metrics.EVICT_UNKNOWN_FILES: last.unknown_files,
                 metrics.EVICT_OWNED_SHARDS: last.shards_owned,
                 metrics.EVICT_PASS_SECONDS: last.seconds,
+                metrics.EVICT_PASS_AGE_SECONDS: self._clock.now_s() - self._ended_s,
             }
             counters = {
                 metrics.EVICT_SCANNED_FILES: self._scanned,
                 metrics.EVICT_BROKEN_FILES: self._broken,
                 metrics.EVICT_FENCED_SHARDS: last.fenced,
                 metrics.EVICT_REFUSED_CALLS: self._refused,
+                metrics.EVICT_ANNOUNCED_BLOCKS: self._announcer.blocks if self._announcer else 0,
+                metrics.EVICT_UNREAD_FILES: self._announcer.unread_files if self._announcer else 0,
+                metrics.EVICT_SLOW_SUBSCRIBERS: (
+                    self._publisher.slow_subscribers if self._publisher else 0
+                ),
             }
             by_reason = {
                 metrics.EVICT_FREED_BYTES: dict(self._bytes),

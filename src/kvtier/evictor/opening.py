@@ -16,6 +16,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.evictor import filesystem
 from kvtier.evictor.bounds import byte_mark, inode_mark, quota_marks
 from kvtier.evictor.budget import Marks
+from kvtier.evictor.events import Owner
 from kvtier.evictor.filesystem import FileSystem
 from kvtier.evictor.options import Options
 from kvtier.settings.sizes import parse_duration
@@ -107,6 +108,9 @@ class Place(NamedTuple):
 
     store: Store
     filesystem: Callable[[], FileSystem] | None
+    mounts: Callable[[], Sequence[str]] = tuple
+    """Names below the store at which another file system begins."""
+    owner: Owner = "shared"
 
     def measure(self) -> FileSystem | None:
         """Now."""
@@ -132,7 +136,9 @@ def _open_folder(path: Path) -> Place:
         what = "is not a folder" if path.exists() else "does not exist"
         raise InvalidSettings(f"PATH: {path} {what}; name the folder that engines share")
     store = PosixStore(path, direct="never")
-    return Place(store, lambda: filesystem.measure(path))
+    return Place(
+        store, lambda: filesystem.measure(path), lambda: filesystem.mounts_below(path), "shared"
+    )
 
 
 def _open_bucket(url: str) -> Place:
@@ -142,4 +148,4 @@ def _open_bucket(url: str) -> Place:
     except InvalidSettings:
         store.close()
         raise
-    return Place(store, None)
+    return Place(store, None, owner="objectstore")

@@ -44,8 +44,11 @@ def _replay(table: Table, policy: EvictionPolicy) -> None:
     written = np.array(table.written, dtype=np.float64)
     recent = table.recency()
     read = np.flatnonzero(recent > written)
-    # Written before read where the times are equal: `stable`, and all writes come first.
-    order = np.argsort(np.concatenate([written, recent[read]]), kind="stable").tolist()
+    # Readers tell of a whole prefix in one journal, so of one time: what more journals named is
+    # nearer to its beginning and told last. No more than the beginning is worth keeping.
+    named = np.array(table.used, dtype=np.int64)[read]
+    uses = np.concatenate([np.zeros(rows, dtype=np.int64), named])
+    order = np.lexsort((uses, np.concatenate([written, recent[read]]))).tolist()
     read_rows = read.tolist()
     for event in order:
         if event < rows:

@@ -7,17 +7,20 @@ Invariants: a file that stays is seen once in a scan; blocks go into tables, eve
 settled at once; a folder that cannot be read is counted and does not hide the others.
 """
 
+import logging
 from typing import Final
 
 from kvtier.evictor.broken import HeaderCheck
 from kvtier.evictor.budget import Amount
-from kvtier.evictor.layouts import Kind, Tree
+from kvtier.evictor.layouts import Kind, Tree, recognise
 from kvtier.evictor.listing import beginning
 from kvtier.evictor.records import Progress, Resumed, forget_progress, put_progress, read_progress
 from kvtier.evictor.sightings import settle
 from kvtier.evictor.table import Table
 from kvtier.evictor.work import Work
 from kvtier.tiers.shared.names import folder_of
+
+_log = logging.getLogger(__name__)
 
 SAVE_S: Final = 15.0
 
@@ -51,10 +54,14 @@ def scan_shard(work: Work, shard: str, trees: list[Tree]) -> Scan:
     """All of a shard. Raises Fenced; OSError only where progress cannot be kept."""
     keeps = not work.options.dry_run
     resumed = read_progress(work.store, shard, work.now_s) if keeps else None
+    if resumed is not None and not _is_of(resumed, shard):
+        _log.warning("what is left of a scan of shard %s names other files: it is ignored", shard)
+        resumed = None
     scan = Scan(resumed)
     for tree in sorted(trees):
         after = ""
-        if resumed is not None:
+        # A tree that is not in `resumed` appeared since then, wherever it stands in the order.
+        if resumed is not None and tree.name in resumed.tables:
             if tree.name < resumed.tree:
                 continue
             after = resumed.after if tree.name == resumed.tree else ""
@@ -64,6 +71,22 @@ def scan_shard(work: Work, shard: str, trees: list[Tree]) -> Scan:
     names = {tree.name for tree in trees}
     scan.tables = {name: table for name, table in scan.tables.items() if name in names}
     return scan
+
+
+def _is_of(resumed: Resumed, shard: str) -> bool:
+    """Whether all that was seen are blocks of this shard: anybody may write to a store."""
+    for name, table in resumed.tables.items():
+        tree = recognise(name)
+        if tree is None:
+            return False
+        try:
+            names = [tree.unpack(table.name(row)) for row in range(len(table))]
+        except ValueError:
+            return False
+        start = tree.shard(shard)
+        if not all(one.startswith(start) and tree.kind(one) is Kind.BLOCK for one in names):
+            return False
+    return True
 
 
 def _save(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> None:
@@ -82,7 +105,7 @@ def _scan_tree(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> No
         for found in beginning(work.store, tree.shard(shard), after):
             work.see(shard)
             name = found.name
-            if (folder_of(name)) != folder:
+            if folder_of(name) != folder:
                 folder = folder_of(name)
                 scan.add_other(tree.name, 0, 1)
             kind = tree.kind(name)

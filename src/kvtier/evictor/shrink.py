@@ -5,20 +5,29 @@ block's file is looked at again right before it is removed, and journals are rea
 this goes on; blocks leave whole.
 """
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from kvtier.evictor.budget import Amount, Usage, steps_of
 from kvtier.evictor.journals import read_journals, recall
 from kvtier.evictor.layouts import Tree
+from kvtier.evictor.listing import beginning
 from kvtier.evictor.ranking import victims
 from kvtier.evictor.table import Table
 from kvtier.evictor.work import Work
 
 RECALL_S: Final = 10.0
 """Journals are read again after it; readers write them as often."""
+
+
+class _Seen(NamedTuple):
+    """A file right before it goes."""
+
+    used_s: float
+    """When it was written, or read where only its access time tells."""
+    size_bytes: int
 
 
 class Shrinking:
@@ -50,11 +59,11 @@ class Shrinking:
         """Take in what readers told so far. Raises OSError."""
         self._recalled_s = self._work.clock.now_s()
         known = self._work.journals.get(self._tree.name)
-        journals = read_journals(self._work.store, self._tree, known)
+        newest_s = self._work.newest_s
+        journals = read_journals(self._work.store, self._tree, known, spared_s=newest_s)
         self._work.journals[self._tree.name] = journals
         uses = recall(self._work.store, self._tree, self._shard, journals)
         self._table.recall(uses)
-        newest_s = self._work.newest_s
         self._hot = frozenset(key for key, use in uses.items() if use.last_s > newest_s)
 
     def expire(self) -> None:
@@ -75,6 +84,12 @@ class Shrinking:
         return self._remove((row for row in rows if not self._gone[row]), amount, reason)
 
     def _remove(self, rows: Iterator[int], amount: Amount | None, reason: str) -> Amount:
+        try:
+            return self._remove_until(rows, amount, reason)
+        finally:
+            self._work.announcer.flush()
+
+    def _remove_until(self, rows: Iterator[int], amount: Amount | None, reason: str) -> Amount:
         missing = Amount() if amount is None else amount
         while amount is None or missing != Amount():
             row = next(rows, None)
@@ -90,22 +105,41 @@ class Shrinking:
             self.recall()
         return key not in self._hot and not self._gone[row]
 
+    def _look(self, name: str) -> _Seen | None:
+        """At a file as it is now; None where it is gone. Raises OSError.
+
+        Where only the access time tells of reads, it has to be asked for once more. A `Stat` does
+        not have it, so the file's folder is listed: in those layouts it holds a handful.
+        """
+        if not self._tree.is_foreign:
+            stat = self._work.store.stat(name)
+            return None if stat is None else _Seen(stat.modified_s, stat.size)
+        found = next(beginning(self._work.store, name), None)
+        if found is None or found.name != name:
+            return None
+        return _Seen(found.accessed_s, found.physical_bytes)
+
     def _take(self, row: int, name: str, reason: str) -> bool:
         """Remove one file; True where it is gone, by us or by others."""
-        size_bytes = self._table.sizes[row]
+        work, tree, size_bytes = self._work, self._tree, self._table.sizes[row]
         try:
-            stat = self._work.store.stat(name)
+            seen = self._look(name)
         except OSError as error:
-            self._work.refused(f"stat {name}", error)
+            work.refused(f"stat {name}", error)
             return False
-        if stat is None:
+        if seen is None:
             self._gone[row] = True
             return True
-        if stat.modified_s > self._table.written[row]:
-            return False  # written again since it was scanned: it is in use
-        if not self._work.remove(self._shard, name, size_bytes, reason):
+        known_s = self._table.recent if tree.is_foreign else self._table.written
+        if seen.used_s > known_s[row]:
+            return False  # since it was scanned, perhaps by an owner before: it is in use
+        blocks: Sequence[bytes] = ()
+        if not work.options.dry_run:
+            blocks = work.announcer.contents(tree, self._table.name(row), name, seen.size_bytes)
+        if not work.remove(self._shard, name, size_bytes, reason):
             return False
-        tree = self._work.report.tree(self._tree.name, is_foreign=self._tree.is_foreign)
-        tree.freed.add(size_bytes)
+        if blocks:
+            work.announcer.removed(tree, blocks)
+        work.report.tree(tree.name, is_foreign=tree.is_foreign).freed.add(size_bytes)
         self._gone[row] = True
         return True

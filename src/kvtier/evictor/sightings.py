@@ -1,7 +1,7 @@
 """What is no block: orphans are removed, strangers' files reported, the rest left alone.
 
-Invariants: a temporary file that was touched within the orphan time stays, by the store's clock;
-an unknown file is removed only where that was asked for.
+Invariants: what was touched within the orphan time stays, by the store's clock, since somebody
+may still be writing it; an unknown file is removed only where that was asked for.
 """
 
 from kvtier.evictor.layouts import Kind
@@ -11,12 +11,11 @@ from kvtier.tiers.shared.walk import Occupied
 
 def settle(work: Work, shard: str, found: Occupied, kind: Kind) -> bool:
     """Do with a file what its kind asks for; True where it is gone, or would be."""
-    if kind is Kind.TEMPORARY:
-        if found.modified_s >= work.now_s - work.options.orphan_s:
-            return False
+    is_old = found.modified_s < work.now_s - work.options.orphan_s
+    if kind is Kind.TEMPORARY and is_old:
         return work.remove(shard, found.name, found.physical_bytes, "orphan")
     if kind is Kind.UNKNOWN:
         work.report.note_unknown(found.name, found.physical_bytes)
-        if work.options.delete_unknown:
+        if work.options.delete_unknown and is_old:
             return work.remove(shard, found.name, found.physical_bytes, "unknown")
     return False

@@ -1,11 +1,11 @@
 """What lies outside of the shards: orphans, strangers' files, dead evictors' notes, empty folders.
 
 Why: one evictor at a time, the owner of the lease `rest`, looks through it, rarely. Invariant:
-no file of a tree that is refused, and no lease, is ever removed here.
+no lease, and nothing below a folder that is to be left alone, is ever removed here.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final, Protocol, runtime_checkable
 
 from kvtier.evictor.budget import Amount
@@ -33,14 +33,15 @@ class HasFolders(Protocol):
         ...
 
 
-def sweep_rest(work: Work, trees: list[Tree], refused: set[str]) -> dict[str, Amount]:
+def sweep_rest(work: Work, trees: list[Tree], left_alone: Collection[str]) -> dict[str, Amount]:
     """Look through everything outside of shards; what it takes up, by tree.
 
-    Raises Fenced, and OSError where a listing is refused.
+    `left_alone`: folders in which nothing is looked at. Raises Fenced, and OSError where a
+    listing is refused.
     """
     by_name = {tree.name: tree for tree in trees}
     starts = [tree.shard(shard) for tree in trees for shard in SHARDS]
-    starts += [f"{name}/" for name in refused]
+    starts += [f"{name}/" for name in left_alone]
     sizes: dict[str, Amount] = {}
     for found in outside(work.store, starts):
         work.see(REST)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 from kvtier.clock import Clock
+from kvtier.evictor.announcing import Announcer, Unannounced
 from kvtier.evictor.journals import Journals
 from kvtier.evictor.options import Options
 from kvtier.evictor.pace import Pace
@@ -66,8 +67,13 @@ class Work:
         keep: Callable[[str], None],
         now_s: float,
         observer: Observer,
+        report: Report | None = None,
+        announcer: Announcer | None = None,
     ) -> None:
-        """`keep` raises Fenced where a shard is not ours; `now_s` is the store's clock."""
+        """`keep` raises Fenced where a shard is not ours; `now_s` is the store's clock.
+
+        `report`: one to go on with, where the pass began before this.
+        """
         self.store = store
         self.options = options
         self.clock = clock
@@ -76,7 +82,8 @@ class Work:
         """What was used later stays."""
         self.journals: dict[str, Journals] = {}
         """What was read of them in this pass, by tree."""
-        self.report = Report(dry_run=options.dry_run)
+        self.report = report or Report(dry_run=options.dry_run)
+        self.announcer: Announcer = announcer or Unannounced()
         self._keep = keep
         self._observer = observer
         self._scans = Pace(options.files_per_second, clock)
@@ -97,10 +104,12 @@ class Work:
 
     def remove(self, shard: str, name: str, size_bytes: int, reason: str) -> bool:
         """Remove a file, whatever it is; False where that was refused or it was gone."""
-        self._keep(shard)
-        if not self.options.dry_run:
+        if self.options.dry_run:
+            self._keep(shard)
+        else:
             while not self._deletes.wait():
                 self._keep(shard)
+            self._keep(shard)  # the pace may have slept for a whole second
             try:
                 if not self._remove(name):
                     return False

@@ -14,6 +14,7 @@ def test_defaults_are_theirs() -> None:
     assert found.path == "/kv-cache/kv/model-cache/models"
     assert (found.high, found.low, found.grace_s) == ("85%", "70%", 3600)
     assert not found.dry_run
+    assert found.events is None
     assert found.sweep_folders
     assert (found.log_level, found.log_file, found.ignored) == ("INFO", None, ())
 
@@ -45,8 +46,8 @@ def test_everything_they_have() -> None:
     assert found.dry_run
     assert not found.sweep_folders
     assert (found.log_level, found.log_file) == ("DEBUG", "/tmp/log")
-    assert len(found.ignored) == 7
-    assert "STORAGE_EVENTS_ENDPOINT" in found.ignored
+    assert found.events == "tcp://x:1"
+    assert len(found.ignored) == 6
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,8 @@ def test_everything_they_have() -> None:
     [
         ("CLEANUP_THRESHOLD", "high"),
         ("TARGET_THRESHOLD", "-5"),
+        ("TARGET_THRESHOLD", "85"),
+        ("CLEANUP_THRESHOLD", "101"),
         ("FILE_ACCESS_TIME_THRESHOLD_MINUTES", ""),
         ("DRY_RUN", "maybe"),
         ("ENABLE_DIR_CLEANUP", "2"),

@@ -17,6 +17,8 @@ from kvtier.errors import InvalidSettings
 MOUNT: Final = "PVC_MOUNT_PATH"
 """Where it is set, and no path is given, the others are read."""
 
+EVENTS: Final = "STORAGE_EVENTS_ENDPOINT"
+
 _WITHOUT_COUNTERPART: Final = (
     "NUM_CRAWLER_PROCESSES",
     "FILE_QUEUE_MAXSIZE",
@@ -26,10 +28,10 @@ _WITHOUT_COUNTERPART: Final = (
     "DIR_CLEANUP_TTL_SECONDS",
     "TOTAL_SHARDS",
     "SHARD_INDEX",
-    "STORAGE_EVENTS_ENDPOINT",
 )
-"""Processes, queues and batches, which kvtier has none of: evictors share the work by leases.
-And events, which it does not send."""
+"""Processes, queues and batches, which kvtier has none of: evictors share the work by leases."""
+_HIGH: Final = ("CLEANUP_THRESHOLD", "85")
+_LOW: Final = ("TARGET_THRESHOLD", "70")
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 _NUMBER = re.compile(r"\d{1,12}(\.\d{1,9})?")
 _TRUE: Final = ("true", "1", "yes")
@@ -48,6 +50,8 @@ class PvcEvictor(msgspec.Struct, frozen=True, kw_only=True):
     sweep_folders: bool
     log_level: str
     log_file: str | None
+    events: str | None
+    """Where events about removed blocks are bound to."""
     ignored: tuple[str, ...]
     """Variables that were set and change nothing."""
 
@@ -59,18 +63,27 @@ def read(env: Mapping[str, str]) -> PvcEvictor | None:
     folder = env.get("CACHE_DIRECTORY", "kv/model-cache/models").strip("/")
     if ".." in PurePosixPath(folder).parts:
         raise InvalidSettings(f"CACHE_DIRECTORY: {folder!r} leads out of {MOUNT}; leave out `..`")
+    high, low = (_number(env, *one) for one in (_HIGH, _LOW))
+    if float(low) >= float(high):
+        raise InvalidSettings(
+            f"{_LOW[0]}: {low} is not below {_HIGH[0]} {high}; above the latter files go until the "
+            "former is reached, so swap them"
+        )
+    if float(high) > 100:
+        raise InvalidSettings(f"{_HIGH[0]}: {high} is more than 100 per cent; write {_HIGH[1]}")
     level = env.get("LOG_LEVEL", "INFO").upper()
     if level not in _LEVELS:
         raise InvalidSettings(f"LOG_LEVEL: {level!r}; write one of {', '.join(_LEVELS)}")
     return PvcEvictor(
         path=str(PurePosixPath(env[MOUNT]) / folder),
-        high=f"{_number(env, 'CLEANUP_THRESHOLD', '85')}%",
-        low=f"{_number(env, 'TARGET_THRESHOLD', '70')}%",
+        high=f"{high}%",
+        low=f"{low}%",
         grace_s=60 * float(_number(env, "FILE_ACCESS_TIME_THRESHOLD_MINUTES", "60")),
         dry_run=_flag(env, "DRY_RUN", "false"),
         sweep_folders=_flag(env, "ENABLE_DIR_CLEANUP", "true"),
         log_level=level,
         log_file=env.get("LOG_FILE_PATH") or None,
+        events=env.get(EVENTS) or None,
         ignored=tuple(name for name in _WITHOUT_COUNTERPART if name in env),
     )
 

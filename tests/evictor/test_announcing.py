@@ -1,0 +1,214 @@
+"""From a removal to what a router reads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kvtier.blocks.checksum import HmacSha256, Xxh3
+from kvtier.evictor.announcing import ANNOUNCE_S, BATCH_BLOCKS, EventAnnouncer
+from kvtier.evictor.evictor import Evictor
+from kvtier.evictor.layouts import Tree
+from kvtier.evictor.options import Options
+from kvtier.evictor.publishing import Publisher
+from kvtier.testing.spaces import sample_space
+from kvtier.tiers.shared.format import space_folder
+from tests.evictor.scenes import FOREIGN, Between, Scene, block, key_of
+from tests.evictor.test_broken import SECRET, publish
+
+zmq = pytest.importorskip("zmq")
+
+SPACE = sample_space()
+OWN = Tree(space_folder(SPACE), is_foreign=False)
+
+
+class Listener:
+    """A router: a SUB socket, and what vLLM's words mean."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._socket.connect(publisher.endpoint)
+        while not self._socket.poll(20):
+            publisher.send(b"hello", b"")
+
+    def messages(self, count: int) -> list[tuple[bytes, list[dict[str, object]]]]:
+        """The next ones, without greetings."""
+        found = []
+        while len(found) < count:
+            assert self._socket.poll(20_000), found
+            name, _, payload = self._socket.recv_multipart()
+            if name != b"hello":
+                found.append((name, msgspec.msgpack.decode(payload)[1]))
+        return found
+
+    def silent(self) -> bool:
+        """Whether nothing but greetings comes."""
+        while self._socket.poll(100):
+            if self._socket.recv_multipart()[0] != b"hello":
+                return False
+        return True
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    made = Publisher("tcp://127.0.0.1:*")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def listener(publisher: Publisher) -> Iterator[Listener]:
+    made = Listener(publisher)
+    yield made
+    made.close()
+
+
+def announcer(scene: Scene, publisher: Publisher, **options: object) -> EventAnnouncer:
+    return EventAnnouncer(
+        scene.store,
+        publisher,
+        Options(**options),  # type: ignore[arg-type]
+        "shared",
+        clock=scene.clock,
+        env={},
+    )
+
+
+def number_of(number: int) -> int:
+    return int.from_bytes(key_of(number)[-12:-4], "big")
+
+
+def test_every_block_of_what_went_is_told(publisher: Publisher, listener: Listener) -> None:
+    scene = Scene()
+    for number in range(4):
+        publish(scene.store, number, Xxh3(), blocks=3)
+    scene.clock.advance(1000)
+    told = announcer(scene, publisher)
+    evictor = Evictor(scene.store, Options(ttl_s=100), clock=scene.clock, announcer=told)
+    assert evictor.run_once().freed["ttl"].files == 4
+    hashes: set[object] = set()
+    while len(hashes) < 12:
+        (name, events), *_ = listener.messages(1)
+        assert name == f"kv@{OWN.name}@tiny".encode()
+        for event in events:
+            assert (event["type"], event["medium"], event["group_idx"]) == (
+                "BlockRemoved",
+                "STORAGE",
+                0,
+            )
+            hashes.update(event["block_hashes"])  # type: ignore[arg-type]
+    assert hashes == {number_of(n + 1000 * each) for n in range(4) for each in range(3)}
+    assert (told.blocks, told.unread_files) == (12, 0)
+
+
+def test_a_dry_run_tells_nothing(publisher: Publisher, listener: Listener) -> None:
+    scene = Scene()
+    publish(scene.store, 1, Xxh3())
+    scene.clock.advance(1000)
+    told = announcer(scene, publisher)
+    options = Options(ttl_s=100, dry_run=True)
+    assert Evictor(scene.store, options, clock=scene.clock, announcer=told).run_once().freed_files
+    assert listener.silent()
+
+
+def test_what_was_not_removed_is_not_told(publisher: Publisher, listener: Listener) -> None:
+    scene = Scene()
+    publish(scene.store, 1, Xxh3())
+    scene.clock.advance(1000)
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            if verb == "remove" and name.endswith(".kvt"):
+                raise PermissionError(13, "no")
+
+    told = announcer(scene, publisher)
+    store = Refusing(scene.store)
+    Evictor(store, Options(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    assert listener.silent()
+
+
+def test_one_block_needs_no_read(publisher: Publisher) -> None:
+    scene = Scene()
+    name = publish(scene.store, 1, Xxh3(), blocks=1)
+    store = Between(scene.store)
+    told = EventAnnouncer(store, publisher, Options(), "shared", env={})
+    for _ in range(3):
+        assert told.contents(OWN, key_of(1), name, 8192) == [key_of(1)]
+    assert len([name for verb, name in store.calls if verb == "read"]) == 1, "the manifest, once"
+
+
+def test_what_cannot_be_read_is_told_by_its_first_block_and_counted(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    scene = Scene()
+    name = publish(scene.store, 1, HmacSha256(SECRET), blocks=2)
+    told = announcer(scene, publisher)
+    assert told.contents(OWN, key_of(1), name, 12288) == [key_of(1)]
+    assert told.unread_files == 1
+    secret = tmp_path / "key"
+    secret.write_bytes(SECRET)
+    secret.chmod(0o600)
+    knowing = announcer(scene, publisher, key_file=secret)
+    assert len(knowing.contents(OWN, key_of(1), name, 12288)) == 2
+    scene.store.raw(name)[150] ^= 1
+    assert knowing.contents(OWN, key_of(1), name, 12288) == [key_of(1)]
+    assert knowing.unread_files == 1
+
+
+def test_trees_of_others(publisher: Publisher, listener: Listener) -> None:
+    scene = Scene()
+    scene.store.put(f"{FOREIGN}/config.json", b'{"model_name": "org/model", "more": 1}')
+    scene.store.put(f"{FOREIGN}/abc/de_g3/00ff.bin", b"x")
+    scene.clock.advance(1000)
+    told = announcer(scene, publisher)
+    Evictor(scene.store, Options(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    ((name, events),) = listener.messages(1)
+    assert name == f"kv@{FOREIGN}@org/model".encode()
+    assert [(one["block_hashes"], one["group_idx"]) for one in events] == [([255], 3)]
+
+
+def test_batches(publisher: Publisher, listener: Listener) -> None:
+    scene = Scene()
+    told = announcer(scene, publisher)
+    keys = [key_of(number) for number in range(BATCH_BLOCKS + 1)]
+    told.removed(OWN, keys[:1])
+    assert listener.silent()
+    scene.clock.advance(ANNOUNCE_S)
+    told.removed(OWN, keys[:1])
+    assert len(listener.messages(1)[0][1][0]["block_hashes"]) == 2  # type: ignore[arg-type]
+    told.removed(OWN, keys)
+    sizes = [len(events[0]["block_hashes"]) for _, events in listener.messages(2)]  # type: ignore[arg-type]
+    assert sizes == [BATCH_BLOCKS, 1]
+    told.flush()
+    assert listener.silent()
+
+
+def test_a_broken_one_that_was_moved_aside_is_gone_too(
+    publisher: Publisher, listener: Listener
+) -> None:
+    scene = Scene()
+    name = publish(scene.store, 1, Xxh3())
+    scene.store.raw(name)[150] ^= 1
+    options = Options(ttl_s=10**6, check_headers=True, sweep_broken=True)
+    told = announcer(scene, publisher)
+    Evictor(scene.store, options, clock=scene.clock, announcer=told).run_once()
+    ((_, events),) = listener.messages(1)
+    assert events[0]["block_hashes"] == [number_of(1)]
+
+
+def test_a_name_without_a_manifest_still_tells(publisher: Publisher, listener: Listener) -> None:
+    scene = Scene()
+    scene.write(1)
+    scene.clock.advance(1000)
+    told = announcer(scene, publisher)
+    Evictor(scene.store, Options(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    ((name, events),) = listener.messages(1)
+    assert name.startswith(f"kv@{block(1).partition('/')[0]}@tiny".encode())
+    assert events[0]["block_hashes"] == [number_of(1)]
+    assert told.unread_files == 1

@@ -1,0 +1,127 @@
+"""A real socket on either side."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.evictor.publishing import Publisher
+
+zmq = pytest.importorskip("zmq")
+
+WAIT_MS = 20_000
+
+
+@pytest.fixture
+def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
+    made = zmq.Context()
+    yield made
+    made.destroy(linger=0)
+
+
+def subscriber(
+    context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, topic: bytes = b"", queue: int = 1000
+) -> "zmq.Socket[bytes]":
+    made = context.socket(zmq.SUB)
+    made.setsockopt(zmq.RCVHWM, queue)
+    made.setsockopt(zmq.RCVTIMEO, WAIT_MS)
+    made.setsockopt(zmq.SUBSCRIBE, topic)
+    made.connect(endpoint)
+    return made
+
+
+def joined(publisher: Publisher, reader: "zmq.Socket[bytes]") -> None:
+    """Send until the subscription has arrived; what was sent for it is read away."""
+    for _ in range(1000):
+        publisher.send(b"hello", b"")
+        if reader.poll(20):
+            break
+    while reader.poll(100):
+        reader.recv_multipart()
+
+
+def test_three_parts_and_a_sequence_for_each_topic(
+    context: "zmq.Context[zmq.Socket[bytes]]",
+) -> None:
+    publisher = Publisher("tcp://127.0.0.1:*")
+    reader = subscriber(context, publisher.endpoint)
+    joined(publisher, reader)
+    for name in (b"a", b"b", b"a"):
+        publisher.send(name, b"payload of " + name)
+    found = [reader.recv_multipart() for _ in range(3)]
+    assert found == [
+        [b"a", bytes(8), b"payload of a"],
+        [b"b", bytes(8), b"payload of b"],
+        [b"a", bytes(7) + b"\x01", b"payload of a"],
+    ]
+    publisher.close()
+    publisher.close()
+
+
+def test_a_subscriber_that_binds_is_called(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+    reader = context.socket(zmq.SUB)
+    reader.setsockopt(zmq.SUBSCRIBE, b"")
+    port = reader.bind_to_random_port("tcp://127.0.0.1")
+    publisher = Publisher(f"connect:tcp://127.0.0.1:{port}")
+    joined(publisher, reader)
+    publisher.send(b"a", b"x")
+    assert reader.recv_multipart()[0] == b"a"
+    publisher.close()
+
+
+def test_a_slow_subscriber_is_counted_and_delays_neither_us_nor_others(
+    context: "zmq.Context[zmq.Socket[bytes]]", tmp_path: Path
+) -> None:
+    publisher = Publisher(f"ipc://{tmp_path}/events", queue_messages=10)
+    slow = subscriber(context, publisher.endpoint, queue=3)
+    quick = subscriber(context, publisher.endpoint)
+    joined(publisher, slow)
+    joined(publisher, quick)
+    payload = bytes(1 << 20)
+    for number in range(60):
+        publisher.send(b"a", payload)
+        assert quick.recv_multipart()[1] == number.to_bytes(8, "big")
+    assert publisher.slow_subscribers > 0
+    seen = []
+    while slow.poll(200):
+        seen.append(int.from_bytes(slow.recv_multipart()[1], "big"))
+    assert 0 < len(seen) < 60
+    publisher.close()
+
+
+def test_nobody_listens() -> None:
+    publisher = Publisher("tcp://127.0.0.1:*", queue_messages=2)
+    for _ in range(100):
+        publisher.send(b"a", b"x")
+    assert publisher.slow_subscribers == 0
+    publisher.close()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "named"),
+    [
+        ("127.0.0.1:5559", "is no endpoint; write tcp://127.0.0.1:5559"),
+        ("tcp://127.0.0.1", "is no endpoint"),
+        ("tcp://203.0.113.7:5559", "cannot be used"),
+        ("tcp://127.0.0.1:99999", "is no endpoint"),
+        ("ipc:///nowhere/at/all", "cannot be used"),
+    ],
+)
+def test_nonsense_says_what_to_write(endpoint: str, named: str) -> None:
+    with pytest.raises(InvalidSettings, match="--events: ") as raised:
+        Publisher(endpoint)
+    assert named in str(raised.value)
+
+
+def test_a_port_that_is_taken() -> None:
+    first = Publisher("tcp://127.0.0.1:*")
+    with pytest.raises(InvalidSettings, match="Address already in use"):
+        Publisher(first.endpoint)
+    first.close()
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "zmq", None)
+    with pytest.raises(InvalidSettings, match=r"pip install 'kvtier\[events\]'"):
+        Publisher("tcp://127.0.0.1:*")

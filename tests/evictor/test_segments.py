@@ -1,0 +1,31 @@
+import pytest
+
+from kvtier.blocks.checksum import Xxh3
+from kvtier.errors import Corrupt
+from kvtier.evictor.layouts import Tree
+from kvtier.evictor.segments import open_segments
+from tests.evictor.scenes import FOREIGN, Scene, key_of
+from tests.evictor.test_broken import publish
+
+
+@pytest.mark.parametrize("blocks", [1, 400])
+def test_all_blocks_however_long_the_header(blocks: int) -> None:
+    scene = Scene()
+    name = publish(scene.store, 1, Xxh3(), blocks)
+    tree = Tree(name.partition("/")[0], is_foreign=False)
+    segments = open_segments(scene.store, tree, None)
+    assert segments is not None
+    found = segments.read(key_of(1), name)
+    assert found is not None
+    assert list(found.keys) == [key_of(1 + 1000 * each) for each in range(blocks)]
+    scene.store.raw(name)[12] ^= 1
+    with pytest.raises(Corrupt):
+        segments.read(key_of(1), name)
+    scene.store.remove(name)
+    assert segments.read(key_of(1), name) is None
+
+
+def test_no_manifest_no_segments() -> None:
+    scene = Scene()
+    assert open_segments(scene.store, Tree("a-0123456789abcdef", is_foreign=False), None) is None
+    assert open_segments(scene.store, Tree(FOREIGN, is_foreign=True), None) is None
