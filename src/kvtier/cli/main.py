@@ -17,6 +17,7 @@ from kvtier.errors import KVTierError
 COMMANDS: Final[Mapping[str, str]] = {
     "serve": "Start vLLM with a prefix cache in RAM, on disk, in shared storage.",
     "config": "Show the settings in force, or a file with every option.",
+    "doctor": "Say why engines do not share, or what is wrong with the settings.",
     "inspect": "Show what a shared folder holds.",
     "fsck": "Verify a shared folder, and put it in order.",
     "convert": "Convert trees of vLLM and llm-d into a shared folder, and back.",

@@ -1,0 +1,143 @@
+"""Key spaces of one model, two by two: what keeps them apart, and whether that can be changed.
+
+Invariant: two key spaces are compared if engines that wrote them may have been meant to share:
+they have the model's name in common, or the weights.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from kvtier.blocks.key import KeySpace
+from kvtier.diagnosis.explanations import Verdict, checkpoint, explain, remarks
+from kvtier.diagnosis.report import Check, Difference, Family, Member, Pair, warned
+
+PAIRS_KEPT: Final = 200
+"""Of a family: a folder with many key spaces has very many pairs."""
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Sighting(NamedTuple):
+    """A key space, and where it was seen."""
+
+    place: str
+    """As the person named it."""
+    name: str
+    space: KeySpace
+    witness: str | None = None
+    """Of the secret that its blocks are verified with; None where the place has none."""
+
+
+def compare(sightings: Sequence[Sighting]) -> list[Family]:
+    """Families in the order in which they were seen."""
+    labels = _labels()
+    return [_family([(next(labels), each) for each in kin]) for kin in _kin(sightings)]
+
+
+def oddities(families: Sequence[Family]) -> list[Check]:
+    """What is odd about single key spaces."""
+    return [
+        warned(f"key space {member.label}", remark)
+        for family in families
+        for member in family.members
+        for remark in remarks(member.space)
+    ]
+
+
+def difference(field: str, one: KeySpace, other: KeySpace) -> Difference:
+    """Of a field in which they differ."""
+    told = explain(field, one, other)
+    return Difference(
+        field=field,
+        values=(getattr(one, field), getattr(other, field)),
+        verdict=told.verdict,
+        why=told.why,
+        change=told.change,
+    )
+
+
+def _labels() -> Iterator[str]:
+    for length in itertools.count(1):
+        for letters in itertools.product(_LETTERS, repeat=length):
+            yield "".join(letters)
+
+
+def _kin(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
+    """By name or weights: who has either in common with one of a family belongs to it."""
+    families: list[tuple[set[str], list[Sighting]]] = []
+    for each in sightings:
+        marks = {f"model {each.space.model}"}
+        if weights := checkpoint(each.space):
+            marks.add(f"weights {weights}")
+        members = [each]
+        apart = []
+        for known, kin in families:
+            if known & marks:
+                marks |= known
+                members = [*kin, *members]
+            else:
+                apart.append((known, kin))
+        families = [*apart, (marks, members)]
+    order = {id(each): number for number, each in enumerate(sightings)}
+    found = [sorted(kin, key=lambda each: order[id(each)]) for _, kin in families]
+    return sorted(found, key=lambda kin: order[id(kin[0])])
+
+
+def _family(labelled: list[tuple[str, Sighting]]) -> Family:
+    couples = itertools.combinations(labelled, 2)
+    count = len(labelled)
+    return Family(
+        models=list(dict.fromkeys(each.space.model for _, each in labelled)),
+        members=[
+            Member(label=label, place=each.place, name=each.name, space=each.space)
+            for label, each in labelled
+        ],
+        pairs=[_pair(*couple) for couple in itertools.islice(couples, PAIRS_KEPT)],
+        pairs_left_out=max(0, count * (count - 1) // 2 - PAIRS_KEPT),
+    )
+
+
+def _pair(one: tuple[str, Sighting], other: tuple[str, Sighting]) -> Pair:
+    (label, seen), (other_label, other_seen) = one, other
+    differences = [
+        difference(field, seen.space, other_seen.space)
+        for field in KeySpace.__struct_fields__
+        if getattr(seen.space, field) != getattr(other_seen.space, field)
+    ]
+    verdict, conclusion = _conclude(differences, seen, other_seen)
+    return Pair(
+        one=label,
+        other=other_label,
+        verdict=verdict,
+        conclusion=conclusion,
+        differences=differences,
+    )
+
+
+def _conclude(
+    differences: list[Difference], one: Sighting, other: Sighting
+) -> tuple[Verdict | None, str]:
+    never = [each.field for each in differences if each.verdict is Verdict.NEVER]
+    if never:
+        return Verdict.NEVER, f"cannot share: {_and(never)} {_differ(never)}"
+    change = [each.field for each in differences if each.verdict is not Verdict.FOLLOWS]
+    if change:
+        return Verdict.CHANGE, f"can share once {_and(change)} {_agree(change)}"
+    if None not in (one.witness, other.witness) and one.witness != other.witness:
+        return (
+            Verdict.CHANGE,
+            "the same key space, verified with two secrets: give every engine the same key_file",
+        )
+    return None, "the same key space: engines share it where they name the same place"
+
+
+def _and(fields: list[str]) -> str:
+    return ", ".join(fields[:-1]) + " and " + fields[-1] if len(fields) > 1 else fields[0]
+
+
+def _differ(fields: list[str]) -> str:
+    return "differ" if len(fields) > 1 else "differs"
+
+
+def _agree(fields: list[str]) -> str:
+    return "agree" if len(fields) > 1 else "agrees"

@@ -1,0 +1,133 @@
+"""The key spaces in whatever a person names.
+
+That is a shared folder, a bucket, a disk tier's folder, one key space of a store, or a manifest
+on its own. Invariant: a place is only read; what cannot be read is told and stops nothing else.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from kvtier.diagnosis.comparison import Sighting
+from kvtier.diagnosis.report import Check, failed, fine
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder
+from kvtier.inspection.opening import is_url, open_view
+from kvtier.inspection.spaces import MANIFEST_BYTES_MAX, FoundSpace, judge, space_names
+from kvtier.inspection.view import View, printable
+from kvtier.tiers.disk import manifest as disk
+from kvtier.tiers.shared.format import space_folder
+from kvtier.tiers.shared.manifest import MANIFEST_NAME, parse
+
+_REPLICA = re.compile(r"replica-\d+")
+
+
+class Reading(NamedTuple):
+    """What one place holds."""
+
+    sightings: list[Sighting]
+    checks: list[Check]
+
+
+def read_place(place: str) -> Reading:
+    """Look into it. Costs a few calls, or requests, a key space.
+
+    A place that cannot be read at all is a failed check as well.
+    """
+    shown = printable(place)
+    try:
+        if not is_url(place) and Path(place).is_file():
+            path = Path(place)
+            return _gather(shown, [_file(path.parent, path.name, shown)], "a manifest")
+        view = open_view(place, "PLACE")
+        try:
+            return _look(shown, view)
+        finally:
+            view.close()
+    except InvalidSettings as error:
+        return Reading([], [failed(shown, str(error))])
+    except OSError as error:
+        return Reading([], [failed(shown, f"cannot be read ({error.strerror or error})")])
+
+
+def _look(place: str, view: View) -> Reading:
+    names = {entry.name for entry in view.entries()}
+    if MANIFEST_NAME in names:
+        what = "one key space of a store" if "blocks" in names else "a disk tier"
+        return _gather(place, [_manifest(view, MANIFEST_NAME, place)], what)
+    if replicas := sorted(filter(_REPLICA.fullmatch, names)):
+        found = [_manifest(view, f"{name}/{MANIFEST_NAME}", place) for name in replicas]
+        return _gather(place, found, f"a disk tier of {len(replicas)} replicas")
+    judged = [_judged(view, name) for name in space_names(view)]
+    what = "a bucket" if is_url(view.place) else "a shared folder"
+    return _gather(place, [_sighting(place, each) for each in judged], what)
+
+
+def _judged(view: View, name: str) -> FoundSpace:
+    try:
+        return judge(name, view.read(f"{name}/{MANIFEST_NAME}", MANIFEST_BYTES_MAX))
+    except OSError as error:
+        return FoundSpace(name, None, f"cannot be read: {error.strerror or error}")
+
+
+def _file(folder: Path, name: str, place: str) -> Sighting | Check:
+    view = Folder(folder)
+    try:
+        return _manifest(view, name, place)
+    finally:
+        view.close()
+
+
+def _manifest(view: View, name: str, place: str) -> Sighting | Check:
+    """Of a shared key space or of a disk tier, wherever it lies."""
+    try:
+        raw = view.read(name, MANIFEST_BYTES_MAX)
+        if raw is None:
+            return failed(place, f"there is no {name}")
+        return _parsed(raw, place)
+    except InvalidSettings as error:
+        return failed(place, f"{name}: {error}")
+    except OSError as error:
+        return failed(place, f"{name} cannot be read ({error.strerror or error})")
+
+
+def _parsed(raw: bytes, place: str) -> Sighting:
+    """Raises InvalidSettings where it is neither kind of manifest."""
+    try:
+        found = parse(raw)
+        return Sighting(place, space_folder(found.space), found.space, found.witness)
+    except InvalidSettings:
+        try:
+            space = msgspec.json.decode(raw, type=disk.Manifest).space
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # what is wrong with it as a store's is the better answer
+        else:
+            return Sighting(place, space_folder(space), space)
+        raise
+
+
+def _sighting(place: str, found: FoundSpace) -> Sighting | Check:
+    if found.manifest is None:
+        return failed(
+            place,
+            f"{printable(found.name)}: its {MANIFEST_NAME} {found.mistake}",
+            "Engines refuse this key space: `kvtier fsck` tells more; remove the folder if nobody "
+            "uses it.",
+        )
+    return Sighting(place, found.name, found.manifest.space, found.manifest.witness)
+
+
+def _gather(place: str, found: list[Sighting | Check], what: str) -> Reading:
+    """Equal key spaces of one place, as replicas have them on disk, count once."""
+    sightings: dict[str, Sighting] = {}
+    wrong = []
+    for each in found:
+        if isinstance(each, Check):
+            wrong.append(each)
+        else:
+            sightings.setdefault(each.space.digest, each)
+    count = len(sightings)
+    told = f"{what} with {count or 'no'} key space{'' if count == 1 else 's'}"
+    return Reading(list(sightings.values()), [fine(place, told), *wrong])

@@ -1,0 +1,238 @@
+"""Whether the places that the settings name can do what their tiers need.
+
+What can be asked of the code that opens a tier is asked of that. Invariant: nothing is left
+behind, and no folder is made: what does not exist yet is judged by the folder above.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from kvtier.blocks.checksum import load_key
+from kvtier.clock import Clock, MonotonicClock, unique_id, wall_s
+from kvtier.diagnosis.mounts import Mount, disk_warning, is_local, mount_of, shared_warning
+from kvtier.diagnosis.report import Check, failed, fine, warned
+from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder as Looked
+from kvtier.inspection.places import Place, Places
+from kvtier.inspection.spaces import space_names
+from kvtier.settings import Disk, ObjectStore, Shared, machine
+from kvtier.settings.sizes import approximate_size
+from kvtier.tiers.disk import check_unused
+from kvtier.tiers.disk.files import OsFiles
+from kvtier.tiers.disk.folder import Folder
+from kvtier.tiers.disk.slab import has_direct
+from kvtier.tiers.objectstore import store as objects
+from kvtier.tiers.shared.files import OsStoreFiles
+from kvtier.tiers.shared.names import TemporaryNames
+from kvtier.tiers.shared.opening import Opened, discard, open_root
+
+SKEW_S: Final = 5.0
+"""Between the clock of a store and ours. Nothing breaks by it; people are misled by ages."""
+ORPHAN_S: Final = 3600.0
+"""Nobody writes one file for an hour."""
+LOOK_FILES: Final = 50_000
+LOOK_S: Final = 3.0
+"""How far temporary files are looked for: a large store is walked by `kvtier evict`."""
+_FREE_SHARE: Final = 0.05
+_INODES: Final = 1000
+
+
+def disk_checks(disk: Disk) -> Iterator[Check]:
+    """Of the local drive. Raises InvalidSettings and OSError where it cannot be used."""
+    path = Path(disk.path)
+    folder = _existing("disk.path", path)
+    machine.check_disk(disk)
+    yield fine("disk.path", f"{path} can be written{_not_there(path)}")
+    yield fine("disk.capacity", f"{approximate_size(disk.capacity)} fit")
+    try:
+        check_unused(path)
+    except InvalidSettings as error:
+        yield warned("disk.path", str(error))
+    if mount := mount_of(folder):
+        yield _of_mount("disk.path", mount, disk_warning(mount), f"on {mount.kind}")
+    yield _direct("disk.direct_io", disk.direct_io, works=_disk_has_direct(folder))
+    yield _inodes("disk.path", os.statvfs(folder))
+
+
+def shared_checks(shared: Shared, clock: Clock | None = None) -> Iterator[Check]:
+    """Of the shared folder. Raises InvalidSettings and OSError where it cannot be used."""
+    if shared.key_file is not None:
+        yield key_file_check("shared.key_file", Path(shared.key_file))
+    path = Path(shared.path)
+    folder = _existing("shared.path", path)
+    machine.check_folder("shared.path", shared.path)
+    if path.exists():
+        yield fine("shared.path", f"{path} can be read and written")
+    else:
+        told = f"{path} does not exist; the first engine makes it"
+        fix = "If it should be a mount, it is not mounted on this machine: mount it."
+        yield warned("shared.path", told, fix=fix)
+    if mount := mount_of(folder):
+        told = f"on {mount.kind}" + (", which only engines of this host see" * is_local(mount))
+        yield _of_mount("shared.path", mount, shared_warning(mount), told)
+    files, names = OsStoreFiles(), TemporaryNames()
+    opened = open_root(folder, "auto", files, names)
+    how = "exclusive renames" if opened.renames else "hard links, for want of exclusive renames,"
+    yield fine("shared.path", f"{how} work: of two writers of one name one wins")
+    yield _direct("shared.direct_io", shared.direct_io, works=opened.direct)
+    now_s, skew = _folder_clock(opened, files, names)
+    yield skew_check("shared.path", skew)
+    space = os.statvfs(folder)
+    yield _free("shared.path", space)
+    yield _inodes("shared.path", space)
+    if path.exists():
+        yield _leftovers(path, now_s, clock or MonotonicClock())
+
+
+def bucket_checks(bucket: ObjectStore) -> Iterator[Check]:
+    """Of the bucket; about fourteen requests. Raises InvalidSettings and OSError."""
+    if bucket.key_file is not None:
+        yield key_file_check("objectstore.key_file", Path(bucket.key_file))
+    store = objects.ObjectStore(bucket.url)
+    try:
+        store.check()
+        yield fine("objectstore.url", f"{bucket.url} can be listed, read and written")
+        # A server that does not honour them was refused by `check`.
+        yield fine("objectstore.url", "conditional writes are honoured: of two writers one wins")
+        yield skew_check("objectstore.url", _bucket_clock(store))
+    finally:
+        store.close()
+
+
+def key_file_check(setting: str, path: Path) -> Check:
+    """Whether the secret can be read, is one, and is closed to others."""
+    try:
+        load_key(path, setting)
+    except InvalidSettings as error:
+        return failed(setting, str(error))
+    return fine(setting, f"{path} holds a secret and is closed to others")
+
+
+def skew_check(setting: str, skew_s: float) -> Check:
+    """`skew_s`: by how much the store's clock is ahead of ours."""
+    ahead = "ahead of" if skew_s > 0 else "behind"
+    told = f"the store's clock is {abs(skew_s):.1f} s {ahead} this machine's"
+    if abs(skew_s) <= SKEW_S:
+        return fine(setting, told)
+    return warned(
+        setting,
+        told,
+        fix="Run a time service (chrony, ntpd) on both: ages that `kvtier inspect` shows are "
+        "wrong by that much, and a bucket's server refuses requests that are 15 minutes off.",
+    )
+
+
+def _existing(setting: str, path: Path) -> Path:
+    """The folder, or the one that it will be made in. Raises InvalidSettings."""
+    if path.exists():
+        return path
+    if not path.parent.exists():
+        raise InvalidSettings(
+            f"{setting}: the parent folder of {path} does not exist; create {path.parent} or mount "
+            "it"
+        )
+    return path.parent
+
+
+def _not_there(path: Path) -> str:
+    return "" if path.exists() else ", it is made at the first start"
+
+
+def _of_mount(setting: str, mount: Mount, warning: str | None, told: str) -> Check:
+    if warning is None:
+        return fine(setting, told)
+    return warned(setting, f"on {mount.kind}: {warning}")
+
+
+def _direct(setting: str, wanted: str, *, works: bool) -> Check:
+    if works:
+        return fine(setting, "O_DIRECT works" + (", and is not used" if wanted == "never" else ""))
+    told = "the file system does not take O_DIRECT"
+    if wanted == "always":
+        return failed(setting, told, fix=f"Set {setting} to auto.")
+    return fine(setting, f"{told}: blocks go through the page cache")
+
+
+def _disk_has_direct(folder: Path) -> bool:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Without its lock: an engine may have it, and what is tried out has a name of its own.
+    opened = Folder(folder, fd, -1, OsFiles())
+    try:
+        return has_direct(opened)
+    finally:
+        opened.close()
+
+
+def _free(setting: str, space: os.statvfs_result) -> Check:
+    free_bytes, total_bytes = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+    told = f"{approximate_size(free_bytes)} of {approximate_size(total_bytes)} are free"
+    if total_bytes and free_bytes < _FREE_SHARE * total_bytes:
+        fix = "When it is full nothing is added. Keep it in bounds: `kvtier evict --high 85%`."
+        return warned(setting, told, fix=fix)
+    return fine(setting, told)
+
+
+def _inodes(setting: str, space: os.statvfs_result) -> Check:
+    if not space.f_files:
+        return fine(setting, "the file system does not count inodes")
+    told = f"{space.f_favail:,} inodes are free"
+    if space.f_favail < _INODES:
+        fix = "No more files can be made soon: `kvtier evict --high-inodes 85%`, or remove others."
+        return warned(setting, told, fix=fix)
+    return fine(setting, told)
+
+
+def _folder_clock(
+    opened: Opened, files: OsStoreFiles, names: TemporaryNames
+) -> tuple[float, float]:
+    """The file system's time, and by how much it is ahead, both in seconds. Raises OSError."""
+    name = names.next("")
+    before_s = wall_s()
+    fd = files.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, opened.root.fd)
+    try:
+        files.close(fd)
+        now_s = files.stat(name, opened.root.fd).st_mtime
+    finally:
+        discard(name, opened.root, files)
+    return now_s, now_s - (before_s + wall_s()) / 2
+
+
+def _bucket_clock(store: objects.ObjectStore) -> float:
+    """By how much the server's clock is ahead. It tells whole seconds: half of one is added."""
+    name = f"doctor-{unique_id()}"
+    before_s = wall_s()
+    try:
+        told_s = store.put(name, b"clock").modified_s
+    finally:
+        store.remove(name)
+    skew_s = told_s + 0.5 - (before_s + wall_s()) / 2
+    return 0.0 if abs(skew_s) < 1 else skew_s
+
+
+def _leftovers(path: Path, now_s: float, clock: Clock) -> Check:
+    folder = Looked(path)
+    give_up_s = clock.now_s() + LOOK_S
+    orphans = looked = 0
+    whole = True
+    try:
+        places = Places(space_names(folder))
+        for entry in folder.walk("", places.looks_into, lambda name, error: None):
+            looked += 1
+            old = entry.stat.modified_s < now_s - ORPHAN_S
+            if old and entry.is_file and places.of(entry.name) is Place.TEMPORARY:
+                orphans += 1
+            if looked == LOOK_FILES or clock.now_s() > give_up_s:
+                whole = False
+                break
+    finally:
+        folder.close()
+    among = "" if whole else f" among the first {looked:,}"
+    if not orphans:
+        return fine("shared.path", f"no files left by dead writers{among}")
+    return warned(
+        "shared.path",
+        f"{orphans:,} temporary files that somebody died writing{among}",
+        fix="`kvtier evict` removes them as it runs, `kvtier fsck --repair` once.",
+    )

@@ -1,0 +1,110 @@
+"""A report as a person reads it: checks first, then what keeps key spaces apart.
+
+Invariant: what comes from storage is shown as it is, never as markup or terminal commands.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kvtier.blocks.key import GroupShape
+from kvtier.diagnosis.explanations import Verdict
+from kvtier.diagnosis.report import Difference, Family, Member, Pair, Report, Status
+from kvtier.inspection.view import printable
+
+_STYLES: Final = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
+_LONG_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{4,}\b")
+
+
+def report_view(report: Report) -> RenderableType:
+    """All of it."""
+    parts: list[RenderableType] = [_checks(report)] if report.checks else []
+    for family in report.families:
+        parts += _family_parts(family)
+    return Group(*parts)
+
+
+def value_text(value: Any) -> str:
+    """A field's value in few characters: of a long digest its start."""
+    if isinstance(value, tuple) and all(isinstance(each, GroupShape) for each in value):
+        shapes = [f"{each.tokens_per_block} tokens ({each.layers})" for each in value]
+        return _short(", ".join(shapes))
+    return _short(str(value))
+
+
+def _checks(report: Report) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=False, overflow="fold", max_width=32)
+    table.add_column(overflow="fold", ratio=1)
+    for check in report.checks:
+        status = Text(check.status.value, style=_STYLES[check.status])
+        table.add_row(status, Text(printable(check.topic)), Text(printable(check.told)))
+        if check.fix is not None:
+            table.add_row("", "", _change(check.fix))
+    return table
+
+
+def _family_parts(family: Family) -> Iterator[RenderableType]:
+    count = len(family.members)
+    models = printable(", ".join(family.models))
+    yield Text(f"\n{models}: {count} key space{'' if count == 1 else 's'}", style="bold")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold", ratio=1)
+    for member in family.members:
+        table.add_row(member.label, Text(f"{printable(member.name)} in {printable(member.place)}"))
+        table.add_row("", Text(_brief(member), style="dim"))
+    yield Padding(table, (0, 0, 0, 2), expand=False)
+    explained: set[str] = set()
+    for pair in family.pairs:
+        yield from _pair_parts(pair, explained)
+    if family.pairs_left_out:
+        yield Text(f"\n  and {family.pairs_left_out:,} pairs more: name fewer places", style="dim")
+
+
+def _brief(member: Member) -> str:
+    space = member.space
+    words = (space.engine, space.dtype, space.layout, f"tp {space.tp_size}", space.isa)
+    return printable(", ".join(words))
+
+
+def _pair_parts(pair: Pair, explained: set[str]) -> Iterator[RenderableType]:
+    style = "red" if pair.verdict is Verdict.NEVER else "yellow" if pair.verdict else "green"
+    yield Text(f"\n  {pair.one} and {pair.other}: {pair.conclusion}", style=style)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", ratio=1)
+    for each in pair.differences:
+        one, other = map(value_text, each.values)
+        table.add_row(Text(each.field), Text(printable(f"{one} | {other}")))
+        for line in _explained(each, explained):
+            table.add_row("", line)
+    yield Padding(table, (0, 0, 0, 4), expand=False)
+
+
+def _explained(difference: Difference, explained: set[str]) -> Iterator[Text]:
+    """Why and what to change; what stands above is not said again."""
+    if difference.verdict is Verdict.FOLLOWS:
+        yield Text(difference.change, style="dim")
+        return
+    text = f"{difference.field} {difference.why} {difference.change}"
+    if text in explained:
+        yield Text("As above.", style="dim")
+        return
+    explained.add(text)
+    yield Text(printable(difference.why))
+    yield _change(difference.change)
+
+
+def _change(text: str) -> Text:
+    return Text(f"-> {printable(text)}", style="cyan")
+
+
+def _short(text: str) -> str:
+    return _LONG_DIGEST.sub(r"\1…", text)

@@ -1,0 +1,122 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kvtier.cli.main import kvtier
+from kvtier.testing.spaces import sample_space
+from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, keys
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoreFolder:
+    (tmp_path / "kv").mkdir()
+    store = StoreFolder(tmp_path / "kv")
+    store.fill(keys(4))
+    store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="int8"))
+    return store
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("KVTIER_")]:
+        monkeypatch.delenv(name)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(kvtier, ["doctor", *map(str, arguments)])
+
+
+def test_a_folder(store: StoreFolder) -> None:
+    ran = run(store.path)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert "cannot share: dtype differs" in ran.stdout
+    assert "--kv-cache-dtype" in ran.stdout
+
+
+def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
+    ran = run(store.path, "--json")
+    report = json.loads(ran.stdout)
+    assert (ran.exit_code, report["ok"], report["format"]) == (0, True, 1)
+    ((pair,),) = ([*family["pairs"]] for family in report["families"])
+    assert (pair["one"], pair["other"], pair["verdict"]) == ("A", "B", "never")
+    assert [each["field"] for each in pair["differences"]] == ["dtype"]
+
+
+def test_what_fails_is_told_and_is_exit_code_one(store: StoreFolder) -> None:
+    (store.path / NAME / "manifest.json").write_text("x")
+    ran = run(store.path)
+    assert ran.exit_code == 1
+    assert "is damaged" in ran.stdout
+    assert run(store.path / "none").exit_code == 1
+
+
+def test_settings(store: StoreFolder) -> None:
+    ran = run("--ram", "64MiB", "--shared", store.path)
+    assert ran.exit_code == 0, ran.stdout
+    assert "O_DIRECT" in ran.stdout
+    assert "cannot share: dtype differs" in ran.stdout
+
+
+def test_a_settings_file(store: StoreFolder, tmp_path: Path) -> None:
+    file = tmp_path / "kvtier.yaml"
+    file.write_text(f"ram: 64MiB\nshared: {store.path}\n")
+    assert run("--config", file).exit_code == 0
+    file.write_text("ram: 64MiB\nsharde: /mnt\n")
+    ran = run("--config", file)
+    assert ran.exit_code == 1
+    assert "did you mean 'shared'?" in " ".join(ran.stdout.split())
+
+
+def test_no_settings_at_all() -> None:
+    ran = run()
+    assert ran.exit_code == 1
+    assert "ram.capacity is not set" in ran.stdout
+
+
+def test_places_and_settings_are_two_questions(store: StoreFolder) -> None:
+    ran = run(store.path, "--ram", "1GiB")
+    assert ran.exit_code == 2
+    assert "name places, or give settings, not both" in ran.stderr
+
+
+def test_an_interrupt_ends_it_cleanly(tmp_path: Path) -> None:
+    """While a server that never answers is asked."""
+    command = "from kvtier.cli.main import main; main()"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, "doctor", "s3://bucket"],
+            env={
+                **{name: text for name, text in os.environ.items() if "proxy" not in name.lower()},
+                "PYTHONPATH": ":".join(sys.path),
+                "HOME": str(tmp_path),
+                "AWS_ENDPOINT_URL": endpoint,
+                "AWS_ALLOW_HTTP": "true",
+                "AWS_ACCESS_KEY_ID": "a",
+                "AWS_SECRET_ACCESS_KEY": "b",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            connection, _ = silent.accept()
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+            connection.close()
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert output == ""

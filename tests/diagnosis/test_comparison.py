@@ -1,0 +1,82 @@
+import itertools
+
+from kvtier.diagnosis.comparison import PAIRS_KEPT, Sighting, compare, oddities
+from kvtier.diagnosis.explanations import Verdict
+from kvtier.diagnosis.report import Status
+from kvtier.testing.spaces import sample_space
+
+
+def seen(place: str = "/kv", witness: str | None = None, **fields: object) -> Sighting:
+    return Sighting(place, "name", sample_space(**fields), witness)
+
+
+def test_two_of_one_model_are_compared_field_by_field() -> None:
+    (family,) = compare([seen(tp_size=2, world_size=2, block_bytes=8192), seen()])
+    (pair,) = family.pairs
+    assert (pair.one, pair.other, pair.verdict) == ("A", "B", Verdict.CHANGE)
+    assert pair.conclusion == "can share once tp_size agrees"
+    assert {each.field: each.values for each in pair.differences} == {
+        "block_bytes": (8192, 4096),
+        "world_size": (2, 1),
+        "tp_size": (2, 1),
+    }
+
+
+def test_one_reason_is_enough_to_be_apart_for_ever() -> None:
+    (family,) = compare([seen(tp_size=2, dtype="int8", isa="other"), seen()])
+    (pair,) = family.pairs
+    assert pair.verdict is Verdict.NEVER
+    assert pair.conclusion == "cannot share: dtype and isa differ"
+
+
+def test_every_two_are_compared() -> None:
+    (family,) = compare([seen(), seen(dtype="int8"), seen(tp_size=2)])
+    assert [pair.one + pair.other for pair in family.pairs] == ["AB", "AC", "BC"]
+    assert [member.label for member in family.members] == ["A", "B", "C"]
+
+
+def test_different_models_are_not() -> None:
+    families = compare([seen(model="a", weights="1"), seen(model="b", weights="2")])
+    assert [family.models for family in families] == [["a"], ["b"]]
+    assert [family.pairs for family in families] == [[], []]
+
+
+def test_one_model_under_two_names_is() -> None:
+    families = compare(
+        [
+            seen(model="/a", weights="1 x"),
+            seen(model="c", weights="3 x"),
+            seen(model="/b", weights="1 x"),
+            seen(model="/b", weights="2 x"),
+        ]
+    )
+    assert [family.models for family in families] == [["/a", "/b"], ["c"]]
+    assert len(families[0].pairs) == 3
+    assert families[0].pairs[0].conclusion == "can share once model agrees"
+
+
+def test_made_up_weights_are_no_relation() -> None:
+    assert len(compare([seen(model="a", weights="dummy"), seen(model="b", weights="dummy")])) == 2
+
+
+def test_the_same_in_two_places() -> None:
+    (family,) = compare([seen("/a", "11"), seen("/b", "11")])
+    (pair,) = family.pairs
+    assert (pair.verdict, pair.differences) == (None, [])
+    assert "where they name the same place" in pair.conclusion
+    (family,) = compare([seen("/a", "11"), seen("/b", "22")])
+    assert "give every engine the same key_file" in family.pairs[0].conclusion
+    (family,) = compare([seen("/a", "11"), seen("/disk", None)])
+    assert family.pairs[0].verdict is None
+
+
+def test_very_many_are_counted_not_listed() -> None:
+    (family,) = compare([seen(tokens_per_hash=number) for number in range(30)])
+    assert len(family.pairs) == PAIRS_KEPT
+    assert family.pairs_left_out == len(list(itertools.combinations(range(30), 2))) - PAIRS_KEPT
+    assert family.members[26].label == "AA"
+
+
+def test_oddities_name_their_key_space() -> None:
+    (check,) = oddities(compare([seen(), seen(hash_seed="random 12")]))
+    assert (check.topic, check.status) == ("key space B", Status.WARN)

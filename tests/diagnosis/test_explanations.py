@@ -1,0 +1,119 @@
+"""Whoever adds a field to a key space says here why it keeps engines apart."""
+
+import pytest
+
+from kvtier.blocks.key import GroupShape, KeySpace
+from kvtier.diagnosis.explanations import (
+    EXPLANATIONS,
+    Told,
+    Verdict,
+    checkpoint,
+    explain,
+    remarks,
+)
+from kvtier.testing.spaces import sample_space
+
+CHANGE, NEVER, FOLLOWS = Verdict.CHANGE, Verdict.NEVER, Verdict.FOLLOWS
+DIRECT = {"layout": "LBNHC direct pcp1 dcp1", "weights": "ab cd", "hash_seed": "default"}
+
+
+def told(field: str, one: dict[str, object], other: dict[str, object]) -> Told:
+    return explain(field, sample_space(**{**DIRECT, **one}), sample_space(**{**DIRECT, **other}))
+
+
+def test_every_field_has_an_explanation() -> None:
+    assert tuple(EXPLANATIONS) == KeySpace.__struct_fields__
+
+
+@pytest.mark.parametrize("field", KeySpace.__struct_fields__)
+def test_each_says_why_and_what_to_change(field: str) -> None:
+    one, other = sample_space(), sample_space(model="other", revision="x", weights="x y")
+    explained = explain(field, one, other)
+    assert explained.why.endswith(".")
+    assert explained.change.endswith(".")
+    assert explained.why != explained.change
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other", "verdict", "says"),
+    [
+        ("engine", {"engine": "vllm 0.32"}, {"engine": "vllm 0.33"}, CHANGE, "Run one version"),
+        ("model", {"model": "/a/m"}, {"model": "/b/m"}, CHANGE, "Start every engine with the same"),
+        ("model", {"weights": "ab x"}, {"weights": "ef x"}, NEVER, "different models"),
+        ("revision", {"revision": "unresolved"}, {}, CHANGE, "HF_HOME"),
+        ("revision", {"revision": "a"}, {"revision": "b"}, CHANGE, "The weights are the same"),
+        ("revision", {"weights": "ab x"}, {"weights": "ef x"}, NEVER, "another checkpoint"),
+        ("weights", {"weights": "ab x"}, {"weights": "ef x"}, NEVER, "weight files are not"),
+        ("weights", {"weights": "ab x"}, {"weights": "dummy x"}, NEVER, "--load-format dummy"),
+        ("weights", {"weights": "ab x"}, {"weights": "ab y"}, CHANGE, "--quantization"),
+        ("weights", {"weights": "ab x"}, {"weights": "unknown x"}, CHANGE, "could not find out"),
+        ("weights", {"weights": "ab x"}, {"weights": "ab unknown"}, CHANGE, "could not find out"),
+        ("dtype", {"dtype": "bfloat16"}, {"dtype": "fp8"}, NEVER, "Blocks of bfloat16 and of fp8"),
+        ("layout", {"layout": "NHD direct"}, {"layout": "HND direct"}, CHANGE, "VLLM_KV_CACHE_LA"),
+        ("layout", {"layout": "unknown direct"}, {}, CHANGE, "could not find out"),
+        ("layout", {"layout": "LBNHC canonical"}, {}, CHANGE, '"canonical_layout": true'),
+        ("layout", {"layout": "LBNHC direct pcp1 dcp2"}, {}, CHANGE, "--decode-context-parallel"),
+        ("block_bytes", {"block_bytes": 8192}, {}, CHANGE, "Nothing else differs"),
+        ("block_bytes", {"dtype": "int8", "tp_size": 2}, {}, FOLLOWS, "from dtype and tp_size."),
+        ("block_bytes", {"world_size": 2}, {}, FOLLOWS, "from world_size."),
+        ("blocks_per_chunk", {"blocks_per_chunk": 4}, {}, CHANGE, "stands for 4 blocks"),
+        ("tokens_per_hash", {"tokens_per_hash": 32}, {}, CHANGE, "every 32 tokens here"),
+        ("groups", {"groups": ()}, {}, CHANGE, "into 0 groups here and into 1 there"),
+        ("world_size", {"world_size": 2}, {}, CHANGE, "between 2 workers here and 1 there"),
+        ("world_size", {"tp_size": 2}, {}, FOLLOWS, "from tp_size."),
+        ("tp_size", {"tp_size": 4}, {}, CHANGE, "divided per rank: 4 ranks against 1"),
+        ("tp_size", {"tp_size": 4}, {}, CHANGE, '"canonical_layout": true in'),
+        ("tp_size", {"layout": "LBNHC canonical"}, {"tp_size": 4}, FOLLOWS, "from layout."),
+        ("pp_size", {"pp_size": 2}, {}, CHANGE, "--pipeline-parallel-size"),
+        ("pp_size", {"layout": "LBNHC canonical"}, {"pp_size": 4}, FOLLOWS, "from layout."),
+        ("hash_algorithm", {"hash_algorithm": "xxhash"}, {}, CHANGE, "xxhash against sha256"),
+        ("hash_algorithm", {"hash_algorithm": "unknown"}, {}, CHANGE, "could not find out"),
+        ("hash_seed", {"hash_seed": "random 1"}, {}, CHANGE, "PYTHONHASHSEED must be set to the"),
+        ("hash_seed", {"hash_seed": "random 1"}, {}, CHANGE, "draws a random one"),
+        ("hash_seed", {"hash_seed": "PYTHONHASHSEED=0"}, {}, CHANGE, "or on none with sha256"),
+        ("hash_seed", {"hash_algorithm": "x"}, {}, FOLLOWS, "from hash_algorithm."),
+        ("isa", {"isa": "cpu x86_64 avx2"}, {"isa": "cpu x86_64 amx"}, NEVER, "instruction set"),
+        ("isa", {"isa": "cuda 8.0"}, {"isa": "cuda 9.0"}, NEVER, "of another capability"),
+        ("isa", {"isa": "cuda 8.0"}, {"isa": "cpu x86_64 amx"}, NEVER, "Each platform"),
+    ],
+)
+def test_the_words_fit_the_case(
+    field: str, one: dict[str, object], other: dict[str, object], verdict: Verdict, says: str
+) -> None:
+    explained = told(field, one, other)
+    assert explained.verdict is verdict
+    assert says in f"{explained.why} {explained.change}"
+
+
+def test_groups_differ_in_tokens_or_in_layers() -> None:
+    def groups(tokens: int, layers: str) -> dict[str, object]:
+        return {"groups": (GroupShape(tokens_per_block=tokens, layers=layers),)}
+
+    assert "[16] tokens here and [32] there" in told("groups", groups(16, "a"), groups(32, "a")).why
+    assert "another order" in told("groups", groups(16, "a"), groups(16, "b")).why
+    staged = told("groups", {**groups(16, "a"), "pp_size": 2}, groups(16, "b"))
+    assert (staged.verdict, staged.change[-8:]) == (FOLLOWS, "pp_size.")
+
+
+def test_tp_of_what_no_rank_divides_needs_the_same_number() -> None:
+    canonical = {"layout": "LBNHC canonical"}
+    assert "canonical" not in told("tp_size", {**canonical, "tp_size": 2}, canonical).change
+
+
+def test_what_is_odd_by_itself_is_told() -> None:
+    assert remarks(sample_space(**DIRECT)) == []
+    (random,) = remarks(sample_space(hash_seed="random 0123"))
+    assert "Set PYTHONHASHSEED to the same value on all replicas" in random
+    (unknown,) = remarks(
+        sample_space(hash_algorithm="unknown", layout="unknown direct", weights="ab unknown")
+    )
+    assert unknown.startswith("hash_algorithm, layout, weights: ")
+    assert "kvtier serve" in unknown
+
+
+@pytest.mark.parametrize(
+    ("weights", "digest"),
+    [("ab cd", "ab"), ("ab", "ab"), ("unknown cd", None), ("dummy cd", None), ("", None)],
+)
+def test_weights_that_tell_a_checkpoint(weights: str, digest: str | None) -> None:
+    assert checkpoint(sample_space(weights=weights)) == digest

@@ -1,0 +1,131 @@
+"""Whatever a person may name."""
+
+import os
+from pathlib import Path
+
+import pytest
+from obstore.store import S3Store
+
+from kvtier.blocks.checksum import Xxh3
+from kvtier.blocks.layout import BlockLayout
+from kvtier.diagnosis.manifests import read_place
+from kvtier.diagnosis.report import Status
+from kvtier.testing.spaces import sample_space
+from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.shared.manifest import encode, manifest_of
+from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, StoreFolder, keys
+
+LAYOUT = BlockLayout(block_bytes=4096, tokens_per_block=16)
+DISK_SPACE = sample_space()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoreFolder:
+    (tmp_path / "kv").mkdir()
+    return StoreFolder(tmp_path / "kv")
+
+
+def make_disk(path: Path) -> Path:
+    DiskTier(path, 4 << 20, LAYOUT, DISK_SPACE).close()
+    return path
+
+
+def told(place: Path | str) -> list[tuple[Status, str]]:
+    return [(check.status, check.told) for check in read_place(str(place)).checks]
+
+
+def test_a_shared_folder(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="int8"))
+    store.plant("stranger/file")
+    reading = read_place(str(store.path))
+    assert {each.space.dtype for each in reading.sightings} == {"float32", "int8"}
+    assert all(each.witness and each.place == str(store.path) for each in reading.sightings)
+    assert told(store.path) == [(Status.OK, "a shared folder with 2 key spaces")]
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    assert told(tmp_path) == [(Status.OK, "a shared folder with no key spaces")]
+
+
+def test_one_key_space_of_a_store_and_its_manifest(store: StoreFolder) -> None:
+    store.fill(keys(4))
+    for place in (store.path / NAME, store.path / NAME / "manifest.json"):
+        (sighting,) = read_place(str(place)).sightings
+        assert (sighting.name, sighting.space) == (NAME, SPACE)
+    assert told(store.path / NAME) == [(Status.OK, "one key space of a store with 1 key space")]
+
+
+def test_a_disk_tier(tmp_path: Path) -> None:
+    path = make_disk(tmp_path / "disk")
+    (sighting,) = read_place(str(path)).sightings
+    assert (sighting.space, sighting.witness) == (DISK_SPACE, None)
+    assert told(path) == [(Status.OK, "a disk tier with 1 key space")]
+
+
+def test_replicas_on_one_disk_are_one(tmp_path: Path) -> None:
+    for number in range(2):
+        make_disk(tmp_path / f"replica-{number}")
+    assert len(read_place(str(tmp_path)).sightings) == 1
+    assert told(tmp_path) == [(Status.OK, "a disk tier of 2 replicas with 1 key space")]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "its manifest.json is damaged"),
+        (b'{"format": 2}', "its manifest.json is of format 2, of a newer kvtier"),
+        (b'{"format": 1, "slot_bytes": 1}', "its manifest.json is damaged"),
+        (b"x" * (1 << 21), "longer than 1048576 bytes"),
+    ],
+)
+def test_one_bad_manifest_does_not_hide_the_others(
+    store: StoreFolder, content: bytes, says: str
+) -> None:
+    other = store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="int8"))
+    store.fill(keys(4))
+    (store.path / NAME / "manifest.json").write_bytes(content)
+    reading = read_place(str(store.path))
+    assert [each.name for each in reading.sightings] == [other]
+    ok, bad = reading.checks
+    assert (ok.status, bad.status) == (Status.OK, Status.FAIL)
+    assert bad.told.startswith(f"{NAME}: ")
+    assert says in bad.told
+    assert bad.fix
+
+
+def test_what_is_no_place(tmp_path: Path) -> None:
+    file = tmp_path / "file.json"
+    file.write_bytes(b"{}")
+    os.mkfifo(tmp_path / "pipe")
+    for name, says in (
+        ("none", "does not exist"),
+        ("pipe", "is not a folder"),
+        ("file.json", "manifest.json cannot be read"),
+    ):
+        statuses = told(tmp_path / name)
+        assert statuses[-1][0] is Status.FAIL
+        assert says in statuses[-1][1]
+    assert "is not a bucket's URL" in told("ftp://host/x")[-1][1]
+
+
+def test_a_disk_tier_that_is_damaged(tmp_path: Path) -> None:
+    path = make_disk(tmp_path / "disk")
+    (path / "manifest.json").write_bytes(b"nonsense")
+    assert read_place(str(path)).checks[-1].status is Status.FAIL
+
+
+def test_a_bucket(url: str, client: S3Store) -> None:
+    manifest = encode(manifest_of(SPACE, Xxh3()))
+    client.put(f"{NAME}/manifest.json", manifest)
+    for number in range(3):
+        client.put(f"{NAME}/blocks/00{number}/x.kvt", b"x")
+        client.put(f"stranger/{number}", b"x")
+    client.put("model-0123456789abcdef/manifest.json", manifest)
+    client.put("leases/x", b"x")
+    reading = read_place(url)
+    (sighting,) = reading.sightings
+    assert (sighting.name, sighting.space, sighting.place) == (NAME, SPACE, url)
+    ok, bad = reading.checks
+    assert ok.told == "a bucket with 1 key space"
+    assert bad.told.startswith("model-0123456789abcdef: its manifest.json is of another key space")

@@ -1,0 +1,209 @@
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from obstore.store import S3Store
+
+from kvtier.diagnosis import storage
+from kvtier.diagnosis.report import Check, Status
+from kvtier.diagnosis.storage import (
+    bucket_checks,
+    disk_checks,
+    key_file_check,
+    shared_checks,
+    skew_check,
+)
+from kvtier.errors import InvalidSettings
+from kvtier.settings import Disk, ObjectStore, Shared
+from kvtier.tiers.disk.files import OsFiles
+from kvtier.tiers.disk.folder import open_folder
+from tests.inspection.stores import NAME, StoreFolder, key_file, keys
+from tests.tiers.objectstore.servers import OldServer
+
+HOUR_S = 3600
+
+
+def everything(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def wrong(checks: Iterator[Check]) -> list[tuple[str, Status, str]]:
+    """What is not fine, but for the file system that tests happen to run on."""
+    return [
+        (check.topic, check.status, check.told)
+        for check in checks
+        if check.status is not Status.OK and not check.told.startswith("on ")
+    ]
+
+
+def test_a_good_disk_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    checks = list(disk_checks(Disk(path=str(tmp_path / "disk"), capacity=1 << 20)))
+    assert wrong(iter(checks)) == []
+    assert {"disk.path", "disk.capacity", "disk.direct_io"} == {each.topic for each in checks}
+    assert everything(tmp_path) == [tmp_path / "disk"]
+
+
+def test_a_disk_that_is_made_at_the_first_start(tmp_path: Path) -> None:
+    checks = list(disk_checks(Disk(path=str(tmp_path / "disk"), capacity=1 << 20)))
+    assert "it is made at the first start" in checks[0].told
+    assert everything(tmp_path) == []
+
+
+def test_a_disk_in_use_is_only_told(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path, OsFiles())
+    try:
+        before = everything(tmp_path)
+        ((topic, status, told),) = wrong(disk_checks(Disk(path=str(tmp_path), capacity=1 << 20)))
+        assert everything(tmp_path) == before
+    finally:
+        folder.close()
+    assert (topic, status) == ("disk.path", Status.WARN)
+    assert f"is in use by process {os.getpid()}" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "capacity", "says"),
+    [
+        ("none/disk", 1 << 20, r"disk.path: the parent folder of .*none/disk does not exist"),
+        ("file", 1 << 20, r"disk.path: .*file is not a folder"),
+        ("disk", 1 << 60, r"disk.capacity: .* do not fit"),
+    ],
+)
+def test_a_disk_that_cannot_be_used(tmp_path: Path, name: str, capacity: int, says: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidSettings, match=says):
+        list(disk_checks(Disk(path=str(tmp_path / name), capacity=capacity)))
+
+
+def test_a_good_shared_folder_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "kv").mkdir()
+    store = StoreFolder(tmp_path / "kv")
+    store.fill(keys(4))
+    before = everything(tmp_path)
+    secret = key_file(tmp_path)
+    checks = list(shared_checks(Shared(path=str(store.path), key_file=str(secret))))
+    assert wrong(iter(checks)) == []
+    told = "\n".join(check.told for check in checks)
+    for part in ("holds a secret", "of two writers", "O_DIRECT", "clock", "inodes", "dead writers"):
+        assert part in told
+    secret.unlink()
+    assert everything(tmp_path) == before
+
+
+def test_a_shared_folder_that_may_not_be_mounted(tmp_path: Path) -> None:
+    ((topic, status, told),) = wrong(shared_checks(Shared(path=str(tmp_path / "kv"))))
+    assert (topic, status) == ("shared.path", Status.WARN)
+    assert "does not exist; the first engine makes it" in told
+    assert everything(tmp_path) == []
+    with pytest.raises(InvalidSettings, match=r"shared.path: the parent folder"):
+        list(shared_checks(Shared(path=str(tmp_path / "none" / "kv"))))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_shared_folder_that_may_only_be_read(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InvalidSettings, match=r"shared.path: .* is not writable"):
+        list(shared_checks(Shared(path=str(tmp_path))))
+
+
+def test_what_dead_writers_left(tmp_path: Path) -> None:
+    store = StoreFolder(tmp_path)
+    store.fill(keys(4))
+    for name, age_s in ((".tmp-a-1", 2 * HOUR_S), (".tmp-b-1", 2 * HOUR_S), (".tmp-c-1", 60)):
+        file = store.plant(f"{NAME}/blocks/000/{name}")
+        os.utime(file, (file.stat().st_mtime - age_s,) * 2)
+    old = store.plant("stranger")
+    os.utime(old, (1, 1))
+    ((_, status, told),) = wrong(shared_checks(Shared(path=str(tmp_path))))
+    assert (status, told) == (Status.WARN, "2 temporary files that somebody died writing")
+
+
+def test_a_large_store_is_not_walked_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        (tmp_path / f"file-{number}").touch()
+    monkeypatch.setattr(storage, "LOOK_FILES", 3)
+    told = [check.told for check in shared_checks(Shared(path=str(tmp_path)))]
+    assert told[-1] == "no files left by dead writers among the first 3"
+
+
+def test_no_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., int] = os.open
+
+    def refusing(path: str, flags: int, *arguments: int, **options: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    fails = wrong(shared_checks(Shared(path=str(tmp_path), direct_io="always")))
+    assert [(topic, status) for topic, status, _ in fails] == [("shared.direct_io", Status.FAIL)]
+    assert wrong(shared_checks(Shared(path=str(tmp_path)))) == []
+    fails = wrong(disk_checks(Disk(path=str(tmp_path), capacity=4096, direct_io="always")))
+    assert [(topic, status) for topic, status, _ in fails] == [("disk.direct_io", Status.FAIL)]
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "status", "says"),
+    [
+        (4.9, Status.OK, "4.9 s ahead of"),
+        (5.1, Status.WARN, "5.1 s ahead of"),
+        (-3600, Status.WARN, "3600.0 s behind"),
+    ],
+)
+def test_clocks(skew_s: float, status: Status, says: str) -> None:
+    check = skew_check("shared.path", skew_s)
+    assert (check.status, says in check.told) == (status, True)
+
+
+@pytest.mark.parametrize("ahead_s", [-60, 60])
+def test_the_clock_is_the_file_systems(
+    tmp_path: Path, ahead_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = storage.wall_s
+    monkeypatch.setattr(storage, "wall_s", lambda: real() - ahead_s)
+    ((_, _, told),) = wrong(shared_checks(Shared(path=str(tmp_path))))
+    assert told.startswith(f"the store's clock is {abs(ahead_s)}.0 s")
+    assert ("ahead" in told) == (ahead_s > 0)
+
+
+def test_a_secret_that_others_read(tmp_path: Path) -> None:
+    file = key_file(tmp_path)
+    assert key_file_check("shared.key_file", file).status is Status.OK
+    file.chmod(0o644)
+    check = key_file_check("shared.key_file", file)
+    assert (check.status, check.told[: len(str(file))]) == (Status.FAIL, str(file))
+
+
+@pytest.mark.usefixtures("owner")
+def test_a_bucket_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    with pytest.raises(InvalidSettings, match="cannot be reached"):
+        list(bucket_checks(ObjectStore(url="s3://bucket")))
+
+
+@pytest.mark.usefixtures("owner")
+def test_a_server_without_conditional_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OldServer("ignored").running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        with pytest.raises(InvalidSettings, match="conditional"):
+            list(bucket_checks(ObjectStore(url="s3://bucket")))
+        assert server.objects == {}
+
+
+def test_a_good_bucket_and_nothing_is_left(url: str, client: S3Store, tmp_path: Path) -> None:
+    client.put("space-0123456789abcdef/blocks/000/x", b"x")
+    secret = key_file(tmp_path)
+    checks = list(bucket_checks(ObjectStore(url=url, key_file=str(secret))))
+    assert wrong(iter(checks)) == []
+    told = "\n".join(check.told for check in checks)
+    for part in ("holds a secret", "can be listed, read and written", "conditional", "clock"):
+        assert part in told
+    left = [meta["path"] for page in client.list() for meta in page]
+    assert left == ["space-0123456789abcdef/blocks/000/x"]
