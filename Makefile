@@ -59,8 +59,9 @@ bench: $(ENGINE) $(READY) ## All benchmark rows, written to benchmarks/results (
 	@mkdir -p $(RESULTS)
 	@stamp=$(STAMP); \
 	$(KVTIER) bench micro --json $(RESULTS)/micro-$$stamp.json; \
+	$(KVTIER) bench ttft --json $(RESULTS)/ttft-$$stamp.json; \
 	$(KVTIER) bench engine --json $(RESULTS)/engine-$$stamp.json; \
-	echo "written: $(RESULTS)/{micro,engine}-$$stamp.json"
+	echo "written: $(RESULTS)/{micro,ttft,engine}-$$stamp.json"
 
 .PHONY: soak
 soak: $(ENGINE) $(READY) ## Half an hour of mixed requests with RAM and disk overflowing

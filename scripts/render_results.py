@@ -1,11 +1,11 @@
 """Write what was measured: the README's tables, docs/reference/measured.md and docs/engine.png.
 
-Every number comes from the newest `engine-*.json` and `micro-*.json` in benchmarks/results, by
-name; a test fails while the committed text differs from what this writes.
+Every number comes from the newest file of its kind in benchmarks/results (`engine-*.json`,
+`ttft-*.json`, ...); a test fails while the committed text differs from what this writes.
 Run it as `python scripts/render_results.py` from the repository's root.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,8 @@ from kvtier.bench.table import HEADINGS, summary_cells
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by scripts/render_results.py -->", "<!-- end of results -->"
 PLOTTED = "high-1.7"
+KINDS = ("micro", "storage-peers", "ttft", "engine")
+"""Of what has rows with targets, in the order shown."""
 
 
 def newest(kind: str, results: Path) -> Path:
@@ -41,7 +43,7 @@ def summaries(report: Report, workload: str) -> list[tuple[str, RunSummary]]:
     ]
 
 
-def render_readme(engine: Path) -> str:
+def render_readme(engine: Path, ttft: Path) -> str:
     """The README's section, markers included."""
     report = read_report(engine)
     rounds = len(next(iter(report.details["runs"][PLOTTED].values())))
@@ -57,16 +59,17 @@ def render_readme(engine: Path) -> str:
         lines += ["", f"**{workload['title']}**", "", *_table(summaries(report, workload["name"]))]
     lines += [
         "",
-        *_first_tokens(report),
+        *_first_tokens(read_report(ttft)),
         "",
-        f"{_origin(report, engine)}. Every target, met or missed: "
+        f"{_origin(report, engine)}; times to first token: `{ttft.relative_to(ROOT)}`. "
+        "Every target, met or missed: "
         "[docs/reference/measured.md](docs/reference/measured.md).",
         END,
     ]
     return "\n".join(lines)
 
 
-def render_measured(engine: Path, micro: Path) -> str:
+def render_measured(paths: Sequence[Path]) -> str:
     """docs/reference/measured.md: every row that has a target, misses included."""
     lines = [
         "# Measured",
@@ -77,11 +80,14 @@ def render_measured(engine: Path, micro: Path) -> str:
         "and the value where there is none. What a row's reference is, and the runs behind it,",
         "stand in the result files.",
     ]
-    for path in (micro, engine):
+    shown: set[str] = set()  # what has a kind of its own now also stands in older files
+    for path in paths:
         report = read_report(path)
         lines += ["", f"## {report.kind}", "", _origin(report, path) + ".", ""]
         lines += ["| | row | value | ratio | target | note |", "|---|---|---|---|---|---|"]
-        lines += [_line(row) for row in report.rows if row.met is not None]
+        judged = [row for row in report.rows if row.met is not None and row.name not in shown]
+        lines += map(_line, judged)
+        shown.update(row.name for row in judged)
     return "\n".join(lines) + "\n"
 
 
@@ -95,10 +101,11 @@ def place(text: str, section: str) -> str:
 def main() -> None:
     """Write the three files."""
     results = ROOT / "benchmarks" / "results"
-    engine, micro = newest("engine", results), newest("micro", results)
+    engine, ttft = newest("engine", results), newest("ttft", results)
     readme = ROOT / "README.md"
-    readme.write_text(place(readme.read_text(), render_readme(engine)))
-    (ROOT / "docs/reference/measured.md").write_text(render_measured(engine, micro))
+    readme.write_text(place(readme.read_text(), render_readme(engine, ttft)))
+    measured = render_measured([newest(kind, results) for kind in KINDS])
+    (ROOT / "docs/reference/measured.md").write_text(measured)
     report = read_report(engine)
     titles = {each["name"]: each["title"] for each in report.details["workloads"]}
     draw_summaries(ROOT / "docs/engine.png", titles[PLOTTED], summaries(report, PLOTTED))

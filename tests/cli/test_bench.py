@@ -6,14 +6,14 @@ from click.testing import CliRunner
 from kvtier.cli.main import kvtier
 
 
-@pytest.mark.parametrize("command", ["micro", "faults", "kill", "engine", "demo"])
+@pytest.mark.parametrize("command", ["micro", "faults", "kill", "ttft", "engine", "demo"])
 def test_help_teaches_with_an_example(command: str) -> None:
     result = CliRunner().invoke(kvtier, ["bench", command, "--help"])
     assert result.exit_code == 0
     assert f"  kvtier bench {command}" in result.output
 
 
-@pytest.mark.parametrize("command", ["engine", "demo"])
+@pytest.mark.parametrize("command", ["ttft", "engine", "demo"])
 def test_a_missing_workload_is_one_clear_error(command: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(kvtier, ["bench", command, "--workloads", str(tmp_path)])
     assert result.exit_code == 2

@@ -2,22 +2,31 @@
 
 import pytest
 
-from scripts.render_results import BEGIN, END, ROOT, newest, place, render_measured, render_readme
+from scripts.render_results import (
+    BEGIN,
+    END,
+    KINDS,
+    ROOT,
+    newest,
+    place,
+    render_measured,
+    render_readme,
+)
 
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def test_the_readme_says_what_the_newest_result_file_says() -> None:
     text = (ROOT / "README.md").read_text()
-    assert render_readme(newest("engine", RESULTS)) in text
+    assert render_readme(newest("engine", RESULTS), newest("ttft", RESULTS)) in text
 
 
 def test_the_page_of_targets_is_fresh_and_keeps_misses() -> None:
-    page = render_measured(newest("engine", RESULTS), newest("micro", RESULTS))
+    page = render_measured([newest(kind, RESULTS) for kind in KINDS])
     assert (ROOT / "docs/reference/measured.md").read_text() == page
 
 
-@pytest.mark.parametrize("kind", ["engine", "micro"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_result_file_names_a_path_of_a_machine(kind: str) -> None:
     for path in RESULTS.glob(f"{kind}-*.json"):
         assert str(ROOT.parent) + "/" not in path.read_text()

@@ -141,13 +141,6 @@ def kill(json_path: Path | None, seed: int, kills: int, scratch: Path) -> None:
     show_default=True,
     help="Who runs; repeat for several.",
 )
-@click.option(
-    "--ttft-repeats",
-    type=click.IntRange(min=0),
-    default=5,
-    show_default=True,
-    help="Prompts per length for time to first token by tier; 0 leaves it out.",
-)
 @click.option("--workloads", type=_folder, default=WORKLOADS, show_default=True)
 @click.option("--peers", type=_folder, default=PEERS, show_default=True)
 @click.option(
@@ -164,7 +157,6 @@ def engine(
     seed: int,
     workload_names: tuple[str, ...],
     contestants: tuple[str, ...],
-    ttft_repeats: int,
     workloads: Path,
     peers: Path,
     scratch: Path,
@@ -183,33 +175,50 @@ def engine(
         scratch=scratch,
         peers=peers,
     )
-    _run_engine(plan, Console(), json_path, ttft_repeats)
-
-
-def _run_engine(
-    plan: engine_bench.Plan, console: Console, json_path: Path | None, ttft_repeats: int
-) -> None:
+    console = Console()
     encode = model_encoder(plan.model)
     plan.check()
-    steps = Steps(console, plan.rounds * len(plan.contestants) + (3 if ttft_repeats else 0))
-    ttft_rows: list[Row] = []
-    ttft_details: dict[str, object] = {}
-    if ttft_repeats:
-        ttft_rows, ttft_details = measure_ttft(
-            plan.model, encode, steps, repeats=ttft_repeats, scratch=plan.scratch
-        )
-        _keep(json_path, report("engine", ttft_rows, {"ttft": ttft_details}))
+    steps = Steps(console, plan.rounds * len(plan.contestants))
 
     def keep(measurements: engine_bench.Measurements) -> None:
-        content = measurements.report()
-        content.rows.extend(ttft_rows)
-        content.details["ttft"] = ttft_details
-        _keep(json_path, content)
+        _keep(json_path, measurements.report())
 
     measurements = engine_bench.measure(plan, encode, steps, keep)
     for workload in plan.workloads:
         console.print(summary_table(workload.title, measurements.medians(workload.name)))
-    _print_verdicts(console, [*measurements.rows(), *ttft_rows])
+    _print_verdicts(console, measurements.rows())
+
+
+@bench.command(
+    "ttft", epilog="\b\nExample:\n  kvtier bench ttft --json benchmarks/results/ttft-today.json"
+)
+@click.option("--json", "json_path", type=_file, help="Also write rows and requests to this file.")
+@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Prompts of each length.",
+)
+@click.option(
+    "--scratch",
+    type=_folder,
+    default=SCRATCH,
+    show_default=True,
+    help="Logs, disk tier and shared folder; on a real disk.",
+)
+def ttft(json_path: Path | None, model: Path, repeats: int, scratch: Path) -> None:
+    """Measure time to first token by where the prefix is: nowhere, device, RAM, disk, shared.
+
+    Starts real vLLM three times, one at a time, and takes about six minutes.
+    """
+    console = Console()
+    rows, details = measure_ttft(
+        model, model_encoder(model), Steps(console, 3), repeats=repeats, scratch=scratch
+    )
+    _keep(json_path, report("ttft", rows, details))
+    _print_verdicts(console, rows)
 
 
 @bench.command("demo", epilog="\b\nExample:\n  kvtier bench demo --output /tmp/kvtier-demo")
