@@ -18,6 +18,7 @@ from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.disk.files import OsFiles
 from kvtier.tiers.disk.folder import Folder, open_folder
 from kvtier.tiers.disk.space import capacity_for
+from tests.tiers.broken import BadDay
 
 SPACE = sample_space()
 LAYOUT = BlockLayout(block_bytes=4000, tokens_per_block=16)
@@ -86,28 +87,8 @@ def occupied(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
-class BrokenFiles(OsFiles):
-    """The operating system on a bad day: calls named in `errors` fail, those in `short` do less."""
-
-    def __init__(self) -> None:
-        self.errors: dict[str, int] = {}
-        """Name of a call -> errno it fails with, until it is removed."""
-        self.short: dict[str, int] = {}
-        """Name of a call -> bytes it moves at most."""
-        self.calls: list[str] = []
-
-    def _begin(self, name: str) -> None:
-        self.calls.append(name)
-        if name in self.errors:
-            raise OSError(self.errors[name], os.strerror(self.errors[name]))
-
-    def _cut(self, name: str, buffers: Sequence[Buffer]) -> list[Buffer]:
-        left = self.short.get(name, 1 << 62)
-        kept = []
-        for buffer in buffers:
-            kept.append(buffer[:left])
-            left -= len(kept[-1])
-        return [buffer for buffer in kept if len(buffer)]
+class BrokenFiles(BadDay, OsFiles):
+    """The calls of a slab."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
         self._begin("open")

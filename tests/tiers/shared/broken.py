@@ -3,48 +3,32 @@
 import errno
 import os
 import threading
-from collections import Counter
 from collections.abc import Sequence
 
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.files import Entry, OsStoreFiles
+from tests.tiers.broken import BadDay
 
 
-class BrokenStoreFiles(OsStoreFiles):
-    """Calls named in `errors` fail, those in `short` do less, those in `hung` wait."""
+class BrokenStoreFiles(BadDay, OsStoreFiles):
+    """The calls of a shared folder; those named in `hung` wait as well."""
 
     def __init__(self) -> None:
-        self.errors: dict[str, int] = {}
-        """Name of a call -> errno it fails with, until it is removed."""
-        self.short: dict[str, int] = {}
-        """Name of a call -> bytes it moves at most."""
+        super().__init__()
         self.hung: set[str] = set()
         """Names of calls that wait for `release`."""
         self.hangs = threading.Event()
         self.release = threading.Event()
         self.refuses_direct = False
         """EINVAL for every transfer with O_DIRECT, as for memory that a device cannot reach."""
-        self.calls: Counter[str] = Counter()
-        self.order: list[str] = []
         self.flags: list[int] = []
         """Of every `open`."""
 
     def _begin(self, name: str) -> None:
-        self.calls[name] += 1
-        self.order.append(name)
         if name in self.hung:
             self.hangs.set()
             self.release.wait()
-        if name in self.errors:
-            raise OSError(self.errors[name], os.strerror(self.errors[name]))
-
-    def _cut(self, name: str, buffers: Sequence[Buffer]) -> list[Buffer]:
-        left = self.short.get(name, 1 << 62)
-        kept = []
-        for buffer in buffers:
-            kept.append(buffer[:left])
-            left -= len(kept[-1])
-        return [buffer for buffer in kept if len(buffer)]
+        super()._begin(name)
 
     def _check_direct(self, fd: int) -> None:
         if self.refuses_direct and is_direct(fd):

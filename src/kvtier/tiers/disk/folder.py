@@ -16,8 +16,10 @@ from pathlib import Path
 
 from kvtier.clock import unique_id
 from kvtier.errors import InvalidSettings
+from kvtier.tiers import paths
 from kvtier.tiers.disk.files import FileIO
 
+SETTING = "disk.path"
 LOCK_NAME = "kvtier.lock"
 _TEMPORARY = ".kvtier-temporary-"
 
@@ -134,20 +136,7 @@ def open_folder(path: Path, files: FileIO) -> Folder:
 
     Raises InvalidSettings naming `disk.path`: no parent, not a folder, not writable, in use.
     """
-    try:
-        if not path.exists():
-            path.mkdir(mode=0o700)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise InvalidSettings(
-            f"disk.path: the parent folder of {path} does not exist; create {path.parent}"
-        ) from error
-    except NotADirectoryError as error:
-        raise InvalidSettings(
-            f"disk.path: {path} is not a folder; name a folder or remove the file"
-        ) from error
-    except OSError as error:
-        raise _unusable(path, error) from error
+    fd = paths.open_folder(SETTING, path)
     try:
         lock_fd = _lock(path, fd)
     except BaseException:
@@ -178,7 +167,7 @@ def _lock(path: Path, folder_fd: int) -> int:
     try:
         fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=folder_fd)
     except OSError as error:
-        raise _unusable(path, error) from error
+        raise paths.unusable(SETTING, path, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
@@ -189,20 +178,13 @@ def _lock(path: Path, folder_fd: int) -> int:
         raise refusal from error
     except OSError as error:
         os.close(fd)
-        raise _unusable(path, error) from error
+        raise paths.unusable(SETTING, path, error) from error
     return fd
 
 
 def _in_use(path: Path, lock_fd: int) -> InvalidSettings:
     holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
     return InvalidSettings(
-        f"disk.path: {path} is in use by process {holder}; "
+        f"{SETTING}: {path} is in use by process {holder}; "
         "stop it or give this engine a folder of its own"
-    )
-
-
-def _unusable(path: Path, error: OSError) -> InvalidSettings:
-    return InvalidSettings(
-        f"disk.path: {path} cannot be used ({error.strerror}); "
-        "name a folder that this user can read and write"
     )

@@ -20,11 +20,13 @@ import numpy as np
 
 from kvtier.blocks.layout import ALIGNMENT
 from kvtier.errors import InvalidSettings
+from kvtier.tiers.paths import open_folder, unusable
 from kvtier.tiers.shared.files import StoreFiles
 from kvtier.tiers.shared.names import TemporaryNames
 
 logger = logging.getLogger(__name__)
 
+SETTING = "shared.path"
 Direct = Literal["auto", "always", "never"]
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNKNOWN = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
@@ -59,13 +61,13 @@ def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNam
     A full file system is no error: what it holds can be read. It gets no more than hard links
     then, and no O_DIRECT unless it is `always`.
     """
-    root = _open(path)
+    root = Root(open_folder(SETTING, path))
     try:
         renames = _has_exclusive_rename(path, root, files, names)
         direct_works = direct != "never" and _has_direct(root, files, names)
     except OSError as error:
         if error.errno not in _FULL:
-            raise _unusable(path, error) from error
+            raise unusable(SETTING, path, error) from error
         logger.warning("shared store %s is full: it could not be tried out", path)
         renames, direct_works = False, direct == "always"
     if direct == "always" and not direct_works:
@@ -82,35 +84,6 @@ def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNam
     return Opened(root, direct_works, renames)
 
 
-def _open(path: Path) -> Root:
-    try:
-        if not path.exists():
-            path.mkdir(mode=0o700, exist_ok=True)  # another host may make it at the same time
-        return Root(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except FileNotFoundError as error:
-        raise InvalidSettings(
-            f"shared.path: the parent folder of {path} does not exist; "
-            f"create {path.parent} or mount it"
-        ) from error
-    except (NotADirectoryError, FileExistsError) as error:
-        raise InvalidSettings(
-            f"shared.path: {path} is not a folder; name a folder or remove the file"
-        ) from error
-    except OSError as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, error: OSError) -> InvalidSettings:
-    if error.errno == errno.EROFS:
-        return InvalidSettings(
-            f"shared.path: {path} is on a read-only file system; mount it for reading and writing"
-        )
-    return InvalidSettings(
-        f"shared.path: {path} cannot be used ({error.strerror}); "
-        "name a folder that this user can read and write"
-    )
-
-
 def _has_exclusive_rename(path: Path, root: Root, files: StoreFiles, names: TemporaryNames) -> bool:
     """Whether renames can be exclusive; InvalidSettings where hard links cannot be made either."""
     if _excludes(files.rename_exclusive, root, files, names):
@@ -118,7 +91,7 @@ def _has_exclusive_rename(path: Path, root: Root, files: StoreFiles, names: Temp
     if _excludes(files.link, root, files, names):
         return False
     raise InvalidSettings(
-        f"shared.path: the file system of {path} knows neither exclusive renames nor hard links, "
+        f"{SETTING}: the file system of {path} knows neither exclusive renames nor hard links, "
         "so that two writers cannot be kept apart; use another file system"
     )
 
