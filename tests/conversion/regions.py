@@ -75,5 +75,5 @@ def ours(pages: Sequence[int], blocks: Sequence[int], workers: int) -> bytes:
             for page in layout.groups[0]:
                 start = int(offset) + page.offset
                 content = tensors[page.tensor][int(block)].numpy().view(np.uint8)
-                slot[start : start + page.bytes] = content
+                slot[start : start + page.size_bytes] = content
     return slot.tobytes()

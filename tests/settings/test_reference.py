@@ -4,6 +4,7 @@ import pytest
 
 from kvtier import settings
 from kvtier.settings import reference
+from kvtier.settings.compat.vllm import ENGINE_KEYS
 from kvtier.settings.options import OPTIONS, REQUIRED
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,8 @@ def test_the_reference_names_every_option_everywhere() -> None:
     for option in OPTIONS:
         for text in (option.name, option.variable, option.flag, option.about.text):
             assert text in page
+    for key in ENGINE_KEYS:
+        assert f"| `{key}` | " in page
 
 
 @pytest.mark.parametrize("disk", ["/x=1GB", "none"])

@@ -41,6 +41,8 @@ class KeySpace(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_hash: int
     groups: tuple[GroupShape, ...]
     world_size: int
+    """Workers a block is divided among, by tensor (`tp_size`) and pipeline (`pp_size`); all are
+    1 where a block holds every KV head and so is the same for any number of workers."""
     tp_size: int
     pp_size: int
     hash_algorithm: str

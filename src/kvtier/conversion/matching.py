@@ -9,7 +9,8 @@ Facts the rules rest on. vLLM's `fs` tier keeps one file a chunk: the slots of a
 order of their ranks, then zeros up to 4096 bytes; a worker's slot is tensor by tensor. llm-d
 keeps one file a chunk and worker, block by block. A kvtier slot is rank by rank, then block by
 block, then layer by layer. So the three agree where a chunk is one block of the one group that
-the model has, because then nothing is padded or interleaved differently.
+the model has, because then nothing is padded or interleaved differently. A canonical kvtier slot
+holds the heads of all ranks layer by layer, as one rank's does: it agrees with trees of one worker.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ VLLM: Final = "vLLM fs"
 LLMD: Final = "llm-d FS"
 
 _SNAPSHOT = re.compile(r".*/models--(?P<model>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})/?")
-_LAYOUT = re.compile(r"\S+ direct pcp(?P<pcp>\d+) dcp(?P<dcp>\d+)")
+_LAYOUT = re.compile(r"\S+ (canonical|direct pcp(?P<pcp>\d+) dcp(?P<dcp>\d+))")
 _NEVER_TOLD = ("engine", "weights", "layout", "hash_algorithm", "hash_seed", "isa")
 
 
@@ -173,8 +174,8 @@ def _identity_mismatches(tree: Tree, space: KeySpace) -> list[str]:
         ]
     if layout is not None:
         pairs += [
-            ("pcp_size", config.pcp_size, int(layout["pcp"])),
-            ("dcp_size", config.dcp_size, int(layout["dcp"])),
+            ("pcp_size", config.pcp_size, int(layout["pcp"] or 1)),
+            ("dcp_size", config.dcp_size, int(layout["dcp"] or 1)),
         ]
     if tree.tells_workers:
         workers = config.tp_size * config.pp_size * config.pcp_size

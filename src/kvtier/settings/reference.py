@@ -7,6 +7,7 @@ What `render_yaml` and `render_values` write is valid input for `layers.load`.
 import textwrap
 from collections.abc import Iterator, Mapping
 
+from kvtier.settings.compat.vllm import ENGINE_KEYS
 from kvtier.settings.layers import Resolved
 from kvtier.settings.options import REQUIRED, SECTIONS, Option, Section
 
@@ -63,6 +64,16 @@ def render_markdown() -> str:
             cells = (f"`{option.name}`", default, _explain(option))
             names = (f"`{option.variable}`", f"`{option.flag}`")
             lines.append(f"| {' | '.join((*cells, *names))} |")
+    lines += [
+        "",
+        "## The engine's own keys",
+        "",
+        "vLLM reads these from `kv_connector_extra_config`; they have no place elsewhere.",
+        "",
+        "| key | meaning |",
+        "|---|---|",
+        *(f"| `{key}` | {meaning} |" for key, meaning in ENGINE_KEYS.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,7 @@ from vllm.v1.kv_offload.config import (
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.connectors.vllm import identity
+from kvtier.connectors.vllm.arrangement import Arrangement, choose
 
 LAYOUT = BlockLayout(block_bytes=4096, tokens_per_block=128)
 
@@ -66,7 +67,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def space(model: Path, /, *, engine_: VllmConfig | None = None, **changes: Any) -> KeySpace:
-    return identity.key_space(config(model, **changes), LAYOUT, engine_ or engine())
+    found = config(model, **changes)
+    return identity.key_space(found, LAYOUT, choose(found, None), engine_ or engine())
 
 
 def test_equal_engines_share_a_key_space(model: Path) -> None:
@@ -113,6 +115,18 @@ def test_engine_settings_that_change_the_bytes_separate(
     assert line.startswith("weights: ")
 
 
+def test_canonical_blocks_are_the_same_on_any_number_of_ranks(model: Path) -> None:
+    canonical = Arrangement(payload_bytes=4096, slice_bytes=4096, obstacle=None)
+    sizes = [OffloadingParallelConfig(0, n, n, 1, 1, 1, 0, 1, None, True) for n in (1, 4)]
+    one, four = (
+        identity.key_space(config(model, parallel=size), LAYOUT, canonical, engine())
+        for size in sizes
+    )
+    assert one.digest == four.digest
+    assert (four.layout, four.world_size, four.tp_size) == ("LBHNC canonical", 1, 1)
+    assert four != space(model, parallel=sizes[1])
+
+
 def test_host_paths_inside_the_model_configuration_do_not(model: Path) -> None:
     local = SimpleNamespace(to_dict=lambda: {"layers": 2, "_name_or_path": "/home/a"})
     assert space(model) == space(model, engine_=engine(hf_config=local))
@@ -145,7 +159,7 @@ def test_the_engine_configuration_is_found_in_the_caller_that_builds_the_connect
 
 
 def test_without_it_the_space_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = identity.key_space(config(model), LAYOUT)
+    found = identity.key_space(config(model), LAYOUT, choose(config(model), None))
     assert found.hash_algorithm == identity.UNKNOWN
     assert "configuration was not found" in caplog.text
     assert found != space(model)

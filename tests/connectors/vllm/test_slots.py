@@ -1,31 +1,34 @@
 import numpy as np
 import pytest
 
-from kvtier.connectors.vllm.slots import Page, SlotLayout
+from kvtier.connectors.vllm.slots import Piece, SlotLayout, Turn
 from kvtier.errors import InvalidSettings
 
 GROUPS = [
-    [Page(0, 1000, 64, 40, 0), Page(1, 9000, 64, 24, 40)],
-    [Page(0, 1000, 64, 16, 0)],
+    [Piece(0, 1000, 64, 40, 0), Piece(1, 9000, 64, 24, 40)],
+    [Piece(0, 1000, 64, 16, 0)],
 ]
 
 
 def layout(blocks_per_chunk: int = 3, slice_bytes: int = 192, rank: int = 0) -> SlotLayout:
     return SlotLayout(
         GROUPS,
+        sub_block_bytes=[64, 16],
         blocks_per_chunk=blocks_per_chunk,
         device_blocks=10,
         slice_bytes=slice_bytes,
+        slice_offset=rank * slice_bytes,
         rank=rank,
     )
 
 
 def test_one_block_a_chunk_pairs_blocks_and_slots() -> None:
-    moves = layout(1, 64).expand([4, 5, 6], [2, 1], [7, 0], [20, 21, 22])
+    here = layout(1, 64)
+    moves = here.expand([4, 5, 6], [2, 1], [7, 0], [20, 21, 22])
     assert [m.group for m in moves] == [0, 1]
     assert moves[0].blocks.tolist() == [4, 5]
     assert moves[0].slots.tolist() == [20, 21]
-    assert moves[0].offsets.tolist() == [0, 0]
+    assert here.offsets(moves[0]).tolist() == [0, 0]
     assert moves[1].slots.tolist() == [22]
 
 
@@ -33,25 +36,55 @@ def test_first_and_last_chunk_of_each_group_may_be_partial() -> None:
     # Group 0 begins at request block 5 (sub-block 2 of its chunk), group 1 at block 3.
     moves = layout().expand([1, 2, 3, 4, 5, 6, 7], [5, 2], [5, 3], [10, 11, 12, 13])
     assert moves[0].slots.tolist() == [10, 11, 11, 11, 12]
-    assert moves[0].offsets.tolist() == [128, 0, 64, 128, 0]
+    assert moves[0].sub_blocks.tolist() == [2, 0, 1, 2, 0]
+    assert layout().offsets(moves[0]).tolist() == [128, 0, 64, 128, 0]
     assert moves[1].slots.tolist() == [13, 13]
-    assert moves[1].offsets.tolist() == [0, 16]
+    assert layout().offsets(moves[1]).tolist() == [0, 16]
 
 
 def test_a_group_without_blocks_uses_no_slot() -> None:
     moves = layout().expand([1], [0, 1], [0, 4], [9])
     assert [m.group for m in moves] == [1]
-    assert moves[0].offsets.tolist() == [16]
+    assert layout().offsets(moves[0]).tolist() == [16]
 
 
 def test_a_rank_writes_behind_the_ranks_before_it() -> None:
-    moves = layout(rank=2).expand([1, 2], [2, 0], [1, 0], [0])
-    assert moves[0].offsets.tolist() == [2 * 192 + 64, 2 * 192 + 128]
+    here = layout(rank=2)
+    (move,) = here.expand([1, 2], [2, 0], [1, 0], [0])
+    assert here.offsets(move).tolist() == [2 * 192 + 64, 2 * 192 + 128]
 
 
-def test_moved_bytes_counts_unpadded_pages() -> None:
+def test_bytes_are_those_of_unpadded_pages() -> None:
     moves = layout().expand([1, 2, 3], [2, 1], [0, 0], [0, 1])
-    assert layout().moved_bytes(moves) == 2 * 64 + 16
+    assert layout().loaded_bytes(moves) == 2 * 64 + 16
+    assert layout().stored_bytes(moves) == 2 * 64 + 16
+
+
+def test_ranks_that_hold_the_same_share_out_every_store_the_same_way() -> None:
+    ranks = [
+        SlotLayout(
+            [[Piece(0, 0, 64, 24, 40, turn=Turn(3, index)), Piece(0, 24, 64, 40, 0)]],
+            sub_block_bytes=[64],
+            blocks_per_chunk=2,
+            device_blocks=40,
+            slice_bytes=128,
+            slice_offset=0,
+            rank=index,
+        )
+        for index in range(3)
+    ]
+    taken = []
+    for rank in ranks:
+        # Another rank has the same sub-blocks in other device blocks, but in the same slots.
+        blocks = [(block * 7 + rank.rank) % 40 for block in range(9)]
+        (move,) = rank.expand(blocks, [9], [1], [8, 3, 5, 1, 0])
+        part = rank.written(move, Turn(3, rank.rank))
+        taken += [*zip(part.slots.tolist(), part.sub_blocks.tolist(), strict=True)]
+        assert rank.written(move, Turn()) is move
+        assert rank.loaded_bytes([move]) == 9 * 64
+        assert rank.stored_bytes([move]) == 9 * 40 + len(part.blocks) * 24
+    whole = zip(move.slots.tolist(), move.sub_blocks.tolist(), strict=True)
+    assert sorted(taken) == sorted(whole)
 
 
 @pytest.mark.parametrize(
@@ -89,4 +122,6 @@ def test_expand_agrees_with_enumerating_sub_blocks() -> None:
             slots = np.arange(50, 50 + -(-(first % 3 + size) // 3))
             (move,) = here.expand(range(size), [size, 0], [first, 0], slots)
             expected = [(50 + p // 3, p % 3 * 64) for p in range(first % 3, first % 3 + size)]
-            assert list(zip(move.slots.tolist(), move.offsets.tolist(), strict=True)) == expected
+            assert (
+                list(zip(move.slots.tolist(), here.offsets(move).tolist(), strict=True)) == expected
+            )

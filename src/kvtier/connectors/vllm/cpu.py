@@ -2,13 +2,12 @@
 
 The thread is this platform's copy stream: it runs one job at a time, so jobs keep their order;
 loads overtake stores they do not conflict with, because a request waits for them. Where the
-pages of a group lie at a constant stride in one allocation, a block moves with a single strided
-copy; elsewhere with one copy a run of pages. numpy lets go of the GIL while it copies.
+pieces of a group lie at a constant stride in one allocation, a block moves with a single strided
+copy; elsewhere with one copy a run of pieces. numpy lets go of the GIL while it copies.
 
 Invariant: a job leaves the queue once, and is reported once, whatever the copy does.
 """
 
-import itertools
 import logging
 import threading
 from collections import deque
@@ -16,13 +15,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kvtier import clock
 from kvtier.connectors.vllm import affinity
 from kvtier.connectors.vllm.copier import Finished, Host, Job, Verb
-from kvtier.connectors.vllm.slots import Page, SlotLayout
+from kvtier.connectors.vllm.slots import GroupMoves, Piece, SlotLayout, Turn
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import CanonicalKVCaches
@@ -38,18 +36,23 @@ load, time to first token beyond a device hit: 11 ms without, 8 ms with it (9 ms
 
 
 class Run(NamedTuple):
-    """Pages of a group at a constant stride: uint8 [device blocks, pages, page bytes]."""
+    """Alike pieces at a constant stride, that one copy a block moves."""
 
-    device: npt.NDArray[np.uint8]
+    device: Host
+    """uint8 [device blocks, pieces, fragments, fragment bytes]."""
     offset: int
     """Bytes from the start of the sub-block."""
+    steps: tuple[int, int]
+    """Bytes in the sub-block from one piece to the next, and from one fragment to the next."""
+    turn: Turn
 
 
 class HostCopier:
     """A `Copier` between two places in host memory, on the thread `kvtier-copy`."""
 
     def __init__(self, layout: SlotLayout, caches: "CanonicalKVCaches") -> None:
-        self._groups = [list(_runs(pages, layout, caches)) for pages in layout.groups]
+        self._layout = layout
+        self._groups = [list(_runs(pieces, layout, caches)) for pieces in layout.groups]
         self._condition = threading.Condition()
         self._queue: deque[Job] = deque()
         self._running: Job | None = None
@@ -125,22 +128,34 @@ class HostCopier:
     def _copy(self, job: Job) -> bool:
         try:
             for move in job.moves:
-                places = zip(
-                    move.blocks.tolist(), move.slots.tolist(), move.offsets.tolist(), strict=True
-                )
-                runs = self._groups[move.group]
-                for (block, slot, offset), run in itertools.product(places, runs):
-                    device = run.device[block]
-                    start = offset + run.offset
-                    host = job.host[slot, start : start + device.size].reshape(device.shape)
-                    if job.verb is Verb.STORE:
-                        np.copyto(host, device)
-                    else:
-                        np.copyto(device, host)
+                for run in self._groups[move.group]:
+                    self._copy_run(job, move, run)
         except Exception:
             _log.exception("kvtier: a copy failed, this is a bug; job %s", job.job_id)
             return False
         return True
+
+    def _copy_run(self, job: Job, move: GroupMoves, run: Run) -> None:
+        layout, is_store = self._layout, job.verb is Verb.STORE
+        sub_block_bytes = layout.sub_block_bytes[move.group]
+        # One view of all places in the arena, because making one costs more than indexing it.
+        # It is made over the buffer, not with as_strided, because that checks the bounds.
+        host: Host = np.ndarray(
+            (len(job.host), layout.blocks_per_chunk, *run.device.shape[1:]),
+            dtype=np.uint8,
+            buffer=job.host.data,
+            offset=layout.slice_offset + run.offset,
+            strides=(job.host.shape[1], sub_block_bytes, *run.steps, 1),
+        )
+        part = layout.written(move, run.turn) if is_store else move
+        places = zip(
+            part.blocks.tolist(), part.slots.tolist(), part.sub_blocks.tolist(), strict=True
+        )
+        for block, slot, sub_block in places:
+            if is_store:
+                np.copyto(host[slot, sub_block], run.device[block])
+            else:
+                np.copyto(run.device[block], host[slot, sub_block])
 
 
 def place(queue: deque[Job], job: Job) -> None:
@@ -151,39 +166,49 @@ def place(queue: deque[Job], job: Job) -> None:
     queue.insert(at, job)
 
 
-def _runs(pages: Sequence[Page], layout: SlotLayout, caches: "CanonicalKVCaches") -> Iterator[Run]:
-    """Cut the pages into as few strided views as possible."""
+def _runs(
+    pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches"
+) -> Iterator[Run]:
+    """Cut the pieces into as few strided views as possible."""
     start = 0
-    for end in range(1, len(pages) + 1):
-        if end == len(pages) or not _continues(pages[start : end + 1], caches):
-            yield _run(pages[start:end], layout, caches)
+    for end in range(1, len(pieces) + 1):
+        if end == len(pieces) or not _continues(pieces[start : end + 1], caches):
+            yield _run(pieces[start:end], layout, caches)
             start = end
 
 
-def _continues(pages: Sequence[Page], caches: "CanonicalKVCaches") -> bool:
-    first, last = pages[0], pages[-1]
-    step = pages[1].address - first.address
+def _continues(pieces: Sequence[Piece], caches: "CanonicalKVCaches") -> bool:
+    first, last = pieces[0], pieces[-1]
+    moved = last._replace(tensor=first.tensor, address=first.address, offset=first.offset)
     return (
-        last.page_bytes == first.page_bytes
-        and last.block_stride == first.block_stride
-        and last.address - pages[-2].address == step
+        moved == first
+        and _step(pieces[-2:]) == _step(pieces)
         and _storage(caches, last).data_ptr() == _storage(caches, first).data_ptr()
     )
 
 
-def _run(pages: Sequence[Page], layout: SlotLayout, caches: "CanonicalKVCaches") -> Run:
-    first = pages[0]
+def _step(pieces: Sequence[Piece]) -> tuple[int, int]:
+    """Bytes from the first piece to the second, on the device and in the sub-block."""
+    if len(pieces) == 1:
+        return 0, 0
+    return pieces[1].address - pieces[0].address, pieces[1].offset - pieces[0].offset
+
+
+def _run(pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches") -> Run:
+    first = pieces[0]
     storage = _storage(caches, first)
     flat = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    step = pages[1].address - first.address if len(pages) > 1 else 0
-    # The stride may be negative, so the view is made from the first page, not the lowest.
-    device = np.lib.stride_tricks.as_strided(
-        flat[first.address - storage.data_ptr() :],
-        (layout.device_blocks, len(pages), first.page_bytes),
-        (first.block_stride, step, 1),
+    device_step, host_step = _step(pieces)
+    # A stride may be negative, so the view begins at the first piece, not at the lowest.
+    device: Host = np.ndarray(
+        (layout.device_blocks, len(pieces), first.fragments, first.fragment_bytes),
+        dtype=np.uint8,
+        buffer=flat.data,
+        offset=first.address - storage.data_ptr(),
+        strides=(first.block_stride, device_step, first.device_step, 1),
     )
-    return Run(device, first.offset)
+    return Run(device, first.offset, (host_step, first.host_step), first.turn)
 
 
-def _storage(caches: "CanonicalKVCaches", page: Page) -> torch.UntypedStorage:
-    return caches.tensors[page.tensor].tensor.untyped_storage()
+def _storage(caches: "CanonicalKVCaches", piece: Piece) -> torch.UntypedStorage:
+    return caches.tensors[piece.tensor].tensor.untyped_storage()

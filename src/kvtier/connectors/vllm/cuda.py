@@ -91,7 +91,7 @@ class CudaCopier:
 
     def _launch(self, job: Job) -> _Flight:
         pointers = _tensors(
-            point(self._layout, job.moves, int(job.host.ctypes.data), job.host.shape[1])
+            point(self._layout, job.moves, job.verb, int(job.host.ctypes.data), job.host.shape[1])
         )
         device, host, sizes = pointers
         source, target = (device, host) if job.verb is Verb.STORE else (host, device)

@@ -17,6 +17,7 @@ from kvtier import clock
 from kvtier.blocks.key import GroupShape, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.connectors.vllm import versions, weights
+from kvtier.connectors.vllm.arrangement import Arrangement
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -42,9 +43,15 @@ _INSTRUCTION_SETS = (("amx", "amx_tile"), ("avx512", "avx512f"), ("avx2", "avx2"
 
 
 def key_space(
-    config: "OffloadingConfig", layout: BlockLayout, engine: "VllmConfig | None" = None
+    config: "OffloadingConfig",
+    layout: BlockLayout,
+    arrangement: Arrangement,
+    engine: "VllmConfig | None" = None,
 ) -> KeySpace:
     """The key space of this engine. Reads up to 64 MiB of weights: up to 0.3 s, at start only.
+
+    Canonical blocks are divided among no ranks, so all sizes are 1 there: the space is the same
+    on any tensor-parallel size.
 
     `engine` is the engine's full configuration; without it, it is looked for. Call it while
     the engine constructs its connector. Raises InvalidSettings for an unsupported engine.
@@ -58,16 +65,20 @@ def key_space(
     )
     algorithm = _setting(engine, "cache_config", "prefix_caching_hash_algo") or UNKNOWN
     parallel = config.parallel
+    family = config.kv_cache_layout or UNKNOWN
+    if arrangement.is_canonical:
+        sizes = dict.fromkeys(("world_size", "tp_size", "pp_size"), 1)
+        kept_as = f"{family} canonical"
+    else:
+        sizes = {name: getattr(parallel, name) for name in ("world_size", "tp_size", "pp_size")}
+        kept_as = f"{family} direct pcp{parallel.pcp_size} dcp{parallel.dcp_size}"
     return KeySpace(
         engine=f"vllm {release[0]}.{release[1]}",
         model=checkpoint.name,
         revision=checkpoint.revision,
         weights=f"{_weights(checkpoint, engine)} {_settings_digest(engine)}",
         dtype=config.model.dtype,
-        layout=(
-            f"{config.kv_cache_layout or UNKNOWN} direct "
-            f"pcp{parallel.pcp_size} dcp{parallel.dcp_size}"
-        ),
+        layout=kept_as,
         block_bytes=layout.block_bytes,
         blocks_per_chunk=config.cache.blocks_per_chunk,
         tokens_per_hash=config.cache.tokens_per_hash,
@@ -75,9 +86,7 @@ def key_space(
             GroupShape(tokens_per_block=group.tokens_per_block, layers=_digest(group.layer_names))
             for group in config.groups
         ),
-        world_size=parallel.world_size,
-        tp_size=parallel.tp_size,
-        pp_size=parallel.pp_size,
+        **sizes,
         hash_algorithm=algorithm,
         hash_seed=hash_seed(algorithm),
         isa=isa(),

@@ -1,4 +1,4 @@
-"""Pointer arrays for a batched device copy: one entry a page, pure numpy.
+"""Pointer arrays for a batched device copy: one entry a fragment, pure numpy.
 
 Apart from the CUDA copier because this is all of it that can be wrong silently, and all of it
 that can be tested on a machine without a GPU.
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvtier.connectors.vllm.copier import Verb
 from kvtier.connectors.vllm.slots import GroupMoves, Indices, SlotLayout
 
 
@@ -20,18 +21,21 @@ class Pointers(NamedTuple):
 
 
 def point(
-    layout: SlotLayout, moves: list[GroupMoves], host_address: int, slot_bytes: int
+    layout: SlotLayout, moves: list[GroupMoves], verb: Verb, host_address: int, slot_bytes: int
 ) -> Pointers:
     """Expand moves into addresses; `host_address` is where slot 0 of the arena starts."""
     device: list[Indices] = []
     host: list[Indices] = []
     sizes: list[Indices] = []
     for move in moves:
-        base = host_address + move.slots * slot_bytes + move.offsets
-        for page in layout.groups[move.group]:
-            device.append(page.address + move.blocks * page.block_stride)
-            host.append(base + page.offset)
-            sizes.append(np.full(len(move.blocks), page.page_bytes, dtype=np.int64))
+        for piece in layout.groups[move.group]:
+            part = layout.written(move, piece.turn) if verb is Verb.STORE else move
+            fragment = np.arange(piece.fragments, dtype=np.int64)
+            at = part.slots * slot_bytes + layout.offsets(part) + (host_address + piece.offset)
+            page = piece.address + part.blocks * piece.block_stride
+            device.append(np.add.outer(page, fragment * piece.device_step).ravel())
+            host.append(np.add.outer(at, fragment * piece.host_step).ravel())
+            sizes.append(np.full(len(device[-1]), piece.fragment_bytes, dtype=np.int64))
     if not device:
         return Pointers(*(np.empty(0, dtype=np.int64) for _ in range(3)))
     return Pointers(np.concatenate(device), np.concatenate(host), np.concatenate(sizes))

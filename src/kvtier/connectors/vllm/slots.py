@@ -1,17 +1,21 @@
 """Where a KV block lies on the device and inside an arena slot.
 
-A slot holds one key: `blocks_per_chunk` device blocks of one KV-cache group, for all workers.
+A slot holds one key: `blocks_per_chunk` device blocks of one KV-cache group, for all workers,
+in one of two arrangements (`arrangement.py` says which).
 
-    slot     = slice of rank 0 | slice of rank 1 | ... | alignment
-    slice    = sub-block 0 | sub-block 1 | ...         (one a device block)
-    sub-block = the un-padded pages of the group's refs, one after the other
+    per rank   slot = slice of rank 0 | slice of rank 1 | ... | alignment
+               slice = sub-block 0 | sub-block 1 | ...         (one a device block)
+               sub-block = the un-padded pages of the group's refs, one after the other
+    canonical  slot = sub-block 0 | sub-block 1 | ... | alignment
+               sub-block = the canonical pages of the refs, each with the KV heads of all ranks
 
-Groups use the same slots and may fill less of them. The scheduler knows the size from its
-configuration alone (`payload_bytes`), before any tensor exists; a worker whose tensors do not
-fit refuses to start. Pure integers and numpy: nothing here touches a device.
+Either way a worker sees a list of pieces: strided fragments of its own pages and their places in
+the sub-block. Groups use the same slots and may fill less of them. Pure integers and numpy:
+nothing here touches a device.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,21 +24,43 @@ import numpy.typing as npt
 from kvtier.errors import InvalidSettings
 
 if TYPE_CHECKING:
-    from vllm.v1.kv_offload.base import CanonicalKVCacheRef, CanonicalKVCaches
-    from vllm.v1.kv_offload.config import OffloadingConfig
+    from vllm.v1.kv_offload.base import (
+        CanonicalKVCacheRef,
+        CanonicalKVCaches,
+        CanonicalPageMapping,
+    )
 
 Indices = npt.NDArray[np.int64]
 
 
-class Page(NamedTuple):
-    """One ref's page: on the device at `address + block * block_stride`."""
+class Turn(NamedTuple):
+    """Which blocks a rank stores where `writers` ranks hold the same bytes: every n-th."""
+
+    writers: int = 1
+    position: int = 0
+
+
+class Piece(NamedTuple):
+    """Equal fragments of one ref's page, at a constant step on either side.
+
+    Fragment `i` of a block is at `address + block * block_stride + i * device_step` on the
+    device and at `offset + i * host_step` in the sub-block.
+    """
 
     tensor: int
     address: int
     block_stride: int
-    page_bytes: int
+    fragment_bytes: int
     offset: int
-    """Bytes from the start of the sub-block."""
+    fragments: int = 1
+    device_step: int = 0
+    host_step: int = 0
+    turn: Turn = Turn()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one block in this piece."""
+        return self.fragments * self.fragment_bytes
 
 
 class GroupMoves(NamedTuple):
@@ -43,23 +69,8 @@ class GroupMoves(NamedTuple):
     group: int
     blocks: Indices
     slots: Indices
-    offsets: Indices
-    """Byte offset of the block's sub-block inside its slot, the rank's slice included."""
-
-
-def worker_bytes(config: "OffloadingConfig") -> int:
-    """Bytes of one worker's slice of a slot."""
-    return config.worker_kv_bytes_per_block * config.cache.blocks_per_chunk
-
-
-def payload_bytes(config: "OffloadingConfig") -> int:
-    """Bytes of a slot that carry KV: the slices of all workers. Known to the scheduler."""
-    total = worker_bytes(config) * config.parallel.world_size
-    if total <= 0:
-        raise InvalidSettings(
-            "the engine reports no KV cache bytes per block: kvtier needs a model with a KV cache"
-        )
-    return total
+    sub_blocks: Indices
+    """Which sub-block of its slot each block is."""
 
 
 class SlotLayout:
@@ -67,20 +78,23 @@ class SlotLayout:
 
     def __init__(
         self,
-        groups: Sequence[Sequence[Page]],
+        groups: Sequence[Sequence[Piece]],
         *,
+        sub_block_bytes: Sequence[int],
         blocks_per_chunk: int,
         device_blocks: int,
         slice_bytes: int,
+        slice_offset: int,
         rank: int,
     ) -> None:
-        self.groups = tuple(tuple(pages) for pages in groups)
+        self.groups = tuple(tuple(pieces) for pieces in groups)
+        self.sub_block_bytes = tuple(sub_block_bytes)
         self.blocks_per_chunk = blocks_per_chunk
         self.device_blocks = device_blocks
         self.rank = rank
         self.slice_bytes = slice_bytes
-        self.slice_offset = rank * slice_bytes
-        self.sub_block_bytes = tuple(sum(page.page_bytes for page in g) for g in self.groups)
+        self.slice_offset = slice_offset
+        self._own_bytes = tuple(_bytes_by_turn(pieces) for pieces in self.groups)
         needed = max(self.sub_block_bytes, default=0) * blocks_per_chunk
         if needed > slice_bytes:
             raise InvalidSettings(
@@ -93,15 +107,66 @@ class SlotLayout:
     def from_caches(
         cls, caches: "CanonicalKVCaches", *, blocks_per_chunk: int, slice_bytes: int, rank: int
     ) -> "SlotLayout":
-        """Lay out the engine's tensors. `slice_bytes` is `worker_bytes` of the configuration.
+        """Each rank in its own slice, `slice_bytes` as the configuration has it.
 
-        Raises InvalidSettings if they do not fit or a block is not contiguous.
+        Raises InvalidSettings if the pages do not fit or a block is not contiguous.
         """
+        groups: list[list[Piece]] = []
+        sub_block_bytes: list[int] = []
+        for refs in caches.group_data_refs:
+            sizes = [ref.page_size_bytes for ref in refs]
+            places = itertools.accumulate(sizes, initial=0)
+            groups.append([_page(caches, ref, at) for ref, at in zip(refs, places, strict=False)])
+            sub_block_bytes.append(sum(sizes))
         return cls(
-            [_pages(caches, refs) for refs in caches.group_data_refs],
+            groups,
+            sub_block_bytes=sub_block_bytes,
             blocks_per_chunk=blocks_per_chunk,
-            device_blocks=min((len(t.tensor) for t in caches.tensors), default=0),
+            device_blocks=_device_blocks(caches),
             slice_bytes=slice_bytes,
+            slice_offset=rank * slice_bytes,
+            rank=rank,
+        )
+
+    @classmethod
+    def from_mappings(
+        cls,
+        caches: "CanonicalKVCaches",
+        *,
+        blocks_per_chunk: int,
+        payload_bytes: int,
+        rank: int,
+        layer_names: Sequence[Sequence[str]],
+    ) -> "SlotLayout":
+        """All ranks in one canonical slot, along the mappings the engine has certified.
+
+        `layer_names` are those of each group, for messages. Raises InvalidSettings if a ref has
+        no mapping that holds on any number of ranks, because the scheduler promised one.
+        """
+        groups: list[list[Piece]] = []
+        sub_block_bytes: list[int] = []
+        for group, refs in enumerate(caches.group_data_refs):
+            pieces: list[list[Piece]] = []
+            at = 0
+            for number, ref in enumerate(refs):
+                mapping = ref.mapping
+                if mapping is None or not mapping.parallelism_agnostic:
+                    names = layer_names[group]
+                    name = names[number] if len(names) == len(refs) else f"ref {number}"
+                    raise InvalidSettings(_not_certified(name, group))
+                pieces.append(list(_cut(_page(caches, ref, at), mapping)))
+                at += mapping.canonical_page_size_bytes
+            # Alike pieces of neighbouring pages come together, so that one copy can take them.
+            turned = itertools.zip_longest(*pieces)
+            groups.append([piece for row in turned for piece in row if piece is not None])
+            sub_block_bytes.append(at)
+        return cls(
+            groups,
+            sub_block_bytes=sub_block_bytes,
+            blocks_per_chunk=blocks_per_chunk,
+            device_blocks=_device_blocks(caches),
+            slice_bytes=payload_bytes,
+            slice_offset=0,
             rank=rank,
         )
 
@@ -135,13 +200,12 @@ class SlotLayout:
             used = int(chunks[-1]) + 1
             if slot_at + used > hosts.size or block_at + size > device.size:
                 raise ValueError(f"group {group} needs {used} slots and {size} blocks")
-            sub_blocks = positions % self.blocks_per_chunk
             moves.append(
                 GroupMoves(
                     group,
                     device[block_at : block_at + size],
                     hosts[slot_at : slot_at + used][chunks],
-                    self.slice_offset + sub_blocks * self.sub_block_bytes[group],
+                    positions % self.blocks_per_chunk,
                 )
             )
             block_at += size
@@ -150,23 +214,75 @@ class SlotLayout:
             raise ValueError(f"{device.size - block_at} blocks, {hosts.size - slot_at} slots over")
         return moves
 
-    def moved_bytes(self, moves: Sequence[GroupMoves]) -> int:
-        """Bytes this worker copies for `moves`."""
-        return sum(len(move.blocks) * self.sub_block_bytes[move.group] for move in moves)
+    def offsets(self, move: GroupMoves) -> Indices:
+        """Where in its slot each block's sub-block begins."""
+        return self.slice_offset + move.sub_blocks * self.sub_block_bytes[move.group]
+
+    def written(self, move: GroupMoves, turn: Turn) -> GroupMoves:
+        """The part of a store that this rank writes where others hold the same bytes.
+
+        Elected by slot and sub-block, which all ranks are told alike.
+        """
+        if turn.writers == 1:
+            return move
+        place = move.slots * self.blocks_per_chunk + move.sub_blocks
+        mine = place % turn.writers == turn.position
+        return GroupMoves(move.group, *(column[mine] for column in move[1:]))
+
+    def loaded_bytes(self, moves: Sequence[GroupMoves]) -> int:
+        """Bytes this worker copies to load `moves`."""
+        return sum(len(m.blocks) * sum(self._own_bytes[m.group].values()) for m in moves)
+
+    def stored_bytes(self, moves: Sequence[GroupMoves]) -> int:
+        """Bytes this worker copies to store `moves`."""
+        return sum(
+            len(self.written(move, turn).blocks) * size
+            for move in moves
+            for turn, size in self._own_bytes[move.group].items()
+        )
 
 
-def _pages(caches: "CanonicalKVCaches", refs: "Sequence[CanonicalKVCacheRef]") -> list[Page]:
-    pages: list[Page] = []
-    offset = 0
-    for ref in refs:
-        tensor = caches.tensors[ref.tensor_idx].tensor
-        row_bytes = tensor[0].numel() * tensor.element_size()
-        if not tensor[0].is_contiguous() or ref.page_size_bytes > row_bytes:
-            raise InvalidSettings(
-                f"KV cache tensor {ref.tensor_idx} has no contiguous block of "
-                f"{ref.page_size_bytes} bytes: this KV cache layout is not supported"
-            )
-        stride = tensor.stride(0) * tensor.element_size()
-        pages.append(Page(ref.tensor_idx, tensor.data_ptr(), stride, ref.page_size_bytes, offset))
-        offset += ref.page_size_bytes
-    return pages
+def _page(caches: "CanonicalKVCaches", ref: "CanonicalKVCacheRef", offset: int) -> Piece:
+    """A ref's whole page at `offset` of the sub-block."""
+    tensor = caches.tensors[ref.tensor_idx].tensor
+    row_bytes = tensor[0].numel() * tensor.element_size()
+    if not tensor[0].is_contiguous() or ref.page_size_bytes > row_bytes:
+        raise InvalidSettings(
+            f"KV cache tensor {ref.tensor_idx} has no contiguous block of "
+            f"{ref.page_size_bytes} bytes: this KV cache layout is not supported"
+        )
+    stride = tensor.stride(0) * tensor.element_size()
+    return Piece(ref.tensor_idx, tensor.data_ptr(), stride, ref.page_size_bytes, offset)
+
+
+def _cut(page: Piece, mapping: "CanonicalPageMapping") -> Iterator[Piece]:
+    """The pieces of a page that lie apart in the canonical page, which starts at its offset."""
+    for run in mapping.runs:
+        yield page._replace(
+            address=page.address + run.local_offset,
+            fragment_bytes=run.fragment_size,
+            offset=page.offset + run.canonical_offset,
+            fragments=run.num_fragments,
+            device_step=run.local_stride,
+            host_step=run.canonical_stride,
+            turn=Turn(mapping.num_writers, mapping.writer_index),
+        )
+
+
+def _bytes_by_turn(pieces: Sequence[Piece]) -> dict[Turn, int]:
+    found: dict[Turn, int] = {}
+    for piece in pieces:
+        found[piece.turn] = found.get(piece.turn, 0) + piece.size_bytes
+    return found
+
+
+def _device_blocks(caches: "CanonicalKVCaches") -> int:
+    return min((len(cache.tensor) for cache in caches.tensors), default=0)
+
+
+def _not_certified(layer: str, group: int) -> str:
+    return (
+        f"canonical_layout: the KV cache of {layer} (group {group}) cannot be divided by whole "
+        "heads among the ranks, although the engine's configuration says so; write "
+        '"canonical_layout": false into kv_connector_extra_config'
+    )

@@ -23,13 +23,13 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import build_cache
 from kvtier.clock import MonotonicClock
-from kvtier.connectors.vllm import affinity, stats, versions
+from kvtier.connectors.vllm import affinity, arrangement, stats, versions
 from kvtier.connectors.vllm.copier import Copier
 from kvtier.connectors.vllm.cpu import HostCopier
-from kvtier.connectors.vllm.identity import key_space
+from kvtier.connectors.vllm.identity import engine_config, key_space
 from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.connectors.vllm.seals import Seals
-from kvtier.connectors.vllm.slots import SlotLayout, payload_bytes, worker_bytes
+from kvtier.connectors.vllm.slots import SlotLayout
 from kvtier.connectors.vllm.worker import CopyWorker
 from kvtier.settings import Settings, load, machine
 
@@ -51,6 +51,7 @@ class KVTier(OffloadingSpec):
         versions.supported(versions.installed())
         super().__init__(config)
         self._settings = share(load(config.extra_config), config)
+        self._arrangement = arrangement.choose(config, engine_config())
         self._manager: KVTierManager | None = None
         self._worker: CopyWorker | None = None
 
@@ -63,14 +64,27 @@ class KVTier(OffloadingSpec):
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         """The worker half for this process's device."""
         if self._worker is None:
-            layout = SlotLayout.from_caches(
-                kv_caches,
-                blocks_per_chunk=self.blocks_per_chunk,
-                slice_bytes=worker_bytes(self.config),
-                rank=self.config.parallel.rank,
-            )
+            layout = self._slot_layout(kv_caches)
             self._worker = CopyWorker(layout, _copier(layout, kv_caches))
         return self._worker
+
+    def _slot_layout(self, kv_caches: CanonicalKVCaches) -> SlotLayout:
+        parallel, slice_bytes = self.config.parallel, self._arrangement.slice_bytes
+        # What one worker holds is whole by itself; the engine need not certify it.
+        if parallel.world_size == 1 or not self._arrangement.is_canonical:
+            return SlotLayout.from_caches(
+                kv_caches,
+                blocks_per_chunk=self.blocks_per_chunk,
+                slice_bytes=slice_bytes,
+                rank=parallel.rank,
+            )
+        return SlotLayout.from_mappings(
+            kv_caches,
+            blocks_per_chunk=self.blocks_per_chunk,
+            payload_bytes=slice_bytes,
+            rank=parallel.rank,
+            layer_names=[group.layer_names for group in self.config.groups],
+        )
 
     def _build_manager(self) -> KVTierManager:
         machine.check(self._settings)
@@ -81,14 +95,20 @@ class KVTier(OffloadingSpec):
             for group in config.groups
         }
         layout = BlockLayout(
-            block_bytes=payload_bytes(config), tokens_per_block=max(tokens.values())
+            block_bytes=self._arrangement.payload_bytes, tokens_per_block=max(tokens.values())
         )
         cache = build_cache(
             self._settings,
             layout,
-            key_space(config, layout),
+            key_space(config, layout, self._arrangement),
             group_suffixes=[group.to_bytes(4, "big") for group in groups],
             on_thread_start=affinity.free_cores_setter(),
+        )
+        _log.info(
+            "kvtier: blocks are for %s",
+            "engines of this parallelism only: " + self._arrangement.obstacle
+            if self._arrangement.obstacle
+            else "engines of any tensor-parallel size",
         )
         # A position of the prefix takes one block per group.
         reporter = stats.Reporter(cache, layout.block_bytes, layout.tokens_per_block / len(groups))
@@ -100,7 +120,7 @@ class KVTier(OffloadingSpec):
             MonotonicClock(),
             reporter=reporter,
             tokens_per_key=tokens,
-            slice_bytes=worker_bytes(config),
+            slice_bytes=self._arrangement.slice_bytes,
             emits_events=config.enable_kv_cache_events,
             drain_s=self._settings.transfer.drain,
         )

@@ -19,7 +19,7 @@ class ArenaLoadStoreSpec(LoadStoreSpec):
         self.seals = seals
         """`Seals.handle` of the marks the worker leaves on the slots it has filled."""
         self.slice_bytes = slice_bytes
-        """`slots.worker_bytes` of the scheduler; a worker that disagrees refuses the job."""
+        """Of the scheduler's `Arrangement`; a worker that disagrees refuses the job."""
 
     def __repr__(self) -> str:
         return f"ArenaLoadStoreSpec(slots={self.slots.tolist()})"

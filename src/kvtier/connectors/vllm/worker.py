@@ -109,13 +109,8 @@ class CopyWorker(OffloadingWorker):
         arena, _ = self._attach(host)
         if host.slots.size and not 0 <= host.slots.min() <= host.slots.max() < arena.slots:
             raise ValueError(f"slots outside 0..{arena.slots - 1}: {host.slots}")
-        job = Job(
-            job_id=job_id,
-            verb=verb,
-            moves=moves,
-            host=arena.array,
-            moved_bytes=self._layout.moved_bytes(moves),
-        )
+        count = self._layout.stored_bytes if verb is Verb.STORE else self._layout.loaded_bytes
+        job = Job(job_id=job_id, verb=verb, moves=moves, host=arena.array, moved_bytes=count(moves))
         return job, host
 
     def _attach(self, spec: ArenaLoadStoreSpec) -> tuple[Arena, Seals]:
@@ -123,9 +118,10 @@ class CopyWorker(OffloadingWorker):
         if attached is None:
             if spec.slice_bytes != self._layout.slice_bytes:
                 raise InvalidSettings(
-                    f"worker {self._layout.rank} holds {self._layout.slice_bytes} bytes of KV "
-                    f"cache a chunk and the first worker {spec.slice_bytes}: unequal shares (an "
-                    "uneven pipeline split) are not supported, nothing will be cached"
+                    f"worker {self._layout.rank} may use {self._layout.slice_bytes} bytes of a "
+                    f"slot by its own configuration and {spec.slice_bytes} by the scheduler's: "
+                    "unequal shares (an uneven pipeline split) are not supported, nothing will "
+                    "be cached"
                 )
             attached = self._attach_arena(spec.arena), self._attach_seals(spec.seals)
             self._attached[spec.arena, spec.seals] = attached

@@ -13,19 +13,21 @@ from kvtier import plugins
 from kvtier.errors import InvalidSettings
 from kvtier.settings.sizes import parse_size
 
-ENGINE_KEYS: Final = frozenset(
-    {
-        "spec_name",
-        "spec_module_path",
-        "block_size",
-        "blocks_per_chunk",
-        "canonical_layout",
-        "lazy_offload",
-        "offload_prompt_only",
-        "self_describing_kv_events",
-    }
-)
-"""Keys that the engine reads for itself, whatever the spec."""
+ENGINE_KEYS: Final[Mapping[str, str]] = {
+    "spec_name": "`KVTier`: what makes the engine use kvtier.",
+    "spec_module_path": "`kvtier.connectors.vllm.spec`, where `VLLM_PLUGINS` keeps our entry "
+    "point out.",
+    "block_size": "Tokens of a cached block, a multiple of the device block's; or:",
+    "blocks_per_chunk": "Device blocks that a cached block holds. Part of the key space.",
+    "canonical_layout": "Whether a cached block holds the KV heads of all ranks in one order, so "
+    "that engines of any tensor-parallel size share it. Absent: where the engine vouches for it "
+    "unasked (one group of plain attention). `true`: also for sliding windows, latent attention "
+    "and fewer heads than ranks; an error at start where it cannot be. `false`: never.",
+    "lazy_offload": "Of another of vLLM's connectors; without effect here.",
+    "offload_prompt_only": "Whether blocks of generated tokens are left out (vLLM's default).",
+    "self_describing_kv_events": "Whether KV events carry token ids.",
+}
+"""Keys that the engine reads for itself, whatever the spec, and what they do."""
 
 # Tuning of parts of vLLM that kvtier replaces and that have no counterpart here.
 _WITHOUT_COUNTERPART: Final = frozenset({"max_tracker_size", "backpressure"})

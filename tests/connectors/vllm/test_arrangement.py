@@ -1,0 +1,145 @@
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm.v1.kv_offload.config")
+
+from vllm.v1.kv_offload.config import (
+    OffloadingCacheConfig,
+    OffloadingConfig,
+    OffloadingGroupConfig,
+    OffloadingModelConfig,
+    OffloadingParallelConfig,
+)
+
+from kvtier.connectors.vllm.arrangement import choose
+from kvtier.errors import InvalidSettings
+
+HEADS, HEAD_SIZE, TOKENS, LAYERS = 8, 64, 16, ("l0", "l1", "l2")
+ONE_HEAD = len(LAYERS) * TOKENS * 2 * HEAD_SIZE * 2
+
+
+def model(**changes: Any) -> SimpleNamespace:
+    facts = {"use_mla": False, "heads": HEADS, **changes}
+    return SimpleNamespace(
+        model_config=SimpleNamespace(
+            use_mla=facts["use_mla"],
+            get_total_num_kv_heads=lambda: facts["heads"],
+            get_head_size=lambda: HEAD_SIZE,
+        )
+    )
+
+
+def config(tp_size: int = 2, asked: object = None, **changes: Any) -> OffloadingConfig:
+    """What vLLM says of plain attention; `canonical_layout` is its reading of the key."""
+    parallel = {"is_parallelism_agnostic": True, "pp_size": 1, "pcp_size": 1, "dcp_size": 1}
+    parallel |= {name: changes.pop(name) for name in list(changes) if name in parallel}
+    plain = OffloadingConfig(
+        groups=(OffloadingGroupConfig(TOKENS, LAYERS, 0),),
+        worker_kv_bytes_per_block=ONE_HEAD * HEADS // tp_size,
+        enable_kv_cache_events=False,
+        extra_config={} if asked is None else {"canonical_layout": asked},
+        engine_id="engine",
+        model=OffloadingModelConfig("model", "bfloat16"),
+        cache=OffloadingCacheConfig(TOKENS, 3),
+        parallel=OffloadingParallelConfig(
+            rank=0,
+            world_size=tp_size * parallel["pp_size"] * parallel["pcp_size"],
+            tp_size=tp_size,
+            data_parallel_index=0,
+            data_parallel_size=1,
+            data_parallel_rank_local=None,
+            **parallel,
+        ),
+        canonical_layout=bool(asked),
+        kv_cache_layout="LBNHC",
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.mark.parametrize("asked", [None, True])
+@pytest.mark.parametrize("tp_size", [1, 2, 4, 8])
+def test_all_heads_make_the_same_slot_on_any_size(tp_size: int, asked: object) -> None:
+    found = choose(config(tp_size, asked), model())
+    assert found.is_canonical
+    assert found.payload_bytes == found.slice_bytes == 3 * HEADS * ONE_HEAD
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "why"),
+    [
+        ({"asked": False}, {}, "canonical_layout is false"),
+        ({"pp_size": 2}, {}, "pipeline"),
+        ({"pcp_size": 2}, {}, "context parallelism"),
+        ({"dcp_size": 2}, {}, "context parallelism"),
+        ({"kv_cache_layout": "BHLNC"}, {}, "layout BHLNC"),
+        ({"kv_cache_layout": None}, {}, "layout None"),
+        ({"is_parallelism_agnostic": False}, {}, '"canonical_layout": true'),
+        ({"worker_kv_bytes_per_block": ONE_HEAD * 5}, {}, "equal heads"),
+        ({"model": OffloadingModelConfig("model", "fp8")}, {}, "equal heads"),
+        ({"model": OffloadingModelConfig("model", "a new one")}, {}, "equal heads"),
+        ({"tp_size": 3, "worker_kv_bytes_per_block": 2 * ONE_HEAD}, {}, "equal heads"),
+    ],
+)
+def test_what_keeps_ranks_apart_is_said(
+    changes: dict[str, Any], facts: dict[str, Any], why: str
+) -> None:
+    wanted = config(**changes)
+    found = choose(wanted, model(**facts))
+    assert why in (found.obstacle or "")
+    own_bytes = 3 * wanted.worker_kv_bytes_per_block
+    assert found.slice_bytes == own_bytes
+    assert found.payload_bytes == own_bytes * wanted.parallel.world_size
+
+
+def test_several_ranks_need_the_engines_configuration_and_one_does_not() -> None:
+    assert "was not found" in (choose(config(2), None).obstacle or "")
+    assert choose(config(1), None).is_canonical
+
+
+def test_a_single_rank_needs_no_sum_of_heads() -> None:
+    assert choose(config(1, worker_kv_bytes_per_block=5), model()).payload_bytes == 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "copies"),
+    [
+        ({"tp_size": 4}, {"heads": 2}, 2),
+        ({"tp_size": 4, "replicated_layout": True}, {"use_mla": True, "heads": 1}, 4),
+        ({"tp_size": 1}, {"use_mla": True}, 1),
+    ],
+)
+def test_a_slot_holds_one_copy_of_what_several_ranks_hold(
+    changes: dict[str, Any], facts: dict[str, Any], copies: int
+) -> None:
+    wanted = config(asked=True, worker_kv_bytes_per_block=100, **changes)
+    found = choose(wanted, model(**facts))
+    assert found.payload_bytes == 3 * 100 * wanted.parallel.world_size // copies
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "message"),
+    [
+        ({"is_parallelism_agnostic": False}, {}, "some layer"),
+        ({"kv_cache_layout": "BLHNC"}, {}, "layout BLHNC"),
+        ({}, {"use_mla": True}, "latent attention"),
+    ],
+)
+def test_insisting_on_what_cannot_be_is_an_error_with_the_fix(
+    changes: dict[str, Any], facts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidSettings, match=rf"canonical_layout: .*{message}.*remove it"):
+        choose(config(asked=True, **changes), model(**facts))
+
+
+@pytest.mark.parametrize("asked", ["false", 1, "auto"])
+def test_the_option_is_true_or_false(asked: object) -> None:
+    with pytest.raises(InvalidSettings, match="neither true nor false"):
+        choose(config(asked=asked), model())
+
+
+def test_a_model_without_kv_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match="no KV cache bytes"):
+        choose(config(worker_kv_bytes_per_block=0), model())
