@@ -18,6 +18,7 @@ from kvtier.bench.rows import Row, Target, measured
 from kvtier.blocks.checksum import Payload, Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
+from kvtier.settings import Shared
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.headers import aligned_buffer
@@ -28,7 +29,8 @@ SIZES = ((1 << 20, "1 MiB"), (4 << 20, "4 MiB"))
 PACKED_BYTES = 128 << 10
 PACKED_BLOCKS = 32
 _BATCH_BYTES = 128 << 20
-_THREADS = 4
+_THREADS = Shared(path="").io_threads
+"""As many as an engine has by default; raw files get the same."""
 _ROUNDS = 9
 
 
