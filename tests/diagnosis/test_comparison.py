@@ -1,8 +1,8 @@
 import itertools
 
 from kvtier.diagnosis.comparison import PAIRS_KEPT, Sighting, compare, oddities
-from kvtier.diagnosis.explanations import Verdict
 from kvtier.diagnosis.report import Status
+from kvtier.diagnosis.verdicts import Verdict
 from kvtier.testing.spaces import sample_space
 
 

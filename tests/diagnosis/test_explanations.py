@@ -2,15 +2,14 @@
 
 import pytest
 
-from kvtier.blocks.key import GroupShape, KeySpace
+from kvtier.blocks.key import KeySpace
 from kvtier.diagnosis.explanations import (
     EXPLANATIONS,
-    Told,
-    Verdict,
     checkpoint,
     explain,
     remarks,
 )
+from kvtier.diagnosis.verdicts import Told, Verdict
 from kvtier.testing.spaces import sample_space
 
 CHANGE, NEVER, FOLLOWS = Verdict.CHANGE, Verdict.NEVER, Verdict.FOLLOWS
@@ -49,23 +48,6 @@ def test_each_says_why_and_what_to_change(field: str) -> None:
         ("weights", {"weights": "ab x"}, {"weights": "unknown x"}, CHANGE, "could not find out"),
         ("weights", {"weights": "ab x"}, {"weights": "ab unknown"}, CHANGE, "could not find out"),
         ("dtype", {"dtype": "bfloat16"}, {"dtype": "fp8"}, NEVER, "Blocks of bfloat16 and of fp8"),
-        ("layout", {"layout": "NHD direct"}, {"layout": "HND direct"}, CHANGE, "VLLM_KV_CACHE_LA"),
-        ("layout", {"layout": "unknown direct"}, {}, CHANGE, "could not find out"),
-        ("layout", {"layout": "LBNHC canonical"}, {}, CHANGE, '"canonical_layout": true'),
-        ("layout", {"layout": "LBNHC direct pcp1 dcp2"}, {}, CHANGE, "--decode-context-parallel"),
-        ("block_bytes", {"block_bytes": 8192}, {}, CHANGE, "Nothing else differs"),
-        ("block_bytes", {"dtype": "int8", "tp_size": 2}, {}, FOLLOWS, "from dtype and tp_size."),
-        ("block_bytes", {"world_size": 2}, {}, FOLLOWS, "from world_size."),
-        ("blocks_per_chunk", {"blocks_per_chunk": 4}, {}, CHANGE, "stands for 4 blocks"),
-        ("tokens_per_hash", {"tokens_per_hash": 32}, {}, CHANGE, "every 32 tokens here"),
-        ("groups", {"groups": ()}, {}, CHANGE, "into 0 groups here and into 1 there"),
-        ("world_size", {"world_size": 2}, {}, CHANGE, "between 2 workers here and 1 there"),
-        ("world_size", {"tp_size": 2}, {}, FOLLOWS, "from tp_size."),
-        ("tp_size", {"tp_size": 4}, {}, CHANGE, "divided per rank: 4 ranks against 1"),
-        ("tp_size", {"tp_size": 4}, {}, CHANGE, '"canonical_layout": true in'),
-        ("tp_size", {"layout": "LBNHC canonical"}, {"tp_size": 4}, FOLLOWS, "from layout."),
-        ("pp_size", {"pp_size": 2}, {}, CHANGE, "--pipeline-parallel-size"),
-        ("pp_size", {"layout": "LBNHC canonical"}, {"pp_size": 4}, FOLLOWS, "from layout."),
         ("hash_algorithm", {"hash_algorithm": "xxhash"}, {}, CHANGE, "xxhash against sha256"),
         ("hash_algorithm", {"hash_algorithm": "unknown"}, {}, CHANGE, "could not find out"),
         ("hash_seed", {"hash_seed": "random 1"}, {}, CHANGE, "PYTHONHASHSEED must be set to the"),
@@ -83,21 +65,6 @@ def test_the_words_fit_the_case(
     explained = told(field, one, other)
     assert explained.verdict is verdict
     assert says in f"{explained.why} {explained.change}"
-
-
-def test_groups_differ_in_tokens_or_in_layers() -> None:
-    def groups(tokens: int, layers: str) -> dict[str, object]:
-        return {"groups": (GroupShape(tokens_per_block=tokens, layers=layers),)}
-
-    assert "[16] tokens here and [32] there" in told("groups", groups(16, "a"), groups(32, "a")).why
-    assert "another order" in told("groups", groups(16, "a"), groups(16, "b")).why
-    staged = told("groups", {**groups(16, "a"), "pp_size": 2}, groups(16, "b"))
-    assert (staged.verdict, staged.change[-8:]) == (FOLLOWS, "pp_size.")
-
-
-def test_tp_of_what_no_rank_divides_needs_the_same_number() -> None:
-    canonical = {"layout": "LBNHC canonical"}
-    assert "canonical" not in told("tp_size", {**canonical, "tp_size": 2}, canonical).change
 
 
 def test_what_is_odd_by_itself_is_told() -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from kvtier.blocks.key import KeySpace
-from kvtier.diagnosis.explanations import Verdict, checkpoint, explain, remarks
+from kvtier.diagnosis.explanations import checkpoint, explain, remarks
 from kvtier.diagnosis.report import Check, Difference, Family, Member, Pair, warned
+from kvtier.diagnosis.verdicts import Verdict, join_words
 
 PAIRS_KEPT: Final = 200
 """Of a family: a folder with many key spaces has very many pairs."""
@@ -119,20 +120,16 @@ def _conclude(
 ) -> tuple[Verdict | None, str]:
     never = [each.field for each in differences if each.verdict is Verdict.NEVER]
     if never:
-        return Verdict.NEVER, f"cannot share: {_and(never)} {_differ(never)}"
+        return Verdict.NEVER, f"cannot share: {join_words(never)} {_differ(never)}"
     change = [each.field for each in differences if each.verdict is not Verdict.FOLLOWS]
     if change:
-        return Verdict.CHANGE, f"can share once {_and(change)} {_agree(change)}"
+        return Verdict.CHANGE, f"can share once {join_words(change)} {_agree(change)}"
     if None not in (one.witness, other.witness) and one.witness != other.witness:
         return (
             Verdict.CHANGE,
             "the same key space, verified with two secrets: give every engine the same key_file",
         )
     return None, "the same key space: engines share it where they name the same place"
-
-
-def _and(fields: list[str]) -> str:
-    return ", ".join(fields[:-1]) + " and " + fields[-1] if len(fields) > 1 else fields[0]
 
 
 def _differ(fields: list[str]) -> str:

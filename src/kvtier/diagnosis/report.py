@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from kvtier.blocks.key import KeySpace
-from kvtier.diagnosis.explanations import Verdict
+from kvtier.diagnosis.verdicts import Verdict
 
 FORMAT: Final = 1
 

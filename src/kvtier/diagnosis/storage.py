@@ -96,7 +96,9 @@ def bucket_checks(bucket: ObjectStore) -> Iterator[Check]:
         yield fine("objectstore.url", f"{bucket.url} can be listed, read and written")
         # A server that does not honour them was refused by `check`.
         yield fine("objectstore.url", "conditional writes are honoured: of two writers one wins")
-        yield skew_check("objectstore.url", _bucket_clock(store))
+        skew_s = _bucket_clock(store)
+        if skew_s is not None:
+            yield skew_check("objectstore.url", skew_s)
     finally:
         store.close()
 
@@ -199,14 +201,19 @@ def _folder_clock(
     return now_s, now_s - (before_s + wall_s()) / 2
 
 
-def _bucket_clock(store: objects.ObjectStore) -> float:
-    """By how much the server's clock is ahead. It tells whole seconds: half of one is added."""
+def _bucket_clock(store: objects.ObjectStore) -> float | None:
+    """By how much the server's clock is ahead; None where it does not tell. OSError.
+
+    It tells whole seconds: half of one is added.
+    """
     name = f"doctor-{unique_id()}"
     before_s = wall_s()
     try:
         told_s = store.put(name, b"clock").modified_s
     finally:
         store.remove(name)
+    if not told_s:
+        return None
     skew_s = told_s + 0.5 - (before_s + wall_s()) / 2
     return 0.0 if abs(skew_s) < 1 else skew_s
 

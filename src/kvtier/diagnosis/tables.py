@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtier.blocks.key import GroupShape
-from kvtier.diagnosis.explanations import Verdict
 from kvtier.diagnosis.report import Difference, Family, Member, Pair, Report, Status
+from kvtier.diagnosis.verdicts import Verdict
 from kvtier.inspection.view import printable
 
 _STYLES: Final = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
@@ -80,7 +80,7 @@ def _pair_parts(pair: Pair, explained: set[str]) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", ratio=1)
-    for each in pair.differences:
+    for each in sorted(pair.differences, key=lambda each: each.verdict is Verdict.FOLLOWS):
         one, other = map(value_text, each.values)
         table.add_row(Text(each.field), Text(printable(f"{one} | {other}")))
         for line in _explained(each, explained):

@@ -1,0 +1,163 @@
+"""Fields of a key space that say how blocks are cut and how their bytes lie: why they matter.
+
+Each function explains one field that differs between `one` and `other`.
+"""
+
+from typing import Final
+
+from kvtier.blocks.key import KeySpace
+from kvtier.diagnosis.verdicts import UNKNOWN, Told, Verdict, differing, follows, unknown
+
+_DIRECT: Final = "direct"
+_BLOCK_COMPACT: Final = frozenset({"LBNHC", "LBHNC"})
+"""Layouts in which the heads of a block can be told apart."""
+_FAMILY_FIX: Final = (
+    "Set VLLM_KV_CACHE_LAYOUT to LBNHC or LBHNC on both, where the backend has it. "
+)
+
+
+def layout(one: KeySpace, other: KeySpace) -> Told:
+    """The order of the numbers in a block, and between whom they are divided."""
+    words, other_words = one.layout.split(), other.layout.split()
+    if UNKNOWN in (*words[:1], *other_words[:1]):
+        return unknown()
+    if words[:1] != other_words[:1]:
+        return Told(
+            Verdict.CHANGE,
+            f"The numbers of a block stand in another order: {one.layout} against "
+            f"{other.layout}. The attention backend chooses it.",
+            "Set VLLM_KV_CACHE_LAYOUT to the same value on both, or choose the same attention "
+            "backend.",
+        )
+    if _is_rearranged(one, other):
+        return Told(
+            Verdict.CHANGE,
+            "One engine writes blocks as its devices hold them (direct), the other in an order "
+            "that does not depend on how many devices there are (canonical).",
+            _canonical_fix(one, other),
+        )
+    return Told(
+        Verdict.CHANGE,
+        "Context parallelism (pcp, dcp) divides the tokens of a block between devices.",
+        "Start both with the same --prefill-context-parallel-size and "
+        "--decode-context-parallel-size.",
+    )
+
+
+def _canonical_fix(one: KeySpace, other: KeySpace) -> str:
+    """How blocks come to be the same for any number of ranks, or what rules it out."""
+    for space in (one, other):
+        divided = {word for word in space.layout.split() if word.startswith(("pcp", "dcp"))}
+        if space.pp_size > 1 or divided - {"pcp1", "dcp1"}:
+            return "Pipeline and context parallelism rule out an order that all ranks share."
+    layouts = {space.layout.split(" ")[0] for space in (one, other)}
+    family = "" if layouts <= _BLOCK_COMPACT else _FAMILY_FIX
+    return (
+        f'{family}Set "canonical_layout": true in kv_connector_extra_config of both, or take '
+        '"canonical_layout": false out, where the model allows it (whole KV heads on each rank); '
+        "with true, an engine that cannot says why when it starts."
+    )
+
+
+def block_bytes(one: KeySpace, other: KeySpace) -> Told:
+    """The size of a block."""
+    why = "A block of one takes more bytes than a block of the other."
+    causes = differing(
+        one,
+        other,
+        *("weights", "dtype", "layout", "blocks_per_chunk"),
+        *("tokens_per_hash", "groups", "tp_size", "pp_size"),
+    ) or differing(one, other, "world_size")
+    if causes:
+        return follows(causes, why)
+    return Told(
+        Verdict.CHANGE,
+        f"{why} Nothing else differs, so that the engines pad or divide their memory differently.",
+        "Start both with the same --block-size and the same attention backend.",
+    )
+
+
+def blocks_per_chunk(one: KeySpace, other: KeySpace) -> Told:
+    """How many of the engine's blocks one stored block stands for."""
+    return Told(
+        Verdict.CHANGE,
+        f"One stored block stands for {one.blocks_per_chunk} blocks of the engine here and for "
+        f"{other.blocks_per_chunk} there, so that they are cut at other tokens.",
+        "Give both the same blocks_per_chunk (or block_size) in kv_connector_extra_config.",
+    )
+
+
+def tokens_per_hash(one: KeySpace, other: KeySpace) -> Told:
+    """How often a prompt is hashed."""
+    return Told(
+        Verdict.CHANGE,
+        f"Prompts are hashed every {one.tokens_per_hash} tokens here and every "
+        f"{other.tokens_per_hash} there, so that the same prompt has other keys.",
+        "Start both with the same --block-size; where neither gives one, with the same attention "
+        "backend, which chooses it.",
+    )
+
+
+def groups(one: KeySpace, other: KeySpace) -> Told:
+    """Which layers, and how many tokens, a block of each group holds."""
+    tokens, other_tokens = (
+        [group.tokens_per_block for group in space.groups] for space in (one, other)
+    )
+    if len(tokens) != len(other_tokens):
+        return Told(
+            Verdict.CHANGE,
+            f"The engine divides the model's layers into {len(tokens)} groups here and into "
+            f"{len(other_tokens)} there (full attention, sliding window, state).",
+            "Start both with the same model options; --disable-hybrid-kv-cache-manager and a "
+            "draft model (--speculative-config) change the groups.",
+        )
+    if tokens != other_tokens:
+        return Told(
+            Verdict.CHANGE,
+            f"A block holds {tokens} tokens here and {other_tokens} there.",
+            "Start both with the same --block-size.",
+        )
+    if causes := differing(one, other, "pp_size"):
+        return follows(causes, "The blocks hold other layers.")
+    return Told(
+        Verdict.CHANGE,
+        "The blocks hold other layers, or the same ones in another order.",
+        "Start both with the same model options and the same engine version; a draft model "
+        "(--speculative-config) adds layers of its own.",
+    )
+
+
+def _is_rearranged(one: KeySpace, other: KeySpace) -> bool:
+    """Whether one is canonical, where all sizes are 1, and the other is not."""
+    return one.layout.split()[1:2] != other.layout.split()[1:2]
+
+
+def world_size(one: KeySpace, other: KeySpace) -> Told:
+    """Between how many workers a block is divided."""
+    why = f"A block is divided between {one.world_size} workers here and {other.world_size} there."
+    if causes := differing(one, other, "tp_size", "pp_size", "layout"):
+        return follows(causes, why)
+    return Told(Verdict.CHANGE, why, "Start both with the same number of workers.")
+
+
+def tp_size(one: KeySpace, other: KeySpace) -> Told:
+    """The same, by heads."""
+    why = f"Blocks are divided per rank: {one.tp_size} ranks against {other.tp_size}."
+    if _is_rearranged(one, other):
+        return follows(["layout"], why)
+    same = "Otherwise start both with the same --tensor-parallel-size."
+    if _DIRECT in one.layout.split() or _DIRECT in other.layout.split():
+        return Told(Verdict.CHANGE, why, f"{_canonical_fix(one, other)} {same}")
+    return Told(Verdict.CHANGE, why, "Start both with the same --tensor-parallel-size.")
+
+
+def pp_size(one: KeySpace, other: KeySpace) -> Told:
+    """The same, by layers."""
+    why = f"A block's layers are divided into {one.pp_size} stages here, {other.pp_size} there."
+    if _is_rearranged(one, other):
+        return follows(["layout"], why)
+    return Told(
+        Verdict.CHANGE,
+        why,
+        "Start both with the same --pipeline-parallel-size.",
+    )
