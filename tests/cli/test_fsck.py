@@ -77,7 +77,7 @@ def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
         ([f"kv/{NAME}"], "is one key space of a store"),
         (["kv", "--rate", "fast"], "--rate: 'fast' is not a size"),
         (["kv", "--resume", "none/x"], "--resume: none/x cannot be written"),
-        (["kv", "--key-file", "none"], "shared.key_file: none cannot be read"),
+        (["kv", "--key-file", "none"], "--key-file: none cannot be read"),
     ],
 )
 def test_bad_input_is_one_clear_line(

@@ -47,10 +47,11 @@ def test_a_secret_shows_more(store: StoreFolder, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["none"], "does not exist; name the folder that shared.path names"),
-        (["file"], "is not a folder; name the folder"),
+        ([""], "PATH: it is empty; name a folder or a bucket"),
+        (["none"], "PATH: none does not exist; name the folder that engines share"),
+        (["file"], "PATH: file is not a folder; name the folder"),
         (["kv", "--space", "x"], "no key space x in"),
-        (["kv", "--key-file", "none"], "shared.key_file: none cannot be read"),
+        (["kv", "--key-file", "none"], "--key-file: none cannot be read"),
     ],
 )
 def test_bad_input_is_one_clear_line(

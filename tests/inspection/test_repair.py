@@ -61,6 +61,18 @@ def test_a_full_quarantine_is_told(store: StoreFolder, repairs: Repairs) -> None
     assert done == ["quarantined"] * QUARANTINE_FILES + ["removed, the quarantine is full"]
 
 
+def test_one_that_was_removed_is_not_said_to_be_kept(store: StoreFolder, repairs: Repairs) -> None:
+    """Also where an older file of the same name lies in quarantine."""
+    blocks = keys(QUARANTINE_FILES)
+    for _ in range(2):
+        store.fill(blocks, segment_blocks=1)
+        done = [
+            repairs.quarantine(NAME, RULES, first, seen(store, number), "x")
+            for number, first in enumerate(blocks)
+        ]
+    assert done == ["removed, the quarantine is full"] * QUARANTINE_FILES
+
+
 def test_a_file_that_took_its_place_is_left_alone(store: StoreFolder, repairs: Repairs) -> None:
     store.fill(keys(4))
     entry = seen(store, 0)

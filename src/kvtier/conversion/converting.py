@@ -28,6 +28,7 @@ from kvtier.inspection.spaces import (
     MANIFEST_BYTES_MAX,
     Secrets,
     find_spaces,
+    space_names,
 )
 from kvtier.inspection.view import View, printable
 from kvtier.tiers.shared.format import space_folder
@@ -148,7 +149,13 @@ def _chosen_space(wish: Wish, view: View) -> Manifest:
             f"instruction set it is of, and nobody should guess. In {view.place} there are: "
             f"{known}; an engine that ran with it once has made its own, or give --manifest FILE"
         )
-    (found,) = find_spaces(view, [Path(wish.space).name])
+    name = Path(wish.space).name
+    if name not in space_names(view):
+        raise InvalidSettings(
+            f"--space: no key space {name} in {view.place}; an engine that runs with it once makes "
+            "its own, or give --manifest FILE"
+        )
+    (found,) = find_spaces(view, [name])
     if found.manifest is None:
         raise InvalidSettings(f"--space: the manifest of {found.name} {found.mistake}")
     return found.manifest

@@ -49,15 +49,17 @@ class Folder:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise InvalidSettings(
-                f"{path} does not exist; name the folder that shared.path names, and mount it"
+                f"shared.path: {path} does not exist; name the folder that engines share, and "
+                "mount it"
             ) from error
         except NotADirectoryError as error:
             raise InvalidSettings(
-                f"{path} is not a folder; name the folder that shared.path names"
+                f"shared.path: {path} is not a folder; name the folder that engines share"
             ) from error
         except OSError as error:
             raise InvalidSettings(
-                f"{path} cannot be read ({error.strerror}); run this as a user who may read it"
+                f"shared.path: {path} cannot be read ({error.strerror}); run this as a user who "
+                "may read it"
             ) from error
 
     @property

@@ -29,9 +29,11 @@ def open_view(place: str, argument: str = "PATH") -> View:
     Raises InvalidSettings with the fix; `argument` is what names the place. One request, and
     nothing is written.
     """
-    if not is_url(place):
-        return Folder(Path(place))
     with _named(argument):
+        if not place:
+            raise InvalidSettings("shared.path: it is empty; name a folder or a bucket")
+        if not is_url(place):
+            return Folder(Path(place))
         store = ObjectStore(place, deadline_s=_DEADLINE_S)
         with _closed_on_error(store):
             store.look()

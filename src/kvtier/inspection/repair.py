@@ -45,11 +45,11 @@ class Repairs:
         found = self._store.stat(seen.name)
         if found is None or found.version != seen.stat.version:
             return None
+        before = self._kept(space)
         headers.quarantine(first, reason)
         if not headers.quarantined:
             return None
-        kept = self._store.list(f"{space}/quarantine").entries
-        is_kept = any(first.hex() in entry.name for entry in kept)
+        is_kept = any(first.hex() in name for name in self._kept(space) - before)
         return "quarantined" if is_kept else "removed, the quarantine is full"
 
     def remove_temporary(self, name: str) -> str | None:
@@ -61,3 +61,6 @@ class Repairs:
     def close(self) -> None:
         """Idempotent."""
         self._store.close()
+
+    def _kept(self, space: str) -> set[str]:
+        return {entry.name for entry in self._store.list(f"{space}/quarantine").entries}

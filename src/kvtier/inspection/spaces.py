@@ -48,7 +48,7 @@ class Secrets:
 
     def __init__(self, key_files: Sequence[Path] = ()) -> None:
         """Raises InvalidSettings as `load_key` does."""
-        self._keyed = [HmacSha256(load_key(path)) for path in key_files]
+        self._keyed = [HmacSha256(load_key(path, "--key-file")) for path in key_files]
 
     @property
     def strongest(self) -> Checksum:

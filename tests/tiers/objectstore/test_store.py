@@ -256,6 +256,50 @@ def test_a_listing_without_end_is_a_time_out(url: str, store: ObjectStore) -> No
     hasty.close()
 
 
+def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: ObjectStore) -> None:
+    """Found names are given before the time is up, and the next page goes on behind them."""
+    names = [f"{folder}/{file}" for folder in range(4) for file in range(2)]
+    for name in names:
+        store.put(name, b"x")
+
+    class Slow(VirtualClock):
+        """Two seconds pass at every look: four answers, then ten are over."""
+
+        def now_s(self) -> float:
+            self.advance(2.0)
+            return super().now_s()
+
+    slow = ObjectStore(url, deadline_s=20.0, clock=Slow())
+    slow.look()
+    found, after, pages = [], "", 0
+    while after is not None:
+        page = slow.list("", after)
+        found += [entry.name for entry in page.entries]
+        after, pages = page.after, pages + 1
+    slow.close()
+    assert found == names
+    assert pages > 1
+
+
+def test_who_only_looks_writes_nothing(
+    url: str, store: ObjectStore, client: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of whole names, though this server lists by folders."""
+    for name in ("a/b", "a-b", "c"):
+        store.put(name, b"x")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
+    looking = ObjectStore(url, deadline_s=60.0)
+    looking.look()
+    assert [entry.name for entry in looking.list("").entries] == ["a-b", "a/b", "c"]
+    assert [entry.name for entry in looking.list("", "a/~").entries] == ["c"]
+    looking.close()
+    absent = ObjectStore("s3://none-such")
+    with pytest.raises(InvalidSettings, match="there is no bucket 'none-such'"):
+        absent.look()
+    absent.close()
+
+
 def test_a_closed_store_is_an_error(store: ObjectStore) -> None:
     store.close()
     store.close()

@@ -1,0 +1,84 @@
+"""What evictors folded is read as they read it."""
+
+import errno
+
+import pytest
+
+from kvtier.evictor.summary import encode, summary_name
+from kvtier.evictor.table import Use
+from kvtier.inspection.folded import Uses, folded_reads
+from kvtier.inspection.stored import StoreView
+from kvtier.testing.memory_store import MemoryStore
+
+SPACE = "m-0123456789abcdef"
+ONE, OTHER = bytes([0x10, *range(9)]), bytes([0x1F, *range(9)])
+
+
+def put(store: MemoryStore, shard: str, epoch: int, uses: Uses) -> None:
+    store.put(summary_name(SPACE, shard, epoch), encode(uses, 0))
+
+
+def folded(store: MemoryStore) -> tuple[list[Uses], list[str]]:
+    told: list[str] = []
+    view = StoreView(store, "memory")
+    uses = list(folded_reads(view, SPACE, lambda name, error: told.append(f"{name} {error}")))
+    return uses, told
+
+
+def test_shards_come_one_by_one() -> None:
+    store = MemoryStore()
+    put(store, "1", 3, {ONE: Use(10.0, 4), OTHER: Use(11.0, 5)})
+    put(store, "f", 1, {b"\xf0abcdefg": Use(12.0, 6)})
+    store.put(f"{SPACE}/access/host-1-00000001.log", b"")
+    uses, told = folded(store)
+    assert [each for each in uses if each] == [
+        {ONE: Use(10.0, 4), OTHER: Use(11.0, 5)},
+        {b"\xf0abcdefg": Use(12.0, 6)},
+    ]
+    assert told == []
+
+
+def test_of_two_epochs_the_later_word_counts() -> None:
+    store = MemoryStore()
+    put(store, "1", 3, {ONE: Use(10.0, 4), OTHER: Use(20.0, 5)})
+    put(store, "1", 4, {ONE: Use(12.0, 7), OTHER: Use(11.0, 6)})
+    assert {ONE: Use(12.0, 7), OTHER: Use(20.0, 5)} in folded(store)[0]
+
+
+def test_a_damaged_one_is_told_and_hides_no_other() -> None:
+    store = MemoryStore()
+    put(store, "1", 3, {ONE: Use(10.0, 4)})
+    store.put(summary_name(SPACE, "1", 4), b"?")
+    uses, (told,) = folded(store)
+    assert {ONE: Use(10.0, 4)} in uses
+    assert summary_name(SPACE, "1", 4) in told
+    assert "damaged" in told
+
+
+def test_one_that_is_folded_anew_meanwhile_is_found() -> None:
+    class Folding(MemoryStore):
+        def stat(self, name: str):
+            if name == summary_name(SPACE, "1", 3) and self.remove(name):
+                put(self, "1", 4, {ONE: Use(12.0, 5)})
+            return super().stat(name)
+
+    store = Folding()
+    put(store, "1", 3, {ONE: Use(10.0, 4)})
+    assert {ONE: Use(12.0, 5)} in folded(store)[0]
+
+
+def test_what_is_refused_is_told_and_silence_raises() -> None:
+    class Refusing(MemoryStore):
+        number = errno.EACCES
+
+        def stat(self, name: str):
+            raise OSError(self.number, "no")
+
+    store = Refusing()
+    put(store, "1", 3, {ONE: Use(10.0, 4)})
+    uses, (told,) = folded(store)
+    assert not any(uses)
+    assert "no" in told
+    store.number = errno.ETIMEDOUT
+    with pytest.raises(TimeoutError):
+        folded(store)

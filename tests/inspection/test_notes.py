@@ -1,0 +1,75 @@
+"""What a check leaves for its next run, in a file and in a store."""
+
+import errno
+import stat
+from pathlib import Path
+
+import pytest
+
+from kvtier.inspection import notes
+from kvtier.inspection.notes import FileNote, Note, StoreNote, read_small
+from kvtier.testing.memory_store import MemoryStore
+
+
+@pytest.fixture(params=["file", "store"])
+def note(request: pytest.FixtureRequest, tmp_path: Path) -> Note:
+    if request.param == "file":
+        return FileNote(tmp_path / "note")
+    return StoreNote(MemoryStore(), "leases/note", "s3://bucket")
+
+
+def test_what_was_written_last_is_read(note: Note) -> None:
+    assert note.read() is None
+    note.write(b"first")
+    note.write(b"2")
+    assert note.read() == b"2"
+    note.remove()
+    note.remove()
+    assert note.read() is None
+
+
+def test_one_that_is_too_long_is_none(note: Note, monkeypatch: pytest.MonkeyPatch) -> None:
+    note.write(b"12345")
+    monkeypatch.setattr(notes, "BYTES_MAX", 4)
+    with pytest.raises(OSError, match="longer than 4 bytes"):
+        note.read()
+
+
+def test_a_file_is_its_owners_and_appears_whole(tmp_path: Path) -> None:
+    FileNote(tmp_path / "note").write(b"x")
+    (file,) = tmp_path.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "note").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic") as caught:
+        FileNote(tmp_path / "note").read()
+    assert caught.value.errno == errno.ELOOP
+    FileNote(tmp_path / "note").write(b"note")
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(notes.os, "replace", refuse)
+    with pytest.raises(OSError, match="full"):
+        FileNote(tmp_path / "note").write(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_it_is_can_be_told(tmp_path: Path) -> None:
+    assert FileNote(tmp_path / "x").where == str(tmp_path / "x")
+    assert StoreNote(MemoryStore(), "a/b", "s3://bucket/c").where == "s3://bucket/c/a/b"
+
+
+def test_small_files_of_a_store() -> None:
+    store = MemoryStore()
+    assert read_small(store, "a", 5) is None
+    store.put("a", b"12345")
+    assert read_small(store, "a", 5) == b"12345"
+    with pytest.raises(OSError, match="longer than 4 bytes"):
+        read_small(store, "a", 4)

@@ -1,0 +1,268 @@
+"""Surveys and checks of a store that is no folder: in RAM here, a real server elsewhere."""
+
+import errno
+
+import numpy as np
+import pytest
+
+from kvtier.clock import VirtualClock
+from kvtier.errors import InvalidSettings
+from kvtier.evictor.evictor import Evictor
+from kvtier.evictor.opening import Wishes, read_options
+from kvtier.inspection.checking import Observer, Wish, check_view
+from kvtier.inspection.pace import Pace
+from kvtier.inspection.places import STORE_CURSOR_NAME
+from kvtier.inspection.report import Report
+from kvtier.inspection.spaces import Secrets
+from kvtier.inspection.survey import Survey
+from kvtier.inspection.surveyor import Surveyor
+from kvtier.testing.memory_store import MemoryStore
+from kvtier.testing.spaces import sample_space
+from kvtier.tiers.shared.headers import QUARANTINE_FILES
+from kvtier.tiers.shared.store import Read, Stat
+from tests.inspection.buckets import fill, name_of, spoil, view_of
+from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, keys, spread
+
+FILE_BYTES = 4096 + 4 * 12_288
+EVERYTHING = Wish()
+
+
+class Stopping(Observer):
+    """Stops a run after some files, and remembers what it was told."""
+
+    def __init__(self, pace: Pace, after: int) -> None:
+        self._pace, self._left = pace, after
+        self.resumed_after: list[str] = []
+        self.warnings: list[str] = []
+
+    def resumed(self, after: str, started_s: float) -> None:
+        self.resumed_after.append(after)
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def advanced(self, report: Report, share: float) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._pace.stop()
+
+
+def checked(store: MemoryStore, wish: Wish = EVERYTHING, stop_after: int = 1 << 30) -> Report:
+    pace = Pace()
+    return check_view(view_of(store), wish, pace, Stopping(pace, stop_after))
+
+
+def surveyed(store: MemoryStore, **options) -> Survey:
+    surveyor = Surveyor(view_of(store), Secrets(), lambda name, share: None)
+    return surveyor.survey(**{"now_s": 0.0, **options})
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """Eight segments, of which the second and the last are broken."""
+    made = MemoryStore()
+    for first in spread(8):
+        fill(made, keys(4, int.from_bytes(first[:4], "big")))
+    spoil(made, spread(8)[1], 5000)
+    spoil(made, spread(8)[-1], 20)
+    return made
+
+
+def test_it_is_surveyed(store: MemoryStore) -> None:
+    other = fill(store, keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="bfloat16"))
+    fill(store, keys(4), reads=3)
+    store.put("readme", b"")
+    store.put("backup/1/2", b"")
+    store.put("leases/0.0000000001", b"")
+    survey = surveyed(store)
+    assert (survey.path, survey.file_system) == ("memory://kv", None)
+    spaces = {space.name: space for space in survey.spaces}
+    assert set(spaces) == {NAME, other}
+    space = spaces[NAME]
+    assert (space.space, space.blocks, space.odd_lengths, space.journals) == (SPACE, 32, 0, 3)
+    assert space.segments.nominal_bytes == space.segments.physical_bytes == 8 * FILE_BYTES
+    assert [(chain.reads, chain.blocks) for chain in space.hottest] == [(3, 4)]
+    assert {each.name: each.what for each in survey.unknown} == {
+        "readme": "file",
+        "backup": "folder",
+    }
+    assert (survey.leases, survey.temporaries.files) == (1, 0)
+    assert survey.differing[0].fields.keys() == {"dtype"}
+
+
+def test_reads_that_an_evictor_folded_count(store: MemoryStore) -> None:
+    """As many journals, before it folds them, after, and when readers go on."""
+    fill(store, keys(4), reads=3)
+    before = surveyed(store).spaces[0]
+    options = read_options(Wishes(path="", high="1TiB"), None)
+    evictor = Evictor(store, options)
+    evictor.run_once()
+    evictor.close()
+    folded = surveyed(store).spaces[0]
+    assert (before.journals, before.summaries) == (3, 0)
+    assert (folded.journals, folded.summaries) == (0, 1)
+    assert folded.hottest == before.hottest
+    assert before.hottest[0].reads == 3
+    fill(store, keys(4), reads=2)
+    both = surveyed(store).spaces[0]
+    assert (both.journals, both.hottest[0].reads) == (2, 5)
+
+
+def test_every_block_of_it_is_verified(store: MemoryStore) -> None:
+    report = checked(store)
+    assert (report.complete, report.segments, report.blocks) == (True, 8, 24)
+    assert {each.file: each.kind for each in report.problems} == {
+        name_of(spread(8)[1]): "checksum",
+        name_of(spread(8)[-1]): "segment",
+    }
+    assert store.stat(STORE_CURSOR_NAME) is None
+
+
+@pytest.mark.parametrize("stop_after", range(1, 10))
+def test_a_check_of_it_goes_on_where_it_stopped(store: MemoryStore, stop_after: int) -> None:
+    whole = checked(store)
+    first = checked(store, stop_after=stop_after)
+    assert not first.complete
+    assert store.stat(STORE_CURSOR_NAME) is not None
+    second = checked(store)
+    assert second.resumed_after is not None
+    assert (second.segments, second.problems) == (whole.segments, whole.problems)
+    assert store.stat(STORE_CURSOR_NAME) is None
+
+
+def test_a_check_of_it_keeps_to_the_rate(store: MemoryStore) -> None:
+    clock = VirtualClock()
+    wish = Wish(threads=1)
+    check_view(view_of(store), wish, Pace(4 * 12_288, clock), Observer())
+    assert clock.now_s() == pytest.approx(7.0), "seven whole segments, one twice; first at once"
+
+
+def test_it_is_put_in_order(store: MemoryStore) -> None:
+    store.put(f"{NAME}/blocks/mine", b"")
+    names = {entry.name for entry in store.list("").entries}
+    report = checked(store, Wish(repair=True))
+    assert [each.repaired for each in report.problems] == ["quarantined"] * 2
+    left = {entry.name for entry in store.list("").entries}
+    moved = names - left
+    assert moved == {name_of(spread(8)[1]), name_of(spread(8)[-1])}
+    assert len(left) == len(names), "and nothing else is gone, or was left"
+    assert checked(store).clean
+
+
+def test_without_repair_nothing_in_it_changes(store: MemoryStore) -> None:
+    before = store.list("").entries
+    checked(store)
+    surveyed(store)
+    assert store.list("").entries == before
+
+
+def test_who_may_not_write_can_check_it_all_the_same(store: MemoryStore) -> None:
+    class ReadOnly(MemoryStore):
+        def put(self, name: str, data: bytes) -> Stat:
+            raise OSError(errno.EACCES, "the server said 403")
+
+    locked = ReadOnly()
+    locked._files = store._files
+    pace = Pace()
+    watched = Stopping(pace, 1 << 30)
+    report = check_view(view_of(locked), Wish(), pace, watched)
+    assert (report.complete, report.segments) == (True, 8)
+    assert "name a file with --resume" in watched.warnings[0]
+    with pytest.raises(InvalidSettings, match="403"):
+        check_view(view_of(locked), Wish(repair=True), pace, watched)
+
+
+class Failing(MemoryStore):
+    """Refuses reads of blocks, or does not answer them, as often as told."""
+
+    number = errno.EIO
+    left = 0
+
+    def read(self, name: str, offset: int, buffers) -> Read | None:
+        if offset and self.left:
+            self.left -= 1
+            raise OSError(self.number, "no")
+        return super().read(name, offset, buffers)
+
+
+@pytest.fixture
+def failing(store: MemoryStore) -> Failing:
+    made = Failing()
+    made._files = store._files
+    return made
+
+
+def test_a_dead_server_ends_a_check_that_can_go_on(failing: Failing) -> None:
+    """It says nothing of the files that could not be read."""
+    whole = checked(failing)
+    checked(failing, stop_after=3)
+    failing.number, failing.left = errno.ETIMEDOUT, 1 << 30
+    with pytest.raises(InvalidSettings, match="cannot be checked: no; mend that and run the same"):
+        checked(failing)
+    failing.left = 0
+    report = checked(failing)
+    assert report.resumed_after is not None
+    assert (report.problems, report.segments) == (whole.problems, whole.segments)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
+def test_one_refusal_is_asked_again(failing: Failing, number: int) -> None:
+    failing.number, failing.left = number, 1
+    kinds = {each.file: each.kind for each in checked(failing, Wish(threads=1)).problems}
+    first = {name_of(spread(8)[0]): "unsteady"} if number == errno.EIO else {}
+    assert kinds == {name_of(spread(8)[1]): "checksum", name_of(spread(8)[-1]): "segment", **first}
+
+
+def test_a_file_that_is_refused_twice_is_told(failing: Failing) -> None:
+    failing.left = 2
+    report = checked(failing, Wish(threads=1))
+    assert [each.kind for each in report.problems] == ["unreadable", "checksum", "segment"]
+    assert report.segments == 8
+
+
+def test_what_is_sound_at_the_second_look_stays(store: MemoryStore) -> None:
+    class Noisy(MemoryStore):
+        """A bit is lost on the way, once."""
+
+        lost = 1
+
+        def read(self, name: str, offset: int, buffers) -> Read | None:
+            found = super().read(name, offset, buffers)
+            if offset and self.lost:
+                self.lost = 0
+                buffers[0][77] ^= 1
+            return found
+
+    noisy = Noisy()
+    fill(noisy, keys(4))
+    report = checked(noisy, Wish(repair=True))
+    assert [(each.kind, each.repaired) for each in report.problems] == [("unsteady", None)]
+    assert "damaged: 0 (1 of 4)" in report.problems[0].reason
+    assert noisy.stat(name_of(keys(1)[0])) is not None
+
+
+def test_a_file_that_is_replaced_while_it_is_read_has_vanished() -> None:
+    class Replacing(MemoryStore):
+        def read(self, name: str, offset: int, buffers) -> Read | None:
+            if offset:
+                content = bytes(self.raw(name))
+                self.remove(name)
+                self.publish(name, [np.frombuffer(content, np.uint8)])
+            return super().read(name, offset, buffers)
+
+    store = Replacing()
+    fill(store, keys(4))
+    report = checked(store, Wish(repair=True))
+    assert (report.clean, report.vanished) == (True, 1)
+
+
+def test_more_than_the_quarantine_holds_is_removed() -> None:
+    store = MemoryStore()
+    many = spread(QUARANTINE_FILES + 3)
+    for first in many:
+        fill(store, keys(4, int.from_bytes(first[:4], "big")))
+        spoil(store, first, 20)
+    report = checked(store, Wish(repair=True))
+    done = [each.repaired for each in report.problems]
+    assert done.count("quarantined") == QUARANTINE_FILES
+    assert set(done) == {"quarantined", "removed, the quarantine is full"}

@@ -1,0 +1,36 @@
+"""Names that people see, and silence."""
+
+import errno
+
+import pytest
+
+from kvtier.inspection.view import Entry, Irregular, is_silence, printable
+from kvtier.tiers.shared.store import Stat
+
+
+def test_names_move_no_cursor() -> None:
+    assert printable("plain é 한.txt") == "plain é 한.txt"
+    assert printable("a\x1b[2Jb\n\udcff") == "a\\x1b[2Jb\\n\\udcff"
+
+
+@pytest.mark.parametrize(
+    ("number", "silent"),
+    [
+        (errno.ETIMEDOUT, True),
+        (errno.ECONNREFUSED, True),
+        (errno.ENOTCONN, True),
+        (errno.EIO, False),
+        (errno.EACCES, False),
+        (errno.EINVAL, False),
+    ],
+)
+def test_silence_is_no_word_of_a_file(number: int, silent: bool) -> None:
+    assert is_silence(OSError(number, "x")) == silent
+    assert not is_silence(Irregular("x"))
+
+
+def test_what_is_in_a_folder_comes_where_the_folder_does() -> None:
+    stat = Stat(0, "", 0.0)
+    assert Entry("a", "folder", stat, 0).position == "a/"
+    assert Entry("a", "file", stat, 0).position == "a"
+    assert not Entry("a", "link", stat, 0).is_folder

@@ -1,0 +1,59 @@
+"""Threads that can be left behind."""
+
+import threading
+
+import pytest
+
+from kvtier.inspection import workers as workers_module
+from kvtier.inspection.pace import Pace, Stopped
+from kvtier.inspection.workers import Workers
+
+
+def test_results_and_errors_come_back() -> None:
+    with Workers(3, "test", Pace()) as workers:
+        asked = [workers.submit(lambda number=number: number * 2) for number in range(50)]
+        assert [workers.result(each) for each in asked] == list(range(0, 100, 2))
+        failed = workers.submit(lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            workers.result(failed)
+        assert workers.result(workers.submit(lambda: 7)) == 7, "the thread goes on"
+
+
+def test_what_was_not_begun_never_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "_NAPS", 1)
+    monkeypatch.setattr(workers_module, "_NAP_S", 0.01)
+    gate, done = threading.Event(), []
+    with Workers(1, "test", Pace()) as workers:
+        workers.submit(gate.wait)
+        asked = [workers.submit(lambda: done.append(1)) for _ in range(20)]
+        assert asked[0].cancel()
+    gate.set()
+    for thread in threading.enumerate():
+        if thread.name == "test-0":
+            thread.join()
+    assert done == []
+
+
+def test_who_is_stopped_does_not_wait_for_storage_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_NAPS", 2)
+    monkeypatch.setattr(workers_module, "_NAP_S", 0.01)
+    pace, gate = Pace(), threading.Event()
+    with Workers(2, "test", pace) as workers:
+        hanging = workers.submit(gate.wait)
+        pace.stop()
+        assert workers.result(workers.submit(lambda: 1)) == 1, "what ends is waited for"
+        with pytest.raises(Stopped):
+            workers.result(hanging)
+    assert not gate.is_set()
+    gate.set()
+
+
+def test_threads_do_not_keep_a_program_from_ending() -> None:
+    gate = threading.Event()
+    with Workers(1, "test-daemon", Pace()) as workers:
+        workers.submit(gate.wait)
+        (thread,) = (each for each in threading.enumerate() if each.name == "test-daemon-0")
+        assert thread.daemon
+        gate.set()
