@@ -11,9 +11,12 @@ from kvtier.clock import MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.testing.spaces import sample_space
 from kvtier.testing.tiers import SharedTierContract, key
-from kvtier.tiers.base import Outcome, Tier
+from kvtier.tiers.base import Move, Outcome, Tier
 from kvtier.tiers.objectstore.bucket import BucketTier
 from kvtier.tiers.shared.format import segment_name
+from kvtier.transfer.breaker import State
+from kvtier.transfer.engine import TransferEngine
+from kvtier.transfer.job import Direction, Transfer
 from tests.tiers.objectstore.servers import BUCKET, Weed
 from tests.tiers.shared.segments import LAYOUT, SPACE, keys, read, write
 
@@ -57,22 +60,40 @@ def test_blocks_of_a_chain_are_one_object(url: str) -> None:
     other.close()
 
 
-def test_a_server_that_dies_is_a_miss_and_one_that_returns_a_hit(
-    url: str, s3: Weed, monkeypatch: pytest.MonkeyPatch
+def fetch(engine: TransferEngine, blocks: list[BlockKey]) -> list[Outcome]:
+    """Read them through the engine; FAILED where its breaker refuses, at once."""
+    moves = [Move(each, np.zeros(LAYOUT.slot_bytes, np.uint8)) for each in blocks]
+    rows, parents = list(range(len(blocks))), [None, *blocks[:-1]]
+    outcomes = [Outcome.FAILED] * len(blocks)
+    is_let_in = engine.submit(Transfer(1, Direction.READ, rows, blocks, moves, parents))
+    left = len(blocks) if is_let_in else 0
+    while left:
+        for done in engine.poll():
+            left -= done.stop - done.start
+            outcomes[done.start : done.stop] = done.outcomes or outcomes[done.start : done.stop]
+        MonotonicClock().sleep(0.005)
+    return outcomes
+
+
+@pytest.mark.timeout(120)
+def test_a_server_that_dies_opens_the_breaker_and_one_that_returns_closes_it(
+    url: str, s3: Weed
 ) -> None:
     tier = BucketTier(url, LAYOUT, SPACE)
+    engine = TransferEngine([tier], LAYOUT.slot_bytes, 64)
     assert write(tier, keys(2)) == [DONE] * 2
-    clock = MonotonicClock()
+    assert fetch(engine, keys(2)) == [DONE] * 2
     s3.kill()
     try:
-        assert read(tier, keys(2)) == [Outcome.FAILED] * 2
         assert tier.find([key(70)]) == [Outcome.FAILED]
+        while engine.breaker(1, Direction.READ) is State.CLOSED:
+            assert fetch(engine, keys(2)) == [Outcome.FAILED] * 2
     finally:
         s3.start()
-    give_up_s = clock.now_s() + 60
-    while read(tier, keys(2)) != [DONE] * 2:
-        assert clock.now_s() < give_up_s
-        clock.sleep(0.2)
+    while fetch(engine, keys(2)) != [DONE] * 2:
+        MonotonicClock().sleep(0.1)
+    assert engine.breaker(1, Direction.READ) is State.CLOSED
+    assert engine.close(10.0)
     tier.close()
 
 

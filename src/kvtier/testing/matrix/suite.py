@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kvtier.bench.progress import Steps
 from kvtier.bench.rows import Row, report, write_report
-from kvtier.clock import perf_s
+from kvtier.clock import perf_s, unique_id
 from kvtier.testing.matrix.cell import VERBS, run_cell
 from kvtier.testing.matrix.core import run_core
 from kvtier.testing.matrix.faults import Fault, Faults
@@ -179,7 +179,8 @@ def _verb_cells(name: str, place: Open, operations: int) -> Iterator[_Cell]:
 
 
 def _open_bucket(url: str) -> ObjectStore:
-    store = ObjectStore(url)
+    """A prefix of our own: the cells remove whatever they find in their store."""
+    store = ObjectStore(f"{url.rstrip('/')}/faults-{unique_id()[:12]}")
     store.check()
     return store
 

@@ -1,0 +1,19 @@
+"""The fault matrix on a real server: it finds nothing, and leaves alone what is not its own."""
+
+import pytest
+from obstore.store import S3Store
+
+from kvtier.testing.matrix import suite
+
+
+@pytest.mark.parametrize("name", ["bucket/read/folder removed", "bucket/write/over-long"])
+def test_a_cell_on_a_bucket_touches_nothing_beside_it(
+    url: str, client: S3Store, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "_BUCKET_OPERATIONS", 12)
+    client.put("neighbour", b"x")
+    store = suite._open_bucket(f"{url}/")
+    (cell,) = [each for each in suite._bucket_cells(store) if each.name == name]
+    assert suite.run_one(cell, 1).value == 0
+    store.close()
+    assert [meta["path"] for page in client.list() for meta in page] == ["neighbour"]
