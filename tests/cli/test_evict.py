@@ -62,6 +62,8 @@ def test_json_of_a_dry_run_changes_nothing(folder: Path) -> None:
         (["--high", "8000TiB"], "--high: 7.8PiB is more than the file system has"),
         ([], "--high: nothing bounds the store"),
         (["--ttl", "72h", "--interval", "x"], "--interval: 'x'"),
+        (["--ttl", "72h", "--interval", "0"], "--interval: 0 would never rest"),
+        (["--ttl", "72h", "--key-file", "nowhere"], "--key-file: nowhere cannot be read"),
         (["--quota", "a-0123456789abcdef=1GiB"], "--quota: there is no folder a-0123456789abcdef"),
     ],
 )

@@ -6,11 +6,12 @@ from kvtier.evictor.budget import Mark, Marks
 from kvtier.evictor.filesystem import FileSystem
 from tests.evictor.scenes import TREE
 
-DISK = FileSystem(1000 << 30, 0)
+DISK = FileSystem(1000 << 30, 0, 10_000)
 
 
 def test_sizes() -> None:
     assert byte_mark("500GiB", "450GiB", DISK) == (Mark(500 << 30, 450 << 30), False)
+    assert byte_mark("2097152", None, None)[0].high == 2 << 20
     assert byte_mark("1000B", None, DISK) == (Mark(1000, 900), False)
     assert byte_mark(None, None, DISK) == (Mark(), False)
     assert byte_mark("5TiB", None, None)[0].high == 5 << 40, "a bucket has no end"
@@ -35,6 +36,7 @@ def test_parts_of_the_file_system() -> None:
         ("0%", None, "for example 85%"),
         ("much", None, "--high: 'much' is not a size"),
         ("10GiB", "few", "--low: 'few' is not a size"),
+        ("85", "70", "--high: 85 is 85 bytes; write 85% or 85GiB"),
         (None, "10GiB", "--low: there is no --high"),
     ],
 )
@@ -61,13 +63,17 @@ def test_inodes() -> None:
     ):
         with pytest.raises(InvalidSettings, match=named):
             inode_mark(high, low)
+    with pytest.raises(InvalidSettings, match="--high-inodes: 10001 is more than the file system"):
+        inode_mark("10001", None, DISK)
+    assert inode_mark("10001", None, FileSystem(1, 0)).high == 10_001, "it has no fixed number"
 
 
 def test_quotas() -> None:
     assert quota_marks([f"{TREE}=100B"], DISK) == {TREE: Marks(Mark(100, 90))}
     for texts, named in (
         ([f"{TREE}"], "--quota"),
-        (["model=10GiB"], "name of a folder"),
+        (["model=10GiB"], "does not name a folder"),
+        ([f"{TREE}=20"], f"--quota {TREE}: 20 is 20 bytes"),
         ([f"{TREE}=x"], f"--quota {TREE}: 'x' is not a size"),
         ([f"{TREE}=1GiB", f"{TREE}=2GiB"], "keep one"),
         ([f"{TREE}=2TiB"], "more than the file system"),

@@ -89,16 +89,25 @@ def test_read_while_others_are_removed_stays() -> None:
     work = scene.work(deletes_per_second=0.5)
     part = scanned(scene, work)
     remove = work.remove
+    in_order = sorted(SAME, key=key_of)
 
     def removing(shard: str, name: str, size_bytes: int, reason: str) -> bool:
-        if name == block(SAME[1]):
-            scene.read(SAME[15])
+        if name == block(in_order[1]):
+            scene.read(in_order[15])
             scene.clock.advance(RECALL_S)
         return remove(shard, name, size_bytes, reason)
 
     work.remove = removing  # type: ignore[method-assign]
     part.free(Amount(100_000, 0), "bound")
-    assert left(scene) == [SAME[15]]
+    assert left(scene) == [in_order[15]]
+
+
+def test_what_has_to_go_goes_folder_by_folder() -> None:
+    scene = filled()
+    store = Between(scene.store)
+    scanned(scene, scene.work(store)).free(Amount(9500, 0), "bound")
+    removed = [name for verb, name in store.calls if verb == "remove"]
+    assert removed == sorted(map(block, SAME[:10]))
 
 
 def test_not_knowing_who_reads_nothing_goes() -> None:

@@ -8,8 +8,10 @@ from rich.console import Console
 
 from kvtier.bench import demo as demo_bench
 from kvtier.bench import engine as engine_bench
+from kvtier.bench import evict as evict_bench
 from kvtier.bench import kill as kill_bench
 from kvtier.bench import micro as micro_bench
+from kvtier.bench.evict.suite import FILES as EVICT_FILES
 from kvtier.bench.kill.suite import KILLS
 from kvtier.bench.lineup import lineup
 from kvtier.bench.progress import Steps
@@ -80,7 +82,7 @@ def micro(json_path: Path | None, scratch: Path) -> None:
 @click.option(
     "--bucket",
     help="Also a smaller run on a real server: s3://bucket/prefix, credentials and endpoint "
-    "from the environment. What is below the prefix is spoilt.",
+    "from the environment. It keeps to a prefix of its own below that.",
 )
 @click.option("--scratch", type=_folder, default=SCRATCH, show_default=True)
 def faults(
@@ -118,6 +120,30 @@ def kill(json_path: Path | None, seed: int, kills: int, scratch: Path) -> None:
     rows = kill_bench.run(json_path, scratch, Console(), seed=seed, kills=kills)
     if any(row.met is False for row in rows):
         raise click.ClickException("a row of the kill run is not met")
+
+
+@bench.command(
+    "evict", epilog="\b\nExample:\n  kvtier bench evict --json benchmarks/results/evict-today.json"
+)
+@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--files", type=click.IntRange(min=1000), default=EVICT_FILES, show_default=True)
+@click.option(
+    "--scratch",
+    type=_folder,
+    default=SCRATCH,
+    show_default=True,
+    help="Room for 8 KiB and an inode a file; a real disk.",
+)
+def evict(json_path: Path | None, seed: int, files: int, scratch: Path) -> None:
+    """Bring a tree of many small files under its bound, and see whom its readers miss.
+
+    Against `find -delete` and against removal in the order of discovery, each on a tree of its
+    own. Fails if a row with a target is not met.
+    """
+    rows = evict_bench.run(json_path, scratch, Console(), files=files, seed=seed)
+    if any(row.met is False for row in rows):
+        raise click.ClickException("a row of the eviction run is not met")
 
 
 @bench.command("engine", epilog=_ENGINE_EXAMPLES)

@@ -88,6 +88,8 @@ def evict(
     if theirs is not None and theirs.ignored:
         _log.warning("without effect here: %s", ", ".join(theirs.ignored))
     interval_s = parse_duration(interval, "--interval")
+    if interval_s <= 0:
+        raise InvalidSettings(f"--interval: {interval} would never rest; write 30s")
     events_from = "--events"
     if events is None and theirs is not None:
         events, events_from = theirs.events, pvc_evictor.EVENTS

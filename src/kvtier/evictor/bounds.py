@@ -18,6 +18,8 @@ from kvtier.settings.sizes import approximate_size, parse_size
 LOW_OF_HIGH: Final = 0.9
 """Where no low watermark is given."""
 
+_LEAST_BYTES: Final = 1 << 20
+"""No number below it is meant as bytes."""
 _PERCENT = re.compile(r"\s*(\d{1,3}(?:\.\d{1,6})?)\s*%\s*")
 _COUNT = re.compile(r"[1-9]\d{0,17}")
 
@@ -32,7 +34,7 @@ class Bound(NamedTuple):
 def parse_bound(text: str, flag: str) -> Bound:
     """Raises InvalidSettings naming `flag`."""
     if "%" not in text:
-        return Bound(size_bytes=parse_size(text, flag))
+        return Bound(size_bytes=_size(text, flag))
     found = _PERCENT.fullmatch(text)
     per_cent = float(found[1]) if found else 0.0
     if not 0 < per_cent <= 100:
@@ -72,7 +74,7 @@ def byte_mark(
     return mark, upper.per_cent is not None
 
 
-def inode_mark(high: str | None, low: str | None) -> Mark:
+def inode_mark(high: str | None, low: str | None, filesystem: FileSystem | None = None) -> Mark:
     """The pair in files. Raises InvalidSettings."""
     if high is None:
         if low is not None:
@@ -82,6 +84,11 @@ def inode_mark(high: str | None, low: str | None) -> Mark:
     lower = int(upper * LOW_OF_HIGH) if low is None else _count(low, "--low-inodes")
     mark = Mark(upper, lower)
     _check_order(mark, "--low-inodes", f"{low}", high)
+    if filesystem is not None and 0 < filesystem.total_inodes < upper:
+        raise InvalidSettings(
+            f"--high-inodes: {upper} is more than the file system has ({filesystem.total_inodes}), "
+            "so it would fill up first; make it smaller"
+        )
     return mark
 
 
@@ -92,16 +99,24 @@ def quota_marks(texts: Iterable[str], filesystem: FileSystem | None) -> dict[str
         folder, equals, size = text.rpartition("=")
         if not equals or recognise(folder) is None:
             raise InvalidSettings(
-                f"--quota: {text!r}; write the name of a folder at the top of the store and a "
-                "size, for example Qwen3-8B-0123456789abcdef=200GiB"
+                f"--quota: {text!r} does not name a folder and a size; write a folder at the top "
+                "of the store, for example Qwen3-8B-0123456789abcdef=200GiB"
             )
         if folder in quotas:
             raise InvalidSettings(f"--quota: {folder} has two; keep one of them")
-        high = parse_size(size, f"--quota {folder}")
+        high = _size(size, f"--quota {folder}")
         mark = Mark(high, int(high * LOW_OF_HIGH))
         _check_fits(mark, f"--quota {folder}", filesystem)
         quotas[folder] = Marks(mark)
     return quotas
+
+
+def _size(text: str, flag: str) -> int:
+    """`--high 85` is 85 bytes to `parse_size`: it would empty a store that it should fill."""
+    size_bytes = parse_size(text, flag)
+    if text.strip().isdecimal() and size_bytes < _LEAST_BYTES:
+        raise InvalidSettings(f"{flag}: {text} is {text} bytes; write {text}% or {text}GiB")
+    return size_bytes
 
 
 def _scaled(bound: Bound) -> Bound:

@@ -25,13 +25,15 @@ class FileSystem(NamedTuple):
     total_bytes: int
     """As `df` counts: what is used, and what is available to this user."""
     used_bytes: int
+    total_inodes: int = 0
+    """0 where it has no fixed number of them."""
 
 
 def measure(path: Path) -> FileSystem:
     """One system call. Raises OSError."""
     found = os.statvfs(path)
     used_bytes = (found.f_blocks - found.f_bfree) * found.f_frsize
-    return FileSystem(used_bytes + found.f_bavail * found.f_frsize, used_bytes)
+    return FileSystem(used_bytes + found.f_bavail * found.f_frsize, used_bytes, found.f_files)
 
 
 def mounts_below(folder: Path, table: Path = MOUNTS) -> list[str]:

@@ -53,7 +53,7 @@ class Wishes(msgspec.Struct, kw_only=True):
 def read_options(wishes: Wishes, disk: FileSystem | None) -> Options:
     """Check everything that was written. Raises InvalidSettings naming the flag and the fix."""
     mark, of_filesystem = byte_mark(wishes.high, wishes.low, disk)
-    inodes = inode_mark(wishes.high_inodes, wishes.low_inodes)
+    inodes = inode_mark(wishes.high_inodes, wishes.low_inodes, disk)
     quotas = quota_marks(wishes.quotas, disk)
     ttl_s = None if wishes.ttl is None else parse_duration(wishes.ttl, "--ttl")
     if mark.high is None and inodes.high is None and not quotas and ttl_s is None:
@@ -81,7 +81,7 @@ def read_options(wishes: Wishes, disk: FileSystem | None) -> Options:
     except InvalidSettings as error:
         raise InvalidSettings(f"--policy: {error}") from error
     if wishes.key_file is not None:
-        load_key(wishes.key_file)
+        load_key(wishes.key_file, "--key-file")
     return Options(
         marks=Marks(mark, inodes),
         of_filesystem=of_filesystem,

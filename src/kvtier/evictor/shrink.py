@@ -18,6 +18,8 @@ from kvtier.evictor.ranking import victims
 from kvtier.evictor.table import Table
 from kvtier.evictor.work import Work
 
+_TOGETHER: Final = 10_000
+"""Files that are removed in the order of their names."""
 RECALL_S: Final = 10.0
 """Journals are read again after it; readers write them as often."""
 
@@ -92,13 +94,31 @@ class Shrinking:
     def _remove_until(self, rows: Iterator[int], amount: Amount | None, reason: str) -> Amount:
         missing = Amount() if amount is None else amount
         while amount is None or missing != Amount():
-            row = next(rows, None)
-            if row is None:
+            batch = self._batch(rows, None if amount is None else missing)
+            if not batch:
                 break
-            key = self._table.name(row)
-            if self._may_go(row, key) and self._take(row, self._tree.unpack(key), reason):
-                missing = missing.minus(Amount(self._table.sizes[row], 1))
+            for row in sorted(batch, key=self._table.name):
+                key = self._table.name(row)
+                if self._may_go(row, key) and self._take(row, self._tree.unpack(key), reason):
+                    missing = missing.minus(Amount(self._table.sizes[row], 1))
         return missing
+
+    def _batch(self, rows: Iterator[int], missing: Amount | None) -> list[int]:
+        """The next that all have to go: no more than make up for `missing`, None for any number.
+
+        Removed in the order of their names they leave one folder after the other, which on a
+        disk takes half the time of leaving in the order of their age.
+        """
+        batch: list[int] = []
+        for row in rows:
+            batch.append(row)
+            if missing is not None:
+                missing = missing.minus(Amount(self._table.sizes[row], 1))
+                if missing == Amount():
+                    break
+            if len(batch) == _TOGETHER:
+                break
+        return batch
 
     def _may_go(self, row: int, key: bytes) -> bool:
         if self._work.clock.now_s() - self._recalled_s > RECALL_S:

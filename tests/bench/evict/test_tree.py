@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvtier.bench.evict.pattern import Pattern
+from kvtier.bench.evict.tree import FILE_BYTES, SPACE, Tree, key_of
+from kvtier.evictor.journals import read_journals
+from kvtier.evictor.layouts import Tree as Known
+from kvtier.evictor.layouts import shard_of
+from kvtier.tiers.shared.format import segment_name
+from kvtier.tiers.shared.posix import PosixStore
+
+FILES = 200
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    made = Tree(tmp_path / "tree", FILES)
+    made.root.mkdir()
+    made.build(Pattern(FILES, 1).history(10.0), lambda _done: None)
+    return made
+
+
+def path_of(tree: Tree, number: int) -> Path:
+    return tree.root / tree.folder / segment_name(key_of(number))
+
+
+def test_every_file_is_one_of_its_own_and_verifies(tree: Tree) -> None:
+    stats = [path_of(tree, number).stat() for number in range(FILES)]
+    assert len({stat.st_ino for stat in stats}) == FILES
+    assert {(stat.st_size, stat.st_nlink) for stat in stats} == {(FILE_BYTES, 1)}
+    assert tree.left().all()
+    assert tree.damaged(np.arange(FILES)) == 0
+
+
+def test_what_is_gone_or_spoilt_is_seen(tree: Tree) -> None:
+    path_of(tree, 3).unlink()
+    raw = bytearray(path_of(tree, 4).read_bytes())
+    raw[150] ^= 1
+    path_of(tree, 4).write_bytes(raw)
+    assert np.flatnonzero(~tree.left()).tolist() == [3]
+    assert tree.damaged(np.arange(FILES)) == 2
+
+
+def test_journals_and_access_times_say_the_same(tree: Tree) -> None:
+    store = PosixStore(tree.root)
+    journals = read_journals(store, Known(tree.folder, is_foreign=False))
+    store.close()
+    compared = 0
+    for number in range(FILES):
+        key = key_of(number)
+        use = journals.of(shard_of(key)).get(key)
+        stat = path_of(tree, number).stat()
+        if use is None:
+            assert stat.st_atime == stat.st_mtime
+        else:
+            assert use.last_s == pytest.approx(stat.st_atime, abs=5)
+            compared += 1
+    assert compared > FILES // 4
+
+
+def test_folders_that_hold_so_many(tree: Tree) -> None:
+    chosen = tree.folders(50)
+    held = sum(len(list(folder.iterdir())) for folder in chosen)
+    assert 50 <= held <= 53
+    assert chosen == sorted(chosen)
+    assert SPACE.model in str(chosen[0])
