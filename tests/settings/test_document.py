@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.settings.document import read_document
+from kvtier.settings.document import parse_document, read_document
 
 
 def write(folder: Path, text: str) -> str:
@@ -19,6 +19,22 @@ def test_keys_know_their_lines(tmp_path: Path) -> None:
     assert document.where(("ram", "capacity")) == f"{path} line 3"
     assert document.where(("disk",)) == f"{path} line 5"
     assert document.where(("transfer",)) == path
+
+
+def test_items_of_lists_know_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "plugins:\n- type: a\n- type: b\n  name: c\n")
+    document = read_document(path)
+    assert document.where(("plugins", "1")) == f"{path} line 3"
+    assert document.where(("plugins", "1", "name")) == f"{path} line 4"
+    with pytest.raises(InvalidSettings, match=r"line 2: plugins\.0\.a is set twice"):
+        read_document(write(tmp_path, "plugins:\n- {a: 1, a: 2}\n"))
+
+
+def test_a_text_inside_a_file_counts_the_lines_of_the_file() -> None:
+    document = parse_document("a: 1\nb: 2\n", "values.yaml", first_line=10)
+    assert document.where(("b",)) == "values.yaml line 11"
+    with pytest.raises(InvalidSettings, match=r"values\.yaml line 11: not valid YAML"):
+        parse_document("a: 1\n\tb: 2\n", "values.yaml", first_line=10)
 
 
 def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A YAML settings file as plain data, with the line of every key.
+"""A YAML settings file as plain data, with the line of every key and every item of a list.
 
 Why it exists: an error must name file and line, and YAML readers forget both. Only plain
 scalars, lists and mappings with text keys are read (no tags, no objects); a key that stands
@@ -17,7 +17,10 @@ KeyPath = tuple[str, ...]
 
 
 class Document(msgspec.Struct, frozen=True):
-    """`data` as written; `lines` maps the path of each key to its line, counted from 1."""
+    """`data` as written; `lines` maps the path of each key to its line, counted from 1.
+
+    The items of a list are keys as well: "0", "1", ...
+    """
 
     path: str
     data: Mapping[str, object]
@@ -35,7 +38,13 @@ def read_document(path: str) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidSettings(f"settings file {path} cannot be read: {reason}") from error
+    return parse_document(text, path)
+
+
+def parse_document(text: str, path: str, first_line: int = 1) -> Document:
+    """As `read_document`, of a text that stands in the file `path` from `first_line` on."""
     loader = yaml.SafeLoader(text)
+    loader.line = first_line - 1
     lines: dict[KeyPath, int] = {}
     try:
         root = loader.get_single_node()
@@ -57,6 +66,12 @@ def read_document(path: str) -> Document:
 
 def _collect_lines(node: yaml.Node, at: KeyPath, path: str, lines: dict[KeyPath, int]) -> None:
     """Fill `lines` below `node`; refuse keys that repeat or are not text."""
+    if isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            below = (*at, str(place))
+            lines[below] = item.start_mark.line + 1
+            _collect_lines(item, below, path, lines)
+        return
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
