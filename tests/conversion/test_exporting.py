@@ -48,6 +48,44 @@ def test_a_stranger_in_the_way_stays(tmp_path: Path) -> None:
     assert file.read_bytes() == b"?"
 
 
+def test_links_and_folders_in_the_way_end_nothing(tmp_path: Path) -> None:
+    fill_store(tmp_path / "kv", KEYS[:5])
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    tree.file(KEYS[1]).mkdir(parents=True)
+    link = tree.file(KEYS[2])
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    for dry_run in (True, False):
+        report = run(tmp_path / "kv", tree.root, to="vllm-fs", dry_run=dry_run)
+        assert (report.converted, report.refused) == (3, {"occupied": 2})
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_behind_a_block_becomes_zeros(tmp_path: Path) -> None:
+    """No checksum covers it, so whoever can write to the store can put something there."""
+    fill_store(tmp_path / "kv", KEYS[:1])
+    (file,) = (tmp_path / "kv").rglob("*.kvt")
+    content = bytearray(file.read_bytes())
+    content[-1] = 7
+    file.write_bytes(content)
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    assert run(tmp_path / "kv", tree.root, to="vllm-fs").converted == 1
+    right = TreeFolder(tmp_path / "right", vllm_fields()).fill(KEYS[:1])
+    assert tree.content() == right.content()
+
+
+def test_folders_that_nobody_reads_are_not_looked_into(tmp_path: Path) -> None:
+    fill_store(tmp_path / "kv", KEYS[:1])
+    deep = tmp_path / "kv" / NAME / "blocks"
+    for _ in range(50):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    (deep / "file").touch()
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    report = run(tmp_path / "kv", tree.root, to="vllm-fs")
+    assert (report.converted, report.refused) == (1, {"unknown": 1})
+
+
 def test_blocks_of_another_group_are_refused(tmp_path: Path) -> None:
     of_another = BlockKey(KEYS[1][:-4] + (1).to_bytes(4))
     fill_store(tmp_path / "kv", [KEYS[0], of_another], blocks=1)

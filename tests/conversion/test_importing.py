@@ -1,12 +1,15 @@
 """Files of trees become segments that a reader finds, byte for byte, or are refused."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from kvtier.errors import InvalidSettings
+from kvtier.inspection.folder import Folder
 from kvtier.tiers.base import Outcome
-from kvtier.tiers.shared.format import UNKNOWN_PARENT
+from kvtier.tiers.shared.format import UNKNOWN_PARENT, segment_name
 from tests.conversion.foreign import (
     BLOCK_BYTES,
     NAME,
@@ -101,6 +104,45 @@ def test_what_exists_is_kept_and_what_is_broken_made_anew(tmp_path: Path) -> Non
     tier = open_tier(tmp_path / "kv")
     read(tier, KEYS)
     tier.close()
+
+
+def test_what_stands_in_the_way_stays_and_ends_nothing(tmp_path: Path) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:5])
+    space = tmp_path / "kv" / make_space(tmp_path / "kv")
+    (space / segment_name(KEYS[0])).mkdir(parents=True)
+    link = space / segment_name(KEYS[1])
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "elsewhere")
+    for dry_run in (True, False):
+        report = run(tree.root, tmp_path / "kv", dry_run=dry_run)
+        assert (report.converted, report.refused) == (3, {"occupied": 2})
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_behind_a_block_is_not_carried_along(tmp_path: Path) -> None:
+    """A tree has no checksum of it, and a store's does not cover it."""
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields())
+    tree.write(KEYS[0], payload(KEYS[0]).ljust(SLOT_BYTES, b"?"))
+    name = make_space(tmp_path / "kv")
+    assert run(tree.root, tmp_path / "kv").converted == 1
+    content = (tmp_path / "kv" / name / segment_name(KEYS[0])).read_bytes()
+    assert content[-SLOT_BYTES:] == payload(KEYS[0]).ljust(SLOT_BYTES, b"\0")
+
+
+def test_a_source_that_does_not_answer_is_no_source_of_damaged_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:5])
+    make_space(tmp_path / "kv")
+
+    def dead(*_: object) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(Folder, "read_into", dead)
+    with pytest.raises(InvalidSettings, match="not connected; mend that and run the same again"):
+        run(tree.root, tmp_path / "kv")
+    monkeypatch.undo()
+    assert run(tree.root, tmp_path / "kv").converted == 5
 
 
 def test_blocks_of_another_size_are_one_error_and_not_many(tmp_path: Path) -> None:

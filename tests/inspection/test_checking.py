@@ -167,6 +167,17 @@ def test_a_cursor_that_cannot_be_kept_costs_a_warning(full: StoreFolder, tmp_pat
         run(full, Wish(cursor_path=tmp_path / "none" / "cursor"))
 
 
+def test_a_file_that_is_no_cursor_is_not_replaced(full: StoreFolder, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("years of work")
+    with pytest.raises(InvalidSettings, match=r"--resume: .*thesis.txt is not where a check left"):
+        run(full, Wish(cursor_path=mine, from_start=True))
+    assert mine.read_text() == "years of work"
+    mine.unlink()
+    run(full, Wish(cursor_path=mine), stop_after=3)
+    assert run(full, Wish(cursor_path=mine, from_start=True)).segments == WHOLE
+
+
 def test_repair_puts_a_store_in_order(full: StoreFolder) -> None:
     stale = full.plant(f"{NAME}/blocks/.tmp-old")
     os.utime(stale, (0, 0))

@@ -2,20 +2,26 @@
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
+from kvtier.inspection import workers
 from kvtier.inspection.folder import Folder
 from kvtier.inspection.fsck import Check, rules_for
 from kvtier.inspection.pace import Pace, Stopped
 from kvtier.inspection.places import Places
+from kvtier.inspection.repair import Repairs
 from kvtier.inspection.report import Report
 from kvtier.inspection.spaces import Secrets, find_spaces
 from kvtier.inspection.view import Entry
+from kvtier.tiers.shared.files import OsStoreFiles, StoreFiles
+from kvtier.tiers.shared.posix import PosixStore
 from tests.inspection.stores import NAME, StoreFolder, flip, key_file, keys, spread
 
 FILE_BYTES = 4096 + 4 * 12_288
@@ -25,8 +31,8 @@ PAYLOAD_BYTES = 4 * 12_288
 class Checked:
     """A check of a store as it is now."""
 
-    def __init__(self, store: StoreFolder, **options) -> None:
-        self.folder = Folder(store.path)
+    def __init__(self, store: StoreFolder, files: StoreFiles | None = None, **options) -> None:
+        self.folder = Folder(store.path, files)
         spaces = find_spaces(self.folder)
         self.report = Report(path="kv", spaces=[each.name for each in spaces], started_s=0.0)
         self.check = Check(
@@ -231,6 +237,34 @@ def test_a_stopped_pace_ends_it(store: StoreFolder) -> None:
     assert found.report.segments == 0
 
 
+def test_storage_that_hangs_holds_nobody_who_was_told_to_stop(
+    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a dead mount: what was read by then counts, and the thread is left behind."""
+    monkeypatch.setattr(workers, "_NAPS", 2)
+    monkeypatch.setattr(workers, "_NAP_S", 0.01)
+    fill(store)
+    mended, pace = threading.Event(), Pace()
+
+    class Hanging(OsStoreFiles):
+        def open(self, name: str, flags: int, folder_fd: int) -> int:
+            if name == store.name(spread(6)[2]):
+                pace.stop()
+                mended.wait()
+            return super().open(name, flags, folder_fd)
+
+    found = Checked(store, files=Hanging(), pace=pace, threads=1)
+    with pytest.raises(Stopped):
+        list(found.check.run())
+    mended.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("kvtier-fsck"):
+            thread.join()
+    found.folder.close()
+    assert not found.report.complete
+    assert found.report.segments == 2
+
+
 def test_reading_keeps_to_the_rate(store: StoreFolder) -> None:
     clock = VirtualClock()
     fill(store)
@@ -239,7 +273,26 @@ def test_reading_keeps_to_the_rate(store: StoreFolder) -> None:
     assert clock.now_s() == pytest.approx(5.0), "a segment a second, the first at once"
 
 
-def test_a_secret_that_is_missing_is_refused(store: StoreFolder, tmp_path) -> None:
+def test_a_segment_of_another_secret_is_left_to_a_person(
+    store: StoreFolder, tmp_path: Path
+) -> None:
+    """The manifest was replaced: nobody can tell which side is right, so nothing is moved."""
+    store.fill(keys(4), key_file=key_file(tmp_path))
+    store.fill(keys(4, 1 << 20), key_file=key_file(tmp_path))
+    (store.path / NAME / "manifest.json").unlink()
+    elsewhere = StoreFolder(tmp_path / "elsewhere")
+    elsewhere.path.mkdir()
+    elsewhere.fill(keys(4))
+    (elsewhere.path / NAME / "manifest.json").rename(store.path / NAME / "manifest.json")
+    repairs = Repairs(PosixStore(store.path))
+    found = checked(store, repairs=repairs)
+    repairs.close()
+    assert set(found.problems.values()) == {"algorithm"}
+    assert [each.repaired for each in found.report.problems] == [None, None]
+    assert "written with a secret" in found.report.problems[0].reason
+
+
+def test_a_secret_that_is_missing_is_refused(store: StoreFolder, tmp_path: Path) -> None:
     secret = key_file(tmp_path)
     store.fill(keys(4), key_file=secret)
     folder = Folder(store.path)

@@ -172,6 +172,25 @@ def test_who_may_not_write_can_check_it_all_the_same(store: MemoryStore) -> None
         check_view(view_of(locked), Wish(repair=True), pace, watched)
 
 
+def test_a_note_that_fails_once_is_tried_again(store: MemoryStore) -> None:
+    class Busy(MemoryStore):
+        left = 1
+
+        def put(self, name: str, data: bytes) -> Stat:
+            if self.left:
+                self.left -= 1
+                raise OSError(errno.EBUSY, "the server said 503")
+            return super().put(name, data)
+
+    busy = Busy()
+    busy._files = store._files
+    pace = Pace()
+    watched = Stopping(pace, 3)
+    check_view(view_of(busy), Wish(), pace, watched)
+    assert len(watched.warnings) == 1
+    assert checked(busy).resumed_after is not None
+
+
 class Failing(MemoryStore):
     """Refuses reads of blocks, or does not answer them, as often as told."""
 

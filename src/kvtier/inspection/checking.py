@@ -168,7 +168,7 @@ class _Saver:
         self._keeper = CursorKeeper(note, subject.secrets.strongest)
         self._observer = observer
         self._from_start = wish.from_start
-        self._works = True
+        self._has_warned = False
         self._fresh = Cursor(
             store=view.identity,
             spaces=tuple(_state(space) for space in subject.spaces),
@@ -191,8 +191,7 @@ class _Saver:
             found.report.resumed_after = printable(after)
             self._observer.resumed(printable(after), found.report.started_s)
             return found.report, after
-        self.save(self._fresh.report, "")
-        if self._is_named and not self._works:
+        if not self.save(self._fresh.report, "") and self._is_named:
             raise InvalidSettings(
                 f"--resume: {self._keeper.where} cannot be written; name another file"
             )
@@ -212,8 +211,11 @@ class _Saver:
                 "another file, or remove it"
             )
 
-    def save(self, report: Report, after: str) -> None:
-        """Note where the check is. A place that cannot be written to costs the resumption only."""
+    def save(self, report: Report, after: str) -> bool:
+        """Note where the check is; False where the place cannot be written to now.
+
+        That costs the resumption only. It is tried again the next time.
+        """
         fresh = self._fresh
         cursor = Cursor(
             store=fresh.store,
@@ -222,16 +224,17 @@ class _Saver:
             after=quote_from_bytes(os.fsencode(after)),
             report=report,
         )
-        if not self._works:
-            return
         try:
             self._keeper.save(cursor)
         except OSError as error:
-            self._works = False
-            self._observer.warned(
-                f"this check cannot go on later: {self._keeper.where} cannot be written "
-                f"({error.strerror}); name a file with --resume"
-            )
+            if not self._has_warned:
+                self._has_warned = True
+                self._observer.warned(
+                    f"a later run cannot go on here: {self._keeper.where} cannot be written "
+                    f"({error.strerror}); name a file with --resume, if it stays so"
+                )
+            return False
+        return True
 
     def end(self) -> None:
         """Nothing is left to go on with."""

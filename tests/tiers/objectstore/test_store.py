@@ -258,7 +258,7 @@ def test_a_listing_without_end_is_a_time_out(url: str, store: ObjectStore) -> No
 
 def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: ObjectStore) -> None:
     """Found names are given before the time is up, and the next page goes on behind them."""
-    names = [f"{folder}/{file}" for folder in range(4) for file in range(2)]
+    names = [f"{folder}/{file}" for folder in range(6) for file in range(2)]
     for name in names:
         store.put(name, b"x")
 
