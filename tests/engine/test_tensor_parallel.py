@@ -23,12 +23,11 @@ SCALE = 0.2
 TWO_WORKERS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 
 
-@pytest.fixture(scope="module")
-def model(made_up: Callable[[str], Path]) -> Path:
-    """A small llama with four KV heads, and weights to share."""
+def draw_weights(folder: Path, **changes: Any) -> Path:
+    """Complete the configuration in `folder`, changed so, to a model."""
     save_file = pytest.importorskip("safetensors.numpy").save_file
-    folder = made_up("wide_llama")
-    config = json.loads((folder / "config.json").read_text())
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    (folder / "config.json").write_text(json.dumps(config))
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_key_value_heads"] * config["head_dim"]
     drawn = np.random.default_rng(0)
@@ -55,6 +54,12 @@ def model(made_up: Callable[[str], Path]) -> Path:
         }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(made_up: Callable[[str], Path]) -> Path:
+    """A small llama with four KV heads."""
+    return draw_weights(made_up("wide_llama"))
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +155,24 @@ def test_ranks_that_keep_to_themselves_find_nothing(
         again = apart.ask(prompts[0])
         assert (again.tokens, again.cached) == (computed.tokens, WHOLE)
     assert len(list(folder.glob("*/manifest.json"))) == 2
+
+
+def test_workers_that_hold_the_same_head_keep_one_copy(
+    start: Start, made_up: Callable[[str], Path], prompts: list[list[int]], folder: Path
+) -> None:
+    """One KV head on two workers: each stores every other block for both."""
+    model = draw_weights(made_up("wide_llama"), num_key_value_heads=1)
+    shared = {"path": str(folder), "recheck": "50ms"}
+    settings = {"ram": "256MiB", "shared": shared, "canonical_layout": True}
+    with start(model, settings, skip_tokenizer_init=True) as one:
+        computed = one.ask(prompts[0])
+        one.call("settle")
+    with start(model, settings, skip_tokenizer_init=True, **TWO_WORKERS) as two:
+        answer = two.ask(prompts[0])
+        assert (answer.tokens, answer.cached) == (computed.tokens, WHOLE)
+        written = two.ask(prompts[2])
+        two.call("settle")
+        assert two.call("reset")
+        again = two.ask(prompts[2])
+        assert (written.cached, again.cached) == (0, WHOLE)
+        assert again.tokens == written.tokens

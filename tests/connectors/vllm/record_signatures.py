@@ -22,6 +22,8 @@ MODULES = {
         "CanonicalKVCaches",
         "CanonicalKVCacheTensor",
         "CanonicalKVCacheRef",
+        "CanonicalPageMapping",
+        "CopyRun",
         "TransferResult",
         "PrepareStoreOutput",
         "OffloadingEvent",

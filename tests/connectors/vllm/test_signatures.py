@@ -30,21 +30,30 @@ USED_FIELDS = {
         "PrepareStoreOutput": {"keys_to_store", "store_spec", "evicted_keys"},
         "CanonicalKVCaches": {"tensors", "group_data_refs"},
         "CanonicalKVCacheTensor": {"tensor", "page_size_bytes"},
-        "CanonicalKVCacheRef": {"tensor_idx", "page_size_bytes"},
+        "CanonicalKVCacheRef": {"tensor_idx", "page_size_bytes", "mapping"},
+        "CanonicalPageMapping": {
+            "canonical_page_size_bytes", "runs", "num_writers", "writer_index",
+            "parallelism_agnostic",
+        },
+        "CopyRun": {
+            "local_offset", "canonical_offset", "fragment_size", "num_fragments",
+            "local_stride", "canonical_stride",
+        },
         "OffloadingEvent": {"keys", "medium", "removed", "locality", "ownership"},
         "ScheduleEndContext": {"new_req_ids", "preempted_req_ids"},
     },
     "vllm.v1.kv_offload.config": {
         "OffloadingConfig": {
             "groups", "worker_kv_bytes_per_block", "enable_kv_cache_events", "extra_config",
-            "model", "cache", "parallel", "kv_cache_layout",
+            "model", "cache", "parallel", "kv_cache_layout", "canonical_layout",
+            "replicated_layout",
         },
         "OffloadingGroupConfig": {"tokens_per_block", "layer_names", "group_id"},
         "OffloadingCacheConfig": {"tokens_per_hash", "blocks_per_chunk"},
         "OffloadingModelConfig": {"name", "dtype"},
         "OffloadingParallelConfig": {
             "rank", "world_size", "tp_size", "pp_size", "pcp_size", "dcp_size",
-            "data_parallel_size", "data_parallel_index",
+            "data_parallel_size", "data_parallel_index", "is_parallelism_agnostic",
         },
     },
 }  # fmt: skip
