@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kvtier.blocks.key import BlockKey
+from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.testing.spaces import sample_space
@@ -58,6 +59,16 @@ def test_blocks_of_a_chain_are_one_object(url: str) -> None:
     assert read(other, keys(10)) == [DONE] * 10
     tier.close()
     other.close()
+
+
+@pytest.mark.parametrize(("block_bytes", "blocks"), [(4096, 1000), (1 << 20, 32), (40 << 20, 1)])
+def test_an_object_fits_into_the_time_of_one_request(
+    url: str, block_bytes: int, blocks: int
+) -> None:
+    layout = BlockLayout(block_bytes=block_bytes, tokens_per_block=16)
+    tier = BucketTier(url, layout, sample_space(block_bytes=block_bytes), segment_blocks=1000)
+    assert tier.capabilities.batch_blocks == blocks
+    tier.close()
 
 
 def fetch(engine: TransferEngine, blocks: list[BlockKey]) -> list[Outcome]:

@@ -1,6 +1,7 @@
 """The shared tier in a bucket that every engine uses: `objectstore: s3://bucket/prefix`."""
 
 from pathlib import Path
+from typing import Final
 
 from kvtier.blocks.checksum import checksum_for
 from kvtier.blocks.key import KeySpace
@@ -9,9 +10,16 @@ from kvtier.clock import Clock
 from kvtier.tiers.objectstore.store import ObjectStore
 from kvtier.tiers.shared.tier import KNOWN_BLOCKS, StoreTier
 
+OBJECT_BYTES: Final = 32 << 20
+"""An object is written in one request, which has 3.5 s: at 10 MB/s this much goes through."""
+
 
 class BucketTier(StoreTier):
-    """A `StoreTier` on an `ObjectStore`. Raises InvalidSettings naming the setting and the fix."""
+    """A `StoreTier` on an `ObjectStore`. Raises InvalidSettings naming the setting and the fix.
+
+    An object holds `segment_blocks` blocks at most, and no more than OBJECT_BYTES where that is
+    more than one block.
+    """
 
     def __init__(
         self,
@@ -28,6 +36,7 @@ class BucketTier(StoreTier):
         clock: Clock | None = None,
     ) -> None:
         checksum = checksum_for(key_file, "objectstore.key_file")
+        fitting_blocks = max(1, OBJECT_BYTES // layout.slot_bytes)
         store = ObjectStore(url, clock=clock)
         store.check()
         super().__init__(
@@ -35,7 +44,7 @@ class BucketTier(StoreTier):
             store,
             layout,
             space,
-            segment_blocks=segment_blocks,
+            segment_blocks=min(segment_blocks, fitting_blocks),
             io_threads=io_threads,
             is_prefix=is_prefix,
             checksum=checksum,
