@@ -12,7 +12,7 @@ late, takes nothing away from its successors; only names that can be segments' a
 
 import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from typing import Final, NamedTuple
 
@@ -41,11 +41,35 @@ _SUMMARY_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
 Uses = dict[bytes, Use]
 
 
+class Keys:
+    """Keys one behind the other, each after its length: a third of what a list of them takes.
+
+    While journals are folded, all that many readers told in a while is in memory at once.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+
+    def add(self, key: bytes) -> None:
+        """One more, of 255 bytes at most."""
+        self._raw.append(len(key))
+        self._raw += key
+
+    def __iter__(self) -> Iterator[bytes]:
+        at = 0
+        while at < len(self._raw):
+            end = at + 1 + self._raw[at]
+            yield bytes(self._raw[at + 1 : end])
+            at = end
+
+
 class Journal(NamedTuple):
     """One file: which blocks were read, by shard, and when."""
 
     told_s: float
-    keys: Mapping[str, list[bytes]]
+    keys: Mapping[str, Keys]
 
 
 class Journals(NamedTuple):
@@ -154,11 +178,11 @@ def _read_journal(store: Store, name: str) -> Journal | None:
     if read is None:
         return None
     raw, stat = read
-    keys: dict[str, list[bytes]] = {}
+    keys: dict[str, Keys] = {}
     for line in raw.decode("ascii", "replace").splitlines():
         key = key_of(line)
         if key is not None:
-            keys.setdefault(shard_of(key), []).append(key)
+            keys.setdefault(shard_of(key), Keys()).add(key)
     return Journal(stat.modified_s, keys)
 
 

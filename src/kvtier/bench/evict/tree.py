@@ -79,25 +79,30 @@ class Tree:
                     told(number)
         finally:
             os.close(root_fd)
-        os.sync()
         self._set_times(history)
+        os.sync()  # what follows would pay for it
+        self._tell_reads(history)
 
     def _set_times(self, history: History) -> None:
         """Let the past have happened, counted from now."""
         now_s = wall_s()
         read_s, written_s = now_s - history.read_age_s, now_s - history.written_age_s
         root_fd = os.open(self.root / self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        names = [segment_name(key_of(number)) for number in range(self.files)]
-        for number, name in enumerate(names):
+        for number in range(self.files):
+            name = segment_name(key_of(number))
             os.utime(name, (read_s[number], written_s[number]), dir_fd=root_fd)
         os.close(root_fd)
+
+    def _tell_reads(self, history: History) -> None:
+        """Journals as readers leave them."""
         access = self.root / self.folder / "access"
         access.mkdir(mode=0o700)
         now_s = wall_s()
         for count, window in enumerate(history.windows):
             if len(window):
                 path = access / f"bench-1-0-{count:08d}.log"
-                path.write_text("".join(f"{names[number]}\n" for number in window))
+                lines = (f"{segment_name(key_of(number))}\n" for number in window.tolist())
+                path.write_text("".join(lines))
                 time_s = now_s - float(history.read_age_s[window].min())
                 os.utime(path, (time_s, time_s))
 
