@@ -3,6 +3,7 @@
 The expectation is independent of all mappings: the heads of the model's KV that a rank holds.
 """
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +20,8 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.connectors.vllm import arrangement, identity
+from kvtier.connectors.vllm.copier import Verb
+from kvtier.connectors.vllm.pointers import point
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.errors import InvalidSettings
@@ -291,3 +294,23 @@ def test_a_folder_written_at_one_size_is_read_at_another(
     read.close()
     reader.load([0, 4, 9], 0, 0, [1, 8, 6])
     check_loaded(reader, content, [7, 2, 5], [0, 4, 9])
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_the_addresses_for_a_device_copy_agree_with_the_copy(
+    engines: Engines, model: Model
+) -> None:
+    engine = engines.build(model, 4, blocks_per_chunk=2, **INSIST)
+    engine.fill(of_group(model.content(), 0))
+    engine.arena.array[:] = 0
+    engine.store([3, 9, 4], 1, 0, [5, 2])
+    room = np.zeros_like(engine.arena.array)
+    device = engine._device([3, 9, 4], 1, 0)
+    for worker in engine.workers:
+        layout = worker._layout
+        moves = layout.expand(device.block_ids, device.group_sizes, device.block_indices, [5, 2])
+        found = point(layout, moves, Verb.STORE, room.ctypes.data, room.shape[1])
+        for source, target, size in zip(*(array.tolist() for array in found), strict=True):
+            ctypes.memmove(target, source, size)
+    assert room.any()
+    assert np.array_equal(room, engine.arena.array)
