@@ -125,6 +125,25 @@ def test_other_refusals_are_errors_too(
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("durability", "calls"),
+    [
+        ("none", ["rename_exclusive", "unlink"]),
+        ("fdatasync", ["rename_exclusive", "unlink"]),
+        ("fsync", ["rename_exclusive", "unlink", "open", "sync", "close"]),
+    ],
+)
+def test_who_loses_a_name_makes_it_durable_before_it_says_so(
+    tmp_path: Path, durability: str, calls: list[str]
+) -> None:
+    """The winner may not have come to it yet, and a power cut would take back the name."""
+    PosixStore(tmp_path).publish("a/file", [PAGES])
+    store, files = broken(tmp_path, durability=durability)
+    assert not store.publish("a/file", [PAGES])
+    assert files.order[files.order.index("rename_exclusive") :] == calls
+    store.close()
+
+
 def test_a_name_that_cannot_be_made_durable_is_told(tmp_path: Path) -> None:
     store, files = broken(tmp_path, durability="fsync")
     seen: list[str] = []

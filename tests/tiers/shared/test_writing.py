@@ -1,9 +1,14 @@
 """Cutting batches into segments, and meeting other writers."""
 
+import errno
+import os
+import stat
+
 from kvtier.blocks.key import BlockKey
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.tiers import key
 from kvtier.tiers.shared.tier import StoreTier
+from tests.tiers.shared.broken import BrokenStoreFiles
 from tests.tiers.shared.segments import DONE, FAILED, LAYOUT, SPACE, Tiers, keys, moves, read, write
 
 
@@ -23,6 +28,22 @@ def test_the_late_writer_goes_on_behind_what_is_there(tiers: Tiers) -> None:
     assert write(late, keys(10)) == [DONE] * 10
     assert len(tiers.segments()) == 3
     assert tiers.open().find(keys(10)) == [DONE] * 10
+
+
+class NamesNotDurable(BrokenStoreFiles):
+    """Takes files, and cannot make the names in a folder durable."""
+
+    def sync(self, fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync(fd)
+
+
+def test_what_another_wrote_is_done_only_once_its_name_is_durable(tiers: Tiers) -> None:
+    write(tiers.open(), keys(2))
+    late = tiers.open(durability="fsync", files=NamesNotDurable())
+    assert write(late, keys(2)) == [FAILED] * 2
+    assert write(tiers.open(durability="fsync"), keys(2)) == [DONE] * 2
 
 
 def test_blocks_of_two_chains_or_groups_never_share_a_file(tiers: Tiers) -> None:

@@ -74,7 +74,11 @@ class PosixStore:
         self._walks = Walks(clock or MonotonicClock())
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See Store. With `fsync`, a name that could not be made durable raises and is there."""
+        """See Store. With `fsync`, a name that could not be made durable raises and is there.
+
+        So does a name that another took: its writer may be on the way to make it durable, and
+        whoever is told that the name is taken counts what has it as written.
+        """
         folder = folder_of(check_name(name))
         root = self._use()
         flags = self._flags(0, parts)
@@ -86,8 +90,7 @@ class PosixStore:
             raise
         if not won or not self._renames:
             discard(temporary, root, self._files)
-        if won:
-            self._temporaries.sync_folder(root, folder)
+        self._temporaries.sync_folder(root, folder)
         return won
 
     def put(self, name: str, data: bytes) -> Stat:
