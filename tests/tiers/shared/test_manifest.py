@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.spaces import sample_space
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.manifest import encode, ensure, manifest_of, parse
+from kvtier.tiers.shared.posix import PosixStore
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACE = sample_space()
@@ -207,3 +210,16 @@ class BrokenStore(MemoryStore):
 def test_what_the_place_refuses_is_passed_on() -> None:
     with pytest.raises(OSError, match="Input/output error"):
         ensure(BrokenStore(), SPACE)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a FIFO", "a folder"])
+def test_what_stands_in_the_manifests_place_is_named(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    store = PosixStore(tmp_path)
+    space = sample_space()
+    (tmp_path / space_folder(space)).mkdir()
+    make(tmp_path / space_folder(space) / "manifest.json")
+    with pytest.raises(InvalidSettings, match="manifest.json .*it is no plain file"):
+        ensure(store, space)
+    store.close()

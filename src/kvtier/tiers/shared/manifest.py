@@ -89,7 +89,12 @@ def ensure(
 
 
 def _read(store: Store, name: str, setting: str) -> bytes | None:
-    stat = store.stat(name)
+    try:
+        stat = store.stat(name)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise InvalidSettings(_refusal(setting, name, "it is no plain file")) from error
     if stat is None:
         return None
     if stat.size > _BYTES_MAX:
