@@ -15,6 +15,7 @@ from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.filesystem import FileSystem
 from kvtier.evictor.leases import REST
 from kvtier.evictor.options import Options
+from kvtier.evictor.view import summary_line
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
 
@@ -81,6 +82,16 @@ def test_a_quota_is_of_one_tree() -> None:
     assert len(scene.blocks(SECOND)) == 50
     assert report.freed["quota"].files == 100 - len(scene.blocks())
     assert report.trees[SECOND].freed.files == 0
+    assert report.trees[TREE].short_bytes == 0
+
+
+def test_a_quota_that_cannot_be_kept_is_told() -> None:
+    scene = filled()
+    scene.read(*range(90))
+    report = evictor(scene, quotas={TREE: bounded(600_000, 500_000)}).run_once()
+    assert len(scene.blocks()) == 90
+    assert 400_000 <= report.trees[TREE].short_bytes < 420_000
+    assert f"beyond the quota of {TREE} are in use" in summary_line(report)
 
 
 def test_what_is_in_use_keeps_the_bound_from_being_reached() -> None:

@@ -227,18 +227,10 @@ class Evictor:
     ) -> None:
         """Our part of what has to go."""
         report = work.report
-        used = Amount()
-        for (_, tree), usage in usages.items():
-            used = used.plus(usage.amount)
-            if tree in report.trees:
-                report.trees[tree].files += usage.files
-                report.trees[tree].size_bytes += usage.size_bytes
-        held = used
-        if self._options.of_filesystem and self._filesystem is not None:
-            used_bytes = self._reclaim.expected(self._filesystem().used_bytes)
-            held = Amount(used_bytes, used.inodes)
+        held = self._held(report, usages)
         report.used_bytes, report.used_inodes = held
         before = Amount(report.freed_bytes, report.freed_files)
+        trees_before = {name: tree.freed.size_bytes for name, tree in report.trees.items()}
         wanted = plan(usages, self._options.marks, self._options.quotas, work.newest_s, held)
         for reason, shares in wanted._asdict().items():
             for (shard, tree), amount in shares.items():
@@ -254,6 +246,23 @@ class Evictor:
         report.left_bytes, report.left_inodes = left
         short = self._options.marks.excess(left)
         report.short_bytes, report.short_inodes = short
+        for name, quota in self._options.quotas.items():
+            if name in report.trees:
+                tree = report.trees[name]
+                gone_bytes = tree.freed.size_bytes - trees_before[name]
+                tree.short_bytes = quota.size_bytes.excess(tree.size_bytes - gone_bytes)
+
+    def _held(self, report: Report, usages: Mapping[Place, Usage]) -> Amount:
+        """What is held against the bound; tells by tree what is there."""
+        used = Amount()
+        for (_, tree), usage in usages.items():
+            used = used.plus(usage.amount)
+            if tree in report.trees:
+                report.trees[tree].files += usage.files
+                report.trees[tree].size_bytes += usage.size_bytes
+        if not self._options.of_filesystem or self._filesystem is None:
+            return used
+        return Amount(self._reclaim.expected(self._filesystem().used_bytes), used.inodes)
 
     def _guarded(self, work: Work, shard: str, step: Callable[[], object]) -> None:
         """Do something in a shard; who loses its lease, or is refused, goes on elsewhere."""

@@ -30,6 +30,8 @@ class TreeReport(msgspec.Struct):
     files: int = 0
     size_bytes: int = 0
     freed: Freed = msgspec.field(default_factory=Freed)
+    short_bytes: int = 0
+    """Of its quota: had to go and is still there."""
 
 
 class Report(msgspec.Struct):

@@ -21,6 +21,10 @@ def summary_line(report: Report) -> str:
     ]
     if report.short_bytes:
         parts.append(f"{approximate_size(report.short_bytes)} too much are in use or refused")
+    for tree in report.trees.values():
+        if tree.short_bytes:
+            size = approximate_size(tree.short_bytes)
+            parts.append(f"{size} beyond the quota of {tree.name} are in use or refused")
     if report.unknown_files:
         parts.append(f"{report.unknown_files} unknown files")
     if report.refused_calls:
