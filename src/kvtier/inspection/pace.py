@@ -3,10 +3,10 @@
 Invariant: on average no more than the bound is spent, and who has been stopped waits no longer.
 """
 
-import threading
 from typing import Final
 
 from kvtier.clock import Clock, MonotonicClock
+from kvtier.tiers.shared.rate import Rate
 
 _NAP_S: Final = 0.25
 """How long a stop goes unheard at most."""
@@ -21,10 +21,8 @@ class Pace:
 
     def __init__(self, bytes_per_s: int | None = None, clock: Clock | None = None) -> None:
         """`bytes_per_s` None: as fast as it goes."""
-        self._bytes_per_s = bytes_per_s
         self._clock = clock or MonotonicClock()
-        self._lock = threading.Lock()
-        self._free_s = self._clock.now_s()
+        self._rate = Rate(bytes_per_s, self._clock)
         self._stopped = False
 
     @property
@@ -34,12 +32,11 @@ class Pace:
 
     def spend(self, count: int) -> None:
         """Wait until `count` more bytes may be read. Raises Stopped after `stop`."""
-        if self._bytes_per_s is not None:
-            with self._lock:
-                start_s = max(self._free_s, self._clock.now_s())
-                self._free_s = start_s + count / self._bytes_per_s
-            while not self._stopped and (left_s := start_s - self._clock.now_s()) > 0:
-                self._clock.sleep(min(left_s, _NAP_S))
+        left_s = self._rate.claim(count)
+        while left_s > 0 and not self._stopped:
+            nap_s = min(left_s, _NAP_S)
+            self._clock.sleep(nap_s)
+            left_s -= nap_s
         if self._stopped:
             raise Stopped
 
