@@ -1,0 +1,131 @@
+"""What replicas hold, by estimate: an LRU of each replica and tier over what was routed there.
+
+For replicas that announce nothing. Tiers below the device are written through, so each tier is
+an LRU of its own over the same requests, and what falls out of the device's is still in RAM's,
+which is bigger. Sizes are kept in tokens and turned into blocks of the replica's own block size
+in one place, here: never is one unit taken for the other.
+
+Invariant: see `recency`: no tier holds more than its capacity, nor a block without its prefix.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from kvtier.index.fleet.answers import answers
+from kvtier.index.fleet.base import DEVICE, Match, Source
+from kvtier.index.fleet.levels import Levels
+from kvtier.index.fleet.prompt import Prompt
+from kvtier.index.fleet.recency import Recency
+from kvtier.index.fleet.table import BlockTable
+
+DEVICE_TOKENS: Final = 500_000
+"""Of a device whose capacity nobody has told."""
+BLOCK_TOKENS: Final = 16
+"""Of a replica whose block size nobody has told."""
+
+
+class EstimatedIndex:
+    """Meets FleetIndex. `capacities` in tokens hold for every replica until it says otherwise."""
+
+    source: Final = Source.ESTIMATED
+
+    def __init__(
+        self,
+        capacities: Mapping[str, int] | None = None,
+        *,
+        block_tokens: int = BLOCK_TOKENS,
+        follows: Collection[str] | None = None,
+    ) -> None:
+        """`follows`: tiers that `resize` may size or add; None: every one, empty: none."""
+        self._capacities = {DEVICE: DEVICE_TOKENS} if capacities is None else dict(capacities)
+        self._block_tokens = block_tokens
+        self._follows = None if follows is None else frozenset(follows)
+        self._levels = Levels()
+        self._tables: dict[int, BlockTable] = {}
+        self._replicas: dict[str, Recency] = {}
+        self._told: dict[str, dict[str, int]] = {}
+        for tier in self._capacities:
+            self._levels.use(tier)
+
+    def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
+        """See FleetIndex."""
+        total = prompt.tokens
+        nothing = Match({}, total)
+        found = dict.fromkeys(replicas, nothing)
+        for table, members in self._by_table(replicas).items():
+            ends = table.ends(prompt.chain(table.block_tokens))
+            slots = [self._replicas[name].slot for name in members]
+            matches = answers(ends, slots, self._levels, table.block_tokens, total)
+            found.update(zip(members, matches, strict=True))
+        return [found[name] for name in replicas]
+
+    def routed(self, prompt: Prompt, replica: str) -> None:
+        """See FleetIndex. About a microsecond a block that is new, half of it otherwise."""
+        recency = self._replicas.get(replica)
+        if recency is None:
+            recency = self._add(replica, self._block_tokens)
+        recency.table.sweep()
+        recency.touch(prompt.chain(recency.table.block_tokens))
+
+    def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
+        """See FleetIndex. A capacity that is not positive is not known, and changes nothing."""
+        if capacity_tokens <= 0 or (self._follows is not None and tier not in self._follows):
+            return
+        level = self._levels.use(tier)
+        if level is None:
+            return
+        told = self._told.setdefault(replica, {})
+        if told.get(tier) == capacity_tokens:
+            return
+        told[tier] = capacity_tokens
+        recency = self._replicas.get(replica)
+        if recency is not None:
+            recency.resize(level, _blocks(capacity_tokens, recency.table.block_tokens))
+
+    def set_block_tokens(self, replica: str, block_tokens: int) -> None:
+        """The replica's KV blocks have this size. One that had another is forgotten."""
+        if block_tokens <= 0:
+            return
+        known = self._replicas.get(replica)
+        if known is not None and known.table.block_tokens == block_tokens:
+            return
+        if known is not None:
+            known.release()
+        self._add(replica, block_tokens)
+
+    def drop(self, replica: str) -> None:
+        """See FleetIndex."""
+        self._told.pop(replica, None)
+        recency = self._replicas.pop(replica, None)
+        if recency is not None:
+            recency.release()
+
+    def held_blocks(self, replica: str) -> int:
+        """Blocks that a replica is believed to hold in any tier."""
+        recency = self._replicas.get(replica)
+        return 0 if recency is None else len(recency)
+
+    def _add(self, replica: str, block_tokens: int) -> Recency:
+        table = self._tables.get(block_tokens)
+        if table is None:
+            table = self._tables[block_tokens] = BlockTable(block_tokens)
+        recency = self._replicas[replica] = Recency(table)
+        for tier, tokens in {**self._capacities, **self._told.get(replica, {})}.items():
+            level = self._levels.use(tier)
+            if level is not None:
+                recency.resize(level, _blocks(tokens, block_tokens))
+        return recency
+
+    def _by_table(self, replicas: Sequence[str]) -> dict[BlockTable, list[str]]:
+        groups: dict[BlockTable, list[str]] = {}
+        known = self._replicas
+        for name in replicas:
+            recency = known.get(name)
+            if recency is not None:
+                groups.setdefault(recency.table, []).append(name)
+        return groups
+
+
+def _blocks(capacity_tokens: int, block_tokens: int) -> int:
+    """Whole blocks; one at least, as a tier that exists is never sized away."""
+    return max(1, capacity_tokens // block_tokens)

@@ -1,0 +1,195 @@
+"""The suite that every index of the fleet passes.
+
+Why: choosing relies on the contract and not on how an index knows. An implementation is proved
+in about 12 lines:
+
+    class TestMine(FleetContract):
+        def make_index(self) -> FleetIndex:
+            return Mine()
+
+        def hold(self, index: FleetIndex, replica: str, token_ids: Sequence[int]) -> None:
+            index.routed(TokenPrompt(token_ids, MODEL), replica)
+
+Needs pytest and hypothesis, which come with the development dependencies. No test is timed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvtier.index.fleet.base import DEVICE, FleetIndex, Match, Source
+from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
+
+MODEL: Final = "a-model"
+"""That the replicas of the suite serve."""
+BLOCK_TOKENS: Final = 16
+"""Of the replicas of the suite."""
+
+_SETTINGS = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)
+_PATHS = st.lists(st.integers(0, 2), max_size=6)
+
+
+def tokens_of(path: Sequence[int], tail: int = 0) -> list[int]:
+    """Token ids of one block for each number of the path, and `tail` tokens after them."""
+    blocks = [number * 1000 + place for number in path for place in range(BLOCK_TOKENS)]
+    return [*blocks, *range(90_000, 90_000 + tail)]
+
+
+def prompt_of(path: Sequence[int], tail: int = 0) -> TokenPrompt:
+    """The same as a prompt for MODEL."""
+    return TokenPrompt(tokens_of(path, tail), MODEL)
+
+
+class FleetContract(ABC):
+    """What `FleetIndex` promises. Subclass it under a name that pytest collects."""
+
+    @abstractmethod
+    def make_index(self) -> FleetIndex:
+        """An empty index, for replicas with blocks of BLOCK_TOKENS and room for 1,000 of them."""
+
+    @abstractmethod
+    def hold(self, index: FleetIndex, replica: str, token_ids: Sequence[int]) -> None:
+        """By whatever it learns from: the replica holds this prefix on its device."""
+
+    def test_it_says_how_it_knows(self) -> None:
+        """One of the two sources."""
+        assert isinstance(self.make_index().source, Source)
+
+    def test_an_unknown_replica_holds_nothing(self) -> None:
+        """Whatever is asked, and whoever else is known."""
+        index = self.make_index()
+        self.hold(index, "a", tokens_of([1, 2]))
+        for prompt in (prompt_of([1, 2], 5), prompt_of([]), TextPrompt(b"text" * 40, MODEL)):
+            (found,) = index.match(prompt, ["nobody"])
+            assert found.best_tokens == 0
+            assert found.total_tokens == prompt.tokens
+        assert index.match(prompt_of([1]), []) == []
+
+    def test_answers_come_in_the_order_asked(self) -> None:
+        """Also where one is asked twice."""
+        index = self.make_index()
+        self.hold(index, "a", tokens_of([1, 2, 0]))
+        self.hold(index, "b", tokens_of([1]))
+        found = index.match(prompt_of([1, 2, 0]), ["b", "nobody", "a", "b"])
+        assert [match.best_tokens for match in found] == [16, 0, 48, 16]
+
+    def test_only_whole_blocks_count(self) -> None:
+        """Of what is held, and of what is asked."""
+        index = self.make_index()
+        self.hold(index, "a", tokens_of([1, 2], tail=15))
+        (found,) = index.match(prompt_of([1, 2], tail=15), ["a"])
+        assert (found.tokens[DEVICE], found.total_tokens) == (32, 47)
+        assert found.ratio(DEVICE) == pytest.approx(32 / 47)
+
+    @_SETTINGS
+    @given(st.lists(st.tuples(st.sampled_from("abc"), _PATHS), max_size=12), _PATHS)
+    def test_the_longest_prefix_is_found(
+        self, held: list[tuple[str, list[int]]], asked: list[int]
+    ) -> None:
+        """Of everything each replica holds, as somebody would who compares block by block."""
+        index = self.make_index()
+        for replica, path in held:
+            self.hold(index, replica, tokens_of(path))
+        names = ["a", "b", "c"]
+        expected = [
+            max((_common(path, asked) for replica, path in held if replica == name), default=0)
+            for name in names
+        ]
+        found = index.match(prompt_of(asked, tail=3), names)
+        assert [match.best_tokens for match in found] == [
+            blocks * BLOCK_TOKENS for blocks in expected
+        ]
+        for match in found:
+            _check(match)
+
+    def test_another_model_salt_or_unit_shares_nothing(self) -> None:
+        """Equal tokens are not enough."""
+        index = self.make_index()
+        tokens = tokens_of([1, 2])
+        self.hold(index, "a", tokens)
+        text = b"".join(token.to_bytes(4, "little") for token in tokens)
+        others = (
+            TokenPrompt(tokens, "another"),
+            TokenPrompt(tokens, MODEL, salt="mine"),
+            TextPrompt(text, MODEL),
+        )
+        for other in others:
+            assert index.match(other, ["a"])[0].best_tokens == 0
+
+    def test_what_was_routed_counts_at_once(self) -> None:
+        """On the device, with all of its prefix, for that replica alone."""
+        index = self.make_index()
+        self.hold(index, "a", tokens_of([1]))
+        self.hold(index, "b", tokens_of([1]))
+        index.routed(prompt_of([1, 2, 0], tail=4), "a")
+        found = index.match(prompt_of([1, 2, 0, 1]), ["a", "b"])
+        assert [match.tokens[DEVICE] for match in found] == [48, 16]
+
+    def test_asking_changes_nothing(self) -> None:
+        """Not even who is asked about."""
+        index = self.make_index()
+        self.hold(index, "a", tokens_of([1, 2]))
+        before = index.match(prompt_of([1, 2]), ["a"])
+        index.match(prompt_of([1, 2, 2]), ["a", "nobody"])
+        index.match(prompt_of([0]), ["a"])
+        assert index.match(prompt_of([1, 2]), ["a"]) == before
+
+    def test_a_dropped_replica_is_forgotten_and_may_come_back(self) -> None:
+        """Idempotent, also for a replica that never was; others keep what they hold."""
+        index = self.make_index()
+        self.hold(index, "a", tokens_of([1, 2]))
+        self.hold(index, "b", tokens_of([1]))
+        for _ in range(2):
+            index.drop("a")
+            index.drop("nobody")
+        found = index.match(prompt_of([1, 2]), ["a", "b"])
+        assert [match.best_tokens for match in found] == [0, 16]
+        self.hold(index, "a", tokens_of([1]))
+        assert index.match(prompt_of([1, 2]), ["a"])[0].best_tokens == 16
+
+    @pytest.mark.parametrize("tokens", [-1, 0, 1, 10**18])
+    def test_sizes_of_any_kind_are_taken(self, tokens: int) -> None:
+        """For tiers and replicas that are known or not; a size that is no size changes nothing."""
+        index = self.make_index()
+        self.hold(index, "a", tokens_of([1]))
+        for tier in (DEVICE, "ram", "disk", "shared", "objectstore", "x", "y", "z", ""):
+            index.resize("a", tier, tokens)
+            index.resize("nobody", tier, tokens)
+        _check(index.match(prompt_of([1]), ["a"])[0])
+        if tokens != 1:
+            assert index.match(prompt_of([1]), ["a"])[0].best_tokens == 16
+
+    def test_many_replicas_may_come_and_go(self) -> None:
+        """What they held is nobody else's."""
+        index = self.make_index()
+        for round_ in range(40):
+            for name in range(8):
+                self.hold(index, f"{round_}-{name}", tokens_of([name % 3, round_ % 3]))
+            for name in range(8):
+                index.drop(f"{round_}-{name}")
+            (found,) = index.match(prompt_of([0, round_ % 3]), [f"{round_}-0"])
+            assert found.best_tokens == 0
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    count = 0
+    while count < min(len(one), len(other)) and one[count] == other[count]:
+        count += 1
+    return count
+
+
+def _check(match: Match) -> None:
+    """What holds for every answer."""
+    held = list(match.tokens.values())
+    assert all(faster <= slower for faster, slower in pairwise(held))
+    assert 0 <= match.best_tokens <= match.total_tokens
+    assert 0.0 <= match.ratio() <= 1.0

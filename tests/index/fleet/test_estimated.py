@@ -1,0 +1,87 @@
+from collections.abc import Sequence
+
+from kvtier.index.fleet.base import DEVICE, FleetIndex
+from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
+from kvtier.testing.fleet import MODEL, FleetContract, prompt_of, tokens_of
+
+
+class TestEstimated(FleetContract):
+    def make_index(self) -> FleetIndex:
+        return EstimatedIndex({DEVICE: 16_000, "ram": 32_000})
+
+    def hold(self, index: FleetIndex, replica: str, token_ids: Sequence[int]) -> None:
+        index.routed(TokenPrompt(token_ids, MODEL), replica)
+
+
+def tokens_by_tier(index: EstimatedIndex, path: Sequence[int]) -> dict[str, int]:
+    return dict(index.match(prompt_of(path), ["a"])[0].tokens)
+
+
+def test_what_falls_out_of_the_device_is_still_in_the_bigger_tier() -> None:
+    index = EstimatedIndex({DEVICE: 3 * 16, "ram": 5 * 16})
+    index.routed(prompt_of([1, 1, 1]), "a")
+    index.routed(prompt_of([2, 2]), "a")
+    assert tokens_by_tier(index, [1, 1, 1]) == {DEVICE: 16, "ram": 48}
+    index.routed(prompt_of([0]), "a")
+    assert tokens_by_tier(index, [1, 1, 1]) == {DEVICE: 0, "ram": 32}
+    assert tokens_by_tier(index, [2, 2]) == {DEVICE: 32, "ram": 32}
+
+
+def test_sizes_are_tokens_whatever_the_size_of_a_block() -> None:
+    for block_tokens in (16, 64, 128):
+        index = EstimatedIndex({DEVICE: 1024})
+        index.set_block_tokens("a", block_tokens)
+        index.routed(TokenPrompt(range(4096), MODEL), "a")
+        assert index.match(TokenPrompt(range(4096), MODEL), ["a"])[0].tokens == {DEVICE: 1024}
+        assert index.held_blocks("a") == 1024 // block_tokens
+
+
+def test_a_prompt_of_any_length_is_told_from_another_to_its_end() -> None:
+    index = EstimatedIndex()
+    shared = list(range(60_000))
+    index.routed(TokenPrompt([*shared, *[7] * 3200], MODEL), "a")
+    (found,) = index.match(TokenPrompt([*shared, *[8] * 3200], MODEL), ["a"])
+    assert found.best_tokens == 60_000
+
+
+def test_sizes_follow_what_is_told_also_later() -> None:
+    index = EstimatedIndex({DEVICE: 1600})
+    index.resize("a", DEVICE, 32)
+    index.routed(prompt_of([1, 1, 1, 1]), "a")
+    assert tokens_by_tier(index, [1, 1, 1, 1]) == {DEVICE: 32}
+    index.resize("a", DEVICE, 16)
+    assert tokens_by_tier(index, [1, 1, 1, 1]) == {DEVICE: 16}
+    index.resize("a", "disk", 64)
+    index.routed(prompt_of([1, 1, 1, 1]), "a")
+    assert tokens_by_tier(index, [1, 1, 1, 1]) == {DEVICE: 16, "disk": 64}
+
+
+def test_an_index_may_follow_some_tiers_or_none() -> None:
+    fixed = EstimatedIndex({"ram": 32}, follows=())
+    fixed.resize("a", "ram", 1600)
+    fixed.resize("a", DEVICE, 1600)
+    fixed.routed(prompt_of([1, 1, 1]), "a")
+    assert tokens_by_tier(fixed, [1, 1, 1]) == {DEVICE: 0, "ram": 32}
+
+
+def test_a_new_block_size_forgets_what_was_cut_otherwise() -> None:
+    index = EstimatedIndex({DEVICE: 1600})
+    index.routed(prompt_of([1, 1, 1]), "a")
+    index.set_block_tokens("a", 16)
+    assert tokens_by_tier(index, [1, 1, 1]) == {DEVICE: 48}
+    index.set_block_tokens("a", 32)
+    assert tokens_by_tier(index, [1, 1, 1]) == {} | {DEVICE: 0}
+    index.routed(prompt_of([1, 1, 1]), "a")
+    index.routed(prompt_of([1, 1, 1]), "b")
+    found = index.match(prompt_of([1, 1, 1]), ["a", "b"])
+    assert [match.best_tokens for match in found] == [32, 48]
+
+
+def test_characters_stand_in_for_tokens() -> None:
+    index = EstimatedIndex({DEVICE: 1600})
+    text = "Der Weg ist das Ziel, und größer als gedacht. ".encode() * 20
+    index.routed(TextPrompt(text, MODEL), "a")
+    (found,) = index.match(TextPrompt(text + b" Mehr davon.", MODEL), ["a"])
+    assert found.best_tokens == len(text) // 64 * 16
+    assert tokens_by_tier(index, tokens_of([1])[:3]) == {DEVICE: 0}
