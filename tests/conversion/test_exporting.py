@@ -80,7 +80,8 @@ def test_folders_that_nobody_reads_are_not_looked_into(tmp_path: Path) -> None:
     for _ in range(50):
         deep = deep / "d"
     deep.mkdir(parents=True)
-    (deep / "file").touch()
+    for name in ("file", "another"):
+        (deep / name).touch()
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())
     report = run(tmp_path / "kv", tree.root, to="vllm-fs")
     assert (report.converted, report.refused) == (1, {"unknown": 1})

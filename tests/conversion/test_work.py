@@ -1,9 +1,11 @@
 """Many jobs: counted, limited, stopped."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from kvtier.conversion import work
 from kvtier.conversion.report import Conversion
 from kvtier.conversion.work import Job, Result, run_jobs
 from kvtier.inspection.pace import Pace
@@ -44,6 +46,40 @@ def test_a_stop_is_heard_behind_a_batch() -> None:
     report, pace = conversion(), Pace()
     run_jobs(jobs([DONE] * 500), report, pace, lambda _report, _share: pace.stop())
     assert 0 < report.converted < 500
+    assert not report.complete
+
+
+def test_what_was_not_begun_is_left_to_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first job hears the stop; the second, under way by then, is waited for."""
+    monkeypatch.setattr(work, "THREADS", 1)
+    waited = threading.Event()
+
+    class Watched(Pace):
+        """Lets the second job end once somebody waits for it."""
+
+        asked = 0
+
+        @property
+        def stopped(self) -> bool:
+            if super().stopped and threading.current_thread() is threading.main_thread():
+                self.asked += 1
+                if self.asked > 2:
+                    waited.set()
+            return super().stopped
+
+    pace, report = Watched(), conversion()
+
+    def first() -> Result:
+        pace.stop()
+        return DONE
+
+    def second() -> Result:
+        waited.wait()
+        return DONE
+
+    all_jobs = [first, second, *[lambda: DONE] * 60]
+    run_jobs(((0.0, job) for job in all_jobs), report, pace, lambda _report, _share: None)
+    assert report.converted == 2
     assert not report.complete
 
 

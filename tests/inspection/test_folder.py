@@ -73,6 +73,17 @@ def test_what_cannot_be_listed_is_told(folder: Folder, monkeypatch: pytest.Monke
     assert refused == ["a"]
 
 
+def test_a_mount_that_is_gone_ends_the_walk(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(name: str = "") -> Iterator[Entry]:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(folder, "entries", gone)
+    with pytest.raises(OSError, match="not connected"):
+        walked(folder)
+
+
 def test_a_folder_that_vanishes_is_empty(folder: Folder) -> None:
     assert walked(folder, below="gone") == []
 

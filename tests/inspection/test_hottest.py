@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from kvtier.blocks.key import BlockKey
+from kvtier.evictor.table import Use
 from kvtier.inspection import hottest
 from kvtier.inspection.hottest import Chain, Reads
 from kvtier.testing.spaces import sample_space
@@ -104,3 +105,42 @@ def test_no_more_headers_are_read_than_the_bound(monkeypatch: pytest.MonkeyPatch
     assert reads.chains(load, SPACE, 1) == []
     assert reads.chains(load, SPACE, 0) == []
     assert asked == [[key(9), key(8), key(7)], []]
+
+
+def test_what_evictors_folded_is_added() -> None:
+    reads = Reads()
+    reads.add(segment_name(key(1)).encode(), 50.0)
+    reads.add_folded({key(1): Use(40.0, 3), key(2): Use(60.0, 2), b"": Use(70.0, 9)})
+    known = {number: segment(number) for number in (1, 2)}
+    found = reads.chains(lambda _firsts: [known[1], known[2]], SPACE, 10)
+    assert [(each.reads, each.last_read_s) for each in found] == [(4, 50.0), (2, 60.0)]
+
+
+def test_of_many_those_read_most_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a journal says of them counts as well."""
+    monkeypatch.setattr(hottest, "HEADERS_MAX", 2)
+    reads, asked = Reads(), []
+    for _ in range(9):
+        reads.add(segment_name(key(3)).encode(), 1.0)
+    reads.add_folded({key(number): Use(1.0, number) for number in range(1, 8)})
+
+    def load(firsts: Sequence[BlockKey]) -> list[None]:
+        asked.extend(firsts)
+        return [None] * len(firsts)
+
+    reads.chains(load, SPACE, 1)
+    assert asked == [key(3), key(7)]
+
+
+def test_journals_of_strangers_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hottest, "SEGMENTS_MAX", 3)
+    reads, asked = Reads(), []
+    for number in (*range(10), 1):
+        reads.add(segment_name(key(number)).encode(), 1.0)
+
+    def load(firsts: Sequence[BlockKey]) -> list[None]:
+        asked.extend(firsts)
+        return [None] * len(firsts)
+
+    reads.chains(load, SPACE, 1)
+    assert asked == [key(1), key(0), key(2)]

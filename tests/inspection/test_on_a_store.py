@@ -9,6 +9,7 @@ from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.opening import Wishes, read_options
+from kvtier.inspection import surveyor
 from kvtier.inspection.checking import Observer, Wish, check_view
 from kvtier.inspection.pace import Pace
 from kvtier.inspection.places import STORE_CURSOR_NAME
@@ -53,8 +54,8 @@ def checked(store: MemoryStore, wish: Wish = EVERYTHING, stop_after: int = 1 << 
 
 
 def surveyed(store: MemoryStore, **options) -> Survey:
-    surveyor = Surveyor(view_of(store), Secrets(), lambda name, share: None)
-    return surveyor.survey(**{"now_s": 0.0, **options})
+    made = Surveyor(view_of(store), Secrets(), lambda name, share: None)
+    return made.survey(**{"now_s": 0.0, **options})
 
 
 @pytest.fixture
@@ -106,6 +107,25 @@ def test_reads_that_an_evictor_folded_count(store: MemoryStore) -> None:
     fill(store, keys(4), reads=2)
     both = surveyed(store).spaces[0]
     assert (both.journals, both.hottest[0].reads) == (2, 5)
+
+
+def test_what_is_refused_is_named_within_bounds(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surveyor, "UNREADABLE_KEPT", 2)
+
+    class Refusing(MemoryStore):
+        def stat(self, name: str) -> Stat | None:
+            if name.endswith(".log"):
+                raise OSError(errno.EACCES, "the server said 403")
+            return super().stat(name)
+
+    fill(store, keys(4), reads=3)
+    refusing = Refusing()
+    refusing._files = store._files
+    survey = surveyed(refusing)
+    assert (survey.unreadable_found, len(survey.unreadable)) == (3, 2)
+    assert survey.unreadable[0].what == "the server said 403"
 
 
 def test_every_block_of_it_is_verified(store: MemoryStore) -> None:
@@ -168,6 +188,10 @@ def test_who_may_not_write_can_check_it_all_the_same(store: MemoryStore) -> None
     report = check_view(view_of(locked), Wish(), pace, watched)
     assert (report.complete, report.segments) == (True, 8)
     assert "name a file with --resume" in watched.warnings[0]
+    stopped = Stopping(pace, 3)
+    assert not check_view(view_of(locked), Wish(), pace, stopped).complete
+    assert len(stopped.warnings) == 1, "not again for every note"
+    pace = Pace()
     with pytest.raises(InvalidSettings, match="403"):
         check_view(view_of(locked), Wish(repair=True), pace, watched)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvtier.inspection.places import CURSOR_NAME, Place, Places
+from kvtier.inspection.places import CURSOR_NAME, STORE_CURSOR_NAME, Place, Places
 from kvtier.testing.tiers import key
 from kvtier.tiers.shared.format import segment_name
 
@@ -31,6 +31,7 @@ LAST = SEGMENT.rpartition("/")[2]
         ("leases/all.1", Place.LEASE),
         ("leases", Place.UNKNOWN),
         (CURSOR_NAME, Place.CURSOR),
+        (STORE_CURSOR_NAME, Place.CURSOR),
         (f"a-space/{CURSOR_NAME}", Place.UNKNOWN),
         ("manifest.json", Place.UNKNOWN),
     ],

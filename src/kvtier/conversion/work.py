@@ -52,8 +52,11 @@ def run_jobs(
                 return
             asked = [workers.submit(job) for _, job in batch]
             try:
-                for future in asked:
-                    if not (pace.stopped and future.cancel()):
+                for number, future in enumerate(asked):
+                    if pace.stopped:
+                        for later in asked[number:]:
+                            later.cancel()
+                    if not future.cancelled():
                         _count(report, workers.result(future))
             except Stopped:
                 return
