@@ -220,6 +220,6 @@ def test_what_stands_in_the_manifests_place_is_named(
     space = sample_space()
     (tmp_path / space_folder(space)).mkdir()
     make(tmp_path / space_folder(space) / "manifest.json")
-    with pytest.raises(InvalidSettings, match="manifest.json .*it is no plain file"):
+    with pytest.raises(InvalidSettings, match=r"manifest\.json .*it is no plain file"):
         ensure(store, space)
     store.close()
