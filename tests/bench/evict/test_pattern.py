@@ -26,10 +26,10 @@ def test_nobody_reads_what_is_not_written_and_the_last_read_counts() -> None:
     assert len(history.windows) == WINDOWS
     assert (history.read_age_s <= history.written_age_s).all()
     assert history.written_age_s.max() < HISTORY_S * 1.1
-    last = history.windows[-1]
+    last = history.windows[-1].files
     assert len(last)
     assert (history.read_age_s[last] == 10.0).all()
-    told = {number for window in history.windows for number in window.tolist()}
+    told = {number for window in history.windows for number in window.files.tolist()}
     unread = set(range(2000)) - told
     assert unread
     for number in unread:

@@ -11,7 +11,7 @@ from kvtier.evictor.layouts import shard_of
 from kvtier.tiers.shared.format import segment_name
 from kvtier.tiers.shared.posix import PosixStore
 
-FILES = 200
+FILES = 1500
 
 
 @pytest.fixture

@@ -26,8 +26,15 @@ class History(NamedTuple):
     written_age_s: npt.NDArray[np.float64]
     read_age_s: npt.NDArray[np.float64]
     """Of the last read; that of the writing where nobody read it."""
-    windows: list[Numbers]
-    """Files that were read in each part of the history, each once, oldest part first."""
+    windows: list["Window"]
+    """Oldest first."""
+
+
+class Window(NamedTuple):
+    """Which files were read in a part of the history, each once, as one journal tells it."""
+
+    age_s: float
+    files: Numbers
 
 
 class Pattern:
@@ -63,7 +70,7 @@ class Pattern:
             drawn = np.unique(self.draw(READS_PER_FILE * self.files // WINDOWS))
             drawn = drawn[written_age_s[drawn] > age_s + width_s]
             read_age_s[drawn] = age_s
-            windows.append(drawn)
+            windows.append(Window(age_s, drawn))
         return History(written_age_s, read_age_s, windows)
 
     def _uniform(self, count: int) -> npt.NDArray[np.float64]:

@@ -165,7 +165,7 @@ def _command(name: str, tree: Tree, files: int) -> Sequence[str]:
 def _check_kvtier(tree: Tree, result: Result, history: History) -> list[Row]:
     """That what should be there is there."""
     told = json.loads(result.cost.output)
-    recent = history.windows[-1]
+    recent = history.windows[-1].files
     staying = np.flatnonzero(result.left)
     chosen = staying[:: max(1, len(staying) // _VERIFIED)]
     return [

@@ -99,11 +99,11 @@ class Tree:
         access.mkdir(mode=0o700)
         now_s = wall_s()
         for count, window in enumerate(history.windows):
-            if len(window):
+            if len(window.files):
                 path = access / f"bench-1-0-{count:08d}.log"
-                lines = (f"{segment_name(key_of(number))}\n" for number in window.tolist())
+                lines = (f"{segment_name(key_of(number))}\n" for number in window.files.tolist())
                 path.write_text("".join(lines))
-                time_s = now_s - float(history.read_age_s[window].min())
+                time_s = now_s - window.age_s
                 os.utime(path, (time_s, time_s))
 
     def left(self) -> npt.NDArray[np.bool_]:
