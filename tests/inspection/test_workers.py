@@ -19,6 +19,17 @@ def test_results_and_errors_come_back() -> None:
         assert workers.result(workers.submit(lambda: 7)) == 7, "the thread goes on"
 
 
+def test_work_is_begun_a_little_ahead() -> None:
+    begun: list[int] = []
+    with Workers(2, "test", Pace()) as workers:
+        asked = (lambda number=number: begun.append(number) or number for number in range(1000))
+        futures = workers.begin(asked)
+        first = workers.result(next(futures))
+        assert first == 0
+        assert len(begun) < 20
+        assert [workers.result(each) for each in futures] == list(range(1, 1000))
+
+
 def test_what_was_not_begun_never_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "_NAPS", 1)
     monkeypatch.setattr(workers_module, "_NAP_S", 0.01)

@@ -7,15 +7,13 @@ Invariants: nothing is changed; every file is counted once; what cannot be read 
 stops nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from kvtier.blocks.key import BlockKey, KeySpace
-from kvtier.errors import Corrupt
-from kvtier.inspection.folded import folded_reads
+from kvtier.blocks.key import KeySpace
 from kvtier.inspection.foreign import find_foreign, survey_tree
-from kvtier.inspection.hottest import Chain, Reads
+from kvtier.inspection.heat import Heat
+from kvtier.inspection.hottest import Chain
 from kvtier.inspection.pace import Pace
 from kvtier.inspection.pile import Pile
 from kvtier.inspection.places import Place, Places
@@ -23,7 +21,6 @@ from kvtier.inspection.segments import (
     Broken,
     Rules,
     blocks_in,
-    read_header,
     rules_of,
     verify,
 )
@@ -35,16 +32,12 @@ from kvtier.inspection.survey import (
     Stranger,
     Survey,
 )
-from kvtier.inspection.view import Entry, FileSystem, View, is_silence, printable
-from kvtier.inspection.workers import Workers
-from kvtier.tiers.shared.format import Segment, parse_segment_name, segment_name
+from kvtier.inspection.view import Entry, FileSystem, View, printable
+from kvtier.tiers.shared.format import parse_segment_name
 
 UNKNOWN_KEPT: Final = 1000
 UNREADABLE_KEPT: Final = 1000
 QUARANTINED_KEPT: Final = 64
-_JOURNAL_BYTES_MAX = 16 << 20
-_THREADS = 8
-"""Reading headers: on a bucket each is a request."""
 _SOUND = "it is sound: what was wrong was not in the file"
 _NO_SECRET = "written with a secret: name its file with --key-file to learn why"
 
@@ -58,9 +51,8 @@ class _Gathering:
         self.pile = Pile()
         self.blocks = 0
         self.odd_lengths = 0
-        self.journals = 0
+        self.journals: list[Entry] = []
         self.summaries = 0
-        self.reads = Reads()
         self.quarantined: list[Quarantined] = []
 
 
@@ -132,23 +124,11 @@ class Surveyor:
         elif place is Place.SEGMENT:
             _take_segment(entry, gathered[space])
         elif place is Place.JOURNAL:
-            self._take_journal(entry, gathered[space])
+            gathered[space].journals.append(entry)
         elif place is Place.SUMMARY:
             gathered[space].summaries += 1
         elif place is Place.QUARANTINED:
             self._take_quarantined(entry, gathered[space])
-
-    def _take_journal(self, entry: Entry, space: _Gathering) -> None:
-        space.journals += 1
-        try:
-            content = self._view.read(entry.name, _JOURNAL_BYTES_MAX)
-        except OSError as error:
-            if is_silence(error):
-                raise
-            self._refused(entry.name, error)
-            return
-        if content is not None:
-            space.reads.add(content, entry.stat.modified_s)
 
     def _take_quarantined(self, entry: Entry, space: _Gathering) -> None:
         if len(space.quarantined) == QUARANTINED_KEPT:
@@ -178,7 +158,7 @@ class Surveyor:
             segments=gathering.pile.bulk(),
             blocks=None if space is None else gathering.blocks,
             odd_lengths=gathering.odd_lengths,
-            journals=gathering.journals,
+            journals=len(gathering.journals),
             summaries=gathering.summaries,
             quarantined=gathering.quarantined,
             hottest=self._hottest(gathering, space, top),
@@ -189,31 +169,8 @@ class Surveyor:
         if space is None or rules is None or not top:
             return []
         name = gathering.found.name
-        for uses in folded_reads(self._view, name, self._refused):
-            gathering.reads.add_folded(uses)
-        load = partial(self._headers, name, rules)
-        return gathering.reads.chains(load, space, top)
-
-    def _headers(
-        self, space: str, rules: Rules, firsts: Sequence[BlockKey]
-    ) -> Iterator[Segment | None]:
-        """Of those that are there and sound. Raises OSError where the store does not answer."""
-        with Workers(_THREADS, "kvtier-inspect", Pace()) as workers:
-            names = [f"{space}/{segment_name(first)}" for first in firsts]
-            asked = [
-                workers.submit(partial(read_header, self._view, name, rules, first))
-                for name, first in zip(names, firsts, strict=True)
-            ]
-            for name, future in zip(names, asked, strict=True):
-                self._tell(name, 1)
-                try:
-                    yield workers.result(future)
-                except Corrupt:  # it is told by a check
-                    yield None
-                except OSError as error:
-                    if is_silence(error):
-                        raise
-                    yield None
+        heat = Heat(self._view, name, self._refused, lambda name: self._tell(name, 1))
+        return heat.chains(gathering.journals, rules, space, top)
 
     def _file_system(self) -> FileSystem | None:
         try:

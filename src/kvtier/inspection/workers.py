@@ -9,7 +9,8 @@ what is under way, and no longer.
 
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -20,6 +21,7 @@ GRACE_S: Final = 5.0
 """What was begun when a stop was heard may take so long to end."""
 _NAP_S: Final = 0.25
 _NAPS: Final = int(GRACE_S / _NAP_S)
+_AHEAD: Final = 4
 
 _Result = TypeVar("_Result")
 
@@ -74,6 +76,15 @@ class Workers:
 
         self._asked.put(run)
         return future
+
+    def begin(self, works: Iterable[Callable[[], _Result]]) -> "Iterator[Future[_Result]]":
+        """Futures of all, in order; some of them ahead, so that no thread waits for its next."""
+        begun: deque[Future[_Result]] = deque()
+        for work in works:
+            begun.append(self.submit(work))
+            if len(begun) > len(self._threads) * _AHEAD:
+                yield begun.popleft()
+        yield from begun
 
     def result(self, future: "Future[_Result]") -> _Result:
         """Wait for it. Raises what the work raised; Stopped where a stop cuts the waiting short."""

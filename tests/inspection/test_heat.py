@@ -1,0 +1,92 @@
+"""What is read to tell which prefixes are read most, and what happens where it cannot be."""
+
+import errno
+
+import pytest
+
+from kvtier.blocks.checksum import Xxh3
+from kvtier.evictor.summary import encode, summary_name
+from kvtier.evictor.table import Use
+from kvtier.inspection.heat import Heat
+from kvtier.inspection.hottest import Chain
+from kvtier.inspection.segments import rules_of
+from kvtier.testing.memory_store import MemoryStore
+from kvtier.tiers.shared.manifest import manifest_of
+from kvtier.tiers.shared.store import Read, Stat
+from tests.inspection.buckets import fill, name_of, spoil, view_of
+from tests.inspection.stores import NAME, SPACE, keys, spread
+
+RULES = rules_of(manifest_of(SPACE, Xxh3()), Xxh3())
+HOT, WARM = spread(2)
+
+
+def filled(store: MemoryStore) -> MemoryStore:
+    """Two chains, one read twice and one once; one more read of the second is folded already."""
+    for first, reads in ((HOT, 2), (WARM, 1)):
+        fill(store, keys(4, int.from_bytes(first[:4], "big")), reads=reads)
+    store.put(summary_name(NAME, "0", 1), encode({WARM: Use(9.0, 1)}, 0))
+    return store
+
+
+def chains(store: MemoryStore) -> tuple[list[Chain], list[str], list[str]]:
+    """Chains, names of what was refused, names of what was read."""
+    refused: list[str] = []
+    told: list[str] = []
+    view = view_of(store)
+    journals = [each for each in view.entries(f"{NAME}/access") if each.name.endswith(".log")]
+    heat = Heat(view, NAME, lambda name, error: refused.append(name), told.append)
+    return heat.chains(journals, RULES, SPACE, 10), refused, told
+
+
+def test_journals_and_summaries_count() -> None:
+    found, refused, told = chains(filled(MemoryStore()))
+    assert {(chain.first_key, chain.reads) for chain in found} == {(HOT.hex(), 2), (WARM.hex(), 2)}
+    assert refused == []
+    assert [name for name in told if name.endswith(".kvt")] == [name_of(HOT), name_of(WARM)]
+    assert sum(name.endswith(".log") for name in told) == 3
+
+
+def test_segments_that_are_gone_or_broken_are_left_out() -> None:
+    store = filled(MemoryStore())
+    fill(store, keys(4, 1 << 30), reads=3)
+    spoil(store, keys(1, 1 << 30)[0], 20)
+    store.remove(name_of(HOT))
+    found, refused, _ = chains(store)
+    assert [chain.first_key for chain in found] == [WARM.hex()]
+    assert refused == []
+
+
+class Refusing(MemoryStore):
+    """Refuses some files."""
+
+    number = errno.EACCES
+    ending = ""
+
+    def stat(self, name: str) -> Stat | None:
+        self._check(name)
+        return super().stat(name)
+
+    def read(self, name: str, offset: int, buffers) -> Read | None:
+        self._check(name)
+        return super().read(name, offset, buffers)
+
+    def _check(self, name: str) -> None:
+        if self.ending and name.endswith(self.ending):
+            raise OSError(self.number, "no")
+
+
+@pytest.mark.parametrize(("ending", "refused"), [(".log", 3), (".bin", 1), (".kvt", 0)])
+def test_what_is_refused_hides_nothing_else(ending: str, refused: int) -> None:
+    store = filled(Refusing())
+    store.ending = ending
+    found, names, _ = chains(store)
+    assert len(names) == refused
+    assert [chain.reads for chain in found] == {".log": [1], ".bin": [2, 1], ".kvt": []}[ending]
+
+
+@pytest.mark.parametrize("ending", [".log", ".bin", ".kvt"])
+def test_a_store_that_does_not_answer_ends_it(ending: str) -> None:
+    store = filled(Refusing())
+    store.ending, store.number = ending, errno.ETIMEDOUT
+    with pytest.raises(TimeoutError):
+        chains(store)
