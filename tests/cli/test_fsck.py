@@ -13,7 +13,7 @@ from kvtier.cli.fsck import Watcher
 from kvtier.cli.main import kvtier
 from kvtier.clock import VirtualClock
 from kvtier.inspection.places import CURSOR_NAME
-from kvtier.inspection.report import Report
+from kvtier.inspection.report import Finding, Report
 from tests.inspection.stores import NAME, StoreFolder, flip, keys, spread
 
 
@@ -101,15 +101,16 @@ def test_a_newer_format_is_refused(store: StoreFolder) -> None:
     assert "upgrade it" in ran.stderr
 
 
-def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_news_tell_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
     clock = VirtualClock()
     watcher = Watcher(as_json=False, clock=clock)
+    clock.advance(100)
     report = Report(path="kv", spaces=[], started_s=0.0, segments=1234, bytes=1 << 30)
-    for step in range(7):
-        watcher.advanced(report, step / 7)
-        clock.advance(25)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["43%: 1,234 segments, 1.0GiB", "86%: 1,234 segments, 1.0GiB"]
+    report.add(Finding(file="a", kind="segment", reason="short"))
+    watcher.advanced(report, 0.25)
+    told = capsys.readouterr()
+    assert told.err == "25%: 1,234 segments, 1.0GiB, 1 problems\n"
+    assert told.out == "problem: a: short\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

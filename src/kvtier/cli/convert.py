@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.progress import Bar
 from kvtier.cli.signals import stopping
 from kvtier.conversion.converting import Wish
 from kvtier.conversion.converting import convert as convert_tree
@@ -70,9 +69,8 @@ def convert(*, as_json: bool, **wishes: Any) -> None:
     """
     wish = Wish(**wishes)
     pace = Pace()
-    progress, told = _progress()
-    with stopping(pace.stop), progress:
-        report = convert_tree(wish, pace, told)
+    with stopping(pace.stop), Bar("converting") as bar:
+        report = convert_tree(wish, pace, lambda report, share: bar.show(share, _news(report)))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
@@ -82,26 +80,13 @@ def convert(*, as_json: bool, **wishes: Any) -> None:
     raise click.exceptions.Exit(EXIT_REFUSED if report.refused_files else 0)
 
 
-def _progress() -> tuple[Progress, Any]:
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("converting"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%  {task.fields[news]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = progress.add_task("", total=1.0, news="")
-
-    def told(report: Conversion, share: float) -> None:
-        news = f"{report.converted:,} blocks, {approximate_size(report.bytes)}"
-        if report.refused_files:
-            news += f", {report.refused_files:,} refused"
-        progress.update(task, completed=share, news=news)
-
-    return progress, told
+def _news(report: Conversion) -> str:
+    news = f"{report.converted:,} blocks, {approximate_size(report.bytes)}"
+    if report.existed:
+        news += f", {report.existed:,} there already"
+    if report.refused_files:
+        news += f", {report.refused_files:,} refused"
+    return news
 
 
 def _print(report: Conversion) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.progress import Bar
 from kvtier.cli.signals import stopping
-from kvtier.clock import Clock, MonotonicClock
+from kvtier.clock import Clock
 from kvtier.inspection.checking import Observer, Wish, check_store
 from kvtier.inspection.fsck import THREADS
 from kvtier.inspection.pace import Pace
@@ -22,8 +20,6 @@ from kvtier.inspection.report import Finding, Report
 from kvtier.settings.sizes import approximate_size, parse_size
 
 EXIT_PROBLEMS = 1
-NEWS_EVERY_S = 60.0
-"""Where there is no terminal for a bar."""
 
 
 @click.command(
@@ -84,7 +80,7 @@ def fsck(
     wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
     pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
     watcher = Watcher(as_json=as_json)
-    with stopping(pace.stop), _quiet_log(), watcher.progress:
+    with stopping(pace.stop), _quiet_log(), watcher.bar:
         report = check_store(path, wish, pace, watcher)
     watcher.tell_findings(report)
     if as_json:
@@ -101,21 +97,9 @@ class Watcher(Observer):
 
     def __init__(self, *, as_json: bool, clock: Clock | None = None) -> None:
         """`as_json`: findings are in the report only."""
+        self.bar = Bar("verifying", clock)
         self._as_json = as_json
-        self._clock = clock or MonotonicClock()
-        self._news_s = self._clock.now_s()
         self._told = [0, 0]
-        console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("verifying"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f}%  {task.fields[news]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self.progress.add_task("", total=1.0, news="")
 
     def resumed(self, after: str, started_s: float) -> None:
         """See Observer."""
@@ -131,10 +115,7 @@ class Watcher(Observer):
         news = f"{report.segments:,} segments, {approximate_size(report.bytes)}"
         if report.problems_found:
             news += f", {report.problems_found:,} problems"
-        self.progress.update(self._task, completed=share, news=news)
-        if self.progress.disable and self._clock.now_s() - self._news_s >= NEWS_EVERY_S:
-            self._news_s = self._clock.now_s()
-            click.echo(f"{share:.0%}: {news}", err=True)
+        self.bar.show(share, news)
         self.tell_findings(report)
 
     def tell_findings(self, report: Report) -> None:
@@ -150,11 +131,7 @@ class Watcher(Observer):
 
     def _print(self, kind: str, finding: Finding) -> None:
         done = f" [{finding.repaired}]" if finding.repaired else ""
-        line = f"{kind}: {finding.file}: {finding.reason}{done}"
-        if self.progress.disable:
-            click.echo(line)
-        else:  # above the bar
-            self.progress.console.print(Text(line), soft_wrap=True)
+        self.bar.print(f"{kind}: {finding.file}: {finding.reason}{done}")
 
 
 def _summary(report: Report) -> str:
