@@ -18,9 +18,9 @@ COMMANDS: Final[Mapping[str, str]] = {
     "serve": "Start vLLM with a prefix cache in RAM, on disk, in shared storage.",
     "config": "Show the settings in force, or a file with every option.",
     "doctor": "Say why engines do not share, or what is wrong with the settings.",
-    "inspect": "Show what a shared folder holds.",
-    "fsck": "Verify a shared folder, and put it in order.",
-    "convert": "Convert trees of vLLM and llm-d into a shared folder, and back.",
+    "inspect": "Show what a shared folder or bucket holds.",
+    "fsck": "Verify a shared folder or bucket, and put it in order.",
+    "convert": "Convert trees of vLLM and llm-d into shared storage, and back.",
     "evict": "Keep a shared folder or bucket within its bounds.",
     "bench": "Measure hot paths, the engine, or run the demo.",
 }
