@@ -323,3 +323,53 @@ def test_a_pipe_where_a_manifest_should_be_hangs_nobody(tmp_path: Path) -> None:
     assert not (tmp_path / block(1, SECOND)).exists()
     made.close()
     store.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", f"blocks/abc/{'abc' * 4}.kvt", "abc/de_g0/aa.bin"]
+)
+def test_a_folder_too_deep_is_no_store(name: str) -> None:
+    """All of it is unknown there: nothing would be evicted, or everything removed."""
+    scene = Scene()
+    scene.store.put(name, b"{}")
+    with pytest.raises(InvalidSettings, match=r"PATH: .* name the folder above it"):
+        evictor(scene, ttl_s=60).check()
+    scene.write(1)
+    evictor(scene, ttl_s=60).check()
+
+
+def test_where_all_is_unknown_nothing_is_removed_for_that() -> None:
+    scene = Scene()
+    first = evictor(scene, delete_unknown=True, ttl_s=60)
+    first.check()
+    first.run_once()
+    evictor(scene, delete_unknown=True, ttl_s=60).check()
+    scene.store.put("photos/1.jpg", b"x")
+    evictor(scene, ttl_s=60).check()
+    with pytest.raises(InvalidSettings, match="--delete-unknown: nothing here is of a known"):
+        evictor(scene, delete_unknown=True, ttl_s=60).check()
+    scene.write(1)
+    evictor(scene, delete_unknown=True, ttl_s=60).check()
+
+
+def test_a_tree_whose_journals_cannot_be_read_does_not_hold_up_the_others() -> None:
+    scene = filled()
+    scene.write(*range(50), size=10_000, tree=SECOND)
+    scene.clock.advance(1000)
+    scene.read(*range(5))
+    scene.read(1, tree=SECOND)
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            if verb == "read" and name.startswith(f"{TREE}/access") and name.endswith(".log"):
+                raise OSError(errno.EIO, "broken disk")
+
+    options = Options(marks=bounded(300_000, 200_000), ttl_s=500)
+    made = Evictor(Refusing(scene.store), options, clock=scene.clock)
+    report = made.run_once()
+    assert len(scene.blocks()) == 100, "a journal may tell of a read a moment ago"
+    assert scene.blocks(SECOND) == [1]
+    assert report.short_bytes > 700_000
+    scene.clock.advance(100)
+    made.run_once()
+    assert scene.blocks() == [], "by now it cannot"

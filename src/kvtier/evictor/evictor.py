@@ -22,7 +22,7 @@ from kvtier.evictor.budget import Amount, Place, Usage, plan
 from kvtier.evictor.emergency import FULL, make_room
 from kvtier.evictor.filesystem import FileSystem, Reclaim
 from kvtier.evictor.journals import fold, read_journals
-from kvtier.evictor.layouts import LEASES, Tree, recognise
+from kvtier.evictor.layouts import LEASES, Tree, is_inside_a_tree, recognise
 from kvtier.evictor.leases import ALL, REST, Leases
 from kvtier.evictor.listing import tops
 from kvtier.evictor.options import Options
@@ -82,8 +82,10 @@ class Evictor:
         return self._leases.owned
 
     def check(self) -> None:
-        """Raises InvalidSettings where a tree cannot be read, or a quota is of no tree."""
+        """Raises InvalidSettings for a PATH or a quota that cannot be what was meant."""
         trees, refused = self._trees()
+        if not trees and not refused:
+            self._check_unknown([top for top in tops(self._store) if top != LEASES])
         for reason in refused.values():
             raise InvalidSettings(f"PATH: {reason}, or move the folder away")
         names = {tree.name for tree in trees}
@@ -95,6 +97,18 @@ class Evictor:
             raise InvalidSettings(
                 f"--quota: there is no folder {folder} in the store; name one of those at its "
                 f"top: {there}"
+            )
+
+    def _check_unknown(self, found: Sequence[str]) -> None:
+        """Of a place in which no tree is known."""
+        if inside := next((top for top in found if is_inside_a_tree(top)), None):
+            raise InvalidSettings(
+                f"PATH: {inside} at its top is of one key space; name the folder above it"
+            )
+        if self._options.delete_unknown and found:
+            raise InvalidSettings(
+                "--delete-unknown: nothing here is of a known layout, so all of it would go; name "
+                "the folder that engines share"
             )
 
     def run_once(self) -> Report:
@@ -178,10 +192,7 @@ class Evictor:
 
     def _look_after_rest(self, work: Work, trees: list[Tree]) -> None:
         for tree in trees:
-            journals = read_journals(self._store, tree, spared_s=work.newest_s)
-            if journals.by_name and not self._options.dry_run:
-                epoch = self._leases.epoch(REST)
-                fold(self._store, tree, journals, epoch, work.now_s, lambda: work.keep(REST))
+            self._guarded(work, REST, partial(self._fold, work, tree))
         if self._clock.now_s() - self._swept_s < self._options.sweep_s:
             return
         sizes = sweep_rest(work, trees, [*work.report.refused_trees, *self._mounts()])
@@ -190,6 +201,12 @@ class Evictor:
         self._rest = Record(usages)
         if not self._options.dry_run:
             put_record(self._store, REST, self._rest)
+
+    def _fold(self, work: Work, tree: Tree) -> None:
+        journals = read_journals(self._store, tree, spared_s=work.newest_s)
+        if journals.by_name and not self._options.dry_run:
+            epoch = self._leases.epoch(REST)
+            fold(self._store, tree, journals, epoch, work.now_s, lambda: work.keep(REST))
 
     def _scan(
         self, work: Work, shards: list[str], trees: list[Tree]
@@ -203,11 +220,14 @@ class Evictor:
             for tree in trees:
                 other = found.other.get(tree.name, Amount())
                 part = Shrinking(work, shard, tree, found.tables[tree.name], other)
-                part.recall()
+                try:
+                    part.recall()
+                except OSError as error:  # others are looked after all the same
+                    work.refused(f"learn what was read of {tree.name}", error)
                 own[tree.name] = part
             parts[shard] = own
             for part in own.values():
-                part.expire()
+                self._guarded(work, shard, part.expire)
 
         for shard in shards:
             self._guarded(work, shard, partial(scan, shard))

@@ -28,6 +28,7 @@ _SEGMENT = re.compile(r"blocks/([0-9a-f]{3})/(\1[0-9a-f]*)\.kvt")
 _OWN_FILES = re.compile(
     r"access/[^/]+\.log|access/summary-[0-9a-f]\.\d{10}\.bin|quarantine/[^/]+\.kvt"
 )
+_FOREIGN_FOLDER = re.compile(r"[0-9a-f]{3}")
 _FOREIGN_BLOCK = re.compile(r"[0-9a-f]{3}/[0-9a-f]{2}_g(\d{1,9})/([0-9a-f]+)\.bin")
 _FOREIGN_TEMPORARY = re.compile(r"(.+\.bin|\.o_direct_probe).*\.tmp[^/]*")
 
@@ -125,6 +126,11 @@ def recognise(top: str) -> Tree | None:
     if _FOREIGN_TOP.fullmatch(top):
         return Tree(top, is_foreign=True)
     return None
+
+
+def is_inside_a_tree(top: str) -> bool:
+    """Whether it stands at the top of a tree, not of a store: somebody named a folder too deep."""
+    return top in (MANIFEST_NAME, "blocks") or _FOREIGN_FOLDER.fullmatch(top) is not None
 
 
 def kind_outside(name: str) -> Kind:

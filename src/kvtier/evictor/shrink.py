@@ -6,6 +6,7 @@ this goes on; blocks leave whole.
 """
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -43,23 +44,30 @@ class Shrinking:
         self._other = other
         self._gone = np.zeros(len(table), dtype=np.bool_)
         self._hot: frozenset[bytes] = frozenset()
-        self._recalled_s = -float("inf")
+        self._recalled_s = -inf
 
     @property
     def usage(self) -> Usage:
         """What is left. O(rows log rows)."""
         left_bytes = int(self._table.physical()[~self._gone].sum())
         files = int((~self._gone).sum())
+        # Of whom nobody knows what was read of it, nothing may be counted on.
+        steps = steps_of(self._table, self._gone) if self.knows_reads else []
         return Usage(
             size_bytes=left_bytes + self._other.size_bytes,
             inodes=files + self._other.inodes,
             files=files,
-            steps=steps_of(self._table, self._gone),
+            steps=steps,
         )
+
+    @property
+    def knows_reads(self) -> bool:
+        """Whether `recall` ever came back; nothing is removed before."""
+        return self._recalled_s > -inf
 
     def recall(self) -> None:
         """Take in what readers told so far. Raises OSError."""
-        self._recalled_s = self._work.clock.now_s()
+        began_s = self._work.clock.now_s()
         known = self._work.journals.get(self._tree.name)
         newest_s = self._work.newest_s
         journals = read_journals(self._work.store, self._tree, known, spared_s=newest_s)
@@ -67,11 +75,12 @@ class Shrinking:
         uses = recall(self._work.store, self._tree, self._shard, journals)
         self._table.recall(uses)
         self._hot = frozenset(key for key, use in uses.items() if use.last_s > newest_s)
+        self._recalled_s = began_s
 
     def expire(self) -> None:
         """Remove what nobody used within the time to live. Raises as `free`."""
         ttl_s = self._work.options.ttl_s
-        if ttl_s is None:
+        if ttl_s is None or not self.knows_reads:
             return
         oldest_s = min(self._work.now_s - ttl_s, self._work.newest_s)
         rows = np.flatnonzero(self._table.recency() < oldest_s)
