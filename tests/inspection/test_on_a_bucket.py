@@ -24,8 +24,6 @@ from tests.tiers.objectstore.conftest import (  # noqa: F401
 )
 from tests.tiers.objectstore.servers import READER_KEY, READER_SECRET
 
-pytest.importorskip("obstore")
-
 SEGMENTS = 6
 
 
