@@ -4,16 +4,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from kvtier.cli import fsck as fsck_module
 from kvtier.cli.fsck import Watcher
 from kvtier.cli.main import kvtier
 from kvtier.clock import VirtualClock
+from kvtier.inspection.folder import Folder
 from kvtier.inspection.places import CURSOR_NAME
 from kvtier.inspection.report import Finding, Report
+from kvtier.inspection.view import Entry
 from tests.inspection.stores import NAME, StoreFolder, flip, keys, spread
 
 
@@ -111,6 +116,26 @@ def test_news_tell_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr()
     assert told.err == "25%: 1,234 segments, 1.0GiB, 1 problems\n"
     assert told.out == "problem: a: short\n"
+
+
+def test_ctrl_c_ends_it_also_where_the_mount_hangs(
+    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsck_module, "HANGS_S", 0.5)
+    mended, walk = threading.Event(), Folder.walk
+
+    def hang(folder: Folder, *arguments) -> Iterator[Entry]:
+        os.kill(os.getpid(), signal.SIGINT)
+        mended.wait()
+        return walk(folder, *arguments)
+
+    monkeypatch.setattr(Folder, "walk", hang)
+    ran = fsck(str(store.path))
+    mended.set()
+    assert (ran.exit_code, ran.stdout) == (130, "")
+    assert ran.stderr == (
+        "warning: the storage hangs, and is left as it is; run the same again to go on\n"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

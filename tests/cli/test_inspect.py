@@ -1,10 +1,17 @@
 import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
+from kvtier.inspection import workers
+from kvtier.inspection.folder import Folder
+from kvtier.inspection.view import Entry
 from tests.inspection.stores import NAME, StoreFolder, key_file, keys
 
 
@@ -64,6 +71,28 @@ def test_bad_input_is_one_clear_line(
     assert ran.stderr.startswith("error: ")
     assert error in ran.stderr
     assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_ctrl_c_ends_it_also_where_the_mount_hangs(
+    store: StoreFolder, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_NAPS", 2)
+    store.fill(keys(4))
+    mended, walk = threading.Event(), Folder.walk
+
+    def slow(folder: Folder, *arguments) -> Iterator[Entry]:
+        os.kill(os.getpid(), signal.SIGINT)
+        if hangs:
+            mended.wait()
+        return walk(folder, *arguments)
+
+    monkeypatch.setattr(Folder, "walk", slow)
+    before = signal.getsignal(signal.SIGINT)
+    ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
+    mended.set()
+    assert (ran.exit_code, ran.stdout) == (130, "")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_newer_format_is_refused(store: StoreFolder) -> None:

@@ -61,6 +61,19 @@ def test_who_is_stopped_does_not_wait_for_storage_that_hangs(
     gate.set()
 
 
+def test_who_insists_waits_for_nobody() -> None:
+    gate = threading.Event()
+
+    def insist() -> None:
+        with Workers(1, "test", Pace(), 3600.0) as workers:
+            workers.submit(gate.wait)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        insist()
+    gate.set()
+
+
 def test_threads_do_not_keep_a_program_from_ending() -> None:
     gate = threading.Event()
     with Workers(1, "test-daemon", Pace()) as workers:

@@ -15,11 +15,14 @@ from kvtier.cli.signals import stopping
 from kvtier.clock import Clock
 from kvtier.inspection.checking import Observer, Wish, check_store
 from kvtier.inspection.fsck import THREADS
-from kvtier.inspection.pace import Pace
+from kvtier.inspection.pace import Pace, Stopped
 from kvtier.inspection.report import Finding, Report
+from kvtier.inspection.workers import Workers
 from kvtier.settings.sizes import approximate_size, parse_size
 
 EXIT_PROBLEMS = 1
+HANGS_S = 30.0
+"""A check that was stopped, and has not noted by then how far it is, never will."""
 
 
 @click.command(
@@ -80,8 +83,18 @@ def fsck(
     wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
     pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
     watcher = Watcher(as_json=as_json)
-    with stopping(pace.stop), _quiet_log(), watcher.bar:
-        report = check_store(path, wish, pace, watcher)
+    # In a thread of its own: a mount that hangs must not keep anybody from pressing Ctrl-C.
+    with (
+        stopping(pace.stop),
+        _quiet_log(),
+        watcher.bar,
+        Workers(1, "kvtier-check", pace, HANGS_S) as workers,
+    ):
+        try:
+            report = workers.result(workers.submit(lambda: check_store(path, wish, pace, watcher)))
+        except Stopped:
+            watcher.warned("the storage hangs, and is left as it is; run the same again to go on")
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     watcher.tell_findings(report)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))

@@ -1,19 +1,24 @@
 """`kvtier inspect`: what a shared folder or bucket holds."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
 import msgspec
 from rich.console import Console
 
+from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.signals import stopping
 from kvtier.clock import wall_s
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.opening import open_view
+from kvtier.inspection.pace import Pace, Stopped
 from kvtier.inspection.spaces import Secrets
 from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.tables import survey_view
-from kvtier.inspection.view import View, printable
+from kvtier.inspection.view import printable
+from kvtier.inspection.workers import Workers
 
 
 @click.command(
@@ -55,29 +60,41 @@ def inspect(
     s3://bucket/prefix, gs://… or az://….
     """
     secrets = Secrets(key_files)
-    view = open_view(path)
     try:
-        survey = _survey(view, secrets, spaces, top)
+        survey = _survey(path, secrets, spaces, top)
+    except Stopped:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     except OSError as error:
         raise InvalidSettings(f"{path} cannot be read: {error.strerror or error}") from error
-    finally:
-        view.close()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(survey), indent=2))
     else:
         Console().print(survey_view(survey, verbose=verbose))
 
 
-def _survey(view: View, secrets: Secrets, spaces: tuple[str, ...], top: int) -> Survey:
+def _survey(path: str, secrets: Secrets, spaces: tuple[str, ...], top: int) -> Survey:
+    """In a thread of its own: a mount that hangs must not keep anybody from pressing Ctrl-C."""
     console = Console(stderr=True)
+    pace = Pace()
     files = 0
-    with console.status("looking") as status:
+    with (
+        stopping(pace.stop),
+        console.status("looking") as status,
+        Workers(1, "kvtier-look", pace) as workers,
+    ):
 
         def tell(name: str, share: float) -> None:
             nonlocal files
             files += 1
+            if pace.stopped:
+                raise Stopped
             if files % 1000 == 0:
                 folder_name = printable(name.partition("/")[0])
                 status.update(f"{share:4.0%}  {files:,} files  {folder_name}")
 
-        return Surveyor(view, secrets, tell).survey(now_s=wall_s(), wanted=spaces, top=top)
+        def look() -> Survey:
+            with closing(open_view(path)) as view:
+                surveyor = Surveyor(view, secrets, tell)
+                return surveyor.survey(now_s=wall_s(), wanted=spaces, top=top)
+
+        return workers.result(workers.submit(look))

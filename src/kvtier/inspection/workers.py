@@ -29,9 +29,10 @@ _Result = TypeVar("_Result")
 class Workers:
     """Use it in a `with`. For one thread that asks."""
 
-    def __init__(self, count: int, name: str, pace: Pace) -> None:
-        """`pace` tells whether the work was called off."""
+    def __init__(self, count: int, name: str, pace: Pace, grace_s: float | None = None) -> None:
+        """`pace` tells whether the work was called off. `grace_s` None: GRACE_S."""
         self._pace = pace
+        self._naps = _NAPS if grace_s is None else int(grace_s / _NAP_S)
         self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
@@ -50,11 +51,14 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End them; what was not begun never is, and a thread that hangs is left behind."""
+        """End them; what was not begun never is, and a thread that hangs is left behind.
+
+        Whoever insists by another Ctrl-C waits for none of them.
+        """
         self._forget()
         for _ in self._threads:
             self._asked.put(None)
-        naps = _NAPS
+        naps = 0 if kind is KeyboardInterrupt else self._naps
         for thread in self._threads:
             while thread.is_alive() and naps > 0:
                 thread.join(_NAP_S)
@@ -88,7 +92,7 @@ class Workers:
 
     def result(self, future: "Future[_Result]") -> _Result:
         """Wait for it. Raises what the work raised; Stopped where a stop cuts the waiting short."""
-        naps = _NAPS
+        naps = self._naps
         while not wait([future], _NAP_S).done:
             if self._pace.stopped:
                 naps -= 1
