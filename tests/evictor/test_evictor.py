@@ -284,6 +284,22 @@ def test_what_the_file_system_gives_back_late_is_not_removed_twice() -> None:
     assert made.run_once().freed_bytes > 0, "it was not ours after all"
 
 
+def test_what_was_too_old_counts_before_the_file_system_knows() -> None:
+    scene = filled()
+    scene.write(*range(100, 150), size=10_000)
+    scene.clock.advance(100)
+    made = Evictor(
+        scene.store,
+        Options(marks=bounded(8_500_000, 8_000_000), of_filesystem=True, ttl_s=1000),
+        clock=scene.clock,
+        filesystem=lambda: FileSystem(10_000_000, 8_600_000),
+    )
+    report = made.run_once()
+    assert report.freed["ttl"].files == 100
+    assert report.freed["bound"].files == 0
+    assert len(scene.blocks()) == 50
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     """Not to a file, not to a folder of blocks, not to a whole tree."""
     elsewhere = tmp_path / "elsewhere"

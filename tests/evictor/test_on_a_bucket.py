@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
+from kvtier.evictor.opening import open_place
 from kvtier.tiers.objectstore.store import ObjectStore
 from tests.evictor.scenes import TREE, below, block
 from tests.tiers.objectstore.conftest import (  # noqa: F401
@@ -22,6 +23,7 @@ pytest.importorskip("obstore")
 
 
 def test_bounds_and_recency_hold_there_too(url: str) -> None:  # noqa: F811
+    assert open_place(url).owner == "objectstore"
     store = ObjectStore(url)
     for number in range(40):
         assert store.publish(block(number), [np.zeros(10_000, np.uint8)])
@@ -44,3 +46,28 @@ def test_bounds_and_recency_hold_there_too(url: str) -> None:  # noqa: F811
 def test_a_part_of_a_bucket_is_nonsense(url: str) -> None:  # noqa: F811
     ran = CliRunner().invoke(kvtier, ["evict", url, "--high", "85%", "--once"])
     assert (ran.exit_code, "A bucket has no size" in ran.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "place", "named"),
+    [
+        ({}, "s3://no-such-bucket/kv", "no-such-bucket"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "refused"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, None, "cannot be reached"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_one_line_with_the_fix(
+    url: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    place: str | None,
+    named: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--high", "1GiB", "--once", "--delete-unknown"]
+    ran = CliRunner().invoke(kvtier, ["evict", place or url, *flags])
+    assert ran.exit_code == 2
+    assert ran.output.startswith(f"error: PATH: {place or url}")
+    assert named in ran.output
+    assert len(ran.output.splitlines()) == 1

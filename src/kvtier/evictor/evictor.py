@@ -15,14 +15,15 @@ from functools import partial
 from typing import Final
 
 from kvtier.clock import Clock, MonotonicClock
-from kvtier.errors import Fenced, InvalidSettings
+from kvtier.errors import Fenced
 from kvtier.evictor.announcing import Announcer, Unannounced
 from kvtier.evictor.broken import refusal
 from kvtier.evictor.budget import Amount, Place, Usage, plan
+from kvtier.evictor.checks import check_place
 from kvtier.evictor.emergency import FULL, make_room
 from kvtier.evictor.filesystem import FileSystem, Reclaim
 from kvtier.evictor.journals import fold, read_journals
-from kvtier.evictor.layouts import LEASES, Tree, is_inside_a_tree, recognise
+from kvtier.evictor.layouts import LEASES, Tree, recognise
 from kvtier.evictor.leases import ALL, REST, Leases
 from kvtier.evictor.listing import tops
 from kvtier.evictor.options import Options
@@ -84,38 +85,20 @@ class Evictor:
     def check(self) -> None:
         """Raises InvalidSettings for a PATH or a quota that cannot be what was meant."""
         trees, refused = self._trees()
-        if not trees and not refused:
-            self._check_unknown([top for top in tops(self._store) if top != LEASES])
-        for reason in refused.values():
-            raise InvalidSettings(f"PATH: {reason}, or move the folder away")
-        names = {tree.name for tree in trees}
-        for mount in self._mounts():
-            _log.warning("left alone, as another file system is mounted there: %s", mount)
-            names.add(mount.partition("/")[0])
-        for folder in sorted(set(self._options.quotas) - names):
-            there = ", ".join(sorted(names)) or "none, as no engine has written yet"
-            raise InvalidSettings(
-                f"--quota: there is no folder {folder} in the store; name one of those at its "
-                f"top: {there}"
-            )
-
-    def _check_unknown(self, found: Sequence[str]) -> None:
-        """Of a place in which no tree is known."""
-        if inside := next((top for top in found if is_inside_a_tree(top)), None):
-            raise InvalidSettings(
-                f"PATH: {inside} at its top is of one key space; name the folder above it"
-            )
-        if self._options.delete_unknown and found:
-            raise InvalidSettings(
-                "--delete-unknown: nothing here is of a known layout, so all of it would go; name "
-                "the folder that engines share"
-            )
+        check_place(
+            [top for top in tops(self._store) if top != LEASES],
+            trees,
+            refused,
+            self._mounts(),
+            self._options,
+        )
 
     def run_once(self) -> Report:
         """One pass. Raises OSError where the store does not answer at all."""
         began_s = self._clock.now_s()
         report = Report(dry_run=self._options.dry_run)
         owned, now_s = self._begin(report)
+        self._expected_bytes(0)
         work = Work(
             self._store,
             self._options,
@@ -260,8 +243,7 @@ class Evictor:
         for shard in sorted({shard for shard, _ in (*wanted.quota, *wanted.bound)} & set(parts)):
             self._publish(work, shard, parts[shard])
         freed = Amount(report.freed_bytes, report.freed_files).minus(before)
-        if self._options.of_filesystem and self._filesystem is not None:
-            self._reclaim.removed(freed.size_bytes, self._filesystem().used_bytes)
+        self._expected_bytes(freed.size_bytes)
         left = held.minus(freed)
         report.left_bytes, report.left_inodes = left
         short = self._options.marks.excess(left)
@@ -280,9 +262,19 @@ class Evictor:
             if tree in report.trees:
                 report.trees[tree].files += usage.files
                 report.trees[tree].size_bytes += usage.size_bytes
+        expected_bytes = self._expected_bytes(report.freed_bytes)
+        return used if expected_bytes is None else Amount(expected_bytes, used.inodes)
+
+    def _expected_bytes(self, freed_bytes: int) -> int | None:
+        """Of the file system, once all is free; `freed_bytes` were removed since the last call.
+
+        None where the bound is not held against it.
+        """
         if not self._options.of_filesystem or self._filesystem is None:
-            return used
-        return Amount(self._reclaim.expected(self._filesystem().used_bytes), used.inodes)
+            return None
+        used_bytes = self._filesystem().used_bytes
+        self._reclaim.removed(freed_bytes, used_bytes)
+        return self._reclaim.expected(used_bytes)
 
     def _guarded(self, work: Work, shard: str, step: Callable[[], object]) -> None:
         """Do something in a shard; who loses its lease, or is refused, goes on elsewhere."""
