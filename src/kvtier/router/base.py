@@ -73,6 +73,9 @@ class Endpoint(msgspec.Struct, kw_only=True, eq=False):
     """Requests this router has sent there and not seen end."""
     in_flight_tokens: int = 0
     """Their prompt tokens and the output tokens that they allow."""
+    pending_tokens: int | None = None
+    """Prompt tokens that it still has to compute, as expected when they were sent, for those
+    requests of this router that have had no first byte yet. None: nobody keeps count."""
 
 
 class Candidate(msgspec.Struct, frozen=True):

@@ -1,0 +1,82 @@
+"""Names of the field's plugins that are no scorer, filter or picker here, and why.
+
+Why it exists: a configuration that ran elsewhere must load, and say what of it does nothing.
+Invariant: what is ignored changes no choice; what would change choices and is not there is
+refused, with the reason.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+_SCRAPED = "kvtier reads the engines' metrics by itself"
+_PARSED = "kvtier reads OpenAI's requests by itself"
+_TOKENS = "how prompts become tokens is decided by kvtier's own settings"
+_COUNTED = "kvtier counts what is in flight by itself"
+_FLOW = "queueing is decided by kvtier's own settings"
+
+SILENT: Final = frozenset({"single-profile-handler"})
+"""What kvtier does anyway."""
+
+IGNORED: Final[Mapping[str, str]] = {
+    "metrics-data-source": _SCRAPED,
+    "core-metrics-extractor": _SCRAPED,
+    "endpoint-notification-source": _SCRAPED,
+    "models-data-source": _SCRAPED,
+    "models-data-extractor": _SCRAPED,
+    "file-discovery": "endpoints come from kvtier's own settings",
+    "openai-parser": _PARSED,
+    "anthropic-parser": _PARSED,
+    "vertexai-parser": _PARSED,
+    "vllmhttp-parser": _PARSED,
+    "vllmgrpc-parser": _PARSED,
+    "sglanghttp-parser": _PARSED,
+    "passthrough-parser": _PARSED,
+    "token-producer": _TOKENS,
+    "tokenizer": _TOKENS,
+    "inflight-load-producer": _COUNTED,
+    "session-id-producer": "session-affinity-scorer reads the header by itself",
+    "request-attribute-reporter": "kvtier explains its decisions by itself",
+    "concurrency-detector": _FLOW,
+    "global-strict-fairness-policy": _FLOW,
+    "round-robin-fairness-policy": _FLOW,
+    "program-aware-fairness": _FLOW,
+    "fcfs-ordering-policy": _FLOW,
+    "edf-ordering-policy": _FLOW,
+    "slo-deadline-ordering-policy": _FLOW,
+    "static-usage-limit-policy": _FLOW,
+}
+"""Plugin -> why nothing is lost without it."""
+
+_APART = "kvtier does not split prefill from decode"
+_PREDICTED = "kvtier has no trained predictor; expected-ttft-scorer reckons from measured rates"
+
+REFUSED: Final[Mapping[str, str]] = {
+    "prefill-filter": _APART,
+    "encode-filter": _APART,
+    "pd-profile-handler": _APART,
+    "disagg-profile-handler": _APART,
+    "data-parallel-profile-handler": "give each rank as an endpoint of its own",
+    "disagg-headers-handler": _APART,
+    "prefill-header-handler": _APART,
+    "prefix-based-pd-decider": _APART,
+    "always-disagg-pd-decider": _APART,
+    "always-disagg-multimodal-decider": _APART,
+    "latency-scorer": _PREDICTED,
+    "predicted-latency-producer": _PREDICTED,
+    "slo-headroom-tier-filter": _PREDICTED,
+    "latency-slo-admitter": _PREDICTED,
+    "by-label": "write label-selector-filter",
+    "by-label-selector": "write label-selector-filter",
+    "utilization-filter": "write utilization-detector",
+}
+"""Plugin -> why it is not there, or what to write."""
+
+SECTIONS: Final[Mapping[str, str]] = {
+    "featureGates": "none of them changes what kvtier does",
+    "dataLayer": _SCRAPED,
+    "flowControl": _FLOW,
+    "requestHandler": _PARSED,
+    "saturationDetector": _FLOW,
+    "parser": _PARSED,
+}
+"""Sections of the file that do nothing here, and why."""

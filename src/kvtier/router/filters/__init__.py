@@ -1,0 +1,1 @@
+"""Filters, one a file: `lora-affinity-filter` is the `PLUGIN` of `lora_affinity.py`."""

@@ -1,0 +1,29 @@
+"""`decode-filter`: endpoints that decode, by the label `llm-d.ai/role`.
+
+Those without the label stay: they do everything.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from kvtier.router import parts
+from kvtier.router.base import Candidate, Request
+
+ROLE: Final = "llm-d.ai/role"
+_DECODING: Final = frozenset({None, "decode", "both", "prefill-decode", "encode-prefill-decode"})
+
+
+class Decode:
+    """By labels alone."""
+
+    Parameters = parts.Parameters
+
+    def __init__(self, parameters: parts.Parameters, context: parts.Context) -> None:
+        """Has nothing to set."""
+
+    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """O(n)."""
+        return [one for one in candidates if one.endpoint.labels.get(ROLE) in _DECODING]
+
+
+PLUGIN = Decode

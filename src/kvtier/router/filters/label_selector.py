@@ -1,0 +1,58 @@
+"""`label-selector-filter`: endpoints whose labels match a selector, as Kubernetes has it.
+
+All of `matchLabels` and all of `matchExpressions` (In, NotIn, Exists, DoesNotExist) have to hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from kvtier.router import parts
+from kvtier.router.base import Candidate, Request
+
+
+class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of `matchExpressions`."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """A label that is missing is not in any set."""
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case "DoesNotExist":
+                return self.key not in labels
+
+
+class LabelSelector:
+    """By labels alone."""
+
+    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+        """A selector of nothing keeps everything."""
+
+        match_labels: dict[str, str] = msgspec.field(default_factory=dict)
+        match_expressions: tuple[Requirement, ...] = ()
+
+    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+        self._labels = parameters.match_labels.items()
+        self._requirements = parameters.match_expressions
+
+    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """O(n)."""
+        return [one for one in candidates if self._selects(one.endpoint.labels)]
+
+    def _selects(self, labels: Mapping[str, str]) -> bool:
+        return all(labels.get(key) == value for key, value in self._labels) and all(
+            requirement.holds(labels) for requirement in self._requirements
+        )
+
+
+PLUGIN = LabelSelector

@@ -1,0 +1,25 @@
+"""`least-request-picker`: the fewest requests, whatever the scores; ties at random."""
+
+from collections.abc import Sequence
+
+from kvtier.router import ordering, parts
+from kvtier.router.base import Candidate, Request
+
+
+class LeastRequest:
+    """By the router's own count, or the engine's where that is more."""
+
+    Parameters = ordering.Parameters
+
+    def __init__(self, parameters: ordering.Parameters, context: parts.Context) -> None:
+        self._most = parameters.max_num_of_endpoints
+        self._random = context.random
+
+    def pick(
+        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+    ) -> list[Candidate]:
+        """O(n log n)."""
+        return ordering.by_requests(candidates, self._random)[: self._most]
+
+
+PLUGIN = LeastRequest

@@ -1,0 +1,27 @@
+"""`max-score-picker`: the highest score, ties at random; behind it the next highest."""
+
+from collections.abc import Sequence
+
+from kvtier.router import ordering, parts
+from kvtier.router.base import Candidate, Request
+
+
+class MaxScore:
+    """The picker where a profile names none."""
+
+    Parameters = ordering.Parameters
+
+    def __init__(self, parameters: ordering.Parameters, context: parts.Context) -> None:
+        self._most = parameters.max_num_of_endpoints
+        self._random = context.random
+
+    def pick(
+        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+    ) -> list[Candidate]:
+        """O(n log n)."""
+        return ordering.ordered(candidates, [-score for score in scores], self._random)[
+            : self._most
+        ]
+
+
+PLUGIN = MaxScore

@@ -1,0 +1,216 @@
+"""Filter, score, pick: a profile made from what a configuration asks for.
+
+Why it exists: both servers choose through this one place. `build` makes the parts of a
+configuration, each once, however many profiles use it. A decision belongs to the event loop's
+thread, blocks on nothing and reads no clock. Costs: a few passes over the candidates; see
+docs/reference/router-profile.md for what was measured.
+Invariants: scores are clamped to [0, 1] before they are weighted, weights are not normalised,
+and a part that fails takes part no more in this decision instead of failing the request.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kvtier.clock import seeded
+from kvtier.errors import InvalidSettings
+from kvtier.index.fleet.base import FleetIndex
+from kvtier.router import parts
+from kvtier.router.base import Candidate, Endpoint, Filter, Observer, Picker, Request, Scorer
+from kvtier.router.config import (
+    Configuration,
+    PluginSpec,
+    ProfileSpec,
+)
+from kvtier.router.decision import Decision, Weighted
+from kvtier.router.indexes import IndexSpec
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Moment:
+    """The time of the decision that is being made; parts read it, `decide` sets it."""
+
+    __slots__ = ("at_s",)
+
+    def __init__(self) -> None:
+        self.at_s = 0.0
+
+    def now_s(self) -> float:
+        """Of the caller's clock."""
+        return self.at_s
+
+
+class Profile:
+    """One of a configuration's profiles."""
+
+    def __init__(
+        self,
+        spec: ProfileSpec,
+        made: Mapping[str, Any],
+        indexes: Mapping[str, FleetIndex],
+        moment: Moment,
+    ) -> None:
+        self.name = spec.name
+        self._indexes = dict(indexes)
+        self._moment = moment
+        self._filters: list[tuple[str, Filter]] = [(name, made[name]) for name in spec.filters]
+        self._scorers = [Weighted(name, weight, made[name]) for name, weight in spec.scorers]
+        self._picker: Picker = made[spec.picker]
+        names = [*spec.filters, *(name for name, _ in spec.scorers), spec.picker]
+        self._parts = list({id(made[name]): made[name] for name in names}.values())
+        self._observers: list[Observer] = [one for one in self._parts if hasattr(one, "routed")]
+        self._failed: set[str] = set()
+
+    @property
+    def headers(self) -> frozenset[str]:
+        """Request headers that its parts read, in lower case; a log has to keep them."""
+        read = (getattr(one, "headers", ()) for one in self._parts)
+        return frozenset(header for headers in read for header in headers)
+
+    def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
+        """Where `request` goes. Never raises; `chosen` is empty where nobody is left.
+
+        `now_s` is of the clock that `Load.updated_s` is of. Nothing is remembered of the request
+        until `routed`; pickers take their turn.
+        """
+        self._moment.at_s = now_s
+        decision = Decision(self.name, request, self._candidates(request, endpoints), now_s)
+        for name, one in self._filters:
+            self._filter(decision, name, one)
+        kept = decision.kept
+        totals = [0.0] * len(kept)
+        for name, weight, scorer in self._scorers:
+            scores = self._scores(name, scorer, request, kept)
+            decision.scores.append(scores)
+            totals = [total + weight * score for total, score in zip(totals, scores, strict=True)]
+        decision.scorers = self._scorers
+        decision.totals = totals
+        if kept:
+            decision.chosen = self._pick(request, kept, totals)
+        return decision
+
+    def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
+        """`request` has been sent to `chosen`: every index and every part that learns hears it."""
+        self._moment.at_s = decision.now_s
+        for index in self._indexes.values():
+            index.routed(request.prompt, chosen.endpoint.name)
+        for observer in self._observers:
+            observer.routed(request, decision.candidates, chosen)
+
+    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+        """What the client has to be told, so that it is recognised next time."""
+        headers: dict[str, str] = {}
+        for one in self._parts:
+            if hasattr(one, "response_headers"):
+                headers.update(one.response_headers(request, endpoint))
+        return headers
+
+    def _candidates(self, request: Request, endpoints: Sequence[Endpoint]) -> list[Candidate]:
+        names = [endpoint.name for endpoint in endpoints]
+        found = [
+            (name, index.match(request.prompt, names)) for name, index in self._indexes.items()
+        ]
+        if len(found) == 1:
+            name, matches = found[0]
+            return [
+                Candidate(endpoint, {name: match})
+                for endpoint, match in zip(endpoints, matches, strict=True)
+            ]
+        return [
+            Candidate(endpoint, {name: matches[place] for name, matches in found})
+            for place, endpoint in enumerate(endpoints)
+        ]
+
+    def _filter(self, decision: Decision, name: str, one: Filter) -> None:
+        try:
+            kept = one.keep(decision.request, decision.kept)
+        except Exception:
+            self._fails(name)
+            return
+        if len(kept) != len(decision.kept):
+            staying = {id(candidate) for candidate in kept}
+            for candidate in decision.kept:
+                if id(candidate) not in staying:
+                    decision.removed[candidate.endpoint.name] = name
+        decision.kept = kept
+
+    def _scores(
+        self, name: str, scorer: Scorer, request: Request, kept: list[Candidate]
+    ) -> list[float]:
+        try:
+            scores = scorer.score(request, kept)
+            # The last case is NaN, and whatever is below 0.
+            clamped = [one if 0.0 <= one <= 1.0 else 1.0 if one > 1.0 else 0.0 for one in scores]
+        except Exception:
+            self._fails(name)
+            return [0.0] * len(kept)
+        if len(clamped) != len(kept):
+            self._fails(name)
+            return [0.0] * len(kept)
+        return clamped
+
+    def _pick(
+        self, request: Request, kept: list[Candidate], totals: list[float]
+    ) -> list[Candidate]:
+        try:
+            chosen = self._picker.pick(request, kept, totals)
+        except Exception:
+            self._fails("the picker")
+            chosen = []
+        if chosen:
+            return chosen
+        best = max(range(len(kept)), key=totals.__getitem__)
+        return [kept[best]]
+
+    def _fails(self, name: str) -> None:
+        """Said once a part: a bug of it, met again with every request."""
+        if name not in self._failed:
+            self._failed.add(name)
+            _LOG.exception("%s failed; it takes no part in choosing while it does", name)
+
+
+def build(
+    configuration: Configuration, indexes: Mapping[str, FleetIndex], seed: int = 0
+) -> dict[str, Profile]:
+    """Every profile of a configuration, by name; the first is the default.
+
+    `indexes` holds those that `configuration.indexes` asks for, and may hold more: parts that
+    name none look at all. Raises InvalidSettings where one is missing.
+    """
+    missing = [
+        name
+        for name in {one.index for one in configuration.plugins.values()}
+        if name is not None and name not in indexes
+    ]
+    if missing:
+        raise InvalidSettings(f"{configuration.path}: there is no index {', '.join(missing)}")
+    moment = Moment()
+    random = seeded(seed)
+    made = {
+        name: _make(spec, configuration.indexes, random, moment)
+        for name, spec in configuration.plugins.items()
+    }
+    return {
+        name: Profile(spec, made, indexes, moment) for name, spec in configuration.profiles.items()
+    }
+
+
+def _make(
+    spec: PluginSpec, indexes: Mapping[str, IndexSpec], random: parts.Random, moment: Moment
+) -> Any:
+    index = indexes.get(spec.index) if spec.index is not None else None
+    sizes = index or IndexSpec(name="")
+    context = parts.Context(
+        name=spec.name,
+        random=random,
+        now_s=moment.now_s,
+        index=spec.index,
+        tier=spec.tier,
+        block_tokens=sizes.block_tokens,
+        max_match_tokens=sizes.max_match_tokens,
+    )
+    try:
+        return spec.plugin(spec.parameters, context)
+    except ValueError as error:
+        raise InvalidSettings(f"{spec.where}: {spec.name}: {error}") from error

@@ -1,0 +1,128 @@
+"""`expected-ttft-scorer`: the seconds to the first token, as far as can be told.
+
+    seconds = ahead / prefill + missing / prefill + sum over tiers of added / load + running
+    score = least seconds of all candidates / seconds
+
+* ahead: tokens to compute before this request's: those pending of this router, and for each
+  request that waits in the engine beyond those in flight from here the mean of a request in
+  flight (or of this one). Where pending tokens are not counted, requests in flight that the
+  engine does not report as running count as waiting.
+* missing: tokens of the prompt that no tier holds, one at least: the last is always computed.
+* added: what a tier holds beyond the faster ones. Loading is never reckoned slower than
+  computing: an engine that knows better computes.
+* running: `runningSeconds` for each request on the endpoint, a share of each step.
+
+Rates are those that the endpoint reports. Prefill: else the mean of what other candidates
+report, else `prefillTokensPerSecond`. Load: else a multiple of the prefill rate (both follow
+the model's size): RAM 16, disk 4, shared 2, object store 1.5, any other tier 1.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from kvtier.index.fleet.base import DEVICE, Match
+from kvtier.router import parts
+from kvtier.router.base import Candidate, Endpoint, Request
+from kvtier.router.tiers import added_tokens, match_of
+
+LOAD_BY_PREFILL: Final[Mapping[str, float]] = {
+    "ram": 16.0,
+    "disk": 4.0,
+    "shared": 2.0,
+    "objectstore": 1.5,
+}
+"""How much faster a tier is loaded than computed, where nobody has measured it."""
+
+
+class ExpectedTTFT:
+    """By the load, the rates and the match of each endpoint."""
+
+    class Parameters(parts.OnIndex, frozen=True, kw_only=True):
+        """Seconds and rates for what is not measured."""
+
+        prefill_tokens_per_second: float = 8_000.0
+        running_seconds: float = 0.01
+
+        def __post_init__(self) -> None:
+            """A rate of none would take for ever."""
+            if not self.prefill_tokens_per_second > 0:
+                raise ValueError("prefillTokensPerSecond has to be more than 0")
+            if not self.running_seconds >= 0:
+                raise ValueError("runningSeconds has to be 0 or more")
+
+    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+        self._index = context.index
+        self._prefill = parameters.prefill_tokens_per_second
+        self._running_s = parameters.running_seconds
+
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        """O(n) in candidates and tiers."""
+        prefill = self._typical(candidates)
+        seconds = [sum(self._terms(request, candidate, prefill)) for candidate in candidates]
+        least = min(seconds, default=0.0)
+        return [least / one for one in seconds]
+
+    def reason(self, request: Request, candidate: Candidate) -> str:
+        """`0.31 s: 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
+        terms = self._terms(request, candidate, self._prefill)
+        words = ("waiting", "computing", "loading", "running")
+        told = ", ".join(f"{term:.3f} {word}" for term, word in zip(terms, words, strict=True))
+        return f"{sum(terms):.3f} s: {told}"
+
+    def _typical(self, candidates: Sequence[Candidate]) -> float:
+        rates = [
+            rate
+            for candidate in candidates
+            if 0 < (rate := candidate.endpoint.load.prefill_tokens_per_s) < math.inf
+        ]
+        return sum(rates) / len(rates) if rates else self._prefill
+
+    def _terms(
+        self, request: Request, candidate: Candidate, typical: float
+    ) -> tuple[float, float, float, float]:
+        """Seconds of waiting, computing, loading and sharing."""
+        endpoint = candidate.endpoint
+        load = endpoint.load
+        measured = load.prefill_tokens_per_s
+        prefill = measured if 0 < measured < math.inf else typical
+        match = match_of(candidate, self._index)
+        total = match.total_tokens or request.prompt.tokens
+        missing = max(1, total - match.best_tokens)
+        requests = max(load.waiting + load.running, endpoint.in_flight)
+        return (
+            _ahead_tokens(endpoint, total) / prefill,
+            missing / prefill,
+            _load_s(match, endpoint, prefill) if match.tokens else 0.0,
+            requests * self._running_s,
+        )
+
+
+def _ahead_tokens(endpoint: Endpoint, prompt_tokens: int) -> float:
+    load, in_flight = endpoint.load, endpoint.in_flight
+    if endpoint.pending_tokens is None:
+        pending = 0
+        waiting = max(load.waiting, in_flight - load.running)
+    else:
+        pending = endpoint.pending_tokens
+        waiting = max(0, load.waiting - in_flight)
+    if not waiting:
+        return pending
+    each = endpoint.in_flight_tokens / in_flight if in_flight else prompt_tokens
+    return pending + waiting * each
+
+
+def _load_s(match: Match, endpoint: Endpoint, prefill: float) -> float:
+    seconds = 0.0
+    for name, tokens in added_tokens(match):
+        if name == DEVICE:
+            continue
+        tier = endpoint.load.tiers.get(name)
+        rate = tier.load_tokens_per_s if tier is not None else 0.0
+        if not 0 < rate < math.inf:
+            rate = prefill * LOAD_BY_PREFILL.get(name, 1.0)
+        seconds += tokens / max(rate, prefill)
+    return seconds
+
+
+PLUGIN = ExpectedTTFT

@@ -1,0 +1,73 @@
+"""`prefix-cache-scorer`: the longest prefix held, in one tier or in any.
+
+`ratio = matched blocks / whole blocks of the prompt`, 0 for a prompt of less than a block. With
+`matchLengthWeight` w: `w * min(1, matched tokens / matchLengthScaleTokens)**2 + (1 - w) * ratio`.
+
+Any number of instances, each on an index of its own or on one that a producer names. Which tier
+an instance looks at: its parameter `tier`, else what its name or the index's speaks of
+(`cpu-prefix-cache-scorer`), else any. A tier includes the faster ones: what is on the device
+need not be loaded from RAM.
+"""
+
+from collections.abc import Sequence
+
+from kvtier.router import parts
+from kvtier.router.base import Candidate, Request
+from kvtier.router.tiers import match_of, tokens_in
+
+
+class PrefixCache:
+    """By what an index knows."""
+
+    class Parameters(parts.Sizing, frozen=True, kw_only=True):
+        """Those of the index are read where it is this scorer's own (the older API)."""
+
+        prefix_match_info_producer_name: str = ""
+        match_length_weight: float = 0.0
+        match_length_scale_tokens: int = 8192
+
+        def __post_init__(self) -> None:
+            """Refuse what is outside of a score."""
+            super().__post_init__()
+            if not 0.0 <= self.match_length_weight <= 1.0:
+                raise ValueError(f"matchLengthWeight is {self.match_length_weight}; write 0 to 1")
+            if self.match_length_weight and self.match_length_scale_tokens < 1:
+                raise ValueError("matchLengthScaleTokens is 0; write 1 or more")
+
+    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+        self._index = context.index
+        self._tier = context.tier
+        self._block_tokens = context.block_tokens
+        self._most_tokens = context.max_match_tokens
+        self._length_weight = parameters.match_length_weight
+        self._scale_tokens = parameters.match_length_scale_tokens
+
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        """O(n)."""
+        return [self._one(candidate) for candidate in candidates]
+
+    def reason(self, request: Request, candidate: Candidate) -> str:
+        """`8192 of 12000 tokens in ram`."""
+        match = match_of(candidate, self._index)
+        held = tokens_in(match, self._tier)
+        return f"{held} of {match.total_tokens} tokens in {self._tier or 'any tier'}"
+
+    def _one(self, candidate: Candidate) -> float:
+        match = match_of(candidate, self._index)
+        held = tokens_in(match, self._tier)
+        total = match.total_tokens
+        if self._most_tokens:
+            held, total = min(held, self._most_tokens), min(total, self._most_tokens)
+        block_tokens = candidate.endpoint.load.block_tokens or self._block_tokens
+        blocks = total // block_tokens
+        if not blocks:
+            return 0.0
+        matched = held // block_tokens
+        ratio = matched / blocks
+        if not self._length_weight:
+            return ratio
+        length = min(1.0, matched * block_tokens / self._scale_tokens)
+        return self._length_weight * length**2 + (1.0 - self._length_weight) * ratio
+
+
+PLUGIN = PrefixCache

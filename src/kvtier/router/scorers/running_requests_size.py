@@ -1,0 +1,26 @@
+"""`running-requests-size-scorer`: the fewest running requests.
+
+`(most - running) / (most - least)` over the candidates, 1 where all run alike.
+"""
+
+from collections.abc import Sequence
+
+from kvtier.router import parts
+from kvtier.router.base import Candidate, Request
+from kvtier.router.scaling import least_is_best
+
+
+class RunningRequestsSize:
+    """By the requests that run in the engine, as last scraped."""
+
+    Parameters = parts.Parameters
+
+    def __init__(self, parameters: parts.Parameters, context: parts.Context) -> None:
+        """Has nothing to set."""
+
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        """O(n)."""
+        return least_is_best([candidate.endpoint.load.running for candidate in candidates])
+
+
+PLUGIN = RunningRequestsSize
