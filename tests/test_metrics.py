@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from kvtier import metrics
-from kvtier.metrics import EVICTOR_METRICS, LABEL_VALUES, METRICS, Kind, Metric
+from kvtier.metrics import EVICTOR_METRICS, LABEL_VALUES, METRICS, ROUTE_METRICS, Kind, Metric
 
 ROOT = Path(__file__).parents[1]
 
 
-ALL = METRICS + EVICTOR_METRICS
+ALL = METRICS + EVICTOR_METRICS + ROUTE_METRICS
 UNITS = "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls"
 
 

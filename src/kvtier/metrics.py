@@ -35,6 +35,13 @@ LABEL_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "direction": ("find", "promote", "demote", "delete"),
     "calls": ("read", "write"),
     "reason": ("bound", "quota", "ttl", "orphan", "broken", "unknown"),
+    "drop": (
+        *("rejected-saturated", "rejected-no-endpoints", "rejected-invalid"),
+        *("rejected-shutting-down", "rejected-failed"),
+    ),
+    "counted": ("prompt", "cached", "completion"),
+    "outcome": ("ok", "refused", "overloaded", "unavailable", "failed", "cancelled"),
+    "replica": ("names of the fleet",),
 }
 """Every value a label may take. `promote` and `demote` move between RAM and the tier named
 beside them; `delete` frees space in it, `find` asks storage that others write to."""
@@ -229,6 +236,135 @@ EVICTOR_METRICS: Final[tuple[Metric, ...]] = (
 )
 """What `kvtier evict --metrics-port` exposes."""
 
+_REQUEST_BUCKETS_S = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+
+ROUTE_REQUESTS: Final = Metric(
+    "kvtier_route_requests",
+    Kind.COUNTER,
+    "Requests for replicas, by how they ended.",
+    ("outcome",),
+)
+ROUTE_SENT_REQUESTS: Final = Metric(
+    "kvtier_route_sent_requests",
+    Kind.COUNTER,
+    "Requests sent to a replica; one that is sent again counts again.",
+    ("replica",),
+)
+ROUTE_RETRIED_REQUESTS: Final = Metric(
+    "kvtier_route_retried_requests",
+    Kind.COUNTER,
+    "Times that a replica could not be reached, or did not answer, before the client saw a byte.",
+)
+ROUTE_QUEUED_REQUESTS: Final = Metric(
+    "kvtier_route_queued_requests", Kind.GAUGE, "Requests that wait for a replica with room."
+)
+ROUTE_IN_FLIGHT_REQUESTS: Final = Metric(
+    "kvtier_route_in_flight_requests",
+    Kind.GAUGE,
+    "Requests sent to a replica that have not ended.",
+    ("replica",),
+)
+ROUTE_REPLICA_STATE: Final = Metric(
+    "kvtier_route_replica_state",
+    Kind.GAUGE,
+    "Whether a replica gets requests: 0 it does, 1 not, since requests could not be delivered, "
+    "2 not, since it is not healthy.",
+    ("replica",),
+)
+ROUTE_CHOOSING_SECONDS: Final = Metric(
+    "kvtier_route_choosing_seconds",
+    Kind.HISTOGRAM,
+    "Time to choose a replica.",
+    (),
+    (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+)
+ROUTE_FIRST_BYTE_SECONDS: Final = Metric(
+    "kvtier_route_first_byte_seconds",
+    Kind.HISTOGRAM,
+    "From a request's headers to the first bytes of its answer's body.",
+    (),
+    _REQUEST_BUCKETS_S,
+)
+ROUTE_REQUEST_SECONDS: Final = Metric(
+    "kvtier_route_request_seconds",
+    Kind.HISTOGRAM,
+    "From a request's headers to the end of its answer.",
+    (),
+    _REQUEST_BUCKETS_S,
+)
+
+ROUTE_METRICS: Final[tuple[Metric, ...]] = (
+    ROUTE_REQUESTS,
+    ROUTE_SENT_REQUESTS,
+    ROUTE_RETRIED_REQUESTS,
+    ROUTE_QUEUED_REQUESTS,
+    ROUTE_IN_FLIGHT_REQUESTS,
+    ROUTE_REPLICA_STATE,
+    ROUTE_CHOOSING_SECONDS,
+    ROUTE_FIRST_BYTE_SECONDS,
+    ROUTE_REQUEST_SECONDS,
+)
+"""What `kvtier route` exposes of its data path on its own `/metrics`."""
+
+
+EPP_OPEN_STREAMS: Final = Metric(
+    "kvtier_epp_open_streams", Kind.GAUGE, "Streams of gateways that are open now."
+)
+EPP_READY_ENDPOINTS: Final = Metric(
+    "kvtier_epp_ready_endpoints", Kind.GAUGE, "Endpoints that may be picked now."
+)
+EPP_DROPPED_REQUESTS: Final = Metric(
+    "kvtier_epp_dropped_requests",
+    Kind.COUNTER,
+    "Requests that the gateway was told to refuse, by the reason in the response's header.",
+    ("drop",),
+)
+EPP_BROKEN_STREAMS: Final = Metric(
+    "kvtier_epp_broken_streams",
+    Kind.COUNTER,
+    "Streams ended because the gateway sent a message that cannot come then.",
+)
+EPP_ELSEWHERE_REQUESTS: Final = Metric(
+    "kvtier_epp_elsewhere_requests",
+    Kind.COUNTER,
+    "Requests that another endpoint than the picked one served; with `--observe-responses` only.",
+)
+EPP_OBSERVED_TOKENS: Final = Metric(
+    "kvtier_epp_observed_tokens",
+    Kind.COUNTER,
+    "Tokens that responses told of; with `--observe-responses` only.",
+    ("counted",),
+)
+EPP_CHOOSING_SECONDS: Final = Metric(
+    "kvtier_epp_choosing_seconds",
+    Kind.HISTOGRAM,
+    "Time to choose an endpoint, tokenizing included.",
+    (),
+    (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0),
+)
+EPP_FIRST_CHUNK_SECONDS: Final = Metric(
+    "kvtier_epp_first_chunk_seconds",
+    Kind.HISTOGRAM,
+    "From the choice to the first byte of the answer; with `--observe-responses` only.",
+    (),
+    (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+
+EPP_METRICS: Final[tuple[Metric, ...]] = (
+    EPP_OPEN_STREAMS,
+    EPP_READY_ENDPOINTS,
+    EPP_DROPPED_REQUESTS,
+    EPP_BROKEN_STREAMS,
+    EPP_ELSEWHERE_REQUESTS,
+    EPP_OBSERVED_TOKENS,
+    EPP_CHOOSING_SECONDS,
+    EPP_FIRST_CHUNK_SECONDS,
+)
+"""What `kvtier epp --metrics-port` exposes."""
+
 
 def _table(metrics: tuple[Metric, ...]) -> list[str]:
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
@@ -253,6 +389,14 @@ def render_markdown() -> str:
         "## Of `kvtier evict --metrics-port`",
         "",
         *_table(EVICTOR_METRICS),
+        "",
+        "## Of `kvtier epp --metrics-port`",
+        "",
+        *_table(EPP_METRICS),
+        "",
+        "## Of `kvtier route`",
+        "",
+        *_table(ROUTE_METRICS),
     ]
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
     for label, values in LABEL_VALUES.items():

@@ -1,0 +1,32 @@
+"""A histogram as plain numbers: the data path adds, and a family is made when somebody scrapes."""
+
+import bisect
+from itertools import accumulate
+
+from prometheus_client.core import HistogramMetricFamily, Metric
+
+from kvtier import metrics
+
+
+class Histogram:
+    """Of one declared metric. Not thread-safe."""
+
+    def __init__(self, metric: metrics.Metric) -> None:
+        assert metric.buckets is not None
+        self.metric = metric
+        self._bounds = metric.buckets
+        self._counts = [0] * (len(metric.buckets) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        """One more, in the metric's unit."""
+        self._counts[bisect.bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self) -> Metric:
+        """As it is exposed."""
+        family = HistogramMetricFamily(self.metric.name, self.metric.documentation)
+        names = [*(str(bound) for bound in self._bounds), "+Inf"]
+        counts = accumulate(self._counts)
+        family.add_metric([], list(zip(names, counts, strict=True)), self._sum)
+        return family

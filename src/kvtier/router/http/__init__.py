@@ -1,0 +1,1 @@
+"""`kvtier route`: an OpenAI-compatible server in front of replicas."""

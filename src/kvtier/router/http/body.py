@@ -1,0 +1,126 @@
+"""A request's body: read once within bounds, looked into once, passed on as it came.
+
+Why: choosing needs the model and a few numbers; everything else in a body is the engine's
+business and may be of next year. Invariant: what is read here is what the engine will read:
+one document in UTF-8, and where a key stands twice the last one counts, as in Python's reader.
+"""
+
+import asyncio
+from email.message import Message
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from kvtier.router.http.refusals import Refusal, invalid, too_large, too_slow
+
+_FORM: Final = "multipart/form-data"
+
+
+class _Fields(msgspec.Struct):
+    """Read as they are: their types are judged below, or by the engine."""
+
+    model: object = None
+    max_tokens: object = None
+    max_completion_tokens: object = None
+    max_output_tokens: object = None
+    priority: object = None
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What choosing needs of a body."""
+
+    model: str
+    max_tokens: int = 0
+    """0: not said."""
+    priority: int = 0
+
+
+_decoder = msgspec.json.Decoder(_Fields)
+
+
+async def read(request: web.BaseRequest, limit_bytes: int, timeout_s: float) -> bytes:
+    """The whole body. Raises Refusal: 413 over the limit, 408 when it does not arrive."""
+    announced = request.content_length
+    if announced is not None and announced > limit_bytes:
+        raise too_large(limit_bytes)
+    if "expect" in request.headers:
+        await _welcome(request)
+    content = request.content
+    if content.is_eof() and (announced or 0) == content.total_bytes:
+        return content.read_nowait(-1)
+    pieces = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while piece := await content.readany():
+                size += len(piece)
+                if size > limit_bytes:
+                    raise too_large(limit_bytes)
+                pieces.append(piece)
+    except TimeoutError:
+        raise too_slow("body", timeout_s) from None
+    except (web.RequestPayloadError, ValueError) as error:
+        raise invalid(f"the body breaks off or is not what its headers say: {error}") from error
+    return b"".join(pieces)
+
+
+def look(body: bytes, content_type: str) -> Asked:
+    """What the body asks for. Raises Refusal (400): not JSON, no model, an absurd number."""
+    if content_type.lower().startswith(_FORM):
+        return Asked(_form_model(body, content_type))
+    try:
+        str(body, "utf-8")
+        fields = _decoder.decode(body)
+    except UnicodeDecodeError as error:
+        raise invalid(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError:
+        raise invalid("the body is nested too deeply") from None
+    except (msgspec.DecodeError, ValueError) as error:
+        raise invalid(f"the body cannot be read: {error}") from error
+    for limit in (fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens):
+        if limit is not None:
+            break
+    return Asked(_model(fields.model), max(0, _number(limit)), _number(fields.priority))
+
+
+async def _welcome(request: web.BaseRequest) -> None:
+    """Answer `Expect: 100-continue`, and nothing else that a client may expect."""
+    expected = request.headers.get("Expect", "")
+    if expected.lower() != "100-continue":
+        raise Refusal(
+            417, f"Expect: {expected[:40]!r} is not understood", code="expectation_failed"
+        )
+    if not request.content.is_eof():
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+
+
+def _model(value: object) -> str:
+    if value is None:
+        raise invalid('the request names no model; add `"model": "NAME"`', "model")
+    if not isinstance(value, str) or not value:
+        raise invalid("`model` has to be a name", "model")
+    return value
+
+
+def _number(value: object) -> int:
+    """What is no number is for the engine to complain about."""
+    return value if isinstance(value, int) and abs(value) < 2**31 else 0
+
+
+def _form_model(body: bytes, content_type: str) -> str:
+    """The field `model` of a form, as audio is sent."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_param("boundary")
+    if not isinstance(boundary, str) or not boundary.isascii():
+        raise invalid("the form names no boundary")
+    found = []
+    for part in body.split(b"--" + boundary.encode()):
+        head, separator, content = part.partition(b"\r\n\r\n")
+        if separator and b'name="model"' in head and b"filename" not in head:
+            found.append(content.removesuffix(b"\r\n"))
+    if len(found) > 1:
+        raise invalid("the form names more than one model", "model")
+    return _model(found[0].decode("utf-8", "replace") if found else None)

@@ -1,0 +1,63 @@
+"""What the data path asks of whoever chooses: a prompt to compare by, and a decision.
+
+Why protocols: the server knows nothing of scorers, indexes and tokenizers; the process that
+wires them hands them over. All of them belong to the event loop's thread.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from kvtier.index.fleet.prompt import Prompt
+from kvtier.router.base import Candidate, Endpoint, Request
+from kvtier.router.decision import Decision
+from kvtier.router.http.refusals import invalid
+
+
+class Chooser(Protocol):
+    """One profile; `profile.Profile` is one."""
+
+    @property
+    def headers(self) -> frozenset[str]:
+        """Request headers that it reads, in lower case."""
+        ...
+
+    def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
+        """Choose; no side effects. `endpoints` is not empty."""
+        ...
+
+    def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
+        """The request has been sent there."""
+        ...
+
+    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+        """What the client has to be told, so that it is recognised next time."""
+        ...
+
+
+class Prompts(Protocol):
+    """Makes prompts of bodies."""
+
+    async def prompt(self, path: str, model: str, body: bytes) -> Prompt:
+        """The prompt as the indexes see it. Never raises for what a client wrote."""
+        ...
+
+
+class Choices:
+    """The profiles that a request may name in `routing-strategy`, and the one for all others."""
+
+    def __init__(self, usual: Chooser, named: Mapping[str, Chooser] | None = None) -> None:
+        self._usual = usual
+        self._named = dict(named or {})
+
+    def of(self, strategy: str | None) -> Chooser:
+        """The profile of that name. Raises Refusal (400) for a name that is not known."""
+        if not strategy:
+            return self._usual
+        found = self._named.get(strategy)
+        if found is None:
+            known = ", ".join(self._named) or "none here"
+            raise invalid(
+                f"routing-strategy {strategy[:60]!r} is not known; known are {known}",
+                "routing-strategy",
+            )
+        return found

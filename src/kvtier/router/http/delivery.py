@@ -1,0 +1,257 @@
+"""A request on its way to a replica: read, matched, chosen for, sent, and if need be sent again.
+
+Invariants: a replica is tried again, or the next one, only while the client has seen nothing;
+what a replica may have begun to work on goes elsewhere `resends` times at most, so that a
+request which kills engines does not kill all of them; load that is counted is uncounted.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from kvtier.clock import Clock
+from kvtier.router import explain
+from kvtier.router.base import Candidate, Endpoint, Request
+from kvtier.router.decision import Decision
+from kvtier.router.fleet import Fleet
+from kvtier.router.http import body as bodies
+from kvtier.router.http import headers, paths
+from kvtier.router.http.choosing import Choices, Chooser, Prompts
+from kvtier.router.http.decisions import DecisionLog
+from kvtier.router.http.forwarding import (
+    BUSY,
+    Answer,
+    Message,
+    Undelivered,
+    ask,
+    pass_on,
+    set_aside,
+)
+from kvtier.router.http.keys import Keys
+from kvtier.router.http.metering import Meter
+from kvtier.router.http.options import Options
+from kvtier.router.http.refusals import Refusal, unavailable
+from kvtier.router.http.upstream import Upstream
+from kvtier.router.http.waiting import Waiting
+from kvtier.router.record import record
+
+EXPLAIN: Final = "x-kvtier-explain"
+EXPLANATION: Final = "x-kvtier-decision"
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the data path works with, put together by `server`. One of each for the process."""
+
+    options: Options
+    fleet: Fleet
+    waiting: Waiting
+    upstream: Callable[[Endpoint], Upstream]
+    choices: Choices
+    prompts: Prompts
+    meter: Meter
+    keys: Keys
+    replica_key: str | None
+    """What replicas are shown instead of the client's key."""
+    log: DecisionLog | None
+    clock: Clock
+
+
+class _Passage(msgspec.Struct, kw_only=True):
+    """A request on its way."""
+
+    request: web.BaseRequest
+    message: Message
+    asked: Request
+    chooser: Chooser
+    extra: dict[str, str]
+    """Headers of the answer."""
+    begun_s: float
+
+
+class Delivery:
+    """Delivers requests. One for the process."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._options = parts.options
+        self._fleet = parts.fleet
+        self._meter = parts.meter
+        self._clock = parts.clock
+
+    async def choose(
+        self, request: web.BaseRequest, path: str, identity: str, begun_s: float
+    ) -> web.StreamResponse:
+        """To the replica that is best for the model and the prompt in its body.
+
+        Raises Refusal, and CutOff when the answer breaks off.
+        """
+        strategy = request.headers.get(headers.STRATEGY)
+        chooser = self._parts.choices.of(strategy)
+        message = await self._message(request, identity)
+        body = message.body or b""
+        asked = bodies.look(body, request.headers.get("Content-Type", ""))
+        prompt = await self._parts.prompts.prompt(path, asked.model, body)
+        extra = _extra(identity)
+        if strategy:
+            extra[headers.STRATEGY] = strategy
+        passage = _Passage(
+            request=request,
+            message=message,
+            asked=Request(
+                request_id=identity,
+                model=asked.model,
+                prompt=prompt,
+                max_tokens=asked.max_tokens,
+                headers=headers.plain(request.headers),
+                priority=asked.priority,
+            ),
+            chooser=chooser,
+            extra=extra,
+            begun_s=begun_s,
+        )
+        return await self._deliver(passage)
+
+    async def search(
+        self, request: web.BaseRequest, kind: paths.Kind, identity: str
+    ) -> web.StreamResponse:
+        """To any replica, or to each until one knows what is asked for."""
+        message = await self._message(request, identity)
+        endpoints = sorted(self._fleet.available(), key=lambda endpoint: endpoint.in_flight)
+        failure: Undelivered | None = None
+        for endpoint in endpoints:
+            is_last = kind is paths.Kind.ANY or endpoint is endpoints[-1]
+            try:
+                return await self._ask_one(request, endpoint, message, identity, is_last=is_last)
+            except Undelivered as error:
+                failure = error
+        if failure is None:
+            raise unavailable("no replica can take requests")
+        if failure.busy is not None:
+            return failure.busy
+        raise failure.refusal
+
+    async def _message(self, request: web.BaseRequest, identity: str) -> Message:
+        options = self._options
+        if "content-encoding" in request.headers:
+            raise Refusal(415, "compressed bodies are not understood", code="unsupported_encoding")
+        body = await bodies.read(request, options.max_body, options.body_timeout)
+        out = headers.to_replica(
+            request.headers, identity, self._parts.replica_key, keeps_key=not self._parts.keys
+        )
+        target = paths.at_replica(request.rel_url.raw_path_qs)
+        has_body = bool(body) or request.method == "POST"
+        return Message(request.method, target, out, body if has_body else None)
+
+    async def _deliver(self, passage: _Passage) -> web.StreamResponse:
+        """To the best replica, else to the next, until one answers."""
+        waiting = self._parts.waiting
+        resends = self._options.resends
+        tried: set[Endpoint] = set()
+        endpoints = await waiting.candidates(passage.asked.model)
+        while True:
+            decision = self._decide(passage, endpoints)
+            failure: Undelivered | None = None
+            for candidate in decision.chosen:
+                tried.add(candidate.endpoint)
+                try:
+                    return await self._send(passage, decision, candidate)
+                except Undelivered as error:
+                    failure = error
+                    resends -= error.taken
+                    if resends < 0:
+                        break
+            if failure is None:
+                raise unavailable("the profile's filters leave no replica")
+            left = [] if resends < 0 else self._left(passage.asked.model, tried)
+            if not left and failure.taken and resends >= 0:
+                # It may have closed a connection that we were about to use: ask once more.
+                left = [decision.chosen[-1].endpoint]
+            if not left:
+                if failure.busy is not None:
+                    return failure.busy
+                raise failure.refusal
+            endpoints = left
+
+    def _left(self, model: str, tried: set[Endpoint]) -> list[Endpoint]:
+        found = self._fleet.candidates(model)
+        return [endpoint for endpoint in found if endpoint not in tried]
+
+    def _decide(self, passage: _Passage, endpoints: Sequence[Endpoint]) -> Decision:
+        begun_s = self._clock.now_s()
+        decision = passage.chooser.decide(passage.asked, endpoints, begun_s)
+        self._meter.choosing.add(self._clock.now_s() - begun_s)
+        if self._parts.log is not None:
+            self._parts.log.add(decision, passage.chooser.headers)
+        if self._is_told(passage.request):
+            passage.extra[EXPLANATION] = explain.header(record(decision))
+        return decision
+
+    def _is_told(self, request: web.BaseRequest) -> bool:
+        how = self._options.explain
+        return how == "always" or (how == "asked" and EXPLAIN in request.headers)
+
+    async def _send(
+        self, passage: _Passage, decision: Decision, candidate: Candidate
+    ) -> web.StreamResponse:
+        endpoint = candidate.endpoint
+        asked = passage.asked
+        tokens = asked.prompt.tokens + asked.max_tokens
+        stay = self._fleet.arrive(endpoint, tokens, decision.missing_tokens(candidate))
+        passage.chooser.routed(asked, decision, candidate)
+        try:
+            answer = await self._exchange(endpoint, passage.message)
+            stay.answered()
+            passage.extra[headers.TARGET] = endpoint.address
+            passage.extra.update(passage.chooser.response_headers(asked, endpoint))
+            if answer.response.status == BUSY:
+                raise await set_aside(answer, passage.extra)
+            self._meter.first_byte.add(self._clock.now_s() - passage.begun_s)
+            return await pass_on(passage.request, answer, passage.extra, self._options.idle_timeout)
+        finally:
+            stay.end()
+            self._parts.waiting.ended(endpoint)
+
+    async def _ask_one(
+        self,
+        request: web.BaseRequest,
+        endpoint: Endpoint,
+        message: Message,
+        identity: str,
+        *,
+        is_last: bool,
+    ) -> web.StreamResponse:
+        stay = self._fleet.arrive(endpoint, 0, 0)
+        try:
+            answer = await self._exchange(endpoint, message)
+            extra = _extra(identity)
+            extra[headers.TARGET] = endpoint.address
+            if answer.response.status == 404 and not is_last:
+                raise await set_aside(answer, extra)
+            return await pass_on(request, answer, extra, self._options.idle_timeout)
+        finally:
+            stay.end()
+            self._parts.waiting.ended(endpoint)
+
+    async def _exchange(self, endpoint: Endpoint, message: Message) -> Answer:
+        """Send and wait for the first bytes; the breaker hears how it went."""
+        member = self._fleet.member(endpoint)
+        self._meter.sent(endpoint.name)
+        try:
+            answer = await ask(
+                self._parts.upstream(endpoint),
+                message,
+                self._options.first_byte_timeout,
+                endpoint.name,
+            )
+        except Undelivered:
+            self._meter.retried += 1
+            self._fleet.undelivered(member, self._clock.now_s())
+            raise
+        self._fleet.delivered(member)
+        return answer
+
+
+def _extra(identity: str) -> dict[str, str]:
+    return {"request-id": identity, headers.REQUEST_ID: identity}

@@ -1,0 +1,57 @@
+"""API keys: those that clients show, and the one that replicas are shown.
+
+Invariant: a key is compared in a time that does not depend on how much of it is right, and is
+never logged, echoed or passed on.
+"""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from multidict import CIMultiDictProxy
+
+from kvtier.errors import InvalidSettings
+
+
+class Keys:
+    """The keys that clients may show; without any, everybody may ask."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def __bool__(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self._digests)
+
+    def admit(self, headers: CIMultiDictProxy[str]) -> bool:
+        """Whether the request shows a known key, as OpenAI's or as Anthropic's clients do."""
+        if not self._digests:
+            return True
+        scheme, _, shown = headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            shown = headers.get("x-api-key", "")
+        digest = _digest(shown.strip())
+        # All of them, so that the time does not tell which one was close.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def read_keys(path: str, where: str) -> list[str]:
+    """Keys of a file, one a line; `#` begins a remark. Raises InvalidSettings."""
+    try:
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidSettings(f"{where}: {path} cannot be read: {reason}") from error
+    lines = (line.strip() for line in text.splitlines())
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise InvalidSettings(f"{where}: {path} holds no key")
+    if any(not key.isascii() or " " in key for key in keys):
+        raise InvalidSettings(f"{where}: {path}: a key is one word of ASCII characters")
+    return keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,203 @@
+"""The router's own settings: defaults < YAML file < `KVTIER_ROUTE_` variables < flags.
+
+Why apart from the tree of `settings`: that one is an engine's. Each row is made from the struct
+below, with the parsers of the tree, so a new field is a new flag, variable and key.
+Invariant: nothing unknown is ignored, and every error names flag, variable, or file and line.
+"""
+
+import difflib
+import os
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from kvtier.errors import InvalidSettings
+from kvtier.settings.document import read_document
+from kvtier.settings.options import Option
+from kvtier.settings.tree import About, Kind
+
+_SECTION: Final = "route"
+PREFIX: Final = "KVTIER_ROUTE_"
+CONFIG: Final = f"{PREFIX}CONFIG"
+API_KEY: Final = f"{PREFIX}API_KEY"
+REPLICA_KEY: Final = f"{PREFIX}REPLICA_KEY"
+# What Kubernetes sets for a service called kvtier-route.
+_SERVICE_LINKS: Final = ("tcp://", "udp://")
+_SERVICE_VARIABLES: Final = (f"{PREFIX}SERVICE_", f"{PREFIX}PORT_")
+
+_File = str | None
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations are seconds and sizes are bytes here."""
+
+    host: Annotated[
+        str, About(Kind.URL, "Address to listen on; 0.0.0.0 for all of IPv4.", "127.0.0.1")
+    ] = "127.0.0.1"
+    port: Annotated[int, About(Kind.COUNT, "Port to listen on; 0 takes a free one.", "30080")] = (
+        8080
+    )
+    replicas: Annotated[
+        _File, About(Kind.FILE, "YAML file of replicas; re-read when it changes.", "replicas.yaml")
+    ] = None
+    api_keys: Annotated[
+        _File, About(Kind.FILE, "Keys that clients may show, one a line.", "keys.txt")
+    ] = None
+    replica_key: Annotated[
+        _File, About(Kind.FILE, "File with the key that replicas are shown.", "replica.key")
+    ] = None
+    tls_certificate: Annotated[
+        _File, About(Kind.FILE, "Certificate chain of the router (PEM).", "router.pem")
+    ] = None
+    tls_key: Annotated[_File, About(Kind.FILE, "Its private key (PEM).", "router.key")] = None
+    replica_ca: Annotated[
+        _File, About(Kind.FILE, "Authorities that https replicas are checked by (PEM).", "ca.pem")
+    ] = None
+    in_flight: Annotated[
+        int, About(Kind.COUNT, "Requests a replica gets at once; 0 for no limit.", "256")
+    ] = 0
+    queue: Annotated[
+        int, About(Kind.COUNT, "Requests that wait while all replicas are at their limit.", "1024")
+    ] = 1024
+    queue_timeout: Annotated[float, About(Kind.DURATION, "How long one waits.", "30s")] = 30.0
+    resends: Annotated[
+        int,
+        About(
+            Kind.COUNT,
+            "How often a request may go to another replica after one took it and died. Replicas "
+            "that cannot be reached, or are busy, do not count.",
+            "1",
+        ),
+    ] = 1
+    connect_timeout: Annotated[
+        float, About(Kind.DURATION, "For a connection to a replica.", "3s", 0.001)
+    ] = 3.0
+    first_byte_timeout: Annotated[
+        float, About(Kind.DURATION, "Until the answer begins; 0 for no limit.", "10m")
+    ] = 600.0
+    idle_timeout: Annotated[
+        float,
+        About(Kind.DURATION, "Without a byte of an answer passing; 0 for no limit.", "5m"),
+    ] = 300.0
+    max_body: Annotated[int, About(Kind.SIZE, "Largest body of a request.", "64MiB")] = 64 << 20
+    head_timeout: Annotated[
+        float, About(Kind.DURATION, "For a request's headers to arrive.", "10s", 0.001)
+    ] = 10.0
+    body_timeout: Annotated[
+        float, About(Kind.DURATION, "For its body to arrive.", "60s", 0.001)
+    ] = 60.0
+    keep_alive: Annotated[
+        float, About(Kind.DURATION, "How long an idle client's connection is kept.", "75s", 0.001)
+    ] = 75.0
+    health_interval: Annotated[
+        float, About(Kind.DURATION, "Between two health checks of a replica.", "2s", 0.01)
+    ] = 2.0
+    health_timeout: Annotated[
+        float, About(Kind.DURATION, "For a health check to be answered.", "2s", 0.01)
+    ] = 2.0
+    drain_timeout: Annotated[
+        float, About(Kind.DURATION, "For requests to end when told to stop.", "30s")
+    ] = 30.0
+    explain: Annotated[
+        Literal["never", "asked", "always"],
+        About(
+            Kind.CHOICE,
+            "Tell the decision in the header x-kvtier-decision: to those that ask with "
+            "x-kvtier-explain, or always.",
+            "asked",
+        ),
+    ] = "never"
+    decisions: Annotated[
+        _File,
+        About(Kind.FILE, "Log of decisions, for `kvtier route replay`.", "decisions.jsonl"),
+    ] = None
+
+
+class Row(Option, frozen=True):
+    """One setting."""
+
+    @property
+    def name(self) -> str:
+        """As in files: `drain_timeout`."""
+        return self.field
+
+    @property
+    def flag(self) -> str:
+        """`--drain-timeout`."""
+        return f"--{self.field}".replace("_", "-")
+
+
+def _rows() -> tuple[Row, ...]:
+    hints = typing.get_type_hints(Options, include_extras=True)
+    rows = []
+    for field in msgspec.structs.fields(Options):
+        plain, about = typing.get_args(hints[field.name])
+        choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
+        rows.append(Row(_SECTION, field.name, about, field.default, choices))
+    return tuple(rows)
+
+
+ROWS: Final = _rows()
+_BY_NAME: Final = {row.name: row for row in ROWS}
+_BY_VARIABLE: Final = {row.variable: row for row in ROWS}
+_BY_FLAG: Final = {row.flag: row for row in ROWS}
+
+
+def load(
+    flags: Mapping[str, str], env: Mapping[str, str] = os.environ, file: str | None = None
+) -> Options:
+    """Complete settings. `flags` maps `--port` to its text. Raises InvalidSettings."""
+    values: dict[str, Any] = {}
+    path = file or env.get(CONFIG)
+    if path:
+        document = read_document(path)
+        for name, value in document.data.items():
+            where = document.where((name,))
+            row = _known(name, _BY_NAME, where)
+            values[row.field] = row.parse(value, f"{where}: {name}")
+    for name in sorted(env):
+        if name.startswith(PREFIX) and not _is_foreign(name, env[name]):
+            row = _known(name, _BY_VARIABLE, "environment")
+            values[row.field] = row.parse(env[name], name)
+    for name, text in flags.items():
+        row = _known(name, _BY_FLAG, "flags")
+        values[row.field] = row.parse(text, name)
+    options = Options(**values)
+    _judge(options)
+    return options
+
+
+def _judge(options: Options) -> None:
+    """What only several of them together can have wrong."""
+    if options.port > 65535:
+        raise InvalidSettings(f"--port: {options.port} is no port")
+    if (options.tls_certificate is None) != (options.tls_key is None):
+        raise InvalidSettings("--tls-certificate and --tls-key go together: give both, or neither")
+
+
+def _is_foreign(name: str, value: str) -> bool:
+    """Whether it is no setting: read elsewhere, or put there by Kubernetes."""
+    if name in (CONFIG, API_KEY, REPLICA_KEY):
+        return True
+    return name.startswith(_SERVICE_VARIABLES) or value.startswith(_SERVICE_LINKS)
+
+
+def _known(name: object, rows: Mapping[str, Row], where: str) -> Row:
+    found = rows.get(str(name))
+    if found is None:
+        close = difflib.get_close_matches(str(name), rows, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(rows)}"
+        raise InvalidSettings(f"{where}: unknown setting {name!r}; {hint}")
+    return found
+
+
+def flags_of(given: Mapping[str, str | None]) -> dict[str, str]:
+    """A command's parameters -> flags, those that were given."""
+    return {f"--{name}".replace("_", "-"): text for name, text in given.items() if text is not None}
+
+
+def rows_in_order() -> Iterable[Row]:
+    """For `--help`, in the order of the struct."""
+    return ROWS

@@ -1,0 +1,75 @@
+"""Which paths go to replicas, which the router answers itself, which it refuses.
+
+Invariant: a path is judged as an engine would read it, with `%2e` decoded; what could be read
+in two ways is served by nobody.
+"""
+
+import enum
+from typing import Final
+
+V1: Final = "/v1/"
+
+# The engine's own paths outside of /v1 that are about one request.
+_PLAIN: Final = frozenset(
+    (
+        *("/tokenize", "/detokenize", "/score", "/rerank", "/v2/rerank", "/classify"),
+        *("/pooling", "/invocations", "/generative_scoring"),
+    )
+)
+# As some clients write them.
+_SHORT: Final = frozenset(("/completions", "/chat/completions", "/embeddings", "/responses"))
+# They change one replica, so asking any of them is never what was meant.
+_ONE_REPLICA: Final = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
+
+
+class Kind(enum.Enum):
+    """What to do with a request."""
+
+    HEALTH = "health"
+    LIVE = "live"
+    METRICS = "metrics"
+    MODELS = "models"
+    MODEL = "model"
+    ANY = "any"
+    """Any replica will do: it is about no model."""
+    SEARCH = "search"
+    """One replica has it, and only asking tells which."""
+    CHOOSE = "choose"
+    """To the replica that is chosen for the model and prompt in its body."""
+    ONE_REPLICA = "one_replica"
+    NONE = "none"
+
+
+_LOCAL: Final = {
+    "/health": Kind.HEALTH,
+    "/ping": Kind.HEALTH,
+    "/livez": Kind.LIVE,
+    "/metrics": Kind.METRICS,
+    "/v1/models": Kind.MODELS,
+    "/version": Kind.ANY,
+}
+
+
+def kind(method: str, path: str) -> Kind:
+    """Of a request; `path` is decoded and without its query."""
+    if method == "POST" and (path in _PLAIN or path in _SHORT):
+        return Kind.CHOOSE
+    if "//" in path or "/." in path or "\\" in path or "\0" in path:
+        return Kind.NONE
+    if method in ("GET", "HEAD") and path in _LOCAL:
+        return _LOCAL[path]
+    if path in _ONE_REPLICA:
+        return Kind.ONE_REPLICA
+    if not path.startswith(V1) or path == "/v1/models":
+        return Kind.NONE
+    if method == "GET" and path.startswith("/v1/models/"):
+        return Kind.MODEL
+    if method in ("GET", "DELETE") or (method == "POST" and path.endswith("/cancel")):
+        return Kind.SEARCH
+    return Kind.CHOOSE if method == "POST" else Kind.NONE
+
+
+def at_replica(target: str) -> str:
+    """The target of the request as the engine knows it: `/completions` is under /v1."""
+    path = target.partition("?")[0]
+    return f"/v1{target}" if path in _SHORT else target

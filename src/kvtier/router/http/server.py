@@ -1,0 +1,203 @@
+"""The router as one thing that starts and stops.
+
+Invariants: it listens only once every replica has been asked; when it stops, nobody is cut off
+before the drain time; after `close` no task and no socket is left.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+
+import msgspec
+
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.errors import InvalidSettings
+from kvtier.router.base import Endpoint
+from kvtier.router.fleet import Fleet, Listener, Member
+from kvtier.router.health import Prober
+from kvtier.router.http.choosing import Choices, Prompts
+from kvtier.router.http.connection import Front
+from kvtier.router.http.decisions import DecisionLog
+from kvtier.router.http.delivery import Parts
+from kvtier.router.http.keys import Keys
+from kvtier.router.http.metering import Meter
+from kvtier.router.http.options import Options
+from kvtier.router.http.proxy import Proxy
+from kvtier.router.http.upstream import Upstream
+from kvtier.router.http.waiting import Waiting
+from kvtier.router.replicas import Discovery
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+_LOOK_S = 0.05
+"""How often a draining router looks whether its last connection has closed."""
+
+
+class Wiring(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process brings along."""
+
+    discovery: Discovery
+    choices: Choices
+    prompts: Prompts
+    keys: Keys
+    replica_key: str | None = None
+    listeners: Sequence[Listener] = ()
+    """Hear of replicas that come and go; those that learn about replicas."""
+
+
+class _Upstreams(Listener):
+    """Connections of each member, from its joining until it has left."""
+
+    def __init__(self, options: Options, meter: Meter) -> None:
+        self._options = options
+        self._meter = meter
+        self._tls = _replica_tls(options)
+        self._of: dict[Endpoint, Upstream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __call__(self, endpoint: Endpoint) -> Upstream:
+        return self._of[endpoint]
+
+    def joined(self, member: Member) -> None:
+        timeout_s = self._options.connect_timeout
+        self._of[member.endpoint] = Upstream(member.replica, timeout_s, self._tls)
+
+    def left(self, member: Member) -> None:
+        self._meter.forget(member.replica.name)
+        task = asyncio.create_task(self._of.pop(member.endpoint).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._closing, *(upstream.close() for upstream in self._of.values()))
+
+
+class Router:
+    """One router. `start` and `close` run on the same event loop."""
+
+    def __init__(self, options: Options, wiring: Wiring, clock: Clock | None = None) -> None:
+        self._options = options
+        self._discovery = wiring.discovery
+        self._clock = clock or MonotonicClock()
+        self._log = DecisionLog(options.decisions) if options.decisions else None
+        self.fleet = Fleet()
+        waiting = Waiting(self.fleet, options.in_flight, options.queue, options.queue_timeout)
+        meter = Meter(self.fleet, lambda: len(waiting))
+        self._upstreams = _Upstreams(options, meter)
+        self._tls = _server_tls(options)
+        self.fleet.listen(self._upstreams)
+        for listener in wiring.listeners:
+            self.fleet.listen(listener)
+        self._prober = Prober(
+            self.fleet,
+            self._upstreams,
+            self._clock,
+            interval_s=options.health_interval,
+            timeout_s=options.health_timeout,
+            key=wiring.replica_key,
+        )
+        self._proxy = Proxy(
+            Parts(
+                options=options,
+                fleet=self.fleet,
+                waiting=waiting,
+                upstream=self._upstreams,
+                choices=wiring.choices,
+                prompts=wiring.prompts,
+                meter=meter,
+                keys=wiring.keys,
+                replica_key=wiring.replica_key,
+                log=self._log,
+                clock=self._clock,
+            )
+        )
+        self._front: Front | None = None
+        self._server: asyncio.Server | None = None
+        self._follow: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens, once it has started."""
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+    async def start(self) -> None:
+        """Listen. Raises InvalidSettings: no replicas to be read, an address that is taken."""
+        ready = asyncio.Event()
+        self._follow = asyncio.create_task(self.fleet.follow(self._discovery, ready))
+        told = asyncio.create_task(ready.wait())
+        await asyncio.wait((self._follow, told), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.is_set():
+            told.cancel()
+            await self._follow
+        await self._prober.first_round()
+        options = self._options
+        self._front = Front(self._proxy.handle, options.head_timeout, options.keep_alive)
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                self._front, options.host, options.port, ssl=self._tls, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise InvalidSettings(
+                f"--host, --port: {options.host}:{options.port} cannot be listened on: "
+                f"{error.strerror or error}"
+            ) from error
+
+    async def drain(self) -> None:
+        """Take no more connections; wait for requests, `drain_timeout` at most."""
+        self._proxy.draining = True
+        if self._server is None or self._front is None:
+            return
+        self._server.close()
+        self._front.pre_shutdown()
+        left = sum(member.endpoint.in_flight for member in self.fleet.members)
+        if left:
+            _log.info("waiting for %d requests to end", left)
+        try:
+            async with asyncio.timeout(self._options.drain_timeout):
+                while self._front.connections:
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            _log.warning("%d connections are cut off", len(self._front.connections))
+
+    async def close(self) -> None:
+        """End at once: requests that are still under way are cut off."""
+        if self._server is not None and self._front is not None:
+            self._server.close()
+            await self._front.shutdown(0)
+        if self._follow is not None:
+            self._follow.cancel()
+            await asyncio.gather(self._follow, return_exceptions=True)
+        await self._prober.close()
+        await self._upstreams.close()
+        if self._log is not None:
+            self._log.close()
+
+
+def _server_tls(options: Options) -> ssl.SSLContext | None:
+    if options.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(options.tls_certificate, options.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSettings(
+            f"--tls-certificate, --tls-key: {options.tls_certificate} cannot be used: {error}"
+        ) from error
+    return context
+
+
+def _replica_tls(options: Options) -> ssl.SSLContext | None:
+    if options.replica_ca is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=options.replica_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSettings(
+            f"--replica-ca: {options.replica_ca} cannot be used: {error}"
+        ) from error

@@ -1,0 +1,147 @@
+"""A replica as vLLM is one, on a real socket: streams, fails, hangs and dies on request.
+
+What a request should meet is set on the replica (`delay_s`, `status`, `dies_after`), so that a
+test reads in the order in which things happen.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+EVENT = b'data: {"choices":[{"index":0,"text":" hello"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+class Replica:
+    """One server on 127.0.0.1. `requests` holds what arrived, headers and bodies."""
+
+    def __init__(self, *models: str, name: str = "") -> None:
+        self.models = list(models)
+        self.name = name
+        self.requests: list[web.Request] = []
+        self.bodies: list[bytes] = []
+        self.cancelled = 0
+        self.health_status = 200
+        self.status = 200
+        self.chunks = 4
+        self.first_delay_s = 0.0
+        self.chunk_delay_s = 0.0
+        self.dies_before_head = False
+        self.dies_before_body = False
+        self.dies_after: int | None = None
+        self.chunk = EVENT
+        self.known_ids: set[str] = set()
+        self.held = asyncio.Event()
+        self.held.set()
+        self.port = 0
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    async def start(self, port: int = 0) -> None:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/v1/responses/{id}", self._response)
+        app.router.add_post("/{tail:.*}", self._complete)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", port, shutdown_timeout=0.1)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """As if killed: connections are reset."""
+        if self._runner is None:
+            return
+        runner, self._runner = self._runner, None
+        self.held.set()
+        server = runner.server
+        assert server is not None
+        for connection in list(server.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await runner.cleanup()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.health_status)
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return web.json_response({"version": "0.32.0"})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        data = [{"id": name, "object": "model", "owned_by": "vllm"} for name in self.models]
+        return web.json_response({"object": "list", "data": data})
+
+    async def _response(self, request: web.Request) -> web.Response:
+        identity = request.match_info["id"]
+        status = 200 if identity in self.known_ids else 404
+        return web.json_response({"id": identity, "from": self.name}, status=status)
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.requests.append(request)
+        self.bodies.append(body)
+        try:
+            return await self._answer(request, body)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def _answer(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        await self.held.wait()
+        if self.first_delay_s:
+            await asyncio.sleep(self.first_delay_s)
+        transport = request.transport
+        assert transport is not None
+        if self.dies_before_head:
+            transport.abort()
+            return web.Response()
+        try:
+            asked: dict[str, Any] = json.loads(body)
+        except ValueError:
+            asked = {}
+        if not asked.get("stream"):
+            text = json.dumps({"object": "text_completion", "from": self.name, "echo": len(body)})
+            headers = {"X-Replica": self.name, "Keep-Alive": "timeout=5"}
+            return web.Response(
+                text=text, status=self.status, content_type="application/json", headers=headers
+            )
+        out = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        out.enable_chunked_encoding()
+        await out.prepare(request)
+        if self.dies_before_body:
+            transport.abort()
+            return out
+        for number in range(self.chunks):
+            if number == self.dies_after:
+                transport.abort()
+                return out
+            await out.write(self.chunk)
+            await asyncio.sleep(self.chunk_delay_s)
+        await out.write(DONE)
+        return out
+
+
+@asynccontextmanager
+async def replicas(*served: str, count: int = 1) -> AsyncIterator[list[Replica]]:
+    """`count` replicas, each serving all models of `served`; named a, b, ..."""
+    made = [Replica(*(served or ("m",)), name=chr(ord("a") + i)) for i in range(count)]
+    try:
+        for replica in made:
+            await replica.start()
+        yield made
+    finally:
+        for replica in made:
+            await replica.stop()
