@@ -1,0 +1,222 @@
+"""One replica that tells what it holds: its events become rows of its own, or of the pool.
+
+Blocks are hashed anew from the tokens in the events, so that prompts can be compared with them;
+the engine's own hashes are names only. One KV-cache group counts, that of full attention: the
+windows and states of other groups are kept or dropped with it, and say less about a prefix.
+
+Invariants: rows are of one block size; an event that cannot be used is counted, by its blocks,
+and changes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from kvtier.index.fleet.changes import Removed, Stored
+from kvtier.index.fleet.expected import Expected
+from kvtier.index.fleet.hashing import NUMBERS_MAX, Hasher, Scope
+from kvtier.index.fleet.holdings import ROOT, Holdings
+from kvtier.index.fleet.levels import Levels
+from kvtier.index.fleet.table import POOL, BlockTable
+
+_PARTIAL: Final = ("sliding", "mamba", "chunked", "cross", "encoder", "linear")
+"""In kinds of attention that need less than the whole prefix, or none of it."""
+
+
+class Shelf:
+    """The replicas of one model whose blocks are of one size, and the storage they share."""
+
+    def __init__(self, model: str, block_tokens: int, blocks_max: int, ttl_s: float) -> None:
+        self.model = model
+        self.table = BlockTable(block_tokens)
+        self.expected = Expected(self.table, ttl_s)
+        self.pool = Holdings(self.table, POOL, blocks_max)
+
+
+class Shelves:
+    """All of an index, made as they are needed, and what its replicas have in common."""
+
+    def __init__(self, hasher: Hasher, blocks_max: int, ttl_s: float) -> None:
+        self.hasher = hasher
+        self.levels = Levels()
+        self.dropped: Counter[str] = Counter()
+        self.blocks_max = blocks_max
+        self._ttl_s = ttl_s
+        self._shelves: dict[tuple[str, int], Shelf] = {}
+
+    def of(self, model: str, block_tokens: int) -> Shelf:
+        """Made where it is new."""
+        shelf = self._shelves.get((model, block_tokens))
+        if shelf is None:
+            shelf = Shelf(model, block_tokens, self.blocks_max, self._ttl_s)
+            self._shelves[model, block_tokens] = shelf
+        return shelf
+
+    def all_of(self, model: str) -> list[Shelf]:
+        """Of every block size."""
+        return [shelf for shelf in self._shelves.values() if shelf.model == model]
+
+    @property
+    def pools(self) -> list[Holdings]:
+        """Of every model and block size."""
+        return [shelf.pool for shelf in self._shelves.values()]
+
+
+class Teller:
+    """A replica. It has a shelf, and `held`, once it has told how large its blocks are."""
+
+    __slots__ = ("_group", "_is_group_told", "_shelves", "held", "model", "shelf")
+
+    def __init__(self, model: str, shelves: Shelves) -> None:
+        self.model = model
+        self._shelves = shelves
+        self.shelf: Shelf | None = None
+        self.held: Holdings | None = None
+        self._group: int | None = None
+        self._is_group_told = False
+
+    def clear(self) -> None:
+        """It holds nothing any more; its next event starts anew."""
+        if self.shelf is not None and self.held is not None:
+            self.shelf.expected.forget(self.held.slot)
+            self.shelf.table.release_slot(self.held.slot, self.held.hashes())
+        self.shelf = self.held = self._group = None
+        self._is_group_told = False
+
+    def store(self, stored: Stored) -> None:
+        """Blocks entered a tier. 5 us for each that is new."""
+        reason = self._refusal(stored)
+        level = self._shelves.levels.use(stored.tier) if reason is None else None
+        if reason is not None or level is None:
+            self._shelves.dropped[reason or "tier"] += len(stored.names)
+            return
+        assert self.held is not None
+        assert self.shelf is not None
+        if not stored.is_shared:
+            self._hold(self.held, stored, level)
+            return
+        self.shelf.table.join_pool(self.held.slot)
+        for name in (stored.parent, *stored.names):
+            if name is not None:
+                _copy(self.held, self.shelf.pool, name)
+        self._hold(self.shelf.pool, stored, level)
+
+    def remove(self, removed: Removed) -> None:
+        """Blocks left a tier. 2 us each."""
+        level = self._shelves.levels.use(removed.tier)
+        dropped = self._shelves.dropped
+        if level is None or self.held is None or self.shelf is None:
+            dropped["unknown"] += len(removed.names)
+        elif removed.group not in (None, self._group):
+            dropped["group"] += len(removed.names)
+        else:
+            held = self.shelf.pool if removed.is_shared else self.held
+            dropped["unknown"] += let_go(held, removed.names, level)
+
+    # -- whether an event can be used ------------------------------------------------------
+
+    def _refusal(self, stored: Stored) -> str | None:
+        """Why it cannot; None where it can, and `held` is there."""
+        if any(part in stored.kind for part in _PARTIAL):
+            return "group"
+        size = stored.block_tokens if stored.token_ids else 0
+        if stored.token_ids and len(stored.token_ids) != size * len(stored.names):
+            # Also of groups that keep some blocks only, where the engine does not say so.
+            return "malformed"
+        if stored.kind and not self._is_group_told:
+            if self._group not in (None, stored.group):
+                self.clear()
+            self._group, self._is_group_told = stored.group, True
+        elif self._group is None and size:
+            self._group = stored.group
+        if stored.group != self._group:
+            return "group" if self._group is not None else "unknown"
+        return None if self._settle(size) else "block_size"
+
+    def _settle(self, block_tokens: int) -> bool:
+        """Whether blocks of this size (0: not told) can be taken; the first sets the size."""
+        if self.shelf is not None:
+            return block_tokens in (0, self.shelf.table.block_tokens)
+        if not 0 < block_tokens <= NUMBERS_MAX:
+            return False
+        self.shelf = self._shelves.of(self.model, block_tokens)
+        table = self.shelf.table
+        self.held = Holdings(table, table.take_slot(), self._shelves.blocks_max)
+        return True
+
+    # -- rows ------------------------------------------------------------------------------
+
+    def _hold(self, held: Holdings, stored: Stored, level: int) -> None:
+        parent = ROOT if stored.parent is None else held.row(stored.parent)
+        for at, name in enumerate(stored.names):
+            row = held.row(name)
+            if row is None:
+                row = self._grow(held, stored, at, parent)
+            if row is not None:
+                held.hold(row, level)
+            parent = row
+
+    def _grow(self, held: Holdings, stored: Stored, at: int, parent: int | None) -> int | None:
+        """A row for block `at` of the event; None, and counted, where it cannot be placed."""
+        dropped = self._shelves.dropped
+        if not stored.token_ids:
+            dropped["unknown"] += 1
+            return None
+        if parent is None:
+            dropped["orphan"] += 1
+            return None
+        size = stored.block_tokens
+        hasher = self._shelves.hasher
+        extras = _extras(stored, at)
+        if parent == ROOT:
+            salt = next((extra for extra in extras if isinstance(extra, str)), "")
+            extras = [extra for extra in extras if not isinstance(extra, str)]
+            state, depth = hasher.seed(Scope(stored.adapter or self.model, salt)), 0
+        else:
+            state, depth = held.state(parent), held.depth(parent)
+        if (depth + 1) * size > NUMBERS_MAX:
+            dropped["too_long"] += 1
+            return None
+        tokens = stored.token_ids[at * size : (at + 1) * size]
+        state = hasher.extend(state, depth * size, tokens)
+        for extra in extras:
+            state = (state + hasher.digest(msgspec.msgpack.encode(extra))) % (1 << 64)
+        return held.add(stored.names[at], state, depth + 1, parent)
+
+
+def let_go(held: Holdings, names: Sequence[int], level: int) -> int:
+    """Blocks left a tier; how many of them are not known."""
+    unknown = 0
+    for name in names:
+        row = held.row(name)
+        if row is None:
+            unknown += 1
+        else:
+            held.let_go(row, level)
+    return unknown
+
+
+def _extras(stored: Stored, at: int) -> list[Any]:
+    """What besides tokens is in the block's hash, without the adapter's name."""
+    keys = stored.extra_keys
+    if keys is None or at >= len(keys) or not isinstance(keys[at], list | tuple):
+        return []
+    return [extra for extra in keys[at] if not stored.adapter or extra != stored.adapter]
+
+
+def _copy(held: Holdings, pool: Holdings, name: int) -> None:
+    """Make known to the pool what a replica knows of a block and those before it."""
+    path: list[int] = []
+    row = held.row(name)
+    while row is not None and row != ROOT and pool.row(held.name(row)) is None:
+        path.append(row)
+        row = held.parent(row)
+    if row is None:
+        return
+    parent = ROOT if row == ROOT else pool.row(held.name(row))
+    for row in reversed(path):
+        if parent is None:
+            return
+        parent = pool.add(held.name(row), held.state(row), held.depth(row), parent)

@@ -1,0 +1,47 @@
+from kvtier.index.fleet.expected import Expected
+from kvtier.index.fleet.levels import ROUTED
+from kvtier.index.fleet.table import BlockTable
+
+CHAIN = list(range(100, 120))
+
+
+def reach(table: BlockTable, slot: int) -> int:
+    return int(table.ends(CHAIN)[slot][7])
+
+
+def test_it_counts_until_it_has_had_its_time() -> None:
+    table = BlockTable(16)
+    slot, expected = table.take_slot(), Expected(table, ttl_s=2.0)
+    expected.add(slot, CHAIN[:5], 10.0)
+    expected.expire(11.9)
+    assert reach(table, slot) == 5
+    expected.expire(12.0)
+    assert (reach(table, slot), len(table)) == (0, 0)
+
+
+def test_what_a_later_request_touched_stays_with_it() -> None:
+    table = BlockTable(16)
+    slot, expected = table.take_slot(), Expected(table, ttl_s=2.0)
+    expected.add(slot, CHAIN[:5], 10.0)
+    expected.add(slot, CHAIN[:3], 11.0)
+    expected.expire(12.5)
+    assert reach(table, slot) == 3
+    expected.add(slot, CHAIN, 13.0)
+    assert reach(table, slot) == 20
+    expected.expire(15.0)
+    assert len(table) == 0
+    assert expected._touched == {slot: {}}
+
+
+def test_a_forgotten_replica_leaves_nothing_and_others_stay() -> None:
+    table = BlockTable(16)
+    one, other = table.take_slot(), table.take_slot()
+    expected = Expected(table)
+    expected.add(one, CHAIN, 0.0)
+    expected.add(other, CHAIN[:4], 0.0)
+    expected.forget(one)
+    expected.forget(one)
+    assert (reach(table, one), reach(table, other)) == (0, 4)
+    assert table.own_byte(CHAIN[0], other) == ROUTED
+    expected.expire(100.0)
+    assert len(table) == 0

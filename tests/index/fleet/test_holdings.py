@@ -1,0 +1,146 @@
+"""Rows and holes; the state machine over all of it is in test_precise."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtier.index.fleet import holdings as module
+from kvtier.index.fleet.holdings import ROOT, Holdings
+from kvtier.index.fleet.table import BlockTable
+
+
+def made(blocks_max: int = 1000) -> Holdings:
+    table = BlockTable(16)
+    return Holdings(table, table.take_slot(), blocks_max)
+
+
+def grow(held: Holdings, names: list[int], level: int = 0) -> list[int]:
+    """A prefix of these names, each a child of the one before; its hash is its name."""
+    rows, parent = [], ROOT
+    for depth, name in enumerate(names, 1):
+        row = held.row(name)
+        if row is None:
+            row = held.add(name, name << 4, depth, parent)
+        assert row is not None
+        held.hold(row, level)
+        rows.append(row)
+        parent = row
+    held.check()
+    return rows
+
+
+def test_a_block_that_leaves_before_its_child_is_a_hole_until_one_of_them_changes() -> None:
+    held = made()
+    rows = grow(held, [11, 12, 13])
+    held.let_go(rows[1], 0)
+    assert held.holes == {rows[1]}
+    assert list(held.gaps([11, 12, 13])) == [(1, 12)]
+    assert list(held.gaps([11, 99, 13])) == []
+    held.hold(rows[1], 0)
+    assert held.holes == set()
+    held.let_go(rows[1], 0)
+    held.let_go(rows[2], 0)
+    assert held.holes == set()
+    held.check()
+
+
+def test_a_slower_copy_is_a_hole_for_the_faster_levels() -> None:
+    held = made()
+    rows = grow(held, [11, 12])
+    held.hold(rows[0], 2)
+    held.let_go(rows[0], 0)
+    assert held.holes == {rows[0]}
+    held.hold(rows[1], 2)
+    held.let_go(rows[1], 0)
+    assert held.holes == set()
+    held.check()
+
+
+def test_leaving_from_the_leaf_makes_no_holes() -> None:
+    held = made()
+    rows = grow(held, [11, 12, 13])
+    for row in reversed(rows):
+        held.let_go(row, 0)
+        assert held.holes == set()
+    assert len(held.table) == 0
+
+
+def test_names_that_departed_are_remembered_up_to_a_bound(monkeypatch) -> None:
+    monkeypatch.setattr(module, "DEPARTED_MAX", 3)
+    held = made()
+    rows = grow(held, [11, 12, 13, 14, 15])
+    for row in reversed(rows):
+        held.let_go(row, 0)
+    held.check()
+    assert [held.row(name) is not None for name in (15, 14, 13, 12, 11)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    grow(held, [11, 12, 13])
+    assert len(held) == 3
+
+
+def test_what_finds_no_room_is_refused_and_counted() -> None:
+    held = made(blocks_max=2)
+    rows = grow(held, [11, 12])
+    assert held.add(13, 13 << 4, 3, rows[1]) is None
+    assert held.refused_blocks == 1
+    held.let_go(rows[1], 0)
+    assert held.add(14, 14 << 4, 2, rows[0]) is not None
+    held.let_go(rows[0], 0)
+    held.check()
+
+
+def test_room_is_never_made_by_dropping_the_parent() -> None:
+    held = made(blocks_max=1)
+    (row,) = grow(held, [11])
+    held.let_go(row, 0)
+    assert held.add(12, 12 << 4, 2, row) is None
+    assert held.row(11) == row
+    assert held.add(13, 13 << 4, 1, ROOT) is not None
+    assert held.row(11) is None
+    held.check()
+
+
+def test_two_names_of_one_content_are_held_once() -> None:
+    held = made()
+    grow(held, [11])
+    twin = held.add(99, 11 << 4, 1, ROOT)
+    assert twin is not None
+    held.hold(twin, 0)
+    held.let_go(twin, 0)
+    assert held.refused_blocks == 1
+    assert held.table.own_byte(11, held.slot) == 127
+    held.check()
+
+
+names = st.integers(1, 12)
+acts = st.tuples(st.sampled_from(["hold", "hold", "let go"]), names, st.integers(0, 2))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 3), st.integers(2, 8), st.lists(acts, max_size=40))
+def test_rows_are_never_left_without_their_parents(departed_max, blocks_max, taken) -> None:
+    """A tree in which the parent of n is n // 2, with little room and little memory."""
+    before, module.DEPARTED_MAX = module.DEPARTED_MAX, departed_max
+    try:
+        held = made(blocks_max)
+        for what, name, level in taken:
+            path = [name >> shift for shift in range(name.bit_length() - 1, -1, -1)]
+            parent: int | None = ROOT
+            for depth, one in enumerate(path, 1):
+                row = held.row(one)
+                if row is None and parent is not None:
+                    row = held.add(one, one << 4, depth, parent)
+                parent = row
+            if parent is not None and parent != ROOT:
+                if what == "hold":
+                    held.hold(parent, level)
+                else:
+                    held.let_go(parent, level)
+            held.check()
+            assert len(held) <= blocks_max
+    finally:
+        module.DEPARTED_MAX = before

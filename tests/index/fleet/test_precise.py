@@ -1,0 +1,241 @@
+"""The precise index against the plainest model: sets of prefixes by replica and tier."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtier.clock import VirtualClock
+from kvtier.index.fleet import precise as module
+from kvtier.index.fleet.base import DEVICE, FleetIndex
+from kvtier.index.fleet.changes import Cleared, Removed, Stored
+from kvtier.index.fleet.changes import name_of as block_name
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.testing.fleet import BLOCK_TOKENS, MODEL, FleetContract, prompt_of, tokens_of
+
+Path = tuple[int, ...]
+TIERS = (DEVICE, "ram", "disk")
+
+
+def name_of(path: Path) -> int:
+    """An engine's name: any number that no other prefix has."""
+    return block_name(hash((17, path)))
+
+
+def stored(path: Path, count: int, tier: str, *, shared: bool = False, silent: bool = False):
+    """The last `count` blocks of a prefix entered a tier."""
+    start = len(path) - count
+    return Stored(
+        names=[name_of(path[: end + 1]) for end in range(start, len(path))],
+        parent=name_of(path[:start]) if start and not silent else None,
+        token_ids=[] if silent else tokens_of(path[start:]),
+        block_tokens=0 if silent else BLOCK_TOKENS,
+        tier=tier,
+        is_shared=shared,
+    )
+
+
+def removed(path: Path, tier: str, *, shared: bool = False) -> Removed:
+    return Removed(names=[name_of(path)], tier=tier, is_shared=shared, group=0)
+
+
+class TestPrecise(FleetContract):
+    def make_index(self) -> FleetIndex:
+        index = PreciseIndex(clock=VirtualClock())
+        for name in "abc":
+            index.add(name, MODEL)
+        return index
+
+    def hold(self, index: FleetIndex, replica: str, token_ids: Sequence[int]) -> None:
+        assert isinstance(index, PreciseIndex)
+        index.add(replica, MODEL)
+        whole = len(token_ids) // BLOCK_TOKENS
+        used = token_ids[: whole * BLOCK_TOKENS]
+        names = [block_name(hash(tuple(used[: end * BLOCK_TOKENS]))) for end in range(1, whole + 1)]
+        event = Stored(
+            names=names, parent=None, token_ids=used, block_tokens=BLOCK_TOKENS, tier=DEVICE
+        )
+        index.apply(replica, [event])
+
+
+class Model:
+    """Who holds which prefix where; a prefix counts as far as each block of it is held."""
+
+    def __init__(self) -> None:
+        self.held: set[tuple[str, str, Path]] = set()
+        self.members: set[str] = set()
+
+    def tokens(self, replica: str, path: Path) -> dict[str, int]:
+        found: dict[str, int] = {}
+        tiers: list[str] = []
+        for tier in (*TIERS, "shared"):
+            tiers.append(tier)
+            count = 0
+            while count < len(path) and self._has(replica, tiers, path[: count + 1]):
+                count += 1
+            found[tier] = count * BLOCK_TOKENS
+        return found
+
+    def _has(self, replica: str, tiers: list[str], path: Path) -> bool:
+        owners = [(replica, tier) for tier in tiers if tier != "shared"]
+        if "shared" in tiers and replica in self.members:
+            owners.append(("pool", "shared"))
+        return any((*owner, path) in self.held for owner in owners)
+
+
+paths = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(tuple)
+replicas = st.sampled_from("ab")
+tiers = st.sampled_from((*TIERS, "shared"))
+steps = st.one_of(
+    st.tuples(st.just("store"), replicas, tiers, paths),
+    st.tuples(st.just("silent"), replicas, tiers, paths),
+    st.tuples(st.just("remove"), replicas, tiers, paths),
+    st.tuples(st.just("remove"), replicas, tiers, paths),
+    st.tuples(st.just("clear"), replicas, tiers, paths),
+)
+
+
+class Feed:
+    """Gives each event to the index and to the model."""
+
+    def __init__(self) -> None:
+        self.index = PreciseIndex(clock=VirtualClock())
+        self.model = Model()
+        self.known: dict[str, set[Path]] = {"a": set(), "b": set(), "pool": set()}
+        """Blocks that an event without tokens may name."""
+        self.settled: set[str] = set()
+        """Replicas whose block size has been told."""
+        for name in "ab":
+            self.index.add(name, MODEL)
+
+    def take(self, what: str, replica: str, tier: str, path: Path) -> None:
+        is_shared = tier == "shared"
+        owner = "pool" if is_shared else replica
+        held, known = self.model.held, self.known
+        if what == "store":
+            self.index.apply(replica, [stored(path, len(path), tier, shared=is_shared)])
+            whole = {path[: end + 1] for end in range(len(path))}
+            self.settled.add(replica)
+            known[owner] |= whole
+            held |= {(owner, tier, prefix) for prefix in whole}
+        elif what == "silent":
+            self.index.apply(replica, [stored(path, 1, tier, shared=is_shared, silent=True)])
+            usable = known[owner] | known[replica] if replica in self.settled else set()
+            if path in usable:
+                known[owner] |= {path[: end + 1] for end in range(len(path))}
+                held.add((owner, tier, path))
+        elif what == "remove":
+            self.index.apply(replica, [removed(path, tier, shared=is_shared)])
+            if replica in self.settled:
+                held.discard((owner, tier, path))
+        else:
+            self.index.apply(replica, [Cleared()])
+            self.model.held = {one for one in held if one[0] != replica}
+            self.model.members.discard(replica)
+            self.settled.discard(replica)
+            known[replica] = set()
+        if is_shared and what in ("store", "silent") and replica in self.settled:
+            self.model.members.add(replica)
+
+
+@pytest.mark.parametrize("holes_few", [0, 64])
+@settings(max_examples=400, deadline=None)
+@given(st.lists(steps, max_size=25), st.lists(paths, min_size=1, max_size=4))
+def test_prefixes_are_whole_in_whatever_order_blocks_leave(holes_few, taken, asked) -> None:
+    few, module._HOLES_FEW = module._HOLES_FEW, holes_few
+    try:
+        feed = Feed()
+        for step in taken:
+            feed.take(*step)
+            check(feed.index)
+        for path in asked:
+            found = feed.index.match(prompt_of(path), "ab")
+            for name, match in zip("ab", found, strict=True):
+                expected = feed.model.tokens(name, path)
+                for tier, tokens in match.tokens.items():
+                    assert tokens == expected[tier], (name, tier, path)
+                assert match.best_tokens == max(expected.values())
+    finally:
+        module._HOLES_FEW = few
+
+
+def check(index: PreciseIndex) -> None:
+    for teller in index._tellers.values():
+        if teller.held is not None:
+            teller.held.check()
+    for pool in index._shelves.pools:
+        pool.check()
+
+
+def test_what_was_routed_counts_for_two_seconds() -> None:
+    clock = VirtualClock()
+    index = PreciseIndex(clock=clock)
+    index.add("a", MODEL)
+    index.apply("a", [stored((0,), 1, DEVICE)])
+    index.routed(prompt_of([0, 1, 1]), "a")
+    assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 48
+    clock.advance(1.9)
+    index.apply("a", [stored((0, 1), 2, DEVICE)])
+    clock.advance(0.2)
+    assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 32
+
+
+def test_shared_storage_is_everybodys_who_uses_it_until_it_is_told_gone() -> None:
+    index = PreciseIndex(clock=VirtualClock())
+    for name in "abc":
+        index.add(name, MODEL)
+        index.apply(name, [stored((0,), 1, DEVICE)])
+    index.apply("a", [stored((0, 1, 1), 3, "shared", shared=True)])
+    index.apply("b", [stored((1,), 1, "shared", shared=True)])
+    asked = prompt_of([0, 1, 1])
+    assert [match.best_tokens for match in index.match(asked, "abc")] == [48, 48, 16]
+    index.drop("a")
+    assert index.match(asked, "b")[0].tokens == {DEVICE: 16, "shared": 48}
+    gone = Removed(names=[name_of((0, 1, 1))], tier="shared", is_shared=True)
+    index.apply_shared("another", [gone])
+    assert index.match(asked, "b")[0].best_tokens == 48
+    index.apply_shared(MODEL, [gone, Cleared()])
+    assert index.match(asked, "b")[0].best_tokens == 32
+    assert index.dropped == {"stranger": 1}
+
+
+def test_replicas_with_blocks_of_other_sizes_or_models_are_told_apart() -> None:
+    index = PreciseIndex(clock=VirtualClock())
+    tokens = list(range(256))
+    for name, model, size in (("a", MODEL, 16), ("b", MODEL, 64), ("c", "other", 16)):
+        index.add(name, model)
+        event = Stored(
+            names=list(range(1, 128 // size + 1)),
+            parent=None,
+            token_ids=tokens[:128],
+            block_tokens=size,
+            tier=DEVICE,
+        )
+        index.apply(name, [event])
+    found = index.match(TokenPrompt(tokens[:120], MODEL), "abc")
+    assert [match.best_tokens for match in found] == [112, 64, 0]
+
+
+def test_what_one_replica_sends_is_bounded_and_counted() -> None:
+    index = PreciseIndex(clock=VirtualClock(), blocks_max=50)
+    index.add("a", MODEL)
+    for number in range(100):
+        index.apply("a", [stored((number,), 1, DEVICE)])
+    assert index.held_blocks("a") == 50
+    assert index.refused_blocks == 50
+    index.apply("stranger", [Cleared(), stored((1,), 1, DEVICE)])
+    assert index.dropped == {"stranger": 2}
+
+
+def test_a_replica_that_lost_its_caches_starts_anew() -> None:
+    index = PreciseIndex(clock=VirtualClock())
+    index.add("a", MODEL)
+    index.apply("a", [stored((0, 1), 2, DEVICE)])
+    index.routed(prompt_of([0, 1, 1]), "a")
+    index.clear("a")
+    assert index.match(prompt_of([0, 1, 1]), "a")[0].best_tokens == 0
+    assert all(len(shelf.table) == 0 for shelf in index._shelves.all_of(MODEL))
+    index.apply("a", [stored((0,), 1, "ram")])
+    assert index.match(prompt_of([0, 1]), "a")[0].tokens == {DEVICE: 0, "ram": 16}
