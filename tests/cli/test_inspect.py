@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from kvtier.cli.main import kvtier
 from kvtier.inspection import workers
 from kvtier.inspection.folder import Folder
+from kvtier.inspection.pace import Pace
 from kvtier.inspection.view import Entry
 from tests.inspection.stores import NAME, StoreFolder, key_file, keys
 
@@ -79,15 +80,22 @@ def test_ctrl_c_ends_it_also_where_the_mount_hangs(
 ) -> None:
     monkeypatch.setattr(workers, "_NAPS", 2)
     store.fill(keys(4))
-    mended, walk = threading.Event(), Folder.walk
+    mended, heard, sent = threading.Event(), threading.Event(), threading.Event()
+    walk, stop = Folder.walk, Pace.stop
+
+    def hear(pace: Pace) -> None:
+        stop(pace)
+        heard.set()
 
     def slow(folder: Folder, *arguments) -> Iterator[Entry]:
-        os.kill(os.getpid(), signal.SIGINT)
-        if hangs:
-            mended.wait()
+        if not sent.is_set():  # it calls itself for each folder
+            sent.set()
+            os.kill(os.getpid(), signal.SIGINT)
+            (mended if hangs else heard).wait()
         return walk(folder, *arguments)
 
     monkeypatch.setattr(Folder, "walk", slow)
+    monkeypatch.setattr(Pace, "stop", hear)
     before = signal.getsignal(signal.SIGINT)
     ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
     mended.set()

@@ -97,6 +97,7 @@ class Workers:
             if self._pace.stopped:
                 naps -= 1
             if naps <= 0:
+                self._naps = 0  # it hangs: nobody waits for it again
                 raise Stopped
         return future.result()
 
