@@ -55,9 +55,11 @@ class Replica:
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/responses/{id}", self._response)
         app.router.add_post("/{tail:.*}", self._complete)
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port, shutdown_timeout=0.1)
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

@@ -135,8 +135,6 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
     async def whole() -> None:
         await test
-        await asyncio.sleep(0)
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, others
+        await until(lambda: len(asyncio.all_tasks()) == 1, "the last task ends")
 
     asyncio.run(whole())

@@ -1,0 +1,19 @@
+import pytest
+
+from kvtier.router.http.choosing import Choices
+from kvtier.router.http.refusals import Refusal
+from tests.router.http.routers import InTurn
+
+
+def test_a_request_may_name_its_profile() -> None:
+    usual, other = InTurn(), InTurn()
+    choices = Choices(usual, {"random": other})
+    assert choices.of(None) is usual
+    assert choices.of("") is usual
+    assert choices.of("random") is other
+
+
+def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(Refusal, match="'fastest' is not known; known are random") as caught:
+        Choices(InTurn(), {"random": InTurn()}).of("fastest")
+    assert caught.value.status == 400
