@@ -131,9 +131,12 @@ def find(plugin_type: str) -> tuple[Kind, Any] | None:
     if located is None:
         return None
     kind, name = located
-    if name not in plugins.known(kind.value):
+    try:
+        return kind, plugins.load(kind.value, name)
+    except InvalidSettings:
+        if name in plugins.known(kind.value):  # there, but it cannot be loaded
+            raise
         return None
-    return kind, plugins.load(kind.value, name)
 
 
 def known() -> list[str]:

@@ -18,6 +18,7 @@ from kvtier.settings.document import Document, KeyPath
 _P = TypeVar("_P", bound=Parameters)
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]")
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _REQUIRED: Final = "\0"
 
 
@@ -108,4 +109,5 @@ class Section:
         found = _AT.match(message)
         what, path = (found["what"], found["path"] or "") if found else (message, "")
         keys = [key or place for key, place in _STEP.findall(path)]
-        return f"{self.where(*keys)}: {'.'.join(keys) or 'parameters'}: {what}"
+        unknown = _UNKNOWN.findall(what)
+        return f"{self.where(*keys, *unknown)}: {'.'.join(keys) or 'parameters'}: {what}"

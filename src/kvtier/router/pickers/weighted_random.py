@@ -2,9 +2,11 @@
 
 Source: Efraimidis, Spirakis, "Weighted random sampling with a reservoir", 2006: the largest of
 `u ** (1 / score)`, u uniform in (0, 1), is such a choice, and the order of the rest is one as
-well. Who scores 0 comes last; all alike where everybody scores 0.
+well. Taken as its logarithm, which does not vanish for small scores. Who scores 0 comes last;
+all alike where everybody scores 0.
 """
 
+import math
 from collections.abc import Sequence
 
 from kvtier.router import ordering, parts
@@ -27,11 +29,11 @@ class WeightedRandom:
         draw = self._random.random
         # Drawn in the order of the names, so that the order of the candidates does not matter.
         places = sorted(range(len(scores)), key=lambda place: candidates[place].endpoint.name)
-        keys = [0.0] * len(scores)
+        keys = [math.inf] * len(scores)
         for place in places:
             chance = 1.0 - draw()
             if scores[place] > 0:
-                keys[place] = -(chance ** (1.0 / scores[place]))
+                keys[place] = -math.log(chance) / scores[place]
         return ordering.ordered(candidates, keys, self._random)[: self._most]
 
 

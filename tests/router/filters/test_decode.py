@@ -1,0 +1,25 @@
+import pytest
+
+from kvtier.router.filters.decode import PLUGIN
+from tests.router.cases import candidate, made, names, request
+
+
+@pytest.mark.parametrize(
+    ("role", "stays"),
+    [
+        ("decode", True),
+        ("both", True),
+        ("prefill-decode", True),
+        ("encode-prefill-decode", True),
+        ("prefill", False),
+        ("encode", False),
+        ("encode-prefill", False),
+    ],
+)
+def test_roles_that_decode_stay(role: str, stays: bool) -> None:
+    kept = made(PLUGIN).keep(request(), [candidate("a", labels={"llm-d.ai/role": role})])
+    assert names(kept) == (["a"] if stays else [])
+
+
+def test_without_a_role_an_endpoint_does_everything() -> None:
+    assert names(made(PLUGIN).keep(request(), [candidate("a", labels={"x": "y"})])) == ["a"]

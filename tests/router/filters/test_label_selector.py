@@ -1,0 +1,34 @@
+import pytest
+
+from kvtier.router.filters.label_selector import PLUGIN, Requirement
+from tests.router.cases import candidate, made, names, request
+
+CANDIDATES = [
+    candidate("a", labels={"gpu": "h100", "zone": "1"}),
+    candidate("b", labels={"gpu": "a100"}),
+    candidate("c"),
+]
+
+
+def test_all_labels_have_to_match() -> None:
+    kept = made(PLUGIN, match_labels={"gpu": "h100", "zone": "1"}).keep(request(), CANDIDATES)
+    assert names(kept) == ["a"]
+    assert made(PLUGIN, match_labels={"gpu": "h100", "zone": "2"}).keep(request(), CANDIDATES) == []
+
+
+@pytest.mark.parametrize(
+    ("requirement", "kept"),
+    [
+        (Requirement("gpu", "In", ("h100", "h200")), ["a"]),
+        (Requirement("gpu", "NotIn", ("h100",)), ["b", "c"]),
+        (Requirement("gpu", "Exists"), ["a", "b"]),
+        (Requirement("gpu", "DoesNotExist"), ["c"]),
+    ],
+)
+def test_expressions(requirement: Requirement, kept: list[str]) -> None:
+    one = made(PLUGIN, match_expressions=(requirement,))
+    assert names(one.keep(request(), CANDIDATES)) == kept
+
+
+def test_a_selector_of_nothing_keeps_everything() -> None:
+    assert names(made(PLUGIN).keep(request(), CANDIDATES)) == ["a", "b", "c"]

@@ -1,0 +1,61 @@
+import pytest
+
+from kvtier.router.filters.prefix_cache_affinity import PLUGIN
+from tests.router.cases import candidate, made, names, request
+
+HOLDER = candidate("a", {"ram": 800})
+OTHER = candidate("b", {"ram": 790})
+
+
+def test_only_those_that_hold_enough_of_the_prompt() -> None:
+    assert names(made(PLUGIN).keep(request(), [HOLDER, OTHER])) == ["a"]
+    assert names(made(PLUGIN, affinity_threshold=0.79).keep(request(), [HOLDER, OTHER])) == [
+        "a",
+        "b",
+    ]
+
+
+def test_all_where_nobody_holds_enough() -> None:
+    assert names(made(PLUGIN, affinity_threshold=0.99).keep(request(), [HOLDER, OTHER])) == [
+        "a",
+        "b",
+    ]
+
+
+@pytest.mark.parametrize(("tokens", "stay"), [(20_000, ["a"]), (20_010, ["a", "b"])])
+def test_all_where_the_holder_is_too_busy(tokens: int, stay: list[str]) -> None:
+    # at 10,000 tokens a second: 20,000 are 2 s, and 1 s of the other: no more than 1 s later
+    busy = candidate("a", {"ram": 900}, in_flight_tokens=tokens, prefill_tokens_per_s=10_000.0)
+    other = candidate("b", in_flight_tokens=10_000)
+    one = made(PLUGIN, max_ttft_penalty_ms=1000.0, peak_prefill_throughput=10_000.0)
+    assert names(one.keep(request(), [busy, other])) == stay
+
+
+def test_a_penalty_of_none_always_sticks() -> None:
+    busy = candidate("a", {"ram": 900}, in_flight_tokens=10**9)
+    one = made(PLUGIN, max_ttft_penalty_ms=0.0)
+    assert names(one.keep(request(), [busy, OTHER])) == ["a"]
+
+
+def test_exploring_keeps_everybody() -> None:
+    one = made(PLUGIN, exploration_probability=1.0)
+    assert names(one.keep(request(), [HOLDER, OTHER])) == ["a", "b"]
+
+
+def test_a_single_one_stays() -> None:
+    assert names(made(PLUGIN).keep(request(), [OTHER])) == ["b"]
+    assert made(PLUGIN).keep(request(), []) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"affinity_threshold": 1.1},
+        {"exploration_probability": -0.1},
+        {"max_ttft_penalty_ms": -1.0},
+        {"peak_prefill_throughput": 0.0},
+    ],
+)
+def test_parameters_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="has to be"):
+        PLUGIN.Parameters(**wrong)

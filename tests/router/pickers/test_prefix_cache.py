@@ -1,0 +1,42 @@
+from kvtier.router.pickers.prefix_cache import PLUGIN
+from tests.router.cases import candidate, made, names, request
+
+
+def pick(*candidates) -> list[str]:  # type: ignore[no-untyped-def]
+    return names(made(PLUGIN).pick(request(), candidates, [0.0] * len(candidates)))
+
+
+def test_the_longest_prefix_and_then_the_fewest_requests() -> None:
+    assert pick(
+        candidate("a", {"ram": 500}, in_flight=2),
+        candidate("b", {"ram": 900}, in_flight=2),
+        candidate("c", in_flight=1),
+    ) == ["b", "c", "a"]
+
+
+def test_of_equal_prefixes_the_fewer_requests() -> None:
+    assert pick(
+        candidate("a", {"ram": 900}, in_flight=2),
+        candidate("b", {"ram": 900}, in_flight=1),
+    ) == ["b", "a"]
+
+
+def test_who_has_more_than_a_deviation_above_the_mean_is_passed_over() -> None:
+    idle = [candidate(name, {"ram": 100}, in_flight=1) for name in "bc"]
+    idler = candidate("d", {"ram": 100}, in_flight=2)
+    # 8, 1, 1, 2: mean 3, deviation 2.9: up to 5.9
+    first, *_ = pick(candidate("a", {"ram": 900}, in_flight=8), *idle, idler)
+    assert first in ("b", "c")
+    # 2, 1, 1, 2: mean 1.5, deviation 0.5: up to 2
+    first, *_ = pick(candidate("a", {"ram": 900}, in_flight=2), *idle, idler)
+    assert first == "a"
+
+
+def test_an_uneven_fleet_is_evened_out_first() -> None:
+    assert pick(candidate("a", {"ram": 1000}, in_flight=9), candidate("b"))[0] == "b"
+    # 8 apart is even enough; mean 4, deviation 4: up to 8
+    assert pick(candidate("a", {"ram": 1000}, in_flight=8), candidate("b"))[0] == "a"
+
+
+def test_the_fewest_requests_where_nobody_holds_anything() -> None:
+    assert pick(candidate("a", in_flight=1), candidate("b")) == ["b", "a"]

@@ -1,0 +1,9 @@
+import pytest
+
+from kvtier.router.scorers.kv_cache_utilization import PLUGIN
+from tests.router.cases import candidate, made, request
+
+
+def test_the_share_that_is_free() -> None:
+    used = [candidate("a", kv_usage=0.0), candidate("b", kv_usage=0.3), candidate("c", kv_usage=1)]
+    assert made(PLUGIN).score(request(), used) == [1.0, pytest.approx(0.7), 0.0]

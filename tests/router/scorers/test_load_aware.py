@@ -1,0 +1,18 @@
+import pytest
+
+from kvtier.router.scorers.load_aware import PLUGIN
+from tests.router.cases import candidate, made, request
+
+
+@pytest.mark.parametrize(
+    ("waiting", "score"), [(0, 0.5), (32, 0.375), (64, 0.25), (128, 0.0), (500, 0.0)]
+)
+def test_half_at_most_and_none_from_the_threshold_on(waiting: int, score: float) -> None:
+    assert made(PLUGIN).score(request(), [candidate(waiting=waiting)]) == [score]
+
+
+def test_the_threshold_can_be_set() -> None:
+    # 0.5 * (1 - 3/4)
+    assert made(PLUGIN, threshold=4).score(request(), [candidate(waiting=3)]) == [0.125]
+    with pytest.raises(ValueError, match="threshold is 0"):
+        PLUGIN.Parameters(threshold=0)

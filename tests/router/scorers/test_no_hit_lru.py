@@ -1,0 +1,54 @@
+import pytest
+
+from kvtier.router.base import Candidate
+from kvtier.router.scorers.no_hit_lru import PLUGIN
+from tests.router.cases import candidate, made, request
+
+
+def cold(*names: str) -> list[Candidate]:
+    return [candidate(name) for name in names]
+
+
+def test_any_hit_on_anybody_is_one_half_for_all() -> None:
+    scorer = made(PLUGIN)
+    warm = [candidate("a"), candidate("b", {"disk": 16}), candidate("c")]
+    assert scorer.score(request(), warm) == [0.5, 0.5, 0.5]
+
+
+def test_those_that_never_got_a_cold_prompt_come_first() -> None:
+    scorer = made(PLUGIN)
+    endpoints = cold("a", "b", "c")
+    assert scorer.score(request(), endpoints) == [1.0, 0.5, 0.0]
+    scorer.routed(request(), endpoints, endpoints[0])
+    # b and c never did: ranks 0 and 1; a is the last
+    assert scorer.score(request(), endpoints) == [0.0, 1.0, 0.5]
+    scorer.routed(request(), endpoints, endpoints[1])
+    scorer.routed(request(), endpoints, endpoints[2])
+    assert scorer.score(request(), endpoints) == [1.0, 0.5, 0.0]
+    scorer.routed(request(), endpoints, endpoints[0])
+    assert scorer.score(request(), endpoints) == [0.0, 1.0, 0.5]
+
+
+def test_a_warm_request_teaches_nothing() -> None:
+    scorer = made(PLUGIN)
+    warm = [candidate("a", {"ram": 16}), candidate("b")]
+    scorer.routed(request(), warm, warm[0])
+    assert scorer.score(request(), cold("a", "b")) == [1.0, 0.0]
+
+
+def test_a_single_one_is_one_and_nobody_is_none() -> None:
+    scorer = made(PLUGIN)
+    assert scorer.score(request(), cold("a")) == [1.0]
+    assert scorer.score(request(), []) == []
+
+
+def test_it_remembers_as_many_as_asked_for() -> None:
+    scorer = made(PLUGIN, lru_size=1)
+    endpoints = cold("a", "b", "c")
+    scorer.routed(request(), endpoints, endpoints[0])
+    scorer.routed(request(), endpoints, endpoints[1])  # a is forgotten
+    assert scorer.score(request(), endpoints) == [1.0, 0.0, 0.5]
+    assert scorer.reason(request(), endpoints[0]) == "never had a cold prompt"
+    assert scorer.reason(request(), endpoints[1]) == "had a cold prompt before"
+    with pytest.raises(ValueError, match="lruSize is 0"):
+        PLUGIN.Parameters(lru_size=0)

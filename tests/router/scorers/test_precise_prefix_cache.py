@@ -1,0 +1,48 @@
+import pytest
+
+from kvtier.router.scorers.precise_prefix_cache import PLUGIN, Backend, Indexer
+from tests.router.cases import INDEX, candidate, context, made, request
+
+
+def score(held: dict[str, int], total: int, *backends: Backend) -> float:
+    scorer = made(PLUGIN, context(index=INDEX), indexer_config=Indexer(backends))
+    [one] = scorer.score(request(total), [candidate(holds=held, total=total)])
+    return float(one)
+
+
+def test_each_block_counts_with_the_weight_of_its_fastest_tier() -> None:
+    # 10 blocks of 16: 4 on the device, 3 more in RAM: (4 * 1.0 + 3 * 0.8) / 10
+    assert score({"device": 64, "ram": 112}, 160) == pytest.approx(0.64)
+
+
+def test_disk_is_not_the_device() -> None:
+    assert score({"device": 160}, 160) == 1.0
+    assert score({"disk": 160}, 160) == pytest.approx(0.6)
+    assert score({"objectstore": 160}, 160) == pytest.approx(0.2)
+
+
+def test_a_tier_of_an_unknown_name_counts_as_the_slowest() -> None:
+    assert score({"tape": 160}, 160) == pytest.approx(0.2)
+
+
+def test_weights_can_be_set_in_the_names_of_the_field() -> None:
+    # 5 of 10 blocks in RAM at 0.5
+    assert score({"ram": 80}, 160, Backend("gpu", 1.0), Backend("cpu", 0.5)) == pytest.approx(0.25)
+
+
+def test_a_prompt_of_less_than_a_block_has_no_score() -> None:
+    assert score({}, 10) == 0.0
+
+
+def test_an_unknown_tier_and_a_weight_that_is_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="'tape' is no tier"):
+        PLUGIN.Parameters(indexer_config=Indexer((Backend("tape", 1.0),)))
+    with pytest.raises(ValueError, match="cpu weighs 1.2"):
+        PLUGIN.Parameters(indexer_config=Indexer((Backend("cpu", 1.2),)))
+
+
+def test_it_says_what_is_where() -> None:
+    scorer = made(PLUGIN, context(index=INDEX))
+    said = scorer.reason(request(), candidate(holds={"device": 64, "ram": 160}))
+    assert said == "64 in device, 96 in ram of 1000 tokens"
+    assert scorer.reason(request(), candidate()) == "none of 1000 tokens"

@@ -1,0 +1,216 @@
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.index.fleet.base import Source
+from kvtier.router.config import Configuration, parse_configuration, read_configuration
+from kvtier.router.indexes import IndexSpec
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "router"
+
+HEAD = """\
+apiVersion: inference.networking.x-k8s.io/v1alpha1
+kind: EndpointPickerConfig
+"""
+GOOD = (
+    HEAD
+    + """\
+plugins:
+- type: queue-scorer
+- type: prefix-cache-scorer
+  name: mine
+  parameters:
+    autoTune: false
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: queue-scorer
+    weight: 2
+  - pluginRef: mine
+"""
+)
+
+
+def example(name: str) -> Configuration:
+    return read_configuration(str(EXAMPLES / f"{name}.yaml"))
+
+
+def weights(configuration: Configuration) -> dict[str, float]:
+    return dict(configuration.profiles["default"].scorers)
+
+
+GPU = IndexSpec(name="gpu-prefix-cache-scorer", source=Source.ESTIMATED, tier="device")
+CPU = IndexSpec(
+    name="cpu-prefix-cache-scorer",
+    source=Source.ESTIMATED,
+    tier="ram",
+    autotune=False,
+    capacity_blocks=41_000,
+)
+
+
+def test_the_documents_values_as_they_are() -> None:
+    found = example("tiered-prefix-cache")
+    assert weights(found) == {
+        "queue-scorer": 2.0,
+        "kv-cache-utilization-scorer": 2.0,
+        "gpu-prefix-cache-scorer": 1.0,
+        "cpu-prefix-cache-scorer": 1.0,
+    }
+    assert found.indexes == {GPU.name: GPU, CPU.name: CPU}
+    assert found.warnings == ()
+
+
+def test_its_later_variants() -> None:
+    active = example("active-requests")
+    assert weights(active)["active-request-scorer"] == 2.0
+    assert active.indexes == {GPU.name: GPU, CPU.name: CPU}
+
+    producers = example("producers")
+    assert weights(producers)["kv-cache-utilization-scorer"] == 2.0
+    assert {
+        name: (spec.tier, spec.autotune, spec.capacity_blocks)
+        for name, spec in producers.indexes.items()
+    } == {
+        "cpuPrefixProducer": ("ram", False, 41_000),
+        "approx-prefix-cache-producer": ("device", True, 31_250),
+    }
+    assert set(weights(example("no-hit-lru")).values()) == {1.0}
+    assert len(weights(example("no-hit-lru"))) == 5
+
+    one = example("one-signal")
+    assert one.plugins["mooncake-no-hit-lru-scorer"].index == "mooncake-prefix-cache-producer"
+    assert one.indexes["mooncake-prefix-cache-producer"].tier is None
+
+
+def test_every_example_loads() -> None:
+    files = sorted(EXAMPLES.glob("*.yaml"))
+    assert len(files) == 6
+    for file in files:
+        assert read_configuration(str(file)).profiles
+
+
+def test_without_a_file_the_expected_ttft_decides() -> None:
+    found = read_configuration(None)
+    assert weights(found) == {"expected-ttft-scorer": 1.0}
+    assert found.plugins[found.profiles["default"].picker].type == "max-score-picker"
+    assert [spec.source for spec in found.indexes.values()] == [None]
+
+
+def test_a_full_file_of_the_newer_api_loads_and_says_what_it_ignores() -> None:
+    found = parse_configuration(
+        """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+featureGates: ["flowControl"]
+plugins:
+- type: token-producer
+  parameters: {modelName: m, vllm: {url: "http://localhost:8000"}}
+- type: single-profile-handler
+- type: decode-filter
+- type: precise-prefix-cache-producer
+  parameters:
+    tokenProcessorConfig: {blockSize: 64}
+    kvEventsConfig: {zmqEndpoint: "tcp://*:5557"}
+    indexerConfig: {kvBlockIndexConfig: {enableMetrics: true}}
+- type: prefix-cache-scorer
+  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}
+- type: weighted-random-picker
+  parameters: {maxNumOfEndpoints: 2}
+dataLayer:
+  sources: [{pluginRef: token-producer}]
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: decode-filter
+  - pluginRef: token-producer
+  - pluginRef: prefix-cache-scorer
+    weight: 2.0
+  - pluginRef: weighted-random-picker
+- name: second
+  plugins:
+  - pluginRef: prefix-cache-scorer
+""",
+        "epp.yaml",
+    )
+    assert list(found.profiles) == ["default", "second"]
+    default = found.profiles["default"]
+    assert default.filters == ("decode-filter",)
+    assert default.scorers == (("prefix-cache-scorer", 2.0),)
+    assert default.picker == "weighted-random-picker"
+    assert found.plugins["prefix-cache-scorer"].index == "precise-prefix-cache-producer"
+    assert [warning.split(" is ignored")[0] for warning in found.warnings] == [
+        "epp.yaml line 3: featureGates",
+        "epp.yaml line 18: dataLayer",
+        "epp.yaml line 5: token-producer",
+    ]
+
+
+def replaced(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            replaced("type: queue-scorer", "type: quue-scorer"),
+            "f line 4: unknown plugin 'quue-scorer'; did you mean 'queue-scorer'?",
+        ),
+        (
+            replaced("autoTune", "autotune"),
+            "f line 8: unknown parameter 'autotune'; did you mean 'autoTune'?",
+        ),
+        (
+            replaced("autoTune: false", "lruCapacityPerServer: many"),
+            "f line 8: lruCapacityPerServer: Expected `int`, got `str`",
+        ),
+        (
+            replaced("autoTune: false", "matchLengthWeight: 3"),
+            "f line 7: parameters: matchLengthWeight is 3.0; write 0 to 1",
+        ),
+        (
+            replaced("pluginRef: mine", "pluginRef: mien"),
+            "f line 14: no plugin is called 'mien'; did you mean 'mine'?",
+        ),
+        (replaced("weight: 2", "weight: -2"), "f line 13: weight is -2; write a number"),
+        (replaced("weight: 2", "wieght: 2"), "f line 13: unknown key 'wieght'; did you mean"),
+        (replaced("name: mine", "name: queue-scorer"), "f line 5: a second plugin called 'queue"),
+        (replaced("name: mine", "nam: mine"), "f line 6: unknown key 'nam'; did you mean 'name'?"),
+        (replaced("plugins:\n- ", "plugin:\n- "), "f line 3: unknown key 'plugin'; did you mean"),
+        (
+            replaced("x-k8s.io/v1alpha1", "x-k8s.io/v1"),
+            "f line 1: 'inference.networking.x-k8s.io/v1' is no version",
+        ),
+        (
+            replaced("type: queue-scorer", "type: latency-scorer"),
+            "f line 4: latency-scorer is not supported: kvtier has no trained predictor",
+        ),
+        (HEAD, "f: plugins has to be a list"),
+        (replaced("kind: EndpointPickerConfig", "kind: Other"), "there is no `kind: Endpoint"),
+        (GOOD + "- name: default\n  plugins: [{pluginRef: mine}]\n", "f line 15: a second profile"),
+        (
+            replaced("- type: queue-scorer", "- type: random-picker\n- type: round-robin-picker")
+            .replace("pluginRef: queue-scorer", "pluginRef: random-picker")
+            .replace("pluginRef: mine", "pluginRef: round-robin-picker"),
+            "f line 15: round-robin-picker is a second picker; keep random-picker or it",
+        ),
+    ],
+)
+def test_mistakes_name_file_and_line_and_the_nearest_name(text: str, message: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        parse_configuration(text, "f")
+    assert message in str(caught.value)
+
+
+def test_lines_are_those_of_the_helm_values(tmp_path: Path) -> None:
+    text = (EXAMPLES / "tiered-prefix-cache.yaml").read_text()
+    file = tmp_path / "values.yaml"
+    file.write_text(text.replace("lruCapacityPerServer", "lruCapacity"))
+    line = next(
+        number for number, line in enumerate(text.splitlines(), 1) if "lruCapacityPerS" in line
+    )
+    with pytest.raises(InvalidSettings, match=f"values.yaml line {line}: unknown parameter"):
+        read_configuration(str(file))

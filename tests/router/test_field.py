@@ -1,0 +1,18 @@
+from kvtier.router import field, parts
+from kvtier.router.wiring import Wiring
+
+
+def test_a_name_is_either_a_part_or_ignored_or_refused() -> None:
+    groups = [
+        set(parts.known()),
+        set(field.SILENT),
+        set(field.IGNORED),
+        set(field.REFUSED),
+        set(Wiring.producers),
+    ]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+def test_every_reason_is_said() -> None:
+    for table in (field.IGNORED, field.REFUSED, field.SECTIONS):
+        assert all(table.values())
