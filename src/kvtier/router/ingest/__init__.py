@@ -1,0 +1,1 @@
+"""LEARNING about replicas and prompts: KV events, metrics, tokens."""

@@ -1,0 +1,186 @@
+"""KV events as engines send them, decoded into what the precise index takes.
+
+A payload is msgpack: `[time, events, data-parallel rank]`. An event is a map with its `type`
+(vLLM from 0.32 on) or an array that begins with it (before, and others who follow vLLM). Both
+are read, whichever comes.
+
+Invariant: decoding never raises, whatever the bytes; what cannot be read is counted, and one bad
+event takes no other with it.
+"""
+
+import re
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from kvtier.index.fleet.base import DEVICE
+from kvtier.index.fleet.changes import Change, Cleared, Removed, Stored, name_of
+
+PAYLOAD_MAX: Final = 64 << 20
+"""Bytes of a message; a full one of vLLM has a few megabytes."""
+
+_REMOTE: Final = "remote"
+_UNNAMED: Final = "storage"
+"""A slow tier whose name is no name."""
+_TIERS: Final = {
+    **dict.fromkeys(("gpu", "device", "hbm", "xpu", "tpu"), DEVICE),
+    **dict.fromkeys(("cpu", "host", "ram", "dram", "cpu_pinned"), "ram"),
+    **dict.fromkeys(("disk", "file", "nvme", "ssd"), "disk"),
+}
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+_Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_Hash = int | bytes
+
+
+class _Store(msgspec.Struct, tag="BlockStored", gc=False):
+    block_hashes: list[_Hash]
+    parent_block_hash: _Hash | None
+    token_ids: list[_Token]
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[Any] | None = None
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
+    locality: str | None = None
+    ownership: str | None = None
+
+
+class _Remove(msgspec.Struct, tag="BlockRemoved", gc=False):
+    block_hashes: list[_Hash]
+    medium: str | None = None
+    group_idx: int | None = None
+    locality: str | None = None
+    ownership: str | None = None
+
+
+class _Clear(msgspec.Struct, tag="AllBlocksCleared", gc=False):
+    pass
+
+
+class _StoreArray(_Store, tag="BlockStored", array_like=True, gc=False):
+    pass
+
+
+class _RemoveArray(_Remove, tag="BlockRemoved", array_like=True, gc=False):
+    pass
+
+
+class _ClearArray(_Clear, tag="AllBlocksCleared", array_like=True, gc=False):
+    pass
+
+
+class _Maps(msgspec.Struct, array_like=True, gc=False):
+    ts: float
+    events: list[_Store | _Remove | _Clear]
+
+
+class _Arrays(msgspec.Struct, array_like=True, gc=False):
+    ts: float
+    events: list[_StoreArray | _RemoveArray | _ClearArray]
+
+
+class _Raws(msgspec.Struct, array_like=True, gc=False):
+    ts: float
+    events: list[msgspec.Raw]
+
+
+class Batch(msgspec.Struct, gc=False):
+    """The events of one message."""
+
+    sent_s: float
+    """By the sender's clock: it tells a message that came twice from one of another life."""
+    changes: list[Change]
+    bad_events: int = 0
+
+
+_FAULTS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, MemoryError)
+
+_MAPS = msgspec.msgpack.Decoder(_Maps)
+_ARRAYS = msgspec.msgpack.Decoder(_Arrays)
+_RAWS = msgspec.msgpack.Decoder(_Raws)
+_EVENTS = (
+    msgspec.msgpack.Decoder(_Store | _Remove | _Clear),
+    msgspec.msgpack.Decoder(_StoreArray | _RemoveArray | _ClearArray),
+)
+
+
+def decode(payload: bytes) -> Batch | None:
+    """The events of a message; None where it is none. Two microseconds, and 0.1 a block."""
+    if len(payload) > PAYLOAD_MAX:
+        return None
+    found: _Maps | _Arrays
+    try:
+        found = _MAPS.decode(payload)
+    except _FAULTS:
+        try:
+            found = _ARRAYS.decode(payload)
+        except _FAULTS:
+            return _salvage(payload)
+    return Batch(found.ts, [_change(event) for event in found.events])
+
+
+def _salvage(payload: bytes) -> Batch | None:
+    """Event by event, where some of them cannot be read."""
+    try:
+        found = _RAWS.decode(payload)
+    except _FAULTS:
+        return None
+    batch = Batch(found.ts, [])
+    for raw in found.events:
+        event = _event(raw)
+        if event is None:
+            batch.bad_events += 1
+        else:
+            batch.changes.append(_change(event))
+    return batch
+
+
+def _event(raw: msgspec.Raw) -> _Store | _Remove | _Clear | None:
+    for decoder in _EVENTS:
+        try:
+            event: _Store | _Remove | _Clear = decoder.decode(raw)
+        except _FAULTS:
+            continue
+        return event
+    return None
+
+
+def _change(event: _Store | _Remove | _Clear) -> Change:
+    if isinstance(event, _Clear):
+        return Cleared()
+    names = list(map(name_of, event.block_hashes))
+    tier = tier_of(event.medium, event.ownership)
+    is_shared = tier != DEVICE and (event.locality or "").lower() == _REMOTE
+    if isinstance(event, _Remove):
+        return Removed(names=names, tier=tier, is_shared=is_shared, group=event.group_idx)
+    parent = event.parent_block_hash
+    return Stored(
+        names=names,
+        parent=None if parent is None else name_of(parent),
+        token_ids=event.token_ids,
+        block_tokens=event.block_size,
+        tier=tier,
+        is_shared=is_shared,
+        adapter=event.lora_name or "",
+        extra_keys=event.extra_keys,
+        group=event.group_idx or 0,
+        kind=event.kv_cache_spec_kind or "",
+    )
+
+
+def tier_of(medium: str | None, owner: str | None) -> str:
+    """The tier's name from what an event calls it; an engine without tiers calls it nothing.
+
+    `STORAGE` is as good as the name of its owner: `disk`, `shared`, `objectstore` of kvtier.
+    """
+    called = (medium or "gpu").lower()
+    tier = _TIERS.get(called)
+    if tier is not None:
+        return tier
+    name = (owner or "").lower() if called == _UNNAMED else called
+    name = name or "disk"
+    return name if _NAME.fullmatch(name) else _UNNAMED

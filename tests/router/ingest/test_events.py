@@ -1,0 +1,300 @@
+import asyncio
+from collections.abc import Callable
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+
+import pytest
+import zmq
+
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.router.ingest import events as module
+from kvtier.router.ingest.events import EventStream, ReplicaSink, SharedSink
+from tests.router.ingest.publisher import Publisher, stored
+
+
+class Follower:
+    """A stream, its index, and the tasks around them."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.index = PreciseIndex()
+        self.index.add("a", "m")
+        sink = ReplicaSink(self.index, "a")
+        self.stream = EventStream(publisher.endpoint, sink, replay=publisher.replay)
+
+    def blocks(self, *names: int) -> int:
+        tokens = [name for name in names for _ in range(16)]
+        return self.index.match(TokenPrompt(tokens, "m"), ["a"])[0].best_tokens // 16
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():
+                await asyncio.sleep(0.01)
+
+    async def seen(self, messages: int) -> None:
+        await self.until(lambda: self.stream.counts.messages >= messages)
+
+
+@asynccontextmanager
+async def following(publisher: Publisher):
+    """A follower whose subscription has reached the publisher."""
+    follower = Follower(publisher)
+    task = asyncio.create_task(follower.stream.follow())
+    try:
+        await connected(publisher, follower)
+        yield follower
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        publisher.close()
+
+
+async def connected(publisher: Publisher, follower: Follower) -> None:
+    """Something harmless until it arrives; what it counted is forgotten."""
+    follower.stream.counts = module.Counts()
+    for _ in count():
+        await publisher.pub.send_multipart([b"hello"])
+        await asyncio.sleep(0.01)
+        if follower.stream.counts.messages:
+            break
+    await asyncio.sleep(0.05)
+    follower.stream.counts = module.Counts()
+
+
+def test_events_reach_the_index_in_order(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path)
+        async with following(publisher) as follower:
+            await publisher.send(stored(1, 2))
+            await publisher.send(stored(3, parent=2))
+            await publisher.send({"type": "BlockRemoved", "block_hashes": [3], "medium": "GPU"})
+            await publisher.send(stored(4, parent=2))
+            await follower.seen(4)
+            assert (follower.blocks(1, 2, 4), follower.blocks(1, 2, 3)) == (3, 2)
+            assert follower.stream.counts == module.Counts(messages=4, blocks=5)
+
+    asyncio.run(run())
+
+
+def test_a_gap_is_filled_from_the_replay_socket(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path, b"kv@a@m", has_replay=True)
+        async with following(publisher) as follower:
+            answering = asyncio.create_task(publisher.answer())
+            await publisher.send(stored(1))
+            await publisher.send(stored(2, parent=1), lost=True)
+            await publisher.send(stored(3, parent=2), lost=True)
+            await publisher.send(stored(4, parent=3))
+            await follower.until(lambda: follower.blocks(1, 2, 3, 4) == 4)
+            await publisher.send(stored(5, parent=4))
+            await follower.seen(3)
+            assert follower.blocks(1, 2, 3, 4, 5) == 5
+            assert publisher.asked == [1]
+            counts = follower.stream.counts
+            assert (counts.gaps, counts.replays, counts.resyncs) == (1, 1, 0)
+            answering.cancel()
+
+    asyncio.run(run())
+
+
+def test_who_comes_late_learns_what_the_publisher_still_has(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path, has_replay=True)
+        await publisher.send(stored(1))
+        await publisher.send(stored(2, parent=1))
+        async with following(publisher) as follower:
+            answering = asyncio.create_task(publisher.answer())
+            await publisher.send(stored(3, parent=2))
+            await follower.until(lambda: follower.blocks(1, 2, 3) == 3)
+            assert publisher.asked == [0]
+            answering.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["no socket", "no answer", "no memory", "no end"])
+def test_a_gap_that_cannot_be_filled_forgets_the_replica(tmp_path, monkeypatch, kind) -> None:
+    monkeypatch.setattr(module, "REPLAY_S", 0.3)
+
+    async def run() -> None:
+        publisher = Publisher(tmp_path, has_replay=kind != "no socket")
+        async with following(publisher) as follower:
+            answers = {"no memory": {"begins": 3}, "no end": {"ends": False, "begins": 9}}
+            if kind in answers:
+                answering = asyncio.create_task(publisher.answer(**answers[kind]))
+            await publisher.send(stored(1))
+            await publisher.send(stored(2, parent=1), lost=True)
+            await publisher.send(stored(7), lost=True)
+            await publisher.send(stored(8))
+            await follower.until(lambda: follower.blocks(8) == 1)
+            assert follower.blocks(1) == 0
+            assert follower.stream.counts.resyncs == 1
+            await publisher.send(stored(9, parent=8))
+            await follower.until(lambda: follower.blocks(8, 9) == 2)
+            assert follower.stream.counts.gaps == 1
+            if kind in answers:
+                answering.cancel()
+
+    asyncio.run(run())
+
+
+def test_repeated_messages_count_once(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path)
+        async with following(publisher) as follower:
+            await publisher.send(stored(1))
+            await publisher.send({"type": "AllBlocksCleared"})
+            await publisher.send(stored(2))
+            first = publisher.sent[1]
+            await publisher.pub.send_multipart([b"", (1).to_bytes(8, "big"), first])
+            await follower.seen(4)
+            assert follower.blocks(2) == 1
+            assert follower.stream.counts.repeated == 1
+
+    asyncio.run(run())
+
+
+def test_a_restart_forgets_what_came_before(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path)
+        async with following(publisher) as follower:
+            for name in (1, 2, 3):
+                await publisher.send(stored(name))
+            await follower.until(lambda: follower.blocks(3) == 1)
+            publisher.sent.clear()
+            await publisher.send(stored(4), ts=100.0)
+            await follower.until(lambda: follower.blocks(4) == 1)
+            assert follower.blocks(1) == 0
+            assert follower.stream.counts.restarts == 1
+
+    asyncio.run(run())
+
+
+def test_a_broken_connection_is_mended_and_counts_as_another_life(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path)
+        async with following(publisher) as follower:
+            await publisher.send(stored(1))
+            await follower.until(lambda: follower.blocks(1) == 1)
+            publisher.close()
+            await follower.until(lambda: follower.blocks(1) == 0)
+            publisher.__init__(tmp_path)
+            await connected(publisher, follower)
+            await publisher.send(stored(2))
+            await follower.until(lambda: follower.blocks(2) == 1)
+
+    asyncio.run(run())
+
+
+def test_garbage_is_counted_and_what_is_whole_goes_on(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path)
+        async with following(publisher) as follower:
+            await publisher.pub.send_multipart([b"", b"short", b""])
+            await publisher.pub.send_multipart([b"x"] * 7)
+            await publisher.send(stored(1))
+            await publisher.send_raw(b"\xc1 no msgpack")
+            await publisher.send({"type": "Unheard"}, stored(2, parent=1), stored(3, tokens=0))
+            await follower.seen(5)
+            assert follower.blocks(1, 2) == 2
+            counts = follower.stream.counts
+            assert (counts.bad_messages, counts.bad_events, counts.gaps) == (3, 1, 0)
+
+    asyncio.run(run())
+
+
+def test_a_large_message_lets_others_have_their_turn(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "SLICE_BLOCKS", 2)
+    turns = 0
+
+    async def run() -> None:
+        nonlocal turns
+        publisher = Publisher(tmp_path)
+        async with following(publisher) as follower:
+            names = range(1, 40)
+            await publisher.send(*(stored(name, parent=name - 1 or None) for name in names))
+            while follower.blocks(*names) < 39:
+                turns += follower.blocks(*names) > 0
+                await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert turns > 5
+
+
+def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path)
+        async with following(publisher) as follower:
+            shared = {
+                **stored(1, 2),
+                "medium": "STORAGE",
+                "locality": "REMOTE",
+                "ownership": "shared",
+            }
+            await publisher.send(shared)
+            await follower.until(lambda: follower.blocks(1, 2) == 2)
+            gone = {"type": "BlockRemoved", "block_hashes": [2], "medium": "STORAGE"}
+            gone |= {"group_idx": 0, "locality": "REMOTE", "ownership": "shared"}
+            follower.stream._sink = SharedSink(follower.index, "m")
+            await publisher.send(gone)
+            await follower.until(lambda: follower.blocks(1, 2) == 1)
+            follower.stream._sink.clear()
+            assert follower.blocks(1) == 1
+
+    asyncio.run(run())
+
+
+def test_an_endpoint_that_is_none_is_refused_at_once() -> None:
+    stream = EventStream("nonsense", ReplicaSink(PreciseIndex(), "a"))
+    with pytest.raises(zmq.ZMQError):
+        asyncio.run(stream.follow())
+
+
+@pytest.mark.engine
+def test_vllms_own_publisher_is_followed_and_replayed(tmp_path) -> None:
+    kv_events = pytest.importorskip("vllm.distributed.kv_events")
+
+    def batch(*names: int, parent: int | None) -> object:
+        event = kv_events.BlockStored(
+            block_hashes=list(names),
+            parent_block_hash=parent,
+            token_ids=[name for name in names for _ in range(16)],
+            block_size=16,
+            lora_id=None,
+            medium=kv_events.MEDIUM_GPU,
+            lora_name=None,
+            extra_keys=[None for _ in names],
+            group_idx=0,
+        )
+        gone = kv_events.BlockRemoved(block_hashes=[99], medium=kv_events.MEDIUM_CPU)
+        return kv_events.KVEventBatch(ts=1.0, events=[event, gone])
+
+    async def run() -> None:
+        publisher = kv_events.ZmqEventPublisher(
+            0,
+            endpoint=f"ipc://{tmp_path}/events",
+            replay_endpoint=f"ipc://{tmp_path}/replay",
+            topic="kv@a@m",
+        )
+        index = PreciseIndex()
+        index.add("a", "m")
+        stream = EventStream(
+            f"ipc://{tmp_path}/events", ReplicaSink(index, "a"), replay=f"ipc://{tmp_path}/replay"
+        )
+        publisher.publish(batch(1, 2, parent=None))
+        task = asyncio.create_task(stream.follow())
+        prompt = TokenPrompt([name for name in range(1, 5) for _ in range(16)], "m")
+        parent = 2
+        async with asyncio.timeout(30):
+            while index.match(prompt, ["a"])[0].best_tokens < 64:
+                publisher.publish(batch(3, 4, parent=parent))
+                await asyncio.sleep(0.2)
+        assert (stream.counts.bad_messages, stream.counts.bad_events) == (0, 0)
+        assert stream.counts.replays == 1
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        publisher.shutdown()
+
+    asyncio.run(run())
