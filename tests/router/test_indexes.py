@@ -6,7 +6,9 @@ from kvtier.router.parts import Sizing, TokenProcessor
 
 
 def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
-    spec = estimated("cpu-prefix-cache-scorer", Sizing(auto_tune=False, lru_capacity_per_server=41_000))
+    spec = estimated(
+        "cpu-prefix-cache-scorer", Sizing(auto_tune=False, lru_capacity_per_server=41_000)
+    )
     assert spec == IndexSpec(
         name="cpu-prefix-cache-scorer",
         source=Source.ESTIMATED,

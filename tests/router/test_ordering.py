@@ -16,15 +16,14 @@ def test_the_least_key_first() -> None:
 def test_the_order_given_does_not_matter() -> None:
     keys = {"a": 1.0, "b": 1.0, "c": 0.0}
     orders = {
-        tuple(
-            names(
-                ordering.ordered(mixed, [keys[one.endpoint.name] for one in mixed], seeded(7))
-            )
-        )
+        tuple(names(ordering.ordered(mixed, [keys[one.endpoint.name] for one in mixed], seeded(7))))
         for mixed in permutations(THREE)
     }
     assert len(orders) == 1
-    assert len({tuple(names(ordering.shuffled(mixed, seeded(7)))) for mixed in permutations(THREE)}) == 1
+    assert (
+        len({tuple(names(ordering.shuffled(mixed, seeded(7)))) for mixed in permutations(THREE)})
+        == 1
+    )
 
 
 def test_requests_are_the_more_of_what_is_known() -> None:

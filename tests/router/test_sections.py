@@ -60,7 +60,10 @@ def test_parameters_are_read_in_the_names_of_the_field() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("parameters:\n  dephtLimit: 3", "line 2: unknown parameter 'dephtLimit'; did you mean 'de"),
+        (
+            "parameters:\n  dephtLimit: 3",
+            "line 2: unknown parameter 'dephtLimit'; did you mean 'de",
+        ),
         ("parameters:\n  share: 1\n  depthLimit: x", "line 3: depthLimit: Expected `int`, got `s"),
         ("parameters: 3", "line 1: 3 is no mapping"),
     ],

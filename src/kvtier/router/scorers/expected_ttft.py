@@ -17,7 +17,6 @@ report, else `prefillTokensPerSecond`. Load: else a multiple of the prefill rate
 the model's size): RAM 16, disk 4, shared 2, object store 1.5, any other tier 1.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -34,6 +33,9 @@ LOAD_BY_PREFILL: Final[Mapping[str, float]] = {
 }
 """How much faster a tier is loaded than computed, where nobody has measured it."""
 
+_FASTEST_TOKENS_PER_S: Final = 1e9
+_LONGEST_S: Final = 3600.0
+
 
 class ExpectedTTFT:
     """By the load, the rates and the match of each endpoint."""
@@ -46,9 +48,9 @@ class ExpectedTTFT:
 
         def __post_init__(self) -> None:
             """A rate of none would take for ever."""
-            if not self.prefill_tokens_per_second > 0:
-                raise ValueError("prefillTokensPerSecond has to be more than 0")
-            if not self.running_seconds >= 0:
+            if not _believable(self.prefill_tokens_per_second):
+                raise ValueError("prefillTokensPerSecond has to be 1 or more")
+            if not 0 <= self.running_seconds <= _LONGEST_S:
                 raise ValueError("runningSeconds has to be 0 or more")
 
     def __init__(self, parameters: Parameters, context: parts.Context) -> None:
@@ -74,7 +76,7 @@ class ExpectedTTFT:
         rates = [
             rate
             for candidate in candidates
-            if 0 < (rate := candidate.endpoint.load.prefill_tokens_per_s) < math.inf
+            if _believable(rate := candidate.endpoint.load.prefill_tokens_per_s)
         ]
         return sum(rates) / len(rates) if rates else self._prefill
 
@@ -85,7 +87,7 @@ class ExpectedTTFT:
         endpoint = candidate.endpoint
         load = endpoint.load
         measured = load.prefill_tokens_per_s
-        prefill = measured if 0 < measured < math.inf else typical
+        prefill = measured if _believable(measured) else typical
         match = match_of(candidate, self._index)
         total = match.total_tokens or request.prompt.tokens
         missing = max(1, total - match.best_tokens)
@@ -96,6 +98,11 @@ class ExpectedTTFT:
             _load_s(match, endpoint, prefill) if match.tokens else 0.0,
             requests * self._running_s,
         )
+
+
+def _believable(tokens_per_s: float) -> bool:
+    """Whether a rate was measured: metrics may lie, and NaN is neither."""
+    return 1.0 <= tokens_per_s <= _FASTEST_TOKENS_PER_S
 
 
 def _ahead_tokens(endpoint: Endpoint, prompt_tokens: int) -> float:
@@ -119,7 +126,7 @@ def _load_s(match: Match, endpoint: Endpoint, prefill: float) -> float:
             continue
         tier = endpoint.load.tiers.get(name)
         rate = tier.load_tokens_per_s if tier is not None else 0.0
-        if not 0 < rate < math.inf:
+        if not _believable(rate):
             rate = prefill * LOAD_BY_PREFILL.get(name, 1.0)
         seconds += tokens / max(rate, prefill)
     return seconds
