@@ -2,15 +2,35 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.publishing import Publisher
+from kvtier.evictor.publishing import QUEUE_MESSAGES, Publisher
 
 zmq = pytest.importorskip("zmq")
 
 WAIT_MS = 20_000
+
+
+class Make(Protocol):
+    """A Publisher that is closed when the test ends, however it ends."""
+
+    def __call__(self, endpoint: str, queue_messages: int = QUEUE_MESSAGES) -> Publisher: ...
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[Publisher] = []
+
+    def publisher(endpoint: str, queue_messages: int = QUEUE_MESSAGES) -> Publisher:
+        made.append(Publisher(endpoint, queue_messages))
+        return made[-1]
+
+    yield publisher
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
@@ -42,9 +62,10 @@ def joined(publisher: Publisher, reader: "zmq.Socket[bytes]") -> None:
 
 
 def test_three_parts_and_a_sequence_for_each_topic(
+    make: Make,
     context: "zmq.Context[zmq.Socket[bytes]]",
 ) -> None:
-    publisher = Publisher("tcp://127.0.0.1:*")
+    publisher = make("tcp://127.0.0.1:*")
     reader = subscriber(context, publisher.endpoint)
     joined(publisher, reader)
     for name in (b"a", b"b", b"a"):
@@ -55,25 +76,25 @@ def test_three_parts_and_a_sequence_for_each_topic(
         [b"b", bytes(8), b"payload of b"],
         [b"a", bytes(7) + b"\x01", b"payload of a"],
     ]
-    publisher.close()
-    publisher.close()
+    publisher.close()  # again at the end
 
 
-def test_a_subscriber_that_binds_is_called(context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+def test_a_subscriber_that_binds_is_called(
+    make: Make, context: "zmq.Context[zmq.Socket[bytes]]"
+) -> None:
     reader = context.socket(zmq.SUB)
     reader.setsockopt(zmq.SUBSCRIBE, b"")
     port = reader.bind_to_random_port("tcp://127.0.0.1")
-    publisher = Publisher(f"connect:tcp://127.0.0.1:{port}")
+    publisher = make(f"connect:tcp://127.0.0.1:{port}")
     joined(publisher, reader)
     publisher.send(b"a", b"x")
     assert reader.recv_multipart()[0] == b"a"
-    publisher.close()
 
 
 def test_a_slow_subscriber_is_counted_and_delays_neither_us_nor_others(
-    context: "zmq.Context[zmq.Socket[bytes]]", tmp_path: Path
+    make: Make, context: "zmq.Context[zmq.Socket[bytes]]", tmp_path: Path
 ) -> None:
-    publisher = Publisher(f"ipc://{tmp_path}/events", queue_messages=10)
+    publisher = make(f"ipc://{tmp_path}/events", queue_messages=10)
     slow = subscriber(context, publisher.endpoint, queue=3)
     quick = subscriber(context, publisher.endpoint)
     joined(publisher, slow)
@@ -87,15 +108,13 @@ def test_a_slow_subscriber_is_counted_and_delays_neither_us_nor_others(
     while slow.poll(200):
         seen.append(int.from_bytes(slow.recv_multipart()[1], "big"))
     assert 0 < len(seen) < 60
-    publisher.close()
 
 
-def test_nobody_listens() -> None:
-    publisher = Publisher("tcp://127.0.0.1:*", queue_messages=2)
+def test_nobody_listens(make: Make) -> None:
+    publisher = make("tcp://127.0.0.1:*", queue_messages=2)
     for _ in range(100):
         publisher.send(b"a", b"x")
     assert publisher.slow_subscribers == 0
-    publisher.close()
 
 
 @pytest.mark.parametrize(
@@ -114,11 +133,10 @@ def test_nonsense_says_what_to_write(endpoint: str, named: str) -> None:
     assert named in str(raised.value)
 
 
-def test_a_port_that_is_taken() -> None:
-    first = Publisher("tcp://127.0.0.1:*")
+def test_a_port_that_is_taken(make: Make) -> None:
+    first = make("tcp://127.0.0.1:*")
     with pytest.raises(InvalidSettings, match="Address already in use"):
         Publisher(first.endpoint)
-    first.close()
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
