@@ -185,3 +185,17 @@ def test_another_systems_block_that_was_read_since_the_scan_stays(tmp_path: Path
     assert part.free(Amount(0, 3), "bound") == Amount(0, 1)
     assert [path.name for path in folder.iterdir()] == ["bb.bin"]
     store.close()
+
+
+def test_before_anybody_told_what_was_read_nothing_is_counted_on() -> None:
+    """Or every evictor would leave others in peace for the sake of what cannot go."""
+    scene = filled()
+    table = Table()
+    table.add(key_of(SAME[0]), 1000, 1.0, 1.0)
+    work = scene.work(ttl_s=1.0)
+    part = Shrinking(work, "7", OWN, table, Amount())
+    part.expire()
+    assert (part.usage.files, part.usage.steps) == (1, [])
+    assert left(scene) == SAME
+    part.recall()
+    assert [step.files for step in part.usage.steps] == [1]
