@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 ALL = METRICS + EVICTOR_METRICS + ROUTE_METRICS
-UNITS = "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls"
+UNITS = "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls|subscribers"
 
 
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
