@@ -1,0 +1,214 @@
+"""`kvtier epp`: the endpoint picker for gateways, and a configuration of Envoy with it."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from kvtier.cli.signals import stopping
+from kvtier.errors import InvalidSettings
+from kvtier.router import assembly, config, envoy
+from kvtier.router.extproc import picking, server
+from kvtier.router.extproc.conversation import BodyMode
+from kvtier.router.extproc.process import Options, Process, Wiring
+from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
+from kvtier.settings.sizes import parse_duration, parse_size
+
+_log = logging.getLogger("kvtier.epp")
+_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
+_MODES: Final = {
+    "full-duplex": BodyMode.FULL_DUPLEX,
+    "buffered": BodyMode.BUFFERED,
+    "none": BodyMode.NONE,
+}
+_PORT: Final = click.IntRange(0, 65535)
+_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  kvtier epp --endpoint http://127.0.0.1:8000 --endpoint http://127.0.0.1:8001
+  kvtier epp --endpoints replicas.yaml --config-file picker.yaml --insecure
+  kvtier epp --pool-name vllm-pool --pool-namespace default --host 0.0.0.0
+  kvtier epp envoy-config --endpoint 127.0.0.1:8000 --endpoint 127.0.0.1:8001 > envoy.yaml
+""",
+)
+@click.option("--endpoint", "endpoints", multiple=True, metavar="URL", help="An endpoint; repeat.")
+@click.option("--endpoints", "listed", type=_FILE, help="YAML of endpoints, re-read on change.")
+@click.option("--pool-name", help="InferencePool whose pods are the endpoints (Kubernetes).")
+@click.option("--pool-namespace", default="default", help="Its namespace.  [default]")
+@click.option("--selector", help="Instead of a pool: pods of these labels, as app=vllm,tier=a.")
+@click.option("--target-port", type=_PORT, default=8000, help="Of pods by --selector.  [8000]")
+@click.option("--config-file", type=_FILE, help="EndpointPickerConfig, of either generation.")
+@click.option("--config-text", metavar="YAML", help="The same as text.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.  [127.0.0.1]")
+@click.option("--grpc-port", type=_PORT, default=9002, help="Where gateways ask.  [9002]")
+@click.option("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.  [9003]")
+@click.option("--metrics-port", type=_PORT, default=9090, help="Prometheus.  [9090]")
+@click.option("--insecure", is_flag=True, help="Plain text instead of TLS.")
+@click.option("--tls-certificate", type=_FILE, help="PEM; without it one is made in memory.")
+@click.option("--tls-key", type=_FILE, help="Its private key, PEM.")
+@click.option("--fallbacks", type=click.IntRange(0, 16), default=2, help="Behind the best.  [2]")
+@click.option("--observe-responses", is_flag=True, help="Keep streams open for the response.")
+@click.option(
+    "--objective", "objectives", multiple=True, metavar="NAME=N", help="Its priority; below 0 shed."
+)
+@click.option("--max-body", default="64MiB", help="Larger bodies get 413.  [64MiB]")
+@click.option("--drain", default="5s", help="Answer so long after being told to stop.  [5s]")
+@click.option(
+    "--body-mode",
+    type=click.Choice(list(_MODES)),
+    default="full-duplex",
+    help="Of gateways that do not say it.  [full-duplex]",
+)
+@click.option(
+    "--test-endpoint-selection",
+    is_flag=True,
+    help="Obey the header test-epp-endpoint-selection, as conformance tests need.",
+)
+@click.pass_context
+def epp(context: click.Context, /, **flags: Any) -> None:
+    """Choose endpoints for gateways that ask through Envoy's ext_proc.
+
+    Listens on loopback, with TLS of a certificate made at the start, unless told otherwise. After
+    each choice the stream is closed, so that responses do not pass through the picker.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
+    discovery = _discovery(flags)
+    configuration = _configuration(flags)
+    for warning in configuration.warnings:
+        _log.warning("%s", warning)
+    asyncio.run(_run(_options(flags), discovery, configuration))
+
+
+async def _run(options: Options, discovery: Discovery, configuration: config.Configuration) -> None:
+    assembled = assembly.assemble(configuration)
+    wiring = Wiring(
+        discovery=discovery,
+        chooser=assembled.choices.of(None),
+        prompts=assembled.prompts,
+        saturation=assembled.saturation,
+        listeners=assembled.listeners,
+    )
+    process = Process(options, wiring)
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(told.set)
+
+    async with assembled:
+        with stopping(stop):
+            try:
+                await process.start()
+                _log.info(
+                    "listening on %s: gateways on port %d (%s), health on %d, metrics on %d",
+                    options.host,
+                    process.port,
+                    "TLS" if options.is_secure else "plain text",
+                    process.health_port,
+                    process.metrics_port,
+                )
+                await told.wait()
+                await process.drain()
+            finally:
+                await process.close()
+
+
+def _options(flags: dict[str, Any]) -> Options:
+    certificate, key = flags["tls_certificate"], flags["tls_key"]
+    if (certificate is None) != (key is None):
+        raise InvalidSettings("--tls-certificate and --tls-key: give both, or neither")
+    if flags["insecure"] and certificate is not None:
+        raise InvalidSettings("--insecure and --tls-certificate: give one of them")
+    return Options(
+        host=flags["host"],
+        port=flags["grpc_port"],
+        health_port=flags["grpc_health_port"],
+        metrics_port=flags["metrics_port"],
+        is_secure=not flags["insecure"],
+        certificate=certificate,
+        key=key,
+        observes=flags["observe_responses"],
+        drain_s=parse_duration(flags["drain"], "--drain"),
+        speaking=server.Options(
+            body_mode=_MODES[flags["body_mode"]],
+            max_body_bytes=parse_size(flags["max_body"], "--max-body"),
+        ),
+        choosing=picking.Options(
+            fallbacks=flags["fallbacks"],
+            objectives=dict(_objective(text) for text in flags["objectives"]),
+            takes_test_selection=flags["test_endpoint_selection"],
+        ),
+    )
+
+
+def _objective(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    try:
+        return name, int(number)
+    except ValueError:
+        raise InvalidSettings(f"--objective: {text!r} is not understood; write batch=-1") from None
+
+
+def _discovery(flags: dict[str, Any]) -> Discovery:
+    fixed = distinct(
+        [parse_replica(text, "--endpoint") for text in flags["endpoints"]], "--endpoint"
+    )
+    in_cluster = flags["pool_name"] or flags["selector"]
+    if in_cluster and (fixed or flags["listed"]):
+        raise InvalidSettings("--pool-name and --selector: endpoints come from Kubernetes alone")
+    if flags["listed"] is not None:
+        return Listed(str(flags["listed"]), fixed)
+    if not fixed:
+        raise InvalidSettings(
+            "no endpoint: give --endpoint, --endpoints, --pool-name or --selector"
+        )
+    return Fixed(fixed)
+
+
+def _configuration(flags: dict[str, Any]) -> config.Configuration:
+    path, text = flags["config_file"], flags["config_text"]
+    if path is not None and text is not None:
+        raise InvalidSettings("--config-file and --config-text: give one of them")
+    if text is not None:
+        return config.parse_configuration(text, "--config-text")
+    return config.read_configuration(None if path is None else str(path))
+
+
+@epp.command("envoy-config")
+@click.option("--listen", default="127.0.0.1:8080", help="Where clients come.  [127.0.0.1:8080]")
+@click.option("--picker", default="127.0.0.1:9002", help="kvtier epp.  [127.0.0.1:9002]")
+@click.option("--endpoint", "endpoints", multiple=True, required=True, help="A replica; repeat.")
+@click.option("--admin", help="Envoy's own pages: 127.0.0.1:9901.")
+@click.option("--insecure", is_flag=True, help="The picker speaks plain text.")
+@click.option("--ca", help="Authorities that the picker's certificate is checked by (PEM).")
+@click.option("--fail-close", is_flag=True, help="Without a picker: errors, not any replica.")
+@click.option("--buffered", is_flag=True, help="Collect bodies in Envoy instead of streaming.")
+@click.option("--observe-responses", is_flag=True, help="For a picker that has the same flag.")
+@click.option("--retries", type=click.IntRange(0, 16), default=2, help="Of fallbacks.  [2]")
+@click.option("--health-path", default="/health", help="Of replicas; empty: none.  [/health]")
+def envoy_config(*, endpoints: Sequence[str], **flags: Any) -> None:
+    """Print a configuration for Envoy with this picker in it."""
+    parse = envoy.Address.parse
+    wishes = envoy.Wishes(
+        listen=parse(flags["listen"], "--listen"),
+        picker=parse(flags["picker"], "--picker"),
+        replicas=[parse(text, "--endpoint") for text in endpoints],
+        admin=parse(flags["admin"], "--admin") if flags["admin"] else None,
+        is_secure=not flags["insecure"],
+        ca_path=flags["ca"],
+        fails_open=not flags["fail_close"],
+        is_buffered=flags["buffered"],
+        shows_responses=flags["observe_responses"],
+        retries=flags["retries"],
+        health_path=flags["health_path"],
+    )
+    click.echo(envoy.render(wishes), nl=False)

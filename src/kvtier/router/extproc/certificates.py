@@ -1,0 +1,104 @@
+"""TLS of the picker: files, read again when they are exchanged, or a certificate of its own.
+
+The one of its own is made at the start, lives in memory only and proves nothing about who
+answers: gateways that reach the picker with verification switched off still get encryption.
+"""
+
+import datetime as dt
+import ipaddress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from kvtier.errors import InvalidSettings
+
+_DAYS: Final = 3650
+"""Longer than any process lives: nobody can exchange it while it runs."""
+_SKEW_S: Final = 3600
+
+
+class Pair(NamedTuple):
+    """PEM."""
+
+    key: bytes
+    certificate: bytes
+
+
+def self_signed(now: dt.datetime) -> Pair:
+    """A new key on P-256 and its certificate, for localhost; takes about a millisecond."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kvtier endpoint picker")])
+    names = [
+        x509.DNSName("localhost"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.IPAddress(ipaddress.ip_address("::1")),
+    ]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(seconds=_SKEW_S))
+        .not_valid_after(now + dt.timedelta(days=_DAYS))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Pair(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+        certificate.public_bytes(serialization.Encoding.PEM),
+    )
+
+
+def read_pair(key_path: Path, certificate_path: Path) -> Pair:
+    """Raises InvalidSettings where they cannot be read, or do not belong together."""
+    try:
+        pair = Pair(key_path.read_bytes(), certificate_path.read_bytes())
+        key = serialization.load_pem_private_key(pair.key, password=None)
+        certificate = x509.load_pem_x509_certificate(pair.certificate)
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidSettings(f"{key_path}, {certificate_path}: {error}") from error
+    if key.public_key() != certificate.public_key():
+        raise InvalidSettings(f"{certificate_path} is not the certificate of the key {key_path}")
+    return pair
+
+
+def credentials(pair: Pair) -> grpc.ServerCredentials:
+    """Of a pair that stays."""
+    return grpc.ssl_server_credentials([(pair.key, pair.certificate)])
+
+
+class Exchanged:
+    """A pair in files that may be exchanged while we run, as cert-manager does."""
+
+    def __init__(self, key_path: Path, certificate_path: Path) -> None:
+        """Raises InvalidSettings."""
+        self._paths = (key_path, certificate_path)
+        self._pair = read_pair(*self._paths)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Looks at the files with each new connection; a broken pair is not taken."""
+        first = grpc.ssl_server_certificate_configuration(
+            [(self._pair.key, self._pair.certificate)]
+        )
+        # The stubs do not know that None means: as before.
+        return grpc.dynamic_ssl_server_credentials(first, self._newer)  # type: ignore[arg-type]
+
+    def _newer(self) -> grpc.ServerCertificateConfiguration | None:
+        try:
+            pair = read_pair(*self._paths)
+        except InvalidSettings:  # half of it is exchanged: the next connection sees the rest
+            return None
+        if pair == self._pair:
+            return None
+        self._pair = pair
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)])

@@ -1,0 +1,171 @@
+"""The picker as one thing that starts and stops: the fleet, its health checks, gRPC, metrics.
+
+Invariants: it says that it can choose only once discovery has spoken and every replica has been
+asked; from then on no endpoint means 503, and not a picker that is missing. After `close` no
+task and no socket is left.
+"""
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import msgspec
+
+from kvtier.clock import Clock, MonotonicClock, wall_s
+from kvtier.router.base import Endpoint
+from kvtier.router.extproc import certificates, metering, picking, server
+from kvtier.router.extproc.health import Health
+from kvtier.router.extproc.observing import Stay
+from kvtier.router.fleet import Fleet, Listener, Member
+from kvtier.router.health import Prober
+from kvtier.router.http.choosing import Chooser, Prompts
+from kvtier.router.http.upstream import Upstream
+from kvtier.router.replicas import Discovery
+
+_log = logging.getLogger(__name__)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person may set. Ports of 0 take free ones."""
+
+    host: str = "127.0.0.1"
+    port: int = 9002
+    health_port: int = 9003
+    metrics_port: int = 9090
+    is_secure: bool = True
+    certificate: Path | None = None
+    """PEM, with its key; None: one of our own."""
+    key: Path | None = None
+    observes: bool = False
+    """Responses too."""
+    drain_s: float = 5.0
+    """For which it answers after it has said that it stops, so that gateways hear of it."""
+    grace_s: float = 30.0
+    """For streams that are open then."""
+    check_interval_s: float = 2.0
+    check_timeout_s: float = 2.0
+    speaking: server.Options = server.Options()
+    choosing: picking.Options = picking.Options()
+
+
+class Wiring(msgspec.Struct, frozen=True, kw_only=True):
+    """What chooses."""
+
+    discovery: Discovery
+    chooser: Chooser
+    prompts: Prompts
+    saturation: Callable[[Sequence[Endpoint], float], float] | None = None
+    listeners: Sequence[Listener] = ()
+
+
+class _Connections(Listener):
+    """One to each member, for health checks."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._of: dict[Endpoint, Upstream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __call__(self, endpoint: Endpoint) -> Upstream:
+        return self._of[endpoint]
+
+    def joined(self, member: Member) -> None:
+        self._of[member.endpoint] = Upstream(member.replica, self._timeout_s, None)
+
+    def left(self, member: Member) -> None:
+        task = asyncio.create_task(self._of.pop(member.endpoint).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._closing, *(one.close() for one in self._of.values()))
+
+
+class Process:
+    """`start` and `close` run on one event loop."""
+
+    def __init__(self, options: Options, wiring: Wiring, clock: Clock | None = None) -> None:
+        """Raises InvalidSettings for certificates that cannot be used."""
+        self._options = options
+        self._discovery = wiring.discovery
+        clock = clock or MonotonicClock()
+        self._credentials = _credentials(options)
+        self.fleet = Fleet()
+        self._connections = _Connections(options.check_timeout_s)
+        for listener in (self._connections, *wiring.listeners):
+            self.fleet.listen(listener)
+        self._prober = Prober(
+            self.fleet,
+            self._connections,
+            clock,
+            interval_s=options.check_interval_s,
+            timeout_s=options.check_timeout_s,
+        )
+        meter = metering.Meter(lambda: len(self.fleet.available()))
+        chooser = picking.FleetPicking(
+            self.fleet,
+            wiring.chooser,
+            wiring.prompts,
+            options.choosing,
+            saturation=wiring.saturation,
+            clock=clock,
+        )
+        observer = self._arrive if options.observes else None
+        self._picker = server.Picker(
+            chooser, meter, options.speaking, observer=observer, clock=clock
+        )
+        self._exposition = metering.Exposition(meter)
+        self._server: server.Server | None = None
+        self._follow: asyncio.Task[None] | None = None
+        self.port = self.health_port = self.metrics_port = 0
+
+    async def start(self) -> None:
+        """Listen, then learn the fleet, then say that it can choose. Raises InvalidSettings."""
+        options = self._options
+        self._server = server.Server(self._picker, Health(), self._options.speaking.max_body_bytes)
+        address, probes = server.addresses(options.host, (options.port, options.health_port))
+        self.port = self._server.bind(address, self._credentials)
+        self.health_port = self._server.bind_probes(probes)
+        self.metrics_port = await self._exposition.start(options.host, options.metrics_port)
+        await self._server.start()
+        ready = asyncio.Event()
+        self._follow = asyncio.create_task(self.fleet.follow(self._discovery, ready))
+        told = asyncio.create_task(ready.wait())
+        await asyncio.wait((self._follow, told), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.is_set():
+            told.cancel()
+            await self._follow
+        await self._prober.first_round()
+        await self._server.health.ready(is_ready=True)
+
+    def _arrive(self, choice: picking.Choice) -> Stay:
+        return self.fleet.arrive(choice.endpoint, choice.tokens, choice.missing_tokens)
+
+    async def drain(self) -> None:
+        """Gateways hear that it stops; streams that are open end."""
+        if self._server is not None:
+            _log.info("stopping: gateways hear of it for %g s", self._options.drain_s)
+            await self._server.stop(self._options.drain_s, self._options.grace_s)
+
+    async def close(self) -> None:
+        """End at once. Idempotent."""
+        if self._server is not None:
+            await self._server.stop(0.0, 0.0)
+        if self._follow is not None:
+            self._follow.cancel()
+            await asyncio.gather(self._follow, return_exceptions=True)
+        await self._prober.close()
+        await self._connections.close()
+        await self._exposition.stop()
+
+
+def _credentials(options: Options) -> grpc.ServerCredentials | None:
+    if not options.is_secure:
+        return None
+    if options.certificate is not None and options.key is not None:
+        return certificates.Exchanged(options.key, options.certificate).credentials()
+    now = dt.datetime.fromtimestamp(wall_s(), dt.UTC)
+    return certificates.credentials(certificates.self_signed(now))
