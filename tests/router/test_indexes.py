@@ -1,8 +1,9 @@
 import pytest
 
 from kvtier.index.fleet.base import Source
-from kvtier.router.indexes import IndexSpec, PreciseProducer, estimated, precise
+from kvtier.router.indexes import IndexSpec, PreciseProducer, estimate, estimated, precise
 from kvtier.router.parts import Sizing, TokenProcessor
+from tests.router.cases import Words
 
 
 def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
@@ -57,3 +58,28 @@ def test_a_precise_index_knows_every_tier() -> None:
     assert spec.tier is None
     assert spec.block_tokens == 64
     assert spec.events == {"zmqEndpoint": "tcp://*:5557"}
+
+
+def held(spec: IndexSpec, tokens: int, **capacities: int) -> dict[str, int]:
+    """By tier, of a prompt that was routed to `a` after its tiers told their capacities."""
+    index = estimate(spec)
+    for tier, capacity_tokens in capacities.items():
+        index.resize("a", tier, capacity_tokens)
+    prompt = Words(tokens)
+    index.routed(prompt, "a")
+    [match] = index.match(prompt, ["a"])
+    return {tier: tokens for tier, tokens in match.tokens.items() if tokens}
+
+
+def test_an_estimate_is_of_its_tier_and_as_large_as_written() -> None:
+    written = IndexSpec(name="cpu", tier="ram", autotune=False, capacity_blocks=10)
+    assert held(written, 320) == {"ram": 160}
+    assert held(written, 320, ram=320) == {"ram": 160}
+
+
+def test_an_estimate_that_is_autotuned_follows_the_metrics() -> None:
+    assert held(IndexSpec(name="gpu", tier="device", capacity_blocks=10), 320, device=320) == {
+        "device": 320
+    }
+    both = held(IndexSpec(name="any", capacity_blocks=10), 320, device=160, ram=320)
+    assert both == {"device": 160, "ram": 320}

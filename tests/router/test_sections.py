@@ -30,7 +30,7 @@ def test_values_are_read() -> None:
 
 @pytest.mark.parametrize("weight", ["-1", ".nan", ".inf", "true", "'1'"])
 def test_numbers_that_are_no_weights_are_refused(weight: str) -> None:
-    with pytest.raises(InvalidSettings, match="f line 1: a is .*; write a number of 0 or more"):
+    with pytest.raises(InvalidSettings, match=r"f line 1: a is .*; write a number of 0 or more"):
         section(f"a: {weight}").number("a", 1.0)
 
 

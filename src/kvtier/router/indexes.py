@@ -1,4 +1,4 @@
-"""Which indexes a configuration asks for, as data: who makes them is not decided here.
+"""Which indexes a configuration asks for, as data, and how an estimated one is made of it.
 
 Why it exists: the older API hides an index in each `prefix-cache-scorer`, the newer one names
 producers; both become the same list. Invariant: sizes are in tokens once they leave here. A
@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from kvtier.index.fleet.base import Source
+from kvtier.index.fleet.base import DEVICE, Source
+from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.router.parts import Precise, Sizing
 from kvtier.router.tiers import tier_called, tier_hinted
 
@@ -75,4 +76,15 @@ def precise(name: str, parameters: Precise) -> IndexSpec:
         source=Source.PRECISE,
         block_tokens=processor.block_size_tokens or processor.block_size or BLOCK_TOKENS,
         events=parameters.kv_events_config,
+    )
+
+
+def estimate(spec: IndexSpec) -> EstimatedIndex:
+    """The index, empty. One that is not autotuned does not listen to `resize`."""
+    tier = spec.tier or DEVICE
+    follows = None if spec.tier is None else (tier,)
+    return EstimatedIndex(
+        {tier: spec.capacity_tokens},
+        block_tokens=spec.block_tokens,
+        follows=follows if spec.autotune else (),
     )

@@ -105,7 +105,10 @@ def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
                 in_flight_tokens=endpoint.in_flight_tokens,
                 pending_tokens=endpoint.pending_tokens,
                 held={
-                    index: Held(dict(match.tokens), match.total_tokens)
+                    index: Held(
+                        {tier: tokens for tier, tokens in match.tokens.items() if tokens},
+                        match.total_tokens,
+                    )
                     for index, match in candidate.matches.items()
                 },
                 removed_by=decision.removed.get(endpoint.name, ""),

@@ -12,7 +12,7 @@ def test_half_at_most_and_none_from_the_threshold_on(waiting: int, score: float)
 
 
 def test_the_threshold_can_be_set() -> None:
-    # 0.5 * (1 - 3/4)
+    # half of one quarter
     assert made(PLUGIN, threshold=4).score(request(), [candidate(waiting=3)]) == [0.125]
     with pytest.raises(ValueError, match="threshold is 0"):
         PLUGIN.Parameters(threshold=0)
