@@ -27,3 +27,14 @@ def test_the_policy_passes_the_suite_it_is_shown_with() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_scorer_weighs_the_price_against_the_queue() -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "my_scorer.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "0 waiting at the cheap one: [3.0, 2.5], goes to cheap",
+        "4 waiting at the cheap one: [1.0, 2.5], goes to dear",
+    ]
