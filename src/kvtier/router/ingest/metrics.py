@@ -1,0 +1,300 @@
+"""A replica's load and tiers, from its own `/metrics`: vLLM's names, SGLang's, and ours.
+
+What an engine says is not believed blindly: numbers that cannot be are left out and counted, and
+a body is read up to BODY_MAX bytes and for TIMEOUT_S seconds. Rates are measured between two
+scrapes and smoothed, so that one odd interval decides nothing.
+
+Invariants: nothing here raises for what a replica answers; a scrape that failed leaves the last
+load as it was, and its age shows in `updated_s`.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.index.fleet.base import DEVICE, FleetIndex
+from kvtier.router.base import Endpoint, Load, Tier
+from kvtier.router.ingest.exposition import Exposition, Sample, read
+
+BODY_MAX: Final = 4 << 20
+TIMEOUT_S: Final = 2.0
+
+_INLINE_MAX: Final = 256 << 10
+"""Larger bodies are read on a thread: this much takes a millisecond."""
+_COUNT_MAX: Final = 1_000_000
+_TOKENS_MAX: Final = 1 << 50
+_KEPT: Final = 0.8
+"""Share of what was measured before that counts beside the newest interval."""
+_TIER: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_TIERS_MAX: Final = 6
+_SELECTOR: Final = re.compile(r"\s*([A-Za-z_:][A-Za-z0-9_:]*)\s*(?:\{([^}]*)\})?\s*")
+
+_CONFIGS: Final = {
+    "vllm:cache_config_info": ("block_size", "num_gpu_blocks"),
+    "sglang:cache_config_info": ("page_size", "num_pages"),
+}
+_LORA: Final = "vllm:lora_requests_info"
+_CAPACITY: Final = "kvtier_capacity_tokens"
+_HIT_TOKENS: Final = "kvtier_hit_tokens_total"
+_TRANSFER_S: Final = "kvtier_transfer_seconds_sum"
+_LOAD_S: Final = "vllm:kv_offload_load_time_total"
+_PREFILL_TOKENS: Final = "vllm:request_prefill_kv_computed_tokens_sum"
+_PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
+
+
+class Names(msgspec.Struct, frozen=True):
+    """What three gauges are called; the first that a replica has counts.
+
+    `name`, or `name{label=value}` for one series of it.
+    """
+
+    waiting: tuple[str, ...] = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
+    running: tuple[str, ...] = ("vllm:num_requests_running", "sglang:num_running_reqs")
+    usage: tuple[str, ...] = (
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",
+        "sglang:token_usage",
+    )
+
+
+class Counts(msgspec.Struct):
+    """Of one replica's scrapes."""
+
+    scrapes: int = 0
+    failures: int = 0
+    """No answer in time, no success, or too long a body."""
+    bad_values: int = 0
+    """Numbers that cannot be: they were left out."""
+
+
+class _Rate:
+    """Something a second, from two counters."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+        self._amount = self._seconds = 0.0
+
+    def update(self, amount: float | None, seconds: float | None) -> float:
+        """Counters as they stand now; 0 while nothing has been measured."""
+        if amount is not None and seconds is not None:
+            last, self._last = self._last, (amount, seconds)
+            if last is not None:
+                more, longer = amount - last[0], seconds - last[1]
+                # Less than before: the replica has restarted, this interval says nothing.
+                if more >= 0 and longer > 0:
+                    self._amount = self._amount * _KEPT + more
+                    self._seconds = self._seconds * _KEPT + longer
+        return self._amount / self._seconds if self._seconds else 0.0
+
+
+class LoadReader:
+    """Turns one replica's answers into its Load. Remembers counters, for rates."""
+
+    def __init__(self, names: Names | None = None) -> None:
+        """Raises ValueError for a name that is none."""
+        self._names = Names() if names is None else names
+        chosen = (*self._names.waiting, *self._names.running, *self._names.usage)
+        self._selectors = {name: _selector(name) for name in chosen}
+        self._wanted = frozenset(
+            {
+                *(name for name, _ in self._selectors.values()),
+                *_CONFIGS,
+                *(_LORA, _CAPACITY, _HIT_TOKENS, _TRANSFER_S, _LOAD_S),
+                *(_PREFILL_TOKENS, _PREFILL_S),
+            }
+        )
+        self._prefill = _Rate()
+        self._loads: dict[str, _Rate] = {}
+        self.bad_values = 0
+
+    def parse(self, body: bytes) -> Exposition:
+        """The samples in an answer. May run on a thread."""
+        return read(body.decode("utf-8", "replace"), self._wanted)
+
+    def load(self, found: Exposition, now_s: float) -> Load:
+        """What they mean. Ten microseconds."""
+        self.bad_values += found.bad_lines
+        block_tokens, device_tokens = self._device(found)
+        return Load(
+            waiting=int(self._gauge(found, self._names.waiting, _COUNT_MAX)),
+            running=int(self._gauge(found, self._names.running, _COUNT_MAX)),
+            kv_usage=self._usage(found),
+            block_tokens=block_tokens,
+            tiers=self._tiers(found, device_tokens),
+            adapters=_adapters(found),
+            prefill_tokens_per_s=self._prefill.update(
+                found.total(_PREFILL_TOKENS), found.total(_PREFILL_S)
+            ),
+            updated_s=now_s,
+        )
+
+    # -- parts -----------------------------------------------------------------------------
+
+    def _series(self, found: Exposition, names: Iterable[str]) -> list[Sample]:
+        for chosen in names:
+            name, labels = self._selectors[chosen]
+            series = [
+                sample
+                for sample in found.of(name)
+                if all(sample.labels.get(key) == value for key, value in labels.items())
+            ]
+            if series:
+                return series
+        return []
+
+    def _gauge(self, found: Exposition, names: Iterable[str], most: float) -> float:
+        """Summed over engines behind one address."""
+        series = [sample.value for sample in self._series(found, names)]
+        good = [value for value in series if 0 <= value <= most]
+        self.bad_values += len(series) - len(good)
+        return sum(good)
+
+    def _usage(self, found: Exposition) -> float:
+        series = [sample.value for sample in self._series(found, self._names.usage)]
+        good = [value for value in series if 0 <= value <= 1]
+        self.bad_values += len(series) - len(good)
+        return sum(good) / len(good) if good else 0.0
+
+    def _device(self, found: Exposition) -> tuple[int, int]:
+        """Tokens of a block, and of the device's cache; 0 where they are not told."""
+        block_tokens = capacity = 0
+        for name, (size, count) in _CONFIGS.items():
+            for sample in found.of(name):
+                tokens = self._whole(sample.labels.get(size, ""))
+                blocks = self._whole(sample.labels.get(count, ""))
+                if tokens:
+                    block_tokens = tokens
+                    capacity += min(tokens * blocks, _TOKENS_MAX)
+        return block_tokens, capacity
+
+    def _whole(self, text: str) -> int:
+        if text in ("", "None"):  # as vLLM says that it does not know yet
+            return 0
+        if not text.isascii() or not text.isdigit() or len(text) > 12:
+            self.bad_values += 1
+            return 0
+        return int(text)
+
+    def _tiers(self, found: Exposition, device_tokens: int) -> Mapping[str, Tier]:
+        tiers = {DEVICE: Tier(capacity_tokens=device_tokens)} if device_tokens else {}
+        hits = _by_tier(found.of(_HIT_TOKENS))
+        promoted = [
+            sample
+            for sample in found.of(_TRANSFER_S)
+            if sample.labels.get("direction") == "promote"
+        ]
+        seconds = _by_tier(promoted)
+        # Whatever comes back passes RAM: its way to the device is that of all.
+        load_s = found.total(_LOAD_S)
+        for name, capacity in _by_tier(found.of(_CAPACITY)).items():
+            if not 0 <= capacity <= _TOKENS_MAX or len(tiers) > _TIERS_MAX or name == DEVICE:
+                self.bad_values += 1
+                continue
+            rate = self._loads.setdefault(name, _Rate())
+            if name == "ram":
+                measured = rate.update(sum(hits.values()) if hits else None, load_s)
+            else:
+                measured = rate.update(hits.get(name), seconds.get(name))
+            tiers[name] = Tier(capacity_tokens=int(capacity), load_tokens_per_s=measured)
+        return tiers
+
+
+class Scraper:
+    """Asks one replica. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        *,
+        names: Names | None = None,
+        clock: Clock | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """`url` is that of its metrics: `http://10.0.0.7:8000/metrics`."""
+        self._session = session
+        self._url = url
+        self._clock = MonotonicClock() if clock is None else clock
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._reader = LoadReader(names)
+        self.counts = Counts()
+
+    async def scrape(self) -> Load | None:
+        """What it says now; None, and counted, where it says nothing of use."""
+        self.counts.scrapes += 1
+        try:
+            body = await self._body()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            body = None
+        if body is None:
+            self.counts.failures += 1
+            return None
+        if len(body) > _INLINE_MAX:
+            found = await asyncio.to_thread(self._reader.parse, body)
+        else:
+            found = self._reader.parse(body)
+        load = self._reader.load(found, self._clock.now_s())
+        self.counts.bad_values = self._reader.bad_values
+        return load
+
+    async def _body(self) -> bytes | None:
+        headers = {"Accept": "text/plain", "Accept-Encoding": "identity"}
+        async with self._session.get(
+            self._url, headers=headers, timeout=self._timeout, allow_redirects=False
+        ) as answer:
+            if answer.status != 200:
+                return None
+            pieces = bytearray()
+            async for piece in answer.content.iter_any():
+                pieces += piece
+                if len(pieces) > BODY_MAX:
+                    answer.close()
+                    return None
+            return bytes(pieces)
+
+
+def take(endpoint: Endpoint, load: Load, indexes: Iterable[FleetIndex]) -> None:
+    """Tell an endpoint, and the indexes, what its replica said."""
+    endpoint.load = load
+    for index in indexes:
+        for tier, known in load.tiers.items():
+            if known.capacity_tokens:
+                index.resize(endpoint.name, tier, known.capacity_tokens)
+
+
+def _selector(text: str) -> tuple[str, dict[str, str]]:
+    found = _SELECTOR.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no metric; write name, or name{{label=value}}")
+    labels: dict[str, str] = {}
+    for part in filter(None, (found[2] or "").split(",")):
+        key, _, value = part.partition("=")
+        labels[key.strip()] = value.strip().strip('"')
+    return found[1], labels
+
+
+def _by_tier(samples: Iterable[Sample]) -> dict[str, float]:
+    """Summed over engines behind one address."""
+    tiers: dict[str, float] = {}
+    for sample in samples:
+        tier = sample.labels.get("tier", "")
+        if _TIER.fullmatch(tier):
+            tiers[tier] = tiers.get(tier, 0.0) + sample.value
+    return tiers
+
+
+def _adapters(found: Exposition) -> frozenset[str]:
+    """Of the series that is newest: its value is the time at which it was written."""
+    samples = found.of(_LORA)
+    if not samples:
+        return frozenset()
+    labels = max(samples, key=lambda sample: sample.value).labels
+    listed = ",".join(
+        labels.get(name, "") for name in ("running_lora_adapters", "waiting_lora_adapters")
+    )
+    return frozenset(filter(None, (name.strip() for name in listed.split(","))))
