@@ -30,7 +30,7 @@ class Replica:
         self.chunks = 4
         self.first_delay_s = 0.0
         self.chunk_delay_s = 0.0
-        self.dies_before_head = False
+        self.dies_before_head = 0
         self.dies_before_body = False
         self.dies_after: int | None = None
         self.chunk = EVENT
@@ -108,6 +108,7 @@ class Replica:
         transport = request.transport
         assert transport is not None
         if self.dies_before_head:
+            self.dies_before_head -= 1
             transport.abort()
             return web.Response()
         try:

@@ -46,6 +46,7 @@ def test_a_member_is_offered_once_a_health_check_was_answered() -> None:
     assert (names(fleet), a.reason) == (["a"], "")
     assert fleet.models() == {"m"}
     assert [endpoint.name for endpoint in fleet.available()] == ["a"]
+    assert fleet.offers(a.endpoint)
 
 
 def test_one_failed_check_is_forgiven_to_who_was_healthy_and_to_nobody_else() -> None:
@@ -100,7 +101,9 @@ def test_who_is_taken_off_gets_nothing_new_and_stays_until_its_last_request_has_
     fleet.update([replica("b")])
     assert (names(fleet), list(fleet.leaving), heard.said) == (["b"], [a], [])
     assert fleet.member(a.endpoint) is a
+    assert not fleet.offers(a.endpoint)
     stay.end()
+    assert not fleet.offers(a.endpoint)
     assert (list(fleet.leaving), heard.said) == ([], ["-a"])
     with pytest.raises(KeyError):
         fleet.member(a.endpoint)

@@ -124,6 +124,11 @@ class Fleet:
         """Of this endpoint, on the list or leaving. Raises KeyError when it is gone."""
         return self._of[endpoint]
 
+    def offers(self, endpoint: Endpoint) -> bool:
+        """Whether it may get a request now, as it might when it was chosen."""
+        member = self._of.get(endpoint)
+        return member is not None and member.offered
+
     def candidates(self, model: str) -> Sequence[Endpoint]:
         """Endpoints that may get a request for the model; O(1)."""
         return self._by_model.get(model, ())

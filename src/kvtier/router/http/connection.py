@@ -62,6 +62,11 @@ class Connection(RequestHandler):
         self._stop_timer()
         super().connection_lost(exc)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._busy
+
     def begin(self) -> None:
         """A whole head has arrived."""
         self._busy = True
@@ -115,6 +120,12 @@ class Front(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self._head_timeout_s = head_timeout_s
         self._keep_alive_s = keep_alive_s
+
+    def busy(self) -> int:
+        """Connections on which a request is being answered."""
+        return sum(
+            connection.busy for connection in self.connections if isinstance(connection, Connection)
+        )
 
     def __call__(self) -> RequestHandler:
         """For a new connection."""

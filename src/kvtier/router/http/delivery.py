@@ -121,6 +121,8 @@ class Delivery:
         endpoints = sorted(self._fleet.available(), key=lambda endpoint: endpoint.in_flight)
         failure: Undelivered | None = None
         for endpoint in endpoints:
+            if not self._fleet.offers(endpoint):
+                continue
             is_last = kind is paths.Kind.ANY or endpoint is endpoints[-1]
             try:
                 return await self._ask_one(request, endpoint, message, identity, is_last=is_last)
@@ -152,8 +154,13 @@ class Delivery:
         endpoints = await waiting.candidates(passage.asked.model)
         while True:
             decision = self._decide(passage, endpoints)
+            if not decision.chosen:
+                raise unavailable("the profile's filters leave no replica")
             failure: Undelivered | None = None
             for candidate in decision.chosen:
+                # Since it was chosen, another one may have kept us waiting.
+                if failure is not None and not self._fleet.offers(candidate.endpoint):
+                    continue
                 tried.add(candidate.endpoint)
                 try:
                     return await self._send(passage, decision, candidate)
@@ -162,17 +169,16 @@ class Delivery:
                     resends -= error.taken
                     if resends < 0:
                         break
-            if failure is None:
-                raise unavailable("the profile's filters leave no replica")
-            left = [] if resends < 0 else self._left(passage.asked.model, tried)
-            if not left and failure.taken and resends >= 0:
+            assert failure is not None
+            endpoints = [] if resends < 0 else self._left(passage.asked.model, tried)
+            if not endpoints and failure.taken and resends >= 0:
                 # It may have closed a connection that we were about to use: ask once more.
-                left = [decision.chosen[-1].endpoint]
-            if not left:
+                tried.clear()
+                endpoints = self._left(passage.asked.model, tried)
+            if not endpoints:
                 if failure.busy is not None:
                     return failure.busy
                 raise failure.refusal
-            endpoints = left
 
     def _left(self, model: str, tried: set[Endpoint]) -> list[Endpoint]:
         found = self._fleet.candidates(model)

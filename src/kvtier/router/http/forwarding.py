@@ -6,6 +6,8 @@ happens, the connection to the replica is given back or closed.
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Final
 
@@ -22,6 +24,8 @@ from kvtier.router.http.upstream import Upstream
 BUSY: Final = 503
 """The replica has taken nothing: another one may."""
 MAX_BUSY_BYTES: Final = 64 * 1024
+_RESET: Final = struct.pack("ii", 1, 0)
+"""Linger for 0 s: closing sends a reset instead of an end."""
 _REARM_S: Final = 1.0
 """The idle timer is moved at most so often: moving it costs more than writing a chunk."""
 
@@ -158,6 +162,9 @@ def _break_off(request: web.BaseRequest) -> None:
     if transport is None:
         return
     if request.version < aiohttp.HttpVersion11:
+        socket_of = transport.get_extra_info("socket")
+        if socket_of is not None:
+            socket_of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         transport.abort()
     else:
         transport.close()

@@ -38,6 +38,7 @@ _DESTINATION_PREFIXES: Final = (
     "x-gateway-model-name-rewrite",
     "x-llm-d-model-name-rewrite",
     "x-envoy-",
+    "x-kvtier-",
 )
 _OURS: Final = frozenset((TARGET, "target-pod-ip", STRATEGY, "request-id"))
 _ID = re.compile(r"[!-~]{1,128}")

@@ -33,7 +33,9 @@ _log = logging.getLogger(__name__)
 _BACKLOG = 1024
 """Connections that may wait to be accepted."""
 _LOOK_S = 0.05
-"""How often a draining router looks whether its last connection has closed."""
+"""How often a draining router looks whether its last request has ended."""
+_END_S = 0.01
+"""For handlers to end before they are cancelled; aiohttp takes 0 for ever."""
 
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,14 +119,12 @@ class Router:
         self._front: Front | None = None
         self._server: asyncio.Server | None = None
         self._follow: asyncio.Task[None] | None = None
+        self._port = 0
 
     @property
     def port(self) -> int:
-        """Where it listens, once it has started."""
-        assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
-        assert isinstance(port, int)
-        return port
+        """Where it listens, or did; 0 before it has started."""
+        return self._port
 
     async def start(self) -> None:
         """Listen. Raises InvalidSettings: no replicas to be read, an address that is taken."""
@@ -147,6 +147,7 @@ class Router:
                 f"--host, --port: {options.host}:{options.port} cannot be listened on: "
                 f"{error.strerror or error}"
             ) from error
+        self._port = self._server.sockets[0].getsockname()[1]
 
     async def drain(self) -> None:
         """Take no more connections; wait for requests, `drain_timeout` at most."""
@@ -155,21 +156,20 @@ class Router:
             return
         self._server.close()
         self._front.pre_shutdown()
-        left = sum(member.endpoint.in_flight for member in self.fleet.members)
-        if left:
-            _log.info("waiting for %d requests to end", left)
+        if self._front.busy():
+            _log.info("waiting for %d requests to end", self._front.busy())
         try:
             async with asyncio.timeout(self._options.drain_timeout):
-                while self._front.connections:
+                while self._front.busy():
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
-            _log.warning("%d connections are cut off", len(self._front.connections))
+            _log.warning("%d requests are cut off", self._front.busy())
 
     async def close(self) -> None:
         """End at once: requests that are still under way are cut off."""
         if self._server is not None and self._front is not None:
             self._server.close()
-            await self._front.shutdown(0)
+            await self._front.shutdown(_END_S)
         if self._follow is not None:
             self._follow.cancel()
             await asyncio.gather(self._follow, return_exceptions=True)

@@ -1,0 +1,114 @@
+import asyncio
+import json
+
+import pytest
+
+from tests.router.http.routers import run, stand
+
+BODY = b'{"model":"m","prompt":"x"}'
+REQUEST = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+)
+
+
+async def said(port: int, sent: bytes) -> bytes:
+    """Everything that is answered until the router closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\r\n\r\nnonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /health HTTP/9.9\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost h\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: h\r\nA b: c\r\n\r\n",
+        b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: h\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n"
+        b"Content-Length: 6\r\n\r\nhello",
+        b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"ffffffffffffffffff\r\n",
+        b"GET /health HTTP/1.1\r\nHost: h\r\n folded: x\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_an_error_in_json_and_the_end_of_the_connection(sent: bytes) -> None:
+    async def test() -> None:
+        async with stand() as at:
+            answer = await said(at.router.port, sent)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.partition(b" ")[2].startswith(b"400 "), answer
+            assert json.loads(body)["error"]["type"] == "invalid_request_error"
+            assert not at.replicas[0].requests
+            async with at.post() as after:
+                assert after.status == 200
+
+    run(test())
+
+
+def test_requests_that_come_at_once_are_answered_in_turn() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            last = REQUEST.replace(b"Host: h", b"Host: h\r\nConnection: close")
+            answer = await said(at.router.port, REQUEST + REQUEST + last)
+            assert answer.count(b"HTTP/1.1 200 OK") == 3
+            assert len(at.replicas[0].bodies) == 3
+            assert set(at.replicas[0].bodies) == {BODY}
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /v1/completions HTTP/1.1\r\n", b"POST /v1/completions HTTP/1.1\r\nHost:"]
+)
+def test_a_head_that_does_not_arrive_is_not_waited_for(sent: bytes) -> None:
+    async def test() -> None:
+        async with stand(head_timeout=0.1) as at:
+            assert await said(at.router.port, sent) == b""
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+            writer.write(REQUEST)
+            await reader.readuntil(b"}")
+            writer.write(sent or b"P")
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+            writer.close()
+
+    run(test())
+
+
+def test_a_connection_that_is_not_used_is_closed_and_one_that_waits_is_not() -> None:
+    async def test() -> None:
+        async with stand(head_timeout=0.05, keep_alive=0.2) as at:
+            at.replicas[0].first_delay_s = 0.5
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+            writer.write(REQUEST)
+            async with asyncio.timeout(10):
+                answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            writer.close()
+
+    run(test())
+
+
+def test_a_client_of_http_1_0_is_served() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            body = BODY.replace(b"}", b',"stream":true}')
+            head = b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
+            answer = await said(at.router.port, head + body)
+            assert answer.startswith(b"HTTP/1.0 200 OK")
+            assert answer.endswith(b"data: [DONE]\n\n")
+            assert b"chunked" not in answer
+
+    run(test())

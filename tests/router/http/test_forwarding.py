@@ -1,0 +1,140 @@
+import asyncio
+
+import aiohttp
+import pytest
+
+from tests.router.http.routers import run, stand, until
+from tests.router.replicas import DONE, EVENT
+
+
+def test_a_stream_arrives_as_it_was_and_as_it_comes() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.chunk_delay_s = 0.02
+            async with at.post(stream=True) as answer:
+                assert answer.headers["Content-Type"] == "text/event-stream"
+                assert answer.headers["Transfer-Encoding"] == "chunked"
+                pieces = [piece async for piece in answer.content.iter_any()]
+            assert b"".join(pieces) == EVENT * 4 + DONE
+            assert len(pieces) >= 4, "chunks are not collected"
+
+    run(test())
+
+
+def test_a_replica_that_dies_in_a_stream_ends_it_visibly() -> None:
+    async def test() -> None:
+        async with stand(count=2) as at:
+            for replica in at.replicas:
+                replica.dies_after = 2
+                replica.chunk_delay_s = 0.01
+            async with at.post(stream=True) as answer:
+                assert await answer.content.readexactly(2 * len(EVENT)) == EVENT * 2
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.content.readany()
+            assert sum(len(replica.requests) for replica in at.replicas) == 1
+            assert await at.metric('kvtier_route_requests_total{outcome="failed"}') == 1
+
+    run(test())
+
+
+def test_a_client_of_http_1_0_sees_a_reset() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            at.replicas[0].dies_after = 2
+            at.replicas[0].chunk_delay_s = 0.05
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+            body = b'{"model":"m","stream":true}'
+            writer.write(
+                b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    run(test())
+
+
+def test_a_client_that_goes_away_stops_the_replica() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.chunks, a.chunk_delay_s = 10_000, 0.01
+            async with at.post(stream=True) as answer:
+                await answer.content.readany()
+            await until(lambda: a.cancelled == 1, "the replica hears of it while it streams")
+            a.held.clear()
+            asking = asyncio.ensure_future(at.post().__aenter__())
+            await until(lambda: len(a.requests) == 2, "the request arrives")
+            asking.cancel()
+            await until(lambda: a.cancelled == 2, "the replica hears of it before it answers")
+            (member,) = at.router.fleet.members
+            await until(lambda: member.endpoint.in_flight == 0, "nothing is in flight")
+            assert await at.metric('kvtier_route_requests_total{outcome="cancelled"}') == 2
+            a.held.set()
+            assert member.offered, "the replica has done nothing wrong"
+
+    run(test())
+
+
+def test_a_slow_client_holds_the_replica_back() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.chunk, a.chunks = b"x" * 100_000, 1000
+            written = 0
+
+            async def reading() -> int:
+                async with at.post(stream=True) as answer:
+                    await asyncio.sleep(0.3)
+                    return sum([len(piece) async for piece in answer.content.iter_any()])
+
+            client = asyncio.ensure_future(reading())
+            await until(lambda: bool(a.requests), "the request arrives")
+            await asyncio.sleep(0.2)
+            transport = a.requests[0].transport
+            assert transport is not None
+            assert transport.get_write_buffer_size() > 0, "the replica is held back"
+            written = await client
+            assert written == 100_000 * 1000 + len(DONE)
+
+    run(test())
+
+
+def test_a_stream_in_which_nothing_moves_is_cut_off() -> None:
+    async def test() -> None:
+        async with stand(idle_timeout=0.1) as at:
+            at.replicas[0].chunk_delay_s = 5.0
+            async with at.post(stream=True) as answer:
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.read()
+            await until(lambda: at.replicas[0].cancelled == 1, "the replica is let off")
+
+    run(test())
+
+
+def test_an_answer_that_does_not_begin_is_given_up_and_not_tried_elsewhere() -> None:
+    async def test() -> None:
+        async with stand(count=2, first_byte_timeout=0.1) as at:
+            for replica in at.replicas:
+                replica.first_delay_s = 5.0
+            async with at.post() as answer:
+                assert answer.status == 504
+                assert (await answer.json())["error"]["code"] == "gateway_timeout"
+            assert sum(len(replica.requests) for replica in at.replicas) == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500])
+def test_an_error_of_the_replica_is_passed_on_as_it_is(status: int) -> None:
+    async def test() -> None:
+        async with stand(count=2) as at:
+            for replica in at.replicas:
+                replica.status = status
+            async with at.post() as answer:
+                assert answer.status == status
+                assert (await answer.json())["object"] == "text_completion"
+            assert sum(len(replica.requests) for replica in at.replicas) == 1
+
+    run(test())

@@ -1,0 +1,214 @@
+import asyncio
+import datetime as dt
+import os
+import ssl
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.extproc.certificates import self_signed
+from kvtier.router.fleet import Listener, Member
+from kvtier.router.http.choosing import Choices
+from kvtier.router.http.keys import Keys
+from kvtier.router.http.options import Options
+from kvtier.router.http.server import Router, Wiring
+from kvtier.router.replicas import Fixed, Listed, parse_replica
+from tests.router.http.routers import FAST, InTurn, Texts, router_over, run, stand, until
+from tests.router.replicas import DONE, EVENT, replicas
+
+
+def wiring(**fields: object) -> Wiring:
+    given = {
+        "discovery": Fixed([]),
+        "choices": Choices(InTurn()),
+        "prompts": Texts(),
+        "keys": Keys([]),
+        **fields,
+    }
+    return Wiring(**given)  # type: ignore[arg-type]
+
+
+def certificate(folder: Path) -> tuple[str, str]:
+    pair = self_signed(dt.datetime.now(dt.UTC))
+    (folder / "key.pem").write_bytes(pair.key)
+    (folder / "cert.pem").write_bytes(pair.certificate)
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            second = Router(Options(**{**FAST, "port": at.router.port}), wiring())
+            with pytest.raises(InvalidSettings, match="cannot be listened on"):
+                await second.start()
+            await second.close()
+
+    run(test())
+
+
+def test_replicas_that_cannot_be_read_are_an_error() -> None:
+    async def test() -> None:
+        router = Router(Options(**FAST), wiring(discovery=Listed("/nowhere/replicas.yaml")))
+        with pytest.raises(InvalidSettings, match=r"replicas\.yaml"):
+            await router.start()
+        await router.close()
+
+    run(test())
+
+
+def test_reloading_drops_no_request(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = tmp_path / "replicas.yaml"
+
+        def list_replicas(*listed: object) -> None:
+            (tmp_path / "new").write_text(f"replicas: {[made.url for made in listed]}")  # type: ignore[attr-defined]
+            os.replace(tmp_path / "new", file)
+
+        async with replicas(count=3) as (a, b, c):
+            list_replicas(a, b)
+            for replica in (a, b, c):
+                replica.chunk_delay_s = 0.02
+            async with (
+                router_over([], discovery=Listed(str(file), poll_s=0.02)) as router,
+                aiohttp.ClientSession() as client,
+            ):
+                url = f"http://127.0.0.1:{router.port}/v1/completions"
+                ended = asyncio.Event()
+
+                async def ask() -> int:
+                    answered = 0
+                    while not ended.is_set():
+                        body = {"model": "m", "stream": True}
+                        async with client.post(url, json=body) as answer:
+                            assert answer.status == 200
+                            assert await answer.read() == EVENT * 4 + DONE
+                            answered += 1
+                    return answered
+
+                asking = [asyncio.ensure_future(ask()) for _ in range(8)]
+                for listed in ((b, c), (c,), (a, c), (a,), (a, b, c)):
+                    await asyncio.sleep(0.1)
+                    list_replicas(*listed)
+                await until(lambda: len(router.fleet.members) == 3, "the last list is read")
+                ended.set()
+                assert sum(await asyncio.gather(*asking)) > 20
+                await until(lambda: not router.fleet.leaving, "nobody stays behind")
+            assert c.requests
+
+    run(test())
+
+
+def test_draining_ends_what_has_begun_and_begins_nothing() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.held.clear()
+            asking = asyncio.ensure_future(at.post(stream=True).__aenter__())
+            await until(lambda: bool(a.requests), "the request arrives")
+            draining = asyncio.ensure_future(at.router.drain())
+            await asyncio.sleep(0.02)
+            assert not draining.done()
+            with pytest.raises(OSError):  # noqa: PT011
+                await asyncio.open_connection("127.0.0.1", at.router.port)
+            a.held.set()
+            assert await (await asking).read() == EVENT * 4 + DONE
+            await draining
+
+    run(test())
+
+
+def test_what_does_not_end_is_cut_off_after_the_drain_time() -> None:
+    async def test() -> None:
+        async with stand(drain_timeout=0.1) as at:
+            (a,) = at.replicas
+            a.chunk_delay_s = 60.0
+            async with at.post(stream=True) as answer:
+                await answer.content.readany()
+                before_s = asyncio.get_running_loop().time()
+                await at.router.drain()
+                assert asyncio.get_running_loop().time() - before_s >= 0.1
+                await at.router.close()
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.read()
+            await until(lambda: a.cancelled == 1, "the replica hears of it")
+
+    run(test())
+
+
+def test_idle_connections_do_not_hold_up_the_end() -> None:
+    async def test() -> None:
+        async with stand(drain_timeout=60.0) as at:
+            async with at.post():
+                pass
+            async with asyncio.timeout(5):
+                await at.router.drain()
+
+    run(test())
+
+
+def test_listeners_hear_who_comes_and_goes() -> None:
+    class Heard(Listener):
+        def joined(self, member: Member) -> None:
+            said.append(f"+{member.replica.name}")
+
+        def left(self, member: Member) -> None:
+            said.append(f"-{member.replica.name}")
+
+    said: list[str] = []
+
+    async def test() -> None:
+        async with replicas() as (a,):
+            fixed = Fixed([parse_replica(f"{a.url},name=a", "test")])
+            router = Router(Options(**FAST), wiring(discovery=fixed, listeners=[Heard()]))
+            await router.start()
+            router.fleet.update([])
+            await router.close()
+
+    run(test())
+    assert said == ["+a", "-a"]
+
+
+def test_tls_towards_clients_and_towards_replicas(tmp_path: Path) -> None:
+    async def test() -> None:
+        chain, key = certificate(tmp_path)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(chain, key)
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            return web.json_response({"data": [{"id": "m"}]})
+
+        runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        replica = parse_replica(f"https://127.0.0.1:{runner.addresses[0][1]},name=a", "test")
+        settings = {"tls_certificate": chain, "tls_key": key}
+        trusting = ssl.create_default_context(cafile=chain)
+        for replica_ca, status in ((chain, 200), (None, 503)):
+            discovery = Fixed([replica])
+            async with (
+                router_over([], discovery=discovery, replica_ca=replica_ca, **settings) as router,
+                aiohttp.ClientSession() as client,
+            ):
+                url = f"https://127.0.0.1:{router.port}/v1/completions"
+                async with client.post(url, json={"model": "m"}, ssl=trusting) as answer:
+                    assert answer.status == status
+                with pytest.raises(aiohttp.ClientError):
+                    await client.get(url)
+        await runner.cleanup()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tls_certificate": "/nowhere/cert.pem", "tls_key": "/nowhere/key.pem"},
+        {"replica_ca": "/nowhere/ca.pem"},
+    ],
+)
+def test_certificates_that_cannot_be_read_are_an_error(options: dict[str, str]) -> None:
+    with pytest.raises(InvalidSettings, match="cannot be used"):
+        Router(Options(**options), wiring())

@@ -1,0 +1,46 @@
+import aiohttp
+import pytest
+from multidict import CIMultiDict
+
+from kvtier.router.http.upstream import Upstream
+from kvtier.router.replicas import parse_replica
+from tests.router.http.routers import run
+from tests.router.replicas import replicas
+
+
+def test_connections_are_used_again_and_closed_at_the_end() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            upstream = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            for _ in range(3):
+                answer = await upstream.send("POST", "/v1/x?a=%2F", CIMultiDict(), b"{}")
+                assert answer.status == 200
+                await answer.read()
+            assert len({request.transport for request in a.requests}) == 1
+            assert {request.raw_path for request in a.requests} == {"/v1/x?a=%2F"}
+            await upstream.close()
+
+    run(test())
+
+
+def test_nothing_is_added_to_what_a_client_said() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            upstream = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            await (await upstream.send("POST", "/v1/x", CIMultiDict(A="b"), b"{}")).read()
+            assert {name.lower() for name in a.requests[0].headers} == {
+                *("host", "a", "content-length")
+            }
+            await upstream.close()
+
+    run(test())
+
+
+def test_who_is_not_there_is_an_error() -> None:
+    async def test() -> None:
+        upstream = Upstream(parse_replica("http://127.0.0.1:1", "test"), 1.0, None)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await upstream.send("GET", "/", CIMultiDict(), None)
+        await upstream.close()
+
+    run(test())
