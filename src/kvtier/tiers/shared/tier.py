@@ -127,6 +127,7 @@ class StoreTier:
                 i += 1
         else:
             self._faults.works("find")
+        self._tell()
         return outcomes
 
     def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
@@ -157,6 +158,7 @@ class StoreTier:
         outcomes = [Outcome.FAILED] * len(moves)
         if not self._closed and all(move.buffer.nbytes == self._slot_bytes for move in moves):
             self._writer.write(moves, parents, outcomes)
+            self._tell()
         return outcomes
 
     def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
@@ -220,6 +222,10 @@ class StoreTier:
     def _note(self, places: Iterable[Place]) -> None:
         for place in places:
             self._accesses.note(segment_name(place.segment.keys[0]))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the evictor what was read, if it is time to: after reads, and later by any call."""
         try:
             self._accesses.flush_if_due()
         except OSError as error:
