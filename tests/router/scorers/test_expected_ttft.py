@@ -9,6 +9,7 @@ from tests.router.cases import INDEX, candidate, context, made, request
 
 def scorer(**parameters: float):  # type: ignore[no-untyped-def]
     parameters.setdefault("running_seconds", 0.0)
+    parameters.setdefault("compute_weight", 1.0)
     return made(PLUGIN, context(index=INDEX), **parameters)
 
 
@@ -109,6 +110,21 @@ def test_a_prefix_in_ram_beats_an_idle_endpoint_exactly_when_that_is_sooner() ->
     assert best(15_010) < 1.0
 
 
+def test_computing_counts_more_than_waiting() -> None:
+    # 3 s of waiting against 1.5 s of computing, which counts 3 * 1.5
+    two = [
+        candidate("a", {"device": 1_500}, 1_500, pending_tokens=3_000, **RATE),
+        candidate("b", {}, 1_500, pending_tokens=0, **RATE),
+    ]
+    assert scorer().score(request(1_500), two) == [pytest.approx(1.5 / 3.001), 1.0]
+    # 3 s and 3 * 0.001 against 4.5
+    assert scorer(compute_weight=3.0).score(request(1_500), two) == [
+        1.0,
+        pytest.approx(3.003 / 4.5),
+    ]
+    assert PLUGIN.Parameters().compute_weight == 3.0
+
+
 def test_rates_that_nobody_reports_are_those_of_others_or_the_default() -> None:
     known = candidate("a", {}, 4_000, prefill_tokens_per_s=2_000.0)
     unknown = candidate("b", {"device": 2_000}, 4_000)
@@ -138,11 +154,20 @@ def test_it_looks_at_all_indexes_where_none_is_named() -> None:
 
 
 def test_it_says_what_the_seconds_are() -> None:
+    alone = candidate("a", {}, 2_000, **RATE)
+    weighed = scorer(compute_weight=3.0).reason(request(2_000), alone)
+    assert weighed.startswith("2.000 s (counts 6.000): ")
     said = scorer().reason(request(2_000), candidate("a", {"ram": 1_000}, 2_000, **RATE))
-    assert said == "1.062 s: 0.000 waiting, 1.000 computing, 0.062 loading, 0.000 running"
+    assert (
+        said
+        == "1.062 s (counts 1.062): 0.000 waiting, 1.000 computing, 0.062 loading, 0.000 running"
+    )
 
 
-@pytest.mark.parametrize("wrong", [{"prefill_tokens_per_second": 0.0}, {"running_seconds": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"prefill_tokens_per_second": 0.0}, {"running_seconds": -1.0}, {"compute_weight": 0.5}],
+)
 def test_rates_of_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="has to be"):
         PLUGIN.Parameters(**wrong)

@@ -1,7 +1,8 @@
 """`expected-ttft-scorer`: the seconds to the first token, as far as can be told.
 
     seconds = ahead / prefill + missing / prefill + sum over tiers of added / load + running
-    score = least seconds of all candidates / seconds
+    cost = seconds + (computeWeight - 1) * missing / prefill
+    score = least cost of all candidates / cost
 
 * ahead: tokens to compute before this request's: those pending of this router, and for each
   request that waits in the engine beyond those in flight from here the mean of a request in
@@ -11,6 +12,9 @@
 * added: what a tier holds beyond the faster ones. Loading is never reckoned slower than
   computing: an engine that knows better computes.
 * running: `runningSeconds` for each request on the endpoint, a share of each step.
+* computeWeight: what a request computes, others wait for, and what it leaves in the cache pushes
+  out what others need; who waits takes nothing from anybody. Counted once, requests spread over
+  the fleet until every replica holds everything and nothing stays.
 
 Rates are those that the endpoint reports. Prefill: else the mean of what other candidates
 report, else `prefillTokensPerSecond`. Load: else a multiple of the prefill rate (both follow
@@ -35,6 +39,7 @@ LOAD_BY_PREFILL: Final[Mapping[str, float]] = {
 
 _FASTEST_TOKENS_PER_S: Final = 1e9
 _LONGEST_S: Final = 3600.0
+_MOST_WEIGHT: Final = 100.0
 
 
 class ExpectedTTFT:
@@ -45,6 +50,7 @@ class ExpectedTTFT:
 
         prefill_tokens_per_second: float = 8_000.0
         running_seconds: float = 0.01
+        compute_weight: float = 3.0
 
         def __post_init__(self) -> None:
             """A rate of none would take for ever."""
@@ -52,25 +58,32 @@ class ExpectedTTFT:
                 raise ValueError("prefillTokensPerSecond has to be 1 or more")
             if not 0 <= self.running_seconds <= _LONGEST_S:
                 raise ValueError("runningSeconds has to be 0 or more")
+            if not 1 <= self.compute_weight <= _MOST_WEIGHT:
+                raise ValueError("computeWeight has to be 1 to 100")
 
     def __init__(self, parameters: Parameters, context: parts.Context) -> None:
         self._index = context.index
         self._prefill = parameters.prefill_tokens_per_second
         self._running_s = parameters.running_seconds
+        self._extra_weight = parameters.compute_weight - 1.0
 
     def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
         """O(n) in candidates and tiers."""
         prefill = self._typical(candidates)
-        seconds = [sum(self._terms(request, candidate, prefill)) for candidate in candidates]
-        least = min(seconds, default=0.0)
-        return [least / one for one in seconds]
+        costs = [self._cost(self._terms(request, one, prefill)) for one in candidates]
+        least = min(costs, default=0.0)
+        return [least / cost for cost in costs]
 
     def reason(self, request: Request, candidate: Candidate) -> str:
-        """`0.31 s: 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
+        """`0.31 s (counts 0.71): 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
         terms = self._terms(request, candidate, self._prefill)
         words = ("waiting", "computing", "loading", "running")
         told = ", ".join(f"{term:.3f} {word}" for term, word in zip(terms, words, strict=True))
-        return f"{sum(terms):.3f} s: {told}"
+        return f"{sum(terms):.3f} s (counts {self._cost(terms):.3f}): {told}"
+
+    def _cost(self, terms: tuple[float, float, float, float]) -> float:
+        waiting, computing, loading, running = terms
+        return waiting + computing + loading + running + self._extra_weight * computing
 
     def _typical(self, candidates: Sequence[Candidate]) -> float:
         rates = [
