@@ -56,8 +56,8 @@ class InTurn:
 class Texts:
     """Bodies as they are."""
 
-    async def prompt(self, path: str, model: str, body: bytes) -> Prompt:
-        return TextPrompt(body, model)
+    async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
+        return TextPrompt(str(body).encode(), model)
 
 
 FAST = {"health_interval": 0.05, "health_timeout": 1.0, "port": 0, "drain_timeout": 2.0}

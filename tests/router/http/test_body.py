@@ -47,9 +47,9 @@ def test_a_body_is_read_as_the_engine_will_read_it(body: bytes) -> None:
         (b'{"model":5}', "has to be a name"),
         (b'{"model":["m"]}', "has to be a name"),
         (b'{"model":"m"} {}', "cannot be read"),
-        (b'{"model":"m","x":"\xff"}', "not UTF-8: invalid start byte at byte 18"),
+        (b'{"model":"m","x":"\xff"}', "not UTF-8: invalid start byte"),
         (b'\xef\xbb\xbf{"model":"m"}', "cannot be read"),
-        ('{"model":"m"}'.encode("utf-16"), "not UTF-8"),
+        ('{"model":"m"}'.encode("utf-16"), "cannot be read"),
         (b'{"model":"m","x":' + b"[" * 200_000, "nested too deeply"),
     ],
 )

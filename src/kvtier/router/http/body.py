@@ -1,13 +1,15 @@
 """A request's body: read once within bounds, looked into once, passed on as it came.
 
-Why: choosing needs the model and a few numbers; everything else in a body is the engine's
-business and may be of next year. Invariant: what is read here is what the engine will read:
-one document in UTF-8, and where a key stands twice the last one counts, as in Python's reader.
+Why: choosing needs the model, a few numbers and the prompt; everything else in a body is the
+engine's business and may be of next year. Invariant: what is read here is what the engine will
+read: one document in UTF-8, and where a key stands twice the last one counts, as in Python's
+own reader.
 """
 
 import asyncio
+from collections.abc import Mapping
 from email.message import Message
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -15,28 +17,22 @@ from aiohttp import web
 from kvtier.router.http.refusals import Refusal, invalid, too_large, too_slow
 
 _FORM: Final = "multipart/form-data"
-
-
-class _Fields(msgspec.Struct):
-    """Read as they are: their types are judged below, or by the engine."""
-
-    model: object = None
-    max_tokens: object = None
-    max_completion_tokens: object = None
-    max_output_tokens: object = None
-    priority: object = None
+_LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""Of output, as the interfaces call it; the first that is there counts."""
 
 
 class Asked(msgspec.Struct, frozen=True):
     """What choosing needs of a body."""
 
     model: str
+    fields: Mapping[str, Any] = {}
+    """All of it, decoded; empty where it is a form. For making a prompt of."""
     max_tokens: int = 0
     """0: not said."""
     priority: int = 0
 
 
-_decoder = msgspec.json.Decoder(_Fields)
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 async def read(request: web.BaseRequest, limit_bytes: int, timeout_s: float) -> bytes:
@@ -70,18 +66,21 @@ def look(body: bytes, content_type: str) -> Asked:
     if content_type.lower().startswith(_FORM):
         return Asked(_form_model(body, content_type))
     try:
-        str(body, "utf-8")
         fields = _decoder.decode(body)
     except UnicodeDecodeError as error:
-        raise invalid(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
+        raise invalid(f"the body is not UTF-8: {error.reason}") from error
     except RecursionError:
         raise invalid("the body is nested too deeply") from None
     except (msgspec.DecodeError, ValueError) as error:
         raise invalid(f"the body cannot be read: {error}") from error
-    for limit in (fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens):
-        if limit is not None:
-            break
-    return Asked(_model(fields.model), max(0, _number(limit)), _number(fields.priority))
+    limits = (fields.get(name) for name in _LIMITS)
+    limit = next((value for value in limits if value is not None), None)
+    return Asked(
+        _model(fields.get("model")),
+        fields,
+        max(0, _number(limit)),
+        _number(fields.get("priority")),
+    )
 
 
 async def _welcome(request: web.BaseRequest) -> None:

@@ -5,7 +5,7 @@ wires them hands them over. All of them belong to the event loop's thread.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvtier.index.fleet.prompt import Prompt
 from kvtier.router.base import Candidate, Endpoint, Request
@@ -35,9 +35,9 @@ class Chooser(Protocol):
 
 
 class Prompts(Protocol):
-    """Makes prompts of bodies."""
+    """Makes prompts of bodies; `ingest.tokens.Prompts` is one."""
 
-    async def prompt(self, path: str, model: str, body: bytes) -> Prompt:
+    async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
         """The prompt as the indexes see it. Never raises for what a client wrote."""
         ...
 

@@ -81,7 +81,7 @@ class Delivery:
         self._clock = parts.clock
 
     async def choose(
-        self, request: web.BaseRequest, path: str, identity: str, begun_s: float
+        self, request: web.BaseRequest, identity: str, begun_s: float
     ) -> web.StreamResponse:
         """To the replica that is best for the model and the prompt in its body.
 
@@ -90,9 +90,8 @@ class Delivery:
         strategy = request.headers.get(headers.STRATEGY)
         chooser = self._parts.choices.of(strategy)
         message = await self._message(request, identity)
-        body = message.body or b""
-        asked = bodies.look(body, request.headers.get("Content-Type", ""))
-        prompt = await self._parts.prompts.prompt(path, asked.model, body)
+        asked = bodies.look(message.body or b"", request.headers.get("Content-Type", ""))
+        prompt = await self._parts.prompts.of(asked.fields, asked.model)
         extra = _extra(identity)
         if strategy:
             extra[headers.STRATEGY] = strategy

@@ -50,7 +50,7 @@ class Proxy:
         kind = paths.kind(request.method, path)
         try:
             if kind in _DELIVERED:
-                return await self._deliver(kind, request, path, identity)
+                return await self._deliver(kind, request, identity)
             return self._answer(kind, request, path)
         except Refusal as refusal:
             answer = answer_refusal(refusal)
@@ -60,14 +60,14 @@ class Proxy:
             connection.end()
 
     async def _deliver(
-        self, kind: paths.Kind, request: web.BaseRequest, path: str, identity: str
+        self, kind: paths.Kind, request: web.BaseRequest, identity: str
     ) -> web.StreamResponse:
         outcome = Outcome.FAILED
         begun_s = self._clock.now_s()
         try:
             self._authorize(request)
             if kind is paths.Kind.CHOOSE:
-                answer = await self._delivery.choose(request, path, identity, begun_s)
+                answer = await self._delivery.choose(request, identity, begun_s)
             else:
                 answer = await self._delivery.search(request, kind, identity)
             outcome = _outcome(answer.status)
