@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Source
@@ -214,3 +216,33 @@ def test_lines_are_those_of_the_helm_values(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidSettings, match=f"values.yaml line {line}: unknown parameter"):
         read_configuration(str(file))
+
+
+LINES = (EXAMPLES / "no-hit-lru.yaml").read_text().splitlines() + GOOD.splitlines()
+WORDS = sorted({word.strip("-:{}, ") for line in LINES for word in line.split()} | {"3", "[", "~"})
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_whatever_is_written_loads_or_is_refused_with_the_file(data: st.DataObject) -> None:
+    lines = GOOD.splitlines()
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(lines) - 1))
+        match data.draw(st.sampled_from(["word", "swap", "drop", "indent", "text"])):
+            case "word":
+                key = lines[place].split(":")[0]
+                lines[place] = f"{key}: {data.draw(st.sampled_from(WORDS))}"
+            case "swap":
+                lines[place] = data.draw(st.sampled_from(LINES))
+            case "drop":
+                lines[place] = ""
+            case "indent":
+                lines[place] = "  " + lines[place]
+            case "text":
+                lines[place] += data.draw(st.text(max_size=5))
+    said = "f"
+    try:
+        assert parse_configuration("\n".join(lines), "f").profiles
+    except InvalidSettings as error:
+        said = str(error)
+    assert said.startswith("f")
