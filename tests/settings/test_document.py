@@ -51,6 +51,7 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
         ("? [a, b]\n: 1", "line 1: a key has to be plain text"),
         ("ram: !!python/object/apply:os.getcwd []", "line 1: not valid YAML"),
         ("ram: 2026-02-30", "not valid YAML"),
+        ("ram: \x1f", "not valid YAML"),
         ("- ram", "and not settings; write `ram: 20GiB`"),
         ("64GiB", "and not settings"),
         ("ram: 1GiB\n---\nram: 2GiB", "line 2: not valid YAML"),

@@ -43,7 +43,10 @@ def read_document(path: str) -> Document:
 
 def parse_document(text: str, path: str, first_line: int = 1) -> Document:
     """As `read_document`, of a text that stands in the file `path` from `first_line` on."""
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise InvalidSettings(f"{path}: not valid YAML: {error}") from error
     loader.line = first_line - 1
     lines: dict[KeyPath, int] = {}
     try:
