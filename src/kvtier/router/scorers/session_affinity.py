@@ -42,7 +42,7 @@ class SessionId(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     sources: tuple[Source, ...] = (Source("x-session-id"),)
     eviction_ttl_seconds: float = 300.0
     eviction_sweep_seconds: float = 10.0
-    """Of no effect: what is too old is dropped whenever a session is remembered."""
+    """Of no effect: what is too old is not used, and goes when there are too many."""
 
 
 class SessionAffinity:
@@ -85,14 +85,11 @@ class SessionAffinity:
         session = None if self._encoded else self._session(request)
         if session is None:
             return
-        sessions, now_s = self._sessions, self._now_s()
-        sessions[session] = (chosen.endpoint.name, now_s)
+        sessions = self._sessions
+        sessions[session] = (chosen.endpoint.name, self._now_s())
         sessions.move_to_end(session)
-        while sessions:
-            oldest, (_, used_s) = next(iter(sessions.items()))
-            if len(sessions) <= _MOST_SESSIONS and now_s - used_s <= self._ttl_s:
-                return
-            del sessions[oldest]
+        if len(sessions) > _MOST_SESSIONS:
+            sessions.popitem(last=False)
 
     def response_headers(self, request: Request, endpoint: Endpoint) -> Mapping[str, str]:
         """What the client has to send back."""
