@@ -50,14 +50,16 @@ class EstimatedIndex:
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
         """See FleetIndex."""
         total = prompt.tokens
-        nothing = Match({}, total)
-        found = dict.fromkeys(replicas, nothing)
-        for table, members in self._by_table(replicas).items():
+        found = [Match({}, total)] * len(replicas)
+        known = list(map(self._replicas.get, replicas))
+        for table in {one.table for one in known if one is not None}:
+            places = [at for at, one in enumerate(known) if one is not None and one.table is table]
+            slots = [one.slot for one in known if one is not None and one.table is table]
             ends = table.ends(prompt.chain(table.block_tokens))
-            slots = [self._replicas[name].slot for name in members]
             matches = answers(ends, slots, self._levels, table.block_tokens, total)
-            found.update(zip(members, matches, strict=True))
-        return [found[name] for name in replicas]
+            for at, match in zip(places, matches, strict=True):
+                found[at] = match
+        return found
 
     def routed(self, prompt: Prompt, replica: str) -> None:
         """See FleetIndex. About a microsecond a block that is new, half of it otherwise."""
@@ -115,15 +117,6 @@ class EstimatedIndex:
             if level is not None:
                 recency.resize(level, _blocks(tokens, block_tokens))
         return recency
-
-    def _by_table(self, replicas: Sequence[str]) -> dict[BlockTable, list[str]]:
-        groups: dict[BlockTable, list[str]] = {}
-        known = self._replicas
-        for name in replicas:
-            recency = known.get(name)
-            if recency is not None:
-                groups.setdefault(recency.table, []).append(name)
-        return groups
 
 
 def _blocks(capacity_tokens: int, block_tokens: int) -> int:

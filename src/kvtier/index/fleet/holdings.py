@@ -45,6 +45,7 @@ class Holdings:
         self._held = bytearray()
         self._kids: list[tuple[int, array[int]]] = []
         """Levels in use with their columns, the fastest first."""
+        self._levels = 0
 
     def __len__(self) -> int:
         """Blocks that are held in any tier, and those known beside them."""
@@ -113,7 +114,8 @@ class Holdings:
         if not old and self.table.own_byte(hash_of(self._states[row]), self.slot) & HELD:
             self.refused_blocks += 1
             return
-        if all(used != level for used, _ in self._kids):
+        if not self._levels >> level & 1:
+            self._levels |= 1 << level
             self._kids.append((level, array("I", bytes(4 * len(self._states)))))
             self._kids.sort(key=lambda pair: pair[0])
         self._write(row, old, new)

@@ -149,8 +149,8 @@ class BlockTable:
 
     def _bisected(self, chain: Sequence[int]) -> list[tuple[int, int]]:
         """Lengths in ascending order, each with the bits that reach at least so far."""
-        get, pooled, live = self._masks.get, self._pooled, self._live
-        first = pooled(get(chain[0], 0)) & live
+        get, members = self._masks.get, self._members
+        first = self._pooled(get(chain[0], 0)) & self._live
         if not first:
             return []
         steps: list[tuple[int, int]] = []
@@ -160,7 +160,10 @@ class BlockTable:
             low, low_mask, high, high_mask = stack.pop()
             while high - low > 1:
                 middle = (low + high) >> 1
-                mask = pooled(get(chain[middle], 0)) & low_mask
+                mask = get(chain[middle], 0)
+                if members:
+                    mask = self._pooled(mask)
+                mask &= low_mask
                 if mask == low_mask:
                     low = middle
                     continue

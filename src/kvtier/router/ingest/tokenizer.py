@@ -10,6 +10,7 @@ Invariants: the tokens are those of tokenizing the text at once; memory is bound
 """
 
 import re
+from array import array
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -101,7 +102,8 @@ class Tokenizer:
     def _encode(self, pieces: list[str], *, add_special_tokens: bool) -> list[Numbers]:
         """The batch call lets other threads run, which the single one does not."""
         encoded = self._library.encode_batch_fast(pieces, add_special_tokens=add_special_tokens)
-        return [np.array(one.ids, dtype=np.uint32) for one in encoded]
+        # By way of an array: four times as fast, and nobody else runs meanwhile.
+        return [np.frombuffer(array("I", one.ids), dtype=np.uint32) for one in encoded]
 
 
 def _added(library: Any) -> tuple[re.Pattern[str], frozenset[str]]:

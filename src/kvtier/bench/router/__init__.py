@@ -1,0 +1,1 @@
+"""Measuring the router's parts."""

@@ -1,0 +1,17 @@
+from kvtier.bench.router import index as bench
+
+
+def test_rows_carry_their_targets(monkeypatch) -> None:
+    monkeypatch.setattr(bench, "_ROUNDS", 3)
+    rows = bench.measure_router_index(entries=1600)
+    assert [row.unit for row in rows] == ["bytes", "ms", "us", "us", "us", "ms", "ms", "blocks/s"]
+    assert [row.target for row in rows] == [
+        "<= 250",
+        "<= 1",
+        *["<= 50"] * 3,
+        "<= 3",
+        None,
+        ">= 50000",
+    ]
+    assert all(row.value > 0 for row in rows[1:])
+    assert len({row.name for row in rows}) == len(rows)
