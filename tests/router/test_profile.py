@@ -96,6 +96,18 @@ def test_what_was_routed_is_heard_by_every_index_and_by_parts_that_learn() -> No
     assert second.chosen[0].endpoint is first.chosen[0].endpoint
 
 
+def test_an_index_of_several_names_hears_once() -> None:
+    index = FakeIndex({"a": {"ram": 160}})
+    profile = build(configured("queue-scorer"), {"one": index, "other": index})["default"]
+    decision = profile.decide(request(), [endpoint("a")], 0.0)
+    profile.routed(request(), decision, decision.chosen[0])
+    assert index.heard == ["a"]
+    assert {name: match.tokens for name, match in decision.chosen[0].matches.items()} == {
+        "one": {"ram": 160},
+        "other": {"ram": 160},
+    }
+
+
 def test_filters_come_first_and_are_named() -> None:
     profile = profile_of("decode-filter", "queue-scorer")
     fleet = [

@@ -37,6 +37,8 @@ def test_an_unknown_tier_is_refused_with_the_known_ones() -> None:
         ("prefix-cache-scorer", None),
         ("gpu-and-cpu", None),
         ("ramparts", None),
+        ("multi-host-scorer", None),
+        ("shared-prefix-scorer", None),
     ],
 )
 def test_names_speak_of_tiers(name: str, tier: str | None) -> None:

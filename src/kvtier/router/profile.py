@@ -52,7 +52,11 @@ class Profile:
         moment: Moment,
     ) -> None:
         self.name = spec.name
-        self._indexes = dict(indexes)
+        # One index may go by several names: it is asked once, and hears of a request once.
+        by_identity = {id(index): index for index in indexes.values()}
+        self._indexes = list(by_identity.values())
+        order = list(by_identity)
+        self._names = [(name, order.index(id(index))) for name, index in indexes.items()]
         self._moment = moment
         self._filters: list[tuple[str, Filter]] = [(name, made[name]) for name in spec.filters]
         self._scorers = [Weighted(name, weight, made[name]) for name, weight in spec.scorers]
@@ -93,7 +97,7 @@ class Profile:
     def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
         """`request` has been sent to `chosen`: every index and every part that learns hears it."""
         self._moment.at_s = decision.now_s
-        for index in self._indexes.values():
+        for index in self._indexes:
             index.routed(request.prompt, chosen.endpoint.name)
         for observer in self._observers:
             observer.routed(request, decision.candidates, chosen)
@@ -107,18 +111,17 @@ class Profile:
         return headers
 
     def _candidates(self, request: Request, endpoints: Sequence[Endpoint]) -> list[Candidate]:
-        names = [endpoint.name for endpoint in endpoints]
-        found = [
-            (name, index.match(request.prompt, names)) for name, index in self._indexes.items()
-        ]
-        if len(found) == 1:
-            name, matches = found[0]
+        replicas = [endpoint.name for endpoint in endpoints]
+        found = [index.match(request.prompt, replicas) for index in self._indexes]
+        if len(self._names) == 1:
+            [(name, _)] = self._names
             return [
                 Candidate(endpoint, {name: match})
-                for endpoint, match in zip(endpoints, matches, strict=True)
+                for endpoint, match in zip(endpoints, found[0], strict=True)
             ]
+        named = [(name, found[place]) for name, place in self._names]
         return [
-            Candidate(endpoint, {name: matches[place] for name, matches in found})
+            Candidate(endpoint, {name: matches[place] for name, matches in named})
             for place, endpoint in enumerate(endpoints)
         ]
 

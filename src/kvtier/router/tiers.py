@@ -21,6 +21,8 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("ssd", "nvme"), "disk"),
     **{name: name for name in BY_SPEED},
 }
+_SAY_OTHER_THINGS: Final = frozenset({"host", "shared"})
+"""`multi-host-scorer` and `shared-prefix-scorer` speak of no tier."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _RANK: Final = {tier: rank for rank, tier in enumerate(BY_SPEED)}
 _NOTHING: Final = Match({}, 0)
@@ -42,7 +44,7 @@ def tier_hinted(name: str) -> str | None:
     None where it speaks of none, or of several.
     """
     words = {word.lower() for word in _WORD.findall(name)}
-    tiers = {_ALIASES[word] for word in words if word in _ALIASES}
+    tiers = {_ALIASES[word] for word in words - _SAY_OTHER_THINGS if word in _ALIASES}
     return tiers.pop() if len(tiers) == 1 else None
 
 
