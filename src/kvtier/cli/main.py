@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "fsck": "Verify a shared folder or bucket, and put it in order.",
     "convert": "Convert trees of vLLM and llm-d into shared storage, and back.",
     "evict": "Keep a shared folder or bucket within its bounds.",
+    "route": "Route OpenAI requests to the replica that has the prefix.",
     "epp": "Choose endpoints for Envoy and Kubernetes gateways.",
     "bench": "Measure hot paths, the engine, or run the demo.",
 }

@@ -1,41 +1,74 @@
-"""What chooses, put together from a configuration: indexes, profiles, prompts."""
+"""What chooses, put together from a configuration: indexes, profiles, prompts, what they learn.
 
-from collections.abc import Callable, Sequence
+`kvtier route` and `kvtier epp` both take it from here, so that they choose alike.
+"""
+
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
-from kvtier.index.fleet.base import DEVICE
+from kvtier.index.fleet.base import FleetIndex, Source
 from kvtier.index.fleet.estimated import EstimatedIndex
-from kvtier.index.fleet.prompt import Prompt, TextPrompt
-from kvtier.router import profile
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.router import indexes, profile
 from kvtier.router.base import Endpoint
+from kvtier.router.blended import BlendedIndex
 from kvtier.router.config import Configuration
 from kvtier.router.fleet import Listener
 from kvtier.router.http.choosing import Choices, Prompts
+from kvtier.router.ingest import tokens
+from kvtier.router.ingest.sources import LocalSource, TokenSource
+from kvtier.router.learning import Learner
+from kvtier.router.strategies import strategies
 
-
-class _Characters:
-    async def prompt(self, path: str, model: str, body: bytes) -> Prompt:
-        del path
-        return TextPrompt(body, model)
+EVERY_MODEL = "*"
 
 
 class Assembled:
     """All of one process; an async context while it is used."""
 
-    def __init__(self, configuration: Configuration) -> None:
-        indexes = {
-            name: EstimatedIndex(
-                {spec.tier or DEVICE: spec.capacity_tokens}, block_tokens=spec.block_tokens
-            )
-            for name, spec in configuration.indexes.items()
-        }
-        profiles = profile.build(configuration, indexes)
-        self.choices = Choices(next(iter(profiles.values())), profiles)
-        self.prompts: Prompts = _Characters()
-        self.listeners: Sequence[Listener] = ()
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        usual: str = "",
+        replica_key: str | None = None,
+        tokenizers: Mapping[str, Path] | None = None,
+    ) -> None:
+        """`usual`: the profile or strategy of requests that name none.
+
+        `tokenizers`: folders by model, `*` for all others. Raises InvalidSettings.
+        """
+        precise = PreciseIndex()
+        estimated: dict[str, EstimatedIndex] = {}
+        made: dict[str, FleetIndex] = {}
+        for name, spec in configuration.indexes.items():
+            if spec.source is Source.PRECISE:
+                made[name] = precise
+                continue
+            estimated[name] = indexes.estimate(spec)
+            made[name] = estimated[name]
+            if spec.source is None:
+                made[name] = BlendedIndex(estimated[name], precise)
+        profiles = profile.build(configuration, made)
+        named = {**strategies(made), **profiles}
+        self.choices = Choices(next(iter(profiles.values())), named, usual)
+        self._learner = Learner(
+            list(estimated.values()),
+            [precise] if any(one.source is Source.PRECISE for one in made.values()) else [],
+            tuned=[estimated[name] for name in estimated if configuration.indexes[name].autotune],
+            key=replica_key,
+        )
+        self.listeners: Sequence[Listener] = (self._learner,)
+        self._local = {model: LocalSource(folder) for model, folder in (tokenizers or {}).items()}
+        sources: ChainMap[str, TokenSource] = ChainMap({**self._local})
+        sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
+        self.prompts: Prompts = tokens.Prompts(sources)
         self.saturation: Callable[[Sequence[Endpoint], float], float] | None = None
 
     async def __aenter__(self) -> "Assembled":
+        await self._learner.open()
         return self
 
     async def __aexit__(
@@ -44,9 +77,17 @@ class Assembled:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        return None
+        await self._learner.close()
+        for source in self._local.values():
+            source.close()
 
 
-def assemble(configuration: Configuration) -> Assembled:
-    """Raises InvalidSettings."""
-    return Assembled(configuration)
+def assemble(
+    configuration: Configuration,
+    *,
+    usual: str = "",
+    replica_key: str | None = None,
+    tokenizers: Mapping[str, Path] | None = None,
+) -> Assembled:
+    """See Assembled. Raises InvalidSettings."""
+    return Assembled(configuration, usual=usual, replica_key=replica_key, tokenizers=tokenizers)

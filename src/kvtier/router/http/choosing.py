@@ -7,6 +7,7 @@ wires them hands them over. All of them belong to the event loop's thread.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Prompt
 from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
@@ -45,9 +46,16 @@ class Prompts(Protocol):
 class Choices:
     """The profiles that a request may name in `routing-strategy`, and the one for all others."""
 
-    def __init__(self, usual: Chooser, named: Mapping[str, Chooser] | None = None) -> None:
-        self._usual = usual
+    def __init__(
+        self, usual: Chooser, named: Mapping[str, Chooser] | None = None, name: str = ""
+    ) -> None:
+        """`name`: one of `named` that takes the place of `usual`. Raises InvalidSettings."""
         self._named = dict(named or {})
+        if name and name not in self._named:
+            raise InvalidSettings(
+                f"there is no profile or strategy {name!r}; known are {', '.join(self._named)}"
+            )
+        self._usual = self._named[name] if name else usual
 
     def of(self, strategy: str | None) -> Chooser:
         """The profile of that name. Raises Refusal (400) for a name that is not known."""

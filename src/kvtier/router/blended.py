@@ -1,0 +1,53 @@
+"""One index out of two: what replicas tell where they tell it, an estimate for the others.
+
+Invariant: a replica that has told anything is judged by that alone, so that what it has lost is
+not believed to be there; a prompt of characters can only be compared with the estimate.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from kvtier.index.fleet.base import Match, Source
+from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.index.fleet.prompt import Prompt, Unit
+
+
+class BlendedIndex:
+    """Meets FleetIndex. Capacities and drops go to the two themselves."""
+
+    source: Final = Source.PRECISE
+
+    def __init__(self, estimated: EstimatedIndex, precise: PreciseIndex) -> None:
+        self._estimated = estimated
+        self._precise = precise
+
+    def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
+        """See FleetIndex."""
+        told: frozenset[str] = frozenset()
+        if prompt.unit is Unit.TOKEN:
+            told = frozenset(name for name in replicas if self._precise.held_blocks(name))
+        if not told:
+            return self._estimated.match(prompt, replicas)
+        precise = self._precise.match(prompt, replicas)
+        if len(told) == len(replicas):
+            return precise
+        estimated = self._estimated.match(prompt, replicas)
+        return [
+            mine if name in told else its
+            for name, mine, its in zip(replicas, precise, estimated, strict=True)
+        ]
+
+    def routed(self, prompt: Prompt, replica: str) -> None:
+        """See FleetIndex. Both: events may end."""
+        self._estimated.routed(prompt, replica)
+        self._precise.routed(prompt, replica)
+
+    def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
+        """See FleetIndex."""
+        self._estimated.resize(replica, tier, capacity_tokens)
+
+    def drop(self, replica: str) -> None:
+        """See FleetIndex."""
+        self._estimated.drop(replica)
+        self._precise.drop(replica)

@@ -1,0 +1,167 @@
+"""What is learned of each replica while it is in the fleet: its metrics, its KV events.
+
+Why: choosing reads endpoints and indexes and asks nobody; here is who keeps them up to date, for
+`kvtier route` and `kvtier epp` alike. Where a replica publishes events is said by its labels
+`kv-events` and `kv-events-replay` (`tcp://host:5557`).
+
+Invariants: what a replica answers, or fails to, ends nobody's task but its own wait; everything
+that began with a replica ends with it, and its entries in indexes go; after `close` no task,
+socket or thread of ours is left.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import aiohttp
+import zmq
+import zmq.asyncio
+
+from kvtier.index.fleet.base import FleetIndex
+from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.router.fleet import Listener, Member
+from kvtier.router.ingest.events import EventStream, ReplicaSink
+from kvtier.router.ingest.metrics import Scraper, take
+from kvtier.router.ingest.sources import EngineSource, TokenSource
+
+_log = logging.getLogger(__name__)
+
+EVENTS: Final = "kv-events"
+REPLAY: Final = "kv-events-replay"
+SCRAPE_S: Final = 0.5
+"""Between two looks at a replica's metrics."""
+_SEEN_S: Final = 0.2
+"""How often it is looked whether a replica that publishes events says yet what it serves."""
+
+
+class Learner(Listener):
+    """Belongs to one event loop. `open` before replicas join, `close` at the end."""
+
+    def __init__(
+        self,
+        estimated: Sequence[EstimatedIndex],
+        precise: Sequence[PreciseIndex],
+        *,
+        tuned: Sequence[EstimatedIndex] = (),
+        key: str | None = None,
+        scrape_s: float = SCRAPE_S,
+    ) -> None:
+        """`tuned`: those of `estimated` whose block size follows the replicas'."""
+        self._estimated = tuple(estimated)
+        self._precise = tuple(precise)
+        self._tuned = tuple(tuned)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._scrape_s = scrape_s
+        self._tasks: dict[Member, list[asyncio.Task[None]]] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._context: zmq.asyncio.Context | None = None
+        self.engines = Engines(self._tasks.keys)
+
+    async def open(self) -> None:
+        """Nothing is asked before a replica joins."""
+        self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
+        )
+        self.engines.use(self._session)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+        if self._context is not None:
+            self._context.term()
+
+    def joined(self, member: Member) -> None:
+        """Begin to ask it."""
+        tasks = [asyncio.create_task(self._scrape(member))]
+        if self._precise and EVENTS in member.replica.labels:
+            tasks.append(asyncio.create_task(self._follow(member)))
+        self._tasks[member] = tasks
+
+    def left(self, member: Member) -> None:
+        """Stop, and forget what it held."""
+        for task in self._tasks.pop(member):
+            task.cancel()
+        indexes: Sequence[FleetIndex] = (*self._estimated, *self._precise)
+        for index in indexes:
+            index.drop(member.replica.name)
+
+    async def _scrape(self, member: Member) -> None:
+        assert self._session is not None
+        scraper = Scraper(self._session, f"{member.replica.url}/metrics")
+        while True:
+            load = await scraper.scrape()
+            if load is not None:
+                for index in self._tuned:
+                    index.set_block_tokens(member.replica.name, load.block_tokens)
+                take(member.endpoint, load, self._estimated)
+            await asyncio.sleep(self._scrape_s)
+
+    async def _follow(self, member: Member) -> None:
+        """One index after the other would miss what the first was told: each has a stream."""
+        name, labels = member.replica.name, member.replica.labels
+        while not member.endpoint.models:
+            await asyncio.sleep(_SEEN_S)
+        # Adapters share the base model's events; it is the one that replicas list first.
+        model = member.cards[0].id if member.cards else min(member.endpoint.models)
+        if self._context is None:
+            self._context = zmq.asyncio.Context()
+        streams = []
+        for index in self._precise:
+            index.add(name, model)
+            sink = ReplicaSink(index, name)
+            streams.append(
+                EventStream(labels[EVENTS], sink, replay=labels.get(REPLAY), context=self._context)
+            )
+        try:
+            async with asyncio.TaskGroup() as group:
+                for stream in streams:
+                    group.create_task(stream.follow())
+        except* zmq.ZMQError as errors:
+            _log.warning("replica %s: %s: %s", name, labels[EVENTS], errors.exceptions[0])
+
+
+class Engines(Mapping[str, TokenSource]):
+    """By model, the engine that turns prompts into tokens: one that publishes events.
+
+    Only those: where nobody tells tokens, comparing characters does as well and asks nobody.
+    """
+
+    def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
+        self._members = members
+        self._session: aiohttp.ClientSession | None = None
+        self._sources: dict[str, EngineSource] = {}
+
+    def use(self, session: aiohttp.ClientSession) -> None:
+        """Ask through it."""
+        self._session = session
+
+    def __getitem__(self, model: str) -> TokenSource:
+        for member in self._members():
+            if (
+                member.offered
+                and EVENTS in member.replica.labels
+                and model in member.endpoint.models
+            ):
+                return self._source(member.replica.url)
+        raise KeyError(model)
+
+    def __iter__(self) -> Iterator[str]:
+        found = (member.endpoint.models for member in self._members() if member.offered)
+        return iter(frozenset().union(*found))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _source(self, url: str) -> EngineSource:
+        assert self._session is not None
+        found = self._sources.get(url)
+        if found is None:
+            found = self._sources[url] = EngineSource(self._session, url)
+        return found
