@@ -56,6 +56,11 @@ Examples:
 @click.option("--fallbacks", type=click.IntRange(0, 16), default=2, help="Behind the best.  [2]")
 @click.option("--observe-responses", is_flag=True, help="Keep streams open for the response.")
 @click.option(
+    "--always-close",
+    is_flag=True,
+    help="Close streams of full-duplex responses too: quick answers may lose their beginning.",
+)
+@click.option(
     "--objective", "objectives", multiple=True, metavar="NAME=N", help="Its priority; below 0 shed."
 )
 @click.option("--max-body", default="64MiB", help="Larger bodies get 413.  [64MiB]")
@@ -76,7 +81,8 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     """Choose endpoints for gateways that ask through Envoy's ext_proc.
 
     Listens on loopback, with TLS of a certificate made at the start, unless told otherwise. After
-    each choice the stream is closed, so that responses do not pass through the picker.
+    each choice the stream is closed, so that responses do not pass through the picker, unless the
+    gateway streams them in full duplex.
     """
     if context.invoked_subcommand is not None:
         return
@@ -136,11 +142,12 @@ def _options(flags: dict[str, Any]) -> Options:
         is_secure=not flags["insecure"],
         certificate=certificate,
         key=key,
-        observes=flags["observe_responses"],
         drain_s=parse_duration(flags["drain"], "--drain"),
         speaking=server.Options(
             body_mode=_MODES[flags["body_mode"]],
             max_body_bytes=parse_size(flags["max_body"], "--max-body"),
+            observes=flags["observe_responses"],
+            always_closes=flags["always_close"],
         ),
         choosing=picking.Options(
             fallbacks=flags["fallbacks"],

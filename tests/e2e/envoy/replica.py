@@ -58,9 +58,7 @@ def main() -> None:
     application.router.add_get("/health", health)
     application.router.add_get("/v1/models", models)
     application.router.add_route("*", "/{path:.*}", answer)
-    web.run_app(
-        application, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log=None
-    )
+    web.run_app(application, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log=None)
 
 
 if __name__ == "__main__":

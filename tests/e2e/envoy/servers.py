@@ -22,9 +22,7 @@ PATIENCE_S = 20.0
 
 def envoy_program() -> str | None:
     """What KVTIER_ENVOY names, what the Makefile installed, or what is on the path."""
-    return os.environ.get("KVTIER_ENVOY") or (
-        str(MADE) if MADE.exists() else shutil.which("envoy")
-    )
+    return os.environ.get("KVTIER_ENVOY") or (str(MADE) if MADE.exists() else shutil.which("envoy"))
 
 
 def free_ports(count: int) -> list[int]:

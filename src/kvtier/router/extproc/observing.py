@@ -1,7 +1,7 @@
 """What becomes of a request, where the gateway is asked to show the response as well.
 
-Opt-in: every chunk that crosses the gateway and the picker costs both of them about as much as
-the whole choice does. Without it the stream is closed after the choice.
+Every chunk that crosses the gateway and the picker costs both of them, so that responses are
+followed only where somebody wants it, or where the gateway leaves no choice (`must_be_followed`).
 Invariants: what comes is given back as it came and at once; whatever a replica writes, only
 counts are read from it.
 """
@@ -73,6 +73,11 @@ class Response:
             self._is_mode_known = True
             self._mode = body_mode(message.protocol_config.response_body_mode)
 
+    @property
+    def must_be_followed(self) -> bool:
+        """Whether closing the stream could lose what the gateway has sent by then."""
+        return not self._is_mode_known or self._mode is BodyMode.FULL_DUPLEX
+
     def receive(self, message: ProcessingRequest) -> list[ProcessingResponse]:
         """The answers. Raises OutOfTurn."""
         kind = message.WhichOneof("request")
@@ -83,6 +88,8 @@ class Response:
             return self._on_body(message)
         if kind == "response_trailers":
             return [messages.response_trailers()]
+        if kind == "request_body" or kind == "request_trailers":
+            return []  # Envoy since 1.35 may send the last part of a large body twice
         raise OutOfTurn(f"{kind or 'an empty message'} after the request was answered")
 
     def end(self) -> Outcome:

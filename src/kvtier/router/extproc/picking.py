@@ -125,7 +125,7 @@ class FleetPicking:
         looked = bodies.look(asked.body, content_type)
         rewritten = names.model_rewrite(asked.headers)
         model = rewritten or looked.model
-        prompt = await self._prompts.prompt(asked.path, model, asked.body)
+        prompt = await self._prompts.of(looked.fields, model)
         request = Request(
             request_id=asked.headers.get(names.REQUEST_ID, ""),
             model=model,

@@ -39,8 +39,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     certificate: Path | None = None
     """PEM, with its key; None: one of our own."""
     key: Path | None = None
-    observes: bool = False
-    """Responses too."""
     drain_s: float = 5.0
     """For which it answers after it has said that it stops, so that gateways hear of it."""
     grace_s: float = 30.0
@@ -113,9 +111,8 @@ class Process:
             saturation=wiring.saturation,
             clock=clock,
         )
-        observer = self._arrive if options.observes else None
         self._picker = server.Picker(
-            chooser, meter, options.speaking, observer=observer, clock=clock
+            chooser, meter, options.speaking, observer=self._arrive, clock=clock
         )
         self._exposition = metering.Exposition(meter)
         self._server: server.Server | None = None

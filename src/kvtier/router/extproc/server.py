@@ -1,8 +1,11 @@
 """The picker's gRPC server: one stream a request, closed once the gateway can go on alone.
 
 Why it closes: a gateway whose stream ends cleanly proceeds without asking again, so that no chunk
-of a response crosses it and the picker, however the gateway is configured. Invariants: every
-stream is answered for once or ends with an error; a stream that nobody finishes ends in time.
+of a response crosses it and the picker. Only where the gateway streams responses in full duplex
+a stream stays open and gives everything back: what Envoy has sent when it learns that a stream
+is closed is lost, and an engine that answers at once, as with an error, is quicker than that.
+Invariants: every stream is answered for once or ends with an error; a stream that nobody
+finishes ends in time.
 """
 
 import asyncio
@@ -62,6 +65,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 64 << 20
     request_timeout_s: float = 60.0
     """For the whole of a request, and its choice."""
+    observes: bool = False
+    """Responses, wherever the gateway shows them."""
+    always_closes: bool = False
+    """Streams, also of gateways that lose what is under way then."""
 
 
 class Picker(ExternalProcessorServicer):
@@ -73,10 +80,10 @@ class Picker(ExternalProcessorServicer):
         meter: Meter,
         options: Options,
         *,
-        observer: Callable[[Choice], Stay] | None = None,
+        observer: Callable[[Choice], Stay],
         clock: Clock | None = None,
     ) -> None:
-        """With an `observer`, streams stay open until the response has ended."""
+        """`observer` is called for requests whose response is followed."""
         self._picking = picking
         self._meter = meter
         self._options = options
@@ -107,7 +114,7 @@ class Picker(ExternalProcessorServicer):
             await self._follow(context, response)
             return
         choice = await self._answer(context, first)
-        if choice is None or self._observer is None:
+        if choice is None or not self._follows(response):
             return
         stay = self._observer(choice)
         response.follows(stay, choice.response_headers)
@@ -116,6 +123,11 @@ class Picker(ExternalProcessorServicer):
         finally:
             stay.end()
             self._meter.observed(choice, response.end())
+
+    def _follows(self, response: Response) -> bool:
+        if self._options.always_closes:
+            return False
+        return self._options.observes or response.must_be_followed
 
     async def _answer(self, context: Context, message: ProcessingRequest) -> Choice | None:
         """The request's part of the stream; None where the client got an error, or went away."""

@@ -1,0 +1,176 @@
+"""Real Envoy when something dies: endpoints, streams, the picker."""
+
+import http.client
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from kvtier.router.extproc import names
+from tests.e2e.envoy.servers import Stage, ask, envoy_program, free_ports, stage, wait_for
+
+BODY = {"model": "m", "prompt": "Once upon a time " * 20}
+LARGE = {**BODY, "noise": "x" * 300_000}
+
+
+@pytest.mark.parametrize("flags", [(), ("--buffered",)], ids=["duplex", "buffered"])
+def test_the_next_on_the_list_serves_when_the_first_is_dead(
+    scene: Stage, flags: tuple[str, ...]
+) -> None:
+    replicas = [scene.replica() for _ in range(3)]
+    epp, _ = scene.epp(replicas, "--test-endpoint-selection", "--fallbacks", "2")
+    port = scene.envoy(epp, replicas, "--health-path", "", *flags)
+    scene.replicas[replicas[0]].kill()
+    for last in replicas[1:]:
+        headers = {names.TEST_SELECTION: f"{replicas[0]},{last}"}
+        for body in (BODY, LARGE):
+            answer = ask(port, body, headers)
+            assert (answer.status, answer.served) == (200, last)
+
+
+def test_the_picker_stops_naming_a_dead_endpoint(scene: Stage) -> None:
+    replicas = [scene.replica() for _ in range(2)]
+    epp, metrics = scene.epp(replicas)
+    port = scene.envoy(epp, replicas)
+    scene.replicas[replicas[0]].kill()
+
+    def known() -> bool:
+        text = ask(metrics, method="GET", path="/metrics").body.decode()
+        return "kvtier_epp_ready_endpoints 1.0" in text
+
+    wait_for("the health checks", known)
+    for _ in range(5):
+        told = ask(port, BODY).json()
+        assert told["headers"][names.DESTINATION] == replicas[1]
+    scene.replicas[replicas[1]].kill()
+    wait_for("503 from the picker", lambda: ask(port, BODY).status == 503)
+    answer = ask(port, BODY)
+    assert answer.headers[names.DROPPED_REASON] == "rejected-no-endpoints"
+    assert answer.json()["error"]["type"] == "overloaded_error"
+
+
+def test_a_replica_that_dies_in_the_middle_of_a_stream_ends_it(scene: Stage) -> None:
+    replicas = [scene.replica() for _ in range(2)]
+    epp, _ = scene.epp(replicas, "--test-endpoint-selection")
+    port = scene.envoy(epp, replicas)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    body = json.dumps({**BODY, "stream": True, "delay_s": 0.2})
+    headers = {"content-type": "application/json", names.TEST_SELECTION: replicas[0]}
+    connection.request("POST", "/v1/completions", body, headers)
+    response = connection.getresponse()
+    assert response.status == 200
+    assert response.readline().startswith(b"data:")
+    scene.replicas[replicas[0]].kill()
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        response.read()
+    connection.close()
+    # Nothing was begun anew elsewhere, and the next request is served.
+    assert ask(port, BODY, {names.TEST_SELECTION: replicas[1]}).served == replicas[1]
+
+
+@pytest.mark.parametrize("flags", [(), ("--buffered",)], ids=["duplex", "buffered"])
+def test_without_a_picker_fail_open_opens_and_it_comes_back(
+    scene: Stage, flags: tuple[str, ...]
+) -> None:
+    replicas = [scene.replica() for _ in range(2)]
+    epp, metrics = scene.epp(replicas, "--test-endpoint-selection")
+    port = scene.envoy(epp, replicas, *flags)
+    assert scene.picker is not None
+    scene.picker.kill()
+    wait_for("Envoy to notice", lambda: not scene.healthy(f"127.0.0.1:{epp}"))
+    served = set()
+    for _ in range(12):
+        for body in (BODY, LARGE):
+            answer = ask(port, body, {names.DESTINATION: replicas[0]})
+            assert answer.status == 200
+            served.add(answer.served)
+    assert served == set(replicas), "the client's own header must not steer"
+    scene.picker.restart()
+    scene.await_epp(scene.picker, metrics)
+    wait_for("Envoy to notice", lambda: scene.healthy(f"127.0.0.1:{epp}"))
+    for wanted in replicas * 3:
+        assert ask(port, BODY, {names.TEST_SELECTION: wanted}).served == wanted
+
+
+def test_without_a_picker_fail_close_closes(scene: Stage) -> None:
+    replicas = [scene.replica()]
+    epp, _ = scene.epp(replicas)
+    port = scene.envoy(epp, replicas, "--fail-close")
+    assert ask(port, BODY).status == 200
+    assert scene.picker is not None
+    scene.picker.kill()
+    wait_for("Envoy to notice", lambda: not scene.healthy(f"127.0.0.1:{epp}"))
+    for body in (BODY, LARGE):
+        assert ask(port, body).status in (500, 503, 504)
+
+
+def test_a_picker_that_is_told_to_stop_fails_no_request(scene: Stage) -> None:
+    replicas = [scene.replica() for _ in range(2)]
+    epp, _ = scene.epp(replicas, "--drain", "3s")
+    port = scene.envoy(epp, replicas)
+    assert scene.picker is not None
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        while not stop.is_set():
+            statuses.append(ask(port, BODY).status)
+
+    client = threading.Thread(target=ask_on)
+    client.start()
+    try:
+        wait_for("requests", lambda: len(statuses) > 5)
+        assert scene.picker.stop() == 0
+        before = len(statuses)
+        wait_for("requests after the end", lambda: len(statuses) > before + 5)
+    finally:
+        stop.set()
+        client.join()
+    assert set(statuses) == {200}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--buffered",), ("--observe-responses",), ("--insecure", "--fail-close")],
+    ids=lambda flags: "-".join(flags) or "default",
+)
+def test_generated_configurations_are_valid(
+    tmp_path: Path, envoy: str, flags: tuple[str, ...]
+) -> None:
+    import os
+    import subprocess
+    import sys
+
+    from tests.e2e.envoy.servers import ROOT
+
+    command = [sys.executable, "-c", "from kvtier.cli.main import main; main()"]
+    command += ["epp", "envoy-config", "--endpoint", "127.0.0.1:8000", "--endpoint", "[::1]:8001"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    path = tmp_path / "envoy.yaml"
+    with path.open("wb") as out:
+        subprocess.run([*command, *flags], check=True, stdout=out, env=environment)
+    validate = [envoy, "--mode", "validate", "-c", str(path), "--use-dynamic-base-id"]
+    done = subprocess.run(validate, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr.lower()
+
+
+def test_a_port_that_is_taken_is_an_error_of_one_line(tmp_path: Path) -> None:
+    if envoy_program() is None:
+        pytest.skip("with the others")
+    with stage(tmp_path, "") as scene:
+        replica = scene.replica()
+        epp, _ = scene.epp([replica])
+        health, metrics = free_ports(2)
+        import sys
+
+        second = scene.start(
+            "second",
+            [sys.executable, "-c", "from kvtier.cli.main import main; main()", "epp",
+             "--endpoint", f"http://{replica}", "--grpc-port", str(epp),
+             "--grpc-health-port", str(health), "--metrics-port", str(metrics)],
+        )  # fmt: skip
+        assert second.process.wait(20) == 2
+        assert f"127.0.0.1:{epp} cannot be listened on" in second.text().splitlines()[-1]
+        assert "Traceback" not in second.text()
