@@ -129,7 +129,9 @@ def test_rates_that_nobody_reports_are_those_of_others_or_the_default() -> None:
     known = candidate("a", {}, 4_000, prefill_tokens_per_s=2_000.0)
     unknown = candidate("b", {"device": 2_000}, 4_000)
     # a: 2 s; b computes 2,000 at a's 2,000 a second: 1 s
-    assert scorer().score(request(4_000), [known, unknown]) == [0.5, 1.0]
+    both = scorer()
+    assert both.score(request(4_000), [known, unknown]) == [0.5, 1.0]
+    assert both.reason(request(4_000), unknown).startswith("1.000 s ")
     # 8,000 a second where nobody tells
     assert seconds(candidate("a", {}, 4_000)) == 0.5
 

@@ -64,19 +64,21 @@ class ExpectedTTFT:
     def __init__(self, parameters: Parameters, context: parts.Context) -> None:
         self._index = context.index
         self._prefill = parameters.prefill_tokens_per_second
+        self._usual = self._prefill
+        """Of the last candidates, for those of them that report no rate."""
         self._running_s = parameters.running_seconds
         self._extra_weight = parameters.compute_weight - 1.0
 
     def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
         """O(n) in candidates and tiers."""
-        prefill = self._typical(candidates)
-        costs = [self._cost(self._terms(request, one, prefill)) for one in candidates]
+        self._usual = self._typical(candidates)
+        costs = [self._cost(self._terms(request, one)) for one in candidates]
         least = min(costs, default=0.0)
         return [least / cost for cost in costs]
 
     def reason(self, request: Request, candidate: Candidate) -> str:
         """`0.31 s (counts 0.71): 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
-        terms = self._terms(request, candidate, self._prefill)
+        terms = self._terms(request, candidate)
         words = ("waiting", "computing", "loading", "running")
         told = ", ".join(f"{term:.3f} {word}" for term, word in zip(terms, words, strict=True))
         return f"{sum(terms):.3f} s (counts {self._cost(terms):.3f}): {told}"
@@ -93,14 +95,12 @@ class ExpectedTTFT:
         ]
         return sum(rates) / len(rates) if rates else self._prefill
 
-    def _terms(
-        self, request: Request, candidate: Candidate, typical: float
-    ) -> tuple[float, float, float, float]:
+    def _terms(self, request: Request, candidate: Candidate) -> tuple[float, float, float, float]:
         """Seconds of waiting, computing, loading and sharing."""
         endpoint = candidate.endpoint
         load = endpoint.load
         measured = load.prefill_tokens_per_s
-        prefill = measured if _believable(measured) else typical
+        prefill = measured if _believable(measured) else self._usual
         match = match_of(candidate, self._index)
         total = match.total_tokens or request.prompt.tokens
         missing = max(1, total - match.best_tokens)
