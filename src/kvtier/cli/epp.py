@@ -9,11 +9,13 @@ from typing import Any, Final
 import click
 
 from kvtier.cli.signals import stopping
+from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
-from kvtier.router import assembly, config, envoy
+from kvtier.router import assembly, config, envoy, parts
 from kvtier.router.extproc import picking, server
 from kvtier.router.extproc.conversation import BodyMode
 from kvtier.router.extproc.process import Options, Process, Wiring
+from kvtier.router.filters.utilization_detector import UtilizationDetector
 from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
 from kvtier.settings.sizes import parse_duration, parse_size
 
@@ -46,6 +48,13 @@ Examples:
 @click.option("--target-port", type=_PORT, default=8000, help="Of pods by --selector.  [8000]")
 @click.option("--config-file", type=_FILE, help="EndpointPickerConfig, of either generation.")
 @click.option("--config-text", metavar="YAML", help="The same as text.")
+@click.option(
+    "--tokenizer",
+    "tokenizers",
+    multiple=True,
+    metavar="[MODEL=]FOLDER",
+    help="Compare prompts by these tokens, not by characters.",
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on.  [127.0.0.1]")
 @click.option("--grpc-port", type=_PORT, default=9002, help="Where gateways ask.  [9002]")
 @click.option("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.  [9003]")
@@ -91,19 +100,18 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     configuration = _configuration(flags)
     for warning in configuration.warnings:
         _log.warning("%s", warning)
-    asyncio.run(_run(_options(flags), discovery, configuration))
-
-
-async def _run(options: Options, discovery: Discovery, configuration: config.Configuration) -> None:
-    assembled = assembly.assemble(configuration)
+    assembled = assembly.assemble(configuration, tokenizers=_tokenizers(flags["tokenizers"]))
     wiring = Wiring(
         discovery=discovery,
         chooser=assembled.choices.of(None),
         prompts=assembled.prompts,
-        saturation=assembled.saturation,
+        saturation=_detector(configuration).saturation,
         listeners=assembled.listeners,
     )
-    process = Process(options, wiring)
+    asyncio.run(_run(Process(_options(flags), wiring), assembled, _options(flags)))
+
+
+async def _run(process: Process, assembled: assembly.Assembled, options: Options) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
 
@@ -155,6 +163,23 @@ def _options(flags: dict[str, Any]) -> Options:
             takes_test_selection=flags["test_endpoint_selection"],
         ),
     )
+
+
+def _detector(configuration: config.Configuration) -> UtilizationDetector:
+    """That of the configuration, or one as the field has it."""
+    given = (
+        spec.parameters
+        for spec in configuration.plugins.values()
+        if isinstance(spec.parameters, UtilizationDetector.Parameters)
+    )
+    parameters = next(given, UtilizationDetector.Parameters())
+    context = parts.Context(name="saturation", random=seeded(0), now_s=MonotonicClock().now_s)
+    return UtilizationDetector(parameters, context)
+
+
+def _tokenizers(texts: Sequence[str]) -> dict[str, Path]:
+    pairs = (text.rpartition("=") for text in texts)
+    return {model or assembly.EVERY_MODEL: Path(folder) for model, _, folder in pairs}
 
 
 def _objective(text: str) -> tuple[str, int]:

@@ -69,8 +69,10 @@ def test_the_hint_bounds_the_choice_and_the_fallbacks() -> None:
 
 def test_a_test_may_say_who_is_picked_behind_a_flag_only() -> None:
     wish = asked(headers={names.TEST_SELECTION: "fd00::1, 10.0.0.2:8000,10.7.7.7"})
-    choice = choose(picking(takes_test_selection=True, chooser=First(keeps=2)), wish)
+    chooser = First()
+    choice = choose(picking(takes_test_selection=True, chooser=chooser), wish)
     assert list(choice.addresses) == [ADDRESSES[3], ADDRESSES[1]]
+    assert chooser.routed_to == [], "a test teaches nothing"
     assert choose(picking(), wish).addresses[0] == ADDRESSES[0]
     foreign = asked(headers={names.TEST_SELECTION: "10.7.7.7"})
     assert dropped(picking(takes_test_selection=True), foreign) == (503, Reason.NO_ENDPOINTS)

@@ -23,7 +23,7 @@ class Meter(Collector):
 
     def __init__(self, ready_endpoints: Callable[[], int] = lambda: 0) -> None:
         self._ready_endpoints = ready_endpoints
-        self._open = 0
+        self.open_streams = 0
         self._out_of_turn = 0
         self._elsewhere = 0
         self._dropped = dict.fromkeys(Reason, 0)
@@ -35,11 +35,11 @@ class Meter(Collector):
 
     def opened(self) -> None:
         """A gateway began a stream."""
-        self._open += 1
+        self.open_streams += 1
 
     def closed(self) -> None:
         """It has ended."""
-        self._open -= 1
+        self.open_streams -= 1
 
     def out_of_turn(self) -> None:
         """A gateway sent what cannot come then."""
@@ -69,7 +69,7 @@ class Meter(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """For the registry."""
-        yield _gauge(metrics.EPP_OPEN_STREAMS, self._open)
+        yield _gauge(metrics.EPP_OPEN_STREAMS, self.open_streams)
         yield _gauge(metrics.EPP_READY_ENDPOINTS, self._ready_endpoints())
         yield _counter(
             metrics.EPP_DROPPED_REQUESTS,

@@ -119,9 +119,9 @@ class FleetPicking:
     async def _choose(self, asked: Asked) -> Choice:
         if not asked.body or paths.kind(asked.method, asked.path) is not paths.Kind.CHOOSE:
             return self._any(asked)
-        content_type = asked.headers.get("content-type", "")
-        if not asked.is_whole:
+        if not asked.is_whole or self._selection(asked):
             return self._any(asked)
+        content_type = asked.headers.get("content-type", "")
         looked = bodies.look(asked.body, content_type)
         rewritten = names.model_rewrite(asked.headers)
         model = rewritten or looked.model
@@ -154,7 +154,7 @@ class FleetPicking:
         )
 
     def _any(self, asked: Asked) -> Choice:
-        """One at random, and others behind it."""
+        """One at random, and others behind it; those of a test's selection in its order."""
         available = self._fleet.available()
         if not available:
             raise unavailable("no endpoint is ready")
