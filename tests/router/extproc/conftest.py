@@ -9,6 +9,7 @@ import pytest
 
 
 async def _warm_up() -> None:
+    grpc.aio.init_grpc_aio()
     first, second = grpc.aio.server(), grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     port = first.add_insecure_port("127.0.0.1:0")
     await first.start()
@@ -22,7 +23,6 @@ async def _warm_up() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def grpc_is_there() -> Iterator[None]:
-    grpc.aio.init_grpc_aio()
     asyncio.run(_warm_up())
     yield
     grpc.aio.shutdown_grpc_aio()
