@@ -35,6 +35,7 @@ class Replica:
         self.dies_after: int | None = None
         self.chunk = EVENT
         self.known_ids: set[str] = set()
+        self.metrics = ""
         self.held = asyncio.Event()
         self.held.set()
         self.port = 0
@@ -52,6 +53,7 @@ class Replica:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/responses/{id}", self._response)
         app.router.add_post("/{tail:.*}", self._complete)
@@ -78,6 +80,9 @@ class Replica:
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(status=self.health_status)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics)
 
     async def _version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": "0.32.0"})

@@ -129,7 +129,13 @@ def route(
         context.exit(_EXIT_INTERRUPTED)
 
 
-@route.command("replay")
+@route.command(
+    "replay",
+    epilog="""\b
+Example:
+  kvtier route replay decisions.jsonl --profile other.yaml
+""",
+)
 @click.argument("file", type=_FILE)
 @click.option("--profile", type=_FILE, help="EndpointPickerConfig to decide by.")
 @click.option("--name", default="", help="One of its profiles; the first if not given.")

@@ -55,6 +55,7 @@ class Learner(Listener):
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._scrape_s = scrape_s
         self._tasks: dict[Member, list[asyncio.Task[None]]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._context: zmq.asyncio.Context | None = None
         self.engines = Engines(self._tasks.keys)
@@ -71,7 +72,8 @@ class Learner(Listener):
         tasks = [task for tasks in self._tasks.values() for task in tasks]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Before the context: it waits for their sockets, and would hold the event loop.
+        await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
         if self._context is not None:
@@ -88,6 +90,8 @@ class Learner(Listener):
         """Stop, and forget what it held."""
         for task in self._tasks.pop(member):
             task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
         indexes: Sequence[FleetIndex] = (*self._estimated, *self._precise)
         for index in indexes:
             index.drop(member.replica.name)

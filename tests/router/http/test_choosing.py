@@ -1,5 +1,6 @@
 import pytest
 
+from kvtier.errors import InvalidSettings
 from kvtier.router.http.choosing import Choices
 from kvtier.router.http.refusals import Refusal
 from tests.router.http.routers import InTurn
@@ -11,6 +12,13 @@ def test_a_request_may_name_its_profile() -> None:
     assert choices.of(None) is usual
     assert choices.of("") is usual
     assert choices.of("random") is other
+
+
+def test_one_of_the_named_may_be_the_usual_one() -> None:
+    usual, other = InTurn(), InTurn()
+    assert Choices(usual, {"random": other}, "random").of(None) is other
+    with pytest.raises(InvalidSettings, match="'fastest'; known are random"):
+        Choices(usual, {"random": other}, "fastest")
 
 
 def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:

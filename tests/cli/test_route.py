@@ -1,0 +1,197 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kvtier.cli.main import kvtier
+
+COMMAND = (sys.executable, "-c", "from kvtier.cli.main import main; main()", "route")
+
+
+class Engine(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    held = threading.Event()
+    arrived = threading.Event()
+
+    def do_GET(self) -> None:
+        self._answer({"data": [{"id": "m"}]} if self.path == "/v1/models" else {})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.arrived.set()
+        if b"wait" in self.path.encode():
+            self.held.wait(30)
+        self._answer({"path": self.path, "key": self.headers.get("Authorization")})
+
+    def _answer(self, answer: object) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> Iterator[str]:
+    Engine.held.clear()
+    Engine.arrived.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    Engine.held.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@contextmanager
+def routing(*flags: str, **env: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A router in a process of its own, and its address."""
+    process = subprocess.Popen(
+        (*COMMAND, "--port", "0", *flags),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+    )
+    assert process.stderr is not None
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "listening on " in line:
+                yield process, line.partition("listening on ")[2].partition(";")[0]
+                return
+        raise AssertionError("".join(lines))
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def post(url: str, **headers: str) -> dict[str, str]:
+    body = json.dumps({"model": "m", "prompt": "Explain KV cache.", "max_tokens": 10}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.headers["target-pod"]
+        assert answer.headers["request-id"]
+        return dict(json.loads(answer.read()))
+
+
+def test_the_tutorials_request_is_answered_and_sigterm_is_a_clean_end(engine: str) -> None:
+    with routing("--replica", engine) as (process, url):
+        assert post(f"{url}/completions")["path"] == "/v1/completions"
+        for strategy in ("random", "least-request", "prefix-cache", "power-of-two"):
+            post(f"{url}/v1/completions", **{"routing-strategy": strategy})
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_ctrl_c_waits_for_requests_and_the_second_one_for_nobody(engine: str) -> None:
+    with routing("--replica", engine) as (process, url):
+        answers: list[object] = []
+
+        def ask() -> None:
+            try:
+                answers.append(post(f"{url}/v1/wait"))
+            except OSError as error:
+                answers.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert Engine.arrived.wait(30)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        Engine.held.set()
+        assert process.wait(30) == 130
+        thread.join()
+        assert answers[0] == {"path": "/v1/wait", "key": None}
+    Engine.held.clear()
+    Engine.arrived.clear()
+    with routing("--replica", engine) as (process, url):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert Engine.arrived.wait(30)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        thread.join()
+        assert isinstance(answers[1], OSError)
+
+
+def test_keys_come_from_files_and_variables(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("first\n")
+    flags = ("--replica", engine, "--api-keys", str(tmp_path / "keys"))
+    env = {"KVTIER_ROUTE_API_KEY": "second", "KVTIER_ROUTE_REPLICA_KEY": "inner"}
+    with routing(*flags, **env) as (_, url):
+        for key in ("first", "second"):
+            answer = post(f"{url}/v1/completions", Authorization=f"Bearer {key}")
+            assert answer["key"] == "Bearer inner"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            post(f"{url}/v1/completions", Authorization="Bearer inner")
+        assert caught.value.code == 401
+        caught.value.close()
+
+
+def test_decisions_are_logged_and_replayed(engine: str, tmp_path: Path) -> None:
+    log = str(tmp_path / "decisions.jsonl")
+    with routing("--replica", engine, "--decisions", log) as (_, url):
+        for _ in range(3):
+            post(f"{url}/v1/completions")
+    done = CliRunner().invoke(kvtier, ["route", "replay", log])
+    assert done.exit_code == 0, done.output
+    assert "3 requests, 3 go where they went" in done.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "no replica is named: give --replica http://host:8000"),
+        (("--replica", "nowhere"), "--replica: 'nowhere'"),
+        (("--replica", "http://h,http://h"), "--replica"),
+        (("--replica", "http://h", "--port", "x"), "--port: 'x'"),
+        (("--replica", "http://h", "--strategy", "fastest"), "'fastest'; known are "),
+        (("--replica", "http://h", "--profile", "/nowhere.yaml"), "/nowhere.yaml cannot be read"),
+        (("--replica", "http://h", "--tokenizer", "/nowhere"), "/nowhere"),
+        (("--replica", "http://h", "--api-keys", "/nowhere"), "--api-keys: /nowhere"),
+        (("--replica", "http://h", "--replica-key", "/nowhere"), "--replica-key: /nowhere"),
+        (("replay", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_2(flags: Sequence[str], said: str) -> None:
+    done = CliRunner().invoke(kvtier, ["route", *flags])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_what_is_wrong_is_found_before_anything_is_listened_on() -> None:
+    command = (*COMMAND, "--replicas", "/nowhere.yaml")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("/nowhere.yaml cannot be read: No such file or directory")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_teaches() -> None:
+    done = CliRunner().invoke(kvtier, ["route", "--help"])
+    assert done.exit_code == 0
+    for text in ("--port 30080", "/v1/completions", "replicas.yaml", "kv-events", "replay"):
+        assert text in done.output

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.index.fleet.prompt import Unit
+from kvtier.router.assembly import assemble
+from kvtier.router.base import Endpoint, Request
+from kvtier.router.config import parse_configuration, read_configuration
+from tests.router.http.routers import run, stand
+
+TWO_TIERS = """\
+apiVersion: inference.networking.x-k8s.io/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: queue-scorer
+- type: prefix-cache-scorer
+  name: gpu-prefix-cache-scorer
+- type: prefix-cache-scorer
+  name: cpu-prefix-cache-scorer
+  parameters: {autoTune: false, lruCapacityPerServer: 41000}
+schedulingProfiles:
+- name: default
+  plugins:
+  - {pluginRef: queue-scorer, weight: 2}
+  - {pluginRef: gpu-prefix-cache-scorer, weight: 1}
+  - {pluginRef: cpu-prefix-cache-scorer, weight: 1}
+"""
+
+
+def test_the_configured_profile_and_all_strategies_can_be_named() -> None:
+    assembled = assemble(parse_configuration(TWO_TIERS, "test"))
+    assert assembled.choices.of(None) is assembled.choices.of("default")
+    for name in (
+        *("random", "least-request", "least-latency", "throughput", "prefix-cache"),
+        *("power-of-two", "session-affinity"),
+    ):
+        assert assembled.choices.of(name) is not None
+    assert assemble(read_configuration(None), usual="random").choices.of("").name == "random"  # type: ignore[attr-defined]
+    with pytest.raises(InvalidSettings, match="'fastest'"):
+        assemble(read_configuration(None), usual="fastest")
+
+
+def test_what_was_routed_somewhere_goes_there_again() -> None:
+    async def test() -> None:
+        for text in (TWO_TIERS, None):
+            configuration = parse_configuration(text, "test") if text else read_configuration(None)
+            async with assemble(configuration) as assembled:
+                chooser = assembled.choices.of(None)
+                endpoints = [
+                    Endpoint(name=name, address=f"{name}:1", models=frozenset("m"))
+                    for name in "abcd"
+                ]
+                prompt = await assembled.prompts.of({"prompt": "tell me " * 500}, "m")
+                assert prompt.unit is Unit.CHARACTER
+                request = Request(request_id="1", model="m", prompt=prompt)
+                first = chooser.decide(request, endpoints, 1.0)
+                chooser.routed(request, first, first.chosen[0])
+                for now_s in range(2, 8):
+                    again = chooser.decide(request, endpoints, float(now_s))
+                    assert again.chosen[0].endpoint is first.chosen[0].endpoint
+
+    run(test())
+
+
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings):
+        assemble(read_configuration(None), tokenizers={"*": tmp_path})
+
+
+def test_a_router_keeps_conversations_together() -> None:
+    async def test() -> None:
+        assembled = assemble(read_configuration(None))
+        async with assembled, stand(count=3, chooser=assembled.choices.of(None)) as at:
+            seen = {}
+            for turn in range(4):
+                for who in "xyz":
+                    async with at.post(prompt=f"{who} " * 2000 + "more " * turn) as answer:
+                        seen.setdefault(who, set()).add((await answer.json())["from"])
+            assert all(len(replicas) == 1 for replicas in seen.values()), seen
+
+    run(test())

@@ -1,0 +1,109 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from kvtier.index.fleet.base import DEVICE
+from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.router.fleet import Card, Fleet
+from kvtier.router.ingest.sources import EngineSource
+from kvtier.router.learning import EVENTS, Learner
+from kvtier.router.replicas import Replica
+from tests.router.http.routers import run, until
+from tests.router.replicas import replicas
+
+METRICS = """\
+vllm:num_requests_waiting{model_name="m"} 7
+vllm:num_requests_running{model_name="m"} 3
+vllm:kv_cache_usage_perc{model_name="m"} 0.25
+vllm:cache_config_info{block_size="32",num_gpu_blocks="4"} 1
+"""
+
+
+@asynccontextmanager
+async def learning(
+    fleet: Fleet, index: EstimatedIndex, precise: PreciseIndex
+) -> AsyncIterator[Learner]:
+    learner = Learner([index], [precise], tuned=[index], scrape_s=0.01)
+    fleet.listen(learner)
+    await learner.open()
+    yield learner
+    await learner.close()
+
+
+def test_metrics_reach_the_endpoint_and_the_index_until_the_replica_leaves() -> None:
+    async def test() -> None:
+        fleet, index = Fleet(), EstimatedIndex(block_tokens=16)
+        async with replicas() as (a,), learning(fleet, index, PreciseIndex()):
+            a.metrics = METRICS
+            fleet.update([Replica(name="a", url=a.url)])
+            endpoint = fleet.members[0].endpoint
+            await until(lambda: endpoint.load.waiting == 7, "the first scrape")
+            assert (endpoint.load.running, endpoint.load.kv_usage) == (3, 0.25)
+            prompt = TokenPrompt(list(range(320)), "m")
+            index.routed(prompt, "a")
+            (match,) = index.match(prompt, ["a"])
+            assert match.best_tokens == 128, "four blocks of 32 tokens fit"
+            a.metrics = METRICS.replace(" 7", " 9")
+            await until(lambda: endpoint.load.waiting == 9, "a later scrape")
+            fleet.update([])
+            assert index.match(prompt, ["a"])[0].best_tokens == 0
+
+    run(test())
+
+
+def test_events_reach_the_precise_index() -> None:
+    async def test() -> None:
+        context = zmq.asyncio.Context()
+        publisher = context.socket(zmq.PUB)
+        port = publisher.bind_to_random_port("tcp://127.0.0.1")
+        fleet, precise = Fleet(), PreciseIndex()
+        labels = {EVENTS: f"tcp://127.0.0.1:{port}"}
+        async with replicas() as (a,), learning(fleet, EstimatedIndex(), precise) as learner:
+            fleet.update([Replica(name="a", url=a.url, labels=labels)])
+            (member,) = fleet.members
+            assert learner.engines.get("m") is None
+            fleet.healthy(member, [Card("m", b"{}"), Card("lora", b"{}")], 0.0)
+            assert isinstance(learner.engines["m"], EngineSource)
+            assert learner.engines["m"] is learner.engines["lora"]
+            assert set(learner.engines) == {"m", "lora"}
+            assert len(learner.engines) == 2
+            with pytest.raises(KeyError):
+                learner.engines["other"]
+            number = 0
+            tokens = list(range(32))
+            stored = ["BlockStored", [1, 2], None, tokens, 16, None, "GPU"]
+            prompt = TokenPrompt(tokens, "m")
+            while not precise.match(prompt, ["a"])[0].tokens.get(DEVICE):
+                payload = msgspec.msgpack.encode([1.0, [stored]])
+                await publisher.send_multipart([b"kv@a@m", number.to_bytes(8, "big"), payload])
+                number += 1
+                await asyncio.sleep(0.02)
+            fleet.update([])
+            assert precise.match(prompt, ["a"])[0].best_tokens == 0
+        publisher.close(0)
+        context.term()
+
+    run(test())
+
+
+def test_an_address_of_events_that_is_none_is_said_and_harms_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with replicas() as (a,), learning(fleet, EstimatedIndex(), PreciseIndex()):
+            a.metrics = METRICS
+            labels = {EVENTS: "nonsense"}
+            fleet.update([Replica(name="a", url=a.url, labels=labels, models=frozenset("m"))])
+            (member,) = fleet.members
+            await until(lambda: "nonsense" in caplog.text, "a warning")
+            await until(lambda: member.endpoint.load.waiting == 7, "a scrape")
+
+    run(test())
