@@ -242,16 +242,10 @@ _REQUEST_BUCKETS_S = (
 )
 
 ROUTE_REQUESTS: Final = Metric(
-    "kvtier_route_requests",
-    Kind.COUNTER,
-    "Requests for replicas, by how they ended.",
-    ("outcome",),
+    "kvtier_route_requests", Kind.COUNTER, "Requests, by how they ended.", ("outcome",)
 )
 ROUTE_SENT_REQUESTS: Final = Metric(
-    "kvtier_route_sent_requests",
-    Kind.COUNTER,
-    "Requests sent to a replica; one that is sent again counts again.",
-    ("replica",),
+    "kvtier_route_sent_requests", Kind.COUNTER, "Sent to a replica, also again.", ("replica",)
 )
 ROUTE_RETRIED_REQUESTS: Final = Metric(
     "kvtier_route_retried_requests",
@@ -262,10 +256,7 @@ ROUTE_QUEUED_REQUESTS: Final = Metric(
     "kvtier_route_queued_requests", Kind.GAUGE, "Requests that wait for a replica with room."
 )
 ROUTE_IN_FLIGHT_REQUESTS: Final = Metric(
-    "kvtier_route_in_flight_requests",
-    Kind.GAUGE,
-    "Requests sent to a replica that have not ended.",
-    ("replica",),
+    "kvtier_route_in_flight_requests", Kind.GAUGE, "Sent and not ended.", ("replica",)
 )
 ROUTE_REPLICA_STATE: Final = Metric(
     "kvtier_route_replica_state",
