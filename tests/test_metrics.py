@@ -4,13 +4,21 @@ from pathlib import Path
 import pytest
 
 from kvtier import metrics
-from kvtier.metrics import EVICTOR_METRICS, LABEL_VALUES, METRICS, ROUTE_METRICS, Kind, Metric
+from kvtier.metrics import (
+    EPP_METRICS,
+    EVICTOR_METRICS,
+    LABEL_VALUES,
+    METRICS,
+    ROUTE_METRICS,
+    Kind,
+    Metric,
+)
 
 ROOT = Path(__file__).parents[1]
 
 
-ALL = METRICS + EVICTOR_METRICS + ROUTE_METRICS
-UNITS = "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls|subscribers"
+ALL = METRICS + EVICTOR_METRICS + ROUTE_METRICS + EPP_METRICS
+UNITS = "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls|subscribers|streams|endpoints"
 
 
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
