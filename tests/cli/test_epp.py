@@ -26,6 +26,9 @@ def run(*arguments: str) -> tuple[int, str]:
         ((*ENDPOINT, "--max-body", "lots"), "--max-body"),
         ((*ENDPOINT, "--drain", "soon"), "--drain"),
         ((*ENDPOINT, "--pool-name", "p"), "Kubernetes alone"),
+        (("--pool-name", "p", "--selector", "a=b"), "one of them"),
+        (("--selector", "a"), "--selector"),
+        (("--pool-name", "p", "--pool-group", "g"), "--pool-group"),
         (("--endpoints", "/nowhere/replicas.yaml"), "/nowhere/replicas.yaml"),
     ],
 )
