@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,7 @@ def route(
         replica_key=replica_key,
         listeners=assembled.listeners,
     )
+    _open_files()
     number = _run(_serve(settings, wiring, assembled))
     if number == signal.SIGINT:
         context.exit(_EXIT_INTERRUPTED)
@@ -186,6 +188,13 @@ async def _unless(work: Coroutine[Any, Any, None], told: asyncio.Task[int]) -> b
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return False
+
+
+def _open_files() -> None:
+    """As many as the machine allows: a stream takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:

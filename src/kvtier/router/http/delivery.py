@@ -15,7 +15,7 @@ from kvtier.clock import Clock
 from kvtier.router import explain
 from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
-from kvtier.router.fleet import Fleet
+from kvtier.router.fleet import Fleet, Stay
 from kvtier.router.http import body as bodies
 from kvtier.router.http import headers, paths
 from kvtier.router.http.choosing import Choices, Chooser, Prompts
@@ -70,6 +70,15 @@ class _Passage(msgspec.Struct, kw_only=True):
     begun_s: float
 
 
+class _Begun(msgspec.Struct):
+    """An answer that has begun, and what holds its endpoint."""
+
+    answer: Answer
+    endpoint: Endpoint
+    stay: Stay
+    extra: dict[str, str]
+
+
 class Delivery:
     """Delivers requests. One for the process."""
 
@@ -87,6 +96,37 @@ class Delivery:
 
         Raises Refusal, and CutOff when the answer breaks off.
         """
+        begun = await self._begin(request, identity, begun_s)
+        # Body, prompt and decision are gone by now: an answer may take hours, ten thousand at once.
+        if isinstance(begun, web.Response):
+            return begun
+        return await self._finish(request, begun)
+
+    async def search(
+        self, request: web.BaseRequest, kind: paths.Kind, identity: str
+    ) -> web.StreamResponse:
+        """To any replica, or to each until one knows what is asked for."""
+        message = await self._message(request, identity)
+        endpoints = sorted(self._fleet.available(), key=lambda endpoint: endpoint.in_flight)
+        failure: Undelivered | None = None
+        for endpoint in endpoints:
+            if not self._fleet.offers(endpoint):
+                continue
+            is_last = kind is paths.Kind.ANY or endpoint is endpoints[-1]
+            try:
+                return await self._ask_one(request, endpoint, message, identity, is_last=is_last)
+            except Undelivered as error:
+                failure = error
+        if failure is None:
+            raise unavailable("no replica can take requests")
+        if failure.busy is not None:
+            return failure.busy
+        raise failure.refusal
+
+    async def _begin(
+        self, request: web.BaseRequest, identity: str, begun_s: float
+    ) -> _Begun | web.Response:
+        """An answer that has begun, or a busy replica's words where nobody does better."""
         strategy = request.headers.get(headers.STRATEGY)
         chooser = self._parts.choices.of(strategy)
         message = await self._message(request, identity)
@@ -112,27 +152,6 @@ class Delivery:
         )
         return await self._deliver(passage)
 
-    async def search(
-        self, request: web.BaseRequest, kind: paths.Kind, identity: str
-    ) -> web.StreamResponse:
-        """To any replica, or to each until one knows what is asked for."""
-        message = await self._message(request, identity)
-        endpoints = sorted(self._fleet.available(), key=lambda endpoint: endpoint.in_flight)
-        failure: Undelivered | None = None
-        for endpoint in endpoints:
-            if not self._fleet.offers(endpoint):
-                continue
-            is_last = kind is paths.Kind.ANY or endpoint is endpoints[-1]
-            try:
-                return await self._ask_one(request, endpoint, message, identity, is_last=is_last)
-            except Undelivered as error:
-                failure = error
-        if failure is None:
-            raise unavailable("no replica can take requests")
-        if failure.busy is not None:
-            return failure.busy
-        raise failure.refusal
-
     async def _message(self, request: web.BaseRequest, identity: str) -> Message:
         options = self._options
         if "content-encoding" in request.headers:
@@ -145,7 +164,7 @@ class Delivery:
         has_body = bool(body) or request.method == "POST"
         return Message(request.method, target, out, body if has_body else None)
 
-    async def _deliver(self, passage: _Passage) -> web.StreamResponse:
+    async def _deliver(self, passage: _Passage) -> _Begun | web.Response:
         """To the best replica, else to the next, until one answers."""
         waiting = self._parts.waiting
         resends = self._options.resends
@@ -197,9 +216,7 @@ class Delivery:
         how = self._options.explain
         return how == "always" or (how == "asked" and EXPLAIN in request.headers)
 
-    async def _send(
-        self, passage: _Passage, decision: Decision, candidate: Candidate
-    ) -> web.StreamResponse:
+    async def _send(self, passage: _Passage, decision: Decision, candidate: Candidate) -> _Begun:
         endpoint = candidate.endpoint
         asked = passage.asked
         tokens = asked.prompt.tokens + asked.max_tokens
@@ -207,16 +224,26 @@ class Delivery:
         passage.chooser.routed(asked, decision, candidate)
         try:
             answer = await self._exchange(endpoint, passage.message)
-            stay.answered()
             passage.extra[headers.TARGET] = endpoint.address
             passage.extra.update(passage.chooser.response_headers(asked, endpoint))
             if answer.response.status == BUSY:
                 raise await set_aside(answer, passage.extra)
-            self._meter.first_byte.add(self._clock.now_s() - passage.begun_s)
-            return await pass_on(passage.request, answer, passage.extra, self._options.idle_timeout)
+        except BaseException:
+            self._leave(endpoint, stay)
+            raise
+        stay.answered()
+        self._meter.first_byte.add(self._clock.now_s() - passage.begun_s)
+        return _Begun(answer, endpoint, stay, passage.extra)
+
+    async def _finish(self, request: web.BaseRequest, begun: _Begun) -> web.StreamResponse:
+        try:
+            return await pass_on(request, begun.answer, begun.extra, self._options.idle_timeout)
         finally:
-            stay.end()
-            self._parts.waiting.ended(endpoint)
+            self._leave(begun.endpoint, begun.stay)
+
+    def _leave(self, endpoint: Endpoint, stay: Stay) -> None:
+        stay.end()
+        self._parts.waiting.ended(endpoint)
 
     async def _ask_one(
         self,
@@ -234,10 +261,10 @@ class Delivery:
             extra[headers.TARGET] = endpoint.address
             if answer.response.status == 404 and not is_last:
                 raise await set_aside(answer, extra)
-            return await pass_on(request, answer, extra, self._options.idle_timeout)
-        finally:
-            stay.end()
-            self._parts.waiting.ended(endpoint)
+        except BaseException:
+            self._leave(endpoint, stay)
+            raise
+        return await self._finish(request, _Begun(answer, endpoint, stay, extra))
 
     async def _exchange(self, endpoint: Endpoint, message: Message) -> Answer:
         """Send and wait for the first bytes; the breaker hears how it went."""
