@@ -1,5 +1,5 @@
 from kvtier.index.fleet.base import DEVICE, Source
-from kvtier.index.fleet.changes import Cleared, Stored
+from kvtier.index.fleet.changes import Stored
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
@@ -49,7 +49,7 @@ def test_characters_are_compared_with_the_estimate() -> None:
 def test_a_replica_that_has_lost_everything_is_estimated_until_it_tells_again() -> None:
     index, precise = made()
     precise.apply("a", [STORED])
-    precise.apply("a", [Cleared()])
+    precise.clear("a")
     assert held(index) == [0, 0]
 
 

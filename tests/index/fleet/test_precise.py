@@ -132,10 +132,7 @@ class Feed:
                 held.discard((owner, tier, path))
         else:
             self.index.apply(replica, [Cleared()])
-            self.model.held = {one for one in held if one[0] != replica}
-            self.model.members.discard(replica)
-            self.settled.discard(replica)
-            known[replica] = set()
+            self.model.held = {one for one in held if one[:2] != (replica, DEVICE)}
         if is_shared and what in ("store", "silent") and replica in self.settled:
             self.model.members.add(replica)
 
@@ -239,3 +236,16 @@ def test_a_replica_that_lost_its_caches_starts_anew() -> None:
     assert all(len(shelf.table) == 0 for shelf in index._shelves.all_of(MODEL))
     index.apply("a", [stored((0,), 1, "ram")])
     assert index.match(prompt_of([0, 1]), "a")[0].tokens == {DEVICE: 0, "ram": 16}
+
+
+def test_an_engine_that_clears_its_device_keeps_what_slower_tiers_hold() -> None:
+    index = PreciseIndex(clock=VirtualClock())
+    index.add("a", MODEL)
+    for tier, path in ((DEVICE, (0, 1, 1)), ("ram", (0, 1)), ("disk", (0, 1, 1))):
+        index.apply("a", [stored(path, len(path), tier)])
+    index.routed(prompt_of([0, 1, 1, 0]), "a")
+    index.apply("a", [Cleared()])
+    asked = prompt_of([0, 1, 1, 0])
+    assert index.match(asked, "a")[0].tokens == {DEVICE: 0, "ram": 32, "disk": 48}
+    index.apply("a", [stored((0,), 1, DEVICE)])
+    assert index.match(asked, "a")[0].tokens == {DEVICE: 16, "ram": 32, "disk": 48}

@@ -46,7 +46,7 @@ class Removed(msgspec.Struct, kw_only=True, gc=False):
 
 
 class Cleared(msgspec.Struct, gc=False):
-    """All blocks of the replica are gone."""
+    """All blocks of the replica's device are gone."""
 
 
 Change = Stored | Removed | Cleared

@@ -107,7 +107,7 @@ class PreciseIndex:
             elif isinstance(change, Removed):
                 teller.remove(change)
             elif isinstance(change, Cleared):
-                teller.clear()
+                teller.clear_device()
         if teller is not None and teller.shelf is not None:
             teller.shelf.table.sweep()
 

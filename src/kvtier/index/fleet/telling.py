@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.changes import Removed, Stored
 from kvtier.index.fleet.expected import Expected
 from kvtier.index.fleet.hashing import NUMBERS_MAX, Hasher, Scope
@@ -84,6 +85,17 @@ class Teller:
             self.shelf.table.release_slot(self.held.slot, self.held.hashes())
         self.shelf = self.held = self._group = None
         self._is_group_told = False
+
+    def clear_device(self) -> None:
+        """The device holds nothing any more.
+
+        Slower tiers tell block by block what leaves them: an engine says the same whether it
+        clears the device alone or all of them.
+        """
+        level = self._shelves.levels.use(DEVICE)
+        if self.shelf is not None and self.held is not None and level is not None:
+            self.shelf.expected.forget(self.held.slot)
+            self.held.empty(level)
 
     def store(self, stored: Stored) -> None:
         """Blocks entered a tier. 5 us for each that is new."""
