@@ -78,6 +78,11 @@ def test_variables_of_a_kubernetes_service_called_kvtier_are_not_settings() -> N
     assert settings.load({"ram": 1}, env=env) == Settings(ram=Ram(capacity=1))
 
 
+def test_variables_of_the_router_are_the_routers() -> None:
+    env = {"KVTIER_ROUTE_PORT": "30080", "KVTIER_ROUTE_API_KEY": "secret"}
+    assert settings.load({"ram": 1}, env=env) == Settings(ram=Ram(capacity=1))
+
+
 @pytest.mark.parametrize(
     ("mapping", "env", "fragments"),
     [

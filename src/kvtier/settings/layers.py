@@ -32,6 +32,8 @@ DEFAULT_ORIGIN: Final = "default"
 _SERVICE_VARIABLE = re.compile(
     r"KVTIER(_\w+)?_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
+# Those of `kvtier route` may stand in the shell from which an engine is started.
+_ROUTER_PREFIX = "KVTIER_ROUTE_"
 _OFF = "none"
 
 _PLACES: Final[tuple[Option | Section, ...]] = (
@@ -142,13 +144,17 @@ def _read_mapping(data: Mapping[str, Any], origin: str, document: Document | Non
     return layer
 
 
+def _is_foreign(name: str) -> bool:
+    return name.startswith(_ROUTER_PREFIX) or _SERVICE_VARIABLE.fullmatch(name) is not None
+
+
 def _read_environment(env: Mapping[str, str]) -> _Layer:
     known = (*_BY_VARIABLE, CONFIG_VARIABLE)
     texts = {}
     for name in sorted(name for name in env if name.startswith("KVTIER_")):
         if name in _BY_VARIABLE:
             texts[name] = env[name]
-        elif name != CONFIG_VARIABLE and not _SERVICE_VARIABLE.fullmatch(name):
+        elif name != CONFIG_VARIABLE and not _is_foreign(name):
             raise InvalidSettings(f"unknown variable {name}{_close(name, known)}")
     return _read_texts(texts, _BY_VARIABLE)
 
