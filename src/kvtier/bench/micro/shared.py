@@ -21,6 +21,7 @@ from kvtier.blocks.layout import ALIGNMENT, BlockLayout
 from kvtier.settings import Shared
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.tier import StoreTier
@@ -32,6 +33,8 @@ _BATCH_BYTES = 128 << 20
 _THREADS = Shared(path="").io_threads
 """As many as an engine has by default; raw files get the same."""
 _ROUNDS = 9
+_FOLDERS = 16**3
+"""Of a key space, each made with the first file in it."""
 
 
 class _Equal(bytes):
@@ -71,8 +74,12 @@ def _fresh(folder: Path) -> Path:
 
 
 def _open(folder: Path, size: int, segment_blocks: int) -> FolderTier:
+    """A tier whose fan-out folders are there, as in a store that is in use."""
     layout = BlockLayout(block_bytes=size, tokens_per_block=16)
-    return FolderTier(folder, layout, SPACE, segment_blocks=segment_blocks)
+    tier = FolderTier(folder, layout, SPACE, segment_blocks=segment_blocks)
+    for number in range(_FOLDERS):
+        (folder / space_folder(SPACE) / f"blocks/{number:03x}").mkdir(parents=True, mode=0o700)
+    return tier
 
 
 def _open_blind(folder: Path, size: int, segment_blocks: int) -> StoreTier:
