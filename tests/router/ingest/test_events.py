@@ -245,6 +245,22 @@ def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
     asyncio.run(run())
 
 
+def test_messages_of_another_model_are_dropped_and_counted(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path, b"kv@a@another")
+        async with following(publisher) as follower:
+            follower.stream._model = b"org/m@1"
+            await publisher.send(stored(1))
+            publisher.topic = b"kv@a@org/m@1"
+            publisher.sent.clear()
+            await publisher.send(stored(2))
+            await follower.until(lambda: follower.blocks(2) == 1)
+            assert follower.blocks(1) == 0
+            assert follower.stream.counts.foreign == 1
+
+    asyncio.run(run())
+
+
 def test_an_endpoint_that_is_none_is_refused_at_once() -> None:
     stream = EventStream("nonsense", ReplicaSink(PreciseIndex(), "a"))
     with pytest.raises(zmq.ZMQError):

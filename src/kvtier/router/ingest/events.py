@@ -38,7 +38,8 @@ _TOPICS_MAX: Final = 1024
 _NUMBER_BYTES: Final = 8
 _END: Final = (-1).to_bytes(_NUMBER_BYTES, "big", signed=True)
 _RECONNECT_MS: Final = 200
-_RECONNECT_MAX_MS: Final = 5000
+_RECONNECT_MAX_MS: Final = 1000
+"""What an engine tells before it is found again is lost, where it replays nothing."""
 
 
 class Counts(msgspec.Struct):
@@ -55,6 +56,8 @@ class Counts(msgspec.Struct):
     resyncs: int = 0
     """Gaps that were not: what was known of the replica was dropped."""
     restarts: int = 0
+    foreign: int = 0
+    """Messages of another model."""
 
 
 class Sink(Protocol):
@@ -109,14 +112,17 @@ class EventStream:
         sink: Sink,
         *,
         replay: str | None = None,
+        model: str = "",
         context: zmq.asyncio.Context | None = None,
     ) -> None:
         """`endpoint` and `replay` as ZeroMQ has them, `tcp://10.0.0.7:5557`.
 
+        Messages whose topic, `kv@<who>@<model>`, names another model than `model` are dropped.
         Streams that share a context share its one thread; without one, each has its own.
         """
         self._endpoint = endpoint
         self._shared = context
+        self._model = model.encode()
         self._replay = replay
         self._sink = sink
         self._sequences: dict[bytes, Sequence] = {}
@@ -190,6 +196,9 @@ class EventStream:
             self.counts.bad_messages += 1
             return
         topic, number = parts[0], int.from_bytes(parts[1], "big")
+        if self._model and topic.startswith(b"kv@") and topic.split(b"@", 2)[-1] != self._model:
+            self.counts.foreign += 1
+            return
         batch = decode(parts[2])
         if batch is None:
             # Its number counts all the same, or every later message would be after a gap.

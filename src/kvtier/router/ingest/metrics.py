@@ -18,6 +18,7 @@ import msgspec
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.index.fleet.base import DEVICE, FleetIndex
+from kvtier.metrics import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
 from kvtier.router.base import Endpoint, Load, Tier
 from kvtier.router.ingest.exposition import Exposition, Sample, read
 
@@ -39,9 +40,9 @@ _CONFIGS: Final = {
     "sglang:cache_config_info": ("page_size", "num_pages"),
 }
 _LORA: Final = "vllm:lora_requests_info"
-_CAPACITY: Final = "kvtier_capacity_tokens"
-_HIT_TOKENS: Final = "kvtier_hit_tokens_total"
-_TRANSFER_S: Final = "kvtier_transfer_seconds_sum"
+_CAPACITY: Final = CAPACITY_TOKENS.name
+_HIT_TOKENS: Final = f"{HIT_TOKENS.name}_total"
+_TRANSFER_S: Final = f"{TRANSFER_SECONDS.name}_sum"
 _LOAD_S: Final = "vllm:kv_offload_load_time_total"
 _PREFILL_TOKENS: Final = "vllm:request_prefill_kv_computed_tokens_sum"
 _PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
