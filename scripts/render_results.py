@@ -19,7 +19,7 @@ from kvtier.bench.table import HEADINGS, summary_cells
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by scripts/render_results.py -->", "<!-- end of results -->"
 PLOTTED = "high-1.7"
-KINDS = ("micro", "storage-peers", "ttft", "engine")
+KINDS = ("micro", "storage-peers", "evict", "ttft", "engine")
 """Of what has rows with targets, in the order shown."""
 
 
