@@ -58,6 +58,28 @@ def test_metrics_reach_the_endpoint_and_the_index_until_the_replica_leaves() -> 
     run(test())
 
 
+def test_what_a_replica_held_is_forgotten_when_it_was_started_anew() -> None:
+    async def test() -> None:
+        fleet, index = Fleet(), EstimatedIndex(block_tokens=16)
+        async with replicas() as (a,), learning(fleet, index, PreciseIndex()):
+            a.metrics = f"{METRICS}process_start_time_seconds 5\n"
+            fleet.update([Replica(name="a", url=a.url)])
+            endpoint = fleet.members[0].endpoint
+            await until(lambda: endpoint.load.waiting == 7, "the first scrape")
+            prompt = TokenPrompt(list(range(320)), "m")
+            index.routed(prompt, "a")
+            a.metrics = METRICS.replace(" 7", " 8")
+            await until(lambda: endpoint.load.waiting == 8, "a scrape that tells no start")
+            assert index.match(prompt, ["a"])[0].best_tokens == 128
+            a.metrics = f"{METRICS.replace(' 7', ' 9')}process_start_time_seconds 6\n"
+            await until(lambda: endpoint.load.waiting == 9, "a scrape of the next life")
+            assert index.match(prompt, ["a"])[0].best_tokens == 0
+            index.routed(prompt, "a")
+            assert index.match(prompt, ["a"])[0].best_tokens == 128
+
+    run(test())
+
+
 def test_events_reach_the_precise_index() -> None:
     async def test() -> None:
         context = zmq.asyncio.Context()

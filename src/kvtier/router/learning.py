@@ -99,11 +99,18 @@ class Learner(Listener):
     async def _scrape(self, member: Member) -> None:
         assert self._session is not None
         scraper = Scraper(self._session, f"{member.replica.url}/metrics")
+        name, restarts = member.replica.name, 0
         while True:
             load = await scraper.scrape()
             if load is not None:
+                if scraper.counts.restarts != restarts:
+                    restarts = scraper.counts.restarts
+                    _log.info("replica %s has been started anew", name)
+                    # A precise index hears it from the events: their connection breaks.
+                    for index in self._estimated:
+                        index.drop(name)
                 for index in self._tuned:
-                    index.set_block_tokens(member.replica.name, load.block_tokens)
+                    index.set_block_tokens(name, load.block_tokens)
                 take(member.endpoint, load, self._estimated)
             await asyncio.sleep(self._scrape_s)
 

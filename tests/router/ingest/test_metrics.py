@@ -86,13 +86,39 @@ vllm:kv_offload_load_time_total{{engine="0"}} {seconds}
 def test_rates_are_measured_between_scrapes_and_smoothed(tier) -> None:
     reader = LoadReader()
     rates = []
-    for tokens, seconds in ((1000, 10), (3000, 11), (3000, 11), (3000, 12), (10, 1), (1010, 2)):
+    moments = ((1000, 10), (3000, 11), (3000, 11), (3000, 12), (3400, 12), (10, 1), (1010, 2))
+    for tokens, seconds in moments:
         load = read(counters(tokens, seconds, tier), reader)
         assert load.tiers[tier].load_tokens_per_s == pytest.approx(load.prefill_tokens_per_s)
         rates.append(load.prefill_tokens_per_s)
-    assert rates[:4] == pytest.approx([0, 2000, 2000, 1600 / 1.8])
-    assert rates[4] == rates[3]
-    assert rates[5] == pytest.approx((1600 * 0.8 + 1000) / (1.8 * 0.8 + 1))
+    assert rates[:5] == pytest.approx([0, 2000, 2000, 2000, 2000 / 1.8])
+    assert rates[5] == rates[4]
+    assert rates[6] == pytest.approx((2000 * 0.8 + 1000) / (1.8 * 0.8 + 1))
+
+
+@pytest.mark.parametrize("tier", ["disk", "ram"])
+def test_the_first_load_is_measured_though_its_seconds_were_not_told_before(tier) -> None:
+    reader = LoadReader()
+    text = f'kvtier_capacity_tokens{{tier="{tier}"}} 100\nkvtier_hit_tokens_total{{tier="{tier}"}} '
+    seconds = {
+        "ram": "vllm:kv_offload_load_time_total 0.5",
+        "disk": 'kvtier_transfer_seconds_sum{tier="disk",direction="promote"} 0.5',
+    }
+    rates = [
+        read(text + rest, reader).tiers[tier].load_tokens_per_s
+        for rest in ("0", "2000", f"2000\n{seconds[tier]}", f"2000\n{seconds[tier]}")
+    ]
+    assert rates == [0, 0, 4000, 4000]
+
+
+def test_another_process_is_noticed() -> None:
+    reader = LoadReader()
+    noticed = []
+    for text in ("", "process_start_time_seconds 5", "process_start_time_seconds 5", "", "x 1"):
+        read(text, reader)
+        noticed.append(reader.restarts)
+    read("process_start_time_seconds 6", reader)
+    assert (noticed, reader.restarts) == ([0] * 5, 1)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ _TRANSFER_S: Final = f"{TRANSFER_SECONDS.name}_sum"
 _LOAD_S: Final = "vllm:kv_offload_load_time_total"
 _PREFILL_TOKENS: Final = "vllm:request_prefill_kv_computed_tokens_sum"
 _PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
+_STARTED_S: Final = "process_start_time_seconds"
 
 
 class Names(msgspec.Struct, frozen=True):
@@ -71,6 +72,8 @@ class Counts(msgspec.Struct):
     """No answer in time, no success, or too long a body."""
     bad_values: int = 0
     """Numbers that cannot be: they were left out."""
+    restarts: int = 0
+    """The replica is another process than at the scrape before: its caches are empty."""
 
 
 class _Rate:
@@ -83,13 +86,15 @@ class _Rate:
     def update(self, amount: float | None, seconds: float | None) -> float:
         """Counters as they stand now; 0 while nothing has been measured."""
         if amount is not None and seconds is not None:
-            last, self._last = self._last, (amount, seconds)
-            if last is not None:
-                more, longer = amount - last[0], seconds - last[1]
-                # Less than before: the replica has restarted, this interval says nothing.
-                if more >= 0 and longer > 0:
-                    self._amount = self._amount * _KEPT + more
-                    self._seconds = self._seconds * _KEPT + longer
+            last = self._last or (amount, seconds)
+            more, longer = amount - last[0], seconds - last[1]
+            if more > 0 and longer > 0:
+                self._amount = self._amount * _KEPT + more
+                self._seconds = self._seconds * _KEPT + longer
+            # Replicas do not report both at the same moment: an interval lasts until both have
+            # moved. Less than before: the replica has restarted, this interval says nothing.
+            if self._last is None or more * longer > 0 or min(more, longer) < 0:
+                self._last = (amount, seconds)
         return self._amount / self._seconds if self._seconds else 0.0
 
 
@@ -106,12 +111,14 @@ class LoadReader:
                 *(name for name, _ in self._selectors.values()),
                 *_CONFIGS,
                 *(_LORA, _CAPACITY, _HIT_TOKENS, _TRANSFER_S, _LOAD_S),
-                *(_PREFILL_TOKENS, _PREFILL_S),
+                *(_PREFILL_TOKENS, _PREFILL_S, _STARTED_S),
             }
         )
         self._prefill = _Rate()
+        self._started_s: float | None = None
         self._loads: dict[str, _Rate] = {}
         self.bad_values = 0
+        self.restarts = 0
 
     def parse(self, body: bytes) -> Exposition:
         """The samples in an answer. May run on a thread."""
@@ -120,6 +127,7 @@ class LoadReader:
     def load(self, found: Exposition, now_s: float) -> Load:
         """What they mean. Ten microseconds."""
         self.bad_values += found.bad_lines
+        self._note_start(found.total(_STARTED_S))
         block_tokens, device_tokens = self._device(found)
         return Load(
             waiting=int(self._gauge(found, self._names.waiting, _COUNT_MAX)),
@@ -135,6 +143,12 @@ class LoadReader:
         )
 
     # -- parts -----------------------------------------------------------------------------
+
+    def _note_start(self, started_s: float | None) -> None:
+        if started_s is None:
+            return
+        self.restarts += self._started_s not in (None, started_s)
+        self._started_s = started_s
 
     def _series(self, found: Exposition, names: Iterable[str]) -> list[Sample]:
         for chosen in names:
@@ -190,8 +204,9 @@ class LoadReader:
             if sample.labels.get("direction") == "promote"
         ]
         seconds = _by_tier(promoted)
-        # Whatever comes back passes RAM: its way to the device is that of all.
-        load_s = found.total(_LOAD_S)
+        # Whatever comes back passes RAM: its way to the device is that of all. Seconds are not
+        # told before there are some.
+        load_s = found.total(_LOAD_S) or 0.0
         for name, capacity in _by_tier(found.of(_CAPACITY)).items():
             if not 0 <= capacity <= _TOKENS_MAX or len(tiers) > _TIERS_MAX or name == DEVICE:
                 self.bad_values += 1
@@ -200,7 +215,7 @@ class LoadReader:
             if name == "ram":
                 measured = rate.update(sum(hits.values()) if hits else None, load_s)
             else:
-                measured = rate.update(hits.get(name), seconds.get(name))
+                measured = rate.update(hits.get(name), seconds.get(name, 0.0))
             tiers[name] = Tier(capacity_tokens=int(capacity), load_tokens_per_s=measured)
         return tiers
 
@@ -241,6 +256,7 @@ class Scraper:
             found = self._reader.parse(body)
         load = self._reader.load(found, self._clock.now_s())
         self.counts.bad_values = self._reader.bad_values
+        self.counts.restarts = self._reader.restarts
         return load
 
     async def _body(self) -> bytes | None:
