@@ -104,6 +104,32 @@ def test_room_is_never_made_by_dropping_the_parent() -> None:
     held.check()
 
 
+def test_room_is_made_by_dropping_others_before_the_parent() -> None:
+    held = made(blocks_max=2)
+    for name in (11, 12):
+        (row,) = grow(held, [name])
+        held.let_go(row, 0)
+    parent = held.row(11)
+    assert parent is not None
+    assert held.add(13, 13 << 4, 2, parent) is not None
+    assert (held.row(11), held.row(12)) == (parent, None)
+    held.check()
+
+
+def test_a_child_that_never_held_anything_departs_before_its_parent(monkeypatch) -> None:
+    monkeypatch.setattr(module, "DEPARTED_MAX", 2)
+    held = made()
+    (parent,) = grow(held, [11])
+    held.let_go(parent, 0)
+    child = held.add(12, 12 << 4, 2, parent)
+    assert child is not None
+    (other,) = grow(held, [13])
+    held.let_go(other, 0)
+    assert held.row(12) is None
+    assert held.row(11) == parent
+    held.check()
+
+
 def test_two_names_of_one_content_are_held_once() -> None:
     held = made()
     grow(held, [11])

@@ -1,15 +1,19 @@
 import asyncio
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 
 import pytest
 import zmq
 
+from kvtier.index.fleet.changes import Change, Cleared
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.ingest import events as module
 from kvtier.router.ingest.events import EventStream, ReplicaSink, SharedSink
+from kvtier.router.ingest.sequence import Sequence
+from kvtier.router.ingest.wire import Batch
 from tests.router.ingest.publisher import Publisher, stored
 
 
@@ -93,6 +97,7 @@ def test_a_gap_is_filled_from_the_replay_socket(tmp_path) -> None:
             assert publisher.asked == [1]
             counts = follower.stream.counts
             assert (counts.gaps, counts.replays, counts.resyncs) == (1, 1, 0)
+            assert counts.blocks == 5
             answering.cancel()
 
     asyncio.run(run())
@@ -222,6 +227,24 @@ def test_a_large_message_lets_others_have_their_turn(tmp_path, monkeypatch) -> N
     assert turns > 5
 
 
+def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) -> None:
+    monkeypatch.setattr(module, "SLICE_BLOCKS", 1)
+    taken: list[Change] = []
+
+    class Sink:
+        def apply(self, changes: Items[Change]) -> None:
+            taken.extend(changes)
+            stream._breaks += 1
+
+        def clear(self) -> None:
+            taken.clear()
+
+    stream = EventStream("ipc:///nowhere", Sink())
+    changes: list[Change] = [Cleared() for _ in range(5)]
+    asyncio.run(stream._apply(Sequence(), 0, Batch(1.0, changes)))
+    assert len(taken) == 1
+
+
 def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
@@ -299,6 +322,8 @@ def test_vllms_own_publisher_is_followed_and_replayed(tmp_path) -> None:
             f"ipc://{tmp_path}/events", ReplicaSink(index, "a"), replay=f"ipc://{tmp_path}/replay"
         )
         publisher.publish(batch(1, 2, parent=None))
+        while not publisher._buffer:  # sent, to nobody: it can only be had again
+            await asyncio.sleep(0.01)
         task = asyncio.create_task(stream.follow())
         prompt = TokenPrompt([name for name in range(1, 5) for _ in range(16)], "m")
         parent = 2
