@@ -6,6 +6,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings, Unavailable
 from kvtier.router.ingest import sources as module
 from kvtier.router.ingest.conversation import Conversation
@@ -128,6 +129,31 @@ def test_an_engine_that_hangs_is_not_waited_for(kind, monkeypatch) -> None:
             await source.completion("a", "m", add_special_tokens=True)
 
     served(answer, use, timeout_s=0.3 if kind == "hangs" else 10.0)
+
+
+def test_who_did_not_answer_is_left_alone_for_a_while() -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.sleep(30)
+        return web.Response(status=400) if asked == 2 else web.json_response({"tokens": [1]})
+
+    clock = VirtualClock()
+
+    async def use(source: EngineSource) -> None:
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await source.chat(CHAT, "m")
+        assert asked == 1
+        clock.advance(module.REST_S)
+        with pytest.raises(Unavailable):  # this one is refused, which says nothing of others
+            await source.chat(CHAT, "m")
+        assert len(await source.chat(CHAT, "m")) == 1
+
+    served(answer, use, timeout_s=0.2, clock=clock)
 
 
 def test_what_is_remembered_is_bounded() -> None:

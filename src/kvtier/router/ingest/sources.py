@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings, Unavailable
 from kvtier.index.fleet.hashing import Numbers
 from kvtier.router.ingest.conversation import Conversation
@@ -23,7 +24,9 @@ from kvtier.router.ingest.template import ChatTemplate, TemplateError
 from kvtier.router.ingest.tokenizer import Tokenizer
 
 ANSWER_MAX: Final = 64 << 20
-TIMEOUT_S: Final = 5.0
+TIMEOUT_S: Final = 2.0
+REST_S: Final = 10.0
+"""So long an engine that did not answer is not asked: no request waits for it meanwhile."""
 CACHED_BYTES: Final = 128 << 20
 
 _ENTRY_BYTES: Final = 200
@@ -106,8 +109,11 @@ class EngineSource:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
         cached_bytes: int = CACHED_BYTES,
+        clock: Clock | None = None,
     ) -> None:
         """`url`: `http://host:port` of one engine that serves the model."""
+        self._clock = MonotonicClock() if clock is None else clock
+        self._rests_until_s = float("-inf")
         self._session = session
         self._url = f"{url.rstrip('/')}/tokenize"
         self._headers = {"Content-Type": "application/json", **(headers or {})}
@@ -144,10 +150,15 @@ class EngineSource:
         if known is not None:
             self._known.move_to_end(digest)
             return known
+        if self._clock.now_s() < self._rests_until_s:
+            raise Unavailable(f"{self._url} did not answer a moment ago")
         try:
             answer = await self._post(body)
             found = await asyncio.to_thread(_tokens, answer)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, OverflowError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._rests_until_s = self._clock.now_s() + REST_S
+            raise Unavailable(f"{self._url}: {error!r}") from error
+        except (ValueError, OverflowError) as error:
             raise Unavailable(f"{self._url}: {error!r}") from error
         self._remember(digest, found)
         return found
