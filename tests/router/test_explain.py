@@ -100,7 +100,13 @@ def test_the_header_is_compact_json() -> None:
         "reason": "a: 0.400 ahead of b, most of it prefix-cache-scorer",
         "scorers": ["queue-scorer", "prefix-cache-scorer"],
         "endpoints": [
-            {"name": "a", "total": 1.9, "scores": [0.5, 0.9], "holds": {"cpu": {"ram": 1440}}},
+            {
+                "name": "a",
+                "total": 1.9,
+                "scores": [0.5, 0.9],
+                "holds": {"cpu": {"ram": 1440}},
+                "reasons": {"prefix-cache-scorer": "1440 of 1600 tokens in ram"},
+            },
             {"name": "b", "total": 1.5, "scores": [0.75, 0.0], "holds": {}},
             {"name": "c", "removed_by": "decode-filter"},
         ],

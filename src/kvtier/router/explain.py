@@ -93,12 +93,15 @@ def header(record: Record, limit_bytes: int = HEADER_BYTES) -> str:
 def _entry(choice: Choice) -> dict[str, Any]:
     if choice.removed_by:
         return {"name": choice.name, "removed_by": choice.removed_by}
-    return {
+    entry: dict[str, Any] = {
         "name": choice.name,
         "total": round(choice.total, 3),
         "scores": [round(score, 3) for score in choice.scores],
         "holds": {index: held.tokens for index, held in choice.held.items() if held.tokens},
     }
+    if choice.reasons:
+        entry["reasons"] = choice.reasons
+    return entry
 
 
 def _compact(value: object) -> str:
