@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kvtier.clock import VirtualClock
 from kvtier.index.fleet import precise as module
+from kvtier.index.fleet import table
 from kvtier.index.fleet.base import DEVICE, FleetIndex
 from kvtier.index.fleet.changes import Cleared, Removed, Stored
 from kvtier.index.fleet.changes import name_of as block_name
@@ -249,3 +250,19 @@ def test_an_engine_that_clears_its_device_keeps_what_slower_tiers_hold() -> None
     assert index.match(asked, "a")[0].tokens == {DEVICE: 0, "ram": 32, "disk": 48}
     index.apply("a", [stored((0,), 1, DEVICE)])
     assert index.match(asked, "a")[0].tokens == {DEVICE: 16, "ram": 32, "disk": 48}
+
+
+def test_what_nobody_holds_any_more_goes_with_the_next_events(monkeypatch) -> None:
+    monkeypatch.setattr(table, "SWEPT_AT_ONCE", 2)
+    index = PreciseIndex(clock=VirtualClock())
+    index.add("a", MODEL)
+    index.add("b", "another")
+    index.apply("a", [stored((0, 1, 0, 1, 0), 5, DEVICE)])
+    index.drop("a")
+    assert len(index._shelves.pools) == 1
+    for _ in range(2):
+        index.apply("b", [])
+    assert index._shelves.pools == []
+    index.add("a", MODEL)
+    index.apply("a", [stored((0, 1), 2, DEVICE)])
+    assert index.match(prompt_of([0, 1]), "a")[0].best_tokens == 32

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from kvtier.index.fleet import telling as module
 from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.changes import Removed, Stored
 from kvtier.index.fleet.hashing import NUMBERS_MAX, process_hasher
@@ -131,3 +132,17 @@ def test_the_group_of_full_attention_counts_once_it_is_told() -> None:
 def test_a_tier_too_many_is_counted() -> None:
     _, shelves = told(*(stored(tier=tier) for tier in ("x", "y", "z")))
     assert shelves.dropped == {"tier": 3}
+
+
+def test_a_replica_cannot_make_up_block_sizes_without_end(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_SHELVES_MAX", 3)
+    shelves = Shelves(process_hasher(), 1000, 2.0)
+    teller = Teller("m", shelves)
+    for size in range(1, 20):
+        teller.store(stored(names=[1], token_ids=range(size), block_tokens=size))
+        teller.clear()
+        assert shelves.pools == []
+    for size in range(1, 6):
+        Teller("m", shelves).store(stored(names=[1], token_ids=range(size), block_tokens=size))
+    assert len(shelves.pools) == 3
+    assert shelves.dropped == {"block_size": 2}

@@ -66,7 +66,8 @@ class EstimatedIndex:
         recency = self._replicas.get(replica)
         if recency is None:
             recency = self._add(replica, self._block_tokens)
-        recency.table.sweep()
+        for table in self._tables.values():
+            table.sweep()
         recency.touch(prompt.chain(recency.table.block_tokens))
 
     def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:

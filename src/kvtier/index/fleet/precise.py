@@ -108,8 +108,7 @@ class PreciseIndex:
                 teller.remove(change)
             elif isinstance(change, Cleared):
                 teller.clear_device()
-        if teller is not None and teller.shelf is not None:
-            teller.shelf.table.sweep()
+        self._shelves.sweep()
 
     def apply_shared(self, model: str, changes: Iterable[Change]) -> None:
         """Events of one who keeps shared storage and is no replica: what left it."""

@@ -26,6 +26,10 @@ _PARTIAL: Final = ("sliding", "mamba", "chunked", "cross", "encoder", "linear")
 """In kinds of attention that need less than the whole prefix, or none of it."""
 
 
+_SHELVES_MAX: Final = 256
+"""Models times block sizes. No fleet has so many; a replica that makes them up is refused."""
+
+
 class Shelf:
     """The replicas of one model whose blocks are of one size, and the storage they share."""
 
@@ -34,6 +38,7 @@ class Shelf:
         self.table = BlockTable(block_tokens)
         self.expected = Expected(self.table, ttl_s)
         self.pool = Holdings(self.table, POOL, blocks_max)
+        self.replicas = 0
 
 
 class Shelves:
@@ -47,13 +52,29 @@ class Shelves:
         self._ttl_s = ttl_s
         self._shelves: dict[tuple[str, int], Shelf] = {}
 
-    def of(self, model: str, block_tokens: int) -> Shelf:
-        """Made where it is new."""
+    def enter(self, model: str, block_tokens: int) -> Shelf | None:
+        """For one replica more; made where it is new, None where there are too many."""
         shelf = self._shelves.get((model, block_tokens))
         if shelf is None:
+            if len(self._shelves) >= _SHELVES_MAX:
+                return None
             shelf = Shelf(model, block_tokens, self.blocks_max, self._ttl_s)
             self._shelves[model, block_tokens] = shelf
+        shelf.replicas += 1
         return shelf
+
+    def leave(self, shelf: Shelf) -> None:
+        """One replica less; what is empty then is gone."""
+        shelf.replicas -= 1
+        if not shelf.replicas and not len(shelf.table):
+            self._shelves.pop((shelf.model, shelf.table.block_tokens), None)
+
+    def sweep(self) -> None:
+        """Clear more of what was released, and drop what is empty and nobody's."""
+        for shelf in list(self._shelves.values()):
+            shelf.table.sweep()
+            if not shelf.replicas and not len(shelf.table):
+                del self._shelves[shelf.model, shelf.table.block_tokens]
 
     def all_of(self, model: str) -> list[Shelf]:
         """Of every block size."""
@@ -83,6 +104,7 @@ class Teller:
         if self.shelf is not None and self.held is not None:
             self.shelf.expected.forget(self.held.slot)
             self.shelf.table.release_slot(self.held.slot, self.held.hashes())
+            self._shelves.leave(self.shelf)
         self.shelf = self.held = self._group = None
         self._is_group_told = False
 
@@ -153,7 +175,9 @@ class Teller:
             return block_tokens in (0, self.shelf.table.block_tokens)
         if not 0 < block_tokens <= NUMBERS_MAX:
             return False
-        self.shelf = self._shelves.of(self.model, block_tokens)
+        self.shelf = self._shelves.enter(self.model, block_tokens)
+        if self.shelf is None:
+            return False
         table = self.shelf.table
         self.held = Holdings(table, table.take_slot(), self._shelves.blocks_max)
         return True
