@@ -36,6 +36,7 @@ class Replica:
         self.chunk = EVENT
         self.known_ids: set[str] = set()
         self.metrics = ""
+        self.padding = ""
         self.held = asyncio.Event()
         self.held.set()
         self.port = 0
@@ -121,7 +122,10 @@ class Replica:
         except ValueError:
             asked = {}
         if not asked.get("stream"):
-            text = json.dumps({"object": "text_completion", "from": self.name, "echo": len(body)})
+            text = (
+                json.dumps({"object": "text_completion", "from": self.name, "echo": len(body)})
+                + self.padding
+            )
             headers = {"X-Replica": self.name, "Keep-Alive": "timeout=5"}
             return web.Response(
                 text=text, status=self.status, content_type="application/json", headers=headers

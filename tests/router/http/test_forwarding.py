@@ -126,6 +126,18 @@ def test_an_answer_that_does_not_begin_is_given_up_and_not_tried_elsewhere() -> 
     run(test())
 
 
+def test_an_answer_that_comes_in_pieces_arrives_whole() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            at.replicas[0].padding = " " * 1_000_000 + "."
+            async with at.post() as answer:
+                body = await answer.read()
+                assert answer.content_length == len(body) > 1_000_000
+                assert body.endswith(b" .")
+
+    run(test())
+
+
 @pytest.mark.parametrize("status", [400, 404, 422, 500])
 def test_an_error_of_the_replica_is_passed_on_as_it_is(status: int) -> None:
     async def test() -> None:

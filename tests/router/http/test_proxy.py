@@ -188,7 +188,7 @@ def test_whatever_arrives_the_router_goes_on(sent: list[bytes]) -> None:
     async def test() -> None:
         async with (
             replicas() as made,
-            router_over(made, head_timeout=0.02, body_timeout=0.02, keep_alive=0.02) as router,
+            router_over(made, head_timeout=2.0, body_timeout=2.0, keep_alive=2.0) as router,
         ):
             for piece in sent:
                 reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
@@ -199,7 +199,7 @@ def test_whatever_arrives_the_router_goes_on(sent: list[bytes]) -> None:
                         while found := await reader.read(65536):
                             answer += found
                 writer.close()
-                assert not answer or answer.startswith(b"HTTP/1."), answer
+                assert not answer or answer.startswith(b"HTTP/"), answer
                 assert b" 500 " not in answer.partition(b"\r\n")[0], (piece, answer)
             for request in made[0].requests:
                 assert request.path.startswith("/v1/") or request.path == "/version"

@@ -66,8 +66,9 @@ def test_who_came_first_is_served_first_and_nobody_overtakes() -> None:
         await line.ask("1")
         tasks = await line.queue("2", "3", "4")
         assert len(line.waiting) == 3
+        # The newcomer has its turn before the one that is woken.
+        tasks.append(asyncio.create_task(line.ask("5")))
         line.end("1")
-        tasks += await line.queue("5")
         await settle()
         assert [who for who, _ in line.served] == ["1", "2"]
         for who in ("2", "3", "4", "5"):

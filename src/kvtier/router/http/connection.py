@@ -85,6 +85,8 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """What aiohttp found wrong with the bytes, or what the data path could not answer."""
         self._stop_timer()
+        if isinstance(exc, CutOff):
+            raise exc
         if request.writer.output_size > 0:
             raise CutOff("the answer had begun")
         if status == 400:

@@ -131,7 +131,7 @@ async def pass_on(
     except aiohttp.ClientConnectionResetError as error:
         raise CutOff("the client has gone", by_client=True) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        _break_off(request)
+        _reset_if_old(request)
         raise CutOff(f"the answer broke off: {error}") from error
     finally:
         response.close()
@@ -152,19 +152,15 @@ async def _pump(answer: Answer, out: web.StreamResponse, idle_s: float) -> None:
             chunk = await content.readany()
 
 
-def _break_off(request: web.BaseRequest) -> None:
-    """Close, so that what was sent arrives and its end does not.
+def _reset_if_old(request: web.BaseRequest) -> None:
+    """Reset a client of HTTP/1.0: it takes the end of the connection for that of the answer.
 
-    A client of HTTP/1.0 takes the end of the connection for the end of the answer: for it the
-    connection is reset.
+    Others see that the end is missing when CutOff closes their connection.
     """
     transport = request.transport
-    if transport is None:
+    if transport is None or request.version >= aiohttp.HttpVersion11:
         return
-    if request.version < aiohttp.HttpVersion11:
-        socket_of = transport.get_extra_info("socket")
-        if socket_of is not None:
-            socket_of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        transport.abort()
-    else:
-        transport.close()
+    socket_of = transport.get_extra_info("socket")
+    if socket_of is not None:
+        socket_of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()

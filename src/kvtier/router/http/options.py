@@ -8,7 +8,7 @@ Invariant: nothing unknown is ignored, and every error names flag, variable, or 
 import difflib
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -196,8 +196,3 @@ def _known(name: object, rows: Mapping[str, Row], where: str) -> Row:
 def flags_of(given: Mapping[str, str | None]) -> dict[str, str]:
     """A command's parameters -> flags, those that were given."""
     return {f"--{name}".replace("_", "-"): text for name, text in given.items() if text is not None}
-
-
-def rows_in_order() -> Iterable[Row]:
-    """For `--help`, in the order of the struct."""
-    return ROWS
