@@ -1,0 +1,39 @@
+from kvtier.bench.router import epp
+from kvtier.router.envoy import Address, Wishes, bootstrap
+
+
+def cost(picker_us: float) -> epp.Cost:
+    return epp.Cost(picker_us=picker_us, envoy_us=100.0, p50_s=0.15, requests=10, wrong=0)
+
+
+def test_the_rows_compare_with_full_duplex_in_the_median() -> None:
+    costs = {way: [cost(500.0), cost(100.0), cost(90.0)] for way in epp.WAYS}
+    costs[epp.DUPLEX] = [cost(1000.0)]
+    rows = {row.name: row for row in epp._cpu_rows(costs)}
+    closing = rows["picker, 64 chunks, closed after the choice"]
+    assert (closing.value, closing.ratio, closing.met) == (100.0, 0.1, True)
+    assert "wrong answers 0" in closing.note
+    assert rows["picker, 64 chunks, full duplex"].met is None
+    assert "picker, 64 chunks, Envoy alone" not in rows
+    costs[epp.CLOSING] = [cost(201.0)]
+    rows = {row.name: row for row in epp._cpu_rows(costs)}
+    assert rows["picker, 64 chunks, closed after the choice"].met is False
+
+
+def test_what_is_added_is_the_difference_of_medians() -> None:
+    (row,) = epp._tail_rows({epp.ALONE: [0.001, 0.002, 0.9], epp.CLOSING: [0.006, 0.005, 0.5]})
+    assert round(row.value, 3) == 4.0
+    assert row.met is True
+
+
+def test_quantiles_are_of_what_was_measured() -> None:
+    assert epp._quantile([3.0, 1.0, 2.0], 0.99) == 3.0
+    assert epp._quantile(list(range(1, 101)), 0.99) == 99
+
+
+def test_envoy_alone_has_nothing_of_the_picker() -> None:
+    address = Address("127.0.0.1", 1)
+    config = bootstrap(Wishes(listen=address, picker=address, replicas=[address]))
+    epp._without_picker(config)
+    assert "ext_proc" not in str(config)
+    assert len(config["static_resources"]["clusters"]) == 1
