@@ -1,3 +1,10 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -46,3 +53,73 @@ def test_an_envoy_configuration_is_printed() -> None:
     code, output = run("envoy-config", "--endpoint", "replica.local:8000")
     assert code == EXIT_WRONG_SETTING
     assert "write 127.0.0.1:8000" in output
+
+
+KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:9"}}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+users: [{name: u, user: {}}]
+current-context: c
+"""
+
+
+def started(tmp_path: Path, *flags: str) -> tuple[subprocess.Popen[bytes], Path]:
+    log = tmp_path / "log"
+    ports = ("--grpc-port", "0", "--grpc-health-port", "0", "--metrics-port", "0")
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "from kvtier.cli.main import main; main()",
+                "epp",
+                *ports,
+                *flags,
+            ],
+            stdout=out,
+            stderr=out,
+            env={
+                **os.environ,
+                "KUBECONFIG": str(tmp_path / "kubeconfig"),
+                "PYTHONPATH": str(Path(__file__).parents[2] / "src"),
+            },
+        )
+    return process, log
+
+
+def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
+    end_s = time.monotonic() + 20
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end_s, log.read_text()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_it_stops_in_good_order(tmp_path: Path, number: int, code: int) -> None:
+    process, log = started(tmp_path, *ENDPOINT, "--drain", "0s")
+    wait_for(process, log, "listening on")
+    process.send_signal(number)
+    assert process.wait(20) == code
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
+    process, log = started(tmp_path, *ENDPOINT, "--drain", "600s")
+    wait_for(process, log, "listening on")
+    process.send_signal(signal.SIGINT)
+    wait_for(process, log, "stopping")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_cluster_that_does_not_answer_does_not_keep_it(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    process, log = started(tmp_path, "--selector", "app=vllm")
+    wait_for(process, log, "pods cannot be watched")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text()

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from kvtier.cli.signals import stopping
+from kvtier.cli.main import EXIT_INTERRUPTED
 from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
 from kvtier.router import assembly, config, envoy, parts
@@ -113,32 +114,45 @@ def epp(context: click.Context, /, **flags: Any) -> None:
         saturation=_detector(configuration).saturation,
         listeners=assembled.listeners,
     )
-    asyncio.run(_run(Process(_options(flags), wiring), assembled, _options(flags)))
+    options = _options(flags)
+    if asyncio.run(_run(Process(options, wiring), assembled, options)) == signal.SIGINT:
+        context.exit(EXIT_INTERRUPTED)
 
 
-async def _run(process: Process, assembled: assembly.Assembled, options: Options) -> None:
+async def _run(process: Process, assembled: assembly.Assembled, options: Options) -> int:
+    """Until told to stop; the number of the signal that did. A second one waits for nothing."""
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-
-    def stop() -> None:
-        loop.call_soon_threadsafe(told.set)
-
+    told: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.put_nowait, number)
     async with assembled:
-        with stopping(stop):
-            try:
-                await process.start()
-                _log.info(
-                    "listening on %s: gateways on port %d (%s), health on %d, metrics on %d",
-                    options.host,
-                    process.port,
-                    "TLS" if options.is_secure else "plain text",
-                    process.health_port,
-                    process.metrics_port,
-                )
-                await told.wait()
-                await process.drain()
-            finally:
-                await process.close()
+        first = asyncio.create_task(told.get())
+        # A cluster that does not answer yet must not keep it from being stopped.
+        working = asyncio.create_task(process.start())
+        try:
+            await asyncio.wait((working, first), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+                _log.info("%s", _whereabouts(process, options))
+                await first
+                working = asyncio.create_task(process.drain())
+                second = asyncio.create_task(told.get())
+                await asyncio.wait((working, second), return_when=asyncio.FIRST_COMPLETED)
+                second.cancel()
+            return await first
+        finally:
+            first.cancel()
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            await process.close()
+
+
+def _whereabouts(process: Process, options: Options) -> str:
+    security = "TLS" if options.is_secure else "plain text"
+    return (
+        f"listening on {options.host}: gateways on port {process.port} ({security}), "
+        f"health on {process.health_port}, metrics on {process.metrics_port}"
+    )
 
 
 def _options(flags: dict[str, Any]) -> Options:
