@@ -2,6 +2,7 @@ import asyncio
 import datetime as dt
 import os
 import ssl
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +16,7 @@ from kvtier.router.http.choosing import Choices
 from kvtier.router.http.keys import Keys
 from kvtier.router.http.options import Options
 from kvtier.router.http.server import Router, Wiring
-from kvtier.router.replicas import Fixed, Listed, parse_replica
+from kvtier.router.replicas import Fixed, Listed, Replica, parse_replica
 from tests.router.http.routers import FAST, InTurn, Texts, router_over, run, stand, until
 from tests.router.replicas import DONE, EVENT, replicas
 
@@ -54,6 +55,25 @@ def test_replicas_that_cannot_be_read_are_an_error() -> None:
         router = Router(Options(**FAST), wiring(discovery=Listed("/nowhere/replicas.yaml")))
         with pytest.raises(InvalidSettings, match=r"replicas\.yaml"):
             await router.start()
+        await router.close()
+
+    run(test())
+
+
+def test_a_discovery_that_fails_later_is_said_and_the_fleet_stays(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        async def watch(self) -> AsyncIterator[Sequence[Replica]]:
+            yield [parse_replica("http://127.0.0.1:1", "test")]
+            await asyncio.sleep(0.05)
+            raise ZeroDivisionError
+
+    async def test() -> None:
+        router = Router(Options(**FAST), wiring(discovery=Broken()))
+        await router.start()
+        await until(lambda: "not followed any more" in caplog.text, "it is said")
+        assert len(router.fleet.members) == 1
         await router.close()
 
     run(test())

@@ -135,6 +135,7 @@ class Router:
         if not ready.is_set():
             told.cancel()
             await self._follow
+        self._follow.add_done_callback(_say_end)
         await self._prober.first_round()
         options = self._options
         self._front = Front(self._proxy.handle, options.head_timeout, options.keep_alive)
@@ -177,6 +178,12 @@ class Router:
         await self._upstreams.close()
         if self._log is not None:
             self._log.close()
+
+
+def _say_end(follow: asyncio.Task[None]) -> None:
+    """A discovery that fails later leaves the fleet as it is: nobody else would say so."""
+    if not follow.cancelled() and (error := follow.exception()) is not None:
+        _log.error("replicas are not followed any more", exc_info=error)
 
 
 def _server_tls(options: Options) -> ssl.SSLContext | None:
