@@ -178,8 +178,12 @@ class Stage:
         addresses: list[str],
         *flags: str,
         change: Callable[[dict[str, Any]], None] | None = None,
+        clusters: int = 1,
     ) -> int:
-        """Port of an Envoy with the generated configuration."""
+        """Port of an Envoy with the generated configuration, or what `change` makes of it.
+
+        `clusters`: how many pools of this size it has then, each with a picker.
+        """
         import yaml
 
         port, admin = free_ports(2)
@@ -204,10 +208,10 @@ class Stage:
         def ready() -> bool:
             assert program.process.poll() is None, program.text()
             try:
-                clusters = ask(admin, method="GET", path="/clusters").body.decode()
+                text = ask(admin, method="GET", path="/clusters").body.decode()
             except OSError:
                 return False
-            return clusters.count("health_flags::healthy") == 1 + len(addresses)
+            return text.count("health_flags::healthy") == clusters * (1 + len(addresses))
 
         wait_for("Envoy and its health checks", ready)
         self.admin = admin

@@ -42,8 +42,9 @@ def options(**fields: Any) -> Options:
     return Options(**{**usual, **fields})
 
 
-async def replica() -> tuple[web.AppRunner, str]:
+async def replica(may_answer: asyncio.Event) -> tuple[web.AppRunner, str]:
     async def models(request: web.Request) -> web.Response:
+        await may_answer.wait()
         return web.json_response({"object": "list", "data": [{"id": "m"}]})
 
     application = web.Application()
@@ -64,7 +65,8 @@ async def status(port: int, service: str) -> int:
 
 def test_it_can_choose_once_discovery_has_spoken_and_replicas_were_asked() -> None:
     async def run() -> None:
-        runner, address = await replica()
+        may_answer = asyncio.Event()
+        runner, address = await replica(may_answer)
         discovery = Silent()
         process = Process(options(), wiring(discovery))
         starting = asyncio.create_task(process.start())
@@ -79,6 +81,11 @@ def test_it_can_choose_once_discovery_has_spoken_and_replicas_were_asked() -> No
         assert await status(process.health_port, "readiness") != SERVING
         discovery.replicas = [Replica(name="a", url=f"http://{address}")]
         discovery.speak.set()
+        while not process.fleet.members:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        assert await status(process.health_port, "readiness") != SERVING, "nobody was asked yet"
+        may_answer.set()
         await starting
         assert await status(process.health_port, "readiness") == SERVING
         async with grpc.aio.insecure_channel(f"127.0.0.1:{process.port}") as channel:
