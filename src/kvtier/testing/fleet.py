@@ -88,7 +88,7 @@ class FleetContract(ABC):
         self.hold(index, "a", tokens_of([1, 2], tail=15))
         (found,) = index.match(prompt_of([1, 2], tail=15), ["a"])
         assert (found.tokens[DEVICE], found.total_tokens) == (32, 47)
-        assert found.ratio(DEVICE) == pytest.approx(32 / 47)
+        assert found.ratio() == pytest.approx(32 / 47)
 
     @_SETTINGS
     @given(st.lists(st.tuples(st.sampled_from("abc"), _PATHS), max_size=12), _PATHS)

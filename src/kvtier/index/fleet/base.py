@@ -39,10 +39,9 @@ class Match(NamedTuple):
         """Held in any tier."""
         return max(self.tokens.values(), default=0)
 
-    def ratio(self, tier: str | None = None) -> float:
-        """Share of the prompt held in `tier` or faster ones, or in any; 0 for an empty prompt."""
-        held = self.best_tokens if tier is None else self.tokens.get(tier, 0)
-        return held / self.total_tokens if self.total_tokens else 0.0
+    def ratio(self) -> float:
+        """Share of the prompt held in any tier; 0 for an empty prompt."""
+        return self.best_tokens / self.total_tokens if self.total_tokens else 0.0
 
 
 class FleetIndex(Protocol):
