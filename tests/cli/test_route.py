@@ -165,6 +165,7 @@ def test_decisions_are_logged_and_replayed(engine: str, tmp_path: Path) -> None:
     [
         ((), "no replica is named: give --replica http://host:8000"),
         (("--replica", "nowhere"), "--replica: 'nowhere'"),
+        (("--selector", "a"), "--selector"),
         (("--replica", "http://h,http://h"), "--replica"),
         (("--replica", "http://h", "--port", "x"), "--port: 'x'"),
         (("--replica", "http://h", "--strategy", "fastest"), "'fastest'; known are "),

@@ -80,13 +80,14 @@ def test_what_a_replica_held_is_forgotten_when_it_was_started_anew() -> None:
     run(test())
 
 
-def test_events_reach_the_precise_index() -> None:
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "{}"])
+def test_events_reach_the_precise_index(address: str) -> None:
     async def test() -> None:
         context = zmq.asyncio.Context()
         publisher = context.socket(zmq.PUB)
         port = publisher.bind_to_random_port("tcp://127.0.0.1")
         fleet, precise = Fleet(), PreciseIndex()
-        labels = {EVENTS: f"tcp://127.0.0.1:{port}"}
+        labels = {EVENTS: address.format(port)}
         async with replicas() as (a,), learning(fleet, EstimatedIndex(), precise) as learner:
             fleet.update([Replica(name="a", url=a.url, labels=labels)])
             (member,) = fleet.members

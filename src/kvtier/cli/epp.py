@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.pods import pod_flags, pods
 from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
 from kvtier.router import assembly, config, envoy, parts
@@ -43,15 +44,7 @@ Examples:
 )
 @click.option("--endpoint", "endpoints", multiple=True, metavar="URL", help="An endpoint; repeat.")
 @click.option("--endpoints", "listed", type=_FILE, help="YAML of endpoints, re-read on change.")
-@click.option("--pool-name", help="InferencePool whose pods are the endpoints (Kubernetes).")
-@click.option("--pool-namespace", default="default", help="Its namespace.  [default]")
-@click.option(
-    "--pool-group",
-    default="inference.networking.k8s.io",
-    help="Its API group.  [inference.networking.k8s.io]",
-)
-@click.option("--selector", help="Instead of a pool: pods of these labels, as app=vllm,tier=a.")
-@click.option("--target-port", type=_PORT, default=8000, help="Of pods by --selector.  [8000]")
+@pod_flags
 @click.option("--config-file", type=_FILE, help="EndpointPickerConfig, of either generation.")
 @click.option("--config-text", metavar="YAML", help="The same as text.")
 @click.option(
@@ -213,11 +206,9 @@ def _discovery(flags: dict[str, Any]) -> Discovery:
     fixed = distinct(
         [parse_replica(text, "--endpoint") for text in flags["endpoints"]], "--endpoint"
     )
-    in_cluster = flags["pool_name"] or flags["selector"]
-    if in_cluster and (fixed or flags["listed"]):
-        raise InvalidSettings("--pool-name and --selector: endpoints come from Kubernetes alone")
-    if in_cluster:
-        return _pods(flags)
+    in_cluster = pods(flags, (fixed, flags["listed"]))
+    if in_cluster is not None:
+        return in_cluster
     if flags["listed"] is not None:
         return Listed(str(flags["listed"]), fixed)
     if not fixed:
@@ -225,25 +216,6 @@ def _discovery(flags: dict[str, Any]) -> Discovery:
             "no endpoint: give --endpoint, --endpoints, --pool-name or --selector"
         )
     return Fixed(fixed)
-
-
-def _pods(flags: dict[str, Any]) -> Discovery:
-    try:
-        from kvtier.router import kubernetes
-    except ModuleNotFoundError as error:
-        raise InvalidSettings(
-            f"--pool-name and --selector need {error.name}: pip install 'kvtier[kubernetes]'"
-        ) from error
-    selected = None
-    if flags["selector"]:
-        labels = kubernetes.parse_labels(flags["selector"], "--selector")
-        selected = kubernetes.Selected(labels, [flags["target_port"]])
-    return kubernetes.Pods(
-        flags["pool_namespace"],
-        pool=flags["pool_name"],
-        group=flags["pool_group"],
-        selected=selected,
-    )
 
 
 def _configuration(flags: dict[str, Any]) -> config.Configuration:

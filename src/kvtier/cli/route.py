@@ -14,6 +14,7 @@ import click
 from kvtier.errors import InvalidSettings
 
 try:
+    from kvtier.cli.pods import pod_flags, pods
     from kvtier.router import assembly, config, replay
     from kvtier.router.http import keys, options
     from kvtier.router.http.options import Options
@@ -53,6 +54,7 @@ Examples:
   kvtier route --replica http://127.0.0.1:8000 --replica http://127.0.0.1:8001 --port 30080
   kvtier route --replicas replicas.yaml --in-flight 64
   kvtier route --replicas replicas.yaml --profile picker.yaml --explain asked
+  kvtier route --selector app=vllm --pool-namespace llm --host 0.0.0.0
   kvtier route --replica http://127.0.0.1:8000,label=kv-events:tcp://127.0.0.1:5557
   kvtier route replay decisions.jsonl --profile other.yaml
 
@@ -84,6 +86,7 @@ replicas.yaml:
     metavar="[MODEL=]FOLDER",
     help="Compare prompts by these tokens, not by characters.",
 )
+@pod_flags
 @click.option("--config", "file", metavar="FILE", help="YAML file of the settings below.")
 @_setting_flags
 @click.pass_context
@@ -95,7 +98,7 @@ def route(
     strategy: str,
     tokenizers: Sequence[str],
     file: str | None,
-    **flags: str | None,
+    **flags: Any,
 ) -> None:
     """Route OpenAI requests to the replica that has the prefix, in the fastest tier, with room.
 
@@ -105,8 +108,9 @@ def route(
     if context.invoked_subcommand is not None:
         return
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
-    settings = options.load(options.flags_of(flags), file=file)
-    discovery = _discovery(urls, settings)
+    given = {row.name: flags.pop(row.name) for row in options.ROWS}
+    settings = options.load(options.flags_of(given), file=file)
+    discovery = _discovery(urls, settings, pods(flags, (urls, settings.replicas)))
     configuration = config.read_configuration(str(profile) if profile else None)
     for warning in configuration.warnings:
         _log.warning("%s", warning)
@@ -207,13 +211,16 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
         return runner.run(main)
 
 
-def _discovery(urls: Sequence[str], settings: Options) -> Discovery:
+def _discovery(urls: Sequence[str], settings: Options, in_cluster: Discovery | None) -> Discovery:
     fixed = distinct([parse_replica(url, "--replica") for url in urls], "--replica")
+    if in_cluster is not None:
+        return in_cluster
     if settings.replicas is not None:
         return Listed(settings.replicas, fixed)
     if not fixed:
         raise InvalidSettings(
-            "no replica is named: give --replica http://host:8000, or --replicas FILE"
+            "no replica is named: give --replica http://host:8000, --replicas FILE, "
+            "--pool-name or --selector"
         )
     return Fixed(fixed)
 

@@ -2,7 +2,8 @@
 
 Why: choosing reads endpoints and indexes and asks nobody; here is who keeps them up to date, for
 `kvtier route` and `kvtier epp` alike. Where a replica publishes events is said by its labels
-`kv-events` and `kv-events-replay` (`tcp://host:5557`).
+`kv-events` and `kv-events-replay`: an address (`tcp://host:5557`), or a port of the replica's own
+host, since a label of Kubernetes can hold no more.
 
 Invariants: what a replica answers, or fails to, ends nobody's task but its own wait; everything
 that began with a replica ends with it, and its entries in indexes go; after `close` no task,
@@ -124,18 +125,25 @@ class Learner(Listener):
         if self._context is None:
             self._context = zmq.asyncio.Context()
         streams = []
+        events, replay = (_address(member, labels.get(label)) for label in (EVENTS, REPLAY))
+        assert events is not None
         for index in self._precise:
             index.add(name, model)
             sink = ReplicaSink(index, name)
-            streams.append(
-                EventStream(labels[EVENTS], sink, replay=labels.get(REPLAY), context=self._context)
-            )
+            streams.append(EventStream(events, sink, replay=replay, context=self._context))
         try:
             async with asyncio.TaskGroup() as group:
                 for stream in streams:
                     group.create_task(stream.follow())
         except* zmq.ZMQError as errors:
-            _log.warning("replica %s: %s: %s", name, labels[EVENTS], errors.exceptions[0])
+            _log.warning("replica %s: %s: %s", name, events, errors.exceptions[0])
+
+
+def _address(member: Member, text: str | None) -> str | None:
+    """`5557` is a port of the replica."""
+    if text is None or not text.isdecimal():
+        return text
+    return f"tcp://{member.replica.address.rpartition(':')[0]}:{text}"
 
 
 class Engines(Mapping[str, TokenSource]):

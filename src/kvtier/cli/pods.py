@@ -1,0 +1,59 @@
+"""Flags for replicas that Kubernetes knows, the same for every command that follows them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.replicas import Discovery
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_GROUP: Final = "inference.networking.k8s.io"
+_OPTIONS: Final = (
+    click.option("--pool-name", help="InferencePool whose pods are the replicas (Kubernetes)."),
+    click.option("--pool-namespace", default="default", help="Its namespace.  [default]"),
+    click.option("--pool-group", default=_GROUP, help=f"Its API group.  [{_GROUP}]"),
+    click.option("--selector", help="Instead of a pool: pods of these labels, as app=vllm,tier=a."),
+    click.option(
+        "--target-port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        help="Of pods by --selector.  [8000]",
+    ),
+)
+
+
+def pod_flags(command: _Command) -> _Command:
+    """Add them; the command hands what it gets to `pods`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> Discovery | None:
+    """The pods that flags ask for; None where they ask for none.
+
+    `besides`: whatever else names replicas; there must be nothing. Raises InvalidSettings.
+    """
+    if not flags["pool_name"] and not flags["selector"]:
+        return None
+    if any(besides):
+        raise InvalidSettings("--pool-name and --selector: replicas come from Kubernetes alone")
+    try:
+        from kvtier.router import kubernetes
+    except ModuleNotFoundError as error:
+        raise InvalidSettings(
+            f"--pool-name and --selector need {error.name}: pip install 'kvtier[kubernetes]'"
+        ) from error
+    selected = None
+    if flags["selector"]:
+        labels = kubernetes.parse_labels(flags["selector"], "--selector")
+        selected = kubernetes.Selected(labels, [flags["target_port"]])
+    return kubernetes.Pods(
+        flags["pool_namespace"],
+        pool=flags["pool_name"],
+        group=flags["pool_group"],
+        selected=selected,
+    )

@@ -1,0 +1,52 @@
+import click
+import pytest
+from click.testing import CliRunner
+
+from kvtier.cli.pods import pod_flags, pods
+from kvtier.errors import InvalidSettings
+from kvtier.router.replicas import Discovery
+
+GIVEN: dict[str, object] = {
+    "pool_name": None,
+    "pool_namespace": "default",
+    "pool_group": "inference.networking.k8s.io",
+    "selector": None,
+    "target_port": 8000,
+}
+
+
+def test_without_a_pool_or_a_selector_there_are_none() -> None:
+    assert pods(GIVEN) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"pool_name": "p", "selector": "a=b"}, "one of them"),
+        ({"selector": "a"}, "--selector"),
+        ({"pool_name": "p", "pool_group": "g"}, "--pool-group"),
+    ],
+)
+def test_what_cannot_be_followed_is_an_error(given: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidSettings, match=said):
+        pods({**GIVEN, **given})
+
+
+def test_replicas_come_from_one_place() -> None:
+    assert pods(GIVEN, [["http://h"], None]) is None
+    with pytest.raises(InvalidSettings, match="Kubernetes alone"):
+        pods({**GIVEN, "selector": "a=b"}, [(), "replicas.yaml"])
+
+
+def test_a_command_gets_what_pods_needs() -> None:
+    seen: list[Discovery | None] = []
+
+    @click.command()
+    @pod_flags
+    def command(**flags: object) -> None:
+        assert flags == GIVEN
+        seen.append(pods(flags))
+
+    assert CliRunner().invoke(command, []).exit_code == 0
+    assert seen == [None]
+    assert "InferencePool" in CliRunner().invoke(command, ["--help"]).output
