@@ -157,6 +157,25 @@ def test_a_body_over_the_bound_is_413() -> None:
     run(test, Options(max_body_bytes=10))
 
 
+def test_bodies_of_all_streams_together_are_bounded() -> None:
+    async def test(gateway: Gateway) -> None:
+        first = ExternalProcessorStub(gateway.channel).Process()
+        await first.write(request_headers(**DUPLEX))
+        await first.write(request_body(b" " * 60, ends=False))
+        second = [request_headers(**DUPLEX), request_body(b'{"model": "m"}' + b" " * 40)]
+        async with asyncio.timeout(10):
+            while (await gateway.exchange(*second))[0].HasField("request_headers"):
+                await asyncio.sleep(0.001)  # the first has not arrived yet
+        (answer,) = await gateway.exchange(*second)
+        assert answer.immediate_response.status.code == 429
+        first.cancel()
+        async with asyncio.timeout(10):
+            while (await gateway.exchange(*second))[0].HasField("immediate_response"):
+                await asyncio.sleep(0.001)  # until the picker has heard of the end
+
+    run(test, Options(max_held_bytes=100))
+
+
 def test_bugs_and_slowness_are_answered_and_not_waited_for() -> None:
     async def bug(gateway: Gateway) -> None:
         (answer,) = await gateway.exchange(request_headers(ends=True, **DUPLEX), ends=False)

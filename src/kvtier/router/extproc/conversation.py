@@ -89,7 +89,8 @@ class Conversation:
         self._owned: list[str] = []
         self._subset: Sequence[str] | None = None
         self._chunks: list[bytes] = []
-        self._received_bytes = 0
+        self.received_bytes = 0
+        """Of the body, so far."""
         self._body = b""
         self._asked_on = ""
 
@@ -169,8 +170,8 @@ class Conversation:
         if self._state is not _State.BODY:
             raise OutOfTurn("a body before its headers, or after its end")
         part = message.request_body
-        self._received_bytes += len(part.body)
-        if self._received_bytes > self._max_body_bytes:
+        self.received_bytes += len(part.body)
+        if self.received_bytes > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
         self._chunks.append(part.body)
         # A buffered body comes in one message; a partial one is not whole, and all there is.

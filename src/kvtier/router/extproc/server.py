@@ -29,12 +29,13 @@ from kvtier.router.extproc.health import Health
 from kvtier.router.extproc.metering import Meter
 from kvtier.router.extproc.observing import Response, Stay
 from kvtier.router.extproc.picking import Choice, Dropped, Picking, Reason
-from kvtier.router.http.refusals import Refusal, too_slow
+from kvtier.router.http.refusals import Refusal, overloaded, too_slow
 
 _log = logging.getLogger(__name__)
 
 _MESSAGE_ROOM_BYTES: Final = 1 << 20
 """Of a message, for what is around a buffered body."""
+_RETRY_AFTER_S: Final = 1
 _RESPONSES: Final = ("response_headers", "response_body", "response_trailers")
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # a second picker on the port is a mistake, and is told
@@ -63,6 +64,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     body_mode: BodyMode = BodyMode.FULL_DUPLEX
     """Of gateways that do not say how they are configured."""
     max_body_bytes: int = 64 << 20
+    max_held_bytes: int = 1 << 30
+    """Of all bodies that are being received or chosen for."""
     request_timeout_s: float = 60.0
     """For the whole of a request, and its choice."""
     observes: bool = False
@@ -89,6 +92,7 @@ class Picker(ExternalProcessorServicer):
         self._options = options
         self._observer = observer
         self._clock = clock or MonotonicClock()
+        self._held_bytes = 0
 
     async def Process(self, request_iterator: Any, context: Context) -> None:  # noqa: N802
         """One request of a gateway. The name is the service's."""
@@ -133,10 +137,13 @@ class Picker(ExternalProcessorServicer):
         """The request's part of the stream; None where the client got an error, or went away."""
         options = self._options
         conversation = Conversation(options.body_mode, options.max_body_bytes)
+        held_bytes = 0
         try:
             async with asyncio.timeout(options.request_timeout_s):
                 while True:
                     got = conversation.receive(message)
+                    self._hold(conversation.received_bytes - held_bytes)
+                    held_bytes = conversation.received_bytes
                     if isinstance(got, Asked):
                         choice = await self._choose(got)
                         answers = conversation.choose(choice.addresses, body=choice.body)
@@ -152,9 +159,18 @@ class Picker(ExternalProcessorServicer):
             refusal, reason = refused, Reason.INVALID
         except TimeoutError:
             refusal, reason = too_slow("request", options.request_timeout_s), Reason.INVALID
+        finally:
+            self._held_bytes -= held_bytes
         self._meter.dropped(reason)
         await _send(context, conversation.refuse(refusal, reason.value))
         return None
+
+    def _hold(self, size: int) -> None:
+        """Raises Dropped where it is too much."""
+        if self._held_bytes + size > self._options.max_held_bytes:
+            refusal = overloaded("too many bodies at once; try again later", _RETRY_AFTER_S)
+            raise Dropped(refusal, Reason.SATURATED)
+        self._held_bytes += size
 
     async def _choose(self, asked: Asked) -> Choice:
         since_s = self._clock.now_s()
