@@ -208,3 +208,29 @@ def test_streams_are_observed_only_when_asked(tmp_path: Path, envoy: str) -> Non
         assert ask(running.port, BODY, headers).served == wanted
         name = "kvtier_epp_elsewhere_requests_total"
         wait_for("the response's end", lambda: running.counted(name) == 1)
+
+
+@pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED", "FULL_DUPLEX_STREAMED"])
+def test_quick_answers_stay_whole_however_a_gateway_shows_them(scene: Stage, mode: str) -> None:
+    """A replica that answers at once is quicker than the end of the picker's stream."""
+
+    def show(config: dict[str, Any]) -> None:
+        (listener,) = config["static_resources"]["listeners"]
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        shown = manager["http_filters"][0]["typed_config"]["processing_mode"]
+        shown["response_header_mode"] = "SEND"
+        shown["response_body_mode"] = mode
+        shown["response_trailer_mode"] = "SEND" if mode == "FULL_DUPLEX_STREAMED" else "SKIP"
+
+    replicas = [scene.replica()]
+    epp, _ = scene.epp(replicas)
+    port = scene.envoy(epp, replicas, change=show)
+
+    def one(number: int) -> None:
+        body = json.dumps({**BODY, "number": number}).encode()
+        assert ask(port, body).json()["digest"] == hashlib.sha256(body).hexdigest()
+
+    for number in range(50):
+        one(number)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(150)))
