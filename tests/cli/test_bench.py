@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from kvtier.cli.main import kvtier
 
 
-@pytest.mark.parametrize("command", ["micro", "faults", "kill", "ttft", "engine", "demo"])
+@pytest.mark.parametrize("command", ["micro", "faults", "kill", "ttft", "router", "engine", "demo"])
 def test_help_teaches_with_an_example(command: str) -> None:
     result = CliRunner().invoke(kvtier, ["bench", command, "--help"])
     assert result.exit_code == 0

@@ -15,6 +15,8 @@ from kvtier.bench.evict.suite import FILES as EVICT_FILES
 from kvtier.bench.kill.suite import KILLS
 from kvtier.bench.lineup import lineup
 from kvtier.bench.progress import Steps
+from kvtier.bench.router import suite as router_bench
+from kvtier.bench.router.contest import PEER as ROUTER_PEER
 from kvtier.bench.rows import Report, Row, report, write_report
 from kvtier.bench.table import summary_table
 from kvtier.bench.ttft import measure_ttft
@@ -25,6 +27,7 @@ from kvtier.testing.matrix.suite import OPERATIONS
 MODEL = Path(".models/smollm2-135m")
 WORKLOADS = Path("benchmarks/workloads")
 PEERS = Path("benchmarks/peers")
+PROFILES = Path("examples/router")
 SCRATCH = Path("build/bench")
 DEMO = Path(".kvtier-demo")
 
@@ -144,6 +147,70 @@ def evict(json_path: Path | None, seed: int, files: int, scratch: Path) -> None:
     rows = evict_bench.run(json_path, scratch, Console(), files=files, seed=seed)
     if any(row.met is False for row in rows):
         raise click.ClickException("a row of the eviction run is not met")
+
+
+@bench.command(
+    "router",
+    epilog="""\b
+Examples:
+  kvtier bench router --json benchmarks/results/router-today.json
+  kvtier bench router --part sim --seed 2
+""",
+)
+@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(router_bench.PARTS),
+    multiple=True,
+    default=router_bench.PARTS,
+    show_default=True,
+    help="What is measured; repeat for several.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the simulated sessions.")
+@click.option(
+    "--peer",
+    type=_file,
+    default=ROUTER_PEER,
+    show_default=True,
+    help="The field's router; without it, kvtier is measured alone.",
+)
+@click.option(
+    "--envoy",
+    type=_file,
+    default=router_bench.ENVOY,
+    show_default=True,
+    help="Without it, the picker is left out.",
+)
+@click.option("--examples", type=_folder, default=PROFILES, show_default=True)
+@click.option("--scratch", type=_folder, default=SCRATCH, show_default=True, help="Logs.")
+def router(
+    json_path: Path | None,
+    parts: tuple[str, ...],
+    rounds: int,
+    seed: int,
+    peer: Path,
+    envoy: Path,
+    examples: Path,
+    scratch: Path,
+) -> None:
+    """Measure the router: beside another before the same replicas, in parts, and simulated.
+
+    CPU a request, latency and idle streams of `kvtier route`; the picker behind Envoy; the
+    indexes; 64 simulated replicas under every profile. Rounds are interleaved.
+    """
+    router_bench.run(
+        json_path,
+        scratch,
+        Console(),
+        parts=parts,
+        examples=examples,
+        peer=peer,
+        envoy=envoy,
+        rounds=rounds,
+        seed=seed,
+    )
 
 
 @bench.command("engine", epilog=_ENGINE_EXAMPLES)

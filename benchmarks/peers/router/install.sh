@@ -1,0 +1,7 @@
+#!/bin/sh
+# Makes build/peers/router: the environment of the router that `kvtier bench router` measures
+# kvtier route against. From the repository's root. Needs Python 3.11 and a package index.
+set -eu
+mkdir -p build/peers
+python3 -m venv build/peers/router
+build/peers/router/bin/pip install --quiet vllm-router==0.1.17

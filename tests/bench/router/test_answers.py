@@ -1,0 +1,31 @@
+import json
+
+from kvtier.bench.router import answers
+
+
+def body(question: bytes) -> bytes:
+    head, _, found = question.partition(b"\r\n\r\n")
+    assert f"content-length: {len(found)}".encode() in head
+    return found
+
+
+def test_a_question_carries_its_mark_and_two_kilobytes() -> None:
+    found = body(answers.question(7))
+    assert answers.marked(found) == answers.mark(7)
+    assert len(json.loads(found)["prompt"]) == 2048
+    assert "stream" not in json.loads(found)
+    assert json.loads(body(answers.question(7, stream="idle")))["stream"] is True
+
+
+def test_prompts_of_a_group_share_their_beginning_and_no_two_are_alike() -> None:
+    first, other, same = (json.loads(body(answers.question(n)))["prompt"] for n in (1, 2, 17))
+    assert first[:1024] == same[:1024] != other[:1024]
+    assert first[1024:] != same[1024:]
+
+
+def test_an_answer_is_that_of_its_mark() -> None:
+    assert json.loads(answers.whole(answers.mark(1)))["id"].endswith("1")
+    assert answers.whole(answers.mark(1)) != answers.whole(answers.mark(2))
+    stream = answers.streamed(answers.mark(1))
+    assert stream.count(b"data: ") == answers.CHUNKS + 1
+    assert stream.endswith(b"data: [DONE]\n\n")

@@ -1,0 +1,21 @@
+import subprocess
+import sys
+
+_PROGRAM = """
+import asyncio, sys
+from kvtier.bench.router import loop
+async def main():
+    await asyncio.sleep(0)
+    return "done"
+sys.path = [path for path in sys.path if {kept}]
+print(loop.run(main()))
+"""
+
+
+def test_what_is_awaited_comes_back(monkeypatch) -> None:
+    """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    for kept in ("True", "'site-packages' not in path"):
+        command = [sys.executable, "-c", _PROGRAM.format(kept=kept)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert done.stdout == "done\n"

@@ -1,0 +1,70 @@
+"""Everything runs once, small; how fast is for a quiet machine."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kvtier.bench.progress import Steps
+from kvtier.bench.router import contest, proxying
+from kvtier.bench.router.load import Outcome
+from kvtier.bench.router.proxying import CHUNKS, DIRECT, WHOLE, Idle, Sample, idle_rows, rows
+
+
+def sample(cpu_s: float, p50_s: float = 0.01, wrong: int = 0) -> Sample:
+    return Sample(Outcome(requests=1000, wrong=wrong, failed=0, seconds=1, p50_s=p50_s), cpu_s)
+
+
+def test_the_peer_is_the_measure() -> None:
+    samples = {}
+    for pattern in (WHOLE, CHUNKS):
+        samples[pattern, DIRECT] = [sample(0, 0.001)] * 3
+        samples[pattern, contest.DEFAULT] = [
+            sample(0.06, 0.0015),
+            sample(0.3),
+            sample(0.06, 0.0015),
+        ]
+        samples[pattern, contest.PEER_CACHE_AWARE] = [sample(0.05)] * 3
+    found = {row.name: row for row in rows(samples)}
+    cpu = found[f"{contest.DEFAULT}, {WHOLE}: CPU a request"]
+    assert (round(cpu.value), round(cpu.ratio or 0, 2), cpu.met) == (60, 1.2, True)
+    assert found[f"{contest.DEFAULT}, {CHUNKS}: CPU a request"].met is False
+    assert found[f"{contest.PEER_CACHE_AWARE}, {WHOLE}: CPU a request"].met is None
+    added = found[f"{contest.DEFAULT}, {CHUNKS}: added p50"]
+    assert (round(added.value, 2), added.met) == (0.5, True)
+    assert found[f"{contest.DEFAULT}, {WHOLE}: added p50"].target is None
+
+
+def test_a_wrong_answer_is_a_missed_row() -> None:
+    samples = {
+        (pattern, name): [sample(0.1, wrong=name == contest.DEFAULT)]
+        for pattern in (WHOLE, CHUNKS)
+        for name in (DIRECT, contest.DEFAULT)
+    }
+    assert (rows(samples)[-1].value, rows(samples)[-1].met) == (2, False)
+
+
+def test_streams_that_were_never_heard_are_errors() -> None:
+    held = Outcome(requests=90, wrong=0, failed=0, seconds=1)
+    errors, memory = idle_rows({contest.DEFAULT: Idle(held, 100, 900_000)})
+    assert (errors.value, errors.met) == (10, False)
+    assert (memory.value, memory.met) == (10_000, True)
+
+
+def test_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    monkeypatch.setattr(proxying, "_PRIME_S", 0.05)
+    found, details = proxying.measure_proxying(
+        tmp_path,
+        Steps(Console(quiet=True), 2),
+        peer=tmp_path / "none",
+        rounds=1,
+        seconds=0.1,
+        streams=20,
+    )
+    judged = {row.name: row for row in found}
+    wrong = judged["answers that failed, or differed by a byte, through kvtier route"]
+    assert wrong.met, wrong
+    assert judged[f"{contest.DEFAULT}, 20 idle streams: errors"].met
+    assert len(details["rounds"]) == 6

@@ -1,0 +1,33 @@
+"""The real replica and the real load, processes of their own on loopback."""
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from kvtier.bench.router import contest, replica
+from kvtier.bench.router.contest import Load
+from kvtier.bench.router.load import Order
+
+
+def test_length_of_a_body() -> None:
+    assert replica.content_length(b"GET / HTTP/1.1\r\nContent-Length: 12\r\nhost: x") == 12
+    assert replica.content_length(b"GET / HTTP/1.1") == 0
+
+
+def test_every_kind_is_answered_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(__import__("sys").path))
+    with contest.replicas(2) as ports:
+        for kind in ("whole", "chunks"):
+            with Load(Order(port=ports[1], kind=kind, clients=2, seconds=0.05)) as load:
+                outcome = load.hear()
+            assert outcome.requests >= 2, outcome
+            assert (outcome.wrong, outcome.failed) == (0, 0), outcome
+        with Load(Order(port=ports[0], kind="idle", clients=20)) as load:
+            assert load.hear().requests == 20
+            load.go_on()
+            assert load.hear().failed == 0
+        url = f"http://127.0.0.1:{ports[0]}"
+        assert b"num_requests_running" in urllib.request.urlopen(f"{url}/metrics").read()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/nothing")

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kvtier.bench.progress import Steps
+from kvtier.bench.router.sim import Result, Simulation, measure_sim, sim_rows
+from kvtier.bench.router.simpolicies import policies
+from kvtier.bench.router.simtrace import Shape, Words, make_sessions
+
+EXAMPLES = Path("examples/router")
+SHAPE = Shape(sessions=40, groups=4, arrivals_s=10.0)
+QUIET = Steps(Console(quiet=True), 1)
+
+
+def result(name: str, seed: int = 1) -> Result:
+    sessions = list(make_sessions(SHAPE, seed))
+    return Simulation(policies(EXAMPLES)[name], sessions, Words(), 4).run()
+
+
+def test_every_request_is_served_once_and_the_same_seed_gives_the_same() -> None:
+    turns = [turn for one in make_sessions(SHAPE, 1) for turn in one.turns]
+    served = result("round-robin")
+    assert len(served.ttft_s) == len(turns)
+    assert served.prompt_tokens == sum(turn.tokens for turn in turns)
+    assert served == result("round-robin")
+    assert served != result("round-robin", seed=2)
+
+
+@pytest.mark.parametrize("name", ["session-affinity", "prefix-cache", "expected-ttft"])
+def test_a_session_that_comes_back_is_sent_to_its_prefix(name: str) -> None:
+    found, spread = result(name), result("round-robin")
+    hits = found.device_tokens + found.ram_tokens
+    assert hits > 1.2 * (spread.device_tokens + spread.ram_tokens)
+    assert found.mean_s < spread.mean_s
+
+
+def test_expected_ttft_has_to_beat_every_other() -> None:
+    results = {
+        "round-robin": Result([1.0, 2.0], 10, 1, 2),
+        "expected-ttft": Result([0.5, 3.0], 10, 1, 2),
+    }
+    found = {row.name: row for row in sim_rows(results)}
+    mean = found["simulated, expected-ttft: mean time to first token"]
+    assert (mean.ratio, mean.met) == (pytest.approx(1750 / 1500), False)
+    assert found["simulated, round-robin: p99 time to first token"].target is None
+    assert "device 10.0%, RAM 20.0%" in mean.note
+
+
+def test_all_in_one_table() -> None:
+    rows, details, table = measure_sim(EXAMPLES, QUIET, shape=SHAPE, replicas=4)
+    assert table.row_count == len(policies(EXAMPLES))
+    assert len(rows) == 2 * table.row_count
+    assert (details["seed"], details["replicas"]) == (1, 4)

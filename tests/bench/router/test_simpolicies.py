@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+
+from kvtier.bench.router.simpolicies import policies
+from kvtier.bench.router.simreplica import Rates, Replica
+from kvtier.errors import InvalidSettings
+from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.router.base import Request
+
+EXAMPLES = Path("examples/router")
+
+
+@pytest.mark.parametrize("name", list(policies(EXAMPLES)))
+def test_every_policy_chooses(name: str) -> None:
+    endpoints = [Replica(one, Rates()).endpoint for one in ("a", "b")]
+    profile = policies(EXAMPLES)[name](endpoints)
+    request = Request(request_id="1", model="m", prompt=TokenPrompt(range(500), "m"))
+    decision = profile.decide(request, endpoints, 0.0)
+    assert decision.chosen[0].endpoint in endpoints
+    profile.routed(request, decision, decision.chosen[0])
+
+
+def test_indexes_have_the_sizes_that_replicas_tell() -> None:
+    small = Rates(device_tokens=160, ram_tokens=320)
+    endpoints = [Replica(one, small).endpoint for one in ("a", "b")]
+    profile = policies(EXAMPLES)["expected-ttft"](endpoints)
+    request = Request(request_id="1", model="m", prompt=TokenPrompt(range(1000), "m"))
+    first = profile.decide(request, endpoints, 0.0)
+    profile.routed(request, first, first.chosen[0])
+    again = profile.decide(request, endpoints, 0.0)
+    held = {
+        candidate.endpoint.name: match.tokens
+        for candidate in again.candidates
+        for match in candidate.matches.values()
+    }
+    assert held[first.chosen[0].endpoint.name] == {"device": 160, "ram": 320}
+
+
+def test_examples_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises((InvalidSettings, OSError)):
+        policies(tmp_path)

@@ -1,0 +1,78 @@
+import pytest
+
+from kvtier.bench.router.simreplica import Holding, Job, Rates, Replica
+from kvtier.bench.router.simtrace import Turn
+
+RATES = Rates(
+    device_tokens=3000,
+    ram_tokens=10_000,
+    prefill_tokens_per_s=1000.0,
+    load_tokens_per_s=10_000.0,
+    step_s=0.01,
+    chunk_tokens=100_000,
+)
+
+
+def turn(session: int, system: int = 1000, own: int = 1000, answer: int = 10) -> Turn:
+    return Turn(((0,), (0, session, 0)), (system, own), answer, 1.0)
+
+
+def job(session: int, **sizes: int) -> Job:
+    return Job(session, turn(session, **sizes), 0.0, 0)
+
+
+def test_the_end_of_a_prefix_leaves_first() -> None:
+    holding = Holding(2500)
+    holding.hold(turn(1), (1000, 1010))
+    assert holding.prefix(turn(1)) == 2000
+    assert holding.prefix(turn(2)) == 1000
+    holding.hold(turn(2), (1000, 1010))
+    assert (holding.prefix(turn(1)), holding.prefix(turn(2))) == (1000, 2000)
+    holding.shrink(1500)
+    assert holding.prefix(turn(2)) == 1000
+
+
+def test_what_is_held_is_not_computed() -> None:
+    replica = Replica("a", RATES)
+    first = job(1)
+    replica.waiting.append(first)
+    started = replica.start(0.0)
+    assert started is not None
+    assert started.first_s == pytest.approx(2.01)  # 2,000 tokens and a step
+    assert started.done_s == pytest.approx(2.11)
+    replica.prefilling = False
+    replica.finish(first)
+    # Another fills the device; the first is in RAM only, but for the system prompt.
+    second = job(2)
+    replica.waiting.append(second)
+    started = replica.start(10.0)
+    assert started is not None
+    assert (started.device_tokens, started.ram_tokens) == (1000, 0)
+    replica.prefilling = False
+    replica.finish(second)
+    replica.waiting.append(first)
+    started = replica.start(20.0)
+    assert started is not None
+    assert (started.device_tokens, started.ram_tokens) == (1000, 1000)
+    assert started.first_s == pytest.approx(20.11)  # loaded, and a step
+
+
+def test_one_prefill_at_a_time_and_only_what_fits() -> None:
+    replica = Replica("a", RATES)
+    first, second = job(1), job(2)
+    replica.waiting.extend((first, second))
+    assert replica.start(0.0) is not None
+    assert replica.start(0.0) is None
+    replica.prefilling = False
+    assert replica.start(1.0) is None  # 2,010 of 3,000 tokens are taken
+    replica.report(1.0)
+    load = replica.endpoint.load
+    assert (load.waiting, load.running, load.kv_usage) == (1, 1, pytest.approx(0.67))
+    replica.finish(first)
+    assert replica.start(2.0) is not None
+
+
+def test_a_prompt_too_long_for_the_device_runs_alone() -> None:
+    replica = Replica("a", RATES)
+    replica.waiting.append(job(1, own=5000))
+    assert replica.start(0.0) is not None

@@ -1,0 +1,35 @@
+from itertools import pairwise
+
+from kvtier.bench.router.simtrace import Shape, Words, make_sessions
+
+SHAPE = Shape(sessions=20, groups=3)
+
+
+def test_a_turn_goes_on_from_the_one_before() -> None:
+    words = Words()
+    for session in make_sessions(SHAPE, 1):
+        assert SHAPE.turns[0] <= len(session.turns) <= SHAPE.turns[1]
+        for number, (before, after) in enumerate(pairwise(session.turns)):
+            assert len(before.segments) == number + 2
+            assert after.segments[: len(before.segments)] == before.segments
+            # Its answer is in the next prompt.
+            grown = before.sizes[-1] + before.answer_tokens
+            assert after.sizes[: len(before.sizes)] == (*before.sizes[:-1], grown)
+            prompt = words.prompt(before)
+            assert len(prompt) == before.tokens
+            assert (words.prompt(after)[: before.tokens] == prompt).all()
+
+
+def test_the_same_seed_makes_the_same_trace() -> None:
+    assert list(make_sessions(SHAPE, 1)) == list(make_sessions(SHAPE, 1))
+    assert list(make_sessions(SHAPE, 1)) != list(make_sessions(SHAPE, 2))
+
+
+def test_sessions_share_nothing_but_their_system_prompt() -> None:
+    words = Words()
+    first, *others = (session.turns[0] for session in make_sessions(SHAPE, 1))
+    for other in others:
+        alike = words.prompt(first)[:5000] == words.prompt(other)[:5000]
+        same_group = first.segments[0] == other.segments[0]
+        assert alike[:4000].all() == same_group
+        assert alike[4000:].mean() < 0.01

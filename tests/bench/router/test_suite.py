@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kvtier.bench.router import sim, suite
+from kvtier.bench.router.simtrace import Shape
+from kvtier.bench.rows import read_report
+
+
+def test_parts_come_into_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sim, "Shape", lambda: Shape(sessions=10))
+    path = tmp_path / "router.json"
+    rows = suite.run(
+        path,
+        tmp_path,
+        Console(quiet=True),
+        parts=(suite.EPP, suite.SIM),
+        examples=Path("examples/router"),
+        envoy=tmp_path / "none",
+    )
+    told = read_report(path)
+    assert (told.kind, told.rows) == ("router", rows)
+    assert rows
+    assert told.details["sim"]["shape"]["sessions"] == 10
