@@ -111,6 +111,19 @@ def test_the_first_load_is_measured_though_its_seconds_were_not_told_before(tier
     assert rates == [0, 0, 4000, 4000]
 
 
+def test_short_prefills_do_not_make_a_replica_look_slow() -> None:
+    reader = LoadReader()
+    rates = []
+    for tokens, count, seconds in ((0, 0, 0), (4000, 2, 2), (4100, 4, 3), (8100, 5, 5)):
+        text = (
+            f"vllm:request_prefill_kv_computed_tokens_sum {tokens}\n"
+            f"vllm:request_prefill_kv_computed_tokens_count {count}\n"
+            f"vllm:request_prefill_time_seconds_sum {seconds}\n"
+        )
+        rates.append(read(text, reader).prefill_tokens_per_s)
+    assert rates == [0, 2000, 2000, 2000]
+
+
 def test_another_process_is_noticed() -> None:
     reader = LoadReader()
     noticed = []

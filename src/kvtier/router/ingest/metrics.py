@@ -45,7 +45,10 @@ _HIT_TOKENS: Final = f"{HIT_TOKENS.name}_total"
 _TRANSFER_S: Final = f"{TRANSFER_SECONDS.name}_sum"
 _LOAD_S: Final = "vllm:kv_offload_load_time_total"
 _PREFILL_TOKENS: Final = "vllm:request_prefill_kv_computed_tokens_sum"
+_PREFILL_COUNT: Final = "vllm:request_prefill_kv_computed_tokens_count"
 _PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
+_PREFILL_MIN: Final = 256
+"""Tokens a request: who computes less, because it found the rest, measures what a step costs."""
 _STARTED_S: Final = "process_start_time_seconds"
 
 
@@ -83,12 +86,15 @@ class _Rate:
         self._last: tuple[float, float] | None = None
         self._amount = self._seconds = 0.0
 
-    def update(self, amount: float | None, seconds: float | None) -> float:
-        """Counters as they stand now; 0 while nothing has been measured."""
+    def update(self, amount: float | None, seconds: float | None, *, least: float = 0.0) -> float:
+        """Counters as they stand now; 0 while nothing has been measured.
+
+        An interval of less than `least` says nothing.
+        """
         if amount is not None and seconds is not None:
             last = self._last or (amount, seconds)
             more, longer = amount - last[0], seconds - last[1]
-            if more > 0 and longer > 0:
+            if more > 0 and longer > 0 and more >= least:
                 self._amount = self._amount * _KEPT + more
                 self._seconds = self._seconds * _KEPT + longer
             # Replicas do not report both at the same moment: an interval lasts until both have
@@ -111,10 +117,11 @@ class LoadReader:
                 *(name for name, _ in self._selectors.values()),
                 *_CONFIGS,
                 *(_LORA, _CAPACITY, _HIT_TOKENS, _TRANSFER_S, _LOAD_S),
-                *(_PREFILL_TOKENS, _PREFILL_S, _STARTED_S),
+                *(_PREFILL_TOKENS, _PREFILL_COUNT, _PREFILL_S, _STARTED_S),
             }
         )
         self._prefill = _Rate()
+        self._prefills = 0.0
         self._started_s: float | None = None
         self._loads: dict[str, _Rate] = {}
         self.bad_values = 0
@@ -136,13 +143,20 @@ class LoadReader:
             block_tokens=block_tokens,
             tiers=self._tiers(found, device_tokens),
             adapters=_adapters(found),
-            prefill_tokens_per_s=self._prefill.update(
-                found.total(_PREFILL_TOKENS), found.total(_PREFILL_S)
-            ),
+            prefill_tokens_per_s=self._prefill_rate(found),
             updated_s=now_s,
         )
 
     # -- parts -----------------------------------------------------------------------------
+
+    def _prefill_rate(self, found: Exposition) -> float:
+        count = found.total(_PREFILL_COUNT) or 0.0
+        prefills, self._prefills = max(0.0, count - self._prefills), count
+        return self._prefill.update(
+            found.total(_PREFILL_TOKENS),
+            found.total(_PREFILL_S),
+            least=prefills * _PREFILL_MIN,
+        )
 
     def _note_start(self, started_s: float | None) -> None:
         if started_s is None:
