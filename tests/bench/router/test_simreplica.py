@@ -76,3 +76,12 @@ def test_a_prompt_too_long_for_the_device_runs_alone() -> None:
     replica = Replica("a", RATES)
     replica.waiting.append(job(1, own=5000))
     assert replica.start(0.0) is not None
+
+
+def test_the_next_prefill_waits_for_the_one_before() -> None:
+    replica = Replica("a", RATES)
+    replica.waiting.extend((job(1, own=100), job(2, own=100)))
+    assert replica.start(0.0) is not None
+    assert replica.start(0.0) is None
+    replica.prefilling = False
+    assert replica.start(1.0) is not None
