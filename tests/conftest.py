@@ -5,6 +5,7 @@ listings, about 0.1 ms. Tests that start an engine are left out; an engine keeps
 """
 
 import gc
+import logging
 import os
 import sys
 import threading
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# gRPC makes descriptors anew in every process that forks; tests fork, and count descriptors.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # `ci` gives every run the same examples; `explore` looks for new ones:
 # HYPOTHESIS_PROFILE=explore make test
@@ -76,6 +80,17 @@ def leftovers(
         *(f"descriptor {target}" for target in opened),
         *(f"/dev/shm/{name}" for name in sorted(shared_memory_files() - shared)),
     ]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Commands set up the process's logging; the next test's is its own."""
+    loggers = [logging.getLogger(), logging.getLogger("kvtier")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

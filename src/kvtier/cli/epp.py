@@ -227,7 +227,10 @@ def _configuration(flags: dict[str, Any]) -> config.Configuration:
     return config.read_configuration(None if path is None else str(path))
 
 
-@epp.command("envoy-config")
+@epp.command(
+    "envoy-config",
+    epilog="\b\nExample:\n  kvtier epp envoy-config --endpoint 127.0.0.1:8000 > envoy.yaml",
+)
 @click.option("--listen", default="127.0.0.1:8080", help="Where clients come.  [127.0.0.1:8080]")
 @click.option("--picker", default="127.0.0.1:9002", help="kvtier epp.  [127.0.0.1:9002]")
 @click.option("--endpoint", "endpoints", multiple=True, required=True, help="A replica; repeat.")

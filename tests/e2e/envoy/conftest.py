@@ -10,7 +10,9 @@ from tests.e2e.envoy.servers import Stage, envoy_program, stage
 def envoy() -> str:
     found = envoy_program()
     if found is None:
-        pytest.skip("Envoy is not installed: `make build/envoy/bin/envoy` does it, or set KVTIER_ENVOY")
+        pytest.skip(
+            "Envoy is not installed: `make build/envoy/bin/envoy` does it, or set KVTIER_ENVOY"
+        )
     return found
 
 
