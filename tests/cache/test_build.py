@@ -5,7 +5,6 @@ import msgspec
 import pytest
 
 from kvtier.admission.always import Always
-from kvtier.blocks.events import Change
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache import build
 from kvtier.cache.build import adopt, blocks_a_file, build_cache
@@ -131,22 +130,6 @@ def test_adopted_chains_leave_leaf_first() -> None:
     assert adopt(residency, 1, tier) == 6
     residency.check()
     assert residency.make_room(1, 4) == [first[2], first[1], first[0], second[2]]
-    residency.arena.close()
-
-
-def test_adopted_blocks_are_announced_once_when_their_tokens_are_known() -> None:
-    tier = memory_tier()
-    keys = chain(3)
-    write(tier, keys, parents(keys))
-    residency = make_residency(4, [tier])
-    adopt(residency, 1, tier)
-    assert residency.events == []
-    rows = [residency.index.rows[each] for each in keys]
-    residency.tell(rows[:2])
-    residency.tell(rows)
-    told = [(event.change, event.tier, event.keys) for event in residency.events]
-    name = residency.names[1]
-    assert told == [(Change.STORED, name, tuple(keys[:2])), (Change.STORED, name, (keys[2],))]
     residency.arena.close()
 
 

@@ -377,11 +377,5 @@ def test_a_replica_that_dies_is_done_without_and_comes_back_empty(
         wait_for(is_back, 60, lambda: "the replica that is back gets nothing")
         assert answers[-1].best("a") == 0
         assert answers[-1].home == "b"
-        # Its disk has outlived it: what is there is told with the first use.
-        replicas["a"].ask(chats[kind])
-        time.sleep(SETTLE_S)
-        if kind == "precise":
-            replicas["a"].push_down("disk")
-            assert router.ask(chats[kind]).holds["a"]["disk"] >= 2 * BLOCK
         again = router.one_on_each()["a"]
         assert router.decided(again).home == "a"

@@ -116,7 +116,6 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
                 residency.enter(chain, number)
                 chain = {}
             chain[row] = None
-            residency.untold.add(row)
             last = row
         residency.enter(chain, number)
         cursor = page.cursor

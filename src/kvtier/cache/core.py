@@ -207,8 +207,6 @@ class TieredCache:
             counters[self._promotion.origin(request, key)].hit_blocks += 1
         counters[RAM].read_blocks += len(rows)
         self._residency.touch(rows)
-        if self._residency.untold:
-            self._residency.tell(rows)
         self._promotion.forget(request)
         load = Load(list(keys), slots, rows)
         self._loads.add(load)

@@ -36,8 +36,6 @@ class Residency:
         self.policies = policies
         self.resident = [0] * len(policies)
         self.events: list[BlockEvent] = []
-        self.untold: set[int] = set()
-        """Rows that were there before any event; see `tell`."""
         self.counters = CacheCounters([TierCounters() for _ in policies])
         self._suffixes = tuple(group_suffixes) if len(group_suffixes) > 1 else ()
         self._evictable = [self.index.evictable(tier) for tier in range(len(policies))]
@@ -143,18 +141,6 @@ class Residency:
             for row in reversed(rows):
                 if held[row] & bit:
                     access(row)
-
-    def tell(self, rows: Sequence[int]) -> None:
-        """Announce those of `rows`, in prefix order, that were here when the cache was opened.
-
-        An event of a block needs its tokens, which the engine knows once a request has them.
-        """
-        found = [row for row in rows if row in self.untold]
-        self.untold.difference_update(found)
-        keys, held = self.index.keys, self.index.held
-        for tier in range(len(self.policies)):
-            there = [key for row in found if held[row] >> tier & 1 and (key := keys[row])]
-            self.announce(Change.STORED, tier, there)
 
     def announce(self, change: Change, tier: int, keys: Sequence[BlockKey]) -> None:
         """Note an event; the driver takes them."""
