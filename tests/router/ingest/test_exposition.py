@@ -42,3 +42,8 @@ def test_what_is_no_number_is_left_out_and_counted() -> None:
 @given(st.text(alphabet='x{}="\\,ab \n1.e', max_size=60))
 def test_no_text_makes_it_raise(text) -> None:
     read(text, {"x", "", "a"})
+
+
+def test_numbers_beyond_all_sums_are_no_number() -> None:
+    text = "a 1.7e308\na 1.7e308\n"
+    assert read(text, {"a"}).total("a") is None

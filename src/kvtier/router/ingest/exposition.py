@@ -34,11 +34,14 @@ class Exposition(NamedTuple):
         return self.samples.get(name, [])
 
     def total(self, *names: str) -> float | None:
-        """The sum over the series of the first of these names that there is."""
+        """The sum over the series of the first of these names that there is; finite."""
         for name in names:
             found = self.samples.get(name)
             if found:
-                return math.fsum(sample.value for sample in found)
+                try:
+                    return math.fsum(sample.value for sample in found)
+                except OverflowError:  # whoever reports such numbers reports nothing
+                    return None
         return None
 
 
