@@ -52,7 +52,7 @@ def test_all_that_the_document_and_the_field_name_are_there() -> None:
 def test_every_part_has_parameters_with_defaults() -> None:
     for name in parts.known():
         _, plugin = parts.find(name) or (None, None)
-        parts.parameters_of(plugin)()
+        assert isinstance(parts.parameters_of(plugin)(), parts.Parameters), name
 
 
 def test_the_nearest_name_or_all() -> None:

@@ -69,9 +69,9 @@ def test_the_state_of_a_replica() -> None:
 
 def test_who_has_left_leaves_no_series() -> None:
     fleet, meter = meter_of("a", "b")
+    fleet.listen(meter)
     meter.sent("a")
     fleet.update([fleet.members[1].replica])
-    meter.forget("a")
     assert 'replica="a"' not in meter.render().decode()
     fleet.update([Replica(name="a", url="http://a:1")])
     assert exposed(meter)['kvtier_route_sent_requests_total{replica="a"}'] == 0

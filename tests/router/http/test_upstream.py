@@ -2,7 +2,8 @@ import aiohttp
 import pytest
 from multidict import CIMultiDict
 
-from kvtier.router.http.upstream import Upstream
+from kvtier.router.fleet import Fleet
+from kvtier.router.http.upstream import Upstream, Upstreams
 from kvtier.router.replicas import parse_replica
 from tests.router.http.routers import run
 from tests.router.replicas import replicas
@@ -42,5 +43,24 @@ def test_who_is_not_there_is_an_error() -> None:
         with pytest.raises(aiohttp.ClientConnectorError):
             await upstream.send("GET", "/", CIMultiDict(), None)
         await upstream.close()
+
+    run(test())
+
+
+def test_each_member_has_connections_until_it_has_left() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            fleet, upstreams = Fleet(), Upstreams(1.0)
+            fleet.listen(upstreams)
+            fleet.update([parse_replica(a.url, "test")])
+            endpoint = fleet.members[0].endpoint
+            upstream = upstreams(endpoint)
+            await (await upstream.send("GET", "/", CIMultiDict(), None)).read()
+            fleet.update([])
+            await upstreams.close()
+            with pytest.raises(KeyError):
+                upstreams(endpoint)
+            with pytest.raises(RuntimeError, match="closed"):
+                await upstream.send("GET", "/", CIMultiDict(), None)
 
     run(test())

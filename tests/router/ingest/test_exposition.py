@@ -1,3 +1,5 @@
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +43,9 @@ def test_what_is_no_number_is_left_out_and_counted() -> None:
 
 @given(st.text(alphabet='x{}="\\,ab \n1.e', max_size=60))
 def test_no_text_makes_it_raise(text) -> None:
-    read(text, {"x", "", "a"})
+    found = read(text, {"x", "", "a"})
+    assert found.bad_lines <= text.count("\n") + 1
+    assert all(math.isfinite(sample.value) for name in "xa" for sample in found.of(name))
 
 
 def test_numbers_beyond_all_sums_are_no_number() -> None:

@@ -11,12 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from kvtier.bench.evict.pattern import History, Numbers
+from kvtier.bench.micro import parts
 from kvtier.blocks.checksum import Xxh3
-from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
+from kvtier.blocks.key import BlockKey
 from kvtier.clock import wall_s
 from kvtier.errors import Corrupt
 from kvtier.tiers.base import Buffer
@@ -27,24 +29,8 @@ from kvtier.tiers.shared.posix import PosixStore
 
 FILE_BYTES: Final = 2 * PAGE_BYTES
 """A page of header and one of payload."""
-SPACE: Final = KeySpace(
-    engine="bench",
-    model="bench",
-    revision="",
-    weights="",
-    dtype="uint8",
-    layout="",
-    block_bytes=PAGE_BYTES,
-    blocks_per_chunk=1,
-    tokens_per_hash=16,
-    groups=(GroupShape(tokens_per_block=16, layers=""),),
-    world_size=1,
-    tp_size=1,
-    pp_size=1,
-    hash_algorithm="sha256",
-    hash_seed="",
-    isa="",
-)
+SPACE: Final = msgspec.structs.replace(parts.SPACE, model="bench", block_bytes=PAGE_BYTES)
+"""The benchmarks' own, with the size that a check of the files compares."""
 _TOLD_EVERY: Final = 50_000
 
 

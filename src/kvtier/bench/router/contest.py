@@ -31,7 +31,7 @@ PEER_KV_AWARE: Final = "vllm-router, kv_aware"
 PEER: Final = Path("build/peers/router/bin/vllm-router")
 """Made by benchmarks/peers/router/install.sh."""
 
-_START_S: Final = 30.0
+_START_S: Final = 120.0
 _GRACE_S: Final = 5.0
 _CORES: Final = sorted(os.sched_getaffinity(0))
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

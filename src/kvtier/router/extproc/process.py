@@ -19,10 +19,10 @@ from kvtier.router.base import Endpoint
 from kvtier.router.extproc import certificates, metering, picking, server
 from kvtier.router.extproc.health import Health
 from kvtier.router.extproc.observing import Stay
-from kvtier.router.fleet import Fleet, Listener, Member
+from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
 from kvtier.router.http.choosing import Chooser, Prompts
-from kvtier.router.http.upstream import Upstream
+from kvtier.router.http.upstream import Upstreams
 from kvtier.router.replicas import Discovery
 
 _log = logging.getLogger(__name__)
@@ -59,29 +59,6 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     listeners: Sequence[Listener] = ()
 
 
-class _Connections(Listener):
-    """One to each member, for health checks."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._of: dict[Endpoint, Upstream] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-
-    def __call__(self, endpoint: Endpoint) -> Upstream:
-        return self._of[endpoint]
-
-    def joined(self, member: Member) -> None:
-        self._of[member.endpoint] = Upstream(member.replica, self._timeout_s, None)
-
-    def left(self, member: Member) -> None:
-        task = asyncio.create_task(self._of.pop(member.endpoint).close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        await asyncio.gather(*self._closing, *(one.close() for one in self._of.values()))
-
-
 class Process:
     """`start` and `close` run on one event loop."""
 
@@ -92,7 +69,7 @@ class Process:
         clock = clock or MonotonicClock()
         self._credentials = _credentials(options)
         self.fleet = Fleet()
-        self._connections = _Connections(options.check_timeout_s)
+        self._connections = Upstreams(options.check_timeout_s)
         for listener in (self._connections, *wiring.listeners):
             self.fleet.listen(listener)
         self._prober = Prober(

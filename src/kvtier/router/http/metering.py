@@ -17,7 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from kvtier import metrics
-from kvtier.router.fleet import Fleet, Health, Member
+from kvtier.router.fleet import Fleet, Health, Listener, Member
 from kvtier.router.histogram import Histogram
 
 
@@ -38,7 +38,7 @@ class Outcome(enum.Enum):
     """The client went away."""
 
 
-class Meter(Collector):
+class Meter(Collector, Listener):
     """Sums. Belongs to the event loop's thread, scrapes too."""
 
     def __init__(self, fleet: Fleet, waiting: Callable[[], int]) -> None:
@@ -62,9 +62,9 @@ class Meter(Collector):
         """One more request went to the replica."""
         self._sent[replica] = self._sent.get(replica, 0) + 1
 
-    def forget(self, replica: str) -> None:
-        """It is gone: its series end, so that their number stays that of the fleet."""
-        self._sent.pop(replica, None)
+    def left(self, member: Member) -> None:
+        """See Listener: its series end, so that their number stays that of the fleet."""
+        self._sent.pop(member.replica.name, None)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

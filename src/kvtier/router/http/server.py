@@ -13,8 +13,7 @@ import msgspec
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
-from kvtier.router.base import Endpoint
-from kvtier.router.fleet import Fleet, Listener, Member
+from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
 from kvtier.router.http.choosing import Choices, Prompts
 from kvtier.router.http.connection import Front
@@ -24,7 +23,7 @@ from kvtier.router.http.keys import Keys
 from kvtier.router.http.metering import Meter
 from kvtier.router.http.options import Options
 from kvtier.router.http.proxy import Proxy
-from kvtier.router.http.upstream import Upstream
+from kvtier.router.http.upstream import Upstreams
 from kvtier.router.http.waiting import Waiting
 from kvtier.router.replicas import Discovery
 
@@ -50,33 +49,6 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     """Hear of replicas that come and go; those that learn about replicas."""
 
 
-class _Upstreams(Listener):
-    """Connections of each member, from its joining until it has left."""
-
-    def __init__(self, options: Options, meter: Meter) -> None:
-        self._options = options
-        self._meter = meter
-        self._tls = _replica_tls(options)
-        self._of: dict[Endpoint, Upstream] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-
-    def __call__(self, endpoint: Endpoint) -> Upstream:
-        return self._of[endpoint]
-
-    def joined(self, member: Member) -> None:
-        timeout_s = self._options.connect_timeout
-        self._of[member.endpoint] = Upstream(member.replica, timeout_s, self._tls)
-
-    def left(self, member: Member) -> None:
-        self._meter.forget(member.replica.name)
-        task = asyncio.create_task(self._of.pop(member.endpoint).close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        await asyncio.gather(*self._closing, *(upstream.close() for upstream in self._of.values()))
-
-
 class Router:
     """One router. `start` and `close` run on the same event loop."""
 
@@ -88,10 +60,9 @@ class Router:
         self.fleet = Fleet()
         waiting = Waiting(self.fleet, options.in_flight, options.queue, options.queue_timeout)
         meter = Meter(self.fleet, lambda: len(waiting))
-        self._upstreams = _Upstreams(options, meter)
+        self._upstreams = Upstreams(options.connect_timeout, _replica_tls(options))
         self._tls = _server_tls(options)
-        self.fleet.listen(self._upstreams)
-        for listener in wiring.listeners:
+        for listener in (self._upstreams, meter, *wiring.listeners):
             self.fleet.listen(listener)
         self._prober = Prober(
             self.fleet,
