@@ -5,10 +5,10 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Match
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.base import Load, Tier
+from kvtier.router.base import Endpoint, Load, Tier
 from kvtier.router.config import parse_configuration
 from kvtier.router.profile import build
-from kvtier.router.record import Record, line, read_records, record
+from kvtier.router.record import Choice, Record, line, read_records, record
 from tests.router.cases import FakeIndex, Words, endpoint, request
 
 TEXT = """\
@@ -107,3 +107,7 @@ def test_anything_else_in_a_file_is_refused_with_its_line(tmp_path: Path, text: 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="absent cannot be read: No such file"):
         list(read_records(str(tmp_path / "absent")))
+
+
+def test_nothing_of_an_endpoint_is_left_out() -> None:
+    assert set(Endpoint.__struct_fields__) < set(Choice.__struct_fields__)

@@ -29,7 +29,7 @@ class Held(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An endpoint at the time."""
+    """An endpoint at the time: every field that `Endpoint` has, and what was made of it."""
 
     name: str
     address: str
@@ -51,16 +51,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def endpoint(self) -> Endpoint:
         """As it was."""
-        return Endpoint(
-            name=self.name,
-            address=self.address,
-            models=self.models,
-            labels=self.labels,
-            load=self.load,
-            in_flight=self.in_flight,
-            in_flight_tokens=self.in_flight_tokens,
-            pending_tokens=self.pending_tokens,
-        )
+        return Endpoint(**{name: getattr(self, name) for name in Endpoint.__struct_fields__})
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -96,14 +87,7 @@ def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
         place = places.get(id(candidate))
         choices.append(
             Choice(
-                name=endpoint.name,
-                address=endpoint.address,
-                models=endpoint.models,
-                labels=endpoint.labels,
-                load=endpoint.load,
-                in_flight=endpoint.in_flight,
-                in_flight_tokens=endpoint.in_flight_tokens,
-                pending_tokens=endpoint.pending_tokens,
+                **{name: getattr(endpoint, name) for name in Endpoint.__struct_fields__},
                 held={
                     index: Held(
                         {tier: tokens for tier, tokens in match.tokens.items() if tokens},
