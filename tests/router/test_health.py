@@ -7,9 +7,9 @@ from kvtier.clock import MonotonicClock
 from kvtier.router.base import Endpoint
 from kvtier.router.fleet import Fleet, Health, Listener, Member
 from kvtier.router.health import Prober
-from kvtier.router.http.models import MAX_BYTES
-from kvtier.router.http.upstream import Upstream
 from kvtier.router.replicas import Replica, parse_replica
+from kvtier.router.serving.models import MAX_BYTES
+from kvtier.router.serving.upstream import Upstream
 from tests.router.http.routers import run, until
 from tests.router.replicas import replicas
 

@@ -16,10 +16,10 @@ from kvtier.router.base import Endpoint
 from kvtier.router.blended import BlendedIndex
 from kvtier.router.config import Configuration
 from kvtier.router.fleet import Listener
-from kvtier.router.http.choosing import Choices, Prompts
 from kvtier.router.ingest import tokens
 from kvtier.router.ingest.sources import LocalSource, TokenSource
 from kvtier.router.learning import Learner
+from kvtier.router.serving.choosing import Choices, Prompts
 from kvtier.router.strategies import strategies
 
 EVERY_MODEL = "*"

@@ -15,8 +15,8 @@ from multidict import CIMultiDict
 from kvtier.clock import Clock
 from kvtier.router.base import Endpoint
 from kvtier.router.fleet import Card, Fleet, Listener, Member
-from kvtier.router.http.models import MAX_BYTES, read_cards
-from kvtier.router.http.upstream import Upstream
+from kvtier.router.serving.models import MAX_BYTES, read_cards
+from kvtier.router.serving.upstream import Upstream
 
 _log = logging.getLogger(__name__)
 

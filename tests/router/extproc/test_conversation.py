@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kvtier.router.extproc import names
 from kvtier.router.extproc.conversation import Asked, BodyMode, Conversation, OutOfTurn, body_mode
 from kvtier.router.extproc.messages import PIECE_BYTES
-from kvtier.router.http.refusals import Refusal, unavailable
+from kvtier.router.serving.refusals import Refusal, unavailable
 from tests.router.extproc.protocol import (
     BODY,
     POST,

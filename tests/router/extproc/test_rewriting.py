@@ -1,7 +1,7 @@
 import pytest
 
 from kvtier.router.extproc.rewriting import rewrite_model
-from kvtier.router.http.refusals import Refusal
+from kvtier.router.serving.refusals import Refusal
 
 
 def test_all_but_the_model_stays_byte_for_byte() -> None:

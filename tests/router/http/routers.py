@@ -13,11 +13,11 @@ import aiohttp
 from kvtier.index.fleet.prompt import Prompt, TextPrompt
 from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
-from kvtier.router.http.choosing import Choices
 from kvtier.router.http.keys import Keys
 from kvtier.router.http.options import Options
 from kvtier.router.http.server import Router, Wiring
 from kvtier.router.replicas import Discovery, Fixed, parse_replica
+from kvtier.router.serving.choosing import Choices
 from tests.router.replicas import Replica, replicas
 
 

@@ -12,11 +12,11 @@ from aiohttp import web
 from kvtier.errors import InvalidSettings
 from kvtier.router.extproc.certificates import self_signed
 from kvtier.router.fleet import Listener, Member
-from kvtier.router.http.choosing import Choices
 from kvtier.router.http.keys import Keys
 from kvtier.router.http.options import Options
 from kvtier.router.http.server import Router, Wiring
 from kvtier.router.replicas import Fixed, Listed, Replica, parse_replica
+from kvtier.router.serving.choosing import Choices
 from tests.router.http.routers import FAST, InTurn, Texts, router_over, run, stand, until
 from tests.router.replicas import DONE, EVENT, replicas
 

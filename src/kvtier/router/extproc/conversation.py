@@ -19,7 +19,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, 
 
 from kvtier.router.extproc import messages, names
 from kvtier.router.extproc.subset import subset_of
-from kvtier.router.http.refusals import Refusal, too_large
+from kvtier.router.serving.refusals import Refusal, too_large
 
 
 class BodyMode(enum.IntEnum):

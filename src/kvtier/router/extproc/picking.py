@@ -17,11 +17,11 @@ from kvtier.router.extproc import names
 from kvtier.router.extproc.conversation import Asked
 from kvtier.router.extproc.rewriting import rewrite_model
 from kvtier.router.fleet import Fleet
-from kvtier.router.http import body as bodies
-from kvtier.router.http import paths
-from kvtier.router.http.choosing import Chooser, Prompts
-from kvtier.router.http.refusals import Refusal, overloaded, unavailable
-from kvtier.router.http.waiting import Waiting
+from kvtier.router.serving import body as bodies
+from kvtier.router.serving import paths
+from kvtier.router.serving.choosing import Chooser, Prompts
+from kvtier.router.serving.refusals import Refusal, overloaded, unavailable
+from kvtier.router.serving.waiting import Waiting
 
 _RETRY_AFTER_S: Final = 1
 _ANY_SEED: Final = 0

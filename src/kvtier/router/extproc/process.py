@@ -21,9 +21,9 @@ from kvtier.router.extproc.health import Health
 from kvtier.router.extproc.observing import Stay
 from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
-from kvtier.router.http.choosing import Chooser, Prompts
-from kvtier.router.http.upstream import Upstreams
 from kvtier.router.replicas import Discovery
+from kvtier.router.serving.choosing import Chooser, Prompts
+from kvtier.router.serving.upstream import Upstreams
 
 _log = logging.getLogger(__name__)
 

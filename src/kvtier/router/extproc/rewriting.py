@@ -6,7 +6,7 @@ Invariant: the values of all other keys stay byte for byte what they were.
 
 import msgspec
 
-from kvtier.router.http.refusals import invalid
+from kvtier.router.serving.refusals import invalid
 
 _read = msgspec.json.Decoder(dict[str, msgspec.Raw])
 

@@ -29,7 +29,7 @@ from kvtier.router.extproc.health import Health
 from kvtier.router.extproc.metering import Meter
 from kvtier.router.extproc.observing import Response, Stay
 from kvtier.router.extproc.picking import Choice, Dropped, Picking, Reason
-from kvtier.router.http.refusals import Refusal, overloaded, too_slow
+from kvtier.router.serving.refusals import Refusal, overloaded, too_slow
 
 _log = logging.getLogger(__name__)
 

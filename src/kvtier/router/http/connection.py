@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from kvtier.router.http.refusals import JSON, Refusal, invalid
+from kvtier.router.serving.refusals import JSON, Refusal, invalid
 
 _log = logging.getLogger(__name__)
 

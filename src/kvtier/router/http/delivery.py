@@ -16,9 +16,7 @@ from kvtier.router import explain
 from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
 from kvtier.router.fleet import Fleet, Stay
-from kvtier.router.http import body as bodies
-from kvtier.router.http import headers, paths
-from kvtier.router.http.choosing import Choices, Chooser, Prompts
+from kvtier.router.http import headers
 from kvtier.router.http.decisions import DecisionLog
 from kvtier.router.http.forwarding import (
     BUSY,
@@ -32,10 +30,13 @@ from kvtier.router.http.forwarding import (
 from kvtier.router.http.keys import Keys
 from kvtier.router.http.metering import Meter
 from kvtier.router.http.options import Options
-from kvtier.router.http.refusals import Refusal, unavailable
-from kvtier.router.http.upstream import Upstream
-from kvtier.router.http.waiting import Waiting
 from kvtier.router.record import record
+from kvtier.router.serving import body as bodies
+from kvtier.router.serving import paths
+from kvtier.router.serving.choosing import Choices, Chooser, Prompts
+from kvtier.router.serving.refusals import Refusal, unavailable
+from kvtier.router.serving.upstream import Upstream
+from kvtier.router.serving.waiting import Waiting
 
 EXPLAIN: Final = "x-kvtier-explain"
 EXPLANATION: Final = "x-kvtier-decision"

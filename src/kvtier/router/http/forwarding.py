@@ -18,8 +18,8 @@ from multidict import CIMultiDict
 
 from kvtier.router.http import headers
 from kvtier.router.http.connection import CutOff
-from kvtier.router.http.refusals import Refusal, invalid, late, unavailable, unreachable
-from kvtier.router.http.upstream import Upstream
+from kvtier.router.serving.refusals import Refusal, invalid, late, unavailable, unreachable
+from kvtier.router.serving.upstream import Upstream
 
 BUSY: Final = 503
 """The replica has taken nothing: another one may."""

@@ -11,11 +11,12 @@ from urllib.parse import unquote
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from kvtier.router.http import headers, models, paths
+from kvtier.router.http import headers
 from kvtier.router.http.connection import Connection, CutOff, answer_refusal
 from kvtier.router.http.delivery import Delivery, Parts
 from kvtier.router.http.metering import Outcome
-from kvtier.router.http.refusals import (
+from kvtier.router.serving import models, paths
+from kvtier.router.serving.refusals import (
     JSON,
     Refusal,
     unauthorized,

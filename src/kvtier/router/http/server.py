@@ -15,7 +15,6 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
-from kvtier.router.http.choosing import Choices, Prompts
 from kvtier.router.http.connection import Front
 from kvtier.router.http.decisions import DecisionLog
 from kvtier.router.http.delivery import Parts
@@ -23,9 +22,10 @@ from kvtier.router.http.keys import Keys
 from kvtier.router.http.metering import Meter
 from kvtier.router.http.options import Options
 from kvtier.router.http.proxy import Proxy
-from kvtier.router.http.upstream import Upstreams
-from kvtier.router.http.waiting import Waiting
 from kvtier.router.replicas import Discovery
+from kvtier.router.serving.choosing import Choices, Prompts
+from kvtier.router.serving.upstream import Upstreams
+from kvtier.router.serving.waiting import Waiting
 
 _log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import pytest
 
 from kvtier.router.base import Endpoint
 from kvtier.router.fleet import Card, Fleet
-from kvtier.router.http.refusals import Refusal
-from kvtier.router.http.waiting import Waiting
 from kvtier.router.replicas import Replica
+from kvtier.router.serving.refusals import Refusal
+from kvtier.router.serving.waiting import Waiting
 from tests.router.http.routers import run, stand, until
 
 

@@ -11,7 +11,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Prompt
 from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
-from kvtier.router.http.refusals import invalid
+from kvtier.router.serving.refusals import invalid
 
 
 class Chooser(Protocol):

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from kvtier.router.fleet import Fleet
-from kvtier.router.http.models import merged, read_cards, render
 from kvtier.router.replicas import Replica
+from kvtier.router.serving.models import merged, read_cards, render
 
 
 def test_cards_keep_what_the_replica_wrote() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.http.paths import Kind, at_replica, kind
+from kvtier.router.serving.paths import Kind, at_replica, kind
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.http.choosing import Choices
-from kvtier.router.http.refusals import Refusal
+from kvtier.router.serving.choosing import Choices
+from kvtier.router.serving.refusals import Refusal
 from tests.router.http.routers import InTurn
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from kvtier.router.http.refusals import Refusal, invalid, too_large, too_slow
+from kvtier.router.serving.refusals import Refusal, invalid, too_large, too_slow
 
 _FORM: Final = "multipart/form-data"
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")

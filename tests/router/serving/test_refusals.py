@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from kvtier.router.http import refusals
-from kvtier.router.http.refusals import Refusal
+from kvtier.router.serving import refusals
+from kvtier.router.serving.refusals import Refusal
 
 
 @pytest.mark.parametrize(

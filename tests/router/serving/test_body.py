@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from kvtier.router.http.body import look
-from kvtier.router.http.refusals import Refusal
+from kvtier.router.serving.body import look
+from kvtier.router.serving.refusals import Refusal
 from tests.router.http.routers import run, stand
 
 

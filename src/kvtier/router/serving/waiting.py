@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kvtier.router.base import Endpoint
 from kvtier.router.fleet import Fleet
-from kvtier.router.http.refusals import overloaded, unavailable, unknown_model
+from kvtier.router.serving.refusals import overloaded, unavailable, unknown_model
 
 _RETRY_AFTER_S = 1
 

@@ -3,8 +3,8 @@ import pytest
 from multidict import CIMultiDict
 
 from kvtier.router.fleet import Fleet
-from kvtier.router.http.upstream import Upstream, Upstreams
 from kvtier.router.replicas import parse_replica
+from kvtier.router.serving.upstream import Upstream, Upstreams
 from tests.router.http.routers import run
 from tests.router.replicas import replicas
 
