@@ -9,9 +9,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-import aiohttp
-from multidict import CIMultiDict
-
 from kvtier.clock import Clock
 from kvtier.router.base import Endpoint
 from kvtier.router.fleet import Card, Fleet, Listener, Member
@@ -40,7 +37,7 @@ class Prober(Listener):
         self._clock = clock
         self._interval_s = interval_s
         self._timeout_s = timeout_s
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._fields = b"authorization: Bearer %b\r\n" % key.encode() if key else b""
         self._watches: dict[Member, asyncio.Task[None]] = {}
         self._checked: dict[Member, asyncio.Event] = {}
         fleet.listen(self)
@@ -88,7 +85,7 @@ class Prober(Listener):
                     cards = read_cards(await self._get(member, "/v1/models"))
         except TimeoutError:
             self._fleet.unhealthy(member, f"no answer within {self._timeout_s:g} s")
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             self._fleet.unhealthy(member, f"not reached: {_reason(error)}")
         except ValueError as error:
             self._fleet.unhealthy(member, f"not understood: {error}")
@@ -96,25 +93,17 @@ class Prober(Listener):
             self._fleet.healthy(member, cards, self._clock.now_s())
 
     async def _get(self, member: Member, path: str) -> bytes:
-        """The body. Raises ValueError for an error's status and for more than MAX_BYTES."""
-        upstream = self._upstream(member.endpoint)
-        response = await upstream.send("GET", path, CIMultiDict(self._headers), None)
+        """The body. Raises OSError; ValueError for an error's status and for too many bytes."""
+        exchange = await self._upstream(member.endpoint).send("GET", path, self._fields, None)
         try:
-            if response.status != 200:
-                raise ValueError(f"{path} answers {response.status}")
-            pieces = []
-            size = 0
-            while piece := await response.content.readany():
-                size += len(piece)
-                if size > MAX_BYTES:
-                    raise ValueError(f"{path} answers with more than {MAX_BYTES} bytes")
-                pieces.append(piece)
-            return b"".join(pieces)
+            head = await exchange.begin()
+            if head.status != 200:
+                raise ValueError(f"{path} answers {head.status}")
+            return await exchange.read(MAX_BYTES)
         finally:
-            response.close()
+            exchange.close()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: OSError) -> str:
     """Short, without the address, which is known."""
-    inner = getattr(error, "os_error", None) or error
-    return str(getattr(inner, "strerror", None) or inner or type(inner).__name__)
+    return error.strerror or str(error) or type(error).__name__

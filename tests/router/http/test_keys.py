@@ -1,14 +1,14 @@
 from pathlib import Path
 
 import pytest
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.http.keys import Keys, read_keys
+from kvtier.router.serving.fields import Fields
 
 
-def shown(name: str, value: str) -> CIMultiDictProxy[str]:
-    return CIMultiDictProxy(CIMultiDict([(name, value)]))
+def shown(name: str, value: str) -> Fields:
+    return [(name.lower().encode(), value.encode("utf-8", "surrogateescape"))]
 
 
 def test_without_keys_everybody_may_ask() -> None:

@@ -1,159 +1,397 @@
-"""A client's connection: aiohttp's, with a bound on how long a request's head may take.
+"""A client's connection: requests in, answers out, one after the other.
 
-Why: aiohttp gives a connection as long as it likes to send its headers, so that a few slow
-clients could hold all descriptors; and it answers what is no HTTP in plain text and with a
-traceback in the log. Invariant: whatever bytes arrive, the answer is an OpenAI-style error or
-a closed connection.
+Why our own protocol and not a server library's: one that makes an object of every message and a
+wake-up of every chunk cost more than all that the router does besides. The parser is llhttp
+(httptools), strict, which Node and uvicorn stand on.
+
+Invariants: whatever bytes arrive, the answer is an OpenAI-style error or a closed connection;
+heads, bodies and what lies between are bounded in bytes and in time; requests that come at once
+are answered in turn; a client that goes away cancels what is done for it.
 """
 
 import asyncio
 import logging
+import socket
+import struct
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+import httptools
+import msgspec
 
-from kvtier.router.serving.refusals import JSON, Refusal, invalid
+from kvtier.router.http import response as responses
+from kvtier.router.http.outgoing import CutOff, Outgoing
+from kvtier.router.http.request import Request
+from kvtier.router.http.response import Response
+from kvtier.router.serving.exchange import Exchange
+from kvtier.router.serving.fields import Fields, block
+from kvtier.router.serving.refusals import Refusal, invalid
 
 _log = logging.getLogger(__name__)
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
 FIELD_BYTES: Final = 16 * 1024
 """The longest request line, and the longest header."""
+FIELDS: Final = 128
+QUIET_BYTES: Final = 64 * 1024
+"""What may come in a row that is no body: a head, trailers, chunk sizes with remarks."""
 LINGER_S: Final = 5.0
 """How long what is left of a refused body is read and dropped, so that the refusal is seen."""
+FLUSH_S: Final = 60.0
+_RESET: Final = struct.pack("ii", 1, 0)
+"""Linger for 0 s: closing sends a reset instead of an end."""
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FAR: Final = float("inf")
 
 
-class CutOff(ConnectionError):
-    """The answer has begun and cannot be finished: close the connection without its end."""
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one connection, in seconds and bytes."""
 
-    def __init__(self, message: str, *, by_client: bool = False) -> None:
-        """`by_client`: it is the client that has gone."""
-        super().__init__(message)
-        self.by_client = by_client
+    head_timeout_s: float
+    keep_alive_s: float
+    max_body_bytes: int
 
 
-class Connection(RequestHandler):
-    """One of them. The data path calls `begin` and `end` around each request."""
+class Connection(asyncio.Protocol):
+    """One of them. A handler returns a Response, or None after `begin`."""
 
-    __slots__ = ("_busy", "_head_timeout_s", "_timer")
-
-    def __init__(self, front: "Front", head_timeout_s: float, **settings: Any) -> None:
-        super().__init__(front, **settings)
-        self._head_timeout_s = head_timeout_s
+    def __init__(self, front: "Front", limits: Limits) -> None:
+        self._front = front
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: deque[Request] = deque()
+        self._incoming: Request | None = None
+        self._outgoing: Outgoing | None = None
+        self._has_begun = False
+        self._lingers = False
+        self._target = b""
+        self._fields: Fields = []
+        self._fault = ""
+        self._quiet_bytes = 0
+        self._deadline_s = _FAR
         self._timer: asyncio.TimerHandle | None = None
-        self._busy = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Its first request is due."""
-        super().connection_made(transport)
-        self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        """The first bytes of a later request: the rest of its head is due."""
-        super().data_received(data)
-        if not self._busy and self._timer is None:
-            self._expect_head()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Nothing is due any more."""
-        self._stop_timer()
-        super().connection_lost(exc)
+        self._timer_s = _FAR
 
     @property
     def busy(self) -> bool:
         """Whether a request is being answered."""
-        return self._busy
+        return self._task is not None
 
-    def begin(self) -> None:
-        """A whole head has arrived."""
-        self._busy = True
-        self._stop_timer()
+    def close(self) -> None:
+        """End once the client has taken what was written; it has FLUSH_S for that."""
+        if self._transport is not None:
+            self._transport.close()
+            self._due(FLUSH_S)
 
-    def end(self) -> None:
-        """The request has been answered."""
-        self._busy = False
+    def cut_off(self) -> None:
+        """End at once, whatever is under way."""
+        if self._transport is not None:
+            self._transport.abort()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What aiohttp found wrong with the bytes, or what the data path could not answer."""
-        self._stop_timer()
-        if isinstance(exc, CutOff):
-            raise exc
-        if request.writer.output_size > 0:
-            raise CutOff("the answer had begun")
-        if status == 400:
-            refusal = invalid(f"the request is not HTTP as it should be: {_first_line(message)}")
+    def begin(
+        self, request: Request, exchange: Exchange, fields: Fields, idle_s: float
+    ) -> Outgoing:
+        """Pass an answer on that has begun; `ended` of what is returned has to be awaited."""
+        head = exchange.head
+        assert head is not None
+        assert self._transport is not None
+        self._has_begun = True
+        is_chunked = head.length is None and request.is_modern
+        if head.length is not None:
+            framing = b"content-length: %d\r\n" % head.length
         else:
-            _log.error("a request ended in an error of the router", exc_info=exc)
-            refusal = Refusal(
-                status, "the router failed", kind="internal_error", code="internal_error"
-            )
-        answer = answer_refusal(refusal)
-        answer.force_close()
-        return answer
+            framing = b"transfer-encoding: chunked\r\n" if is_chunked else b""
+            request.keeps_alive &= is_chunked
+        closing = b"" if self._keeps_alive(request) else b"connection: close\r\n"
+        line = responses.line(head.status, head.reason)
+        start = b"".join((line, block(fields), framing, closing, b"\r\n"))
+        outgoing = Outgoing(self._transport, exchange, is_chunked=is_chunked, idle_s=idle_s)
+        self._outgoing = outgoing
+        first = exchange.taken()
+        self._transport.write(start)
+        if first:
+            outgoing.take(first)
+        exchange.pass_to(outgoing)
+        return outgoing
 
-    def _expect_head(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._head_timeout_s, self._give_up)
+    # -- asyncio.Protocol ------------------------------------------------------------------
 
-    def _give_up(self) -> None:
-        self._timer = None
-        if not self._busy:
-            self.force_close()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Its first request is due."""
+        # uvloop's transports are no asyncio.Transport by inheritance.
+        self._transport = cast(asyncio.Transport, transport)
+        self._parser = httptools.HttpRequestParser(self)
+        self._front.connections.add(self)
+        if (of := transport.get_extra_info("socket")) is not None:
+            # A client that is gone without a word would hold a replica's stream for ever.
+            of.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._due(self._limits.head_timeout_s)
 
-    def _stop_timer(self) -> None:
+    def connection_lost(self, reason: BaseException | None) -> None:
+        """Nothing is due any more."""
+        self._front.connections.discard(self)
+        self._transport = None
+        self._parser = None  # it refers to this connection
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        if self._incoming is not None:
+            self._incoming.end("it breaks off")
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        if self._outgoing is not None:
+            self._outgoing.hold()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        if self._outgoing is not None:
+            self._outgoing.go_on()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if self._lingers or self._fault or self._transport is None or self._transport.is_closing():
+            return
+        self._quiet_bytes += len(data)
+        self._feed(data)
+        if self._fault and self._incoming is not None:
+            # Its head was right: it hears what is wrong with its body.
+            self._incoming.end(self._fault)
+        if self._task is None:
+            self._next()
+        elif self._waiting:
+            self._transport.pause_reading()
+
+    # -- httptools -------------------------------------------------------------------------
+
+    def on_url(self, part: bytes) -> None:
+        """See httptools; it may come in parts."""
+        self._target += part
+        if len(self._target) > FIELD_BYTES:
+            self._fault = "the request line is too long"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools; trailers come here too."""
+        if self._incoming is not None:
+            return
+        self._fields.append((name.lower(), value))
+        if len(name) + len(value) > FIELD_BYTES:
+            self._fault = "a header is too long"
+        elif len(self._fields) > FIELDS:
+            self._fault = f"there are more than {FIELDS} headers"
+
+    def on_headers_complete(self) -> None:
+        """See httptools."""
+        parser = self._parser
+        if not self._target or self._fault:
+            self._fault = self._fault or "it has no target"
+            return
+        request = Request(
+            parser.get_method().decode("latin-1"),
+            self._target,
+            self._fields,
+            self._limits.max_body_bytes,
+            self._welcome,
+        )
+        request.is_modern = parser.get_http_version() == "1.1"
+        request.keeps_alive = request.is_modern and parser.should_keep_alive()
+        self._target, self._fields = b"", []
+        self._quiet_bytes = 0
+        self._incoming = request
+        self._waiting.append(request)
+
+    def on_body(self, piece: bytes) -> None:
+        """See httptools."""
+        if self._incoming is not None:
+            self._quiet_bytes = 0
+            self._incoming.feed(piece)
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        if self._incoming is not None:
+            self._incoming.end()
+            self._incoming = None
+
+    # -- ours ------------------------------------------------------------------------------
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        try:
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    # There is nothing to upgrade to: the request is answered as it is.
+                    data = memoryview(data)[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            self._fault = self._fault or str(error) or "it cannot be parsed"
+        if self._quiet_bytes > QUIET_BYTES:
+            self._fault = self._fault or "a head or trailers without end"
+
+    def _next(self) -> None:
+        """Answer the request that has waited longest; without one, wait for it."""
+        if self._waiting:
+            self._deadline_s = _FAR
+            self._has_begun = False
+            self._task = self._loop.create_task(self._answer(self._waiting.popleft()))
+        elif self._fault:
+            self._refuse_bytes()
+        elif self._quiet_bytes:
+            # What has come is the beginning of a head.
+            head_s = self._limits.head_timeout_s
+            if self._deadline_s > self._loop.time() + head_s:
+                self._due(head_s)
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            found = await self._front.handler(self, request)
+            if found is not None:
+                self._write(request, found)
+        except asyncio.CancelledError:
+            self._task = None
+            self.cut_off()
+            raise
+        except CutOff:
+            self._break_off(request)
+        except Exception as error:
+            self._fail(request, error)
+        self._outgoing = None
+        self._task = None
+        self._after(request)
+
+    def _after(self, request: Request) -> None:
+        """The request has been answered: the next one, or the end of the connection."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._lingers:
+            return
+        if not self._keeps_alive(request):
+            if request.is_whole:
+                self.close()
+            else:
+                self._linger()
+        else:
+            if not transport.is_reading():
+                transport.resume_reading()
+            if not self._waiting:
+                self._due(self._limits.keep_alive_s)
+            self._next()
+
+    def _keeps_alive(self, request: Request) -> bool:
+        return request.keeps_alive and request.is_whole and not self._front.is_closing
+
+    def _write(self, request: Request, found: Response) -> None:
+        if self._transport is None:
+            return
+        closes = not self._keeps_alive(request)
+        head = responses.head(found, closes=closes)
+        shows = responses.has_body(request.method, found.status)
+        self._transport.write(head + found.body if shows else head)
+
+    def _linger(self) -> None:
+        """Say that this is the end; but drop what still comes, so that the client can hear it.
+
+        To close with bytes unread would send a reset, and that may overtake the answer.
+        """
+        assert self._transport is not None
+        self._lingers = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._due(LINGER_S)
+
+    def _refuse_bytes(self) -> None:
+        """What came is no HTTP."""
+        assert self._transport is not None
+        refusal = invalid(f"the request is not HTTP as it should be: {self._fault}")
+        made = responses.of_refusal(refusal)
+        self._transport.write(responses.head(made, closes=True) + made.body)
+        self._linger()
+
+    def _break_off(self, request: Request) -> None:
+        """Who reads HTTP/1.0 takes the end of the connection for that of the answer: reset it."""
+        transport = self._transport
+        if transport is None:
+            return
+        if request.is_modern:
+            self.close()
+            return
+        of = transport.get_extra_info("socket")
+        if of is not None:
+            of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        _log.error("a request ended in an error of the router", exc_info=error)
+        if self._has_begun:
+            self._break_off(request)
+            return
+        kind = "internal_error"
+        request.keeps_alive = False
+        self._write(
+            request, responses.of_refusal(Refusal(500, "the router failed", kind=kind, code=kind))
+        )
+
+    def _welcome(self) -> None:
+        if self._transport is not None:
+            self._transport.write(_CONTINUE)
+
+    # -- time ------------------------------------------------------------------------------
+
+    def _due(self, seconds: float) -> None:
+        """Something has to happen by then. The timer is moved only where it would be too late."""
+        self._deadline_s = self._loop.time() + seconds
+        if self._deadline_s < self._timer_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_s = self._deadline_s
+            self._timer = self._loop.call_at(self._timer_s, self._look)
+
+    def _look(self) -> None:
+        self._timer, self._timer_s = None, _FAR
+        if self._deadline_s == _FAR:
+            return
+        left_s = self._deadline_s - self._loop.time()
+        if left_s > 0:
+            self._due(left_s)
+        else:
+            self.cut_off()
 
 
-class Front(web.Server):
-    """Makes connections. A client that goes away cancels its handler."""
+Handler = Callable[[Connection, Request], Awaitable[Response | None]]
 
-    def __init__(self, handler: Handler, head_timeout_s: float, keep_alive_s: float) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self._head_timeout_s = head_timeout_s
-        self._keep_alive_s = keep_alive_s
+
+class Front:
+    """Makes connections, and ends them."""
+
+    def __init__(self, handler: Handler, limits: Limits) -> None:
+        self.handler = handler
+        self.connections: set[Connection] = set()
+        self.is_closing = False
+        self._limits = limits
+
+    def __call__(self) -> Connection:
+        """For a new connection."""
+        return Connection(self, self._limits)
 
     def busy(self) -> int:
         """Connections on which a request is being answered."""
-        return sum(
-            connection.busy for connection in self.connections if isinstance(connection, Connection)
-        )
+        return sum(connection.busy for connection in self.connections)
 
-    def __call__(self) -> RequestHandler:
-        """For a new connection."""
-        return Connection(
-            self,
-            self._head_timeout_s,
-            loop=self._loop,
-            keepalive_timeout=self._keep_alive_s,
-            access_log=None,
-            auto_decompress=False,
-            max_line_size=FIELD_BYTES,
-            max_field_size=FIELD_BYTES,
-            lingering_time=LINGER_S,
-        )
+    def let_go(self) -> None:
+        """Close those that wait for a request; the others close after their answer."""
+        self.is_closing = True
+        for connection in tuple(self.connections):
+            if not connection.busy:
+                connection.close()
 
-
-def answer_refusal(refusal: Refusal) -> web.Response:
-    """As the client sees it."""
-    return web.Response(
-        status=refusal.status,
-        body=refusal.body(),
-        content_type=JSON,
-        headers=refusal.headers,
-    )
-
-
-def _first_line(message: str | None) -> str:
-    """Without the bytes that a client sent, which aiohttp quotes below it."""
-    return (message or "it cannot be parsed").strip().partition("\n")[0].rstrip(": ")
+    async def shutdown(self) -> None:
+        """Cut off whoever is left."""
+        self.is_closing = True
+        while self.connections:
+            for connection in tuple(self.connections):
+                connection.cut_off()
+            await asyncio.sleep(0)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
-from aiohttp import web
 
 from kvtier.clock import Clock
 from kvtier.router import explain
@@ -17,6 +16,7 @@ from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
 from kvtier.router.fleet import Fleet, Stay
 from kvtier.router.http import headers
+from kvtier.router.http.connection import Connection
 from kvtier.router.http.decisions import DecisionLog
 from kvtier.router.http.forwarding import (
     BUSY,
@@ -24,22 +24,29 @@ from kvtier.router.http.forwarding import (
     Message,
     Undelivered,
     ask,
-    pass_on,
     set_aside,
+    whole,
 )
 from kvtier.router.http.keys import Keys
 from kvtier.router.http.metering import Meter
 from kvtier.router.http.options import Options
+from kvtier.router.http.request import Request as Incoming
+from kvtier.router.http.response import Response
 from kvtier.router.record import record
 from kvtier.router.serving import body as bodies
 from kvtier.router.serving import paths
 from kvtier.router.serving.choosing import Choices, Chooser, Prompts
+from kvtier.router.serving.fields import block
 from kvtier.router.serving.refusals import Refusal, unavailable
 from kvtier.router.serving.upstream import Upstream
 from kvtier.router.serving.waiting import Waiting
 
-EXPLAIN: Final = "x-kvtier-explain"
+EXPLAIN: Final = b"x-kvtier-explain"
 EXPLANATION: Final = "x-kvtier-decision"
+_STRATEGY: Final = headers.STRATEGY.encode()
+
+Answered = tuple[int, Response | None]
+"""An answer's status; and the answer, where it has not been passed on already."""
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +69,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 class _Passage(msgspec.Struct, kw_only=True):
     """A request on its way."""
 
-    request: web.BaseRequest
+    request: Incoming
     message: Message
     asked: Request
     chooser: Chooser
@@ -91,21 +98,21 @@ class Delivery:
         self._clock = parts.clock
 
     async def choose(
-        self, request: web.BaseRequest, identity: str, begun_s: float
-    ) -> web.StreamResponse:
+        self, connection: Connection, request: Incoming, identity: str, begun_s: float
+    ) -> Answered:
         """To the replica that is best for the model and the prompt in its body.
 
         Raises Refusal, and CutOff when the answer breaks off.
         """
         begun = await self._begin(request, identity, begun_s)
         # Body, prompt and decision are gone by now: an answer may take hours, ten thousand at once.
-        if isinstance(begun, web.Response):
-            return begun
-        return await self._finish(request, begun)
+        if isinstance(begun, Response):
+            return begun.status, begun
+        return await self._finish(connection, request, begun)
 
     async def search(
-        self, request: web.BaseRequest, kind: paths.Kind, identity: str
-    ) -> web.StreamResponse:
+        self, connection: Connection, request: Incoming, kind: paths.Kind, identity: str
+    ) -> Answered:
         """To any replica, or to each until one knows what is asked for."""
         message = await self._message(request, identity)
         endpoints = sorted(self._fleet.available(), key=lambda endpoint: endpoint.in_flight)
@@ -115,23 +122,23 @@ class Delivery:
                 continue
             is_last = kind is paths.Kind.ANY or endpoint is endpoints[-1]
             try:
-                return await self._ask_one(request, endpoint, message, identity, is_last=is_last)
+                begun = await self._ask_one(endpoint, message, identity, is_last=is_last)
             except Undelivered as error:
                 failure = error
+            else:
+                return await self._finish(connection, request, begun)
         if failure is None:
             raise unavailable("no replica can take requests")
         if failure.busy is not None:
-            return failure.busy
+            return failure.busy.status, failure.busy
         raise failure.refusal
 
-    async def _begin(
-        self, request: web.BaseRequest, identity: str, begun_s: float
-    ) -> _Begun | web.Response:
+    async def _begin(self, request: Incoming, identity: str, begun_s: float) -> _Begun | Response:
         """An answer that has begun, or a busy replica's words where nobody does better."""
-        strategy = request.headers.get(headers.STRATEGY)
+        strategy = request.text(_STRATEGY)
         chooser = self._parts.choices.of(strategy)
         message = await self._message(request, identity)
-        asked = bodies.look(message.body or b"", request.headers.get("Content-Type", ""))
+        asked = bodies.look(message.body or b"", request.text(b"content-type"))
         prompt = await self._parts.prompts.of(asked.fields, asked.model)
         extra = _extra(identity)
         if strategy:
@@ -144,7 +151,7 @@ class Delivery:
                 model=asked.model,
                 prompt=prompt,
                 max_tokens=asked.max_tokens,
-                headers=headers.plain(request.headers),
+                headers=headers.plain(request.fields),
                 priority=asked.priority,
             ),
             chooser=chooser,
@@ -153,19 +160,18 @@ class Delivery:
         )
         return await self._deliver(passage)
 
-    async def _message(self, request: web.BaseRequest, identity: str) -> Message:
-        options = self._options
-        if "content-encoding" in request.headers:
+    async def _message(self, request: Incoming, identity: str) -> Message:
+        if request.text(b"content-encoding"):
             raise Refusal(415, "compressed bodies are not understood", code="unsupported_encoding")
-        body = await bodies.read(request, options.max_body, options.body_timeout)
+        body = await request.body(self._options.body_timeout)
         out = headers.to_replica(
-            request.headers, identity, self._parts.replica_key, keeps_key=not self._parts.keys
+            request.fields, identity, self._parts.replica_key, keeps_key=not self._parts.keys
         )
-        target = paths.at_replica(request.rel_url.raw_path_qs)
+        target = paths.at_replica(request.target)
         has_body = bool(body) or request.method == "POST"
-        return Message(request.method, target, out, body if has_body else None)
+        return Message(request.method, target, block(out), body if has_body else None)
 
-    async def _deliver(self, passage: _Passage) -> _Begun | web.Response:
+    async def _deliver(self, passage: _Passage) -> _Begun | Response:
         """To the best replica, else to the next, until one answers."""
         waiting = self._parts.waiting
         resends = self._options.resends
@@ -213,9 +219,9 @@ class Delivery:
             passage.extra[EXPLANATION] = explain.header(record(decision))
         return decision
 
-    def _is_told(self, request: web.BaseRequest) -> bool:
+    def _is_told(self, request: Incoming) -> bool:
         how = self._options.explain
-        return how == "always" or (how == "asked" and EXPLAIN in request.headers)
+        return how == "always" or (how == "asked" and bool(request.text(EXPLAIN)))
 
     async def _send(self, passage: _Passage, decision: Decision, candidate: Candidate) -> _Begun:
         endpoint = candidate.endpoint
@@ -227,7 +233,7 @@ class Delivery:
             answer = await self._exchange(endpoint, passage.message)
             passage.extra[headers.TARGET] = endpoint.address
             passage.extra.update(passage.chooser.response_headers(asked, endpoint))
-            if answer.response.status == BUSY:
+            if answer.head.status == BUSY:
                 raise await set_aside(answer, passage.extra)
         except BaseException:
             self._leave(endpoint, stay)
@@ -236,10 +242,18 @@ class Delivery:
         self._meter.first_byte.add(self._clock.now_s() - passage.begun_s)
         return _Begun(answer, endpoint, stay, passage.extra)
 
-    async def _finish(self, request: web.BaseRequest, begun: _Begun) -> web.StreamResponse:
+    async def _finish(self, connection: Connection, request: Incoming, begun: _Begun) -> Answered:
+        answer, exchange = begun.answer, begun.answer.exchange
+        status = answer.head.status
         try:
-            return await pass_on(request, begun.answer, begun.extra, self._options.idle_timeout)
+            if exchange.is_whole and request.method != "HEAD":
+                return status, whole(answer, begun.extra, exchange.taken())
+            fields = headers.to_client(answer.head.fields, begun.extra)
+            outgoing = connection.begin(request, exchange, fields, self._options.idle_timeout)
+            await outgoing.ended()
+            return status, None
         finally:
+            exchange.close()
             self._leave(begun.endpoint, begun.stay)
 
     def _leave(self, endpoint: Endpoint, stay: Stay) -> None:
@@ -247,25 +261,19 @@ class Delivery:
         self._parts.waiting.ended(endpoint)
 
     async def _ask_one(
-        self,
-        request: web.BaseRequest,
-        endpoint: Endpoint,
-        message: Message,
-        identity: str,
-        *,
-        is_last: bool,
-    ) -> web.StreamResponse:
+        self, endpoint: Endpoint, message: Message, identity: str, *, is_last: bool
+    ) -> _Begun:
         stay = self._fleet.arrive(endpoint, 0, 0)
         try:
             answer = await self._exchange(endpoint, message)
             extra = _extra(identity)
             extra[headers.TARGET] = endpoint.address
-            if answer.response.status == 404 and not is_last:
+            if answer.head.status == 404 and not is_last:
                 raise await set_aside(answer, extra)
         except BaseException:
             self._leave(endpoint, stay)
             raise
-        return await self._finish(request, _Begun(answer, endpoint, stay, extra))
+        return _Begun(answer, endpoint, stay, extra)
 
     async def _exchange(self, endpoint: Endpoint, message: Message) -> Answer:
         """Send and wait for the first bytes; the breaker hears how it went."""

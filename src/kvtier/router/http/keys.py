@@ -10,9 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from multidict import CIMultiDictProxy
-
 from kvtier.errors import InvalidSettings
+from kvtier.router.serving.fields import Fields, text
 
 
 class Keys:
@@ -25,13 +24,13 @@ class Keys:
         """Whether a key is asked for."""
         return bool(self._digests)
 
-    def admit(self, headers: CIMultiDictProxy[str]) -> bool:
+    def admit(self, fields: Fields) -> bool:
         """Whether the request shows a known key, as OpenAI's or as Anthropic's clients do."""
         if not self._digests:
             return True
-        scheme, _, shown = headers.get("Authorization", "").partition(" ")
+        scheme, _, shown = text(fields, b"authorization").partition(" ")
         if scheme.lower() != "bearer":
-            shown = headers.get("x-api-key", "")
+            shown = text(fields, b"x-api-key")
         digest = _digest(shown.strip())
         # All of them, so that the time does not tell which one was close.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0

@@ -6,18 +6,17 @@ replicas are counted once; keys are asked for before anything is read.
 
 import asyncio
 from typing import Final
-from urllib.parse import unquote
 
-from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from kvtier.router.http import headers
-from kvtier.router.http.connection import Connection, CutOff, answer_refusal
+from kvtier.router.http.connection import Connection
 from kvtier.router.http.delivery import Delivery, Parts
 from kvtier.router.http.metering import Outcome
+from kvtier.router.http.request import Request
+from kvtier.router.http.response import Response, of_kind, of_refusal
 from kvtier.router.serving import models, paths
 from kvtier.router.serving.refusals import (
-    JSON,
     Refusal,
     unauthorized,
     unavailable,
@@ -27,6 +26,7 @@ from kvtier.router.serving.refusals import (
 
 _DELIVERED: Final = (paths.Kind.CHOOSE, paths.Kind.SEARCH, paths.Kind.ANY)
 _SHOWN_CHARACTERS: Final = 80
+_IDENTITY: Final = (b"request-id", headers.REQUEST_ID.encode())
 
 
 class Proxy:
@@ -40,62 +40,53 @@ class Proxy:
         self._delivery = Delivery(parts)
         self.draining = False
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Called by the server for each request."""
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        connection.begin()
-        identity = headers.request_id(request.headers)
-        path = request.rel_url.raw_path
-        path = unquote(path) if "%" in path else path
+    async def handle(self, connection: Connection, request: Request) -> Response | None:
+        """Called by the connection for each request; None: the answer has been passed on."""
+        identity = headers.request_id(request.fields)
+        path = request.path
         kind = paths.kind(request.method, path)
         try:
             if kind in _DELIVERED:
-                return await self._deliver(kind, request, identity)
+                return await self._deliver(kind, connection, request, identity)
             return self._answer(kind, request, path)
         except Refusal as refusal:
-            answer = answer_refusal(refusal)
-            answer.headers["request-id"] = answer.headers[headers.REQUEST_ID] = identity
+            answer = of_refusal(refusal)
+            answer.fields += [(name, identity.encode()) for name in _IDENTITY]
             return answer
-        finally:
-            connection.end()
 
     async def _deliver(
-        self, kind: paths.Kind, request: web.BaseRequest, identity: str
-    ) -> web.StreamResponse:
+        self, kind: paths.Kind, connection: Connection, request: Request, identity: str
+    ) -> Response | None:
         outcome = Outcome.FAILED
         begun_s = self._clock.now_s()
         try:
             self._authorize(request)
             if kind is paths.Kind.CHOOSE:
-                answer = await self._delivery.choose(request, identity, begun_s)
+                answered = self._delivery.choose(connection, request, identity, begun_s)
             else:
-                answer = await self._delivery.search(request, kind, identity)
-            outcome = _outcome(answer.status)
-            return answer
+                answered = self._delivery.search(connection, request, kind, identity)
+            status, response = await answered
+            outcome = _outcome(status)
+            return response
         except Refusal as refusal:
             outcome = _outcome(refusal.status)
             raise
         except asyncio.CancelledError:
             outcome = Outcome.CANCELLED
             raise
-        except CutOff as error:
-            outcome = Outcome.CANCELLED if error.by_client else Outcome.FAILED
-            raise
         finally:
             self._meter.ended(outcome, self._clock.now_s() - begun_s)
 
-    def _answer(self, kind: paths.Kind, request: web.BaseRequest, path: str) -> web.Response:
+    def _answer(self, kind: paths.Kind, request: Request, path: str) -> Response:
         if kind is paths.Kind.HEALTH:
             return self._health()
         if kind is paths.Kind.LIVE:
-            return _json(b'{"status":"ok"}')
+            return of_kind(b'{"status":"ok"}')
         if kind is paths.Kind.METRICS:
-            text = self._meter.render()
-            return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+            return of_kind(self._meter.render(), CONTENT_TYPE_LATEST)
         self._authorize(request)
         if kind is paths.Kind.MODELS:
-            return _json(models.render(models.merged(self._fleet)))
+            return of_kind(models.render(models.merged(self._fleet)))
         if kind is paths.Kind.MODEL:
             return self._model(path.removeprefix("/v1/models/"))
         if kind is paths.Kind.ONE_REPLICA:
@@ -103,27 +94,23 @@ class Proxy:
             raise Refusal(403, message, code="not_allowed")
         raise unknown_path(request.method, path[:_SHOWN_CHARACTERS])
 
-    def _authorize(self, request: web.BaseRequest) -> None:
-        if not self._parts.keys.admit(request.headers):
+    def _authorize(self, request: Request) -> None:
+        if not self._parts.keys.admit(request.fields):
             raise unauthorized()
 
-    def _health(self) -> web.Response:
+    def _health(self) -> Response:
         if self.draining:
             raise unavailable("the router is shutting down")
         offered = len(self._fleet.available())
         if not offered:
             raise unavailable("no replica can take requests")
-        return _json(b'{"status":"ok","replicas":%d}' % offered)
+        return of_kind(b'{"status":"ok","replicas":%d}' % offered)
 
-    def _model(self, name: str) -> web.Response:
+    def _model(self, name: str) -> Response:
         for card in models.merged(self._fleet):
             if card.id == name:
-                return _json(card.text)
+                return of_kind(card.text)
         raise unknown_model(name)
-
-
-def _json(body: bytes) -> web.Response:
-    return web.Response(body=body, content_type=JSON)
 
 
 def _outcome(status: int) -> Outcome:

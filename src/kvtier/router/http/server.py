@@ -15,7 +15,7 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
-from kvtier.router.http.connection import Front
+from kvtier.router.http.connection import Front, Limits
 from kvtier.router.http.decisions import DecisionLog
 from kvtier.router.http.delivery import Parts
 from kvtier.router.http.keys import Keys
@@ -109,10 +109,20 @@ class Router:
         self._follow.add_done_callback(_say_end)
         await self._prober.first_round()
         options = self._options
-        self._front = Front(self._proxy.handle, options.head_timeout, options.keep_alive)
+        limits = Limits(
+            head_timeout_s=options.head_timeout,
+            keep_alive_s=options.keep_alive,
+            max_body_bytes=options.max_body,
+        )
+        self._front = Front(self._proxy.handle, limits)
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                self._front, options.host, options.port, ssl=self._tls, backlog=_BACKLOG
+                self._front,
+                options.host,
+                options.port,
+                ssl=self._tls,
+                ssl_handshake_timeout=options.head_timeout if self._tls else None,
+                backlog=_BACKLOG,
             )
         except OSError as error:
             raise InvalidSettings(
@@ -127,7 +137,7 @@ class Router:
         if self._server is None or self._front is None:
             return
         self._server.close()
-        self._front.pre_shutdown()
+        self._front.let_go()
         if self._front.busy():
             _log.info("waiting for %d requests to end", self._front.busy())
         try:
@@ -141,7 +151,7 @@ class Router:
         """End at once: requests that are still under way are cut off."""
         if self._server is not None and self._front is not None:
             self._server.close()
-            await self._front.shutdown(_END_S)
+            await self._front.shutdown()
         if self._follow is not None:
             self._follow.cancel()
             await asyncio.gather(self._follow, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A request's body: read once within bounds, looked into once, passed on as it came.
+"""A request's body: looked into once, passed on as it came.
 
 Why: choosing needs the model, a few numbers and the prompt; everything else in a body is the
 engine's business and may be of next year. Invariant: what is read here is what the engine will
@@ -6,15 +6,13 @@ read: one document in UTF-8, and where a key stands twice the last one counts, a
 own reader.
 """
 
-import asyncio
 from collections.abc import Mapping
 from email.message import Message
 from typing import Any, Final
 
 import msgspec
-from aiohttp import web
 
-from kvtier.router.serving.refusals import Refusal, invalid, too_large, too_slow
+from kvtier.router.serving.refusals import invalid
 
 _FORM: Final = "multipart/form-data"
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -35,33 +33,7 @@ class Asked(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-async def read(request: web.BaseRequest, limit_bytes: int, timeout_s: float) -> bytes:
-    """The whole body. Raises Refusal: 413 over the limit, 408 when it does not arrive."""
-    announced = request.content_length
-    if announced is not None and announced > limit_bytes:
-        raise too_large(limit_bytes)
-    if "expect" in request.headers:
-        await _welcome(request)
-    content = request.content
-    if content.is_eof() and (announced or 0) == content.total_bytes:
-        return content.read_nowait(-1)
-    pieces = []
-    size = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            while piece := await content.readany():
-                size += len(piece)
-                if size > limit_bytes:
-                    raise too_large(limit_bytes)
-                pieces.append(piece)
-    except TimeoutError:
-        raise too_slow("body", timeout_s) from None
-    except (web.RequestPayloadError, ValueError) as error:
-        raise invalid(f"the body breaks off or is not what its headers say: {error}") from error
-    return b"".join(pieces)
-
-
-def look(body: bytes, content_type: str) -> Asked:
+def look(body: bytes | bytearray, content_type: str) -> Asked:
     """What the body asks for. Raises Refusal (400): not JSON, no model, an absurd number."""
     if content_type.lower().startswith(_FORM):
         return Asked(_form_model(body, content_type))
@@ -83,18 +55,6 @@ def look(body: bytes, content_type: str) -> Asked:
     )
 
 
-async def _welcome(request: web.BaseRequest) -> None:
-    """Answer `Expect: 100-continue`, and nothing else that a client may expect."""
-    expected = request.headers.get("Expect", "")
-    if expected.lower() != "100-continue":
-        raise Refusal(
-            417, f"Expect: {expected[:40]!r} is not understood", code="expectation_failed"
-        )
-    if not request.content.is_eof():
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
-
-
 def _model(value: object) -> str:
     if value is None:
         raise invalid('the request names no model; add `"model": "NAME"`', "model")
@@ -108,7 +68,7 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) and abs(value) < 2**31 else 0
 
 
-def _form_model(body: bytes, content_type: str) -> str:
+def _form_model(body: bytes | bytearray, content_type: str) -> str:
     """The field `model` of a form, as audio is sent."""
     header = Message()
     header["Content-Type"] = content_type

@@ -22,6 +22,10 @@ _SHORT: Final = frozenset(("/completions", "/chat/completions", "/embeddings", "
 _ONE_REPLICA: Final = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
 
 
+# A server may fold, cut or end a path there.
+_AMBIGUOUS: Final = ("//", "/.", "\\", "\0", "#")
+
+
 class Kind(enum.Enum):
     """What to do with a request."""
 
@@ -54,7 +58,7 @@ def kind(method: str, path: str) -> Kind:
     """Of a request; `path` is decoded and without its query."""
     if method == "POST" and (path in _PLAIN or path in _SHORT):
         return Kind.CHOOSE
-    if "//" in path or "/." in path or "\\" in path or "\0" in path:
+    if any(odd in path for odd in _AMBIGUOUS):
         return Kind.NONE
     if method in ("GET", "HEAD") and path in _LOCAL:
         return _LOCAL[path]
