@@ -1,9 +1,12 @@
+import asyncio
+
 import click
 import pytest
 from click.testing import CliRunner
 
-from kvtier.cli.pods import pod_flags, pods
+from kvtier.cli.pods import objectives, pod_flags, pods
 from kvtier.errors import InvalidSettings
+from kvtier.router.objectives import Objectives
 from kvtier.router.replicas import Discovery
 
 GIVEN: dict[str, object] = {
@@ -50,3 +53,28 @@ def test_a_command_gets_what_pods_needs() -> None:
     assert CliRunner().invoke(command, []).exit_code == 0
     assert seen == [None]
     assert "InferencePool" in CliRunner().invoke(command, ["--help"]).output
+
+
+def test_without_a_pool_there_are_no_objectives_to_follow() -> None:
+    known = Objectives({"batch": -1})
+
+    async def follow() -> None:
+        async with objectives(GIVEN, known):
+            assert dict(known) == {"batch": -1}
+
+    asyncio.run(follow())
+
+
+def test_the_namespace_is_that_of_the_pod_where_no_flag_says_another() -> None:
+    seen: list[object] = []
+
+    @click.command()
+    @pod_flags
+    def command(**flags: object) -> None:
+        seen.append(flags["pool_namespace"])
+
+    run = CliRunner().invoke
+    run(command, [], env={"NAMESPACE": "prod"})
+    run(command, ["--pool-namespace", "test"], env={"NAMESPACE": "prod"})
+    run(command, [], env={"NAMESPACE": ""})
+    assert seen == ["prod", "test", "default"]

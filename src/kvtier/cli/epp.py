@@ -4,20 +4,23 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from kvtier.cli.main import EXIT_INTERRUPTED
-from kvtier.cli.pods import pod_flags, pods
+from kvtier.cli.pods import objectives, pod_flags, pods
 from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
 from kvtier.router import assembly, config, envoy, parts
-from kvtier.router.extproc import picking, server
+from kvtier.router.extproc import picking
 from kvtier.router.extproc.conversation import BodyMode
+from kvtier.router.extproc.options import Options as Speaking
 from kvtier.router.extproc.process import Options, Process, Wiring
 from kvtier.router.filters.utilization_detector import UtilizationDetector
+from kvtier.router.objectives import Objectives
 from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
 from kvtier.settings.sizes import parse_duration, parse_size
 
@@ -64,11 +67,6 @@ Examples:
 @click.option("--fallbacks", type=click.IntRange(0, 16), default=2, help="Behind the best.  [2]")
 @click.option("--observe-responses", is_flag=True, help="Keep streams open for the response.")
 @click.option(
-    "--always-close",
-    is_flag=True,
-    help="Close streams of full-duplex responses too: quick answers may lose their beginning.",
-)
-@click.option(
     "--objective", "objectives", multiple=True, metavar="NAME=N", help="Its priority; below 0 shed."
 )
 @click.option("--max-body", default="64MiB", help="Larger bodies get 413.  [64MiB]")
@@ -89,8 +87,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     """Choose endpoints for gateways that ask through Envoy's ext_proc.
 
     Listens on loopback, with TLS of a certificate made at the start, unless told otherwise. After
-    each choice the stream is closed, so that responses do not pass through the picker, unless the
-    gateway streams them in full duplex.
+    each choice the stream is closed, so that responses do not pass through the picker.
     """
     if context.invoked_subcommand is not None:
         return
@@ -107,18 +104,24 @@ def epp(context: click.Context, /, **flags: Any) -> None:
         saturation=_detector(configuration).saturation,
         listeners=assembled.listeners,
     )
-    options = _options(flags)
-    if asyncio.run(_run(Process(options, wiring), assembled, options)) == signal.SIGINT:
+    priorities = Objectives(dict(_objective(text) for text in flags["objectives"]))
+    options = _options(flags, priorities)
+    around = (assembled, objectives(flags, priorities))
+    if asyncio.run(_run(Process(options, wiring), around, options)) == signal.SIGINT:
         context.exit(EXIT_INTERRUPTED)
 
 
-async def _run(process: Process, assembled: assembly.Assembled, options: Options) -> int:
+async def _run(
+    process: Process, around: Sequence[AbstractAsyncContextManager[object]], options: Options
+) -> int:
     """Until told to stop; the number of the signal that did. A second one waits for nothing."""
     loop = asyncio.get_running_loop()
     told: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told.put_nowait, number)
-    async with assembled:
+    async with AsyncExitStack() as stack:
+        for context in around:
+            await stack.enter_async_context(context)
         first = asyncio.create_task(told.get())
         # A cluster that does not answer yet must not keep it from being stopped.
         working = asyncio.create_task(process.start())
@@ -148,7 +151,7 @@ def _whereabouts(process: Process, options: Options) -> str:
     )
 
 
-def _options(flags: dict[str, Any]) -> Options:
+def _options(flags: dict[str, Any], priorities: Objectives) -> Options:
     certificate, key = flags["tls_certificate"], flags["tls_key"]
     if (certificate is None) != (key is None):
         raise InvalidSettings("--tls-certificate and --tls-key: give both, or neither")
@@ -163,15 +166,14 @@ def _options(flags: dict[str, Any]) -> Options:
         certificate=certificate,
         key=key,
         drain_s=parse_duration(flags["drain"], "--drain"),
-        speaking=server.Options(
+        speaking=Speaking(
             body_mode=_MODES[flags["body_mode"]],
             max_body_bytes=parse_size(flags["max_body"], "--max-body"),
             observes=flags["observe_responses"],
-            always_closes=flags["always_close"],
         ),
         choosing=picking.Options(
             fallbacks=flags["fallbacks"],
-            objectives=dict(_objective(text) for text in flags["objectives"]),
+            objectives=priorities,
             takes_test_selection=flags["test_endpoint_selection"],
         ),
     )

@@ -1,11 +1,13 @@
-"""Flags for replicas that Kubernetes knows, the same for every command that follows them."""
+"""Flags for what Kubernetes knows, the same for every command that follows it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, TypeVar
 
 import click
 
 from kvtier.errors import InvalidSettings
+from kvtier.router.objectives import Objectives
 from kvtier.router.replicas import Discovery
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -13,7 +15,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _GROUP: Final = "inference.networking.k8s.io"
 _OPTIONS: Final = (
     click.option("--pool-name", help="InferencePool whose pods are the replicas (Kubernetes)."),
-    click.option("--pool-namespace", default="default", help="Its namespace.  [default]"),
+    click.option(
+        "--pool-namespace",
+        envvar="NAMESPACE",
+        default="default",
+        help="Its namespace, also of --selector.  [$NAMESPACE, or default]",
+    ),
     click.option("--pool-group", default=_GROUP, help=f"Its API group.  [{_GROUP}]"),
     click.option("--selector", help="Instead of a pool: pods of these labels, as app=vllm,tier=a."),
     click.option(
@@ -42,18 +49,34 @@ def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> Discovery 
     if any(besides):
         raise InvalidSettings("--pool-name and --selector: replicas come from Kubernetes alone")
     try:
-        from kvtier.router import kubernetes
+        from kvtier.router.kubernetes import pods as cluster
     except ModuleNotFoundError as error:
         raise InvalidSettings(
             f"--pool-name and --selector need {error.name}: pip install 'kvtier[kubernetes]'"
         ) from error
     selected = None
     if flags["selector"]:
-        labels = kubernetes.parse_labels(flags["selector"], "--selector")
-        selected = kubernetes.Selected(labels, [flags["target_port"]])
-    return kubernetes.Pods(
+        labels = cluster.parse_labels(flags["selector"], "--selector")
+        selected = cluster.Selected(labels, [flags["target_port"]])
+    return cluster.Pods(
         flags["pool_namespace"],
         pool=flags["pool_name"],
         group=flags["pool_group"],
         selected=selected,
+    )
+
+
+def objectives(
+    flags: Mapping[str, Any], known: Objectives
+) -> AbstractAsyncContextManager[object, None]:
+    """While it is open, `known` is told the priorities of the pool's objectives, if there is one.
+
+    Raises InvalidSettings. Call it after `pods`, which has looked at the same flags.
+    """
+    if not flags["pool_name"]:
+        return nullcontext()
+    from kvtier.router.kubernetes.objectives import PoolObjectives
+
+    return PoolObjectives(
+        flags["pool_namespace"], flags["pool_name"], known, group=flags["pool_group"]
     )

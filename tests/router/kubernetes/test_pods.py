@@ -1,21 +1,16 @@
 """Against an API server over HTTP, that keeps objects in memory and streams watches."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import aiohttp
-import kmock
-import kubernetes
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.kubernetes import Pods, Selected, parse_labels, replicas_of, selected_of
+from kvtier.router.kubernetes.pods import Pods, Selected, parse_labels, replicas_of, selected_of
 from kvtier.router.replicas import Replica
+from tests.router.kubernetes.cluster import PODS, POOLS, Cluster, api, run
 
-PODS = "/api/v1/namespaces/prod/pods"
-POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/prod/inferencepools"
 VLLM = Selected({"app": "vllm"}, [8000])
 
 
@@ -35,39 +30,6 @@ def pool(app: str = "vllm", *ports: int) -> dict[str, Any]:
         "metadata": {"name": "pool", "namespace": "prod"},
         "spec": {"selector": {"matchLabels": {"app": app}}, "targetPorts": numbers},
     }
-
-
-class Cluster:
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
-        self.url = url
-        self._session = session
-        configuration = kubernetes.client.Configuration(host=url)
-        configuration.retries = False
-        self.api = kubernetes.client.ApiClient(configuration)
-
-    async def send(self, method: str, path: str, body: Any = None) -> None:
-        async with self._session.request(method, self.url + path, json=body) as response:
-            assert response.status < 300, await response.text()
-
-
-@asynccontextmanager
-async def cluster() -> AsyncIterator[Cluster]:
-    async with (
-        kmock.KubernetesEmulator() as emulator,
-        kmock.Server(emulator) as server,
-        aiohttp.ClientSession() as session,
-    ):
-        emulator.resources["v1/pods"] = {"namespaced": True}
-        emulator.resources["inference.networking.k8s.io/v1/inferencepools"] = {"namespaced": True}
-        yield Cluster(str(server.url).rstrip("/"), session)
-
-
-def run(test: Callable[[Cluster], Awaitable[None]]) -> None:
-    async def go() -> None:
-        async with cluster() as up:
-            await test(up)
-
-    asyncio.run(go())
 
 
 async def until(sets: AsyncIterator[Sequence[Replica]], wanted: dict[str, str]) -> None:
@@ -121,9 +83,7 @@ def test_a_pool_says_which_pods_and_ports_and_may_change_its_mind() -> None:
 
 def test_an_api_server_that_is_away_is_waited_for() -> None:
     async def run_away() -> None:
-        configuration = kubernetes.client.Configuration(host="http://127.0.0.1:9")
-        configuration.retries = False
-        sets = Pods("prod", selected=VLLM, api=kubernetes.client.ApiClient(configuration)).watch()
+        sets = Pods("prod", selected=VLLM, api=api("http://127.0.0.1:9")).watch()
         first = asyncio.ensure_future(sets.__anext__())
         done, _ = await asyncio.wait([first], timeout=0.2)
         assert not done
@@ -135,15 +95,15 @@ def test_an_api_server_that_is_away_is_waited_for() -> None:
 
 
 def test_only_ready_pods_that_stay_are_endpoints() -> None:
-    assert replicas_of(pod("a", "10.0.0.1"), VLLM)[0].url == "http://10.0.0.1:8000"
-    assert replicas_of(pod("a", "10.0.0.1"), VLLM)[0].labels == {"app": "vllm"}
-    assert not replicas_of(pod("a", "10.0.0.1", ready=False), VLLM)
-    assert not replicas_of(pod("a", None), VLLM)
-    assert not replicas_of(pod("a", "10.0.0.1", app="else"), VLLM)
+    assert replicas_of(pod("a", "10.0.0.1"), VLLM, "prod")[0].url == "http://10.0.0.1:8000"
+    assert replicas_of(pod("a", "10.0.0.1"), VLLM, "prod")[0].labels == {"app": "vllm"}
+    assert not replicas_of(pod("a", "10.0.0.1", ready=False), VLLM, "prod")
+    assert not replicas_of(pod("a", None), VLLM, "prod")
+    assert not replicas_of(pod("a", "10.0.0.1", app="else"), VLLM, "prod")
     leaving = pod("a", "10.0.0.1")
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert not replicas_of(leaving, VLLM)
-    assert not replicas_of({}, VLLM)
+    assert not replicas_of(leaving, VLLM, "prod")
+    assert not replicas_of({}, VLLM, "prod")
 
 
 def test_both_versions_of_a_pool_are_read() -> None:
