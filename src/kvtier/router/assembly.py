@@ -17,6 +17,7 @@ from kvtier.router.blended import BlendedIndex
 from kvtier.router.config import Configuration
 from kvtier.router.fleet import Listener
 from kvtier.router.ingest import tokens
+from kvtier.router.ingest.names import Names
 from kvtier.router.ingest.sources import LocalSource, TokenSource
 from kvtier.router.learning import Learner
 from kvtier.router.serving.choosing import Choices, Prompts
@@ -35,10 +36,12 @@ class Assembled:
         usual: str = "",
         replica_key: str | None = None,
         tokenizers: Mapping[str, Path] | None = None,
+        names: Names | None = None,
     ) -> None:
         """`usual`: the profile or strategy of requests that name none.
 
-        `tokenizers`: folders by model, `*` for all others. Raises InvalidSettings.
+        `tokenizers`: folders by model, `*` for all others. `names`: of the replicas' metrics.
+        Raises InvalidSettings.
         """
         precise = PreciseIndex()
         estimated: dict[str, EstimatedIndex] = {}
@@ -59,6 +62,7 @@ class Assembled:
             [precise] if any(one.source is Source.PRECISE for one in made.values()) else [],
             tuned=[estimated[name] for name in estimated if configuration.indexes[name].autotune],
             key=replica_key,
+            names=names,
         )
         self.listeners: Sequence[Listener] = (self._learner,)
         self._local = {model: LocalSource(folder) for model, folder in (tokenizers or {}).items()}
@@ -88,6 +92,9 @@ def assemble(
     usual: str = "",
     replica_key: str | None = None,
     tokenizers: Mapping[str, Path] | None = None,
+    names: Names | None = None,
 ) -> Assembled:
     """See Assembled. Raises InvalidSettings."""
-    return Assembled(configuration, usual=usual, replica_key=replica_key, tokenizers=tokenizers)
+    return Assembled(
+        configuration, usual=usual, replica_key=replica_key, tokenizers=tokenizers, names=names
+    )

@@ -25,6 +25,7 @@ from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.fleet import Listener, Member
 from kvtier.router.ingest.events import EventStream, ReplicaSink
 from kvtier.router.ingest.metrics import Scraper, take
+from kvtier.router.ingest.names import Names
 from kvtier.router.ingest.sources import EngineSource, TokenSource
 
 _log = logging.getLogger(__name__)
@@ -47,9 +48,11 @@ class Learner(Listener):
         *,
         tuned: Sequence[EstimatedIndex] = (),
         key: str | None = None,
+        names: Names | None = None,
         scrape_s: float = SCRAPE_S,
     ) -> None:
         """`tuned`: those of `estimated` whose block size follows the replicas'."""
+        self._names = Names() if names is None else names
         self._estimated = tuple(estimated)
         self._precise = tuple(precise)
         self._tuned = tuple(tuned)
@@ -99,7 +102,8 @@ class Learner(Listener):
 
     async def _scrape(self, member: Member) -> None:
         assert self._session is not None
-        scraper = Scraper(self._session, f"{member.replica.url}/metrics")
+        url = f"{member.replica.url}{self._names.path}"
+        scraper = Scraper(self._session, url, names=self._names)
         name, restarts = member.replica.name, 0
         while True:
             load = await scraper.scrape()

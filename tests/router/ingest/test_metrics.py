@@ -14,7 +14,8 @@ from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.base import Endpoint, Load, Tier
 from kvtier.router.ingest import metrics as module
-from kvtier.router.ingest.metrics import LoadReader, Names, Scraper, take
+from kvtier.router.ingest.metrics import LoadReader, Scraper, take
+from kvtier.router.ingest.names import Names
 
 VLLM = """
 vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
@@ -59,6 +60,27 @@ def test_sglang() -> None:
     )
     assert (load.waiting, load.running, load.kv_usage, load.block_tokens) == (2, 1, 0.1, 1)
     assert load.tiers == {"device": Tier(capacity_tokens=9)}
+
+
+def test_tensorrt_llm_and_triton() -> None:
+    serve = read(
+        "trtllm_num_requests_waiting 3\ntrtllm_num_requests_running 2\n"
+        "trtllm_kv_cache_utilization 0.4"
+    )
+    assert (serve.waiting, serve.running, serve.kv_usage) == (3, 2, 0.4)
+    triton = read(
+        'nv_trt_llm_request_metrics{model="m",request_type="waiting"} 5\n'
+        'nv_trt_llm_request_metrics{model="m",request_type="scheduled"} 4\n'
+        'nv_trt_llm_request_metrics{model="m",request_type="active"} 99\n'
+        'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction",model="m"} 0.7\n'
+        'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="m"} 800'
+    )
+    assert (triton.waiting, triton.running, triton.kv_usage) == (5, 4, 0.7)
+
+
+def test_a_gauge_without_a_name_is_not_read() -> None:
+    load = read("vllm:num_requests_waiting 6", LoadReader(Names(waiting=())))
+    assert load.waiting == 0
 
 
 def test_an_older_name_and_names_of_ones_own() -> None:

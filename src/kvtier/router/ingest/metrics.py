@@ -1,4 +1,4 @@
-"""A replica's load and tiers, from its own `/metrics`: vLLM's names, SGLang's, and ours.
+"""A replica's load and tiers, from its own `/metrics`: the engine's names, and ours.
 
 What an engine says is not believed blindly: numbers that cannot be are left out and counted, and
 a body is read up to BODY_MAX bytes and for TIMEOUT_S seconds. Rates are measured between two
@@ -21,6 +21,7 @@ from kvtier.index.fleet.base import DEVICE, FleetIndex
 from kvtier.metrics import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
 from kvtier.router.base import Endpoint, Load, Tier
 from kvtier.router.ingest.exposition import Exposition, Sample, read
+from kvtier.router.ingest.names import Names, parse_name
 
 BODY_MAX: Final = 4 << 20
 TIMEOUT_S: Final = 2.0
@@ -33,7 +34,6 @@ _KEPT: Final = 0.8
 """Share of what was measured before that counts beside the newest interval."""
 _TIER: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TIERS_MAX: Final = 6
-_SELECTOR: Final = re.compile(r"\s*([A-Za-z_:][A-Za-z0-9_:]*)\s*(?:\{([^}]*)\})?\s*")
 
 _CONFIGS: Final = {
     "vllm:cache_config_info": ("block_size", "num_gpu_blocks"),
@@ -50,21 +50,6 @@ _PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
 _PREFILL_MIN: Final = 256
 """Tokens a request: who computes less, because it found the rest, measures what a step costs."""
 _STARTED_S: Final = "process_start_time_seconds"
-
-
-class Names(msgspec.Struct, frozen=True):
-    """What three gauges are called; the first that a replica has counts.
-
-    `name`, or `name{label=value}` for one series of it.
-    """
-
-    waiting: tuple[str, ...] = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
-    running: tuple[str, ...] = ("vllm:num_requests_running", "sglang:num_running_reqs")
-    usage: tuple[str, ...] = (
-        "vllm:kv_cache_usage_perc",
-        "vllm:gpu_cache_usage_perc",
-        "sglang:token_usage",
-    )
 
 
 class Counts(msgspec.Struct):
@@ -111,7 +96,7 @@ class LoadReader:
         """Raises ValueError for a name that is none."""
         self._names = Names() if names is None else names
         chosen = (*self._names.waiting, *self._names.running, *self._names.usage)
-        self._selectors = {name: _selector(name) for name in chosen}
+        self._selectors = {name: parse_name(name) for name in chosen}
         self._wanted = frozenset(
             {
                 *(name for name, _ in self._selectors.values()),
@@ -296,17 +281,6 @@ def take(endpoint: Endpoint, load: Load, indexes: Iterable[FleetIndex]) -> None:
         for tier, known in load.tiers.items():
             if known.capacity_tokens:
                 index.resize(endpoint.name, tier, known.capacity_tokens)
-
-
-def _selector(text: str) -> tuple[str, dict[str, str]]:
-    found = _SELECTOR.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} is no metric; write name, or name{{label=value}}")
-    labels: dict[str, str] = {}
-    for part in filter(None, (found[2] or "").split(",")):
-        key, _, value = part.partition("=")
-        labels[key.strip()] = value.strip().strip('"')
-    return found[1], labels
 
 
 def _by_tier(samples: Iterable[Sample]) -> dict[str, float]:

@@ -1,0 +1,76 @@
+"""Where a replica's metrics are, and what three of its gauges are called.
+
+Why: every engine has names of its own, and whoever runs another one says its names by flag, as
+the Gateway API Inference Extension has it: `name`, or `name{label=value}` for one series of it.
+Invariant: the first name that a replica has counts, so that no label needs to say its engine.
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+_NAME = r"[A-Za-z_:][A-Za-z0-9_:]*"
+_SELECTOR: Final = re.compile(rf"\s*({_NAME})\s*(?:\{{([^{{}}]*)\}})?\s*")
+_LABEL: Final = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:"([^"]+)"|([^",\s][^",]*?))\s*')
+
+
+class Names(msgspec.Struct, frozen=True):
+    """Those of vLLM, SGLang, TensorRT-LLM and Triton, unless others are given."""
+
+    waiting: tuple[str, ...] = (
+        "vllm:num_requests_waiting",
+        "sglang:num_queue_reqs",
+        "trtllm_num_requests_waiting",
+        "nv_trt_llm_request_metrics{request_type=waiting}",
+    )
+    running: tuple[str, ...] = (
+        "vllm:num_requests_running",
+        "sglang:num_running_reqs",
+        "trtllm_num_requests_running",
+        "nv_trt_llm_request_metrics{request_type=scheduled}",
+    )
+    usage: tuple[str, ...] = (
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",
+        "sglang:token_usage",
+        "trtllm_kv_cache_utilization",
+        "nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=fraction}",
+    )
+    path: str = "/metrics"
+
+
+def parse_name(text: str) -> tuple[str, dict[str, str]]:
+    """The name and labels of `name{label=value,...}`. Raises ValueError."""
+    found = _SELECTOR.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no metric; write name, or name{{label=value}}")
+    labels = {}
+    for part in found[2].split(",") if found[2] is not None else ():
+        label = _LABEL.fullmatch(part)
+        if label is None:
+            raise ValueError(f"{text!r}: {part!r} is no label; write name{{label=value}}")
+        labels[label[1]] = label[2] or label[3]
+    return found[1], labels
+
+
+def chosen(waiting: str | None, running: str | None, usage: str | None, path: str) -> Names:
+    """What flags say; None: as engines have it, empty: not read at all. Raises ValueError."""
+    usual = Names()
+    return Names(
+        waiting=_one(waiting, usual.waiting),
+        running=_one(running, usual.running),
+        usage=_one(usage, usual.usage),
+        path=path,
+    )
+
+
+def _one(text: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """A name that is given, and behind it the usual ones, for replicas of another engine."""
+    if text is None:
+        return usual
+    bare = text.strip().strip('"')
+    if not bare:
+        return ()
+    parse_name(bare)
+    return (bare, *(name for name in usual if name != bare))

@@ -1,0 +1,36 @@
+import pytest
+
+from kvtier.router.ingest.names import Names, chosen, parse_name
+
+
+def test_a_name_may_choose_a_series_by_labels() -> None:
+    assert parse_name("vllm:num_requests_waiting") == ("vllm:num_requests_waiting", {})
+    text = ' nv_trt_llm_request_metrics { request_type=waiting , model="a, b"}'
+    with pytest.raises(ValueError, match="no label"):  # commas divide, in quotes too
+        parse_name(text)
+    assert parse_name('x{request_type=waiting, model="a b"}') == (
+        "x",
+        {"request_type": "waiting", "model": "a b"},
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a b", "a{", "a}", "a{}", "a{b}", "a{=b}", "a{b=}", "a{b=c}d", "a{b=c,}", "{a=b}", "1a"],
+)
+def test_what_is_no_metric_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write name"):
+        parse_name(text)
+
+
+def test_a_name_that_is_given_comes_before_the_usual_ones_and_an_empty_one_reads_nothing() -> None:
+    usual = Names()
+    assert chosen(None, None, None, "/metrics") == usual
+    names = chosen("mine{a=b}", "", '"sglang:token_usage"', "/prometheus/metrics")
+    assert names.waiting == ("mine{a=b}", *usual.waiting)
+    assert names.running == ()
+    assert names.usage[0] == "sglang:token_usage"
+    assert sorted(names.usage) == sorted(usual.usage)
+    assert names.path == "/prometheus/metrics"
+    with pytest.raises(ValueError, match="no metric"):
+        chosen("a b", None, None, "/metrics")
