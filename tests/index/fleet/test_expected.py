@@ -6,7 +6,7 @@ CHAIN = list(range(100, 120))
 
 
 def reach(table: BlockTable, slot: int) -> int:
-    return int(table.ends(CHAIN)[slot][7])
+    return table.ends(CHAIN).reach(slot, ROUTED)
 
 
 def test_it_counts_until_it_has_had_its_time() -> None:

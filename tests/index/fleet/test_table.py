@@ -30,7 +30,7 @@ def test_one_descent_finds_where_every_bit_ends(reaches, length) -> None:
     ends = table.ends(CHAIN[:length])
     for slot in range(1, SLOTS + 1):
         for bit in range(8):
-            assert ends[slot][bit] == min(reaches.get((slot, bit), 0), length)
+            assert ends.reach(slot, 1 << bit) == min(reaches.get((slot, bit), 0), length)
 
 
 held = st.lists(st.booleans(), min_size=12, max_size=12)
@@ -46,7 +46,7 @@ def test_with_gaps_it_never_tells_less_than_the_prefix(patterns) -> None:
     ends = table.ends(CHAIN[:12])
     for slot, pattern in enumerate(patterns, 1):
         prefix = pattern.index(False) if False in pattern else 12
-        end = ends[slot][0]
+        end = ends.reach(slot, 1)
         assert end >= prefix
         assert end == 12 or not pattern[end]
 
@@ -82,10 +82,33 @@ def test_a_pool_counts_for_its_members_only() -> None:
     table = filled({(1, 0): 3, (POOL, 3): 9})
     table.join_pool(1)
     ends = table.ends(CHAIN)
-    assert ends[1].tolist() == [3, 0, 0, 9, 0, 0, 0, 0]
-    assert ends[2].tolist() == [0] * 8
+    assert [ends.reach(1, 1 << bit) for bit in range(8)] == [3, 0, 0, 9, 0, 0, 0, 0]
+    assert ends.reach(2, 255) == 0
     assert table.byte(CHAIN[5], 1) == 8
     assert table.own_byte(CHAIN[5], 1) == 0
+
+
+def test_what_is_being_cleared_does_not_hide_others() -> None:
+    table = filled({(2, 0): 20})
+    blocks = [*CHAIN, *range(1000, 1000 + 2 * SWEPT_AT_ONCE)]
+    table.paint(blocks, 1, 127)
+    # Whatever of the released slot is cleared first, its bits lie in pieces along the chain.
+    table.release_slot(1, [*CHAIN[1::2], *blocks[len(CHAIN) :], *CHAIN[::2]])
+    assert table.own_byte(CHAIN[0], 1) == 127
+    assert table.own_byte(CHAIN[1], 1) == 0
+    ends = table.ends(CHAIN)
+    assert (ends.reach(1, 255), ends.reach(2, 255)) == (0, 20)
+    assert ends.lengths == [0, 20]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(bits, st.integers(0, 40)), st.integers(0, 40))
+def test_walking_tells_the_same(reaches, length) -> None:
+    table = filled(reaches)
+    table.join_pool(2)
+    ends, walked = table.ends(CHAIN[:length]), table.ends(CHAIN[:length], walked=True)
+    every = [(slot, 1 << bit) for slot in range(1, SLOTS + 1) for bit in range(8)]
+    assert [ends.reach(*one) for one in every] == [walked.reach(*one) for one in every]
 
 
 def test_a_released_slot_counts_no_more_and_is_cleared_in_pieces() -> None:
@@ -94,7 +117,7 @@ def test_a_released_slot_counts_no_more_and_is_cleared_in_pieces() -> None:
     table.paint(blocks, 1, 127)
     table.release_slot(1, blocks)
     assert len(table) == 2 * SWEPT_AT_ONCE + 5
-    assert table.ends(blocks)[1].sum() == 0
+    assert table.ends(blocks).reach(1, 255) == 0
     assert table.take_slot() == SLOTS + 1
     for _ in range(3):
         table.sweep()

@@ -39,7 +39,7 @@ def stored(**changes: Any) -> Stored:
 def blocks(teller: Teller, prompt: TokenPrompt, level: int = 0) -> int:
     if teller.shelf is None or teller.held is None:
         return 0
-    return int(teller.shelf.table.ends(prompt.chain(16))[teller.held.slot][level])
+    return teller.shelf.table.ends(prompt.chain(16)).reach(teller.held.slot, 1 << level)
 
 
 PROMPT = TokenPrompt(TOKENS, "m")

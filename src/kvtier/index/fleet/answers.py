@@ -5,31 +5,67 @@ asked in tables of their own. Invariant: every tier that the index has seen is i
 of a replica that it knows, the fastest first and none below the one before.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from kvtier.index.fleet.base import Match
-from kvtier.index.fleet.levels import LEVELS, Levels
-from kvtier.index.fleet.table import Ends
+from kvtier.index.fleet.ends import Ends, lacking
+from kvtier.index.fleet.levels import ROUTED, Levels
+
+Caps = Mapping[int, Mapping[int, int]]
+"""By slot and level: blocks before the first that this level is known to lack."""
+_NONE: Final[Caps] = {}
 
 
 def answers(
-    ends: Ends, slots: Sequence[int], levels: Levels, block_tokens: int, total_tokens: int
+    ends: Ends,
+    slots: Sequence[int | None],
+    levels: Levels,
+    block_tokens: int,
+    total_tokens: int,
+    caps: Caps = _NONE,
 ) -> list[Match]:
-    """Of these slots, in their order. 20 us for 64 replicas, of which many hold as much."""
-    used = levels.used
-    names = [levels.name(level) for level in used]
-    mine = ends[slots]
+    """Of these slots, in their order; None holds nothing.
+
+    Half a microsecond for each that differs from all others, a tenth otherwise.
+    """
     # What was routed there a moment ago counts as on its way to the device.
-    blocks = np.maximum(mine[:, used], mine[:, LEVELS:])
-    blocks *= block_tokens
-    known: dict[tuple[int, ...], Match] = {}
-    found: list[Match] = []
-    for row in map(tuple, blocks.tolist()):
-        match = known.get(row)
-        if match is None:
-            tokens = dict(zip(names, row, strict=True))
-            match = known[row] = Match(tokens, total_tokens)
-        found.append(match)
+    wanted = [(levels.name(level), lacking(1 << level | ROUTED)) for level in levels.used]
+    lengths = [length * block_tokens for length in ends.lengths]
+    columns = ends.columns(slots)
+    known = dict.fromkeys(columns, Match({}, total_tokens))
+    for column in known:
+        if column is not None:
+            tokens = {}
+            for name, lack in wanted:
+                tokens[name] = lengths[len(column.translate(None, lack))]
+            known[column] = Match(tokens, total_tokens)
+    found = [known[column] for column in columns]
+    for at, slot in enumerate(slots if caps else ()):
+        if slot is not None and slot in caps:
+            found[at] = _capped(ends, slot, levels, block_tokens, total_tokens, caps[slot])
     return found
+
+
+def merged(parts: Sequence[Sequence[Match]]) -> list[Match]:
+    """Answers about the same replicas, of each of which one part at most knows something."""
+    return [
+        max(answers, key=lambda match: len(match.tokens)) for answers in zip(*parts, strict=True)
+    ]
+
+
+def _capped(
+    ends: Ends,
+    slot: int,
+    levels: Levels,
+    block_tokens: int,
+    total_tokens: int,
+    caps: Mapping[int, int],
+) -> Match:
+    """Of a slot that lacks blocks within its prefixes."""
+    routed = ends.reach(slot, ROUTED)
+    tokens = {}
+    for level in levels.used:
+        held = ends.reach(slot, 1 << level)
+        tokens[levels.name(level)] = max(min(held, caps.get(level, held)), routed) * block_tokens
+    return Match(tokens, total_tokens)

@@ -11,7 +11,7 @@ Invariant: see `recency`: no tier holds more than its capacity, nor a block with
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from kvtier.index.fleet.answers import answers
+from kvtier.index.fleet.answers import answers, merged
 from kvtier.index.fleet.base import DEVICE, Match, Source
 from kvtier.index.fleet.levels import Levels
 from kvtier.index.fleet.prompt import Prompt
@@ -49,17 +49,20 @@ class EstimatedIndex:
 
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
         """See FleetIndex."""
-        total = prompt.tokens
-        found = [Match({}, total)] * len(replicas)
         known = list(map(self._replicas.get, replicas))
-        for table in {one.table for one in known if one is not None}:
-            places = [at for at, one in enumerate(known) if one is not None and one.table is table]
-            slots = [one.slot for one in known if one is not None and one.table is table]
-            ends = table.ends(prompt.chain(table.block_tokens))
-            matches = answers(ends, slots, self._levels, table.block_tokens, total)
-            for at, match in zip(places, matches, strict=True):
-                found[at] = match
-        return found
+        tables = {one.table for one in known if one is not None}
+        parts = [self._match(table, prompt, known) for table in tables]
+        if not parts:
+            return [Match({}, prompt.tokens)] * len(replicas)
+        return parts[0] if len(parts) == 1 else merged(parts)
+
+    def _match(
+        self, table: BlockTable, prompt: Prompt, known: Sequence[Recency | None]
+    ) -> list[Match]:
+        """One answer a replica; those whose blocks are of another size hold nothing."""
+        slots = [one.slot if one is not None and one.table is table else None for one in known]
+        ends = table.ends(prompt.chain(table.block_tokens))
+        return answers(ends, slots, self._levels, table.block_tokens, prompt.tokens)
 
     def routed(self, prompt: Prompt, replica: str) -> None:
         """See FleetIndex. About a microsecond a block that is new, half of it otherwise."""

@@ -13,12 +13,11 @@ while they are still being cleared. One thread.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat
+from itertools import accumulate, groupby, islice, repeat
+from operator import and_
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
+from kvtier.index.fleet.ends import Ends
 from kvtier.index.fleet.levels import HELD
 
 POOL: Final = 0
@@ -28,9 +27,6 @@ SWEPT_AT_ONCE: Final = 2048
 
 _BYTE: Final = 8
 _INTERNED_MAX: Final = 65_536
-
-Ends = npt.NDArray[np.int64]
-"""By slot and bit: blocks from the start of the chain that are held."""
 
 
 class BlockTable:
@@ -128,69 +124,57 @@ class BlockTable:
     # -- prefixes --------------------------------------------------------------------------
 
     def ends(self, chain: Sequence[int], *, walked: bool = False) -> Ends:
-        """How far each slot and bit reaches; slots by 8 bits. `walked`: not by bisection.
+        """How far each slot and bit reaches. `walked`: not by bisection.
 
         Right for every slot that holds whole prefixes. Where a replica holds a block without
         the one before, it may tell too much of that replica, and never too little: the first
         gap of the prefix is at or before the end found. Walking costs 0.1 us a block and is
         right always.
         """
-        find = self._walked if walked else self._bisected
-        steps = find(chain) if chain else []
-        lengths = np.array([0, *(length for length, _ in steps)], dtype=np.int64)
-        if not steps:
-            return np.zeros((self._slots, _BYTE), dtype=np.int64)
-        width = self._slots
-        packed = b"".join(mask.to_bytes(width, "little") for _, mask in steps)
-        flags = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
-        counts = flags.reshape(len(steps), width * _BYTE).sum(axis=0, dtype=np.int64)
-        found: Ends = lengths[counts].reshape(width, _BYTE)
-        return found
+        lengths, masks = (self._walked if walked else self._bisected)(chain) if chain else ([], [])
+        if self._members:
+            masks = list(map(self._pooled, masks))
+        return Ends(lengths, list(accumulate(masks, and_, initial=self._live))[1:], self._slots)
 
-    def _bisected(self, chain: Sequence[int]) -> list[tuple[int, int]]:
-        """Lengths in ascending order, each with the bits that reach at least so far."""
-        get, members = self._masks.get, self._members
-        first = self._pooled(get(chain[0], 0)) & self._live
-        if not first:
-            return []
-        steps: list[tuple[int, int]] = []
-        running = first
-        stack = [(0, first, len(chain), 0)]
-        while stack:
-            low, low_mask, high, high_mask = stack.pop()
+    def _bisected(self, chain: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Runs of equal masks: where each ends, and its mask. 0.1 us a look."""
+        get = self._seen if self._released else self._masks.get
+        mask, low, high, beyond = get(chain[0], 0), 0, len(chain), 0
+        lengths: list[int] = []
+        masks: list[int] = []
+        later: list[tuple[int, int]] = []
+        while mask:
             while high - low > 1:
                 middle = (low + high) >> 1
-                mask = get(chain[middle], 0)
-                if members:
-                    mask = self._pooled(mask)
-                mask &= low_mask
-                if mask == low_mask:
+                found = get(chain[middle], 0)
+                # Equal masks are one object; where they are not, there is a run more.
+                if found is mask:
                     low = middle
-                    continue
-                high_mask &= mask
-                if mask != high_mask:
-                    stack.append((middle, mask, high, high_mask))
-                high, high_mask = middle, mask
-            running &= low_mask
-            steps.append((high, running))
-        return steps
+                elif found is beyond:
+                    high = middle
+                else:
+                    later.append((high, beyond))
+                    high, beyond = middle, found
+            lengths.append(high)
+            masks.append(mask)
+            if not later:
+                break
+            mask, low = beyond, high
+            high, beyond = later.pop()
+        return lengths, masks
 
-    def _walked(self, chain: Sequence[int]) -> list[tuple[int, int]]:
+    def _walked(self, chain: Sequence[int]) -> tuple[list[int], list[int]]:
         """The same, looking at every block."""
-        pooled, running, seen = self._pooled, self._live, -1
-        steps: list[tuple[int, int]] = []
-        length = 0
-        for length, mask in enumerate(map(self._masks.get, chain, repeat(0))):
-            if mask is not seen:
-                seen = mask
-                left = running & pooled(mask)
-                if left != running and length:
-                    steps.append((length, running))
-                running = left
-                if not running:
-                    return steps
-        steps.append((length + 1, running))
-        return steps
+        lengths: list[int] = []
+        masks: list[int] = []
+        for mask, run in groupby(map(self._masks.get, chain, repeat(0))):
+            lengths.append(sum(1 for _ in run) + (lengths[-1] if lengths else 0))
+            masks.append(mask)
+        return lengths, masks
+
+    def _seen(self, hashed: int, missing: int) -> int:
+        """Without what is still being cleared, which comes and goes along a chain."""
+        return self._intern(self._masks.get(hashed, missing) & self._live)
 
     def _pooled(self, mask: int) -> int:
         if self._members and mask & HELD:
