@@ -14,7 +14,7 @@ GIVEN: dict[str, object] = {
     "pool_namespace": "default",
     "pool_group": "inference.networking.k8s.io",
     "selector": None,
-    "target_port": 8000,
+    "target_port": "8000",
 }
 
 
@@ -28,6 +28,10 @@ def test_without_a_pool_or_a_selector_there_are_none() -> None:
         ({"pool_name": "p", "selector": "a=b"}, "one of them"),
         ({"selector": "a"}, "--selector"),
         ({"pool_name": "p", "pool_group": "g"}, "--pool-group"),
+        ({"selector": "a=b", "target_port": "0"}, "--target-port"),
+        ({"selector": "a=b", "target_port": "65536"}, "--target-port"),
+        ({"selector": "a=b", "target_port": "8000,"}, "--target-port"),
+        ({"selector": "a=b", "target_port": "http"}, "--target-port"),
     ],
 )
 def test_what_cannot_be_followed_is_an_error(given: dict[str, object], said: str) -> None:

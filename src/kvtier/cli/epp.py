@@ -10,6 +10,9 @@ from typing import Any, Final
 
 import click
 
+from kvtier.cli.gauges import gauge_flags, gauges
+from kvtier.cli.inherited import Inheriting, warnings
+from kvtier.cli.loop import run
 from kvtier.cli.main import EXIT_INTERRUPTED
 from kvtier.cli.pods import objectives, pod_flags, pods
 from kvtier.clock import MonotonicClock, seeded
@@ -31,11 +34,13 @@ _MODES: Final = {
     "buffered": BodyMode.BUFFERED,
     "none": BodyMode.NONE,
 }
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PORT: Final = click.IntRange(0, 65535)
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(
+    cls=Inheriting,
     invoke_without_command=True,
     epilog="""\b
 Examples:
@@ -48,6 +53,7 @@ Examples:
 @click.option("--endpoint", "endpoints", multiple=True, metavar="URL", help="An endpoint; repeat.")
 @click.option("--endpoints", "listed", type=_FILE, help="YAML of endpoints, re-read on change.")
 @pod_flags
+@gauge_flags
 @click.option("--config-file", type=_FILE, help="EndpointPickerConfig, of either generation.")
 @click.option("--config-text", metavar="YAML", help="The same as text.")
 @click.option(
@@ -94,9 +100,11 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     logging.basicConfig(level=logging.INFO, format=_LOG_FORMAT)
     discovery = _discovery(flags)
     configuration = _configuration(flags)
-    for warning in configuration.warnings:
+    for warning in (*warnings(context), *configuration.warnings, *_unreachable(flags)):
         _log.warning("%s", warning)
-    assembled = assembly.assemble(configuration, tokenizers=_tokenizers(flags["tokenizers"]))
+    assembled = assembly.assemble(
+        configuration, tokenizers=_tokenizers(flags["tokenizers"]), names=gauges(flags)
+    )
     wiring = Wiring(
         discovery=discovery,
         chooser=assembled.choices.of(None),
@@ -107,7 +115,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     priorities = Objectives(dict(_objective(text) for text in flags["objectives"]))
     options = _options(flags, priorities)
     around = (assembled, objectives(flags, priorities))
-    if asyncio.run(_run(Process(options, wiring), around, options)) == signal.SIGINT:
+    if run(_run(Process(options, wiring), around, options)) == signal.SIGINT:
         context.exit(EXIT_INTERRUPTED)
 
 
@@ -149,6 +157,13 @@ def _whereabouts(process: Process, options: Options) -> str:
         f"listening on {options.host}: gateways on port {process.port} ({security}), "
         f"health on {process.health_port}, metrics on {process.metrics_port}"
     )
+
+
+def _unreachable(flags: dict[str, Any]) -> list[str]:
+    """In a cluster the gateway is on another machine."""
+    if not (flags["pool_name"] or flags["selector"]) or flags["host"] not in _LOOPBACK:
+        return []
+    return [f"gateways elsewhere cannot reach {flags['host']}: give --host 0.0.0.0"]
 
 
 def _options(flags: dict[str, Any], priorities: Objectives) -> Options:

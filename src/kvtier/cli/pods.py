@@ -12,6 +12,7 @@ from kvtier.router.replicas import Discovery
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_PORT_MAX: Final = 65535
 _GROUP: Final = "inference.networking.k8s.io"
 _OPTIONS: Final = (
     click.option("--pool-name", help="InferencePool whose pods are the replicas (Kubernetes)."),
@@ -25,9 +26,9 @@ _OPTIONS: Final = (
     click.option("--selector", help="Instead of a pool: pods of these labels, as app=vllm,tier=a."),
     click.option(
         "--target-port",
-        type=click.IntRange(0, 65535),
-        default=8000,
-        help="Of pods by --selector.  [8000]",
+        default="8000",
+        metavar="PORT[,PORT...]",
+        help="Of pods by --selector, each an endpoint.  [8000]",
     ),
 )
 
@@ -57,13 +58,23 @@ def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> Discovery 
     selected = None
     if flags["selector"]:
         labels = cluster.parse_labels(flags["selector"], "--selector")
-        selected = cluster.Selected(labels, [flags["target_port"]])
+        selected = cluster.Selected(labels, _ports(flags["target_port"]))
     return cluster.Pods(
         flags["pool_namespace"],
         pool=flags["pool_name"],
         group=flags["pool_group"],
         selected=selected,
     )
+
+
+def _ports(text: str) -> list[int]:
+    """Each once. Raises InvalidSettings."""
+    ports = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or not 1 <= int(part) <= _PORT_MAX:
+            raise InvalidSettings(f"--target-port: {part!r} is no port; write 8000 or 8000,8001")
+        ports.append(int(part))
+    return list(dict.fromkeys(ports))
 
 
 def objectives(

@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.ingest.names import Names, chosen, parse_name
+from kvtier.router.ingest.names import Names, before, parse_name
 
 
 def test_a_name_may_choose_a_series_by_labels() -> None:
@@ -24,13 +24,12 @@ def test_what_is_no_metric_is_refused(text: str) -> None:
 
 
 def test_a_name_that_is_given_comes_before_the_usual_ones_and_an_empty_one_reads_nothing() -> None:
-    usual = Names()
-    assert chosen(None, None, None, "/metrics") == usual
-    names = chosen("mine{a=b}", "", '"sglang:token_usage"', "/prometheus/metrics")
-    assert names.waiting == ("mine{a=b}", *usual.waiting)
-    assert names.running == ()
-    assert names.usage[0] == "sglang:token_usage"
-    assert sorted(names.usage) == sorted(usual.usage)
-    assert names.path == "/prometheus/metrics"
+    usual = Names().usage
+    assert before(None, usual) == usual
+    assert before("mine{a=b}", usual) == ("mine{a=b}", *usual)
+    assert before("", usual) == ()
+    given = before('"sglang:token_usage"', usual)
+    assert given[0] == "sglang:token_usage"
+    assert sorted(given) == sorted(usual)
     with pytest.raises(ValueError, match="no metric"):
-        chosen("a b", None, None, "/metrics")
+        before("a b", usual)

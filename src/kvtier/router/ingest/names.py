@@ -54,19 +54,11 @@ def parse_name(text: str) -> tuple[str, dict[str, str]]:
     return found[1], labels
 
 
-def chosen(waiting: str | None, running: str | None, usage: str | None, path: str) -> Names:
-    """What flags say; None: as engines have it, empty: not read at all. Raises ValueError."""
-    usual = Names()
-    return Names(
-        waiting=_one(waiting, usual.waiting),
-        running=_one(running, usual.running),
-        usage=_one(usage, usual.usage),
-        path=path,
-    )
+def before(text: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """A name that is given, and behind it the usual ones, for replicas of another engine.
 
-
-def _one(text: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
-    """A name that is given, and behind it the usual ones, for replicas of another engine."""
+    None: the usual ones; empty: none, the gauge is not read. Raises ValueError.
+    """
     if text is None:
         return usual
     bare = text.strip().strip('"')

@@ -1,0 +1,54 @@
+import click
+import pytest
+from click.testing import CliRunner
+
+from kvtier.cli.gauges import gauge_flags, gauges
+from kvtier.errors import InvalidSettings
+from kvtier.router.ingest.names import Names
+
+
+def given(*arguments: str) -> Names:
+    seen: list[Names] = []
+
+    @click.command()
+    @gauge_flags
+    def command(**flags: object) -> None:
+        seen.append(gauges(flags))
+
+    CliRunner().invoke(command, arguments, catch_exceptions=False)
+    return seen[0]
+
+
+def test_without_flags_they_are_those_of_engines() -> None:
+    assert given() == Names()
+
+
+def test_names_that_are_given_come_first() -> None:
+    found = given(
+        "--total-queued-requests-metric",
+        "nv_trt_llm_request_metrics{request_type=waiting}",
+        "--total-running-requests-metric",
+        "mine",
+        "--kv-cache-usage-percentage-metric",
+        "vllm:gpu_cache_usage_perc",
+        "--model-server-metrics-path",
+        "/prometheus/metrics",
+    )
+    assert found.waiting[0] == "nv_trt_llm_request_metrics{request_type=waiting}"
+    assert found.running == ("mine", *Names().running)
+    assert found.usage[0] == "vllm:gpu_cache_usage_perc"
+    assert found.path == "/prometheus/metrics"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--total-queued-requests-metric", "a b"),
+        ("--total-running-requests-metric", "a{b}"),
+        ("--kv-cache-usage-percentage-metric", "a{"),
+        ("--model-server-metrics-path", "metrics"),
+    ],
+)
+def test_what_is_no_name_is_an_error_of_its_flag(flag: str, text: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"{flag}: "):
+        given(flag, text)
