@@ -36,6 +36,9 @@ def run(*arguments: str) -> tuple[int, str]:
         (("--pool-name", "p", "--selector", "a=b"), "one of them"),
         (("--selector", "a"), "--selector"),
         (("--pool-name", "p", "--pool-group", "g"), "--pool-group"),
+        (("--selector", "a=b", "--target-port", "x"), "--target-port"),
+        ((*ENDPOINT, "--total-queued-requests-metric", "a b"), "--total-queued-requests-metric"),
+        ((*ENDPOINT, "--disable-endpoint-subset-filter"), "--disable-endpoint-subset-filter"),
         (("--endpoints", "/nowhere/replicas.yaml"), "/nowhere/replicas.yaml"),
     ],
 )
@@ -123,3 +126,21 @@ def test_a_cluster_that_does_not_answer_does_not_keep_it(tmp_path: Path) -> None
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert "Traceback" not in log.read_text()
+
+
+def test_the_command_line_of_a_chart_follows_its_pool(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    flags = ("-poolName", "p", "--pool-namespace", "prod", "--zap-encoder", "json")
+    process, log = started(tmp_path, *flags)
+    for kind in (
+        "inferencepools.inference.networking.k8s.io",
+        "inferenceobjectives.llm-d.ai",
+        "inferenceobjectives.inference.networking.x-k8s.io",
+    ):
+        wait_for(process, log, f"{kind} cannot be watched")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert "--zap-encoder is ignored" in said
+    assert "give --host 0.0.0.0" in said
