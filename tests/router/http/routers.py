@@ -25,6 +25,7 @@ class InTurn:
     """The endpoints in the order of their names, starting one further each time."""
 
     headers: frozenset[str] = frozenset()
+    reads_prompts = True
 
     def __init__(self, *, only: str | None = None, told: Mapping[str, str] | None = None) -> None:
         self.only = only

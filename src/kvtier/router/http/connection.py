@@ -1,40 +1,33 @@
 """A client's connection: requests in, answers out, one after the other.
 
 Why our own protocol and not a server library's: one that makes an object of every message and a
-wake-up of every chunk cost more than all that the router does besides. The parser is llhttp
-(httptools), strict, which Node and uvicorn stand on.
+wake-up of every chunk cost more than all that the router does besides.
 
-Invariants: whatever bytes arrive, the answer is an OpenAI-style error or a closed connection;
-heads, bodies and what lies between are bounded in bytes and in time; requests that come at once
-are answered in turn; a client that goes away cancels what is done for it.
+Invariants: whatever bytes arrive, the answer is an OpenAI-style error or a closed connection; what
+a client sends is bounded in time; requests that come at once are answered in turn; a client that
+goes away cancels what is done for it.
 """
 
 import asyncio
 import logging
 import socket
 import struct
-from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Final, cast
 
-import httptools
 import msgspec
 
 from kvtier.router.http import response as responses
 from kvtier.router.http.outgoing import CutOff, Outgoing
+from kvtier.router.http.reader import QUIET_BYTES, Reader
 from kvtier.router.http.request import Request
-from kvtier.router.http.response import Response
+from kvtier.router.http.response import Framing, Response
 from kvtier.router.serving.exchange import Exchange
-from kvtier.router.serving.fields import Fields, block
+from kvtier.router.serving.fields import Fields
 from kvtier.router.serving.refusals import Refusal, invalid
 
 _log = logging.getLogger(__name__)
 
-FIELD_BYTES: Final = 16 * 1024
-"""The longest request line, and the longest header."""
-FIELDS: Final = 128
-QUIET_BYTES: Final = 64 * 1024
-"""What may come in a row that is no body: a head, trailers, chunk sizes with remarks."""
 LINGER_S: Final = 5.0
 """How long what is left of a refused body is read and dropped, so that the refusal is seen."""
 FLUSH_S: Final = 60.0
@@ -59,18 +52,13 @@ class Connection(asyncio.Protocol):
         self._front = front
         self._limits = limits
         self._loop = asyncio.get_running_loop()
+        self._reader = Reader(limits.max_body_bytes, self._welcome)
         self._transport: asyncio.Transport | None = None
-        self._parser: Any = None
         self._task: asyncio.Task[None] | None = None
-        self._waiting: deque[Request] = deque()
-        self._incoming: Request | None = None
         self._outgoing: Outgoing | None = None
         self._has_begun = False
+        self._is_switched = False
         self._lingers = False
-        self._target = b""
-        self._fields: Fields = []
-        self._fault = ""
-        self._quiet_bytes = 0
         self._deadline_s = _FAR
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = _FAR
@@ -99,15 +87,10 @@ class Connection(asyncio.Protocol):
         assert head is not None
         assert self._transport is not None
         self._has_begun = True
-        is_chunked = head.length is None and request.is_modern
-        if head.length is not None:
-            framing = b"content-length: %d\r\n" % head.length
-        else:
-            framing = b"transfer-encoding: chunked\r\n" if is_chunked else b""
-            request.keeps_alive &= is_chunked
-        closing = b"" if self._keeps_alive(request) else b"connection: close\r\n"
-        line = responses.line(head.status, head.reason)
-        start = b"".join((line, block(fields), framing, closing, b"\r\n"))
+        framing = responses.framing(head, is_modern=request.is_modern)
+        request.keeps_alive &= framing is not Framing.CONNECTION
+        start = responses.passed(head, fields, framing, closes=not self._keeps_alive(request))
+        is_chunked = framing is Framing.CHUNKS
         outgoing = Outgoing(self._transport, exchange, is_chunked=is_chunked, idle_s=idle_s)
         self._outgoing = outgoing
         first = exchange.taken()
@@ -115,6 +98,8 @@ class Connection(asyncio.Protocol):
         if first:
             outgoing.take(first)
         exchange.pass_to(outgoing)
+        if framing is Framing.UPGRADE:
+            self._switch()
         return outgoing
 
     # -- asyncio.Protocol ------------------------------------------------------------------
@@ -123,7 +108,6 @@ class Connection(asyncio.Protocol):
         """Its first request is due."""
         # uvloop's transports are no asyncio.Transport by inheritance.
         self._transport = cast(asyncio.Transport, transport)
-        self._parser = httptools.HttpRequestParser(self)
         self._front.connections.add(self)
         if (of := transport.get_extra_info("socket")) is not None:
             # A client that is gone without a word would hold a replica's stream for ever.
@@ -134,12 +118,9 @@ class Connection(asyncio.Protocol):
         """Nothing is due any more."""
         self._front.connections.discard(self)
         self._transport = None
-        self._parser = None  # it refers to this connection
         if self._timer is not None:
             self._timer.cancel()
-        if self._incoming is not None:
-            self._incoming.end("it breaks off")
-        self._waiting.clear()
+        self._reader.close()
         if self._task is not None:
             self._task.cancel()
 
@@ -155,94 +136,53 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        if self._lingers or self._fault or self._transport is None or self._transport.is_closing():
+        transport, reader = self._transport, self._reader
+        if self._lingers or reader.fault or transport is None or transport.is_closing():
             return
-        self._quiet_bytes += len(data)
-        self._feed(data)
-        if self._fault and self._incoming is not None:
-            # Its head was right: it hears what is wrong with its body.
-            self._incoming.end(self._fault)
+        if reader.beyond is not None:
+            self._pass_beyond(data)
+            return
+        reader.feed(data)
         if self._task is None:
             self._next()
-        elif self._waiting:
-            self._transport.pause_reading()
-
-    # -- httptools -------------------------------------------------------------------------
-
-    def on_url(self, part: bytes) -> None:
-        """See httptools; it may come in parts."""
-        self._target += part
-        if len(self._target) > FIELD_BYTES:
-            self._fault = "the request line is too long"
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools; trailers come here too."""
-        if self._incoming is not None:
-            return
-        self._fields.append((name.lower(), value))
-        if len(name) + len(value) > FIELD_BYTES:
-            self._fault = "a header is too long"
-        elif len(self._fields) > FIELDS:
-            self._fault = f"there are more than {FIELDS} headers"
-
-    def on_headers_complete(self) -> None:
-        """See httptools."""
-        parser = self._parser
-        if not self._target or self._fault:
-            self._fault = self._fault or "it has no target"
-            return
-        request = Request(
-            parser.get_method().decode("latin-1"),
-            self._target,
-            self._fields,
-            self._limits.max_body_bytes,
-            self._welcome,
-        )
-        request.is_modern = parser.get_http_version() == "1.1"
-        request.keeps_alive = request.is_modern and parser.should_keep_alive()
-        self._target, self._fields = b"", []
-        self._quiet_bytes = 0
-        self._incoming = request
-        self._waiting.append(request)
-
-    def on_body(self, piece: bytes) -> None:
-        """See httptools."""
-        if self._incoming is not None:
-            self._quiet_bytes = 0
-            self._incoming.feed(piece)
-
-    def on_message_complete(self) -> None:
-        """See httptools."""
-        if self._incoming is not None:
-            self._incoming.end()
-            self._incoming = None
+        elif reader.requests:
+            transport.pause_reading()
 
     # -- ours ------------------------------------------------------------------------------
 
-    def _feed(self, data: bytes | memoryview) -> None:
-        try:
-            while data:
-                try:
-                    self._parser.feed_data(data)
-                    break
-                except httptools.HttpParserUpgrade as upgrade:
-                    # There is nothing to upgrade to: the request is answered as it is.
-                    data = memoryview(data)[upgrade.args[0] :]
-        except httptools.HttpParserError as error:
-            self._fault = self._fault or str(error) or "it cannot be parsed"
-        if self._quiet_bytes > QUIET_BYTES:
-            self._fault = self._fault or "a head or trailers without end"
+    def _pass_beyond(self, data: bytes) -> None:
+        """What is none of HTTP's: to the replica, or kept until there is one."""
+        transport, reader = self._transport, self._reader
+        assert transport is not None
+        assert reader.beyond is not None
+        if self._is_switched and self._outgoing is not None:
+            if not self._outgoing.send_back(data, transport.resume_reading):
+                transport.pause_reading()
+            return
+        reader.beyond += data
+        if len(reader.beyond) > QUIET_BYTES:
+            transport.pause_reading()
+
+    def _switch(self) -> None:
+        """From now on both sides speak another protocol."""
+        assert self._transport is not None
+        kept, self._reader.beyond = self._reader.beyond or b"", b""
+        self._is_switched = True
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+        if kept:
+            self._pass_beyond(kept)
 
     def _next(self) -> None:
         """Answer the request that has waited longest; without one, wait for it."""
-        if self._waiting:
+        reader = self._reader
+        if reader.requests:
             self._deadline_s = _FAR
             self._has_begun = False
-            self._task = self._loop.create_task(self._answer(self._waiting.popleft()))
-        elif self._fault:
+            self._task = self._loop.create_task(self._answer(reader.requests.popleft()))
+        elif reader.fault:
             self._refuse_bytes()
-        elif self._quiet_bytes:
-            # What has come is the beginning of a head.
+        elif reader.is_amid:
             head_s = self._limits.head_timeout_s
             if self._deadline_s > self._loop.time() + head_s:
                 self._due(head_s)
@@ -277,7 +217,7 @@ class Connection(asyncio.Protocol):
         else:
             if not transport.is_reading():
                 transport.resume_reading()
-            if not self._waiting:
+            if not self._reader.requests:
                 self._due(self._limits.keep_alive_s)
             self._next()
 
@@ -306,7 +246,7 @@ class Connection(asyncio.Protocol):
     def _refuse_bytes(self) -> None:
         """What came is no HTTP."""
         assert self._transport is not None
-        refusal = invalid(f"the request is not HTTP as it should be: {self._fault}")
+        refusal = invalid(f"the request is not HTTP as it should be: {self._reader.fault}")
         made = responses.of_refusal(refusal)
         self._transport.write(responses.head(made, closes=True) + made.body)
         self._linger()

@@ -31,13 +31,13 @@ from kvtier.router.http.keys import Keys
 from kvtier.router.http.metering import Meter
 from kvtier.router.http.options import Options
 from kvtier.router.http.request import Request as Incoming
-from kvtier.router.http.response import Response
+from kvtier.router.http.response import UPGRADE, Response
 from kvtier.router.record import record
 from kvtier.router.serving import body as bodies
 from kvtier.router.serving import paths
-from kvtier.router.serving.choosing import Choices, Chooser, Prompts
+from kvtier.router.serving.choosing import Choices, Chooser, Prompts, prompt_for
 from kvtier.router.serving.fields import block
-from kvtier.router.serving.refusals import Refusal, unavailable
+from kvtier.router.serving.refusals import Refusal, unavailable, upgrade_required
 from kvtier.router.serving.upstream import Upstream
 from kvtier.router.serving.waiting import Waiting
 
@@ -115,12 +115,15 @@ class Delivery:
     ) -> Answered:
         """To any replica, or to each until one knows what is asked for."""
         message = await self._message(request, identity)
-        endpoints = sorted(self._fleet.available(), key=lambda endpoint: endpoint.in_flight)
+        found = await self._who_may(request, kind)
+        if kind is paths.Kind.UPGRADE:
+            message = _upgrading(request, message)
+        endpoints = sorted(found, key=lambda endpoint: endpoint.in_flight)
         failure: Undelivered | None = None
         for endpoint in endpoints:
             if not self._fleet.offers(endpoint):
                 continue
-            is_last = kind is paths.Kind.ANY or endpoint is endpoints[-1]
+            is_last = kind is not paths.Kind.SEARCH or endpoint is endpoints[-1]
             try:
                 begun = await self._ask_one(endpoint, message, identity, is_last=is_last)
             except Undelivered as error:
@@ -133,13 +136,19 @@ class Delivery:
             return failure.busy.status, failure.busy
         raise failure.refusal
 
+    async def _who_may(self, request: Incoming, kind: paths.Kind) -> Sequence[Endpoint]:
+        """Those of the model in the query, where a socket names one there; else everybody."""
+        if kind is paths.Kind.UPGRADE and (model := paths.model_of(request.target)):
+            return await self._parts.waiting.candidates(model)
+        return self._fleet.available()
+
     async def _begin(self, request: Incoming, identity: str, begun_s: float) -> _Begun | Response:
         """An answer that has begun, or a busy replica's words where nobody does better."""
         strategy = request.text(_STRATEGY)
         chooser = self._parts.choices.of(strategy)
         message = await self._message(request, identity)
         asked = bodies.look(message.body or b"", request.text(b"content-type"))
-        prompt = await self._parts.prompts.of(asked.fields, asked.model)
+        prompt = await prompt_for(chooser, self._parts.prompts, asked.fields, asked.model)
         extra = _extra(identity)
         if strategy:
             extra[headers.STRATEGY] = strategy
@@ -292,6 +301,12 @@ class Delivery:
             raise
         self._fleet.delivered(member)
         return answer
+
+
+def _upgrading(request: Incoming, message: Message) -> Message:
+    if not request.asks_upgrade:
+        raise upgrade_required()
+    return Message("GET", message.target, message.fields + UPGRADE, None, upgrades=True)
 
 
 def _extra(identity: str) -> dict[str, str]:

@@ -13,7 +13,8 @@ import msgspec
 
 from kvtier.router.http import headers
 from kvtier.router.http.response import Response
-from kvtier.router.serving.exchange import Body, BrokenOff, Exchange, Head
+from kvtier.router.serving.connection import Body
+from kvtier.router.serving.exchange import BrokenOff, Exchange, Head
 from kvtier.router.serving.refusals import Refusal, late, unavailable, unreachable
 from kvtier.router.serving.upstream import Unreachable, Upstream
 
@@ -43,6 +44,7 @@ class Message(msgspec.Struct, frozen=True):
     fields: bytes
     """Lines of a head."""
     body: Body
+    upgrades: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -62,9 +64,7 @@ async def ask(upstream: Upstream, message: Message, first_byte_s: float, name: s
     begun = False
     try:
         async with asyncio.timeout(first_byte_s or None):
-            exchange = await upstream.send(
-                message.method, message.target, message.fields, message.body
-            )
+            exchange = await _send(upstream, message)
             head = await exchange.begin()
         begun = True
         return Answer(head, exchange)
@@ -79,6 +79,12 @@ async def ask(upstream: Upstream, message: Message, first_byte_s: float, name: s
     finally:
         if exchange is not None and not begun:
             exchange.close()
+
+
+async def _send(upstream: Upstream, message: Message) -> Exchange:
+    if message.upgrades:
+        return await upstream.upgrade(message.target, message.fields)
+    return await upstream.send(message.method, message.target, message.fields, message.body)
 
 
 async def set_aside(answer: Answer, extra: Mapping[str, str]) -> Undelivered:

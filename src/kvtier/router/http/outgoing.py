@@ -5,6 +5,7 @@ back; an answer that cannot be finished is cut off, never ended as if it were wh
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from kvtier.router.serving.exchange import BrokenOff, Exchange, Sink
@@ -36,6 +37,7 @@ class Outgoing(Sink):
         self._moved_s = self._loop.time()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._timer = self._loop.call_later(idle_s, self._look) if idle_s else None
+        self._on_room: Callable[[], None] | None = None
 
     async def ended(self) -> None:
         """Until the client has been sent everything. Raises CutOff where that cannot be."""
@@ -53,6 +55,17 @@ class Outgoing(Sink):
         """It does again."""
         self._moved_s = self._loop.time()
         self._exchange.resume()
+
+    def send_back(self, data: bytes, on_room: Callable[[], None]) -> bool:
+        """From the client to the replica, after an upgrade. False: wait for `on_room`."""
+        self._moved_s = self._loop.time()
+        self._on_room = on_room
+        return self._exchange.write(data)
+
+    def on_room(self) -> None:
+        """See Sink."""
+        if self._on_room is not None:
+            self._on_room()
 
     def take(self, piece: bytes) -> None:
         """See Sink."""

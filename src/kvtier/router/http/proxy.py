@@ -24,7 +24,7 @@ from kvtier.router.serving.refusals import (
     unknown_path,
 )
 
-_DELIVERED: Final = (paths.Kind.CHOOSE, paths.Kind.SEARCH, paths.Kind.ANY)
+_DELIVERED: Final = (paths.Kind.CHOOSE, paths.Kind.SEARCH, paths.Kind.ANY, paths.Kind.UPGRADE)
 _SHOWN_CHARACTERS: Final = 80
 _IDENTITY: Final = (b"request-id", headers.REQUEST_ID.encode())
 

@@ -21,7 +21,7 @@ class Request:
 
     __slots__ = (
         *("_body", "_broken", "_fed_bytes", "_limit_bytes", "_waiter", "_welcome"),
-        *("fields", "is_modern", "is_whole", "keeps_alive", "method", "target"),
+        *("asks_upgrade", "fields", "is_modern", "is_whole", "keeps_alive", "method", "target"),
     )
 
     def __init__(
@@ -39,6 +39,8 @@ class Request:
         self.is_modern = True
         """HTTP/1.1, which knows chunks."""
         self.keeps_alive = True
+        self.asks_upgrade = False
+        """It wants to go on in WebSocket; what comes after it is none of HTTP's."""
         self.is_whole = False
         self._limit_bytes = limit_bytes
         self._welcome = welcome

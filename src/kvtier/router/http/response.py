@@ -5,17 +5,34 @@ see an end of its own in every answer.
 """
 
 import email.utils
+import enum
 import http
 from typing import Final
 
 import msgspec
 
 from kvtier.clock import wall_s
+from kvtier.router.serving.exchange import SWITCHING, Head
 from kvtier.router.serving.fields import Fields, block
 from kvtier.router.serving.refusals import JSON, Refusal
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 _BODILESS: Final = (204, 304)
+
+
+UPGRADE: Final = b"connection: upgrade\r\nupgrade: websocket\r\n"
+"""Lines of a head."""
+
+
+class Framing(enum.Enum):
+    """How the end of a body is told."""
+
+    LENGTH = "length"
+    CHUNKS = "chunks"
+    CONNECTION = "connection"
+    """By the end of the connection."""
+    UPGRADE = "upgrade"
+    """It is no body: both sides go on in WebSocket."""
 
 
 class Response(msgspec.Struct):
@@ -60,6 +77,29 @@ def head(response: Response, *, closes: bool) -> bytes:
     return b"".join(
         (line(response.status, response.reason), block(response.fields), length, ending)
     )
+
+
+def framing(answer: Head, *, is_modern: bool) -> Framing:
+    """Of a replica's answer on its way to a client, who may know no chunks."""
+    if answer.status == SWITCHING:
+        return Framing.UPGRADE
+    if answer.length is not None:
+        return Framing.LENGTH
+    return Framing.CHUNKS if is_modern else Framing.CONNECTION
+
+
+def passed(answer: Head, fields: Fields, framed: Framing, *, closes: bool) -> bytes:
+    """The head of a replica's answer, with the fields that the client gets to see."""
+    lines = b""
+    match framed:
+        case Framing.UPGRADE:
+            lines, closes = UPGRADE, False
+        case Framing.CHUNKS:
+            lines = b"transfer-encoding: chunked\r\n"
+        case Framing.LENGTH:
+            lines = b"content-length: %d\r\n" % (answer.length or 0)
+    ending = b"connection: close\r\n\r\n" if closes else b"\r\n"
+    return b"".join((line(answer.status, answer.reason), block(fields), lines, ending))
 
 
 def _date() -> bytes:

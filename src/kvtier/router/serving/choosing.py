@@ -22,6 +22,11 @@ class Chooser(Protocol):
         """Request headers that it reads, in lower case."""
         ...
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether it asks an index; where not, a prompt's length is enough."""
+        ...
+
     def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
         """Choose; no side effects. `endpoints` is not empty."""
         ...
@@ -41,6 +46,19 @@ class Prompts(Protocol):
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
         """The prompt as the indexes see it. Never raises for what a client wrote."""
         ...
+
+    def unread(self, body: Mapping[str, Any]) -> Prompt:
+        """Its length alone, about: nothing is tokenized or hashed. Never raises either."""
+        ...
+
+
+async def prompt_for(
+    chooser: Chooser, prompts: Prompts, body: Mapping[str, Any], model: str
+) -> Prompt:
+    """What `chooser` needs of the prompt in `body`."""
+    if chooser.reads_prompts:
+        return await prompts.of(body, model)
+    return prompts.unread(body)
 
 
 class Choices:

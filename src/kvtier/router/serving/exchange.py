@@ -1,28 +1,18 @@
-"""One request to a replica and its answer, over a connection that is kept for the next.
+"""One request's answer, for whoever reads it: waited for, read whole, or passed on as it comes.
 
-Why our own and not a client library's: an answer passes here in a thousand pieces, and each
-cost a library 20 to 40 us in queues and wake-ups; here a piece goes from one socket to the other
-in one call. The parser is llhttp (httptools), which Node and uvicorn stand on.
-
-Invariants: a connection is given back only when its answer was whole and both sides keep it open;
-an answer that breaks off is never taken for a whole one; who takes pieces slowly holds the replica
-back. Everything belongs to the event loop's thread.
+Invariants: an answer that breaks off is never taken for a whole one; who takes pieces slowly holds
+the replica back; after `close` nothing is told any more. Belongs to the event loop's thread.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol
 
-import httptools
 import msgspec
 
 from kvtier.router.serving.fields import Fields
 
-Body = bytes | bytearray | None
-"""Of a request. None: it has none, which is not an empty one."""
-
-QUIET_BYTES: Final = 64 * 1024
-"""What may come in a row that is no body: a head, trailers, chunk sizes with remarks."""
+SWITCHING: Final = 101
+"""From here on the connection carries another protocol, both ways."""
 _HELD_BYTES: Final = 256 * 1024
 """Of a body that nobody takes yet; then the replica is held back."""
 
@@ -56,14 +46,37 @@ class Sink(Protocol):
         """Nothing more comes, and something is missing."""
         ...
 
+    def on_room(self) -> None:
+        """The replica takes again what is written to it."""
+
+
+class Carrier(Protocol):
+    """The connection that an answer comes on."""
+
+    def pause(self) -> None:
+        """Read nothing."""
+        ...
+
+    def resume(self) -> None:
+        """Read."""
+        ...
+
+    def write(self, data: bytes | memoryview) -> bool:
+        """More, after an upgrade. False: no more for now."""
+        ...
+
+    def abort(self) -> None:
+        """End at once: nobody wants what is under way."""
+        ...
+
 
 class Exchange:
     """One request's answer. Its reader calls `close` at the end, whatever happened."""
 
-    __slots__ = ("_connection", "_error", "_held", "_sink", "_waiter", "head", "is_whole")
+    __slots__ = ("_carrier", "_error", "_held", "_sink", "_waiter", "head", "is_whole")
 
-    def __init__(self, connection: "Connection") -> None:
-        self._connection: Connection | None = connection
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier: Carrier | None = carrier
         self._held: list[bytes] = []
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -73,7 +86,7 @@ class Exchange:
 
     async def begin(self) -> Head:
         """Wait for the first bytes of the body, or its end. Raises BrokenOff."""
-        while not self._held and not self.is_whole:
+        while not self._held and not self.is_whole and not self._is_switched():
             await self._wait()
         assert self.head is not None
         return self.head
@@ -109,20 +122,27 @@ class Exchange:
 
     def pause(self) -> None:
         """Take nothing from the replica until `resume`."""
-        if self._connection is not None:
-            self._connection.pause()
+        if self._carrier is not None:
+            self._carrier.pause()
 
     def resume(self) -> None:
         """Go on."""
-        if self._connection is not None:
-            self._connection.resume()
+        if self._carrier is not None:
+            self._carrier.resume()
+
+    def write(self, data: bytes | memoryview) -> bool:
+        """To the replica, after an upgrade. False: it takes nothing more for now.
+
+        `on_room` of `Sink` is called when it does again.
+        """
+        return self._carrier is None or self._carrier.write(data)
 
     def close(self) -> None:
         """The answer is not wanted any more. Idempotent."""
         self._sink = None
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.abort()
 
     # -- told by the connection ------------------------------------------------------------
 
@@ -138,7 +158,7 @@ class Exchange:
 
     def complete(self, pieces: list[bytes]) -> None:
         """The answer is whole; the connection is somebody else's now."""
-        self._connection = None
+        self._carrier = None
         self.is_whole = True
         if self._sink is not None:
             self._sink.finish(b"".join(pieces))
@@ -146,13 +166,21 @@ class Exchange:
         self._held += pieces
         self._wake()
 
+    def has_room(self) -> None:
+        """The replica takes more."""
+        if self._sink is not None:
+            self._sink.on_room()
+
     def lost(self, error: BrokenOff) -> None:
         """The connection has ended, and the answer has not."""
-        self._connection = None
+        self._carrier = None
         self._error = error
         if self._sink is not None:
             self._sink.fail(error)
         self._wake()
+
+    def _is_switched(self) -> bool:
+        return self.head is not None and self.head.status == SWITCHING
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -166,192 +194,3 @@ class Exchange:
         await self._waiter
         if self._error is not None and not self._held:
             raise self._error
-
-
-class Connection(asyncio.Protocol):
-    """To one replica. `idle` is called when it may be used again, `gone` when it has ended."""
-
-    def __init__(
-        self, idle: Callable[["Connection"], None], gone: Callable[["Connection"], None]
-    ) -> None:
-        self._idle = idle
-        self._gone = gone
-        self._transport: asyncio.Transport | None = None
-        self._parser: Any = None
-        self._exchange: Exchange | None = None
-        self._has_body = True
-        self._is_paused = False
-        self._in_body = False
-        self._is_done = False
-        self._stays = False
-        self._fields: Fields = []
-        self._reason = b""
-        self._pieces: list[bytes] = []
-        self._quiet_bytes = 0
-        self.idle_since_s = 0.0
-
-    def send(self, message: bytes, body: Body, *, has_answer_body: bool) -> Exchange:
-        """Write a request; the connection is idle."""
-        transport = self._transport
-        assert transport is not None
-        assert self._exchange is None
-        exchange = self._exchange = Exchange(self)
-        self._has_body = has_answer_body
-        self._start_over()
-        if body is None:
-            transport.write(message)
-        else:
-            # One system call, and no copy of a large body.
-            transport.writelines((message, body))
-        return exchange
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether another request may be written."""
-        transport = self._transport
-        return transport is not None and not transport.is_closing() and self._exchange is None
-
-    def pause(self) -> None:
-        """Read nothing."""
-        if not self._is_paused and self._transport is not None:
-            self._is_paused = True
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read."""
-        if self._is_paused and self._transport is not None:
-            self._is_paused = False
-            self._transport.resume_reading()
-
-    def abort(self) -> None:
-        """End at once: nobody wants what is under way."""
-        self._exchange = None
-        if self._transport is not None:
-            self._transport.abort()
-
-    # -- asyncio.Protocol ------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        # uvloop's transports are no asyncio.Transport by inheritance.
-        self._transport = cast(asyncio.Transport, transport)
-        self._parser = httptools.HttpResponseParser(self)
-
-    def connection_lost(self, reason: BaseException | None) -> None:
-        """See asyncio.Protocol."""
-        self._transport = None
-        self._parser = None  # it refers to this connection
-        self._gone(self)
-        exchange, self._exchange = self._exchange, None
-        if exchange is None:
-            return
-        head = exchange.head
-        if reason is None and head is not None and self._ends_with_connection(head):
-            exchange.complete([])
-        else:
-            exchange.lost(BrokenOff(str(reason or "the connection ended")))
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        if self._exchange is None:
-            self.abort()  # nobody asked
-            return
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"no HTTP: {error}")
-            return
-        self._flush(len(data))
-
-    # -- httptools -------------------------------------------------------------------------
-
-    def on_status(self, reason: bytes) -> None:
-        """See httptools; it may come in parts."""
-        self._reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools; trailers come here too."""
-        if not self._in_body:
-            self._fields.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        """See httptools."""
-        status = self._parser.get_status_code()
-        if status < 200:
-            return  # an interim answer; the real one follows
-        if self._is_done:
-            raise BrokenOff("an answer that nobody asked for")
-        assert self._exchange is not None
-        self._in_body = True
-        # A parser that was promised a body which HEAD has none of waits for it for ever.
-        self._stays = self._has_body and self._parser.should_keep_alive()
-        self._exchange.head = Head(status, self._reason, self._fields, _length(self._fields))
-        if not self._has_body:
-            self._is_done = True
-
-    def on_body(self, piece: bytes) -> None:
-        """See httptools."""
-        if self._has_body:
-            self._pieces.append(piece)
-
-    def on_message_complete(self) -> None:
-        """See httptools."""
-        if self._in_body:
-            self._is_done = True
-        else:
-            self._start_over()
-
-    # -- ours ------------------------------------------------------------------------------
-
-    def _start_over(self) -> None:
-        """Another head is due."""
-        self._in_body = self._is_done = False
-        self._fields = []
-        self._reason = b""
-        self._quiet_bytes = 0
-
-    def _flush(self, size: int) -> None:
-        """Hand on what one read has brought, in one piece."""
-        exchange = self._exchange
-        assert exchange is not None
-        pieces, self._pieces = self._pieces, []
-        if self._is_done:
-            self._finish(exchange, pieces)
-        elif pieces:
-            self._quiet_bytes = 0
-            exchange.deliver(pieces)
-        else:
-            self._quiet_bytes += size
-            if self._quiet_bytes > QUIET_BYTES:
-                self._fail("a head or trailers without end")
-
-    def _finish(self, exchange: Exchange, pieces: list[bytes]) -> None:
-        self._exchange = None
-        self.resume()
-        if self._stays:
-            self._idle(self)
-        elif self._transport is not None:
-            self._transport.close()
-        exchange.complete(pieces)
-
-    def _fail(self, why: str) -> None:
-        exchange = self._exchange
-        self.abort()
-        if exchange is not None:
-            exchange.lost(BrokenOff(why))
-
-    def _ends_with_connection(self, head: Head) -> bool:
-        return head.length is None and not _is_chunked(head.fields)
-
-
-def _length(fields: Fields) -> int | None:
-    for name, value in fields:
-        if name == b"content-length":
-            return int(value)  # the parser has seen to it that it is a number
-    return None
-
-
-def _is_chunked(fields: Fields) -> bool:
-    return any(
-        name == b"transfer-encoding" and b"chunked" in value.lower() for name, value in fields
-    )

@@ -6,6 +6,7 @@ in two ways is served by nobody.
 
 import enum
 from typing import Final
+from urllib.parse import parse_qs
 
 V1: Final = "/v1/"
 
@@ -13,7 +14,7 @@ V1: Final = "/v1/"
 _PLAIN: Final = frozenset(
     (
         *("/tokenize", "/detokenize", "/score", "/rerank", "/v2/rerank", "/classify"),
-        *("/pooling", "/invocations", "/generative_scoring"),
+        *("/pooling", "/invocations", "/generative_scoring", "/v2/embed", "/cohere/v2/chat"),
     )
 )
 # As some clients write them.
@@ -22,6 +23,7 @@ _SHORT: Final = frozenset(("/completions", "/chat/completions", "/embeddings", "
 _ONE_REPLICA: Final = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
 
 
+_SOCKETS: Final = frozenset(("/v1/realtime",))
 # A server may fold, cut or end a path there.
 _AMBIGUOUS: Final = ("//", "/.", "\\", "\0", "#")
 
@@ -38,6 +40,8 @@ class Kind(enum.Enum):
     """Any replica will do: it is about no model."""
     SEARCH = "search"
     """One replica has it, and only asking tells which."""
+    UPGRADE = "upgrade"
+    """A WebSocket with one replica, for as long as both sides like."""
     CHOOSE = "choose"
     """To the replica that is chosen for the model and prompt in its body."""
     ONE_REPLICA = "one_replica"
@@ -62,6 +66,8 @@ def kind(method: str, path: str) -> Kind:
         return Kind.NONE
     if method in ("GET", "HEAD") and path in _LOCAL:
         return _LOCAL[path]
+    if path in _SOCKETS:
+        return Kind.UPGRADE if method == "GET" else Kind.NONE
     if path in _ONE_REPLICA:
         return Kind.ONE_REPLICA
     if not path.startswith(V1) or path == "/v1/models":
@@ -71,6 +77,11 @@ def kind(method: str, path: str) -> Kind:
     if method in ("GET", "DELETE") or (method == "POST" and path.endswith("/cancel")):
         return Kind.SEARCH
     return Kind.CHOOSE if method == "POST" else Kind.NONE
+
+
+def model_of(target: str) -> str:
+    """The model that a query names; empty where it names none."""
+    return parse_qs(target.partition("?")[2]).get("model", [""])[-1]
 
 
 def at_replica(target: str) -> str:

@@ -87,6 +87,16 @@ def too_large(limit_bytes: int) -> Refusal:
     return Refusal(413, f"the body is larger than {limit_bytes} bytes", code="request_too_large")
 
 
+def upgrade_required() -> Refusal:
+    """426: only a WebSocket is served there."""
+    return Refusal(
+        426,
+        "a WebSocket is served there; ask with `Connection: Upgrade` and `Upgrade: websocket`",
+        code="upgrade_required",
+        headers={"Upgrade": "websocket"},
+    )
+
+
 def overloaded(message: str, retry_after_s: int) -> Refusal:
     """429: replicas are there, and all are busy."""
     return Refusal(

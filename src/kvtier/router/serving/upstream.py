@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from kvtier.router.base import Endpoint
 from kvtier.router.fleet import Listener, Member
 from kvtier.router.replicas import Replica
-from kvtier.router.serving.exchange import Body, Connection, Exchange
+from kvtier.router.serving.connection import Body, Connection, Expected
+from kvtier.router.serving.exchange import Exchange
 
 KEEP_ALIVE_S: Final = 4.0
 """Less than the 5 s after which an engine's server closes a connection that nobody uses."""
-_BODILESS: Final = "HEAD"
 
 
 class Unreachable(ConnectionError):
@@ -50,14 +50,25 @@ class Upstream:
         """
         connection = self._take() or await self._connect()
         length = b"" if body is None else b"content-length: %d\r\n" % len(body)
-        message = b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (
+        message = self._message(method, target, fields + length)
+        expected = Expected.NOTHING if method == "HEAD" else Expected.BODY
+        return connection.send(message, body, expected)
+
+    async def upgrade(self, target: str, fields: bytes) -> Exchange:
+        """Ask, on a connection of its own, to go on in the protocol that `fields` name.
+
+        The answer's status is SWITCHING where the replica agrees. Raises Unreachable.
+        """
+        connection = await self._connect()
+        return connection.send(self._message("GET", target, fields), None, Expected.UPGRADE)
+
+    def _message(self, method: str, target: str, fields: bytes) -> bytes:
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (
             method.encode("latin-1"),
             target.encode("latin-1"),
             self._host_line,
             fields,
-            length,
         )
-        return connection.send(message, body, has_answer_body=method != _BODILESS)
 
     async def close(self) -> None:
         """Close all. Requests under way fail."""
