@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 ALL = METRICS + EVICTOR_METRICS + ROUTE_METRICS + EPP_METRICS
 UNITS = (
     "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls|subscribers|streams"
-    "|endpoints"
+    "|endpoints|connections"
 )
 
 

@@ -318,6 +318,11 @@ EPP_BROKEN_STREAMS: Final = Metric(
     Kind.COUNTER,
     "Streams ended because the gateway sent a message that cannot come then.",
 )
+EPP_BROKEN_CONNECTIONS: Final = Metric(
+    "kvtier_epp_broken_connections",
+    Kind.COUNTER,
+    "Connections of gateways closed because what came on them was not HTTP/2, or a flood.",
+)
 EPP_ELSEWHERE_REQUESTS: Final = Metric(
     "kvtier_epp_elsewhere_requests",
     Kind.COUNTER,
@@ -349,6 +354,7 @@ EPP_METRICS: Final[tuple[Metric, ...]] = (
     EPP_READY_ENDPOINTS,
     EPP_DROPPED_REQUESTS,
     EPP_BROKEN_STREAMS,
+    EPP_BROKEN_CONNECTIONS,
     EPP_ELSEWHERE_REQUESTS,
     EPP_OBSERVED_TOKENS,
     EPP_CHOOSING_SECONDS,

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from kvtier.cli.loop import run
 from kvtier.errors import InvalidSettings
 
 try:
@@ -130,7 +131,7 @@ def route(
         listeners=assembled.listeners,
     )
     _open_files()
-    number = _run(_serve(settings, wiring, assembled))
+    number = run(_serve(settings, wiring, assembled))
     if number == signal.SIGINT:
         context.exit(_EXIT_INTERRUPTED)
 
@@ -199,16 +200,6 @@ def _open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _run(main: Coroutine[Any, Any, int]) -> int:
-    """On uvloop where there is one: a quarter less time for each request."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
 
 
 def _discovery(urls: Sequence[str], settings: Options, in_cluster: Discovery | None) -> Discovery:

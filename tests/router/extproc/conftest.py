@@ -1,24 +1,23 @@
 """gRPC's own threads and descriptors live as long as the process: they come before any test."""
 
 import asyncio
-import contextlib
 from collections.abc import Iterator
 
 import grpc
 import pytest
 
+from kvtier.router.extproc.h2.bounds import Allowance, Limits
+from kvtier.router.extproc.h2.listener import Listener
+
 
 async def _warm_up() -> None:
     grpc.aio.init_grpc_aio()
-    first, second = grpc.aio.server(), grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    port = first.add_insecure_port("127.0.0.1:0")
-    await first.start()
-    with contextlib.suppress(RuntimeError):
-        second.add_insecure_port(f"127.0.0.1:{port}")
+    listener = Listener({}, Limits(), Allowance(0))
+    port = listener.bind("127.0.0.1", 0, None)
+    await listener.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         await channel.channel_ready()
-    await first.stop(0)
-    await second.stop(0)
+    await listener.stop(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

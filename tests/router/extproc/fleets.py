@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvtier.index.fleet.prompt import Prompt, TextPrompt
+from kvtier.index.fleet.prompt import Prompt, TextPrompt, UnreadPrompt
 from kvtier.router.base import Candidate, Endpoint, Load, Request
 from kvtier.router.decision import Decision
 from kvtier.router.extproc.conversation import Asked
@@ -27,6 +27,7 @@ class First:
     """Meets Chooser: the candidates in the order in which they come."""
 
     headers: frozenset[str] = frozenset()
+    reads_prompts = True
 
     def __init__(self, keeps: int = 1) -> None:
         self._keeps = keeps
@@ -55,6 +56,9 @@ class Characters:
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
         await self.wait(0)
         return TextPrompt(str(body).encode(), model)
+
+    def unread(self, body: Mapping[str, Any]) -> Prompt:
+        return UnreadPrompt(len(str(body)))
 
 
 def asked(body: bytes = b'{"model": "m", "max_tokens": 5}', **fields: object) -> Asked:

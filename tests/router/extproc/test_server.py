@@ -20,9 +20,10 @@ from kvtier.router.extproc import certificates
 from kvtier.router.extproc.conversation import Asked, BodyMode
 from kvtier.router.extproc.health import Health
 from kvtier.router.extproc.metering import Meter
+from kvtier.router.extproc.options import Options
 from kvtier.router.extproc.picking import Choice, FleetPicking
 from kvtier.router.extproc.picking import Options as PickingOptions
-from kvtier.router.extproc.server import Options, Picker, Server, addresses
+from kvtier.router.extproc.server import Picker, Server
 from tests.router.extproc.fleets import ADDRESSES, Characters, First, fleet_of
 from tests.router.extproc.protocol import (
     destination,
@@ -92,11 +93,12 @@ async def served(
         return fleet.arrive(choice.endpoint, choice.tokens, choice.missing_tokens)
 
     options = options or Options()
-    server = Server(Picker(picking, meter, options, observer=arrive), Health(), 1 << 20)
+    server = Server(Picker(picking, meter, options, observer=arrive), Health())
     pair = certificates.self_signed(dt.datetime.now(dt.UTC))
-    port = server.bind("127.0.0.1:0", certificates.credentials(pair) if secure else None)
+    port = server.bind("127.0.0.1", 0, certificates.context(pair) if secure else None)
+    server.bind_probes("127.0.0.1", 0)
     await server.start()
-    await server.health.ready(is_ready=True)
+    server.health.ready(is_ready=True)
     address = f"localhost:{port}"
     if secure:
         trusted = grpc.ssl_channel_credentials(pair.certificate)
@@ -204,17 +206,34 @@ def test_messages_out_of_turn_are_an_error_of_the_stream() -> None:
     run(test)
 
 
-def test_full_duplex_responses_are_followed_to_their_end() -> None:
+def in_duplex(**fields: Any) -> ProcessingRequest:
+    return request_headers(response_mode=BodyMode.FULL_DUPLEX, **DUPLEX, **fields)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_streams_are_closed_with_the_choice_also_in_full_duplex(secure: bool) -> None:
     async def test(gateway: Gateway) -> None:
-        head = request_headers(ends=True, response_mode=BodyMode.FULL_DUPLEX, **DUPLEX)
+        body = b'{"model": "m", "noise": "' + b"x" * 15_000 + b'"}'
+        answers = await gateway.exchange(in_duplex(), request_body(body), ends=False)
+        assert echoed(answers) == body
+        assert not any(member.endpoint.in_flight for member in gateway.fleet.members)
+
+    run(test, secure=secure)
+
+
+@pytest.mark.parametrize("observes", [False, True], ids=["too large to close", "observed"])
+def test_a_response_that_has_to_be_followed_is_followed_to_its_end(observes: bool) -> None:
+    async def test(gateway: Gateway) -> None:
+        body = b'{"model": "m", "noise": "' + b"x" * (0 if observes else 300_000) + b'"}'
         call = ExternalProcessorStub(gateway.channel).Process()
-        await call.write(head)
-        first = await call.read()
-        assert destination(first)
-        endpoint = gateway.fleet.members[0].endpoint
-        # A request without a model goes anywhere; somebody has it now.
-        counts = [member.endpoint.in_flight for member in gateway.fleet.members]
-        assert sum(counts) == 1, endpoint
+        await call.write(in_duplex())
+        await call.write(request_body(body))
+        assert destination(await call.read())
+        back = b""
+        while len(back) < len(body):
+            back += echoed([await call.read()])
+        assert back == body
+        assert [member.endpoint.in_flight for member in gateway.fleet.members] == [1, 0, 0, 0]
         for message in (response_headers(), response_body(b"abc"), response_body(b"", ends=True)):
             await call.write(message)
             answer = await call.read()
@@ -224,7 +243,24 @@ def test_full_duplex_responses_are_followed_to_their_end() -> None:
         assert await call.read() is grpc.aio.EOF
         await gateway.settled()
 
+    run(test, Options(observes=observes))
+
+
+def test_a_large_answer_is_closed_where_nothing_can_be_lost() -> None:
+    async def test(gateway: Gateway) -> None:
+        body = b'{"model": "m", "noise": "' + b"x" * 3_000_000 + b'"}'
+        messages = (request_headers(**DUPLEX), request_body(body))
+        assert echoed(await gateway.exchange(*messages, ends=False)) == body
+        await gateway.settled()
+
+    async def buffered(gateway: Gateway) -> None:
+        head = request_headers(mode=BodyMode.BUFFERED, response_mode=BodyMode.FULL_DUPLEX)
+        body = request_body(b'{"model": "m", "noise": "' + b"x" * 3_000_000 + b'"}')
+        answers = await gateway.exchange(head, body, ends=False)
+        assert destination(answers[1])
+
     run(test)
+    run(buffered)
 
 
 def test_other_responses_are_followed_only_when_asked() -> None:
@@ -238,12 +274,6 @@ def test_other_responses_are_followed_only_when_asked() -> None:
 
     run(closes)
     run(follows, Options(observes=True))
-    duplex = request_headers(ends=True, response_mode=BodyMode.FULL_DUPLEX, **DUPLEX)
-
-    async def closes_always(gateway: Gateway) -> None:
-        assert len(await gateway.exchange(duplex, ends=False)) == 1
-
-    run(closes_always, Options(always_closes=True))
 
 
 def test_responses_of_requests_placed_elsewhere_pass() -> None:
@@ -282,18 +312,12 @@ def test_a_port_that_is_taken_is_told() -> None:
         server = Server(
             Picker(Failing(), Meter(), Options(), observer=lambda choice: None),  # type: ignore[arg-type,return-value]
             Health(),
-            10,
         )
-        with pytest.raises(InvalidSettings, match=str(gateway.port)):
-            server.bind(f"127.0.0.1:{gateway.port}", None)
+        with pytest.raises(InvalidSettings, match=f"127.0.0.1:{gateway.port} cannot be listened"):
+            server.bind("127.0.0.1", gateway.port, None)
         await server.stop(0, 0)
 
     run(test)
-
-
-def test_addresses_of_both_families() -> None:
-    assert addresses("::1", (1, 2)) == ["[::1]:1", "[::1]:2"]
-    assert addresses("127.0.0.1", (1,)) == ["127.0.0.1:1"]
 
 
 @settings(max_examples=60)

@@ -4,12 +4,15 @@ The one of its own is made at the start, lives in memory only and proves nothing
 answers: gateways that reach the picker with verification switched off still get encryption.
 """
 
+import contextlib
 import datetime as dt
 import ipaddress
+import os
+import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,6 +23,8 @@ from kvtier.errors import InvalidSettings
 _DAYS: Final = 3650
 """Longer than any process lives: nobody can exchange it while it runs."""
 _SKEW_S: Final = 3600
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""For TLS 1.2: HTTP/2 forbids most of the others."""
 
 
 class Pair(NamedTuple):
@@ -72,9 +77,30 @@ def read_pair(key_path: Path, certificate_path: Path) -> Pair:
     return pair
 
 
-def credentials(pair: Pair) -> grpc.ServerCredentials:
-    """Of a pair that stays."""
-    return grpc.ssl_server_credentials([(pair.key, pair.certificate)])
+def context(pair: Pair) -> ssl.SSLContext:
+    """TLS 1.2 and above, HTTP/2 in it. Raises InvalidSettings for a pair that cannot be used."""
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    found.minimum_version = ssl.TLSVersion.TLSv1_2
+    found.set_ciphers(_CIPHERS)
+    found.set_alpn_protocols(["h2"])
+    try:
+        with _in_memory(pair.certificate) as certificate, _in_memory(pair.key) as key:
+            found.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise InvalidSettings(f"the certificate cannot be used: {error}") from error
+    return found
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """A path to it, for a library that reads paths only; nothing is written to a disk."""
+    descriptor = os.memfd_create("kvtier-tls", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 class Exchanged:
@@ -84,21 +110,26 @@ class Exchanged:
         """Raises InvalidSettings."""
         self._paths = (key_path, certificate_path)
         self._pair = read_pair(*self._paths)
+        self._newest = context(self._pair)
 
-    def credentials(self) -> grpc.ServerCredentials:
+    def context(self) -> ssl.SSLContext:
         """Looks at the files with each new connection; a broken pair is not taken."""
-        first = grpc.ssl_server_certificate_configuration(
-            [(self._pair.key, self._pair.certificate)]
-        )
-        # The stubs do not know that None means: as before.
-        return grpc.dynamic_ssl_server_credentials(first, self._newer)  # type: ignore[arg-type]
+        first = context(self._pair)
+        first.sni_callback = self._exchange
+        return first
 
-    def _newer(self) -> grpc.ServerCertificateConfiguration | None:
+    def _exchange(self, connection: ssl.SSLObject, name: str, first: ssl.SSLContext) -> None:
+        del name, first
+        self._look()
+        connection.context = self._newest
+
+    def _look(self) -> None:
         try:
+            found = Pair(*(path.read_bytes() for path in self._paths))
+            if found == self._pair:
+                return
             pair = read_pair(*self._paths)
-        except InvalidSettings:  # half of it is exchanged: the next connection sees the rest
-            return None
-        if pair == self._pair:
-            return None
-        self._pair = pair
-        return grpc.ssl_server_certificate_configuration([(pair.key, pair.certificate)])
+            newest = context(pair)
+        except (OSError, InvalidSettings):  # half of it is exchanged: the next sees the rest
+            return
+        self._pair, self._newest = pair, newest

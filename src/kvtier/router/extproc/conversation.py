@@ -99,6 +99,11 @@ class Conversation:
         """Whether the gateway has all it needs to carry on alone."""
         return self._state in (_State.ANSWERED, _State.REFUSED)
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether the answer has the request's body in it."""
+        return self._mode not in _BUFFERED and self._asked_on != "request_headers"
+
     def receive(self, message: ProcessingRequest) -> Asked | Sequence[ProcessingResponse]:
         """An Asked once the request is known, else what to answer now (nothing: wait).
 

@@ -25,6 +25,7 @@ class Meter(Collector):
         self._ready_endpoints = ready_endpoints
         self.open_streams = 0
         self._out_of_turn = 0
+        self._broken_connections = 0
         self._elsewhere = 0
         self._dropped = dict.fromkeys(Reason, 0)
         self._tokens = dict.fromkeys(("prompt", "cached", "completion"), 0)
@@ -44,6 +45,10 @@ class Meter(Collector):
     def out_of_turn(self) -> None:
         """A gateway sent what cannot come then."""
         self._out_of_turn += 1
+
+    def broke(self) -> None:
+        """A gateway's connection was ended for what came on it."""
+        self._broken_connections += 1
 
     def chosen(self, seconds: float) -> None:
         """A request was placed."""
@@ -76,6 +81,7 @@ class Meter(Collector):
             {reason.value: count for reason, count in self._dropped.items()},
         )
         yield _counter(metrics.EPP_BROKEN_STREAMS, {"": self._out_of_turn})
+        yield _counter(metrics.EPP_BROKEN_CONNECTIONS, {"": self._broken_connections})
         yield _counter(metrics.EPP_ELSEWHERE_REQUESTS, {"": self._elsewhere})
         yield _counter(metrics.EPP_OBSERVED_TOKENS, self._tokens)
         yield self._choosing.family()

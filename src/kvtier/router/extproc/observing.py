@@ -1,7 +1,7 @@
 """What becomes of a request, where the gateway is asked to show the response as well.
 
 Every chunk that crosses the gateway and the picker costs both of them, so that responses are
-followed only where somebody wants it, or where the gateway leaves no choice (`must_be_followed`).
+followed only where somebody wants it, or where closing the stream could lose some (`may_lose`).
 Invariants: what comes is given back as it came and at once; whatever a replica writes, only
 counts are read from it.
 """
@@ -74,8 +74,8 @@ class Response:
             self._mode = body_mode(message.protocol_config.response_body_mode)
 
     @property
-    def must_be_followed(self) -> bool:
-        """Whether closing the stream could lose what the gateway has sent by then."""
+    def may_lose(self) -> bool:
+        """Whether what the gateway has sent is lost if the stream is closed then."""
         return not self._is_mode_known or self._mode is BodyMode.FULL_DUPLEX
 
     def receive(self, message: ProcessingRequest) -> list[ProcessingResponse]:

@@ -1,4 +1,4 @@
-"""The picker as one thing that starts and stops: the fleet, its health checks, gRPC, metrics.
+"""The picker as one thing that starts and stops: the fleet, its health checks, ports, metrics.
 
 Invariants: it says that it can choose only once discovery has spoken and every replica has been
 asked; from then on no endpoint means 503, and not a picker that is missing. After `close` no
@@ -8,10 +8,10 @@ task and no socket is left.
 import asyncio
 import datetime as dt
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import grpc
 import msgspec
 
 from kvtier.clock import Clock, MonotonicClock, wall_s
@@ -19,6 +19,7 @@ from kvtier.router.base import Endpoint
 from kvtier.router.extproc import certificates, metering, picking, server
 from kvtier.router.extproc.health import Health
 from kvtier.router.extproc.observing import Stay
+from kvtier.router.extproc.options import Options as Speaking
 from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
 from kvtier.router.replicas import Discovery
@@ -45,7 +46,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """For streams that are open then."""
     check_interval_s: float = 2.0
     check_timeout_s: float = 2.0
-    speaking: server.Options = server.Options()
+    speaking: Speaking = Speaking()
     choosing: picking.Options = picking.Options()
 
 
@@ -67,7 +68,7 @@ class Process:
         self._options = options
         self._discovery = wiring.discovery
         clock = clock or MonotonicClock()
-        self._credentials = _credentials(options)
+        self._tls = _tls(options)
         self.fleet = Fleet()
         self._connections = Upstreams(options.check_timeout_s)
         for listener in (self._connections, *wiring.listeners):
@@ -99,10 +100,9 @@ class Process:
     async def start(self) -> None:
         """Listen, then learn the fleet, then say that it can choose. Raises InvalidSettings."""
         options = self._options
-        self._server = server.Server(self._picker, Health(), self._options.speaking.max_body_bytes)
-        address, probes = server.addresses(options.host, (options.port, options.health_port))
-        self.port = self._server.bind(address, self._credentials)
-        self.health_port = self._server.bind_probes(probes)
+        self._server = server.Server(self._picker, Health())
+        self.port = self._server.bind(options.host, options.port, self._tls)
+        self.health_port = self._server.bind_probes(options.host, options.health_port)
         self.metrics_port = await self._exposition.start(options.host, options.metrics_port)
         await self._server.start()
         ready = asyncio.Event()
@@ -113,7 +113,7 @@ class Process:
             told.cancel()
             await self._follow
         await self._prober.first_round()
-        await self._server.health.ready(is_ready=True)
+        self._server.health.ready(is_ready=True)
 
     def _arrive(self, choice: picking.Choice) -> Stay:
         return self.fleet.arrive(choice.endpoint, choice.tokens, choice.missing_tokens)
@@ -136,10 +136,10 @@ class Process:
         await self._exposition.stop()
 
 
-def _credentials(options: Options) -> grpc.ServerCredentials | None:
+def _tls(options: Options) -> ssl.SSLContext | None:
     if not options.is_secure:
         return None
     if options.certificate is not None and options.key is not None:
-        return certificates.Exchanged(options.key, options.certificate).credentials()
+        return certificates.Exchanged(options.key, options.certificate).context()
     now = dt.datetime.fromtimestamp(wall_s(), dt.UTC)
-    return certificates.credentials(certificates.self_signed(now))
+    return certificates.context(certificates.self_signed(now))

@@ -1,0 +1,67 @@
+"""How much a peer may ask of us: limits, memory that all share, and patience with idle work.
+
+Why patience: a frame that carries nothing (a PING, an empty DATA, a call that is taken back)
+still has to be handled, and a peer can send millions. Invariant: whoever stays below
+`frames_per_s` is never cut off.
+"""
+
+import msgspec
+
+from kvtier.clock import Clock
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one connection."""
+
+    max_message_bytes: int = 4 << 20
+    max_streams: int = 4096
+    stream_window_bytes: int = 1 << 20
+    """What a client may send on a stream before it is taken from there."""
+    connection_window_bytes: int = 64 << 20
+    max_frame_bytes: int = 1 << 17
+    frames_burst: int = 5000
+    """Frames that carry nothing, and calls taken back before they were answered."""
+    frames_per_s: float = 500.0
+    begin_s: float = 10.0
+    """For the TLS handshake, and then for the preface."""
+    check_s: float = 30.0
+    """A peer that is silent for so long is asked whether it lives, and then has as long."""
+
+
+class Allowance:
+    """Bytes that all streams together may keep. Belongs to the event loop's thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.taken_bytes = 0
+
+    def take(self, size: int) -> bool:
+        """Whether there is room; then it is taken. What gets smaller always has."""
+        if size > 0 and self.taken_bytes + size > self._max_bytes:
+            return False
+        self.taken_bytes += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Back."""
+        self.taken_bytes -= size
+
+
+class Patience:
+    """Wears out by one a frame, and comes back with time."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._left = float(limits.frames_burst)
+        self._at_s = clock.now_s()
+
+    def wear(self) -> bool:
+        """Whether there is some left."""
+        self._left -= 1
+        if self._left < 0:
+            now_s = self._clock.now_s()
+            self._left += (now_s - self._at_s) * self._limits.frames_per_s
+            self._left = min(self._left, self._limits.frames_burst)
+            self._at_s = now_s
+        return self._left >= 0

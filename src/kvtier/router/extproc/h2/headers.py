@@ -1,0 +1,115 @@
+"""Header blocks (HPACK, RFC 7541) of gRPC calls.
+
+We allow no dynamic table, so that a block means the same whenever it comes: gateways send the
+same few over and over, and each is decoded once. Until the client has heard of it, its blocks
+may lean on each other, and are decoded in their order.
+Invariants: what is remembered depends on nothing but the block; our own blocks touch no table.
+"""
+
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+import hpack
+
+from kvtier.router.extproc.h2.frames import Broken, Code
+
+LIST_BYTES: Final = 16 * 1024
+"""Of a call's headers, unpacked. Those of gateways have a few hundred."""
+_KNOWN_BLOCKS: Final = 512
+_KNOWN_BLOCK_BYTES: Final = 1024
+_STATUS_200: Final = b"\x88"
+_STATUS: Final = b"\x08\x03"
+"""A literal of the static name `:status`, three digits follow."""
+_TYPE: Final = b"\x0f\x10\x10application/grpc"
+"""A literal of the static name `content-type`."""
+_GRPC_STATUS: Final = b"\x00\x0bgrpc-status"
+_GRPC_MESSAGE: Final = b"\x00\x0cgrpc-message"
+_MESSAGE_BYTES: Final = 100
+"""So that its length is one byte of HPACK, percent signs included."""
+
+
+class Call(NamedTuple):
+    """What is read of a block; empty where there is none."""
+
+    method: bytes
+    path: bytes
+    content_type: bytes
+
+
+class Known:
+    """Blocks that were decoded before, by whichever client. Bounded."""
+
+    def __init__(self) -> None:
+        self._calls: dict[bytes, Call] = {}
+
+    def get(self, block: bytes) -> Call | None:
+        """None: not seen yet, or forgotten."""
+        return self._calls.get(block)
+
+    def add(self, block: bytes, call: Call) -> None:
+        """Remember it, if it is short."""
+        if len(block) > _KNOWN_BLOCK_BYTES:
+            return
+        if len(self._calls) >= _KNOWN_BLOCKS:
+            self._calls.clear()
+        self._calls[block] = call
+
+
+class Decoder:
+    """Of one connection."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._decoder = hpack.Decoder(max_header_list_size=LIST_BYTES)
+        self._has_table = True
+
+    def allow_no_table(self) -> None:
+        """The client has confirmed that it uses none."""
+        if self._has_table:
+            self._has_table = False
+            self._decoder = hpack.Decoder(max_header_list_size=LIST_BYTES)
+            self._decoder.header_table_size = 0
+            self._decoder.max_allowed_table_size = 0
+
+    def read(self, block: bytes) -> Call:
+        """Raises Broken."""
+        if self._has_table:
+            return self._decode(block)
+        call = self._known.get(block)
+        if call is None:
+            call = self._decode(block)
+            self._known.add(block, call)
+        return call
+
+    def _decode(self, block: bytes) -> Call:
+        try:
+            fields = dict(self._decoder.decode(block, raw=True))
+        except (hpack.HPACKError, IndexError, ValueError) as error:
+            raise Broken(Code.COMPRESSION_ERROR, "a header block cannot be decoded") from error
+        method, path = fields.get(b":method", b""), fields.get(b":path", b"")
+        return Call(bytes(method), bytes(path), bytes(fields.get(b"content-type", b"")))
+
+
+RESPONSE: Final = _STATUS_200 + _TYPE
+"""Before messages."""
+
+
+def trailers(status: int, message: str = "") -> bytes:
+    """After messages. `status` is gRPC's."""
+    digits = str(status).encode()
+    block = _GRPC_STATUS + bytes([len(digits)]) + digits
+    text = quote(message[:_MESSAGE_BYTES], safe=" !#$&'()*+,/:;=?@[]")[:_MESSAGE_BYTES].encode()
+    return block + _GRPC_MESSAGE + bytes([len(text)]) + text if text else block
+
+
+def only_trailers(status: int, message: str = "") -> bytes:
+    """Instead of messages."""
+    return RESPONSE + trailers(status, message)
+
+
+def refused(http_status: int) -> bytes:
+    """For a request that is no call of gRPC."""
+    return _STATUS + str(http_status).encode()
+
+
+OK_TRAILERS: Final = trailers(0)

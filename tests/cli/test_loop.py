@@ -1,0 +1,25 @@
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import asyncio, sys
+from kvtier.cli.loop import run
+async def main():
+    print(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+    return 7
+sys.modules.update({hidden})
+print(run(main()))
+"""
+
+
+@pytest.mark.parametrize(("hidden", "found"), [("{}", "uvloop"), ("{'uvloop': None}", "asyncio")])
+def test_servers_run_on_uvloop_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, hidden: str, found: str
+) -> None:
+    """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    command = [sys.executable, "-c", PROGRAM.format(hidden=hidden)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [found, "7"]
