@@ -66,6 +66,7 @@ class Connection(asyncio.Protocol):
         assert self._exchange is None
         exchange = self._exchange = Exchange(self)
         self._expected = expected
+        self._quiet_bytes = 0
         self._start_over()
         if body is None:
             transport.write(message)
@@ -202,7 +203,6 @@ class Connection(asyncio.Protocol):
         self._in_body = self._is_done = False
         self._fields = []
         self._reason = b""
-        self._quiet_bytes = 0
 
     def _flush(self, size: int) -> None:
         """Hand on what one read has brought, in one piece."""

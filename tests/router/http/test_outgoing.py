@@ -1,0 +1,87 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from kvtier.router.http.outgoing import CutOff, Outgoing
+from kvtier.router.serving.exchange import BrokenOff, Exchange, Head
+from tests.router.serving.test_exchange import Line
+
+
+class Paper(asyncio.WriteTransport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = b""
+
+    def write(self, data: Any) -> None:
+        self.text += data
+
+
+def made(*, is_chunked: bool, idle_s: float = 0) -> tuple[Outgoing, Paper, Exchange, Line]:
+    line, paper = Line(), Paper()
+    exchange = Exchange(line)
+    exchange.head = Head(200, b"", [], None)
+    outgoing = Outgoing(paper, exchange, is_chunked=is_chunked, idle_s=idle_s)
+    exchange.pass_to(outgoing)
+    return outgoing, paper, exchange, line
+
+
+@pytest.mark.parametrize(
+    ("is_chunked", "last", "text"),
+    [
+        (True, b"c", b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"),
+        (True, b"", b"2\r\nab\r\n0\r\n\r\n"),
+        (False, b"c", b"abc"),
+    ],
+)
+def test_pieces_are_framed_again_and_the_end_is_told(
+    is_chunked: bool, last: bytes, text: bytes
+) -> None:
+    async def test() -> None:
+        outgoing, paper, exchange, _ = made(is_chunked=is_chunked)
+        exchange.deliver([b"a", b"b"])
+        exchange.complete([last] if last else [])
+        await outgoing.ended()
+        assert paper.text == text
+
+    asyncio.run(test())
+
+
+def test_what_breaks_off_has_no_end() -> None:
+    async def test() -> None:
+        outgoing, paper, exchange, _ = made(is_chunked=True)
+        exchange.deliver([b"ab"])
+        exchange.lost(BrokenOff("gone"))
+        with pytest.raises(CutOff, match="broke off: gone"):
+            await outgoing.ended()
+        assert paper.text == b"2\r\nab\r\n"
+
+    asyncio.run(test())
+
+
+def test_a_slow_client_holds_the_replica_back() -> None:
+    async def test() -> None:
+        outgoing, _, exchange, line = made(is_chunked=True)
+        outgoing.hold()
+        outgoing.go_on()
+        assert line.told[-2:] == ["pause", "resume"]
+        exchange.complete([])
+        await outgoing.ended()
+
+    asyncio.run(test())
+
+
+def test_what_moves_is_not_cut_off_and_what_stands_is() -> None:
+    async def test() -> None:
+        outgoing, _, exchange, _ = made(is_chunked=True, idle_s=0.1)
+        ended = asyncio.ensure_future(outgoing.ended())
+        for _ in range(6):
+            exchange.deliver([b"x"])
+            await asyncio.sleep(0.04)
+        assert not ended.done()
+        with pytest.raises(CutOff, match=r"nothing moved for 0\.1 s"):
+            await ended
+
+    asyncio.run(test())
