@@ -39,7 +39,6 @@ def run(*arguments: str) -> tuple[int, str]:
         (("--selector", "a=b", "--target-port", "x"), "--target-port"),
         ((*ENDPOINT, "--total-queued-requests-metric", "a b"), "--total-queued-requests-metric"),
         ((*ENDPOINT, "--disable-endpoint-subset-filter"), "--disable-endpoint-subset-filter"),
-        (("--endpoints", "/nowhere/replicas.yaml"), "/nowhere/replicas.yaml"),
     ],
 )
 def test_wrong_flags_are_one_line_that_names_them(arguments: tuple[str, ...], said: str) -> None:
@@ -98,6 +97,14 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end_s, log.read_text()
         time.sleep(0.02)
+
+
+def test_a_list_that_cannot_be_read_is_one_line_too(tmp_path: Path) -> None:
+    """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
+    process, log = started(tmp_path, "--endpoints", "/nowhere/replicas.yaml")
+    assert process.wait(20) == EXIT_WRONG_SETTING
+    assert "/nowhere/replicas.yaml" in log.read_text().splitlines()[-1]
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
