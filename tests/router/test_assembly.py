@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.assembly import assemble
+from kvtier.router.assembly import Assembled
 from kvtier.router.base import Endpoint, Request
 from kvtier.router.config import parse_configuration, read_configuration
 from tests.router.http.routers import run, stand
@@ -29,23 +29,23 @@ schedulingProfiles:
 
 
 def test_the_configured_profile_and_all_strategies_can_be_named() -> None:
-    assembled = assemble(parse_configuration(TWO_TIERS, "test"))
+    assembled = Assembled(parse_configuration(TWO_TIERS, "test"))
     assert assembled.choices.of(None) is assembled.choices.of("default")
     for name in (
         *("random", "least-request", "least-latency", "throughput", "prefix-cache"),
         *("power-of-two", "session-affinity"),
     ):
         assert assembled.choices.of(name) is not None
-    assert assemble(read_configuration(None), usual="random").choices.of("").name == "random"  # type: ignore[attr-defined]
+    assert Assembled(read_configuration(None), usual="random").choices.of("").name == "random"  # type: ignore[attr-defined]
     with pytest.raises(InvalidSettings, match="'fastest'"):
-        assemble(read_configuration(None), usual="fastest")
+        Assembled(read_configuration(None), usual="fastest")
 
 
 def test_what_was_routed_somewhere_goes_there_again() -> None:
     async def test() -> None:
         for text in (TWO_TIERS, None):
             configuration = parse_configuration(text, "test") if text else read_configuration(None)
-            async with assemble(configuration) as assembled:
+            async with Assembled(configuration) as assembled:
                 chooser = assembled.choices.of(None)
                 endpoints = [
                     Endpoint(name=name, address=f"{name}:1", models=frozenset("m"))
@@ -65,12 +65,12 @@ def test_what_was_routed_somewhere_goes_there_again() -> None:
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings):
-        assemble(read_configuration(None), tokenizers={"*": tmp_path})
+        Assembled(read_configuration(None), tokenizers={"*": tmp_path})
 
 
 def test_a_router_keeps_conversations_together() -> None:
     async def test() -> None:
-        assembled = assemble(read_configuration(None))
+        assembled = Assembled(read_configuration(None))
         async with assembled, stand(count=3, chooser=assembled.choices.of(None)) as at:
             seen = {}
             for turn in range(4):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import DEVICE, Match
+from kvtier.index.fleet.prompt import Prompt
 from kvtier.router import parts
 from kvtier.router.base import Candidate, Endpoint, Load, Request
 from kvtier.router.config import Configuration, parse_configuration
@@ -98,7 +99,7 @@ def test_what_was_routed_is_heard_by_every_index_and_by_parts_that_learn() -> No
 
 def test_an_index_of_several_names_hears_once() -> None:
     index = FakeIndex({"a": {"ram": 160}})
-    profile = build(configured("queue-scorer"), {"one": index, "other": index})["default"]
+    profile = build(configured("expected-ttft-scorer"), {"one": index, "other": index})["default"]
     decision = profile.decide(request(), [endpoint("a")], 0.0)
     profile.routed(request(), decision, decision.chosen[0])
     assert index.heard == ["a"]
@@ -323,3 +324,38 @@ def test_a_candidate_without_matches_is_scored_by_all() -> None:
     for name in SCORERS:
         _, plugin = parts.find(name) or (None, None)
         assert len(plugin(plugin.Parameters(), context()).score(request(), bare)) == 2
+
+
+@pytest.mark.parametrize("one", ["round-robin-picker", "queue-scorer", "token-load-scorer"])
+def test_who_reads_no_index_asks_none_and_tells_none(one: str) -> None:
+    class Untouched(FakeIndex):
+        def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
+            raise AssertionError("nobody reads it")
+
+    index = Untouched()
+    profile = profile_of(one, index=index)
+    assert not profile.reads_prompts
+    decision = profile.decide(request(), [endpoint("a"), endpoint("b")], 0.0)
+    profile.routed(request(), decision, decision.chosen[0])
+    assert len(decision.candidates) == 2
+    assert index.heard == []
+    assert decision.missing_tokens(decision.chosen[0]) == 1000
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        "expected-ttft-scorer",
+        "no-hit-lru-scorer",
+        "prefix-cache-picker",
+        "prefix-cache-affinity-filter",
+    ],
+)
+def test_who_reads_an_index_asks_it_and_tells_it(one: str) -> None:
+    index = FakeIndex({"a": {DEVICE: 5}})
+    profile = profile_of(one, index=index)
+    assert profile.reads_prompts
+    decision = profile.decide(request(), [endpoint("a")], 0.0)
+    profile.routed(request(), decision, decision.chosen[0])
+    assert decision.candidates[0].matches["prefix"].tokens == {DEVICE: 5}
+    assert index.heard == ["a"]

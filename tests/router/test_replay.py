@@ -27,7 +27,8 @@ schedulingProfiles:
 def logged(count: int = 3) -> list[Record]:
     """Decided by the queue alone: the holder waits longer, so it does not get them."""
     holds = {"holder": {"ram": 15_000}, "idle": {"device": 160}}
-    profile = build(parse_configuration(QUEUE, "f"), {"prefix": FakeIndex(holds)})["default"]
+    indexes = {"prefix": FakeIndex(holds)}
+    profile = build(parse_configuration(QUEUE, "f"), indexes, keeps_matches=True)["default"]
     records = []
     for place in range(count):
         fleet = [endpoint("holder", waiting=1, in_flight=1, in_flight_tokens=100), endpoint("idle")]

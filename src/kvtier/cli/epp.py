@@ -102,7 +102,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     configuration = _configuration(flags)
     for warning in (*warnings(context), *configuration.warnings, *_unreachable(flags)):
         _log.warning("%s", warning)
-    assembled = assembly.assemble(
+    assembled = assembly.Assembled(
         configuration, tokenizers=_tokenizers(flags["tokenizers"]), names=gauges(flags)
     )
     wiring = Wiring(

@@ -116,11 +116,12 @@ def route(
     for warning in configuration.warnings:
         _log.warning("%s", warning)
     replica_key = _replica_key(settings, os.environ)
-    assembled = assembly.assemble(
+    assembled = assembly.Assembled(
         configuration,
         usual=strategy,
         replica_key=replica_key,
         tokenizers=_tokenizers(tokenizers),
+        keeps_matches=settings.decisions is not None,
     )
     wiring = Wiring(
         discovery=discovery,

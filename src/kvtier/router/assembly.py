@@ -37,6 +37,7 @@ class Assembled:
         replica_key: str | None = None,
         tokenizers: Mapping[str, Path] | None = None,
         names: Names | None = None,
+        keeps_matches: bool = False,
     ) -> None:
         """`usual`: the profile or strategy of requests that name none.
 
@@ -54,8 +55,8 @@ class Assembled:
             made[name] = estimated[name]
             if spec.source is None:
                 made[name] = BlendedIndex(estimated[name], precise)
-        profiles = profile.build(configuration, made)
-        named = {**strategies(made), **profiles}
+        profiles = profile.build(configuration, made, keeps_matches=keeps_matches)
+        named = {**strategies(made, keeps_matches=keeps_matches), **profiles}
         self.choices = Choices(next(iter(profiles.values())), named, usual)
         self._learner = Learner(
             list(estimated.values()),
@@ -84,17 +85,3 @@ class Assembled:
         await self._learner.close()
         for source in self._local.values():
             source.close()
-
-
-def assemble(
-    configuration: Configuration,
-    *,
-    usual: str = "",
-    replica_key: str | None = None,
-    tokenizers: Mapping[str, Path] | None = None,
-    names: Names | None = None,
-) -> Assembled:
-    """See Assembled. Raises InvalidSettings."""
-    return Assembled(
-        configuration, usual=usual, replica_key=replica_key, tokenizers=tokenizers, names=names
-    )

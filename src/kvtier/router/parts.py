@@ -153,6 +153,11 @@ def nearest(name: object, names: Iterable[str]) -> str:
     return f"; known are {', '.join(there)}" if there else "; it has none"
 
 
+def reads_index(parameters: Parameters) -> bool:
+    """Whether a part with these looks at what an index knows of a request's prompt."""
+    return hasattr(parameters, "prefix_match_info_producer_name")
+
+
 def parameters_of(plugin: Any) -> type[Parameters]:
     """The struct inside a part's class."""
     declared = getattr(plugin, "Parameters", Parameters)

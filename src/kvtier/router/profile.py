@@ -51,6 +51,7 @@ class Profile:
         indexes: Mapping[str, FleetIndex],
         moment: Moment,
     ) -> None:
+        """`indexes`: empty where no part of it looks at any."""
         self.name = spec.name
         # One index may go by several names: it is asked once, and hears of a request once.
         by_identity = {id(index): index for index in indexes.values()}
@@ -71,6 +72,11 @@ class Profile:
         """Request headers that its parts read, in lower case; a log has to keep them."""
         read = (getattr(one, "headers", ()) for one in self._parts)
         return frozenset(header for headers in read for header in headers)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether any part of it asks an index what endpoints hold of a prompt."""
+        return bool(self._indexes)
 
     def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
         """Where `request` goes. Never raises; `chosen` is empty where nobody is left.
@@ -119,6 +125,8 @@ class Profile:
                 Candidate(endpoint, {name: match})
                 for endpoint, match in zip(endpoints, found[0], strict=True)
             ]
+        if not found:
+            return [Candidate(endpoint, {}) for endpoint in endpoints]
         named = [(name, found[place]) for name, place in self._names]
         return [
             Candidate(endpoint, {name: matches[place] for name, matches in named})
@@ -174,12 +182,18 @@ class Profile:
 
 
 def build(
-    configuration: Configuration, indexes: Mapping[str, FleetIndex], seed: int = 0
+    configuration: Configuration,
+    indexes: Mapping[str, FleetIndex],
+    seed: int = 0,
+    *,
+    keeps_matches: bool = False,
 ) -> dict[str, Profile]:
     """Every profile of a configuration, by name; the first is the default.
 
     `indexes` holds those that `configuration.indexes` asks for, and may hold more: parts that
-    name none look at all. Raises InvalidSettings where one is missing.
+    name none look at all. A profile of which no part looks at any asks and tells none of them,
+    unless `keeps_matches` wants to know of every decision what was held. Raises InvalidSettings
+    where an index is missing.
     """
     missing = [
         name
@@ -195,8 +209,19 @@ def build(
         for name, spec in configuration.plugins.items()
     }
     return {
-        name: Profile(spec, made, indexes, moment) for name, spec in configuration.profiles.items()
+        name: Profile(
+            spec,
+            made,
+            indexes if keeps_matches or _reads(spec, configuration) else {},
+            moment,
+        )
+        for name, spec in configuration.profiles.items()
     }
+
+
+def _reads(spec: ProfileSpec, configuration: Configuration) -> bool:
+    names = (*spec.filters, *(name for name, _ in spec.scorers), spec.picker)
+    return any(parts.reads_index(configuration.plugins[name].parameters) for name in names)
 
 
 def _make(

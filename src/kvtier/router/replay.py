@@ -108,7 +108,7 @@ def replay(
     """Decide each again under `profile`, or the configuration's first. Raises InvalidSettings."""
     # Profiles that look at no index of their own look at whatever was logged.
     indexes = {name: LoggedIndex(name) for name in configuration.indexes or ("",)}
-    chooser = _chosen(build(configuration, indexes, seed), profile)
+    chooser = _chosen(build(configuration, indexes, seed, keeps_matches=True), profile)
     requests = same = prompt_tokens = held_was = held_now = 0
     differences: list[Difference] = []
     for logged in records:

@@ -43,6 +43,9 @@ schedulingProfiles:
 """
 
 
-def strategies(indexes: Mapping[str, FleetIndex], seed: int = 0) -> dict[str, Profile]:
-    """All of them by name, over the indexes that the fleet's own profiles use."""
-    return build(parse_configuration(STRATEGIES, "the routing strategies"), indexes, seed)
+def strategies(
+    indexes: Mapping[str, FleetIndex], seed: int = 0, *, keeps_matches: bool = False
+) -> dict[str, Profile]:
+    """All of them by name, over the indexes that the fleet's own profiles use; see `build`."""
+    configuration = parse_configuration(STRATEGIES, "the routing strategies")
+    return build(configuration, indexes, seed, keeps_matches=keeps_matches)

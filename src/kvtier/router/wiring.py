@@ -23,7 +23,7 @@ from kvtier.router.indexes import (
     estimated,
     precise,
 )
-from kvtier.router.parts import Parameters, Precise, Sizing, nearest
+from kvtier.router.parts import Parameters, Precise, Sizing, nearest, reads_index
 from kvtier.router.tiers import tier_called, tier_hinted
 
 _PREFIX_SCORER: Final = "prefix-cache-scorer"
@@ -55,11 +55,11 @@ class Wiring:
 
     def own(self, name: str, plugin_type: str, parameters: Parameters) -> None:
         """A part that may hold an index of its own."""
-        if not hasattr(parameters, "prefix_match_info_producer_name"):
+        if not reads_index(parameters):
             return
         self._wanted = True
         self._scorers[name] = parameters
-        if parameters.prefix_match_info_producer_name:
+        if getattr(parameters, "prefix_match_info_producer_name", ""):
             return
         if isinstance(parameters, Precise):
             self._specs[name] = precise(name, parameters)

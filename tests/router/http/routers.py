@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from kvtier.index.fleet.prompt import Prompt, TextPrompt
+from kvtier.index.fleet.prompt import Prompt, TextPrompt, UnreadPrompt
 from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
 from kvtier.router.http.keys import Keys
@@ -59,6 +59,9 @@ class Texts:
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
         return TextPrompt(str(body).encode(), model)
+
+    def unread(self, body: Mapping[str, Any]) -> Prompt:
+        return UnreadPrompt(len(str(body)))
 
 
 FAST = {"health_interval": 0.05, "health_timeout": 1.0, "port": 0, "drain_timeout": 2.0}

@@ -96,3 +96,22 @@ def test_there_is_always_a_prompt(body) -> None:
 def test_lists_of_what_are_no_tokens_are_an_empty_prompt(prompt) -> None:
     found = made({"prompt": prompt})
     assert found.tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"prompt": [5, 6, 7]}, 3),
+        ({"prompt": [[5], [5, 6]]}, 2),
+        ({"prompt": ["no token"]}, 2),
+        ({"prompt": "x" * 41}, 10),
+        ({"messages": [{"role": "user", "content": "hello"}]}, 3),
+        ({}, 0),
+        ({"prompt": 5, "messages": "none"}, 0),
+    ],
+)
+def test_of_a_prompt_that_nobody_reads_only_the_length_is_told(
+    body: dict[str, Any], tokens: int
+) -> None:
+    prompt = Prompts({"m": Source(is_there=False)}).unread(body)
+    assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (tokens, Unit.CHARACTER, [])

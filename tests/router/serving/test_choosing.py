@@ -1,8 +1,14 @@
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.serving.choosing import Choices
+from kvtier.index.fleet.prompt import Prompt, UnreadPrompt
+from kvtier.router.serving.choosing import Choices, prompt_for
 from kvtier.router.serving.refusals import Refusal
+from tests.router.cases import Words
 from tests.router.http.routers import InTurn
 
 
@@ -25,3 +31,26 @@ def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:
     with pytest.raises(Refusal, match="'fastest' is not known; known are random") as caught:
         Choices(InTurn(), {"random": InTurn()}).of("fastest")
     assert caught.value.status == 400
+
+
+class Reading(InTurn):
+    """One that says whether it reads prompts."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.reads_prompts = reads
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_prompt_is_made_for_those_who_read_it(reads: bool) -> None:
+    class Two:
+        async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
+            assert (body, model) == ({"prompt": "x"}, "m")
+            return Words(2)
+
+        def unread(self, body: Mapping[str, Any]) -> Prompt:
+            return UnreadPrompt(2)
+
+    prompt = asyncio.run(prompt_for(Reading(reads=reads), Two(), {"prompt": "x"}, "m"))
+    assert prompt.tokens == 2
+    assert isinstance(prompt, Words) == reads

@@ -32,6 +32,8 @@ _GROWTH: Final = 1 << 16
 """Factors drawn at a time: half a MiB, under a millisecond."""
 _MASK: Final = (1 << 64) - 1
 _SHIFT: Final = 4
+_ONE: Final = np.uint64(1)
+_FOUR: Final = np.uint64(_SHIFT)
 _FEW: Final = 64
 """Up to so many numbers, plain Python is faster than numpy."""
 
@@ -75,12 +77,12 @@ class Hasher:
         used = min(len(numbers), NUMBERS_MAX) // block * block
         if not used:
             return []
-        products = numbers[:used].astype(np.uint64)
-        products += np.uint64(1)
+        products = np.add(numbers[:used], _ONE, dtype=np.uint64)
         products *= self._grown(used)[:used]
-        np.cumsum(products, out=products)
+        np.add.accumulate(products, out=products)
         states = products[block - 1 :: block] + np.uint64(seed)
-        hashes: list[int] = (states >> np.uint64(_SHIFT)).tolist()
+        states >>= _FOUR
+        hashes: list[int] = states.tolist()
         return hashes
 
     def extend(self, state: int, position: int, numbers: Sequence[int]) -> int:

@@ -52,6 +52,21 @@ class Prompt(Protocol):
         ...
 
 
+class UnreadPrompt:
+    """A prompt of which nobody asks more than its length: no index is to be asked about it."""
+
+    __slots__ = ("tokens",)
+
+    unit: Final = Unit.CHARACTER
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def chain(self, block_tokens: int) -> list[int]:
+        """Nothing."""
+        return []
+
+
 class _Hashed:
     """Numbers with the chains made of them so far."""
 

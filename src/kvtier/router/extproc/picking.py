@@ -19,7 +19,7 @@ from kvtier.router.extproc.rewriting import rewrite_model
 from kvtier.router.fleet import Fleet
 from kvtier.router.serving import body as bodies
 from kvtier.router.serving import paths
-from kvtier.router.serving.choosing import Chooser, Prompts
+from kvtier.router.serving.choosing import Chooser, Prompts, prompt_for
 from kvtier.router.serving.refusals import Refusal, overloaded, unavailable
 from kvtier.router.serving.waiting import Waiting
 
@@ -125,7 +125,7 @@ class FleetPicking:
         looked = bodies.look(asked.body, content_type)
         rewritten = names.model_rewrite(asked.headers)
         model = rewritten or looked.model
-        prompt = await self._prompts.of(looked.fields, model)
+        prompt = await prompt_for(self._chooser, self._prompts, looked.fields, model)
         request = Request(
             request_id=asked.headers.get(names.REQUEST_ID, ""),
             model=model,

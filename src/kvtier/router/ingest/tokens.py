@@ -14,7 +14,13 @@ from typing import Any, Final
 
 from kvtier.errors import Unavailable
 from kvtier.index.fleet.hashing import Hasher
-from kvtier.index.fleet.prompt import Prompt, TextPrompt, TokenPrompt
+from kvtier.index.fleet.prompt import (
+    BYTES_PER_TOKEN,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    UnreadPrompt,
+)
 from kvtier.router.ingest.conversation import completion_of, conversation_of
 from kvtier.router.ingest.sources import TokenSource
 
@@ -62,6 +68,14 @@ class Prompts:
             prompt = None  # a list of what are no tokens
         text = conversation.text() if conversation is not None else prompt
         return await self._characters(text if isinstance(text, str) else "", model, salt)
+
+    def unread(self, body: Mapping[str, Any]) -> Prompt:
+        """Its length, where nobody compares it: tokens, or characters by rule of thumb."""
+        conversation = conversation_of(body)
+        prompt = completion_of(body) if conversation is None else conversation.text()
+        if isinstance(prompt, str):
+            return UnreadPrompt(len(prompt) // BYTES_PER_TOKEN)
+        return UnreadPrompt(len(prompt or ()))
 
     async def _characters(self, text: str, model: str, salt: str) -> Prompt:
         if len(text) > _INLINE_MAX:
