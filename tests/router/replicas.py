@@ -28,6 +28,7 @@ class Replica:
         self.health_status = 200
         self.status = 200
         self.chunks = 4
+        self.chunks_sent = 0
         self.first_delay_s = 0.0
         self.chunk_delay_s = 0.0
         self.dies_before_head = 0
@@ -141,6 +142,7 @@ class Replica:
                 transport.abort()
                 return out
             await out.write(self.chunk)
+            self.chunks_sent += 1
             await asyncio.sleep(self.chunk_delay_s)
         await out.write(DONE)
         return out

@@ -95,6 +95,7 @@ def test_a_slow_client_holds_the_replica_back() -> None:
             transport = a.requests[0].transport
             assert transport is not None
             assert transport.get_write_buffer_size() > 0, "the replica is held back"
+            assert a.chunks_sent < 200, "what is on its way is in sockets, and not in the router"
             written = await client
             assert written == 100_000 * 1000 + len(DONE)
 

@@ -72,12 +72,12 @@ def test_a_head_alone_is_no_beginning_but_of_another_protocol() -> None:
 
 def test_what_has_come_is_told_first_and_the_rest_as_it_comes() -> None:
     exchange, _ = begun(b"a", b"b")
-    assert exchange.taken() == b"ab"
     taker = Taker()
     exchange.pass_to(taker)
     exchange.deliver([b"c", b"d"])
     exchange.complete([b"e"])
-    assert taker.heard == [b"cd", ("end", b"e")]
+    assert taker.heard == [b"ab", b"cd", ("end", b"e")]
+    assert exchange.taken() == b""
 
 
 def test_an_end_before_anybody_takes_is_told_when_somebody_does() -> None:
@@ -89,9 +89,8 @@ def test_an_end_before_anybody_takes_is_told_when_somebody_does() -> None:
     broken, _ = begun(b"x")
     broken.lost(BrokenOff("gone"))
     taker = Taker()
-    assert broken.taken() == b"x"
     broken.pass_to(taker)
-    assert taker.heard == ["gone"]
+    assert taker.heard == [b"x", "gone"]
 
 
 def test_after_the_end_of_interest_nothing_is_told_and_the_carrier_ends_once() -> None:
@@ -120,6 +119,16 @@ def test_what_nobody_takes_holds_the_replica_back() -> None:
     assert line.told == ["pause"]
     exchange.pass_to(Taker())
     assert line.told == ["pause", "resume"]
+
+
+def test_who_is_full_with_the_first_piece_is_left_alone() -> None:
+    class Full(Taker):
+        def take(self, piece: bytes) -> None:
+            exchange.pause()
+
+    exchange, line = begun(b"x")
+    exchange.pass_to(Full())
+    assert line.told[-1] == "pause"
 
 
 def test_reading_is_bounded_and_sees_a_break() -> None:

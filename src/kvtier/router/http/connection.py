@@ -93,10 +93,7 @@ class Connection(asyncio.Protocol):
         is_chunked = framing is Framing.CHUNKS
         outgoing = Outgoing(self._transport, exchange, is_chunked=is_chunked, idle_s=idle_s)
         self._outgoing = outgoing
-        first = exchange.taken()
         self._transport.write(start)
-        if first:
-            outgoing.take(first)
         exchange.pass_to(outgoing)
         if framing is Framing.UPGRADE:
             self._switch()

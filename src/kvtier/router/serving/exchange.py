@@ -112,12 +112,16 @@ class Exchange:
             await self._wait()
 
     def pass_to(self, sink: Sink) -> None:
-        """From now on, pieces go there; `taken` comes first. It may be told before this returns."""
+        """What has come goes there now, and the rest as it comes."""
         self._sink = sink
+        # Before the sink is told anything: it may have to say at once that it is full.
         self.resume()
         if self.is_whole:
             sink.finish(self.taken())
-        elif self._error is not None:
+            return
+        if self._held:
+            sink.take(self.taken())
+        if self._error is not None:
             sink.fail(self._error)
 
     def pause(self) -> None:
