@@ -39,6 +39,7 @@ if extra and "disk" in extra:
 if extra and "shared" in extra:
     lasting["shared"] = kept(extra["shared"])
 device, ram = set(), set()
+answered = []
 hits = {"ram": 0, "disk": 0, **dict.fromkeys(lasting, 0)}
 TIERS = {"device": device, "ram": ram, **{tier: keys for tier, (_, keys) in lasting.items()}}
 
@@ -57,10 +58,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
+        if self.path == "/v1/models":
+            models = [{"id": "smollm2-135m", "object": "model", "owned_by": "vllm"}]
+            return self.reply(json.dumps({"object": "list", "data": models}).encode())
         lines = []
         if extra:
             lines = [f'kvtier_hit_tokens_total{{tier="{t}"}} {n}' for t, n in hits.items()]
             lines = ["# TYPE kvtier_hit_tokens counter", *lines]
+        lines += ["# TYPE vllm:request_success counter"]
+        lines += [f"vllm:request_success_total {len(answered)}"]
         self.reply("\\n".join([*lines, ""]).encode())
 
     def do_POST(self):
@@ -76,7 +82,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(json.loads(body))
 
     def answer(self, body):
-        prompt, key = body["prompt"], str(body["prompt"][:256]) + body.get("cache_salt", "")
+        prompt = body["prompt"]
+        if isinstance(prompt, str):
+            prompt = [sum(word.encode()) for word in prompt.split()]
+        key = str(prompt[:256]) + body.get("cache_salt", "")
+        answered.append(key)
         where = next((t for t, s in TIERS.items() if key in s), "nowhere")
         print("found", where, body.get("cache_salt"), flush=True)
         cached = 0 if where == "nowhere" else 256
@@ -108,6 +118,11 @@ class WordEncoder:
 
     def __call__(self, text: str) -> list[int]:
         return [self._ids.setdefault(word, len(self._ids)) for word in text.split()]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The other way."""
+        words = list(self._ids)
+        return " ".join(words[token] for token in tokens)
 
 
 @pytest.fixture(scope="session")

@@ -43,16 +43,16 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def complete(
-    endpoint: Endpoint, prompt: Sequence[int], output_len: int, salt: str = ""
+    endpoint: Endpoint, prompt: str | Sequence[int], output_len: int, salt: str = ""
 ) -> Completion:
     """Send one greedy request of exactly `output_len` tokens and wait for all of it.
 
-    `prompt` is token ids. `salt` keeps a run's cached blocks apart from every other run's.
+    `prompt` is text, or token ids. `salt` keeps a run's cached blocks apart from every other run's.
     Blocks; raises RequestFailed for any status but 200 and for a stream that breaks off.
     """
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "prompt": list(prompt),
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
         "max_tokens": output_len,
         "temperature": 0,
         "ignore_eos": True,
@@ -79,7 +79,7 @@ def complete(
 
 def complete_all(
     endpoint: Endpoint,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[str | Sequence[int]],
     output_len: int,
     concurrency: int,
     salt: str = "",

@@ -52,6 +52,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     log: Path
     kv_transfer: Mapping[str, Any] | None = None
     """vLLM's --kv-transfer-config; None runs vLLM alone."""
+    kv_events: Mapping[str, Any] | None = None
+    """vLLM's --kv-events-config; None: it tells nobody what it holds."""
     python_path: tuple[Path, ...] = ()
     """Folders the engine imports extra modules from."""
     served_as: str = "smollm2-135m"
@@ -72,6 +74,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         command += ["--enable-prompt-tokens-details", "--no-enable-log-requests"]
         if self.kv_transfer is not None:
             command += ["--kv-transfer-config", json.dumps(self.kv_transfer)]
+        if self.kv_events is not None:
+            command += ["--kv-events-config", json.dumps(self.kv_events)]
         return command
 
     def environment(self) -> dict[str, str]:

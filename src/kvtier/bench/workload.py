@@ -12,7 +12,7 @@ no two groups share a first block; no two requests share a question.
 import pydoc_data.topics
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ from kvtier.errors import InvalidSettings
 
 Encode = Callable[[str], list[int]]
 """Text to token ids, without special tokens."""
+Decode = Callable[[list[int]], str]
+"""Token ids to the text that they stand for."""
 
 _QUESTION = "\n\nQuestion: What does the documentation say about this passage: "
 _ANSWER = "\nAnswer:"
@@ -69,6 +71,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.working_set_blocks / self.device_blocks
 
 
+W = TypeVar("W", bound=Workload)
+
+
 class Prompt(NamedTuple):
     """One request's token ids, and which prefix and question it is made of."""
 
@@ -84,8 +89,13 @@ class Prompt(NamedTuple):
 
 def read_workload(path: Path) -> Workload:
     """Parse a workload file. Raises InvalidSettings that names the file and the fault."""
+    return read_as(Workload, path)
+
+
+def read_as(kind: type[W], path: Path) -> W:
+    """The same for a kind of workload that says more."""
     try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Workload)
+        return msgspec.yaml.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
         raise InvalidSettings(
             f"no workload at {path}: run from the repository's root, or name the folder "
@@ -97,6 +107,22 @@ def read_workload(path: Path) -> Workload:
 
 def model_encoder(model: Path) -> Encode:
     """The model's own tokenizer. Raises InvalidSettings where it or its package is missing."""
+    tokenizer = _tokenizer(model)
+
+    def encode(text: str) -> list[int]:
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    return encode
+
+
+def model_decoder(model: Path) -> Decode:
+    """The other way; raises as `model_encoder` does."""
+    decode: Decode = _tokenizer(model).decode
+    return decode
+
+
+def _tokenizer(model: Path) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -107,13 +133,7 @@ def model_encoder(model: Path) -> Encode:
     path = model / "tokenizer.json"
     if not path.is_file():
         raise InvalidSettings(f"no tokenizer.json in {model}: `--model` takes a model folder")
-    tokenizer = Tokenizer.from_file(str(path))
-
-    def encode(text: str) -> list[int]:
-        tokens: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return tokens
-
-    return encode
+    return Tokenizer.from_file(str(path))
 
 
 def read_corpus() -> str:

@@ -155,6 +155,7 @@ def evict(json_path: Path | None, seed: int, files: int, scratch: Path) -> None:
 Examples:
   kvtier bench router --json benchmarks/results/router-today.json
   kvtier bench router --part sim --seed 2
+  kvtier bench router --part engines --workload replicas-small --rounds 1
 """,
 )
 @click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
@@ -168,7 +169,7 @@ Examples:
     help="What is measured; repeat for several.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the simulated sessions.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of sessions and arrivals.")
 @click.option(
     "--peer",
     type=_file,
@@ -184,6 +185,15 @@ Examples:
     help="Without it, the picker is left out.",
 )
 @click.option("--examples", type=_folder, default=PROFILES, show_default=True)
+@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Of real replicas.")
+@click.option(
+    "--workload",
+    "workload_name",
+    default=router_bench.TRAFFIC.stem,
+    show_default=True,
+    help="Of real replicas: a file of the workloads folder that says when requests arrive.",
+)
+@click.option("--workloads", type=_folder, default=WORKLOADS, show_default=True)
 @click.option("--scratch", type=_folder, default=SCRATCH, show_default=True, help="Logs.")
 def router(
     json_path: Path | None,
@@ -193,24 +203,28 @@ def router(
     peer: Path,
     envoy: Path,
     examples: Path,
+    model: Path,
+    workload_name: str,
+    workloads: Path,
     scratch: Path,
 ) -> None:
     """Measure the router: beside another before the same replicas, in parts, and simulated.
 
-    CPU a request, latency and idle streams of `kvtier route`; the picker behind Envoy; the
-    indexes; 64 simulated replicas under every profile. Rounds are interleaved.
+    CPU a request, latency and idle streams of `kvtier route` (http); the picker behind Envoy
+    (epp); the indexes (index); 64 simulated replicas under every profile (sim); time to first
+    token before two real engines, about 20 minutes (engines). Rounds are interleaved.
     """
-    router_bench.run(
-        json_path,
-        scratch,
-        Console(),
-        parts=parts,
+    setting = router_bench.Setting(
+        scratch=scratch,
         examples=examples,
         peer=peer,
         envoy=envoy,
+        model=model,
+        traffic=workloads / f"{workload_name}.yaml",
         rounds=rounds,
         seed=seed,
     )
+    router_bench.run(json_path, setting, Console(), parts=parts)
 
 
 @bench.command("engine", epilog=_ENGINE_EXAMPLES)

@@ -11,13 +11,14 @@ from kvtier.bench.rows import read_report
 def test_parts_come_into_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sim, "Shape", lambda: Shape(sessions=10))
     path = tmp_path / "router.json"
-    rows = suite.run(
-        path,
-        tmp_path,
-        Console(quiet=True),
-        parts=(suite.EPP, suite.SIM),
+    setting = suite.Setting(
+        scratch=tmp_path,
         examples=Path("examples/router"),
         envoy=tmp_path / "none",
+        model=tmp_path / "none",
+    )
+    rows = suite.run(
+        path, setting, Console(quiet=True), parts=(suite.EPP, suite.ENGINES, suite.SIM)
     )
     told = read_report(path)
     assert (told.kind, told.rows) == ("router", rows)

@@ -35,6 +35,7 @@ _START_S: Final = 120.0
 _GRACE_S: Final = 5.0
 _CORES: Final = sorted(os.sched_getaffinity(0))
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_NO_FILE_NAME: Final = str.maketrans({" ": "-", ",": None, ":": "-"})
 
 
 class Router:
@@ -86,10 +87,10 @@ class Load:
         _end(self._process)
 
 
-def contestants(peer: Path, scratch: Path) -> dict[str, list[str]]:
+def contestants(peer: Path, scratch: Path, model: str = "m") -> dict[str, list[str]]:
     """Commands by name; `{port}` is theirs to listen on, and replicas' flags come at the end.
 
-    The peer takes part where it is installed.
+    The peer takes part where it is installed. `model`: the name that replicas serve.
     """
     own = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "route"]
     own += ["--port", "{port}"]
@@ -100,7 +101,7 @@ def contestants(peer: Path, scratch: Path) -> dict[str, list[str]]:
         other += ["--prometheus-port", "{metrics}", "--policy"]
         found[PEER_ROUND_ROBIN] = [*other, "round_robin"]
         found[PEER_CACHE_AWARE] = [*other, "cache_aware"]
-        found[PEER_KV_AWARE] = [*other, "kv_aware", "--kv-event-model", "m"]
+        found[PEER_KV_AWARE] = [*other, "kv_aware", "--kv-event-model", model]
     return found
 
 
@@ -122,30 +123,46 @@ def replicas(count: int) -> Iterator[list[int]]:
 def routers(
     commands: Mapping[str, Sequence[str]], ports: Sequence[int], scratch: Path
 ) -> Iterator[list[Router]]:
-    """All of them, healthy; one that does not start is left out, and its log says why."""
+    """All of them before those replicas, on one core each."""
+    whole = {name: [*command, *_flags(command, ports)] for name, command in commands.items()}
+    with started(whole, scratch, _CORES[:1]) as running:
+        yield running
+
+
+@contextmanager
+def started(
+    commands: Mapping[str, Sequence[str]], scratch: Path, cores: Sequence[int] = ()
+) -> Iterator[list[Router]]:
+    """All of them, healthy; one that does not start is left out, and its log says why.
+
+    Bound to `cores`, where any are named.
+    """
     with ExitStack() as stack:
         yield [
             router
             for name, command in commands.items()
-            if (router := stack.enter_context(_router(name, command, ports, scratch))) is not None
+            if (router := stack.enter_context(_router(name, command, scratch, cores))) is not None
         ]
+
+
+def _flags(command: Sequence[str], ports: Sequence[int]) -> list[str]:
+    urls = [f"http://{HOST}:{one}" for one in ports]
+    if PEER.name not in command[0]:
+        return [part for url in urls for part in ("--replica", url)]
+    flags = ["--worker-urls", *urls]
+    if "kv_aware" in command:
+        for url in urls:
+            flags += ["--kv-event-source", f"{url}=tcp://{HOST}:{free_port()}"]
+    return flags
 
 
 @contextmanager
 def _router(
-    name: str, command: Sequence[str], ports: Sequence[int], scratch: Path
+    name: str, command: Sequence[str], scratch: Path, cores: Sequence[int]
 ) -> Iterator[Router | None]:
     port = free_port()
     filled = [part.format(port=port, metrics=free_port()) for part in command]
-    urls = [f"http://{HOST}:{one}" for one in ports]
-    if PEER.name in command[0]:
-        filled += ["--worker-urls", *urls]
-        if "kv_aware" in command:
-            for url in urls:
-                filled += ["--kv-event-source", f"{url}=tcp://{HOST}:{free_port()}"]
-    else:
-        filled += [part for url in urls for part in ("--replica", url)]
-    with (scratch / f"{name.replace(' ', '-').replace(',', '')}.log").open("wb") as log:
+    with (scratch / f"{name.translate(_NO_FILE_NAME)}.log").open("wb") as log:
         process = subprocess.Popen(
             filled,
             stdin=subprocess.DEVNULL,
@@ -153,7 +170,7 @@ def _router(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _bind(process, _CORES[:1])
+    _bind(process, cores)
     try:
         yield Router(name, port, process) if _healthy(process, port) else None
     finally:

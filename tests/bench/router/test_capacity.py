@@ -1,0 +1,31 @@
+import pytest
+
+from kvtier.bench.client import Endpoint
+from kvtier.bench.router import capacity
+from kvtier.bench.router.capacity import deal, requests_per_minute
+from kvtier.bench.router.traffic import Arrival
+from kvtier.clock import VirtualClock
+
+ARRIVALS = [
+    Arrival(group, question, 0.0, f"{group}/{question}", 3)
+    for question in (1, 0)
+    for group in (2, 1, 0)
+]
+
+
+def test_a_group_is_dealt_to_one_and_its_first_comes_early() -> None:
+    assert deal(ARRIVALS, 2) == [["2/0", "0/0", "2/1", "0/1"], ["1/0", "1/1"]]
+
+
+def test_the_rate_is_that_of_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualClock()
+    asked = []
+
+    def takes_three(endpoint: Endpoint, prompts: list[str], *_: int) -> None:
+        asked.append((endpoint.port, len(prompts)))
+        clock.advance(1.5)
+
+    monkeypatch.setattr(capacity, "complete_all", takes_three)
+    endpoints = [Endpoint("127.0.0.1", port, "m") for port in (1, 2)]
+    assert requests_per_minute(endpoints, ARRIVALS, 4, clock) == pytest.approx(6 * 60 / 3)
+    assert sorted(asked) == [(1, 4), (2, 2)]

@@ -1,0 +1,25 @@
+import msgspec
+import pytest
+
+from kvtier.bench.client import Completion
+from kvtier.bench.router.engineruns import count_wrong
+from kvtier.bench.router.openloop import Answer
+from kvtier.bench.router.traffic import Arrival
+
+ASKED = Arrival(0, 0, 0.0, "text", 10)
+TOLD = Completion(
+    text="a", ttft_s=1.0, e2e_s=2.0, prompt_tokens=10, cached_tokens=0, output_tokens=4
+)
+
+
+def answer(**changes: int) -> Answer:
+    told = msgspec.structs.replace(TOLD, **changes)
+    return Answer(label="0/0", due_s=0.0, late_s=0.0, completion=told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"), [({}, 0), ({"prompt_tokens": 11}, 1), ({"output_tokens": 3}, 1)]
+)
+def test_an_answer_has_the_length_asked_for(changes: dict[str, int], wrong: int) -> None:
+    failed = Answer(label="0/0", due_s=0.0, late_s=0.0, error="500")
+    assert count_wrong([ASKED, ASKED], [answer(**changes), failed], 4) == wrong

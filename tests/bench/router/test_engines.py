@@ -1,0 +1,83 @@
+"""Engines that are none behind real routers: that everything is asked, counted and ended."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from kvtier.bench.progress import Steps
+from kvtier.bench.router import contest, engineruns, engines
+from kvtier.bench.router.contest import Router
+from kvtier.bench.router.engines import Plan, compare, measure_engines, rotated
+from kvtier.bench.router.fronts import TIERED
+from kvtier.bench.router.pair import replicas
+from kvtier.bench.router.traffic import Schedule
+from tests.bench.conftest import WordEncoder
+from tests.bench.router.test_traffic import small
+from tests.router.ingest.folder import make_folder
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "router"
+
+
+def test_everyone_is_first_in_turn() -> None:
+    routers = [Router(name, 1, None) for name in "abc"]  # type: ignore[arg-type]
+    orders = ["".join(one.name for one in rotated(routers, by)) for by in range(4)]
+    assert orders == ["abc", "bca", "cab", "abc"]
+
+
+def test_a_small_one(tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(stand_in), *sys.path]))
+    for module in (engines, engineruns):
+        monkeypatch.setattr(module, "SETTLE_S", 0.01)
+    encode = WordEncoder()
+    kept = []
+    plan = Plan(
+        model=make_folder(tmp_path),
+        traffic=small(),
+        rounds=2,
+        seed=1,
+        scratch=tmp_path / "scratch",
+        examples=EXAMPLES,
+        peer=tmp_path / "none",
+    )
+    rows, details = measure_engines(
+        plan, encode, encode.decode, Steps(Console(quiet=True), 4), kept.append
+    )
+    assert [len(each[0]) for each in kept] == [len(rows)] * 2
+    judged = {row.name: row for row in rows}
+    for ours in (contest.DEFAULT, TIERED):
+        against = f"real replicas, {ours} against {contest.ROUND_ROBIN}: mean TTFT"
+        assert judged[against].ratio is not None
+        wrong = judged[
+            f"real replicas, {ours}: requests that failed, or were answered otherwise than asked"
+        ]
+        assert wrong.met, wrong
+    for runs in details["runs"].values():
+        assert [sum(run["by_replica"]) for run in runs] == [small().requests] * 2
+    [first, _] = details["runs"][contest.ROUND_ROBIN]
+    assert first["by_replica"] == [3, 3]
+    assert len(msgspec.json.encode(details)) > 1_000
+
+
+def test_another_answer_than_the_replicas_own_is_noticed(
+    tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = WordEncoder()
+    arrivals = Schedule(small(), encode, encode.decode, 1, 60.0).edition(0)[:2]
+    asked: list[str] = []
+    real = engines.complete
+
+    def garbled(endpoint: object, text: str, output_len: int) -> object:
+        found = real(endpoint, text, output_len)  # type: ignore[arg-type]
+        asked.append(text)
+        # The fifth of each prompt is the router's.
+        return msgspec.structs.replace(found, text="?") if len(asked) % 5 == 0 else found
+
+    with replicas(tmp_path, small(), tmp_path) as started:
+        port = started[0].server.endpoint.port
+        router = Router("a", port, None)  # type: ignore[arg-type]
+        assert compare(started, [router], arrivals, 4) == {"a": 0}
+        monkeypatch.setattr(engines, "complete", garbled)
+        assert compare(started, [router], arrivals, 4) == {"a": 2}

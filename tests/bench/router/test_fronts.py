@@ -1,0 +1,55 @@
+from pathlib import Path
+
+from kvtier.bench.client import Endpoint
+from kvtier.bench.router import contest
+from kvtier.bench.router.fronts import OTHERS, OURS, PROFILE, TIERED, fronts
+from kvtier.bench.router.pair import Replica, settings
+from kvtier.bench.server import Server
+from tests.bench.router.test_traffic import small
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "router"
+
+
+def two(scratch: Path) -> list[Replica]:
+    made = []
+    for number in (0, 1):
+        server = Server(settings(Path("m"), small(), scratch, number, (1, 2)))
+        server.endpoint = Endpoint("127.0.0.1", 8_000 + number, "served")
+        made.append(Replica(server, f"tcp://h:{number}", f"tcp://h:{number + 10}"))
+    return made
+
+
+def test_everybody_has_the_same_replicas(tmp_path: Path) -> None:
+    peer = tmp_path / "vllm-router"
+    peer.touch()
+    commands = fronts(two(tmp_path), Path("model"), peer=peer, examples=EXAMPLES, scratch=tmp_path)
+    assert list(commands) == [*OURS, *OTHERS]
+    for name, command in commands.items():
+        text = " ".join(command)
+        for number in (0, 1):
+            assert f"http://127.0.0.1:{8_000 + number}" in text, name
+    assert (EXAMPLES / PROFILE).is_file()
+    assert str(EXAMPLES / PROFILE) in commands[TIERED]
+
+
+def test_who_follows_events_is_told_where(tmp_path: Path) -> None:
+    peer = tmp_path / "vllm-router"
+    peer.touch()
+    commands = fronts(two(tmp_path), Path("model"), peer=peer, examples=EXAMPLES, scratch=tmp_path)
+    told = {name for name, command in commands.items() if "tcp://h:1" in " ".join(command)}
+    assert told == {contest.DEFAULT, contest.PEER_KV_AWARE}
+    theirs = commands[contest.PEER_KV_AWARE]
+    assert theirs[theirs.index("--kv-event-model") + 1] == "served"
+    assert theirs[theirs.index("--kv-event-block-size") + 1] == "128"
+    assert "http://127.0.0.1:8001=tcp://h:11" in theirs
+    assert (
+        "http://127.0.0.1:8001,label=kv-events:tcp://h:1,label=kv-events-replay:tcp://h:11"
+        in (commands[contest.DEFAULT])
+    )
+
+
+def test_without_the_peer_kvtier_is_measured_alone(tmp_path: Path) -> None:
+    commands = fronts(
+        two(tmp_path), Path("model"), peer=tmp_path / "none", examples=EXAMPLES, scratch=tmp_path
+    )
+    assert list(commands) == [*OURS, contest.ROUND_ROBIN]

@@ -1,0 +1,76 @@
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kvtier.bench.client import Endpoint
+from kvtier.bench.router.openloop import send
+from kvtier.bench.router.traffic import Arrival
+from kvtier.clock import VirtualClock
+
+EVENTS = (
+    b'data: {"choices": [{"text": "yes"}]}\n\n'
+    b'data: {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}\n\n'
+)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers when two are there at once; refuses what says so."""
+
+    together = threading.Barrier(2)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        refused = b"refused" in body
+        if not refused:
+            self.together.wait(10)
+        self.send_response(500 if refused else 200)
+        self.end_headers()
+        self.wfile.write(b"no" if refused else EVENTS)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Endpoint("127.0.0.1", server.server_port, "small")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class LateClock(VirtualClock):
+    """Wakes two seconds after it was told to."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds + 2.0 if seconds else 0.0)
+
+
+def test_nobody_waits_for_an_answer_of_another(endpoint: Endpoint) -> None:
+    arrivals = [Arrival(0, 0, 0.0, "a", 2), Arrival(1, 0, 5.0, "b", 2)]
+    clock = VirtualClock()
+    answers = send(endpoint, arrivals, 1, clock)
+    assert [one.label for one in answers] == ["0/0", "1/0"]
+    assert [one.completion.text for one in answers if one.completion] == ["yes", "yes"]
+    assert clock.now_s() >= 5.0
+
+
+def test_a_client_that_falls_behind_hides_nothing(endpoint: Endpoint) -> None:
+    arrivals = [Arrival(0, 0, 1.0, "a", 2), Arrival(1, 0, 1.0, "b", 2)]
+    answers = send(endpoint, arrivals, 1, LateClock())
+    for one in answers:
+        assert one.late_s == pytest.approx(2.0)
+        assert one.completion is not None
+        assert one.completion.ttft_s >= 2.0
+        assert one.completion.e2e_s >= one.completion.ttft_s
+
+
+def test_what_fails_is_an_answer_too(endpoint: Endpoint) -> None:
+    [answer] = send(endpoint, [Arrival(0, 0, 0.0, "refused", 1)], 1, VirtualClock())
+    assert answer.completion is None
+    assert "500" in answer.error
