@@ -1,8 +1,12 @@
+import asyncio
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kvtier.router.serving.body import look
+from kvtier.router.ingest.tokens import Prompts
+from kvtier.router.serving.body import Asked, look
 from kvtier.router.serving.refusals import Refusal
 
 
@@ -75,3 +79,100 @@ def test_a_form_names_its_model_once() -> None:
     ):
         with pytest.raises(Refusal):
             look(body, kind)
+
+
+KEYS = (
+    "model",
+    "messages",
+    "prompt",
+    "input",
+    "max_tokens",
+    "max_completion_tokens",
+    "priority",
+    "tools",
+    "cache_salt",
+    "role",
+    "content",
+    "text",
+    "tool_calls",
+    "function",
+    "arguments",
+)
+NUMBERS = ("1e999", "-1e999", "9" * 400, "-0", "1e-999", "2147483648", "-9223372036854775809", "01")
+WORDS = ("null", "true", '"m"', '""', '"\\ud800"', '"\\u0000"', '"\u00e9"', "NaN", '"[1]"')
+
+
+def written(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Arrays, and objects in which a key may stand twice."""
+    rows = st.tuples(st.sampled_from(KEYS), inner).map(lambda row: f'"{row[0]}":{row[1]}')
+    return st.one_of(
+        st.lists(inner, max_size=4).map(lambda items: f"[{','.join(items)}]"),
+        st.lists(rows, max_size=6).map(lambda items: f"{{{','.join(items)}}}"),
+        st.tuples(inner, st.sampled_from([1, 40, 50_000])).map(
+            lambda one: "[" * one[1] + one[0] + "]" * one[1]
+        ),
+    )
+
+
+VALUES = st.recursive(
+    st.sampled_from(NUMBERS + WORDS)
+    | st.integers().map(str)
+    | st.floats(allow_nan=False, allow_infinity=False).map(repr)
+    | st.text(max_size=8).map(json.dumps),
+    written,
+    max_leaves=12,
+)
+ROWS = st.tuples(st.sampled_from(KEYS), VALUES) | st.tuples(
+    st.sampled_from(["max_tokens", "max_completion_tokens", "priority"]),
+    st.sampled_from(NUMBERS + WORDS + ("0.5", "-1")),
+)
+BODIES = st.one_of(
+    written(VALUES),
+    st.lists(ROWS, max_size=5).map(
+        lambda rows: "".join(['{"model":"m"', *(f',"{key}":{value}' for key, value in rows), "}"])
+    ),
+)
+
+
+async def asked(body: bytes, content_type: str) -> Asked | None:
+    """What is done with a body before anybody is chosen; None where it is refused."""
+    try:
+        found = look(body, content_type)
+    except Refusal:
+        return None
+    assert found.model
+    assert isinstance(found.model, str)
+    assert isinstance(found.max_tokens, int)
+    assert 0 <= found.max_tokens < 2**31
+    assert abs(found.priority) < 2**31
+    prompt = await Prompts().of(found.fields, found.model)
+    assert prompt.tokens >= 0
+    assert len(prompt.chain(16)) <= prompt.tokens // 16
+    return found
+
+
+@settings(max_examples=400, deadline=None)
+@given(BODIES, st.integers(0, 60), st.binary(max_size=3), st.sampled_from([False, False, True]))
+def test_no_body_is_more_than_refused(text: str, at: int, patch: bytes, is_patched: bool) -> None:
+    body = text.encode("utf-8", "surrogatepass")
+    if is_patched:
+        body = body[:at] + patch + body[at + len(patch) :]
+    found = asyncio.run(asked(body, "application/json"))
+    if found is not None:
+        assert found.model == json.loads(body)["model"], "as the engine will read it"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(max_size=12)
+    | st.sampled_from(["b", "*=utf-8''%ff", "*0*=a", '"', "\r\nb", "*=b; boundary=b", ""]),
+    st.binary(max_size=40) | st.sampled_from([form("m"), form("m", "n"), form("\xff")]),
+)
+def test_no_form_is_more_than_refused(boundary: str, body: bytes) -> None:
+    asyncio.run(asked(body, f"multipart/form-data; boundary={boundary}"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=80), st.text(max_size=20))
+def test_no_bytes_are_more_than_refused(body: bytes, content_type: str) -> None:
+    asyncio.run(asked(body, content_type))
