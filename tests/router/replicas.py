@@ -21,6 +21,8 @@ class Replica:
 
     def __init__(self, *models: str, name: str = "") -> None:
         self.models = list(models)
+        self.described: dict[str, dict[str, Any]] = {}
+        """More of what its cards say, such as `root` and `parent`."""
         self.name = name
         self.requests: list[web.Request] = []
         self.bodies: list[bytes] = []
@@ -90,7 +92,10 @@ class Replica:
         return web.json_response({"version": "0.32.0"})
 
     async def _models(self, request: web.Request) -> web.Response:
-        data = [{"id": name, "object": "model", "owned_by": "vllm"} for name in self.models]
+        data = [
+            {"id": name, "object": "model", "owned_by": "vllm", **self.described.get(name, {})}
+            for name in self.models
+        ]
         return web.json_response({"object": "list", "data": data})
 
     async def _response(self, request: web.Request) -> web.Response:

@@ -12,8 +12,10 @@ from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.fleet import Card, Fleet
+from kvtier.router.ingest.engines import EVENTS
 from kvtier.router.ingest.sources import EngineSource
-from kvtier.router.learning import EVENTS, Learner
+from kvtier.router.ingest.tokens import Prompts
+from kvtier.router.learning import Learner
 from kvtier.router.replicas import Replica
 from tests.router.http.routers import run, until
 from tests.router.replicas import replicas
@@ -110,6 +112,7 @@ def test_events_reach_the_precise_index(address: str) -> None:
                 await asyncio.sleep(0.02)
             fleet.update([])
             assert precise.match(prompt, ["a"])[0].best_tokens == 0
+            assert learner.engines._sources == {}
         publisher.close(0)
         context.term()
 
@@ -128,5 +131,94 @@ def test_an_address_of_events_that_is_none_is_said_and_harms_nothing(
             (member,) = fleet.members
             await until(lambda: "nonsense" in caplog.text, "a warning")
             await until(lambda: member.endpoint.load.waiting == 7, "a scrape")
+
+    run(test())
+
+
+def card(name: str, root: str, parent: str | None = None) -> Card:
+    return Card(name, msgspec.json.encode({"id": name, "root": root, "parent": parent}))
+
+
+ALIASES = (card("main", "/m"), card("alias", "/m"), card("sql", "/a/sql", "main"))
+
+
+@pytest.mark.parametrize("models", [frozenset(), frozenset({"alias", "main", "sql"})])
+def test_requests_by_any_name_meet_the_blocks_and_an_adapter_meets_its_own(
+    models: frozenset[str],
+) -> None:
+    async def test() -> None:
+        context = zmq.asyncio.Context()
+        publisher = context.socket(zmq.PUB)
+        port = publisher.bind_to_random_port("tcp://127.0.0.1")
+        fleet, precise = Fleet(), PreciseIndex()
+        async with (
+            replicas("main", "alias", "sql") as (a,),
+            learning(fleet, EstimatedIndex(), precise) as learner,
+        ):
+            a.described = {one.id: msgspec.json.decode(one.text) for one in ALIASES}
+            labels = {EVENTS: str(port)}
+            fleet.update([Replica(name="a", url=a.url, labels=labels, models=models)])
+            (member,) = fleet.members
+            fleet.healthy(member, () if models else ALIASES, 0.0)
+            prompts = Prompts(called=learner.served.of)
+
+            async def held(model: str, tokens: list[int]) -> int:
+                prompt = await prompts.of({"prompt": tokens}, model)
+                return precise.match(prompt, ["a"])[0].tokens.get(DEVICE, 0)
+
+            tokens = list(range(32))
+            base = {"block_hashes": [1, 2], "token_ids": tokens}
+            tuned = {"block_hashes": [3], "token_ids": list(range(16)), "lora_name": "sql"}
+            tuned["extra_keys"] = [["sql"]]
+            common = {"type": "BlockStored", "parent_block_hash": None, "block_size": 16}
+            number = 0
+            while await held("sql", tokens) < 16 or await held("main", tokens) < 32:
+                events = [{**common, **base}, {**common, **tuned}]
+                payload = msgspec.msgpack.encode([1.0 + number, events])
+                await publisher.send_multipart([b"", number.to_bytes(8, "big"), payload])
+                number += 1
+                await asyncio.sleep(0.02)
+            assert await held("alias", tokens) == 32
+            assert await held("sql", tokens) == 16
+            assert await held("other", tokens) == 0
+        publisher.close(0)
+        context.term()
+
+    run(test())
+
+
+def test_a_replica_whose_model_gets_another_name_is_learned_anew() -> None:
+    async def test() -> None:
+        context = zmq.asyncio.Context()
+        publisher = context.socket(zmq.PUB)
+        port = publisher.bind_to_random_port("tcp://127.0.0.1")
+        fleet, precise = Fleet(), PreciseIndex()
+        async with (
+            replicas(count=2) as (a, b),
+            learning(fleet, EstimatedIndex(), precise) as learner,
+        ):
+            one = Replica(name="a", url=a.url, labels={EVENTS: str(port)})
+            fleet.update([one])
+            fleet.healthy(fleet.members[0], (card("main", "/m"),), 0.0)
+            event = ["BlockStored", [1, 2], None, list(range(32)), 16, None, "GPU"]
+            number = 0
+
+            async def known(model: str) -> None:
+                nonlocal number
+                prompt = TokenPrompt(list(range(32)), model)
+                while not precise.match(prompt, ["a"])[0].best_tokens:
+                    payload = msgspec.msgpack.encode([1.0 + number, [event]])
+                    await publisher.send_multipart([b"", number.to_bytes(8, "big"), payload])
+                    number += 1
+                    await asyncio.sleep(0.02)
+
+            await known("main")
+            fleet.update([one, Replica(name="b", url=b.url)])
+            fleet.healthy(fleet.members[1], (card("main", "/m"), card("first", "/m")), 0.0)
+            await until(lambda: learner.served.of("main") == "first", "another name")
+            await known("first")
+            assert precise.match(TokenPrompt(list(range(32)), "main"), ["a"])[0].best_tokens == 0
+        publisher.close(0)
+        context.term()
 
     run(test())

@@ -69,7 +69,7 @@ class Assembled:
         self._local = {model: LocalSource(folder) for model, folder in (tokenizers or {}).items()}
         sources: ChainMap[str, TokenSource] = ChainMap({**self._local})
         sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
-        self.prompts: Prompts = tokens.Prompts(sources)
+        self.prompts: Prompts = tokens.Prompts(sources, called=self._learner.served.of)
         self.saturation: Callable[[Sequence[Endpoint], float], float] | None = None
 
     async def __aenter__(self) -> "Assembled":

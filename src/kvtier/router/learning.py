@@ -12,7 +12,7 @@ socket or thread of ours is left.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
@@ -23,19 +23,22 @@ from kvtier.index.fleet.base import FleetIndex
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.fleet import Listener, Member
+from kvtier.router.ingest.engines import EVENTS, Engines
 from kvtier.router.ingest.events import EventStream, ReplicaSink
 from kvtier.router.ingest.metrics import Scraper, take
 from kvtier.router.ingest.names import Names
-from kvtier.router.ingest.sources import EngineSource, TokenSource
+from kvtier.router.ingest.served import Served, ask
 
 _log = logging.getLogger(__name__)
 
-EVENTS: Final = "kv-events"
 REPLAY: Final = "kv-events-replay"
 SCRAPE_S: Final = 0.5
 """Between two looks at a replica's metrics."""
 _SEEN_S: Final = 0.2
-"""How often it is looked whether a replica that publishes events says yet what it serves."""
+"""How often it is looked what a replica that publishes events says that it serves."""
+_ASK_S: Final = 2.0
+"""So long it may take to say it, where nobody else asks."""
+_ASK_AGAIN_S: Final = 5.0
 
 
 class Learner(Listener):
@@ -63,6 +66,7 @@ class Learner(Listener):
         self._session: aiohttp.ClientSession | None = None
         self._context: zmq.asyncio.Context | None = None
         self.engines = Engines(self._tasks.keys)
+        self.served = Served()
 
     async def open(self) -> None:
         """Nothing is asked before a replica joins."""
@@ -88,6 +92,8 @@ class Learner(Listener):
         tasks = [asyncio.create_task(self._scrape(member))]
         if self._precise and EVENTS in member.replica.labels:
             tasks.append(asyncio.create_task(self._follow(member)))
+            if member.replica.models:
+                tasks.append(asyncio.create_task(self._name(member)))
         self._tasks[member] = tasks
 
     def left(self, member: Member) -> None:
@@ -96,6 +102,8 @@ class Learner(Listener):
             task.cancel()
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+        self.served.forget(member.replica.name)
+        self.engines.left(member.replica.url)
         indexes: Sequence[FleetIndex] = (*self._estimated, *self._precise)
         for index in indexes:
             index.drop(member.replica.name)
@@ -106,6 +114,8 @@ class Learner(Listener):
         scraper = Scraper(self._session, url, names=self._names)
         name, restarts = member.replica.name, 0
         while True:
+            if member.cards:
+                self.served.tell(name, member.cards)
             load = await scraper.scrape()
             if load is not None:
                 if scraper.counts.restarts != restarts:
@@ -119,18 +129,40 @@ class Learner(Listener):
                 take(member.endpoint, load, self._estimated)
             await asyncio.sleep(self._scrape_s)
 
+    async def _name(self, member: Member) -> None:
+        """Ask what it serves, where that was given and no health check asks."""
+        assert self._session is not None
+        while not (cards := await ask(self._session, member.replica.url, _ASK_S)):
+            await asyncio.sleep(_ASK_AGAIN_S)
+        self.served.tell(member.replica.name, cards)
+
     async def _follow(self, member: Member) -> None:
+        """Its events, anew whenever the model that they tell of is called otherwise."""
+        while True:
+            while (model := self._model(member)) is None:
+                await asyncio.sleep(_SEEN_S)
+            stream = asyncio.create_task(self._stream(member, model))
+            try:
+                while self._model(member) in (None, model):
+                    await asyncio.sleep(_SEEN_S)
+            finally:
+                stream.cancel()
+                await asyncio.gather(stream, return_exceptions=True)
+
+    def _model(self, member: Member) -> str | None:
+        """What prompts call the model whose blocks it tells of."""
+        if member.cards:
+            self.served.tell(member.replica.name, member.cards)
+        return self.served.base(member.replica.name) or min(member.endpoint.models, default=None)
+
+    async def _stream(self, member: Member, model: str) -> None:
         """One index after the other would miss what the first was told: each has a stream."""
         name, labels = member.replica.name, member.replica.labels
-        while not member.endpoint.models:
-            await asyncio.sleep(_SEEN_S)
-        # Adapters share the base model's events; it is the one that replicas list first.
-        model = member.cards[0].id if member.cards else min(member.endpoint.models)
         if self._context is None:
             self._context = zmq.asyncio.Context()
-        streams = []
         events, replay = (_address(member, labels.get(label)) for label in (EVENTS, REPLAY))
         assert events is not None
+        streams = []
         for index in self._precise:
             index.add(name, model)
             sink = ReplicaSink(index, name)
@@ -148,43 +180,3 @@ def _address(member: Member, text: str | None) -> str | None:
     if text is None or not text.isdecimal():
         return text
     return f"tcp://{member.replica.address.rpartition(':')[0]}:{text}"
-
-
-class Engines(Mapping[str, TokenSource]):
-    """By model, the engine that turns prompts into tokens: one that publishes events.
-
-    Only those: where nobody tells tokens, comparing characters does as well and asks nobody.
-    """
-
-    def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
-        self._members = members
-        self._session: aiohttp.ClientSession | None = None
-        self._sources: dict[str, EngineSource] = {}
-
-    def use(self, session: aiohttp.ClientSession) -> None:
-        """Ask through it."""
-        self._session = session
-
-    def __getitem__(self, model: str) -> TokenSource:
-        for member in self._members():
-            if (
-                member.offered
-                and EVENTS in member.replica.labels
-                and model in member.endpoint.models
-            ):
-                return self._source(member.replica.url)
-        raise KeyError(model)
-
-    def __iter__(self) -> Iterator[str]:
-        found = (member.endpoint.models for member in self._members() if member.offered)
-        return iter(frozenset().union(*found))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def _source(self, url: str) -> EngineSource:
-        assert self._session is not None
-        found = self._sources.get(url)
-        if found is None:
-            found = self._sources[url] = EngineSource(self._session, url)
-        return found

@@ -62,6 +62,8 @@ def test_adapters_and_salts_are_scopes_and_images_are_content() -> None:
     salted, _ = told(stored(adapter="lora", extra_keys=[("lora", "pepper"), None, None]))
     assert blocks(salted, TokenPrompt(TOKENS, "lora")) == 0
     assert blocks(salted, TokenPrompt(TOKENS, "lora", salt="pepper")) == 3
+    alike, _ = told(stored(adapter="lora", extra_keys=[("lora", "lora"), ("lora",), ("lora",)]))
+    assert blocks(alike, TokenPrompt(TOKENS, "lora", salt="lora")) == 3
     image, _ = told(stored(extra_keys=[None, [["image", 3]], None]))
     assert blocks(image, PROMPT) == 1
 

@@ -115,3 +115,12 @@ def test_of_a_prompt_that_nobody_reads_only_the_length_is_told(
 ) -> None:
     prompt = Prompts({"m": Source(is_there=False)}).unread(body)
     assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (tokens, Unit.CHARACTER, [])
+
+
+def test_prompts_are_called_as_indexes_call_their_model() -> None:
+    prompts = Prompts({"alias": Source()}, called={"alias": "main"}.get)  # type: ignore[arg-type]
+    assert same(made({"prompt": "ab"}, prompts, "alias"), TokenPrompt(list(b"ab+"), "main"))
+    prompts = Prompts(called=lambda name: "main" if name == "alias" else name)
+    assert same(made({"prompt": [5]}, prompts, "alias"), TokenPrompt([5], "main"))
+    assert same(made({"prompt": [5]}, prompts, "sql"), TokenPrompt([5], "sql"))
+    assert same(made({"prompt": "abcd"}, prompts, "alias"), TextPrompt(b"abcd", "main"))

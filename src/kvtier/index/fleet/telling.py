@@ -239,7 +239,10 @@ def _extras(stored: Stored, at: int) -> list[Any]:
     keys = stored.extra_keys
     if keys is None or at >= len(keys) or not isinstance(keys[at], list | tuple):
         return []
-    return [extra for extra in keys[at] if not stored.adapter or extra != stored.adapter]
+    extras = list(keys[at])
+    if stored.adapter and stored.adapter in extras:
+        extras.remove(stored.adapter)  # once: a salt may be called the same
+    return extras
 
 
 def _copy(held: Holdings, pool: Holdings, name: int) -> None:

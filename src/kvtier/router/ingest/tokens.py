@@ -9,7 +9,7 @@ Invariant: there is always a prompt, whatever the body: routing never fails for 
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kvtier.errors import Unavailable
@@ -35,9 +35,17 @@ class Prompts:
     """Makes prompts, by the models that sources are given for. Belongs to the event loop."""
 
     def __init__(
-        self, sources: Mapping[str, TokenSource] | None = None, *, hasher: Hasher | None = None
+        self,
+        sources: Mapping[str, TokenSource] | None = None,
+        *,
+        hasher: Hasher | None = None,
+        called: Callable[[str], str] = str,
     ) -> None:
-        """`sources` by model; that of `*` is for all others. They may change meanwhile."""
+        """`sources` by model; that of `*` is for all others. They may change meanwhile.
+
+        `called`: what indexes call a model or adapter that requests name so.
+        """
+        self._called = called
         self._sources = {} if sources is None else sources
         self._hasher = hasher
         self._said: set[str] = set()
@@ -49,25 +57,26 @@ class Prompts:
         source = self._sources.get(model) or self._sources.get("*")
         conversation = conversation_of(body)
         prompt = None if conversation is not None else completion_of(body)
+        scope = self._called(model)
         try:
             if isinstance(prompt, list):
-                return TokenPrompt(prompt, model, salt=salt, hasher=self._hasher)
+                return TokenPrompt(prompt, scope, salt=salt, hasher=self._hasher)
             if source is None:
                 self._say(model, "no tokenizer is given for it")
             elif conversation is not None:
                 tokens = await source.chat(conversation, model)
-                return TokenPrompt(tokens, model, salt=salt, hasher=self._hasher)
+                return TokenPrompt(tokens, scope, salt=salt, hasher=self._hasher)
             elif isinstance(prompt, str):
                 tokens = await source.completion(
                     prompt, model, add_special_tokens=body.get("add_special_tokens") is not False
                 )
-                return TokenPrompt(tokens, model, salt=salt, hasher=self._hasher)
+                return TokenPrompt(tokens, scope, salt=salt, hasher=self._hasher)
         except Unavailable as error:
             self._say(model, str(error))
         except (TypeError, OverflowError):
             prompt = None  # a list of what are no tokens
         text = conversation.text() if conversation is not None else prompt
-        return await self._characters(text if isinstance(text, str) else "", model, salt)
+        return await self._characters(text if isinstance(text, str) else "", scope, salt)
 
     def unread(self, body: Mapping[str, Any]) -> Prompt:
         """Its length, where nobody compares it: tokens, or characters by rule of thumb."""
@@ -77,12 +86,12 @@ class Prompts:
             return UnreadPrompt(len(prompt) // BYTES_PER_TOKEN)
         return UnreadPrompt(len(prompt or ()))
 
-    async def _characters(self, text: str, model: str, salt: str) -> Prompt:
+    async def _characters(self, text: str, scope: str, salt: str) -> Prompt:
         if len(text) > _INLINE_MAX:
             encoded = await asyncio.to_thread(_encoded, text)
         else:
             encoded = _encoded(text)
-        return TextPrompt(encoded, model, salt=salt, hasher=self._hasher)
+        return TextPrompt(encoded, scope, salt=salt, hasher=self._hasher)
 
     def _say(self, model: str, reason: str) -> None:
         if model in self._said or len(self._said) >= _SAID_MAX:

@@ -1,0 +1,59 @@
+"""Engines that turn prompts into tokens, found among the members of the fleet.
+
+Invariant: what was remembered of an engine's answers goes when the engine leaves.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+import aiohttp
+
+from kvtier.router.fleet import Member
+from kvtier.router.ingest.sources import EngineSource, TokenSource
+
+EVENTS: Final = "kv-events"
+"""The label that says where a replica publishes its events."""
+
+
+class Engines(Mapping[str, TokenSource]):
+    """By model, the engine that turns prompts into tokens: one that publishes events.
+
+    Only those: where nobody tells tokens, comparing characters does as well and asks nobody.
+    """
+
+    def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
+        self._members = members
+        self._session: aiohttp.ClientSession | None = None
+        self._sources: dict[str, EngineSource] = {}
+
+    def use(self, session: aiohttp.ClientSession) -> None:
+        """Ask through it."""
+        self._session = session
+
+    def __getitem__(self, model: str) -> TokenSource:
+        for member in self._members():
+            if (
+                member.offered
+                and EVENTS in member.replica.labels
+                and model in member.endpoint.models
+            ):
+                return self._source(member.replica.url)
+        raise KeyError(model)
+
+    def left(self, url: str) -> None:
+        """Nobody is asked there any more. Idempotent."""
+        self._sources.pop(url, None)
+
+    def __iter__(self) -> Iterator[str]:
+        found = (member.endpoint.models for member in self._members() if member.offered)
+        return iter(frozenset().union(*found))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _source(self, url: str) -> EngineSource:
+        assert self._session is not None
+        found = self._sources.get(url)
+        if found is None:
+            found = self._sources[url] = EngineSource(self._session, url)
+        return found

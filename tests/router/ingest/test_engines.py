@@ -1,0 +1,42 @@
+import aiohttp
+import pytest
+
+from kvtier.router.fleet import Card, Fleet, Member
+from kvtier.router.ingest.engines import EVENTS, Engines
+from kvtier.router.ingest.sources import EngineSource
+from kvtier.router.replicas import Replica
+from tests.router.http.routers import run
+
+
+def member(fleet: Fleet, name: str) -> Member:
+    return next(member for member in fleet.members if member.replica.name == name)
+
+
+def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        labels = {EVENTS: "5557"}
+        fleet.update(
+            [
+                Replica(name="silent", url="http://silent:1"),
+                Replica(name="away", url="http://away:1", labels=labels),
+                Replica(name="there", url="http://there:1", labels=labels),
+            ]
+        )
+        async with aiohttp.ClientSession() as session:
+            engines = Engines(lambda: fleet.members)
+            engines.use(session)
+            with pytest.raises(KeyError):
+                engines["m"]
+            for name in ("silent", "there"):
+                fleet.healthy(member(fleet, name), [Card("m", b"{}"), Card("sql", b"{}")], 0.0)
+            assert isinstance(engines["m"], EngineSource)
+            assert engines["m"] is engines["sql"]
+            assert set(engines) == {"m", "sql"}
+            assert len(engines) == 2
+            was = engines["m"]
+            engines.left("http://there:1")
+            engines.left("http://there:1")
+            assert engines["m"] is not was, "what it had remembered is gone"
+
+    run(test())
