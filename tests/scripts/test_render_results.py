@@ -1,5 +1,7 @@
 """What the README says was measured is what the result files say."""
 
+from pathlib import Path
+
 import pytest
 
 from scripts.render_results import (
@@ -7,6 +9,7 @@ from scripts.render_results import (
     END,
     KINDS,
     ROOT,
+    judged_files,
     newest,
     place,
     render_measured,
@@ -22,7 +25,7 @@ def test_the_readme_says_what_the_newest_result_file_says() -> None:
 
 
 def test_the_page_of_targets_is_fresh_and_keeps_misses() -> None:
-    page = render_measured([newest(kind, RESULTS) for kind in KINDS])
+    page = render_measured(judged_files(RESULTS))
     assert (ROOT / "docs/reference/measured.md").read_text() == page
 
 
@@ -35,3 +38,12 @@ def test_no_result_file_names_a_path_of_a_machine(kind: str) -> None:
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
     text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     assert place(text, f"{BEGIN}\nnew\n{END}") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+
+
+def test_a_kind_with_a_longer_name_is_another_kind(tmp_path: Path) -> None:
+    for name in ("router-2026-11-22", "router-2026-11-23", "router-engines-2026-11-22"):
+        (tmp_path / f"{name}.json").touch()
+    assert [path.stem for path in judged_files(tmp_path)] == [
+        "router-2026-11-23",
+        "router-engines-2026-11-22",
+    ]

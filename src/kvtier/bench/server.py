@@ -54,6 +54,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """vLLM's --kv-transfer-config; None runs vLLM alone."""
     kv_events: Mapping[str, Any] | None = None
     """vLLM's --kv-events-config; None: it tells nobody what it holds."""
+    flags: tuple[str, ...] = ()
+    """Further ones of vLLM."""
     python_path: tuple[Path, ...] = ()
     """Folders the engine imports extra modules from."""
     served_as: str = "smollm2-135m"
@@ -76,7 +78,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             command += ["--kv-transfer-config", json.dumps(self.kv_transfer)]
         if self.kv_events is not None:
             command += ["--kv-events-config", json.dumps(self.kv_events)]
-        return command
+        return [*command, *self.flags]
 
     def environment(self) -> dict[str, str]:
         """The caller's environment and what every row must have alike."""

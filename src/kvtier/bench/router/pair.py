@@ -25,6 +25,9 @@ _DTYPE: Final = "float32"
 same answer whether its prefix was computed or found."""
 _MODEL_LEN: Final = 2048
 """The device's cache has to hold one prompt of this length."""
+_FLAGS: Final = ("--enable-scale-out",)
+"""vLLM refuses to tell prompts' tokens at `/v1/completions/render` without it, and the peer's
+`kv_aware` asks there: it would choose by load alone, and say so in its debug log only."""
 _DONE: Final = "vllm:request_success_total"
 
 
@@ -87,6 +90,7 @@ def settings(
         log=scratch / f"replica-{number}.log",
         kv_transfer=transfer,
         kv_events=events,
+        flags=_FLAGS,
         dtype=_DTYPE,
         max_model_len=_MODEL_LEN,
         omp_cores=str(number),
