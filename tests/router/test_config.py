@@ -149,6 +149,152 @@ schedulingProfiles:
     ]
 
 
+SECTIONS = """\
+featureGates: ["flowControl", "dataLayer=false"]
+saturationDetector: {pluginRef: utilization-detector}
+parser: {pluginRef: openai-parser}
+requestHandler: {parsers: [{pluginRef: openai-parser}]}
+data:
+  sources: [{pluginRef: metrics-data-source, extractors: [{pluginRef: core-metrics-extractor}]}]
+dataLayer:
+  injectDefaults: true
+  discovery: {pluginRef: file-discovery}
+flowControl:
+  maxBytes: 1Gi
+  maxRequests: "1k"
+  defaultRequestTTL: 60s
+  defaultPriorityBand: {priority: 0, fairnessPolicyRef: global-strict-fairness-policy}
+  priorityBands: [{priority: -1, orderingPolicyRef: fcfs-ordering-policy}]
+  usageLimitPolicyPluginRef: static-usage-limit-policy
+  saturationDetector: {pluginRef: utilization-detector}
+  enableEviction: false
+"""
+
+
+@pytest.mark.parametrize("version", ["inference.networking.x-k8s.io", "llm-d.ai"])
+def test_every_other_section_is_named_and_changes_nothing(version: str) -> None:
+    text = GOOD.replace("inference.networking.x-k8s.io", version)
+    plain, full = parse_configuration(text, "f"), parse_configuration(text + SECTIONS, "f")
+    assert full.profiles == plain.profiles
+    assert full.plugins == plain.plugins
+    assert full.indexes == plain.indexes
+    said = [warning.partition(": ")[2].partition(" is ignored: ")[0] for warning in full.warnings]
+    assert sorted(said) == sorted(
+        line.partition(":")[0] for line in SECTIONS.splitlines() if line[0].isalpha()
+    )
+
+
+def test_without_profiles_there_is_one_of_all_that_is_declared() -> None:
+    plugins = """\
+plugins:
+- type: decode-filter
+- type: queue-scorer
+- type: openai-parser
+- type: kv-cache-utilization-scorer
+  name: kv
+- type: random-picker
+"""
+    for end in ("", "schedulingProfiles: []\n", "schedulingProfiles:\n"):
+        found = parse_configuration(HEAD + plugins + end, "f")
+        [(name, profile)] = found.profiles.items()
+        assert name == profile.name == "default"
+        assert profile.filters == ("decode-filter",)
+        assert profile.scorers == (("queue-scorer", 1.0), ("kv", 1.0))
+        assert profile.picker == "random-picker"
+
+
+def test_a_profile_without_a_picker_takes_the_one_that_is_declared() -> None:
+    text = replaced("plugins:\n- ", "plugins:\n- type: weighted-random-picker\n- ")
+    assert parse_configuration(text, "f").profiles["default"].picker == "weighted-random-picker"
+    implied = parse_configuration(GOOD, "f")
+    assert implied.plugins[implied.profiles["default"].picker].type == "max-score-picker"
+
+
+@pytest.mark.parametrize(
+    ("written", "weight"), [("2", 2.0), ("2.0", 2.0), ("0.5", 0.5), ("0", 0.0)]
+)
+def test_weights_are_whole_or_not(written: str, weight: float) -> None:
+    found = parse_configuration(replaced("weight: 2", f"weight: {written}"), "f")
+    assert dict(found.profiles["default"].scorers)["queue-scorer"] == weight
+
+
+# The document as it is written: quoted labels, comments behind values, rows in flow style.
+VALUES = """\
+inferencePool:
+  modelServers:
+    matchLabels:
+      "llm-d.ai/inferenceServing": "true"
+inferenceExtension:
+  {flags}
+  pluginsConfigFile: "custom-plugins.yaml"
+  pluginsCustomConfig:
+    custom-plugins.yaml: |
+      apiVersion: {version}
+      kind: EndpointPickerConfig
+      plugins:
+      - type: {load}
+      - type: kv-cache-utilization-scorer
+      - type: prefix-cache-scorer
+        name: gpu-prefix-cache-scorer
+      - type: prefix-cache-scorer
+        name: cpu-prefix-cache-scorer
+        parameters:
+          autoTune: false  # vLLM doesn't have the CPU capacity metric to enable autoTune yet
+          lruCapacityPerServer: 41000  # 41,000 blocks * 2.5MB/block (160KB/token * 16 block size).
+      schedulingProfiles:
+      - name: default
+        plugins:
+        - {{pluginRef: {load}, weight: 2}}
+        - {{pluginRef: kv-cache-utilization-scorer, weight: 2}}
+        - {{pluginRef: gpu-prefix-cache-scorer, weight: 1}}
+        - {{pluginRef: cpu-prefix-cache-scorer, weight: 1}}
+"""
+
+
+@pytest.mark.parametrize("load", ["queue-scorer", "active-request-scorer"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        'flags: {kv-cache-usage-percentage-metric: "vllm:kv_cache_usage_perc"}',
+        'flags: [{name: kv-cache-usage-percentage-metric, value: "vllm:kv_cache_usage_perc"}]',
+        "replicas: 1",
+    ],
+)
+def test_the_document_in_flow_style_with_flags_of_either_chart(load: str, flags: str) -> None:
+    older, newer = "inference.networking.x-k8s.io/v1alpha1", "llm-d.ai/v1alpha1"
+    found = parse_configuration(VALUES.format(version=older, load=load, flags=flags), "values.yaml")
+    assert list(weights(found).items()) == [
+        (load, 2.0),
+        ("kv-cache-utilization-scorer", 2.0),
+        ("gpu-prefix-cache-scorer", 1.0),
+        ("cpu-prefix-cache-scorer", 1.0),
+    ]
+    assert found.indexes == {GPU.name: GPU, CPU.name: CPU}
+    assert found.warnings == ()
+    # The same text under the newer version: what says its size still has an index of its own.
+    moved = parse_configuration(VALUES.format(version=newer, load=load, flags=flags), "values.yaml")
+    assert weights(moved) == weights(found)
+    assert moved.indexes[CPU.name] == CPU
+    assert moved.plugins[GPU.name].tier == "device"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        ("kv-cache-scorer", "write kv-cache-utilization-scorer"),
+        ("session-affinity-filter", "write session-affinity-scorer"),
+        ("header-based-testing-filter", "start with --test-endpoint-selection"),
+        ("predicted-latency-scorer", "kvtier has no trained predictor"),
+        ("disagg-profile-handler", "kvtier does not split prefill from decode"),
+    ],
+)
+def test_what_is_not_there_says_what_to_write(plugin: str, said: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        parse_configuration(replaced("type: queue-scorer", f"type: {plugin}"), "f")
+    assert str(caught.value).startswith(f"f line 4: {plugin} is not supported: ")
+    assert said in str(caught.value)
+
+
 def replaced(old: str, new: str) -> str:
     assert old in GOOD
     return GOOD.replace(old, new)

@@ -34,7 +34,10 @@ schedulingProfiles:
 """What chooses where no file is given."""
 
 IMPLIED_PICKER: Final = "(max-score-picker)"
-"""The picker of profiles that name none; nobody would call a plugin so."""
+"""The picker where none is declared; nobody would call a plugin so."""
+
+_ONLY: Final = "default"
+"""The profile of a file that has none."""
 
 _TOP: Final = ("apiVersion", "kind", "plugins", "schedulingProfiles", *field.SECTIONS)
 
@@ -112,12 +115,7 @@ def _configuration(document: Document) -> Configuration:
                 f"{section.at}: a second plugin called {name!r}; give it a name of its own"
             )
         declared[name] = plugin
-    profiles: dict[str, ProfileSpec] = {}
-    for section in top.items("schedulingProfiles"):
-        profile = _profile(section, declared)
-        if profile.name in profiles:
-            raise InvalidSettings(f"{section.at}: a second profile called {profile.name!r}")
-        profiles[profile.name] = profile
+    profiles = _profiles(top, declared)
     if any(one.picker == IMPLIED_PICKER for one in profiles.values()):
         declared[IMPLIED_PICKER] = _implied_picker()
     plugins = {name: one.resolved(name, wiring) for name, one in declared.items() if one}
@@ -192,6 +190,37 @@ def _implied_picker() -> _Declared:
     return _Declared("max-score-picker", kind, plugin, plugin.Parameters(), "no file")
 
 
+def _profiles(top: Section, declared: Mapping[str, _Declared | None]) -> Mapping[str, ProfileSpec]:
+    """By name; without any, one of all that is declared, each scorer of weight 1."""
+    if not top.data.get("schedulingProfiles"):
+        return {_ONLY: _everything(declared)}
+    profiles: dict[str, ProfileSpec] = {}
+    for section in top.items("schedulingProfiles"):
+        profile = _profile(section, declared)
+        if profile.name in profiles:
+            raise InvalidSettings(f"{section.at}: a second profile called {profile.name!r}")
+        profiles[profile.name] = profile
+    return profiles
+
+
+def _everything(declared: Mapping[str, _Declared | None]) -> ProfileSpec:
+    return ProfileSpec(
+        name=_ONLY,
+        filters=tuple(_of(parts.Kind.FILTER, declared)),
+        scorers=tuple((name, 1.0) for name in _of(parts.Kind.SCORER, declared)),
+        picker=_implied(declared),
+    )
+
+
+def _of(kind: parts.Kind, declared: Mapping[str, _Declared | None]) -> list[str]:
+    return [name for name, one in declared.items() if one is not None and one.kind is kind]
+
+
+def _implied(declared: Mapping[str, _Declared | None]) -> str:
+    """The picker of a profile that names none: the one that is declared, else our own."""
+    return next(iter(_of(parts.Kind.PICKER, declared)), IMPLIED_PICKER)
+
+
 def _profile(section: Section, declared: Mapping[str, _Declared | None]) -> ProfileSpec:
     section.only(("name", "plugins"))
     filters: list[str] = []
@@ -223,5 +252,5 @@ def _profile(section: Section, declared: Mapping[str, _Declared | None]) -> Prof
         name=section.text("name"),
         filters=tuple(filters),
         scorers=tuple(scorers),
-        picker=pickers[0] if pickers else IMPLIED_PICKER,
+        picker=pickers[0] if pickers else _implied(declared),
     )
