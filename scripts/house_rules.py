@@ -34,6 +34,8 @@ UNMIRRORED: Mapping[str, str] = {
     "evictor/options.py": "fields and defaults only: the tests of evictor/opening.py read each",
     "index/fleet/base.py": "a contract: its suite is testing/, run by every implementation",
     "router/base.py": "contracts and plain data: run by every scorer, filter and picker",
+    "router/extproc/h2/calls.py": "contracts: the tests of streams and of services run both sides",
+    "router/extproc/options.py": "fields and defaults only: the tests of exchanges set each",
     "eviction/base.py": "a contract: its suite is testing/, run by every implementation",
     "tiers/base.py": "a contract: its suite is testing/, run by every implementation",
     "tiers/shared/store.py": "a contract: its suite is testing/, run by every implementation",

@@ -58,10 +58,12 @@ class Patience:
 
     def wear(self) -> bool:
         """Whether there is some left."""
-        self._left -= 1
-        if self._left < 0:
+        if self._left < 1:
             now_s = self._clock.now_s()
             self._left += (now_s - self._at_s) * self._limits.frames_per_s
             self._left = min(self._left, self._limits.frames_burst)
             self._at_s = now_s
-        return self._left >= 0
+            if self._left < 1:
+                return False
+        self._left -= 1
+        return True

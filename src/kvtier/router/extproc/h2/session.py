@@ -251,10 +251,7 @@ class Session:
             self._wear()
             self.write(frames.reset(number, Code.PROTOCOL_ERROR))
         else:
-            self._open(number, call)
-            stream = self._streams.get(number)
-            if ends and stream is not None:
-                stream.half_close()
+            self._open(number, call, ends=ends)
 
     def _on_client_trailers(self, number: int, *, ends: bool) -> None:
         stream = self._streams.get(number)
@@ -266,8 +263,9 @@ class Session:
             raise Broken(Code.PROTOCOL_ERROR, "HEADERS a second time")
         stream.half_close()
 
-    def _open(self, number: int, call: headers.Call) -> None:
+    def _open(self, number: int, call: headers.Call, *, ends: bool) -> None:
         stream = Stream(self, number, self._peer.window_bytes)
+        stream.is_half_closed = ends
         self._streams[number] = stream
         if call.method != b"POST":
             stream.refuse(405)
@@ -279,6 +277,8 @@ class Session:
                 stream.end(grpc.Status.UNIMPLEMENTED, "there is no such method")
             else:
                 stream.handler = service(stream)
+                if ends:
+                    stream.half_close()
 
     def _on_priority(self, flags: int, number: int, payload: bytes) -> None:
         del flags, number, payload
