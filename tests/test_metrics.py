@@ -10,6 +10,7 @@ from kvtier.metrics import (
     LABEL_VALUES,
     METRICS,
     ROUTE_METRICS,
+    ROUTER_METRICS,
     Kind,
     Metric,
 )
@@ -17,10 +18,10 @@ from kvtier.metrics import (
 ROOT = Path(__file__).parents[1]
 
 
-ALL = METRICS + EVICTOR_METRICS + ROUTE_METRICS + EPP_METRICS
+ALL = METRICS + EVICTOR_METRICS + ROUTE_METRICS + EPP_METRICS + ROUTER_METRICS
 UNITS = (
     "blocks|tokens|bytes|seconds|requests|state|files|inodes|shards|calls|subscribers|streams"
-    "|endpoints|connections"
+    "|endpoints|connections|scrapes|values|restarts|messages|events|gaps"
 )
 
 

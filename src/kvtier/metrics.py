@@ -42,6 +42,14 @@ LABEL_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "counted": ("prompt", "cached", "completion"),
     "outcome": ("ok", "refused", "overloaded", "unavailable", "failed", "cancelled"),
     "replica": ("names of the fleet",),
+    "source": ("names of the fleet", "addresses of evictors"),
+    "scraped": ("ok", "failed"),
+    "message": ("read", "bad", "repeated", "foreign"),
+    "gap": ("seen", "filled", "forgotten", "restart"),
+    "why": (
+        *("stranger", "group", "malformed", "block_size", "tier"),
+        *("unknown", "orphan", "too_long"),
+    ),
 }
 """Every value a label may take. `promote` and `demote` move between RAM and the tier named
 beside them; `delete` frees space in it, `find` asks storage that others write to."""
@@ -372,6 +380,80 @@ def _table(metrics: tuple[Metric, ...]) -> list[str]:
     return lines
 
 
+ROUTER_SCRAPES: Final = Metric(
+    "kvtier_router_scrapes",
+    Kind.COUNTER,
+    "Looks at a replica's metrics: `failed` without an answer in time, or with one that is none.",
+    ("replica", "scraped"),
+)
+ROUTER_BAD_VALUES: Final = Metric(
+    "kvtier_router_bad_values",
+    Kind.COUNTER,
+    "Numbers in a replica's metrics that cannot be, and were left out.",
+    ("replica",),
+)
+ROUTER_RESTARTS: Final = Metric(
+    "kvtier_router_restarts",
+    Kind.COUNTER,
+    "Times that a replica's metrics told of another process than before.",
+    ("replica",),
+)
+ROUTER_MESSAGES: Final = Metric(
+    "kvtier_router_messages",
+    Kind.COUNTER,
+    "Messages of KV events: read; bad, not of the known form; repeated; foreign, of a model that "
+    "no replica serves.",
+    ("source", "message"),
+)
+ROUTER_EVENT_BLOCKS: Final = Metric(
+    "kvtier_router_event_blocks", Kind.COUNTER, "Blocks that KV events told of.", ("source",)
+)
+ROUTER_BAD_EVENTS: Final = Metric(
+    "kvtier_router_bad_events",
+    Kind.COUNTER,
+    "KV events that could not be read, in messages that could.",
+    ("source",),
+)
+ROUTER_GAPS: Final = Metric(
+    "kvtier_router_gaps",
+    Kind.COUNTER,
+    "Gaps in the numbers of messages: seen; filled by a replay; forgotten, since what was known "
+    "was not whole any more, or the connection broke; restart, the publisher began anew.",
+    ("source", "gap"),
+)
+ROUTER_DROPPED_BLOCKS: Final = Metric(
+    "kvtier_router_dropped_blocks",
+    Kind.COUNTER,
+    "Blocks of KV events that changed nothing, by reason (docs/reference/router-index.md).",
+    ("why",),
+)
+ROUTER_REFUSED_BLOCKS: Final = Metric(
+    "kvtier_router_refused_blocks",
+    Kind.GAUGE,
+    "Blocks that found no room in what their replica, or shared storage, may take in the index.",
+)
+ROUTER_KNOWN_BLOCKS: Final = Metric(
+    "kvtier_router_known_blocks",
+    Kind.GAUGE,
+    "Blocks that the index knows of a replica by its KV events.",
+    ("replica",),
+)
+
+ROUTER_METRICS: Final[tuple[Metric, ...]] = (
+    ROUTER_SCRAPES,
+    ROUTER_BAD_VALUES,
+    ROUTER_RESTARTS,
+    ROUTER_MESSAGES,
+    ROUTER_EVENT_BLOCKS,
+    ROUTER_BAD_EVENTS,
+    ROUTER_GAPS,
+    ROUTER_DROPPED_BLOCKS,
+    ROUTER_REFUSED_BLOCKS,
+    ROUTER_KNOWN_BLOCKS,
+)
+"""What `kvtier route` and `kvtier epp` expose of what they learn of replicas."""
+
+
 def render_markdown() -> str:
     """The reference page of all metrics."""
     lines = [
@@ -394,6 +476,10 @@ def render_markdown() -> str:
         "## Of `kvtier route`",
         "",
         *_table(ROUTE_METRICS),
+        "",
+        "## Of `kvtier route` and of `kvtier epp --metrics-port`: what they learn",
+        "",
+        *_table(ROUTER_METRICS),
     ]
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
     for label, values in LABEL_VALUES.items():

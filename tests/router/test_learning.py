@@ -7,7 +7,10 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from kvtier.evictor.events import block_of, encode_removed
+from kvtier.evictor.publishing import Publisher
 from kvtier.index.fleet.base import DEVICE
+from kvtier.index.fleet.changes import Stored, name_of
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
@@ -222,3 +225,75 @@ def test_a_replica_whose_model_gets_another_name_is_learned_anew() -> None:
         context.term()
 
     run(test())
+
+
+def test_a_replica_that_moves_is_another_and_its_old_self_takes_nothing_with_it() -> None:
+    async def test() -> None:
+        fleet, index = Fleet(), EstimatedIndex(block_tokens=16)
+        async with (
+            replicas(count=2) as (a, b),
+            learning(fleet, index, PreciseIndex()) as learner,
+        ):
+            a.metrics, b.metrics = METRICS, METRICS.replace(" 7", " 8")
+            fleet.update([Replica(name="a", url=a.url)])
+            (old,) = fleet.members
+            await until(lambda: old.endpoint.load.waiting == 7, "a scrape")
+            prompt = TokenPrompt(list(range(320)), "m")
+            index.routed(prompt, "a")
+            stay = fleet.arrive(old.endpoint, 10, 10)
+            fleet.update([Replica(name="a", url=b.url)])
+            (new,) = fleet.members
+            assert index.match(prompt, ["a"])[0].best_tokens == 0, "the caches are those of another"
+            await until(lambda: new.endpoint.load.waiting == 8, "a scrape of the new one")
+            index.routed(prompt, "a")
+            stay.end()
+            assert fleet.leaving == ()
+            assert index.match(prompt, ["a"])[0].best_tokens == 128
+            assert set(learner.meter.scrapes) == {"a"}
+
+    run(test())
+
+
+def test_what_an_evictor_removes_is_held_no_more_by_whoever_serves_the_model() -> None:
+    published = Publisher("tcp://127.0.0.1:*")
+    hashes = [bytes([number]) * 32 for number in (1, 2)]
+    stored = Stored(
+        names=[name_of(one) for one in hashes],
+        parent=None,
+        token_ids=list(range(32)),
+        block_tokens=16,
+        tier="shared",
+        is_shared=True,
+    )
+
+    async def test() -> None:
+        fleet, precise = Fleet(), PreciseIndex()
+        learner = Learner([], [precise], evictors=[published.endpoint], scrape_s=0.01)
+        fleet.listen(learner)
+        await learner.open()
+        async with replicas() as (a,):
+            fleet.update(
+                [Replica(name="a", url=a.url), Replica(name="b", url="http://127.0.0.1:1")]
+            )
+            for member, root in zip(fleet.members, ("/models/m", "/models/other"), strict=True):
+                fleet.healthy(member, (card(f"{member.replica.name}-model", root),), 0.0)
+                precise.add(member.replica.name, f"{member.replica.name}-model")
+                precise.apply(member.replica.name, [stored])
+            await until(lambda: learner.served.models("/models/other"), "what they serve")
+
+            def held(name: str) -> int:
+                prompt = TokenPrompt(list(range(32)), f"{name}-model")
+                return precise.match(prompt, [name])[0].best_tokens
+
+            assert (held("a"), held("b")) == (32, 32)
+            payload = encode_removed([block_of(hashes[1], 0)], "shared", 1.0, whole_hashes=False)
+            while held("a") == 32:
+                published.send(b"kv@tree@/models/m", payload)
+                await asyncio.sleep(0.01)
+            assert (held("a"), held("b")) == (16, 32)
+        await learner.close()
+
+    try:
+        run(test())
+    finally:
+        published.close()

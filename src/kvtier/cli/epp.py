@@ -23,6 +23,7 @@ from kvtier.router.extproc.conversation import BodyMode
 from kvtier.router.extproc.options import Options as Speaking
 from kvtier.router.extproc.process import Options, Process, Wiring
 from kvtier.router.filters.utilization_detector import UtilizationDetector
+from kvtier.router.ingest.evictors import parse_evictors
 from kvtier.router.objectives import Objectives
 from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
 from kvtier.settings.sizes import parse_duration, parse_size
@@ -62,6 +63,13 @@ Examples:
     multiple=True,
     metavar="[MODEL=]FOLDER",
     help="Compare prompts by these tokens, not by characters.",
+)
+@click.option(
+    "--evictor-events",
+    "evictors",
+    multiple=True,
+    metavar="ENDPOINT",
+    help="Where `kvtier evict --events` publishes: tcp://evictor:5559; repeat.",
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.  [127.0.0.1]")
 @click.option("--grpc-port", type=_PORT, default=9002, help="Where gateways ask.  [9002]")
@@ -103,7 +111,10 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     for warning in (*warnings(context), *configuration.warnings, *_unreachable(flags)):
         _log.warning("%s", warning)
     assembled = assembly.Assembled(
-        configuration, tokenizers=_tokenizers(flags["tokenizers"]), names=gauges(flags)
+        configuration,
+        tokenizers=_tokenizers(flags["tokenizers"]),
+        names=gauges(flags),
+        evictors=parse_evictors(flags["evictors"], "--evictor-events"),
     )
     wiring = Wiring(
         discovery=discovery,
@@ -111,6 +122,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
         prompts=assembled.prompts,
         saturation=_detector(configuration).saturation,
         listeners=assembled.listeners,
+        collectors=assembled.collectors,
     )
     priorities = Objectives(dict(_objective(text) for text in flags["objectives"]))
     options = _options(flags, priorities)

@@ -20,6 +20,7 @@ try:
     from kvtier.router.http import keys, options
     from kvtier.router.http.options import Options
     from kvtier.router.http.server import Router, Wiring
+    from kvtier.router.ingest.evictors import parse_evictors
     from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
 except ImportError as error:
     raise InvalidSettings(
@@ -122,6 +123,7 @@ def route(
         replica_key=replica_key,
         tokenizers=_tokenizers(tokenizers),
         keeps_matches=settings.decisions is not None,
+        evictors=parse_evictors((settings.evictor_events or "",), "--evictor-events"),
     )
     wiring = Wiring(
         discovery=discovery,
@@ -130,6 +132,7 @@ def route(
         keys=_keys(settings, os.environ),
         replica_key=replica_key,
         listeners=assembled.listeners,
+        collectors=assembled.collectors,
     )
     _open_files()
     number = run(_serve(settings, wiring, assembled))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from prometheus_client.registry import Collector
+
 from kvtier.index.fleet.base import FleetIndex, Source
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
@@ -38,11 +40,13 @@ class Assembled:
         tokenizers: Mapping[str, Path] | None = None,
         names: Names | None = None,
         keeps_matches: bool = False,
+        evictors: Sequence[str] = (),
     ) -> None:
         """`usual`: the profile or strategy of requests that name none.
 
         `tokenizers`: folders by model, `*` for all others. `names`: of the replicas' metrics.
-        Raises InvalidSettings.
+        `keeps_matches`: decisions are kept with what was held, whoever made them. `evictors`:
+        endpoints of their events. Raises InvalidSettings.
         """
         precise = PreciseIndex()
         estimated: dict[str, EstimatedIndex] = {}
@@ -64,8 +68,10 @@ class Assembled:
             tuned=[estimated[name] for name in estimated if configuration.indexes[name].autotune],
             key=replica_key,
             names=names,
+            evictors=evictors,
         )
         self.listeners: Sequence[Listener] = (self._learner,)
+        self.collectors: Sequence[Collector] = (self._learner.meter,)
         self._local = {model: LocalSource(folder) for model, folder in (tokenizers or {}).items()}
         sources: ChainMap[str, TokenSource] = ChainMap({**self._local})
         sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read

@@ -24,7 +24,9 @@ from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.fleet import Listener, Member
 from kvtier.router.ingest.engines import EVENTS, Engines
-from kvtier.router.ingest.events import EventStream, ReplicaSink
+from kvtier.router.ingest.events import EventStream, ReplicaSink, SharedSink
+from kvtier.router.ingest.evictors import Evictors
+from kvtier.router.ingest.metering import Meter
 from kvtier.router.ingest.metrics import Scraper, take
 from kvtier.router.ingest.names import Names
 from kvtier.router.ingest.served import Served, ask
@@ -52,9 +54,13 @@ class Learner(Listener):
         tuned: Sequence[EstimatedIndex] = (),
         key: str | None = None,
         names: Names | None = None,
+        evictors: Sequence[str] = (),
         scrape_s: float = SCRAPE_S,
     ) -> None:
-        """`tuned`: those of `estimated` whose block size follows the replicas'."""
+        """`tuned`: those of `estimated` whose block size follows the replicas'.
+
+        `evictors`: endpoints where it is told what left shared storage.
+        """
         self._names = Names() if names is None else names
         self._estimated = tuple(estimated)
         self._precise = tuple(precise)
@@ -67,6 +73,10 @@ class Learner(Listener):
         self._context: zmq.asyncio.Context | None = None
         self.engines = Engines(self._tasks.keys)
         self.served = Served()
+        self._evictors = Evictors(
+            evictors if precise else (), SharedSink(self._precise, self.served.models)
+        )
+        self.meter = Meter(self._precise, self._evictors)
 
     async def open(self) -> None:
         """Nothing is asked before a replica joins."""
@@ -74,6 +84,9 @@ class Learner(Listener):
             cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
         )
         self.engines.use(self._session)
+        if self._precise:
+            self._context = zmq.asyncio.Context()
+            self._evictors.open(self._context)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -82,13 +95,16 @@ class Learner(Listener):
             task.cancel()
         # Before the context: it waits for their sockets, and would hold the event loop.
         await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
+        await self._evictors.close()
         if self._session is not None:
             await self._session.close()
         if self._context is not None:
             self._context.term()
 
     def joined(self, member: Member) -> None:
-        """Begin to ask it."""
+        """Begin to ask it. Who has its name and still answers requests elsewhere is forgotten."""
+        for other in self._named(member.replica.name):
+            self._end(other)
         tasks = [asyncio.create_task(self._scrape(member))]
         if self._precise and EVENTS in member.replica.labels:
             tasks.append(asyncio.create_task(self._follow(member)))
@@ -98,21 +114,31 @@ class Learner(Listener):
 
     def left(self, member: Member) -> None:
         """Stop, and forget what it held."""
+        if member in self._tasks:
+            self._end(member)
+
+    def _named(self, name: str) -> list[Member]:
+        return [member for member in self._tasks if member.replica.name == name]
+
+    def _end(self, member: Member) -> None:
         for task in self._tasks.pop(member):
             task.cancel()
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
-        self.served.forget(member.replica.name)
+        name = member.replica.name
+        self.served.forget(name)
+        self.meter.forget(name)
         self.engines.left(member.replica.url)
         indexes: Sequence[FleetIndex] = (*self._estimated, *self._precise)
         for index in indexes:
-            index.drop(member.replica.name)
+            index.drop(name)
 
     async def _scrape(self, member: Member) -> None:
         assert self._session is not None
         url = f"{member.replica.url}{self._names.path}"
-        scraper = Scraper(self._session, url, names=self._names)
         name, restarts = member.replica.name, 0
+        scraper = Scraper(self._session, url, names=self._names)
+        self.meter.scrapes[name] = scraper.counts
         while True:
             if member.cards:
                 self.served.tell(name, member.cards)
@@ -158,15 +184,21 @@ class Learner(Listener):
     async def _stream(self, member: Member, model: str) -> None:
         """One index after the other would miss what the first was told: each has a stream."""
         name, labels = member.replica.name, member.replica.labels
-        if self._context is None:
-            self._context = zmq.asyncio.Context()
         events, replay = (_address(member, labels.get(label)) for label in (EVENTS, REPLAY))
         assert events is not None
         streams = []
         for index in self._precise:
             index.add(name, model)
             sink = ReplicaSink(index, name)
-            streams.append(EventStream(events, sink, replay=replay, context=self._context))
+            streams.append(
+                EventStream(
+                    events,
+                    sink,
+                    replay=replay,
+                    context=self._context,
+                    counts=self.meter.stream(name),
+                )
+            )
         try:
             async with asyncio.TaskGroup() as group:
                 for stream in streams:

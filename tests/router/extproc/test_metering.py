@@ -1,7 +1,10 @@
 import asyncio
 import urllib.request
+from collections.abc import Iterable
 
 import pytest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.base import Endpoint
@@ -57,3 +60,14 @@ def test_it_is_exposed_and_a_port_that_is_taken_is_told() -> None:
         await second.stop()
 
     asyncio.run(run())
+
+
+class Another(Collector):
+    """Somebody else's metrics."""
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("kvtier_another", "Of another.", value=5)
+
+
+def test_metrics_of_others_are_exposed_beside() -> None:
+    assert b"kvtier_another 5.0" in Meter(others=[Another()]).render()

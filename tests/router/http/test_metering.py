@@ -1,3 +1,8 @@
+from collections.abc import Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 from kvtier import metrics
 from kvtier.router.fleet import UNHEALTHY_AFTER, Card, Fleet
 from kvtier.router.http.metering import Meter, Outcome
@@ -75,3 +80,14 @@ def test_who_has_left_leaves_no_series() -> None:
     assert 'replica="a"' not in meter.render().decode()
     fleet.update([Replica(name="a", url="http://a:1")])
     assert exposed(meter)['kvtier_route_sent_requests_total{replica="a"}'] == 0
+
+
+class Another(Collector):
+    """Somebody else's metrics."""
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("kvtier_another", "Of another.", value=5)
+
+
+def test_metrics_of_others_are_exposed_beside() -> None:
+    assert b"kvtier_another 5.0" in Meter(Fleet(), lambda: 3, [Another()]).render()

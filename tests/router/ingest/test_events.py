@@ -232,7 +232,10 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
     taken: list[Change] = []
 
     class Sink:
-        def apply(self, changes: Items[Change]) -> None:
+        def takes(self, topic: bytes) -> bool:
+            return True
+
+        def apply(self, topic: bytes, changes: Items[Change]) -> None:
             taken.extend(changes)
             stream._breaks += 1
 
@@ -241,7 +244,7 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
 
     stream = EventStream("ipc:///nowhere", Sink())
     changes: list[Change] = [Cleared() for _ in range(5)]
-    asyncio.run(stream._apply(Sequence(), 0, Batch(1.0, changes)))
+    asyncio.run(stream._apply(b"", Sequence(), 0, Batch(1.0, changes)))
     assert len(taken) == 1
 
 
@@ -259,7 +262,17 @@ def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
             await follower.until(lambda: follower.blocks(1, 2) == 2)
             gone = {"type": "BlockRemoved", "block_hashes": [2], "medium": "STORAGE"}
             gone |= {"group_idx": 0, "locality": "REMOTE", "ownership": "shared"}
-            follower.stream._sink = SharedSink(follower.index, "m")
+            called = {"org/m@1": ("m",), "other": ("n",)}
+            follower.stream._sink = SharedSink([follower.index], lambda name: called.get(name, ()))
+            for topic in (b"", b"kv@tree@unknown", b"kv@tree", b"kv@tree@other", b"kv@\xff@\xff"):
+                publisher.topic = topic
+                publisher.sent.clear()
+                await publisher.send(gone)
+            await follower.seen(6)
+            assert follower.blocks(1, 2) == 2
+            assert follower.stream.counts.foreign == 4
+            publisher.topic = b"kv@tree@org/m@1"
+            publisher.sent.clear()
             await publisher.send(gone)
             await follower.until(lambda: follower.blocks(1, 2) == 1)
             follower.stream._sink.clear()
@@ -268,20 +281,10 @@ def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_messages_of_another_model_are_dropped_and_counted(tmp_path) -> None:
-    async def run() -> None:
-        publisher = Publisher(tmp_path, b"kv@a@another")
-        async with following(publisher) as follower:
-            follower.stream._model = b"org/m@1"
-            await publisher.send(stored(1))
-            publisher.topic = b"kv@a@org/m@1"
-            publisher.sent.clear()
-            await publisher.send(stored(2))
-            await follower.until(lambda: follower.blocks(2) == 1)
-            assert follower.blocks(1) == 0
-            assert follower.stream.counts.foreign == 1
-
-    asyncio.run(run())
+def test_counts_of_an_earlier_stream_go_on() -> None:
+    counts = module.Counts(messages=7)
+    stream = EventStream("ipc:///nowhere", ReplicaSink(PreciseIndex(), "a"), counts=counts)
+    assert stream.counts is counts
 
 
 def test_an_endpoint_that_is_none_is_refused_at_once() -> None:

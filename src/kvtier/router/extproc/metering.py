@@ -21,7 +21,10 @@ from kvtier.router.histogram import Histogram
 class Meter(Collector):
     """Sums."""
 
-    def __init__(self, ready_endpoints: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, ready_endpoints: Callable[[], int] = lambda: 0, others: Iterable[Collector] = ()
+    ) -> None:
+        """`others`: exposed beside it."""
         self._ready_endpoints = ready_endpoints
         self.open_streams = 0
         self._out_of_turn = 0
@@ -32,7 +35,8 @@ class Meter(Collector):
         self._choosing = Histogram(metrics.EPP_CHOOSING_SECONDS)
         self._first_chunk = Histogram(metrics.EPP_FIRST_CHUNK_SECONDS)
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        for collector in (self, *others):
+            self._registry.register(collector)
 
     def opened(self) -> None:
         """A gateway began a stream."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock, wall_s
 from kvtier.router.base import Endpoint
@@ -58,6 +59,8 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     prompts: Prompts
     saturation: Callable[[Sequence[Endpoint], float], float] | None = None
     listeners: Sequence[Listener] = ()
+    collectors: Sequence[Collector] = ()
+    """Of metrics that are exposed beside the picker's own."""
 
 
 class Process:
@@ -80,7 +83,7 @@ class Process:
             interval_s=options.check_interval_s,
             timeout_s=options.check_timeout_s,
         )
-        meter = metering.Meter(lambda: len(self.fleet.available()))
+        meter = metering.Meter(lambda: len(self.fleet.available()), wiring.collectors)
         chooser = picking.FleetPicking(
             self.fleet,
             wiring.chooser,

@@ -41,7 +41,10 @@ class Outcome(enum.Enum):
 class Meter(Collector, Listener):
     """Sums. Belongs to the event loop's thread, scrapes too."""
 
-    def __init__(self, fleet: Fleet, waiting: Callable[[], int]) -> None:
+    def __init__(
+        self, fleet: Fleet, waiting: Callable[[], int], others: Iterable[Collector] = ()
+    ) -> None:
+        """`others`: exposed beside it."""
         self._fleet = fleet
         self._waiting = waiting
         self._outcomes = dict.fromkeys(Outcome, 0)
@@ -51,7 +54,8 @@ class Meter(Collector, Listener):
         self.first_byte = Histogram(metrics.ROUTE_FIRST_BYTE_SECONDS)
         self.request = Histogram(metrics.ROUTE_REQUEST_SECONDS)
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        for collector in (self, *others):
+            self._registry.register(collector)
 
     def ended(self, outcome: Outcome, seconds: float) -> None:
         """One more request."""

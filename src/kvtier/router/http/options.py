@@ -42,6 +42,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     replicas: Annotated[
         _File, About(Kind.FILE, "YAML file of replicas; re-read when it changes.", "replicas.yaml")
     ] = None
+    evictor_events: Annotated[
+        str | None,
+        About(
+            Kind.URL,
+            "Where `kvtier evict --events` publishes what it removes from shared storage; several "
+            "with commas between them.",
+            "tcp://evictor:5559",
+        ),
+    ] = None
     api_keys: Annotated[
         _File, About(Kind.FILE, "Keys that clients may show, one a line.", "keys.txt")
     ] = None

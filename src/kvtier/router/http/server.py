@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Sequence
 
 import msgspec
+from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
@@ -47,6 +48,8 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     replica_key: str | None = None
     listeners: Sequence[Listener] = ()
     """Hear of replicas that come and go; those that learn about replicas."""
+    collectors: Sequence[Collector] = ()
+    """Of metrics that are exposed beside the router's own."""
 
 
 class Router:
@@ -59,7 +62,7 @@ class Router:
         self._log = DecisionLog(options.decisions) if options.decisions else None
         self.fleet = Fleet()
         waiting = Waiting(self.fleet, options.in_flight, options.queue, options.queue_timeout)
-        meter = Meter(self.fleet, lambda: len(waiting))
+        meter = Meter(self.fleet, lambda: len(waiting), wiring.collectors)
         self._upstreams = Upstreams(options.connect_timeout, _replica_tls(options))
         self._tls = _server_tls(options)
         for listener in (self._upstreams, meter, *wiring.listeners):

@@ -11,6 +11,7 @@ than SLICE_BLOCKS blocks; memory is bounded by the sockets' high-water marks.
 
 import asyncio
 import logging
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
 from typing import Any, Final, Protocol
 
@@ -57,13 +58,17 @@ class Counts(msgspec.Struct):
     """Gaps that were not: what was known of the replica was dropped."""
     restarts: int = 0
     foreign: int = 0
-    """Messages of another model."""
+    """Messages of a model that nobody serves."""
 
 
 class Sink(Protocol):
     """Who is told."""
 
-    def apply(self, changes: Items[Change]) -> None:
+    def takes(self, topic: bytes) -> bool:
+        """Whether messages of this topic mean anything to it."""
+        ...
+
+    def apply(self, topic: bytes, changes: Items[Change]) -> None:
         """In the order in which they were sent."""
         ...
 
@@ -73,13 +78,17 @@ class Sink(Protocol):
 
 
 class ReplicaSink:
-    """A replica's own events."""
+    """A replica's own events, whatever topic its engine was given."""
 
     def __init__(self, index: PreciseIndex, replica: str) -> None:
         self._index = index
         self._replica = replica
 
-    def apply(self, changes: Items[Change]) -> None:
+    def takes(self, topic: bytes) -> bool:
+        """See Sink."""
+        return True
+
+    def apply(self, topic: bytes, changes: Items[Change]) -> None:
         """See Sink."""
         self._index.apply(self._replica, changes)
 
@@ -89,15 +98,28 @@ class ReplicaSink:
 
 
 class SharedSink:
-    """Events of an evictor, of the storage that replicas of one model share."""
+    """Events of an evictor, of storage that replicas share: a topic, `kv@<who>@<model>`, a tree."""
 
-    def __init__(self, index: PreciseIndex, model: str) -> None:
-        self._index = index
-        self._model = model
+    def __init__(
+        self, indexes: Items[PreciseIndex], models: Callable[[str], Collection[str]]
+    ) -> None:
+        """`models`: what the indexes call the models that a topic calls so."""
+        self._indexes = indexes
+        self._models = models
 
-    def apply(self, changes: Items[Change]) -> None:
+    def takes(self, topic: bytes) -> bool:
+        """Whether replicas serve the model."""
+        return bool(self._models_of(topic))
+
+    def apply(self, topic: bytes, changes: Items[Change]) -> None:
         """See Sink."""
-        self._index.apply_shared(self._model, changes)
+        for model in self._models_of(topic):
+            for index in self._indexes:
+                index.apply_shared(model, changes)
+
+    def _models_of(self, topic: bytes) -> Collection[str]:
+        parts = topic.split(b"@", 2)
+        return self._models(parts[2].decode("utf-8", "replace")) if len(parts) == 3 else ()
 
     def clear(self) -> None:
         """What it did not tell is found missing by the replica that looks for it."""
@@ -112,22 +134,21 @@ class EventStream:
         sink: Sink,
         *,
         replay: str | None = None,
-        model: str = "",
         context: zmq.asyncio.Context | None = None,
+        counts: Counts | None = None,
     ) -> None:
         """`endpoint` and `replay` as ZeroMQ has them, `tcp://10.0.0.7:5557`.
 
-        Messages whose topic, `kv@<who>@<model>`, names another model than `model` are dropped.
-        Streams that share a context share its one thread; without one, each has its own.
+        `counts`: those of an earlier stream that go on. Streams that share a context share its
+        one thread; without one, each has its own.
         """
         self._endpoint = endpoint
         self._shared = context
-        self._model = model.encode()
         self._replay = replay
         self._sink = sink
         self._sequences: dict[bytes, Sequence] = {}
         self._breaks = 0
-        self.counts = Counts()
+        self.counts = Counts() if counts is None else counts
 
     async def follow(self) -> None:
         """Until cancelled. Raises zmq.ZMQError at once where the endpoint is none."""
@@ -196,7 +217,7 @@ class EventStream:
             self.counts.bad_messages += 1
             return
         topic, number = parts[0], int.from_bytes(parts[1], "big")
-        if self._model and topic.startswith(b"kv@") and topic.split(b"@", 2)[-1] != self._model:
+        if not self._sink.takes(topic):
             self.counts.foreign += 1
             return
         batch = decode(parts[2])
@@ -219,16 +240,16 @@ class EventStream:
         if verdict is Verdict.GAP:
             await self._close_gap(context, topic, sequence, number)
         if number >= sequence.expected:
-            await self._apply(sequence, number, batch)
+            await self._apply(topic, sequence, number, batch)
 
-    async def _apply(self, sequence: Sequence, number: int, batch: Batch) -> None:
+    async def _apply(self, topic: bytes, sequence: Sequence, number: int, batch: Batch) -> None:
         self.counts.bad_events += batch.bad_events
         breaks, blocks = self._breaks, 0
         piece: list[Change] = []
         for change in batch.changes:
             size = 1 if isinstance(change, Cleared) else len(change.names)
             if piece and blocks + size > SLICE_BLOCKS:
-                self._sink.apply(piece)
+                self._sink.apply(topic, piece)
                 blocks, piece = 0, []
                 await asyncio.sleep(0)
                 if breaks != self._breaks:
@@ -236,7 +257,7 @@ class EventStream:
             piece.append(change)
             blocks += size
             self.counts.blocks += size
-        self._sink.apply(piece)
+        self._sink.apply(topic, piece)
         sequence.take(number, batch.sent_s)
 
     # -- gaps ------------------------------------------------------------------------------
@@ -260,7 +281,7 @@ class EventStream:
             self.counts.resyncs += 1
             self._sink.clear()
             _log.warning(
-                "kv events of %s: messages %d to %d are lost; what its replica holds is "
+                "kv events of %s: messages %d to %d are lost; what a replica holds is then "
                 "learned anew",
                 self._endpoint,
                 sequence.expected,
@@ -291,6 +312,7 @@ class EventStream:
                     # The publisher's memory begins later.
                     self._sink.clear()
                     self.counts.resyncs += 1
-                await self._apply(sequence, number, decode(parts[-1]) or Batch(0.0, []))
+                batch = decode(parts[-1]) or Batch(0.0, [])
+                await self._apply(topic, sequence, number, batch)
         finally:
             socket.close(0)

@@ -71,7 +71,7 @@ class Served:
             self.of(one.id)
             for entries in self._entries.values()
             for one in entries
-            if one.parent is None and name in (one.id, one.root)
+            if one.parent is None and (name in (one.id, one.root) or _is_of(one.root, name))
         }
         return frozenset(found)
 
@@ -96,6 +96,11 @@ def _read(card: Card) -> Entry:
         return _entry.decode(card.text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Entry(card.id)
+
+
+def _is_of(root: str | None, name: str) -> bool:
+    """Whether a path lies in the hub's cache of the model of this name."""
+    return root is not None and f"/models--{name.replace('/', '--')}/snapshots/" in root
 
 
 def _called(lists: Iterable[Sequence[Entry]]) -> dict[str, str]:
