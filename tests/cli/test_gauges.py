@@ -7,13 +7,13 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.ingest.names import Names
 
 
-def given(*arguments: str) -> Names:
+def given(*arguments: str, usual: Names | None = None) -> Names:
     seen: list[Names] = []
 
     @click.command()
     @gauge_flags
     def command(**flags: object) -> None:
-        seen.append(gauges(flags))
+        seen.append(gauges(flags, usual or Names()))
 
     CliRunner().invoke(command, arguments, catch_exceptions=False)
     return seen[0]
@@ -21,6 +21,12 @@ def given(*arguments: str) -> Names:
 
 def test_without_flags_they_are_those_of_engines() -> None:
     assert given() == Names()
+
+
+def test_without_flags_they_are_those_of_the_configuration() -> None:
+    usual = Names(waiting=("mine",), path="/prometheus/metrics")
+    assert given(usual=usual) == usual
+    assert given("--total-queued-requests-metric", "x", usual=usual).waiting == ("x", "mine")
 
 
 def test_names_that_are_given_come_first() -> None:

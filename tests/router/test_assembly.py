@@ -7,7 +7,11 @@ from kvtier.index.fleet.prompt import Unit
 from kvtier.router.assembly import Assembled
 from kvtier.router.base import Endpoint, Request
 from kvtier.router.config import parse_configuration, read_configuration
-from tests.router.http.routers import run, stand
+from kvtier.router.fleet import Fleet
+from kvtier.router.ingest.names import Names
+from kvtier.router.replicas import Replica
+from tests.router.http.routers import run, stand, until
+from tests.router.replicas import replicas
 
 TWO_TIERS = """\
 apiVersion: inference.networking.x-k8s.io/v1alpha1
@@ -78,5 +82,28 @@ def test_a_router_keeps_conversations_together() -> None:
                     async with at.post(prompt=f"{who} " * 2000 + "more " * turn) as answer:
                         seen.setdefault(who, set()).add((await answer.json())["from"])
             assert all(len(replicas) == 1 for replicas in seen.values()), seen
+
+    run(test())
+
+
+@pytest.mark.parametrize("names", [None, Names(waiting=("theirs",))])
+def test_gauges_are_read_by_the_names_of_the_configuration_or_others(names: Names | None) -> None:
+    engine = "{name: e, queuedRequestsSpec: ours}"
+    extractor = f"- {{type: core-metrics-extractor, parameters: {{engineConfigs: [{engine}]}}}}\n"
+    text = TWO_TIERS.replace("plugins:\n", f"plugins:\n{extractor}", 1)
+
+    async def test() -> None:
+        fleet = Fleet()
+        async with (
+            replicas() as (a,),
+            Assembled(parse_configuration(text, "test"), names=names) as assembled,
+        ):
+            a.metrics = "ours 3\ntheirs 4\nvllm:num_requests_waiting 5\n"
+            for listener in assembled.listeners:
+                fleet.listen(listener)
+            fleet.update([Replica(name="a", url=a.url)])
+            endpoint = fleet.members[0].endpoint
+            await until(lambda: endpoint.load.waiting != 0, "the first scrape")
+            assert endpoint.load.waiting == (3 if names is None else 4)
 
     run(test())

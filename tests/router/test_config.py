@@ -8,6 +8,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Source
 from kvtier.router.config import Configuration, parse_configuration, read_configuration
 from kvtier.router.indexes import IndexSpec
+from kvtier.router.ingest.names import Names
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "router"
 
@@ -182,6 +183,39 @@ def test_every_other_section_is_named_and_changes_nothing(version: str) -> None:
     assert sorted(said) == sorted(
         line.partition(":")[0] for line in SECTIONS.splitlines() if line[0].isalpha()
     )
+
+
+def test_gauges_of_engines_are_read_and_named_first() -> None:
+    text = replaced(
+        "plugins:\n- ",
+        """\
+plugins:
+- type: metrics-data-source
+  parameters: {scheme: http, path: /prometheus/metrics}
+- type: core-metrics-extractor
+  parameters:
+    defaultEngine: mine
+    engineConfigs:
+    - {name: mine, queuedRequestsSpec: "queue{kind=waiting}", kvUsageSpec: usage, loraSpec: ""}
+    - {name: yours, queuedRequestsSpec: depth, customMetrics: [{attributeKey: a, metricSpec: b}]}
+- """,
+    )
+    found = parse_configuration(text, "f").gauges
+    assert found.path == "/prometheus/metrics"
+    assert found.waiting == ("queue{kind=waiting}", "depth", *Names().waiting)
+    assert found.running == Names().running
+    assert found.usage[0] == "usage"
+    assert parse_configuration(GOOD, "f").gauges == Names()
+    for old, new, said in (
+        ("kind=waiting", "waiting", "f line 7: parameters: 'queue{waiting}': 'waiting' is no"),
+        ("scheme: http", "scheme: https", "f line 5: scheme: Invalid enum value 'https'"),
+        ("path: /", "port: 3, path: /", "f line 5: port: Expected `null`"),
+        ("path: /", "path: ", "f line 5: parameters: path is 'prometheus/metrics'; write /metrics"),
+        ("loraSpec", "loraSpce", "unknown field `loraSpce`"),
+    ):
+        with pytest.raises(InvalidSettings) as caught:
+            parse_configuration(text.replace(old, new), "f")
+        assert said in str(caught.value)
 
 
 def test_without_profiles_there_is_one_of_all_that_is_declared() -> None:

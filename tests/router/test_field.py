@@ -1,4 +1,4 @@
-from kvtier.router import field, parts
+from kvtier.router import engines, field, parts
 from kvtier.router.wiring import Wiring
 
 
@@ -9,6 +9,7 @@ def test_a_name_is_either_a_part_or_ignored_or_refused() -> None:
         set(field.IGNORED),
         set(field.REFUSED),
         set(Wiring.producers),
+        set(engines.READ),
     ]
     assert sum(map(len, groups)) == len(set().union(*groups))
 

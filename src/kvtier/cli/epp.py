@@ -113,7 +113,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     assembled = assembly.Assembled(
         configuration,
         tokenizers=_tokenizers(flags["tokenizers"]),
-        names=gauges(flags),
+        names=gauges(flags, configuration.gauges),
         evictors=parse_evictors(flags["evictors"], "--evictor-events"),
     )
     wiring = Wiring(

@@ -14,7 +14,6 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _WAITING: Final = "--total-queued-requests-metric"
 _RUNNING: Final = "--total-running-requests-metric"
 _USAGE: Final = "--kv-cache-usage-percentage-metric"
-_USUAL: Final = Names()
 _PATH: Final = "--model-server-metrics-path"
 _OPTIONS: Final = (
     click.option(
@@ -24,7 +23,7 @@ _OPTIONS: Final = (
     ),
     click.option(_RUNNING, metavar="NAME", help="Gauge of running requests."),
     click.option(_USAGE, metavar="NAME", help="Gauge of the KV cache in use, 0 to 1."),
-    click.option(_PATH, default="/metrics", help="Where replicas have them.  [/metrics]"),
+    click.option(_PATH, metavar="PATH", help="Where replicas have them.  [/metrics]"),
 )
 
 
@@ -35,15 +34,15 @@ def gauge_flags(command: _Command) -> _Command:
     return command
 
 
-def gauges(flags: Mapping[str, Any]) -> Names:
-    """The names that flags ask for, before those that engines have. Raises InvalidSettings."""
-    path = flags[_parameter(_PATH)].strip('"')
+def gauges(flags: Mapping[str, Any], usual: Names) -> Names:
+    """The names that flags ask for, before the usual ones. Raises InvalidSettings."""
+    path = usual.path if flags[_parameter(_PATH)] is None else flags[_parameter(_PATH)].strip('"')
     if not path.startswith("/"):
         raise InvalidSettings(f"{_PATH}: {path!r} is no path; write /metrics")
     return Names(
-        waiting=_named(flags, _WAITING, _USUAL.waiting),
-        running=_named(flags, _RUNNING, _USUAL.running),
-        usage=_named(flags, _USAGE, _USUAL.usage),
+        waiting=_named(flags, _WAITING, usual.waiting),
+        running=_named(flags, _RUNNING, usual.running),
+        usage=_named(flags, _USAGE, usual.usage),
         path=path,
     )
 

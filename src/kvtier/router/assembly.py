@@ -44,9 +44,9 @@ class Assembled:
     ) -> None:
         """`usual`: the profile or strategy of requests that name none.
 
-        `tokenizers`: folders by model, `*` for all others. `names`: of the replicas' metrics.
-        `keeps_matches`: decisions are kept with what was held, whoever made them. `evictors`:
-        endpoints of their events. Raises InvalidSettings.
+        `tokenizers`: folders by model, `*` for all others. `names`: of the replicas' metrics;
+        None: those of the configuration. `keeps_matches`: decisions are kept with what was held,
+        whoever made them. `evictors`: endpoints of their events. Raises InvalidSettings.
         """
         precise = PreciseIndex()
         estimated: dict[str, EstimatedIndex] = {}
@@ -67,7 +67,7 @@ class Assembled:
             [precise] if any(one.source is Source.PRECISE for one in made.values()) else [],
             tuned=[estimated[name] for name in estimated if configuration.indexes[name].autotune],
             key=replica_key,
-            names=names,
+            names=names or configuration.gauges,
             evictors=evictors,
         )
         self.listeners: Sequence[Listener] = (self._learner,)

@@ -12,8 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from kvtier.errors import InvalidSettings
-from kvtier.router import embedding, field, parts
+from kvtier.router import embedding, engines, field, parts
 from kvtier.router.indexes import IndexSpec
+from kvtier.router.ingest.names import Names
 from kvtier.router.sections import Section
 from kvtier.router.wiring import Wiring
 from kvtier.settings.document import Document, parse_document, read_document
@@ -78,6 +79,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     indexes: Mapping[str, IndexSpec]
     warnings: tuple[str, ...]
     """What does nothing here, with file and line."""
+    gauges: Names = Names()
+    """Of the replicas' metrics."""
 
 
 def read_configuration(path: str | None) -> Configuration:
@@ -108,8 +111,10 @@ def _configuration(document: Document) -> Configuration:
     ]
     wiring = Wiring(newer=version == VERSIONS[1])
     declared: dict[str, _Declared | None] = {}
+    gauges = Names()
     for section in top.items("plugins"):
         name, plugin = _declare(section, wiring, warnings)
+        gauges = _named(section, gauges)
         if name in declared:
             raise InvalidSettings(
                 f"{section.at}: a second plugin called {name!r}; give it a name of its own"
@@ -125,6 +130,7 @@ def _configuration(document: Document) -> Configuration:
         profiles=profiles,
         indexes=wiring.indexes([(one.index, one.tier) for one in plugins.values()]),
         warnings=tuple(warnings),
+        gauges=gauges,
     )
 
 
@@ -160,6 +166,8 @@ def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str
     where = section.where("type")
     if plugin_type in field.SILENT:
         return name, None
+    if plugin_type in engines.READ:
+        return name, None
     if plugin_type in field.IGNORED:
         warnings.append(f"{where}: {plugin_type} is ignored: {field.IGNORED[plugin_type]}")
         return name, None
@@ -173,7 +181,7 @@ def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str
         )
     found = parts.find(plugin_type)
     if found is None:
-        names = [*parts.known(), *wiring.producers, *field.SILENT, *field.IGNORED]
+        names = [*parts.known(), *wiring.producers, *field.SILENT, *field.IGNORED, *engines.READ]
         raise InvalidSettings(
             f"{where}: unknown plugin {plugin_type!r}{parts.nearest(plugin_type, names)}"
         )
@@ -181,6 +189,12 @@ def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str
     parameters = section.parameters(parts.parameters_of(plugin))
     wiring.own(name, plugin_type, parameters)
     return name, _Declared(plugin_type, kind, plugin, parameters, where)
+
+
+def _named(section: Section, gauges: Names) -> Names:
+    """`gauges`, and what this plugin calls some of them."""
+    read = engines.READ.get(section.text("type"))
+    return gauges if read is None else section.parameters(read).named(gauges)
 
 
 def _implied_picker() -> _Declared:

@@ -18,8 +18,6 @@ SILENT: Final = frozenset({"single-profile-handler"})
 """What kvtier does anyway."""
 
 IGNORED: Final[Mapping[str, str]] = {
-    "metrics-data-source": _SCRAPED,
-    "core-metrics-extractor": _SCRAPED,
     "endpoint-notification-source": _SCRAPED,
     "k8s-notification-source": _SCRAPED,
     "dcgm-data-source": _SCRAPED,

@@ -26,6 +26,9 @@ OBJECTIVES = (
     "inference.networking.x-k8s.io/v1alpha2/inferenceobjectives",
 )
 
+WINDOW_S = 0.5
+"""Of watches: the emulator has no versions, what comes between list and watch is listed next."""
+
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

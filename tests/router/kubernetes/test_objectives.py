@@ -12,6 +12,7 @@ from tests.router.kubernetes.cluster import (
     NEWER,
     OBJECTIVES,
     OLDER,
+    WINDOW_S,
     Cluster,
     answering,
     api,
@@ -31,7 +32,7 @@ def objective(
 
 
 def followed(up: Cluster, objectives: Objectives, **options: Any) -> PoolObjectives:
-    return PoolObjectives("prod", "pool", objectives, api=up.api, **options)
+    return PoolObjectives("prod", "pool", objectives, api=up.api, window_s=WINDOW_S, **options)
 
 
 async def until(objectives: Objectives, **wanted: int) -> None:
@@ -79,9 +80,9 @@ def test_those_of_other_pools_and_broken_ones_say_nothing() -> None:
             (NEWER, objective("good", 5)),
         ):
             await up.send("POST", path, item)
-        leaving = objective("leaving", 6)
-        leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-        await up.send("POST", NEWER, leaving)
+        await up.send("POST", NEWER, objective("leaving", 6))
+        gone = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+        await up.send("PATCH", f"{NEWER}/leaving", gone)
         objectives = Objectives()
         async with followed(up, objectives):
             await until(objectives, good=5)

@@ -10,7 +10,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.kubernetes.pods import Pods, Selected, parse_labels, replicas_of, selected_of
 from kvtier.router.kubernetes.watching import Watch
 from kvtier.router.replicas import Replica
-from tests.router.kubernetes.cluster import OLD_POOLS, PODS, POOLS, Cluster, api, run
+from tests.router.kubernetes.cluster import OLD_POOLS, PODS, POOLS, WINDOW_S, Cluster, api, run
 
 VLLM = Selected({"app": "vllm"}, [8000])
 
@@ -50,7 +50,7 @@ def test_pods_come_and_go() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", PODS, pod("other", "10.0.0.9", app="else"))
-        sets = Pods("prod", selected=VLLM, api=up.api).watch()
+        sets = Pods("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.send("POST", PODS, pod("b", None, ready=False))
         await up.send("PATCH", f"{PODS}/b", pod("b", "fd00::2"))
@@ -66,7 +66,7 @@ def test_a_pool_says_which_pods_and_ports_and_may_change_its_mind() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", PODS, pod("x", "10.0.0.9", app="next"))
-        sets = Pods("prod", pool="pool", api=up.api, window_s=0.5).watch()
+        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         first = asyncio.create_task(until(sets, {"prod/a": "10.0.0.1:8000"}))
         await asyncio.sleep(0.05)
         assert not first.done(), "nobody is known before the pool is there"
@@ -88,7 +88,7 @@ def test_a_pool_that_is_deleted_has_no_endpoints_until_it_is_back(
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
-        sets = Pods("prod", pool="pool", api=up.api, window_s=0.5).watch()
+        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.send("DELETE", f"{POOLS}/pool")
         await until(sets, {})
@@ -109,7 +109,7 @@ def test_a_pool_that_cannot_be_read_stays_as_it_was() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
-        sets = Pods("prod", pool="pool", api=up.api).watch()
+        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.send("PATCH", f"{POOLS}/pool", {"spec": {"targetPorts": []}})
         await up.send("POST", PODS, pod("b", "10.0.0.2"))
@@ -129,7 +129,7 @@ def test_a_pool_of_the_version_before() -> None:
         await up.send("POST", OLD_POOLS, old)
         await up.send("POST", POOLS, pool("else", 1))
         group = "inference.networking.x-k8s.io"
-        sets = Pods("prod", pool="pool", group=group, api=up.api).watch()
+        sets = Pods("prod", pool="pool", group=group, api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:9000"})
         await up.send("PATCH", f"{OLD_POOLS}/pool", {"spec": {"targetPortNumber": 9001}})
         await until(sets, {"prod/a": "10.0.0.1:9001"})
@@ -145,7 +145,7 @@ def test_pods_that_leave_are_gone_before_they_are_deleted_and_those_elsewhere_ne
         await up.send("POST", PODS.replace("prod", "elsewhere"), elsewhere)
         for name, address in (("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3")):
             await up.send("POST", PODS, pod(name, address))
-        sets = Pods("prod", selected=VLLM, api=up.api).watch()
+        sets = Pods("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
         here = {
             "prod/a": "10.0.0.1:8000",
             "prod/b": "10.0.0.2:8000",
@@ -170,7 +170,7 @@ def test_a_server_that_dies_takes_no_endpoint_with_it() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
-        sets = Pods("prod", pool="pool", api=up.api).watch()
+        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.die()
         following = asyncio.ensure_future(sets.__anext__())
@@ -186,7 +186,7 @@ def test_a_server_that_dies_takes_no_endpoint_with_it() -> None:
 
 def test_what_was_listed_for_the_labels_of_before_is_not_taken_for_those_of_now() -> None:
     async def test(up: Cluster) -> None:
-        pods = Pods("prod", pool="pool", api=up.api)
+        pods = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S)
         watch = Watch("pods", lambda *_, **__: None, lambda *_: None, 30.0)
         watch.start = lambda selector="": None  # type: ignore[method-assign]
         pods._saw_pools([pool()], watch)

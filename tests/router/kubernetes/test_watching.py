@@ -12,7 +12,7 @@ from aiohttp import web
 from kvtier.errors import InvalidSettings
 from kvtier.router.kubernetes import watching
 from kvtier.router.kubernetes.watching import Object, Watch
-from tests.router.kubernetes.cluster import PODS, Cluster, answering, api, run
+from tests.router.kubernetes.cluster import PODS, WINDOW_S, Cluster, answering, api, run
 
 GOOD = {"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": "a"}}]}
 
@@ -59,7 +59,7 @@ def test_objects_are_listed_and_followed() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, named("a"))
         names = Names()
-        watch = Watch("pods", pods(up.url), names.saw, 30.0)
+        watch = Watch("pods", pods(up.url), names.saw, WINDOW_S)
         watch.start()
         await names.until("a")
         await up.send("POST", PODS, named("b"))
@@ -79,7 +79,7 @@ def test_a_server_that_dies_changes_nothing_and_is_said_once(
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, named("a"))
         names = Names()
-        watch = Watch("pods", pods(up.url), names.saw, 30.0)
+        watch = Watch("pods", pods(up.url), names.saw, WINDOW_S)
         watch.start()
         await names.until("a")
         await up.die()
@@ -136,19 +136,21 @@ def test_a_list_of_garbage_is_a_fault_that_is_paused_after(
 
 
 @pytest.mark.parametrize(
-    "lines",
+    ("lines", "is_fault"),
     [
-        b"",
-        b"\n\n",
-        b'{"type": "BOOKMARK", "object": {}}\n',
-        b"garbage\n",
-        b'{"type": "ADDED"}\n',
-        b'{"type": "ADDED", "object": {}}\n',
-        b'{"type": "ERROR", "object": {"code": 410, "reason": "Expired"}}\n',
-        b'{"type": "ERROR", "object": {"code": 500}}\n',
+        (b"", False),
+        (b"\n\n", False),
+        (b'{"type": "BOOKMARK", "object": {}}\n', False),
+        (b"garbage\n", True),
+        (b'{"type": "ADDED"}\n', True),
+        (b'{"type": "ADDED", "object": {}}\n', True),
+        (b'{"type": "ERROR", "object": {"code": 410, "reason": "Expired"}}\n', False),
+        (b'{"type": "ERROR", "object": {"code": 500}}\n', True),
     ],
 )
-def test_watches_that_end_at_once_are_paused_after(lines: bytes) -> None:
+def test_watches_that_end_at_once_are_paused_after(
+    lines: bytes, is_fault: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     lists = 0
 
     async def answer(request: web.Request) -> web.Response:
@@ -161,6 +163,7 @@ def test_watches_that_end_at_once_are_paused_after(lines: bytes) -> None:
     names = asyncio.run(asked_by(30.0, answer))
     assert set(names.told) == {("a",)}
     assert 2 <= lists <= 3, "half a second, then a second"
+    assert ("pods cannot be watched" in caplog.text) == is_fault
 
 
 def test_an_old_version_is_listed_anew_and_no_fault(caplog: pytest.LogCaptureFixture) -> None:
