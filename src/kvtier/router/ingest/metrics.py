@@ -2,7 +2,7 @@
 
 What an engine says is not believed blindly: numbers that cannot be are left out and counted, and
 a body is read up to BODY_MAX bytes and for TIMEOUT_S seconds. Rates are measured between two
-scrapes and smoothed, so that one odd interval decides nothing.
+scrapes (`rates`).
 
 Invariants: nothing here raises for what a replica answers; a scrape that failed leaves the last
 load as it was, and its age shows in `updated_s`.
@@ -22,6 +22,7 @@ from kvtier.metrics import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
 from kvtier.router.base import Endpoint, Load, Tier
 from kvtier.router.ingest.exposition import Exposition, Sample, read
 from kvtier.router.ingest.names import Names, parse_name
+from kvtier.router.ingest.rates import PrefillRate, Prefills, Rate
 
 BODY_MAX: Final = 4 << 20
 TIMEOUT_S: Final = 2.0
@@ -30,8 +31,6 @@ _INLINE_MAX: Final = 256 << 10
 """Larger bodies are read on a thread: this much takes a millisecond."""
 _COUNT_MAX: Final = 1_000_000
 _TOKENS_MAX: Final = 1 << 50
-_KEPT: Final = 0.8
-"""Share of what was measured before that counts beside the newest interval."""
 _TIER: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TIERS_MAX: Final = 6
 
@@ -47,8 +46,7 @@ _LOAD_S: Final = "vllm:kv_offload_load_time_total"
 _PREFILL_TOKENS: Final = "vllm:request_prefill_kv_computed_tokens_sum"
 _PREFILL_COUNT: Final = "vllm:request_prefill_kv_computed_tokens_count"
 _PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
-_PREFILL_MIN: Final = 256
-"""Tokens a request: who computes less, because it found the rest, measures what a step costs."""
+_LATENCY_S: Final = "vllm:e2e_request_latency_seconds_sum"
 _STARTED_S: Final = "process_start_time_seconds"
 
 
@@ -64,31 +62,6 @@ class Counts(msgspec.Struct):
     """The replica is another process than at the scrape before: its caches are empty."""
 
 
-class _Rate:
-    """Something a second, from two counters."""
-
-    def __init__(self) -> None:
-        self._last: tuple[float, float] | None = None
-        self._amount = self._seconds = 0.0
-
-    def update(self, amount: float | None, seconds: float | None, *, least: float = 0.0) -> float:
-        """Counters as they stand now; 0 while nothing has been measured.
-
-        An interval of less than `least` says nothing.
-        """
-        if amount is not None and seconds is not None:
-            last = self._last or (amount, seconds)
-            more, longer = amount - last[0], seconds - last[1]
-            if more > 0 and longer > 0 and more >= least:
-                self._amount = self._amount * _KEPT + more
-                self._seconds = self._seconds * _KEPT + longer
-            # Replicas do not report both at the same moment: an interval lasts until both have
-            # moved. Less than before: the replica has restarted, this interval says nothing.
-            if self._last is None or more * longer > 0 or min(more, longer) < 0:
-                self._last = (amount, seconds)
-        return self._amount / self._seconds if self._seconds else 0.0
-
-
 class LoadReader:
     """Turns one replica's answers into its Load. Remembers counters, for rates."""
 
@@ -102,13 +75,12 @@ class LoadReader:
                 *(name for name, _ in self._selectors.values()),
                 *_CONFIGS,
                 *(_LORA, _CAPACITY, _HIT_TOKENS, _TRANSFER_S, _LOAD_S),
-                *(_PREFILL_TOKENS, _PREFILL_COUNT, _PREFILL_S, _STARTED_S),
+                *(_PREFILL_TOKENS, _PREFILL_COUNT, _PREFILL_S, _LATENCY_S, _STARTED_S),
             }
         )
-        self._prefill = _Rate()
-        self._prefills = 0.0
+        self._prefill = PrefillRate()
         self._started_s: float | None = None
-        self._loads: dict[str, _Rate] = {}
+        self._loads: dict[str, Rate] = {}
         self.bad_values = 0
         self.restarts = 0
 
@@ -126,22 +98,13 @@ class LoadReader:
             running=int(self._gauge(found, self._names.running, _COUNT_MAX)),
             kv_usage=self._usage(found),
             block_tokens=block_tokens,
-            tiers=self._tiers(found, device_tokens),
+            tiers=self._tiers(found, device_tokens, now_s),
             adapters=_adapters(found),
-            prefill_tokens_per_s=self._prefill_rate(found),
+            prefill_tokens_per_s=self._prefill.update(_prefills(found), now_s),
             updated_s=now_s,
         )
 
     # -- parts -----------------------------------------------------------------------------
-
-    def _prefill_rate(self, found: Exposition) -> float:
-        count = found.total(_PREFILL_COUNT) or 0.0
-        prefills, self._prefills = max(0.0, count - self._prefills), count
-        return self._prefill.update(
-            found.total(_PREFILL_TOKENS),
-            found.total(_PREFILL_S),
-            least=prefills * _PREFILL_MIN,
-        )
 
     def _note_start(self, started_s: float | None) -> None:
         if started_s is None:
@@ -194,7 +157,7 @@ class LoadReader:
             return 0
         return int(text)
 
-    def _tiers(self, found: Exposition, device_tokens: int) -> Mapping[str, Tier]:
+    def _tiers(self, found: Exposition, device_tokens: int, now_s: float) -> Mapping[str, Tier]:
         tiers = {DEVICE: Tier(capacity_tokens=device_tokens)} if device_tokens else {}
         hits = _by_tier(found.of(_HIT_TOKENS))
         promoted = [
@@ -210,11 +173,11 @@ class LoadReader:
             if not 0 <= capacity <= _TOKENS_MAX or len(tiers) > _TIERS_MAX or name == DEVICE:
                 self.bad_values += 1
                 continue
-            rate = self._loads.setdefault(name, _Rate())
+            rate = self._loads.setdefault(name, Rate())
             if name == "ram":
-                measured = rate.update(sum(hits.values()) if hits else None, load_s)
+                measured = rate.update(sum(hits.values()) if hits else None, load_s, now_s)
             else:
-                measured = rate.update(hits.get(name), seconds.get(name, 0.0))
+                measured = rate.update(hits.get(name), seconds.get(name, 0.0), now_s)
             tiers[name] = Tier(capacity_tokens=int(capacity), load_tokens_per_s=measured)
         return tiers
 
@@ -281,6 +244,15 @@ def take(endpoint: Endpoint, load: Load, indexes: Iterable[FleetIndex]) -> None:
         for tier, known in load.tiers.items():
             if known.capacity_tokens:
                 index.resize(endpoint.name, tier, known.capacity_tokens)
+
+
+def _prefills(found: Exposition) -> Prefills:
+    return Prefills(
+        tokens=found.total(_PREFILL_TOKENS),
+        requests=found.total(_PREFILL_COUNT),
+        seconds=found.total(_PREFILL_S),
+        latency_s=found.total(_LATENCY_S),
+    )
 
 
 def _by_tier(samples: Iterable[Sample]) -> dict[str, float]:
