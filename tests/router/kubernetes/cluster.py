@@ -26,6 +26,8 @@ OBJECTIVES = (
     "inference.networking.x-k8s.io/v1alpha2/inferenceobjectives",
 )
 
+LEAVING = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}}
+"""A change to an object: without a finalizer it would be gone at once."""
 WINDOW_S = 0.5
 """Of watches: the emulator has no versions, what comes between list and watch is listed next."""
 

@@ -10,7 +10,16 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.kubernetes.pods import Pods, Selected, parse_labels, replicas_of, selected_of
 from kvtier.router.kubernetes.watching import Watch
 from kvtier.router.replicas import Replica
-from tests.router.kubernetes.cluster import OLD_POOLS, PODS, POOLS, WINDOW_S, Cluster, api, run
+from tests.router.kubernetes.cluster import (
+    LEAVING,
+    OLD_POOLS,
+    PODS,
+    POOLS,
+    WINDOW_S,
+    Cluster,
+    api,
+    run,
+)
 
 VLLM = Selected({"app": "vllm"}, [8000])
 
@@ -37,7 +46,7 @@ async def until(sets: AsyncIterator[Sequence[Replica]], wanted: dict[str, str]) 
     """The next sets, until one is this: name -> address."""
     seen: list[dict[str, str]] = []
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for found in sets:
                 seen.append({replica.name: replica.address for replica in found})
                 if seen[-1] == wanted:
@@ -96,9 +105,7 @@ def test_a_pool_that_is_deleted_has_no_endpoints_until_it_is_back(
         assert caplog.text.count("was deleted") == 1, "said once, however often it is listed"
         await up.send("POST", POOLS, pool())
         await until(sets, {"prod/a": "10.0.0.1:8000"})
-        leaving = pool()
-        leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-        await up.send("PATCH", f"{POOLS}/pool", leaving)
+        await up.send("PATCH", f"{POOLS}/pool", LEAVING)
         await until(sets, {})
         await sets.aclose()  # type: ignore[attr-defined]
 
@@ -152,8 +159,7 @@ def test_pods_that_leave_are_gone_before_they_are_deleted_and_those_elsewhere_ne
             "prod/c": "10.0.0.3:8000",
         }
         await until(sets, here)
-        leaving = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
-        await up.send("PATCH", f"{PODS}/a", leaving)
+        await up.send("PATCH", f"{PODS}/a", LEAVING)
         del here["prod/a"]
         await until(sets, here)
         await up.send("PATCH", f"{PODS}/b", pod("b", "10.0.0.2", ready=False))
@@ -278,6 +284,7 @@ def test_both_versions_of_a_pool_are_read() -> None:
         {"selector": {"matchLabels": {}}, "targetPorts": [{"number": 8000}]},
         {"selector": {"matchLabels": {"a": 1}}, "targetPorts": [{"number": 8000}]},
         {"selector": {"matchExpressions": {"a": "b"}}, "targetPorts": [{"number": 8000}]},
+        {"selector": {"a": "b", "matchExpressions": {"c": "d"}}, "targetPortNumber": 8000},
         {"selector": None, "targetPortNumber": 8000},
     ],
 )

@@ -12,7 +12,7 @@ from aiohttp import web
 from kvtier.errors import InvalidSettings
 from kvtier.router.kubernetes import watching
 from kvtier.router.kubernetes.watching import Object, Watch
-from tests.router.kubernetes.cluster import PODS, WINDOW_S, Cluster, answering, api, run
+from tests.router.kubernetes.cluster import PODS, WINDOW_S, Answer, Cluster, answering, api, run
 
 GOOD = {"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": "a"}}]}
 
@@ -96,13 +96,14 @@ def test_a_server_that_dies_changes_nothing_and_is_said_once(
     run(test)
 
 
-async def asked_by(watch_window_s: float, answer: Callable[[web.Request], Any]) -> Names:
-    """A second of a server that answers so."""
+async def asked_by(answer: Answer, done: Callable[[], bool]) -> Names:
+    """A watch of a server that answers so, until `done` and a moment longer."""
     names = Names()
     async with answering(answer) as url:
-        watch = Watch("pods", pods(url), names.saw, watch_window_s)
+        watch = Watch("pods", pods(url), names.saw, 30.0)
         watch.start()
-        await asyncio.sleep(1.0)
+        await eventually(done)
+        await asyncio.sleep(0.2)
         await stop(watch)
     return names
 
@@ -121,18 +122,18 @@ async def asked_by(watch_window_s: float, answer: Callable[[web.Request], Any]) 
     ],
 )
 def test_a_list_of_garbage_is_a_fault_that_is_paused_after(
-    body: str, caplog: pytest.LogCaptureFixture
+    body: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watching, "_PAUSES_S", (600.0,))
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
         asked.append(request.path)
         return web.Response(text=body)
 
-    names = asyncio.run(asked_by(30.0, answer))
+    names = asyncio.run(asked_by(answer, lambda: "what was known stays" in caplog.text))
     assert names.told == []
-    assert 1 <= len(asked) <= 3
-    assert caplog.text.count("what was known stays") == 1
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -149,24 +150,63 @@ def test_a_list_of_garbage_is_a_fault_that_is_paused_after(
     ],
 )
 def test_watches_that_end_at_once_are_paused_after(
-    lines: bytes, is_fault: bool, caplog: pytest.LogCaptureFixture
+    lines: bytes,
+    is_fault: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lists = 0
+    monkeypatch.setattr(watching, "_PAUSES_S", (600.0,))
+    lists = watches = 0
 
     async def answer(request: web.Request) -> web.Response:
-        nonlocal lists
+        nonlocal lists, watches
         if "watch" in request.query:
+            watches += 1
             return web.Response(body=lines)
         lists += 1
         return web.Response(text=json.dumps(GOOD))
 
-    names = asyncio.run(asked_by(30.0, answer))
+    names = asyncio.run(asked_by(answer, lambda: watches > 0))
     assert set(names.told) == {("a",)}
-    assert 2 <= lists <= 3, "half a second, then a second"
+    assert lists == watches == 1
     assert ("pods cannot be watched" in caplog.text) == is_fault
 
 
-def test_an_old_version_is_listed_anew_and_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_pauses_grow_and_end_with_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_PAUSES_S", (0.001, 0.002, 0.003))
+    watch = Watch("pods", lambda *_, **__: None, Names().saw, 30.0)
+    assert [watch._next_pause_s() for _ in range(5)] == [0.001, 0.002, 0.003, 0.003, 0.003]
+
+    lists = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal lists
+        if "watch" not in request.query:
+            lists += 1
+            return web.Response(text=json.dumps(GOOD))
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(0.3)
+        return response
+
+    async def test() -> None:
+        async with answering(answer) as url:
+            # Half of this window is less than each of its watches lasts.
+            watch = Watch("pods", pods(url), Names().saw, 0.5)
+            watch._failures = 2
+            watch.start()
+            await eventually(lambda: lists > 2)
+            failures = watch._failures
+            await stop(watch)
+            assert failures == 0
+
+    asyncio.run(test())
+
+
+def test_an_old_version_is_listed_anew_and_no_fault(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_PAUSES_S", (0.01,))
     caplog.set_level(logging.INFO)
     watches = 0
 
@@ -177,8 +217,7 @@ def test_an_old_version_is_listed_anew_and_no_fault(caplog: pytest.LogCaptureFix
         watches += 1
         return web.Response(status=410)
 
-    asyncio.run(asked_by(30.0, answer))
-    assert watches >= 2
+    asyncio.run(asked_by(answer, lambda: watches > 1))
     assert not [record for record in caplog.records if record.name.startswith("kvtier")]
 
 
@@ -187,19 +226,22 @@ def test_a_server_that_never_answers_does_not_hold_the_end(
 ) -> None:
     monkeypatch.setattr(watching, "_LIST_S", 0.3)
 
+    asked: list[str] = []
+
     async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
         await asyncio.sleep(30)
         return web.Response()
 
-    assert asyncio.run(asked_by(30.0, answer)).told == []
+    assert asyncio.run(asked_by(answer, lambda: bool(asked))).told == []
 
 
 def test_what_is_not_allowed_says_what_is_needed(caplog: pytest.LogCaptureFixture) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=403)
 
-    asyncio.run(asked_by(30.0, answer))
-    assert "pods cannot be watched: 403 Forbidden, it needs the verbs list and watch" in caplog.text
+    said = "pods cannot be watched: 403 Forbidden, it needs the verbs list and watch"
+    asyncio.run(asked_by(answer, lambda: said in caplog.text))
 
 
 def test_a_new_selector_begins_anew_at_once() -> None:
