@@ -125,6 +125,19 @@ def test_computing_counts_more_than_waiting() -> None:
     assert PLUGIN.Parameters().compute_weight == 3.0
 
 
+def test_a_slow_replica_that_idles_is_not_left_beside_a_queue() -> None:
+    # Usual: 1,500 a second, so computing 1,500 counts 2 more on both. 1.5 + 0.75 + 2 against
+    # 1.5 + 2; at their own rates it would be 1.5 + 3 * 0.75 against 3 * 1.5.
+    two = [
+        candidate("a", {}, 1_500, pending_tokens=3_000, prefill_tokens_per_s=2_000.0),
+        candidate("b", {}, 1_500, pending_tokens=0, prefill_tokens_per_s=1_000.0),
+    ]
+    assert scorer(compute_weight=3.0).score(request(1_500), two) == [
+        pytest.approx(3.5 / 4.25),
+        1.0,
+    ]
+
+
 def test_rates_that_nobody_reports_are_those_of_others_or_the_default() -> None:
     known = candidate("a", {}, 4_000, prefill_tokens_per_s=2_000.0)
     unknown = candidate("b", {"device": 2_000}, 4_000)
@@ -157,8 +170,9 @@ def test_it_looks_at_all_indexes_where_none_is_named() -> None:
 
 def test_it_says_what_the_seconds_are() -> None:
     alone = candidate("a", {}, 2_000, **RATE)
-    weighed = scorer(compute_weight=3.0).reason(request(2_000), alone)
-    assert weighed.startswith("2.000 s (counts 6.000): ")
+    weighed = scorer(compute_weight=3.0)
+    weighed.score(request(2_000), [alone])
+    assert weighed.reason(request(2_000), alone).startswith("2.000 s (counts 6.000): ")
     said = scorer().reason(request(2_000), candidate("a", {"ram": 1_000}, 2_000, **RATE))
     assert (
         said

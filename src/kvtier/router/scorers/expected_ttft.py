@@ -1,7 +1,7 @@
 """`expected-ttft-scorer`: the seconds to the first token, as far as can be told.
 
     seconds = ahead / prefill + missing / prefill + sum over tiers of added / load + running
-    cost = seconds + (computeWeight - 1) * missing / prefill
+    cost = seconds + (computeWeight - 1) * missing / usual
     score = least cost of all candidates / cost
 
 * ahead: tokens to compute before this request's: those pending of this router, and for each
@@ -14,7 +14,9 @@
 * running: `runningSeconds` for each request on the endpoint, a share of each step.
 * computeWeight: what a request computes, others wait for, and what it leaves in the cache pushes
   out what others need; who waits takes nothing from anybody. Counted once, requests spread over
-  the fleet until every replica holds everything and nothing stays.
+  the fleet until every replica holds everything and nothing stays. What is computed beside costs
+  everybody the same, so it is reckoned at the usual rate of all candidates: at its own, a replica
+  that was once measured as slow would stand idle, unmeasured ever after, beside a long queue.
 
 Rates are those that the endpoint reports. Prefill: else the mean of what other candidates
 report, else `prefillTokensPerSecond`. Load: else a multiple of the prefill rate (both follow
@@ -65,27 +67,23 @@ class ExpectedTTFT:
         self._index = context.index
         self._prefill = parameters.prefill_tokens_per_second
         self._usual = self._prefill
-        """Of the last candidates, for those of them that report no rate."""
+        """Of the last candidates: for those that report no rate, and for what counts beside."""
         self._running_s = parameters.running_seconds
         self._extra_weight = parameters.compute_weight - 1.0
 
     def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
         """O(n) in candidates and tiers."""
         self._usual = self._typical(candidates)
-        costs = [self._cost(self._terms(request, one)) for one in candidates]
+        costs = [sum(self._terms(request, one)) for one in candidates]
         least = min(costs, default=0.0)
         return [least / cost for cost in costs]
 
     def reason(self, request: Request, candidate: Candidate) -> str:
         """`0.31 s (counts 0.71): 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
-        terms = self._terms(request, candidate)
+        *terms, extra = self._terms(request, candidate)
         words = ("waiting", "computing", "loading", "running")
         told = ", ".join(f"{term:.3f} {word}" for term, word in zip(terms, words, strict=True))
-        return f"{sum(terms):.3f} s (counts {self._cost(terms):.3f}): {told}"
-
-    def _cost(self, terms: tuple[float, float, float, float]) -> float:
-        waiting, computing, loading, running = terms
-        return waiting + computing + loading + running + self._extra_weight * computing
+        return f"{sum(terms):.3f} s (counts {sum(terms) + extra:.3f}): {told}"
 
     def _typical(self, candidates: Sequence[Candidate]) -> float:
         rates = [
@@ -95,8 +93,10 @@ class ExpectedTTFT:
         ]
         return sum(rates) / len(rates) if rates else self._prefill
 
-    def _terms(self, request: Request, candidate: Candidate) -> tuple[float, float, float, float]:
-        """Seconds of waiting, computing, loading and sharing."""
+    def _terms(
+        self, request: Request, candidate: Candidate
+    ) -> tuple[float, float, float, float, float]:
+        """Seconds of waiting, computing, loading and sharing, and what computing counts beside."""
         endpoint = candidate.endpoint
         load = endpoint.load
         measured = load.prefill_tokens_per_s
@@ -110,6 +110,7 @@ class ExpectedTTFT:
             missing / prefill,
             _load_s(match, endpoint, prefill) if match.tokens else 0.0,
             requests * self._running_s,
+            self._extra_weight * missing / self._usual,
         )
 
 
