@@ -66,7 +66,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             lines = [f'kvtier_hit_tokens_total{{tier="{t}"}} {n}' for t, n in hits.items()]
             lines = ["# TYPE kvtier_hit_tokens counter", *lines]
         lines += ["# TYPE vllm:request_success counter"]
-        lines += [f"vllm:request_success_total {len(answered)}"]
+        lines += [f'vllm:request_success_total{{finished_reason="length"}} {len(answered)}']
+        lines += ['vllm:request_success_total{finished_reason="stop"} 0']
+        lines += ["# TYPE vllm:prompt_tokens counter", f"vllm:prompt_tokens_total {len(answered)}"]
         self.reply("\\n".join([*lines, ""]).encode())
 
     def do_POST(self):

@@ -10,10 +10,11 @@ from rich.console import Console
 from kvtier.bench.progress import Steps
 from kvtier.bench.router import contest, engineruns, engines
 from kvtier.bench.router.contest import Router
-from kvtier.bench.router.engines import Plan, compare, measure_engines, rotated
+from kvtier.bench.router.engines import Plan, check_all, compare, measure_engines, rotated
 from kvtier.bench.router.fronts import TIERED
 from kvtier.bench.router.pair import replicas
 from kvtier.bench.router.traffic import Schedule
+from kvtier.bench.server import ServerFailed
 from tests.bench.conftest import WordEncoder
 from tests.bench.router.test_traffic import small
 from tests.router.ingest.folder import make_folder
@@ -25,6 +26,13 @@ def test_everyone_is_first_in_turn() -> None:
     routers = [Router(name, 1, None) for name in "abc"]  # type: ignore[arg-type]
     orders = ["".join(one.name for one in rotated(routers, by)) for by in range(4)]
     assert orders == ["abc", "bca", "cab", "abc"]
+
+
+def test_one_that_does_not_start_is_told_before_the_rounds(tmp_path: Path) -> None:
+    [router] = [Router("a", 1, None)]  # type: ignore[arg-type]
+    check_all(["a"], [router], tmp_path)
+    with pytest.raises(ServerFailed, match="b did not start"):
+        check_all(["a", "b"], [router], tmp_path)
 
 
 def test_a_small_one(tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ def test_editions_differ_in_their_opening_alone() -> None:
     assert [one.tokens for one in first] == [one.tokens for one in second]
     openings = {one.text.partition("\n")[0] for one in (*first, *second)}
     assert len(openings) == 2 * 3
+    assert all(each.startswith("Edition ") for each in openings)
     assert [one.text.partition("\n")[2] for one in first] == [
         one.text.partition("\n")[2] for one in second
     ]

@@ -7,7 +7,7 @@ strangers' blocks at the start of every run; the order of contestants moves on b
 every answer is counted, and a sample is compared with what the replicas say themselves.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +26,7 @@ from kvtier.bench.router.fronts import fronts
 from kvtier.bench.router.pair import Replica, replicas
 from kvtier.bench.router.traffic import Arrival, Schedule, Traffic
 from kvtier.bench.rows import Row
-from kvtier.bench.server import HOST
+from kvtier.bench.server import HOST, ServerFailed
 from kvtier.bench.workload import Decode, Encode, distinct_prompts
 from kvtier.clock import Clock, MonotonicClock
 
@@ -87,6 +87,7 @@ def measure_engines(
                 engines, plan.model, peer=plan.peer, examples=plan.examples, scratch=plan.scratch
             )
             running = stack.enter_context(contest.started(commands, plan.scratch))
+            check_all(commands, running, plan.scratch)
             fill(engines, plan.traffic, encode)
             first = Schedule(plan.traffic, encode, decode, plan.seed, 1.0).edition(0)
             opening = open_up(engines, running, first, plan.traffic, clock)
@@ -105,6 +106,13 @@ def measure_engines(
             measured = engine_rows(runs, opening.different), details(plan, runs, opening)
             keep(measured)
     return measured
+
+
+def check_all(wanted: Iterable[str], running: Sequence[Router], scratch: Path) -> None:
+    """Raises ServerFailed where one is missing: after the rounds it would be too late."""
+    missing = set(wanted) - {router.name for router in running}
+    if missing:
+        raise ServerFailed(f"{min(missing)} did not start: its log in {scratch} says why")
 
 
 def open_up(
