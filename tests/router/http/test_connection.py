@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from tests.router.http.routers import run, stand
+from kvtier.router.http import connection
+from tests.router.http.routers import run, stand, until
 
 BODY = b'{"model":"m","prompt":"x"}'
 REQUEST = (
@@ -112,5 +113,41 @@ def test_a_client_of_http_1_0_is_served() -> None:
             assert b"connection: close\r\n" in answer
             assert answer.endswith(b"data: [DONE]\n\n")
             assert b"chunked" not in answer
+
+    run(test())
+
+
+def test_the_end_of_a_refusal_is_told_while_the_rest_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "LINGER_S", 60.0)
+
+    async def test() -> None:
+        async with stand(keys=["secret"]) as at:
+            head = REQUEST.partition(b"\r\n\r\n")[0].replace(b"%d" % len(BODY), b"1000000")
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+            writer.write(head + b"\r\n\r\n" + BODY)
+            async with asyncio.timeout(10):
+                answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b"connection: close\r\n" in answer
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+            writer.close()
+
+    run(test())
+
+
+def test_who_sends_many_requests_at_once_is_read_as_they_are_answered() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            at.replicas[0].held.clear()
+            _, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+            writer.write(REQUEST * 100_000)
+            await until(lambda: at.replicas[0].requests, "the first arrives")
+            await asyncio.sleep(0.2)
+            assert writer.transport.get_write_buffer_size() > 0, "the rest is held back"
+            writer.transport.abort()
+            at.replicas[0].held.set()
 
     run(test())

@@ -2,8 +2,11 @@ import asyncio
 
 import aiohttp
 import pytest
+from aiohttp import web
 
-from tests.router.http.routers import run, stand, until
+from kvtier.router.http import forwarding
+from kvtier.router.replicas import Fixed, parse_replica
+from tests.router.http.routers import router_over, run, stand, until
 from tests.router.replicas import DONE, EVENT
 
 
@@ -149,5 +152,39 @@ def test_an_error_of_the_replica_is_passed_on_as_it_is(status: int) -> None:
                 assert answer.status == status
                 assert (await answer.json())["object"] == "text_completion"
             assert sum(len(replica.requests) for replica in at.replicas) == 1
+
+    run(test())
+
+
+def test_a_busy_replica_that_does_not_come_to_its_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forwarding, "_BUSY_S", 0.1)
+
+    async def hang(request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.json_response({"data": [{"id": "m"}]})
+        out = web.StreamResponse(status=503)
+        out.content_length = 100
+        await out.prepare(request)
+        await out.write(b"part")
+        await asyncio.sleep(60)
+        return out
+
+    async def test() -> None:
+        runner = web.ServerRunner(web.Server(hang, handler_cancellation=True), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        found = parse_replica(f"http://127.0.0.1:{runner.addresses[0][1]}", "test")
+        async with (
+            router_over([], discovery=Fixed([found])) as router,
+            aiohttp.ClientSession() as client,
+            client.post(
+                f"http://127.0.0.1:{router.port}/v1/completions", json={"model": "m"}
+            ) as answer,
+        ):
+            assert answer.status == 503
+            assert await answer.read() == b""
+        await runner.cleanup()
 
     run(test())

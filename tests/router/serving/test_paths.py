@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.serving.paths import Kind, at_replica, kind
+from kvtier.router.serving.paths import Kind, at_replica, kind, model_of
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,8 @@ from kvtier.router.serving.paths import Kind, at_replica, kind
         ("GET", "/livez", Kind.LIVE),
         ("GET", "/metrics", Kind.METRICS),
         ("POST", "/v1/load_lora_adapter", Kind.ONE_REPLICA),
+        ("POST", "/cohere/v2/chat", Kind.CHOOSE),
+        ("GET", "/v1/realtime", Kind.UPGRADE),
     ],
 )
 def test_everything_has_its_place(method: str, path: str, expected: Kind) -> None:
@@ -38,6 +40,9 @@ def test_everything_has_its_place(method: str, path: str, expected: Kind) -> Non
     ("method", "path"),
     [
         ("POST", "/metrics"),
+        ("POST", "/v1/realtime"),
+        ("POST", "/v1/load_lora_adapter#x"),
+        ("POST", "/v1/completions#x"),
         ("GET", "/completions"),
         ("POST", "/sleep"),
         ("POST", "/collective_rpc"),
@@ -66,3 +71,9 @@ def test_short_paths_are_those_under_v1() -> None:
     assert at_replica("/chat/completions") == "/v1/chat/completions"
     assert at_replica("/v1/completions") == "/v1/completions"
     assert at_replica("/tokenize") == "/tokenize"
+
+
+def test_a_socket_names_its_model_in_the_query() -> None:
+    assert model_of("/v1/realtime?x=1&model=org%2Fm") == "org/m"
+    assert model_of("/v1/realtime?model=") == ""
+    assert model_of("/v1/realtime") == ""

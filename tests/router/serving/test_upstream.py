@@ -2,9 +2,10 @@ import pytest
 
 from kvtier.router.fleet import Fleet
 from kvtier.router.replicas import parse_replica
-from kvtier.router.serving.exchange import Exchange
+from kvtier.router.serving import upstream
+from kvtier.router.serving.exchange import BrokenOff, Exchange
 from kvtier.router.serving.upstream import Unreachable, Upstream, Upstreams
-from tests.router.http.routers import run
+from tests.router.http.routers import run, until
 from tests.router.replicas import replicas
 
 
@@ -16,14 +17,14 @@ async def read(exchange: Exchange) -> bytes:
 def test_connections_are_used_again_and_closed_at_the_end() -> None:
     async def test() -> None:
         async with replicas() as (a,):
-            upstream = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
             for _ in range(3):
-                exchange = await upstream.send("POST", "/v1/x?a=%2F", b"", b"{}")
+                exchange = await one.send("POST", "/v1/x?a=%2F", b"", b"{}")
                 assert (await exchange.begin()).status == 200
                 await read(exchange)
             assert len({request.transport for request in a.requests}) == 1
             assert {request.raw_path for request in a.requests} == {"/v1/x?a=%2F"}
-            await upstream.close()
+            await one.close()
 
     run(test())
 
@@ -31,22 +32,22 @@ def test_connections_are_used_again_and_closed_at_the_end() -> None:
 def test_nothing_is_added_to_what_a_client_said() -> None:
     async def test() -> None:
         async with replicas() as (a,):
-            upstream = Upstream(parse_replica(a.url, "test"), 1.0, None)
-            await read(await upstream.send("POST", "/v1/x", b"a: b\r\n", b"{}"))
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            await read(await one.send("POST", "/v1/x", b"a: b\r\n", b"{}"))
             assert {name.lower() for name in a.requests[0].headers} == {
                 *("host", "a", "content-length")
             }
-            await upstream.close()
+            await one.close()
 
     run(test())
 
 
 def test_who_is_not_there_is_an_error() -> None:
     async def test() -> None:
-        upstream = Upstream(parse_replica("http://127.0.0.1:1", "test"), 1.0, None)
+        one = Upstream(parse_replica("http://127.0.0.1:1", "test"), 1.0, None)
         with pytest.raises(Unreachable):
-            await upstream.send("GET", "/", b"", None)
-        await upstream.close()
+            await one.send("GET", "/", b"", None)
+        await one.close()
 
     run(test())
 
@@ -58,13 +59,49 @@ def test_each_member_has_connections_until_it_has_left() -> None:
             fleet.listen(upstreams)
             fleet.update([parse_replica(a.url, "test")])
             endpoint = fleet.members[0].endpoint
-            upstream = upstreams(endpoint)
-            await read(await upstream.send("GET", "/health", b"", None))
+            one = upstreams(endpoint)
+            await read(await one.send("GET", "/health", b"", None))
             fleet.update([])
             await upstreams.close()
             with pytest.raises(KeyError):
                 upstreams(endpoint)
             with pytest.raises(Unreachable, match="has left"):
-                await upstream.send("GET", "/", b"", None)
+                await one.send("GET", "/", b"", None)
+
+    run(test())
+
+
+def test_a_connection_that_has_not_been_used_for_long_is_closed_and_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 60.0)
+            await read(await one.send("POST", "/v1/x", b"", b"{}"))
+            monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 0.0)
+            await read(await one.send("POST", "/v1/x", b"", b"{}"))
+            first, second = (request.transport for request in a.requests)
+            assert first is not second, "it was too old"
+            await one.close()
+            monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 0.05)
+            another = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            await read(await another.send("POST", "/v1/x", b"", b"{}"))
+            await until(lambda: a.requests[-1].transport is None, "it closes by itself")
+            await another.close()
+
+    run(test())
+
+
+def test_closing_fails_what_is_under_way() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            a.held.clear()
+            exchange = await one.send("POST", "/v1/x", b"", b"{}")
+            await until(lambda: a.requests, "it arrives")
+            await one.close()
+            with pytest.raises(BrokenOff):
+                await exchange.begin()
 
     run(test())
