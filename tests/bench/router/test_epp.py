@@ -15,6 +15,7 @@ def test_the_rows_compare_with_full_duplex_in_the_median() -> None:
     assert "wrong answers 0" in closing.note
     assert rows["picker, 64 chunks, full duplex"].met is None
     assert "picker, 64 chunks, Envoy alone" not in rows
+    assert rows["picker, 64 chunks, full duplex both ways, closed after the choice"].met is True
     costs[epp.CLOSING] = [cost(201.0)]
     rows = {row.name: row for row in epp._cpu_rows(costs)}
     assert rows["picker, 64 chunks, closed after the choice"].met is False
@@ -37,3 +38,10 @@ def test_envoy_alone_has_nothing_of_the_picker() -> None:
     epp._without_picker(config)
     assert "ext_proc" not in str(config)
     assert len(config["static_resources"]["clusters"]) == 1
+
+
+def test_each_way_is_another_one() -> None:
+    assert len({way.name for way in epp.WAYS}) == len(set(epp.WAYS)) == 5
+    assert epp.DUPLEX.is_observed
+    assert epp.CLOSING_DUPLEX.shows_responses
+    assert not epp.CLOSING_DUPLEX.is_observed
