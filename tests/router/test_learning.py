@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -6,6 +7,7 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
+from aiohttp import web
 
 from kvtier.evictor.events import block_of, encode_removed
 from kvtier.evictor.publishing import Publisher
@@ -297,3 +299,29 @@ def test_what_an_evictor_removes_is_held_no_more_by_whoever_serves_the_model() -
         run(test())
     finally:
         published.close()
+
+
+def test_what_is_compressed_is_not_blown_up() -> None:
+    async def compressed(request: web.Request) -> web.Response:
+        asked.append(request.headers["Accept-Encoding"])
+        body = gzip.compress(METRICS.encode())
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    asked: list[str] = []
+
+    async def test() -> None:
+        app = web.Application()
+        app.router.add_get("/metrics", compressed)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        fleet = Fleet()
+        async with learning(fleet, EstimatedIndex(), PreciseIndex()) as learner:
+            fleet.update([Replica(name="a", url=f"http://127.0.0.1:{runner.addresses[0][1]}")])
+            scrapes = learner.meter.scrapes
+            await until(lambda: "a" in scrapes and scrapes["a"].scrapes >= 2, "two looks")
+            assert fleet.members[0].endpoint.load.waiting == 0
+        assert asked[0] == "identity"
+        await runner.cleanup()
+
+    run(test())

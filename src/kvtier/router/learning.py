@@ -80,8 +80,11 @@ class Learner(Listener):
 
     async def open(self) -> None:
         """Nothing is asked before a replica joins."""
+        # What is compressed could be any size: it is asked for as it is, and read as it comes.
         self._session = aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity", **self._headers},
+            auto_decompress=False,
         )
         self.engines.use(self._session)
         if self._precise:
@@ -205,6 +208,8 @@ class Learner(Listener):
                     group.create_task(stream.follow())
         except* zmq.ZMQError as errors:
             _log.warning("replica %s: %s: %s", name, events, errors.exceptions[0])
+        except* Exception:
+            _log.exception("replica %s: its events are followed no more", name)
 
 
 def _address(member: Member, text: str | None) -> str | None:

@@ -1,4 +1,6 @@
-from kvtier.index.fleet.changes import name_of
+from typing import Any
+
+from kvtier.index.fleet.changes import Cleared, Removed, Stored, name_of, parts_of
 
 
 def test_a_name_is_the_same_as_a_number_or_as_bytes() -> None:
@@ -11,3 +13,38 @@ def test_a_name_is_the_same_as_a_number_or_as_bytes() -> None:
 def test_anything_has_a_name() -> None:
     for engine_hash in (b"", b"\xff", -1, 0, 1 << 64, -(1 << 63)):
         assert 0 <= name_of(engine_hash) < 1 << 60
+
+
+def stored(count: int, **fields: Any) -> Stored:
+    made: dict[str, Any] = {
+        "names": list(range(1, count + 1)),
+        "parent": 99,
+        "token_ids": list(range(2 * count)),
+        "block_tokens": 2,
+        "tier": "device",
+        "adapter": "sql",
+        "extra_keys": [["sql", number] for number in range(count)],
+    }
+    return Stored(**made | fields)
+
+
+def test_a_large_change_is_the_same_in_parts() -> None:
+    parts = list(parts_of(stored(5), 2))
+    assert [part.names for part in parts] == [[1, 2], [3, 4], [5]]
+    assert [part.parent for part in parts] == [99, 2, 4]
+    assert [part.token_ids for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [part.extra_keys for part in parts] == [
+        [["sql", 0], ["sql", 1]],
+        [["sql", 2], ["sql", 3]],
+        [["sql", 4]],
+    ]
+    assert {part.adapter for part in parts} == {"sql"}
+
+
+def test_names_alone_are_divided_and_what_fits_or_does_not_fit_together_is_not() -> None:
+    gone = Removed(names=[1, 2, 3], tier="ram", group=4)
+    assert [(part.names, part.group) for part in parts_of(gone, 2)] == [([1, 2], 4), ([3], 4)]
+    silent = stored(3, token_ids=[], extra_keys=None)
+    assert [part.names for part in parts_of(silent, 2)] == [[1, 2], [3]]
+    for whole in (Cleared(), stored(2), stored(3, token_ids=[1])):
+        assert list(parts_of(whole, 2)) == [whole]

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+from kvtier.index.fleet import estimated as module
 from kvtier.index.fleet.base import DEVICE, FleetIndex
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
@@ -85,3 +86,22 @@ def test_characters_stand_in_for_tokens() -> None:
     (found,) = index.match(TextPrompt(text + b" Mehr davon.", MODEL), ["a"])
     assert found.best_tokens == len(text) // 64 * 16
     assert tokens_by_tier(index, tokens_of([1])[:3]) == {DEVICE: 0}
+
+
+def test_block_sizes_that_nobody_has_any_more_leave_no_tables() -> None:
+    index = EstimatedIndex()
+    for size in range(1, 200):
+        index.set_block_tokens("liar", size)
+        index.routed(TokenPrompt(list(range(400)), "m"), "liar")
+    assert len(index._tables) == 1
+    index.set_block_tokens("other", 16)
+    assert len(index._tables) == 2
+
+
+def test_whatever_a_tier_says_that_it_holds_what_is_remembered_is_bounded(monkeypatch) -> None:
+    monkeypatch.setattr(module, "BLOCKS_MAX", 10)
+    index = EstimatedIndex()
+    index.resize("a", "disk", 1 << 50)
+    for start in range(20):
+        index.routed(TokenPrompt(list(range(start * 1000, start * 1000 + 64)), "m"), "a")
+    assert index.held_blocks("a") <= 10

@@ -287,3 +287,12 @@ def test_what_a_replica_said_reaches_endpoint_and_index() -> None:
     assert endpoint.load is load
     index.routed(TokenPrompt(range(100), "m"), "a")
     assert index.match(TokenPrompt(range(100), "m"), ["a"])[0].best_tokens == 32
+
+
+def test_tiers_that_come_and_go_are_not_remembered() -> None:
+    reader = LoadReader()
+    for number in range(100):
+        read(
+            "".join(f'kvtier_capacity_tokens{{tier="t{number}-{n}"}} 5\n' for n in range(6)), reader
+        )
+    assert len(reader._loads) <= 6

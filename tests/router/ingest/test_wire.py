@@ -198,3 +198,9 @@ def test_tiers_by_what_events_call_them() -> None:
 
 def test_a_number_is_named_as_its_bytes() -> None:
     assert name_of(b"\x01" * 32) == name_of(int.from_bytes(b"\x01" * 8, "big"))
+
+
+@pytest.mark.parametrize("sent_s", [float("nan"), float("inf"), float("-inf")])
+def test_a_time_that_no_clock_tells_makes_no_message(sent_s: float) -> None:
+    assert decode(msgspec.msgpack.encode([sent_s, [], 0])) is None
+    assert decode(msgspec.msgpack.encode([sent_s, [["Unheard"]], 0])) is None

@@ -4,7 +4,7 @@ Invariant: a block's name is 60 bits of the engine's own hash, the same whether 
 it as a number or as bytes: names only have to be told apart within one replica.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -50,6 +50,33 @@ class Cleared(msgspec.Struct, gc=False):
 
 
 Change = Stored | Removed | Cleared
+
+
+def parts_of(change: Change, most: int) -> Iterator[Change]:
+    """The same in changes of at most so many blocks, in order."""
+    if isinstance(change, Cleared) or len(change.names) <= most:
+        yield change
+        return
+    names = change.names
+    starts = range(0, len(names), most)
+    if isinstance(change, Removed):
+        for at in starts:
+            yield msgspec.structs.replace(change, names=names[at : at + most])
+        return
+    size = change.block_tokens if change.token_ids else 0
+    if len(change.token_ids) != size * len(names):
+        yield change  # which nobody will take
+        return
+    keys = change.extra_keys
+    for at in starts:
+        end = at + most
+        yield msgspec.structs.replace(
+            change,
+            names=names[at:end],
+            parent=names[at - 1] if at else change.parent,
+            token_ids=change.token_ids[at * size : end * size],
+            extra_keys=None if keys is None else keys[at:end],
+        )
 
 
 def name_of(engine_hash: int | bytes) -> int:

@@ -22,6 +22,8 @@ DEVICE_TOKENS: Final = 500_000
 """Of a device whose capacity nobody has told."""
 BLOCK_TOKENS: Final = 16
 """Of a replica whose block size nobody has told."""
+BLOCKS_MAX: Final = 1 << 20
+"""Of a replica's tier: 160 MiB, whatever it says that it holds. The oldest beyond are forgotten."""
 
 
 class EstimatedIndex:
@@ -95,6 +97,7 @@ class EstimatedIndex:
         known = self._replicas.get(replica)
         if known is not None and known.table.block_tokens == block_tokens:
             return
+        self._replicas.pop(replica, None)
         if known is not None:
             known.release()
         self._add(replica, block_tokens)
@@ -112,6 +115,9 @@ class EstimatedIndex:
         return 0 if recency is None else len(recency)
 
     def _add(self, replica: str, block_tokens: int) -> Recency:
+        used = {recency.table.block_tokens for recency in self._replicas.values()}
+        for size in [size for size in self._tables if size not in used and size != block_tokens]:
+            del self._tables[size]  # block sizes that were told once, and by nobody any more
         table = self._tables.get(block_tokens)
         if table is None:
             table = self._tables[block_tokens] = BlockTable(block_tokens)
@@ -125,4 +131,4 @@ class EstimatedIndex:
 
 def _blocks(capacity_tokens: int, block_tokens: int) -> int:
     """Whole blocks; one at least, as a tier that exists is never sized away."""
-    return max(1, capacity_tokens // block_tokens)
+    return min(BLOCKS_MAX, max(1, capacity_tokens // block_tokens))

@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from kvtier.index.fleet.changes import Change, Cleared
+from kvtier.index.fleet.changes import Change, Cleared, parts_of
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.ingest.sequence import Sequence, Verdict
 from kvtier.router.ingest.wire import PAYLOAD_MAX, Batch, decode
@@ -32,7 +32,8 @@ SLICE_BLOCKS: Final = 512
 REPLAY_S: Final = 5.0
 """So long a replay may take. vLLM answers between two messages, 0.1 s apart at worst."""
 
-_QUEUE_MESSAGES: Final = 100_000
+_QUEUE_MESSAGES: Final = 4_000
+"""A minute or more of a busy engine's; who is further behind asks for a replay."""
 _DRAINED: Final = 32
 """Messages taken without waiting, before others get a turn."""
 _TOPICS_MAX: Final = 1024
@@ -246,7 +247,7 @@ class EventStream:
         self.counts.bad_events += batch.bad_events
         breaks, blocks = self._breaks, 0
         piece: list[Change] = []
-        for change in batch.changes:
+        for change in (part for whole in batch.changes for part in parts_of(whole, SLICE_BLOCKS)):
             size = 1 if isinstance(change, Cleared) else len(change.names)
             if piece and blocks + size > SLICE_BLOCKS:
                 self._sink.apply(topic, piece)
@@ -313,6 +314,7 @@ class EventStream:
                     self._sink.clear()
                     self.counts.resyncs += 1
                 batch = decode(parts[-1]) or Batch(0.0, [])
+                await asyncio.sleep(0)  # what has arrived is handed over without waiting
                 await self._apply(topic, sequence, number, batch)
         finally:
             socket.close(0)

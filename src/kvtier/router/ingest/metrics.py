@@ -179,6 +179,7 @@ class LoadReader:
             else:
                 measured = rate.update(hits.get(name), seconds.get(name, 0.0), now_s)
             tiers[name] = Tier(capacity_tokens=int(capacity), load_tokens_per_s=measured)
+        self._loads = {name: rate for name, rate in self._loads.items() if name in tiers}
         return tiers
 
 

@@ -8,6 +8,7 @@ Invariant: decoding never raises, whatever the bytes; what cannot be read is cou
 event takes no other with it.
 """
 
+import math
 import re
 from typing import Annotated, Any, Final
 
@@ -16,7 +17,7 @@ import msgspec
 from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.changes import Change, Cleared, Removed, Stored, name_of
 
-PAYLOAD_MAX: Final = 64 << 20
+PAYLOAD_MAX: Final = 16 << 20
 """Bytes of a message; a full one of vLLM has a few megabytes."""
 
 _REMOTE: Final = "remote"
@@ -120,6 +121,8 @@ def decode(payload: bytes) -> Batch | None:
             found = _ARRAYS.decode(payload)
         except _FAULTS:
             return _salvage(payload)
+    if not math.isfinite(found.ts):
+        return None  # no clock says so, and no later message could be told from an older one
     return Batch(found.ts, [_change(event) for event in found.events])
 
 
@@ -128,6 +131,8 @@ def _salvage(payload: bytes) -> Batch | None:
     try:
         found = _RAWS.decode(payload)
     except _FAULTS:
+        return None
+    if not math.isfinite(found.ts):
         return None
     batch = Batch(found.ts, [])
     for raw in found.events:
