@@ -31,6 +31,21 @@ def test_all_where_the_holder_is_too_busy(tokens: int, stay: list[str]) -> None:
     assert names(one.keep(request(), [busy, other])) == stay
 
 
+def test_the_least_busy_of_each_side_decides() -> None:
+    # sticky start after 3 s and 1 s, the others after 9 s and 0.5 s: half a second later
+    fleet = [
+        candidate("a", {"ram": 900}, in_flight_tokens=3000),
+        candidate("b", {"ram": 900}, in_flight_tokens=1000),
+        candidate("c", in_flight_tokens=9000),
+        candidate("d", in_flight_tokens=500),
+    ]
+    for penalty_ms, stay in ((500.0, ["a", "b"]), (499.0, ["a", "b", "c", "d"])):
+        one = made(PLUGIN, max_ttft_penalty_ms=penalty_ms, peak_prefill_throughput=1000.0)
+        assert names(one.keep(request(), fleet)) == stay
+    everyone = [candidate("a", {"ram": 900}, in_flight_tokens=10**9), candidate("b", {"ram": 990})]
+    assert names(made(PLUGIN).keep(request(), everyone)) == ["a", "b"], "nobody else is there"
+
+
 def test_a_penalty_of_none_always_sticks() -> None:
     busy = candidate("a", {"ram": 900}, in_flight_tokens=10**9)
     one = made(PLUGIN, max_ttft_penalty_ms=0.0)

@@ -38,6 +38,17 @@ def test_saturation_is_the_mean_of_the_worse_of_both() -> None:
     assert detector.saturation([], 0.0) == 1.0
 
 
+def test_a_full_endpoint_is_exactly_one() -> None:
+    detector = made(PLUGIN)
+    assert detector.saturation([endpoint("a", waiting=5)], 0.0) == 1.0
+    assert detector.saturation([endpoint("a", kv_usage=0.8)], 0.0) == 1.0
+    assert detector.saturation([endpoint("a")], 0.0) == 0.0
+    # the queue of a is 3/4 full, the cache of b all of it
+    own = made(PLUGIN, queue_depth_threshold=4, kv_cache_util_threshold=0.9)
+    fleet = [endpoint("a", waiting=3, kv_usage=0.45), endpoint("b", waiting=1, kv_usage=0.9)]
+    assert own.saturation(fleet, 0.0) == 0.875
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -29,3 +29,12 @@ def test_scores_outside_of_zero_and_one_are_refused() -> None:
         PLUGIN.Parameters(max_busy_score=1.5)
     with pytest.raises(ValueError, match="idleThreshold is -1"):
         PLUGIN.Parameters(idle_threshold=-1)
+
+
+def test_all_equally_busy_are_none_and_so_is_a_single_busy_one() -> None:
+    # most 3: (3-3)/3
+    assert scores(3, 3) == [0.0, 0.0]
+    assert scores(5) == [0.0]
+    assert scores(5, idle_threshold=5) == [1.0]
+    # up to 2 is idle; (8-4)/8 * 0.8, (8-8)/8 * 0.8
+    assert scores(2, 4, 8, idle_threshold=2, max_busy_score=0.8) == [1.0, pytest.approx(0.4), 0.0]

@@ -16,3 +16,9 @@ def test_the_threshold_can_be_set() -> None:
     assert made(PLUGIN, threshold=4).score(request(), [candidate(waiting=3)]) == [0.125]
     with pytest.raises(ValueError, match="threshold is 0"):
         PLUGIN.Parameters(threshold=0)
+
+
+def test_it_is_absolute() -> None:
+    queues = [candidate("a", waiting=64), candidate("b", waiting=64), candidate("c", waiting=0)]
+    assert made(PLUGIN).score(request(), queues) == [0.25, 0.25, 0.5]
+    assert made(PLUGIN).score(request(), []) == []

@@ -36,6 +36,21 @@ def test_a_warm_request_teaches_nothing() -> None:
     assert scorer.score(request(), cold("a", "b")) == [1.0, 0.0]
 
 
+def test_two_are_one_and_none() -> None:
+    scorer = made(PLUGIN)
+    assert scorer.score(request(), cold("a", "b")) == [1.0, 0.0]
+    scorer.routed(request(), cold("a", "b"), cold("a")[0])
+    assert scorer.score(request(), cold("a", "b")) == [0.0, 1.0]
+    # of five, ranks 0 to 4: d, e never; then a, the older, before b and c
+    for name in "abc":
+        scorer.routed(request(), cold(name), cold(name)[0])
+    assert scorer.score(request(), cold("a", "b", "c", "d", "e")) == [0.5, 0.25, 0.0, 1.0, 0.75]
+
+
+def test_a_hit_of_the_only_one_is_one_half() -> None:
+    assert made(PLUGIN).score(request(), [candidate("a", {"ram": 16})]) == [0.5]
+
+
 def test_a_single_one_is_one_and_nobody_is_none() -> None:
     scorer = made(PLUGIN)
     assert scorer.score(request(), cold("a")) == [1.0]

@@ -15,6 +15,15 @@ def test_each_block_counts_with_the_weight_of_its_fastest_tier() -> None:
     assert score({"device": 64, "ram": 112}, 160) == pytest.approx(0.64)
 
 
+def test_what_two_tiers_hold_counts_once_and_a_last_part_of_a_block_not_at_all() -> None:
+    # RAM holds less than the device: 8 of 10 blocks at 1.0
+    assert score({"device": 128, "ram": 64}, 160) == pytest.approx(0.8)
+    # 170 tokens are 10 blocks; 5 in RAM at 0.8, and 3 more on disk at 0.6
+    assert score({"ram": 80, "disk": 128}, 170) == pytest.approx((5 * 0.8 + 3 * 0.6) / 10)
+    assert score({}, 160) == 0.0
+    assert score({}, 0) == 0.0
+
+
 def test_disk_is_not_the_device() -> None:
     assert score({"device": 160}, 160) == 1.0
     assert score({"disk": 160}, 160) == pytest.approx(0.6)

@@ -75,3 +75,13 @@ def test_parameters_outside_of_a_score_are_refused() -> None:
         PLUGIN.Parameters(tier="tape")
     with pytest.raises(ValueError, match="lruCapacityPerServer is -1"):
         PLUGIN.Parameters(lru_capacity_per_server=-1)
+
+
+def test_length_alone_and_nothing_matched() -> None:
+    # a weight of 1 is the length alone: (2048/8192)^2; nothing is 0 whatever the weight
+    assert score({"ram": 2048}, 2048, match_length_weight=1.0) == 0.0625
+    assert score({"ram": 16384}, 32768, match_length_weight=1.0) == 1.0
+    assert score({}, 4096, match_length_weight=1.0) == 0.0
+    assert score({}, 0, match_length_weight=1.0) == 0.0
+    # whole blocks only, in the length as in the ratio: 2063 tokens are 128 blocks, 2048 tokens
+    assert score({"ram": 2063}, 4096, match_length_weight=0.5) == 0.5 * 0.0625 + 0.5 * 0.5

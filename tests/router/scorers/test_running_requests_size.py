@@ -11,3 +11,8 @@ def test_the_fewest_running_requests_are_one() -> None:
 def test_equal_counts_are_all_one() -> None:
     running = [candidate("a", running=3), candidate("b", running=3)]
     assert made(PLUGIN).score(request(), running) == [1.0, 1.0]
+
+
+def test_a_single_one_is_one_and_nobody_is_none() -> None:
+    assert made(PLUGIN).score(request(), [candidate("a", running=9)]) == [1.0]
+    assert made(PLUGIN).score(request(), []) == []

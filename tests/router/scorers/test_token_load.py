@@ -16,3 +16,9 @@ def test_the_threshold_can_be_set() -> None:
     assert made(PLUGIN, queue_threshold_tokens=1000).score(request(), busy) == [0.75]
     with pytest.raises(ValueError, match="queueThresholdTokens is 0"):
         PLUGIN.Parameters(queue_threshold_tokens=0)
+
+
+def test_it_is_absolute() -> None:
+    busy = [candidate("a", in_flight_tokens=2_097_152), candidate("b", in_flight_tokens=2_097_152)]
+    assert made(PLUGIN).score(request(), busy) == [0.5, 0.5]
+    assert made(PLUGIN).score(request(), []) == []
