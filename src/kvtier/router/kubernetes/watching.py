@@ -138,8 +138,7 @@ class Watch:
             if selector != self._selector or self._stopped.is_set():
                 return
             for event in _events(response):
-                if not self._apply(event, selector):
-                    return
+                self._apply(event, selector)
         except _ENDED:
             return  # silence, or cut off: look again
         finally:
@@ -151,23 +150,19 @@ class Watch:
         timeouts = (_CONNECT_S, silence_s)
         return self._call(selector, **options, _preload_content=False, _request_timeout=timeouts)
 
-    def _apply(self, event: Object, selector: str) -> bool:
-        """Whether the watch goes on."""
+    def _apply(self, event: Object, selector: str) -> None:
         kind, item = event["type"], event["object"]
         if kind in ("ADDED", "MODIFIED"):
             self._objects[_key(item)] = item
         elif kind == "DELETED":
             self._objects.pop(_key(item), None)
-        elif kind == "ERROR" and item.get("code") == _GONE:
-            return False
         elif kind == "ERROR":
             raise kubernetes.client.ApiException(
                 status=item.get("code"), reason=item.get("reason", "the watch broke off")
             )
         else:
-            return True
+            return
         self._tell(selector)
-        return True
 
     def _tell(self, selector: str) -> None:
         if selector == self._selector and not self._stopped.is_set():
@@ -176,7 +171,7 @@ class Watch:
     def _refused(self, error: kubernetes.client.ApiException) -> float | None:
         """Seconds to wait; None: as after any fault."""
         status = error.status
-        if status == _GONE:
+        if status == _GONE:  # what happened since the list is forgotten there: list anew
             return None
         reason = f"{status} {error.reason}"
         if status == _FORBIDDEN:
