@@ -13,6 +13,18 @@ def test_a_route_says_the_same_in_header_and_metadata() -> None:
         assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD
 
 
+def test_a_route_that_was_written_before_is_not_written_again() -> None:
+    first = messages.route(["a:1", "b:2"], {}, [])
+    assert messages.route(("a:1", "b:2"), {}, []) is first
+    assert destination(first.on_headers()) == "a:1,b:2"
+    for other in (
+        messages.route(["b:2", "a:1"], {}, []),
+        messages.route(["a:1", "b:2"], {"x": "y"}, []),
+        messages.route(["a:1", "b:2"], {}, ["z"]),
+    ):
+        assert other.on_headers() != first.on_headers()
+
+
 def test_a_piece_that_fits_is_not_copied_and_ends_where_it_is_told() -> None:
     (answer,) = messages.response_pieces(b"abc", ends=False)
     streamed = answer.response_body.response.body_mutation.streamed_response

@@ -131,7 +131,7 @@ class Conversation:
         whole, self._body = self._body, b""
         if body is not None and self._asked_on != "request_headers":
             add = {**add, "content-length": str(len(body))}
-        route = messages.Route(addresses, add=add, remove=self._owned)
+        route = messages.route(addresses, add, self._owned)
         if self._asked_on == "request_headers":
             return (route.on_headers(),)
         if self._mode in _BUFFERED:
@@ -210,6 +210,7 @@ def _read(headers: HeaderMap) -> tuple[dict[str, str], list[str]]:
         name = header.key.lower()
         if names.is_owned(name):
             owned.append(name)
-        else:
-            found[name] = header.raw_value.decode("utf-8", "replace") or header.value
+            continue
+        raw = header.raw_value
+        found[name] = raw.decode("utf-8", "replace") if raw else header.value
     return found, owned

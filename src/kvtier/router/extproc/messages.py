@@ -4,6 +4,7 @@ Invariants: the destination stands in the header and in the dynamic metadata, wi
 value; no piece of a body is over what Envoy takes in one message.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -27,6 +28,7 @@ from kvtier.router.extproc import names
 PIECE_BYTES: Final = 62_000
 """Of a body in one message. Envoy takes 64 KiB, with what is around it."""
 
+_USUAL_ROUTES: Final = 1024
 _OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _NOTHING: Final = HeaderMutation()
 
@@ -34,7 +36,7 @@ _NOTHING: Final = HeaderMutation()
 class Route:
     """What the gateway is told of a choice."""
 
-    __slots__ = ("_headers", "_metadata")
+    __slots__ = ("_headers", "_metadata", "_on_headers")
 
     def __init__(
         self,
@@ -50,13 +52,16 @@ class Route:
         self._headers = HeaderMutation(set_headers=headers, remove_headers=list(remove))
         self._metadata = Struct()
         self._metadata.get_or_create_struct(names.LB)[names.DESTINATION] = value
+        self._on_headers: ProcessingResponse | None = None
 
     def on_headers(self) -> ProcessingResponse:
-        """The answer to the request's headers."""
-        common = CommonResponse(header_mutation=self._headers, clear_route_cache=True)
-        return ProcessingResponse(
-            request_headers=HeadersResponse(response=common), dynamic_metadata=self._metadata
-        )
+        """The answer to the request's headers; the same one each time, not to be changed."""
+        if self._on_headers is None:
+            common = CommonResponse(header_mutation=self._headers, clear_route_cache=True)
+            self._on_headers = ProcessingResponse(
+                request_headers=HeadersResponse(response=common), dynamic_metadata=self._metadata
+            )
+        return self._on_headers
 
     def on_body(self, replaced: bytes | None) -> ProcessingResponse:
         """The answer to a buffered body; `replaced` is another body in its stead."""
@@ -73,6 +78,18 @@ class Route:
             request_trailers=TrailersResponse(header_mutation=_NOTHING),
             dynamic_metadata=self._metadata,
         )
+
+
+def route(addresses: Sequence[str], add: Mapping[str, str], remove: Iterable[str]) -> Route:
+    """The same one again where only the addresses differ between choices: most do not."""
+    if add or remove:
+        return Route(addresses, add=add, remove=remove)
+    return _usual(tuple(addresses))
+
+
+@functools.lru_cache(maxsize=_USUAL_ROUTES)
+def _usual(addresses: tuple[str, ...]) -> Route:
+    return Route(addresses)
 
 
 def go_on_headers() -> ProcessingResponse:
