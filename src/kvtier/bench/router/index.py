@@ -1,6 +1,7 @@
 """The fleet's indexes: what a decision costs for the longest prompts, and events and memory.
 
-A hundred thousand tokens in blocks of 16, 64 replicas with three tiers, a million blocks held.
+A hundred thousand tokens in blocks of 16, 64 replicas with three tiers, a million blocks held;
+and a whole decision where the prompt is short.
 """
 
 import gc
@@ -20,12 +21,17 @@ from kvtier.index.fleet.changes import Stored
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.hashing import Numbers
 from kvtier.index.fleet.precise import PreciseIndex
-from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
+from kvtier.router.base import Endpoint, Request
+from kvtier.router.config import read_configuration
 from kvtier.router.ingest.wire import decode
+from kvtier.router.profile import build
+from kvtier.router.wiring import ANY
 
 TOKENS: Final = 100_000
 BLOCK_TOKENS: Final = 16
 REPLICAS: Final = tuple(f"replica-{number}" for number in range(64))
+SHORT_BYTES: Final = 2048
 ENTRIES: Final = 1_000_000
 MODEL: Final = "m"
 
@@ -39,7 +45,7 @@ _VOCABULARY: Final = 128_000
 def measure_router_index(entries: int = ENTRIES) -> list[Row]:
     """All rows. Half a minute for a million entries."""
     # Memory first: what later parts leave behind would be reused and not seen to grow.
-    return [*_memory(entries), *_decision(), *_events()]
+    return [*_memory(entries), *_decision(), *_short(), *_events()]
 
 
 # -- one decision --------------------------------------------------------------------------
@@ -62,6 +68,35 @@ def _decision() -> list[Row]:
     rows.append(_row(name, seconds["decide"], 1e3, "ms", 3.0))
     rows.append(_routing())
     return rows
+
+
+def _short() -> list[Row]:
+    """The whole decision of the default profile for two kilobytes of text, hashing included."""
+    text = bytes(seeded(3).choices(range(32, 127), k=SHORT_BYTES))
+    calls = {f"{count}": _deciding(text, count) for count in (2, len(REPLICAS))}
+    seconds = interleave(calls, _ROUNDS)
+    bounds = {2: 60.0, len(REPLICAS): None}
+    return [
+        _row(f"decide on 2 KiB of text, {count} replicas", seconds[f"{count}"], 1e6, "us", bound)
+        for count, bound in bounds.items()
+    ]
+
+
+def _deciding(text: bytes, count: int) -> Callable[[], None]:
+    index = EstimatedIndex()
+    chooser = build(read_configuration(None), {ANY: index})["default"]
+    endpoints = [
+        Endpoint(name=name, address=f"{name}:8000", models=frozenset({MODEL}), pending_tokens=0)
+        for name in REPLICAS[:count]
+    ]
+    for name in REPLICAS[:count]:
+        index.routed(TextPrompt(text, MODEL), name)
+
+    def decide() -> None:
+        request = Request(request_id="r", model=MODEL, prompt=TextPrompt(text, MODEL))
+        chooser.decide(request, endpoints, 0.0)
+
+    return decide
 
 
 def _routing() -> Row:
