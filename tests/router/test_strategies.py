@@ -34,6 +34,15 @@ def test_each_goes_by_what_its_name_says(strategy: str, picked: str) -> None:
     assert picks(strategy) == picked
 
 
+def test_who_scores_picks_the_best_every_time() -> None:
+    profiles = strategies({"any": FakeIndex(HOLDS)})
+    for name in ("least-latency", "expected-ttft", "throughput", "least-kv-cache"):
+        best = {
+            names(profiles[name].decide(request(1000), FLEET, 0.0).chosen)[0] for _ in range(30)
+        }
+        assert len(best) == 1, name
+
+
 def test_a_session_goes_back_to_its_address() -> None:
     profile = strategies({})["session-affinity"]
     headers = profile.response_headers(request(), FLEET[1])

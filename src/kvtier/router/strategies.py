@@ -17,6 +17,7 @@ STRATEGIES: Final = """\
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 plugins:
+- {type: max-score-picker, name: best}
 - type: random-picker
 - type: round-robin-picker
 - type: least-request-picker
@@ -34,12 +35,12 @@ schedulingProfiles:
 - {name: least-request, plugins: [{pluginRef: least-request-picker}]}
 - {name: power-of-two, plugins: [{pluginRef: power-of-two-picker}]}
 - {name: prefix-cache, plugins: [{pluginRef: prefix-cache-picker}]}
-- {name: least-latency, plugins: [{pluginRef: expected-ttft-scorer}]}
-- {name: expected-ttft, plugins: [{pluginRef: expected-ttft-scorer}]}
-- {name: throughput, plugins: [{pluginRef: token-load-scorer}]}
-- {name: least-kv-cache, plugins: [{pluginRef: kv-cache-utilization-scorer}]}
-- {name: least-gpu-cache, plugins: [{pluginRef: kv-cache-utilization-scorer}]}
-- {name: session-affinity, plugins: [{pluginRef: session-affinity-scorer}]}
+- {name: least-latency, plugins: [{pluginRef: expected-ttft-scorer}, {pluginRef: best}]}
+- {name: expected-ttft, plugins: [{pluginRef: expected-ttft-scorer}, {pluginRef: best}]}
+- {name: throughput, plugins: [{pluginRef: token-load-scorer}, {pluginRef: best}]}
+- {name: least-kv-cache, plugins: [{pluginRef: kv-cache-utilization-scorer}, {pluginRef: best}]}
+- {name: least-gpu-cache, plugins: [{pluginRef: kv-cache-utilization-scorer}, {pluginRef: best}]}
+- {name: session-affinity, plugins: [{pluginRef: session-affinity-scorer}, {pluginRef: best}]}
 """
 
 
