@@ -40,6 +40,13 @@ def test_all_names_of_a_model_are_one_and_an_adapter_stays_itself() -> None:
     assert served.base("stranger") is None
 
 
+def test_two_names_of_one_adapter_are_two_as_in_the_engines_hashes() -> None:
+    served = Served()
+    twins = [{**adapter(name, "m"), "root": "/adapters/twin"} for name in ("one", "two")]
+    served.tell("r", cards(base("m"), *twins))
+    assert (served.of("one"), served.of("two")) == ("one", "two")
+
+
 def test_replicas_that_share_a_name_share_all_of_them() -> None:
     served = Served()
     served.tell("r", cards(base("c"), base("b")))
