@@ -198,23 +198,23 @@ def empty_names(module: Module) -> Iterator[Finding]:
 
 
 def scattered_metrics(module: Module) -> Iterator[Finding]:
-    """Metrics are declared in metrics.py, so that names, units and labels are seen together."""
-    if module.path == "metrics.py":
+    """Metrics are declared in metrics/, so that names, units and labels are seen together."""
+    if module.path.startswith("metrics/"):
         return
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ImportFrom) and node.module == "prometheus_client":
             for alias in node.names:
                 if alias.name in METRIC_TYPES:
-                    yield node.lineno, f"prometheus_client.{alias.name} outside metrics.py"
+                    yield node.lineno, f"prometheus_client.{alias.name} outside metrics/"
         elif isinstance(node, ast.Attribute) and node.attr in METRIC_TYPES:
             if ast.unparse(node.value) == "prometheus_client":
-                yield node.lineno, f"prometheus_client.{node.attr} outside metrics.py"
+                yield node.lineno, f"prometheus_client.{node.attr} outside metrics/"
         elif (
             isinstance(node, ast.Constant)
             and isinstance(node.value, str)
             and METRIC_NAME.fullmatch(node.value)
         ):
-            yield node.lineno, f"metric name {node.value!r} outside metrics.py"
+            yield node.lineno, f"metric name {node.value!r} outside metrics/"
 
 
 def unfinished(module: Module) -> Iterator[Finding]:

@@ -6,12 +6,12 @@ Run it as `python scripts/render_reference.py` from the repository's root.
 
 from pathlib import Path
 
-from kvtier import metrics
+from kvtier.metrics import page
 from kvtier.settings import reference
 
 GENERATED = {
     "docs/reference/settings.md": reference.render_markdown,
-    "docs/reference/metrics.md": metrics.render_markdown,
+    "docs/reference/metrics.md": page.render_markdown,
     "examples/every_option.yaml": reference.render_yaml,
 }
 """Path from the repository's root -> what writes its text."""

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvtier import metrics
 from kvtier.bench.processes import session_processes, stop_session
+from kvtier.metrics.declaration import Kind
+from kvtier.metrics.engine import METRICS
 from tests.engine.engine import environment
 
 BLOCK = 128
@@ -136,11 +137,11 @@ def test_every_metric_stands_in_the_engines_own(server: Server, corpus: list[int
     server.complete(corpus[:SIZE])
     found = {name for name, _ in server.samples()}
     suffixes = {
-        metrics.Kind.COUNTER: "_total",
-        metrics.Kind.GAUGE: "",
-        metrics.Kind.HISTOGRAM: "_count",
+        Kind.COUNTER: "_total",
+        Kind.GAUGE: "",
+        Kind.HISTOGRAM: "_count",
     }
-    declared = {metric.name + suffixes[metric.kind] for metric in metrics.METRICS}
+    declared = {metric.name + suffixes[metric.kind] for metric in METRICS}
     assert found >= declared
 
 

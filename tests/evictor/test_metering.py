@@ -8,7 +8,8 @@ from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.metering import HOST, Meter, serve
 from kvtier.evictor.report import REASONS, Report
-from kvtier.metrics import EVICTOR_METRICS, LABEL_VALUES
+from kvtier.metrics.declaration import LABEL_VALUES
+from kvtier.metrics.evictor import EVICTOR_METRICS
 
 
 def text(meter: Meter) -> str:

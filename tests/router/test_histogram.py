@@ -1,4 +1,4 @@
-from kvtier.metrics import EPP_CHOOSING_SECONDS
+from kvtier.metrics.router import EPP_CHOOSING_SECONDS
 from kvtier.router.histogram import Histogram
 
 

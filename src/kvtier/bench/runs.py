@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from prometheus_client.samples import Sample
 
-from kvtier import metrics
 from kvtier.bench.client import Completion, complete_all
 from kvtier.bench.server import Server
 from kvtier.bench.workload import Prompt, Workload
 from kvtier.clock import Clock, MonotonicClock, perf_s, unique_id
+from kvtier.metrics import engine as metrics
 
 SETTLE_S = 1.0
 """Time for the last saves, and for the last counters to reach /metrics."""

@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvtier import metrics
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.announcing import EventAnnouncer
 from kvtier.evictor.publishing import Publisher
 from kvtier.evictor.report import REASONS, Report
+from kvtier.metrics import evictor as metrics
 
 HOST = "127.0.0.1"
 

@@ -5,13 +5,13 @@ from itertools import accumulate
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 
-from kvtier import metrics
+from kvtier.metrics import declaration
 
 
 class Histogram:
     """Of one declared metric. Not thread-safe."""
 
-    def __init__(self, metric: metrics.Metric) -> None:
+    def __init__(self, metric: declaration.Metric) -> None:
         assert metric.buckets is not None
         self.metric = metric
         self._bounds = metric.buckets

@@ -6,8 +6,9 @@ pytest.importorskip("vllm")
 
 from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMetadata
 
-from kvtier import metrics
 from kvtier.connectors.vllm import stats
+from kvtier.metrics import engine as metrics
+from kvtier.metrics.declaration import LABEL_VALUES
 from kvtier.transfer.job import Direction
 
 
@@ -22,4 +23,4 @@ def test_every_metric_is_defined_with_its_kind_and_labels() -> None:
 
 def test_every_direction_has_a_declared_label() -> None:
     labels = {stats._DIRECTIONS[direction] for direction in Direction}
-    assert labels == set(metrics.LABEL_VALUES["direction"])
+    assert labels == set(LABEL_VALUES["direction"])

@@ -3,7 +3,8 @@ from collections.abc import Iterable
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvtier import metrics
+from kvtier.metrics import declaration
+from kvtier.metrics import router as metrics
 from kvtier.router.fleet import UNHEALTHY_AFTER, Card, Fleet
 from kvtier.router.http.metering import Meter, Outcome
 from kvtier.router.replicas import Replica
@@ -25,7 +26,7 @@ def test_every_outcome_is_there_from_the_start() -> None:
     found = exposed(meter)
     for outcome in Outcome:
         assert found[f'kvtier_route_requests_total{{outcome="{outcome.value}"}}'] == 0
-    assert {outcome.value for outcome in Outcome} == set(metrics.LABEL_VALUES["outcome"])
+    assert {outcome.value for outcome in Outcome} == set(declaration.LABEL_VALUES["outcome"])
     assert found["kvtier_route_queued_requests"] == 3
 
 

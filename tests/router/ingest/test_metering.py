@@ -1,9 +1,10 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
-from kvtier import metrics
 from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.changes import Removed, Stored
 from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.metrics import declaration
+from kvtier.metrics import router as metrics
 from kvtier.router.ingest.events import SharedSink
 from kvtier.router.ingest.evictors import Evictors
 from kvtier.router.ingest.metering import Meter
@@ -75,7 +76,7 @@ def test_all_that_is_declared_is_there_and_bounded() -> None:
         for sample in families[metric.name].samples:
             assert set(sample.labels) == set(metric.labels)
             for label, value in sample.labels.items():
-                known = metrics.LABEL_VALUES[label]
+                known = declaration.LABEL_VALUES[label]
                 assert value in known or label in ("replica", "source")
 
 

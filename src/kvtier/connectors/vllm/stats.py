@@ -16,9 +16,9 @@ from vllm.v1.kv_offload.base import (
     OffloadingMetricMetadata,
 )
 
-from kvtier import metrics
 from kvtier.cache.core import TieredCache
-from kvtier.metrics import Kind, Metric
+from kvtier.metrics import engine as metrics
+from kvtier.metrics.declaration import Kind, Metric
 from kvtier.transfer.breaker import State
 from kvtier.transfer.job import Direction
 

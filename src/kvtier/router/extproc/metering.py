@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvtier import metrics
 from kvtier.errors import InvalidSettings
+from kvtier.metrics import declaration
+from kvtier.metrics import router as metrics
 from kvtier.router.extproc.observing import Outcome
 from kvtier.router.extproc.picking import Choice, Reason
 from kvtier.router.histogram import Histogram
@@ -92,11 +93,11 @@ class Meter(Collector):
         yield self._first_chunk.family()
 
 
-def _gauge(metric: metrics.Metric, value: float) -> Metric:
+def _gauge(metric: declaration.Metric, value: float) -> Metric:
     return GaugeMetricFamily(metric.name, metric.documentation, value=value)
 
 
-def _counter(metric: metrics.Metric, values: dict[str, int]) -> Metric:
+def _counter(metric: declaration.Metric, values: dict[str, int]) -> Metric:
     family = CounterMetricFamily(metric.name, metric.documentation, labels=metric.labels)
     for label, value in values.items():
         family.add_metric([label] if metric.labels else [], value)

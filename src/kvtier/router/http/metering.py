@@ -16,7 +16,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from kvtier import metrics
+from kvtier.metrics import declaration
+from kvtier.metrics import router as metrics
 from kvtier.router.fleet import Fleet, Health, Listener, Member
 from kvtier.router.histogram import Histogram
 
@@ -106,14 +107,14 @@ def _state(member: Member) -> int:
     return 1 if member.health is Health.HEALTHY else 2
 
 
-def _counter(metric: metrics.Metric, values: dict[str, int]) -> Metric:
+def _counter(metric: declaration.Metric, values: dict[str, int]) -> Metric:
     family = CounterMetricFamily(metric.name, metric.documentation, labels=metric.labels)
     for label, value in values.items():
         family.add_metric([label], value)
     return family
 
 
-def _gauge(metric: metrics.Metric, values: dict[str, int]) -> Metric:
+def _gauge(metric: declaration.Metric, values: dict[str, int]) -> Metric:
     family = GaugeMetricFamily(metric.name, metric.documentation, labels=metric.labels)
     for label, value in values.items():
         family.add_metric([label], value)

@@ -12,8 +12,9 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvtier import metrics
 from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.metrics import declaration
+from kvtier.metrics import router as metrics
 from kvtier.router.ingest import events
 from kvtier.router.ingest.evictors import Evictors
 from kvtier.router.ingest.metrics import Counts
@@ -90,17 +91,17 @@ class Meter(Collector):
         found: Counter[str] = Counter()
         for index in self._precise:
             found.update(index.dropped)
-        return {(why,): found[why] for why in metrics.LABEL_VALUES["why"]}
+        return {(why,): found[why] for why in declaration.LABEL_VALUES["why"]}
 
 
-def _counter(metric: metrics.Metric, values: _Values) -> Metric:
+def _counter(metric: declaration.Metric, values: _Values) -> Metric:
     family = CounterMetricFamily(metric.name, metric.documentation, labels=metric.labels)
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family
 
 
-def _gauge(metric: metrics.Metric, values: _Values) -> Metric:
+def _gauge(metric: declaration.Metric, values: _Values) -> Metric:
     family = GaugeMetricFamily(metric.name, metric.documentation, labels=metric.labels)
     for labels, value in values.items():
         family.add_metric(labels, value)

@@ -18,7 +18,7 @@ import msgspec
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.index.fleet.base import DEVICE, FleetIndex
-from kvtier.metrics import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
+from kvtier.metrics.engine import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
 from kvtier.router.base import Endpoint, Load, Tier
 from kvtier.router.ingest.exposition import Exposition, Sample, read
 from kvtier.router.ingest.names import Names, parse_name
