@@ -95,6 +95,14 @@ class Holding(Echo):
         self.call.hold()
 
 
+class Telling(Echo):
+    """Says when it is done with a message."""
+
+    def receive(self, content: bytes) -> None:
+        super().receive(content)
+        self.said.append(content.decode())
+
+
 class Failing(Echo):
     def receive(self, content: bytes) -> None:
         if content == b"later":
@@ -148,6 +156,7 @@ class Client:
             b"/echo": Echo,
             b"/whole": Whole,
             b"/holding": Holding,
+            b"/telling": Telling,
             b"/failing": Failing,
         }
         services = {path: self._making(kind) for path, kind in kinds.items()}

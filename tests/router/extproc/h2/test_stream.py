@@ -35,6 +35,16 @@ def test_a_message_and_its_end_are_answered_with_one_write() -> None:
     run(test)
 
 
+def test_a_message_is_done_with_before_the_next() -> None:
+    def test() -> None:
+        client = Client()
+        three = b"".join(message(content) for content in (b"a", b"b", b"c"))
+        client.send(BEGIN, opened(path="/telling"), data(three))
+        assert client.handlers[0].said == ["sent", "a", "sent", "b", "sent", "c"]
+
+    run(test)
+
+
 def test_an_answer_that_ends_at_once_goes_with_its_end_and_lets_the_client_stop() -> None:
     def test() -> None:
         client = Client()
@@ -156,6 +166,16 @@ def test_room_is_given_back_for_what_was_taken_only() -> None:
         assert client.take() == [(frames.WINDOW_UPDATE, 0, 1, number(800))]
         assert gone(client.send(data(b"x" * 1001))) == Code.FLOW_CONTROL_ERROR
         assert handler.said == ["closed"]
+
+    run(test)
+
+
+def test_the_connections_window_is_kept_by_the_client_too() -> None:
+    def test() -> None:
+        client = Client(Limits(connection_window_bytes=100_000))
+        client.send(BEGIN, opened(path="/holding"), opened(3, path="/holding"))
+        assert client.send(*(data(message(b"x" * 49_995), stream) for stream in (1, 3))) == []
+        assert gone(client.send(data(b"x", 1))) == Code.FLOW_CONTROL_ERROR
 
     run(test)
 

@@ -67,8 +67,7 @@ class Decoder:
         """The client has confirmed that it uses none."""
         if self._has_table:
             self._has_table = False
-            self._decoder = hpack.Decoder(max_header_list_size=LIST_BYTES)
-            self._decoder.header_table_size = 0
+            self._decoder.header_table_size = 0  # whatever is in it is dropped
             self._decoder.max_allowed_table_size = 0
 
     def read(self, block: bytes) -> Call:
