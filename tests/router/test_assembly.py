@@ -11,6 +11,7 @@ from kvtier.router.fleet import Fleet
 from kvtier.router.ingest.names import Names
 from kvtier.router.replicas import Replica
 from tests.router.http.routers import run, stand, until
+from tests.router.ingest.folder import make_folder
 from tests.router.replicas import replicas
 
 TWO_TIERS = """\
@@ -70,6 +71,29 @@ def test_what_was_routed_somewhere_goes_there_again() -> None:
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings):
         Assembled(read_configuration(None), tokenizers={"*": tmp_path})
+
+
+@pytest.mark.parametrize("name", ["*", "m"])
+def test_a_tokenizer_that_is_given_is_asked_before_any_engine(tmp_path: Path, name: str) -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        async with (
+            replicas() as (a,),
+            Assembled(
+                read_configuration(None), tokenizers={name: make_folder(tmp_path)}
+            ) as assembled,
+        ):
+            for listener in assembled.listeners:
+                fleet.listen(listener)
+            labels = {"kv-events": "tcp://127.0.0.1:1"}
+            fleet.update([Replica(name="a", url=a.url, models=frozenset("m"), labels=labels)])
+            (member,) = fleet.members
+            fleet.healthy(member, (), 0.0)
+            prompt = await assembled.prompts.of({"prompt": "The quick brown fox"}, "m")
+            assert prompt.unit is Unit.TOKEN
+            assert not a.requests
+
+    run(test())
 
 
 def test_a_router_keeps_conversations_together() -> None:

@@ -74,7 +74,9 @@ class Assembled:
         self.collectors: Sequence[Collector] = (self._learner.meter,)
         self._local = {model: LocalSource(folder) for model, folder in (tokenizers or {}).items()}
         sources: ChainMap[str, TokenSource] = ChainMap({**self._local})
-        sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
+        if EVERY_MODEL not in self._local:
+            # Else they would come before the tokenizer that somebody gave for all models.
+            sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
         self.prompts: Prompts = tokens.Prompts(sources, called=self._learner.served.of)
         self.saturation: Callable[[Sequence[Endpoint], float], float] | None = None
 

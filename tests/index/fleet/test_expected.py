@@ -33,6 +33,32 @@ def test_what_a_later_request_touched_stays_with_it() -> None:
     assert expected._touched == {slot: {}}
 
 
+def test_what_is_withdrawn_is_so_for_every_request_and_once() -> None:
+    table = BlockTable(16)
+    slot, expected = table.take_slot(), Expected(table, ttl_s=2.0)
+    expected.add(slot, CHAIN[:5], 10.0)
+    expected.add(slot, CHAIN[:5], 11.0)
+    expected.withdraw(slot, [*CHAIN[3:8], 999])
+    assert reach(table, slot) == 3
+    expected.withdraw(slot + 1, CHAIN)
+    expected.expire(12.5)
+    assert reach(table, slot) == 3
+    expected.expire(13.0)
+    assert len(table) == 0
+
+
+def test_beyond_the_bound_the_oldest_have_had_their_time() -> None:
+    table = BlockTable(16)
+    slot, expected = table.take_slot(), Expected(table, blocks_max=10)
+    expected.add(slot, CHAIN[:6], 0.0)
+    expected.add(slot, [1, 2, 3, 4], 0.0)
+    assert reach(table, slot) == 6
+    expected.add(slot, [5], 0.0)
+    assert (reach(table, slot), len(table)) == (0, 5)
+    expected.add(slot, CHAIN, 0.0)
+    assert (reach(table, slot), len(table)) == (20, 20), "one is always expected"
+
+
 def test_a_forgotten_replica_leaves_nothing_and_others_stay() -> None:
     table = BlockTable(16)
     one, other = table.take_slot(), table.take_slot()

@@ -167,9 +167,9 @@ def check(index: PreciseIndex) -> None:
         pool.check()
 
 
-def test_what_was_routed_counts_for_two_seconds() -> None:
+def test_what_was_routed_counts_until_it_is_told_or_has_had_its_time() -> None:
     clock = VirtualClock()
-    index = PreciseIndex(clock=clock)
+    index = PreciseIndex(clock=clock, ttl_s=2.0)
     index.add("a", MODEL)
     index.apply("a", [stored((0,), 1, DEVICE)])
     index.routed(prompt_of([0, 1, 1]), "a")
@@ -178,6 +178,20 @@ def test_what_was_routed_counts_for_two_seconds() -> None:
     index.apply("a", [stored((0, 1), 2, DEVICE)])
     clock.advance(0.2)
     assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 32
+
+
+def test_what_came_and_went_is_not_expected_any_more() -> None:
+    index = PreciseIndex(clock=VirtualClock())
+    index.add("a", MODEL)
+    index.apply("a", [stored((0,), 1, DEVICE)])
+    index.routed(prompt_of([0, 1, 1]), "a")
+    index.apply("a", [stored((0, 1, 1), 3, DEVICE)])
+    index.apply("a", [Removed(names=[name_of((0, 1, 1)), name_of((0, 1))], tier=DEVICE)])
+    assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 16
+    index.routed(prompt_of([0, 1, 1]), "a")
+    index.apply("a", [stored((0, 1), 2, "ram")])
+    index.apply("a", [Removed(names=[name_of((0, 1))], tier="ram")])
+    assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 48
 
 
 def test_shared_storage_is_everybodys_who_uses_it_until_it_is_told_gone() -> None:

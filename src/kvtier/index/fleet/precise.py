@@ -124,7 +124,7 @@ class PreciseIndex:
                 let_go(shelf.pool, change.names, level)
 
     def routed(self, prompt: Prompt, replica: str) -> None:
-        """See FleetIndex: for two seconds, unless the replica has told nothing yet."""
+        """See FleetIndex: for TTL_S at most, unless the replica has told nothing yet."""
         teller = self._tellers.get(replica)
         if teller is None or teller.held is None or teller.shelf is None:
             return

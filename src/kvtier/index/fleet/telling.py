@@ -17,7 +17,7 @@ import msgspec
 from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.changes import Removed, Stored
 from kvtier.index.fleet.expected import Expected
-from kvtier.index.fleet.hashing import NUMBERS_MAX, Hasher, Scope
+from kvtier.index.fleet.hashing import NUMBERS_MAX, Hasher, Scope, hash_of
 from kvtier.index.fleet.holdings import ROOT, Holdings
 from kvtier.index.fleet.levels import Levels
 from kvtier.index.fleet.table import POOL, BlockTable
@@ -147,7 +147,13 @@ class Teller:
             dropped["group"] += len(removed.names)
         else:
             held = self.shelf.pool if removed.is_shared else self.held
+            if removed.tier == DEVICE:
+                self._withdraw(self.shelf, self.held, removed.names)
             dropped["unknown"] += let_go(held, removed.names, level)
+
+    def _withdraw(self, shelf: Shelf, held: Holdings, names: Sequence[int]) -> None:
+        rows = (row for name in names if (row := held.row(name)) is not None)
+        shelf.expected.withdraw(held.slot, (hash_of(held.state(row)) for row in rows))
 
     # -- whether an event can be used ------------------------------------------------------
 
