@@ -96,6 +96,7 @@ class Exchange:
             self._stay.end()
             self._desk.meter.observed(self._choice, self._response.end())
         self._desk.meter.closed()
+        del self._take  # a bound method of our own is a cycle, and nothing is called after this
 
     def stopping(self) -> None:
         """See Handler."""

@@ -231,8 +231,9 @@ class Stream:
         self._carrier.consumed(self._unconsumed_bytes)
         self._unconsumed_bytes = 0
         self._carrier.forget(self)
-        if self.handler is not None:
-            _tell(self.handler.closed)
+        handler, self.handler = self.handler, None  # no cycle is left for the collector
+        if handler is not None:
+            _tell(handler.closed)
 
     @property
     def _is_busy(self) -> bool:
