@@ -24,12 +24,13 @@ from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.fleet import Listener, Member
 from kvtier.router.ingest.engines import EVENTS, Engines
-from kvtier.router.ingest.events import EventStream, ReplicaSink, SharedSink
+from kvtier.router.ingest.events import EventStream
 from kvtier.router.ingest.evictors import Evictors
 from kvtier.router.ingest.metering import Meter
 from kvtier.router.ingest.metrics import Scraper, take
 from kvtier.router.ingest.names import Names
 from kvtier.router.ingest.served import Served, ask
+from kvtier.router.ingest.sinks import ReplicaSink, SharedSink
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from kvtier.index.fleet.changes import Change, Cleared
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.ingest import events as module
-from kvtier.router.ingest.events import EventStream, ReplicaSink, SharedSink
+from kvtier.router.ingest.events import EventStream
 from kvtier.router.ingest.sequence import Sequence
+from kvtier.router.ingest.sinks import ReplicaSink, SharedSink
 from kvtier.router.ingest.wire import Batch
 from tests.router.ingest.publisher import Publisher, stored
 

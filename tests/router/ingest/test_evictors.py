@@ -15,8 +15,8 @@ from kvtier.evictor.publishing import Publisher
 from kvtier.index.fleet.changes import Stored, name_of
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.ingest.events import SharedSink
 from kvtier.router.ingest.evictors import Evictors, parse_evictors
+from kvtier.router.ingest.sinks import SharedSink
 from kvtier.testing.spaces import sample_space
 from kvtier.tiers.shared.format import space_folder
 from tests.evictor.scenes import Scene

@@ -5,10 +5,10 @@ from kvtier.index.fleet.changes import Removed, Stored
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
-from kvtier.router.ingest.events import SharedSink
 from kvtier.router.ingest.evictors import Evictors
 from kvtier.router.ingest.metering import Meter
 from kvtier.router.ingest.metrics import Counts
+from kvtier.router.ingest.sinks import SharedSink
 
 EVICTOR = "tcp://evictor:5559"
 

@@ -18,7 +18,8 @@ import zmq
 import zmq.asyncio
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.ingest.events import Counts, EventStream, SharedSink
+from kvtier.router.ingest.events import Counts, EventStream
+from kvtier.router.ingest.sinks import SharedSink
 
 _log = logging.getLogger(__name__)
 
