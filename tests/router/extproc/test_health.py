@@ -83,8 +83,9 @@ def test_who_watches_hears_of_changes_only_and_of_the_end() -> None:
             health.stop()
             assert (await watch.read()).status == NOT
             stopping = asyncio.create_task(listener.stop(20))
-            with pytest.raises(grpc.aio.AioRpcError) as error:
-                await watch.read()
+            async with asyncio.timeout(10):
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await watch.read()
             assert error.value.code() is grpc.StatusCode.UNAVAILABLE
             async with asyncio.timeout(10):
                 await stopping

@@ -115,9 +115,11 @@ def test_a_client_that_does_not_read_is_not_read_and_goes_on_where_it_was() -> N
 def test_a_client_that_never_begins_or_never_reads_or_is_gone_is_cut_off() -> None:
     limits = Limits(begin_s=0.01, check_s=0.01)
 
-    async def until_closed(client: Client) -> None:
+    async def until_closed(client: Client, says: bytes = b"") -> None:
         async with asyncio.timeout(10):
             while not client.socket.is_closed:
+                if says:
+                    client.connection.data_received(says)
                 await asyncio.sleep(0.002)
         client.end()
 
@@ -128,7 +130,7 @@ def test_a_client_that_never_begins_or_never_reads_or_is_gone_is_cut_off() -> No
         stuck = Client(limits)
         stuck.send(BEGIN)
         stuck.connection.pause_writing()
-        await until_closed(stuck)
+        await until_closed(stuck, frames.window_update(0, 1))
         gone_away = Client(limits)
         gone_away.send(BEGIN)
         await until_closed(gone_away)
