@@ -23,3 +23,15 @@ def test_servers_run_on_uvloop_where_there_is_one(
     command = [sys.executable, "-c", PROGRAM.format(hidden=hidden)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == [found, "7"]
+
+
+def test_the_collector_leaves_alone_what_was_there_before() -> None:
+    program = (
+        "import gc\nfrom kvtier.cli.loop import run\n"
+        "async def main():\n    return int(gc.get_freeze_count() > 1000 < gc.get_threshold()[0])\n"
+        "print(run(main()))\n"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["1"]
