@@ -1,8 +1,7 @@
-"""The servers' process: uvloop where there is one, which takes a quarter less a request, and a
-garbage collector that looks seldom.
+"""How servers run: on uvloop where there is one, with a garbage collector that looks seldom.
 
-Why the collector: what a server has imported is never garbage, and what a request leaves has no
-cycles; looking through all of it every few hundred objects is time and delay for nothing.
+Why: uvloop takes a quarter less a request. What a server has imported is never garbage, and what
+a request leaves has no cycles; looking through it every few hundred objects is delay for nothing.
 """
 
 import asyncio
