@@ -102,6 +102,10 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """End at once: nobody wants what is under way."""
         self._exchange = None
+        self.break_off()
+
+    def break_off(self) -> None:
+        """End at once; who waits for an answer hears of it."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -76,7 +76,7 @@ class Upstream:
         if self._reaper is not None:
             self._reaper.cancel()
         for connection in tuple(self._open):
-            connection.abort()
+            connection.break_off()
         while self._open:
             await asyncio.sleep(0)
 
