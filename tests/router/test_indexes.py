@@ -81,5 +81,5 @@ def test_an_estimate_that_is_autotuned_follows_the_metrics() -> None:
     assert held(IndexSpec(name="gpu", tier="device", capacity_blocks=10), 320, device=320) == {
         "device": 320
     }
-    both = held(IndexSpec(name="any", capacity_blocks=10), 320, device=160, ram=320)
-    assert both == {"device": 160, "ram": 320}
+    both = held(IndexSpec(name="any", capacity_blocks=10), 320, device=192, ram=320)
+    assert both == {"device": 192, "ram": 320}

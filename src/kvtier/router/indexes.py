@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from kvtier.index.fleet.base import DEVICE, Source
-from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.router.parts import Precise, Sizing
 from kvtier.router.tiers import tier_called, tier_hinted
 
@@ -85,6 +85,6 @@ def estimate(spec: IndexSpec) -> EstimatedIndex:
     follows = None if spec.tier is None else (tier,)
     return EstimatedIndex(
         {tier: spec.capacity_tokens},
-        block_tokens=spec.block_tokens,
+        block_tokens=compared(spec.block_tokens) if spec.autotune else spec.block_tokens,
         follows=follows if spec.autotune else (),
     )

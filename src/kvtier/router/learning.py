@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 
 from kvtier.index.fleet.base import FleetIndex
-from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.fleet import Listener, Member
 from kvtier.router.ingest.engines import EVENTS, Engines
@@ -155,7 +155,7 @@ class Learner(Listener):
                     for index in self._estimated:
                         index.drop(name)
                 for index in self._tuned:
-                    index.set_block_tokens(name, load.block_tokens)
+                    index.set_block_tokens(name, compared(load.block_tokens))
                 take(member.endpoint, load, self._estimated)
             await asyncio.sleep(self._scrape_s)
 

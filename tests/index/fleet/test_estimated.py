@@ -1,8 +1,10 @@
 from collections.abc import Sequence
 
+import pytest
+
 from kvtier.index.fleet import estimated as module
 from kvtier.index.fleet.base import DEVICE, FleetIndex
-from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
 from kvtier.testing.fleet import MODEL, FleetContract, prompt_of, tokens_of
 
@@ -36,6 +38,15 @@ def test_sizes_are_tokens_whatever_the_size_of_a_block() -> None:
         index.routed(TokenPrompt(range(4096), MODEL), "a")
         assert index.match(TokenPrompt(range(4096), MODEL), ["a"])[0].tokens == {DEVICE: 1024}
         assert index.held_blocks("a") == 1024 // block_tokens
+
+
+@pytest.mark.parametrize(
+    ("engine", "estimate"), [(16, 64), (1, 64), (48, 96), (64, 64), (128, 128), (0, 0), (-5, 0)]
+)
+def test_an_estimate_compares_whole_blocks_of_the_engine_and_no_crumbs(
+    engine: int, estimate: int
+) -> None:
+    assert compared(engine) == estimate
 
 
 def test_a_prompt_of_any_length_is_told_from_another_to_its_end() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.router import indexes
 from kvtier.router.base import Endpoint
 from kvtier.router.config import Configuration, read_configuration
@@ -70,5 +70,6 @@ def _size(index: EstimatedIndex, endpoints: Sequence[Endpoint]) -> None:
     for endpoint in endpoints:
         for tier, size in endpoint.load.tiers.items():
             index.resize(endpoint.name, tier, size.capacity_tokens)
-        index.set_block_tokens(endpoint.name, endpoint.load.block_tokens or indexes.BLOCK_TOKENS)
+        block_tokens = compared(endpoint.load.block_tokens or indexes.BLOCK_TOKENS)
+        index.set_block_tokens(endpoint.name, block_tokens)
     assert DEVICE in endpoints[0].load.tiers

@@ -22,6 +22,9 @@ DEVICE_TOKENS: Final = 500_000
 """Of a device whose capacity nobody has told."""
 BLOCK_TOKENS: Final = 16
 """Of a replica whose block size nobody has told."""
+COMPARED_TOKENS: Final = 64
+"""The least that an estimate compares at a time: what is lost at the end of a prefix is computed in
+milliseconds, and blocks of 16 cost four times as much to remember."""
 BLOCKS_MAX: Final = 1 << 20
 """Of a replica's tier: 160 MiB, whatever it says that it holds. The oldest beyond are forgotten."""
 
@@ -127,6 +130,11 @@ class EstimatedIndex:
             if level is not None:
                 recency.resize(level, _blocks(tokens, block_tokens))
         return recency
+
+
+def compared(block_tokens: int) -> int:
+    """The size of an estimate's blocks for an engine's: a multiple, COMPARED_TOKENS at least."""
+    return block_tokens * -(-COMPARED_TOKENS // block_tokens) if block_tokens > 0 else 0
 
 
 def _blocks(capacity_tokens: int, block_tokens: int) -> int:
