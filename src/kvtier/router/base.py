@@ -77,6 +77,15 @@ class Endpoint(msgspec.Struct, kw_only=True, eq=False):
     """Prompt tokens that it still has to compute, as expected when they were sent, for those
     requests of this router that have had no first byte yet. None: nobody keeps count."""
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait in the engine: as it last said, or those from here that do not run.
+
+        What was sent since it last said so counts at once: two requests in the same half second
+        need not join the same queue.
+        """
+        return max(self.load.waiting, self.in_flight - self.load.running)
+
 
 class Candidate(msgspec.Struct, frozen=True):
     """An endpoint and what each index knows that it holds of this request's prompt."""

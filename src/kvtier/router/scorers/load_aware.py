@@ -29,7 +29,7 @@ class LoadAware:
         """O(n)."""
         threshold = self._threshold
         return [
-            0.5 * (1.0 - min(candidate.endpoint.load.waiting, threshold) / threshold)
+            0.5 * (1.0 - min(candidate.endpoint.waiting, threshold) / threshold)
             for candidate in candidates
         ]
 

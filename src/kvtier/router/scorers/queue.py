@@ -11,7 +11,7 @@ from kvtier.router.scaling import least_is_best
 
 
 class Queue:
-    """By the requests that wait in the engine, as last scraped."""
+    """By the requests that wait in the engine."""
 
     Parameters = parts.Parameters
 
@@ -20,7 +20,7 @@ class Queue:
 
     def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
-        return least_is_best([candidate.endpoint.load.waiting for candidate in candidates])
+        return least_is_best([candidate.endpoint.waiting for candidate in candidates])
 
 
 PLUGIN = Queue
