@@ -22,7 +22,7 @@ def test_every_policy_chooses(name: str) -> None:
 
 
 def test_indexes_have_the_sizes_that_replicas_tell() -> None:
-    small = Rates(device_tokens=160, ram_tokens=320)
+    small = Rates(device_tokens=192, ram_tokens=320)
     endpoints = [Replica(one, small).endpoint for one in ("a", "b")]
     profile = policies(EXAMPLES)["expected-ttft"](endpoints)
     request = Request(request_id="1", model="m", prompt=TokenPrompt(range(1000), "m"))
@@ -34,7 +34,7 @@ def test_indexes_have_the_sizes_that_replicas_tell() -> None:
         for candidate in again.candidates
         for match in candidate.matches.values()
     }
-    assert held[first.chosen[0].endpoint.name] == {"device": 160, "ram": 320}
+    assert held[first.chosen[0].endpoint.name] == {"device": 192, "ram": 320}
 
 
 def test_examples_that_are_not_there(tmp_path: Path) -> None:
