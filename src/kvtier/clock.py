@@ -4,9 +4,9 @@ So that a simulator can own them: ruff's banned-api forbids `time`, `random`, `u
 `secrets` in every other module of the package.
 """
 
+import os
 import random
 import time
-import uuid
 from typing import Protocol
 
 
@@ -72,4 +72,4 @@ def seeded(seed: int) -> random.Random:
 
 def unique_id() -> str:
     """32 hex digits that no other process has."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()

@@ -74,3 +74,11 @@ def test_more_than_any_model_reads_is_hashed_up_to_there() -> None:
 
 def test_hashes_take_one_small_object() -> None:
     assert max(Hasher().chain(array(list(range(5000))), 0, 1)) < 2**60
+
+
+def test_seeds_are_remembered_within_a_bound_and_stay_the_same() -> None:
+    hasher = Hasher(b"fixed")
+    first = [hasher.seed(Scope("m", str(salt))) for salt in range(3000)]
+    assert len(hasher._seeds) <= 1024
+    assert [hasher.seed(Scope("m", str(salt))) for salt in range(3000)] == first
+    assert len(set(first)) == 3000
