@@ -20,6 +20,8 @@ FIELD_BYTES: Final = 16 * 1024
 FIELDS: Final = 128
 QUIET_BYTES: Final = 64 * 1024
 """What may come in a row that is no body: a head, trailers, chunk sizes with remarks."""
+REQUESTS: Final = 1000
+"""That may wait for an answer; a kilobyte of memory each, and twenty bytes to send."""
 _WEBSOCKET: Final = "websocket"
 
 
@@ -101,6 +103,8 @@ class Reader:
 
     def on_headers_complete(self) -> None:
         """See httptools."""
+        if len(self.requests) >= REQUESTS:
+            self.fault = f"more than {REQUESTS} requests at once"
         if not self._target or self.fault:
             self.fault = self.fault or "it has no target"
             return
