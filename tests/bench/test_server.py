@@ -8,7 +8,14 @@ import pytest
 from kvtier.bench.client import complete
 from kvtier.bench.processes import session_processes
 from kvtier.bench.runs import lower_tier_hits
-from kvtier.bench.server import Server, ServerFailed, ServerSettings, free_port, telling_lines
+from kvtier.bench.server import (
+    Server,
+    ServerFailed,
+    ServerSettings,
+    free_port,
+    telling_lines,
+    usual_dtype,
+)
 from kvtier.clock import VirtualClock
 
 TRANSFER = {"kv_connector": "OffloadingConnector", "kv_connector_extra_config": {"ram": "1GiB"}}
@@ -32,6 +39,24 @@ def test_rows_of_a_comparison_differ_in_connector_and_device_cache_only(tmp_path
     assert json.loads(config) == TRANSFER
     environments = [settings(tmp_path, kv_transfer=each).environment() for each in (None, TRANSFER)]
     assert environments[0] == environments[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("flags\t\t: fpu avx2 avx512f\n", "auto"),
+        ("flags\t\t: fpu avx2\n", "float32"),
+        ("Features\t: fp asimd bf16\n", "auto"),
+        (None, "auto"),
+    ],
+)
+def test_numbers_are_those_that_the_cpu_is_fast_at(
+    tmp_path: Path, flags: str | None, dtype: str
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"processor\t: 0\nmodel name\t: avx512f\n{flags}")
+    assert usual_dtype(info) == dtype
 
 
 def test_the_thread_binding_is_explicit_and_the_hub_is_off(tmp_path: Path) -> None:
