@@ -97,11 +97,6 @@ def go_on_headers() -> ProcessingResponse:
     return ProcessingResponse(request_headers=HeadersResponse(response=CommonResponse()))
 
 
-def go_on_body() -> ProcessingResponse:
-    """A part of the request's body may pass as it is."""
-    return ProcessingResponse(request_body=BodyResponse(response=CommonResponse()))
-
-
 def go_on_trailers() -> ProcessingResponse:
     """The request's trailers may pass."""
     return ProcessingResponse(request_trailers=TrailersResponse(header_mutation=_NOTHING))

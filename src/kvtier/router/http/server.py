@@ -34,8 +34,6 @@ _BACKLOG = 1024
 """Connections that may wait to be accepted."""
 _LOOK_S = 0.05
 """How often a draining router looks whether its last request has ended."""
-_END_S = 0.01
-"""For handlers to end before they are cancelled; aiohttp takes 0 for ever."""
 
 
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
