@@ -10,6 +10,8 @@ import pytest
 from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.router.ingest.events import EventStream
+from kvtier.router.ingest.sinks import ReplicaSink
 from tests.engine.conftest import MADE_UP, Start
 
 BLOCK = 128
@@ -24,9 +26,6 @@ def test_a_prefix_is_known_in_every_tier(
     tmp_path: Path,
     has_tokens: bool,
 ) -> None:
-    pytest.importorskip("zmq")
-    from kvtier.router.ingest.events import EventStream, ReplicaSink
-
     endpoint = f"ipc://{tmp_path / 'socket'}"
     settings = {
         "ram": "1536KiB",
