@@ -4,6 +4,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kvtier import plugins
 from kvtier.admission.always import Always
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache import build
@@ -226,9 +227,9 @@ def test_a_tier_that_does_not_open_is_said_and_closed_when_it_does(
         def close(self) -> None:
             closed.set()
 
-    load = build.plugins.load
+    load = plugins.load
     monkeypatch.setattr(
-        build.plugins, "load", lambda kind, name: Slow if kind == "tiers" else load(kind, name)
+        plugins, "load", lambda kind, name: Slow if kind == "tiers" else load(kind, name)
     )
     monkeypatch.setattr(build, "_OPEN_S", 0.01)
     wanted = Settings(ram=Ram(capacity=8 * SLOT_BYTES), shared=Shared(path=str(tmp_path)))

@@ -234,8 +234,8 @@ def test_what_drivers_read() -> None:
 
 def test_close_twice_and_with_work_under_way() -> None:
     before = set(threading.enumerate())
-    rig = Rig(8, [FaultyTier(memory_tier())])
-    tier = rig.tiers[0]
+    tier = FaultyTier(memory_tier())
+    rig = Rig(8, [tier])
     engine = TransferEngine(rig.tiers, SLOT_BYTES, 64)
     cache = TieredCache(rig.residency, rig.tiers, [Always(), Always()], engine, DEADLINE_S)
     tier.inject(Fault.IO_ERROR)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from kvtier.blocks.key import BlockKey
 from kvtier.cli.main import kvtier
 from kvtier.conversion.work import Job
-from tests.conversion import foreign
 from tests.conversion.foreign import NAME, TreeFolder, chain, make_space, vllm_fields
 
 
@@ -76,7 +76,7 @@ def test_a_signal_ends_it_behind_whole_blocks(
     real = Importer._job
     before = signal.getsignal(signal.SIGINT)
 
-    def job(self: Importer, name: str, key: foreign.BlockKey, size: int) -> Job:
+    def job(self: Importer, name: str, key: BlockKey, size: int) -> Job:
         asked.append(name)
         if len(asked) == 100:  # the first batch is done by then
             os.kill(os.getpid(), signal.SIGINT)

@@ -93,7 +93,7 @@ def test_storage_that_hangs_is_a_failure_in_time(monkeypatch: pytest.MonkeyPatch
         yield fine("shared.path", "began")
         woken.wait(60)
 
-    monkeypatch.setattr(examination.storage, "shared_checks", hanging)
+    monkeypatch.setattr("kvtier.diagnosis.storage.shared_checks", hanging)
     given = {"--ram": "64MiB", "--shared": "/"}
     try:
         report = examine(settings.resolve(env={}, flags=given), silent, answer_s=0.05)

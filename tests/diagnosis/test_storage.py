@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from obstore.store import S3Store
 
+from kvtier.clock import wall_s
 from kvtier.diagnosis import storage
 from kvtier.diagnosis.report import Check, Status
 from kvtier.diagnosis.storage import (
@@ -164,8 +165,7 @@ def test_clocks(skew_s: float, status: Status, says: str) -> None:
 def test_the_clock_is_the_file_systems(
     tmp_path: Path, ahead_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = storage.wall_s
-    monkeypatch.setattr(storage, "wall_s", lambda: real() - ahead_s)
+    monkeypatch.setattr(storage, "wall_s", lambda: wall_s() - ahead_s)
     ((_, _, told),) = wrong(shared_checks(Shared(path=str(tmp_path))))
     assert told.startswith(f"the store's clock is {abs(ahead_s)}.0 s")
     assert ("ahead" in told) == (ahead_s > 0)

@@ -35,6 +35,7 @@ from kvtier.connectors.vllm.cpu import HostCopier
 from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.tiers.base import Tier
+from kvtier.transfer.job import Direction
 
 SETTLE_S = 60.0
 DUMMY_SCALE = 0.2
@@ -58,7 +59,7 @@ class Driver:
 
     def __init__(self, llm: dict[str, Any], kvtier: dict[str, Any] | None, **more: Any) -> None:
         self._faulty: FaultyTier | None = None
-        spec.HostCopier = SwitchedCopier  # type: ignore[misc]
+        spec.HostCopier = SwitchedCopier  # type: ignore[misc,attr-defined]
         # The engine makes weights up so small that no token hears another.
         dummy_loader.initialize_single_dummy_weight = functools.partial(
             initialize_single_dummy_weight, low=-DUMMY_SCALE, high=DUMMY_SCALE
@@ -135,7 +136,7 @@ class Driver:
             any(
                 engine.queued_blocks(tier, direction)
                 for tier in range(1, len(cache.tier_names))
-                for direction in spec.stats.Direction
+                for direction in Direction
             )
             or cache.is_waiting
         ):

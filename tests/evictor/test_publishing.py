@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+import zmq
 
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.publishing import QUEUE_MESSAGES, Publisher
-
-zmq = pytest.importorskip("zmq")
 
 WAIT_MS = 20_000
 

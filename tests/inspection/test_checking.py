@@ -9,8 +9,8 @@ import pytest
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier.inspection import checking
 from kvtier.inspection.checking import Observer, Wish, check_store
+from kvtier.inspection.cursor import Cursor, CursorKeeper
 from kvtier.inspection.pace import Pace
 from kvtier.inspection.places import CURSOR_NAME
 from kvtier.inspection.report import Report
@@ -138,13 +138,13 @@ def test_a_check_of_something_else_begins_anew(full: StoreFolder) -> None:
 
 def test_progress_is_noted_now_and_then(full: StoreFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
-    real = checking.CursorKeeper.save
+    real = CursorKeeper.save
 
-    def save(keeper: checking.CursorKeeper, cursor: checking.Cursor) -> None:
+    def save(keeper: CursorKeeper, cursor: Cursor) -> None:
         saved.append(cursor.after)
         real(keeper, cursor)
 
-    monkeypatch.setattr(checking.CursorKeeper, "save", save)
+    monkeypatch.setattr(CursorKeeper, "save", save)
     clock = VirtualClock()
 
     class Slow(Watched):

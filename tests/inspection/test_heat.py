@@ -1,6 +1,7 @@
 """What is read to tell which prefixes are read most, and what happens where it cannot be."""
 
 import errno
+from typing import TypeVar
 
 import pytest
 
@@ -18,9 +19,10 @@ from tests.inspection.stores import NAME, SPACE, keys, spread
 
 RULES = rules_of(manifest_of(SPACE, Xxh3()), Xxh3())
 HOT, WARM = spread(2)
+Some = TypeVar("Some", bound=MemoryStore)
 
 
-def filled(store: MemoryStore) -> MemoryStore:
+def filled(store: Some) -> Some:
     """Two chains, one read twice and one once; one more read of the second is folded already."""
     for first, reads in ((HOT, 2), (WARM, 1)):
         fill(store, keys(4, int.from_bytes(first[:4], "big")), reads=reads)

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from tests.inspection.stores import StoreFolder, keys
-from tests.inspection.test_surveyor import NAME, surveyed
+from tests.inspection.stores import NAME, StoreFolder, keys
+from tests.inspection.test_surveyor import surveyed
 
 
 def test_fields_are_only_ever_added(store: StoreFolder) -> None:

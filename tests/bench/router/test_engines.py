@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from kvtier.bench.client import complete
 from kvtier.bench.progress import Steps
 from kvtier.bench.router import contest, engineruns, engines
 from kvtier.bench.router.contest import Router
@@ -75,10 +76,9 @@ def test_another_answer_than_the_replicas_own_is_noticed(
     encode = WordEncoder()
     arrivals = Schedule(small(), encode, encode.decode, 1, 60.0).edition(0)[:2]
     asked: list[str] = []
-    real = engines.complete
 
     def garbled(endpoint: object, text: str, output_len: int) -> object:
-        found = real(endpoint, text, output_len)  # type: ignore[arg-type]
+        found = complete(endpoint, text, output_len)  # type: ignore[arg-type]
         asked.append(text)
         # The fifth of each prompt is the router's.
         return msgspec.structs.replace(found, text="?") if len(asked) % 5 == 0 else found

@@ -106,7 +106,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     driver = Driver()
     monkeypatch.setattr(cuda, "current_platform", driver)
     monkeypatch.setattr(cuda, "ops", driver)
-    monkeypatch.setattr(cuda.torch, "Event", Event)
+    monkeypatch.setattr("torch.Event", Event)
     return driver
 
 

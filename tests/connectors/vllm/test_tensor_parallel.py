@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.connectors.vllm import arrangement, identity
 from kvtier.connectors.vllm.copier import Verb
+from kvtier.connectors.vllm.cpu import HostCopier
 from kvtier.connectors.vllm.pointers import point
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
@@ -242,7 +244,7 @@ def test_swapped_heads_are_noticed(engines: Engines) -> None:
     writer, reader = engines.build(PLAIN, 2), engines.build(PLAIN, 1)
     content = PLAIN.content()
     writer.fill(content)
-    one, two = (worker._copier for worker in writer.workers)
+    one, two = (cast("HostCopier", worker._copier) for worker in writer.workers)
     one._groups, two._groups = (
         [[run._replace(offset=other.offset) for run, other in zip(*runs, strict=True)]
          for runs in zip(mine, theirs, strict=True)]
