@@ -104,9 +104,9 @@ def test_block_sizes_that_nobody_has_any_more_leave_no_tables() -> None:
     for size in range(1, 200):
         index.set_block_tokens("liar", size)
         index.routed(TokenPrompt(list(range(400)), "m"), "liar")
-    assert len(index._tables) == 1
+    assert len(index._sizes) == 1
     index.set_block_tokens("other", 16)
-    assert len(index._tables) == 2
+    assert len(index._sizes) == 2
 
 
 def test_whatever_a_tier_says_that_it_holds_what_is_remembered_is_bounded(monkeypatch) -> None:

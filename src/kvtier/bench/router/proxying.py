@@ -27,6 +27,8 @@ _REPLICAS: Final = 2
 _SPARE: Final = 200
 """Descriptors that a router needs besides two for each stream."""
 _PRIME_S: Final = 0.5
+_APART: Final = 10_000_000
+"""Numbers of requests, between the first of one load and the first of the next."""
 _STREAM_BYTES: Final = 100_000
 _ORDERS: Final = {
     WHOLE: Order(port=0, kind="whole", clients=16),
@@ -65,7 +67,7 @@ def measure_proxying(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Rows, and what is behind them. Logs of the routers stay in `scratch`.
 
-    Takes 2 x contestants x rounds x seconds, and half a minute for idle streams.
+    Takes 2 x contestants x rounds x (seconds + 0.5), and half a minute for idle streams.
     """
     scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
     commands = contest.contestants(peer, scratch)
@@ -87,16 +89,15 @@ def _rounds(
     targets: dict[str, Router | None] = {DIRECT: None}
     targets.update((router.name, router) for router in running)
     first = 0
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         for pattern in _ORDERS:
             for name, router in targets.items():
-                steps.tell(f"round {turn} of {rounds}, {pattern}: {name}")
-                first += 10_000_000
-                # The round before the first opens connections and fills caches.
-                lasting_s = seconds if turn else _PRIME_S
-                sample = _sample(router, direct, pattern, lasting_s, first)
-                if turn:
-                    found.setdefault((pattern, name), []).append(sample)
+                steps.tell(f"round {turn + 1} of {rounds}, {pattern}: {name}")
+                # Not counted: it opens the connections that idled away while others were on.
+                _sample(router, direct, pattern, _PRIME_S, first)
+                sample = _sample(router, direct, pattern, seconds, first + _APART)
+                found.setdefault((pattern, name), []).append(sample)
+                first += 2 * _APART
     return found
 
 

@@ -9,7 +9,7 @@ Invariant: see `recency`: no tier holds more than its capacity, nor a block with
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvtier.index.fleet.answers import answers, merged
 from kvtier.index.fleet.base import DEVICE, Match, Source
@@ -29,6 +29,14 @@ BLOCKS_MAX: Final = 1 << 20
 """Of a replica's tier: 160 MiB, whatever it says that it holds. The oldest beyond are forgotten."""
 
 
+class _Size(NamedTuple):
+    """Replicas whose blocks have one size."""
+
+    table: BlockTable
+    slots: dict[str, int]
+    """By replica."""
+
+
 class EstimatedIndex:
     """Meets FleetIndex. `capacities` in tokens hold for every replica until it says otherwise."""
 
@@ -46,7 +54,8 @@ class EstimatedIndex:
         self._block_tokens = block_tokens
         self._follows = None if follows is None else frozenset(follows)
         self._levels = Levels()
-        self._tables: dict[int, BlockTable] = {}
+        self._sizes: dict[int, _Size] = {}
+        """By tokens of a block."""
         self._replicas: dict[str, Recency] = {}
         self._told: dict[str, dict[str, int]] = {}
         for tier in self._capacities:
@@ -54,18 +63,18 @@ class EstimatedIndex:
 
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
         """See FleetIndex."""
-        known = list(map(self._replicas.get, replicas))
-        tables = {one.table for one in known if one is not None}
-        parts = [self._match(table, prompt, known) for table in tables]
+        placed = [(size, list(map(size.slots.get, replicas))) for size in self._sizes.values()]
+        parts = [
+            self._match(size.table, prompt, slots)
+            for size, slots in placed
+            if any(slot is not None for slot in slots)
+        ]
         if not parts:
             return [Match({}, prompt.tokens)] * len(replicas)
         return parts[0] if len(parts) == 1 else merged(parts)
 
-    def _match(
-        self, table: BlockTable, prompt: Prompt, known: Sequence[Recency | None]
-    ) -> list[Match]:
-        """One answer a replica; those whose blocks are of another size hold nothing."""
-        slots = [one.slot if one is not None and one.table is table else None for one in known]
+    def _match(self, table: BlockTable, prompt: Prompt, slots: Sequence[int | None]) -> list[Match]:
+        """One answer a slot; None, whose blocks are of another size, holds nothing."""
         ends = table.ends(prompt.chain(table.block_tokens))
         return answers(ends, slots, self._levels, table.block_tokens, prompt.tokens)
 
@@ -74,8 +83,8 @@ class EstimatedIndex:
         recency = self._replicas.get(replica)
         if recency is None:
             recency = self._add(replica, self._block_tokens)
-        for table in self._tables.values():
-            table.sweep()
+        for size in self._sizes.values():
+            size.table.sweep()
         recency.touch(prompt.chain(recency.table.block_tokens))
 
     def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
@@ -100,17 +109,13 @@ class EstimatedIndex:
         known = self._replicas.get(replica)
         if known is not None and known.table.block_tokens == block_tokens:
             return
-        self._replicas.pop(replica, None)
-        if known is not None:
-            known.release()
+        self._forget(replica)
         self._add(replica, block_tokens)
 
     def drop(self, replica: str) -> None:
         """See FleetIndex."""
         self._told.pop(replica, None)
-        recency = self._replicas.pop(replica, None)
-        if recency is not None:
-            recency.release()
+        self._forget(replica)
 
     def held_blocks(self, replica: str) -> int:
         """Blocks that a replica is believed to hold in any tier."""
@@ -118,18 +123,29 @@ class EstimatedIndex:
         return 0 if recency is None else len(recency)
 
     def _add(self, replica: str, block_tokens: int) -> Recency:
-        used = {recency.table.block_tokens for recency in self._replicas.values()}
-        for size in [size for size in self._tables if size not in used and size != block_tokens]:
-            del self._tables[size]  # block sizes that were told once, and by nobody any more
-        table = self._tables.get(block_tokens)
-        if table is None:
-            table = self._tables[block_tokens] = BlockTable(block_tokens)
-        recency = self._replicas[replica] = Recency(table)
+        # Block sizes that were told once, and by nobody any more, go.
+        self._sizes = {
+            tokens: size
+            for tokens, size in self._sizes.items()
+            if size.slots or tokens == block_tokens
+        }
+        size = self._sizes.get(block_tokens)
+        if size is None:
+            size = self._sizes[block_tokens] = _Size(BlockTable(block_tokens), {})
+        recency = self._replicas[replica] = Recency(size.table)
+        size.slots[replica] = recency.slot
         for tier, tokens in {**self._capacities, **self._told.get(replica, {})}.items():
             level = self._levels.use(tier)
             if level is not None:
                 recency.resize(level, _blocks(tokens, block_tokens))
         return recency
+
+    def _forget(self, replica: str) -> None:
+        recency = self._replicas.pop(replica, None)
+        if recency is None:
+            return
+        del self._sizes[recency.table.block_tokens].slots[replica]
+        recency.release()
 
 
 def compared(block_tokens: int) -> int:
