@@ -32,10 +32,24 @@ def test_who_has_told_is_judged_by_that_alone() -> None:
     index, precise = made()
     index.routed(TokenPrompt(TOKENS, "m"), "a")
     index.routed(TokenPrompt(TOKENS[:48], "m"), "b")
+    precise.begin("a")
     precise.apply("a", [STORED])
     assert held(index) == [32, 48]
     assert held(index, "ba") == [48, 32]
     assert held(index, "a") == [32]
+
+
+def test_of_who_was_missed_in_part_the_longer_prefix_counts() -> None:
+    index, precise = made()
+    index.routed(TokenPrompt(TOKENS[:16], "m"), "a")
+    index.routed(TokenPrompt(TOKENS, "m"), "b")
+    for name in "ab":
+        precise.apply(name, [STORED])
+    assert held(index) == [32, 64]
+    precise.begin("b")
+    assert held(index) == [32, 32]
+    precise.clear("b")
+    assert held(index) == [32, 64]
 
 
 def test_characters_are_compared_with_the_estimate() -> None:

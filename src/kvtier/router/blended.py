@@ -1,7 +1,10 @@
 """One index out of two: what replicas tell where they tell it, an estimate for the others.
 
-Invariant: a replica that has told anything is judged by that alone, so that what it has lost is
-not believed to be there; a prompt of characters can only be compared with the estimate.
+Engines tell a block once, when it comes. So a replica that has told from its beginning is judged
+by that alone, and what it has lost is not believed to be there; of one whose events were missed
+in part, the longer of the two prefixes counts: what it has used all along it does not tell again.
+
+Invariant: a prompt of characters can only be compared with the estimate.
 """
 
 from collections.abc import Sequence
@@ -30,11 +33,12 @@ class BlendedIndex:
         if not told:
             return self._estimated.match(prompt, replicas)
         precise = self._precise.match(prompt, replicas)
-        if len(told) == len(replicas):
+        whole = frozenset(name for name in told if self._precise.is_whole(name))
+        if len(whole) == len(replicas):
             return precise
         estimated = self._estimated.match(prompt, replicas)
         return [
-            mine if name in told else its
+            mine if name in whole or (name in told and mine.best_tokens >= its.best_tokens) else its
             for name, mine, its in zip(replicas, precise, estimated, strict=True)
         ]
 

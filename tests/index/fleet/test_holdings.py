@@ -82,20 +82,67 @@ def test_names_that_departed_are_remembered_up_to_a_bound(monkeypatch) -> None:
     assert len(held) == 3
 
 
-def test_what_finds_no_room_is_refused_and_counted() -> None:
-    held = made(blocks_max=2)
-    rows = grow(held, [11, 12])
-    assert held.add(13, 13 << 4, 3, rows[1]) is None
-    assert held.refused_blocks == 1
-    held.let_go(rows[1], 0)
-    assert held.add(14, 14 << 4, 2, rows[0]) is not None
-    held.let_go(rows[0], 0)
+def test_as_many_copies_go_as_have_come() -> None:
+    held = made()
+    (row,) = grow(held, [11])
+    for _ in range(2):
+        held.hold(row, 0)
+    held.hold(row, 1)
+    for _ in range(2):
+        held.let_go(row, 0)
+        held.check()
+        assert held.table.own_byte(11, held.slot) == 127
+    held.let_go(row, 0)
+    assert held.table.own_byte(11, held.slot) == 126
+    held.hold(row, 0)
+    held.hold(row, 0)
+    held.empty(0)
     held.check()
+    held.hold(row, 0)
+    held.let_go(row, 0)
+    assert held.table.own_byte(11, held.slot) == 126
+
+
+def test_where_copies_are_told_once_one_is_all() -> None:
+    table = BlockTable(16)
+    held = Holdings(table, 0, 10, is_counted=False)
+    (row,) = grow(held, [11])
+    held.hold(row, 0)
+    held.let_go(row, 0)
+    assert held.table.own_byte(11, 0) == 0
+    held.check()
+
+
+def test_the_ends_of_the_oldest_prefixes_make_room() -> None:
+    held = made(blocks_max=4)
+    grow(held, [11, 12, 13])
+    grow(held, [21])
+    grow(held, [11, 31])
+    assert held.row(31) is not None
+    assert held.row(11) is not None
+    assert held.refused_blocks
+    held.check()
+    grow(held, [41, 42, 43, 44])
+    assert [held.row(name) is None for name in (11, 12, 13, 21, 31)] == [True] * 5
+    held.check()
+
+
+def test_a_prefix_that_is_longer_than_all_the_room_is_refused() -> None:
+    held = made(blocks_max=3)
+    grow(held, [11])
+    path = [(name, name << 4, depth) for depth, name in enumerate(range(21, 25), 1)]
+    assert held.add_path(path, ROOT) is None
+    held.check()
+    assert [held.row(name) is not None for name in (11, 21, 22, 23, 24)] == [0, 1, 1, 1, 0]
+    (row,) = grow(held, [31])
+    assert held.row(31) == row
 
 
 def test_room_is_never_made_by_dropping_the_parent() -> None:
     held = made(blocks_max=1)
     (row,) = grow(held, [11])
+    assert held.add(12, 12 << 4, 2, row) is None
+    assert held.row(11) == row
     held.let_go(row, 0)
     assert held.add(12, 12 << 4, 2, row) is None
     assert held.row(11) == row
@@ -140,6 +187,21 @@ def test_two_names_of_one_content_are_held_once() -> None:
     assert held.refused_blocks == 1
     assert held.table.own_byte(11, held.slot) == 127
     held.check()
+
+
+def test_a_path_is_placed_whole_however_little_is_remembered(monkeypatch) -> None:
+    monkeypatch.setattr(module, "DEPARTED_MAX", 2)
+    held = made(blocks_max=8)
+    for row in grow(held, [11, 12, 13]):
+        held.let_go(row, 0)
+    last = held.add_path(
+        [(name, name << 4, depth) for depth, name in enumerate(range(21, 28), 1)], ROOT
+    )
+    assert last is not None
+    held.hold(last, 1)
+    held.check()
+    assert held.depth(last) == 7
+    assert len(held.holes) == 6
 
 
 names = st.integers(1, 12)

@@ -1,6 +1,7 @@
 """The precise index against the plainest model: sets of prefixes by replica and tier."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -65,7 +66,8 @@ class Model:
     """Who holds which prefix where; a prefix counts as far as each block of it is held."""
 
     def __init__(self) -> None:
-        self.held: set[tuple[str, str, Path]] = set()
+        self.held: Counter[tuple[str, str, Path]] = Counter()
+        """Copies; in shared storage there is one at most."""
         self.members: set[str] = set()
 
     def tokens(self, replica: str, path: Path) -> dict[str, int]:
@@ -83,7 +85,11 @@ class Model:
         owners = [(replica, tier) for tier in tiers if tier != "shared"]
         if "shared" in tiers and replica in self.members:
             owners.append(("pool", "shared"))
-        return any((*owner, path) in self.held for owner in owners)
+        return any(self.held[*owner, path] for owner in owners)
+
+    def take(self, owner: str, tier: str, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self.held[owner, tier, path] += owner != "pool" or not self.held[owner, tier, path]
 
 
 paths = st.lists(st.integers(0, 1), min_size=1, max_size=6).map(tuple)
@@ -120,20 +126,21 @@ class Feed:
             whole = {path[: end + 1] for end in range(len(path))}
             self.settled.add(replica)
             known[owner] |= whole
-            held |= {(owner, tier, prefix) for prefix in whole}
+            self.model.take(owner, tier, whole)
         elif what == "silent":
             self.index.apply(replica, [stored(path, 1, tier, shared=is_shared, silent=True)])
             usable = known[owner] | known[replica] if replica in self.settled else set()
             if path in usable:
                 known[owner] |= {path[: end + 1] for end in range(len(path))}
-                held.add((owner, tier, path))
+                self.model.take(owner, tier, [path])
         elif what == "remove":
             self.index.apply(replica, [removed(path, tier, shared=is_shared)])
             if replica in self.settled:
-                held.discard((owner, tier, path))
+                held[owner, tier, path] = max(0, held[owner, tier, path] - 1)
         else:
             self.index.apply(replica, [Cleared()])
-            self.model.held = {one for one in held if one[:2] != (replica, DEVICE)}
+            for one in held:
+                held[one] *= one[:2] != (replica, DEVICE)
         if is_shared and what in ("store", "silent") and replica in self.settled:
             self.model.members.add(replica)
 
@@ -192,6 +199,16 @@ def test_what_came_and_went_is_not_expected_any_more() -> None:
     index.apply("a", [stored((0, 1), 2, "ram")])
     index.apply("a", [Removed(names=[name_of((0, 1))], tier="ram")])
     assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 48
+
+
+def test_what_is_expected_ends_where_a_block_has_left() -> None:
+    index = PreciseIndex(clock=VirtualClock())
+    index.add("a", MODEL)
+    path = (0, 1, 0, 1, 0, 1, 0, 1)
+    index.apply("a", [stored((1,), 1, DEVICE)])
+    index.routed(prompt_of(path), "a")
+    index.apply("a", [stored(path, len(path), DEVICE), removed(path[:3], DEVICE)])
+    assert index.match(prompt_of(path), "a")[0].best_tokens == 32
 
 
 def test_shared_storage_is_everybodys_who_uses_it_until_it_is_told_gone() -> None:

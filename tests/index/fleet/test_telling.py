@@ -148,3 +148,57 @@ def test_a_replica_cannot_make_up_block_sizes_without_end(monkeypatch) -> None:
         Teller("m", shelves).store(stored(names=[1], token_ids=range(size), block_tokens=size))
     assert len(shelves.pools) == 3
     assert shelves.dropped == {"block_size": 2}
+
+
+def test_the_largest_blocks_are_the_engines_own() -> None:
+    part = stored(names=[9], token_ids=TOKENS[:8], block_tokens=8)
+    for tail in (part, stored(names=[9], parent=1, token_ids=TOKENS[:8], block_tokens=8)):
+        teller, shelves = told(tail, stored())
+        assert blocks(teller, PROMPT) == 3
+        teller.store(part)
+        assert shelves.dropped["block_size"] == 1
+        assert blocks(teller, PROMPT) == 3
+
+
+def test_clearing_a_device_beside_nothing_else_leaves_at_once() -> None:
+    teller, shelves = told(stored())
+    teller.clear_device()
+    assert teller.held is None
+    assert teller.is_whole
+    teller.store(stored())
+    assert blocks(teller, PROMPT) == 3
+    teller.store(stored(tier="ram"))
+    for _ in range(2):
+        teller.clear_device()
+        assert (blocks(teller, PROMPT), blocks(teller, PROMPT, 1)) == (0, 3)
+    teller.store(stored())
+    teller.clear_device()
+    assert (blocks(teller, PROMPT), blocks(teller, PROMPT, 1)) == (0, 3)
+    assert not shelves.dropped
+
+
+def test_who_reads_shared_storage_goes_on_with_it_when_its_device_is_cleared() -> None:
+    teller, _ = told(stored(), stored(tier="shared", is_shared=True))
+    teller.clear_device()
+    assert blocks(teller, PROMPT) == 0
+    assert blocks(teller, PROMPT, 3) == 3
+
+
+def test_only_who_tells_from_the_beginning_tells_everything() -> None:
+    teller, _ = told(stored())
+    assert not teller.is_whole
+    teller.begin()
+    assert teller.is_whole
+    teller.clear()
+    assert not teller.is_whole
+
+
+def test_models_of_which_nobody_is_left_make_room_for_others(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_SHELVES_MAX", 2)
+    shelves = Shelves(process_hasher(), 1000, 2.0)
+    for model in "abc":
+        teller = Teller(model, shelves)
+        teller.store(stored(tier="shared", is_shared=True))
+        assert teller.held is not None
+        teller.clear()
+    assert [shelf.model for shelf in (*shelves.all_of("b"), *shelves.all_of("c"))] == ["b", "c"]

@@ -10,10 +10,10 @@ from typing import Final
 
 from kvtier.index.fleet.base import Match
 from kvtier.index.fleet.ends import Ends, lacking
-from kvtier.index.fleet.levels import ROUTED, Levels
+from kvtier.index.fleet.levels import LEVELS, ROUTED, Levels
 
 Caps = Mapping[int, Mapping[int, int]]
-"""By slot and level: blocks before the first that this level is known to lack."""
+"""By slot and level, LEVELS for what is expected: blocks before the first that is known to lack."""
 _NONE: Final[Caps] = {}
 
 
@@ -64,6 +64,7 @@ def _capped(
 ) -> Match:
     """Of a slot that lacks blocks within its prefixes."""
     routed = ends.reach(slot, ROUTED)
+    routed = min(routed, caps.get(LEVELS, routed))
     tokens = {}
     for level in levels.used:
         held = ends.reach(slot, 1 << level)

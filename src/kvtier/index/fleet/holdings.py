@@ -5,6 +5,9 @@ lacks while it holds something behind them. The tree knows for every block the f
 that anything behind it is in, so that holes are known exactly at every moment and a bisected
 prefix can be corrected for them.
 
+An engine may have several copies of one block on a level, as when requests with one prefix were
+computed side by side; it tells each that comes and each that goes, and so they are counted.
+
 Invariants: the byte in the table is that of `_held`; `_kids[level][row]` counts the children in
 whose subtree `level` is the fastest; a row is a hole exactly if something behind it is in a
 faster level than the block itself; a row that holds nothing and has nothing behind it is kept
@@ -13,7 +16,8 @@ as one of the last DEPARTED_MAX, because its name may be told again without its 
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 from kvtier.index.fleet.hashing import hash_of
@@ -21,6 +25,8 @@ from kvtier.index.fleet.levels import ABSENT, CUMULATIVE, HELD, LEVELS, LOWEST
 from kvtier.index.fleet.table import BlockTable
 
 DEPARTED_MAX: Final = 4096
+RECYCLED: Final = 256
+"""Rows that are looked at when room is needed, the oldest first: half a millisecond."""
 ROOT: Final = -1
 """The row before the first block of a prefix."""
 
@@ -28,13 +34,19 @@ ROOT: Final = -1
 class Holdings:
     """Rows by name. 150 bytes a block beside the table's. One thread."""
 
-    def __init__(self, table: BlockTable, slot: int, blocks_max: int) -> None:
+    def __init__(
+        self, table: BlockTable, slot: int, blocks_max: int, *, is_counted: bool = True
+    ) -> None:
+        """`is_counted`: each copy is told when it comes and when it goes."""
         self.table = table
         self.slot = slot
         self.holes: set[int] = set()
         self.refused_blocks = 0
-        """For want of room, or because another name had the same content."""
+        """Forgotten for want of room, or not taken; or because another name had the content."""
         self._blocks_max = blocks_max
+        self._is_counted = is_counted
+        self._copies: dict[int, int] = {}
+        """By row and level: copies besides the first, where there are any."""
         self._rows: dict[int, int] = {}
         self._free: list[int] = []
         self._departed: OrderedDict[int, None] = OrderedDict()
@@ -81,12 +93,73 @@ class Holdings:
 
     def add(self, name: int, state: int, depth: int, parent: int) -> int | None:
         """A row for a new name, holding nothing yet; None where there is no room."""
+        return self.add_path([(name, state, depth)], parent)
+
+    def add_path(self, path: Iterable[tuple[int, int, int]], parent: int) -> int | None:
+        """Rows for new names with state and depth, each the child of the one before.
+
+        The last of them; None where there was no room for all.
+        """
         self._keep(parent)
-        if len(self._rows) >= self._blocks_max:
-            if next(iter(self._departed), parent) == parent:
-                self.refused_blocks += 1
-                return None
-            self._drop_departed()
+        barrier = row = parent
+        """What departed from here on is needed: it is of this path."""
+        for name, state, depth in path:
+            if len(self._rows) >= self._blocks_max:
+                if next(iter(self._departed), barrier) == barrier:
+                    self._recycle(row)
+                    barrier = row
+                if next(iter(self._departed), barrier) == barrier:
+                    self.refused_blocks += 1
+                    self._keep(row)
+                    return None
+                self._drop_departed()
+            row = self._place(name, state, depth, row)
+            if barrier not in self._departed:
+                barrier = row
+        self._keep(row)
+        return row
+
+    def hold(self, row: int, level: int) -> None:
+        """The tier has it, or one copy more. Two microseconds."""
+        old = self._held[row]
+        new = old | 1 << level
+        if new == old:
+            if self._is_counted:
+                copy = row * LEVELS + level
+                self._copies[copy] = self._copies.get(copy, 0) + 1
+            return
+        if not old and self.table.own_byte(hash_of(self._states[row]), self.slot) & HELD:
+            self.refused_blocks += 1
+            return
+        if not self._levels >> level & 1:
+            self._levels |= 1 << level
+            self._kids.append((level, array("I", bytes(4 * len(self._states)))))
+            self._kids.sort(key=lambda pair: pair[0])
+        self._write(row, old, new)
+
+    def let_go(self, row: int, level: int) -> None:
+        """The tier has it no more, or one copy less."""
+        copies = self._copies.pop(row * LEVELS + level, 0) if self._copies else 0
+        if copies > 1:
+            self._copies[row * LEVELS + level] = copies - 1
+        if not copies:
+            self._lose(row, 1 << level)
+            self._trim()
+
+    def empty(self, level: int) -> None:
+        """The tier has nothing any more. Two microseconds for each block that it had."""
+        # The last told first: children before their parents, so that no holes open on the way.
+        rows = reversed(self._rows.values())
+        for row in [row for row in rows if self._held[row] >> level & 1]:
+            self._lose(row, 1 << level)
+        self._trim()
+
+    @property
+    def levels(self) -> int:
+        """Bits of those that anything was ever told of."""
+        return self._levels
+
+    def _place(self, name: int, state: int, depth: int, parent: int) -> int:
         if self._free:
             row = self._free.pop()
             self._states[row], self._names[row] = state, name
@@ -102,37 +175,18 @@ class Holdings:
                 counts.append(0)
         self._rows[name] = row
         self._departed[row] = None
-        self._keep(parent)
         return row
 
-    def hold(self, row: int, level: int) -> None:
-        """The tier has it. Two microseconds."""
+    def _lose(self, row: int, bits: int) -> None:
+        """Levels have nothing of it any more, however many copies there were."""
         old = self._held[row]
-        new = old | 1 << level
-        if new == old:
+        if not old & bits:
             return
-        if not old and self.table.own_byte(hash_of(self._states[row]), self.slot) & HELD:
-            self.refused_blocks += 1
-            return
-        if not self._levels >> level & 1:
-            self._levels |= 1 << level
-            self._kids.append((level, array("I", bytes(4 * len(self._states)))))
-            self._kids.sort(key=lambda pair: pair[0])
-        self._write(row, old, new)
-
-    def let_go(self, row: int, level: int) -> None:
-        """The tier has it no more."""
-        old = self._held[row]
-        new = old & ~(1 << level)
-        if new != old:
-            self._write(row, old, new)
-
-    def empty(self, level: int) -> None:
-        """The tier has nothing any more. Two microseconds for each block that it had."""
-        # The last told first: children before their parents, so that no holes open on the way.
-        rows = reversed(self._rows.values())
-        for row in [row for row in rows if self._held[row] >> level & 1]:
-            self.let_go(row, level)
+        if self._copies:
+            for level in range(LEVELS):
+                if bits >> level & 1:
+                    self._copies.pop(row * LEVELS + level, None)
+        self._write(row, old, old & ~bits)
 
     def _write(self, row: int, old: int, new: int) -> None:
         self._held[row] = new
@@ -157,8 +211,6 @@ class Holdings:
                 return
             if after == ABSENT:
                 self._departed[row] = None
-                if len(self._departed) > DEPARTED_MAX:
-                    self._drop_departed()
             elif before == ABSENT:
                 self._departed.pop(row, None)
             row = self._parents[row]
@@ -187,6 +239,21 @@ class Holdings:
         while row in self._departed:
             self._departed.move_to_end(row)
             row = self._parents[row]
+
+    def _recycle(self, needed: int) -> None:
+        """Forget the ends of the oldest prefixes, other than the one that ends in `needed`."""
+        oldest = list(islice(self._rows.items(), RECYCLED))
+        for name, row in reversed(oldest):
+            if row != needed and self._below(row) == ABSENT:
+                self.refused_blocks += bool(self._held[row])
+                self._lose(row, HELD)
+            else:
+                self._rows[name] = self._rows.pop(name)  # there is something behind it
+        self._keep(needed)
+
+    def _trim(self) -> None:
+        while len(self._departed) > DEPARTED_MAX:
+            self._drop_departed()
 
     def _drop_departed(self) -> None:
         """Children depart before their parents, so no row is left without its parent's."""
@@ -222,3 +289,5 @@ class Holdings:
             assert all(kids[row][level] == counts[row] for level, counts in self._kids)
             seen = self.table.own_byte(hash_of(self._states[row]), self.slot) & HELD
             assert not self._held[row] or seen == CUMULATIVE[self._held[row]]
+        for copy in self._copies:
+            assert self._held[copy // LEVELS] >> copy % LEVELS & 1, "copies of nothing"

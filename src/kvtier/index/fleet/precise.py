@@ -72,6 +72,11 @@ class PreciseIndex:
         slots = [None if held is None else held.slot for held in members]
         return answers(ends, slots, self._shelves.levels, block_tokens, prompt.tokens, caps)
 
+    def is_whole(self, replica: str) -> bool:
+        """Whether it has told all that it holds, since its beginning or since it lost all."""
+        teller = self._tellers.get(replica)
+        return teller is not None and teller.is_whole
+
     def held_blocks(self, replica: str) -> int:
         """Blocks known of a replica."""
         teller = self._tellers.get(replica)
@@ -135,6 +140,12 @@ class PreciseIndex:
     def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
         """See FleetIndex. Who tells what it holds need not tell how much it could."""
 
+    def begin(self, replica: str) -> None:
+        """It tells from its beginning: what comes now is all that there is."""
+        teller = self._tellers.get(replica)
+        if teller is not None:
+            teller.begin()
+
     def clear(self, replica: str) -> None:
         """It has lost its caches, or some of what it told is lost; it goes on telling."""
         teller = self._tellers.get(replica)
@@ -159,7 +170,7 @@ def _ends(shelf: Shelf, members: Sequence[Holdings | None], chain: list[int]) ->
             for before, hashed in source.gaps(chain):
                 byte = table.byte(hashed, held.slot)
                 mine = caps.setdefault(held.slot, {})
-                for level in range(LEVELS):
+                for level in range(LEVELS + 1):  # what is expected has holes as well
                     if not byte >> level & 1:
                         mine[level] = min(mine.get(level, before), before)
     return table.ends(chain), caps

@@ -63,6 +63,10 @@ class BlockTable:
         """What the pool holds counts for this replica as well. Idempotent."""
         self._members |= 1 << slot * _BYTE
 
+    def is_member(self, slot: int) -> bool:
+        """Whether what the pool holds counts for it."""
+        return bool(self._members >> slot * _BYTE & 1)
+
     def release_slot(self, slot: int, hashes: Iterable[int]) -> None:
         """Forget a slot; `hashes` are all that it may hold and do not change any more.
 

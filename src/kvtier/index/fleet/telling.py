@@ -37,7 +37,7 @@ class Shelf:
         self.model = model
         self.table = BlockTable(block_tokens)
         self.expected = Expected(self.table, ttl_s)
-        self.pool = Holdings(self.table, POOL, blocks_max)
+        self.pool = Holdings(self.table, POOL, blocks_max, is_counted=False)
         self.replicas = 0
 
 
@@ -56,12 +56,20 @@ class Shelves:
         """For one replica more; made where it is new, None where there are too many."""
         shelf = self._shelves.get((model, block_tokens))
         if shelf is None:
-            if len(self._shelves) >= _SHELVES_MAX:
+            if len(self._shelves) >= _SHELVES_MAX and not self._forget_one():
                 return None
             shelf = Shelf(model, block_tokens, self.blocks_max, self._ttl_s)
             self._shelves[model, block_tokens] = shelf
         shelf.replicas += 1
         return shelf
+
+    def _forget_one(self) -> bool:
+        """The oldest of those whose replicas have all left."""
+        for key, shelf in self._shelves.items():
+            if not shelf.replicas:
+                del self._shelves[key]
+                return True
+        return False
 
     def leave(self, shelf: Shelf) -> None:
         """One replica less; what is empty then is gone."""
@@ -89,24 +97,45 @@ class Shelves:
 class Teller:
     """A replica. It has a shelf, and `held`, once it has told how large its blocks are."""
 
-    __slots__ = ("_group", "_is_group_told", "_shelves", "held", "model", "shelf")
+    __slots__ = (
+        "_group",
+        "_is_device_empty",
+        "_is_group_told",
+        "_shelves",
+        "held",
+        "is_whole",
+        "model",
+        "shelf",
+    )
 
     def __init__(self, model: str, shelves: Shelves) -> None:
         self.model = model
         self._shelves = shelves
         self.shelf: Shelf | None = None
         self.held: Holdings | None = None
+        self.is_whole = False
+        """Whether it has told all that it holds: engines tell a block once, when it comes."""
         self._group: int | None = None
         self._is_group_told = False
+        self._is_device_empty = False
+        """Since it was cleared; clearing costs a look at every block."""
+
+    def begin(self) -> None:
+        """It holds nothing that it has not told or will tell."""
+        self.is_whole = True
 
     def clear(self) -> None:
-        """It holds nothing any more; its next event starts anew."""
+        """It holds nothing that is known; its next event starts anew."""
+        self._leave()
+        self._group = None
+        self._is_group_told = self.is_whole = False
+
+    def _leave(self) -> None:
         if self.shelf is not None and self.held is not None:
             self.shelf.expected.forget(self.held.slot)
             self.shelf.table.release_slot(self.held.slot, self.held.hashes())
             self._shelves.leave(self.shelf)
-        self.shelf = self.held = self._group = None
-        self._is_group_told = False
+        self.shelf = self.held = None
 
     def clear_device(self) -> None:
         """The device holds nothing any more.
@@ -115,9 +144,16 @@ class Teller:
         clears the device alone or all of them.
         """
         level = self._shelves.levels.use(DEVICE)
-        if self.shelf is not None and self.held is not None and level is not None:
-            self.shelf.expected.forget(self.held.slot)
+        if self.shelf is None or self.held is None or level is None:
+            return
+        if self.held.levels == 1 << level and not self.shelf.table.is_member(self.held.slot):
+            self._leave()  # nothing is left, and a slot is swept piece by piece
+            self.is_whole = True
+            return
+        self.shelf.expected.forget(self.held.slot)
+        if not self._is_device_empty:
             self.held.empty(level)
+        self._is_device_empty = True
 
     def store(self, stored: Stored) -> None:
         """Blocks entered a tier. 5 us for each that is new."""
@@ -128,6 +164,8 @@ class Teller:
             return
         assert self.held is not None
         assert self.shelf is not None
+        if stored.tier == DEVICE:
+            self._is_device_empty = False
         if not stored.is_shared:
             self._hold(self.held, stored, level)
             return
@@ -176,11 +214,16 @@ class Teller:
         return None if self._settle(size) else "block_size"
 
     def _settle(self, block_tokens: int) -> bool:
-        """Whether blocks of this size (0: not told) can be taken; the first sets the size."""
-        if self.shelf is not None:
+        """Whether blocks of this size (0: not told) can be taken; the largest is the size.
+
+        An engine whose hashes are finer than its blocks tells the last part of a prompt as a
+        block of its own, which may be all that it has told so far.
+        """
+        if self.shelf is not None and block_tokens <= self.shelf.table.block_tokens:
             return block_tokens in (0, self.shelf.table.block_tokens)
         if not 0 < block_tokens <= NUMBERS_MAX:
             return False
+        self._leave()
         self.shelf = self._shelves.enter(self.model, block_tokens)
         if self.shelf is None:
             return False
@@ -261,7 +304,6 @@ def _copy(held: Holdings, pool: Holdings, name: int) -> None:
     if row is None:
         return
     parent = ROOT if row == ROOT else pool.row(held.name(row))
-    for row in reversed(path):
-        if parent is None:
-            return
-        parent = pool.add(held.name(row), held.state(row), held.depth(row), parent)
+    assert parent is not None
+    known = ((held.name(row), held.state(row), held.depth(row)) for row in reversed(path))
+    pool.add_path(known, parent)

@@ -22,6 +22,10 @@ class Sink(Protocol):
         """In the order in which they were sent."""
         ...
 
+    def begin(self) -> None:
+        """What comes now is told from the publisher's beginning."""
+        ...
+
     def clear(self) -> None:
         """What was told before is void, or not whole."""
         ...
@@ -41,6 +45,10 @@ class ReplicaSink:
     def apply(self, topic: bytes, changes: Items[Change]) -> None:
         """See Sink."""
         self._index.apply(self._replica, changes)
+
+    def begin(self) -> None:
+        """See Sink."""
+        self._index.begin(self._replica)
 
     def clear(self) -> None:
         """See Sink."""
@@ -70,6 +78,9 @@ class SharedSink:
     def _models_of(self, topic: bytes) -> Collection[str]:
         parts = topic.split(b"@", 2)
         return self._models(parts[2].decode("utf-8", "replace")) if len(parts) == 3 else ()
+
+    def begin(self) -> None:
+        """Who tells what leaves storage need not have told what is there."""
 
     def clear(self) -> None:
         """What it did not tell is found missing by the replica that looks for it."""
