@@ -33,6 +33,9 @@ class Heard(Listener):
     def joined(self, member: Member) -> None:
         self.said.append(f"+{member.replica.name}")
 
+    def amended(self, member: Member) -> None:
+        self.said.append(f"{member.replica.name} {dict(member.endpoint.labels)}")
+
     def left(self, member: Member) -> None:
         self.said.append(f"-{member.replica.name}")
 
@@ -115,11 +118,28 @@ def test_a_new_address_is_a_new_member_and_new_labels_are_not() -> None:
     fleet.listen(heard)
     a, b = fleet.members
     fleet.update([replica("b", labels={"zone": "eu"}, models=frozenset(("n",))), replica("a", 2)])
-    assert heard.said == ["-a", "+a"]
+    assert heard.said == ["-a", "b {'zone': 'eu'}", "+a"]
     assert [member.replica.name for member in fleet.members] == ["b", "a"]
     assert fleet.members[0] is b
     assert (b.endpoint.labels, names(fleet, "n")) == ({"zone": "eu"}, ["b"])
     assert fleet.members[1] is not a
+    heard.said.clear()
+    fleet.update([member.replica for member in fleet.members])
+    assert heard.said == [], "nothing has changed"
+
+
+def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fleet = fleet_of(replica("a"), replica("b"))
+    a, _ = fleet.members
+    stays = [fleet.arrive(a.endpoint, 1, 1) for _ in range(2)]
+    fleet.update([])
+    for stay in stays:
+        stay.end()
+    assert [record.message for record in caplog.records] == [
+        "replica a is off the list; 2 requests finish",
+        "replica b is off the list",
+    ]
 
 
 def test_load_is_counted_while_a_request_stays() -> None:

@@ -1,6 +1,8 @@
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from aiohttp import web
 
 from kvtier.clock import MonotonicClock
@@ -76,6 +78,27 @@ def test_it_is_noticed_when_a_replica_goes_and_when_it_is_back() -> None:
             await until(lambda: member.offered, "it is back")
             a.models.append("lora")
             await until(lambda: "lora" in member.endpoint.models, "a new adapter is noticed")
+
+    run(test())
+
+
+def test_who_is_taken_off_is_not_asked_any_more_and_not_said_to_take_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with replicas("m") as (a,), watched(parse_replica(a.url, "test")) as fleet:
+            (member,) = fleet.members
+            await until(lambda: "takes requests" in caplog.text, "it takes requests")
+            stay = fleet.arrive(member.endpoint, 1, 1)
+            fleet.update([])
+            watches = [one for one in asyncio.all_tasks() if "_watch" in repr(one.get_coro())]
+            await until(lambda: all(one.done() for one in watches), "nobody asks it")
+            assert fleet.leaving == (member,)
+            stay.end()
+            assert fleet.leaving == ()
+        assert "takes no requests" not in caplog.text
 
     run(test())
 

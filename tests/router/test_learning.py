@@ -1,7 +1,10 @@
 import asyncio
+import datetime as dt
 import gzip
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,11 +15,13 @@ from aiohttp import web
 from kvtier.evictor.events import block_of, encode_removed
 from kvtier.evictor.publishing import Publisher
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.changes import Stored, name_of
+from kvtier.index.fleet.changes import Change, Stored, name_of
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.router.extproc.certificates import self_signed
 from kvtier.router.fleet import Card, Fleet
+from kvtier.router.ingest import events
 from kvtier.router.ingest.engines import EVENTS
 from kvtier.router.ingest.sources import EngineSource
 from kvtier.router.ingest.tokens import Prompts
@@ -136,6 +141,151 @@ def test_an_address_of_events_that_is_none_is_said_and_harms_nothing(
             (member,) = fleet.members
             await until(lambda: "nonsense" in caplog.text, "a warning")
             await until(lambda: member.endpoint.load.waiting == 7, "a scrape")
+
+    run(test())
+
+
+class Engine:
+    """A publisher of its own: one block of sixteen `token`s, told again and again."""
+
+    def __init__(self, token: int) -> None:
+        self.prompt = TokenPrompt([token] * 16, "m")
+        self._event = ["BlockStored", [token], None, [token] * 16, 16, None, "GPU"]
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PUB)
+        self.port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        self._number = 0
+
+    async def send(self) -> None:
+        payload = msgspec.msgpack.encode([1.0 + self._number, [self._event]])
+        await self._socket.send_multipart([b"", self._number.to_bytes(8, "big"), payload])
+        self._number += 1
+        await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        self._socket.close(0)
+        self._context.term()
+
+
+def test_events_are_followed_where_labels_say_now_and_other_labels_disturb_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "REPLAY_S", 0.1)
+
+    async def test() -> None:
+        first, second = Engine(1), Engine(2)
+        fleet, index, precise = Fleet(), EstimatedIndex(block_tokens=16), PreciseIndex()
+        async with replicas() as (a,), learning(fleet, index, precise) as learner:
+            a.metrics = METRICS
+
+            def label(**labels: str) -> None:
+                named = {name.replace("_", "-"): text for name, text in labels.items()}
+                models = frozenset("m")
+                fleet.update([Replica(name="a", url=a.url, models=models, labels=named)])
+
+            def held(engine: Engine) -> int:
+                return precise.match(engine.prompt, ["a"])[0].best_tokens
+
+            label(zone="eu")
+            (member,) = fleet.members
+            await until(lambda: member.endpoint.load.waiting == 7, "a scrape")
+            estimated = TokenPrompt(list(range(64)), "m")
+            index.routed(estimated, "a")
+            label(zone="eu", kv_events=str(first.port))
+            while not held(first):
+                await first.send()
+            was = list(learner._tasks[member].events)
+            label(zone="us", kv_events=str(first.port))
+            assert learner._tasks[member].events == was
+            assert held(first), "it goes on"
+            label(zone="us", kv_events=str(second.port))
+            assert not held(first), "nobody tells what became of it"
+            while not held(second):
+                await second.send()
+            await first.send()
+            assert not held(first)
+            label(kv_events=str(second.port), kv_events_replay="1")
+            assert learner._tasks[member].events != was
+            while not held(second):
+                await second.send()
+            label()
+            assert not held(second)
+            assert learner._tasks[member].events == []
+            assert index.match(estimated, ["a"])[0].best_tokens == 64, "it is the same replica"
+            was_scraped = learner.meter.scrapes["a"].scrapes
+            await until(lambda: learner.meter.scrapes["a"].scrapes > was_scraped, "a scrape")
+        first.close()
+        second.close()
+
+    run(test())
+
+
+def test_a_stream_that_fails_is_forgotten_and_followed_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "RETRY_S", 0.01)
+
+    class Failing(PreciseIndex):
+        fails = False
+
+        def apply(self, replica: str, changes: Iterable[Change]) -> None:
+            super().apply(replica, changes)
+            if self.fails:
+                raise RuntimeError("a bug")
+
+    async def test() -> None:
+        engine = Engine(1)
+        fleet, precise = Fleet(), Failing()
+        labels = {EVENTS: str(engine.port)}
+        async with replicas() as (a,), learning(fleet, EstimatedIndex(), precise):
+            fleet.update([Replica(name="a", url=a.url, labels=labels, models=frozenset("m"))])
+
+            def held() -> int:
+                return precise.match(engine.prompt, ["a"])[0].best_tokens
+
+            while not held():
+                await engine.send()
+            precise.fails = True
+            while "a bug" not in caplog.text:
+                await engine.send()
+            assert not held()
+            precise.fails = False
+            while not held():
+                await engine.send()
+        engine.close()
+
+    run(test())
+
+
+def test_an_https_replica_of_a_private_authority_is_learned_of(tmp_path: Path) -> None:
+    async def test() -> None:
+        pair = self_signed(dt.datetime.now(dt.UTC))
+        (tmp_path / "key.pem").write_bytes(pair.key)
+        (tmp_path / "cert.pem").write_bytes(pair.certificate)
+        shown = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        shown.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+        async def metrics(request: web.Request) -> web.Response:
+            return web.Response(text=METRICS)
+
+        app = web.Application()
+        app.router.add_get("/metrics", metrics)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=shown).start()
+        url = f"https://localhost:{runner.addresses[0][1]}"
+        trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+        for tls, waiting in ((trusting, 7), (None, 0)):
+            fleet, learner = Fleet(), Learner([], [], scrape_s=0.01, tls=tls)
+            fleet.listen(learner)
+            await learner.open()
+            fleet.update([Replica(name="a", url=url)])
+            await until(lambda one=learner: one.meter.scrapes, "it is asked")  # type: ignore[misc]
+            counts = learner.meter.scrapes["a"]
+            await until(lambda of=counts: of.scrapes >= 2, "an answer")  # type: ignore[misc]
+            assert fleet.members[0].endpoint.load.waiting == waiting
+            await learner.close()
+        await runner.cleanup()
 
     run(test())
 

@@ -15,6 +15,7 @@ from kvtier.router import parts
 from kvtier.router.base import Candidate, Endpoint, Load, Request
 from kvtier.router.config import Configuration, parse_configuration
 from kvtier.router.profile import Profile, build
+from kvtier.router.record import record
 from tests.router.cases import FakeIndex, candidate, context, endpoint, names, request
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n"
@@ -165,6 +166,40 @@ def test_a_part_that_fails_takes_no_part_and_is_said_once(
             assert names(decision.chosen) == ["b", "a"]
     assert len(caplog.records) == 1
     assert "queue-scorer failed" in caplog.text
+
+
+class Telling:
+    """Scores, and fails in all that it may be asked besides."""
+
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        return [1.0, 0.0]
+
+    def reason(self, request: Request, candidate: Candidate) -> str:
+        raise RuntimeError("a bug")
+
+    def routed(self, request: Request, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+        raise RuntimeError("a bug")
+
+    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+        raise RuntimeError("a bug")
+
+
+def test_a_part_that_cannot_explain_learn_or_tell_fails_no_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    configuration = configured("queue-scorer", "session-affinity-scorer")
+    profile = with_scorer(configuration, Telling())
+    fleet = [endpoint("a"), endpoint("b", waiting=1)]
+    for _ in range(3):
+        decision = profile.decide(request(), fleet, 0.0)
+        assert decision.scores[0] == [1.0, 0.0]
+        profile.routed(request(), decision, decision.chosen[0])
+        assert set(profile.response_headers(request(), fleet[0])) == {"x-session-token"}
+        told = record(decision)
+        assert told.endpoints[0].reasons["queue-scorer"] == "no reason is given: it failed"
+    said = [one.getMessage() for one in caplog.records]
+    assert len(said) == 3
+    assert all("queue-scorer failed" in one for one in said)
 
 
 class NoFilter:

@@ -10,6 +10,7 @@ has ended, so that reloading drops nothing.
 
 import asyncio
 import enum
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +19,8 @@ import msgspec
 from kvtier.router.base import Endpoint
 from kvtier.router.replicas import Discovery, Replica
 from kvtier.transfer.breaker import Breaker, State
+
+_log = logging.getLogger(__name__)
 
 UNHEALTHY_AFTER: Final = 2
 """Health checks in a row that fail before a replica that was healthy gets no more requests."""
@@ -62,10 +65,13 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
 
 
 class Listener:
-    """Hears who comes and goes. Both do nothing here."""
+    """Hears who comes, changes and goes. All do nothing here."""
 
     def joined(self, member: Member) -> None:
         """A replica was named; nothing has been sent to it yet."""
+
+    def amended(self, member: Member) -> None:
+        """It is said otherwise: its labels, or its models. It is the same replica."""
 
     def left(self, member: Member) -> None:
         """It is off the list and its last request has ended."""
@@ -83,7 +89,7 @@ class Fleet:
         self._wake: list[Callable[[], None]] = []
 
     def listen(self, listener: Listener) -> None:
-        """Tell it of everyone who comes or goes from now on."""
+        """Tell it of everyone who comes, changes or goes from now on."""
         self._listeners.append(listener)
 
     def on_change(self, wake: Callable[[], None]) -> None:
@@ -197,15 +203,25 @@ class Fleet:
             listener.joined(member)
 
     def _amend(self, member: Member, replica: Replica) -> None:
+        if member.replica == replica:
+            return
         ids = frozenset(card.id for card in member.cards)
         member.replica = replica
         member.endpoint.labels = replica.labels
         member.endpoint.models = replica.models or ids
+        for listener in self._listeners:
+            listener.amended(member)
 
     def _take_off(self, member: Member) -> None:
         del self._members[member.replica.name]
         member.leaving = True
         member.offered = False
+        finishing = member.endpoint.in_flight
+        _log.info(
+            "replica %s is off the list%s",
+            member.replica.name,
+            f"; {finishing} requests finish" if finishing else "",
+        )
         self._leaving.append(member)
         self.let_go()
 

@@ -70,6 +70,8 @@ class Prober(Listener):
         while True:
             await self._check(member)
             checked.set()
+            if member.leaving:  # the fleet has said so
+                return
             if member.offered is not was:
                 was = member.offered
                 text = "takes requests" if was else f"takes no requests: {member.reason}"

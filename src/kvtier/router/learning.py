@@ -5,18 +5,20 @@ Why: choosing reads endpoints and indexes and asks nobody; here is who keeps the
 `kv-events` and `kv-events-replay`: an address (`tcp://host:5557`), or a port of the replica's own
 host, since a label of Kubernetes can hold no more.
 
-Invariants: what a replica answers, or fails to, ends nobody's task but its own wait; everything
-that began with a replica ends with it, and its entries in indexes go; after `close` no task,
-socket or thread of ours is left.
+Invariants: what a replica answers, or fails to, ends nobody's task but its own wait; a stream of
+events that fails takes what it told with it and is begun again; everything that began with a
+replica ends with it, and its entries in indexes go; after `close` no task, socket or thread of
+ours is left.
 """
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
-import zmq
+import msgspec
 import zmq.asyncio
 
 from kvtier.index.fleet.base import FleetIndex
@@ -44,6 +46,16 @@ _ASK_S: Final = 2.0
 _ASK_AGAIN_S: Final = 5.0
 
 
+class _Tasks(msgspec.Struct):
+    """Of one replica."""
+
+    scrape: asyncio.Task[None]
+    published: tuple[str | None, str | None] = (None, None)
+    """Where its events are, and their replays."""
+    events: list[asyncio.Task[None]] = []
+    """Those that depend on it."""
+
+
 class Learner(Listener):
     """Belongs to one event loop. `open` before replicas join, `close` at the end."""
 
@@ -57,10 +69,12 @@ class Learner(Listener):
         names: Names | None = None,
         evictors: Sequence[str] = (),
         scrape_s: float = SCRAPE_S,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """`tuned`: those of `estimated` whose block size follows the replicas'.
 
-        `evictors`: endpoints where it is told what left shared storage.
+        `evictors`: endpoints where it is told what left shared storage. `tls`: how https replicas
+        are checked; None: as the system does.
         """
         self._names = Names() if names is None else names
         self._estimated = tuple(estimated)
@@ -68,7 +82,8 @@ class Learner(Listener):
         self._tuned = tuple(tuned)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._scrape_s = scrape_s
-        self._tasks: dict[Member, list[asyncio.Task[None]]] = {}
+        self._tls = tls
+        self._tasks: dict[Member, _Tasks] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._context: zmq.asyncio.Context | None = None
@@ -83,6 +98,7 @@ class Learner(Listener):
         """Nothing is asked before a replica joins."""
         # What is compressed could be any size: it is asked for as it is, and read as it comes.
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity", **self._headers},
             auto_decompress=False,
@@ -94,7 +110,7 @@ class Learner(Listener):
 
     async def close(self) -> None:
         """End what is under way."""
-        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        tasks = [task for of in self._tasks.values() for task in (of.scrape, *of.events)]
         for task in tasks:
             task.cancel()
         # Before the context: it waits for their sockets, and would hold the event loop.
@@ -109,12 +125,18 @@ class Learner(Listener):
         """Begin to ask it. Who has its name and still answers requests elsewhere is forgotten."""
         for other in self._named(member.replica.name):
             self._end(other)
-        tasks = [asyncio.create_task(self._scrape(member))]
-        if self._precise and EVENTS in member.replica.labels:
-            tasks.append(asyncio.create_task(self._follow(member)))
-            if member.replica.models:
-                tasks.append(asyncio.create_task(self._name(member)))
-        self._tasks[member] = tasks
+        self._tasks[member] = _Tasks(asyncio.create_task(self._scrape(member)))
+        self._begin_events(member)
+
+    def amended(self, member: Member) -> None:
+        """Follow its events where they are now; what was told where they were is forgotten."""
+        tasks = self._tasks.get(member)
+        if tasks is None or tasks.published == _published(member):
+            return
+        self._stop(tasks.events)
+        for index in self._precise:
+            index.drop(member.replica.name)
+        self._begin_events(member)
 
     def left(self, member: Member) -> None:
         """Stop, and forget what it held."""
@@ -124,11 +146,23 @@ class Learner(Listener):
     def _named(self, name: str) -> list[Member]:
         return [member for member in self._tasks if member.replica.name == name]
 
-    def _end(self, member: Member) -> None:
-        for task in self._tasks.pop(member):
+    def _begin_events(self, member: Member) -> None:
+        tasks = self._tasks[member]
+        tasks.published, tasks.events = _published(member), []
+        if self._precise and EVENTS in member.replica.labels:
+            tasks.events.append(asyncio.create_task(self._follow(member)))
+            if member.replica.models:
+                tasks.events.append(asyncio.create_task(self._name(member)))
+
+    def _stop(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
             task.cancel()
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+    def _end(self, member: Member) -> None:
+        tasks = self._tasks.pop(member)
+        self._stop((tasks.scrape, *tasks.events))
         name = member.replica.name
         self.served.forget(name)
         self.meter.forget(name)
@@ -187,30 +221,26 @@ class Learner(Listener):
 
     async def _stream(self, member: Member, model: str) -> None:
         """One index after the other would miss what the first was told: each has a stream."""
-        name, labels = member.replica.name, member.replica.labels
-        events, replay = (_address(member, labels.get(label)) for label in (EVENTS, REPLAY))
+        name = member.replica.name
+        events, replay = _published(member)
         assert events is not None
-        streams = []
-        for index in self._precise:
-            index.add(name, model)
-            sink = ReplicaSink(index, name)
-            streams.append(
-                EventStream(
+        async with asyncio.TaskGroup() as group:
+            for index in self._precise:
+                index.add(name, model)
+                stream = EventStream(
                     events,
-                    sink,
+                    ReplicaSink(index, name),
                     replay=replay,
                     context=self._context,
                     counts=self.meter.stream(name),
                 )
-            )
-        try:
-            async with asyncio.TaskGroup() as group:
-                for stream in streams:
-                    group.create_task(stream.follow())
-        except* zmq.ZMQError as errors:
-            _log.warning("replica %s: %s: %s", name, events, errors.exceptions[0])
-        except* Exception:
-            _log.exception("replica %s: its events are followed no more", name)
+                group.create_task(stream.keep(f"replica {name}: {events}"))
+
+
+def _published(member: Member) -> tuple[str | None, str | None]:
+    """Where its events are, and their replays."""
+    labels = member.replica.labels
+    return _address(member, labels.get(EVENTS)), _address(member, labels.get(REPLAY))
 
 
 def _address(member: Member, text: str | None) -> str | None:

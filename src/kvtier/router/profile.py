@@ -5,11 +5,12 @@ configuration, each once, however many profiles use it. A decision belongs to th
 thread, blocks on nothing and reads no clock. Costs: a few passes over the candidates; see
 docs/reference/router-profile.md for what was measured.
 Invariants: scores are clamped to [0, 1] before they are weighted, weights are not normalised,
-and a part that fails takes part no more in this decision instead of failing the request.
+and a part that fails takes part no more in this decision instead of failing the request, in
+whatever it is asked: for scores, for reasons, for headers, to learn.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kvtier.clock import seeded
@@ -60,17 +61,22 @@ class Profile:
         self._names = [(name, order.index(id(index))) for name, index in indexes.items()]
         self._moment = moment
         self._filters: list[tuple[str, Filter]] = [(name, made[name]) for name in spec.filters]
-        self._scorers = [Weighted(name, weight, made[name]) for name, weight in spec.scorers]
+        self._scorers = [
+            Weighted(name, weight, _explained(name, made[name], self._fails))
+            for name, weight in spec.scorers
+        ]
         self._picker: Picker = made[spec.picker]
         names = [*spec.filters, *(name for name, _ in spec.scorers), spec.picker]
-        self._parts = list({id(made[name]): made[name] for name in names}.values())
-        self._observers: list[Observer] = [one for one in self._parts if hasattr(one, "routed")]
-        self._failed: set[str] = set()
+        self._parts = list({id(made[name]): (name, made[name]) for name in names}.values())
+        self._observers: list[tuple[str, Observer]] = [
+            (name, one) for name, one in self._parts if hasattr(one, "routed")
+        ]
+        self._failed: set[tuple[str, str]] = set()
 
     @property
     def headers(self) -> frozenset[str]:
         """Request headers that its parts read, in lower case; a log has to keep them."""
-        read = (getattr(one, "headers", ()) for one in self._parts)
+        read = (getattr(one, "headers", ()) for _, one in self._parts)
         return frozenset(header for headers in read for header in headers)
 
     @property
@@ -105,15 +111,22 @@ class Profile:
         self._moment.at_s = decision.now_s
         for index in self._indexes:
             index.routed(request.prompt, chosen.endpoint.name)
-        for observer in self._observers:
-            observer.routed(request, decision.candidates, chosen)
+        for name, observer in self._observers:
+            try:
+                observer.routed(request, decision.candidates, chosen)
+            except Exception:
+                self._fails(name, "it learns nothing of this request")
 
     def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
         """What the client has to be told, so that it is recognised next time."""
         headers: dict[str, str] = {}
-        for one in self._parts:
-            if hasattr(one, "response_headers"):
+        for name, one in self._parts:
+            if not hasattr(one, "response_headers"):
+                continue
+            try:
                 headers.update(one.response_headers(request, endpoint))
+            except Exception:
+                self._fails(name, "it tells the client nothing")
         return headers
 
     def _candidates(self, request: Request, endpoints: Sequence[Endpoint]) -> list[Candidate]:
@@ -174,11 +187,37 @@ class Profile:
         best = max(range(len(kept)), key=totals.__getitem__)
         return [kept[best]]
 
-    def _fails(self, name: str) -> None:
-        """Said once a part: a bug of it, met again with every request."""
-        if name not in self._failed:
-            self._failed.add(name)
-            _LOG.exception("%s failed; it takes no part in choosing while it does", name)
+    def _fails(self, name: str, so: str = "it takes no part in choosing while it does") -> None:
+        """Said once a part and a task: a bug of it, met again with every request."""
+        if (name, so) not in self._failed:
+            self._failed.add((name, so))
+            _LOG.exception("%s failed; %s", name, so)
+
+
+class _Explained:
+    """A scorer that gives reasons, and gives none where it fails to."""
+
+    def __init__(self, name: str, scorer: Any, fails: Callable[[str, str], None]) -> None:
+        self._name = name
+        self._scorer = scorer
+        self._fails = fails
+
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        """See Scorer."""
+        scores: list[float] = self._scorer.score(request, candidates)
+        return scores
+
+    def reason(self, request: Request, candidate: Candidate) -> str:
+        """What it says of a candidate, for people."""
+        try:
+            return str(self._scorer.reason(request, candidate))
+        except Exception:
+            self._fails(self._name, "it gives no reasons")
+            return "no reason is given: it failed"
+
+
+def _explained(name: str, scorer: Any, fails: Callable[[str, str], None]) -> Scorer:
+    return _Explained(name, scorer, fails) if hasattr(scorer, "reason") else scorer
 
 
 def build(

@@ -1,5 +1,7 @@
 """A publisher of KV events as vLLM's, in the test's own event loop."""
 
+from collections.abc import Collection
+
 import msgspec
 import zmq
 import zmq.asyncio
@@ -34,14 +36,21 @@ class Publisher:
         if not lost:
             await self.pub.send_multipart([self.topic, number.to_bytes(8, "big"), payload])
 
-    async def answer(self, *, ends: bool = True, begins: int = 0) -> None:
+    async def answer(
+        self,
+        *,
+        ends: bool = True,
+        begins: int = 0,
+        upto: int | None = None,
+        leaves_out: Collection[int] = (),
+    ) -> None:
         """Serve replays until cancelled."""
         while True:
             client, _, start = await self.router.recv_multipart()
             first = int.from_bytes(start, "big")
             self.asked.append(first)
-            for number, payload in enumerate(self.sent):
-                if number >= max(first, begins):
+            for number, payload in enumerate(self.sent[:upto]):
+                if number >= max(first, begins) and number not in leaves_out:
                     parts = (client, b"", self.topic, number.to_bytes(8, "big"), payload)
                     await self.router.send_multipart(parts)
             if ends:

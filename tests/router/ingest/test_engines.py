@@ -1,6 +1,7 @@
 import aiohttp
 import pytest
 
+from kvtier.errors import Unavailable
 from kvtier.router.fleet import Card, Fleet, Member
 from kvtier.router.ingest.engines import EVENTS, Engines
 from kvtier.router.ingest.sources import EngineSource
@@ -38,5 +39,32 @@ def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
             engines.left("http://there:1")
             engines.left("http://there:1")
             assert engines["m"] is not was, "what it had remembered is gone"
+
+    run(test())
+
+
+def test_while_one_rests_the_next_is_asked() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        fleet.update(
+            [
+                Replica(name=name, url=f"http://127.0.0.1:{port}", labels={EVENTS: "5557"})
+                for name, port in (("a", 1), ("b", 2))
+            ]
+        )
+        async with aiohttp.ClientSession() as session:
+            engines = Engines(lambda: fleet.members)
+            engines.use(session)
+            for one in fleet.members:
+                fleet.healthy(one, [Card("m", b"{}")], 0.0)
+            first = engines["m"]
+            assert engines["m"] is first
+            with pytest.raises(Unavailable):
+                await first.completion("x", "m", add_special_tokens=True)
+            second = engines["m"]
+            assert second is not first
+            with pytest.raises(Unavailable):
+                await second.completion("x", "m", add_special_tokens=True)
+            assert engines["m"] is first, "nobody is left, and it says so at once"
 
     run(test())

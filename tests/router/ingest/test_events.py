@@ -4,8 +4,10 @@ from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 
+import msgspec
 import pytest
 import zmq
+import zmq.asyncio
 
 from kvtier.index.fleet.changes import Change, Cleared
 from kvtier.index.fleet.precise import PreciseIndex
@@ -145,6 +147,240 @@ def test_a_gap_that_cannot_be_filled_forgets_the_replica(tmp_path, monkeypatch, 
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_replay_that_ends_half_way_is_forgotten_though_nothing_was_known_before(
+    tmp_path, monkeypatch, ends
+) -> None:
+    monkeypatch.setattr(module, "REPLAY_S", 0.3)
+
+    async def run() -> None:
+        publisher = Publisher(tmp_path, has_replay=True)
+        for name in range(1, 6):
+            await publisher.send(stored(name))
+        async with following(publisher) as follower:
+            answering = asyncio.create_task(publisher.answer(ends=ends, upto=3))
+            await publisher.send(stored(6))
+            await follower.until(lambda: follower.blocks(6) == 1)
+            assert publisher.asked == [0]
+            assert follower.blocks(1) == 0
+            counts = follower.stream.counts
+            assert (counts.gaps, counts.replays, counts.resyncs) == (1, 0, 1)
+            answering.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_replay_that_is_over_within_its_first_message_is_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr(module, "SLICE_BLOCKS", 1)
+    monkeypatch.setattr(module, "REPLAY_S", 0.1)
+    heard = Heard()
+
+    class Slow(EventStream):
+        async def _ask(self, socket, endpoint, topic, sequence) -> None:
+            socket.close(0)
+            endless = (Cleared() for _ in count())
+            await self._apply(topic, sequence, 0, Batch(1.0, endless))  # type: ignore[arg-type]
+
+    async def run() -> None:
+        context = zmq.asyncio.Context()
+        stream = Slow("ipc:///nowhere", heard, replay="ipc:///nowhere")
+        payload = msgspec.msgpack.encode([9.0, []])
+        await stream._take(context, [b"", (7).to_bytes(8, "big"), payload])
+        assert stream.counts.resyncs == 1
+        context.term()
+
+    asyncio.run(run())
+    assert heard.said[0] == "begin"
+    assert heard.said[-2:] == ["clear", "0"]
+
+
+def test_a_replay_with_a_hole_counts_from_behind_it(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path, has_replay=True)
+        for name in range(1, 6):
+            await publisher.send(stored(name))
+        async with following(publisher) as follower:
+            answering = asyncio.create_task(publisher.answer(leaves_out={2}))
+            await publisher.send(stored(6))
+            await follower.until(lambda: follower.blocks(6) == 1)
+            assert [follower.blocks(name) for name in range(1, 6)] == [0, 0, 0, 1, 1]
+            assert follower.stream.counts.resyncs == 1
+            answering.cancel()
+
+    asyncio.run(run())
+
+
+class Heard:
+    """A sink that writes down what it is told: how many changes, and what else."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def takes(self, topic: bytes) -> bool:
+        return True
+
+    def apply(self, topic: bytes, changes: Items[Change]) -> None:
+        self.said.append(str(len(changes)))
+
+    def begin(self) -> None:
+        self.said.append("begin")
+
+    def clear(self) -> None:
+        self.said.append("clear")
+
+
+async def heard_of(*messages: tuple[int, bytes]) -> list[str]:
+    heard = Heard()
+    stream = EventStream("ipc:///nowhere", heard)
+    context = zmq.asyncio.Context()
+    for number, payload in messages:
+        await stream._take(context, [b"", number.to_bytes(8, "big"), payload])
+    context.term()
+    return heard.said
+
+
+def message(ts: float, *events: dict) -> bytes:
+    return msgspec.msgpack.encode([ts, list(events)])
+
+
+def test_a_sink_hears_when_it_is_told_from_the_beginning() -> None:
+    async def run() -> None:
+        one = stored(1)
+        begun = [(0, message(1.0, one)), (1, message(2.0))]
+        assert await heard_of(*begun) == ["begin", "1", "0"]
+        assert await heard_of((4, message(5.0, one)), (5, message(6.0))) == ["1", "0"]
+        gap = (3, message(4.0, one))
+        assert await heard_of(*begun, gap, (4, message(5.0))) == [
+            *("begin", "1", "0"),
+            *("clear", "1", "0"),
+        ]
+        restarted = (0, message(9.0, one))
+        assert await heard_of(*begun, gap, restarted, (1, message(10.0))) == [
+            *("begin", "1", "0"),
+            *("clear", "1"),
+            *("clear", "begin", "1", "0"),
+        ]
+        unread = (0, b"\xc1")
+        assert await heard_of(unread, (1, message(2.0, one))) == ["0", "1"]
+
+    asyncio.run(run())
+
+
+def test_a_replay_from_the_beginning_is_a_beginning(tmp_path) -> None:
+    async def told(**answers: int) -> list[str]:
+        publisher = Publisher(tmp_path, has_replay=True)
+        for name in (1, 2):
+            await publisher.send(stored(name))
+        async with following(publisher) as follower:
+            heard = follower.stream._sink = Heard()
+            answering = asyncio.create_task(publisher.answer(**answers))
+            await publisher.send(stored(3))
+            await follower.until(lambda: len(heard.said) >= 3 - bool(answers))
+            answering.cancel()
+        return heard.said
+
+    assert asyncio.run(told()) == ["begin", "1", "1", "1"]
+    assert asyncio.run(told(begins=1)) == ["1", "1"]
+
+
+def test_a_connection_that_breaks_during_a_replay_ends_it(tmp_path) -> None:
+    async def run() -> None:
+        publisher = Publisher(tmp_path, has_replay=True)
+        for name in range(1, 4):
+            await publisher.send(stored(name))
+        async with following(publisher) as follower:
+
+            class Breaking(Heard):
+                def apply(self, topic: bytes, changes: Items[Change]) -> None:
+                    super().apply(topic, changes)
+                    follower.stream._sequences.clear()
+
+            heard = follower.stream._sink = Breaking()
+            answering = asyncio.create_task(publisher.answer())
+            await publisher.send(stored(4))
+            await follower.until(lambda: len(publisher.asked) == 1 and len(heard.said) == 2)
+            await publisher.send(stored(5))
+            await follower.until(lambda: len(publisher.asked) == 2)
+            assert heard.said[:2] == ["begin", "1"]
+            assert follower.stream.counts.replays == 0
+            answering.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_message_that_cannot_be_read_makes_no_repetition_a_restart() -> None:
+    async def run() -> None:
+        first, bad = (5, message(100.0)), (6, b"\xc1")
+        assert await heard_of(first, bad, first, (7, message(102.0))) == ["0", "0", "0"]
+
+    asyncio.run(run())
+
+
+def test_a_large_message_is_decoded_beside_the_loop_and_in_order() -> None:
+    async def run() -> None:
+        names = range(1, 10_000)
+        large = message(1.0, *(stored(name, tokens=1) for name in names))
+        assert len(large) > module._INLINE_MAX
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        said = await heard_of((0, large), (1, message(2.0)))
+        beside.cancel()
+        assert said[0] == "begin"
+        assert sum(map(int, said[1:])) == len(names)
+        assert turns > len(names) // module.SLICE_BLOCKS
+
+    asyncio.run(run())
+
+
+def test_events_without_blocks_take_turns_too(monkeypatch) -> None:
+    monkeypatch.setattr(module, "SLICE_BLOCKS", 2)
+    empty = {"type": "BlockRemoved", "block_hashes": []}
+    assert asyncio.run(heard_of((0, message(1.0, *[empty] * 5)))) == ["begin", "2", "2", "1"]
+
+
+def test_a_stream_that_fails_is_forgotten_and_begun_again(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+
+    class Failing(Heard):
+        """At the second message of its first two lives."""
+
+        def apply(self, topic: bytes, changes: Items[Change]) -> None:
+            super().apply(topic, changes)
+            if self.said.count("clear") < 2 and self.said[-2] != "begin":
+                raise RuntimeError("a bug")
+
+    class Scripted(EventStream):
+        """Of one that is always told the same."""
+
+        async def _follow(self, context: zmq.asyncio.Context) -> None:
+            for number in (0, 1):
+                payload = message(1.0 + number, stored(1))
+                await self._take(context, [b"", number.to_bytes(8, "big"), payload])
+            done.set()
+            await asyncio.sleep(60)
+
+    heard = Failing()
+    done = asyncio.Event()
+
+    async def run() -> None:
+        keeping = asyncio.create_task(Scripted("ipc:///nowhere", heard).keep("it"))
+        async with asyncio.timeout(10):
+            await done.wait()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+    asyncio.run(run())
+    assert heard.said == [*("begin", "1", "1", "clear") * 2, "begin", "1", "1"]
+    assert caplog.text.count("it is tried again") == 1
+
+
 def test_repeated_messages_count_once(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
@@ -238,14 +474,20 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
 
         def apply(self, topic: bytes, changes: Items[Change]) -> None:
             taken.extend(changes)
-            stream._breaks += 1
+            stream._sequences.clear()
+
+        def begin(self) -> None:
+            pass
 
         def clear(self) -> None:
             taken.clear()
 
     stream = EventStream("ipc:///nowhere", Sink())
     changes: list[Change] = [Cleared() for _ in range(5)]
-    asyncio.run(stream._apply(b"", Sequence(), 0, Batch(1.0, changes)))
+    sequence = stream._sequences[b""] = Sequence()
+    asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, changes)))
+    assert len(taken) == 1
+    asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, changes)))
     assert len(taken) == 1
 
 

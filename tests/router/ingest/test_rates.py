@@ -133,6 +133,43 @@ def test_numbers_that_nobody_can_have_leave_no_mark(wild: float) -> None:
     assert found[-1] == pytest.approx(TRUE)
 
 
+@pytest.mark.parametrize("which", ["tokens", "requests", "seconds", "latency_s", "all"])
+@pytest.mark.parametrize(
+    "wild",
+    [
+        *([math.nan], [math.inf], [-math.inf], [-1.0], [1e300]),
+        [1e300, 1.7e308, -1.7e308, 1.7e308],
+    ],
+)
+def test_counters_that_are_none_are_passed_over_and_good_ones_count_at_once(wild, which) -> None:
+    replica = Replica()
+    replica.look()
+    replica.batch(1, 4000)
+    names = ("tokens", "requests", "seconds", "latency_s")
+    poisoned = names if which == "all" else (which,)
+    good = {name: getattr(replica, name) for name in names}
+    for value in wild:
+        for name in poisoned:
+            setattr(replica, name, value)
+        replica.now_s += 2 * WINDOW_S
+        assert replica.look() == pytest.approx(TRUE)
+    for name, value in good.items():
+        setattr(replica, name, value)
+    assert [replica.batch(1, 4000) for _ in range(3)] == pytest.approx([TRUE] * 3)
+    replica.now_s += 2 * WINDOW_S
+    assert replica.batch(1, 4000) == pytest.approx(TRUE)
+
+
+@pytest.mark.parametrize("wild", [math.nan, math.inf, -1.0, 1e300])
+def test_a_rate_is_always_a_number(wild: float) -> None:
+    rate = Rate()
+    rate.update(0, 0, 0.0)
+    assert rate.update(wild, wild, 1.0) == 0
+    rate.measured(wild, 2.0)
+    assert rate.update(0, 0, 3.0) == 0
+    assert rate.update(TRUE, 1.0, 4.0) == pytest.approx(TRUE)
+
+
 def test_counters_of_another_life_begin_anew() -> None:
     replica = Replica()
     replica.look()

@@ -26,6 +26,15 @@ def test_a_low_number_is_a_repetition_or_another_life() -> None:
     assert sequence.judge(2, float("nan")) is Verdict.REPEATED
 
 
+def test_a_message_that_cannot_be_read_proves_nothing_about_time() -> None:
+    sequence = taken((5, 100.0))
+    sequence.take(6, None)
+    assert sequence.judge(7, 102.0) is Verdict.NEXT
+    assert sequence.judge(5, 100.0) is Verdict.REPEATED
+    assert sequence.judge(2, None) is Verdict.REPEATED
+    assert sequence.judge(0, 101.0) is Verdict.RESTARTED
+
+
 def test_after_a_restart_it_begins_anew() -> None:
     sequence = taken((7, 5.0))
     sequence.restart()

@@ -96,7 +96,15 @@ def test_an_engine_is_asked_once_for_each_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"{}", b'{"tokens": [-1]}', b'{"tokens": "x"}', b"no", b'{"tokens": [4294967296]}']
+    "body",
+    [
+        b"{}",
+        b'{"tokens": [-1]}',
+        b'{"tokens": "x"}',
+        b"no",
+        b'{"tokens": [4294967296]}',
+        b'{"x":' + b"[" * 200_000,
+    ],
 )
 def test_an_answer_that_is_none_is_unavailable(body) -> None:
     async def answer(request: web.Request) -> web.Response:

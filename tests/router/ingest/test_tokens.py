@@ -73,6 +73,20 @@ def test_characters_where_no_tokenizer_can_be_had_and_it_is_said_once(sources, c
     assert "m are compared by characters" in caplog.text
 
 
+def test_names_and_reasons_stay_one_short_line_in_the_log(caplog) -> None:
+    class Refuses(Source):
+        async def completion(self, *_: Any, **__: Any) -> np.ndarray:
+            raise Unavailable("no role \r\n2026 INFO evil" + "x" * 1_000_000)
+
+    model = "m\x1b[31m\n2026 INFO evil" + "x" * 1_000_000
+    made({"prompt": "ab"}, Prompts({model: Refuses()}), model)
+    (said,) = caplog.messages
+    assert r"prompts of m\x1b[31m\n2026 INFO evilx" in said
+    assert r"no role \r\n2026 INFO evilx" in said
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
 def test_a_long_text_is_encoded_on_a_thread(monkeypatch) -> None:
     monkeypatch.setattr(module, "_INLINE_MAX", 3)
     assert same(made({"prompt": "abcdefgh"}, Prompts()), TextPrompt(b"abcdefgh", "m"))

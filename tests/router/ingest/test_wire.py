@@ -65,6 +65,14 @@ def test_both_forms_of_every_event_are_read(form) -> None:
     assert cleared == Cleared()
 
 
+def test_an_adapter_without_a_name_is_not_the_model_itself() -> None:
+    batch = decode(pack(["BlockStored", [9], None, [1, 2], 2, 7, "GPU"]))
+    assert batch is not None
+    (stored,) = batch.changes
+    assert isinstance(stored, Stored)
+    assert stored.adapter not in ("", "7")
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -125,6 +133,36 @@ def test_one_bad_event_takes_no_other_with_it(bad) -> None:
 )
 def test_what_is_no_message_is_none(payload) -> None:
     assert decode(payload) is None
+
+
+def test_a_message_of_more_events_than_any_engine_has_blocks_is_none() -> None:
+    def some(events: int) -> bytes:
+        return b"\x92" + msgspec.msgpack.encode(1.0) + b"\xdd" + events.to_bytes(4, "big")
+
+    assert decode(some(wire.EVENTS_MAX + 1) + bytes(wire.EVENTS_MAX + 1)) is None
+    batch = decode(some(wire.EVENTS_MAX) + bytes(wire.EVENTS_MAX))
+    assert batch is not None
+    assert batch.bad_events == wire.EVENTS_MAX
+
+
+def test_where_too_many_events_are_bad_the_others_are_not_tried(monkeypatch) -> None:
+    tried = 0
+
+    def event(raw: msgspec.Raw) -> object:
+        nonlocal tried
+        tried += 1
+        return original(raw)
+
+    original = wire._event
+    monkeypatch.setattr(wire, "_event", event)
+    monkeypatch.setattr(wire, "_BAD_MAX", 3)
+    batch = decode(pack(CLEARED, 0, 0, CLEARED, 0, REMOVED, 0, CLEARED))
+    assert batch is not None
+    assert [type(change) for change in batch.changes] == [Cleared, Cleared]
+    assert (batch.bad_events, tried) == (6, 5)
+    batch = decode(pack(CLEARED, 0, 0, REMOVED))
+    assert batch is not None
+    assert (len(batch.changes), batch.bad_events) == (2, 2)
 
 
 def test_nested_values_that_nobody_asked_for_do_no_harm() -> None:

@@ -1,6 +1,7 @@
 """Engines that turn prompts into tokens, found among the members of the fleet.
 
-Invariant: what was remembered of an engine's answers goes when the engine leaves.
+Invariants: what was remembered of an engine's answers goes when the engine leaves; one that did
+not answer is not asked for a while, where another can be.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,9 +17,10 @@ EVENTS: Final = "kv-events"
 
 
 class Engines(Mapping[str, TokenSource]):
-    """By model, the engine that turns prompts into tokens: one that publishes events.
+    """By model, the engine that turns prompts into tokens: the first that publishes events.
 
-    Only those: where nobody tells tokens, comparing characters does as well and asks nobody.
+    Where that one did not answer a moment ago, the next. Only those that publish: where nobody
+    tells tokens, comparing characters does as well and asks nobody.
     """
 
     def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
@@ -31,14 +33,20 @@ class Engines(Mapping[str, TokenSource]):
         self._session = session
 
     def __getitem__(self, model: str) -> TokenSource:
+        first: EngineSource | None = None
         for member in self._members():
             if (
                 member.offered
                 and EVENTS in member.replica.labels
                 and model in member.endpoint.models
             ):
-                return self._source(member.replica.url)
-        raise KeyError(model)
+                source = self._source(member.replica.url)
+                if not source.is_resting:
+                    return source
+                first = first or source
+        if first is None:
+            raise KeyError(model)
+        return first
 
     def left(self, url: str) -> None:
         """Nobody is asked there any more. Idempotent."""

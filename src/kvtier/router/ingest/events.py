@@ -6,7 +6,9 @@ comes: an engine tells a prefix again when it uses it. A connection that broke m
 life of the engine, so it counts as a gap that reaches back to the beginning.
 
 Invariants: nothing here raises for what a publisher sends; the event loop is never held for more
-than SLICE_BLOCKS blocks; memory is bounded by the sockets' high-water marks.
+than SLICE_BLOCKS blocks, and messages that are large are decoded on a thread; memory is bounded
+by the sockets' high-water marks; a sink that has been told of a publisher from its beginning, and
+of everything since, knows it by `begin`.
 """
 
 import asyncio
@@ -30,11 +32,16 @@ SLICE_BLOCKS: Final = 512
 """Blocks applied before others get a turn: two or three milliseconds."""
 REPLAY_S: Final = 5.0
 """So long a replay may take. vLLM answers between two messages, 0.1 s apart at worst."""
+RETRY_S: Final = 1.0
+"""Before a stream that failed is begun again; twice as long each time."""
 
+_RETRY_MAX_S: Final = 60.0
 _QUEUE_MESSAGES: Final = 4_000
 """A minute or more of a busy engine's; who is further behind asks for a replay."""
 _DRAINED: Final = 32
 """Messages taken without waiting, before others get a turn."""
+_INLINE_MAX: Final = 64 << 10
+"""Bytes of a message that is decoded at once: some milliseconds, whatever it holds."""
 _TOPICS_MAX: Final = 1024
 _NUMBER_BYTES: Final = 8
 _END: Final = (-1).to_bytes(_NUMBER_BYTES, "big", signed=True)
@@ -83,11 +90,30 @@ class EventStream:
         self._replay = replay
         self._sink = sink
         self._sequences: dict[bytes, Sequence] = {}
-        self._breaks = 0
         self.counts = Counts() if counts is None else counts
 
+    async def keep(self, called: str) -> None:
+        """Follow until cancelled. What fails is begun again after a pause; that is said once."""
+        pause_s, is_said = RETRY_S, False
+        while True:
+            try:
+                await self.follow()
+            except Exception as error:
+                self._sink.clear()
+                if not is_said:
+                    bug = None if isinstance(error, zmq.ZMQError) else error
+                    text = "%s: its events cannot be followed now: %s; it is tried again"
+                    _log.warning(text, called, error, exc_info=bug)
+                is_said = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _RETRY_MAX_S)
+
     async def follow(self) -> None:
-        """Until cancelled. Raises zmq.ZMQError at once where the endpoint is none."""
+        """Until cancelled. It may be begun again, once its sink has been cleared.
+
+        Raises zmq.ZMQError at once where the endpoint is none.
+        """
+        self._sequences.clear()
         if self._shared is not None:
             await self._follow(self._shared)
             return
@@ -141,7 +167,6 @@ class EventStream:
             if event["event"] == zmq.EVENT_DISCONNECTED and self._sequences:
                 _log.info("kv events of %s: the connection broke", self._endpoint)
                 self._sequences.clear()
-                self._breaks += 1
                 self.counts.resyncs += 1
                 self._sink.clear()
 
@@ -156,11 +181,7 @@ class EventStream:
         if not self._sink.takes(topic):
             self.counts.foreign += 1
             return
-        batch = decode(parts[2])
-        if batch is None:
-            # Its number counts all the same, or every later message would be after a gap.
-            self.counts.bad_messages += 1
-            batch = Batch(0.0, [])
+        batch = await self._read(parts[2])
         if topic not in self._sequences and len(self._sequences) >= _TOPICS_MAX:
             self._sequences.pop(next(iter(self._sequences)))
         sequence = self._sequences.setdefault(topic, Sequence())
@@ -178,23 +199,47 @@ class EventStream:
         if number >= sequence.expected:
             await self._apply(topic, sequence, number, batch)
 
+    async def _read(self, payload: bytes) -> Batch:
+        """The events of a message.
+
+        The number of one that cannot be read counts all the same, or every later message would
+        be after a gap.
+        """
+        if len(payload) > _INLINE_MAX:
+            batch = await asyncio.to_thread(decode, payload)
+        else:
+            batch = decode(payload)
+        if batch is None:
+            self.counts.bad_messages += 1
+            return Batch(None, [])
+        return batch
+
     async def _apply(self, topic: bytes, sequence: Sequence, number: int, batch: Batch) -> None:
+        if self._is_void(topic, sequence):
+            return
+        sequence.is_told = True
+        if number == 0 and batch.sent_s is not None:
+            self._sink.begin()
         self.counts.bad_events += batch.bad_events
-        breaks, blocks = self._breaks, 0
+        blocks = 0
         piece: list[Change] = []
         for change in (part for whole in batch.changes for part in parts_of(whole, SLICE_BLOCKS)):
             size = 1 if isinstance(change, Cleared) else len(change.names)
-            if piece and blocks + size > SLICE_BLOCKS:
+            if piece and blocks + max(1, size) > SLICE_BLOCKS:
                 self._sink.apply(topic, piece)
                 blocks, piece = 0, []
                 await asyncio.sleep(0)
-                if breaks != self._breaks:
+                if self._is_void(topic, sequence):
                     return
             piece.append(change)
-            blocks += size
+            blocks += max(1, size)
             self.counts.blocks += size
         self._sink.apply(topic, piece)
         sequence.take(number, batch.sent_s)
+
+    def _is_void(self, topic: bytes, sequence: Sequence) -> bool:
+        """Whether the connection broke since: what it counted is of another life, perhaps."""
+        return self._sequences.get(topic) is not sequence
 
     # -- gaps ------------------------------------------------------------------------------
 
@@ -203,7 +248,6 @@ class EventStream:
     ) -> None:
         """Fetch what is missing before `number`, or forget what it would have been about."""
         self.counts.gaps += 1
-        missing = sequence.expected
         if self._replay is not None:
             try:
                 async with asyncio.timeout(REPLAY_S):
@@ -211,9 +255,11 @@ class EventStream:
                     await self._ask(socket, self._replay, topic, sequence)
             except (TimeoutError, zmq.ZMQError) as error:
                 _log.warning("kv events of %s: no replay: %r", self._endpoint, error)
+        if self._is_void(topic, sequence):
+            return
         if sequence.expected >= number:
             self.counts.replays += 1
-        elif missing:
+        elif sequence.is_told:  # if only by a replay that ended early
             self.counts.resyncs += 1
             self._sink.clear()
             _log.warning(
@@ -242,13 +288,15 @@ class EventStream:
                 if len(parts) > 3 and parts[1] != topic:
                     continue
                 number = int.from_bytes(parts[-2], "big")
+                if self._is_void(topic, sequence):
+                    return
                 if number < sequence.expected:
                     continue
                 if number > sequence.expected > 0:
                     # The publisher's memory begins later.
                     self._sink.clear()
                     self.counts.resyncs += 1
-                batch = decode(parts[-1]) or Batch(0.0, [])
+                batch = await self._read(parts[-1])
                 await asyncio.sleep(0)  # what has arrived is handed over without waiting
                 await self._apply(topic, sequence, number, batch)
         finally:

@@ -61,7 +61,7 @@ class Evictors:
         """Begin to follow them."""
         for endpoint, counts in self._counts.items():
             stream = EventStream(endpoint, self._sink, context=context, counts=counts)
-            self._tasks.append(asyncio.create_task(_follow(stream, endpoint)))
+            self._tasks.append(asyncio.create_task(stream.keep(f"evictor {endpoint}")))
 
     async def close(self) -> None:
         """Before the context is closed. Idempotent."""
@@ -69,10 +69,3 @@ class Evictors:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-
-
-async def _follow(stream: EventStream, endpoint: str) -> None:
-    try:
-        await stream.follow()
-    except zmq.ZMQError as error:
-        _log.warning("evictor %s: %s", endpoint, error)

@@ -6,8 +6,8 @@ So a rate is the best that was measured lately, not a mean: it rises at once and
 Where requests overlap all the time even the best is too low; `PrefillRate` therefore also holds
 the seconds against the time that has passed, of which an engine cannot have used more.
 
-Invariants: a rate is 0 until something was measured; counters that do not move, go back, or move
-one at a time change nothing.
+Invariants: a rate is 0 until something was measured, and always a number; counters that do not
+move, go back, move one at a time, or are no counts change nothing.
 """
 
 from typing import Final, NamedTuple
@@ -24,6 +24,8 @@ _KEPT: Final = 0.8
 written at one moment, and a single odd interval would stay as the best."""
 _FASTEST: Final = 1e9
 """Tokens a second that nobody computes or loads: whoever reports so reports nothing."""
+_COUNTED_MAX: Final = float(1 << 53)
+"""Where a float can count no further; nobody computes so many tokens, or works so long."""
 _PREFILL_MIN: Final = 256
 """Tokens a request: who computes less, because it found the rest, measures what a step costs."""
 
@@ -45,6 +47,9 @@ class Rate:
         An interval of less than `least` says nothing.
         """
         if amount is not None and seconds is not None:
+            if _believed(amount) is None or _believed(seconds) is None:
+                self._last = None  # the next that can be believed begin an interval
+                return self._best
             last = self._last or (amount, seconds)
             more, longer = amount - last[0], seconds - last[1]
             if longer > 0 and max(least, 1.0) <= more <= longer * _FASTEST:
@@ -59,7 +64,7 @@ class Rate:
 
     def measured(self, rate: float, now_s: float) -> None:
         """A rate that the replica has had, or exceeded. One that nobody can have is none."""
-        if rate > _FASTEST:
+        if not 0 <= rate <= _FASTEST:
             return
         elapsed_s = min(max(0.0, now_s - self._updated_s), HALF_S)
         fallen = self._best + (rate - self._best) * (1 - 0.5 ** (elapsed_s / HALF_S))
@@ -94,9 +99,10 @@ class PrefillRate:
 
     def update(self, seen: Prefills, now_s: float) -> float:
         """Counters as they stand now; tokens a second, 0 while nothing has been measured."""
-        count = seen.requests or 0.0
+        believed = Prefills(*map(_believed, seen))
+        count = self._requests if believed.requests is None else believed.requests
         requests, self._requests = max(0.0, count - self._requests), count
-        self._hold_against_time(seen, now_s)
+        self._hold_against_time(believed, now_s)
         return self._rate.update(seen.tokens, seen.seconds, now_s, least=requests * _PREFILL_MIN)
 
     def _hold_against_time(self, seen: Prefills, now_s: float) -> None:
@@ -114,6 +120,11 @@ class PrefillRate:
         busy_s = min(seconds, passed_s + 2 * each_s)
         if busy_s > 0 and latency_s > 0 and tokens >= max(1.0, requests * _PREFILL_MIN):
             self._rate.measured(tokens / busy_s, now_s)
+
+
+def _believed(counter: float | None) -> float | None:
+    """None for what is no count, as for one that is not told."""
+    return counter if counter is not None and 0 <= counter <= _COUNTED_MAX else None
 
 
 def _since(first: Prefills, now: Prefills) -> list[float]:

@@ -27,22 +27,30 @@ class Sequence:
     def __init__(self) -> None:
         self.expected = 0
         """The number that comes next."""
+        self.is_told = False
+        """Whether something of it was applied, be it a part of one message."""
         self._sent_s = float("-inf")
 
-    def judge(self, number: int, sent_s: float) -> Verdict:
-        """Changes nothing: `take` it once it has been applied."""
+    def judge(self, number: int, sent_s: float | None) -> Verdict:
+        """Changes nothing: `take` it once it has been applied.
+
+        `sent_s` None: when it was sent cannot be read, so that it proves no other life.
+        """
         if number == self.expected:
             return Verdict.NEXT
         if number > self.expected:
             return Verdict.GAP
-        return Verdict.RESTARTED if sent_s > self._sent_s else Verdict.REPEATED
+        is_later = sent_s is not None and sent_s > self._sent_s
+        return Verdict.RESTARTED if is_later else Verdict.REPEATED
 
-    def take(self, number: int, sent_s: float) -> None:
+    def take(self, number: int, sent_s: float | None) -> None:
         """This one was applied."""
         self.expected = number + 1
-        self._sent_s = sent_s
+        if sent_s is not None:
+            self._sent_s = sent_s
 
     def restart(self) -> None:
         """Nothing that came before counts."""
         self.expected = 0
+        self.is_told = False
         self._sent_s = float("-inf")

@@ -122,6 +122,11 @@ class EngineSource:
         self._known: OrderedDict[int, Numbers] = OrderedDict()
         self._known_bytes = 0
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether it did not answer a moment ago, so that it is not asked."""
+        return self._clock.now_s() < self._rests_until_s
+
     async def completion(self, text: str, model: str, *, add_special_tokens: bool) -> Numbers:
         """See TokenSource."""
         asked = {"model": model, "prompt": text, "add_special_tokens": add_special_tokens}
@@ -150,7 +155,7 @@ class EngineSource:
         if known is not None:
             self._known.move_to_end(digest)
             return known
-        if self._clock.now_s() < self._rests_until_s:
+        if self.is_resting:
             raise Unavailable(f"{self._url} did not answer a moment ago")
         try:
             answer = await self._post(body)
@@ -158,7 +163,7 @@ class EngineSource:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._rests_until_s = self._clock.now_s() + REST_S
             raise Unavailable(f"{self._url}: {error!r}") from error
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise Unavailable(f"{self._url}: {error!r}") from error
         self._remember(digest, found)
         return found
@@ -191,5 +196,5 @@ class EngineSource:
 
 
 def _tokens(answer: bytes) -> Numbers:
-    """Raises ValueError or OverflowError for what is no answer."""
+    """Raises ValueError, OverflowError or RecursionError for what is no answer."""
     return np.array(msgspec.json.decode(answer, type=_Answer).tokens, dtype=np.uint32)

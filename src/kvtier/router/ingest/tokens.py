@@ -23,10 +23,12 @@ from kvtier.index.fleet.prompt import (
 )
 from kvtier.router.ingest.conversation import completion_of, conversation_of
 from kvtier.router.ingest.sources import TokenSource
+from kvtier.router.showing import shown
 
 _log = logging.getLogger(__name__)
 
 _SAID_MAX: Final = 1000
+_REASON_MAX: Final = 300
 _INLINE_MAX: Final = 1 << 20
 """Characters that are encoded at once; more, on a thread."""
 
@@ -99,8 +101,8 @@ class Prompts:
         self._said.add(model)
         _log.warning(
             "prompts of %s are compared by characters, which tells less than tokens: %s",
-            model,
-            reason,
+            shown(model),
+            shown(reason, _REASON_MAX),
         )
 
 

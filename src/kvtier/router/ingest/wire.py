@@ -4,8 +4,8 @@ A payload is msgpack: `[time, events, data-parallel rank]`. An event is a map wi
 (vLLM from 0.32 on) or an array that begins with it (before, and others who follow vLLM). Both
 are read, whichever comes.
 
-Invariant: decoding never raises, whatever the bytes; what cannot be read is counted, and one bad
-event takes no other with it.
+Invariants: decoding never raises, whatever the bytes; what cannot be read is counted, and one bad
+event takes no other with it; time and memory are linear in the bytes of a message.
 """
 
 import math
@@ -19,7 +19,11 @@ from kvtier.index.fleet.changes import Change, Cleared, Removed, Stored, name_of
 
 PAYLOAD_MAX: Final = 16 << 20
 """Bytes of a message; a full one of vLLM has a few megabytes."""
+EVENTS_MAX: Final = 1 << 18
+"""Of a message: vLLM tells each block that leaves in an event of its own, and has fewer blocks."""
 
+_BAD_MAX: Final = 1000
+"""Events of a message that cannot be read before no other is tried: each takes a microsecond."""
 _REMOTE: Final = "remote"
 _UNNAMED: Final = "storage"
 """A slow tier whose name is no name."""
@@ -74,26 +78,31 @@ class _ClearArray(_Clear, tag="AllBlocksCleared", array_like=True, gc=False):
     pass
 
 
+# The length is checked before any element is read.
+_Length = msgspec.Meta(max_length=EVENTS_MAX)
+
+
 class _Maps(msgspec.Struct, array_like=True, gc=False):
     ts: float
-    events: list[_Store | _Remove | _Clear]
+    events: Annotated[list[_Store | _Remove | _Clear], _Length]
 
 
 class _Arrays(msgspec.Struct, array_like=True, gc=False):
     ts: float
-    events: list[_StoreArray | _RemoveArray | _ClearArray]
+    events: Annotated[list[_StoreArray | _RemoveArray | _ClearArray], _Length]
 
 
 class _Raws(msgspec.Struct, array_like=True, gc=False):
     ts: float
-    events: list[msgspec.Raw]
+    events: Annotated[list[msgspec.Raw], _Length]
 
 
 class Batch(msgspec.Struct, gc=False):
     """The events of one message."""
 
-    sent_s: float
-    """By the sender's clock: it tells a message that came twice from one of another life."""
+    sent_s: float | None
+    """By the sender's clock: it tells a message that came twice from one of another life. None:
+    the message cannot be read."""
     changes: list[Change]
     bad_events: int = 0
 
@@ -110,7 +119,10 @@ _EVENTS = (
 
 
 def decode(payload: bytes) -> Batch | None:
-    """The events of a message; None where it is none. Two microseconds, and 0.1 a block."""
+    """The events of a message; None where it is none. Two microseconds, and 0.1 a block.
+
+    Whatever it holds, at most 0.1 s for a megabyte; may run on a thread.
+    """
     if len(payload) > PAYLOAD_MAX:
         return None
     found: _Maps | _Arrays
@@ -127,7 +139,7 @@ def decode(payload: bytes) -> Batch | None:
 
 
 def _salvage(payload: bytes) -> Batch | None:
-    """Event by event, where some of them cannot be read."""
+    """Event by event, where some of them cannot be read. What follows too many is lost too."""
     try:
         found = _RAWS.decode(payload)
     except _FAULTS:
@@ -137,10 +149,13 @@ def _salvage(payload: bytes) -> Batch | None:
     batch = Batch(found.ts, [])
     for raw in found.events:
         event = _event(raw)
-        if event is None:
-            batch.bad_events += 1
-        else:
+        if event is not None:
             batch.changes.append(_change(event))
+            continue
+        batch.bad_events += 1
+        if batch.bad_events == _BAD_MAX:
+            batch.bad_events = len(found.events) - len(batch.changes)
+            break
     return batch
 
 
@@ -170,11 +185,18 @@ def _change(event: _Store | _Remove | _Clear) -> Change:
         block_tokens=event.block_size,
         tier=tier,
         is_shared=is_shared,
-        adapter=event.lora_name or "",
+        adapter=_adapter(event),
         extra_keys=event.extra_keys,
         group=event.group_idx or 0,
         kind=event.kv_cache_spec_kind or "",
     )
+
+
+def _adapter(event: _Store) -> str:
+    """By a number alone it is not known, and it must not be taken for the model itself."""
+    if event.lora_name or event.lora_id is None:
+        return event.lora_name or ""
+    return f"\0{event.lora_id}"  # no client asks for this
 
 
 def tier_of(medium: str | None, owner: str | None) -> str:
