@@ -9,6 +9,7 @@ from kvtier.index.fleet.base import Source
 from kvtier.router.config import Configuration, parse_configuration, read_configuration
 from kvtier.router.indexes import IndexSpec
 from kvtier.router.ingest.names import Names
+from kvtier.router.parts import Precise
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "router"
 
@@ -426,3 +427,137 @@ def test_whatever_is_written_loads_or_is_refused_with_the_file(data: st.DataObje
     except InvalidSettings as error:
         said = str(error)
     assert said.startswith("f")
+
+
+NEWER = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+"""
+INDEXER = """\
+  parameters:
+    indexerConfig:
+      prefixStoreConfig: {cacheSize: 500000, blockSize: 256}
+      tokenProcessorConfig: {blockSize: 16}
+      kvBlockIndexConfig: {inMemoryConfig: {size: 100000000, podCacheSize: 10}}
+      tokenizersPoolConfig: {modelName: m, local: null, hf: null}
+      kvCacheBackendConfigs: [{name: gpu, weight: 1.0}, {name: cpu, weight: 0.5}]
+    speculativeIndexing: true
+    speculativeTTL: 2s
+"""
+NAMED = "  parameters:\n    prefixMatchInfoProducerName: precise-prefix-cache-producer"
+PRODUCER = NEWER + "- type: precise-prefix-cache-producer\n" + INDEXER
+PRECISE = NEWER + "- type: precise-prefix-cache-scorer\n" + INDEXER
+
+
+def test_weights_of_tiers_are_read_at_the_scorer_and_refused_by_nobody() -> None:
+    found = parse_configuration(PRECISE, "f")
+    given = found.plugins["precise-prefix-cache-scorer"].parameters
+    assert isinstance(given, Precise)
+    assert {one.name: one.weight for one in given.indexer_config.backends} == {
+        "gpu": 1.0,
+        "cpu": 0.5,
+    }
+    assert found.warnings == ()
+
+
+def test_weights_of_tiers_at_a_producer_are_told_to_have_no_effect() -> None:
+    end = (
+        "- type: prefix-cache-scorer\n"
+        "  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}\n"
+    )
+    [warning] = parse_configuration(PRODUCER + end, "f").warnings
+    assert warning.startswith("f line 11: kvCacheBackendConfigs is ignored: ")
+    assert "write the weights at a precise-prefix-cache-scorer" in warning
+    # What it says to write is read.
+    moved = (
+        PRECISE.replace("  parameters:\n", f"{NAMED}\n", 1)
+        + "- type: precise-prefix-cache-producer\n"
+    )
+    found = parse_configuration(moved, "f")
+    assert found.plugins["precise-prefix-cache-scorer"].index == "precise-prefix-cache-producer"
+    assert found.warnings == ()
+    without = PRODUCER.replace("kvCacheBackendConfigs: [{name: gpu", "# [{name: gpu")
+    assert parse_configuration(without + end, "f").warnings == ()
+
+
+@pytest.mark.parametrize("text", [PRODUCER, PRECISE])
+def test_an_indexers_keys_are_those_of_the_field(text: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        parse_configuration(text.replace("BackendConfigs", "BackendConfig"), "f")
+    assert str(caught.value) == (
+        "f line 11: indexerConfig: Object contains unknown field `kvCacheBackendConfig`; "
+        "did you mean 'kvCacheBackendConfigs'?"
+    )
+
+
+PROFILE = """\
+- type: decode-filter
+- type: queue-scorer
+- type: random-picker
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: decode-filter
+  - {pluginRef: queue-scorer, weight: 2}
+  - pluginRef: random-picker
+"""
+
+
+def test_a_weight_that_weighs_nothing_is_told() -> None:
+    assert parse_configuration(NEWER + PROFILE, "f").warnings == ()
+    for name, line in (("decode-filter", 10), ("random-picker", 12)):
+        text = PROFILE.replace(f"pluginRef: {name}", f"{{pluginRef: {name}, weight: 3}}")
+        assert parse_configuration(NEWER + text, "f").warnings == (
+            f"f line {line}: weight is ignored: {name} is no scorer",
+        )
+
+
+def test_a_scorer_twice_in_a_profile_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match="f line 13: queue-scorer is in this profile twice"):
+        parse_configuration(NEWER + PROFILE + "  - {pluginRef: queue-scorer, weight: 3}\n", "f")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "parameters", "message"),
+    [
+        ("lora-affinity-scorer", "maxAdapters: -1", "parameters: maxAdapters is -1"),
+        (
+            "session-affinity-scorer",
+            "sessionIdConfig: {evictionTtlSeconds: -5}",
+            "sessionIdConfig: evictionTtlSeconds is -5",
+        ),
+        ("utilization-detector", "headroom: .nan", "parameters: headroom has to be 0 or more"),
+        ("prefix-cache-picker", "deviations: .nan", "parameters: deviations is nan"),
+        ("prefix-cache-picker", "imbalance: -1", "parameters: imbalance is -1"),
+        (
+            "prefix-cache-affinity-filter",
+            "affinityThreshold: -1",
+            "parameters: affinityThreshold has to be 0 to 1",
+        ),
+        (
+            "prefix-cache-scorer",
+            "lruCapacityPerServer: 0",
+            "parameters: lruCapacityPerServer is 0",
+        ),
+        (
+            "label-selector-filter",
+            "matchExpressions: [{key: a, operator: In}]",
+            "matchExpressions.0: values of a: In takes values",
+        ),
+        (
+            "precise-prefix-cache-producer",
+            "speculativeTTL: banana",
+            "parameters: speculativeTTL is 'banana'",
+        ),
+    ],
+)
+def test_values_that_cannot_be_name_line_and_field(
+    plugin: str, parameters: str, message: str
+) -> None:
+    text = f"{NEWER}- type: queue-scorer\n- type: {plugin}\n  parameters:\n    {parameters}\n"
+    with pytest.raises(InvalidSettings) as caught:
+        parse_configuration(text, "f")
+    where, _, said = str(caught.value).partition(": ")
+    assert where in ("f line 6", "f line 7")
+    assert said.startswith(message)

@@ -49,3 +49,15 @@ def test_a_text_that_only_speaks_of_it_is_refused_with_its_line() -> None:
 def test_yaml_that_is_broken_inside_names_the_line_of_the_file() -> None:
     with pytest.raises(InvalidSettings, match="f line 4: not valid YAML"):
         extract(parse_document("a:\n  b: |\n    kind: EndpointPickerConfig\n    x: a: b\n", "f"))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_name_that_no_text_has_is_refused_with_the_nearest(several: bool) -> None:
+    values = "pluginsConfigFile: b.yml\npluginsCustomConfig:\n  b.yaml: |\n" + indented(PLAIN, 4)
+    if several:
+        values += "  other.yaml: |\n" + indented(PLAIN, 4)
+    with pytest.raises(InvalidSettings) as caught:
+        extract(parse_document(values, "f"))
+    assert str(caught.value) == (
+        "f line 1: pluginsConfigFile is 'b.yml', and no text is called so; did you mean 'b.yaml'?"
+    )

@@ -17,3 +17,9 @@ def test_a_name_is_either_a_part_or_ignored_or_refused() -> None:
 def test_every_reason_is_said() -> None:
     for table in (field.IGNORED, field.REFUSED, field.SECTIONS):
         assert all(table.values())
+
+
+def test_whoever_lists_endpoints_is_told_where() -> None:
+    for why in (field.IGNORED["file-discovery"], field.SECTIONS["dataLayer"]):
+        assert "--endpoints (kvtier epp)" in why
+        assert "--replicas (kvtier route)" in why

@@ -1,8 +1,8 @@
 import pytest
 
 from kvtier.index.fleet.base import Source
-from kvtier.router.indexes import IndexSpec, PreciseProducer, estimate, estimated, precise
-from kvtier.router.parts import Sizing, TokenProcessor
+from kvtier.router.indexes import IndexSpec, estimate, estimated, precise
+from kvtier.router.parts import Precise, Sizing, TokenProcessor
 from tests.router.cases import Words
 
 
@@ -49,7 +49,7 @@ def test_the_tier_is_the_parameter_else_what_the_name_speaks_of() -> None:
 
 
 def test_a_precise_index_knows_every_tier() -> None:
-    given = PreciseProducer(
+    given = Precise(
         token_processor_config=TokenProcessor(block_size=64),
         kv_events_config={"zmqEndpoint": "tcp://*:5557"},
     )

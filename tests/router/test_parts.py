@@ -109,3 +109,19 @@ def test_an_installed_distribution_adds_a_scorer(tmp_path: Path) -> None:
         check=True,
     )
     assert ran.stdout.splitlines() == ["Cheapest", "True", "EUR"]
+
+
+def test_an_index_of_no_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="lruCapacityPerServer is 0; write 1 or more"):
+        parts.Sizing(lru_capacity_per_server=0)
+
+
+@pytest.mark.parametrize("text", ["2s", "500ms", "1m30s", "1.5h", "0", ""])
+def test_durations_are_those_of_the_field(text: str) -> None:
+    assert parts.Precise(speculative_ttl=text).speculative_ttl == text
+
+
+@pytest.mark.parametrize("text", ["banana", "2", "s", "2 s", "-2s", "2s "])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"speculativeTTL is {text!r}; write 2s or 500ms"):
+        parts.Precise(speculative_ttl=text)

@@ -44,7 +44,11 @@ def decided() -> Record:
     ]
     asked = request(
         prompt=Words(1600, Unit.CHARACTER),
-        headers={"authorization": "Bearer secret", "x-session-id": "s"},
+        headers={
+            "authorization": "Bearer secret",
+            "x-session-id": "s",
+            "routing-strategy": "random",
+        },
         max_tokens=7,
         priority=-1,
     )
@@ -72,9 +76,9 @@ def test_a_record_holds_what_the_decision_was_made_from() -> None:
     assert holder.reasons == {"prefix-cache-scorer": "800 of 1600 tokens in any tier"}
 
 
-def test_no_header_is_kept_but_those_that_parts_read() -> None:
+def test_no_header_is_kept_but_those_that_parts_read_and_the_strategy() -> None:
     made = decided()
-    assert made.headers == {"x-session-id": "s"}
+    assert made.headers == {"x-session-id": "s", "routing-strategy": "random"}
     assert b"secret" not in line(made)
 
 
@@ -102,6 +106,20 @@ def test_anything_else_in_a_file_is_refused_with_its_line(tmp_path: Path, text: 
     file.write_bytes(line(decided()) + text + b"\n")
     with pytest.raises(InvalidSettings, match=r"decisions\.jsonl line 2: no decision"):
         list(read_records(str(file)))
+
+
+def test_a_last_line_that_is_cut_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = decided()
+    file = tmp_path / "decisions.jsonl"
+    file.write_bytes(line(made) + line(made)[:100])
+    assert list(read_records(str(file))) == [made]
+    assert caplog.messages == [f"{file} line 2 has no end and is left out"]
+    caplog.clear()
+    file.write_bytes(line(made) + line(made).rstrip(b"\n"))
+    assert list(read_records(str(file))) == [made, made]
+    assert caplog.messages == []
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

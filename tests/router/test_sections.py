@@ -78,5 +78,11 @@ def test_wrong_parameters_deep_inside_name_their_line() -> None:
     text = "parameters:\n  sessionIdConfig:\n    sources:\n    - header: a\n    - header: 3\n"
     with pytest.raises(InvalidSettings, match=r"f line 5: sessionIdConfig\.sources\.1\.header: Ex"):
         section(text).parameters(SESSION.Parameters)
-    with pytest.raises(InvalidSettings, match=r"f line 3: sessionIdConfig: .*unknown field `ttl`"):
+    with pytest.raises(InvalidSettings) as caught:
         section("parameters:\n  sessionIdConfig:\n    ttl: 3\n").parameters(SESSION.Parameters)
+    assert str(caught.value) == (
+        "f line 3: sessionIdConfig: Object contains unknown field `ttl`; "
+        "known are evictionSweepSeconds, evictionTtlSeconds, sources"
+    )
+    with pytest.raises(InvalidSettings, match=r"sources\.1: .*`haeder`; did you mean 'header'\?"):
+        section(text.replace("header: 3", "haeder: a")).parameters(SESSION.Parameters)

@@ -121,3 +121,18 @@ def test_an_unknown_producer_is_refused_with_the_nearest() -> None:
             "{prefixMatchInfoProducerName: cpuProduce}}\n"
             "- {type: approx-prefix-cache-producer, name: cpuProducer}",
         )
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("b-scorer", "f line 4: a-scorer looks at b-scorer looks at a-scorer, and none of them"),
+        ("a-scorer", "f line 4: a-scorer looks at a-scorer, and none of them"),
+    ],
+)
+def test_parts_that_look_at_each_other_are_refused(second: str, said: str) -> None:
+    row = "- {type: no-hit-lru-scorer, name: %s, parameters: {prefixPluginName: %s}}"
+    with pytest.raises(InvalidSettings) as caught:
+        configured(NEW, f"{row % ('a-scorer', second)}\n{row % ('b-scorer', 'a-scorer')}")
+    assert str(caught.value).startswith(said)
+    assert str(caught.value).endswith("name a producer")

@@ -34,6 +34,8 @@ schedulingProfiles:
 """
 """What chooses where no file is given."""
 
+_EXAMPLE: Final = f"kind: {embedding.KIND}"
+
 IMPLIED_PICKER: Final = "(max-score-picker)"
 """The picker where none is declared; nobody would call a plugin so."""
 
@@ -83,16 +85,16 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """Of the replicas' metrics."""
 
 
-def read_configuration(path: str | None) -> Configuration:
-    """The file's, or the default's for None. Reads one file. Raises InvalidSettings."""
+def read_configuration(path: str | None, flag: str = "--profile") -> Configuration:
+    """The file's that `flag` names, or the default's for None. Raises InvalidSettings."""
     if path is None:
         return parse_configuration(DEFAULT, "the default profile")
-    return _configuration(embedding.extract(read_document(path)))
+    return _configuration(embedding.extract(read_document(path, flag, _EXAMPLE)))
 
 
 def parse_configuration(text: str, path: str) -> Configuration:
     """As `read_configuration`, of a text; `path` is its name in errors."""
-    return _configuration(embedding.extract(parse_document(text, path)))
+    return _configuration(embedding.extract(parse_document(text, path, example=_EXAMPLE)))
 
 
 def _configuration(document: Document) -> Configuration:
@@ -120,7 +122,7 @@ def _configuration(document: Document) -> Configuration:
                 f"{section.at}: a second plugin called {name!r}; give it a name of its own"
             )
         declared[name] = plugin
-    profiles = _profiles(top, declared)
+    profiles = _profiles(top, declared, warnings)
     if any(one.picker == IMPLIED_PICKER for one in profiles.values()):
         declared[IMPLIED_PICKER] = _implied_picker()
     plugins = {name: one.resolved(name, wiring) for name, one in declared.items() if one}
@@ -173,7 +175,13 @@ def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str
         return name, None
     producer = wiring.producers.get(plugin_type)
     if producer is not None:
-        wiring.declare(name, section.parameters(producer))
+        given = section.parameters(producer)
+        wiring.declare(name, given)
+        if isinstance(given, parts.Precise) and given.indexer_config.backends:
+            warnings.append(
+                f"{section.where('parameters', 'indexerConfig', 'kvCacheBackendConfigs')}: "
+                f"kvCacheBackendConfigs is ignored: {field.UNWEIGHTED}"
+            )
         return name, None
     if plugin_type in field.REFUSED:
         raise InvalidSettings(
@@ -204,13 +212,15 @@ def _implied_picker() -> _Declared:
     return _Declared("max-score-picker", kind, plugin, plugin.Parameters(), "no file")
 
 
-def _profiles(top: Section, declared: Mapping[str, _Declared | None]) -> Mapping[str, ProfileSpec]:
+def _profiles(
+    top: Section, declared: Mapping[str, _Declared | None], warnings: list[str]
+) -> Mapping[str, ProfileSpec]:
     """By name; without any, one of all that is declared, each scorer of weight 1."""
     if not top.data.get("schedulingProfiles"):
         return {_ONLY: _everything(declared)}
     profiles: dict[str, ProfileSpec] = {}
     for section in top.items("schedulingProfiles"):
-        profile = _profile(section, declared)
+        profile = _profile(section, declared, warnings)
         if profile.name in profiles:
             raise InvalidSettings(f"{section.at}: a second profile called {profile.name!r}")
         profiles[profile.name] = profile
@@ -235,7 +245,9 @@ def _implied(declared: Mapping[str, _Declared | None]) -> str:
     return next(iter(_of(parts.Kind.PICKER, declared)), IMPLIED_PICKER)
 
 
-def _profile(section: Section, declared: Mapping[str, _Declared | None]) -> ProfileSpec:
+def _profile(
+    section: Section, declared: Mapping[str, _Declared | None], warnings: list[str]
+) -> ProfileSpec:
     section.only(("name", "plugins"))
     filters: list[str] = []
     scorers: list[tuple[str, float]] = []
@@ -252,10 +264,17 @@ def _profile(section: Section, declared: Mapping[str, _Declared | None]) -> Prof
         plugin = declared[name]
         if plugin is None:
             continue
+        if plugin.kind is parts.Kind.SCORER:
+            if name in dict(scorers):
+                raise InvalidSettings(
+                    f"{row.where('pluginRef')}: {name} is in this profile twice; add up its weights"
+                )
+            scorers.append((name, weight))
+            continue
+        if "weight" in row.data:
+            warnings.append(f"{row.where('weight')}: weight is ignored: {name} is no scorer")
         if plugin.kind is parts.Kind.FILTER:
             filters.append(name)
-        elif plugin.kind is parts.Kind.SCORER:
-            scorers.append((name, weight))
         else:
             pickers.append(name)
         if len(pickers) > 1:

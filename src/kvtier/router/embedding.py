@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kvtier.errors import InvalidSettings
+from kvtier.router.parts import nearest
 from kvtier.settings.document import Document, KeyPath, parse_document
 
 KIND: Final = "EndpointPickerConfig"
@@ -24,7 +25,7 @@ def extract(document: Document) -> Document:
     }
     if not texts:
         raise InvalidSettings(f"{document.path}: there is no `kind: {KIND}` in it")
-    path = next(iter(texts)) if len(texts) == 1 else _chosen(document, texts)
+    path = _chosen(document, texts)
     # A block of text (`name: |`) begins on the line after its key.
     inner = parse_document(texts[path], document.path, document.lines[path] + 1)
     if inner.data.get("kind") != KIND:
@@ -33,8 +34,14 @@ def extract(document: Document) -> Document:
 
 
 def _chosen(document: Document, texts: Mapping[KeyPath, str]) -> KeyPath:
-    named = {text for path, text in _leaves(document.data, ()) if path[-1] == _CHOICE}
-    paths = [path for path in texts if path[-1] in named]
+    named = {text: path for path, text in _leaves(document.data, ()) if path[-1] == _CHOICE}
+    paths = [path for path in texts if path[-1] in named or not named]
+    if not paths:
+        name, path = next(iter(named.items()))
+        raise InvalidSettings(
+            f"{document.where(path)}: {_CHOICE} is {name!r}, and no text is called so"
+            f"{nearest(name, [path[-1] for path in texts])}"
+        )
     if len(paths) != 1:
         names = ", ".join(path[-1] for path in texts)
         raise InvalidSettings(

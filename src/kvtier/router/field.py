@@ -13,6 +13,10 @@ _PARSED = "kvtier reads OpenAI's requests by itself"
 _TOKENS = "how prompts become tokens is decided by kvtier's own settings"
 _COUNTED = "kvtier counts what is in flight by itself"
 _FLOW = "queueing is decided by kvtier's own settings"
+_LISTED = (
+    "endpoints without Kubernetes are given by --endpoints (kvtier epp) or --replicas "
+    "(kvtier route)"
+)
 
 SILENT: Final = frozenset({"single-profile-handler"})
 """What kvtier does anyway."""
@@ -24,7 +28,7 @@ IGNORED: Final[Mapping[str, str]] = {
     "dcgm-extractor": _SCRAPED,
     "models-data-source": _SCRAPED,
     "models-data-extractor": _SCRAPED,
-    "file-discovery": "endpoints come from kvtier's own settings",
+    "file-discovery": _LISTED,
     "openai-parser": _PARSED,
     "anthropic-parser": _PARSED,
     "vertexai-parser": _PARSED,
@@ -54,6 +58,12 @@ IGNORED: Final[Mapping[str, str]] = {
     "sheddable-eviction-filter": _FLOW,
 }
 """Plugin -> why nothing is lost without it."""
+
+UNWEIGHTED: Final = (
+    "prefix-cache-scorer counts all tiers alike; write the weights at a "
+    "precise-prefix-cache-scorer, with this producer as its prefixMatchInfoProducerName"
+)
+"""Why weights of tiers do nothing at a producer."""
 
 _APART = "kvtier does not split prefill from decode"
 _PREDICTED = "kvtier has no trained predictor; expected-ttft-scorer reckons from measured rates"
@@ -94,7 +104,7 @@ REFUSED: Final[Mapping[str, str]] = {
 
 SECTIONS: Final[Mapping[str, str]] = {
     "featureGates": "none of them changes what kvtier does",
-    "dataLayer": _SCRAPED,
+    "dataLayer": f"{_SCRAPED}; {_LISTED}",
     "data": _SCRAPED,
     "flowControl": _FLOW,
     "requestHandler": _PARSED,

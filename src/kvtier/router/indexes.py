@@ -45,12 +45,6 @@ class IndexSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.capacity_blocks * self.block_tokens
 
 
-class PreciseProducer(Precise, frozen=True, kw_only=True):
-    """Parameters of `precise-prefix-cache-producer`."""
-
-    indexer_config: dict[str, Any] = msgspec.field(default_factory=dict)
-
-
 def estimated(name: str, sizing: Sizing) -> IndexSpec:
     """An index of its own, as `prefix-cache-scorer` or a producer describes it."""
     characters = sizing.hash_block_size or sizing.block_size

@@ -1,5 +1,7 @@
 """What pickers share: how many they name, who has the fewest requests, ties at random.
 
+A picker that goes by one number a candidate says it in `keys(candidates, scores)`, a static
+method, the least the best: so `replay` knows whom it might as well have picked.
 Invariant: ties are broken by the seed alone, never by the order in which candidates come.
 """
 

@@ -10,6 +10,7 @@ Invariant: parameters are data that the configuration has checked; all else a pa
 
 import difflib
 import enum
+import re
 from collections.abc import Callable, Iterable, MutableSequence
 from typing import Any, Final, Protocol
 
@@ -18,6 +19,9 @@ import msgspec
 from kvtier import plugins
 from kvtier.errors import InvalidSettings
 from kvtier.router.tiers import tier_called
+
+_DURATION: Final = re.compile(r"(\d+(\.\d*)?(ns|us|µs|ms|s|m|h))+|0", re.ASCII)
+"""As Go writes them: `1m30s`."""
 
 
 class Kind(enum.Enum):
@@ -75,6 +79,26 @@ class Sizing(Parameters, frozen=True, kw_only=True):
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 0:
                 raise ValueError(f"{field.encode_name} is {value}; write 0 or more")
+        if self.lru_capacity_per_server < 1:
+            raise ValueError("lruCapacityPerServer is 0; write 1 or more")
+
+
+class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The weight of one tier: `{name: gpu, weight: 1.0}`."""
+
+    name: str
+    weight: float
+
+
+class Indexer(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """Of `indexerConfig`, the weights alone; memory, tokens and metrics are kvtier's own."""
+
+    backends: tuple[Backend, ...] = msgspec.field(default=(), name="kvCacheBackendConfigs")
+    kv_block_index_config: Any = None
+    kv_block_scorer_config: Any = None
+    prefix_store_config: Any = None
+    token_processor_config: Any = None
+    tokenizers_pool_config: Any = None
 
 
 class TokenProcessor(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -90,11 +114,14 @@ class Precise(Parameters, frozen=True, kw_only=True):
 
     token_processor_config: TokenProcessor = TokenProcessor()
     kv_events_config: dict[str, Any] = msgspec.field(default_factory=dict, name="kvEventsConfig")
+    indexer_config: Indexer = Indexer()
     speculative_indexing: bool = False
     speculative_ttl: str = msgspec.field(default="", name="speculativeTTL")
 
     def __post_init__(self) -> None:
-        """Nothing to refuse; for structs built on this one."""
+        """Refuse what is no duration, though it has no effect."""
+        if self.speculative_ttl and not _DURATION.fullmatch(self.speculative_ttl):
+            raise ValueError(f"speculativeTTL is {self.speculative_ttl!r}; write 2s or 500ms")
 
 
 class OnIndex(Parameters, frozen=True, kw_only=True):

@@ -2,11 +2,14 @@
 
 Why it exists: one form for all three, so that what is logged is what was explained. One line of
 JSON a decision. Invariants: a record holds everything that choosing looks at, and of a request's
-headers only those that a part of the profile reads: no key of an API, no prompt.
+headers only those that a part of the profile reads, and the strategy it asks for: no key of an
+API, no prompt.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -15,6 +18,11 @@ from kvtier.index.fleet.base import Match
 from kvtier.index.fleet.prompt import Unit
 from kvtier.router.base import Endpoint, Load
 from kvtier.router.decision import Decision
+
+STRATEGY: Final = "routing-strategy"
+"""The header of a request that is not decided by the usual profile."""
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Held(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -77,8 +85,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
     """The decision as it stands; call it before the endpoints change. O(endpoints * scorers).
 
-    `headers` are those to keep: `Profile.headers`.
+    `headers` are those to keep beside the strategy: `Profile.headers`.
     """
+    kept_headers = headers | {STRATEGY}
     request = decision.request
     places = {id(candidate): place for place, candidate in enumerate(decision.kept)}
     choices = []
@@ -115,7 +124,7 @@ def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
         unit=request.prompt.unit,
         max_tokens=request.max_tokens,
         priority=request.priority,
-        headers={name: text for name, text in request.headers.items() if name in headers},
+        headers={name: text for name, text in request.headers.items() if name in kept_headers},
         profile=decision.profile,
         scorers=tuple((one.name, one.weight) for one in decision.scorers),
         endpoints=tuple(choices),
@@ -131,20 +140,27 @@ def line(made: Record) -> bytes:
 def read_records(path: str) -> Iterator[Record]:
     """The records of a file, one at a time; empty lines are passed over.
 
+    A last line that is cut is left out, with a warning: whoever wrote it was killed, or is at it.
     Raises InvalidSettings, with the line, for a file that cannot be read or holds anything else.
     """
     decoder = msgspec.json.Decoder(Record)
     try:
         with Path(path).expanduser().open("rb") as lines:
             for number, text in enumerate(lines, start=1):
-                if text.strip():
-                    yield _decoded(decoder, text, f"{path} line {number}")
+                if not text.strip():
+                    continue
+                made = _decoded(decoder, text, f"{path} line {number}")
+                if made is not None:
+                    yield made
     except OSError as error:
         raise InvalidSettings(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _decoded(decoder: msgspec.json.Decoder[Record], text: bytes, where: str) -> Record:
+def _decoded(decoder: msgspec.json.Decoder[Record], text: bytes, where: str) -> Record | None:
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not text.endswith(b"\n"):
+            _LOG.warning("%s has no end and is left out", where)
+            return None
         raise InvalidSettings(f"{where}: no decision: {error}") from error

@@ -2,9 +2,11 @@
 
 Why it exists: a profile can be judged on yesterday's traffic before it takes today's. What the
 endpoints and indexes were at the time comes from the log; what parts learn from requests
-(sessions, turns, cold prompts) they learn from the replayed choices. Invariant: the same file,
-profile and seed give the same answer. A replay cannot show what other choices would have done
-to caches and queues; the simulator does.
+(sessions, turns, cold prompts) they learn from the replayed choices. Requests that named a
+strategy are left out: what they named decided them, and would again. Where the endpoint that
+a request went to is as good as the best, it goes there again, since between equals chance
+decides. Invariant: the same file, profile and seed give the same answer. A replay cannot show
+what other choices would have done to caches and queues; the simulator does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,10 +18,11 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Match, Source
 from kvtier.index.fleet.prompt import Prompt, Unit
 from kvtier.router.base import Request
-from kvtier.router.config import Configuration, read_configuration
+from kvtier.router.config import Configuration
+from kvtier.router.decision import Decision
 from kvtier.router.parts import nearest
 from kvtier.router.profile import Profile, build
-from kvtier.router.record import Record, read_records, record
+from kvtier.router.record import STRATEGY, Record, record
 from kvtier.router.tiers import longest
 
 DIFFERENCES: Final = 20
@@ -100,27 +103,23 @@ class Replay(msgspec.Struct, frozen=True):
     """Prompt tokens that the endpoints chosen then held, and those chosen now."""
     held_now: int
     differences: tuple[Difference, ...]
+    apart: int = 0
+    """Requests beside these that named a strategy."""
 
 
 def replay(
     records: Iterable[Record], configuration: Configuration, profile: str = "", seed: int = 0
 ) -> Replay:
     """Decide each again under `profile`, or the configuration's first. Raises InvalidSettings."""
-    # Profiles that look at no index of their own look at whatever was logged.
-    indexes = {name: LoggedIndex(name) for name in configuration.indexes or ("",)}
-    chooser = _chosen(build(configuration, indexes, seed, keeps_matches=True), profile)
-    requests = same = prompt_tokens = held_was = held_now = 0
+    again = _Again(configuration, profile, seed)
+    requests = same = apart = prompt_tokens = held_was = held_now = 0
     differences: list[Difference] = []
     for logged in records:
-        for index in indexes.values():
-            index.take(logged)
-        request = _request(logged)
-        endpoints = [choice.endpoint() for choice in logged.endpoints]
-        decision = chooser.decide(request, endpoints, logged.at_s)
-        now = record(decision)
-        if decision.chosen:
-            chooser.routed(request, decision, decision.chosen[0])
-        was_name, now_name = (one.chosen[0] if one.chosen else "" for one in (logged, now))
+        if logged.headers.get(STRATEGY):
+            apart += 1
+            continue
+        now = record(again.decide(logged))
+        was_name, now_name = _first(logged), _first(now)
         was_held, now_held = _held(logged, was_name), _held(logged, now_name)
         requests += 1
         prompt_tokens += logged.prompt_tokens
@@ -132,14 +131,77 @@ def replay(
         differences.append(
             Difference(logged.request_id, was_name, now_name, was_held, now_held, now)
         )
-    return Replay(requests, same, prompt_tokens, held_was, held_now, tuple(differences))
+    return Replay(requests, same, prompt_tokens, held_was, held_now, tuple(differences), apart)
+
+
+def explained(
+    records: Iterable[Record],
+    configuration: Configuration,
+    request_id: str,
+    profile: str = "",
+    seed: int = 0,
+) -> list[Record]:
+    """The new decisions on the request of that name. Raises InvalidSettings where it has none.
+
+    They are several where a replica failed, and the request was decided again.
+    """
+    again = _Again(configuration, profile, seed)
+    found = []
+    for logged in records:
+        if logged.request_id == request_id:
+            found.append(record(again.decide(logged)))
+        elif not logged.headers.get(STRATEGY):
+            again.decide(logged)
+    if not found:
+        raise InvalidSettings(f"no decision in the file is on a request {request_id!r}")
+    return found
+
+
+class _Again:
+    """Decides logged requests by one profile, one after the other."""
+
+    def __init__(self, configuration: Configuration, profile: str, seed: int) -> None:
+        # Profiles that look at no index of their own look at whatever was logged.
+        self._indexes = {name: LoggedIndex(name) for name in configuration.indexes or ("",)}
+        self._chooser = _chosen(
+            build(configuration, self._indexes, seed, keeps_matches=True), profile
+        )
+        picker = configuration.profiles[self._chooser.name].picker
+        self._keys = getattr(configuration.plugins[picker].plugin, "keys", None)
+
+    def decide(self, logged: Record) -> Decision:
+        """Where it goes now; its parts learn that."""
+        for index in self._indexes.values():
+            index.take(logged)
+        request = _request(logged)
+        endpoints = [choice.endpoint() for choice in logged.endpoints]
+        decision = self._chooser.decide(request, endpoints, logged.at_s)
+        self._stay(decision, _first(logged))
+        if decision.chosen:
+            self._chooser.routed(request, decision, decision.chosen[0])
+        return decision
+
+    def _stay(self, decision: Decision, name: str) -> None:
+        """Prefer the endpoint `name` to those that are no better: chance is no difference."""
+        if self._keys is None or not decision.kept:
+            return
+        keys = self._keys(decision.kept, decision.totals)
+        least = min(keys)
+        for candidate, key in zip(decision.kept, keys, strict=True):
+            if candidate.endpoint.name == name and key == least:
+                others = [one for one in decision.chosen if one is not candidate]
+                decision.chosen = [candidate, *others]
+
+
+def _first(made: Record) -> str:
+    return made.chosen[0] if made.chosen else ""
 
 
 def _chosen(built: dict[str, Profile], name: str) -> Profile:
     if not name:
         return next(iter(built.values()))
     if name not in built:
-        raise InvalidSettings(f"no profile is called {name!r}{nearest(name, built)}")
+        raise InvalidSettings(f"there is no profile or strategy {name!r}{nearest(name, built)}")
     return built[name]
 
 
@@ -167,7 +229,7 @@ def _share(part: int, whole: int) -> str:
 
 def text(done: Replay, most: int = DIFFERENCES) -> str:
     """A summary, and the first `most` differences."""
-    if not done.requests:
+    if not done.requests and not done.apart:
         return "no decisions in the file\n"
     lines = [
         f"{done.requests} requests, {done.same} go where they went "
@@ -175,6 +237,8 @@ def text(done: Replay, most: int = DIFFERENCES) -> str:
         f"prompt tokens held where they went: {_share(done.held_was, done.prompt_tokens)}, "
         f"where they would go: {_share(done.held_now, done.prompt_tokens)}",
     ]
+    if done.apart:
+        lines.append(f"left out: {done.apart} requests that named a {STRATEGY}")
     lines += [
         f"  {one.request_id}: {one.was or 'nobody'} (holds {one.held_was}) -> "
         f"{one.now or 'nobody'} (holds {one.held_now})"
@@ -184,8 +248,3 @@ def text(done: Replay, most: int = DIFFERENCES) -> str:
     if left_out > 0:
         lines.append(f"  and {left_out} more")
     return "\n".join(lines) + "\n"
-
-
-def replay_file(file: str, profile_file: str | None, profile: str = "", seed: int = 0) -> Replay:
-    """`kvtier route replay FILE --profile PROFILE_FILE`. Raises InvalidSettings."""
-    return replay(read_records(file), read_configuration(profile_file), profile, seed)

@@ -94,7 +94,7 @@ class Section:
         try:
             return msgspec.convert(below.data, struct)
         except msgspec.ValidationError as error:
-            raise InvalidSettings(below._complaint(str(error))) from error
+            raise InvalidSettings(below._complaint(str(error), struct)) from error
 
     def _known(self, struct: type[Parameters]) -> None:
         names = [field.encode_name for field in msgspec.structs.fields(struct)]
@@ -104,10 +104,22 @@ class Section:
                     f"{self.where(key)}: unknown parameter {key!r}{nearest(key, names)}"
                 )
 
-    def _complaint(self, message: str) -> str:
+    def _complaint(self, message: str, struct: type[Parameters]) -> str:
         """A message of msgspec, with the line of the path that it ends with."""
         found = _AT.match(message)
         what, path = (found["what"], found["path"] or "") if found else (message, "")
         keys = [key or place for key, place in _STEP.findall(path)]
         unknown = _UNKNOWN.findall(what)
-        return f"{self.where(*keys, *unknown)}: {'.'.join(keys) or 'parameters'}: {what}"
+        near = nearest(unknown[0], _names(struct, keys)) if unknown else ""
+        return f"{self.where(*keys, *unknown)}: {'.'.join(keys) or 'parameters'}: {what}{near}"
+
+
+def _names(struct: type[Parameters], keys: Sequence[str]) -> list[str]:
+    """What may stand at `keys` of the parameters, as far as structs go."""
+    at: Any = msgspec.inspect.type_info(struct)
+    for key in keys:
+        if isinstance(at, msgspec.inspect.StructType):
+            at = next((field.type for field in at.fields if field.encode_name == key), None)
+        else:
+            at = getattr(at, "item_type", at)
+    return [field.encode_name for field in getattr(at, "fields", ())]

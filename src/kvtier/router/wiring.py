@@ -19,7 +19,6 @@ from kvtier.router.indexes import (
     APPROXIMATE,
     PRECISE,
     IndexSpec,
-    PreciseProducer,
     estimated,
     precise,
 )
@@ -42,7 +41,7 @@ class Wiring:
 
     producers: Final[Mapping[str, type[Parameters]]] = {
         APPROXIMATE: Sizing,
-        PRECISE: PreciseProducer,
+        PRECISE: Precise,
     }
     """Plugins that are indexes, and their parameters."""
 
@@ -96,11 +95,17 @@ class Wiring:
         return specs
 
     def _index(self, name: str, parameters: Parameters, where: str) -> str | None:
-        wanted = getattr(parameters, "prefix_match_info_producer_name", "")
-        if not wanted:
-            wanted = getattr(parameters, "prefix_plugin_name", "")
-        if wanted in self._scorers:  # the older API names the scorer that has the index
-            return self._index(wanted, self._scorers[wanted], where) if wanted != name else None
+        wanted = _named(parameters)
+        asked = [name]
+        while wanted in self._scorers:  # the older API names the scorer that has the index
+            asked.append(wanted)
+            if wanted in asked[:-1]:
+                raise InvalidSettings(
+                    f"{where}: {' looks at '.join(asked)}, and none of them has an index; "
+                    "name a producer"
+                )
+            name, parameters = wanted, self._scorers[wanted]
+            wanted = _named(parameters)
         if wanted:
             if wanted not in self._specs:
                 raise InvalidSettings(
@@ -115,6 +120,15 @@ class Wiring:
                 self._specs[APPROXIMATE] = estimated(APPROXIMATE, Sizing())
             return APPROXIMATE
         return None
+
+
+def _named(parameters: Parameters) -> str:
+    """The producer or scorer that a part names; empty for none."""
+    return (
+        getattr(parameters, "prefix_match_info_producer_name", "")
+        or getattr(parameters, "prefix_plugin_name", "")
+        or ""
+    )
 
 
 def _sized(parameters: Sizing) -> bool:

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 
 from kvtier.router.filters.label_selector import PLUGIN, Requirement
@@ -32,3 +34,19 @@ def test_expressions(requirement: Requirement, kept: list[str]) -> None:
 
 def test_a_selector_of_nothing_keeps_everything() -> None:
     assert names(made(PLUGIN).keep(request(), CANDIDATES)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "said"),
+    [
+        ("In", (), "values of gpu: In takes values"),
+        ("NotIn", (), "values of gpu: NotIn takes values"),
+        ("Exists", ("h100",), "values of gpu: Exists takes no values"),
+        ("DoesNotExist", ("h100",), "values of gpu: DoesNotExist takes no values"),
+    ],
+)
+def test_operators_have_the_values_that_they_take(
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"], values: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Requirement("gpu", operator, values)

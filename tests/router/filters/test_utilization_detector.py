@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from kvtier.router.filters.utilization_detector import PLUGIN
@@ -55,6 +57,7 @@ def test_a_full_endpoint_is_exactly_one() -> None:
         {"queue_depth_threshold": 0},
         {"kv_cache_util_threshold": 1.1},
         {"headroom": -0.1},
+        {"headroom": math.nan},
         {"metrics_staleness_threshold": "soon"},
     ],
 )

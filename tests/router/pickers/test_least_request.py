@@ -19,3 +19,10 @@ def test_ties_are_broken_at_random() -> None:
     two = [candidate("a"), candidate("b")]
     firsts = Counter(names(picker.pick(request(), two, [0, 0]))[0] for _ in range(200))
     assert min(firsts["a"], firsts["b"]) > 60
+
+
+def test_it_goes_by_the_requests() -> None:
+    assert PLUGIN.keys([candidate("a", in_flight=2), candidate("b", running=3)], [1.0, 0.0]) == [
+        2,
+        3,
+    ]

@@ -24,3 +24,7 @@ def test_ties_are_broken_at_random() -> None:
     firsts = Counter(names(picker.pick(request(), FOUR, [1, 1, 0, 1]))[0] for _ in range(300))
     assert set(firsts) == {"a", "b", "d"}
     assert min(firsts.values()) > 50
+
+
+def test_it_goes_by_the_score() -> None:
+    assert PLUGIN.keys(FOUR, [0.5, 1.0, 0.0, 1.0]) == [-0.5, -1.0, 0.0, -1.0]

@@ -1,3 +1,8 @@
+import math
+from typing import Any
+
+import pytest
+
 from kvtier.router.pickers.prefix_cache import PLUGIN
 from tests.router.cases import candidate, made, names, request
 
@@ -40,3 +45,17 @@ def test_an_uneven_fleet_is_evened_out_first() -> None:
 
 def test_the_fewest_requests_where_nobody_holds_anything() -> None:
     assert pick(candidate("a", in_flight=1), candidate("b")) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"imbalance": -1}, "imbalance is -1; write 0 or more"),
+        ({"deviations": math.nan}, "deviations is nan; write 0 or more"),
+        ({"deviations": -0.5}, "deviations is -0.5; write 0 or more"),
+        ({"max_num_of_endpoints": 0}, "maxNumOfEndpoints is 0; write 1 or more"),
+    ],
+)
+def test_distances_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PLUGIN.Parameters(**wrong)

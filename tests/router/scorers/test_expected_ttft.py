@@ -62,7 +62,7 @@ def test_pending_tokens_of_this_router_are_ahead() -> None:
 
 
 def test_requests_that_others_sent_wait_as_well() -> None:
-    # 5 wait, 3 of them may be ours: 2 more of (9,000 / 3) tokens each, 5,000 pending, 2,000 own
+    # 5 wait, 3 of them may be ours: 2 more as long as this one, 5,000 pending, 2,000 own
     ahead = candidate(
         "a",
         {},
@@ -73,14 +73,30 @@ def test_requests_that_others_sent_wait_as_well() -> None:
         pending_tokens=5_000,
         **RATE,
     )
-    assert seconds(ahead) == 13.0
+    assert seconds(ahead) == 11.0
+
+
+@pytest.mark.parametrize("allowed", [0, 32_000])
+def test_output_that_requests_may_have_is_nothing_to_compute(allowed: int) -> None:
+    # 3 wait and 1 is in flight: 2 more of 1,000 tokens each, and 1,000 of its own
+    ahead = candidate(
+        "a",
+        {},
+        1_000,
+        waiting=3,
+        in_flight=1,
+        in_flight_tokens=1_000 + allowed,
+        pending_tokens=0,
+        **RATE,
+    )
+    assert seconds(ahead) == 3.0
 
 
 def test_without_pending_tokens_those_not_yet_running_count_as_waiting() -> None:
-    # in flight 4, running 1: 3 wait, of 8,000 / 4 tokens each; and 1,000 of its own
+    # in flight 4, running 1: 3 wait, as long as this one of 1,000
     ahead = candidate("a", {}, 1_000, running=1, in_flight=4, in_flight_tokens=8_000, **RATE)
-    assert seconds(ahead) == 7.0
-    # nothing in flight from here: each as long as this one
+    assert seconds(ahead) == 4.0
+    # nothing in flight from here
     assert seconds(candidate("a", {}, 1_000, waiting=2, **RATE)) == 3.0
 
 

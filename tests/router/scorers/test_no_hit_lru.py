@@ -67,3 +67,26 @@ def test_it_remembers_as_many_as_asked_for() -> None:
     assert scorer.reason(request(), endpoints[1]) == "had a cold prompt before"
     with pytest.raises(ValueError, match="lruSize is 0"):
         PLUGIN.Parameters(lru_size=0)
+
+
+def test_cold_is_what_was_scored_as_cold() -> None:
+    # A filter took away the only one that holds the prompt: those that are left take turns.
+    scorer = made(PLUGIN)
+    everyone = [*cold("a", "b", "c"), candidate("holder", {"ram": 16})]
+    got = []
+    for _ in range(4):
+        asked = request()
+        scores = scorer.score(asked, everyone[:3])
+        best = everyone[scores.index(max(scores))]
+        scorer.routed(asked, everyone, best)
+        got.append(best.endpoint.name)
+    assert got == ["a", "b", "c", "a"]
+
+
+def test_a_fallback_that_comes_after_others_were_scored_is_judged_by_all() -> None:
+    scorer = made(PLUGIN)
+    late = request()
+    scorer.score(late, cold("a", "b"))
+    scorer.score(request(), [candidate("a", {"ram": 16}), candidate("b")])
+    scorer.routed(late, cold("a", "b"), cold("a")[0])
+    assert scorer.reason(late, cold("a")[0]) == "had a cold prompt before"

@@ -1,4 +1,5 @@
 import base64
+import math
 
 import pytest
 
@@ -85,3 +86,11 @@ def test_sessions_that_clients_invent_are_bounded(monkeypatch: pytest.MonkeyPatc
         for session in ("s1", "s2", "s3", "x" * 257)
     ]
     assert found == [0.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("seconds", [-5.0, math.nan])
+def test_times_that_are_none_are_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"evictionTtlSeconds is .*; write 0 or more"):
+        SessionId(eviction_ttl_seconds=seconds)
+    with pytest.raises(ValueError, match=r"evictionSweepSeconds is .*; write 0 or more"):
+        SessionId(eviction_sweep_seconds=seconds)

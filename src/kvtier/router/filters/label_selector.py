@@ -19,6 +19,12 @@ class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """As Kubernetes does: values are for sets, and sets have some."""
+        if (self.operator in ("In", "NotIn")) != bool(self.values):
+            wanted = "no values" if self.values else "values"
+            raise ValueError(f"values of {self.key}: {self.operator} takes {wanted}")
+
     def holds(self, labels: Mapping[str, str]) -> bool:
         """A label that is missing is not in any set."""
         match self.operator:

@@ -20,7 +20,7 @@ class PrefixCacheAffinity:
     """By what an index knows and by the router's own count of tokens."""
 
     class Parameters(parts.OnIndex, frozen=True, kw_only=True):
-        """Defaults are the field's."""
+        """Defaults are the field's, for its source of times that measures throughput."""
 
         affinity_threshold: float = 0.80
         exploration_probability: float = 0.0
@@ -33,8 +33,8 @@ class PrefixCacheAffinity:
 
         def __post_init__(self) -> None:
             """Refuse what is no share and no rate."""
-            if not self.affinity_threshold <= 1.0:
-                raise ValueError("affinityThreshold has to be 1 or less")
+            if not 0.0 <= self.affinity_threshold <= 1.0:
+                raise ValueError("affinityThreshold has to be 0 to 1")
             if not 0.0 <= self.exploration_probability <= 1.0:
                 raise ValueError("explorationProbability has to be 0 to 1")
             if not self.max_ttft_penalty_ms >= 0:

@@ -32,7 +32,7 @@ class UtilizationDetector:
                 raise ValueError("queueDepthThreshold has to be 1 or more")
             if not 0.0 < self.kv_cache_util_threshold <= 1.0:
                 raise ValueError("kvCacheUtilThreshold has to be above 0 and up to 1")
-            if self.headroom < 0:
+            if not self.headroom >= 0:
                 raise ValueError("headroom has to be 0 or more")
             self.staleness_s()
 

@@ -15,11 +15,17 @@ class LeastRequest:
         self._most = parameters.max_num_of_endpoints
         self._random = context.random
 
+    @staticmethod
+    def keys(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[float]:
+        """What it goes by; see `ordering`."""
+        return [ordering.requests(one) for one in candidates]
+
     def pick(
         self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         """O(n log n)."""
-        return ordering.by_requests(candidates, self._random)[: self._most]
+        keys = self.keys(candidates, scores)
+        return ordering.ordered(candidates, keys, self._random)[: self._most]
 
 
 PLUGIN = LeastRequest

@@ -15,13 +15,17 @@ class MaxScore:
         self._most = parameters.max_num_of_endpoints
         self._random = context.random
 
+    @staticmethod
+    def keys(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[float]:
+        """What it goes by; see `ordering`."""
+        return [-score for score in scores]
+
     def pick(
         self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         """O(n log n)."""
-        return ordering.ordered(candidates, [-score for score in scores], self._random)[
-            : self._most
-        ]
+        keys = self.keys(candidates, scores)
+        return ordering.ordered(candidates, keys, self._random)[: self._most]
 
 
 PLUGIN = MaxScore

@@ -24,6 +24,14 @@ class PrefixCachePicker:
         imbalance: int = 8
         deviations: float = 1.0
 
+        def __post_init__(self) -> None:
+            """Refuse what is no distance."""
+            super().__post_init__()
+            if self.imbalance < 0:
+                raise ValueError(f"imbalance is {self.imbalance}; write 0 or more")
+            if not self.deviations >= 0:  # NaN is neither
+                raise ValueError(f"deviations is {self.deviations:g}; write 0 or more")
+
     def __init__(self, parameters: Parameters, context: parts.Context) -> None:
         self._most = parameters.max_num_of_endpoints
         self._imbalance = parameters.imbalance

@@ -4,10 +4,10 @@
     cost = seconds + (computeWeight - 1) * missing / usual
     score = least cost of all candidates / cost
 
-* ahead: tokens to compute before this request's: those pending of this router, and for each
-  request that waits in the engine beyond those in flight from here the mean of a request in
-  flight (or of this one). Where pending tokens are not counted, requests in flight that the
-  engine does not report as running count as waiting.
+* ahead: prompt tokens to compute before this request's: those pending of this router, and for
+  each request that waits in the engine beyond those in flight from here as many as this one has:
+  nobody tells theirs. Where pending tokens are not counted, requests in flight that the engine
+  does not report as running count as waiting.
 * missing: tokens of the prompt that no tier holds, one at least: the last is always computed.
 * added: what a tier holds beyond the faster ones. Loading is never reckoned slower than
   computing: an engine that knows better computes.
@@ -119,7 +119,7 @@ def _believable(tokens_per_s: float) -> bool:
     return 1.0 <= tokens_per_s <= _FASTEST_TOKENS_PER_S
 
 
-def _ahead_tokens(endpoint: Endpoint, prompt_tokens: int) -> float:
+def _ahead_tokens(endpoint: Endpoint, prompt_tokens: int) -> int:
     load, in_flight = endpoint.load, endpoint.in_flight
     if endpoint.pending_tokens is None:
         pending = 0
@@ -127,10 +127,7 @@ def _ahead_tokens(endpoint: Endpoint, prompt_tokens: int) -> float:
     else:
         pending = endpoint.pending_tokens
         waiting = max(0, load.waiting - in_flight)
-    if not waiting:
-        return pending
-    each = endpoint.in_flight_tokens / in_flight if in_flight else prompt_tokens
-    return pending + waiting * each
+    return pending + waiting * prompt_tokens
 
 
 def _load_s(match: Match, endpoint: Endpoint, prefill: float) -> float:

@@ -18,6 +18,11 @@ class LoraAffinity:
 
         max_adapters: int = 0
 
+        def __post_init__(self) -> None:
+            """Refuse what is no number of adapters."""
+            if self.max_adapters < 0:
+                raise ValueError(f"maxAdapters is {self.max_adapters}; write 0 or more")
+
     def __init__(self, parameters: Parameters, context: parts.Context) -> None:
         self._most = parameters.max_adapters
 

@@ -2,6 +2,8 @@
 
 0.5 for all where any candidate holds any of the prompt. Else `1 - rank / (n - 1)`: first those
 that never got such a prompt, by name, then the least recently used; 1 for a single one.
+Candidates are those that filters left: what a request was scored as is what it counts as when it
+is sent, or who holds a prompt and is filtered away would stop the round.
 """
 
 from collections import OrderedDict
@@ -31,10 +33,14 @@ class NoHitLRU:
         self._index = context.index
         self._size = parameters.lru_size
         self._used: OrderedDict[str, None] = OrderedDict()
+        self._scored: tuple[Request | None, bool] = (None, False)
+        """The last request, and whether it was cold."""
 
     def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
         """O(n log n) for a cold prompt."""
-        if not self._cold(candidates):
+        cold = self._cold(candidates)
+        self._scored = (request, cold)
+        if not cold:
             return [0.5] * len(candidates)
         if len(candidates) == 1:
             return [1.0]
@@ -47,7 +53,9 @@ class NoHitLRU:
 
     def routed(self, request: Request, candidates: Sequence[Candidate], chosen: Candidate) -> None:
         """A cold prompt makes `chosen` the most recently used."""
-        if not self._cold(candidates):
+        scored, cold = self._scored
+        # A fallback gets its request after others were scored.
+        if not (cold if scored is request else self._cold(candidates)):
             return
         self._used[chosen.endpoint.name] = None
         self._used.move_to_end(chosen.endpoint.name)

@@ -9,8 +9,6 @@ the device does only because nobody configured it.
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import msgspec
-
 from kvtier.index.fleet.base import DEVICE
 from kvtier.router import parts
 from kvtier.router.base import Candidate, Request
@@ -26,19 +24,6 @@ WEIGHTS: Final[Mapping[str, float]] = {
 _UNKNOWN: Final = 0.2
 
 
-class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The weight of one tier: `{name: gpu, weight: 1.0}`."""
-
-    name: str
-    weight: float
-
-
-class Indexer(msgspec.Struct, frozen=True, rename="camel"):
-    """Of `indexerConfig`, the weights alone; memory and metrics of the index are kvtier's own."""
-
-    backends: tuple[Backend, ...] = msgspec.field(default=(), name="kvCacheBackendConfigs")
-
-
 class PrecisePrefixCache:
     """By what an index knows, tier by tier."""
 
@@ -46,7 +31,6 @@ class PrecisePrefixCache:
         """The index is its own unless a producer is named."""
 
         prefix_match_info_producer_name: str = ""
-        indexer_config: Indexer = Indexer()
 
         def __post_init__(self) -> None:
             """Refuse unknown tiers and weights that are none."""

@@ -44,6 +44,15 @@ class SessionId(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     eviction_sweep_seconds: float = 10.0
     """Of no effect: what is too old is not used, and goes when there are too many."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no time."""
+        for name, seconds in (
+            ("evictionTtlSeconds", self.eviction_ttl_seconds),
+            ("evictionSweepSeconds", self.eviction_sweep_seconds),
+        ):
+            if not seconds >= 0:  # NaN is neither
+                raise ValueError(f"{name} is {seconds:g}; write 0 or more")
+
 
 class SessionAffinity:
     """By what the client says, and in the second strategy by what was remembered."""

@@ -11,6 +11,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Prompt
 from kvtier.router.base import Candidate, Endpoint, Request
 from kvtier.router.decision import Decision
+from kvtier.router.parts import nearest
 from kvtier.router.serving.refusals import invalid
 
 
@@ -71,7 +72,7 @@ class Choices:
         self._named = dict(named or {})
         if name and name not in self._named:
             raise InvalidSettings(
-                f"there is no profile or strategy {name!r}; known are {', '.join(self._named)}"
+                f"there is no profile or strategy {name!r}{nearest(name, self._named)}"
             )
         self._usual = self._named[name] if name else usual
 
@@ -81,9 +82,9 @@ class Choices:
             return self._usual
         found = self._named.get(strategy)
         if found is None:
-            known = ", ".join(self._named) or "none here"
+            near = nearest(strategy[:60], self._named)
             raise invalid(
-                f"routing-strategy {strategy[:60]!r} is not known; known are {known}",
+                f"routing-strategy {strategy[:60]!r} is not known{near}",
                 "routing-strategy",
             )
         return found
