@@ -29,6 +29,7 @@ def run(*arguments: str) -> tuple[int, str]:
         ((*ENDPOINT, "--insecure", "--tls-key", "k", "--tls-certificate", "c"), "one of them"),
         ((*ENDPOINT, "--config-text", "a: 1", "--config-file", "x"), "one of them"),
         ((*ENDPOINT, "--config-text", "kind: Nonsense"), "--config-text"),
+        ((*ENDPOINT, "--config-file", "/nowhere"), "--config-file: /nowhere cannot be read"),
         ((*ENDPOINT, "--objective", "batch"), "write batch=-1"),
         ((*ENDPOINT, "--max-body", "lots"), "--max-body"),
         ((*ENDPOINT, "--drain", "soon"), "--drain"),
@@ -52,9 +53,20 @@ def test_an_envoy_configuration_is_printed() -> None:
     code, output = run("envoy-config", "--endpoint", "127.0.0.1:8000", "--fail-close")
     assert code == 0
     assert yaml.safe_load(output)["static_resources"]["listeners"]
+    code, output = run("envoy-config", *ENDPOINT, "--ca", __file__, "--picker-san", "epp.prod.svc")
+    assert code == 0
+    assert "sni: epp.prod.svc" in output
     code, output = run("envoy-config", "--endpoint", "replica.local:8000")
     assert code == EXIT_WRONG_SETTING
-    assert "write 127.0.0.1:8000" in output
+    assert "not an IP address; write 127.0.0.1:8000" in output
+
+
+def test_authorities_that_are_not_here_are_said_beside_the_configuration() -> None:
+    flags = ("envoy-config", "--endpoint", "http://127.0.0.1:8000", "--picker", "epp:9002")
+    result = CliRunner().invoke(kvtier, ["epp", *flags, "--ca", "/nowhere/ca.pem"])
+    assert result.exit_code == 0
+    assert yaml.safe_load(result.stdout)["static_resources"]["listeners"]
+    assert result.stderr == "warning: --ca: /nowhere/ca.pem does not exist here\n"
 
 
 KUBECONFIG = """\
@@ -103,7 +115,8 @@ def test_a_list_that_cannot_be_read_is_one_line_too(tmp_path: Path) -> None:
     """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
     process, log = started(tmp_path, "--endpoints", "/nowhere/replicas.yaml")
     assert process.wait(20) == EXIT_WRONG_SETTING
-    assert "/nowhere/replicas.yaml" in log.read_text().splitlines()[-1]
+    said = "error: --endpoints: /nowhere/replicas.yaml cannot be read"
+    assert log.read_text().splitlines()[-1].startswith(said)
     assert "Traceback" not in log.read_text()
 
 

@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
+from kvtier.cli.route import route
+from kvtier.router.http import options
 
 COMMAND = (sys.executable, "-c", "from kvtier.cli.main import main; main()", "route")
 
@@ -93,12 +95,33 @@ def post(url: str, **headers: str) -> dict[str, str]:
 
 
 def test_the_tutorials_request_is_answered_and_sigterm_is_a_clean_end(engine: str) -> None:
-    with routing("--replica", engine) as (process, url):
+    with routing("--replica", engine, "--drain", "0s") as (process, url):
         assert post(f"{url}/completions")["path"] == "/v1/completions"
         for strategy in ("random", "least-request", "prefix-cache", "power-of-two"):
             post(f"{url}/v1/completions", **{"routing-strategy": strategy})
         process.terminate()
         assert process.wait(30) == 0
+
+
+def test_sigterm_is_heard_by_load_balancers_and_a_second_signal_waits_for_nobody(
+    engine: str,
+) -> None:
+    with routing("--replica", engine, "--drain", "600s") as (process, url):
+        process.terminate()
+        assert process.stderr is not None
+        assert any("/health says 503 for 600 s" in line for line in process.stderr)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{url}/health", timeout=30)
+        assert caught.value.code == 503
+        caught.value.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+def test_ctrl_c_while_nothing_is_under_way_waits_for_nothing(engine: str) -> None:
+    with routing("--replica", engine, "--drain", "600s") as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
 
 
 def test_ctrl_c_waits_for_requests_and_the_second_one_for_nobody(engine: str) -> None:
@@ -158,6 +181,13 @@ def test_decisions_are_logged_and_replayed(engine: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(kvtier, ["route", "replay", log])
     assert done.exit_code == 0, done.output
     assert "3 requests, 3 go where they went" in done.output
+    done = CliRunner().invoke(kvtier, ["route", "replay", log, "--strategy", "least-request"])
+    assert "3 requests, 3 go where they went" in done.output
+    first = json.loads(Path(log).read_text().splitlines()[0])["request_id"]
+    done = CliRunner().invoke(kvtier, ["route", "replay", log, "--explain", first])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith(f"request {first}, model m, ")
+    assert "expected-ttft-scorer x1" in done.output
 
 
 @pytest.mark.parametrize(
@@ -168,12 +198,18 @@ def test_decisions_are_logged_and_replayed(engine: str, tmp_path: Path) -> None:
         (("--selector", "a"), "--selector"),
         (("--replica", "http://h,http://h"), "--replica"),
         (("--replica", "http://h", "--port", "x"), "--port: 'x'"),
-        (("--replica", "http://h", "--strategy", "fastest"), "'fastest'; known are "),
-        (("--replica", "http://h", "--profile", "/nowhere.yaml"), "/nowhere.yaml cannot be read"),
+        (("--replica", "http://h", "--strategy", "fastest"), "strategy 'fastest'"),
+        (
+            ("--replica", "http://h", "--profile", "/nowhere.yaml"),
+            "--profile: /nowhere.yaml cannot",
+        ),
         (("--replica", "http://h", "--tokenizer", "/nowhere"), "/nowhere"),
         (("--replica", "http://h", "--api-keys", "/nowhere"), "--api-keys: /nowhere"),
         (("--replica", "http://h", "--replica-key", "/nowhere"), "--replica-key: /nowhere"),
         (("replay", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
+        (("replay", "x", "--strategy", "least-requst"), "did you mean 'least-request'"),
+        (("replay", "x", "--strategy", "random", "--name", "a"), "--strategy takes the place"),
+        (("replay", "/dev/null", "--explain", "x"), "no decision in the file is on a request 'x'"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(flags: Sequence[str], said: str) -> None:
@@ -187,8 +223,23 @@ def test_what_is_wrong_is_found_before_anything_is_listened_on() -> None:
     command = (*COMMAND, "--replicas", "/nowhere.yaml")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("/nowhere.yaml cannot be read: No such file or directory")
+    said = "error: --replicas: /nowhere.yaml cannot be read: No such file or directory"
+    assert done.stderr.strip() == said
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_holds_a_word_is_told_what_belongs_into_it(tmp_path: Path) -> None:
+    file = tmp_path / "word"
+    file.write_text("http://host:8000")
+    done = CliRunner().invoke(kvtier, ["route", "--replica", "http://h", "--profile", str(file)])
+    assert "write `kind: EndpointPickerConfig`" in done.output
+
+
+def test_what_is_a_flag_only_is_known_as_that() -> None:
+    flags = {flag for parameter in route.params for flag in parameter.opts}
+    settings = {row.flag for row in options.ROWS}
+    only = {f"--{name}".replace("_", "-") for name in options.FLAGS_ONLY}
+    assert flags - settings - {"--config"} == only
 
 
 def test_help_teaches() -> None:

@@ -1,3 +1,4 @@
+import ssl
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,8 @@ def test_gauges_are_read_by_the_names_of_the_configuration_or_others(names: Name
             assert endpoint.load.waiting == (3 if names is None else 4)
 
     run(test())
+
+
+def test_replicas_are_checked_as_the_data_path_checks_them() -> None:
+    tls = ssl.create_default_context()
+    assert Assembled(read_configuration(None), tls=tls)._learner._tls is tls

@@ -2,7 +2,7 @@ import base64
 
 import pytest
 
-from kvtier.router.strategies import strategies
+from kvtier.router.strategies import configuration, strategies
 from tests.router.cases import FakeIndex, endpoint, names, request
 
 FLEET = [
@@ -60,6 +60,10 @@ def test_all_that_the_field_names_are_there() -> None:
         "power-of-two",
         "session-affinity",
     } <= set(strategies({}))
+
+
+def test_they_are_profiles_of_a_configuration() -> None:
+    assert list(configuration().profiles) == list(strategies({}))
 
 
 def test_they_need_no_index() -> None:

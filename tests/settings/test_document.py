@@ -14,7 +14,7 @@ def write(folder: Path, text: str) -> str:
 
 def test_keys_know_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path, "# comment\nram:\n  capacity: 1GiB\n\ndisk: /x=2GB\n")
-    document = read_document(path)
+    document = read_document(path, "--config")
     assert document.data == {"ram": {"capacity": "1GiB"}, "disk": "/x=2GB"}
     assert document.where(("ram", "capacity")) == f"{path} line 3"
     assert document.where(("disk",)) == f"{path} line 5"
@@ -23,11 +23,11 @@ def test_keys_know_their_lines(tmp_path: Path) -> None:
 
 def test_items_of_lists_know_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path, "plugins:\n- type: a\n- type: b\n  name: c\n")
-    document = read_document(path)
+    document = read_document(path, "--config")
     assert document.where(("plugins", "1")) == f"{path} line 3"
     assert document.where(("plugins", "1", "name")) == f"{path} line 4"
     with pytest.raises(InvalidSettings, match=r"line 2: plugins\.0\.a is set twice"):
-        read_document(write(tmp_path, "plugins:\n- {a: 1, a: 2}\n"))
+        read_document(write(tmp_path, "plugins:\n- {a: 1, a: 2}\n"), "--config")
 
 
 def test_a_text_inside_a_file_counts_the_lines_of_the_file() -> None:
@@ -38,7 +38,7 @@ def test_a_text_inside_a_file_counts_the_lines_of_the_file() -> None:
 
 
 def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
-    assert read_document(write(tmp_path, "# nothing yet\n")).data == {}
+    assert read_document(write(tmp_path, "# nothing yet\n"), "--config").data == {}
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,22 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InvalidSettings) as caught:
-        read_document(path)
+        read_document(path, "--config")
     assert path in str(caught.value)
     assert message in str(caught.value)
 
 
+def test_the_caller_says_what_belongs_into_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "http://host:8000")
+    with pytest.raises(InvalidSettings, match=r"and not settings; write `replicas: \[\]`"):
+        read_document(path, "--replicas", "replicas: []")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.yaml", tmp_path):
-        with pytest.raises(InvalidSettings, match=f"settings file {path} cannot be read"):
-            read_document(str(path))
+        with pytest.raises(InvalidSettings, match=f"--config: {path} cannot be read"):
+            read_document(str(path), "--config")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidSettings, match="cannot be read"):
-        read_document(str(binary))
+        read_document(str(binary), "--config")

@@ -239,7 +239,7 @@ def _discovery(flags: dict[str, Any]) -> Discovery:
     if in_cluster is not None:
         return in_cluster
     if flags["listed"] is not None:
-        return Listed(str(flags["listed"]), fixed)
+        return Listed(str(flags["listed"]), fixed, flag="--endpoints")
     if not fixed:
         raise InvalidSettings(
             "no endpoint: give --endpoint, --endpoints, --pool-name or --selector"
@@ -253,7 +253,7 @@ def _configuration(flags: dict[str, Any]) -> config.Configuration:
         raise InvalidSettings("--config-file and --config-text: give one of them")
     if text is not None:
         return config.parse_configuration(text, "--config-text")
-    return config.read_configuration(None if path is None else str(path))
+    return config.read_configuration(None if path is None else str(path), "--config-file")
 
 
 @epp.command(
@@ -261,11 +261,20 @@ def _configuration(flags: dict[str, Any]) -> config.Configuration:
     epilog="\b\nExample:\n  kvtier epp envoy-config --endpoint 127.0.0.1:8000 > envoy.yaml",
 )
 @click.option("--listen", default="127.0.0.1:8080", help="Where clients come.  [127.0.0.1:8080]")
-@click.option("--picker", default="127.0.0.1:9002", help="kvtier epp.  [127.0.0.1:9002]")
-@click.option("--endpoint", "endpoints", multiple=True, required=True, help="A replica; repeat.")
+@click.option(
+    "--picker", default="127.0.0.1:9002", help="kvtier epp; may be a name.  [127.0.0.1:9002]"
+)
+@click.option(
+    "--endpoint",
+    "endpoints",
+    multiple=True,
+    required=True,
+    help="A replica, by IP address; repeat.",
+)
 @click.option("--admin", help="Envoy's own pages: 127.0.0.1:9901.")
 @click.option("--insecure", is_flag=True, help="The picker speaks plain text.")
 @click.option("--ca", help="Authorities that the picker's certificate is checked by (PEM).")
+@click.option("--picker-san", help="DNS name that this certificate must be for; with --ca.")
 @click.option("--fail-close", is_flag=True, help="Without a picker: errors, not any replica.")
 @click.option("--buffered", is_flag=True, help="Collect bodies in Envoy instead of streaming.")
 @click.option("--observe-responses", is_flag=True, help="For a picker that has the same flag.")
@@ -276,15 +285,18 @@ def envoy_config(*, endpoints: Sequence[str], **flags: Any) -> None:
     parse = envoy.Address.parse
     wishes = envoy.Wishes(
         listen=parse(flags["listen"], "--listen"),
-        picker=parse(flags["picker"], "--picker"),
+        picker=parse(flags["picker"], "--picker", may_be_name=True),
         replicas=[parse(text, "--endpoint") for text in endpoints],
         admin=parse(flags["admin"], "--admin") if flags["admin"] else None,
         is_secure=not flags["insecure"],
         ca_path=flags["ca"],
+        picker_san=flags["picker_san"],
         fails_open=not flags["fail_close"],
         is_buffered=flags["buffered"],
         shows_responses=flags["observe_responses"],
         retries=flags["retries"],
         health_path=flags["health_path"],
     )
+    if wishes.ca_path and not Path(wishes.ca_path).exists():
+        click.echo(f"warning: --ca: {wishes.ca_path} does not exist here", err=True)
     click.echo(envoy.render(wishes), nl=False)

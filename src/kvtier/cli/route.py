@@ -16,12 +16,14 @@ from kvtier.errors import InvalidSettings
 
 try:
     from kvtier.cli.pods import pod_flags, pods
-    from kvtier.router import assembly, config, replay
+    from kvtier.router import assembly, config, record, replay, strategies
+    from kvtier.router import explain as explaining
     from kvtier.router.http import keys, options
     from kvtier.router.http.options import Options
     from kvtier.router.http.server import Router, Wiring
     from kvtier.router.ingest.evictors import parse_evictors
     from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
+    from kvtier.router.serving import tls
 except ImportError as error:
     raise InvalidSettings(
         f"kvtier route needs {error.name}: pip install 'kvtier[router]'"
@@ -80,7 +82,12 @@ replicas.yaml:
     help="A replica; again for several. Also ,name=NAME and ,label=KEY:VALUE.",
 )
 @click.option("--profile", type=_FILE, help="EndpointPickerConfig that chooses, of any generation.")
-@click.option("--strategy", default="", metavar="NAME", help="Instead: least-request, random, ...")
+@click.option(
+    "--strategy",
+    default="",
+    metavar="NAME",
+    help="A named strategy, or a profile of FILE, for requests that name none.",
+)
 @click.option(
     "--tokenizer",
     "tokenizers",
@@ -124,6 +131,7 @@ def route(
         tokenizers=_tokenizers(tokenizers),
         keeps_matches=settings.decisions is not None,
         evictors=parse_evictors((settings.evictor_events or "",), "--evictor-events"),
+        tls=tls.checking(settings.replica_ca, "--replica-ca"),
     )
     wiring = Wiring(
         discovery=discovery,
@@ -145,15 +153,32 @@ def route(
     epilog="""\b
 Example:
   kvtier route replay decisions.jsonl --profile other.yaml
+  kvtier route replay decisions.jsonl --strategy least-request
+  kvtier route replay decisions.jsonl --profile other.yaml --explain 7f3a91c0
 """,
 )
 @click.argument("file", type=_FILE)
 @click.option("--profile", type=_FILE, help="EndpointPickerConfig to decide by.")
 @click.option("--name", default="", help="One of its profiles; the first if not given.")
-def replay_decisions(file: Path, profile: Path | None, name: str) -> None:
+@click.option("--strategy", default="", metavar="NAME", help="Instead: least-request, random, ...")
+@click.option("--explain", default="", metavar="REQUEST_ID", help="Why one request goes where.")
+def replay_decisions(
+    file: Path, profile: Path | None, name: str, strategy: str, explain: str
+) -> None:
     """Decide the logged requests of FILE (--decisions) again under another profile."""
-    done = replay.replay_file(str(file), str(profile) if profile else None, name)
-    click.echo(replay.text(done), nl=False)
+    if strategy and (profile or name):
+        raise InvalidSettings("--strategy takes the place of --profile and --name; drop either")
+    by = (
+        strategies.configuration()
+        if strategy
+        else config.read_configuration(str(profile) if profile else None)
+    )
+    records = record.read_records(str(file))
+    if explain:
+        found = replay.explained(records, by, explain, strategy or name)
+        click.echo("\n".join(map(explaining.text, found)), nl=False)
+        return
+    click.echo(replay.text(replay.replay(records, by, strategy or name)), nl=False)
 
 
 async def _serve(settings: Options, wiring: Wiring, assembled: assembly.Assembled) -> int:
@@ -179,7 +204,7 @@ async def _serve(settings: Options, wiring: Wiring, assembled: assembly.Assemble
             )
             await first
             second = asyncio.create_task(told.get())
-            await _unless(router.drain(), second)
+            await _unless(router.drain(is_asked_for=first.result() == signal.SIGINT), second)
             second.cancel()
             return first.result()
         finally:

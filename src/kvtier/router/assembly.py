@@ -3,6 +3,7 @@
 `kvtier route` and `kvtier epp` both take it from here, so that they choose alike.
 """
 
+import ssl
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,12 +42,14 @@ class Assembled:
         names: Names | None = None,
         keeps_matches: bool = False,
         evictors: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """`usual`: the profile or strategy of requests that name none.
 
         `tokenizers`: folders by model, `*` for all others. `names`: of the replicas' metrics;
         None: those of the configuration. `keeps_matches`: decisions are kept with what was held,
-        whoever made them. `evictors`: endpoints of their events. Raises InvalidSettings.
+        whoever made them. `evictors`: endpoints of their events. `tls`: how https replicas are
+        checked; None: as the system does. Raises InvalidSettings.
         """
         precise = PreciseIndex()
         estimated: dict[str, EstimatedIndex] = {}
@@ -69,6 +72,7 @@ class Assembled:
             key=replica_key,
             names=names or configuration.gauges,
             evictors=evictors,
+            tls=tls,
         )
         self.listeners: Sequence[Listener] = (self._learner,)
         self.collectors: Sequence[Collector] = (self._learner.meter,)

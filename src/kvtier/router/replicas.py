@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 POLL_S: Final = 1.0
 """How often a file is looked at. A poll, since a mounted ConfigMap changes by a renamed link."""
 _PORTS: Final = {"http": 80, "https": 443}
+_EXAMPLE: Final = "replicas: [http://host:8000]"
 _FORM: Final = "http://host:8000, or http://host:8000,model=NAME,name=NAME,label=KEY:VALUE"
 
 
@@ -65,8 +66,16 @@ class Fixed:
 class Listed:
     """Replicas of a YAML file, and those of flags beside them."""
 
-    def __init__(self, path: str, fixed: Sequence[Replica] = (), poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        path: str,
+        fixed: Sequence[Replica] = (),
+        poll_s: float = POLL_S,
+        flag: str = "--replicas",
+    ) -> None:
+        """`flag` names the file."""
         self._path = path
+        self._flag = flag
         self._fixed = tuple(fixed)
         self._poll_s = poll_s
 
@@ -91,7 +100,7 @@ class Listed:
                 yield known
 
     def _read(self) -> tuple[Replica, ...]:
-        return distinct((*self._fixed, *read_replicas(self._path)), self._path)
+        return distinct((*self._fixed, *read_replicas(self._path, self._flag)), self._path)
 
 
 def parse_replica(text: str, where: str) -> Replica:
@@ -114,12 +123,12 @@ def parse_replica(text: str, where: str) -> Replica:
     return _replica(url, where, "".join(fields["name"]), fields["model"], labels)
 
 
-def read_replicas(path: str) -> tuple[Replica, ...]:
-    """The `replicas:` of a YAML file: a list as of flags, or settings by name.
+def read_replicas(path: str, flag: str = "--replicas") -> tuple[Replica, ...]:
+    """The `replicas:` of the YAML file that `flag` names: a list as of flags, or settings by name.
 
     Raises InvalidSettings with file and line.
     """
-    document = read_document(path)
+    document = read_document(path, flag, _EXAMPLE)
     for key in document.data:
         if key != "replicas":
             raise InvalidSettings(
@@ -133,7 +142,7 @@ def read_replicas(path: str) -> tuple[Replica, ...]:
         listed = [_named(document, str(name), value) for name, value in found.items()]
     else:
         raise InvalidSettings(
-            f"{where}: write `replicas: [http://host:8000]`, or "
+            f"{where}: write `{_EXAMPLE}`, or "
             "`replicas: {a: {url: http://host:8000, models: [m]}}`"
         )
     return distinct(listed, path)

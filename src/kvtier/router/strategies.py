@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from kvtier.index.fleet.base import FleetIndex
-from kvtier.router.config import parse_configuration
+from kvtier.router.config import Configuration, parse_configuration
 from kvtier.router.profile import Profile, build
 
 STRATEGIES: Final = """\
@@ -44,9 +44,13 @@ schedulingProfiles:
 """
 
 
+def configuration() -> Configuration:
+    """All of them, a profile each."""
+    return parse_configuration(STRATEGIES, "the routing strategies")
+
+
 def strategies(
     indexes: Mapping[str, FleetIndex], seed: int = 0, *, keeps_matches: bool = False
 ) -> dict[str, Profile]:
     """All of them by name, over the indexes that the fleet's own profiles use; see `build`."""
-    configuration = parse_configuration(STRATEGIES, "the routing strategies")
-    return build(configuration, indexes, seed, keeps_matches=keeps_matches)
+    return build(configuration(), indexes, seed, keeps_matches=keeps_matches)

@@ -7,6 +7,7 @@ twice is an error, since readers would silently take the last.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import yaml
@@ -14,6 +15,8 @@ import yaml
 from kvtier.errors import InvalidSettings
 
 KeyPath = tuple[str, ...]
+
+_EXAMPLE: Final = "ram: 20GiB"
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -31,17 +34,20 @@ class Document(msgspec.Struct, frozen=True):
         return f"{self.path} line {self.lines[key]}" if key in self.lines else self.path
 
 
-def read_document(path: str) -> Document:
-    """Read the file. Raises InvalidSettings: missing, unreadable, not YAML, not a mapping."""
+def read_document(path: str, flag: str, example: str = _EXAMPLE) -> Document:
+    """Read the file that `flag` names; `example` is a line that may stand in it.
+
+    Raises InvalidSettings: missing, unreadable, not YAML, not a mapping.
+    """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InvalidSettings(f"settings file {path} cannot be read: {reason}") from error
-    return parse_document(text, path)
+        raise InvalidSettings(f"{flag}: {path} cannot be read: {reason}") from error
+    return parse_document(text, path, example=example)
 
 
-def parse_document(text: str, path: str, first_line: int = 1) -> Document:
+def parse_document(text: str, path: str, first_line: int = 1, example: str = _EXAMPLE) -> Document:
     """As `read_document`, of a text that stands in the file `path` from `first_line` on."""
     try:
         loader = yaml.SafeLoader(text)
@@ -63,7 +69,7 @@ def parse_document(text: str, path: str, first_line: int = 1) -> Document:
     finally:
         loader.dispose()
     if not isinstance(data, dict):
-        raise InvalidSettings(f"{path}: holds {data!r} and not settings; write `ram: 20GiB`")
+        raise InvalidSettings(f"{path}: holds {data!r} and not settings; write `{example}`")
     return Document(path, data, lines)
 
 

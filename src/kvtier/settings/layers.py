@@ -111,7 +111,7 @@ def resolve(
     layers = []
     path = file or env.get(CONFIG_VARIABLE)
     if path:
-        document = read_document(path)
+        document = read_document(path, "--config" if file else CONFIG_VARIABLE)
         layers.append(_read_mapping(document.data, document.path, document))
     layers.append(_read_environment(env))
     layers.append(_read_mapping(vllm.translate(mapping or {}, origin), origin, None))

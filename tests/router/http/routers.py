@@ -18,7 +18,7 @@ from kvtier.router.http.keys import Keys
 from kvtier.router.http.options import Options
 from kvtier.router.http.server import Router, Wiring
 from kvtier.router.replicas import Discovery, Fixed, parse_replica
-from kvtier.router.serving.choosing import Choices
+from kvtier.router.serving.choosing import Choices, Prompts
 from tests.router.replicas import Replica, replicas
 
 # The first loop of a process opens a pipe that stays: no test is to be blamed for it.
@@ -68,7 +68,13 @@ class Texts:
         return UnreadPrompt(len(str(body)))
 
 
-FAST = {"health_interval": 0.05, "health_timeout": 1.0, "port": 0, "drain_timeout": 2.0}
+FAST = {
+    "health_interval": 0.05,
+    "health_timeout": 1.0,
+    "port": 0,
+    "drain": 0.0,
+    "drain_timeout": 2.0,
+}
 
 
 class Stand:
@@ -101,13 +107,14 @@ async def router_over(
     keys: Sequence[str] = (),
     discovery: Discovery | None = None,
     replica_key: str | None = None,
+    prompts: Prompts | None = None,
     **options: Any,
 ) -> AsyncIterator[Router]:
     fixed = [parse_replica(f"{replica.url},name={replica.name}", "test") for replica in made]
     wiring = Wiring(
         discovery=discovery or Fixed(fixed),
         choices=Choices(chooser or InTurn(), named),
-        prompts=Texts(),
+        prompts=prompts or Texts(),
         keys=Keys(keys),
         replica_key=replica_key,
     )

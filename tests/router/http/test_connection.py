@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -42,6 +43,9 @@ async def said(port: int, sent: bytes) -> bytes:
         b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"ffffffffffffffffff\r\n",
         b"GET /health HTTP/1.1\r\nHost: h\r\n folded: x\r\n\r\n",
+        b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(REQUEST) + REQUEST,
+        b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+        b"Transfer-Encoding: identity\r\n\r\n" + REQUEST,
     ],
 )
 def test_what_is_no_http_is_an_error_in_json_and_the_end_of_the_connection(sent: bytes) -> None:
@@ -66,6 +70,37 @@ def test_requests_that_come_at_once_are_answered_in_turn() -> None:
             assert answer.count(b"HTTP/1.1 200 OK") == 3
             assert len(at.replicas[0].bodies) == 3
             assert set(at.replicas[0].bodies) == {BODY}
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
+    ],
+)
+def test_who_offers_an_upgrade_gets_a_plain_answer_and_a_body_stays_a_body(offer: bytes) -> None:
+    async def test() -> None:
+        async with stand() as at:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n" + offer
+            chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+            sent = (
+                head + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
+                head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks,
+                head + b"Content-Length: %d\r\n\r\n" % len(REQUEST) + REQUEST,
+                REQUEST.replace(b"Host: h", b"Host: h\r\nConnection: close"),
+            )
+            answer = await said(at.router.port, b"".join(sent))
+            statuses = re.findall(rb"HTTP/1\.1 (\d+)", answer)
+            assert statuses == [b"200", b"200", b"400", b"200"], "the third is no JSON"
+            (a,) = at.replicas
+            assert a.bodies == [BODY] * 3
+            assert not {"Upgrade", "HTTP2-Settings"} & set().union(
+                *(asked.headers for asked in a.requests)
+            )
 
     run(test())
 
@@ -152,6 +187,32 @@ def test_who_sends_many_requests_at_once_is_read_as_they_are_answered() -> None:
                 left, before = writer.transport.get_write_buffer_size(), left
             assert left > 0, "the rest is held back"
             writer.transport.abort()
+            at.replicas[0].held.set()
+
+    run(test())
+
+
+def test_who_sends_many_requests_at_once_and_reads_the_answers_gets_all_of_them() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            last = b"GET /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+            answer = await said(
+                at.router.port, b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n" * 3000 + last
+            )
+            assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 OK") == 3001
+
+    run(test())
+
+
+def test_who_goes_away_with_a_second_request_waiting_cancels_the_first() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            at.replicas[0].held.clear()
+            _, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+            writer.write(REQUEST + REQUEST)
+            await until(lambda: at.replicas[0].requests, "the first arrives")
+            writer.close()
+            await until(lambda: at.replicas[0].cancelled == 1, "the replica hears of it")
             at.replicas[0].held.set()
 
     run(test())

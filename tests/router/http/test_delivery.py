@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from kvtier.router.base import Candidate, Request
+from kvtier.router.decision import Decision
 from kvtier.router.http.headers import REQUEST_ID
 from kvtier.router.record import read_records
 from tests.router.http.routers import InTurn, run, stand, until
@@ -134,6 +136,45 @@ def test_a_busy_replica_is_passed_over_and_its_words_are_kept() -> None:
     run(test())
 
 
+def test_what_is_sent_again_waits_for_room_like_others() -> None:
+    async def test() -> None:
+        async with stand(count=2, in_flight=1) as at:
+            a, b = at.replicas
+            a.held.clear()
+            b.held.clear()
+            a.dies_before_head = 1
+            asking = [asyncio.ensure_future(at.post().__aenter__()) for _ in range(2)]
+            await until(lambda: a.requests and b.requests, "both have one")
+            a.held.set()
+            (endpoint,) = [
+                member.endpoint for member in at.router.fleet.members if member.endpoint.name == "a"
+            ]
+            await until(lambda: endpoint.in_flight == 0, "one of them has died")
+            assert await at.metric("kvtier_route_queued_requests") == 1
+            assert len(b.requests) == 1
+            b.held.set()
+            answers = await asyncio.gather(*asking)
+            assert [(await answer.json())["from"] for answer in answers] == ["b", "b"]
+
+    run(test())
+
+
+def test_looking_something_up_does_not_wait_for_room() -> None:
+    async def test() -> None:
+        async with stand(in_flight=1) as at:
+            (a,) = at.replicas
+            a.known_ids.add("r1")
+            a.held.clear()
+            asking = asyncio.ensure_future(at.post().__aenter__())
+            await until(lambda: a.requests, "it is at its limit")
+            async with at.client.get(at.url + "/v1/responses/r1") as answer:
+                assert answer.status == 200
+            a.held.set()
+            await asking
+
+    run(test())
+
+
 def test_a_profile_that_leaves_nobody_is_a_503_with_a_reason() -> None:
     async def test() -> None:
         async with stand(chooser=InTurn(only="nobody")) as at, at.post() as answer:
@@ -159,6 +200,23 @@ def test_load_is_counted_while_a_request_is_there() -> None:
             await (await asking).read()
             left = (endpoint.in_flight, endpoint.in_flight_tokens, endpoint.pending_tokens)
             assert left == (0, 0, 0)
+
+    run(test())
+
+
+def test_a_chooser_that_fails_once_it_has_chosen_leaves_no_load_behind() -> None:
+    class Forgetful(InTurn):
+        def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
+            raise RuntimeError("a bug")
+
+    async def test() -> None:
+        async with stand(chooser=Forgetful()) as at:
+            async with at.post() as answer:
+                assert answer.status == 500
+            (member,) = at.router.fleet.members
+            endpoint = member.endpoint
+            load = (endpoint.in_flight, endpoint.in_flight_tokens, endpoint.pending_tokens)
+            assert load == (0, 0, 0)
 
     run(test())
 

@@ -1,4 +1,6 @@
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -8,6 +10,23 @@ from kvtier.router.http import forwarding
 from kvtier.router.replicas import Fixed, parse_replica
 from tests.router.http.routers import router_over, run, stand, until
 from tests.router.replicas import DONE, EVENT
+
+
+@asynccontextmanager
+async def router_before(answer: bytes) -> AsyncIterator[int]:
+    """The port of a router whose replica is well, says these bytes to all else, and closes."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        is_check = head.startswith(b"GET /health ")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" if is_check else answer)
+        writer.close()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = parse_replica(f"http://127.0.0.1:{port},model=m", "test")
+        async with router_over([], discovery=Fixed([found])) as router:
+            yield router.port
 
 
 def test_a_stream_arrives_as_it_was_and_as_it_comes() -> None:
@@ -186,5 +205,50 @@ def test_a_busy_replica_that_does_not_come_to_its_end_is_not_waited_for(
             assert answer.status == 503
             assert await answer.read() == b""
         await runner.cleanup()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("answer", "length"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"content-length: 5\r\n"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    ],
+)
+def test_an_answer_to_head_is_a_head_and_the_next_answer_follows(
+    answer: bytes, length: bytes
+) -> None:
+    async def test() -> None:
+        async with router_before(answer) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"HEAD /version HTTP/1.1\r\nHost: h\r\n\r\n")
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(answer.partition(b"\r\n")[0])
+            assert b"transfer-encoding" not in head
+            assert (b"content-length" in head, length in head) == (bool(length), True)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+
+    run(test())
+
+
+def test_a_replica_that_changes_the_protocol_and_leaves_has_changed_it() -> None:
+    switch = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+
+    async def test() -> None:
+        async with router_before(switch) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n"
+                b"Upgrade: websocket\r\n\r\n"
+            )
+            head = await reader.read()
+            assert head.startswith(b"HTTP/1.1 101 ")
+            assert b"upgrade: websocket\r\n" in head
+            assert b"content-length" not in head
+            writer.close()
 
     run(test())

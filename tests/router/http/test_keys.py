@@ -49,8 +49,16 @@ def test_any_other_is_not(name: str, value: str) -> None:
 
 def test_a_file_holds_one_key_a_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# for the team\none\n\n two \n")
-    assert read_keys(str(file), "--api-keys") == ["one", "two"]
+    file.write_text("# for the team\none\n\n two \nthree # of Ann\nfo#ur\t#x\n  # none\n")
+    assert read_keys(str(file), "--api-keys") == ["one", "two", "three", "fo#ur"]
+
+
+@pytest.mark.parametrize("text", ["one\ntwo words\n", "one # k\u00e4y\nk\u00e4y\n"])
+def test_a_line_that_is_no_key_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(InvalidSettings, match=r"--api-keys: .*keys line 2: a key is one word"):
+        read_keys(str(file), "--api-keys")
 
 
 @pytest.mark.parametrize("text", ["", "# only\n", "two words\n", "k\u00e4y\n"])

@@ -37,6 +37,8 @@ def test_durations_are_read_as_people_write_them() -> None:
         ({"--tls-key": "k"}, {}, "go together"),
         ({}, {"KVTIER_ROUTE_PROT": "1"}, "did you mean 'KVTIER_ROUTE_PORT'"),
         ({}, {"KVTIER_ROUTE_QUEUE": "-1"}, "KVTIER_ROUTE_QUEUE: '-1'"),
+        ({}, {"KVTIER_ROUTE_PROFILE": "p"}, "KVTIER_ROUTE_PROFILE is a flag only: --profile"),
+        ({}, {"KVTIER_ROUTE_CONFIG": "/nowhere"}, "KVTIER_ROUTE_CONFIG: /nowhere cannot be read"),
     ],
 )
 def test_a_wrong_value_names_its_source(
@@ -52,6 +54,15 @@ def test_a_wrong_file_names_its_line(tmp_path: Path) -> None:
     file.write_text("port: 1\nqeue: 1\n")
     with pytest.raises(InvalidSettings, match=r"route\.yaml line 2: .*did you mean 'queue'"):
         load({}, {}, str(file))
+    for name in ("pool_name", "pool-name"):
+        file.write_text(f"port: 1\n{name}: p\n")
+        with pytest.raises(InvalidSettings, match=rf"line 2: {name} is a flag only: --pool-name"):
+            load({}, {}, str(file))
+    file.write_text("port")
+    with pytest.raises(InvalidSettings, match="write `port: 30080`"):
+        load({}, {}, str(file))
+    with pytest.raises(InvalidSettings, match="--config: /nowhere cannot be read"):
+        load({}, {}, "/nowhere")
     file.write_text("port: 1\nqueue: many\n")
     with pytest.raises(InvalidSettings, match=r"route\.yaml line 2: queue: 'many'"):
         load({}, {}, str(file))

@@ -14,9 +14,19 @@ class Paper(asyncio.WriteTransport):
     def __init__(self) -> None:
         super().__init__()
         self.text = b""
+        self.is_over = False
+        self.unsent_bytes = [0]
+        """Each time it is asked."""
 
     def write(self, data: Any) -> None:
+        assert not self.is_over, "a closed socket raises"
         self.text += data
+
+    def is_closing(self) -> bool:
+        return self.is_over
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes.pop(0) if len(self.unsent_bytes) > 1 else self.unsent_bytes[0]
 
 
 def made(*, is_chunked: bool, idle_s: float = 0) -> tuple[Outgoing, Paper, Exchange, Line]:
@@ -83,5 +93,30 @@ def test_what_moves_is_not_cut_off_and_what_stands_is() -> None:
         assert not ended.done()
         with pytest.raises(CutOff, match=r"nothing moved for 0\.1 s"):
             await ended
+
+    asyncio.run(test())
+
+
+def test_after_the_client_has_left_nothing_is_written_and_nothing_is_raised() -> None:
+    async def test() -> None:
+        for is_chunked in (True, False):
+            outgoing, paper, exchange, _ = made(is_chunked=is_chunked)
+            paper.is_over = True
+            exchange.deliver([b"a"])
+            exchange.complete([b"b"])
+            await outgoing.ended()
+            assert paper.text == b""
+
+    asyncio.run(test())
+
+
+def test_a_client_that_takes_what_was_written_is_not_cut_off_and_one_that_stops_is() -> None:
+    async def test() -> None:
+        outgoing, paper, _, _ = made(is_chunked=True, idle_s=0.01)
+        paper.unsent_bytes = [100, 90, 80, 70, 60]
+        outgoing.hold()
+        with pytest.raises(CutOff, match=r"nothing moved for 0\.01 s"):
+            await outgoing.ended()
+        assert paper.unsent_bytes == [60]
 
     asyncio.run(test())

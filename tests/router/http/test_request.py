@@ -2,6 +2,7 @@ import asyncio
 import json
 
 from tests.router.http.routers import run, stand
+from tests.router.http.test_connection import BODY, REQUEST, said
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read_and_while_it_is() -> None:
@@ -62,5 +63,35 @@ def test_other_expectations_and_compressed_bodies_are_refused() -> None:
             ):
                 async with at.client.post(url, data=b"{}", headers=headers) as answer:
                     assert answer.status == status
+
+    run(test())
+
+
+def test_how_a_length_or_an_expectation_is_written_does_not_matter() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            closing = REQUEST.replace(b"Host: h", b"Host: h\r\nConnection: close")
+            zeros = closing.replace(b"Length: ", b"Length: " + b"0" * 5000)
+            expecting = closing.replace(b"Host: h", b"Host: h\r\nExpect: 100-continue \t")
+            for sent in (zeros, expecting):
+                answer = await said(at.router.port, sent)
+                assert answer.startswith(b"HTTP/1.1 200 OK"), answer
+            assert at.replicas[0].bodies == [BODY] * 2
+
+    run(test())
+
+
+def test_http_1_0_has_no_expectations() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            for expected in (b"100-continue", b"tea"):
+                head = REQUEST.replace(b"Host: h", b"Host: h\r\nExpect: " + expected)
+                head = head.replace(b"HTTP/1.1", b"HTTP/1.0")
+                reader, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+                writer.write(head[:-1])
+                await asyncio.sleep(0.02)
+                writer.write(head[-1:])
+                assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+                writer.close()
 
     run(test())

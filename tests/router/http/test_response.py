@@ -48,6 +48,8 @@ def test_who_gets_a_body(method: str, status: int, expected: bool) -> None:
         (Head(200, b"", [], None), True, Framing.CHUNKS, b"transfer-encoding: chunked\r\n"),
         (Head(200, b"", [], None), False, Framing.CONNECTION, b""),
         (Head(101, b"", [], None), True, Framing.UPGRADE, b"connection: upgrade\r\n"),
+        (Head(200, b"", [], 5, False), True, Framing.NOTHING, b"content-length: 5\r\n"),
+        (Head(200, b"", [], None, False), False, Framing.NOTHING, b""),
     ],
 )
 def test_how_the_end_of_what_is_passed_on_is_told(
@@ -60,3 +62,13 @@ def test_how_the_end_of_what_is_passed_on_is_told(
     assert b"connection: close" not in text
     closing = passed(answer, [], framed, closes=True)
     assert (b"connection: close" in closing) is (framed is not Framing.UPGRADE)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Head(200, b"", [], None, False), Head(204, b"", [], 0, False), Head(304, b"", [], 5, False)],
+)
+def test_what_ends_with_its_head_says_nothing_of_a_body_that_never_comes(answer: Head) -> None:
+    framed = framing(answer, is_modern=True)
+    text = passed(answer, [(b"a", b"b")], framed, closes=False)
+    assert text.endswith(b"\r\na: b\r\n\r\n")

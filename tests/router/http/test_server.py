@@ -15,6 +15,7 @@ from kvtier.router.fleet import Listener, Member
 from kvtier.router.http.keys import Keys
 from kvtier.router.http.options import Options
 from kvtier.router.http.server import Router, Wiring
+from kvtier.router.ingest import tokens
 from kvtier.router.replicas import Fixed, Listed, Replica, parse_replica
 from kvtier.router.serving.choosing import Choices
 from tests.router.http.routers import FAST, InTurn, Texts, router_over, run, stand, until
@@ -43,8 +44,12 @@ def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
     async def test() -> None:
         async with stand() as at:
             second = Router(Options(**{**FAST, "port": at.router.port}), wiring())
-            with pytest.raises(InvalidSettings, match="cannot be listened on"):
+            with pytest.raises(InvalidSettings) as caught:
                 await second.start()
+            assert str(caught.value) == (
+                f"--host, --port: 127.0.0.1:{at.router.port} cannot be listened on: "
+                "Address already in use"
+            )
             await second.close()
 
     run(test())
@@ -140,22 +145,87 @@ def test_draining_ends_what_has_begun_and_begins_nothing() -> None:
     run(test())
 
 
-def test_what_does_not_end_is_cut_off_after_the_drain_time() -> None:
+def test_load_balancers_hear_of_the_end_before_connections_are_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with stand(drain=600.0) as at:
+            draining = asyncio.ensure_future(at.router.drain())
+            await until(lambda: "/health says 503 for 600 s" in caplog.text, "it is said")
+            async with at.client.get(at.url + "/health") as answer:
+                assert answer.status == 503
+                assert answer.headers["connection"] == "close"
+            async with at.post() as answer:
+                assert answer.status == 200
+                assert answer.headers["connection"] == "close"
+            async with at.post(stream=True) as answer:
+                assert await answer.read() == EVENT * 4 + DONE
+            assert not draining.done()
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+
+    run(test())
+
+
+def test_after_that_connections_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with stand(drain=0.05) as at:
+            await at.router.drain()
+            with pytest.raises(OSError):  # noqa: PT011
+                await asyncio.open_connection("127.0.0.1", at.router.port)
+
+    run(test())
+    assert "/health says 503 for 0.05 s" in caplog.text
+
+
+def test_at_a_terminal_nobody_waits_once_nothing_is_under_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with stand(drain=600.0) as at:
+            (a,) = at.replicas
+            a.held.clear()
+            asking = asyncio.ensure_future(at.post(stream=True).__aenter__())
+            await until(lambda: bool(a.requests), "the request arrives")
+            draining = asyncio.ensure_future(at.router.drain(is_asked_for=True))
+            await until(lambda: "/health says 503" in caplog.text, "it is said")
+            a.held.set()
+            assert await (await asking).read() == EVENT * 4 + DONE
+            await draining
+        caplog.clear()
+        async with stand(drain=600.0) as at:
+            await at.router.drain(is_asked_for=True)
+
+    run(test())
+    assert [text for text in caplog.messages if text.startswith("stopping")] == ["stopping"]
+
+
+def test_what_does_not_end_is_cut_off_after_the_drain_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
     async def test() -> None:
         async with stand(drain_timeout=0.1) as at:
             (a,) = at.replicas
             a.chunk_delay_s = 60.0
             async with at.post(stream=True) as answer:
                 await answer.content.readany()
-                before_s = asyncio.get_running_loop().time()
                 await at.router.drain()
-                assert asyncio.get_running_loop().time() - before_s >= 0.1
                 await at.router.close()
                 with pytest.raises(aiohttp.ClientPayloadError):
                     await answer.read()
             await until(lambda: a.cancelled == 1, "the replica hears of it")
 
     run(test())
+    said = ["stopping", "waiting for 1 requests to end, for 0.1 s", "1 requests are cut off"]
+    assert [text for text in caplog.messages if "replica" not in text] == said
 
 
 def test_idle_connections_do_not_hold_up_the_end() -> None:
@@ -222,13 +292,31 @@ def test_tls_towards_clients_and_towards_replicas(tmp_path: Path) -> None:
     run(test())
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"tls_certificate": "/nowhere/cert.pem", "tls_key": "/nowhere/key.pem"},
-        {"replica_ca": "/nowhere/ca.pem"},
-    ],
-)
-def test_certificates_that_cannot_be_read_are_an_error(options: dict[str, str]) -> None:
-    with pytest.raises(InvalidSettings, match="cannot be used"):
-        Router(Options(**options), wiring())
+def test_files_that_cannot_be_read_are_an_error_that_names_the_flag(tmp_path: Path) -> None:
+    chain, key = certificate(tmp_path)
+    for flag, options in (
+        ("--tls-key", {"tls_certificate": chain, "tls_key": "/nowhere"}),
+        ("--tls-certificate", {"tls_certificate": "/nowhere", "tls_key": key}),
+        ("--replica-ca", {"replica_ca": "/nowhere"}),
+    ):
+        with pytest.raises(InvalidSettings, match=f"{flag}: /nowhere cannot be read: No such"):
+            Router(Options(**options), wiring())
+
+
+def test_names_that_clients_make_up_are_not_logged_and_silence_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tokens, "_SAID_MAX", 3)
+
+    async def test() -> None:
+        async with stand(prompts=tokens.Prompts()) as at:
+            for name in ("a", "b", "c", "evil\r\n", "x" * 100_000):
+                async with at.post(model=name) as answer:
+                    assert answer.status == 404
+                    assert len(await answer.read()) < 1000
+            async with at.post() as answer:
+                assert answer.status == 200
+
+    run(test())
+    (said,) = caplog.messages
+    assert said.startswith("prompts of m are compared by characters")

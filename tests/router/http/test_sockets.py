@@ -149,6 +149,21 @@ def test_a_model_in_the_query_is_asked_for(query: str, status: int) -> None:
     run(test())
 
 
+def test_a_socket_takes_room_and_needs_it() -> None:
+    async def test() -> None:
+        async with realtime(in_flight=1) as (_, router), aiohttp.ClientSession() as client:
+            first = await client.ws_connect(url(router))
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                await client.ws_connect(url(router))
+            assert caught.value.status == 429
+            await first.close()
+            (member,) = router.fleet.members
+            await until(lambda: member.endpoint.in_flight == 0, "there is room again")
+            await (await client.ws_connect(url(router))).close()
+
+    run(test())
+
+
 def test_who_asks_for_no_socket_is_told_so() -> None:
     async def test() -> None:
         async with realtime() as (replica, router), aiohttp.ClientSession() as client:

@@ -39,8 +39,10 @@ def test_a_body_is_read_as_the_engine_will_read_it(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "cannot be read"),
-        (b"{", "cannot be read"),
+        (b"", "the body is empty"),
+        (b" \r\n", "the body is empty"),
+        (b"{", "no whole JSON"),
+        (b'{"model":"m","prompt":"he', "no whole JSON"),
         (b"[]", "cannot be read"),
         (b"null", "cannot be read"),
         (b"{}", "names no model"),
@@ -49,7 +51,7 @@ def test_a_body_is_read_as_the_engine_will_read_it(body: bytes) -> None:
         (b'{"model":5}', "has to be a name"),
         (b'{"model":["m"]}', "has to be a name"),
         (b'{"model":"m"} {}', "cannot be read"),
-        (b'{"model":"m","x":"\xff"}', "not UTF-8: invalid start byte"),
+        (b'{"model":"m","x":"\xff"}', "not UTF-8"),
         (b'\xef\xbb\xbf{"model":"m"}', "cannot be read"),
         ('{"model":"m"}'.encode("utf-16"), "cannot be read"),
         (b'{"model":"m","x":' + b"[" * 200_000, "nested too deeply"),

@@ -25,12 +25,16 @@ def test_one_of_the_named_may_be_the_usual_one() -> None:
     assert Choices(usual, {"random": other}, "random").of(None) is other
     with pytest.raises(InvalidSettings, match="'fastest'; known are random"):
         Choices(usual, {"random": other}, "fastest")
+    with pytest.raises(InvalidSettings, match="'randm'; did you mean 'random'"):
+        Choices(usual, {"random": other}, "randm")
 
 
 def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:
     with pytest.raises(Refusal, match="'fastest' is not known; known are random") as caught:
         Choices(InTurn(), {"random": InTurn()}).of("fastest")
     assert caught.value.status == 400
+    with pytest.raises(Refusal, match="'prefix-cash' is not known; did you mean 'prefix-cache'"):
+        Choices(InTurn(), {"prefix-cache": InTurn()}).of("prefix-cash")
 
 
 class Reading(InTurn):

@@ -18,10 +18,14 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.is_over = False
+        self.unsent_bytes = 0
         self._protocol = protocol
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def is_closing(self) -> bool:
         return self.is_over
@@ -42,13 +46,13 @@ class Transport(asyncio.Transport):
 
 
 class Stand:
-    def __init__(self, expected: Expected = Expected.BODY) -> None:
+    def __init__(self, expected: Expected = Expected.BODY, body: bytes | None = None) -> None:
         self.idle: list[Connection] = []
         self.gone: list[Connection] = []
         self.connection = Connection(self.idle.append, self.gone.append)
         self.transport = Transport(self.connection)
         self.connection.connection_made(self.transport)
-        self.exchange = self.connection.send(b"GET / HTTP/1.1\r\n\r\n", None, expected)
+        self.exchange = self.connection.send(b"POST / HTTP/1.1\r\n\r\n", body, expected)
 
     def hear(self, *pieces: bytes) -> "Stand":
         for piece in pieces:
@@ -134,15 +138,50 @@ def test_head_has_no_body_and_its_connection_is_not_used_again() -> None:
     assert (body, is_whole, is_idle, is_over) == (b"", True, False, True)
 
 
-@pytest.mark.parametrize("more", [SIZED, b"x"])
-def test_more_than_an_answer_ends_the_connection(more: bytes) -> None:
-    stand = Stand().hear(SIZED + more)
+@pytest.mark.parametrize(
+    ("expected", "status", "has_body"),
+    [
+        (Expected.BODY, b"200", True),
+        (Expected.BODY, b"204", False),
+        (Expected.BODY, b"304", False),
+        (Expected.NOTHING, b"200", False),
+        (Expected.UPGRADE, b"403", True),
+        (Expected.UPGRADE, b"101", False),
+    ],
+)
+def test_an_answer_ends_with_its_head_or_has_a_body(
+    expected: Expected, status: bytes, has_body: bool
+) -> None:
+    stand = Stand(expected).hear(
+        b"HTTP/1.1 " + status + b" \r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+    )
+    # What changed its protocol and was closed in one go is whole, and has no body all the same.
+    head = stand.end().exchange.head
+    assert head is not None
+    assert head.has_body is has_body
+    assert stand.exchange.is_whole
+
+
+@pytest.mark.parametrize("answer", [SIZED, CHUNKED, CLOSING, EMPTY])
+@pytest.mark.parametrize("more", [SIZED, b"x", b"H", b"HTTP/1.1 2", b"\r\nHTTP/1.1 200 OK\r\nX: "])
+def test_more_than_an_answer_ends_the_connection_and_not_the_answer(
+    answer: bytes, more: bytes
+) -> None:
+    alone = seen(Stand().hear(answer).exchange)
+    for pieces in ([answer + more], [answer[:30], answer[30:] + more], [answer, more]):
+        stand = Stand().hear(*pieces)
+        assert stand.transport.is_over, "what comes next would be read as the rest of this"
+        assert seen(stand.exchange) == alone
+
+
+def test_who_has_not_taken_the_whole_request_is_not_asked_on_the_same_connection() -> None:
+    stand = Stand(body=b"x" * 100_000)
+    stand.transport.unsent_bytes = 1
+    stand.hear(SIZED)
+    assert stand.exchange.is_whole
+    assert stand.exchange.taken() == b"hello"
+    assert not stand.idle
     assert stand.transport.is_over
-    assert not stand.exchange.is_whole or stand.exchange.taken() == b"hello"
-    later = Stand().hear(SIZED, more)
-    assert later.exchange.is_whole
-    assert later.exchange.taken() == b"hello"
-    assert later.transport.is_over, "nobody had asked"
 
 
 @pytest.mark.parametrize(

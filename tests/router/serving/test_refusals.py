@@ -35,6 +35,20 @@ def test_who_should_come_back_is_told_when() -> None:
     assert refusals.unavailable("x").headers["Retry-After"] == "1"
 
 
+def test_a_refusal_is_short_whatever_the_client_wrote() -> None:
+    long = "x" * 5_000_000
+    for refusal in (refusals.unknown_model(long), refusals.unavailable(f"no replica of `{long}`")):
+        assert len(refusal.body()) < 3000
+    assert "`" + "x" * 100 + "...` does not exist" in str(refusals.unknown_model(long))
+    assert r"`m\r\n` does not exist" in str(refusals.unknown_model("m\r\n"))
+
+
+def test_who_shows_no_key_is_told_both_ways() -> None:
+    message = json.loads(refusals.unauthorized().body())["error"]["message"]
+    assert "`Authorization: Bearer KEY`" in message
+    assert "`x-api-key: KEY`" in message
+
+
 def test_the_model_is_named() -> None:
     error = json.loads(refusals.unknown_model('a"b').body())["error"]
     assert error["param"] == "model"

@@ -29,8 +29,9 @@ class Line:
         self.served: list[tuple[str, str]] = []
         self.stays: dict[str, tuple[Endpoint, object]] = {}
 
-    async def ask(self, who: str, model: str = "m") -> None:
-        endpoint = (await self.waiting.candidates(model))[0]
+    async def ask(self, who: str, model: str = "m", without: str = "") -> None:
+        spared = [one.endpoint for one in self.fleet.members if one.endpoint.name in without]
+        endpoint = (await self.waiting.candidates(model, frozenset(spared)))[0]
         self.served.append((who, endpoint.name))
         self.stays[who] = (endpoint, self.fleet.arrive(endpoint, 1, 1))
 
@@ -107,6 +108,107 @@ def test_who_gives_up_hands_on_what_woke_it() -> None:
         await settle()
         await second
         assert [who for who, _ in line.served] == ["1", "3"]
+
+    run(test())
+
+
+def test_who_gives_up_hands_on_to_another_model_too() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="mn"))
+        await line.ask("m1")
+        (first,) = await line.queue("m2")
+        (second,) = await line.queue("n1", model="n")
+        line.end("m1")
+        first.cancel()
+        await settle()
+        assert second.done()
+        assert [who for who, _ in line.served] == ["m1", "n1"]
+
+    run(test())
+
+
+def test_room_that_is_offered_and_not_used_is_handed_on() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        refused = asyncio.create_task(line.waiting.candidates("m"))  # as by a profile
+        await asyncio.sleep(0)
+        (second,) = await line.queue("2")
+        line.end("1")
+        await settle()
+        assert refused.done()
+        assert second.done()
+
+    run(test())
+
+
+def test_who_takes_another_replica_than_the_one_that_woke_it_leaves_that_to_others() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m", b="mn"))
+        await line.ask("1")
+        await line.ask("2")
+        (first,) = await line.queue("3")
+        (second,) = await line.queue("4", model="n")
+        # b wakes the first, which then finds room on a as well.
+        line.end("2")
+        line.end("1")
+        await settle()
+        assert first.done()
+        assert second.done()
+        assert [name for _, name in line.served] == ["a", "b", "a", "b"]
+
+    run(test())
+
+
+def test_a_newcomer_for_another_model_does_not_overtake_either() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="mn"))
+        await line.ask("n1", "n")
+        tasks = await line.queue("m1")
+        line.end("n1")
+        tasks.append(asyncio.create_task(line.ask("n2", "n")))
+        await settle()
+        line.end("m1")
+        await asyncio.gather(*tasks)
+        assert [who for who, _ in line.served] == ["n1", "m1", "n2"]
+
+    run(test())
+
+
+def test_who_may_not_use_a_replica_waits_for_the_others_and_is_in_nobodys_way() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m", b="m"))
+        await line.ask("1")
+        await line.ask("2")
+        again = asyncio.create_task(line.ask("3", without="a"))
+        await asyncio.sleep(0)
+        line.end("1")
+        await settle()
+        assert not again.done()
+        await line.ask("4")
+        line.end("2")
+        await again
+        assert [name for _, name in line.served] == ["a", "b", "a", "b"]
+        with pytest.raises(Refusal) as caught:
+            await line.ask("5", without="ab")
+        assert caught.value.status == 503, "there is nobody to wait for"
+
+    run(test())
+
+
+def test_over_the_limit_the_end_of_one_is_no_room_yet() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        endpoint = line.fleet.members[0].endpoint
+        lookup = line.fleet.arrive(endpoint, 0, 0)
+        (waits,) = await line.queue("2")
+        line.end("1")
+        await settle()
+        assert not waits.done()
+        lookup.end()
+        line.waiting.ended(endpoint)
+        await waits
 
     run(test())
 

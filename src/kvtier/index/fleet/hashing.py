@@ -32,7 +32,6 @@ _GROWTH: Final = 1 << 16
 """Factors drawn at a time: half a MiB, under a millisecond."""
 _MASK: Final = (1 << 64) - 1
 _SHIFT: Final = 4
-_ONE: Final = np.uint64(1)
 _FOUR: Final = np.uint64(_SHIFT)
 _SEEDS_MAX: Final = 1024
 _FEW: Final = 64
@@ -60,6 +59,8 @@ class Hasher:
     def __init__(self, secret: bytes | None = None) -> None:
         self._secret = unique_id().encode() if secret is None else secret
         self._factors: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+        self._sums = self._factors
+        """Of all factors up to each."""
         self._seeds: dict[Scope, int] = {}
 
     def seed(self, scope: Scope) -> int:
@@ -84,10 +85,12 @@ class Hasher:
         used = min(len(numbers), NUMBERS_MAX) // block * block
         if not used:
             return []
-        products = np.add(numbers[:used], _ONE, dtype=np.uint64)
-        products *= self._grown(used)[:used]
+        self._grow(used)
+        products = np.multiply(numbers[:used], self._factors[:used])
         np.add.accumulate(products, out=products)
-        states = products[block - 1 :: block] + np.uint64(seed)
+        # The one that is added to each number comes in by the sums of the factors alone.
+        states = products[block - 1 :: block] + self._sums[block - 1 : used : block]
+        states += np.uint64(seed)
         states >>= _FOUR
         hashes: list[int] = states.tolist()
         return hashes
@@ -100,7 +103,8 @@ class Hasher:
         end = position + len(numbers)
         if end > NUMBERS_MAX:
             raise ValueError("prompts are hashed up to NUMBERS_MAX numbers")
-        factors = self._grown(end)[position:end]
+        self._grow(end)
+        factors = self._factors[position:end]
         if len(numbers) <= _FEW:
             plain: list[int] = factors.tolist()
             added: int = sum(map(mul, numbers, plain)) + sum(plain)
@@ -110,16 +114,17 @@ class Hasher:
         products *= factors
         return (state + int(products.sum(dtype=np.uint64))) & _MASK
 
-    def _grown(self, count: int) -> npt.NDArray[np.uint64]:
+    def _grow(self, count: int) -> None:
         missing = count - len(self._factors)
-        if missing > 0:
-            parts = [self._factors]
-            drawn = len(self._factors) // _GROWTH
-            for number in range(drawn, drawn - (-missing // _GROWTH)):
-                stream = hashlib.shake_128(self._secret + number.to_bytes(8, "little"))
-                parts.append(np.frombuffer(stream.digest(8 * _GROWTH), dtype=np.uint64))
-            self._factors = np.concatenate(parts)
-        return self._factors
+        if missing <= 0:
+            return
+        parts = [self._factors]
+        drawn = len(self._factors) // _GROWTH
+        for number in range(drawn, drawn - (-missing // _GROWTH)):
+            stream = hashlib.shake_128(self._secret + number.to_bytes(8, "little"))
+            parts.append(np.frombuffer(stream.digest(8 * _GROWTH), dtype=np.uint64))
+        self._factors = np.concatenate(parts)
+        self._sums = np.add.accumulate(self._factors)
 
 
 def hash_of(state: int) -> int:

@@ -4,12 +4,14 @@ Why our own protocol and not a server library's: one that makes an object of eve
 wake-up of every chunk cost more than all that the router does besides.
 
 Invariants: whatever bytes arrive, the answer is an OpenAI-style error or a closed connection; what
-a client sends is bounded in time; requests that come at once are answered in turn; a client that
-goes away cancels what is done for it.
+a client sends, and leaves unread, is bounded in time and in bytes; requests that come at once are
+answered in turn; a client that goes away cancels what is done for it. Who ends the half it sends on
+has gone away: nothing tells the one from the other.
 """
 
 import asyncio
 import logging
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -19,7 +21,7 @@ import msgspec
 
 from kvtier.router.http import response as responses
 from kvtier.router.http.outgoing import CutOff, Outgoing
-from kvtier.router.http.reader import QUIET_BYTES, Reader
+from kvtier.router.http.reader import Reader
 from kvtier.router.http.request import Request
 from kvtier.router.http.response import Framing, Response
 from kvtier.router.serving.exchange import Exchange
@@ -54,19 +56,27 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = Reader(limits.max_body_bytes, self._welcome)
         self._transport: asyncio.Transport | None = None
+        self._tls_socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self._outgoing: Outgoing | None = None
         self._has_begun = False
         self._is_switched = False
+        self._is_full = False
         self._lingers = False
+        self._flushed_by_s = 0.0
         self._deadline_s = _FAR
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = _FAR
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered."""
-        return self._task is not None
+        """Whether a request arrives, is answered, or waits for its answer to be taken."""
+        return self._task is not None or self._is_arriving or self._is_unsent
+
+    def let_go(self) -> None:
+        """End, unless there is a request: then behind its answer."""
+        if self._task is None and not self._is_arriving and not self._reader.requests:
+            self.close()
 
     def close(self) -> None:
         """End once the client has taken what was written; it has FLUSH_S for that."""
@@ -95,6 +105,8 @@ class Connection(asyncio.Protocol):
         self._outgoing = outgoing
         self._transport.write(start)
         exchange.pass_to(outgoing)
+        if self._is_full:
+            outgoing.hold()  # by its head, or before it: the replica has just been let go on
         if framing is Framing.UPGRADE:
             self._switch()
         return outgoing
@@ -105,10 +117,15 @@ class Connection(asyncio.Protocol):
         """Its first request is due."""
         # uvloop's transports are no asyncio.Transport by inheritance.
         self._transport = cast(asyncio.Transport, transport)
+        if self._front.is_closing:
+            self.cut_off()  # its handshake has taken longer than the server has listened
+            return
         self._front.connections.add(self)
         if (of := transport.get_extra_info("socket")) is not None:
             # A client that is gone without a word would hold a replica's stream for ever.
             of.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if transport.get_extra_info("sslcontext") is not None:
+            self._tls_socket = of
         self._due(self._limits.head_timeout_s)
 
     def connection_lost(self, reason: BaseException | None) -> None:
@@ -123,29 +140,49 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
+        self._is_full = True
         if self._outgoing is not None:
             self._outgoing.hold()
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
+        self._is_full = False
         if self._outgoing is not None:
             self._outgoing.go_on()
+        elif self._task is None:
+            self._go_on()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        transport, reader = self._transport, self._reader
-        if self._lingers or reader.fault or transport is None or transport.is_closing():
+        reader = self._reader
+        if reader.fault or self._is_ending:
             return
         if reader.beyond is not None:
             self._pass_beyond(data)
             return
         reader.feed(data)
-        if self._task is None:
-            self._next()
-        elif reader.requests:
-            transport.pause_reading()
+        self._next()
 
     # -- ours ------------------------------------------------------------------------------
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether no request is read any more."""
+        return self._lingers or self._transport is None or self._transport.is_closing()
+
+    @property
+    def _is_arriving(self) -> bool:
+        return self._reader.is_amid and not self._is_ending
+
+    @property
+    def _is_unsent(self) -> bool:
+        """Whether something is written that the client's side has not taken."""
+        if self._transport is None:
+            return False
+        if self._transport.get_write_buffer_size():
+            return True
+        # TLS does not count what has left it; that waits only for a socket that takes nothing.
+        return self._tls_socket is not None and not _takes(self._tls_socket)
 
     def _pass_beyond(self, data: bytes) -> None:
         """What is none of HTTP's: to the replica, or kept until there is one."""
@@ -157,8 +194,7 @@ class Connection(asyncio.Protocol):
                 transport.pause_reading()
             return
         reader.beyond += data
-        if len(reader.beyond) > QUIET_BYTES:
-            transport.pause_reading()
+        self._hold_client()
 
     def _switch(self) -> None:
         """From now on both sides speak another protocol."""
@@ -173,16 +209,28 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         """Answer the request that has waited longest; without one, wait for it."""
         reader = self._reader
-        if reader.requests:
-            self._deadline_s = _FAR
-            self._has_begun = False
-            self._task = self._loop.create_task(self._answer(reader.requests.popleft()))
-        elif reader.fault:
-            self._refuse_bytes()
-        elif reader.is_amid:
-            head_s = self._limits.head_timeout_s
-            if self._deadline_s > self._loop.time() + head_s:
-                self._due(head_s)
+        # Who takes no answer gets no further one to hold for him.
+        if self._task is None and not self._is_full:
+            if reader.requests:
+                self._deadline_s = _FAR
+                self._has_begun = False
+                self._task = self._loop.create_task(self._answer(reader.take()))
+            elif reader.fault:
+                self._refuse_bytes()
+            elif reader.is_amid:
+                head_s = self._limits.head_timeout_s
+                if self._deadline_s > self._loop.time() + head_s:
+                    self._due(head_s)
+        self._hold_client()
+
+    def _hold_client(self) -> None:
+        """Read as long as there is room; who is not read is not seen to go away, either."""
+        transport = self._transport
+        assert transport is not None
+        if self._reader.is_full:
+            transport.pause_reading()
+        elif not transport.is_reading():
+            transport.resume_reading()
 
     async def _answer(self, request: Request) -> None:
         try:
@@ -203,20 +251,25 @@ class Connection(asyncio.Protocol):
 
     def _after(self, request: Request) -> None:
         """The request has been answered: the next one, or the end of the connection."""
-        transport = self._transport
-        if transport is None or transport.is_closing() or self._lingers:
+        self._flushed_by_s = self._loop.time() + FLUSH_S
+        if self._is_ending:
             return
         if not self._keeps_alive(request):
             if request.is_whole:
                 self.close()
             else:
                 self._linger()
+        elif self._is_full:
+            self._due(FLUSH_S)
         else:
-            if not transport.is_reading():
-                transport.resume_reading()
-            if not self._reader.requests:
-                self._due(self._limits.keep_alive_s)
-            self._next()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """To the next request; the client has taken what there was."""
+        if self._is_ending:
+            return
+        self._due(self._limits.keep_alive_s)
+        self._next()
 
     def _keeps_alive(self, request: Request) -> bool:
         return request.keeps_alive and request.is_whole and not self._front.is_closing
@@ -246,6 +299,7 @@ class Connection(asyncio.Protocol):
         refusal = invalid(f"the request is not HTTP as it should be: {self._reader.fault}")
         made = responses.of_refusal(refusal)
         self._transport.write(responses.head(made, closes=True) + made.body)
+        self._flushed_by_s = self._loop.time() + FLUSH_S
         self._linger()
 
     def _break_off(self, request: Request) -> None:
@@ -291,11 +345,21 @@ class Connection(asyncio.Protocol):
         self._timer, self._timer_s = None, _FAR
         if self._deadline_s == _FAR:
             return
-        left_s = self._deadline_s - self._loop.time()
+        now_s = self._loop.time()
+        left_s = self._deadline_s - now_s
+        if left_s <= 0 and self._is_unsent:
+            # An answer is on its way: this is no idle client, but a slow one.
+            left_s = min(self._flushed_by_s - now_s, self._limits.keep_alive_s)
         if left_s > 0:
             self._due(left_s)
         else:
             self.cut_off()
+
+
+def _takes(of: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(of, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 Handler = Callable[[Connection, Request], Awaitable[Response | None]]
@@ -315,15 +379,14 @@ class Front:
         return Connection(self, self._limits)
 
     def busy(self) -> int:
-        """Connections on which a request is being answered."""
+        """Connections that have a request, or an answer that is not sent."""
         return sum(connection.busy for connection in self.connections)
 
     def let_go(self) -> None:
         """Close those that wait for a request; the others close after their answer."""
         self.is_closing = True
         for connection in tuple(self.connections):
-            if not connection.busy:
-                connection.close()
+            connection.let_go()
 
     async def shutdown(self) -> None:
         """Cut off whoever is left."""

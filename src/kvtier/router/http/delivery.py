@@ -2,7 +2,8 @@
 
 Invariants: a replica is tried again, or the next one, only while the client has seen nothing;
 what a replica may have begun to work on goes elsewhere `resends` times at most, so that a
-request which kills engines does not kill all of them; load that is counted is uncounted.
+request which kills engines does not kill all of them; load that is counted is uncounted; what
+engines compute stays within `in_flight`, whichever replica it comes to in the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,9 +38,9 @@ from kvtier.router.serving import body as bodies
 from kvtier.router.serving import paths
 from kvtier.router.serving.choosing import Choices, Chooser, Prompts, prompt_for
 from kvtier.router.serving.fields import block
-from kvtier.router.serving.refusals import Refusal, unavailable, upgrade_required
+from kvtier.router.serving.refusals import Refusal, overloaded, unavailable, upgrade_required
 from kvtier.router.serving.upstream import Upstream
-from kvtier.router.serving.waiting import Waiting
+from kvtier.router.serving.waiting import RETRY_AFTER_S, Waiting
 
 EXPLAIN: Final = b"x-kvtier-explain"
 EXPLANATION: Final = "x-kvtier-decision"
@@ -121,7 +122,7 @@ class Delivery:
         endpoints = sorted(found, key=lambda endpoint: endpoint.in_flight)
         failure: Undelivered | None = None
         for endpoint in endpoints:
-            if not self._fleet.offers(endpoint):
+            if not self._takes(endpoint, kind):
                 continue
             is_last = kind is not paths.Kind.SEARCH or endpoint is endpoints[-1]
             try:
@@ -140,7 +141,17 @@ class Delivery:
         """Those of the model in the query, where a socket names one there; else everybody."""
         if kind is paths.Kind.UPGRADE and (model := paths.model_of(request.target)):
             return await self._parts.waiting.candidates(model)
-        return self._fleet.available()
+        found = self._fleet.available()
+        if found and not any(self._takes(endpoint, kind) for endpoint in found):
+            raise overloaded("all replicas are busy", RETRY_AFTER_S)
+        return found
+
+    def _takes(self, endpoint: Endpoint, kind: paths.Kind) -> bool:
+        """Whether it may be asked now. To look something up is no load, to cancel makes room."""
+        is_load = kind in (paths.Kind.CHOOSE, paths.Kind.UPGRADE)
+        if is_load and not self._parts.waiting.has_room(endpoint):
+            return False
+        return self._fleet.offers(endpoint)
 
     async def _begin(self, request: Incoming, identity: str, begun_s: float) -> _Begun | Response:
         """An answer that has begun, or a busy replica's words where nobody does better."""
@@ -193,7 +204,7 @@ class Delivery:
             failure: Undelivered | None = None
             for candidate in decision.chosen:
                 # Since it was chosen, another one may have kept us waiting.
-                if failure is not None and not self._fleet.offers(candidate.endpoint):
+                if failure is not None and not self._takes(candidate.endpoint, paths.Kind.CHOOSE):
                     continue
                 tried.add(candidate.endpoint)
                 try:
@@ -204,19 +215,23 @@ class Delivery:
                     if resends < 0:
                         break
             assert failure is not None
-            endpoints = [] if resends < 0 else self._left(passage.asked.model, tried)
-            if not endpoints and failure.taken and resends >= 0:
+            if failure.taken and tried.issuperset(self._fleet.candidates(passage.asked.model)):
                 # It may have closed a connection that we were about to use: ask once more.
                 tried.clear()
-                endpoints = self._left(passage.asked.model, tried)
+            endpoints = [] if resends < 0 else await self._left(passage.asked.model, tried)
             if not endpoints:
                 if failure.busy is not None:
                     return failure.busy
                 raise failure.refusal
 
-    def _left(self, model: str, tried: set[Endpoint]) -> list[Endpoint]:
-        found = self._fleet.candidates(model)
-        return [endpoint for endpoint in found if endpoint not in tried]
+    async def _left(self, model: str, tried: set[Endpoint]) -> Sequence[Endpoint]:
+        """Who may be asked besides; while they are busy, it waits in line like others."""
+        if tried.issuperset(self._fleet.candidates(model)):
+            return ()
+        try:
+            return await self._parts.waiting.candidates(model, frozenset(tried))
+        except Refusal:
+            return ()  # what happened before says more
 
     def _decide(self, passage: _Passage, endpoints: Sequence[Endpoint]) -> Decision:
         begun_s = self._clock.now_s()
@@ -237,8 +252,8 @@ class Delivery:
         asked = passage.asked
         tokens = asked.prompt.tokens + asked.max_tokens
         stay = self._fleet.arrive(endpoint, tokens, decision.missing_tokens(candidate))
-        passage.chooser.routed(asked, decision, candidate)
         try:
+            passage.chooser.routed(asked, decision, candidate)
             answer = await self._exchange(endpoint, passage.message)
             passage.extra[headers.TARGET] = endpoint.address
             passage.extra.update(passage.chooser.response_headers(asked, endpoint))
@@ -255,7 +270,7 @@ class Delivery:
         answer, exchange = begun.answer, begun.answer.exchange
         status = answer.head.status
         try:
-            if exchange.is_whole and request.method != "HEAD":
+            if exchange.is_whole and answer.head.has_body:
                 return status, whole(answer, begun.extra, exchange.taken())
             fields = headers.to_client(answer.head.fields, begun.extra)
             outgoing = connection.begin(request, exchange, fields, self._options.idle_timeout)

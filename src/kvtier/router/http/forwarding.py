@@ -63,9 +63,8 @@ async def ask(upstream: Upstream, message: Message, first_byte_s: float, name: s
     exchange = None
     begun = False
     try:
-        async with asyncio.timeout(first_byte_s or None):
-            exchange = await _send(upstream, message)
-            head = await exchange.begin()
+        exchange = await _send(upstream, message)
+        head = await exchange.begin(first_byte_s)
         begun = True
         return Answer(head, exchange)
     except Unreachable as error:

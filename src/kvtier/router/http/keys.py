@@ -7,11 +7,15 @@ never logged, echoed or passed on.
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.serving.fields import Fields, text
+
+_REMARK: Final = re.compile(r"(?:^|\s)#")
 
 
 class Keys:
@@ -37,18 +41,26 @@ class Keys:
 
 
 def read_keys(path: str, where: str) -> list[str]:
-    """Keys of a file, one a line; `#` begins a remark. Raises InvalidSettings."""
+    """Keys of a file, one a line; `#` begins a remark, after a key behind a space.
+
+    Raises InvalidSettings.
+    """
     try:
         text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidSettings(f"{where}: {path} cannot be read: {reason}") from error
-    lines = (line.strip() for line in text.splitlines())
-    keys = [line for line in lines if line and not line.startswith("#")]
+    keys = []
+    for number, line in enumerate(text.splitlines(), 1):
+        key = _REMARK.split(line, 1)[0].strip()
+        if not key.isascii() or len(key.split()) > 1:
+            raise InvalidSettings(
+                f"{where}: {path} line {number}: a key is one word of ASCII characters"
+            )
+        if key:
+            keys.append(key)
     if not keys:
         raise InvalidSettings(f"{where}: {path} holds no key")
-    if any(not key.isascii() or " " in key for key in keys):
-        raise InvalidSettings(f"{where}: {path}: a key is one word of ASCII characters")
     return keys
 
 

@@ -27,6 +27,12 @@ REPLICA_KEY: Final = f"{PREFIX}REPLICA_KEY"
 _SERVICE_LINKS: Final = ("tcp://", "udp://")
 _SERVICE_VARIABLES: Final = (f"{PREFIX}SERVICE_", f"{PREFIX}PORT_")
 
+# Flags of the command that choose and find replicas: no settings of the router's own.
+FLAGS_ONLY: Final = (
+    *("replica", "profile", "strategy", "tokenizer"),
+    *("pool_name", "pool_namespace", "pool_group", "selector", "target_port"),
+)
+
 _File = str | None
 
 
@@ -106,8 +112,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     health_timeout: Annotated[
         float, About(Kind.DURATION, "For a health check to be answered.", "2s", 0.01)
     ] = 2.0
+    drain: Annotated[
+        float,
+        About(
+            Kind.DURATION,
+            "Serve so long after being told to stop, while /health says 503.",
+            "10s",
+        ),
+    ] = 5.0
     drain_timeout: Annotated[
-        float, About(Kind.DURATION, "For requests to end when told to stop.", "30s")
+        float, About(Kind.DURATION, "For requests to end after that.", "30s")
     ] = 30.0
     explain: Annotated[
         Literal["never", "asked", "always"],
@@ -161,7 +175,7 @@ def load(
     values: dict[str, Any] = {}
     path = file or env.get(CONFIG)
     if path:
-        document = read_document(path)
+        document = read_document(path, "--config" if file else CONFIG, "port: 30080")
         for name, value in document.data.items():
             where = document.where((name,))
             row = _known(name, _BY_NAME, where)
@@ -196,6 +210,10 @@ def _is_foreign(name: str, value: str) -> bool:
 def _known(name: object, rows: Mapping[str, Row], where: str) -> Row:
     found = rows.get(str(name))
     if found is None:
+        plain = str(name).removeprefix(PREFIX).lower().replace("-", "_")
+        if plain in FLAGS_ONLY:
+            flag = f"--{plain}".replace("_", "-")
+            raise InvalidSettings(f"{where}: {name} is a flag only: {flag}")
         close = difflib.get_close_matches(str(name), rows, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(rows)}"
         raise InvalidSettings(f"{where}: unknown setting {name!r}; {hint}")

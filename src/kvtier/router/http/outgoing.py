@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvtier.router.serving.exchange import BrokenOff, Exchange, Sink
+from kvtier.router.serving.unsent import unsent_bytes
 
 _END: Final = b"0\r\n\r\n"
 
@@ -37,6 +38,7 @@ class Outgoing(Sink):
         self._moved_s = self._loop.time()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._timer = self._loop.call_later(idle_s, self._look) if idle_s else None
+        self._unsent_bytes = 0
         self._on_room: Callable[[], None] | None = None
 
     async def ended(self) -> None:
@@ -49,6 +51,7 @@ class Outgoing(Sink):
 
     def hold(self) -> None:
         """The client takes nothing."""
+        self._unsent_bytes = unsent_bytes(self._transport)
         self._exchange.pause()
 
     def go_on(self) -> None:
@@ -70,15 +73,15 @@ class Outgoing(Sink):
     def take(self, piece: bytes) -> None:
         """See Sink."""
         self._moved_s = self._loop.time()
-        self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
+        self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
 
     def finish(self, piece: bytes) -> None:
         """See Sink."""
         if self._is_chunked:
             last = b"%x\r\n%b\r\n%b" % (len(piece), piece, _END) if piece else _END
-            self._transport.write(last)
+            self._write(last)
         elif piece:
-            self._transport.write(piece)
+            self._write(piece)
         if not self._ended.done():
             self._ended.set_result(None)
 
@@ -86,12 +89,20 @@ class Outgoing(Sink):
         """See Sink."""
         self._break_off(f"the answer broke off: {error}")
 
+    def _write(self, data: bytes) -> None:
+        # That the client has left is told one turn of the loop later than the socket knows it.
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
     def _break_off(self, why: str) -> None:
         if not self._ended.done():
             self._ended.set_exception(CutOff(why))
 
     def _look(self) -> None:
         """Moving a timer with every piece would cost more than writing the piece."""
+        before, self._unsent_bytes = self._unsent_bytes, unsent_bytes(self._transport)
+        if self._unsent_bytes < before:
+            self._moved_s = self._loop.time()
         idle_s = self._loop.time() - self._moved_s
         if idle_s < self._idle_s:
             self._timer = self._loop.call_later(self._idle_s - idle_s, self._look)

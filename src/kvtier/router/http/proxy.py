@@ -42,6 +42,9 @@ class Proxy:
 
     async def handle(self, connection: Connection, request: Request) -> Response | None:
         """Called by the connection for each request; None: the answer has been passed on."""
+        if self.draining:
+            # Its next request comes on a connection to whoever goes on.
+            request.keeps_alive = False
         identity = headers.request_id(request.fields)
         path = request.path
         kind = paths.kind(request.method, path)

@@ -99,13 +99,17 @@ class Request:
         self._wake()
 
     def _look_at_length(self) -> None:
-        announced = self.text(b"content-length")
+        # The parser lets any number of zeros through, Python makes no number of 5000 digits.
+        announced = self.text(b"content-length").lstrip("0")
         if announced.isdecimal() and int(announced) > self._limit_bytes:
             raise too_large(self._limit_bytes)
 
     def _expects_word(self) -> bool:
-        """Whether the client waits for a word before it sends; nothing else may be expected."""
-        expected = self.text(b"expect")
+        """Whether the client waits for a word before it sends; nothing else may be expected.
+
+        HTTP/1.0 expects nothing, and knows no word before an answer.
+        """
+        expected = self.text(b"expect") if self.is_modern else ""
         if expected and expected.lower() != _CONTINUE:
             message = f"Expect: {expected[:40]!r} is not understood"
             raise Refusal(417, message, code="expectation_failed")

@@ -12,12 +12,11 @@ from typing import Final
 import msgspec
 
 from kvtier.clock import wall_s
-from kvtier.router.serving.exchange import SWITCHING, Head
+from kvtier.router.serving.exchange import BODILESS, SWITCHING, Head
 from kvtier.router.serving.fields import Fields, block
 from kvtier.router.serving.refusals import JSON, Refusal
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
-_BODILESS: Final = (204, 304)
 
 
 UPGRADE: Final = b"connection: upgrade\r\nupgrade: websocket\r\n"
@@ -31,6 +30,8 @@ class Framing(enum.Enum):
     CHUNKS = "chunks"
     CONNECTION = "connection"
     """By the end of the connection."""
+    NOTHING = "nothing"
+    """There is none: the answer ends with its head."""
     UPGRADE = "upgrade"
     """It is no body: both sides go on in WebSocket."""
 
@@ -62,7 +63,7 @@ def of_refusal(refusal: Refusal) -> Response:
 
 def has_body(method: str, status: int) -> bool:
     """Whether the answer to such a request may have one."""
-    return method != "HEAD" and status not in _BODILESS
+    return method != "HEAD" and status not in BODILESS
 
 
 def line(status: int, reason: bytes) -> bytes:
@@ -73,7 +74,7 @@ def line(status: int, reason: bytes) -> bytes:
 def head(response: Response, *, closes: bool) -> bytes:
     """Of an answer whose body follows, or would if the request were no HEAD."""
     ending = b"connection: close\r\n\r\n" if closes else b"\r\n"
-    length = b"" if response.status in _BODILESS else b"content-length: %d\r\n" % len(response.body)
+    length = b"" if response.status in BODILESS else b"content-length: %d\r\n" % len(response.body)
     return b"".join(
         (line(response.status, response.reason), block(response.fields), length, ending)
     )
@@ -83,6 +84,8 @@ def framing(answer: Head, *, is_modern: bool) -> Framing:
     """Of a replica's answer on its way to a client, who may know no chunks."""
     if answer.status == SWITCHING:
         return Framing.UPGRADE
+    if not answer.has_body:
+        return Framing.NOTHING
     if answer.length is not None:
         return Framing.LENGTH
     return Framing.CHUNKS if is_modern else Framing.CONNECTION
@@ -96,10 +99,15 @@ def passed(answer: Head, fields: Fields, framed: Framing, *, closes: bool) -> by
             lines, closes = UPGRADE, False
         case Framing.CHUNKS:
             lines = b"transfer-encoding: chunked\r\n"
-        case Framing.LENGTH:
+        case Framing.LENGTH | Framing.NOTHING if not _is_bare(answer):
             lines = b"content-length: %d\r\n" % (answer.length or 0)
     ending = b"connection: close\r\n\r\n" if closes else b"\r\n"
     return b"".join((line(answer.status, answer.reason), block(fields), lines, ending))
+
+
+def _is_bare(answer: Head) -> bool:
+    """Whether it says nothing of a length, not even of what HEAD leaves out."""
+    return answer.length is None or answer.status in BODILESS
 
 
 def _date() -> bytes:

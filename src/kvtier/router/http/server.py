@@ -1,10 +1,12 @@
 """The router as one thing that starts and stops.
 
-Invariants: it listens only once every replica has been asked; when it stops, nobody is cut off
-before the drain time; after `close` no task and no socket is left.
+Invariants: it listens only once every replica has been asked; when it stops, load balancers hear
+of it first, and nobody is cut off before the drain time; after `close` no task and no socket is
+left.
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Sequence
@@ -13,7 +15,6 @@ import msgspec
 from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock
-from kvtier.errors import InvalidSettings
 from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
 from kvtier.router.http.connection import Front, Limits
@@ -24,7 +25,10 @@ from kvtier.router.http.metering import Meter
 from kvtier.router.http.options import Options
 from kvtier.router.http.proxy import Proxy
 from kvtier.router.replicas import Discovery
+from kvtier.router.serving import tls
 from kvtier.router.serving.choosing import Choices, Prompts
+from kvtier.router.serving.known import KnownModels
+from kvtier.router.serving.listening import cannot_listen
 from kvtier.router.serving.upstream import Upstreams
 from kvtier.router.serving.waiting import Waiting
 
@@ -61,7 +65,9 @@ class Router:
         self.fleet = Fleet()
         waiting = Waiting(self.fleet, options.in_flight, options.queue, options.queue_timeout)
         meter = Meter(self.fleet, lambda: len(waiting), wiring.collectors)
-        self._upstreams = Upstreams(options.connect_timeout, _replica_tls(options))
+        self._upstreams = Upstreams(
+            options.connect_timeout, tls.checking(options.replica_ca, "--replica-ca")
+        )
         self._tls = _server_tls(options)
         for listener in (self._upstreams, meter, *wiring.listeners):
             self.fleet.listen(listener)
@@ -80,7 +86,7 @@ class Router:
                 waiting=waiting,
                 upstream=self._upstreams,
                 choices=wiring.choices,
-                prompts=wiring.prompts,
+                prompts=KnownModels(wiring.prompts, waiting),
                 meter=meter,
                 keys=wiring.keys,
                 replica_key=wiring.replica_key,
@@ -126,27 +132,45 @@ class Router:
                 backlog=_BACKLOG,
             )
         except OSError as error:
-            raise InvalidSettings(
-                f"--host, --port: {options.host}:{options.port} cannot be listened on: "
-                f"{error.strerror or error}"
-            ) from error
+            raise cannot_listen("--host, --port", options.host, options.port, error) from error
         self._port = self._server.sockets[0].getsockname()[1]
 
-    async def drain(self) -> None:
-        """Take no more connections; wait for requests, `drain_timeout` at most."""
+    async def drain(self, *, is_asked_for: bool = False) -> None:
+        """Serve for `drain` more, so that load balancers hear of it; then wait for requests.
+
+        `is_asked_for`: by somebody at a terminal, so that it ends as soon as nothing is under way.
+        Requests have `drain_timeout` to end in.
+        """
         self._proxy.draining = True
         if self._server is None or self._front is None:
             return
+        await self._tell(self._front, ends_idle=is_asked_for)
         self._server.close()
         self._front.let_go()
         if self._front.busy():
-            _log.info("waiting for %d requests to end", self._front.busy())
+            _log.info(
+                "waiting for %d requests to end, for %g s",
+                self._front.busy(),
+                self._options.drain_timeout,
+            )
         try:
             async with asyncio.timeout(self._options.drain_timeout):
                 while self._front.busy():
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             _log.warning("%d requests are cut off", self._front.busy())
+
+    async def _tell(self, front: Front, *, ends_idle: bool) -> None:
+        """Let load balancers ask for health, and send what they send until they have."""
+        drain_s = self._options.drain
+        if not drain_s or (ends_idle and not front.busy()):
+            _log.info("stopping")
+            return
+        _log.info("stopping: /health says 503 for %g s; told again, it ends at once", drain_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                while front.busy() or not ends_idle:
+                    await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
         """End at once: requests that are still under way are cut off."""
@@ -169,24 +193,8 @@ def _say_end(follow: asyncio.Task[None]) -> None:
 
 
 def _server_tls(options: Options) -> ssl.SSLContext | None:
-    if options.tls_certificate is None:
+    if options.tls_certificate is None or options.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(options.tls_certificate, options.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettings(
-            f"--tls-certificate, --tls-key: {options.tls_certificate} cannot be used: {error}"
-        ) from error
+    tls.show(context, options.tls_certificate, options.tls_key)
     return context
-
-
-def _replica_tls(options: Options) -> ssl.SSLContext | None:
-    if options.replica_ca is None:
-        return None
-    try:
-        return ssl.create_default_context(cafile=options.replica_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidSettings(
-            f"--replica-ca: {options.replica_ca} cannot be used: {error}"
-        ) from error

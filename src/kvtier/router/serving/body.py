@@ -12,11 +12,13 @@ from typing import Any, Final
 
 import msgspec
 
-from kvtier.router.serving.refusals import invalid
+from kvtier.router.serving.refusals import Refusal, invalid
 
 _FORM: Final = "multipart/form-data"
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """Of output, as the interfaces call it; the first that is there counts."""
+_ENDS_EARLY: Final = "Input data was truncated"
+"""As msgspec says it."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -39,12 +41,10 @@ def look(body: bytes | bytearray, content_type: str) -> Asked:
         return Asked(_form_model(body, content_type))
     try:
         fields = _decoder.decode(body)
-    except UnicodeDecodeError as error:
-        raise invalid(f"the body is not UTF-8: {error.reason}") from error
     except RecursionError:
         raise invalid("the body is nested too deeply") from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise invalid(f"the body cannot be read: {error}") from error
+        raise unreadable(body, error) from error
     limits = (fields.get(name) for name in _LIMITS)
     limit = next((value for value in limits if value is not None), None)
     return Asked(
@@ -53,6 +53,17 @@ def look(body: bytes | bytearray, content_type: str) -> Asked:
         max(0, _number(limit)),
         _number(fields.get("priority")),
     )
+
+
+def unreadable(body: bytes | bytearray, error: Exception) -> Refusal:
+    """400: what its reader says of a body that is no JSON object."""
+    if not body or body.isspace():
+        return invalid("the body is empty")
+    if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
+        return invalid("the body is not UTF-8")
+    if str(error) == _ENDS_EARLY:
+        return invalid("the body is no whole JSON: its end is missing")
+    return invalid(f"the body cannot be read: {error}")
 
 
 def _model(value: object) -> str:

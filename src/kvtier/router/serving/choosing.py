@@ -45,7 +45,7 @@ class Prompts(Protocol):
     """Makes prompts of bodies; `ingest.tokens.Prompts` is one."""
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
-        """The prompt as the indexes see it. Never raises for what a client wrote."""
+        """The prompt as the indexes see it. Raises Refusal where nobody serves the model."""
         ...
 
     def unread(self, body: Mapping[str, Any]) -> Prompt:

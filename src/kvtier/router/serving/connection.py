@@ -4,8 +4,9 @@ Why our own and not a client library's: an answer passes here in a thousand piec
 cost a library 20 to 40 us in queues and wake-ups; here a piece goes from one socket to the other
 in one call. The parser is llhttp (httptools), which Node and uvicorn stand on.
 
-Invariants: a connection is given back only when its answer was whole and both sides keep it open;
-what a replica says beyond its answer ends the connection; heads and trailers are bounded.
+Invariants: a connection is given back only when its request has left, its answer was whole and
+both sides keep it open; what a replica says beyond its answer ends the connection, and not the
+answer; heads and trailers are bounded.
 """
 
 import asyncio
@@ -15,14 +16,17 @@ from typing import Any, Final, cast
 
 import httptools
 
-from kvtier.router.serving.exchange import SWITCHING, BrokenOff, Exchange, Head
+from kvtier.router.serving.exchange import BODILESS, SWITCHING, BrokenOff, Exchange, Head
 from kvtier.router.serving.fields import Fields
+from kvtier.router.serving.unsent import unsent_bytes
 
 Body = bytes | bytearray | None
 """Of a request. None: it has none, which is not an empty one."""
 
 QUIET_BYTES: Final = 64 * 1024
 """What may come in a row that is no body: a head, trailers, chunk sizes with remarks."""
+_LONG_BYTES: Final = 64 * 1024
+"""Of a request's body; a shorter one is in the replica's hands, and costs no next request time."""
 
 
 class Expected(enum.Enum):
@@ -57,6 +61,8 @@ class Connection(asyncio.Protocol):
         self._reason = b""
         self._pieces: list[bytes] = []
         self._quiet_bytes = 0
+        self._is_long = False
+        """Whether the request may still be on its way when it is answered."""
         self.idle_since_s = 0.0
 
     def send(self, message: bytes, body: Body, expected: Expected) -> Exchange:
@@ -67,6 +73,7 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange = Exchange(self)
         self._expected = expected
         self._quiet_bytes = 0
+        self._is_long = body is not None and len(body) > _LONG_BYTES
         self._start_over()
         if body is None:
             transport.write(message)
@@ -157,11 +164,18 @@ class Connection(asyncio.Protocol):
                 return
             self._pieces.append(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._fail(f"no HTTP: {error}")
-            return
+            if not self._is_done:
+                self._fail(f"no HTTP: {error}")
+                return
+            self._stays = False  # a parser that has read beyond would spoil the next answer
         self._flush(len(data))
 
     # -- httptools -------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        if self._is_done:
+            raise BrokenOff("more than the answer")
 
     def on_status(self, reason: bytes) -> None:
         """See httptools; it may come in parts."""
@@ -178,15 +192,14 @@ class Connection(asyncio.Protocol):
         self._is_raw = status == SWITCHING and self._expected is Expected.UPGRADE
         if status < 200 and not self._is_raw:
             return  # an interim answer; the real one follows
-        if self._is_done:
-            raise BrokenOff("an answer that nobody asked for")
         assert self._exchange is not None
         self._in_body = True
         # A parser that was promised a body which HEAD has none of waits for it for ever.
         self._stays = self._expected is Expected.BODY and self._parser.should_keep_alive()
-        self._exchange.head = Head(status, self._reason, self._fields, _length(self._fields))
-        if self._expected is Expected.NOTHING:
-            self._is_done = True
+        self._is_done = self._expected is Expected.NOTHING
+        has_body = not self._is_done and status not in BODILESS
+        length = _length(self._fields)
+        self._exchange.head = Head(status, self._reason, self._fields, length, has_body)
 
     def on_body(self, piece: bytes) -> None:
         """See httptools."""
@@ -226,10 +239,14 @@ class Connection(asyncio.Protocol):
     def _finish(self, exchange: Exchange, pieces: list[bytes]) -> None:
         self._exchange = None
         self.resume()
-        if self._stays:
+        transport = self._transport
+        assert transport is not None
+        if self._is_long and unsent_bytes(transport):
+            transport.abort()  # the replica has answered what it has not read to the end
+        elif self._stays:
             self._idle(self)
-        elif self._transport is not None:
-            self._transport.close()
+        else:
+            transport.close()
         exchange.complete(pieces)
 
     def _fail(self, why: str) -> None:

@@ -13,6 +13,8 @@ from kvtier.router.serving.fields import Fields
 
 SWITCHING: Final = 101
 """From here on the connection carries another protocol, both ways."""
+BODILESS: Final = (SWITCHING, 204, 304)
+"""Such an answer ends with its head, whatever that says of a body."""
 _HELD_BYTES: Final = 256 * 1024
 """Of a body that nobody takes yet; then the replica is held back."""
 
@@ -29,6 +31,8 @@ class Head(msgspec.Struct, frozen=True):
     fields: Fields
     length: int | None
     """Of the body in bytes; None: it comes in chunks, or until the connection ends."""
+    has_body: bool = True
+    """False: it ends with its head. `length` is then of what would have followed."""
 
 
 class Sink(Protocol):
@@ -73,7 +77,7 @@ class Carrier(Protocol):
 class Exchange:
     """One request's answer. Its reader calls `close` at the end, whatever happened."""
 
-    __slots__ = ("_carrier", "_error", "_held", "_sink", "_waiter", "head", "is_whole")
+    __slots__ = ("_carrier", "_error", "_held", "_is_late", "_sink", "_waiter", "head", "is_whole")
 
     def __init__(self, carrier: Carrier) -> None:
         self._carrier: Carrier | None = carrier
@@ -81,13 +85,24 @@ class Exchange:
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._error: BrokenOff | None = None
+        self._is_late = False
         self.head: Head | None = None
         self.is_whole = False
 
-    async def begin(self) -> Head:
-        """Wait for the first bytes of the body, or its end. Raises BrokenOff."""
-        while not self._held and not self.is_whole and not self._is_switched():
-            await self._wait()
+    async def begin(self, within_s: float = 0.0) -> Head:
+        """Wait for the first bytes of the body, or its end. Raises BrokenOff.
+
+        Raises TimeoutError when they do not come `within_s`; 0: whenever they come.
+        """
+        timer = None
+        if within_s and not self._has_begun():
+            timer = asyncio.get_running_loop().call_later(within_s, self._be_late)
+        try:
+            while not self._has_begun():
+                await self._wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
         assert self.head is not None
         return self.head
 
@@ -183,8 +198,14 @@ class Exchange:
             self._sink.fail(error)
         self._wake()
 
-    def _is_switched(self) -> bool:
+    def _has_begun(self) -> bool:
+        if self._held or self.is_whole:
+            return True
         return self.head is not None and self.head.status == SWITCHING
+
+    def _be_late(self) -> None:
+        self._is_late = True
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -196,5 +217,7 @@ class Exchange:
             raise self._error
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
+        if self._is_late and not self._has_begun():
+            raise TimeoutError
         if self._error is not None and not self._held:
             raise self._error

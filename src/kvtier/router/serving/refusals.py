@@ -1,7 +1,7 @@
 """What the router answers itself when a request goes nowhere: errors as OpenAI writes them.
 
-Invariant: a refusal names what is wrong with the request, or with the fleet, and nothing of
-the router's inside.
+Invariants: a refusal names what is wrong with the request, or with the fleet, and nothing of
+the router's inside; it stays short, whatever the client wrote.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,11 @@ from typing import Final
 
 import msgspec
 
+from kvtier.router.showing import shown
+
 JSON: Final = "application/json"
+_MOST_CHARACTERS: Final = 2000
+"""Of a message: reasons of several replicas fit."""
 
 
 class _Detail(msgspec.Struct, frozen=True):
@@ -36,6 +40,8 @@ class Refusal(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if len(message) > _MOST_CHARACTERS:
+            message = f"{message[:_MOST_CHARACTERS]}..."
         super().__init__(message)
         self.status = status
         self.headers = headers or {}
@@ -55,7 +61,8 @@ def unauthorized() -> Refusal:
     """401: no key, or one that is not known."""
     return Refusal(
         401,
-        "the API key is missing or not known; send it as `Authorization: Bearer KEY`",
+        "the API key is missing or not known; "
+        "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
         kind="authentication_error",
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
@@ -71,7 +78,7 @@ def unknown_model(model: str) -> Refusal:
     """404: no replica serves it, up or down."""
     return Refusal(
         404,
-        f"the model `{model}` does not exist; /v1/models lists those that do",
+        f"the model `{shown(model)}` does not exist; /v1/models lists those that do",
         code="model_not_found",
         param="model",
     )
