@@ -67,18 +67,56 @@ def test_tls_is_verified_where_there_is_something_to_verify_by() -> None:
     own = picker(bootstrap(wishes()))["transport_socket"]["typed_config"]["common_tls_context"]
     assert "validation_context" not in own
     given = picker(bootstrap(wishes(ca_path="ca.pem")))["transport_socket"]["typed_config"]
-    authority = given["common_tls_context"]["validation_context"]["trusted_ca"]["filename"]
-    assert authority == "ca.pem"
+    assert given["common_tls_context"]["validation_context"] == {
+        "trusted_ca": {"filename": "ca.pem"}
+    }
+    assert "sni" not in given
 
 
-@pytest.mark.parametrize("text", ["localhost:8000", "127.0.0.1", "127.0.0.1:x", "1.2.3.4:0", ""])
-def test_names_and_nonsense_are_no_addresses(text: str) -> None:
-    with pytest.raises(InvalidSettings, match="--endpoint"):
+def test_the_pickers_name_is_asked_for_and_checked_where_it_is_given() -> None:
+    named = wishes(ca_path="ca.pem", picker_san="picker.prod.svc")
+    tls = picker(bootstrap(named))["transport_socket"]["typed_config"]
+    matched = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
+    assert matched == [{"san_type": "DNS", "matcher": {"exact": "picker.prod.svc"}}]
+    assert tls["sni"] == "picker.prod.svc"
+    for fields in ({}, {"ca_path": "ca.pem", "is_secure": False}):
+        with pytest.raises(InvalidSettings, match="--picker-san"):
+            bootstrap(wishes(picker_san="picker.prod.svc", **fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("localhost:8000", "'localhost' is not an IP address; write 127.0.0.1:8000"),
+        ("https://10.0.0.1:1", "not an IP address"),
+        ("127.0.0.1", "no address"),
+        ("127.0.0.1:x", "no address"),
+        ("1.2.3.4:0", "1 to 65535"),
+        ("", "no address"),
+    ],
+)
+def test_names_and_nonsense_are_no_addresses(text: str, said: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"--endpoint: .*{said}"):
         Address.parse(text, "--endpoint")
+
+
+def test_a_picker_may_have_a_name_which_envoy_looks_up() -> None:
+    named = Address.parse("kvtier-epp.llm.svc:9002", "--picker", may_be_name=True)
+    cluster = picker(bootstrap(wishes(picker=named)))
+    assert cluster["type"] == "STRICT_DNS"
+    (lb,) = cluster["load_assignment"]["endpoints"]
+    address = lb["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    assert address == {"address": "kvtier-epp.llm.svc", "port_value": 9002}
+    assert picker(bootstrap(wishes()))["type"] == "STATIC"
+    for text in ("https://10.0.0.1:9002", "-:9002", "a b:9002"):
+        with pytest.raises(InvalidSettings, match="--picker"):
+            Address.parse(text, "--picker", may_be_name=True)
 
 
 def test_addresses_of_both_families_are_read() -> None:
     assert Address.parse("[::1]:80", "") == Address("::1", 80)
     assert Address.parse("10.0.0.1:8000", "") == Address("10.0.0.1", 8000)
+    assert Address.parse("http://10.0.0.1:8000", "") == Address("10.0.0.1", 8000)
+    assert Address.parse("http://[::1]:8000/", "") == Address("::1", 8000)
     with pytest.raises(InvalidSettings):
         render(wishes(replicas=[]))

@@ -8,6 +8,7 @@ Invariant: plain data in, plain data out; `render` is deterministic.
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -25,30 +26,45 @@ _SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 _NO_LIMIT: Final = "0s"
 
 
+_PORT: Final = re.compile("[0-9]{1,5}")
+_NAME: Final = re.compile("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
 class Address(msgspec.Struct, frozen=True):
-    """An IP address and a port."""
+    """An IP address, or a name, and a port."""
 
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str, where: str) -> "Address":
-        """`127.0.0.1:8000`, `[::1]:8000`. Raises InvalidSettings, for names too.
+    def parse(cls, text: str, where: str, *, may_be_name: bool = False) -> "Address":
+        """`127.0.0.1:8000`, `[::1]:8000`, with `http://` or without. Raises InvalidSettings.
 
-        The picker names endpoints by address, so a name could never be matched.
+        `may_be_name`: not where the picker names it: that is by address, so a name could never be
+        matched.
         """
-        host, _, port = text.strip().rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        try:
-            ipaddress.ip_address(host)
-            number = int(port)
-        except ValueError:
+        host, _, port = text.strip().removeprefix("http://").removesuffix("/").rpartition(":")
+        if not host or not _PORT.fullmatch(port):
             raise InvalidSettings(
                 f"{where}: {text!r} is no address; write 127.0.0.1:8000 or [::1]:8000"
-            ) from None
-        if not 0 < number < 1 << 16:
+            )
+        if not 0 < int(port) < 1 << 16:
             raise InvalidSettings(f"{where}: {text!r}: ports are 1 to 65535")
-        return cls(host, number)
+        address = cls(host.removeprefix("[").removesuffix("]"), int(port))
+        if not address.is_ip and not (may_be_name and _NAME.fullmatch(host)):
+            raise InvalidSettings(
+                f"{where}: {host!r} is not an IP address; write 127.0.0.1:{port} or [::1]:{port}"
+            )
+        return address
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether nobody has to be asked where it is."""
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        return True
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +78,8 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the picker speaks TLS."""
     ca_path: str | None = None
     """Verifies the picker's certificate; None: it is self-signed and not verified."""
+    picker_san: str | None = None
+    """DNS name that the picker's certificate must be for; None: any of the authority's passes."""
     fails_open: bool = True
     """Without a picker, requests go to the replica with the fewest."""
     is_buffered: bool = False
@@ -84,6 +102,8 @@ def bootstrap(wishes: Wishes) -> dict[str, Any]:
     """The same as data. Raises InvalidSettings."""
     if not wishes.replicas:
         raise InvalidSettings("no replica is named; fail-open would have nowhere to go")
+    if wishes.picker_san and not (wishes.is_secure and wishes.ca_path):
+        raise InvalidSettings("--picker-san: a name can be checked only with --ca, and with TLS")
     found: dict[str, Any] = {}
     if wishes.admin is not None:
         found["admin"] = {"address": _socket(wishes.admin)}
@@ -214,23 +234,32 @@ def _picker(wishes: Wishes) -> dict[str, Any]:
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
     if wishes.is_secure:
-        verified = (
-            {"validation_context": {"trusted_ca": {"filename": wishes.ca_path}}}
-            if wishes.ca_path
-            else {}
-        )
-        common = {"common_tls_context": {**verified, "alpn_protocols": ["h2"]}}
         cluster["transport_socket"] = _extension(
-            "envoy.transport_sockets.tls", "transport_sockets.tls.v3.UpstreamTlsContext", common
+            "envoy.transport_sockets.tls",
+            "transport_sockets.tls.v3.UpstreamTlsContext",
+            _tls(wishes),
         )
     return cluster
+
+
+def _tls(wishes: Wishes) -> dict[str, Any]:
+    """Of the picker's cluster."""
+    common: dict[str, Any] = {"alpn_protocols": ["h2"]}
+    if wishes.ca_path:
+        common["validation_context"] = {"trusted_ca": {"filename": wishes.ca_path}}
+    if not wishes.picker_san:
+        return {"common_tls_context": common}
+    common["validation_context"]["match_typed_subject_alt_names"] = [
+        {"san_type": "DNS", "matcher": {"exact": wishes.picker_san}}
+    ]
+    return {"common_tls_context": common, "sni": wishes.picker_san}
 
 
 def _cluster(name: str, addresses: Sequence[Address]) -> dict[str, Any]:
     endpoints = [{"endpoint": {"address": _socket(address)}} for address in addresses]
     return {
         "name": name,
-        "type": "STATIC",
+        "type": "STATIC" if all(one.is_ip for one in addresses) else "STRICT_DNS",
         "connect_timeout": "1s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     }

@@ -143,6 +143,12 @@ class Stage:
         self._stack.callback(program.stop)
         return program
 
+    def file(self, name: str, content: bytes) -> str:
+        """Its path."""
+        path = self._folder / name
+        path.write_bytes(content)
+        return str(path)
+
     def replica(self) -> str:
         """Its address."""
         (port,) = free_ports(1)

@@ -29,15 +29,19 @@ class First:
     headers: frozenset[str] = frozenset()
     reads_prompts = True
 
-    def __init__(self, keeps: int = 1) -> None:
+    def __init__(self, keeps: int = 1, removes: Sequence[str] = ()) -> None:
         self._keeps = keeps
+        self._removes = removes
         self.requests: list[Request] = []
         self.routed_to: list[str] = []
 
     def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
         self.requests.append(request)
         decision = Decision("first", request, [Candidate(one, {}) for one in endpoints], now_s)
-        decision.chosen = decision.candidates[: self._keeps]
+        decision.kept = [
+            one for one in decision.candidates if one.endpoint.address not in self._removes
+        ]
+        decision.chosen = decision.kept[: self._keeps]
         return decision
 
     def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:

@@ -39,8 +39,15 @@ class Slow:
 
 class Gateway:
     def __init__(
-        self, port: int, channel: grpc.aio.Channel, fleet: Any, meter: Meter, held: Allowance
+        self,
+        server: Server,
+        port: int,
+        channel: grpc.aio.Channel,
+        fleet: Any,
+        meter: Meter,
+        held: Allowance,
     ) -> None:
+        self.server = server
         self.port = port
         self.held = held
         self.channel = channel
@@ -96,7 +103,7 @@ async def served(
     else:
         channel = grpc.aio.insecure_channel(address)
     try:
-        yield Gateway(port, channel, fleet, meter, picker.held)
+        yield Gateway(server, port, channel, fleet, meter, picker.held)
     finally:
         await channel.close()
         await server.stop(0, 0)

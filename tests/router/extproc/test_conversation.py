@@ -105,6 +105,36 @@ def test_trailers_without_a_buffered_body_get_the_metadata() -> None:
     assert destination(answer) == A
 
 
+@pytest.mark.parametrize("mode", [BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL])
+@pytest.mark.parametrize("last", [request_body(), request_trailers()], ids=["body", "trailers"])
+def test_before_a_buffered_body_what_only_we_may_set_is_already_taken_away(
+    mode: BodyMode, last: ProcessingRequest
+) -> None:
+    headers = {**POST, names.DESTINATION: B, names.SUBSET: B}
+    talk = conversation()
+    (go_on,) = talk.receive(request_headers(headers, mode=mode))  # type: ignore[misc]
+    common = go_on.request_headers.response
+    assert set(common.header_mutation.remove_headers) == {names.DESTINATION, names.SUBSET}
+    assert common.clear_route_cache, "a route may have been found by them"
+    assert isinstance(talk.receive(last), Asked)
+    (answer,) = talk.choose([A])
+    assert destination(answer) == A
+    removed = answer.request_body.response.header_mutation.remove_headers
+    assert not removed, "once is enough"
+
+
+def test_nothing_of_a_request_is_kept_once_it_is_answered() -> None:
+    for refuses in (False, True):
+        talk = conversation()
+        talk.receive(request_headers({"x": "y"}))
+        talk.receive(request_body(BODY))
+        if refuses:
+            talk.refuse(unavailable("nobody"))
+        else:
+            list(talk.choose([A]))
+        assert (talk._headers, talk._body, talk._chunks) == ({}, b"", [])
+
+
 def test_the_mode_that_is_assumed_counts_only_where_none_is_told() -> None:
     talk = conversation(BodyMode.BUFFERED)
     assert len(talk.receive(request_headers())) == 1  # type: ignore[arg-type]
@@ -183,6 +213,11 @@ def test_messages_out_of_turn_end_the_conversation(sequence: Sequence[Processing
         talk.receive(last)
 
 
+def removed(answer: Any) -> Sequence[str]:
+    found: Sequence[str] = answer.request_headers.response.header_mutation.remove_headers
+    return found
+
+
 def _read(raw: bytes) -> ProcessingRequest:
     message = ProcessingRequest()
     try:
@@ -217,6 +252,7 @@ def test_whatever_a_gateway_sends_a_request_goes_where_it_was_chosen_to(
     talk = Conversation(mode, 300)
     answers: list[Any] = []
     body = b""
+    owned: set[str] = set()
     chosen = False
     for message in sequence:
         try:
@@ -227,6 +263,8 @@ def test_whatever_a_gateway_sends_a_request_goes_where_it_was_chosen_to(
             answers += talk.refuse(refusal)
             break
         body += message.request_body.body
+        for header in message.request_headers.headers.headers:
+            owned |= {header.key.lower()} & {names.DESTINATION}
         if isinstance(got, Asked):
             assert not chosen, "a request is asked about once"
             assert got.body == body
@@ -234,6 +272,8 @@ def test_whatever_a_gateway_sends_a_request_goes_where_it_was_chosen_to(
             answers += talk.choose([A])
             break
         answers += got
+    if chosen:
+        assert owned <= {name for answer in answers for name in removed(answer)}
     destinations = [found for answer in answers if (found := destination(answer))]
     assert destinations == ([A] if chosen else [])
     assert echoed(answers) in (b"", body)

@@ -1,7 +1,8 @@
 """One stream after the other over real gRPC: what is closed, what is followed, what is an error."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -11,16 +12,23 @@ from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.router.extproc.conversation import BodyMode
+from kvtier.router.extproc import exchange
+from kvtier.router.extproc.conversation import Asked, BodyMode
+from kvtier.router.extproc.h2 import frames
 from kvtier.router.extproc.options import Options
+from kvtier.router.extproc.picking import Choice, FleetPicking
+from kvtier.router.extproc.picking import Options as PickingOptions
 from kvtier.router.extproc.server import PROCESS
-from tests.router.extproc.fleets import ADDRESSES
+from tests.router.extproc.fleets import ADDRESSES, Characters, First, fleet_of
 from tests.router.extproc.gateways import BROKEN_OFF, DUPLEX, Gateway, run
+from tests.router.extproc.h2 import clients
 from tests.router.extproc.protocol import (
+    POST,
     destination,
     echoed,
     request_body,
     request_headers,
+    request_trailers,
     response_body,
     response_headers,
 )
@@ -51,8 +59,8 @@ def test_bodies_of_all_streams_together_are_bounded() -> None:
     async def test(gateway: Gateway) -> None:
         first = ExternalProcessorStub(gateway.channel).Process()
         await first.write(request_headers(**DUPLEX))
-        await first.write(request_body(b" " * 60, ends=False))
-        second = [request_headers(**DUPLEX), request_body(b'{"model": "m"}' + b" " * 40)]
+        await first.write(request_body(b" " * 6_000, ends=False))
+        second = [request_headers(**DUPLEX), request_body(b'{"model": "m"}' + b" " * 4_000)]
         async with asyncio.timeout(10):
             while (await gateway.exchange(*second))[0].HasField("request_headers"):
                 await asyncio.sleep(0.001)  # the first has not arrived yet
@@ -63,7 +71,37 @@ def test_bodies_of_all_streams_together_are_bounded() -> None:
             while (await gateway.exchange(*second))[0].HasField("immediate_response"):
                 await asyncio.sleep(0.001)  # until the picker has heard of the end
 
-    run(test, Options(max_held_bytes=100))
+    run(test, Options(max_held_bytes=10_000))
+
+
+def test_headers_are_held_like_bodies_until_the_answer() -> None:
+    long = request_headers({**POST, "x-long": "y" * 8_000}, **DUPLEX)
+
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(long)
+        async with asyncio.timeout(10):
+            while gateway.held.taken_bytes < 8_000:
+                await asyncio.sleep(0.001)
+        (answer,) = await gateway.exchange(long, ends=False)
+        assert answer.immediate_response.status.code == 429
+        await call.write(request_body())
+        assert destination(await call.read())
+        await gateway.settled()
+        assert gateway.held.taken_bytes == 0
+
+    run(test, Options(max_held_bytes=10_000))
+
+
+def test_a_body_in_one_message_for_which_there_is_no_room_is_429() -> None:
+    async def test(gateway: Gateway) -> None:
+        head = request_headers(mode=BodyMode.BUFFERED)
+        answers = await gateway.exchange(head, request_body(b"x" * 900_000), ends=False)
+        assert answers[-1].immediate_response.status.code == 429
+        await gateway.settled()
+        assert gateway.held.taken_bytes == 0
+
+    run(test, Options(max_held_bytes=300_000))
 
 
 def test_messages_out_of_turn_are_an_error_of_the_stream() -> None:
@@ -146,6 +184,31 @@ def test_other_responses_are_followed_only_when_asked() -> None:
     run(follows, Options(observes=True))
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [request_headers(mode=BodyMode.STREAMED), request_body(ends=False), request_body()],
+        [request_headers(mode=BodyMode.STREAMED), request_trailers()],
+        [request_headers(mode=BodyMode.BUFFERED), request_body(ends=False), request_trailers()],
+    ],
+)
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "assumed"])
+def test_a_stream_that_stays_answers_what_is_left_of_the_request(
+    messages: Sequence[ProcessingRequest], is_told: bool
+) -> None:
+    first, *rest = messages
+    mode = BodyMode(first.protocol_config.request_body_mode)
+    if not is_told:
+        first = request_headers()
+
+    async def test(gateway: Gateway) -> None:
+        answers = await gateway.exchange(first, *rest, response_headers())
+        kinds = [message.WhichOneof("request") for message in (first, *rest)]
+        assert [a.WhichOneof("response") for a in answers] == [*kinds, "response_headers"]
+
+    run(test, Options(observes=True, body_mode=mode if not is_told else BodyMode.FULL_DUPLEX))
+
+
 def test_responses_of_requests_placed_elsewhere_pass() -> None:
     async def test(gateway: Gateway) -> None:
         answers = await gateway.exchange(response_headers(), response_body(b"x", ends=True))
@@ -189,6 +252,135 @@ def test_an_answer_that_nobody_reads_is_cut_and_what_it_held_given_back() -> Non
         call.cancel()
 
     run(test, Options(request_timeout_s=2.0))
+
+
+@asynccontextmanager
+async def without_window(gateway: Gateway, *messages: ProcessingRequest) -> AsyncIterator[None]:
+    """A gateway that asks, and lets nothing be sent."""
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    writer.write(clients.opened(path=PROCESS.decode()))
+    for message in messages:
+        writer.write(clients.data(clients.message(message.SerializeToString())))
+    yield
+    writer.close()
+
+
+WITHOUT_WINDOW = [
+    [request_headers(**DUPLEX), request_body(b"x" * 50_000, ends=False)],
+    [request_headers(mode=BodyMode.BUFFERED), request_body(b"x" * 50_000)],
+    [request_headers(**DUPLEX), request_body(b'{"model": "m"}' + b" " * 50_000)],
+]
+
+
+@pytest.mark.parametrize("messages", WITHOUT_WINDOW, ids=["refused", "in between", "answered"])
+def test_who_gives_no_window_is_not_waited_for(
+    messages: Sequence[ProcessingRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_LAST_WORD_S", 0.05)
+
+    async def test(gateway: Gateway) -> None:
+        async with without_window(gateway, *messages), asyncio.timeout(10):
+            while not gateway.held.taken_bytes:
+                await asyncio.sleep(0.001)
+            await gateway.settled()
+            assert gateway.held.taken_bytes == 0
+
+    run(test, Options(request_timeout_s=0.2))
+
+
+def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_LAST_WORD_S", 60.0)
+
+    async def test(gateway: Gateway) -> None:
+        async with without_window(gateway, *WITHOUT_WINDOW[0]), asyncio.timeout(10):
+            while not gateway.held.taken_bytes:
+                await asyncio.sleep(0.001)
+            while gateway.held.taken_bytes:
+                await asyncio.sleep(0.001)
+            assert gateway.meter.open_streams == 1
+
+    run(test, Options(request_timeout_s=0.2))
+
+
+async def stopping(gateway: Gateway) -> asyncio.Task[None]:
+    """The picker has told its streams that it stops."""
+    task = asyncio.create_task(gateway.server.stop(0, 20))
+    while not gateway.server._server._host.is_leaving:
+        await asyncio.sleep(0)
+    return task
+
+
+async def stopped(task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(10):
+        await task
+
+
+@pytest.mark.parametrize("mode", [BodyMode.NONE, BodyMode.STREAMED, BodyMode.FULL_DUPLEX])
+def test_a_picker_that_stops_closes_what_loses_nothing_by_it(mode: BodyMode) -> None:
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(request_headers(response_mode=mode, ends=True, **DUPLEX))
+        assert destination(await call.read())
+        await call.write(response_headers())
+        assert (await call.read()).HasField("response_headers")
+        task = await stopping(gateway)
+        if mode is BodyMode.FULL_DUPLEX:
+            await call.write(response_body(b"rest", ends=True))
+            assert (await call.read()).HasField("response_body")
+            await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        await stopped(task)
+        await gateway.settled()
+
+    run(test, Options(observes=True))
+
+
+class Waiting:
+    """Chooses when it is told to."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.goes_on = asyncio.Event(), asyncio.Event()
+        self._picking = FleetPicking(fleet_of(), First(), Characters(), PickingOptions())
+
+    async def choose(self, asked: Asked) -> Choice:
+        self.is_asked.set()
+        await self.goes_on.wait()
+        return await self._picking.choose(asked)
+
+
+def test_while_it_stops_no_response_is_followed_any_more() -> None:
+    picking = Waiting()
+
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(request_headers(response_mode=BodyMode.STREAMED, ends=True, **DUPLEX))
+        await picking.is_asked.wait()
+        task = await stopping(gateway)
+        picking.goes_on.set()
+        assert destination(await call.read())
+        assert await call.read() is grpc.aio.EOF
+        await stopped(task)
+
+    run(test, Options(observes=True), picking)
+
+
+def test_a_response_that_is_shown_too_late_is_let_go() -> None:
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        async with asyncio.timeout(10):
+            while not gateway.meter.open_streams:
+                await asyncio.sleep(0.001)
+        task = await stopping(gateway)
+        first = response_headers()
+        first.protocol_config.response_body_mode = BodyMode.STREAMED.value
+        await call.write(first)
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        await stopped(task)
+
+    run(test)
 
 
 def test_gateways_that_go_away_leave_nothing_behind() -> None:

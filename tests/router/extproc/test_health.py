@@ -112,7 +112,8 @@ def test_watchers_that_go_away_are_forgotten() -> None:
 def test_what_cannot_be_read_is_refused(method: bytes) -> None:
     async def run() -> None:
         async with asked(Health()) as (_, _, channel):
-            for message in (b"\xff\xff", None):
+            too_long = health_pb2.HealthCheckRequest(service="x" * 2000).SerializeToString()
+            for message in (b"\xff\xff", None, too_long):
                 call = channel.stream_stream(method.decode())()
                 if message is not None:
                     await call.write(message)

@@ -35,7 +35,10 @@ def test_a_piece_that_fits_is_not_copied_and_ends_where_it_is_told() -> None:
 
 
 def test_letting_through_changes_nothing() -> None:
-    assert not messages.go_on_headers().request_headers.response.HasField("header_mutation")
+    passed = messages.go_on_headers([]).request_headers.response
+    assert not passed.HasField("header_mutation")
+    assert not passed.clear_route_cache
+    assert not messages.request_body().request_body.response.HasField("body_mutation")
     assert not messages.response_body().response_body.response.HasField("body_mutation")
     added = messages.response_headers({"x-session-token": "t"})
     mutation = added.response_headers.response.header_mutation

@@ -9,6 +9,7 @@ from kvtier.router.extproc.observing import Response
 from tests.router.extproc.protocol import (
     request_body,
     request_headers,
+    request_trailers,
     response_body,
     response_headers,
     response_trailers,
@@ -33,9 +34,14 @@ class Stay:
         self.calls.append("end")
 
 
-def response(mode: BodyMode, clock: VirtualClock | None = None) -> Response:
-    found = Response(clock or VirtualClock())
-    found.told(request_headers(mode=BodyMode.BUFFERED, response_mode=mode))
+def response(
+    mode: BodyMode,
+    clock: VirtualClock | None = None,
+    *,
+    request_mode: BodyMode = BodyMode.FULL_DUPLEX,
+) -> Response:
+    found = Response(clock or VirtualClock(), BodyMode.FULL_DUPLEX)
+    found.told(request_headers(mode=request_mode, response_mode=mode))
     return found
 
 
@@ -72,7 +78,7 @@ def test_other_modes_are_told_to_go_on(mode: BodyMode) -> None:
 
 def test_only_full_duplex_could_lose_something() -> None:
     assert response(BodyMode.FULL_DUPLEX).may_lose
-    assert Response(VirtualClock()).may_lose  # nobody said
+    assert Response(VirtualClock(), BodyMode.FULL_DUPLEX).may_lose  # nobody said
     assert not response(BodyMode.NONE).may_lose
 
 
@@ -88,6 +94,20 @@ def test_a_repeated_end_of_a_request_is_let_be() -> None:
     assert response(BodyMode.FULL_DUPLEX).receive(request_body()) == []
     with pytest.raises(OutOfTurn):
         response(BodyMode.FULL_DUPLEX).receive(request_headers())
+
+
+@pytest.mark.parametrize(
+    "mode", [mode for mode in BodyMode if mode is not BodyMode.FULL_DUPLEX], ids=str
+)
+def test_what_is_left_of_a_request_may_pass_outside_full_duplex(mode: BodyMode) -> None:
+    untold = Response(VirtualClock(), mode)
+    untold.told(request_headers())
+    for seen in (response(BodyMode.STREAMED, request_mode=mode), untold):
+        (answer,) = seen.receive(request_body())
+        assert answer.WhichOneof("response") == "request_body"
+        assert not answer.request_body.response.HasField("body_mutation")
+        (answer,) = seen.receive(request_trailers())
+        assert answer.WhichOneof("response") == "request_trailers"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,14 @@ def test_the_hint_bounds_the_choice_and_the_fallbacks() -> None:
         assert dropped(picking(), anything) == (503, Reason.NO_ENDPOINTS)
 
 
+def test_nobody_whom_the_profiles_filters_took_away_is_a_fallback() -> None:
+    chooser = First(removes=(ADDRESSES[0], ADDRESSES[2]))
+    choice = choose(picking(chooser=chooser, fallbacks=3), asked())
+    assert list(choice.addresses) == [ADDRESSES[1], ADDRESSES[3]]
+    hint = asked(subset=(ADDRESSES[0], ADDRESSES[3]))
+    assert list(choose(picking(chooser=chooser), hint).addresses) == [ADDRESSES[3]]
+
+
 def test_a_test_may_say_who_is_picked_behind_a_flag_only() -> None:
     wish = asked(headers={names.TEST_SELECTION: "fd00::1, 10.0.0.2:8000,10.7.7.7"})
     chooser = First()

@@ -14,9 +14,10 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from kvtier.errors import InvalidSettings
 from kvtier.router.extproc import certificates
 from kvtier.router.extproc.process import Options, Process, Wiring
+from kvtier.router.ingest import tokens
 from kvtier.router.replicas import Fixed, Replica
 from tests.router.extproc.fleets import Characters, First
-from tests.router.extproc.protocol import destination, request_headers
+from tests.router.extproc.protocol import destination, request_body, request_headers
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -116,6 +117,54 @@ def test_a_discovery_that_cannot_begin_is_an_error() -> None:
         await process.close()
 
     asyncio.run(run())
+
+
+def test_a_port_that_is_taken_names_its_flag_and_its_address_once() -> None:
+    async def run() -> None:
+        first = Process(options(), wiring(Fixed([])))
+        await first.start()
+        for flag, name, port in (
+            ("--grpc-port", "port", first.port),
+            ("--grpc-health-port", "health_port", first.health_port),
+            ("--metrics-port", "metrics_port", first.metrics_port),
+        ):
+            second = Process(options(**{name: port}), wiring(Fixed([])))
+            with pytest.raises(InvalidSettings) as caught:
+                await second.start()
+            assert str(caught.value) == (
+                f"--host, {flag}: 127.0.0.1:{port} cannot be listened on: Address already in use"
+            )
+            await second.close()
+        await first.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    body = b'{"model": "evil\\r\\n", "prompt": "x"}'
+
+    async def run() -> None:
+        may_answer = asyncio.Event()
+        may_answer.set()
+        runner, address = await replica(may_answer)
+        discovery = Fixed([Replica(name="a", url=f"http://{address}")])
+        prompts = tokens.Prompts()
+        process = Process(options(), Wiring(discovery=discovery, chooser=First(), prompts=prompts))
+        await process.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{process.port}") as channel:
+            call = ExternalProcessorStub(channel).Process()
+            await call.write(request_headers())
+            await call.write(request_body(body))
+            answer = await call.read()
+            assert answer.immediate_response.status.code == 404
+            assert rb"`evil\\r\\n` does not exist" in answer.immediate_response.body
+        await process.close()
+        await runner.cleanup()
+
+    asyncio.run(run())
+    assert "compared by characters" not in caplog.text
 
 
 def test_given_certificates_are_used_and_read_again(tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ def test_a_model_that_was_not_named_is_added() -> None:
     assert rewrite_model(b"{}", "", "m") == b'{"model":"m"}'
 
 
-@pytest.mark.parametrize("body", [b"[]", b"", b"{", b"\xff"])
-def test_what_is_no_object_is_refused(body: bytes) -> None:
-    with pytest.raises(Refusal):
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"[]", "cannot be read"), (b"", "empty"), (b"{", "whole"), (b"\xff", "cannot be read")],
+)
+def test_what_is_no_object_is_refused(body: bytes, said: str) -> None:
+    with pytest.raises(Refusal, match=said):
         rewrite_model(body, "application/json", "m")
 
 

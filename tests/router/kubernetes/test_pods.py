@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from kvtier.errors import InvalidSettings
+from kvtier.router.kubernetes import watching
 from kvtier.router.kubernetes.pods import Pods, Selected, parse_labels, replicas_of, selected_of
 from kvtier.router.kubernetes.watching import Watch
 from kvtier.router.replicas import Replica
@@ -17,6 +19,7 @@ from tests.router.kubernetes.cluster import (
     POOLS,
     WINDOW_S,
     Cluster,
+    answering,
     api,
     run,
 )
@@ -110,6 +113,48 @@ def test_a_pool_that_is_deleted_has_no_endpoints_until_it_is_back(
         await sets.aclose()  # type: ignore[attr-defined]
 
     run(test)
+
+
+@pytest.mark.parametrize(("status", "is_gone"), [(404, True), (403, False), (500, False)])
+def test_pools_that_are_not_served_any_more_have_no_endpoints_and_a_fault_changes_nothing(
+    status: int, is_gone: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_PAUSES_S", (0.05,))
+    is_served = True
+    asked = 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal asked
+        if "watch" in request.query:
+            return web.Response(body=b"")
+        if not request.path.endswith("pools"):
+            return web.json_response({"metadata": {}, "items": [pod("a", "10.0.0.1")]})
+        asked += 1
+        if not is_served:
+            return web.Response(status=status)
+        return web.json_response({"metadata": {}, "items": [pool()]})
+
+    async def test() -> None:
+        nonlocal is_served, asked
+        async with answering(answer) as url:
+            pods = Pods("prod", pool="pool", api=api(url), window_s=WINDOW_S, absent_s=0.05)
+            sets = pods.watch()
+            await until(sets, {"prod/a": "10.0.0.1:8000"})
+            is_served, asked = False, 0
+            if is_gone:
+                await until(sets, {})
+            async with asyncio.timeout(20):
+                while asked < 4:
+                    await asyncio.sleep(0.01)
+            assert [one.name for one in pods._replicas() or ()] == ([] if is_gone else ["prod/a"])
+            is_served = True
+            if is_gone:
+                await until(sets, {"prod/a": "10.0.0.1:8000"})
+            await sets.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(test())
+    assert ("what was known stays" in caplog.text) != is_gone
+    assert ("was deleted" in caplog.text) == is_gone
 
 
 def test_a_pool_that_cannot_be_read_stays_as_it_was() -> None:
@@ -231,6 +276,41 @@ def test_only_ready_pods_that_stay_are_endpoints() -> None:
     assert not replicas_of(leaving, VLLM, "prod")
     assert not replicas_of({}, VLLM, "prod")
     assert not replicas_of(pod("a", "10.0.0.1"), VLLM, "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1/../@evil:80,8.8.8.8",
+        "10.0.0",
+        "host",
+        "10.0.0.1:80",
+        "[fd00::1]",
+        "fe80::1%eth0",
+        " ",
+    ],
+)
+def test_a_pod_whose_address_is_none_is_no_endpoint(address: str) -> None:
+    assert not replicas_of(pod("a", address), VLLM, "prod")
+
+
+def test_addresses_are_written_as_gateways_write_them() -> None:
+    (found,) = replicas_of(pod("a", "FD00:0::0001"), VLLM, "prod")
+    assert found.address == "[fd00::1]:8000"
+
+
+def test_an_address_is_named_once_however_many_pods_have_it() -> None:
+    async def test(up: Cluster) -> None:
+        for name in ("b", "a"):
+            await up.send("POST", PODS, pod(name, "10.0.0.1"))
+        await up.send("POST", PODS, pod("c", "10.0.0.2"))
+        sets = Pods("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
+        await until(sets, {"prod/a": "10.0.0.1:8000", "prod/c": "10.0.0.2:8000"})
+        await up.send("DELETE", f"{PODS}/a")
+        await until(sets, {"prod/b": "10.0.0.1:8000", "prod/c": "10.0.0.2:8000"})
+        await sets.aclose()  # type: ignore[attr-defined]
+
+    run(test)
 
 
 @pytest.mark.parametrize(

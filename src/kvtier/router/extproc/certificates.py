@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from kvtier.errors import InvalidSettings
+from kvtier.router.serving import tls
 
 _DAYS: Final = 3650
 """Longer than any process lives: nobody can exchange it while it runs."""
@@ -66,14 +67,10 @@ def self_signed(now: dt.datetime) -> Pair:
 
 def read_pair(key_path: Path, certificate_path: Path) -> Pair:
     """Raises InvalidSettings where they cannot be read, or do not belong together."""
-    try:
-        pair = Pair(key_path.read_bytes(), certificate_path.read_bytes())
-        key = serialization.load_pem_private_key(pair.key, password=None)
-        certificate = x509.load_pem_x509_certificate(pair.certificate)
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidSettings(f"{key_path}, {certificate_path}: {error}") from error
-    if key.public_key() != certificate.public_key():
-        raise InvalidSettings(f"{certificate_path} is not the certificate of the key {key_path}")
+    pair = Pair(tls.read(key_path, tls.KEY), tls.read(certificate_path, tls.CERTIFICATE))
+    judge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with _in_memory(pair.certificate) as certificate, _in_memory(pair.key) as key:
+        tls.show(judge, certificate_path, key_path, files=(certificate, key))
     return pair
 
 

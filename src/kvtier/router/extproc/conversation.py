@@ -6,7 +6,7 @@ duplex is held until its body is complete: only then is it known where it goes.
 
 Invariants: a request is answered for once; what is given back of a body is what came, piece by
 piece in order; a message out of turn ends the conversation (`OutOfTurn`) and never moves a
-request to another destination.
+request to another destination; headers go on only without those that no client may set.
 """
 
 import enum
@@ -128,7 +128,7 @@ class Conversation:
         assert self._state is _State.CHOOSING, self._state
         assert addresses
         self._state = _State.ANSWERED
-        whole, self._body = self._body, b""
+        whole, self._body, self._headers = self._body, b"", {}
         if body is not None and self._asked_on != "request_headers":
             add = {**add, "content-length": str(len(body))}
         route = messages.route(addresses, add, self._owned)
@@ -143,7 +143,7 @@ class Conversation:
     def refuse(self, refusal: Refusal, reason: str = "") -> Sequence[ProcessingResponse]:
         """The client gets this error, from the gateway."""
         self._state = _State.REFUSED
-        self._chunks, self._body = [], b""
+        self._chunks, self._body, self._headers = [], b"", {}
         headers = {"content-type": "application/json"}
         headers |= {name.lower(): value for name, value in refusal.headers.items()}
         if reason:
@@ -169,7 +169,11 @@ class Conversation:
         if ends or self._mode in (BodyMode.NONE, BodyMode.STREAMED):
             return self._ask("request_headers", is_whole=ends)
         self._state = _State.BODY
-        return (messages.go_on_headers(),) if self._mode in _BUFFERED else ()
+        if self._mode not in _BUFFERED:
+            return ()
+        # Now or never: the answer to trailers without a body can change no headers.
+        owned, self._owned = self._owned, []
+        return (messages.go_on_headers(owned),)
 
     def _on_body(self, message: ProcessingRequest) -> Asked | Sequence[ProcessingResponse]:
         if self._state is not _State.BODY:

@@ -5,6 +5,8 @@ and fail-open opens; Kubernetes probes it on a port without TLS. Both ask this o
 
 Its two messages have a field each, and are written as the well-known types that look the same in
 bytes: the package that has their own depends on the official server, which nothing else here needs.
+Invariant: a call keeps a short name and nothing else; one whose answer is not read is its
+connection's to cut.
 """
 
 import enum
@@ -20,6 +22,8 @@ from kvtier.router.extproc.h2.grpc import Status
 
 CHECK: Final = b"/grpc.health.v1.Health/Check"
 WATCH: Final = b"/grpc.health.v1.Health/Watch"
+_MESSAGE_BYTES: Final = 1024
+"""With the name of a service in it: a call that watches keeps it for as long as it is there."""
 
 
 class Serving(enum.IntEnum):
@@ -100,6 +104,9 @@ class _Check:
     def closed(self) -> None:
         pass
 
+    def crowded(self) -> None:
+        pass
+
     def stopping(self) -> None:
         pass
 
@@ -139,6 +146,9 @@ class _Watch:
     def closed(self) -> None:
         self._health.left(self)
 
+    def crowded(self) -> None:
+        pass
+
     def stopping(self) -> None:
         self._call.end(Status.UNAVAILABLE, "the server is stopping")
 
@@ -152,6 +162,9 @@ class _Watch:
 
 def _asked(call: Call, message: bytes) -> str | None:
     """The service's name, or the end of the call."""
+    if len(message) > _MESSAGE_BYTES:
+        call.end(Status.INVALID_ARGUMENT, "no service has such a long name")
+        return None
     try:
         name: str = StringValue.FromString(message).value
     except DecodeError:

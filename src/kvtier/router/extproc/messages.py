@@ -49,6 +49,8 @@ class Route:
         value = ",".join(addresses)
         headers = [_header(names.DESTINATION, value)]
         headers += [_header(name, text) for name, text in (add or {}).items()]
+        # Gateways remove first, then set. Overwriting may change only the first header of a name,
+        # as in older Envoys: so the destination is also in `remove` where a client has sent it.
         self._headers = HeaderMutation(set_headers=headers, remove_headers=list(remove))
         self._metadata = Struct()
         self._metadata.get_or_create_struct(names.LB)[names.DESTINATION] = value
@@ -92,9 +94,18 @@ def _usual(addresses: tuple[str, ...]) -> Route:
     return Route(addresses)
 
 
-def go_on_headers() -> ProcessingResponse:
-    """The request's headers may pass as they are."""
-    return ProcessingResponse(request_headers=HeadersResponse(response=CommonResponse()))
+def go_on_headers(remove: Sequence[str]) -> ProcessingResponse:
+    """The request's headers may pass without these, and without a route that they led to."""
+    common = CommonResponse()
+    if remove:
+        common.header_mutation.remove_headers.extend(remove)
+        common.clear_route_cache = True
+    return ProcessingResponse(request_headers=HeadersResponse(response=common))
+
+
+def request_body() -> ProcessingResponse:
+    """A part of the request's body may pass as it is."""
+    return ProcessingResponse(request_body=BodyResponse(response=CommonResponse()))
 
 
 def go_on_trailers() -> ProcessingResponse:

@@ -52,10 +52,12 @@ class Stay(Protocol):
 class Response:
     """One response. Give it each message after the choice; `outcome` grows."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, request_mode: BodyMode) -> None:
+        """`request_mode`: of the request's body, where the gateway does not say it."""
         self._clock = clock
         self._stay: Stay | None = None
         self._since_s = clock.now_s()
+        self._request_mode = request_mode
         self._mode = BodyMode.NONE
         self._is_mode_known = False
         self._tail = b""
@@ -71,6 +73,7 @@ class Response:
         """The first message of a stream says in which mode bodies come."""
         if message.HasField("protocol_config"):
             self._is_mode_known = True
+            self._request_mode = body_mode(message.protocol_config.request_body_mode)
             self._mode = body_mode(message.protocol_config.response_body_mode)
 
     @property
@@ -88,8 +91,8 @@ class Response:
             return self._on_body(message)
         if kind == "response_trailers":
             return [messages.response_trailers()]
-        if kind == "request_body" or kind == "request_trailers":
-            return []  # Envoy since 1.35 may send the last part of a large body twice
+        if kind in ("request_body", "request_trailers"):
+            return self._on_rest(kind)
         raise OutOfTurn(f"{kind or 'an empty message'} after the request was answered")
 
     def end(self) -> Outcome:
@@ -102,6 +105,14 @@ class Response:
         if isinstance(details, dict):
             outcome.cached_tokens = _count(details.get("cached_tokens"))
         return outcome
+
+    def _on_rest(self, kind: str) -> list[ProcessingResponse]:
+        """Of the request: what the choice did not wait for."""
+        if self._request_mode is BodyMode.FULL_DUPLEX:
+            return []  # Envoy since 1.35 may send the last part of a large body twice
+        if kind == "request_body":
+            return [messages.request_body()]
+        return [messages.go_on_trailers()]
 
     def _on_headers(self, message: ProcessingRequest) -> None:
         for header in message.response_headers.headers.headers:

@@ -1,8 +1,9 @@
 """Who gets a request that a gateway asks about: the fleet, its subset, the profile's choice.
 
 Why: this is where the protocol ends and choosing, the same as that of `kvtier route`, begins.
-Invariants: nobody is named who is not offered by the fleet and allowed by the gateway's hint;
-what is not about a model goes to any endpoint and teaches the indexes nothing.
+Invariants: nobody is named who is not offered by the fleet and allowed by the gateway's hint, nor
+as a fallback whom the profile's filters took away; what is not about a model goes to any endpoint
+and teaches the indexes nothing.
 """
 
 import enum
@@ -12,7 +13,8 @@ from typing import Final, Protocol
 import msgspec
 
 from kvtier.clock import Clock, MonotonicClock, seeded
-from kvtier.router.base import Candidate, Endpoint, Request
+from kvtier.router.base import Endpoint, Request
+from kvtier.router.decision import Decision
 from kvtier.router.extproc import names
 from kvtier.router.extproc.conversation import Asked
 from kvtier.router.extproc.rewriting import rewrite_model
@@ -146,7 +148,7 @@ class FleetPicking:
         body = rewrite_model(asked.body, content_type, rewritten) if rewritten else None
         return Choice(
             endpoint=best.endpoint,
-            addresses=self._ordered(decision.chosen, endpoints),
+            addresses=self._ordered(decision),
             tokens=prompt.tokens + looked.max_tokens,
             missing_tokens=decision.missing_tokens(best),
             body=body,
@@ -193,12 +195,13 @@ class FleetPicking:
             refusal = overloaded("all endpoints are saturated; try again later", _RETRY_AFTER_S)
             raise Dropped(refusal, Reason.SATURATED)
 
-    def _ordered(self, chosen: Sequence[Candidate], endpoints: Sequence[Endpoint]) -> Sequence[str]:
-        """Addresses of the chosen, then of the others that are allowed, the least loaded first."""
+    def _ordered(self, decision: Decision) -> Sequence[str]:
+        """Addresses of the chosen, then of the others that were kept, the least loaded first."""
         count = 1 + self._options.fallbacks
-        addresses = [candidate.endpoint.address for candidate in chosen[:count]]
+        addresses = [endpoint.address for endpoint in decision.endpoints[:count]]
         if len(addresses) < count:
-            others = [one for one in endpoints if one.address not in addresses]
+            kept = [candidate.endpoint for candidate in decision.kept]
+            others = [one for one in kept if one.address not in addresses]
             others.sort(key=lambda one: (one.load.waiting, one.load.running, one.load.kv_usage))
             addresses += [one.address for one in others[: count - len(addresses)]]
         return addresses

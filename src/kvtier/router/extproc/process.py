@@ -6,16 +6,18 @@ task and no socket is left.
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock, wall_s
+from kvtier.errors import InvalidSettings
 from kvtier.router.base import Endpoint
 from kvtier.router.extproc import certificates, metering, picking, server
 from kvtier.router.extproc.health import Health
@@ -25,7 +27,10 @@ from kvtier.router.fleet import Fleet, Listener
 from kvtier.router.health import Prober
 from kvtier.router.replicas import Discovery
 from kvtier.router.serving.choosing import Chooser, Prompts
+from kvtier.router.serving.known import KnownModels
+from kvtier.router.serving.listening import cannot_listen
 from kvtier.router.serving.upstream import Upstreams
+from kvtier.router.serving.waiting import Waiting
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +92,7 @@ class Process:
         chooser = picking.FleetPicking(
             self.fleet,
             wiring.chooser,
-            wiring.prompts,
+            KnownModels(wiring.prompts, Waiting(self.fleet, in_flight=0, bound=0, timeout_s=0)),
             options.choosing,
             saturation=wiring.saturation,
             clock=clock,
@@ -104,9 +109,12 @@ class Process:
         """Listen, then learn the fleet, then say that it can choose. Raises InvalidSettings."""
         options = self._options
         self._server = server.Server(self._picker, Health())
-        self.port = self._server.bind(options.host, options.port, self._tls)
-        self.health_port = self._server.bind_probes(options.host, options.health_port)
-        self.metrics_port = await self._exposition.start(options.host, options.metrics_port)
+        with _taken("--host, --grpc-port", options.host, options.port):
+            self.port = self._server.bind(options.host, options.port, self._tls)
+        with _taken("--host, --grpc-health-port", options.host, options.health_port):
+            self.health_port = self._server.bind_probes(options.host, options.health_port)
+        with _taken("--host, --metrics-port", options.host, options.metrics_port):
+            self.metrics_port = await self._exposition.start(options.host, options.metrics_port)
         await self._server.start()
         ready = asyncio.Event()
         self._follow = asyncio.create_task(self.fleet.follow(self._discovery, ready))
@@ -137,6 +145,17 @@ class Process:
         await self._prober.close()
         await self._connections.close()
         await self._exposition.stop()
+
+
+@contextlib.contextmanager
+def _taken(flags: str, host: str, port: int) -> Iterator[None]:
+    """What listens knows no flags: its error is said anew with them."""
+    try:
+        yield
+    except InvalidSettings as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise cannot_listen(flags, host, port, error.__cause__) from error
 
 
 def _tls(options: Options) -> ssl.SSLContext | None:

@@ -6,6 +6,7 @@ Invariant: the values of all other keys stay byte for byte what they were.
 
 import msgspec
 
+from kvtier.router.serving.body import unreadable
 from kvtier.router.serving.refusals import invalid
 
 _read = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -18,6 +19,6 @@ def rewrite_model(body: bytes, content_type: str, model: str) -> bytes:
     try:
         fields = _read.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise invalid(f"the body cannot be read: {error}") from error
+        raise unreadable(body, error) from error
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(fields)

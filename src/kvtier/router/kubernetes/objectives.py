@@ -104,6 +104,7 @@ class PoolObjectives:
             watching.into(asyncio.get_running_loop(), saw),
             self._window_s,
             absent_s=self._absent_s,
+            forbidden_s=self._absent_s,
         )
 
     def _list(self, group: str) -> Call:

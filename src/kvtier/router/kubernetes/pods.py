@@ -3,11 +3,12 @@
 Why: labels and readiness are compared here as well as by the API server, so that no answer can
 make an endpoint of a pod that is not selected, not ready, on its way out, or of another namespace.
 Invariants: an API server that is away changes nothing, the last set stays; a pool that was there
-and is deleted has no endpoints; an object that cannot be read is none; after `watch` is closed no
-thread is left.
+and is deleted, alone or with its kind, has no endpoints; an object that cannot be read is none; no
+address is there twice; after `watch` is closed no thread is left.
 """
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
@@ -29,6 +30,8 @@ GROUPS: Final = {
 }
 """Of InferencePool: the stable one, and the one before it."""
 _PLURAL: Final = "inferencepools"
+_ABSENT_S: Final = 5.0
+"""How often a kind of pool that the cluster does not serve is looked for: nobody is served."""
 ACTIVE_PORTS: Final = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
 """Annotations of pods that serve some of the pool's ports only; the first that is there counts."""
 
@@ -99,6 +102,7 @@ class Pods:
         selected: Selected | None = None,
         api: Any = None,
         window_s: float = watching.WINDOW_S,
+        absent_s: float = _ABSENT_S,
     ) -> None:
         """Give `pool` or `selected`. `api`: an ApiClient; None: of the cluster or kubeconfig.
 
@@ -116,6 +120,7 @@ class Pods:
         self._selected = selected
         self._api = api or watching.client()
         self._window_s = window_s
+        self._absent_s = absent_s
         self._pods: Sequence[Object] | None = None
         self._is_deleted = False
         self._said = ""
@@ -130,7 +135,9 @@ class Pods:
         if self._pool is not None:
             saw = watching.into(loop, lambda _, found: self._saw_pools(found, pods))
             what = f"{_PLURAL}.{self._group}"
-            watches.append(Watch(what, self._list_pools, saw, self._window_s))
+            watches.append(
+                Watch(what, self._list_pools, saw, self._window_s, absent_s=self._absent_s)
+            )
             watches[1].start(f"metadata.name={self._pool}")
         elif self._selected is not None:
             pods.start(_text(self._selected.labels))
@@ -156,7 +163,11 @@ class Pods:
             for pod in self._pods
             for replica in replicas_of(pod, self._selected, self._namespace)
         ]
-        return sorted(found, key=lambda replica: replica.name)
+        # Pods on their node's network share its address: where ports are the same, one answers.
+        by_url: dict[str, Replica] = {}
+        for replica in sorted(found, key=lambda replica: replica.name):
+            by_url.setdefault(replica.url, replica)
+        return list(by_url.values())
 
     def _saw_pods(self, selector: str, found: Sequence[Object]) -> None:
         # What was listed for the pool's labels of before may still be on its way.
@@ -233,13 +244,14 @@ def replicas_of(pod: Object, selected: Selected, namespace: str) -> list[Replica
     read = _read(pod, _Pod)
     if read is None or read.status is None or not read.status.pod_ip:
         return []
-    metadata, address = read.metadata, read.status.pod_ip
+    metadata, host = read.metadata, _host(read.status.pod_ip)
+    if not host:
+        return []
     if metadata.deletion_timestamp or not read.status.is_ready or metadata.namespace != namespace:
         return []
     labels = metadata.labels or {}
     if any(labels.get(name) != value for name, value in selected.labels.items()):
         return []
-    host = f"[{address}]" if ":" in address else address
     name = f"{namespace}/{metadata.name}"
     return [
         Replica(
@@ -249,6 +261,17 @@ def replicas_of(pod: Object, selected: Selected, namespace: str) -> list[Replica
         )
         for port in _active(metadata.annotations or {}, selected.ports)
     ]
+
+
+def _host(address: str) -> str:
+    """As it stands in a URL, written as gateways write it; empty where it is no address."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return "" if found.scope_id else f"[{found}]"
 
 
 def parse_labels(text: str, where: str) -> dict[str, str]:

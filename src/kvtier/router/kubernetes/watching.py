@@ -56,17 +56,20 @@ class Watch:
         window_s: float,
         *,
         absent_s: float | None = None,
+        forbidden_s: float | None = None,
     ) -> None:
         """`call(selector, **options)` asks the API.
 
         `seen(selector, objects)` gets all of them at each change. `absent_s`: a cluster that does
         not serve the kind has none of it, which is no fault, and is asked again after so long.
+        `forbidden_s`: the same for one that does not show it, but what was known stays.
         """
         self._what = what
         self._call = call
         self._seen = seen
         self._window_s = window_s
         self._absent_s = absent_s
+        self._forbidden_s = forbidden_s
         self._selector = ""
         self._objects: dict[str, Object] = {}
         self._clock = MonotonicClock()
@@ -176,17 +179,18 @@ class Watch:
         reason = f"{status} {error.reason}"
         if status == _FORBIDDEN:
             reason += ", it needs the verbs list and watch"
-        if self._absent_s is None or status not in (_FORBIDDEN, _ABSENT):
-            self._say(str(status), logging.WARNING, _FAULT, reason)
-            return None
-        self._failures = 0
-        if status == _ABSENT:
+        if status == _ABSENT and self._absent_s is not None:
+            self._failures = 0
             self._objects = {}
             self._tell(self._selector)
             self._say(str(status), logging.INFO, "the cluster has no %s (%s)", reason)
-        else:
+            return self._absent_s
+        if status == _FORBIDDEN and self._forbidden_s is not None:
+            self._failures = 0
             self._say(str(status), logging.WARNING, "%s are not looked at: %s", reason)
-        return self._absent_s
+            return self._forbidden_s
+        self._say(str(status), logging.WARNING, _FAULT, reason)
+        return None
 
     def _next_pause_s(self) -> float:
         self._failures += 1

@@ -35,6 +35,15 @@ def block(**changes: str) -> bytes:
     return written
 
 
+def tracestate(size: int, *, is_packed: bool) -> bytes:
+    """Goes behind a block: a client's header of so many bytes, a multiple of four."""
+    # Four times the letter b, in Huffman's code.
+    content = b"\x8e\x38\xe3" * (size // 4) if is_packed else b"b" * size
+    length = hpack.hpack.encode_integer(len(content), 7)
+    length[0] |= 0x80 if is_packed else 0
+    return b"\x00\x0atracestate" + bytes(length) + content
+
+
 def opened(stream: int = 1, *, ends: bool = False, **changes: str) -> bytes:
     flags = frames.END_HEADERS | (frames.END_STREAM if ends else 0)
     return frames.frame(frames.HEADERS, flags, stream, block(**changes))
@@ -74,6 +83,9 @@ class Echo:
     def closed(self) -> None:
         self.said.append("closed")
 
+    def crowded(self) -> None:
+        self.said.append("crowded")
+
     def stopping(self) -> None:
         self.said.append("stopping")
 
@@ -107,7 +119,17 @@ class Failing(Echo):
     def receive(self, content: bytes) -> None:
         if content == b"later":
             self.call.send(1 / 0 for _ in range(1))  # type: ignore[misc]
+        if content == b"second":
+            self.call.send(b"%d" % (1 // left) for left in (1, 0))
         raise ValueError("a bug")
+
+
+class Refusing(Echo):
+    """Says itself that there is no room."""
+
+    def crowded(self) -> None:
+        self.call.send((b"too much",))
+        self.call.end()
 
 
 class Socket(asyncio.Transport):
@@ -147,7 +169,10 @@ class Socket(asyncio.Transport):
 class Client:
     """One connection to services, made and used within an event loop."""
 
-    def __init__(self, limits: Limits | None = None, *, is_secure: bool = False) -> None:
+    def __init__(
+        self, limits: Limits | None = None, *, is_secure: bool = False, is_late: bool = False
+    ) -> None:
+        """`is_late`: the server stops already."""
         self.handlers: list[Echo] = []
         self.allowance = Allowance(1 << 20)
         self.broken = 0
@@ -158,11 +183,13 @@ class Client:
             b"/holding": Holding,
             b"/telling": Telling,
             b"/failing": Failing,
+            b"/refusing": Refusing,
         }
         services = {path: self._making(kind) for path, kind in kinds.items()}
-        host = Host(services, limits or Limits(), self.allowance, self.clock, self._break)
+        self.host = Host(services, limits or Limits(), self.allowance, self.clock, self._break)
+        self.host.is_leaving = is_late
         self.connections: set[Connection] = set()
-        self.connection = Connection(host, self.connections)
+        self.connection = Connection(self.host, self.connections)
         self.socket = Socket(is_secure=is_secure)
         self.connection.connection_made(self.socket)
         self.greeting = self.take()

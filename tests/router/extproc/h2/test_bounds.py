@@ -22,6 +22,14 @@ def test_patience_wears_out_by_frames_and_comes_back_with_time() -> None:
     assert [patience.wear() for _ in range(4)] == [True, True, True, False]
 
 
+def test_what_costs_more_wears_more() -> None:
+    clock = VirtualClock()
+    patience = Patience(Limits(frames_burst=10, frames_per_s=2.0), clock)
+    assert [patience.wear(6), patience.wear(6), patience.wear(4)] == [True, False, True]
+    clock.advance(3.0)
+    assert patience.wear(6)
+
+
 def test_whoever_stays_below_the_rate_is_never_cut_off() -> None:
     clock = VirtualClock()
     patience = Patience(Limits(frames_burst=3, frames_per_s=2.0), clock)

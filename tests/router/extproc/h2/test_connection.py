@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kvtier.router.extproc.h2 import frames
 from kvtier.router.extproc.h2.bounds import Limits
 from kvtier.router.extproc.h2.frames import Code
+from kvtier.router.extproc.h2.grpc import Status
 from tests.router.extproc.h2.clients import (
     BEGIN,
     Client,
@@ -165,6 +166,54 @@ def test_a_connection_that_broke_the_rules_ends_soon_after_it_was_told() -> None
         async with asyncio.timeout(10):
             while not client.socket.is_closed:
                 await asyncio.sleep(0.01)
+        client.end()
+
+    run(test)
+
+
+def test_an_answer_that_a_living_client_never_takes_does_not_stay() -> None:
+    async def test() -> None:
+        client = Client(Limits(begin_s=0.005, check_s=0.005, unread_checks=1))
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+        client.send(opened(), data(message(b"x")))
+        found: list[frames.Frame] = []
+        async with asyncio.timeout(10):
+            while frames.RST_STREAM not in kinds(found):
+                found += client.send(frames.frame(frames.PING, frames.ACK, 0, b"8 bytes."))
+                await asyncio.sleep(0.001)
+        assert client.handlers[0].said == ["closed"]
+        assert not client.socket.is_closed
+        client.end()
+
+    run(test)
+
+
+def test_a_connection_that_comes_too_late_hears_so_and_is_closed() -> None:
+    def test() -> None:
+        client = Client(is_late=True)
+        assert kinds(client.greeting) == [frames.SETTINGS, frames.WINDOW_UPDATE, frames.GOAWAY]
+        assert gone(client.greeting) == Code.NO_ERROR
+        assert client.socket.is_closed
+        assert client.send(BEGIN, opened()) == []
+        assert client.handlers == []
+        client.end()
+
+    run(test)
+
+
+def test_at_the_end_every_stream_is_told() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+        client.send(opened(), data(message(b"x")), opened(3))
+        client.connection.end()
+        found = client.take()
+        assert kinds(found) == [frames.RST_STREAM, frames.HEADERS, frames.RST_STREAM, frames.GOAWAY]
+        assert answered(found, 3) == ([], Status.UNAVAILABLE)
+        assert [handler.said for handler in client.handlers] == [["closed"], ["closed"]]
+        assert client.socket.is_closed
+        client.connection.end()
+        assert client.take() == []
         client.end()
 
     run(test)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from kvtier.router.extproc.h2 import headers
 from kvtier.router.extproc.h2.frames import Broken, Code
-from kvtier.router.extproc.h2.headers import Call, Decoder, Known
-from tests.router.extproc.h2.clients import HEADERS, block, fields_of
+from kvtier.router.extproc.h2.headers import Block, Call, Decoder, Known, TooLong
+from tests.router.extproc.h2.clients import HEADERS, block, fields_of, tracestate
 
 CALL = Call(b"POST", b"/echo", b"application/grpc")
 
@@ -68,14 +68,40 @@ def test_a_table_that_was_not_given_up_is_no_way_to_what_others_know() -> None:
 @given(st.binary(max_size=80), st.booleans())
 def test_no_block_raises_anything_else(content: bytes, has_table: bool) -> None:
     decoder = Decoder(Known()) if has_table else without_table()
-    with contextlib.suppress(Broken):
+    with contextlib.suppress(Broken, TooLong):
         assert isinstance(decoder.read(content), Call)
 
 
-def test_a_list_over_the_bound_is_refused() -> None:
-    encoder = hpack.Encoder()
-    with pytest.raises(Broken):
-        Decoder(Known()).read(encoder.encode([("x-name", "v" * headers.LIST_BYTES)]))
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_a_list_over_the_bound_breaks_only_what_leans_on_it(is_packed: bool) -> None:
+    content = block() + tracestate(headers.LIST_BYTES, is_packed=is_packed)
+    assert (len(content) < headers.LIST_BYTES) is is_packed
+    with pytest.raises(Broken) as broken:
+        Decoder(Known()).read(content)
+    assert broken.value.code is Code.ENHANCE_YOUR_CALM
+    decoder = without_table()
+    with pytest.raises(TooLong):
+        decoder.read(content)
+    assert decoder.read(block()) == CALL
+
+
+def test_what_a_gateway_passes_on_of_a_clients_headers_is_read() -> None:
+    for is_packed in (True, False):
+        content = block() + tracestate(60 * 1024, is_packed=is_packed)
+        assert without_table().read(content) == CALL
+
+
+def test_a_block_in_parts_is_kept_up_to_the_bound_and_ends() -> None:
+    content = Block(1, 0, b"a")
+    content.add(b"b")
+    assert (content.stream, content.flags, content.content) == (1, 0, b"ab")
+    part = b"x" * 16_384
+    for _ in range(510):
+        content.add(part)
+    with pytest.raises(Broken) as broken:
+        content.add(part)
+    assert broken.value.code is Code.ENHANCE_YOUR_CALM
+    assert headers.LIST_BYTES < len(content.content) <= headers.LIST_BYTES + len(part)
 
 
 def test_our_blocks_are_those_of_grpc() -> None:

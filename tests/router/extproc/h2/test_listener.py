@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -12,9 +13,10 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.extproc import certificates
+from kvtier.router.extproc.h2 import frames
 from kvtier.router.extproc.h2.bounds import Allowance, Limits
 from kvtier.router.extproc.h2.listener import Listener
-from tests.router.extproc.h2.clients import Echo
+from tests.router.extproc.h2.clients import Echo, parsed
 
 LARGE = ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)
 
@@ -184,9 +186,41 @@ def test_stopping_does_not_wait_longer_than_it_may() -> None:
             async with asyncio.timeout(10):
                 await found.listener.stop(0.05)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert await call.details() == "the server has stopped"
         await found.closed()
 
     run(test)
+
+
+def test_a_connection_whose_handshake_ends_while_it_stops_is_closed() -> None:
+    async def test(found: Served) -> None:
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE
+        call = found.echo()
+        await call.write(b"x")
+        await call.read()
+        with socket.create_connection(("127.0.0.1", found.port)) as late:
+            late.setblocking(False)
+            accepted = found.echo()  # comes behind it
+            await accepted.write(b"x")
+            await accepted.read()
+            stopping = asyncio.create_task(found.listener.stop(20))
+            async with asyncio.timeout(10):
+                while "stopping" not in found.handlers[-1].said:
+                    await asyncio.sleep(0.001)
+                reader, writer = await asyncio.open_connection(
+                    sock=late, ssl=client, server_hostname="x"
+                )
+                kinds = [frame[0] for frame in parsed(await reader.read())]
+            assert kinds[-1] == frames.GOAWAY
+            writer.close()
+        await call.done_writing()
+        await accepted.done_writing()
+        async with asyncio.timeout(10):
+            await stopping
+
+    run(test, secure=True)
 
 
 def test_a_connection_that_never_begins_is_closed() -> None:

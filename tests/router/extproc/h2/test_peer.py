@@ -13,10 +13,22 @@ def settings(*pairs: tuple[int, int]) -> bytes:
 
 def test_what_it_allows_is_taken_and_what_is_not_known_let_be() -> None:
     peer = Peer()
-    peer.change(
-        settings((frames.MAX_FRAME_SIZE, 20_000), (frames.INITIAL_WINDOW_SIZE, 7), (99, 1)), ()
-    )
+    peer.change(settings((frames.MAX_FRAME_SIZE, 20_000), (frames.INITIAL_WINDOW_SIZE, 7), (99, 1)))
     assert (peer.frame_bytes, peer.window_bytes) == (20_000, 7)
+
+
+def test_open_streams_grow_by_what_is_left_of_all_changes_of_a_frame() -> None:
+    peer = Peer()
+    sizes = (7, 1 << 20, 65_536)
+    assert peer.change(settings(*((frames.INITIAL_WINDOW_SIZE, size) for size in sizes))) == 1
+    assert peer.change(settings((frames.INITIAL_WINDOW_SIZE, 65_530))) == -6
+    assert peer.change(settings((frames.MAX_FRAME_SIZE, 20_000))) == 0
+
+
+def test_settings_end() -> None:
+    with pytest.raises(Broken) as broken:
+        Peer().change(settings(*[(99, 1)] * 129))
+    assert broken.value.code is Code.ENHANCE_YOUR_CALM
 
 
 @pytest.mark.parametrize(
@@ -30,7 +42,7 @@ def test_what_it_allows_is_taken_and_what_is_not_known_let_be() -> None:
 )
 def test_what_may_not_be_is_broken(name: int, value: int, code: Code) -> None:
     with pytest.raises(Broken) as broken:
-        Peer().change(settings((name, value)), ())
+        Peer().change(settings((name, value)))
     assert broken.value.code is code
 
 

@@ -11,6 +11,7 @@ from kvtier.router.extproc.h2 import frames
 from kvtier.router.extproc.h2.bounds import Limits
 from kvtier.router.extproc.h2.frames import Code
 from kvtier.router.extproc.h2.grpc import Status
+from kvtier.router.extproc.h2.stream import Stream
 from tests.router.extproc.h2.clients import (
     BEGIN,
     HEADERS,
@@ -26,10 +27,12 @@ from tests.router.extproc.h2.clients import (
     number,
     opened,
     run,
+    tracestate,
 )
 
 PING = b"8 bytes."
 SETTING = struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, 1 << 31)
+UNHEARD = frames.PREFACE + frames.settings({})
 BREACHES = {
     "no settings first": ((frames.PREFACE, opened()), Code.PROTOCOL_ERROR),
     "an ack first": ((frames.PREFACE, frames.frame(4, 1, 0)), Code.PROTOCOL_ERROR),
@@ -52,11 +55,15 @@ BREACHES = {
     "a continuation of nothing": ((BEGIN, frames.frame(9, 4, 1)), Code.PROTOCOL_ERROR),
     "a block without end": ((BEGIN, frames.frame(1, 0, 1), *[frames.frame(9, 0, 1)] * 99),
                             Code.ENHANCE_YOUR_CALM),
-    "a block too long": ((BEGIN, frames.frame(1, 4, 1, b"\x88" * 20_000)),
-                         Code.ENHANCE_YOUR_CALM),
-    "a block too long in parts": ((BEGIN, frames.frame(1, 0, 1, b"\x88" * 9_000),
-                                   frames.frame(9, 0, 1, b"\x88" * 9_000)),
-                                  Code.ENHANCE_YOUR_CALM),
+    "a block without end in parts": ((BEGIN, frames.frame(1, 0, 1),
+                                      *[frames.frame(9, 0, 1, b"x" * 999)] * 600),
+                                     Code.ENHANCE_YOUR_CALM),
+    "a block too long, before the ack": ((UNHEARD, frames.frame(1, 4, 1, b"x" * 99_000)),
+                                         Code.ENHANCE_YOUR_CALM),
+    "a block too long in parts, before the ack": (
+        (UNHEARD, frames.frame(1, 0, 1, b"x" * 60_000), frames.frame(9, 4, 1, b"x" * 60_000)),
+        Code.ENHANCE_YOUR_CALM,
+    ),
     "a block that is none": ((BEGIN, frames.frame(1, 4, 1, b"\xff\xff\xff")),
                              Code.COMPRESSION_ERROR),
     "a reset of no stream": ((BEGIN, frames.reset(0, Code.CANCEL)), Code.PROTOCOL_ERROR),
@@ -122,7 +129,7 @@ def test_it_says_what_it_allows() -> None:
             frames.MAX_CONCURRENT_STREAMS: 7,
             frames.INITIAL_WINDOW_SIZE: 1 << 20,
             frames.MAX_FRAME_SIZE: 1 << 17,
-            frames.MAX_HEADER_LIST_SIZE: 1 << 14,
+            frames.MAX_HEADER_LIST_SIZE: 96 << 10,
         }
         assert window == (frames.WINDOW_UPDATE, 0, 0, number((64 << 20) - 65_535))
         ping = frames.frame(frames.PING, 0, 0, PING)
@@ -151,6 +158,104 @@ def test_a_block_may_come_in_parts_with_padding_and_priority() -> None:
             ),
         )
         assert answered(found) == ([b"hi"], OK)
+
+    run(test)
+
+
+def long(stream: int, size: int, *, is_packed: bool) -> bytes:
+    """A call with so much of a client's in its headers, as a gateway sends it."""
+    content = block() + tracestate(size, is_packed=is_packed)
+    parts = [content[at : at + 16_384] for at in range(0, len(content), 16_384)]
+    written = frames.frame(frames.HEADERS, 0, stream, parts[0])
+    written += b"".join(frames.frame(frames.CONTINUATION, 0, stream, part) for part in parts[1:])
+    return written + frames.frame(frames.CONTINUATION, frames.END_HEADERS, stream)
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_headers_that_are_too_long_cost_their_own_call_only(is_packed: bool) -> None:
+    def test() -> None:
+        client = Client()
+        found = client.send(BEGIN, opened(1), long(3, 100_000, is_packed=is_packed), opened(5))
+        assert answered(found, 3) == ([], Status.RESOURCE_EXHAUSTED)
+        assert (frames.RST_STREAM, 0, 3, number(Code.NO_ERROR)) in found
+        assert client.send(data(message(b"on its way"), 3)) == []
+        for stream in (1, 5):
+            found = client.send(data(message(b"on"), stream, ends=True))
+            assert answered(found, stream) == ([b"on"], OK)
+        found = client.send(long(7, 60_000, is_packed=is_packed), data(message(b"x"), 7, ends=True))
+        assert answered(found, 7) == ([b"x"], OK)
+        assert not client.broken
+
+    run(test)
+
+
+def test_trailers_that_are_too_long_are_an_end_like_others() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, opened())
+        flags = frames.END_HEADERS | frames.END_STREAM
+        found = client.send(frames.frame(frames.HEADERS, flags, 1, b"x" * 99_000))
+        assert answered(found) == ([], OK)
+
+    run(test)
+
+
+def waiting_for_windows(client: Client, count: int) -> range:
+    """Calls that are answered as far as no window of their own lets them."""
+    client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    streams = range(1, 2 * count, 2)
+    client.send(*(opened(stream) + data(message(b"x"), stream, ends=True) for stream in streams))
+    return streams
+
+
+def test_streams_without_a_window_are_not_asked_when_the_connections_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pumped: list[int] = []
+    pump = Stream.pump
+
+    def counted(stream: Stream) -> None:
+        pumped.append(stream.number)
+        pump(stream)
+
+    def test() -> None:
+        client = Client()
+        streams = waiting_for_windows(client, 50)
+        monkeypatch.setattr(Stream, "pump", counted)
+        assert client.send(*[frames.window_update(0, 1)] * 100) == []
+        assert pumped == []
+        found = client.send(frames.window_update(streams[0], 100))
+        found += client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 100}))
+        assert all(answered(found, stream) == ([b"x"], OK) for stream in streams)
+        assert len(pumped) <= 1 + len(streams)
+
+    run(test)
+
+
+def test_streams_that_wait_for_the_connection_take_turns() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}))
+        client.send(opened(1), data(message(b"x" * 65_530), 1))
+        streams = (3, 5, 7)
+        found = client.send(
+            *(opened(stream) + data(message(b"abc"), stream, ends=True) for stream in streams)
+        )
+        for _ in range(4 * len(message(b"abc"))):
+            found += client.send(frames.window_update(0, 1))
+        assert all(answered(found, stream) == ([b"abc"], OK) for stream in streams)
+
+    run(test)
+
+
+def test_settings_that_change_many_windows_count_for_many_frames() -> None:
+    def test() -> None:
+        client = Client(Limits(frames_burst=50, frames_per_s=1.0))
+        waiting_for_windows(client, 640)
+        same = frames.settings({frames.INITIAL_WINDOW_SIZE: 0})
+        assert gone(client.send(*[same] * 20)) is None
+        changed = [frames.settings({frames.INITIAL_WINDOW_SIZE: size}) for size in (1, 2, 3)]
+        assert gone(client.send(*changed)) == Code.ENHANCE_YOUR_CALM
 
     run(test)
 
@@ -251,6 +356,7 @@ def test_who_leaves_says_so_twice_and_answers_what_was_begun_in_between() -> Non
         assert warned[0][3] == number(frames.MOST_STREAM) + number(0)
         assert client.handlers[0].said == ["stopping"]
         client.send(opened(3))
+        assert client.handlers[1].said == ["stopping"]
         final = client.send(frames.frame(frames.PING, frames.ACK, 0, warned[1][3]))
         assert final == [(frames.GOAWAY, 0, 0, number(3) + number(0))]
         # Begun too late: neither answered nor an offence.

@@ -209,10 +209,87 @@ def test_parts_of_messages_count_among_what_all_keep() -> None:
         client.send(frames.reset(1, Code.CANCEL))
         assert client.allowance.taken_bytes == 0
         client.allowance.take(1 << 20)
-        found = client.send(opened(3), data(part, 3))
+        found = client.send(opened(3), data(part, 3), data(b"x", 3))
         assert answered(found, 3) == ([], Status.RESOURCE_EXHAUSTED)
+        assert client.handlers[1].said == ["crowded", "closed"]
         client.allowance.give(1 << 20)
         assert client.allowance.taken_bytes == 0
+
+    run(test)
+
+
+def test_a_message_of_usual_size_comes_in_parts_even_where_no_more_may_be_kept() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN)
+        client.allowance.take(1 << 20)
+        content = message(b"x" * 60_000)
+        found = client.send(opened(), data(content[:700]), data(content[700:30_000]))
+        client.allowance.give(1 << 20)
+        client.send(data(content[30_000:40_000]))
+        client.allowance.take(1 << 19)
+        found += client.send(data(content[40_000:] + content[:9], ends=True))
+        assert answered(found) == ([content[5:]], OK)
+        assert client.allowance.taken_bytes == 1 << 19
+
+    run(test)
+
+
+def test_a_service_may_refuse_in_its_own_words_what_cannot_be_kept() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN)
+        client.allowance.take(1 << 20)
+        part = message(b"x" * 300_000)
+        found = client.send(
+            opened(path="/refusing"), data(part[: 1 << 17]), data(part[1 << 17 : 2 << 17])
+        )
+        assert answered(found) == ([b"too much"], OK)
+
+    run(test)
+
+
+def test_what_comes_after_the_end_is_known_is_not_kept() -> None:
+    limits = Limits(connection_window_bytes=200_000)
+
+    def test() -> None:
+        client = Client(limits)
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+        client.send(
+            opened(path="/holding"), data(message(b"a")), data(message(b"b" * 9_000)[:5_000])
+        )
+        (handler,) = client.handlers
+        handler.call.send((b"an answer that cannot go out",))
+        client.send(data(message(b"b" * 9_000)[5_000:]), data(message(b"c" * 9_000)[:5_000]))
+        assert client.allowance.taken_bytes == 5_000
+        handler.call.end()
+        assert client.allowance.taken_bytes == 0
+        assert kinds(client.send(data(b"x" * 90_000))) == [frames.WINDOW_UPDATE], "room for others"
+        assert client.allowance.taken_bytes == 0
+        found = client.send(frames.window_update(1, 100))
+        assert answered(found) == ([b"an answer that cannot go out"], OK)
+        assert handler.got == [b"a"]
+
+    run(test)
+
+
+def test_an_answer_that_is_not_read_does_not_stay() -> None:
+    def test() -> None:
+        client = Client(Limits(unread_checks=2))
+        session = client.connection._session
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 3}))
+        client.send(opened(), data(message(b"hello"), ends=True), opened(3, path="/holding"))
+        for _ in range(2):
+            session.check()
+            session.check()
+            assert kinds(client.send(frames.window_update(1, 1))) == [frames.DATA], "it is read"
+        for _ in range(3):
+            assert client.handlers[0].said == []
+            session.check()
+        client.connection.flush()
+        assert client.take() == [(frames.RST_STREAM, 0, 1, number(Code.INTERNAL_ERROR))]
+        assert client.handlers[0].said == ["closed"]
+        assert client.handlers[1].said == [], "it has nothing to send"
 
     run(test)
 
@@ -241,7 +318,9 @@ def test_a_handlers_mistakes_end_its_call_and_nothing_else() -> None:
         found = client.send(opened(3, path="/failing"), data(message(b"later"), 3))
         assert (frames.RST_STREAM, 0, 3, number(Code.INTERNAL_ERROR)) in found
         assert client.handlers[1].said == ["closed"]
-        assert answered(client.send(opened(5), data(message(b"ok"), 5, ends=True)), 5)[1] == OK
+        found = client.send(opened(5, path="/failing"), data(message(b"second"), 5))
+        assert kinds(found) == [frames.HEADERS, frames.RST_STREAM], "nothing comes after the reset"
+        assert answered(client.send(opened(7), data(message(b"ok"), 7, ends=True)), 7)[1] == OK
 
     run(test)
 

@@ -1,8 +1,8 @@
 """How much a peer may ask of us: limits, memory that all share, and patience with idle work.
 
 Why patience: a frame that carries nothing (a PING, an empty DATA, a call that is taken back)
-still has to be handled, and a peer can send millions. Invariant: whoever stays below
-`frames_per_s` is never cut off.
+still has to be handled, and a peer can send millions. One that makes us look at every stream
+counts for as many as that costs. Invariant: whoever stays below `frames_per_s` is never cut off.
 """
 
 import msgspec
@@ -26,6 +26,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """For the TLS handshake, and then for the preface."""
     check_s: float = 30.0
     """A peer that is silent for so long is asked whether it lives, and then has as long."""
+    unread_checks: int = 10
+    """A stream of which nothing could be sent for so many `check_s` is cut: it has something to
+    send, and a peer that is there gives it no window."""
 
 
 class Allowance:
@@ -48,7 +51,7 @@ class Allowance:
 
 
 class Patience:
-    """Wears out by one a frame, and comes back with time."""
+    """Wears out with what frames cost, and comes back with time."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
@@ -56,14 +59,14 @@ class Patience:
         self._left = float(limits.frames_burst)
         self._at_s = clock.now_s()
 
-    def wear(self) -> bool:
-        """Whether there is some left."""
-        if self._left < 1:
+    def wear(self, cost: int = 1) -> bool:
+        """Whether there is some left; most frames cost one."""
+        if self._left < cost:
             now_s = self._clock.now_s()
             self._left += (now_s - self._at_s) * self._limits.frames_per_s
             self._left = min(self._left, self._limits.frames_burst)
             self._at_s = now_s
-            if self._left < 1:
+            if self._left < cost:
                 return False
-        self._left -= 1
+        self._left -= cost
         return True

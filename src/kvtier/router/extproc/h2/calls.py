@@ -66,6 +66,13 @@ class Handler(Protocol):
         """The stream is over, in good order or not."""
         ...
 
+    def crowded(self) -> None:
+        """There is no memory for the message that is coming.
+
+        The last chance to say so in the service's own words: a call that is not ended is cut.
+        """
+        ...
+
     def stopping(self) -> None:
         """The server is going away: a call that would stay for long ends now."""
         ...
@@ -111,7 +118,7 @@ class Carrier(Protocol):
         ...
 
     def wait(self, stream: Sender) -> None:
-        """`pump` it when there is room."""
+        """`pump` it when there is room. Not for streams without a window of their own."""
         ...
 
     def consumed(self, size: int) -> None:

@@ -55,6 +55,9 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_WRITE_BYTES)
         self._connections.add(self)
         self._session.begin()
+        if self._host.is_leaving:
+            self.end()
+            return
         self.flush()
         self._timer = self._loop.call_later(self._limits.begin_s, self._check_begun)
 
@@ -151,6 +154,12 @@ class Connection(asyncio.Protocol):
         self._session.leave()
         self.flush()
 
+    def end(self) -> None:
+        """Its streams are told, and it closes when that has gone out."""
+        if not self._is_closing:
+            self._session.cut("the server has stopped")
+            self._close()
+
     def abort(self) -> None:
         """End at once."""
         if self._transport is not None:
@@ -171,6 +180,7 @@ class Connection(asyncio.Protocol):
             return
         self._is_asked = not self._is_heard
         self._is_heard = self._was_paused = False
+        self._session.check()
         if self._is_asked:
             self._session.ask()
         self._timer = self._loop.call_later(self._limits.check_s, self._check)

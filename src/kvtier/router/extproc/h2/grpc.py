@@ -70,6 +70,10 @@ class Assembler:
         del self._part[:at]
         return found
 
+    def clear(self) -> None:
+        """What has come is of no use any more."""
+        self._part.clear()
+
     def _size(self, data: bytes | bytearray, at: int) -> int:
         is_compressed, size = _HEAD.unpack_from(data, at)
         if is_compressed:

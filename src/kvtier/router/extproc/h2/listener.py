@@ -15,6 +15,8 @@ from kvtier.router.extproc.h2.session import Host
 _BACKLOG = 1024
 _LOOK_S = 0.02
 """How often it is looked whether connections have ended, while it stops."""
+_LINGER_S = 0.5
+"""For the last word to go out."""
 
 
 class Listener:
@@ -66,17 +68,25 @@ class Listener:
 
     async def stop(self, grace_s: float) -> None:
         """Take no more; streams that are open may end within `grace_s`. Idempotent."""
+        self._host.is_leaving = True
         if self._server is not None:
             self._server.close()
         elif self._socket is not None:
             self._socket.close()
         self._server = self._socket = None
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + grace_s
         if grace_s > 0:
             for connection in list(self._connections):
                 connection.leave()
-        while self._connections and loop.time() < end_s:
-            await asyncio.sleep(_LOOK_S)
+            await self._emptied(grace_s)
+        for connection in list(self._connections):
+            connection.end()
+        await self._emptied(_LINGER_S)
         for connection in list(self._connections):
             connection.abort()
+
+    async def _emptied(self, within_s: float) -> None:
+        """No connection is left, or the time is over."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + within_s
+        while self._connections and loop.time() < end_s:
+            await asyncio.sleep(_LOOK_S)

@@ -16,7 +16,8 @@ from kvtier.router.extproc.h2.frames import Broken, Code
 from kvtier.router.extproc.h2.peer import Peer, widened
 from kvtier.router.extproc.h2.stream import Stream
 
-_CONTINUATIONS: Final = 16
+_STREAMS_A_FRAME: Final = 64
+"""To look at so many costs about as much as to handle a frame."""
 _LEAVING: Final = b"leaving!"
 _LIVING: Final = b"living??"
 
@@ -39,6 +40,8 @@ class Host:
         self.clock = clock
         self.known = headers.Known()
         self.on_broken = on_broken
+        self.is_leaving = False
+        """Whether the server takes no more connections."""
 
 
 class Wire(Protocol):
@@ -81,8 +84,8 @@ class Session:
         self._streams: dict[int, Stream] = {}
         self._waiting: dict[Sender, None] = {}
         self._last_stream = 0
-        self._block: tuple[int, int, list[bytes]] | None = None
-        """Stream, flags and parts of a header block that goes on."""
+        self._block: headers.Block | None = None
+        """One that goes on."""
         self.has_begun = False
         """Whether the peer has said what it allows."""
         self._is_leaving = self._has_left = False
@@ -161,11 +164,17 @@ class Session:
 
     def pump(self) -> None:
         """There may be room again: send what waits for it."""
-        for stream in list(self._waiting):
-            if self.send_window <= 0 or not self.has_room():
+        for _ in range(len(self._waiting)):
+            if self.send_window <= 0 or not self._waiting or not self.has_room():
                 return
+            stream = next(iter(self._waiting))
             del self._waiting[stream]
             stream.pump()
+
+    def check(self) -> None:
+        """Called now and then: streams that nobody reads do not stay."""
+        for stream in list(self._streams.values()):
+            stream.check()
 
     def ask(self) -> None:
         """Whether the peer is there: it has to answer."""
@@ -185,6 +194,12 @@ class Session:
         """Every stream ends, and the peer hears why."""
         self.lose()
         self.write(frames.goaway(self._last_stream, code, message))
+
+    def cut(self, message: str) -> None:
+        """Every stream ends, and is told so."""
+        for stream in list(self._streams.values()):
+            stream.cut(grpc.Status.UNAVAILABLE, message)
+        self.write(frames.goaway(self._last_stream, Code.NO_ERROR, message))
 
     def lose(self) -> None:
         """Every stream ends; nobody hears of it."""
@@ -220,23 +235,25 @@ class Session:
         if flags & frames.END_HEADERS:
             self._on_block(flags, number, part)
         else:
-            self._block = (number, flags, [part])
+            self._block = headers.Block(number, flags, part)
 
     def _on_continuation(self, flags: int, number: int, payload: bytes) -> None:
-        if self._block is None or self._block[0] != number:
+        block = self._block
+        if block is None or block.stream != number:
             raise Broken(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
-        _, first_flags, parts = self._block
-        parts.append(payload)
-        if len(parts) > _CONTINUATIONS or sum(map(len, parts)) > headers.LIST_BYTES:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "a header block without an end")
+        if not payload:
+            self._wear()
+        block.add(payload)
         if flags & frames.END_HEADERS:
             self._block = None
-            self._on_block(first_flags, number, b"".join(parts))
+            self._on_block(block.flags, number, block.content)
 
     def _on_block(self, flags: int, number: int, block: bytes) -> None:
-        if len(block) > headers.LIST_BYTES:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "a header block that is too long")
-        call = self._decoder.read(block)
+        call: headers.Call | None
+        try:
+            call = self._decoder.read(block)
+        except headers.TooLong:
+            call = None
         ends = bool(flags & frames.END_STREAM)
         if number <= self._last_stream:
             self._on_client_trailers(number, ends=ends)
@@ -247,7 +264,7 @@ class Session:
         if len(self._streams) >= self.limits.max_streams:
             self._wear()
             self.write(frames.reset(number, Code.REFUSED_STREAM))
-        elif not call.method or not call.path:
+        elif call is not None and not (call.method and call.path):
             self._wear()
             self.write(frames.reset(number, Code.PROTOCOL_ERROR))
         else:
@@ -263,11 +280,13 @@ class Session:
             raise Broken(Code.PROTOCOL_ERROR, "HEADERS a second time")
         stream.half_close()
 
-    def _open(self, number: int, call: headers.Call, *, ends: bool) -> None:
+    def _open(self, number: int, call: headers.Call | None, *, ends: bool) -> None:
         stream = Stream(self, number, self._peer.window_bytes)
         stream.is_half_closed = ends
         self._streams[number] = stream
-        if call.method != b"POST":
+        if call is None:
+            stream.end(grpc.Status.RESOURCE_EXHAUSTED, "headers that are too long")
+        elif call.method != b"POST":
             stream.refuse(405)
         elif not call.content_type.startswith(b"application/grpc"):
             stream.refuse(415)
@@ -277,7 +296,9 @@ class Session:
                 stream.end(grpc.Status.UNIMPLEMENTED, "there is no such method")
             else:
                 stream.handler = service(stream)
-                if ends:
+                if self._is_leaving:
+                    stream.stop()
+                if ends and not stream.is_over:
                     stream.half_close()
 
     def _on_priority(self, flags: int, number: int, payload: bytes) -> None:
@@ -302,10 +323,12 @@ class Session:
                 raise Broken(Code.FRAME_SIZE_ERROR, "an ACK with settings")
             self._decoder.allow_no_table()
             return
-        self._wear()
-        self._peer.change(payload, self._streams.values())
+        more_bytes = self._peer.change(payload)
+        self._wear(1 + len(self._streams) // _STREAMS_A_FRAME if more_bytes else 1)
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self.pump()
+        if more_bytes:
+            for stream in list(self._streams.values()):
+                _widen(stream, more_bytes)
 
     def _on_promise(self, flags: int, number: int, payload: bytes) -> None:
         del flags, number, payload
@@ -338,16 +361,15 @@ class Session:
         self._require_begun(number)
         stream = self._streams.get(number)
         if stream is not None:
-            stream.send_window = widened(stream.send_window, size)
-            stream.pump()
+            _widen(stream, size)
 
     def _require_begun(self, number: int) -> None:
         """Those begun after our last word are let be."""
         if not number & 1 or (number > self._last_stream and not self._has_left):
             raise Broken(Code.PROTOCOL_ERROR, "a frame of a stream that has not begun")
 
-    def _wear(self) -> None:
-        if not self._patience.wear():
+    def _wear(self, cost: int = 1) -> None:
+        if not self._patience.wear(cost):
             raise Broken(Code.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 
     def _leave_for_good(self) -> None:
@@ -355,3 +377,9 @@ class Session:
         self.write(frames.goaway(self._last_stream, Code.NO_ERROR))
         if not self._streams:
             self._wire.finish()
+
+
+def _widen(stream: Stream, size: int) -> None:
+    """Its own window; it does not wait for one."""
+    stream.send_window = widened(stream.send_window, size)
+    stream.pump()

@@ -3,7 +3,8 @@
 The service's side is a `Handler`, called as messages come; nothing waits in between, so that an
 answer that is known at once goes out with the same write as its end. Invariants: while a handler
 holds the stream, or its answers have not gone out, messages wait and the client is given no more
-room; `closed` is called once, whatever ends the stream, and nothing is called after it.
+room; what comes once the end is known is not kept; `closed` is called once, whatever ends the
+stream, and nothing is called after it.
 """
 
 import logging
@@ -22,6 +23,9 @@ _AROUND_BYTES: Final = 128
 """Of headers, trailers and a reset around messages; more than there are."""
 _CUT_BYTES: Final = 1 << 16
 """Of messages that are made ready at a time."""
+_SPARED_BYTES: Final = 1 << 17
+"""Of a part of a message, to be kept even where nothing more may be: a chunk of an answer that is
+under way, or a body that its service can refuse as it likes. Frames cut them anywhere."""
 
 
 class Stream:
@@ -30,8 +34,8 @@ class Stream:
     __slots__ = (
         "_assembler", "_carrier", "_has_begun", "_inbox", "_is_ended_by_us", "_is_held",
         "_is_taking", "_messages", "_owed_bytes", "_part_bytes", "_receive_window", "_rest",
-        "_trailers", "_unconsumed_bytes", "handler", "is_half_closed", "is_over", "number",
-        "send_window",
+        "_trailers", "_unconsumed_bytes", "_unread_checks", "handler", "is_half_closed",
+        "is_over", "number", "send_window",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, number: int, send_window: int) -> None:
@@ -54,6 +58,7 @@ class Stream:
         self._is_held = False
         self._is_taking = False
         self._owed_bytes = self._unconsumed_bytes = self._part_bytes = 0
+        self._unread_checks = 0
 
     @property
     def has_answered(self) -> bool:
@@ -80,6 +85,7 @@ class Stream:
             self._trailers = headers.OK_TRAILERS
         else:
             self._trailers = headers.trailers(status, message)
+        self._drop()
         self._finish()
 
     def finish(self, messages: Sequence[bytes]) -> bool:
@@ -123,6 +129,9 @@ class Stream:
         self._receive_window -= size
         if self._receive_window < 0:
             raise Broken(Code.FLOW_CONTROL_ERROR, "more than the stream's window")
+        if self._is_ended_by_us:
+            self._carrier.consumed(size)
+            return
         self._unconsumed_bytes += size
         try:
             messages = self._assembler.feed(data)
@@ -130,7 +139,7 @@ class Stream:
             self.cut(error.status, str(error))
             return
         if not self._keep_part():
-            self.cut(Status.RESOURCE_EXHAUSTED, "too much at once; try again later")
+            self._crowd()
             return
         if messages:
             self._inbox.extend(messages)
@@ -149,6 +158,13 @@ class Stream:
         if self.handler is not None:
             _tell(self.handler.stopping)
 
+    def check(self) -> None:
+        """Called now and then; progress in between is seen by `pump`."""
+        if self._rest:
+            self._unread_checks += 1
+            if self._unread_checks > self._carrier.limits.unread_checks:
+                self.cut(Status.UNAVAILABLE, "the answer is not read")
+
     def lose(self) -> None:
         """The client, or the connection, ended all of it."""
         if not self.is_over:
@@ -164,8 +180,10 @@ class Stream:
                 len(self._rest), self.send_window, carrier.send_window, carrier.peer_frame_bytes
             )
             if size <= 0 or not carrier.has_room():
-                carrier.wait(self)
+                if self.send_window > 0:  # else whoever widens it pumps
+                    carrier.wait(self)
                 return
+            self._unread_checks = 0
             self.send_window -= size
             carrier.send_window -= size
             carrier.write(frames.head(frames.DATA, 0, self.number, size))
@@ -190,6 +208,8 @@ class Stream:
             if message is not None:
                 pieces += (grpc.prefix(len(message)), message)
                 size += len(message)
+        if self.is_over:  # a message could not be made
+            return False
         self._rest = memoryview(b"".join(pieces))
         return bool(pieces)
 
@@ -223,17 +243,22 @@ class Stream:
 
     def _be_over(self) -> None:
         self.is_over = True
-        self._inbox.clear()
         self._messages.clear()
         self._rest = memoryview(b"")
-        self._carrier.allowance.give(self._part_bytes)
-        self._part_bytes = 0
-        self._carrier.consumed(self._unconsumed_bytes)
-        self._unconsumed_bytes = 0
+        self._drop()
         self._carrier.forget(self)
         handler, self.handler = self.handler, None  # no cycle is left for the collector
         if handler is not None:
             _tell(handler.closed)
+
+    def _drop(self) -> None:
+        """What has come is not read any more."""
+        self._inbox.clear()
+        self._assembler.clear()
+        self._carrier.allowance.give(self._part_bytes)
+        self._part_bytes = 0
+        self._carrier.consumed(self._unconsumed_bytes)
+        self._unconsumed_bytes = 0
 
     @property
     def _is_busy(self) -> bool:
@@ -279,9 +304,15 @@ class Stream:
         part_bytes = self._assembler.part_bytes
         if part_bytes != self._part_bytes:
             if not self._carrier.allowance.take(part_bytes - self._part_bytes):
-                return False
+                return part_bytes <= _SPARED_BYTES
             self._part_bytes = part_bytes
         return True
+
+    def _crowd(self) -> None:
+        if self.handler is not None:
+            _tell(self.handler.crowded)
+        if not self._is_ended_by_us:
+            self.cut(Status.RESOURCE_EXHAUSTED, "too much at once; try again later")
 
 
 def _tell(word: Callable[[], None]) -> None:
