@@ -129,7 +129,7 @@ BAD_INPUT = {
     "no bytes": (["--ram", "0"], {}, "--ram: '0' is not a size", "64GiB"),
     "no disk bound": (["--ram", "1", "--disk", "/x"], {}, "--disk: '/x'", "/path=100GiB"),
     "unknown variable": (["--ram", "1"], {"KVTIER_DSK": "1"}, "KVTIER_DSK", "did you mean"),
-    "no file": (["--config", "absent.yaml"], {}, "settings file absent.yaml", "cannot be read"),
+    "no file": (["--config", "absent.yaml"], {}, "--config: absent.yaml", "cannot be read"),
     "unknown policy": (["--ram", "1", "--ram-eviction", "lur"], {}, "--ram-eviction", "arc, lru"),
     "no duration": (["--ram", "1", "--transfer-drain", "1d"], {}, "--transfer-drain", "250ms"),
     "more than the machine": (["--ram", "100PiB"], {}, "ram.capacity", "make it smaller"),

@@ -44,7 +44,9 @@ def test_journals_and_summaries_count() -> None:
     found, refused, told = chains(filled(MemoryStore()))
     assert {(chain.first_key, chain.reads) for chain in found} == {(HOT.hex(), 2), (WARM.hex(), 2)}
     assert refused == []
-    assert [name for name in told if name.endswith(".kvt")] == [name_of(HOT), name_of(WARM)]
+    # Equally hot: which of several threads has read its journal first decides.
+    segments = sorted(name for name in told if name.endswith(".kvt"))
+    assert segments == sorted([name_of(HOT), name_of(WARM)])
     assert sum(name.endswith(".log") for name in told) == 3
 
 
