@@ -4,6 +4,7 @@ One core for the router under load; rounds are interleaved, so that a busy machi
 everybody. The CPU is that of the router's whole process tree.
 """
 
+import contextlib
 import resource
 import statistics
 import subprocess
@@ -127,13 +128,17 @@ def _idle(
         with contest.routers({name: commands[name]}, ports, scratch) as running:
             for router in running:
                 _sample(router, 0, WHOLE, _PRIME_S, 0)
-                found[name] = _hold(router, min(wanted, _streams_max(router.process)))
+                found[name] = _hold(router, _allowed(router.process, wanted))
     return found
 
 
-def _streams_max(process: subprocess.Popen[bytes]) -> int:
-    """What the limit of open files allows: two for each stream."""
+def _allowed(process: subprocess.Popen[bytes], wanted: int) -> int:
+    """Streams that the limit of open files, two for each, allows once it is as high as may be."""
+    needed = 2 * wanted + _SPARE
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    with contextlib.suppress(PermissionError):  # beyond the hard limit only root may
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (needed, max(needed, hard)))
+        return wanted
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
     return (hard - _SPARE) // 2
 
