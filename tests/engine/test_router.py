@@ -217,7 +217,8 @@ class Router:
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
                 [
-                    *(*COMMAND, "route", "--port", "0", "--profile", str(profile)),
+                    *(*COMMAND, "route", "--port", "0", "--drain", "0s"),
+                    *("--profile", str(profile)),
                     *("--explain", "always", "--health-interval", "500ms", *flags),
                 ],
                 env=environment(),

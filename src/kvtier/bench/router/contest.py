@@ -93,7 +93,7 @@ def contestants(peer: Path, scratch: Path, model: str = "m") -> dict[str, list[s
     The peer takes part where it is installed. `model`: the name that replicas serve.
     """
     own = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "route"]
-    own += ["--port", "{port}"]
+    own += ["--port", "{port}", "--drain", "0s"]
     found = {ROUND_ROBIN: [*own, "--strategy", "round-robin"], DEFAULT: own}
     if peer.exists():
         other = [str(peer.absolute()), "--port", "{port}", "--host", HOST, "--log-level", "warning"]
