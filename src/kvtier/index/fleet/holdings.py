@@ -101,8 +101,8 @@ class Holdings:
         The last of them; None where there was no room for all.
         """
         self._keep(parent)
+        # What departed from the barrier on is needed: it is of this path.
         barrier = row = parent
-        """What departed from here on is needed: it is of this path."""
         for name, state, depth in path:
             if len(self._rows) >= self._blocks_max:
                 if next(iter(self._departed), barrier) == barrier:

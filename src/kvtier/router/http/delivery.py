@@ -33,7 +33,7 @@ from kvtier.router.http.metering import Meter
 from kvtier.router.http.options import Options
 from kvtier.router.http.request import Request as Incoming
 from kvtier.router.http.response import UPGRADE, Response
-from kvtier.router.record import record
+from kvtier.router.record import STRATEGY, record
 from kvtier.router.serving import body as bodies
 from kvtier.router.serving import paths
 from kvtier.router.serving.choosing import Choices, Chooser, Prompts, prompt_for
@@ -44,7 +44,7 @@ from kvtier.router.serving.waiting import RETRY_AFTER_S, Waiting
 
 EXPLAIN: Final = b"x-kvtier-explain"
 EXPLANATION: Final = "x-kvtier-decision"
-_STRATEGY: Final = headers.STRATEGY.encode()
+_STRATEGY: Final = STRATEGY.encode()
 
 Answered = tuple[int, Response | None]
 """An answer's status; and the answer, where it has not been passed on already."""
@@ -162,7 +162,7 @@ class Delivery:
         prompt = await prompt_for(chooser, self._parts.prompts, asked.fields, asked.model)
         extra = _extra(identity)
         if strategy:
-            extra[headers.STRATEGY] = strategy
+            extra[STRATEGY] = strategy
         passage = _Passage(
             request=request,
             message=message,

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Set
 from typing import Final
 
 from kvtier import clock
+from kvtier.router.record import STRATEGY
 from kvtier.router.serving.fields import Fields, text
 
 REQUEST_ID: Final = "x-request-id"
-STRATEGY: Final = "routing-strategy"
 TARGET: Final = "target-pod"
 
 
