@@ -1,10 +1,13 @@
 import json
 import os
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
+import kvtier.bench.server
 from kvtier.bench.client import complete
 from kvtier.bench.processes import session_processes
 from kvtier.bench.runs import lower_tier_hits
@@ -83,6 +86,32 @@ def test_a_server_starts_answers_and_leaves_nothing(stand_in: Path, tmp_path: Pa
     assert session_processes(leader) == []
     server.stop()
     assert server.cpu_s() == 0.0
+
+
+def test_two_threads_may_stop_it_and_both_return_when_it_has_gone(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, look_on = threading.Event(), threading.Event()
+
+    def look_slowly(session: int, under: str) -> set[Path]:
+        looking.set()
+        look_on.wait(10)
+        return set()
+
+    monkeypatch.setattr(kvtier.bench.server, "mapped_files", look_slowly)
+    server = Server(settings(tmp_path))
+    server.start(silent)
+    leader = next(iter(_pids_of(server)))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(server.stop)
+        assert looking.wait(10)
+        monkeypatch.setattr(kvtier.bench.server, "mapped_files", lambda session, under: set())
+        second = pool.submit(server.stop)
+        wait([second], timeout=0.5)  # as long as it needs where nothing holds it up
+        look_on.set()
+        second.result()
+        assert session_processes(leader) == []
+        first.result()
 
 
 def test_forgetting_the_device_keeps_the_tiers(stand_in: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -117,6 +118,7 @@ class Server:
         self._settings = settings
         self._clock = clock or MonotonicClock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ending = threading.Lock()
         self.endpoint = Endpoint(HOST, 0, settings.served_as)
 
     def start(self, tell: Tell) -> float:
@@ -142,14 +144,20 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """End every process of the server and what it leaves in memory. Idempotent."""
-        if self._process is None:
-            return
-        left_behind = mapped_files(self._process.pid, PEER_REGIONS)
-        stop_session(self._process, STOP_GRACE_S, self._clock)
-        for path in left_behind:
-            path.unlink(missing_ok=True)
-        self._process = None
+        """End every process of the server and what it leaves in memory. Idempotent.
+
+        From any thread: the one that starts it ends it when it does not come up, while another
+        may have had enough. Either returns when all is gone.
+        """
+        with self._ending:
+            process = self._process
+            if process is None:
+                return
+            left_behind = mapped_files(process.pid, PEER_REGIONS)
+            stop_session(process, STOP_GRACE_S, self._clock)
+            for path in left_behind:
+                path.unlink(missing_ok=True)
+            self._process = None
 
     def forget_device(self) -> None:
         """Empty the device's prefix cache and leave every lower tier as it is."""
@@ -161,7 +169,8 @@ class Server:
 
     def cpu_s(self) -> float:
         """CPU seconds of all the server's processes so far."""
-        return 0.0 if self._process is None else session_cpu_s(self._process.pid)
+        process = self._process
+        return 0.0 if process is None else session_cpu_s(process.pid)
 
     def metrics(self) -> list[Sample]:
         """Every sample of /metrics."""
@@ -187,7 +196,8 @@ class Server:
     def _wait_until_healthy(self, started_s: float, tell: Tell) -> float:
         while True:
             waited_s = self._clock.now_s() - started_s
-            if self._process is None or self._process.poll() is not None:
+            process = self._process
+            if process is None or process.poll() is not None:
                 raise ServerFailed(f"vLLM ended while it started.\n{self._log_excerpt()}")
             if waited_s > self._settings.start_timeout_s:
                 raise ServerFailed(f"vLLM not ready after {waited_s:.0f} s.\n{self._log_excerpt()}")
