@@ -8,13 +8,13 @@ import os
 import pydoc_data.topics
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.engine import REPOSITORY, Engine
+from tests.engine.engine import REPOSITORY, Ahead, Engine
 
 Start = Callable[..., Engine]
 MADE_UP: dict[str, Any] = {
@@ -89,12 +89,19 @@ def noise() -> list[int]:
     return [drawn.randrange(3, 1_000) for _ in range(8_000)]
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Starts an engine whose log lies in a folder of its own."""
+    ahead = Ahead(lambda: tmp_path_factory.mktemp("engine") / "log")
 
-    def start_engine(model: Path, kvtier: dict[str, Any] | None, **more: Any) -> Engine:
-        folder = tmp_path_factory.mktemp("engine")
-        return Engine(model, folder / "log", kvtier, **more)
+    def start_engine(
+        model: Path,
+        kvtier: dict[str, Any] | None,
+        *,
+        env: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> Engine:
+        return Engine(ahead.take(env), model, kvtier, **more)
 
-    return start_engine
+    yield start_engine
+    ahead.end()

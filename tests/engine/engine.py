@@ -1,6 +1,8 @@
 """The test's side of `driver.py`: a handle on an engine that runs in its own process.
 
 Every call has a deadline, so an engine that is stuck is a failed test with the end of its log.
+A process takes some 10 seconds to import vLLM before it can be told what engine to be, so
+`Ahead` starts the next one while the tests are still busy with this one.
 """
 
 import json
@@ -10,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -52,6 +54,63 @@ def environment() -> dict[str, str]:
     }
 
 
+class Launched(NamedTuple):
+    """A process that imports vLLM and then waits to be told what engine it is."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def with_log(cls, log: Path, env: Mapping[str, str] | None = None) -> Self:
+        """Start one. `env` is what its environment has besides `environment()`."""
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, str(_DRIVER)],
+                env={**environment(), **(env or {})},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        return cls(process, log)
+
+    def kill(self) -> None:
+        """kill -9, and wait. Idempotent."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:  # an order the dead engine never read
+                    continue
+
+
+class Ahead:
+    """Keeps one process launched before it is asked for. `new_log` names its log."""
+
+    def __init__(self, new_log: Callable[[], Path]) -> None:
+        self._new_log = new_log
+        self._next: Launched | None = None
+
+    def take(self, env: Mapping[str, str] | None = None) -> Launched:
+        """One that nobody else has; another is on its way then.
+
+        Who needs an environment of its own waits for its process.
+        """
+        if env is not None:
+            return Launched.with_log(self._new_log(), env)
+        taken = self._next or Launched.with_log(self._new_log())
+        self._next = Launched.with_log(self._new_log())
+        return taken
+
+    def end(self) -> None:
+        """End the one that nobody took."""
+        if self._next is not None:
+            self._next.kill()
+
+
 class Engine:
     """A running engine; leaving its context closes it and checks that it ended well.
 
@@ -60,28 +119,19 @@ class Engine:
 
     def __init__(
         self,
+        launched: Launched,
         model: Path,
-        log: Path,
         settings: dict[str, Any] | None,
         *,
         device_blocks: int = 70,
         dtype: str = "float32",
         faulty: bool = False,
         events: str | None = None,
-        env: Mapping[str, str] | None = None,
         **more: Any,
     ) -> None:
-        self.log = log
+        self._launched = launched
+        self.process, self.log = launched
         self._unread = b""
-        with log.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, str(_DRIVER)],
-                env={**environment(), **(env or {})},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-            )
         llm = {
             "model": str(model),
             "dtype": dtype,
@@ -158,15 +208,7 @@ class Engine:
 
     def kill(self) -> None:
         """kill -9, and wait. Idempotent."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:  # an order the dead engine never read
-                    continue
+        self._launched.kill()
 
     def __enter__(self) -> Self:
         return self.start()
