@@ -96,7 +96,8 @@ def test_another_precision_finds_nothing(
 ) -> None:
     second.close()
     with start(smollm2, settings, dtype="bfloat16") as other:
-        assert other.ask(prompts[0]).cached == 0
+        # No more than needed: without AVX-512 a CPU takes a minute for a long prompt in bfloat16.
+        assert other.ask(prompts[0][:400]).cached == 0
         other.call("settle")
         assert other.counters()["shared"]["written_blocks"] > 0
     assert len(list(folder.glob("*/manifest.json"))) == 2
@@ -132,7 +133,7 @@ def test_an_engine_that_is_killed_while_it_writes_leaves_nothing_wrong(
     corpus: list[int],
 ) -> None:
     second.close()
-    ids = corpus[20_000:25_000]
+    ids = corpus[20_000:22_500]
     engine = start(smollm2, settings, max_num_batched_tokens=512).start()
     try:
         engine.add("unfinished", ids)
