@@ -108,15 +108,18 @@ def test_anything_else_in_a_file_is_refused_with_its_line(tmp_path: Path, text: 
         list(read_records(str(file)))
 
 
-def test_a_last_line_that_is_cut_is_left_out_with_a_warning(
+def test_a_line_that_is_cut_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = decided()
     file = tmp_path / "decisions.jsonl"
-    file.write_bytes(line(made) + line(made)[:100])
-    assert list(read_records(str(file))) == [made]
-    assert caplog.messages == [f"{file} line 2 has no end and is left out"]
-    caplog.clear()
+    for length in range(1, len(line(made)) - 1):
+        cut = line(made)[:length]
+        for text, whole in ((line(made) + cut, 1), (line(made) + cut + b"\n" + line(made), 2)):
+            file.write_bytes(text)
+            assert list(read_records(str(file))) == [made] * whole
+            assert caplog.messages == [f"{file} line 2 is cut and left out"]
+            caplog.clear()
     file.write_bytes(line(made) + line(made).rstrip(b"\n"))
     assert list(read_records(str(file))) == [made, made]
     assert caplog.messages == []

@@ -23,6 +23,7 @@ STRATEGY: Final = "routing-strategy"
 """The header of a request that is not decided by the usual profile."""
 
 _LOG: Final = logging.getLogger(__name__)
+_BEGINNING: Final = b'{"request_id":"'
 
 
 class Held(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -140,7 +141,8 @@ def line(made: Record) -> bytes:
 def read_records(path: str) -> Iterator[Record]:
     """The records of a file, one at a time; empty lines are passed over.
 
-    A last line that is cut is left out, with a warning: whoever wrote it was killed, or is at it.
+    A line that begins as a record and is no JSON is left out, with a warning: it was cut, since
+    whoever wrote it was killed, had no room, or is at it.
     Raises InvalidSettings, with the line, for a file that cannot be read or holds anything else.
     """
     decoder = msgspec.json.Decoder(Record)
@@ -149,7 +151,7 @@ def read_records(path: str) -> Iterator[Record]:
             for number, text in enumerate(lines, start=1):
                 if not text.strip():
                     continue
-                made = _decoded(decoder, text, f"{path} line {number}")
+                made = _decoded(decoder, text.rstrip(), f"{path} line {number}")
                 if made is not None:
                     yield made
     except OSError as error:
@@ -160,7 +162,8 @@ def _decoded(decoder: msgspec.json.Decoder[Record], text: bytes, where: str) -> 
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if not text.endswith(b"\n"):
-            _LOG.warning("%s has no end and is left out", where)
+        begins_well = text[: len(_BEGINNING)] == _BEGINNING[: len(text)]
+        if begins_well and not isinstance(error, msgspec.ValidationError):
+            _LOG.warning("%s is cut and left out", where)
             return None
         raise InvalidSettings(f"{where}: no decision: {error}") from error

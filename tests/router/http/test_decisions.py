@@ -39,6 +39,28 @@ def test_decisions_are_appended_and_read_back(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_decision_begins_on_a_line_of_its_own_whatever_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    log = DecisionLog(str(path))
+    log.add(decided("whole"), frozenset())
+    with monkeypatch.context() as full:
+        write = os.write
+        full.setattr(os, "write", lambda descriptor, text: write(descriptor, text[:30]))
+        log.add(decided("a full disk cuts it"), frozenset())
+    log.add(decided("after the disk was full"), frozenset())
+    log.close()
+    with path.open("ab") as killed:
+        killed.write(b'{"request_id":"a kill cu')
+    log = DecisionLog(str(path))
+    log.add(decided("after the kill"), frozenset())
+    log.add(decided("the last"), frozenset())
+    log.close()
+    names = [record.request_id for record in read_records(str(path))]
+    assert names == ["whole", "after the disk was full", "after the kill", "the last"]
+
+
 def test_a_log_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="--decisions"):
         DecisionLog(str(tmp_path / "none" / "log.jsonl"))

@@ -1,7 +1,8 @@
 """The log of decisions: what `kvtier route replay` reads.
 
-Invariants: a line is whole or not there (one append each); a log that cannot be written is
-said once and costs no request anything.
+Invariants: a decision is one append and begins on a line of its own, whatever the last one left
+behind (a kill or a full disk may have cut it); a log that cannot be written is said once and
+costs no request anything.
 """
 
 import logging
@@ -27,12 +28,14 @@ class DecisionLog:
             raise InvalidSettings(
                 f"--decisions: {path} cannot be written: {error.strerror}"
             ) from error
+        self._before = b"\n" if os.fstat(self._descriptor).st_size else b""
 
     def add(self, decision: Decision, headers: frozenset[str]) -> None:
         """Call it before the endpoints change; about 10 us and 3 us an endpoint."""
-        text = line(record(decision, headers))
+        text = self._before + line(record(decision, headers))
         try:
-            os.write(self._descriptor, text)
+            whole = os.write(self._descriptor, text) == len(text)
+            self._before = b"" if whole else b"\n"
         except OSError as error:
             if not self._failed:
                 _log.warning("decisions are not logged: %s: %s", self._path, error.strerror)
