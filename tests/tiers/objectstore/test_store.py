@@ -222,17 +222,18 @@ def test_a_killed_server_is_an_error_and_its_return_is_none(store: ObjectStore, 
 
 @pytest.mark.timeout(60)
 def test_a_server_that_hangs_is_a_time_out(url: str, s3: Weed) -> None:
-    store = ObjectStore(url, deadline_s=QUICK_S)
+    patient, store = ObjectStore(url), ObjectStore(url, deadline_s=QUICK_S)
     part = content(1, 1 << 20)
-    store.publish("a/file", [part])
-    store.publish("a/other", [part])
+    patient.publish("a/file", [part])
+    patient.publish("a/other", [part])
     with s3.frozen(), ThreadPoolExecutor(7) as threads:
         for call in [threads.submit(verb) for verb in verbs(store)]:
             with pytest.raises(TimeoutError):
                 call.result()
     buffer = blank(part.nbytes)
-    read = store.read("a/file", 0, [buffer])
+    read = patient.read("a/file", 0, [buffer])
     assert read is None or np.array_equal(buffer, part), "gone by the move, or whole"
+    patient.close()
     store.close()
 
 
