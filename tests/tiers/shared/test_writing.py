@@ -4,6 +4,8 @@ import errno
 import os
 import stat
 
+import numpy as np
+
 from kvtier.blocks.key import BlockKey
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.tiers import key
@@ -86,4 +88,35 @@ def test_a_store_that_contradicts_itself_is_given_up(tiers: Tiers) -> None:
     assert store.refused < 20, "each try writes the whole segment"
     store.refusals = store.refused + 1
     assert write(tier, keys(2)) == [DONE] * 2, "once is the eviction of a winner"
+    tier.close()
+
+
+class Coming(MemoryStore):
+    """Under a name that is taken, a winner is evicted before it is met, and another one comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_lost = False
+        self.comes: tuple[str, list[bytes]] | None = None
+
+    def publish(self, name, parts) -> bool:
+        if not self.has_lost and name.endswith(".kvt"):
+            self.has_lost, self.comes = True, (name, [bytes(part) for part in parts])
+            return False
+        return super().publish(name, parts)
+
+    def read(self, name, offset, buffers):
+        found = super().read(name, offset, buffers)
+        if found is None and self.comes is not None:
+            (name, parts), self.comes = self.comes, None
+            assert super().publish(name, [np.frombuffer(part, np.uint8) for part in parts])
+        return found
+
+
+def test_a_winner_that_comes_while_the_last_one_goes_is_met(tiers: Tiers) -> None:
+    store = Coming()
+    tier = StoreTier("shared", store, LAYOUT, SPACE, segment_blocks=4, io_threads=1)
+    assert write(tier, keys(2)) == [DONE] * 2
+    assert store.has_lost
+    assert store.comes is None
     tier.close()

@@ -90,17 +90,17 @@ class Writer:
         return False
 
     def _meet_winner(self, run: Sequence[int], moves: Sequence[Move]) -> bool:
-        """Learn what lies under the name we wanted. False if it is there and yet is not read."""
+        """Learn what lies under the name we wanted. False if that is broken, and stays."""
         first = moves[run[0]].key
         try:
             winner = self._headers.load(first)
         except Corrupt:
-            winner = None
+            # It should be out of the way now, and the name free again.
+            return self._store.stat(self._headers.name(first)) is None
+        # Where there is none it is gone again; who looks once more may already meet the next one.
         if winner is not None:
             self._known.add(winner)
-            return True
-        # It was broken and is out of the way now, or gone: the name is free again.
-        return self._store.stat(self._headers.name(first)) is None
+        return True
 
 
 def _runs(moves: Sequence[Move], parents: Sequence[BlockKey | None]) -> Iterator[list[int]]:
