@@ -21,9 +21,10 @@ from kvtier.tiers.shared.store import Store
 
 _GROUP_BYTES = 4
 """The last bytes of a key name its KV-cache group; a chain is of one group."""
-_LOSSES_MAX = 3
+_LOSSES_MAX = 6
 """Tries for one name that is taken and yet shows nothing: a client may cache for a minute that
-a name is free, and every try writes the whole segment."""
+a name is free, and every try writes the whole segment. Where winners do come and go, one loss in
+thirty is followed by another (four threads that write and delete the same few blocks)."""
 
 
 class Writer:
