@@ -148,10 +148,9 @@ def read_records(path: str) -> Iterator[Record]:
     decoder = msgspec.json.Decoder(Record)
     try:
         with Path(path).expanduser().open("rb") as lines:
-            for number, text in enumerate(lines, start=1):
-                if not text.strip():
-                    continue
-                made = _decoded(decoder, text.rstrip(), f"{path} line {number}")
+            for number, ended in enumerate(lines, start=1):
+                text = ended.strip()
+                made = _decoded(decoder, text, f"{path} line {number}") if text else None
                 if made is not None:
                     yield made
     except OSError as error:
