@@ -13,6 +13,7 @@ PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python
 VENV   := .venv
 PY     := $(VENV)/bin/python
 KVTIER := $(VENV)/bin/kvtier
+BENCH  := PYTHONPATH=benchmarks $(PY) -m kvtier_bench
 BASE   := $(VENV)/.base
 ENGINE := $(VENV)/.engine
 MODEL  := .models/smollm2-135m
@@ -35,7 +36,7 @@ help: ## Show this list
 
 .PHONY: demo
 demo: $(ENGINE) $(READY) ## Real vLLM without and with kvtier on one workload, as a table (8 minutes)
-	@$(KVTIER) bench demo
+	@$(BENCH) demo
 
 .PHONY: test
 test: check $(ENGINE) $(READY) $(ENVOY) ## Everything that must hold: check, unit tests, real Envoy, real vLLM
@@ -59,9 +60,9 @@ check: $(BASE) ## Format, lint, strict types, one-way imports, house rules (seco
 bench: $(ENGINE) $(READY) ## All benchmark rows, written to benchmarks/results (long: leave the machine alone)
 	@mkdir -p $(RESULTS)
 	@stamp=$(STAMP); \
-	$(KVTIER) bench micro --json $(RESULTS)/micro-$$stamp.json; \
-	$(KVTIER) bench ttft --json $(RESULTS)/ttft-$$stamp.json; \
-	$(KVTIER) bench engine --json $(RESULTS)/engine-$$stamp.json; \
+	$(BENCH) micro --json $(RESULTS)/micro-$$stamp.json; \
+	$(BENCH) ttft --json $(RESULTS)/ttft-$$stamp.json; \
+	$(BENCH) engine --json $(RESULTS)/engine-$$stamp.json; \
 	echo "written: $(RESULTS)/{micro,ttft,engine}-$$stamp.json"
 
 .PHONY: soak

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from kvtier.clock import seeded
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Endpoint, Load, Request
-from kvtier.router.replay import LoggedPrompt
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
+from kvtier.router.choose.replay import LoggedPrompt
 from kvtier.router.scorers.queue import Queue
 
 

@@ -1,8 +1,8 @@
 """The rules of the house that no linter knows.
 
-What a formatter, a linter or a type checker can see is left to them (pyproject.toml). Here are
-the rest: lengths, mirrored tests, calls that hold the interpreter or run what they read, names
-that say nothing, metrics declared in one place. A rule is a generator over one parsed module,
+What a formatter, a linter or a type checker can see is left to them (pyproject.toml). Here is
+the rest: lengths, tests that are found by name, calls that hold the interpreter or run what
+they read, names that say nothing, metrics declared in one place. A rule is a generator over one parsed module,
 so that tests can feed it a snippet and see it fail. Every exception is listed with its reason,
 and an exception that is no longer needed is itself a violation.
 
@@ -27,27 +27,11 @@ METRIC_NAME = re.compile(r"kvtier_[a-z0-9_]+_(total|bytes|seconds|blocks|tokens|
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 TEXT_SUFFIXES = frozenset({".md", ".py", ".toml", ".yaml", ".yml", ".sh"})
 
-# module -> why it has no test file of its own
-UNMIRRORED: Mapping[str, str] = {
+# module -> why no test file is named after it
+UNTESTED: Mapping[str, str] = {
     "errors.py": "class names only",
-    "admission/base.py": "a contract: its suite is testing/, run by every implementation",
     "evictor/options.py": "fields and defaults only: the tests of evictor/opening.py read each",
-    "index/fleet/base.py": "a contract: its suite is testing/, run by every implementation",
-    "router/base.py": "contracts and plain data: run by every scorer, filter and picker",
-    "router/extproc/h2/calls.py": "contracts: the tests of streams and of services run both sides",
-    "router/extproc/options.py": "fields and defaults only: the tests of exchanges set each",
-    "eviction/base.py": "a contract: its suite is testing/, run by every implementation",
-    "tiers/base.py": "a contract: its suite is testing/, run by every implementation",
-    "tiers/shared/store.py": "a contract: its suite is testing/, run by every implementation",
-    "transfer/base.py": "a contract: the cache's tests run over both implementations",
-    "testing/admission.py": "a suite: it is itself the test, of every policy",
-    "testing/eviction.py": "a suite: it is itself the test, of every policy",
-    "testing/fleet.py": "a suite: it is itself the test, of every index",
-    "testing/store_names.py": "a suite: it is itself the test, of every store",
-    "testing/store_races.py": "a suite: it is itself the test, of every store",
-    "testing/store_suite.py": "a suite: it is itself the test, of every store",
-    "testing/stores.py": "a suite: it is itself the test, of every store",
-    "testing/tiers.py": "a suite: it is itself the test, of every tier",
+    "router/epp/h2/calls.py": "contracts: the tests of streams and of services run both sides",
 }
 
 # (rule, module) -> why this module may break that rule
@@ -256,25 +240,33 @@ def judge(
         yield Violation(name, path, 0, "this exception is no longer needed: drop it")
 
 
-def unmirrored(
-    modules: list[Module], tests: Path, allowed: Mapping[str, str] = UNMIRRORED
+def untested(
+    modules: list[Module], tests: Path, allowed: Mapping[str, str] = UNTESTED
 ) -> Iterator[Violation]:
-    """Every module has tests/<room>/test_<name>.py, or a reason; packages hold names only."""
+    """Find modules whose tests cannot be found from the module's name.
+
+    A module `<room>/.../<name>.py` has a file `test_<name>.py` or `test_<name>_*.py`, or a folder
+    `<name>`, somewhere below `tests/<room>`. Contracts (`base.py`), packages and the suites of
+    `testing/` need none: every implementation runs them.
+    """
     present = {module.path for module in modules}
     for module in modules:
-        path = PurePosixPath(module.path)
-        if path.name == "__init__.py":
-            for node in ast.walk(module.tree):
-                if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                    message = f"{node.name}: code lives in a module with a test"
-                    yield Violation("unmirrored", module.path, node.lineno, message)
+        name = PurePosixPath(module.path).stem.lstrip("_")
+        if name in {"init__", "base", "__init__"} or module.room == "testing":
             continue
-        mirror = tests / path.parent / f"test_{path.name.lstrip('_')}"
-        if mirror.exists() == (module.path in allowed):
-            message = "drop it from UNMIRRORED" if mirror.exists() else f"no {mirror}"
-            yield Violation("unmirrored", module.path, 0, message)
+        room = tests / module.room if "/" in module.path else tests
+        found = room.is_dir() and any(
+            any(room.rglob(pattern)) for pattern in (f"test_{name}.py", f"test_{name}_*.py", name)
+        )
+        if found == (module.path in allowed):
+            message = (
+                "a test is named after it: drop it from UNTESTED"
+                if found
+                else f"no test below {room} is named after {name}"
+            )
+            yield Violation("untested", module.path, 0, message)
     for path_left in allowed.keys() - present:
-        yield Violation("unmirrored", path_left, 0, "gone: drop it from UNMIRRORED")
+        yield Violation("untested", path_left, 0, "the module is gone: drop it from UNTESTED")
 
 
 def load(package: Path) -> list[Module]:
@@ -298,7 +290,7 @@ def unfinished_texts(root: Path) -> Iterator[Violation]:
 def violations(root: Path) -> list[Violation]:
     """Everything in the repository at `root` that breaks a rule."""
     modules = load(root / "src" / "kvtier")
-    return [*judge(modules), *unmirrored(modules, root / "tests"), *unfinished_texts(root)]
+    return [*judge(modules), *untested(modules, root / "tests"), *unfinished_texts(root)]
 
 
 def main() -> int:

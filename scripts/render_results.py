@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from kvtier.bench.lineup import lineup
-from kvtier.bench.plot import draw_summaries
-from kvtier.bench.rows import Report, Row, read_report
-from kvtier.bench.runs import RunSummary, median_summary
-from kvtier.bench.table import HEADINGS, summary_cells
+from kvtier_bench.lineup import lineup
+from kvtier_bench.plot import draw_summaries
+from kvtier_bench.rows import Report, Row, read_report
+from kvtier_bench.runs import RunSummary, median_summary
+from kvtier_bench.table import HEADINGS, summary_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by scripts/render_results.py -->", "<!-- end of results -->"

@@ -18,6 +18,10 @@ from hypothesis import HealthCheck, settings
 
 # gRPC makes descriptors anew in every process that forks; tests fork, and count descriptors.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Benchmarks start processes of their own package, which no wheel holds.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parents[1] / "benchmarks"), os.environ.get("PYTHONPATH")])
+)
 
 # `ci` gives every run the same examples; `explore` looks for new ones:
 # HYPOTHESIS_PROFILE=explore make test

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.workload import Workload
+from kvtier_bench.workload import Workload
 
 STAND_IN = """
 import argparse, http.server, json, os, signal, sys

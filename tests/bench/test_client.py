@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvtier.bench.client import Endpoint, RequestFailed, complete, complete_all
+from kvtier_bench.client import Endpoint, RequestFailed, complete, complete_all
 
 
 class Completions(http.server.BaseHTTPRequestHandler):

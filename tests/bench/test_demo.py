@@ -5,13 +5,13 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvtier.bench import demo, ttft
-from kvtier.bench.demo import Findings, agreement_rows, first_of_each_group, run_demo
-from kvtier.bench.rows import read_report
-from kvtier.bench.runs import Run, RunSummary
-from kvtier.bench.server import ServerFailed
-from kvtier.bench.workload import Encode, Prompt, Workload
 from kvtier.clock import VirtualClock
+from kvtier_bench import demo, ttft
+from kvtier_bench.demo import Findings, agreement_rows, first_of_each_group, run_demo
+from kvtier_bench.rows import read_report
+from kvtier_bench.runs import Run, RunSummary
+from kvtier_bench.server import ServerFailed
+from kvtier_bench.workload import Encode, Prompt, Workload
 
 TEXTS = {"0/1": "a", "1/0": "b"}
 SUMMARY = RunSummary(

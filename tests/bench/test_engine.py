@@ -5,12 +5,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvtier.bench.engine import Measurements, Plan, measure, server_settings
-from kvtier.bench.lineup import ALONE, KVTIER_DISK, LIMIT, LIMIT_BLOCKS, NATIVE, lineup
-from kvtier.bench.progress import Steps
-from kvtier.bench.workload import Encode, Workload
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
+from kvtier_bench.engine import Measurements, Plan, measure, server_settings
+from kvtier_bench.lineup import ALONE, KVTIER_DISK, LIMIT, LIMIT_BLOCKS, NATIVE, lineup
+from kvtier_bench.progress import Steps
+from kvtier_bench.workload import Encode, Workload
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from kvtier.bench.lineup import (
+from kvtier_bench.lineup import (
     ALONE,
     KVTIER_DISK,
     KVTIER_RAM,

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from kvtier.bench.plot import draw_summaries
-from kvtier.bench.runs import RunSummary
 from kvtier.errors import InvalidSettings
+from kvtier_bench.plot import draw_summaries
+from kvtier_bench.runs import RunSummary
 
 SUMMARY = RunSummary(
     mean_ttft_s=1.0,

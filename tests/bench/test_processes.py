@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.processes import (
+from kvtier_bench.processes import (
     mapped_files,
     read_stat,
     session_cpu_s,

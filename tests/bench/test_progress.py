@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from kvtier.bench.progress import NEWS_EVERY_S, Steps
 from kvtier.clock import VirtualClock
+from kvtier_bench.progress import NEWS_EVERY_S, Steps
 
 
 def steps_on(file: io.StringIO, clock: VirtualClock, *, terminal: bool) -> Steps:

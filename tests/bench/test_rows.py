@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.rows import (
+from kvtier_bench.rows import (
     Row,
     Target,
     measured,

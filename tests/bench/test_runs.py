@@ -4,9 +4,10 @@ import msgspec
 import pytest
 from prometheus_client.samples import Sample
 
-from kvtier.bench.client import Completion
-from kvtier.bench.lineup import kvtier_transfer
-from kvtier.bench.runs import (
+from kvtier.clock import VirtualClock
+from kvtier_bench.client import Completion
+from kvtier_bench.lineup import kvtier_transfer
+from kvtier_bench.runs import (
     RunSummary,
     disagreements,
     lower_tier_hits,
@@ -15,9 +16,8 @@ from kvtier.bench.runs import (
     run_workload,
     summarize,
 )
-from kvtier.bench.server import Server, ServerSettings
-from kvtier.bench.workload import Encode, Workload, build_prompts
-from kvtier.clock import VirtualClock
+from kvtier_bench.server import Server, ServerSettings
+from kvtier_bench.workload import Encode, Workload, build_prompts
 
 
 def answer(ttft_s: float, e2e_s: float, cached: int) -> Completion:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import kvtier.bench.server
-from kvtier.bench.client import complete
-from kvtier.bench.processes import session_processes
-from kvtier.bench.runs import lower_tier_hits
-from kvtier.bench.server import (
+import kvtier_bench.server
+from kvtier.clock import VirtualClock
+from kvtier_bench.client import complete
+from kvtier_bench.processes import session_processes
+from kvtier_bench.runs import lower_tier_hits
+from kvtier_bench.server import (
     Server,
     ServerFailed,
     ServerSettings,
@@ -19,7 +20,6 @@ from kvtier.bench.server import (
     telling_lines,
     usual_dtype,
 )
-from kvtier.clock import VirtualClock
 
 TRANSFER = {"kv_connector": "OffloadingConnector", "kv_connector_extra_config": {"ram": "1GiB"}}
 
@@ -98,14 +98,14 @@ def test_two_threads_may_stop_it_and_both_return_when_it_has_gone(
         look_on.wait(10)
         return set()
 
-    monkeypatch.setattr(kvtier.bench.server, "mapped_files", look_slowly)
+    monkeypatch.setattr(kvtier_bench.server, "mapped_files", look_slowly)
     server = Server(settings(tmp_path))
     server.start(silent)
     leader = next(iter(_pids_of(server)))
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(server.stop)
         assert looking.wait(10)
-        monkeypatch.setattr(kvtier.bench.server, "mapped_files", lambda session, under: set())
+        monkeypatch.setattr(kvtier_bench.server, "mapped_files", lambda session, under: set())
         second = pool.submit(server.stop)
         wait([second], timeout=0.5)  # as long as it needs where nothing holds it up
         look_on.set()

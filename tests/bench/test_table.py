@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from kvtier.bench.runs import RunSummary
-from kvtier.bench.table import HEADINGS, change, hit_rate_text, summary_cells, summary_table
+from kvtier_bench.runs import RunSummary
+from kvtier_bench.table import HEADINGS, change, hit_rate_text, summary_cells, summary_table
 
 
 def summary(ttft_s: float, tokens_per_s: float, hit_rates: dict[str, float]) -> RunSummary:

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kvtier.bench import ttft
-from kvtier.bench.client import Completion
-from kvtier.bench.progress import Steps
-from kvtier.bench.ttft import Samples, drop_page_cache, measure_ttft, ttft_rows
-from kvtier.bench.workload import Encode
 from kvtier.clock import VirtualClock
+from kvtier_bench import ttft
+from kvtier_bench.client import Completion
+from kvtier_bench.progress import Steps
+from kvtier_bench.ttft import Samples, drop_page_cache, measure_ttft, ttft_rows
+from kvtier_bench.workload import Encode
 
 
 def answers(*ttfts_s: float, text: str = "same") -> list[Completion]:

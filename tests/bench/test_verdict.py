@@ -1,9 +1,9 @@
 import pytest
 
-from kvtier.bench.lineup import ALONE, KVTIER_RAM, LIMIT, NATIVE
-from kvtier.bench.rows import Row
-from kvtier.bench.runs import Run, RunSummary
-from kvtier.bench.verdict import Runs, gap_closed, half_spread, spread_text, workload_rows
+from kvtier_bench.lineup import ALONE, KVTIER_RAM, LIMIT, NATIVE
+from kvtier_bench.rows import Row
+from kvtier_bench.runs import Run, RunSummary
+from kvtier_bench.verdict import Runs, gap_closed, half_spread, spread_text, workload_rows
 
 
 def run(tokens_per_s: float, ttft_s: float, cpu_s: float = 1.0, text: str = "same") -> Run:

@@ -3,7 +3,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvtier.bench.workload import (
+from kvtier.errors import InvalidSettings
+from kvtier_bench.workload import (
     Encode,
     Workload,
     build_prompts,
@@ -12,7 +13,6 @@ from kvtier.bench.workload import (
     read_corpus,
     read_workload,
 )
-from kvtier.errors import InvalidSettings
 
 WORKLOADS = Path(__file__).parents[2] / "benchmarks" / "workloads"
 

@@ -4,7 +4,7 @@ from click.testing import CliRunner
 
 from kvtier.cli.gauges import gauge_flags, gauges
 from kvtier.errors import InvalidSettings
-from kvtier.router.ingest.names import Names
+from kvtier.router.learn.names import Names
 
 
 def given(*arguments: str, usual: Names | None = None) -> Names:

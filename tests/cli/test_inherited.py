@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from kvtier.cli import inherited
 from kvtier.cli.inherited import Inheriting, warnings
-from kvtier.cli.main import EXIT_WRONG_SETTING, LazyGroup
+from kvtier.cli.main import EXIT_WRONG_SETTING, LazyCommands
 from kvtier.errors import InvalidSettings
 
 # As the charts write them: inferencepool v0.5.1, v1.0.1 and v1.5, llm-d-router 0.9.
@@ -186,7 +186,7 @@ def test_values_are_no_flags_and_words_of_a_subcommand_are_its_own() -> None:
 
 
 def test_a_flag_that_nobody_knows_is_refused_as_ever() -> None:
-    group = LazyGroup()
+    group = LazyCommands()
     result = CliRunner().invoke(group, ["epp", "--pool-nam", "p"])
     assert result.exit_code == EXIT_WRONG_SETTING
     assert "No such option '--pool-nam'" in result.output

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from kvtier.cli.main import COMMANDS, LazyGroup, kvtier
+from kvtier.cli.main import COMMANDS, LazyCommands, kvtier
 
 
 def walk(command: click.Command, *path: str) -> list[tuple[str, ...]]:
@@ -63,7 +63,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command" in ran.stderr
 
 
-class Interrupted(LazyGroup):
+class Interrupted(LazyCommands):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         @click.command()
         def wait() -> None:

@@ -6,8 +6,8 @@ from click.testing import CliRunner
 
 from kvtier.cli.pods import objectives, pod_flags, pods
 from kvtier.errors import InvalidSettings
-from kvtier.router.objectives import Objectives
-from kvtier.router.replicas import Discovery
+from kvtier.router.fleet.objectives import Objectives
+from kvtier.router.fleet.replicas import Discovery
 
 GIVEN: dict[str, object] = {
     "pool_name": None,

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
 from kvtier.cli.route import route
-from kvtier.router.http import options
+from kvtier.router.route import options
 
 COMMAND = (sys.executable, "-c", "from kvtier.cli.main import main; main()", "route")
 

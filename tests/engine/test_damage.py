@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kvtier.bench.processes import session_processes
+from kvtier_bench.processes import session_processes
 from tests.engine.conftest import Start
 from tests.engine.engine import Engine
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kvtier.bench.processes import stop_session
+from kvtier_bench.processes import stop_session
 from tests.engine.engine import environment
 from tests.engine.test_server import free_port, tail, wait_for
 

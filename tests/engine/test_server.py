@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvtier.bench.processes import session_processes, stop_session
 from kvtier.metrics.declaration import Kind
 from kvtier.metrics.engine import METRICS
+from kvtier_bench.processes import session_processes, stop_session
 from tests.engine.engine import environment
 
 BLOCK = 128

@@ -6,8 +6,8 @@ from typing import Any
 from kvtier.clock import seeded
 from kvtier.index.fleet.base import Match, Source
 from kvtier.index.fleet.prompt import Prompt, Unit
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Endpoint, Load, Request
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
 
 INDEX = "prefix"
 

@@ -6,14 +6,14 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Unit
 from kvtier.router.assembly import Assembled
-from kvtier.router.base import Endpoint, Request
-from kvtier.router.config import parse_configuration, read_configuration
-from kvtier.router.fleet import Fleet
-from kvtier.router.ingest.names import Names
-from kvtier.router.replicas import Replica
-from tests.router.http.routers import run, stand, until
-from tests.router.ingest.folder import make_folder
+from kvtier.router.choose.base import Endpoint, Request
+from kvtier.router.config.reading import parse_configuration, read_configuration
+from kvtier.router.fleet.members import Fleet
+from kvtier.router.fleet.replicas import Replica
+from kvtier.router.learn.names import Names
+from tests.router.learn.folder import make_folder
 from tests.router.replicas import replicas
+from tests.router.route.routers import run, stand, until
 
 TWO_TIERS = """\
 apiVersion: inference.networking.x-k8s.io/v1alpha1

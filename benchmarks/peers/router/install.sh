@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes build/peers/router: the environment of the router that `kvtier bench router` measures
+# Makes build/peers/router: the environment of the router that `python -m kvtier_bench router` measures
 # kvtier route against. From the repository's root. Needs Python 3.11 and a package index.
 set -eu
 mkdir -p build/peers

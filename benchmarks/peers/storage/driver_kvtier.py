@@ -7,7 +7,6 @@ it and spreads it over the tier's threads as it does inside an engine of 16 toke
 import numpy as np
 from worker import Options, Storage, serve
 
-from kvtier.bench.micro.parts import SPACE, chain, parents
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import blocks_a_file
@@ -16,6 +15,7 @@ from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.transfer.engine import TransferEngine
 from kvtier.transfer.job import Direction, Transfer
+from kvtier_bench.micro.parts import SPACE, chain, parents
 
 TOKENS = 16
 _DEADLINE_S = 60.0

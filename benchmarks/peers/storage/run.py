@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 from worker import BATCHES, Batch, digest
 
-from kvtier.bench.micro.timing import paired_ratio, spread
-from kvtier.bench.rows import Row, Target, measured, report, write_report
+from kvtier_bench.micro.timing import paired_ratio, spread
+from kvtier_bench.rows import Row, Target, measured, report, write_report
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path("build/peers")

@@ -17,15 +17,17 @@ from kvtier.cli.main import EXIT_INTERRUPTED
 from kvtier.cli.pods import objectives, pod_flags, pods
 from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
-from kvtier.router import assembly, config, envoy, parts
-from kvtier.router.extproc import picking
-from kvtier.router.extproc.conversation import BodyMode
-from kvtier.router.extproc.options import Options as Speaking
-from kvtier.router.extproc.process import Options, Process, Wiring
+from kvtier.router import assembly
+from kvtier.router.choose import parts
+from kvtier.router.config import reading as config
+from kvtier.router.epp import envoy, picking
+from kvtier.router.epp.conversation import BodyMode
+from kvtier.router.epp.options import Options as Speaking
+from kvtier.router.epp.process import Options, Process, Wiring
 from kvtier.router.filters.utilization_detector import UtilizationDetector
-from kvtier.router.ingest.evictors import parse_evictors
-from kvtier.router.objectives import Objectives
-from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
+from kvtier.router.fleet.objectives import Objectives
+from kvtier.router.fleet.replicas import Discovery, Fixed, Listed, distinct, parse_replica
+from kvtier.router.learn.evictors import parse_evictors
 from kvtier.settings.sizes import parse_duration, parse_size
 
 _log = logging.getLogger("kvtier.epp")

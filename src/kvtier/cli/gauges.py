@@ -6,8 +6,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.ingest import names
-from kvtier.router.ingest.names import Names
+from kvtier.router.learn import names
+from kvtier.router.learn.names import Names
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

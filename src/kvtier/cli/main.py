@@ -24,7 +24,6 @@ COMMANDS: Final[Mapping[str, str]] = {
     "evict": "Keep a shared folder or bucket within its bounds.",
     "route": "Route OpenAI requests to the replica that has the prefix.",
     "epp": "Choose endpoints for Envoy and Kubernetes gateways.",
-    "bench": "Measure hot paths, the engine, or run the demo.",
 }
 """Name of the module in `kvtier.cli` that defines a command of that name, and what it does."""
 
@@ -39,8 +38,21 @@ class _Fault(click.ClickException):
         click.echo(f"error: {self.format_message()}", file=file, err=file is None)
 
 
-class LazyGroup(click.Group):
-    """Sub-commands by module name; importing one is put off until it is used."""
+class Commands(click.Group):
+    """A group of commands that shows an error of ours as one line, and Ctrl-C as exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. A KVTierError ends it with exit code 2, Ctrl-C with 130."""
+        try:
+            return super().invoke(ctx)
+        except KVTierError as error:
+            raise _Fault(str(error)) from error
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+
+
+class LazyCommands(Commands):
+    """Commands by the name of their module, which is imported when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the table."""
@@ -63,15 +75,6 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run; our own errors are for the person at the terminal."""
-        try:
-            return super().invoke(ctx)
-        except KVTierError as error:
-            raise _Fault(str(error)) from error
-        except KeyboardInterrupt:
-            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
-
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     del param
@@ -85,7 +88,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: Any) -> No
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=LazyCommands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Example:

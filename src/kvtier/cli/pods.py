@@ -7,8 +7,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.objectives import Objectives
-from kvtier.router.replicas import Discovery
+from kvtier.router.fleet.objectives import Objectives
+from kvtier.router.fleet.replicas import Discovery
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -50,7 +50,7 @@ def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> Discovery 
     if any(besides):
         raise InvalidSettings("--pool-name and --selector: replicas come from Kubernetes alone")
     try:
-        from kvtier.router.kubernetes import pods as cluster
+        from kvtier.router.fleet.kubernetes import pods as cluster
     except ModuleNotFoundError as error:
         raise InvalidSettings(
             f"--pool-name and --selector need {error.name}: pip install 'kvtier[kubernetes]'"
@@ -86,7 +86,7 @@ def objectives(
     """
     if not flags["pool_name"]:
         return nullcontext()
-    from kvtier.router.kubernetes.objectives import PoolObjectives
+    from kvtier.router.fleet.kubernetes.objectives import PoolObjectives
 
     return PoolObjectives(
         flags["pool_namespace"], flags["pool_name"], known, group=flags["pool_group"]

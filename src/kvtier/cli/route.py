@@ -16,14 +16,23 @@ from kvtier.errors import InvalidSettings
 
 try:
     from kvtier.cli.pods import pod_flags, pods
-    from kvtier.router import assembly, config, record, replay, strategies
-    from kvtier.router import explain as explaining
-    from kvtier.router.http import keys, options
-    from kvtier.router.http.options import Options
-    from kvtier.router.http.server import Router, Wiring
-    from kvtier.router.ingest.evictors import parse_evictors
-    from kvtier.router.replicas import Discovery, Fixed, Listed, distinct, parse_replica
-    from kvtier.router.serving import tls
+    from kvtier.router import assembly
+    from kvtier.router.choose import explain as explaining
+    from kvtier.router.choose import record, replay
+    from kvtier.router.config import reading as config
+    from kvtier.router.config import strategies
+    from kvtier.router.fleet.replicas import (
+        Discovery,
+        Fixed,
+        Listed,
+        distinct,
+        parse_replica,
+    )
+    from kvtier.router.learn.evictors import parse_evictors
+    from kvtier.router.request import tls
+    from kvtier.router.route import keys, options
+    from kvtier.router.route.options import Options
+    from kvtier.router.route.server import Router, Wiring
 except ImportError as error:
     raise InvalidSettings(
         f"kvtier route needs {error.name}: pip install 'kvtier[router]'"

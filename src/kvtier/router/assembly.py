@@ -14,17 +14,18 @@ from prometheus_client.registry import Collector
 from kvtier.index.fleet.base import FleetIndex, Source
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
-from kvtier.router import indexes, profile
-from kvtier.router.base import Endpoint
-from kvtier.router.blended import BlendedIndex
-from kvtier.router.config import Configuration
-from kvtier.router.fleet import Listener
-from kvtier.router.ingest import tokens
-from kvtier.router.ingest.names import Names
-from kvtier.router.ingest.sources import LocalSource, TokenSource
-from kvtier.router.learning import Learner
-from kvtier.router.serving.choosing import Choices, Prompts
-from kvtier.router.strategies import strategies
+from kvtier.router.choices import Choices, Prompts
+from kvtier.router.choose import profile
+from kvtier.router.choose.base import Endpoint
+from kvtier.router.config import indexes
+from kvtier.router.config.reading import Configuration
+from kvtier.router.config.strategies import strategies
+from kvtier.router.fleet.members import Listener
+from kvtier.router.learn import tokens
+from kvtier.router.learn.blended import BlendedIndex
+from kvtier.router.learn.learning import Learner
+from kvtier.router.learn.names import Names
+from kvtier.router.learn.sources import LocalSource, TokenSource
 
 EVERY_MODEL = "*"
 

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kvtier.bench.evict.discovery import BATCH_FILES
+from kvtier_bench.evict.discovery import BATCH_FILES
 
 
 def test_so_many_of_the_old_go_and_none_of_the_new(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_so_many_of_the_old_go_and_none_of_the_new(tmp_path: Path) -> None:
         if number % 3:
             os.utime(path, (1e9, 1e9))
     files = BATCH_FILES + 50
-    command = [sys.executable, "-m", "kvtier.bench.evict.discovery", str(tmp_path), str(files)]
+    command = [sys.executable, "-m", "kvtier_bench.evict.discovery", str(tmp_path), str(files)]
     subprocess.run(
         command, check=True, timeout=100, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
     )

@@ -1,6 +1,6 @@
 import numpy as np
 
-from kvtier.bench.evict.pattern import HISTORY_S, WINDOWS, Pattern
+from kvtier_bench.evict.pattern import HISTORY_S, WINDOWS, Pattern
 
 
 def test_the_same_seed_draws_the_same() -> None:

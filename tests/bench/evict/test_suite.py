@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kvtier.bench.evict.process import Cost
-from kvtier.bench.evict.suite import DISCOVERY, FIND, KVTIER, Result, compare, run
-from kvtier.bench.rows import read_report
+from kvtier_bench.evict.process import Cost
+from kvtier_bench.evict.suite import DISCOVERY, FIND, KVTIER, Result, compare, run
+from kvtier_bench.rows import read_report
 
 
 def result(seconds: float, hit_rate: float, calls: float | None) -> Result:

@@ -3,13 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.bench.evict.pattern import Pattern
-from kvtier.bench.evict.tree import FILE_BYTES, SPACE, Tree, key_of
 from kvtier.evictor.journals import read_journals
 from kvtier.evictor.layouts import Tree as Known
 from kvtier.evictor.layouts import shard_of
 from kvtier.tiers.shared.format import segment_name
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier_bench.evict.pattern import Pattern
+from kvtier_bench.evict.tree import FILE_BYTES, SPACE, Tree, key_of
 
 FILES = 1500
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.kill import processes
-from kvtier.bench.kill.processes import Cast
-from kvtier.bench.kill.roles import Board, Life
+from kvtier_bench.kill import processes
+from kvtier_bench.kill.processes import Cast
+from kvtier_bench.kill.roles import Board, Life
 
 
 def tell(life: Life) -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kvtier.bench.kill.roles import (
+from kvtier.tiers.base import Move, Outcome
+from kvtier_bench.kill.roles import (
     CHAIN_BLOCKS,
     LAYOUT,
     ROLES,
@@ -15,7 +16,6 @@ from kvtier.bench.kill.roles import (
     open_tier,
     payload,
 )
-from kvtier.tiers.base import Move, Outcome
 
 
 def turns(number: int) -> Callable[[], bool]:

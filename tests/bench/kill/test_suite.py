@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from kvtier.bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
-from kvtier.bench.kill.suite import CAST, KILLS, Remains, examine, published, run, verdicts
-from kvtier.bench.rows import read_report
 from kvtier.tiers.base import Move
 from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier_bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
+from kvtier_bench.kill.suite import CAST, KILLS, Remains, examine, published, run, verdicts
+from kvtier_bench.rows import read_report
 
 CLEAN = Remains(published=5, lost=0, wrong=0, orphans=2, orphans_left=0, quarantined=0)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvtier.bench.micro import arena
+from kvtier_bench.micro import arena
 
 
 def test_a_small_machine_gets_a_small_arena(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from kvtier.bench.micro.contenders import Tiered, each_part, memory
 from kvtier.testing.memory_tier import MemoryTier
+from kvtier_bench.micro.contenders import Tiered, each_part, memory
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.micro import disk
+from kvtier_bench.micro import disk
 
 
 def test_read_and_write_are_measured_and_nothing_is_left(

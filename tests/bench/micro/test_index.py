@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvtier.bench.micro import index
+from kvtier_bench.micro import index
 
 
 def test_lookups_and_memory_have_rows(monkeypatch: pytest.MonkeyPatch) -> None:

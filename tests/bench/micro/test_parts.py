@@ -1,6 +1,6 @@
 """Chains of keys and the cache they are put into."""
 
-from kvtier.bench.micro.parts import chain, parents, ram_cache
+from kvtier_bench.micro.parts import chain, parents, ram_cache
 
 
 def test_chains_do_not_share_keys_and_link_up() -> None:

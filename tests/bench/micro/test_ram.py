@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kvtier.bench.micro import ram
-from kvtier.bench.micro.parts import ram_cache
+from kvtier_bench.micro import ram
+from kvtier_bench.micro.parts import ram_cache
 
 
 def test_every_size_has_a_put_and_a_get(monkeypatch: pytest.MonkeyPatch) -> None:

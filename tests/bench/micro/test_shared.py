@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.micro import shared
+from kvtier_bench.micro import shared
 
 
 def test_every_row_is_measured_and_nothing_is_left(

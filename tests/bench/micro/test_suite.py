@@ -1,7 +1,7 @@
 """The suite prints each row, marks a miss, and keeps its file whole."""
 
-from kvtier.bench.micro.suite import describe
-from kvtier.bench.rows import Target, measured
+from kvtier_bench.micro.suite import describe
+from kvtier_bench.rows import Target, measured
 
 
 def test_a_missed_row_says_so_with_its_ratio_and_target() -> None:

@@ -1,7 +1,7 @@
 """Interleaving and the statistics of pairs."""
 
-from kvtier.bench.micro.timing import interleave, paired_ratio, spread, throughput
-from kvtier.bench.rows import Target
+from kvtier_bench.micro.timing import interleave, paired_ratio, spread, throughput
+from kvtier_bench.rows import Target
 
 
 def test_contenders_take_turns_and_warm_up_is_not_counted() -> None:

@@ -1,6 +1,6 @@
 import json
 
-from kvtier.bench.router import answers
+from kvtier_bench.router import answers
 
 
 def body(question: bytes) -> bytes:

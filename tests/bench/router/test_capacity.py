@@ -1,10 +1,10 @@
 import pytest
 
-from kvtier.bench.client import Endpoint
-from kvtier.bench.router import capacity
-from kvtier.bench.router.capacity import deal, requests_per_minute
-from kvtier.bench.router.traffic import Arrival
 from kvtier.clock import VirtualClock
+from kvtier_bench.client import Endpoint
+from kvtier_bench.router import capacity
+from kvtier_bench.router.capacity import deal, requests_per_minute
+from kvtier_bench.router.traffic import Arrival
 
 ARRIVALS = [
     Arrival(group, question, 0.0, f"{group}/{question}", 3)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.processes import session_processes
-from kvtier.bench.router import contest
+from kvtier_bench.processes import session_processes
+from kvtier_bench.router import contest
 
 
 def test_the_peer_takes_part_where_it_is(tmp_path: Path) -> None:

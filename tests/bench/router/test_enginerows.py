@@ -1,11 +1,11 @@
 import pytest
 
-from kvtier.bench.router import contest
-from kvtier.bench.router.enginerows import Runs, engine_rows
-from kvtier.bench.router.engineruns import Run
-from kvtier.bench.router.fronts import OTHERS, OURS, TIERED
-from kvtier.bench.router.openloop import Answer
-from kvtier.bench.runs import RunSummary
+from kvtier_bench.router import contest
+from kvtier_bench.router.enginerows import Runs, engine_rows
+from kvtier_bench.router.engineruns import Run
+from kvtier_bench.router.fronts import OTHERS, OURS, TIERED
+from kvtier_bench.router.openloop import Answer
+from kvtier_bench.runs import RunSummary
 
 
 def run(mean_s: float, errors: int = 0, wrong: int = 0) -> Run:

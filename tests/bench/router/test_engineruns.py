@@ -1,10 +1,10 @@
 import msgspec
 import pytest
 
-from kvtier.bench.client import Completion
-from kvtier.bench.router.engineruns import count_wrong
-from kvtier.bench.router.openloop import Answer
-from kvtier.bench.router.traffic import Arrival
+from kvtier_bench.client import Completion
+from kvtier_bench.router.engineruns import count_wrong
+from kvtier_bench.router.openloop import Answer
+from kvtier_bench.router.traffic import Arrival
 
 ASKED = Arrival(0, 0, 0.0, "text", 10)
 TOLD = Completion(

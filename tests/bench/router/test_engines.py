@@ -7,18 +7,18 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from kvtier.bench.client import complete
-from kvtier.bench.progress import Steps
-from kvtier.bench.router import contest, engineruns, engines
-from kvtier.bench.router.contest import Router
-from kvtier.bench.router.engines import Plan, check_all, compare, measure_engines, rotated
-from kvtier.bench.router.fronts import TIERED
-from kvtier.bench.router.pair import replicas
-from kvtier.bench.router.traffic import Schedule
-from kvtier.bench.server import ServerFailed
+from kvtier_bench.client import complete
+from kvtier_bench.progress import Steps
+from kvtier_bench.router import contest, engineruns, engines
+from kvtier_bench.router.contest import Router
+from kvtier_bench.router.engines import Plan, check_all, compare, measure_engines, rotated
+from kvtier_bench.router.fronts import TIERED
+from kvtier_bench.router.pair import replicas
+from kvtier_bench.router.traffic import Schedule
+from kvtier_bench.server import ServerFailed
 from tests.bench.conftest import WordEncoder
 from tests.bench.router.test_traffic import small
-from tests.router.ingest.folder import make_folder
+from tests.router.learn.folder import make_folder
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "router"
 

@@ -1,5 +1,5 @@
-from kvtier.bench.router import epp
-from kvtier.router.envoy import Address, Wishes, bootstrap
+from kvtier.router.epp.envoy import Address, Wishes, bootstrap
+from kvtier_bench.router import epp
 
 
 def cost(picker_us: float) -> epp.Cost:

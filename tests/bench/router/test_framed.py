@@ -1,8 +1,8 @@
 import asyncio
 import json
 
-from kvtier.bench.router import answers
-from kvtier.bench.router.framed import FramedReplica, unchunked
+from kvtier_bench.router import answers
+from kvtier_bench.router.framed import FramedReplica, unchunked
 
 
 def test_chunks_are_joined_and_what_follows_is_left() -> None:

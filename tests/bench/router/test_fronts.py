@@ -1,10 +1,10 @@
 from pathlib import Path
 
-from kvtier.bench.client import Endpoint
-from kvtier.bench.router import contest
-from kvtier.bench.router.fronts import OTHERS, OURS, PROFILE, TIERED, fronts
-from kvtier.bench.router.pair import Replica, settings
-from kvtier.bench.server import Server
+from kvtier_bench.client import Endpoint
+from kvtier_bench.router import contest
+from kvtier_bench.router.fronts import OTHERS, OURS, PROFILE, TIERED, fronts
+from kvtier_bench.router.pair import Replica, settings
+from kvtier_bench.server import Server
 from tests.bench.router.test_traffic import small
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "router"

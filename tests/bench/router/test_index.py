@@ -1,4 +1,4 @@
-from kvtier.bench.router import index as bench
+from kvtier_bench.router import index as bench
 
 
 def test_rows_carry_their_targets(monkeypatch) -> None:

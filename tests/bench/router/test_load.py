@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvtier.bench.router import answers
-from kvtier.bench.router.load import Answer, Order, Tally
+from kvtier_bench.router import answers
+from kvtier_bench.router.load import Answer, Order, Tally
 
 
 def fed(raw: bytes, piece: int) -> Answer:

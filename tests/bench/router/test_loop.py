@@ -3,7 +3,7 @@ import sys
 
 _PROGRAM = """
 import asyncio, sys
-from kvtier.bench.router import loop
+from kvtier_bench.router import loop
 async def main():
     await asyncio.sleep(0)
     return "done"

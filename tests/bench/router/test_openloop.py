@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvtier.bench.client import Endpoint
-from kvtier.bench.router.openloop import send
-from kvtier.bench.router.traffic import Arrival
 from kvtier.clock import VirtualClock
+from kvtier_bench.client import Endpoint
+from kvtier_bench.router.openloop import send
+from kvtier_bench.router.traffic import Arrival
 
 EVENTS = (
     b'data: {"choices": [{"text": "yes"}]}\n\n'

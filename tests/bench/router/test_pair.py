@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.client import complete
-from kvtier.bench.processes import session_processes
-from kvtier.bench.router import pair
-from kvtier.bench.router.pair import read_counters, replicas, settings
-from kvtier.bench.server import ServerFailed
+from kvtier_bench.client import complete
+from kvtier_bench.processes import session_processes
+from kvtier_bench.router import pair
+from kvtier_bench.router.pair import read_counters, replicas, settings
+from kvtier_bench.server import ServerFailed
 from tests.bench.router.test_traffic import small
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kvtier.bench.progress import Steps
-from kvtier.bench.router import contest, proxying
-from kvtier.bench.router.load import Outcome
-from kvtier.bench.router.proxying import CHUNKS, DIRECT, WHOLE, Idle, Sample, idle_rows, rows
+from kvtier_bench.progress import Steps
+from kvtier_bench.router import contest, proxying
+from kvtier_bench.router.load import Outcome
+from kvtier_bench.router.proxying import CHUNKS, DIRECT, WHOLE, Idle, Sample, idle_rows, rows
 
 
 def sample(cpu_s: float, p50_s: float = 0.01, wrong: int = 0) -> Sample:

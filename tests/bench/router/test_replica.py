@@ -5,9 +5,9 @@ import urllib.request
 
 import pytest
 
-from kvtier.bench.router import contest, replica
-from kvtier.bench.router.contest import Load
-from kvtier.bench.router.load import Order
+from kvtier_bench.router import contest, replica
+from kvtier_bench.router.contest import Load
+from kvtier_bench.router.load import Order
 
 
 def test_length_of_a_body() -> None:

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kvtier.bench.progress import Steps
-from kvtier.bench.router.sim import Result, Simulation, measure_sim, sim_rows
-from kvtier.bench.router.simpolicies import policies
-from kvtier.bench.router.simtrace import Shape, Words, make_sessions
+from kvtier_bench.progress import Steps
+from kvtier_bench.router.sim import Result, Simulation, measure_sim, sim_rows
+from kvtier_bench.router.simpolicies import policies
+from kvtier_bench.router.simtrace import Shape, Words, make_sessions
 
 EXAMPLES = Path("examples/router")
 SHAPE = Shape(sessions=40, groups=4, arrivals_s=10.0)

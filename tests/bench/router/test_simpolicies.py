@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.router.simpolicies import policies
-from kvtier.bench.router.simreplica import Rates, Replica
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.base import Request
+from kvtier.router.choose.base import Request
+from kvtier_bench.router.simpolicies import policies
+from kvtier_bench.router.simreplica import Rates, Replica
 
 EXAMPLES = Path("examples/router")
 

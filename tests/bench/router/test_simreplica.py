@@ -1,7 +1,7 @@
 import pytest
 
-from kvtier.bench.router.simreplica import Holding, Job, Rates, Replica
-from kvtier.bench.router.simtrace import Turn
+from kvtier_bench.router.simreplica import Holding, Job, Rates, Replica
+from kvtier_bench.router.simtrace import Turn
 
 RATES = Rates(
     device_tokens=3000,

@@ -1,6 +1,6 @@
 from itertools import pairwise
 
-from kvtier.bench.router.simtrace import Shape, Words, make_sessions
+from kvtier_bench.router.simtrace import Shape, Words, make_sessions
 
 SHAPE = Shape(sessions=20, groups=3)
 

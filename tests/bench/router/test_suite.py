@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kvtier.bench.router import sim, suite
-from kvtier.bench.router.simtrace import Shape
-from kvtier.bench.rows import read_report
+from kvtier_bench.router import sim, suite
+from kvtier_bench.router.simtrace import Shape
+from kvtier_bench.rows import read_report
 
 
 def test_parts_come_into_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.bench.router.traffic import Schedule, Traffic, arrivals_s, opening
-from kvtier.bench.workload import read_as
 from kvtier.errors import InvalidSettings
+from kvtier_bench.router.traffic import Schedule, Traffic, arrivals_s, opening
+from kvtier_bench.workload import read_as
 from tests.bench.conftest import WordEncoder
 
 WORKLOADS = Path(__file__).parents[3] / "benchmarks" / "workloads"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.router.extproc import names
+from kvtier.router.epp import names
 from tests.e2e.envoy.servers import Stage, ask, envoy_program, free_ports, stage, wait_for
 
 BODY = {"model": "m", "prompt": "Once upon a time " * 20}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from google.protobuf.struct_pb2 import Value
 
-from kvtier.router.extproc import names
+from kvtier.router.epp import names
 from tests.e2e.envoy.servers import Stage, ask, stage, wait_for
 
 BODY = {"model": "m", "prompt": "Once upon a time " * 20}

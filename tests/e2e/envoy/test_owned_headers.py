@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvtier.router.extproc import names
+from kvtier.router.epp import names
 from tests.e2e.envoy.servers import PATIENCE_S, Answer, Stage, stage
 
 BODY = b'{"model": "m", "prompt": "Once upon a time"}'

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from kvtier.router.extproc import names
+from kvtier.router.epp import names
 from tests.e2e.envoy.servers import Stage, ask
 
 BODY = {"model": "m", "prompt": "Once upon a time " * 20}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kvtier.router.extproc import certificates
+from kvtier.router.epp import certificates
 from tests.e2e.envoy.servers import Stage, ask
 
 BODY = {"model": "m", "prompt": "Once upon a time"}

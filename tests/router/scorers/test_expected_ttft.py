@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kvtier.router.base import Tier
+from kvtier.router.choose.base import Tier
 from kvtier.router.scorers.expected_ttft import PLUGIN
 from tests.router.cases import INDEX, candidate, context, made, request
 

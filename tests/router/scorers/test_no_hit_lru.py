@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.base import Candidate
+from kvtier.router.choose.base import Candidate
 from kvtier.router.scorers.no_hit_lru import PLUGIN
 from tests.router.cases import candidate, made, request
 

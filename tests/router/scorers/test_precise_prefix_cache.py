@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.parts import Backend, Indexer
+from kvtier.router.choose.parts import Backend, Indexer
 from kvtier.router.scorers.precise_prefix_cache import PLUGIN
 from tests.router.cases import INDEX, candidate, context, made, request
 

@@ -3,7 +3,7 @@
 import pytest
 from obstore.store import S3Store
 
-from kvtier.testing.matrix import suite
+from kvtier_bench.faults import suite
 
 
 @pytest.mark.parametrize("name", ["bucket/read/folder removed", "bucket/write/over-long"])

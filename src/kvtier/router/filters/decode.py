@@ -6,8 +6,8 @@ Those without the label stay: they do everything.
 from collections.abc import Sequence
 from typing import Final
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
 
 ROLE: Final = "llm-d.ai/role"
 _DECODING: Final = frozenset({None, "decode", "both", "prefill-decode", "encode-prefill-decode"})

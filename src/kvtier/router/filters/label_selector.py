@@ -8,8 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
 
 
 class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

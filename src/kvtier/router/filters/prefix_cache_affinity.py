@@ -11,9 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
-from kvtier.router.tiers import match_of
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose.tier_names import match_of
 
 
 class PrefixCacheAffinity:

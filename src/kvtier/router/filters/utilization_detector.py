@@ -9,8 +9,8 @@ serve. Whether the whole fleet is saturated: `saturation`, the mean over the end
 from collections.abc import Sequence
 
 from kvtier.errors import InvalidSettings
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Endpoint, Request
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Endpoint, Request
 from kvtier.settings.sizes import parse_duration
 
 

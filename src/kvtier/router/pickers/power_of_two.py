@@ -6,8 +6,8 @@ fewest requests of all, it does not send everything to one endpoint while counts
 
 from collections.abc import Sequence
 
-from kvtier.router import ordering, parts
-from kvtier.router.base import Candidate, Request
+from kvtier.router.choose import ordering, parts
+from kvtier.router.choose.base import Candidate, Request
 
 
 class PowerOfTwo:

@@ -9,9 +9,9 @@ one with the fewest.
 import statistics
 from collections.abc import Sequence
 
-from kvtier.router import ordering, parts
-from kvtier.router.base import Candidate, Request
-from kvtier.router.tiers import match_of
+from kvtier.router.choose import ordering, parts
+from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose.tier_names import match_of
 
 
 class PrefixCachePicker:

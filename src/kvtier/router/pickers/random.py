@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from kvtier.router import ordering, parts
-from kvtier.router.base import Candidate, Request
+from kvtier.router.choose import ordering, parts
+from kvtier.router.choose.base import Candidate, Request
 
 
 class RandomPicker:

@@ -9,8 +9,8 @@ all alike where everybody scores 0.
 import math
 from collections.abc import Sequence
 
-from kvtier.router import ordering, parts
-from kvtier.router.base import Candidate, Request
+from kvtier.router.choose import ordering, parts
+from kvtier.router.choose.base import Candidate, Request
 
 
 class WeightedRandom:

@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kvtier.index.fleet.base import DEVICE, Match
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Endpoint, Request
-from kvtier.router.tiers import added_tokens, match_of
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Endpoint, Request
+from kvtier.router.choose.tier_names import added_tokens, match_of
 
 LOAD_BY_PREFILL: Final[Mapping[str, float]] = {
     "ram": 16.0,

@@ -6,8 +6,8 @@ loaded (0: no bound is known), else 0.
 
 from collections.abc import Sequence
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
 
 
 class LoraAffinity:

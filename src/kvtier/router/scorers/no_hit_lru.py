@@ -9,9 +9,9 @@ is sent, or who holds a prompt and is filtered away would stop the round.
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
-from kvtier.router.tiers import match_of
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose.tier_names import match_of
 
 
 class NoHitLRU:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kvtier.index.fleet.base import DEVICE
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
-from kvtier.router.tiers import added_tokens, match_of, tier_called
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose.tier_names import added_tokens, match_of, tier_called
 
 WEIGHTS: Final[Mapping[str, float]] = {
     DEVICE: 1.0,

@@ -11,9 +11,9 @@ need not be loaded from RAM.
 
 from collections.abc import Sequence
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
-from kvtier.router.tiers import match_of, tokens_in
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose.tier_names import match_of, tokens_in
 
 
 class PrefixCache:

@@ -5,9 +5,9 @@
 
 from collections.abc import Sequence
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
-from kvtier.router.scaling import least_is_best
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose.scaling import least_is_best
 
 
 class Queue:

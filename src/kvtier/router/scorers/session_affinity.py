@@ -13,8 +13,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Endpoint, Request
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Endpoint, Request
 
 _MOST_SESSIONS: Final = 65_536
 """The least recently used is forgotten beyond it: clients invent identifiers."""

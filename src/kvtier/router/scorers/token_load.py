@@ -5,8 +5,8 @@
 
 from collections.abc import Sequence
 
-from kvtier.router import parts
-from kvtier.router.base import Candidate, Request
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Request
 
 
 class TokenLoad:

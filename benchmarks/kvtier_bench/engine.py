@@ -1,0 +1,184 @@
+"""The engine benchmark: every contestant, every workload, round after round.
+
+How it keeps itself honest: one server at a time with equal flags; each round starts every
+contestant afresh, in an order that the round's seed shuffles; the workload's order is the
+same for all contestants of a round and differs between rounds; caches are emptied before
+each run; a warm-up precedes the first. The report is rewritten after every round, so that a
+run cut off keeps what it measured.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kvtier.clock import Clock, MonotonicClock, seeded
+from kvtier.errors import InvalidSettings
+from kvtier_bench.client import complete
+from kvtier_bench.lineup import LIMIT_BLOCKS, Contestant, lineup
+from kvtier_bench.progress import Steps
+from kvtier_bench.rows import Report, Row, report
+from kvtier_bench.runs import Run, RunSummary, median_summary, run_workload
+from kvtier_bench.server import Server, ServerSettings
+from kvtier_bench.verdict import Runs, workload_rows
+from kvtier_bench.workload import Encode, Prompt, Workload, build_prompts, distinct_prompts
+
+WARM_UP_LENGTHS = [1500, 700, 1100]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure. `scratch` holds logs and disk tiers; `peers` the other systems' specs."""
+
+    model: Path
+    workloads: list[Workload]
+    contestants: list[str]
+    rounds: int
+    seed: int
+    scratch: Path
+    peers: Path
+
+    def check(self) -> None:
+        """Raises InvalidSettings for a plan that could not give a fair comparison."""
+        known = lineup(self.scratch)
+        unknown = [name for name in self.contestants if name not in known]
+        if unknown:
+            raise InvalidSettings(f"unknown contestant {unknown[0]!r}: one of {', '.join(known)}")
+        sizes = {workload.device_blocks for workload in self.workloads}
+        if len(sizes) != 1:
+            raise InvalidSettings(
+                "the workloads of one comparison must be sized against one device cache; "
+                f"device_blocks are {sorted(sizes)}"
+            )
+        for workload in self.workloads:
+            if workload.working_set_blocks >= LIMIT_BLOCKS:
+                raise InvalidSettings(
+                    f"{workload.name} needs {workload.working_set_blocks} blocks, and the limit "
+                    f"row has only {LIMIT_BLOCKS}: use fewer groups or shorter prefixes"
+                )
+
+
+class Measurements:
+    """Runs by workload and contestant, growing round by round."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.runs: dict[str, Runs] = {workload.name: {} for workload in plan.workloads}
+
+    def add(self, workload: str, contestant: str, run: Run) -> None:
+        """Keep one round's run."""
+        self.runs[workload].setdefault(contestant, []).append(run)
+
+    def rows(self) -> list[Row]:
+        """Rows over the rounds so far."""
+        rows: list[Row] = []
+        for workload in self._plan.workloads:
+            fits = workload.working_set_ratio <= 1
+            ordered = self._ordered(self.runs[workload.name])
+            rows += workload_rows(workload.name, ordered, fits_device=fits)
+        return rows
+
+    def medians(self, workload: str) -> list[tuple[str, RunSummary]]:
+        """Title and medians of every contestant so far, in the line-up's order."""
+        titles = lineup(self._plan.scratch)
+        return [
+            (titles[name].title, median_summary([run.summary for run in runs]))
+            for name, runs in self._ordered(self.runs[workload]).items()
+        ]
+
+    def report(self) -> Report:
+        """Rows, and every run's numbers behind them."""
+        details: dict[str, Any] = {
+            "workloads": [msgspec.to_builtins(workload) for workload in self._plan.workloads],
+            "rounds_planned": self._plan.rounds,
+            "seed": self._plan.seed,
+            "runs": {
+                workload: {
+                    name: [msgspec.to_builtins(run.summary) for run in runs]
+                    for name, runs in by_name.items()
+                }
+                for workload, by_name in self.runs.items()
+            },
+        }
+        return report("engine", self.rows(), details)
+
+    def _ordered(self, runs: Runs) -> Runs:
+        return {name: runs[name] for name in lineup(self._plan.scratch) if name in runs}
+
+
+def measure(
+    plan: Plan,
+    encode: Encode,
+    steps: Steps,
+    keep: Callable[[Measurements], None],
+    clock: Clock | None = None,
+) -> Measurements:
+    """Run the whole plan; `keep` is called after every round."""
+    plan.check()
+    clock = clock or MonotonicClock()
+    measurements = Measurements(plan)
+    for round_number in range(plan.rounds):
+        seed = plan.seed + round_number
+        orders = {each.name: _orders(each, encode, seed) for each in plan.workloads}
+        order = list(plan.contestants)
+        seeded(seed).shuffle(order)
+        for name in order:
+            title = f"round {round_number + 1}: {name}"
+            with steps.step(title):
+                _measure_contestant(plan, name, orders, encode, steps, measurements, clock)
+        keep(measurements)
+    return measurements
+
+
+def _measure_contestant(
+    plan: Plan,
+    name: str,
+    orders: dict[str, list[list[Prompt]]],
+    encode: Encode,
+    steps: Steps,
+    measurements: Measurements,
+    clock: Clock,
+) -> None:
+    plan.scratch.mkdir(parents=True, exist_ok=True)
+    # A disk tier that survives restarts must not bring a round's blocks into the next.
+    with (
+        tempfile.TemporaryDirectory(dir=plan.scratch, prefix="disk-") as disk,
+        Server(server_settings(plan, lineup(Path(disk).resolve())[name])) as server,
+    ):
+        server.start(steps.tell)
+        warm_up(server, encode)
+        for workload in plan.workloads:
+            for prompts in orders[workload.name]:
+                steps.tell(f"{workload.name}: {workload.requests} requests")
+                server.forget_everything()
+                run = run_workload(server, workload, prompts, clock=clock)
+                measurements.add(workload.name, name, run)
+
+
+def _orders(workload: Workload, encode: Encode, seed: int) -> list[list[Prompt]]:
+    """Each run of the round has an order of its own, the same for every contestant."""
+    first = seed * workload.runs_per_round
+    return [
+        build_prompts(workload, encode, first + number) for number in range(workload.runs_per_round)
+    ]
+
+
+def server_settings(plan: Plan, contestant: Contestant) -> ServerSettings:
+    """The contestant's server: equal to all others but for its connector and device cache."""
+    return ServerSettings(
+        model=plan.model,
+        device_blocks=contestant.device_blocks or plan.workloads[0].device_blocks,
+        log=plan.scratch / f"{contestant.name}.log",
+        kv_transfer=contestant.kv_transfer,
+        python_path=(plan.peers.resolve(),) if contestant.needs_peers else (),
+    )
+
+
+def warm_up(server: Server, encode: Encode, lengths: Sequence[int] = WARM_UP_LENGTHS) -> None:
+    """Every path once before anything is timed: prefill, decode, save, device hit, load."""
+    for prompt in distinct_prompts(encode, list(lengths)):
+        complete(server.endpoint, prompt, output_len=8, salt="warm-up")
+        complete(server.endpoint, prompt, output_len=8, salt="warm-up")
+        server.forget_device()
+        complete(server.endpoint, prompt, output_len=8, salt="warm-up")

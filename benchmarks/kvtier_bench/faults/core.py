@@ -1,0 +1,158 @@
+"""The core of the cache above a tier under one fault: requests ask, wait, load and save.
+
+What an engine sees: no call of `TieredCache` raises or takes long, no request waits past its
+deadline, and every byte loaded is right. RAM is small, so that loads come from the tier; after
+some requests the process begins anew, so that RAM is empty and breakers are closed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+import numpy as np
+
+from kvtier import plugins
+from kvtier.blocks.key import BlockKey
+from kvtier.cache.core import TieredCache
+from kvtier.cache.residency import Residency
+from kvtier.clock import MonotonicClock, perf_s
+from kvtier.index.local import Presence
+from kvtier.memory.arena import Arena
+from kvtier.tiers.base import Move
+from kvtier.transfer.engine import TransferEngine
+from kvtier_bench.faults.faults import Fault
+from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, Place
+from kvtier_bench.faults.tally import DEADLINE_S, Swallowed, Tally
+
+_RATE: Final = 0.08
+_PROMOTE_S: Final = 0.05
+_REQUESTS: Final = 30
+"""Of one life of the process."""
+_RAM_SLOTS: Final = 16
+_PAUSE_S: Final = 0.0005
+
+_Result = TypeVar("_Result")
+
+
+class _Life:
+    """One process: a cache over a tier that was just opened."""
+
+    def __init__(self, place: Place, fault: Fault, tally: Tally) -> None:
+        self._faults = place.faults
+        self._tally = tally
+        self._clock = MonotonicClock()
+        self._tier = place.open()
+        capacity = self._tier.capabilities.capacity_blocks
+        policy = plugins.load("eviction", "lru")
+        admission = plugins.load("admission", "always")
+        residency = Residency(
+            Arena.create(_RAM_SLOTS, LAYOUT.slot_bytes),
+            ["ram", self._tier.capabilities.name],
+            [policy(capacity_rows=_RAM_SLOTS), policy(capacity_rows=capacity)],
+        )
+        engine = TransferEngine([self._tier], LAYOUT.slot_bytes, 64, hang_s=_PROMOTE_S)
+        admissions = [admission(), admission()]
+        self.cache = TieredCache(residency, [self._tier], admissions, engine, _PROMOTE_S)
+        self._faults.arm(fault, _RATE)
+
+    def serve(self, number: int) -> None:
+        """One request: what the cache has is loaded, the rest is saved."""
+        chain = CHAIN_KEYS[self._faults.pick(len(CHAIN_KEYS))]
+        keys, name = chain[: 1 + self._faults.pick(len(chain))], f"request-{number}"
+        self._call(lambda: self.cache.ask(name, keys))
+        found = self._wait(name, keys)
+        self._tally.outcomes["READY"] += len(found)
+        self._tally.outcomes["ABSENT"] += len(keys) - len(found)
+        if found:
+            self._load(name, found)
+        self._call(lambda: self.cache.forget(name))
+        self._save(keys)
+        self._step()
+        resident = self.cache.resident_blocks
+        for held, capacity in zip(resident, self.cache.capacity_blocks, strict=True):
+            self._tally.known(held, capacity)
+
+    def end(self) -> None:
+        """Let go what hangs and close. The store keeps what it has."""
+        self._faults.disarm()
+        self._step()
+        try:
+            self.cache.check()
+        except AssertionError as error:
+            self._tally.fails(repr(error))
+        self._timed(lambda: self.cache.close(drain_s=1.0))
+
+    def _wait(self, name: str, keys: Sequence[BlockKey]) -> list[BlockKey]:
+        """The leading blocks that are ready, once nothing is worth waiting for."""
+        began_s = perf_s()
+        while True:
+            self._step()
+            found: list[BlockKey] = []
+            is_settled = True
+            for key in keys:
+                presence = self._timed(lambda key=key: self.cache.presence(name, key))  # type: ignore[misc]
+                if presence is None or presence is Presence.ABSENT:
+                    break
+                is_settled &= presence is Presence.READY
+                found.append(key)
+            if is_settled:
+                return found
+            if perf_s() - began_s > DEADLINE_S:
+                self._tally.hangs += 1
+                return []
+            self._timed(lambda found=found: self.cache.ask(name, found))  # type: ignore[misc]
+            self._call(lambda found=found: self.cache.promote(name, found))  # type: ignore[misc]
+            self._clock.sleep(_PAUSE_S)
+
+    def _load(self, name: str, keys: Sequence[BlockKey]) -> None:
+        load = self._call(lambda: self.cache.begin_load(name, keys))
+        if load is None:
+            self._tally.fails("what is ready is not given")
+            return
+        for key, slot in zip(load.keys, load.slots, strict=True):
+            self._tally.given(Move(key, self.cache.arena.view(slot)))
+        self._timed(lambda: self.cache.end_load(load))
+
+    def _save(self, keys: Sequence[BlockKey]) -> None:
+        save = self._call(lambda: self.cache.begin_save(keys, [None, *keys[:-1]]))
+        if save is None:
+            self._tally.outcomes["NO ROOM"] += 1
+            return
+        for key, slot in zip(save.keys, save.slots, strict=True):
+            np.copyto(self.cache.arena.view(slot), SLOTS[key])
+        self._timed(lambda: self.cache.end_save(save))
+
+    def _step(self) -> None:
+        now_s = self._clock.now_s()
+        self._timed(lambda: self.cache.step(now_s))
+        self._timed(self.cache.take_events)
+
+    def _call(self, verb: Callable[[], _Result]) -> _Result | None:
+        """A call of an engine that counts as an operation."""
+        self._tally.operations += 1
+        return self._timed(verb)
+
+    def _timed(self, verb: Callable[[], _Result]) -> _Result | None:
+        began_s = perf_s()
+        try:
+            return verb()
+        except Exception as error:  # whatever it is, it may not come out
+            self._tally.fails(repr(error))
+            return None
+        finally:
+            self._tally.hangs += perf_s() - began_s > DEADLINE_S
+
+
+def run_core(place: Place, fault: Fault, operations: int) -> Tally:
+    """The counts of at least `operations` calls of a cache. Raises OSError at no fault of ours."""
+    tally = Tally()
+    number = 0
+    while tally.operations < operations:
+        life = _Life(place, fault, tally)
+        with Swallowed(tally):
+            for _ in range(_REQUESTS):
+                life.serve(number)
+                number += 1
+                if tally.operations >= operations:
+                    break
+            life.end()
+    return tally

@@ -1,0 +1,156 @@
+"""Where the tiers under test keep their segments, and the blocks that they are given.
+
+Small blocks of which every byte follows from the key, in a few chains with common beginnings,
+so that what comes back can be judged by itself.
+"""
+
+import hashlib
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from kvtier.blocks.checksum import Checksum
+from kvtier.blocks.key import BlockKey
+from kvtier.blocks.layout import BlockLayout
+from kvtier.clock import unique_id
+from kvtier.testing.memory_store import MemoryStore
+from kvtier.testing.spaces import sample_space
+from kvtier.tiers.base import Buffer
+from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.store import Store
+from kvtier.tiers.shared.tier import StoreTier
+from kvtier_bench.faults.faults import Faults
+from kvtier_bench.faults.files import FaultyFiles
+from kvtier_bench.faults.store import FaultyStore
+
+LAYOUT: Final = BlockLayout(block_bytes=1000, tokens_per_block=16)
+SPACE: Final = sample_space(block_bytes=1000)
+CHAINS: Final = 12
+CHAIN_BLOCKS: Final = 8
+KNOWN_BLOCKS: Final = 24
+_TRUNK_BLOCKS: Final = 2
+_SEGMENT_BLOCKS: Final = 2
+
+
+def _chain(number: int) -> list[BlockKey]:
+    """Chains of one remainder by three begin alike."""
+    names = [
+        (number % 3, 0 if depth < _TRUNK_BLOCKS else 1 + number, depth)
+        for depth in range(CHAIN_BLOCKS)
+    ]
+    return [BlockKey(hashlib.sha256(bytes(name)).digest() + bytes(4)) for name in names]
+
+
+def _slot(key: BlockKey) -> Buffer:
+    slot = aligned_buffer(LAYOUT.slot_bytes)
+    slot[: LAYOUT.block_bytes] = np.frombuffer(
+        hashlib.shake_128(key).digest(LAYOUT.block_bytes), np.uint8
+    )
+    return slot
+
+
+CHAIN_KEYS: Final = [_chain(number) for number in range(CHAINS)]
+SLOTS: Final = {key: _slot(key) for chain in CHAIN_KEYS for key in chain}
+
+
+def is_right(key: BlockKey, buffer: Buffer) -> bool:
+    """Whether the payload in `buffer` is that of `key`."""
+    size = LAYOUT.block_bytes
+    return np.array_equal(buffer[:size], SLOTS[key][:size])
+
+
+class Place(Protocol):
+    """A store with faults below it, on which any number of tiers may be opened."""
+
+    name: str
+    faults: Faults
+
+    def open(self) -> StoreTier:
+        """Another engine's tier. Raises OSError and InvalidSettings."""
+        ...
+
+    def clean(self) -> None:
+        """Remove what is there; nothing is open any more."""
+        ...
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether what is open must be opened again: the folder itself is gone."""
+        ...
+
+
+def _tier(place: Place, store: Store, checksum: Checksum | None) -> StoreTier:
+    return StoreTier(
+        place.name,
+        store,
+        LAYOUT,
+        SPACE,
+        segment_blocks=_SEGMENT_BLOCKS,
+        io_threads=2,
+        checksum=checksum,
+        known_blocks=KNOWN_BLOCKS,
+        recheck_s=0.01,
+        clock=place.faults.clock,
+    )
+
+
+class FolderPlace:
+    """A folder of its own below `scratch`."""
+
+    name = "folder"
+
+    def __init__(self, scratch: Path, faults: Faults, checksum: Checksum | None = None) -> None:
+        self.faults = faults
+        self._root = scratch / f"faults-{unique_id()[:12]}"
+        self._checksum = checksum
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the folder was removed."""
+        return not self._root.exists()
+
+    def open(self) -> StoreTier:
+        """Makes the folder if need be."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = PosixStore(
+            self._root,
+            direct="auto",
+            files=FaultyFiles(self.faults, self._root),
+            clock=self.faults.clock,
+        )
+        return _tier(self, store, self._checksum)
+
+    def clean(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+class ObjectPlace:
+    """A store of whole objects: one in RAM, or a bucket's."""
+
+    def __init__(
+        self,
+        name: str,
+        faults: Faults,
+        store: Store | None = None,
+        checksum: Checksum | None = None,
+    ) -> None:
+        self.name = name
+        self.faults = faults
+        self.is_lost = False
+        self._inner = store or MemoryStore()
+        self._checksum = checksum
+
+    def open(self) -> StoreTier:
+        """On the same objects."""
+        return _tier(self, FaultyStore(self._inner, self.faults), self._checksum)
+
+    def clean(self) -> None:
+        """Remove every object, as far as the store lets us."""
+        with suppress(OSError):
+            for entry in self._inner.list("").entries:
+                self._inner.remove(entry.name)

@@ -1,0 +1,191 @@
+"""All cells of the fault matrix, as rows of a report and as a table.
+
+A row's value is the number of things that must not be: wrong bytes, hangs, exceptions, blocks
+known above the bound. It is met at zero, and only if its fault really happened.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from kvtier.clock import perf_s, unique_id
+from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.shared.store import Store
+from kvtier_bench.faults.cell import VERBS, run_cell
+from kvtier_bench.faults.core import run_core
+from kvtier_bench.faults.faults import Fault, Faults
+from kvtier_bench.faults.places import FolderPlace, ObjectPlace, Place
+from kvtier_bench.faults.tally import Tally
+from kvtier_bench.progress import Steps
+from kvtier_bench.rows import Row, report, write_report
+
+OPERATIONS: Final = 120_000
+_CORE_SHARE: Final = 0.25
+_BUCKET_OPERATIONS: Final = 60
+"""Of one cell on a real server, where each costs milliseconds."""
+
+Open = Callable[[Faults], Place]
+
+
+class FaultRow(Row, frozen=True, kw_only=True):
+    """`name` is tier/verb/fault. `value` sums up what must be zero."""
+
+    operations: int
+    wrong_bytes: int
+    hangs: int
+    exceptions: int
+    over_bound: int
+    faults: int
+    """Times that the fault struck."""
+    outcomes: dict[str, int]
+    """Blocks by what became of them, and what else is counted by the name it has."""
+
+
+class _Cell(NamedTuple):
+    name: str
+    fault: Fault
+    open: Open
+    perform: Callable[[Place], Tally]
+
+
+def run(
+    json_path: Path | None,
+    scratch: Path,
+    console: Console,
+    *,
+    seed: int = 1,
+    operations: int = OPERATIONS,
+    bucket: str | None = None,
+) -> list[FaultRow]:
+    """Run every cell, print the table, write the report. About a millisecond an operation.
+
+    `bucket`: url of a bucket for a smaller run on a real server; the environment names it.
+    Raises InvalidSettings where it cannot be used.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    began_s = perf_s()
+    rows: list[FaultRow] = []
+    cells = list(_cells(scratch, operations))
+    store = _open_bucket(bucket) if bucket else None
+    if store is not None:
+        cells += _bucket_cells(store)
+    steps = Steps(console, len({_title(cell) for cell in cells}))
+    for title in dict.fromkeys(map(_title, cells)):
+        with steps.step(title):
+            for number, cell in enumerate(cells):
+                if _title(cell) == title:
+                    steps.tell(cell.name)
+                    rows.append(run_one(cell, 1000 * seed + number))
+    if store is not None:
+        store.close()
+    console.print(fault_table(rows))
+    console.print(verdict(rows))
+    if json_path is not None:
+        details = {"seed": seed, "seconds": round(perf_s() - began_s, 1), **_totals(rows)}
+        write_report(json_path, report("faults", rows, details))
+    return rows
+
+
+def run_one(cell: _Cell, seed: int) -> FaultRow:
+    """One row."""
+    faults = Faults(seed)
+    place = cell.open(faults)
+    try:
+        tally = cell.perform(place)
+    finally:
+        faults.disarm()
+        place.clean()
+    return row(cell.name, tally, faults.happened)
+
+
+def row(name: str, tally: Tally, happened: int) -> FaultRow:
+    """The verdict follows from the counts."""
+    bad = tally.wrong_bytes + tally.hangs + tally.exceptions + tally.over_bound
+    return FaultRow(
+        name=name,
+        value=bad,
+        unit="violations",
+        target="<= 0",
+        met=bad == 0 and happened > 0,
+        note=tally.first_exception or ("" if happened else "the fault never struck"),
+        operations=tally.operations,
+        wrong_bytes=tally.wrong_bytes,
+        hangs=tally.hangs,
+        exceptions=tally.exceptions,
+        over_bound=tally.over_bound,
+        faults=happened,
+        outcomes=dict(sorted((+tally.outcomes).items())),
+    )
+
+
+def fault_table(rows: Sequence[FaultRow]) -> Table:
+    """A line a row."""
+    table = Table(title="fault matrix", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("tier/verb/fault")
+    counts = ("operations", "faults", "wrong_bytes", "hangs", "exceptions", "over_bound")
+    for heading in counts:
+        table.add_column(heading.replace("_", " "), justify="right")
+    table.add_column("outcomes")
+    table.add_column("")
+    for each in rows:
+        outcomes = " ".join(f"{name.lower()} {count}" for name, count in each.outcomes.items())
+        numbers = [str(getattr(each, name)) for name in counts]
+        table.add_row(each.name, *numbers, outcomes, "met" if each.met else "[red]missed[/red]")
+    return table
+
+
+def verdict(rows: Sequence[FaultRow]) -> str:
+    """The sums in one line."""
+    totals = " ".join(f"{name} {count}" for name, count in _totals(rows).items())
+    missed = sum(not each.met for each in rows)
+    return f"{len(rows)} rows, {missed} missed: {totals}"
+
+
+def _totals(rows: Sequence[FaultRow]) -> dict[str, int]:
+    names = ("operations", "faults", "wrong_bytes", "hangs", "exceptions", "over_bound")
+    return {name: sum(getattr(each, name) for each in rows) for name in names}
+
+
+def _title(cell: _Cell) -> str:
+    return cell.name.rpartition("/")[0]
+
+
+def _cells(scratch: Path, operations: int) -> Iterator[_Cell]:
+    """On a folder and on objects: the verbs of the tier, then the core above it."""
+    places: dict[str, Open] = {
+        "folder": lambda faults: FolderPlace(scratch, faults),
+        "object": lambda faults: ObjectPlace("object", faults),
+    }
+    on_core = max(1, round(operations * _CORE_SHARE / (len(places) * len(Fault))))
+    cells = len(places) * len(VERBS) * len(Fault)
+    on_verb = max(1, -(-(operations - on_core * len(places) * len(Fault)) // cells))
+    for name, place in places.items():
+        yield from _verb_cells(name, place, on_verb)
+        for fault in Fault:
+            perform = partial(run_core, fault=fault, operations=on_core)
+            yield _Cell(f"{name}/core/{fault.value}", fault, place, perform)
+
+
+def _verb_cells(name: str, place: Open, operations: int) -> Iterator[_Cell]:
+    for verb in VERBS:
+        for fault in Fault:
+            perform = partial(run_cell, verb=verb, fault=fault, operations=operations)
+            yield _Cell(f"{name}/{verb}/{fault.value}", fault, place, perform)
+
+
+def _open_bucket(url: str) -> ObjectStore:
+    """A prefix of our own: the cells remove whatever they find in their store."""
+    store = ObjectStore(f"{url.rstrip('/')}/faults-{unique_id()[:12]}")
+    store.check()
+    return store
+
+
+def _bucket_cells(store: Store) -> Iterator[_Cell]:
+    yield from _verb_cells(
+        "bucket", lambda faults: ObjectPlace("bucket", faults, store), _BUCKET_OPERATIONS
+    )

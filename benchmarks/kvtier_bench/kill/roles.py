@@ -1,0 +1,198 @@
+"""What the processes of a kill run do until they are killed.
+
+Writers write chains that others write at the same moment, and log what was published, each in
+a file of its own, after the tier has said so. Readers read all the time and judge every byte.
+Evictors keep a bound that is never reached, and sweep. All of them meet on `Board`, memory that
+outlives them. A role ends by itself only where its parent is gone.
+"""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from kvtier.blocks.key import BlockKey
+from kvtier.blocks.layout import BlockLayout
+from kvtier.clock import seeded
+from kvtier.evictor.budget import Mark, Marks
+from kvtier.evictor.evictor import Evictor
+from kvtier.evictor.options import Options
+from kvtier.tiers.base import Buffer, Move, Outcome
+from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.posix import PosixStore
+from kvtier_bench.micro.parts import SPACE
+
+if TYPE_CHECKING:
+    from random import Random  # noqa: TID251  # the type of what `seeded` gives
+
+LAYOUT: Final = BlockLayout(block_bytes=4000, tokens_per_block=16)
+CHAIN_BLOCKS: Final = 6
+_SEGMENT_BLOCKS: Final = 4
+_CONTESTED: Final = 8
+"""Writers choose among this many of the newest chains, so that they meet."""
+_READS_A_TIER: Final = 200
+"""Then a new one, which knows nothing."""
+_OLD_SHARE: Final = 0.3
+_BOUND_BYTES: Final = 1 << 40
+_LEASE_S: Final = 4.0
+_ORPHAN_S: Final = 20.0
+_SWEEP_S: Final = 1.0
+_PASS_S: Final = 0.25
+
+
+class Board:
+    """Counters in memory that all processes share.
+
+    Where several count at once a few are lost; what a verdict rests on one reader counts alone.
+    """
+
+    FIELDS: Final = (
+        "chains",
+        "done",
+        "failed",
+        "reads",
+        "read_blocks",
+        "wrong",
+        "corrupt",
+        "passes",
+    )
+
+    def __init__(self) -> None:
+        self._counts = np.frombuffer(mmap.mmap(-1, 8 * len(self.FIELDS)), np.int64)
+
+    def add(self, field: str, count: int = 1) -> None:
+        """Count."""
+        self._counts[self.FIELDS.index(field)] += count
+
+    def __getitem__(self, field: str) -> int:
+        """The count."""
+        return int(self._counts[self.FIELDS.index(field)])
+
+
+class Life(NamedTuple):
+    """One life of one process."""
+
+    folder: Path
+    board: Board
+    number: int
+    """Of the process among those of its role."""
+    seed: int
+    goes_on: Callable[[], bool]
+    """Whether there is still somebody to work for."""
+
+
+def chain_keys(chain: int) -> list[BlockKey]:
+    """The keys of a chain's blocks."""
+    names = (b"%d/%d" % (chain, depth) for depth in range(CHAIN_BLOCKS))
+    return [BlockKey(hashlib.sha256(name).digest() + bytes(4)) for name in names]
+
+
+def payload(key: BlockKey) -> Buffer:
+    """The bytes of a block: all of them follow from the key."""
+    return np.frombuffer(hashlib.shake_128(key).digest(LAYOUT.block_bytes), np.uint8)
+
+
+def open_tier(folder: Path) -> FolderTier:
+    """As an engine would, with what survives a power cut."""
+    return FolderTier(
+        folder / "kv", LAYOUT, SPACE, segment_blocks=_SEGMENT_BLOCKS, durability="fsync"
+    )
+
+
+def log_path(folder: Path, number: int) -> Path:
+    """What writer `number` was told is published: one chain and a count of blocks a line."""
+    return folder / f"published-{number}.log"
+
+
+def write(life: Life) -> None:
+    """Publish chains, old and new ones, and log them."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    log = os.open(log_path(life.folder, life.number), flags, 0o600)
+    try:
+        with closing(open_tier(life.folder)) as tier:
+            rng, room = seeded(life.seed), _room()
+            while life.goes_on():
+                _publish(tier, life.board, rng, room, log)
+    finally:
+        os.close(log)
+
+
+def _publish(tier: FolderTier, board: Board, rng: "Random", room: Buffer, log: int) -> None:
+    """One chain; what is logged is what the tier has said is there, and nothing earlier."""
+    board.add("chains", rng.randrange(2))
+    chain = max(0, board["chains"] - rng.randrange(_CONTESTED))
+    keys = chain_keys(chain)[: rng.randint(1, CHAIN_BLOCKS)]
+    for i, key in enumerate(keys):
+        room[i, : LAYOUT.block_bytes] = payload(key)
+    moves = [Move(key, room[i]) for i, key in enumerate(keys)]
+    outcomes = tier.write_from(moves, [None, *keys[:-1]])
+    done = 0
+    while done < len(outcomes) and outcomes[done] is Outcome.DONE:
+        done += 1
+    board.add("done", done)
+    board.add("failed", len(keys) - done)
+    if done:
+        os.write(log, b"%d %d\n" % (chain, done))
+
+
+def read(life: Life) -> None:
+    """Read what others write, the newest above all, and judge it."""
+    rng, board = seeded(life.seed), life.board
+    room = _room()
+    while life.goes_on():
+        with closing(open_tier(life.folder)) as tier:
+            for _ in range(_READS_A_TIER):
+                newest = board["chains"]
+                chain = max(0, newest - rng.randrange(_CONTESTED))
+                if rng.random() < _OLD_SHARE:
+                    chain = rng.randrange(newest + 1)
+                keys = chain_keys(chain)
+                tier.find(keys)
+                room[:] = 0xEE
+                moves = [Move(key, room[i]) for i, key in enumerate(keys)]
+                count(board, moves, tier.read_into(moves))
+
+
+def count(board: Board, moves: list[Move], outcomes: list[Outcome]) -> None:
+    """What a read gave: wrong is what is DONE and not what was written under the key."""
+    board.add("reads")
+    for move, outcome in zip(moves, outcomes, strict=True):
+        board.add("corrupt", outcome is Outcome.CORRUPT)
+        if outcome is Outcome.DONE:
+            board.add("read_blocks")
+            right = np.array_equal(move.buffer[: LAYOUT.block_bytes], payload(move.key))
+            board.add("wrong", not right)
+
+
+def evict(life: Life) -> None:
+    """Take shards, scan and sweep; the bound is too large to be reached."""
+    options = Options(
+        marks=Marks(Mark(_BOUND_BYTES, _BOUND_BYTES)),
+        orphan_s=_ORPHAN_S,
+        sweep_s=_SWEEP_S,
+        lease_s=_LEASE_S,
+    )
+    store = PosixStore(life.folder / "kv", direct="never")
+    with closing(store):
+        evictor = Evictor(store, options)
+        while life.goes_on():
+            evictor.run_once()
+            life.board.add("passes")
+            evictor.wait(_PASS_S)
+
+
+ROLES: Final[Mapping[str, Callable[[Life], None]]] = {
+    "writer": write,
+    "evictor": evict,
+    "reader": read,
+}
+
+
+def _room() -> Buffer:
+    return aligned_buffer(CHAIN_BLOCKS * LAYOUT.slot_bytes).reshape(-1, LAYOUT.slot_bytes)

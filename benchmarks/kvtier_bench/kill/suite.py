@@ -1,0 +1,179 @@
+"""Kill -9 at random moments, and what is left afterwards.
+
+At the end every block that any writer logged as published is read by a new process and has to
+be right; orphaned temporary files are counted, removed as a sweep does, and looked for again.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from kvtier.clock import MonotonicClock, perf_s, seeded, unique_id
+from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.posix import PosixStore
+from kvtier_bench.kill.processes import Cast
+from kvtier_bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
+from kvtier_bench.rows import Row, Target, measured, report, write_report
+
+KILLS: Final = 300
+CAST: Final = ("writer",) * 4 + ("evictor",) * 2 + ("reader",)
+MORTAL: Final = ("writer", "evictor")
+"""Roles that are killed; whoever reads sees it all."""
+_PAUSE_S: Final = (0.02, 0.4)
+_NONE: Final = Target("<=", 0)
+_TOLD_EVERY: Final = 50
+
+
+class Remains(NamedTuple):
+    """What is found when everybody is dead."""
+
+    published: int
+    lost: int
+    wrong: int
+    orphans: int
+    orphans_left: int
+    quarantined: int
+
+
+def run(
+    json_path: Path | None,
+    scratch: Path,
+    console: Console,
+    *,
+    seed: int = 1,
+    kills: int = KILLS,
+    cast: Sequence[str] = CAST,
+    pause_s: tuple[float, float] = _PAUSE_S,
+) -> list[Row]:
+    """Kill `kills` times, verify, print and write the report.
+
+    Costs a third of a second and 10 MB of `scratch` for each kill. Leaves nothing in `scratch`
+    unless something was wrong; then the folder stays for a look.
+    """
+    folder = scratch / f"kill-{unique_id()[:12]}"
+    folder.mkdir(parents=True, mode=0o700)
+    began_s = perf_s()
+    board = Board()
+    failures = kill(folder, board, console, seed=seed, kills=kills, cast=cast, pause_s=pause_s)
+    remains = examine(folder, [i for i, role in enumerate(cast) if role == "writer"])
+    rows = verdicts(board, remains, kills, failures)
+    for each in rows:
+        mark = {True: "[green]met[/]    ", False: "[red]missed[/] ", None: "       "}[each.met]
+        console.print(f"{mark} {each.name}: {each.value:.0f} {each.unit} [dim]{each.note}[/]")
+    if json_path is not None:
+        details = {
+            "seed": seed,
+            "cast": list(cast),
+            "seconds": round(perf_s() - began_s, 1),
+            **{field: board[field] for field in Board.FIELDS},
+        }
+        write_report(json_path, report("kill", rows, details))
+    if all(each.met is not False for each in rows):
+        shutil.rmtree(folder)
+    return rows
+
+
+def kill(
+    folder: Path,
+    board: Board,
+    console: Console,
+    *,
+    seed: int,
+    kills: int,
+    cast: Sequence[str],
+    pause_s: tuple[float, float],
+) -> int:
+    """Kill and begin anew, `kills` times. Returns how many ended before they were killed."""
+    rng, clock = seeded(seed), MonotonicClock()
+    mortal = [number for number, role in enumerate(cast) if role in MORTAL]
+    processes = Cast(folder, board, cast, lambda: rng.getrandbits(32))
+    try:
+        for number in range(1, kills + 1):
+            clock.sleep(rng.uniform(*pause_s))
+            processes.kill(rng.choice(mortal))
+            if number % _TOLD_EVERY == 0:
+                console.print(
+                    f"{number} kills: {board['done']} blocks written, {board['read_blocks']} read, "
+                    f"{board['wrong']} wrong"
+                )
+    finally:
+        processes.end()
+    return processes.failures
+
+
+def published(folder: Path, writers: Sequence[int]) -> dict[int, int]:
+    """Blocks of each chain that some writer was told are published. A cut last line is none."""
+    lengths: dict[int, int] = {}
+    for number in writers:
+        path = log_path(folder, number)
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        for line in lines:
+            chain, blocks = (int(part) for part in line.split())
+            lengths[chain] = max(lengths.get(chain, 0), blocks)
+    return lengths
+
+
+def examine(folder: Path, writers: Sequence[int]) -> Remains:
+    """Read everything that was published, then sweep."""
+    total = lost = wrong = 0
+    tier = open_tier(folder)
+    for chain, blocks in published(folder, writers).items():
+        keys = chain_keys(chain)[:blocks]
+        room = aligned_buffer(blocks * LAYOUT.slot_bytes).reshape(blocks, LAYOUT.slot_bytes)
+        moves = [Move(key, room[i]) for i, key in enumerate(keys)]
+        total += blocks
+        tier.find(keys)  # a block in the middle of a segment is found by those before it
+        for move, outcome in zip(moves, tier.read_into(moves), strict=True):
+            is_right = np.array_equal(move.buffer[: LAYOUT.block_bytes], payload(move.key))
+            lost += outcome is not Outcome.DONE
+            wrong += outcome is Outcome.DONE and not is_right
+    tier.close()
+    store = PosixStore(folder / "kv", direct="never")
+    orphans = [each.name for each in store.temporaries()]
+    for name in orphans:
+        store.remove_temporary(name)
+    left = len(list(store.temporaries()))
+    quarantined = sum("/quarantine/" in each.name for each in store.occupied())
+    store.close()
+    return Remains(total, lost, wrong, len(orphans), left, quarantined)
+
+
+def verdicts(board: Board, remains: Remains, kills: int, failures: int) -> list[Row]:
+    """What must be zero, and that enough happened for it to mean something."""
+    return [
+        measured("kills", kills, "processes", target=Target(">=", KILLS)),
+        measured(
+            "published blocks that are lost",
+            remains.lost,
+            "blocks",
+            target=_NONE,
+            note=f"of {remains.published} published with fsync",
+        ),
+        measured(
+            "wrong bytes",
+            remains.wrong + board["wrong"],
+            "blocks",
+            target=_NONE,
+            note=f"of {board['read_blocks']} read meanwhile and {remains.published} at the end",
+        ),
+        measured(
+            "corrupt or quarantined",
+            board["corrupt"] + remains.quarantined,
+            "blocks",
+            target=_NONE,
+            note="a kill may leave nothing under a name that is not whole",
+        ),
+        measured(
+            "temporary files after a sweep",
+            remains.orphans_left,
+            "files",
+            target=_NONE,
+            note=f"of {remains.orphans} that the killed left since evictors last swept",
+        ),
+        measured("processes that ended by themselves", failures, "processes", target=_NONE),
+    ]

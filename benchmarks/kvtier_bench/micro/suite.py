@@ -1,0 +1,41 @@
+"""Runs every micro-benchmark, prints the rows as they come and writes them to a file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from kvtier_bench.micro.arena import measure_arena
+from kvtier_bench.micro.disk import measure_disk
+from kvtier_bench.micro.index import measure_index
+from kvtier_bench.micro.ram import measure_ram
+from kvtier_bench.micro.shared import measure_shared
+from kvtier_bench.rows import Row, report, write_report
+
+
+def run(json_path: Path | None, scratch: Path, console: Console) -> list[Row]:
+    """All rows. Takes about three minutes; the index of 10^7 blocks is most of it."""
+    rows: list[Row] = []
+    parts: list[tuple[str, Callable[[], list[Row]]]] = [
+        ("RAM tier", measure_ram),
+        ("disk tier", lambda: measure_disk(scratch)),
+        ("shared tier", lambda: measure_shared(scratch)),
+        ("arena", measure_arena),
+        ("index", measure_index),
+    ]
+    for title, measure in parts:
+        console.print(f"[bold]{title}[/bold]")
+        for row in measure():
+            rows.append(row)
+            console.print(describe(row))
+        if json_path is not None:
+            write_report(json_path, report("micro", rows))
+    return rows
+
+
+def describe(row: Row) -> str:
+    """One line: verdict, name, value, ratio, target, note."""
+    verdict = {True: "[green]met   [/]", False: "[red]missed[/]", None: "      "}[row.met]
+    ratio = f", ratio {row.ratio:.2f}" if row.ratio is not None else ""
+    target = f" (target {row.target})" if row.target else ""
+    return f"{verdict} {row.name}: {row.value:.3g} {row.unit}{ratio}{target} [dim]{row.note}[/]"

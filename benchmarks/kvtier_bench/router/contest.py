@@ -1,0 +1,223 @@
+"""Who takes part: routers as processes of their own before the same replicas.
+
+Each is started in a session of its own, waited for until it is healthy, and ended with all that
+it started. Routers are bound to one core where there are several, so that nobody is praised for
+using more; their clients and replicas have the others.
+"""
+
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kvtier.clock import MonotonicClock
+from kvtier_bench.processes import PROC, session_cpu_s, session_processes, stop_session
+from kvtier_bench.router.load import Order, Outcome
+from kvtier_bench.server import HOST, ServerFailed, free_port
+
+ROUND_ROBIN: Final = "kvtier route, round-robin"
+DEFAULT: Final = "kvtier route, default profile"
+PEER_ROUND_ROBIN: Final = "vllm-router, round_robin"
+PEER_CACHE_AWARE: Final = "vllm-router, cache_aware"
+PEER_KV_AWARE: Final = "vllm-router, kv_aware"
+PEER: Final = Path("build/peers/router/bin/vllm-router")
+"""Made by benchmarks/peers/router/install.sh."""
+
+_START_S: Final = 120.0
+_GRACE_S: Final = 5.0
+_CORES: Final = sorted(os.sched_getaffinity(0))
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_NO_FILE_NAME: Final = str.maketrans({" ": "-", ",": None, ":": "-"})
+
+
+class Router:
+    """One contestant that runs."""
+
+    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.port = port
+        self.process = process
+
+    def cpu_s(self) -> float:
+        """Of all its processes, so far."""
+        return session_cpu_s(self.process.pid)
+
+    def resident_bytes(self) -> int:
+        """Of all its processes."""
+        pids = [one.pid for one in session_processes(self.process.pid)]
+        pages = [int((PROC / str(pid) / "statm").read_text().split()[1]) for pid in pids]
+        return sum(pages) * _PAGE_BYTES
+
+
+class Load:
+    """A process of load that has been given its order."""
+
+    def __init__(self, order: Order) -> None:
+        self._process = _start([sys.executable, "-m", "kvtier_bench.router.load"])
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Outcome:
+        """The next thing it tells. Raises ServerFailed where it has ended instead."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ServerFailed("the load generator ended without an outcome")
+        return msgspec.json.decode(line, type=Outcome)
+
+    def go_on(self) -> None:
+        """Idle streams: look once more, then end."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+    def __enter__(self) -> "Load":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end(self._process)
+
+
+def contestants(peer: Path, scratch: Path, model: str = "m") -> dict[str, list[str]]:
+    """Commands by name; `{port}` is theirs to listen on, and replicas' flags come at the end.
+
+    The peer takes part where it is installed. `model`: the name that replicas serve.
+    """
+    own = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "route"]
+    own += ["--port", "{port}", "--drain", "0s"]
+    found = {ROUND_ROBIN: [*own, "--strategy", "round-robin"], DEFAULT: own}
+    if peer.exists():
+        other = [str(peer.absolute()), "--port", "{port}", "--host", HOST, "--log-level", "warning"]
+        other += ["--log-dir", str(scratch), "--max-concurrent-requests", "20000"]
+        other += ["--prometheus-port", "{metrics}", "--policy"]
+        found[PEER_ROUND_ROBIN] = [*other, "round_robin"]
+        found[PEER_CACHE_AWARE] = [*other, "cache_aware"]
+        found[PEER_KV_AWARE] = [*other, "kv_aware", "--kv-event-model", model]
+    return found
+
+
+@contextmanager
+def replicas(count: int) -> Iterator[list[int]]:
+    """Ports of so many replicas, in one process."""
+    process = _start([sys.executable, "-m", "kvtier_bench.router.replica", str(count)])
+    try:
+        assert process.stdout is not None
+        ports = [int(port) for port in process.stdout.readline().split()]
+        if len(ports) != count:
+            raise ServerFailed("the replicas did not start")
+        yield ports
+    finally:
+        _end(process)
+
+
+@contextmanager
+def routers(
+    commands: Mapping[str, Sequence[str]], ports: Sequence[int], scratch: Path
+) -> Iterator[list[Router]]:
+    """All of them before those replicas, on one core each."""
+    whole = {name: [*command, *_flags(command, ports)] for name, command in commands.items()}
+    with started(whole, scratch, _CORES[:1]) as running:
+        yield running
+
+
+@contextmanager
+def started(
+    commands: Mapping[str, Sequence[str]], scratch: Path, cores: Sequence[int] = ()
+) -> Iterator[list[Router]]:
+    """All of them, healthy; one that does not start is left out, and its log says why.
+
+    Bound to `cores`, where any are named.
+    """
+    with ExitStack() as stack:
+        yield [
+            router
+            for name, command in commands.items()
+            if (router := stack.enter_context(_router(name, command, scratch, cores))) is not None
+        ]
+
+
+def _flags(command: Sequence[str], ports: Sequence[int]) -> list[str]:
+    urls = [f"http://{HOST}:{one}" for one in ports]
+    if PEER.name not in command[0]:
+        return [part for url in urls for part in ("--replica", url)]
+    flags = ["--worker-urls", *urls]
+    if "kv_aware" in command:
+        for url in urls:
+            flags += ["--kv-event-source", f"{url}=tcp://{HOST}:{free_port()}"]
+    return flags
+
+
+@contextmanager
+def _router(
+    name: str, command: Sequence[str], scratch: Path, cores: Sequence[int]
+) -> Iterator[Router | None]:
+    port = free_port()
+    filled = [part.format(port=port, metrics=free_port()) for part in command]
+    with (scratch / f"{name.translate(_NO_FILE_NAME)}.log").open("wb") as log:
+        process = subprocess.Popen(
+            filled,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _bind(process, cores)
+    try:
+        yield Router(name, port, process) if _healthy(process, port) else None
+    finally:
+        stop_session(process, _GRACE_S)
+
+
+def _healthy(process: subprocess.Popen[bytes], port: int) -> bool:
+    clock = MonotonicClock()
+    deadline_s = clock.now_s() + _START_S
+    while process.poll() is None and clock.now_s() < deadline_s:
+        connection = http.client.HTTPConnection(HOST, port, timeout=2)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == http.client.OK:
+                return True
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        clock.sleep(0.1)
+    return False
+
+
+def _bind(process: subprocess.Popen[bytes], cores: Sequence[int]) -> None:
+    """At once after its start, before it has counted cores or made threads. No cores: any."""
+    if cores:
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, cores)
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    _bind(process, _CORES[1:])
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,287 @@
+"""The picker behind a real Envoy: what closing streams after the choice saves, and what is added.
+
+Envoy alone, with the picker that closes, with bodies buffered, closing although Envoy would show
+the answer, and with every chunk of the answer passed through the picker, in turns on one machine;
+CPU seconds come from /proc. Everything is
+asked and checked as by `load`. Run it as `python -m kvtier_bench.router.epp ENVOY`.
+"""
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from kvtier.clock import MonotonicClock, perf_s
+from kvtier.router.epp.envoy import Address, Wishes, bootstrap
+from kvtier_bench.processes import read_stat
+from kvtier_bench.router import answers, load, loop
+from kvtier_bench.rows import Row, Target, measured
+
+CLIENTS: Final = 32
+RATE: Final = 300
+"""Requests a second, where what is added is measured."""
+PATIENCE_S: Final = 20.0
+_KVTIER: Final = (sys.executable, "-c", "from kvtier.cli.main import main; main()")
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """How Envoy and the picker are set up."""
+
+    name: str
+    has_picker: bool = True
+    is_buffered: bool = False
+    shows_responses: bool = False
+    """By Envoy, in full duplex."""
+    is_observed: bool = False
+    """Whether the picker keeps streams open for that."""
+
+
+ALONE: Final = Way(name="Envoy alone", has_picker=False)
+CLOSING: Final = Way(name="closed after the choice")
+BUFFERED: Final = Way(name="closed, bodies buffered", is_buffered=True)
+CLOSING_DUPLEX: Final = Way(
+    name="full duplex both ways, closed after the choice", shows_responses=True
+)
+DUPLEX: Final = Way(name="full duplex", shows_responses=True, is_observed=True)
+WAYS: Final = (ALONE, CLOSING, BUFFERED, CLOSING_DUPLEX, DUPLEX)
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one run."""
+
+    picker_us: float
+    """CPU microseconds a request."""
+    envoy_us: float
+    p50_s: float
+    requests: int
+    wrong: int
+
+
+class Setting:
+    """One way, running. Its processes end with the stack that it was made with."""
+
+    def __init__(self, way: Way, stack: contextlib.ExitStack, envoy: str, replica: int) -> None:
+        self.way = way
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self._stack = stack
+        ports = _free_ports(5)
+        self.port, self._picker_port = ports[0], ports[1]
+        self._replica = Address("127.0.0.1", replica)
+        self._picker = self._start_picker(ports[2:4]) if way.has_picker else None
+        self._envoy = self._start_envoy(envoy, ports[4])
+
+    def run(self, first: int, seconds: float) -> Cost:
+        """`CLIENTS` clients, each with a stream of 64 chunks at a time."""
+        order = load.Order(
+            port=self.port, kind="chunks", clients=CLIENTS, seconds=seconds, first=first
+        )
+        before = self._cpu()
+        command = [sys.executable, "-m", "kvtier_bench.router.load"]
+        done = subprocess.run(
+            command, input=msgspec.json.encode(order) + b"\n", capture_output=True, check=True
+        )
+        after = self._cpu()
+        outcome = msgspec.json.decode(done.stdout.splitlines()[-1], type=load.Outcome)
+        count = max(1, outcome.requests)
+        picker, envoy = ((b - a) / count * 1e6 for a, b in zip(before, after, strict=True))
+        return Cost(
+            picker_us=picker,
+            envoy_us=envoy,
+            p50_s=outcome.p50_s,
+            requests=outcome.requests,
+            wrong=outcome.wrong + outcome.failed,
+        )
+
+    def _cpu(self) -> tuple[float, float]:
+        found = []
+        for process in (self._picker, self._envoy):
+            stat = read_stat(process.pid) if process is not None else None
+            found.append(stat.cpu_s if stat is not None else 0.0)
+        return found[0], found[1]
+
+    def _start_picker(self, ports: Sequence[int]) -> subprocess.Popen[bytes]:
+        command = [*_KVTIER, "epp", "--insecure", "--drain", "0s"]
+        command += ["--endpoint", f"http://{self._replica.host}:{self._replica.port}"]
+        command += ["--grpc-port", str(self._picker_port), "--grpc-health-port", str(ports[0])]
+        command += ["--metrics-port", str(ports[1])]
+        if self.way.is_observed:
+            command.append("--observe-responses")
+        return self._start("picker", command, lambda text: "listening on" in text)
+
+    def _start_envoy(self, envoy: str, admin: int) -> subprocess.Popen[bytes]:
+        wishes = Wishes(
+            listen=Address("127.0.0.1", self.port),
+            picker=Address("127.0.0.1", self._picker_port),
+            replicas=[self._replica],
+            admin=Address("127.0.0.1", admin),
+            is_secure=False,
+            is_buffered=self.way.is_buffered,
+            shows_responses=self.way.shows_responses,
+        )
+        config = bootstrap(wishes)
+        if not self.way.has_picker:
+            _without_picker(config)
+        path = self._folder / "envoy.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = [envoy, "-c", str(path), "--use-dynamic-base-id", "--concurrency", "1"]
+        process = self._start("envoy", command, lambda text: "starting main dispatch loop" in text)
+        # Its health checks of the picker have to have passed: it fails open before.
+        MonotonicClock().sleep(1.5)
+        return process
+
+    def _start(
+        self, name: str, command: Sequence[str], is_up: Callable[[str], bool]
+    ) -> subprocess.Popen[bytes]:
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out)
+        self._stack.callback(_stop, process)
+        end_s = perf_s() + PATIENCE_S
+        while not is_up(text := log.read_text(errors="replace")):
+            if process.poll() is not None or perf_s() > end_s:
+                raise RuntimeError(f"{name} did not start:\n{text[-2000:]}")
+            MonotonicClock().sleep(0.05)
+        return process
+
+
+async def pace(port: int, per_second: int, seconds: float) -> list[float]:
+    """Latencies of requests that come on time, whether the ones before are answered or not."""
+    free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    took: list[float] = []
+
+    async def one(number: int) -> None:
+        due_s = start_s + number / per_second
+        await asyncio.sleep(max(0.0, due_s - perf_s()))
+        reader, writer = free.pop() if free else await asyncio.open_connection("127.0.0.1", port)
+        writer.write(answers.question(number))
+        answer = load.Answer()
+        while not answer.done:
+            answer.feed(await reader.read(1 << 16))
+        took.append(perf_s() - due_s)
+        if answer.status != 200:
+            raise RuntimeError(f"request {number} was answered with {answer.status}")
+        free.append((reader, writer))
+
+    start_s = perf_s() + 0.05
+    await asyncio.gather(*(one(number) for number in range(int(per_second * seconds))))
+    for _, writer in free:
+        writer.close()
+    return took
+
+
+def measure_epp(envoy: str, rounds: int = 3, seconds: float = 2.0) -> list[Row]:
+    """All rows; `rounds * seconds` for each of five ways, and twice as much for latencies."""
+    costs: dict[Way, list[Cost]] = {way: [] for way in WAYS}
+    tails: dict[Way, list[float]] = {ALONE: [], CLOSING: []}
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(_replica())
+        settings = [Setting(way, stack, envoy, port) for way in WAYS]
+        for number in range(rounds + 1):
+            for setting in settings:
+                cost = setting.run(number * 1_000_000, seconds if number else 0.5)
+                if number:  # the first warms up
+                    costs[setting.way].append(cost)
+            for setting in settings:
+                if number and setting.way in tails:
+                    took = loop.run(pace(setting.port, RATE, seconds))
+                    tails[setting.way].append(_quantile(took, 0.99))
+    return [*_cpu_rows(costs), *_tail_rows(tails)]
+
+
+def _cpu_rows(costs: dict[Way, list[Cost]]) -> Iterator[Row]:
+    def median(way: Way, field: str) -> float:
+        found: float = statistics.median(getattr(cost, field) for cost in costs[way])
+        return found
+
+    for way in WAYS:
+        spread = [round(cost.picker_us) for cost in costs[way]]
+        wrong = sum(cost.wrong for cost in costs[way])
+        note = f"runs {spread}; wrong answers {wrong}; p50 {median(way, 'p50_s') * 1e3:.0f} ms"
+        duplex = None if way in (ALONE, DUPLEX) else median(DUPLEX, "picker_us")
+        target = Target("<=", 0.2) if way in (CLOSING, CLOSING_DUPLEX) else None
+        if way.has_picker:
+            yield measured(
+                f"picker, 64 chunks, {way.name}",
+                median(way, "picker_us"),
+                "us of CPU a request",
+                reference=duplex,
+                target=target,
+                note=note,
+            )
+        yield measured(
+            f"Envoy, 64 chunks, {way.name}",
+            median(way, "envoy_us"),
+            "us of CPU a request",
+            reference=None if way is ALONE else median(ALONE, "envoy_us"),
+            note=note,
+        )
+
+
+def _tail_rows(tails: dict[Way, list[float]]) -> Iterator[Row]:
+    alone, closing = (statistics.median(tails[way]) for way in (ALONE, CLOSING))
+    runs = {way.name: [round(value * 1e3, 2) for value in tails[way]] for way in tails}
+    yield measured(
+        f"p99 added by the picker at {RATE} requests/s",
+        (closing - alone) * 1e3,
+        "ms",
+        target=Target("<=", 5.0),
+        note=f"p99 of each run in ms: {runs}",
+    )
+
+
+def _without_picker(config: dict[str, Any]) -> None:
+    resources = config["static_resources"]
+    (chain,) = resources["listeners"][0]["filter_chains"]
+    manager = chain["filters"][0]["typed_config"]
+    manager["http_filters"] = manager["http_filters"][1:]
+    resources["clusters"] = resources["clusters"][:1]
+
+
+@contextlib.contextmanager
+def _replica() -> Iterator[int]:
+    command = [sys.executable, "-m", "kvtier_bench.router.framed", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.stdin.close()
+            process.wait(PATIENCE_S)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+
+if __name__ == "__main__":
+    print(msgspec.json.format(msgspec.json.encode(measure_epp(sys.argv[1]))).decode())

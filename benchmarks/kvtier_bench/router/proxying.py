@@ -1,0 +1,263 @@
+"""`kvtier route` beside the field's router: CPU a request, latency, and many idle streams.
+
+One core for the router under load; rounds are interleaved, so that a busy machine is busy for
+everybody. The CPU is that of the router's whole process tree.
+"""
+
+import contextlib
+import resource
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from kvtier.clock import MonotonicClock
+from kvtier_bench.progress import Steps
+from kvtier_bench.router import contest
+from kvtier_bench.router.contest import Load, Router
+from kvtier_bench.router.load import Order, Outcome
+from kvtier_bench.rows import Row, Target, measured
+
+DIRECT: Final = "direct"
+WHOLE: Final = "non-streaming"
+CHUNKS: Final = "streaming 64 chunks"
+STREAMS: Final = 10_000
+_OWN: Final = (contest.ROUND_ROBIN, contest.DEFAULT)
+_REPLICAS: Final = 2
+_SPARE: Final = 200
+"""Descriptors that a router needs besides two for each stream."""
+_PRIME_S: Final = 0.5
+_APART: Final = 10_000_000
+"""Numbers of requests, between the first of one load and the first of the next."""
+_STREAM_BYTES: Final = 100_000
+_ORDERS: Final = {
+    WHOLE: Order(port=0, kind="whole", clients=16),
+    CHUNKS: Order(port=0, kind="chunks", clients=32),
+}
+_CPU_TARGETS: Final = {WHOLE: Target("<=", 1.5), CHUNKS: Target("<=", 1)}
+
+
+class Sample(NamedTuple):
+    """One contestant in one round."""
+
+    outcome: Outcome
+    cpu_s: float
+
+
+Samples = Mapping[tuple[str, str], Sequence[Sample]]
+"""By pattern and contestant, one a round."""
+
+
+class Idle(NamedTuple):
+    """Many streams through one contestant."""
+
+    outcome: Outcome
+    wanted: int
+    grown_bytes: int
+
+
+def measure_proxying(
+    scratch: Path,
+    steps: Steps,
+    *,
+    peer: Path = contest.PEER,
+    rounds: int = 5,
+    seconds: float = 2.0,
+    streams: int = STREAMS,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Rows, and what is behind them. Logs of the routers stay in `scratch`.
+
+    Takes 2 x contestants x rounds x (seconds + 0.5), and half a minute for idle streams.
+    """
+    scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+    commands = contest.contestants(peer, scratch)
+    with contest.replicas(_REPLICAS) as ports:
+        with (
+            steps.step(f"HTTP: {rounds} rounds"),
+            contest.routers(commands, ports, scratch) as running,
+        ):
+            samples = _rounds(running, ports[0], steps, rounds, seconds)
+        with steps.step("HTTP: idle streams"):
+            idle = _idle(commands, ports, scratch, streams)
+    return [*rows(samples), *idle_rows(idle)], _details(samples, idle)
+
+
+def _rounds(
+    running: Sequence[Router], direct: int, steps: Steps, rounds: int, seconds: float
+) -> Samples:
+    found: dict[tuple[str, str], list[Sample]] = {}
+    targets: dict[str, Router | None] = {DIRECT: None}
+    targets.update((router.name, router) for router in running)
+    first = 0
+    for turn in range(rounds):
+        for pattern in _ORDERS:
+            for name, router in targets.items():
+                steps.tell(f"round {turn + 1} of {rounds}, {pattern}: {name}")
+                # Not counted: it opens the connections that idled away while others were on.
+                _sample(router, direct, pattern, _PRIME_S, first)
+                sample = _sample(router, direct, pattern, seconds, first + _APART)
+                found.setdefault((pattern, name), []).append(sample)
+                first += 2 * _APART
+    return found
+
+
+def _sample(router: Router | None, direct: int, pattern: str, seconds: float, first: int) -> Sample:
+    wanted = _ORDERS[pattern]
+    order = Order(
+        port=direct if router is None else router.port,
+        kind=wanted.kind,
+        clients=wanted.clients,
+        seconds=seconds,
+        first=first,
+    )
+    before_s = 0.0 if router is None else router.cpu_s()
+    with Load(order) as load:
+        outcome = load.hear()
+    return Sample(outcome, 0.0 if router is None else router.cpu_s() - before_s)
+
+
+def _idle(
+    commands: Mapping[str, Sequence[str]], ports: Sequence[int], scratch: Path, wanted: int
+) -> dict[str, Idle]:
+    """Each alone, freshly started: what earlier rounds left in memory would hide the growth."""
+    found = {}
+    for name in (contest.DEFAULT, contest.PEER_CACHE_AWARE):
+        if name not in commands:
+            continue
+        with contest.routers({name: commands[name]}, ports, scratch) as running:
+            for router in running:
+                _sample(router, 0, WHOLE, _PRIME_S, 0)
+                found[name] = _hold(router, _allowed(router.process, wanted))
+    return found
+
+
+def _allowed(process: subprocess.Popen[bytes], wanted: int) -> int:
+    """Streams that the limit of open files, two for each, allows once it is as high as may be."""
+    needed = 2 * wanted + _SPARE
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    with contextlib.suppress(PermissionError):  # beyond the hard limit only root may
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (needed, max(needed, hard)))
+        return wanted
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    return (hard - _SPARE) // 2
+
+
+def _hold(router: Router, streams: int) -> Idle:
+    before = router.resident_bytes()
+    with Load(Order(port=router.port, kind="idle", clients=streams)) as load:
+        load.hear()
+        MonotonicClock().sleep(2)
+        grown = router.resident_bytes() - before
+        load.go_on()
+        return Idle(load.hear(), streams, grown)
+
+
+# -- rows ----------------------------------------------------------------------------------
+
+
+def rows(samples: Samples) -> list[Row]:
+    """CPU and latency of everyone; ours judged against the peer's cache_aware."""
+    found = []
+    for pattern in _ORDERS:
+        names = [name for one, name in samples if one == pattern and name != DIRECT]
+        peer_us = _cpu_us(samples.get((pattern, contest.PEER_CACHE_AWARE), ()))
+        for name in names:
+            taken = samples[pattern, name]
+            ours = name in _OWN
+            each = [sample.cpu_s / max(1, sample.outcome.requests) * 1e6 for sample in taken]
+            found.append(
+                measured(
+                    f"{name}, {pattern}: CPU a request",
+                    _cpu_us(taken),
+                    "us",
+                    reference=peer_us if ours and peer_us else None,
+                    target=_CPU_TARGETS[pattern] if ours and peer_us else None,
+                    note=f"{min(each):.0f} to {max(each):.0f}"
+                    + ("; against vllm-router, cache_aware" if ours and peer_us else ""),
+                )
+            )
+        found += [_added(samples, pattern, name) for name in names]
+    return [*found, *_wrong(samples)]
+
+
+def _added(samples: Samples, pattern: str, name: str) -> Row:
+    """In the median of rounds, each against direct in the same round."""
+    pairs = zip(samples[pattern, name], samples[pattern, DIRECT], strict=True)
+    added = [(one.outcome.p50_s - direct.outcome.p50_s) * 1e3 for one, direct in pairs]
+    judged = pattern == CHUNKS and name in _OWN
+    outcomes = [sample.outcome for sample in samples[pattern, name]]
+    p50 = statistics.median(one.p50_s for one in outcomes) * 1e3
+    p99 = statistics.median(one.p99_s for one in outcomes) * 1e3
+    rate = statistics.median(one.requests / one.seconds for one in outcomes)
+    return measured(
+        f"{name}, {pattern}: added p50",
+        statistics.median(added),
+        "ms",
+        target=Target("<=", 1) if judged else None,
+        note=f"{min(added):.2f} to {max(added):.2f}; p50 {p50:.2f} ms, p99 {p99:.2f} ms, "
+        f"{rate:.0f} requests/s",
+    )
+
+
+def _wrong(samples: Samples) -> list[Row]:
+    """Of everyone: who answers wrongly is not to be praised for speed."""
+    found = []
+    for name in dict.fromkeys(name for _, name in samples):
+        taken = [samples[key] for key in samples if key[1] == name]
+        outcomes = [sample.outcome for each in taken for sample in each]
+        complaint = next((one.complaint for one in outcomes if one.complaint), "")
+        found.append(
+            measured(
+                f"{name}: answers that failed, or differed by a byte",
+                sum(one.wrong + one.failed for one in outcomes),
+                "answers",
+                target=Target("<=", 0) if name in _OWN else None,
+                note=f"of {sum(one.requests for one in outcomes)}, all compared; {complaint}",
+            )
+        )
+    return found
+
+
+def idle_rows(idle: Mapping[str, Idle]) -> list[Row]:
+    """Errors, and memory a stream."""
+    found = []
+    for name, one in idle.items():
+        ours = name == contest.DEFAULT
+        lost = one.wanted - one.outcome.requests + one.outcome.wrong + one.outcome.failed
+        found.append(
+            measured(
+                f"{name}, {one.wanted} idle streams: errors",
+                lost,
+                "streams",
+                target=Target("<=", 0) if ours else None,
+                note=one.outcome.complaint,
+            )
+        )
+        found.append(
+            measured(
+                f"{name}, {one.wanted} idle streams: memory a stream",
+                one.grown_bytes / max(1, one.outcome.requests),
+                "bytes",
+                target=Target("<=", _STREAM_BYTES) if ours else None,
+                note=f"{one.grown_bytes / 1e6:.0f} MB more resident than without",
+            )
+        )
+    return found
+
+
+def _cpu_us(taken: Sequence[Sample]) -> float:
+    each = [sample.cpu_s / max(1, sample.outcome.requests) for sample in taken]
+    return statistics.median(each) * 1e6 if each else 0.0
+
+
+def _details(samples: Samples, idle: Mapping[str, Idle]) -> dict[str, Any]:
+    return {
+        "rounds": {
+            f"{name}, {pattern}": [
+                {"cpu_s": sample.cpu_s, "outcome": sample.outcome} for sample in taken
+            ]
+            for (pattern, name), taken in samples.items()
+        },
+        "idle": {name: one._asdict() for name, one in idle.items()},
+    }

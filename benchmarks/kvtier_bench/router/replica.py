@@ -1,0 +1,133 @@
+"""Replicas that cost next to nothing, so that what is measured is the router before them.
+
+A process of its own: `python -m kvtier_bench.router.replica COUNT` listens on that many free
+ports of loopback, prints them in one line, and serves until its standard input ends. It speaks
+as much HTTP as is needed: requests with a content-length, one after another on a connection.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Final, cast
+
+from kvtier_bench.router import answers
+from kvtier_bench.router.loop import run
+
+_IDLE_CHUNKS: Final = 1
+_LENGTH: Final = b"content-length:"
+_METRICS: Final = b"""\
+vllm:num_requests_waiting{model_name="m"} 0
+vllm:num_requests_running{model_name="m"} 4
+vllm:kv_cache_usage_perc{model_name="m"} 0.25
+vllm:cache_config_info{block_size="16",num_gpu_blocks="40000"} 1
+"""
+_MODELS: Final = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"vllm"}]}'
+_INFO: Final = b'{"model_path":"m","model_id":"m"}'
+_GETS: Final = {
+    b"/health": b"",
+    b"/metrics": _METRICS,
+    b"/v1/models": _MODELS,
+    b"/get_server_info": _INFO,
+}
+_STREAM_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+
+
+class Replica(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._buffer = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        # uvloop's transports are no asyncio.Transport by inheritance.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, reason: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = self._buffer[:end]
+        have = len(self._buffer) - end - 4
+        wanted = content_length(head)
+        if have < wanted:
+            return
+        body = self._buffer[end + 4 : end + 4 + wanted]
+        self._buffer = self._buffer[end + 4 + wanted :]
+        self._answer(head, body)
+
+    def _answer(self, head: bytes, body: bytes) -> None:
+        verb, path, _ = head.split(b" ", 2)
+        if verb == b"GET":
+            self._send(_GETS.get(path), kind=b"text/plain" if path == b"/metrics" else None)
+        elif path != b"/v1/completions":
+            self._send(None)
+        elif b'"stream":true' not in body:
+            self._send(answers.whole(answers.marked(body)))
+        else:
+            last = _IDLE_CHUNKS if b'"metadata":"idle"' in body else answers.CHUNKS + 1
+            self._stream(answers.marked(body), last)
+
+    def _send(self, body: bytes | None, kind: bytes | None = None) -> None:
+        status = b"404 Not Found" if body is None else b"200 OK"
+        body = body or b""
+        self._transport.write(
+            b"HTTP/1.1 %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n%s"
+            % (status, kind or b"application/json", len(body), body)
+        )
+
+    def _stream(self, found: bytes, last: int) -> None:
+        self._transport.write(_STREAM_HEAD)
+        due_s = self._loop.time() + answers.FIRST_S
+        self._timer = self._loop.call_at(due_s, self._chunk, found, 0, last, due_s)
+
+    def _chunk(self, found: bytes, number: int, last: int, due_s: float) -> None:
+        event = answers.chunk(found, number)
+        framed = b"%x\r\n%s\r\n" % (len(event), event)
+        if number == answers.CHUNKS:
+            self._transport.write(framed + b"0\r\n\r\n")
+            return
+        self._transport.write(framed)
+        if number + 1 < last:
+            # By the plan and not by the last chunk: delays do not add up.
+            due_s += answers.BETWEEN_S
+            self._timer = self._loop.call_at(due_s, self._chunk, found, number + 1, last, due_s)
+
+
+def content_length(head: bytes) -> int:
+    """Of a request's or an answer's head; 0 where there is none."""
+    start = head.lower().find(_LENGTH)
+    if start < 0:
+        return 0
+    return int(head[start + len(_LENGTH) :].split(b"\r\n", 1)[0])
+
+
+async def serve(count: int, ready: Callable[[list[int]], None]) -> None:
+    """Listen, tell the ports, and serve until standard input ends."""
+    loop = asyncio.get_running_loop()
+    servers = [
+        await loop.create_server(Replica, "127.0.0.1", 0, backlog=4096) for _ in range(count)
+    ]
+    ready([server.sockets[0].getsockname()[1] for server in servers])
+    await loop.run_in_executor(None, sys.stdin.buffer.read)
+    for server in servers:
+        server.close()
+
+
+def _tell(ports: list[int]) -> None:
+    print(*ports, flush=True)
+
+
+if __name__ == "__main__":
+    run(serve(int(sys.argv[1]), _tell))

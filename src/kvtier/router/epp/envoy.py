@@ -1,0 +1,283 @@
+"""An Envoy configuration with the endpoint picker in it, for machines without a gateway.
+
+What is easily got wrong is fixed here: the override-host policy reads only the metadata that
+the picker sets, never a header that a client may send; retries walk the picker's fallback list;
+metadata is let through in both directions; and the picker's cluster is health-checked with a
+panic threshold of 0, without which a dead picker in full duplex means errors and not fail-open.
+Invariant: plain data in, plain data out; `render` is deterministic.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.epp import names
+
+_TYPE: Final = "@type"
+_V3: Final = "type.googleapis.com/envoy.extensions."
+_PICKER: Final = "endpoint_picker"
+_REPLICAS: Final = "replicas"
+_SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
+_NO_LIMIT: Final = "0s"
+
+
+_PORT: Final = re.compile("[0-9]{1,5}")
+_NAME: Final = re.compile("[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+class Address(msgspec.Struct, frozen=True):
+    """An IP address, or a name, and a port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, where: str, *, may_be_name: bool = False) -> "Address":
+        """`127.0.0.1:8000`, `[::1]:8000`, with `http://` or without. Raises InvalidSettings.
+
+        `may_be_name`: not where the picker names it: that is by address, so a name could never be
+        matched.
+        """
+        host, _, port = text.strip().removeprefix("http://").removesuffix("/").rpartition(":")
+        if not host or not _PORT.fullmatch(port):
+            raise InvalidSettings(
+                f"{where}: {text!r} is no address; write 127.0.0.1:8000 or [::1]:8000"
+            )
+        if not 0 < int(port) < 1 << 16:
+            raise InvalidSettings(f"{where}: {text!r}: ports are 1 to 65535")
+        address = cls(host.removeprefix("[").removesuffix("]"), int(port))
+        if not address.is_ip and not (may_be_name and _NAME.fullmatch(host)):
+            raise InvalidSettings(
+                f"{where}: {host!r} is not an IP address; write 127.0.0.1:{port} or [::1]:{port}"
+            )
+        return address
+
+    @property
+    def is_ip(self) -> bool:
+        """Whether nobody has to be asked where it is."""
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        return True
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What may differ between installations."""
+
+    listen: Address
+    picker: Address
+    replicas: Sequence[Address]
+    admin: Address | None = None
+    is_secure: bool = True
+    """Whether the picker speaks TLS."""
+    ca_path: str | None = None
+    """Verifies the picker's certificate; None: it is self-signed and not verified."""
+    picker_san: str | None = None
+    """DNS name that the picker's certificate must be for; None: any of the authority's passes."""
+    fails_open: bool = True
+    """Without a picker, requests go to the replica with the fewest."""
+    is_buffered: bool = False
+    """Bodies are collected by Envoy, up to `max_body_bytes`, instead of streamed both ways."""
+    shows_responses: bool = False
+    """For a picker with `--observe-responses`."""
+    retries: int = 2
+    health_path: str = "/health"
+    """Of replicas; empty: they are not checked."""
+    max_body_bytes: int = 64 << 20
+
+
+def render(wishes: Wishes) -> str:
+    """YAML for `envoy -c`."""
+    text: str = yaml.safe_dump(bootstrap(wishes), sort_keys=False, width=100)
+    return text
+
+
+def bootstrap(wishes: Wishes) -> dict[str, Any]:
+    """The same as data. Raises InvalidSettings."""
+    if not wishes.replicas:
+        raise InvalidSettings("no replica is named; fail-open would have nowhere to go")
+    if wishes.picker_san and not (wishes.is_secure and wishes.ca_path):
+        raise InvalidSettings("--picker-san: a name can be checked only with --ca, and with TLS")
+    found: dict[str, Any] = {}
+    if wishes.admin is not None:
+        found["admin"] = {"address": _socket(wishes.admin)}
+    found["static_resources"] = {
+        "listeners": [
+            {
+                "name": "requests",
+                "address": _socket(wishes.listen),
+                "per_connection_buffer_limit_bytes": wishes.max_body_bytes,
+                "filter_chains": [{"filters": [_connection_filter(wishes)]}],
+            }
+        ],
+        "clusters": [_replicas(wishes), _picker(wishes)],
+    }
+    return found
+
+
+def ext_proc(wishes: Wishes) -> dict[str, Any]:
+    """The filter that asks the picker."""
+    body = "BUFFERED" if wishes.is_buffered else "FULL_DUPLEX_STREAMED"
+    shows = wishes.shows_responses
+    mode = {
+        "request_header_mode": "SEND",
+        "request_body_mode": body,
+        # Full duplex demands trailers, of those directions that it is used in.
+        "request_trailer_mode": "SKIP" if wishes.is_buffered else "SEND",
+        "response_header_mode": "SEND" if shows else "SKIP",
+        "response_body_mode": "FULL_DUPLEX_STREAMED" if shows else "NONE",
+        "response_trailer_mode": "SEND" if shows else "SKIP",
+    }
+    config: dict[str, Any] = {
+        "grpc_service": {"envoy_grpc": {"cluster_name": _PICKER}},
+        "failure_mode_allow": wishes.fails_open,
+        "message_timeout": "60s",
+        "processing_mode": mode,
+        "metadata_options": {
+            "receiving_namespaces": {"untyped": [names.LB]},
+            "forwarding_namespaces": {"untyped": [names.LB, names.SUBSET_HINT]},
+        },
+    }
+    if shows:
+        config["response_attributes"] = [names.UPSTREAM_ADDRESS]
+    return _extension(
+        "envoy.filters.http.ext_proc", "filters.http.ext_proc.v3.ExternalProcessor", config
+    )
+
+
+def _connection_filter(wishes: Wishes) -> dict[str, Any]:
+    retries = {
+        # Only where the client has seen nothing of an answer.
+        "retry_on": "connect-failure,refused-stream,reset",
+        "num_retries": wishes.retries,
+    }
+    route = {
+        "match": {"prefix": "/"},
+        # Generating takes as long as it takes.
+        "route": {"cluster": _REPLICAS, "timeout": _NO_LIMIT, "retry_policy": retries},
+    }
+    owned = [names.DESTINATION, names.SERVED, names.SUBSET]
+    config = {
+        "stat_prefix": "requests",
+        "codec_type": "AUTO",
+        "stream_idle_timeout": "600s",
+        # Before everything else, so that it holds without a picker too.
+        "early_header_mutation_extensions": [
+            _extension(
+                "envoy.http.early_header_mutation.header_mutation",
+                "http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                {"mutations": [{"remove": name} for name in owned]},
+            )
+        ],
+        "route_config": {
+            "name": "all",
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}],
+        },
+        "http_filters": [
+            ext_proc(wishes),
+            _extension("envoy.filters.http.router", "filters.http.router.v3.Router", {}),
+        ],
+    }
+    return _extension(
+        "envoy.filters.network.http_connection_manager",
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        config,
+    )
+
+
+def _replicas(wishes: Wishes) -> dict[str, Any]:
+    fallback = _extension(
+        "envoy.load_balancing_policies.least_request",
+        "load_balancing_policies.least_request.v3.LeastRequest",
+        {},
+    )
+    path = [{"key": names.DESTINATION}]
+    override = _extension(
+        "envoy.load_balancing_policies.override_host",
+        "load_balancing_policies.override_host.v3.OverrideHost",
+        {
+            "override_host_sources": [{"metadata": {"key": names.LB, "path": path}}],
+            "fallback_policy": {"policies": [{"typed_extension_config": fallback}]},
+        },
+    )
+    cluster = {
+        **_cluster(_REPLICAS, wishes.replicas),
+        "per_connection_buffer_limit_bytes": wishes.max_body_bytes,
+        "load_balancing_policy": {"policies": [{"typed_extension_config": override}]},
+    }
+    if wishes.health_path:
+        check = {"http_health_check": {"path": wishes.health_path}}
+        cluster["health_checks"] = [{**_interval("5s"), "timeout": "4s", **check}]
+    return cluster
+
+
+def _picker(wishes: Wishes) -> dict[str, Any]:
+    http2 = {"connection_keepalive": {"interval": "10s", "timeout": "5s"}}
+    options = {
+        _TYPE: f"{_V3}upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": http2},
+    }
+    check = {"grpc_health_check": {"service_name": _SERVICE}}
+    cluster = {
+        **_cluster(_PICKER, [wishes.picker]),
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
+        },
+        "health_checks": [{**_interval("1s"), "timeout": "1s", **check}],
+        # A dead picker counts as none: streams fail before a body is sent, and fail-open opens.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+    }
+    if wishes.is_secure:
+        cluster["transport_socket"] = _extension(
+            "envoy.transport_sockets.tls",
+            "transport_sockets.tls.v3.UpstreamTlsContext",
+            _tls(wishes),
+        )
+    return cluster
+
+
+def _tls(wishes: Wishes) -> dict[str, Any]:
+    """Of the picker's cluster."""
+    common: dict[str, Any] = {"alpn_protocols": ["h2"]}
+    if wishes.ca_path:
+        common["validation_context"] = {"trusted_ca": {"filename": wishes.ca_path}}
+    if not wishes.picker_san:
+        return {"common_tls_context": common}
+    common["validation_context"]["match_typed_subject_alt_names"] = [
+        {"san_type": "DNS", "matcher": {"exact": wishes.picker_san}}
+    ]
+    return {"common_tls_context": common, "sni": wishes.picker_san}
+
+
+def _cluster(name: str, addresses: Sequence[Address]) -> dict[str, Any]:
+    endpoints = [{"endpoint": {"address": _socket(address)}} for address in addresses]
+    return {
+        "name": name,
+        "type": "STATIC" if all(one.is_ip for one in addresses) else "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+    }
+
+
+def _interval(text: str) -> dict[str, Any]:
+    """Of a health check, with traffic and without."""
+    return {
+        "interval": text,
+        "no_traffic_interval": text,
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+    }
+
+
+def _socket(address: Address) -> dict[str, Any]:
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def _extension(name: str, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "typed_config": {_TYPE: _V3 + kind, **config}}

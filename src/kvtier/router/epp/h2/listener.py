@@ -1,0 +1,92 @@
+"""A port on which calls of gRPC are answered. `bind`, `start`, then `stop`."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.errors import InvalidSettings
+from kvtier.router.epp.h2.bounds import Allowance, Limits
+from kvtier.router.epp.h2.calls import Services
+from kvtier.router.epp.h2.connection import Connection
+from kvtier.router.epp.h2.session import Host
+
+_BACKLOG = 1024
+_LOOK_S = 0.02
+"""How often it is looked whether connections have ended, while it stops."""
+_LINGER_S = 0.5
+"""For the last word to go out."""
+
+
+class Listener:
+    """Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        services: Services,
+        limits: Limits,
+        allowance: Allowance,
+        *,
+        on_broken: Callable[[], None] = lambda: None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`allowance` may be shared; `on_broken`: a client broke the protocol and was cut off."""
+        clock = clock or MonotonicClock()
+        self._host = Host(services, limits, allowance, clock, on_broken)
+        self._connections: set[Connection] = set()
+        self._socket: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._server: asyncio.Server | None = None
+
+    def bind(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
+        """Take the port; 0 takes a free one. Returns it. Raises InvalidSettings."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, address = found[0][0], found[0][4]
+            is_both = host == "::" and socket.has_dualstack_ipv6()
+            self._socket = socket.create_server(
+                address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=is_both
+            )
+        except OSError as error:
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise InvalidSettings(f"{shown} cannot be listened on: {error}") from error
+        self._tls = tls
+        bound: int = self._socket.getsockname()[1]
+        return bound
+
+    async def start(self) -> None:
+        """Answer."""
+        assert self._socket is not None, "bind it first"
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self._host, self._connections),
+            sock=self._socket,
+            ssl=self._tls,
+            backlog=_BACKLOG,
+            ssl_handshake_timeout=None if self._tls is None else self._host.limits.begin_s,
+        )
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more; streams that are open may end within `grace_s`. Idempotent."""
+        self._host.is_leaving = True
+        if self._server is not None:
+            self._server.close()
+        elif self._socket is not None:
+            self._socket.close()
+        self._server = self._socket = None
+        if grace_s > 0:
+            for connection in list(self._connections):
+                connection.leave()
+            await self._emptied(grace_s)
+        for connection in list(self._connections):
+            connection.end()
+        await self._emptied(_LINGER_S)
+        for connection in list(self._connections):
+            connection.abort()
+
+    async def _emptied(self, within_s: float) -> None:
+        """No connection is left, or the time is over."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + within_s
+        while self._connections and loop.time() < end_s:
+            await asyncio.sleep(_LOOK_S)

@@ -1,0 +1,213 @@
+"""Who gets a request that a gateway asks about: the fleet, its subset, the profile's choice.
+
+Why: this is where the protocol ends and choosing, the same as that of `kvtier route`, begins.
+Invariants: nobody is named who is not offered by the fleet and allowed by the gateway's hint, nor
+as a fallback whom the profile's filters took away; what is not about a model goes to any endpoint
+and teaches the indexes nothing.
+"""
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from kvtier.clock import Clock, MonotonicClock, seeded
+from kvtier.router.choices import Chooser, Prompts, prompt_for
+from kvtier.router.choose.base import Endpoint, Request
+from kvtier.router.choose.decision import Decision
+from kvtier.router.epp import names
+from kvtier.router.epp.conversation import Asked
+from kvtier.router.epp.rewriting import rewrite_model
+from kvtier.router.fleet.members import Fleet
+from kvtier.router.fleet.waiting import Waiting
+from kvtier.router.request import body as bodies
+from kvtier.router.request import paths
+from kvtier.router.request.refusals import Refusal, overloaded, unavailable
+
+_RETRY_AFTER_S: Final = 1
+_ANY_SEED: Final = 0
+
+
+class Reason(enum.Enum):
+    """Why a request was dropped, in the words of llm-d's header."""
+
+    SATURATED = "rejected-saturated"
+    NO_ENDPOINTS = "rejected-no-endpoints"
+    INVALID = "rejected-invalid"
+    """Ours: the request cannot be understood, or is for a model that nobody serves."""
+    SHUTTING_DOWN = "rejected-shutting-down"
+    FAILED = "rejected-failed"
+    """Ours: a bug."""
+
+
+class Dropped(Exception):
+    """The request goes nowhere."""
+
+    def __init__(self, refusal: Refusal, reason: Reason) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+        self.reason = reason
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request goes."""
+
+    endpoint: Endpoint
+    addresses: Sequence[str]
+    """Its own first, then the fallbacks in order."""
+    tokens: int = 0
+    """Of its prompt and of the output that it allows."""
+    missing_tokens: int = 0
+    """Of its prompt, those that the endpoint has to compute."""
+    body: bytes | None = None
+    """Sent instead of the client's."""
+    response_headers: Mapping[str, str] = {}
+    """For the client, where the response is observed."""
+
+
+class Picking(Protocol):
+    """What the server asks. Belongs to the event loop's thread."""
+
+    async def choose(self, asked: Asked) -> Choice:
+        """Raises Dropped."""
+        ...
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How strictly, and how many."""
+
+    fallbacks: int = 2
+    """Endpoints named behind the best."""
+    sheds_below: int = 0
+    """Requests of a lower priority get 429 while the fleet is saturated."""
+    objectives: Mapping[str, int] = {}
+    """Priority by the name of an objective."""
+    takes_test_selection: bool = False
+    """Whether a client may say who is picked, as conformance tests do."""
+
+
+class FleetPicking:
+    """Chooses from a fleet with a profile."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        chooser: Chooser,
+        prompts: Prompts,
+        options: Options,
+        *,
+        saturation: Callable[[Sequence[Endpoint], float], float] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`saturation`: 1 and above where endpoints have no room; None: nobody is shed."""
+        self._fleet = fleet
+        self._chooser = chooser
+        self._prompts = prompts
+        self._options = options
+        self._saturation = saturation
+        self._clock = clock or MonotonicClock()
+        self._random = seeded(_ANY_SEED)
+        self._serving = Waiting(fleet, in_flight=0, bound=0, timeout_s=0)
+
+    async def choose(self, asked: Asked) -> Choice:
+        """See Picking."""
+        try:
+            return await self._choose(asked)
+        except Refusal as refusal:
+            reason = Reason.NO_ENDPOINTS if refusal.status == 503 else Reason.INVALID
+            raise Dropped(refusal, reason) from refusal
+
+    async def _choose(self, asked: Asked) -> Choice:
+        if not asked.body or paths.kind(asked.method, asked.path) is not paths.Kind.CHOOSE:
+            return self._any(asked)
+        if not asked.is_whole or self._selection(asked):
+            return self._any(asked)
+        content_type = asked.headers.get("content-type", "")
+        looked = bodies.look(asked.body, content_type)
+        rewritten = names.model_rewrite(asked.headers)
+        model = rewritten or looked.model
+        prompt = await prompt_for(self._chooser, self._prompts, looked.fields, model)
+        request = Request(
+            request_id=asked.headers.get(names.REQUEST_ID, ""),
+            model=model,
+            prompt=prompt,
+            max_tokens=looked.max_tokens,
+            headers=asked.headers,
+            priority=self._priority(asked),
+        )
+        # After the last await: endpoints may come and go while a prompt is made.
+        endpoints = self._allowed(asked, self._serving.with_room(model))
+        now_s = self._clock.now_s()
+        self._shed(request, endpoints, now_s)
+        decision = self._chooser.decide(request, endpoints, now_s)
+        if not decision.chosen:
+            raise unavailable("the profile's filters leave no endpoint for this request")
+        best = decision.chosen[0]
+        self._chooser.routed(request, decision, best)
+        body = rewrite_model(asked.body, content_type, rewritten) if rewritten else None
+        return Choice(
+            endpoint=best.endpoint,
+            addresses=self._ordered(decision),
+            tokens=prompt.tokens + looked.max_tokens,
+            missing_tokens=decision.missing_tokens(best),
+            body=body,
+            response_headers=self._chooser.response_headers(request, best.endpoint),
+        )
+
+    def _any(self, asked: Asked) -> Choice:
+        """One at random, and others behind it; those of a test's selection in its order."""
+        available = self._fleet.available()
+        if not available:
+            raise unavailable("no endpoint is ready")
+        endpoints = list(self._allowed(asked, available))
+        if not self._selection(asked):
+            self._random.shuffle(endpoints)
+        wanted = endpoints[: 1 + self._options.fallbacks]
+        return Choice(endpoint=wanted[0], addresses=[one.address for one in wanted])
+
+    def _allowed(self, asked: Asked, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        """Those of the hint, and of the test's selection in its order. Raises Refusal (503)."""
+        if asked.subset is not None:
+            allowed = frozenset(asked.subset)
+            endpoints = [one for one in endpoints if one.address in allowed]
+            if not endpoints:
+                raise unavailable("none of the endpoints that the gateway allows is ready")
+        if selection := self._selection(asked):
+            endpoints = [one for wish in selection for one in endpoints if _is(one, wish)]
+            if not endpoints:
+                raise unavailable(f"no endpoint that {names.TEST_SELECTION} names is ready")
+        return endpoints
+
+    def _selection(self, asked: Asked) -> Sequence[str]:
+        if not self._options.takes_test_selection:
+            return ()
+        texts = asked.headers.get(names.TEST_SELECTION, "").split(",")
+        return [text.strip() for text in texts if text.strip()]
+
+    def _priority(self, asked: Asked) -> int:
+        return self._options.objectives.get(names.objective(asked.headers), 0)
+
+    def _shed(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> None:
+        if self._saturation is None or request.priority >= self._options.sheds_below:
+            return
+        if self._saturation(endpoints, now_s) >= 1.0:
+            refusal = overloaded("all endpoints are saturated; try again later", _RETRY_AFTER_S)
+            raise Dropped(refusal, Reason.SATURATED)
+
+    def _ordered(self, decision: Decision) -> Sequence[str]:
+        """Addresses of the chosen, then of the others that were kept, the least loaded first."""
+        count = 1 + self._options.fallbacks
+        addresses = [endpoint.address for endpoint in decision.endpoints[:count]]
+        if len(addresses) < count:
+            kept = [candidate.endpoint for candidate in decision.kept]
+            others = [one for one in kept if one.address not in addresses]
+            others.sort(key=lambda one: (one.load.waiting, one.load.running, one.load.kv_usage))
+            addresses += [one.address for one in others[: count - len(addresses)]]
+        return addresses
+
+
+def _is(endpoint: Endpoint, wish: str) -> bool:
+    """Whether `wish` is its address, or the address without the port."""
+    host = endpoint.address.rpartition(":")[0]
+    return wish in (endpoint.address, host, host.strip("[]"))

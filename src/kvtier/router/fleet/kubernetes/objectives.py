@@ -1,0 +1,130 @@
+"""Priorities in Kubernetes: the InferenceObjectives of a pool.
+
+Why: priorities are objects there, in one of two API groups, and a cluster has either, both or
+none. Invariants: an objective of another pool says nothing; a group that the cluster does not
+serve, or that may not be read, is no fault; an API server that is away changes nothing; after
+`__aexit__` no thread is left.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+
+import kubernetes
+from kvtier.router.fleet.kubernetes import watching
+from kvtier.router.fleet.kubernetes.pods import GROUP
+from kvtier.router.fleet.kubernetes.watching import Call, Object, Watch
+from kvtier.router.fleet.objectives import Objectives
+
+_log = logging.getLogger(__name__)
+
+GROUPS: Final = {"llm-d.ai": "v1alpha2", "inference.networking.x-k8s.io": "v1alpha2"}
+"""Of InferenceObjective, the newer first: where both name one, the first counts."""
+_PLURAL: Final = "inferenceobjectives"
+
+
+class _PoolRef(msgspec.Struct):
+    name: str
+    group: str = GROUP
+    kind: str = "InferencePool"
+
+
+class _Spec(msgspec.Struct, rename="camel"):
+    pool_ref: _PoolRef
+    priority: int | None = None
+
+
+class _Metadata(msgspec.Struct, rename="camel"):
+    name: str
+    deletion_timestamp: str | None = None
+
+
+class _Objective(msgspec.Struct):
+    metadata: _Metadata
+    spec: _Spec
+
+
+class PoolObjectives:
+    """An async context: while it is open, `objectives` is told what the pool's objects say."""
+
+    def __init__(
+        self,
+        namespace: str,
+        pool: str,
+        objectives: Objectives,
+        *,
+        group: str = GROUP,
+        api: Any = None,
+        window_s: float = watching.WINDOW_S,
+        absent_s: float = watching.ABSENT_S,
+    ) -> None:
+        """`group`: of the pool. `api`: an ApiClient; None: of the cluster or kubeconfig.
+
+        Raises InvalidSettings where there is no configuration to be found.
+        """
+        self._namespace = namespace
+        self._pool = _PoolRef(pool, group)
+        self._objectives = objectives
+        self._api = api or watching.client()
+        self._window_s = window_s
+        self._absent_s = absent_s
+        self._watches: list[Watch] = []
+
+    async def __aenter__(self) -> "PoolObjectives":
+        """Does not wait: until the cluster answers, priorities are those of flags."""
+        for group in GROUPS:
+            self._objectives.tell(group, {})
+            watch = self._watch(group)
+            self._watches.append(watch)
+            watch.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await watching.stop(self._watches)
+
+    def _watch(self, group: str) -> Watch:
+        def saw(_: str, found: Sequence[Object]) -> None:
+            priorities = priorities_of(found, self._pool)
+            if self._objectives.tell(group, priorities):
+                texts = [f"{name}={number}" for name, number in sorted(priorities.items())]
+                _log.info("objectives of %s: %s", group, ", ".join(texts) or "none")
+
+        return Watch(
+            f"{_PLURAL}.{group}",
+            self._list(group),
+            watching.into(asyncio.get_running_loop(), saw),
+            self._window_s,
+            absent_s=self._absent_s,
+            forbidden_s=self._absent_s,
+        )
+
+    def _list(self, group: str) -> Call:
+        def call(_: str, **options: Any) -> Any:
+            custom = kubernetes.client.CustomObjectsApi(self._api)
+            return custom.list_namespaced_custom_object(
+                group, GROUPS[group], self._namespace, _PLURAL, **options
+            )
+
+        return call
+
+
+def priorities_of(found: Sequence[Object], pool: _PoolRef) -> dict[str, int]:
+    """By name, of those that are about this pool; 0 where one says no number."""
+    priorities = {}
+    for item in found:
+        try:
+            read = msgspec.convert(item, _Objective)
+        except msgspec.ValidationError:
+            continue
+        if read.spec.pool_ref == pool and not read.metadata.deletion_timestamp:
+            priorities[read.metadata.name] = read.spec.priority or 0
+    return priorities

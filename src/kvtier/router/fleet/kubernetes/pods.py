@@ -1,0 +1,305 @@
+"""Endpoints in Kubernetes: ready pods by label, or those of an InferencePool.
+
+Why: labels and readiness are compared here as well as by the API server, so that no answer can
+make an endpoint of a pod that is not selected, not ready, on its way out, or of another namespace.
+Invariants: an API server that is away changes nothing, the last set stays; a pool that was there
+and is deleted, alone or with its kind, has no endpoints; an object that cannot be read is none; no
+address is there twice; after `watch` is closed no thread is left.
+"""
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+import kubernetes
+from kvtier.errors import InvalidSettings
+from kvtier.router.fleet.kubernetes import watching
+from kvtier.router.fleet.kubernetes.watching import Object, Watch
+from kvtier.router.fleet.replicas import Replica
+
+_log = logging.getLogger(__name__)
+
+GROUP: Final = "inference.networking.k8s.io"
+GROUPS: Final = {
+    GROUP: "v1",
+    "inference.networking.x-k8s.io": "v1alpha2",
+}
+"""Of InferencePool: the stable one, and the one before it."""
+_PLURAL: Final = "inferencepools"
+_ABSENT_S: Final = 5.0
+"""How often a kind of pool that the cluster does not serve is looked for: nobody is served."""
+ACTIVE_PORTS: Final = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
+"""Annotations of pods that serve some of the pool's ports only; the first that is there counts."""
+
+_T = TypeVar("_T")
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+
+
+class Selected(msgspec.Struct, frozen=True):
+    """Which pods are endpoints, and at which ports."""
+
+    labels: Mapping[str, str]
+    ports: Sequence[int]
+
+
+class _Metadata(msgspec.Struct, rename="camel"):
+    name: str
+    namespace: str = ""
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    deletion_timestamp: str | None = None
+
+
+class _Condition(msgspec.Struct):
+    type: str
+    status: str
+
+
+class _Status(msgspec.Struct, rename={"pod_ip": "podIP"}):
+    pod_ip: str | None = None
+    conditions: list[_Condition] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its readiness probes pass."""
+        return any(one.type == "Ready" and one.status == "True" for one in self.conditions or ())
+
+
+class _Pod(msgspec.Struct):
+    metadata: _Metadata
+    status: _Status | None = None
+
+
+class _TargetPort(msgspec.Struct):
+    number: Port
+
+
+class _PoolSpec(msgspec.Struct, rename="camel"):
+    """Of v1, and of v1alpha2, whose selector is flat and whose port is one."""
+
+    selector: dict[str, str | dict[str, str]]
+    target_ports: list[_TargetPort] | None = None
+    target_port_number: Port | None = None
+
+
+class _Pool(msgspec.Struct):
+    spec: _PoolSpec
+
+
+class Pods:
+    """Meets Discovery: the ready pods that a pool, or a selector, names."""
+
+    def __init__(
+        self,
+        namespace: str,
+        *,
+        pool: str | None = None,
+        group: str = GROUP,
+        selected: Selected | None = None,
+        api: Any = None,
+        window_s: float = watching.WINDOW_S,
+        absent_s: float = _ABSENT_S,
+    ) -> None:
+        """Give `pool` or `selected`. `api`: an ApiClient; None: of the cluster or kubeconfig.
+
+        Raises InvalidSettings where there is no configuration to be found.
+        """
+        if (pool is None) == (selected is None):
+            raise InvalidSettings("give a pool or a selector, one of them")
+        if group not in GROUPS:
+            raise InvalidSettings(
+                f"--pool-group: {group!r} is not known; use {' or '.join(GROUPS)}"
+            )
+        self._namespace = namespace
+        self._pool = pool
+        self._group = group
+        self._selected = selected
+        self._api = api or watching.client()
+        self._window_s = window_s
+        self._absent_s = absent_s
+        self._pods: Sequence[Object] | None = None
+        self._is_deleted = False
+        self._said = ""
+        self._changed = asyncio.Event()
+
+    async def watch(self) -> AsyncIterator[Sequence[Replica]]:
+        """The first set once pods have been listed; waits for a pool that is not there yet."""
+        loop = asyncio.get_running_loop()
+        saw = watching.into(loop, self._saw_pods)
+        pods = Watch("pods", self._list_pods, saw, self._window_s)
+        watches = [pods]
+        if self._pool is not None:
+            saw = watching.into(loop, lambda _, found: self._saw_pools(found, pods))
+            what = f"{_PLURAL}.{self._group}"
+            watches.append(
+                Watch(what, self._list_pools, saw, self._window_s, absent_s=self._absent_s)
+            )
+            watches[1].start(f"metadata.name={self._pool}")
+        elif self._selected is not None:
+            pods.start(_text(self._selected.labels))
+        known: Sequence[Replica] | None = None
+        try:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                found = self._replicas()
+                if found is not None and found != known:
+                    known = found
+                    yield found
+        finally:
+            await watching.stop(watches)
+
+    def _replicas(self) -> Sequence[Replica] | None:
+        if self._is_deleted:
+            return []
+        if self._pods is None or self._selected is None:
+            return None
+        found = [
+            replica
+            for pod in self._pods
+            for replica in replicas_of(pod, self._selected, self._namespace)
+        ]
+        # Pods on their node's network share its address: where ports are the same, one answers.
+        by_url: dict[str, Replica] = {}
+        for replica in sorted(found, key=lambda replica: replica.name):
+            by_url.setdefault(replica.url, replica)
+        return list(by_url.values())
+
+    def _saw_pods(self, selector: str, found: Sequence[Object]) -> None:
+        # What was listed for the pool's labels of before may still be on its way.
+        if self._selected is not None and selector == _text(self._selected.labels):
+            self._pods = found
+            self._changed.set()
+
+    def _saw_pools(self, found: Sequence[Object], pods: Watch) -> None:
+        mine = next((item for item in found if item["metadata"]["name"] == self._pool), None)
+        if mine is None or mine["metadata"].get("deletionTimestamp"):
+            self._lost_pool()
+            return
+        selected = selected_of(mine)
+        if selected is None:
+            self._say("has no labels or no ports, it stays as it was")
+            return
+        self._say("")
+        if selected != self._selected or self._is_deleted:
+            before, self._selected, self._is_deleted = self._selected, selected, False
+            if before is None or before.labels != selected.labels:
+                self._pods = None
+                pods.start(_text(selected.labels))
+            self._changed.set()
+
+    def _lost_pool(self) -> None:
+        if self._selected is None:
+            self._say("is not there yet")
+        else:
+            self._say("was deleted: it has no endpoints")
+            self._is_deleted = True
+            self._changed.set()
+
+    def _say(self, what: str) -> None:
+        """Once, however often it is seen; nothing for an empty text."""
+        if what and what != self._said:
+            _log.warning("InferencePool %s in %s %s", self._pool, self._namespace, what)
+        self._said = what
+
+    def _list_pods(self, selector: str, **options: Any) -> Any:
+        core = kubernetes.client.CoreV1Api(self._api)
+        return core.list_namespaced_pod(self._namespace, label_selector=selector, **options)
+
+    def _list_pools(self, selector: str, **options: Any) -> Any:
+        custom = kubernetes.client.CustomObjectsApi(self._api)
+        return custom.list_namespaced_custom_object(
+            self._group,
+            GROUPS[self._group],
+            self._namespace,
+            _PLURAL,
+            field_selector=selector,
+            **options,
+        )
+
+
+def selected_of(pool: Object) -> Selected | None:
+    """What a pool selects, in either version; None where it is not complete."""
+    read = _read(pool, _Pool)
+    if read is None:
+        return None
+    spec = read.spec
+    nested = spec.selector.get("matchLabels")
+    labels = nested if isinstance(nested, dict) else spec.selector
+    ports = [port.number for port in spec.target_ports or ()]
+    if not ports and spec.target_port_number is not None:
+        ports = [spec.target_port_number]
+    texts = {name: value for name, value in labels.items() if isinstance(value, str)}
+    if not texts or len(texts) < len(labels) or not ports:
+        return None
+    return Selected(texts, list(dict.fromkeys(ports)))
+
+
+def replicas_of(pod: Object, selected: Selected, namespace: str) -> list[Replica]:
+    """One for each port of a pod that is ready, selected, and of this namespace."""
+    read = _read(pod, _Pod)
+    if read is None or read.status is None or not read.status.pod_ip:
+        return []
+    metadata, host = read.metadata, _host(read.status.pod_ip)
+    if not host:
+        return []
+    if metadata.deletion_timestamp or not read.status.is_ready or metadata.namespace != namespace:
+        return []
+    labels = metadata.labels or {}
+    if any(labels.get(name) != value for name, value in selected.labels.items()):
+        return []
+    name = f"{namespace}/{metadata.name}"
+    return [
+        Replica(
+            name=name if len(selected.ports) == 1 else f"{name}:{port}",
+            url=f"http://{host}:{port}",
+            labels=labels,
+        )
+        for port in _active(metadata.annotations or {}, selected.ports)
+    ]
+
+
+def _host(address: str) -> str:
+    """As it stands in a URL, written as gateways write it; empty where it is no address."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return "" if found.scope_id else f"[{found}]"
+
+
+def parse_labels(text: str, where: str) -> dict[str, str]:
+    """`app=vllm,tier=a`. Raises InvalidSettings."""
+    found = {}
+    for part in text.split(","):
+        name, separator, value = part.strip().replace("==", "=", 1).partition("=")
+        if not separator or not name or name.endswith("!") or "(" in part or ")" in part:
+            raise InvalidSettings(f"{where}: {part!r} is no label; write app=vllm,tier=a")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _active(annotations: Mapping[str, str], ports: Sequence[int]) -> Sequence[int]:
+    """Those of `ports` that a pod says it serves; all where it says nothing."""
+    said = next((annotations[name] for name in ACTIVE_PORTS if name in annotations), None)
+    if said is None:
+        return ports
+    active = {text.strip() for text in said.split(",")}
+    return [port for port in ports if str(port) in active]
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
+def _read(item: Object, shape: type[_T]) -> _T | None:
+    try:
+        return msgspec.convert(item, shape)
+    except msgspec.ValidationError:
+        return None

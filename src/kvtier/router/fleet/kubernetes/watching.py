@@ -1,0 +1,252 @@
+"""Objects of one kind, listed and then watched: the one way in which Kubernetes is followed.
+
+Why: the official client brings configuration, credentials and transport, and its calls block; so
+each list-and-watch runs on a thread of its own. Each round lists anew, so that whatever a watch
+has missed is there within `window_s`.
+Invariants: an API server that is away, or answers what cannot be read, changes nothing: what was
+known stays, it is asked again after a pause, and the log says so once, and once more when it is
+over. Rounds that end at once are paused like faults. After `stop` the thread is gone.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import urllib3
+
+import kubernetes
+from kvtier.clock import MonotonicClock
+from kvtier.errors import InvalidSettings
+
+_log = logging.getLogger(__name__)
+
+WINDOW_S: Final = 30.0
+"""A watch is begun anew after so long."""
+ABSENT_S: Final = 60.0
+"""How often a kind that the cluster does not serve is looked for."""
+_CONNECT_S: Final = 3.0
+_LIST_S: Final = 10.0
+_STOP_S: Final = 15.0
+"""Longer than the longest call that nobody can interrupt."""
+_PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
+_SHORT_S: Final = 1.0
+"""A round that ends sooner is followed by a pause."""
+_FAULT: Final = "%s cannot be watched: %s; what was known stays"
+_FORBIDDEN: Final = 403
+_ABSENT: Final = 404
+_GONE: Final = 410
+_ENDED: Final = (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError)
+
+Object = Mapping[str, Any]
+Call = Callable[..., Any]
+Seen = Callable[[str, Sequence[Object]], None]
+
+
+class Watch:
+    """One kind of object. `start` and `stop` belong to one thread, `seen` is called on another."""
+
+    def __init__(
+        self,
+        what: str,
+        call: Call,
+        seen: Seen,
+        window_s: float,
+        *,
+        absent_s: float | None = None,
+        forbidden_s: float | None = None,
+    ) -> None:
+        """`call(selector, **options)` asks the API.
+
+        `seen(selector, objects)` gets all of them at each change. `absent_s`: a cluster that does
+        not serve the kind has none of it, which is no fault, and is asked again after so long.
+        `forbidden_s`: the same for one that does not show it, but what was known stays.
+        """
+        self._what = what
+        self._call = call
+        self._seen = seen
+        self._window_s = window_s
+        self._absent_s = absent_s
+        self._forbidden_s = forbidden_s
+        self._selector = ""
+        self._objects: dict[str, Object] = {}
+        self._clock = MonotonicClock()
+        self._stopped = threading.Event()
+        self._woken = threading.Event()
+        self._lock = threading.Lock()
+        self._response: Any = None
+        self._since_s: float | None = None
+        self._failures = 0
+        self._said = ""
+        self._thread = threading.Thread(target=self._run, name=f"watch-{what}", daemon=True)
+
+    def start(self, selector: str = "") -> None:
+        """Begin, or begin anew with another selector."""
+        self._selector = selector
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._interrupt()
+
+    def stop(self) -> None:
+        """Blocks until the thread has ended."""
+        self._stopped.set()
+        self._interrupt()
+        if self._thread.ident is not None:
+            self._thread.join(_STOP_S)
+
+    def _interrupt(self) -> None:
+        self._woken.set()
+        with self._lock:
+            if self._response is not None:
+                self._response.shutdown()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._since_s = None
+            pause_s: float | None = None
+            try:
+                self._round()
+            except kubernetes.client.ApiException as error:
+                pause_s = self._refused(error)
+            except Exception as error:  # whatever it is, the thread may not end
+                self._say(type(error).__name__, logging.WARNING, _FAULT, str(error))
+            since_s, now_s = self._since_s, self._clock.now_s()
+            if since_s is not None and now_s - since_s >= min(_SHORT_S, self._window_s / 2):
+                self._failures = 0
+                continue
+            self._woken.wait(self._next_pause_s() if pause_s is None else pause_s)
+            self._woken.clear()
+
+    def _round(self) -> None:
+        """One list and the watch after it. Raises what the client raises, and for bad answers."""
+        selector = self._selector
+        listed = msgspec.json.decode(self._ask(selector, _LIST_S).data)
+        self._objects = {_key(item): item for item in listed["items"]}
+        self._tell(selector)
+        response = self._ask(
+            selector,
+            self._window_s,
+            watch=True,
+            resource_version=listed.get("metadata", {}).get("resourceVersion"),
+            timeout_seconds=max(1, int(self._window_s)),
+        )
+        self._since_s = self._clock.now_s()
+        self._recovered()
+        with self._lock:
+            self._response = response
+        try:
+            if selector != self._selector or self._stopped.is_set():
+                return
+            for event in _events(response):
+                self._apply(event, selector)
+        except _ENDED:
+            return  # silence, or cut off: look again
+        finally:
+            with self._lock:
+                self._response = None
+            response.close()
+
+    def _ask(self, selector: str, silence_s: float, **options: Any) -> Any:
+        timeouts = (_CONNECT_S, silence_s)
+        return self._call(selector, **options, _preload_content=False, _request_timeout=timeouts)
+
+    def _apply(self, event: Object, selector: str) -> None:
+        kind, item = event["type"], event["object"]
+        if kind in ("ADDED", "MODIFIED"):
+            self._objects[_key(item)] = item
+        elif kind == "DELETED":
+            self._objects.pop(_key(item), None)
+        elif kind == "ERROR":
+            raise kubernetes.client.ApiException(
+                status=item.get("code"), reason=item.get("reason", "the watch broke off")
+            )
+        else:
+            return
+        self._tell(selector)
+
+    def _tell(self, selector: str) -> None:
+        if selector == self._selector and not self._stopped.is_set():
+            self._seen(selector, list(self._objects.values()))
+
+    def _refused(self, error: kubernetes.client.ApiException) -> float | None:
+        """Seconds to wait; None: as after any fault."""
+        status = error.status
+        if status == _GONE:  # what happened since the list is forgotten there: list anew
+            return None
+        reason = f"{status} {error.reason}"
+        if status == _FORBIDDEN:
+            reason += ", it needs the verbs list and watch"
+        if status == _ABSENT and self._absent_s is not None:
+            self._failures = 0
+            self._objects = {}
+            self._tell(self._selector)
+            self._say(str(status), logging.INFO, "the cluster has no %s (%s)", reason)
+            return self._absent_s
+        if status == _FORBIDDEN and self._forbidden_s is not None:
+            self._failures = 0
+            self._say(str(status), logging.WARNING, "%s are not looked at: %s", reason)
+            return self._forbidden_s
+        self._say(str(status), logging.WARNING, _FAULT, reason)
+        return None
+
+    def _next_pause_s(self) -> float:
+        self._failures += 1
+        return _PAUSES_S[min(self._failures, len(_PAUSES_S)) - 1]
+
+    def _recovered(self) -> None:
+        if self._said:
+            self._said = ""
+            _log.info("%s are watched now", self._what)
+
+    def _say(self, kind: str, level: int, text: str, reason: str) -> None:
+        """Unless the last thing said was of this kind."""
+        if kind != self._said and not self._stopped.is_set():
+            self._said = kind
+            _log.log(level, text, self._what, reason)
+
+
+def client() -> Any:
+    """An ApiClient of the cluster that this runs in, else of kubeconfig. Raises InvalidSettings."""
+    configuration = kubernetes.client.Configuration()
+    try:
+        kubernetes.config.load_incluster_config(client_configuration=configuration)
+    except kubernetes.config.ConfigException:
+        try:
+            kubernetes.config.load_kube_config(client_configuration=configuration)
+        except (kubernetes.config.ConfigException, OSError) as error:
+            raise InvalidSettings(f"no Kubernetes to be found: {error}") from error
+    configuration.retries = False  # by the client; the pauses between ours are longer
+    return kubernetes.client.ApiClient(configuration)
+
+
+def into(loop: asyncio.AbstractEventLoop, seen: Seen) -> Seen:
+    """`seen`, on the event loop; nothing once it is closed."""
+
+    def hand_over(selector: str, found: Sequence[Object]) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(seen, selector, found)
+
+    return hand_over
+
+
+async def stop(watches: Iterable[Watch]) -> None:
+    """All of them at once, without holding the event loop."""
+    await asyncio.gather(*(asyncio.to_thread(one.stop) for one in watches))
+
+
+def _key(item: Object) -> str:
+    name: str = item["metadata"]["name"]
+    return name
+
+
+def _events(response: Any) -> Iterator[Object]:
+    """One JSON a line."""
+    held = b""
+    for chunk in response.stream(decode_content=True):
+        *lines, held = (held + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield msgspec.json.decode(line)

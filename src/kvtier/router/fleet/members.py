@@ -1,0 +1,275 @@
+"""The set of endpoints: who is a member, who may get a request, who is on the way out.
+
+Why: discovery, health checks and the data path all learn something about a replica; here it
+comes together as one question, `candidates(model)`. Belongs to the event loop's thread.
+
+Invariants: a member is offered only while it is healthy, its breaker is closed, and nobody
+has taken it off the list. One that was taken off is gone for good only when its last request
+has ended, so that reloading drops nothing.
+"""
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from kvtier.router.choose.base import Endpoint
+from kvtier.router.fleet.replicas import Discovery, Replica
+from kvtier.transfer.breaker import Breaker, State
+
+_log = logging.getLogger(__name__)
+
+UNHEALTHY_AFTER: Final = 2
+"""Health checks in a row that fail before a replica that was healthy gets no more requests."""
+
+
+class Health(enum.Enum):
+    """What its health checks say."""
+
+    UNKNOWN = "unknown"
+    """None has ended yet."""
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+class Card(msgspec.Struct, frozen=True):
+    """One entry of a replica's `/v1/models`: its id, and the JSON as the replica wrote it."""
+
+    id: str
+    text: bytes
+
+
+class Member(msgspec.Struct, kw_only=True, eq=False):
+    """A replica in the fleet. Only `Fleet` changes it."""
+
+    replica: Replica
+    endpoint: Endpoint
+    health: Health = Health.UNKNOWN
+    reason: str = "no health check has ended yet"
+    """Why it gets no requests; empty when it does."""
+    leaving: bool = False
+    cards: tuple[Card, ...] = ()
+    failures: int = 0
+    """Health checks that failed in a row."""
+    breaker: Breaker = msgspec.field(default_factory=Breaker)
+    """Of requests that could not be delivered."""
+    offered: bool = False
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether requests could not be delivered; whatever the time, closed is closed."""
+        return self.breaker.state(0.0) is not State.CLOSED
+
+
+class Listener:
+    """Hears who comes, changes and goes. All do nothing here."""
+
+    def joined(self, member: Member) -> None:
+        """A replica was named; nothing has been sent to it yet."""
+
+    def amended(self, member: Member) -> None:
+        """It is said otherwise: its labels, or its models. It is the same replica."""
+
+    def left(self, member: Member) -> None:
+        """It is off the list and its last request has ended."""
+
+
+class Fleet:
+    """Members by name. Not thread-safe; nothing here waits but `follow`."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+        self._of: dict[Endpoint, Member] = {}
+        self._leaving: list[Member] = []
+        self._by_model: dict[str, list[Endpoint]] = {}
+        self._listeners: list[Listener] = []
+        self._wake: list[Callable[[], None]] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Tell it of everyone who comes, changes or goes from now on."""
+        self._listeners.append(listener)
+
+    def on_change(self, wake: Callable[[], None]) -> None:
+        """Call it whenever `candidates` may give another answer."""
+        self._wake.append(wake)
+
+    async def follow(self, discovery: Discovery, ready: asyncio.Event) -> None:
+        """Take each set that is told; `ready` is set after the first. Raises InvalidSettings."""
+        async for replicas in discovery.watch():
+            self.update(replicas)
+            ready.set()
+
+    def update(self, replicas: Sequence[Replica]) -> None:
+        """This is the whole fleet now. Who has moved to another address leaves and joins."""
+        wanted = {replica.name: replica for replica in replicas}
+        for name, member in list(self._members.items()):
+            if name not in wanted or wanted[name].url != member.replica.url:
+                self._take_off(member)
+        for name, replica in wanted.items():
+            if name in self._members:
+                self._amend(self._members[name], replica)
+            else:
+                self._add(replica)
+        self._members = {name: self._members[name] for name in wanted}
+        self._refresh()
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """Those on the list, in its order."""
+        return tuple(self._members.values())
+
+    @property
+    def leaving(self) -> Sequence[Member]:
+        """Those off the list that still answer requests."""
+        return tuple(self._leaving)
+
+    def member(self, endpoint: Endpoint) -> Member:
+        """Of this endpoint, on the list or leaving. Raises KeyError when it is gone."""
+        return self._of[endpoint]
+
+    def offers(self, endpoint: Endpoint) -> bool:
+        """Whether it may get a request now, as it might when it was chosen."""
+        member = self._of.get(endpoint)
+        return member is not None and member.offered
+
+    def candidates(self, model: str) -> Sequence[Endpoint]:
+        """Endpoints that may get a request for the model; O(1)."""
+        return self._by_model.get(model, ())
+
+    def available(self) -> list[Endpoint]:
+        """Endpoints that may get any request."""
+        return [member.endpoint for member in self._members.values() if member.offered]
+
+    def models(self) -> frozenset[str]:
+        """What members serve, or served when they last answered."""
+        names = (member.endpoint.models for member in self._members.values())
+        return frozenset().union(*names)
+
+    def healthy(self, member: Member, cards: Sequence[Card], now_s: float) -> None:
+        """A health check was answered. `cards` is what it serves, if that was asked."""
+        # An open breaker has evidence of its own; checks close it when its pause is over.
+        if member.is_cut_off and member.breaker.admits(now_s):
+            member.breaker.succeeded()
+        member.failures = 0
+        models = member.replica.models or frozenset(card.id for card in cards)
+        changed = member.health is not Health.HEALTHY or models != member.endpoint.models
+        member.health = Health.HEALTHY
+        member.cards = tuple(cards)
+        member.endpoint.models = models
+        if changed or member.offered == member.is_cut_off:
+            self._refresh()
+
+    def unhealthy(self, member: Member, reason: str) -> None:
+        """A health check failed."""
+        member.failures += 1
+        member.reason = reason
+        if member.health is Health.UNKNOWN or member.failures >= UNHEALTHY_AFTER:
+            member.health = Health.UNHEALTHY
+            if member.offered:
+                self._refresh()
+
+    def delivered(self, member: Member) -> None:
+        """A request was answered."""
+        member.breaker.succeeded()
+
+    def undelivered(self, member: Member, now_s: float) -> None:
+        """A request could not be sent, or was left without an answer."""
+        member.breaker.failed(now_s)
+        if member.offered and member.is_cut_off:
+            self._refresh()
+
+    def arrive(self, endpoint: Endpoint, tokens: int, missing_tokens: int) -> "Stay":
+        """A request goes there: `tokens` in all, `missing_tokens` of which it has to compute."""
+        endpoint.in_flight += 1
+        endpoint.in_flight_tokens += tokens
+        endpoint.pending_tokens = (endpoint.pending_tokens or 0) + missing_tokens
+        return Stay(self, endpoint, tokens, missing_tokens)
+
+    def _add(self, replica: Replica) -> None:
+        endpoint = Endpoint(
+            name=replica.name,
+            address=replica.address,
+            models=replica.models,
+            labels=replica.labels,
+            pending_tokens=0,
+        )
+        member = Member(replica=replica, endpoint=endpoint)
+        self._members[replica.name] = member
+        self._of[endpoint] = member
+        for listener in self._listeners:
+            listener.joined(member)
+
+    def _amend(self, member: Member, replica: Replica) -> None:
+        if member.replica == replica:
+            return
+        ids = frozenset(card.id for card in member.cards)
+        member.replica = replica
+        member.endpoint.labels = replica.labels
+        member.endpoint.models = replica.models or ids
+        for listener in self._listeners:
+            listener.amended(member)
+
+    def _take_off(self, member: Member) -> None:
+        del self._members[member.replica.name]
+        member.leaving = True
+        member.offered = False
+        finishing = member.endpoint.in_flight
+        _log.info(
+            "replica %s is off the list%s",
+            member.replica.name,
+            f"; {finishing} requests finish" if finishing else "",
+        )
+        self._leaving.append(member)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Part with those who are leaving and have answered their last request."""
+        gone = [member for member in self._leaving if member.endpoint.in_flight == 0]
+        self._leaving = [member for member in self._leaving if member.endpoint.in_flight]
+        for member in gone:
+            del self._of[member.endpoint]
+            for listener in self._listeners:
+                listener.left(member)
+
+    def _refresh(self) -> None:
+        by_model: dict[str, list[Endpoint]] = {}
+        for member in self._members.values():
+            member.offered = member.health is Health.HEALTHY and not member.is_cut_off
+            if member.offered:
+                member.reason = ""
+                for model in member.endpoint.models:
+                    by_model.setdefault(model, []).append(member.endpoint)
+            elif member.health is Health.HEALTHY:
+                member.reason = "requests could not be delivered to it"
+        self._by_model = by_model
+        for wake in self._wake:
+            wake()
+
+
+class Stay:
+    """A request's time at an endpoint, as far as its load goes. `end` has to be called."""
+
+    __slots__ = ("_endpoint", "_fleet", "_missing_tokens", "_tokens")
+
+    def __init__(self, fleet: Fleet, endpoint: Endpoint, tokens: int, missing_tokens: int) -> None:
+        self._fleet = fleet
+        self._endpoint = endpoint
+        self._tokens = tokens
+        self._missing_tokens = missing_tokens
+
+    def answered(self) -> None:
+        """Its prompt is computed: the first bytes are there."""
+        endpoint = self._endpoint
+        endpoint.pending_tokens = (endpoint.pending_tokens or 0) - self._missing_tokens
+        self._missing_tokens = 0
+
+    def end(self) -> None:
+        """It has ended, however."""
+        self.answered()
+        self._endpoint.in_flight -= 1
+        self._endpoint.in_flight_tokens -= self._tokens
+        if not self._endpoint.in_flight and self._fleet.leaving:
+            self._fleet.let_go()

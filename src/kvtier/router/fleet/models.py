@@ -1,0 +1,66 @@
+"""`/v1/models`: one list of what all replicas serve, adapters too.
+
+A model that several replicas serve stands there once, as the first of them describes it.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from kvtier.router.fleet.members import Card, Fleet, Health
+
+MAX_BYTES: Final = 1 << 20
+"""A list of models that is longer is not believed."""
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+class _List(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+class _Bare(msgspec.Struct):
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "kvtier"
+
+
+_list = msgspec.json.Decoder(_List)
+_id = msgspec.json.Decoder(_Id)
+
+
+def read_cards(text: bytes) -> tuple[Card, ...]:
+    """Of a replica's answer. Raises ValueError where it is not a list of models."""
+    try:
+        entries = [bytes(entry) for entry in _list.decode(text).data]
+        return tuple(Card(_id.decode(entry).id, entry) for entry in entries)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def merged(fleet: Fleet) -> list[Card]:
+    """What can be asked for now, in the order of the fleet."""
+    cards: dict[str, Card] = {}
+    for member in fleet.members:
+        if member.health is not Health.HEALTHY:
+            continue
+        described = {card.id: card for card in member.cards}
+        for model in _in_order(member.cards, member.endpoint.models):
+            if model not in cards:
+                bare = Card(model, msgspec.json.encode(_Bare(model)))
+                cards[model] = described.get(model, bare)
+    return list(cards.values())
+
+
+def render(cards: Sequence[Card]) -> bytes:
+    """The answer to `/v1/models`; each entry as its replica wrote it."""
+    return b'{"object":"list","data":[' + b",".join(card.text for card in cards) + b"]}"
+
+
+def _in_order(cards: Sequence[Card], models: frozenset[str]) -> list[str]:
+    listed = [card.id for card in cards if card.id in models]
+    return listed + sorted(models.difference(listed))

@@ -1,0 +1,303 @@
+"""One replica's KV events over ZeroMQ, followed without a gap or known to have one.
+
+A publisher numbers its messages. What is missing is asked for at its replay socket, where there
+is one; where that fails, what is known of the replica is dropped and learned anew from what
+comes: an engine tells a prefix again when it uses it. A connection that broke may mean another
+life of the engine, so it counts as a gap that reaches back to the beginning.
+
+Invariants: nothing here raises for what a publisher sends; the event loop is never held for more
+than SLICE_BLOCKS blocks, and messages that are large are decoded on a thread; memory is bounded
+by the sockets' high-water marks; a sink that has been told of a publisher from its beginning, and
+of everything since, knows it by `begin`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence as Items
+from typing import Any, Final
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from kvtier.index.fleet.changes import Change, Cleared, parts_of
+from kvtier.router.learn.sequence import Sequence, Verdict
+from kvtier.router.learn.sinks import Sink
+from kvtier.router.learn.wire import PAYLOAD_MAX, Batch, decode
+
+_log = logging.getLogger(__name__)
+
+SLICE_BLOCKS: Final = 512
+"""Blocks applied before others get a turn: two or three milliseconds."""
+REPLAY_S: Final = 5.0
+"""So long a replay may take. vLLM answers between two messages, 0.1 s apart at worst."""
+RETRY_S: Final = 1.0
+"""Before a stream that failed is begun again; twice as long each time."""
+
+_RETRY_MAX_S: Final = 60.0
+_QUEUE_MESSAGES: Final = 4_000
+"""A minute or more of a busy engine's; who is further behind asks for a replay."""
+_DRAINED: Final = 32
+"""Messages taken without waiting, before others get a turn."""
+_INLINE_MAX: Final = 64 << 10
+"""Bytes of a message that is decoded at once: some milliseconds, whatever it holds."""
+_TOPICS_MAX: Final = 1024
+_NUMBER_BYTES: Final = 8
+_END: Final = (-1).to_bytes(_NUMBER_BYTES, "big", signed=True)
+_RECONNECT_MS: Final = 200
+_RECONNECT_MAX_MS: Final = 1000
+"""What an engine tells before it is found again is lost, where it replays nothing."""
+
+
+class Counts(msgspec.Struct):
+    """What a stream has seen, since it began."""
+
+    messages: int = 0
+    blocks: int = 0
+    bad_messages: int = 0
+    bad_events: int = 0
+    repeated: int = 0
+    gaps: int = 0
+    replays: int = 0
+    """Gaps that were filled."""
+    resyncs: int = 0
+    """Gaps that were not: what was known of the replica was dropped."""
+    restarts: int = 0
+    foreign: int = 0
+    """Messages of a model that nobody serves."""
+
+
+class EventStream:
+    """Follows one publisher until it is cancelled. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        sink: Sink,
+        *,
+        replay: str | None = None,
+        context: zmq.asyncio.Context | None = None,
+        counts: Counts | None = None,
+    ) -> None:
+        """`endpoint` and `replay` as ZeroMQ has them, `tcp://10.0.0.7:5557`.
+
+        `counts`: those of an earlier stream that go on. Streams that share a context share its
+        one thread; without one, each has its own.
+        """
+        self._endpoint = endpoint
+        self._shared = context
+        self._replay = replay
+        self._sink = sink
+        self._sequences: dict[bytes, Sequence] = {}
+        self.counts = Counts() if counts is None else counts
+
+    async def keep(self, called: str) -> None:
+        """Follow until cancelled. What fails is begun again after a pause; that is said once."""
+        pause_s, is_said = RETRY_S, False
+        while True:
+            try:
+                await self.follow()
+            except Exception as error:
+                self._sink.clear()
+                if not is_said:
+                    bug = None if isinstance(error, zmq.ZMQError) else error
+                    text = "%s: its events cannot be followed now: %s; it is tried again"
+                    _log.warning(text, called, error, exc_info=bug)
+                is_said = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _RETRY_MAX_S)
+
+    async def follow(self) -> None:
+        """Until cancelled. It may be begun again, once its sink has been cleared.
+
+        Raises zmq.ZMQError at once where the endpoint is none.
+        """
+        self._sequences.clear()
+        if self._shared is not None:
+            await self._follow(self._shared)
+            return
+        context = zmq.asyncio.Context()
+        try:
+            await self._follow(context)
+        finally:
+            context.term()
+
+    async def _follow(self, context: zmq.asyncio.Context) -> None:
+        socket = context.socket(zmq.SUB)
+        monitor: zmq.asyncio.Socket | None = None
+        watching: asyncio.Task[None] | None = None
+        try:
+            socket.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+            socket.setsockopt(zmq.MAXMSGSIZE, PAYLOAD_MAX)
+            socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.subscribe(b"")
+            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            watching = asyncio.create_task(self._watch(monitor))
+            socket.connect(self._endpoint)
+            while True:
+                await self._take(context, await socket.recv_multipart())
+                await self._drain(context, socket)
+        finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+            if monitor is not None:
+                socket.disable_monitor()
+                monitor.close(0)
+            socket.close(0)
+
+    async def _drain(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> None:
+        """What has arrived already, at a third of the price of waiting for each."""
+        plain: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
+        for _ in range(_DRAINED):
+            try:
+                parts: list[bytes] = plain.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            await self._take(context, parts)
+        await asyncio.sleep(0)
+
+    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
+        """Whoever answers after a break may be another: nothing that is known counts."""
+        while True:
+            event = parse_monitor_message(await monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_DISCONNECTED and self._sequences:
+                _log.info("kv events of %s: the connection broke", self._endpoint)
+                self._sequences.clear()
+                self.counts.resyncs += 1
+                self._sink.clear()
+
+    # -- one message -----------------------------------------------------------------------
+
+    async def _take(self, context: zmq.asyncio.Context, parts: Items[bytes]) -> None:
+        self.counts.messages += 1
+        if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
+            self.counts.bad_messages += 1
+            return
+        topic, number = parts[0], int.from_bytes(parts[1], "big")
+        if not self._sink.takes(topic):
+            self.counts.foreign += 1
+            return
+        batch = await self._read(parts[2])
+        if topic not in self._sequences and len(self._sequences) >= _TOPICS_MAX:
+            self._sequences.pop(next(iter(self._sequences)))
+        sequence = self._sequences.setdefault(topic, Sequence())
+        verdict = sequence.judge(number, batch.sent_s)
+        if verdict is Verdict.REPEATED:
+            self.counts.repeated += 1
+            return
+        if verdict is Verdict.RESTARTED:
+            self.counts.restarts += 1
+            self._sink.clear()
+            sequence.restart()
+            verdict = sequence.judge(number, batch.sent_s)
+        if verdict is Verdict.GAP:
+            await self._close_gap(context, topic, sequence, number)
+        if number >= sequence.expected:
+            await self._apply(topic, sequence, number, batch)
+
+    async def _read(self, payload: bytes) -> Batch:
+        """The events of a message.
+
+        The number of one that cannot be read counts all the same, or every later message would
+        be after a gap.
+        """
+        if len(payload) > _INLINE_MAX:
+            batch = await asyncio.to_thread(decode, payload)
+        else:
+            batch = decode(payload)
+        if batch is None:
+            self.counts.bad_messages += 1
+            return Batch(None, [])
+        return batch
+
+    async def _apply(self, topic: bytes, sequence: Sequence, number: int, batch: Batch) -> None:
+        if self._is_void(topic, sequence):
+            return
+        sequence.is_told = True
+        if number == 0 and batch.sent_s is not None:
+            self._sink.begin()
+        self.counts.bad_events += batch.bad_events
+        blocks = 0
+        piece: list[Change] = []
+        for change in (part for whole in batch.changes for part in parts_of(whole, SLICE_BLOCKS)):
+            size = 1 if isinstance(change, Cleared) else len(change.names)
+            if piece and blocks + max(1, size) > SLICE_BLOCKS:
+                self._sink.apply(topic, piece)
+                blocks, piece = 0, []
+                await asyncio.sleep(0)
+                if self._is_void(topic, sequence):
+                    return
+            piece.append(change)
+            blocks += max(1, size)
+            self.counts.blocks += size
+        self._sink.apply(topic, piece)
+        sequence.take(number, batch.sent_s)
+
+    def _is_void(self, topic: bytes, sequence: Sequence) -> bool:
+        """Whether the connection broke since: what it counted is of another life, perhaps."""
+        return self._sequences.get(topic) is not sequence
+
+    # -- gaps ------------------------------------------------------------------------------
+
+    async def _close_gap(
+        self, context: zmq.asyncio.Context, topic: bytes, sequence: Sequence, number: int
+    ) -> None:
+        """Fetch what is missing before `number`, or forget what it would have been about."""
+        self.counts.gaps += 1
+        if self._replay is not None:
+            try:
+                async with asyncio.timeout(REPLAY_S):
+                    socket = context.socket(zmq.DEALER)
+                    await self._ask(socket, self._replay, topic, sequence)
+            except (TimeoutError, zmq.ZMQError) as error:
+                _log.warning("kv events of %s: no replay: %r", self._endpoint, error)
+        if self._is_void(topic, sequence):
+            return
+        if sequence.expected >= number:
+            self.counts.replays += 1
+        elif sequence.is_told:  # if only by a replay that ended early
+            self.counts.resyncs += 1
+            self._sink.clear()
+            _log.warning(
+                "kv events of %s: messages %d to %d are lost; what a replica holds is then "
+                "learned anew",
+                self._endpoint,
+                sequence.expected,
+                number - 1,
+            )
+
+    async def _ask(
+        self, socket: zmq.asyncio.Socket, endpoint: str, topic: bytes, sequence: Sequence
+    ) -> None:
+        """Apply what a publisher's replay socket still has from the expected number on."""
+        try:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.MAXMSGSIZE, PAYLOAD_MAX)
+            socket.connect(endpoint)
+            first = sequence.expected
+            await socket.send_multipart([b"", first.to_bytes(_NUMBER_BYTES, "big")])
+            while True:
+                parts: list[Any] = await socket.recv_multipart()
+                # A delimiter, the topic (older engines leave it out), the number, the payload.
+                if len(parts) < 3 or parts[-2] == _END or len(parts[-2]) != _NUMBER_BYTES:
+                    return
+                if len(parts) > 3 and parts[1] != topic:
+                    continue
+                number = int.from_bytes(parts[-2], "big")
+                if self._is_void(topic, sequence):
+                    return
+                if number < sequence.expected:
+                    continue
+                if number > sequence.expected > 0:
+                    # The publisher's memory begins later.
+                    self._sink.clear()
+                    self.counts.resyncs += 1
+                batch = await self._read(parts[-1])
+                await asyncio.sleep(0)  # what has arrived is handed over without waiting
+                await self._apply(topic, sequence, number, batch)
+        finally:
+            socket.close(0)

@@ -1,0 +1,71 @@
+"""Those who keep shared storage within its bounds, followed for what they remove.
+
+An engine tells what it writes to shared storage, and not what an evictor takes from there. Each
+evictor publishes (`kvtier evict --events`); a topic names the model by its path or hub id, which
+is what replicas list as the root of their models.
+
+Invariants: an evictor that cannot be reached ends nothing and is tried again; after `close` no
+task of ours is left.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import zmq
+import zmq.asyncio
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.learn.events import Counts, EventStream
+from kvtier.router.learn.sinks import SharedSink
+
+_log = logging.getLogger(__name__)
+
+_ENDPOINT: Final = re.compile(
+    r"tcp://[^\s/:,]+:(?P<port>\d{1,5})|tcp://\[[^\s/]+\]:\d{1,5}|ipc://\S+"
+)
+_PORT_MAX: Final = 65_535
+
+
+def parse_evictors(texts: Iterable[str], setting: str) -> tuple[str, ...]:
+    """Endpoints, each once; several in one text are divided by commas. Raises InvalidSettings."""
+    found: dict[str, None] = {}
+    for text in texts:
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            match = _ENDPOINT.fullmatch(part)
+            if match is None or int(match["port"] or 1) not in range(1, _PORT_MAX + 1):
+                raise InvalidSettings(
+                    f"{setting}: {part!r} is no evictor's endpoint; write tcp://evictor:5559, "
+                    "where `kvtier evict --events tcp://0.0.0.0:5559` listens"
+                )
+            found[part] = None
+    return tuple(found)
+
+
+class Evictors:
+    """Any number. Belongs to one event loop."""
+
+    def __init__(self, endpoints: Sequence[str], sink: SharedSink) -> None:
+        self._sink = sink
+        self._counts = {endpoint: Counts() for endpoint in endpoints}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def counts(self) -> Mapping[str, Counts]:
+        """By endpoint."""
+        return self._counts
+
+    def open(self, context: zmq.asyncio.Context) -> None:
+        """Begin to follow them."""
+        for endpoint, counts in self._counts.items():
+            stream = EventStream(endpoint, self._sink, context=context, counts=counts)
+            self._tasks.append(asyncio.create_task(stream.keep(f"evictor {endpoint}")))
+
+    async def close(self) -> None:
+        """Before the context is closed. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()

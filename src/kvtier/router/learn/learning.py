@@ -1,0 +1,250 @@
+"""What is learned of each replica while it is in the fleet: its metrics, its KV events.
+
+Why: choosing reads endpoints and indexes and asks nobody; here is who keeps them up to date, for
+`kvtier route` and `kvtier epp` alike. Where a replica publishes events is said by its labels
+`kv-events` and `kv-events-replay`: an address (`tcp://host:5557`), or a port of the replica's own
+host, since a label of Kubernetes can hold no more.
+
+Invariants: what a replica answers, or fails to, ends nobody's task but its own wait; a stream of
+events that fails takes what it told with it and is begun again; everything that began with a
+replica ends with it, and its entries in indexes go; after `close` no task, socket or thread of
+ours is left.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from typing import Final
+
+import aiohttp
+import msgspec
+import zmq.asyncio
+
+from kvtier.index.fleet.base import FleetIndex
+from kvtier.index.fleet.estimated import EstimatedIndex, compared
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.router.fleet.members import Listener, Member
+from kvtier.router.learn.engines import EVENTS, Engines
+from kvtier.router.learn.events import EventStream
+from kvtier.router.learn.evictors import Evictors
+from kvtier.router.learn.metering import Meter
+from kvtier.router.learn.metrics import Scraper, take
+from kvtier.router.learn.names import Names
+from kvtier.router.learn.served import Served, ask
+from kvtier.router.learn.sinks import ReplicaSink, SharedSink
+
+_log = logging.getLogger(__name__)
+
+REPLAY: Final = "kv-events-replay"
+SCRAPE_S: Final = 0.5
+"""Between two looks at a replica's metrics."""
+_SEEN_S: Final = 0.2
+"""How often it is looked what a replica that publishes events says that it serves."""
+_ASK_S: Final = 2.0
+"""So long it may take to say it, where nobody else asks."""
+_ASK_AGAIN_S: Final = 5.0
+
+
+class _Tasks(msgspec.Struct):
+    """Of one replica."""
+
+    scrape: asyncio.Task[None]
+    published: tuple[str | None, str | None] = (None, None)
+    """Where its events are, and their replays."""
+    events: list[asyncio.Task[None]] = []
+    """Those that depend on it."""
+
+
+class Learner(Listener):
+    """Belongs to one event loop. `open` before replicas join, `close` at the end."""
+
+    def __init__(
+        self,
+        estimated: Sequence[EstimatedIndex],
+        precise: Sequence[PreciseIndex],
+        *,
+        tuned: Sequence[EstimatedIndex] = (),
+        key: str | None = None,
+        names: Names | None = None,
+        evictors: Sequence[str] = (),
+        scrape_s: float = SCRAPE_S,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tuned`: those of `estimated` whose block size follows the replicas'.
+
+        `evictors`: endpoints where it is told what left shared storage. `tls`: how https replicas
+        are checked; None: as the system does.
+        """
+        self._names = Names() if names is None else names
+        self._estimated = tuple(estimated)
+        self._precise = tuple(precise)
+        self._tuned = tuple(tuned)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._scrape_s = scrape_s
+        self._tls = tls
+        self._tasks: dict[Member, _Tasks] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._session: aiohttp.ClientSession | None = None
+        self._context: zmq.asyncio.Context | None = None
+        self.engines = Engines(self._tasks.keys)
+        self.served = Served()
+        self._evictors = Evictors(
+            evictors if precise else (), SharedSink(self._precise, self.served.models)
+        )
+        self.meter = Meter(self._precise, self._evictors)
+
+    async def open(self) -> None:
+        """Nothing is asked before a replica joins."""
+        # What is compressed could be any size: it is asked for as it is, and read as it comes.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls or True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity", **self._headers},
+            auto_decompress=False,
+        )
+        self.engines.use(self._session)
+        if self._precise:
+            self._context = zmq.asyncio.Context()
+            self._evictors.open(self._context)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = [task for of in self._tasks.values() for task in (of.scrape, *of.events)]
+        for task in tasks:
+            task.cancel()
+        # Before the context: it waits for their sockets, and would hold the event loop.
+        await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
+        await self._evictors.close()
+        if self._session is not None:
+            await self._session.close()
+        if self._context is not None:
+            self._context.term()
+
+    def joined(self, member: Member) -> None:
+        """Begin to ask it. Who has its name and still answers requests elsewhere is forgotten."""
+        for other in self._named(member.replica.name):
+            self._end(other)
+        self._tasks[member] = _Tasks(asyncio.create_task(self._scrape(member)))
+        self._begin_events(member)
+
+    def amended(self, member: Member) -> None:
+        """Follow its events where they are now; what was told where they were is forgotten."""
+        tasks = self._tasks.get(member)
+        if tasks is None or tasks.published == _published(member):
+            return
+        self._stop(tasks.events)
+        for index in self._precise:
+            index.drop(member.replica.name)
+        self._begin_events(member)
+
+    def left(self, member: Member) -> None:
+        """Stop, and forget what it held."""
+        if member in self._tasks:
+            self._end(member)
+
+    def _named(self, name: str) -> list[Member]:
+        return [member for member in self._tasks if member.replica.name == name]
+
+    def _begin_events(self, member: Member) -> None:
+        tasks = self._tasks[member]
+        tasks.published, tasks.events = _published(member), []
+        if self._precise and EVENTS in member.replica.labels:
+            tasks.events.append(asyncio.create_task(self._follow(member)))
+            if member.replica.models:
+                tasks.events.append(asyncio.create_task(self._name(member)))
+
+    def _stop(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    def _end(self, member: Member) -> None:
+        tasks = self._tasks.pop(member)
+        self._stop((tasks.scrape, *tasks.events))
+        name = member.replica.name
+        self.served.forget(name)
+        self.meter.forget(name)
+        self.engines.left(member.replica.url)
+        indexes: Sequence[FleetIndex] = (*self._estimated, *self._precise)
+        for index in indexes:
+            index.drop(name)
+
+    async def _scrape(self, member: Member) -> None:
+        assert self._session is not None
+        url = f"{member.replica.url}{self._names.path}"
+        name, restarts = member.replica.name, 0
+        scraper = Scraper(self._session, url, names=self._names)
+        self.meter.scrapes[name] = scraper.counts
+        while True:
+            if member.cards:
+                self.served.tell(name, member.cards)
+            load = await scraper.scrape()
+            if load is not None:
+                if scraper.counts.restarts != restarts:
+                    restarts = scraper.counts.restarts
+                    _log.info("replica %s has been started anew", name)
+                    # A precise index hears it from the events: their connection breaks.
+                    for index in self._estimated:
+                        index.drop(name)
+                for index in self._tuned:
+                    index.set_block_tokens(name, compared(load.block_tokens))
+                take(member.endpoint, load, self._estimated)
+            await asyncio.sleep(self._scrape_s)
+
+    async def _name(self, member: Member) -> None:
+        """Ask what it serves, where that was given and no health check asks."""
+        assert self._session is not None
+        while not (cards := await ask(self._session, member.replica.url, _ASK_S)):
+            await asyncio.sleep(_ASK_AGAIN_S)
+        self.served.tell(member.replica.name, cards)
+
+    async def _follow(self, member: Member) -> None:
+        """Its events, anew whenever the model that they tell of is called otherwise."""
+        while True:
+            while (model := self._model(member)) is None:
+                await asyncio.sleep(_SEEN_S)
+            stream = asyncio.create_task(self._stream(member, model))
+            try:
+                while self._model(member) in (None, model):
+                    await asyncio.sleep(_SEEN_S)
+            finally:
+                stream.cancel()
+                await asyncio.gather(stream, return_exceptions=True)
+
+    def _model(self, member: Member) -> str | None:
+        """What prompts call the model whose blocks it tells of."""
+        if member.cards:
+            self.served.tell(member.replica.name, member.cards)
+        return self.served.base(member.replica.name) or min(member.endpoint.models, default=None)
+
+    async def _stream(self, member: Member, model: str) -> None:
+        """One index after the other would miss what the first was told: each has a stream."""
+        name = member.replica.name
+        events, replay = _published(member)
+        assert events is not None
+        async with asyncio.TaskGroup() as group:
+            for index in self._precise:
+                index.add(name, model)
+                stream = EventStream(
+                    events,
+                    ReplicaSink(index, name),
+                    replay=replay,
+                    context=self._context,
+                    counts=self.meter.stream(name),
+                )
+                group.create_task(stream.keep(f"replica {name}: {events}"))
+
+
+def _published(member: Member) -> tuple[str | None, str | None]:
+    """Where its events are, and their replays."""
+    labels = member.replica.labels
+    return _address(member, labels.get(EVENTS)), _address(member, labels.get(REPLAY))
+
+
+def _address(member: Member, text: str | None) -> str | None:
+    """`5557` is a port of the replica."""
+    if text is None or not text.isdecimal():
+        return text
+    return f"tcp://{member.replica.address.rpartition(':')[0]}:{text}"

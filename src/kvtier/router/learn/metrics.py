@@ -1,0 +1,278 @@
+"""A replica's load and tiers, from its own `/metrics`: the engine's names, and ours.
+
+What an engine says is not believed blindly: numbers that cannot be are left out and counted, and
+a body is read up to BODY_MAX bytes and for TIMEOUT_S seconds. Rates are measured between two
+scrapes (`rates`).
+
+Invariants: nothing here raises for what a replica answers; a scrape that failed leaves the last
+load as it was, and its age shows in `updated_s`.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.index.fleet.base import DEVICE, FleetIndex
+from kvtier.metrics.engine import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
+from kvtier.router.choose.base import Endpoint, Load, Tier
+from kvtier.router.learn.exposition import Exposition, Sample, read
+from kvtier.router.learn.names import Names, parse_name
+from kvtier.router.learn.rates import PrefillRate, Prefills, Rate
+
+BODY_MAX: Final = 4 << 20
+TIMEOUT_S: Final = 2.0
+
+_INLINE_MAX: Final = 256 << 10
+"""Larger bodies are read on a thread: this much takes a millisecond."""
+_COUNT_MAX: Final = 1_000_000
+_TOKENS_MAX: Final = 1 << 50
+_TIER: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_TIERS_MAX: Final = 6
+
+_CONFIGS: Final = {
+    "vllm:cache_config_info": ("block_size", "num_gpu_blocks"),
+    "sglang:cache_config_info": ("page_size", "num_pages"),
+}
+_LORA: Final = "vllm:lora_requests_info"
+_CAPACITY: Final = CAPACITY_TOKENS.name
+_HIT_TOKENS: Final = f"{HIT_TOKENS.name}_total"
+_TRANSFER_S: Final = f"{TRANSFER_SECONDS.name}_sum"
+_LOAD_S: Final = "vllm:kv_offload_load_time_total"
+_PREFILL_TOKENS: Final = "vllm:request_prefill_kv_computed_tokens_sum"
+_PREFILL_COUNT: Final = "vllm:request_prefill_kv_computed_tokens_count"
+_PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
+_LATENCY_S: Final = "vllm:e2e_request_latency_seconds_sum"
+_STARTED_S: Final = "process_start_time_seconds"
+
+
+class Counts(msgspec.Struct):
+    """Of one replica's scrapes."""
+
+    scrapes: int = 0
+    failures: int = 0
+    """No answer in time, no success, or too long a body."""
+    bad_values: int = 0
+    """Numbers that cannot be: they were left out."""
+    restarts: int = 0
+    """The replica is another process than at the scrape before: its caches are empty."""
+
+
+class LoadReader:
+    """Turns one replica's answers into its Load. Remembers counters, for rates."""
+
+    def __init__(self, names: Names | None = None) -> None:
+        """Raises ValueError for a name that is none."""
+        self._names = Names() if names is None else names
+        chosen = (*self._names.waiting, *self._names.running, *self._names.usage)
+        self._selectors = {name: parse_name(name) for name in chosen}
+        self._wanted = frozenset(
+            {
+                *(name for name, _ in self._selectors.values()),
+                *_CONFIGS,
+                *(_LORA, _CAPACITY, _HIT_TOKENS, _TRANSFER_S, _LOAD_S),
+                *(_PREFILL_TOKENS, _PREFILL_COUNT, _PREFILL_S, _LATENCY_S, _STARTED_S),
+            }
+        )
+        self._prefill = PrefillRate()
+        self._started_s: float | None = None
+        self._loads: dict[str, Rate] = {}
+        self.bad_values = 0
+        self.restarts = 0
+
+    def parse(self, body: bytes) -> Exposition:
+        """The samples in an answer. May run on a thread."""
+        return read(body.decode("utf-8", "replace"), self._wanted)
+
+    def load(self, found: Exposition, now_s: float) -> Load:
+        """What they mean. Ten microseconds."""
+        self.bad_values += found.bad_lines
+        self._note_start(found.total(_STARTED_S))
+        block_tokens, device_tokens = self._device(found)
+        return Load(
+            waiting=int(self._gauge(found, self._names.waiting, _COUNT_MAX)),
+            running=int(self._gauge(found, self._names.running, _COUNT_MAX)),
+            kv_usage=self._usage(found),
+            block_tokens=block_tokens,
+            tiers=self._tiers(found, device_tokens, now_s),
+            adapters=_adapters(found),
+            prefill_tokens_per_s=self._prefill.update(_prefills(found), now_s),
+            updated_s=now_s,
+        )
+
+    # -- parts -----------------------------------------------------------------------------
+
+    def _note_start(self, started_s: float | None) -> None:
+        if started_s is None:
+            return
+        self.restarts += self._started_s not in (None, started_s)
+        self._started_s = started_s
+
+    def _series(self, found: Exposition, names: Iterable[str]) -> list[Sample]:
+        for chosen in names:
+            name, labels = self._selectors[chosen]
+            series = [
+                sample
+                for sample in found.of(name)
+                if all(sample.labels.get(key) == value for key, value in labels.items())
+            ]
+            if series:
+                return series
+        return []
+
+    def _gauge(self, found: Exposition, names: Iterable[str], most: float) -> float:
+        """Summed over engines behind one address."""
+        series = [sample.value for sample in self._series(found, names)]
+        good = [value for value in series if 0 <= value <= most]
+        self.bad_values += len(series) - len(good)
+        return sum(good)
+
+    def _usage(self, found: Exposition) -> float:
+        series = [sample.value for sample in self._series(found, self._names.usage)]
+        good = [value for value in series if 0 <= value <= 1]
+        self.bad_values += len(series) - len(good)
+        return sum(good) / len(good) if good else 0.0
+
+    def _device(self, found: Exposition) -> tuple[int, int]:
+        """Tokens of a block, and of the device's cache; 0 where they are not told."""
+        block_tokens = capacity = 0
+        for name, (size, count) in _CONFIGS.items():
+            for sample in found.of(name):
+                tokens = self._whole(sample.labels.get(size, ""))
+                blocks = self._whole(sample.labels.get(count, ""))
+                if tokens:
+                    block_tokens = tokens
+                    capacity += min(tokens * blocks, _TOKENS_MAX)
+        return block_tokens, capacity
+
+    def _whole(self, text: str) -> int:
+        if text in ("", "None"):  # as vLLM says that it does not know yet
+            return 0
+        if not text.isascii() or not text.isdigit() or len(text) > 12:
+            self.bad_values += 1
+            return 0
+        return int(text)
+
+    def _tiers(self, found: Exposition, device_tokens: int, now_s: float) -> Mapping[str, Tier]:
+        tiers = {DEVICE: Tier(capacity_tokens=device_tokens)} if device_tokens else {}
+        hits = _by_tier(found.of(_HIT_TOKENS))
+        promoted = [
+            sample
+            for sample in found.of(_TRANSFER_S)
+            if sample.labels.get("direction") == "promote"
+        ]
+        seconds = _by_tier(promoted)
+        # Whatever comes back passes RAM: its way to the device is that of all. Seconds are not
+        # told before there are some.
+        load_s = found.total(_LOAD_S) or 0.0
+        for name, capacity in _by_tier(found.of(_CAPACITY)).items():
+            if not 0 <= capacity <= _TOKENS_MAX or len(tiers) > _TIERS_MAX or name == DEVICE:
+                self.bad_values += 1
+                continue
+            rate = self._loads.setdefault(name, Rate())
+            if name == "ram":
+                measured = rate.update(sum(hits.values()) if hits else None, load_s, now_s)
+            else:
+                measured = rate.update(hits.get(name), seconds.get(name, 0.0), now_s)
+            tiers[name] = Tier(capacity_tokens=int(capacity), load_tokens_per_s=measured)
+        self._loads = {name: rate for name, rate in self._loads.items() if name in tiers}
+        return tiers
+
+
+class Scraper:
+    """Asks one replica. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        *,
+        names: Names | None = None,
+        clock: Clock | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """`url` is that of its metrics: `http://10.0.0.7:8000/metrics`."""
+        self._session = session
+        self._url = url
+        self._clock = MonotonicClock() if clock is None else clock
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._reader = LoadReader(names)
+        self.counts = Counts()
+
+    async def scrape(self) -> Load | None:
+        """What it says now; None, and counted, where it says nothing of use."""
+        self.counts.scrapes += 1
+        try:
+            body = await self._body()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            body = None
+        if body is None:
+            self.counts.failures += 1
+            return None
+        if len(body) > _INLINE_MAX:
+            found = await asyncio.to_thread(self._reader.parse, body)
+        else:
+            found = self._reader.parse(body)
+        load = self._reader.load(found, self._clock.now_s())
+        self.counts.bad_values = self._reader.bad_values
+        self.counts.restarts = self._reader.restarts
+        return load
+
+    async def _body(self) -> bytes | None:
+        headers = {"Accept": "text/plain", "Accept-Encoding": "identity"}
+        async with self._session.get(
+            self._url, headers=headers, timeout=self._timeout, allow_redirects=False
+        ) as answer:
+            if answer.status != 200:
+                return None
+            pieces = bytearray()
+            async for piece in answer.content.iter_any():
+                pieces += piece
+                if len(pieces) > BODY_MAX:
+                    answer.close()
+                    return None
+            return bytes(pieces)
+
+
+def take(endpoint: Endpoint, load: Load, indexes: Iterable[FleetIndex]) -> None:
+    """Tell an endpoint, and the indexes, what its replica said."""
+    endpoint.load = load
+    for index in indexes:
+        for tier, known in load.tiers.items():
+            if known.capacity_tokens:
+                index.resize(endpoint.name, tier, known.capacity_tokens)
+
+
+def _prefills(found: Exposition) -> Prefills:
+    return Prefills(
+        tokens=found.total(_PREFILL_TOKENS),
+        requests=found.total(_PREFILL_COUNT),
+        seconds=found.total(_PREFILL_S),
+        latency_s=found.total(_LATENCY_S),
+    )
+
+
+def _by_tier(samples: Iterable[Sample]) -> dict[str, float]:
+    """Summed over engines behind one address."""
+    tiers: dict[str, float] = {}
+    for sample in samples:
+        tier = sample.labels.get("tier", "")
+        if _TIER.fullmatch(tier):
+            tiers[tier] = tiers.get(tier, 0.0) + sample.value
+    return tiers
+
+
+def _adapters(found: Exposition) -> frozenset[str]:
+    """Of the series that is newest: its value is the time at which it was written."""
+    samples = found.of(_LORA)
+    if not samples:
+        return frozenset()
+    labels = max(samples, key=lambda sample: sample.value).labels
+    listed = ",".join(
+        labels.get(name, "") for name in ("running_lora_adapters", "waiting_lora_adapters")
+    )
+    return frozenset(filter(None, (name.strip() for name in listed.split(","))))

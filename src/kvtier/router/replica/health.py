@@ -1,0 +1,111 @@
+"""Health checks: each replica is asked, again and again, whether it is there and what it serves.
+
+Why beside the breakers: a replica that nobody uses fails no request, and one that comes back
+has to be noticed. Invariants: a check is bounded in time and in bytes; nothing that a replica
+answers can end its watch; the watch ends when the replica has left.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from kvtier.clock import Clock
+from kvtier.router.choose.base import Endpoint
+from kvtier.router.fleet.members import Card, Fleet, Listener, Member
+from kvtier.router.fleet.models import MAX_BYTES, read_cards
+from kvtier.router.replica.upstream import Upstream
+
+_log = logging.getLogger(__name__)
+
+
+class Prober(Listener):
+    """Watches every member of a fleet. Belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        upstream: Callable[[Endpoint], Upstream],
+        clock: Clock,
+        *,
+        interval_s: float,
+        timeout_s: float,
+        key: str | None = None,
+    ) -> None:
+        """`key`: shown to replicas. Nothing runs before a replica joins."""
+        self._fleet = fleet
+        self._upstream = upstream
+        self._clock = clock
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._fields = b"authorization: Bearer %b\r\n" % key.encode() if key else b""
+        self._watches: dict[Member, asyncio.Task[None]] = {}
+        self._checked: dict[Member, asyncio.Event] = {}
+        fleet.listen(self)
+
+    def joined(self, member: Member) -> None:
+        """Watch it."""
+        self._checked[member] = asyncio.Event()
+        self._watches[member] = asyncio.create_task(self._watch(member))
+
+    def left(self, member: Member) -> None:
+        """Stop watching it."""
+        self._checked.pop(member).set()
+        self._watches.pop(member).cancel()
+
+    async def first_round(self) -> None:
+        """Until everybody who is there has been asked once."""
+        for event in list(self._checked.values()):
+            await event.wait()
+
+    async def close(self) -> None:
+        """Stop all watches."""
+        watches = list(self._watches.values())
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
+
+    async def _watch(self, member: Member) -> None:
+        checked = self._checked[member]
+        was = None
+        while True:
+            await self._check(member)
+            checked.set()
+            if member.leaving:  # the fleet has said so
+                return
+            if member.offered is not was:
+                was = member.offered
+                text = "takes requests" if was else f"takes no requests: {member.reason}"
+                _log.info("replica %s %s", member.replica.name, text)
+            await asyncio.sleep(self._interval_s)
+
+    async def _check(self, member: Member) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._get(member, "/health")
+                cards: Sequence[Card] = ()
+                if not member.replica.models:
+                    cards = read_cards(await self._get(member, "/v1/models"))
+        except TimeoutError:
+            self._fleet.unhealthy(member, f"no answer within {self._timeout_s:g} s")
+        except OSError as error:
+            self._fleet.unhealthy(member, f"not reached: {_reason(error)}")
+        except ValueError as error:
+            self._fleet.unhealthy(member, f"not understood: {error}")
+        else:
+            self._fleet.healthy(member, cards, self._clock.now_s())
+
+    async def _get(self, member: Member, path: str) -> bytes:
+        """The body. Raises OSError; ValueError for an error's status and for too many bytes."""
+        exchange = await self._upstream(member.endpoint).send("GET", path, self._fields, None)
+        try:
+            head = await exchange.begin()
+            if head.status != 200:
+                raise ValueError(f"{path} answers {head.status}")
+            return await exchange.read(MAX_BYTES)
+        finally:
+            exchange.close()
+
+
+def _reason(error: OSError) -> str:
+    """Short, without the address, which is known."""
+    return error.strerror or str(error) or type(error).__name__

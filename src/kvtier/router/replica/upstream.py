@@ -1,0 +1,168 @@
+"""Connections to replicas, kept open between requests.
+
+Invariants: a connection that a replica may be about to close is not used; the last one used is the
+next to be used, so that what a burst opened closes again; after `close` none is left.
+"""
+
+import asyncio
+import ssl
+from typing import Final
+from urllib.parse import urlsplit
+
+from kvtier.router.choose.base import Endpoint
+from kvtier.router.fleet.members import Listener, Member
+from kvtier.router.fleet.replicas import Replica
+from kvtier.router.replica.connection import Body, Connection, Expected
+from kvtier.router.replica.exchange import Exchange
+
+KEEP_ALIVE_S: Final = 4.0
+"""Less than the 5 s after which an engine's server closes a connection that nobody uses."""
+
+
+class Unreachable(ConnectionError):
+    """No connection could be made: the replica has seen nothing."""
+
+
+class Upstream:
+    """One replica's connections. Belongs to the event loop."""
+
+    def __init__(
+        self, replica: Replica, connect_timeout_s: float, tls: ssl.SSLContext | None
+    ) -> None:
+        """`tls`: how an https replica is checked; None: as the system does."""
+        url = urlsplit(replica.url)
+        assert url.hostname is not None
+        assert url.port is not None
+        self._host, self._port = url.hostname, url.port
+        self._host_line = b"host: %b\r\n" % replica.address.encode()
+        self._tls = (tls or ssl.create_default_context()) if url.scheme == "https" else None
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._reaper: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    async def send(self, method: str, target: str, fields: bytes, body: Body) -> Exchange:
+        """A request that has been written; the caller closes what it gets.
+
+        `target` is path and query as the client wrote them, `fields` are lines of a head without
+        host and length. Raises Unreachable; TimeoutError never.
+        """
+        connection = self._take() or await self._connect()
+        length = b"" if body is None else b"content-length: %d\r\n" % len(body)
+        message = self._message(method, target, fields + length)
+        expected = Expected.NOTHING if method == "HEAD" else Expected.BODY
+        return connection.send(message, body, expected)
+
+    async def upgrade(self, target: str, fields: bytes) -> Exchange:
+        """Ask, on a connection of its own, to go on in the protocol that `fields` name.
+
+        The answer's status is SWITCHING where the replica agrees. Raises Unreachable.
+        """
+        connection = await self._connect()
+        return connection.send(self._message("GET", target, fields), None, Expected.UPGRADE)
+
+    def _message(self, method: str, target: str, fields: bytes) -> bytes:
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (
+            method.encode("latin-1"),
+            target.encode("latin-1"),
+            self._host_line,
+            fields,
+        )
+
+    async def close(self) -> None:
+        """Close all. Requests under way fail."""
+        self._is_closed = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for connection in tuple(self._open):
+            connection.break_off()
+        while self._open:
+            await asyncio.sleep(0)
+
+    def _take(self) -> Connection | None:
+        """The one that was used last; the ones before are older."""
+        oldest_s = asyncio.get_running_loop().time() - KEEP_ALIVE_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable and connection.idle_since_s > oldest_s:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> Connection:
+        if self._is_closed:
+            raise Unreachable("the replica has left")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._give_back, self._forget),
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
+                )
+        except TimeoutError:
+            raise Unreachable(f"no connection within {self._connect_timeout_s:g} s") from None
+        except (OSError, ssl.SSLError) as error:
+            raise Unreachable(error.strerror or str(error)) from error
+        if not connection.is_usable:
+            raise Unreachable("the connection was closed at once")
+        self._open.add(connection)
+        if self._is_closed:
+            connection.abort()
+            raise Unreachable("the replica has left")
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        connection.idle_since_s = loop.time()
+        self._idle.append(connection)
+        if self._reaper is None:
+            self._reaper = loop.call_later(KEEP_ALIVE_S, self._reap)
+
+    def _reap(self) -> None:
+        """Close what has not been used for long."""
+        self._reaper = None
+        loop = asyncio.get_running_loop()
+        oldest_s = loop.time() - KEEP_ALIVE_S
+        kept = [one for one in self._idle if one.idle_since_s > oldest_s]
+        for connection in self._idle[: len(self._idle) - len(kept)]:
+            connection.abort()
+        self._idle = kept
+        if kept:
+            self._reaper = loop.call_at(kept[0].idle_since_s + KEEP_ALIVE_S, self._reap)
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+
+class Upstreams(Listener):
+    """Those of each member, from its joining until it has left. Belongs to the event loop."""
+
+    def __init__(self, connect_timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
+        """`tls`: how https replicas are checked; None: as the system does."""
+        self._connect_timeout_s = connect_timeout_s
+        self._tls = tls
+        self._of: dict[Endpoint, Upstream] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __call__(self, endpoint: Endpoint) -> Upstream:
+        """Raises KeyError for who is no member."""
+        return self._of[endpoint]
+
+    def joined(self, member: Member) -> None:
+        """See Listener."""
+        self._of[member.endpoint] = Upstream(member.replica, self._connect_timeout_s, self._tls)
+
+    def left(self, member: Member) -> None:
+        """See Listener."""
+        task = asyncio.create_task(self._of.pop(member.endpoint).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close all."""
+        await asyncio.gather(*self._closing, *(upstream.close() for upstream in self._of.values()))

@@ -1,0 +1,68 @@
+"""API keys: those that clients show, and the one that replicas are shown.
+
+Invariant: a key is compared in a time that does not depend on how much of it is right, and is
+never logged, echoed or passed on.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.request.fields import Fields, text
+
+_REMARK: Final = re.compile(r"(?:^|\s)#")
+
+
+class Keys:
+    """The keys that clients may show; without any, everybody may ask."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def __bool__(self) -> bool:
+        """Whether a key is asked for."""
+        return bool(self._digests)
+
+    def admit(self, fields: Fields) -> bool:
+        """Whether the request shows a known key, as OpenAI's or as Anthropic's clients do."""
+        if not self._digests:
+            return True
+        scheme, _, shown = text(fields, b"authorization").partition(" ")
+        if scheme.lower() != "bearer":
+            shown = text(fields, b"x-api-key")
+        digest = _digest(shown.strip())
+        # All of them, so that the time does not tell which one was close.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def read_keys(path: str, where: str) -> list[str]:
+    """Keys of a file, one a line; `#` begins a remark, after a key behind a space.
+
+    Raises InvalidSettings.
+    """
+    try:
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidSettings(f"{where}: {path} cannot be read: {reason}") from error
+    keys = []
+    for number, line in enumerate(text.splitlines(), 1):
+        key = _REMARK.split(line, 1)[0].strip()
+        if not key.isascii() or len(key.split()) > 1:
+            raise InvalidSettings(
+                f"{where}: {path} line {number}: a key is one word of ASCII characters"
+            )
+        if key:
+            keys.append(key)
+    if not keys:
+        raise InvalidSettings(f"{where}: {path} holds no key")
+    return keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

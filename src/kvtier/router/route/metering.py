@@ -1,0 +1,121 @@
+"""What the router has done, as Prometheus metrics.
+
+Why not the client library's own counters: these are plain numbers that the data path adds to,
+and a family is made only when somebody scrapes. Invariant: every outcome is exposed from the
+start, so that a rate has its first point.
+"""
+
+import enum
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from kvtier.metrics import declaration
+from kvtier.metrics import router as metrics
+from kvtier.router.fleet.members import Fleet, Health, Listener, Member
+from kvtier.router.histogram import Histogram
+
+
+class Outcome(enum.Enum):
+    """How a request ended."""
+
+    OK = "ok"
+    """A replica answered with 1xx to 3xx, to the end."""
+    REFUSED = "refused"
+    """Its own fault: 4xx, here or from the replica."""
+    OVERLOADED = "overloaded"
+    """429: no room."""
+    UNAVAILABLE = "unavailable"
+    """503: no replica."""
+    FAILED = "failed"
+    """A replica answered with 5xx, not at all, or not to the end."""
+    CANCELLED = "cancelled"
+    """The client went away."""
+
+
+class Meter(Collector, Listener):
+    """Sums. Belongs to the event loop's thread, scrapes too."""
+
+    def __init__(
+        self, fleet: Fleet, waiting: Callable[[], int], others: Iterable[Collector] = ()
+    ) -> None:
+        """`others`: exposed beside it."""
+        self._fleet = fleet
+        self._waiting = waiting
+        self._outcomes = dict.fromkeys(Outcome, 0)
+        self._sent: dict[str, int] = {}
+        self.retried = 0
+        self.choosing = Histogram(metrics.ROUTE_CHOOSING_SECONDS)
+        self.first_byte = Histogram(metrics.ROUTE_FIRST_BYTE_SECONDS)
+        self.request = Histogram(metrics.ROUTE_REQUEST_SECONDS)
+        self._registry = CollectorRegistry(auto_describe=False)
+        for collector in (self, *others):
+            self._registry.register(collector)
+
+    def ended(self, outcome: Outcome, seconds: float) -> None:
+        """One more request."""
+        self._outcomes[outcome] += 1
+        self.request.add(seconds)
+
+    def sent(self, replica: str) -> None:
+        """One more request went to the replica."""
+        self._sent[replica] = self._sent.get(replica, 0) + 1
+
+    def left(self, member: Member) -> None:
+        """See Listener: its series end, so that their number stays that of the fleet."""
+        self._sent.pop(member.replica.name, None)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry."""
+        yield _counter(
+            metrics.ROUTE_REQUESTS,
+            {outcome.value: count for outcome, count in self._outcomes.items()},
+        )
+        members = self._fleet.members
+        yield _counter(
+            metrics.ROUTE_SENT_REQUESTS,
+            {member.replica.name: self._sent.get(member.replica.name, 0) for member in members},
+        )
+        retried = CounterMetricFamily(
+            metrics.ROUTE_RETRIED_REQUESTS.name, metrics.ROUTE_RETRIED_REQUESTS.documentation
+        )
+        retried.add_metric([], self.retried)
+        yield retried
+        queued = metrics.ROUTE_QUEUED_REQUESTS
+        yield GaugeMetricFamily(queued.name, queued.documentation, value=self._waiting())
+        in_flight = {member.replica.name: member.endpoint.in_flight for member in members}
+        yield _gauge(metrics.ROUTE_IN_FLIGHT_REQUESTS, in_flight)
+        states = {member.replica.name: _state(member) for member in members}
+        yield _gauge(metrics.ROUTE_REPLICA_STATE, states)
+        for histogram in (self.choosing, self.first_byte, self.request):
+            yield histogram.family()
+
+
+def _state(member: Member) -> int:
+    if member.offered:
+        return 0
+    return 1 if member.health is Health.HEALTHY else 2
+
+
+def _counter(metric: declaration.Metric, values: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(metric.name, metric.documentation, labels=metric.labels)
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
+
+
+def _gauge(metric: declaration.Metric, values: dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(metric.name, metric.documentation, labels=metric.labels)
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family

@@ -1,5 +1,0 @@
-"""The fault matrix: every fault times every verb, on folders and objects, counted in rows."""
-
-from kvtier.testing.matrix.suite import FaultRow, run
-
-__all__ = ["FaultRow", "run"]

@@ -1,0 +1,80 @@
+"""The matrix finds what it looks for: each kind of defect, put into a tier, is counted."""
+
+from pathlib import Path
+
+import pytest
+
+from kvtier.blocks.checksum import Payload, Xxh3
+from kvtier.blocks.key import BlockKey
+from kvtier.tiers.shared.tier import StoreTier
+from kvtier_bench.faults.cell import VERBS, Cell, Verb, run_cell
+from kvtier_bench.faults.core import run_core
+from kvtier_bench.faults.faults import Fault, Faults
+from kvtier_bench.faults.places import FolderPlace, ObjectPlace, Place
+from kvtier_bench.faults.tally import Tally
+
+
+class Blind(Xxh3):
+    """Every payload has the same checksum."""
+
+    def block(self, key: BlockKey, payload: Payload) -> bytes:
+        return bytes(16)
+
+
+def place_on(kind: str, folder: Path, checksum: Xxh3 | None = None) -> Place:
+    faults = Faults(1)
+    if kind == "folder":
+        return FolderPlace(folder, faults, checksum)
+    return ObjectPlace("object", faults, checksum=checksum)
+
+
+@pytest.mark.parametrize("kind", ["folder", "object"])
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("fault", Fault)
+def test_every_cell_counts_its_operations_and_finds_nothing(
+    tmp_path: Path, kind: str, verb: Verb, fault: Fault
+) -> None:
+    tally = run_cell(place_on(kind, tmp_path), verb, fault, 12)
+    assert tally.operations == 12
+    assert (tally.wrong_bytes, tally.hangs, tally.exceptions, tally.over_bound) == (0, 0, 0, 0)
+    assert sum(tally.outcomes.values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "object"])
+@pytest.mark.parametrize("fault", [Fault.BIT_FLIP, Fault.TORN_WRITE])
+def test_a_tier_that_verifies_nothing_is_found_out(tmp_path: Path, kind: str, fault: Fault) -> None:
+    assert run_cell(place_on(kind, tmp_path, Blind()), "read", fault, 200).wrong_bytes > 0
+    assert run_cell(place_on(kind, tmp_path), "read", fault, 200).wrong_bytes == 0
+
+
+def test_a_core_that_is_given_wrong_bytes_is_found_out(tmp_path: Path) -> None:
+    place = place_on("object", tmp_path, Blind())
+    # Which calls a fault strikes is a matter of threads here.
+    assert any(run_core(place, Fault.BIT_FLIP, 600).wrong_bytes for _ in range(10))
+
+
+def test_an_exception_out_of_a_tier_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_on("object", tmp_path)
+    monkeypatch.setattr(StoreTier, "find", lambda tier, chain: 1 // 0)
+    tally = run_cell(place, "find", Fault.SLOW, 4)
+    assert tally.exceptions == 4
+    assert "ZeroDivisionError" in tally.first_exception
+
+
+def test_more_known_than_the_bound_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_on("object", tmp_path)
+    monkeypatch.setattr(StoreTier, "contains", lambda tier, keys: [True] * len(keys))
+    assert run_cell(place, "find", Fault.SLOW, 4).over_bound == 4
+
+
+def test_a_folder_that_is_gone_is_opened_again(tmp_path: Path) -> None:
+    place, tally = place_on("folder", tmp_path), Tally()
+    cell = Cell(place, "write", Fault.FOLDER_REMOVED, tally)
+    cell.run(60)
+    cell.close()
+    assert tally.outcomes["DONE"] > 0
+    assert tally.exceptions == 0

@@ -1,0 +1,86 @@
+import threading
+
+import pytest
+
+from kvtier_bench.faults.faults import Call, Fault, Faults
+
+EVERYTHING = Call.WRITES | Call.OPENS | Call.NAMES | Call.MOVES
+
+
+def test_nothing_strikes_while_nothing_is_armed() -> None:
+    faults = Faults(1)
+    faults.suffer(EVERYTHING)
+    assert not any(faults.strikes(fault) for fault in Fault)
+    assert faults.happened == 0
+
+
+def test_only_what_is_armed_strikes_and_as_often_as_it_may() -> None:
+    faults = Faults(1)
+    faults.arm(Fault.BIT_FLIP, 1.0, limit=2)
+    assert [faults.strikes(Fault.BIT_FLIP) for _ in range(3)] == [True, True, False]
+    assert not faults.strikes(Fault.TORN_WRITE)
+    assert faults.happened == 2
+
+
+def test_the_same_seed_strikes_the_same_calls() -> None:
+    runs = []
+    for _ in range(2):
+        faults = Faults(7)
+        faults.arm(Fault.BIT_FLIP, 0.5)
+        runs.append([faults.strikes(Fault.BIT_FLIP) for _ in range(50)])
+    assert runs[0] == runs[1]
+    assert {*runs[0]} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("fault", "call"),
+    [
+        (Fault.NO_SPACE, Call.WRITES),
+        (Fault.IO_ERROR, Call.MOVES),
+        (Fault.NO_DESCRIPTORS, Call.OPENS),
+        (Fault.NO_PERMISSION, Call.NAMES),
+        (Fault.PARTIAL, Call.NAMES),
+    ],
+)
+def test_a_refusal_meets_the_calls_it_can(fault: Fault, call: Call) -> None:
+    faults = Faults(1)
+    faults.arm(fault, 1.0)
+    with pytest.raises(OSError, match=r"\[Errno"):
+        faults.suffer(call)
+    if fault is Fault.NO_SPACE:
+        faults.suffer(Call.OPENS)
+
+
+def test_after_a_part_the_whole_rest_of_a_batch_fails() -> None:
+    faults = Faults(1)
+    faults.arm(Fault.PARTIAL, 1.0, limit=1)
+    for _ in range(3):
+        with pytest.raises(OSError, match=r"\[Errno"):
+            faults.suffer(Call.NAMES)
+    faults.disarm()
+    faults.suffer(Call.NAMES)
+
+
+def test_what_hangs_goes_on_when_it_is_disarmed() -> None:
+    faults = Faults(1)
+    faults.arm(Fault.HUNG, 1.0)
+    thread = threading.Thread(target=faults.suffer, args=(Call.NAMES,), daemon=True)
+    thread.start()
+    assert faults.hanging.wait(10)
+    assert thread.is_alive()
+    faults.disarm()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_the_clock_jumps_and_time_goes_on() -> None:
+    faults = Faults(1)
+    before_s = faults.clock.now_s()
+    faults.clock.step(1000.0)
+    assert faults.clock.now_s() >= before_s + 1000.0
+    faults.clock.step(-5000.0)
+    assert faults.clock.now_s() < before_s
+    faults.arm(Fault.CLOCK_STEP, 1.0)
+    before_s = faults.clock.now_s()
+    faults.suffer(Call.MOVES)
+    assert abs(faults.clock.now_s() - before_s) > 5

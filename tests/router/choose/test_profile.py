@@ -1,0 +1,396 @@
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtier.errors import InvalidSettings
+from kvtier.index.fleet.base import DEVICE, Match
+from kvtier.index.fleet.prompt import Prompt
+from kvtier.router.choose import parts
+from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
+from kvtier.router.choose.profile import Profile, build
+from kvtier.router.choose.record import record
+from kvtier.router.config.reading import Configuration, parse_configuration
+from tests.router.cases import FakeIndex, candidate, context, endpoint, names, request
+
+HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n"
+DOCUMENT = (
+    HEAD.replace("llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1")
+    + """\
+- type: queue-scorer
+- type: kv-cache-utilization-scorer
+- type: prefix-cache-scorer
+  name: gpu-prefix-cache-scorer
+- type: prefix-cache-scorer
+  name: cpu-prefix-cache-scorer
+  parameters: {autoTune: false, lruCapacityPerServer: 41000}
+schedulingProfiles:
+- name: default
+  plugins:
+  - {pluginRef: queue-scorer, weight: 2}
+  - {pluginRef: kv-cache-utilization-scorer, weight: 2}
+  - {pluginRef: gpu-prefix-cache-scorer, weight: 1}
+  - {pluginRef: cpu-prefix-cache-scorer, weight: 1}
+"""
+)
+
+
+def configured(*types: str, profile: str = "default") -> Configuration:
+    plugins = "".join(f"- type: {one}\n" for one in types)
+    refs = ", ".join(f"{{pluginRef: {one}}}" for one in types)
+    return parse_configuration(
+        f"{HEAD}{plugins}schedulingProfiles:\n- {{name: {profile}, plugins: [{refs}]}}\n", "f"
+    )
+
+
+def profile_of(*types: str, index: FakeIndex | None = None, seed: int = 0) -> Profile:
+    made = build(configured(*types), {"prefix": index} if index else {}, seed)
+    return made["default"]
+
+
+def with_scorer(configuration: Configuration, scorer: Any) -> Profile:
+    """The profile with another class in the place of its queue-scorer."""
+    old = configuration.plugins["queue-scorer"]
+    new = msgspec.structs.replace(old, plugin=lambda parameters, context: scorer)
+    plugins = {**configuration.plugins, "queue-scorer": new}
+    return build(msgspec.structs.replace(configuration, plugins=plugins), {})["default"]
+
+
+def test_the_documents_weights_by_hand() -> None:
+    indexes = {
+        "gpu-prefix-cache-scorer": FakeIndex({"a": {DEVICE: 400}}),
+        "cpu-prefix-cache-scorer": FakeIndex({"a": {"ram": 800}, "b": {"ram": 1200}}),
+    }
+    profile = build(parse_configuration(DOCUMENT, "f"), indexes)["default"]
+    fleet = [
+        endpoint("a", waiting=4, kv_usage=0.5),
+        endpoint("b", waiting=0, kv_usage=0.75),
+        endpoint("c", waiting=2, kv_usage=0.0),
+    ]
+    decision = profile.decide(request(1600), fleet, 0.0)
+    # 1600 tokens are 100 blocks of 16
+    assert decision.scores == [
+        [0.0, 1.0, 0.5],
+        [0.5, 0.25, 1.0],
+        [0.25, 0.0, 0.0],
+        [0.5, 0.75, 0.0],
+    ]
+    # 2*0 + 2*0.5 + 0.25 + 0.5; 2*1 + 2*0.25 + 0.75; 2*0.5 + 2*1
+    assert decision.totals == [1.75, 3.25, 3.0]
+    assert names(decision.chosen) == ["b", "c", "a"]
+    assert decision.endpoints[0] is fleet[1]
+
+
+def test_what_was_routed_is_heard_by_every_index_and_by_parts_that_learn() -> None:
+    index, other = FakeIndex(), FakeIndex()
+    profile = build(configured("no-hit-lru-scorer"), {"prefix": index, "other": other})["default"]
+    fleet = [endpoint("a"), endpoint("b")]
+    first = profile.decide(request(), fleet, 0.0)
+    assert index.heard == []
+    profile.routed(request(), first, first.chosen[1])  # it may have gone to a fallback
+    assert index.heard == other.heard == [first.chosen[1].endpoint.name]
+    second = profile.decide(request(), fleet, 1.0)
+    assert second.chosen[0].endpoint is first.chosen[0].endpoint
+
+
+def test_an_index_of_several_names_hears_once() -> None:
+    index = FakeIndex({"a": {"ram": 160}})
+    profile = build(configured("expected-ttft-scorer"), {"one": index, "other": index})["default"]
+    decision = profile.decide(request(), [endpoint("a")], 0.0)
+    profile.routed(request(), decision, decision.chosen[0])
+    assert index.heard == ["a"]
+    assert {name: match.tokens for name, match in decision.chosen[0].matches.items()} == {
+        "one": {"ram": 160},
+        "other": {"ram": 160},
+    }
+
+
+def test_filters_come_first_and_are_named() -> None:
+    profile = profile_of("decode-filter", "queue-scorer")
+    fleet = [
+        endpoint("a", labels={"llm-d.ai/role": "prefill"}),
+        endpoint("b", waiting=3),
+        endpoint("c", waiting=1),
+    ]
+    decision = profile.decide(request(), fleet, 0.0)
+    assert names(decision.candidates) == ["a", "b", "c"]
+    assert names(decision.kept) == ["b", "c"]
+    assert decision.removed == {"a": "decode-filter"}
+    assert decision.totals == [0.0, 1.0]
+    assert names(decision.chosen) == ["c", "b"]
+
+
+def test_nobody_left_is_nobody_chosen() -> None:
+    profile = profile_of("decode-filter", "queue-scorer", "expected-ttft-scorer")
+    gone = [endpoint("a", labels={"llm-d.ai/role": "prefill"})]
+    assert profile.decide(request(), gone, 0.0).chosen == []
+    assert profile.decide(request(), [], 0.0).chosen == []
+
+
+class Wild:
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        return [7.0, -3.0, math.nan, 0.25]
+
+
+def test_scores_are_clamped_before_they_are_weighted() -> None:
+    profile = with_scorer(configured("queue-scorer"), Wild())
+    decision = profile.decide(request(), [endpoint(name) for name in "abcd"], 0.0)
+    assert decision.scores == [[1.0, 0.0, 0.0, 0.25]]
+
+
+class Broken:
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        raise RuntimeError("a bug")
+
+
+class Short:
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        return [1.0]
+
+
+@pytest.mark.parametrize("scorer", [Broken(), Short()])
+def test_a_part_that_fails_takes_no_part_and_is_said_once(
+    scorer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = with_scorer(configured("queue-scorer", "kv-cache-utilization-scorer"), scorer)
+    fleet = [endpoint("a", kv_usage=0.5), endpoint("b", kv_usage=0.25)]
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            decision = profile.decide(request(), fleet, 0.0)
+            assert decision.totals == [0.5, 0.75]
+            assert names(decision.chosen) == ["b", "a"]
+    assert len(caplog.records) == 1
+    assert "queue-scorer failed" in caplog.text
+
+
+class Telling:
+    """Scores, and fails in all that it may be asked besides."""
+
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+        return [1.0, 0.0]
+
+    def reason(self, request: Request, candidate: Candidate) -> str:
+        raise RuntimeError("a bug")
+
+    def routed(self, request: Request, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+        raise RuntimeError("a bug")
+
+    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+        raise RuntimeError("a bug")
+
+
+def test_a_part_that_cannot_explain_learn_or_tell_fails_no_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    configuration = configured("queue-scorer", "session-affinity-scorer")
+    profile = with_scorer(configuration, Telling())
+    fleet = [endpoint("a"), endpoint("b", waiting=1)]
+    for _ in range(3):
+        decision = profile.decide(request(), fleet, 0.0)
+        assert decision.scores[0] == [1.0, 0.0]
+        profile.routed(request(), decision, decision.chosen[0])
+        assert set(profile.response_headers(request(), fleet[0])) == {"x-session-token"}
+        told = record(decision)
+        assert told.endpoints[0].reasons["queue-scorer"] == "no reason is given: it failed"
+    said = [one.getMessage() for one in caplog.records]
+    assert len(said) == 3
+    assert all("queue-scorer failed" in one for one in said)
+
+
+class NoFilter:
+    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+        raise RuntimeError("a bug")
+
+
+class NoPicker:
+    def pick(
+        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+    ) -> list[Candidate]:
+        raise RuntimeError("a bug")
+
+
+def test_a_filter_or_picker_that_fails_does_not_fail_the_request() -> None:
+    configuration = configured("decode-filter", "queue-scorer", "random-picker")
+    plugins = dict(configuration.plugins)
+    for name, part in (("decode-filter", NoFilter()), ("random-picker", NoPicker())):
+        plugins[name] = msgspec.structs.replace(
+            plugins[name], plugin=lambda parameters, context, part=part: part
+        )
+    profile = build(msgspec.structs.replace(configuration, plugins=plugins), {})["default"]
+    decision = profile.decide(request(), [endpoint("a", waiting=1), endpoint("b")], 0.0)
+    assert names(decision.chosen) == ["b"]
+
+
+def test_profiles_share_the_parts_that_they_name() -> None:
+    configuration = parse_configuration(
+        HEAD + "- type: no-hit-lru-scorer\nschedulingProfiles:\n"
+        "- {name: one, plugins: [{pluginRef: no-hit-lru-scorer}]}\n"
+        "- {name: two, plugins: [{pluginRef: no-hit-lru-scorer}]}\n",
+        "f",
+    )
+    built = build(configuration, {})
+    fleet = [endpoint("a"), endpoint("b")]
+    decision = built["one"].decide(request(), fleet, 0.0)
+    assert names(decision.chosen) == ["a", "b"]
+    built["one"].routed(request(), decision, decision.chosen[0])
+    assert names(built["two"].decide(request(), fleet, 0.0).chosen) == ["b", "a"]
+
+
+def test_an_index_that_is_missing_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match="there is no index"):
+        build(parse_configuration(DOCUMENT, "f"), {"gpu-prefix-cache-scorer": FakeIndex()})
+
+
+def test_a_part_sees_the_time_of_the_decision() -> None:
+    profile = profile_of("utilization-detector")
+    fleet = [endpoint("a", updated_s=90.0), endpoint("b", updated_s=100.0)]
+    assert names(profile.decide(request(), fleet, 91.0).kept) == ["a", "b"]
+    assert names(profile.decide(request(), fleet, 101.0).kept) == ["b"]
+
+
+def test_headers_that_parts_read_and_write() -> None:
+    profile = profile_of("session-affinity-scorer", "queue-scorer")
+    assert profile.headers == {"x-session-token"}
+    assert set(profile.response_headers(request(), endpoint("a"))) == {"x-session-token"}
+    assert profile_of("queue-scorer").headers == frozenset()
+
+
+SCORERS = sorted(name for name in parts.known() if name.endswith("-scorer"))
+PICKERS = sorted(name for name in parts.known() if name.endswith("-picker"))
+FILTERS = sorted(name for name in parts.known() if name.endswith(("-filter", "-detector")))
+
+loads = st.builds(
+    Load,
+    waiting=st.integers(0, 200),
+    running=st.integers(0, 200),
+    kv_usage=st.floats(0, 1),
+    block_tokens=st.sampled_from([0, 16, 256]),
+    adapters=st.sampled_from([frozenset(), frozenset({"m"}), frozenset({"x"})]),
+    prefill_tokens_per_s=st.floats(0, 1e5),
+)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> tuple[list[Endpoint], dict[str, Mapping[str, int]]]:
+    """Endpoints, and what each holds of a prompt of 4,096 tokens."""
+    endpoints, holds = [], {}
+    for place in range(draw(st.integers(0, 6))):
+        name = f"e{place}"
+        endpoints.append(
+            endpoint(
+                name,
+                load=draw(loads),
+                in_flight=draw(st.integers(0, 50)),
+                in_flight_tokens=draw(st.integers(0, 10**7)),
+                pending_tokens=draw(st.none() | st.integers(0, 10**6)),
+            )
+        )
+        held = sorted(draw(st.lists(st.integers(0, 4096), max_size=3)))
+        holds[name] = dict(zip((DEVICE, "ram", "disk"), held, strict=False))
+    return endpoints, holds
+
+
+def indexes(configuration: Configuration, holds: Mapping[str, Any]) -> dict[str, FakeIndex]:
+    return {name: FakeIndex(holds) for name in configuration.indexes}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@settings(max_examples=40)
+@given(fleet=fleets(), order=st.randoms(use_true_random=False))
+def test_scorers_stay_in_zero_to_one_and_do_not_mind_the_order(
+    name: str, fleet: tuple[list[Endpoint], dict[str, Any]], order: Any
+) -> None:
+    endpoints, holds = fleet
+    _, plugin = parts.find(name) or (None, None)
+    candidates = [Candidate(one, {"prefix": Match(holds[one.name], 4096)}) for one in endpoints]
+    scorer = plugin(plugin.Parameters(), context())
+    scores = scorer.score(request(4096), candidates)
+    assert len(scores) == len(candidates)
+    assert all(0.0 <= score <= 1.0 for score in scores)
+    by_name = {one.endpoint.name: score for one, score in zip(candidates, scores, strict=True)}
+    order.shuffle(candidates)
+    again = scorer.score(request(4096), candidates)
+    assert {one.endpoint.name: score for one, score in zip(candidates, again, strict=True)} == (
+        pytest.approx(by_name)
+    )
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@settings(max_examples=40)
+@given(fleet=fleets())
+def test_filters_keep_the_order_and_invent_nobody(
+    name: str, fleet: tuple[list[Endpoint], dict[str, Any]]
+) -> None:
+    endpoints, holds = fleet
+    _, plugin = parts.find(name) or (None, None)
+    candidates = [Candidate(one, {"prefix": Match(holds[one.name], 4096)}) for one in endpoints]
+    kept = plugin(plugin.Parameters(), context()).keep(request(4096), candidates)
+    assert kept == [one for one in candidates if one in kept]
+
+
+@pytest.mark.parametrize("name", PICKERS)
+@settings(max_examples=40)
+@given(fleet=fleets(), seed=st.integers(0, 2**32), order=st.randoms(use_true_random=False))
+def test_pickers_name_some_once_and_the_seed_alone_decides(
+    name: str, fleet: tuple[list[Endpoint], dict[str, Any]], seed: int, order: Any
+) -> None:
+    endpoints, holds = fleet
+    configuration = configured("token-load-scorer", name)
+    given_indexes = indexes(configuration, holds)
+
+    def chosen() -> list[list[str]]:
+        profile = build(configuration, given_indexes, seed)["default"]
+        return [names(profile.decide(request(4096), endpoints, 0.0).chosen) for _ in range(3)]
+
+    first = chosen()
+    for one in first:
+        assert len(one) == len(set(one)) == min(4, len(endpoints))
+    order.shuffle(endpoints)
+    assert chosen() == first
+
+
+def test_a_candidate_without_matches_is_scored_by_all() -> None:
+    bare = [Candidate(endpoint("a"), {}), candidate("b")]
+    for name in SCORERS:
+        _, plugin = parts.find(name) or (None, None)
+        assert len(plugin(plugin.Parameters(), context()).score(request(), bare)) == 2
+
+
+@pytest.mark.parametrize("one", ["round-robin-picker", "queue-scorer", "token-load-scorer"])
+def test_who_reads_no_index_asks_none_and_tells_none(one: str) -> None:
+    class Untouched(FakeIndex):
+        def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
+            raise AssertionError("nobody reads it")
+
+    index = Untouched()
+    profile = profile_of(one, index=index)
+    assert not profile.reads_prompts
+    decision = profile.decide(request(), [endpoint("a"), endpoint("b")], 0.0)
+    profile.routed(request(), decision, decision.chosen[0])
+    assert len(decision.candidates) == 2
+    assert index.heard == []
+    assert decision.missing_tokens(decision.chosen[0]) == 1000
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        "expected-ttft-scorer",
+        "no-hit-lru-scorer",
+        "prefix-cache-picker",
+        "prefix-cache-affinity-filter",
+    ],
+)
+def test_who_reads_an_index_asks_it_and_tells_it(one: str) -> None:
+    index = FakeIndex({"a": {DEVICE: 5}})
+    profile = profile_of(one, index=index)
+    assert profile.reads_prompts
+    decision = profile.decide(request(), [endpoint("a")], 0.0)
+    profile.routed(request(), decision, decision.chosen[0])
+    assert decision.candidates[0].matches["prefix"].tokens == {DEVICE: 5}
+    assert index.heard == ["a"]

@@ -1,0 +1,185 @@
+import msgspec
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.index.fleet.prompt import Unit
+from kvtier.router.choose.profile import build
+from kvtier.router.choose.record import Record, record
+from kvtier.router.choose.replay import LoggedIndex, LoggedPrompt, Replay, explained, replay, text
+from kvtier.router.config.reading import parse_configuration, read_configuration
+from kvtier.router.config.strategies import configuration as strategies
+from tests.router.cases import FakeIndex, endpoint, request
+
+QUEUE = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: queue-scorer
+- type: expected-ttft-scorer
+schedulingProfiles:
+- name: default
+  plugins: [{pluginRef: queue-scorer}]
+- name: sooner
+  plugins: [{pluginRef: expected-ttft-scorer}]
+"""
+
+
+def logged(count: int = 3) -> list[Record]:
+    """Decided by the queue alone: the holder waits longer, so it does not get them."""
+    holds = {"holder": {"ram": 15_000}, "idle": {"device": 160}}
+    indexes = {"prefix": FakeIndex(holds)}
+    profile = build(parse_configuration(QUEUE, "f"), indexes, keeps_matches=True)["default"]
+    records = []
+    for place in range(count):
+        fleet = [endpoint("holder", waiting=1, in_flight=1, in_flight_tokens=100), endpoint("idle")]
+        asked = request(16_000, request_id=f"r{place}")
+        records.append(record(profile.decide(asked, fleet, float(place))))
+    return records
+
+
+def test_the_same_profile_agrees_with_itself() -> None:
+    done = replay(logged(), parse_configuration(QUEUE, "f"))
+    assert (done.requests, done.same, done.differences) == (3, 3, ())
+
+
+def test_another_profile_sends_requests_where_their_prefix_is() -> None:
+    done = replay(logged(), read_configuration(None))
+    assert (done.requests, done.same) == (3, 0)
+    assert (done.prompt_tokens, done.held_was, done.held_now) == (48_000, 480, 45_000)
+    one = done.differences[0]
+    assert (one.request_id, one.was, one.now) == ("r0", "idle", "holder")
+    assert (one.held_was, one.held_now) == (160, 15_000)
+    assert one.why.scorers == (("expected-ttft-scorer", 1.0),)
+
+
+def test_a_profile_is_chosen_by_its_name() -> None:
+    configuration = parse_configuration(QUEUE, "f")
+    assert replay(logged(), configuration, "sooner").same == 0
+    with pytest.raises(
+        InvalidSettings, match="no profile or strategy 'soner'; did you mean 'sooner'"
+    ):
+        replay(logged(), configuration, "soner")
+
+
+def test_indexes_of_other_names_answer_what_was_logged_of_all() -> None:
+    old = parse_configuration(
+        "apiVersion: inference.networking.x-k8s.io/v1alpha1\nkind: EndpointPickerConfig\n"
+        "plugins:\n- {type: prefix-cache-scorer, name: cpu-scorer}\n"
+        "schedulingProfiles:\n- {name: default, plugins: [{pluginRef: cpu-scorer}]}\n",
+        "f",
+    )
+    assert {one.now for one in replay(logged(), old).differences} == {"holder"}
+
+
+def test_parts_learn_from_the_replayed_choices() -> None:
+    turns = parse_configuration(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        "plugins:\n- type: round-robin-picker\n"
+        "schedulingProfiles:\n- {name: default, plugins: [{pluginRef: round-robin-picker}]}\n",
+        "f",
+    )
+    done = replay(logged(4), turns)
+    assert (done.same, [one.now for one in done.differences]) == (2, ["holder", "holder"])
+
+
+def test_the_text_counts_and_lists() -> None:
+    done = replay(logged(5), read_configuration(None))
+    assert text(done, most=2) == (
+        "5 requests, 0 go where they went (0.0%)\n"
+        "prompt tokens held where they went: 1.0%, where they would go: 93.8%\n"
+        "  r0: idle (holds 160) -> holder (holds 15000)\n"
+        "  r1: idle (holds 160) -> holder (holds 15000)\n"
+        "  and 3 more\n"
+    )
+    assert text(Replay(0, 0, 0, 0, 0, ())) == "no decisions in the file\n"
+    assert text(Replay(0, 0, 0, 0, 0, (), 3)) == (
+        "0 requests, 0 go where they went (0%)\n"
+        "prompt tokens held where they went: 0%, where they would go: 0%\n"
+        "left out: 3 requests that named a routing-strategy\n"
+    )
+
+
+EVEN = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: queue-scorer
+- type: session-affinity-scorer
+  parameters: {strategy: session_id}
+- type: least-request-picker
+- type: max-score-picker
+schedulingProfiles:
+- name: default
+  plugins: [{pluginRef: queue-scorer}, {pluginRef: session-affinity-scorer}, \
+{pluginRef: max-score-picker}]
+- name: fewest
+  plugins: [{pluginRef: least-request-picker}]
+"""
+
+
+def of_equals(profile: str, count: int = 40) -> list[Record]:
+    """Chance decides who gets a session; the router is started anew half-way."""
+    records = []
+    for seed in (1, 2):
+        chooser = build(parse_configuration(EVEN, "f"), {}, seed)[profile]
+        for place in range(count // 2):
+            asked = request(headers={"x-session-id": f"{seed} {place % 7}"})
+            decision = chooser.decide(asked, [endpoint(name) for name in "abc"], float(place))
+            records.append(record(decision, chooser.headers))
+            chooser.routed(asked, decision, decision.chosen[0])
+    return records
+
+
+@pytest.mark.parametrize("profile", ["default", "fewest"])
+def test_another_pick_between_equals_is_no_difference(profile: str) -> None:
+    done = replay(of_equals(profile), parse_configuration(EVEN, "f"), profile)
+    assert (done.requests, done.same) == (40, 40)
+
+
+def test_a_pick_that_is_worse_is_a_difference() -> None:
+    busy = msgspec.structs.replace
+    worse = [
+        busy(
+            one,
+            endpoints=tuple(
+                busy(choice, in_flight=5) if choice.name == one.chosen[0] else choice
+                for choice in one.endpoints
+            ),
+        )
+        for one in of_equals("fewest")
+    ]
+    assert replay(worse, parse_configuration(EVEN, "f"), "fewest").same == 0
+
+
+def test_requests_that_named_a_strategy_are_left_out() -> None:
+    first, second, third = logged()
+    named = msgspec.structs.replace(second, headers={"routing-strategy": "random"})
+    done = replay([first, named, third], read_configuration(None))
+    assert (done.requests, done.apart, len(done.differences)) == (2, 1, 2)
+    assert "left out: 1 requests that named a routing-strategy\n" in text(done)
+
+
+def test_strategies_are_profiles_to_replay_by() -> None:
+    # the holder has a request in flight
+    assert replay(logged(), strategies(), "least-request").same == 3
+    done = replay(logged(), strategies(), "prefix-cache")
+    assert {one.now for one in done.differences} == {"holder"}
+
+
+def test_one_request_is_explained_as_it_is_decided_now() -> None:
+    records = logged()
+    records[2] = msgspec.structs.replace(records[2], headers={"routing-strategy": "random"})
+    for place in (1, 2):
+        [made] = explained(records, read_configuration(None), f"r{place}")
+        assert (made.request_id, made.chosen[0]) == (f"r{place}", "holder")
+        assert made.scorers == (("expected-ttft-scorer", 1.0),)
+    assert len(explained([*records, records[0]], read_configuration(None), "r0")) == 2
+    with pytest.raises(InvalidSettings, match="no decision in the file is on a request 'r9'"):
+        explained(records, read_configuration(None), "r9")
+
+
+def test_a_logged_prompt_has_a_length_and_nothing_else() -> None:
+    prompt = LoggedPrompt(100, Unit.CHARACTER)
+    assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (100, Unit.CHARACTER, [])
+    [match] = LoggedIndex("x").match(prompt, ["unknown"])
+    assert match == ({}, 100)

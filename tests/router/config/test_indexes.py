@@ -1,0 +1,85 @@
+import pytest
+
+from kvtier.index.fleet.base import Source
+from kvtier.router.choose.parts import Precise, Sizing, TokenProcessor
+from kvtier.router.config.indexes import IndexSpec, estimate, estimated, precise
+from tests.router.cases import Words
+
+
+def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
+    spec = estimated(
+        "cpu-prefix-cache-scorer", Sizing(auto_tune=False, lru_capacity_per_server=41_000)
+    )
+    assert spec == IndexSpec(
+        name="cpu-prefix-cache-scorer",
+        source=Source.ESTIMATED,
+        tier="ram",
+        autotune=False,
+        block_tokens=16,
+        capacity_blocks=41_000,
+    )
+    assert spec.capacity_tokens == 656_000
+
+
+@pytest.mark.parametrize(
+    ("sizing", "block_tokens"),
+    [
+        (Sizing(), 16),
+        (Sizing(hash_block_size=64), 16),
+        (Sizing(block_size=256), 64),
+        (Sizing(block_size=2), 1),
+        (Sizing(block_size_tokens=32, block_size=256), 32),
+    ],
+)
+def test_block_sizes_in_characters_are_four_a_token(sizing: Sizing, block_tokens: int) -> None:
+    assert estimated("x", sizing).block_tokens == block_tokens
+
+
+def test_there_is_no_ceiling_but_one_that_is_asked_for() -> None:
+    assert estimated("x", Sizing()).max_match_tokens == 0
+    assert estimated("x", Sizing(max_prefix_blocks_to_match=256)).max_match_tokens == 4096
+    both = Sizing(max_prefix_blocks_to_match=256, max_prefix_tokens_to_match=131_072)
+    assert estimated("x", both).max_match_tokens == 131_072
+
+
+def test_the_tier_is_the_parameter_else_what_the_name_speaks_of() -> None:
+    assert estimated("gpu-x", Sizing(tier="disk")).tier == "disk"
+    assert estimated("gpu-x", Sizing()).tier == "device"
+    assert estimated("x", Sizing()).tier is None
+
+
+def test_a_precise_index_knows_every_tier() -> None:
+    given = Precise(
+        token_processor_config=TokenProcessor(block_size=64),
+        kv_events_config={"zmqEndpoint": "tcp://*:5557"},
+    )
+    spec = precise("gpu", given)
+    assert spec.source is Source.PRECISE
+    assert spec.tier is None
+    assert spec.block_tokens == 64
+    assert spec.events == {"zmqEndpoint": "tcp://*:5557"}
+
+
+def held(spec: IndexSpec, tokens: int, **capacities: int) -> dict[str, int]:
+    """By tier, of a prompt that was routed to `a` after its tiers told their capacities."""
+    index = estimate(spec)
+    for tier, capacity_tokens in capacities.items():
+        index.resize("a", tier, capacity_tokens)
+    prompt = Words(tokens)
+    index.routed(prompt, "a")
+    [match] = index.match(prompt, ["a"])
+    return {tier: tokens for tier, tokens in match.tokens.items() if tokens}
+
+
+def test_an_estimate_is_of_its_tier_and_as_large_as_written() -> None:
+    written = IndexSpec(name="cpu", tier="ram", autotune=False, capacity_blocks=10)
+    assert held(written, 320) == {"ram": 160}
+    assert held(written, 320, ram=320) == {"ram": 160}
+
+
+def test_an_estimate_that_is_autotuned_follows_the_metrics() -> None:
+    assert held(IndexSpec(name="gpu", tier="device", capacity_blocks=10), 320, device=320) == {
+        "device": 320
+    }
+    both = held(IndexSpec(name="any", capacity_blocks=10), 320, device=192, ram=320)
+    assert both == {"device": 192, "ram": 320}

@@ -1,0 +1,71 @@
+import base64
+
+import pytest
+
+from kvtier.router.config.strategies import configuration, strategies
+from tests.router.cases import FakeIndex, endpoint, names, request
+
+FLEET = [
+    endpoint("a", address="10.0.0.1:8000", in_flight=4, in_flight_tokens=100, kv_usage=0.1),
+    endpoint("b", address="10.0.0.2:8000", in_flight=1, in_flight_tokens=900, kv_usage=0.5),
+    endpoint("c", address="10.0.0.3:8000", in_flight=2, in_flight_tokens=500, kv_usage=0.4),
+]
+HOLDS = {"c": {"ram": 990}}
+
+
+def picks(strategy: str, **fields: object) -> str:
+    profile = strategies({"any": FakeIndex(HOLDS)})[strategy]
+    decision = profile.decide(request(1000, **fields), FLEET, 0.0)
+    return names(decision.chosen)[0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "picked"),
+    [
+        ("least-request", "b"),
+        ("throughput", "a"),
+        ("least-kv-cache", "a"),
+        ("least-gpu-cache", "a"),
+        ("prefix-cache", "c"),
+        ("round-robin", "a"),
+    ],
+)
+def test_each_goes_by_what_its_name_says(strategy: str, picked: str) -> None:
+    assert picks(strategy) == picked
+
+
+def test_who_scores_picks_the_best_every_time() -> None:
+    profiles = strategies({"any": FakeIndex(HOLDS)})
+    for name in ("least-latency", "expected-ttft", "throughput", "least-kv-cache"):
+        best = {
+            names(profiles[name].decide(request(1000), FLEET, 0.0).chosen)[0] for _ in range(30)
+        }
+        assert len(best) == 1, name
+
+
+def test_a_session_goes_back_to_its_address() -> None:
+    profile = strategies({})["session-affinity"]
+    headers = profile.response_headers(request(), FLEET[1])
+    assert headers == {"x-session-id": base64.b64encode(b"10.0.0.2:8000").decode()}
+    assert picks("session-affinity", headers=headers) == "b"
+
+
+def test_all_that_the_field_names_are_there() -> None:
+    assert {
+        "random",
+        "least-request",
+        "least-latency",
+        "throughput",
+        "prefix-cache",
+        "power-of-two",
+        "session-affinity",
+    } <= set(strategies({}))
+
+
+def test_they_are_profiles_of_a_configuration() -> None:
+    assert list(configuration().profiles) == list(strategies({}))
+
+
+def test_they_need_no_index() -> None:
+    for profile in strategies({}).values():
+        assert len(profile.decide(request(), FLEET, 0.0).chosen) == 3

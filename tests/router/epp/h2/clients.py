@@ -1,0 +1,270 @@
+"""A client that says exactly what it is told to, for tests below gRPC."""
+
+import asyncio
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import hpack
+
+from kvtier.clock import VirtualClock
+from kvtier.router.epp.h2 import frames, grpc
+from kvtier.router.epp.h2.bounds import Allowance, Limits
+from kvtier.router.epp.h2.calls import Call
+from kvtier.router.epp.h2.connection import Connection
+from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.session import Host
+
+BEGIN = frames.PREFACE + frames.settings({}) + frames.frame(frames.SETTINGS, frames.ACK, 0)
+HEADERS = {
+    ":method": "POST",
+    ":scheme": "http",
+    ":path": "/echo",
+    ":authority": "picker",
+    "te": "trailers",
+    "content-type": "application/grpc",
+}
+
+
+def block(**changes: str) -> bytes:
+    """Of a call. Nothing in it leans on a table."""
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    fields = {**HEADERS, **{f":{name}": value for name, value in changes.items()}}
+    written: bytes = encoder.encode(list(fields.items()))
+    return written
+
+
+def tracestate(size: int, *, is_packed: bool) -> bytes:
+    """Goes behind a block: a client's header of so many bytes, a multiple of four."""
+    # Four times the letter b, in Huffman's code.
+    content = b"\x8e\x38\xe3" * (size // 4) if is_packed else b"b" * size
+    length = hpack.hpack.encode_integer(len(content), 7)
+    length[0] |= 0x80 if is_packed else 0
+    return b"\x00\x0atracestate" + bytes(length) + content
+
+
+def opened(stream: int = 1, *, ends: bool = False, **changes: str) -> bytes:
+    flags = frames.END_HEADERS | (frames.END_STREAM if ends else 0)
+    return frames.frame(frames.HEADERS, flags, stream, block(**changes))
+
+
+def message(content: bytes) -> bytes:
+    return grpc.prefix(len(content)) + content
+
+
+def data(content: bytes, stream: int = 1, *, ends: bool = False) -> bytes:
+    return frames.frame(frames.DATA, frames.END_STREAM if ends else 0, stream, content)
+
+
+def number(value: int) -> bytes:
+    return struct.pack(">I", value)
+
+
+class Echo:
+    """Meets Handler: gives every message back, ends with the client; remembers all of it."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.got: list[bytes] = []
+        self.said: list[str] = []
+
+    def receive(self, content: bytes) -> None:
+        self.got.append(content)
+        self.call.send((content,))
+
+    def half_closed(self) -> None:
+        self.said.append("half closed")
+        self.call.end()
+
+    def sent(self) -> None:
+        self.said.append("sent")
+
+    def closed(self) -> None:
+        self.said.append("closed")
+
+    def crowded(self) -> None:
+        self.said.append("crowded")
+
+    def stopping(self) -> None:
+        self.said.append("stopping")
+
+
+class Whole(Echo):
+    """Answers the first message, and ends, as one; says so where that cannot be."""
+
+    def receive(self, content: bytes) -> None:
+        self.got.append(content)
+        if not self.call.finish((content,)):
+            self.said.append("cannot")
+
+
+class Holding(Echo):
+    """Takes one message, and the next only when it is told to."""
+
+    def receive(self, content: bytes) -> None:
+        self.got.append(content)
+        self.call.hold()
+
+
+class Telling(Echo):
+    """Says when it is done with a message."""
+
+    def receive(self, content: bytes) -> None:
+        super().receive(content)
+        self.said.append(content.decode())
+
+
+class Failing(Echo):
+    def receive(self, content: bytes) -> None:
+        if content == b"later":
+            self.call.send(1 / 0 for _ in range(1))  # type: ignore[misc]
+        if content == b"second":
+            self.call.send(b"%d" % (1 // left) for left in (1, 0))
+        raise ValueError("a bug")
+
+
+class Refusing(Echo):
+    """Says itself that there is no room."""
+
+    def crowded(self) -> None:
+        self.call.send((b"too much",))
+        self.call.end()
+
+
+class Socket(asyncio.Transport):
+    """Takes what is written, as far as it is told to."""
+
+    def __init__(self, *, is_secure: bool = False) -> None:
+        super().__init__({"sslcontext": True} if is_secure else {})
+        self.writes: list[bytes] = []
+        self.is_full = False
+        self.is_closed = False
+        self.is_reading = True
+
+    def write(self, content: Any) -> None:
+        self.writes.append(bytes(content))
+
+    def get_write_buffer_size(self) -> int:
+        return int(self.is_full)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    abort = close
+
+
+class Client:
+    """One connection to services, made and used within an event loop."""
+
+    def __init__(
+        self, limits: Limits | None = None, *, is_secure: bool = False, is_late: bool = False
+    ) -> None:
+        """`is_late`: the server stops already."""
+        self.handlers: list[Echo] = []
+        self.allowance = Allowance(1 << 20)
+        self.broken = 0
+        self.clock = VirtualClock()
+        kinds: Mapping[bytes, type[Echo]] = {
+            b"/echo": Echo,
+            b"/whole": Whole,
+            b"/holding": Holding,
+            b"/telling": Telling,
+            b"/failing": Failing,
+            b"/refusing": Refusing,
+        }
+        services = {path: self._making(kind) for path, kind in kinds.items()}
+        self.host = Host(services, limits or Limits(), self.allowance, self.clock, self._break)
+        self.host.is_leaving = is_late
+        self.connections: set[Connection] = set()
+        self.connection = Connection(self.host, self.connections)
+        self.socket = Socket(is_secure=is_secure)
+        self.connection.connection_made(self.socket)
+        self.greeting = self.take()
+
+    def send(self, *parts: bytes) -> list[frames.Frame]:
+        """What came back at once."""
+        self.connection.data_received(b"".join(parts))
+        return self.take()
+
+    def take(self) -> list[frames.Frame]:
+        """What has been written since the last time."""
+        found = parsed(b"".join(self.socket.writes))
+        self.socket.writes.clear()
+        return found
+
+    def end(self) -> None:
+        self.connection.connection_lost(None)
+
+    def _making(self, kind: type[Echo]) -> Callable[[Call], Echo]:
+        def make(call: Call) -> Echo:
+            self.handlers.append(kind(call))
+            return self.handlers[-1]
+
+        return make
+
+    def _break(self) -> None:
+        self.broken += 1
+
+
+def parsed(content: bytes) -> list[frames.Frame]:
+    """Frames of a server. It sends whole ones only."""
+    reader = frames.Reader(1 << 24)
+    found = list(reader.feed(frames.PREFACE + content))
+    assert not reader._left
+    return found
+
+
+def kinds(found: Iterable[frames.Frame]) -> list[int]:
+    return [frame[0] for frame in found]
+
+
+def answered(found: Iterable[frames.Frame], stream: int = 1) -> tuple[list[bytes], int | None]:
+    """Messages, and gRPC's status if the stream has ended."""
+    assembler = grpc.Assembler(1 << 30)
+    messages: list[bytes] = []
+    status = None
+    for kind, flags, where, payload in found:
+        if where != stream:
+            continue
+        if kind == frames.DATA:
+            messages += assembler.feed(payload)
+        elif kind == frames.HEADERS and flags & frames.END_STREAM:
+            status = int(fields_of(payload).get("grpc-status", -1))
+    return messages, status
+
+
+def fields_of(payload: bytes) -> dict[str, str]:
+    return dict(hpack.Decoder().decode(payload))
+
+
+def gone(found: Iterable[frames.Frame]) -> int | None:
+    """The code of a GOAWAY."""
+    codes = [payload[4:8] for kind, _, _, payload in found if kind == frames.GOAWAY]
+    return int.from_bytes(codes[-1], "big") if codes else None
+
+
+def run(test: Callable[[], Any]) -> None:
+    """A test that needs an event loop to be there."""
+
+    async def go() -> None:
+        made = test()
+        if made is not None:
+            await made
+
+    asyncio.run(go())
+
+
+OK = int(Status.OK)

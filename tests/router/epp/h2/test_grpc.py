@@ -1,0 +1,39 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.router.epp.h2.grpc import Assembler, Status, Unreadable, prefix
+
+
+@given(st.lists(st.binary(max_size=30), max_size=5), st.data())
+def test_messages_come_out_as_they_were_however_they_are_cut(
+    sent: list[bytes], draw: st.DataObject
+) -> None:
+    content = b"".join(prefix(len(message)) + message for message in sent)
+    cuts = sorted(draw.draw(st.lists(st.integers(0, len(content)), max_size=6)))
+    assembler = Assembler(30)
+    found: list[bytes] = []
+    for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
+        found += assembler.feed(content[start:stop])
+    assert found == sent
+    assert assembler.part_bytes == 0
+
+
+def test_what_is_not_whole_is_counted() -> None:
+    assembler = Assembler(30)
+    assert assembler.feed(prefix(9) + b"abc") == []
+    assert assembler.part_bytes == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (prefix(31), Status.RESOURCE_EXHAUSTED),
+        (b"\x01" + prefix(3)[1:] + b"abc", Status.UNIMPLEMENTED),
+        (prefix(1) + b"a" + prefix(31), Status.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_by_its_head(content: bytes, status: Status) -> None:
+    with pytest.raises(Unreadable) as error:
+        Assembler(30).feed(content)
+    assert error.value.status is status

@@ -1,0 +1,257 @@
+"""A real client of gRPC, against calls of our own."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.epp import certificates
+from kvtier.router.epp.h2 import frames
+from kvtier.router.epp.h2.bounds import Allowance, Limits
+from kvtier.router.epp.h2.listener import Listener
+from tests.router.epp.h2.clients import Echo, parsed
+
+LARGE = ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)
+
+
+class Served:
+    def __init__(self, listener: Listener, port: int, channel: grpc.aio.Channel) -> None:
+        self.listener = listener
+        self.port = port
+        self.channel = channel
+        self.handlers: list[Echo] = []
+
+    def echo(self, timeout_s: float | None = None) -> grpc.aio.StreamStreamCall:
+        return self.channel.stream_stream("/echo")(timeout=timeout_s)
+
+    async def closed(self) -> None:
+        async with asyncio.timeout(10):
+            while not all("closed" in handler.said for handler in self.handlers):
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def served(*, secure: bool = False, limits: Limits | None = None) -> AsyncIterator[Served]:
+    handlers: list[Echo] = []
+
+    def echo(call: object) -> Echo:
+        handlers.append(Echo(call))  # type: ignore[arg-type]
+        return handlers[-1]
+
+    limits = limits or Limits(max_message_bytes=32 << 20)
+    listener = Listener({b"/echo": echo}, limits, Allowance(1 << 30))
+    pair = certificates.self_signed(dt.datetime.now(dt.UTC))
+    port = listener.bind("127.0.0.1", 0, certificates.context(pair) if secure else None)
+    await listener.start()
+    if secure:
+        trusted = grpc.ssl_channel_credentials(pair.certificate)
+        channel = grpc.aio.secure_channel(f"localhost:{port}", trusted, options=LARGE)
+    else:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=LARGE)
+    async with channel:
+        found = Served(listener, port, channel)
+        found.handlers = handlers
+        yield found
+    await listener.stop(0)
+
+
+def run(
+    test: Callable[[Served], Awaitable[None]],
+    *,
+    secure: bool = False,
+    limits: Limits | None = None,
+) -> None:
+    async def go() -> None:
+        async with served(secure=secure, limits=limits) as found:
+            await test(found)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("size", [0, 1, 65_535, 1_000_000, 20_000_000])
+def test_messages_of_any_size_pass_both_ways(secure: bool, size: int) -> None:
+    async def test(found: Served) -> None:
+        call = found.echo()
+        for _ in range(2):
+            await call.write(b"x" * size)
+            assert await call.read() == b"x" * size
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        await found.closed()
+
+    run(test, secure=secure)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_many_calls_at_once_do_not_get_in_each_others_way(secure: bool) -> None:
+    async def test(found: Served) -> None:
+        async def one(number: int) -> None:
+            call = found.echo()
+            for round_ in range(5):
+                content = b"%d/%d" % (number, round_) * 3000
+                await call.write(content)
+                assert await call.read() == content
+            await call.done_writing()
+            assert await call.code() is grpc.StatusCode.OK
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(one(number) for number in range(100)))
+
+    run(test, secure=secure)
+
+
+def test_a_unary_call_is_answered() -> None:
+    async def test(found: Served) -> None:
+        assert await found.channel.unary_unary("/echo")(b"hi") == b"hi"
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await found.channel.unary_unary("/nobody")(b"hi")
+        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    run(test)
+
+
+def test_cancelled_and_late_calls_are_heard_of() -> None:
+    async def test(found: Served) -> None:
+        call = found.echo()
+        await call.write(b"x")
+        assert await call.read() == b"x"
+        call.cancel()
+        late = found.echo(timeout_s=0.05)
+        assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await found.closed()
+
+    run(test)
+
+
+def test_compressed_messages_are_refused_and_not_misread() -> None:
+    async def test(found: Served) -> None:
+        call = found.channel.unary_unary("/echo")(b"x" * 10_000, compression=grpc.Compression.Gzip)
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    run(test)
+
+
+def test_messages_over_the_bound_are_refused() -> None:
+    async def test(found: Served) -> None:
+        call = found.channel.unary_unary("/echo")(b"x" * 10_000)
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    run(test, limits=Limits(max_message_bytes=9_999))
+
+
+def test_more_calls_than_allowed_wait_for_their_turn() -> None:
+    async def test(found: Served) -> None:
+        answers = [found.channel.unary_unary("/echo")(b"%d" % n) for n in range(50)]
+        assert await asyncio.gather(*answers) == [b"%d" % n for n in range(50)]
+
+    run(test, limits=Limits(max_streams=2))
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_stopping_lets_calls_end_and_sends_new_ones_elsewhere(secure: bool) -> None:
+    async def test(found: Served) -> None:
+        call = found.echo()
+        await call.write(b"before")
+        assert await call.read() == b"before"
+        stopping = asyncio.create_task(found.listener.stop(20))
+        async with asyncio.timeout(10):
+            while "stopping" not in found.handlers[0].said:
+                await asyncio.sleep(0.001)
+        await call.write(b"after")
+        assert await call.read() == b"after"
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.OK
+        async with asyncio.timeout(10):
+            await stopping
+        assert await found.echo(timeout_s=5).code() is grpc.StatusCode.UNAVAILABLE
+
+    run(test, secure=secure)
+
+
+def test_stopping_does_not_wait_longer_than_it_may() -> None:
+    async def test(found: Served) -> None:
+        call = found.echo()
+        await call.write(b"x")
+        await call.read()
+        with socket.create_connection(("127.0.0.1", found.port)):
+            async with asyncio.timeout(10):
+                await found.listener.stop(0.05)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        assert await call.details() == "the server has stopped"
+        await found.closed()
+
+    run(test)
+
+
+def test_a_connection_whose_handshake_ends_while_it_stops_is_closed() -> None:
+    async def test(found: Served) -> None:
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE
+        call = found.echo()
+        await call.write(b"x")
+        await call.read()
+        with socket.create_connection(("127.0.0.1", found.port)) as late:
+            late.setblocking(False)
+            accepted = found.echo()  # comes behind it
+            await accepted.write(b"x")
+            await accepted.read()
+            stopping = asyncio.create_task(found.listener.stop(20))
+            async with asyncio.timeout(10):
+                while "stopping" not in found.handlers[-1].said:
+                    await asyncio.sleep(0.001)
+                reader, writer = await asyncio.open_connection(
+                    sock=late, ssl=client, server_hostname="x"
+                )
+                kinds = [frame[0] for frame in parsed(await reader.read())]
+            assert kinds[-1] == frames.GOAWAY
+            writer.close()
+        await call.done_writing()
+        await accepted.done_writing()
+        async with asyncio.timeout(10):
+            await stopping
+
+    run(test, secure=True)
+
+
+def test_a_connection_that_never_begins_is_closed() -> None:
+    async def test(found: Served) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", found.port)
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        writer.close()
+
+    run(test, limits=Limits(begin_s=0.05))
+    run(test, limits=Limits(begin_s=0.05), secure=True)
+
+
+def test_a_port_that_is_taken_or_nowhere_is_told() -> None:
+    async def test(found: Served) -> None:
+        second = Listener({}, Limits(), Allowance(0))
+        with pytest.raises(InvalidSettings, match=f"127.0.0.1:{found.port} cannot be listened on"):
+            second.bind("127.0.0.1", found.port, None)
+        with pytest.raises(InvalidSettings, match="cannot be listened on"):
+            second.bind("no.such.host.invalid", 1, None)
+        await second.stop(0)
+
+    run(test)
+
+
+def test_ipv6_is_a_host_like_others() -> None:
+    async def go() -> None:
+        listener = Listener({}, Limits(), Allowance(0))
+        with contextlib.suppress(InvalidSettings):  # on a machine without it
+            assert listener.bind("::1", 0, None) > 0
+        await listener.stop(0)
+
+    asyncio.run(go())

@@ -1,0 +1,384 @@
+"""The rules of HTTP/2, by a client that keeps them or does not."""
+
+import asyncio
+import struct
+from collections.abc import Sequence
+
+import hpack
+import pytest
+
+from kvtier.router.epp.h2 import frames
+from kvtier.router.epp.h2.bounds import Limits
+from kvtier.router.epp.h2.frames import Code
+from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.stream import Stream
+from tests.router.epp.h2.clients import (
+    BEGIN,
+    HEADERS,
+    OK,
+    Client,
+    answered,
+    block,
+    data,
+    fields_of,
+    gone,
+    kinds,
+    message,
+    number,
+    opened,
+    run,
+    tracestate,
+)
+
+PING = b"8 bytes."
+SETTING = struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, 1 << 31)
+UNHEARD = frames.PREFACE + frames.settings({})
+BREACHES = {
+    "no settings first": ((frames.PREFACE, opened()), Code.PROTOCOL_ERROR),
+    "an ack first": ((frames.PREFACE, frames.frame(4, 1, 0)), Code.PROTOCOL_ERROR),
+    "no HTTP/2": ((b"GET / HTTP/1.1\r\n\r\n",), Code.PROTOCOL_ERROR),
+    "a frame too long": ((BEGIN, frames.head(0, 0, 1, 1 << 18)), Code.FRAME_SIZE_ERROR),
+    "data of no stream": ((BEGIN, data(b"", 0, ends=True)), Code.PROTOCOL_ERROR),
+    "data before headers": ((BEGIN, data(b"x", 1)), Code.PROTOCOL_ERROR),
+    "data after the end": ((BEGIN, opened(path="/holding"), data(message(b"x"), ends=True),
+                            data(b"x")), Code.STREAM_CLOSED),
+    "headers after the end": ((BEGIN, opened(path="/holding"), data(message(b"x"), ends=True),
+                               opened(ends=True)), Code.STREAM_CLOSED),
+    "data of an even stream": ((BEGIN, data(b"x", 2)), Code.PROTOCOL_ERROR),
+    "headers of no stream": ((BEGIN, opened(0)), Code.PROTOCOL_ERROR),
+    "headers of an even stream": ((BEGIN, opened(2)), Code.PROTOCOL_ERROR),
+    "headers twice": ((BEGIN, opened(), opened()), Code.PROTOCOL_ERROR),
+    "a block that does not go on": ((BEGIN, frames.frame(1, 0, 1, block()), opened(3)),
+                                    Code.PROTOCOL_ERROR),
+    "a block that goes on elsewhere": ((BEGIN, frames.frame(1, 0, 1, block()),
+                                        frames.frame(9, 4, 3)), Code.PROTOCOL_ERROR),
+    "a continuation of nothing": ((BEGIN, frames.frame(9, 4, 1)), Code.PROTOCOL_ERROR),
+    "a block without end": ((BEGIN, frames.frame(1, 0, 1), *[frames.frame(9, 0, 1)] * 99),
+                            Code.ENHANCE_YOUR_CALM),
+    "a block without end in parts": ((BEGIN, frames.frame(1, 0, 1),
+                                      *[frames.frame(9, 0, 1, b"x" * 999)] * 600),
+                                     Code.ENHANCE_YOUR_CALM),
+    "a block too long, before the ack": ((UNHEARD, frames.frame(1, 4, 1, b"x" * 99_000)),
+                                         Code.ENHANCE_YOUR_CALM),
+    "a block too long in parts, before the ack": (
+        (UNHEARD, frames.frame(1, 0, 1, b"x" * 60_000), frames.frame(9, 4, 1, b"x" * 60_000)),
+        Code.ENHANCE_YOUR_CALM,
+    ),
+    "a block that is none": ((BEGIN, frames.frame(1, 4, 1, b"\xff\xff\xff")),
+                             Code.COMPRESSION_ERROR),
+    "a reset of no stream": ((BEGIN, frames.reset(0, Code.CANCEL)), Code.PROTOCOL_ERROR),
+    "a reset before headers": ((BEGIN, frames.reset(1, Code.CANCEL)), Code.PROTOCOL_ERROR),
+    "a reset too short": ((BEGIN, opened(), frames.frame(3, 0, 1, b"x")), Code.FRAME_SIZE_ERROR),
+    "settings of a stream": ((BEGIN, frames.frame(4, 0, 1)), Code.PROTOCOL_ERROR),
+    "settings too short": ((BEGIN, frames.frame(4, 0, 0, b"x")), Code.FRAME_SIZE_ERROR),
+    "an ack with settings": ((BEGIN, frames.frame(4, 1, 0, b"x" * 6)), Code.FRAME_SIZE_ERROR),
+    "a window too large": ((BEGIN, frames.frame(4, 0, 0, SETTING)), Code.FLOW_CONTROL_ERROR),
+    "a promise": ((BEGIN, frames.frame(5, 4, 1, b"x" * 9)), Code.PROTOCOL_ERROR),
+    "a ping of a stream": ((BEGIN, frames.frame(6, 0, 1, PING)), Code.PROTOCOL_ERROR),
+    "a ping too short": ((BEGIN, frames.frame(6, 0, 0, b"x")), Code.FRAME_SIZE_ERROR),
+    "a window that grows by nothing": ((BEGIN, frames.window_update(0, 0)), Code.PROTOCOL_ERROR),
+    "a window that grows too large": ((BEGIN, frames.window_update(0, (1 << 31) - 1)),
+                                      Code.FLOW_CONTROL_ERROR),
+    "a stream's window too large": ((BEGIN, opened(), frames.window_update(1, (1 << 31) - 1)),
+                                    Code.FLOW_CONTROL_ERROR),
+    "a window before headers": ((BEGIN, frames.window_update(1, 1)), Code.PROTOCOL_ERROR),
+    "more than the window": ((BEGIN, opened(path="/holding"), *[data(message(b"x" * 99_995))] * 11),
+                             Code.FLOW_CONTROL_ERROR),
+    "pings without end": ((BEGIN, *[frames.frame(6, 0, 0, PING)] * 99), Code.ENHANCE_YOUR_CALM),
+    "settings without end": ((BEGIN, *[frames.settings({})] * 99), Code.ENHANCE_YOUR_CALM),
+    "empty data without end": ((BEGIN, opened(), *[data(b"")] * 99), Code.ENHANCE_YOUR_CALM),
+    "priorities without end": ((BEGIN, *[frames.frame(2, 0, 1, b"12345")] * 99),
+                               Code.ENHANCE_YOUR_CALM),
+    "goaways without end": ((BEGIN, *[frames.goaway(0, Code.NO_ERROR)] * 99),
+                            Code.ENHANCE_YOUR_CALM),
+    "unknown frames without end": ((BEGIN, *[frames.frame(77, 0, 0)] * 99),
+                                   Code.ENHANCE_YOUR_CALM),
+    "calls taken back without end": (
+        (BEGIN, *(opened(2 * n + 1) + frames.reset(2 * n + 1, Code.CANCEL) for n in range(99))),
+        Code.ENHANCE_YOUR_CALM,
+    ),
+    "calls that are none without end": (
+        (BEGIN, *(opened(2 * n + 1, path="") for n in range(99))), Code.ENHANCE_YOUR_CALM,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BREACHES)
+def test_who_breaks_a_rule_hears_which_and_is_cut_off(name: str) -> None:
+    parts, code = BREACHES[name]
+
+    def test() -> None:
+        limits = Limits(frames_burst=50, frames_per_s=1.0, stream_window_bytes=1_000_000)
+        client = Client(limits)
+        found = client.send(*parts)
+        assert gone(found) == code, found[-1]
+        assert client.broken == 1
+        assert client.send(opened(99)) == []
+        assert all(handler.said[-1] == "closed" for handler in client.handlers)
+        client.end()
+
+    run(test)
+
+
+def test_it_says_what_it_allows() -> None:
+    def test() -> None:
+        client = Client(Limits(max_streams=7))
+        settings, window = client.greeting
+        assert dict(frames.settings_of(settings[3])) == {
+            frames.HEADER_TABLE_SIZE: 0,
+            frames.MAX_CONCURRENT_STREAMS: 7,
+            frames.INITIAL_WINDOW_SIZE: 1 << 20,
+            frames.MAX_FRAME_SIZE: 1 << 17,
+            frames.MAX_HEADER_LIST_SIZE: 96 << 10,
+        }
+        assert window == (frames.WINDOW_UPDATE, 0, 0, number((64 << 20) - 65_535))
+        ping = frames.frame(frames.PING, 0, 0, PING)
+        assert client.send(BEGIN, ping) == [
+            (frames.SETTINGS, frames.ACK, 0, b""),
+            (frames.PING, frames.ACK, 0, PING),
+        ]
+
+    run(test)
+
+
+def test_a_block_may_come_in_parts_with_padding_and_priority() -> None:
+    def test() -> None:
+        client = Client()
+        content = block()
+        flags = frames.PADDED | frames.HAS_PRIORITY
+        first = b"\x02" + b"\x00\x00\x00\x00\x10" + content[:9] + b".."
+        found = client.send(
+            BEGIN,
+            frames.frame(frames.HEADERS, flags, 1, first),
+            frames.frame(frames.CONTINUATION, 0, 1, content[9:12]),
+            frames.frame(frames.CONTINUATION, frames.END_HEADERS, 1, content[12:]),
+            frames.frame(frames.DATA, frames.PADDED, 1, b"\x01" + message(b"hi") + b"."),
+            frames.frame(
+                frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, b"\x00\x01a\x01b"
+            ),
+        )
+        assert answered(found) == ([b"hi"], OK)
+
+    run(test)
+
+
+def long(stream: int, size: int, *, is_packed: bool) -> bytes:
+    """A call with so much of a client's in its headers, as a gateway sends it."""
+    content = block() + tracestate(size, is_packed=is_packed)
+    parts = [content[at : at + 16_384] for at in range(0, len(content), 16_384)]
+    written = frames.frame(frames.HEADERS, 0, stream, parts[0])
+    written += b"".join(frames.frame(frames.CONTINUATION, 0, stream, part) for part in parts[1:])
+    return written + frames.frame(frames.CONTINUATION, frames.END_HEADERS, stream)
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_headers_that_are_too_long_cost_their_own_call_only(is_packed: bool) -> None:
+    def test() -> None:
+        client = Client()
+        found = client.send(BEGIN, opened(1), long(3, 100_000, is_packed=is_packed), opened(5))
+        assert answered(found, 3) == ([], Status.RESOURCE_EXHAUSTED)
+        assert (frames.RST_STREAM, 0, 3, number(Code.NO_ERROR)) in found
+        assert client.send(data(message(b"on its way"), 3)) == []
+        for stream in (1, 5):
+            found = client.send(data(message(b"on"), stream, ends=True))
+            assert answered(found, stream) == ([b"on"], OK)
+        found = client.send(long(7, 60_000, is_packed=is_packed), data(message(b"x"), 7, ends=True))
+        assert answered(found, 7) == ([b"x"], OK)
+        assert not client.broken
+
+    run(test)
+
+
+def test_trailers_that_are_too_long_are_an_end_like_others() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, opened())
+        flags = frames.END_HEADERS | frames.END_STREAM
+        found = client.send(frames.frame(frames.HEADERS, flags, 1, b"x" * 99_000))
+        assert answered(found) == ([], OK)
+
+    run(test)
+
+
+def waiting_for_windows(client: Client, count: int) -> range:
+    """Calls that are answered as far as no window of their own lets them."""
+    client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    streams = range(1, 2 * count, 2)
+    client.send(*(opened(stream) + data(message(b"x"), stream, ends=True) for stream in streams))
+    return streams
+
+
+def test_streams_without_a_window_are_not_asked_when_the_connections_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pumped: list[int] = []
+    pump = Stream.pump
+
+    def counted(stream: Stream) -> None:
+        pumped.append(stream.number)
+        pump(stream)
+
+    def test() -> None:
+        client = Client()
+        streams = waiting_for_windows(client, 50)
+        monkeypatch.setattr(Stream, "pump", counted)
+        assert client.send(*[frames.window_update(0, 1)] * 100) == []
+        assert pumped == []
+        found = client.send(frames.window_update(streams[0], 100))
+        found += client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 100}))
+        assert all(answered(found, stream) == ([b"x"], OK) for stream in streams)
+        assert len(pumped) <= 1 + len(streams)
+
+    run(test)
+
+
+def test_streams_that_wait_for_the_connection_take_turns() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}))
+        client.send(opened(1), data(message(b"x" * 65_530), 1))
+        streams = (3, 5, 7)
+        found = client.send(
+            *(opened(stream) + data(message(b"abc"), stream, ends=True) for stream in streams)
+        )
+        for _ in range(4 * len(message(b"abc"))):
+            found += client.send(frames.window_update(0, 1))
+        assert all(answered(found, stream) == ([b"abc"], OK) for stream in streams)
+
+    run(test)
+
+
+def test_settings_that_change_many_windows_count_for_many_frames() -> None:
+    def test() -> None:
+        client = Client(Limits(frames_burst=50, frames_per_s=1.0))
+        waiting_for_windows(client, 640)
+        same = frames.settings({frames.INITIAL_WINDOW_SIZE: 0})
+        assert gone(client.send(*[same] * 20)) is None
+        changed = [frames.settings({frames.INITIAL_WINDOW_SIZE: size}) for size in (1, 2, 3)]
+        assert gone(client.send(*changed)) == Code.ENHANCE_YOUR_CALM
+
+    run(test)
+
+
+def test_blocks_that_lean_on_each_other_are_read_until_the_client_has_heard() -> None:
+    def test() -> None:
+        client = Client()
+        encoder = hpack.Encoder()
+        fields = list(HEADERS.items())
+        ends = frames.END_HEADERS | frames.END_STREAM
+        client.send(frames.PREFACE, frames.settings({}))
+        for stream in (1, 3, 5):
+            found = client.send(frames.frame(frames.HEADERS, ends, stream, encoder.encode(fields)))
+            assert answered(found, stream) == ([], OK)
+        client.send(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        encoder.header_table_size = 0
+        for stream in (7, 9):
+            found = client.send(frames.frame(frames.HEADERS, ends, stream, encoder.encode(fields)))
+            assert answered(found, stream) == ([], OK)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"method": "GET"}, {":status": "405"}),
+        ({"path": "/nobody"}, {":status": "200", "grpc-status": str(int(Status.UNIMPLEMENTED))}),
+    ],
+)
+def test_what_is_not_answered_is_told_so(changes: dict[str, str], fields: dict[str, str]) -> None:
+    def test() -> None:
+        client = Client()
+        found = client.send(BEGIN, opened(ends=True, **changes))
+        assert kinds(found) == [frames.SETTINGS, frames.HEADERS]
+        told = fields_of(found[1][3])
+        assert {name: told[name] for name in fields} == fields
+
+    run(test)
+
+
+def test_what_is_no_grpc_is_told_so() -> None:
+    def test() -> None:
+        client = Client()
+        encoder = hpack.Encoder()
+        encoder.header_table_size = 0
+        content = encoder.encode([(":method", "POST"), (":path", "/echo")])
+        found = client.send(BEGIN, frames.frame(frames.HEADERS, 5, 1, content))
+        assert fields_of(found[1][3]) == {":status": "415"}
+
+    run(test)
+
+
+def test_a_call_without_a_path_is_reset_and_others_go_on() -> None:
+    def test() -> None:
+        client = Client()
+        found = client.send(BEGIN, opened(path=""), opened(3, ends=True))
+        assert (frames.RST_STREAM, 0, 1, number(Code.PROTOCOL_ERROR)) in found
+        assert answered(found, 3) == ([], OK)
+
+    run(test)
+
+
+def test_streams_over_the_bound_are_refused_until_others_have_ended() -> None:
+    def test() -> None:
+        client = Client(Limits(max_streams=2))
+        found = client.send(BEGIN, opened(1), opened(3), opened(5))
+        assert (frames.RST_STREAM, 0, 5, number(Code.REFUSED_STREAM)) in found
+        client.send(data(b"", 1, ends=True))
+        assert answered(client.send(opened(7, ends=True)), 7) == ([], OK)
+
+    run(test)
+
+
+def test_calls_taken_back_after_an_answer_are_no_flood() -> None:
+    def test() -> None:
+        client = Client(Limits(frames_burst=5, frames_per_s=1.0))
+        client.send(BEGIN)
+        for stream in range(1, 201, 2):
+            found = client.send(opened(stream), data(message(b"x"), stream))
+            assert answered(found, stream)[0] == [b"x"]
+            assert gone(client.send(frames.reset(stream, Code.CANCEL))) is None
+
+    run(test)
+
+
+def left(client: Client, *, streams: Sequence[bytes] = ()) -> list[frames.Frame]:
+    client.send(BEGIN, *streams)
+    client.connection.leave()
+    return client.take()
+
+
+def test_who_leaves_says_so_twice_and_answers_what_was_begun_in_between() -> None:
+    async def test() -> None:
+        client = Client()
+        warned = left(client, streams=[opened(1)])
+        assert kinds(warned) == [frames.GOAWAY, frames.PING]
+        assert warned[0][3] == number(frames.MOST_STREAM) + number(0)
+        assert client.handlers[0].said == ["stopping"]
+        client.send(opened(3))
+        assert client.handlers[1].said == ["stopping"]
+        final = client.send(frames.frame(frames.PING, frames.ACK, 0, warned[1][3]))
+        assert final == [(frames.GOAWAY, 0, 0, number(3) + number(0))]
+        # Begun too late: neither answered nor an offence.
+        assert client.send(opened(5), data(message(b"late"), 5), frames.window_update(5, 1)) == []
+        found = client.send(data(message(b"on"), 1, ends=True), data(b"", 3, ends=True))
+        assert answered(found, 1) == ([b"on"], OK)
+        assert answered(found, 3) == ([], OK)
+        assert not client.socket.is_closed
+        await asyncio.sleep(0)
+        assert client.socket.is_closed
+
+    run(test)
+
+
+def test_who_leaves_without_streams_closes_when_it_was_heard() -> None:
+    async def test() -> None:
+        client = Client()
+        warned = left(client)
+        await asyncio.sleep(0)
+        assert not client.socket.is_closed
+        client.send(frames.frame(frames.PING, frames.ACK, 0, warned[1][3]))
+        await asyncio.sleep(0)
+        assert client.socket.is_closed
+
+    run(test)

@@ -1,0 +1,359 @@
+"""Streams as a client below gRPC sees them: windows, order, and the end."""
+
+import asyncio
+
+import pytest
+
+from kvtier.router.epp.h2 import frames
+from kvtier.router.epp.h2.bounds import Limits
+from kvtier.router.epp.h2.frames import Code
+from kvtier.router.epp.h2.grpc import Status
+from tests.router.epp.h2.clients import (
+    BEGIN,
+    OK,
+    Client,
+    answered,
+    data,
+    gone,
+    kinds,
+    message,
+    number,
+    opened,
+    run,
+)
+
+
+def test_a_message_and_its_end_are_answered_with_one_write() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN)
+        client.connection.data_received(opened() + data(message(b"hi"), ends=True))
+        assert len(client.socket.writes) == 1
+        assert answered(client.take()) == ([b"hi"], OK)
+        assert client.handlers[0].said == ["sent", "half closed", "closed"]
+
+    run(test)
+
+
+def test_a_message_is_done_with_before_the_next() -> None:
+    def test() -> None:
+        client = Client()
+        three = b"".join(message(content) for content in (b"a", b"b", b"c"))
+        client.send(BEGIN, opened(path="/telling"), data(three))
+        assert client.handlers[0].said == ["sent", "a", "sent", "b", "sent", "c"]
+
+    run(test)
+
+
+def test_an_answer_that_ends_at_once_goes_with_its_end_and_lets_the_client_stop() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN)
+        client.connection.data_received(opened(path="/whole") + data(message(b"hi")))
+        assert len(client.socket.writes) == 1
+        found = client.take()
+        assert kinds(found) == [frames.HEADERS, frames.DATA, frames.HEADERS, frames.RST_STREAM]
+        assert found[-1][3] == number(Code.NO_ERROR)
+        assert answered(found) == ([b"hi"], OK)
+        # What was on its way, and what follows a reset, is let be.
+        assert client.send(data(message(b"late")), frames.reset(1, Code.NO_ERROR)) == []
+        assert client.handlers[0].got == [b"hi"]
+        assert answered(client.send(opened(3), data(message(b"on"), 3, ends=True)), 3)[1] == OK
+
+    run(test)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_what_cannot_go_as_one_is_not_begun(secure: bool) -> None:
+    def test() -> None:
+        client = Client(is_secure=secure)
+        client.send(BEGIN)
+        client.send(opened(path="/whole"), data(message(b"x" * 16_300)))
+        assert client.handlers[0].said == ["cannot"], "more than a record"
+        client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 9}))
+        client.send(opened(3, path="/whole"), data(message(b"hello"), 3))
+        assert client.handlers[1].said == ["cannot"], "more than the window"
+        client.send(frames.window_update(3, 1))
+        client.socket.is_full = True
+        client.send(data(message(b"hello"), 3))
+        assert client.handlers[1].said == ["cannot"] * 2, "behind what the socket has not sent"
+        client.socket.is_full = False
+        assert answered(client.send(data(message(b"hello"), 3)), 3) == ([b"hello"], OK)
+
+    run(test)
+
+
+def test_with_tls_an_answer_never_lies_in_two_records() -> None:
+    def test() -> None:
+        client = Client(is_secure=True)
+        client.send(BEGIN)
+        client.connection.data_received(
+            b"".join(
+                opened(stream, path="/whole") + data(message(b"x" * 6_000), stream)
+                for stream in (1, 3, 5, 7)
+            )
+        )
+        assert [len(write) // 6_000 for write in client.socket.writes] == [2, 2]
+        assert max(map(len, client.socket.writes)) <= 16_384
+
+    run(test)
+
+
+def test_no_more_is_sent_than_the_windows_allow_and_the_rest_in_order() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 10}))
+        found = client.send(opened(), data(message(b"0123456789") + message(b"abc"), ends=True))
+        sent = [payload for kind, _, _, payload in found if kind == frames.DATA]
+        assert b"".join(sent) == (message(b"0123456789") + message(b"abc"))[:10]
+        assert client.handlers[0].got == [b"0123456789"], "the next waits for the answer"
+        more = client.send(frames.window_update(1, 7))
+        assert sum(len(payload) for kind, _, _, payload in more if kind == frames.DATA) == 7
+        # A window may be taken back below nothing by the settings, and has to be refilled.
+        assert kinds(client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 5}))) == [
+            frames.SETTINGS
+        ]
+        assert client.send(frames.window_update(1, 5)) == []
+        rest = client.send(frames.window_update(1, 100))
+        assert answered([*found, *more, *rest]) == ([b"0123456789", b"abc"], OK)
+
+    run(test)
+
+
+def test_the_window_of_the_connection_is_shared_and_kept() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}))
+        content = b"x" * 40_000
+        found = client.send(
+            *(opened(stream) + data(message(content), stream, ends=True) for stream in (1, 3))
+        )
+        sizes = [len(payload) for kind, _, _, payload in found if kind == frames.DATA]
+        assert sum(sizes) == frames.DEFAULT_WINDOW_BYTES
+        assert max(sizes) <= frames.DEFAULT_FRAME_BYTES
+        found += client.send(frames.window_update(0, 1 << 20))
+        assert answered(found, 1) == answered(found, 3) == ([content], OK)
+
+    run(test)
+
+
+def test_larger_frames_are_used_where_the_client_takes_them() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, frames.settings({frames.MAX_FRAME_SIZE: 1 << 20}))
+        found = client.send(opened(), data(message(b"x" * 60_000)))
+        assert [len(payload) for kind, _, _, payload in found if kind == frames.DATA] == [60_005]
+
+    run(test)
+
+
+def test_room_is_given_back_for_what_was_taken_only() -> None:
+    limits = Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
+
+    def test() -> None:
+        client = Client(limits)
+        client.send(BEGIN, opened(path="/holding"))
+        assert client.send(data(message(b"a" * 395))) == []
+        assert client.send(data(message(b"b" * 395))) == []
+        (handler,) = client.handlers
+        assert handler.got == [b"a" * 395]
+        handler.call.release()
+        client.connection.flush()
+        assert handler.got[1:] == [b"b" * 395]
+        assert client.take() == []
+        handler.call.release()
+        client.connection.flush()
+        assert client.take() == [(frames.WINDOW_UPDATE, 0, 1, number(800))]
+        assert gone(client.send(data(b"x" * 1001))) == Code.FLOW_CONTROL_ERROR
+        assert handler.said == ["closed"]
+
+    run(test)
+
+
+def test_the_connections_window_is_kept_by_the_client_too() -> None:
+    def test() -> None:
+        client = Client(Limits(connection_window_bytes=100_000))
+        client.send(BEGIN, opened(path="/holding"), opened(3, path="/holding"))
+        assert client.send(*(data(message(b"x" * 49_995), stream) for stream in (1, 3))) == []
+        assert gone(client.send(data(b"x", 1))) == Code.FLOW_CONTROL_ERROR
+
+    run(test)
+
+
+def test_the_connections_room_comes_back_even_from_streams_that_are_gone() -> None:
+    limits = Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
+
+    def test() -> None:
+        client = Client(limits)
+        client.send(BEGIN)
+        found = []
+        for stream in range(1, 401, 2):
+            found += client.send(opened(stream, path="/holding"), data(message(b"x" * 395), stream))
+            found += client.send(
+                data(message(b"y" * 395), stream), frames.reset(stream, Code.CANCEL)
+            )
+            found += client.send(data(message(b"z" * 95), stream))
+        given = [payload for kind, _, where, payload in found if kind == frames.WINDOW_UPDATE]
+        assert sum(int.from_bytes(payload, "big") for payload in given) >= 200 * 900 - 50_000
+
+    run(test)
+
+
+def test_parts_of_messages_count_among_what_all_keep() -> None:
+    def test() -> None:
+        client = Client(Limits(max_message_bytes=4 << 20))
+        client.send(BEGIN)
+        part = message(b"x" * (2 << 20))[: 1 << 17]
+        client.send(opened(), data(part))
+        assert client.allowance.taken_bytes == len(part)
+        client.send(frames.reset(1, Code.CANCEL))
+        assert client.allowance.taken_bytes == 0
+        client.allowance.take(1 << 20)
+        found = client.send(opened(3), data(part, 3), data(b"x", 3))
+        assert answered(found, 3) == ([], Status.RESOURCE_EXHAUSTED)
+        assert client.handlers[1].said == ["crowded", "closed"]
+        client.allowance.give(1 << 20)
+        assert client.allowance.taken_bytes == 0
+
+    run(test)
+
+
+def test_a_message_of_usual_size_comes_in_parts_even_where_no_more_may_be_kept() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN)
+        client.allowance.take(1 << 20)
+        content = message(b"x" * 60_000)
+        found = client.send(opened(), data(content[:700]), data(content[700:30_000]))
+        client.allowance.give(1 << 20)
+        client.send(data(content[30_000:40_000]))
+        client.allowance.take(1 << 19)
+        found += client.send(data(content[40_000:] + content[:9], ends=True))
+        assert answered(found) == ([content[5:]], OK)
+        assert client.allowance.taken_bytes == 1 << 19
+
+    run(test)
+
+
+def test_a_service_may_refuse_in_its_own_words_what_cannot_be_kept() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN)
+        client.allowance.take(1 << 20)
+        part = message(b"x" * 300_000)
+        found = client.send(
+            opened(path="/refusing"), data(part[: 1 << 17]), data(part[1 << 17 : 2 << 17])
+        )
+        assert answered(found) == ([b"too much"], OK)
+
+    run(test)
+
+
+def test_what_comes_after_the_end_is_known_is_not_kept() -> None:
+    limits = Limits(connection_window_bytes=200_000)
+
+    def test() -> None:
+        client = Client(limits)
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+        client.send(
+            opened(path="/holding"), data(message(b"a")), data(message(b"b" * 9_000)[:5_000])
+        )
+        (handler,) = client.handlers
+        handler.call.send((b"an answer that cannot go out",))
+        client.send(data(message(b"b" * 9_000)[5_000:]), data(message(b"c" * 9_000)[:5_000]))
+        assert client.allowance.taken_bytes == 5_000
+        handler.call.end()
+        assert client.allowance.taken_bytes == 0
+        assert kinds(client.send(data(b"x" * 90_000))) == [frames.WINDOW_UPDATE], "room for others"
+        assert client.allowance.taken_bytes == 0
+        found = client.send(frames.window_update(1, 100))
+        assert answered(found) == ([b"an answer that cannot go out"], OK)
+        assert handler.got == [b"a"]
+
+    run(test)
+
+
+def test_an_answer_that_is_not_read_does_not_stay() -> None:
+    def test() -> None:
+        client = Client(Limits(unread_checks=2))
+        session = client.connection._session
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 3}))
+        client.send(opened(), data(message(b"hello"), ends=True), opened(3, path="/holding"))
+        for _ in range(2):
+            session.check()
+            session.check()
+            assert kinds(client.send(frames.window_update(1, 1))) == [frames.DATA], "it is read"
+        for _ in range(3):
+            assert client.handlers[0].said == []
+            session.check()
+        client.connection.flush()
+        assert client.take() == [(frames.RST_STREAM, 0, 1, number(Code.INTERNAL_ERROR))]
+        assert client.handlers[0].said == ["closed"]
+        assert client.handlers[1].said == [], "it has nothing to send"
+
+    run(test)
+
+
+def test_messages_that_cannot_be_read_end_their_stream_alone() -> None:
+    def test() -> None:
+        client = Client(Limits(max_message_bytes=10))
+        client.send(BEGIN)
+        assert answered(client.send(opened(), data(message(b"x" * 11)))) == (
+            [],
+            Status.RESOURCE_EXHAUSTED,
+        )
+        found = client.send(opened(3), data(b"\x01\x00\x00\x00\x01x", 3))
+        assert answered(found, 3) == ([], Status.UNIMPLEMENTED)
+        assert answered(client.send(opened(5), data(message(b"ok"), 5, ends=True)), 5)[1] == OK
+
+    run(test)
+
+
+def test_a_handlers_mistakes_end_its_call_and_nothing_else() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN)
+        found = client.send(opened(path="/failing"), data(message(b"now")))
+        assert answered(found) == ([], Status.INTERNAL)
+        found = client.send(opened(3, path="/failing"), data(message(b"later"), 3))
+        assert (frames.RST_STREAM, 0, 3, number(Code.INTERNAL_ERROR)) in found
+        assert client.handlers[1].said == ["closed"]
+        found = client.send(opened(5, path="/failing"), data(message(b"second"), 5))
+        assert kinds(found) == [frames.HEADERS, frames.RST_STREAM], "nothing comes after the reset"
+        assert answered(client.send(opened(7), data(message(b"ok"), 7, ends=True)), 7)[1] == OK
+
+    run(test)
+
+
+def test_a_call_that_is_cut_with_an_answer_half_sent_is_reset() -> None:
+    def test() -> None:
+        client = Client()
+        client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 3}))
+        client.send(opened(), data(message(b"hello")))
+        (handler,) = client.handlers
+        handler.call.cut(Status.UNAVAILABLE, "late")
+        client.connection.flush()
+        assert client.take() == [(frames.RST_STREAM, 0, 1, number(Code.INTERNAL_ERROR))]
+        assert handler.said == ["closed"]
+        handler.call.send((b"more",))
+        handler.call.end()
+        client.connection.flush()
+        assert client.take() == []
+
+    run(test)
+
+
+def test_what_is_sent_later_goes_out_together() -> None:
+    async def test() -> None:
+        client = Client()
+        client.send(BEGIN, opened(), opened(3))
+        for handler in client.handlers:
+            handler.call.send((b"late",))
+            handler.call.end()
+        assert client.socket.writes == []
+        await asyncio.sleep(0)
+        assert len(client.socket.writes) == 1
+        found = client.take()
+        assert answered(found, 1) == answered(found, 3) == ([b"late"], OK)
+
+    run(test)

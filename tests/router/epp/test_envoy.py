@@ -1,0 +1,122 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.epp import names
+from kvtier.router.epp.envoy import Address, Wishes, bootstrap, render
+
+
+def wishes(**fields: Any) -> Wishes:
+    usual = {
+        "listen": Address("127.0.0.1", 8080),
+        "picker": Address("127.0.0.1", 9002),
+        "replicas": [Address("127.0.0.1", 8000), Address("::1", 8001)],
+    }
+    return Wishes(**{**usual, **fields})
+
+
+def manager(config: dict[str, Any]) -> dict[str, Any]:
+    (listener,) = config["static_resources"]["listeners"]
+    found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return found
+
+
+def picker(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = config["static_resources"]["clusters"][1]
+    return found
+
+
+def test_it_is_yaml_and_the_same_each_time() -> None:
+    text = render(wishes())
+    assert yaml.safe_load(text) == bootstrap(wishes())
+    assert text == render(wishes())
+
+
+def test_only_the_pickers_metadata_steers() -> None:
+    config = bootstrap(wishes())
+    policy = config["static_resources"]["clusters"][0]["load_balancing_policy"]["policies"][0]
+    sources = policy["typed_extension_config"]["typed_config"]["override_host_sources"]
+    assert sources == [{"metadata": {"key": names.LB, "path": [{"key": names.DESTINATION}]}}]
+    early = manager(config)["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
+    assert {"remove": names.DESTINATION} in early
+
+
+def test_a_dead_picker_is_noticed_and_fail_open_opens() -> None:
+    cluster = picker(bootstrap(wishes()))
+    assert cluster["common_lb_config"]["healthy_panic_threshold"]["value"] == 0
+    assert "grpc_health_check" in cluster["health_checks"][0]
+    ext_proc = manager(bootstrap(wishes()))["http_filters"][0]["typed_config"]
+    assert ext_proc["failure_mode_allow"] is True
+    closed = manager(bootstrap(wishes(fails_open=False)))["http_filters"][0]["typed_config"]
+    assert closed["failure_mode_allow"] is False
+
+
+def test_responses_stay_away_from_the_picker_unless_they_are_wanted() -> None:
+    mode = manager(bootstrap(wishes()))["http_filters"][0]["typed_config"]["processing_mode"]
+    assert mode["request_body_mode"] == "FULL_DUPLEX_STREAMED"
+    assert (mode["response_header_mode"], mode["response_body_mode"]) == ("SKIP", "NONE")
+    shown = manager(bootstrap(wishes(shows_responses=True)))["http_filters"][0]["typed_config"]
+    assert shown["processing_mode"]["response_body_mode"] == "FULL_DUPLEX_STREAMED"
+    assert shown["response_attributes"] == [names.UPSTREAM_ADDRESS]
+
+
+def test_tls_is_verified_where_there_is_something_to_verify_by() -> None:
+    assert "transport_socket" not in picker(bootstrap(wishes(is_secure=False)))
+    own = picker(bootstrap(wishes()))["transport_socket"]["typed_config"]["common_tls_context"]
+    assert "validation_context" not in own
+    given = picker(bootstrap(wishes(ca_path="ca.pem")))["transport_socket"]["typed_config"]
+    assert given["common_tls_context"]["validation_context"] == {
+        "trusted_ca": {"filename": "ca.pem"}
+    }
+    assert "sni" not in given
+
+
+def test_the_pickers_name_is_asked_for_and_checked_where_it_is_given() -> None:
+    named = wishes(ca_path="ca.pem", picker_san="picker.prod.svc")
+    tls = picker(bootstrap(named))["transport_socket"]["typed_config"]
+    matched = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
+    assert matched == [{"san_type": "DNS", "matcher": {"exact": "picker.prod.svc"}}]
+    assert tls["sni"] == "picker.prod.svc"
+    for fields in ({}, {"ca_path": "ca.pem", "is_secure": False}):
+        with pytest.raises(InvalidSettings, match="--picker-san"):
+            bootstrap(wishes(picker_san="picker.prod.svc", **fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("localhost:8000", "'localhost' is not an IP address; write 127.0.0.1:8000"),
+        ("https://10.0.0.1:1", "not an IP address"),
+        ("127.0.0.1", "no address"),
+        ("127.0.0.1:x", "no address"),
+        ("1.2.3.4:0", "1 to 65535"),
+        ("", "no address"),
+    ],
+)
+def test_names_and_nonsense_are_no_addresses(text: str, said: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"--endpoint: .*{said}"):
+        Address.parse(text, "--endpoint")
+
+
+def test_a_picker_may_have_a_name_which_envoy_looks_up() -> None:
+    named = Address.parse("kvtier-epp.llm.svc:9002", "--picker", may_be_name=True)
+    cluster = picker(bootstrap(wishes(picker=named)))
+    assert cluster["type"] == "STRICT_DNS"
+    (lb,) = cluster["load_assignment"]["endpoints"]
+    address = lb["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    assert address == {"address": "kvtier-epp.llm.svc", "port_value": 9002}
+    assert picker(bootstrap(wishes()))["type"] == "STATIC"
+    for text in ("https://10.0.0.1:9002", "-:9002", "a b:9002"):
+        with pytest.raises(InvalidSettings, match="--picker"):
+            Address.parse(text, "--picker", may_be_name=True)
+
+
+def test_addresses_of_both_families_are_read() -> None:
+    assert Address.parse("[::1]:80", "") == Address("::1", 80)
+    assert Address.parse("10.0.0.1:8000", "") == Address("10.0.0.1", 8000)
+    assert Address.parse("http://10.0.0.1:8000", "") == Address("10.0.0.1", 8000)
+    assert Address.parse("http://[::1]:8000/", "") == Address("::1", 8000)
+    with pytest.raises(InvalidSettings):
+        render(wishes(replicas=[]))

@@ -1,0 +1,440 @@
+"""One stream after the other over real gRPC: what is closed, what is followed, what is an error."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
+from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtier.router.epp import exchange
+from kvtier.router.epp.conversation import Asked, BodyMode
+from kvtier.router.epp.h2 import frames
+from kvtier.router.epp.options import Options
+from kvtier.router.epp.picking import Choice, FleetPicking
+from kvtier.router.epp.picking import Options as PickingOptions
+from kvtier.router.epp.server import PROCESS
+from tests.router.epp.fleets import ADDRESSES, Characters, First, fleet_of
+from tests.router.epp.gateways import BROKEN_OFF, DUPLEX, Gateway, run
+from tests.router.epp.h2 import clients
+from tests.router.epp.protocol import (
+    POST,
+    destination,
+    echoed,
+    request_body,
+    request_headers,
+    request_trailers,
+    response_body,
+    response_headers,
+)
+from tests.router.epp.test_conversation import MESSAGES
+
+
+def test_a_subset_of_nobody_is_503() -> None:
+    async def test(gateway: Gateway) -> None:
+        (answer,) = await gateway.exchange(
+            request_headers(ends=True, subset=["10.9.9.9:1"], **DUPLEX), ends=False
+        )
+        assert answer.immediate_response.status.code == 503
+
+    run(test)
+
+
+def test_a_body_over_the_bound_is_413() -> None:
+    async def test(gateway: Gateway) -> None:
+        (answer,) = await gateway.exchange(
+            request_headers(**DUPLEX), request_body(b"x" * 11, ends=False), ends=False
+        )
+        assert answer.immediate_response.status.code == 413
+
+    run(test, Options(max_body_bytes=10))
+
+
+def test_bodies_of_all_streams_together_are_bounded() -> None:
+    async def test(gateway: Gateway) -> None:
+        first = ExternalProcessorStub(gateway.channel).Process()
+        await first.write(request_headers(**DUPLEX))
+        await first.write(request_body(b" " * 6_000, ends=False))
+        second = [request_headers(**DUPLEX), request_body(b'{"model": "m"}' + b" " * 4_000)]
+        async with asyncio.timeout(10):
+            while (await gateway.exchange(*second))[0].HasField("request_headers"):
+                await asyncio.sleep(0.001)  # the first has not arrived yet
+        (answer,) = await gateway.exchange(*second)
+        assert answer.immediate_response.status.code == 429
+        first.cancel()
+        async with asyncio.timeout(10):
+            while (await gateway.exchange(*second))[0].HasField("immediate_response"):
+                await asyncio.sleep(0.001)  # until the picker has heard of the end
+
+    run(test, Options(max_held_bytes=10_000))
+
+
+def test_headers_are_held_like_bodies_until_the_answer() -> None:
+    long = request_headers({**POST, "x-long": "y" * 8_000}, **DUPLEX)
+
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(long)
+        async with asyncio.timeout(10):
+            while gateway.held.taken_bytes < 8_000:
+                await asyncio.sleep(0.001)
+        (answer,) = await gateway.exchange(long, ends=False)
+        assert answer.immediate_response.status.code == 429
+        await call.write(request_body())
+        assert destination(await call.read())
+        await gateway.settled()
+        assert gateway.held.taken_bytes == 0
+
+    run(test, Options(max_held_bytes=10_000))
+
+
+def test_a_body_in_one_message_for_which_there_is_no_room_is_429() -> None:
+    async def test(gateway: Gateway) -> None:
+        head = request_headers(mode=BodyMode.BUFFERED)
+        answers = await gateway.exchange(head, request_body(b"x" * 900_000), ends=False)
+        assert answers[-1].immediate_response.status.code == 429
+        await gateway.settled()
+        assert gateway.held.taken_bytes == 0
+
+    run(test, Options(max_held_bytes=300_000))
+
+
+def test_messages_out_of_turn_are_an_error_of_the_stream() -> None:
+    async def test(gateway: Gateway) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await gateway.exchange(request_body())
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "kvtier_epp_broken_streams_total 1.0" in gateway.meter.render().decode()
+
+    run(test)
+
+
+def in_duplex(**fields: Any) -> ProcessingRequest:
+    return request_headers(response_mode=BodyMode.FULL_DUPLEX, **DUPLEX, **fields)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_streams_are_closed_with_the_choice_also_in_full_duplex(secure: bool) -> None:
+    async def test(gateway: Gateway) -> None:
+        body = b'{"model": "m", "noise": "' + b"x" * 15_000 + b'"}'
+        answers = await gateway.exchange(in_duplex(), request_body(body), ends=False)
+        assert echoed(answers) == body
+        assert not any(member.endpoint.in_flight for member in gateway.fleet.members)
+
+    run(test, secure=secure)
+
+
+@pytest.mark.parametrize("observes", [False, True], ids=["too large to close", "observed"])
+def test_a_response_that_has_to_be_followed_is_followed_to_its_end(observes: bool) -> None:
+    async def test(gateway: Gateway) -> None:
+        body = b'{"model": "m", "noise": "' + b"x" * (0 if observes else 300_000) + b'"}'
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(in_duplex())
+        await call.write(request_body(body))
+        assert destination(await call.read())
+        back = b""
+        while len(back) < len(body):
+            back += echoed([await call.read()])
+        assert back == body
+        assert [member.endpoint.in_flight for member in gateway.fleet.members] == [1, 0, 0, 0]
+        for message in (response_headers(), response_body(b"abc"), response_body(b"", ends=True)):
+            await call.write(message)
+            answer = await call.read()
+            kind = "response_body" if message.HasField("response_body") else "response_headers"
+            assert answer.WhichOneof("response") == kind
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        await gateway.settled()
+
+    run(test, Options(observes=observes))
+
+
+def test_a_large_answer_is_closed_where_nothing_can_be_lost() -> None:
+    async def test(gateway: Gateway) -> None:
+        body = b'{"model": "m", "noise": "' + b"x" * 3_000_000 + b'"}'
+        messages = (request_headers(**DUPLEX), request_body(body))
+        assert echoed(await gateway.exchange(*messages, ends=False)) == body
+        await gateway.settled()
+
+    async def buffered(gateway: Gateway) -> None:
+        head = request_headers(mode=BodyMode.BUFFERED, response_mode=BodyMode.FULL_DUPLEX)
+        body = request_body(b'{"model": "m", "noise": "' + b"x" * 3_000_000 + b'"}')
+        answers = await gateway.exchange(head, body, ends=False)
+        assert destination(answers[1])
+
+    run(test)
+    run(buffered)
+
+
+def test_other_responses_are_followed_only_when_asked() -> None:
+    head = request_headers(ends=True, response_mode=BodyMode.STREAMED, **DUPLEX)
+
+    async def closes(gateway: Gateway) -> None:
+        assert len(await gateway.exchange(head, ends=False)) == 1
+
+    async def follows(gateway: Gateway) -> None:
+        assert len(await gateway.exchange(head, response_headers())) == 2
+
+    run(closes)
+    run(follows, Options(observes=True))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [request_headers(mode=BodyMode.STREAMED), request_body(ends=False), request_body()],
+        [request_headers(mode=BodyMode.STREAMED), request_trailers()],
+        [request_headers(mode=BodyMode.BUFFERED), request_body(ends=False), request_trailers()],
+    ],
+)
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "assumed"])
+def test_a_stream_that_stays_answers_what_is_left_of_the_request(
+    messages: Sequence[ProcessingRequest], is_told: bool
+) -> None:
+    first, *rest = messages
+    mode = BodyMode(first.protocol_config.request_body_mode)
+    if not is_told:
+        first = request_headers()
+
+    async def test(gateway: Gateway) -> None:
+        answers = await gateway.exchange(first, *rest, response_headers())
+        kinds = [message.WhichOneof("request") for message in (first, *rest)]
+        assert [a.WhichOneof("response") for a in answers] == [*kinds, "response_headers"]
+
+    run(test, Options(observes=True, body_mode=mode if not is_told else BodyMode.FULL_DUPLEX))
+
+
+def test_responses_of_requests_placed_elsewhere_pass() -> None:
+    async def test(gateway: Gateway) -> None:
+        answers = await gateway.exchange(response_headers(), response_body(b"x", ends=True))
+        assert [answer.WhichOneof("response") for answer in answers] == [
+            "response_headers",
+            "response_body",
+        ]
+
+    run(test)
+
+
+def test_a_gateway_that_only_looks_gets_no_answer() -> None:
+    async def test(gateway: Gateway) -> None:
+        head = request_headers(**DUPLEX)
+        head.observability_mode = True
+        assert await gateway.exchange(head, ends=False) == []
+
+    run(test)
+
+
+def test_what_is_no_message_is_an_error_of_the_stream() -> None:
+    async def test(gateway: Gateway) -> None:
+        call = gateway.channel.stream_stream(PROCESS.decode())()
+        await call.write(b"\xff\xff\xff")
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await gateway.settled()
+        assert "kvtier_epp_broken_streams_total 1.0" in gateway.meter.render().decode()
+
+    run(test)
+
+
+def test_an_answer_that_nobody_reads_is_cut_and_what_it_held_given_back() -> None:
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(request_headers(**DUPLEX))
+        await call.write(request_body(b'{"model": "m", "noise": "' + b"x" * 12_000_000 + b'"}'))
+        async with asyncio.timeout(20):
+            while gateway.meter.open_streams:
+                await asyncio.sleep(0.01)
+        assert gateway.held.taken_bytes == 0
+        call.cancel()
+
+    run(test, Options(request_timeout_s=2.0))
+
+
+@asynccontextmanager
+async def without_window(gateway: Gateway, *messages: ProcessingRequest) -> AsyncIterator[None]:
+    """A gateway that asks, and lets nothing be sent."""
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    writer.write(clients.opened(path=PROCESS.decode()))
+    for message in messages:
+        writer.write(clients.data(clients.message(message.SerializeToString())))
+    yield
+    writer.close()
+
+
+WITHOUT_WINDOW = [
+    [request_headers(**DUPLEX), request_body(b"x" * 50_000, ends=False)],
+    [request_headers(mode=BodyMode.BUFFERED), request_body(b"x" * 50_000)],
+    [request_headers(**DUPLEX), request_body(b'{"model": "m"}' + b" " * 50_000)],
+]
+
+
+@pytest.mark.parametrize("messages", WITHOUT_WINDOW, ids=["refused", "in between", "answered"])
+def test_who_gives_no_window_is_not_waited_for(
+    messages: Sequence[ProcessingRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_LAST_WORD_S", 0.05)
+
+    async def test(gateway: Gateway) -> None:
+        async with without_window(gateway, *messages), asyncio.timeout(10):
+            while not gateway.held.taken_bytes:
+                await asyncio.sleep(0.001)
+            await gateway.settled()
+            assert gateway.held.taken_bytes == 0
+
+    run(test, Options(request_timeout_s=0.2))
+
+
+def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_LAST_WORD_S", 60.0)
+
+    async def test(gateway: Gateway) -> None:
+        async with without_window(gateway, *WITHOUT_WINDOW[0]), asyncio.timeout(10):
+            while not gateway.held.taken_bytes:
+                await asyncio.sleep(0.001)
+            while gateway.held.taken_bytes:
+                await asyncio.sleep(0.001)
+            assert gateway.meter.open_streams == 1
+
+    run(test, Options(request_timeout_s=0.2))
+
+
+async def stopping(gateway: Gateway) -> asyncio.Task[None]:
+    """The picker has told its streams that it stops."""
+    task = asyncio.create_task(gateway.server.stop(0, 20))
+    while not gateway.server._server._host.is_leaving:
+        await asyncio.sleep(0)
+    return task
+
+
+async def stopped(task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(10):
+        await task
+
+
+@pytest.mark.parametrize("mode", [BodyMode.NONE, BodyMode.STREAMED, BodyMode.FULL_DUPLEX])
+def test_a_picker_that_stops_closes_what_loses_nothing_by_it(mode: BodyMode) -> None:
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(request_headers(response_mode=mode, ends=True, **DUPLEX))
+        assert destination(await call.read())
+        await call.write(response_headers())
+        assert (await call.read()).HasField("response_headers")
+        task = await stopping(gateway)
+        if mode is BodyMode.FULL_DUPLEX:
+            await call.write(response_body(b"rest", ends=True))
+            assert (await call.read()).HasField("response_body")
+            await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        await stopped(task)
+        await gateway.settled()
+
+    run(test, Options(observes=True))
+
+
+class Waiting:
+    """Chooses when it is told to."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.goes_on = asyncio.Event(), asyncio.Event()
+        self._picking = FleetPicking(fleet_of(), First(), Characters(), PickingOptions())
+
+    async def choose(self, asked: Asked) -> Choice:
+        self.is_asked.set()
+        await self.goes_on.wait()
+        return await self._picking.choose(asked)
+
+
+def test_while_it_stops_no_response_is_followed_any_more() -> None:
+    picking = Waiting()
+
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        await call.write(request_headers(response_mode=BodyMode.STREAMED, ends=True, **DUPLEX))
+        await picking.is_asked.wait()
+        task = await stopping(gateway)
+        picking.goes_on.set()
+        assert destination(await call.read())
+        assert await call.read() is grpc.aio.EOF
+        await stopped(task)
+
+    run(test, Options(observes=True), picking)
+
+
+def test_a_response_that_is_shown_too_late_is_let_go() -> None:
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process()
+        async with asyncio.timeout(10):
+            while not gateway.meter.open_streams:
+                await asyncio.sleep(0.001)
+        task = await stopping(gateway)
+        first = response_headers()
+        first.protocol_config.response_body_mode = BodyMode.STREAMED.value
+        await call.write(first)
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+        await stopped(task)
+
+    run(test)
+
+
+def test_gateways_that_go_away_leave_nothing_behind() -> None:
+    async def test(gateway: Gateway) -> None:
+        calls = [ExternalProcessorStub(gateway.channel).Process() for _ in range(20)]
+        for call in calls:
+            await call.write(request_headers(**DUPLEX))
+            await call.write(request_body(b"x" * 100_000, ends=False))
+        async with asyncio.timeout(10):
+            while gateway.held.taken_bytes < 20 * 100_000:
+                await asyncio.sleep(0.001)
+        for call in calls:
+            call.cancel()
+        await gateway.settled()
+        assert gateway.held.taken_bytes == 0
+
+    run(test)
+
+
+def test_a_deadline_of_the_gateway_ends_the_stream() -> None:
+    async def test(gateway: Gateway) -> None:
+        call = ExternalProcessorStub(gateway.channel).Process(timeout=0.05)
+        await call.write(request_headers(**DUPLEX))
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await gateway.settled()
+
+    run(test)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.lists(MESSAGES, max_size=6), max_size=4))
+def test_no_sequence_of_messages_crashes_hangs_or_leaks(
+    sequences: Sequence[Sequence[ProcessingRequest]],
+) -> None:
+    async def test(gateway: Gateway) -> None:
+        for sequence in sequences:
+            answers = []
+            code, details = grpc.StatusCode.OK, None
+            try:
+                answers = await gateway.exchange(*sequence)
+            except grpc.aio.AioRpcError as error:
+                code, details = error.code(), error.details()
+            if details != BROKEN_OFF:
+                assert code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT), details
+            found = [named for answer in answers if (named := destination_of(answer))]
+            assert len(found) <= 1
+            for named in found:
+                assert set(named.split(",")) <= set(ADDRESSES)
+        await gateway.settled()
+
+    run(test)
+
+
+def destination_of(answer: Any) -> str | None:
+    if not answer.WhichOneof("response").startswith("request_"):
+        return None
+    return destination(answer)

@@ -1,0 +1,128 @@
+"""Asked with gRPC's own messages, by a real client."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from kvtier.router.epp import names
+from kvtier.router.epp.h2.bounds import Allowance, Limits
+from kvtier.router.epp.h2.listener import Listener
+from kvtier.router.epp.health import CHECK, WATCH, Health, Serving
+
+SERVING, NOT, UNKNOWN = (
+    health_pb2.HealthCheckResponse.SERVING,
+    health_pb2.HealthCheckResponse.NOT_SERVING,
+    health_pb2.HealthCheckResponse.SERVICE_UNKNOWN,
+)
+READY = health_pb2.HealthCheckRequest(service="readiness")
+
+
+@asynccontextmanager
+async def asked(health: Health) -> AsyncIterator[tuple[HealthStub, Listener, grpc.aio.Channel]]:
+    listener = Listener(health.services, Limits(), Allowance(1 << 20))
+    port = listener.bind("127.0.0.1", 0, None)
+    await listener.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield HealthStub(channel), listener, channel
+    await listener.stop(0)
+
+
+async def statuses(stub: HealthStub) -> dict[str, int]:
+    found = {}
+    for service in names.HEALTH_SERVICES:
+        request = health_pb2.HealthCheckRequest(service=service)
+        found[service] = (await stub.Check(request)).status
+    return found
+
+
+def test_it_lives_before_it_can_choose_and_hears_nothing_after_the_end() -> None:
+    async def run() -> None:
+        health = Health()
+        async with asked(health) as (stub, _, _):
+            alive = dict.fromkeys(names.HEALTH_SERVICES, NOT) | {names.LIVENESS: SERVING}
+            assert await statuses(stub) == alive
+            health.ready(is_ready=True)
+            assert set((await statuses(stub)).values()) == {SERVING}
+            health.ready(is_ready=False)
+            assert await statuses(stub) == alive
+            health.stop()
+            health.ready(is_ready=True)
+            assert set((await statuses(stub)).values()) == {NOT}
+
+    asyncio.run(run())
+
+
+def test_a_service_that_is_not_known_is_an_error_or_watched_until_it_is() -> None:
+    async def run() -> None:
+        async with asked(Health()) as (stub, _, _):
+            request = health_pb2.HealthCheckRequest(service="nobody's")
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stub.Check(request)
+            assert error.value.code() is grpc.StatusCode.NOT_FOUND
+            watch = stub.Watch(request)
+            assert (await watch.read()).status == UNKNOWN
+            watch.cancel()
+
+    asyncio.run(run())
+
+
+def test_who_watches_hears_of_changes_only_and_of_the_end() -> None:
+    async def run() -> None:
+        health = Health()
+        async with asked(health) as (stub, listener, _):
+            watch = stub.Watch(READY)
+            assert (await watch.read()).status == NOT
+            health.ready(is_ready=False)
+            health.ready(is_ready=True)
+            assert (await watch.read()).status == SERVING
+            health.stop()
+            assert (await watch.read()).status == NOT
+            stopping = asyncio.create_task(listener.stop(20))
+            async with asyncio.timeout(10):
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await watch.read()
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+            async with asyncio.timeout(10):
+                await stopping
+
+    asyncio.run(run())
+
+
+def test_watchers_that_go_away_are_forgotten() -> None:
+    async def run() -> None:
+        health = Health()
+        async with asked(health) as (stub, _, _):
+            watch = stub.Watch(READY)
+            await watch.read()
+            assert len(health._watches) == 1
+            watch.cancel()
+            async with asyncio.timeout(10):
+                while health._watches:
+                    await asyncio.sleep(0.001)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", [CHECK, WATCH])
+def test_what_cannot_be_read_is_refused(method: bytes) -> None:
+    async def run() -> None:
+        async with asked(Health()) as (_, _, channel):
+            too_long = health_pb2.HealthCheckRequest(service="x" * 2000).SerializeToString()
+            for message in (b"\xff\xff", None, too_long):
+                call = channel.stream_stream(method.decode())()
+                if message is not None:
+                    await call.write(message)
+                await call.done_writing()
+                assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    asyncio.run(run())
+
+
+def test_its_numbers_are_those_of_the_protocol() -> None:
+    for status in Serving:
+        assert health_pb2.HealthCheckResponse.ServingStatus.Value(status.name) == status

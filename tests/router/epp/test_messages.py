@@ -1,0 +1,45 @@
+from kvtier.router.epp import messages, names
+from tests.router.epp.protocol import destination, set_headers
+
+
+def test_a_route_says_the_same_in_header_and_metadata() -> None:
+    route = messages.Route(["a:1", "b:2"], add={"x": "y"}, remove=["z"])
+    for answer in (route.on_headers(), route.on_body(None), route.on_trailers()):
+        assert destination(answer) == "a:1,b:2"
+    mutation = route.on_headers().request_headers.response.header_mutation
+    assert set_headers(mutation) == {names.DESTINATION: "a:1,b:2", "x": "y"}
+    assert list(mutation.remove_headers) == ["z"]
+    for option in mutation.set_headers:
+        assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def test_a_route_that_was_written_before_is_not_written_again() -> None:
+    first = messages.route(["a:1", "b:2"], {}, [])
+    assert messages.route(("a:1", "b:2"), {}, []) is first
+    assert destination(first.on_headers()) == "a:1,b:2"
+    for other in (
+        messages.route(["b:2", "a:1"], {}, []),
+        messages.route(["a:1", "b:2"], {"x": "y"}, []),
+        messages.route(["a:1", "b:2"], {}, ["z"]),
+    ):
+        assert other.on_headers() != first.on_headers()
+
+
+def test_a_piece_that_fits_is_not_copied_and_ends_where_it_is_told() -> None:
+    (answer,) = messages.response_pieces(b"abc", ends=False)
+    streamed = answer.response_body.response.body_mutation.streamed_response
+    assert (streamed.body, streamed.end_of_stream) == (b"abc", False)
+    pieces = list(messages.response_pieces(b"x" * (2 * messages.PIECE_BYTES), ends=True))
+    ends = [p.response_body.response.body_mutation.streamed_response.end_of_stream for p in pieces]
+    assert ends == [False, True]
+
+
+def test_letting_through_changes_nothing() -> None:
+    passed = messages.go_on_headers([]).request_headers.response
+    assert not passed.HasField("header_mutation")
+    assert not passed.clear_route_cache
+    assert not messages.request_body().request_body.response.HasField("body_mutation")
+    assert not messages.response_body().response_body.response.HasField("body_mutation")
+    added = messages.response_headers({"x-session-token": "t"})
+    mutation = added.response_headers.response.header_mutation
+    assert set_headers(mutation) == {"x-session-token": "t"}

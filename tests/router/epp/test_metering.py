@@ -1,0 +1,73 @@
+import asyncio
+import urllib.request
+from collections.abc import Iterable
+
+import pytest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.choose.base import Endpoint
+from kvtier.router.epp.metering import Exposition, Meter
+from kvtier.router.epp.observing import Outcome
+from kvtier.router.epp.picking import Choice, Reason
+
+
+def sample(meter: Meter, name: str) -> float:
+    (line,) = [line for line in meter.render().decode().splitlines() if line.startswith(name + " ")]
+    return float(line.rpartition(" ")[2])
+
+
+def test_every_reason_is_there_from_the_start() -> None:
+    meter = Meter(lambda: 3)
+    for reason in Reason:
+        assert sample(meter, f'kvtier_epp_dropped_requests_total{{drop="{reason.value}"}}') == 0
+    assert sample(meter, "kvtier_epp_ready_endpoints") == 3
+
+
+def test_what_happened_is_counted() -> None:
+    meter = Meter()
+    meter.opened()
+    meter.opened()
+    meter.closed()
+    meter.chosen(0.002)
+    meter.dropped(Reason.SATURATED)
+    meter.out_of_turn()
+    endpoint = Endpoint(name="a", address="a:1", models=frozenset())
+    choice = Choice(endpoint=endpoint, addresses=["a:1"])
+    meter.observed(choice, Outcome(served="b:1", first_chunk_s=0.2, completion_tokens=4))
+    meter.observed(choice, Outcome(served="a:1"))
+    meter.observed(choice, Outcome())
+    assert sample(meter, "kvtier_epp_open_streams") == 1
+    assert sample(meter, "kvtier_epp_choosing_seconds_count") == 1
+    assert sample(meter, 'kvtier_epp_dropped_requests_total{drop="rejected-saturated"}') == 1
+    assert sample(meter, "kvtier_epp_broken_streams_total") == 1
+    assert sample(meter, "kvtier_epp_elsewhere_requests_total") == 1
+    assert sample(meter, 'kvtier_epp_observed_tokens_total{counted="completion"}') == 4
+    assert sample(meter, "kvtier_epp_first_chunk_seconds_count") == 1
+
+
+def test_it_is_exposed_and_a_port_that_is_taken_is_told() -> None:
+    async def run() -> None:
+        first, second = Exposition(Meter()), Exposition(Meter())
+        port = await first.start("127.0.0.1", 0)
+        url = f"http://127.0.0.1:{port}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+        assert "kvtier_epp_open_streams 0.0" in text
+        with pytest.raises(InvalidSettings, match=str(port)):
+            await second.start("127.0.0.1", port)
+        await first.stop()
+        await second.stop()
+
+    asyncio.run(run())
+
+
+class Another(Collector):
+    """Somebody else's metrics."""
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("kvtier_another", "Of another.", value=5)
+
+
+def test_metrics_of_others_are_exposed_beside() -> None:
+    assert b"kvtier_another 5.0" in Meter(others=[Another()]).render()

@@ -1,0 +1,190 @@
+import asyncio
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.fleet.members import (
+    UNHEALTHY_AFTER,
+    Card,
+    Fleet,
+    Health,
+    Listener,
+    Member,
+)
+from kvtier.router.fleet.replicas import Fixed, Listed, Replica
+from kvtier.transfer.breaker import FAILURES, PAUSE_S
+
+CARDS = (Card("m", b'{"id":"m"}'),)
+
+
+def replica(name: str, port: int = 1, **fields: object) -> Replica:
+    return Replica(name=name, url=f"http://{name}:{port}", **fields)  # type: ignore[arg-type]
+
+
+def fleet_of(*replicas: Replica) -> Fleet:
+    fleet = Fleet()
+    fleet.update(replicas)
+    for member in fleet.members:
+        fleet.healthy(member, CARDS, 0.0)
+    return fleet
+
+
+def names(fleet: Fleet, model: str = "m") -> list[str]:
+    return [endpoint.name for endpoint in fleet.candidates(model)]
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def joined(self, member: Member) -> None:
+        self.said.append(f"+{member.replica.name}")
+
+    def amended(self, member: Member) -> None:
+        self.said.append(f"{member.replica.name} {dict(member.endpoint.labels)}")
+
+    def left(self, member: Member) -> None:
+        self.said.append(f"-{member.replica.name}")
+
+
+def test_a_member_is_offered_once_a_health_check_was_answered() -> None:
+    fleet = Fleet()
+    fleet.update([replica("a"), replica("b")])
+    a, _ = fleet.members
+    assert (names(fleet), a.health) == ([], Health.UNKNOWN)
+    fleet.healthy(a, CARDS, 0.0)
+    assert (names(fleet), a.reason) == (["a"], "")
+    assert fleet.models() == {"m"}
+    assert [endpoint.name for endpoint in fleet.available()] == ["a"]
+    assert fleet.offers(a.endpoint)
+
+
+def test_one_failed_check_is_forgiven_to_who_was_healthy_and_to_nobody_else() -> None:
+    fleet = fleet_of(replica("a"))
+    (a,) = fleet.members
+    for _ in range(UNHEALTHY_AFTER - 1):
+        fleet.unhealthy(a, "no answer")
+    assert names(fleet) == ["a"]
+    fleet.unhealthy(a, "no answer")
+    assert (names(fleet), a.reason) == ([], "no answer")
+    assert fleet.models() == {"m"}, "it is still known what it served"
+    fleet.healthy(a, CARDS, 0.0)
+    assert names(fleet) == ["a"]
+    fleet.update([replica("a"), replica("b")])
+    fleet.unhealthy(fleet.members[1], "refused")
+    assert fleet.members[1].health is Health.UNHEALTHY
+
+
+def test_models_are_those_it_lists_or_those_that_were_declared() -> None:
+    fleet = fleet_of(replica("a"), replica("b", models=frozenset(("n",))))
+    assert (names(fleet), names(fleet, "n")) == (["a"], ["b"])
+    a, _ = fleet.members
+    fleet.healthy(a, (*CARDS, Card("lora", b"{}")), 1.0)
+    assert names(fleet, "lora") == ["a"]
+    fleet.healthy(a, CARDS, 2.0)
+    assert names(fleet, "lora") == []
+
+
+def test_what_cannot_be_delivered_opens_the_breaker_until_a_check_after_its_pause() -> None:
+    fleet = fleet_of(replica("a"))
+    (a,) = fleet.members
+    for _ in range(FAILURES - 1):
+        fleet.undelivered(a, 10.0)
+    fleet.delivered(a)
+    for _ in range(FAILURES - 1):
+        fleet.undelivered(a, 10.0)
+    assert names(fleet) == ["a"]
+    fleet.undelivered(a, 10.0)
+    assert (names(fleet), a.reason) == ([], "requests could not be delivered to it")
+    fleet.healthy(a, CARDS, 10.0 + PAUSE_S / 2)
+    assert names(fleet) == []
+    fleet.healthy(a, CARDS, 10.0 + PAUSE_S)
+    assert names(fleet) == ["a"]
+
+
+def test_who_is_taken_off_gets_nothing_new_and_stays_until_its_last_request_has_ended() -> None:
+    fleet = fleet_of(replica("a"), replica("b"))
+    heard = Heard()
+    fleet.listen(heard)
+    a, _ = fleet.members
+    stay = fleet.arrive(a.endpoint, 100, 40)
+    fleet.update([replica("b")])
+    assert (names(fleet), list(fleet.leaving), heard.said) == (["b"], [a], [])
+    assert fleet.member(a.endpoint) is a
+    assert not fleet.offers(a.endpoint)
+    stay.end()
+    assert not fleet.offers(a.endpoint)
+    assert (list(fleet.leaving), heard.said) == ([], ["-a"])
+    with pytest.raises(KeyError):
+        fleet.member(a.endpoint)
+
+
+def test_a_new_address_is_a_new_member_and_new_labels_are_not() -> None:
+    fleet = fleet_of(replica("a"), replica("b"))
+    heard = Heard()
+    fleet.listen(heard)
+    a, b = fleet.members
+    fleet.update([replica("b", labels={"zone": "eu"}, models=frozenset(("n",))), replica("a", 2)])
+    assert heard.said == ["-a", "b {'zone': 'eu'}", "+a"]
+    assert [member.replica.name for member in fleet.members] == ["b", "a"]
+    assert fleet.members[0] is b
+    assert (b.endpoint.labels, names(fleet, "n")) == ({"zone": "eu"}, ["b"])
+    assert fleet.members[1] is not a
+    heard.said.clear()
+    fleet.update([member.replica for member in fleet.members])
+    assert heard.said == [], "nothing has changed"
+
+
+def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fleet = fleet_of(replica("a"), replica("b"))
+    a, _ = fleet.members
+    stays = [fleet.arrive(a.endpoint, 1, 1) for _ in range(2)]
+    fleet.update([])
+    for stay in stays:
+        stay.end()
+    assert [record.message for record in caplog.records] == [
+        "replica a is off the list; 2 requests finish",
+        "replica b is off the list",
+    ]
+
+
+def test_load_is_counted_while_a_request_stays() -> None:
+    fleet = fleet_of(replica("a"))
+    endpoint = fleet.members[0].endpoint
+    first, second = fleet.arrive(endpoint, 100, 40), fleet.arrive(endpoint, 10, 10)
+    load = (endpoint.in_flight, endpoint.in_flight_tokens, endpoint.pending_tokens)
+    assert load == (2, 110, 50)
+    first.answered()
+    first.answered()
+    assert endpoint.pending_tokens == 10
+    first.end()
+    second.end()
+    load = (endpoint.in_flight, endpoint.in_flight_tokens, endpoint.pending_tokens)
+    assert load == (0, 0, 0)
+
+
+def test_whoever_waits_is_woken_by_a_change() -> None:
+    fleet = fleet_of(replica("a"))
+    woken: list[int] = []
+    fleet.on_change(lambda: woken.append(1))
+    (a,) = fleet.members
+    fleet.healthy(a, CARDS, 1.0)
+    assert not woken, "nothing has changed"
+    for _ in range(UNHEALTHY_AFTER):
+        fleet.unhealthy(a, "gone")
+    fleet.healthy(a, CARDS, 1.0)
+    assert len(woken) == 2
+
+
+def test_it_follows_a_discovery() -> None:
+    async def followed() -> None:
+        fleet = Fleet()
+        ready = asyncio.Event()
+        await fleet.follow(Fixed([replica("a")]), ready)
+        assert ready.is_set()
+        assert [member.replica.name for member in fleet.members] == ["a"]
+        with pytest.raises(InvalidSettings):
+            await fleet.follow(Listed("/nowhere/replicas.yaml"), asyncio.Event())
+
+    asyncio.run(followed())

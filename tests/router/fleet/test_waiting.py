@@ -1,0 +1,307 @@
+import asyncio
+
+import pytest
+
+from kvtier.router.choose.base import Endpoint
+from kvtier.router.fleet.members import Card, Fleet
+from kvtier.router.fleet.replicas import Replica
+from kvtier.router.fleet.waiting import Waiting
+from kvtier.router.request.refusals import Refusal
+from tests.router.route.routers import run, stand, until
+
+
+def fleet_of(**models: str) -> Fleet:
+    fleet = Fleet()
+    fleet.update([Replica(name=name, url=f"http://{name}:1") for name in models])
+    for member in fleet.members:
+        cards = [Card(model, b"{}") for model in models[member.replica.name]]
+        fleet.healthy(member, cards, 0.0)
+    return fleet
+
+
+class Line:
+    """Requests that wait, take what they get at once, and give it back when told."""
+
+    def __init__(self, fleet: Fleet, **bounds: float) -> None:
+        settings = {"in_flight": 1, "bound": 10, "timeout_s": 30.0, **bounds}
+        self.fleet = fleet
+        self.waiting = Waiting(fleet, **settings)  # type: ignore[arg-type]
+        self.served: list[tuple[str, str]] = []
+        self.stays: dict[str, tuple[Endpoint, object]] = {}
+
+    async def ask(self, who: str, model: str = "m", without: str = "") -> None:
+        spared = [one.endpoint for one in self.fleet.members if one.endpoint.name in without]
+        endpoint = (await self.waiting.candidates(model, frozenset(spared)))[0]
+        self.served.append((who, endpoint.name))
+        self.stays[who] = (endpoint, self.fleet.arrive(endpoint, 1, 1))
+
+    def end(self, who: str) -> None:
+        endpoint, stay = self.stays.pop(who)
+        stay.end()  # type: ignore[attr-defined]
+        self.waiting.ended(endpoint)
+
+    async def queue(self, *who: str, model: str = "m") -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(self.ask(name, model)) for name in who]
+        await asyncio.sleep(0)
+        return tasks
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_without_a_limit_nobody_waits() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"), in_flight=0)
+        for number in range(100):
+            await line.ask(str(number))
+        assert len(line.served) == 100
+
+    run(test())
+
+
+def test_who_came_first_is_served_first_and_nobody_overtakes() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        tasks = await line.queue("2", "3", "4")
+        assert len(line.waiting) == 3
+        # The newcomer has its turn before the one that is woken.
+        tasks.append(asyncio.create_task(line.ask("5")))
+        line.end("1")
+        await settle()
+        assert [who for who, _ in line.served] == ["1", "2"]
+        for who in ("2", "3", "4", "5"):
+            line.end(who)
+            await settle()
+        await asyncio.gather(*tasks)
+        assert [who for who, _ in line.served] == ["1", "2", "3", "4", "5"]
+        assert len(line.waiting) == 0
+
+    run(test())
+
+
+def test_a_replica_with_room_serves_the_first_who_can_use_it() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m", b="n"))
+        await line.ask("m1", "m")
+        await line.ask("n1", "n")
+        tasks = await line.queue("m2", model="m") + await line.queue("n2", model="n")
+        line.end("n1")
+        await settle()
+        assert line.served[-1] == ("n2", "b")
+        line.end("m1")
+        await asyncio.gather(*tasks)
+        assert line.served[-1] == ("m2", "a")
+
+    run(test())
+
+
+def test_who_gives_up_hands_on_what_woke_it() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        first, second = await line.queue("2", "3")
+        line.end("1")
+        first.cancel()
+        await settle()
+        await second
+        assert [who for who, _ in line.served] == ["1", "3"]
+
+    run(test())
+
+
+def test_who_gives_up_hands_on_to_another_model_too() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="mn"))
+        await line.ask("m1")
+        (first,) = await line.queue("m2")
+        (second,) = await line.queue("n1", model="n")
+        line.end("m1")
+        first.cancel()
+        await settle()
+        assert second.done()
+        assert [who for who, _ in line.served] == ["m1", "n1"]
+
+    run(test())
+
+
+def test_room_that_is_offered_and_not_used_is_handed_on() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        refused = asyncio.create_task(line.waiting.candidates("m"))  # as by a profile
+        await asyncio.sleep(0)
+        (second,) = await line.queue("2")
+        line.end("1")
+        await settle()
+        assert refused.done()
+        assert second.done()
+
+    run(test())
+
+
+def test_who_takes_another_replica_than_the_one_that_woke_it_leaves_that_to_others() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m", b="mn"))
+        await line.ask("1")
+        await line.ask("2")
+        (first,) = await line.queue("3")
+        (second,) = await line.queue("4", model="n")
+        # b wakes the first, which then finds room on a as well.
+        line.end("2")
+        line.end("1")
+        await settle()
+        assert first.done()
+        assert second.done()
+        assert [name for _, name in line.served] == ["a", "b", "a", "b"]
+
+    run(test())
+
+
+def test_a_newcomer_for_another_model_does_not_overtake_either() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="mn"))
+        await line.ask("n1", "n")
+        tasks = await line.queue("m1")
+        line.end("n1")
+        tasks.append(asyncio.create_task(line.ask("n2", "n")))
+        await settle()
+        line.end("m1")
+        await asyncio.gather(*tasks)
+        assert [who for who, _ in line.served] == ["n1", "m1", "n2"]
+
+    run(test())
+
+
+def test_who_may_not_use_a_replica_waits_for_the_others_and_is_in_nobodys_way() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m", b="m"))
+        await line.ask("1")
+        await line.ask("2")
+        again = asyncio.create_task(line.ask("3", without="a"))
+        await asyncio.sleep(0)
+        line.end("1")
+        await settle()
+        assert not again.done()
+        await line.ask("4")
+        line.end("2")
+        await again
+        assert [name for _, name in line.served] == ["a", "b", "a", "b"]
+        with pytest.raises(Refusal) as caught:
+            await line.ask("5", without="ab")
+        assert caught.value.status == 503, "there is nobody to wait for"
+
+    run(test())
+
+
+def test_over_the_limit_the_end_of_one_is_no_room_yet() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        endpoint = line.fleet.members[0].endpoint
+        lookup = line.fleet.arrive(endpoint, 0, 0)
+        (waits,) = await line.queue("2")
+        line.end("1")
+        await settle()
+        assert not waits.done()
+        lookup.end()
+        line.waiting.ended(endpoint)
+        await waits
+
+    run(test())
+
+
+def test_a_new_replica_is_room_for_those_who_wait() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        tasks = await line.queue("2", "3")
+        line.fleet.update(
+            [member.replica for member in line.fleet.members]
+            + [Replica(name="b", url="http://b:1", models=frozenset("m"))]
+        )
+        line.fleet.healthy(line.fleet.members[1], (), 0.0)
+        await settle()
+        assert line.served[-1] == ("2", "b")
+        assert len(line.served) == 2, "room for one"
+        line.end("1")
+        await asyncio.gather(*tasks)
+
+    run(test())
+
+
+def test_the_line_is_bounded_in_length_and_in_time() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"), bound=1, timeout_s=0.05)
+        await line.ask("1")
+        (waits,) = await line.queue("2")
+        with pytest.raises(Refusal, match="1 requests wait") as caught:
+            await line.ask("3")
+        assert caught.value.status == 429
+        assert caught.value.headers["Retry-After"]
+        with pytest.raises(Refusal, match=r"busy for 0\.05 s") as caught:
+            await waits
+        assert caught.value.status == 429
+        assert len(line.waiting) == 0
+
+    run(test())
+
+
+def test_a_wait_without_hope_ends() -> None:
+    async def test() -> None:
+        line = Line(fleet_of(a="m"))
+        await line.ask("1")
+        (waits,) = await line.queue("2")
+        for _ in range(3):
+            line.fleet.unhealthy(line.fleet.members[0], "it burns")
+        with pytest.raises(Refusal, match="a: it burns") as caught:
+            await waits
+        assert caught.value.status == 503
+
+    run(test())
+
+
+def test_nobody_and_nothing_are_told_apart() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        waiting = Waiting(fleet, 0, 1, 1.0)
+
+        async def refused(model: str) -> Refusal:
+            with pytest.raises(Refusal) as caught:
+                await waiting.candidates(model)
+            return caught.value
+
+        assert "no replica is configured" in str(await refused("m"))
+        fleet.update([Replica(name="a", url="http://a:1")])
+        unknown = await refused("m")
+        assert (unknown.status, "no health check" in str(unknown)) == (503, True)
+        fleet.healthy(fleet.members[0], [Card("m", b"{}")], 0.0)
+        assert (await refused("n")).status == 404
+
+    run(test())
+
+
+def test_over_the_limit_requests_wait_for_their_turn() -> None:
+    async def test() -> None:
+        async with stand(in_flight=2, queue=3) as at:
+            (a,) = at.replicas
+            a.held.clear()
+            asking = [asyncio.ensure_future(at.post().__aenter__()) for _ in range(5)]
+            await until(lambda: len(a.requests) == 2, "two arrive")
+
+            async def queued() -> float:
+                return await at.metric("kvtier_route_queued_requests")
+
+            while await queued() < 3:
+                await asyncio.sleep(0.01)
+            async with at.post() as answer:
+                assert answer.status == 429
+                assert answer.headers["Retry-After"] == "1"
+            assert len(a.requests) == 2
+            a.held.set()
+            answers = await asyncio.gather(*asking)
+            assert [answer.status for answer in answers] == [200] * 5
+
+    run(test())

@@ -1,0 +1,79 @@
+from kvtier.index.fleet.base import DEVICE, Source
+from kvtier.index.fleet.changes import Stored
+from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
+from kvtier.router.learn.blended import BlendedIndex
+
+TOKENS = list(range(64))
+STORED = Stored(names=[1, 2], parent=None, token_ids=TOKENS[:32], block_tokens=16, tier=DEVICE)
+
+
+def made() -> tuple[BlendedIndex, PreciseIndex]:
+    precise = PreciseIndex()
+    for name in "ab":
+        precise.add(name, "m")
+    return BlendedIndex(EstimatedIndex(block_tokens=16), precise), precise
+
+
+def held(index: BlendedIndex, names: str = "ab") -> list[int]:
+    prompt = TokenPrompt(TOKENS, "m")
+    return [match.best_tokens for match in index.match(prompt, list(names))]
+
+
+def test_until_a_replica_tells_what_was_routed_there_counts() -> None:
+    index, _ = made()
+    index.routed(TokenPrompt(TOKENS, "m"), "a")
+    assert held(index) == [64, 0]
+    assert index.source is Source.PRECISE
+
+
+def test_who_has_told_is_judged_by_that_alone() -> None:
+    index, precise = made()
+    index.routed(TokenPrompt(TOKENS, "m"), "a")
+    index.routed(TokenPrompt(TOKENS[:48], "m"), "b")
+    precise.begin("a")
+    precise.apply("a", [STORED])
+    assert held(index) == [32, 48]
+    assert held(index, "ba") == [48, 32]
+    assert held(index, "a") == [32]
+
+
+def test_of_who_was_missed_in_part_the_longer_prefix_counts() -> None:
+    index, precise = made()
+    index.routed(TokenPrompt(TOKENS[:16], "m"), "a")
+    index.routed(TokenPrompt(TOKENS, "m"), "b")
+    for name in "ab":
+        precise.apply(name, [STORED])
+    assert held(index) == [32, 64]
+    precise.begin("b")
+    assert held(index) == [32, 32]
+    precise.clear("b")
+    assert held(index) == [32, 64]
+
+
+def test_characters_are_compared_with_the_estimate() -> None:
+    index, precise = made()
+    precise.apply("a", [STORED])
+    prompt = TextPrompt(b"x" * 640, "m")
+    index.routed(prompt, "a")
+    assert [match.best_tokens for match in index.match(prompt, ["a", "b"])] == [160, 0]
+
+
+def test_a_replica_that_has_lost_everything_is_estimated_until_it_tells_again() -> None:
+    index, precise = made()
+    precise.apply("a", [STORED])
+    precise.clear("a")
+    assert held(index) == [0, 0]
+
+
+def test_sizes_and_drops_reach_both() -> None:
+    index, precise = made()
+    precise.apply("a", [STORED])
+    index.routed(TokenPrompt(TOKENS, "m"), "b")
+    index.drop("a")
+    index.drop("b")
+    assert held(index) == [0, 0]
+    index.resize("b", DEVICE, 16)
+    index.routed(TokenPrompt(TOKENS, "m"), "b")
+    assert held(index, "b") == [16]

@@ -1,0 +1,70 @@
+import aiohttp
+import pytest
+
+from kvtier.errors import Unavailable
+from kvtier.router.fleet.members import Card, Fleet, Member
+from kvtier.router.fleet.replicas import Replica
+from kvtier.router.learn.engines import EVENTS, Engines
+from kvtier.router.learn.sources import EngineSource
+from tests.router.route.routers import run
+
+
+def member(fleet: Fleet, name: str) -> Member:
+    return next(member for member in fleet.members if member.replica.name == name)
+
+
+def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        labels = {EVENTS: "5557"}
+        fleet.update(
+            [
+                Replica(name="silent", url="http://silent:1"),
+                Replica(name="away", url="http://away:1", labels=labels),
+                Replica(name="there", url="http://there:1", labels=labels),
+            ]
+        )
+        async with aiohttp.ClientSession() as session:
+            engines = Engines(lambda: fleet.members)
+            engines.use(session)
+            with pytest.raises(KeyError):
+                engines["m"]
+            for name in ("silent", "there"):
+                fleet.healthy(member(fleet, name), [Card("m", b"{}"), Card("sql", b"{}")], 0.0)
+            assert isinstance(engines["m"], EngineSource)
+            assert engines["m"] is engines["sql"]
+            assert set(engines) == {"m", "sql"}
+            assert len(engines) == 2
+            was = engines["m"]
+            engines.left("http://there:1")
+            engines.left("http://there:1")
+            assert engines["m"] is not was, "what it had remembered is gone"
+
+    run(test())
+
+
+def test_while_one_rests_the_next_is_asked() -> None:
+    async def test() -> None:
+        fleet = Fleet()
+        fleet.update(
+            [
+                Replica(name=name, url=f"http://127.0.0.1:{port}", labels={EVENTS: "5557"})
+                for name, port in (("a", 1), ("b", 2))
+            ]
+        )
+        async with aiohttp.ClientSession() as session:
+            engines = Engines(lambda: fleet.members)
+            engines.use(session)
+            for one in fleet.members:
+                fleet.healthy(one, [Card("m", b"{}")], 0.0)
+            first = engines["m"]
+            assert engines["m"] is first
+            with pytest.raises(Unavailable):
+                await first.completion("x", "m", add_special_tokens=True)
+            second = engines["m"]
+            assert second is not first
+            with pytest.raises(Unavailable):
+                await second.completion("x", "m", add_special_tokens=True)
+            assert engines["m"] is first, "nobody is left, and it says so at once"
+
+    run(test())

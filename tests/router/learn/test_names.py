@@ -1,0 +1,35 @@
+import pytest
+
+from kvtier.router.learn.names import Names, before, parse_name
+
+
+def test_a_name_may_choose_a_series_by_labels() -> None:
+    assert parse_name("vllm:num_requests_waiting") == ("vllm:num_requests_waiting", {})
+    text = ' nv_trt_llm_request_metrics { request_type=waiting , model="a, b"}'
+    with pytest.raises(ValueError, match="no label"):  # commas divide, in quotes too
+        parse_name(text)
+    assert parse_name('x{request_type=waiting, model="a b"}') == (
+        "x",
+        {"request_type": "waiting", "model": "a b"},
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a b", "a{", "a}", "a{}", "a{b}", "a{=b}", "a{b=}", "a{b=c}d", "a{b=c,}", "{a=b}", "1a"],
+)
+def test_what_is_no_metric_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write name"):
+        parse_name(text)
+
+
+def test_a_name_that_is_given_comes_before_the_usual_ones_and_an_empty_one_reads_nothing() -> None:
+    usual = Names().usage
+    assert before(None, usual) == usual
+    assert before("mine{a=b}", usual) == ("mine{a=b}", *usual)
+    assert before("", usual) == ()
+    given = before('"sglang:token_usage"', usual)
+    assert given[0] == "sglang:token_usage"
+    assert sorted(given) == sorted(usual)
+    with pytest.raises(ValueError, match="no metric"):
+        before("a b", usual)

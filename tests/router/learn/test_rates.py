@@ -1,0 +1,180 @@
+"""The estimators on replicas whose true rate is known: all compute TRUE tokens a second."""
+
+import math
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.router.learn.rates import HALF_S, WINDOW_S, PrefillRate, Prefills, Rate
+
+TRUE = 10_000.0
+
+
+class Replica:
+    """Counts as vLLM does: when a request ends, each with the whole of its own seconds."""
+
+    def __init__(self, *, tells_latency: bool = True) -> None:
+        self.tokens = self.requests = self.seconds = self.latency_s = self.now_s = 0.0
+        self.tells_latency = tells_latency
+        self.rate = PrefillRate()
+
+    def batch(
+        self, count: int, tokens: float, *, other_s: float = 0.0, decode_s: float = 0
+    ) -> float:
+        """So many prompts computed in the same steps, then decoded; what is measured after it."""
+        busy_s = count * tokens / TRUE + other_s
+        self.now_s += busy_s
+        self.tokens += count * tokens
+        self.requests += count
+        self.seconds += count * busy_s
+        self.latency_s += count * (busy_s + decode_s)
+        return self.look()
+
+    def look(self) -> float:
+        latency_s = self.latency_s if self.tells_latency else None
+        seen = Prefills(self.tokens, self.requests, self.seconds, latency_s)
+        return self.rate.update(seen, self.now_s)
+
+
+def after(rates: Iterable[float]) -> float:
+    return list(rates)[-1]
+
+
+def test_alone_it_is_tokens_over_seconds() -> None:
+    replica = Replica()
+    assert replica.look() == 0
+    assert replica.batch(1, 4000) == pytest.approx(TRUE)
+
+
+def test_prompts_in_the_same_steps_do_not_make_a_replica_look_slow() -> None:
+    replica = Replica()
+    replica.look()
+    replica.batch(1, 4000)
+    assert after(replica.batch(8, 1000) for _ in range(60)) == pytest.approx(TRUE, rel=0.12)
+
+
+@pytest.mark.parametrize("count", [2, 4, 16])
+def test_neither_where_prompts_are_never_alone(count: int) -> None:
+    replica = Replica()
+    replica.look()
+    assert after(replica.batch(count, 2000) for _ in range(120)) == pytest.approx(TRUE, rel=0.21)
+
+
+def test_without_latencies_a_replica_that_is_never_alone_is_still_underrated() -> None:
+    replica = Replica(tells_latency=False)
+    replica.look()
+    assert after(replica.batch(4, 2000) for _ in range(120)) == pytest.approx(TRUE / 4)
+
+
+def test_decoding_in_the_same_steps_counts_while_nothing_better_is_seen() -> None:
+    replica = Replica()
+    replica.look()
+    assert replica.batch(1, 4000, other_s=0.4) == pytest.approx(TRUE / 2)
+    for _ in range(20):
+        best = replica.batch(1, 4000)
+    assert best == pytest.approx(TRUE, rel=0.05)
+    assert after(replica.batch(1, 4000, other_s=0.4) for _ in range(20)) > 0.9 * TRUE
+
+
+def test_a_replica_that_has_become_slow_is_found_out() -> None:
+    rate = Rate()
+    rate.update(0, 0, 0.0)
+    assert rate.update(20_000, 2, 1.0) == pytest.approx(TRUE)
+    slow = [rate.update(20_000 + 1000 * n, 2 + n, 1.0 + n) for n in range(1, int(HALF_S) + 1)]
+    assert slow[0] > 0.99 * TRUE
+    assert 0.5 * TRUE < slow[-1] < 0.6 * TRUE
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 16), st.floats(300, 9000), st.floats(0, 2), st.floats(0, 20)),
+        max_size=60,
+    )
+)
+def test_whatever_is_mixed_in_it_never_looks_faster_than_it_is(batches) -> None:
+    replica = Replica()
+    replica.look()
+    for count, tokens, other_s, decode_s in batches:
+        assert replica.batch(count, tokens, other_s=other_s, decode_s=decode_s) <= TRUE * 1.001
+
+
+def test_requests_that_end_together_did_not_compute_together() -> None:
+    replica = Replica()
+    replica.look()
+    replica.now_s += 30.0
+    replica.tokens, replica.requests = 40_000.0, 10.0
+    replica.seconds, replica.latency_s = 4.0, 290.0
+    assert replica.look() == pytest.approx(TRUE)
+    replica.now_s += WINDOW_S
+    assert replica.look() == pytest.approx(TRUE)
+
+
+def test_what_was_computed_before_a_window_and_counted_in_it_is_not_taken_for_speed() -> None:
+    replica = Replica()
+    replica.look()
+    replica.tokens, replica.requests, replica.seconds, replica.latency_s = 50_000, 10, 50, 100
+    assert max(replica.batch(10, 5000) for _ in range(20)) <= TRUE * 1.001
+
+
+@pytest.mark.parametrize("wild", [1e308, 1e30, -1e308])
+def test_numbers_that_nobody_can_have_leave_no_mark(wild: float) -> None:
+    replica = Replica()
+    replica.look()
+    replica.tokens = wild
+    replica.now_s += 1.0
+    replica.seconds += 0.5
+    assert replica.look() == 0
+    replica.tokens = 0.0
+    replica.look()
+    found = [replica.batch(1, 4000) for _ in range(30)]
+    assert all(math.isfinite(rate) for rate in found)
+    assert found[-1] == pytest.approx(TRUE)
+
+
+@pytest.mark.parametrize("which", ["tokens", "requests", "seconds", "latency_s", "all"])
+@pytest.mark.parametrize(
+    "wild",
+    [
+        *([math.nan], [math.inf], [-math.inf], [-1.0], [1e300]),
+        [1e300, 1.7e308, -1.7e308, 1.7e308],
+    ],
+)
+def test_counters_that_are_none_are_passed_over_and_good_ones_count_at_once(wild, which) -> None:
+    replica = Replica()
+    replica.look()
+    replica.batch(1, 4000)
+    names = ("tokens", "requests", "seconds", "latency_s")
+    poisoned = names if which == "all" else (which,)
+    good = {name: getattr(replica, name) for name in names}
+    for value in wild:
+        for name in poisoned:
+            setattr(replica, name, value)
+        replica.now_s += 2 * WINDOW_S
+        assert replica.look() == pytest.approx(TRUE)
+    for name, value in good.items():
+        setattr(replica, name, value)
+    assert [replica.batch(1, 4000) for _ in range(3)] == pytest.approx([TRUE] * 3)
+    replica.now_s += 2 * WINDOW_S
+    assert replica.batch(1, 4000) == pytest.approx(TRUE)
+
+
+@pytest.mark.parametrize("wild", [math.nan, math.inf, -1.0, 1e300])
+def test_a_rate_is_always_a_number(wild: float) -> None:
+    rate = Rate()
+    rate.update(0, 0, 0.0)
+    assert rate.update(wild, wild, 1.0) == 0
+    rate.measured(wild, 2.0)
+    assert rate.update(0, 0, 3.0) == 0
+    assert rate.update(TRUE, 1.0, 4.0) == pytest.approx(TRUE)
+
+
+def test_counters_of_another_life_begin_anew() -> None:
+    replica = Replica()
+    replica.look()
+    replica.batch(4, 2000)
+    replica.tokens = replica.requests = replica.seconds = replica.latency_s = 0.0
+    replica.look()
+    assert after(replica.batch(4, 2000) for _ in range(60)) == pytest.approx(TRUE, rel=0.21)
+    assert replica.rate.update(Prefills(None, None, None, None), replica.now_s) > 0

@@ -1,0 +1,51 @@
+from kvtier.index.fleet.base import DEVICE
+from kvtier.index.fleet.changes import Removed, Stored
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.index.fleet.prompt import TokenPrompt
+from kvtier.router.learn.sinks import ReplicaSink, SharedSink
+
+TOKENS = list(range(32))
+
+
+def held(index: PreciseIndex, replica: str, model: str) -> int:
+    return index.match(TokenPrompt(TOKENS, model), [replica])[0].best_tokens
+
+
+def stored(tier: str, *, shared: bool) -> Stored:
+    return Stored(
+        names=[1, 2],
+        parent=None,
+        token_ids=TOKENS,
+        block_tokens=16,
+        tier=tier,
+        is_shared=shared,
+    )
+
+
+def test_a_replica_is_told_whatever_the_topic() -> None:
+    index = PreciseIndex()
+    index.add("a", "m")
+    sink = ReplicaSink(index, "a")
+    assert sink.takes(b"")
+    assert sink.takes(b"kv@\xff@other")
+    sink.apply(b"", [stored(DEVICE, shared=False)])
+    assert held(index, "a", "m") == 32
+    sink.clear()
+    assert held(index, "a", "m") == 0
+
+
+def test_a_pool_is_told_of_the_models_of_the_topic_and_of_no_other() -> None:
+    index, models = PreciseIndex(), {"org/m@1": ("m", "n")}
+    for model in ("m", "n", "o"):
+        index.add(model, model)
+        index.apply(model, [stored("shared", shared=True)])
+    sink = SharedSink([index], lambda name: models.get(name, ()))
+    gone = [Removed(names=[2], tier="shared", is_shared=True)]
+    for topic in (b"", b"kv@tree", b"kv@tree@other", b"kv@\xff@\xff"):
+        assert not sink.takes(topic)
+        sink.apply(topic, gone)
+    assert [held(index, model, model) for model in "mno"] == [32, 32, 32]
+    assert sink.takes(b"kv@tree@org/m@1")
+    sink.apply(b"kv@tree@org/m@1", gone)
+    sink.clear()
+    assert [held(index, model, model) for model in "mno"] == [16, 16, 32]

@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.learn.conversation import Conversation, conversation_of
+from kvtier.router.learn.template import ChatTemplate, TemplateError
+
+CHAT = Conversation(messages=[{"role": "user", "content": "hello"}])
+
+
+def template(folder, source, **config) -> ChatTemplate:
+    config |= {"chat_template": source}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return ChatTemplate(folder)
+
+
+def test_a_chat_becomes_text(tmp_path) -> None:
+    made = template(
+        tmp_path,
+        "{{ bos_token }}{% for m in messages %}\n  {% if m.role %}[{{ m.role }}]{% endif %}\n"
+        "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}",
+        bos_token={"content": "<s>"},
+    )
+    assert made.render(CHAT) == "<s>[user]hello\n>"
+
+
+def test_contents_are_text_or_parts_as_the_template_wants_them(tmp_path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    chat = Conversation(messages=[{"role": "user", "content": parts}])
+    assert template(tmp_path, "{{ messages[0]['content'] }}").render(chat) == "a\nb"
+    for place in ("m['content']", "m.content"):
+        source = (
+            "{% for m in messages %}{% for p in CONTENT %}({{ p.text }}){% endfor %}{% endfor %}"
+        )
+        assert template(tmp_path, source.replace("CONTENT", place)).render(chat) == "(a)(b)"
+
+
+def test_tools_arguments_and_keywords_reach_it(tmp_path) -> None:
+    chat = conversation_of(
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}],
+                }
+            ],
+            "tools": [{"name": "fä"}],
+            "chat_template_kwargs": {"enable_thinking": False},
+            "add_generation_prompt": False,
+        }
+    )
+    assert chat is not None
+    source = (
+        "{{ tools | tojson }}{{ messages[0].tool_calls[0].function.arguments.x }}"
+        "{{ enable_thinking }}{{ add_generation_prompt }}{{ messages[0].content }}"
+    )
+    assert template(tmp_path, source).render(chat) == '[{"name": "fä"}]1FalseFalse'
+
+
+def test_several_templates_and_one_of_its_own_file(tmp_path) -> None:
+    listed = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    made = template(tmp_path, listed)
+    assert made.render(CHAT) == "plain"
+    assert made.render(Conversation(messages=[], tools=[{}])) == "tools"
+    (tmp_path / "chat_template.jinja").write_text("{% generation %}own{% endgeneration %}")
+    assert ChatTemplate(tmp_path).render(CHAT) == "own"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('no') }}",
+        "{{ messages[5].content.x }}",
+        "{{ 1 / 0 }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    ],
+)
+def test_a_template_that_refuses_or_misbehaves_is_an_error_of_its_own(tmp_path, source) -> None:
+    with pytest.raises(TemplateError):
+        template(tmp_path, source).render(CHAT)
+
+
+def test_the_date_can_be_had(tmp_path) -> None:
+    assert template(tmp_path, "{{ strftime_now('%Y') }}").render(CHAT) >= "2024"
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"chat_template": "{% if %}"}', "nothing", "[]"])
+def test_a_folder_without_a_template_that_can_be_read_is_refused(tmp_path, content) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(InvalidSettings):
+        ChatTemplate(tmp_path)

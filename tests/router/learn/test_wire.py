@@ -1,0 +1,244 @@
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtier.index.fleet.base import DEVICE
+from kvtier.index.fleet.changes import Change, Cleared, Removed, Stored, name_of
+from kvtier.router.learn import wire
+from kvtier.router.learn.wire import decode, tier_of
+
+STORED: dict[str, Any] = {
+    "type": "BlockStored",
+    "block_hashes": [2**64 - 1, b"\xff" * 32],
+    "parent_block_hash": 7,
+    "token_ids": [1, 2, 3, 4],
+    "block_size": 2,
+    "lora_id": None,
+    "medium": "CPU",
+    "lora_name": "lora",
+    "extra_keys": [["lora", ["image", 3]], None],
+    "group_idx": 1,
+    "kv_cache_spec_kind": "full_attention",
+    "kv_cache_spec_sliding_window": None,
+    "locality": "LOCAL",
+    "ownership": None,
+}
+REMOVED: dict[str, Any] = {
+    "type": "BlockRemoved",
+    "block_hashes": [1],
+    "medium": "STORAGE",
+    "group_idx": 0,
+    "locality": "REMOTE",
+    "ownership": "shared",
+}
+CLEARED: dict[str, Any] = {"type": "AllBlocksCleared"}
+
+
+def pack(*events: Any, ts: Any = 1.5) -> bytes:
+    return msgspec.msgpack.encode([ts, list(events), 0])
+
+
+@pytest.mark.parametrize("form", ["map", "array"])
+def test_both_forms_of_every_event_are_read(form) -> None:
+    events = [STORED, REMOVED, CLEARED]
+    if form == "array":
+        events = [list(event.values()) for event in events]
+    batch = decode(pack(*events))
+    assert batch is not None
+    assert (batch.sent_s, batch.bad_events) == (1.5, 0)
+    stored, removed, cleared = batch.changes
+    assert stored == Stored(
+        names=[2**60 - 1, 2**60 - 1],
+        parent=7,
+        token_ids=[1, 2, 3, 4],
+        block_tokens=2,
+        tier="ram",
+        adapter="lora",
+        extra_keys=[["lora", ["image", 3]], None],
+        group=1,
+        kind="full_attention",
+    )
+    assert removed == Removed(names=[1], tier="shared", is_shared=True, group=0)
+    assert cleared == Cleared()
+
+
+def test_an_adapter_without_a_name_is_not_the_model_itself() -> None:
+    batch = decode(pack(["BlockStored", [9], None, [1, 2], 2, 7, "GPU"]))
+    assert batch is not None
+    (stored,) = batch.changes
+    assert isinstance(stored, Stored)
+    assert stored.adapter not in ("", "7")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ["BlockStored", [9], None, [1, 2], 2],
+        ["BlockStored", [9], None, [1, 2], 2, None],
+        ["BlockStored", [9], None, [1, 2], 2, None, "GPU", None, None, 0, "x", None, None, None, 1],
+        {**STORED, "block_hashes": [9], "medium": None, "a field of next year": {"a": 1}},
+    ],
+)
+def test_older_and_newer_engines_are_understood(event) -> None:
+    batch = decode(pack(event))
+    assert batch is not None
+    (stored,) = batch.changes
+    assert isinstance(stored, Stored)
+    assert (stored.names, stored.tier) == ([9], DEVICE)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {**STORED, "type": "BlockMoved"},
+        {**STORED, "block_hashes": 3},
+        {**STORED, "block_hashes": ["text"]},
+        {**STORED, "token_ids": [-1]},
+        {**STORED, "token_ids": [2**32]},
+        {**STORED, "token_ids": [1.5]},
+        {**STORED, "block_size": "16"},
+        {"type": "BlockRemoved"},
+        {},
+        ["BlockStored", [1]],
+        [],
+        None,
+        7,
+        "text",
+    ],
+)
+def test_one_bad_event_takes_no_other_with_it(bad) -> None:
+    batch = decode(pack(CLEARED, bad, REMOVED))
+    assert batch is not None
+    assert batch.bad_events == 1
+    assert [type(change) for change in batch.changes] == [Cleared, Removed]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        b"\xdd\xff\xff\xff\xff",  # an array of four thousand million
+        b"\x92\xcb?\xf8\x00\x00\x00\x00\x00\x00\xdd\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",  # bytes of as many
+        b"\x91" * 100_000,
+        msgspec.msgpack.encode([1.5]),
+        msgspec.msgpack.encode(["time", []]),
+        msgspec.msgpack.encode({"ts": 1.5, "events": []}),
+        pack(STORED)[:-1],
+    ],
+)
+def test_what_is_no_message_is_none(payload) -> None:
+    assert decode(payload) is None
+
+
+def test_a_message_of_more_events_than_any_engine_has_blocks_is_none() -> None:
+    def some(events: int) -> bytes:
+        return b"\x92" + msgspec.msgpack.encode(1.0) + b"\xdd" + events.to_bytes(4, "big")
+
+    assert decode(some(wire.EVENTS_MAX + 1) + bytes(wire.EVENTS_MAX + 1)) is None
+    batch = decode(some(wire.EVENTS_MAX) + bytes(wire.EVENTS_MAX))
+    assert batch is not None
+    assert batch.bad_events == wire.EVENTS_MAX
+
+
+def test_where_too_many_events_are_bad_the_others_are_not_tried(monkeypatch) -> None:
+    tried = 0
+
+    def event(raw: msgspec.Raw) -> object:
+        nonlocal tried
+        tried += 1
+        return original(raw)
+
+    original = wire._event
+    monkeypatch.setattr(wire, "_event", event)
+    monkeypatch.setattr(wire, "_BAD_MAX", 3)
+    batch = decode(pack(CLEARED, 0, 0, CLEARED, 0, REMOVED, 0, CLEARED))
+    assert batch is not None
+    assert [type(change) for change in batch.changes] == [Cleared, Cleared]
+    assert (batch.bad_events, tried) == (6, 5)
+    batch = decode(pack(CLEARED, 0, 0, REMOVED))
+    assert batch is not None
+    assert (len(batch.changes), batch.bad_events) == (2, 2)
+
+
+def test_nested_values_that_nobody_asked_for_do_no_harm() -> None:
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    batch = decode(pack({**REMOVED, "new": deep}, CLEARED))
+    assert batch is not None
+    assert len(batch.changes) + batch.bad_events == 2
+
+
+def test_a_message_beyond_any_engines_is_not_looked_at(monkeypatch) -> None:
+    monkeypatch.setattr(wire, "PAYLOAD_MAX", 10)
+    assert decode(pack(CLEARED)) is None
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text()
+    | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+keys = st.sampled_from([*STORED, *REMOVED])
+events = st.one_of(
+    values,
+    st.builds(lambda changes: {**STORED, **changes}, st.dictionaries(keys, values, max_size=3)),
+    st.builds(lambda changes: {**REMOVED, **changes}, st.dictionaries(keys, values, max_size=3)),
+    st.builds(lambda rest: ["BlockStored", *rest], st.lists(values, max_size=12)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(events, max_size=4), st.floats() | values)
+def test_no_event_makes_it_raise(some, ts) -> None:
+    batch = decode(pack(*some, ts=ts))
+    if batch is not None:
+        assert len(batch.changes) + batch.bad_events == len(some)
+        assert isinstance(batch.sent_s, float)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 150), st.binary(max_size=4))
+def test_no_bytes_make_it_raise(garbage, at, patch) -> None:
+    whole = pack(STORED, REMOVED)
+    for payload in (garbage, whole[:at] + patch + whole[at + len(patch) :]):
+        batch = decode(payload)
+        assert batch is None or all(isinstance(change, Change) for change in batch.changes)
+
+
+def test_tiers_by_what_events_call_them() -> None:
+    called = [
+        (None, None, DEVICE),
+        ("GPU", None, DEVICE),
+        ("gpu", None, DEVICE),
+        ("CPU", None, "ram"),
+        ("STORAGE", "disk", "disk"),
+        ("STORAGE", "objectstore", "objectstore"),
+        ("STORAGE", None, "disk"),
+        ("storage", "fs", "fs"),
+        ("LMCache-Remote", None, "lmcache-remote"),
+        ("../..\n", None, "storage"),
+        ("STORAGE", "x" * 100, "storage"),
+    ]
+    for medium, owner, tier in called:
+        assert tier_of(medium, owner) == tier
+
+
+def test_a_number_is_named_as_its_bytes() -> None:
+    assert name_of(b"\x01" * 32) == name_of(int.from_bytes(b"\x01" * 8, "big"))
+
+
+@pytest.mark.parametrize("sent_s", [float("nan"), float("inf"), float("-inf")])
+def test_a_time_that_no_clock_tells_makes_no_message(sent_s: float) -> None:
+    assert decode(msgspec.msgpack.encode([sent_s, [], 0])) is None
+    assert decode(msgspec.msgpack.encode([sent_s, [["Unheard"]], 0])) is None

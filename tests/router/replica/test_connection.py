@@ -1,0 +1,224 @@
+"""A connection to a replica, fed by hand: however an answer is cut, it reads alike."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.router.replica.connection import QUIET_BYTES, Connection, Expected
+from kvtier.router.replica.exchange import SWITCHING, BrokenOff, Exchange
+
+
+class Transport(asyncio.Transport):
+    """A transport that keeps what it is told. Its end is told at once, as no real one's is."""
+
+    def __init__(self, protocol: Connection) -> None:
+        super().__init__()
+        self.written = b""
+        self.is_over = False
+        self.unsent_bytes = 0
+        self._protocol = protocol
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
+
+    def is_closing(self) -> bool:
+        return self.is_over
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._protocol.connection_lost(None)
+
+
+class Stand:
+    def __init__(self, expected: Expected = Expected.BODY, body: bytes | None = None) -> None:
+        self.idle: list[Connection] = []
+        self.gone: list[Connection] = []
+        self.connection = Connection(self.idle.append, self.gone.append)
+        self.transport = Transport(self.connection)
+        self.connection.connection_made(self.transport)
+        self.exchange = self.connection.send(b"POST / HTTP/1.1\r\n\r\n", body, expected)
+
+    def hear(self, *pieces: bytes) -> "Stand":
+        for piece in pieces:
+            if not self.transport.is_over:
+                self.connection.data_received(piece)
+        return self
+
+    def end(self) -> "Stand":
+        self.transport.abort()
+        return self
+
+    def outcome(self) -> tuple[object, ...]:
+        """What a reader sees: status, fields, body, whole or not, used again or not."""
+        return (*seen(self.exchange), bool(self.idle), self.transport.is_over)
+
+
+def seen(exchange: Exchange) -> tuple[object, ...]:
+    head = exchange.head
+    told = None if head is None else (head.status, head.reason, tuple(head.fields), head.length)
+    return told, exchange.taken(), exchange.is_whole
+
+
+SIZED = b"HTTP/1.1 200 Fine\r\nContent-Length: 5\r\nX-A: \xe4\r\n\r\nhello"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\nhello\r\n6;remark=1\r\n world\r\n0\r\nX-Trailer: a\r\n\r\n"
+)
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"
+CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
+ENDLESS = b"HTTP/1.1 200 OK\r\n\r\nhello"
+EMPTY = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "is_used_again"),
+    [
+        (SIZED, b"hello", True),
+        (CHUNKED, b"hello world", True),
+        (INTERIM + SIZED, b"hello", True),
+        (CLOSING, b"hello", False),
+        (EMPTY, b"", True),
+    ],
+)
+def test_whole_answers(answer: bytes, body: bytes, is_used_again: bool) -> None:
+    stand = Stand().hear(answer)
+    _, taken, is_whole, is_idle, is_over = stand.outcome()
+    assert (taken, is_whole, is_idle, is_over) == (body, True, is_used_again, not is_used_again)
+
+
+@given(
+    answer=st.sampled_from(
+        [SIZED, CHUNKED, INTERIM + CHUNKED, CLOSING, ENDLESS, EMPTY, b"junk\r\n"]
+    ),
+    cuts=st.lists(st.integers(0, 200), max_size=12),
+    ends=st.booleans(),
+)
+def test_however_an_answer_is_cut_it_reads_alike(
+    answer: bytes, cuts: list[int], ends: bool
+) -> None:
+    places = sorted({cut for cut in cuts if 0 < cut < len(answer)})
+    pieces = [answer[a:b] for a, b in zip([0, *places], [*places, len(answer)], strict=True)]
+    one, other = Stand().hear(answer), Stand().hear(*pieces)
+    if ends:
+        one.end()
+        other.end()
+    assert one.outcome() == other.outcome()
+
+
+def test_the_end_of_the_connection_is_the_end_of_an_answer_without_a_length_only() -> None:
+    assert Stand().hear(ENDLESS).end().exchange.is_whole
+    for broken in (SIZED[:-1], CHUNKED[:-5], CHUNKED[:70], SIZED[:20], b""):
+        stand = Stand().hear(broken).end()
+        assert not stand.exchange.is_whole
+        assert stand.gone == [stand.connection]
+        with pytest.raises(BrokenOff):
+            asyncio.run(stand.exchange.read(100))
+
+
+def test_head_has_no_body_and_its_connection_is_not_used_again() -> None:
+    stand = Stand(Expected.NOTHING).hear(SIZED.removesuffix(b"hello"))
+    told, body, is_whole, is_idle, is_over = stand.outcome()
+    assert told == (200, b"Fine", ((b"content-length", b"5"), (b"x-a", b"\xe4")), 5)
+    assert (body, is_whole, is_idle, is_over) == (b"", True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("expected", "status", "has_body"),
+    [
+        (Expected.BODY, b"200", True),
+        (Expected.BODY, b"204", False),
+        (Expected.BODY, b"304", False),
+        (Expected.NOTHING, b"200", False),
+        (Expected.UPGRADE, b"403", True),
+        (Expected.UPGRADE, b"101", False),
+    ],
+)
+def test_an_answer_ends_with_its_head_or_has_a_body(
+    expected: Expected, status: bytes, has_body: bool
+) -> None:
+    stand = Stand(expected).hear(
+        b"HTTP/1.1 " + status + b" \r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+    )
+    # What changed its protocol and was closed in one go is whole, and has no body all the same.
+    head = stand.end().exchange.head
+    assert head is not None
+    assert head.has_body is has_body
+    assert stand.exchange.is_whole
+
+
+@pytest.mark.parametrize("answer", [SIZED, CHUNKED, CLOSING, EMPTY])
+@pytest.mark.parametrize("more", [SIZED, b"x", b"H", b"HTTP/1.1 2", b"\r\nHTTP/1.1 200 OK\r\nX: "])
+def test_more_than_an_answer_ends_the_connection_and_not_the_answer(
+    answer: bytes, more: bytes
+) -> None:
+    alone = seen(Stand().hear(answer).exchange)
+    for pieces in ([answer + more], [answer[:30], answer[30:] + more], [answer, more]):
+        stand = Stand().hear(*pieces)
+        assert stand.transport.is_over, "what comes next would be read as the rest of this"
+        assert seen(stand.exchange) == alone
+
+
+def test_who_has_not_taken_the_whole_request_is_not_asked_on_the_same_connection() -> None:
+    stand = Stand(body=b"x" * 100_000)
+    stand.transport.unsent_bytes = 1
+    stand.hear(SIZED)
+    assert stand.exchange.is_whole
+    assert stand.exchange.taken() == b"hello"
+    assert not stand.idle
+    assert stand.transport.is_over
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (QUIET_BYTES // 3),
+        b"HTTP/1.1 200 " + b"x" * QUIET_BYTES * 2,
+        CHUNKED[:-2] + b"X: y\r\n" * (QUIET_BYTES // 3),
+        b"HTTP/1.1 100 Continue\r\n\r\n" * QUIET_BYTES,
+    ],
+)
+def test_what_has_no_end_is_given_up(endless: bytes) -> None:
+    stand = Stand()
+    step = 4096
+    stand.hear(*(endless[at : at + step] for at in range(0, len(endless), step)))
+    assert stand.transport.is_over
+    assert not stand.exchange.is_whole
+
+
+def test_an_upgrade_that_was_asked_for_is_raw_both_ways() -> None:
+    switch = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+    stand = Stand(Expected.UPGRADE).hear(switch + b"\x81\x00", b"HTTP/1.1 not HTTP")
+    assert stand.exchange.head is not None
+    assert stand.exchange.head.status == SWITCHING
+    assert stand.exchange.taken() == b"\x81\x00HTTP/1.1 not HTTP"
+    assert stand.exchange.write(b"back")
+    assert stand.transport.written.endswith(b"\r\n\r\nback")
+    stand.connection.pause_writing()
+    assert not stand.exchange.write(b"")
+    assert stand.end().exchange.is_whole
+    nobody = Stand().hear(switch + b"\x81\x00")
+    assert nobody.transport.is_over
+    assert not nobody.exchange.is_whole
+
+
+@given(junk=st.binary(max_size=300), cut=st.integers(0, 300))
+def test_whatever_a_replica_says_nothing_is_raised(junk: bytes, cut: int) -> None:
+    for expected in Expected:
+        stand = Stand(expected).hear(b"HTTP/1.1 " + junk[:cut], junk[cut:]).end()
+        assert stand.gone == [stand.connection]

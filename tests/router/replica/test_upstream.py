@@ -1,0 +1,107 @@
+import pytest
+
+from kvtier.router.fleet.members import Fleet
+from kvtier.router.fleet.replicas import parse_replica
+from kvtier.router.replica import upstream
+from kvtier.router.replica.exchange import BrokenOff, Exchange
+from kvtier.router.replica.upstream import Unreachable, Upstream, Upstreams
+from tests.router.replicas import replicas
+from tests.router.route.routers import run, until
+
+
+async def read(exchange: Exchange) -> bytes:
+    await exchange.begin()
+    return await exchange.read(1 << 20)
+
+
+def test_connections_are_used_again_and_closed_at_the_end() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            for _ in range(3):
+                exchange = await one.send("POST", "/v1/x?a=%2F", b"", b"{}")
+                assert (await exchange.begin()).status == 200
+                await read(exchange)
+            assert len({request.transport for request in a.requests}) == 1
+            assert {request.raw_path for request in a.requests} == {"/v1/x?a=%2F"}
+            await one.close()
+
+    run(test())
+
+
+def test_nothing_is_added_to_what_a_client_said() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            await read(await one.send("POST", "/v1/x", b"a: b\r\n", b"{}"))
+            assert {name.lower() for name in a.requests[0].headers} == {
+                *("host", "a", "content-length")
+            }
+            await one.close()
+
+    run(test())
+
+
+def test_who_is_not_there_is_an_error() -> None:
+    async def test() -> None:
+        one = Upstream(parse_replica("http://127.0.0.1:1", "test"), 1.0, None)
+        with pytest.raises(Unreachable):
+            await one.send("GET", "/", b"", None)
+        await one.close()
+
+    run(test())
+
+
+def test_each_member_has_connections_until_it_has_left() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            fleet, upstreams = Fleet(), Upstreams(1.0)
+            fleet.listen(upstreams)
+            fleet.update([parse_replica(a.url, "test")])
+            endpoint = fleet.members[0].endpoint
+            one = upstreams(endpoint)
+            await read(await one.send("GET", "/health", b"", None))
+            fleet.update([])
+            await upstreams.close()
+            with pytest.raises(KeyError):
+                upstreams(endpoint)
+            with pytest.raises(Unreachable, match="has left"):
+                await one.send("GET", "/", b"", None)
+
+    run(test())
+
+
+def test_a_connection_that_has_not_been_used_for_long_is_closed_and_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 60.0)
+            await read(await one.send("POST", "/v1/x", b"", b"{}"))
+            monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 0.0)
+            await read(await one.send("POST", "/v1/x", b"", b"{}"))
+            first, second = (request.transport for request in a.requests)
+            assert first is not second, "it was too old"
+            await one.close()
+            monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 0.05)
+            another = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            await read(await another.send("POST", "/v1/x", b"", b"{}"))
+            await until(lambda: a.requests[-1].transport is None, "it closes by itself")
+            await another.close()
+
+    run(test())
+
+
+def test_closing_fails_what_is_under_way() -> None:
+    async def test() -> None:
+        async with replicas() as (a,):
+            one = Upstream(parse_replica(a.url, "test"), 1.0, None)
+            a.held.clear()
+            exchange = await one.send("POST", "/v1/x", b"", b"{}")
+            await until(lambda: a.requests, "it arrives")
+            await one.close()
+            with pytest.raises(BrokenOff):
+                await exchange.begin()
+
+    run(test())

@@ -1,0 +1,79 @@
+import pytest
+
+from kvtier.router.request.paths import Kind, at_replica, kind, model_of
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/v1/chat/completions", Kind.CHOOSE),
+        ("POST", "/v1/completions", Kind.CHOOSE),
+        ("POST", "/v1/embeddings", Kind.CHOOSE),
+        ("POST", "/v1/responses", Kind.CHOOSE),
+        ("POST", "/v1/messages", Kind.CHOOSE),
+        ("POST", "/v1/audio/transcriptions", Kind.CHOOSE),
+        ("POST", "/v1/what/next/year/brings", Kind.CHOOSE),
+        ("POST", "/completions", Kind.CHOOSE),
+        ("POST", "/tokenize", Kind.CHOOSE),
+        ("POST", "/detokenize", Kind.CHOOSE),
+        ("POST", "/score", Kind.CHOOSE),
+        ("POST", "/rerank", Kind.CHOOSE),
+        ("POST", "/v2/rerank", Kind.CHOOSE),
+        ("GET", "/version", Kind.ANY),
+        ("GET", "/v1/models", Kind.MODELS),
+        ("GET", "/v1/models/org/name", Kind.MODEL),
+        ("GET", "/v1/responses/r1", Kind.SEARCH),
+        ("POST", "/v1/responses/r1/cancel", Kind.SEARCH),
+        ("GET", "/health", Kind.HEALTH),
+        ("GET", "/livez", Kind.LIVE),
+        ("GET", "/metrics", Kind.METRICS),
+        ("POST", "/v1/load_lora_adapter", Kind.ONE_REPLICA),
+        ("POST", "/cohere/v2/chat", Kind.CHOOSE),
+        ("GET", "/v1/realtime", Kind.UPGRADE),
+    ],
+)
+def test_everything_has_its_place(method: str, path: str, expected: Kind) -> None:
+    assert kind(method, path) is expected
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/metrics"),
+        ("POST", "/v1/realtime"),
+        ("POST", "/v1/load_lora_adapter#x"),
+        ("POST", "/v1/completions#x"),
+        ("GET", "/completions"),
+        ("POST", "/sleep"),
+        ("POST", "/collective_rpc"),
+        ("POST", "/reset_prefix_cache"),
+        ("GET", "/server_info"),
+        ("POST", "/v1/models"),
+        ("PUT", "/v1/completions"),
+        ("POST", "/v1/../sleep"),
+        ("POST", "/v1//load_lora_adapter"),
+        ("POST", "/v1/./load_lora_adapter"),
+        ("POST", "/v1/x\\..\\sleep"),
+        ("POST", "/v1/\0"),
+        ("GET", "/v1"),
+        ("GET", "/"),
+        ("CONNECT", "/v1/completions"),
+    ],
+)
+def test_what_is_an_operators_or_can_be_read_in_two_ways_is_served_by_nobody(
+    method: str, path: str
+) -> None:
+    assert kind(method, path) is Kind.NONE
+
+
+def test_short_paths_are_those_under_v1() -> None:
+    assert at_replica("/completions?a=b") == "/v1/completions?a=b"
+    assert at_replica("/chat/completions") == "/v1/chat/completions"
+    assert at_replica("/v1/completions") == "/v1/completions"
+    assert at_replica("/tokenize") == "/tokenize"
+
+
+def test_a_socket_names_its_model_in_the_query() -> None:
+    assert model_of("/v1/realtime?x=1&model=org%2Fm") == "org/m"
+    assert model_of("/v1/realtime?model=") == ""
+    assert model_of("/v1/realtime") == ""

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from kvtier.router.request import refusals
+from kvtier.router.request.refusals import Refusal
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "kind", "code"),
+    [
+        (refusals.invalid("x"), 400, "invalid_request_error", "invalid_request"),
+        (refusals.unauthorized(), 401, "authentication_error", "invalid_api_key"),
+        (refusals.unknown_path("GET", "/x"), 404, "invalid_request_error", "not_found"),
+        (refusals.unknown_model("x"), 404, "invalid_request_error", "model_not_found"),
+        (refusals.too_slow("body", 1.0), 408, "invalid_request_error", "request_timeout"),
+        (refusals.too_large(1), 413, "invalid_request_error", "request_too_large"),
+        (refusals.overloaded("x", 2), 429, "rate_limit_error", "rate_limit_exceeded"),
+        (refusals.unreachable("x"), 502, "upstream_error", "bad_gateway"),
+        (refusals.unavailable("x"), 503, "overloaded_error", "service_unavailable"),
+        (refusals.late(1.0), 504, "upstream_error", "gateway_timeout"),
+    ],
+)
+def test_a_refusal_is_an_error_as_openai_writes_it(
+    refusal: Refusal, status: int, kind: str, code: str
+) -> None:
+    error = json.loads(refusal.body())["error"]
+    assert (refusal.status, error["type"], error["code"]) == (status, kind, code)
+    assert error["message"]
+    assert "param" in error
+
+
+def test_who_should_come_back_is_told_when() -> None:
+    assert refusals.overloaded("x", 7).headers["Retry-After"] == "7"
+    assert refusals.unavailable("x").headers["Retry-After"] == "1"
+
+
+def test_a_refusal_is_short_whatever_the_client_wrote() -> None:
+    long = "x" * 5_000_000
+    for refusal in (refusals.unknown_model(long), refusals.unavailable(f"no replica of `{long}`")):
+        assert len(refusal.body()) < 3000
+    assert "`" + "x" * 100 + "...` does not exist" in str(refusals.unknown_model(long))
+    assert r"`m\r\n` does not exist" in str(refusals.unknown_model("m\r\n"))
+
+
+def test_who_shows_no_key_is_told_both_ways() -> None:
+    message = json.loads(refusals.unauthorized().body())["error"]["message"]
+    assert "`Authorization: Bearer KEY`" in message
+    assert "`x-api-key: KEY`" in message
+
+
+def test_the_model_is_named() -> None:
+    error = json.loads(refusals.unknown_model('a"b').body())["error"]
+    assert error["param"] == "model"
+    assert 'a"b' in error["message"]

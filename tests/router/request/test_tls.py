@@ -1,0 +1,88 @@
+import datetime as dt
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.epp.certificates import self_signed
+from kvtier.router.request import tls
+
+_DAMAGED = "-----BEGIN {0}-----\naGVsbG8=\n-----END {0}-----\n"
+
+
+def pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, password: bytes = b"") -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(password)
+        if password
+        else serialization.NoEncryption(),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pair = self_signed(dt.datetime.now(dt.UTC))
+    own = serialization.load_pem_private_key(pair.key, None)
+    assert isinstance(own, ec.EllipticCurvePrivateKey)
+    files = {
+        "c": pair.certificate,
+        "k": pair.key,
+        "other": pem(ec.generate_private_key(ec.SECP256R1())),
+        "rsa": pem(rsa.generate_private_key(65537, 2048)),
+        "encrypted": pem(own, b"secret"),
+        "word": b"hello",
+        "c-damaged": _DAMAGED.format("CERTIFICATE").encode(),
+        "k-damaged": _DAMAGED.format("PRIVATE KEY").encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"),
+    [
+        ("c", "none", "--tls-key: {0}/none cannot be read: No such file or directory"),
+        ("none", "k", "--tls-certificate: {0}/none cannot be read: No such file or directory"),
+        ("", "k", "--tls-certificate: {0} cannot be read: Is a directory"),
+        ("word", "k", "--tls-certificate: {0}/word is no PEM certificate"),
+        ("c-damaged", "k", "--tls-certificate: {0}/c-damaged is no PEM certificate"),
+        ("k", "c", "--tls-certificate: {0}/k is no PEM certificate"),
+        ("c", "c", "--tls-key: {0}/c is no PEM key"),
+        ("c", "k-damaged", "--tls-key: {0}/k-damaged is no PEM key"),
+        ("c", "encrypted", "--tls-key: {0}/encrypted is encrypted; give one that is not"),
+        ("c", "other", "--tls-key: the key {0}/other does not belong to the certificate {0}/c"),
+        ("c", "rsa", "--tls-key: the key {0}/rsa does not belong to the certificate {0}/c"),
+    ],
+)
+def test_what_is_wrong_with_a_pair_names_flag_and_file(
+    folder: Path, certificate: str, key: str, said: str
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with pytest.raises(InvalidSettings) as caught:
+        tls.show(context, folder / certificate, folder / key)
+    assert str(caught.value) == said.format(folder)
+
+
+def test_a_pair_is_shown_and_its_certificate_can_be_trusted(folder: Path) -> None:
+    tls.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), folder / "c", folder / "k")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.trust(context, folder / "c", "--replica-ca")
+    assert context.cert_store_stats()["x509"] == 1
+    assert tls.checking(None, "--replica-ca") is None
+    only = tls.checking(str(folder / "c"), "--replica-ca")
+    assert only is not None
+    assert only.check_hostname
+    assert only.cert_store_stats()["x509"] == 1, "not those of the machine beside it"
+    with pytest.raises(InvalidSettings, match=r"--replica-ca: .*word is no PEM certificate"):
+        tls.trust(context, folder / "word", "--replica-ca")
+
+
+def test_copies_are_read_and_the_paths_are_named(folder: Path) -> None:
+    files = (str(folder / "c"), str(folder / "other"))
+    with pytest.raises(InvalidSettings, match="the key /k does not belong to the certificate /c"):
+        tls.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "/c", "/k", files=files)

@@ -1,0 +1,254 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kvtier.router.fleet.replicas import Fixed, parse_replica
+from kvtier.router.route import forwarding
+from tests.router.replicas import DONE, EVENT
+from tests.router.route.routers import router_over, run, stand, until
+
+
+@asynccontextmanager
+async def router_before(answer: bytes) -> AsyncIterator[int]:
+    """The port of a router whose replica is well, says these bytes to all else, and closes."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        is_check = head.startswith(b"GET /health ")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" if is_check else answer)
+        writer.close()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        found = parse_replica(f"http://127.0.0.1:{port},model=m", "test")
+        async with router_over([], discovery=Fixed([found])) as router:
+            yield router.port
+
+
+def test_a_stream_arrives_as_it_was_and_as_it_comes() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.chunk_delay_s = 0.02
+            async with at.post(stream=True) as answer:
+                assert answer.headers["Content-Type"] == "text/event-stream"
+                assert answer.headers["Transfer-Encoding"] == "chunked"
+                pieces = [piece async for piece in answer.content.iter_any()]
+            assert b"".join(pieces) == EVENT * 4 + DONE
+            assert len(pieces) >= 4, "chunks are not collected"
+
+    run(test())
+
+
+def test_a_replica_that_dies_in_a_stream_ends_it_visibly() -> None:
+    async def test() -> None:
+        async with stand(count=2) as at:
+            for replica in at.replicas:
+                replica.dies_after = 2
+                replica.chunk_delay_s = 0.01
+            async with at.post(stream=True) as answer:
+                assert await answer.content.readexactly(2 * len(EVENT)) == EVENT * 2
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.content.readany()
+            assert sum(len(replica.requests) for replica in at.replicas) == 1
+            assert await at.metric('kvtier_route_requests_total{outcome="failed"}') == 1
+
+    run(test())
+
+
+def test_a_client_of_http_1_0_sees_a_reset() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            at.replicas[0].dies_after = 2
+            at.replicas[0].chunk_delay_s = 0.05
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
+            body = b'{"model":"m","stream":true}'
+            writer.write(
+                b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    run(test())
+
+
+def test_a_client_that_goes_away_stops_the_replica() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.chunks, a.chunk_delay_s = 10_000, 0.01
+            async with at.post(stream=True) as answer:
+                await answer.content.readany()
+            await until(lambda: a.cancelled == 1, "the replica hears of it while it streams")
+            a.held.clear()
+            asking = asyncio.ensure_future(at.post().__aenter__())
+            await until(lambda: len(a.requests) == 2, "the request arrives")
+            asking.cancel()
+            await until(lambda: a.cancelled == 2, "the replica hears of it before it answers")
+            (member,) = at.router.fleet.members
+            await until(lambda: member.endpoint.in_flight == 0, "nothing is in flight")
+            assert await at.metric('kvtier_route_requests_total{outcome="cancelled"}') == 2
+            a.held.set()
+            assert member.offered, "the replica has done nothing wrong"
+
+    run(test())
+
+
+def test_a_slow_client_holds_the_replica_back() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.chunk, a.chunks = b"x" * 100_000, 1000
+            written = 0
+
+            async def reading() -> int:
+                async with at.post(stream=True) as answer:
+                    await asyncio.sleep(0.3)
+                    return sum([len(piece) async for piece in answer.content.iter_any()])
+
+            client = asyncio.ensure_future(reading())
+            await until(lambda: bool(a.requests), "the request arrives")
+            await asyncio.sleep(0.2)
+            transport = a.requests[0].transport
+            assert transport is not None
+            assert transport.get_write_buffer_size() > 0, "the replica is held back"
+            assert a.chunks_sent < 200, "what is on its way is in sockets, and not in the router"
+            written = await client
+            assert written == 100_000 * 1000 + len(DONE)
+
+    run(test())
+
+
+def test_a_stream_in_which_nothing_moves_is_cut_off() -> None:
+    async def test() -> None:
+        async with stand(idle_timeout=0.1) as at:
+            at.replicas[0].chunk_delay_s = 5.0
+            async with at.post(stream=True) as answer:
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.read()
+            await until(lambda: at.replicas[0].cancelled == 1, "the replica is let off")
+
+    run(test())
+
+
+def test_an_answer_that_does_not_begin_is_given_up_and_not_tried_elsewhere() -> None:
+    async def test() -> None:
+        async with stand(count=2, first_byte_timeout=0.1) as at:
+            for replica in at.replicas:
+                replica.first_delay_s = 5.0
+            async with at.post() as answer:
+                assert answer.status == 504
+                assert (await answer.json())["error"]["code"] == "gateway_timeout"
+            assert sum(len(replica.requests) for replica in at.replicas) == 1
+
+    run(test())
+
+
+def test_an_answer_that_comes_in_pieces_arrives_whole() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            at.replicas[0].padding = " " * 1_000_000 + "."
+            async with at.post() as answer:
+                body = await answer.read()
+                assert answer.content_length == len(body) > 1_000_000
+                assert body.endswith(b" .")
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500])
+def test_an_error_of_the_replica_is_passed_on_as_it_is(status: int) -> None:
+    async def test() -> None:
+        async with stand(count=2) as at:
+            for replica in at.replicas:
+                replica.status = status
+            async with at.post() as answer:
+                assert answer.status == status
+                assert (await answer.json())["object"] == "text_completion"
+            assert sum(len(replica.requests) for replica in at.replicas) == 1
+
+    run(test())
+
+
+def test_a_busy_replica_that_does_not_come_to_its_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forwarding, "_BUSY_S", 0.1)
+
+    async def hang(request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.json_response({"data": [{"id": "m"}]})
+        out = web.StreamResponse(status=503)
+        out.content_length = 100
+        await out.prepare(request)
+        await out.write(b"part")
+        await asyncio.sleep(60)
+        return out
+
+    async def test() -> None:
+        runner = web.ServerRunner(web.Server(hang, handler_cancellation=True), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        found = parse_replica(f"http://127.0.0.1:{runner.addresses[0][1]}", "test")
+        async with (
+            router_over([], discovery=Fixed([found])) as router,
+            aiohttp.ClientSession() as client,
+            client.post(
+                f"http://127.0.0.1:{router.port}/v1/completions", json={"model": "m"}
+            ) as answer,
+        ):
+            assert answer.status == 503
+            assert await answer.read() == b""
+        await runner.cleanup()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("answer", "length"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"content-length: 5\r\n"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    ],
+)
+def test_an_answer_to_head_is_a_head_and_the_next_answer_follows(
+    answer: bytes, length: bytes
+) -> None:
+    async def test() -> None:
+        async with router_before(answer) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"HEAD /version HTTP/1.1\r\nHost: h\r\n\r\n")
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(answer.partition(b"\r\n")[0])
+            assert b"transfer-encoding" not in head
+            assert (b"content-length" in head, length in head) == (bool(length), True)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+
+    run(test())
+
+
+def test_a_replica_that_changes_the_protocol_and_leaves_has_changed_it() -> None:
+    switch = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+
+    async def test() -> None:
+        async with router_before(switch) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n"
+                b"Upgrade: websocket\r\n\r\n"
+            )
+            head = await reader.read()
+            assert head.startswith(b"HTTP/1.1 101 ")
+            assert b"upgrade: websocket\r\n" in head
+            assert b"content-length" not in head
+            writer.close()
+
+    run(test())

@@ -1,0 +1,91 @@
+from kvtier.router.request.fields import Fields
+from kvtier.router.route import headers
+
+
+def of(*pairs: tuple[str, str]) -> Fields:
+    """As the parser of a connection hands them on."""
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in pairs]
+
+
+def test_what_belongs_to_one_connection_stays_there() -> None:
+    given = of(
+        ("Host", "h"),
+        ("Connection", "close, X-Hop"),
+        ("X-Hop", "1"),
+        ("Transfer-Encoding", "chunked"),
+        ("Content-Length", "5"),
+        ("Upgrade", "h2c"),
+        ("TE", "trailers"),
+        ("Proxy-Authorization", "x"),
+        ("Content-Type", "application/json"),
+        ("Accept", "a"),
+        ("Accept", "b"),
+    )
+    assert headers.to_replica(given, "id", None, keeps_key=True) == of(
+        ("content-type", "application/json"),
+        ("accept", "a"),
+        ("accept", "b"),
+        ("x-request-id", "id"),
+    )
+
+
+def test_a_client_cannot_say_where_its_request_goes() -> None:
+    given = of(
+        ("X-Gateway-Destination-Endpoint", "10.0.0.9:80"),
+        ("x-gateway-destination-endpoint-subset", "10.0.0.9:80"),
+        ("target-pod", "10.0.0.9:80"),
+        ("Target-Pod-IP", "10.0.0.9"),
+        ("routing-strategy", "random"),
+        ("X-Envoy-Original-Dst-Host", "10.0.0.9:80"),
+        ("x-prefiller-host-port", "10.0.0.9:80"),
+        ("X-Data-Parallel-Rank", "3"),
+        ("test-epp-endpoint-selection", "10.0.0.9"),
+        ("x-gateway-model-name-rewrite", "other"),
+        ("X-Session-Id", "s"),
+    )
+    assert headers.to_replica(given, "id", None, keeps_key=True) == of(
+        ("x-session-id", "s"), ("x-request-id", "id")
+    )
+
+
+def test_the_clients_key_goes_on_only_where_it_was_not_for_the_router() -> None:
+    given = of(("Authorization", "Bearer c"), ("x-api-key", "c"))
+    identity = of(("x-request-id", "id"))
+    assert headers.to_replica(given, "id", None, keeps_key=True) == given + identity
+    assert headers.to_replica(given, "id", None, keeps_key=False) == identity
+    replaced = headers.to_replica(given, "id", "r", keeps_key=True)
+    assert replaced == identity + of(("authorization", "Bearer r"))
+
+
+def test_a_plain_request_id_is_kept_and_any_other_is_replaced() -> None:
+    assert headers.request_id(of(("X-Request-Id", "abc-1"))) == "abc-1"
+    for bad in ("", "a b", "x" * 129, "\u00e4", "a\x7f"):
+        made = headers.request_id(of(("X-Request-Id", bad)))
+        assert made != bad
+        assert len(made) == 32
+    assert headers.request_id(of()) != headers.request_id(of())
+
+
+def test_an_answer_keeps_what_is_the_replicas_and_loses_what_is_ours() -> None:
+    given = of(
+        ("Content-Type", "text/event-stream"),
+        ("Content-Length", "5"),
+        ("Keep-Alive", "timeout=5"),
+        ("target-pod", "elsewhere"),
+        ("request-id", "x"),
+        ("Set-Cookie", "a"),
+        ("Set-Cookie", "b"),
+        ("Connection", "close"),
+    )
+    assert headers.to_client(given, {"target-pod": "here"}) == of(
+        ("content-type", "text/event-stream"),
+        ("set-cookie", "a"),
+        ("set-cookie", "b"),
+        ("target-pod", "here"),
+    )
+    assert headers.to_client(given, {"Set-Cookie": "c"})[-1:] == [(b"set-cookie", b"c")]
+    assert len(headers.to_client(given, {"Set-Cookie": "c"})) == 2
+
+
+def test_for_choosing_names_are_in_lower_case() -> None:
+    assert headers.plain(of(("X-Session-Id", "S"))) == {"x-session-id": "S"}

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.request.fields import Fields
+from kvtier.router.route.keys import Keys, read_keys
+
+
+def shown(name: str, value: str) -> Fields:
+    return [(name.lower().encode(), value.encode("utf-8", "surrogateescape"))]
+
+
+def test_without_keys_everybody_may_ask() -> None:
+    keys = Keys([])
+    assert not keys
+    assert keys.admit(shown("Authorization", "Bearer whatever"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Authorization", "Bearer one"),
+        ("authorization", "bearer two"),
+        ("x-api-key", "two"),
+        ("Authorization", "Bearer  one "),
+    ],
+)
+def test_a_known_key_is_admitted(name: str, value: str) -> None:
+    assert Keys(["one", "two"]).admit(shown(name, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Authorization", "Bearer"),
+        ("Authorization", "Bearer on"),
+        ("Authorization", "Bearer one,two"),
+        ("Authorization", "Basic one"),
+        ("Authorization", "one"),
+        ("x-api-key", ""),
+        ("Authorization", "Bearer \udcff"),
+        ("Cookie", "one"),
+    ],
+)
+def test_any_other_is_not(name: str, value: str) -> None:
+    assert not Keys(["one", "two"]).admit(shown(name, value))
+
+
+def test_a_file_holds_one_key_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# for the team\none\n\n two \nthree # of Ann\nfo#ur\t#x\n  # none\n")
+    assert read_keys(str(file), "--api-keys") == ["one", "two", "three", "fo#ur"]
+
+
+@pytest.mark.parametrize("text", ["one\ntwo words\n", "one # k\u00e4y\nk\u00e4y\n"])
+def test_a_line_that_is_no_key_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(InvalidSettings, match=r"--api-keys: .*keys line 2: a key is one word"):
+        read_keys(str(file), "--api-keys")
+
+
+@pytest.mark.parametrize("text", ["", "# only\n", "two words\n", "k\u00e4y\n"])
+def test_a_file_without_keys_is_an_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(InvalidSettings, match="--api-keys") as caught:
+        read_keys(str(file), "--api-keys")
+    assert "words" not in str(caught.value), "a key is never echoed"
+    with pytest.raises(InvalidSettings, match="cannot be read"):
+        read_keys(str(tmp_path / "none"), "--api-keys")

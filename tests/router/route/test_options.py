@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.route.options import ROWS, Options, flags_of, load
+
+
+def test_defaults_hold_where_nothing_is_said() -> None:
+    assert load({}, {}) == Options()
+    assert Options().host == "127.0.0.1"
+
+
+def test_flags_win_over_variables_and_variables_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "route.yaml"
+    file.write_text("port: 1\nqueue: 1\nin_flight: 1\nmax_body: 1MiB\n")
+    env = {"KVTIER_ROUTE_CONFIG": str(file), "KVTIER_ROUTE_PORT": "2", "KVTIER_ROUTE_QUEUE": "2"}
+    options = load({"--port": "3"}, env)
+    assert (options.port, options.queue, options.in_flight) == (3, 2, 1)
+    assert options.max_body == 1 << 20
+    assert load({}, {}, str(file)).port == 1
+
+
+def test_durations_are_read_as_people_write_them() -> None:
+    options = load({"--idle-timeout": "250ms", "--drain-timeout": "2m"}, {})
+    assert (options.idle_timeout, options.drain_timeout) == (0.25, 120.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "said"),
+    [
+        ({"--port": "x"}, {}, "--port: 'x'"),
+        ({"--port": "70000"}, {}, "--port: 70000 is no port"),
+        ({"--idle-timeout": "5 parsecs"}, {}, "--idle-timeout: '5 parsecs'"),
+        ({"--head-timeout": "0"}, {}, "too small"),
+        ({"--explain": "yes"}, {}, "'yes' is not one of never, asked, always"),
+        ({"--tls-key": "k"}, {}, "go together"),
+        ({}, {"KVTIER_ROUTE_PROT": "1"}, "did you mean 'KVTIER_ROUTE_PORT'"),
+        ({}, {"KVTIER_ROUTE_QUEUE": "-1"}, "KVTIER_ROUTE_QUEUE: '-1'"),
+        ({}, {"KVTIER_ROUTE_PROFILE": "p"}, "KVTIER_ROUTE_PROFILE is a flag only: --profile"),
+        ({}, {"KVTIER_ROUTE_CONFIG": "/nowhere"}, "KVTIER_ROUTE_CONFIG: /nowhere cannot be read"),
+    ],
+)
+def test_a_wrong_value_names_its_source(
+    flags: dict[str, str], env: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load(flags, env)
+    assert said in str(caught.value)
+
+
+def test_a_wrong_file_names_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "route.yaml"
+    file.write_text("port: 1\nqeue: 1\n")
+    with pytest.raises(InvalidSettings, match=r"route\.yaml line 2: .*did you mean 'queue'"):
+        load({}, {}, str(file))
+    for name in ("pool_name", "pool-name"):
+        file.write_text(f"port: 1\n{name}: p\n")
+        with pytest.raises(InvalidSettings, match=rf"line 2: {name} is a flag only: --pool-name"):
+            load({}, {}, str(file))
+    file.write_text("port")
+    with pytest.raises(InvalidSettings, match="write `port: 30080`"):
+        load({}, {}, str(file))
+    with pytest.raises(InvalidSettings, match="--config: /nowhere cannot be read"):
+        load({}, {}, "/nowhere")
+    file.write_text("port: 1\nqueue: many\n")
+    with pytest.raises(InvalidSettings, match=r"route\.yaml line 2: queue: 'many'"):
+        load({}, {}, str(file))
+
+
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_no_setting() -> None:
+    env = {
+        "KVTIER_ROUTE_PORT": "tcp://10.0.0.1:80",
+        "KVTIER_ROUTE_SERVICE_HOST": "10.0.0.1",
+        "KVTIER_ROUTE_PORT_80_TCP_ADDR": "10.0.0.1",
+        "KVTIER_ROUTE_API_KEY": "secret",
+        "KVTIER_RAM_CAPACITY": "1GiB",
+    }
+    assert load({}, env) == Options()
+
+
+def test_every_setting_has_a_flag_a_variable_and_an_explanation() -> None:
+    assert {row.name for row in ROWS} == set(Options.__struct_fields__)
+    row = next(row for row in ROWS if row.name == "drain_timeout")
+    assert (row.flag, row.variable) == ("--drain-timeout", "KVTIER_ROUTE_DRAIN_TIMEOUT")
+    for row in ROWS:
+        assert row.about.text.endswith(".")
+        assert row.parse(row.about.example, "example") is not None
+
+
+def test_given_parameters_are_flags() -> None:
+    assert flags_of({"drain_timeout": "1s", "port": None}) == {"--drain-timeout": "1s"}

@@ -1,0 +1,122 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from kvtier.router.replica.exchange import BrokenOff, Exchange, Head
+from kvtier.router.route.outgoing import CutOff, Outgoing
+from tests.router.replica.test_exchange import Line
+
+
+class Paper(asyncio.WriteTransport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = b""
+        self.is_over = False
+        self.unsent_bytes = [0]
+        """Each time it is asked."""
+
+    def write(self, data: Any) -> None:
+        assert not self.is_over, "a closed socket raises"
+        self.text += data
+
+    def is_closing(self) -> bool:
+        return self.is_over
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes.pop(0) if len(self.unsent_bytes) > 1 else self.unsent_bytes[0]
+
+
+def made(*, is_chunked: bool, idle_s: float = 0) -> tuple[Outgoing, Paper, Exchange, Line]:
+    line, paper = Line(), Paper()
+    exchange = Exchange(line)
+    exchange.head = Head(200, b"", [], None)
+    outgoing = Outgoing(paper, exchange, is_chunked=is_chunked, idle_s=idle_s)
+    exchange.pass_to(outgoing)
+    return outgoing, paper, exchange, line
+
+
+@pytest.mark.parametrize(
+    ("is_chunked", "last", "text"),
+    [
+        (True, b"c", b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"),
+        (True, b"", b"2\r\nab\r\n0\r\n\r\n"),
+        (False, b"c", b"abc"),
+    ],
+)
+def test_pieces_are_framed_again_and_the_end_is_told(
+    is_chunked: bool, last: bytes, text: bytes
+) -> None:
+    async def test() -> None:
+        outgoing, paper, exchange, _ = made(is_chunked=is_chunked)
+        exchange.deliver([b"a", b"b"])
+        exchange.complete([last] if last else [])
+        await outgoing.ended()
+        assert paper.text == text
+
+    asyncio.run(test())
+
+
+def test_what_breaks_off_has_no_end() -> None:
+    async def test() -> None:
+        outgoing, paper, exchange, _ = made(is_chunked=True)
+        exchange.deliver([b"ab"])
+        exchange.lost(BrokenOff("gone"))
+        with pytest.raises(CutOff, match="broke off: gone"):
+            await outgoing.ended()
+        assert paper.text == b"2\r\nab\r\n"
+
+    asyncio.run(test())
+
+
+def test_a_slow_client_holds_the_replica_back() -> None:
+    async def test() -> None:
+        outgoing, _, exchange, line = made(is_chunked=True)
+        outgoing.hold()
+        outgoing.go_on()
+        assert line.told[-2:] == ["pause", "resume"]
+        exchange.complete([])
+        await outgoing.ended()
+
+    asyncio.run(test())
+
+
+def test_what_moves_is_not_cut_off_and_what_stands_is() -> None:
+    async def test() -> None:
+        outgoing, _, exchange, _ = made(is_chunked=True, idle_s=0.1)
+        ended = asyncio.ensure_future(outgoing.ended())
+        for _ in range(6):
+            exchange.deliver([b"x"])
+            await asyncio.sleep(0.04)
+        assert not ended.done()
+        with pytest.raises(CutOff, match=r"nothing moved for 0\.1 s"):
+            await ended
+
+    asyncio.run(test())
+
+
+def test_after_the_client_has_left_nothing_is_written_and_nothing_is_raised() -> None:
+    async def test() -> None:
+        for is_chunked in (True, False):
+            outgoing, paper, exchange, _ = made(is_chunked=is_chunked)
+            paper.is_over = True
+            exchange.deliver([b"a"])
+            exchange.complete([b"b"])
+            await outgoing.ended()
+            assert paper.text == b""
+
+    asyncio.run(test())
+
+
+def test_a_client_that_takes_what_was_written_is_not_cut_off_and_one_that_stops_is() -> None:
+    async def test() -> None:
+        outgoing, paper, _, _ = made(is_chunked=True, idle_s=0.01)
+        paper.unsent_bytes = [100, 90, 80, 70, 60]
+        outgoing.hold()
+        with pytest.raises(CutOff, match=r"nothing moved for 0\.01 s"):
+            await outgoing.ended()
+        assert paper.unsent_bytes == [60]
+
+    asyncio.run(test())

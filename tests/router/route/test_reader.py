@@ -1,0 +1,302 @@
+"""Requests out of bytes, without a socket: however they are cut, they read alike."""
+
+import asyncio
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtier.router.request.refusals import Refusal
+from kvtier.router.route.reader import AHEAD_BYTES, FIELD_BYTES, FIELDS, QUIET_BYTES, Reader
+from kvtier.router.route.request import Request
+
+SIZED = b"POST /v1/a?b HTTP/1.1\r\nHost: h\r\nX-A: \xe4\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = (
+    b"POST /v1/b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\nhello\r\n6;remark=1\r\n world\r\n0\r\nX-Trailer: a\r\n\r\n"
+)
+PLAIN = b"GET /v1/c HTTP/1.1\r\nConnection: close\r\n\r\n"
+OLD = b"GET http://h:1/v1/d HTTP/1.0\r\n\r\n"
+OTHER = b"GET /v1/e HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+"""What Java's client says with every request, those with a body too."""
+SOCKET = b"GET /v1/f HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n\r\n"
+
+
+def read(*pieces: bytes) -> Reader:
+    reader = Reader(100, lambda: None)
+    for piece in pieces:
+        if not reader.fault and reader.beyond is None:
+            reader.feed(piece)
+        elif reader.beyond is not None:
+            reader.beyond += piece
+    return reader
+
+
+def body(reader: Reader, place: int = 0) -> bytes | str:
+    async def taken() -> bytes | bytearray:
+        return await reader.requests[place].body(0.01)
+
+    try:
+        return bytes(asyncio.run(taken()))
+    except Refusal as refusal:
+        return f"{refusal.status} {refusal}"
+
+
+def offering(message: bytes, offer: bytes = OFFER) -> bytes:
+    """The same message with an offer to go on in another protocol."""
+    return message.replace(b"\r\n", b"\r\n" + offer, 1)
+
+
+def seen(reader: Reader) -> tuple[object, ...]:
+    """All that a connection sees; why something is a fault may depend on how it was cut."""
+    return (
+        [
+            (one.method, one.target, one.fields, one.is_modern, one.keeps_alive, one.is_whole)
+            for one in reader.requests
+        ],
+        [body(reader, place) for place, one in enumerate(reader.requests) if one.is_whole],
+        bool(reader.fault),
+        reader.beyond,
+    )
+
+
+def test_requests_and_their_bodies() -> None:
+    reader = read(SIZED + CHUNKED + OTHER + PLAIN)
+    assert not reader.fault
+    found = [(one.method, one.target, one.keeps_alive) for one in reader.requests]
+    assert found == [
+        ("POST", "/v1/a?b", True),
+        ("POST", "/v1/b", True),
+        ("GET", "/v1/e", True),
+        ("GET", "/v1/c", False),
+    ]
+    assert reader.requests[0].fields == [
+        *((b"host", b"h"), (b"x-a", b"\xe4"), (b"content-length", b"5"))
+    ]
+    assert [body(reader, place) for place in range(4)] == [b"hello", b"hello world", b"", b""]
+    (old,) = read(OLD).requests
+    assert (old.target, old.path, old.is_modern, old.keeps_alive) == (
+        *("/v1/d", "/v1/d", False, False),
+    )
+
+
+TO_SOCKET = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+SMUGGLING = b"POST /v1/g HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(SIZED), SIZED)
+WHOLE = [SIZED, CHUNKED, SMUGGLING]
+OFFERING = [
+    *map(offering, WHOLE),
+    offering(SIZED, TO_SOCKET),
+    offering(SIZED.replace(b"POST", b"GET"), TO_SOCKET),
+    offering(b"POST /v1/h HTTP/1.1\r\n\r\n", TO_SOCKET),
+]
+NO_REQUESTS = [b"GET /x HTTP/1.1\r\n", b"junk", b"5\r\n", SIZED.replace(b"5", b"200")]
+LAST = [
+    *(PLAIN, offering(PLAIN), OLD, offering(OLD), SOCKET + b"\x81\x00 beyond", b""),
+    *(offering(SIZED.replace(b"1.1", b"1.0"), TO_SOCKET), b"CONNECT h:1 HTTP/1.1\r\n\r\n" + SIZED),
+]
+
+
+def cut(sent: bytes, places: list[int]) -> list[bytes]:
+    inside = sorted({place for place in places if 0 < place < len(sent)})
+    return [sent[a:b] for a, b in zip([0, *inside], [*inside, len(sent)], strict=True)]
+
+
+@given(
+    messages=st.lists(
+        st.sampled_from([*WHOLE, OTHER, *OFFERING, *NO_REQUESTS]), min_size=1, max_size=4
+    ),
+    last=st.sampled_from(LAST),
+    cuts=st.lists(st.integers(0, 900), max_size=20),
+)
+def test_however_requests_are_cut_they_read_alike(
+    messages: list[bytes], last: bytes, cuts: list[int]
+) -> None:
+    sent = b"".join(messages) + last
+    assert seen(read(sent)) == seen(read(*cut(sent, cuts)))
+
+
+@pytest.mark.parametrize("message", OFFERING)
+@pytest.mark.parametrize("last", LAST)
+def test_an_offer_and_a_body_read_alike_at_every_cut(message: bytes, last: bytes) -> None:
+    sent = message + last
+    whole = seen(read(sent))
+    assert whole == seen(read(*(sent[at : at + 1] for at in range(len(sent)))))
+    for at in range(len(sent)):
+        assert whole == seen(read(sent[:at], sent[at:]))
+
+
+def plainly(request: Request) -> tuple[object, ...]:
+    """All but the offer."""
+    offered = {name.lower() for name, _ in (line.split(b": ") for line in OFFER.splitlines())}
+    fields = [field for field in request.fields if field[0] not in offered]
+    return request.method, request.target, fields, request.is_modern, request.keeps_alive
+
+
+@given(
+    pieces=st.lists(
+        st.one_of(st.sampled_from([*WHOLE, *NO_REQUESTS]), st.binary(max_size=50)), max_size=4
+    ),
+    framing=st.sampled_from(
+        [
+            b"",
+            b"Content-Length: 0\r\n",
+            b"Content-Length: 00150\r\n",
+            b"Content-Length: 5, 5\r\n",
+            b"Content-Length: 5\r\nConnection: close\r\n",
+            b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Transfer-Encoding: gzip, chunked\r\n",
+            b"Transfer-Encoding: identity\r\n",
+        ]
+    ),
+    line=st.sampled_from([b"POST /v1/i HTTP/1.1\r\n", b"GET /v1/i HTTP/1.1\r\n"]),
+)
+def test_who_offers_an_upgrade_is_read_as_who_offers_none(
+    pieces: list[bytes], framing: bytes, line: bytes
+) -> None:
+    head = line + framing + b"\r\n"
+    with_offer, without = (read(first, *pieces) for first in (offering(head), head))
+    assert [*map(plainly, with_offer.requests)] == [*map(plainly, without.requests)]
+    assert seen(with_offer)[1:] == seen(without)[1:]
+
+
+@given(st.lists(st.binary(max_size=100), max_size=5))
+def test_whatever_comes_nothing_is_raised(pieces: list[bytes]) -> None:
+    plain = read(*pieces)
+    assert len(seen(plain)[0]) == len(plain.requests)  # type: ignore[arg-type]
+    head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for begun in (head, offering(head)):
+        chunked = read(begun, *pieces)
+        assert seen(chunked)[0], "its head was right, whatever came behind it"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /" + b"x" * FIELD_BYTES + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * FIELD_BYTES + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (FIELDS + 1) + b"\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * QUIET_BYTES,
+        CHUNKED[:-2] + b"X: y\r\n" * QUIET_BYTES,
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * QUIET_BYTES * 2,
+    ],
+)
+def test_what_has_no_end_is_a_fault(sent: bytes) -> None:
+    assert read(*(sent[at : at + 4096] for at in range(0, len(sent), 4096))).fault
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA: b\r\n c: d\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA : b\r\n\r\n",
+        b"GET / HTTP/1.1\nA: b\n\n",
+        b"GET / HTTP/1.1\r\nA: b\0c\r\n\r\n",
+    ],
+)
+def test_what_two_servers_could_read_in_two_ways_is_a_fault(broken: bytes) -> None:
+    assert read(broken).fault
+    assert read(offering(broken)).fault
+    assert read(offering(broken, TO_SOCKET)).fault
+
+
+def test_a_body_that_breaks_off_or_is_wrong_is_heard_by_its_reader() -> None:
+    gone = read(SIZED[:-1])
+    gone.close()
+    assert body(gone) == "400 the body is not what its headers say: it breaks off"
+    wrong = read(CHUNKED.partition(b"0\r\n")[0] + b"zz\r\n")
+    assert str(body(wrong)).startswith("400 ")
+    large = read(SIZED.replace(b"5", b"200"))
+    assert body(large) == "413 the body is larger than 100 bytes"
+    grown = read(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"65\r\n" + b"x" * 101)
+    assert body(grown) == "413 the body is larger than 100 bytes"
+    assert str(body(read(SIZED[:-1]))).startswith("408 ")
+
+
+def test_what_follows_an_upgrade_is_kept_as_it_is() -> None:
+    reader = read(SIZED + SOCKET + b"\x81\x00GET / HTTP/1.1\r\n", b"more")
+    assert [one.asks_upgrade for one in reader.requests] == [False, True]
+    assert reader.beyond == b"\x81\x00GET / HTTP/1.1\r\nmore"
+    long = b"\x81" * 2 * QUIET_BYTES
+    reader = read(SOCKET + long)
+    assert reader.beyond == long
+    assert reader.is_full
+
+
+def test_only_a_get_without_a_body_goes_on_in_another_protocol() -> None:
+    old = offering(OLD.replace(b"HTTP/1.0", b"HTTP/1.0\r\nConnection: keep-alive"), TO_SOCKET)
+    for message in [*OFFERING, old]:
+        reader = read(message + PLAIN)
+        assert [one.asks_upgrade for one in reader.requests] == [False, False]
+        assert reader.beyond is None
+    refused = read(SIZED + b"CONNECT h:1 HTTP/1.1\r\nContent-Length: 5\r\n\r\n" + PLAIN)
+    assert len(refused.requests) == 1
+    assert refused.fault == "CONNECT is for proxies"
+
+
+def taken(reader: Reader) -> list[Request]:
+    found = []
+    while reader.requests:
+        found.append(reader.take())
+    return found
+
+
+def test_what_waits_is_bounded_and_what_comes_behind_it_is_read_later() -> None:
+    sent = b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(10_000))
+    reader = read(sent, SIZED)
+    assert len(reader.requests) < 1000
+    found = []
+    while len(reader.requests) > 1:
+        assert reader.is_full
+        found.append(reader.take())
+    assert reader.is_full, "there is more behind the last one"
+    found += taken(reader)
+    assert not reader.is_full
+    assert not reader.fault
+    assert [one.target for one in found[:-1]] == [f"/{number}" for number in range(10_000)]
+    assert found[-1].is_whole
+    assert len(taken(read(OTHER * 900 + PLAIN))) == 901
+
+
+def test_what_is_read_is_let_go() -> None:
+    sent = SIZED * 1000
+    before = sys.getrefcount(sent)
+    reader = read(sent)
+    assert sys.getrefcount(sent) > before
+    assert len(taken(reader)) == 1000
+    assert sys.getrefcount(sent) == before
+
+
+def test_large_bodies_that_wait_are_few() -> None:
+    size = AHEAD_BYTES // 4
+    large = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    reader = Reader(AHEAD_BYTES, lambda: None)
+    reader.feed(large * 10)
+    assert reader.is_full
+    assert len(reader.requests) == 4
+    assert all(one.is_whole for one in taken(reader))
+    reader.feed(large)
+    assert not reader.is_full
+
+
+def test_a_head_is_awaited_only_when_it_has_begun() -> None:
+    last_chunk = CHUNKED.index(b"0\r\nX-Trailer")
+    for whole in (SIZED, CHUNKED, CHUNKED[:last_chunk] + b"0\r\n\r\n", offering(CHUNKED)):
+        for at in range(1, len(whole)):
+            reader = read(whole[:at], whole[at:])
+            assert not reader.is_amid, at
+            assert read(whole[:at], whole[at:] + b"G").is_amid
+    assert read(b"G").is_amid
+    assert not read(b"\0").is_amid, "what is no HTTP is not awaited"
+
+
+def test_values_end_where_their_last_character_does() -> None:
+    (request,) = read(b"GET / HTTP/1.1\r\nExpect: \t100-continue \t \r\nX:  \r\n\r\n").requests
+    assert request.fields == [(b"expect", b"100-continue"), (b"x", b"")]

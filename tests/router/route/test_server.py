@@ -1,0 +1,322 @@
+import asyncio
+import datetime as dt
+import os
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kvtier.errors import InvalidSettings
+from kvtier.router.choices import Choices
+from kvtier.router.epp.certificates import self_signed
+from kvtier.router.fleet.members import Listener, Member
+from kvtier.router.fleet.replicas import Fixed, Listed, Replica, parse_replica
+from kvtier.router.learn import tokens
+from kvtier.router.route.keys import Keys
+from kvtier.router.route.options import Options
+from kvtier.router.route.server import Router, Wiring
+from tests.router.replicas import DONE, EVENT, replicas
+from tests.router.route.routers import FAST, InTurn, Texts, router_over, run, stand, until
+
+
+def wiring(**fields: object) -> Wiring:
+    given = {
+        "discovery": Fixed([]),
+        "choices": Choices(InTurn()),
+        "prompts": Texts(),
+        "keys": Keys([]),
+        **fields,
+    }
+    return Wiring(**given)  # type: ignore[arg-type]
+
+
+def certificate(folder: Path) -> tuple[str, str]:
+    pair = self_signed(dt.datetime.now(dt.UTC))
+    (folder / "key.pem").write_bytes(pair.key)
+    (folder / "cert.pem").write_bytes(pair.certificate)
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            second = Router(Options(**{**FAST, "port": at.router.port}), wiring())
+            with pytest.raises(InvalidSettings) as caught:
+                await second.start()
+            assert str(caught.value) == (
+                f"--host, --port: 127.0.0.1:{at.router.port} cannot be listened on: "
+                "Address already in use"
+            )
+            await second.close()
+
+    run(test())
+
+
+def test_replicas_that_cannot_be_read_are_an_error() -> None:
+    async def test() -> None:
+        router = Router(Options(**FAST), wiring(discovery=Listed("/nowhere/replicas.yaml")))
+        with pytest.raises(InvalidSettings, match=r"replicas\.yaml"):
+            await router.start()
+        await router.close()
+
+    run(test())
+
+
+def test_a_discovery_that_fails_later_is_said_and_the_fleet_stays(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        async def watch(self) -> AsyncIterator[Sequence[Replica]]:
+            yield [parse_replica("http://127.0.0.1:1", "test")]
+            await asyncio.sleep(0.05)
+            raise ZeroDivisionError
+
+    async def test() -> None:
+        router = Router(Options(**FAST), wiring(discovery=Broken()))
+        await router.start()
+        await until(lambda: "not followed any more" in caplog.text, "it is said")
+        assert len(router.fleet.members) == 1
+        await router.close()
+
+    run(test())
+
+
+def test_reloading_drops_no_request(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = tmp_path / "replicas.yaml"
+
+        def list_replicas(*listed: object) -> None:
+            (tmp_path / "new").write_text(f"replicas: {[made.url for made in listed]}")  # type: ignore[attr-defined]
+            os.replace(tmp_path / "new", file)
+
+        async with replicas(count=3) as (a, b, c):
+            list_replicas(a, b)
+            for replica in (a, b, c):
+                replica.chunk_delay_s = 0.02
+            async with (
+                router_over([], discovery=Listed(str(file), poll_s=0.02)) as router,
+                aiohttp.ClientSession() as client,
+            ):
+                url = f"http://127.0.0.1:{router.port}/v1/completions"
+                ended = asyncio.Event()
+
+                async def ask() -> int:
+                    answered = 0
+                    while not ended.is_set():
+                        body = {"model": "m", "stream": True}
+                        async with client.post(url, json=body) as answer:
+                            assert answer.status == 200
+                            assert await answer.read() == EVENT * 4 + DONE
+                            answered += 1
+                    return answered
+
+                asking = [asyncio.ensure_future(ask()) for _ in range(8)]
+                for listed in ((b, c), (c,), (a, c), (a,), (a, b, c)):
+                    await asyncio.sleep(0.1)
+                    list_replicas(*listed)
+                await until(lambda: len(router.fleet.members) == 3, "the last list is read")
+                ended.set()
+                assert sum(await asyncio.gather(*asking)) > 20
+                await until(lambda: not router.fleet.leaving, "nobody stays behind")
+            assert c.requests
+
+    run(test())
+
+
+def test_draining_ends_what_has_begun_and_begins_nothing() -> None:
+    async def test() -> None:
+        async with stand() as at:
+            (a,) = at.replicas
+            a.held.clear()
+            asking = asyncio.ensure_future(at.post(stream=True).__aenter__())
+            await until(lambda: bool(a.requests), "the request arrives")
+            draining = asyncio.ensure_future(at.router.drain())
+            await asyncio.sleep(0.02)
+            assert not draining.done()
+            with pytest.raises(OSError):  # noqa: PT011
+                await asyncio.open_connection("127.0.0.1", at.router.port)
+            a.held.set()
+            assert await (await asking).read() == EVENT * 4 + DONE
+            await draining
+
+    run(test())
+
+
+def test_load_balancers_hear_of_the_end_before_connections_are_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with stand(drain=600.0) as at:
+            draining = asyncio.ensure_future(at.router.drain())
+            await until(lambda: "/health says 503 for 600 s" in caplog.text, "it is said")
+            async with at.client.get(at.url + "/health") as answer:
+                assert answer.status == 503
+                assert answer.headers["connection"] == "close"
+            async with at.post() as answer:
+                assert answer.status == 200
+                assert answer.headers["connection"] == "close"
+            async with at.post(stream=True) as answer:
+                assert await answer.read() == EVENT * 4 + DONE
+            assert not draining.done()
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+
+    run(test())
+
+
+def test_after_that_connections_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with stand(drain=0.05) as at:
+            await at.router.drain()
+            with pytest.raises(OSError):  # noqa: PT011
+                await asyncio.open_connection("127.0.0.1", at.router.port)
+
+    run(test())
+    assert "/health says 503 for 0.05 s" in caplog.text
+
+
+def test_at_a_terminal_nobody_waits_once_nothing_is_under_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with stand(drain=600.0) as at:
+            (a,) = at.replicas
+            a.held.clear()
+            asking = asyncio.ensure_future(at.post(stream=True).__aenter__())
+            await until(lambda: bool(a.requests), "the request arrives")
+            draining = asyncio.ensure_future(at.router.drain(is_asked_for=True))
+            await until(lambda: "/health says 503" in caplog.text, "it is said")
+            a.held.set()
+            assert await (await asking).read() == EVENT * 4 + DONE
+            await draining
+        caplog.clear()
+        async with stand(drain=600.0) as at:
+            await at.router.drain(is_asked_for=True)
+
+    run(test())
+    assert [text for text in caplog.messages if text.startswith("stopping")] == ["stopping"]
+
+
+def test_what_does_not_end_is_cut_off_after_the_drain_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with stand(drain_timeout=0.1) as at:
+            (a,) = at.replicas
+            a.chunk_delay_s = 60.0
+            async with at.post(stream=True) as answer:
+                await answer.content.readany()
+                await at.router.drain()
+                await at.router.close()
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.read()
+            await until(lambda: a.cancelled == 1, "the replica hears of it")
+
+    run(test())
+    said = ["stopping", "waiting for 1 requests to end, for 0.1 s", "1 requests are cut off"]
+    assert [text for text in caplog.messages if "replica" not in text] == said
+
+
+def test_idle_connections_do_not_hold_up_the_end() -> None:
+    async def test() -> None:
+        async with stand(drain_timeout=60.0) as at:
+            async with at.post():
+                pass
+            async with asyncio.timeout(5):
+                await at.router.drain()
+
+    run(test())
+
+
+def test_listeners_hear_who_comes_and_goes() -> None:
+    class Heard(Listener):
+        def joined(self, member: Member) -> None:
+            said.append(f"+{member.replica.name}")
+
+        def left(self, member: Member) -> None:
+            said.append(f"-{member.replica.name}")
+
+    said: list[str] = []
+
+    async def test() -> None:
+        async with replicas() as (a,):
+            fixed = Fixed([parse_replica(f"{a.url},name=a", "test")])
+            router = Router(Options(**FAST), wiring(discovery=fixed, listeners=[Heard()]))
+            await router.start()
+            router.fleet.update([])
+            await router.close()
+
+    run(test())
+    assert said == ["+a", "-a"]
+
+
+def test_tls_towards_clients_and_towards_replicas(tmp_path: Path) -> None:
+    async def test() -> None:
+        chain, key = certificate(tmp_path)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(chain, key)
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            return web.json_response({"data": [{"id": "m"}]})
+
+        runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        replica = parse_replica(f"https://127.0.0.1:{runner.addresses[0][1]},name=a", "test")
+        settings = {"tls_certificate": chain, "tls_key": key}
+        trusting = ssl.create_default_context(cafile=chain)
+        for replica_ca, status in ((chain, 200), (None, 503)):
+            discovery = Fixed([replica])
+            async with (
+                router_over([], discovery=discovery, replica_ca=replica_ca, **settings) as router,
+                aiohttp.ClientSession() as client,
+            ):
+                url = f"https://127.0.0.1:{router.port}/v1/completions"
+                async with client.post(url, json={"model": "m"}, ssl=trusting) as answer:
+                    assert answer.status == status
+                with pytest.raises(aiohttp.ClientError):
+                    await client.get(url)
+        await runner.cleanup()
+
+    run(test())
+
+
+def test_files_that_cannot_be_read_are_an_error_that_names_the_flag(tmp_path: Path) -> None:
+    chain, key = certificate(tmp_path)
+    for flag, options in (
+        ("--tls-key", {"tls_certificate": chain, "tls_key": "/nowhere"}),
+        ("--tls-certificate", {"tls_certificate": "/nowhere", "tls_key": key}),
+        ("--replica-ca", {"replica_ca": "/nowhere"}),
+    ):
+        with pytest.raises(InvalidSettings, match=f"{flag}: /nowhere cannot be read: No such"):
+            Router(Options(**options), wiring())
+
+
+def test_names_that_clients_make_up_are_not_logged_and_silence_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tokens, "_SAID_MAX", 3)
+
+    async def test() -> None:
+        async with stand(prompts=tokens.Prompts()) as at:
+            for name in ("a", "b", "c", "evil\r\n", "x" * 100_000):
+                async with at.post(model=name) as answer:
+                    assert answer.status == 404
+                    assert len(await answer.read()) < 1000
+            async with at.post() as answer:
+                assert answer.status == 200
+
+    run(test())
+    (said,) = caplog.messages
+    assert said.startswith("prompts of m are compared by characters")

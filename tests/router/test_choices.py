@@ -1,0 +1,60 @@
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from kvtier.errors import InvalidSettings
+from kvtier.index.fleet.prompt import Prompt, UnreadPrompt
+from kvtier.router.choices import Choices, prompt_for
+from kvtier.router.request.refusals import Refusal
+from tests.router.cases import Words
+from tests.router.route.routers import InTurn
+
+
+def test_a_request_may_name_its_profile() -> None:
+    usual, other = InTurn(), InTurn()
+    choices = Choices(usual, {"random": other})
+    assert choices.of(None) is usual
+    assert choices.of("") is usual
+    assert choices.of("random") is other
+
+
+def test_one_of_the_named_may_be_the_usual_one() -> None:
+    usual, other = InTurn(), InTurn()
+    assert Choices(usual, {"random": other}, "random").of(None) is other
+    with pytest.raises(InvalidSettings, match="'fastest'; known are random"):
+        Choices(usual, {"random": other}, "fastest")
+    with pytest.raises(InvalidSettings, match="'randm'; did you mean 'random'"):
+        Choices(usual, {"random": other}, "randm")
+
+
+def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(Refusal, match="'fastest' is not known; known are random") as caught:
+        Choices(InTurn(), {"random": InTurn()}).of("fastest")
+    assert caught.value.status == 400
+    with pytest.raises(Refusal, match="'prefix-cash' is not known; did you mean 'prefix-cache'"):
+        Choices(InTurn(), {"prefix-cache": InTurn()}).of("prefix-cash")
+
+
+class Reading(InTurn):
+    """One that says whether it reads prompts."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.reads_prompts = reads
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_prompt_is_made_for_those_who_read_it(reads: bool) -> None:
+    class Two:
+        async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
+            assert (body, model) == ({"prompt": "x"}, "m")
+            return Words(2)
+
+        def unread(self, body: Mapping[str, Any]) -> Prompt:
+            return UnreadPrompt(2)
+
+    prompt = asyncio.run(prompt_for(Reading(reads=reads), Two(), {"prompt": "x"}, "m"))
+    assert prompt.tokens == 2
+    assert isinstance(prompt, Words) == reads
