@@ -70,7 +70,7 @@ def test_parameters_have_to_be_a_struct_of_ours() -> None:
 
 
 OUTSIDER = """
-from kvtier.router import parts
+from kvtier.router.choose import parts
 from kvtier.router.config.reading import parse_configuration
 print(parts.find("cheapest-scorer")[1].__name__)
 print("cheapest-scorer" in parts.known())
@@ -90,7 +90,7 @@ print(parse_configuration(text, "f").plugins["cheapest-scorer"].parameters.curre
 
 def test_an_installed_distribution_adds_a_scorer(tmp_path: Path) -> None:
     (tmp_path / "outsider.py").write_text(
-        "from kvtier.router import parts\n"
+        "from kvtier.router.choose import parts\n"
         "class Cheapest:\n"
         "    class Parameters(parts.Parameters, frozen=True):\n"
         "        currency: str = 'USD'\n"
