@@ -2,9 +2,9 @@
 
 What a formatter, a linter or a type checker can see is left to them (pyproject.toml). Here is
 the rest: lengths, tests that are found by name, calls that hold the interpreter or run what
-they read, names that say nothing, metrics declared in one place. A rule is a generator over one parsed module,
-so that tests can feed it a snippet and see it fail. Every exception is listed with its reason,
-and an exception that is no longer needed is itself a violation.
+they read, names that say nothing, metrics declared in one place. A rule is a generator over one
+parsed module, so that tests can feed it a snippet and see it fail. Every exception is listed
+with its reason, and an exception that is no longer needed is itself a violation.
 
 Run it as `python scripts/house_rules.py`: one line per violation, exit code 1 if there are any.
 """
