@@ -31,8 +31,8 @@ try:
     from kvtier.router.learn.evictors import parse_evictors
     from kvtier.router.request import tls
     from kvtier.router.route import keys, options
-    from kvtier.router.route.options import Options
-    from kvtier.router.route.server import Router, Wiring
+    from kvtier.router.route.options import RouteOptions
+    from kvtier.router.route.server import Router, RouterDependencies
 except ImportError as error:
     raise InvalidSettings(
         f"kvtier route needs {error.name}: pip install 'kvtier[router]'"
@@ -142,7 +142,7 @@ def route(
         evictors=parse_evictors((settings.evictor_events or "",), "--evictor-events"),
         tls=tls.checking(settings.replica_ca, "--replica-ca"),
     )
-    wiring = Wiring(
+    wiring = RouterDependencies(
         discovery=discovery,
         choices=assembled.choices,
         prompts=assembled.prompts,
@@ -190,7 +190,9 @@ def replay_decisions(
     click.echo(replay.text(replay.replay(records, by, strategy or name)), nl=False)
 
 
-async def _serve(settings: Options, wiring: Wiring, assembled: assembly.Assembled) -> int:
+async def _serve(
+    settings: RouteOptions, wiring: RouterDependencies, assembled: assembly.Assembled
+) -> int:
     """Until told to stop; the number of the signal that did."""
     loop = asyncio.get_running_loop()
     told: asyncio.Queue[int] = asyncio.Queue()
@@ -240,7 +242,9 @@ def _open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _discovery(urls: Sequence[str], settings: Options, in_cluster: Discovery | None) -> Discovery:
+def _discovery(
+    urls: Sequence[str], settings: RouteOptions, in_cluster: Discovery | None
+) -> Discovery:
     fixed = distinct([parse_replica(url, "--replica") for url in urls], "--replica")
     if in_cluster is not None:
         return in_cluster
@@ -263,14 +267,14 @@ def _tokenizers(texts: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _keys(settings: Options, env: Mapping[str, str]) -> keys.Keys:
+def _keys(settings: RouteOptions, env: Mapping[str, str]) -> keys.ApiKeys:
     found = keys.read_keys(settings.api_keys, "--api-keys") if settings.api_keys else []
     if given := env.get(options.API_KEY, "").strip():
         found.append(given)
-    return keys.Keys(found)
+    return keys.ApiKeys(found)
 
 
-def _replica_key(settings: Options, env: Mapping[str, str]) -> str | None:
+def _replica_key(settings: RouteOptions, env: Mapping[str, str]) -> str | None:
     if settings.replica_key is None:
         return env.get(options.REPLICA_KEY, "").strip() or None
     found = keys.read_keys(settings.replica_key, "--replica-key")

@@ -16,9 +16,9 @@ from kvtier.router.choices import Choices, Prompts
 from kvtier.router.choose.base import Candidate, Endpoint, Request
 from kvtier.router.choose.decision import Decision
 from kvtier.router.fleet.replicas import Discovery, Fixed, parse_replica
-from kvtier.router.route.keys import Keys
-from kvtier.router.route.options import Options
-from kvtier.router.route.server import Router, Wiring
+from kvtier.router.route.keys import ApiKeys
+from kvtier.router.route.options import RouteOptions
+from kvtier.router.route.server import Router, RouterDependencies
 from tests.router.replicas import Replica, replicas
 
 # The first loop of a process opens a pipe that stays: no test is to be blamed for it.
@@ -111,14 +111,14 @@ async def router_over(
     **options: Any,
 ) -> AsyncIterator[Router]:
     fixed = [parse_replica(f"{replica.url},name={replica.name}", "test") for replica in made]
-    wiring = Wiring(
+    wiring = RouterDependencies(
         discovery=discovery or Fixed(fixed),
         choices=Choices(chooser or InTurn(), named),
         prompts=prompts or Texts(),
-        keys=Keys(keys),
+        keys=ApiKeys(keys),
         replica_key=replica_key,
     )
-    router = Router(Options(**{**FAST, **options}), wiring)
+    router = Router(RouteOptions(**{**FAST, **options}), wiring)
     try:
         await router.start()
         yield router

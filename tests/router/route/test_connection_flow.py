@@ -8,10 +8,9 @@ import pytest
 
 from kvtier.router.replica.exchange import Exchange, Head
 from kvtier.router.route import connection as module
-from kvtier.router.route.connection import Connection, Front, Handler, Limits
-from kvtier.router.route.reader import WAITING
-from kvtier.router.route.request import Request
-from kvtier.router.route.response import Response
+from kvtier.router.route.connection import ClientConnection, ConnectionLimits, Front, Handler
+from kvtier.router.route.request import WAITING, HttpRequest
+from kvtier.router.route.response import HttpResponse
 from tests.router.replica.test_exchange import Line
 from tests.router.route.routers import run, until
 
@@ -22,7 +21,7 @@ HIGH_BYTES = 1000
 class Wire(asyncio.Transport):
     """Keeps what is written until `take`."""
 
-    def __init__(self, connection: Connection, **extra: object) -> None:
+    def __init__(self, connection: ClientConnection, **extra: object) -> None:
         super().__init__(extra)
         self.connection = connection
         self.unsent = b""
@@ -80,7 +79,7 @@ async def settled() -> None:
 
 def front(handler: Handler, **limits: Any) -> Front:
     given = {"head_timeout_s": 60.0, "keep_alive_s": 60.0, "max_body_bytes": 10_000, **limits}
-    return Front(handler, Limits(**given))
+    return Front(handler, ConnectionLimits(**given))
 
 
 class Large:
@@ -89,13 +88,13 @@ class Large:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def handle(self, connection: Connection, request: Request) -> Response:
+    async def handle(self, connection: ClientConnection, request: HttpRequest) -> HttpResponse:
         self.asked.append(request.target)
-        return Response(200, b"x" * 2 * HIGH_BYTES)
+        return HttpResponse(200, b"x" * 2 * HIGH_BYTES)
 
 
-async def small(connection: Connection, request: Request) -> Response:
-    return Response(200, b"small")
+async def small(connection: ClientConnection, request: HttpRequest) -> HttpResponse:
+    return HttpResponse(200, b"small")
 
 
 def test_who_takes_no_answers_gets_no_more_of_them() -> None:
@@ -132,7 +131,7 @@ def test_who_takes_no_answers_is_cut_off_in_the_end(monkeypatch: pytest.MonkeyPa
 def test_a_wire_that_the_head_fills_holds_the_replica_back() -> None:
     line = Line()
 
-    async def begin(connection: Connection, request: Request) -> None:
+    async def begin(connection: ClientConnection, request: HttpRequest) -> None:
         exchange = Exchange(line)
         exchange.head = Head(200, b"", [], None)
         exchange.deliver([b"a"])
@@ -238,10 +237,10 @@ def test_a_client_is_read_until_much_waits_and_again_when_nothing_does() -> None
     async def test() -> None:
         turn = asyncio.Event()
 
-        async def in_turn(connection: Connection, request: Request) -> Response:
+        async def in_turn(connection: ClientConnection, request: HttpRequest) -> HttpResponse:
             await turn.wait()
             turn.clear()
-            return Response(200, b"")
+            return HttpResponse(200, b"")
 
         at = front(in_turn)
         wire = Wire(at())

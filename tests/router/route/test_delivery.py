@@ -7,7 +7,7 @@ from pathlib import Path
 from kvtier.router.choose.base import Candidate, Request
 from kvtier.router.choose.decision import Decision
 from kvtier.router.choose.record import read_records
-from kvtier.router.route.headers import REQUEST_ID
+from kvtier.router.route.forwarding import REQUEST_ID
 from tests.router.replicas import DONE, EVENT
 from tests.router.route.routers import InTurn, run, stand, until
 

@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.request.fields import Fields
-from kvtier.router.route.keys import Keys, read_keys
+from kvtier.router.route.keys import ApiKeys, read_keys
 
 
 def shown(name: str, value: str) -> Fields:
@@ -12,7 +12,7 @@ def shown(name: str, value: str) -> Fields:
 
 
 def test_without_keys_everybody_may_ask() -> None:
-    keys = Keys([])
+    keys = ApiKeys([])
     assert not keys
     assert keys.admit(shown("Authorization", "Bearer whatever"))
 
@@ -27,7 +27,7 @@ def test_without_keys_everybody_may_ask() -> None:
     ],
 )
 def test_a_known_key_is_admitted(name: str, value: str) -> None:
-    assert Keys(["one", "two"]).admit(shown(name, value))
+    assert ApiKeys(["one", "two"]).admit(shown(name, value))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_known_key_is_admitted(name: str, value: str) -> None:
     ],
 )
 def test_any_other_is_not(name: str, value: str) -> None:
-    assert not Keys(["one", "two"]).admit(shown(name, value))
+    assert not ApiKeys(["one", "two"]).admit(shown(name, value))
 
 
 def test_a_file_holds_one_key_a_line(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.route.options import ROWS, Options, flags_of, load
+from kvtier.router.route.options import ROWS, RouteOptions, flags_of, load
 
 
 def test_defaults_hold_where_nothing_is_said() -> None:
-    assert load({}, {}) == Options()
-    assert Options().host == "127.0.0.1"
+    assert load({}, {}) == RouteOptions()
+    assert RouteOptions().host == "127.0.0.1"
 
 
 def test_flags_win_over_variables_and_variables_over_the_file(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_no_setting() -> None
         "KVTIER_ROUTE_API_KEY": "secret",
         "KVTIER_RAM_CAPACITY": "1GiB",
     }
-    assert load({}, env) == Options()
+    assert load({}, env) == RouteOptions()
 
 
 def test_every_setting_has_a_flag_a_variable_and_an_explanation() -> None:
-    assert {row.name for row in ROWS} == set(Options.__struct_fields__)
+    assert {row.name for row in ROWS} == set(RouteOptions.__struct_fields__)
     row = next(row for row in ROWS if row.name == "drain_timeout")
     assert (row.flag, row.variable) == ("--drain-timeout", "KVTIER_ROUTE_DRAIN_TIMEOUT")
     for row in ROWS:

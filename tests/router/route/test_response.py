@@ -4,7 +4,7 @@ from kvtier.router.replica.exchange import Head
 from kvtier.router.request.refusals import overloaded
 from kvtier.router.route.response import (
     Framing,
-    Response,
+    HttpResponse,
     framing,
     has_body,
     head,
@@ -18,11 +18,13 @@ def test_the_routers_own_answers() -> None:
     answer = of_kind(b"{}")
     assert dict(answer.fields)[b"content-type"] == b"application/json"
     assert dict(answer.fields)[b"date"].endswith(b" GMT")
-    text = head(Response(200, b"abc", [(b"a", b"b")]), closes=False)
+    text = head(HttpResponse(200, b"abc", [(b"a", b"b")]), closes=False)
     assert text == b"HTTP/1.1 200 OK\r\na: b\r\ncontent-length: 3\r\n\r\n"
-    assert head(Response(200), closes=True).endswith(b"connection: close\r\n\r\n")
-    assert head(Response(299, reason=b"So so"), closes=False).startswith(b"HTTP/1.1 299 So so\r\n")
-    assert b"content-length" not in head(Response(204), closes=False)
+    assert head(HttpResponse(200), closes=True).endswith(b"connection: close\r\n\r\n")
+    assert head(HttpResponse(299, reason=b"So so"), closes=False).startswith(
+        b"HTTP/1.1 299 So so\r\n"
+    )
+    assert b"content-length" not in head(HttpResponse(204), closes=False)
 
 
 def test_a_refusal_keeps_its_headers() -> None:

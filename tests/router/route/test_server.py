@@ -15,22 +15,22 @@ from kvtier.router.epp.certificates import self_signed
 from kvtier.router.fleet.members import Listener, Member
 from kvtier.router.fleet.replicas import Fixed, Listed, Replica, parse_replica
 from kvtier.router.learn import tokens
-from kvtier.router.route.keys import Keys
-from kvtier.router.route.options import Options
-from kvtier.router.route.server import Router, Wiring
+from kvtier.router.route.keys import ApiKeys
+from kvtier.router.route.options import RouteOptions
+from kvtier.router.route.server import Router, RouterDependencies
 from tests.router.replicas import DONE, EVENT, replicas
 from tests.router.route.routers import FAST, InTurn, Texts, router_over, run, stand, until
 
 
-def wiring(**fields: object) -> Wiring:
+def wiring(**fields: object) -> RouterDependencies:
     given = {
         "discovery": Fixed([]),
         "choices": Choices(InTurn()),
         "prompts": Texts(),
-        "keys": Keys([]),
+        "keys": ApiKeys([]),
         **fields,
     }
-    return Wiring(**given)  # type: ignore[arg-type]
+    return RouterDependencies(**given)  # type: ignore[arg-type]
 
 
 def certificate(folder: Path) -> tuple[str, str]:
@@ -43,7 +43,7 @@ def certificate(folder: Path) -> tuple[str, str]:
 def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
     async def test() -> None:
         async with stand() as at:
-            second = Router(Options(**{**FAST, "port": at.router.port}), wiring())
+            second = Router(RouteOptions(**{**FAST, "port": at.router.port}), wiring())
             with pytest.raises(InvalidSettings) as caught:
                 await second.start()
             assert str(caught.value) == (
@@ -57,7 +57,7 @@ def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
 
 def test_replicas_that_cannot_be_read_are_an_error() -> None:
     async def test() -> None:
-        router = Router(Options(**FAST), wiring(discovery=Listed("/nowhere/replicas.yaml")))
+        router = Router(RouteOptions(**FAST), wiring(discovery=Listed("/nowhere/replicas.yaml")))
         with pytest.raises(InvalidSettings, match=r"replicas\.yaml"):
             await router.start()
         await router.close()
@@ -75,7 +75,7 @@ def test_a_discovery_that_fails_later_is_said_and_the_fleet_stays(
             raise ZeroDivisionError
 
     async def test() -> None:
-        router = Router(Options(**FAST), wiring(discovery=Broken()))
+        router = Router(RouteOptions(**FAST), wiring(discovery=Broken()))
         await router.start()
         await until(lambda: "not followed any more" in caplog.text, "it is said")
         assert len(router.fleet.members) == 1
@@ -252,7 +252,7 @@ def test_listeners_hear_who_comes_and_goes() -> None:
     async def test() -> None:
         async with replicas() as (a,):
             fixed = Fixed([parse_replica(f"{a.url},name=a", "test")])
-            router = Router(Options(**FAST), wiring(discovery=fixed, listeners=[Heard()]))
+            router = Router(RouteOptions(**FAST), wiring(discovery=fixed, listeners=[Heard()]))
             await router.start()
             router.fleet.update([])
             await router.close()
@@ -300,7 +300,7 @@ def test_files_that_cannot_be_read_are_an_error_that_names_the_flag(tmp_path: Pa
         ("--replica-ca", {"replica_ca": "/nowhere"}),
     ):
         with pytest.raises(InvalidSettings, match=f"{flag}: /nowhere cannot be read: No such"):
-            Router(Options(**options), wiring())
+            Router(RouteOptions(**options), wiring())
 
 
 def test_names_that_clients_make_up_are_not_logged_and_silence_nothing(

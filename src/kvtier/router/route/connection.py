@@ -23,10 +23,8 @@ from kvtier.router.replica.exchange import Exchange
 from kvtier.router.request.fields import Fields
 from kvtier.router.request.refusals import Refusal, invalid
 from kvtier.router.route import response as responses
-from kvtier.router.route.outgoing import CutOff, Outgoing
-from kvtier.router.route.reader import Reader
-from kvtier.router.route.request import Request
-from kvtier.router.route.response import Framing, Response
+from kvtier.router.route.request import HttpRequest, RequestReader
+from kvtier.router.route.response import CutOff, Framing, HttpResponse, Outgoing
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FAR: Final = float("inf")
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Of one connection, in seconds and bytes."""
 
     head_timeout_s: float
@@ -47,14 +45,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
 
 
-class Connection(asyncio.Protocol):
-    """One of them. A handler returns a Response, or None after `begin`."""
+class ClientConnection(asyncio.Protocol):
+    """One of them. A handler returns a HttpResponse, or None after `begin`."""
 
-    def __init__(self, front: "Front", limits: Limits) -> None:
+    def __init__(self, front: "Front", limits: ConnectionLimits) -> None:
         self._front = front
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._reader = Reader(limits.max_body_bytes, self._welcome)
+        self._reader = RequestReader(limits.max_body_bytes, self._welcome)
         self._transport: asyncio.Transport | None = None
         self._tls_socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -90,7 +88,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def begin(
-        self, request: Request, exchange: Exchange, fields: Fields, idle_s: float
+        self, request: HttpRequest, exchange: Exchange, fields: Fields, idle_s: float
     ) -> Outgoing:
         """Pass an answer on that has begun; `ended` of what is returned has to be awaited."""
         head = exchange.head
@@ -232,7 +230,7 @@ class Connection(asyncio.Protocol):
         elif not transport.is_reading():
             transport.resume_reading()
 
-    async def _answer(self, request: Request) -> None:
+    async def _answer(self, request: HttpRequest) -> None:
         try:
             found = await self._front.handler(self, request)
             if found is not None:
@@ -249,7 +247,7 @@ class Connection(asyncio.Protocol):
         self._task = None
         self._after(request)
 
-    def _after(self, request: Request) -> None:
+    def _after(self, request: HttpRequest) -> None:
         """The request has been answered: the next one, or the end of the connection."""
         self._flushed_by_s = self._loop.time() + FLUSH_S
         if self._is_ending:
@@ -271,10 +269,10 @@ class Connection(asyncio.Protocol):
         self._due(self._limits.keep_alive_s)
         self._next()
 
-    def _keeps_alive(self, request: Request) -> bool:
+    def _keeps_alive(self, request: HttpRequest) -> bool:
         return request.keeps_alive and request.is_whole and not self._front.is_closing
 
-    def _write(self, request: Request, found: Response) -> None:
+    def _write(self, request: HttpRequest, found: HttpResponse) -> None:
         if self._transport is None:
             return
         closes = not self._keeps_alive(request)
@@ -302,7 +300,7 @@ class Connection(asyncio.Protocol):
         self._flushed_by_s = self._loop.time() + FLUSH_S
         self._linger()
 
-    def _break_off(self, request: Request) -> None:
+    def _break_off(self, request: HttpRequest) -> None:
         """Who reads HTTP/1.0 takes the end of the connection for that of the answer: reset it."""
         transport = self._transport
         if transport is None:
@@ -315,7 +313,7 @@ class Connection(asyncio.Protocol):
             of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         transport.abort()
 
-    def _fail(self, request: Request, error: Exception) -> None:
+    def _fail(self, request: HttpRequest, error: Exception) -> None:
         _log.error("a request ended in an error of the router", exc_info=error)
         if self._has_begun:
             self._break_off(request)
@@ -362,21 +360,21 @@ def _takes(of: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-Handler = Callable[[Connection, Request], Awaitable[Response | None]]
+Handler = Callable[[ClientConnection, HttpRequest], Awaitable[HttpResponse | None]]
 
 
 class Front:
     """Makes connections, and ends them."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: ConnectionLimits) -> None:
         self.handler = handler
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self.is_closing = False
         self._limits = limits
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> ClientConnection:
         """For a new connection."""
-        return Connection(self, self._limits)
+        return ClientConnection(self, self._limits)
 
     def busy(self) -> int:
         """Connections that have a request, or an answer that is not sent."""

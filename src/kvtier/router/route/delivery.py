@@ -24,35 +24,34 @@ from kvtier.router.request import body as bodies
 from kvtier.router.request import paths
 from kvtier.router.request.fields import block
 from kvtier.router.request.refusals import Refusal, overloaded, unavailable, upgrade_required
-from kvtier.router.route import headers
-from kvtier.router.route.connection import Connection
-from kvtier.router.route.decisions import DecisionLog
+from kvtier.router.route import forwarding
+from kvtier.router.route.connection import ClientConnection
 from kvtier.router.route.forwarding import BUSY, Answer, Message, Undelivered, ask, set_aside, whole
-from kvtier.router.route.keys import Keys
-from kvtier.router.route.metering import Meter
-from kvtier.router.route.options import Options
-from kvtier.router.route.request import Request as Incoming
-from kvtier.router.route.response import UPGRADE, Response
+from kvtier.router.route.keys import ApiKeys
+from kvtier.router.route.options import RouteOptions
+from kvtier.router.route.reporting import DecisionLog, RouteMeter
+from kvtier.router.route.request import HttpRequest
+from kvtier.router.route.response import UPGRADE, HttpResponse
 
 EXPLAIN: Final = b"x-kvtier-explain"
 EXPLANATION: Final = "x-kvtier-decision"
 _STRATEGY: Final = STRATEGY.encode()
 
-Answered = tuple[int, Response | None]
+Answered = tuple[int, HttpResponse | None]
 """An answer's status; and the answer, where it has not been passed on already."""
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """What the data path works with, put together by `server`. One of each for the process."""
 
-    options: Options
+    options: RouteOptions
     fleet: Fleet
     waiting: Waiting
     upstream: Callable[[Endpoint], Upstream]
     choices: Choices
     prompts: Prompts
-    meter: Meter
-    keys: Keys
+    meter: RouteMeter
+    keys: ApiKeys
     replica_key: str | None
     """What replicas are shown instead of the client's key."""
     log: DecisionLog | None
@@ -62,7 +61,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 class _Passage(msgspec.Struct, kw_only=True):
     """A request on its way."""
 
-    request: Incoming
+    request: HttpRequest
     message: Message
     asked: Request
     chooser: Chooser
@@ -91,7 +90,7 @@ class Delivery:
         self._clock = parts.clock
 
     async def choose(
-        self, connection: Connection, request: Incoming, identity: str, begun_s: float
+        self, connection: ClientConnection, request: HttpRequest, identity: str, begun_s: float
     ) -> Answered:
         """To the replica that is best for the model and the prompt in its body.
 
@@ -99,12 +98,12 @@ class Delivery:
         """
         begun = await self._begin(request, identity, begun_s)
         # Body, prompt and decision are gone by now: an answer may take hours, ten thousand at once.
-        if isinstance(begun, Response):
+        if isinstance(begun, HttpResponse):
             return begun.status, begun
         return await self._finish(connection, request, begun)
 
     async def search(
-        self, connection: Connection, request: Incoming, kind: paths.Kind, identity: str
+        self, connection: ClientConnection, request: HttpRequest, kind: paths.Kind, identity: str
     ) -> Answered:
         """To any replica, or to each until one knows what is asked for."""
         message = await self._message(request, identity)
@@ -129,7 +128,7 @@ class Delivery:
             return failure.busy.status, failure.busy
         raise failure.refusal
 
-    async def _who_may(self, request: Incoming, kind: paths.Kind) -> Sequence[Endpoint]:
+    async def _who_may(self, request: HttpRequest, kind: paths.Kind) -> Sequence[Endpoint]:
         """Those of the model in the query, where a socket names one there; else everybody."""
         if kind is paths.Kind.UPGRADE and (model := paths.model_of(request.target)):
             return await self._parts.waiting.candidates(model)
@@ -145,7 +144,9 @@ class Delivery:
             return False
         return self._fleet.offers(endpoint)
 
-    async def _begin(self, request: Incoming, identity: str, begun_s: float) -> _Begun | Response:
+    async def _begin(
+        self, request: HttpRequest, identity: str, begun_s: float
+    ) -> _Begun | HttpResponse:
         """An answer that has begun, or a busy replica's words where nobody does better."""
         strategy = request.text(_STRATEGY)
         chooser = self._parts.choices.of(strategy)
@@ -163,7 +164,7 @@ class Delivery:
                 model=asked.model,
                 prompt=prompt,
                 max_tokens=asked.max_tokens,
-                headers=headers.plain(request.fields),
+                headers=forwarding.plain_headers(request.fields),
                 priority=asked.priority,
             ),
             chooser=chooser,
@@ -172,18 +173,18 @@ class Delivery:
         )
         return await self._deliver(passage)
 
-    async def _message(self, request: Incoming, identity: str) -> Message:
+    async def _message(self, request: HttpRequest, identity: str) -> Message:
         if request.text(b"content-encoding"):
             raise Refusal(415, "compressed bodies are not understood", code="unsupported_encoding")
         body = await request.body(self._options.body_timeout)
-        out = headers.to_replica(
+        out = forwarding.replica_headers(
             request.fields, identity, self._parts.replica_key, keeps_key=not self._parts.keys
         )
         target = paths.at_replica(request.target)
         has_body = bool(body) or request.method == "POST"
         return Message(request.method, target, block(out), body if has_body else None)
 
-    async def _deliver(self, passage: _Passage) -> _Begun | Response:
+    async def _deliver(self, passage: _Passage) -> _Begun | HttpResponse:
         """To the best replica, else to the next, until one answers."""
         waiting = self._parts.waiting
         resends = self._options.resends
@@ -235,7 +236,7 @@ class Delivery:
             passage.extra[EXPLANATION] = explain.header(record(decision))
         return decision
 
-    def _is_told(self, request: Incoming) -> bool:
+    def _is_told(self, request: HttpRequest) -> bool:
         how = self._options.explain
         return how == "always" or (how == "asked" and bool(request.text(EXPLAIN)))
 
@@ -247,7 +248,7 @@ class Delivery:
         try:
             passage.chooser.routed(asked, decision, candidate)
             answer = await self._exchange(endpoint, passage.message)
-            passage.extra[headers.TARGET] = endpoint.address
+            passage.extra[forwarding.TARGET_POD] = endpoint.address
             passage.extra.update(passage.chooser.response_headers(asked, endpoint))
             if answer.head.status == BUSY:
                 raise await set_aside(answer, passage.extra)
@@ -258,13 +259,15 @@ class Delivery:
         self._meter.first_byte.add(self._clock.now_s() - passage.begun_s)
         return _Begun(answer, endpoint, stay, passage.extra)
 
-    async def _finish(self, connection: Connection, request: Incoming, begun: _Begun) -> Answered:
+    async def _finish(
+        self, connection: ClientConnection, request: HttpRequest, begun: _Begun
+    ) -> Answered:
         answer, exchange = begun.answer, begun.answer.exchange
         status = answer.head.status
         try:
             if exchange.is_whole and answer.head.has_body:
                 return status, whole(answer, begun.extra, exchange.taken())
-            fields = headers.to_client(answer.head.fields, begun.extra)
+            fields = forwarding.client_headers(answer.head.fields, begun.extra)
             outgoing = connection.begin(request, exchange, fields, self._options.idle_timeout)
             await outgoing.ended()
             return status, None
@@ -283,7 +286,7 @@ class Delivery:
         try:
             answer = await self._exchange(endpoint, message)
             extra = _extra(identity)
-            extra[headers.TARGET] = endpoint.address
+            extra[forwarding.TARGET_POD] = endpoint.address
             if answer.head.status == 404 and not is_last:
                 raise await set_aside(answer, extra)
         except BaseException:
@@ -310,11 +313,11 @@ class Delivery:
         return answer
 
 
-def _upgrading(request: Incoming, message: Message) -> Message:
+def _upgrading(request: HttpRequest, message: Message) -> Message:
     if not request.asks_upgrade:
         raise upgrade_required()
     return Message("GET", message.target, message.fields + UPGRADE, None, upgrades=True)
 
 
 def _extra(identity: str) -> dict[str, str]:
-    return {"request-id": identity, headers.REQUEST_ID: identity}
+    return {"request-id": identity, forwarding.REQUEST_ID: identity}

@@ -18,7 +18,7 @@ from kvtier.router.request.fields import Fields, text
 _REMARK: Final = re.compile(r"(?:^|\s)#")
 
 
-class Keys:
+class ApiKeys:
     """The keys that clients may show; without any, everybody may ask."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -41,7 +41,7 @@ class Keys:
 
 
 def read_keys(path: str, where: str) -> list[str]:
-    """Keys of a file, one a line; `#` begins a remark, after a key behind a space.
+    """ApiKeys of a file, one a line; `#` begins a remark, after a key behind a space.
 
     Raises InvalidSettings.
     """

@@ -36,7 +36,7 @@ FLAGS_ONLY: Final = (
 _File = str | None
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class RouteOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Durations are seconds and sizes are bytes here."""
 
     host: Annotated[
@@ -153,9 +153,9 @@ class Row(Option, frozen=True):
 
 
 def _rows() -> tuple[Row, ...]:
-    hints = typing.get_type_hints(Options, include_extras=True)
+    hints = typing.get_type_hints(RouteOptions, include_extras=True)
     rows = []
-    for field in msgspec.structs.fields(Options):
+    for field in msgspec.structs.fields(RouteOptions):
         plain, about = typing.get_args(hints[field.name])
         choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
         rows.append(Row(_SECTION, field.name, about, field.default, choices))
@@ -170,7 +170,7 @@ _BY_FLAG: Final = {row.flag: row for row in ROWS}
 
 def load(
     flags: Mapping[str, str], env: Mapping[str, str] = os.environ, file: str | None = None
-) -> Options:
+) -> RouteOptions:
     """Complete settings. `flags` maps `--port` to its text. Raises InvalidSettings."""
     values: dict[str, Any] = {}
     path = file or env.get(CONFIG)
@@ -187,12 +187,12 @@ def load(
     for name, text in flags.items():
         row = _known(name, _BY_FLAG, "flags")
         values[row.field] = row.parse(text, name)
-    options = Options(**values)
+    options = RouteOptions(**values)
     _judge(options)
     return options
 
 
-def _judge(options: Options) -> None:
+def _judge(options: RouteOptions) -> None:
     """What only several of them together can have wrong."""
     if options.port > 65535:
         raise InvalidSettings(f"--port: {options.port} is no port")

@@ -1,8 +1,7 @@
-"""The router as one thing that starts and stops.
+"""What the router does with a request: answer it itself, refuse it, or deliver it.
 
-Invariants: it listens only once every replica has been asked; when it stops, load balancers hear
-of it first, and nobody is cut off before the drain time; after `close` no task and no socket is
-left.
+Invariants: every request gets an answer or a closed connection, and those that are for
+replicas are counted once; keys are asked for before anything is read.
 """
 
 import asyncio
@@ -10,27 +9,146 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.router.choices import Choices, Prompts
+from kvtier.router.fleet import models
 from kvtier.router.fleet.members import Fleet, Listener
 from kvtier.router.fleet.replicas import Discovery
 from kvtier.router.fleet.waiting import Waiting
 from kvtier.router.known import KnownModels
 from kvtier.router.replica.health import Prober
 from kvtier.router.replica.upstream import Upstreams
-from kvtier.router.request import tls
+from kvtier.router.request import paths, tls
 from kvtier.router.request.listening import cannot_listen
-from kvtier.router.route.connection import Front, Limits
-from kvtier.router.route.decisions import DecisionLog
-from kvtier.router.route.delivery import Parts
-from kvtier.router.route.keys import Keys
-from kvtier.router.route.metering import Meter
-from kvtier.router.route.options import Options
-from kvtier.router.route.proxy import Proxy
+from kvtier.router.request.refusals import (
+    Refusal,
+    unauthorized,
+    unavailable,
+    unknown_model,
+    unknown_path,
+)
+from kvtier.router.route import forwarding
+from kvtier.router.route.connection import ClientConnection, ConnectionLimits, Front
+from kvtier.router.route.delivery import Delivery, Parts
+from kvtier.router.route.keys import ApiKeys
+from kvtier.router.route.options import RouteOptions
+from kvtier.router.route.reporting import DecisionLog, RequestOutcome, RouteMeter
+from kvtier.router.route.request import HttpRequest
+from kvtier.router.route.response import HttpResponse, of_kind, of_refusal
+
+_DELIVERED: Final = (paths.Kind.CHOOSE, paths.Kind.SEARCH, paths.Kind.ANY, paths.Kind.UPGRADE)
+_SHOWN_CHARACTERS: Final = 80
+_IDENTITY: Final = (b"request-id", forwarding.REQUEST_ID.encode())
+
+
+class Proxy:
+    """Handles requests. One for the process."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._fleet = parts.fleet
+        self._meter = parts.meter
+        self._clock = parts.clock
+        self._delivery = Delivery(parts)
+        self.draining = False
+
+    async def handle(
+        self, connection: ClientConnection, request: HttpRequest
+    ) -> HttpResponse | None:
+        """Called by the connection for each request; None: the answer has been passed on."""
+        if self.draining:
+            # Its next request comes on a connection to whoever goes on.
+            request.keeps_alive = False
+        identity = forwarding.request_id(request.fields)
+        path = request.path
+        kind = paths.kind(request.method, path)
+        try:
+            if kind in _DELIVERED:
+                return await self._deliver(kind, connection, request, identity)
+            return self._answer(kind, request, path)
+        except Refusal as refusal:
+            answer = of_refusal(refusal)
+            answer.fields += [(name, identity.encode()) for name in _IDENTITY]
+            return answer
+
+    async def _deliver(
+        self, kind: paths.Kind, connection: ClientConnection, request: HttpRequest, identity: str
+    ) -> HttpResponse | None:
+        outcome = RequestOutcome.FAILED
+        begun_s = self._clock.now_s()
+        try:
+            self._authorize(request)
+            if kind is paths.Kind.CHOOSE:
+                answered = self._delivery.choose(connection, request, identity, begun_s)
+            else:
+                answered = self._delivery.search(connection, request, kind, identity)
+            status, response = await answered
+            outcome = _outcome(status)
+            return response
+        except Refusal as refusal:
+            outcome = _outcome(refusal.status)
+            raise
+        except asyncio.CancelledError:
+            outcome = RequestOutcome.CANCELLED
+            raise
+        finally:
+            self._meter.ended(outcome, self._clock.now_s() - begun_s)
+
+    def _answer(self, kind: paths.Kind, request: HttpRequest, path: str) -> HttpResponse:
+        if kind is paths.Kind.HEALTH:
+            return self._health()
+        if kind is paths.Kind.LIVE:
+            return of_kind(b'{"status":"ok"}')
+        if kind is paths.Kind.METRICS:
+            return of_kind(self._meter.render(), CONTENT_TYPE_LATEST)
+        self._authorize(request)
+        if kind is paths.Kind.MODELS:
+            return of_kind(models.render(models.merged(self._fleet)))
+        if kind is paths.Kind.MODEL:
+            return self._model(path.removeprefix("/v1/models/"))
+        if kind is paths.Kind.ONE_REPLICA:
+            message = f"{path} changes one replica: ask that replica itself"
+            raise Refusal(403, message, code="not_allowed")
+        raise unknown_path(request.method, path[:_SHOWN_CHARACTERS])
+
+    def _authorize(self, request: HttpRequest) -> None:
+        if not self._parts.keys.admit(request.fields):
+            raise unauthorized()
+
+    def _health(self) -> HttpResponse:
+        if self.draining:
+            raise unavailable("the router is shutting down")
+        offered = len(self._fleet.available())
+        if not offered:
+            raise unavailable("no replica can take requests")
+        return of_kind(b'{"status":"ok","replicas":%d}' % offered)
+
+    def _model(self, name: str) -> HttpResponse:
+        for card in models.merged(self._fleet):
+            if card.id == name:
+                return of_kind(card.text)
+        raise unknown_model(name)
+
+
+def _outcome(status: int) -> RequestOutcome:
+    match status:
+        case 429:
+            return RequestOutcome.OVERLOADED
+        case 503:
+            return RequestOutcome.UNAVAILABLE
+        case _ if status >= 500:
+            return RequestOutcome.FAILED
+        case _ if status >= 400:
+            return RequestOutcome.REFUSED
+        case _:
+            return RequestOutcome.OK
+
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +158,13 @@ _LOOK_S = 0.05
 """How often a draining router looks whether its last request has ended."""
 
 
-class Wiring(msgspec.Struct, frozen=True, kw_only=True):
+class RouterDependencies(msgspec.Struct, frozen=True, kw_only=True):
     """What the process brings along."""
 
     discovery: Discovery
     choices: Choices
     prompts: Prompts
-    keys: Keys
+    keys: ApiKeys
     replica_key: str | None = None
     listeners: Sequence[Listener] = ()
     """Hear of replicas that come and go; those that learn about replicas."""
@@ -57,14 +175,16 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
 class Router:
     """One router. `start` and `close` run on the same event loop."""
 
-    def __init__(self, options: Options, wiring: Wiring, clock: Clock | None = None) -> None:
+    def __init__(
+        self, options: RouteOptions, wiring: RouterDependencies, clock: Clock | None = None
+    ) -> None:
         self._options = options
         self._discovery = wiring.discovery
         self._clock = clock or MonotonicClock()
         self._log = DecisionLog(options.decisions) if options.decisions else None
         self.fleet = Fleet()
         waiting = Waiting(self.fleet, options.in_flight, options.queue, options.queue_timeout)
-        meter = Meter(self.fleet, lambda: len(waiting), wiring.collectors)
+        meter = RouteMeter(self.fleet, lambda: len(waiting), wiring.collectors)
         self._upstreams = Upstreams(
             options.connect_timeout, tls.checking(options.replica_ca, "--replica-ca")
         )
@@ -116,7 +236,7 @@ class Router:
         self._follow.add_done_callback(_say_end)
         await self._prober.first_round()
         options = self._options
-        limits = Limits(
+        limits = ConnectionLimits(
             head_timeout_s=options.head_timeout,
             keep_alive_s=options.keep_alive,
             max_body_bytes=options.max_body,
@@ -192,7 +312,7 @@ def _say_end(follow: asyncio.Task[None]) -> None:
         _log.error("replicas are not followed any more", exc_info=error)
 
 
-def _server_tls(options: Options) -> ssl.SSLContext | None:
+def _server_tls(options: RouteOptions) -> ssl.SSLContext | None:
     if options.tls_certificate is None or options.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

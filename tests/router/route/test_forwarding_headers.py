@@ -1,5 +1,5 @@
 from kvtier.router.request.fields import Fields
-from kvtier.router.route import headers
+from kvtier.router.route import forwarding
 
 
 def of(*pairs: tuple[str, str]) -> Fields:
@@ -21,7 +21,7 @@ def test_what_belongs_to_one_connection_stays_there() -> None:
         ("Accept", "a"),
         ("Accept", "b"),
     )
-    assert headers.to_replica(given, "id", None, keeps_key=True) == of(
+    assert forwarding.replica_headers(given, "id", None, keeps_key=True) == of(
         ("content-type", "application/json"),
         ("accept", "a"),
         ("accept", "b"),
@@ -43,7 +43,7 @@ def test_a_client_cannot_say_where_its_request_goes() -> None:
         ("x-gateway-model-name-rewrite", "other"),
         ("X-Session-Id", "s"),
     )
-    assert headers.to_replica(given, "id", None, keeps_key=True) == of(
+    assert forwarding.replica_headers(given, "id", None, keeps_key=True) == of(
         ("x-session-id", "s"), ("x-request-id", "id")
     )
 
@@ -51,19 +51,19 @@ def test_a_client_cannot_say_where_its_request_goes() -> None:
 def test_the_clients_key_goes_on_only_where_it_was_not_for_the_router() -> None:
     given = of(("Authorization", "Bearer c"), ("x-api-key", "c"))
     identity = of(("x-request-id", "id"))
-    assert headers.to_replica(given, "id", None, keeps_key=True) == given + identity
-    assert headers.to_replica(given, "id", None, keeps_key=False) == identity
-    replaced = headers.to_replica(given, "id", "r", keeps_key=True)
+    assert forwarding.replica_headers(given, "id", None, keeps_key=True) == given + identity
+    assert forwarding.replica_headers(given, "id", None, keeps_key=False) == identity
+    replaced = forwarding.replica_headers(given, "id", "r", keeps_key=True)
     assert replaced == identity + of(("authorization", "Bearer r"))
 
 
 def test_a_plain_request_id_is_kept_and_any_other_is_replaced() -> None:
-    assert headers.request_id(of(("X-Request-Id", "abc-1"))) == "abc-1"
+    assert forwarding.request_id(of(("X-Request-Id", "abc-1"))) == "abc-1"
     for bad in ("", "a b", "x" * 129, "\u00e4", "a\x7f"):
-        made = headers.request_id(of(("X-Request-Id", bad)))
+        made = forwarding.request_id(of(("X-Request-Id", bad)))
         assert made != bad
         assert len(made) == 32
-    assert headers.request_id(of()) != headers.request_id(of())
+    assert forwarding.request_id(of()) != forwarding.request_id(of())
 
 
 def test_an_answer_keeps_what_is_the_replicas_and_loses_what_is_ours() -> None:
@@ -77,15 +77,15 @@ def test_an_answer_keeps_what_is_the_replicas_and_loses_what_is_ours() -> None:
         ("Set-Cookie", "b"),
         ("Connection", "close"),
     )
-    assert headers.to_client(given, {"target-pod": "here"}) == of(
+    assert forwarding.client_headers(given, {"target-pod": "here"}) == of(
         ("content-type", "text/event-stream"),
         ("set-cookie", "a"),
         ("set-cookie", "b"),
         ("target-pod", "here"),
     )
-    assert headers.to_client(given, {"Set-Cookie": "c"})[-1:] == [(b"set-cookie", b"c")]
-    assert len(headers.to_client(given, {"Set-Cookie": "c"})) == 2
+    assert forwarding.client_headers(given, {"Set-Cookie": "c"})[-1:] == [(b"set-cookie", b"c")]
+    assert len(forwarding.client_headers(given, {"Set-Cookie": "c"})) == 2
 
 
 def test_for_choosing_names_are_in_lower_case() -> None:
-    assert headers.plain(of(("X-Session-Id", "S"))) == {"x-session-id": "S"}
+    assert forwarding.plain_headers(of(("X-Session-Id", "S"))) == {"x-session-id": "S"}

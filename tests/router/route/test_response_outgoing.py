@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from kvtier.router.replica.exchange import BrokenOff, Exchange, Head
-from kvtier.router.route.outgoing import CutOff, Outgoing
+from kvtier.router.route.response import CutOff, Outgoing
 from tests.router.replica.test_exchange import Line
 
 

@@ -9,7 +9,7 @@ from kvtier.index.fleet.prompt import TextPrompt
 from kvtier.router.choose.base import Candidate, Endpoint, Request
 from kvtier.router.choose.decision import Decision
 from kvtier.router.choose.record import read_records
-from kvtier.router.route.decisions import DecisionLog
+from kvtier.router.route.reporting import DecisionLog
 
 
 def decided(identity: str) -> Decision:

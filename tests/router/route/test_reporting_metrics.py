@@ -7,26 +7,26 @@ from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
 from kvtier.router.fleet.members import UNHEALTHY_AFTER, Card, Fleet
 from kvtier.router.fleet.replicas import Replica
-from kvtier.router.route.metering import Meter, Outcome
+from kvtier.router.route.reporting import RequestOutcome, RouteMeter
 
 
-def exposed(meter: Meter) -> dict[str, float]:
+def exposed(meter: RouteMeter) -> dict[str, float]:
     lines = [line for line in meter.render().decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-def meter_of(*names: str) -> tuple[Fleet, Meter]:
+def meter_of(*names: str) -> tuple[Fleet, RouteMeter]:
     fleet = Fleet()
     fleet.update([Replica(name=name, url=f"http://{name}:1") for name in names])
-    return fleet, Meter(fleet, lambda: 3)
+    return fleet, RouteMeter(fleet, lambda: 3)
 
 
 def test_every_outcome_is_there_from_the_start() -> None:
     _, meter = meter_of()
     found = exposed(meter)
-    for outcome in Outcome:
+    for outcome in RequestOutcome:
         assert found[f'kvtier_route_requests_total{{outcome="{outcome.value}"}}'] == 0
-    assert {outcome.value for outcome in Outcome} == set(declaration.LABEL_VALUES["outcome"])
+    assert {outcome.value for outcome in RequestOutcome} == set(declaration.LABEL_VALUES["outcome"])
     assert found["kvtier_route_queued_requests"] == 3
 
 
@@ -39,8 +39,8 @@ def test_every_declared_metric_is_exposed() -> None:
 
 def test_requests_are_added_up() -> None:
     fleet, meter = meter_of("a", "b")
-    meter.ended(Outcome.OK, 0.02)
-    meter.ended(Outcome.OK, 400.0)
+    meter.ended(RequestOutcome.OK, 0.02)
+    meter.ended(RequestOutcome.OK, 400.0)
     meter.sent("a")
     meter.retried += 1
     stay = fleet.arrive(fleet.members[0].endpoint, 1, 1)
@@ -91,4 +91,4 @@ class Another(Collector):
 
 
 def test_metrics_of_others_are_exposed_beside() -> None:
-    assert b"kvtier_another 5.0" in Meter(Fleet(), lambda: 3, [Another()]).render()
+    assert b"kvtier_another 5.0" in RouteMeter(Fleet(), lambda: 3, [Another()]).render()

@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.router.request.refusals import Refusal
-from kvtier.router.route.reader import AHEAD_BYTES, FIELD_BYTES, FIELDS, QUIET_BYTES, Reader
-from kvtier.router.route.request import Request
+from kvtier.router.route.request import (
+    AHEAD_BYTES,
+    FIELD_BYTES,
+    FIELDS,
+    QUIET_BYTES,
+    HttpRequest,
+    RequestReader,
+)
 
 SIZED = b"POST /v1/a?b HTTP/1.1\r\nHost: h\r\nX-A: \xe4\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = (
@@ -24,8 +30,8 @@ OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings:
 SOCKET = b"GET /v1/f HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n\r\n"
 
 
-def read(*pieces: bytes) -> Reader:
-    reader = Reader(100, lambda: None)
+def read(*pieces: bytes) -> RequestReader:
+    reader = RequestReader(100, lambda: None)
     for piece in pieces:
         if not reader.fault and reader.beyond is None:
             reader.feed(piece)
@@ -34,7 +40,7 @@ def read(*pieces: bytes) -> Reader:
     return reader
 
 
-def body(reader: Reader, place: int = 0) -> bytes | str:
+def body(reader: RequestReader, place: int = 0) -> bytes | str:
     async def taken() -> bytes | bytearray:
         return await reader.requests[place].body(0.01)
 
@@ -49,7 +55,7 @@ def offering(message: bytes, offer: bytes = OFFER) -> bytes:
     return message.replace(b"\r\n", b"\r\n" + offer, 1)
 
 
-def seen(reader: Reader) -> tuple[object, ...]:
+def seen(reader: RequestReader) -> tuple[object, ...]:
     """All that a connection sees; why something is a fault may depend on how it was cut."""
     return (
         [
@@ -127,7 +133,7 @@ def test_an_offer_and_a_body_read_alike_at_every_cut(message: bytes, last: bytes
         assert whole == seen(read(sent[:at], sent[at:]))
 
 
-def plainly(request: Request) -> tuple[object, ...]:
+def plainly(request: HttpRequest) -> tuple[object, ...]:
     """All but the offer."""
     offered = {name.lower() for name, _ in (line.split(b": ") for line in OFFER.splitlines())}
     fields = [field for field in request.fields if field[0] not in offered]
@@ -241,7 +247,7 @@ def test_only_a_get_without_a_body_goes_on_in_another_protocol() -> None:
     assert refused.fault == "CONNECT is for proxies"
 
 
-def taken(reader: Reader) -> list[Request]:
+def taken(reader: RequestReader) -> list[HttpRequest]:
     found = []
     while reader.requests:
         found.append(reader.take())
@@ -277,7 +283,7 @@ def test_what_is_read_is_let_go() -> None:
 def test_large_bodies_that_wait_are_few() -> None:
     size = AHEAD_BYTES // 4
     large = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
-    reader = Reader(AHEAD_BYTES, lambda: None)
+    reader = RequestReader(AHEAD_BYTES, lambda: None)
     reader.feed(large * 10)
     assert reader.is_full
     assert len(reader.requests) == 4
