@@ -12,7 +12,7 @@ from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import build_cache
 from kvtier.clock import MonotonicClock
-from kvtier.settings import Disk, Ram, Settings
+from kvtier.settings import DiskSettings, RamSettings, Settings
 
 BLOCK_BYTES = 64 * 1024
 
@@ -45,8 +45,8 @@ def main(folder: Path) -> None:
 def settings(folder: Path) -> Settings:
     """One MiB of RAM; `disk` is a folder on a real disk, bounded to 16 MiB."""
     return Settings(
-        ram=Ram(capacity=16 * BLOCK_BYTES),
-        disk=Disk(path=str(folder / "cache"), capacity=16 << 20),
+        ram=RamSettings(capacity=16 * BLOCK_BYTES),
+        disk=DiskSettings(path=str(folder / "cache"), capacity=16 << 20),
     )
 
 

@@ -6,13 +6,13 @@ Run it as `python scripts/render_reference.py` from the repository's root.
 
 from pathlib import Path
 
-from kvtier.metrics import page
-from kvtier.settings import reference
+from kvtier.metrics import reference as metrics_reference
+from kvtier.settings import reference as settings_reference
 
 GENERATED = {
-    "docs/reference/settings.md": reference.render_markdown,
-    "docs/reference/metrics.md": page.render_markdown,
-    "examples/every_option.yaml": reference.render_yaml,
+    "docs/reference/settings.md": settings_reference.render_markdown,
+    "docs/reference/metrics.md": metrics_reference.render_markdown,
+    "examples/every_option.yaml": settings_reference.render_yaml,
 }
 """Path from the repository's root -> what writes its text."""
 

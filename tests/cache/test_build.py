@@ -13,8 +13,7 @@ from kvtier.cache.core import TieredCache
 from kvtier.clock import MonotonicClock, VirtualClock
 from kvtier.errors import InvalidSettings
 from kvtier.index.local import UNKNOWN_PARENT, Presence
-from kvtier.settings import Disk, Ram, Settings, Shared
-from kvtier.settings import Transfer as TransferSettings
+from kvtier.settings import DiskSettings, RamSettings, Settings, SharedSettings, TransferSettings
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
 from kvtier.testing.spaces import sample_space
@@ -41,8 +40,8 @@ WAIT_S = 30.0
 
 def settings(disk: Path | None = None, slots: int = 8, **disk_options: str) -> Settings:
     return Settings(
-        ram=Ram(capacity=slots * SLOT_BYTES),
-        disk=Disk(path=str(disk), capacity=DISK_BYTES, **disk_options) if disk else None,
+        ram=RamSettings(capacity=slots * SLOT_BYTES),
+        disk=DiskSettings(path=str(disk), capacity=DISK_BYTES, **disk_options) if disk else None,
         transfer=TransferSettings(queue_blocks=64),
     )
 
@@ -232,7 +231,9 @@ def test_a_tier_that_does_not_open_is_said_and_closed_when_it_does(
         plugins, "load", lambda kind, name: Slow if kind == "tiers" else load(kind, name)
     )
     monkeypatch.setattr(build, "_OPEN_S", 0.01)
-    wanted = Settings(ram=Ram(capacity=8 * SLOT_BYTES), shared=Shared(path=str(tmp_path)))
+    wanted = Settings(
+        ram=RamSettings(capacity=8 * SLOT_BYTES), shared=SharedSettings(path=str(tmp_path))
+    )
     with pytest.raises(InvalidSettings, match=r"shared\.path: no answer within"):
         build_cache(wanted, LAYOUT, SPACE)
     gate.set()
@@ -241,7 +242,8 @@ def test_a_tier_that_does_not_open_is_said_and_closed_when_it_does(
 
 def test_engines_that_share_a_folder_find_each_others_blocks(tmp_path: Path) -> None:
     wanted = Settings(
-        ram=Ram(capacity=8 * SLOT_BYTES), shared=Shared(path=str(tmp_path / "kv"), io_threads=2)
+        ram=RamSettings(capacity=8 * SLOT_BYTES),
+        shared=SharedSettings(path=str(tmp_path / "kv"), io_threads=2),
     )
     writer, reader = (build_cache(wanted, LAYOUT, SPACE) for _ in range(2))
     keys = chain(4)

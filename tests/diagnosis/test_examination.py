@@ -88,7 +88,7 @@ def test_another_secret_than_the_stores(store: StoreFolder, tmp_path: Path) -> N
 def test_storage_that_hangs_is_a_failure_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     woken = threading.Event()
 
-    def hanging(shared: settings.Shared) -> Iterator[Check]:
+    def hanging(shared: settings.SharedSettings) -> Iterator[Check]:
         del shared
         yield fine("shared.path", "began")
         woken.wait(60)

@@ -6,7 +6,7 @@ import pytest
 from kvtier import settings
 from kvtier.diagnosis.host import ram_check, seed_check, settings_check, version_checks
 from kvtier.diagnosis.report import Status
-from kvtier.settings import Ram
+from kvtier.settings import RamSettings
 from tests.settings.test_machine import GIB, describe
 
 
@@ -30,20 +30,22 @@ def test_what_is_set_and_where(tmp_path: Path) -> None:
 )
 def test_memory(tmp_path: Path, capacity_bytes: int, status: Status, told: str) -> None:
     probes = describe(tmp_path, memoryDOTmax=str(30 * GIB))
-    check = ram_check(Ram(capacity=capacity_bytes), probes)
+    check = ram_check(RamSettings(capacity=capacity_bytes), probes)
     assert (check.topic, check.status) == ("ram.capacity", status)
     assert told in check.told
 
 
 def test_little_left_for_the_engine(tmp_path: Path) -> None:
-    check = ram_check(Ram(capacity=19 * GIB), describe(tmp_path, memoryDOTmax=str(20 * GIB)))
+    check = ram_check(
+        RamSettings(capacity=19 * GIB), describe(tmp_path, memoryDOTmax=str(20 * GIB))
+    )
     assert (check.status, check.fix) == (Status.WARN, "Make it smaller.")
 
 
 def test_a_machine_that_does_not_tell(tmp_path: Path) -> None:
     probes = describe(tmp_path)
     probes.meminfo.unlink()
-    assert ram_check(Ram(capacity=2**60), probes).status is Status.OK
+    assert ram_check(RamSettings(capacity=2**60), probes).status is Status.OK
 
 
 def versions_with(vllm: str | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Status]:

@@ -17,7 +17,7 @@ from kvtier.diagnosis.storage import (
     skew_check,
 )
 from kvtier.errors import InvalidSettings
-from kvtier.settings import Disk, ObjectStore, Shared
+from kvtier.settings import DiskSettings, ObjectStoreSettings, SharedSettings
 from kvtier.tiers.disk.files import OsFiles
 from kvtier.tiers.disk.folder import open_folder
 from tests.inspection.stores import NAME, StoreFolder, key_file, keys
@@ -41,14 +41,14 @@ def wrong(checks: Iterator[Check]) -> list[tuple[str, Status, str]]:
 
 def test_a_good_disk_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
-    checks = list(disk_checks(Disk(path=str(tmp_path / "disk"), capacity=1 << 20)))
+    checks = list(disk_checks(DiskSettings(path=str(tmp_path / "disk"), capacity=1 << 20)))
     assert wrong(iter(checks)) == []
     assert {"disk.path", "disk.capacity", "disk.direct_io"} == {each.topic for each in checks}
     assert everything(tmp_path) == [tmp_path / "disk"]
 
 
 def test_a_disk_that_is_made_at_the_first_start(tmp_path: Path) -> None:
-    checks = list(disk_checks(Disk(path=str(tmp_path / "disk"), capacity=1 << 20)))
+    checks = list(disk_checks(DiskSettings(path=str(tmp_path / "disk"), capacity=1 << 20)))
     assert "it is made at the first start" in checks[0].told
     assert everything(tmp_path) == []
 
@@ -57,7 +57,9 @@ def test_a_disk_in_use_is_only_told(tmp_path: Path) -> None:
     folder = open_folder(tmp_path, OsFiles())
     try:
         before = everything(tmp_path)
-        ((topic, status, told),) = wrong(disk_checks(Disk(path=str(tmp_path), capacity=1 << 20)))
+        ((topic, status, told),) = wrong(
+            disk_checks(DiskSettings(path=str(tmp_path), capacity=1 << 20))
+        )
         assert everything(tmp_path) == before
     finally:
         folder.close()
@@ -76,7 +78,7 @@ def test_a_disk_in_use_is_only_told(tmp_path: Path) -> None:
 def test_a_disk_that_cannot_be_used(tmp_path: Path, name: str, capacity: int, says: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match=says):
-        list(disk_checks(Disk(path=str(tmp_path / name), capacity=capacity)))
+        list(disk_checks(DiskSettings(path=str(tmp_path / name), capacity=capacity)))
 
 
 def test_a_good_shared_folder_and_nothing_is_left(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_a_good_shared_folder_and_nothing_is_left(tmp_path: Path) -> None:
     store.fill(keys(4))
     before = everything(tmp_path)
     secret = key_file(tmp_path)
-    checks = list(shared_checks(Shared(path=str(store.path), key_file=str(secret))))
+    checks = list(shared_checks(SharedSettings(path=str(store.path), key_file=str(secret))))
     assert wrong(iter(checks)) == []
     told = "\n".join(check.told for check in checks)
     for part in ("holds a secret", "of two writers", "O_DIRECT", "clock", "inodes", "dead writers"):
@@ -95,19 +97,19 @@ def test_a_good_shared_folder_and_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_a_shared_folder_that_may_not_be_mounted(tmp_path: Path) -> None:
-    ((topic, status, told),) = wrong(shared_checks(Shared(path=str(tmp_path / "kv"))))
+    ((topic, status, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path / "kv"))))
     assert (topic, status) == ("shared.path", Status.WARN)
     assert "does not exist; the first engine makes it" in told
     assert everything(tmp_path) == []
     with pytest.raises(InvalidSettings, match=r"shared.path: the parent folder"):
-        list(shared_checks(Shared(path=str(tmp_path / "none" / "kv"))))
+        list(shared_checks(SharedSettings(path=str(tmp_path / "none" / "kv"))))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_shared_folder_that_may_only_be_read(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InvalidSettings, match=r"shared.path: .* is not writable"):
-        list(shared_checks(Shared(path=str(tmp_path))))
+        list(shared_checks(SharedSettings(path=str(tmp_path))))
 
 
 def test_what_dead_writers_left(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_what_dead_writers_left(tmp_path: Path) -> None:
         os.utime(file, (file.stat().st_mtime - age_s,) * 2)
     old = store.plant("stranger")
     os.utime(old, (1, 1))
-    ((_, status, told),) = wrong(shared_checks(Shared(path=str(tmp_path))))
+    ((_, status, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path))))
     assert (status, told) == (Status.WARN, "2 temporary files that somebody died writing")
 
 
@@ -128,7 +130,7 @@ def test_a_large_store_is_not_walked_to_its_end(
     for number in range(5):
         (tmp_path / f"file-{number}").touch()
     monkeypatch.setattr(storage, "LOOK_FILES", 3)
-    told = [check.told for check in shared_checks(Shared(path=str(tmp_path)))]
+    told = [check.told for check in shared_checks(SharedSettings(path=str(tmp_path)))]
     assert told[-1] == "no files left by dead writers among the first 3"
 
 
@@ -141,10 +143,10 @@ def test_no_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return real(path, flags, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refusing)
-    fails = wrong(shared_checks(Shared(path=str(tmp_path), direct_io="always")))
+    fails = wrong(shared_checks(SharedSettings(path=str(tmp_path), direct_io="always")))
     assert [(topic, status) for topic, status, _ in fails] == [("shared.direct_io", Status.FAIL)]
-    assert wrong(shared_checks(Shared(path=str(tmp_path)))) == []
-    fails = wrong(disk_checks(Disk(path=str(tmp_path), capacity=4096, direct_io="always")))
+    assert wrong(shared_checks(SharedSettings(path=str(tmp_path)))) == []
+    fails = wrong(disk_checks(DiskSettings(path=str(tmp_path), capacity=4096, direct_io="always")))
     assert [(topic, status) for topic, status, _ in fails] == [("disk.direct_io", Status.FAIL)]
 
 
@@ -166,7 +168,7 @@ def test_the_clock_is_the_file_systems(
     tmp_path: Path, ahead_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "wall_s", lambda: wall_s() - ahead_s)
-    ((_, _, told),) = wrong(shared_checks(Shared(path=str(tmp_path))))
+    ((_, _, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path))))
     assert told.startswith(f"the store's clock is {abs(ahead_s)}.0 s")
     assert ("ahead" in told) == (ahead_s > 0)
 
@@ -185,7 +187,7 @@ def test_a_bucket_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
         port = held.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     with pytest.raises(InvalidSettings, match="cannot be reached"):
-        list(bucket_checks(ObjectStore(url="s3://bucket")))
+        list(bucket_checks(ObjectStoreSettings(url="s3://bucket")))
 
 
 @pytest.mark.usefixtures("owner")
@@ -193,14 +195,14 @@ def test_a_server_without_conditional_writes(monkeypatch: pytest.MonkeyPatch) ->
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         with pytest.raises(InvalidSettings, match="conditional"):
-            list(bucket_checks(ObjectStore(url="s3://bucket")))
+            list(bucket_checks(ObjectStoreSettings(url="s3://bucket")))
         assert server.objects == {}
 
 
 def test_a_good_bucket_and_nothing_is_left(url: str, client: S3Store, tmp_path: Path) -> None:
     client.put("space-0123456789abcdef/blocks/000/x", b"x")
     secret = key_file(tmp_path)
-    checks = list(bucket_checks(ObjectStore(url=url, key_file=str(secret))))
+    checks = list(bucket_checks(ObjectStoreSettings(url=url, key_file=str(secret))))
     assert wrong(iter(checks)) == []
     told = "\n".join(check.told for check in checks)
     for part in ("holds a secret", "can be listed, read and written", "conditional", "clock"):

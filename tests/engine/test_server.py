@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvtier.metrics.declaration import Kind
+from kvtier.metrics.declaration import MetricKind
 from kvtier.metrics.engine import METRICS
 from kvtier_bench.processes import session_processes, stop_session
 from tests.engine.engine import environment
@@ -137,9 +137,9 @@ def test_every_metric_stands_in_the_engines_own(server: Server, corpus: list[int
     server.complete(corpus[:SIZE])
     found = {name for name, _ in server.samples()}
     suffixes = {
-        Kind.COUNTER: "_total",
-        Kind.GAUGE: "",
-        Kind.HISTOGRAM: "_count",
+        MetricKind.COUNTER: "_total",
+        MetricKind.GAUGE: "",
+        MetricKind.HISTOGRAM: "_count",
     }
     declared = {metric.name + suffixes[metric.kind] for metric in METRICS}
     assert found >= declared

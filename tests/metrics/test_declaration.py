@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kvtier.metrics.declaration import LABEL_VALUES, Kind, Metric
+from kvtier.metrics.declaration import LABEL_VALUES, Metric, MetricKind
 from kvtier.metrics.engine import METRICS
 from kvtier.metrics.evictor import EVICTOR_METRICS
 from kvtier.metrics.router import EPP_METRICS, ROUTE_METRICS, ROUTER_METRICS
@@ -21,7 +21,7 @@ def test_a_metric_says_its_unit_and_its_bounds(metric: Metric) -> None:
     assert re.fullmatch(rf"kvtier_[a-z_]+_({UNITS})", metric.name)
     assert metric.documentation.endswith(".")
     assert set(metric.labels) <= set(LABEL_VALUES)
-    assert (metric.buckets is not None) == (metric.kind is Kind.HISTOGRAM)
+    assert (metric.buckets is not None) == (metric.kind is MetricKind.HISTOGRAM)
     assert list(metric.buckets or ()) == sorted(set(metric.buckets or ()))
 
 

@@ -5,13 +5,13 @@ import pytest
 
 from kvtier import settings
 from kvtier.errors import InvalidSettings
-from kvtier.settings import Disk, Ram, Settings, Transfer
+from kvtier.settings import DiskSettings, RamSettings, Settings, TransferSettings
 
 GIB = 2**30
 
 
 def test_one_size_is_enough() -> None:
-    assert settings.load({"ram": "20GiB"}, env={}) == Settings(ram=Ram(capacity=20 * GIB))
+    assert settings.load({"ram": "20GiB"}, env={}) == Settings(ram=RamSettings(capacity=20 * GIB))
 
 
 def test_long_and_short_forms_mean_the_same() -> None:
@@ -20,7 +20,7 @@ def test_long_and_short_forms_mean_the_same() -> None:
         {"ram": {"capacity": GIB}, "disk": {"path": "/x", "capacity": "2GiB"}}, env={}
     )
     assert short == long
-    assert short.disk == Disk(path="/x", capacity=2 * GIB)
+    assert short.disk == DiskSettings(path="/x", capacity=2 * GIB)
 
 
 def test_later_sources_win_value_by_value(tmp_path: Path) -> None:
@@ -36,9 +36,9 @@ def test_later_sources_win_value_by_value(tmp_path: Path) -> None:
         flags={"--transfer-drain": "6s"},
     )
     assert resolved.settings == Settings(
-        ram=Ram(capacity=2 * GIB, eviction="arc", admission="second_touch"),
-        disk=Disk(path="/env", capacity=3 * 10**9),
-        transfer=Transfer(drain=6.0),
+        ram=RamSettings(capacity=2 * GIB, eviction="arc", admission="second_touch"),
+        disk=DiskSettings(path="/env", capacity=3 * 10**9),
+        transfer=TransferSettings(drain=6.0),
     )
     origins = {name: found.origin for name, found in resolved.values.items()}
     assert origins["ram.capacity"] == "KVTIER_RAM"
@@ -75,12 +75,12 @@ def test_variables_of_a_kubernetes_service_called_kvtier_are_not_settings() -> N
         "KVTIER_PORT": "tcp://10.0.0.1:80",
         "KVTIER_ROUTER_PORT_80_TCP_ADDR": "10.0.0.1",
     }
-    assert settings.load({"ram": 1}, env=env) == Settings(ram=Ram(capacity=1))
+    assert settings.load({"ram": 1}, env=env) == Settings(ram=RamSettings(capacity=1))
 
 
 def test_variables_of_the_router_are_the_routers() -> None:
     env = {"KVTIER_ROUTE_PORT": "30080", "KVTIER_ROUTE_API_KEY": "secret"}
-    assert settings.load({"ram": 1}, env=env) == Settings(ram=Ram(capacity=1))
+    assert settings.load({"ram": 1}, env=env) == Settings(ram=RamSettings(capacity=1))
 
 
 @pytest.mark.parametrize(

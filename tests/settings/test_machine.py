@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.settings import Disk, Ram, Settings, Shared, machine
+from kvtier.settings import DiskSettings, RamSettings, Settings, SharedSettings, machine
 from kvtier.settings.machine import (
     Probes,
     cgroup_limit_bytes,
@@ -34,7 +34,11 @@ def describe(folder: Path, membership: str = "0::/\n", **limits: str) -> Probes:
 
 
 def test_this_machine_can_be_asked(tmp_path: Path) -> None:
-    check(Settings(ram=Ram(capacity=4096), disk=Disk(path=str(tmp_path), capacity=4096)))
+    check(
+        Settings(
+            ram=RamSettings(capacity=4096), disk=DiskSettings(path=str(tmp_path), capacity=4096)
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,9 +50,9 @@ def test_this_machine_can_be_asked(tmp_path: Path) -> None:
 )
 def test_ram_beyond_the_machine_is_refused(tmp_path: Path, capacity: int, owner: str) -> None:
     probes = describe(tmp_path)
-    check_ram(Ram(capacity=24 * GIB), probes)
+    check_ram(RamSettings(capacity=24 * GIB), probes)
     with pytest.raises(InvalidSettings, match=rf"ram.capacity: {owner}; make it smaller"):
-        check_ram(Ram(capacity=capacity), probes)
+        check_ram(RamSettings(capacity=capacity), probes)
 
 
 @pytest.mark.parametrize(
@@ -75,21 +79,23 @@ def test_the_tightest_cgroup_limit_counts(
 
 def test_ram_beyond_the_container_is_refused(tmp_path: Path) -> None:
     probes = describe(tmp_path, memoryDOTmax=str(GIB))
-    check_ram(Ram(capacity=GIB), probes)
+    check_ram(RamSettings(capacity=GIB), probes)
     with pytest.raises(InvalidSettings, match=r"ram.capacity: .* limit of this container"):
-        check_ram(Ram(capacity=GIB + 1), probes)
+        check_ram(RamSettings(capacity=GIB + 1), probes)
 
 
 def test_a_machine_that_tells_nothing_is_believed(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
-    check_ram(Ram(capacity=2**60), Probes(meminfo=absent, membership=absent, cgroup_root=absent))
+    check_ram(
+        RamSettings(capacity=2**60), Probes(meminfo=absent, membership=absent, cgroup_root=absent)
+    )
 
 
 def test_a_disk_bound_beyond_the_free_space_is_refused(tmp_path: Path) -> None:
     space = os.statvfs(tmp_path)
     capacity = space.f_blocks * space.f_frsize + GIB
     with pytest.raises(InvalidSettings, match=r"disk.capacity: .* has .* free; make it smaller"):
-        check_disk(Disk(path=str(tmp_path / "new" / "slab"), capacity=capacity))
+        check_disk(DiskSettings(path=str(tmp_path / "new" / "slab"), capacity=capacity))
     assert not (tmp_path / "new").exists()
 
 
@@ -103,7 +109,7 @@ def test_what_a_slab_occupies_already_counts_as_room(tmp_path: Path) -> None:
     os.sync()
     assert 4 * 2**20 <= occupied_bytes(slab) < 5 * 2**20
     with pytest.raises(InvalidSettings, match=r"besides the 4\.0MiB kept there"):
-        check_disk(Disk(path=str(slab), capacity=2**60))
+        check_disk(DiskSettings(path=str(slab), capacity=2**60))
 
 
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -112,29 +118,29 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     for path, why in ((file, ""), (file / "below", f" and cannot become one: {file} is a file")):
         said = f"disk.path: {path} is not a folder{why}; name another path"
         with pytest.raises(InvalidSettings, match=re.escape(said)):
-            check_disk(Disk(path=str(path), capacity=1))
+            check_disk(DiskSettings(path=str(path), capacity=1))
 
 
 def test_a_path_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(InvalidSettings, match=r"disk.path: /proc/kvtier is not writable"):
-        check_disk(Disk(path="/proc/kvtier", capacity=1))
+        check_disk(DiskSettings(path="/proc/kvtier", capacity=1))
 
 
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
-    check_disk(Disk(path=str(tmp_path), capacity=1))
+    check_disk(DiskSettings(path=str(tmp_path), capacity=1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shared_folder_has_to_be_one_and_to_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_shared(Shared(path=str(tmp_path / "kv")))
+    check_shared(SharedSettings(path=str(tmp_path / "kv")))
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match=r"shared\.path: .* is not a folder"):
-        check_shared(Shared(path=str(tmp_path / "file")))
+        check_shared(SharedSettings(path=str(tmp_path / "file")))
     gate = threading.Event()
     monkeypatch.setattr(machine, "check_folder", lambda *_: gate.wait(30))
     monkeypatch.setattr(machine, "_MOUNT_S", 0.01)
     with pytest.raises(InvalidSettings, match=r"shared\.path: /dead: no answer within"):
-        check_shared(Shared(path="/dead"))
+        check_shared(SharedSettings(path="/dead"))
     gate.set()

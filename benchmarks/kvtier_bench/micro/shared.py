@@ -14,7 +14,7 @@ from pathlib import Path
 from kvtier.blocks.checksum import Payload, Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
-from kvtier.settings import Shared
+from kvtier.settings import SharedSettings
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.format import space_folder
@@ -30,7 +30,7 @@ SIZES = ((1 << 20, "1 MiB"), (4 << 20, "4 MiB"))
 PACKED_BYTES = 128 << 10
 PACKED_BLOCKS = 32
 _BATCH_BYTES = 128 << 20
-_THREADS = Shared(path="").io_threads
+_THREADS = SharedSettings(path="").io_threads
 """As many as an engine has by default; raw files get the same."""
 _ROUNDS = 9
 _FOLDERS = 16**3

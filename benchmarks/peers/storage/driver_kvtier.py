@@ -10,7 +10,7 @@ from worker import Options, Storage, serve
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import blocks_a_file
-from kvtier.settings.tree import Shared
+from kvtier.settings.tree import SharedSettings
 from kvtier.tiers.base import Move, Outcome
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.transfer.engine import TransferEngine
@@ -24,7 +24,7 @@ _DEADLINE_S = 60.0
 class KvtierFolder(Storage):
     def __init__(self, options: Options, source: np.ndarray, target: np.ndarray) -> None:
         self._source, self._target = source, target
-        defaults = Shared(path="")
+        defaults = SharedSettings(path="")
         layout = BlockLayout(block_bytes=options.block_bytes, tokens_per_block=TOKENS)
         self._files = blocks_a_file(defaults.tokens_per_file, layout)
         self._tier = FolderTier(

@@ -7,8 +7,8 @@ import click
 import msgspec
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.process import stopping
 from kvtier.cli.progress import Bar
-from kvtier.cli.signals import stopping
 from kvtier.conversion.converting import Wish
 from kvtier.conversion.converting import convert as convert_tree
 from kvtier.conversion.report import Conversion

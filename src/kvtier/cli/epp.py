@@ -12,9 +12,9 @@ import click
 
 from kvtier.cli.gauges import gauge_flags, gauges
 from kvtier.cli.inherited import Inheriting, warnings
-from kvtier.cli.loop import run
 from kvtier.cli.main import EXIT_INTERRUPTED
 from kvtier.cli.pods import objectives, pod_flags, pods
+from kvtier.cli.process import run_server
 from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
 from kvtier.router import assembly
@@ -129,7 +129,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     priorities = Objectives(dict(_objective(text) for text in flags["objectives"]))
     options = _options(flags, priorities)
     around = (assembled, objectives(flags, priorities))
-    if run(_run(Process(options, wiring), around, options)) == signal.SIGINT:
+    if run_server(_run(Process(options, wiring), around, options)) == signal.SIGINT:
         context.exit(EXIT_INTERRUPTED)
 
 

@@ -10,8 +10,8 @@ import click
 import msgspec
 
 from kvtier.cli.main import EXIT_INTERRUPTED
+from kvtier.cli.process import stopping
 from kvtier.cli.progress import Bar
-from kvtier.cli.signals import stopping
 from kvtier.clock import Clock
 from kvtier.inspection.checking import Observer, Wish, check_store
 from kvtier.inspection.fsck import THREADS

@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 
 from kvtier.cli.main import EXIT_INTERRUPTED
-from kvtier.cli.signals import stopping
+from kvtier.cli.process import stopping
 from kvtier.clock import wall_s
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.opening import open_view

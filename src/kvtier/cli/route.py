@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from kvtier.cli.loop import run
+from kvtier.cli.process import run_server
 from kvtier.errors import InvalidSettings
 
 try:
@@ -55,7 +55,7 @@ def _setting_flags(command: _Command) -> _Command:
     return command
 
 
-def _metavar(row: options.Row) -> str:
+def _metavar(row: options.RouteOption) -> str:
     names = {"host": "ADDRESS", "port": "PORT", "explain": "|".join(row.choices)}
     return names.get(row.name, row.about.kind.value.upper())
 
@@ -152,7 +152,7 @@ def route(
         collectors=assembled.collectors,
     )
     _open_files()
-    number = run(_serve(settings, wiring, assembled))
+    number = run_server(_serve(settings, wiring, assembled))
     if number == signal.SIGINT:
         context.exit(_EXIT_INTERRUPTED)
 

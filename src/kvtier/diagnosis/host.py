@@ -9,7 +9,7 @@ from typing import Final
 from kvtier.connectors.vllm import versions
 from kvtier.diagnosis.report import Check, failed, fine, warned
 from kvtier.errors import InvalidSettings
-from kvtier.settings import Ram, Resolved, machine
+from kvtier.settings import RamSettings, Resolved, machine
 from kvtier.settings.layers import DEFAULT_ORIGIN
 from kvtier.settings.machine import Probes
 from kvtier.settings.options import OPTIONS
@@ -29,7 +29,7 @@ def settings_check(resolved: Resolved) -> Check:
     return fine("settings", "; ".join(given))
 
 
-def ram_check(ram: Ram, probes: Probes | None = None) -> Check:
+def ram_check(ram: RamSettings, probes: Probes | None = None) -> Check:
     """Against this machine, its container, and what is free now."""
     probes = probes or Probes()
     size = approximate_size(ram.capacity)

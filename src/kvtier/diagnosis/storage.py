@@ -17,7 +17,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.inspection.folder import Folder as Looked
 from kvtier.inspection.places import Place, Places
 from kvtier.inspection.spaces import space_names
-from kvtier.settings import Disk, ObjectStore, Shared, machine
+from kvtier.settings import DiskSettings, ObjectStoreSettings, SharedSettings, machine
 from kvtier.settings.sizes import approximate_size
 from kvtier.tiers.disk import check_unused
 from kvtier.tiers.disk.files import OsFiles
@@ -39,7 +39,7 @@ _FREE_SHARE: Final = 0.05
 _INODES: Final = 1000
 
 
-def disk_checks(disk: Disk) -> Iterator[Check]:
+def disk_checks(disk: DiskSettings) -> Iterator[Check]:
     """Of the local drive. Raises InvalidSettings and OSError where it cannot be used."""
     path = Path(disk.path)
     folder = _existing("disk.path", path)
@@ -56,7 +56,7 @@ def disk_checks(disk: Disk) -> Iterator[Check]:
     yield _inodes("disk.path", os.statvfs(folder))
 
 
-def shared_checks(shared: Shared, clock: Clock | None = None) -> Iterator[Check]:
+def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterator[Check]:
     """Of the shared folder. Raises InvalidSettings and OSError where it cannot be used."""
     if shared.key_file is not None:
         yield key_file_check("shared.key_file", Path(shared.key_file))
@@ -86,7 +86,7 @@ def shared_checks(shared: Shared, clock: Clock | None = None) -> Iterator[Check]
         yield _leftovers(path, now_s, clock or MonotonicClock())
 
 
-def bucket_checks(bucket: ObjectStore) -> Iterator[Check]:
+def bucket_checks(bucket: ObjectStoreSettings) -> Iterator[Check]:
     """Of the bucket; about fourteen requests. Raises InvalidSettings and OSError."""
     if bucket.key_file is not None:
         yield key_file_check("objectstore.key_file", Path(bucket.key_file))

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 
-class Kind(enum.Enum):
+class MetricKind(enum.Enum):
     """Prometheus metric types in use."""
 
     COUNTER = "counter"
@@ -24,7 +24,7 @@ class Metric(msgspec.Struct, frozen=True):
     """One declaration. `buckets` are upper bounds in the metric's unit, histograms only."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     documentation: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] | None = None

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from kvtier.metrics.declaration import Kind, Metric
+from kvtier.metrics.declaration import Metric, MetricKind
 
 _TRANSFER_BUCKETS_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -10,85 +10,87 @@ _TRANSFER_BUCKETS_S = (
 )
 
 HIT_BLOCKS: Final = Metric(
-    "kvtier_hit_blocks", Kind.COUNTER, "Blocks found, by the tier that held them.", ("tier",)
+    "kvtier_hit_blocks", MetricKind.COUNTER, "Blocks found, by the tier that held them.", ("tier",)
 )
 HIT_TOKENS: Final = Metric(
-    "kvtier_hit_tokens", Kind.COUNTER, "Tokens of the blocks found, by tier.", ("tier",)
+    "kvtier_hit_tokens", MetricKind.COUNTER, "Tokens of the blocks found, by tier.", ("tier",)
 )
 MISS_BLOCKS: Final = Metric(
-    "kvtier_miss_blocks", Kind.COUNTER, "Blocks the engine computed because no tier held them."
+    "kvtier_miss_blocks",
+    MetricKind.COUNTER,
+    "Blocks the engine computed because no tier held them.",
 )
 READ_BYTES: Final = Metric(
-    "kvtier_read_bytes", Kind.COUNTER, "Payload bytes read from a tier.", ("tier",)
+    "kvtier_read_bytes", MetricKind.COUNTER, "Payload bytes read from a tier.", ("tier",)
 )
 WRITTEN_BYTES: Final = Metric(
-    "kvtier_written_bytes", Kind.COUNTER, "Payload bytes written to a tier.", ("tier",)
+    "kvtier_written_bytes", MetricKind.COUNTER, "Payload bytes written to a tier.", ("tier",)
 )
 OCCUPANCY_BLOCKS: Final = Metric(
-    "kvtier_occupancy_blocks", Kind.GAUGE, "Blocks a tier holds now.", ("tier",)
+    "kvtier_occupancy_blocks", MetricKind.GAUGE, "Blocks a tier holds now.", ("tier",)
 )
 OCCUPANCY_TOKENS: Final = Metric(
-    "kvtier_occupancy_tokens", Kind.GAUGE, "Tokens of the blocks a tier holds now.", ("tier",)
+    "kvtier_occupancy_tokens", MetricKind.GAUGE, "Tokens of the blocks a tier holds now.", ("tier",)
 )
 CAPACITY_BLOCKS: Final = Metric(
-    "kvtier_capacity_blocks", Kind.GAUGE, "Blocks a tier can hold.", ("tier",)
+    "kvtier_capacity_blocks", MetricKind.GAUGE, "Blocks a tier can hold.", ("tier",)
 )
 CAPACITY_TOKENS: Final = Metric(
-    "kvtier_capacity_tokens", Kind.GAUGE, "Tokens a tier can hold.", ("tier",)
+    "kvtier_capacity_tokens", MetricKind.GAUGE, "Tokens a tier can hold.", ("tier",)
 )
 TRANSFER_SECONDS: Final = Metric(
     "kvtier_transfer_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "Time a thread spent on one part of a transfer, in the tier.",
     ("tier", "direction"),
     _TRANSFER_BUCKETS_S,
 )
 TRANSFER_QUEUE_BLOCKS: Final = Metric(
     "kvtier_transfer_queue_blocks",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "Blocks waiting to be transferred.",
     ("tier", "direction"),
 )
 EVICTED_BLOCKS: Final = Metric(
-    "kvtier_evicted_blocks", Kind.COUNTER, "Blocks evicted to make room.", ("tier",)
+    "kvtier_evicted_blocks", MetricKind.COUNTER, "Blocks evicted to make room.", ("tier",)
 )
 REJECTED_BLOCKS: Final = Metric(
-    "kvtier_rejected_blocks", Kind.COUNTER, "Blocks the admission policy kept out.", ("tier",)
+    "kvtier_rejected_blocks", MetricKind.COUNTER, "Blocks the admission policy kept out.", ("tier",)
 )
 DROPPED_BLOCKS: Final = Metric(
     "kvtier_dropped_blocks",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Blocks not kept because of back-pressure: the cache sheds writes, the engine never waits.",
     ("tier",),
 )
 CORRUPT_BLOCKS: Final = Metric(
     "kvtier_corrupt_blocks",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Blocks whose bytes failed verification; they were served as a miss.",
     ("tier",),
 )
 MISSING_BLOCKS: Final = Metric(
     "kvtier_missing_blocks",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Blocks a tier was believed to hold and did not have; they were served as a miss.",
     ("tier",),
 )
 FAULT_BLOCKS: Final = Metric(
     "kvtier_fault_blocks",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Blocks a tier failed to read or write (EIO, full, permission lost).",
     ("tier",),
 )
 PROMOTE_EXPIRED_REQUESTS: Final = Metric(
     "kvtier_promote_expired_requests",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Requests that stopped waiting for a lower tier at `transfer.promote_deadline`; what had "
     "not arrived was computed.",
 )
 
 BREAKER_STATE: Final = Metric(
     "kvtier_breaker_state",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "Whether calls to a tier pass: 0 closed (they do), 1 half-open (one tries), 2 open (none "
     "does, everything there is a miss at once).",
     ("tier", "calls"),

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from kvtier.metrics.declaration import Kind, Metric
+from kvtier.metrics.declaration import Metric, MetricKind
 
 _REQUEST_BUCKETS_S = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -10,46 +10,46 @@ _REQUEST_BUCKETS_S = (
 )
 
 ROUTE_REQUESTS: Final = Metric(
-    "kvtier_route_requests", Kind.COUNTER, "Requests, by how they ended.", ("outcome",)
+    "kvtier_route_requests", MetricKind.COUNTER, "Requests, by how they ended.", ("outcome",)
 )
 ROUTE_SENT_REQUESTS: Final = Metric(
-    "kvtier_route_sent_requests", Kind.COUNTER, "Sent to a replica, also again.", ("replica",)
+    "kvtier_route_sent_requests", MetricKind.COUNTER, "Sent to a replica, also again.", ("replica",)
 )
 ROUTE_RETRIED_REQUESTS: Final = Metric(
     "kvtier_route_retried_requests",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Times that a replica could not be reached, or did not answer, before the client saw a byte.",
 )
 ROUTE_QUEUED_REQUESTS: Final = Metric(
-    "kvtier_route_queued_requests", Kind.GAUGE, "Requests that wait for a replica with room."
+    "kvtier_route_queued_requests", MetricKind.GAUGE, "Requests that wait for a replica with room."
 )
 ROUTE_IN_FLIGHT_REQUESTS: Final = Metric(
-    "kvtier_route_in_flight_requests", Kind.GAUGE, "Sent and not ended.", ("replica",)
+    "kvtier_route_in_flight_requests", MetricKind.GAUGE, "Sent and not ended.", ("replica",)
 )
 ROUTE_REPLICA_STATE: Final = Metric(
     "kvtier_route_replica_state",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "Whether a replica gets requests: 0 it does, 1 not, since requests could not be delivered, "
     "2 not, since it is not healthy.",
     ("replica",),
 )
 ROUTE_CHOOSING_SECONDS: Final = Metric(
     "kvtier_route_choosing_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "Time to choose a replica.",
     (),
     (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
 )
 ROUTE_FIRST_BYTE_SECONDS: Final = Metric(
     "kvtier_route_first_byte_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "From a request's headers to the first bytes of its answer's body.",
     (),
     _REQUEST_BUCKETS_S,
 )
 ROUTE_REQUEST_SECONDS: Final = Metric(
     "kvtier_route_request_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "From a request's headers to the end of its answer.",
     (),
     _REQUEST_BUCKETS_S,
@@ -70,48 +70,48 @@ ROUTE_METRICS: Final[tuple[Metric, ...]] = (
 
 
 EPP_OPEN_STREAMS: Final = Metric(
-    "kvtier_epp_open_streams", Kind.GAUGE, "Streams of gateways that are open now."
+    "kvtier_epp_open_streams", MetricKind.GAUGE, "Streams of gateways that are open now."
 )
 EPP_READY_ENDPOINTS: Final = Metric(
-    "kvtier_epp_ready_endpoints", Kind.GAUGE, "Endpoints that may be picked now."
+    "kvtier_epp_ready_endpoints", MetricKind.GAUGE, "Endpoints that may be picked now."
 )
 EPP_DROPPED_REQUESTS: Final = Metric(
     "kvtier_epp_dropped_requests",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Requests that the gateway was told to refuse, by the reason in the response's header.",
     ("drop",),
 )
 EPP_BROKEN_STREAMS: Final = Metric(
     "kvtier_epp_broken_streams",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Streams ended because the gateway sent a message that cannot come then.",
 )
 EPP_BROKEN_CONNECTIONS: Final = Metric(
     "kvtier_epp_broken_connections",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Connections of gateways closed because what came on them was not HTTP/2, or a flood.",
 )
 EPP_ELSEWHERE_REQUESTS: Final = Metric(
     "kvtier_epp_elsewhere_requests",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Requests that another endpoint than the picked one served; with `--observe-responses` only.",
 )
 EPP_OBSERVED_TOKENS: Final = Metric(
     "kvtier_epp_observed_tokens",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Tokens that responses told of; with `--observe-responses` only.",
     ("counted",),
 )
 EPP_CHOOSING_SECONDS: Final = Metric(
     "kvtier_epp_choosing_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "Time to choose an endpoint, tokenizing included.",
     (),
     (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0),
 )
 EPP_FIRST_CHUNK_SECONDS: Final = Metric(
     "kvtier_epp_first_chunk_seconds",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "From the choice to the first byte of the answer; with `--observe-responses` only.",
     (),
     (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -132,59 +132,59 @@ EPP_METRICS: Final[tuple[Metric, ...]] = (
 
 ROUTER_SCRAPES: Final = Metric(
     "kvtier_router_scrapes",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Looks at a replica's metrics: `failed` without an answer in time, or with one that is none.",
     ("replica", "scraped"),
 )
 ROUTER_BAD_VALUES: Final = Metric(
     "kvtier_router_bad_values",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Numbers in a replica's metrics that cannot be, and were left out.",
     ("replica",),
 )
 ROUTER_RESTARTS: Final = Metric(
     "kvtier_router_restarts",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Times that a replica's metrics told of another process than before.",
     ("replica",),
 )
 ROUTER_MESSAGES: Final = Metric(
     "kvtier_router_messages",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Messages of KV events: read; bad, not of the known form; repeated; foreign, of a model that "
     "no replica serves.",
     ("source", "message"),
 )
 ROUTER_EVENT_BLOCKS: Final = Metric(
-    "kvtier_router_event_blocks", Kind.COUNTER, "Blocks that KV events told of.", ("source",)
+    "kvtier_router_event_blocks", MetricKind.COUNTER, "Blocks that KV events told of.", ("source",)
 )
 ROUTER_BAD_EVENTS: Final = Metric(
     "kvtier_router_bad_events",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "KV events that could not be read, in messages that could.",
     ("source",),
 )
 ROUTER_GAPS: Final = Metric(
     "kvtier_router_gaps",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Gaps in the numbers of messages: seen; filled by a replay; forgotten, since what was known "
     "was not whole any more, or the connection broke; restart, the publisher began anew.",
     ("source", "gap"),
 )
 ROUTER_DROPPED_BLOCKS: Final = Metric(
     "kvtier_router_dropped_blocks",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "Blocks of KV events that changed nothing, by reason (docs/reference/router-index.md).",
     ("why",),
 )
 ROUTER_REFUSED_BLOCKS: Final = Metric(
     "kvtier_router_refused_blocks",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "Blocks that found no room in what their replica, or shared storage, may take in the index.",
 )
 ROUTER_KNOWN_BLOCKS: Final = Metric(
     "kvtier_router_known_blocks",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "Blocks that the index knows of a replica by its KV events.",
     ("replica",),
 )

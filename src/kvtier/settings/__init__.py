@@ -1,16 +1,23 @@
 """The one settings tree and how it is filled; `load` is the way in."""
 
 from kvtier.settings.layers import Resolved, load, resolve
-from kvtier.settings.tree import Disk, ObjectStore, Ram, Settings, Shared, Transfer
+from kvtier.settings.tree import (
+    DiskSettings,
+    ObjectStoreSettings,
+    RamSettings,
+    Settings,
+    SharedSettings,
+    TransferSettings,
+)
 
 __all__ = [
-    "Disk",
-    "ObjectStore",
-    "Ram",
+    "DiskSettings",
+    "ObjectStoreSettings",
+    "RamSettings",
     "Resolved",
     "Settings",
-    "Shared",
-    "Transfer",
+    "SharedSettings",
+    "TransferSettings",
     "load",
     "resolve",
 ]

@@ -17,8 +17,8 @@ from kvtier import plugins
 from kvtier.errors import InvalidSettings
 from kvtier.settings.compat import vllm
 from kvtier.settings.document import Document, read_document
-from kvtier.settings.options import OPTIONS, REQUIRED, SECTIONS, Option, Section
-from kvtier.settings.tree import Kind, Settings
+from kvtier.settings.options import OPTIONS, REQUIRED, SECTIONS, Option, SettingsSection
+from kvtier.settings.tree import SettingKind, Settings
 
 ENGINE_ORIGIN: Final = "kv_connector_extra_config"
 """Where the mapping comes from when an engine hands it over."""
@@ -36,12 +36,14 @@ _SERVICE_VARIABLE = re.compile(
 _ROUTER_PREFIX = "KVTIER_ROUTE_"
 _OFF = "none"
 
-_PLACES: Final[tuple[Option | Section, ...]] = (
+_PLACES: Final[tuple[Option | SettingsSection, ...]] = (
     *OPTIONS,
     *(section for section in SECTIONS.values() if section.shorthand),
 )
-_BY_VARIABLE: Final[Mapping[str, Option | Section]] = {place.variable: place for place in _PLACES}
-_BY_FLAG: Final[Mapping[str, Option | Section]] = {place.flag: place for place in _PLACES}
+_BY_VARIABLE: Final[Mapping[str, Option | SettingsSection]] = {
+    place.variable: place for place in _PLACES
+}
+_BY_FLAG: Final[Mapping[str, Option | SettingsSection]] = {place.flag: place for place in _PLACES}
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -73,7 +75,7 @@ class _Layer(msgspec.Struct):
             )
         self.values[option.name] = Value(_parse(option, value, where), origin)
 
-    def put_section(self, section: Section, value: object, where: str, origin: str) -> None:
+    def put_section(self, section: SettingsSection, value: object, where: str, origin: str) -> None:
         """Keep a section's one-line form, or switch the section off."""
         if section.optional and (value is None or value == _OFF):
             self.off.add(section.name)
@@ -159,12 +161,12 @@ def _read_environment(env: Mapping[str, str]) -> _Layer:
     return _read_texts(texts, _BY_VARIABLE)
 
 
-def _read_texts(texts: Mapping[str, str], places: Mapping[str, Option | Section]) -> _Layer:
+def _read_texts(texts: Mapping[str, str], places: Mapping[str, Option | SettingsSection]) -> _Layer:
     """Variables and flags: each name stands for an option or for a section in one line."""
     layer = _Layer()
     for name, text in texts.items():
         place = places[name]
-        if isinstance(place, Section):
+        if isinstance(place, SettingsSection):
             layer.put_section(place, text, name, name)
         else:
             layer.put(place, text, name, name)
@@ -174,7 +176,7 @@ def _read_texts(texts: Mapping[str, str], places: Mapping[str, Option | Section]
 def _parse(option: Option, value: object, where: str) -> Any:
     """Parse; names of policies must exist, so that a typing error is found here."""
     parsed = option.parse(value, where)
-    if option.about.kind in (Kind.EVICTION, Kind.ADMISSION):
+    if option.about.kind in (SettingKind.EVICTION, SettingKind.ADMISSION):
         try:
             plugins.load(option.about.kind.value, parsed)
         except InvalidSettings as error:
@@ -211,7 +213,7 @@ def _assemble(given: Mapping[str, Value]) -> Resolved:
     return Resolved(Settings(**structs), values)
 
 
-def _missing(section: Section, option: Option, given: list[Value]) -> str:
+def _missing(section: SettingsSection, option: Option, given: list[Value]) -> str:
     because = f", although {given[0].origin} sets other parts of it" if given else ""
     return (
         f"{option.name} is not set{because}: give {section.flag} {section.shorthand}, "

@@ -15,7 +15,7 @@ import msgspec
 from kvtier.deadline import within
 from kvtier.errors import InvalidSettings
 from kvtier.settings.sizes import approximate_size
-from kvtier.settings.tree import Disk, Ram, Settings, Shared
+from kvtier.settings.tree import DiskSettings, RamSettings, Settings, SharedSettings
 
 _MOUNT_S = 30.0
 _UNLIMITED_BYTES = 2**60
@@ -42,7 +42,7 @@ def check(settings: Settings, probes: Probes | None = None) -> None:
         check_shared(settings.shared)
 
 
-def check_ram(ram: Ram, probes: Probes) -> None:
+def check_ram(ram: RamSettings, probes: Probes) -> None:
     """The capacity fits the machine, the control group, and what is free now."""
     total_bytes, available_bytes = memory_bytes(probes)
     limits = [
@@ -59,7 +59,7 @@ def check_ram(ram: Ram, probes: Probes) -> None:
             )
 
 
-def check_disk(disk: Disk) -> None:
+def check_disk(disk: DiskSettings) -> None:
     """The path is a folder, or can become one; files can be written; the bound fits."""
     folder = check_folder("disk.path", disk.path)
     space = os.statvfs(folder)
@@ -73,7 +73,7 @@ def check_disk(disk: Disk) -> None:
         )
 
 
-def check_shared(shared: Shared) -> None:
+def check_shared(shared: SharedSettings) -> None:
     """As `check_folder`, and the mount answers at all."""
     try:
         within(_MOUNT_S, lambda: check_folder("shared.path", shared.path), lambda _: None)

@@ -17,13 +17,13 @@ from kvtier.errors import InvalidSettings
 from kvtier.settings.sizes import format_duration, format_size, parse_duration, parse_size
 from kvtier.settings.tree import (
     About,
-    Disk,
-    Kind,
-    ObjectStore,
-    Ram,
+    DiskSettings,
+    ObjectStoreSettings,
+    RamSettings,
+    SettingKind,
     Settings,
-    Shared,
-    Transfer,
+    SharedSettings,
+    TransferSettings,
 )
 
 REQUIRED: Final = msgspec.NODEFAULT
@@ -59,28 +59,28 @@ class Option(msgspec.Struct, frozen=True):
     def parse(self, value: object, where: str) -> Any:
         """The value as the tree holds it. Raises InvalidSettings that starts with `where`."""
         match self.about.kind:
-            case Kind.SIZE:
+            case SettingKind.SIZE:
                 return parse_size(value, where)
-            case Kind.DURATION:
+            case SettingKind.DURATION:
                 return self._at_least(parse_duration(value, where), where)
-            case Kind.COUNT:
+            case SettingKind.COUNT:
                 return self._at_least(_count(value, where, self.about.example), where)
-            case Kind.CHOICE:
+            case SettingKind.CHOICE:
                 return _choice(value, where, self.choices)
-            case Kind.FOLDER:
+            case SettingKind.FOLDER:
                 return _absolute(self._text(value, where))
-            case Kind.FILE:
+            case SettingKind.FILE:
                 text = self._text("none" if value is None else value, where)
                 return None if text == "none" else _absolute(text)
-            case Kind.URL | Kind.EVICTION | Kind.ADMISSION:
+            case SettingKind.URL | SettingKind.EVICTION | SettingKind.ADMISSION:
                 return self._text(value, where)
 
     def format(self, value: Any) -> str:
         """The text that `parse` reads back as `value`."""
         match self.about.kind:
-            case Kind.SIZE:
+            case SettingKind.SIZE:
                 return format_size(value)
-            case Kind.DURATION:
+            case SettingKind.DURATION:
                 return format_duration(value)
             case _:
                 return "none" if value is None else str(value)
@@ -100,7 +100,7 @@ class Option(msgspec.Struct, frozen=True):
         return value.strip()
 
 
-class Section(msgspec.Struct, frozen=True):
+class SettingsSection(msgspec.Struct, frozen=True):
     """One struct of the tree. `shorthand` shows the one-line form, where there is one."""
 
     name: str
@@ -129,10 +129,12 @@ class Section(msgspec.Struct, frozen=True):
         `ram: 20GiB` is `{capacity: 20GiB}`, `disk: /path=100GiB` is `{path, capacity}`,
         `shared: /path` is `{path}`, `objectstore: s3://bucket` is `{url}`.
         """
-        single = {Ram: "capacity", Shared: "path", ObjectStore: "url"}.get(self.struct)
+        single = {RamSettings: "capacity", SharedSettings: "path", ObjectStoreSettings: "url"}.get(
+            self.struct
+        )
         if single is not None:
             return {single: value}
-        if self.struct is Disk and isinstance(value, str):
+        if self.struct is DiskSettings and isinstance(value, str):
             path, separator, capacity = value.rpartition("=")
             if separator and path and capacity:
                 return {"path": path, "capacity": capacity}
@@ -145,7 +147,7 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _options(section: Section) -> list[Option]:
+def _options(section: SettingsSection) -> list[Option]:
     hints = typing.get_type_hints(section.struct, include_extras=True)
     rows = []
     for field in msgspec.structs.fields(section.struct):
@@ -167,14 +169,14 @@ def _choice(value: object, where: str, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
-SECTIONS: Final[Mapping[str, Section]] = {
+SECTIONS: Final[Mapping[str, SettingsSection]] = {
     section.name: section
     for section in (
-        Section("ram", Ram, False, "20GiB"),
-        Section("disk", Disk, True, "/path=100GiB"),
-        Section("shared", Shared, True, "/mnt/kv"),
-        Section("objectstore", ObjectStore, True, "s3://bucket/prefix"),
-        Section("transfer", Transfer, False, None),
+        SettingsSection("ram", RamSettings, False, "20GiB"),
+        SettingsSection("disk", DiskSettings, True, "/path=100GiB"),
+        SettingsSection("shared", SharedSettings, True, "/mnt/kv"),
+        SettingsSection("objectstore", ObjectStoreSettings, True, "s3://bucket/prefix"),
+        SettingsSection("transfer", TransferSettings, False, None),
     )
 }
 """By name, in the order of `Settings`."""

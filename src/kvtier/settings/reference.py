@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from kvtier.settings.compat.vllm import ENGINE_KEYS
 from kvtier.settings.layers import Resolved
-from kvtier.settings.options import REQUIRED, SECTIONS, Option, Section
+from kvtier.settings.options import REQUIRED, SECTIONS, Option, SettingsSection
 
 _EXAMPLES: Mapping[str, object] = {
     "ram.capacity": 64 * 2**30,
@@ -102,7 +102,7 @@ def _value_lines(resolved: Resolved) -> Iterator[tuple[str, str]]:
             yield f"  {option.field}: {option.format(found.value)}", found.origin
 
 
-def _summary(section: Section) -> str:
+def _summary(section: SettingsSection) -> str:
     return " ".join((section.struct.__doc__ or "").split())
 
 

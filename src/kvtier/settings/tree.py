@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 
-class Kind(enum.Enum):
+class SettingKind(enum.Enum):
     """How the text of a setting is read."""
 
     SIZE = "size"
@@ -30,7 +30,7 @@ class Kind(enum.Enum):
 class About(msgspec.Struct, frozen=True):
     """What a person needs to know of a setting. `minimum` bounds counts and durations."""
 
-    kind: Kind
+    kind: SettingKind
     text: str
     example: str
     minimum: float = 0
@@ -39,26 +39,29 @@ class About(msgspec.Struct, frozen=True):
 # Settings that more than one tier has: said once, here.
 _EVICTION = "Which block leaves when the tier is full; the name of a module in `kvtier.eviction`."
 _ADMISSION = "Which blocks may enter the tier; the name of a module in `kvtier.admission`."
-_Admission: TypeAlias = Annotated[str, About(Kind.ADMISSION, _ADMISSION, "second_touch")]
+_Admission: TypeAlias = Annotated[str, About(SettingKind.ADMISSION, _ADMISSION, "second_touch")]
 
 
-class Ram(msgspec.Struct, frozen=True, kw_only=True):
+class RamSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The host-memory tier: every block passes through it. In short: `ram: 64GiB`."""
 
     capacity: Annotated[
-        int, About(Kind.SIZE, "Host memory for blocks, taken at start and never exceeded.", "64GiB")
+        int,
+        About(
+            SettingKind.SIZE, "Host memory for blocks, taken at start and never exceeded.", "64GiB"
+        ),
     ]
-    eviction: Annotated[str, About(Kind.EVICTION, _EVICTION, "arc")] = "lru"
+    eviction: Annotated[str, About(SettingKind.EVICTION, _EVICTION, "arc")] = "lru"
     admission: _Admission = "always"
 
 
-class Disk(msgspec.Struct, frozen=True, kw_only=True):
+class DiskSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The local-disk tier, which survives restarts. In short: `disk: /mnt/nvme/kvtier=500GiB`."""
 
     path: Annotated[
         str,
         About(
-            Kind.FOLDER,
+            SettingKind.FOLDER,
             "Folder of this node's slab, created with mode 0700; one engine at a time uses it.",
             "/mnt/nvme/kvtier",
         ),
@@ -66,20 +69,20 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Annotated[
         int,
         About(
-            Kind.SIZE,
+            SettingKind.SIZE,
             "Physical bound of the folder per node: blocks, log and checkpoint together.",
             "500GiB",
         ),
     ]
-    eviction: Annotated[str, About(Kind.EVICTION, _EVICTION, "sieve")] = "lru"
+    eviction: Annotated[str, About(SettingKind.EVICTION, _EVICTION, "sieve")] = "lru"
     admission: _Admission = "always"
     io_threads: Annotated[
-        int, About(Kind.COUNT, "Threads that read and write the slab.", "8", minimum=1)
+        int, About(SettingKind.COUNT, "Threads that read and write the slab.", "8", minimum=1)
     ] = 4
     direct_io: Annotated[
         Literal["auto", "always", "never"],
         About(
-            Kind.CHOICE,
+            SettingKind.CHOICE,
             "Bypass the page cache: where the file system allows it, always (an error where it "
             "cannot), or never.",
             "always",
@@ -88,7 +91,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
     on_mismatch: Annotated[
         Literal["refuse", "replace"],
         About(
-            Kind.CHOICE,
+            SettingKind.CHOICE,
             "What to do with a slab of another model or version: stop with an error, or delete "
             "it and start empty.",
             "replace",
@@ -99,7 +102,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
 _TokensPerFile: TypeAlias = Annotated[
     int,
     About(
-        Kind.COUNT,
+        SettingKind.COUNT,
         "Tokens whose blocks lie in one file at most: more make fewer and larger files, fewer "
         "waste less where prefixes part. For large blocks a file ends at 16 MiB before that; "
         "models with several KV-cache groups have one block a file.",
@@ -110,7 +113,7 @@ _TokensPerFile: TypeAlias = Annotated[
 _Recheck: TypeAlias = Annotated[
     float,
     About(
-        Kind.DURATION,
+        SettingKind.DURATION,
         "How soon a block that was not there is asked for again: another node's write is seen.",
         "500ms",
     ),
@@ -118,7 +121,7 @@ _Recheck: TypeAlias = Annotated[
 _KnownBlocks: TypeAlias = Annotated[
     int,
     About(
-        Kind.COUNT,
+        SettingKind.COUNT,
         "Blocks this engine remembers the place of; about 400 bytes of memory each.",
         "1000000",
         minimum=64,
@@ -127,7 +130,7 @@ _KnownBlocks: TypeAlias = Annotated[
 _KeyFile: TypeAlias = Annotated[
     str | None,
     About(
-        Kind.FILE,
+        SettingKind.FILE,
         "File with a secret that keys the checksums, so that whoever can write to the storage "
         "but lacks it cannot plant a block; closed to others, the same for every engine. "
         "`none`: the checksums find accidents only.",
@@ -136,7 +139,7 @@ _KeyFile: TypeAlias = Annotated[
 ]
 
 
-class Shared(msgspec.Struct, frozen=True, kw_only=True):
+class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A folder that all engines share: CephFS, Lustre, NFS, a ReadWriteMany volume.
 
     In short: `shared: /mnt/kv`. Nothing in it is deleted by engines: `kvtier evict` bounds it.
@@ -144,13 +147,17 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Annotated[
         str,
-        About(Kind.FOLDER, "Folder that every engine mounts; each model has its own in it.", "/kv"),
+        About(
+            SettingKind.FOLDER,
+            "Folder that every engine mounts; each model has its own in it.",
+            "/kv",
+        ),
     ]
     tokens_per_file: _TokensPerFile = 512
     durability: Annotated[
         Literal["none", "fdatasync", "fsync"],
         About(
-            Kind.CHOICE,
+            SettingKind.CHOICE,
             "What must be on the device before a block counts as written: nothing (a crash of the "
             "storage may lose or truncate it, which is found out and a miss), its bytes, or also "
             "its name.",
@@ -159,18 +166,18 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     ] = "none"
     direct_io: Annotated[
         Literal["auto", "always", "never"],
-        About(Kind.CHOICE, "Bypass the page cache: see `disk.direct_io`.", "never"),
+        About(SettingKind.CHOICE, "Bypass the page cache: see `disk.direct_io`.", "never"),
     ] = "auto"
     recheck: _Recheck = 2.0
     known_blocks: _KnownBlocks = 262_144
     io_threads: Annotated[
-        int, About(Kind.COUNT, "Threads that read and write.", "16", minimum=1)
+        int, About(SettingKind.COUNT, "Threads that read and write.", "16", minimum=1)
     ] = 8
     key_file: _KeyFile = None
     admission: _Admission = "always"
 
 
-class ObjectStore(msgspec.Struct, frozen=True, kw_only=True):
+class ObjectStoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A bucket that all engines share. In short: `objectstore: s3://bucket/prefix`.
 
     Credentials come from the environment or from files, as the cloud's own tools read them.
@@ -179,7 +186,7 @@ class ObjectStore(msgspec.Struct, frozen=True, kw_only=True):
     url: Annotated[
         str,
         About(
-            Kind.URL,
+            SettingKind.URL,
             "Bucket and prefix, `s3://`, `gs://` or `az://`. For another endpoint than the "
             "cloud's set AWS_ENDPOINT_URL.",
             "s3://bucket/kvtier",
@@ -189,19 +196,19 @@ class ObjectStore(msgspec.Struct, frozen=True, kw_only=True):
     recheck: _Recheck = 2.0
     known_blocks: _KnownBlocks = 262_144
     io_threads: Annotated[
-        int, About(Kind.COUNT, "Requests under way at once.", "32", minimum=1)
+        int, About(SettingKind.COUNT, "Requests under way at once.", "32", minimum=1)
     ] = 16
     key_file: _KeyFile = None
-    admission: Annotated[str, About(Kind.ADMISSION, _ADMISSION, "always")] = "second_touch"
+    admission: Annotated[str, About(SettingKind.ADMISSION, _ADMISSION, "always")] = "second_touch"
 
 
-class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Moving blocks between tiers, on threads beside the engine."""
 
     promote_deadline: Annotated[
         float,
         About(
-            Kind.DURATION,
+            SettingKind.DURATION,
             "How long a request may wait for blocks from a lower tier before they count as a "
             "miss and are computed.",
             "500ms",
@@ -211,7 +218,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     queue_blocks: Annotated[
         int,
         About(
-            Kind.COUNT,
+            SettingKind.COUNT,
             "Blocks that may wait in each direction; beyond it demotions are dropped.",
             "1024",
             minimum=1,
@@ -219,15 +226,19 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     ] = 4096
     drain: Annotated[
         float,
-        About(Kind.DURATION, "How long a stopping engine waits for writes that are queued.", "10s"),
+        About(
+            SettingKind.DURATION,
+            "How long a stopping engine waits for writes that are queued.",
+            "10s",
+        ),
     ] = 2.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything. `ram.capacity` is the only setting without a default."""
 
-    ram: Ram
-    disk: Disk | None = None
-    shared: Shared | None = None
-    objectstore: ObjectStore | None = None
-    transfer: Transfer = Transfer()
+    ram: RamSettings
+    disk: DiskSettings | None = None
+    shared: SharedSettings | None = None
+    objectstore: ObjectStoreSettings | None = None
+    transfer: TransferSettings = TransferSettings()

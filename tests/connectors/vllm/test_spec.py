@@ -20,7 +20,7 @@ from vllm.v1.kv_offload.config import (
 from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.connectors.vllm.spec import KVTier, share
 from kvtier.errors import InvalidSettings
-from kvtier.settings import Disk, Ram, Settings
+from kvtier.settings import DiskSettings, RamSettings, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,9 @@ def test_our_log_goes_where_the_engines_goes() -> None:
 
 
 def test_replicas_divide_the_nodes_bounds_and_keep_their_folders_apart(tmp_path: Path) -> None:
-    settings = Settings(ram=Ram(capacity=80), disk=Disk(path=str(tmp_path), capacity=160))
+    settings = Settings(
+        ram=RamSettings(capacity=80), disk=DiskSettings(path=str(tmp_path), capacity=160)
+    )
     shared = [share(settings, configuration({}, 8, replica)) for replica in range(8)]
     assert {part.ram.capacity for part in shared} == {10}
     folders = [part.disk.path for part in shared if part.disk]

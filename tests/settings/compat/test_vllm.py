@@ -4,7 +4,7 @@ import pytest
 
 from kvtier import settings
 from kvtier.errors import InvalidSettings
-from kvtier.settings import Ram
+from kvtier.settings import RamSettings
 from kvtier.settings.compat.vllm import ENGINE_KEYS, translate
 
 
@@ -19,7 +19,7 @@ def test_vllm_settings_become_ours() -> None:
         "max_tracker_size": 64000,
         "self_describing_kv_events": True,
     }
-    assert settings.load(extra_config, env={}).ram == Ram(
+    assert settings.load(extra_config, env={}).ram == RamSettings(
         capacity=10 * 2**30, eviction="arc", admission="second_touch"
     )
 

@@ -18,7 +18,7 @@ from vllm.v1.kv_offload.base import (
 
 from kvtier.cache.core import TieredCache
 from kvtier.metrics import engine as metrics
-from kvtier.metrics.declaration import Kind, Metric
+from kvtier.metrics.declaration import Metric, MetricKind
 from kvtier.transfer.breaker import State
 from kvtier.transfer.job import Direction
 
@@ -43,9 +43,9 @@ def _metadata(metric: Metric) -> OffloadingMetricMetadata:
         "documentation": metric.documentation,
         "labelnames": metric.labels,
     }
-    if metric.kind is Kind.COUNTER:
+    if metric.kind is MetricKind.COUNTER:
         return OffloadingCounterMetadata(**common)
-    if metric.kind is Kind.GAUGE:
+    if metric.kind is MetricKind.GAUGE:
         return OffloadingGaugeMetadata(**common)
     return OffloadingHistogramMetadata(**common, buckets=metric.buckets)
 

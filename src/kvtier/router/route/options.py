@@ -16,7 +16,7 @@ import msgspec
 from kvtier.errors import InvalidSettings
 from kvtier.settings.document import read_document
 from kvtier.settings.options import Option
-from kvtier.settings.tree import About, Kind
+from kvtier.settings.tree import About, SettingKind
 
 _SECTION: Final = "route"
 PREFIX: Final = "KVTIER_ROUTE_"
@@ -40,93 +40,105 @@ class RouteOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Durations are seconds and sizes are bytes here."""
 
     host: Annotated[
-        str, About(Kind.URL, "Address to listen on; 0.0.0.0 for all of IPv4.", "127.0.0.1")
+        str, About(SettingKind.URL, "Address to listen on; 0.0.0.0 for all of IPv4.", "127.0.0.1")
     ] = "127.0.0.1"
-    port: Annotated[int, About(Kind.COUNT, "Port to listen on; 0 takes a free one.", "30080")] = (
-        8080
-    )
+    port: Annotated[
+        int, About(SettingKind.COUNT, "Port to listen on; 0 takes a free one.", "30080")
+    ] = 8080
     replicas: Annotated[
-        _File, About(Kind.FILE, "YAML file of replicas; re-read when it changes.", "replicas.yaml")
+        _File,
+        About(SettingKind.FILE, "YAML file of replicas; re-read when it changes.", "replicas.yaml"),
     ] = None
     evictor_events: Annotated[
         str | None,
         About(
-            Kind.URL,
+            SettingKind.URL,
             "Where `kvtier evict --events` publishes what it removes from shared storage; several "
             "with commas between them.",
             "tcp://evictor:5559",
         ),
     ] = None
     api_keys: Annotated[
-        _File, About(Kind.FILE, "Keys that clients may show, one a line.", "keys.txt")
+        _File, About(SettingKind.FILE, "Keys that clients may show, one a line.", "keys.txt")
     ] = None
     replica_key: Annotated[
-        _File, About(Kind.FILE, "File with the key that replicas are shown.", "replica.key")
+        _File, About(SettingKind.FILE, "File with the key that replicas are shown.", "replica.key")
     ] = None
     tls_certificate: Annotated[
-        _File, About(Kind.FILE, "Certificate chain of the router (PEM).", "router.pem")
+        _File, About(SettingKind.FILE, "Certificate chain of the router (PEM).", "router.pem")
     ] = None
-    tls_key: Annotated[_File, About(Kind.FILE, "Its private key (PEM).", "router.key")] = None
+    tls_key: Annotated[_File, About(SettingKind.FILE, "Its private key (PEM).", "router.key")] = (
+        None
+    )
     replica_ca: Annotated[
-        _File, About(Kind.FILE, "Authorities that https replicas are checked by (PEM).", "ca.pem")
+        _File,
+        About(SettingKind.FILE, "Authorities that https replicas are checked by (PEM).", "ca.pem"),
     ] = None
     in_flight: Annotated[
-        int, About(Kind.COUNT, "Requests a replica gets at once; 0 for no limit.", "256")
+        int, About(SettingKind.COUNT, "Requests a replica gets at once; 0 for no limit.", "256")
     ] = 0
     queue: Annotated[
-        int, About(Kind.COUNT, "Requests that wait while all replicas are at their limit.", "1024")
+        int,
+        About(
+            SettingKind.COUNT, "Requests that wait while all replicas are at their limit.", "1024"
+        ),
     ] = 1024
-    queue_timeout: Annotated[float, About(Kind.DURATION, "How long one waits.", "30s")] = 30.0
+    queue_timeout: Annotated[float, About(SettingKind.DURATION, "How long one waits.", "30s")] = (
+        30.0
+    )
     resends: Annotated[
         int,
         About(
-            Kind.COUNT,
+            SettingKind.COUNT,
             "How often a request may go to another replica after one took it and died. Replicas "
             "that cannot be reached, or are busy, do not count.",
             "1",
         ),
     ] = 1
     connect_timeout: Annotated[
-        float, About(Kind.DURATION, "For a connection to a replica.", "3s", 0.001)
+        float, About(SettingKind.DURATION, "For a connection to a replica.", "3s", 0.001)
     ] = 3.0
     first_byte_timeout: Annotated[
-        float, About(Kind.DURATION, "Until the answer begins; 0 for no limit.", "10m")
+        float, About(SettingKind.DURATION, "Until the answer begins; 0 for no limit.", "10m")
     ] = 600.0
     idle_timeout: Annotated[
         float,
-        About(Kind.DURATION, "Without a byte of an answer passing; 0 for no limit.", "5m"),
+        About(SettingKind.DURATION, "Without a byte of an answer passing; 0 for no limit.", "5m"),
     ] = 300.0
-    max_body: Annotated[int, About(Kind.SIZE, "Largest body of a request.", "64MiB")] = 64 << 20
+    max_body: Annotated[int, About(SettingKind.SIZE, "Largest body of a request.", "64MiB")] = (
+        64 << 20
+    )
     head_timeout: Annotated[
-        float, About(Kind.DURATION, "For a request's headers to arrive.", "10s", 0.001)
+        float, About(SettingKind.DURATION, "For a request's headers to arrive.", "10s", 0.001)
     ] = 10.0
     body_timeout: Annotated[
-        float, About(Kind.DURATION, "For its body to arrive.", "60s", 0.001)
+        float, About(SettingKind.DURATION, "For its body to arrive.", "60s", 0.001)
     ] = 60.0
     keep_alive: Annotated[
-        float, About(Kind.DURATION, "How long an idle client's connection is kept.", "75s", 0.001)
+        float,
+        About(SettingKind.DURATION, "How long an idle client's connection is kept.", "75s", 0.001),
     ] = 75.0
     health_interval: Annotated[
-        float, About(Kind.DURATION, "Between two health checks of a replica.", "2s", 0.01)
+        float, About(SettingKind.DURATION, "Between two health checks of a replica.", "2s", 0.01)
     ] = 2.0
     health_timeout: Annotated[
-        float, About(Kind.DURATION, "For a health check to be answered.", "2s", 0.01)
+        float, About(SettingKind.DURATION, "For a health check to be answered.", "2s", 0.01)
     ] = 2.0
     drain: Annotated[
         float,
         About(
-            Kind.DURATION,
+            SettingKind.DURATION,
             "Serve so long after being told to stop, while /health says 503.",
             "10s",
         ),
     ] = 5.0
     drain_timeout: Annotated[
-        float, About(Kind.DURATION, "For requests to end after that.", "30s")
+        float, About(SettingKind.DURATION, "For requests to end after that.", "30s")
     ] = 30.0
     explain: Annotated[
         Literal["never", "asked", "always"],
         About(
-            Kind.CHOICE,
+            SettingKind.CHOICE,
             "Tell the decision in the header x-kvtier-decision: to those that ask with "
             "x-kvtier-explain, or always.",
             "asked",
@@ -134,11 +146,11 @@ class RouteOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = "never"
     decisions: Annotated[
         _File,
-        About(Kind.FILE, "Log of decisions, for `kvtier route replay`.", "decisions.jsonl"),
+        About(SettingKind.FILE, "Log of decisions, for `kvtier route replay`.", "decisions.jsonl"),
     ] = None
 
 
-class Row(Option, frozen=True):
+class RouteOption(Option, frozen=True):
     """One setting."""
 
     @property
@@ -152,13 +164,13 @@ class Row(Option, frozen=True):
         return f"--{self.field}".replace("_", "-")
 
 
-def _rows() -> tuple[Row, ...]:
+def _rows() -> tuple[RouteOption, ...]:
     hints = typing.get_type_hints(RouteOptions, include_extras=True)
     rows = []
     for field in msgspec.structs.fields(RouteOptions):
         plain, about = typing.get_args(hints[field.name])
         choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
-        rows.append(Row(_SECTION, field.name, about, field.default, choices))
+        rows.append(RouteOption(_SECTION, field.name, about, field.default, choices))
     return tuple(rows)
 
 
@@ -207,7 +219,7 @@ def _is_foreign(name: str, value: str) -> bool:
     return name.startswith(_SERVICE_VARIABLES) or value.startswith(_SERVICE_LINKS)
 
 
-def _known(name: object, rows: Mapping[str, Row], where: str) -> Row:
+def _known(name: object, rows: Mapping[str, RouteOption], where: str) -> RouteOption:
     found = rows.get(str(name))
     if found is None:
         plain = str(name).removeprefix(PREFIX).lower().replace("-", "_")

@@ -1,16 +1,19 @@
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from kvtier.cli.process import stopping
+
 PROGRAM = """
 import asyncio, sys
-from kvtier.cli.loop import run
+from kvtier.cli.process import run_server
 async def main():
     print(type(asyncio.get_running_loop()).__module__.partition(".")[0])
     return 7
 sys.modules.update({hidden})
-print(run(main()))
+print(run_server(main()))
 """
 
 
@@ -27,11 +30,22 @@ def test_servers_run_on_uvloop_where_there_is_one(
 
 def test_the_collector_leaves_alone_what_was_there_before() -> None:
     program = (
-        "import gc\nfrom kvtier.cli.loop import run\n"
+        "import gc\nfrom kvtier.cli.process import run_server\n"
         "async def main():\n    return int(gc.get_freeze_count() > 1000 < gc.get_threshold()[0])\n"
-        "print(run(main()))\n"
+        "print(run_server(main()))\n"
     )
     command = [sys.executable, "-c", program]
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_asks_and_the_second_ends(number: int) -> None:
+    before, asked = signal.getsignal(number), []
+    with stopping(lambda: asked.append(number)):
+        signal.raise_signal(number)
+        assert asked == [number]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
