@@ -6,20 +6,21 @@ import pytest
 
 from kvtier import plugins
 from kvtier.admission.always import Always
+from kvtier.blocks.key import UNKNOWN_PARENT
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache import build
 from kvtier.cache.build import adopt, blocks_a_file, build_cache
 from kvtier.cache.core import TieredCache
 from kvtier.clock import MonotonicClock, VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier.index.local import UNKNOWN_PARENT, Presence
+from kvtier.index.local import Presence
 from kvtier.settings import DiskSettings, RamSettings, Settings, SharedSettings, TransferSettings
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
 from kvtier.testing.spaces import sample_space
 from kvtier.testing.transfers import InlineTransfers
-from kvtier.tiers.base import Move, ScanPage
-from kvtier.transfer.job import Direction
+from kvtier.tiers.base import BlockMove, ScanPage
+from kvtier.transfer.base import Direction
 from tests.cache.caches import (
     PAYLOAD_BYTES,
     SLOT_BYTES,
@@ -118,7 +119,7 @@ def test_a_failure_after_the_disk_was_opened_gives_the_folder_back(tmp_path: Pat
 
 def write(tier, keys, before) -> None:
     slot = make_residency(1)
-    tier.write_from([Move(each, slot.arena.view(0)) for each in keys], before)
+    tier.write_from([BlockMove(each, slot.arena.view(0)) for each in keys], before)
     slot.arena.close()
 
 

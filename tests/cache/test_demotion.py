@@ -2,7 +2,8 @@
 
 import pytest
 
-from kvtier.index.local import UNKNOWN_PARENT, Presence
+from kvtier.blocks.key import UNKNOWN_PARENT
+from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.tiers.base import Outcome
 from tests.cache.caches import Rig, chain, fill, is_right, key, memory_tier

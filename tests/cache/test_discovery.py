@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from kvtier.index.local import UNKNOWN_PARENT, Presence
+from kvtier.blocks.key import UNKNOWN_PARENT
+from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
-from kvtier.tiers.base import Move, Outcome
-from kvtier.transfer.job import Direction
+from kvtier.tiers.base import BlockMove, Outcome
+from kvtier.transfer.base import Direction
 from tests.cache.caches import DEADLINE_S, SLOT_BYTES, Rig, chain, key, parents, payload
 
 RECHECK_S = 2.0
@@ -45,7 +46,7 @@ def elsewhere(place: MemoryTier, keys) -> None:
         buffer = np.zeros(SLOT_BYTES, np.uint8)
         content = payload(each)
         buffer[: len(content)] = content
-        moves.append(Move(each, buffer))
+        moves.append(BlockMove(each, buffer))
     assert place.write_from(moves, parents(keys)) == [Outcome.DONE] * len(keys)
 
 

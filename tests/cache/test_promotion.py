@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
-from kvtier.transfer.job import Direction
+from kvtier.transfer.base import Direction
 from tests.cache.caches import DEADLINE_S, Rig, chain, memory_tier
 
 BELOW = 1

@@ -64,7 +64,7 @@ def test_pinned_rows_stay(residency: Residency) -> None:
     assert slots is not None
     residency.arena.release(slots)
     residency.index.state[row] = IDLE
-    residency.index.settle(row)
+    residency.index.prune(row)
 
 
 def test_more_slots_than_there_are_cost_nobody_its_place(residency: Residency) -> None:
@@ -82,7 +82,7 @@ def test_a_chain_longer_than_ram_keeps_its_beginning(residency: Residency) -> No
     assert residency.take_slots([row]) is None
     assert residency.resident == [4, 0]
     index.state[row] = IDLE
-    index.settle(row)
+    index.prune(row)
 
 
 def test_a_parent_whose_child_lies_below_gives_way_before_ram_is_stuck(
@@ -103,7 +103,7 @@ def test_a_parent_whose_child_lies_below_gives_way_before_ram_is_stuck(
     residency.arena.release(slots)
     for row in (fresh, second):
         residency.index.state[row] = IDLE
-        residency.index.settle(row)
+        residency.index.prune(row)
     for row in others:
         residency.unpin(row)
 

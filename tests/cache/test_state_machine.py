@@ -28,9 +28,9 @@ from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.ledger import Ledger
 from kvtier.testing.memory_tier import MemoryTier
-from kvtier.tiers.base import Move, Tier
+from kvtier.tiers.base import BlockMove, Tier
+from kvtier.transfer.base import Direction
 from kvtier.transfer.engine import TransferEngine
-from kvtier.transfer.job import Direction
 from tests.cache.caches import (
     DEADLINE_S,
     PAYLOAD_BYTES,
@@ -379,7 +379,7 @@ class Shared(Machine):
             if not self.inner[0].contains([block])[0]:
                 # As every reader would, this one knows the checksum of what is there.
                 self.tiers[0]._checksums[block] = self.tiers[0]._checksum(buffer)
-                self.inner[0].write_from([Move(block, buffer)], [None])
+                self.inner[0].write_from([BlockMove(block, buffer)], [None])
                 self.bytes[block] = 0
 
     @rule(request=requests, node=nodes)

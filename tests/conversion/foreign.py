@@ -14,7 +14,7 @@ from kvtier.conversion.matching import layers_digest
 from kvtier.conversion.report import Conversion
 from kvtier.inspection.pace import Pace
 from kvtier.testing.spaces import sample_space
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.headers import aligned_buffer
@@ -123,7 +123,7 @@ def run(source: Path, destination: Path, **more: Any) -> Conversion:
 def read(tier: FolderTier, keys: list[BlockKey]) -> None:
     """All are found as one chain, and every byte is right."""
     assert tier.find(keys) == [Outcome.DONE] * len(keys)
-    moves = [Move(key, aligned_buffer(SLOT_BYTES)) for key in keys]
+    moves = [BlockMove(key, aligned_buffer(SLOT_BYTES)) for key in keys]
     assert tier.read_into(moves) == [Outcome.DONE] * len(keys)
     for key, buffer in moves:
         assert buffer[:BLOCK_BYTES].tobytes() == payload(key)
@@ -136,6 +136,6 @@ def fill_store(folder: Path, keys: list[BlockKey], blocks: int = 4, **more: Any)
     for key in keys:
         buffer = aligned_buffer(SLOT_BYTES)
         buffer[:BLOCK_BYTES] = np.frombuffer(payload(key), np.uint8)
-        moves.append(Move(key, buffer))
+        moves.append(BlockMove(key, buffer))
     assert set(tier.write_from(moves, [None, *keys[:-1]])) == {Outcome.DONE}
     tier.close()

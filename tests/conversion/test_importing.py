@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kvtier.blocks.key import UNKNOWN_PARENT
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.folder import Folder
 from kvtier.tiers.base import Outcome
-from kvtier.tiers.shared.format import UNKNOWN_PARENT, segment_name
+from kvtier.tiers.shared.format import segment_name
 from tests.conversion.foreign import (
     BLOCK_BYTES,
     NAME,

@@ -35,7 +35,7 @@ from kvtier.connectors.vllm.cpu import HostCopier
 from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.tiers.base import Tier
-from kvtier.transfer.job import Direction
+from kvtier.transfer.base import Direction
 
 SETTLE_S = 60.0
 DUMMY_SCALE = 0.2

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.blocks.key import BlockKey
+from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.eviction.lru import Lru
 from kvtier.index.local import (
     DISCARDED,
@@ -12,7 +12,6 @@ from kvtier.index.local import (
     IDLE,
     PROMOTING,
     SAVING,
-    UNKNOWN_PARENT,
     LocalIndex,
     Presence,
 )
@@ -37,8 +36,8 @@ def hold_chain(index: LocalIndex, keys: list[BlockKey], tier: int = 0) -> list[i
 
 
 def drop(index: LocalIndex, row: int, tier: int = 0) -> None:
-    index.drop(row, tier)
-    index.settle(row)
+    index.remove(row, tier)
+    index.prune(row)
     index.check()
 
 
@@ -122,7 +121,7 @@ def test_a_pinned_row_without_bytes_waits_for_its_pin() -> None:
     assert index.presence(key(0)) is Presence.ABSENT
     assert key(0) in index.rows
     index.pins[row] = 0
-    index.settle(row)
+    index.prune(row)
     assert not index.rows
 
 
@@ -174,15 +173,15 @@ def test_clear_keeps_what_moves_or_is_pinned_until_reclaimed() -> None:
     index.pins[rows[1]] = 1
     saving = index.add(key(50), key(3), SAVING)
     hold_chain(index, [key(60)], tier=DISK)
-    assert sorted(index.clear()) == sorted([rows[1], saving])
+    assert sorted(index.reset()) == sorted([rows[1], saving])
     index.check()
     assert len(index) == 0
     assert index.state[saving] == DISCARDED
     fresh = hold_chain(index, chain(4))
     assert not {rows[1], saving} & set(fresh)
     index.pins[rows[1]] = 0
-    index.reclaim(rows[1])
-    index.reclaim(saving)
+    index.free_discarded(rows[1])
+    index.free_discarded(saving)
     index.check()
 
 
@@ -209,13 +208,13 @@ def test_random_forests(data: st.DataObject) -> None:
             if not index.held[row] >> tier & 1:
                 index.hold(row, tier)
         elif row is not None and verb == "leave" and index.held[row] >> tier & 1:
-            index.drop(row, tier)
-            index.settle(row)
+            index.remove(row, tier)
+            index.prune(row)
         elif row is not None and verb == "pin":
             index.pins[row] += 1
         elif row is not None and verb == "unpin" and index.pins[row]:
             index.pins[row] -= 1
-            index.settle(row)
+            index.prune(row)
         index.check()
         for leaf in range(8, 16):
             keys = [key(leaf >> up) for up in (3, 2, 1, 0)]

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from kvtier.blocks.key import BlockKey
+from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.evictor.table import Use
 from kvtier.inspection import hottest
 from kvtier.inspection.hottest import Chain, Reads
 from kvtier.testing.spaces import sample_space
 from kvtier.testing.tiers import key
-from kvtier.tiers.shared.format import UNKNOWN_PARENT, Segment, segment_name
+from kvtier.tiers.shared.format import Segment, segment_name
 
 SPACE = sample_space(blocks_per_chunk=2)
 

@@ -43,7 +43,7 @@ class FakeIndex:
     def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
         raise AssertionError("choosing resizes nothing")
 
-    def drop(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         raise AssertionError("choosing drops nothing")
 
 

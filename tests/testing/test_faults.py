@@ -9,7 +9,7 @@ from kvtier.clock import VirtualClock
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
 from kvtier.testing.tiers import TierContract, key
-from kvtier.tiers.base import Buffer, Move, Outcome, Tier
+from kvtier.tiers.base import BlockMove, Buffer, Outcome, Tier
 
 BLOCKS = [key(number) for number in range(4)]
 
@@ -30,11 +30,13 @@ def content(block: BlockKey) -> Buffer:
 
 
 def write(tier: Tier, blocks: list[BlockKey] = BLOCKS) -> list[Outcome]:
-    return tier.write_from([Move(block, content(block)) for block in blocks], [None] * len(blocks))
+    return tier.write_from(
+        [BlockMove(block, content(block)) for block in blocks], [None] * len(blocks)
+    )
 
 
 def read(tier: Tier, blocks: list[BlockKey] = BLOCKS) -> list[Outcome]:
-    moves = [Move(block, np.empty(64, np.uint8)) for block in blocks]
+    moves = [BlockMove(block, np.empty(64, np.uint8)) for block in blocks]
     outcomes = tier.read_into(moves)
     for move, outcome in zip(moves, outcomes, strict=True):
         assert outcome is not Outcome.DONE or (move.buffer == content(move.key)).all()
@@ -150,7 +152,7 @@ def test_only_the_payload_is_verified() -> None:
     write(tier)
     inner.raw(BLOCKS[0])[48] ^= 1
     inner.raw(BLOCKS[1])[47] ^= 1
-    moves = [Move(block, np.empty(64, np.uint8)) for block in BLOCKS[:2]]
+    moves = [BlockMove(block, np.empty(64, np.uint8)) for block in BLOCKS[:2]]
     assert tier.read_into(moves) == [Outcome.DONE, Outcome.CORRUPT]
 
 

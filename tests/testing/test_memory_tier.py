@@ -5,7 +5,7 @@ import pytest
 
 from kvtier.testing.memory_tier import MemoryTier
 from kvtier.testing.tiers import TierContract, key
-from kvtier.tiers.base import Move, Tier
+from kvtier.tiers.base import BlockMove, Tier
 
 
 class TestMemoryTierContract(TierContract):
@@ -16,9 +16,9 @@ class TestMemoryTierContract(TierContract):
 def test_raw_bytes_can_be_spoiled_behind_the_tier() -> None:
     tier = MemoryTier(4)
     buffer = np.zeros(16, np.uint8)
-    tier.write_from([Move(key(1), buffer)], [None])
+    tier.write_from([BlockMove(key(1), buffer)], [None])
     tier.raw(key(1))[3] ^= 1
-    tier.read_into([Move(key(1), buffer)])
+    tier.read_into([BlockMove(key(1), buffer)])
     assert buffer.tolist() == [0, 0, 0, 1] + [0] * 12
     with pytest.raises(KeyError):
         tier.raw(key(2))

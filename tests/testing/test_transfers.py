@@ -5,15 +5,14 @@ from kvtier.blocks.key import BlockKey
 from kvtier.clock import VirtualClock
 from kvtier.testing.memory_tier import MemoryTier
 from kvtier.testing.transfers import InlineTransfers
-from kvtier.tiers.base import Move, Outcome
-from kvtier.transfer.base import Transfers
-from kvtier.transfer.job import Direction, Transfer
+from kvtier.tiers.base import BlockMove, Outcome
+from kvtier.transfer.base import Direction, Transfer, Transfers
 
 NAMES = [BlockKey(bytes([number])) for number in range(7)]
 
 
 def transfer(direction: Direction, names: list[BlockKey] = NAMES) -> Transfer:
-    moves = [Move(name, np.full(8, name[0], np.uint8)) for name in names]
+    moves = [BlockMove(name, np.full(8, name[0], np.uint8)) for name in names]
     return Transfer(1, direction, list(range(len(names))), names, moves, [None] * len(names))
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.transfer.breaker import FAILURES, MAX_PAUSE_S, PAUSE_S, Breaker, State
+from kvtier.transfer.breaker import FAILURES, MAX_PAUSE_S, PAUSE_S, Breaker, BreakerState
 
 
 def opened(now_s: float = 0.0) -> Breaker:
@@ -14,7 +14,7 @@ def opened(now_s: float = 0.0) -> Breaker:
 def test_a_closed_breaker_lets_everything_pass() -> None:
     breaker = Breaker()
     assert all(breaker.admits(0.0) for _ in range(100))
-    assert breaker.state(0.0) is State.CLOSED
+    assert breaker.state(0.0) is BreakerState.CLOSED
 
 
 def test_failures_in_a_row_open_it_and_single_ones_do_not() -> None:
@@ -22,18 +22,18 @@ def test_failures_in_a_row_open_it_and_single_ones_do_not() -> None:
     for _ in range(10 * FAILURES):
         breaker.failed(0.0)
         breaker.succeeded()
-    assert breaker.state(0.0) is State.CLOSED
-    assert opened().state(0.0) is State.OPEN
+    assert breaker.state(0.0) is BreakerState.CLOSED
+    assert opened().state(0.0) is BreakerState.OPEN
     assert not opened().admits(PAUSE_S / 2)
 
 
 def test_one_probe_decides() -> None:
     breaker = opened()
-    assert breaker.state(PAUSE_S) is State.HALF_OPEN
+    assert breaker.state(PAUSE_S) is BreakerState.HALF_OPEN
     assert breaker.admits(PAUSE_S)
     assert not breaker.admits(PAUSE_S), "one probe at a time"
     breaker.succeeded()
-    assert breaker.state(PAUSE_S) is State.CLOSED
+    assert breaker.state(PAUSE_S) is BreakerState.CLOSED
     assert breaker.admits(PAUSE_S)
 
 
@@ -58,7 +58,7 @@ def test_a_call_that_hangs_opens_it_at_once(is_probe: bool) -> None:
     breaker, now_s = (opened(), PAUSE_S) if is_probe else (Breaker(), 0.0)
     assert breaker.admits(now_s)
     breaker.hung(now_s + 5.0)
-    assert breaker.state(now_s + 5.0) is State.OPEN
+    assert breaker.state(now_s + 5.0) is BreakerState.OPEN
     assert not breaker.admits(now_s + 5.0)
 
 

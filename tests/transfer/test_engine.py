@@ -7,9 +7,9 @@ import pytest
 from kvtier.blocks.key import BlockKey
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
-from kvtier.tiers.base import Move, Outcome, Tier
+from kvtier.tiers.base import BlockMove, Outcome, Tier
+from kvtier.transfer.base import Completion, Direction, Transfer
 from kvtier.transfer.engine import TransferEngine
-from kvtier.transfer.job import Completion, Direction, Transfer
 
 SLOT_BYTES = 4096
 # Two blocks a part.
@@ -22,7 +22,7 @@ def keys(count: int, first: int = 0) -> list[BlockKey]:
 
 
 def transfer(direction: Direction, names: Sequence[BlockKey], tier: int = 1) -> Transfer:
-    moves = [Move(name, np.zeros(16, np.uint8)) for name in names]
+    moves = [BlockMove(name, np.zeros(16, np.uint8)) for name in names]
     rows = list(range(len(names)))
     return Transfer(tier, direction, rows, list(names), moves, [None] * len(names))
 

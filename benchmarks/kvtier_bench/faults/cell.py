@@ -18,12 +18,12 @@ import numpy as np
 
 from kvtier.blocks.key import BlockKey
 from kvtier.clock import MonotonicClock, perf_s
-from kvtier.tiers.base import Buffer, Move, Outcome
+from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.tier import StoreTier
-from kvtier.transfer.breaker import State
+from kvtier.transfer.base import Direction, Transfer
+from kvtier.transfer.breaker import BreakerState
 from kvtier.transfer.engine import TransferEngine
-from kvtier.transfer.job import Direction, Transfer
 from kvtier_bench.faults.faults import Fault
 from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, Place
 from kvtier_bench.faults.tally import DEADLINE_S, Caller, Swallowed, Tally
@@ -146,9 +146,9 @@ class Cell:
         outcomes = self._caller.call(lambda: self._other.read_into(moves))
         self._tally.judge(moves, outcomes or [])
 
-    def _empty(self, keys: Sequence[BlockKey], room: Buffer) -> list[Move]:
+    def _empty(self, keys: Sequence[BlockKey], room: Buffer) -> list[BlockMove]:
         room[:] = 0xEE
-        return [Move(key, room[i]) for i, key in enumerate(keys)]
+        return [BlockMove(key, room[i]) for i, key in enumerate(keys)]
 
     def _reopen(self) -> None:
         """A mount that is gone comes back empty, and whoever used it opens it again."""
@@ -195,7 +195,7 @@ class Cell:
             for done in self._timed(engine.poll):
                 waiting -= done.stop - done.start
                 self._take(done.transfer, done.start, done.outcomes)
-            is_open = engine.breaker(1, direction) is not State.CLOSED
+            is_open = engine.breaker(1, direction) is not BreakerState.CLOSED
             if hung and is_open and self._faults.hanging.is_set():
                 break
             if perf_s() > end_s:
@@ -238,8 +238,8 @@ class Cell:
             self._tally.fails(repr(error))
 
 
-def _moves(keys: Sequence[BlockKey]) -> list[Move]:
-    return [Move(key, SLOTS[key]) for key in keys]
+def _moves(keys: Sequence[BlockKey]) -> list[BlockMove]:
+    return [BlockMove(key, SLOTS[key]) for key in keys]
 
 
 def run_cell(place: Place, verb: Verb, fault: Fault, operations: int) -> Tally:

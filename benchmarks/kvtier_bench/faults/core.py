@@ -17,7 +17,7 @@ from kvtier.cache.residency import Residency
 from kvtier.clock import MonotonicClock, perf_s
 from kvtier.index.local import Presence
 from kvtier.memory.arena import Arena
-from kvtier.tiers.base import Move
+from kvtier.tiers.base import BlockMove
 from kvtier.transfer.engine import TransferEngine
 from kvtier_bench.faults.faults import Fault
 from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, Place
@@ -109,7 +109,7 @@ class _Life:
             self._tally.fails("what is ready is not given")
             return
         for key, slot in zip(load.keys, load.slots, strict=True):
-            self._tally.given(Move(key, self.cache.arena.view(slot)))
+            self._tally.given(BlockMove(key, self.cache.arena.view(slot)))
         self._timed(lambda: self.cache.end_load(load))
 
     def _save(self, keys: Sequence[BlockKey]) -> None:

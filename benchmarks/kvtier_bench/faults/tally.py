@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier_bench.faults.places import is_right
 
 DEADLINE_S: Final = 5.0
@@ -42,13 +42,13 @@ class Tally:
         if len(outcomes) != expected:
             self.fails(f"{len(outcomes)} outcomes for {expected} blocks")
 
-    def judge(self, moves: Sequence[Move], outcomes: Sequence[Outcome]) -> None:
+    def judge(self, moves: Sequence[BlockMove], outcomes: Sequence[Outcome]) -> None:
         """DONE has to be right."""
         for move, outcome in zip(moves, outcomes, strict=False):
             if outcome is Outcome.DONE:
                 self.given(move)
 
-    def given(self, move: Move) -> None:
+    def given(self, move: BlockMove) -> None:
         """Bytes that somebody may use."""
         self.wrong_bytes += not is_right(move.key, move.buffer)
 

@@ -22,7 +22,7 @@ from kvtier.clock import seeded
 from kvtier.evictor.budget import Mark, Marks
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.options import Options
-from kvtier.tiers.base import Buffer, Move, Outcome
+from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
@@ -130,7 +130,7 @@ def _publish(tier: FolderTier, board: Board, rng: "Random", room: Buffer, log: i
     keys = chain_keys(chain)[: rng.randint(1, CHAIN_BLOCKS)]
     for i, key in enumerate(keys):
         room[i, : LAYOUT.block_bytes] = payload(key)
-    moves = [Move(key, room[i]) for i, key in enumerate(keys)]
+    moves = [BlockMove(key, room[i]) for i, key in enumerate(keys)]
     outcomes = tier.write_from(moves, [None, *keys[:-1]])
     done = 0
     while done < len(outcomes) and outcomes[done] is Outcome.DONE:
@@ -155,11 +155,11 @@ def read(life: Life) -> None:
                 keys = chain_keys(chain)
                 tier.find(keys)
                 room[:] = 0xEE
-                moves = [Move(key, room[i]) for i, key in enumerate(keys)]
+                moves = [BlockMove(key, room[i]) for i, key in enumerate(keys)]
                 count(board, moves, tier.read_into(moves))
 
 
-def count(board: Board, moves: list[Move], outcomes: list[Outcome]) -> None:
+def count(board: Board, moves: list[BlockMove], outcomes: list[Outcome]) -> None:
     """What a read gave: wrong is what is DONE and not what was written under the key."""
     board.add("reads")
     for move, outcome in zip(moves, outcomes, strict=True):

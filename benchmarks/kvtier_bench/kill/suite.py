@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from kvtier.clock import MonotonicClock, perf_s, seeded, unique_id
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier_bench.kill.processes import Cast
@@ -125,7 +125,7 @@ def examine(folder: Path, writers: Sequence[int]) -> Remains:
     for chain, blocks in published(folder, writers).items():
         keys = chain_keys(chain)[:blocks]
         room = aligned_buffer(blocks * LAYOUT.slot_bytes).reshape(blocks, LAYOUT.slot_bytes)
-        moves = [Move(key, room[i]) for i, key in enumerate(keys)]
+        moves = [BlockMove(key, room[i]) for i, key in enumerate(keys)]
         total += blocks
         tier.find(keys)  # a block in the middle of a segment is found by those before it
         for move, outcome in zip(moves, tier.read_into(moves), strict=True):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.base import Move, Outcome, Tier
+from kvtier.tiers.base import BlockMove, Outcome, Tier
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier_bench.micro.parts import Blocks, chain, fill, parents
 
@@ -47,7 +47,7 @@ class Tiered:
         ancestors = parents(self.keys)
 
         def part(rows: range) -> None:
-            moves = [Move(self.keys[row], self._source[row]) for row in rows]
+            moves = [BlockMove(self.keys[row], self._source[row]) for row in rows]
             outcomes = self._tier.write_from(moves, ancestors[rows.start : rows.stop])
             assert set(outcomes) == {Outcome.DONE}, outcomes
 
@@ -57,7 +57,7 @@ class Tiered:
         """All of it has to be there."""
 
         def part(rows: range) -> None:
-            moves = [Move(self.keys[row], self._target[row]) for row in rows]
+            moves = [BlockMove(self.keys[row], self._target[row]) for row in rows]
             assert set(self._tier.read_into(moves)) == {Outcome.DONE}
 
         each_part(self._pool, len(self._source), self._step, part)

@@ -11,10 +11,10 @@ from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import blocks_a_file
 from kvtier.settings.tree import SharedSettings
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.folder import FolderTier
+from kvtier.transfer.base import Direction, Transfer
 from kvtier.transfer.engine import TransferEngine
-from kvtier.transfer.job import Direction, Transfer
 from kvtier_bench.micro.parts import SPACE, chain, parents
 
 TOKENS = 16
@@ -56,7 +56,7 @@ class KvtierFolder(Storage):
 
     def _run(self, direction: Direction, keys: list[BlockKey], blocks: np.ndarray, above=()):
         rows = list(range(len(keys)))
-        moves = list(map(Move, keys, blocks))
+        moves = list(map(BlockMove, keys, blocks))
         if not self._engine.submit(Transfer(1, direction, rows, keys, moves, above)):
             raise RuntimeError("the engine took no transfer")
         if not self._engine.drain(_DEADLINE_S):

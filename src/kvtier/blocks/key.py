@@ -5,7 +5,7 @@ depend on and the hash does not cover stands in `KeySpace`; blocks of two key sp
 """
 
 import hashlib
-from typing import NewType
+from typing import Final, NewType
 
 import msgspec
 
@@ -13,6 +13,9 @@ from kvtier.errors import InvalidSettings
 
 BlockKey = NewType("BlockKey", bytes)
 """Block hash plus a 4-byte big-endian KV-cache-group index, unique inside one key space."""
+
+UNKNOWN_PARENT: Final = BlockKey(b"")
+"""Stands for a predecessor whose key is not known; None stands for "no predecessor"."""
 
 
 class GroupShape(msgspec.Struct, frozen=True, kw_only=True):

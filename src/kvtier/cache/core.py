@@ -23,9 +23,8 @@ from kvtier.cache.residency import Residency
 from kvtier.index.local import DISCARDED, HOLE, IDLE, RAM, SAVING, Presence
 from kvtier.memory.arena import Arena, Slot
 from kvtier.tiers.base import Tier
-from kvtier.transfer.base import Transfers
-from kvtier.transfer.breaker import State
-from kvtier.transfer.job import Direction
+from kvtier.transfer.base import Direction, Transfers
+from kvtier.transfer.breaker import BreakerState
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class TieredCache:
         """Blocks that lower tier `tier` has been told to delete and has not confirmed."""
         return self._demotions[tier - 1].leaving_blocks
 
-    def breaker(self, tier: int, direction: Direction) -> State:
+    def breaker(self, tier: int, direction: Direction) -> BreakerState:
         """Whether calls to lower tier `tier` pass now."""
         return self._engine.breaker(tier, direction)
 
@@ -228,7 +227,7 @@ class TieredCache:
         """Reserve slots for those of `keys` that RAM lacks, evicting what must go.
 
         `parents[i]` precedes `keys[i]` in its prefix: None if `keys[i]` is the first,
-        `index.local.UNKNOWN_PARENT` where its predecessor is not known.
+        `UNKNOWN_PARENT` where its predecessor is not known.
         None if not all of them find room; an empty save, which nobody needs to end, if RAM
         has or refuses every one.
         """
@@ -257,7 +256,7 @@ class TieredCache:
         if slots is None:
             for row in reversed(rows):
                 state[row] = IDLE
-                index.settle(row)
+                index.prune(row)
             counters.tiers[RAM].dropped_blocks += len(rows)
             return None
         counters.miss_blocks += missed
@@ -280,7 +279,7 @@ class TieredCache:
             index.state[row] = IDLE
             if slot in failed_slots:
                 self._residency.free_slot(row)
-                index.settle(row)
+                index.prune(row)
             else:
                 whole.append(row)
         keys = self._residency.enter(whole, RAM)

@@ -14,12 +14,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from kvtier.admission.base import AdmissionPolicy, Decision
-from kvtier.blocks.key import BlockKey
+from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.cache.residency import Residency
-from kvtier.index.local import DETACHED, NONE, UNKNOWN_PARENT
-from kvtier.tiers.base import Capabilities, Move, Outcome
-from kvtier.transfer.base import Transfers
-from kvtier.transfer.job import Completion, Direction, Transfer
+from kvtier.index.local import DETACHED, NONE
+from kvtier.tiers.base import BlockMove, Capabilities, Outcome
+from kvtier.transfer.base import Completion, Direction, Transfer, Transfers
 
 
 class Demotion:
@@ -254,7 +253,9 @@ class Demotion:
             return
         index, array = self._residency.index, self._residency.arena.array
         keys: list[BlockKey] = [index.keys[row] for row in rows]  # type: ignore[misc]
-        moves = [Move(key, array[index.slot[row]]) for row, key in zip(rows, keys, strict=True)]
+        moves = [
+            BlockMove(key, array[index.slot[row]]) for row, key in zip(rows, keys, strict=True)
+        ]
         parents = [self._parent(row) for row in rows]
         transfer = Transfer(self._tier, Direction.WRITE, rows, keys, moves, parents)
         if self._engine.submit(transfer):

@@ -15,8 +15,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.cache.residency import Residency
 from kvtier.index.local import HOLE, IDLE, NONE
 from kvtier.tiers.base import Capabilities, Outcome
-from kvtier.transfer.base import Transfers
-from kvtier.transfer.job import Completion, Direction, Transfer
+from kvtier.transfer.base import Completion, Direction, Transfer, Transfers
 
 _SWEEP_AT: Final = 65_536
 """Absent blocks remembered before the expired ones are looked for."""
@@ -112,6 +111,6 @@ class Discovery:
             self._residency.make_room(self._tier, short)
             room = max(0, self._capacity - self._residency.resident[self._tier])
             for row in reversed(fresh[room:]):
-                index.settle(row)
+                index.prune(row)
             fresh = fresh[:room]
         self._residency.enter(fresh, self._tier)

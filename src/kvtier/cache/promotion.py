@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from kvtier.blocks.key import BlockKey
 from kvtier.cache.residency import Residency
 from kvtier.index.local import DISCARDED, HOLE, IDLE, PROMOTING, RAM, Presence
-from kvtier.tiers.base import Move, Outcome
-from kvtier.transfer.base import Transfers
-from kvtier.transfer.job import Completion, Direction, Transfer
+from kvtier.tiers.base import BlockMove, Outcome
+from kvtier.transfer.base import Completion, Direction, Transfer, Transfers
 
 
 @dataclass(slots=True)
@@ -128,7 +127,7 @@ class Promotion:
         for row, outcome in zip(rows, outcomes, strict=True):
             if index.state[row] == DISCARDED:
                 residency.free_slot(row)
-                index.reclaim(row)
+                index.free_discarded(row)
                 continue
             index.state[row] = IDLE
             if outcome is Outcome.DONE:
@@ -142,7 +141,7 @@ class Promotion:
             if is_gone and index.held[row] >> transfer.tier & 1:
                 residency.leave(row, transfer.tier)
             else:
-                index.settle(row)
+                index.prune(row)
         counters.read_blocks += len(arrived)
         residency.enter(arrived, RAM)
 
@@ -198,7 +197,7 @@ class Promotion:
         for tier, group in by_tier.items():
             keys = [key for row in group if (key := index.keys[row]) is not None]
             slots = [index.slot[row] for row in group]
-            moves = [Move(key, array[slot]) for key, slot in zip(keys, slots, strict=True)]
+            moves = [BlockMove(key, array[slot]) for key, slot in zip(keys, slots, strict=True)]
             transfer = Transfer(tier, Direction.READ, group, keys, moves)
             wait.transfers.append(transfer)
             if not self._engine.submit(transfer):

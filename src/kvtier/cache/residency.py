@@ -121,9 +121,9 @@ class Residency:
         if index.pins[row] == 0 and not index.held[row]:
             if index.state[row] == DISCARDED:
                 self.free_slot(row)
-                index.reclaim(row)
+                index.free_discarded(row)
             elif index.state[row] in (HOLE, IDLE):
-                index.settle(row)
+                index.prune(row)
 
     def free_slot(self, row: int) -> None:
         """Give the row's slot back to the arena."""
@@ -164,7 +164,7 @@ class Residency:
         ]
         for row in idle:
             self.free_slot(row)
-        return index.clear()
+        return index.reset()
 
     def check(self) -> None:
         """Assert the conservation law. O(rows): for tests, and for a doubtful moment."""
@@ -186,8 +186,8 @@ class Residency:
         index.check()
 
     def _depart(self, row: int, tier: int) -> None:
-        self.index.drop(row, tier)
+        self.index.remove(row, tier)
         self.resident[tier] -= 1
         if tier == RAM:
             self.free_slot(row)
-        self.index.settle(row)
+        self.index.prune(row)

@@ -12,14 +12,14 @@ from typing import Final
 import numpy as np
 
 from kvtier.blocks.checksum import Checksum
-from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
 from kvtier.conversion.work import Job, Result
 from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.inspection.view import Irregular, View, is_silence
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.format import UNKNOWN_PARENT, encode, segment_name, space_folder
+from kvtier.tiers.shared.format import encode, segment_name, space_folder
 from kvtier.tiers.shared.headers import Headers, aligned_buffer
 from kvtier.tiers.shared.store import Store
 

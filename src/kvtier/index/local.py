@@ -20,8 +20,6 @@ RAM = 0
 NONE = -1
 DETACHED = -2
 """In `parent`: the declared parent was not in the index when the row was made."""
-UNKNOWN_PARENT = BlockKey(b"")
-"""Declares that a block has a predecessor which nobody here can name: its row is detached."""
 MAX_TIERS = 8
 """RAM included: `held` is a byte of bits."""
 
@@ -148,14 +146,14 @@ class LocalIndex:
         if parent >= 0:
             self.kids_in[tier][parent] += 1
 
-    def drop(self, row: int, tier: int) -> None:
-        """`tier` no longer holds the block; call `settle` when all changes are made."""
+    def remove(self, row: int, tier: int) -> None:
+        """`tier` no longer holds the block; call `prune` when all changes are made."""
         self.held[row] &= ~(1 << tier) & 0xFF
         parent = self.parent[row]
         if parent >= 0:
             self.kids_in[tier][parent] -= 1
 
-    def settle(self, row: int) -> None:
+    def prune(self, row: int) -> None:
         """Free a row that nothing needs any more, and then its ancestors that were holes."""
         while row >= 0 and not self.held[row] and self.state[row] in (IDLE, HOLE):
             if self.kids[row] or self.pins[row]:
@@ -167,11 +165,11 @@ class LocalIndex:
                 self.holes -= 1
             row = self._free(row)
 
-    def clear(self) -> list[int]:
+    def reset(self) -> list[int]:
         """Forget every block at once.
 
         Rows whose bytes are still moving or that are pinned cannot be reused yet: they become
-        DISCARDED, keep their slot, and are returned; `reclaim` frees them one by one.
+        DISCARDED, keep their slot, and are returned; `free_discarded` frees them one by one.
         """
         kept: list[int] = []
         self._free_rows.clear()
@@ -194,7 +192,7 @@ class LocalIndex:
         self.holes = self.detached = 0
         return kept
 
-    def reclaim(self, row: int) -> None:
+    def free_discarded(self, row: int) -> None:
         """Free a DISCARDED row: its bytes have stopped moving and nothing pins it."""
         self.state[row] = IDLE
         self.slot[row] = NONE

@@ -25,9 +25,9 @@ import xxhash
 from kvtier.blocks.key import BlockKey
 from kvtier.clock import Clock, MonotonicClock, seeded
 from kvtier.tiers.base import (
+    BlockMove,
     Buffer,
     Capabilities,
-    Move,
     Outcome,
     ScanPage,
     SharedTier,
@@ -153,7 +153,7 @@ class FaultyTier:
             ]
         return outcomes + [Outcome.FAILED] * (len(chain) - len(tried))
 
-    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+    def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
         """As the inner tier's; bytes that are not those written are CORRUPT and dropped."""
         faults = self._suffer("read")
         if faults & _REFUSALS:
@@ -169,7 +169,7 @@ class FaultyTier:
         return outcomes + [Outcome.FAILED] * (len(moves) - len(tried))
 
     def write_from(
-        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
         """As the inner tier's; a torn write is DONE, and CORRUPT when it is read."""
         faults = self._suffer("write")
@@ -249,7 +249,7 @@ class FaultyTier:
                 break
         self._inner.delete(lost)
 
-    def _spoil(self, moves: Sequence[Move], faults: set[Fault]) -> None:
+    def _spoil(self, moves: Sequence[BlockMove], faults: set[Fault]) -> None:
         """Change the bytes of one of the blocks read, as a failing device would."""
         if not moves:
             return
@@ -263,7 +263,7 @@ class FaultyTier:
             payload[1:] = payload[:-1].copy()
             payload[0] ^= np.uint8(_FOREIGN)
 
-    def _verified(self, move: Move) -> Outcome:
+    def _verified(self, move: BlockMove) -> Outcome:
         """DONE if the bytes are those that were written, or nobody here knows which were."""
         expected = self._checksums.get(move.key)
         if expected is None or expected == self._checksum(move.buffer):
@@ -277,13 +277,13 @@ class FaultyTier:
     def _payload(self, buffer: Buffer) -> Buffer:
         return buffer[: self._block_bytes]
 
-    def _tried(self, moves: Sequence[Move], faults: set[Fault]) -> Sequence[Move]:
+    def _tried(self, moves: Sequence[BlockMove], faults: set[Fault]) -> Sequence[BlockMove]:
         return moves[: len(moves) // 2] if Fault.PARTIAL in faults else moves
 
-    def _torn(self, move: Move) -> Move:
+    def _torn(self, move: BlockMove) -> BlockMove:
         """The move with a copy of its bytes whose second half never arrived."""
         buffer = move.buffer.copy()
         payload = self._payload(buffer)
         half = len(payload) // 2
         payload[half:] = ~payload[half:]
-        return Move(move.key, buffer)
+        return BlockMove(move.key, buffer)

@@ -149,8 +149,8 @@ class FleetContract(ABC):
         self.hold(index, "a", tokens_of([1, 2]))
         self.hold(index, "b", tokens_of([1]))
         for _ in range(2):
-            index.drop("a")
-            index.drop("nobody")
+            index.remove("a")
+            index.remove("nobody")
         found = index.match(prompt_of([1, 2]), ["a", "b"])
         assert [match.best_tokens for match in found] == [0, 16]
         self.hold(index, "a", tokens_of([1]))
@@ -175,7 +175,7 @@ class FleetContract(ABC):
             for name in range(8):
                 self.hold(index, f"{round_}-{name}", tokens_of([name % 3, round_ % 3]))
             for name in range(8):
-                index.drop(f"{round_}-{name}")
+                index.remove(f"{round_}-{name}")
             (found,) = index.match(prompt_of([0, round_ % 3]), [f"{round_}-0"])
             assert found.best_tokens == 0
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.base import Buffer, Capabilities, Move, Outcome, ScanPage, Stored
+from kvtier.tiers.base import BlockMove, Buffer, Capabilities, Outcome, ScanPage, Stored
 
 _PAGE_BLOCKS = 256
 
@@ -63,13 +63,13 @@ class MemoryTier:
         """DONE or MISSING."""
         return [Outcome.DONE if held else Outcome.MISSING for held in self.contains(chain)]
 
-    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+    def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
         """DONE or MISSING; FAILED once closed."""
         with self._lock:
             return [self._read(move) for move in moves]
 
     def write_from(
-        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
         """DONE, or FAILED when full or closed."""
         with self._lock:
@@ -106,7 +106,7 @@ class MemoryTier:
         with self._lock:
             return self._held[key].bytes
 
-    def _read(self, move: Move) -> Outcome:
+    def _read(self, move: BlockMove) -> Outcome:
         if self._closed:
             return Outcome.FAILED
         held = self._held.get(move.key)
@@ -115,7 +115,7 @@ class MemoryTier:
         np.copyto(move.buffer, held.bytes)
         return Outcome.DONE
 
-    def _write(self, move: Move, parent: BlockKey | None) -> Outcome:
+    def _write(self, move: BlockMove, parent: BlockKey | None) -> Outcome:
         if move.key in self._held:
             return Outcome.DONE
         if self._closed or len(self._held) >= self.capabilities.capacity_blocks:

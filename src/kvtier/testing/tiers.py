@@ -23,7 +23,7 @@ import pytest
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
 from kvtier.clock import seeded
-from kvtier.tiers.base import Buffer, Move, Outcome, SharedTier, Stored, Tier
+from kvtier.tiers.base import BlockMove, Buffer, Outcome, SharedTier, Stored, Tier
 
 _DONE, _MISSING = Outcome.DONE, Outcome.MISSING
 _GUARD = 0xA5
@@ -80,11 +80,13 @@ class TierContract(ABC):
     def write(self, tier: Tier, blocks: Sequence[BlockKey]) -> list[Outcome]:
         """Store the pattern of each block, chained in order."""
         parents = [None, *blocks[:-1]][: len(blocks)]
-        return tier.write_from([Move(each, pattern(each, self.layout)) for each in blocks], parents)
+        return tier.write_from(
+            [BlockMove(each, pattern(each, self.layout)) for each in blocks], parents
+        )
 
     def read(self, tier: Tier, blocks: Sequence[BlockKey]) -> list[Outcome]:
         """Read each block and compare every payload that is DONE with its pattern."""
-        moves = [Move(each, self.empty()) for each in blocks]
+        moves = [BlockMove(each, self.empty()) for each in blocks]
         outcomes = tier.read_into(moves)
         assert len(outcomes) == len(blocks)
         for move, outcome in zip(moves, outcomes, strict=True):
@@ -148,7 +150,7 @@ class TierContract(ABC):
     def test_held_block_keeps_its_bytes(self, tier: Tier) -> None:
         """Writing a key that is held is DONE and changes nothing."""
         self.write(tier, [key(1)])
-        assert tier.write_from([Move(key(1), self.empty())], [None]) == [_DONE]
+        assert tier.write_from([BlockMove(key(1), self.empty())], [None]) == [_DONE]
         assert self.read(tier, [key(1)]) == [_DONE]
 
     def test_each_outcome_belongs_to_its_block(self, tier: Tier) -> None:
@@ -164,14 +166,14 @@ class TierContract(ABC):
     def test_written_memory_may_be_reused_at_once(self, tier: Tier) -> None:
         """The tier keeps no reference to the caller's buffer."""
         buffer = pattern(key(1), self.layout)
-        assert tier.write_from([Move(key(1), buffer)], [None]) == [_DONE]
+        assert tier.write_from([BlockMove(key(1), buffer)], [None]) == [_DONE]
         buffer.fill(0)
         assert self.read(tier, [key(1)]) == [_DONE]
 
     def test_writing_leaves_the_buffer_as_it_was(self, tier: Tier) -> None:
         """Others may read the slot while it is written out."""
         buffer = pattern(key(1), self.layout)
-        tier.write_from([Move(key(1), buffer)], [None])
+        tier.write_from([BlockMove(key(1), buffer)], [None])
         assert np.array_equal(buffer, pattern(key(1), self.layout))
 
     def test_reading_stays_inside_the_buffer(self, tier: Tier) -> None:
@@ -179,7 +181,7 @@ class TierContract(ABC):
         self.write(tier, [key(1), key(2)])
         room = aligned(np.full(3 * self.layout.slot_bytes, _GUARD, np.uint8))
         before, slot, after = np.split(room, 3)
-        assert tier.read_into([Move(key(1), slot)]) == [_DONE]
+        assert tier.read_into([BlockMove(key(1), slot)]) == [_DONE]
         assert (before == _GUARD).all()
         assert (after == _GUARD).all()
 
@@ -263,8 +265,8 @@ class TierContract(ABC):
         buffer = self.empty()
         assert len(tier.contains([key(1), key(2)])) == 2
         for outcomes in (
-            tier.read_into([Move(key(1), buffer), Move(key(2), buffer)]),
-            tier.write_from([Move(key(3), buffer), Move(key(4), buffer)], [None, None]),
+            tier.read_into([BlockMove(key(1), buffer), BlockMove(key(2), buffer)]),
+            tier.write_from([BlockMove(key(3), buffer), BlockMove(key(4), buffer)], [None, None]),
             tier.delete([key(1), key(2)]),
         ):
             assert len(outcomes) == 2

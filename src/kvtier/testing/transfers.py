@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from kvtier.clock import Clock, seeded
 from kvtier.tiers.base import Outcome, SharedTier, Tier
-from kvtier.transfer.breaker import State
-from kvtier.transfer.job import Completion, Direction, Transfer
+from kvtier.transfer.base import Completion, Direction, Transfer
+from kvtier.transfer.breaker import BreakerState
 
 
 @dataclass(slots=True, eq=False)
@@ -95,9 +95,9 @@ class InlineTransfers:
         """As the contract."""
         return self._blocks[tier - 1][direction]
 
-    def breaker(self, tier: int, direction: Direction) -> State:
+    def breaker(self, tier: int, direction: Direction) -> BreakerState:
         """Always closed: every fault reaches the cache."""
-        return State.CLOSED
+        return BreakerState.CLOSED
 
     def drain(self, deadline_s: float) -> bool:
         """Let everything happen now, whatever `deadline_s` is; what ended can be polled."""

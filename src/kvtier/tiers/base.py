@@ -31,7 +31,7 @@ class Outcome(enum.Enum):
     """The device or file system refused (EIO, ENOSPC, EACCES, full); try again later."""
 
 
-class Move(NamedTuple):
+class BlockMove(NamedTuple):
     """One block and the memory it is read into or written from."""
 
     key: BlockKey
@@ -85,12 +85,12 @@ class Tier(Protocol):
         """Same order as `keys`; no I/O where the tier keeps its index in RAM."""
         ...
 
-    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+    def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
         """Fill each buffer; DONE means the payload is whole and verified."""
         ...
 
     def write_from(
-        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
         """Keep each block; DONE means a later read, in this process, returns these bytes.
 

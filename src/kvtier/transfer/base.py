@@ -4,10 +4,55 @@ Why it exists: the cache must not know whether threads move its blocks on real t
 (`transfer.engine`) or a simulation does on virtual time (`testing.transfers`).
 """
 
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvtier.transfer.breaker import State
-from kvtier.transfer.job import Completion, Direction, Transfer
+from kvtier.blocks.key import BlockKey
+from kvtier.tiers.base import BlockMove, Outcome
+from kvtier.transfer.breaker import BreakerState
+
+
+class Direction(enum.Enum):
+    """What a transfer does to the tier. In this order they go first."""
+
+    FIND = "find"
+    """Ask which blocks it holds: only of a tier that others write to."""
+    READ = "read"
+    DELETE = "delete"
+    WRITE = "write"
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """A batch for one tier.
+
+    `rows` are the caller's own labels, one per block, given back on completion. `moves` is
+    empty where no bytes move, `parents` for all but a write.
+    """
+
+    tier: int
+    direction: Direction
+    rows: list[int]
+    keys: list[BlockKey]
+    moves: list[BlockMove] = field(default_factory=list)
+    parents: Sequence[BlockKey | None] = ()
+    cancelled: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Completion:
+    """Blocks `start` up to `start + len(outcomes)` of a transfer are decided.
+
+    `outcomes` is None where the part was cancelled before it began: nothing was touched.
+    """
+
+    transfer: Transfer
+    start: int
+    stop: int
+    outcomes: list[Outcome] | None
+    seconds: float
 
 
 class Transfers(Protocol):
@@ -38,7 +83,7 @@ class Transfers(Protocol):
         """Blocks waiting or moving to or from lower tier `tier`."""
         ...
 
-    def breaker(self, tier: int, direction: Direction) -> State:
+    def breaker(self, tier: int, direction: Direction) -> BreakerState:
         """Whether calls to lower tier `tier` pass now."""
         ...
 

@@ -17,7 +17,7 @@ PAUSE_S: Final = 1.0
 MAX_PAUSE_S: Final = 30.0
 
 
-class State(enum.Enum):
+class BreakerState(enum.Enum):
     """Whether calls pass."""
 
     CLOSED = "closed"
@@ -37,12 +37,12 @@ class Breaker:
         self._open_until_s: float | None = None
         self._is_probing = False
 
-    def state(self, now_s: float) -> State:
+    def state(self, now_s: float) -> BreakerState:
         """The state; no side effects."""
         if self._open_until_s is None:
-            return State.CLOSED
+            return BreakerState.CLOSED
         is_due = now_s >= self._open_until_s
-        return State.HALF_OPEN if is_due or self._is_probing else State.OPEN
+        return BreakerState.HALF_OPEN if is_due or self._is_probing else BreakerState.OPEN
 
     def admits(self, now_s: float) -> bool:
         """Whether a call may begin now; if so, `succeeded` or `failed` must follow it."""

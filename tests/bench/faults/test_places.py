@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier_bench.faults.faults import Faults
 from kvtier_bench.faults.places import (
     CHAIN_KEYS,
@@ -34,7 +34,7 @@ def test_tiers_of_a_place_share_it(tmp_path: Path) -> None:
     for place in (FolderPlace(tmp_path, Faults(1)), ObjectPlace("object", Faults(1))):
         one, other = place.open(), place.open()
         keys = CHAIN_KEYS[0][:3]
-        outcomes = one.write_from([Move(key, SLOTS[key]) for key in keys], [None, *keys[:-1]])
+        outcomes = one.write_from([BlockMove(key, SLOTS[key]) for key in keys], [None, *keys[:-1]])
         assert outcomes == [Outcome.DONE] * 3
         assert other.find(keys) == [Outcome.DONE] * 3
         assert not place.is_lost

@@ -1,7 +1,7 @@
 import logging
 import threading
 
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier_bench.faults.places import CHAIN_KEYS, SLOTS
 from kvtier_bench.faults.tally import Caller, Swallowed, Tally
 
@@ -10,9 +10,11 @@ ONE, OTHER = CHAIN_KEYS[0][:2]
 
 def test_done_has_to_be_right() -> None:
     tally = Tally()
-    tally.judge([Move(ONE, SLOTS[ONE]), Move(ONE, SLOTS[OTHER])], [Outcome.DONE, Outcome.CORRUPT])
+    tally.judge(
+        [BlockMove(ONE, SLOTS[ONE]), BlockMove(ONE, SLOTS[OTHER])], [Outcome.DONE, Outcome.CORRUPT]
+    )
     assert tally.wrong_bytes == 0
-    tally.judge([Move(ONE, SLOTS[OTHER])], [Outcome.DONE])
+    tally.judge([BlockMove(ONE, SLOTS[OTHER])], [Outcome.DONE])
     assert tally.wrong_bytes == 1
 
 
@@ -56,7 +58,7 @@ def test_a_call_may_neither_raise_nor_hang() -> None:
 
 def test_what_is_logged_as_an_error_is_an_exception() -> None:
     tally = Tally()
-    logger = logging.getLogger("kvtier.transfer.lane")
+    logger = logging.getLogger("kvtier.transfer.engine")
     with Swallowed(tally):
         logger.warning("blocks are missed")
         assert tally.exceptions == 0

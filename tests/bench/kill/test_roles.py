@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier_bench.kill.roles import (
     CHAIN_BLOCKS,
     LAYOUT,
@@ -61,7 +61,7 @@ def test_wrong_and_corrupt_blocks_are_counted() -> None:
     wrong = right.copy()
     wrong[LAYOUT.block_bytes - 1] ^= np.uint8(1)
     outcomes = [Outcome.DONE, Outcome.DONE, Outcome.CORRUPT, Outcome.MISSING]
-    count(board, [Move(key, right), *[Move(key, wrong)] * 3], outcomes)
+    count(board, [BlockMove(key, right), *[BlockMove(key, wrong)] * 3], outcomes)
     assert (board["read_blocks"], board["wrong"], board["corrupt"]) == (2, 1, 1)
 
 

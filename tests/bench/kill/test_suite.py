@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from kvtier.tiers.base import Move
+from kvtier.tiers.base import BlockMove
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier_bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
 from kvtier_bench.kill.suite import CAST, KILLS, Remains, examine, published, run, verdicts
@@ -19,7 +19,7 @@ def store(folder: Path, chain: int, blocks: int) -> Path:
     for i, key in enumerate(keys):
         room[i, : LAYOUT.block_bytes] = payload(key)
     tier = open_tier(folder)
-    moves = [Move(key, room[i]) for i, key in enumerate(keys)]
+    moves = [BlockMove(key, room[i]) for i, key in enumerate(keys)]
     tier.write_from(moves, [None, *keys[:-1]])
     tier.close()
     (file,) = (folder / "kv").glob(f"*/blocks/*/{keys[0].hex()}.kvt")

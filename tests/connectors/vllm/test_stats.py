@@ -9,7 +9,7 @@ from vllm.v1.kv_offload.base import OffloadingCounterMetadata, OffloadingGaugeMe
 from kvtier.connectors.vllm import stats
 from kvtier.metrics import engine as metrics
 from kvtier.metrics.declaration import LABEL_VALUES
-from kvtier.transfer.job import Direction
+from kvtier.transfer.base import Direction
 
 
 def test_every_metric_is_defined_with_its_kind_and_labels() -> None:

@@ -29,7 +29,7 @@ from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.errors import InvalidSettings
 from kvtier.memory.arena import Arena
 from kvtier.testing.tiers import key
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.folder import FolderTier
 from tests.connectors.vllm.ranks import DEVICE_BLOCKS, Model, Rank, full, latent, window
 
@@ -280,9 +280,9 @@ def test_a_folder_written_at_one_size_is_read_at_another(
     chain = [key(number) for number in range(3)]
     writer.store([7, 2, 5], 0, 0, [4, 0, 3])
 
-    def moves(engine: Engine, slots: Sequence[int]) -> list[Move]:
+    def moves(engine: Engine, slots: Sequence[int]) -> list[BlockMove]:
         rows = [np.asarray(engine.arena.array[slot]) for slot in slots]
-        return [Move(block, row) for block, row in zip(chain, rows, strict=True)]
+        return [BlockMove(block, row) for block, row in zip(chain, rows, strict=True)]
 
     def tier(engine: Engine, space: KeySpace) -> FolderTier:
         return FolderTier(tmp_path / "kv", engine.layout, space, segment_blocks=2)

@@ -220,7 +220,7 @@ def test_shared_storage_is_everybodys_who_uses_it_until_it_is_told_gone() -> Non
     index.apply("b", [stored((1,), 1, "shared", shared=True)])
     asked = prompt_of([0, 1, 1])
     assert [match.best_tokens for match in index.match(asked, "abc")] == [48, 48, 16]
-    index.drop("a")
+    index.remove("a")
     assert index.match(asked, "b")[0].tokens == {DEVICE: 16, "shared": 48}
     gone = Removed(names=[name_of((0, 1, 1))], tier="shared", is_shared=True)
     index.apply_shared("another", [gone])
@@ -263,7 +263,7 @@ def test_a_replica_that_lost_its_caches_starts_anew() -> None:
     index.add("a", MODEL)
     index.apply("a", [stored((0, 1), 2, DEVICE)])
     index.routed(prompt_of([0, 1, 1]), "a")
-    index.clear("a")
+    index.reset("a")
     assert index.match(prompt_of([0, 1, 1]), "a")[0].best_tokens == 0
     assert all(len(shelf.table) == 0 for shelf in index._shelves.all_of(MODEL))
     index.apply("a", [stored((0,), 1, "ram")])
@@ -289,7 +289,7 @@ def test_what_nobody_holds_any_more_goes_with_the_next_events(monkeypatch) -> No
     index.add("a", MODEL)
     index.add("b", "another")
     index.apply("a", [stored((0, 1, 0, 1, 0), 5, DEVICE)])
-    index.drop("a")
+    index.remove("a")
     assert len(index._shelves.pools) == 1
     for _ in range(2):
         index.apply("b", [])

@@ -48,7 +48,7 @@ def test_of_who_was_missed_in_part_the_longer_prefix_counts() -> None:
     assert held(index) == [32, 64]
     precise.begin("b")
     assert held(index) == [32, 32]
-    precise.clear("b")
+    precise.reset("b")
     assert held(index) == [32, 64]
 
 
@@ -63,7 +63,7 @@ def test_characters_are_compared_with_the_estimate() -> None:
 def test_a_replica_that_has_lost_everything_is_estimated_until_it_tells_again() -> None:
     index, precise = made()
     precise.apply("a", [STORED])
-    precise.clear("a")
+    precise.reset("a")
     assert held(index) == [0, 0]
 
 
@@ -71,8 +71,8 @@ def test_sizes_and_drops_reach_both() -> None:
     index, precise = made()
     precise.apply("a", [STORED])
     index.routed(TokenPrompt(TOKENS, "m"), "b")
-    index.drop("a")
-    index.drop("b")
+    index.remove("a")
+    index.remove("b")
     assert held(index) == [0, 0]
     index.resize("b", DEVICE, 16)
     index.routed(TokenPrompt(TOKENS, "m"), "b")

@@ -13,7 +13,7 @@ from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
 from kvtier.testing.spaces import sample_space
 from kvtier.testing.tiers import aligned
-from kvtier.tiers.base import Buffer, Move, Outcome
+from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.disk.files import OsFiles
 from kvtier.tiers.disk.folder import Folder, open_folder
@@ -56,13 +56,13 @@ def blank() -> Buffer:
 
 def write(tier: DiskTier, numbers: Sequence[int]) -> list[Outcome]:
     """Write blocks, each the child of the number below it."""
-    moves = [Move(key(n), content(n)) for n in numbers]
+    moves = [BlockMove(key(n), content(n)) for n in numbers]
     return tier.write_from(moves, [key(n - 1) if n else None for n in numbers])
 
 
 def read(tier: DiskTier, numbers: Sequence[int]) -> list[Outcome]:
     """Read blocks; whatever is DONE must be the block's content."""
-    moves = [Move(key(n), blank()) for n in numbers]
+    moves = [BlockMove(key(n), blank()) for n in numbers]
     outcomes = tier.read_into(moves)
     for number, move, outcome in zip(numbers, moves, outcomes, strict=True):
         if outcome is Outcome.DONE:

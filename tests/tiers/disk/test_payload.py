@@ -6,7 +6,7 @@ import pytest
 
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import VirtualClock
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.disk.folder import Folder
 from kvtier.tiers.disk.payload import Payload
 from kvtier.tiers.disk.slab import Slab
@@ -29,7 +29,7 @@ def test_only_the_payload_counts(folder: Folder) -> None:
     blocks = [content(n) for n in range(4)]
     for block in blocks:
         block[LAYOUT.block_bytes :] = 0
-    moves = [Move(key(n), block) for n, block in enumerate(blocks)]
+    moves = [BlockMove(key(n), block) for n, block in enumerate(blocks)]
     # Slots 2 to 5 lie in two segments.
     puts = payload.write([(2, 0), (3, 1), (4, 2), (5, 3)], moves, [None, key(0), None, None])
     assert [(put.slot, put.key, put.parent) for put in puts] == [
@@ -45,7 +45,7 @@ def test_only_the_payload_counts(folder: Folder) -> None:
     slab.write(3, [blocks[1]])
     slab.write(4, [blocks[2]])
     outcomes = [Outcome.MISSING] * 4
-    into = [Move(key(n), blank()) for n in range(4)]
+    into = [BlockMove(key(n), blank()) for n in range(4)]
     payload.read([(2, 0), (3, 1), (4, 2), (5, 3)], into, outcomes)
     assert outcomes == [Outcome.DONE, Outcome.DONE, Outcome.CORRUPT, Outcome.DONE]
     slab.close()
@@ -56,12 +56,12 @@ def test_a_block_as_large_as_its_slot(folder: Folder) -> None:
     slots = SlotMap(4)
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
     payload = Payload(slab, slots, layout, FaultLog("here", VirtualClock()))
-    [put] = payload.write([(0, 0)], [Move(key(1), content(1))], [None])
+    [put] = payload.write([(0, 0)], [BlockMove(key(1), content(1))], [None])
     slots.publish(put)
     changed = content(1)
     changed[-1] ^= 1
     slab.write(0, [changed])
     outcomes = [Outcome.MISSING]
-    payload.read([(0, 0)], [Move(key(1), blank())], outcomes)
+    payload.read([(0, 0)], [BlockMove(key(1), blank())], outcomes)
     assert outcomes == [Outcome.CORRUPT]
     slab.close()

@@ -17,7 +17,7 @@ import pytest
 from kvtier.blocks.key import BlockKey
 from kvtier.clock import VirtualClock
 from kvtier.testing.tiers import TierContract
-from kvtier.tiers.base import Move, Outcome, Tier
+from kvtier.tiers.base import BlockMove, Outcome, Tier
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.disk.space import capacity_for
 from kvtier.tiers.faults import QUIET_S
@@ -101,10 +101,10 @@ def test_memory_that_direct_io_cannot_reach_goes_another_way(tmp_path: Path) -> 
     room = np.zeros(SLOT_BYTES + 1, np.uint8)
     odd = room[1:]
     np.copyto(odd, content(3))
-    assert tier.write_from([Move(key(3), odd)], [None]) == [DONE]
+    assert tier.write_from([BlockMove(key(3), odd)], [None]) == [DONE]
     assert read(tier, [3]) == [DONE]
     odd.fill(0)
-    assert tier.read_into([Move(key(3), odd)]) == [DONE]
+    assert tier.read_into([BlockMove(key(3), odd)]) == [DONE]
     assert np.array_equal(odd[: LAYOUT.block_bytes], content(3)[: LAYOUT.block_bytes])
     tier.close()
 
@@ -113,8 +113,11 @@ def test_a_buffer_of_another_size_is_refused(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab")
     write(tier, [1, 2, 3])
     small, large = content(9)[:512], np.zeros(2 * SLOT_BYTES, np.uint8)
-    assert tier.write_from([Move(key(4), small), Move(key(5), large)], [None] * 2) == [FAILED] * 2
-    assert tier.read_into([Move(key(1), small), Move(key(2), large)]) == [FAILED] * 2
+    assert (
+        tier.write_from([BlockMove(key(4), small), BlockMove(key(5), large)], [None] * 2)
+        == [FAILED] * 2
+    )
+    assert tier.read_into([BlockMove(key(1), small), BlockMove(key(2), large)]) == [FAILED] * 2
     assert read(tier, [1, 2, 3]) == [DONE] * 3
     tier.close()
 
@@ -123,10 +126,10 @@ def test_a_key_too_long_to_account_for_is_refused(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab")
     long = BlockKey(b"x" * 73)
     assert (
-        tier.write_from([Move(long, content(1)), Move(key(1), content(1))], [None, long])
+        tier.write_from([BlockMove(long, content(1)), BlockMove(key(1), content(1))], [None, long])
         == [FAILED] * 2
     )
-    assert tier.write_from([Move(BlockKey(b"x" * 72), content(1))], [None]) == [DONE]
+    assert tier.write_from([BlockMove(BlockKey(b"x" * 72), content(1))], [None]) == [DONE]
     tier.close()
 
 

@@ -12,12 +12,12 @@ from kvtier.clock import MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.testing.spaces import sample_space
 from kvtier.testing.tiers import SharedTierContract, key
-from kvtier.tiers.base import Move, Outcome, Tier
+from kvtier.tiers.base import BlockMove, Outcome, Tier
 from kvtier.tiers.objectstore.bucket import BucketTier
 from kvtier.tiers.shared.format import segment_name
-from kvtier.transfer.breaker import State
+from kvtier.transfer.base import Direction, Transfer
+from kvtier.transfer.breaker import BreakerState
 from kvtier.transfer.engine import TransferEngine
-from kvtier.transfer.job import Direction, Transfer
 from tests.tiers.objectstore.servers import BUCKET, Weed
 from tests.tiers.shared.segments import LAYOUT, SPACE, keys, read, write
 
@@ -73,7 +73,7 @@ def test_an_object_fits_into_the_time_of_one_request(
 
 def fetch(engine: TransferEngine, blocks: list[BlockKey]) -> list[Outcome]:
     """Read them through the engine; FAILED where its breaker refuses, at once."""
-    moves = [Move(each, np.zeros(LAYOUT.slot_bytes, np.uint8)) for each in blocks]
+    moves = [BlockMove(each, np.zeros(LAYOUT.slot_bytes, np.uint8)) for each in blocks]
     rows, parents = list(range(len(blocks))), [None, *blocks[:-1]]
     outcomes = [Outcome.FAILED] * len(blocks)
     is_let_in = engine.submit(Transfer(1, Direction.READ, rows, blocks, moves, parents))
@@ -97,13 +97,13 @@ def test_a_server_that_dies_opens_the_breaker_and_one_that_returns_closes_it(
     s3.kill()
     try:
         assert tier.find([key(70)]) == [Outcome.FAILED]
-        while engine.breaker(1, Direction.READ) is State.CLOSED:
+        while engine.breaker(1, Direction.READ) is BreakerState.CLOSED:
             assert fetch(engine, keys(2)) == [Outcome.FAILED] * 2
     finally:
         s3.start()
     while fetch(engine, keys(2)) != [DONE] * 2:
         MonotonicClock().sleep(0.1)
-    assert engine.breaker(1, Direction.READ) is State.CLOSED
+    assert engine.breaker(1, Direction.READ) is BreakerState.CLOSED
     assert engine.close(10.0)
     tier.close()
 

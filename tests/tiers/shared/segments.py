@@ -8,7 +8,7 @@ import numpy as np
 from kvtier.blocks.key import BlockKey
 from kvtier.testing.spaces import sample_space
 from kvtier.testing.tiers import SharedTierContract, key, pattern
-from kvtier.tiers.base import Move, Outcome, Tier
+from kvtier.tiers.base import BlockMove, Outcome, Tier
 from kvtier.tiers.shared.folder import FolderTier
 
 DONE, MISSING, CORRUPT, FAILED = (
@@ -52,8 +52,8 @@ def keys(count: int, first: int = 0) -> list[BlockKey]:
     return [key(first + number) for number in range(count)]
 
 
-def moves(blocks: list[BlockKey]) -> list[Move]:
-    return [Move(each, pattern(each, LAYOUT)) for each in blocks]
+def moves(blocks: list[BlockKey]) -> list[BlockMove]:
+    return [BlockMove(each, pattern(each, LAYOUT)) for each in blocks]
 
 
 def write(tier: Tier, blocks: list[BlockKey], parent: BlockKey | None = None) -> list[Outcome]:
@@ -61,7 +61,7 @@ def write(tier: Tier, blocks: list[BlockKey], parent: BlockKey | None = None) ->
 
 
 def read(tier: Tier, blocks: list[BlockKey]) -> list[Outcome]:
-    into = [Move(each, np.zeros(SLOT_BYTES, np.uint8)) for each in blocks]
+    into = [BlockMove(each, np.zeros(SLOT_BYTES, np.uint8)) for each in blocks]
     outcomes = tier.read_into(into)
     for move, outcome in zip(into, outcomes, strict=True):
         payload = pattern(move.key, LAYOUT)[: LAYOUT.block_bytes]

@@ -9,8 +9,7 @@ from itertools import islice
 
 from vllm.v1.kv_offload.base import OffloadKey, ReqContext, get_offload_group_idx
 
-from kvtier.blocks.key import BlockKey
-from kvtier.index.local import UNKNOWN_PARENT
+from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 
 
 class RequestChains:

@@ -33,7 +33,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvtier.blocks.events import BlockEvent, Change
-from kvtier.blocks.key import BlockKey
+from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.cache.core import Load, Save, TieredCache
 from kvtier.clock import Clock
 from kvtier.connectors.vllm.chains import RequestChains
@@ -41,7 +41,7 @@ from kvtier.connectors.vllm.guard import guarded, nothing
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.connectors.vllm.stats import Reporter
-from kvtier.index.local import RAM, UNKNOWN_PARENT, Presence
+from kvtier.index.local import RAM, Presence
 
 _RESULTS = {
     Presence.READY: LookupResult.HIT,

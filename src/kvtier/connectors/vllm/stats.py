@@ -19,12 +19,12 @@ from vllm.v1.kv_offload.base import (
 from kvtier.cache.core import TieredCache
 from kvtier.metrics import engine as metrics
 from kvtier.metrics.declaration import Metric, MetricKind
-from kvtier.transfer.breaker import State
-from kvtier.transfer.job import Direction
+from kvtier.transfer.base import Direction
+from kvtier.transfer.breaker import BreakerState
 
 _INTERVAL_S = 0.1
 _BREAKERS = {"read": Direction.READ, "write": Direction.WRITE}
-_STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
+_STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 _DIRECTIONS = {
     Direction.FIND: "find",
     Direction.READ: "promote",

@@ -71,6 +71,6 @@ class FleetIndex(Protocol):
         """What the replica's tier holds at most has become known, or has changed."""
         ...
 
-    def drop(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         """Forget a replica that is gone, or has lost its caches. Idempotent."""
         ...

@@ -112,7 +112,7 @@ class EstimatedIndex:
         self._forget(replica)
         self._add(replica, block_tokens)
 
-    def drop(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         """See FleetIndex."""
         self._told.pop(replica, None)
         self._forget(replica)

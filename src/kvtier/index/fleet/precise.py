@@ -99,7 +99,7 @@ class PreciseIndex:
         """It serves this model, as prompts name it. Idempotent; another model forgets it."""
         known = self._tellers.get(replica)
         if known is None or known.model != model:
-            self.drop(replica)
+            self.remove(replica)
             self._tellers[replica] = Teller(model, self._shelves)
 
     def apply(self, replica: str, changes: Iterable[Change]) -> None:
@@ -146,15 +146,15 @@ class PreciseIndex:
         if teller is not None:
             teller.begin()
 
-    def clear(self, replica: str) -> None:
+    def reset(self, replica: str) -> None:
         """It has lost its caches, or some of what it told is lost; it goes on telling."""
         teller = self._tellers.get(replica)
         if teller is not None:
             teller.clear()
 
-    def drop(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         """See FleetIndex. What it wrote to shared storage stays."""
-        self.clear(replica)
+        self.reset(replica)
         self._tellers.pop(replica, None)
 
 

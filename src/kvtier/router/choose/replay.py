@@ -76,7 +76,7 @@ class LoggedIndex:
     def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
         """The log tells."""
 
-    def drop(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         """The log tells."""
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from kvtier.router.choose.base import Endpoint
 from kvtier.router.fleet.replicas import Discovery, Replica
-from kvtier.transfer.breaker import Breaker, State
+from kvtier.transfer.breaker import Breaker, BreakerState
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
     @property
     def is_cut_off(self) -> bool:
         """Whether requests could not be delivered; whatever the time, closed is closed."""
-        return self.breaker.state(0.0) is not State.CLOSED
+        return self.breaker.state(0.0) is not BreakerState.CLOSED
 
 
 class Listener:

@@ -51,7 +51,7 @@ class BlendedIndex:
         """See FleetIndex."""
         self._estimated.resize(replica, tier, capacity_tokens)
 
-    def drop(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         """See FleetIndex."""
-        self._estimated.drop(replica)
-        self._precise.drop(replica)
+        self._estimated.remove(replica)
+        self._precise.remove(replica)

@@ -135,7 +135,7 @@ class Learner(Listener):
             return
         self._stop(tasks.events)
         for index in self._precise:
-            index.drop(member.replica.name)
+            index.remove(member.replica.name)
         self._begin_events(member)
 
     def left(self, member: Member) -> None:
@@ -169,7 +169,7 @@ class Learner(Listener):
         self.engines.left(member.replica.url)
         indexes: Sequence[FleetIndex] = (*self._estimated, *self._precise)
         for index in indexes:
-            index.drop(name)
+            index.remove(name)
 
     async def _scrape(self, member: Member) -> None:
         assert self._session is not None
@@ -187,7 +187,7 @@ class Learner(Listener):
                     _log.info("replica %s has been started anew", name)
                     # A precise index hears it from the events: their connection breaks.
                     for index in self._estimated:
-                        index.drop(name)
+                        index.remove(name)
                 for index in self._tuned:
                     index.set_block_tokens(name, compared(load.block_tokens))
                 take(member.endpoint, load, self._estimated)

@@ -52,7 +52,7 @@ class ReplicaSink:
 
     def clear(self) -> None:
         """See Sink."""
-        self._index.clear(self._replica)
+        self._index.reset(self._replica)
 
 
 class SharedSink:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from kvtier.blocks.checksum import Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
-from kvtier.tiers.base import Buffer, Move, Outcome
+from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.disk.log import Put
 from kvtier.tiers.disk.runs import Place, runs
 from kvtier.tiers.disk.slab import Slab
@@ -33,13 +33,18 @@ class Payload:
         self._run_blocks = max(1, _RUN_BYTES // layout.slot_bytes)
         self._faults = faults
 
-    def read(self, places: Sequence[Place], moves: Sequence[Move], outcomes: list[Outcome]) -> None:
+    def read(
+        self, places: Sequence[Place], moves: Sequence[BlockMove], outcomes: list[Outcome]
+    ) -> None:
         """Fill the buffers from the slots (ascending) and say what became of each block."""
         for run in runs(places, self._slab.segment_slots, self._run_blocks):
             self._read_run(run, moves, outcomes)
 
     def write(
-        self, places: Sequence[Place], moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self,
+        places: Sequence[Place],
+        moves: Sequence[BlockMove],
+        parents: Sequence[BlockKey | None],
     ) -> list[Put]:
         """Write the buffers to the slots (ascending); returns what may now be recorded."""
         puts: list[Put] = []
@@ -48,7 +53,7 @@ class Payload:
         return puts
 
     def _read_run(
-        self, run: Sequence[Place], moves: Sequence[Move], outcomes: list[Outcome]
+        self, run: Sequence[Place], moves: Sequence[BlockMove], outcomes: list[Outcome]
     ) -> None:
         try:
             whole = self._slab.read(run[0][0], [moves[i].buffer for _, i in run])
@@ -71,7 +76,7 @@ class Payload:
             outcomes[i] = Outcome.CORRUPT
 
     def _write_run(
-        self, run: Sequence[Place], moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self, run: Sequence[Place], moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Put]:
         """The records of the blocks whose bytes are now in their slots."""
         block_bytes = self._block_bytes

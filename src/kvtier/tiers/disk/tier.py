@@ -19,7 +19,7 @@ import msgspec
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
-from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage
+from kvtier.tiers.base import BlockMove, Capabilities, Outcome, ScanPage
 from kvtier.tiers.disk.files import FileIO, OsFiles
 from kvtier.tiers.disk.journal import CHUNK_FRAMES
 from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
@@ -97,7 +97,7 @@ class DiskTier:
         held = self._slots.slot_of
         return [key in held for key in keys]
 
-    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+    def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
         """See Tier. Neighbouring slots are read in one call; each block is verified."""
         outcomes = [Outcome.MISSING] * len(moves)
         places = self._begin_reads(moves, outcomes)
@@ -113,7 +113,7 @@ class DiskTier:
             self._end_reads(places, outcomes)
         return outcomes
 
-    def _begin_reads(self, moves: Sequence[Move], outcomes: list[Outcome]) -> list[Place]:
+    def _begin_reads(self, moves: Sequence[BlockMove], outcomes: list[Outcome]) -> list[Place]:
         places: list[Place] = []
         slots = self._slots
         with self._lock:
@@ -132,7 +132,9 @@ class DiskTier:
                 self._running += 1
         return places
 
-    def _drop(self, places: Sequence[Place], corrupt: Sequence[int], moves: Sequence[Move]) -> None:
+    def _drop(
+        self, places: Sequence[Place], corrupt: Sequence[int], moves: Sequence[BlockMove]
+    ) -> None:
         """Forget corrupt blocks; ours are still in flight, so no slot is free before we end."""
         slot_at = {i: slot for slot, i in places}
         with self._commit:
@@ -154,7 +156,7 @@ class DiskTier:
             self._end_operation()
 
     def write_from(
-        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
         """See Tier. Neighbouring slots are written in one call; one log write a batch."""
         outcomes = [Outcome.FAILED] * len(moves)
@@ -173,7 +175,10 @@ class DiskTier:
         return outcomes
 
     def _begin_writes(
-        self, moves: Sequence[Move], parents: Sequence[BlockKey | None], outcomes: list[Outcome]
+        self,
+        moves: Sequence[BlockMove],
+        parents: Sequence[BlockKey | None],
+        outcomes: list[Outcome],
     ) -> _Batch | None:
         first_at: dict[BlockKey, int] = {}
         twins: list[tuple[int, int]] = []
@@ -223,7 +228,7 @@ class DiskTier:
         self,
         places: Sequence[Place],
         published: set[int],
-        moves: Sequence[Move],
+        moves: Sequence[BlockMove],
         outcomes: list[Outcome],
     ) -> None:
         unused: list[int] = []

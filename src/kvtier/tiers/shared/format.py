@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from kvtier.blocks.checksum import CHECKSUM_BYTES, Checksum
-from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey, KeySpace
 from kvtier.errors import Corrupt
 
 VERSION: Final = 1
@@ -26,8 +26,6 @@ PAGE_BYTES: Final = 4096
 BLOCKS_MAX: Final = 65_535
 KEY_BYTES_MIN: Final = 5
 KEY_BYTES_MAX: Final = 64
-UNKNOWN_PARENT: Final = BlockKey(b"")
-"""The writer knew that a block comes before the first one, but not which."""
 
 _MAGIC = b"KVTSEG\r\n"
 _MAGIC_AND_VERSION = struct.Struct("<8sI")

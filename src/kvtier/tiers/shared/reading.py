@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kvtier.errors import Corrupt
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.format import Segment
 from kvtier.tiers.shared.headers import Headers
@@ -33,7 +33,7 @@ class Reader:
         self._faults = faults
 
     def read(
-        self, wanted: Sequence[Wanted], moves: Sequence[Move], outcomes: list[Outcome]
+        self, wanted: Sequence[Wanted], moves: Sequence[BlockMove], outcomes: list[Outcome]
     ) -> None:
         """Fill the buffers of `wanted` and say what became of each block."""
         for run in _runs(wanted):
@@ -45,7 +45,9 @@ class Reader:
                 for _, i in run:
                     outcomes[i] = Outcome.FAILED
 
-    def _read_run(self, run: list[Wanted], moves: Sequence[Move], outcomes: list[Outcome]) -> None:
+    def _read_run(
+        self, run: list[Wanted], moves: Sequence[BlockMove], outcomes: list[Outcome]
+    ) -> None:
         (segment, number), _ = run[0]
         first, block_bytes = segment.keys[0], segment.block_bytes
         buffers = [moves[i].buffer for _, i in run]

@@ -16,7 +16,7 @@ from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Corrupt, InvalidSettings
-from kvtier.tiers.base import Capabilities, Move, Outcome, ScanPage, Stored
+from kvtier.tiers.base import BlockMove, Capabilities, Outcome, ScanPage, Stored
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.accesses import Accesses
 from kvtier.tiers.shared.format import parse_segment_name, segment_name
@@ -130,7 +130,7 @@ class StoreTier:
         self._tell()
         return outcomes
 
-    def read_into(self, moves: Sequence[Move]) -> list[Outcome]:
+    def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
         """See Tier. Neighbours within a segment are read in one call; each is verified."""
         outcomes = [Outcome.MISSING] * len(moves)
         wanted: list[tuple[Place, int]] = []
@@ -152,7 +152,7 @@ class StoreTier:
         return outcomes
 
     def write_from(
-        self, moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
         """See Tier. Consecutive blocks of a chain are packed into one file."""
         outcomes = [Outcome.FAILED] * len(moves)

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvtier.blocks.key import BlockKey
 from kvtier.errors import Corrupt
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.format import encode
 from kvtier.tiers.shared.headers import Headers, aligned_buffer
@@ -40,7 +40,10 @@ class Writer:
         self._segment_blocks = segment_blocks
 
     def write(
-        self, moves: Sequence[Move], parents: Sequence[BlockKey | None], outcomes: list[Outcome]
+        self,
+        moves: Sequence[BlockMove],
+        parents: Sequence[BlockKey | None],
+        outcomes: list[Outcome],
     ) -> None:
         """Publish what the store lacks of the batch, and say what became of each block."""
         for run in _runs(moves, parents):
@@ -53,7 +56,7 @@ class Writer:
     def _write_run(
         self,
         run: Sequence[int],
-        moves: Sequence[Move],
+        moves: Sequence[BlockMove],
         parents: Sequence[BlockKey | None],
         outcomes: list[Outcome],
     ) -> None:
@@ -71,7 +74,7 @@ class Writer:
                 return  # what has the name is broken, and stays, or cannot be seen: FAILED
 
     def _publish(
-        self, run: Sequence[int], moves: Sequence[Move], parents: Sequence[BlockKey | None]
+        self, run: Sequence[int], moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> bool:
         headers = self._headers
         run = run[: self._segment_blocks]
@@ -90,7 +93,7 @@ class Writer:
             return True
         return False
 
-    def _meet_winner(self, run: Sequence[int], moves: Sequence[Move]) -> bool:
+    def _meet_winner(self, run: Sequence[int], moves: Sequence[BlockMove]) -> bool:
         """Learn what lies under the name we wanted. False if that is broken, and stays."""
         first = moves[run[0]].key
         try:
@@ -104,7 +107,7 @@ class Writer:
         return True
 
 
-def _runs(moves: Sequence[Move], parents: Sequence[BlockKey | None]) -> Iterator[list[int]]:
+def _runs(moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]) -> Iterator[list[int]]:
     """Positions of consecutive blocks of one chain."""
     run: list[int] = []
     seen: set[BlockKey] = set()

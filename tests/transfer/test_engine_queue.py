@@ -12,11 +12,11 @@ import pytest
 from kvtier.blocks.key import BlockKey
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
-from kvtier.tiers.base import Move, Outcome
+from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.transfer import breaker
-from kvtier.transfer.breaker import FAILURES, State
-from kvtier.transfer.job import Completion, Direction, Transfer
-from kvtier.transfer.lane import Lane
+from kvtier.transfer.base import Completion, Direction, Transfer
+from kvtier.transfer.breaker import FAILURES, BreakerState
+from kvtier.transfer.engine import TierQueue
 
 HANG_S = 0.05
 WAIT_S = 30.0
@@ -27,11 +27,11 @@ class Rig:
     def __init__(self, io_threads: int = 1) -> None:
         self.tier = FaultyTier(MemoryTier(io_threads=io_threads, shared=True))
         self.completions: deque[Completion] = deque()
-        self.lane = Lane(self.tier, 64, 2, self.completions, lambda: None, HANG_S)
+        self.lane = TierQueue(self.tier, 64, 2, self.completions, lambda: None, HANG_S)
 
     def submit(self, direction: Direction, count: int = 1) -> bool:
         keys = [BlockKey(bytes([number]) * 8) for number in range(count)]
-        moves = [Move(key, np.zeros(16, np.uint8)) for key in keys]
+        moves = [BlockMove(key, np.zeros(16, np.uint8)) for key in keys]
         return self.lane.submit(
             Transfer(1, direction, list(range(count)), keys, moves, [None] * count)
         )
@@ -71,12 +71,12 @@ def fail(rig: Rig, direction: Direction) -> None:
 
 def test_reads_that_keep_failing_are_refused_at_once(rig: Rig) -> None:
     fail(rig, READ)
-    assert rig.lane.breaker(READ) is State.OPEN
+    assert rig.lane.breaker(READ) is BreakerState.OPEN
     assert not rig.submit(READ)
     assert not rig.submit(FIND)
-    rig.wait(lambda: rig.lane.breaker(READ) is State.HALF_OPEN)
+    rig.wait(lambda: rig.lane.breaker(READ) is BreakerState.HALF_OPEN)
     assert rig.run(READ) == [Outcome.MISSING], "an answer, though not a hit"
-    assert rig.lane.breaker(READ) is State.CLOSED
+    assert rig.lane.breaker(READ) is BreakerState.CLOSED
 
 
 def test_a_full_tier_can_still_be_read(rig: Rig) -> None:
@@ -92,14 +92,14 @@ def test_nobody_waits_behind_a_call_that_hangs(rig: Rig) -> None:
     assert rig.tier.hung.wait(WAIT_S)
     assert rig.submit(FIND, 3)
     assert rig.submit(READ, 5)
-    rig.wait(lambda: rig.lane.breaker(READ) is State.OPEN)
+    rig.wait(lambda: rig.lane.breaker(READ) is BreakerState.OPEN)
     assert sum(each.stop - each.start for each in rig.completions) == 8
     assert all(each.outcomes is None for each in rig.completions)
     rig.completions.clear()
     rig.tier.release()
     rig.wait(lambda: bool(rig.completions))
     assert rig.completions.popleft().outcomes == [Outcome.MISSING]
-    assert rig.lane.breaker(READ) is State.CLOSED
+    assert rig.lane.breaker(READ) is BreakerState.CLOSED
     assert not any(rig.lane.blocks.values())
 
 
@@ -107,7 +107,7 @@ def test_a_partial_failure_is_an_answer(rig: Rig) -> None:
     rig.tier.inject(Fault.PARTIAL, 2 * FAILURES)
     for _ in range(2 * FAILURES):
         assert rig.run(READ, 2) == [Outcome.MISSING, Outcome.FAILED]
-    assert rig.lane.breaker(READ) is State.CLOSED
+    assert rig.lane.breaker(READ) is BreakerState.CLOSED
 
 
 def test_blocks_that_belong_together_are_written_in_one_call() -> None:
@@ -121,9 +121,9 @@ def test_blocks_that_belong_together_are_written_in_one_call() -> None:
     tier = Packing(io_threads=1)
     tier.capabilities = msgspec.structs.replace(tier.capabilities, batch_blocks=8)
     completions: deque[Completion] = deque()
-    lane = Lane(tier, 64, 2, completions, lambda: None, HANG_S)
+    lane = TierQueue(tier, 64, 2, completions, lambda: None, HANG_S)
     keys = [BlockKey(bytes([number]) * 8) for number in range(20)]
-    moves = [Move(key, np.zeros(16, np.uint8)) for key in keys]
+    moves = [BlockMove(key, np.zeros(16, np.uint8)) for key in keys]
     assert lane.submit(Transfer(1, WRITE, list(range(20)), keys, moves, [None] * 20))
     assert lane.wait_idle(time.perf_counter() + WAIT_S)
     lane.shut()

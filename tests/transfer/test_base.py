@@ -1,4 +1,4 @@
-from kvtier.transfer.job import Direction, Transfer
+from kvtier.transfer.base import Direction, Transfer
 
 
 def test_transfers_are_told_apart_by_identity() -> None:
