@@ -200,9 +200,7 @@ def test_conversion_equals_that_of_transformers(
     for package in ("torch", "accelerate", "tokenizers", "transformers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}, which comes with the engine")
-    monkeypatch.setattr(
-        prepare_model, "TRANSFORMERS", importlib.metadata.version("transformers")
-    )
+    monkeypatch.setattr(prepare_model, "TRANSFORMERS", importlib.metadata.version("transformers"))
     monkeypatch.setattr(prepare_model, "CHUNK_ELEMENTS", 1000)  # several chunks a tensor
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.mkdir()
