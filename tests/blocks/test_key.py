@@ -3,7 +3,7 @@ import pytest
 
 from kvtier.blocks.key import GroupShape, KeySpace
 from kvtier.errors import InvalidSettings
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 
 SPACE = sample_space()
 OTHER_VALUES = {

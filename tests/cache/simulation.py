@@ -28,10 +28,10 @@ from kvtier.clock import VirtualClock, seeded
 from kvtier.index.local import Presence
 from kvtier.memory.arena import Arena, Slot
 from kvtier.testing.faults import Fault, FaultyTier
-from kvtier.testing.ledger import Ledger
 from kvtier.testing.memory_tier import MemoryTier
 from kvtier.testing.transfers import InlineTransfers
 from kvtier.tiers.base import Buffer
+from tests.cache.ledger import Ledger
 
 DEADLINE_S = 2.0
 _PAYLOAD_BYTES = 64

@@ -17,7 +17,7 @@ from kvtier.index.local import Presence
 from kvtier.settings import DiskSettings, RamSettings, Settings, SharedSettings, TransferSettings
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.testing.transfers import InlineTransfers
 from kvtier.tiers.base import BlockMove, ScanPage
 from kvtier.transfer.base import Direction

@@ -26,7 +26,6 @@ from kvtier.blocks.key import BlockKey
 from kvtier.cache.core import Load, Save, TieredCache
 from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
-from kvtier.testing.ledger import Ledger
 from kvtier.testing.memory_tier import MemoryTier
 from kvtier.tiers.base import BlockMove, Tier
 from kvtier.transfer.base import Direction
@@ -41,6 +40,7 @@ from tests.cache.caches import (
     memory_tier,
     payload,
 )
+from tests.cache.ledger import Ledger
 
 NODES = 18
 SLOTS = 6

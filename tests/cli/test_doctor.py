@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kvtier.cli.main import kvtier
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, keys
 
 

@@ -13,11 +13,11 @@ from kvtier.conversion.converting import Wish, convert
 from kvtier.conversion.matching import layers_digest
 from kvtier.conversion.report import Conversion
 from kvtier.inspection.pace import Pace
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.base import BlockMove, Outcome
-from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.tier import FolderTier
 
 LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]
 BLOCK_BYTES = 5000

@@ -3,7 +3,7 @@ import itertools
 from kvtier.diagnosis.comparison import PAIRS_KEPT, Sighting, compare, oddities
 from kvtier.diagnosis.report import Status
 from kvtier.diagnosis.verdicts import Verdict
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 
 
 def seen(place: str = "/kv", witness: str | None = None, **fields: object) -> Sighting:

@@ -9,7 +9,7 @@ from kvtier.diagnosis import examination
 from kvtier.diagnosis.examination import examine, examine_places
 from kvtier.diagnosis.report import Check, Report, Status, fine
 from kvtier.errors import InvalidSettings
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from tests.inspection.stores import BLOCK_BYTES, StoreFolder, key_file, keys
 
 

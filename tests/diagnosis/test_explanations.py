@@ -10,7 +10,7 @@ from kvtier.diagnosis.explanations import (
     remarks,
 )
 from kvtier.diagnosis.verdicts import Told, Verdict
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 
 CHANGE, NEVER, FOLLOWS = Verdict.CHANGE, Verdict.NEVER, Verdict.FOLLOWS
 DIRECT = {"layout": "LBNHC direct pcp1 dcp1", "weights": "ab cd", "hash_seed": "default"}

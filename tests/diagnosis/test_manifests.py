@@ -10,7 +10,7 @@ from kvtier.blocks.checksum import Xxh3
 from kvtier.blocks.layout import BlockLayout
 from kvtier.diagnosis.manifests import read_place
 from kvtier.diagnosis.report import Status
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.shared.manifest import encode, manifest_of
 from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, StoreFolder, keys

@@ -5,7 +5,7 @@ import pytest
 from kvtier.blocks.key import GroupShape
 from kvtier.diagnosis import shapes
 from kvtier.diagnosis.verdicts import Told, Verdict
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 
 CHANGE, FOLLOWS = Verdict.CHANGE, Verdict.FOLLOWS
 DIRECT = {"layout": "LBNHC direct pcp1 dcp1"}

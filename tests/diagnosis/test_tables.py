@@ -6,7 +6,7 @@ from kvtier.blocks.key import GroupShape
 from kvtier.diagnosis.comparison import Sighting, compare
 from kvtier.diagnosis.report import Check, failed, fine, report_of
 from kvtier.diagnosis.tables import report_view, value_text
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 
 
 def shown(sightings: list[Sighting], *checks: Check) -> str:

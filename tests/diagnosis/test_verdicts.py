@@ -1,5 +1,5 @@
 from kvtier.diagnosis.verdicts import Verdict, differing, follows, join_words, unknown
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 
 
 def test_what_follows_names_its_causes() -> None:

@@ -12,7 +12,7 @@ from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.options import Options
 from kvtier.evictor.publishing import Publisher
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
 from tests.evictor.scenes import FOREIGN, Between, Scene, block, key_of
 from tests.evictor.test_broken import SECRET, publish

@@ -9,7 +9,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.evictor.broken import HeaderCheck, refusal
 from kvtier.evictor.layouts import Tree
 from kvtier.testing.memory_store import MemoryStore
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import Segment, encode, segment_name
 from kvtier.tiers.shared.manifest import ensure
 from tests.evictor.scenes import FOREIGN, Between, Scene, key_of

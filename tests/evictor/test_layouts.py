@@ -2,7 +2,7 @@ import pytest
 
 from kvtier.blocks.key import BlockKey
 from kvtier.evictor.layouts import SHARDS, Kind, Tree, key_of, kind_outside, recognise, shard_of
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import segment_name, space_folder
 from tests.evictor import scenes
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
 from kvtier.evictor.opening import open_place
-from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.objectstore.store import BucketStore
 from tests.evictor.scenes import TREE, below, block
 from tests.tiers.objectstore.conftest import (  # noqa: F401
     owner,
@@ -24,7 +24,7 @@ pytest.importorskip("obstore")
 
 def test_bounds_and_recency_hold_there_too(url: str) -> None:  # noqa: F811
     assert open_place(url).owner == "objectstore"
-    store = ObjectStore(url)
+    store = BucketStore(url)
     for number in range(40):
         assert store.publish(block(number), [np.zeros(10_000, np.uint8)])
     store.put(f"{TREE}/access/x-00000001.log", "".join(f"{below(n)}\n" for n in range(5)).encode())

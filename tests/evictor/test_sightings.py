@@ -2,7 +2,7 @@ import pytest
 
 from kvtier.evictor.layouts import Kind
 from kvtier.evictor.sightings import settle
-from kvtier.tiers.shared.walk import Occupied
+from kvtier.tiers.shared.folder import FileUsage
 from tests.evictor.scenes import Scene
 
 
@@ -23,6 +23,6 @@ def test_who_goes(kind: Kind, age_s: float, options: dict[str, object], goes: bo
     scene.store.put("file", b"1")
     work = scene.work(**options)
     written_s = scene.clock.now_s() - age_s
-    assert settle(work, "0", Occupied("file", 1, written_s, written_s), kind) is goes
+    assert settle(work, "0", FileUsage("file", 1, written_s, written_s), kind) is goes
     assert scene.names() == ([] if goes else ["file"])
     assert work.report.unknown == (["file"] if kind is Kind.UNKNOWN else [])

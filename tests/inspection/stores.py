@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kvtier.blocks.key import BlockKey, KeySpace
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.testing.tiers import key
 from kvtier.tiers.base import Outcome
-from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.format import segment_name, space_folder
+from kvtier.tiers.shared.tier import FolderTier
 from tests.tiers.shared.segments import LAYOUT, flip, keys, read, write
 
 BLOCK_BYTES = LAYOUT.block_bytes

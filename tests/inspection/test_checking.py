@@ -14,7 +14,7 @@ from kvtier.inspection.cursor import Cursor, CursorKeeper
 from kvtier.inspection.pace import Pace
 from kvtier.inspection.places import CURSOR_NAME
 from kvtier.inspection.report import Report
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from tests.inspection.stores import (
     BLOCK_BYTES,
     NAME,

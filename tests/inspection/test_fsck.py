@@ -20,7 +20,7 @@ from kvtier.inspection.repair import Repairs
 from kvtier.inspection.report import Report
 from kvtier.inspection.spaces import Secrets, find_spaces
 from kvtier.inspection.view import Entry
-from kvtier.tiers.shared.files import OsStoreFiles, StoreFiles
+from kvtier.tiers.shared.files import StoreFiles
 from kvtier.tiers.shared.posix import PosixStore
 from tests.inspection.stores import NAME, StoreFolder, flip, key_file, keys, spread
 
@@ -246,7 +246,7 @@ def test_storage_that_hangs_holds_nobody_who_was_told_to_stop(
     fill(store)
     mended, pace = threading.Event(), Pace()
 
-    class Hanging(OsStoreFiles):
+    class Hanging(StoreFiles):
         def open(self, name: str, flags: int, folder_fd: int) -> int:
             if name == store.name(spread(6)[2]):
                 pace.stop()

@@ -8,7 +8,7 @@ from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.evictor.table import Use
 from kvtier.inspection import hottest
 from kvtier.inspection.hottest import Chain, Reads
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.testing.tiers import key
 from kvtier.tiers.shared.format import Segment, segment_name
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 from obstore.store import S3Store
 
 from kvtier.cli.main import kvtier
-from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.objectstore.store import BucketStore
 from tests.conversion.foreign import TreeFolder, chain, vllm_fields
 from tests.conversion.foreign import make_space as make_foreign_space
 from tests.inspection.buckets import fill, name_of
@@ -30,7 +30,7 @@ SEGMENTS = 6
 @pytest.fixture
 def full(url: str) -> str:  # noqa: F811
     """A few segments, two reads, and what strangers left."""
-    store = ObjectStore(url, deadline_s=60.0)
+    store = BucketStore(url, deadline_s=60.0)
     for first in spread(SEGMENTS):
         fill(store, keys(4, int.from_bytes(first[:4], "big")))
     fill(store, keys(4), reads=2)

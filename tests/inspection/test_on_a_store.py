@@ -18,7 +18,7 @@ from kvtier.inspection.spaces import Secrets
 from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.testing.memory_store import MemoryStore
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.headers import QUARANTINE_FILES
 from kvtier.tiers.shared.store import Read, Stat
 from tests.inspection.buckets import fill, name_of, spoil, view_of

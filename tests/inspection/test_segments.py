@@ -14,7 +14,7 @@ from kvtier.inspection.folder import Folder
 from kvtier.inspection.pace import Pace, Stopped
 from kvtier.inspection.segments import Broken, Verdict, blocks_in, read_header, rules_of, verify
 from kvtier.inspection.spaces import Secrets, find_spaces
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import Segment, header_bytes_for
 from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, flip, keys
 from tests.tiers.shared.broken import BrokenStoreFiles

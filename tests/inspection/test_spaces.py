@@ -8,7 +8,7 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.folder import Folder
 from kvtier.inspection.spaces import FoundSpace, Secrets, find_spaces
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, StoreFolder, key_file, keys
 
 

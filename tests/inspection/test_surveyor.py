@@ -11,7 +11,7 @@ from kvtier.inspection.spaces import Secrets
 from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.view import Entry
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from tests.inspection.stores import (
     BLOCK_BYTES,
     NAME,

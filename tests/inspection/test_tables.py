@@ -12,7 +12,7 @@ from kvtier.inspection.pile import Pile
 from kvtier.inspection.spaces import Secrets
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.tables import age, ages_text, survey_view
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, keys
 
 

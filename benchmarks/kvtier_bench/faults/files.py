@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import Entry, OsStoreFiles
+from kvtier.tiers.shared.files import FolderEntry, StoreFiles
 from kvtier_bench.faults.faults import Call, Fault, Faults, refusal
 
 _SEGMENT: Final = ".kvt"
@@ -26,13 +26,13 @@ _YEAR_S: Final = 365 * 86_400
 _EXTRA: Final = b"\x5a" * 4096
 
 
-class FaultyFiles(OsStoreFiles):
+class FaultyFiles(StoreFiles):
     """`StoreFiles` below `root` under `faults`. Any thread. Raises what a file system may."""
 
     def __init__(self, faults: Faults, root: Path) -> None:
         self._faults = faults
         self._root = root
-        self._listed: dict[str, list[Entry]] = {}
+        self._listed: dict[str, list[FolderEntry]] = {}
         self._stated: dict[str, os.stat_result] = {}
         self._written: set[int] = set()
 
@@ -137,7 +137,7 @@ class FaultyFiles(OsStoreFiles):
         self._begin(Call.NAMES)
         super().remove_folder(name, folder_fd)
 
-    def entries(self, name: str, folder_fd: int) -> list[Entry]:
+    def entries(self, name: str, folder_fd: int) -> list[FolderEntry]:
         """May be those of a while ago."""
         self._begin(Call.OPENS | Call.NAMES)
         if name in self._listed and self._faults.strikes(Fault.STALE_LISTING):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat, Store
+from kvtier.tiers.shared.store import ListEntry, ListPage, Read, Stat, Store
 from kvtier_bench.faults.faults import Call, Fault, Faults
 from kvtier_bench.faults.files import flip
 
@@ -92,7 +92,7 @@ class FaultyStore:
             kept = page.entries[: len(page.entries) // 2]
             return ListPage(kept, kept[-1].name)
         return ListPage(
-            [Listed(each.name, self._aged(each.stat)) for each in page.entries], page.after
+            [ListEntry(each.name, self._aged(each.stat)) for each in page.entries], page.after
         )
 
     def close(self) -> None:

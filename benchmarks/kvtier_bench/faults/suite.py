@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtier.clock import perf_s, unique_id
-from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.objectstore.store import BucketStore
 from kvtier.tiers.shared.store import Store
 from kvtier_bench.faults.cell import VERBS, run_cell
 from kvtier_bench.faults.core import run_core
@@ -178,9 +178,9 @@ def _verb_cells(name: str, place: Open, operations: int) -> Iterator[_Cell]:
             yield _Cell(f"{name}/{verb}/{fault.value}", fault, place, perform)
 
 
-def _open_bucket(url: str) -> ObjectStore:
+def _open_bucket(url: str) -> BucketStore:
     """A prefix of our own: the cells remove whatever they find in their store."""
-    store = ObjectStore(f"{url.rstrip('/')}/faults-{unique_id()[:12]}")
+    store = BucketStore(f"{url.rstrip('/')}/faults-{unique_id()[:12]}")
     store.check()
     return store
 

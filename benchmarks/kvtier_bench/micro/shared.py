@@ -16,11 +16,10 @@ from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
 from kvtier.settings import SharedSettings
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.folder import FolderTier
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
-from kvtier.tiers.shared.tier import StoreTier
+from kvtier.tiers.shared.tier import FolderTier, StoreTier
 from kvtier_bench.micro.contenders import Tiered, memory
 from kvtier_bench.micro.parts import SPACE, Blocks
 from kvtier_bench.micro.timing import interleave, paired_ratio, spread, throughput

@@ -12,7 +12,7 @@ from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import blocks_a_file
 from kvtier.settings.tree import SharedSettings
 from kvtier.tiers.base import BlockMove, Outcome
-from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.tier import FolderTier
 from kvtier.transfer.base import Direction, Transfer
 from kvtier.transfer.engine import TransferEngine
 from kvtier_bench.micro.parts import SPACE, chain, parents

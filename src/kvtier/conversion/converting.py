@@ -32,8 +32,8 @@ from kvtier.inspection.spaces import (
 )
 from kvtier.inspection.view import View, printable
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import Manifest, ensure, parse
-from kvtier.tiers.shared.names import is_legal_part
+from kvtier.tiers.shared.manifest import SpaceManifest, ensure, parse
+from kvtier.tiers.shared.store import is_legal_part
 
 Direction = Literal["kvtier", "vllm-fs"]
 Told = Callable[[Conversion, float], None]
@@ -140,7 +140,7 @@ def _open_destination(wish: Wish, opened: ExitStack) -> View:
     return opened.enter_context(closing(open_view(wish.destination, "DESTINATION")))
 
 
-def _chosen_space(wish: Wish, view: View) -> Manifest:
+def _chosen_space(wish: Wish, view: View) -> SpaceManifest:
     """Never the only one without being told: naming it vouches for what a tree does not say."""
     if wish.space is None:
         known = ", ".join(found.name for found in find_spaces(view)) or "none yet"
@@ -161,7 +161,7 @@ def _chosen_space(wish: Wish, view: View) -> Manifest:
     return found.manifest
 
 
-def _read_manifest(wish: Wish) -> Manifest:
+def _read_manifest(wish: Wish) -> SpaceManifest:
     if wish.space is not None:
         raise InvalidSettings("--manifest: give it or --space, not both")
     path = wish.manifest
@@ -178,7 +178,7 @@ def _read_manifest(wish: Wish) -> Manifest:
     return manifest
 
 
-def _checksum(wish: Wish, manifest: Manifest) -> Checksum:
+def _checksum(wish: Wish, manifest: SpaceManifest) -> Checksum:
     checksum = Secrets(wish.key_files).fitting(manifest)
     if checksum is None:
         raise InvalidSettings(

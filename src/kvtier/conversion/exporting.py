@@ -13,8 +13,7 @@ from kvtier.inspection.segments import Rules, read_block, read_header
 from kvtier.inspection.view import Entry, Irregular, View, is_silence
 from kvtier.tiers.shared.format import Segment, parse_segment_name
 from kvtier.tiers.shared.headers import aligned_buffer
-from kvtier.tiers.shared.names import is_temporary
-from kvtier.tiers.shared.store import Store
+from kvtier.tiers.shared.store import Store, is_temporary
 
 
 class Exporter:

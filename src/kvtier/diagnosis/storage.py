@@ -24,9 +24,9 @@ from kvtier.tiers.disk.files import OsFiles
 from kvtier.tiers.disk.folder import Folder
 from kvtier.tiers.disk.slab import has_direct
 from kvtier.tiers.objectstore import store as objects
-from kvtier.tiers.shared.files import OsStoreFiles
-from kvtier.tiers.shared.names import TemporaryNames
-from kvtier.tiers.shared.opening import Opened, discard, open_root
+from kvtier.tiers.shared.files import StoreFiles
+from kvtier.tiers.shared.folder import ProbedFolder, discard, open_root
+from kvtier.tiers.shared.store import TemporaryNames
 
 SKEW_S: Final = 5.0
 """Between the clock of a store and ours. Nothing breaks by it; people are misled by ages."""
@@ -72,7 +72,7 @@ def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterato
     if mount := mount_of(folder):
         told = f"on {mount.kind}" + (", which only engines of this host see" * is_local(mount))
         yield _of_mount("shared.path", mount, shared_warning(mount), told)
-    files, names = OsStoreFiles(), TemporaryNames()
+    files, names = StoreFiles(), TemporaryNames()
     opened = open_root(folder, "auto", files, names)
     how = "exclusive renames" if opened.renames else "hard links, for want of exclusive renames,"
     yield fine("shared.path", f"{how} work: of two writers of one name one wins")
@@ -90,7 +90,7 @@ def bucket_checks(bucket: ObjectStoreSettings) -> Iterator[Check]:
     """Of the bucket; about fourteen requests. Raises InvalidSettings and OSError."""
     if bucket.key_file is not None:
         yield key_file_check("objectstore.key_file", Path(bucket.key_file))
-    store = objects.ObjectStore(bucket.url)
+    store = objects.BucketStore(bucket.url)
     try:
         store.check()
         yield fine("objectstore.url", f"{bucket.url} can be listed, read and written")
@@ -187,7 +187,7 @@ def _inodes(setting: str, space: os.statvfs_result) -> Check:
 
 
 def _folder_clock(
-    opened: Opened, files: OsStoreFiles, names: TemporaryNames
+    opened: ProbedFolder, files: StoreFiles, names: TemporaryNames
 ) -> tuple[float, float]:
     """The file system's time, and by how much it is ahead, both in seconds. Raises OSError."""
     name = names.next("")
@@ -201,7 +201,7 @@ def _folder_clock(
     return now_s, now_s - (before_s + wall_s()) / 2
 
 
-def _bucket_clock(store: objects.ObjectStore) -> float | None:
+def _bucket_clock(store: objects.BucketStore) -> float | None:
     """By how much the server's clock is ahead; None where it does not tell. OSError.
 
     It tells whole seconds: half of one is added.

@@ -8,8 +8,8 @@ that is used; elsewhere, as in a bucket, a file takes up its length.
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, runtime_checkable
 
+from kvtier.tiers.shared.folder import FileUsage
 from kvtier.tiers.shared.store import Store
-from kvtier.tiers.shared.walk import Occupied
 
 _BEHIND: Final = "~"
 """Comes after every character of a legal name."""
@@ -20,12 +20,12 @@ _PAGE: Final = 1000
 class Measured(Protocol):
     """A store that knows what files take up, and shows the names that no store can have."""
 
-    def occupied(self, folder: str = "", after: str = "") -> Iterator[Occupied]:
+    def occupied(self, folder: str = "", after: str = "") -> Iterator[FileUsage]:
         """Every file below `folder` behind `after`, in name order."""
         ...
 
 
-def files(store: Store, folder: str = "", after: str = "") -> Iterator[Occupied]:
+def files(store: Store, folder: str = "", after: str = "") -> Iterator[FileUsage]:
     """Every file below `folder` whose name comes after `after`, in name order."""
     if isinstance(store, Measured):
         yield from store.occupied(folder, after)
@@ -33,13 +33,13 @@ def files(store: Store, folder: str = "", after: str = "") -> Iterator[Occupied]
     page = store.list(folder, after, _PAGE)
     while True:
         for name, stat in page.entries:
-            yield Occupied(name, stat.size, stat.modified_s, stat.modified_s)
+            yield FileUsage(name, stat.size, stat.modified_s, stat.modified_s)
         if page.after is None:
             return
         page = store.list(folder, page.after, _PAGE)
 
 
-def beginning(store: Store, start: str, after: str = "") -> Iterator[Occupied]:
+def beginning(store: Store, start: str, after: str = "") -> Iterator[FileUsage]:
     """Files whose names begin with `start`, those after `after` only.
 
     What comes before is not listed: its folders are not read.
@@ -52,7 +52,7 @@ def beginning(store: Store, start: str, after: str = "") -> Iterator[Occupied]:
             return
 
 
-def outside(store: Store, starts: Sequence[str], folder: str = "") -> Iterator[Occupied]:
+def outside(store: Store, starts: Sequence[str], folder: str = "") -> Iterator[FileUsage]:
     """Files whose names begin with none of `starts`; those parts are stepped over."""
     skipping = tuple(starts)
     after, last = "", None

@@ -20,7 +20,7 @@ from kvtier.evictor.events import Owner
 from kvtier.evictor.filesystem import FileSystem
 from kvtier.evictor.options import Options
 from kvtier.settings.sizes import parse_duration
-from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.objectstore.store import BucketStore
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import Store
 
@@ -142,7 +142,7 @@ def _open_folder(path: Path) -> Place:
 
 
 def _open_bucket(url: str) -> Place:
-    store = ObjectStore(url)
+    store = BucketStore(url)
     try:
         store.check()
     except InvalidSettings:

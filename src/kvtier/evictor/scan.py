@@ -18,7 +18,7 @@ from kvtier.evictor.records import Progress, Resumed, forget_progress, put_progr
 from kvtier.evictor.sightings import settle
 from kvtier.evictor.table import Table
 from kvtier.evictor.work import Work
-from kvtier.tiers.shared.names import folder_of
+from kvtier.tiers.shared.store import folder_of
 
 _log = logging.getLogger(__name__)
 

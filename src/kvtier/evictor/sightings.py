@@ -6,10 +6,10 @@ may still be writing it; an unknown file is removed only where that was asked fo
 
 from kvtier.evictor.layouts import Kind
 from kvtier.evictor.work import Work
-from kvtier.tiers.shared.walk import Occupied
+from kvtier.tiers.shared.folder import FileUsage
 
 
-def settle(work: Work, shard: str, found: Occupied, kind: Kind) -> bool:
+def settle(work: Work, shard: str, found: FileUsage, kind: Kind) -> bool:
     """Do with a file what its kind asks for; True where it is gone, or would be."""
     is_old = found.modified_s < work.now_s - work.options.orphan_s
     if kind is Kind.TEMPORARY and is_old:

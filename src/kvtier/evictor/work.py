@@ -16,8 +16,7 @@ from kvtier.evictor.journals import Journals
 from kvtier.evictor.options import Options
 from kvtier.evictor.pace import Pace
 from kvtier.evictor.report import Report
-from kvtier.tiers.shared.names import check_name, is_temporary
-from kvtier.tiers.shared.store import Store
+from kvtier.tiers.shared.store import Store, check_name, is_temporary
 
 _log = logging.getLogger(__name__)
 

@@ -15,12 +15,10 @@ from kvtier.inspection.notes import FileNote, read_whole
 from kvtier.inspection.places import CURSOR_NAME
 from kvtier.inspection.view import Entry, FileSystem, Irregular, is_silence
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import OsStoreFiles, StoreFiles, is_regular
-from kvtier.tiers.shared.handle import Handle
-from kvtier.tiers.shared.names import join
+from kvtier.tiers.shared.files import OpenFile, StoreFiles, is_regular
+from kvtier.tiers.shared.folder import stat_of
 from kvtier.tiers.shared.posix import PosixStore
-from kvtier.tiers.shared.store import Read, Stat, Store
-from kvtier.tiers.shared.walk import stat_of
+from kvtier.tiers.shared.store import Read, Stat, Store, join
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 """The last is of a file that another host removed while it was open here."""
@@ -44,7 +42,7 @@ class Folder:
         """Raises InvalidSettings with the fix where `path` is no folder that can be read."""
         self.path = path
         self.place = str(path)
-        self._files = files or OsStoreFiles()
+        self._files = files or StoreFiles()
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -135,7 +133,7 @@ class Folder:
         out of the cache.
         """
         try:
-            handle = Handle(self._files, name, os.O_RDONLY | os.O_DIRECT, self._fd)
+            handle = OpenFile(self._files, name, os.O_RDONLY | os.O_DIRECT, self._fd)
         except OSError as error:
             _check_gone(name, error)
             return None
@@ -192,7 +190,7 @@ def _check_gone(name: str, error: OSError) -> None:
     raise error
 
 
-def _read(handle: Handle, name: str, offset: int, buffers: Sequence[Buffer]) -> Read:
+def _read(handle: OpenFile, name: str, offset: int, buffers: Sequence[Buffer]) -> Read:
     result = handle.stat()
     if not is_regular(result):
         raise Irregular(name)

@@ -11,8 +11,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from kvtier.tiers.shared.names import TemporaryNames
-from kvtier.tiers.shared.store import Store
+from kvtier.tiers.shared.store import Store, TemporaryNames
 
 BYTES_MAX: Final = 64 << 20
 """A note that is longer is none."""

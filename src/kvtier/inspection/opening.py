@@ -9,8 +9,8 @@ from kvtier.errors import InvalidSettings
 from kvtier.inspection.folder import Folder
 from kvtier.inspection.stored import StoreView
 from kvtier.inspection.view import View
-from kvtier.tiers.objectstore.location import parse_url
-from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.objectstore.client import parse_url
+from kvtier.tiers.objectstore.store import BucketStore
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import Store
 
@@ -34,7 +34,7 @@ def open_view(place: str, argument: str = "PATH") -> View:
             raise InvalidSettings("shared.path: it is empty; name a folder or a bucket")
         if not is_url(place):
             return Folder(Path(place))
-        store = ObjectStore(place, deadline_s=_DEADLINE_S)
+        store = BucketStore(place, deadline_s=_DEADLINE_S)
         with _closed_on_error(store):
             store.look()
         return StoreView(store, parse_url(place).url)
@@ -45,7 +45,7 @@ def open_store(place: str, argument: str = "PATH") -> Store:
     with _named(argument):
         if not is_url(place):
             return PosixStore(Path(place))
-        store = ObjectStore(place, deadline_s=_DEADLINE_S)
+        store = BucketStore(place, deadline_s=_DEADLINE_S)
         with _closed_on_error(store):
             store.check()
         return store
@@ -64,7 +64,7 @@ def _named(argument: str) -> Iterator[None]:
 
 
 @contextmanager
-def _closed_on_error(store: ObjectStore) -> Iterator[None]:
+def _closed_on_error(store: BucketStore) -> Iterator[None]:
     try:
         yield
     except BaseException:

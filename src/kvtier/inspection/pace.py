@@ -6,7 +6,7 @@ Invariant: on average no more than the bound is spent, and who has been stopped 
 from typing import Final
 
 from kvtier.clock import Clock, MonotonicClock
-from kvtier.tiers.shared.rate import Rate
+from kvtier.evictor.pace import RateLimiter
 
 _NAP_S: Final = 0.25
 """How long a stop goes unheard at most."""
@@ -22,7 +22,7 @@ class Pace:
     def __init__(self, bytes_per_s: int | None = None, clock: Clock | None = None) -> None:
         """`bytes_per_s` None: as fast as it goes."""
         self._clock = clock or MonotonicClock()
-        self._rate = Rate(bytes_per_s, self._clock)
+        self._rate = RateLimiter(bytes_per_s, self._clock)
         self._stopped = False
 
     @property

@@ -10,7 +10,7 @@ from typing import Final
 
 from kvtier.tiers.shared.format import parse_segment_name
 from kvtier.tiers.shared.manifest import MANIFEST_NAME
-from kvtier.tiers.shared.names import is_temporary
+from kvtier.tiers.shared.store import is_temporary
 
 CURSOR_NAME: Final = ".kvtier-fsck.json"
 """Where a check of a folder keeps how far it got. No store shows it: it starts with a dot."""

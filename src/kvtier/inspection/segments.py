@@ -24,7 +24,7 @@ from kvtier.tiers.shared.format import (
     header_bytes_for,
 )
 from kvtier.tiers.shared.headers import aligned_buffer
-from kvtier.tiers.shared.manifest import Manifest
+from kvtier.tiers.shared.manifest import SpaceManifest
 
 _READ_BYTES: Final = 4 << 20
 """Read at once, at most, but never less than a block."""
@@ -52,7 +52,7 @@ Verdict = Segment | Broken | None
 """None: the file vanished meanwhile, as files of a store do."""
 
 
-def rules_of(manifest: Manifest, checksum: Checksum) -> Rules:
+def rules_of(manifest: SpaceManifest, checksum: Checksum) -> Rules:
     """From a manifest that can be trusted."""
     space = manifest.space
     return Rules(checksum, bytes.fromhex(space.digest), space.block_bytes)

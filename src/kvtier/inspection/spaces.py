@@ -16,7 +16,7 @@ from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3, load_key
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.view import View
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME, Manifest, manifest_of, parse
+from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME, SpaceManifest, manifest_of, parse
 
 BLOCK_BYTES_MAX: Final = 1 << 30
 """No engine has blocks of a gigabyte; who says so wants memory."""
@@ -29,7 +29,7 @@ class FoundSpace(NamedTuple):
     """A folder of a key space. Either `manifest` or `mistake` is there."""
 
     name: str
-    manifest: Manifest | None
+    manifest: SpaceManifest | None
     mistake: str | None
     """Why the manifest is of no use."""
 
@@ -55,7 +55,7 @@ class Secrets:
         """What to seal with that nobody else should forge."""
         return self._keyed[0] if self._keyed else Xxh3()
 
-    def fitting(self, manifest: Manifest) -> Checksum | None:
+    def fitting(self, manifest: SpaceManifest) -> Checksum | None:
         """How the segments of a key space are verified; None where its secret is not here."""
         known = self._keyed if manifest.algorithm == _KEYED else [Xxh3()]
         for checksum in known:
@@ -149,7 +149,7 @@ def _version(raw: bytes) -> int | None:
         return None
 
 
-def _mistake(name: str, manifest: Manifest) -> str | None:
+def _mistake(name: str, manifest: SpaceManifest) -> str | None:
     space = manifest.space
     right = space_folder(space)
     if right != name:

@@ -15,8 +15,7 @@ from kvtier.inspection.notes import StoreNote, read_small
 from kvtier.inspection.places import STORE_CURSOR_NAME
 from kvtier.inspection.view import Entry, FileSystem
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.names import join
-from kvtier.tiers.shared.store import Listed, Read, Stat, Store
+from kvtier.tiers.shared.store import ListEntry, Read, Stat, Store, join
 
 _PAGE: Final = 1000
 _BEHIND: Final = "~"
@@ -129,7 +128,7 @@ class _Opened:
         return None
 
 
-def _file(found: Listed) -> Entry:
+def _file(found: ListEntry) -> Entry:
     return Entry(found.name, "file", found.stat, found.stat.size)
 
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from kvtier.clock import Clock, VirtualClock
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.names import check_folder, check_name
-from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
+from kvtier.tiers.shared.store import ListEntry, ListPage, Read, Stat, check_folder, check_name
 
 _START_S = 1.8e9
 
@@ -94,7 +93,7 @@ class MemoryStore:
         start = f"{folder}/" if folder else ""
         with self._lock:
             names = sorted(name for name in self._files if name.startswith(start) and name > after)
-            page = [Listed(name, self._files[name].stat) for name in names[:limit]]
+            page = [ListEntry(name, self._files[name].stat) for name in names[:limit]]
         return ListPage(page, page[-1].name if len(names) > limit else None)
 
     def close(self) -> None:

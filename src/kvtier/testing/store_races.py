@@ -1,22 +1,78 @@
-"""The part of the store's suite that is about many at once. No test is timed.
+"""The part of the store's contract suite that is about concurrent callers. No test is timed.
 
-Two stores on one place stand for two hosts.
+It is the base class of `stores.StoreContract`, which is the suite to subclass. Two stores on one
+place stand for two hosts.
 """
 
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from kvtier.blocks.layout import ALIGNMENT
 from kvtier.clock import seeded
-from kvtier.testing.store_suite import UNIFORM_BYTES, StoreSuite, content
-from kvtier.tiers.shared.store import Store
+from kvtier.testing.samples import blank, content
+from kvtier.tiers.shared.store import ListEntry, Store
+
+UNIFORM_BYTES = 64 * ALIGNMENT
+"""Length of the files that are one byte value from end to end."""
 
 
-class RacesSuite(StoreSuite):
-    """One wins, everything is seen whole, whatever the others do."""
+class StoreRaces(ABC):
+    """Implement `make_store`; the tests are in the subclasses."""
+
+    @abstractmethod
+    def make_store(self, folder: Path) -> Store:
+        """A store of its own for `folder`; with one used before: the same files again."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[Store]:
+        """An empty store, closed at the end."""
+        store = self.make_store(tmp_path)
+        yield store
+        store.close()
+
+    def bytes_of(self, store: Store, name: str) -> bytes | None:
+        """All of a file, None where there is none."""
+        stat = store.stat(name)
+        if stat is None:
+            return None
+        buffer = blank(stat.size + ALIGNMENT)
+        read = store.read(name, 0, [buffer])
+        return None if read is None else bytes(buffer[: read.filled_bytes])
+
+    def listed(
+        self, store: Store, folder: str, limit: int = 1000, after: str = ""
+    ) -> list[ListEntry]:
+        """All pages of a listing."""
+        entries: list[ListEntry] = []
+        while True:
+            page = store.list(folder, after, limit)
+            assert len(page.entries) <= limit
+            entries += page.entries
+            if page.after is None:
+                return entries
+            assert page.after > after, "a listing goes forward"
+            after = page.after
+
+    def names(self, store: Store, folder: str, limit: int = 1000, after: str = "") -> list[str]:
+        """Names of all pages of a listing."""
+        return [entry.name for entry in self.listed(store, folder, limit, after)]
+
+    def is_whole(self, store: Store, name: str, size: int, marks: set[int]) -> bool:
+        """Whether the file is there, and if so, is one mark from end to end."""
+        buffer = blank(size + ALIGNMENT)
+        read = store.read(name, 0, [buffer])
+        if read is None:
+            return False
+        assert read.filled_bytes == read.stat.size == size
+        assert set(np.unique(buffer[:size]).tolist()) <= marks
+        assert len(np.unique(buffer[:size])) == 1
+        return True
 
     def test_of_many_publishers_one_wins(self, tmp_path: Path) -> None:
         """Eight threads, two stores on one place, one name: one True, and its bytes are there."""

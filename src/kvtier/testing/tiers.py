@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from kvtier.blocks.key import BlockKey
-from kvtier.blocks.layout import ALIGNMENT, BlockLayout
+from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import seeded
+from kvtier.testing.samples import aligned
 from kvtier.tiers.base import BlockMove, Buffer, Outcome, SharedTier, Stored, Tier
 
 _DONE, _MISSING = Outcome.DONE, Outcome.MISSING
@@ -38,15 +39,6 @@ def pattern(block: BlockKey, layout: BlockLayout) -> Buffer:
     """The bytes that these tests store under `block`: random, but a function of the key."""
     payload = seeded(int.from_bytes(block, "big")).randbytes(layout.slot_bytes)
     return aligned(np.frombuffer(payload, np.uint8))
-
-
-def aligned(content: Buffer) -> Buffer:
-    """A copy of `content` at an address that direct I/O takes."""
-    room = np.empty(len(content) + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    slot: Buffer = room[start : start + len(content)]
-    np.copyto(slot, content)
-    return slot
 
 
 class TierContract(ABC):

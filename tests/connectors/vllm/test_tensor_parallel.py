@@ -30,7 +30,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.memory.arena import Arena
 from kvtier.testing.tiers import key
 from kvtier.tiers.base import BlockMove, Outcome
-from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.tier import FolderTier
 from tests.connectors.vllm.ranks import DEVICE_BLOCKS, Model, Rank, full, latent, window
 
 PLAIN = Model(heads=4, groups=((full, 3),))

@@ -17,7 +17,7 @@ from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn.evictors import Evictors, parse_evictors
 from kvtier.router.learn.sinks import SharedSink
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
 from tests.evictor.scenes import Scene
 from tests.router.route.routers import run, until

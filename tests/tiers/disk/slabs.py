@@ -11,8 +11,7 @@ import numpy as np
 
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import ALIGNMENT, BlockLayout
-from kvtier.testing.spaces import sample_space
-from kvtier.testing.tiers import aligned
+from kvtier.testing.samples import aligned, sample_space
 from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.disk.files import OsFiles

@@ -7,8 +7,7 @@ import pytest
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.objectstore.client import connect, endpoint, proxy
-from kvtier.tiers.objectstore.location import Location, parse_url
+from kvtier.tiers.objectstore.client import Location, connect, endpoint, parse_url, proxy
 
 PLACE = Location("s3", "bucket", "a/prefix")
 

@@ -13,9 +13,9 @@ from obstore.store import S3Store
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier.testing.store_suite import blank, content
+from kvtier.testing.samples import blank, content
 from kvtier.testing.stores import StoreContract
-from kvtier.tiers.objectstore import ObjectStore
+from kvtier.tiers.objectstore import BucketStore
 from kvtier.tiers.shared.store import Read, Store
 from tests.tiers.objectstore.servers import (
     BUCKET,
@@ -38,7 +38,7 @@ class TestObjectStore(StoreContract):
 
     def make_store(self, folder: Path) -> Store:
         prefix = sha256(str(folder).encode()).hexdigest()[:32]
-        store = ObjectStore(f"s3://{BUCKET}/{prefix}", deadline_s=60.0)
+        store = BucketStore(f"s3://{BUCKET}/{prefix}", deadline_s=60.0)
         store.check()
         return store
 
@@ -62,14 +62,14 @@ class TestObjectStore(StoreContract):
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[ObjectStore]:
-    store = ObjectStore(url)
+def store(url: str) -> Iterator[BucketStore]:
+    store = BucketStore(url)
     store.check()
     yield store
     store.close()
 
 
-def verbs(store: ObjectStore) -> list[Callable[[], object]]:
+def verbs(store: BucketStore) -> list[Callable[[], object]]:
     """Every call that asks the server."""
     return [
         lambda: store.publish("a/new", [content(1, 10_000)]),
@@ -82,7 +82,7 @@ def verbs(store: ObjectStore) -> list[Callable[[], object]]:
     ]
 
 
-def test_check_finds_nothing_wrong_and_leaves_nothing(store: ObjectStore, client: S3Store) -> None:
+def test_check_finds_nothing_wrong_and_leaves_nothing(store: BucketStore, client: S3Store) -> None:
     store.publish("file", [content(1, 10)])
     assert not store.publish("file", [content(2, 10)])
     left = [meta["path"] for page in client.list() for meta in page]
@@ -92,7 +92,7 @@ def test_check_finds_nothing_wrong_and_leaves_nothing(store: ObjectStore, client
 def test_publish_is_one_conditional_request(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore(f"s3://{BUCKET}")
+        store = BucketStore(f"s3://{BUCKET}")
         store.publish("file", [content(1, 6 << 20), content(2, 6 << 20)])
         store.close()
     assert server.seen == {"PUT": 1}, "one upload, however large"
@@ -113,7 +113,7 @@ def test_a_server_without_conditions_is_refused_at_start(
 def test_a_server_without_ranges_is_an_error(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore(f"s3://{BUCKET}")
+        store = BucketStore(f"s3://{BUCKET}")
         store.publish("file", [content(1, 5000)])
         buffer = blank(100)
         with pytest.raises(OSError, match="does not read parts") as caught:
@@ -129,7 +129,7 @@ def test_an_answer_that_breaks_off_is_an_error(
 ) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore(f"s3://{BUCKET}", deadline_s=QUICK_S)
+        store = BucketStore(f"s3://{BUCKET}", deadline_s=QUICK_S)
         store.publish("file", [content(1, 100_000)])
         server.breaks_off = True
         with pytest.raises(OSError, match="read file: ") as caught:
@@ -152,7 +152,7 @@ def test_a_busy_server_is_asked_again(
     busy = (status, f"<Error><Code>{code}</Code></Error>".encode())
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore(f"s3://{BUCKET}")
+        store = BucketStore(f"s3://{BUCKET}")
         server.failures = [busy]
         assert store.publish("file", [content(1, 5000)])
         server.failures = [busy] * 20
@@ -166,7 +166,7 @@ def test_a_busy_server_is_asked_again(
 def test_put_of_what_another_removes_at_once(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore(f"s3://{BUCKET}")
+        store = BucketStore(f"s3://{BUCKET}")
         gone = (404, b"")
         server.failures = [None, gone]
         first = store.put("file", b"bytes")
@@ -194,7 +194,7 @@ def test_what_the_server_says_is_the_errno(
 ) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore(f"s3://{BUCKET}")
+        store = BucketStore(f"s3://{BUCKET}")
         server.failures = [(status, f"<Error><Code>{code}</Code></Error>".encode())] * 10
         with pytest.raises(OSError, match=f"{status} {code}") as caught:
             store.publish("file", [content(1, 5000)])
@@ -202,7 +202,7 @@ def test_what_the_server_says_is_the_errno(
         store.close()
 
 
-def test_a_killed_server_is_an_error_and_its_return_is_none(store: ObjectStore, s3: Weed) -> None:
+def test_a_killed_server_is_an_error_and_its_return_is_none(store: BucketStore, s3: Weed) -> None:
     part = content(1, 1 << 20)
     store.publish("a/file", [part])
     store.publish("a/other", [part])
@@ -222,7 +222,7 @@ def test_a_killed_server_is_an_error_and_its_return_is_none(store: ObjectStore, 
 
 @pytest.mark.timeout(60)
 def test_a_server_that_hangs_is_a_time_out(url: str, s3: Weed) -> None:
-    patient, store = ObjectStore(url), ObjectStore(url, deadline_s=QUICK_S)
+    patient, store = BucketStore(url), BucketStore(url, deadline_s=QUICK_S)
     part = content(1, 1 << 20)
     patient.publish("a/file", [part])
     patient.publish("a/other", [part])
@@ -245,11 +245,11 @@ class Leaping(VirtualClock):
         return super().now_s()
 
 
-def test_a_listing_without_end_is_a_time_out(url: str, store: ObjectStore) -> None:
+def test_a_listing_without_end_is_a_time_out(url: str, store: BucketStore) -> None:
     """Each answer comes in time, but there are too many of them."""
     for number in range(3):
         store.put(f"{number}/file", b"x")
-    hasty = ObjectStore(url, deadline_s=10.0, clock=Leaping())
+    hasty = BucketStore(url, deadline_s=10.0, clock=Leaping())
     assert len(hasty.list("").entries) == 3, "one answer in three seconds"
     hasty.check()
     with pytest.raises(TimeoutError, match="took too long"):
@@ -257,7 +257,7 @@ def test_a_listing_without_end_is_a_time_out(url: str, store: ObjectStore) -> No
     hasty.close()
 
 
-def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: ObjectStore) -> None:
+def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: BucketStore) -> None:
     """Found names are given before the time is up, and the next page goes on behind them."""
     names = [f"{folder}/{file}" for folder in range(6) for file in range(2)]
     for name in names:
@@ -270,7 +270,7 @@ def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: ObjectStore)
             self.advance(2.0)
             return super().now_s()
 
-    slow = ObjectStore(url, deadline_s=20.0, clock=Slow())
+    slow = BucketStore(url, deadline_s=20.0, clock=Slow())
     slow.look()
     found, after, pages = [], "", 0
     while after is not None:
@@ -283,25 +283,25 @@ def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: ObjectStore)
 
 
 def test_who_only_looks_writes_nothing(
-    url: str, store: ObjectStore, client: S3Store, monkeypatch: pytest.MonkeyPatch
+    url: str, store: BucketStore, client: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the order of whole names, though this server lists by folders."""
     for name in ("a/b", "a-b", "c"):
         store.put(name, b"x")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
-    looking = ObjectStore(url, deadline_s=60.0)
+    looking = BucketStore(url, deadline_s=60.0)
     looking.look()
     assert [entry.name for entry in looking.list("").entries] == ["a-b", "a/b", "c"]
     assert [entry.name for entry in looking.list("", "a/~").entries] == ["c"]
     looking.close()
-    absent = ObjectStore("s3://none-such")
+    absent = BucketStore("s3://none-such")
     with pytest.raises(InvalidSettings, match="there is no bucket 'none-such'"):
         absent.look()
     absent.close()
 
 
-def test_a_closed_store_is_an_error(store: ObjectStore) -> None:
+def test_a_closed_store_is_an_error(store: BucketStore) -> None:
     store.close()
     store.close()
     for verb in verbs(store):
@@ -313,7 +313,7 @@ def test_a_closed_store_is_an_error(store: ObjectStore) -> None:
 def refused(url: str) -> str:
     """The message at start."""
     with pytest.raises(InvalidSettings) as caught:
-        ObjectStore(url).check()
+        BucketStore(url).check()
     assert caught.value.__cause__ is None
     return str(caught.value)
 
@@ -322,7 +322,7 @@ def test_a_bucket_that_does_not_exist(s3: Weed) -> None:
     assert refused("s3://no-such-bucket/prefix").startswith(
         "objectstore.url: s3://no-such-bucket/prefix: there is no bucket 'no-such-bucket': create"
     )
-    store = ObjectStore("s3://no-such-bucket")
+    store = BucketStore("s3://no-such-bucket")
     for verb in (lambda: store.publish("a", [content(1, 10)]), lambda: store.put("a", b"x")):
         with pytest.raises(OSError, match="NoSuchBucket"):
             verb()
@@ -340,13 +340,13 @@ def test_credentials_that_are_refused(url: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_credentials_that_may_not_write(
-    url: str, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    url: str, store: BucketStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.publish("file", [content(1, 10)])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
     assert "may list, read, write and delete" in refused(url)
-    reader = ObjectStore(url)
+    reader = BucketStore(url)
     assert reader.read("file", 0, [blank(10)]) == Read(store.stat("file"), 10)
     with pytest.raises(PermissionError):
         reader.publish("other", [content(1, 10)])
@@ -362,7 +362,7 @@ def test_an_endpoint_that_nobody_serves(owner: None, monkeypatch: pytest.MonkeyP
 
 
 def test_credentials_from_a_file(
-    url: str, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "credentials"
     file.write_text(
@@ -373,7 +373,7 @@ def test_credentials_from_a_file(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     monkeypatch.setenv("AWS_PROFILE", "cache")
-    reader = ObjectStore(url)
+    reader = BucketStore(url)
     assert reader.read("file", 0, [blank(10)]) == Read(store.stat("file"), 10)
     with pytest.raises(PermissionError):
         reader.publish("other", [content(1, 10)])

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import Entry, OsStoreFiles
+from kvtier.tiers.shared.files import FolderEntry, StoreFiles
 from tests.tiers.broken import BadDay
 
 
-class BrokenStoreFiles(BadDay, OsStoreFiles):
+class BrokenStoreFiles(BadDay, StoreFiles):
     """The calls of a shared folder; those named in `hung` wait as well."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class BrokenStoreFiles(BadDay, OsStoreFiles):
         self._begin("remove_folder")
         super().remove_folder(name, folder_fd)
 
-    def entries(self, name: str, folder_fd: int) -> list[Entry]:
+    def entries(self, name: str, folder_fd: int) -> list[FolderEntry]:
         self._begin("entries")
         return super().entries(name, folder_fd)
 

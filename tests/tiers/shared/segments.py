@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from kvtier.blocks.key import BlockKey
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.testing.tiers import SharedTierContract, key, pattern
 from kvtier.tiers.base import BlockMove, Outcome, Tier
-from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.tier import FolderTier
 
 DONE, MISSING, CORRUPT, FAILED = (
     Outcome.DONE,

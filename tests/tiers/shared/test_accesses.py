@@ -7,7 +7,7 @@ import pytest
 from kvtier.blocks.key import BlockKey
 from kvtier.clock import VirtualClock
 from kvtier.tiers.shared.accesses import FLUSH_S
-from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.tier import FolderTier
 from tests.tiers.shared.segments import Tiers, keys, read, write
 
 

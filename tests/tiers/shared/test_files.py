@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.testing.tiers import aligned
+from kvtier.testing.samples import aligned
 from kvtier.tiers.shared import files as module
-from kvtier.tiers.shared.files import Entry, OsStoreFiles, is_regular
+from kvtier.tiers.shared.files import FolderEntry, StoreFiles, is_regular
 from tests.tiers.shared.broken import is_direct
 
-FILES = OsStoreFiles()
+FILES = StoreFiles()
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
@@ -84,7 +84,10 @@ def test_entries_are_files_and_folders_only(tmp_path: Path, fd: int) -> None:
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "way-out").symlink_to("/", target_is_directory=True)
     os.mkfifo(tmp_path / "fifo")
-    assert sorted(FILES.entries(".", fd)) == [Entry("file", False), Entry("folder", True)]
-    assert FILES.entries("folder", fd) == [Entry("deep", True)]
+    assert sorted(FILES.entries(".", fd)) == [
+        FolderEntry("file", False),
+        FolderEntry("folder", True),
+    ]
+    assert FILES.entries("folder", fd) == [FolderEntry("deep", True)]
     with pytest.raises(NotADirectoryError):
         FILES.entries("way-out", fd)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3
 from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.errors import Corrupt
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import (
     MoreNeeded,
     Segment,

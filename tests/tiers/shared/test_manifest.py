@@ -15,7 +15,7 @@ from kvtier.blocks.checksum import HmacSha256, Xxh3
 from kvtier.blocks.key import GroupShape, KeySpace
 from kvtier.errors import InvalidSettings
 from kvtier.testing.memory_store import MemoryStore
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.manifest import encode, ensure, manifest_of, parse
 from kvtier.tiers.shared.posix import PosixStore

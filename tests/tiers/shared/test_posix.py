@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.testing.store_suite import blank, content, joined
+from kvtier.testing.samples import blank, content, joined
 from kvtier.testing.stores import StoreContract
-from kvtier.tiers.shared.names import TEMPORARY
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.store import TEMPORARY
 from tests.tiers.shared.broken import BrokenStoreFiles, NetworkFiles
 
 CODES = [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EACCES]

@@ -1,12 +1,48 @@
-"""The shared tier over any store."""
+"""The shared tier in a folder, and over any store."""
+
+from pathlib import Path
 
 import pytest
 
+from kvtier.blocks.key import BlockKey
 from kvtier.testing.memory_store import MemoryStore
-from kvtier.testing.tiers import key
-from kvtier.tiers.base import Outcome
-from kvtier.tiers.shared.tier import StoreTier
-from tests.tiers.shared.segments import DONE, LAYOUT, MISSING, SPACE, Tiers, keys, read, write
+from kvtier.testing.tiers import SharedTierContract, key
+from kvtier.tiers.base import Outcome, Tier
+from kvtier.tiers.shared.tier import FolderTier, StoreTier
+from tests.tiers.shared.segments import (
+    DONE,
+    LAYOUT,
+    MISSING,
+    SPACE,
+    Tiers,
+    file_of,
+    flip,
+    keys,
+    read,
+    write,
+)
+
+
+class TestOneBlockAFile(SharedTierContract):
+    segment_blocks = 1
+    direct = "auto"
+
+    def make_tier(self, folder: Path, capacity_blocks: int) -> Tier:
+        return FolderTier(
+            folder / "kv",
+            self.layout,
+            SPACE,
+            segment_blocks=self.segment_blocks,
+            known_blocks=capacity_blocks,
+            direct=self.direct,
+        )
+
+    def corrupt(self, tier: Tier, folder: Path, block: BlockKey) -> None:
+        flip(file_of(folder / "kv", block), 4096 + self.layout.block_bytes - 1)
+
+
+class TestThroughThePageCache(TestOneBlockAFile):
+    direct = "never"
 
 
 class Refusing(MemoryStore):

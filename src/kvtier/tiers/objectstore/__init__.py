@@ -1,8 +1,8 @@
 """A bucket as a store: S3, Google Cloud Storage and Azure Blob Storage, one object per file."""
 
-from kvtier.tiers.objectstore.bucket import BucketTier
-from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.objectstore.store import BucketStore
+from kvtier.tiers.objectstore.tier import BucketTier
 
 PLUGIN = BucketTier
 
-__all__ = ["PLUGIN", "BucketTier", "ObjectStore"]
+__all__ = ["PLUGIN", "BucketTier", "BucketStore"]

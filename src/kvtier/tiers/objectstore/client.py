@@ -1,24 +1,153 @@
-"""The client of one bucket: time limits, retries, and what the environment says.
+"""The client of one bucket."""
 
-Why it exists: the library's own limits are minutes, and options given in code make it forget
-those of the environment; both are settled here. Invariants: credentials come from the
-environment or from files only; one request, with all of its retries, ends within its limit.
-"""
-
+import configparser
 import os
+import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeAlias
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from kvtier.clock import wall_s
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.objectstore.credentials import check_variables, find_shared_file
-from kvtier.tiers.objectstore.location import SETTING, Location
+from kvtier.tiers.shared.store import check_folder
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
+    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Credential, S3Store
 
     Client: TypeAlias = S3Store | GCSStore | AzureStore
+
+SETTING: Final = "objectstore.url"
+EXAMPLES: Final = "s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+
+_URL: Final = re.compile(
+    r"(?P<scheme>[a-z0-9]+)://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]+)(?:/(?P<prefix>.+?)?)?/?"
+)
+_SCHEMES: Final = frozenset({"s3", "gs", "az"})
+
+
+class Location(NamedTuple):
+    """A bucket (a container on Azure) and the prefix of all names in it, perhaps empty."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+
+    @property
+    def url(self) -> str:
+        """For messages; there is no credential in it."""
+        return f"{self.scheme}://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def parse_url(url: str) -> Location:
+    """The place that `url` names. Raises InvalidSettings, without secrets, with the fix."""
+    place = url.partition("://")[2] or url
+    if any(mark in place for mark in "@:?#"):  # a secret may stand there: it is not repeated
+        raise InvalidSettings(
+            f"{SETTING}: a bucket's URL holds no credentials, no port and no query; write "
+            f"{EXAMPLES}, name another endpoint by AWS_ENDPOINT_URL, and give credentials by the "
+            "environment or a file (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY)"
+        )
+    matched = _URL.fullmatch(url)
+    if matched is None or matched["scheme"] not in _SCHEMES:
+        raise InvalidSettings(f"{SETTING}: {url!r} is not a bucket's URL; write {EXAMPLES}")
+    try:
+        prefix = check_folder(matched["prefix"] or "")
+    except ValueError as error:
+        raise InvalidSettings(f"{SETTING}: {url!r}: {error}") from None
+    return Location(matched["scheme"], matched["bucket"], prefix)
+
+
+_REREAD: Final = timedelta(minutes=10)
+_VARIABLES: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
+# Any of these is a source of its own, which goes before the file.
+_SOURCES: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
+
+
+class SharedFile:
+    """One profile of the file; calling it reads the file and returns what it holds now."""
+
+    def __init__(self, path: Path, profile: str) -> None:
+        self._path = path
+        self._profile = profile
+
+    def __call__(self) -> "S3Credential":
+        """Blocks for one small read. Raises InvalidSettings naming the file and the profile."""
+        section = self._section()
+        try:
+            return {
+                "access_key_id": section["aws_access_key_id"],
+                "secret_access_key": section["aws_secret_access_key"],
+                "token": section.get("aws_session_token"),
+                "expires_at": datetime.fromtimestamp(wall_s(), UTC) + _REREAD,
+            }
+        except KeyError as missing:
+            raise InvalidSettings(f"{self._where}: {missing.args[0]} is missing") from None
+
+    @property
+    def _where(self) -> str:
+        return f"{self._path}, profile {self._profile!r}"
+
+    def _section(self) -> Mapping[str, str]:
+        parser = configparser.ConfigParser(interpolation=None)  # secrets may hold a %
+        try:
+            parser.read_string(self._path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidSettings(
+                f"{self._path}: {error.strerror}; correct AWS_SHARED_CREDENTIALS_FILE, or unset "
+                "AWS_PROFILE to do without the file"
+            ) from None
+        except (configparser.Error, UnicodeDecodeError):
+            # The parser's own message repeats the line that it could not read.
+            raise InvalidSettings(f"{self._path} is not a credentials file") from None
+        if not parser.has_section(self._profile):
+            raise InvalidSettings(f"{self._where}: there is no such profile; correct AWS_PROFILE")
+        return parser[self._profile]
+
+
+def check_variables(env: Mapping[str, str] = os.environ) -> None:
+    """The library panics on a line break in one of them, and mounted secrets often end in one.
+
+    Raises InvalidSettings naming the variable.
+    """
+    for name in _VARIABLES:
+        value = env.get(name, "")
+        if value != value.strip() or not value.isprintable():
+            raise InvalidSettings(
+                f"{name} begins or ends with a space or holds a line break: take it out, as with "
+                f"{name}=$(cat FILE)"
+            )
+
+
+def find_shared_file(env: Mapping[str, str] = os.environ) -> SharedFile | None:
+    """The file that applies, or None where another source goes first or there is no file.
+
+    Raises InvalidSettings where the environment names a file or profile that is not there.
+    """
+    if any(env.get(name) for name in _SOURCES):
+        return None
+    named = env.get("AWS_SHARED_CREDENTIALS_FILE") or env.get("AWS_PROFILE")
+    path = Path(env.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+    found = SharedFile(path, env.get("AWS_PROFILE") or "default")
+    if not named and not path.is_file():
+        return None
+    found()  # what is wrong with it is said at start
+    return found
+
 
 # A request is tried again only in the first fifth of its time, after a pause of a tenth at
 # most, and each try may last seven tenths: all of it is over at ten tenths.

@@ -1,10 +1,4 @@
-"""What a client's exceptions mean: an OSError with its errno, and words fit for a log.
-
-Why it exists: the layers above act on an errno (full, refused, timed out, not there), while
-the library raises its own classes whose text is a page long and names the whole request.
-Invariant: nothing but the status, the server's error code and our own words gets out, so that
-a signed URL, a key's name or a header never reaches a log.
-"""
+"""What a client's exceptions mean."""
 
 import errno
 import os
@@ -12,6 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from kvtier.tiers.objectstore.client import SETTING, Location, endpoint, proxy
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -108,3 +104,62 @@ def to_os_error(error: BaseException, doing: str) -> OSError:
     system = _SYSTEM.search(text)
     number = int(system[1]) if system else _BY_CLASS.get(type(error).__name__, errno.EIO)
     return OSError(number, f"{doing}: {os.strerror(number)}")
+
+
+_CREDENTIALS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or AWS_ROLE_ARN",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_CLIENT_ID",
+}
+_ENDPOINT: Final = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_ENDPOINT"}
+_ABSENT: Final = frozenset({errno.ENODEV, errno.ENOENT})
+_REGION: Final = frozenset({errno.EREMCHG, errno.EINVAL})
+_UNREACHABLE: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+def explain(error: OSError, location: Location) -> str:
+    """One line: setting, bucket, what happened, what to do."""
+    said = error.strerror or str(error)
+    return f"{SETTING}: {location.url}: {_reason(error, location)} ({said})"
+
+
+def _reason(error: OSError, location: Location) -> str:
+    scheme, number = location.scheme, error.errno
+    if number in _ABSENT:
+        return f"there is no bucket {location.bucket!r}: create it, or correct its name"
+    if number == errno.EACCES:
+        return (
+            "access is refused: give credentials that may list, read, write and delete here, "
+            f"with {_CREDENTIALS[scheme]}"
+        )
+    if number in _UNREACHABLE:
+        return _unreachable(scheme)
+    if number == errno.EOPNOTSUPP:
+        return (
+            "the server knows no conditional writes (If-None-Match), so that two writers of one "
+            "file cannot be kept apart: use a newer server, or another one"
+        )
+    if number in _REGION and scheme == "s3":
+        return "the server refuses the request: set AWS_REGION to the bucket's region"
+    return "the bucket cannot be used: see what its server logged"
+
+
+def _unreachable(scheme: str) -> str:
+    named = endpoint(scheme)
+    if named is None:
+        where, fix = "the cloud's own endpoint", f"set {_ENDPOINT[scheme]} if you mean another"
+    else:
+        where, fix = f"{named[0]}={named[1]}", "correct it"
+    through = proxy(scheme)
+    if through is not None:
+        where = f"{where} through {through[0]}={through[1]}"
+    return f"{where} cannot be reached: {fix}, or correct the network's rules"

@@ -23,15 +23,18 @@ import numpy as np
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.objectstore.client import connect, endpoint
-from kvtier.tiers.objectstore.faults import translated
-from kvtier.tiers.objectstore.listing import PAGE, list_folders, list_sorted
-from kvtier.tiers.objectstore.location import parse_url
-from kvtier.tiers.objectstore.metadata import stat_of, version_of
-from kvtier.tiers.objectstore.probe import demand_conditions, lists_whole_names
-from kvtier.tiers.objectstore.refusals import explain
-from kvtier.tiers.shared.names import check_folder, check_name
-from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
+from kvtier.tiers.objectstore.client import connect, endpoint, parse_url
+from kvtier.tiers.objectstore.faults import explain, translated
+from kvtier.tiers.objectstore.server import (
+    PAGE,
+    demand_conditions,
+    list_folders,
+    list_sorted,
+    lists_whole_names,
+    stat_of,
+    version_of,
+)
+from kvtier.tiers.shared.store import ListEntry, ListPage, Read, Stat, check_folder, check_name
 
 if TYPE_CHECKING:
     from kvtier.tiers.objectstore.client import Client
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 _REQUESTS: Final = 2
 
 
-class ObjectStore:
+class BucketStore:
     """Keeps whole files as objects. Safe from any thread; not across a fork.
 
     `url` is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. A connection is
@@ -198,7 +201,7 @@ class ObjectStore:
             listing = list_sorted(client, folder, after, limit)
         else:
             listing = list_folders(client, folder, after)
-        entries: list[Listed] = []
+        entries: list[ListEntry] = []
         with translated(f"list {folder or self._location.url}"):
             for entry in listing:
                 if entry is not None:

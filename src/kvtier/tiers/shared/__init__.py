@@ -1,6 +1,6 @@
 """Shared storage: verified segments of several blocks that any engine on any host may read."""
 
-from kvtier.tiers.shared.folder import FolderTier
+from kvtier.tiers.shared.tier import FolderTier
 
 PLUGIN = FolderTier
 

@@ -24,7 +24,7 @@ FILES_KEPT: Final = 360
 _NAMES_MAX: Final = 50_000
 
 
-class Accesses:
+class AccessJournal:
     """The journal of one process below one folder of a key space. Safe from any thread."""
 
     def __init__(self, store: Store, folder: str, clock: Clock) -> None:

@@ -25,7 +25,7 @@ _ATTEMPTS = 3
 _WITNESS = b"kvtier manifest\n"
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class SpaceManifest(msgspec.Struct, frozen=True, kw_only=True):
     """A key space, and how the checksums below it are made."""
 
     format: int = FORMAT
@@ -40,25 +40,25 @@ class _Versioned(msgspec.Struct, frozen=True):
     format: int
 
 
-def manifest_of(space: KeySpace, checksum: Checksum) -> Manifest:
+def manifest_of(space: KeySpace, checksum: Checksum) -> SpaceManifest:
     """The one that a writer with this checksum publishes."""
     witness = checksum.header(_WITNESS + bytes.fromhex(space.digest))
-    return Manifest(algorithm=checksum.algorithm, witness=witness.hex(), space=space)
+    return SpaceManifest(algorithm=checksum.algorithm, witness=witness.hex(), space=space)
 
 
-def encode(manifest: Manifest) -> bytes:
+def encode(manifest: SpaceManifest) -> bytes:
     """Indented JSON, fields in the order of their names."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
 
 
-def parse(raw: bytes) -> Manifest:
+def parse(raw: bytes) -> SpaceManifest:
     """Raises InvalidSettings where `raw` is no manifest, or one of another format."""
     try:
         version = msgspec.json.decode(raw, type=_Versioned).format
         if version != FORMAT:
             newer = " of a newer kvtier" if version > FORMAT else ""
             raise InvalidSettings(f"format {version}{newer}; this one reads {FORMAT}")
-        return msgspec.json.decode(raw, type=Manifest)
+        return msgspec.json.decode(raw, type=SpaceManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidSettings(f"{MANIFEST_NAME} cannot be read: {error}") from error
 
@@ -104,7 +104,7 @@ def _read(store: Store, name: str, setting: str) -> bytes | None:
     return None if read is None else bytes(buffer[: read.filled_bytes])
 
 
-def _compare(wanted: Manifest, raw: bytes, name: str, setting: str) -> None:
+def _compare(wanted: SpaceManifest, raw: bytes, name: str, setting: str) -> None:
     key_file = f"{setting.partition('.')[0]}.key_file"
     try:
         found = parse(raw)

@@ -1,31 +1,34 @@
-"""A store in a folder that many hosts mount: CephFS, Lustre, NFS, a ReadWriteMany volume.
-
-A file is written under a temporary name in the folder where it will be, made as durable as the
-setting asks, closed (network file systems report failed writes there), and then takes its name
-in one step that fails where the name is taken. So a name shows all bytes or is not there, and
-of two writers one is told that it lost. A process killed on the way leaves a temporary file:
-no store reads or lists it, a sweep removes it (`temporaries`).
-
-Whole pages (parts that are multiples of 4096 long, at such an offset) go past the page cache
-where the file system allows it.
-
-Invariant: no temporary file outlives the call that made it, whatever the file system answers,
-unless it refuses the removal as well.
-"""
+"""A store in a folder that many hosts mount."""
 
 import errno
 import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import OsStoreFiles, StoreFiles, is_regular
-from kvtier.tiers.shared.handle import Handle, in_whole_pages
-from kvtier.tiers.shared.names import (
+from kvtier.tiers.shared.files import OpenFile, StoreFiles, in_whole_pages, is_regular
+from kvtier.tiers.shared.folder import (
+    Direct,
+    FileUsage,
+    RootFolder,
+    WalkCache,
+    discard,
+    folders,
+    occupied,
+    open_root,
+    stat_of,
+    walk,
+)
+from kvtier.tiers.shared.store import (
+    ListEntry,
+    ListPage,
+    Read,
+    Stat,
     TemporaryNames,
     check_folder,
     check_name,
@@ -33,11 +36,80 @@ from kvtier.tiers.shared.names import (
     folder_of,
     is_legal_part,
     is_temporary,
+    join,
 )
-from kvtier.tiers.shared.opening import Direct, Root, discard, open_root
-from kvtier.tiers.shared.store import Listed, ListPage, Read, Stat
-from kvtier.tiers.shared.temporary import TRIES, Durability, TemporaryFiles
-from kvtier.tiers.shared.walk import Occupied, Walks, folders, occupied, stat_of, walk
+
+Durability = Literal["none", "fdatasync", "fsync"]
+
+TRIES = 64
+"""Times a folder is made anew where a sweep keeps removing it, empty, before the file is in it."""
+
+
+class TemporaryFiles:
+    """Makes them, as durable as the setting asks. Any thread. Every method raises OSError."""
+
+    def __init__(self, files: StoreFiles, names: TemporaryNames, durability: Durability) -> None:
+        self._files = files
+        self._names = names
+        self._durability = durability
+
+    def write(self, root: RootFolder, folder: str, parts: Sequence[Buffer], flags: int) -> str:
+        """Name of a new file in `folder` with the bytes of `parts`; makes the folder.
+
+        `flags`: O_DIRECT or 0.
+        """
+        temporary, handle = self._create(root, folder, flags)
+        try:
+            try:
+                handle.write(parts)
+                if self._durability == "fdatasync":
+                    handle.sync_data()
+                elif self._durability == "fsync":
+                    handle.sync()
+            finally:
+                handle.close()
+        except BaseException:
+            discard(temporary, root, self._files)
+            raise
+        return temporary
+
+    def _create(self, root: RootFolder, folder: str, flags: int) -> tuple[str, OpenFile]:
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        for _ in range(TRIES):
+            temporary = self._names.next(folder)
+            try:
+                return temporary, OpenFile(self._files, temporary, flags, root.fd)
+            except FileNotFoundError:
+                self.make_folder(root, folder)
+            except OSError:
+                discard(temporary, root, self._files)  # some refuse what they have made
+                raise
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+
+    def make_folder(self, root: RootFolder, folder: str) -> None:
+        """Make a folder and those above it; the caller tries again if a sweep takes one away."""
+        made = ""
+        try:
+            for part in folder.split("/"):
+                above, made = made, join(made, part)
+                try:
+                    self._files.make_folder(made, root.fd)
+                except FileExistsError:
+                    continue
+                self.sync_folder(root, above)
+        except FileNotFoundError:
+            return
+
+    def sync_folder(self, root: RootFolder, folder: str) -> None:
+        """Make its names durable, where the setting asks for that."""
+        if self._durability != "fsync":
+            return
+        handle = OpenFile(self._files, folder or ".", os.O_RDONLY | os.O_DIRECTORY, root.fd)
+        try:
+            handle.sync()
+        finally:
+            handle.close()
+
 
 _IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
 """What opening a link, a socket or a device answers."""
@@ -64,14 +136,14 @@ class PosixStore:
         files: StoreFiles | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._files = files or OsStoreFiles()
+        self._files = files or StoreFiles()
         names = TemporaryNames()
         opened = open_root(root, direct, self._files, names)
-        self._root: Root | None = opened.root
+        self._root: RootFolder | None = opened.root
         self._direct = opened.direct
         self._renames = opened.renames
         self._temporaries = TemporaryFiles(self._files, names, durability)
-        self._walks = Walks(clock or MonotonicClock())
+        self._walks = WalkCache(clock or MonotonicClock())
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See Store. With `fsync`, a name that could not be made durable raises and is there.
@@ -113,7 +185,7 @@ class PosixStore:
         check_name(name)
         root = self._use()
         try:
-            handle = Handle(self._files, name, self._flags(offset, buffers), root.fd)
+            handle = OpenFile(self._files, name, self._flags(offset, buffers), root.fd)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -190,7 +262,7 @@ class PosixStore:
         self._root = None
         self._walks.forget()
 
-    def temporaries(self, folder: str = "") -> Iterator[Listed]:
+    def temporaries(self, folder: str = "") -> Iterator[ListEntry]:
         """Temporary files below `folder`, being written or left by the dead; for a sweep.
 
         Nothing but its age tells which one is: `modified_s` moves while it is written.
@@ -205,7 +277,7 @@ class PosixStore:
         """
         return self._remove(check_temporary(name))
 
-    def occupied(self, folder: str = "", after: str = "") -> Iterator[Occupied]:
+    def occupied(self, folder: str = "", after: str = "") -> Iterator[FileUsage]:
         """Every file below `folder` behind `after`, in name order, and what it takes up.
 
         For a sweep: also temporary files, and those of names that no store can have.
@@ -230,7 +302,7 @@ class PosixStore:
             raise
         return True
 
-    def _use(self) -> Root:
+    def _use(self) -> RootFolder:
         """The folder; it stays open as long as the caller keeps the reference."""
         root = self._root
         if root is None:
@@ -248,7 +320,7 @@ class PosixStore:
     def _flags(self, offset: int, buffers: Sequence[Buffer]) -> int:
         return os.O_DIRECT if self._direct and in_whole_pages(offset, buffers) else 0
 
-    def _take(self, root: Root, temporary: str, name: str) -> bool:
+    def _take(self, root: RootFolder, temporary: str, name: str) -> bool:
         """Give the file its name; False where the name is taken."""
         take = self._files.rename_exclusive if self._renames else self._files.link
         try:

@@ -1,28 +1,23 @@
-"""The shared tier: the contract of `tiers/base.py` on segments in a store that many use.
-
-Order of events, which every guarantee rests on. Write: checksums, then the whole file under a
-name of its own, then the exclusive rename. Read: the header, verified; then bytes; then their
-checksums; then DONE. Nobody deletes here but to move away what is broken: bounding and cleaning
-belong to the evictor.
-
-Invariants: no bytes are DONE that do not match a checksum of a verified header; what another
-host does at the same time costs a miss and never a wrong byte; no method raises for a fault.
-"""
+"""The shared tier."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from kvtier.blocks.checksum import Checksum, Xxh3
+from kvtier.blocks.checksum import Checksum, Xxh3, checksum_for
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.tiers.base import BlockMove, Capabilities, Outcome, ScanPage, Stored
 from kvtier.tiers.faults import FaultLog
-from kvtier.tiers.shared.accesses import Accesses
+from kvtier.tiers.shared.accesses import AccessJournal
+from kvtier.tiers.shared.files import StoreFiles
+from kvtier.tiers.shared.folder import Direct
 from kvtier.tiers.shared.format import parse_segment_name, segment_name
 from kvtier.tiers.shared.headers import Headers
 from kvtier.tiers.shared.known import Known, Place
 from kvtier.tiers.shared.manifest import ensure
+from kvtier.tiers.shared.posix import Durability, PosixStore
 from kvtier.tiers.shared.reading import Reader
 from kvtier.tiers.shared.store import Store
 from kvtier.tiers.shared.writing import Writer
@@ -79,7 +74,7 @@ class StoreTier:
         self._headers = Headers(store, folder, checksum, digest, layout.block_bytes)
         self._reader = Reader(store, self._headers, self._known, self._faults)
         self._writer = Writer(store, self._headers, self._known, self._faults, segment_blocks)
-        self._accesses = Accesses(store, folder, clock)
+        self._accesses = AccessJournal(store, folder, clock)
         self._pages: dict[int, str] = {}
         self._closed = False
         self._capabilities = Capabilities(
@@ -247,3 +242,40 @@ class StoreTier:
             self._faults.report("delete", error)
             return Outcome.FAILED
         return Outcome.DONE if removed else Outcome.MISSING
+
+
+class FolderTier(StoreTier):
+    """A `StoreTier` on a `PosixStore`. Raises InvalidSettings naming the setting and the fix."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: BlockLayout,
+        space: KeySpace,
+        *,
+        segment_blocks: int = 1,
+        is_prefix: bool = True,
+        durability: Durability = "none",
+        direct: Direct = "auto",
+        io_threads: int = 8,
+        known_blocks: int = KNOWN_BLOCKS,
+        recheck_s: float = 2.0,
+        key_file: Path | None = None,
+        files: StoreFiles | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        checksum = checksum_for(key_file)
+        store = PosixStore(folder, durability=durability, direct=direct, files=files)
+        super().__init__(
+            "shared",
+            store,
+            layout,
+            space,
+            segment_blocks=segment_blocks,
+            io_threads=io_threads,
+            is_prefix=is_prefix,
+            checksum=checksum,
+            known_blocks=known_blocks,
+            recheck_s=recheck_s,
+            clock=clock,
+        )

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.testing.store_suite import content, joined
-from kvtier.tiers.shared.names import TemporaryNames, folder_of, is_temporary
-from kvtier.tiers.shared.opening import Root
-from kvtier.tiers.shared.temporary import TRIES, Durability, TemporaryFiles
+from kvtier.testing.samples import content, joined
+from kvtier.tiers.shared.folder import RootFolder
+from kvtier.tiers.shared.posix import TRIES, Durability, TemporaryFiles
+from kvtier.tiers.shared.store import TemporaryNames, folder_of, is_temporary
 from tests.tiers.shared.broken import BrokenStoreFiles
 
 PARTS = [content(1, 8192), content(2, 4096)]
 
 
-def root_of(path: Path) -> Root:
-    return Root(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+def root_of(path: Path) -> RootFolder:
+    return RootFolder(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def made(files: BrokenStoreFiles, durability: Durability = "none") -> TemporaryFiles:

@@ -3,21 +3,21 @@
 import pytest
 
 from kvtier.clock import VirtualClock
-from kvtier.tiers.shared.rate import Rate
+from kvtier.evictor.pace import RateLimiter
 
 
 def test_without_a_limit_nobody_waits() -> None:
-    assert Rate(None, VirtualClock()).claim(1 << 60) == 0.0
+    assert RateLimiter(None, VirtualClock()).claim(1 << 60) == 0.0
 
 
 def test_each_waits_for_those_before() -> None:
-    rate = Rate(100, VirtualClock(7.0))
+    rate = RateLimiter(100, VirtualClock(7.0))
     assert [rate.claim(50) for _ in range(4)] == pytest.approx([0.0, 0.5, 1.0, 1.5])
 
 
 def test_time_that_passed_counts() -> None:
     clock = VirtualClock()
-    rate = Rate(100, clock)
+    rate = RateLimiter(100, clock)
     rate.claim(200)
     clock.advance(1.5)
     assert rate.claim(100) == pytest.approx(0.5)
@@ -26,7 +26,7 @@ def test_time_that_passed_counts() -> None:
 @pytest.mark.parametrize(("burst_s", "at_once"), [(0.0, 1), (0.5, 6)])
 def test_idle_time_is_saved_up_as_a_burst_only(burst_s: float, at_once: int) -> None:
     clock = VirtualClock()
-    rate = Rate(10, clock, burst_s)
+    rate = RateLimiter(10, clock, burst_s)
     clock.advance(1000)
     waits = [rate.claim() for _ in range(20)]
     assert waits[:at_once] == pytest.approx([0.0] * at_once)

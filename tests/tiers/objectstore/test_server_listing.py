@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from obstore.store import MemoryStore, S3Store
 
-from kvtier.tiers.objectstore.listing import Listing, list_folders, list_sorted
-from kvtier.tiers.objectstore.metadata import stat_of
-from kvtier.tiers.shared.store import Listed
+from kvtier.tiers.objectstore.server import Listing, list_folders, list_sorted, stat_of
+from kvtier.tiers.shared.store import ListEntry
 
 NAMES = ["a-b", "a.b/x", "a/b/c", "a/b/d", "a/b-", "a/b0/x", "a0", "aa/x", "B/x", "c", "c-x", "c/0"]
 
@@ -53,7 +52,7 @@ def test_a_server_that_lists_by_folders(client: S3Store) -> None:
 def test_an_entry_says_what_head_says(way: Way, client: S3Store) -> None:
     client.put("a/b/c", b"some bytes")
     assert [entry for entry in way(client, "a", "") if entry is not None] == [
-        Listed("a/b/c", stat_of(client.head("a/b/c")))
+        ListEntry("a/b/c", stat_of(client.head("a/b/c")))
     ]
 
 

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from kvtier.tiers.objectstore.location import Location
-from kvtier.tiers.objectstore.refusals import explain
+from kvtier.tiers.objectstore.client import Location
+from kvtier.tiers.objectstore.faults import explain
 
 S3 = Location("s3", "bucket", "prefix")
 GS = Location("gs", "bucket", "")

@@ -1,4 +1,4 @@
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 
 
 def test_a_field_may_differ() -> None:

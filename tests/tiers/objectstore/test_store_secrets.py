@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.testing.store_suite import blank, content
-from kvtier.tiers.objectstore import ObjectStore
+from kvtier.testing.samples import blank, content
+from kvtier.tiers.objectstore import BucketStore
 from tests.tiers.objectstore.servers import OldServer
 
 SECRET = "hunter2hunter2"
@@ -67,7 +67,7 @@ def test_whatever_is_wrong_with_it(
     caplog.set_level(logging.DEBUG)
 
     def start_and_use() -> None:
-        store = ObjectStore(url, connect_s=0.1, deadline_s=0.4)
+        store = BucketStore(url, connect_s=0.1, deadline_s=0.4)
         said.append(repr(store))
         said.append(told(store.check))
         said.append(told(lambda: store.publish("a", [content(1, 10)])))
@@ -87,7 +87,7 @@ def test_what_a_server_sends_back_is_not_repeated(
     echo = f"<Error><Code>AccessDenied</Code><Message>{SECRET}</Message></Error>".encode()
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        store = ObjectStore("s3://bucket")
+        store = BucketStore("s3://bucket")
         server.failures = [(403, echo)] * 2
         said = told(store.check) + told(lambda: store.read("a", 0, [blank(10)]))
         store.close()

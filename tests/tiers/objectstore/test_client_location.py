@@ -1,7 +1,7 @@
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.objectstore.location import Location, parse_url
+from kvtier.tiers.objectstore.client import Location, parse_url
 
 
 @pytest.mark.parametrize(

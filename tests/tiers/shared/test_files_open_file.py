@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.testing.store_suite import blank, content, joined
+from kvtier.testing.samples import blank, content, joined
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.handle import Handle, in_whole_pages
+from kvtier.tiers.shared.files import OpenFile, in_whole_pages
 from tests.tiers.shared.broken import BrokenStoreFiles
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
@@ -32,7 +32,7 @@ def blanks() -> list[Buffer]:
 def test_calls_that_move_less(tmp_path: Path, fd: int, direct: int, step_bytes: int) -> None:
     files = BrokenStoreFiles()
     files.short = {"preadv": step_bytes, "pwritev": step_bytes}
-    handle = Handle(files, "file", NEW | direct, fd)
+    handle = OpenFile(files, "file", NEW | direct, fd)
     handle.write(PARTS)
     back = blanks()
     assert handle.read(0, back, 24576) == 24576
@@ -43,7 +43,7 @@ def test_calls_that_move_less(tmp_path: Path, fd: int, direct: int, step_bytes: 
 
 def test_more_buffers_than_a_call_takes(tmp_path: Path, fd: int) -> None:
     files = BrokenStoreFiles()
-    handle = Handle(files, "file", NEW, fd)
+    handle = OpenFile(files, "file", NEW, fd)
     parts = [content(number, 5) for number in range(2100)]
     handle.write(parts)
     assert files.calls["pwritev"] == 3
@@ -56,10 +56,10 @@ def test_more_buffers_than_a_call_takes(tmp_path: Path, fd: int) -> None:
 def test_direct_refused_for_the_memory(tmp_path: Path, fd: int) -> None:
     files = BrokenStoreFiles()
     files.refuses_direct = True
-    handle = Handle(files, "file", NEW | os.O_DIRECT, fd)
+    handle = OpenFile(files, "file", NEW | os.O_DIRECT, fd)
     handle.write(PARTS)
     handle.close()
-    handle = Handle(files, "file", os.O_RDONLY | os.O_DIRECT, fd)
+    handle = OpenFile(files, "file", os.O_RDONLY | os.O_DIRECT, fd)
     back = blanks()
     assert handle.read(0, back, 24576) == 24576
     handle.close()
@@ -79,7 +79,7 @@ class DirectRefusedAtOpen(BrokenStoreFiles):
 
 
 def test_direct_refused_for_the_file(tmp_path: Path, fd: int) -> None:
-    handle = Handle(DirectRefusedAtOpen(), "file", NEW | os.O_DIRECT, fd)
+    handle = OpenFile(DirectRefusedAtOpen(), "file", NEW | os.O_DIRECT, fd)
     handle.write(PARTS)
     handle.close()
     assert (tmp_path / "file").read_bytes() == joined(PARTS)
@@ -89,9 +89,9 @@ def test_what_is_refused_otherwise_is_told(fd: int) -> None:
     files = BrokenStoreFiles()
     files.errors["open"] = errno.EINVAL
     with pytest.raises(OSError, match="Invalid"):
-        Handle(files, "file", NEW, fd)
+        OpenFile(files, "file", NEW, fd)
     files.errors.clear()
-    handle = Handle(files, "file", NEW, fd)
+    handle = OpenFile(files, "file", NEW, fd)
     for code in (errno.EINVAL, errno.EIO):
         files.errors["pwritev"] = code
         with pytest.raises(OSError, match=os.strerror(code)):
@@ -104,7 +104,7 @@ def test_what_is_refused_otherwise_is_told(fd: int) -> None:
 
 
 def test_a_file_that_ends(fd: int) -> None:
-    handle = Handle(BrokenStoreFiles(), "file", NEW, fd)
+    handle = OpenFile(BrokenStoreFiles(), "file", NEW, fd)
     handle.write([content(1, 10_000)])
     back = blank(8192)
     assert handle.read(4096, [back], 8192) == 10_000 - 4096

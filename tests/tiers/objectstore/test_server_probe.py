@@ -1,7 +1,7 @@
 import pytest
 from obstore.store import MemoryStore, S3Store
 
-from kvtier.tiers.objectstore.probe import demand_conditions, lists_whole_names
+from kvtier.tiers.objectstore.server import demand_conditions, lists_whole_names
 from tests.tiers.objectstore.servers import OldServer, plain_client
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.objectstore.credentials import SharedFile, check_variables, find_shared_file
+from kvtier.tiers.objectstore.client import SharedFile, check_variables, find_shared_file
 
 FILE = """
 # a comment

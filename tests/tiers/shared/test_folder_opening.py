@@ -9,12 +9,12 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.tiers.shared.files import StoreFiles
-from kvtier.tiers.shared.names import TemporaryNames
-from kvtier.tiers.shared.opening import Direct, Opened, Root, open_root
+from kvtier.tiers.shared.folder import Direct, ProbedFolder, RootFolder, open_root
+from kvtier.tiers.shared.store import TemporaryNames
 from tests.tiers.shared.broken import BrokenStoreFiles, NetworkFiles
 
 
-def opened(path: Path, files: StoreFiles | None = None, direct: Direct = "auto") -> Opened:
+def opened(path: Path, files: StoreFiles | None = None, direct: Direct = "auto") -> ProbedFolder:
     return open_root(path, direct, files or BrokenStoreFiles(), TemporaryNames())
 
 
@@ -109,7 +109,7 @@ def test_a_full_file_system_can_be_read(
 
 
 def test_the_last_to_use_it_lets_it_go(tmp_path: Path) -> None:
-    root = Root(os.open(tmp_path, os.O_RDONLY))
+    root = RootFolder(os.open(tmp_path, os.O_RDONLY))
     fd, used = root.fd, root
     del root
     os.fstat(used.fd)

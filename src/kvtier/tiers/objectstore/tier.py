@@ -1,4 +1,4 @@
-"""The shared tier in a bucket that every engine uses: `objectstore: s3://bucket/prefix`."""
+"""The shared tier in a bucket."""
 
 from pathlib import Path
 from typing import Final
@@ -7,7 +7,7 @@ from kvtier.blocks.checksum import checksum_for
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock
-from kvtier.tiers.objectstore.store import ObjectStore
+from kvtier.tiers.objectstore.store import BucketStore
 from kvtier.tiers.shared.tier import KNOWN_BLOCKS, StoreTier
 
 OBJECT_BYTES: Final = 32 << 20
@@ -15,7 +15,7 @@ OBJECT_BYTES: Final = 32 << 20
 
 
 class BucketTier(StoreTier):
-    """A `StoreTier` on an `ObjectStore`. Raises InvalidSettings naming the setting and the fix.
+    """A `StoreTier` on an `BucketStore`. Raises InvalidSettings naming the setting and the fix.
 
     An object holds `segment_blocks` blocks at most, and no more than OBJECT_BYTES where that is
     more than one block.
@@ -37,7 +37,7 @@ class BucketTier(StoreTier):
     ) -> None:
         checksum = checksum_for(key_file, "objectstore.key_file")
         fitting_blocks = max(1, OBJECT_BYTES // layout.slot_bytes)
-        store = ObjectStore(url, clock=clock)
+        store = BucketStore(url, clock=clock)
         store.check()
         super().__init__(
             "objectstore",

@@ -10,10 +10,10 @@ from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import MonotonicClock
 from kvtier.errors import InvalidSettings
-from kvtier.testing.spaces import sample_space
+from kvtier.testing.samples import sample_space
 from kvtier.testing.tiers import SharedTierContract, key
 from kvtier.tiers.base import BlockMove, Outcome, Tier
-from kvtier.tiers.objectstore.bucket import BucketTier
+from kvtier.tiers.objectstore.tier import BucketTier
 from kvtier.tiers.shared.format import segment_name
 from kvtier.transfer.base import Direction, Transfer
 from kvtier.transfer.breaker import BreakerState

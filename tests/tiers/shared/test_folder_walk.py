@@ -1,4 +1,4 @@
-"""Walks: what costs a call and what does not, what strangers leave, walks kept between pages."""
+"""Walking a shared folder: what costs a call, what strangers leave, walks kept between pages."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,21 @@ from pathlib import Path
 import pytest
 
 from kvtier.clock import VirtualClock
-from kvtier.tiers.shared.names import is_legal_part
-from kvtier.tiers.shared.opening import Root
-from kvtier.tiers.shared.walk import RESUMABLE_S, Walks, folders, occupied, stat_of, walk
+from kvtier.tiers.shared.folder import (
+    RESUMABLE_S,
+    RootFolder,
+    WalkCache,
+    folders,
+    occupied,
+    stat_of,
+    walk,
+)
+from kvtier.tiers.shared.store import is_legal_part
 from tests.tiers.shared.broken import BrokenStoreFiles
 
 
-def root_of(path: Path) -> Root:
-    return Root(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+def root_of(path: Path) -> RootFolder:
+    return RootFolder(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def names(files: BrokenStoreFiles, path: Path, after: str = "") -> list[str]:
@@ -94,7 +101,7 @@ def test_a_version_outlives_a_move_and_not_a_rewrite(tmp_path: Path) -> None:
 
 def test_walks_are_kept_for_a_moment() -> None:
     clock = VirtualClock()
-    walks = Walks(clock)
+    walks = WalkCache(clock)
     first = iter(())
     walks.keep("a", "x", first)
     assert walks.take("a", "y") is None

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.testing.store_names import REFUSED
-from kvtier.tiers.shared.names import (
+from kvtier.testing.stores import REFUSED
+from kvtier.tiers.shared.store import (
     TemporaryNames,
     check_folder,
     check_name,

@@ -2,7 +2,7 @@ import pytest
 
 from kvtier.blocks.events import BlockEvent, Change
 from kvtier.blocks.key import BlockKey
-from kvtier.testing.ledger import Ledger
+from tests.cache.ledger import Ledger
 
 A, B = BlockKey(b"a"), BlockKey(b"b")
 

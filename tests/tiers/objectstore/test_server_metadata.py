@@ -1,7 +1,7 @@
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kvtier.tiers.objectstore.metadata import seconds, stat_of, version_of
+from kvtier.tiers.objectstore.server import seconds, stat_of, version_of
 from kvtier.tiers.shared.store import Stat
 
 if TYPE_CHECKING:
