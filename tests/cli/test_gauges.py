@@ -4,27 +4,27 @@ from click.testing import CliRunner
 
 from kvtier.cli.gauges import gauge_flags, gauges
 from kvtier.errors import InvalidSettings
-from kvtier.router.learn.names import Names
+from kvtier.router.learn.gauges import GaugeNames
 
 
-def given(*arguments: str, usual: Names | None = None) -> Names:
-    seen: list[Names] = []
+def given(*arguments: str, usual: GaugeNames | None = None) -> GaugeNames:
+    seen: list[GaugeNames] = []
 
     @click.command()
     @gauge_flags
     def command(**flags: object) -> None:
-        seen.append(gauges(flags, usual or Names()))
+        seen.append(gauges(flags, usual or GaugeNames()))
 
     CliRunner().invoke(command, arguments, catch_exceptions=False)
     return seen[0]
 
 
 def test_without_flags_they_are_those_of_engines() -> None:
-    assert given() == Names()
+    assert given() == GaugeNames()
 
 
 def test_without_flags_they_are_those_of_the_configuration() -> None:
-    usual = Names(waiting=("mine",), path="/prometheus/metrics")
+    usual = GaugeNames(waiting=("mine",), path="/prometheus/metrics")
     assert given(usual=usual) == usual
     assert given("--total-queued-requests-metric", "x", usual=usual).waiting == ("x", "mine")
 
@@ -41,7 +41,7 @@ def test_names_that_are_given_come_first() -> None:
         "/prometheus/metrics",
     )
     assert found.waiting[0] == "nv_trt_llm_request_metrics{request_type=waiting}"
-    assert found.running == ("mine", *Names().running)
+    assert found.running == ("mine", *GaugeNames().running)
     assert found.usage[0] == "vllm:gpu_cache_usage_perc"
     assert found.path == "/prometheus/metrics"
 

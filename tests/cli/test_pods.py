@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from kvtier.cli.pods import objectives, pod_flags, pods
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet.objectives import Objectives
-from kvtier.router.fleet.replicas import Discovery
+from kvtier.router.fleet.replicas import ReplicaDiscovery
 
 GIVEN: dict[str, object] = {
     "pool_name": None,
@@ -46,7 +46,7 @@ def test_replicas_come_from_one_place() -> None:
 
 
 def test_a_command_gets_what_pods_needs() -> None:
-    seen: list[Discovery | None] = []
+    seen: list[ReplicaDiscovery | None] = []
 
     @click.command()
     @pod_flags

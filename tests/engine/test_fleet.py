@@ -11,7 +11,7 @@ from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn.events import EventStream
-from kvtier.router.learn.sinks import ReplicaSink
+from kvtier.router.learn.learner import ReplicaSink
 from tests.engine.conftest import MADE_UP, Start
 
 BLOCK = 128

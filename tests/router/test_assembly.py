@@ -10,7 +10,7 @@ from kvtier.router.choose.base import Endpoint, Request
 from kvtier.router.config.reading import parse_configuration, read_configuration
 from kvtier.router.fleet.members import Fleet
 from kvtier.router.fleet.replicas import Replica
-from kvtier.router.learn.names import Names
+from kvtier.router.learn.gauges import GaugeNames
 from tests.router.learn.folder import make_folder
 from tests.router.replicas import replicas
 from tests.router.route.routers import run, stand, until
@@ -111,8 +111,10 @@ def test_a_router_keeps_conversations_together() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("names", [None, Names(waiting=("theirs",))])
-def test_gauges_are_read_by_the_names_of_the_configuration_or_others(names: Names | None) -> None:
+@pytest.mark.parametrize("names", [None, GaugeNames(waiting=("theirs",))])
+def test_gauges_are_read_by_the_names_of_the_configuration_or_others(
+    names: GaugeNames | None,
+) -> None:
     engine = "{name: e, queuedRequestsSpec: ours}"
     extractor = f"- {{type: core-metrics-extractor, parameters: {{engineConfigs: [{engine}]}}}}\n"
     text = TWO_TIERS.replace("plugins:\n", f"plugins:\n{extractor}", 1)

@@ -26,7 +26,13 @@ from kvtier.router.epp.options import Options as Speaking
 from kvtier.router.epp.process import Options, Process, Wiring
 from kvtier.router.filters.utilization_detector import UtilizationDetector
 from kvtier.router.fleet.objectives import Objectives
-from kvtier.router.fleet.replicas import Discovery, Fixed, Listed, distinct, parse_replica
+from kvtier.router.fleet.replicas import (
+    FileDiscovery,
+    ReplicaDiscovery,
+    StaticDiscovery,
+    distinct,
+    parse_replica,
+)
 from kvtier.router.learn.evictors import parse_evictors
 from kvtier.settings.sizes import parse_duration, parse_size
 
@@ -233,7 +239,7 @@ def _objective(text: str) -> tuple[str, int]:
         raise InvalidSettings(f"--objective: {text!r} is not understood; write batch=-1") from None
 
 
-def _discovery(flags: dict[str, Any]) -> Discovery:
+def _discovery(flags: dict[str, Any]) -> ReplicaDiscovery:
     fixed = distinct(
         [parse_replica(text, "--endpoint") for text in flags["endpoints"]], "--endpoint"
     )
@@ -241,12 +247,12 @@ def _discovery(flags: dict[str, Any]) -> Discovery:
     if in_cluster is not None:
         return in_cluster
     if flags["listed"] is not None:
-        return Listed(str(flags["listed"]), fixed, flag="--endpoints")
+        return FileDiscovery(str(flags["listed"]), fixed, flag="--endpoints")
     if not fixed:
         raise InvalidSettings(
             "no endpoint: give --endpoint, --endpoints, --pool-name or --selector"
         )
-    return Fixed(fixed)
+    return StaticDiscovery(fixed)
 
 
 def _configuration(flags: dict[str, Any]) -> config.Configuration:

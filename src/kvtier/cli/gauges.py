@@ -6,8 +6,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.learn import names
-from kvtier.router.learn.names import Names
+from kvtier.router.learn.gauges import GaugeNames, before
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -34,12 +33,12 @@ def gauge_flags(command: _Command) -> _Command:
     return command
 
 
-def gauges(flags: Mapping[str, Any], usual: Names) -> Names:
+def gauges(flags: Mapping[str, Any], usual: GaugeNames) -> GaugeNames:
     """The names that flags ask for, before the usual ones. Raises InvalidSettings."""
     path = usual.path if flags[_parameter(_PATH)] is None else flags[_parameter(_PATH)].strip('"')
     if not path.startswith("/"):
         raise InvalidSettings(f"{_PATH}: {path!r} is no path; write /metrics")
-    return Names(
+    return GaugeNames(
         waiting=_named(flags, _WAITING, usual.waiting),
         running=_named(flags, _RUNNING, usual.running),
         usage=_named(flags, _USAGE, usual.usage),
@@ -49,7 +48,7 @@ def gauges(flags: Mapping[str, Any], usual: Names) -> Names:
 
 def _named(flags: Mapping[str, Any], flag: str, usual: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return names.before(flags[_parameter(flag)], usual)
+        return before(flags[_parameter(flag)], usual)
     except ValueError as error:
         raise InvalidSettings(f"{flag}: {error}") from error
 

@@ -8,7 +8,7 @@ import click
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet.objectives import Objectives
-from kvtier.router.fleet.replicas import Discovery
+from kvtier.router.fleet.replicas import ReplicaDiscovery
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -40,7 +40,7 @@ def pod_flags(command: _Command) -> _Command:
     return command
 
 
-def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> Discovery | None:
+def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> ReplicaDiscovery | None:
     """The pods that flags ask for; None where they ask for none.
 
     `besides`: whatever else names replicas; there must be nothing. Raises InvalidSettings.
@@ -59,7 +59,7 @@ def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> Discovery 
     if flags["selector"]:
         labels = cluster.parse_labels(flags["selector"], "--selector")
         selected = cluster.Selected(labels, _ports(flags["target_port"]))
-    return cluster.Pods(
+    return cluster.PodDiscovery(
         flags["pool_namespace"],
         pool=flags["pool_name"],
         group=flags["pool_group"],

@@ -22,9 +22,9 @@ try:
     from kvtier.router.config import reading as config
     from kvtier.router.config import strategies
     from kvtier.router.fleet.replicas import (
-        Discovery,
-        Fixed,
-        Listed,
+        FileDiscovery,
+        ReplicaDiscovery,
+        StaticDiscovery,
         distinct,
         parse_replica,
     )
@@ -243,19 +243,19 @@ def _open_files() -> None:
 
 
 def _discovery(
-    urls: Sequence[str], settings: RouteOptions, in_cluster: Discovery | None
-) -> Discovery:
+    urls: Sequence[str], settings: RouteOptions, in_cluster: ReplicaDiscovery | None
+) -> ReplicaDiscovery:
     fixed = distinct([parse_replica(url, "--replica") for url in urls], "--replica")
     if in_cluster is not None:
         return in_cluster
     if settings.replicas is not None:
-        return Listed(settings.replicas, fixed)
+        return FileDiscovery(settings.replicas, fixed)
     if not fixed:
         raise InvalidSettings(
             "no replica is named: give --replica http://host:8000, --replicas FILE, "
             "--pool-name or --selector"
         )
-    return Fixed(fixed)
+    return StaticDiscovery(fixed)
 
 
 def _tokenizers(texts: Sequence[str]) -> dict[str, Path]:

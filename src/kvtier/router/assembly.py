@@ -20,12 +20,12 @@ from kvtier.router.choose.base import Endpoint
 from kvtier.router.config import indexes
 from kvtier.router.config.reading import Configuration
 from kvtier.router.config.strategies import strategies
-from kvtier.router.fleet.members import Listener
-from kvtier.router.learn import tokens
+from kvtier.router.fleet.members import FleetListener
 from kvtier.router.learn.blended import BlendedIndex
-from kvtier.router.learn.learning import Learner
-from kvtier.router.learn.names import Names
-from kvtier.router.learn.sources import LocalSource, TokenSource
+from kvtier.router.learn.gauges import GaugeNames
+from kvtier.router.learn.learner import Learner
+from kvtier.router.learn.prompts import PromptBuilder, TokenSource
+from kvtier.router.learn.sources import LocalSource
 
 EVERY_MODEL = "*"
 
@@ -40,7 +40,7 @@ class Assembled:
         usual: str = "",
         replica_key: str | None = None,
         tokenizers: Mapping[str, Path] | None = None,
-        names: Names | None = None,
+        names: GaugeNames | None = None,
         keeps_matches: bool = False,
         evictors: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
@@ -75,14 +75,14 @@ class Assembled:
             evictors=evictors,
             tls=tls,
         )
-        self.listeners: Sequence[Listener] = (self._learner,)
+        self.listeners: Sequence[FleetListener] = (self._learner,)
         self.collectors: Sequence[Collector] = (self._learner.meter,)
         self._local = {model: LocalSource(folder) for model, folder in (tokenizers or {}).items()}
         sources: ChainMap[str, TokenSource] = ChainMap({**self._local})
         if EVERY_MODEL not in self._local:
             # Else they would come before the tokenizer that somebody gave for all models.
             sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
-        self.prompts: Prompts = tokens.Prompts(sources, called=self._learner.served.of)
+        self.prompts: Prompts = PromptBuilder(sources, called=self._learner.served.of)
         self.saturation: Callable[[Sequence[Endpoint], float], float] | None = None
 
     async def __aenter__(self) -> "Assembled":

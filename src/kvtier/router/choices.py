@@ -42,7 +42,7 @@ class Chooser(Protocol):
 
 
 class Prompts(Protocol):
-    """Makes prompts of bodies; `ingest.tokens.Prompts` is one."""
+    """Makes prompts of bodies; `learn.prompts.PromptBuilder` is one."""
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
         """The prompt as the indexes see it. Raises Refusal where nobody serves the model."""

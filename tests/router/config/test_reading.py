@@ -13,7 +13,7 @@ from kvtier.router.config.reading import (
     parse_configuration,
     read_configuration,
 )
-from kvtier.router.learn.names import Names
+from kvtier.router.learn.gauges import GaugeNames
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "router"
 
@@ -207,10 +207,10 @@ plugins:
     )
     found = parse_configuration(text, "f").gauges
     assert found.path == "/prometheus/metrics"
-    assert found.waiting == ("queue{kind=waiting}", "depth", *Names().waiting)
-    assert found.running == Names().running
+    assert found.waiting == ("queue{kind=waiting}", "depth", *GaugeNames().waiting)
+    assert found.running == GaugeNames().running
     assert found.usage[0] == "usage"
-    assert parse_configuration(GOOD, "f").gauges == Names()
+    assert parse_configuration(GOOD, "f").gauges == GaugeNames()
     for old, new, said in (
         ("kind=waiting", "waiting", "f line 7: parameters: 'queue{waiting}': 'waiting' is no"),
         ("scheme: http", "scheme: https", "f line 5: scheme: Invalid enum value 'https'"),

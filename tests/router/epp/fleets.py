@@ -8,7 +8,7 @@ from kvtier.index.fleet.prompt import Prompt, TextPrompt, UnreadPrompt
 from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
 from kvtier.router.choose.decision import Decision
 from kvtier.router.epp.conversation import Asked
-from kvtier.router.fleet.members import Card, Fleet
+from kvtier.router.fleet.members import Fleet, ModelCard
 from kvtier.router.fleet.replicas import Replica
 
 ADDRESSES = ("10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000", "[fd00::1]:8000")
@@ -18,7 +18,7 @@ def fleet_of(addresses: Sequence[str] = ADDRESSES, model: str = "m") -> Fleet:
     fleet = Fleet()
     fleet.update([Replica(name=address, url=f"http://{address}") for address in addresses])
     for number, member in enumerate(fleet.members):
-        fleet.healthy(member, [Card(id=model, text=b"{}")], 0.0)
+        fleet.healthy(member, [ModelCard(id=model, text=b"{}")], 0.0)
         member.endpoint.load = Load(waiting=number)
     return fleet
 

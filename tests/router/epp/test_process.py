@@ -14,8 +14,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp import certificates
 from kvtier.router.epp.process import Options, Process, Wiring
-from kvtier.router.fleet.replicas import Fixed, Replica
-from kvtier.router.learn import tokens
+from kvtier.router.fleet.replicas import Replica, StaticDiscovery
+from kvtier.router.learn.prompts import PromptBuilder
 from tests.router.epp.fleets import Characters, First
 from tests.router.epp.protocol import destination, request_body, request_headers
 
@@ -121,14 +121,14 @@ def test_a_discovery_that_cannot_begin_is_an_error() -> None:
 
 def test_a_port_that_is_taken_names_its_flag_and_its_address_once() -> None:
     async def run() -> None:
-        first = Process(options(), wiring(Fixed([])))
+        first = Process(options(), wiring(StaticDiscovery([])))
         await first.start()
         for flag, name, port in (
             ("--grpc-port", "port", first.port),
             ("--grpc-health-port", "health_port", first.health_port),
             ("--metrics-port", "metrics_port", first.metrics_port),
         ):
-            second = Process(options(**{name: port}), wiring(Fixed([])))
+            second = Process(options(**{name: port}), wiring(StaticDiscovery([])))
             with pytest.raises(InvalidSettings) as caught:
                 await second.start()
             assert str(caught.value) == (
@@ -149,8 +149,8 @@ def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read(
         may_answer = asyncio.Event()
         may_answer.set()
         runner, address = await replica(may_answer)
-        discovery = Fixed([Replica(name="a", url=f"http://{address}")])
-        prompts = tokens.Prompts()
+        discovery = StaticDiscovery([Replica(name="a", url=f"http://{address}")])
+        prompts = PromptBuilder()
         process = Process(options(), Wiring(discovery=discovery, chooser=First(), prompts=prompts))
         await process.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{process.port}") as channel:
@@ -184,7 +184,7 @@ def test_given_certificates_are_used_and_read_again(tmp_path: Path) -> None:
         first = write()
         process = Process(
             options(is_secure=True, certificate=tmp_path / "c", key=tmp_path / "k"),
-            wiring(Fixed([])),
+            wiring(StaticDiscovery([])),
         )
         await process.start()
         await reach(process, first)
@@ -196,5 +196,5 @@ def test_given_certificates_are_used_and_read_again(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings):
         Process(
             options(is_secure=True, certificate=tmp_path / "c", key=tmp_path / "k"),
-            wiring(Fixed([])),
+            wiring(StaticDiscovery([])),
         )

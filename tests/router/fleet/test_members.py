@@ -5,16 +5,16 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet.members import (
     UNHEALTHY_AFTER,
-    Card,
     Fleet,
-    Health,
-    Listener,
+    FleetListener,
     Member,
+    ModelCard,
+    ReplicaHealth,
 )
-from kvtier.router.fleet.replicas import Fixed, Listed, Replica
+from kvtier.router.fleet.replicas import FileDiscovery, Replica, StaticDiscovery
 from kvtier.transfer.breaker import FAILURES, PAUSE_S
 
-CARDS = (Card("m", b'{"id":"m"}'),)
+CARDS = (ModelCard("m", b'{"id":"m"}'),)
 
 
 def replica(name: str, port: int = 1, **fields: object) -> Replica:
@@ -33,7 +33,7 @@ def names(fleet: Fleet, model: str = "m") -> list[str]:
     return [endpoint.name for endpoint in fleet.candidates(model)]
 
 
-class Heard(Listener):
+class Heard(FleetListener):
     def __init__(self) -> None:
         self.said: list[str] = []
 
@@ -51,7 +51,7 @@ def test_a_member_is_offered_once_a_health_check_was_answered() -> None:
     fleet = Fleet()
     fleet.update([replica("a"), replica("b")])
     a, _ = fleet.members
-    assert (names(fleet), a.health) == ([], Health.UNKNOWN)
+    assert (names(fleet), a.health) == ([], ReplicaHealth.UNKNOWN)
     fleet.healthy(a, CARDS, 0.0)
     assert (names(fleet), a.reason) == (["a"], "")
     assert fleet.models() == {"m"}
@@ -72,14 +72,14 @@ def test_one_failed_check_is_forgiven_to_who_was_healthy_and_to_nobody_else() ->
     assert names(fleet) == ["a"]
     fleet.update([replica("a"), replica("b")])
     fleet.unhealthy(fleet.members[1], "refused")
-    assert fleet.members[1].health is Health.UNHEALTHY
+    assert fleet.members[1].health is ReplicaHealth.UNHEALTHY
 
 
 def test_models_are_those_it_lists_or_those_that_were_declared() -> None:
     fleet = fleet_of(replica("a"), replica("b", models=frozenset(("n",))))
     assert (names(fleet), names(fleet, "n")) == (["a"], ["b"])
     a, _ = fleet.members
-    fleet.healthy(a, (*CARDS, Card("lora", b"{}")), 1.0)
+    fleet.healthy(a, (*CARDS, ModelCard("lora", b"{}")), 1.0)
     assert names(fleet, "lora") == ["a"]
     fleet.healthy(a, CARDS, 2.0)
     assert names(fleet, "lora") == []
@@ -181,10 +181,10 @@ def test_it_follows_a_discovery() -> None:
     async def followed() -> None:
         fleet = Fleet()
         ready = asyncio.Event()
-        await fleet.follow(Fixed([replica("a")]), ready)
+        await fleet.follow(StaticDiscovery([replica("a")]), ready)
         assert ready.is_set()
         assert [member.replica.name for member in fleet.members] == ["a"]
         with pytest.raises(InvalidSettings):
-            await fleet.follow(Listed("/nowhere/replicas.yaml"), asyncio.Event())
+            await fleet.follow(FileDiscovery("/nowhere/replicas.yaml"), asyncio.Event())
 
     asyncio.run(followed())

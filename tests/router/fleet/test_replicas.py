@@ -6,9 +6,9 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet.replicas import (
-    Fixed,
-    Listed,
+    FileDiscovery,
     Replica,
+    StaticDiscovery,
     distinct,
     parse_replica,
     read_replicas,
@@ -96,7 +96,7 @@ def test_names_and_addresses_are_taken_once() -> None:
 
 def test_a_fixed_set_is_told_once() -> None:
     async def told() -> list[list[str]]:
-        fixed = Fixed([Replica(name="a", url="http://a:1")])
+        fixed = StaticDiscovery([Replica(name="a", url="http://a:1")])
         return [[replica.name for replica in found] async for found in fixed.watch()]
 
     assert asyncio.run(told()) == [["a"]]
@@ -114,7 +114,7 @@ def test_a_file_is_read_again_when_it_changes_and_not_believed_when_it_is_broken
 
     async def watched() -> None:
         write("replicas: ['http://b:1']")
-        listed = Listed(str(file), [Replica(name="a", url="http://a:1")], poll_s=0.01)
+        listed = FileDiscovery(str(file), [Replica(name="a", url="http://a:1")], poll_s=0.01)
         sets = listed.watch()
         assert [replica.name for replica in await anext(sets)] == ["a", "b:1"]
         later = asyncio.ensure_future(anext(sets))
@@ -133,7 +133,7 @@ def test_a_file_is_read_again_when_it_changes_and_not_believed_when_it_is_broken
 
 def test_a_file_that_is_missing_at_first_is_an_error(tmp_path: Path) -> None:
     async def first() -> None:
-        await anext(Listed(str(tmp_path / "none.yaml")).watch())
+        await anext(FileDiscovery(str(tmp_path / "none.yaml")).watch())
 
     with pytest.raises(InvalidSettings, match=r"none\.yaml"):
         asyncio.run(first())

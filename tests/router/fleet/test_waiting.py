@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.members import Card, Fleet
+from kvtier.router.fleet.members import Fleet, ModelCard
 from kvtier.router.fleet.replicas import Replica
 from kvtier.router.fleet.waiting import Waiting
 from kvtier.router.request.refusals import Refusal
@@ -14,7 +14,7 @@ def fleet_of(**models: str) -> Fleet:
     fleet = Fleet()
     fleet.update([Replica(name=name, url=f"http://{name}:1") for name in models])
     for member in fleet.members:
-        cards = [Card(model, b"{}") for model in models[member.replica.name]]
+        cards = [ModelCard(model, b"{}") for model in models[member.replica.name]]
         fleet.healthy(member, cards, 0.0)
     return fleet
 
@@ -277,7 +277,7 @@ def test_nobody_and_nothing_are_told_apart() -> None:
         fleet.update([Replica(name="a", url="http://a:1")])
         unknown = await refused("m")
         assert (unknown.status, "no health check" in str(unknown)) == (503, True)
-        fleet.healthy(fleet.members[0], [Card("m", b"{}")], 0.0)
+        fleet.healthy(fleet.members[0], [ModelCard("m", b"{}")], 0.0)
         assert (await refused("n")).status == 404
 
     run(test())

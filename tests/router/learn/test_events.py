@@ -1,6 +1,5 @@
 import asyncio
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 
@@ -13,9 +12,9 @@ from kvtier.index.fleet.changes import Change, Cleared
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn import events as module
-from kvtier.router.learn.events import EventStream
-from kvtier.router.learn.sequence import Sequence
-from kvtier.router.learn.sinks import ReplicaSink, SharedSink
+from kvtier.router.learn.events import EventStream, MessageSequence
+from kvtier.router.learn.evictors import SharedSink
+from kvtier.router.learn.learner import ReplicaSink
 from kvtier.router.learn.wire import Batch
 from tests.router.learn.publisher import Publisher, stored
 
@@ -59,14 +58,14 @@ async def following(publisher: Publisher):
 
 async def connected(publisher: Publisher, follower: Follower) -> None:
     """Something harmless until it arrives; what it counted is forgotten."""
-    follower.stream.counts = module.Counts()
+    follower.stream.counts = module.EventCounts()
     for _ in count():
         await publisher.pub.send_multipart([b"hello"])
         await asyncio.sleep(0.01)
         if follower.stream.counts.messages:
             break
     await asyncio.sleep(0.05)
-    follower.stream.counts = module.Counts()
+    follower.stream.counts = module.EventCounts()
 
 
 def test_events_reach_the_index_in_order(tmp_path) -> None:
@@ -79,7 +78,7 @@ def test_events_reach_the_index_in_order(tmp_path) -> None:
             await publisher.send(stored(4, parent=2))
             await follower.seen(4)
             assert (follower.blocks(1, 2, 4), follower.blocks(1, 2, 3)) == (3, 2)
-            assert follower.stream.counts == module.Counts(messages=4, blocks=5)
+            assert follower.stream.counts == module.EventCounts(messages=4, blocks=5)
 
     asyncio.run(run())
 
@@ -219,7 +218,7 @@ class Heard:
     def takes(self, topic: bytes) -> bool:
         return True
 
-    def apply(self, topic: bytes, changes: Items[Change]) -> None:
+    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
         self.said.append(str(len(changes)))
 
     def begin(self) -> None:
@@ -291,7 +290,7 @@ def test_a_connection_that_breaks_during_a_replay_ends_it(tmp_path) -> None:
         async with following(publisher) as follower:
 
             class Breaking(Heard):
-                def apply(self, topic: bytes, changes: Items[Change]) -> None:
+                def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
                     super().apply(topic, changes)
                     follower.stream._sequences.clear()
 
@@ -351,7 +350,7 @@ def test_a_stream_that_fails_is_forgotten_and_begun_again(monkeypatch, caplog) -
     class Failing(Heard):
         """At the second message of its first two lives."""
 
-        def apply(self, topic: bytes, changes: Items[Change]) -> None:
+        def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
             super().apply(topic, changes)
             if self.said.count("clear") < 2 and self.said[-2] != "begin":
                 raise RuntimeError("a bug")
@@ -468,11 +467,11 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
     monkeypatch.setattr(module, "SLICE_BLOCKS", 1)
     taken: list[Change] = []
 
-    class Sink:
+    class EventSink:
         def takes(self, topic: bytes) -> bool:
             return True
 
-        def apply(self, topic: bytes, changes: Items[Change]) -> None:
+        def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
             taken.extend(changes)
             stream._sequences.clear()
 
@@ -482,9 +481,9 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
         def clear(self) -> None:
             taken.clear()
 
-    stream = EventStream("ipc:///nowhere", Sink())
+    stream = EventStream("ipc:///nowhere", EventSink())
     changes: list[Change] = [Cleared() for _ in range(5)]
-    sequence = stream._sequences[b""] = Sequence()
+    sequence = stream._sequences[b""] = MessageSequence()
     asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, changes)))
     assert len(taken) == 1
     asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, changes)))
@@ -525,7 +524,7 @@ def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
 
 
 def test_counts_of_an_earlier_stream_go_on() -> None:
-    counts = module.Counts(messages=7)
+    counts = module.EventCounts(messages=7)
     stream = EventStream("ipc:///nowhere", ReplicaSink(PreciseIndex(), "a"), counts=counts)
     assert stream.counts is counts
 

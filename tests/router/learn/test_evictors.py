@@ -15,8 +15,7 @@ from kvtier.evictor.publishing import Publisher
 from kvtier.index.fleet.changes import Stored, name_of
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.learn.evictors import Evictors, parse_evictors
-from kvtier.router.learn.sinks import SharedSink
+from kvtier.router.learn.evictors import Evictors, SharedSink, parse_evictors
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
 from tests.evictor.scenes import Scene

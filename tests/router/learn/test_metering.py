@@ -5,21 +5,20 @@ from kvtier.index.fleet.changes import Removed, Stored
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
-from kvtier.router.learn.evictors import Evictors
-from kvtier.router.learn.metering import Meter
-from kvtier.router.learn.metrics import Counts
-from kvtier.router.learn.sinks import SharedSink
+from kvtier.router.learn.evictors import Evictors, SharedSink
+from kvtier.router.learn.metering import LearningMeter
+from kvtier.router.learn.metrics import ScrapeCounts
 
 EVICTOR = "tcp://evictor:5559"
 
 
-def made() -> tuple[Meter, PreciseIndex, Evictors]:
+def made() -> tuple[LearningMeter, PreciseIndex, Evictors]:
     index = PreciseIndex()
     evictors = Evictors([EVICTOR], SharedSink([index], lambda name: ()))
-    return Meter([index], evictors), index, evictors
+    return LearningMeter([index], evictors), index, evictors
 
 
-def rendered(meter: Meter) -> dict[str, float]:
+def rendered(meter: LearningMeter) -> dict[str, float]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(meter)
     lines = generate_latest(registry).decode().splitlines()
@@ -29,7 +28,7 @@ def rendered(meter: Meter) -> dict[str, float]:
 
 def test_every_count_is_exposed_under_its_name() -> None:
     meter, index, evictors = made()
-    meter.scrapes["a"] = Counts(scrapes=9, failures=2, bad_values=3, restarts=1)
+    meter.scrapes["a"] = ScrapeCounts(scrapes=9, failures=2, bad_values=3, restarts=1)
     stream = meter.stream("a")
     assert meter.stream("a") is stream
     stream.messages, stream.bad_messages, stream.repeated, stream.foreign = 20, 4, 3, 2
@@ -68,7 +67,7 @@ def test_every_count_is_exposed_under_its_name() -> None:
 
 def test_all_that_is_declared_is_there_and_bounded() -> None:
     meter, _, _ = made()
-    meter.scrapes["a"] = Counts()
+    meter.scrapes["a"] = ScrapeCounts()
     meter.stream("a")
     families = {family.name: family for family in meter.collect()}
     assert set(families) == {metric.name for metric in metrics.ROUTER_METRICS}
@@ -82,7 +81,7 @@ def test_all_that_is_declared_is_there_and_bounded() -> None:
 
 def test_the_series_of_a_replica_end_with_it() -> None:
     meter, _, _ = made()
-    meter.scrapes["a"] = Counts()
+    meter.scrapes["a"] = ScrapeCounts()
     meter.stream("a")
     assert any('"a"' in name for name in rendered(meter))
     meter.forget("a")

@@ -14,8 +14,8 @@ from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.choose.base import Endpoint, Load, Tier
 from kvtier.router.learn import metrics as module
+from kvtier.router.learn.gauges import GaugeNames
 from kvtier.router.learn.metrics import LoadReader, Scraper, take
-from kvtier.router.learn.names import Names
 
 VLLM = """
 vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
@@ -79,17 +79,17 @@ def test_tensorrt_llm_and_triton() -> None:
 
 
 def test_a_gauge_without_a_name_is_not_read() -> None:
-    load = read("vllm:num_requests_waiting 6", LoadReader(Names(waiting=())))
+    load = read("vllm:num_requests_waiting 6", LoadReader(GaugeNames(waiting=())))
     assert load.waiting == 0
 
 
 def test_an_older_name_and_names_of_ones_own() -> None:
     assert read("vllm:gpu_cache_usage_perc 0.5").kv_usage == 0.5
-    names = Names(waiting=('triton_queue{model="m",kind=pending}',))
+    names = GaugeNames(waiting=('triton_queue{model="m",kind=pending}',))
     text = 'triton_queue{model="m",kind="pending"} 6\ntriton_queue{model="m",kind="x"} 7'
     assert read(text, LoadReader(names)).waiting == 6
     with pytest.raises(ValueError, match="no metric"):
-        LoadReader(Names(running=("a b",)))
+        LoadReader(GaugeNames(running=("a b",)))
 
 
 def counters(tokens: float, seconds: float, tier: str = "disk") -> str:
@@ -233,7 +233,7 @@ def test_a_scrape() -> None:
     (load, _), scraper = scraped(answer, times=2)
     assert load is not None
     assert (load.waiting, load.updated_s) == (4, 3.0)
-    assert scraper.counts == module.Counts(scrapes=2)
+    assert scraper.counts == module.ScrapeCounts(scrapes=2)
 
 
 def test_a_large_body_is_read_on_a_thread(monkeypatch) -> None:
@@ -266,7 +266,7 @@ def test_endpoints_that_hang_or_lie_are_counted(kind, monkeypatch) -> None:
 
     (load,), scraper = scraped(answer, timeout_s=5.0 if kind == "endless" else 0.3)
     assert load is None
-    assert scraper.counts == module.Counts(scrapes=1, failures=1)
+    assert scraper.counts == module.ScrapeCounts(scrapes=1, failures=1)
 
 
 def test_nobody_there() -> None:

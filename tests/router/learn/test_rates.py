@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.router.learn.rates import HALF_S, WINDOW_S, PrefillRate, Prefills, Rate
+from kvtier.router.learn.rates import HALF_S, WINDOW_S, PeakRate, PrefillRate, Prefills
 
 TRUE = 10_000.0
 
@@ -79,7 +79,7 @@ def test_decoding_in_the_same_steps_counts_while_nothing_better_is_seen() -> Non
 
 
 def test_a_replica_that_has_become_slow_is_found_out() -> None:
-    rate = Rate()
+    rate = PeakRate()
     rate.update(0, 0, 0.0)
     assert rate.update(20_000, 2, 1.0) == pytest.approx(TRUE)
     slow = [rate.update(20_000 + 1000 * n, 2 + n, 1.0 + n) for n in range(1, int(HALF_S) + 1)]
@@ -162,7 +162,7 @@ def test_counters_that_are_none_are_passed_over_and_good_ones_count_at_once(wild
 
 @pytest.mark.parametrize("wild", [math.nan, math.inf, -1.0, 1e300])
 def test_a_rate_is_always_a_number(wild: float) -> None:
-    rate = Rate()
+    rate = PeakRate()
     rate.update(0, 0, 0.0)
     assert rate.update(wild, wild, 1.0) == 0
     rate.measured(wild, 2.0)

@@ -9,11 +9,11 @@ from aiohttp import web
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings, Unavailable
 from kvtier.router.learn import sources as module
-from kvtier.router.learn.conversation import Conversation
+from kvtier.router.learn.prompts import ChatPrompt
 from kvtier.router.learn.sources import EngineSource, LocalSource
 from tests.router.learn.folder import make_folder
 
-CHAT = Conversation(messages=[{"role": "user", "content": "the fox"}])
+CHAT = ChatPrompt(messages=[{"role": "user", "content": "the fox"}])
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -85,7 +85,7 @@ def test_an_engine_is_asked_once_for_each_prompt() -> None:
             await source.completion("a", "m", add_special_tokens=True),
             await source.completion("a", "m", add_special_tokens=False),
             await source.chat(CHAT, "m"),
-            await source.chat(Conversation(CHAT.messages, [{"x": 1}], {"k": 1}, False), "m"),
+            await source.chat(ChatPrompt(CHAT.messages, [{"x": 1}], {"k": 1}, False), "m"),
         ]
         return [tokens.tolist() for tokens in calls]
 

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.learn.conversation import Conversation, conversation_of
+from kvtier.router.learn.prompts import ChatPrompt, conversation_of
 from kvtier.router.learn.template import ChatTemplate, TemplateError
 
-CHAT = Conversation(messages=[{"role": "user", "content": "hello"}])
+CHAT = ChatPrompt(messages=[{"role": "user", "content": "hello"}])
 
 
 def template(folder, source, **config) -> ChatTemplate:
@@ -27,7 +27,7 @@ def test_a_chat_becomes_text(tmp_path) -> None:
 
 def test_contents_are_text_or_parts_as_the_template_wants_them(tmp_path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    chat = Conversation(messages=[{"role": "user", "content": parts}])
+    chat = ChatPrompt(messages=[{"role": "user", "content": parts}])
     assert template(tmp_path, "{{ messages[0]['content'] }}").render(chat) == "a\nb"
     for place in ("m['content']", "m.content"):
         source = (
@@ -63,7 +63,7 @@ def test_several_templates_and_one_of_its_own_file(tmp_path) -> None:
     listed = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     made = template(tmp_path, listed)
     assert made.render(CHAT) == "plain"
-    assert made.render(Conversation(messages=[], tools=[{}])) == "tools"
+    assert made.render(ChatPrompt(messages=[], tools=[{}])) == "tools"
     (tmp_path / "chat_template.jinja").write_text("{% generation %}own{% endgeneration %}")
     assert ChatTemplate(tmp_path).render(CHAT) == "own"
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.router.replica.connection import QUIET_BYTES, Connection, Expected
-from kvtier.router.replica.exchange import SWITCHING, BrokenOff, Exchange
+from kvtier.router.replica.connection import QUIET_BYTES, ExpectedResponse, ReplicaConnection
+from kvtier.router.replica.exchange import SWITCHING, BrokenOff, ReplicaExchange
 
 
 class Transport(asyncio.Transport):
     """A transport that keeps what it is told. Its end is told at once, as no real one's is."""
 
-    def __init__(self, protocol: Connection) -> None:
+    def __init__(self, protocol: ReplicaConnection) -> None:
         super().__init__()
         self.written = b""
         self.is_over = False
@@ -46,10 +46,12 @@ class Transport(asyncio.Transport):
 
 
 class Stand:
-    def __init__(self, expected: Expected = Expected.BODY, body: bytes | None = None) -> None:
-        self.idle: list[Connection] = []
-        self.gone: list[Connection] = []
-        self.connection = Connection(self.idle.append, self.gone.append)
+    def __init__(
+        self, expected: ExpectedResponse = ExpectedResponse.BODY, body: bytes | None = None
+    ) -> None:
+        self.idle: list[ReplicaConnection] = []
+        self.gone: list[ReplicaConnection] = []
+        self.connection = ReplicaConnection(self.idle.append, self.gone.append)
         self.transport = Transport(self.connection)
         self.connection.connection_made(self.transport)
         self.exchange = self.connection.send(b"POST / HTTP/1.1\r\n\r\n", body, expected)
@@ -69,7 +71,7 @@ class Stand:
         return (*seen(self.exchange), bool(self.idle), self.transport.is_over)
 
 
-def seen(exchange: Exchange) -> tuple[object, ...]:
+def seen(exchange: ReplicaExchange) -> tuple[object, ...]:
     head = exchange.head
     told = None if head is None else (head.status, head.reason, tuple(head.fields), head.length)
     return told, exchange.taken(), exchange.is_whole
@@ -132,7 +134,7 @@ def test_the_end_of_the_connection_is_the_end_of_an_answer_without_a_length_only
 
 
 def test_head_has_no_body_and_its_connection_is_not_used_again() -> None:
-    stand = Stand(Expected.NOTHING).hear(SIZED.removesuffix(b"hello"))
+    stand = Stand(ExpectedResponse.NOTHING).hear(SIZED.removesuffix(b"hello"))
     told, body, is_whole, is_idle, is_over = stand.outcome()
     assert told == (200, b"Fine", ((b"content-length", b"5"), (b"x-a", b"\xe4")), 5)
     assert (body, is_whole, is_idle, is_over) == (b"", True, False, True)
@@ -141,16 +143,16 @@ def test_head_has_no_body_and_its_connection_is_not_used_again() -> None:
 @pytest.mark.parametrize(
     ("expected", "status", "has_body"),
     [
-        (Expected.BODY, b"200", True),
-        (Expected.BODY, b"204", False),
-        (Expected.BODY, b"304", False),
-        (Expected.NOTHING, b"200", False),
-        (Expected.UPGRADE, b"403", True),
-        (Expected.UPGRADE, b"101", False),
+        (ExpectedResponse.BODY, b"200", True),
+        (ExpectedResponse.BODY, b"204", False),
+        (ExpectedResponse.BODY, b"304", False),
+        (ExpectedResponse.NOTHING, b"200", False),
+        (ExpectedResponse.UPGRADE, b"403", True),
+        (ExpectedResponse.UPGRADE, b"101", False),
     ],
 )
 def test_an_answer_ends_with_its_head_or_has_a_body(
-    expected: Expected, status: bytes, has_body: bool
+    expected: ExpectedResponse, status: bytes, has_body: bool
 ) -> None:
     stand = Stand(expected).hear(
         b"HTTP/1.1 " + status + b" \r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
@@ -203,7 +205,7 @@ def test_what_has_no_end_is_given_up(endless: bytes) -> None:
 
 def test_an_upgrade_that_was_asked_for_is_raw_both_ways() -> None:
     switch = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
-    stand = Stand(Expected.UPGRADE).hear(switch + b"\x81\x00", b"HTTP/1.1 not HTTP")
+    stand = Stand(ExpectedResponse.UPGRADE).hear(switch + b"\x81\x00", b"HTTP/1.1 not HTTP")
     assert stand.exchange.head is not None
     assert stand.exchange.head.status == SWITCHING
     assert stand.exchange.taken() == b"\x81\x00HTTP/1.1 not HTTP"
@@ -219,6 +221,6 @@ def test_an_upgrade_that_was_asked_for_is_raw_both_ways() -> None:
 
 @given(junk=st.binary(max_size=300), cut=st.integers(0, 300))
 def test_whatever_a_replica_says_nothing_is_raised(junk: bytes, cut: int) -> None:
-    for expected in Expected:
+    for expected in ExpectedResponse:
         stand = Stand(expected).hear(b"HTTP/1.1 " + junk[:cut], junk[cut:]).end()
         assert stand.gone == [stand.connection]

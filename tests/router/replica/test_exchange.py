@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from kvtier.router.replica.exchange import SWITCHING, BrokenOff, Exchange, Head
+from kvtier.router.replica.exchange import SWITCHING, BrokenOff, Head, ReplicaExchange
 
 
 class Line:
@@ -46,9 +46,9 @@ class Taker:
 HEAD = Head(200, b"OK", [], None)
 
 
-def begun(*pieces: bytes) -> tuple[Exchange, Line]:
+def begun(*pieces: bytes) -> tuple[ReplicaExchange, Line]:
     line = Line()
-    exchange = Exchange(line)
+    exchange = ReplicaExchange(line)
     exchange.head = HEAD
     for piece in pieces:
         exchange.deliver([piece])

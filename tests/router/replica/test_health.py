@@ -7,7 +7,7 @@ from aiohttp import web
 
 from kvtier.clock import MonotonicClock
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.members import Fleet, Health, Listener, Member
+from kvtier.router.fleet.members import Fleet, FleetListener, Member, ReplicaHealth
 from kvtier.router.fleet.models import MAX_BYTES
 from kvtier.router.fleet.replicas import Replica, parse_replica
 from kvtier.router.replica.health import Prober
@@ -18,7 +18,7 @@ from tests.router.route.routers import run, until
 TIMEOUT_S = 0.3
 
 
-class Connections(Listener):
+class Connections(FleetListener):
     def __init__(self) -> None:
         self.of: dict[Endpoint, Upstream] = {}
 
@@ -56,7 +56,7 @@ def test_the_first_round_ends_when_everybody_was_asked() -> None:
             async with watched(parse_replica(a.url, "test"), dead) as fleet:
                 healthy, refused = fleet.members
                 assert healthy.endpoint.models == {"m", "lora"}
-                assert refused.health is Health.UNHEALTHY
+                assert refused.health is ReplicaHealth.UNHEALTHY
                 assert refused.reason.startswith("not reached")
 
     run(test())

@@ -3,13 +3,13 @@ import pytest
 from kvtier.router.fleet.members import Fleet
 from kvtier.router.fleet.replicas import parse_replica
 from kvtier.router.replica import upstream
-from kvtier.router.replica.exchange import BrokenOff, Exchange
+from kvtier.router.replica.exchange import BrokenOff, ReplicaExchange
 from kvtier.router.replica.upstream import Unreachable, Upstream, Upstreams
 from tests.router.replicas import replicas
 from tests.router.route.routers import run, until
 
 
-async def read(exchange: Exchange) -> bytes:
+async def read(exchange: ReplicaExchange) -> bytes:
     await exchange.begin()
     return await exchange.read(1 << 20)
 

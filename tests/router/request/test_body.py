@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.router.learn.tokens import Prompts
+from kvtier.router.learn.prompts import PromptBuilder
 from kvtier.router.request.body import Asked, look
 from kvtier.router.request.refusals import Refusal
 
@@ -147,7 +147,7 @@ async def asked(body: bytes, content_type: str) -> Asked | None:
     assert isinstance(found.max_tokens, int)
     assert 0 <= found.max_tokens < 2**31
     assert abs(found.priority) < 2**31
-    prompt = await Prompts().of(found.fields, found.model)
+    prompt = await PromptBuilder().of(found.fields, found.model)
     assert prompt.tokens >= 0
     assert len(prompt.chain(16)) <= prompt.tokens // 16
     return found

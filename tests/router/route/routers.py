@@ -15,7 +15,7 @@ from kvtier.index.fleet.prompt import Prompt, TextPrompt, UnreadPrompt
 from kvtier.router.choices import Choices, Prompts
 from kvtier.router.choose.base import Candidate, Endpoint, Request
 from kvtier.router.choose.decision import Decision
-from kvtier.router.fleet.replicas import Discovery, Fixed, parse_replica
+from kvtier.router.fleet.replicas import ReplicaDiscovery, StaticDiscovery, parse_replica
 from kvtier.router.route.keys import ApiKeys
 from kvtier.router.route.options import RouteOptions
 from kvtier.router.route.server import Router, RouterDependencies
@@ -105,14 +105,14 @@ async def router_over(
     chooser: Any = None,
     named: Mapping[str, Any] | None = None,
     keys: Sequence[str] = (),
-    discovery: Discovery | None = None,
+    discovery: ReplicaDiscovery | None = None,
     replica_key: str | None = None,
     prompts: Prompts | None = None,
     **options: Any,
 ) -> AsyncIterator[Router]:
     fixed = [parse_replica(f"{replica.url},name={replica.name}", "test") for replica in made]
     wiring = RouterDependencies(
-        discovery=discovery or Fixed(fixed),
+        discovery=discovery or StaticDiscovery(fixed),
         choices=Choices(chooser or InTurn(), named),
         prompts=prompts or Texts(),
         keys=ApiKeys(keys),

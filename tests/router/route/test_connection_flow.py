@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvtier.router.replica.exchange import Exchange, Head
+from kvtier.router.replica.exchange import Head, ReplicaExchange
 from kvtier.router.route import connection as module
 from kvtier.router.route.connection import ClientConnection, ConnectionLimits, Front, Handler
 from kvtier.router.route.request import WAITING, HttpRequest
@@ -132,7 +132,7 @@ def test_a_wire_that_the_head_fills_holds_the_replica_back() -> None:
     line = Line()
 
     async def begin(connection: ClientConnection, request: HttpRequest) -> None:
-        exchange = Exchange(line)
+        exchange = ReplicaExchange(line)
         exchange.head = Head(200, b"", [], None)
         exchange.deliver([b"a"])
         fields = [(b"x", b"x" * HIGH_BYTES)]

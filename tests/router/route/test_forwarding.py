@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from kvtier.router.fleet.replicas import Fixed, parse_replica
+from kvtier.router.fleet.replicas import StaticDiscovery, parse_replica
 from kvtier.router.route import forwarding
 from tests.router.replicas import DONE, EVENT
 from tests.router.route.routers import router_over, run, stand, until
@@ -25,7 +25,7 @@ async def router_before(answer: bytes) -> AsyncIterator[int]:
     async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         found = parse_replica(f"http://127.0.0.1:{port},model=m", "test")
-        async with router_over([], discovery=Fixed([found])) as router:
+        async with router_over([], discovery=StaticDiscovery([found])) as router:
             yield router.port
 
 
@@ -196,7 +196,7 @@ def test_a_busy_replica_that_does_not_come_to_its_end_is_not_waited_for(
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         found = parse_replica(f"http://127.0.0.1:{runner.addresses[0][1]}", "test")
         async with (
-            router_over([], discovery=Fixed([found])) as router,
+            router_over([], discovery=StaticDiscovery([found])) as router,
             aiohttp.ClientSession() as client,
             client.post(
                 f"http://127.0.0.1:{router.port}/v1/completions", json={"model": "m"}

@@ -5,7 +5,7 @@ from prometheus_client.registry import Collector
 
 from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
-from kvtier.router.fleet.members import UNHEALTHY_AFTER, Card, Fleet
+from kvtier.router.fleet.members import UNHEALTHY_AFTER, Fleet, ModelCard
 from kvtier.router.fleet.replicas import Replica
 from kvtier.router.route.reporting import RequestOutcome, RouteMeter
 
@@ -63,7 +63,7 @@ def test_the_state_of_a_replica() -> None:
         return exposed(meter)['kvtier_route_replica_state{replica="a"}']
 
     assert state() == 2
-    fleet.healthy(a, [Card("m", b"{}")], 0.0)
+    fleet.healthy(a, [ModelCard("m", b"{}")], 0.0)
     assert state() == 0
     for _ in range(5):
         fleet.undelivered(a, 0.0)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from kvtier.router.replica.exchange import BrokenOff, Exchange, Head
+from kvtier.router.replica.exchange import BrokenOff, Head, ReplicaExchange
 from kvtier.router.route.response import CutOff, Outgoing
 from tests.router.replica.test_exchange import Line
 
@@ -29,9 +29,9 @@ class Paper(asyncio.WriteTransport):
         return self.unsent_bytes.pop(0) if len(self.unsent_bytes) > 1 else self.unsent_bytes[0]
 
 
-def made(*, is_chunked: bool, idle_s: float = 0) -> tuple[Outgoing, Paper, Exchange, Line]:
+def made(*, is_chunked: bool, idle_s: float = 0) -> tuple[Outgoing, Paper, ReplicaExchange, Line]:
     line, paper = Line(), Paper()
-    exchange = Exchange(line)
+    exchange = ReplicaExchange(line)
     exchange.head = Head(200, b"", [], None)
     outgoing = Outgoing(paper, exchange, is_chunked=is_chunked, idle_s=idle_s)
     exchange.pass_to(outgoing)

@@ -12,9 +12,10 @@ from aiohttp import web
 from kvtier.errors import InvalidSettings
 from kvtier.router.choices import Choices
 from kvtier.router.epp.certificates import self_signed
-from kvtier.router.fleet.members import Listener, Member
-from kvtier.router.fleet.replicas import Fixed, Listed, Replica, parse_replica
-from kvtier.router.learn import tokens
+from kvtier.router.fleet.members import FleetListener, Member
+from kvtier.router.fleet.replicas import FileDiscovery, Replica, StaticDiscovery, parse_replica
+from kvtier.router.learn import prompts
+from kvtier.router.learn.prompts import PromptBuilder
 from kvtier.router.route.keys import ApiKeys
 from kvtier.router.route.options import RouteOptions
 from kvtier.router.route.server import Router, RouterDependencies
@@ -24,7 +25,7 @@ from tests.router.route.routers import FAST, InTurn, Texts, router_over, run, st
 
 def wiring(**fields: object) -> RouterDependencies:
     given = {
-        "discovery": Fixed([]),
+        "discovery": StaticDiscovery([]),
         "choices": Choices(InTurn()),
         "prompts": Texts(),
         "keys": ApiKeys([]),
@@ -57,7 +58,9 @@ def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
 
 def test_replicas_that_cannot_be_read_are_an_error() -> None:
     async def test() -> None:
-        router = Router(RouteOptions(**FAST), wiring(discovery=Listed("/nowhere/replicas.yaml")))
+        router = Router(
+            RouteOptions(**FAST), wiring(discovery=FileDiscovery("/nowhere/replicas.yaml"))
+        )
         with pytest.raises(InvalidSettings, match=r"replicas\.yaml"):
             await router.start()
         await router.close()
@@ -97,7 +100,7 @@ def test_reloading_drops_no_request(tmp_path: Path) -> None:
             for replica in (a, b, c):
                 replica.chunk_delay_s = 0.02
             async with (
-                router_over([], discovery=Listed(str(file), poll_s=0.02)) as router,
+                router_over([], discovery=FileDiscovery(str(file), poll_s=0.02)) as router,
                 aiohttp.ClientSession() as client,
             ):
                 url = f"http://127.0.0.1:{router.port}/v1/completions"
@@ -240,7 +243,7 @@ def test_idle_connections_do_not_hold_up_the_end() -> None:
 
 
 def test_listeners_hear_who_comes_and_goes() -> None:
-    class Heard(Listener):
+    class Heard(FleetListener):
         def joined(self, member: Member) -> None:
             said.append(f"+{member.replica.name}")
 
@@ -251,7 +254,7 @@ def test_listeners_hear_who_comes_and_goes() -> None:
 
     async def test() -> None:
         async with replicas() as (a,):
-            fixed = Fixed([parse_replica(f"{a.url},name=a", "test")])
+            fixed = StaticDiscovery([parse_replica(f"{a.url},name=a", "test")])
             router = Router(RouteOptions(**FAST), wiring(discovery=fixed, listeners=[Heard()]))
             await router.start()
             router.fleet.update([])
@@ -277,7 +280,7 @@ def test_tls_towards_clients_and_towards_replicas(tmp_path: Path) -> None:
         settings = {"tls_certificate": chain, "tls_key": key}
         trusting = ssl.create_default_context(cafile=chain)
         for replica_ca, status in ((chain, 200), (None, 503)):
-            discovery = Fixed([replica])
+            discovery = StaticDiscovery([replica])
             async with (
                 router_over([], discovery=discovery, replica_ca=replica_ca, **settings) as router,
                 aiohttp.ClientSession() as client,
@@ -306,10 +309,10 @@ def test_files_that_cannot_be_read_are_an_error_that_names_the_flag(tmp_path: Pa
 def test_names_that_clients_make_up_are_not_logged_and_silence_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tokens, "_SAID_MAX", 3)
+    monkeypatch.setattr(prompts, "_SAID_MAX", 3)
 
     async def test() -> None:
-        async with stand(prompts=tokens.Prompts()) as at:
+        async with stand(prompts=PromptBuilder()) as at:
             for name in ("a", "b", "c", "evil\r\n", "x" * 100_000):
                 async with at.post(model=name) as answer:
                     assert answer.status == 404

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from kvtier.router.fleet.replicas import Fixed, parse_replica
+from kvtier.router.fleet.replicas import StaticDiscovery, parse_replica
 from kvtier.router.route.server import Router
 from tests.router.route.routers import router_over, run, until
 
@@ -55,7 +55,7 @@ async def realtime(**options: object) -> AsyncIterator[tuple[Realtime, Router]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     found = parse_replica(f"http://127.0.0.1:{runner.addresses[0][1]},name=a", "test")
-    async with router_over([], discovery=Fixed([found]), **options) as router:
+    async with router_over([], discovery=StaticDiscovery([found]), **options) as router:
         yield replica, router
     await runner.cleanup()
 

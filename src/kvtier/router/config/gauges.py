@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from kvtier.router.choose.parts import Parameters
-from kvtier.router.learn.names import Names, before
+from kvtier.router.learn.gauges import GaugeNames, before
 
 EXTRACTOR: Final = "core-metrics-extractor"
 SOURCE: Final = "metrics-data-source"
@@ -41,16 +41,16 @@ class Extractor(Parameters, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse what is no metric."""
-        self.named(Names())
+        self.named(GaugeNames())
 
-    def named(self, usual: Names) -> Names:
+    def named(self, usual: GaugeNames) -> GaugeNames:
         """`usual` with these names before them; raises ValueError."""
         waiting, running, usage = usual.waiting, usual.running, usual.usage
         for engine in reversed(self.engine_configs):
             waiting = before(engine.waiting or None, waiting)
             running = before(engine.running or None, running)
             usage = before(engine.usage or None, usage)
-        return Names(waiting=waiting, running=running, usage=usage, path=usual.path)
+        return GaugeNames(waiting=waiting, running=running, usage=usage, path=usual.path)
 
 
 class Source(Parameters, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class Source(Parameters, frozen=True, kw_only=True):
         if not self.path.startswith("/"):
             raise ValueError(f"path is {self.path!r}; write /metrics")
 
-    def named(self, usual: Names) -> Names:
+    def named(self, usual: GaugeNames) -> GaugeNames:
         """`usual`, there."""
         return msgspec.structs.replace(usual, path=self.path)
 

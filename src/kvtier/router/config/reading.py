@@ -19,7 +19,7 @@ from kvtier.router.config import gauges as engines
 from kvtier.router.config.indexes import IndexSpec
 from kvtier.router.config.sections import Section
 from kvtier.router.config.wiring import Wiring
-from kvtier.router.learn.names import Names
+from kvtier.router.learn.gauges import GaugeNames
 from kvtier.settings.document import Document, parse_document, read_document
 
 VERSIONS: Final = ("inference.networking.x-k8s.io/v1alpha1", "llm-d.ai/v1alpha1")
@@ -84,7 +84,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     indexes: Mapping[str, IndexSpec]
     warnings: tuple[str, ...]
     """What does nothing here, with file and line."""
-    gauges: Names = Names()
+    gauges: GaugeNames = GaugeNames()
     """Of the replicas' metrics."""
 
 
@@ -116,7 +116,7 @@ def _configuration(document: Document) -> Configuration:
     ]
     wiring = Wiring(newer=version == VERSIONS[1])
     declared: dict[str, _Declared | None] = {}
-    gauges = Names()
+    gauges = GaugeNames()
     for section in top.items("plugins"):
         name, plugin = _declare(section, wiring, warnings)
         gauges = _named(section, gauges)
@@ -202,7 +202,7 @@ def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str
     return name, _Declared(plugin_type, kind, plugin, parameters, where)
 
 
-def _named(section: Section, gauges: Names) -> Names:
+def _named(section: Section, gauges: GaugeNames) -> GaugeNames:
     """`gauges`, and what this plugin calls some of them."""
     read = engines.READ.get(section.text("type"))
     return gauges if read is None else section.parameters(read).named(gauges)

@@ -24,8 +24,8 @@ from kvtier.router.epp import certificates, metering, picking, server
 from kvtier.router.epp.health import Health
 from kvtier.router.epp.observing import Stay
 from kvtier.router.epp.options import Options as Speaking
-from kvtier.router.fleet.members import Fleet, Listener
-from kvtier.router.fleet.replicas import Discovery
+from kvtier.router.fleet.members import Fleet, FleetListener
+from kvtier.router.fleet.replicas import ReplicaDiscovery
 from kvtier.router.fleet.waiting import Waiting
 from kvtier.router.known import KnownModels
 from kvtier.router.replica.health import Prober
@@ -59,11 +59,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     """What chooses."""
 
-    discovery: Discovery
+    discovery: ReplicaDiscovery
     chooser: Chooser
     prompts: Prompts
     saturation: Callable[[Sequence[Endpoint], float], float] | None = None
-    listeners: Sequence[Listener] = ()
+    listeners: Sequence[FleetListener] = ()
     collectors: Sequence[Collector] = ()
     """Of metrics that are exposed beside the picker's own."""
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.replicas import Discovery, Replica
+from kvtier.router.fleet.replicas import Replica, ReplicaDiscovery
 from kvtier.transfer.breaker import Breaker, BreakerState
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ UNHEALTHY_AFTER: Final = 2
 """Health checks in a row that fail before a replica that was healthy gets no more requests."""
 
 
-class Health(enum.Enum):
+class ReplicaHealth(enum.Enum):
     """What its health checks say."""
 
     UNKNOWN = "unknown"
@@ -35,7 +35,7 @@ class Health(enum.Enum):
     UNHEALTHY = "unhealthy"
 
 
-class Card(msgspec.Struct, frozen=True):
+class ModelCard(msgspec.Struct, frozen=True):
     """One entry of a replica's `/v1/models`: its id, and the JSON as the replica wrote it."""
 
     id: str
@@ -47,11 +47,11 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
 
     replica: Replica
     endpoint: Endpoint
-    health: Health = Health.UNKNOWN
+    health: ReplicaHealth = ReplicaHealth.UNKNOWN
     reason: str = "no health check has ended yet"
     """Why it gets no requests; empty when it does."""
     leaving: bool = False
-    cards: tuple[Card, ...] = ()
+    cards: tuple[ModelCard, ...] = ()
     failures: int = 0
     """Health checks that failed in a row."""
     breaker: Breaker = msgspec.field(default_factory=Breaker)
@@ -64,7 +64,7 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
         return self.breaker.state(0.0) is not BreakerState.CLOSED
 
 
-class Listener:
+class FleetListener:
     """Hears who comes, changes and goes. All do nothing here."""
 
     def joined(self, member: Member) -> None:
@@ -85,10 +85,10 @@ class Fleet:
         self._of: dict[Endpoint, Member] = {}
         self._leaving: list[Member] = []
         self._by_model: dict[str, list[Endpoint]] = {}
-        self._listeners: list[Listener] = []
+        self._listeners: list[FleetListener] = []
         self._wake: list[Callable[[], None]] = []
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: FleetListener) -> None:
         """Tell it of everyone who comes, changes or goes from now on."""
         self._listeners.append(listener)
 
@@ -96,7 +96,7 @@ class Fleet:
         """Call it whenever `candidates` may give another answer."""
         self._wake.append(wake)
 
-    async def follow(self, discovery: Discovery, ready: asyncio.Event) -> None:
+    async def follow(self, discovery: ReplicaDiscovery, ready: asyncio.Event) -> None:
         """Take each set that is told; `ready` is set after the first. Raises InvalidSettings."""
         async for replicas in discovery.watch():
             self.update(replicas)
@@ -148,15 +148,15 @@ class Fleet:
         names = (member.endpoint.models for member in self._members.values())
         return frozenset().union(*names)
 
-    def healthy(self, member: Member, cards: Sequence[Card], now_s: float) -> None:
+    def healthy(self, member: Member, cards: Sequence[ModelCard], now_s: float) -> None:
         """A health check was answered. `cards` is what it serves, if that was asked."""
         # An open breaker has evidence of its own; checks close it when its pause is over.
         if member.is_cut_off and member.breaker.admits(now_s):
             member.breaker.succeeded()
         member.failures = 0
         models = member.replica.models or frozenset(card.id for card in cards)
-        changed = member.health is not Health.HEALTHY or models != member.endpoint.models
-        member.health = Health.HEALTHY
+        changed = member.health is not ReplicaHealth.HEALTHY or models != member.endpoint.models
+        member.health = ReplicaHealth.HEALTHY
         member.cards = tuple(cards)
         member.endpoint.models = models
         if changed or member.offered == member.is_cut_off:
@@ -166,8 +166,8 @@ class Fleet:
         """A health check failed."""
         member.failures += 1
         member.reason = reason
-        if member.health is Health.UNKNOWN or member.failures >= UNHEALTHY_AFTER:
-            member.health = Health.UNHEALTHY
+        if member.health is ReplicaHealth.UNKNOWN or member.failures >= UNHEALTHY_AFTER:
+            member.health = ReplicaHealth.UNHEALTHY
             if member.offered:
                 self._refresh()
 
@@ -181,12 +181,12 @@ class Fleet:
         if member.offered and member.is_cut_off:
             self._refresh()
 
-    def arrive(self, endpoint: Endpoint, tokens: int, missing_tokens: int) -> "Stay":
+    def arrive(self, endpoint: Endpoint, tokens: int, missing_tokens: int) -> "RequestLoad":
         """A request goes there: `tokens` in all, `missing_tokens` of which it has to compute."""
         endpoint.in_flight += 1
         endpoint.in_flight_tokens += tokens
         endpoint.pending_tokens = (endpoint.pending_tokens or 0) + missing_tokens
-        return Stay(self, endpoint, tokens, missing_tokens)
+        return RequestLoad(self, endpoint, tokens, missing_tokens)
 
     def _add(self, replica: Replica) -> None:
         endpoint = Endpoint(
@@ -237,19 +237,19 @@ class Fleet:
     def _refresh(self) -> None:
         by_model: dict[str, list[Endpoint]] = {}
         for member in self._members.values():
-            member.offered = member.health is Health.HEALTHY and not member.is_cut_off
+            member.offered = member.health is ReplicaHealth.HEALTHY and not member.is_cut_off
             if member.offered:
                 member.reason = ""
                 for model in member.endpoint.models:
                     by_model.setdefault(model, []).append(member.endpoint)
-            elif member.health is Health.HEALTHY:
+            elif member.health is ReplicaHealth.HEALTHY:
                 member.reason = "requests could not be delivered to it"
         self._by_model = by_model
         for wake in self._wake:
             wake()
 
 
-class Stay:
+class RequestLoad:
     """A request's time at an endpoint, as far as its load goes. `end` has to be called."""
 
     __slots__ = ("_endpoint", "_fleet", "_missing_tokens", "_tokens")

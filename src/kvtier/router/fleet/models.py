@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from kvtier.router.fleet.members import Card, Fleet, Health
+from kvtier.router.fleet.members import Fleet, ModelCard, ReplicaHealth
 
 MAX_BYTES: Final = 1 << 20
 """A list of models that is longer is not believed."""
@@ -33,34 +33,34 @@ _list = msgspec.json.Decoder(_List)
 _id = msgspec.json.Decoder(_Id)
 
 
-def read_cards(text: bytes) -> tuple[Card, ...]:
+def read_cards(text: bytes) -> tuple[ModelCard, ...]:
     """Of a replica's answer. Raises ValueError where it is not a list of models."""
     try:
         entries = [bytes(entry) for entry in _list.decode(text).data]
-        return tuple(Card(_id.decode(entry).id, entry) for entry in entries)
+        return tuple(ModelCard(_id.decode(entry).id, entry) for entry in entries)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def merged(fleet: Fleet) -> list[Card]:
+def merged(fleet: Fleet) -> list[ModelCard]:
     """What can be asked for now, in the order of the fleet."""
-    cards: dict[str, Card] = {}
+    cards: dict[str, ModelCard] = {}
     for member in fleet.members:
-        if member.health is not Health.HEALTHY:
+        if member.health is not ReplicaHealth.HEALTHY:
             continue
         described = {card.id: card for card in member.cards}
         for model in _in_order(member.cards, member.endpoint.models):
             if model not in cards:
-                bare = Card(model, msgspec.json.encode(_Bare(model)))
+                bare = ModelCard(model, msgspec.json.encode(_Bare(model)))
                 cards[model] = described.get(model, bare)
     return list(cards.values())
 
 
-def render(cards: Sequence[Card]) -> bytes:
+def render(cards: Sequence[ModelCard]) -> bytes:
     """The answer to `/v1/models`; each entry as its replica wrote it."""
     return b'{"object":"list","data":[' + b",".join(card.text for card in cards) + b"]}"
 
 
-def _in_order(cards: Sequence[Card], models: frozenset[str]) -> list[str]:
+def _in_order(cards: Sequence[ModelCard], models: frozenset[str]) -> list[str]:
     listed = [card.id for card in cards if card.id in models]
     return listed + sorted(models.difference(listed))

@@ -1,7 +1,7 @@
 """Which replicas there are: from flags, from a file that is re-read, or from a plug-in.
 
-Why: the fleet does not care who tells it. A `Discovery` says the whole set, at first and each
-time it changes. Invariant: a set that cannot be read never replaces one that could.
+Why: the fleet does not care who tells it. A `ReplicaDiscovery` says the whole set, at first and
+each time it changes. Invariant: a set that cannot be read never replaces one that could.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         return self.url.partition("//")[2]
 
 
-class Discovery(Protocol):
+class ReplicaDiscovery(Protocol):
     """Where replicas are told from."""
 
     def watch(self) -> AsyncIterator[Sequence[Replica]]:
@@ -52,7 +52,7 @@ class Discovery(Protocol):
         ...
 
 
-class Fixed:
+class StaticDiscovery:
     """Replicas that were named when the process started."""
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
@@ -63,7 +63,7 @@ class Fixed:
         yield self._replicas
 
 
-class Listed:
+class FileDiscovery:
     """Replicas of a YAML file, and those of flags beside them."""
 
     def __init__(

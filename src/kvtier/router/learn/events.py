@@ -12,9 +12,10 @@ of everything since, knows it by `begin`.
 """
 
 import asyncio
+import enum
 import logging
-from collections.abc import Sequence as Items
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 import zmq
@@ -22,8 +23,6 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from kvtier.index.fleet.changes import Change, Cleared, parts_of
-from kvtier.router.learn.sequence import Sequence, Verdict
-from kvtier.router.learn.sinks import Sink
 from kvtier.router.learn.wire import PAYLOAD_MAX, Batch, decode
 
 _log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ _RECONNECT_MAX_MS: Final = 1000
 """What an engine tells before it is found again is lost, where it replays nothing."""
 
 
-class Counts(msgspec.Struct):
+class EventCounts(msgspec.Struct):
     """What a stream has seen, since it began."""
 
     messages: int = 0
@@ -68,17 +67,83 @@ class Counts(msgspec.Struct):
     """Messages of a model that nobody serves."""
 
 
+class EventSink(Protocol):
+    """Who is told."""
+
+    def takes(self, topic: bytes) -> bool:
+        """Whether messages of this topic mean anything to it."""
+        ...
+
+    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+        """In the order in which they were sent."""
+        ...
+
+    def begin(self) -> None:
+        """What comes now is told from the publisher's beginning."""
+        ...
+
+    def clear(self) -> None:
+        """What was told before is void, or not whole."""
+        ...
+
+
+class MessageOrder(enum.Enum):
+    """What to do with a message."""
+
+    NEXT = "next"
+    REPEATED = "repeated"
+    GAP = "gap"
+    """Some are missing between the last one and this."""
+    RESTARTED = "restarted"
+    """The publisher began anew; what it told before is void."""
+
+
+class MessageSequence:
+    """Of one publisher."""
+
+    def __init__(self) -> None:
+        self.expected = 0
+        """The number that comes next."""
+        self.is_told = False
+        """Whether something of it was applied, be it a part of one message."""
+        self._sent_s = float("-inf")
+
+    def judge(self, number: int, sent_s: float | None) -> MessageOrder:
+        """Changes nothing: `take` it once it has been applied.
+
+        `sent_s` None: when it was sent cannot be read, so that it proves no other life.
+        """
+        if number == self.expected:
+            return MessageOrder.NEXT
+        if number > self.expected:
+            return MessageOrder.GAP
+        is_later = sent_s is not None and sent_s > self._sent_s
+        return MessageOrder.RESTARTED if is_later else MessageOrder.REPEATED
+
+    def take(self, number: int, sent_s: float | None) -> None:
+        """This one was applied."""
+        self.expected = number + 1
+        if sent_s is not None:
+            self._sent_s = sent_s
+
+    def restart(self) -> None:
+        """Nothing that came before counts."""
+        self.expected = 0
+        self.is_told = False
+        self._sent_s = float("-inf")
+
+
 class EventStream:
     """Follows one publisher until it is cancelled. Belongs to the event loop."""
 
     def __init__(
         self,
         endpoint: str,
-        sink: Sink,
+        sink: EventSink,
         *,
         replay: str | None = None,
         context: zmq.asyncio.Context | None = None,
-        counts: Counts | None = None,
+        counts: EventCounts | None = None,
     ) -> None:
         """`endpoint` and `replay` as ZeroMQ has them, `tcp://10.0.0.7:5557`.
 
@@ -89,8 +154,8 @@ class EventStream:
         self._shared = context
         self._replay = replay
         self._sink = sink
-        self._sequences: dict[bytes, Sequence] = {}
-        self.counts = Counts() if counts is None else counts
+        self._sequences: dict[bytes, MessageSequence] = {}
+        self.counts = EventCounts() if counts is None else counts
 
     async def keep(self, called: str) -> None:
         """Follow until cancelled. What fails is begun again after a pause; that is said once."""
@@ -172,7 +237,7 @@ class EventStream:
 
     # -- one message -----------------------------------------------------------------------
 
-    async def _take(self, context: zmq.asyncio.Context, parts: Items[bytes]) -> None:
+    async def _take(self, context: zmq.asyncio.Context, parts: Sequence[bytes]) -> None:
         self.counts.messages += 1
         if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
             self.counts.bad_messages += 1
@@ -184,17 +249,17 @@ class EventStream:
         batch = await self._read(parts[2])
         if topic not in self._sequences and len(self._sequences) >= _TOPICS_MAX:
             self._sequences.pop(next(iter(self._sequences)))
-        sequence = self._sequences.setdefault(topic, Sequence())
+        sequence = self._sequences.setdefault(topic, MessageSequence())
         verdict = sequence.judge(number, batch.sent_s)
-        if verdict is Verdict.REPEATED:
+        if verdict is MessageOrder.REPEATED:
             self.counts.repeated += 1
             return
-        if verdict is Verdict.RESTARTED:
+        if verdict is MessageOrder.RESTARTED:
             self.counts.restarts += 1
             self._sink.clear()
             sequence.restart()
             verdict = sequence.judge(number, batch.sent_s)
-        if verdict is Verdict.GAP:
+        if verdict is MessageOrder.GAP:
             await self._close_gap(context, topic, sequence, number)
         if number >= sequence.expected:
             await self._apply(topic, sequence, number, batch)
@@ -214,7 +279,9 @@ class EventStream:
             return Batch(None, [])
         return batch
 
-    async def _apply(self, topic: bytes, sequence: Sequence, number: int, batch: Batch) -> None:
+    async def _apply(
+        self, topic: bytes, sequence: MessageSequence, number: int, batch: Batch
+    ) -> None:
         if self._is_void(topic, sequence):
             return
         sequence.is_told = True
@@ -237,14 +304,14 @@ class EventStream:
         self._sink.apply(topic, piece)
         sequence.take(number, batch.sent_s)
 
-    def _is_void(self, topic: bytes, sequence: Sequence) -> bool:
+    def _is_void(self, topic: bytes, sequence: MessageSequence) -> bool:
         """Whether the connection broke since: what it counted is of another life, perhaps."""
         return self._sequences.get(topic) is not sequence
 
     # -- gaps ------------------------------------------------------------------------------
 
     async def _close_gap(
-        self, context: zmq.asyncio.Context, topic: bytes, sequence: Sequence, number: int
+        self, context: zmq.asyncio.Context, topic: bytes, sequence: MessageSequence, number: int
     ) -> None:
         """Fetch what is missing before `number`, or forget what it would have been about."""
         self.counts.gaps += 1
@@ -271,7 +338,7 @@ class EventStream:
             )
 
     async def _ask(
-        self, socket: zmq.asyncio.Socket, endpoint: str, topic: bytes, sequence: Sequence
+        self, socket: zmq.asyncio.Socket, endpoint: str, topic: bytes, sequence: MessageSequence
     ) -> None:
         """Apply what a publisher's replay socket still has from the expected number on."""
         try:

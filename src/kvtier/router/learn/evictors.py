@@ -11,15 +11,16 @@ task of ours is left.
 import asyncio
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import zmq
 import zmq.asyncio
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.learn.events import Counts, EventStream
-from kvtier.router.learn.sinks import SharedSink
+from kvtier.index.fleet.changes import Change
+from kvtier.index.fleet.precise import PreciseIndex
+from kvtier.router.learn.events import EventCounts, EventStream
 
 _log = logging.getLogger(__name__)
 
@@ -44,16 +45,47 @@ def parse_evictors(texts: Iterable[str], setting: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+class SharedSink:
+    """Events of an evictor, of storage that replicas share: a topic, `kv@<who>@<model>`, a tree."""
+
+    def __init__(
+        self, indexes: Sequence[PreciseIndex], models: Callable[[str], Collection[str]]
+    ) -> None:
+        """`models`: what the indexes call the models that a topic calls so."""
+        self._indexes = indexes
+        self._models = models
+
+    def takes(self, topic: bytes) -> bool:
+        """Whether replicas serve the model."""
+        return bool(self._models_of(topic))
+
+    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+        """See EventSink."""
+        for model in self._models_of(topic):
+            for index in self._indexes:
+                index.apply_shared(model, changes)
+
+    def _models_of(self, topic: bytes) -> Collection[str]:
+        parts = topic.split(b"@", 2)
+        return self._models(parts[2].decode("utf-8", "replace")) if len(parts) == 3 else ()
+
+    def begin(self) -> None:
+        """Who tells what leaves storage need not have told what is there."""
+
+    def clear(self) -> None:
+        """What it did not tell is found missing by the replica that looks for it."""
+
+
 class Evictors:
     """Any number. Belongs to one event loop."""
 
     def __init__(self, endpoints: Sequence[str], sink: SharedSink) -> None:
         self._sink = sink
-        self._counts = {endpoint: Counts() for endpoint in endpoints}
+        self._counts = {endpoint: EventCounts() for endpoint in endpoints}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def counts(self) -> Mapping[str, Counts]:
+    def counts(self) -> Mapping[str, EventCounts]:
         """By endpoint."""
         return self._counts
 

@@ -17,24 +17,24 @@ from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
 from kvtier.router.learn import events
 from kvtier.router.learn.evictors import Evictors
-from kvtier.router.learn.metrics import Counts
+from kvtier.router.learn.metrics import ScrapeCounts
 
 _Values = Mapping[tuple[str, ...], int]
 
 
-class Meter(Collector):
+class LearningMeter(Collector):
     """Belongs to the event loop's thread, scrapes too."""
 
     def __init__(self, precise: Sequence[PreciseIndex], evictors: Evictors) -> None:
         self._precise = precise
         self._evictors = evictors
-        self._streams: dict[str, events.Counts] = {}
-        self.scrapes: Final[dict[str, Counts]] = {}
+        self._streams: dict[str, events.EventCounts] = {}
+        self.scrapes: Final[dict[str, ScrapeCounts]] = {}
         """By replica."""
 
-    def stream(self, replica: str) -> events.Counts:
+    def stream(self, replica: str) -> events.EventCounts:
         """Of its events, however often they are followed anew."""
-        return self._streams.setdefault(replica, events.Counts())
+        return self._streams.setdefault(replica, events.EventCounts())
 
     def forget(self, replica: str) -> None:
         """It is gone. Idempotent."""

@@ -9,9 +9,10 @@ load as it was, and its age shows in `updated_s`.
 """
 
 import asyncio
+import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final, NamedTuple
 
 import aiohttp
 import msgspec
@@ -20,9 +21,8 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.index.fleet.base import DEVICE, FleetIndex
 from kvtier.metrics.engine import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
 from kvtier.router.choose.base import Endpoint, Load, Tier
-from kvtier.router.learn.exposition import Exposition, Sample, read
-from kvtier.router.learn.names import Names, parse_name
-from kvtier.router.learn.rates import PrefillRate, Prefills, Rate
+from kvtier.router.learn.gauges import GaugeNames, parse_name
+from kvtier.router.learn.rates import PeakRate, PrefillRate, Prefills
 
 BODY_MAX: Final = 4 << 20
 TIMEOUT_S: Final = 2.0
@@ -48,9 +48,12 @@ _PREFILL_COUNT: Final = "vllm:request_prefill_kv_computed_tokens_count"
 _PREFILL_S: Final = "vllm:request_prefill_time_seconds_sum"
 _LATENCY_S: Final = "vllm:e2e_request_latency_seconds_sum"
 _STARTED_S: Final = "process_start_time_seconds"
+_LABEL: Final = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
+_ESCAPED: Final = re.compile(r"\\(.)")
+_UNESCAPED: Final = {"n": "\n"}
 
 
-class Counts(msgspec.Struct):
+class ScrapeCounts(msgspec.Struct):
     """Of one replica's scrapes."""
 
     scrapes: int = 0
@@ -62,12 +65,84 @@ class Counts(msgspec.Struct):
     """The replica is another process than at the scrape before: its caches are empty."""
 
 
+class Sample(NamedTuple):
+    """One line."""
+
+    labels: dict[str, str]
+    value: float
+
+
+class MetricSamples(NamedTuple):
+    """The samples of the names that were asked for."""
+
+    samples: dict[str, list[Sample]]
+    bad_lines: int
+    """Of those names: not to be read, or not a finite number."""
+
+    def of(self, name: str) -> list[Sample]:
+        """All series of a name; empty where there is none."""
+        return self.samples.get(name, [])
+
+    def total(self, *names: str) -> float | None:
+        """The sum over the series of the first of these names that there is; finite."""
+        for name in names:
+            found = self.samples.get(name)
+            if found:
+                try:
+                    return math.fsum(sample.value for sample in found)
+                except OverflowError:  # whoever reports such numbers reports nothing
+                    return None
+        return None
+
+
+def read_samples(text: str, names: Collection[str]) -> MetricSamples:
+    """0.2 us a line. Time stamps and exemplars behind a value are left out."""
+    samples: dict[str, list[Sample]] = {}
+    bad = 0
+    for line in text.split("\n"):
+        # A name ends at its labels or at a blank.
+        end = line.find("{")
+        if end < 0:
+            end = line.find(" ")
+        name = line[:end] if end > 0 else ""
+        if not name or name not in names:
+            continue
+        sample = _sample(line, end)
+        if sample is None:
+            bad += 1
+        else:
+            samples.setdefault(name, []).append(sample)
+    return MetricSamples(samples, bad)
+
+
+def _sample(line: str, at: int) -> Sample | None:
+    labels: dict[str, str] = {}
+    if line[at] == "{":
+        at += 1
+        while (found := _LABEL.match(line, at)) is not None:
+            labels[found[1]] = _ESCAPED.sub(_unescape, found[2])
+            at = found.end()
+        if line[at : at + 1] != "}":
+            return None
+        at += 1
+    parts = line[at:].split(None, 1)
+    try:
+        value = float(parts[0])
+    except (IndexError, ValueError):
+        return None
+    return Sample(labels, value) if math.isfinite(value) else None
+
+
+def _unescape(found: re.Match[str]) -> str:
+    return _UNESCAPED.get(found[1], found[1])
+
+
 class LoadReader:
     """Turns one replica's answers into its Load. Remembers counters, for rates."""
 
-    def __init__(self, names: Names | None = None) -> None:
+    def __init__(self, names: GaugeNames | None = None) -> None:
         """Raises ValueError for a name that is none."""
-        self._names = Names() if names is None else names
+        self._names = GaugeNames() if names is None else names
         chosen = (*self._names.waiting, *self._names.running, *self._names.usage)
         self._selectors = {name: parse_name(name) for name in chosen}
         self._wanted = frozenset(
@@ -80,15 +155,15 @@ class LoadReader:
         )
         self._prefill = PrefillRate()
         self._started_s: float | None = None
-        self._loads: dict[str, Rate] = {}
+        self._loads: dict[str, PeakRate] = {}
         self.bad_values = 0
         self.restarts = 0
 
-    def parse(self, body: bytes) -> Exposition:
+    def parse(self, body: bytes) -> MetricSamples:
         """The samples in an answer. May run on a thread."""
-        return read(body.decode("utf-8", "replace"), self._wanted)
+        return read_samples(body.decode("utf-8", "replace"), self._wanted)
 
-    def load(self, found: Exposition, now_s: float) -> Load:
+    def load(self, found: MetricSamples, now_s: float) -> Load:
         """What they mean. Ten microseconds."""
         self.bad_values += found.bad_lines
         self._note_start(found.total(_STARTED_S))
@@ -112,7 +187,7 @@ class LoadReader:
         self.restarts += self._started_s not in (None, started_s)
         self._started_s = started_s
 
-    def _series(self, found: Exposition, names: Iterable[str]) -> list[Sample]:
+    def _series(self, found: MetricSamples, names: Iterable[str]) -> list[Sample]:
         for chosen in names:
             name, labels = self._selectors[chosen]
             series = [
@@ -124,20 +199,20 @@ class LoadReader:
                 return series
         return []
 
-    def _gauge(self, found: Exposition, names: Iterable[str], most: float) -> float:
+    def _gauge(self, found: MetricSamples, names: Iterable[str], most: float) -> float:
         """Summed over engines behind one address."""
         series = [sample.value for sample in self._series(found, names)]
         good = [value for value in series if 0 <= value <= most]
         self.bad_values += len(series) - len(good)
         return sum(good)
 
-    def _usage(self, found: Exposition) -> float:
+    def _usage(self, found: MetricSamples) -> float:
         series = [sample.value for sample in self._series(found, self._names.usage)]
         good = [value for value in series if 0 <= value <= 1]
         self.bad_values += len(series) - len(good)
         return sum(good) / len(good) if good else 0.0
 
-    def _device(self, found: Exposition) -> tuple[int, int]:
+    def _device(self, found: MetricSamples) -> tuple[int, int]:
         """Tokens of a block, and of the device's cache; 0 where they are not told."""
         block_tokens = capacity = 0
         for name, (size, count) in _CONFIGS.items():
@@ -157,7 +232,7 @@ class LoadReader:
             return 0
         return int(text)
 
-    def _tiers(self, found: Exposition, device_tokens: int, now_s: float) -> Mapping[str, Tier]:
+    def _tiers(self, found: MetricSamples, device_tokens: int, now_s: float) -> Mapping[str, Tier]:
         tiers = {DEVICE: Tier(capacity_tokens=device_tokens)} if device_tokens else {}
         hits = _by_tier(found.of(_HIT_TOKENS))
         promoted = [
@@ -173,7 +248,7 @@ class LoadReader:
             if not 0 <= capacity <= _TOKENS_MAX or len(tiers) > _TIERS_MAX or name == DEVICE:
                 self.bad_values += 1
                 continue
-            rate = self._loads.setdefault(name, Rate())
+            rate = self._loads.setdefault(name, PeakRate())
             if name == "ram":
                 measured = rate.update(sum(hits.values()) if hits else None, load_s, now_s)
             else:
@@ -191,7 +266,7 @@ class Scraper:
         session: aiohttp.ClientSession,
         url: str,
         *,
-        names: Names | None = None,
+        names: GaugeNames | None = None,
         clock: Clock | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
@@ -201,7 +276,7 @@ class Scraper:
         self._clock = MonotonicClock() if clock is None else clock
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._reader = LoadReader(names)
-        self.counts = Counts()
+        self.counts = ScrapeCounts()
 
     async def scrape(self) -> Load | None:
         """What it says now; None, and counted, where it says nothing of use."""
@@ -247,7 +322,7 @@ def take(endpoint: Endpoint, load: Load, indexes: Iterable[FleetIndex]) -> None:
                 index.resize(endpoint.name, tier, known.capacity_tokens)
 
 
-def _prefills(found: Exposition) -> Prefills:
+def _prefills(found: MetricSamples) -> Prefills:
     return Prefills(
         tokens=found.total(_PREFILL_TOKENS),
         requests=found.total(_PREFILL_COUNT),
@@ -266,7 +341,7 @@ def _by_tier(samples: Iterable[Sample]) -> dict[str, float]:
     return tiers
 
 
-def _adapters(found: Exposition) -> frozenset[str]:
+def _adapters(found: MetricSamples) -> frozenset[str]:
     """Of the series that is newest: its value is the time at which it was written."""
     samples = found.of(_LORA)
     if not samples:

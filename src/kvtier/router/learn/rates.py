@@ -30,7 +30,7 @@ _PREFILL_MIN: Final = 256
 """Tokens a request: who computes less, because it found the rest, measures what a step costs."""
 
 
-class Rate:
+class PeakRate:
     """Something a second, from two counters; the best of late."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class PrefillRate:
     """
 
     def __init__(self) -> None:
-        self._rate = Rate()
+        self._rate = PeakRate()
         self._requests = 0.0
         self._window: tuple[float, Prefills] | None = None
 

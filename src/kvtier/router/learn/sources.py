@@ -6,10 +6,10 @@ cannot answer raises Unavailable, and nothing else.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -19,10 +19,13 @@ import xxhash
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings, Unavailable
 from kvtier.index.fleet.hashing import Numbers
-from kvtier.router.learn.conversation import Conversation
+from kvtier.router.fleet.members import Member
+from kvtier.router.learn.prompts import ChatPrompt, TokenSource
 from kvtier.router.learn.template import ChatTemplate, TemplateError
 from kvtier.router.learn.tokenizer import Tokenizer
 
+EVENTS: Final = "kv-events"
+"""The label that says where a replica publishes its events."""
 ANSWER_MAX: Final = 64 << 20
 TIMEOUT_S: Final = 2.0
 REST_S: Final = 10.0
@@ -30,18 +33,6 @@ REST_S: Final = 10.0
 CACHED_BYTES: Final = 128 << 20
 
 _ENTRY_BYTES: Final = 200
-
-
-class TokenSource(Protocol):
-    """Belongs to the event loop. Both raise Unavailable."""
-
-    async def completion(self, text: str, model: str, *, add_special_tokens: bool) -> Numbers:
-        """Tokens of a plain prompt."""
-        ...
-
-    async def chat(self, conversation: Conversation, model: str) -> Numbers:
-        """Tokens of a chat, as the model's template writes it."""
-        ...
 
 
 class LocalSource:
@@ -65,7 +56,7 @@ class LocalSource:
         """See TokenSource."""
         return await self._run(self._completion, text, add_special_tokens)
 
-    async def chat(self, conversation: Conversation, model: str) -> Numbers:
+    async def chat(self, conversation: ChatPrompt, model: str) -> Numbers:
         """See TokenSource."""
         return await self._run(self._chat, conversation)
 
@@ -84,7 +75,7 @@ class LocalSource:
     def _completion(self, text: str, add_special_tokens: bool) -> Numbers:  # noqa: FBT001
         return self._tokenizer.tokens(text, add_special_tokens=add_special_tokens)
 
-    def _chat(self, conversation: Conversation) -> Numbers:
+    def _chat(self, conversation: ChatPrompt) -> Numbers:
         if self._template is None:
             raise Unavailable(self._reason)
         try:
@@ -132,7 +123,7 @@ class EngineSource:
         asked = {"model": model, "prompt": text, "add_special_tokens": add_special_tokens}
         return await self._ask(asked)
 
-    async def chat(self, conversation: Conversation, model: str) -> Numbers:
+    async def chat(self, conversation: ChatPrompt, model: str) -> Numbers:
         """See TokenSource."""
         asked: dict[str, Any] = {
             "model": model,
@@ -193,6 +184,57 @@ class EngineSource:
         while self._known_bytes > self._cached_bytes:
             _, old = self._known.popitem(last=False)
             self._known_bytes -= old.nbytes + _ENTRY_BYTES
+
+
+class EngineSources(Mapping[str, TokenSource]):
+    """By model, the engine that turns prompts into tokens: the first that publishes events.
+
+    Where that one did not answer a moment ago, the next. Only those that publish: where nobody
+    tells tokens, comparing characters does as well and asks nobody.
+    """
+
+    def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
+        self._members = members
+        self._session: aiohttp.ClientSession | None = None
+        self._sources: dict[str, EngineSource] = {}
+
+    def use(self, session: aiohttp.ClientSession) -> None:
+        """Ask through it."""
+        self._session = session
+
+    def __getitem__(self, model: str) -> TokenSource:
+        first: EngineSource | None = None
+        for member in self._members():
+            if (
+                member.offered
+                and EVENTS in member.replica.labels
+                and model in member.endpoint.models
+            ):
+                source = self._source(member.replica.url)
+                if not source.is_resting:
+                    return source
+                first = first or source
+        if first is None:
+            raise KeyError(model)
+        return first
+
+    def left(self, url: str) -> None:
+        """Nobody is asked there any more. Idempotent."""
+        self._sources.pop(url, None)
+
+    def __iter__(self) -> Iterator[str]:
+        found = (member.endpoint.models for member in self._members() if member.offered)
+        return iter(frozenset().union(*found))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _source(self, url: str) -> EngineSource:
+        assert self._session is not None
+        found = self._sources.get(url)
+        if found is None:
+            found = self._sources[url] = EngineSource(self._session, url)
+        return found
 
 
 def _tokens(answer: bytes) -> Numbers:

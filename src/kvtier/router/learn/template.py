@@ -16,7 +16,7 @@ import msgspec
 
 from kvtier.clock import wall_s
 from kvtier.errors import InvalidSettings
-from kvtier.router.learn.conversation import Conversation, flatten
+from kvtier.router.learn.prompts import ChatPrompt, flatten
 
 _CONFIG: Final = "tokenizer_config.json"
 _FILE: Final = "chat_template.jinja"
@@ -58,7 +58,7 @@ class ChatTemplate:
             if name.endswith("_token") and _content(value)
         }
 
-    def render(self, conversation: Conversation) -> str:
+    def render(self, conversation: ChatPrompt) -> str:
         """The prompt's text. Raises TemplateError."""
         name = _TOOL_USE if conversation.tools and _TOOL_USE in self._templates else _DEFAULT
         if name not in self._templates:

@@ -11,13 +11,15 @@ answer; heads and trailers are bounded.
 
 import asyncio
 import enum
+import fcntl
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httptools
 
-from kvtier.router.replica.exchange import BODILESS, SWITCHING, BrokenOff, Exchange, Head
-from kvtier.router.replica.unsent import unsent_bytes
+from kvtier.router.replica.exchange import BODILESS, SWITCHING, BrokenOff, Head, ReplicaExchange
 from kvtier.router.request.fields import Fields
 
 Body = bytes | bytearray | None
@@ -29,7 +31,7 @@ _LONG_BYTES: Final = 64 * 1024
 """Of a request's body; a shorter one is in the replica's hands, and costs no next request time."""
 
 
-class Expected(enum.Enum):
+class ExpectedResponse(enum.Enum):
     """What follows the head of a good answer."""
 
     BODY = "body"
@@ -39,18 +41,20 @@ class Expected(enum.Enum):
     """Another protocol, both ways, until the connection ends; or a body, where it is refused."""
 
 
-class Connection(asyncio.Protocol):
+class ReplicaConnection(asyncio.Protocol):
     """To one replica. `idle` is called when it may be used again, `gone` when it has ended."""
 
     def __init__(
-        self, idle: Callable[["Connection"], None], gone: Callable[["Connection"], None]
+        self,
+        idle: Callable[["ReplicaConnection"], None],
+        gone: Callable[["ReplicaConnection"], None],
     ) -> None:
         self._idle = idle
         self._gone = gone
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
-        self._exchange: Exchange | None = None
-        self._expected = Expected.BODY
+        self._exchange: ReplicaExchange | None = None
+        self._expected = ExpectedResponse.BODY
         self._is_raw = False
         self._is_full = False
         self._is_paused = False
@@ -65,12 +69,12 @@ class Connection(asyncio.Protocol):
         """Whether the request may still be on its way when it is answered."""
         self.idle_since_s = 0.0
 
-    def send(self, message: bytes, body: Body, expected: Expected) -> Exchange:
+    def send(self, message: bytes, body: Body, expected: ExpectedResponse) -> ReplicaExchange:
         """Write a request; the connection is idle."""
         transport = self._transport
         assert transport is not None
         assert self._exchange is None
-        exchange = self._exchange = Exchange(self)
+        exchange = self._exchange = ReplicaExchange(self)
         self._expected = expected
         self._quiet_bytes = 0
         self._is_long = body is not None and len(body) > _LONG_BYTES
@@ -189,21 +193,21 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """See httptools."""
         status = self._parser.get_status_code()
-        self._is_raw = status == SWITCHING and self._expected is Expected.UPGRADE
+        self._is_raw = status == SWITCHING and self._expected is ExpectedResponse.UPGRADE
         if status < 200 and not self._is_raw:
             return  # an interim answer; the real one follows
         assert self._exchange is not None
         self._in_body = True
         # A parser that was promised a body which HEAD has none of waits for it for ever.
-        self._stays = self._expected is Expected.BODY and self._parser.should_keep_alive()
-        self._is_done = self._expected is Expected.NOTHING
+        self._stays = self._expected is ExpectedResponse.BODY and self._parser.should_keep_alive()
+        self._is_done = self._expected is ExpectedResponse.NOTHING
         has_body = not self._is_done and status not in BODILESS
         length = _length(self._fields)
         self._exchange.head = Head(status, self._reason, self._fields, length, has_body)
 
     def on_body(self, piece: bytes) -> None:
         """See httptools."""
-        if self._expected is not Expected.NOTHING:
+        if self._expected is not ExpectedResponse.NOTHING:
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
@@ -236,7 +240,7 @@ class Connection(asyncio.Protocol):
             if self._quiet_bytes > QUIET_BYTES:
                 self._fail("a head or trailers without end")
 
-    def _finish(self, exchange: Exchange, pieces: list[bytes]) -> None:
+    def _finish(self, exchange: ReplicaExchange, pieces: list[bytes]) -> None:
         self._exchange = None
         self.resume()
         transport = self._transport
@@ -257,6 +261,17 @@ class Connection(asyncio.Protocol):
 
     def _ends_with_connection(self, head: Head) -> bool:
         return head.length is None and not _is_chunked(head.fields)
+
+
+def unsent_bytes(transport: asyncio.WriteTransport) -> int:
+    """Here and in the kernel; 0 where the connection has ended."""
+    if transport.is_closing():
+        return 0
+    held = transport.get_write_buffer_size()
+    if (of := transport.get_extra_info("socket")) is None:
+        return held
+    told = fcntl.ioctl(of.fileno(), termios.TIOCOUTQ, bytes(4))
+    return held + int.from_bytes(told, sys.byteorder)
 
 
 def _length(fields: Fields) -> int | None:

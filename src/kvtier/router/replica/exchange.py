@@ -35,7 +35,7 @@ class Head(msgspec.Struct, frozen=True):
     """False: it ends with its head. `length` is then of what would have followed."""
 
 
-class Sink(Protocol):
+class ResponseSink(Protocol):
     """Takes an answer's body, piece by piece. Nothing here may raise or wait."""
 
     def take(self, piece: bytes) -> None:
@@ -54,7 +54,7 @@ class Sink(Protocol):
         """The replica takes again what is written to it."""
 
 
-class Carrier(Protocol):
+class ReplicaTransport(Protocol):
     """The connection that an answer comes on."""
 
     def pause(self) -> None:
@@ -74,15 +74,15 @@ class Carrier(Protocol):
         ...
 
 
-class Exchange:
+class ReplicaExchange:
     """One request's answer. Its reader calls `close` at the end, whatever happened."""
 
     __slots__ = ("_carrier", "_error", "_held", "_is_late", "_sink", "_waiter", "head", "is_whole")
 
-    def __init__(self, carrier: Carrier) -> None:
-        self._carrier: Carrier | None = carrier
+    def __init__(self, carrier: ReplicaTransport) -> None:
+        self._carrier: ReplicaTransport | None = carrier
         self._held: list[bytes] = []
-        self._sink: Sink | None = None
+        self._sink: ResponseSink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._error: BrokenOff | None = None
         self._is_late = False
@@ -126,7 +126,7 @@ class Exchange:
             self.resume()
             await self._wait()
 
-    def pass_to(self, sink: Sink) -> None:
+    def pass_to(self, sink: ResponseSink) -> None:
         """What has come goes there now, and the rest as it comes."""
         self._sink = sink
         # Before the sink is told anything: it may have to say at once that it is full.
@@ -152,7 +152,7 @@ class Exchange:
     def write(self, data: bytes | memoryview) -> bool:
         """To the replica, after an upgrade. False: it takes nothing more for now.
 
-        `on_room` of `Sink` is called when it does again.
+        `on_room` of `ResponseSink` is called when it does again.
         """
         return self._carrier is None or self._carrier.write(data)
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 
 from kvtier.clock import Clock
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.members import Card, Fleet, Listener, Member
+from kvtier.router.fleet.members import Fleet, FleetListener, Member, ModelCard
 from kvtier.router.fleet.models import MAX_BYTES, read_cards
 from kvtier.router.replica.upstream import Upstream
 
 _log = logging.getLogger(__name__)
 
 
-class Prober(Listener):
+class Prober(FleetListener):
     """Watches every member of a fleet. Belongs to the event loop's thread."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Prober(Listener):
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._get(member, "/health")
-                cards: Sequence[Card] = ()
+                cards: Sequence[ModelCard] = ()
                 if not member.replica.models:
                     cards = read_cards(await self._get(member, "/v1/models"))
         except TimeoutError:

@@ -10,10 +10,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.members import Listener, Member
+from kvtier.router.fleet.members import FleetListener, Member
 from kvtier.router.fleet.replicas import Replica
-from kvtier.router.replica.connection import Body, Connection, Expected
-from kvtier.router.replica.exchange import Exchange
+from kvtier.router.replica.connection import Body, ExpectedResponse, ReplicaConnection
+from kvtier.router.replica.exchange import ReplicaExchange
 
 KEEP_ALIVE_S: Final = 4.0
 """Less than the 5 s after which an engine's server closes a connection that nobody uses."""
@@ -37,12 +37,12 @@ class Upstream:
         self._host_line = b"host: %b\r\n" % replica.address.encode()
         self._tls = (tls or ssl.create_default_context()) if url.scheme == "https" else None
         self._connect_timeout_s = connect_timeout_s
-        self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        self._idle: list[ReplicaConnection] = []
+        self._open: set[ReplicaConnection] = set()
         self._reaper: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    async def send(self, method: str, target: str, fields: bytes, body: Body) -> Exchange:
+    async def send(self, method: str, target: str, fields: bytes, body: Body) -> ReplicaExchange:
         """A request that has been written; the caller closes what it gets.
 
         `target` is path and query as the client wrote them, `fields` are lines of a head without
@@ -51,16 +51,16 @@ class Upstream:
         connection = self._take() or await self._connect()
         length = b"" if body is None else b"content-length: %d\r\n" % len(body)
         message = self._message(method, target, fields + length)
-        expected = Expected.NOTHING if method == "HEAD" else Expected.BODY
+        expected = ExpectedResponse.NOTHING if method == "HEAD" else ExpectedResponse.BODY
         return connection.send(message, body, expected)
 
-    async def upgrade(self, target: str, fields: bytes) -> Exchange:
+    async def upgrade(self, target: str, fields: bytes) -> ReplicaExchange:
         """Ask, on a connection of its own, to go on in the protocol that `fields` name.
 
         The answer's status is SWITCHING where the replica agrees. Raises Unreachable.
         """
         connection = await self._connect()
-        return connection.send(self._message("GET", target, fields), None, Expected.UPGRADE)
+        return connection.send(self._message("GET", target, fields), None, ExpectedResponse.UPGRADE)
 
     def _message(self, method: str, target: str, fields: bytes) -> bytes:
         return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (
@@ -80,7 +80,7 @@ class Upstream:
         while self._open:
             await asyncio.sleep(0)
 
-    def _take(self) -> Connection | None:
+    def _take(self) -> ReplicaConnection | None:
         """The one that was used last; the ones before are older."""
         oldest_s = asyncio.get_running_loop().time() - KEEP_ALIVE_S
         while self._idle:
@@ -90,14 +90,14 @@ class Upstream:
             connection.abort()
         return None
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> ReplicaConnection:
         if self._is_closed:
             raise Unreachable("the replica has left")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self._give_back, self._forget),
+                    lambda: ReplicaConnection(self._give_back, self._forget),
                     self._host,
                     self._port,
                     ssl=self._tls,
@@ -114,7 +114,7 @@ class Upstream:
             raise Unreachable("the replica has left")
         return connection
 
-    def _give_back(self, connection: Connection) -> None:
+    def _give_back(self, connection: ReplicaConnection) -> None:
         loop = asyncio.get_running_loop()
         connection.idle_since_s = loop.time()
         self._idle.append(connection)
@@ -133,13 +133,13 @@ class Upstream:
         if kept:
             self._reaper = loop.call_at(kept[0].idle_since_s + KEEP_ALIVE_S, self._reap)
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: ReplicaConnection) -> None:
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
 
-class Upstreams(Listener):
+class Upstreams(FleetListener):
     """Those of each member, from its joining until it has left. Belongs to the event loop."""
 
     def __init__(self, connect_timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
@@ -154,11 +154,11 @@ class Upstreams(Listener):
         return self._of[endpoint]
 
     def joined(self, member: Member) -> None:
-        """See Listener."""
+        """See FleetListener."""
         self._of[member.endpoint] = Upstream(member.replica, self._connect_timeout_s, self._tls)
 
     def left(self, member: Member) -> None:
-        """See Listener."""
+        """See FleetListener."""
         task = asyncio.create_task(self._of.pop(member.endpoint).close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -19,7 +19,7 @@ from typing import Final, cast
 
 import msgspec
 
-from kvtier.router.replica.exchange import Exchange
+from kvtier.router.replica.exchange import ReplicaExchange
 from kvtier.router.request.fields import Fields
 from kvtier.router.request.refusals import Refusal, invalid
 from kvtier.router.route import response as responses
@@ -88,7 +88,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def begin(
-        self, request: HttpRequest, exchange: Exchange, fields: Fields, idle_s: float
+        self, request: HttpRequest, exchange: ReplicaExchange, fields: Fields, idle_s: float
     ) -> Outgoing:
         """Pass an answer on that has begun; `ended` of what is returned has to be awaited."""
         head = exchange.head

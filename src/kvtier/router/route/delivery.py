@@ -17,7 +17,7 @@ from kvtier.router.choose import explain
 from kvtier.router.choose.base import Candidate, Endpoint, Request
 from kvtier.router.choose.decision import Decision
 from kvtier.router.choose.record import STRATEGY, record
-from kvtier.router.fleet.members import Fleet, Stay
+from kvtier.router.fleet.members import Fleet, RequestLoad
 from kvtier.router.fleet.waiting import RETRY_AFTER_S, Waiting
 from kvtier.router.replica.upstream import Upstream
 from kvtier.router.request import body as bodies
@@ -75,7 +75,7 @@ class _Begun(msgspec.Struct):
 
     answer: Answer
     endpoint: Endpoint
-    stay: Stay
+    stay: RequestLoad
     extra: dict[str, str]
 
 
@@ -275,7 +275,7 @@ class Delivery:
             exchange.close()
             self._leave(begun.endpoint, begun.stay)
 
-    def _leave(self, endpoint: Endpoint, stay: Stay) -> None:
+    def _leave(self, endpoint: Endpoint, stay: RequestLoad) -> None:
         stay.end()
         self._parts.waiting.ended(endpoint)
 

@@ -14,7 +14,7 @@ import msgspec
 from kvtier import clock
 from kvtier.router.choose.record import STRATEGY
 from kvtier.router.replica.connection import Body
-from kvtier.router.replica.exchange import BrokenOff, Exchange, Head
+from kvtier.router.replica.exchange import BrokenOff, Head, ReplicaExchange
 from kvtier.router.replica.upstream import Unreachable, Upstream
 from kvtier.router.request.fields import Fields, text
 from kvtier.router.request.refusals import Refusal, late, unavailable, unreachable
@@ -138,7 +138,7 @@ class Answer(msgspec.Struct, frozen=True):
     """A replica's answer that has begun; who has it closes the exchange."""
 
     head: Head
-    exchange: Exchange
+    exchange: ReplicaExchange
 
 
 async def ask(upstream: Upstream, message: Message, first_byte_s: float, name: str) -> Answer:
@@ -167,7 +167,7 @@ async def ask(upstream: Upstream, message: Message, first_byte_s: float, name: s
             exchange.close()
 
 
-async def _send(upstream: Upstream, message: Message) -> Exchange:
+async def _send(upstream: Upstream, message: Message) -> ReplicaExchange:
     if message.upgrades:
         return await upstream.upgrade(message.target, message.fields)
     return await upstream.send(message.method, message.target, message.fields, message.body)

@@ -23,7 +23,7 @@ from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
 from kvtier.router.choose.decision import Decision
 from kvtier.router.choose.record import line, record
-from kvtier.router.fleet.members import Fleet, Health, Listener, Member
+from kvtier.router.fleet.members import Fleet, FleetListener, Member, ReplicaHealth
 from kvtier.router.histogram import Histogram
 
 
@@ -44,7 +44,7 @@ class RequestOutcome(enum.Enum):
     """The client went away."""
 
 
-class RouteMeter(Collector, Listener):
+class RouteMeter(Collector, FleetListener):
     """Sums. Belongs to the event loop's thread, scrapes too."""
 
     def __init__(
@@ -73,7 +73,7 @@ class RouteMeter(Collector, Listener):
         self._sent[replica] = self._sent.get(replica, 0) + 1
 
     def left(self, member: Member) -> None:
-        """See Listener: its series end, so that their number stays that of the fleet."""
+        """See FleetListener: its series end, so that their number stays that of the fleet."""
         self._sent.pop(member.replica.name, None)
 
     def render(self) -> bytes:
@@ -109,7 +109,7 @@ class RouteMeter(Collector, Listener):
 def _state(member: Member) -> int:
     if member.offered:
         return 0
-    return 1 if member.health is Health.HEALTHY else 2
+    return 1 if member.health is ReplicaHealth.HEALTHY else 2
 
 
 def _counter(metric: declaration.Metric, values: dict[str, int]) -> Metric:

@@ -14,8 +14,15 @@ from typing import Final
 import msgspec
 
 from kvtier.clock import wall_s
-from kvtier.router.replica.exchange import BODILESS, SWITCHING, BrokenOff, Exchange, Head, Sink
-from kvtier.router.replica.unsent import unsent_bytes
+from kvtier.router.replica.connection import unsent_bytes
+from kvtier.router.replica.exchange import (
+    BODILESS,
+    SWITCHING,
+    BrokenOff,
+    Head,
+    ReplicaExchange,
+    ResponseSink,
+)
 from kvtier.router.request.fields import Fields, block
 from kvtier.router.request.refusals import JSON, Refusal
 
@@ -124,13 +131,13 @@ class CutOff(ConnectionError):
     """The answer has begun and cannot be finished: close the connection without its end."""
 
 
-class Outgoing(Sink):
+class Outgoing(ResponseSink):
     """One answer's body. `ended` says how it went."""
 
     def __init__(
         self,
         transport: asyncio.WriteTransport,
-        exchange: Exchange,
+        exchange: ReplicaExchange,
         *,
         is_chunked: bool,
         idle_s: float,
@@ -172,17 +179,17 @@ class Outgoing(Sink):
         return self._exchange.write(data)
 
     def on_room(self) -> None:
-        """See Sink."""
+        """See ResponseSink."""
         if self._on_room is not None:
             self._on_room()
 
     def take(self, piece: bytes) -> None:
-        """See Sink."""
+        """See ResponseSink."""
         self._moved_s = self._loop.time()
         self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
 
     def finish(self, piece: bytes) -> None:
-        """See Sink."""
+        """See ResponseSink."""
         if self._is_chunked:
             last = b"%x\r\n%b\r\n%b" % (len(piece), piece, _END) if piece else _END
             self._write(last)
@@ -192,7 +199,7 @@ class Outgoing(Sink):
             self._ended.set_result(None)
 
     def fail(self, error: BrokenOff) -> None:
-        """See Sink."""
+        """See ResponseSink."""
         self._break_off(f"the answer broke off: {error}")
 
     def _write(self, data: bytes) -> None:

@@ -18,8 +18,8 @@ from prometheus_client.registry import Collector
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.router.choices import Choices, Prompts
 from kvtier.router.fleet import models
-from kvtier.router.fleet.members import Fleet, Listener
-from kvtier.router.fleet.replicas import Discovery
+from kvtier.router.fleet.members import Fleet, FleetListener
+from kvtier.router.fleet.replicas import ReplicaDiscovery
 from kvtier.router.fleet.waiting import Waiting
 from kvtier.router.known import KnownModels
 from kvtier.router.replica.health import Prober
@@ -161,12 +161,12 @@ _LOOK_S = 0.05
 class RouterDependencies(msgspec.Struct, frozen=True, kw_only=True):
     """What the process brings along."""
 
-    discovery: Discovery
+    discovery: ReplicaDiscovery
     choices: Choices
     prompts: Prompts
     keys: ApiKeys
     replica_key: str | None = None
-    listeners: Sequence[Listener] = ()
+    listeners: Sequence[FleetListener] = ()
     """Hear of replicas that come and go; those that learn about replicas."""
     collectors: Sequence[Collector] = ()
     """Of metrics that are exposed beside the router's own."""

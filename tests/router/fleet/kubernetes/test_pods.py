@@ -10,7 +10,7 @@ from aiohttp import web
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet.kubernetes import watching
 from kvtier.router.fleet.kubernetes.pods import (
-    Pods,
+    PodDiscovery,
     Selected,
     parse_labels,
     replicas_of,
@@ -68,7 +68,7 @@ def test_pods_come_and_go() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", PODS, pod("other", "10.0.0.9", app="else"))
-        sets = Pods("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.send("POST", PODS, pod("b", None, ready=False))
         await up.send("PATCH", f"{PODS}/b", pod("b", "fd00::2"))
@@ -84,7 +84,7 @@ def test_a_pool_says_which_pods_and_ports_and_may_change_its_mind() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", PODS, pod("x", "10.0.0.9", app="next"))
-        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         first = asyncio.create_task(until(sets, {"prod/a": "10.0.0.1:8000"}))
         await asyncio.sleep(0.05)
         assert not first.done(), "nobody is known before the pool is there"
@@ -106,7 +106,7 @@ def test_a_pool_that_is_deleted_has_no_endpoints_until_it_is_back(
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
-        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.send("DELETE", f"{POOLS}/pool")
         await until(sets, {})
@@ -143,7 +143,7 @@ def test_pools_that_are_not_served_any_more_have_no_endpoints_and_a_fault_change
     async def test() -> None:
         nonlocal is_served, asked
         async with answering(answer) as url:
-            pods = Pods("prod", pool="pool", api=api(url), window_s=WINDOW_S, absent_s=0.05)
+            pods = PodDiscovery("prod", pool="pool", api=api(url), window_s=WINDOW_S, absent_s=0.05)
             sets = pods.watch()
             await until(sets, {"prod/a": "10.0.0.1:8000"})
             is_served, asked = False, 0
@@ -167,7 +167,7 @@ def test_a_pool_that_cannot_be_read_stays_as_it_was() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
-        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.send("PATCH", f"{POOLS}/pool", {"spec": {"targetPorts": []}})
         await up.send("POST", PODS, pod("b", "10.0.0.2"))
@@ -187,7 +187,7 @@ def test_a_pool_of_the_version_before() -> None:
         await up.send("POST", OLD_POOLS, old)
         await up.send("POST", POOLS, pool("else", 1))
         group = "inference.networking.x-k8s.io"
-        sets = Pods("prod", pool="pool", group=group, api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", pool="pool", group=group, api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:9000"})
         await up.send("PATCH", f"{OLD_POOLS}/pool", {"spec": {"targetPortNumber": 9001}})
         await until(sets, {"prod/a": "10.0.0.1:9001"})
@@ -203,7 +203,7 @@ def test_pods_that_leave_are_gone_before_they_are_deleted_and_those_elsewhere_ne
         await up.send("POST", PODS.replace("prod", "elsewhere"), elsewhere)
         for name, address in (("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3")):
             await up.send("POST", PODS, pod(name, address))
-        sets = Pods("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
         here = {
             "prod/a": "10.0.0.1:8000",
             "prod/b": "10.0.0.2:8000",
@@ -227,7 +227,7 @@ def test_a_server_that_dies_takes_no_endpoint_with_it() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
-        sets = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.die()
         following = asyncio.ensure_future(sets.__anext__())
@@ -243,7 +243,7 @@ def test_a_server_that_dies_takes_no_endpoint_with_it() -> None:
 
 def test_what_was_listed_for_the_labels_of_before_is_not_taken_for_those_of_now() -> None:
     async def test(up: Cluster) -> None:
-        pods = Pods("prod", pool="pool", api=up.api, window_s=WINDOW_S)
+        pods = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S)
         watch = Watch("pods", lambda *_, **__: None, lambda *_: None, 30.0)
         watch.start = lambda selector="": None  # type: ignore[method-assign]
         pods._saw_pools([pool()], watch)
@@ -260,7 +260,7 @@ def test_what_was_listed_for_the_labels_of_before_is_not_taken_for_those_of_now(
 
 def test_an_api_server_that_is_away_is_waited_for() -> None:
     async def run_away() -> None:
-        sets = Pods("prod", selected=VLLM, api=api("http://127.0.0.1:9")).watch()
+        sets = PodDiscovery("prod", selected=VLLM, api=api("http://127.0.0.1:9")).watch()
         first = asyncio.ensure_future(sets.__anext__())
         done, _ = await asyncio.wait([first], timeout=0.2)
         assert not done
@@ -310,7 +310,7 @@ def test_an_address_is_named_once_however_many_pods_have_it() -> None:
         for name in ("b", "a"):
             await up.send("POST", PODS, pod(name, "10.0.0.1"))
         await up.send("POST", PODS, pod("c", "10.0.0.2"))
-        sets = Pods("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
+        sets = PodDiscovery("prod", selected=VLLM, api=up.api, window_s=WINDOW_S).watch()
         await until(sets, {"prod/a": "10.0.0.1:8000", "prod/c": "10.0.0.2:8000"})
         await up.send("DELETE", f"{PODS}/a")
         await until(sets, {"prod/b": "10.0.0.1:8000", "prod/c": "10.0.0.2:8000"})
@@ -389,6 +389,6 @@ def test_settings_that_cannot_be_meant_are_told() -> None:
         with pytest.raises(InvalidSettings, match="--selector"):
             parse_labels(text, "--selector")
     with pytest.raises(InvalidSettings, match="one of them"):
-        Pods("prod", api=object())
+        PodDiscovery("prod", api=object())
     with pytest.raises(InvalidSettings, match="--pool-group"):
-        Pods("prod", pool="p", group="g", api=object())
+        PodDiscovery("prod", pool="p", group="g", api=object())

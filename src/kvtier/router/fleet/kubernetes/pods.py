@@ -90,8 +90,8 @@ class _Pool(msgspec.Struct):
     spec: _PoolSpec
 
 
-class Pods:
-    """Meets Discovery: the ready pods that a pool, or a selector, names."""
+class PodDiscovery:
+    """Meets ReplicaDiscovery: the ready pods that a pool, or a selector, names."""
 
     def __init__(
         self,

@@ -22,17 +22,17 @@ import msgspec
 import zmq.asyncio
 
 from kvtier.index.fleet.base import FleetIndex
+from kvtier.index.fleet.changes import Change
 from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.index.fleet.precise import PreciseIndex
-from kvtier.router.fleet.members import Listener, Member
-from kvtier.router.learn.engines import EVENTS, Engines
+from kvtier.router.fleet.members import FleetListener, Member
+from kvtier.router.learn.aliases import ModelAliases, ask
 from kvtier.router.learn.events import EventStream
-from kvtier.router.learn.evictors import Evictors
-from kvtier.router.learn.metering import Meter
+from kvtier.router.learn.evictors import Evictors, SharedSink
+from kvtier.router.learn.gauges import GaugeNames
+from kvtier.router.learn.metering import LearningMeter
 from kvtier.router.learn.metrics import Scraper, take
-from kvtier.router.learn.names import Names
-from kvtier.router.learn.served import Served, ask
-from kvtier.router.learn.sinks import ReplicaSink, SharedSink
+from kvtier.router.learn.sources import EVENTS, EngineSources
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,31 @@ class _Tasks(msgspec.Struct):
     """Those that depend on it."""
 
 
-class Learner(Listener):
+class ReplicaSink:
+    """A replica's own events, whatever topic its engine was given."""
+
+    def __init__(self, index: PreciseIndex, replica: str) -> None:
+        self._index = index
+        self._replica = replica
+
+    def takes(self, topic: bytes) -> bool:
+        """See EventSink."""
+        return True
+
+    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+        """See EventSink."""
+        self._index.apply(self._replica, changes)
+
+    def begin(self) -> None:
+        """See EventSink."""
+        self._index.begin(self._replica)
+
+    def clear(self) -> None:
+        """See EventSink."""
+        self._index.reset(self._replica)
+
+
+class Learner(FleetListener):
     """Belongs to one event loop. `open` before replicas join, `close` at the end."""
 
     def __init__(
@@ -66,7 +90,7 @@ class Learner(Listener):
         *,
         tuned: Sequence[EstimatedIndex] = (),
         key: str | None = None,
-        names: Names | None = None,
+        names: GaugeNames | None = None,
         evictors: Sequence[str] = (),
         scrape_s: float = SCRAPE_S,
         tls: ssl.SSLContext | None = None,
@@ -76,7 +100,7 @@ class Learner(Listener):
         `evictors`: endpoints where it is told what left shared storage. `tls`: how https replicas
         are checked; None: as the system does.
         """
-        self._names = Names() if names is None else names
+        self._names = GaugeNames() if names is None else names
         self._estimated = tuple(estimated)
         self._precise = tuple(precise)
         self._tuned = tuple(tuned)
@@ -87,12 +111,12 @@ class Learner(Listener):
         self._ending: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._context: zmq.asyncio.Context | None = None
-        self.engines = Engines(self._tasks.keys)
-        self.served = Served()
+        self.engines = EngineSources(self._tasks.keys)
+        self.served = ModelAliases()
         self._evictors = Evictors(
             evictors if precise else (), SharedSink(self._precise, self.served.models)
         )
-        self.meter = Meter(self._precise, self._evictors)
+        self.meter = LearningMeter(self._precise, self._evictors)
 
     async def open(self) -> None:
         """Nothing is asked before a replica joins."""

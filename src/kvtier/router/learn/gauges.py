@@ -15,7 +15,7 @@ _SELECTOR: Final = re.compile(rf"\s*({_NAME})\s*(?:\{{([^{{}}]*)\}})?\s*")
 _LABEL: Final = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:"([^"]+)"|([^",\s][^",]*?))\s*')
 
 
-class Names(msgspec.Struct, frozen=True):
+class GaugeNames(msgspec.Struct, frozen=True):
     """Those of vLLM, SGLang, TensorRT-LLM and Triton, unless others are given."""
 
     waiting: tuple[str, ...] = (

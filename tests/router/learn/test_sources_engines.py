@@ -2,10 +2,9 @@ import aiohttp
 import pytest
 
 from kvtier.errors import Unavailable
-from kvtier.router.fleet.members import Card, Fleet, Member
+from kvtier.router.fleet.members import Fleet, Member, ModelCard
 from kvtier.router.fleet.replicas import Replica
-from kvtier.router.learn.engines import EVENTS, Engines
-from kvtier.router.learn.sources import EngineSource
+from kvtier.router.learn.sources import EVENTS, EngineSource, EngineSources
 from tests.router.route.routers import run
 
 
@@ -25,12 +24,14 @@ def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
             ]
         )
         async with aiohttp.ClientSession() as session:
-            engines = Engines(lambda: fleet.members)
+            engines = EngineSources(lambda: fleet.members)
             engines.use(session)
             with pytest.raises(KeyError):
                 engines["m"]
             for name in ("silent", "there"):
-                fleet.healthy(member(fleet, name), [Card("m", b"{}"), Card("sql", b"{}")], 0.0)
+                fleet.healthy(
+                    member(fleet, name), [ModelCard("m", b"{}"), ModelCard("sql", b"{}")], 0.0
+                )
             assert isinstance(engines["m"], EngineSource)
             assert engines["m"] is engines["sql"]
             assert set(engines) == {"m", "sql"}
@@ -53,10 +54,10 @@ def test_while_one_rests_the_next_is_asked() -> None:
             ]
         )
         async with aiohttp.ClientSession() as session:
-            engines = Engines(lambda: fleet.members)
+            engines = EngineSources(lambda: fleet.members)
             engines.use(session)
             for one in fleet.members:
-                fleet.healthy(one, [Card("m", b"{}")], 0.0)
+                fleet.healthy(one, [ModelCard("m", b"{}")], 0.0)
             first = engines["m"]
             assert engines["m"] is first
             with pytest.raises(Unavailable):

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from kvtier.errors import Unavailable
 from kvtier.index.fleet.prompt import Prompt, TextPrompt, TokenPrompt, Unit
-from kvtier.router.learn import tokens as module
-from kvtier.router.learn.conversation import Conversation
-from kvtier.router.learn.tokens import Prompts
+from kvtier.router.learn import prompts as module
+from kvtier.router.learn.prompts import ChatPrompt, PromptBuilder
 
 
 class Source:
@@ -22,7 +21,7 @@ class Source:
     async def completion(self, text: str, model: str, *, add_special_tokens: bool) -> np.ndarray:
         return self._tokens(text + "+" * add_special_tokens)
 
-    async def chat(self, conversation: Conversation, model: str) -> np.ndarray:
+    async def chat(self, conversation: ChatPrompt, model: str) -> np.ndarray:
         return self._tokens(conversation.text())
 
     def _tokens(self, text: str) -> np.ndarray:
@@ -31,8 +30,8 @@ class Source:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
 
 
-def made(body: dict[str, Any], prompts: Prompts | None = None, model: str = "m") -> Prompt:
-    return asyncio.run((prompts or Prompts({"m": Source()})).of(body, model))
+def made(body: dict[str, Any], prompts: PromptBuilder | None = None, model: str = "m") -> Prompt:
+    return asyncio.run((prompts or PromptBuilder({"m": Source()})).of(body, model))
 
 
 def same(one: Prompt, other: Prompt) -> bool:
@@ -40,8 +39,8 @@ def same(one: Prompt, other: Prompt) -> bool:
 
 
 def test_tokens_are_taken_from_wherever_they_can_be_had() -> None:
-    assert same(made({"prompt": [5, 6]}, Prompts()), TokenPrompt([5, 6], "m"))
-    assert same(made({"prompt": [[5], [5, 6]]}, Prompts()), TokenPrompt([5, 6], "m"))
+    assert same(made({"prompt": [5, 6]}, PromptBuilder()), TokenPrompt([5, 6], "m"))
+    assert same(made({"prompt": [[5], [5, 6]]}, PromptBuilder()), TokenPrompt([5, 6], "m"))
     assert same(made({"prompt": "ab"}), TokenPrompt(list(b"ab+"), "m"))
     assert same(made({"prompt": "ab", "add_special_tokens": False}), TokenPrompt(list(b"ab"), "m"))
     chat = {"messages": [{"role": "user", "content": "hello"}]}
@@ -49,7 +48,7 @@ def test_tokens_are_taken_from_wherever_they_can_be_had() -> None:
 
 
 def test_model_and_salt_are_in_the_scope() -> None:
-    prompts = Prompts({"*": Source()})
+    prompts = PromptBuilder({"*": Source()})
     body = {"prompt": "abcd"}
     salted = made({**body, "cache_salt": "s"}, prompts)
     assert same(salted, TokenPrompt(list(b"abcd+"), "m", salt="s"))
@@ -64,7 +63,7 @@ def test_model_and_salt_are_in_the_scope() -> None:
 
 @pytest.mark.parametrize("sources", [{}, {"m": Source(is_there=False)}])
 def test_characters_where_no_tokenizer_can_be_had_and_it_is_said_once(sources, caplog) -> None:
-    prompts = Prompts(sources)
+    prompts = PromptBuilder(sources)
     body = {"messages": [{"role": "user", "content": "hello you"}], "cache_salt": "s"}
     for _ in range(3):
         assert same(made(body, prompts), TextPrompt(b"user: hello you\n", "m", salt="s"))
@@ -79,7 +78,7 @@ def test_names_and_reasons_stay_one_short_line_in_the_log(caplog) -> None:
             raise Unavailable("no role \r\n2026 INFO evil" + "x" * 1_000_000)
 
     model = "m\x1b[31m\n2026 INFO evil" + "x" * 1_000_000
-    made({"prompt": "ab"}, Prompts({model: Refuses()}), model)
+    made({"prompt": "ab"}, PromptBuilder({model: Refuses()}), model)
     (said,) = caplog.messages
     assert r"prompts of m\x1b[31m\n2026 INFO evilx" in said
     assert r"no role \r\n2026 INFO evilx" in said
@@ -89,7 +88,7 @@ def test_names_and_reasons_stay_one_short_line_in_the_log(caplog) -> None:
 
 def test_a_long_text_is_encoded_on_a_thread(monkeypatch) -> None:
     monkeypatch.setattr(module, "_INLINE_MAX", 3)
-    assert same(made({"prompt": "abcdefgh"}, Prompts()), TextPrompt(b"abcdefgh", "m"))
+    assert same(made({"prompt": "abcdefgh"}, PromptBuilder()), TextPrompt(b"abcdefgh", "m"))
 
 
 values = st.recursive(
@@ -127,14 +126,14 @@ def test_lists_of_what_are_no_tokens_are_an_empty_prompt(prompt) -> None:
 def test_of_a_prompt_that_nobody_reads_only_the_length_is_told(
     body: dict[str, Any], tokens: int
 ) -> None:
-    prompt = Prompts({"m": Source(is_there=False)}).unread(body)
+    prompt = PromptBuilder({"m": Source(is_there=False)}).unread(body)
     assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (tokens, Unit.CHARACTER, [])
 
 
 def test_prompts_are_called_as_indexes_call_their_model() -> None:
-    prompts = Prompts({"alias": Source()}, called={"alias": "main"}.get)  # type: ignore[arg-type]
+    prompts = PromptBuilder({"alias": Source()}, called={"alias": "main"}.get)  # type: ignore[arg-type]
     assert same(made({"prompt": "ab"}, prompts, "alias"), TokenPrompt(list(b"ab+"), "main"))
-    prompts = Prompts(called=lambda name: "main" if name == "alias" else name)
+    prompts = PromptBuilder(called=lambda name: "main" if name == "alias" else name)
     assert same(made({"prompt": [5]}, prompts, "alias"), TokenPrompt([5], "main"))
     assert same(made({"prompt": [5]}, prompts, "sql"), TokenPrompt([5], "sql"))
     assert same(made({"prompt": "abcd"}, prompts, "alias"), TextPrompt(b"abcd", "main"))

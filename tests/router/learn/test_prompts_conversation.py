@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.router.learn.conversation import completion_of, conversation_of, flatten
+from kvtier.router.learn.prompts import completion_of, conversation_of, flatten
 
 TURNS: list[Any] = [
     {"role": "system", "content": "Be brief."},

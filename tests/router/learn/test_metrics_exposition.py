@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.router.learn.exposition import Sample, read
+from kvtier.router.learn.metrics import Sample, read_samples
 
 TEXT = r"""# HELP vllm:x Something.
 # TYPE vllm:x gauge
@@ -17,7 +17,7 @@ other{a="b"} 9
 
 
 def test_values_and_labels_of_the_names_asked_for() -> None:
-    found = read(TEXT, {"vllm:x", "plain"})
+    found = read_samples(TEXT, {"vllm:x", "plain"})
     assert found.of("vllm:x") == [
         Sample({"engine": "0", "model_name": 'a "b" \\ c\n,}'}, 3.0),
         Sample({"engine": "1"}, 4.5),
@@ -28,14 +28,14 @@ def test_values_and_labels_of_the_names_asked_for() -> None:
 
 
 def test_the_first_name_that_is_there_is_summed() -> None:
-    found = read(TEXT, {"vllm:x", "plain"})
+    found = read_samples(TEXT, {"vllm:x", "plain"})
     assert found.total("gone", "vllm:x", "plain") == 7.5
     assert found.total("gone") is None
 
 
 def test_what_is_no_number_is_left_out_and_counted() -> None:
     lines = ["x NaN", "x +Inf", "x", "x ", "x{", 'x{a="b" 3', 'x{a="b} 3', "x{a=b} 3", "x three"]
-    found = read("\n".join([*lines, "x 1"]), {"x"})
+    found = read_samples("\n".join([*lines, "x 1"]), {"x"})
     assert found.of("x") == [Sample({}, 1.0)]
     # A line that is its name alone has no end of the name: it is not of any name.
     assert found.bad_lines == len(lines) - 1
@@ -43,11 +43,11 @@ def test_what_is_no_number_is_left_out_and_counted() -> None:
 
 @given(st.text(alphabet='x{}="\\,ab \n1.e', max_size=60))
 def test_no_text_makes_it_raise(text) -> None:
-    found = read(text, {"x", "", "a"})
+    found = read_samples(text, {"x", "", "a"})
     assert found.bad_lines <= text.count("\n") + 1
     assert all(math.isfinite(sample.value) for name in "xa" for sample in found.of(name))
 
 
 def test_numbers_beyond_all_sums_are_no_number() -> None:
     text = "a 1.7e308\na 1.7e308\n"
-    assert read(text, {"a"}).total("a") is None
+    assert read_samples(text, {"a"}).total("a") is None

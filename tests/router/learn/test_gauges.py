@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.learn.names import Names, before, parse_name
+from kvtier.router.learn.gauges import GaugeNames, before, parse_name
 
 
 def test_a_name_may_choose_a_series_by_labels() -> None:
@@ -24,7 +24,7 @@ def test_what_is_no_metric_is_refused(text: str) -> None:
 
 
 def test_a_name_that_is_given_comes_before_the_usual_ones_and_an_empty_one_reads_nothing() -> None:
-    usual = Names().usage
+    usual = GaugeNames().usage
     assert before(None, usual) == usual
     assert before("mine{a=b}", usual) == ("mine{a=b}", *usual)
     assert before("", usual) == ()

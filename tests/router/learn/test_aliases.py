@@ -4,17 +4,17 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kvtier.router.fleet.members import Card
-from kvtier.router.learn.served import Served, ask
+from kvtier.router.fleet.members import ModelCard
+from kvtier.router.learn.aliases import ModelAliases, ask
 from tests.router.replicas import replicas
 from tests.router.route.routers import run
 
 
-def cards(*entries: dict[str, Any]) -> tuple[Card, ...]:
+def cards(*entries: dict[str, Any]) -> tuple[ModelCard, ...]:
     """As a replica lists them; the time of the answer is in each."""
     cards.count = getattr(cards, "count", 0) + 1  # type: ignore[attr-defined]
     return tuple(
-        Card(entry["id"], json.dumps({**entry, "created": cards.count}).encode())  # type: ignore[attr-defined]
+        ModelCard(entry["id"], json.dumps({**entry, "created": cards.count}).encode())  # type: ignore[attr-defined]
         for entry in entries
     )
 
@@ -28,7 +28,7 @@ def adapter(name: str, parent: str) -> dict[str, Any]:
 
 
 def test_all_names_of_a_model_are_one_and_an_adapter_stays_itself() -> None:
-    served = Served()
+    served = ModelAliases()
     served.tell("r", cards(base("b"), base("a"), adapter("sql", "b")))
     assert [served.of(name) for name in ("a", "b", "sql", "unknown")] == [
         "a",
@@ -41,14 +41,14 @@ def test_all_names_of_a_model_are_one_and_an_adapter_stays_itself() -> None:
 
 
 def test_two_names_of_one_adapter_are_two_as_in_the_engines_hashes() -> None:
-    served = Served()
+    served = ModelAliases()
     twins = [{**adapter(name, "m"), "root": "/adapters/twin"} for name in ("one", "two")]
     served.tell("r", cards(base("m"), *twins))
     assert (served.of("one"), served.of("two")) == ("one", "two")
 
 
 def test_replicas_that_share_a_name_share_all_of_them() -> None:
-    served = Served()
+    served = ModelAliases()
     served.tell("r", cards(base("c"), base("b")))
     served.tell("s", cards(base("z", "/other"), base("y", "/other")))
     served.tell("t", cards(base("b", "/elsewhere"), base("a", "/elsewhere")))
@@ -60,13 +60,13 @@ def test_replicas_that_share_a_name_share_all_of_them() -> None:
 
 
 def test_two_models_of_one_replica_are_two() -> None:
-    served = Served()
+    served = ModelAliases()
     served.tell("r", cards(base("a", "/one"), base("b", "/two"), {"id": "c"}, {"id": "d"}))
     assert [served.of(name) for name in "abcd"] == list("abcd")
 
 
 def test_a_list_is_read_again_when_it_says_something_else() -> None:
-    served = Served()
+    served = ModelAliases()
     served.tell("r", cards(base("b")))
     served.tell("r", cards(base("b"), base("a")))
     assert served.of("b") == "a"
@@ -78,13 +78,13 @@ def test_a_list_is_read_again_when_it_says_something_else() -> None:
     "text", [b"nonsense", b'{"id": 5}', b'{"id": "a", "root": 7}', b"[" * 100_000, b"\xff"]
 )
 def test_what_is_not_understood_stands_for_itself(text: bytes) -> None:
-    served = Served()
-    served.tell("r", (Card("a", text), *cards(base("b"))))
+    served = ModelAliases()
+    served.tell("r", (ModelCard("a", text), *cards(base("b"))))
     assert (served.of("a"), served.of("b"), served.base("r")) == ("a", "b", "a")
 
 
 def test_models_are_found_by_name_and_by_path() -> None:
-    served = Served()
+    served = ModelAliases()
     served.tell("r", cards(base("b"), base("a"), adapter("sql", "b")))
     served.tell("s", cards(base("x")))
     assert served.models("b") == {"a"}

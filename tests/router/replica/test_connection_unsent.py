@@ -5,7 +5,7 @@ import ssl
 from pathlib import Path
 
 from kvtier.router.epp.certificates import self_signed
-from kvtier.router.replica.unsent import unsent_bytes
+from kvtier.router.replica.connection import unsent_bytes
 from tests.router.route.routers import run, until
 
 

@@ -1,8 +1,7 @@
-from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.changes import Removed, Stored
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.learn.sinks import ReplicaSink, SharedSink
+from kvtier.router.learn.evictors import SharedSink
 
 TOKENS = list(range(32))
 
@@ -20,18 +19,6 @@ def stored(tier: str, *, shared: bool) -> Stored:
         tier=tier,
         is_shared=shared,
     )
-
-
-def test_a_replica_is_told_whatever_the_topic() -> None:
-    index = PreciseIndex()
-    index.add("a", "m")
-    sink = ReplicaSink(index, "a")
-    assert sink.takes(b"")
-    assert sink.takes(b"kv@\xff@other")
-    sink.apply(b"", [stored(DEVICE, shared=False)])
-    assert held(index, "a", "m") == 32
-    sink.clear()
-    assert held(index, "a", "m") == 0
 
 
 def test_a_pool_is_told_of_the_models_of_the_topic_and_of_no_other() -> None:

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 import aiohttp
 import msgspec
 
-from kvtier.router.fleet.members import Card
+from kvtier.router.fleet.members import ModelCard
 from kvtier.router.fleet.models import MAX_BYTES, read_cards
 
 
-class Entry(msgspec.Struct, frozen=True):
+class ModelIdentity(msgspec.Struct, frozen=True):
     """What of a card tells names apart."""
 
     id: str
@@ -28,18 +28,18 @@ class Entry(msgspec.Struct, frozen=True):
     """Of an adapter: its model."""
 
 
-_entry = msgspec.json.Decoder(Entry)
+_entry = msgspec.json.Decoder(ModelIdentity)
 
 
-class Served:
+class ModelAliases:
     """Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[Entry, ...]] = {}
-        self._cards: dict[str, Sequence[Card]] = {}
+        self._entries: dict[str, tuple[ModelIdentity, ...]] = {}
+        self._cards: dict[str, Sequence[ModelCard]] = {}
         self._called: dict[str, str] = {}
 
-    def tell(self, replica: str, cards: Sequence[Card]) -> None:
+    def tell(self, replica: str, cards: Sequence[ModelCard]) -> None:
         """The replica lists these. Free where they are the ones of the last time."""
         if self._cards.get(replica) is cards:
             return
@@ -76,7 +76,7 @@ class Served:
         return frozenset(found)
 
 
-async def ask(session: aiohttp.ClientSession, url: str, timeout_s: float) -> tuple[Card, ...]:
+async def ask(session: aiohttp.ClientSession, url: str, timeout_s: float) -> tuple[ModelCard, ...]:
     """What a replica lists, where nobody else asks; nothing where it cannot be had."""
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
@@ -91,11 +91,11 @@ async def ask(session: aiohttp.ClientSession, url: str, timeout_s: float) -> tup
         return ()
 
 
-def _read(card: Card) -> Entry:
+def _read(card: ModelCard) -> ModelIdentity:
     try:
         return _entry.decode(card.text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Entry(card.id)
+        return ModelIdentity(card.id)
 
 
 def _is_of(root: str | None, name: str) -> bool:
@@ -103,7 +103,7 @@ def _is_of(root: str | None, name: str) -> bool:
     return root is not None and f"/models--{name.replace('/', '--')}/snapshots/" in root
 
 
-def _called(lists: Iterable[Sequence[Entry]]) -> dict[str, str]:
+def _called(lists: Iterable[Sequence[ModelIdentity]]) -> dict[str, str]:
     """The least name of each model by all its other names."""
     leads: dict[str, str] = {}
 

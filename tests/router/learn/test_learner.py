@@ -20,13 +20,12 @@ from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.epp.certificates import self_signed
-from kvtier.router.fleet.members import Card, Fleet
+from kvtier.router.fleet.members import Fleet, ModelCard
 from kvtier.router.fleet.replicas import Replica
 from kvtier.router.learn import events
-from kvtier.router.learn.engines import EVENTS
-from kvtier.router.learn.learning import Learner
-from kvtier.router.learn.sources import EngineSource
-from kvtier.router.learn.tokens import Prompts
+from kvtier.router.learn.learner import Learner
+from kvtier.router.learn.prompts import PromptBuilder
+from kvtier.router.learn.sources import EVENTS, EngineSource
 from tests.router.replicas import replicas
 from tests.router.route.routers import run, until
 
@@ -104,7 +103,7 @@ def test_events_reach_the_precise_index(address: str) -> None:
             fleet.update([Replica(name="a", url=a.url, labels=labels)])
             (member,) = fleet.members
             assert learner.engines.get("m") is None
-            fleet.healthy(member, [Card("m", b"{}"), Card("lora", b"{}")], 0.0)
+            fleet.healthy(member, [ModelCard("m", b"{}"), ModelCard("lora", b"{}")], 0.0)
             assert isinstance(learner.engines["m"], EngineSource)
             assert learner.engines["m"] is learner.engines["lora"]
             assert set(learner.engines) == {"m", "lora"}
@@ -290,8 +289,8 @@ def test_an_https_replica_of_a_private_authority_is_learned_of(tmp_path: Path) -
     run(test())
 
 
-def card(name: str, root: str, parent: str | None = None) -> Card:
-    return Card(name, msgspec.json.encode({"id": name, "root": root, "parent": parent}))
+def card(name: str, root: str, parent: str | None = None) -> ModelCard:
+    return ModelCard(name, msgspec.json.encode({"id": name, "root": root, "parent": parent}))
 
 
 ALIASES = (card("main", "/m"), card("alias", "/m"), card("sql", "/a/sql", "main"))
@@ -315,7 +314,7 @@ def test_requests_by_any_name_meet_the_blocks_and_an_adapter_meets_its_own(
             fleet.update([Replica(name="a", url=a.url, labels=labels, models=models)])
             (member,) = fleet.members
             fleet.healthy(member, () if models else ALIASES, 0.0)
-            prompts = Prompts(called=learner.served.of)
+            prompts = PromptBuilder(called=learner.served.of)
 
             async def held(model: str, tokens: list[int]) -> int:
                 prompt = await prompts.of({"prompt": tokens}, model)
