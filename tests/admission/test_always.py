@@ -1,5 +1,5 @@
 from kvtier.admission.always import PLUGIN, Always
-from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.admission.base import AdmissionDecision, AdmissionPolicy
 from kvtier.blocks.key import BlockKey
 from kvtier.testing.admission import AdmissionContract
 
@@ -13,4 +13,4 @@ class TestAlwaysContract(AdmissionContract):
 
 
 def test_first_offer_is_admitted() -> None:
-    assert PLUGIN().decide(BlockKey(b"a")) is Decision.ADMIT
+    assert PLUGIN().decide(BlockKey(b"a")) is AdmissionDecision.ADMIT

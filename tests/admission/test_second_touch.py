@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.admission.base import AdmissionDecision, AdmissionPolicy
 from kvtier.admission.second_touch import PLUGIN, SecondTouch
 from kvtier.blocks.key import BlockKey
 from kvtier.testing.admission import AdmissionContract
@@ -21,27 +21,35 @@ def key(number: int, group: int = 0) -> BlockKey:
 def test_second_offer_is_admitted_and_then_proves_itself_again() -> None:
     policy = PLUGIN()
     offers = [policy.decide(key(1)) for _ in range(4)]
-    assert offers == [Decision.REJECT, Decision.ADMIT, Decision.REJECT, Decision.ADMIT]
+    assert offers == [
+        AdmissionDecision.REJECT,
+        AdmissionDecision.ADMIT,
+        AdmissionDecision.REJECT,
+        AdmissionDecision.ADMIT,
+    ]
 
 
 def test_block_admitted_from_the_older_generation_is_forgotten_too() -> None:
     policy = SecondTouch(remembered_blocks=4)
     for number in (1, 2, 3):
         policy.decide(key(number))
-    assert [policy.decide(key(1)) for _ in range(2)] == [Decision.ADMIT, Decision.REJECT]
+    assert [policy.decide(key(1)) for _ in range(2)] == [
+        AdmissionDecision.ADMIT,
+        AdmissionDecision.REJECT,
+    ]
 
 
 def test_groups_of_one_block_are_counted_apart() -> None:
     policy = SecondTouch()
-    assert policy.decide(key(1, group=0)) is Decision.REJECT
-    assert policy.decide(key(1, group=1)) is Decision.REJECT
+    assert policy.decide(key(1, group=0)) is AdmissionDecision.REJECT
+    assert policy.decide(key(1, group=1)) is AdmissionDecision.REJECT
 
 
 @pytest.mark.parametrize(
-    ("offers_between", "decision"), [(49, Decision.ADMIT), (100, Decision.REJECT)]
+    ("offers_between", "decision"), [(49, AdmissionDecision.ADMIT), (100, AdmissionDecision.REJECT)]
 )
 def test_offer_is_remembered_for_half_and_forgotten_after_all_of_the_memory(
-    offers_between: int, decision: Decision
+    offers_between: int, decision: AdmissionDecision
 ) -> None:
     for lead in range(50):
         policy = SecondTouch(remembered_blocks=100)

@@ -8,7 +8,7 @@ import numpy as np
 from kvtier import plugins
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT
-from kvtier.cache.core import Save, TieredCache
+from kvtier.cache.core import EngineSave, TieredCache
 from kvtier.cache.residency import Residency
 from kvtier.clock import VirtualClock
 from kvtier.memory.arena import Arena
@@ -40,7 +40,7 @@ def payload(block: BlockKey, epoch: int = 0) -> Buffer:
     return np.random.default_rng(seed).integers(0, 256, PAYLOAD_BYTES, dtype=np.uint8)
 
 
-def fill(cache: TieredCache, save: Save, epoch: int = 0) -> None:
+def fill(cache: TieredCache, save: EngineSave, epoch: int = 0) -> None:
     for block, slot in zip(save.keys, save.slots, strict=True):
         cache.arena.view(slot)[:PAYLOAD_BYTES] = payload(block, epoch)
 
@@ -96,7 +96,7 @@ class Rig:
     def index(self):
         return self.residency.index
 
-    def save(self, keys: Sequence[BlockKey], before: Sequence[BlockKey | None] = ()) -> Save:
+    def save(self, keys: Sequence[BlockKey], before: Sequence[BlockKey | None] = ()) -> EngineSave:
         save = self.cache.begin_save(keys, before or parents(keys))
         assert save is not None
         fill(self.cache, save)

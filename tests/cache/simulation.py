@@ -21,9 +21,8 @@ from kvtier import plugins
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import ALIGNMENT
 from kvtier.cache.build import adopt
-from kvtier.cache.core import Load, Save, TieredCache
-from kvtier.cache.counters import CacheCounters
-from kvtier.cache.residency import Residency
+from kvtier.cache.core import EngineLoad, EngineSave, TieredCache
+from kvtier.cache.residency import CacheCounters, Residency
 from kvtier.clock import VirtualClock, seeded
 from kvtier.index.local import Presence
 from kvtier.memory.arena import Arena, Slot
@@ -65,8 +64,8 @@ class _Request:
     asked_s: float | None = None
     end_s: float = 0.0
     epoch: int = 0
-    load: Load | None = None
-    save: Save | None = None
+    load: EngineLoad | None = None
+    save: EngineSave | None = None
 
 
 class _World:
@@ -138,7 +137,7 @@ class _World:
         self.cache.step(now_s)
         if self.limbo_until_s is not None and now_s >= self.limbo_until_s:
             self.limbo_until_s = None
-            self.cache.release_limbo()
+            self.cache.finish_reset()
         for request in [each for each in self.running if each.end_s <= now_s]:
             self.finish(request)
         for request in list(self.waiting):
@@ -181,7 +180,7 @@ class _World:
             request.load = self.cache.begin_load(request.name, request.keys[: len(found)])
             assert request.load is not None, "READY blocks were not given"
             self.check_bytes(request.load.keys, request.load.slots, request.epoch)
-        self.cache.forget(request.name)
+        self.cache.release_request(request.name)
         request.save = self.cache.begin_save(request.keys, [None, *request.keys[:-1]])
         if request.save is not None:
             for key, slot in zip(request.save.keys, request.save.slots, strict=True):
@@ -207,7 +206,7 @@ class _World:
         """Rarely: an abort, new weights, or the end of the process."""
         if self.waiting and self.rng.random() < 0.02:
             request = self.waiting.pop(self.rng.randrange(len(self.waiting)))
-            self.cache.forget(request.name)
+            self.cache.release_request(request.name)
             self.aborted += 1
         if self.rng.random() < 0.002:
             if self.has_clears:
@@ -217,7 +216,7 @@ class _World:
 
     def clear(self) -> None:
         """New weights: from now on the same keys have other bytes."""
-        self.cache.clear()
+        self.cache.reset()
         self.epoch += 1
         self.clears += 1
         self.limbo_until_s = self.clock.now_s() + 2.0
@@ -234,7 +233,7 @@ class _World:
         """Let everything end; nothing may be pinned, moving or owed afterwards."""
         while self.waiting or self.running:
             self.step()
-        self.cache.release_limbo()
+        self.cache.finish_reset()
         for _ in range(1_000):
             self.clock.advance(10 * DEADLINE_S)
             self.cache.step(self.clock.now_s())
@@ -245,7 +244,7 @@ class _World:
         assert not any(self.residency.index.pins), "a pin is left"
         arena = self.cache.arena
         assert arena.free + self.cache.resident_blocks[0] == arena.slots, "a slot is lost"
-        known = self.cache.resident_blocks[1] + self.cache.leaving_blocks(1)
+        known = self.cache.resident_blocks[1] + self.cache.deleting_blocks(1)
         assert len(self.inner) <= known, "the tier keeps what nobody knows of"
 
     def check_bytes(self, keys: Sequence[BlockKey], slots: Sequence[Slot], epoch: int) -> None:

@@ -210,7 +210,7 @@ def test_more_blocks_than_the_tier_may_hold_now_are_given_up() -> None:
         cache.step(0.0)
         cache.check()
     assert len(inner) == 3
-    assert cache.leaving_blocks(1) == 0
+    assert cache.deleting_blocks(1) == 0
     cache.close()
 
 
@@ -260,7 +260,7 @@ def test_engines_that_share_a_folder_find_each_others_blocks(tmp_path: Path) -> 
         # A request that asked too early would have to wait for the recheck.
         if writer.resident_blocks[1] == 4:
             if reader.presence("r", keys[-1]) is Presence.UNKNOWN:
-                reader.ask("r", keys)
+                reader.discover("r", keys)
             reader.promote("r", keys)
         assert clock.now_s() < give_up_s
     load = reader.begin_load("r", keys)

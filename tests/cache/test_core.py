@@ -160,7 +160,7 @@ def test_a_failed_save_of_a_block_below_leaves_it_below() -> None:
 
 def test_events_in_order(rig: Rig) -> None:
     rig.save(chain(1))
-    rig.cache.clear()
+    rig.cache.reset()
     events = [(event.change, event.keys) for event in rig.cache.take_events()]
     assert events == [(Change.STORED, tuple(chain(1))), (Change.REMOVED, tuple(chain(1)))]
     assert rig.cache.take_events() == []
@@ -178,7 +178,7 @@ def test_clear_with_everything_under_way() -> None:
     load = rig.cache.begin_load("s", loaded)
     rig.save(written)
     save = rig.cache.begin_save(saved, [None, saved[0]])
-    rig.cache.clear()
+    rig.cache.reset()
     rig.cache.check()
     rig.cache.end_load(load)
     rig.cache.end_save(save)
@@ -190,9 +190,9 @@ def test_clear_with_everything_under_way() -> None:
     rig.settle()
     assert len(tier) == 0
     assert rig.cache.arena.free == 12 - len(loaded) - len(saved)
-    rig.cache.clear()
-    rig.cache.release_limbo()
-    rig.cache.release_limbo()
+    rig.cache.reset()
+    rig.cache.finish_reset()
+    rig.cache.finish_reset()
     assert rig.cache.arena.free == 12
     assert not any(rig.index.pins)
     rig.save(below)

@@ -189,7 +189,7 @@ def test_after_clear_the_tier_has_the_new_bytes(seed: int) -> None:
     keys = chain(3)
     rig.save(keys)
     rig.step(0.5)
-    rig.cache.clear()
+    rig.cache.reset()
     save = rig.cache.begin_save(keys, [None, *keys[:-1]])
     fill(rig.cache, save, epoch=1)
     rig.cache.end_save(save)
@@ -208,7 +208,7 @@ def test_blocks_written_after_clear_forgot_them_are_deleted() -> None:
     tier = memory_tier()
     rig = Rig(8, [tier], delay_s=1.0)
     rig.save(chain(3))
-    rig.cache.clear()
+    rig.cache.reset()
     rig.settle()
     assert len(tier) == 0
     assert rig.cache.arena.free == 8

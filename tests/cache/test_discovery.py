@@ -58,7 +58,7 @@ def test_a_block_that_another_host_wrote_is_found_and_loaded(rig: Rig, place: Me
     keys = chain(6)
     elsewhere(place, keys[:4])
     assert presences(rig, keys) == [UNKNOWN] * 6
-    rig.cache.ask("r", keys)
+    rig.cache.discover("r", keys)
     rig.settle()
     assert presences(rig, keys) == [BELOW] * 4 + [ABSENT] * 2
     rig.cache.promote("r", keys[:4])
@@ -70,24 +70,24 @@ def test_a_block_that_another_host_wrote_is_found_and_loaded(rig: Rig, place: Me
 
 def test_two_requests_ask_once(rig: Rig) -> None:
     keys = chain(3)
-    rig.cache.ask("a", keys)
-    rig.cache.ask("b", keys)
+    rig.cache.discover("a", keys)
+    rig.cache.discover("b", keys)
     assert rig.cache.queued_blocks(1, Direction.FIND) == 3
     rig.settle()
     assert presences(rig, keys, "b") == [ABSENT] * 3
-    rig.cache.ask("b", keys)
+    rig.cache.discover("b", keys)
     assert rig.cache.queued_blocks(1, Direction.FIND) == 0, "it is known to be absent"
 
 
 def test_another_hosts_write_is_seen_after_a_while(rig: Rig, place: MemoryTier) -> None:
     keys = chain(2)
-    rig.cache.ask("r", keys)
+    rig.cache.discover("r", keys)
     rig.settle()
     elsewhere(place, keys)
     assert presences(rig, keys, "s") == [ABSENT] * 2
     rig.step(RECHECK_S)
     assert presences(rig, keys, "s") == [UNKNOWN] * 2
-    rig.cache.ask("s", keys)
+    rig.cache.discover("s", keys)
     rig.settle()
     assert presences(rig, keys, "s") == [BELOW] * 2
 
@@ -97,13 +97,13 @@ def test_what_this_process_saved_is_not_asked_for(rig: Rig) -> None:
     rig.save(keys)
     rig.settle()
     assert presences(rig, keys) == [READY] * 3
-    rig.cache.ask("r", keys)
+    rig.cache.discover("r", keys)
     assert rig.cache.queued_blocks(1, Direction.FIND) == 0
 
 
 def test_a_request_asks_no_longer_than_its_deadline(rig: Rig) -> None:
     keys = chain(2)
-    rig.cache.ask("r", keys)
+    rig.cache.discover("r", keys)
     rig.step(DEADLINE_S)
     rig.settle()
     rig.step(RECHECK_S)
@@ -114,7 +114,7 @@ def test_a_request_asks_no_longer_than_its_deadline(rig: Rig) -> None:
 def test_a_storage_that_does_not_answer_is_a_miss(rig: Rig, tier: FaultyTier) -> None:
     keys = chain(4)
     tier.inject(Fault.IO_ERROR)
-    rig.cache.ask("r", keys)
+    rig.cache.discover("r", keys)
     rig.settle()
     assert presences(rig, keys) == [ABSENT] * 4
     assert rig.cache.counters.tiers[1].fault_blocks == 4
@@ -123,7 +123,7 @@ def test_a_storage_that_does_not_answer_is_a_miss(rig: Rig, tier: FaultyTier) ->
 def test_a_block_that_was_cleaned_away_is_a_miss_once(rig: Rig, place: MemoryTier) -> None:
     keys = chain(2)
     elsewhere(place, keys)
-    rig.cache.ask("r", keys)
+    rig.cache.discover("r", keys)
     rig.settle()
     place.delete(keys)
     rig.cache.promote("r", keys)
@@ -142,7 +142,7 @@ def test_forgetting_for_room_deletes_nothing(place: MemoryTier) -> None:
     rig.save([key(10)], [None])
     rig.settle()
     assert len(tier) == 4, "full: the tier refused, and nothing was deleted for it"
-    assert rig.cache.leaving_blocks(1) == 0
+    assert rig.cache.deleting_blocks(1) == 0
     rig.close()
 
 
@@ -158,7 +158,7 @@ def test_more_is_found_than_may_be_remembered() -> None:
             return place.find(asked)
 
     rig = Rig(16, [Small()])
-    rig.cache.ask("r", chain(20))
+    rig.cache.discover("r", chain(20))
     rig.settle()
     assert presences(rig, chain(20))[:8] == [BELOW] * 8
     assert rig.cache.resident_blocks[1] == 8
@@ -167,7 +167,7 @@ def test_more_is_found_than_may_be_remembered() -> None:
 
 def test_the_tail_of_a_prefix_is_asked_for_by_itself(rig: Rig, place: MemoryTier) -> None:
     elsewhere(place, [key(7)])
-    rig.cache.ask("r", [key(7)], UNKNOWN_PARENT)
+    rig.cache.discover("r", [key(7)], UNKNOWN_PARENT)
     rig.settle()
     assert presences(rig, [key(7)]) == [BELOW]
     assert rig.index.detached == 1
@@ -176,9 +176,9 @@ def test_the_tail_of_a_prefix_is_asked_for_by_itself(rig: Rig, place: MemoryTier
 def test_after_a_clear_the_shared_tier_is_left_alone(rig: Rig, place: MemoryTier) -> None:
     keys = chain(4)
     elsewhere(place, keys)
-    rig.cache.ask("r", keys)
-    rig.cache.clear()
-    rig.cache.release_limbo()
+    rig.cache.discover("r", keys)
+    rig.cache.reset()
+    rig.cache.finish_reset()
     rig.settle()
     assert presences(rig, keys, "s") == [ABSENT] * 4
     rig.save(chain(3, salt=1))

@@ -63,7 +63,7 @@ def test_forgetting_cancels_what_nobody_else_waits_for(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("a", keys)
-    rig.cache.forget("a")
+    rig.cache.release_request("a")
     rig.settle()
     assert rig.cache.counters.tiers[BELOW].read_blocks == 0
     assert presences(rig, keys) == [Presence.BELOW] * 2
@@ -77,7 +77,7 @@ def test_forgetting_cancels_nothing_that_another_waits_for(rig: Rig) -> None:
     below_only(rig, keys)
     rig.cache.promote("a", keys)
     rig.cache.promote("b", keys)
-    rig.cache.forget("a")
+    rig.cache.release_request("a")
     rig.settle()
     assert rig.load(keys, "b")
 
@@ -86,7 +86,7 @@ def test_joining_a_promotion_that_was_cancelled_asks_anew(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("a", keys)
-    rig.cache.forget("a")
+    rig.cache.release_request("a")
     rig.cache.promote("b", keys)
     rig.settle()
     assert presences(rig, keys, "b") == [Presence.BELOW] * 2
@@ -108,7 +108,7 @@ def test_what_fails_is_absent_for_the_request_and_not_asked_for_again(
     assert presences(rig, keys) == [Presence.ABSENT]
     rig.cache.promote("r", keys)
     assert rig.cache.queued_blocks(BELOW, Direction.READ) == 0
-    rig.cache.forget("r")
+    rig.cache.release_request("r")
     counters = rig.cache.counters.tiers[BELOW]
     assert (
         counters.fault_blocks,
@@ -139,7 +139,7 @@ def test_past_its_deadline_a_request_sees_misses_and_asks_no_more(rig: Rig) -> N
     # What arrives late is of use all the same.
     rig.settle()
     assert presences(rig, keys) == [Presence.READY] * 2
-    rig.cache.forget("r")
+    rig.cache.release_request("r")
     assert not any(rig.index.pins)
 
 
@@ -147,11 +147,11 @@ def test_a_clear_does_not_extend_the_deadline(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("r", keys)
-    rig.cache.clear()
+    rig.cache.reset()
     rig.step(DEADLINE_S)
     save = rig.cache.begin_save(keys, [None, keys[0]])
     assert presences(rig, keys) == [Presence.ABSENT] * 2
-    rig.cache.forget("r")
+    rig.cache.release_request("r")
     assert presences(rig, keys) == [Presence.PENDING] * 2
     rig.cache.end_save(save)
 
@@ -242,7 +242,7 @@ def test_the_fastest_tier_that_has_it_serves_it() -> None:
     rig.residency.evict(0, 2, rig.index.evictable(0))
     row = rig.index.rows[keys[1]]
     fast.delete([keys[1]])
-    rig.residency.leave(row, 1)
+    rig.residency.remove(row, 1)
     rig.cache.promote("r", keys)
     rig.settle()
     assert [rig.cache.origin("r", each) for each in keys] == [1, 2]

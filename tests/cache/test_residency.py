@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.blocks.events import Change
 from kvtier.blocks.key import BlockKey
-from kvtier.cache.residency import Residency
+from kvtier.cache.residency import CacheCounters, Residency, TierCounters
 from kvtier.index.local import HOLE, IDLE, SAVING
 from tests.cache.caches import chain, key, make_residency, memory_tier
 
@@ -31,7 +31,7 @@ def enter(residency: Residency, keys: list[BlockKey], before: BlockKey | None = 
     for row, slot in zip(rows, slots, strict=True):
         index.slot[row] = slot
         index.state[row] = IDLE
-    residency.enter(rows, 0)
+    residency.insert(rows, 0)
     residency.check()
     return rows
 
@@ -93,7 +93,7 @@ def test_a_parent_whose_child_lies_below_gives_way_before_ram_is_stuck(
     others = enter(residency, chain(2, salt=1))
     residency.pin(others[0])
     residency.pin(others[1])
-    residency.enter([rows[1]], DISK)
+    residency.insert([rows[1]], DISK)
     fresh = residency.index.add(key(99), None, SAVING)
     second = residency.index.add(key(98), None, SAVING)
     slots = residency.take_slots([fresh, second])
@@ -130,8 +130,8 @@ def test_a_pinned_companion_stays() -> None:
 
 def test_events_say_what_entered_and_left(residency: Residency) -> None:
     rows = enter(residency, chain(2))
-    residency.enter(rows, DISK)
-    residency.leave(rows[1], DISK)
+    residency.insert(rows, DISK)
+    residency.remove(rows[1], DISK)
     told = [(event.change, event.tier, event.keys) for event in residency.events]
     assert told == [
         (Change.STORED, "ram", tuple(chain(2))),
@@ -143,7 +143,7 @@ def test_events_say_what_entered_and_left(residency: Residency) -> None:
 def test_clear_keeps_the_slots_of_pinned_rows(residency: Residency) -> None:
     rows = enter(residency, chain(3))
     residency.pin(rows[0])
-    assert residency.clear() == [rows[0]]
+    assert residency.reset() == [rows[0]]
     assert residency.arena.free == 3
     residency.check()
     residency.unpin(rows[0])
@@ -165,3 +165,10 @@ def test_check_sees_a_broken_law(harm: str) -> None:
     with pytest.raises(AssertionError):
         residency.check()
     residency.arena.close()
+
+
+def test_durations_are_given_once() -> None:
+    counters = CacheCounters([TierCounters()])
+    counters.durations.append((1, "read", 0.5))
+    assert counters.take_durations() == [(1, "read", 0.5)]
+    assert counters.take_durations() == []

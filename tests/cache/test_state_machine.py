@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from kvtier.admission.always import Always
 from kvtier.blocks.key import BlockKey
-from kvtier.cache.core import Load, Save, TieredCache
+from kvtier.cache.core import EngineLoad, EngineSave, TieredCache
 from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.testing.memory_tier import MemoryTier
@@ -79,8 +79,8 @@ class Machine(RuleBasedStateMachine):
         self.bytes: dict[BlockKey, int] = {}
         """The model: the epoch whose bytes each block has, for all that was ever saved."""
         self.epoch = 0
-        self.saves: list[tuple[Save, int]] = []
-        self.loads: list[tuple[Load, int]] = []
+        self.saves: list[tuple[EngineSave, int]] = []
+        self.loads: list[tuple[EngineLoad, int]] = []
         self.holding: dict[str, set[BlockKey]] = {}
         """What a request was told is READY after it asked: it must stay so."""
         self.ledger = Ledger()
@@ -181,7 +181,7 @@ class Machine(RuleBasedStateMachine):
         self.cache.end_load(load)
         self.cache.end_load(load)
 
-    def check_load(self, load: Load, epoch: int) -> None:
+    def check_load(self, load: EngineLoad, epoch: int) -> None:
         for block, slot in zip(load.keys, load.slots, strict=True):
             assert is_right(self.cache, block, slot, epoch), "wrong bytes given to the engine"
 
@@ -193,8 +193,8 @@ class Machine(RuleBasedStateMachine):
         self.cache.promote(request, keys)
 
     @rule(request=requests)
-    def forget(self, request: str) -> None:
-        self.cache.forget(request)
+    def release_request(self, request: str) -> None:
+        self.cache.release_request(request)
         self.holding.pop(request, None)
 
     @rule(node=nodes)
@@ -232,18 +232,18 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.cache.clear()
+        self.cache.reset()
         self.epoch += 1
         self.bytes.clear()
         self.holding.clear()
         assert not any(self.cache.resident_blocks)
 
     @rule()
-    def release_limbo(self) -> None:
+    def finish_reset(self) -> None:
         """All copies from before the last `clear` are over."""
         self.saves = [each for each in self.saves if each[1] == self.epoch]
         self.loads = [each for each in self.loads if each[1] == self.epoch]
-        self.cache.release_limbo()
+        self.cache.finish_reset()
 
     # -- what always holds -------------------------------------------------------------------
 
@@ -326,8 +326,8 @@ class Machine(RuleBasedStateMachine):
         for load, _ in self.loads:
             self.cache.end_load(load)
         for request in REQUESTS:
-            self.cache.forget(request)
-        self.cache.release_limbo()
+            self.cache.release_request(request)
+        self.cache.finish_reset()
         for tier in self.tiers:
             tier.release()
         for _ in range(200):
@@ -349,7 +349,7 @@ class Machine(RuleBasedStateMachine):
             if inner.capabilities.shared:
                 continue  # of what others share, not all is known here
             unknown = len(kept - held)
-            assert unknown <= self.cache.leaving_blocks(tier), "a tier keeps what nobody knows of"
+            assert unknown <= self.cache.deleting_blocks(tier), "a tier keeps what nobody knows of"
 
     def is_idle(self) -> bool:
         return self.rig.transfers.is_idle
@@ -384,7 +384,7 @@ class Shared(Machine):
 
     @rule(request=requests, node=nodes)
     def ask(self, request: str, node: int) -> None:
-        self.cache.ask(request, self.chains(node)[0])
+        self.cache.discover(request, self.chains(node)[0])
 
     @rule(request=requests, node=nodes)
     def find_and_fetch(self, request: str, node: int) -> None:

@@ -30,7 +30,7 @@ from kvtier.cache import build
 from kvtier.cache.core import TieredCache
 from kvtier.clock import MonotonicClock
 from kvtier.connectors.vllm import spec
-from kvtier.connectors.vllm.copier import Job, Verb
+from kvtier.connectors.vllm.copier import DeviceJob, JobKind
 from kvtier.connectors.vllm.cpu import HostCopier
 from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.testing.faults import Fault, FaultyTier
@@ -47,10 +47,10 @@ class SwitchedCopier(HostCopier):
 
     broken: frozenset[int] = frozenset()
 
-    def _copy(self, job: Job) -> bool:
-        if job.verb is not Verb.STORE and self.broken:
-            moves = [move for move in job.moves if move.group not in self.broken]
-            job = msgspec.structs.replace(job, moves=moves)
+    def _copy(self, job: DeviceJob) -> bool:
+        if job.kind is not JobKind.STORE and self.broken:
+            copies = [copy for copy in job.copies if copy.group not in self.broken]
+            job = msgspec.structs.replace(job, copies=copies)
         return super()._copy(job)
 
 

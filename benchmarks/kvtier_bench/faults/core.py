@@ -58,13 +58,13 @@ class _Life:
         """One request: what the cache has is loaded, the rest is saved."""
         chain = CHAIN_KEYS[self._faults.pick(len(CHAIN_KEYS))]
         keys, name = chain[: 1 + self._faults.pick(len(chain))], f"request-{number}"
-        self._call(lambda: self.cache.ask(name, keys))
+        self._call(lambda: self.cache.discover(name, keys))
         found = self._wait(name, keys)
         self._tally.outcomes["READY"] += len(found)
         self._tally.outcomes["ABSENT"] += len(keys) - len(found)
         if found:
             self._load(name, found)
-        self._call(lambda: self.cache.forget(name))
+        self._call(lambda: self.cache.release_request(name))
         self._save(keys)
         self._step()
         resident = self.cache.resident_blocks
@@ -99,7 +99,7 @@ class _Life:
             if perf_s() - began_s > DEADLINE_S:
                 self._tally.hangs += 1
                 return []
-            self._timed(lambda found=found: self.cache.ask(name, found))  # type: ignore[misc]
+            self._timed(lambda found=found: self.cache.discover(name, found))  # type: ignore[misc]
             self._call(lambda found=found: self.cache.promote(name, found))  # type: ignore[misc]
             self._clock.sleep(_PAUSE_S)
 

@@ -3,7 +3,7 @@
 Costs nothing and remembers nothing.
 """
 
-from kvtier.admission.base import Decision
+from kvtier.admission.base import AdmissionDecision
 from kvtier.blocks.key import BlockKey
 
 
@@ -12,9 +12,9 @@ class Always:
 
     __slots__ = ()
 
-    def decide(self, key: BlockKey) -> Decision:
+    def decide(self, key: BlockKey) -> AdmissionDecision:
         """ADMIT."""
-        return Decision.ADMIT
+        return AdmissionDecision.ADMIT
 
 
 PLUGIN = Always

@@ -9,7 +9,7 @@ from typing import Protocol
 from kvtier.blocks.key import BlockKey
 
 
-class Decision(enum.Enum):
+class AdmissionDecision(enum.Enum):
     """The answer of a policy."""
 
     ADMIT = "admit"
@@ -19,6 +19,6 @@ class Decision(enum.Enum):
 class AdmissionPolicy(Protocol):
     """Not thread-safe: one caller, the cache. O(1), never blocks, never raises."""
 
-    def decide(self, key: BlockKey) -> Decision:
+    def decide(self, key: BlockKey) -> AdmissionDecision:
         """Whether the offered block may enter; the offer itself may be remembered."""
         ...

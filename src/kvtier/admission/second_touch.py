@@ -11,7 +11,7 @@ Two blocks with one 64-bit fingerprint would admit the later one early: harmless
 
 import xxhash
 
-from kvtier.admission.base import Decision
+from kvtier.admission.base import AdmissionDecision
 from kvtier.blocks.key import BlockKey
 
 
@@ -27,7 +27,7 @@ class SecondTouch:
         self._younger: set[int] = set()
         self._older: set[int] = set()
 
-    def decide(self, key: BlockKey) -> Decision:
+    def decide(self, key: BlockKey) -> AdmissionDecision:
         """ADMIT if the block was offered before and the offer is not yet forgotten.
 
         An admitted block is forgotten: once it has left the tier it must prove itself again.
@@ -35,15 +35,15 @@ class SecondTouch:
         offer = xxhash.xxh3_64_intdigest(key)
         if offer in self._younger:
             self._younger.discard(offer)
-            return Decision.ADMIT
+            return AdmissionDecision.ADMIT
         if offer in self._older:
             self._older.discard(offer)
-            return Decision.ADMIT
+            return AdmissionDecision.ADMIT
         if len(self._younger) >= self._generation_blocks:
             self._older = self._younger
             self._younger = set()
         self._younger.add(offer)
-        return Decision.REJECT
+        return AdmissionDecision.REJECT
 
 
 PLUGIN = SecondTouch

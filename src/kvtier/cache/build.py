@@ -113,11 +113,11 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
             # A run of parent and child enters as one, so that the policy meets the leaf
             # first; the runs keep the order of writing, the best guess at recency there is.
             if chain and index.parent[row] != last:
-                residency.enter(chain, number)
+                residency.insert(chain, number)
                 chain = {}
             chain[row] = None
             last = row
-        residency.enter(chain, number)
+        residency.insert(chain, number)
         cursor = page.cursor
         if cursor is None:
             break

@@ -12,14 +12,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.admission.base import AdmissionDecision, AdmissionPolicy
 from kvtier.blocks.events import BlockEvent
 from kvtier.blocks.key import BlockKey
-from kvtier.cache.counters import CacheCounters
 from kvtier.cache.demotion import Demotion
-from kvtier.cache.discovery import Discovery
+from kvtier.cache.discovery import TierDiscovery
 from kvtier.cache.promotion import Promotion
-from kvtier.cache.residency import Residency
+from kvtier.cache.residency import CacheCounters, Residency
 from kvtier.index.local import DISCARDED, HOLE, IDLE, RAM, SAVING, Presence
 from kvtier.memory.arena import Arena, Slot
 from kvtier.tiers.base import Tier
@@ -35,7 +34,7 @@ _DURATIONS_KEPT = 65_536
 
 
 @dataclass(slots=True, eq=False)
-class Load:
+class EngineLoad:
     """Slots an engine may read until `end_load`; `slots[i]` holds `keys[i]`."""
 
     keys: list[BlockKey]
@@ -44,7 +43,7 @@ class Load:
 
 
 @dataclass(slots=True, eq=False)
-class Save:
+class EngineSave:
     """Slots an engine must fill before `end_save`; `slots[i]` is for `keys[i]`.
 
     `keys` are those of the offered blocks that RAM does not hold and admission let in.
@@ -83,13 +82,13 @@ class TieredCache:
             )
         ]
         self._discoveries = {
-            number: Discovery(number, tier.capabilities, residency, engine)
+            number: TierDiscovery(number, tier.capabilities, residency, engine)
             for number, tier in enumerate(tiers, start=1)
             if tier.capabilities.shared
         }
-        self._loads: set[Load] = set()
-        self._saves: set[Save] = set()
-        self._limbo: list[int] = []
+        self._loads: set[EngineLoad] = set()
+        self._saves: set[EngineSave] = set()
+        self._copying_at_reset: list[int] = []
         self._now_s = 0.0
         self._closed = False
 
@@ -126,9 +125,9 @@ class TieredCache:
         """True if `step` must be called again for work that is not under way yet."""
         return any(demotion.is_waiting for demotion in self._demotions)
 
-    def leaving_blocks(self, tier: int) -> int:
+    def deleting_blocks(self, tier: int) -> int:
         """Blocks that lower tier `tier` has been told to delete and has not confirmed."""
-        return self._demotions[tier - 1].leaving_blocks
+        return self._demotions[tier - 1].deleting_blocks
 
     def breaker(self, tier: int, direction: Direction) -> BreakerState:
         """Whether calls to lower tier `tier` pass now."""
@@ -166,14 +165,16 @@ class TieredCache:
             return Presence.UNKNOWN
         return found
 
-    def ask(self, request: str, chain: Sequence[BlockKey], parent: BlockKey | None = None) -> None:
+    def discover(
+        self, request: str, chain: Sequence[BlockKey], parent: BlockKey | None = None
+    ) -> None:
         """Find out for `request` what shared tiers hold of a prefix chain.
 
         `parent` precedes the first block of `chain`: see `begin_save`.
         """
         self._promotion.begin(request, self._now_s)
         for discovery in self._discoveries.values():
-            discovery.ask(chain, self._now_s, parent)
+            discovery.query(chain, self._now_s, parent)
 
     def promote(self, request: str, keys: Sequence[BlockKey]) -> None:
         """Bring `keys` into RAM for `request`, and keep those that are there. See Promotion."""
@@ -185,7 +186,7 @@ class TieredCache:
 
     # -- engine reads ----------------------------------------------------------------------
 
-    def begin_load(self, request: str, keys: Sequence[BlockKey]) -> Load | None:
+    def begin_load(self, request: str, keys: Sequence[BlockKey]) -> EngineLoad | None:
         """Pin blocks that are READY for copying out; None if one of them is not.
 
         Recency changes here. The request's promotion pins are released: the load's hold.
@@ -206,12 +207,12 @@ class TieredCache:
             counters[self._promotion.origin(request, key)].hit_blocks += 1
         counters[RAM].read_blocks += len(rows)
         self._residency.touch(rows)
-        self._promotion.forget(request)
-        load = Load(list(keys), slots, rows)
+        self._promotion.release(request)
+        load = EngineLoad(list(keys), slots, rows)
         self._loads.add(load)
         return load
 
-    def end_load(self, load: Load) -> None:
+    def end_load(self, load: EngineLoad) -> None:
         """The copy is over; the blocks may be evicted again. Ending twice is harmless."""
         if load not in self._loads:
             return
@@ -223,7 +224,7 @@ class TieredCache:
 
     def begin_save(
         self, keys: Sequence[BlockKey], parents: Sequence[BlockKey | None]
-    ) -> Save | None:
+    ) -> EngineSave | None:
         """Reserve slots for those of `keys` that RAM lacks, evicting what must go.
 
         `parents[i]` precedes `keys[i]` in its prefix: None if `keys[i]` is the first,
@@ -241,7 +242,7 @@ class TieredCache:
             row = rows_of.get(key)
             if row is not None and (held[row] & 1 or state[row] not in (IDLE, HOLE)):
                 continue
-            if self._admission.decide(key) is Decision.REJECT:
+            if self._admission.decide(key) is AdmissionDecision.REJECT:
                 counters.tiers[RAM].rejected_blocks += 1
                 continue
             if row is None or state[row] == HOLE:
@@ -263,12 +264,12 @@ class TieredCache:
         slot_of = index.slot
         for row, slot in zip(rows, slots, strict=True):
             slot_of[row] = slot
-        save = Save(fresh, slots, rows)
+        save = EngineSave(fresh, slots, rows)
         if rows:
             self._saves.add(save)
         return save
 
-    def end_save(self, save: Save, failed_slots: frozenset[Slot] = frozenset()) -> None:
+    def end_save(self, save: EngineSave, failed_slots: frozenset[Slot] = frozenset()) -> None:
         """The engine has filled the slots, but for `failed_slots`. Ending twice is harmless."""
         if save not in self._saves:
             return
@@ -282,7 +283,7 @@ class TieredCache:
                 index.prune(row)
             else:
                 whole.append(row)
-        keys = self._residency.enter(whole, RAM)
+        keys = self._residency.insert(whole, RAM)
         self._residency.counters.tiers[RAM].written_blocks += len(keys)
         for demotion in self._demotions:
             demotion.offer(whole, keys)
@@ -311,25 +312,25 @@ class TieredCache:
         rows = self._index.rows
         self._residency.touch([row for key in keys if (row := rows.get(key)) is not None])
 
-    def forget(self, request: str) -> None:
+    def release_request(self, request: str) -> None:
         """The request is over, or runs: release what it pinned while it waited."""
-        self._promotion.forget(request)
+        self._promotion.release(request)
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """Forget every block in every tier.
 
         What is shared with others cannot be deleted here and may be wrong for this process from
         now on (its weights may have changed), and its blocks wrong for others: shared tiers are
         neither read nor written any more.
 
-        Copies the engine has under way keep their slots until `release_limbo`: the driver
+        Copies the engine has under way keep their slots until `finish_reset`: the driver
         calls it once the engine has said that none of them runs any more.
         """
-        self._promotion.clear()
+        self._promotion.reset()
         for discovery in self._discoveries.values():
             discovery.stop()
         for demotion in self._demotions:
-            demotion.clear()
+            demotion.reset()
         index = self._index
         doomed: list[list[BlockKey]] = [
             [key for key, row in index.rows.items() if index.held[row] >> tier & 1]
@@ -338,18 +339,18 @@ class TieredCache:
         for save in self._saves:
             for row in save.rows:
                 self._residency.pin(row)
-                self._limbo.append(row)
+                self._copying_at_reset.append(row)
         for load in self._loads:
-            self._limbo.extend(load.rows)
+            self._copying_at_reset.extend(load.rows)
         self._saves.clear()
         self._loads.clear()
-        self._residency.clear()
+        self._residency.reset()
         for demotion, keys in zip(self._demotions, doomed, strict=True):
             demotion.delete(keys)
 
-    def release_limbo(self) -> None:
+    def finish_reset(self) -> None:
         """No copy that was under way at `clear` runs any more: free their slots."""
-        limbo, self._limbo = self._limbo, []
+        limbo, self._copying_at_reset = self._copying_at_reset, []
         for row in limbo:
             assert self._index.state[row] == DISCARDED
             self._residency.unpin(row)
@@ -359,7 +360,7 @@ class TieredCache:
         self._residency.check()
         for demotion in self._demotions:
             demotion.check()
-        owned = self._promotion.pinned_blocks + len(self._limbo)
+        owned = self._promotion.pinned_blocks + len(self._copying_at_reset)
         owned += sum(demotion.pinned_blocks for demotion in self._demotions)
         owned += sum(len(load.rows) for load in self._loads)
         assert sum(self._index.pins) == owned, "a pin has no owner"
@@ -376,7 +377,7 @@ class TieredCache:
         self._engine.drain(drain_s)
         has_ended = self._engine.close(deadline_s=max(drain_s, _CLOSE_S))
         # What still names slots keeps the arena mapped.
-        self._promotion.clear()
+        self._promotion.reset()
         self._engine.poll()
         if has_ended:
             for tier in self._tiers:

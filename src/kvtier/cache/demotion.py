@@ -13,7 +13,7 @@ is not written while an older copy of it is leaving, or still being written from
 from collections import deque
 from collections.abc import Sequence
 
-from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.admission.base import AdmissionDecision, AdmissionPolicy
 from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.cache.residency import Residency
 from kvtier.index.local import DETACHED, NONE
@@ -43,7 +43,7 @@ class Demotion:
         self._in_hand: set[int] = set()
         """Rows waiting or being written: pinned."""
         self._incoming = 0
-        self._leaving: set[BlockKey] = set()
+        self._deleting: set[BlockKey] = set()
         self._refused: list[BlockKey] = []
         """Those of `leaving` that the tier failed to delete; told again when room is needed."""
         self._orphans: set[BlockKey] = set()
@@ -74,7 +74,7 @@ class Demotion:
         for row, key in zip(rows, keys, strict=True):
             if held[row] & bit or row in in_hand:
                 continue
-            if self._admission.decide(key) is Decision.REJECT:
+            if self._admission.decide(key) is AdmissionDecision.REJECT:
                 counters.rejected_blocks += 1
                 continue
             if len(in_hand) >= self._max_in_hand:
@@ -97,10 +97,10 @@ class Demotion:
         short = len(self._waiting) - self._room
         if short > 0:
             self.delete(self._residency.make_room(self._tier, short))
-        count = min(len(self._waiting), self._room - len(self._leaving))
+        count = min(len(self._waiting), self._room - len(self._deleting))
         if count > 0:
             self._write(self._next_rows(count))
-        elif not self._incoming and not self._leaving:
+        elif not self._incoming and not self._deleting:
             # Everything down there is pinned or still needed by its children: give way.
             self._give_way()
 
@@ -127,7 +127,7 @@ class Demotion:
         fresh = [
             row for row in written if index_keys[row] is not None and not held[row] & self._bit
         ]
-        residency.enter(fresh[: self._capacity - residency.resident[self._tier]], self._tier)
+        residency.insert(fresh[: self._capacity - residency.resident[self._tier]], self._tier)
         gone = [key for row, key in zip(rows, keys, strict=True) if index_keys[row] is None]
         if gone:
             # Forgotten while it was being written: it must not be found after a restart.
@@ -144,12 +144,12 @@ class Demotion:
         """
         if not keys or self._is_shared:
             return
-        self._leaving.update(keys)
+        self._deleting.update(keys)
         transfer = Transfer(self._tier, Direction.DELETE, [NONE] * len(keys), list(keys))
         if not self._engine.submit(transfer):
             self._refuse(keys)
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """The index is about to forget everything: drop what waits.
 
         Writes on their way end as they may, and are deleted then. What others share cannot be
@@ -169,9 +169,9 @@ class Demotion:
         return len(self._in_hand)
 
     @property
-    def leaving_blocks(self) -> int:
+    def deleting_blocks(self) -> int:
         """Blocks the tier has been told to delete and has not confirmed."""
-        return len(self._leaving)
+        return len(self._deleting)
 
     def check(self) -> None:
         """Assert the invariants. For tests."""
@@ -179,17 +179,17 @@ class Demotion:
         bound = max(self._capacity, self._adopted)
         # What is only known takes no room: others may tell of it while a write is on its way.
         incoming = 0 if self._is_shared else self._incoming
-        assert resident + incoming + len(self._leaving) <= bound, (
+        assert resident + incoming + len(self._deleting) <= bound, (
             resident,
             self._incoming,
-            len(self._leaving),
+            len(self._deleting),
         )
         assert len(self._in_hand) == len(self._waiting) + self._incoming
-        assert self._orphans.isdisjoint(self._leaving)
-        assert self._leaving.issuperset(self._refused)
+        assert self._orphans.isdisjoint(self._deleting)
+        assert self._deleting.issuperset(self._refused)
         keys, held = self._residency.index.keys, self._residency.index.held
         assert not any(
-            key in self._leaving or key in self._orphans
+            key in self._deleting or key in self._orphans
             for row, key in enumerate(keys)
             if key is not None and held[row] & self._bit
         ), "a block is held and leaving at once"
@@ -218,13 +218,13 @@ class Demotion:
 
     def _next_rows(self, count: int) -> list[int]:
         """Up to `count` rows that wait, in order, up to one whose older copy is not gone yet."""
-        if not self._leaving and not self._orphans:
+        if not self._deleting and not self._orphans:
             return [self._waiting.popleft() for _ in range(count)]
         keys = self._residency.index.keys
         rows: list[int] = []
         while len(rows) < count:
             key = keys[self._waiting[0]]
-            if key in self._leaving or key in self._orphans:
+            if key in self._deleting or key in self._orphans:
                 break
             rows.append(self._waiting.popleft())
         return rows
@@ -236,7 +236,7 @@ class Demotion:
         answers: Sequence[Outcome | None] = outcomes or [None] * len(keys)
         for key, outcome in zip(keys, answers, strict=True):
             if outcome is Outcome.DONE or outcome is Outcome.MISSING:
-                self._leaving.discard(key)
+                self._deleting.discard(key)
             else:
                 refused.append(key)
         if refused:

@@ -21,7 +21,7 @@ _SWEEP_AT: Final = 65_536
 """Absent blocks remembered before the expired ones are looked for."""
 
 
-class Discovery:
+class TierDiscovery:
     """For one shared tier. One thread, never blocks."""
 
     def __init__(
@@ -46,7 +46,9 @@ class Discovery:
         """Whether the tier has been asked for `key` lately, or need not be."""
         return self._is_stopped or self._absent.get(key, now_s) > now_s
 
-    def ask(self, chain: Sequence[BlockKey], now_s: float, parent: BlockKey | None = None) -> None:
+    def query(
+        self, chain: Sequence[BlockKey], now_s: float, parent: BlockKey | None = None
+    ) -> None:
         """Ask for a prefix chain, unless all of it is known; `parent` precedes its first block.
 
         The whole chain, because a tier may find a block only by those before it.
@@ -113,4 +115,4 @@ class Discovery:
             for row in reversed(fresh[room:]):
                 index.prune(row)
             fresh = fresh[:room]
-        self._residency.enter(fresh, self._tier)
+        self._residency.insert(fresh, self._tier)

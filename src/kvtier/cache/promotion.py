@@ -139,13 +139,13 @@ class Promotion:
             counters.fault_blocks += outcome is Outcome.FAILED
             is_gone = outcome in (Outcome.CORRUPT, Outcome.MISSING)
             if is_gone and index.held[row] >> transfer.tier & 1:
-                residency.leave(row, transfer.tier)
+                residency.remove(row, transfer.tier)
             else:
                 index.prune(row)
         counters.read_blocks += len(arrived)
-        residency.enter(arrived, RAM)
+        residency.insert(arrived, RAM)
 
-    def forget(self, request: str) -> None:
+    def release(self, request: str) -> None:
         """Release every pin of the request; promotions nobody else waits for are cancelled."""
         wait = self._waits.pop(request, None)
         if wait is None:
@@ -158,10 +158,10 @@ class Promotion:
             if not any(pins[row] for row in transfer.rows):
                 self._engine.cancel(transfer)
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """Let go of every block; the deadlines of those who wait run on."""
         for request, wait in list(self._waits.items()):
-            self.forget(request)
+            self.release(request)
             self._waits[request] = _Wait(wait.deadline_s, is_expired=wait.is_expired)
 
     @property

@@ -6,13 +6,52 @@ released when RAM lets go of it and not before.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from kvtier.blocks.events import BlockEvent, Change
 from kvtier.blocks.key import BlockKey
-from kvtier.cache.counters import CacheCounters, TierCounters
 from kvtier.eviction.base import EvictionPolicy
 from kvtier.index.local import DISCARDED, HOLE, IDLE, NONE, PROMOTING, RAM, SAVING, LocalIndex
 from kvtier.memory.arena import Arena, Slot
+
+
+@dataclass(slots=True)
+class TierCounters:
+    """One tier. RAM reads and writes are those of the engine, lower tiers' those of `transfer`."""
+
+    hit_blocks: int = 0
+    """Blocks given to the engine that this tier supplied."""
+    read_blocks: int = 0
+    written_blocks: int = 0
+    evicted_blocks: int = 0
+    corrupt_blocks: int = 0
+    """Failed verification; dropped and served as misses."""
+    missing_blocks: int = 0
+    """The tier did not have what it was believed to hold."""
+    fault_blocks: int = 0
+    """The device refused; served as misses, or not kept."""
+    rejected_blocks: int = 0
+    """Turned away by the admission policy."""
+    dropped_blocks: int = 0
+    """Not kept because of back-pressure: a full queue, or no slot that could be freed."""
+
+
+@dataclass(slots=True)
+class CacheCounters:
+    """The whole cache: `tiers[0]` is RAM."""
+
+    tiers: list[TierCounters]
+    miss_blocks: int = 0
+    """Blocks the engine had to compute: no tier held them when they were saved."""
+    expired_promotions: int = 0
+    """Requests that stopped waiting for a lower tier at their deadline."""
+    durations: list[tuple[int, str, float]] = field(default_factory=list)
+    """(tier, direction, seconds) of finished transfer parts; `take_durations` empties it."""
+
+    def take_durations(self) -> list[tuple[int, str, float]]:
+        """The durations since the last call."""
+        taken, self.durations = self.durations, []
+        return taken
 
 
 class Residency:
@@ -72,19 +111,19 @@ class Residency:
             key = index.keys[row]
             assert key is not None
             gone.append(key)
-            self._depart(row, tier)
+            self._remove_row(row, tier)
             for suffix in self._suffixes:
                 other = index.rows.get(BlockKey(key[: -len(suffix)] + suffix))
                 if other is not None and index.held[other] >> tier & 1 and evictable(other):
                     policy.remove(other)
                     gone.append(index.keys[other])  # type: ignore[arg-type]
-                    self._depart(other, tier)
+                    self._remove_row(other, tier)
         if gone:
             self.counters.tiers[tier].evicted_blocks += len(gone)
-            self.announce(Change.REMOVED, tier, gone)
+            self._record(Change.REMOVED, tier, gone)
         return gone
 
-    def enter(self, rows: Iterable[int], tier: int) -> list[BlockKey]:
+    def insert(self, rows: Iterable[int], tier: int) -> list[BlockKey]:
         """`tier` now holds `rows`, given in prefix order."""
         index, policy = self.index, self.policies[tier]
         keys: list[BlockKey] = []
@@ -99,16 +138,16 @@ class Residency:
             keys.append(key)
         keys.reverse()
         self.resident[tier] += len(keys)
-        self.announce(Change.STORED, tier, keys)
+        self._record(Change.STORED, tier, keys)
         return keys
 
-    def leave(self, row: int, tier: int) -> None:
+    def remove(self, row: int, tier: int) -> None:
         """`tier` lost the block otherwise than by eviction (corrupt, missing)."""
         key = self.index.keys[row]
         assert key is not None
         self.policies[tier].remove(row)
-        self._depart(row, tier)
-        self.announce(Change.REMOVED, tier, [key])
+        self._remove_row(row, tier)
+        self._record(Change.REMOVED, tier, [key])
 
     def pin(self, row: int) -> None:
         """The row is in use: it is no victim until `unpin`."""
@@ -142,18 +181,18 @@ class Residency:
                 if held[row] & bit:
                     access(row)
 
-    def announce(self, change: Change, tier: int, keys: Sequence[BlockKey]) -> None:
+    def _record(self, change: Change, tier: int, keys: Sequence[BlockKey]) -> None:
         """Note an event; the driver takes them."""
         if keys:
             self.events.append(BlockEvent(change, self.names[tier], tuple(keys)))
 
-    def clear(self) -> list[int]:
+    def reset(self) -> list[int]:
         """Forget every block. Returns the rows that still move or are pinned (see LocalIndex)."""
         index = self.index
         for tier, policy in enumerate(self.policies):
             bit = 1 << tier
             gone = [row for row, held in enumerate(index.held) if held & bit]
-            self.announce(Change.REMOVED, tier, [index.keys[row] for row in gone])  # type: ignore[misc]
+            self._record(Change.REMOVED, tier, [index.keys[row] for row in gone])  # type: ignore[misc]
             for row in gone:
                 policy.remove(row)
             self.resident[tier] = 0
@@ -185,7 +224,7 @@ class Residency:
         assert min(index.pins, default=0) >= 0, "a pin was released twice"
         index.check()
 
-    def _depart(self, row: int, tier: int) -> None:
+    def _remove_row(self, row: int, tier: int) -> None:
         self.index.remove(row, tier)
         self.resident[tier] -= 1
         if tier == RAM:

@@ -11,7 +11,7 @@ import tracemalloc
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from kvtier.admission.base import AdmissionPolicy, Decision
+from kvtier.admission.base import AdmissionDecision, AdmissionPolicy
 from kvtier.blocks.key import BlockKey
 
 
@@ -32,7 +32,7 @@ class AdmissionContract(ABC):
         """Whatever the key: short, long, of any group."""
         policy = self.make_policy()
         for key in (b"\0", bytes(12), bytes(36), b"\xff" * 68):
-            assert isinstance(policy.decide(BlockKey(key)), Decision)
+            assert isinstance(policy.decide(BlockKey(key)), AdmissionDecision)
 
     def test_same_offers_give_same_decisions(self) -> None:
         """Two policies that saw the same agree: a seeded simulation repeats."""
@@ -46,7 +46,7 @@ class AdmissionContract(ABC):
         for number in range(100):
             key = BlockKey(number.to_bytes(36, "big"))
             decisions = {policy.decide(key) for _ in range(self.offers_until_admitted)}
-            assert Decision.ADMIT in decisions
+            assert AdmissionDecision.ADMIT in decisions
 
     def test_memory_is_bounded(self) -> None:
         """A scan of 200,000 blocks leaves no more than `memory_bytes`."""

@@ -6,15 +6,15 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("vllm.v1.kv_offload.base")
 
-from kvtier.connectors.vllm.copier import Job, Verb
+from kvtier.connectors.vllm.copier import DeviceJob, JobKind
 from kvtier.connectors.vllm.cpu import HostCopier, place
-from kvtier.connectors.vllm.slots import GroupMoves, SlotLayout
+from kvtier.connectors.vllm.slots import GroupCopy, SlotLayout
 from tests.connectors.vllm.caches import SHAPES
 
 
-def job(job_id: int, verb: Verb, blocks: list[int], slots: list[int]) -> Job:
+def job(job_id: int, kind: JobKind, blocks: list[int], slots: list[int]) -> DeviceJob:
     moves = [
-        GroupMoves(
+        GroupCopy(
             0,
             np.array(blocks, dtype=np.int64),
             np.array(slots, dtype=np.int64),
@@ -22,11 +22,11 @@ def job(job_id: int, verb: Verb, blocks: list[int], slots: list[int]) -> Job:
         )
     ]
     host = np.zeros((16, 256), dtype=np.uint8)
-    return Job(job_id=job_id, verb=verb, moves=moves, host=host, moved_bytes=0)
+    return DeviceJob(job_id=job_id, kind=kind, copies=moves, host=host, moved_bytes=0)
 
 
-def order(jobs: list[Job]) -> list[int]:
-    queue: deque[Job] = deque()
+def order(jobs: list[DeviceJob]) -> list[int]:
+    queue: deque[DeviceJob] = deque()
     for one in jobs:
         place(queue, one)
     return [one.job_id for one in queue]
@@ -34,20 +34,20 @@ def order(jobs: list[Job]) -> list[int]:
 
 def test_loads_overtake_stores_and_those_at_once_overtake_loads() -> None:
     jobs = [
-        job(1, Verb.STORE, [1], [1]),
-        job(2, Verb.STORE, [2], [2]),
-        job(3, Verb.LOAD, [3], [3]),
-        job(4, Verb.LOAD, [4], [4]),
-        job(5, Verb.LOAD_AT_ONCE, [5], [5]),
-        job(6, Verb.STORE, [6], [6]),
+        job(1, JobKind.STORE, [1], [1]),
+        job(2, JobKind.STORE, [2], [2]),
+        job(3, JobKind.LOAD, [3], [3]),
+        job(4, JobKind.LOAD, [4], [4]),
+        job(5, JobKind.EXPEDITED_LOAD, [5], [5]),
+        job(6, JobKind.STORE, [6], [6]),
     ]
     assert order(jobs) == [5, 3, 4, 1, 2, 6]
 
 
 @pytest.mark.parametrize(("blocks", "slots"), [([2], [9]), ([9], [2])], ids=["block", "slot"])
 def test_nothing_overtakes_a_job_it_conflicts_with(blocks: list[int], slots: list[int]) -> None:
-    stores = [job(n, Verb.STORE, [n], [n]) for n in (1, 2, 3)]
-    assert order([*stores, job(4, Verb.LOAD, blocks, slots)]) == [1, 2, 4, 3]
+    stores = [job(n, JobKind.STORE, [n], [n]) for n in (1, 2, 3)]
+    assert order([*stores, job(4, JobKind.LOAD, blocks, slots)]) == [1, 2, 4, 3]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_jobs_after_close_are_dropped() -> None:
     layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=256, rank=0)
     copier = HostCopier(layout, caches)
     copier.close()
-    copier.submit(job(1, Verb.STORE, [1], [1]))
+    copier.submit(job(1, JobKind.STORE, [1], [1]))
     copier.wait([1])
     assert copier.poll() == []
 
@@ -88,6 +88,6 @@ def test_close_waits_for_the_copy_that_runs() -> None:
     caches = SHAPES["one group, constant stride"].build()
     layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=256, rank=0)
     copier = HostCopier(layout, caches)
-    copier.submit(job(1, Verb.STORE, [1] * 50_000, [1] * 50_000))
+    copier.submit(job(1, JobKind.STORE, [1] * 50_000, [1] * 50_000))
     copier.close()
     assert not copier._thread.is_alive()

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("vllm.v1.kv_offload.cpu.host_register")
 
 from kvtier.connectors.vllm import cuda
-from kvtier.connectors.vllm.copier import Job, Verb
+from kvtier.connectors.vllm.copier import DeviceJob, JobKind
 from kvtier.connectors.vllm.slots import SlotLayout
 from tests.connectors.vllm.caches import SHAPES, pages
 
@@ -119,22 +119,22 @@ class Stage:
         self.host = np.zeros((8, 4096), dtype=np.uint8)
         self.copier = cuda.CudaCopier(self.layout)
 
-    def submit(self, job_id: int, verb: Verb, blocks: list[int], slots: list[int]) -> None:
+    def submit(self, job_id: int, kind: JobKind, blocks: list[int], slots: list[int]) -> None:
         moves = self.layout.expand(blocks, [len(blocks)], [0], slots)
         self.copier.submit(
-            Job(job_id=job_id, verb=verb, moves=moves, host=self.host, moved_bytes=1)
+            DeviceJob(job_id=job_id, kind=kind, copies=moves, host=self.host, moved_bytes=1)
         )
 
 
 def test_a_store_then_a_load_moves_the_bytes_and_reports_each_once(driver: Driver) -> None:
     stage = Stage()
     expected = [pages(stage.caches, 0, block) for block in (3, 5)]
-    stage.submit(1, Verb.STORE, [3, 5], [6, 2])
+    stage.submit(1, JobKind.STORE, [3, 5], [6, 2])
     assert stage.copier.poll() == []
     stage.copier.wait([1, 99])
     (stored,) = stage.copier.poll()
     assert (stored.job_id, stored.copied, stored.seconds) == (1, True, 2.0)
-    stage.submit(2, Verb.LOAD, [9, 10], [6, 2])
+    stage.submit(2, JobKind.LOAD, [9, 10], [6, 2])
     stage.copier.close()
     assert [pages(stage.caches, 0, block) for block in (9, 10)] == expected
     assert stage.copier.poll() == []
@@ -143,10 +143,10 @@ def test_a_store_then_a_load_moves_the_bytes_and_reports_each_once(driver: Drive
 def test_jobs_that_conflict_keep_their_order_across_streams(driver: Driver) -> None:
     stage = Stage()
     one, two = (pages(stage.caches, 0, block) for block in (1, 2))
-    stage.submit(1, Verb.STORE, [1, 2], [0, 1])
+    stage.submit(1, JobKind.STORE, [1, 2], [0, 1])
     # The driver runs the youngest stream first: only the wait keeps these behind the store.
-    stage.submit(2, Verb.LOAD_AT_ONCE, [1], [1])
-    stage.submit(3, Verb.LOAD, [2], [0])
+    stage.submit(2, JobKind.EXPEDITED_LOAD, [1], [1])
+    stage.submit(3, JobKind.LOAD, [2], [0])
     stage.copier.wait([1, 2, 3])
     assert (pages(stage.caches, 0, 1), pages(stage.caches, 0, 2)) == (two, one)
     stage.copier.close()
@@ -156,7 +156,7 @@ def test_jobs_start_after_what_the_engine_had_queued(driver: Driver) -> None:
     stage = Stage()
     written = Event()
     written.record(driver.compute)
-    stage.submit(1, Verb.STORE, [1], [0])
+    stage.submit(1, JobKind.STORE, [1], [0])
     stage.copier.wait([1])
     assert written.passed
     stage.copier.close()
@@ -171,7 +171,7 @@ def test_a_copy_the_driver_refuses_is_reported(
         raise RuntimeError("no device")
 
     monkeypatch.setattr(driver, "swap_blocks_batch", refuse)
-    stage.submit(1, Verb.STORE, [1], [0])
+    stage.submit(1, JobKind.STORE, [1], [0])
     (finished,) = stage.copier.poll()
     assert (finished.job_id, finished.copied) == (1, False)
     caplog.clear()

@@ -24,8 +24,8 @@ from kvtier.cache.residency import Residency
 from kvtier.clock import VirtualClock
 from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.connectors.vllm.seals import Seals
-from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.connectors.vllm.stats import Reporter
+from kvtier.connectors.vllm.worker import ArenaLoadStoreSpec
 from kvtier.eviction.lru import Lru
 from kvtier.memory.arena import Arena
 from kvtier.testing.faults import Fault, FaultyTier

@@ -21,11 +21,10 @@ from vllm.v1.kv_offload.base import GPULoadStoreSpec
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.connectors.vllm import arrangement, identity
-from kvtier.connectors.vllm.copier import Verb
 from kvtier.connectors.vllm.cpu import HostCopier
-from kvtier.connectors.vllm.pointers import point
 from kvtier.connectors.vllm.seals import Seals
-from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
+from kvtier.connectors.vllm.slots import copy_pointers
+from kvtier.connectors.vllm.worker import ArenaLoadStoreSpec
 from kvtier.errors import InvalidSettings
 from kvtier.memory.arena import Arena
 from kvtier.testing.tiers import key
@@ -311,7 +310,9 @@ def test_the_addresses_for_a_device_copy_agree_with_the_copy(
     for worker in engine.workers:
         layout = worker._layout
         moves = layout.expand(device.block_ids, device.group_sizes, device.block_indices, [5, 2])
-        found = point(layout, moves, Verb.STORE, room.ctypes.data, room.shape[1])
+        found = copy_pointers(
+            layout, moves, is_store=True, host_address=room.ctypes.data, slot_bytes=room.shape[1]
+        )
         for source, target, size in zip(*(array.tolist() for array in found), strict=True):
             ctypes.memmove(target, source, size)
     assert room.any()

@@ -1,3 +1,4 @@
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -7,14 +8,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("vllm.v1.kv_offload.base")
 
+import numpy as np
 import torch
 from vllm.v1.kv_offload.base import CanonicalKVCaches, LoadStoreSpec
 
 from kvtier.connectors.vllm.cpu import HostCopier
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.slots import SlotLayout
-from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
-from kvtier.connectors.vllm.worker import CopyWorker
+from kvtier.connectors.vllm.worker import ArenaLoadStoreSpec, CopyWorker
 from kvtier.memory.arena import Arena
 from tests.connectors.vllm.caches import (
     BLOCKS,
@@ -265,3 +266,12 @@ def test_shutdown_twice_leaves_no_thread_and_no_mapping(bench: Callable[..., Ben
     with open("/proc/self/maps") as maps:
         # Ours and the seals': the worker's own mappings of both are gone.
         assert sum("memfd:kvtier-arena" in line for line in maps) == 2
+
+
+def test_arena_spec_survives_the_way_between_processes() -> None:
+    sent = ArenaLoadStoreSpec([3, 1, 2], arena="a", seals="s", slice_bytes=64)
+    # As the engine ships it: between its own processes, never from disk or network.
+    received = pickle.loads(pickle.dumps(sent))
+    assert received.slots.dtype == np.int32
+    assert received.slots.tolist() == [3, 1, 2]
+    assert (received.arena, received.seals, received.slice_bytes) == ("a", "s", 64)

@@ -9,6 +9,7 @@ Invariant: a job leaves the queue once, and is reported once, whatever the copy 
 """
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,9 +19,8 @@ import numpy as np
 import torch
 
 from kvtier import clock
-from kvtier.connectors.vllm import affinity
-from kvtier.connectors.vllm.copier import Finished, Host, Job, Verb
-from kvtier.connectors.vllm.slots import GroupMoves, Piece, SlotLayout, Turn
+from kvtier.connectors.vllm.copier import DeviceJob, FinishedJob, Host, JobKind
+from kvtier.connectors.vllm.slots import GroupCopy, Piece, SlotLayout, Turn
 
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import CanonicalKVCaches
@@ -35,7 +35,7 @@ load, time to first token beyond a device hit: 11 ms without, 8 ms with it (9 ms
 """
 
 
-class Run(NamedTuple):
+class StridedRun(NamedTuple):
     """Alike pieces at a constant stride, that one copy a block moves."""
 
     device: Host
@@ -54,26 +54,26 @@ class HostCopier:
         self._layout = layout
         self._groups = [list(_runs(pieces, layout, caches)) for pieces in layout.groups]
         self._condition = threading.Condition()
-        self._queue: deque[Job] = deque()
-        self._running: Job | None = None
-        self._finished: list[Finished] = []
+        self._queue: deque[DeviceJob] = deque()
+        self._running: DeviceJob | None = None
+        self._finished: list[FinishedJob] = []
         self._closing = False
         self._thread = threading.Thread(
             target=self._serve,
-            args=(affinity.free_cores_setter(),),
+            args=(free_cores_setter(),),
             name="kvtier-copy",
             daemon=True,
         )
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: DeviceJob) -> None:
         """Queue behind what must come first. Microseconds."""
         with self._condition:
             if not self._closing:
                 place(self._queue, job)
                 self._condition.notify_all()
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[FinishedJob]:
         """Jobs that ended; lingers up to LINGER_S when a load is about to."""
         with self._condition:
             if not self._finished and self._loading():
@@ -101,13 +101,13 @@ class HostCopier:
         self._thread.join()
         self._groups.clear()
 
-    def _pending(self) -> Iterator[Job]:
+    def _pending(self) -> Iterator[DeviceJob]:
         if self._running is not None:
             yield self._running
         yield from self._queue
 
     def _loading(self) -> bool:
-        return any(job.verb is not Verb.STORE for job in self._pending())
+        return any(job.kind is not JobKind.STORE for job in self._pending())
 
     def _serve(self, leave_engine_cores: Callable[[], None]) -> None:
         leave_engine_cores()
@@ -122,22 +122,24 @@ class HostCopier:
             seconds = clock.perf_s() - started_s
             with self._condition:
                 self._running = None
-                self._finished.append(Finished(job_id=job.job_id, copied=copied, seconds=seconds))
+                self._finished.append(
+                    FinishedJob(job_id=job.job_id, copied=copied, seconds=seconds)
+                )
                 self._condition.notify_all()
 
-    def _copy(self, job: Job) -> bool:
+    def _copy(self, job: DeviceJob) -> bool:
         try:
-            for move in job.moves:
-                for run in self._groups[move.group]:
-                    self._copy_run(job, move, run)
+            for copy in job.copies:
+                for run in self._groups[copy.group]:
+                    self._copy_run(job, copy, run)
         except Exception:
             _log.exception("kvtier: a copy failed, this is a bug; job %s", job.job_id)
             return False
         return True
 
-    def _copy_run(self, job: Job, move: GroupMoves, run: Run) -> None:
-        layout, is_store = self._layout, job.verb is Verb.STORE
-        sub_block_bytes = layout.sub_block_bytes[move.group]
+    def _copy_run(self, job: DeviceJob, copy: GroupCopy, run: StridedRun) -> None:
+        layout, is_store = self._layout, job.kind is JobKind.STORE
+        sub_block_bytes = layout.sub_block_bytes[copy.group]
         # One view of all places in the arena, because making one costs more than indexing it.
         # It is made over the buffer, not with as_strided, because that checks the bounds.
         host: Host = np.ndarray(
@@ -147,7 +149,7 @@ class HostCopier:
             offset=layout.slice_offset + run.offset,
             strides=(job.host.shape[1], sub_block_bytes, *run.steps, 1),
         )
-        part = layout.written(move, run.turn) if is_store else move
+        part = layout.written(copy, run.turn) if is_store else copy
         places = zip(
             part.blocks.tolist(), part.slots.tolist(), part.sub_blocks.tolist(), strict=True
         )
@@ -158,17 +160,17 @@ class HostCopier:
                 np.copyto(run.device[block], host[slot, sub_block])
 
 
-def place(queue: deque[Job], job: Job) -> None:
+def place(queue: deque[DeviceJob], job: DeviceJob) -> None:
     """Insert `job` before waiting jobs of lower priority, up to one it conflicts with."""
     at = len(queue)
-    while at and queue[at - 1].verb < job.verb and not job.conflicts(queue[at - 1]):
+    while at and queue[at - 1].kind < job.kind and not job.conflicts(queue[at - 1]):
         at -= 1
     queue.insert(at, job)
 
 
 def _runs(
     pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches"
-) -> Iterator[Run]:
+) -> Iterator[StridedRun]:
     """Cut the pieces into as few strided views as possible."""
     start = 0
     for end in range(1, len(pieces) + 1):
@@ -194,7 +196,7 @@ def _step(pieces: Sequence[Piece]) -> tuple[int, int]:
     return pieces[1].address - pieces[0].address, pieces[1].offset - pieces[0].offset
 
 
-def _run(pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches") -> Run:
+def _run(pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches") -> StridedRun:
     first = pieces[0]
     storage = _storage(caches, first)
     flat = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
@@ -207,8 +209,33 @@ def _run(pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches
         offset=first.address - storage.data_ptr(),
         strides=(first.block_stride, device_step, first.device_step, 1),
     )
-    return Run(device, first.offset, (host_step, first.host_step), first.turn)
+    return StridedRun(device, first.offset, (host_step, first.host_step), first.turn)
 
 
 def _storage(caches: "CanonicalKVCaches", piece: Piece) -> torch.UntypedStorage:
     return caches.tensors[piece.tensor].tensor.untyped_storage()
+
+
+def free_cores() -> frozenset[int]:
+    """Cores beside the engine's, or none: then stay where the caller is."""
+    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind":
+        return frozenset()
+    try:
+        allowed = frozenset(os.sched_getaffinity(os.getppid()))
+    except OSError:
+        return frozenset()
+    return allowed - frozenset(os.sched_getaffinity(0))
+
+
+def free_cores_setter() -> Callable[[], None]:
+    """A function that moves the thread that calls it to the free cores, found now."""
+    cores = free_cores()
+
+    def move() -> None:
+        if cores:
+            try:
+                os.sched_setaffinity(0, cores)
+            except OSError as error:
+                _log.info("kvtier: a thread stays on the engine's cores: %s", error)
+
+    return move

@@ -3,7 +3,7 @@
 Stores and loads have a stream each, and loads the engine waits for a third, so that neither
 delays the other; each job starts after what the engine's own stream had queued when it was
 submitted, and after the last job of another stream that it conflicts with. The engine's
-batched copy moves all pages of a job in one driver call.
+batched copy copies all pages of a job in one driver call.
 
 It has not run on a GPU: the machine this was written on has none. What could go wrong without
 a crash, the addresses, is pointers.py, which is tested.
@@ -19,9 +19,8 @@ from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 from vllm.v1.kv_offload.cpu.host_register import host_register, host_unregister
 
-from kvtier.connectors.vllm.copier import Finished, Host, Job, Verb
-from kvtier.connectors.vllm.pointers import Pointers, point
-from kvtier.connectors.vllm.slots import SlotLayout
+from kvtier.connectors.vllm.copier import DeviceJob, FinishedJob, Host, JobKind
+from kvtier.connectors.vllm.slots import CopyPointers, SlotLayout, copy_pointers
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _PIN_STEP_BYTES = 8 * 1024**3
 
 
 class _Flight(NamedTuple):
-    job: Job
+    job: DeviceJob
     started: torch.Event
     ended: torch.Event
     pointers: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -42,29 +41,29 @@ class CudaCopier:
 
     def __init__(self, layout: SlotLayout) -> None:
         self._layout = layout
-        self._streams = {verb: current_platform.Stream() for verb in Verb}
+        self._streams = {kind: current_platform.Stream() for kind in JobKind}
         self._flights: dict[int, _Flight] = {}
-        self._failed: list[Finished] = []
+        self._failed: list[FinishedJob] = []
         self._pinned: list[int] = []
         self._pinners: list[threading.Thread] = []
         self._closing = threading.Event()
 
-    def submit(self, job: Job) -> None:
-        """Queue the copy on the stream of its verb."""
+    def submit(self, job: DeviceJob) -> None:
+        """Queue the copy on the stream of its kind."""
         try:
             self._flights[job.job_id] = self._launch(job)
         except RuntimeError:
             _log.exception("kvtier: a copy could not be queued; job %s", job.job_id)
-            self._failed.append(Finished(job_id=job.job_id, copied=False, seconds=0.0))
+            self._failed.append(FinishedJob(job_id=job.job_id, copied=False, seconds=0.0))
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[FinishedJob]:
         """Jobs whose events have passed."""
         finished, self._failed = self._failed, []
         for job_id, flight in list(self._flights.items()):
             if flight.ended.query():
                 del self._flights[job_id]
                 seconds = flight.started.elapsed_time(flight.ended) / 1000
-                finished.append(Finished(job_id=job_id, copied=True, seconds=seconds))
+                finished.append(FinishedJob(job_id=job_id, copied=True, seconds=seconds))
         return finished
 
     def wait(self, job_ids: Collection[int]) -> None:
@@ -89,19 +88,25 @@ class CudaCopier:
         while self._pinned:
             host_unregister(self._pinned.pop())
 
-    def _launch(self, job: Job) -> _Flight:
+    def _launch(self, job: DeviceJob) -> _Flight:
         pointers = _tensors(
-            point(self._layout, job.moves, job.verb, int(job.host.ctypes.data), job.host.shape[1])
+            copy_pointers(
+                self._layout,
+                job.copies,
+                is_store=job.kind is JobKind.STORE,
+                host_address=int(job.host.ctypes.data),
+                slot_bytes=job.host.shape[1],
+            )
         )
         device, host, sizes = pointers
-        source, target = (device, host) if job.verb is Verb.STORE else (host, device)
+        source, target = (device, host) if job.kind is JobKind.STORE else (host, device)
         started, ended = torch.Event(enable_timing=True), torch.Event(enable_timing=True)
-        stream = self._streams[job.verb]
+        stream = self._streams[job.kind]
         # Stores read what the model has just written, and loads overwrite blocks that it may
         # still be zeroing.
         stream.wait_stream(current_platform.current_stream())
         for flight in self._flights.values():
-            if flight.job.verb is not job.verb and job.conflicts(flight.job):
+            if flight.job.kind is not job.kind and job.conflicts(flight.job):
                 stream.wait_event(flight.ended)
         with current_platform.stream(stream):
             started.record(stream)
@@ -109,7 +114,7 @@ class CudaCopier:
                 # Slots are not written while they are read, so loads may be read in any
                 # order; device blocks are only stable in stream order.
                 ops.swap_blocks_batch(
-                    source, target, sizes, is_src_access_order_any=job.verb is not Verb.STORE
+                    source, target, sizes, is_src_access_order_any=job.kind is not JobKind.STORE
                 )
             ended.record(stream)
         return _Flight(job, started, ended, pointers)
@@ -125,7 +130,7 @@ class CudaCopier:
             self._pinned.append(start)
 
 
-def _tensors(pointers: Pointers) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _tensors(pointers: CopyPointers) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As the copy wants them: int64 on CUDA-alike platforms, uint64 on XPU."""
     dtype = torch.uint64 if current_platform.is_xpu() else torch.int64
     device, host, sizes = (torch.from_numpy(array).view(dtype) for array in pointers)

@@ -10,9 +10,12 @@ once; a promotion that fails or passes its deadline is a MISS from then on; a bu
 the cache off and not the engine (`guard`).
 """
 
-from collections.abc import Collection, Iterable
+import functools
+import logging
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
     OffloadingConnectorStats,
@@ -34,14 +37,18 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvtier.blocks.events import BlockEvent, Change
 from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
-from kvtier.cache.core import Load, Save, TieredCache
+from kvtier.cache.core import EngineLoad, EngineSave, TieredCache
 from kvtier.clock import Clock
 from kvtier.connectors.vllm.chains import RequestChains
-from kvtier.connectors.vllm.guard import guarded, nothing
 from kvtier.connectors.vllm.seals import Seals
-from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.connectors.vllm.stats import Reporter
+from kvtier.connectors.vllm.worker import ArenaLoadStoreSpec
 from kvtier.index.local import RAM, Presence
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _RESULTS = {
     Presence.READY: LookupResult.HIT,
@@ -60,6 +67,46 @@ _LOCALITIES = {
 _FLUSH_STEPS = 4
 """Scheduler steps after a reset by which the workers have waited for every older job: the
 flush reaches them with the next step, and one more step may be under way at either end."""
+
+
+class Guarded(Protocol):
+    """An object with guarded methods."""
+
+    is_broken: bool
+    """True once a guarded method has failed: miss-only mode, until the engine restarts."""
+
+
+S = TypeVar("S", bound=Guarded)
+
+
+def guarded(
+    fallback: Callable[[S], R],
+) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
+    """Answer `fallback(self)` where the method fails, and ever after. ~0.1 us a call."""
+
+    def decorate(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+        @functools.wraps(method)
+        def call(self: S, /, *args: P.args, **named: P.kwargs) -> R:
+            if self.is_broken:
+                return fallback(self)
+            try:
+                return method(self, *args, **named)
+            except Exception:
+                self.is_broken = True
+                _log.exception(
+                    "kvtier has a bug in %s and serves only misses until the engine restarts; "
+                    "please report this",
+                    method.__name__,
+                )
+                return fallback(self)
+
+        return call
+
+    return decorate
+
+
+def nothing(_: Any) -> None:
+    """The fallback of methods that return nothing."""
 
 
 @dataclass(slots=True)
@@ -109,8 +156,8 @@ class KVTierManager(OffloadingManager):
         self._emits_events = emits_events
         self._drain_s = drain_s
         self._asks: dict[str, _Ask] = {}
-        self._loads: dict[str, Load] = {}
-        self._saves: dict[BlockKey, Save] = {}
+        self._loads: dict[str, EngineLoad] = {}
+        self._saves: dict[BlockKey, EngineSave] = {}
         self._is_stepped = False
         self._flush_steps = 0
         self.is_broken = False
@@ -202,7 +249,7 @@ class KVTierManager(OffloadingManager):
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
         """Publish what the workers really wrote; see `seals`."""
-        save: Save | None = None
+        save: EngineSave | None = None
         for key in keys:
             save = self._saves.pop(BlockKey(key), save)
         if save is None:
@@ -219,7 +266,7 @@ class KVTierManager(OffloadingManager):
         self._cache.step(self._clock.now_s())
         for request in context.new_req_ids:
             self._asks.pop(request, None)
-            self._cache.forget(request)
+            self._cache.release_request(request)
         for request, ask in self._asks.items():
             if ask.unknown:
                 self._ask_others(request, ask)
@@ -240,7 +287,7 @@ class KVTierManager(OffloadingManager):
         """The request's whole prefix was used just now; nothing of it stays pinned."""
         self._cache.touch(RequestChains.of(req_context).chain(req_context, self._tokens))
         self._asks.pop(req_context.req_id, None)
-        self._cache.forget(req_context.req_id)
+        self._cache.release_request(req_context.req_id)
 
     @guarded(lambda _: False)
     def has_pending_work(self) -> bool:
@@ -253,14 +300,14 @@ class KVTierManager(OffloadingManager):
         self._asks.clear()
         self._loads.clear()
         self._saves.clear()
-        self._cache.clear()
+        self._cache.reset()
         self._flush_steps = _FLUSH_STEPS
 
     @guarded(nothing)
     def on_reset_flushed(self) -> None:
         """No copy from before the reset runs any more (vLLM says so from 0.33 on)."""
         self._flush_steps = 0
-        self._cache.release_limbo()
+        self._cache.finish_reset()
 
     @guarded(_no_events)
     def take_events(self) -> Iterable[OffloadingEvent]:
@@ -292,10 +339,10 @@ class KVTierManager(OffloadingManager):
         for chain in RequestChains.of(ask.context).chains(ask.context, self._tokens):
             if not left.isdisjoint(chain):
                 left.difference_update(chain)
-                self._cache.ask(request, chain)
+                self._cache.discover(request, chain)
         for key in left:
             # The tail of a prefix that ends within a block: in no chain.
-            self._cache.ask(request, [key], UNKNOWN_PARENT)
+            self._cache.discover(request, [key], UNKNOWN_PARENT)
 
     def _event(self, event: BlockEvent) -> OffloadingEvent:
         is_ram = event.tier == self._cache.tier_names[RAM]

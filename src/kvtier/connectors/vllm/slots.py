@@ -63,7 +63,7 @@ class Piece(NamedTuple):
         return self.fragments * self.fragment_bytes
 
 
-class GroupMoves(NamedTuple):
+class GroupCopy(NamedTuple):
     """Device blocks of one group and where each lies in the arena; equally long arrays."""
 
     group: int
@@ -176,7 +176,7 @@ class SlotLayout:
         group_sizes: Sequence[int],
         block_indices: Sequence[int],
         slots: npt.ArrayLike,
-    ) -> list[GroupMoves]:
+    ) -> list[GroupCopy]:
         """Pair each device block with its place in the arena.
 
         `blocks` holds `group_sizes[g]` device blocks of each group, in order; they are blocks
@@ -190,7 +190,7 @@ class SlotLayout:
             raise ValueError(f"{len(group_sizes)} groups in the job, {len(self.groups)} here")
         if device.size and not 0 <= device.min() <= device.max() < self.device_blocks:
             raise ValueError(f"device blocks outside 0..{self.device_blocks - 1}: {device}")
-        moves: list[GroupMoves] = []
+        copies: list[GroupCopy] = []
         block_at = slot_at = 0
         for group, (size, first) in enumerate(zip(group_sizes, block_indices, strict=True)):
             if size == 0:
@@ -200,8 +200,8 @@ class SlotLayout:
             used = int(chunks[-1]) + 1
             if slot_at + used > hosts.size or block_at + size > device.size:
                 raise ValueError(f"group {group} needs {used} slots and {size} blocks")
-            moves.append(
-                GroupMoves(
+            copies.append(
+                GroupCopy(
                     group,
                     device[block_at : block_at + size],
                     hosts[slot_at : slot_at + used][chunks],
@@ -212,33 +212,33 @@ class SlotLayout:
             slot_at += used
         if block_at != device.size or slot_at != hosts.size:
             raise ValueError(f"{device.size - block_at} blocks, {hosts.size - slot_at} slots over")
-        return moves
+        return copies
 
-    def offsets(self, move: GroupMoves) -> Indices:
+    def offsets(self, copy: GroupCopy) -> Indices:
         """Where in its slot each block's sub-block begins."""
-        return self.slice_offset + move.sub_blocks * self.sub_block_bytes[move.group]
+        return self.slice_offset + copy.sub_blocks * self.sub_block_bytes[copy.group]
 
-    def written(self, move: GroupMoves, turn: Turn) -> GroupMoves:
+    def written(self, copy: GroupCopy, turn: Turn) -> GroupCopy:
         """The part of a store that this rank writes where others hold the same bytes.
 
         Elected by slot and sub-block, which all ranks are told alike.
         """
         if turn.writers == 1:
-            return move
-        place = move.slots * self.blocks_per_chunk + move.sub_blocks
+            return copy
+        place = copy.slots * self.blocks_per_chunk + copy.sub_blocks
         mine = place % turn.writers == turn.position
-        return GroupMoves(move.group, *(column[mine] for column in move[1:]))
+        return GroupCopy(copy.group, *(column[mine] for column in copy[1:]))
 
-    def loaded_bytes(self, moves: Sequence[GroupMoves]) -> int:
-        """Bytes this worker copies to load `moves`."""
-        return sum(len(m.blocks) * sum(self._own_bytes[m.group].values()) for m in moves)
+    def loaded_bytes(self, copies: Sequence[GroupCopy]) -> int:
+        """Bytes this worker copies to load `copies`."""
+        return sum(len(m.blocks) * sum(self._own_bytes[m.group].values()) for m in copies)
 
-    def stored_bytes(self, moves: Sequence[GroupMoves]) -> int:
-        """Bytes this worker copies to store `moves`."""
+    def stored_bytes(self, copies: Sequence[GroupCopy]) -> int:
+        """Bytes this worker copies to store `copies`."""
         return sum(
-            len(self.written(move, turn).blocks) * size
-            for move in moves
-            for turn, size in self._own_bytes[move.group].items()
+            len(self.written(copy, turn).blocks) * size
+            for copy in copies
+            for turn, size in self._own_bytes[copy.group].items()
         )
 
 
@@ -286,3 +286,37 @@ def _not_certified(layer: str, group: int) -> str:
         "heads among the ranks, although the engine's configuration says so; write "
         '"canonical_layout": false into kv_connector_extra_config'
     )
+
+
+class CopyPointers(NamedTuple):
+    """Entry i: `sizes[i]` bytes between `device[i]` and `host[i]`; int64, equally long."""
+
+    device: Indices
+    host: Indices
+    sizes: Indices
+
+
+def copy_pointers(
+    layout: SlotLayout,
+    copies: list[GroupCopy],
+    *,
+    is_store: bool,
+    host_address: int,
+    slot_bytes: int,
+) -> CopyPointers:
+    """Expand copies into addresses; `host_address` is where slot 0 of the arena starts."""
+    device: list[Indices] = []
+    host: list[Indices] = []
+    sizes: list[Indices] = []
+    for copy in copies:
+        for piece in layout.groups[copy.group]:
+            part = layout.written(copy, piece.turn) if is_store else copy
+            fragment = np.arange(piece.fragments, dtype=np.int64)
+            at = part.slots * slot_bytes + layout.offsets(part) + (host_address + piece.offset)
+            page = piece.address + part.blocks * piece.block_stride
+            device.append(np.add.outer(page, fragment * piece.device_step).ravel())
+            host.append(np.add.outer(at, fragment * piece.host_step).ravel())
+            sizes.append(np.full(len(device[-1]), piece.fragment_bytes, dtype=np.int64))
+    if not device:
+        return CopyPointers(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+    return CopyPointers(np.concatenate(device), np.concatenate(host), np.concatenate(sizes))

@@ -23,9 +23,9 @@ from vllm.v1.kv_offload.config import OffloadingConfig
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache.build import build_cache
 from kvtier.clock import MonotonicClock
-from kvtier.connectors.vllm import affinity, arrangement, stats, versions
+from kvtier.connectors.vllm import arrangement, stats, versions
 from kvtier.connectors.vllm.copier import Copier
-from kvtier.connectors.vllm.cpu import HostCopier
+from kvtier.connectors.vllm.cpu import HostCopier, free_cores_setter
 from kvtier.connectors.vllm.identity import engine_config, key_space
 from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.connectors.vllm.seals import Seals
@@ -102,7 +102,7 @@ class KVTier(OffloadingSpec):
             layout,
             key_space(config, layout, self._arrangement),
             group_suffixes=[group.to_bytes(4, "big") for group in groups],
-            on_thread_start=affinity.free_cores_setter(),
+            on_thread_start=free_cores_setter(),
         )
         _log.info(
             "kvtier: blocks are for %s",

@@ -12,6 +12,8 @@ wrong bytes.
 import logging
 from collections.abc import Callable, Collection
 
+import numpy as np
+import numpy.typing as npt
 from vllm.v1.kv_offload.base import (
     GPULoadStoreSpec,
     LoadStoreSpec,
@@ -19,16 +21,31 @@ from vllm.v1.kv_offload.base import (
     TransferResult,
 )
 
-from kvtier.connectors.vllm.copier import Copier, Finished, Job, Verb
+from kvtier.connectors.vllm.copier import Copier, DeviceJob, FinishedJob, JobKind
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.slots import SlotLayout
-from kvtier.connectors.vllm.specs import ArenaLoadStoreSpec
 from kvtier.errors import Closed, InvalidSettings
 from kvtier.memory.arena import Arena
 
 _log = logging.getLogger(__name__)
 
 _FAULTS = (ValueError, TypeError, InvalidSettings, Closed, OSError)
+
+
+class ArenaLoadStoreSpec(LoadStoreSpec):
+    """Slots of one job: int32 [keys], groups in order and keys in order inside a group."""
+
+    def __init__(self, slots: npt.ArrayLike, *, arena: str, seals: str, slice_bytes: int) -> None:
+        self.slots: npt.NDArray[np.int32] = np.asarray(slots, dtype=np.int32)
+        self.arena = arena
+        """`Arena.handle` of the memory the slots lie in."""
+        self.seals = seals
+        """`Seals.handle` of the marks the worker leaves on the slots it has filled."""
+        self.slice_bytes = slice_bytes
+        """Of the scheduler's `Arrangement`; a worker that disagrees refuses the job."""
+
+    def __repr__(self) -> str:
+        return f"ArenaLoadStoreSpec(slots={self.slots.tolist()})"
 
 
 class CopyWorker(OffloadingWorker):
@@ -47,14 +64,14 @@ class CopyWorker(OffloadingWorker):
         self._attach_arena = attach_arena
         self._attach_seals = attach_seals
         self._attached: dict[tuple[str, str], tuple[Arena, Seals]] = {}
-        self._jobs: dict[int, tuple[Job, ArenaLoadStoreSpec]] = {}
+        self._jobs: dict[int, tuple[DeviceJob, ArenaLoadStoreSpec]] = {}
         self._refused: list[TransferResult] = []
 
     def submit_store(
         self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
     ) -> bool:
         """Copy device blocks into slots, later. Always True."""
-        return self._submit(job_id, Verb.STORE, src_spec, dst_spec)
+        return self._submit(job_id, JobKind.STORE, src_spec, dst_spec)
 
     def submit_load(
         self,
@@ -64,8 +81,8 @@ class CopyWorker(OffloadingWorker):
         expedited: bool = False,
     ) -> bool:
         """Copy slots into device blocks, later; `expedited` ones first. Always True."""
-        verb = Verb.LOAD_AT_ONCE if expedited else Verb.LOAD
-        return self._submit(job_id, verb, dst_spec, src_spec)
+        kind = JobKind.EXPEDITED_LOAD if expedited else JobKind.LOAD
+        return self._submit(job_id, kind, dst_spec, src_spec)
 
     def get_finished(self) -> list[TransferResult]:
         """Jobs that ended since the last call; the slots of stores are sealed by then."""
@@ -86,31 +103,33 @@ class CopyWorker(OffloadingWorker):
         self._attached.clear()
 
     def _submit(
-        self, job_id: int, verb: Verb, device: GPULoadStoreSpec, host: LoadStoreSpec
+        self, job_id: int, kind: JobKind, device: GPULoadStoreSpec, host: LoadStoreSpec
     ) -> bool:
         try:
-            job, spec = self._job(job_id, verb, device, host)
+            job, spec = self._job(job_id, kind, device, host)
         except _FAULTS:
             _log.exception("kvtier: job %s is refused, this is a bug: %s %s", job_id, device, host)
-            self._refused.append(TransferResult(job_id=job_id, success=verb is Verb.STORE))
+            self._refused.append(TransferResult(job_id=job_id, success=kind is JobKind.STORE))
             return True
         self._jobs[job_id] = (job, spec)
         self._copier.submit(job)
         return True
 
     def _job(
-        self, job_id: int, verb: Verb, device: GPULoadStoreSpec, host: LoadStoreSpec
-    ) -> tuple[Job, ArenaLoadStoreSpec]:
+        self, job_id: int, kind: JobKind, device: GPULoadStoreSpec, host: LoadStoreSpec
+    ) -> tuple[DeviceJob, ArenaLoadStoreSpec]:
         if not isinstance(host, ArenaLoadStoreSpec):
             raise TypeError(f"{type(host).__name__} is not a kvtier spec")
-        moves = self._layout.expand(
+        copies = self._layout.expand(
             device.block_ids, device.group_sizes, device.block_indices, host.slots
         )
         arena, _ = self._attach(host)
         if host.slots.size and not 0 <= host.slots.min() <= host.slots.max() < arena.slots:
             raise ValueError(f"slots outside 0..{arena.slots - 1}: {host.slots}")
-        count = self._layout.stored_bytes if verb is Verb.STORE else self._layout.loaded_bytes
-        job = Job(job_id=job_id, verb=verb, moves=moves, host=arena.array, moved_bytes=count(moves))
+        count = self._layout.stored_bytes if kind is JobKind.STORE else self._layout.loaded_bytes
+        job = DeviceJob(
+            job_id=job_id, kind=kind, copies=copies, host=arena.array, moved_bytes=count(copies)
+        )
         return job, host
 
     def _attach(self, spec: ArenaLoadStoreSpec) -> tuple[Arena, Seals]:
@@ -128,16 +147,16 @@ class CopyWorker(OffloadingWorker):
             self._copier.attach(attached[0].array)
         return attached
 
-    def _settle(self, finished: Finished) -> TransferResult:
+    def _settle(self, finished: FinishedJob) -> TransferResult:
         job, spec = self._jobs.pop(finished.job_id)
-        if job.verb is not Verb.STORE:
+        if job.kind is not JobKind.STORE:
             return _result(job, finished, success=finished.copied)
         if finished.copied:
             self._attach(spec)[1].seal(self._layout.rank, spec.slots)
         return _result(job, finished, success=True)
 
 
-def _result(job: Job, finished: Finished, *, success: bool) -> TransferResult:
+def _result(job: DeviceJob, finished: FinishedJob, *, success: bool) -> TransferResult:
     return TransferResult(
         job_id=job.job_id,
         success=success,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.connectors.vllm import weights
+from kvtier.connectors.vllm import identity
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -38,54 +38,58 @@ BASE = {"config.json": b"{}", "model.safetensors": b"weights"}
     ids=["config", "bytes", "size", "another file"],
 )
 def test_what_changes_the_digest(tmp_path: Path, change: dict[str, bytes]) -> None:
-    first = weights.digest(checkpoint(tmp_path / "a", BASE))
-    assert weights.digest(checkpoint(tmp_path / "b", BASE)) == first
-    assert weights.digest(checkpoint(tmp_path / "c", BASE | change)) != first
+    first = identity.weights_digest(checkpoint(tmp_path / "a", BASE))
+    assert identity.weights_digest(checkpoint(tmp_path / "b", BASE)) == first
+    assert identity.weights_digest(checkpoint(tmp_path / "c", BASE | change)) != first
 
 
 def test_files_that_are_not_weights_do_not(tmp_path: Path) -> None:
     more = BASE | {"README.md": b"text", "tokenizer.json": b"{}"}
-    assert weights.digest(checkpoint(tmp_path / "a", BASE)) == weights.digest(
+    assert identity.weights_digest(checkpoint(tmp_path / "a", BASE)) == identity.weights_digest(
         checkpoint(tmp_path / "b", more)
     )
 
 
 def test_a_folder_without_weights_has_made_up_ones(tmp_path: Path) -> None:
-    assert weights.digest(checkpoint(tmp_path, {"config.json": b"{}"})) == weights.NO_WEIGHTS
+    assert (
+        identity.weights_digest(checkpoint(tmp_path, {"config.json": b"{}"})) == identity.NO_WEIGHTS
+    )
 
 
 SIZE = 300 * 1024**2
 
 
-@pytest.mark.parametrize("offset", [0, weights.EDGE_BYTES - 1, SIZE - 1, SIZE - weights.EDGE_BYTES])
+@pytest.mark.parametrize(
+    "offset", [0, identity.EDGE_BYTES - 1, SIZE - 1, SIZE - identity.EDGE_BYTES]
+)
 def test_large_files_are_sampled_at_both_ends(tmp_path: Path, offset: int) -> None:
-    plain = weights.digest(large(tmp_path / "a.safetensors", SIZE, {}))
+    plain = identity.weights_digest(large(tmp_path / "a.safetensors", SIZE, {}))
     (tmp_path / "a.safetensors").unlink()
-    assert weights.digest(large(tmp_path / "a.safetensors", SIZE, {offset: b"x"})) != plain
+    assert identity.weights_digest(large(tmp_path / "a.safetensors", SIZE, {offset: b"x"})) != plain
 
 
 def test_large_files_are_sampled_in_between(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    plain = weights.digest(large(path, SIZE, {}))
-    step = SIZE // weights.PIECES // 4
+    plain = identity.weights_digest(large(path, SIZE, {}))
+    step = SIZE // identity.PIECES // 4
     seen = [
-        weights.digest(large(path, SIZE, {offset: b"x" * weights.PIECE_BYTES})) != plain
-        for offset in range(weights.EDGE_BYTES, SIZE - weights.EDGE_BYTES, step)
+        identity.weights_digest(large(path, SIZE, {offset: b"x" * identity.PIECE_BYTES})) != plain
+        for offset in range(identity.EDGE_BYTES, SIZE - identity.EDGE_BYTES, step)
     ]
     # An edit of one piece is not always seen, one of a whole tensor is.
     assert any(seen)
-    edited = {0: b"", SIZE // 3: b"x" * (SIZE // weights.PIECES)}
-    assert weights.digest(large(path, SIZE, edited)) != plain
+    edited = {0: b"", SIZE // 3: b"x" * (SIZE // identity.PIECES)}
+    assert identity.weights_digest(large(path, SIZE, edited)) != plain
 
 
 def test_reading_is_bounded_whatever_the_number_of_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "SAMPLED_BYTES", 1024**2)
+    monkeypatch.setattr(identity, "SAMPLED_BYTES", 1024**2)
     for number in range(20):
         large(tmp_path / f"{number}.safetensors", 10 * 1024**2, {})
     before = io_bytes()
-    weights.digest(tmp_path)
+    identity.weights_digest(tmp_path)
     # Leave room for what reading /proc costs itself.
     assert io_bytes() - before < 1024**2 + 64 * 1024
 
@@ -101,10 +105,10 @@ def test_files_named_by_their_content_are_not_read(tmp_path: Path) -> None:
     for folder, blob in (("x", "a"), ("y", "b"), ("z", "a")):
         snapshot = checkpoint(tmp_path / folder, {"config.json": b"{}"})
         os.symlink(blobs / (blob * 64), snapshot / "model.safetensors")
-        digests.append(weights.digest(snapshot))
+        digests.append(identity.weights_digest(snapshot))
     assert digests[0] == digests[2] != digests[1]
     (blobs / ("a" * 64)).write_bytes(b"ONE")
-    assert weights.digest(tmp_path / "x") == digests[0]
+    assert identity.weights_digest(tmp_path / "x") == digests[0]
 
 
 def hub(tmp_path: Path) -> Path:
@@ -117,24 +121,26 @@ def hub(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
 def test_a_hub_id_resolves_through_the_local_cache(tmp_path: Path, revision: str | None) -> None:
     snapshot = hub(tmp_path)
-    found = weights.find("org/name", revision, tmp_path)
-    assert found == weights.Checkpoint("org/name", COMMIT, snapshot)
+    found = identity.find_checkpoint("org/name", revision, tmp_path)
+    assert found == identity.Checkpoint("org/name", COMMIT, snapshot)
 
 
 def test_a_snapshot_path_is_the_same_model_as_its_id(tmp_path: Path) -> None:
     snapshot = hub(tmp_path)
     elsewhere = tmp_path / "none"
-    assert weights.find(str(snapshot), None, elsewhere) == weights.find("org/name", None, tmp_path)
+    assert identity.find_checkpoint(str(snapshot), None, elsewhere) == identity.find_checkpoint(
+        "org/name", None, tmp_path
+    )
 
 
 @pytest.mark.parametrize("revision", ["gone", "never"])
 def test_a_revision_that_is_not_there_is_not_guessed(tmp_path: Path, revision: str) -> None:
     hub(tmp_path)
-    assert weights.find("org/name", revision, tmp_path).folder is None
+    assert identity.find_checkpoint("org/name", revision, tmp_path).folder is None
 
 
 def test_a_plain_folder_or_file_is_itself(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", BASE)
-    assert weights.find(str(folder), None, tmp_path) == (str(folder), "local", folder)
+    assert identity.find_checkpoint(str(folder), None, tmp_path) == (str(folder), "local", folder)
     file = folder / "model.safetensors"
-    assert weights.find(str(file), "v1", tmp_path) == (str(file), "v1", file)
+    assert identity.find_checkpoint(str(file), "v1", tmp_path) == (str(file), "v1", file)

@@ -6,9 +6,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("vllm.v1.kv_offload.base")
 
-from kvtier.connectors.vllm.copier import Verb
-from kvtier.connectors.vllm.pointers import point
-from kvtier.connectors.vllm.slots import Piece, SlotLayout, Turn
+from kvtier.connectors.vllm.slots import Piece, SlotLayout, Turn, copy_pointers
 from tests.connectors.vllm.caches import SHAPES, Shape, flat, pages
 
 
@@ -23,7 +21,9 @@ def test_copying_along_the_pointers_gives_the_blocks(shape: Shape) -> None:
     # Group 0 starts in the middle of slot 4 and goes on in slot 2; group 1 fits slot 7.
     slots = [4, 2, 7][: groups + 1]
     moves = layout.expand(flat(stored), [len(s) for s in stored], [2, 0][:groups], slots)
-    pointers = point(layout, moves, Verb.STORE, arena.ctypes.data, arena.shape[1])
+    pointers = copy_pointers(
+        layout, moves, is_store=True, host_address=arena.ctypes.data, slot_bytes=arena.shape[1]
+    )
     assert pointers.sizes.sum() == layout.stored_bytes(moves)
     low, high = arena.ctypes.data, arena.ctypes.data + arena.nbytes
     assert ((pointers.host >= low) & (pointers.host + pointers.sizes <= high)).all()
@@ -44,7 +44,10 @@ def test_copying_along_the_pointers_gives_the_blocks(shape: Shape) -> None:
 def test_no_moves_give_empty_pointers() -> None:
     caches = SHAPES["padded pages"].build()
     layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=192, rank=0)
-    assert [len(array) for array in point(layout, [], Verb.LOAD, 0, 4096)] == [0, 0, 0]
+    assert [
+        len(array)
+        for array in copy_pointers(layout, [], is_store=False, host_address=0, slot_bytes=4096)
+    ] == [0, 0, 0]
 
 
 def test_every_fragment_is_an_entry_and_stores_take_turns() -> None:
@@ -59,10 +62,10 @@ def test_every_fragment_is_an_entry_and_stores_take_turns() -> None:
         rank=1,
     )
     moves = layout.expand([2, 5], [2], [0], [6, 7])
-    loaded = point(layout, moves, Verb.LOAD, 50_000, 4096)
+    loaded = copy_pointers(layout, moves, is_store=False, host_address=50_000, slot_bytes=4096)
     assert loaded.device.tolist() == [1128, 1136, 1144, 1320, 1328, 1336]
     places = [50_000 + slot * 4096 + 4 + at for slot in (6, 7) for at in (0, 16, 32)]
     assert loaded.host.tolist() == places
     assert loaded.sizes.tolist() == [8] * 6
-    stored = point(layout, moves, Verb.STORE, 50_000, 4096)
+    stored = copy_pointers(layout, moves, is_store=True, host_address=50_000, slot_bytes=4096)
     assert [column.tolist() for column in stored] == [column.tolist()[3:] for column in loaded]

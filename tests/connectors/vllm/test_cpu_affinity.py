@@ -5,12 +5,15 @@ import threading
 
 import pytest
 
-from kvtier.connectors.vllm import affinity
+pytest.importorskip("torch")
+pytest.importorskip("vllm.v1.kv_offload.base")
+
+from kvtier.connectors.vllm import cpu
 
 
 def test_an_engine_that_binds_nothing_needs_no_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    assert affinity.free_cores() == frozenset()
+    assert cpu.free_cores() == frozenset()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
@@ -23,7 +26,7 @@ def test_a_thread_of_a_bound_engine_moves_to_the_other_cores(
     found: list[set[int]] = []
     try:
         os.sched_setaffinity(0, {core})
-        move = affinity.free_cores_setter()
+        move = cpu.free_cores_setter()
 
         def work() -> None:
             move()

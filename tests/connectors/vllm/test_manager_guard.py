@@ -4,7 +4,9 @@ import logging
 
 import pytest
 
-from kvtier.connectors.vllm.guard import guarded, nothing
+pytest.importorskip("vllm")
+
+from kvtier.connectors.vllm.manager import guarded, nothing
 
 
 class _Part:
