@@ -13,24 +13,24 @@ from collections.abc import Sequence
 
 from kvtier.clock import seeded
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
-from kvtier.router.choose.replay import LoggedPrompt
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
+from kvtier.router.replay import LoggedPrompt
 from kvtier.router.scorers.queue import Queue
 
 
 class Cheapest:
     """1 for the cheapest replica, by a label that tells its price; 0 where there is none."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """What `parameters` in the file may say: `{priceLabel: cost}`."""
 
         price_label: str = "price"
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._label = parameters.price_label
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """One number a candidate, in the same order, each in [0, 1]."""
         prices = [float(one.endpoint.labels.get(self._label, "inf")) for one in candidates]
         least = min(prices, default=0.0)
@@ -39,10 +39,10 @@ class Cheapest:
 
 def main() -> None:
     """Score as a profile would: the weights 1 for the price and 2 for the queue."""
-    context = parts.Context(name="cheapest", random=seeded(0), now_s=lambda: 0.0)
+    context = plugins.PluginContext(name="cheapest", random=seeded(0), now_s=lambda: 0.0)
     cheapest = Cheapest(Cheapest.Parameters(), context)
     queue = Queue(Queue.Parameters(), context)
-    request = Request(request_id="1", model="m", prompt=LoggedPrompt(1_000, Unit.TOKEN))
+    request = InferenceRequest(request_id="1", model="m", prompt=LoggedPrompt(1_000, Unit.TOKEN))
     for waiting in (0, 4):
         fleet = [
             replica("cheap", price="2", waiting=waiting),
@@ -62,7 +62,7 @@ def replica(name: str, *, price: str, waiting: int) -> Candidate:
         address=f"{name}:8000",
         models=frozenset({"m"}),
         labels={"price": price},
-        load=Load(waiting=waiting),
+        load=ReplicaLoad(waiting=waiting),
     )
     return Candidate(endpoint, matches={})
 

@@ -6,8 +6,8 @@ from typing import Any
 from kvtier.clock import seeded
 from kvtier.index.fleet.base import Match, Source
 from kvtier.index.fleet.prompt import Prompt, Unit
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
 
 INDEX = "prefix"
 
@@ -47,18 +47,18 @@ class FakeIndex:
         raise AssertionError("choosing drops nothing")
 
 
-def endpoint(name: str = "a", *, load: Load | None = None, **fields: Any) -> Endpoint:
+def endpoint(name: str = "a", *, load: ReplicaLoad | None = None, **fields: Any) -> Endpoint:
     """One that serves `m`; `fields` are those of Endpoint, or of its Load."""
-    of_load = {key: fields.pop(key) for key in list(fields) if key in Load.__struct_fields__}
+    of_load = {key: fields.pop(key) for key in list(fields) if key in ReplicaLoad.__struct_fields__}
     fields.setdefault("address", f"{name}:8000")
     fields.setdefault("models", frozenset({"m"}))
-    return Endpoint(name=name, load=load or Load(**of_load), **fields)
+    return Endpoint(name=name, load=load or ReplicaLoad(**of_load), **fields)
 
 
-def request(tokens: int = 1000, **fields: Any) -> Request:
+def request(tokens: int = 1000, **fields: Any) -> InferenceRequest:
     fields.setdefault("request_id", "r")
     fields.setdefault("model", "m")
-    return Request(prompt=fields.pop("prompt", Words(tokens)), **fields)
+    return InferenceRequest(prompt=fields.pop("prompt", Words(tokens)), **fields)
 
 
 def candidate(
@@ -68,14 +68,14 @@ def candidate(
     return Candidate(endpoint(name, **fields), {INDEX: Match(holds or {}, total)})
 
 
-def context(**fields: Any) -> parts.Context:
+def context(**fields: Any) -> plugins.PluginContext:
     fields.setdefault("name", "it")
     fields.setdefault("random", seeded(0))
     fields.setdefault("now_s", lambda: 0.0)
-    return parts.Context(**fields)
+    return plugins.PluginContext(**fields)
 
 
-def made(plugin: Any, in_context: parts.Context | None = None, **parameters: Any) -> Any:
+def made(plugin: Any, in_context: plugins.PluginContext | None = None, **parameters: Any) -> Any:
     """The part with these parameters, in Python's names."""
     return plugin(plugin.Parameters(**parameters), in_context or context())
 

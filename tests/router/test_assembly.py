@@ -5,8 +5,8 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.assembly import Assembled
-from kvtier.router.choose.base import Endpoint, Request
+from kvtier.router.assembly import Assembly
+from kvtier.router.choose.base import Endpoint, InferenceRequest
 from kvtier.router.config.reading import parse_configuration, read_configuration
 from kvtier.router.fleet.members import Fleet
 from kvtier.router.fleet.replicas import Replica
@@ -35,23 +35,23 @@ schedulingProfiles:
 
 
 def test_the_configured_profile_and_all_strategies_can_be_named() -> None:
-    assembled = Assembled(parse_configuration(TWO_TIERS, "test"))
+    assembled = Assembly(parse_configuration(TWO_TIERS, "test"))
     assert assembled.choices.of(None) is assembled.choices.of("default")
     for name in (
         *("random", "least-request", "least-latency", "throughput", "prefix-cache"),
         *("power-of-two", "session-affinity"),
     ):
         assert assembled.choices.of(name) is not None
-    assert Assembled(read_configuration(None), usual="random").choices.of("").name == "random"  # type: ignore[attr-defined]
+    assert Assembly(read_configuration(None), usual="random").choices.of("").name == "random"  # type: ignore[attr-defined]
     with pytest.raises(InvalidSettings, match="'fastest'"):
-        Assembled(read_configuration(None), usual="fastest")
+        Assembly(read_configuration(None), usual="fastest")
 
 
 def test_what_was_routed_somewhere_goes_there_again() -> None:
     async def test() -> None:
         for text in (TWO_TIERS, None):
             configuration = parse_configuration(text, "test") if text else read_configuration(None)
-            async with Assembled(configuration) as assembled:
+            async with Assembly(configuration) as assembled:
                 chooser = assembled.choices.of(None)
                 endpoints = [
                     Endpoint(name=name, address=f"{name}:1", models=frozenset("m"))
@@ -59,7 +59,7 @@ def test_what_was_routed_somewhere_goes_there_again() -> None:
                 ]
                 prompt = await assembled.prompts.of({"prompt": "tell me " * 500}, "m")
                 assert prompt.unit is Unit.CHARACTER
-                request = Request(request_id="1", model="m", prompt=prompt)
+                request = InferenceRequest(request_id="1", model="m", prompt=prompt)
                 first = chooser.decide(request, endpoints, 1.0)
                 chooser.routed(request, first, first.chosen[0])
                 for now_s in range(2, 8):
@@ -71,7 +71,7 @@ def test_what_was_routed_somewhere_goes_there_again() -> None:
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings):
-        Assembled(read_configuration(None), tokenizers={"*": tmp_path})
+        Assembly(read_configuration(None), tokenizers={"*": tmp_path})
 
 
 @pytest.mark.parametrize("name", ["*", "m"])
@@ -80,7 +80,7 @@ def test_a_tokenizer_that_is_given_is_asked_before_any_engine(tmp_path: Path, na
         fleet = Fleet()
         async with (
             replicas() as (a,),
-            Assembled(
+            Assembly(
                 read_configuration(None), tokenizers={name: make_folder(tmp_path)}
             ) as assembled,
         ):
@@ -99,7 +99,7 @@ def test_a_tokenizer_that_is_given_is_asked_before_any_engine(tmp_path: Path, na
 
 def test_a_router_keeps_conversations_together() -> None:
     async def test() -> None:
-        assembled = Assembled(read_configuration(None))
+        assembled = Assembly(read_configuration(None))
         async with assembled, stand(count=3, chooser=assembled.choices.of(None)) as at:
             seen = {}
             for turn in range(4):
@@ -123,7 +123,7 @@ def test_gauges_are_read_by_the_names_of_the_configuration_or_others(
         fleet = Fleet()
         async with (
             replicas() as (a,),
-            Assembled(parse_configuration(text, "test"), names=names) as assembled,
+            Assembly(parse_configuration(text, "test"), names=names) as assembled,
         ):
             a.metrics = "ours 3\ntheirs 4\nvllm:num_requests_waiting 5\n"
             for listener in assembled.listeners:
@@ -138,4 +138,4 @@ def test_gauges_are_read_by_the_names_of_the_configuration_or_others(
 
 def test_replicas_are_checked_as_the_data_path_checks_them() -> None:
     tls = ssl.create_default_context()
-    assert Assembled(read_configuration(None), tls=tls)._learner._tls is tls
+    assert Assembly(read_configuration(None), tls=tls)._learner._tls is tls

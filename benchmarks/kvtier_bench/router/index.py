@@ -20,10 +20,10 @@ from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.hashing import Numbers
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
-from kvtier.router.choose.base import Endpoint, Request
-from kvtier.router.choose.profile import build
+from kvtier.router.choose.base import Endpoint, InferenceRequest
+from kvtier.router.config.indexes import ANY
+from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import read_configuration
-from kvtier.router.config.wiring import ANY
 from kvtier.router.learn.wire import decode
 from kvtier_bench.micro.timing import interleave
 from kvtier_bench.rows import Row, Target, measured
@@ -84,7 +84,7 @@ def _short() -> list[Row]:
 
 def _deciding(text: bytes, count: int) -> Callable[[], None]:
     index = EstimatedIndex()
-    chooser = build(read_configuration(None), {ANY: index})["default"]
+    chooser = build_profiles(read_configuration(None), {ANY: index})["default"]
     endpoints = [
         Endpoint(name=name, address=f"{name}:8000", models=frozenset({MODEL}), pending_tokens=0)
         for name in REPLICAS[:count]
@@ -93,7 +93,7 @@ def _deciding(text: bytes, count: int) -> Callable[[], None]:
         index.routed(TextPrompt(text, MODEL), name)
 
     def decide() -> None:
-        request = Request(request_id="r", model=MODEL, prompt=TextPrompt(text, MODEL))
+        request = InferenceRequest(request_id="r", model=MODEL, prompt=TextPrompt(text, MODEL))
         chooser.decide(request, endpoints, 0.0)
 
     return decide

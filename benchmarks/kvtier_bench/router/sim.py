@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from rich.table import Table
 
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.choose.base import Request
+from kvtier.router.choose.base import InferenceRequest
 from kvtier_bench.progress import Steps
 from kvtier_bench.router.simpolicies import Policy, policies
 from kvtier_bench.router.simreplica import Job, Rates, Replica, Started
@@ -116,7 +116,7 @@ class Simulation:
 
     def _send(self, now_s: float, session: Session, number: int) -> None:
         turn = session.turns[number]
-        request = Request(
+        request = InferenceRequest(
             request_id=f"{session.number}-{number}",
             model=_MODEL,
             prompt=TokenPrompt(self._words.prompt(turn), _MODEL),

@@ -11,10 +11,10 @@ from typing import Final
 from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.choose.profile import Profile, build
+from kvtier.router.choose.profile import Profile
 from kvtier.router.config import indexes
+from kvtier.router.config.profiles import build_profiles, strategies
 from kvtier.router.config.reading import Configuration, read_configuration
-from kvtier.router.config.strategies import strategies
 
 Policy = Callable[[Sequence[Endpoint]], Profile]
 """Makes a profile that has seen nothing yet, for these endpoints."""
@@ -60,7 +60,7 @@ def _file(configuration: Configuration) -> Policy:
             made[name] = indexes.estimate(spec)
             if spec.autotune:
                 _size(made[name], endpoints)
-        return next(iter(build(configuration, made).values()))
+        return next(iter(build_profiles(configuration, made).values()))
 
     return make
 

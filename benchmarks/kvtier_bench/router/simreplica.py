@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from kvtier.index.fleet.base import DEVICE
-from kvtier.router.choose.base import Endpoint, Load, Tier
+from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
 from kvtier_bench.router.simtrace import Segment, Turn
 
 RAM: Final = "ram"
@@ -110,10 +110,12 @@ class Replica:
         """As a scrape of its metrics finds it."""
         rates = self.rates
         tiers = {
-            DEVICE: Tier(capacity_tokens=rates.device_tokens),
-            RAM: Tier(capacity_tokens=rates.ram_tokens, load_tokens_per_s=rates.load_tokens_per_s),
+            DEVICE: ReplicaTier(capacity_tokens=rates.device_tokens),
+            RAM: ReplicaTier(
+                capacity_tokens=rates.ram_tokens, load_tokens_per_s=rates.load_tokens_per_s
+            ),
         }
-        self.endpoint.load = Load(
+        self.endpoint.load = ReplicaLoad(
             waiting=len(self.waiting),
             running=self.running,
             kv_usage=min(1.0, self._taken / rates.device_tokens),

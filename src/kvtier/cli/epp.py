@@ -18,7 +18,7 @@ from kvtier.cli.process import run_server
 from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
 from kvtier.router import assembly
-from kvtier.router.choose import parts
+from kvtier.router.choose import plugins
 from kvtier.router.config import reading as config
 from kvtier.router.epp import envoy, picking
 from kvtier.router.epp.conversation import BodyMode
@@ -118,7 +118,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
     configuration = _configuration(flags)
     for warning in (*warnings(context), *configuration.warnings, *_unreachable(flags)):
         _log.warning("%s", warning)
-    assembled = assembly.Assembled(
+    assembled = assembly.Assembly(
         configuration,
         tokenizers=_tokenizers(flags["tokenizers"]),
         names=gauges(flags, configuration.gauges),
@@ -222,7 +222,9 @@ def _detector(configuration: config.Configuration) -> UtilizationDetector:
         if isinstance(spec.parameters, UtilizationDetector.Parameters)
     )
     parameters = next(given, UtilizationDetector.Parameters())
-    context = parts.Context(name="saturation", random=seeded(0), now_s=MonotonicClock().now_s)
+    context = plugins.PluginContext(
+        name="saturation", random=seeded(0), now_s=MonotonicClock().now_s
+    )
     return UtilizationDetector(parameters, context)
 
 

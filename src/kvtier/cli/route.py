@@ -16,11 +16,11 @@ from kvtier.errors import InvalidSettings
 
 try:
     from kvtier.cli.pods import pod_flags, pods
-    from kvtier.router import assembly
+    from kvtier.router import assembly, replay
     from kvtier.router.choose import explain as explaining
-    from kvtier.router.choose import record, replay
+    from kvtier.router.choose import record
+    from kvtier.router.config import profiles
     from kvtier.router.config import reading as config
-    from kvtier.router.config import strategies
     from kvtier.router.fleet.replicas import (
         FileDiscovery,
         ReplicaDiscovery,
@@ -29,7 +29,7 @@ try:
         parse_replica,
     )
     from kvtier.router.learn.evictors import parse_evictors
-    from kvtier.router.request import tls
+    from kvtier.router.request import sockets
     from kvtier.router.route import keys, options
     from kvtier.router.route.options import RouteOptions
     from kvtier.router.route.server import Router, RouterDependencies
@@ -133,14 +133,14 @@ def route(
     for warning in configuration.warnings:
         _log.warning("%s", warning)
     replica_key = _replica_key(settings, os.environ)
-    assembled = assembly.Assembled(
+    assembled = assembly.Assembly(
         configuration,
         usual=strategy,
         replica_key=replica_key,
         tokenizers=_tokenizers(tokenizers),
         keeps_matches=settings.decisions is not None,
         evictors=parse_evictors((settings.evictor_events or "",), "--evictor-events"),
-        tls=tls.checking(settings.replica_ca, "--replica-ca"),
+        tls=sockets.checking(settings.replica_ca, "--replica-ca"),
     )
     wiring = RouterDependencies(
         discovery=discovery,
@@ -178,7 +178,7 @@ def replay_decisions(
     if strategy and (profile or name):
         raise InvalidSettings("--strategy takes the place of --profile and --name; drop either")
     by = (
-        strategies.configuration()
+        profiles.configuration()
         if strategy
         else config.read_configuration(str(profile) if profile else None)
     )
@@ -191,7 +191,7 @@ def replay_decisions(
 
 
 async def _serve(
-    settings: RouteOptions, wiring: RouterDependencies, assembled: assembly.Assembled
+    settings: RouteOptions, wiring: RouterDependencies, assembled: assembly.Assembly
 ) -> int:
     """Until told to stop; the number of the signal that did."""
     loop = asyncio.get_running_loop()

@@ -4,7 +4,7 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.choose.base import Request
+from kvtier.router.choose.base import InferenceRequest
 from kvtier_bench.router.simpolicies import policies
 from kvtier_bench.router.simreplica import Rates, Replica
 
@@ -15,7 +15,7 @@ EXAMPLES = Path("examples/router")
 def test_every_policy_chooses(name: str) -> None:
     endpoints = [Replica(one, Rates()).endpoint for one in ("a", "b")]
     profile = policies(EXAMPLES)[name](endpoints)
-    request = Request(request_id="1", model="m", prompt=TokenPrompt(range(500), "m"))
+    request = InferenceRequest(request_id="1", model="m", prompt=TokenPrompt(range(500), "m"))
     decision = profile.decide(request, endpoints, 0.0)
     assert decision.chosen[0].endpoint in endpoints
     profile.routed(request, decision, decision.chosen[0])
@@ -25,7 +25,7 @@ def test_indexes_have_the_sizes_that_replicas_tell() -> None:
     small = Rates(device_tokens=192, ram_tokens=320)
     endpoints = [Replica(one, small).endpoint for one in ("a", "b")]
     profile = policies(EXAMPLES)["expected-ttft"](endpoints)
-    request = Request(request_id="1", model="m", prompt=TokenPrompt(range(1000), "m"))
+    request = InferenceRequest(request_id="1", model="m", prompt=TokenPrompt(range(1000), "m"))
     first = profile.decide(request, endpoints, 0.0)
     profile.routed(request, first, first.chosen[0])
     again = profile.decide(request, endpoints, 0.0)

@@ -5,12 +5,12 @@ import pytest
 
 from kvtier.index.fleet.prompt import Unit
 from kvtier.router.choose import explain
-from kvtier.router.choose.base import Load
-from kvtier.router.choose.record import Choice, Held, Record
+from kvtier.router.choose.base import ReplicaLoad
+from kvtier.router.choose.record import DecisionRecord, EndpointRecord, RecordedMatch
 
 
-def choice(name: str, *scores: float, total: float = 0.0, **fields: object) -> Choice:
-    return Choice(
+def choice(name: str, *scores: float, total: float = 0.0, **fields: object) -> EndpointRecord:
+    return EndpointRecord(
         name=name,
         address=f"{name}:8000",
         models=frozenset({"m"}),
@@ -20,8 +20,8 @@ def choice(name: str, *scores: float, total: float = 0.0, **fields: object) -> C
     )
 
 
-def made(*choices: Choice, chosen: tuple[str, ...], **fields: object) -> Record:
-    return Record(
+def made(*choices: EndpointRecord, chosen: tuple[str, ...], **fields: object) -> DecisionRecord:
+    return DecisionRecord(
         request_id="r-1",
         model="m",
         at_s=1.0,
@@ -39,9 +39,9 @@ BEST = choice(
     0.5,
     0.9,
     total=1.9,
-    load=Load(waiting=2, running=3),
+    load=ReplicaLoad(waiting=2, running=3),
     in_flight=4,
-    held={"cpu": Held({"ram": 1440}, 1600)},
+    held={"cpu": RecordedMatch({"ram": 1440}, 1600)},
     reasons={"prefix-cache-scorer": "1440 of 1600 tokens in ram"},
 )
 SECOND = choice("b", 0.75, 0.0, total=1.5)
@@ -87,7 +87,7 @@ def test_an_estimate_from_characters_says_so() -> None:
         ),
     ],
 )
-def test_the_reason_in_words(record: Record, reason: str) -> None:
+def test_the_reason_in_words(record: DecisionRecord, reason: str) -> None:
     assert explain.reason(record) == reason
     assert reason in explain.text(record)
 

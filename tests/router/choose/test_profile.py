@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import DEVICE, Match
 from kvtier.index.fleet.prompt import Prompt
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
-from kvtier.router.choose.profile import Profile, build
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
+from kvtier.router.choose.profile import Profile
 from kvtier.router.choose.record import record
+from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import Configuration, parse_configuration
 from tests.router.cases import FakeIndex, candidate, context, endpoint, names, request
 
@@ -49,7 +50,7 @@ def configured(*types: str, profile: str = "default") -> Configuration:
 
 
 def profile_of(*types: str, index: FakeIndex | None = None, seed: int = 0) -> Profile:
-    made = build(configured(*types), {"prefix": index} if index else {}, seed)
+    made = build_profiles(configured(*types), {"prefix": index} if index else {}, seed)
     return made["default"]
 
 
@@ -58,7 +59,7 @@ def with_scorer(configuration: Configuration, scorer: Any) -> Profile:
     old = configuration.plugins["queue-scorer"]
     new = msgspec.structs.replace(old, plugin=lambda parameters, context: scorer)
     plugins = {**configuration.plugins, "queue-scorer": new}
-    return build(msgspec.structs.replace(configuration, plugins=plugins), {})["default"]
+    return build_profiles(msgspec.structs.replace(configuration, plugins=plugins), {})["default"]
 
 
 def test_the_documents_weights_by_hand() -> None:
@@ -66,7 +67,7 @@ def test_the_documents_weights_by_hand() -> None:
         "gpu-prefix-cache-scorer": FakeIndex({"a": {DEVICE: 400}}),
         "cpu-prefix-cache-scorer": FakeIndex({"a": {"ram": 800}, "b": {"ram": 1200}}),
     }
-    profile = build(parse_configuration(DOCUMENT, "f"), indexes)["default"]
+    profile = build_profiles(parse_configuration(DOCUMENT, "f"), indexes)["default"]
     fleet = [
         endpoint("a", waiting=4, kv_usage=0.5),
         endpoint("b", waiting=0, kv_usage=0.75),
@@ -88,7 +89,9 @@ def test_the_documents_weights_by_hand() -> None:
 
 def test_what_was_routed_is_heard_by_every_index_and_by_parts_that_learn() -> None:
     index, other = FakeIndex(), FakeIndex()
-    profile = build(configured("no-hit-lru-scorer"), {"prefix": index, "other": other})["default"]
+    profile = build_profiles(configured("no-hit-lru-scorer"), {"prefix": index, "other": other})[
+        "default"
+    ]
     fleet = [endpoint("a"), endpoint("b")]
     first = profile.decide(request(), fleet, 0.0)
     assert index.heard == []
@@ -100,7 +103,9 @@ def test_what_was_routed_is_heard_by_every_index_and_by_parts_that_learn() -> No
 
 def test_an_index_of_several_names_hears_once() -> None:
     index = FakeIndex({"a": {"ram": 160}})
-    profile = build(configured("expected-ttft-scorer"), {"one": index, "other": index})["default"]
+    profile = build_profiles(configured("expected-ttft-scorer"), {"one": index, "other": index})[
+        "default"
+    ]
     decision = profile.decide(request(), [endpoint("a")], 0.0)
     profile.routed(request(), decision, decision.chosen[0])
     assert index.heard == ["a"]
@@ -133,7 +138,7 @@ def test_nobody_left_is_nobody_chosen() -> None:
 
 
 class Wild:
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         return [7.0, -3.0, math.nan, 0.25]
 
 
@@ -144,12 +149,12 @@ def test_scores_are_clamped_before_they_are_weighted() -> None:
 
 
 class Broken:
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         raise RuntimeError("a bug")
 
 
 class Short:
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         return [1.0]
 
 
@@ -171,16 +176,18 @@ def test_a_part_that_fails_takes_no_part_and_is_said_once(
 class Telling:
     """Scores, and fails in all that it may be asked besides."""
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         return [1.0, 0.0]
 
-    def reason(self, request: Request, candidate: Candidate) -> str:
+    def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
         raise RuntimeError("a bug")
 
-    def routed(self, request: Request, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    def routed(
+        self, request: InferenceRequest, candidates: Sequence[Candidate], chosen: Candidate
+    ) -> None:
         raise RuntimeError("a bug")
 
-    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+    def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> dict[str, str]:
         raise RuntimeError("a bug")
 
 
@@ -203,13 +210,13 @@ def test_a_part_that_cannot_explain_learn_or_tell_fails_no_request(
 
 
 class NoFilter:
-    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
         raise RuntimeError("a bug")
 
 
 class NoPicker:
     def pick(
-        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+        self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         raise RuntimeError("a bug")
 
@@ -221,7 +228,7 @@ def test_a_filter_or_picker_that_fails_does_not_fail_the_request() -> None:
         plugins[name] = msgspec.structs.replace(
             plugins[name], plugin=lambda parameters, context, part=part: part
         )
-    profile = build(msgspec.structs.replace(configuration, plugins=plugins), {})["default"]
+    profile = build_profiles(msgspec.structs.replace(configuration, plugins=plugins), {})["default"]
     decision = profile.decide(request(), [endpoint("a", waiting=1), endpoint("b")], 0.0)
     assert names(decision.chosen) == ["b"]
 
@@ -233,7 +240,7 @@ def test_profiles_share_the_parts_that_they_name() -> None:
         "- {name: two, plugins: [{pluginRef: no-hit-lru-scorer}]}\n",
         "f",
     )
-    built = build(configuration, {})
+    built = build_profiles(configuration, {})
     fleet = [endpoint("a"), endpoint("b")]
     decision = built["one"].decide(request(), fleet, 0.0)
     assert names(decision.chosen) == ["a", "b"]
@@ -243,7 +250,7 @@ def test_profiles_share_the_parts_that_they_name() -> None:
 
 def test_an_index_that_is_missing_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="there is no index"):
-        build(parse_configuration(DOCUMENT, "f"), {"gpu-prefix-cache-scorer": FakeIndex()})
+        build_profiles(parse_configuration(DOCUMENT, "f"), {"gpu-prefix-cache-scorer": FakeIndex()})
 
 
 def test_a_part_sees_the_time_of_the_decision() -> None:
@@ -260,12 +267,14 @@ def test_headers_that_parts_read_and_write() -> None:
     assert profile_of("queue-scorer").headers == frozenset()
 
 
-SCORERS = sorted(name for name in parts.known() if name.endswith("-scorer"))
-PICKERS = sorted(name for name in parts.known() if name.endswith("-picker"))
-FILTERS = sorted(name for name in parts.known() if name.endswith(("-filter", "-detector")))
+SCORERS = sorted(name for name in plugins.known_plugins() if name.endswith("-scorer"))
+PICKERS = sorted(name for name in plugins.known_plugins() if name.endswith("-picker"))
+FILTERS = sorted(
+    name for name in plugins.known_plugins() if name.endswith(("-filter", "-detector"))
+)
 
 loads = st.builds(
-    Load,
+    ReplicaLoad,
     waiting=st.integers(0, 200),
     running=st.integers(0, 200),
     kv_usage=st.floats(0, 1),
@@ -306,7 +315,7 @@ def test_scorers_stay_in_zero_to_one_and_do_not_mind_the_order(
     name: str, fleet: tuple[list[Endpoint], dict[str, Any]], order: Any
 ) -> None:
     endpoints, holds = fleet
-    _, plugin = parts.find(name) or (None, None)
+    _, plugin = plugins.find_plugin(name) or (None, None)
     candidates = [Candidate(one, {"prefix": Match(holds[one.name], 4096)}) for one in endpoints]
     scorer = plugin(plugin.Parameters(), context())
     scores = scorer.score(request(4096), candidates)
@@ -327,7 +336,7 @@ def test_filters_keep_the_order_and_invent_nobody(
     name: str, fleet: tuple[list[Endpoint], dict[str, Any]]
 ) -> None:
     endpoints, holds = fleet
-    _, plugin = parts.find(name) or (None, None)
+    _, plugin = plugins.find_plugin(name) or (None, None)
     candidates = [Candidate(one, {"prefix": Match(holds[one.name], 4096)}) for one in endpoints]
     kept = plugin(plugin.Parameters(), context()).keep(request(4096), candidates)
     assert kept == [one for one in candidates if one in kept]
@@ -344,7 +353,7 @@ def test_pickers_name_some_once_and_the_seed_alone_decides(
     given_indexes = indexes(configuration, holds)
 
     def chosen() -> list[list[str]]:
-        profile = build(configuration, given_indexes, seed)["default"]
+        profile = build_profiles(configuration, given_indexes, seed)["default"]
         return [names(profile.decide(request(4096), endpoints, 0.0).chosen) for _ in range(3)]
 
     first = chosen()
@@ -357,7 +366,7 @@ def test_pickers_name_some_once_and_the_seed_alone_decides(
 def test_a_candidate_without_matches_is_scored_by_all() -> None:
     bare = [Candidate(endpoint("a"), {}), candidate("b")]
     for name in SCORERS:
-        _, plugin = parts.find(name) or (None, None)
+        _, plugin = plugins.find_plugin(name) or (None, None)
         assert len(plugin(plugin.Parameters(), context()).score(request(), bare)) == 2
 
 

@@ -5,9 +5,9 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Match
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.choose.base import Endpoint, Load, Tier
-from kvtier.router.choose.profile import build
-from kvtier.router.choose.record import Choice, Record, line, read_records, record
+from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
+from kvtier.router.choose.record import DecisionRecord, EndpointRecord, line, read_records, record
+from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import parse_configuration
 from tests.router.cases import FakeIndex, Words, endpoint, request
 
@@ -29,13 +29,17 @@ schedulingProfiles:
 """
 
 
-def decided() -> Record:
-    profile = build(parse_configuration(TEXT, "f"), {"known": FakeIndex({"b": {"ram": 800}})})
+def decided() -> DecisionRecord:
+    profile = build_profiles(
+        parse_configuration(TEXT, "f"), {"known": FakeIndex({"b": {"ram": 800}})}
+    )
     fleet = [
         endpoint("a", labels={"llm-d.ai/role": "prefill"}),
         endpoint(
             "b",
-            load=Load(waiting=2, tiers={"ram": Tier(capacity_tokens=5)}, adapters=frozenset({"x"})),
+            load=ReplicaLoad(
+                waiting=2, tiers={"ram": ReplicaTier(capacity_tokens=5)}, adapters=frozenset({"x"})
+            ),
             in_flight=3,
             in_flight_tokens=4,
             pending_tokens=5,
@@ -84,8 +88,8 @@ def test_no_header_is_kept_but_those_that_parts_read_and_the_strategy() -> None:
 
 def test_endpoints_come_back_as_they_were() -> None:
     back = decided().endpoints[1].endpoint()
-    assert back.load == Load(
-        waiting=2, tiers={"ram": Tier(capacity_tokens=5)}, adapters=frozenset({"x"})
+    assert back.load == ReplicaLoad(
+        waiting=2, tiers={"ram": ReplicaTier(capacity_tokens=5)}, adapters=frozenset({"x"})
     )
     assert (back.in_flight, back.in_flight_tokens, back.pending_tokens) == (3, 4, 5)
 
@@ -131,4 +135,4 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_of_an_endpoint_is_left_out() -> None:
-    assert set(Endpoint.__struct_fields__) < set(Choice.__struct_fields__)
+    assert set(Endpoint.__struct_fields__) < set(EndpointRecord.__struct_fields__)

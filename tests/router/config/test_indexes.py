@@ -1,14 +1,19 @@
 import pytest
 
 from kvtier.index.fleet.base import Source
-from kvtier.router.choose.parts import Precise, Sizing, TokenProcessor
+from kvtier.router.choose.plugins import (
+    EstimatedIndexParameters,
+    PreciseIndexParameters,
+    TokenProcessorConfig,
+)
 from kvtier.router.config.indexes import IndexSpec, estimate, estimated, precise
 from tests.router.cases import Words
 
 
 def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
     spec = estimated(
-        "cpu-prefix-cache-scorer", Sizing(auto_tune=False, lru_capacity_per_server=41_000)
+        "cpu-prefix-cache-scorer",
+        EstimatedIndexParameters(auto_tune=False, lru_capacity_per_server=41_000),
     )
     assert spec == IndexSpec(
         name="cpu-prefix-cache-scorer",
@@ -24,33 +29,40 @@ def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
 @pytest.mark.parametrize(
     ("sizing", "block_tokens"),
     [
-        (Sizing(), 16),
-        (Sizing(hash_block_size=64), 16),
-        (Sizing(block_size=256), 64),
-        (Sizing(block_size=2), 1),
-        (Sizing(block_size_tokens=32, block_size=256), 32),
+        (EstimatedIndexParameters(), 16),
+        (EstimatedIndexParameters(hash_block_size=64), 16),
+        (EstimatedIndexParameters(block_size=256), 64),
+        (EstimatedIndexParameters(block_size=2), 1),
+        (EstimatedIndexParameters(block_size_tokens=32, block_size=256), 32),
     ],
 )
-def test_block_sizes_in_characters_are_four_a_token(sizing: Sizing, block_tokens: int) -> None:
+def test_block_sizes_in_characters_are_four_a_token(
+    sizing: EstimatedIndexParameters, block_tokens: int
+) -> None:
     assert estimated("x", sizing).block_tokens == block_tokens
 
 
 def test_there_is_no_ceiling_but_one_that_is_asked_for() -> None:
-    assert estimated("x", Sizing()).max_match_tokens == 0
-    assert estimated("x", Sizing(max_prefix_blocks_to_match=256)).max_match_tokens == 4096
-    both = Sizing(max_prefix_blocks_to_match=256, max_prefix_tokens_to_match=131_072)
+    assert estimated("x", EstimatedIndexParameters()).max_match_tokens == 0
+    assert (
+        estimated("x", EstimatedIndexParameters(max_prefix_blocks_to_match=256)).max_match_tokens
+        == 4096
+    )
+    both = EstimatedIndexParameters(
+        max_prefix_blocks_to_match=256, max_prefix_tokens_to_match=131_072
+    )
     assert estimated("x", both).max_match_tokens == 131_072
 
 
 def test_the_tier_is_the_parameter_else_what_the_name_speaks_of() -> None:
-    assert estimated("gpu-x", Sizing(tier="disk")).tier == "disk"
-    assert estimated("gpu-x", Sizing()).tier == "device"
-    assert estimated("x", Sizing()).tier is None
+    assert estimated("gpu-x", EstimatedIndexParameters(tier="disk")).tier == "disk"
+    assert estimated("gpu-x", EstimatedIndexParameters()).tier == "device"
+    assert estimated("x", EstimatedIndexParameters()).tier is None
 
 
 def test_a_precise_index_knows_every_tier() -> None:
-    given = Precise(
-        token_processor_config=TokenProcessor(block_size=64),
+    given = PreciseIndexParameters(
+        token_processor_config=TokenProcessorConfig(block_size=64),
         kv_events_config={"zmqEndpoint": "tcp://*:5557"},
     )
     spec = precise("gpu", given)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Source
-from kvtier.router.choose.parts import Precise
+from kvtier.router.choose.plugins import PreciseIndexParameters
 from kvtier.router.config.indexes import IndexSpec
 from kvtier.router.config.reading import (
     Configuration,
@@ -457,7 +457,7 @@ PRECISE = NEWER + "- type: precise-prefix-cache-scorer\n" + INDEXER
 def test_weights_of_tiers_are_read_at_the_scorer_and_refused_by_nobody() -> None:
     found = parse_configuration(PRECISE, "f")
     given = found.plugins["precise-prefix-cache-scorer"].parameters
-    assert isinstance(given, Precise)
+    assert isinstance(given, PreciseIndexParameters)
     assert {one.name: one.weight for one in given.indexer_config.backends} == {
         "gpu": 1.0,
         "cpu": 0.5,

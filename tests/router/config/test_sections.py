@@ -1,20 +1,20 @@
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.choose.parts import Parameters
-from kvtier.router.config.sections import Section
+from kvtier.router.choose.plugins import PluginParameters
+from kvtier.router.config.sections import ConfigSection
 from kvtier.router.scorers.session_affinity import PLUGIN as SESSION
 from kvtier.settings.document import parse_document
 
 
-class Some(Parameters, frozen=True, kw_only=True):
+class Some(PluginParameters, frozen=True, kw_only=True):
     depth_limit: int = 1
     share: float = 0.5
 
 
-def section(text: str) -> Section:
+def section(text: str) -> ConfigSection:
     document = parse_document(text, "f")
-    return Section(document, (), document.data)
+    return ConfigSection(document, (), document.data)
 
 
 def test_values_are_read() -> None:

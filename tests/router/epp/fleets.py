@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvtier.index.fleet.prompt import Prompt, TextPrompt, UnreadPrompt
-from kvtier.router.choose.base import Candidate, Endpoint, Load, Request
-from kvtier.router.choose.decision import Decision
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
+from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.epp.conversation import Asked
 from kvtier.router.fleet.members import Fleet, ModelCard
 from kvtier.router.fleet.replicas import Replica
@@ -19,7 +19,7 @@ def fleet_of(addresses: Sequence[str] = ADDRESSES, model: str = "m") -> Fleet:
     fleet.update([Replica(name=address, url=f"http://{address}") for address in addresses])
     for number, member in enumerate(fleet.members):
         fleet.healthy(member, [ModelCard(id=model, text=b"{}")], 0.0)
-        member.endpoint.load = Load(waiting=number)
+        member.endpoint.load = ReplicaLoad(waiting=number)
     return fleet
 
 
@@ -32,22 +32,28 @@ class First:
     def __init__(self, keeps: int = 1, removes: Sequence[str] = ()) -> None:
         self._keeps = keeps
         self._removes = removes
-        self.requests: list[Request] = []
+        self.requests: list[InferenceRequest] = []
         self.routed_to: list[str] = []
 
-    def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
+    def decide(
+        self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float
+    ) -> RoutingDecision:
         self.requests.append(request)
-        decision = Decision("first", request, [Candidate(one, {}) for one in endpoints], now_s)
+        decision = RoutingDecision(
+            "first", request, [Candidate(one, {}) for one in endpoints], now_s
+        )
         decision.kept = [
             one for one in decision.candidates if one.endpoint.address not in self._removes
         ]
         decision.chosen = decision.kept[: self._keeps]
         return decision
 
-    def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
+    def routed(
+        self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
+    ) -> None:
         self.routed_to.append(chosen.endpoint.address)
 
-    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+    def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> dict[str, str]:
         return {"x-session-token": endpoint.name}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvtier.clock import VirtualClock
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.choose.base import Endpoint, Load, Tier
+from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
 from kvtier.router.learn import metrics as module
 from kvtier.router.learn.gauges import GaugeNames
 from kvtier.router.learn.metrics import LoadReader, Scraper, take
@@ -32,21 +32,21 @@ kvtier_capacity_tokens{tier="disk",engine="0"} 640000
 """
 
 
-def read(text: str, reader: LoadReader | None = None) -> Load:
+def read(text: str, reader: LoadReader | None = None) -> ReplicaLoad:
     reader = reader or LoadReader()
     return reader.load(reader.parse(text.encode()), 7.0)
 
 
 def test_vllm_and_our_tiers() -> None:
-    assert read(VLLM) == Load(
+    assert read(VLLM) == ReplicaLoad(
         waiting=4,
         running=5,
         kv_usage=0.5,
         block_tokens=128,
         tiers={
-            "device": Tier(capacity_tokens=19_200),
-            "ram": Tier(capacity_tokens=64_000),
-            "disk": Tier(capacity_tokens=640_000),
+            "device": ReplicaTier(capacity_tokens=19_200),
+            "ram": ReplicaTier(capacity_tokens=64_000),
+            "disk": ReplicaTier(capacity_tokens=640_000),
         },
         adapters=frozenset("abc"),
         updated_s=7.0,
@@ -59,7 +59,7 @@ def test_sglang() -> None:
         'sglang:token_usage{model="m"} 0.1\nsglang:cache_config_info{page_size="1",num_pages="9"} 1'
     )
     assert (load.waiting, load.running, load.kv_usage, load.block_tokens) == (2, 1, 0.1, 1)
-    assert load.tiers == {"device": Tier(capacity_tokens=9)}
+    assert load.tiers == {"device": ReplicaTier(capacity_tokens=9)}
 
 
 def test_tensorrt_llm_and_triton() -> None:
@@ -174,7 +174,7 @@ def test_another_process_is_noticed() -> None:
 )
 def test_numbers_that_cannot_be_are_left_out_and_counted(line, bad) -> None:
     reader = LoadReader()
-    assert read(line, reader) == Load(updated_s=7.0)
+    assert read(line, reader) == ReplicaLoad(updated_s=7.0)
     assert reader.bad_values == bad
 
 
@@ -206,8 +206,10 @@ def test_whatever_is_said_the_load_is_one_that_can_be(lines) -> None:
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def scraped(answer: Answer, times: int = 1, **options: Any) -> tuple[list[Load | None], Scraper]:
-    async def run() -> tuple[list[Load | None], Scraper]:
+def scraped(
+    answer: Answer, times: int = 1, **options: Any
+) -> tuple[list[ReplicaLoad | None], Scraper]:
+    async def run() -> tuple[list[ReplicaLoad | None], Scraper]:
         app = web.Application()
         app.router.add_get("/metrics", answer)
         runner = web.AppRunner(app, shutdown_timeout=0.1)

@@ -1,38 +1,38 @@
 import pytest
 
-from kvtier.router.request.paths import Kind, at_replica, kind, model_of
+from kvtier.router.request.paths import PathKind, at_replica, kind, model_of
 
 
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
-        ("POST", "/v1/chat/completions", Kind.CHOOSE),
-        ("POST", "/v1/completions", Kind.CHOOSE),
-        ("POST", "/v1/embeddings", Kind.CHOOSE),
-        ("POST", "/v1/responses", Kind.CHOOSE),
-        ("POST", "/v1/messages", Kind.CHOOSE),
-        ("POST", "/v1/audio/transcriptions", Kind.CHOOSE),
-        ("POST", "/v1/what/next/year/brings", Kind.CHOOSE),
-        ("POST", "/completions", Kind.CHOOSE),
-        ("POST", "/tokenize", Kind.CHOOSE),
-        ("POST", "/detokenize", Kind.CHOOSE),
-        ("POST", "/score", Kind.CHOOSE),
-        ("POST", "/rerank", Kind.CHOOSE),
-        ("POST", "/v2/rerank", Kind.CHOOSE),
-        ("GET", "/version", Kind.ANY),
-        ("GET", "/v1/models", Kind.MODELS),
-        ("GET", "/v1/models/org/name", Kind.MODEL),
-        ("GET", "/v1/responses/r1", Kind.SEARCH),
-        ("POST", "/v1/responses/r1/cancel", Kind.SEARCH),
-        ("GET", "/health", Kind.HEALTH),
-        ("GET", "/livez", Kind.LIVE),
-        ("GET", "/metrics", Kind.METRICS),
-        ("POST", "/v1/load_lora_adapter", Kind.ONE_REPLICA),
-        ("POST", "/cohere/v2/chat", Kind.CHOOSE),
-        ("GET", "/v1/realtime", Kind.UPGRADE),
+        ("POST", "/v1/chat/completions", PathKind.CHOOSE),
+        ("POST", "/v1/completions", PathKind.CHOOSE),
+        ("POST", "/v1/embeddings", PathKind.CHOOSE),
+        ("POST", "/v1/responses", PathKind.CHOOSE),
+        ("POST", "/v1/messages", PathKind.CHOOSE),
+        ("POST", "/v1/audio/transcriptions", PathKind.CHOOSE),
+        ("POST", "/v1/what/next/year/brings", PathKind.CHOOSE),
+        ("POST", "/completions", PathKind.CHOOSE),
+        ("POST", "/tokenize", PathKind.CHOOSE),
+        ("POST", "/detokenize", PathKind.CHOOSE),
+        ("POST", "/score", PathKind.CHOOSE),
+        ("POST", "/rerank", PathKind.CHOOSE),
+        ("POST", "/v2/rerank", PathKind.CHOOSE),
+        ("GET", "/version", PathKind.ANY),
+        ("GET", "/v1/models", PathKind.MODELS),
+        ("GET", "/v1/models/org/name", PathKind.MODEL),
+        ("GET", "/v1/responses/r1", PathKind.SEARCH),
+        ("POST", "/v1/responses/r1/cancel", PathKind.SEARCH),
+        ("GET", "/health", PathKind.HEALTH),
+        ("GET", "/livez", PathKind.LIVE),
+        ("GET", "/metrics", PathKind.METRICS),
+        ("POST", "/v1/load_lora_adapter", PathKind.ONE_REPLICA),
+        ("POST", "/cohere/v2/chat", PathKind.CHOOSE),
+        ("GET", "/v1/realtime", PathKind.UPGRADE),
     ],
 )
-def test_everything_has_its_place(method: str, path: str, expected: Kind) -> None:
+def test_everything_has_its_place(method: str, path: str, expected: PathKind) -> None:
     assert kind(method, path) is expected
 
 
@@ -63,7 +63,7 @@ def test_everything_has_its_place(method: str, path: str, expected: Kind) -> Non
 def test_what_is_an_operators_or_can_be_read_in_two_ways_is_served_by_nobody(
     method: str, path: str
 ) -> None:
-    assert kind(method, path) is Kind.NONE
+    assert kind(method, path) is PathKind.NONE
 
 
 def test_short_paths_are_those_under_v1() -> None:

@@ -12,9 +12,9 @@ import aiohttp
 import uvloop
 
 from kvtier.index.fleet.prompt import Prompt, TextPrompt, UnreadPrompt
-from kvtier.router.choices import Choices, Prompts
-from kvtier.router.choose.base import Candidate, Endpoint, Request
-from kvtier.router.choose.decision import Decision
+from kvtier.router.assembly import Choices, PromptReader
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
+from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.fleet.replicas import ReplicaDiscovery, StaticDiscovery, parse_replica
 from kvtier.router.route.keys import ApiKeys
 from kvtier.router.route.options import RouteOptions
@@ -34,27 +34,31 @@ class InTurn:
     def __init__(self, *, only: str | None = None, told: Mapping[str, str] | None = None) -> None:
         self.only = only
         self.told = dict(told or {})
-        self.seen: list[Request] = []
+        self.seen: list[InferenceRequest] = []
         self.routed_to: list[str] = []
         self._turn = 0
 
-    def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
+    def decide(
+        self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float
+    ) -> RoutingDecision:
         self.seen.append(request)
         ordered = sorted(endpoints, key=lambda endpoint: endpoint.name)
         turn = self._turn % len(ordered)
         self._turn += 1
         candidates = [Candidate(endpoint, {}) for endpoint in ordered[turn:] + ordered[:turn]]
-        decision = Decision("in turn", request, candidates, now_s)
+        decision = RoutingDecision("in turn", request, candidates, now_s)
         decision.totals = [0.0] * len(candidates)
         decision.chosen = [
             candidate for candidate in candidates if self.only in (None, candidate.endpoint.name)
         ]
         return decision
 
-    def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
+    def routed(
+        self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
+    ) -> None:
         self.routed_to.append(chosen.endpoint.name)
 
-    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+    def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> dict[str, str]:
         return self.told
 
 
@@ -107,7 +111,7 @@ async def router_over(
     keys: Sequence[str] = (),
     discovery: ReplicaDiscovery | None = None,
     replica_key: str | None = None,
-    prompts: Prompts | None = None,
+    prompts: PromptReader | None = None,
     **options: Any,
 ) -> AsyncIterator[Router]:
     fixed = [parse_replica(f"{replica.url},name={replica.name}", "test") for replica in made]

@@ -4,8 +4,8 @@ import os
 import stat
 from pathlib import Path
 
-from kvtier.router.choose.base import Candidate, Request
-from kvtier.router.choose.decision import Decision
+from kvtier.router.choose.base import Candidate, InferenceRequest
+from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.record import read_records
 from kvtier.router.route.forwarding import REQUEST_ID
 from tests.router.replicas import DONE, EVENT
@@ -206,7 +206,9 @@ def test_load_is_counted_while_a_request_is_there() -> None:
 
 def test_a_chooser_that_fails_once_it_has_chosen_leaves_no_load_behind() -> None:
     class Forgetful(InTurn):
-        def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
+        def routed(
+            self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
+        ) -> None:
             raise RuntimeError("a bug")
 
     async def test() -> None:

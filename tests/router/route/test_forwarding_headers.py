@@ -1,4 +1,4 @@
-from kvtier.router.request.fields import Fields
+from kvtier.router.request.message import Fields
 from kvtier.router.route import forwarding
 
 

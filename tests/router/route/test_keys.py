@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.request.fields import Fields
+from kvtier.router.request.message import Fields
 from kvtier.router.route.keys import ApiKeys, read_keys
 
 

@@ -6,21 +6,21 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import TextPrompt
-from kvtier.router.choose.base import Candidate, Endpoint, Request
-from kvtier.router.choose.decision import Decision
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
+from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.record import read_records
 from kvtier.router.route.reporting import DecisionLog
 
 
-def decided(identity: str) -> Decision:
-    request = Request(
+def decided(identity: str) -> RoutingDecision:
+    request = InferenceRequest(
         request_id=identity,
         model="m",
         prompt=TextPrompt(b"a secret", "m"),
         headers={"authorization": "Bearer secret", "x-session-id": "s"},
     )
     candidate = Candidate(Endpoint(name="a", address="a:1", models=frozenset("m")), {})
-    decision = Decision("p", request, [candidate], 1.0)
+    decision = RoutingDecision("p", request, [candidate], 1.0)
     decision.totals = [0.0]
     decision.chosen = [candidate]
     return decision

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.choices import Choices
+from kvtier.router.assembly import Choices
 from kvtier.router.epp.certificates import self_signed
 from kvtier.router.fleet.members import FleetListener, Member
 from kvtier.router.fleet.replicas import FileDiscovery, Replica, StaticDiscovery, parse_replica

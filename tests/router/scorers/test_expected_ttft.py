@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from kvtier.router.choose.base import Tier
+from kvtier.router.choose.base import ReplicaTier
 from kvtier.router.scorers.expected_ttft import PLUGIN
 from tests.router.cases import INDEX, candidate, context, made, request
 
@@ -32,9 +32,9 @@ def test_the_last_token_is_always_computed() -> None:
 
 def test_loading_what_slower_tiers_add() -> None:
     tiers = {
-        "device": Tier(capacity_tokens=1),
-        "ram": Tier(capacity_tokens=1, load_tokens_per_s=20_000.0),
-        "disk": Tier(capacity_tokens=1, load_tokens_per_s=4_000.0),
+        "device": ReplicaTier(capacity_tokens=1),
+        "ram": ReplicaTier(capacity_tokens=1, load_tokens_per_s=20_000.0),
+        "disk": ReplicaTier(capacity_tokens=1, load_tokens_per_s=4_000.0),
     }
     held = {"device": 2_000, "ram": 6_000, "disk": 10_000}
     # 4,000 from RAM at 20,000: 0.2; 4,000 from disk at 4,000: 1; 2,000 computed at 1,000: 2
@@ -42,7 +42,7 @@ def test_loading_what_slower_tiers_add() -> None:
 
 
 def test_loading_is_never_reckoned_slower_than_computing() -> None:
-    tiers = {"disk": Tier(capacity_tokens=1, load_tokens_per_s=10.0)}
+    tiers = {"disk": ReplicaTier(capacity_tokens=1, load_tokens_per_s=10.0)}
     # 11,000 at 1,000 a second and 1,000 more computed
     assert seconds(candidate("a", {"disk": 11_000}, 12_000, tiers=tiers, **RATE)) == 12.0
 
@@ -167,7 +167,7 @@ def test_rates_that_nobody_reports_are_those_of_others_or_the_default() -> None:
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0, 0.0])
 def test_rates_that_cannot_be_are_as_good_as_none(rate: float) -> None:
-    tiers = {"ram": Tier(capacity_tokens=1, load_tokens_per_s=rate)}
+    tiers = {"ram": ReplicaTier(capacity_tokens=1, load_tokens_per_s=rate)}
     lying = candidate("a", {"ram": 4_000}, 8_000, prefill_tokens_per_s=rate, tiers=tiers)
     assert scorer().score(request(8_000), [lying, candidate("b", {}, 8_000)]) == [
         1.0,

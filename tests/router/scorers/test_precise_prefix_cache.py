@@ -1,12 +1,12 @@
 import pytest
 
-from kvtier.router.choose.parts import Backend, Indexer
+from kvtier.router.choose.plugins import BackendWeight, IndexerConfig
 from kvtier.router.scorers.precise_prefix_cache import PLUGIN
 from tests.router.cases import INDEX, candidate, context, made, request
 
 
-def score(held: dict[str, int], total: int, *backends: Backend) -> float:
-    scorer = made(PLUGIN, context(index=INDEX), indexer_config=Indexer(backends))
+def score(held: dict[str, int], total: int, *backends: BackendWeight) -> float:
+    scorer = made(PLUGIN, context(index=INDEX), indexer_config=IndexerConfig(backends))
     [one] = scorer.score(request(total), [candidate(holds=held, total=total)])
     return float(one)
 
@@ -37,7 +37,9 @@ def test_a_tier_of_an_unknown_name_counts_as_the_slowest() -> None:
 
 def test_weights_can_be_set_in_the_names_of_the_field() -> None:
     # 5 of 10 blocks in RAM at 0.5
-    assert score({"ram": 80}, 160, Backend("gpu", 1.0), Backend("cpu", 0.5)) == pytest.approx(0.25)
+    assert score(
+        {"ram": 80}, 160, BackendWeight("gpu", 1.0), BackendWeight("cpu", 0.5)
+    ) == pytest.approx(0.25)
 
 
 def test_a_prompt_of_less_than_a_block_has_no_score() -> None:
@@ -46,9 +48,9 @@ def test_a_prompt_of_less_than_a_block_has_no_score() -> None:
 
 def test_an_unknown_tier_and_a_weight_that_is_none_are_refused() -> None:
     with pytest.raises(ValueError, match="'tape' is no tier"):
-        PLUGIN.Parameters(indexer_config=Indexer((Backend("tape", 1.0),)))
+        PLUGIN.Parameters(indexer_config=IndexerConfig((BackendWeight("tape", 1.0),)))
     with pytest.raises(ValueError, match=r"cpu weighs 1\.2"):
-        PLUGIN.Parameters(indexer_config=Indexer((Backend("cpu", 1.2),)))
+        PLUGIN.Parameters(indexer_config=IndexerConfig((BackendWeight("cpu", 1.2),)))
 
 
 def test_it_says_what_is_where() -> None:

@@ -7,7 +7,7 @@ from kvtier.router.scorers.session_affinity import (
     PLUGIN,
     EncodedEndpointHeader,
     SessionId,
-    Source,
+    SessionIdSource,
 )
 from tests.router.cases import candidate, context, made, request
 
@@ -68,7 +68,7 @@ def test_a_session_stays_until_it_was_idle_for_too_long() -> None:
 
 
 def test_the_first_header_that_is_there_is_the_session() -> None:
-    config = SessionId(sources=(Source("x-agent"), Source("x-session-id")))
+    config = SessionId(sources=(SessionIdSource("x-agent"), SessionIdSource("x-session-id")))
     scorer = made(PLUGIN, strategy="session_id", session_id_config=config)
     scorer.routed(request(headers={"x-agent": "s"}), CANDIDATES, CANDIDATES[0])
     assert scorer.score(request(headers={"x-session-id": "s"}), CANDIDATES) == [1.0, 0.0]

@@ -16,7 +16,7 @@ from kvtier.index.fleet.base import Match
 from kvtier.index.fleet.prompt import Prompt
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a request before it goes anywhere."""
 
     request_id: str
@@ -30,7 +30,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
 
 
-class Tier(msgspec.Struct, frozen=True, kw_only=True):
+class ReplicaTier(msgspec.Struct, frozen=True, kw_only=True):
     """One tier of a replica, as its metrics tell."""
 
     capacity_tokens: int
@@ -39,7 +39,7 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     """Measured rate at which its tokens come back to the device; 0: not known, or the device."""
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
+class ReplicaLoad(msgspec.Struct, frozen=True, kw_only=True):
     """A replica's own metrics, as last scraped."""
 
     waiting: int = 0
@@ -49,7 +49,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the device's KV cache in use, 0 to 1."""
     block_tokens: int = 0
     """Tokens of a KV block; 0: not known."""
-    tiers: Mapping[str, Tier] = {}
+    tiers: Mapping[str, ReplicaTier] = {}
     """From the fastest to the slowest; the device first."""
     adapters: frozenset[str] = frozenset()
     """LoRA adapters that are loaded."""
@@ -68,7 +68,7 @@ class Endpoint(msgspec.Struct, kw_only=True, eq=False):
     """`host:port`; `[::1]:8000` for IPv6."""
     models: frozenset[str]
     labels: Mapping[str, str] = {}
-    load: Load = Load()
+    load: ReplicaLoad = ReplicaLoad()
     in_flight: int = 0
     """Requests this router has sent there and not seen end."""
     in_flight_tokens: int = 0
@@ -98,7 +98,7 @@ class Candidate(msgspec.Struct, frozen=True):
 class Scorer(Protocol):
     """Rates candidates. Weights belong to the profile."""
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """One number a candidate, in the same order, each in [0, 1], more is better."""
         ...
 
@@ -106,7 +106,7 @@ class Scorer(Protocol):
 class Filter(Protocol):
     """Takes candidates away."""
 
-    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those that stay, in the same order; none where none will do."""
         ...
 
@@ -115,15 +115,17 @@ class Picker(Protocol):
     """Chooses from scored candidates."""
 
     def pick(
-        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+        self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         """The best first, then the fallbacks in order; not empty where candidates are not."""
         ...
 
 
-class Observer(Protocol):
+class RoutingObserver(Protocol):
     """What a plugin implements besides when it learns from what becomes of requests."""
 
-    def routed(self, request: Request, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    def routed(
+        self, request: InferenceRequest, candidates: Sequence[Candidate], chosen: Candidate
+    ) -> None:
         """`chosen` gets the request; `candidates` are those it was chosen from."""
         ...

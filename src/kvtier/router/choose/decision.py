@@ -8,11 +8,11 @@ endpoints are live: their state is that of the moment of rendering, so render at
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kvtier.router.choose.base import Candidate, Endpoint, Request, Scorer
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, Scorer
 from kvtier.router.choose.tier_names import match_of
 
 
-class Weighted(NamedTuple):
+class WeightedScorer(NamedTuple):
     """A scorer of a profile."""
 
     name: str
@@ -20,7 +20,7 @@ class Weighted(NamedTuple):
     scorer: Scorer
 
 
-class Decision:
+class RoutingDecision:
     """Of one request under one profile."""
 
     __slots__ = (
@@ -37,7 +37,7 @@ class Decision:
     )
 
     def __init__(
-        self, profile: str, request: Request, candidates: list[Candidate], now_s: float
+        self, profile: str, request: InferenceRequest, candidates: list[Candidate], now_s: float
     ) -> None:
         self.profile = profile
         self.request = request
@@ -47,7 +47,7 @@ class Decision:
         """Those whom the filters left."""
         self.removed: dict[str, str] = {}
         """Endpoint's name -> the filter that took it away."""
-        self.scorers: Sequence[Weighted] = ()
+        self.scorers: Sequence[WeightedScorer] = ()
         self.scores: list[list[float]] = []
         """One list a scorer, in the order of `kept`, each in [0, 1]."""
         self.totals: list[float] = []

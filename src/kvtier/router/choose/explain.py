@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.choose.record import Choice, Record
+from kvtier.router.choose.record import DecisionRecord, EndpointRecord
 
 HEADER_BYTES: Final = 4_096
 """What proxies and clients accept beside other headers."""
 
 
-def text(record: Record) -> str:
+def text(record: DecisionRecord) -> str:
     """Several lines: the request, the reason, and a row for each endpoint, the best first."""
     names = [f"{name} x{weight:g}" for name, weight in record.scorers]
     rows = [["", "endpoint", "total", *names, "holds", "load"]]
@@ -37,7 +37,7 @@ def text(record: Record) -> str:
     return "\n".join([head, reason(record), *lines, *notes]) + "\n"
 
 
-def reason(record: Record) -> str:
+def reason(record: DecisionRecord) -> str:
     """Why the first of `chosen` is the first, in one line."""
     kept = [choice for choice in record.endpoints if not choice.removed_by]
     if not record.endpoints:
@@ -66,7 +66,7 @@ def reason(record: Record) -> str:
     return f"{best.name}: {ahead:.3f} ahead of {second.name}, most of it {max(leads)[1]}"
 
 
-def header(record: Record, limit_bytes: int = HEADER_BYTES) -> str:
+def header(record: DecisionRecord, limit_bytes: int = HEADER_BYTES) -> str:
     """JSON on one line: as many endpoints as fit, the best first; `left_out` counts the rest."""
     told: dict[str, Any] = {
         "profile": record.profile,
@@ -90,7 +90,7 @@ def header(record: Record, limit_bytes: int = HEADER_BYTES) -> str:
     return _compact({**told, "left_out": left_out} if left_out else told)
 
 
-def _entry(choice: Choice) -> dict[str, Any]:
+def _entry(choice: EndpointRecord) -> dict[str, Any]:
     if choice.removed_by:
         return {"name": choice.name, "removed_by": choice.removed_by}
     entry: dict[str, Any] = {
@@ -108,7 +108,7 @@ def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=True)
 
 
-def _in_order(record: Record) -> Sequence[Choice]:
+def _in_order(record: DecisionRecord) -> Sequence[EndpointRecord]:
     """The chosen in their order, then the others by their total, then those taken away."""
     place = {name: place for place, name in enumerate(record.chosen)}
     return sorted(
@@ -122,7 +122,7 @@ def _in_order(record: Record) -> Sequence[Choice]:
     )
 
 
-def _row(record: Record, choice: Choice) -> list[str]:
+def _row(record: DecisionRecord, choice: EndpointRecord) -> list[str]:
     mark = str(record.chosen.index(choice.name) + 1) if choice.name in record.chosen else ""
     load = choice.load
     state = f"waiting {load.waiting}, running {load.running}, in flight {choice.in_flight}"
@@ -133,7 +133,7 @@ def _row(record: Record, choice: Choice) -> list[str]:
     return [mark, choice.name, f"{choice.total:.3f}", *scores, _holds(choice), state]
 
 
-def _holds(choice: Choice) -> str:
+def _holds(choice: EndpointRecord) -> str:
     held = [
         f"{tokens} {tier}"
         for one in choice.held.values()
@@ -143,5 +143,5 @@ def _holds(choice: Choice) -> str:
     return ", ".join(dict.fromkeys(held)) or "nothing"
 
 
-def _guessed(record: Record) -> str:
+def _guessed(record: DecisionRecord) -> str:
     return " (estimated from characters)" if record.unit is Unit.CHARACTER else ""

@@ -13,14 +13,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from kvtier.clock import seeded
-from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import FleetIndex
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Endpoint, Filter, Observer, Picker, Request, Scorer
-from kvtier.router.choose.decision import Decision, Weighted
-from kvtier.router.config.indexes import IndexSpec
-from kvtier.router.config.reading import Configuration, PluginSpec, ProfileSpec
+from kvtier.router.choose.base import (
+    Candidate,
+    Endpoint,
+    Filter,
+    InferenceRequest,
+    Picker,
+    RoutingObserver,
+    Scorer,
+)
+from kvtier.router.choose.decision import RoutingDecision, WeightedScorer
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -43,28 +46,34 @@ class Profile:
 
     def __init__(
         self,
-        spec: ProfileSpec,
-        made: Mapping[str, Any],
+        name: str,
+        *,
+        filters: Sequence[tuple[str, Filter]],
+        scorers: Sequence[WeightedScorer],
+        picker: tuple[str, Picker],
         indexes: Mapping[str, FleetIndex],
         moment: Moment,
     ) -> None:
         """`indexes`: empty where no part of it looks at any."""
-        self.name = spec.name
+        self.name = name
         # One index may go by several names: it is asked once, and hears of a request once.
         by_identity = {id(index): index for index in indexes.values()}
         self._indexes = list(by_identity.values())
         order = list(by_identity)
         self._names = [(name, order.index(id(index))) for name, index in indexes.items()]
         self._moment = moment
-        self._filters: list[tuple[str, Filter]] = [(name, made[name]) for name in spec.filters]
+        self._filters = list(filters)
         self._scorers = [
-            Weighted(name, weight, _explained(name, made[name], self._fails))
-            for name, weight in spec.scorers
+            one._replace(scorer=_explained(one.name, one.scorer, self._fails)) for one in scorers
         ]
-        self._picker: Picker = made[spec.picker]
-        names = [*spec.filters, *(name for name, _ in spec.scorers), spec.picker]
-        self._parts = list({id(made[name]): (name, made[name]) for name in names}.values())
-        self._observers: list[tuple[str, Observer]] = [
+        self._picker = picker[1]
+        named: list[tuple[str, Any]] = [
+            *filters,
+            *((one.name, one.scorer) for one in scorers),
+            picker,
+        ]
+        self._parts = list({id(part): (part_name, part) for part_name, part in named}.values())
+        self._observers: list[tuple[str, RoutingObserver]] = [
             (name, one) for name, one in self._parts if hasattr(one, "routed")
         ]
         self._failed: set[tuple[str, str]] = set()
@@ -80,14 +89,16 @@ class Profile:
         """Whether any part of it asks an index what endpoints hold of a prompt."""
         return bool(self._indexes)
 
-    def decide(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> Decision:
+    def decide(
+        self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float
+    ) -> RoutingDecision:
         """Where `request` goes. Never raises; `chosen` is empty where nobody is left.
 
         `now_s` is of the clock that `Load.updated_s` is of. Nothing is remembered of the request
         until `routed`; pickers take their turn.
         """
         self._moment.at_s = now_s
-        decision = Decision(self.name, request, self._candidates(request, endpoints), now_s)
+        decision = RoutingDecision(self.name, request, self._candidates(request, endpoints), now_s)
         for name, one in self._filters:
             self._filter(decision, name, one)
         kept = decision.kept
@@ -102,7 +113,9 @@ class Profile:
             decision.chosen = self._pick(request, kept, totals)
         return decision
 
-    def routed(self, request: Request, decision: Decision, chosen: Candidate) -> None:
+    def routed(
+        self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
+    ) -> None:
         """`request` has been sent to `chosen`: every index and every part that learns hears it."""
         self._moment.at_s = decision.now_s
         for index in self._indexes:
@@ -113,7 +126,7 @@ class Profile:
             except Exception:
                 self._fails(name, "it learns nothing of this request")
 
-    def response_headers(self, request: Request, endpoint: Endpoint) -> dict[str, str]:
+    def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> dict[str, str]:
         """What the client has to be told, so that it is recognised next time."""
         headers: dict[str, str] = {}
         for name, one in self._parts:
@@ -125,7 +138,9 @@ class Profile:
                 self._fails(name, "it tells the client nothing")
         return headers
 
-    def _candidates(self, request: Request, endpoints: Sequence[Endpoint]) -> list[Candidate]:
+    def _candidates(
+        self, request: InferenceRequest, endpoints: Sequence[Endpoint]
+    ) -> list[Candidate]:
         replicas = [endpoint.name for endpoint in endpoints]
         found = [index.match(request.prompt, replicas) for index in self._indexes]
         if len(self._names) == 1:
@@ -142,7 +157,7 @@ class Profile:
             for place, endpoint in enumerate(endpoints)
         ]
 
-    def _filter(self, decision: Decision, name: str, one: Filter) -> None:
+    def _filter(self, decision: RoutingDecision, name: str, one: Filter) -> None:
         try:
             kept = one.keep(decision.request, decision.kept)
         except Exception:
@@ -156,7 +171,7 @@ class Profile:
         decision.kept = kept
 
     def _scores(
-        self, name: str, scorer: Scorer, request: Request, kept: list[Candidate]
+        self, name: str, scorer: Scorer, request: InferenceRequest, kept: list[Candidate]
     ) -> list[float]:
         try:
             scores = scorer.score(request, kept)
@@ -171,7 +186,7 @@ class Profile:
         return clamped
 
     def _pick(
-        self, request: Request, kept: list[Candidate], totals: list[float]
+        self, request: InferenceRequest, kept: list[Candidate], totals: list[float]
     ) -> list[Candidate]:
         try:
             chosen = self._picker.pick(request, kept, totals)
@@ -198,12 +213,12 @@ class _Explained:
         self._scorer = scorer
         self._fails = fails
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """See Scorer."""
         scores: list[float] = self._scorer.score(request, candidates)
         return scores
 
-    def reason(self, request: Request, candidate: Candidate) -> str:
+    def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
         """What it says of a candidate, for people."""
         try:
             return str(self._scorer.reason(request, candidate))
@@ -214,66 +229,3 @@ class _Explained:
 
 def _explained(name: str, scorer: Any, fails: Callable[[str, str], None]) -> Scorer:
     return _Explained(name, scorer, fails) if hasattr(scorer, "reason") else scorer
-
-
-def build(
-    configuration: Configuration,
-    indexes: Mapping[str, FleetIndex],
-    seed: int = 0,
-    *,
-    keeps_matches: bool = False,
-) -> dict[str, Profile]:
-    """Every profile of a configuration, by name; the first is the default.
-
-    `indexes` holds those that `configuration.indexes` asks for, and may hold more: parts that
-    name none look at all. A profile of which no part looks at any asks and tells none of them,
-    unless `keeps_matches` wants to know of every decision what was held. Raises InvalidSettings
-    where an index is missing.
-    """
-    missing = [
-        name
-        for name in {one.index for one in configuration.plugins.values()}
-        if name is not None and name not in indexes
-    ]
-    if missing:
-        raise InvalidSettings(f"{configuration.path}: there is no index {', '.join(missing)}")
-    moment = Moment()
-    random = seeded(seed)
-    made = {
-        name: _make(spec, configuration.indexes, random, moment)
-        for name, spec in configuration.plugins.items()
-    }
-    return {
-        name: Profile(
-            spec,
-            made,
-            indexes if keeps_matches or _reads(spec, configuration) else {},
-            moment,
-        )
-        for name, spec in configuration.profiles.items()
-    }
-
-
-def _reads(spec: ProfileSpec, configuration: Configuration) -> bool:
-    names = (*spec.filters, *(name for name, _ in spec.scorers), spec.picker)
-    return any(parts.reads_index(configuration.plugins[name].parameters) for name in names)
-
-
-def _make(
-    spec: PluginSpec, indexes: Mapping[str, IndexSpec], random: parts.Random, moment: Moment
-) -> Any:
-    index = indexes.get(spec.index) if spec.index is not None else None
-    sizes = index or IndexSpec(name="")
-    context = parts.Context(
-        name=spec.name,
-        random=random,
-        now_s=moment.now_s,
-        index=spec.index,
-        tier=spec.tier,
-        block_tokens=sizes.block_tokens,
-        max_match_tokens=sizes.max_match_tokens,
-    )
-    try:
-        return spec.plugin(spec.parameters, context)
-    except ValueError as error:
-        raise InvalidSettings(f"{spec.where}: {spec.name}: {error}") from error

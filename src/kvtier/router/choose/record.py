@@ -16,8 +16,8 @@ import msgspec
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Match
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.choose.base import Endpoint, Load
-from kvtier.router.choose.decision import Decision
+from kvtier.router.choose.base import Endpoint, ReplicaLoad
+from kvtier.router.choose.decision import RoutingDecision
 
 STRATEGY: Final = "routing-strategy"
 """The header of a request that is not decided by the usual profile."""
@@ -26,7 +26,7 @@ _LOG: Final = logging.getLogger(__name__)
 _BEGINNING: Final = b'{"request_id":"'
 
 
-class Held(msgspec.Struct, frozen=True, omit_defaults=True):
+class RecordedMatch(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one index knew of one endpoint."""
 
     tokens: Mapping[str, int] = {}
@@ -37,18 +37,18 @@ class Held(msgspec.Struct, frozen=True, omit_defaults=True):
         return Match(self.tokens, self.total)
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An endpoint at the time: every field that `Endpoint` has, and what was made of it."""
 
     name: str
     address: str
     models: frozenset[str]
     labels: Mapping[str, str] = {}
-    load: Load = Load()
+    load: ReplicaLoad = ReplicaLoad()
     in_flight: int = 0
     in_flight_tokens: int = 0
     pending_tokens: int | None = None
-    held: Mapping[str, Held] = {}
+    held: Mapping[str, RecordedMatch] = {}
     """By index."""
     removed_by: str = ""
     """The filter that took it away."""
@@ -63,7 +63,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return Endpoint(**{name: getattr(self, name) for name in Endpoint.__struct_fields__})
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One decision."""
 
     request_id: str
@@ -78,12 +78,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     profile: str
     scorers: tuple[tuple[str, float], ...]
     """Names and weights."""
-    endpoints: tuple[Choice, ...]
+    endpoints: tuple[EndpointRecord, ...]
     chosen: tuple[str, ...]
     """Names: the best, then the fallbacks."""
 
 
-def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
+def record(decision: RoutingDecision, headers: frozenset[str] = frozenset()) -> DecisionRecord:
     """The decision as it stands; call it before the endpoints change. O(endpoints * scorers).
 
     `headers` are those to keep beside the strategy: `Profile.headers`.
@@ -96,10 +96,10 @@ def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
         endpoint = candidate.endpoint
         place = places.get(id(candidate))
         choices.append(
-            Choice(
+            EndpointRecord(
                 **{name: getattr(endpoint, name) for name in Endpoint.__struct_fields__},
                 held={
-                    index: Held(
+                    index: RecordedMatch(
                         {tier: tokens for tier, tokens in match.tokens.items() if tokens},
                         match.total_tokens,
                     )
@@ -117,7 +117,7 @@ def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
                 },
             )
         )
-    return Record(
+    return DecisionRecord(
         request_id=request.request_id,
         model=request.model,
         at_s=decision.now_s,
@@ -133,19 +133,19 @@ def record(decision: Decision, headers: frozenset[str] = frozenset()) -> Record:
     )
 
 
-def line(made: Record) -> bytes:
+def line(made: DecisionRecord) -> bytes:
     """One line of JSON, its end included."""
     return msgspec.json.encode(made) + b"\n"
 
 
-def read_records(path: str) -> Iterator[Record]:
+def read_records(path: str) -> Iterator[DecisionRecord]:
     """The records of a file, one at a time; empty lines are passed over.
 
     A line that begins as a record and is no JSON is left out, with a warning: it was cut, since
     whoever wrote it was killed, had no room, or is at it.
     Raises InvalidSettings, with the line, for a file that cannot be read or holds anything else.
     """
-    decoder = msgspec.json.Decoder(Record)
+    decoder = msgspec.json.Decoder(DecisionRecord)
     try:
         with Path(path).expanduser().open("rb") as lines:
             for number, ended in enumerate(lines, start=1):
@@ -157,7 +157,9 @@ def read_records(path: str) -> Iterator[Record]:
         raise InvalidSettings(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _decoded(decoder: msgspec.json.Decoder[Record], text: bytes, where: str) -> Record | None:
+def _decoded(
+    decoder: msgspec.json.Decoder[DecisionRecord], text: bytes, where: str
+) -> DecisionRecord | None:
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Names of gauges from a configuration: `core-metrics-extractor` and `metrics-data-source`.
+"""GaugeNames of gauges from a configuration: `core-metrics-extractor` and `metrics-data-source`.
 
 Why it exists: pickers of llm-d take no flags for them any more but a list of engines in the file.
 Invariant: what is said about waiting, running and the KV cache is looked for before the usual
@@ -9,14 +9,14 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from kvtier.router.choose.parts import Parameters
+from kvtier.router.choose.plugins import PluginParameters
 from kvtier.router.learn.gauges import GaugeNames, before
 
 EXTRACTOR: Final = "core-metrics-extractor"
 SOURCE: Final = "metrics-data-source"
 
 
-class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One of `engineConfigs`, in the words of the field."""
 
     name: str
@@ -32,12 +32,12 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     custom: list[Any] = msgspec.field(default_factory=list, name="customMetrics")
 
 
-class Extractor(Parameters, frozen=True, kw_only=True):
+class CoreMetricsExtractor(PluginParameters, frozen=True, kw_only=True):
     """Of `core-metrics-extractor`. Labels are not looked at: a replica has the names it has."""
 
     engine_label_key: str = ""
     default_engine: str = ""
-    engine_configs: tuple[Engine, ...] = ()
+    engine_configs: tuple[EngineConfig, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what is no metric."""
@@ -53,7 +53,7 @@ class Extractor(Parameters, frozen=True, kw_only=True):
         return GaugeNames(waiting=waiting, running=running, usage=usage, path=usual.path)
 
 
-class Source(Parameters, frozen=True, kw_only=True):
+class MetricsDataSource(PluginParameters, frozen=True, kw_only=True):
     """Of `metrics-data-source`: where metrics are. Certificates and the pace are kvtier's own."""
 
     scheme: Literal["http"] = "http"
@@ -75,5 +75,8 @@ class Source(Parameters, frozen=True, kw_only=True):
         return msgspec.structs.replace(usual, path=self.path)
 
 
-READ: Final[dict[str, type[Extractor] | type[Source]]] = {EXTRACTOR: Extractor, SOURCE: Source}
+READ: Final[dict[str, type[CoreMetricsExtractor] | type[MetricsDataSource]]] = {
+    EXTRACTOR: CoreMetricsExtractor,
+    SOURCE: MetricsDataSource,
+}
 """Plugins whose parameters are read, though they are no part of choosing."""

@@ -5,14 +5,21 @@ producers; both become the same list. Invariant: sizes are in tokens once they l
 capacity in blocks means blocks of the size beside it, never of another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
+from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import DEVICE, Source
 from kvtier.index.fleet.estimated import EstimatedIndex, compared
-from kvtier.router.choose.parts import Precise, Sizing
+from kvtier.router.choose.plugins import (
+    EstimatedIndexParameters,
+    PluginParameters,
+    PreciseIndexParameters,
+    nearest,
+    reads_index,
+)
 from kvtier.router.choose.tier_names import tier_called, tier_hinted
 
 APPROXIMATE: Final = "approx-prefix-cache-producer"
@@ -45,7 +52,7 @@ class IndexSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.capacity_blocks * self.block_tokens
 
 
-def estimated(name: str, sizing: Sizing) -> IndexSpec:
+def estimated(name: str, sizing: EstimatedIndexParameters) -> IndexSpec:
     """An index of its own, as `prefix-cache-scorer` or a producer describes it."""
     characters = sizing.hash_block_size or sizing.block_size
     block_tokens = sizing.block_size_tokens or -(-characters // CHARACTERS_A_TOKEN)
@@ -62,7 +69,7 @@ def estimated(name: str, sizing: Sizing) -> IndexSpec:
     )
 
 
-def precise(name: str, parameters: Precise) -> IndexSpec:
+def precise(name: str, parameters: PreciseIndexParameters) -> IndexSpec:
     """An index that follows the replicas' events."""
     processor = parameters.token_processor_config
     return IndexSpec(
@@ -81,4 +88,119 @@ def estimate(spec: IndexSpec) -> EstimatedIndex:
         {tier: spec.capacity_tokens},
         block_tokens=compared(spec.block_tokens) if spec.autotune else spec.block_tokens,
         follows=follows if spec.autotune else (),
+    )
+
+
+_PREFIX_SCORER: Final = "prefix-cache-scorer"
+ANY: Final = "prefix"
+"""The index that is made where parts want one and none is configured."""
+
+
+class IndexWiring:
+    """Grows while plugins are declared; then answers. `newer`: the newer API."""
+
+    def __init__(self, *, newer: bool) -> None:
+        self._newer = newer
+        self._specs: dict[str, IndexSpec] = {}
+        self._scorers: dict[str, PluginParameters] = {}
+        self._wanted = False
+
+    producers: Final[Mapping[str, type[PluginParameters]]] = {
+        APPROXIMATE: EstimatedIndexParameters,
+        PRECISE: PreciseIndexParameters,
+    }
+    """Plugins that are indexes, and their parameters."""
+
+    def declare(self, name: str, parameters: PluginParameters) -> None:
+        """A producer."""
+        if isinstance(parameters, EstimatedIndexParameters):
+            self._specs[name] = estimated(name, parameters)
+        elif isinstance(parameters, PreciseIndexParameters):
+            self._specs[name] = precise(name, parameters)
+
+    def own(self, name: str, plugin_type: str, parameters: PluginParameters) -> None:
+        """A part that may hold an index of its own."""
+        if not reads_index(parameters):
+            return
+        self._wanted = True
+        self._scorers[name] = parameters
+        if getattr(parameters, "prefix_match_info_producer_name", ""):
+            return
+        if isinstance(parameters, PreciseIndexParameters):
+            self._specs[name] = precise(name, parameters)
+        elif isinstance(parameters, EstimatedIndexParameters) and (
+            not self._newer or plugin_type != _PREFIX_SCORER or _sized(parameters)
+        ):
+            self._specs[name] = estimated(name, parameters)
+
+    def looks_at(
+        self, name: str, parameters: PluginParameters, where: str
+    ) -> tuple[str | None, str | None]:
+        """The index and the tier of a part, None for any; raises InvalidSettings."""
+        if name not in self._scorers:
+            return None, None
+        index = self._index(name, parameters, where)
+        tier = tier_called(getattr(parameters, "tier", ""))
+        if not isinstance(parameters, EstimatedIndexParameters):
+            return index, tier
+        tier = tier or tier_hinted(name)
+        if tier is None and index in self._specs:
+            tier = self._specs[index].tier
+        return index, tier
+
+    def indexes(self, looks: Iterable[tuple[str | None, str | None]]) -> dict[str, IndexSpec]:
+        """All of them; `looks` is what `looks_at` told of every part."""
+        if not self._specs and self._wanted:
+            self._specs[ANY] = IndexSpec(name=ANY)
+        specs = dict(self._specs)
+        pairs = list(looks)
+        for name, spec in specs.items():
+            tiers = {tier for index, tier in pairs if index == name}
+            if spec.tier is None and spec.source is Source.ESTIMATED and len(tiers) == 1:
+                specs[name] = msgspec.structs.replace(spec, tier=tiers.pop())
+        return specs
+
+    def _index(self, name: str, parameters: PluginParameters, where: str) -> str | None:
+        wanted = _named(parameters)
+        asked = [name]
+        while wanted in self._scorers:  # the older API names the scorer that has the index
+            asked.append(wanted)
+            if wanted in asked[:-1]:
+                raise InvalidSettings(
+                    f"{where}: {' looks at '.join(asked)}, and none of them has an index; "
+                    "name a producer"
+                )
+            name, parameters = wanted, self._scorers[wanted]
+            wanted = _named(parameters)
+        if wanted:
+            if wanted not in self._specs:
+                raise InvalidSettings(
+                    f"{where}: {name} looks at {wanted!r}, which no producer is called"
+                    f"{nearest(wanted, self._specs)}"
+                )
+            return wanted
+        if name in self._specs:
+            return name
+        if isinstance(parameters, EstimatedIndexParameters):
+            if APPROXIMATE not in self._specs:
+                self._specs[APPROXIMATE] = estimated(APPROXIMATE, EstimatedIndexParameters())
+            return APPROXIMATE
+        return None
+
+
+def _named(parameters: PluginParameters) -> str:
+    """The producer or scorer that a part names; empty for none."""
+    return (
+        getattr(parameters, "prefix_match_info_producer_name", "")
+        or getattr(parameters, "prefix_plugin_name", "")
+        or ""
+    )
+
+
+def _sized(parameters: EstimatedIndexParameters) -> bool:
+    """Whether it says how large its index is, which only an index of its own can be."""
+    return any(
+        getattr(parameters, field.name) != field.default
+        for field in msgspec.structs.fields(EstimatedIndexParameters)
+        if field.name != "tier"
     )

@@ -12,13 +12,11 @@ from typing import Any, Final
 import msgspec
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.choose import parts
-from kvtier.router.config import embedding
-from kvtier.router.config import foreign as field
+from kvtier.router.choose import plugins
+from kvtier.router.config import compatibility as field
 from kvtier.router.config import gauges as engines
-from kvtier.router.config.indexes import IndexSpec
-from kvtier.router.config.sections import Section
-from kvtier.router.config.wiring import Wiring
+from kvtier.router.config.indexes import IndexSpec, IndexWiring
+from kvtier.router.config.sections import KIND, ConfigSection, extract
 from kvtier.router.learn.gauges import GaugeNames
 from kvtier.settings.document import Document, parse_document, read_document
 
@@ -37,7 +35,7 @@ schedulingProfiles:
 """
 """What chooses where no file is given."""
 
-_EXAMPLE: Final = f"kind: {embedding.KIND}"
+_EXAMPLE: Final = f"kind: {KIND}"
 
 IMPLIED_PICKER: Final = "(max-score-picker)"
 """The picker where none is declared; nobody would call a plugin so."""
@@ -53,10 +51,10 @@ class PluginSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     type: str
     name: str
-    kind: parts.Kind
+    kind: plugins.PluginKind
     plugin: Any
     """The class."""
-    parameters: parts.Parameters
+    parameters: plugins.PluginParameters
     index: str | None
     """None: it looks at all, or at none."""
     tier: str | None
@@ -65,7 +63,7 @@ class PluginSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProfileSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Names of plugins, in the order of the file."""
+    """GaugeNames of plugins, in the order of the file."""
 
     name: str
     filters: tuple[str, ...]
@@ -92,29 +90,29 @@ def read_configuration(path: str | None, flag: str = "--profile") -> Configurati
     """The file's that `flag` names, or the default's for None. Raises InvalidSettings."""
     if path is None:
         return parse_configuration(DEFAULT, "the default profile")
-    return _configuration(embedding.extract(read_document(path, flag, _EXAMPLE)))
+    return _configuration(extract(read_document(path, flag, _EXAMPLE)))
 
 
 def parse_configuration(text: str, path: str) -> Configuration:
     """As `read_configuration`, of a text; `path` is its name in errors."""
-    return _configuration(embedding.extract(parse_document(text, path, example=_EXAMPLE)))
+    return _configuration(extract(parse_document(text, path, example=_EXAMPLE)))
 
 
 def _configuration(document: Document) -> Configuration:
-    top = Section(document, (), document.data)
+    top = ConfigSection(document, (), document.data)
     top.only(_TOP)
     version = top.text("apiVersion")
     if version not in VERSIONS:
         raise InvalidSettings(
             f"{top.where('apiVersion')}: {version!r} is no version of EndpointPickerConfig"
-            f"{parts.nearest(version, VERSIONS)}"
+            f"{plugins.nearest(version, VERSIONS)}"
         )
     warnings = [
         f"{top.where(name)}: {name} is ignored: {why}"
         for name, why in field.SECTIONS.items()
         if name in top.data
     ]
-    wiring = Wiring(newer=version == VERSIONS[1])
+    wiring = IndexWiring(newer=version == VERSIONS[1])
     declared: dict[str, _Declared | None] = {}
     gauges = GaugeNames()
     for section in top.items("plugins"):
@@ -128,12 +126,12 @@ def _configuration(document: Document) -> Configuration:
     profiles = _profiles(top, declared, warnings)
     if any(one.picker == IMPLIED_PICKER for one in profiles.values()):
         declared[IMPLIED_PICKER] = _implied_picker()
-    plugins = {name: one.resolved(name, wiring) for name, one in declared.items() if one}
+    made = {name: one.resolved(name, wiring) for name, one in declared.items() if one}
     return Configuration(
         path=document.path,
-        plugins=plugins,
+        plugins=made,
         profiles=profiles,
-        indexes=wiring.indexes([(one.index, one.tier) for one in plugins.values()]),
+        indexes=wiring.indexes([(one.index, one.tier) for one in made.values()]),
         warnings=tuple(warnings),
         gauges=gauges,
     )
@@ -143,12 +141,12 @@ class _Declared(msgspec.Struct, frozen=True):
     """A plugin whose index may be declared further down in the file."""
 
     type: str
-    kind: parts.Kind
+    kind: plugins.PluginKind
     plugin: Any
-    parameters: parts.Parameters
+    parameters: plugins.PluginParameters
     where: str
 
-    def resolved(self, name: str, wiring: Wiring) -> PluginSpec:
+    def resolved(self, name: str, wiring: IndexWiring) -> PluginSpec:
         """With the index and tier that it looks at."""
         index, tier = wiring.looks_at(name, self.parameters, self.where)
         return PluginSpec(
@@ -163,7 +161,9 @@ class _Declared(msgspec.Struct, frozen=True):
         )
 
 
-def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str, _Declared | None]:
+def _declare(
+    section: ConfigSection, wiring: IndexWiring, warnings: list[str]
+) -> tuple[str, _Declared | None]:
     """One of `plugins`; None for what is no part of choosing."""
     section.only(("type", "name", "parameters"))
     plugin_type = section.text("type")
@@ -180,7 +180,7 @@ def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str
     if producer is not None:
         given = section.parameters(producer)
         wiring.declare(name, given)
-        if isinstance(given, parts.Precise) and given.indexer_config.backends:
+        if isinstance(given, plugins.PreciseIndexParameters) and given.indexer_config.backends:
             warnings.append(
                 f"{section.where('parameters', 'indexerConfig', 'kvCacheBackendConfigs')}: "
                 f"kvCacheBackendConfigs is ignored: {field.UNWEIGHTED}"
@@ -190,33 +190,39 @@ def _declare(section: Section, wiring: Wiring, warnings: list[str]) -> tuple[str
         raise InvalidSettings(
             f"{where}: {plugin_type} is not supported: {field.REFUSED[plugin_type]}"
         )
-    found = parts.find(plugin_type)
+    found = plugins.find_plugin(plugin_type)
     if found is None:
-        names = [*parts.known(), *wiring.producers, *field.SILENT, *field.IGNORED, *engines.READ]
+        names = [
+            *plugins.known_plugins(),
+            *wiring.producers,
+            *field.SILENT,
+            *field.IGNORED,
+            *engines.READ,
+        ]
         raise InvalidSettings(
-            f"{where}: unknown plugin {plugin_type!r}{parts.nearest(plugin_type, names)}"
+            f"{where}: unknown plugin {plugin_type!r}{plugins.nearest(plugin_type, names)}"
         )
     kind, plugin = found
-    parameters = section.parameters(parts.parameters_of(plugin))
+    parameters = section.parameters(plugins.parameters_of(plugin))
     wiring.own(name, plugin_type, parameters)
     return name, _Declared(plugin_type, kind, plugin, parameters, where)
 
 
-def _named(section: Section, gauges: GaugeNames) -> GaugeNames:
+def _named(section: ConfigSection, gauges: GaugeNames) -> GaugeNames:
     """`gauges`, and what this plugin calls some of them."""
     read = engines.READ.get(section.text("type"))
     return gauges if read is None else section.parameters(read).named(gauges)
 
 
 def _implied_picker() -> _Declared:
-    found = parts.find("max-score-picker")
+    found = plugins.find_plugin("max-score-picker")
     assert found is not None
     kind, plugin = found
     return _Declared("max-score-picker", kind, plugin, plugin.Parameters(), "no file")
 
 
 def _profiles(
-    top: Section, declared: Mapping[str, _Declared | None], warnings: list[str]
+    top: ConfigSection, declared: Mapping[str, _Declared | None], warnings: list[str]
 ) -> Mapping[str, ProfileSpec]:
     """By name; without any, one of all that is declared, each scorer of weight 1."""
     if not top.data.get("schedulingProfiles"):
@@ -233,23 +239,23 @@ def _profiles(
 def _everything(declared: Mapping[str, _Declared | None]) -> ProfileSpec:
     return ProfileSpec(
         name=_ONLY,
-        filters=tuple(_of(parts.Kind.FILTER, declared)),
-        scorers=tuple((name, 1.0) for name in _of(parts.Kind.SCORER, declared)),
+        filters=tuple(_of(plugins.PluginKind.FILTER, declared)),
+        scorers=tuple((name, 1.0) for name in _of(plugins.PluginKind.SCORER, declared)),
         picker=_implied(declared),
     )
 
 
-def _of(kind: parts.Kind, declared: Mapping[str, _Declared | None]) -> list[str]:
+def _of(kind: plugins.PluginKind, declared: Mapping[str, _Declared | None]) -> list[str]:
     return [name for name, one in declared.items() if one is not None and one.kind is kind]
 
 
 def _implied(declared: Mapping[str, _Declared | None]) -> str:
     """The picker of a profile that names none: the one that is declared, else our own."""
-    return next(iter(_of(parts.Kind.PICKER, declared)), IMPLIED_PICKER)
+    return next(iter(_of(plugins.PluginKind.PICKER, declared)), IMPLIED_PICKER)
 
 
 def _profile(
-    section: Section, declared: Mapping[str, _Declared | None], warnings: list[str]
+    section: ConfigSection, declared: Mapping[str, _Declared | None], warnings: list[str]
 ) -> ProfileSpec:
     section.only(("name", "plugins"))
     filters: list[str] = []
@@ -261,13 +267,13 @@ def _profile(
         if name not in declared:
             raise InvalidSettings(
                 f"{row.where('pluginRef')}: no plugin is called {name!r}"
-                f"{parts.nearest(name, declared)}"
+                f"{plugins.nearest(name, declared)}"
             )
         weight = row.number("weight", 1.0)
         plugin = declared[name]
         if plugin is None:
             continue
-        if plugin.kind is parts.Kind.SCORER:
+        if plugin.kind is plugins.PluginKind.SCORER:
             if name in dict(scorers):
                 raise InvalidSettings(
                     f"{row.where('pluginRef')}: {name} is in this profile twice; add up its weights"
@@ -276,7 +282,7 @@ def _profile(
             continue
         if "weight" in row.data:
             warnings.append(f"{row.where('weight')}: weight is ignored: {name} is no scorer")
-        if plugin.kind is parts.Kind.FILTER:
+        if plugin.kind is plugins.PluginKind.FILTER:
             filters.append(name)
         else:
             pickers.append(name)

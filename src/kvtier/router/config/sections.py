@@ -6,23 +6,23 @@ them can be wrong in a way that has a line. Everything raises InvalidSettings.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.choose.parts import Parameters, nearest
-from kvtier.settings.document import Document, KeyPath
+from kvtier.router.choose.plugins import PluginParameters, nearest
+from kvtier.settings.document import Document, KeyPath, parse_document
 
-_P = TypeVar("_P", bound=Parameters)
+_P = TypeVar("_P", bound=PluginParameters)
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _REQUIRED: Final = "\0"
 
 
-class Section:
+class ConfigSection:
     """`data` stands at `path` of the document. Raises InvalidSettings where it is no mapping."""
 
     def __init__(self, document: Document, path: KeyPath, data: object) -> None:
@@ -76,27 +76,29 @@ class Section:
             )
         return float(value)
 
-    def items(self, name: str) -> list["Section"]:
+    def items(self, name: str) -> list["ConfigSection"]:
         """The mappings of a list that has one at least."""
         value = self.data.get(name)
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise InvalidSettings(f"{self.where(name)}: {name} has to be a list of one or more")
         return [
-            Section(self._document, (*self._path, name, str(place)), item)
+            ConfigSection(self._document, (*self._path, name, str(place)), item)
             for place, item in enumerate(value)
         ]
 
     def parameters(self, struct: type[_P]) -> _P:
         """`parameters`, as the plugin declares them; None is nothing set."""
         given = self.data.get("parameters")
-        below = Section(self._document, (*self._path, "parameters"), {} if given is None else given)
+        below = ConfigSection(
+            self._document, (*self._path, "parameters"), {} if given is None else given
+        )
         below._known(struct)
         try:
             return msgspec.convert(below.data, struct)
         except msgspec.ValidationError as error:
             raise InvalidSettings(below._complaint(str(error), struct)) from error
 
-    def _known(self, struct: type[Parameters]) -> None:
+    def _known(self, struct: type[PluginParameters]) -> None:
         names = [field.encode_name for field in msgspec.structs.fields(struct)]
         for key in self.data:
             if key not in names:
@@ -104,7 +106,7 @@ class Section:
                     f"{self.where(key)}: unknown parameter {key!r}{nearest(key, names)}"
                 )
 
-    def _complaint(self, message: str, struct: type[Parameters]) -> str:
+    def _complaint(self, message: str, struct: type[PluginParameters]) -> str:
         """A message of msgspec, with the line of the path that it ends with."""
         found = _AT.match(message)
         what, path = (found["what"], found["path"] or "") if found else (message, "")
@@ -114,7 +116,7 @@ class Section:
         return f"{self.where(*keys, *unknown)}: {'.'.join(keys) or 'parameters'}: {what}{near}"
 
 
-def _names(struct: type[Parameters], keys: Sequence[str]) -> list[str]:
+def _names(struct: type[PluginParameters], keys: Sequence[str]) -> list[str]:
     """What may stand at `keys` of the parameters, as far as structs go."""
     at: Any = msgspec.inspect.type_info(struct)
     for key in keys:
@@ -123,3 +125,54 @@ def _names(struct: type[Parameters], keys: Sequence[str]) -> list[str]:
         else:
             at = getattr(at, "item_type", at)
     return [field.encode_name for field in getattr(at, "fields", ())]
+
+
+KIND: Final = "EndpointPickerConfig"
+_CHOICE: Final = "pluginsConfigFile"
+"""Names the text to use, where Helm values hold several."""
+
+
+def extract(document: Document) -> Document:
+    """The document itself, or the one inside it. Raises InvalidSettings."""
+    if document.data.get("kind") == KIND:
+        return document
+    texts = {
+        path: text for path, text in _leaves(document.data, ()) if KIND in text and "\n" in text
+    }
+    if not texts:
+        raise InvalidSettings(f"{document.path}: there is no `kind: {KIND}` in it")
+    path = _chosen(document, texts)
+    # A block of text (`name: |`) begins on the line after its key.
+    inner = parse_document(texts[path], document.path, document.lines[path] + 1)
+    if inner.data.get("kind") != KIND:
+        raise InvalidSettings(f"{document.where(path)}: the text is no `kind: {KIND}`")
+    return inner
+
+
+def _chosen(document: Document, texts: Mapping[KeyPath, str]) -> KeyPath:
+    named = {text: path for path, text in _leaves(document.data, ()) if path[-1] == _CHOICE}
+    paths = [path for path in texts if path[-1] in named or not named]
+    if not paths:
+        name, path = next(iter(named.items()))
+        raise InvalidSettings(
+            f"{document.where(path)}: {_CHOICE} is {name!r}, and no text is called so"
+            f"{nearest(name, [path[-1] for path in texts])}"
+        )
+    if len(paths) != 1:
+        names = ", ".join(path[-1] for path in texts)
+        raise InvalidSettings(
+            f"{document.path}: holds several of `kind: {KIND}` ({names}); "
+            f"name one of them as {_CHOICE}"
+        )
+    return paths[0]
+
+
+def _leaves(data: object, at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(data, str):
+        yield at, data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _leaves(value, (*at, str(key)))
+    elif isinstance(data, list):
+        for place, value in enumerate(data):
+            yield from _leaves(value, (*at, str(place)))

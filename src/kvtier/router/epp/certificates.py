@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.request import tls
+from kvtier.router.request import sockets
 
 _DAYS: Final = 3650
 """Longer than any process lives: nobody can exchange it while it runs."""
@@ -67,10 +67,12 @@ def self_signed(now: dt.datetime) -> Pair:
 
 def read_pair(key_path: Path, certificate_path: Path) -> Pair:
     """Raises InvalidSettings where they cannot be read, or do not belong together."""
-    pair = Pair(tls.read(key_path, tls.KEY), tls.read(certificate_path, tls.CERTIFICATE))
+    pair = Pair(
+        sockets.read(key_path, sockets.KEY), sockets.read(certificate_path, sockets.CERTIFICATE)
+    )
     judge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with _in_memory(pair.certificate) as certificate, _in_memory(pair.key) as key:
-        tls.show(judge, certificate_path, key_path, files=(certificate, key))
+        sockets.show(judge, certificate_path, key_path, files=(certificate, key))
     return pair
 
 

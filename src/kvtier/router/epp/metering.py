@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 from kvtier.errors import InvalidSettings
 from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
+from kvtier.metrics.histogram import Histogram
 from kvtier.router.epp.observing import Outcome
 from kvtier.router.epp.picking import Choice, Reason
-from kvtier.router.histogram import Histogram
 
 
 class Meter(Collector):

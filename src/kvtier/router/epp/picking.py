@@ -13,15 +13,15 @@ from typing import Final, Protocol
 import msgspec
 
 from kvtier.clock import Clock, MonotonicClock, seeded
-from kvtier.router.choices import Chooser, Prompts, prompt_for
-from kvtier.router.choose.base import Endpoint, Request
-from kvtier.router.choose.decision import Decision
+from kvtier.router.assembly import Chooser, PromptReader, prompt_for
+from kvtier.router.choose.base import Endpoint, InferenceRequest
+from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.epp import names
 from kvtier.router.epp.conversation import Asked
 from kvtier.router.epp.rewriting import rewrite_model
 from kvtier.router.fleet.members import Fleet
 from kvtier.router.fleet.waiting import Waiting
-from kvtier.router.request import body as bodies
+from kvtier.router.request import message as bodies
 from kvtier.router.request import paths
 from kvtier.router.request.refusals import Refusal, overloaded, unavailable
 
@@ -94,7 +94,7 @@ class FleetPicking:
         self,
         fleet: Fleet,
         chooser: Chooser,
-        prompts: Prompts,
+        prompts: PromptReader,
         options: Options,
         *,
         saturation: Callable[[Sequence[Endpoint], float], float] | None = None,
@@ -119,16 +119,16 @@ class FleetPicking:
             raise Dropped(refusal, reason) from refusal
 
     async def _choose(self, asked: Asked) -> Choice:
-        if not asked.body or paths.kind(asked.method, asked.path) is not paths.Kind.CHOOSE:
+        if not asked.body or paths.kind(asked.method, asked.path) is not paths.PathKind.CHOOSE:
             return self._any(asked)
         if not asked.is_whole or self._selection(asked):
             return self._any(asked)
         content_type = asked.headers.get("content-type", "")
-        looked = bodies.look(asked.body, content_type)
+        looked = bodies.parse_body(asked.body, content_type)
         rewritten = names.model_rewrite(asked.headers)
         model = rewritten or looked.model
         prompt = await prompt_for(self._chooser, self._prompts, looked.fields, model)
-        request = Request(
+        request = InferenceRequest(
             request_id=asked.headers.get(names.REQUEST_ID, ""),
             model=model,
             prompt=prompt,
@@ -188,14 +188,14 @@ class FleetPicking:
     def _priority(self, asked: Asked) -> int:
         return self._options.objectives.get(names.objective(asked.headers), 0)
 
-    def _shed(self, request: Request, endpoints: Sequence[Endpoint], now_s: float) -> None:
+    def _shed(self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float) -> None:
         if self._saturation is None or request.priority >= self._options.sheds_below:
             return
         if self._saturation(endpoints, now_s) >= 1.0:
             refusal = overloaded("all endpoints are saturated; try again later", _RETRY_AFTER_S)
             raise Dropped(refusal, Reason.SATURATED)
 
-    def _ordered(self, decision: Decision) -> Sequence[str]:
+    def _ordered(self, decision: RoutingDecision) -> Sequence[str]:
         """Addresses of the chosen, then of the others that were kept, the least loaded first."""
         count = 1 + self._options.fallbacks
         addresses = [endpoint.address for endpoint in decision.endpoints[:count]]

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock, wall_s
 from kvtier.errors import InvalidSettings
-from kvtier.router.choices import Chooser, Prompts
+from kvtier.router.assembly import Chooser, KnownModels, PromptReader
 from kvtier.router.choose.base import Endpoint
 from kvtier.router.epp import certificates, metering, picking, server
 from kvtier.router.epp.health import Health
@@ -27,10 +27,9 @@ from kvtier.router.epp.options import Options as Speaking
 from kvtier.router.fleet.members import Fleet, FleetListener
 from kvtier.router.fleet.replicas import ReplicaDiscovery
 from kvtier.router.fleet.waiting import Waiting
-from kvtier.router.known import KnownModels
 from kvtier.router.replica.health import Prober
 from kvtier.router.replica.upstream import Upstreams
-from kvtier.router.request.listening import cannot_listen
+from kvtier.router.request.sockets import cannot_listen
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
 
     discovery: ReplicaDiscovery
     chooser: Chooser
-    prompts: Prompts
+    prompts: PromptReader
     saturation: Callable[[Sequence[Endpoint], float], float] | None = None
     listeners: Sequence[FleetListener] = ()
     collectors: Sequence[Collector] = ()

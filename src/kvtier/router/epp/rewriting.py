@@ -6,7 +6,7 @@ Invariant: the values of all other keys stay byte for byte what they were.
 
 import msgspec
 
-from kvtier.router.request.body import unreadable
+from kvtier.router.request.message import unreadable
 from kvtier.router.request.refusals import invalid
 
 _read = msgspec.json.Decoder(dict[str, msgspec.Raw])

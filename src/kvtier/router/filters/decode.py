@@ -6,8 +6,8 @@ Those without the label stay: they do everything.
 from collections.abc import Sequence
 from typing import Final
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 ROLE: Final = "llm-d.ai/role"
 _DECODING: Final = frozenset({None, "decode", "both", "prefill-decode", "encode-prefill-decode"})
@@ -16,12 +16,14 @@ _DECODING: Final = frozenset({None, "decode", "both", "prefill-decode", "encode-
 class Decode:
     """By labels alone."""
 
-    Parameters = parts.Parameters
+    Parameters = plugins.PluginParameters
 
-    def __init__(self, parameters: parts.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: plugins.PluginParameters, context: plugins.PluginContext
+    ) -> None:
         """Has nothing to set."""
 
-    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
         """O(n)."""
         return [one for one in candidates if one.endpoint.labels.get(ROLE) in _DECODING]
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,17 +41,17 @@ class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LabelSelector:
     """By labels alone."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """A selector of nothing keeps everything."""
 
         match_labels: dict[str, str] = msgspec.field(default_factory=dict)
         match_expressions: tuple[Requirement, ...] = ()
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._labels = parameters.match_labels.items()
         self._requirements = parameters.match_expressions
 
-    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
         """O(n)."""
         return [one for one in candidates if self._selects(one.endpoint.labels)]
 

@@ -5,19 +5,21 @@ All stay where none has it: one of them will load it.
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class LoraAffinityFilter:
     """By the adapters that the engine reports."""
 
-    Parameters = parts.Parameters
+    Parameters = plugins.PluginParameters
 
-    def __init__(self, parameters: parts.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: plugins.PluginParameters, context: plugins.PluginContext
+    ) -> None:
         """Has nothing to set."""
 
-    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
         """O(n)."""
         model = request.model
         loaded = [one for one in candidates if model in one.endpoint.load.adapters]

@@ -11,15 +11,15 @@ from typing import Literal
 
 import msgspec
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import match_of
 
 
 class PrefixCacheAffinity:
     """By what an index knows and by the router's own count of tokens."""
 
-    class Parameters(parts.OnIndex, frozen=True, kw_only=True):
+    class Parameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
         """Defaults are the field's, for its source of times that measures throughput."""
 
         affinity_threshold: float = 0.80
@@ -42,7 +42,7 @@ class PrefixCacheAffinity:
             if not self.peak_prefill_throughput > 0:
                 raise ValueError("peakPrefillThroughput has to be more than 0")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._random = context.random
         self._threshold = parameters.affinity_threshold
@@ -50,7 +50,7 @@ class PrefixCacheAffinity:
         self._penalty_s = parameters.max_ttft_penalty_ms / 1000
         self._prefill = parameters.peak_prefill_throughput
 
-    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
         """O(n)."""
         everyone = list(candidates)
         if len(everyone) <= 1 or self._threshold <= 0:

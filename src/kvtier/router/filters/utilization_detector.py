@@ -9,15 +9,15 @@ serve. Whether the whole fleet is saturated: `saturation`, the mean over the end
 from collections.abc import Sequence
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Endpoint, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
 from kvtier.settings.sizes import parse_duration
 
 
 class UtilizationDetector:
     """By the last scrape, while it is fresh."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """What is older than the staleness threshold is as good as saturated."""
 
         queue_depth_threshold: int = 5
@@ -43,14 +43,14 @@ class UtilizationDetector:
             except InvalidSettings as error:
                 raise ValueError(str(error)) from error
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._waiting = parameters.queue_depth_threshold
         self._kv_usage = parameters.kv_cache_util_threshold
         self._stretch = 1.0 + parameters.headroom
         self._now_s = context.now_s
         self._stale_s = parameters.staleness_s()
 
-    def keep(self, request: Request, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
         """O(n)."""
         now_s = self._now_s()
         waiting, kv_usage = self._waiting * self._stretch, self._kv_usage * self._stretch

@@ -20,7 +20,7 @@ import msgspec
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.index.fleet.base import DEVICE, FleetIndex
 from kvtier.metrics.engine import CAPACITY_TOKENS, HIT_TOKENS, TRANSFER_SECONDS
-from kvtier.router.choose.base import Endpoint, Load, Tier
+from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
 from kvtier.router.learn.gauges import GaugeNames, parse_name
 from kvtier.router.learn.rates import PeakRate, PrefillRate, Prefills
 
@@ -163,12 +163,12 @@ class LoadReader:
         """The samples in an answer. May run on a thread."""
         return read_samples(body.decode("utf-8", "replace"), self._wanted)
 
-    def load(self, found: MetricSamples, now_s: float) -> Load:
+    def load(self, found: MetricSamples, now_s: float) -> ReplicaLoad:
         """What they mean. Ten microseconds."""
         self.bad_values += found.bad_lines
         self._note_start(found.total(_STARTED_S))
         block_tokens, device_tokens = self._device(found)
-        return Load(
+        return ReplicaLoad(
             waiting=int(self._gauge(found, self._names.waiting, _COUNT_MAX)),
             running=int(self._gauge(found, self._names.running, _COUNT_MAX)),
             kv_usage=self._usage(found),
@@ -232,8 +232,10 @@ class LoadReader:
             return 0
         return int(text)
 
-    def _tiers(self, found: MetricSamples, device_tokens: int, now_s: float) -> Mapping[str, Tier]:
-        tiers = {DEVICE: Tier(capacity_tokens=device_tokens)} if device_tokens else {}
+    def _tiers(
+        self, found: MetricSamples, device_tokens: int, now_s: float
+    ) -> Mapping[str, ReplicaTier]:
+        tiers = {DEVICE: ReplicaTier(capacity_tokens=device_tokens)} if device_tokens else {}
         hits = _by_tier(found.of(_HIT_TOKENS))
         promoted = [
             sample
@@ -253,7 +255,7 @@ class LoadReader:
                 measured = rate.update(sum(hits.values()) if hits else None, load_s, now_s)
             else:
                 measured = rate.update(hits.get(name), seconds.get(name, 0.0), now_s)
-            tiers[name] = Tier(capacity_tokens=int(capacity), load_tokens_per_s=measured)
+            tiers[name] = ReplicaTier(capacity_tokens=int(capacity), load_tokens_per_s=measured)
         self._loads = {name: rate for name, rate in self._loads.items() if name in tiers}
         return tiers
 
@@ -278,7 +280,7 @@ class Scraper:
         self._reader = LoadReader(names)
         self.counts = ScrapeCounts()
 
-    async def scrape(self) -> Load | None:
+    async def scrape(self) -> ReplicaLoad | None:
         """What it says now; None, and counted, where it says nothing of use."""
         self.counts.scrapes += 1
         try:
@@ -313,7 +315,7 @@ class Scraper:
             return bytes(pieces)
 
 
-def take(endpoint: Endpoint, load: Load, indexes: Iterable[FleetIndex]) -> None:
+def take(endpoint: Endpoint, load: ReplicaLoad, indexes: Iterable[FleetIndex]) -> None:
     """Tell an endpoint, and the indexes, what its replica said."""
     endpoint.load = load
     for index in indexes:

@@ -24,7 +24,7 @@ from kvtier.index.fleet.prompt import (
     TokenPrompt,
     UnreadPrompt,
 )
-from kvtier.router.request.showing import shown
+from kvtier.router.request.refusals import shown
 
 _log = logging.getLogger(__name__)
 

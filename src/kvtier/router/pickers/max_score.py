@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import ordering, parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins, ranking
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class MaxScore:
     """The picker where a profile names none."""
 
-    Parameters = ordering.Parameters
+    Parameters = ranking.PickerParameters
 
-    def __init__(self, parameters: ordering.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: ranking.PickerParameters, context: plugins.PluginContext
+    ) -> None:
         self._most = parameters.max_num_of_endpoints
         self._random = context.random
 
@@ -21,11 +23,11 @@ class MaxScore:
         return [-score for score in scores]
 
     def pick(
-        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+        self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         """O(n log n)."""
         keys = self.keys(candidates, scores)
-        return ordering.ordered(candidates, keys, self._random)[: self._most]
+        return ranking.ordered(candidates, keys, self._random)[: self._most]
 
 
 PLUGIN = MaxScore

@@ -6,25 +6,27 @@ fewest requests of all, it does not send everything to one endpoint while counts
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import ordering, parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins, ranking
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class PowerOfTwo:
     """The other of the two is the first to fall back to."""
 
-    Parameters = ordering.Parameters
+    Parameters = ranking.PickerParameters
 
-    def __init__(self, parameters: ordering.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: ranking.PickerParameters, context: plugins.PluginContext
+    ) -> None:
         self._most = parameters.max_num_of_endpoints
         self._random = context.random
 
     def pick(
-        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+        self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         """O(n log n)."""
-        mixed = ordering.shuffled(candidates, self._random)
-        two = sorted(mixed[:2], key=ordering.requests)
+        mixed = ranking.shuffled(candidates, self._random)
+        two = sorted(mixed[:2], key=ranking.requests)
         return [*two, *mixed[2:]][: self._most]
 
 

@@ -2,21 +2,23 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import ordering, parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins, ranking
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class RoundRobin:
     """Remembers the last name, so that endpoints may come and go. Turns are one for all models."""
 
-    Parameters = ordering.Parameters
+    Parameters = ranking.PickerParameters
 
-    def __init__(self, parameters: ordering.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: ranking.PickerParameters, context: plugins.PluginContext
+    ) -> None:
         self._most = parameters.max_num_of_endpoints
         self._last = ""
 
     def pick(
-        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+        self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         """O(n log n)."""
         last = self._last

@@ -9,21 +9,23 @@ all alike where everybody scores 0.
 import math
 from collections.abc import Sequence
 
-from kvtier.router.choose import ordering, parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins, ranking
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class WeightedRandom:
     """Spreads where `max-score-picker` would send everything to one endpoint."""
 
-    Parameters = ordering.Parameters
+    Parameters = ranking.PickerParameters
 
-    def __init__(self, parameters: ordering.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: ranking.PickerParameters, context: plugins.PluginContext
+    ) -> None:
         self._most = parameters.max_num_of_endpoints
         self._random = context.random
 
     def pick(
-        self, request: Request, candidates: Sequence[Candidate], scores: Sequence[float]
+        self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
         """O(n log n)."""
         draw = self._random.random
@@ -34,7 +36,7 @@ class WeightedRandom:
             chance = 1.0 - draw()
             if scores[place] > 0:
                 keys[place] = -math.log(chance) / scores[place]
-        return ordering.ordered(candidates, keys, self._random)[: self._most]
+        return ranking.ordered(candidates, keys, self._random)[: self._most]
 
 
 PLUGIN = WeightedRandom

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import httptools
 
 from kvtier.router.replica.exchange import BODILESS, SWITCHING, BrokenOff, Head, ReplicaExchange
-from kvtier.router.request.fields import Fields
+from kvtier.router.request.message import Fields
 
 Body = bytes | bytearray | None
 """Of a request. None: it has none, which is not an empty one."""

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from kvtier.router.request.fields import Fields
+from kvtier.router.request.message import Fields
 
 SWITCHING: Final = 101
 """From here on the connection carries another protocol, both ways."""

@@ -28,7 +28,7 @@ _SOCKETS: Final = frozenset(("/v1/realtime",))
 _AMBIGUOUS: Final = ("//", "/.", "\\", "\0", "#")
 
 
-class Kind(enum.Enum):
+class PathKind(enum.Enum):
     """What to do with a request."""
 
     HEALTH = "health"
@@ -49,34 +49,34 @@ class Kind(enum.Enum):
 
 
 _LOCAL: Final = {
-    "/health": Kind.HEALTH,
-    "/ping": Kind.HEALTH,
-    "/livez": Kind.LIVE,
-    "/metrics": Kind.METRICS,
-    "/v1/models": Kind.MODELS,
-    "/version": Kind.ANY,
+    "/health": PathKind.HEALTH,
+    "/ping": PathKind.HEALTH,
+    "/livez": PathKind.LIVE,
+    "/metrics": PathKind.METRICS,
+    "/v1/models": PathKind.MODELS,
+    "/version": PathKind.ANY,
 }
 
 
-def kind(method: str, path: str) -> Kind:
+def kind(method: str, path: str) -> PathKind:
     """Of a request; `path` is decoded and without its query."""
     if method == "POST" and (path in _PLAIN or path in _SHORT):
-        return Kind.CHOOSE
+        return PathKind.CHOOSE
     if any(odd in path for odd in _AMBIGUOUS):
-        return Kind.NONE
+        return PathKind.NONE
     if method in ("GET", "HEAD") and path in _LOCAL:
         return _LOCAL[path]
     if path in _SOCKETS:
-        return Kind.UPGRADE if method == "GET" else Kind.NONE
+        return PathKind.UPGRADE if method == "GET" else PathKind.NONE
     if path in _ONE_REPLICA:
-        return Kind.ONE_REPLICA
+        return PathKind.ONE_REPLICA
     if not path.startswith(V1) or path == "/v1/models":
-        return Kind.NONE
+        return PathKind.NONE
     if method == "GET" and path.startswith("/v1/models/"):
-        return Kind.MODEL
+        return PathKind.MODEL
     if method in ("GET", "DELETE") or (method == "POST" and path.endswith("/cancel")):
-        return Kind.SEARCH
-    return Kind.CHOOSE if method == "POST" else Kind.NONE
+        return PathKind.SEARCH
+    return PathKind.CHOOSE if method == "POST" else PathKind.NONE
 
 
 def model_of(target: str) -> str:

@@ -9,11 +9,18 @@ from typing import Final
 
 import msgspec
 
-from kvtier.router.request.showing import shown
-
 JSON: Final = "application/json"
 _MOST_CHARACTERS: Final = 2000
 """Of a message: reasons of several replicas fit."""
+
+
+_MOST_SHOWN: Final = 100
+
+
+def shown(text: str, most: int = _MOST_SHOWN) -> str:
+    """`text`, escaped where it is not printable; its first `most` characters where it is longer."""
+    escaped = repr(text[:most])[1:-1]
+    return escaped if len(text) <= most else f"{escaped}..."
 
 
 class _Detail(msgspec.Struct, frozen=True):

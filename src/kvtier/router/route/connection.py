@@ -20,7 +20,7 @@ from typing import Final, cast
 import msgspec
 
 from kvtier.router.replica.exchange import ReplicaExchange
-from kvtier.router.request.fields import Fields
+from kvtier.router.request.message import Fields
 from kvtier.router.request.refusals import Refusal, invalid
 from kvtier.router.route import response as responses
 from kvtier.router.route.request import HttpRequest, RequestReader

@@ -12,17 +12,17 @@ from typing import Final
 import msgspec
 
 from kvtier.clock import Clock
-from kvtier.router.choices import Choices, Chooser, Prompts, prompt_for
+from kvtier.router.assembly import Choices, Chooser, PromptReader, prompt_for
 from kvtier.router.choose import explain
-from kvtier.router.choose.base import Candidate, Endpoint, Request
-from kvtier.router.choose.decision import Decision
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
+from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.record import STRATEGY, record
 from kvtier.router.fleet.members import Fleet, RequestLoad
 from kvtier.router.fleet.waiting import RETRY_AFTER_S, Waiting
 from kvtier.router.replica.upstream import Upstream
-from kvtier.router.request import body as bodies
+from kvtier.router.request import message as bodies
 from kvtier.router.request import paths
-from kvtier.router.request.fields import block
+from kvtier.router.request.message import block
 from kvtier.router.request.refusals import Refusal, overloaded, unavailable, upgrade_required
 from kvtier.router.route import forwarding
 from kvtier.router.route.connection import ClientConnection
@@ -49,7 +49,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     waiting: Waiting
     upstream: Callable[[Endpoint], Upstream]
     choices: Choices
-    prompts: Prompts
+    prompts: PromptReader
     meter: RouteMeter
     keys: ApiKeys
     replica_key: str | None
@@ -63,7 +63,7 @@ class _Passage(msgspec.Struct, kw_only=True):
 
     request: HttpRequest
     message: Message
-    asked: Request
+    asked: InferenceRequest
     chooser: Chooser
     extra: dict[str, str]
     """Headers of the answer."""
@@ -103,19 +103,23 @@ class Delivery:
         return await self._finish(connection, request, begun)
 
     async def search(
-        self, connection: ClientConnection, request: HttpRequest, kind: paths.Kind, identity: str
+        self,
+        connection: ClientConnection,
+        request: HttpRequest,
+        kind: paths.PathKind,
+        identity: str,
     ) -> Answered:
         """To any replica, or to each until one knows what is asked for."""
         message = await self._message(request, identity)
         found = await self._who_may(request, kind)
-        if kind is paths.Kind.UPGRADE:
+        if kind is paths.PathKind.UPGRADE:
             message = _upgrading(request, message)
         endpoints = sorted(found, key=lambda endpoint: endpoint.in_flight)
         failure: Undelivered | None = None
         for endpoint in endpoints:
             if not self._takes(endpoint, kind):
                 continue
-            is_last = kind is not paths.Kind.SEARCH or endpoint is endpoints[-1]
+            is_last = kind is not paths.PathKind.SEARCH or endpoint is endpoints[-1]
             try:
                 begun = await self._ask_one(endpoint, message, identity, is_last=is_last)
             except Undelivered as error:
@@ -128,18 +132,18 @@ class Delivery:
             return failure.busy.status, failure.busy
         raise failure.refusal
 
-    async def _who_may(self, request: HttpRequest, kind: paths.Kind) -> Sequence[Endpoint]:
+    async def _who_may(self, request: HttpRequest, kind: paths.PathKind) -> Sequence[Endpoint]:
         """Those of the model in the query, where a socket names one there; else everybody."""
-        if kind is paths.Kind.UPGRADE and (model := paths.model_of(request.target)):
+        if kind is paths.PathKind.UPGRADE and (model := paths.model_of(request.target)):
             return await self._parts.waiting.candidates(model)
         found = self._fleet.available()
         if found and not any(self._takes(endpoint, kind) for endpoint in found):
             raise overloaded("all replicas are busy", RETRY_AFTER_S)
         return found
 
-    def _takes(self, endpoint: Endpoint, kind: paths.Kind) -> bool:
+    def _takes(self, endpoint: Endpoint, kind: paths.PathKind) -> bool:
         """Whether it may be asked now. To look something up is no load, to cancel makes room."""
-        is_load = kind in (paths.Kind.CHOOSE, paths.Kind.UPGRADE)
+        is_load = kind in (paths.PathKind.CHOOSE, paths.PathKind.UPGRADE)
         if is_load and not self._parts.waiting.has_room(endpoint):
             return False
         return self._fleet.offers(endpoint)
@@ -151,7 +155,7 @@ class Delivery:
         strategy = request.text(_STRATEGY)
         chooser = self._parts.choices.of(strategy)
         message = await self._message(request, identity)
-        asked = bodies.look(message.body or b"", request.text(b"content-type"))
+        asked = bodies.parse_body(message.body or b"", request.text(b"content-type"))
         prompt = await prompt_for(chooser, self._parts.prompts, asked.fields, asked.model)
         extra = _extra(identity)
         if strategy:
@@ -159,7 +163,7 @@ class Delivery:
         passage = _Passage(
             request=request,
             message=message,
-            asked=Request(
+            asked=InferenceRequest(
                 request_id=identity,
                 model=asked.model,
                 prompt=prompt,
@@ -197,7 +201,9 @@ class Delivery:
             failure: Undelivered | None = None
             for candidate in decision.chosen:
                 # Since it was chosen, another one may have kept us waiting.
-                if failure is not None and not self._takes(candidate.endpoint, paths.Kind.CHOOSE):
+                if failure is not None and not self._takes(
+                    candidate.endpoint, paths.PathKind.CHOOSE
+                ):
                     continue
                 tried.add(candidate.endpoint)
                 try:
@@ -226,7 +232,7 @@ class Delivery:
         except Refusal:
             return ()  # what happened before says more
 
-    def _decide(self, passage: _Passage, endpoints: Sequence[Endpoint]) -> Decision:
+    def _decide(self, passage: _Passage, endpoints: Sequence[Endpoint]) -> RoutingDecision:
         begun_s = self._clock.now_s()
         decision = passage.chooser.decide(passage.asked, endpoints, begun_s)
         self._meter.choosing.add(self._clock.now_s() - begun_s)
@@ -240,7 +246,9 @@ class Delivery:
         how = self._options.explain
         return how == "always" or (how == "asked" and bool(request.text(EXPLAIN)))
 
-    async def _send(self, passage: _Passage, decision: Decision, candidate: Candidate) -> _Begun:
+    async def _send(
+        self, passage: _Passage, decision: RoutingDecision, candidate: Candidate
+    ) -> _Begun:
         endpoint = candidate.endpoint
         asked = passage.asked
         tokens = asked.prompt.tokens + asked.max_tokens

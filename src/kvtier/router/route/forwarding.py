@@ -16,7 +16,7 @@ from kvtier.router.choose.record import STRATEGY
 from kvtier.router.replica.connection import Body
 from kvtier.router.replica.exchange import BrokenOff, Head, ReplicaExchange
 from kvtier.router.replica.upstream import Unreachable, Upstream
-from kvtier.router.request.fields import Fields, text
+from kvtier.router.request.message import Fields, text
 from kvtier.router.request.refusals import Refusal, late, unavailable, unreachable
 from kvtier.router.route.response import HttpResponse
 

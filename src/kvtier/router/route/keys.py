@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.request.fields import Fields, text
+from kvtier.router.request.message import Fields, text
 
 _REMARK: Final = re.compile(r"(?:^|\s)#")
 

@@ -21,10 +21,10 @@ from prometheus_client.registry import Collector
 from kvtier.errors import InvalidSettings
 from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
-from kvtier.router.choose.decision import Decision
+from kvtier.metrics.histogram import Histogram
+from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.record import line, record
 from kvtier.router.fleet.members import Fleet, FleetListener, Member, ReplicaHealth
-from kvtier.router.histogram import Histogram
 
 
 class RequestOutcome(enum.Enum):
@@ -144,7 +144,7 @@ class DecisionLog:
             ) from error
         self._before = b"\n" if os.fstat(self._descriptor).st_size else b""
 
-    def add(self, decision: Decision, headers: frozenset[str]) -> None:
+    def add(self, decision: RoutingDecision, headers: frozenset[str]) -> None:
         """Call it before the endpoints change; about 10 us and 3 us an endpoint."""
         text = self._before + line(record(decision, headers))
         try:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from kvtier.router.request.fields import Fields, block, text
+from kvtier.router.request.message import Fields, block, text
 from kvtier.router.request.refusals import Refusal, invalid, too_large, too_slow
 
 _CONTINUE: Final = "100-continue"

@@ -23,7 +23,7 @@ from kvtier.router.replica.exchange import (
     ReplicaExchange,
     ResponseSink,
 )
-from kvtier.router.request.fields import Fields, block
+from kvtier.router.request.message import Fields, block
 from kvtier.router.request.refusals import JSON, Refusal
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}

@@ -16,16 +16,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock
-from kvtier.router.choices import Choices, Prompts
+from kvtier.router.assembly import Choices, KnownModels, PromptReader
 from kvtier.router.fleet import models
 from kvtier.router.fleet.members import Fleet, FleetListener
 from kvtier.router.fleet.replicas import ReplicaDiscovery
 from kvtier.router.fleet.waiting import Waiting
-from kvtier.router.known import KnownModels
 from kvtier.router.replica.health import Prober
 from kvtier.router.replica.upstream import Upstreams
-from kvtier.router.request import paths, tls
-from kvtier.router.request.listening import cannot_listen
+from kvtier.router.request import paths, sockets
 from kvtier.router.request.refusals import (
     Refusal,
     unauthorized,
@@ -33,6 +31,7 @@ from kvtier.router.request.refusals import (
     unknown_model,
     unknown_path,
 )
+from kvtier.router.request.sockets import cannot_listen
 from kvtier.router.route import forwarding
 from kvtier.router.route.connection import ClientConnection, ConnectionLimits, Front
 from kvtier.router.route.delivery import Delivery, Parts
@@ -42,7 +41,12 @@ from kvtier.router.route.reporting import DecisionLog, RequestOutcome, RouteMete
 from kvtier.router.route.request import HttpRequest
 from kvtier.router.route.response import HttpResponse, of_kind, of_refusal
 
-_DELIVERED: Final = (paths.Kind.CHOOSE, paths.Kind.SEARCH, paths.Kind.ANY, paths.Kind.UPGRADE)
+_DELIVERED: Final = (
+    paths.PathKind.CHOOSE,
+    paths.PathKind.SEARCH,
+    paths.PathKind.ANY,
+    paths.PathKind.UPGRADE,
+)
 _SHOWN_CHARACTERS: Final = 80
 _IDENTITY: Final = (b"request-id", forwarding.REQUEST_ID.encode())
 
@@ -78,13 +82,17 @@ class Proxy:
             return answer
 
     async def _deliver(
-        self, kind: paths.Kind, connection: ClientConnection, request: HttpRequest, identity: str
+        self,
+        kind: paths.PathKind,
+        connection: ClientConnection,
+        request: HttpRequest,
+        identity: str,
     ) -> HttpResponse | None:
         outcome = RequestOutcome.FAILED
         begun_s = self._clock.now_s()
         try:
             self._authorize(request)
-            if kind is paths.Kind.CHOOSE:
+            if kind is paths.PathKind.CHOOSE:
                 answered = self._delivery.choose(connection, request, identity, begun_s)
             else:
                 answered = self._delivery.search(connection, request, kind, identity)
@@ -100,19 +108,19 @@ class Proxy:
         finally:
             self._meter.ended(outcome, self._clock.now_s() - begun_s)
 
-    def _answer(self, kind: paths.Kind, request: HttpRequest, path: str) -> HttpResponse:
-        if kind is paths.Kind.HEALTH:
+    def _answer(self, kind: paths.PathKind, request: HttpRequest, path: str) -> HttpResponse:
+        if kind is paths.PathKind.HEALTH:
             return self._health()
-        if kind is paths.Kind.LIVE:
+        if kind is paths.PathKind.LIVE:
             return of_kind(b'{"status":"ok"}')
-        if kind is paths.Kind.METRICS:
+        if kind is paths.PathKind.METRICS:
             return of_kind(self._meter.render(), CONTENT_TYPE_LATEST)
         self._authorize(request)
-        if kind is paths.Kind.MODELS:
+        if kind is paths.PathKind.MODELS:
             return of_kind(models.render(models.merged(self._fleet)))
-        if kind is paths.Kind.MODEL:
+        if kind is paths.PathKind.MODEL:
             return self._model(path.removeprefix("/v1/models/"))
-        if kind is paths.Kind.ONE_REPLICA:
+        if kind is paths.PathKind.ONE_REPLICA:
             message = f"{path} changes one replica: ask that replica itself"
             raise Refusal(403, message, code="not_allowed")
         raise unknown_path(request.method, path[:_SHOWN_CHARACTERS])
@@ -163,7 +171,7 @@ class RouterDependencies(msgspec.Struct, frozen=True, kw_only=True):
 
     discovery: ReplicaDiscovery
     choices: Choices
-    prompts: Prompts
+    prompts: PromptReader
     keys: ApiKeys
     replica_key: str | None = None
     listeners: Sequence[FleetListener] = ()
@@ -186,7 +194,7 @@ class Router:
         waiting = Waiting(self.fleet, options.in_flight, options.queue, options.queue_timeout)
         meter = RouteMeter(self.fleet, lambda: len(waiting), wiring.collectors)
         self._upstreams = Upstreams(
-            options.connect_timeout, tls.checking(options.replica_ca, "--replica-ca")
+            options.connect_timeout, sockets.checking(options.replica_ca, "--replica-ca")
         )
         self._tls = _server_tls(options)
         for listener in (self._upstreams, meter, *wiring.listeners):
@@ -316,5 +324,5 @@ def _server_tls(options: RouteOptions) -> ssl.SSLContext | None:
     if options.tls_certificate is None or options.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.show(context, options.tls_certificate, options.tls_key)
+    sockets.show(context, options.tls_certificate, options.tls_key)
     return context

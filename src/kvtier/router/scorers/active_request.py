@@ -5,14 +5,14 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class ActiveRequest:
     """By the router's own count, which no scrape delays."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """A `maxBusyScore` below 1 sets idle endpoints apart from busy ones."""
 
         idle_threshold: int = 0
@@ -29,11 +29,11 @@ class ActiveRequest:
             if not 0.0 <= self.max_busy_score <= 1.0:
                 raise ValueError(f"maxBusyScore is {self.max_busy_score}; write 0 to 1")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._idle = parameters.idle_threshold
         self._most_busy = parameters.max_busy_score
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         counts = [candidate.endpoint.in_flight for candidate in candidates]
         most = max(counts, default=0)

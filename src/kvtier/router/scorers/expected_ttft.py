@@ -27,8 +27,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kvtier.index.fleet.base import DEVICE, Match
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Endpoint, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
 from kvtier.router.choose.tier_names import added_tokens, match_of
 
 LOAD_BY_PREFILL: Final[Mapping[str, float]] = {
@@ -47,7 +47,7 @@ _MOST_WEIGHT: Final = 100.0
 class ExpectedTTFT:
     """By the load, the rates and the match of each endpoint."""
 
-    class Parameters(parts.OnIndex, frozen=True, kw_only=True):
+    class Parameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
         """Seconds and rates for what is not measured."""
 
         prefill_tokens_per_second: float = 8_000.0
@@ -63,7 +63,7 @@ class ExpectedTTFT:
             if not 1 <= self.compute_weight <= _MOST_WEIGHT:
                 raise ValueError("computeWeight has to be 1 to 100")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._prefill = parameters.prefill_tokens_per_second
         self._usual = self._prefill
@@ -71,14 +71,14 @@ class ExpectedTTFT:
         self._running_s = parameters.running_seconds
         self._extra_weight = parameters.compute_weight - 1.0
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n) in candidates and tiers."""
         self._usual = self._typical(candidates)
         costs = [sum(self._terms(request, one)) for one in candidates]
         least = min(costs, default=0.0)
         return [least / cost for cost in costs]
 
-    def reason(self, request: Request, candidate: Candidate) -> str:
+    def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
         """`0.31 s (counts 0.71): 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
         *terms, extra = self._terms(request, candidate)
         words = ("waiting", "computing", "loading", "running")
@@ -94,7 +94,7 @@ class ExpectedTTFT:
         return sum(rates) / len(rates) if rates else self._prefill
 
     def _terms(
-        self, request: Request, candidate: Candidate
+        self, request: InferenceRequest, candidate: Candidate
     ) -> tuple[float, float, float, float, float]:
         """Seconds of waiting, computing, loading and sharing, and what computing counts beside."""
         endpoint = candidate.endpoint

@@ -5,19 +5,21 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class KVCacheUtilization:
     """By the share of the KV cache in use, as last scraped."""
 
-    Parameters = parts.Parameters
+    Parameters = plugins.PluginParameters
 
-    def __init__(self, parameters: parts.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: plugins.PluginParameters, context: plugins.PluginContext
+    ) -> None:
         """Has nothing to set."""
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         return [1.0 - candidate.endpoint.load.kv_usage for candidate in candidates]
 

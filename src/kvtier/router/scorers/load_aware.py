@@ -5,14 +5,14 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class LoadAware:
     """By the requests that wait in the engine, whatever the other candidates do."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """`threshold`: requests that are too many."""
 
         threshold: int = 128
@@ -22,10 +22,10 @@ class LoadAware:
             if self.threshold < 1:
                 raise ValueError(f"threshold is {self.threshold}; write 1 or more")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._threshold = parameters.threshold
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         threshold = self._threshold
         return [

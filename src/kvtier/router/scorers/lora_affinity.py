@@ -6,14 +6,14 @@ loaded (0: no bound is known), else 0.
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class LoraAffinity:
     """By the adapters that the engine reports."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """`maxAdapters` is kvtier's own: what the engines run with as --max-loras."""
 
         max_adapters: int = 0
@@ -23,10 +23,10 @@ class LoraAffinity:
             if self.max_adapters < 0:
                 raise ValueError(f"maxAdapters is {self.max_adapters}; write 0 or more")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._most = parameters.max_adapters
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         return [self._one(request.model, candidate) for candidate in candidates]
 

@@ -9,15 +9,15 @@ is sent, or who holds a prompt and is filtered away would stop the round.
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import match_of
 
 
 class NoHitLRU:
     """Remembers who got a cold prompt last, `lruSize` endpoints at most."""
 
-    class Parameters(parts.OnIndex, frozen=True, kw_only=True):
+    class Parameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
         """`prefixPluginName` is the older word for the producer, or names its scorer."""
 
         lru_size: int = 1024
@@ -29,14 +29,14 @@ class NoHitLRU:
             if self.lru_size < 1:
                 raise ValueError(f"lruSize is {self.lru_size}; write 1 or more")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._size = parameters.lru_size
         self._used: OrderedDict[str, None] = OrderedDict()
-        self._scored: tuple[Request | None, bool] = (None, False)
+        self._scored: tuple[InferenceRequest | None, bool] = (None, False)
         """The last request, and whether it was cold."""
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n log n) for a cold prompt."""
         cold = self._cold(candidates)
         self._scored = (request, cold)
@@ -51,7 +51,9 @@ class NoHitLRU:
         ranks = {name: rank for rank, name in enumerate(order)}
         return [1.0 - ranks[name] / last for name in names]
 
-    def routed(self, request: Request, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    def routed(
+        self, request: InferenceRequest, candidates: Sequence[Candidate], chosen: Candidate
+    ) -> None:
         """A cold prompt makes `chosen` the most recently used."""
         scored, cold = self._scored
         # A fallback gets its request after others were scored.
@@ -62,7 +64,7 @@ class NoHitLRU:
         if len(self._used) > self._size:
             self._used.popitem(last=False)
 
-    def reason(self, request: Request, candidate: Candidate) -> str:
+    def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
         """Whether it ever got one."""
         used = candidate.endpoint.name in self._used
         return "had a cold prompt before" if used else "never had a cold prompt"

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kvtier.index.fleet.base import DEVICE
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import added_tokens, match_of, tier_called
 
 WEIGHTS: Final[Mapping[str, float]] = {
@@ -27,7 +27,7 @@ _UNKNOWN: Final = 0.2
 class PrecisePrefixCache:
     """By what an index knows, tier by tier."""
 
-    class Parameters(parts.Precise, frozen=True, kw_only=True):
+    class Parameters(plugins.PreciseIndexParameters, frozen=True, kw_only=True):
         """The index is its own unless a producer is named."""
 
         prefix_match_info_producer_name: str = ""
@@ -40,18 +40,18 @@ class PrecisePrefixCache:
                 if not 0.0 <= backend.weight <= 1.0:
                     raise ValueError(f"{backend.name} weighs {backend.weight}; write 0 to 1")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._block_tokens = context.block_tokens
         self._weights = dict(WEIGHTS)
         for backend in parameters.indexer_config.backends:
             self._weights[tier_called(backend.name) or backend.name] = backend.weight
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n) in candidates and tiers."""
         return [self._one(candidate) for candidate in candidates]
 
-    def reason(self, request: Request, candidate: Candidate) -> str:
+    def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
         """`4096 in device, 8192 more in ram, of 12300 tokens`."""
         match = match_of(candidate, self._index)
         held = [f"{tokens} in {tier}" for tier, tokens in added_tokens(match)]

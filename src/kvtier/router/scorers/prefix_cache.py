@@ -11,15 +11,15 @@ need not be loaded from RAM.
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import match_of, tokens_in
 
 
 class PrefixCache:
     """By what an index knows."""
 
-    class Parameters(parts.Sizing, frozen=True, kw_only=True):
+    class Parameters(plugins.EstimatedIndexParameters, frozen=True, kw_only=True):
         """Those of the index are read where it is this scorer's own (the older API)."""
 
         prefix_match_info_producer_name: str = ""
@@ -34,7 +34,7 @@ class PrefixCache:
             if self.match_length_weight and self.match_length_scale_tokens < 1:
                 raise ValueError("matchLengthScaleTokens is 0; write 1 or more")
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._tier = context.tier
         self._block_tokens = context.block_tokens
@@ -42,11 +42,11 @@ class PrefixCache:
         self._length_weight = parameters.match_length_weight
         self._scale_tokens = parameters.match_length_scale_tokens
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         return [self._one(candidate) for candidate in candidates]
 
-    def reason(self, request: Request, candidate: Candidate) -> str:
+    def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
         """`8192 of 12000 tokens in ram`."""
         match = match_of(candidate, self._index)
         held = tokens_in(match, self._tier)

@@ -5,20 +5,22 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
-from kvtier.router.choose.scaling import least_is_best
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
+from kvtier.router.choose.ranking import least_is_best
 
 
 class Queue:
     """By the requests that wait in the engine."""
 
-    Parameters = parts.Parameters
+    Parameters = plugins.PluginParameters
 
-    def __init__(self, parameters: parts.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: plugins.PluginParameters, context: plugins.PluginContext
+    ) -> None:
         """Has nothing to set."""
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         return least_is_best([candidate.endpoint.waiting for candidate in candidates])
 

@@ -5,20 +5,22 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
-from kvtier.router.choose.scaling import least_is_best
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
+from kvtier.router.choose.ranking import least_is_best
 
 
 class RunningRequestsSize:
     """By the requests that run in the engine, as last scraped."""
 
-    Parameters = parts.Parameters
+    Parameters = plugins.PluginParameters
 
-    def __init__(self, parameters: parts.Parameters, context: parts.Context) -> None:
+    def __init__(
+        self, parameters: plugins.PluginParameters, context: plugins.PluginContext
+    ) -> None:
         """Has nothing to set."""
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         return least_is_best([candidate.endpoint.load.running for candidate in candidates])
 

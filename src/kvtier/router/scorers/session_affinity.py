@@ -13,8 +13,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Endpoint, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
 
 _MOST_SESSIONS: Final = 65_536
 """The least recently used is forgotten beyond it: clients invent identifiers."""
@@ -30,7 +30,7 @@ class EncodedEndpointHeader(
     token_of: Literal["name", "address"] = "name"
 
 
-class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SessionIdSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A header that may hold the identifier."""
 
     header: str
@@ -39,7 +39,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SessionId(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """The first header of `sources` that is there is the identifier."""
 
-    sources: tuple[Source, ...] = (Source("x-session-id"),)
+    sources: tuple[SessionIdSource, ...] = (SessionIdSource("x-session-id"),)
     eviction_ttl_seconds: float = 300.0
     eviction_sweep_seconds: float = 10.0
     """Of no effect: what is too old is not used, and goes when there are too many."""
@@ -57,14 +57,14 @@ class SessionId(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
 class SessionAffinity:
     """By what the client says, and in the second strategy by what was remembered."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """Only the part of the chosen strategy is used."""
 
         strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
         encoded_endpoint_header_config: EncodedEndpointHeader = EncodedEndpointHeader()
         session_id_config: SessionId = SessionId()
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         encoded = parameters.encoded_endpoint_header_config
         self._encoded = parameters.strategy == "encoded_endpoint_header"
         self._header = encoded.header.lower()
@@ -79,7 +79,7 @@ class SessionAffinity:
         """What it reads of a request."""
         return frozenset([self._header] if self._encoded else self._sources)
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         wanted = self._decoded(request) if self._encoded else self._remembered(request)
         if not wanted:
@@ -89,7 +89,9 @@ class SessionAffinity:
             for candidate in candidates
         ]
 
-    def routed(self, request: Request, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    def routed(
+        self, request: InferenceRequest, candidates: Sequence[Candidate], chosen: Candidate
+    ) -> None:
         """Remember, where the strategy does."""
         session = None if self._encoded else self._session(request)
         if session is None:
@@ -100,25 +102,25 @@ class SessionAffinity:
         if len(sessions) > _MOST_SESSIONS:
             sessions.popitem(last=False)
 
-    def response_headers(self, request: Request, endpoint: Endpoint) -> Mapping[str, str]:
+    def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> Mapping[str, str]:
         """What the client has to send back."""
         if not self._encoded:
             return {}
         text = endpoint.name if self._token_of == "name" else endpoint.address
         return {self._header: base64.b64encode(text.encode()).decode()}
 
-    def _decoded(self, request: Request) -> str:
+    def _decoded(self, request: InferenceRequest) -> str:
         try:
             return base64.b64decode(request.headers.get(self._header, ""), validate=True).decode()
         except (binascii.Error, ValueError):  # anybody may send anything
             return ""
 
-    def _session(self, request: Request) -> str | None:
+    def _session(self, request: InferenceRequest) -> str | None:
         found = (request.headers.get(header, "") for header in self._sources)
         session = next((text for text in found if text), None)
         return session if session and len(session) <= _LONGEST_ID else None
 
-    def _remembered(self, request: Request) -> str:
+    def _remembered(self, request: InferenceRequest) -> str:
         session = self._session(request)
         if session is None:
             return ""

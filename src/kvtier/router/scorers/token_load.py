@@ -5,14 +5,14 @@
 
 from collections.abc import Sequence
 
-from kvtier.router.choose import parts
-from kvtier.router.choose.base import Candidate, Request
+from kvtier.router.choose import plugins
+from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class TokenLoad:
     """By the router's own count of prompt tokens and allowed output tokens."""
 
-    class Parameters(parts.Parameters, frozen=True, kw_only=True):
+    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
         """The default is 128 requests of 32 Ki tokens."""
 
         queue_threshold_tokens: int = 4_194_304
@@ -26,10 +26,10 @@ class TokenLoad:
                     f"queueThresholdTokens is {self.queue_threshold_tokens}; write 1 or more"
                 )
 
-    def __init__(self, parameters: Parameters, context: parts.Context) -> None:
+    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
         self._threshold = parameters.queue_threshold_tokens
 
-    def score(self, request: Request, candidates: Sequence[Candidate]) -> list[float]:
+    def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """O(n)."""
         threshold = self._threshold
         return [

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final
 
+import kubernetes
 import msgspec
 
-import kubernetes
 from kvtier.router.fleet.kubernetes import watching
 from kvtier.router.fleet.kubernetes.pods import GROUP
 from kvtier.router.fleet.kubernetes.watching import Call, Object, Watch

@@ -13,9 +13,9 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
+import kubernetes
 import msgspec
 
-import kubernetes
 from kvtier.errors import InvalidSettings
 from kvtier.router.fleet.kubernetes import watching
 from kvtier.router.fleet.kubernetes.watching import Object, Watch

@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import kubernetes
 import msgspec
 import urllib3
 
-import kubernetes
 from kvtier.clock import MonotonicClock
 from kvtier.errors import InvalidSettings
 

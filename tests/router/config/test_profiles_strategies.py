@@ -2,7 +2,7 @@ import base64
 
 import pytest
 
-from kvtier.router.config.strategies import configuration, strategies
+from kvtier.router.config.profiles import configuration, strategies
 from tests.router.cases import FakeIndex, endpoint, names, request
 
 FLEET = [

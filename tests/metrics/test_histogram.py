@@ -1,5 +1,5 @@
+from kvtier.metrics.histogram import Histogram
 from kvtier.metrics.router import EPP_CHOOSING_SECONDS
-from kvtier.router.histogram import Histogram
 
 
 def test_buckets_count_what_is_up_to_their_bound() -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.choose import parts
+from kvtier.router.choose import plugins
 from kvtier.router.scorers.queue import PLUGIN
 
 
 def test_names_lead_to_files() -> None:
-    assert parts.find("queue-scorer") == (parts.Kind.SCORER, PLUGIN)
-    kind, plugin = parts.find("utilization-detector") or (None, None)
-    assert kind is parts.Kind.FILTER
+    assert plugins.find_plugin("queue-scorer") == (plugins.PluginKind.SCORER, PLUGIN)
+    kind, plugin = plugins.find_plugin("utilization-detector") or (None, None)
+    assert kind is plugins.PluginKind.FILTER
     assert plugin.__name__ == "UtilizationDetector"
 
 
@@ -20,7 +20,7 @@ def test_names_lead_to_files() -> None:
     "name", ["quue-scorer", "queue", "queue-picker", "utilization-filter", "-scorer", "../x-scorer"]
 )
 def test_other_names_lead_nowhere(name: str) -> None:
-    assert parts.find(name) is None
+    assert plugins.find_plugin(name) is None
 
 
 def test_all_that_the_document_and_the_field_name_are_there() -> None:
@@ -46,19 +46,19 @@ def test_all_that_the_document_and_the_field_name_are_there() -> None:
         "least-request-picker",
         "power-of-two-picker",
         "random-picker",
-    } <= set(parts.known())
+    } <= set(plugins.known_plugins())
 
 
 def test_every_part_has_parameters_with_defaults() -> None:
-    for name in parts.known():
-        _, plugin = parts.find(name) or (None, None)
-        assert isinstance(parts.parameters_of(plugin)(), parts.Parameters), name
+    for name in plugins.known_plugins():
+        _, plugin = plugins.find_plugin(name) or (None, None)
+        assert isinstance(plugins.parameters_of(plugin)(), plugins.PluginParameters), name
 
 
 def test_the_nearest_name_or_all() -> None:
-    assert parts.nearest("quue", ["queue", "disk"]) == "; did you mean 'queue'?"
-    assert parts.nearest("zzz", ["queue", "disk"]) == "; known are disk, queue"
-    assert parts.nearest("zzz", []) == "; it has none"
+    assert plugins.nearest("quue", ["queue", "disk"]) == "; did you mean 'queue'?"
+    assert plugins.nearest("zzz", ["queue", "disk"]) == "; known are disk, queue"
+    assert plugins.nearest("zzz", []) == "; it has none"
 
 
 def test_parameters_have_to_be_a_struct_of_ours() -> None:
@@ -66,14 +66,14 @@ def test_parameters_have_to_be_a_struct_of_ours() -> None:
         Parameters = dict
 
     with pytest.raises(InvalidSettings, match="Parameters"):
-        parts.parameters_of(Wrong)
+        plugins.parameters_of(Wrong)
 
 
 OUTSIDER = """
-from kvtier.router.choose import parts
+from kvtier.router.choose import plugins
 from kvtier.router.config.reading import parse_configuration
-print(parts.find("cheapest-scorer")[1].__name__)
-print("cheapest-scorer" in parts.known())
+print(plugins.find_plugin("cheapest-scorer")[1].__name__)
+print("cheapest-scorer" in plugins.known_plugins())
 text = '''
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
@@ -92,7 +92,7 @@ def test_an_installed_distribution_adds_a_scorer(tmp_path: Path) -> None:
     (tmp_path / "outsider.py").write_text(
         "from kvtier.router.choose import parts\n"
         "class Cheapest:\n"
-        "    class Parameters(parts.Parameters, frozen=True):\n"
+        "    class Parameters(plugins.PluginParameters, frozen=True):\n"
         "        currency: str = 'USD'\n"
     )
     metadata = tmp_path / "outsider-1.0.dist-info"
@@ -113,15 +113,15 @@ def test_an_installed_distribution_adds_a_scorer(tmp_path: Path) -> None:
 
 def test_an_index_of_no_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="lruCapacityPerServer is 0; write 1 or more"):
-        parts.Sizing(lru_capacity_per_server=0)
+        plugins.EstimatedIndexParameters(lru_capacity_per_server=0)
 
 
 @pytest.mark.parametrize("text", ["2s", "500ms", "1m30s", "1.5h", "0", ""])
 def test_durations_are_those_of_the_field(text: str) -> None:
-    assert parts.Precise(speculative_ttl=text).speculative_ttl == text
+    assert plugins.PreciseIndexParameters(speculative_ttl=text).speculative_ttl == text
 
 
 @pytest.mark.parametrize("text", ["banana", "2", "s", "2 s", "-2s", "2s "])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"speculativeTTL is {text!r}; write 2s or 500ms"):
-        parts.Precise(speculative_ttl=text)
+        plugins.PreciseIndexParameters(speculative_ttl=text)

@@ -24,7 +24,7 @@ _DURATION: Final = re.compile(r"(\d+(\.\d*)?(ns|us|µs|ms|s|m|h))+|0", re.ASCII)
 """As Go writes them: `1m30s`."""
 
 
-class Kind(enum.Enum):
+class PluginKind(enum.Enum):
     """What a part does, and the room it lives in."""
 
     FILTER = "router.filters"
@@ -53,11 +53,11 @@ class Random(Protocol):
         ...
 
 
-class Parameters(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class PluginParameters(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Of a part that has none, and the base of all. Wrong values raise ValueError."""
 
 
-class Sizing(Parameters, frozen=True, kw_only=True):
+class EstimatedIndexParameters(PluginParameters, frozen=True, kw_only=True):
     """How an estimated index is sized, in the words of both generations of the API."""
 
     tier: str = ""
@@ -83,17 +83,17 @@ class Sizing(Parameters, frozen=True, kw_only=True):
             raise ValueError("lruCapacityPerServer is 0; write 1 or more")
 
 
-class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BackendWeight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The weight of one tier: `{name: gpu, weight: 1.0}`."""
 
     name: str
     weight: float
 
 
-class Indexer(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class IndexerConfig(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """Of `indexerConfig`, the weights alone; memory, tokens and metrics are kvtier's own."""
 
-    backends: tuple[Backend, ...] = msgspec.field(default=(), name="kvCacheBackendConfigs")
+    backends: tuple[BackendWeight, ...] = msgspec.field(default=(), name="kvCacheBackendConfigs")
     kv_block_index_config: Any = None
     kv_block_scorer_config: Any = None
     prefix_store_config: Any = None
@@ -101,7 +101,7 @@ class Indexer(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields
     tokenizers_pool_config: Any = None
 
 
-class TokenProcessor(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+class TokenProcessorConfig(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """Of `tokenProcessorConfig`; engines tell their own block size in their events."""
 
     block_size: int = 0
@@ -109,12 +109,12 @@ class TokenProcessor(msgspec.Struct, frozen=True, rename="camel", forbid_unknown
     hash_seed: str = ""
 
 
-class Precise(Parameters, frozen=True, kw_only=True):
+class PreciseIndexParameters(PluginParameters, frozen=True, kw_only=True):
     """How a precise index is fed, in the words of the newer API."""
 
-    token_processor_config: TokenProcessor = TokenProcessor()
+    token_processor_config: TokenProcessorConfig = TokenProcessorConfig()
     kv_events_config: dict[str, Any] = msgspec.field(default_factory=dict, name="kvEventsConfig")
-    indexer_config: Indexer = Indexer()
+    indexer_config: IndexerConfig = IndexerConfig()
     speculative_indexing: bool = False
     speculative_ttl: str = msgspec.field(default="", name="speculativeTTL")
 
@@ -124,14 +124,14 @@ class Precise(Parameters, frozen=True, kw_only=True):
             raise ValueError(f"speculativeTTL is {self.speculative_ttl!r}; write 2s or 500ms")
 
 
-class OnIndex(Parameters, frozen=True, kw_only=True):
+class IndexReaderParameters(PluginParameters, frozen=True, kw_only=True):
     """Of a part that looks at what an index knows."""
 
     prefix_match_info_producer_name: str = ""
     """The index's name. Empty: all that are configured, the longest match of each tier."""
 
 
-class Context(msgspec.Struct, frozen=True, kw_only=True):
+class PluginContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a part may use besides its parameters."""
 
     name: str
@@ -149,7 +149,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """More of a prompt is not looked at; 0: no bound."""
 
 
-def find(plugin_type: str) -> tuple[Kind, Any] | None:
+def find_plugin(plugin_type: str) -> tuple[PluginKind, Any] | None:
     """The kind and class of `queue-scorer`; None where there is no such part.
 
     Imports one module. Raises InvalidSettings where a part is there but cannot be loaded.
@@ -166,9 +166,9 @@ def find(plugin_type: str) -> tuple[Kind, Any] | None:
         return None
 
 
-def known() -> list[str]:
+def known_plugins() -> list[str]:
     """Every name that `find` knows, sorted. Imports all parts."""
-    return sorted(_type(kind, name) for kind in Kind for name in plugins.known(kind.value))
+    return sorted(_type(kind, name) for kind in PluginKind for name in plugins.known(kind.value))
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
@@ -180,17 +180,17 @@ def nearest(name: object, names: Iterable[str]) -> str:
     return f"; known are {', '.join(there)}" if there else "; it has none"
 
 
-def reads_index(parameters: Parameters) -> bool:
+def reads_index(parameters: PluginParameters) -> bool:
     """Whether a part with these looks at what an index knows of a request's prompt."""
     return hasattr(parameters, "prefix_match_info_producer_name")
 
 
-def parameters_of(plugin: Any) -> type[Parameters]:
+def parameters_of(plugin: Any) -> type[PluginParameters]:
     """The struct inside a part's class."""
-    declared = getattr(plugin, "Parameters", Parameters)
-    if not (isinstance(declared, type) and issubclass(declared, Parameters)):
+    declared = getattr(plugin, "Parameters", PluginParameters)
+    if not (isinstance(declared, type) and issubclass(declared, PluginParameters)):
         raise InvalidSettings(
-            f"{plugin!r}: its Parameters are not kvtier.router.choose.parts.Parameters"
+            f"{plugin!r}: its Parameters are not kvtier.router.choose.plugins.Parameters"
         )
     return declared
 
@@ -198,16 +198,16 @@ def parameters_of(plugin: Any) -> type[Parameters]:
 _DETECTOR: Final = "-detector"
 
 
-def _locate(plugin_type: str) -> tuple[Kind, str] | None:
+def _locate(plugin_type: str) -> tuple[PluginKind, str] | None:
     """Detectors are filters and keep their whole name: `utilization-filter` is another part."""
     if plugin_type.endswith(_DETECTOR):
-        return Kind.FILTER, plugin_type.replace("-", "_")
-    for kind in Kind:
+        return PluginKind.FILTER, plugin_type.replace("-", "_")
+    for kind in PluginKind:
         if plugin_type.endswith(kind.suffix):
             return kind, plugin_type.removesuffix(kind.suffix).replace("-", "_")
     return None
 
 
-def _type(kind: Kind, name: str) -> str:
+def _type(kind: PluginKind, name: str) -> str:
     words = name.replace("_", "-")
     return words if words.endswith(_DETECTOR) else words + kind.suffix

@@ -1,7 +1,7 @@
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.config.embedding import extract
+from kvtier.router.config.sections import extract
 from kvtier.settings.document import parse_document
 
 PLAIN = "kind: EndpointPickerConfig\nplugins: []\n"

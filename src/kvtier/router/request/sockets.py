@@ -1,5 +1,6 @@
 """Certificates of a person's files; what is wrong with one is said with its flag and its path."""
 
+import os
 import ssl
 from pathlib import Path
 from typing import Final
@@ -74,3 +75,12 @@ def show(
         else:
             why = f"{CERTIFICATE}: {certificate} cannot be used: {error.reason}"
         raise InvalidSettings(why) from error
+
+
+def cannot_listen(flags: str, host: str, port: int, error: OSError) -> InvalidSettings:
+    """To be raised. The texts of asyncio's errors name the address too, so they are left out."""
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    number = error.errno or 0
+    # Those of name look-ups are below 0 and have texts of their own.
+    reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+    return InvalidSettings(f"{flags}: {shown} cannot be listened on: {reason}")

@@ -3,11 +3,11 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Unit
-from kvtier.router.choose.profile import build
-from kvtier.router.choose.record import Record, record
-from kvtier.router.choose.replay import LoggedIndex, LoggedPrompt, Replay, explained, replay, text
+from kvtier.router.choose.record import DecisionRecord, record
+from kvtier.router.config.profiles import build_profiles
+from kvtier.router.config.profiles import configuration as strategies
 from kvtier.router.config.reading import parse_configuration, read_configuration
-from kvtier.router.config.strategies import configuration as strategies
+from kvtier.router.replay import LoggedIndex, LoggedPrompt, ReplayReport, explained, replay, text
 from tests.router.cases import FakeIndex, endpoint, request
 
 QUEUE = """\
@@ -24,11 +24,13 @@ schedulingProfiles:
 """
 
 
-def logged(count: int = 3) -> list[Record]:
+def logged(count: int = 3) -> list[DecisionRecord]:
     """Decided by the queue alone: the holder waits longer, so it does not get them."""
     holds = {"holder": {"ram": 15_000}, "idle": {"device": 160}}
     indexes = {"prefix": FakeIndex(holds)}
-    profile = build(parse_configuration(QUEUE, "f"), indexes, keeps_matches=True)["default"]
+    profile = build_profiles(parse_configuration(QUEUE, "f"), indexes, keeps_matches=True)[
+        "default"
+    ]
     records = []
     for place in range(count):
         fleet = [endpoint("holder", waiting=1, in_flight=1, in_flight_tokens=100), endpoint("idle")]
@@ -91,8 +93,8 @@ def test_the_text_counts_and_lists() -> None:
         "  r1: idle (holds 160) -> holder (holds 15000)\n"
         "  and 3 more\n"
     )
-    assert text(Replay(0, 0, 0, 0, 0, ())) == "no decisions in the file\n"
-    assert text(Replay(0, 0, 0, 0, 0, (), 3)) == (
+    assert text(ReplayReport(0, 0, 0, 0, 0, ())) == "no decisions in the file\n"
+    assert text(ReplayReport(0, 0, 0, 0, 0, (), 3)) == (
         "0 requests, 0 go where they went (0%)\n"
         "prompt tokens held where they went: 0%, where they would go: 0%\n"
         "left out: 3 requests that named a routing-strategy\n"
@@ -117,11 +119,11 @@ schedulingProfiles:
 """
 
 
-def of_equals(profile: str, count: int = 40) -> list[Record]:
+def of_equals(profile: str, count: int = 40) -> list[DecisionRecord]:
     """Chance decides who gets a session; the router is started anew half-way."""
     records = []
     for seed in (1, 2):
-        chooser = build(parse_configuration(EVEN, "f"), {}, seed)[profile]
+        chooser = build_profiles(parse_configuration(EVEN, "f"), {}, seed)[profile]
         for place in range(count // 2):
             asked = request(headers={"x-session-id": f"{seed} {place % 7}"})
             decision = chooser.decide(asked, [endpoint(name) for name in "abc"], float(place))

@@ -17,12 +17,13 @@ import msgspec
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Match, Source
 from kvtier.index.fleet.prompt import Prompt, Unit
-from kvtier.router.choose.base import Request
-from kvtier.router.choose.decision import Decision
-from kvtier.router.choose.parts import nearest
-from kvtier.router.choose.profile import Profile, build
-from kvtier.router.choose.record import STRATEGY, Record, record
+from kvtier.router.choose.base import InferenceRequest
+from kvtier.router.choose.decision import RoutingDecision
+from kvtier.router.choose.plugins import nearest
+from kvtier.router.choose.profile import Profile
+from kvtier.router.choose.record import STRATEGY, DecisionRecord, record
 from kvtier.router.choose.tier_names import longest
+from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import Configuration
 
 DIFFERENCES: Final = 20
@@ -56,7 +57,7 @@ class LoggedIndex:
         """Whatever it was."""
         return Source.ESTIMATED
 
-    def take(self, made: Record) -> None:
+    def take(self, made: DecisionRecord) -> None:
         """Answer for this record from now on."""
         self._matches = {
             choice.name: choice.held[self._name].match()
@@ -80,7 +81,7 @@ class LoggedIndex:
         """The log tells."""
 
 
-class Difference(msgspec.Struct, frozen=True):
+class ReplayDifference(msgspec.Struct, frozen=True):
     """A request that would have gone elsewhere."""
 
     request_id: str
@@ -89,11 +90,11 @@ class Difference(msgspec.Struct, frozen=True):
     held_was: int
     """Tokens of its prompt that the one held, in any tier, and then the other."""
     held_now: int
-    why: Record
+    why: DecisionRecord
     """The new decision."""
 
 
-class Replay(msgspec.Struct, frozen=True):
+class ReplayReport(msgspec.Struct, frozen=True):
     """How two profiles agree."""
 
     requests: int
@@ -102,18 +103,21 @@ class Replay(msgspec.Struct, frozen=True):
     held_was: int
     """Prompt tokens that the endpoints chosen then held, and those chosen now."""
     held_now: int
-    differences: tuple[Difference, ...]
+    differences: tuple[ReplayDifference, ...]
     apart: int = 0
     """Requests beside these that named a strategy."""
 
 
 def replay(
-    records: Iterable[Record], configuration: Configuration, profile: str = "", seed: int = 0
-) -> Replay:
+    records: Iterable[DecisionRecord],
+    configuration: Configuration,
+    profile: str = "",
+    seed: int = 0,
+) -> ReplayReport:
     """Decide each again under `profile`, or the configuration's first. Raises InvalidSettings."""
     again = _Again(configuration, profile, seed)
     requests = same = apart = prompt_tokens = held_was = held_now = 0
-    differences: list[Difference] = []
+    differences: list[ReplayDifference] = []
     for logged in records:
         if logged.headers.get(STRATEGY):
             apart += 1
@@ -129,18 +133,20 @@ def replay(
             same += 1
             continue
         differences.append(
-            Difference(logged.request_id, was_name, now_name, was_held, now_held, now)
+            ReplayDifference(logged.request_id, was_name, now_name, was_held, now_held, now)
         )
-    return Replay(requests, same, prompt_tokens, held_was, held_now, tuple(differences), apart)
+    return ReplayReport(
+        requests, same, prompt_tokens, held_was, held_now, tuple(differences), apart
+    )
 
 
 def explained(
-    records: Iterable[Record],
+    records: Iterable[DecisionRecord],
     configuration: Configuration,
     request_id: str,
     profile: str = "",
     seed: int = 0,
-) -> list[Record]:
+) -> list[DecisionRecord]:
     """The new decisions on the request of that name. Raises InvalidSettings where it has none.
 
     They are several where a replica failed, and the request was decided again.
@@ -164,12 +170,12 @@ class _Again:
         # Profiles that look at no index of their own look at whatever was logged.
         self._indexes = {name: LoggedIndex(name) for name in configuration.indexes or ("",)}
         self._chooser = _chosen(
-            build(configuration, self._indexes, seed, keeps_matches=True), profile
+            build_profiles(configuration, self._indexes, seed, keeps_matches=True), profile
         )
         picker = configuration.profiles[self._chooser.name].picker
         self._keys = getattr(configuration.plugins[picker].plugin, "keys", None)
 
-    def decide(self, logged: Record) -> Decision:
+    def decide(self, logged: DecisionRecord) -> RoutingDecision:
         """Where it goes now; its parts learn that."""
         for index in self._indexes.values():
             index.take(logged)
@@ -181,7 +187,7 @@ class _Again:
             self._chooser.routed(request, decision, decision.chosen[0])
         return decision
 
-    def _stay(self, decision: Decision, name: str) -> None:
+    def _stay(self, decision: RoutingDecision, name: str) -> None:
         """Prefer the endpoint `name` to those that are no better: chance is no difference."""
         if self._keys is None or not decision.kept:
             return
@@ -193,7 +199,7 @@ class _Again:
                 decision.chosen = [candidate, *others]
 
 
-def _first(made: Record) -> str:
+def _first(made: DecisionRecord) -> str:
     return made.chosen[0] if made.chosen else ""
 
 
@@ -205,8 +211,8 @@ def _chosen(built: dict[str, Profile], name: str) -> Profile:
     return built[name]
 
 
-def _request(logged: Record) -> Request:
-    return Request(
+def _request(logged: DecisionRecord) -> InferenceRequest:
+    return InferenceRequest(
         request_id=logged.request_id,
         model=logged.model,
         prompt=LoggedPrompt(logged.prompt_tokens, logged.unit),
@@ -216,7 +222,7 @@ def _request(logged: Record) -> Request:
     )
 
 
-def _held(logged: Record, name: str) -> int:
+def _held(logged: DecisionRecord, name: str) -> int:
     for choice in logged.endpoints:
         if choice.name == name:
             return longest(held.match() for held in choice.held.values()).best_tokens
@@ -227,7 +233,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "0%"
 
 
-def text(done: Replay, most: int = DIFFERENCES) -> str:
+def text(done: ReplayReport, most: int = DIFFERENCES) -> str:
     """A summary, and the first `most` differences."""
     if not done.requests and not done.apart:
         return "no decisions in the file\n"

@@ -1,16 +1,16 @@
-from kvtier.router.choose import parts
-from kvtier.router.config import foreign as field
+from kvtier.router.choose import plugins
+from kvtier.router.config import compatibility as field
 from kvtier.router.config import gauges as engines
-from kvtier.router.config.wiring import Wiring
+from kvtier.router.config.indexes import IndexWiring
 
 
 def test_a_name_is_either_a_part_or_ignored_or_refused() -> None:
     groups = [
-        set(parts.known()),
+        set(plugins.known_plugins()),
         set(field.SILENT),
         set(field.IGNORED),
         set(field.REFUSED),
-        set(Wiring.producers),
+        set(IndexWiring.producers),
         set(engines.READ),
     ]
     assert sum(map(len, groups)) == len(set().union(*groups))

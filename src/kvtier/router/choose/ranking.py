@@ -8,14 +8,14 @@ Invariant: ties are broken by the seed alone, never by the order in which candid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from kvtier.router.choose import parts
+from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate
 
 MOST_ENDPOINTS: Final = 4
 """The best and three to fall back to, where a configuration does not say."""
 
 
-class Parameters(parts.Parameters, frozen=True, kw_only=True):
+class PickerParameters(plugins.PluginParameters, frozen=True, kw_only=True):
     """Of every picker."""
 
     max_num_of_endpoints: int = MOST_ENDPOINTS
@@ -26,7 +26,7 @@ class Parameters(parts.Parameters, frozen=True, kw_only=True):
             raise ValueError(f"maxNumOfEndpoints is {self.max_num_of_endpoints}; write 1 or more")
 
 
-def shuffled(candidates: Iterable[Candidate], random: parts.Random) -> list[Candidate]:
+def shuffled(candidates: Iterable[Candidate], random: plugins.Random) -> list[Candidate]:
     """In random order, which depends on the names and the seed and not on the order given."""
     mixed = sorted(candidates, key=lambda one: one.endpoint.name)
     random.shuffle(mixed)
@@ -34,7 +34,7 @@ def shuffled(candidates: Iterable[Candidate], random: parts.Random) -> list[Cand
 
 
 def ordered(
-    candidates: Sequence[Candidate], keys: Sequence[float], random: parts.Random
+    candidates: Sequence[Candidate], keys: Sequence[float], random: plugins.Random
 ) -> list[Candidate]:
     """By key, the least first; ties at random. O(n log n)."""
     by_name = sorted(range(len(keys)), key=lambda place: candidates[place].endpoint.name)
@@ -51,8 +51,19 @@ def requests(candidate: Candidate) -> int:
 
 def by_requests(
     candidates: Sequence[Candidate],
-    random: parts.Random,
+    random: plugins.Random,
     count: Callable[[Candidate], float] = requests,
 ) -> list[Candidate]:
     """The fewest requests first; ties at random."""
     return ordered(candidates, [count(one) for one in candidates], random)
+
+
+def least_is_best(values: Sequence[float]) -> list[float]:
+    """1 for the least, 0 for the most, linear between; 1 for all where all are equal."""
+    if not values:
+        return []
+    least, most = min(values), max(values)
+    if least == most:
+        return [1.0] * len(values)
+    span = most - least
+    return [(most - value) / span for value in values]

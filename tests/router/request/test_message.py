@@ -6,20 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.router.learn.prompts import PromptBuilder
-from kvtier.router.request.body import Asked, look
+from kvtier.router.request.message import RequestBody, block, parse_body, text
 from kvtier.router.request.refusals import Refusal
 
 
 def test_what_choosing_needs_is_read() -> None:
-    asked = look(b'{"model":"m","max_tokens":7,"priority":-2,"messages":[{}]}', "application/json")
+    asked = parse_body(
+        b'{"model":"m","max_tokens":7,"priority":-2,"messages":[{}]}', "application/json"
+    )
     assert (asked.model, asked.max_tokens, asked.priority) == ("m", 7, -2)
-    assert look(b'{"model":"m","max_completion_tokens":5,"max_tokens":7}', "").max_tokens == 5
-    assert look(b'{"model":"m","max_output_tokens":9}', "").max_tokens == 9
+    assert parse_body(b'{"model":"m","max_completion_tokens":5,"max_tokens":7}', "").max_tokens == 5
+    assert parse_body(b'{"model":"m","max_output_tokens":9}', "").max_tokens == 9
 
 
 @pytest.mark.parametrize("value", ["true", '"7"', "null", "1e3", "-5", "9999999999", "{}"])
 def test_numbers_that_are_none_are_left_to_the_engine(value: str) -> None:
-    assert look(f'{{"model":"m","max_tokens":{value}}}'.encode(), "").max_tokens in (0, 1)
+    assert parse_body(f'{{"model":"m","max_tokens":{value}}}'.encode(), "").max_tokens in (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_numbers_that_are_none_are_left_to_the_engine(value: str) -> None:
     ],
 )
 def test_a_body_is_read_as_the_engine_will_read_it(body: bytes) -> None:
-    assert look(body, "").model == json.loads(body)["model"] == "b"
+    assert parse_body(body, "").model == json.loads(body)["model"] == "b"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_a_body_is_read_as_the_engine_will_read_it(body: bytes) -> None:
 )
 def test_what_cannot_be_read_is_refused(body: bytes, said: str) -> None:
     with pytest.raises(Refusal) as caught:
-        look(body, "application/json")
+        parse_body(body, "application/json")
     assert caught.value.status == 400
     assert said in str(caught.value)
 
@@ -71,8 +73,8 @@ def form(*models: str) -> bytes:
 
 
 def test_a_form_names_its_model_once() -> None:
-    assert look(form("whisper"), "multipart/form-data; boundary=b").model == "whisper"
-    assert look(form("whisper"), 'Multipart/Form-Data; boundary="b"').model == "whisper"
+    assert parse_body(form("whisper"), "multipart/form-data; boundary=b").model == "whisper"
+    assert parse_body(form("whisper"), 'Multipart/Form-Data; boundary="b"').model == "whisper"
     for body, kind in (
         (form(), "multipart/form-data; boundary=b"),
         (form("a", "b"), "multipart/form-data; boundary=b"),
@@ -80,7 +82,7 @@ def test_a_form_names_its_model_once() -> None:
         (form("a"), "multipart/form-data; boundary=other"),
     ):
         with pytest.raises(Refusal):
-            look(body, kind)
+            parse_body(body, kind)
 
 
 KEYS = (
@@ -136,10 +138,10 @@ BODIES = st.one_of(
 )
 
 
-async def asked(body: bytes, content_type: str) -> Asked | None:
+async def asked(body: bytes, content_type: str) -> RequestBody | None:
     """What is done with a body before anybody is chosen; None where it is refused."""
     try:
-        found = look(body, content_type)
+        found = parse_body(body, content_type)
     except Refusal:
         return None
     assert found.model
@@ -178,3 +180,10 @@ def test_no_form_is_more_than_refused(boundary: str, body: bytes) -> None:
 @given(st.binary(max_size=80), st.text(max_size=20))
 def test_no_bytes_are_more_than_refused(body: bytes, content_type: str) -> None:
     asyncio.run(asked(body, content_type))
+
+
+def test_the_first_value_counts_and_bytes_are_kept() -> None:
+    fields = [(b"a", b"\xe4"), (b"b", b"1"), (b"a", b"2")]
+    assert text(fields, b"a") == "\u00e4"
+    assert text(fields, b"c") == ""
+    assert block(fields) == b"a: \xe4\r\nb: 1\r\na: 2\r\n"

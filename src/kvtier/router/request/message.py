@@ -21,7 +21,7 @@ _ENDS_EARLY: Final = "Input data was truncated"
 """As msgspec says it."""
 
 
-class Asked(msgspec.Struct, frozen=True):
+class RequestBody(msgspec.Struct, frozen=True):
     """What choosing needs of a body."""
 
     model: str
@@ -32,13 +32,29 @@ class Asked(msgspec.Struct, frozen=True):
     priority: int = 0
 
 
+Fields = list[tuple[bytes, bytes]]
+
+
+def text(fields: Fields, name: bytes) -> str:
+    """The first value of that name; empty where there is none."""
+    for known, value in fields:
+        if known == name:
+            return value.decode("latin-1")
+    return ""
+
+
+def block(fields: Fields) -> bytes:
+    """As lines of a message's head."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def look(body: bytes | bytearray, content_type: str) -> Asked:
+def parse_body(body: bytes | bytearray, content_type: str) -> RequestBody:
     """What the body asks for. Raises Refusal (400): not JSON, no model, an absurd number."""
     if content_type.lower().startswith(_FORM):
-        return Asked(_form_model(body, content_type))
+        return RequestBody(_form_model(body, content_type))
     try:
         fields = _decoder.decode(body)
     except RecursionError:
@@ -47,7 +63,7 @@ def look(body: bytes | bytearray, content_type: str) -> Asked:
         raise unreadable(body, error) from error
     limits = (fields.get(name) for name in _LIMITS)
     limit = next((value for value in limits if value is not None), None)
-    return Asked(
+    return RequestBody(
         _model(fields.get("model")),
         fields,
         max(0, _number(limit)),

@@ -1,4 +1,6 @@
 import datetime as dt
+import errno
+import socket
 import ssl
 from pathlib import Path
 
@@ -8,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp.certificates import self_signed
-from kvtier.router.request import tls
+from kvtier.router.request import sockets
+from kvtier.router.request.sockets import cannot_listen
 
 _DAMAGED = "-----BEGIN {0}-----\naGVsbG8=\n-----END {0}-----\n"
 
@@ -64,25 +67,42 @@ def test_what_is_wrong_with_a_pair_names_flag_and_file(
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with pytest.raises(InvalidSettings) as caught:
-        tls.show(context, folder / certificate, folder / key)
+        sockets.show(context, folder / certificate, folder / key)
     assert str(caught.value) == said.format(folder)
 
 
 def test_a_pair_is_shown_and_its_certificate_can_be_trusted(folder: Path) -> None:
-    tls.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), folder / "c", folder / "k")
+    sockets.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), folder / "c", folder / "k")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    tls.trust(context, folder / "c", "--replica-ca")
+    sockets.trust(context, folder / "c", "--replica-ca")
     assert context.cert_store_stats()["x509"] == 1
-    assert tls.checking(None, "--replica-ca") is None
-    only = tls.checking(str(folder / "c"), "--replica-ca")
+    assert sockets.checking(None, "--replica-ca") is None
+    only = sockets.checking(str(folder / "c"), "--replica-ca")
     assert only is not None
     assert only.check_hostname
     assert only.cert_store_stats()["x509"] == 1, "not those of the machine beside it"
     with pytest.raises(InvalidSettings, match=r"--replica-ca: .*word is no PEM certificate"):
-        tls.trust(context, folder / "word", "--replica-ca")
+        sockets.trust(context, folder / "word", "--replica-ca")
 
 
 def test_copies_are_read_and_the_paths_are_named(folder: Path) -> None:
     files = (str(folder / "c"), str(folder / "other"))
     with pytest.raises(InvalidSettings, match="the key /k does not belong to the certificate /c"):
-        tls.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "/c", "/k", files=files)
+        sockets.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "/c", "/k", files=files)
+
+
+_BUSY = "error while attempting to bind on address ('::1', 80): address already in use"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EADDRINUSE, _BUSY), "Address already in use"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not"),
+        (OSError("no address at all"), "no address at all"),
+    ],
+)
+def test_flags_address_and_reason_are_said_once(error: OSError, said: str) -> None:
+    found = str(cannot_listen("--host, --port", "::1", 80, error))
+    assert found.startswith(f"--host, --port: [::1]:80 cannot be listened on: {said}")
+    assert found.count("::1") == 1

@@ -1,0 +1,1 @@
+"""EndpointPickerConfig files: reading them, and building profiles and indexes from them."""

@@ -1,0 +1,1 @@
+"""HTTP connections to the replicas, and health checks over them."""
