@@ -16,7 +16,7 @@ from kvtier.inspection.pace import Pace
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.tiers.shared.tier import FolderTier
 
 LAYERS = ["model.layers.0.attn", "model.layers.1.attn"]

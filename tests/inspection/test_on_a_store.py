@@ -19,7 +19,7 @@ from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.samples import sample_space
-from kvtier.tiers.shared.headers import QUARANTINE_FILES
+from kvtier.tiers.shared.reading import QUARANTINE_FILES
 from kvtier.tiers.shared.store import Read, Stat
 from tests.inspection.buckets import fill, name_of, spoil, view_of
 from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, keys, spread

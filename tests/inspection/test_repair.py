@@ -12,8 +12,8 @@ from kvtier.inspection.folder import Folder
 from kvtier.inspection.repair import Repairs
 from kvtier.inspection.segments import Rules, rules_of
 from kvtier.inspection.view import Entry
-from kvtier.tiers.shared.headers import QUARANTINE_FILES
 from kvtier.tiers.shared.manifest import manifest_of
+from kvtier.tiers.shared.reading import QUARANTINE_FILES
 from tests.inspection.stores import NAME, SPACE, StoreFolder, keys
 
 RULES: Rules = rules_of(manifest_of(SPACE, Xxh3()), Xxh3())

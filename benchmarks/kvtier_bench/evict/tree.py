@@ -21,9 +21,9 @@ from kvtier.clock import wall_s
 from kvtier.errors import Corrupt
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import PAGE_BYTES, Segment, encode, segment_name, space_folder
-from kvtier.tiers.shared.headers import Headers
 from kvtier.tiers.shared.manifest import ensure
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.reading import SegmentHeaders
 from kvtier_bench.evict.pattern import History, Numbers
 from kvtier_bench.micro import parts
 
@@ -114,7 +114,7 @@ class Tree:
         """How many of these files do not verify."""
         store = PosixStore(self.root, direct="never")
         digest = bytes.fromhex(SPACE.digest)
-        headers = Headers(store, self.folder, Xxh3(), digest, SPACE.block_bytes)
+        headers = SegmentHeaders(store, self.folder, Xxh3(), digest, SPACE.block_bytes)
         failed = 0
         for number in numbers.tolist():
             try:

@@ -19,7 +19,7 @@ import numpy as np
 from kvtier.blocks.key import BlockKey
 from kvtier.clock import MonotonicClock, perf_s
 from kvtier.tiers.base import BlockMove, Buffer, Outcome
-from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.tiers.shared.tier import StoreTier
 from kvtier.transfer.base import Direction, Transfer
 from kvtier.transfer.breaker import BreakerState

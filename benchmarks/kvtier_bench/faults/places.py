@@ -19,8 +19,8 @@ from kvtier.clock import unique_id
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.tiers.shared.store import Store
 from kvtier.tiers.shared.tier import StoreTier
 from kvtier_bench.faults.faults import Faults

@@ -23,8 +23,8 @@ from kvtier.evictor.budget import Mark, Marks
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.options import Options
 from kvtier.tiers.base import BlockMove, Buffer, Outcome
-from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.tiers.shared.tier import FolderTier
 from kvtier_bench.micro.parts import SPACE
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from kvtier.clock import MonotonicClock, perf_s, seeded, unique_id
 from kvtier.tiers.base import BlockMove, Outcome
-from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier_bench.kill.processes import Cast
 from kvtier_bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
 from kvtier_bench.rows import Row, Target, measured, report, write_report

@@ -11,7 +11,7 @@ import numpy as np
 
 from kvtier.blocks.key import BlockKey
 from kvtier.tiers.base import BlockMove, Outcome, Tier
-from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier_bench.micro.parts import Blocks, chain, fill, parents
 
 

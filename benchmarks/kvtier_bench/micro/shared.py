@@ -17,8 +17,8 @@ from kvtier.blocks.layout import ALIGNMENT, BlockLayout
 from kvtier.settings import SharedSettings
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.posix import PosixStore
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.tiers.shared.tier import FolderTier, StoreTier
 from kvtier_bench.micro.contenders import Tiered, memory
 from kvtier_bench.micro.parts import SPACE, Blocks

@@ -12,7 +12,7 @@ from kvtier.errors import Corrupt
 from kvtier.inspection.segments import Rules, read_block, read_header
 from kvtier.inspection.view import Entry, Irregular, View, is_silence
 from kvtier.tiers.shared.format import Segment, parse_segment_name
-from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.tiers.shared.store import Store, is_temporary
 
 

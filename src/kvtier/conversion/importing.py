@@ -20,7 +20,7 @@ from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.inspection.view import Irregular, View, is_silence
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import encode, segment_name, space_folder
-from kvtier.tiers.shared.headers import Headers, aligned_buffer
+from kvtier.tiers.shared.reading import SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
 _SAMPLED: Final = 64
@@ -59,7 +59,7 @@ class Importer:
         self._headers = (
             None
             if store is None
-            else Headers(store, self._space_folder, checksum, digest, space.block_bytes)
+            else SegmentHeaders(store, self._space_folder, checksum, digest, space.block_bytes)
         )
 
     def check_lengths(self) -> None:
@@ -113,7 +113,7 @@ class Importer:
             return None
         return "existed"
 
-    def _convert(self, name: str, key: BlockKey, store: Store, headers: Headers) -> Result:
+    def _convert(self, name: str, key: BlockKey, store: Store, headers: SegmentHeaders) -> Result:
         slot = aligned_buffer(self._slot_bytes)
         for rank in range(self._ranks):
             part = slot[rank * self._file_bytes :][: self._file_bytes]
@@ -151,7 +151,7 @@ class Importer:
         return "short" if size < self._file_bytes else "long"
 
 
-def _stands(headers: Headers, key: BlockKey) -> bool:
+def _stands(headers: SegmentHeaders, key: BlockKey) -> bool:
     """Whether the block's segment is there; a broken one is moved away, and is not."""
     try:
         return headers.load(key) is not None

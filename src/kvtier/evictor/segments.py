@@ -14,8 +14,8 @@ from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.reading import read_small
 from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode
-from kvtier.tiers.shared.headers import Headers, aligned_buffer
 from kvtier.tiers.shared.manifest import MANIFEST_NAME, manifest_of, parse
+from kvtier.tiers.shared.reading import SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ MANIFEST_BYTES_MAX: Final = 1 << 20
 class Segments:
     """Of one tree whose manifest is sound. Every method may raise OSError: the store refused."""
 
-    def __init__(self, store: Store, space: KeySpace, headers: Headers) -> None:
+    def __init__(self, store: Store, space: KeySpace, headers: SegmentHeaders) -> None:
         self._store = store
         self._digest = bytes.fromhex(space.digest)
         self._headers = headers
@@ -84,4 +84,6 @@ def open_segments(store: Store, tree: Tree, key_file: Path | None) -> Segments |
         return None
     space = manifest.space
     digest = bytes.fromhex(space.digest)
-    return Segments(store, space, Headers(store, tree.name, checksum, digest, space.block_bytes))
+    return Segments(
+        store, space, SegmentHeaders(store, tree.name, checksum, digest, space.block_bytes)
+    )

@@ -12,7 +12,7 @@ from kvtier.clock import unique_id
 from kvtier.evictor.work import HasTemporaries
 from kvtier.inspection.segments import Rules
 from kvtier.inspection.view import Entry
-from kvtier.tiers.shared.headers import Headers
+from kvtier.tiers.shared.reading import SegmentHeaders
 from kvtier.tiers.shared.store import Store
 
 STALE_S: Final = 3600.0
@@ -41,7 +41,9 @@ class Repairs:
         self, space: str, rules: Rules, first: BlockKey, seen: Entry, reason: str
     ) -> str | None:
         """Move a broken segment out of everybody's way; says what was done, None for nothing."""
-        headers = Headers(self._store, space, rules.checksum, rules.space_digest, rules.block_bytes)
+        headers = SegmentHeaders(
+            self._store, space, rules.checksum, rules.space_digest, rules.block_bytes
+        )
         found = self._store.stat(seen.name)
         if found is None or found.version != seen.stat.version:
             return None

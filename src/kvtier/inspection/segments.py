@@ -23,8 +23,8 @@ from kvtier.tiers.shared.format import (
     decode,
     header_bytes_for,
 )
-from kvtier.tiers.shared.headers import aligned_buffer
 from kvtier.tiers.shared.manifest import SpaceManifest
+from kvtier.tiers.shared.reading import aligned_buffer
 
 _READ_BYTES: Final = 4 << 20
 """Read at once, at most, but never less than a block."""

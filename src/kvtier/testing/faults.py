@@ -31,7 +31,7 @@ from kvtier.tiers.base import (
     Outcome,
     ScanPage,
     SharedTier,
-    Stored,
+    StoredBlock,
     Tier,
 )
 
@@ -202,7 +202,9 @@ class FaultyTier:
         page = self._inner.scan(cursor)
         if Fault.STALE_LISTING in faults and page.cursor is None:
             listed = {stored.key for stored in page.blocks}
-            lies = [Stored(key, None) for key in dict.fromkeys(self._deleted) if key not in listed]
+            lies = [
+                StoredBlock(key, None) for key in dict.fromkeys(self._deleted) if key not in listed
+            ]
             return ScanPage(page.blocks + lies, None)
         return page
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.base import BlockMove, Buffer, Capabilities, Outcome, ScanPage, Stored
+from kvtier.tiers.base import BlockMove, Buffer, Capabilities, Outcome, ScanPage, StoredBlock
 
 _PAGE_BLOCKS = 256
 
@@ -87,7 +87,7 @@ class MemoryTier:
         """Pages of 256 blocks in order of arrival. O(blocks held) a page."""
         with self._lock:
             later = [
-                Stored(key, held.parent)
+                StoredBlock(key, held.parent)
                 for key, held in self._held.items()
                 if held.arrival > (cursor or 0)
             ]

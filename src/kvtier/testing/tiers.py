@@ -24,7 +24,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import seeded
 from kvtier.testing.samples import aligned
-from kvtier.tiers.base import BlockMove, Buffer, Outcome, SharedTier, Stored, Tier
+from kvtier.tiers.base import BlockMove, Buffer, Outcome, SharedTier, StoredBlock, Tier
 
 _DONE, _MISSING = Outcome.DONE, Outcome.MISSING
 _GUARD = 0xA5
@@ -92,7 +92,7 @@ class TierContract(ABC):
         """A slot of memory with nothing of use in it."""
         return aligned(np.full(self.layout.slot_bytes, 0xEE, np.uint8))
 
-    def scanned(self, tier: Tier) -> list[Stored]:
+    def scanned(self, tier: Tier) -> list[StoredBlock]:
         """All pages of a scan."""
         page = tier.scan()
         blocks = list(page.blocks)

@@ -58,7 +58,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Of a shared tier: how long its word that it lacks a block is believed."""
 
 
-class Stored(NamedTuple):
+class StoredBlock(NamedTuple):
     """A block a tier holds, as `scan` reports it."""
 
     key: BlockKey
@@ -68,7 +68,7 @@ class Stored(NamedTuple):
 class ScanPage(NamedTuple):
     """One page of a scan. `cursor` continues it; None ends it."""
 
-    blocks: list[Stored]
+    blocks: list[StoredBlock]
     cursor: int | None
 
 

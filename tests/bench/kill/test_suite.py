@@ -4,7 +4,7 @@ import numpy as np
 from rich.console import Console
 
 from kvtier.tiers.base import BlockMove
-from kvtier.tiers.shared.headers import aligned_buffer
+from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier_bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
 from kvtier_bench.kill.suite import CAST, KILLS, Remains, examine, published, run, verdicts
 from kvtier_bench.rows import read_report

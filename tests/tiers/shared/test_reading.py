@@ -33,3 +33,10 @@ def test_a_file_that_was_replaced_is_a_miss_and_no_damage(tiers: Tiers) -> None:
     assert tiers.quarantined() == []
     assert tier.find(chain) == [DONE] * 4
     assert read(tier, chain) == [DONE] * 4
+
+
+def test_what_is_remembered_is_bounded(tiers: Tiers) -> None:
+    tier = tiers.open(1, known_blocks=4)
+    write(tier, keys(10))
+    assert sum(tier.contains(keys(10))) == 4
+    assert read(tier, keys(10)) == [DONE] * 10

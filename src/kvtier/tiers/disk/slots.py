@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.base import ScanPage, Stored
+from kvtier.tiers.base import ScanPage, StoredBlock
 from kvtier.tiers.disk.log import Put
 
 CHECKSUM_BYTES = 16
@@ -155,5 +155,5 @@ class SlotMap:
         for slot in later.tolist():
             key = self._keys[slot]
             if key is not None:
-                blocks.append(Stored(key, self._parents[slot]))
+                blocks.append(StoredBlock(key, self._parents[slot]))
         return ScanPage(blocks, int(order[later[-1]]) if more else None)

@@ -8,19 +8,17 @@ from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Corrupt, InvalidSettings
-from kvtier.tiers.base import BlockMove, Capabilities, Outcome, ScanPage, Stored
+from kvtier.tiers.base import BlockMove, Capabilities, Outcome, ScanPage, StoredBlock
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.accesses import AccessJournal
 from kvtier.tiers.shared.files import StoreFiles
 from kvtier.tiers.shared.folder import Direct
 from kvtier.tiers.shared.format import parse_segment_name, segment_name
-from kvtier.tiers.shared.headers import Headers
-from kvtier.tiers.shared.known import Known, Place
 from kvtier.tiers.shared.manifest import ensure
 from kvtier.tiers.shared.posix import Durability, PosixStore
-from kvtier.tiers.shared.reading import Reader
+from kvtier.tiers.shared.reading import BlockLocation, BlockReader, KnownSegments, SegmentHeaders
 from kvtier.tiers.shared.store import Store
-from kvtier.tiers.shared.writing import Writer
+from kvtier.tiers.shared.writing import SegmentWriter
 
 KNOWN_BLOCKS = 1 << 18
 _SCAN_FILES = 200
@@ -69,11 +67,13 @@ class StoreTier:
         self._slot_bytes = layout.slot_bytes
         self._is_prefix = is_prefix
         self._faults = FaultLog(f"{name} tier {folder}", clock)
-        self._known = Known(known_blocks)
+        self._known = KnownSegments(known_blocks)
         digest = bytes.fromhex(space.digest)
-        self._headers = Headers(store, folder, checksum, digest, layout.block_bytes)
-        self._reader = Reader(store, self._headers, self._known, self._faults)
-        self._writer = Writer(store, self._headers, self._known, self._faults, segment_blocks)
+        self._headers = SegmentHeaders(store, folder, checksum, digest, layout.block_bytes)
+        self._reader = BlockReader(store, self._headers, self._known, self._faults)
+        self._writer = SegmentWriter(
+            store, self._headers, self._known, self._faults, segment_blocks
+        )
         self._accesses = AccessJournal(store, folder, clock)
         self._pages: dict[int, str] = {}
         self._closed = False
@@ -128,7 +128,7 @@ class StoreTier:
     def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
         """See Tier. Neighbours within a segment are read in one call; each is verified."""
         outcomes = [Outcome.MISSING] * len(moves)
-        wanted: list[tuple[Place, int]] = []
+        wanted: list[tuple[BlockLocation, int]] = []
         for i, (key, buffer) in enumerate(moves):
             if self._closed or buffer.nbytes != self._slot_bytes:
                 outcomes[i] = Outcome.FAILED
@@ -162,7 +162,7 @@ class StoreTier:
 
     def scan(self, cursor: int | None = None) -> ScanPage:
         """See Tier. All that the store holds, in the order of names: reads every header."""
-        blocks: list[Stored] = []
+        blocks: list[StoredBlock] = []
         after = self._pages.pop(cursor, "") if cursor else ""
         if self._closed:
             return ScanPage([], None)
@@ -191,16 +191,16 @@ class StoreTier:
             self._faults.report("access log", error)
         self._store.close()
 
-    def _stored(self, first: BlockKey) -> list[Stored]:
+    def _stored(self, first: BlockKey) -> list[StoredBlock]:
         try:
             segment = self._headers.load(first)
         except Corrupt:
             return []
         if segment is None:
             return []
-        return list(map(Stored, segment.keys, [segment.parent, *segment.keys[:-1]]))
+        return list(map(StoredBlock, segment.keys, [segment.parent, *segment.keys[:-1]]))
 
-    def _locate(self, key: BlockKey) -> Place | None:
+    def _locate(self, key: BlockKey) -> BlockLocation | None:
         """The block, where it is known to be or in a segment that begins with it.
 
         Raises Corrupt where that segment is broken, and OSError.
@@ -212,9 +212,9 @@ class StoreTier:
         if segment is None:
             return None
         self._known.add(segment)
-        return Place(segment, 0)
+        return BlockLocation(segment, 0)
 
-    def _note(self, places: Iterable[Place]) -> None:
+    def _note(self, places: Iterable[BlockLocation]) -> None:
         for place in places:
             self._accesses.note(segment_name(place.segment.keys[0]))
         self._tell()

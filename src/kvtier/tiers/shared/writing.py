@@ -15,8 +15,7 @@ from kvtier.errors import Corrupt
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.shared.format import encode
-from kvtier.tiers.shared.headers import Headers, aligned_buffer
-from kvtier.tiers.shared.known import Known
+from kvtier.tiers.shared.reading import KnownSegments, SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
 _GROUP_BYTES = 4
@@ -27,11 +26,16 @@ a name is free, and every try writes the whole segment. Where winners do come an
 thirty is followed by another (four threads that write and delete the same few blocks)."""
 
 
-class Writer:
+class SegmentWriter:
     """Writes whole batches. Safe from any thread; raises nothing for a fault."""
 
     def __init__(
-        self, store: Store, headers: Headers, known: Known, faults: FaultLog, segment_blocks: int
+        self,
+        store: Store,
+        headers: SegmentHeaders,
+        known: KnownSegments,
+        faults: FaultLog,
+        segment_blocks: int,
     ) -> None:
         self._store = store
         self._headers = headers
