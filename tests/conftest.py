@@ -16,6 +16,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.s3 import (  # noqa: F401  # fixtures
+    bucket_client,
+    bucket_url,
+    obstore_runtime,
+    own_s3,
+    plain_environment,
+    s3,
+    s3_endpoint,
+    s3_owner,
+    stop_shared_server,
+)
+
 # gRPC makes descriptors anew in every process that forks; tests fork, and count descriptors.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Benchmarks start processes of their own package, which no wheel holds.
@@ -44,6 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("engine") or item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the S3 server that the tests of this run shared."""
+    stop_shared_server(config)
 
 
 def open_descriptors() -> dict[str, str]:

@@ -1,13 +1,8 @@
-"""The real S3 server of the object store's tests, and an environment without credentials."""
+"""An environment without credentials or endpoints for every test of this folder."""
 
-from tests.tiers.objectstore.conftest import (
-    client,
-    owner,
-    plain_environment,
-    runtime,
-    s3,
-    url,
-    weed,
-)
+import pytest
 
-__all__ = ["client", "owner", "plain_environment", "runtime", "s3", "url", "weed"]
+
+@pytest.fixture(autouse=True)
+def no_credentials(plain_environment: None, obstore_runtime: None) -> None:
+    """Apply the shared fixtures to tests that examine settings with a bucket."""

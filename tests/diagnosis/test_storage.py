@@ -21,7 +21,7 @@ from kvtier.settings import DiskSettings, ObjectStoreSettings, SharedSettings
 from kvtier.tiers.disk.files import OsFiles
 from kvtier.tiers.disk.folder import open_folder
 from tests.inspection.stores import NAME, StoreFolder, key_file, keys
-from tests.tiers.objectstore.servers import OldServer
+from tests.s3 import OldServer
 
 HOUR_S = 3600
 
@@ -181,7 +181,7 @@ def test_a_secret_that_others_read(tmp_path: Path) -> None:
     assert (check.status, check.told[: len(str(file))]) == (Status.FAIL, str(file))
 
 
-@pytest.mark.usefixtures("owner")
+@pytest.mark.usefixtures("s3_owner")
 def test_a_bucket_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
@@ -190,7 +190,7 @@ def test_a_bucket_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
         list(bucket_checks(ObjectStoreSettings(url="s3://bucket")))
 
 
-@pytest.mark.usefixtures("owner")
+@pytest.mark.usefixtures("s3_owner")
 def test_a_server_without_conditional_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -199,13 +199,15 @@ def test_a_server_without_conditional_writes(monkeypatch: pytest.MonkeyPatch) ->
         assert server.objects == {}
 
 
-def test_a_good_bucket_and_nothing_is_left(url: str, client: S3Store, tmp_path: Path) -> None:
-    client.put("space-0123456789abcdef/blocks/000/x", b"x")
+def test_a_good_bucket_and_nothing_is_left(
+    bucket_url: str, bucket_client: S3Store, tmp_path: Path
+) -> None:
+    bucket_client.put("space-0123456789abcdef/blocks/000/x", b"x")
     secret = key_file(tmp_path)
-    checks = list(bucket_checks(ObjectStoreSettings(url=url, key_file=str(secret))))
+    checks = list(bucket_checks(ObjectStoreSettings(url=bucket_url, key_file=str(secret))))
     assert wrong(iter(checks)) == []
     told = "\n".join(check.told for check in checks)
     for part in ("holds a secret", "can be listed, read and written", "conditional", "clock"):
         assert part in told
-    left = [meta["path"] for page in client.list() for meta in page]
+    left = [meta["path"] for page in bucket_client.list() for meta in page]
     assert left == ["space-0123456789abcdef/blocks/000/x"]

@@ -10,29 +10,21 @@ from kvtier.cli.main import kvtier
 from kvtier.evictor.opening import open_place
 from kvtier.tiers.objectstore.store import BucketStore
 from tests.evictor.scenes import TREE, below, block
-from tests.tiers.objectstore.conftest import (  # noqa: F401
-    owner,
-    plain_environment,
-    runtime,
-    s3,
-    url,
-    weed,
-)
 
 pytest.importorskip("obstore")
 
 
-def test_bounds_and_recency_hold_there_too(url: str) -> None:  # noqa: F811
-    assert open_place(url).owner == "objectstore"
-    store = BucketStore(url)
+def test_bounds_and_recency_hold_there_too(bucket_url: str) -> None:
+    assert open_place(bucket_url).owner == "objectstore"
+    store = BucketStore(bucket_url)
     for number in range(40):
         assert store.publish(block(number), [np.zeros(10_000, np.uint8)])
     store.put(f"{TREE}/access/x-00000001.log", "".join(f"{below(n)}\n" for n in range(5)).encode())
     store.put("stranger", b"x")
     flags = ["--high", "300000B", "--low", "200000B", "--once", "--json", "--grace", "0s"]
-    dry = CliRunner().invoke(kvtier, ["evict", url, *flags, "--dry-run"])
+    dry = CliRunner().invoke(kvtier, ["evict", bucket_url, *flags, "--dry-run"])
     assert dry.exit_code == 0, dry.output
-    ran = CliRunner().invoke(kvtier, ["evict", url, *flags])
+    ran = CliRunner().invoke(kvtier, ["evict", bucket_url, *flags])
     assert ran.exit_code == 0, ran.output
     report = json.loads(ran.stdout)
     assert 15 <= report["freed_files"] <= 22
@@ -43,8 +35,8 @@ def test_bounds_and_recency_hold_there_too(url: str) -> None:  # noqa: F811
     store.close()
 
 
-def test_a_part_of_a_bucket_is_nonsense(url: str) -> None:  # noqa: F811
-    ran = CliRunner().invoke(kvtier, ["evict", url, "--high", "85%", "--once"])
+def test_a_part_of_a_bucket_is_nonsense(bucket_url: str) -> None:
+    ran = CliRunner().invoke(kvtier, ["evict", bucket_url, "--high", "85%", "--once"])
     assert (ran.exit_code, "A bucket has no size" in ran.output) == (2, True)
 
 
@@ -57,7 +49,7 @@ def test_a_part_of_a_bucket_is_nonsense(url: str) -> None:  # noqa: F811
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_one_line_with_the_fix(
-    url: str,  # noqa: F811
+    bucket_url: str,
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     place: str | None,
@@ -66,8 +58,8 @@ def test_a_bucket_that_cannot_be_used_is_one_line_with_the_fix(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     flags = ["--high", "1GiB", "--once", "--delete-unknown"]
-    ran = CliRunner().invoke(kvtier, ["evict", place or url, *flags])
+    ran = CliRunner().invoke(kvtier, ["evict", place or bucket_url, *flags])
     assert ran.exit_code == 2
-    assert ran.output.startswith(f"error: PATH: {place or url}")
+    assert ran.output.startswith(f"error: PATH: {place or bucket_url}")
     assert named in ran.output
     assert len(ran.output.splitlines()) == 1

@@ -13,24 +13,15 @@ from tests.conversion.foreign import TreeFolder, chain, vllm_fields
 from tests.conversion.foreign import make_space as make_foreign_space
 from tests.inspection.buckets import fill, name_of
 from tests.inspection.stores import NAME, keys, spread
-from tests.tiers.objectstore.conftest import (  # noqa: F401
-    client,
-    owner,
-    plain_environment,
-    runtime,
-    s3,
-    url,
-    weed,
-)
-from tests.tiers.objectstore.servers import READER_KEY, READER_SECRET
+from tests.s3 import READER_KEY, READER_SECRET
 
 SEGMENTS = 6
 
 
 @pytest.fixture
-def full(url: str) -> str:  # noqa: F811
+def full(bucket_url: str) -> str:
     """A few segments, two reads, and what strangers left."""
-    store = BucketStore(url, deadline_s=60.0)
+    store = BucketStore(bucket_url, deadline_s=60.0)
     for first in spread(SEGMENTS):
         fill(store, keys(4, int.from_bytes(first[:4], "big")))
     fill(store, keys(4), reads=2)
@@ -38,30 +29,30 @@ def full(url: str) -> str:  # noqa: F811
     store.put("backup/1/2", b"x")
     store.put(f"{NAME}-b", b"x")  # a server that lists by folders shows it after what is in NAME
     store.close()
-    return url
+    return bucket_url
 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(kvtier, list(arguments))
 
 
-def inspected(url: str) -> dict:  # noqa: F811
+def inspected(url: str) -> dict:
     ran = run("inspect", url, "--json")
     assert ran.exit_code == 0, ran.output
     survey: dict = json.loads(ran.stdout)
     return survey
 
 
-def objects(client: S3Store) -> dict[str, str]:  # noqa: F811
+def objects(client: S3Store) -> dict[str, str]:
     return {meta["path"]: meta["e_tag"] for page in client.list() for meta in page}
 
 
 def test_what_it_holds_is_shown_and_nothing_is_written(
     full: str,
-    client: S3Store,  # noqa: F811
+    bucket_client: S3Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = objects(client)
+    before = objects(bucket_client)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
     survey = inspected(full)
@@ -76,24 +67,24 @@ def test_what_it_holds_is_shown_and_nothing_is_written(
         f"{NAME}-b": "file",
     }
     assert "hottest prefixes" in run("inspect", full).stdout
-    assert objects(client) == before
+    assert objects(bucket_client) == before
 
 
-def test_it_is_verified_and_put_in_order(full: str, client: S3Store) -> None:  # noqa: F811
+def test_it_is_verified_and_put_in_order(full: str, bucket_client: S3Store) -> None:
     broken = name_of(spread(SEGMENTS)[2])
-    content = bytearray(bytes(client.get(broken).bytes()))
+    content = bytearray(bytes(bucket_client.get(broken).bytes()))
     content[5000] ^= 1
-    client.put(broken, bytes(content))
-    before = objects(client)
+    bucket_client.put(broken, bytes(content))
+    before = objects(bucket_client)
     ran = run("fsck", full, "--rate", "1GiB/s")
     assert ran.exit_code == 1
     assert f"problem: {broken}: blocks damaged: 0 (1 of 4)" in ran.stdout
-    assert objects(client) == before, "the place to go on at is gone too"
+    assert objects(bucket_client) == before, "the place to go on at is gone too"
     ran = run("fsck", full, "--repair", "--json")
     report = json.loads(ran.stdout)
     assert (report["segments"], report["blocks"]) == (SEGMENTS, 4 * (SEGMENTS - 1))
     assert [each["repaired"] for each in report["problems"]] == ["quarantined"]
-    after = objects(client)
+    after = objects(bucket_client)
     assert before.keys() - after.keys() == {broken}
     (moved,) = after.keys() - before.keys()
     assert moved.startswith(f"{NAME}/quarantine/")
@@ -117,20 +108,20 @@ def test_a_reader_may_check_it_and_keep_the_place_here(
     assert "403" in ran.stderr
 
 
-def test_a_tree_is_converted_into_it_and_back(url: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_tree_is_converted_into_it_and_back(bucket_url: str, tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(chain(30))
     name = make_foreign_space(tmp_path / "kv")
     manifest = str(tmp_path / "kv" / name / "manifest.json")
-    dry = run("convert", str(tree.root), url, "--manifest", manifest, "--dry-run")
+    dry = run("convert", str(tree.root), bucket_url, "--manifest", manifest, "--dry-run")
     assert (dry.exit_code, "30 blocks would be" in dry.stdout) == (0, True), dry.output
-    ran = run("convert", str(tree.root), url, "--manifest", manifest)
+    ran = run("convert", str(tree.root), bucket_url, "--manifest", manifest)
     assert (ran.exit_code, "30 blocks converted" in ran.stdout) == (0, True), ran.output
-    again = run("convert", str(tree.root), url, "--space", name)
+    again = run("convert", str(tree.root), bucket_url, "--space", name)
     assert "0 blocks converted" in again.stdout
     assert "30 there already" in again.stdout
-    assert run("fsck", url).exit_code == 0
+    assert run("fsck", bucket_url).exit_code == 0
     back = TreeFolder(tmp_path / "back", vllm_fields())
-    ran = run("convert", url, str(back.root), "--to", "vllm-fs", "--space", name)
+    ran = run("convert", bucket_url, str(back.root), "--to", "vllm-fs", "--space", name)
     assert ran.exit_code == 0, ran.output
     assert back.content() == tree.content()
 
@@ -159,11 +150,11 @@ def test_bad_input_is_one_clear_line(
     assert "objectstore.url" not in ran.stderr
 
 
-def test_an_empty_prefix_holds_nothing(url: str) -> None:  # noqa: F811
-    assert inspected(url)["spaces"] == []
-    ran = run("fsck", url)
+def test_an_empty_prefix_holds_nothing(bucket_url: str) -> None:
+    assert inspected(bucket_url)["spaces"] == []
+    ran = run("fsck", bucket_url)
     assert ran.exit_code == 2
-    assert f"{url} holds no key space" in ran.stderr
+    assert f"{bucket_url} holds no key space" in ran.stderr
 
 
 def test_a_key_space_is_no_store(full: str) -> None:

@@ -7,7 +7,6 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.folder import Folder
 from kvtier.inspection.opening import is_url, open_store, open_view
-from tests.tiers.objectstore.conftest import plain_environment, runtime  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_errors_of_a_place_to_write_to_do_too(tmp_path: Path) -> None:
         open_store(str(tmp_path / "a" / "b"), "DESTINATION")
 
 
-@pytest.mark.usefixtures("runtime", "plain_environment")
+@pytest.mark.usefixtures("obstore_runtime", "plain_environment")
 def test_a_bucket_that_cannot_be_used_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in {
         "AWS_ACCESS_KEY_ID": "x",

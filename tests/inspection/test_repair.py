@@ -98,7 +98,7 @@ def test_only_temporaries_are_removed(store: StoreFolder, repairs: Repairs) -> N
     assert repairs.remove_temporary("a/.tmp-host-1-0-ab") == "removed"
     assert not file.exists()
     assert repairs.remove_temporary("a/.tmp-host-1-0-ab") is None
-    with pytest.raises(ValueError, match="not a temporary file"):
+    with pytest.raises(ValueError, match="not the name of a temporary file"):
         repairs.remove_temporary("a/mine")
 
 

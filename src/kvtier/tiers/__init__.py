@@ -1,1 +1,1 @@
-"""Keeping blocks below RAM: one kind of place a file or folder, behind the contract of `base`."""
+"""Tiers below RAM: local disk, a shared folder, a bucket; `base` is their contract."""

@@ -1,8 +1,9 @@
-"""Counting faults and telling of each kind once.
+"""A log of I/O faults that does not repeat itself.
 
-A broken device fails thousands of times a second. Each kind (operation and errno) is logged
-when it appears and again when the operation has worked for a while without it; between the two
-only counters move. The while keeps one bad sector among good ones from filling the log.
+A broken device fails thousands of times a second. Each kind of fault (operation and errno) is
+logged when it appears, and once more when the operation has worked for QUIET_S without it; in
+between only a counter is incremented. The delay keeps one bad sector among good ones from filling
+the log.
 """
 
 import errno
@@ -16,24 +17,27 @@ from kvtier.clock import Clock
 logger = logging.getLogger(__name__)
 
 QUIET_S = 30.0
-"""A fault is over when the operation works and there was none for this long."""
+"""A fault is over when the operation succeeds and none was reported for this long."""
 
 
 class TierIO(msgspec.Struct, kw_only=True):
-    """What a tier has done since it was opened."""
+    """Counters of a tier's work since it was opened."""
 
     bytes_read: int = 0
-    """Payload of blocks that were read and verified."""
+    """Payload bytes of the blocks that were read and verified."""
     bytes_written: int = 0
-    """Payload of blocks that were written and recorded."""
+    """Payload bytes of the blocks that were written and recorded."""
     faults: int = 0
-    """Operations the file system refused."""
+    """The number of operations that the file system refused."""
     corruptions: int = 0
-    """Blocks whose bytes failed verification."""
+    """The number of blocks whose bytes failed verification."""
 
 
 class FaultLog:
-    """One line per kind of fault until it goes away. Safe from any thread; never blocks long."""
+    """A log of faults with one line per kind of fault, and one when it is over.
+
+    Safe from any thread; never blocks for long. `where` names the tier in the messages.
+    """
 
     def __init__(self, where: str, clock: Clock) -> None:
         self.count = 0
@@ -44,7 +48,7 @@ class FaultLog:
         self._active: dict[str, dict[str, int]] = {}
 
     def report(self, operation: str, error: OSError) -> None:
-        """`operation` failed."""
+        """Count a failure of `operation`, and log it if it is the first of its kind."""
         kind = errno.errorcode.get(error.errno or 0, type(error).__name__)
         with self._lock:
             self.count += 1
@@ -54,18 +58,18 @@ class FaultLog:
             first = kinds[kind] == 1
         if first:
             logger.warning(
-                "%s: %s failed (%s); blocks are missed until it works again",
+                "%s: %s failed (%s); its blocks count as misses until it works again",
                 self._where,
                 operation,
-                str(error),  # a log record that is kept must not keep what the call held
+                str(error),  # a kept log record must not keep the exception's frames alive
             )
 
     def works(self, operation: str) -> None:
-        """`operation` succeeded. Costs one dictionary lookup while nothing is wrong."""
+        """Note that `operation` succeeded; costs one dictionary lookup while nothing is wrong."""
         if operation not in self._active or self._clock.now_s() < self._last_s + QUIET_S:
             return
         with self._lock:
             kinds = self._active.pop(operation, {})
         if kinds:
-            told = ", ".join(f"{kind} {times} times" for kind, times in kinds.items())
-            logger.warning("%s: %s works again after %s", self._where, operation, told)
+            summary = ", ".join(f"{kind} {times} times" for kind, times in kinds.items())
+            logger.warning("%s: %s works again after %s", self._where, operation, summary)

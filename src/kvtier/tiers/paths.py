@@ -1,7 +1,7 @@
-"""The folder that a tier's setting names: made and opened, or refused with the fix.
+"""Opening the folder that a tier's setting names, with one error message per mistake.
 
-Why here: the disk tier and the shared folder say the same of the same mistakes, each by the
-name of its own setting.
+The disk tier and the shared folder report the same mistakes in the same words, each with the name
+of its own setting.
 """
 
 import errno
@@ -12,21 +12,22 @@ from kvtier.errors import InvalidSettings
 
 
 def open_folder(setting: str, path: Path) -> int:
-    """A descriptor of the folder, which is made (mode 0700) where it is not there.
+    """Create the folder (mode 0700) if it does not exist, and return a descriptor of it.
 
-    Its parent is not made: a mount that is missing must not become a folder beside it.
-    Raises InvalidSettings naming `setting`: no parent, not a folder, not open to this user.
+    The parent is not created: where a mount is missing, its mount point must not be filled instead.
+    Raises InvalidSettings naming `setting` where there is no parent, where `path` is not a folder,
+    and where this user may not open it.
     """
     try:
         if not path.exists():
-            path.mkdir(mode=0o700, exist_ok=True)  # another host may make it at the same time
+            path.mkdir(mode=0o700, exist_ok=True)  # another host may create it meanwhile
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise InvalidSettings(
             f"{setting}: the parent folder of {path} does not exist; create {path.parent} "
             "or mount it"
         ) from error
-    except (NotADirectoryError, FileExistsError) as error:  # a file; a link to nowhere
+    except (NotADirectoryError, FileExistsError) as error:  # a file, or a dangling link
         raise InvalidSettings(
             f"{setting}: {path} is not a folder; name a folder or remove the file"
         ) from error
@@ -35,7 +36,7 @@ def open_folder(setting: str, path: Path) -> int:
 
 
 def unusable(setting: str, path: Path, error: OSError) -> InvalidSettings:
-    """What to raise where the file system refuses what the tier has to do in the folder."""
+    """Return the error to raise where the file system refuses what the tier needs to do."""
     if error.errno == errno.EROFS:
         return InvalidSettings(
             f"{setting}: {path} is on a read-only file system; mount it for reading and writing"

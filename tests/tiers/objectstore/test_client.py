@@ -12,7 +12,7 @@ from kvtier.tiers.objectstore.client import Location, connect, endpoint, parse_u
 PLACE = Location("s3", "bucket", "a/prefix")
 
 
-def test_one_client_for_each_cloud(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_client_for_each_cloud(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
@@ -22,7 +22,7 @@ def test_one_client_for_each_cloud(owner: None, monkeypatch: pytest.MonkeyPatch)
         assert client.prefix == "a/prefix"
 
 
-def test_all_tries_and_pauses_end_within_the_limit(owner: None) -> None:
+def test_all_tries_and_pauses_end_within_the_limit(s3_owner: None) -> None:
     for request_s in (0.1, 5.0, 60.0):
         client = connect(PLACE, 2.0, request_s)
         options, retry = client.client_options, client.retry_config
@@ -58,7 +58,7 @@ def seconds_of(part: str) -> float:
     ],
 )
 def test_options_of_the_environment_stay(
-    owner: None, variable: str, value: str, option: str, monkeypatch: pytest.MonkeyPatch
+    s3_owner: None, variable: str, value: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
     options = connect(PLACE, 2.0, 5.0).client_options
@@ -66,7 +66,7 @@ def test_options_of_the_environment_stay(
     assert options[option] == value  # type: ignore[literal-required]
 
 
-def test_an_endpoint_that_is_no_url(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_no_url(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (
         "nonsense",
         "127.0.0.1:8333",
@@ -85,14 +85,16 @@ def test_an_endpoint_that_is_no_url(owner: None, monkeypatch: pytest.MonkeyPatch
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_switch_that_is_neither_on_nor_off(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_that_is_neither_on_nor_off(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ALLOW_INVALID_CERTIFICATES", "perhaps")
     said = r"^AWS_ALLOW_INVALID_CERTIFICATES: 'perhaps' is neither true nor false"
     with pytest.raises(InvalidSettings, match=said):
         connect(PLACE, 2.0, 5.0)
 
 
-def test_plain_http_must_be_allowed(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_must_be_allowed(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:1")
     connect(PLACE, 2.0, 5.0)
     for value in ("false", ""):
@@ -112,7 +114,7 @@ def test_the_endpoint_for_messages() -> None:
     assert proxy("gs", {"GOOGLE_PROXY_URL": "http://a:b@c:1"}) == ("GOOGLE_PROXY_URL", "c:1")
 
 
-def test_half_a_credential(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_credential(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(
         InvalidSettings, match=r"(?i)objectstore\.url: s3://bucket.*secret"
@@ -121,7 +123,7 @@ def test_half_a_credential(owner: None, monkeypatch: pytest.MonkeyPatch) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_a_credential_with_a_line_break(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_credential_with_a_line_break(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_REGION"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "value\n")

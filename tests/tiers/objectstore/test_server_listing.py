@@ -39,37 +39,37 @@ def test_names_ascend_from_anywhere(way: Way) -> None:
             assert names(way(client, folder, after)) == expected
 
 
-def test_a_server_that_lists_by_folders(client: S3Store) -> None:
+def test_a_server_that_lists_by_folders(bucket_client: S3Store) -> None:
     for name in NAMES:
-        client.put(name, b"x")
-    assert names(by_names(client, "", "")) != sorted(NAMES), "then all of this is not needed"
+        bucket_client.put(name, b"x")
+    assert names(by_names(bucket_client, "", "")) != sorted(NAMES), "then all of this is not needed"
     for after in ["", "0", "a", "a/", "a/b", "b", "c/", "d", *NAMES]:
         expected = [name for name in sorted(NAMES) if name > after]
-        assert names(by_folders(client, "", after)) == expected
+        assert names(by_folders(bucket_client, "", after)) == expected
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_an_entry_says_what_head_says(way: Way, client: S3Store) -> None:
-    client.put("a/b/c", b"some bytes")
-    assert [entry for entry in way(client, "a", "") if entry is not None] == [
-        ListEntry("a/b/c", stat_of(client.head("a/b/c")))
+def test_an_entry_says_what_head_says(way: Way, bucket_client: S3Store) -> None:
+    bucket_client.put("a/b/c", b"some bytes")
+    assert [entry for entry in way(bucket_client, "a", "") if entry is not None] == [
+        ListEntry("a/b/c", stat_of(bucket_client.head("a/b/c")))
     ]
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_what_no_store_makes_is_left_out(way: Way, client: S3Store) -> None:
+def test_what_no_store_makes_is_left_out(way: Way, bucket_client: S3Store) -> None:
     for name in (".hidden", "a/.probe-1", ".probe-2/x", "a b", "c d/e", "ä", "a/file"):
-        client.put(name, b"x")
-    assert names(way(client, "", "")) == ["a/file"]
+        bucket_client.put(name, b"x")
+    assert names(way(bucket_client, "", "")) == ["a/file"]
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_more_than_an_answer_holds(way: Way, client: S3Store) -> None:
+def test_more_than_an_answer_holds(way: Way, bucket_client: S3Store) -> None:
     expected = [f"blocks/{number:04d}" for number in range(1030)]
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda name: client.put(name, b""), expected))
-    assert names(way(client, "blocks", "")) == expected
-    assert names(way(client, "", expected[14])) == expected[15:]
+        list(threads.map(lambda name: bucket_client.put(name, b""), expected))
+    assert names(way(bucket_client, "blocks", "")) == expected
+    assert names(way(bucket_client, "", expected[14])) == expected[15:]
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])

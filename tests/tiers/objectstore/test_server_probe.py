@@ -2,18 +2,18 @@ import pytest
 from obstore.store import MemoryStore, S3Store
 
 from kvtier.tiers.objectstore.server import demand_conditions, lists_whole_names
-from tests.tiers.objectstore.servers import OldServer, plain_client
+from tests.s3 import OldServer, plain_client
 
 
 def names(client: S3Store | MemoryStore) -> list[str]:
     return sorted(meta["path"] for page in client.list() for meta in page)
 
 
-def test_seaweedfs_honours_conditions_and_lists_by_folders(client: S3Store) -> None:
-    client.put("neighbour", b"x")
-    demand_conditions(client)
-    assert not lists_whole_names(client)
-    assert names(client) == ["neighbour"]
+def test_seaweedfs_honours_conditions_and_lists_by_folders(bucket_client: S3Store) -> None:
+    bucket_client.put("neighbour", b"x")
+    demand_conditions(bucket_client)
+    assert not lists_whole_names(bucket_client)
+    assert names(bucket_client) == ["neighbour"]
 
 
 def test_a_server_as_it_should_be() -> None:
@@ -30,7 +30,7 @@ def test_a_server_as_it_should_be() -> None:
     [("ignored", "the server ignored If-None-Match"), ("refused", "501 NotImplemented")],
 )
 def test_old_servers(
-    owner: None, conditions: str, said: str, monkeypatch: pytest.MonkeyPatch
+    s3_owner: None, conditions: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with OldServer(conditions).running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -39,7 +39,7 @@ def test_old_servers(
         assert server.objects == {}
 
 
-def test_a_server_that_refuses_is_an_error(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_refuses_is_an_error(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         client = plain_client("prefix")

@@ -17,7 +17,7 @@ from kvtier.testing.samples import blank, content
 from kvtier.testing.stores import StoreContract
 from kvtier.tiers.objectstore import BucketStore
 from kvtier.tiers.shared.store import Read, Store
-from tests.tiers.objectstore.servers import (
+from tests.s3 import (
     BUCKET,
     READER_KEY,
     READER_SECRET,
@@ -33,8 +33,8 @@ QUICK_S = 1.0
 
 class TestObjectStore(StoreContract):
     @pytest.fixture(autouse=True)
-    def server(self, s3: Weed) -> Weed:
-        return s3
+    def server(self, s3: None) -> None:
+        """Let `make_store` find the shared server in the environment."""
 
     def make_store(self, folder: Path) -> Store:
         prefix = sha256(str(folder).encode()).hexdigest()[:32]
@@ -62,8 +62,8 @@ class TestObjectStore(StoreContract):
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[BucketStore]:
-    store = BucketStore(url)
+def store(bucket_url: str) -> Iterator[BucketStore]:
+    store = BucketStore(bucket_url)
     store.check()
     yield store
     store.close()
@@ -82,14 +82,18 @@ def verbs(store: BucketStore) -> list[Callable[[], object]]:
     ]
 
 
-def test_check_finds_nothing_wrong_and_leaves_nothing(store: BucketStore, client: S3Store) -> None:
+def test_check_finds_nothing_wrong_and_leaves_nothing(
+    store: BucketStore, bucket_client: S3Store
+) -> None:
     store.publish("file", [content(1, 10)])
     assert not store.publish("file", [content(2, 10)])
-    left = [meta["path"] for page in client.list() for meta in page]
+    left = [meta["path"] for page in bucket_client.list() for meta in page]
     assert left == ["file"]
 
 
-def test_publish_is_one_conditional_request(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publish_is_one_conditional_request(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
@@ -100,7 +104,7 @@ def test_publish_is_one_conditional_request(owner: None, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("conditions", ["ignored", "refused"])
 def test_a_server_without_conditions_is_refused_at_start(
-    owner: None, conditions: str, monkeypatch: pytest.MonkeyPatch
+    s3_owner: None, conditions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with OldServer(conditions).running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -110,7 +114,9 @@ def test_a_server_without_conditions_is_refused_at_start(
     assert server.objects == {}
 
 
-def test_a_server_without_ranges_is_an_error(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_ranges_is_an_error(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
@@ -125,7 +131,7 @@ def test_a_server_without_ranges_is_an_error(owner: None, monkeypatch: pytest.Mo
 
 @pytest.mark.timeout(30)
 def test_an_answer_that_breaks_off_is_an_error(
-    owner: None, monkeypatch: pytest.MonkeyPatch
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -147,7 +153,7 @@ def test_an_answer_that_breaks_off_is_an_error(
     ],
 )
 def test_a_busy_server_is_asked_again(
-    owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
+    s3_owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy = (status, f"<Error><Code>{code}</Code></Error>".encode())
     with OldServer("ignored").running() as server:
@@ -163,7 +169,9 @@ def test_a_busy_server_is_asked_again(
         store.close()
 
 
-def test_put_of_what_another_removes_at_once(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_of_what_another_removes_at_once(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
@@ -190,7 +198,7 @@ def test_put_of_what_another_removes_at_once(owner: None, monkeypatch: pytest.Mo
     ],
 )
 def test_what_the_server_says_is_the_errno(
-    owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
+    s3_owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with OldServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -202,31 +210,35 @@ def test_what_the_server_says_is_the_errno(
         store.close()
 
 
-def test_a_killed_server_is_an_error_and_its_return_is_none(store: BucketStore, s3: Weed) -> None:
+@pytest.mark.slow
+def test_a_killed_server_is_an_error_and_its_return_is_none(own_s3: Weed) -> None:
+    store = BucketStore(f"s3://{BUCKET}")
+    store.check()
     part = content(1, 1 << 20)
     store.publish("a/file", [part])
     store.publish("a/other", [part])
-    s3.kill()
-    try:
-        for verb in verbs(store):
-            with pytest.raises(ConnectionError):
-                verb()
-    finally:
-        s3.start()
+    own_s3.kill()
+    for verb in verbs(store):
+        with pytest.raises(ConnectionError):
+            verb()
+    own_s3.start()
     buffer = blank(part.nbytes)
     assert store.read("a/file", 0, [buffer]) == Read(store.stat("a/file"), part.nbytes)
     assert np.array_equal(buffer, part)
     assert [bool(verb()) for verb in verbs(store)] == [True] * 7
     assert [entry.name for entry in store.list("").entries] == ["a/new", "a/small", "b/file"]
+    store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_a_server_that_hangs_is_a_time_out(url: str, s3: Weed) -> None:
+def test_a_server_that_hangs_is_a_time_out(own_s3: Weed) -> None:
+    url = f"s3://{BUCKET}"
     patient, store = BucketStore(url), BucketStore(url, deadline_s=QUICK_S)
     part = content(1, 1 << 20)
     patient.publish("a/file", [part])
     patient.publish("a/other", [part])
-    with s3.frozen(), ThreadPoolExecutor(7) as threads:
+    with own_s3.frozen(), ThreadPoolExecutor(7) as threads:
         for call in [threads.submit(verb) for verb in verbs(store)]:
             with pytest.raises(TimeoutError):
                 call.result()
@@ -245,11 +257,11 @@ class Leaping(VirtualClock):
         return super().now_s()
 
 
-def test_a_listing_without_end_is_a_time_out(url: str, store: BucketStore) -> None:
+def test_a_listing_without_end_is_a_time_out(bucket_url: str, store: BucketStore) -> None:
     """Each answer comes in time, but there are too many of them."""
     for number in range(3):
         store.put(f"{number}/file", b"x")
-    hasty = BucketStore(url, deadline_s=10.0, clock=Leaping())
+    hasty = BucketStore(bucket_url, deadline_s=10.0, clock=Leaping())
     assert len(hasty.list("").entries) == 3, "one answer in three seconds"
     hasty.check()
     with pytest.raises(TimeoutError, match="took too long"):
@@ -257,7 +269,7 @@ def test_a_listing_without_end_is_a_time_out(url: str, store: BucketStore) -> No
     hasty.close()
 
 
-def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: BucketStore) -> None:
+def test_a_page_that_takes_too_long_is_a_short_one(bucket_url: str, store: BucketStore) -> None:
     """Found names are given before the time is up, and the next page goes on behind them."""
     names = [f"{folder}/{file}" for folder in range(6) for file in range(2)]
     for name in names:
@@ -270,7 +282,7 @@ def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: BucketStore)
             self.advance(2.0)
             return super().now_s()
 
-    slow = BucketStore(url, deadline_s=20.0, clock=Slow())
+    slow = BucketStore(bucket_url, deadline_s=20.0, clock=Slow())
     slow.look()
     found, after, pages = [], "", 0
     while after is not None:
@@ -283,14 +295,14 @@ def test_a_page_that_takes_too_long_is_a_short_one(url: str, store: BucketStore)
 
 
 def test_who_only_looks_writes_nothing(
-    url: str, store: BucketStore, client: S3Store, monkeypatch: pytest.MonkeyPatch
+    bucket_url: str, store: BucketStore, bucket_client: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the order of whole names, though this server lists by folders."""
     for name in ("a/b", "a-b", "c"):
         store.put(name, b"x")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
-    looking = BucketStore(url, deadline_s=60.0)
+    looking = BucketStore(bucket_url, deadline_s=60.0)
     looking.look()
     assert [entry.name for entry in looking.list("").entries] == ["a-b", "a/b", "c"]
     assert [entry.name for entry in looking.list("", "a/~").entries] == ["c"]
@@ -318,7 +330,7 @@ def refused(url: str) -> str:
     return str(caught.value)
 
 
-def test_a_bucket_that_does_not_exist(s3: Weed) -> None:
+def test_a_bucket_that_does_not_exist(s3: None) -> None:
     assert refused("s3://no-such-bucket/prefix").startswith(
         "objectstore.url: s3://no-such-bucket/prefix: there is no bucket 'no-such-bucket': create"
     )
@@ -331,29 +343,29 @@ def test_a_bucket_that_does_not_exist(s3: Weed) -> None:
     store.close()
 
 
-def test_credentials_that_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_are_refused(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-" + SECRET_KEY)
-    said = refused(url)
+    said = refused(bucket_url)
     assert "access is refused: give credentials" in said
     assert "AWS_ACCESS_KEY_ID" in said
     assert SECRET_KEY not in said
 
 
 def test_credentials_that_may_not_write(
-    url: str, store: BucketStore, monkeypatch: pytest.MonkeyPatch
+    bucket_url: str, store: BucketStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.publish("file", [content(1, 10)])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
-    assert "may list, read, write and delete" in refused(url)
-    reader = BucketStore(url)
+    assert "may list, read, write and delete" in refused(bucket_url)
+    reader = BucketStore(bucket_url)
     assert reader.read("file", 0, [blank(10)]) == Read(store.stat("file"), 10)
     with pytest.raises(PermissionError):
         reader.publish("other", [content(1, 10)])
     reader.close()
 
 
-def test_an_endpoint_that_nobody_serves(owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_nobody_serves(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     said = refused(f"s3://{BUCKET}")
@@ -362,7 +374,7 @@ def test_an_endpoint_that_nobody_serves(owner: None, monkeypatch: pytest.MonkeyP
 
 
 def test_credentials_from_a_file(
-    url: str, store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket_url: str, store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "credentials"
     file.write_text(
@@ -373,7 +385,7 @@ def test_credentials_from_a_file(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     monkeypatch.setenv("AWS_PROFILE", "cache")
-    reader = BucketStore(url)
+    reader = BucketStore(bucket_url)
     assert reader.read("file", 0, [blank(10)]) == Read(store.stat("file"), 10)
     with pytest.raises(PermissionError):
         reader.publish("other", [content(1, 10)])

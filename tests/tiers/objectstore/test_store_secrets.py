@@ -9,7 +9,7 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.testing.samples import blank, content
 from kvtier.tiers.objectstore import BucketStore
-from tests.tiers.objectstore.servers import OldServer
+from tests.s3 import OldServer
 
 SECRET = "hunter2hunter2"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ALLOW_HTTP": "true"}

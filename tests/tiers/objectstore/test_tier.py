@@ -18,7 +18,7 @@ from kvtier.tiers.shared.format import segment_name
 from kvtier.transfer.base import Direction, Transfer
 from kvtier.transfer.breaker import BreakerState
 from kvtier.transfer.engine import TransferEngine
-from tests.tiers.objectstore.servers import BUCKET, Weed
+from tests.s3 import BUCKET, Weed
 from tests.tiers.shared.segments import LAYOUT, SPACE, keys, read, write
 
 DONE, MISSING = Outcome.DONE, Outcome.MISSING
@@ -26,8 +26,8 @@ DONE, MISSING = Outcome.DONE, Outcome.MISSING
 
 class TestBucketTier(SharedTierContract):
     @pytest.fixture(autouse=True)
-    def server(self, s3: Weed) -> Weed:
-        return s3
+    def server(self, s3: None) -> None:
+        """Let `make_tier` find the shared server in the environment."""
 
     def make_tier(self, folder: Path, capacity_blocks: int) -> Tier:
         prefix = sha256(str(folder).encode()).hexdigest()[:32]
@@ -51,9 +51,9 @@ class TestBucketTier(SharedTierContract):
         store.put(name, bytes(content))
 
 
-def test_blocks_of_a_chain_are_one_object(url: str) -> None:
-    tier = BucketTier(url, LAYOUT, SPACE, segment_blocks=4)
-    other = BucketTier(url, LAYOUT, SPACE, segment_blocks=4)
+def test_blocks_of_a_chain_are_one_object(bucket_url: str) -> None:
+    tier = BucketTier(bucket_url, LAYOUT, SPACE, segment_blocks=4)
+    other = BucketTier(bucket_url, LAYOUT, SPACE, segment_blocks=4)
     assert write(tier, keys(10)) == [DONE] * 10
     assert other.find(keys(12)) == [DONE] * 10 + [MISSING] * 2
     assert read(other, keys(10)) == [DONE] * 10
@@ -63,10 +63,12 @@ def test_blocks_of_a_chain_are_one_object(url: str) -> None:
 
 @pytest.mark.parametrize(("block_bytes", "blocks"), [(4096, 1000), (1 << 20, 32), (40 << 20, 1)])
 def test_an_object_fits_into_the_time_of_one_request(
-    url: str, block_bytes: int, blocks: int
+    bucket_url: str, block_bytes: int, blocks: int
 ) -> None:
     layout = BlockLayout(block_bytes=block_bytes, tokens_per_block=16)
-    tier = BucketTier(url, layout, sample_space(block_bytes=block_bytes), segment_blocks=1000)
+    tier = BucketTier(
+        bucket_url, layout, sample_space(block_bytes=block_bytes), segment_blocks=1000
+    )
     assert tier.capabilities.batch_blocks == blocks
     tier.close()
 
@@ -86,21 +88,20 @@ def fetch(engine: TransferEngine, blocks: list[BlockKey]) -> list[Outcome]:
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_server_that_dies_opens_the_breaker_and_one_that_returns_closes_it(
-    url: str, s3: Weed
+    own_s3: Weed,
 ) -> None:
-    tier = BucketTier(url, LAYOUT, SPACE)
+    tier = BucketTier(f"s3://{BUCKET}", LAYOUT, SPACE)
     engine = TransferEngine([tier], LAYOUT.slot_bytes, 64)
     assert write(tier, keys(2)) == [DONE] * 2
     assert fetch(engine, keys(2)) == [DONE] * 2
-    s3.kill()
-    try:
-        assert tier.find([key(70)]) == [Outcome.FAILED]
-        while engine.breaker(1, Direction.READ) is BreakerState.CLOSED:
-            assert fetch(engine, keys(2)) == [Outcome.FAILED] * 2
-    finally:
-        s3.start()
+    own_s3.kill()
+    assert tier.find([key(70)]) == [Outcome.FAILED]
+    while engine.breaker(1, Direction.READ) is BreakerState.CLOSED:
+        assert fetch(engine, keys(2)) == [Outcome.FAILED] * 2
+    own_s3.start()
     while fetch(engine, keys(2)) != [DONE] * 2:
         MonotonicClock().sleep(0.1)
     assert engine.breaker(1, Direction.READ) is BreakerState.CLOSED
@@ -108,15 +109,15 @@ def test_a_server_that_dies_opens_the_breaker_and_one_that_returns_closes_it(
     tier.close()
 
 
-def test_a_bucket_that_is_not_there_is_said_at_start(url: str) -> None:
+def test_a_bucket_that_is_not_there_is_said_at_start(bucket_url: str) -> None:
     with pytest.raises(InvalidSettings, match=r"objectstore\.url"):
         BucketTier("s3://no-such-bucket/kv", LAYOUT, SPACE)
 
 
-def test_another_secret_is_refused_by_its_own_name(url: str, tmp_path: Path) -> None:
-    BucketTier(url, LAYOUT, SPACE).close()
+def test_another_secret_is_refused_by_its_own_name(bucket_url: str, tmp_path: Path) -> None:
+    BucketTier(bucket_url, LAYOUT, SPACE).close()
     secret = tmp_path / "key"
     secret.write_text("ab" * 32)
     secret.chmod(0o600)
     with pytest.raises(InvalidSettings, match=r"objectstore\.key_file"):
-        BucketTier(url, LAYOUT, SPACE, key_file=secret)
+        BucketTier(bucket_url, LAYOUT, SPACE, key_file=secret)

@@ -115,7 +115,7 @@ def test_walks_are_kept_for_a_moment() -> None:
         walks.keep("a", str(number), first)
     assert [number for number in range(20) if walks.take("a", str(number))] == list(range(12, 20))
     walks.keep("a", "x", first)
-    walks.forget()
+    walks.clear()
     assert walks.take("a", "x") is None
 
 

@@ -360,7 +360,7 @@ def test_what_sweeps_need(tmp_path: Path) -> None:
     store.remove("a/b/file")
     assert store.remove_folder("a/b")
     assert list(store.folders("a")) == []
-    with pytest.raises(ValueError, match="names no file"):
+    with pytest.raises(ValueError, match="is not a legal file name"):
         store.remove_folder("")
     files.errors["unlink"] = errno.EACCES
     with pytest.raises(PermissionError):

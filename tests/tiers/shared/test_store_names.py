@@ -23,10 +23,10 @@ from kvtier.tiers.shared.store import (
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"names no file of a store"):
+    with pytest.raises(ValueError, match=r"is not a legal file name"):
         check_name(name)
     if name:
-        with pytest.raises(ValueError, match=r"names no file of a store"):
+        with pytest.raises(ValueError, match=r"is not a legal file name"):
             check_folder(name)
     assert not is_legal_part(name)
 
@@ -59,7 +59,7 @@ def test_temporary_names_are_seen_as_such_and_by_no_store() -> None:
         assert check_temporary(name) == name
         assert not is_legal_part(part)
         assert str(os.getpid()) in part.split("-")
-        with pytest.raises(ValueError, match="names no file"):
+        with pytest.raises(ValueError, match="is not a legal file name"):
             check_name(name)
     assert not is_temporary("tmp-a")
 
@@ -69,7 +69,7 @@ def test_only_temporaries_pass_for_such(name: str) -> None:
     if name == ".tmp-":
         assert check_temporary(name) == name
         return
-    with pytest.raises(ValueError, match=r"not a temporary|names no file"):
+    with pytest.raises(ValueError, match=r"not the name of a temporary|is not a legal file name"):
         check_temporary(name)
 
 

@@ -1,4 +1,18 @@
-"""The folder of a shared store: opening, trying out and walking it."""
+"""The folder of a shared store: opening it, probing its file system, and walking its files.
+
+File systems differ: some refuse O_DIRECT, some (NFS, CephFS) support hard links but no exclusive
+rename, some neither. What a folder supports is found out once, before the first block, and a folder
+that cannot be used is one clear error at start.
+
+A walk lists files in the order of whole names, as a bucket does: `a-b` comes before `a/b` because
+`-` comes before `/`. It can be resumed at any name and holds one folder in memory at a time. It is
+no snapshot: a file that appears or vanishes meanwhile may be listed or not; a file that stays is
+listed exactly once. Links, FIFOs, sockets and devices are never listed.
+
+Invariant: the descriptor of the folder is closed when the last call that uses it has ended and not
+before, even where the store was closed while a dead mount held that call. Otherwise the number
+could belong to another file by then.
+"""
 
 import errno
 import logging
@@ -24,11 +38,11 @@ SETTING = "shared.path"
 Direct = Literal["auto", "always", "never"]
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNKNOWN = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
-"""What a file system answers that does not know exclusive renames or links."""
+"""The errnos of a file system that does not support exclusive renames or hard links."""
 
 
 class RootFolder:
-    """The open folder. Whoever holds a reference may use `fd`; the last one gone closes it."""
+    """An open folder; `fd` stays open as long as there is a reference to the object."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -38,22 +52,23 @@ class RootFolder:
 
 
 class ProbedFolder(NamedTuple):
-    """An open folder and what its file system can do."""
+    """An open folder and what its file system supports."""
 
     root: RootFolder
     direct: bool
-    """Whether files go past the page cache."""
+    """Whether files bypass the page cache (O_DIRECT)."""
     renames: bool
-    """Whether a rename can be exclusive; if not, hard links are."""
+    """Whether renames can be exclusive; if not, names are taken by hard links."""
 
 
 def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNames) -> ProbedFolder:
-    """Make (mode 0700), open and try out the folder; what was found is one line in the log.
+    """Create the folder (mode 0700) if needed, open it, probe it and log what it supports.
 
-    Raises InvalidSettings naming `shared.path`: no parent, not a folder, not writable, neither
-    exclusive rename nor hard links; or `shared.direct_io`: `always` where there is no O_DIRECT.
-    A full file system is no error: what it holds can be read. It gets no more than hard links
-    then, and no O_DIRECT unless it is `always`.
+    Raises InvalidSettings naming `shared.path` where there is no parent, where it is not a folder
+    or not writable, and where neither exclusive renames nor hard links work; naming
+    `shared.direct_io` where that is `always` and O_DIRECT does not work. A full file system is no
+    error, because what it holds can be read: it is not probed, names are taken by hard links, and
+    O_DIRECT is used only if it is `always`.
     """
     root = RootFolder(open_folder(SETTING, path))
     try:
@@ -62,11 +77,11 @@ def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNam
     except OSError as error:
         if error.errno not in _FULL:
             raise unusable(SETTING, path, error) from error
-        logger.warning("shared store %s is full: it could not be tried out", path)
+        logger.warning("shared store %s is full: its file system could not be probed", path)
         renames, direct_works = False, direct == "always"
     if direct == "always" and not direct_works:
         raise InvalidSettings(
-            f"shared.direct_io: the file system of {path} does not take O_DIRECT; "
+            f"shared.direct_io: the file system of {path} does not support O_DIRECT; "
             "set shared.direct_io to auto or never"
         )
     logger.info(
@@ -81,14 +96,14 @@ def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNam
 def _has_exclusive_rename(
     path: Path, root: RootFolder, files: StoreFiles, names: TemporaryNames
 ) -> bool:
-    """Whether renames can be exclusive; InvalidSettings where hard links cannot be made either."""
+    """Return whether exclusive renames work; InvalidSettings if hard links do not work either."""
     if _excludes(files.rename_exclusive, root, files, names):
         return True
     if _excludes(files.link, root, files, names):
         return False
     raise InvalidSettings(
-        f"{SETTING}: the file system of {path} knows neither exclusive renames nor hard links, "
-        "so that two writers cannot be kept apart; use another file system"
+        f"{SETTING}: the file system of {path} supports neither exclusive renames nor hard links, "
+        "so two writers of one file cannot be kept apart; use another file system"
     )
 
 
@@ -98,10 +113,10 @@ def _excludes(
     files: StoreFiles,
     names: TemporaryNames,
 ) -> bool:
-    """Whether `take` gives a free name to one file and refuses it to the next.
+    """Return whether `take` gives a free name to one file and refuses it to the next.
 
-    Both are tried: the kernel refuses a taken name itself, before it asks a file system that
-    knows no exclusive rename and would refuse the free one.
+    Both are tried, because the kernel itself refuses a name that is taken; a file system without
+    exclusive renames only shows when the name is free.
     """
     first, second, wanted = names.next(""), names.next(""), names.next("")
     try:
@@ -121,7 +136,7 @@ def _excludes(
 
 
 def _has_direct(root: RootFolder, files: StoreFiles, names: TemporaryNames) -> bool:
-    """Whether O_DIRECT works: a page is written and read back."""
+    """Return whether a page that is written with O_DIRECT reads back the same."""
     name = names.next("")
     page = mmap.mmap(-1, 2 * ALIGNMENT)
     both = np.frombuffer(page, dtype=np.uint8)
@@ -144,7 +159,7 @@ def _has_direct(root: RootFolder, files: StoreFiles, names: TemporaryNames) -> b
 
 
 def discard(name: str, root: RootFolder, files: StoreFiles) -> None:
-    """Remove a temporary file; one that cannot be removed now is left to a sweep."""
+    """Remove a temporary file; if that fails, a later sweep removes it."""
     try:
         files.unlink(name, root.fd)
     except OSError:
@@ -152,48 +167,49 @@ def discard(name: str, root: RootFolder, files: StoreFiles) -> None:
 
 
 RESUMABLE_S = 5.0
-"""A listing continued sooner goes on where it stood; later, its folders are read anew."""
+"""For how long a listing can be continued without reading its folders again."""
 _KEPT = 8
 _BLOCK_BYTES = 512
-"""What `st_blocks` counts, whatever the file system's blocks are."""
+"""The unit of `st_blocks`, whatever the block size of the file system is."""
 
 
 def stat_of(result: os.stat_result) -> Stat:
-    """What a store says of a file.
+    """Return the `Stat` of a file.
 
-    Of a file that is never written again after it got its name, inode, length and modification
-    time stay what they are, also when it is moved or linked (unlike the change time); another
-    file under the name differs: inode numbers are used again, but not with the same time.
-    `touch` counts as another file, which costs its readers one look.
+    A file is never written again once it has its name, so its inode, length and modification time
+    stay the same even when it is moved or linked (unlike the change time). Another file under the
+    same name differs: inode numbers are reused, but not with the same time. A file changed by
+    `touch` counts as another file, which costs each reader one more look at the header.
     """
     version = f"{result.st_ino:x}-{result.st_size:x}-{result.st_mtime_ns:x}"
     return Stat(result.st_size, version, result.st_mtime)
 
 
 class FileUsage(NamedTuple):
-    """A file and what it takes up, which a `Stat` cannot say: it changes while the file stays."""
+    """The space that a file takes and its times, which may change while its `Stat` does not."""
 
     name: str
     physical_bytes: int
-    """Of the device, as `du` counts: less than the length where there are holes."""
+    """Bytes on the device, as `du` counts them: fewer than the length if there are holes."""
     modified_s: float
     accessed_s: float
-    """As far as the mount keeps it up; at least `modified_s`."""
+    """The access time as far as the mount updates it; at least `modified_s`."""
 
 
 def walk(
     files: StoreFiles, root: RootFolder, folder: str, after: str, wanted: Callable[[str], bool]
 ) -> Iterator[ListEntry]:
-    """Files below `folder` whose last part is `wanted`, in name order, those after `after` only.
+    """Yield the files below `folder` after the name `after`, in the order of their names.
 
-    Raises OSError where the file system refuses; a file or folder that vanishes is left out.
+    `wanted` decides by the last part of the name. Raises OSError where the file system refuses; a
+    file or folder that vanishes meanwhile is left out.
     """
     for name, result in _walk(files, root, folder, after, wanted):
         yield ListEntry(name, stat_of(result))
 
 
 def occupied(files: StoreFiles, root: RootFolder, folder: str, after: str) -> Iterator[FileUsage]:
-    """As `walk`, all files: also temporary ones, and those of names that no store can have."""
+    """Yield all files like `walk`, including temporary files and illegal names."""
     for name, result in _walk(files, root, folder, after, lambda _part: True):
         accessed_s = max(result.st_mtime, result.st_atime)
         yield FileUsage(name, result.st_blocks * _BLOCK_BYTES, result.st_mtime, accessed_s)
@@ -218,7 +234,7 @@ def _walk(
 
 
 def folders(files: StoreFiles, root: RootFolder, folder: str) -> Iterator[str]:
-    """Folders below `folder`, each after those in it."""
+    """Yield the folders below `folder`, each one after the folders inside it."""
     for entry in _sorted(files, root, folder):
         if entry.is_folder:
             name = join(folder, entry.name)
@@ -227,7 +243,7 @@ def folders(files: StoreFiles, root: RootFolder, folder: str) -> Iterator[str]:
 
 
 def _sorted(files: StoreFiles, root: RootFolder, folder: str) -> list[FolderEntry]:
-    """What is in a folder, in the order of the whole names of the files below it."""
+    """Return the contents of a folder, in the order of the whole names of the files below."""
     try:
         entries = files.entries(folder or ".", root.fd)
     except (FileNotFoundError, NotADirectoryError):
@@ -238,9 +254,9 @@ def _sorted(files: StoreFiles, root: RootFolder, folder: str) -> list[FolderEntr
 
 
 class WalkCache:
-    """WalkCache between two pages, so that each page does not read its folders again.
+    """Walks that are kept between two pages of a listing. Safe from any thread.
 
-    Without it a flat folder of 100,000 files is read whole for every page. Any thread.
+    Without it, a flat folder of 100,000 files would be read as a whole for every page.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -249,19 +265,19 @@ class WalkCache:
         self._kept: dict[tuple[str, str], tuple[float, Iterator[ListEntry]]] = {}
 
     def take(self, folder: str, after: str) -> Iterator[ListEntry] | None:
-        """The walk of `folder` that stands at `after`, if it was kept a moment ago."""
+        """Remove and return the walk of `folder` that stands at `after`; None if none was kept."""
         with self._lock:
             kept_s, kept = self._kept.pop((folder, after), (0.0, None))
         return kept if self._clock.now_s() < kept_s + RESUMABLE_S else None
 
     def keep(self, folder: str, after: str, walk: Iterator[ListEntry]) -> None:
-        """Have it ready for the next page. The oldest are forgotten."""
+        """Keep a walk for the next page; the oldest ones are removed."""
         with self._lock:
             self._kept[folder, after] = (self._clock.now_s(), walk)
             while len(self._kept) > _KEPT:
                 self._kept.pop(next(iter(self._kept)))
 
-    def forget(self) -> None:
-        """Drop all, and with them their hold on the folder."""
+    def clear(self) -> None:
+        """Remove all walks, and with them their references to the folder."""
         with self._lock:
             self._kept.clear()

