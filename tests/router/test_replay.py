@@ -5,7 +5,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import Unit
 from kvtier.router.choose.record import DecisionRecord, record
 from kvtier.router.config.profiles import build_profiles
-from kvtier.router.config.profiles import configuration as strategies
+from kvtier.router.config.profiles import strategies_configuration as strategies
 from kvtier.router.config.reading import parse_configuration, read_configuration
 from kvtier.router.replay import LoggedIndex, LoggedPrompt, ReplayReport, explained, replay, text
 from tests.router.cases import FakeIndex, endpoint, request
@@ -55,12 +55,12 @@ def test_another_profile_sends_requests_where_their_prefix_is() -> None:
 
 
 def test_a_profile_is_chosen_by_its_name() -> None:
-    configuration = parse_configuration(QUEUE, "f")
-    assert replay(logged(), configuration, "sooner").same == 0
+    strategies_configuration = parse_configuration(QUEUE, "f")
+    assert replay(logged(), strategies_configuration, "sooner").same == 0
     with pytest.raises(
         InvalidSettings, match="no profile or strategy 'soner'; did you mean 'sooner'"
     ):
-        replay(logged(), configuration, "soner")
+        replay(logged(), strategies_configuration, "soner")
 
 
 def test_indexes_of_other_names_answer_what_was_logged_of_all() -> None:

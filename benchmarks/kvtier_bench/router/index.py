@@ -21,7 +21,7 @@ from kvtier.index.fleet.hashing import Numbers
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
 from kvtier.router.choose.base import Endpoint, InferenceRequest
-from kvtier.router.config.indexes import ANY
+from kvtier.router.config.indexes import DEFAULT_INDEX
 from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import read_configuration
 from kvtier.router.learn.wire import decode
@@ -84,7 +84,7 @@ def _short() -> list[Row]:
 
 def _deciding(text: bytes, count: int) -> Callable[[], None]:
     index = EstimatedIndex()
-    chooser = build_profiles(read_configuration(None), {ANY: index})["default"]
+    chooser = build_profiles(read_configuration(None), {DEFAULT_INDEX: index})["default"]
     endpoints = [
         Endpoint(name=name, address=f"{name}:8000", models=frozenset({MODEL}), pending_tokens=0)
         for name in REPLICAS[:count]

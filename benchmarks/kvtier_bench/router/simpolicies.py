@@ -13,7 +13,7 @@ from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.router.choose.base import Endpoint
 from kvtier.router.choose.profile import Profile
 from kvtier.router.config import indexes
-from kvtier.router.config.profiles import build_profiles, strategies
+from kvtier.router.config.profiles import build_profiles, build_strategies
 from kvtier.router.config.reading import Configuration, read_configuration
 
 Policy = Callable[[Sequence[Endpoint]], Profile]
@@ -48,7 +48,7 @@ def _strategy(name: str) -> Policy:
     def make(endpoints: Sequence[Endpoint]) -> Profile:
         index = EstimatedIndex({})
         _size(index, endpoints)
-        return strategies({"prefix": index})[name]
+        return build_strategies({"prefix": index})[name]
 
     return make
 
@@ -57,7 +57,7 @@ def _file(configuration: Configuration) -> Policy:
     def make(endpoints: Sequence[Endpoint]) -> Profile:
         made = {}
         for name, spec in configuration.indexes.items():
-            made[name] = indexes.estimate(spec)
+            made[name] = indexes.build_estimated(spec)
             if spec.autotune:
                 _size(made[name], endpoints)
         return next(iter(build_profiles(configuration, made).values()))

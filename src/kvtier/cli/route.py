@@ -140,7 +140,7 @@ def route(
         tokenizers=_tokenizers(tokenizers),
         keeps_matches=settings.decisions is not None,
         evictors=parse_evictors((settings.evictor_events or "",), "--evictor-events"),
-        tls=sockets.checking(settings.replica_ca, "--replica-ca"),
+        tls=sockets.client_context(settings.replica_ca, "--replica-ca"),
     )
     wiring = RouterDependencies(
         discovery=discovery,
@@ -178,7 +178,7 @@ def replay_decisions(
     if strategy and (profile or name):
         raise InvalidSettings("--strategy takes the place of --profile and --name; drop either")
     by = (
-        profiles.configuration()
+        profiles.strategies_configuration()
         if strategy
         else config.read_configuration(str(profile) if profile else None)
     )

@@ -21,7 +21,7 @@ from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
 from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.plugins import nearest
 from kvtier.router.config import indexes
-from kvtier.router.config.profiles import build_profiles, strategies
+from kvtier.router.config.profiles import build_profiles, build_strategies
 from kvtier.router.config.reading import Configuration
 from kvtier.router.fleet.members import FleetListener
 from kvtier.router.fleet.waiting import Waiting
@@ -160,12 +160,12 @@ class Assembly:
             if spec.source is Source.PRECISE:
                 made[name] = precise
                 continue
-            estimated[name] = indexes.estimate(spec)
+            estimated[name] = indexes.build_estimated(spec)
             made[name] = estimated[name]
             if spec.source is None:
                 made[name] = BlendedIndex(estimated[name], precise)
         profiles = build_profiles(configuration, made, keeps_matches=keeps_matches)
-        named = {**strategies(made, keeps_matches=keeps_matches), **profiles}
+        named = {**build_strategies(made, keeps_matches=keeps_matches), **profiles}
         self.choices = Choices(next(iter(profiles.values())), named, usual)
         self._learner = Learner(
             list(estimated.values()),

@@ -90,7 +90,7 @@ print(parse_configuration(text, "f").plugins["cheapest-scorer"].parameters.curre
 
 def test_an_installed_distribution_adds_a_scorer(tmp_path: Path) -> None:
     (tmp_path / "outsider.py").write_text(
-        "from kvtier.router.choose import parts\n"
+        "from kvtier.router.choose import plugins\n"
         "class Cheapest:\n"
         "    class Parameters(plugins.PluginParameters, frozen=True):\n"
         "        currency: str = 'USD'\n"

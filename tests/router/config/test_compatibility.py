@@ -11,7 +11,7 @@ def test_a_name_is_either_a_part_or_ignored_or_refused() -> None:
         set(field.IGNORED),
         set(field.REFUSED),
         set(IndexWiring.producers),
-        set(engines.READ),
+        set(engines.METRICS_PLUGINS),
     ]
     assert sum(map(len, groups)) == len(set().union(*groups))
 

@@ -6,12 +6,12 @@ from kvtier.router.choose.plugins import (
     PreciseIndexParameters,
     TokenProcessorConfig,
 )
-from kvtier.router.config.indexes import IndexSpec, estimate, estimated, precise
+from kvtier.router.config.indexes import IndexSpec, build_estimated, estimated_spec, precise_spec
 from tests.router.cases import Words
 
 
 def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
-    spec = estimated(
+    spec = estimated_spec(
         "cpu-prefix-cache-scorer",
         EstimatedIndexParameters(auto_tune=False, lru_capacity_per_server=41_000),
     )
@@ -39,25 +39,25 @@ def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
 def test_block_sizes_in_characters_are_four_a_token(
     sizing: EstimatedIndexParameters, block_tokens: int
 ) -> None:
-    assert estimated("x", sizing).block_tokens == block_tokens
+    assert estimated_spec("x", sizing).block_tokens == block_tokens
 
 
 def test_there_is_no_ceiling_but_one_that_is_asked_for() -> None:
-    assert estimated("x", EstimatedIndexParameters()).max_match_tokens == 0
+    assert estimated_spec("x", EstimatedIndexParameters()).max_match_tokens == 0
     assert (
-        estimated("x", EstimatedIndexParameters(max_prefix_blocks_to_match=256)).max_match_tokens
+        estimated_spec("x", EstimatedIndexParameters(max_prefix_blocks_to_match=256)).max_match_tokens
         == 4096
     )
     both = EstimatedIndexParameters(
         max_prefix_blocks_to_match=256, max_prefix_tokens_to_match=131_072
     )
-    assert estimated("x", both).max_match_tokens == 131_072
+    assert estimated_spec("x", both).max_match_tokens == 131_072
 
 
 def test_the_tier_is_the_parameter_else_what_the_name_speaks_of() -> None:
-    assert estimated("gpu-x", EstimatedIndexParameters(tier="disk")).tier == "disk"
-    assert estimated("gpu-x", EstimatedIndexParameters()).tier == "device"
-    assert estimated("x", EstimatedIndexParameters()).tier is None
+    assert estimated_spec("gpu-x", EstimatedIndexParameters(tier="disk")).tier == "disk"
+    assert estimated_spec("gpu-x", EstimatedIndexParameters()).tier == "device"
+    assert estimated_spec("x", EstimatedIndexParameters()).tier is None
 
 
 def test_a_precise_index_knows_every_tier() -> None:
@@ -65,7 +65,7 @@ def test_a_precise_index_knows_every_tier() -> None:
         token_processor_config=TokenProcessorConfig(block_size=64),
         kv_events_config={"zmqEndpoint": "tcp://*:5557"},
     )
-    spec = precise("gpu", given)
+    spec = precise_spec("gpu", given)
     assert spec.source is Source.PRECISE
     assert spec.tier is None
     assert spec.block_tokens == 64
@@ -74,7 +74,7 @@ def test_a_precise_index_knows_every_tier() -> None:
 
 def held(spec: IndexSpec, tokens: int, **capacities: int) -> dict[str, int]:
     """By tier, of a prompt that was routed to `a` after its tiers told their capacities."""
-    index = estimate(spec)
+    index = build_estimated(spec)
     for tier, capacity_tokens in capacities.items():
         index.resize("a", tier, capacity_tokens)
     prompt = Words(tokens)

@@ -2,7 +2,7 @@ import base64
 
 import pytest
 
-from kvtier.router.config.profiles import configuration, strategies
+from kvtier.router.config.profiles import strategies_configuration, build_strategies
 from tests.router.cases import FakeIndex, endpoint, names, request
 
 FLEET = [
@@ -14,7 +14,7 @@ HOLDS = {"c": {"ram": 990}}
 
 
 def picks(strategy: str, **fields: object) -> str:
-    profile = strategies({"any": FakeIndex(HOLDS)})[strategy]
+    profile = build_strategies({"any": FakeIndex(HOLDS)})[strategy]
     decision = profile.decide(request(1000, **fields), FLEET, 0.0)
     return names(decision.chosen)[0]
 
@@ -35,7 +35,7 @@ def test_each_goes_by_what_its_name_says(strategy: str, picked: str) -> None:
 
 
 def test_who_scores_picks_the_best_every_time() -> None:
-    profiles = strategies({"any": FakeIndex(HOLDS)})
+    profiles = build_strategies({"any": FakeIndex(HOLDS)})
     for name in ("least-latency", "expected-ttft", "throughput", "least-kv-cache"):
         best = {
             names(profiles[name].decide(request(1000), FLEET, 0.0).chosen)[0] for _ in range(30)
@@ -44,7 +44,7 @@ def test_who_scores_picks_the_best_every_time() -> None:
 
 
 def test_a_session_goes_back_to_its_address() -> None:
-    profile = strategies({})["session-affinity"]
+    profile = build_strategies({})["session-affinity"]
     headers = profile.response_headers(request(), FLEET[1])
     assert headers == {"x-session-id": base64.b64encode(b"10.0.0.2:8000").decode()}
     assert picks("session-affinity", headers=headers) == "b"
@@ -59,13 +59,13 @@ def test_all_that_the_field_names_are_there() -> None:
         "prefix-cache",
         "power-of-two",
         "session-affinity",
-    } <= set(strategies({}))
+    } <= set(build_strategies({}))
 
 
 def test_they_are_profiles_of_a_configuration() -> None:
-    assert list(configuration().profiles) == list(strategies({}))
+    assert list(strategies_configuration().profiles) == list(build_strategies({}))
 
 
 def test_they_need_no_index() -> None:
-    for profile in strategies({}).values():
+    for profile in build_strategies({}).values():
         assert len(profile.decide(request(), FLEET, 0.0).chosen) == 3

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.router.learn.prompts import PromptBuilder
-from kvtier.router.request.message import RequestBody, block, parse_body, text
+from kvtier.router.request.message import RequestBody, encode_fields, parse_body, first_value
 from kvtier.router.request.refusals import Refusal
 
 
@@ -157,8 +157,8 @@ async def asked(body: bytes, content_type: str) -> RequestBody | None:
 
 @settings(max_examples=400, deadline=None)
 @given(BODIES, st.integers(0, 60), st.binary(max_size=3), st.sampled_from([False, False, True]))
-def test_no_body_is_more_than_refused(text: str, at: int, patch: bytes, is_patched: bool) -> None:
-    body = text.encode("utf-8", "surrogatepass")
+def test_no_body_is_more_than_refused(first_value: str, at: int, patch: bytes, is_patched: bool) -> None:
+    body = first_value.encode("utf-8", "surrogatepass")
     if is_patched:
         body = body[:at] + patch + body[at + len(patch) :]
     found = asyncio.run(asked(body, "application/json"))
@@ -184,6 +184,6 @@ def test_no_bytes_are_more_than_refused(body: bytes, content_type: str) -> None:
 
 def test_the_first_value_counts_and_bytes_are_kept() -> None:
     fields = [(b"a", b"\xe4"), (b"b", b"1"), (b"a", b"2")]
-    assert text(fields, b"a") == "\u00e4"
-    assert text(fields, b"c") == ""
-    assert block(fields) == b"a: \xe4\r\nb: 1\r\na: 2\r\n"
+    assert first_value(fields, b"a") == "\u00e4"
+    assert first_value(fields, b"c") == ""
+    assert encode_fields(fields) == b"a: \xe4\r\nb: 1\r\na: 2\r\n"

@@ -67,28 +67,28 @@ def test_what_is_wrong_with_a_pair_names_flag_and_file(
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with pytest.raises(InvalidSettings) as caught:
-        sockets.show(context, folder / certificate, folder / key)
+        sockets.load_certificate(context, folder / certificate, folder / key)
     assert str(caught.value) == said.format(folder)
 
 
 def test_a_pair_is_shown_and_its_certificate_can_be_trusted(folder: Path) -> None:
-    sockets.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), folder / "c", folder / "k")
+    sockets.load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), folder / "c", folder / "k")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    sockets.trust(context, folder / "c", "--replica-ca")
+    sockets.load_trusted(context, folder / "c", "--replica-ca")
     assert context.cert_store_stats()["x509"] == 1
-    assert sockets.checking(None, "--replica-ca") is None
-    only = sockets.checking(str(folder / "c"), "--replica-ca")
+    assert sockets.client_context(None, "--replica-ca") is None
+    only = sockets.client_context(str(folder / "c"), "--replica-ca")
     assert only is not None
     assert only.check_hostname
     assert only.cert_store_stats()["x509"] == 1, "not those of the machine beside it"
     with pytest.raises(InvalidSettings, match=r"--replica-ca: .*word is no PEM certificate"):
-        sockets.trust(context, folder / "word", "--replica-ca")
+        sockets.load_trusted(context, folder / "word", "--replica-ca")
 
 
 def test_copies_are_read_and_the_paths_are_named(folder: Path) -> None:
     files = (str(folder / "c"), str(folder / "other"))
     with pytest.raises(InvalidSettings, match="the key /k does not belong to the certificate /c"):
-        sockets.show(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "/c", "/k", files=files)
+        sockets.load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "/c", "/k", files=files)
 
 
 _BUSY = "error while attempting to bind on address ('::1', 80): address already in use"

@@ -28,7 +28,7 @@ from kvtier.router.choose.decision import RoutingDecision, WeightedScorer
 _LOG: Final = logging.getLogger(__name__)
 
 
-class Moment:
+class DecisionClock:
     """The time of the decision that is being made; parts read it, `decide` sets it."""
 
     __slots__ = ("at_s",)
@@ -52,7 +52,7 @@ class Profile:
         scorers: Sequence[WeightedScorer],
         picker: tuple[str, Picker],
         indexes: Mapping[str, FleetIndex],
-        moment: Moment,
+        moment: DecisionClock,
     ) -> None:
         """`indexes`: empty where no part of it looks at any."""
         self.name = name

@@ -75,7 +75,7 @@ class MetricsDataSource(PluginParameters, frozen=True, kw_only=True):
         return msgspec.structs.replace(usual, path=self.path)
 
 
-READ: Final[dict[str, type[CoreMetricsExtractor] | type[MetricsDataSource]]] = {
+METRICS_PLUGINS: Final[dict[str, type[CoreMetricsExtractor] | type[MetricsDataSource]]] = {
     EXTRACTOR: CoreMetricsExtractor,
     SOURCE: MetricsDataSource,
 }

@@ -52,7 +52,7 @@ class IndexSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.capacity_blocks * self.block_tokens
 
 
-def estimated(name: str, sizing: EstimatedIndexParameters) -> IndexSpec:
+def estimated_spec(name: str, sizing: EstimatedIndexParameters) -> IndexSpec:
     """An index of its own, as `prefix-cache-scorer` or a producer describes it."""
     characters = sizing.hash_block_size or sizing.block_size
     block_tokens = sizing.block_size_tokens or -(-characters // CHARACTERS_A_TOKEN)
@@ -69,7 +69,7 @@ def estimated(name: str, sizing: EstimatedIndexParameters) -> IndexSpec:
     )
 
 
-def precise(name: str, parameters: PreciseIndexParameters) -> IndexSpec:
+def precise_spec(name: str, parameters: PreciseIndexParameters) -> IndexSpec:
     """An index that follows the replicas' events."""
     processor = parameters.token_processor_config
     return IndexSpec(
@@ -80,7 +80,7 @@ def precise(name: str, parameters: PreciseIndexParameters) -> IndexSpec:
     )
 
 
-def estimate(spec: IndexSpec) -> EstimatedIndex:
+def build_estimated(spec: IndexSpec) -> EstimatedIndex:
     """The index, empty. One that is not autotuned does not listen to `resize`."""
     tier = spec.tier or DEVICE
     follows = None if spec.tier is None else (tier,)
@@ -92,7 +92,7 @@ def estimate(spec: IndexSpec) -> EstimatedIndex:
 
 
 _PREFIX_SCORER: Final = "prefix-cache-scorer"
-ANY: Final = "prefix"
+DEFAULT_INDEX: Final = "prefix"
 """The index that is made where parts want one and none is configured."""
 
 
@@ -111,14 +111,14 @@ class IndexWiring:
     }
     """Plugins that are indexes, and their parameters."""
 
-    def declare(self, name: str, parameters: PluginParameters) -> None:
+    def add_producer(self, name: str, parameters: PluginParameters) -> None:
         """A producer."""
         if isinstance(parameters, EstimatedIndexParameters):
-            self._specs[name] = estimated(name, parameters)
+            self._specs[name] = estimated_spec(name, parameters)
         elif isinstance(parameters, PreciseIndexParameters):
-            self._specs[name] = precise(name, parameters)
+            self._specs[name] = precise_spec(name, parameters)
 
-    def own(self, name: str, plugin_type: str, parameters: PluginParameters) -> None:
+    def add_plugin(self, name: str, plugin_type: str, parameters: PluginParameters) -> None:
         """A part that may hold an index of its own."""
         if not reads_index(parameters):
             return
@@ -127,13 +127,13 @@ class IndexWiring:
         if getattr(parameters, "prefix_match_info_producer_name", ""):
             return
         if isinstance(parameters, PreciseIndexParameters):
-            self._specs[name] = precise(name, parameters)
+            self._specs[name] = precise_spec(name, parameters)
         elif isinstance(parameters, EstimatedIndexParameters) and (
             not self._newer or plugin_type != _PREFIX_SCORER or _sized(parameters)
         ):
-            self._specs[name] = estimated(name, parameters)
+            self._specs[name] = estimated_spec(name, parameters)
 
-    def looks_at(
+    def index_and_tier(
         self, name: str, parameters: PluginParameters, where: str
     ) -> tuple[str | None, str | None]:
         """The index and the tier of a part, None for any; raises InvalidSettings."""
@@ -148,10 +148,10 @@ class IndexWiring:
             tier = self._specs[index].tier
         return index, tier
 
-    def indexes(self, looks: Iterable[tuple[str | None, str | None]]) -> dict[str, IndexSpec]:
+    def specs(self, looks: Iterable[tuple[str | None, str | None]]) -> dict[str, IndexSpec]:
         """All of them; `looks` is what `looks_at` told of every part."""
         if not self._specs and self._wanted:
-            self._specs[ANY] = IndexSpec(name=ANY)
+            self._specs[DEFAULT_INDEX] = IndexSpec(name=DEFAULT_INDEX)
         specs = dict(self._specs)
         pairs = list(looks)
         for name, spec in specs.items():
@@ -183,7 +183,7 @@ class IndexWiring:
             return name
         if isinstance(parameters, EstimatedIndexParameters):
             if APPROXIMATE not in self._specs:
-                self._specs[APPROXIMATE] = estimated(APPROXIMATE, EstimatedIndexParameters())
+                self._specs[APPROXIMATE] = estimated_spec(APPROXIMATE, EstimatedIndexParameters())
             return APPROXIMATE
         return None
 

@@ -14,7 +14,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import FleetIndex
 from kvtier.router.choose import plugins
 from kvtier.router.choose.decision import WeightedScorer
-from kvtier.router.choose.profile import Moment, Profile
+from kvtier.router.choose.profile import DecisionClock, Profile
 from kvtier.router.config.indexes import IndexSpec
 from kvtier.router.config.reading import Configuration, PluginSpec, ProfileSpec, parse_configuration
 
@@ -49,16 +49,16 @@ schedulingProfiles:
 """
 
 
-def configuration() -> Configuration:
+def strategies_configuration() -> Configuration:
     """All of them, a profile each."""
     return parse_configuration(STRATEGIES, "the routing strategies")
 
 
-def strategies(
+def build_strategies(
     indexes: Mapping[str, FleetIndex], seed: int = 0, *, keeps_matches: bool = False
 ) -> dict[str, Profile]:
     """All of them by name, over the indexes that the fleet's own profiles use; see `build`."""
-    return build_profiles(configuration(), indexes, seed, keeps_matches=keeps_matches)
+    return build_profiles(strategies_configuration(), indexes, seed, keeps_matches=keeps_matches)
 
 
 def build_profiles(
@@ -82,7 +82,7 @@ def build_profiles(
     ]
     if missing:
         raise InvalidSettings(f"{configuration.path}: there is no index {', '.join(missing)}")
-    moment = Moment()
+    moment = DecisionClock()
     random = seeded(seed)
     made = {
         name: _make(spec, configuration.indexes, random, moment)
@@ -107,7 +107,7 @@ def _reads(spec: ProfileSpec, configuration: Configuration) -> bool:
 
 
 def _make(
-    spec: PluginSpec, indexes: Mapping[str, IndexSpec], random: plugins.Random, moment: Moment
+    spec: PluginSpec, indexes: Mapping[str, IndexSpec], random: plugins.Random, moment: DecisionClock
 ) -> Any:
     index = indexes.get(spec.index) if spec.index is not None else None
     sizes = index or IndexSpec(name="")

@@ -131,7 +131,7 @@ def _configuration(document: Document) -> Configuration:
         path=document.path,
         plugins=made,
         profiles=profiles,
-        indexes=wiring.indexes([(one.index, one.tier) for one in made.values()]),
+        indexes=wiring.specs([(one.index, one.tier) for one in made.values()]),
         warnings=tuple(warnings),
         gauges=gauges,
     )
@@ -148,7 +148,7 @@ class _Declared(msgspec.Struct, frozen=True):
 
     def resolved(self, name: str, wiring: IndexWiring) -> PluginSpec:
         """With the index and tier that it looks at."""
-        index, tier = wiring.looks_at(name, self.parameters, self.where)
+        index, tier = wiring.index_and_tier(name, self.parameters, self.where)
         return PluginSpec(
             type=self.type,
             name=name,
@@ -171,7 +171,7 @@ def _declare(
     where = section.where("type")
     if plugin_type in field.SILENT:
         return name, None
-    if plugin_type in engines.READ:
+    if plugin_type in engines.METRICS_PLUGINS:
         return name, None
     if plugin_type in field.IGNORED:
         warnings.append(f"{where}: {plugin_type} is ignored: {field.IGNORED[plugin_type]}")
@@ -179,7 +179,7 @@ def _declare(
     producer = wiring.producers.get(plugin_type)
     if producer is not None:
         given = section.parameters(producer)
-        wiring.declare(name, given)
+        wiring.add_producer(name, given)
         if isinstance(given, plugins.PreciseIndexParameters) and given.indexer_config.backends:
             warnings.append(
                 f"{section.where('parameters', 'indexerConfig', 'kvCacheBackendConfigs')}: "
@@ -197,20 +197,20 @@ def _declare(
             *wiring.producers,
             *field.SILENT,
             *field.IGNORED,
-            *engines.READ,
+            *engines.METRICS_PLUGINS,
         ]
         raise InvalidSettings(
             f"{where}: unknown plugin {plugin_type!r}{plugins.nearest(plugin_type, names)}"
         )
     kind, plugin = found
     parameters = section.parameters(plugins.parameters_of(plugin))
-    wiring.own(name, plugin_type, parameters)
+    wiring.add_plugin(name, plugin_type, parameters)
     return name, _Declared(plugin_type, kind, plugin, parameters, where)
 
 
 def _named(section: ConfigSection, gauges: GaugeNames) -> GaugeNames:
     """`gauges`, and what this plugin calls some of them."""
-    read = engines.READ.get(section.text("type"))
+    read = engines.METRICS_PLUGINS.get(section.text("type"))
     return gauges if read is None else section.parameters(read).named(gauges)
 
 

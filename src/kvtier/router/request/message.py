@@ -35,7 +35,7 @@ class RequestBody(msgspec.Struct, frozen=True):
 Fields = list[tuple[bytes, bytes]]
 
 
-def text(fields: Fields, name: bytes) -> str:
+def first_value(fields: Fields, name: bytes) -> str:
     """The first value of that name; empty where there is none."""
     for known, value in fields:
         if known == name:
@@ -43,7 +43,7 @@ def text(fields: Fields, name: bytes) -> str:
     return ""
 
 
-def block(fields: Fields) -> bytes:
+def encode_fields(fields: Fields) -> bytes:
     """As lines of a message's head."""
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 

@@ -13,7 +13,7 @@ _STRANGERS: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE
 """OpenSSL's reasons where a key is of another certificate; the last where it is of another kind."""
 
 
-def read(path: str | Path, flag: str) -> bytes:
+def read_file(path: str | Path, flag: str) -> bytes:
     """The file. Raises InvalidSettings."""
     try:
         return Path(path).read_bytes()
@@ -23,28 +23,28 @@ def read(path: str | Path, flag: str) -> bytes:
         ) from error
 
 
-def trust(context: ssl.SSLContext, path: str | Path, flag: str, *, file: str = "") -> None:
+def load_trusted(context: ssl.SSLContext, path: str | Path, flag: str, *, file: str = "") -> None:
     """Check others by this PEM. Raises InvalidSettings.
 
     `file`: a copy of what has been read of `path`, which errors name.
     """
     if not file:
-        read(path, flag)
+        read_file(path, flag)
     try:
         context.load_verify_locations(cafile=file or str(path))
     except ssl.SSLError as error:
         raise InvalidSettings(f"{flag}: {path} is no PEM certificate") from error
 
 
-def checking(path: str | None, flag: str) -> ssl.SSLContext | None:
+def client_context(path: str | None, flag: str) -> ssl.SSLContext | None:
     """Trusts this PEM and nobody else; None: whom the machine trusts. Raises InvalidSettings."""
     if path is None:
         return None
-    trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), path, flag)
+    load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), path, flag)
     return ssl.create_default_context(cafile=path)
 
 
-def show(
+def load_certificate(
     context: ssl.SSLContext,
     certificate: str | Path,
     key: str | Path,
@@ -56,11 +56,11 @@ def show(
     `files`: copies of what has been read of the two paths, which errors name.
     """
     if files is None:
-        read(certificate, CERTIFICATE)
-        read(key, KEY)
+        read_file(certificate, CERTIFICATE)
+        read_file(key, KEY)
     chain, private = files or (str(certificate), str(key))
     # By itself first: OpenSSL does not say which of the two it cannot understand.
-    trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, CERTIFICATE, file=chain)
+    load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, CERTIFICATE, file=chain)
 
     def encrypted() -> str:
         raise InvalidSettings(f"{KEY}: {key} is encrypted; give one that is not")

@@ -22,7 +22,7 @@ from kvtier.router.fleet.waiting import RETRY_AFTER_S, Waiting
 from kvtier.router.replica.upstream import Upstream
 from kvtier.router.request import message as bodies
 from kvtier.router.request import paths
-from kvtier.router.request.message import block
+from kvtier.router.request.message import encode_fields
 from kvtier.router.request.refusals import Refusal, overloaded, unavailable, upgrade_required
 from kvtier.router.route import forwarding
 from kvtier.router.route.connection import ClientConnection
@@ -186,7 +186,7 @@ class Delivery:
         )
         target = paths.at_replica(request.target)
         has_body = bool(body) or request.method == "POST"
-        return Message(request.method, target, block(out), body if has_body else None)
+        return Message(request.method, target, encode_fields(out), body if has_body else None)
 
     async def _deliver(self, passage: _Passage) -> _Begun | HttpResponse:
         """To the best replica, else to the next, until one answers."""

@@ -16,7 +16,7 @@ from kvtier.router.choose.record import STRATEGY
 from kvtier.router.replica.connection import Body
 from kvtier.router.replica.exchange import BrokenOff, Head, ReplicaExchange
 from kvtier.router.replica.upstream import Unreachable, Upstream
-from kvtier.router.request.message import Fields, text
+from kvtier.router.request.message import Fields, first_value
 from kvtier.router.request.refusals import Refusal, late, unavailable, unreachable
 from kvtier.router.route.response import HttpResponse
 
@@ -57,7 +57,7 @@ _ID = re.compile(r"[!-~]{1,128}")
 
 def request_id(fields: Fields) -> str:
     """The client's own, if it is a plain one; else a new one."""
-    given = text(fields, REQUEST_ID.encode())
+    given = first_value(fields, REQUEST_ID.encode())
     return given if _ID.fullmatch(given) else clock.unique_id()
 
 

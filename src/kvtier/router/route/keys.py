@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.request.message import Fields, text
+from kvtier.router.request.message import Fields, first_value
 
 _REMARK: Final = re.compile(r"(?:^|\s)#")
 
@@ -32,9 +32,9 @@ class ApiKeys:
         """Whether the request shows a known key, as OpenAI's or as Anthropic's clients do."""
         if not self._digests:
             return True
-        scheme, _, shown = text(fields, b"authorization").partition(" ")
+        scheme, _, shown = first_value(fields, b"authorization").partition(" ")
         if scheme.lower() != "bearer":
-            shown = text(fields, b"x-api-key")
+            shown = first_value(fields, b"x-api-key")
         digest = _digest(shown.strip())
         # All of them, so that the time does not tell which one was close.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
@@ -46,12 +46,12 @@ def read_keys(path: str, where: str) -> list[str]:
     Raises InvalidSettings.
     """
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        first_value = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidSettings(f"{where}: {path} cannot be read: {reason}") from error
     keys = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(first_value.splitlines(), 1):
         key = _REMARK.split(line, 1)[0].strip()
         if not key.isascii() or len(key.split()) > 1:
             raise InvalidSettings(

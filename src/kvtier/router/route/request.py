@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from kvtier.router.request.message import Fields, block, text
+from kvtier.router.request.message import Fields, encode_fields, first_value
 from kvtier.router.request.refusals import Refusal, invalid, too_large, too_slow
 
 _CONTINUE: Final = "100-continue"
@@ -60,7 +60,7 @@ class HttpRequest:
 
     def text(self, name: bytes) -> str:
         """The first value of a header, named in lower case; empty where there is none."""
-        return text(self.fields, name)
+        return first_value(self.fields, name)
 
     async def body(self, timeout_s: float) -> bytes | bytearray:
         """The whole body. Raises Refusal: 413 over the limit, 408 when it does not arrive."""
@@ -256,7 +256,7 @@ class RequestReader:
         """
         parser, self._parser = self._parser, httptools.HttpRequestParser(self)
         ending = b"keep-alive" if parser.should_keep_alive() else b"close"
-        framing = block([field for field in request.fields if field[0] in _FRAMING])
+        framing = encode_fields([field for field in request.fields if field[0] in _FRAMING])
         version = parser.get_http_version().encode()
         self._parser.feed_data(
             b"POST / HTTP/%b\r\nconnection: %b\r\n%b\r\n" % (version, ending, framing)

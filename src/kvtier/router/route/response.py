@@ -23,7 +23,7 @@ from kvtier.router.replica.exchange import (
     ReplicaExchange,
     ResponseSink,
 )
-from kvtier.router.request.message import Fields, block
+from kvtier.router.request.message import Fields, encode_fields
 from kvtier.router.request.refusals import JSON, Refusal
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
@@ -86,7 +86,7 @@ def head(response: HttpResponse, *, closes: bool) -> bytes:
     ending = b"connection: close\r\n\r\n" if closes else b"\r\n"
     length = b"" if response.status in BODILESS else b"content-length: %d\r\n" % len(response.body)
     return b"".join(
-        (line(response.status, response.reason), block(response.fields), length, ending)
+        (line(response.status, response.reason), encode_fields(response.fields), length, ending)
     )
 
 
@@ -112,7 +112,7 @@ def passed(answer: Head, fields: Fields, framed: Framing, *, closes: bool) -> by
         case Framing.LENGTH | Framing.NOTHING if not _is_bare(answer):
             lines = b"content-length: %d\r\n" % (answer.length or 0)
     ending = b"connection: close\r\n\r\n" if closes else b"\r\n"
-    return b"".join((line(answer.status, answer.reason), block(fields), lines, ending))
+    return b"".join((line(answer.status, answer.reason), encode_fields(fields), lines, ending))
 
 
 def _is_bare(answer: Head) -> bool:

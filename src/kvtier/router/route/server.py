@@ -194,7 +194,7 @@ class Router:
         waiting = Waiting(self.fleet, options.in_flight, options.queue, options.queue_timeout)
         meter = RouteMeter(self.fleet, lambda: len(waiting), wiring.collectors)
         self._upstreams = Upstreams(
-            options.connect_timeout, sockets.checking(options.replica_ca, "--replica-ca")
+            options.connect_timeout, sockets.client_context(options.replica_ca, "--replica-ca")
         )
         self._tls = _server_tls(options)
         for listener in (self._upstreams, meter, *wiring.listeners):
@@ -324,5 +324,5 @@ def _server_tls(options: RouteOptions) -> ssl.SSLContext | None:
     if options.tls_certificate is None or options.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    sockets.show(context, options.tls_certificate, options.tls_key)
+    sockets.load_certificate(context, options.tls_certificate, options.tls_key)
     return context
