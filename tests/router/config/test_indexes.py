@@ -45,7 +45,9 @@ def test_block_sizes_in_characters_are_four_a_token(
 def test_there_is_no_ceiling_but_one_that_is_asked_for() -> None:
     assert estimated_spec("x", EstimatedIndexParameters()).max_match_tokens == 0
     assert (
-        estimated_spec("x", EstimatedIndexParameters(max_prefix_blocks_to_match=256)).max_match_tokens
+        estimated_spec(
+            "x", EstimatedIndexParameters(max_prefix_blocks_to_match=256)
+        ).max_match_tokens
         == 4096
     )
     both = EstimatedIndexParameters(

@@ -2,7 +2,7 @@ import base64
 
 import pytest
 
-from kvtier.router.config.profiles import strategies_configuration, build_strategies
+from kvtier.router.config.profiles import build_strategies, strategies_configuration
 from tests.router.cases import FakeIndex, endpoint, names, request
 
 FLEET = [

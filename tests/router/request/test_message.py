@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.router.learn.prompts import PromptBuilder
-from kvtier.router.request.message import RequestBody, encode_fields, parse_body, first_value
+from kvtier.router.request.message import RequestBody, encode_fields, first_value, parse_body
 from kvtier.router.request.refusals import Refusal
 
 
@@ -157,7 +157,9 @@ async def asked(body: bytes, content_type: str) -> RequestBody | None:
 
 @settings(max_examples=400, deadline=None)
 @given(BODIES, st.integers(0, 60), st.binary(max_size=3), st.sampled_from([False, False, True]))
-def test_no_body_is_more_than_refused(first_value: str, at: int, patch: bytes, is_patched: bool) -> None:
+def test_no_body_is_more_than_refused(
+    first_value: str, at: int, patch: bytes, is_patched: bool
+) -> None:
     body = first_value.encode("utf-8", "surrogatepass")
     if is_patched:
         body = body[:at] + patch + body[at + len(patch) :]

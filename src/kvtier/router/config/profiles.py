@@ -107,7 +107,10 @@ def _reads(spec: ProfileSpec, configuration: Configuration) -> bool:
 
 
 def _make(
-    spec: PluginSpec, indexes: Mapping[str, IndexSpec], random: plugins.Random, moment: DecisionClock
+    spec: PluginSpec,
+    indexes: Mapping[str, IndexSpec],
+    random: plugins.Random,
+    moment: DecisionClock,
 ) -> Any:
     index = indexes.get(spec.index) if spec.index is not None else None
     sizes = index or IndexSpec(name="")

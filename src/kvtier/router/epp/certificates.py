@@ -68,7 +68,8 @@ def self_signed(now: dt.datetime) -> Pair:
 def read_pair(key_path: Path, certificate_path: Path) -> Pair:
     """Raises InvalidSettings where they cannot be read, or do not belong together."""
     pair = Pair(
-        sockets.read_file(key_path, sockets.KEY), sockets.read_file(certificate_path, sockets.CERTIFICATE)
+        sockets.read_file(key_path, sockets.KEY),
+        sockets.read_file(certificate_path, sockets.CERTIFICATE),
     )
     judge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with _in_memory(pair.certificate) as certificate, _in_memory(pair.key) as key:
