@@ -120,7 +120,7 @@ def test_a_handle_whose_descriptor_is_another_file_now(tmp_path: Path) -> None:
     other.write_bytes(bytes(SLOTS * ALIGNMENT))
     with other.open("r+b") as file:
         handle = f"/proc/{os.getpid()}/fd/{file.fileno()}:{SLOTS}:{ALIGNMENT}"
-        with pytest.raises(InvalidSettings, match="no arena"):
+        with pytest.raises(InvalidSettings, match="not an arena"):
             Arena.attach(handle)
 
 

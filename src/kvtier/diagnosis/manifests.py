@@ -17,7 +17,7 @@ from kvtier.inspection.folder import Folder
 from kvtier.inspection.opening import is_url, open_view
 from kvtier.inspection.spaces import MANIFEST_BYTES_MAX, FoundSpace, judge, space_names
 from kvtier.inspection.view import View, printable
-from kvtier.tiers.disk import manifest as disk
+from kvtier.tiers.disk.folder import SlabManifest
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.manifest import MANIFEST_NAME, parse
 
@@ -100,7 +100,7 @@ def _parsed(raw: bytes, place: str) -> Sighting:
         return Sighting(place, space_folder(found.space), found.space, found.witness)
     except InvalidSettings:
         try:
-            space = msgspec.json.decode(raw, type=disk.Manifest).space
+            space = msgspec.json.decode(raw, type=SlabManifest).space
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass  # what is wrong with it as a store's is the better answer
         else:

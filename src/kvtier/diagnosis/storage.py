@@ -20,9 +20,9 @@ from kvtier.inspection.spaces import space_names
 from kvtier.settings import DiskSettings, ObjectStoreSettings, SharedSettings, machine
 from kvtier.settings.sizes import approximate_size
 from kvtier.tiers.disk import check_unused
-from kvtier.tiers.disk.files import OsFiles
-from kvtier.tiers.disk.folder import Folder
-from kvtier.tiers.disk.slab import has_direct
+from kvtier.tiers.disk.folder import DiskFolder
+from kvtier.tiers.disk.slab import folder_supports_direct_io
+from kvtier.tiers.files import FileSystem
 from kvtier.tiers.objectstore import store as objects
 from kvtier.tiers.shared.files import StoreFiles
 from kvtier.tiers.shared.folder import ProbedFolder, discard, open_root
@@ -160,9 +160,9 @@ def _direct(setting: str, wanted: str, *, works: bool) -> Check:
 def _disk_has_direct(folder: Path) -> bool:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # Without its lock: an engine may have it, and what is tried out has a name of its own.
-    opened = Folder(folder, fd, -1, OsFiles())
+    opened = DiskFolder(folder, fd, -1, FileSystem())
     try:
-        return has_direct(opened)
+        return folder_supports_direct_io(opened)
     finally:
         opened.close()
 

@@ -1,9 +1,9 @@
-"""Host RAM as one shared mapping of fixed slots.
+"""The RAM tier's memory: one shared mapping of fixed-size slots.
 
-Why one mapping: the scheduler decides which slot a block lives in, the workers copy to and
-from it, and tiers read and write it in place, so all of them must see the same pages. It is an
-anonymous memory file: it has no name in the file system and dies with its last process,
-so a killed engine leaves nothing in /dev/shm.
+The scheduler decides which slot holds a block, the workers copy to and from the slots, and the
+tiers read and write them in place, so all of them must map the same pages. The mapping is an
+anonymous memory file: it has no name in the file system and disappears with its last process,
+so a killed engine leaves nothing behind in /dev/shm.
 
 Invariant: every slot below `slots` is either free here or owned by exactly one caller.
 """
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from kvtier.blocks.layout import ALIGNMENT
 from kvtier.errors import Closed, InvalidSettings
+from kvtier.memory.free_slots import FreeSlots
 
 _NAME = "kvtier-arena"
 _MADV_HUGEPAGE = 14
@@ -30,14 +31,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 Slot = int
-"""Number of a slot, 0 <= slot < Arena.slots."""
+"""The number of a slot, 0 <= slot < Arena.slots."""
 
 
 class Arena:
-    """Fixed slots in one shared, page-aligned mapping.
+    """Fixed-size slots in one shared, page-aligned mapping.
 
-    `allocate` and `release` belong to one thread, the one that decides; `array` and `view` may
-    be used from any thread. Nothing here blocks but `wait_populated` and `close`.
+    Only the cache's thread may call `allocate` and `release`; any thread may use `array` and
+    `view`. Only `wait_populated` and `close` block.
     """
 
     def __init__(self, fd: int, slots: int, slot_bytes: int) -> None:
@@ -50,19 +51,17 @@ class Arena:
         """Shape [slots, slot_bytes]; each row starts on a page boundary."""
         self._address = int(self.array.ctypes.data)
         _libc.madvise(self._address, slots * slot_bytes, _MADV_HUGEPAGE)
-        # Fresh slots are handed out in rising order, so that population, which runs in the
-        # same order, stays ahead; released ones are reused first, while they are warm.
-        self._fresh = 0
-        self._released: list[Slot] = []
+        # Slots are first handed out in rising order, as population proceeds, so that it stays
+        # ahead. Released slots are reused first, while they are still in the processor's cache.
+        self._free = FreeSlots(slots)
         self._stop = threading.Event()
         self._populator: threading.Thread | None = None
 
     @classmethod
     def create(cls, slots: int, slot_bytes: int) -> "Arena":
-        """A new arena of `slots` x `slot_bytes`, its pages being populated in the background.
+        """Create an arena of `slots` x `slot_bytes` and populate its pages in the background.
 
-        Raises InvalidSettings if the sizes cannot make an arena. Costs microseconds; the
-        population runs at memory speed behind it.
+        Returns after microseconds. Raises InvalidSettings if an arena cannot have these sizes.
         """
         if slots < 1 or slot_bytes < 1 or slot_bytes % ALIGNMENT:
             raise InvalidSettings(
@@ -83,63 +82,55 @@ class Arena:
 
     @classmethod
     def attach(cls, handle: str) -> "Arena":
-        """Map another process's arena by its `handle`; that process keeps deciding.
+        """Map another process's arena by its `handle`; that process keeps allocating.
 
-        Needs the same user on the same host. Raises InvalidSettings if it is gone, or if the
-        handle names something else.
+        Both processes must run as the same user on the same host. Raises InvalidSettings if the
+        arena is gone, or if the handle names something else.
         """
         fd = -1
         try:
             path, slots, slot_bytes = handle.rsplit(":", 2)
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            # The number of a descriptor is reused once its owner has closed it.
+            # The owner may have closed the arena, and its descriptor's number may be in use for
+            # another file.
             if _NAME not in os.readlink(f"/proc/self/fd/{fd}"):
-                raise ValueError("it is no arena any more")
+                raise ValueError("it is not an arena any more")
             arena = cls(fd, int(slots), int(slot_bytes))
         except (OSError, ValueError, OverflowError) as error:
             if fd >= 0:
                 os.close(fd)
             raise InvalidSettings(f"the arena {handle} cannot be mapped: {error}") from error
-        # The pages are there, but each process faults them into its own tables.
+        # The pages exist already, but this process has no page-table entries for them yet.
         arena._start_populating()
         return arena
 
     @property
     def handle(self) -> str:
-        """Names this arena to other processes while this process lives."""
+        """A string by which other processes can `attach` the arena while this process lives."""
         return f"/proc/{os.getpid()}/fd/{self._fd}:{self.slots}:{self.slot_bytes}"
 
     @property
     def free(self) -> int:
-        """Slots that `allocate` could hand out now."""
-        return len(self._released) + self.slots - self._fresh
+        """The number of slots that `allocate` could hand out now."""
+        return len(self._free)
 
     def allocate(self, count: int) -> list[Slot] | None:
-        """`count` free slots, or None if there are fewer: all or nothing."""
-        reused = min(count, len(self._released))
-        fresh = count - reused
-        if fresh > self.slots - self._fresh:
-            return None
-        taken = self._released[len(self._released) - reused :]
-        del self._released[len(self._released) - reused :]
-        if fresh:
-            taken.extend(range(self._fresh, self._fresh + fresh))
-            self._fresh += fresh
-        return taken
+        """Take `count` free slots; return None, and take none, if there are fewer."""
+        return self._free.take_all(count)
 
     def release(self, slots: Sequence[Slot]) -> None:
-        """Give slots back. The caller owned each of them."""
-        self._released.extend(slots)
+        """Give slots back. The caller owns each of them."""
+        self._free.release(slots)
 
     def view(self, slot: Slot) -> npt.NDArray[np.uint8]:
-        """The bytes of one slot: uint8 [slot_bytes], shared, not a copy."""
+        """Return the bytes of one slot, uint8 [slot_bytes], as a view, not a copy."""
         view: npt.NDArray[np.uint8] = self.array[slot]
         return view
 
     def wait_populated(self, timeout_s: float | None = None) -> bool:
-        """Block until population has ended; True if it has, and every page is backed by memory.
+        """Wait until the pages are populated; return False if that takes longer than the timeout.
 
-        Kernels before 5.14 cannot populate: there each page comes with its first use.
+        Kernels before 5.14 cannot populate: they allocate each page at its first use.
         """
         if self._populator is None:
             return True
@@ -147,7 +138,7 @@ class Arena:
         return not self._populator.is_alive()
 
     def close(self) -> None:
-        """Unmap and forget. Idempotent. Views that are still held keep the pages alive."""
+        """Unmap the slots. Views that are still held keep the pages alive. Idempotent."""
         if self._fd < 0:
             return
         self._stop.set()
@@ -160,8 +151,8 @@ class Arena:
         try:
             mapping.close()
         except BufferError:
-            # Someone still holds a view (an I/O thread that never came back): the
-            # mapping goes when that view goes.
+            # A view is still held, for example by an I/O thread in a call that never returned.
+            # The mapping disappears with that view.
             pass
         os.close(fd)
 
@@ -177,12 +168,12 @@ class Arena:
             if self._stop.is_set():
                 return
             length = min(_POPULATE_STEP_BYTES, total - start)
-            # Through ctypes, which releases the GIL; mmap.madvise holds it.
+            # Called through ctypes, which releases the GIL; mmap.madvise holds it.
             _libc.madvise(self._address + start, length, _MADV_POPULATE_WRITE)
 
 
 class _Unmapped:
-    """Stands in for the array of a closed arena: any use says so."""
+    """The array of a closed arena: every use raises Closed."""
 
     def __getattr__(self, name: str) -> object:
         raise Closed("the arena is closed")

@@ -14,9 +14,9 @@ from kvtier.blocks.layout import ALIGNMENT, BlockLayout
 from kvtier.testing.samples import aligned, sample_space
 from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.disk.files import OsFiles
-from kvtier.tiers.disk.folder import Folder, open_folder
-from kvtier.tiers.disk.space import capacity_for
+from kvtier.tiers.disk.folder import DiskFolder, open_folder
+from kvtier.tiers.disk.opening import capacity_for
+from kvtier.tiers.files import FileSystem
 from tests.tiers.broken import BadDay
 
 SPACE = sample_space()
@@ -34,8 +34,8 @@ def make(folder: Path, blocks: int = 16, layout: BlockLayout = LAYOUT, **options
     return DiskTier(folder, capacity_for(blocks, layout.slot_bytes), layout, SPACE, **options)
 
 
-def plain_folder(path: Path) -> Folder:
-    return open_folder(path, OsFiles())
+def plain_folder(path: Path) -> DiskFolder:
+    return open_folder(path, FileSystem())
 
 
 def key(number: int) -> BlockKey:
@@ -86,7 +86,7 @@ def occupied(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
-class BrokenFiles(BadDay, OsFiles):
+class BrokenFiles(BadDay, FileSystem):
     """The calls of a slab."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
@@ -117,9 +117,9 @@ class BrokenFiles(BadDay, OsFiles):
         self._begin("truncate")
         super().truncate(fd, size)
 
-    def sync(self, fd: int) -> None:
-        self._begin("sync")
-        super().sync(fd)
+    def sync_data(self, fd: int) -> None:
+        self._begin("sync_data")
+        super().sync_data(fd)
 
     def rename(self, old: str, new: str, folder_fd: int) -> None:
         self._begin("rename")

@@ -6,8 +6,8 @@ import pytest
 
 from kvtier.blocks.key import BlockKey
 from kvtier.tiers.disk import checkpoint
-from kvtier.tiers.disk.checkpoint import CHECKPOINT_NAME, MAX_ROW_BYTES
-from kvtier.tiers.disk.folder import Folder
+from kvtier.tiers.disk.checkpoint import MAX_ROW_BYTES
+from kvtier.tiers.disk.folder import CHECKPOINT_NAME, DiskFolder
 from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
 from kvtier.tiers.disk.slots import SlotMap
 from tests.tiers.disk.slabs import key, plain_folder
@@ -20,7 +20,7 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
     opened.close()
 
 
-def loaded(folder: Folder) -> tuple[int, list[Put]]:
+def loaded(folder: DiskFolder) -> tuple[int, list[Put]]:
     snapshot = checkpoint.load(folder)
     assert snapshot is not None
     return snapshot.generation, list(snapshot.puts)
@@ -40,25 +40,25 @@ PUTS = [
 ]
 
 
-def test_blocks_come_back_in_order(folder: Folder) -> None:
+def test_blocks_come_back_in_order(folder: DiskFolder) -> None:
     checkpoint.save(folder, filled(PUTS), 12)
     assert loaded(folder) == (12, PUTS)
     checkpoint.save(folder, filled([]), 13)
     assert loaded(folder) == (13, [])
 
 
-def test_none_is_none(folder: Folder) -> None:
+def test_none_is_none(folder: DiskFolder) -> None:
     assert checkpoint.load(folder) is None
 
 
-def test_many_sections(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_sections(folder: DiskFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "_SECTION_ROWS", 7)
     puts = [Put(n, key(n), key(n - 1) if n % 3 else None, bytes([n]) * 16) for n in range(50)]
     checkpoint.save(folder, filled(puts), 1)
     assert loaded(folder) == (1, puts)
 
 
-def test_a_row_stays_within_its_charge(folder: Folder) -> None:
+def test_a_row_stays_within_its_charge(folder: DiskFolder) -> None:
     longest = [
         Put(n, BlockKey(bytes([n]) * KEY_BYTES_MAX), BlockKey(b"p" * KEY_BYTES_MAX), b"c" * 16)
         for n in range(64)
@@ -68,7 +68,7 @@ def test_a_row_stays_within_its_charge(folder: Folder) -> None:
     assert 0 <= size - 64 * MAX_ROW_BYTES < 100
 
 
-def test_every_flipped_bit_and_every_cut_is_noticed(folder: Folder) -> None:
+def test_every_flipped_bit_and_every_cut_is_noticed(folder: DiskFolder) -> None:
     checkpoint.save(folder, filled(PUTS), 12)
     raw = (folder.path / CHECKPOINT_NAME).read_bytes()
     assert checkpoint.decode(raw) is not None

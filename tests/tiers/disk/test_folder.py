@@ -38,9 +38,9 @@ def test_another_process_is_refused_too(tmp_path: Path) -> None:
     first = plain_folder(tmp_path / "slab")
     program = (
         "import sys; from pathlib import Path\n"
-        "from kvtier.tiers.disk.files import OsFiles\n"
+        "from kvtier.tiers.files import FileSystem\n"
         "from kvtier.tiers.disk.folder import open_folder\n"
-        "open_folder(Path(sys.argv[1]), OsFiles())"
+        "open_folder(Path(sys.argv[1]), FileSystem())"
     )
     second = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "slab")],
@@ -65,7 +65,7 @@ def test_a_folder_on_a_file_system_that_takes_no_files() -> None:
         plain_folder(Path("/proc/self"))
 
 
-@pytest.mark.parametrize("call", ["open", "write", "sync", "rename"])
+@pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename"])
 def test_replace_is_all_or_nothing(tmp_path: Path, call: str) -> None:
     files = BrokenFiles()
     folder = open_folder(tmp_path / "slab", files)
@@ -82,7 +82,7 @@ def test_replace_is_all_or_nothing(tmp_path: Path, call: str) -> None:
     assert folder.read("absent") is None
     files.order.clear()
     folder.replace("name", [b"n"])
-    durable = ["sync", "rename", "sync"]
+    durable = ["sync_data", "rename", "sync_data"]
     assert [call for call in files.order if call in durable] == durable
     folder.close()
 

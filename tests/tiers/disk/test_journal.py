@@ -7,8 +7,8 @@ import pytest
 
 from kvtier.tiers.disk import checkpoint
 from kvtier.tiers.disk.folder import open_folder
-from kvtier.tiers.disk.journal import CHUNK_FRAMES, Journal
-from kvtier.tiers.disk.log import MAX_FRAME_BYTES, Delete, Log, Put, replay
+from kvtier.tiers.disk.journal import CHUNK_FRAMES, IndexJournal
+from kvtier.tiers.disk.log import MAX_FRAME_BYTES, Delete, Log, Put, decode
 from kvtier.tiers.disk.slots import SlotMap
 from tests.tiers.disk.slabs import BrokenFiles, key
 
@@ -23,7 +23,7 @@ class Desk:
         self.log.restart(1)
         self.slots = SlotMap(4096)
         self.limit_bytes = 24 + limit_frames * MAX_FRAME_BYTES
-        self.journal = Journal(
+        self.journal = IndexJournal(
             self.folder, self.log, self.slots, limit_bytes=self.limit_bytes, generation=1
         )
 
@@ -50,7 +50,7 @@ def desk(tmp_path: Path):  # type: ignore[no-untyped-def]
 def on_disk(desk: Desk) -> tuple[int, int, int]:
     """Generation and blocks of the checkpoint, records in the log; they must belong together."""
     snapshot = checkpoint.load(desk.folder)
-    history = replay((desk.folder.path / "log").read_bytes())
+    history = decode((desk.folder.path / "log").read_bytes())
     assert history is not None
     if snapshot is None:
         return 0, 0, len(history.records)
@@ -71,7 +71,7 @@ def test_many_deletions_are_recorded_in_parts(desk: Desk) -> None:
     for start in range(0, 1000, 100):
         desk.put(*range(start, start + 100))
     assert desk.journal.delete(range(700)) == list(range(700))
-    assert desk.journal.owed == []
+    assert desk.journal.unrecorded == []
 
 
 def test_deletions_are_owed_until_they_are_recorded(desk: Desk) -> None:
@@ -80,15 +80,15 @@ def test_deletions_are_owed_until_they_are_recorded(desk: Desk) -> None:
     for slot in (1, 2):
         with pytest.raises(OSError, match="Input/output"):
             desk.journal.delete([slot])
-    assert desk.journal.owed == [1, 2]
+    assert desk.journal.unrecorded == [1, 2]
     desk.files.errors.clear()
     assert desk.journal.delete([3]) == [1, 2, 3]
-    history = replay((desk.folder.path / "log").read_bytes())
+    history = decode((desk.folder.path / "log").read_bytes())
     assert history is not None
     assert history.records[-3:] == [Delete(1), Delete(2), Delete(3)]
 
 
-@pytest.mark.parametrize("call", ["open", "write", "sync", "rename", "truncate"])
+@pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename", "truncate"])
 def test_nothing_is_appended_between_a_failed_checkpoint_and_the_next(
     desk: Desk, call: str
 ) -> None:

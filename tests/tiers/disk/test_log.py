@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.disk.folder import Folder, open_folder
+from kvtier.tiers.disk.folder import DiskFolder, open_folder
 from kvtier.tiers.disk.log import (
     HEADER_BYTES,
     KEY_BYTES_MAX,
@@ -17,9 +17,9 @@ from kvtier.tiers.disk.log import (
     Log,
     Put,
     Record,
+    decode,
     delete_frame,
     put_frame,
-    replay,
 )
 from tests.tiers.disk.slabs import BrokenFiles, key
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
     opened.close()
 
 
-def written(folder: Folder, generation: int = 5) -> tuple[bytes, list[int]]:
+def written(folder: DiskFolder, generation: int = 5) -> tuple[bytes, list[int]]:
     """A log of RECORDS: its bytes, and where each frame ends."""
     log = Log(folder)
     log.restart(generation)
@@ -58,17 +58,17 @@ def written(folder: Folder, generation: int = 5) -> tuple[bytes, list[int]]:
     return (folder.path / "log").read_bytes(), ends
 
 
-def test_records_come_back(folder: Folder) -> None:
+def test_records_come_back(folder: DiskFolder) -> None:
     raw, ends = written(folder)
-    history = replay(raw)
+    history = decode(raw)
     assert history == (5, RECORDS, ends[-1])
     assert max(len(frame(record, 5)) for record in RECORDS) == MAX_FRAME_BYTES
 
 
-def test_cut_at_every_byte_leaves_the_frames_before(folder: Folder) -> None:
+def test_cut_at_every_byte_leaves_the_frames_before(folder: DiskFolder) -> None:
     raw, ends = written(folder)
     for size in range(len(raw)):
-        history = replay(raw[:size])
+        history = decode(raw[:size])
         if size < HEADER_BYTES:
             assert history is None
             continue
@@ -76,12 +76,12 @@ def test_cut_at_every_byte_leaves_the_frames_before(folder: Folder) -> None:
         assert history == (5, RECORDS[: len(whole)], whole[-1] if whole else HEADER_BYTES)
 
 
-def test_every_flipped_bit_ends_the_log_before_it(folder: Folder) -> None:
+def test_every_flipped_bit_ends_the_log_before_it(folder: DiskFolder) -> None:
     raw, ends = written(folder)
     for bit in range(8 * len(raw)):
         damaged = bytearray(raw)
         damaged[bit // 8] ^= 1 << bit % 8
-        history = replay(bytes(damaged))
+        history = decode(bytes(damaged))
         if bit // 8 < HEADER_BYTES:
             assert history is None
         else:
@@ -91,12 +91,12 @@ def test_every_flipped_bit_ends_the_log_before_it(folder: Folder) -> None:
 
 @given(st.binary(max_size=400))
 def test_nonsense_behind_the_header_is_cut(tail: bytes) -> None:
-    head = replay_header(9)
-    history = replay(head + tail)
+    head = log_header(9)
+    history = decode(head + tail)
     assert history == (9, [], HEADER_BYTES)
 
 
-def replay_header(generation: int) -> bytes:
+def log_header(generation: int) -> bytes:
     import struct
 
     import xxhash
@@ -105,29 +105,29 @@ def replay_header(generation: int) -> bytes:
     return struct.pack("<8sQQ", magic, generation, xxhash.xxh3_64_intdigest(magic, generation))
 
 
-def test_frames_of_another_generation_do_not_pass(folder: Folder) -> None:
+def test_frames_of_another_generation_do_not_pass(folder: DiskFolder) -> None:
     raw, _ = written(folder, 5)
-    assert replay(replay_header(6) + raw[HEADER_BYTES:]) == (6, [], HEADER_BYTES)
+    assert decode(log_header(6) + raw[HEADER_BYTES:]) == (6, [], HEADER_BYTES)
 
 
-def test_restart_and_cut_are_felt_by_the_file(folder: Folder) -> None:
+def test_restart_and_cut_are_felt_by_the_file(folder: DiskFolder) -> None:
     raw, ends = written(folder)
     log = Log(folder)
     assert log.read() == raw
     log.cut(ends[1])
     log.append(delete_frame(9, 5))
     log.close()
-    history = replay((folder.path / "log").read_bytes())
+    history = decode((folder.path / "log").read_bytes())
     assert history is not None
     assert history.records == [*RECORDS[:2], Delete(9)]
     log = Log(folder)
     log.restart(8)
     log.sync()
     log.close()
-    assert (folder.path / "log").read_bytes() == replay_header(8)
+    assert (folder.path / "log").read_bytes() == log_header(8)
 
 
-def test_a_failed_append_leaves_no_trace(folder: Folder) -> None:
+def test_a_failed_append_leaves_no_trace(folder: DiskFolder) -> None:
     files = folder.files
     assert isinstance(files, BrokenFiles)
     log = Log(folder)
@@ -147,7 +147,7 @@ def test_a_failed_append_leaves_no_trace(folder: Folder) -> None:
     files.errors.clear()
     log.append(frame(RECORDS[2], 5))
     log.close()
-    assert replay((folder.path / "log").read_bytes()) == (
+    assert decode((folder.path / "log").read_bytes()) == (
         5,
         [RECORDS[0], RECORDS[2]],
         log.size_bytes,

@@ -35,7 +35,7 @@ def test_what_was_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         make(tmp_path / "slab", 16).close()
     assert "3 of 16 blocks found" in caplog.text
-    assert "0 records outside the slab dropped, 4 bytes of the log cut off" in caplog.text
+    assert "discarded 0 records outside the slab, cut 4 bytes off the log" in caplog.text
 
 
 def test_two_tiers_in_one_folder(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_another_model_is_refused_then_replaced(tmp_path: Path) -> None:
         make(tmp_path / "slab")
 
 
-@pytest.mark.parametrize("call", ["open", "write", "sync", "rename"])
+@pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename"])
 def test_a_disk_that_fails_at_the_start_is_a_refusal(tmp_path: Path, call: str) -> None:
     files = BrokenFiles()
     files.errors[call] = errno.EIO

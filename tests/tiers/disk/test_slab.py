@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.tiers.disk.folder import Folder, open_folder
-from kvtier.tiers.disk.slab import Slab, has_direct
+from kvtier.tiers.disk.folder import DiskFolder, open_folder
+from kvtier.tiers.disk.slab import Slab, folder_supports_direct_io
 from tests.tiers.disk.slabs import SLOT_BYTES, BrokenFiles, blank, content
 
 
@@ -19,12 +19,12 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
     opened.close()
 
 
-def broken(folder: Folder) -> BrokenFiles:
+def broken(folder: DiskFolder) -> BrokenFiles:
     assert isinstance(folder.files, BrokenFiles)
     return folder.files
 
 
-def sizes(folder: Folder) -> dict[str, int]:
+def sizes(folder: DiskFolder) -> dict[str, int]:
     """Slots of each segment file."""
     return {
         name[-1]: folder.file_bytes(name) // SLOT_BYTES
@@ -33,7 +33,7 @@ def sizes(folder: Folder) -> dict[str, int]:
     }
 
 
-def test_segments_are_allocated_whole_when_first_written(folder: Folder) -> None:
+def test_segments_are_allocated_whole_when_first_written(folder: DiskFolder) -> None:
     slab = Slab(folder, SLOT_BYTES, 10, 4, 0)
     assert sizes(folder) == {}
     assert slab.write(5, [content(1)]) == 1
@@ -50,7 +50,7 @@ def test_segments_are_allocated_whole_when_first_written(folder: Folder) -> None
     slab.close()
 
 
-def test_a_larger_bound_grows_and_a_smaller_one_cuts(folder: Folder) -> None:
+def test_a_larger_bound_grows_and_a_smaller_one_cuts(folder: DiskFolder) -> None:
     for slots, expected in ((6, {"0": 4, "1": 2}), (9, {"0": 4, "1": 4, "2": 1}), (3, {"0": 3})):
         slab = Slab(folder, SLOT_BYTES, slots, 4, 0)
         slab.trim()
@@ -60,7 +60,7 @@ def test_a_larger_bound_grows_and_a_smaller_one_cuts(folder: Folder) -> None:
         slab.close()
 
 
-def test_stored_slots_are_inside_bound_and_files(folder: Folder) -> None:
+def test_stored_slots_are_inside_bound_and_files(folder: DiskFolder) -> None:
     slab = Slab(folder, SLOT_BYTES, 10, 4, 0)
     slab.write(0, [content(0)])
     slab.write(9, [content(0)])
@@ -70,7 +70,7 @@ def test_stored_slots_are_inside_bound_and_files(folder: Folder) -> None:
     slab.close()
 
 
-def test_half_an_allocation_is_given_back(folder: Folder) -> None:
+def test_half_an_allocation_is_given_back(folder: DiskFolder) -> None:
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
     broken(folder).short["allocate"] = SLOT_BYTES
     with pytest.raises(OSError, match="No space"):
@@ -81,7 +81,7 @@ def test_half_an_allocation_is_given_back(folder: Folder) -> None:
     slab.close()
 
 
-def test_short_transfers_are_taken_up_where_they_stopped(folder: Folder) -> None:
+def test_short_transfers_are_taken_up_where_they_stopped(folder: DiskFolder) -> None:
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
     broken(folder).short = {"pwritev": 1500, "preadv": 4097}
     assert slab.write(0, [content(n) for n in range(3)]) == 3
@@ -93,15 +93,15 @@ def test_short_transfers_are_taken_up_where_they_stopped(folder: Folder) -> None
     slab.close()
 
 
-def test_direct_io_is_probed_by_doing_it(folder: Folder) -> None:
+def test_direct_io_is_probed_by_doing_it(folder: DiskFolder) -> None:
     before = folder.names()
-    has_direct(folder)
+    folder_supports_direct_io(folder)
     assert folder.names() == before
     broken(folder).errors["open"] = errno.EINVAL
-    assert not has_direct(folder)
+    assert not folder_supports_direct_io(folder)
     broken(folder).errors = {"preadv": errno.EIO}
-    assert not has_direct(folder)
+    assert not folder_supports_direct_io(folder)
     broken(folder).errors.clear()
     broken(folder).short["preadv"] = 512
-    assert not has_direct(folder)
+    assert not folder_supports_direct_io(folder)
     assert folder.names() == before

@@ -11,6 +11,14 @@ from kvtier.tiers.disk.slots import SlotMap
 from tests.tiers.disk.slabs import key
 
 
+def puts(slots: SlotMap) -> list[Put]:
+    """The records of all blocks held, oldest first."""
+    return [
+        Put(slot, key, slots.parents([slot])[0], bytes(slots.checksum(slot)))
+        for key, slot in slots.slot_of.items()
+    ]
+
+
 def put(slot: int, number: int, parent: int | None = None) -> Put:
     return Put(slot, key(number), None if parent is None else key(parent), bytes([number]) * 16)
 
@@ -18,11 +26,11 @@ def put(slot: int, number: int, parent: int | None = None) -> Put:
 def test_free_slots_come_ascending_and_freed_ones_first() -> None:
     slots = SlotMap(8)
     assert slots.take(3) == [0, 1, 2]
-    slots.give_back([0, 2])
+    slots.release([0, 2])
     assert slots.take(3) == [0, 2, 3]
     assert slots.take(9) == [4, 5, 6, 7]
     assert slots.take(1) == []
-    slots.give_back([5, 3, 4])
+    slots.release([5, 3, 4])
     assert slots.take(2) == [3, 4]
     assert slots.free_count == 1
 
@@ -44,7 +52,7 @@ def test_replay_lets_the_newer_claim_win() -> None:
     slots.empty(1)
     slots.empty(1)
     slots.rebuild_free()
-    assert [row.slot for row in slots.puts()] == [4]
+    assert [row.slot for row in puts(slots)] == [4]
     assert sorted(slots.take(6)) == [0, 1, 2, 3, 5]
 
 
@@ -60,8 +68,8 @@ def test_pages_follow_the_order_of_writing(monkeypatch: pytest.MonkeyPatch) -> N
         seen += [int(stored.key[:32]) for stored in page.blocks]
         if page.cursor is None:
             break
-        slots.forget(key(12))  # already seen
-        slots.forget(key(2))  # still to come
+        slots.remove(key(12))  # already seen
+        slots.remove(key(2))  # still to come
         page = slots.page(page.cursor)
     assert seen == [9, 3, 12, 0, 7, 19, 5, 1, 18]
 
@@ -86,7 +94,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.writing)
     @rule(data=st.data())
-    def publish_or_give_back(self, data: st.DataObject) -> None:
+    def publish_or_release(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(self.writing))
         self.writing.remove(slot)
         if data.draw(st.booleans()):
@@ -94,7 +102,7 @@ class Life(RuleBasedStateMachine):
             self.slots.publish(put(slot, self.number % 256))
             self.held[slot] = self.number % 256
         else:
-            self.slots.give_back([slot])
+            self.slots.release([slot])
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -117,7 +125,7 @@ class Life(RuleBasedStateMachine):
     def delete(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(sorted(self.held)))
         number = self.held.pop(slot)
-        assert self.slots.forget(key(number)) == slot
+        assert self.slots.remove(key(number)) == slot
         self.slots.retire([slot])
         if slot in self.reading:
             self.retired.append(slot)
@@ -127,8 +135,8 @@ class Life(RuleBasedStateMachine):
         used = len(self.writing) + len(self.held) + len(self.retired)
         assert self.slots.free_count + used == 6
         assert len(self.slots) == len(self.held)
-        assert {row.slot: int(row.key[:32]) for row in self.slots.puts()} == self.held
-        assert all(row.checksum == bytes([row.checksum[0]]) * 16 for row in self.slots.puts())
+        assert {row.slot: int(row.key[:32]) for row in puts(self.slots)} == self.held
+        assert all(row.checksum == bytes([row.checksum[0]]) * 16 for row in puts(self.slots))
 
 
 TestLife = Life.TestCase

@@ -19,7 +19,7 @@ from kvtier.clock import VirtualClock
 from kvtier.testing.tiers import TierContract
 from kvtier.tiers.base import BlockMove, Outcome, Tier
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.disk.space import capacity_for
+from kvtier.tiers.disk.opening import capacity_for
 from kvtier.tiers.faults import QUIET_S
 from tests.tiers.disk.slabs import (
     LAYOUT,
@@ -289,7 +289,7 @@ def test_a_torn_record_is_taken_back(tmp_path: Path) -> None:
     tier.close()
 
 
-@pytest.mark.parametrize("call", ["open", "write", "sync", "rename", "truncate"])
+@pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename", "truncate"])
 def test_a_failing_checkpoint_loses_nothing(tmp_path: Path, call: str) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", 64, files=files)

@@ -1,4 +1,4 @@
-"""Local disk: a slab of aligned slots, an append log with checkpoints, blocks that survive."""
+"""The local-disk tier: a slab of aligned slots, an append log and checkpoints."""
 
 from kvtier.tiers.disk.folder import check_unused
 from kvtier.tiers.disk.tier import DiskTier

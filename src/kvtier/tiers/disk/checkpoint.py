@@ -1,7 +1,8 @@
-"""The whole index in one file, so that the log can start anew.
+"""The checkpoint: the whole index in one file, so that the log can start again from empty.
 
-Columns, in sections, under one trailing checksum: about a microsecond a block to write or to
-load. The file appears whole or not at all; one that fails its checksum counts as absent.
+The rows are stored as columns, in sections, under one trailing checksum: writing or loading
+costs about a microsecond a block. The file is replaced atomically; one that fails its checksum
+counts as absent.
 """
 
 import itertools
@@ -12,11 +13,10 @@ from typing import NamedTuple
 import xxhash
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.disk.folder import Folder
+from kvtier.tiers.disk.folder import CHECKPOINT_NAME, DiskFolder
 from kvtier.tiers.disk.log import KEY_BYTES_MAX, NO_PARENT, Put
 from kvtier.tiers.disk.slots import CHECKSUM_BYTES, SlotMap
 
-CHECKPOINT_NAME = "checkpoint"
 MAX_ROW_BYTES = 4 + CHECKSUM_BYTES + 2 + 2 * KEY_BYTES_MAX
 _MAGIC = b"kvtckp1\n"
 _HEADER = struct.Struct("<8sQQ")
@@ -26,25 +26,25 @@ _TRAILER_BYTES = 16
 
 
 class Snapshot(NamedTuple):
-    """Blocks of a checkpoint, oldest first, and the generation of the log that follows it."""
+    """The blocks of a checkpoint, oldest first, and the generation of the log that follows it."""
 
     generation: int
     puts: Iterator[Put]
 
 
-def save(folder: Folder, slots: SlotMap, generation: int) -> None:
+def save(folder: DiskFolder, slots: SlotMap, generation: int) -> None:
     """Write the checkpoint durably. `slots` must not change meanwhile. Raises OSError."""
     folder.replace(CHECKPOINT_NAME, _with_trailer(_parts(slots, generation)))
 
 
-def load(folder: Folder) -> Snapshot | None:
-    """Read the checkpoint; None where there is none that verifies. Raises OSError."""
+def load(folder: DiskFolder) -> Snapshot | None:
+    """Read the checkpoint; return None if none exists or it fails its checksum. Raises OSError."""
     raw = folder.read(CHECKPOINT_NAME)
     return None if raw is None else decode(raw)
 
 
 def decode(raw: bytes) -> Snapshot | None:
-    """A checkpoint from its bytes; None where they do not verify."""
+    """Decode the bytes of a checkpoint; return None if they fail the checksum."""
     if len(raw) < _HEADER.size + _TRAILER_BYTES:
         return None
     body = memoryview(raw)[:-_TRAILER_BYTES]

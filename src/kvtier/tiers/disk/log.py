@@ -1,11 +1,11 @@
-"""The append log: what entered and left which slot since the last checkpoint.
+"""The append log: which blocks entered and left which slots since the last checkpoint.
 
-A frame is `length, check, body`; the check is seeded with the log's generation, so a frame
-of an earlier life of the file never passes. Reading stops at the first frame that is not
-whole: what is kept is always a prefix of what happened.
+A frame is `length, check, body`; the check is seeded with the log's generation, so that a frame
+of an earlier generation never passes. Reading stops at the first frame that is not whole, so
+what is recovered is always a prefix of what happened.
 
-Invariant: after `append` returns, the file ends with a whole frame; after it raised, it ends
-where it ended before, or nothing is appended until that is restored.
+Invariant: after `append` returns, the file ends with a whole frame. After it raised, the file
+ends where it ended before, or nothing more is appended until that has been restored.
 """
 
 import errno
@@ -17,11 +17,10 @@ from typing import NamedTuple
 import xxhash
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.disk.folder import Folder
+from kvtier.tiers.disk.folder import LOG_NAME, DiskFolder, read_to_end
 
-LOG_NAME = "log"
 KEY_BYTES_MAX = 72
-"""Longest key the tier keeps: the byte bound is divided by it."""
+"""The longest key that the tier keeps: the capacity is divided by it."""
 NO_PARENT = 255
 _MAGIC = b"kvtlog1\n"
 _HEADER = struct.Struct("<8sQQ")
@@ -34,7 +33,7 @@ MAX_FRAME_BYTES = _HEAD.size + _PUT.size + 2 * KEY_BYTES_MAX
 
 
 class Put(NamedTuple):
-    """Block `key` is in `slot`; its payload has this 16-byte checksum."""
+    """A record: `slot` holds block `key`, whose payload has this 16-byte checksum."""
 
     slot: int
     key: BlockKey
@@ -43,7 +42,7 @@ class Put(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """`slot` holds nothing any more."""
+    """A record: `slot` is empty."""
 
     slot: int
 
@@ -51,8 +50,8 @@ class Delete(NamedTuple):
 Record = Put | Delete
 
 
-class Replay(NamedTuple):
-    """What a log says, and up to which byte it can be believed."""
+class LogContent(NamedTuple):
+    """The records of a log, and the length of its part that is whole."""
 
     generation: int
     records: list[Record]
@@ -60,7 +59,7 @@ class Replay(NamedTuple):
 
 
 def put_frame(put: Put, generation: int) -> bytes:
-    """The bytes of one PUT."""
+    """Encode a PUT frame."""
     key, parent = put.key, put.parent
     parent_bytes = NO_PARENT if parent is None else len(parent)
     body = _PUT.pack(_PUT_TYPE, put.slot, len(key), parent_bytes, put.checksum) + key
@@ -70,13 +69,13 @@ def put_frame(put: Put, generation: int) -> bytes:
 
 
 def delete_frame(slot: int, generation: int) -> bytes:
-    """The bytes of one DEL."""
+    """Encode a DEL frame."""
     body = _DEL.pack(_DEL_TYPE, slot)
     return _HEAD.pack(len(body), xxhash.xxh3_64_intdigest(body, generation)) + body
 
 
-def replay(raw: bytes) -> Replay | None:
-    """Decode a log up to its first bad frame; None where not even the header is whole."""
+def decode(raw: bytes) -> LogContent | None:
+    """Decode a log up to its first bad frame; return None if the header is not whole."""
     if len(raw) < HEADER_BYTES:
         return None
     magic, generation, check = _HEADER.unpack_from(raw)
@@ -87,7 +86,7 @@ def replay(raw: bytes) -> Replay | None:
     for record, end in _frames(raw, generation):
         records.append(record)
         whole = end
-    return Replay(generation, records, whole)
+    return LogContent(generation, records, whole)
 
 
 def _frames(raw: bytes, generation: int) -> Iterator[tuple[Record, int]]:
@@ -98,13 +97,13 @@ def _frames(raw: bytes, generation: int) -> Iterator[tuple[Record, int]]:
         at += _HEAD.size + length
         if len(body) != length or xxhash.xxh3_64_intdigest(body, generation) != check:
             return
-        record = _decode(body)
+        record = _decode_body(body)
         if record is None:
             return
         yield record, at
 
 
-def _decode(body: bytes) -> Record | None:
+def _decode_body(body: bytes) -> Record | None:
     if len(body) == _DEL.size and body[0] == _DEL_TYPE:
         return Delete(_DEL.unpack(body)[1])
     if len(body) < _PUT.size or body[0] != _PUT_TYPE:
@@ -123,24 +122,20 @@ def _header_check(generation: int) -> int:
 
 
 class Log:
-    """An open log file. One thread at a time; raises OSError."""
+    """An open log file. Not thread-safe; methods raise OSError."""
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, folder: DiskFolder) -> None:
         self._files = folder.files
         self._fd = folder.open_file(LOG_NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        self.size_bytes = self._files.size(self._fd)
+        self.size_bytes = self._files.stat_open(self._fd).st_size
         self._torn = False
 
     def read(self) -> bytes:
-        """The whole file; call it once, before the first append."""
-        parts = []
-        while part := self._files.read(self._fd, 1 << 22):
-            parts.append(part)
-        return b"".join(parts)
+        """Read the whole file. Call it once, before the first append."""
+        return read_to_end(self._files, self._fd)
 
     def cut(self, size_bytes: int) -> None:
-        """Drop everything behind `size_bytes`."""
+        """Discard everything after the first `size_bytes`."""
         self.size_bytes = size_bytes
         self._torn = True
         self._restore()
@@ -151,7 +146,7 @@ class Log:
         self.append(_HEADER.pack(_MAGIC, generation, _header_check(generation)))
 
     def append(self, data: bytes) -> None:
-        """Add whole frames in one write. Raises OSError and leaves no torn frame behind."""
+        """Append whole frames in one write. Raises OSError and leaves no torn frame behind."""
         if self._torn:
             self._restore()
         try:
@@ -163,7 +158,7 @@ class Log:
             try:
                 self._restore()
             except OSError:
-                pass  # the next append restores first, or refuses
+                pass  # The next append restores the length first, or fails.
             raise
         self.size_bytes += written
 
@@ -173,10 +168,10 @@ class Log:
 
     def sync(self) -> None:
         """Make the log durable."""
-        self._files.sync(self._fd)
+        self._files.sync_data(self._fd)
 
     def close(self) -> None:
-        """Give the descriptor back. Idempotent."""
+        """Close the descriptor. Idempotent."""
         if self._fd >= 0:
             self._files.close(self._fd)
             self._fd = -1

@@ -1,53 +1,51 @@
-"""Segment files with aligned slots: where the bytes of the blocks are.
+"""The slab: segment files with aligned slots, which hold the bytes of the blocks.
 
-Segments are allocated whole before their first slot is written, so a write into an allocated
-segment cannot run out of space. A run of neighbouring slots is one preadv or pwritev from or
-into the caller's buffers. With O_DIRECT a buffer the device cannot reach (EINVAL) goes through
-the page cache instead; the kernel keeps the two views of a file in step.
+A segment is allocated whole before its first slot is written, so a write into an allocated
+segment cannot run out of space. A run of neighboring slots is one preadv or pwritev from or into
+the caller's buffers. With O_DIRECT, a buffer that the device cannot reach (EINVAL) goes through
+the page cache instead; the kernel keeps the two views of a file consistent.
 """
 
 import errno
-import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
+from kvtier.blocks.checksum import Xxh3
+from kvtier.blocks.key import BlockKey
+from kvtier.blocks.layout import BlockLayout
+from kvtier.tiers.base import BlockMove, Buffer, Outcome
+from kvtier.tiers.disk.folder import SEGMENT_PREFIX, DiskFolder
+from kvtier.tiers.disk.log import Put
+from kvtier.tiers.disk.slots import SlotMap
+from kvtier.tiers.faults import FaultLog
+from kvtier.tiers.files import supports_direct_io
 
-from kvtier.blocks.layout import ALIGNMENT
-from kvtier.tiers.base import Buffer
-from kvtier.tiers.disk.folder import Folder
-from kvtier.tiers.disk.manifest import SEGMENT_PREFIX
+Place = tuple[int, int]
+"""A slot, and the position in the batch of the block that is read from it or written to it."""
 
-_Transfer = Callable[[int, Sequence[Buffer], int], int]
+RUN_BLOCKS_MAX = 1024
+"""Buffers that one preadv or pwritev takes at most (IOV_MAX)."""
+_RUN_BYTES = 2 << 20
+"""One system call moves about this much: enough to keep the disk busy, and little enough to
+still be in the processor's cache when it is verified."""
+
+_Call = Callable[[int, Sequence[Buffer], int], int]
 
 
-def has_direct(folder: Folder) -> bool:
-    """Whether O_DIRECT works in the folder: a page is written and read back."""
-    name = folder.temporary_name()
-    page = mmap.mmap(-1, 2 * ALIGNMENT)
-    both = np.frombuffer(page, dtype=np.uint8)
-    written, read = both[:ALIGNMENT], both[ALIGNMENT:]
-    written[:] = np.arange(ALIGNMENT, dtype=np.uint32).astype(np.uint8)
+def folder_supports_direct_io(folder: DiskFolder) -> bool:
+    """Return True if O_DIRECT works in the folder. Writes a page and reads it back."""
     try:
-        fd = folder.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
-        try:
-            folder.files.pwritev(fd, [written], 0)
-            folder.files.preadv(fd, [read], 0)
-        finally:
-            folder.files.close(fd)
+        return supports_direct_io(folder.files, folder.fd, folder.temporary_name())
     except OSError:
         return False
-    finally:
-        folder.remove(name)
-    return bool(np.array_equal(written, read))
 
 
 class Slab:
-    """`slots` slots of `slot_bytes`. Safe from any thread; raises OSError."""
+    """`slots` slots of `slot_bytes` in segment files. Thread-safe; methods raise OSError."""
 
     def __init__(
-        self, folder: Folder, slot_bytes: int, slots: int, segment_slots: int, open_flags: int
+        self, folder: DiskFolder, slot_bytes: int, slots: int, segment_slots: int, open_flags: int
     ) -> None:
         self.segment_slots = segment_slots
         self._folder = folder
@@ -59,15 +57,16 @@ class Slab:
         self._fds = [-1] * count
         self._allocated = [False] * count
         self._buffered: dict[int, int] = {}
+        """Segment number to a second descriptor that uses the page cache."""
         self._lock = threading.Lock()
 
     @property
     def direct(self) -> bool:
-        """Whether the page cache is bypassed."""
+        """True if the page cache is bypassed."""
         return bool(self._flags & os.O_DIRECT)
 
     def stored_slots(self) -> Callable[[int], bool]:
-        """A test whether a slot is wholly inside the bound and inside the files there are."""
+        """Return a predicate: does the slot lie within the capacity and the existing files?"""
         ends = [
             segment * self.segment_slots + self._length(segment) // self._slot_bytes
             for segment in range(len(self._fds))
@@ -78,7 +77,7 @@ class Slab:
         return min(self._folder.file_bytes(_name(segment)), self._segment_bytes(segment))
 
     def trim(self) -> None:
-        """Give back what earlier, larger bounds had allocated."""
+        """Remove or cut segments that an earlier, larger capacity allocated."""
         for name in self._folder.names():
             number = name.removeprefix(SEGMENT_PREFIX)
             if number == name or not number.isdecimal():
@@ -89,9 +88,9 @@ class Slab:
                 self._files.truncate(self._open(int(number)), self._segment_bytes(int(number)))
 
     def read(self, slot: int, buffers: Sequence[Buffer]) -> int:
-        """Fill buffers from neighbouring slots of one segment.
+        """Fill buffers from neighboring slots of one segment.
 
-        Returns how many, from the first on, were filled; fewer than asked: the file ends there.
+        Returns how many, from the first on, were filled: fewer than asked if the file ends there.
         """
         segment, index = divmod(slot, self.segment_slots)
         if self._fds[segment] < 0:
@@ -99,13 +98,13 @@ class Slab:
         return self._move(self._files.preadv, segment, index * self._slot_bytes, buffers)
 
     def write(self, slot: int, buffers: Sequence[Buffer]) -> int:
-        """Write buffers to neighbouring slots of one segment; returns how many are whole."""
+        """Write buffers to neighboring slots of one segment; return how many are whole."""
         segment, index = divmod(slot, self.segment_slots)
         if not self._allocated[segment]:
             self._allocate(segment)
         return self._move(self._files.pwritev, segment, index * self._slot_bytes, buffers)
 
-    def _move(self, call: _Transfer, segment: int, offset: int, buffers: Sequence[Buffer]) -> int:
+    def _move(self, call: _Call, segment: int, offset: int, buffers: Sequence[Buffer]) -> int:
         wanted = len(buffers) * self._slot_bytes
         moved = self._call(call, segment, buffers, offset)
         while moved < wanted:
@@ -117,7 +116,7 @@ class Slab:
             moved += step
         return moved // self._slot_bytes
 
-    def _call(self, call: _Transfer, segment: int, buffers: Sequence[Buffer], offset: int) -> int:
+    def _call(self, call: _Call, segment: int, buffers: Sequence[Buffer], offset: int) -> int:
         try:
             return call(self._fds[segment], buffers, offset)
         except OSError as error:
@@ -145,11 +144,11 @@ class Slab:
                 flags = self._flags | os.O_CREAT
                 self._fds[segment] = self._folder.open_file(_name(segment), flags)
             fd = self._fds[segment]
-            length = self._files.size(fd)
+            length = self._files.stat_open(fd).st_size
             try:
                 self._files.allocate(fd, self._segment_bytes(segment))
             except OSError:
-                # Half an allocation is of no use to us and may be what others wait for.
+                # Half an allocation is useless here, and others may need the space.
                 self._files.truncate(fd, length)
                 raise
             self._allocated[segment] = True
@@ -159,7 +158,7 @@ class Slab:
         return slots * self._slot_bytes
 
     def close(self) -> None:
-        """Give the descriptors back. No call may be in flight. Idempotent."""
+        """Close the descriptors. No call may be in flight. Idempotent."""
         with self._lock:
             for fd in (*self._fds, *self._buffered.values()):
                 if fd >= 0:
@@ -170,3 +169,103 @@ class Slab:
 
 def _name(segment: int) -> str:
     return f"{SEGMENT_PREFIX}{segment:05d}"
+
+
+def split_runs(
+    places: Sequence[Place], segment_slots: int, run_blocks: int
+) -> Iterator[Sequence[Place]]:
+    """Split `places`, ascending by slot, into runs of neighboring slots of one segment.
+
+    A run has at most `run_blocks` slots, so that one system call moves it.
+    """
+    limit = min(run_blocks, RUN_BLOCKS_MAX)
+    start = 0
+    for end in range(1, len(places) + 1):
+        if (
+            end == len(places)
+            or end - start == limit
+            or places[end][0] != places[end - 1][0] + 1
+            or places[end][0] % segment_slots == 0
+        ):
+            yield places[start:end]
+            start = end
+
+
+class BlockIO:
+    """Reads and writes batches of blocks, and takes and verifies their checksums.
+
+    Thread-safe; raises nothing for a fault. Invariant: an outcome is DONE only if the bytes in
+    the caller's buffer have the checksum that was recorded for this key. A run is verified right
+    after its system call, in the same thread, while other threads use the disk.
+    """
+
+    def __init__(self, slab: Slab, slots: SlotMap, layout: BlockLayout, faults: FaultLog) -> None:
+        self._slab = slab
+        self._slots = slots
+        self._checksum = Xxh3()
+        self._block_bytes = layout.block_bytes
+        self._run_blocks = max(1, _RUN_BYTES // layout.slot_bytes)
+        self._faults = faults
+
+    def read(
+        self, places: Sequence[Place], moves: Sequence[BlockMove], outcomes: list[Outcome]
+    ) -> None:
+        """Fill the buffers from the slots (ascending) and set the outcome of each block."""
+        for run in split_runs(places, self._slab.segment_slots, self._run_blocks):
+            self._read_run(run, moves, outcomes)
+
+    def write(
+        self,
+        places: Sequence[Place],
+        moves: Sequence[BlockMove],
+        parents: Sequence[BlockKey | None],
+    ) -> list[Put]:
+        """Write the buffers to the slots (ascending); return the records of those written."""
+        puts: list[Put] = []
+        for run in split_runs(places, self._slab.segment_slots, self._run_blocks):
+            puts += self._write_run(run, moves, parents)
+        return puts
+
+    def _read_run(
+        self, run: Sequence[Place], moves: Sequence[BlockMove], outcomes: list[Outcome]
+    ) -> None:
+        try:
+            whole = self._slab.read(run[0][0], [moves[i].buffer for _, i in run])
+        except OSError as error:
+            if len(run) > 1:  # Read the blocks one by one to find those that fail.
+                for place in run:
+                    self._read_run([place], moves, outcomes)
+                return
+            self._faults.report("read", error)
+            outcomes[run[0][1]] = Outcome.FAILED
+            return
+        self._faults.works("read")
+        block_bytes = self._block_bytes
+        for slot, i in run[:whole]:
+            key, buffer = moves[i]
+            good = self._slots.checksum(slot) == self._checksum.block(key, buffer[:block_bytes])
+            outcomes[i] = Outcome.DONE if good else Outcome.CORRUPT
+        # The file ends before the remaining blocks: their bytes are lost.
+        for _, i in run[whole:]:
+            outcomes[i] = Outcome.CORRUPT
+
+    def _write_run(
+        self, run: Sequence[Place], moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
+    ) -> list[Put]:
+        """Write one run; return the records of the blocks whose bytes are now in their slots."""
+        block_bytes = self._block_bytes
+        puts: list[Put] = []
+        buffers: list[Buffer] = []
+        for slot, i in run:
+            key, buffer = moves[i]
+            buffers.append(buffer)
+            checksum = self._checksum.block(key, buffer[:block_bytes])
+            puts.append(Put(slot, key, parents[i], checksum))
+        try:
+            whole = self._slab.write(run[0][0], buffers)
+        except OSError as error:
+            self._faults.report("write", error)
+            return []
+        if whole == len(run):
+            self._faults.works("write")
+        return puts[:whole]

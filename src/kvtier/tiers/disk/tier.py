@@ -1,12 +1,17 @@
 """The local-disk tier: the contract of `tiers/base.py` on a slab with a log.
 
-Order of events, which every guarantee rests on. Write: bytes into a free slot, then the
-record, then the index. Delete: out of the index, then the record, then, when no read is in
-flight, the slot is free. Read: bytes, then their checksum, then DONE.
+Every guarantee rests on the order of steps:
+* write: the bytes go into a free slot, then the record into the log, then the block into the
+  index;
+* delete: the block leaves the index, then its deletion is recorded, then the slot becomes free
+  once no read of it is in flight;
+* read: the bytes are read, then verified, and only then the outcome is DONE.
 
-Invariants: no bytes are DONE that do not match the checksum taken when they were offered; two
-locks, `_commit` (who changes index and log, held over log writes) before `_lock` (the index,
-never held over I/O); reads of healthy blocks take `_lock` only, twice a batch.
+Invariants:
+* bytes whose checksum differs from the one taken when they were offered are never DONE;
+* `_commit` serializes changes of index and log and is held during log writes; `_lock` guards the
+  index and is never held during I/O; `_commit` is taken before `_lock`;
+* reads of healthy blocks take only `_lock`, twice per batch.
 """
 
 import threading
@@ -20,30 +25,30 @@ from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.tiers.base import BlockMove, Capabilities, Outcome, ScanPage
-from kvtier.tiers.disk.files import FileIO, OsFiles
+from kvtier.tiers.disk.folder import OnMismatch
 from kvtier.tiers.disk.journal import CHUNK_FRAMES
 from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
-from kvtier.tiers.disk.opening import Direct, OnMismatch, Wanted, open_slab
-from kvtier.tiers.disk.payload import Payload
-from kvtier.tiers.disk.runs import Place
+from kvtier.tiers.disk.opening import SlabRequest, open_slab
+from kvtier.tiers.disk.slab import BlockIO, Place
 from kvtier.tiers.faults import FaultLog, TierIO
+from kvtier.tiers.files import DirectIO, FileSystem
 
 
 class _Batch(NamedTuple):
-    """Where a batch is written."""
+    """The slots that a batch is written to."""
 
     places: list[Place]
-    twins: list[tuple[int, int]]
-    """Position of a key that was offered before in the batch, and that earlier position."""
+    repeats: list[tuple[int, int]]
+    """For a key that occurs again in the batch: its position, and that of its first occurrence."""
 
 
 class DiskTier:
-    """Blocks in segment files of one folder. See `kvtier.tiers.base.Tier`.
+    """A tier that keeps its blocks in segment files in one folder.
 
     `capacity_bytes` bounds everything in the folder. `io_threads` only tells callers how many
-    threads pay. `files` is the operating system and `clock`
-    the time between a fault and its all-clear; tests own both. Raises
-    InvalidSettings, naming the setting, where the folder cannot be used as asked.
+    threads are useful. Tests replace `files`, which makes the system calls, and `clock`, which
+    measures how long a fault has not recurred. Raises InvalidSettings naming the setting if the
+    folder cannot be used as asked.
     """
 
     def __init__(
@@ -54,18 +59,18 @@ class DiskTier:
         space: KeySpace,
         *,
         io_threads: int = 4,
-        direct: Direct = "auto",
+        direct: DirectIO = "auto",
         on_mismatch: OnMismatch = "refuse",
-        files: FileIO | None = None,
+        files: FileSystem | None = None,
         clock: Clock | None = None,
     ) -> None:
-        wanted = Wanted(folder, capacity_bytes, layout, space, direct, on_mismatch)
-        opened = open_slab(wanted, files or OsFiles())
+        request = SlabRequest(folder, capacity_bytes, layout, space, direct, on_mismatch)
+        opened = open_slab(request, files or FileSystem())
         self._folder, self._slab, self._slots, self._journal = opened
         self._block_bytes = layout.block_bytes
         self._slot_bytes = layout.slot_bytes
         self._faults = FaultLog(f"disk tier {folder}", clock or MonotonicClock())
-        self._payload = Payload(self._slab, self._slots, layout, self._faults)
+        self._blocks = BlockIO(self._slab, self._slots, layout, self._faults)
         self._counters = TierIO()
         self._commit = threading.Lock()
         self._lock = threading.Lock()
@@ -81,34 +86,34 @@ class DiskTier:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Tier."""
+        """What callers may rely on; fixed at construction."""
         return self._capabilities
 
     @property
     def counters(self) -> TierIO:
-        """A copy of what was counted since the tier was opened."""
+        """A copy of the counters since the tier was opened."""
         with self._lock:
             return msgspec.structs.replace(self._counters, faults=self._faults.count)
 
     def contains(self, keys: Sequence[BlockKey]) -> list[bool]:
-        """See Tier. One dictionary lookup a key, no lock, no I/O."""
+        """Return for each key whether the block is held. One dictionary lookup each, no I/O."""
         if self._closed:
             return [False] * len(keys)
         held = self._slots.slot_of
         return [key in held for key in keys]
 
     def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
-        """See Tier. Neighbouring slots are read in one call; each block is verified."""
+        """Fill each buffer and verify it. Neighboring slots are read in one system call."""
         outcomes = [Outcome.MISSING] * len(moves)
         places = self._begin_reads(moves, outcomes)
         if not places:
             return outcomes
         try:
             places.sort()
-            self._payload.read(places, moves, outcomes)
+            self._blocks.read(places, moves, outcomes)
             corrupt = [i for _, i in places if outcomes[i] is Outcome.CORRUPT]
             if corrupt:
-                self._drop(places, corrupt, moves)
+                self._remove_corrupt(places, corrupt, moves)
         finally:
             self._end_reads(places, outcomes)
         return outcomes
@@ -132,21 +137,21 @@ class DiskTier:
                 self._running += 1
         return places
 
-    def _drop(
+    def _remove_corrupt(
         self, places: Sequence[Place], corrupt: Sequence[int], moves: Sequence[BlockMove]
     ) -> None:
-        """Forget corrupt blocks; ours are still in flight, so no slot is free before we end."""
+        """Remove corrupt blocks. The caller's reads keep their slots from becoming free."""
         slot_at = {i: slot for slot, i in places}
         with self._commit:
             with self._lock:
-                gone = []
+                removed = []
                 for i in corrupt:
                     key = moves[i].key
                     if self._slots.slot_of.get(key) == slot_at[i]:
-                        self._slots.forget(key)
-                        gone.append(slot_at[i])
-                self._counters.corruptions += len(gone)
-            self._record_deletions(gone)
+                        self._slots.remove(key)
+                        removed.append(slot_at[i])
+                self._counters.corruptions += len(removed)
+            self._record_deletions(removed)
 
     def _end_reads(self, places: Sequence[Place], outcomes: Sequence[Outcome]) -> None:
         done = sum(outcomes[i] is Outcome.DONE for _, i in places)
@@ -158,19 +163,19 @@ class DiskTier:
     def write_from(
         self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
-        """See Tier. Neighbouring slots are written in one call; one log write a batch."""
+        """Keep each block. Neighboring slots are written in one call, a batch is logged in one."""
         outcomes = [Outcome.FAILED] * len(moves)
-        if self._journal.owed:
-            self._settle()
+        if self._journal.unrecorded:
+            self._record_pending_deletions()
         batch = self._begin_writes(moves, parents, outcomes)
         if batch is None:
             return outcomes
         published: set[int] = set()
         try:
-            published = self._publish(self._payload.write(batch.places, moves, parents))
+            published = self._publish(self._blocks.write(batch.places, moves, parents))
         finally:
             self._end_writes(batch.places, published, moves, outcomes)
-        for i, first in batch.twins:
+        for i, first in batch.repeats:
             outcomes[i] = outcomes[first]
         return outcomes
 
@@ -181,7 +186,7 @@ class DiskTier:
         outcomes: list[Outcome],
     ) -> _Batch | None:
         first_at: dict[BlockKey, int] = {}
-        twins: list[tuple[int, int]] = []
+        repeats: list[tuple[int, int]] = []
         with self._lock:
             if self._closed:
                 return None
@@ -190,7 +195,7 @@ class DiskTier:
                 if key in held:
                     outcomes[i] = Outcome.DONE
                 elif key in first_at:
-                    twins.append((i, first_at[key]))
+                    repeats.append((i, first_at[key]))
                 elif (
                     buffer.nbytes == self._slot_bytes
                     and len(key) <= KEY_BYTES_MAX
@@ -201,10 +206,13 @@ class DiskTier:
                 return None
             self._running += 1
             taken = self._slots.take(len(first_at))
-        return _Batch(list(zip(taken, first_at.values(), strict=False)), twins)
+        return _Batch(list(zip(taken, first_at.values(), strict=False)), repeats)
 
     def _publish(self, puts: Sequence[Put]) -> set[int]:
-        """Record, then show. Who comes first with a key keeps it. Returns the slots shown."""
+        """Record blocks, then enter them into the index; return their slots.
+
+        A block that another thread has entered meanwhile is left out.
+        """
         published: set[int] = set()
         held = self._slots.slot_of
         for start in range(0, len(puts), CHUNK_FRAMES):
@@ -239,62 +247,65 @@ class DiskTier:
                     outcomes[i] = Outcome.DONE
                     continue
                 unused.append(slot)
-                if moves[i].key in held:  # another thread wrote the same block meanwhile
+                if moves[i].key in held:  # Another thread wrote the same block meanwhile.
                     outcomes[i] = Outcome.DONE
             if unused:
-                self._slots.give_back(unused)
+                self._slots.release(unused)
             self._end_operation()
 
     def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
-        """See Tier. One log write a batch; DONE even where that must be repeated later."""
+        """Remove blocks with one log write per batch.
+
+        The outcome is DONE even if the log write failed and has to be repeated later.
+        """
         outcomes = [Outcome.MISSING] * len(keys)
-        gone: list[int] = []
+        removed: list[int] = []
         with self._commit:
             with self._lock:
                 if self._closed:
                     return outcomes
                 for i, key in enumerate(keys):
-                    slot = self._slots.forget(key)
+                    slot = self._slots.remove(key)
                     if slot is not None:
-                        gone.append(slot)
+                        removed.append(slot)
                         outcomes[i] = Outcome.DONE
-            self._record_deletions(gone)
+            self._record_deletions(removed)
         return outcomes
 
-    def _record_deletions(self, gone: Sequence[int]) -> None:
-        """Call with `_commit` held."""
-        if not gone and not self._journal.owed:
+    def _record_deletions(self, slots: Sequence[int]) -> None:
+        """Record deletions and free the slots. Call with `_commit` held."""
+        if not slots and not self._journal.unrecorded:
             return
         try:
-            settled = self._journal.delete(gone)
+            recorded = self._journal.delete(slots)
         except OSError as error:
             self._faults.report("record", error)
             return
         self._faults.works("record")
         with self._lock:
-            self._slots.retire(settled)
+            self._slots.retire(recorded)
 
-    def _settle(self) -> None:
-        """Record deletions that a fault had kept from the log: their slots are wanted."""
+    def _record_pending_deletions(self) -> None:
+        """Record deletions that a fault kept out of the log, because their slots are needed."""
         with self._commit:
             if not self._closed:
                 self._record_deletions([])
 
     def scan(self, cursor: int | None = None) -> ScanPage:
-        """See Tier. Costs a pass over the slots a page: about 1 ms a million."""
+        """Return a page of the blocks held. Each page visits all slots: about 1 ms per million."""
         with self._lock:
             if self._closed:
                 return ScanPage([], None)
             return self._slots.page(cursor or 0)
 
     def _end_operation(self) -> None:
-        """Call with `_lock` held."""
+        """Count a read or write as ended. Call with `_lock` held."""
         self._running -= 1
         if not self._running:
             self._idle.notify_all()
 
     def close(self) -> None:
-        """See Tier. Waits for calls in flight; writes a checkpoint where that is quick."""
+        """Wait for calls in flight, write a checkpoint if that is quick, release everything."""
         with self._lock:
             if self._closed:
                 return

@@ -6,36 +6,36 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.disk import space
+from kvtier.tiers.disk import opening
 from tests.tiers.disk.slabs import LAYOUT, SPACE, make
 
 
 @pytest.mark.parametrize("slots", [4, 5, 1000, 10**7])
 @pytest.mark.parametrize("slot_bytes", [4096, 65536, 1 << 22])
 def test_the_bound_of_slots_holds_exactly_these(slots: int, slot_bytes: int) -> None:
-    bound = space.capacity_for(slots, slot_bytes)
-    assert space.divide(bound, slot_bytes).slots == slots
-    assert space.divide(bound + slot_bytes, slot_bytes).slots == slots
-    if slots > space.SLOTS_MIN:
-        assert space.divide(bound - 1, slot_bytes).slots == slots - 1
+    bound = opening.capacity_for(slots, slot_bytes)
+    assert opening.divide(bound, slot_bytes).slots == slots
+    assert opening.divide(bound + slot_bytes, slot_bytes).slots == slots
+    if slots > opening.SLOTS_MIN:
+        assert opening.divide(bound - 1, slot_bytes).slots == slots - 1
 
 
 def test_almost_all_of_a_large_bound_is_for_blocks() -> None:
-    slots = space.divide(100 << 30, 65536).slots
+    slots = opening.divide(100 << 30, 65536).slots
     assert slots * 65536 > 0.99 * (100 << 30)
 
 
 def test_a_small_bound_says_what_is_needed() -> None:
     with pytest.raises(InvalidSettings, match=r"disk\.capacity: .* set at least (\d+)") as refused:
-        space.divide(1000, 4096)
+        opening.divide(1000, 4096)
     least = int(str(refused.value).rsplit(" ", 1)[1])
-    assert space.divide(least, 4096).slots == space.SLOTS_MIN
+    assert opening.divide(least, 4096).slots == opening.SLOTS_MIN
 
 
 def test_segments_stay_few() -> None:
-    assert space.segment_slots(10 << 30, 1 << 20) == 1024
-    assert space.segment_slots(10 << 40, 1 << 20) == 10 * 8192
-    assert space.segment_slots(1 << 30, 3 << 30) == 1
+    assert opening.segment_slots(10 << 30, 1 << 20) == 1024
+    assert opening.segment_slots(10 << 40, 1 << 20) == 10 * 8192
+    assert opening.segment_slots(1 << 30, 3 << 30) == 1
 
 
 def test_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_what_the_folder_occupies_counts_as_room(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     stat = os.fstatvfs(fd)
     free = stat.f_bavail * stat.f_frsize
-    space.require_room(fd, 1 << 40, free // 2 + (1 << 40))
+    opening.require_room(fd, 1 << 40, free // 2 + (1 << 40))
     with pytest.raises(InvalidSettings):
-        space.require_room(fd, 0, free // 2 + (1 << 40))
+        opening.require_room(fd, 0, free // 2 + (1 << 40))
     os.close(fd)

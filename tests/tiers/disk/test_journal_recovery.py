@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.tiers.base import Outcome
-from kvtier.tiers.disk.space import capacity_for
+from kvtier.tiers.disk.opening import capacity_for
 from tests.tiers.disk.slabs import SLOT_BYTES, BrokenFiles, held, key, make, occupied, read, write
 
 DONE = Outcome.DONE

@@ -8,16 +8,16 @@ import pytest
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.disk.folder import Folder
-from kvtier.tiers.disk.manifest import MANIFEST_NAME, Manifest, adopt
+from kvtier.tiers.disk.folder import DiskFolder, SlabManifest, adopt_manifest
+from kvtier.tiers.files import MANIFEST_NAME
 from tests.tiers.disk.slabs import LAYOUT, SPACE, other_space, plain_folder
 
 
 def ask(
-    folder: Folder, space: KeySpace = SPACE, layout: BlockLayout = LAYOUT, **options: str
-) -> Manifest:
+    folder: DiskFolder, space: KeySpace = SPACE, layout: BlockLayout = LAYOUT, **options: str
+) -> SlabManifest:
     mode = options.get("on_mismatch", "refuse")
-    return adopt(folder, layout, space, 7, mode)  # type: ignore[arg-type]
+    return adopt_manifest(folder, layout, space, 7, mode)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
     opened.close()
 
 
-def test_the_found_manifest_wins_where_it_fits(folder: Folder) -> None:
+def test_the_found_manifest_wins_where_it_fits(folder: DiskFolder) -> None:
     first = ask(folder)
-    assert adopt(folder, LAYOUT, SPACE, 99, "refuse") == first
+    assert adopt_manifest(folder, LAYOUT, SPACE, 99, "refuse") == first
     assert first.segment_slots == 7
 
 
-def test_what_differs_is_named(folder: Folder) -> None:
+def test_what_differs_is_named(folder: DiskFolder) -> None:
     ask(folder)
     with pytest.raises(InvalidSettings) as refused:
         ask(folder, other_space(model="big", dtype="float16"))
@@ -43,21 +43,21 @@ def test_what_differs_is_named(folder: Folder) -> None:
         ask(folder, layout=BlockLayout(block_bytes=9000, tokens_per_block=16))
 
 
-def test_another_format_is_named_even_if_all_else_changed(folder: Folder) -> None:
+def test_another_format_is_named_even_if_all_else_changed(folder: DiskFolder) -> None:
     (folder.path / MANIFEST_NAME).write_text('{"format": 2, "blocks": "elsewhere"}')
     with pytest.raises(InvalidSettings, match="format: 1 != 2"):
         ask(folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"format":1}'])
-def test_what_cannot_be_read_is_refused_or_replaced(folder: Folder, text: bytes) -> None:
+def test_what_cannot_be_read_is_refused_or_replaced(folder: DiskFolder, text: bytes) -> None:
     (folder.path / MANIFEST_NAME).write_bytes(text)
     with pytest.raises(InvalidSettings, match=r"manifest\.json cannot be read"):
         ask(folder)
     assert ask(folder, on_mismatch="replace").space == SPACE
 
 
-def test_replace_removes_the_slab_and_nothing_else(folder: Folder) -> None:
+def test_replace_removes_the_slab_and_nothing_else(folder: DiskFolder) -> None:
     ask(folder)
     for name in ("segment-00000", "log", "checkpoint", "notes.txt"):
         (folder.path / name).touch()
@@ -65,11 +65,11 @@ def test_replace_removes_the_slab_and_nothing_else(folder: Folder) -> None:
     assert new.space.model == "big"
     assert folder.names() == ["kvtier.lock", MANIFEST_NAME, "notes.txt"]
     stored = (folder.path / MANIFEST_NAME).read_bytes()
-    assert msgspec.json.decode(stored, type=Manifest) == new
+    assert msgspec.json.decode(stored, type=SlabManifest) == new
 
 
 @pytest.mark.parametrize("mode", ["refuse", "replace"])
-def test_files_of_somebody_else_are_left_alone(folder: Folder, mode: str) -> None:
+def test_files_of_somebody_else_are_left_alone(folder: DiskFolder, mode: str) -> None:
     (folder.path / "checkpoint").write_text("of a training run")
     with pytest.raises(InvalidSettings, match=r"has no manifest\.json but .*checkpoint"):
         ask(folder, on_mismatch=mode)

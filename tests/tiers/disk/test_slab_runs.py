@@ -3,12 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.tiers.disk.runs import RUN_BLOCKS_MAX, runs
+from kvtier.tiers.disk.slab import RUN_BLOCKS_MAX, split_runs
 
 
 def cut(slots: list[int], segment_slots: int = 1000, limit: int = 1000) -> list[list[int]]:
     places = [(slot, i) for i, slot in enumerate(slots)]
-    return [[slot for slot, _ in run] for run in runs(places, segment_slots, limit)]
+    return [[slot for slot, _ in run] for run in split_runs(places, segment_slots, limit)]
 
 
 def test_gaps_segments_and_limits_end_a_run() -> None:
