@@ -24,7 +24,9 @@ class FreeSlots:
 
     def take_all(self, count: int) -> list[int] | None:
         """Take exactly `count` free slots; return None, and take none, if there are fewer."""
-        return self.take(count) if count <= len(self._released) + self._count - self._fresh else None
+        return (
+            self.take(count) if count <= len(self._released) + self._count - self._fresh else None
+        )
 
     def take(self, count: int) -> list[int]:
         """Take up to `count` free slots: fewer if there are not that many."""
