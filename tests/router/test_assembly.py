@@ -85,11 +85,11 @@ def test_a_tokenizer_that_is_given_is_asked_before_any_engine(tmp_path: Path, na
             ) as assembled,
         ):
             for listener in assembled.listeners:
-                fleet.listen(listener)
+                fleet.add_listener(listener)
             labels = {"kv-events": "tcp://127.0.0.1:1"}
             fleet.update([Replica(name="a", url=a.url, models=frozenset("m"), labels=labels)])
             (member,) = fleet.members
-            fleet.healthy(member, (), 0.0)
+            fleet.mark_healthy(member, (), 0.0)
             prompt = await assembled.prompts.of({"prompt": "The quick brown fox"}, "m")
             assert prompt.unit is Unit.TOKEN
             assert not a.requests
@@ -127,7 +127,7 @@ def test_gauges_are_read_by_the_names_of_the_configuration_or_others(
         ):
             a.metrics = "ours 3\ntheirs 4\nvllm:num_requests_waiting 5\n"
             for listener in assembled.listeners:
-                fleet.listen(listener)
+                fleet.add_listener(listener)
             fleet.update([Replica(name="a", url=a.url)])
             endpoint = fleet.members[0].endpoint
             await until(lambda: endpoint.load.waiting != 0, "the first scrape")

@@ -85,8 +85,8 @@ def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read() -> No
             with pytest.raises(Refusal) as caught:
                 await known.of({}, model)
             assert caught.value.status == status
-        fleet.healthy(fleet.members[0], (), 0.0)
-        fleet.arrive(fleet.members[0].endpoint, 0, 0)
+        fleet.mark_healthy(fleet.members[0], (), 0.0)
+        fleet.add_load(fleet.members[0].endpoint, 0, 0)
         await known.of({}, "m")
         assert prompts.models == ["m"], "a busy replica may be waited for"
         assert known.unread({}).tokens == 7

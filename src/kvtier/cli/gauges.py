@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.learn.gauges import GaugeNames, before
+from kvtier.router.learn.gauges import GaugeNames, prepend
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ def gauges(flags: Mapping[str, Any], usual: GaugeNames) -> GaugeNames:
 
 def _named(flags: Mapping[str, Any], flag: str, usual: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        return before(flags[_parameter(flag)], usual)
+        return prepend(flags[_parameter(flag)], usual)
     except ValueError as error:
         raise InvalidSettings(f"{flag}: {error}") from error
 

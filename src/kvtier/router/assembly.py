@@ -183,7 +183,7 @@ class Assembly:
         if EVERY_MODEL not in self._local:
             # Else they would come before the tokenizer that somebody gave for all models.
             sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
-        self.prompts: PromptReader = PromptBuilder(sources, called=self._learner.served.of)
+        self.prompts: PromptReader = PromptBuilder(sources, called=self._learner.aliases.canonical)
         self.saturation: Callable[[Sequence[Endpoint], float], float] | None = None
 
     async def __aenter__(self) -> "Assembly":

@@ -18,7 +18,7 @@ def fleet_of(addresses: Sequence[str] = ADDRESSES, model: str = "m") -> Fleet:
     fleet = Fleet()
     fleet.update([Replica(name=address, url=f"http://{address}") for address in addresses])
     for number, member in enumerate(fleet.members):
-        fleet.healthy(member, [ModelCard(id=model, text=b"{}")], 0.0)
+        fleet.mark_healthy(member, [ModelCard(id=model, text=b"{}")], 0.0)
         member.endpoint.load = ReplicaLoad(waiting=number)
     return fleet
 

@@ -86,7 +86,7 @@ async def served(
     picking = picking or FleetPicking(fleet, First(), Characters(), PickingOptions())
 
     def arrive(choice: Choice) -> Any:
-        return fleet.arrive(choice.endpoint, choice.tokens, choice.missing_tokens)
+        return fleet.add_load(choice.endpoint, choice.tokens, choice.missing_tokens)
 
     options = options or Options()
     picker = Picker(picking, meter, options, observer=arrive)

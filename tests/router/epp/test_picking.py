@@ -111,7 +111,7 @@ def test_a_fleet_without_endpoints_is_503() -> None:
     fleet = fleet_of()
     for member in fleet.members:
         for _ in range(3):
-            fleet.unhealthy(member, "gone")
+            fleet.mark_unhealthy(member, "gone")
     assert dropped(picking(fleet), asked()) == (503, Reason.NO_ENDPOINTS)
 
 

@@ -25,7 +25,7 @@ def fleet_of(*replicas: Replica) -> Fleet:
     fleet = Fleet()
     fleet.update(replicas)
     for member in fleet.members:
-        fleet.healthy(member, CARDS, 0.0)
+        fleet.mark_healthy(member, CARDS, 0.0)
     return fleet
 
 
@@ -37,13 +37,13 @@ class Heard(FleetListener):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def joined(self, member: Member) -> None:
+    def added(self, member: Member) -> None:
         self.said.append(f"+{member.replica.name}")
 
-    def amended(self, member: Member) -> None:
+    def updated(self, member: Member) -> None:
         self.said.append(f"{member.replica.name} {dict(member.endpoint.labels)}")
 
-    def left(self, member: Member) -> None:
+    def removed(self, member: Member) -> None:
         self.said.append(f"-{member.replica.name}")
 
 
@@ -52,26 +52,26 @@ def test_a_member_is_offered_once_a_health_check_was_answered() -> None:
     fleet.update([replica("a"), replica("b")])
     a, _ = fleet.members
     assert (names(fleet), a.health) == ([], ReplicaHealth.UNKNOWN)
-    fleet.healthy(a, CARDS, 0.0)
+    fleet.mark_healthy(a, CARDS, 0.0)
     assert (names(fleet), a.reason) == (["a"], "")
     assert fleet.models() == {"m"}
     assert [endpoint.name for endpoint in fleet.available()] == ["a"]
-    assert fleet.offers(a.endpoint)
+    assert fleet.is_available(a.endpoint)
 
 
 def test_one_failed_check_is_forgiven_to_who_was_healthy_and_to_nobody_else() -> None:
     fleet = fleet_of(replica("a"))
     (a,) = fleet.members
     for _ in range(UNHEALTHY_AFTER - 1):
-        fleet.unhealthy(a, "no answer")
+        fleet.mark_unhealthy(a, "no answer")
     assert names(fleet) == ["a"]
-    fleet.unhealthy(a, "no answer")
+    fleet.mark_unhealthy(a, "no answer")
     assert (names(fleet), a.reason) == ([], "no answer")
     assert fleet.models() == {"m"}, "it is still known what it served"
-    fleet.healthy(a, CARDS, 0.0)
+    fleet.mark_healthy(a, CARDS, 0.0)
     assert names(fleet) == ["a"]
     fleet.update([replica("a"), replica("b")])
-    fleet.unhealthy(fleet.members[1], "refused")
+    fleet.mark_unhealthy(fleet.members[1], "refused")
     assert fleet.members[1].health is ReplicaHealth.UNHEALTHY
 
 
@@ -79,9 +79,9 @@ def test_models_are_those_it_lists_or_those_that_were_declared() -> None:
     fleet = fleet_of(replica("a"), replica("b", models=frozenset(("n",))))
     assert (names(fleet), names(fleet, "n")) == (["a"], ["b"])
     a, _ = fleet.members
-    fleet.healthy(a, (*CARDS, ModelCard("lora", b"{}")), 1.0)
+    fleet.mark_healthy(a, (*CARDS, ModelCard("lora", b"{}")), 1.0)
     assert names(fleet, "lora") == ["a"]
-    fleet.healthy(a, CARDS, 2.0)
+    fleet.mark_healthy(a, CARDS, 2.0)
     assert names(fleet, "lora") == []
 
 
@@ -89,32 +89,32 @@ def test_what_cannot_be_delivered_opens_the_breaker_until_a_check_after_its_paus
     fleet = fleet_of(replica("a"))
     (a,) = fleet.members
     for _ in range(FAILURES - 1):
-        fleet.undelivered(a, 10.0)
-    fleet.delivered(a)
+        fleet.mark_undelivered(a, 10.0)
+    fleet.mark_delivered(a)
     for _ in range(FAILURES - 1):
-        fleet.undelivered(a, 10.0)
+        fleet.mark_undelivered(a, 10.0)
     assert names(fleet) == ["a"]
-    fleet.undelivered(a, 10.0)
+    fleet.mark_undelivered(a, 10.0)
     assert (names(fleet), a.reason) == ([], "requests could not be delivered to it")
-    fleet.healthy(a, CARDS, 10.0 + PAUSE_S / 2)
+    fleet.mark_healthy(a, CARDS, 10.0 + PAUSE_S / 2)
     assert names(fleet) == []
-    fleet.healthy(a, CARDS, 10.0 + PAUSE_S)
+    fleet.mark_healthy(a, CARDS, 10.0 + PAUSE_S)
     assert names(fleet) == ["a"]
 
 
 def test_who_is_taken_off_gets_nothing_new_and_stays_until_its_last_request_has_ended() -> None:
     fleet = fleet_of(replica("a"), replica("b"))
     heard = Heard()
-    fleet.listen(heard)
+    fleet.add_listener(heard)
     a, _ = fleet.members
-    stay = fleet.arrive(a.endpoint, 100, 40)
+    stay = fleet.add_load(a.endpoint, 100, 40)
     fleet.update([replica("b")])
-    assert (names(fleet), list(fleet.leaving), heard.said) == (["b"], [a], [])
+    assert (names(fleet), list(fleet.draining), heard.said) == (["b"], [a], [])
     assert fleet.member(a.endpoint) is a
-    assert not fleet.offers(a.endpoint)
+    assert not fleet.is_available(a.endpoint)
     stay.end()
-    assert not fleet.offers(a.endpoint)
-    assert (list(fleet.leaving), heard.said) == ([], ["-a"])
+    assert not fleet.is_available(a.endpoint)
+    assert (list(fleet.draining), heard.said) == ([], ["-a"])
     with pytest.raises(KeyError):
         fleet.member(a.endpoint)
 
@@ -122,7 +122,7 @@ def test_who_is_taken_off_gets_nothing_new_and_stays_until_its_last_request_has_
 def test_a_new_address_is_a_new_member_and_new_labels_are_not() -> None:
     fleet = fleet_of(replica("a"), replica("b"))
     heard = Heard()
-    fleet.listen(heard)
+    fleet.add_listener(heard)
     a, b = fleet.members
     fleet.update([replica("b", labels={"zone": "eu"}, models=frozenset(("n",))), replica("a", 2)])
     assert heard.said == ["-a", "b {'zone': 'eu'}", "+a"]
@@ -139,7 +139,7 @@ def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptur
     caplog.set_level("INFO")
     fleet = fleet_of(replica("a"), replica("b"))
     a, _ = fleet.members
-    stays = [fleet.arrive(a.endpoint, 1, 1) for _ in range(2)]
+    stays = [fleet.add_load(a.endpoint, 1, 1) for _ in range(2)]
     fleet.update([])
     for stay in stays:
         stay.end()
@@ -152,7 +152,7 @@ def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptur
 def test_load_is_counted_while_a_request_stays() -> None:
     fleet = fleet_of(replica("a"))
     endpoint = fleet.members[0].endpoint
-    first, second = fleet.arrive(endpoint, 100, 40), fleet.arrive(endpoint, 10, 10)
+    first, second = fleet.add_load(endpoint, 100, 40), fleet.add_load(endpoint, 10, 10)
     load = (endpoint.in_flight, endpoint.in_flight_tokens, endpoint.pending_tokens)
     assert load == (2, 110, 50)
     first.answered()
@@ -169,11 +169,11 @@ def test_whoever_waits_is_woken_by_a_change() -> None:
     woken: list[int] = []
     fleet.on_change(lambda: woken.append(1))
     (a,) = fleet.members
-    fleet.healthy(a, CARDS, 1.0)
+    fleet.mark_healthy(a, CARDS, 1.0)
     assert not woken, "nothing has changed"
     for _ in range(UNHEALTHY_AFTER):
-        fleet.unhealthy(a, "gone")
-    fleet.healthy(a, CARDS, 1.0)
+        fleet.mark_unhealthy(a, "gone")
+    fleet.mark_healthy(a, CARDS, 1.0)
     assert len(woken) == 2
 
 

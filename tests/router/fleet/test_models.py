@@ -29,10 +29,10 @@ def test_the_list_is_that_of_all_who_are_healthy() -> None:
         ]
     )
     a, b, c, d = fleet.members
-    fleet.healthy(a, read_cards(b'{"data":[{"id":"m","of":"a"},{"id":"x"}]}'), 0.0)
-    fleet.healthy(b, read_cards(b'{"data":[{"id":"m","of":"b"},{"id":"lora"}]}'), 0.0)
-    fleet.healthy(c, (), 0.0)
-    fleet.unhealthy(d, "gone")
+    fleet.mark_healthy(a, read_cards(b'{"data":[{"id":"m","of":"a"},{"id":"x"}]}'), 0.0)
+    fleet.mark_healthy(b, read_cards(b'{"data":[{"id":"m","of":"b"},{"id":"lora"}]}'), 0.0)
+    fleet.mark_healthy(c, (), 0.0)
+    fleet.mark_unhealthy(d, "gone")
     listed = json.loads(render(merged(fleet)))
     assert listed["object"] == "list"
     assert [card["id"] for card in listed["data"]] == ["m", "x", "lora", "declared"]

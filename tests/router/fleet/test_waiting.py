@@ -15,7 +15,7 @@ def fleet_of(**models: str) -> Fleet:
     fleet.update([Replica(name=name, url=f"http://{name}:1") for name in models])
     for member in fleet.members:
         cards = [ModelCard(model, b"{}") for model in models[member.replica.name]]
-        fleet.healthy(member, cards, 0.0)
+        fleet.mark_healthy(member, cards, 0.0)
     return fleet
 
 
@@ -33,7 +33,7 @@ class Line:
         spared = [one.endpoint for one in self.fleet.members if one.endpoint.name in without]
         endpoint = (await self.waiting.candidates(model, frozenset(spared)))[0]
         self.served.append((who, endpoint.name))
-        self.stays[who] = (endpoint, self.fleet.arrive(endpoint, 1, 1))
+        self.stays[who] = (endpoint, self.fleet.add_load(endpoint, 1, 1))
 
     def end(self, who: str) -> None:
         endpoint, stay = self.stays.pop(who)
@@ -201,7 +201,7 @@ def test_over_the_limit_the_end_of_one_is_no_room_yet() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
         endpoint = line.fleet.members[0].endpoint
-        lookup = line.fleet.arrive(endpoint, 0, 0)
+        lookup = line.fleet.add_load(endpoint, 0, 0)
         (waits,) = await line.queue("2")
         line.end("1")
         await settle()
@@ -222,7 +222,7 @@ def test_a_new_replica_is_room_for_those_who_wait() -> None:
             [member.replica for member in line.fleet.members]
             + [Replica(name="b", url="http://b:1", models=frozenset("m"))]
         )
-        line.fleet.healthy(line.fleet.members[1], (), 0.0)
+        line.fleet.mark_healthy(line.fleet.members[1], (), 0.0)
         await settle()
         assert line.served[-1] == ("2", "b")
         assert len(line.served) == 2, "room for one"
@@ -255,7 +255,7 @@ def test_a_wait_without_hope_ends() -> None:
         await line.ask("1")
         (waits,) = await line.queue("2")
         for _ in range(3):
-            line.fleet.unhealthy(line.fleet.members[0], "it burns")
+            line.fleet.mark_unhealthy(line.fleet.members[0], "it burns")
         with pytest.raises(Refusal, match="a: it burns") as caught:
             await waits
         assert caught.value.status == 503
@@ -277,7 +277,7 @@ def test_nobody_and_nothing_are_told_apart() -> None:
         fleet.update([Replica(name="a", url="http://a:1")])
         unknown = await refused("m")
         assert (unknown.status, "no health check" in str(unknown)) == (503, True)
-        fleet.healthy(fleet.members[0], [ModelCard("m", b"{}")], 0.0)
+        fleet.mark_healthy(fleet.members[0], [ModelCard("m", b"{}")], 0.0)
         assert (await refused("n")).status == 404
 
     run(test())

@@ -5,7 +5,7 @@ import aiohttp
 import pytest
 
 from kvtier.router.fleet.members import ModelCard
-from kvtier.router.learn.aliases import ModelAliases, ask
+from kvtier.router.learn.aliases import ModelAliases, fetch_models
 from tests.router.replicas import replicas
 from tests.router.route.routers import run
 
@@ -29,49 +29,53 @@ def adapter(name: str, parent: str) -> dict[str, Any]:
 
 def test_all_names_of_a_model_are_one_and_an_adapter_stays_itself() -> None:
     served = ModelAliases()
-    served.tell("r", cards(base("b"), base("a"), adapter("sql", "b")))
-    assert [served.of(name) for name in ("a", "b", "sql", "unknown")] == [
+    served.update("r", cards(base("b"), base("a"), adapter("sql", "b")))
+    assert [served.canonical(name) for name in ("a", "b", "sql", "unknown")] == [
         "a",
         "a",
         "sql",
         "unknown",
     ]
-    assert served.base("r") == "a"
-    assert served.base("stranger") is None
+    assert served.base_model("r") == "a"
+    assert served.base_model("stranger") is None
 
 
 def test_two_names_of_one_adapter_are_two_as_in_the_engines_hashes() -> None:
     served = ModelAliases()
     twins = [{**adapter(name, "m"), "root": "/adapters/twin"} for name in ("one", "two")]
-    served.tell("r", cards(base("m"), *twins))
-    assert (served.of("one"), served.of("two")) == ("one", "two")
+    served.update("r", cards(base("m"), *twins))
+    assert (served.canonical("one"), served.canonical("two")) == ("one", "two")
 
 
 def test_replicas_that_share_a_name_share_all_of_them() -> None:
     served = ModelAliases()
-    served.tell("r", cards(base("c"), base("b")))
-    served.tell("s", cards(base("z", "/other"), base("y", "/other")))
-    served.tell("t", cards(base("b", "/elsewhere"), base("a", "/elsewhere")))
-    assert {served.of(name) for name in "abc"} == {"a"}
-    assert (served.base("r"), served.base("s"), served.base("t")) == ("a", "y", "a")
-    served.forget("t")
-    served.forget("t")
-    assert (served.of("c"), served.of("a"), served.base("r")) == ("b", "a", "b")
+    served.update("r", cards(base("c"), base("b")))
+    served.update("s", cards(base("z", "/other"), base("y", "/other")))
+    served.update("t", cards(base("b", "/elsewhere"), base("a", "/elsewhere")))
+    assert {served.canonical(name) for name in "abc"} == {"a"}
+    assert (served.base_model("r"), served.base_model("s"), served.base_model("t")) == (
+        "a",
+        "y",
+        "a",
+    )
+    served.remove("t")
+    served.remove("t")
+    assert (served.canonical("c"), served.canonical("a"), served.base_model("r")) == ("b", "a", "b")
 
 
 def test_two_models_of_one_replica_are_two() -> None:
     served = ModelAliases()
-    served.tell("r", cards(base("a", "/one"), base("b", "/two"), {"id": "c"}, {"id": "d"}))
-    assert [served.of(name) for name in "abcd"] == list("abcd")
+    served.update("r", cards(base("a", "/one"), base("b", "/two"), {"id": "c"}, {"id": "d"}))
+    assert [served.canonical(name) for name in "abcd"] == list("abcd")
 
 
 def test_a_list_is_read_again_when_it_says_something_else() -> None:
     served = ModelAliases()
-    served.tell("r", cards(base("b")))
-    served.tell("r", cards(base("b"), base("a")))
-    assert served.of("b") == "a"
-    served.tell("r", cards(base("b")))
-    assert served.of("b") == "b"
+    served.update("r", cards(base("b")))
+    served.update("r", cards(base("b"), base("a")))
+    assert served.canonical("b") == "a"
+    served.update("r", cards(base("b")))
+    assert served.canonical("b") == "b"
 
 
 @pytest.mark.parametrize(
@@ -79,14 +83,14 @@ def test_a_list_is_read_again_when_it_says_something_else() -> None:
 )
 def test_what_is_not_understood_stands_for_itself(text: bytes) -> None:
     served = ModelAliases()
-    served.tell("r", (ModelCard("a", text), *cards(base("b"))))
-    assert (served.of("a"), served.of("b"), served.base("r")) == ("a", "b", "a")
+    served.update("r", (ModelCard("a", text), *cards(base("b"))))
+    assert (served.canonical("a"), served.canonical("b"), served.base_model("r")) == ("a", "b", "a")
 
 
 def test_models_are_found_by_name_and_by_path() -> None:
     served = ModelAliases()
-    served.tell("r", cards(base("b"), base("a"), adapter("sql", "b")))
-    served.tell("s", cards(base("x")))
+    served.update("r", cards(base("b"), base("a"), adapter("sql", "b")))
+    served.update("s", cards(base("x")))
     assert served.models("b") == {"a"}
     assert served.models("/models/llama") == {"a", "x"}
     assert served.models("sql") == served.models("/adapters/sql") == frozenset()
@@ -95,8 +99,8 @@ def test_models_are_found_by_name_and_by_path() -> None:
 def test_a_replica_is_asked_and_believed_within_bounds() -> None:
     async def test() -> None:
         async with replicas() as (a,), aiohttp.ClientSession() as session:
-            assert [card.id for card in await ask(session, a.url, 1.0)] == ["m"]
-            assert await ask(session, f"{a.url}/nowhere", 1.0) == ()
-            assert await ask(session, "http://127.0.0.1:1", 1.0) == ()
+            assert [card.id for card in await fetch_models(session, a.url, 1.0)] == ["m"]
+            assert await fetch_models(session, f"{a.url}/nowhere", 1.0) == ()
+            assert await fetch_models(session, "http://127.0.0.1:1", 1.0) == ()
 
     run(test())

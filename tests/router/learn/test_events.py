@@ -215,7 +215,7 @@ class Heard:
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def takes(self, topic: bytes) -> bool:
+    def accepts(self, topic: bytes) -> bool:
         return True
 
     def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
@@ -369,7 +369,7 @@ def test_a_stream_that_fails_is_forgotten_and_begun_again(monkeypatch, caplog) -
     done = asyncio.Event()
 
     async def run() -> None:
-        keeping = asyncio.create_task(Scripted("ipc:///nowhere", heard).keep("it"))
+        keeping = asyncio.create_task(Scripted("ipc:///nowhere", heard).run("it"))
         async with asyncio.timeout(10):
             await done.wait()
         keeping.cancel()
@@ -468,7 +468,7 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
     taken: list[Change] = []
 
     class EventSink:
-        def takes(self, topic: bytes) -> bool:
+        def accepts(self, topic: bytes) -> bool:
             return True
 
         def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
@@ -517,7 +517,7 @@ def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
             publisher.sent.clear()
             await publisher.send(gone)
             await follower.until(lambda: follower.blocks(1, 2) == 1)
-            follower.stream._sink.clear()
+            follower.stream._sink.reset()
             assert follower.blocks(1) == 1
 
     asyncio.run(run())

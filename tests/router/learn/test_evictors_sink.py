@@ -29,10 +29,10 @@ def test_a_pool_is_told_of_the_models_of_the_topic_and_of_no_other() -> None:
     sink = SharedSink([index], lambda name: models.get(name, ()))
     gone = [Removed(names=[2], tier="shared", is_shared=True)]
     for topic in (b"", b"kv@tree", b"kv@tree@other", b"kv@\xff@\xff"):
-        assert not sink.takes(topic)
+        assert not sink.accepts(topic)
         sink.apply(topic, gone)
     assert [held(index, model, model) for model in "mno"] == [32, 32, 32]
-    assert sink.takes(b"kv@tree@org/m@1")
+    assert sink.accepts(b"kv@tree@org/m@1")
     sink.apply(b"kv@tree@org/m@1", gone)
-    sink.clear()
+    sink.reset()
     assert [held(index, model, model) for model in "mno"] == [16, 16, 32]

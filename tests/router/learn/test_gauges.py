@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.learn.gauges import GaugeNames, before, parse_name
+from kvtier.router.learn.gauges import GaugeNames, parse_name, prepend
 
 
 def test_a_name_may_choose_a_series_by_labels() -> None:
@@ -25,11 +25,11 @@ def test_what_is_no_metric_is_refused(text: str) -> None:
 
 def test_a_name_that_is_given_comes_before_the_usual_ones_and_an_empty_one_reads_nothing() -> None:
     usual = GaugeNames().usage
-    assert before(None, usual) == usual
-    assert before("mine{a=b}", usual) == ("mine{a=b}", *usual)
-    assert before("", usual) == ()
-    given = before('"sglang:token_usage"', usual)
+    assert prepend(None, usual) == usual
+    assert prepend("mine{a=b}", usual) == ("mine{a=b}", *usual)
+    assert prepend("", usual) == ()
+    given = prepend('"sglang:token_usage"', usual)
     assert given[0] == "sglang:token_usage"
     assert sorted(given) == sorted(usual)
     with pytest.raises(ValueError, match="no metric"):
-        before("a b", usual)
+        prepend("a b", usual)

@@ -42,7 +42,7 @@ async def learning(
     fleet: Fleet, index: EstimatedIndex, precise: PreciseIndex
 ) -> AsyncIterator[Learner]:
     learner = Learner([index], [precise], tuned=[index], scrape_s=0.01)
-    fleet.listen(learner)
+    fleet.add_listener(learner)
     await learner.open()
     yield learner
     await learner.close()
@@ -103,7 +103,7 @@ def test_events_reach_the_precise_index(address: str) -> None:
             fleet.update([Replica(name="a", url=a.url, labels=labels)])
             (member,) = fleet.members
             assert learner.engines.get("m") is None
-            fleet.healthy(member, [ModelCard("m", b"{}"), ModelCard("lora", b"{}")], 0.0)
+            fleet.mark_healthy(member, [ModelCard("m", b"{}"), ModelCard("lora", b"{}")], 0.0)
             assert isinstance(learner.engines["m"], EngineSource)
             assert learner.engines["m"] is learner.engines["lora"]
             assert set(learner.engines) == {"m", "lora"}
@@ -276,7 +276,7 @@ def test_an_https_replica_of_a_private_authority_is_learned_of(tmp_path: Path) -
         trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
         for tls, waiting in ((trusting, 7), (None, 0)):
             fleet, learner = Fleet(), Learner([], [], scrape_s=0.01, tls=tls)
-            fleet.listen(learner)
+            fleet.add_listener(learner)
             await learner.open()
             fleet.update([Replica(name="a", url=url)])
             await until(lambda one=learner: one.meter.scrapes, "it is asked")  # type: ignore[misc]
@@ -313,8 +313,8 @@ def test_requests_by_any_name_meet_the_blocks_and_an_adapter_meets_its_own(
             labels = {EVENTS: str(port)}
             fleet.update([Replica(name="a", url=a.url, labels=labels, models=models)])
             (member,) = fleet.members
-            fleet.healthy(member, () if models else ALIASES, 0.0)
-            prompts = PromptBuilder(called=learner.served.of)
+            fleet.mark_healthy(member, () if models else ALIASES, 0.0)
+            prompts = PromptBuilder(called=learner.aliases.canonical)
 
             async def held(model: str, tokens: list[int]) -> int:
                 prompt = await prompts.of({"prompt": tokens}, model)
@@ -353,7 +353,7 @@ def test_a_replica_whose_model_gets_another_name_is_learned_anew() -> None:
         ):
             one = Replica(name="a", url=a.url, labels={EVENTS: str(port)})
             fleet.update([one])
-            fleet.healthy(fleet.members[0], (card("main", "/m"),), 0.0)
+            fleet.mark_healthy(fleet.members[0], (card("main", "/m"),), 0.0)
             event = ["BlockStored", [1, 2], None, list(range(32)), 16, None, "GPU"]
             number = 0
 
@@ -368,8 +368,8 @@ def test_a_replica_whose_model_gets_another_name_is_learned_anew() -> None:
 
             await known("main")
             fleet.update([one, Replica(name="b", url=b.url)])
-            fleet.healthy(fleet.members[1], (card("main", "/m"), card("first", "/m")), 0.0)
-            await until(lambda: learner.served.of("main") == "first", "another name")
+            fleet.mark_healthy(fleet.members[1], (card("main", "/m"), card("first", "/m")), 0.0)
+            await until(lambda: learner.aliases.canonical("main") == "first", "another name")
             await known("first")
             assert precise.match(TokenPrompt(list(range(32)), "main"), ["a"])[0].best_tokens == 0
         publisher.close(0)
@@ -391,14 +391,14 @@ def test_a_replica_that_moves_is_another_and_its_old_self_takes_nothing_with_it(
             await until(lambda: old.endpoint.load.waiting == 7, "a scrape")
             prompt = TokenPrompt(list(range(320)), "m")
             index.routed(prompt, "a")
-            stay = fleet.arrive(old.endpoint, 10, 10)
+            stay = fleet.add_load(old.endpoint, 10, 10)
             fleet.update([Replica(name="a", url=b.url)])
             (new,) = fleet.members
             assert index.match(prompt, ["a"])[0].best_tokens == 0, "the caches are those of another"
             await until(lambda: new.endpoint.load.waiting == 8, "a scrape of the new one")
             index.routed(prompt, "a")
             stay.end()
-            assert fleet.leaving == ()
+            assert fleet.draining == ()
             assert index.match(prompt, ["a"])[0].best_tokens == 128
             assert set(learner.meter.scrapes) == {"a"}
 
@@ -420,17 +420,17 @@ def test_what_an_evictor_removes_is_held_no_more_by_whoever_serves_the_model() -
     async def test() -> None:
         fleet, precise = Fleet(), PreciseIndex()
         learner = Learner([], [precise], evictors=[published.endpoint], scrape_s=0.01)
-        fleet.listen(learner)
+        fleet.add_listener(learner)
         await learner.open()
         async with replicas() as (a,):
             fleet.update(
                 [Replica(name="a", url=a.url), Replica(name="b", url="http://127.0.0.1:1")]
             )
             for member, root in zip(fleet.members, ("/models/m", "/models/other"), strict=True):
-                fleet.healthy(member, (card(f"{member.replica.name}-model", root),), 0.0)
+                fleet.mark_healthy(member, (card(f"{member.replica.name}-model", root),), 0.0)
                 precise.add(member.replica.name, f"{member.replica.name}-model")
                 precise.apply(member.replica.name, [stored])
-            await until(lambda: learner.served.models("/models/other"), "what they serve")
+            await until(lambda: learner.aliases.models("/models/other"), "what they serve")
 
             def held(name: str) -> int:
                 prompt = TokenPrompt(list(range(32)), f"{name}-model")

@@ -26,9 +26,9 @@ def test_a_replica_is_told_whatever_the_topic() -> None:
     index = PreciseIndex()
     index.add("a", "m")
     sink = ReplicaSink(index, "a")
-    assert sink.takes(b"")
-    assert sink.takes(b"kv@\xff@other")
+    assert sink.accepts(b"")
+    assert sink.accepts(b"kv@\xff@other")
     sink.apply(b"", [stored(DEVICE, shared=False)])
     assert held(index, "a", "m") == 32
-    sink.clear()
+    sink.reset()
     assert held(index, "a", "m") == 0

@@ -84,6 +84,6 @@ def test_the_series_of_a_replica_end_with_it() -> None:
     meter.scrapes["a"] = ScrapeCounts()
     meter.stream("a")
     assert any('"a"' in name for name in rendered(meter))
-    meter.forget("a")
-    meter.forget("a")
+    meter.remove("a")
+    meter.remove("a")
     assert not any('"a"' in name for name in rendered(meter))

@@ -15,7 +15,7 @@ from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
 from kvtier.router.learn import metrics as module
 from kvtier.router.learn.gauges import GaugeNames
-from kvtier.router.learn.metrics import LoadReader, Scraper, take
+from kvtier.router.learn.metrics import LoadReader, Scraper, apply_load
 
 VLLM = """
 vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
@@ -285,7 +285,7 @@ def test_what_a_replica_said_reaches_endpoint_and_index() -> None:
     endpoint = Endpoint(name="a", address="a:1", models=frozenset({"m"}))
     index = EstimatedIndex()
     load = read('vllm:cache_config_info{block_size="16",num_gpu_blocks="2"} 1')
-    take(endpoint, load, [index])
+    apply_load(endpoint, load, [index])
     assert endpoint.load is load
     index.routed(TokenPrompt(range(100), "m"), "a")
     assert index.match(TokenPrompt(range(100), "m"), ["a"])[0].best_tokens == 32

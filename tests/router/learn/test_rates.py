@@ -165,7 +165,7 @@ def test_a_rate_is_always_a_number(wild: float) -> None:
     rate = PeakRate()
     rate.update(0, 0, 0.0)
     assert rate.update(wild, wild, 1.0) == 0
-    rate.measured(wild, 2.0)
+    rate.record(wild, 2.0)
     assert rate.update(0, 0, 3.0) == 0
     assert rate.update(TRUE, 1.0, 4.0) == pytest.approx(TRUE)
 

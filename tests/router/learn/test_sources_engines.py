@@ -29,7 +29,7 @@ def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
             with pytest.raises(KeyError):
                 engines["m"]
             for name in ("silent", "there"):
-                fleet.healthy(
+                fleet.mark_healthy(
                     member(fleet, name), [ModelCard("m", b"{}"), ModelCard("sql", b"{}")], 0.0
                 )
             assert isinstance(engines["m"], EngineSource)
@@ -37,8 +37,8 @@ def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
             assert set(engines) == {"m", "sql"}
             assert len(engines) == 2
             was = engines["m"]
-            engines.left("http://there:1")
-            engines.left("http://there:1")
+            engines.remove("http://there:1")
+            engines.remove("http://there:1")
             assert engines["m"] is not was, "what it had remembered is gone"
 
     run(test())
@@ -57,7 +57,7 @@ def test_while_one_rests_the_next_is_asked() -> None:
             engines = EngineSources(lambda: fleet.members)
             engines.use(session)
             for one in fleet.members:
-                fleet.healthy(one, [ModelCard("m", b"{}")], 0.0)
+                fleet.mark_healthy(one, [ModelCard("m", b"{}")], 0.0)
             first = engines["m"]
             assert engines["m"] is first
             with pytest.raises(Unavailable):

@@ -22,7 +22,7 @@ class Connections(FleetListener):
     def __init__(self) -> None:
         self.of: dict[Endpoint, Upstream] = {}
 
-    def joined(self, member: Member) -> None:
+    def added(self, member: Member) -> None:
         self.of[member.endpoint] = Upstream(member.replica, 1.0, None)
 
 
@@ -30,7 +30,7 @@ class Connections(FleetListener):
 async def watched(*named: Replica, key: str | None = None) -> AsyncIterator[Fleet]:
     fleet = Fleet()
     connections = Connections()
-    fleet.listen(connections)
+    fleet.add_listener(connections)
     prober = Prober(
         fleet,
         connections.of.__getitem__,
@@ -68,14 +68,14 @@ def test_it_is_noticed_when_a_replica_goes_and_when_it_is_back() -> None:
             (member,) = fleet.members
             port = a.port
             a.health_status = 503
-            await until(lambda: not member.offered, "the status is noticed")
+            await until(lambda: not member.is_available, "the status is noticed")
             assert member.reason == "not understood: /health answers 503"
             a.health_status = 200
-            await until(lambda: member.offered, "it is well again")
+            await until(lambda: member.is_available, "it is well again")
             await a.stop()
-            await until(lambda: not member.offered, "its end is noticed")
+            await until(lambda: not member.is_available, "its end is noticed")
             await a.start(port)
-            await until(lambda: member.offered, "it is back")
+            await until(lambda: member.is_available, "it is back")
             a.models.append("lora")
             await until(lambda: "lora" in member.endpoint.models, "a new adapter is noticed")
 
@@ -91,13 +91,13 @@ def test_who_is_taken_off_is_not_asked_any_more_and_not_said_to_take_none(
         async with replicas("m") as (a,), watched(parse_replica(a.url, "test")) as fleet:
             (member,) = fleet.members
             await until(lambda: "takes requests" in caplog.text, "it takes requests")
-            stay = fleet.arrive(member.endpoint, 1, 1)
+            stay = fleet.add_load(member.endpoint, 1, 1)
             fleet.update([])
             watches = [one for one in asyncio.all_tasks() if "_watch" in repr(one.get_coro())]
             await until(lambda: all(one.done() for one in watches), "nobody asks it")
-            assert fleet.leaving == (member,)
+            assert fleet.draining == (member,)
             stay.end()
-            assert fleet.leaving == ()
+            assert fleet.draining == ()
         assert "takes no requests" not in caplog.text
 
     run(test())
@@ -147,9 +147,9 @@ def test_a_replica_that_lies_or_hangs_gets_no_requests_and_harms_nobody() -> Non
                 answers.append(answer)
                 member.reason = ""
                 await until(lambda said=said: said in member.reason, said)  # type: ignore[misc]
-                assert not member.offered
+                assert not member.is_available
             answers.append(b'{"data":[{"id":"m"}]}')
-            await until(lambda: member.offered, "it is well again")
+            await until(lambda: member.is_available, "it is well again")
         assert set(keys) == {"Bearer secret"}
         await runner.cleanup()
 

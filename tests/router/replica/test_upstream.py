@@ -56,7 +56,7 @@ def test_each_member_has_connections_until_it_has_left() -> None:
     async def test() -> None:
         async with replicas() as (a,):
             fleet, upstreams = Fleet(), Upstreams(1.0)
-            fleet.listen(upstreams)
+            fleet.add_listener(upstreams)
             fleet.update([parse_replica(a.url, "test")])
             endpoint = fleet.members[0].endpoint
             one = upstreams(endpoint)

@@ -131,7 +131,7 @@ def test_a_busy_replica_is_passed_over_and_its_words_are_kept() -> None:
                 assert (await answer.json())["from"] in "ab"
                 assert answer.headers["target-pod"] in (a.address, b.address)
             for member in at.router.fleet.members:
-                assert member.offered, "to be busy is no failure"
+                assert member.is_available, "to be busy is no failure"
 
     run(test())
 

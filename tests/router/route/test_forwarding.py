@@ -94,7 +94,7 @@ def test_a_client_that_goes_away_stops_the_replica() -> None:
             await until(lambda: member.endpoint.in_flight == 0, "nothing is in flight")
             assert await at.metric('kvtier_route_requests_total{outcome="cancelled"}') == 2
             a.held.set()
-            assert member.offered, "the replica has done nothing wrong"
+            assert member.is_available, "the replica has done nothing wrong"
 
     run(test())
 

@@ -43,7 +43,7 @@ def test_requests_are_added_up() -> None:
     meter.ended(RequestOutcome.OK, 400.0)
     meter.sent("a")
     meter.retried += 1
-    stay = fleet.arrive(fleet.members[0].endpoint, 1, 1)
+    stay = fleet.add_load(fleet.members[0].endpoint, 1, 1)
     found = exposed(meter)
     assert found['kvtier_route_requests_total{outcome="ok"}'] == 2
     assert found['kvtier_route_sent_requests_total{replica="a"}'] == 1
@@ -63,19 +63,19 @@ def test_the_state_of_a_replica() -> None:
         return exposed(meter)['kvtier_route_replica_state{replica="a"}']
 
     assert state() == 2
-    fleet.healthy(a, [ModelCard("m", b"{}")], 0.0)
+    fleet.mark_healthy(a, [ModelCard("m", b"{}")], 0.0)
     assert state() == 0
     for _ in range(5):
-        fleet.undelivered(a, 0.0)
+        fleet.mark_undelivered(a, 0.0)
     assert state() == 1
     for _ in range(UNHEALTHY_AFTER):
-        fleet.unhealthy(a, "gone")
+        fleet.mark_unhealthy(a, "gone")
     assert state() == 2
 
 
 def test_who_has_left_leaves_no_series() -> None:
     fleet, meter = meter_of("a", "b")
-    fleet.listen(meter)
+    fleet.add_listener(meter)
     meter.sent("a")
     fleet.update([fleet.members[1].replica])
     assert 'replica="a"' not in meter.render().decode()

@@ -123,7 +123,7 @@ def test_reloading_drops_no_request(tmp_path: Path) -> None:
                 await until(lambda: len(router.fleet.members) == 3, "the last list is read")
                 ended.set()
                 assert sum(await asyncio.gather(*asking)) > 20
-                await until(lambda: not router.fleet.leaving, "nobody stays behind")
+                await until(lambda: not router.fleet.draining, "nobody stays behind")
             assert c.requests
 
     run(test())
@@ -244,10 +244,10 @@ def test_idle_connections_do_not_hold_up_the_end() -> None:
 
 def test_listeners_hear_who_comes_and_goes() -> None:
     class Heard(FleetListener):
-        def joined(self, member: Member) -> None:
+        def added(self, member: Member) -> None:
             said.append(f"+{member.replica.name}")
 
-        def left(self, member: Member) -> None:
+        def removed(self, member: Member) -> None:
             said.append(f"-{member.replica.name}")
 
     said: list[str] = []

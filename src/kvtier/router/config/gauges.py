@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from kvtier.router.choose.plugins import PluginParameters
-from kvtier.router.learn.gauges import GaugeNames, before
+from kvtier.router.learn.gauges import GaugeNames, prepend
 
 EXTRACTOR: Final = "core-metrics-extractor"
 SOURCE: Final = "metrics-data-source"
@@ -47,9 +47,9 @@ class CoreMetricsExtractor(PluginParameters, frozen=True, kw_only=True):
         """`usual` with these names before them; raises ValueError."""
         waiting, running, usage = usual.waiting, usual.running, usual.usage
         for engine in reversed(self.engine_configs):
-            waiting = before(engine.waiting or None, waiting)
-            running = before(engine.running or None, running)
-            usage = before(engine.usage or None, usage)
+            waiting = prepend(engine.waiting or None, waiting)
+            running = prepend(engine.running or None, running)
+            usage = prepend(engine.usage or None, usage)
         return GaugeNames(waiting=waiting, running=running, usage=usage, path=usual.path)
 
 

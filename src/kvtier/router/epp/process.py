@@ -79,7 +79,7 @@ class Process:
         self.fleet = Fleet()
         self._connections = Upstreams(options.check_timeout_s)
         for listener in (self._connections, *wiring.listeners):
-            self.fleet.listen(listener)
+            self.fleet.add_listener(listener)
         self._prober = Prober(
             self.fleet,
             self._connections,
@@ -126,7 +126,7 @@ class Process:
         self._server.health.ready(is_ready=True)
 
     def _arrive(self, choice: picking.Choice) -> Stay:
-        return self.fleet.arrive(choice.endpoint, choice.tokens, choice.missing_tokens)
+        return self.fleet.add_load(choice.endpoint, choice.tokens, choice.missing_tokens)
 
     async def drain(self) -> None:
         """Gateways hear that it stops; streams that are open end."""

@@ -50,13 +50,13 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
     health: ReplicaHealth = ReplicaHealth.UNKNOWN
     reason: str = "no health check has ended yet"
     """Why it gets no requests; empty when it does."""
-    leaving: bool = False
+    is_draining: bool = False
     cards: tuple[ModelCard, ...] = ()
     failures: int = 0
     """Health checks that failed in a row."""
     breaker: Breaker = msgspec.field(default_factory=Breaker)
     """Of requests that could not be delivered."""
-    offered: bool = False
+    is_available: bool = False
 
     @property
     def is_cut_off(self) -> bool:
@@ -67,13 +67,13 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
 class FleetListener:
     """Hears who comes, changes and goes. All do nothing here."""
 
-    def joined(self, member: Member) -> None:
+    def added(self, member: Member) -> None:
         """A replica was named; nothing has been sent to it yet."""
 
-    def amended(self, member: Member) -> None:
+    def updated(self, member: Member) -> None:
         """It is said otherwise: its labels, or its models. It is the same replica."""
 
-    def left(self, member: Member) -> None:
+    def removed(self, member: Member) -> None:
         """It is off the list and its last request has ended."""
 
 
@@ -83,12 +83,12 @@ class Fleet:
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
         self._of: dict[Endpoint, Member] = {}
-        self._leaving: list[Member] = []
+        self._draining: list[Member] = []
         self._by_model: dict[str, list[Endpoint]] = {}
         self._listeners: list[FleetListener] = []
         self._wake: list[Callable[[], None]] = []
 
-    def listen(self, listener: FleetListener) -> None:
+    def add_listener(self, listener: FleetListener) -> None:
         """Tell it of everyone who comes, changes or goes from now on."""
         self._listeners.append(listener)
 
@@ -107,10 +107,10 @@ class Fleet:
         wanted = {replica.name: replica for replica in replicas}
         for name, member in list(self._members.items()):
             if name not in wanted or wanted[name].url != member.replica.url:
-                self._take_off(member)
+                self._drain(member)
         for name, replica in wanted.items():
             if name in self._members:
-                self._amend(self._members[name], replica)
+                self._update(self._members[name], replica)
             else:
                 self._add(replica)
         self._members = {name: self._members[name] for name in wanted}
@@ -122,18 +122,18 @@ class Fleet:
         return tuple(self._members.values())
 
     @property
-    def leaving(self) -> Sequence[Member]:
+    def draining(self) -> Sequence[Member]:
         """Those off the list that still answer requests."""
-        return tuple(self._leaving)
+        return tuple(self._draining)
 
     def member(self, endpoint: Endpoint) -> Member:
         """Of this endpoint, on the list or leaving. Raises KeyError when it is gone."""
         return self._of[endpoint]
 
-    def offers(self, endpoint: Endpoint) -> bool:
+    def is_available(self, endpoint: Endpoint) -> bool:
         """Whether it may get a request now, as it might when it was chosen."""
         member = self._of.get(endpoint)
-        return member is not None and member.offered
+        return member is not None and member.is_available
 
     def candidates(self, model: str) -> Sequence[Endpoint]:
         """Endpoints that may get a request for the model; O(1)."""
@@ -141,14 +141,14 @@ class Fleet:
 
     def available(self) -> list[Endpoint]:
         """Endpoints that may get any request."""
-        return [member.endpoint for member in self._members.values() if member.offered]
+        return [member.endpoint for member in self._members.values() if member.is_available]
 
     def models(self) -> frozenset[str]:
         """What members serve, or served when they last answered."""
         names = (member.endpoint.models for member in self._members.values())
         return frozenset().union(*names)
 
-    def healthy(self, member: Member, cards: Sequence[ModelCard], now_s: float) -> None:
+    def mark_healthy(self, member: Member, cards: Sequence[ModelCard], now_s: float) -> None:
         """A health check was answered. `cards` is what it serves, if that was asked."""
         # An open breaker has evidence of its own; checks close it when its pause is over.
         if member.is_cut_off and member.breaker.admits(now_s):
@@ -159,29 +159,29 @@ class Fleet:
         member.health = ReplicaHealth.HEALTHY
         member.cards = tuple(cards)
         member.endpoint.models = models
-        if changed or member.offered == member.is_cut_off:
+        if changed or member.is_available == member.is_cut_off:
             self._refresh()
 
-    def unhealthy(self, member: Member, reason: str) -> None:
+    def mark_unhealthy(self, member: Member, reason: str) -> None:
         """A health check failed."""
         member.failures += 1
         member.reason = reason
         if member.health is ReplicaHealth.UNKNOWN or member.failures >= UNHEALTHY_AFTER:
             member.health = ReplicaHealth.UNHEALTHY
-            if member.offered:
+            if member.is_available:
                 self._refresh()
 
-    def delivered(self, member: Member) -> None:
+    def mark_delivered(self, member: Member) -> None:
         """A request was answered."""
         member.breaker.succeeded()
 
-    def undelivered(self, member: Member, now_s: float) -> None:
+    def mark_undelivered(self, member: Member, now_s: float) -> None:
         """A request could not be sent, or was left without an answer."""
         member.breaker.failed(now_s)
-        if member.offered and member.is_cut_off:
+        if member.is_available and member.is_cut_off:
             self._refresh()
 
-    def arrive(self, endpoint: Endpoint, tokens: int, missing_tokens: int) -> "RequestLoad":
+    def add_load(self, endpoint: Endpoint, tokens: int, missing_tokens: int) -> "RequestLoad":
         """A request goes there: `tokens` in all, `missing_tokens` of which it has to compute."""
         endpoint.in_flight += 1
         endpoint.in_flight_tokens += tokens
@@ -200,9 +200,9 @@ class Fleet:
         self._members[replica.name] = member
         self._of[endpoint] = member
         for listener in self._listeners:
-            listener.joined(member)
+            listener.added(member)
 
-    def _amend(self, member: Member, replica: Replica) -> None:
+    def _update(self, member: Member, replica: Replica) -> None:
         if member.replica == replica:
             return
         ids = frozenset(card.id for card in member.cards)
@@ -210,35 +210,35 @@ class Fleet:
         member.endpoint.labels = replica.labels
         member.endpoint.models = replica.models or ids
         for listener in self._listeners:
-            listener.amended(member)
+            listener.updated(member)
 
-    def _take_off(self, member: Member) -> None:
+    def _drain(self, member: Member) -> None:
         del self._members[member.replica.name]
-        member.leaving = True
-        member.offered = False
+        member.is_draining = True
+        member.is_available = False
         finishing = member.endpoint.in_flight
         _log.info(
             "replica %s is off the list%s",
             member.replica.name,
             f"; {finishing} requests finish" if finishing else "",
         )
-        self._leaving.append(member)
-        self.let_go()
+        self._draining.append(member)
+        self.remove_drained()
 
-    def let_go(self) -> None:
+    def remove_drained(self) -> None:
         """Part with those who are leaving and have answered their last request."""
-        gone = [member for member in self._leaving if member.endpoint.in_flight == 0]
-        self._leaving = [member for member in self._leaving if member.endpoint.in_flight]
+        gone = [member for member in self._draining if member.endpoint.in_flight == 0]
+        self._draining = [member for member in self._draining if member.endpoint.in_flight]
         for member in gone:
             del self._of[member.endpoint]
             for listener in self._listeners:
-                listener.left(member)
+                listener.removed(member)
 
     def _refresh(self) -> None:
         by_model: dict[str, list[Endpoint]] = {}
         for member in self._members.values():
-            member.offered = member.health is ReplicaHealth.HEALTHY and not member.is_cut_off
-            if member.offered:
+            member.is_available = member.health is ReplicaHealth.HEALTHY and not member.is_cut_off
+            if member.is_available:
                 member.reason = ""
                 for model in member.endpoint.models:
                     by_model.setdefault(model, []).append(member.endpoint)
@@ -271,5 +271,5 @@ class RequestLoad:
         self.answered()
         self._endpoint.in_flight -= 1
         self._endpoint.in_flight_tokens -= self._tokens
-        if not self._endpoint.in_flight and self._fleet.leaving:
-            self._fleet.let_go()
+        if not self._endpoint.in_flight and self._fleet.draining:
+            self._fleet.remove_drained()

@@ -17,7 +17,7 @@ class Objectives(Mapping[str, int]):
         self._told: dict[str, Mapping[str, int]] = {}
         self._all = dict(self._fixed)
 
-    def tell(self, source: str, priorities: Mapping[str, int]) -> bool:
+    def update(self, source: str, priorities: Mapping[str, int]) -> bool:
         """All that `source` knows now; whether that is new.
 
         Where two sources name the same objective, the one that was told of first counts.

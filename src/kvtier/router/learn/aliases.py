@@ -39,7 +39,7 @@ class ModelAliases:
         self._cards: dict[str, Sequence[ModelCard]] = {}
         self._called: dict[str, str] = {}
 
-    def tell(self, replica: str, cards: Sequence[ModelCard]) -> None:
+    def update(self, replica: str, cards: Sequence[ModelCard]) -> None:
         """The replica lists these. Free where they are the ones of the last time."""
         if self._cards.get(replica) is cards:
             return
@@ -49,26 +49,26 @@ class ModelAliases:
             self._entries[replica] = entries
             self._called = _called(self._entries.values())
 
-    def forget(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         """It is gone. Idempotent."""
         self._cards.pop(replica, None)
         if self._entries.pop(replica, None) is not None:
             self._called = _called(self._entries.values())
 
-    def of(self, name: str) -> str:
+    def canonical(self, name: str) -> str:
         """What prompts and indexes call the model or adapter of this name."""
         return self._called.get(name, name)
 
-    def base(self, replica: str) -> str | None:
+    def base_model(self, replica: str) -> str | None:
         """What they call the model whose blocks it tells of; None where it lists nothing."""
         entries = self._entries.get(replica, ())
         first = next((one for one in entries if one.parent is None), None)
-        return None if first is None else self.of(first.id)
+        return None if first is None else self.canonical(first.id)
 
     def models(self, name: str) -> frozenset[str]:
         """All models that go by a name, or lie at this path."""
         found = {
-            self.of(one.id)
+            self.canonical(one.id)
             for entries in self._entries.values()
             for one in entries
             if one.parent is None and (name in (one.id, one.root) or _is_of(one.root, name))
@@ -76,7 +76,9 @@ class ModelAliases:
         return frozenset(found)
 
 
-async def ask(session: aiohttp.ClientSession, url: str, timeout_s: float) -> tuple[ModelCard, ...]:
+async def fetch_models(
+    session: aiohttp.ClientSession, url: str, timeout_s: float
+) -> tuple[ModelCard, ...]:
     """What a replica lists, where nobody else asks; nothing where it cannot be had."""
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:

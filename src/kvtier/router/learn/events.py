@@ -70,7 +70,7 @@ class EventCounts(msgspec.Struct):
 class EventSink(Protocol):
     """Who is told."""
 
-    def takes(self, topic: bytes) -> bool:
+    def accepts(self, topic: bytes) -> bool:
         """Whether messages of this topic mean anything to it."""
         ...
 
@@ -82,7 +82,7 @@ class EventSink(Protocol):
         """What comes now is told from the publisher's beginning."""
         ...
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """What was told before is void, or not whole."""
         ...
 
@@ -104,11 +104,11 @@ class MessageSequence:
     def __init__(self) -> None:
         self.expected = 0
         """The number that comes next."""
-        self.is_told = False
+        self.has_applied = False
         """Whether something of it was applied, be it a part of one message."""
         self._sent_s = float("-inf")
 
-    def judge(self, number: int, sent_s: float | None) -> MessageOrder:
+    def classify(self, number: int, sent_s: float | None) -> MessageOrder:
         """Changes nothing: `take` it once it has been applied.
 
         `sent_s` None: when it was sent cannot be read, so that it proves no other life.
@@ -120,16 +120,16 @@ class MessageSequence:
         is_later = sent_s is not None and sent_s > self._sent_s
         return MessageOrder.RESTARTED if is_later else MessageOrder.REPEATED
 
-    def take(self, number: int, sent_s: float | None) -> None:
+    def advance(self, number: int, sent_s: float | None) -> None:
         """This one was applied."""
         self.expected = number + 1
         if sent_s is not None:
             self._sent_s = sent_s
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Nothing that came before counts."""
         self.expected = 0
-        self.is_told = False
+        self.has_applied = False
         self._sent_s = float("-inf")
 
 
@@ -157,18 +157,18 @@ class EventStream:
         self._sequences: dict[bytes, MessageSequence] = {}
         self.counts = EventCounts() if counts is None else counts
 
-    async def keep(self, called: str) -> None:
+    async def run(self, name: str) -> None:
         """Follow until cancelled. What fails is begun again after a pause; that is said once."""
         pause_s, is_said = RETRY_S, False
         while True:
             try:
                 await self.follow()
             except Exception as error:
-                self._sink.clear()
+                self._sink.reset()
                 if not is_said:
                     bug = None if isinstance(error, zmq.ZMQError) else error
                     text = "%s: its events cannot be followed now: %s; it is tried again"
-                    _log.warning(text, called, error, exc_info=bug)
+                    _log.warning(text, name, error, exc_info=bug)
                 is_said = True
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _RETRY_MAX_S)
@@ -233,7 +233,7 @@ class EventStream:
                 _log.info("kv events of %s: the connection broke", self._endpoint)
                 self._sequences.clear()
                 self.counts.resyncs += 1
-                self._sink.clear()
+                self._sink.reset()
 
     # -- one message -----------------------------------------------------------------------
 
@@ -243,22 +243,22 @@ class EventStream:
             self.counts.bad_messages += 1
             return
         topic, number = parts[0], int.from_bytes(parts[1], "big")
-        if not self._sink.takes(topic):
+        if not self._sink.accepts(topic):
             self.counts.foreign += 1
             return
         batch = await self._read(parts[2])
         if topic not in self._sequences and len(self._sequences) >= _TOPICS_MAX:
             self._sequences.pop(next(iter(self._sequences)))
         sequence = self._sequences.setdefault(topic, MessageSequence())
-        verdict = sequence.judge(number, batch.sent_s)
+        verdict = sequence.classify(number, batch.sent_s)
         if verdict is MessageOrder.REPEATED:
             self.counts.repeated += 1
             return
         if verdict is MessageOrder.RESTARTED:
             self.counts.restarts += 1
-            self._sink.clear()
-            sequence.restart()
-            verdict = sequence.judge(number, batch.sent_s)
+            self._sink.reset()
+            sequence.reset()
+            verdict = sequence.classify(number, batch.sent_s)
         if verdict is MessageOrder.GAP:
             await self._close_gap(context, topic, sequence, number)
         if number >= sequence.expected:
@@ -284,7 +284,7 @@ class EventStream:
     ) -> None:
         if self._is_void(topic, sequence):
             return
-        sequence.is_told = True
+        sequence.has_applied = True
         if number == 0 and batch.sent_s is not None:
             self._sink.begin()
         self.counts.bad_events += batch.bad_events
@@ -302,7 +302,7 @@ class EventStream:
             blocks += max(1, size)
             self.counts.blocks += size
         self._sink.apply(topic, piece)
-        sequence.take(number, batch.sent_s)
+        sequence.advance(number, batch.sent_s)
 
     def _is_void(self, topic: bytes, sequence: MessageSequence) -> bool:
         """Whether the connection broke since: what it counted is of another life, perhaps."""
@@ -326,9 +326,9 @@ class EventStream:
             return
         if sequence.expected >= number:
             self.counts.replays += 1
-        elif sequence.is_told:  # if only by a replay that ended early
+        elif sequence.has_applied:  # if only by a replay that ended early
             self.counts.resyncs += 1
-            self._sink.clear()
+            self._sink.reset()
             _log.warning(
                 "kv events of %s: messages %d to %d are lost; what a replica holds is then "
                 "learned anew",
@@ -361,7 +361,7 @@ class EventStream:
                     continue
                 if number > sequence.expected > 0:
                     # The publisher's memory begins later.
-                    self._sink.clear()
+                    self._sink.reset()
                     self.counts.resyncs += 1
                 batch = await self._read(parts[-1])
                 await asyncio.sleep(0)  # what has arrived is handed over without waiting

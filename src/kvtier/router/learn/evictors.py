@@ -55,7 +55,7 @@ class SharedSink:
         self._indexes = indexes
         self._models = models
 
-    def takes(self, topic: bytes) -> bool:
+    def accepts(self, topic: bytes) -> bool:
         """Whether replicas serve the model."""
         return bool(self._models_of(topic))
 
@@ -72,7 +72,7 @@ class SharedSink:
     def begin(self) -> None:
         """Who tells what leaves storage need not have told what is there."""
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """What it did not tell is found missing by the replica that looks for it."""
 
 
@@ -93,7 +93,7 @@ class Evictors:
         """Begin to follow them."""
         for endpoint, counts in self._counts.items():
             stream = EventStream(endpoint, self._sink, context=context, counts=counts)
-            self._tasks.append(asyncio.create_task(stream.keep(f"evictor {endpoint}")))
+            self._tasks.append(asyncio.create_task(stream.run(f"evictor {endpoint}")))
 
     async def close(self) -> None:
         """Before the context is closed. Idempotent."""

@@ -54,7 +54,7 @@ def parse_name(text: str) -> tuple[str, dict[str, str]]:
     return found[1], labels
 
 
-def before(text: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+def prepend(text: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
     """A name that is given, and behind it the usual ones, for replicas of another engine.
 
     None: the usual ones; empty: none, the gauge is not read. Raises ValueError.

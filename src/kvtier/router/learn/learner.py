@@ -26,12 +26,12 @@ from kvtier.index.fleet.changes import Change
 from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.fleet.members import FleetListener, Member
-from kvtier.router.learn.aliases import ModelAliases, ask
+from kvtier.router.learn.aliases import ModelAliases, fetch_models
 from kvtier.router.learn.events import EventStream
 from kvtier.router.learn.evictors import Evictors, SharedSink
 from kvtier.router.learn.gauges import GaugeNames
 from kvtier.router.learn.metering import LearningMeter
-from kvtier.router.learn.metrics import Scraper, take
+from kvtier.router.learn.metrics import Scraper, apply_load
 from kvtier.router.learn.sources import EVENTS, EngineSources
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class ReplicaSink:
         self._index = index
         self._replica = replica
 
-    def takes(self, topic: bytes) -> bool:
+    def accepts(self, topic: bytes) -> bool:
         """See EventSink."""
         return True
 
@@ -75,7 +75,7 @@ class ReplicaSink:
         """See EventSink."""
         self._index.begin(self._replica)
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         """See EventSink."""
         self._index.reset(self._replica)
 
@@ -112,9 +112,9 @@ class Learner(FleetListener):
         self._session: aiohttp.ClientSession | None = None
         self._context: zmq.asyncio.Context | None = None
         self.engines = EngineSources(self._tasks.keys)
-        self.served = ModelAliases()
+        self.aliases = ModelAliases()
         self._evictors = Evictors(
-            evictors if precise else (), SharedSink(self._precise, self.served.models)
+            evictors if precise else (), SharedSink(self._precise, self.aliases.models)
         )
         self.meter = LearningMeter(self._precise, self._evictors)
 
@@ -145,14 +145,14 @@ class Learner(FleetListener):
         if self._context is not None:
             self._context.term()
 
-    def joined(self, member: Member) -> None:
+    def added(self, member: Member) -> None:
         """Begin to ask it. Who has its name and still answers requests elsewhere is forgotten."""
         for other in self._named(member.replica.name):
             self._end(other)
         self._tasks[member] = _Tasks(asyncio.create_task(self._scrape(member)))
         self._begin_events(member)
 
-    def amended(self, member: Member) -> None:
+    def updated(self, member: Member) -> None:
         """Follow its events where they are now; what was told where they were is forgotten."""
         tasks = self._tasks.get(member)
         if tasks is None or tasks.published == _published(member):
@@ -162,7 +162,7 @@ class Learner(FleetListener):
             index.remove(member.replica.name)
         self._begin_events(member)
 
-    def left(self, member: Member) -> None:
+    def removed(self, member: Member) -> None:
         """Stop, and forget what it held."""
         if member in self._tasks:
             self._end(member)
@@ -188,9 +188,9 @@ class Learner(FleetListener):
         tasks = self._tasks.pop(member)
         self._stop((tasks.scrape, *tasks.events))
         name = member.replica.name
-        self.served.forget(name)
-        self.meter.forget(name)
-        self.engines.left(member.replica.url)
+        self.aliases.remove(name)
+        self.meter.remove(name)
+        self.engines.remove(member.replica.url)
         indexes: Sequence[FleetIndex] = (*self._estimated, *self._precise)
         for index in indexes:
             index.remove(name)
@@ -203,7 +203,7 @@ class Learner(FleetListener):
         self.meter.scrapes[name] = scraper.counts
         while True:
             if member.cards:
-                self.served.tell(name, member.cards)
+                self.aliases.update(name, member.cards)
             load = await scraper.scrape()
             if load is not None:
                 if scraper.counts.restarts != restarts:
@@ -214,15 +214,15 @@ class Learner(FleetListener):
                         index.remove(name)
                 for index in self._tuned:
                     index.set_block_tokens(name, compared(load.block_tokens))
-                take(member.endpoint, load, self._estimated)
+                apply_load(member.endpoint, load, self._estimated)
             await asyncio.sleep(self._scrape_s)
 
     async def _name(self, member: Member) -> None:
         """Ask what it serves, where that was given and no health check asks."""
         assert self._session is not None
-        while not (cards := await ask(self._session, member.replica.url, _ASK_S)):
+        while not (cards := await fetch_models(self._session, member.replica.url, _ASK_S)):
             await asyncio.sleep(_ASK_AGAIN_S)
-        self.served.tell(member.replica.name, cards)
+        self.aliases.update(member.replica.name, cards)
 
     async def _follow(self, member: Member) -> None:
         """Its events, anew whenever the model that they tell of is called otherwise."""
@@ -240,8 +240,10 @@ class Learner(FleetListener):
     def _model(self, member: Member) -> str | None:
         """What prompts call the model whose blocks it tells of."""
         if member.cards:
-            self.served.tell(member.replica.name, member.cards)
-        return self.served.base(member.replica.name) or min(member.endpoint.models, default=None)
+            self.aliases.update(member.replica.name, member.cards)
+        return self.aliases.base_model(member.replica.name) or min(
+            member.endpoint.models, default=None
+        )
 
     async def _stream(self, member: Member, model: str) -> None:
         """One index after the other would miss what the first was told: each has a stream."""
@@ -258,7 +260,7 @@ class Learner(FleetListener):
                     context=self._context,
                     counts=self.meter.stream(name),
                 )
-                group.create_task(stream.keep(f"replica {name}: {events}"))
+                group.create_task(stream.run(f"replica {name}: {events}"))
 
 
 def _published(member: Member) -> tuple[str | None, str | None]:

@@ -36,7 +36,7 @@ class LearningMeter(Collector):
         """Of its events, however often they are followed anew."""
         return self._streams.setdefault(replica, events.EventCounts())
 
-    def forget(self, replica: str) -> None:
+    def remove(self, replica: str) -> None:
         """It is gone. Idempotent."""
         self.scrapes.pop(replica, None)
         self._streams.pop(replica, None)

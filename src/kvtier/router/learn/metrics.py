@@ -315,7 +315,7 @@ class Scraper:
             return bytes(pieces)
 
 
-def take(endpoint: Endpoint, load: ReplicaLoad, indexes: Iterable[FleetIndex]) -> None:
+def apply_load(endpoint: Endpoint, load: ReplicaLoad, indexes: Iterable[FleetIndex]) -> None:
     """Tell an endpoint, and the indexes, what its replica said."""
     endpoint.load = load
     for index in indexes:

@@ -55,14 +55,14 @@ class PeakRate:
             if longer > 0 and max(least, 1.0) <= more <= longer * _FASTEST:
                 self._amount = self._amount * _KEPT + more
                 self._seconds = self._seconds * _KEPT + longer
-                self.measured(self._amount / self._seconds, now_s)
+                self.record(self._amount / self._seconds, now_s)
             # Replicas do not report both at the same moment: an interval lasts until both have
             # moved. Less than before: the replica has restarted, this interval says nothing.
             if self._last is None or more * longer > 0 or min(more, longer) < 0:
                 self._last = (amount, seconds)
         return self._best
 
-    def measured(self, rate: float, now_s: float) -> None:
+    def record(self, rate: float, now_s: float) -> None:
         """A rate that the replica has had, or exceeded. One that nobody can have is none."""
         if not 0 <= rate <= _FASTEST:
             return
@@ -119,7 +119,7 @@ class PrefillRate:
         self._window = (now_s, seen)
         busy_s = min(seconds, passed_s + 2 * each_s)
         if busy_s > 0 and latency_s > 0 and tokens >= max(1.0, requests * _PREFILL_MIN):
-            self._rate.measured(tokens / busy_s, now_s)
+            self._rate.record(tokens / busy_s, now_s)
 
 
 def _believed(counter: float | None) -> float | None:

@@ -206,7 +206,7 @@ class EngineSources(Mapping[str, TokenSource]):
         first: EngineSource | None = None
         for member in self._members():
             if (
-                member.offered
+                member.is_available
                 and EVENTS in member.replica.labels
                 and model in member.endpoint.models
             ):
@@ -218,12 +218,12 @@ class EngineSources(Mapping[str, TokenSource]):
             raise KeyError(model)
         return first
 
-    def left(self, url: str) -> None:
+    def remove(self, url: str) -> None:
         """Nobody is asked there any more. Idempotent."""
         self._sources.pop(url, None)
 
     def __iter__(self) -> Iterator[str]:
-        found = (member.endpoint.models for member in self._members() if member.offered)
+        found = (member.endpoint.models for member in self._members() if member.is_available)
         return iter(frozenset().union(*found))
 
     def __len__(self) -> int:

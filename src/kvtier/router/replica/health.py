@@ -40,14 +40,14 @@ class Prober(FleetListener):
         self._fields = b"authorization: Bearer %b\r\n" % key.encode() if key else b""
         self._watches: dict[Member, asyncio.Task[None]] = {}
         self._checked: dict[Member, asyncio.Event] = {}
-        fleet.listen(self)
+        fleet.add_listener(self)
 
-    def joined(self, member: Member) -> None:
+    def added(self, member: Member) -> None:
         """Watch it."""
         self._checked[member] = asyncio.Event()
         self._watches[member] = asyncio.create_task(self._watch(member))
 
-    def left(self, member: Member) -> None:
+    def removed(self, member: Member) -> None:
         """Stop watching it."""
         self._checked.pop(member).set()
         self._watches.pop(member).cancel()
@@ -70,10 +70,10 @@ class Prober(FleetListener):
         while True:
             await self._check(member)
             checked.set()
-            if member.leaving:  # the fleet has said so
+            if member.is_draining:  # the fleet has said so
                 return
-            if member.offered is not was:
-                was = member.offered
+            if member.is_available is not was:
+                was = member.is_available
                 text = "takes requests" if was else f"takes no requests: {member.reason}"
                 _log.info("replica %s %s", member.replica.name, text)
             await asyncio.sleep(self._interval_s)
@@ -86,13 +86,13 @@ class Prober(FleetListener):
                 if not member.replica.models:
                     cards = read_cards(await self._get(member, "/v1/models"))
         except TimeoutError:
-            self._fleet.unhealthy(member, f"no answer within {self._timeout_s:g} s")
+            self._fleet.mark_unhealthy(member, f"no answer within {self._timeout_s:g} s")
         except OSError as error:
-            self._fleet.unhealthy(member, f"not reached: {_reason(error)}")
+            self._fleet.mark_unhealthy(member, f"not reached: {_reason(error)}")
         except ValueError as error:
-            self._fleet.unhealthy(member, f"not understood: {error}")
+            self._fleet.mark_unhealthy(member, f"not understood: {error}")
         else:
-            self._fleet.healthy(member, cards, self._clock.now_s())
+            self._fleet.mark_healthy(member, cards, self._clock.now_s())
 
     async def _get(self, member: Member, path: str) -> bytes:
         """The body. Raises OSError; ValueError for an error's status and for too many bytes."""

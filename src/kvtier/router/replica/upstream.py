@@ -153,11 +153,11 @@ class Upstreams(FleetListener):
         """Raises KeyError for who is no member."""
         return self._of[endpoint]
 
-    def joined(self, member: Member) -> None:
+    def added(self, member: Member) -> None:
         """See FleetListener."""
         self._of[member.endpoint] = Upstream(member.replica, self._connect_timeout_s, self._tls)
 
-    def left(self, member: Member) -> None:
+    def removed(self, member: Member) -> None:
         """See FleetListener."""
         task = asyncio.create_task(self._of.pop(member.endpoint).close())
         self._closing.add(task)

@@ -146,7 +146,7 @@ class Delivery:
         is_load = kind in (paths.PathKind.CHOOSE, paths.PathKind.UPGRADE)
         if is_load and not self._parts.waiting.has_room(endpoint):
             return False
-        return self._fleet.offers(endpoint)
+        return self._fleet.is_available(endpoint)
 
     async def _begin(
         self, request: HttpRequest, identity: str, begun_s: float
@@ -252,7 +252,7 @@ class Delivery:
         endpoint = candidate.endpoint
         asked = passage.asked
         tokens = asked.prompt.tokens + asked.max_tokens
-        stay = self._fleet.arrive(endpoint, tokens, decision.missing_tokens(candidate))
+        stay = self._fleet.add_load(endpoint, tokens, decision.missing_tokens(candidate))
         try:
             passage.chooser.routed(asked, decision, candidate)
             answer = await self._exchange(endpoint, passage.message)
@@ -290,7 +290,7 @@ class Delivery:
     async def _ask_one(
         self, endpoint: Endpoint, message: Message, identity: str, *, is_last: bool
     ) -> _Begun:
-        stay = self._fleet.arrive(endpoint, 0, 0)
+        stay = self._fleet.add_load(endpoint, 0, 0)
         try:
             answer = await self._exchange(endpoint, message)
             extra = _extra(identity)
@@ -315,9 +315,9 @@ class Delivery:
             )
         except Undelivered:
             self._meter.retried += 1
-            self._fleet.undelivered(member, self._clock.now_s())
+            self._fleet.mark_undelivered(member, self._clock.now_s())
             raise
-        self._fleet.delivered(member)
+        self._fleet.mark_delivered(member)
         return answer
 
 

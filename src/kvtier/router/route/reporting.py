@@ -72,7 +72,7 @@ class RouteMeter(Collector, FleetListener):
         """One more request went to the replica."""
         self._sent[replica] = self._sent.get(replica, 0) + 1
 
-    def left(self, member: Member) -> None:
+    def removed(self, member: Member) -> None:
         """See FleetListener: its series end, so that their number stays that of the fleet."""
         self._sent.pop(member.replica.name, None)
 
@@ -107,7 +107,7 @@ class RouteMeter(Collector, FleetListener):
 
 
 def _state(member: Member) -> int:
-    if member.offered:
+    if member.is_available:
         return 0
     return 1 if member.health is ReplicaHealth.HEALTHY else 2
 

@@ -198,7 +198,7 @@ class Router:
         )
         self._tls = _server_tls(options)
         for listener in (self._upstreams, meter, *wiring.listeners):
-            self.fleet.listen(listener)
+            self.fleet.add_listener(listener)
         self._prober = Prober(
             self.fleet,
             self._upstreams,

@@ -77,7 +77,7 @@ class PoolObjectives:
     async def __aenter__(self) -> "PoolObjectives":
         """Does not wait: until the cluster answers, priorities are those of flags."""
         for group in GROUPS:
-            self._objectives.tell(group, {})
+            self._objectives.update(group, {})
             watch = self._watch(group)
             self._watches.append(watch)
             watch.start()
@@ -94,7 +94,7 @@ class PoolObjectives:
     def _watch(self, group: str) -> Watch:
         def saw(_: str, found: Sequence[Object]) -> None:
             priorities = priorities_of(found, self._pool)
-            if self._objectives.tell(group, priorities):
+            if self._objectives.update(group, priorities):
                 texts = [f"{name}={number}" for name, number in sorted(priorities.items())]
                 _log.info("objectives of %s: %s", group, ", ".join(texts) or "none")
 
