@@ -144,7 +144,7 @@ def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptur
     for stay in stays:
         stay.end()
     assert [record.message for record in caplog.records] == [
-        "replica a is off the list; 2 requests finish",
+        "replica a is no longer listed; it finishes 2 requests",
         "replica b is off the list",
     ]
 

@@ -74,7 +74,7 @@ def test_a_file_lists_replicas_as_flags_do_or_by_name(tmp_path: Path) -> None:
         ("replicas:\n  a: {url: 'http://a', models: m}", "line 2: write models:"),
         ("replicas:\n  a: {url: 'http://a', labels: m}", "line 2: write labels:"),
         ("replicas:\n  a: nonsense", "line 2: a: 'nonsense'"),
-        ("replicas: ['http://a', 'http://a']", "stands there twice"),
+        ("replicas: ['http://a', 'http://a']", "is listed twice"),
     ],
 )
 def test_a_wrong_file_is_an_error_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -88,9 +88,9 @@ def test_a_wrong_file_is_an_error_with_its_line(tmp_path: Path, text: str, said:
 
 def test_names_and_addresses_are_taken_once() -> None:
     one = Replica(name="a", url="http://h:1")
-    with pytest.raises(InvalidSettings, match="h:1 stands there twice"):
+    with pytest.raises(InvalidSettings, match="h:1 is listed twice"):
         distinct([one, Replica(name="b", url="http://h:1")], "here")
-    with pytest.raises(InvalidSettings, match="a stands there twice"):
+    with pytest.raises(InvalidSettings, match="a is listed twice"):
         distinct([one, Replica(name="a", url="http://h:2")], "here")
 
 

@@ -224,7 +224,7 @@ class Heard:
     def begin(self) -> None:
         self.said.append("begin")
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         self.said.append("clear")
 
 
@@ -478,7 +478,7 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
         def begin(self) -> None:
             pass
 
-        def clear(self) -> None:
+        def reset(self) -> None:
             taken.clear()
 
     stream = EventStream("ipc:///nowhere", EventSink())

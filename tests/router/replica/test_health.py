@@ -57,7 +57,7 @@ def test_the_first_round_ends_when_everybody_was_asked() -> None:
                 healthy, refused = fleet.members
                 assert healthy.endpoint.models == {"m", "lora"}
                 assert refused.health is ReplicaHealth.UNHEALTHY
-                assert refused.reason.startswith("not reached")
+                assert refused.reason.startswith("unreachable")
 
     run(test())
 
@@ -69,7 +69,7 @@ def test_it_is_noticed_when_a_replica_goes_and_when_it_is_back() -> None:
             port = a.port
             a.health_status = 503
             await until(lambda: not member.is_available, "the status is noticed")
-            assert member.reason == "not understood: /health answers 503"
+            assert member.reason == "invalid response: /health returned status 503"
             a.health_status = 200
             await until(lambda: member.is_available, "it is well again")
             await a.stop()
@@ -137,10 +137,10 @@ def test_a_replica_that_lies_or_hangs_gets_no_requests_and_harms_nobody() -> Non
         async with watched(replica, key="secret") as fleet:
             (member,) = fleet.members
             for answer, said in (
-                (b"{", "not understood"),
-                (b'{"data":5}', "not understood"),
-                (b'{"data":[{"id":5}]}', "not understood"),
-                (b'{"data":[' + b"[" * 100_000, "not understood"),
+                (b"{", "invalid response"),
+                (b'{"data":5}', "invalid response"),
+                (b'{"data":[{"id":5}]}', "invalid response"),
+                (b'{"data":[' + b"[" * 100_000, "invalid response"),
                 (b'{"data":[]}' + b" " * MAX_BYTES, "more than"),
                 (b"hang", "no answer within"),
             ):

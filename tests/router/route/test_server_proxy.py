@@ -46,7 +46,7 @@ def test_health_is_that_of_the_fleet() -> None:
                 assert answer.status == 200
             async with at.post() as answer:
                 assert answer.status == 503
-                assert "/health answers 500" in (await answer.json())["error"]["message"]
+                assert "/health returned status 500" in (await answer.json())["error"]["message"]
 
     run(test())
 

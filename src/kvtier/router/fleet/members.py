@@ -1,11 +1,11 @@
-"""The set of endpoints: who is a member, who may get a request, who is on the way out.
+"""The fleet: its members, which of them may receive requests, and which are draining.
 
-Why: discovery, health checks and the data path all learn something about a replica; here it
-comes together as one question, `candidates(model)`. Belongs to the event loop's thread.
+Discovery, health checks and the data path each learn something about a replica. The fleet combines
+it into the answer to one question: `candidates(model)`. It belongs to the event loop's thread.
 
-Invariants: a member is offered only while it is healthy, its breaker is closed, and nobody
-has taken it off the list. One that was taken off is gone for good only when its last request
-has ended, so that reloading drops nothing.
+Invariants: a member is available only while it is healthy, its circuit breaker is closed, and
+discovery still lists it. A member that is no longer listed is removed only after its last request
+has ended, so that a reload interrupts no request.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ from kvtier.transfer.breaker import Breaker, BreakerState
 _log = logging.getLogger(__name__)
 
 UNHEALTHY_AFTER: Final = 2
-"""Health checks in a row that fail before a replica that was healthy gets no more requests."""
+"""Consecutive failed health checks after which a healthy replica receives no more requests."""
 
 
 class ReplicaHealth(enum.Enum):
-    """What its health checks say."""
+    """The state of a replica according to its health checks."""
 
     UNKNOWN = "unknown"
-    """None has ended yet."""
+    """No health check has completed yet."""
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """One entry of a replica's `/v1/models`: its id, and the JSON as the replica wrote it."""
+    """One entry of a replica's `/v1/models`: its id, and its JSON exactly as the replica sent it."""
 
     id: str
     text: bytes
@@ -49,36 +49,37 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
     endpoint: Endpoint
     health: ReplicaHealth = ReplicaHealth.UNKNOWN
     reason: str = "no health check has ended yet"
-    """Why it gets no requests; empty when it does."""
+    """Why the replica receives no requests; empty if it does."""
     is_draining: bool = False
     cards: tuple[ModelCard, ...] = ()
     failures: int = 0
-    """Health checks that failed in a row."""
+    """The number of consecutive failed health checks."""
     breaker: Breaker = msgspec.field(default_factory=Breaker)
-    """Of requests that could not be delivered."""
+    """Opens after requests that could not be delivered."""
     is_available: bool = False
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether requests could not be delivered; whatever the time, closed is closed."""
+        """Whether the breaker is open because requests could not be delivered."""
+        # The time distinguishes open from half-open only, so any value will do.
         return self.breaker.state(0.0) is not BreakerState.CLOSED
 
 
 class FleetListener:
-    """Hears who comes, changes and goes. All do nothing here."""
+    """A base class for observers of a fleet's members. Each method does nothing by default."""
 
     def added(self, member: Member) -> None:
-        """A replica was named; nothing has been sent to it yet."""
+        """Handle a replica that discovery has named; nothing has been sent to it yet."""
 
     def updated(self, member: Member) -> None:
-        """It is said otherwise: its labels, or its models. It is the same replica."""
+        """Handle new labels or models of a replica at the same address."""
 
     def removed(self, member: Member) -> None:
-        """It is off the list and its last request has ended."""
+        """Handle a replica that is no longer listed and whose last request has ended."""
 
 
 class Fleet:
-    """Members by name. Not thread-safe; nothing here waits but `follow`."""
+    """The members by name. Not thread-safe; only `follow` waits."""
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
@@ -89,21 +90,27 @@ class Fleet:
         self._wake: list[Callable[[], None]] = []
 
     def add_listener(self, listener: FleetListener) -> None:
-        """Tell it of everyone who comes, changes or goes from now on."""
+        """Notify `listener` of every member added, updated or removed from now on."""
         self._listeners.append(listener)
 
     def on_change(self, wake: Callable[[], None]) -> None:
-        """Call it whenever `candidates` may give another answer."""
+        """Call `wake` whenever the result of `candidates` may have changed."""
         self._wake.append(wake)
 
     async def follow(self, discovery: ReplicaDiscovery, ready: asyncio.Event) -> None:
-        """Take each set that is told; `ready` is set after the first. Raises InvalidSettings."""
+        """Apply each set of replicas that `discovery` yields; set `ready` after the first.
+
+        Raises InvalidSettings.
+        """
         async for replicas in discovery.watch():
             self.update(replicas)
             ready.set()
 
     def update(self, replicas: Sequence[Replica]) -> None:
-        """This is the whole fleet now. Who has moved to another address leaves and joins."""
+        """Make `replicas` the whole fleet.
+
+        A replica whose address has changed is removed and added anew.
+        """
         wanted = {replica.name: replica for replica in replicas}
         for name, member in list(self._members.items()):
             if name not in wanted or wanted[name].url != member.replica.url:
@@ -118,39 +125,39 @@ class Fleet:
 
     @property
     def members(self) -> Sequence[Member]:
-        """Those on the list, in its order."""
+        """The listed members, in the order of the list."""
         return tuple(self._members.values())
 
     @property
     def draining(self) -> Sequence[Member]:
-        """Those off the list that still answer requests."""
+        """Members that are no longer listed and still have requests in flight."""
         return tuple(self._draining)
 
     def member(self, endpoint: Endpoint) -> Member:
-        """Of this endpoint, on the list or leaving. Raises KeyError when it is gone."""
+        """Return the member of `endpoint`, listed or draining. Raises KeyError if it was removed."""
         return self._of[endpoint]
 
     def is_available(self, endpoint: Endpoint) -> bool:
-        """Whether it may get a request now, as it might when it was chosen."""
+        """Return whether `endpoint` may still receive a request, as it could when it was chosen."""
         member = self._of.get(endpoint)
         return member is not None and member.is_available
 
     def candidates(self, model: str) -> Sequence[Endpoint]:
-        """Endpoints that may get a request for the model; O(1)."""
+        """Return the endpoints that may receive a request for `model`; O(1)."""
         return self._by_model.get(model, ())
 
     def available(self) -> list[Endpoint]:
-        """Endpoints that may get any request."""
+        """Return all endpoints that may receive requests."""
         return [member.endpoint for member in self._members.values() if member.is_available]
 
     def models(self) -> frozenset[str]:
-        """What members serve, or served when they last answered."""
+        """Return the models that members serve, or served at their last health check."""
         names = (member.endpoint.models for member in self._members.values())
         return frozenset().union(*names)
 
     def mark_healthy(self, member: Member, cards: Sequence[ModelCard], now_s: float) -> None:
-        """A health check was answered. `cards` is what it serves, if that was asked."""
-        # An open breaker has evidence of its own; checks close it when its pause is over.
+        """Record a health check that passed; `cards` is what the replica serves, if it was asked."""
+        # The breaker opened on evidence of its own; a check may only close it after its pause.
         if member.is_cut_off and member.breaker.admits(now_s):
             member.breaker.succeeded()
         member.failures = 0
@@ -163,7 +170,7 @@ class Fleet:
             self._refresh()
 
     def mark_unhealthy(self, member: Member, reason: str) -> None:
-        """A health check failed."""
+        """Record a health check that failed because of `reason`."""
         member.failures += 1
         member.reason = reason
         if member.health is ReplicaHealth.UNKNOWN or member.failures >= UNHEALTHY_AFTER:
@@ -172,17 +179,20 @@ class Fleet:
                 self._refresh()
 
     def mark_delivered(self, member: Member) -> None:
-        """A request was answered."""
+        """Record a request that the replica answered."""
         member.breaker.succeeded()
 
     def mark_undelivered(self, member: Member, now_s: float) -> None:
-        """A request could not be sent, or was left without an answer."""
+        """Record a request that could not be sent or received no answer."""
         member.breaker.failed(now_s)
         if member.is_available and member.is_cut_off:
             self._refresh()
 
     def add_load(self, endpoint: Endpoint, tokens: int, missing_tokens: int) -> "RequestLoad":
-        """A request goes there: `tokens` in all, `missing_tokens` of which it has to compute."""
+        """Add the load of a request that is about to be sent to `endpoint`.
+
+        The prompt has `tokens` tokens, of which the engine has to compute `missing_tokens`.
+        """
         endpoint.in_flight += 1
         endpoint.in_flight_tokens += tokens
         endpoint.pending_tokens = (endpoint.pending_tokens or 0) + missing_tokens
@@ -218,15 +228,15 @@ class Fleet:
         member.is_available = False
         finishing = member.endpoint.in_flight
         _log.info(
-            "replica %s is off the list%s",
+            "replica %s is no longer listed%s",
             member.replica.name,
-            f"; {finishing} requests finish" if finishing else "",
+            f"; it finishes {finishing} requests" if finishing else "",
         )
         self._draining.append(member)
         self.remove_drained()
 
     def remove_drained(self) -> None:
-        """Part with those who are leaving and have answered their last request."""
+        """Remove the draining members whose last request has ended."""
         gone = [member for member in self._draining if member.endpoint.in_flight == 0]
         self._draining = [member for member in self._draining if member.endpoint.in_flight]
         for member in gone:
@@ -250,7 +260,7 @@ class Fleet:
 
 
 class RequestLoad:
-    """A request's time at an endpoint, as far as its load goes. `end` has to be called."""
+    """The load of one request on an endpoint, until `end` is called, as it must be."""
 
     __slots__ = ("_endpoint", "_fleet", "_missing_tokens", "_tokens")
 
@@ -261,13 +271,13 @@ class RequestLoad:
         self._missing_tokens = missing_tokens
 
     def answered(self) -> None:
-        """Its prompt is computed: the first bytes are there."""
+        """Remove the prefill's share of the load: the first bytes of the response have arrived."""
         endpoint = self._endpoint
         endpoint.pending_tokens = (endpoint.pending_tokens or 0) - self._missing_tokens
         self._missing_tokens = 0
 
     def end(self) -> None:
-        """It has ended, however."""
+        """Remove the request's load; it has ended, successfully or not."""
         self.answered()
         self._endpoint.in_flight -= 1
         self._endpoint.in_flight_tokens -= self._tokens

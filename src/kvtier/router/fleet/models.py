@@ -1,6 +1,6 @@
-"""`/v1/models`: one list of what all replicas serve, adapters too.
+"""The router's `/v1/models`: one list of the models and adapters that all replicas serve.
 
-A model that several replicas serve stands there once, as the first of them describes it.
+A model that several replicas serve is listed once, as the first of them describes it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import msgspec
 from kvtier.router.fleet.members import Fleet, ModelCard, ReplicaHealth
 
 MAX_BYTES: Final = 1 << 20
-"""A list of models that is longer is not believed."""
+"""The longest `/v1/models` response that is accepted from a replica."""
 
 
 class _Id(msgspec.Struct):
@@ -34,7 +34,7 @@ _id = msgspec.json.Decoder(_Id)
 
 
 def read_cards(text: bytes) -> tuple[ModelCard, ...]:
-    """Of a replica's answer. Raises ValueError where it is not a list of models."""
+    """Parse a replica's `/v1/models` response. Raises ValueError if it is not a list of models."""
     try:
         entries = [bytes(entry) for entry in _list.decode(text).data]
         return tuple(ModelCard(_id.decode(entry).id, entry) for entry in entries)
@@ -43,7 +43,7 @@ def read_cards(text: bytes) -> tuple[ModelCard, ...]:
 
 
 def merged(fleet: Fleet) -> list[ModelCard]:
-    """What can be asked for now, in the order of the fleet."""
+    """Return the models that healthy members serve, in the order of the fleet."""
     cards: dict[str, ModelCard] = {}
     for member in fleet.members:
         if member.health is not ReplicaHealth.HEALTHY:
@@ -57,7 +57,7 @@ def merged(fleet: Fleet) -> list[ModelCard]:
 
 
 def render(cards: Sequence[ModelCard]) -> bytes:
-    """The answer to `/v1/models`; each entry as its replica wrote it."""
+    """Return the body of `/v1/models`; each entry is the JSON its replica sent."""
     return b'{"object":"list","data":[' + b",".join(card.text for card in cards) + b"]}"
 
 

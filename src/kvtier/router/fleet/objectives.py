@@ -1,7 +1,7 @@
-"""Priorities of requests by the name of their objective, from several places at once.
+"""Priorities of requests by the name of their objective, combined from several sources.
 
-Why: flags name some when the process starts, and Kubernetes has objects for them that come and
-go; who chooses only asks for a number. Invariant: what flags say is never changed by objects.
+Flags set some priorities when the process starts; InferenceObjectives in Kubernetes come and go
+while it runs. Endpoint selection reads one mapping. Invariant: an object never overrides a flag.
 Belongs to the event loop's thread.
 """
 
@@ -9,24 +9,24 @@ from collections.abc import Iterator, Mapping
 
 
 class Objectives(Mapping[str, int]):
-    """Objective -> priority; unset is 0, below 0 may be shed."""
+    """A mapping of objective to priority. Requests below 0 may be shed; a missing entry means 0."""
 
     def __init__(self, fixed: Mapping[str, int] | None = None) -> None:
-        """`fixed` counts before all that is told later."""
+        """`fixed` takes precedence over every later `update`."""
         self._fixed = dict(fixed or {})
-        self._told: dict[str, Mapping[str, int]] = {}
+        self._by_source: dict[str, Mapping[str, int]] = {}
         self._all = dict(self._fixed)
 
     def update(self, source: str, priorities: Mapping[str, int]) -> bool:
-        """All that `source` knows now; whether that is new.
+        """Replace all priorities of `source`; return True if that changed anything.
 
-        Where two sources name the same objective, the one that was told of first counts.
+        If two sources name the same objective, the source that was added first wins.
         """
-        if self._told.get(source) == priorities:
+        if self._by_source.get(source) == priorities:
             return False
-        self._told[source] = dict(priorities)
+        self._by_source[source] = dict(priorities)
         self._all = {}
-        for known in (*reversed(self._told.values()), self._fixed):
+        for known in (*reversed(self._by_source.values()), self._fixed):
             self._all.update(known)
         return True
 

@@ -1,7 +1,7 @@
-"""Which replicas there are: from flags, from a file that is re-read, or from a plug-in.
+"""Replicas, and their discovery from flags or from a file that is reread when it changes.
 
-Why: the fleet does not care who tells it. A `ReplicaDiscovery` says the whole set, at first and
-each time it changes. Invariant: a set that cannot be read never replaces one that could.
+The fleet does not depend on where replicas are named: a `ReplicaDiscovery` yields the whole set at
+first and after each change. Invariant: an invalid set never replaces a valid one.
 """
 
 import asyncio
@@ -19,52 +19,53 @@ from kvtier.settings.document import Document, read_document
 _log = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
-"""How often a file is looked at. A poll, since a mounted ConfigMap changes by a renamed link."""
+"""How often the file is checked. It is polled because Kubernetes updates a mounted ConfigMap by
+renaming a symbolic link, which a watch on the file itself does not report."""
 _PORTS: Final = {"http": 80, "https": 443}
 _EXAMPLE: Final = "replicas: [http://host:8000]"
 _FORM: Final = "http://host:8000, or http://host:8000,model=NAME,name=NAME,label=KEY:VALUE"
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica as somebody named it. Two of a set never share a name or an address."""
+    """One engine as discovery names it. No two replicas of a set share a name or an address."""
 
     name: str
     url: str
-    """`http://host:port` or `https://host:port`, nothing after it."""
+    """`http://host:port` or `https://host:port`, without a path."""
     models: frozenset[str] = frozenset()
-    """What it serves; empty: it is asked for `/v1/models`."""
+    """The models it serves; if empty, health checks read them from its `/v1/models`."""
     labels: Mapping[str, str] = {}
 
     @property
     def address(self) -> str:
-        """`host:port`, as in the header `target-pod`."""
+        """`host:port`."""
         return self.url.partition("//")[2]
 
 
 class ReplicaDiscovery(Protocol):
-    """Where replicas are told from."""
+    """A source of the set of replicas."""
 
     def watch(self) -> AsyncIterator[Sequence[Replica]]:
-        """The whole set at once, and again after each change. Ends if it can never change.
+        """Yield the whole set, and again after each change. Ends if the set can never change.
 
-        Raises InvalidSettings before the first set only; later it keeps the last good one.
+        Raises InvalidSettings only before the first set; later the last valid set stays.
         """
         ...
 
 
 class StaticDiscovery:
-    """Replicas that were named when the process started."""
+    """Replicas that are given when the process starts and never change."""
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = tuple(replicas)
 
     async def watch(self) -> AsyncIterator[Sequence[Replica]]:
-        """One set."""
+        """Yield the one set and end."""
         yield self._replicas
 
 
 class FileDiscovery:
-    """Replicas of a YAML file, and those of flags beside them."""
+    """Replicas listed in a YAML file, which may be edited at any time, and in flags."""
 
     def __init__(
         self,
@@ -73,14 +74,14 @@ class FileDiscovery:
         poll_s: float = POLL_S,
         flag: str = "--replicas",
     ) -> None:
-        """`flag` names the file."""
+        """`flag` is the flag that named the file, for error messages."""
         self._path = path
         self._flag = flag
         self._fixed = tuple(fixed)
         self._poll_s = poll_s
 
     async def watch(self) -> AsyncIterator[Sequence[Replica]]:
-        """The file's set, and each later one that can be read."""
+        """Yield the file's set, and each later set that is valid."""
         stamp = _stamp(self._path)
         known = self._read()
         yield known
@@ -93,7 +94,7 @@ class FileDiscovery:
             try:
                 found = self._read()
             except InvalidSettings as error:
-                _log.warning("replicas stay as they were: %s", error)
+                _log.warning("the replicas are left unchanged: %s", error)
                 continue
             if found != known:
                 known = found
@@ -104,7 +105,10 @@ class FileDiscovery:
 
 
 def parse_replica(text: str, where: str) -> Replica:
-    """`http://host:8000,model=m,name=a,label=zone:eu`. Raises InvalidSettings."""
+    """Parse `http://host:8000,model=m,name=a,label=zone:eu`.
+
+    `where` is the flag or the file and line, for error messages. Raises InvalidSettings.
+    """
     url, *parts = text.split(",")
     fields: dict[str, list[str]] = {"model": [], "name": [], "label": []}
     for part in parts:
@@ -119,14 +123,15 @@ def parse_replica(text: str, where: str) -> Replica:
             raise InvalidSettings(f"{where}: label={label} has no value; write label=zone:eu")
         labels[key] = value
     if len(fields["name"]) > 1:
-        raise InvalidSettings(f"{where}: a replica has one name")
+        raise InvalidSettings(f"{where}: a replica has only one name")
     return _replica(url, where, "".join(fields["name"]), fields["model"], labels)
 
 
 def read_replicas(path: str, flag: str = "--replicas") -> tuple[Replica, ...]:
-    """The `replicas:` of the YAML file that `flag` names: a list as of flags, or settings by name.
+    """Read the `replicas:` of the YAML file that `flag` names.
 
-    Raises InvalidSettings with file and line.
+    They are either a list in the flags' syntax or a mapping of name to settings. Raises
+    InvalidSettings with file and line.
     """
     document = read_document(path, flag, _EXAMPLE)
     for key in document.data:
@@ -149,12 +154,12 @@ def read_replicas(path: str, flag: str = "--replicas") -> tuple[Replica, ...]:
 
 
 def distinct(replicas: Sequence[Replica], where: str) -> tuple[Replica, ...]:
-    """The same, if no two share a name or an address. Raises InvalidSettings."""
+    """Return `replicas`. Raises InvalidSettings if two of them share a name or an address."""
     seen: set[str] = set()
     for replica in replicas:
         for mark in {replica.name, replica.address}:
             if mark in seen:
-                raise InvalidSettings(f"{where}: {mark} stands there twice; keep one")
+                raise InvalidSettings(f"{where}: {mark} is listed twice; keep one of them")
             seen.add(mark)
     return tuple(replicas)
 
@@ -192,10 +197,10 @@ def _replica(
         raise InvalidSettings(f"{where}: {url!r}: {error}; write {_FORM}") from error
     host = parts.hostname
     if parts.scheme not in _PORTS or not host or parts.username or parts.query or parts.fragment:
-        raise InvalidSettings(f"{where}: {url!r} is no replica's address; write {_FORM}")
+        raise InvalidSettings(f"{where}: {url!r} is not a replica's address; write {_FORM}")
     if parts.path not in ("", "/"):
         raise InvalidSettings(
-            f"{where}: {url!r}: paths are those of the requests; write {parts.scheme}://host:port"
+            f"{where}: {url!r}: a replica's address has no path; write {parts.scheme}://host:port"
         )
     shown = f"[{host}]" if ":" in host else host
     address = f"{shown}:{port or _PORTS[parts.scheme]}"
@@ -208,7 +213,7 @@ def _replica(
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
-    """Changes whenever the file was written or replaced; None where there is none."""
+    """Return a stamp that changes when the file is written or replaced; None if it is missing."""
     try:
         status = os.stat(os.path.expanduser(path))
     except OSError:

@@ -1,9 +1,10 @@
-"""Requests that wait because every replica of their model is busy: in order, bounded, not for ever.
+"""The queue of requests that wait because every replica of their model is busy.
 
-Why: an engine that is over its limit gets slower for everybody; a request that waits here can
-still go to whichever replica has room first. Invariants: first come, first served among those
-whom a replica can serve; a newcomer never overtakes; nobody sleeps while a replica has room for
-it: who leaves, or uses less than it was offered, hands the rest on.
+An engine over its limit slows down all of its requests, whereas a request that waits in the router
+can still go to whichever replica has room first. The queue has a maximum length and a timeout.
+Invariants: the requests that a replica can serve are served in order of arrival; a new request
+never overtakes a waiting one; no request waits while a replica has room for it, because a request
+that leaves the queue without using the room it was woken for wakes the next one.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ _NOBODY: Final[frozenset[Endpoint]] = frozenset()
 
 
 class _Want(NamedTuple):
-    """What a request waits for."""
+    """What a request waits for: room at a replica of `model` that is not in `without`."""
 
     model: str
     without: frozenset[Endpoint]
@@ -35,10 +36,10 @@ class _Waiter:
 
 
 class Waiting:
-    """Belongs to the event loop's thread."""
+    """The waiting requests of all models. Belongs to the event loop's thread."""
 
     def __init__(self, fleet: Fleet, in_flight: int, bound: int, timeout_s: float) -> None:
-        """At most `in_flight` requests a replica (0: no limit), `bound` of them waiting here."""
+        """`in_flight` is the limit of requests per replica (0: none), `bound` that of the queue."""
         self._fleet = fleet
         self._in_flight = in_flight
         self._bound = bound
@@ -47,16 +48,17 @@ class Waiting:
         fleet.on_change(self._wake_all)
 
     def __len__(self) -> int:
-        """Requests that wait."""
+        """Return the number of waiting requests."""
         return len(self._waiters)
 
     async def candidates(
         self, model: str, without: frozenset[Endpoint] = _NOBODY
     ) -> Sequence[Endpoint]:
-        """Endpoints of the model that have room, save `without`; to be used at once, or not at all.
+        """Wait for endpoints of `model` with room, other than `without`, and return them.
 
-        Raises Refusal: 404 for a model that nobody serves, 503 where nobody can, 429 where all
-        are busy and the line is full, or does not move in time.
+        The caller must send its request before it awaits anything else. Raises Refusal: 404 if no
+        replica serves the model, 503 if none of those that do is available, 429 if all are busy
+        and the queue is full or the timeout expires.
         """
         want = _Want(model, without)
         if found := self._unclaimed(self._with_room(want)):
@@ -69,18 +71,18 @@ class Waiting:
         return await self._wait(want)
 
     def with_room(self, model: str) -> Sequence[Endpoint]:
-        """Endpoints of the model that have room now; none: all are busy.
+        """Return the endpoints of `model` that have room now; empty if all are busy.
 
-        Raises Refusal: 404, or 503, where waiting for room would not help.
+        Raises Refusal (404 or 503) if waiting for room would not help.
         """
         return self._with_room(_Want(model, _NOBODY))
 
     def has_room(self, endpoint: Endpoint) -> bool:
-        """Whether it is below its limit."""
+        """Return whether `endpoint` is below the limit of requests."""
         return not self._in_flight or endpoint.in_flight < self._in_flight
 
     def ended(self, endpoint: Endpoint) -> None:
-        """A request has left the endpoint: there may be room."""
+        """Wake the first request that can use `endpoint`, where a request has just ended."""
         if not self.has_room(endpoint):
             return
         for waiter in self._waiters:
@@ -99,7 +101,7 @@ class Waiting:
         return [endpoint for endpoint in found if self.has_room(endpoint)]
 
     def _unclaimed(self, found: Sequence[Endpoint]) -> Sequence[Endpoint]:
-        """Those that nobody in line has a right to before a newcomer."""
+        """Return the endpoints of `found` that no waiting request could use."""
         if not found or not self._waiters:
             return found
         wants = {waiter.want for waiter in self._waiters}
@@ -123,11 +125,12 @@ class Waiting:
             ) from None
         finally:
             self._waiters.remove(waiter)
-            # Only then is it known what was used: a profile may have refused all that was found.
+            # Only after the caller has run is it known what it used: a profile may have refused
+            # every endpoint that was found.
             loop.call_soon(self._hand_on, want.model)
 
     def _hand_on(self, model: str) -> None:
-        """Somebody who waited for the model does no more; whoever can use its room may have it."""
+        """Wake the next requests for the room that a request which stopped waiting did not use."""
         if self._waiters:
             for endpoint in self._fleet.candidates(model):
                 self.ended(endpoint)

@@ -1,12 +1,12 @@
-"""A connection to a replica: a request out, its answer in, and then the next.
+"""An HTTP/1.1 connection to a replica, which carries one request and response after the other.
 
-Why our own and not a client library's: an answer passes here in a thousand pieces, and each
-cost a library 20 to 40 us in queues and wake-ups; here a piece goes from one socket to the other
-in one call. The parser is llhttp (httptools), which Node and uvicorn stand on.
+It replaces a client library's connection because a streamed response consists of about a thousand
+pieces, and a library spends 20 to 40 us on each in queues and wake-ups; here a piece goes from one
+socket to the other in one call. The parser is llhttp (httptools), as in Node and uvicorn.
 
-Invariants: a connection is given back only when its request has left, its answer was whole and
-both sides keep it open; what a replica says beyond its answer ends the connection, and not the
-answer; heads and trailers are bounded.
+Invariants: a connection is reused only after its request was sent completely, its response was
+complete, and both sides keep the connection open; bytes after a response end the connection but
+not the response; heads and trailers are bounded.
 """
 
 import asyncio
@@ -23,26 +23,31 @@ from kvtier.router.replica.exchange import BODILESS, SWITCHING, BrokenOff, Head,
 from kvtier.router.request.message import Fields
 
 Body = bytes | bytearray | None
-"""Of a request. None: it has none, which is not an empty one."""
+"""A request's body. None means that the request has no body, which differs from an empty one."""
 
 QUIET_BYTES: Final = 64 * 1024
-"""What may come in a row that is no body: a head, trailers, chunk sizes with remarks."""
+"""The most consecutive bytes that are not body: a head, trailers, chunk sizes with extensions."""
 _LONG_BYTES: Final = 64 * 1024
-"""Of a request's body; a shorter one is in the replica's hands, and costs no next request time."""
+"""A longer request body may still be under way when the response is complete. A shorter one fits
+into the socket buffers, so the next request does not wait for it."""
 
 
 class ExpectedResponse(enum.Enum):
-    """What follows the head of a good answer."""
+    """What follows the head of a response."""
 
     BODY = "body"
     NOTHING = "nothing"
-    """It answers HEAD."""
+    """No body: the response to HEAD."""
     UPGRADE = "upgrade"
-    """Another protocol, both ways, until the connection ends; or a body, where it is refused."""
+    """Another protocol, in both directions, until the connection ends; a body if the replica
+    refuses the upgrade."""
 
 
 class ReplicaConnection(asyncio.Protocol):
-    """To one replica. `idle` is called when it may be used again, `gone` when it has ended."""
+    """A connection to one replica.
+
+    It calls `idle` when it can carry another request, and `gone` when it has ended.
+    """
 
     def __init__(
         self,
@@ -66,11 +71,11 @@ class ReplicaConnection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._quiet_bytes = 0
         self._is_long = False
-        """Whether the request may still be on its way when it is answered."""
+        """Whether the request may still be under way when its response is complete."""
         self.idle_since_s = 0.0
 
     def send(self, message: bytes, body: Body, expected: ExpectedResponse) -> ReplicaExchange:
-        """Write a request; the connection is idle."""
+        """Write a request on this connection, which must be idle, and return its exchange."""
         transport = self._transport
         assert transport is not None
         assert self._exchange is None
@@ -82,56 +87,56 @@ class ReplicaConnection(asyncio.Protocol):
         if body is None:
             transport.write(message)
         else:
-            # One system call, and no copy of a large body.
+            # `writelines` needs one system call and does not copy a large body.
             transport.writelines((message, body))
         return exchange
 
     def write(self, data: bytes | memoryview) -> bool:
-        """More, after an upgrade. False: no more for now."""
+        """Write `data` after an upgrade; return False if the caller should wait for room."""
         if self._transport is not None:
             self._transport.write(data)
         return not self._is_full
 
     @property
     def is_usable(self) -> bool:
-        """Whether another request may be written."""
+        """Whether the connection can carry another request now."""
         transport = self._transport
         return transport is not None and not transport.is_closing() and self._exchange is None
 
     def pause(self) -> None:
-        """Read nothing."""
+        """Stop reading from the replica."""
         if not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read."""
+        """Read from the replica again."""
         if self._is_paused and self._transport is not None:
             self._is_paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """End at once: nobody wants what is under way."""
+        """End the connection at once, without notifying the exchange."""
         self._exchange = None
         self.break_off()
 
     def break_off(self) -> None:
-        """End at once; who waits for an answer hears of it."""
+        """End the connection at once; an exchange in progress fails with BrokenOff."""
         if self._transport is not None:
             self._transport.abort()
 
     # -- asyncio.Protocol ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        # uvloop's transports are no asyncio.Transport by inheritance.
+        """Prepare for the first request."""
+        # uvloop's transports do not inherit from asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_lost(self, reason: BaseException | None) -> None:
-        """See asyncio.Protocol."""
+        """Complete or fail the exchange in progress."""
         self._transport = None
-        self._parser = None  # it refers to this connection
+        self._parser = None  # breaks the reference cycle
         self._gone(self)
         exchange, self._exchange = self._exchange, None
         if exchange is None:
@@ -143,19 +148,19 @@ class ReplicaConnection(asyncio.Protocol):
             exchange.lost(BrokenOff(str(reason or "the connection ended")))
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol."""
+        """Make `write` return False until there is room."""
         self._is_full = True
 
     def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
+        """Tell the exchange that there is room again."""
         self._is_full = False
         if self._exchange is not None:
             self._exchange.has_room()
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
+        """Parse what arrived and pass it to the exchange."""
         if self._exchange is None:
-            self.abort()  # nobody asked
+            self.abort()  # a response without a request
             return
         if self._is_raw:
             self._exchange.deliver([data])
@@ -164,41 +169,42 @@ class ReplicaConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             if not self._is_raw:
-                self._fail("another protocol, which nobody asked for")
+                self._fail("the replica switched protocols without being asked to")
                 return
             self._pieces.append(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if not self._is_done:
-                self._fail(f"no HTTP: {error}")
+                self._fail(f"not HTTP: {error}")
                 return
-            self._stays = False  # a parser that has read beyond would spoil the next answer
+            self._stays = False  # the parser has read past the response and cannot be reused
         self._flush(len(data))
 
     # -- httptools -------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """See httptools."""
+        """Reject a second response to the same request."""
         if self._is_done:
-            raise BrokenOff("more than the answer")
+            raise BrokenOff("bytes after the response")
 
     def on_status(self, reason: bytes) -> None:
-        """See httptools; it may come in parts."""
+        """Collect the reason phrase, which may come in parts."""
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools; trailers come here too."""
+        """Collect a header field; ignore trailers, which are reported here too."""
         if not self._in_body:
             self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """See httptools."""
+        """Pass the head of a final response to the exchange."""
         status = self._parser.get_status_code()
         self._is_raw = status == SWITCHING and self._expected is ExpectedResponse.UPGRADE
         if status < 200 and not self._is_raw:
-            return  # an interim answer; the real one follows
+            return  # an interim response; the final one follows
         assert self._exchange is not None
         self._in_body = True
-        # A parser that was promised a body which HEAD has none of waits for it for ever.
+        # After HEAD, the parser would wait forever for the body that content-length announces, so
+        # the connection is not reused.
         self._stays = self._expected is ExpectedResponse.BODY and self._parser.should_keep_alive()
         self._is_done = self._expected is ExpectedResponse.NOTHING
         has_body = not self._is_done and status not in BODILESS
@@ -206,12 +212,12 @@ class ReplicaConnection(asyncio.Protocol):
         self._exchange.head = Head(status, self._reason, self._fields, length, has_body)
 
     def on_body(self, piece: bytes) -> None:
-        """See httptools."""
+        """Collect a piece of the body."""
         if self._expected is not ExpectedResponse.NOTHING:
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        """See httptools."""
+        """Note the end of the response, or of an interim one."""
         if self._in_body:
             self._is_done = not self._is_raw
         else:
@@ -220,13 +226,13 @@ class ReplicaConnection(asyncio.Protocol):
     # -- ours ------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
-        """Another head is due."""
+        """Prepare for another head."""
         self._in_body = self._is_done = False
         self._fields = []
         self._reason = b""
 
     def _flush(self, size: int) -> None:
-        """Hand on what one read has brought, in one piece."""
+        """Pass the body pieces of one read of `size` bytes to the exchange."""
         exchange = self._exchange
         assert exchange is not None
         pieces, self._pieces = self._pieces, []
@@ -238,7 +244,7 @@ class ReplicaConnection(asyncio.Protocol):
         else:
             self._quiet_bytes += size
             if self._quiet_bytes > QUIET_BYTES:
-                self._fail("a head or trailers without end")
+                self._fail("the head or the trailers are too long")
 
     def _finish(self, exchange: ReplicaExchange, pieces: list[bytes]) -> None:
         self._exchange = None
@@ -246,7 +252,7 @@ class ReplicaConnection(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         if self._is_long and unsent_bytes(transport):
-            transport.abort()  # the replica has answered what it has not read to the end
+            transport.abort()  # the replica responded before it read the whole request
         elif self._stays:
             self._idle(self)
         else:
@@ -264,7 +270,12 @@ class ReplicaConnection(asyncio.Protocol):
 
 
 def unsent_bytes(transport: asyncio.WriteTransport) -> int:
-    """Here and in the kernel; 0 where the connection has ended."""
+    """Return the bytes written that the peer has not acknowledged; 0 if the connection has ended.
+
+    They include the kernel's send buffer, which holds up to megabytes. With TLS, the transport does
+    not report what the transport below it buffers; but as long as that buffers anything, the kernel
+    does too, so the result is 0 only if everything has arrived.
+    """
     if transport.is_closing():
         return 0
     held = transport.get_write_buffer_size()
@@ -277,7 +288,7 @@ def unsent_bytes(transport: asyncio.WriteTransport) -> int:
 def _length(fields: Fields) -> int | None:
     for name, value in fields:
         if name == b"content-length":
-            return int(value)  # the parser has seen to it that it is a number
+            return int(value)  # the parser has verified that it is a number
     return None
 
 

@@ -1,7 +1,7 @@
-"""One request's answer, for whoever reads it: waited for, read whole, or passed on as it comes.
+"""The response to one request, as its reader sees it: awaited, read whole, or streamed to a sink.
 
-Invariants: an answer that breaks off is never taken for a whole one; who takes pieces slowly holds
-the replica back; after `close` nothing is told any more. Belongs to the event loop's thread.
+Invariants: a response that breaks off is never taken for a complete one; a slow reader pauses the
+replica; after `close` the sink is not called again. Belongs to the event loop's thread.
 """
 
 import asyncio
@@ -12,70 +12,70 @@ import msgspec
 from kvtier.router.request.message import Fields
 
 SWITCHING: Final = 101
-"""From here on the connection carries another protocol, both ways."""
+"""Switching Protocols: after this head the connection carries another protocol."""
 BODILESS: Final = (SWITCHING, 204, 304)
-"""Such an answer ends with its head, whatever that says of a body."""
+"""Statuses whose responses have no body, whatever their header fields say."""
 _HELD_BYTES: Final = 256 * 1024
-"""Of a body that nobody takes yet; then the replica is held back."""
+"""The most body bytes buffered for a reader that is not ready; beyond, the replica is paused."""
 
 
 class BrokenOff(ConnectionError):
-    """The answer ended before its end, or was none."""
+    """The response broke off, or was not valid HTTP."""
 
 
 class Head(msgspec.Struct, frozen=True):
-    """The beginning of an answer."""
+    """The status line and header fields of a response."""
 
     status: int
     reason: bytes
     fields: Fields
     length: int | None
-    """Of the body in bytes; None: it comes in chunks, or until the connection ends."""
+    """The body's length in bytes; None if it is chunked or ends with the connection."""
     has_body: bool = True
-    """False: it ends with its head. `length` is then of what would have followed."""
+    """Whether a body follows. If not, `length` is that of the body a GET would have returned."""
 
 
 class ResponseSink(Protocol):
-    """Takes an answer's body, piece by piece. Nothing here may raise or wait."""
+    """A receiver of a response's body, piece by piece. Its methods must not raise or block."""
 
     def take(self, piece: bytes) -> None:
-        """The next bytes."""
+        """Receive the next bytes."""
         ...
 
     def finish(self, piece: bytes) -> None:
-        """The last bytes, or none: the answer is whole."""
+        """Receive the last bytes, which may be empty: the response is complete."""
         ...
 
     def fail(self, error: BrokenOff) -> None:
-        """Nothing more comes, and something is missing."""
+        """Handle a response that broke off; nothing more follows."""
         ...
 
     def on_room(self) -> None:
-        """The replica takes again what is written to it."""
+        """Handle that the replica accepts more bytes after an upgrade."""
 
 
 class ReplicaTransport(Protocol):
-    """The connection that an answer comes on."""
+    """What an exchange needs of the connection that carries its response."""
 
     def pause(self) -> None:
-        """Read nothing."""
+        """Stop reading from the replica."""
         ...
 
     def resume(self) -> None:
-        """Read."""
+        """Read from the replica again."""
         ...
 
     def write(self, data: bytes | memoryview) -> bool:
-        """More, after an upgrade. False: no more for now."""
+        """Write `data` after an upgrade; return False if the caller should wait for room."""
         ...
 
     def abort(self) -> None:
-        """End at once: nobody wants what is under way."""
+        """End the connection at once, without notifying the exchange."""
         ...
 
 
 class ReplicaExchange:
-    """One request's answer. Its reader calls `close` at the end, whatever happened."""
+    """The response to one request. Its reader must call `close` at the end, also after errors."""
 
     __slots__ = ("_carrier", "_error", "_held", "_is_late", "_sink", "_waiter", "head", "is_whole")
 
@@ -90,9 +90,9 @@ class ReplicaExchange:
         self.is_whole = False
 
     async def begin(self, within_s: float = 0.0) -> Head:
-        """Wait for the first bytes of the body, or its end. Raises BrokenOff.
+        """Wait for the first bytes of the body, or its end, and return the head.
 
-        Raises TimeoutError when they do not come `within_s`; 0: whenever they come.
+        Raises BrokenOff, and TimeoutError if nothing arrives within `within_s` (0: no limit).
         """
         timer = None
         if within_s and not self._has_begun():
@@ -107,12 +107,12 @@ class ReplicaExchange:
         return self.head
 
     def taken(self) -> bytes:
-        """What has come so far of the body; from now on it is the caller's."""
+        """Remove and return the buffered part of the body."""
         held, self._held = self._held, []
         return held[0] if len(held) == 1 else b"".join(held)
 
     async def read(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises BrokenOff, and ValueError for more than that."""
+        """Return the whole body. Raises BrokenOff, and ValueError beyond `limit_bytes`."""
         pieces = []
         size = 0
         while True:
@@ -127,9 +127,9 @@ class ReplicaExchange:
             await self._wait()
 
     def pass_to(self, sink: ResponseSink) -> None:
-        """What has come goes there now, and the rest as it comes."""
+        """Stream the body to `sink`: the buffered part now, the rest as it arrives."""
         self._sink = sink
-        # Before the sink is told anything: it may have to say at once that it is full.
+        # Resume first, because the sink may pause the replica as soon as it is called.
         self.resume()
         if self.is_whole:
             sink.finish(self.taken())
@@ -140,33 +140,33 @@ class ReplicaExchange:
             sink.fail(self._error)
 
     def pause(self) -> None:
-        """Take nothing from the replica until `resume`."""
+        """Stop reading from the replica until `resume`."""
         if self._carrier is not None:
             self._carrier.pause()
 
     def resume(self) -> None:
-        """Go on."""
+        """Read from the replica again."""
         if self._carrier is not None:
             self._carrier.resume()
 
     def write(self, data: bytes | memoryview) -> bool:
-        """To the replica, after an upgrade. False: it takes nothing more for now.
+        """Write `data` to the replica after an upgrade; return False if its buffer is full.
 
-        `on_room` of `ResponseSink` is called when it does again.
+        `ResponseSink.on_room` is called when there is room again.
         """
         return self._carrier is None or self._carrier.write(data)
 
     def close(self) -> None:
-        """The answer is not wanted any more. Idempotent."""
+        """Abort a response that is still in progress. Idempotent."""
         self._sink = None
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.abort()
 
-    # -- told by the connection ------------------------------------------------------------
+    # -- called by the connection ----------------------------------------------------------
 
     def deliver(self, pieces: list[bytes]) -> None:
-        """The body goes on."""
+        """Receive pieces of the body."""
         if self._sink is not None:
             self._sink.take(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             return
@@ -176,7 +176,7 @@ class ReplicaExchange:
         self._wake()
 
     def complete(self, pieces: list[bytes]) -> None:
-        """The answer is whole; the connection is somebody else's now."""
+        """Receive the last pieces; the connection may carry another exchange from now on."""
         self._carrier = None
         self.is_whole = True
         if self._sink is not None:
@@ -186,12 +186,12 @@ class ReplicaExchange:
         self._wake()
 
     def has_room(self) -> None:
-        """The replica takes more."""
+        """Tell the sink that the replica accepts more bytes."""
         if self._sink is not None:
             self._sink.on_room()
 
     def lost(self, error: BrokenOff) -> None:
-        """The connection has ended, and the answer has not."""
+        """Fail the exchange because the connection ended before the response did."""
         self._carrier = None
         self._error = error
         if self._sink is not None:
@@ -212,7 +212,10 @@ class ReplicaExchange:
             self._waiter.set_result(None)
 
     async def _wait(self) -> None:
-        """Until something comes. Raises BrokenOff."""
+        """Wait for the next call from the connection.
+
+        Raises BrokenOff, and TimeoutError if `begin` timed out.
+        """
         if self._error is not None:
             raise self._error
         self._waiter = asyncio.get_running_loop().create_future()

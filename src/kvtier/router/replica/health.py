@@ -1,8 +1,8 @@
-"""Health checks: each replica is asked, again and again, whether it is there and what it serves.
+"""Health checks: each replica is polled for its health and for the models it serves.
 
-Why beside the breakers: a replica that nobody uses fails no request, and one that comes back
-has to be noticed. Invariants: a check is bounded in time and in bytes; nothing that a replica
-answers can end its watch; the watch ends when the replica has left.
+Circuit breakers are not enough: a replica without traffic fails no request, and one that recovers
+must be noticed. Invariants: a check is bounded in time and in bytes; no response of a replica ends
+its checks; they end when the replica is removed.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Prober(FleetListener):
-    """Watches every member of a fleet. Belongs to the event loop's thread."""
+    """Checks the health of every member of a fleet. Belongs to the event loop's thread."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Prober(FleetListener):
         timeout_s: float,
         key: str | None = None,
     ) -> None:
-        """`key`: shown to replicas. Nothing runs before a replica joins."""
+        """`key` is the API key sent to replicas. Nothing runs until a replica is added."""
         self._fleet = fleet
         self._upstream = upstream
         self._clock = clock
@@ -43,22 +43,22 @@ class Prober(FleetListener):
         fleet.add_listener(self)
 
     def added(self, member: Member) -> None:
-        """Watch it."""
+        """Start checking the member."""
         self._checked[member] = asyncio.Event()
         self._watches[member] = asyncio.create_task(self._watch(member))
 
     def removed(self, member: Member) -> None:
-        """Stop watching it."""
+        """Stop checking the member."""
         self._checked.pop(member).set()
         self._watches.pop(member).cancel()
 
     async def first_round(self) -> None:
-        """Until everybody who is there has been asked once."""
+        """Wait until each current member has been checked once."""
         for event in list(self._checked.values()):
             await event.wait()
 
     async def close(self) -> None:
-        """Stop all watches."""
+        """Stop all checks."""
         watches = list(self._watches.values())
         for watch in watches:
             watch.cancel()
@@ -70,7 +70,7 @@ class Prober(FleetListener):
         while True:
             await self._check(member)
             checked.set()
-            if member.is_draining:  # the fleet has said so
+            if member.is_draining:
                 return
             if member.is_available is not was:
                 was = member.is_available
@@ -88,24 +88,28 @@ class Prober(FleetListener):
         except TimeoutError:
             self._fleet.mark_unhealthy(member, f"no answer within {self._timeout_s:g} s")
         except OSError as error:
-            self._fleet.mark_unhealthy(member, f"not reached: {_reason(error)}")
+            self._fleet.mark_unhealthy(member, f"unreachable: {_reason(error)}")
         except ValueError as error:
-            self._fleet.mark_unhealthy(member, f"not understood: {error}")
+            self._fleet.mark_unhealthy(member, f"invalid response: {error}")
         else:
             self._fleet.mark_healthy(member, cards, self._clock.now_s())
 
     async def _get(self, member: Member, path: str) -> bytes:
-        """The body. Raises OSError; ValueError for an error's status and for too many bytes."""
+        """Return the body of `path`.
+
+        Raises OSError if the replica is not reached, and ValueError for a status other than 200 or
+        a body that is too long.
+        """
         exchange = await self._upstream(member.endpoint).send("GET", path, self._fields, None)
         try:
             head = await exchange.begin()
             if head.status != 200:
-                raise ValueError(f"{path} answers {head.status}")
+                raise ValueError(f"{path} returned status {head.status}")
             return await exchange.read(MAX_BYTES)
         finally:
             exchange.close()
 
 
 def _reason(error: OSError) -> str:
-    """Short, without the address, which is known."""
+    """Return a short description without the address, which the caller logs anyway."""
     return error.strerror or str(error) or type(error).__name__

@@ -1,7 +1,8 @@
-"""Connections to replicas, kept open between requests.
+"""Pools of keep-alive connections to replicas.
 
-Invariants: a connection that a replica may be about to close is not used; the last one used is the
-next to be used, so that what a burst opened closes again; after `close` none is left.
+Invariants: a connection that the replica may be about to close is not reused; the connection used
+last is reused first, so that those opened for a burst become idle and are closed; after `close` no
+connection is left.
 """
 
 import asyncio
@@ -16,20 +17,20 @@ from kvtier.router.replica.connection import Body, ExpectedResponse, ReplicaConn
 from kvtier.router.replica.exchange import ReplicaExchange
 
 KEEP_ALIVE_S: Final = 4.0
-"""Less than the 5 s after which an engine's server closes a connection that nobody uses."""
+"""How long an idle connection is kept. Less than the 5 s after which an engine's server closes it."""
 
 
 class Unreachable(ConnectionError):
-    """No connection could be made: the replica has seen nothing."""
+    """No connection could be established, so the replica has not seen the request."""
 
 
 class Upstream:
-    """One replica's connections. Belongs to the event loop."""
+    """A pool of connections to one replica. Belongs to the event loop."""
 
     def __init__(
         self, replica: Replica, connect_timeout_s: float, tls: ssl.SSLContext | None
     ) -> None:
-        """`tls`: how an https replica is checked; None: as the system does."""
+        """`tls` verifies an https replica; None uses the system's certificates."""
         url = urlsplit(replica.url)
         assert url.hostname is not None
         assert url.port is not None
@@ -43,10 +44,10 @@ class Upstream:
         self._is_closed = False
 
     async def send(self, method: str, target: str, fields: bytes, body: Body) -> ReplicaExchange:
-        """A request that has been written; the caller closes what it gets.
+        """Send a request and return its exchange, which the caller must close.
 
-        `target` is path and query as the client wrote them, `fields` are lines of a head without
-        host and length. Raises Unreachable; TimeoutError never.
+        `target` is the path and query as the client wrote them; `fields` are header lines without
+        `host` and `content-length`. Raises Unreachable, also if connecting times out.
         """
         connection = self._take() or await self._connect()
         length = b"" if body is None else b"content-length: %d\r\n" % len(body)
@@ -55,9 +56,9 @@ class Upstream:
         return connection.send(message, body, expected)
 
     async def upgrade(self, target: str, fields: bytes) -> ReplicaExchange:
-        """Ask, on a connection of its own, to go on in the protocol that `fields` name.
+        """Request an upgrade to the protocol that `fields` name, on a new connection.
 
-        The answer's status is SWITCHING where the replica agrees. Raises Unreachable.
+        The response's status is SWITCHING if the replica agrees. Raises Unreachable.
         """
         connection = await self._connect()
         return connection.send(self._message("GET", target, fields), None, ExpectedResponse.UPGRADE)
@@ -71,7 +72,7 @@ class Upstream:
         )
 
     async def close(self) -> None:
-        """Close all. Requests under way fail."""
+        """Close all connections; requests in flight fail."""
         self._is_closed = True
         if self._reaper is not None:
             self._reaper.cancel()
@@ -81,7 +82,7 @@ class Upstream:
             await asyncio.sleep(0)
 
     def _take(self) -> ReplicaConnection | None:
-        """The one that was used last; the ones before are older."""
+        """Return the connection used last, if it is recent enough; the others are older still."""
         oldest_s = asyncio.get_running_loop().time() - KEEP_ALIVE_S
         while self._idle:
             connection = self._idle.pop()
@@ -92,7 +93,7 @@ class Upstream:
 
     async def _connect(self) -> ReplicaConnection:
         if self._is_closed:
-            raise Unreachable("the replica has left")
+            raise Unreachable("the replica was removed")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -111,7 +112,7 @@ class Upstream:
         self._open.add(connection)
         if self._is_closed:
             connection.abort()
-            raise Unreachable("the replica has left")
+            raise Unreachable("the replica was removed")
         return connection
 
     def _give_back(self, connection: ReplicaConnection) -> None:
@@ -122,7 +123,7 @@ class Upstream:
             self._reaper = loop.call_later(KEEP_ALIVE_S, self._reap)
 
     def _reap(self) -> None:
-        """Close what has not been used for long."""
+        """Close the connections that have been idle for too long."""
         self._reaper = None
         loop = asyncio.get_running_loop()
         oldest_s = loop.time() - KEEP_ALIVE_S
@@ -140,29 +141,29 @@ class Upstream:
 
 
 class Upstreams(FleetListener):
-    """Those of each member, from its joining until it has left. Belongs to the event loop."""
+    """The connection pools of all members, each from added to removed. Belongs to the event loop."""
 
     def __init__(self, connect_timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
-        """`tls`: how https replicas are checked; None: as the system does."""
+        """`tls` verifies https replicas; None uses the system's certificates."""
         self._connect_timeout_s = connect_timeout_s
         self._tls = tls
         self._of: dict[Endpoint, Upstream] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def __call__(self, endpoint: Endpoint) -> Upstream:
-        """Raises KeyError for who is no member."""
+        """Return the pool of `endpoint`. Raises KeyError if it is not a member."""
         return self._of[endpoint]
 
     def added(self, member: Member) -> None:
-        """See FleetListener."""
+        """Create the member's pool; it connects on the first request."""
         self._of[member.endpoint] = Upstream(member.replica, self._connect_timeout_s, self._tls)
 
     def removed(self, member: Member) -> None:
-        """See FleetListener."""
+        """Close the member's pool in the background."""
         task = asyncio.create_task(self._of.pop(member.endpoint).close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Close all."""
+        """Close all pools, including those of removed members."""
         await asyncio.gather(*self._closing, *(upstream.close() for upstream in self._of.values()))

@@ -175,7 +175,7 @@ def test_a_kind_that_goes_takes_its_objects_and_a_fault_does_not(
             assert dict(objectives) == kept
 
     asyncio.run(test())
-    assert ("not looked at: 403" in caplog.text) == (status == 403)
+    assert ("ignored: 403" in caplog.text) == (status == 403)
 
 
 def test_a_server_that_dies_takes_no_priorities_with_it() -> None:

@@ -159,7 +159,7 @@ def test_pools_that_are_not_served_any_more_have_no_endpoints_and_a_fault_change
             await sets.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(test())
-    assert ("what was known stays" in caplog.text) != is_gone
+    assert ("the last known state stays" in caplog.text) != is_gone
     assert ("was deleted" in caplog.text) == is_gone
 
 
@@ -388,7 +388,7 @@ def test_settings_that_cannot_be_meant_are_told() -> None:
     for text in ("a", "", "=b", "a!=b", "a in (b,c)", "a notin (b=c)", "!a"):
         with pytest.raises(InvalidSettings, match="--selector"):
             parse_labels(text, "--selector")
-    with pytest.raises(InvalidSettings, match="one of them"):
+    with pytest.raises(InvalidSettings, match="either a pool or a selector"):
         PodDiscovery("prod", api=object())
     with pytest.raises(InvalidSettings, match="--pool-group"):
         PodDiscovery("prod", pool="p", group="g", api=object())

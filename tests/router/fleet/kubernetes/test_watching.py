@@ -139,7 +139,7 @@ def test_a_list_of_garbage_is_a_fault_that_is_paused_after(
         asked.append(request.path)
         return web.Response(text=body)
 
-    names = asyncio.run(asked_by(answer, lambda: "what was known stays" in caplog.text))
+    names = asyncio.run(asked_by(answer, lambda: "the last known state stays" in caplog.text))
     assert names.told == []
     assert len(asked) == 1
 
@@ -285,5 +285,5 @@ def test_without_a_cluster_there_is_one_clear_error(
         kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none")
     )
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(InvalidSettings, match="no Kubernetes to be found"):
+    with pytest.raises(InvalidSettings, match="no Kubernetes configuration found"):
         watching.client()

@@ -1,9 +1,9 @@
-"""Priorities in Kubernetes: the InferenceObjectives of a pool.
+"""Priorities from Kubernetes: the InferenceObjectives of a pool.
 
-Why: priorities are objects there, in one of two API groups, and a cluster has either, both or
-none. Invariants: an objective of another pool says nothing; a group that the cluster does not
-serve, or that may not be read, is no fault; an API server that is away changes nothing; after
-`__aexit__` no thread is left.
+InferenceObjective exists in two API groups, and a cluster may serve either, both or none.
+Invariants: objectives of other pools are ignored; a group that the cluster does not serve, or that
+the router may not read, is not an error; while the API server is unreachable, the priorities stay;
+after `__aexit__` no thread is left.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from kvtier.router.fleet.objectives import Objectives
 _log = logging.getLogger(__name__)
 
 GROUPS: Final = {"llm-d.ai": "v1alpha2", "inference.networking.x-k8s.io": "v1alpha2"}
-"""Of InferenceObjective, the newer first: where both name one, the first counts."""
+"""API groups and versions of InferenceObjective. If both define an objective, the first wins."""
 _PLURAL: Final = "inferenceobjectives"
 
 
@@ -38,18 +38,18 @@ class _Spec(msgspec.Struct, rename="camel"):
     priority: int | None = None
 
 
-class _Metadata(msgspec.Struct, rename="camel"):
+class _ObjectiveMetadata(msgspec.Struct, rename="camel"):
     name: str
     deletion_timestamp: str | None = None
 
 
 class _Objective(msgspec.Struct):
-    metadata: _Metadata
+    metadata: _ObjectiveMetadata
     spec: _Spec
 
 
 class PoolObjectives:
-    """An async context: while it is open, `objectives` is told what the pool's objects say."""
+    """An async context that keeps `objectives` up to date with the objects of a pool."""
 
     def __init__(
         self,
@@ -62,9 +62,10 @@ class PoolObjectives:
         window_s: float = watching.WINDOW_S,
         absent_s: float = watching.ABSENT_S,
     ) -> None:
-        """`group`: of the pool. `api`: an ApiClient; None: of the cluster or kubeconfig.
+        """`group` is the API group of the pool. `api` is an ApiClient.
 
-        Raises InvalidSettings where there is no configuration to be found.
+        Without `api`, one is made from the in-cluster configuration or the kubeconfig. Raises
+        InvalidSettings if neither exists.
         """
         self._namespace = namespace
         self._pool = _PoolRef(pool, group)
@@ -75,7 +76,7 @@ class PoolObjectives:
         self._watches: list[Watch] = []
 
     async def __aenter__(self) -> "PoolObjectives":
-        """Does not wait: until the cluster answers, priorities are those of flags."""
+        """Start the watches without waiting: until the cluster answers, only the flags apply."""
         for group in GROUPS:
             self._objectives.update(group, {})
             watch = self._watch(group)
@@ -118,7 +119,7 @@ class PoolObjectives:
 
 
 def priorities_of(found: Sequence[Object], pool: _PoolRef) -> dict[str, int]:
-    """By name, of those that are about this pool; 0 where one says no number."""
+    """Return the priority of each objective that refers to `pool`; 0 if it states none."""
     priorities = {}
     for item in found:
         try:

@@ -1,10 +1,10 @@
-"""Endpoints in Kubernetes: ready pods by label, or those of an InferencePool.
+"""Replicas in Kubernetes: the ready pods that a label selector or an InferencePool selects.
 
-Why: labels and readiness are compared here as well as by the API server, so that no answer can
-make an endpoint of a pod that is not selected, not ready, on its way out, or of another namespace.
-Invariants: an API server that is away changes nothing, the last set stays; a pool that was there
-and is deleted, alone or with its kind, has no endpoints; an object that cannot be read is none; no
-address is there twice; after `watch` is closed no thread is left.
+Labels and readiness are checked here again although the API server filters by them, so that no
+response can turn a pod into a replica that is not selected, not ready, terminating, or in another
+namespace. Invariants: while the API server is unreachable, the last set stays; an InferencePool
+that is deleted, alone or with its CRD, has no replicas; a malformed object is ignored; no address
+occurs twice; after `watch` is closed no thread is left.
 """
 
 import asyncio
@@ -28,25 +28,26 @@ GROUPS: Final = {
     GROUP: "v1",
     "inference.networking.x-k8s.io": "v1alpha2",
 }
-"""Of InferencePool: the stable one, and the one before it."""
+"""API groups and versions of InferencePool: the stable one and its predecessor."""
 _PLURAL: Final = "inferencepools"
 _ABSENT_S: Final = 5.0
-"""How often a kind of pool that the cluster does not serve is looked for: nobody is served."""
+"""How often to look for a kind of pool that the cluster does not serve yet. Short, because no
+request can be served meanwhile."""
 ACTIVE_PORTS: Final = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
-"""Annotations of pods that serve some of the pool's ports only; the first that is there counts."""
+"""Annotations of pods that serve only some of the pool's ports; the first one present is used."""
 
 _T = TypeVar("_T")
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
 class Selected(msgspec.Struct, frozen=True):
-    """Which pods are endpoints, and at which ports."""
+    """Which pods are replicas, and at which ports."""
 
     labels: Mapping[str, str]
     ports: Sequence[int]
 
 
-class _Metadata(msgspec.Struct, rename="camel"):
+class _PodMetadata(msgspec.Struct, rename="camel"):
     name: str
     namespace: str = ""
     labels: dict[str, str] | None = None
@@ -65,12 +66,12 @@ class _Status(msgspec.Struct, rename={"pod_ip": "podIP"}):
 
     @property
     def is_ready(self) -> bool:
-        """Whether its readiness probes pass."""
+        """Whether the pod's readiness probes pass."""
         return any(one.type == "Ready" and one.status == "True" for one in self.conditions or ())
 
 
 class _Pod(msgspec.Struct):
-    metadata: _Metadata
+    metadata: _PodMetadata
     status: _Status | None = None
 
 
@@ -79,7 +80,7 @@ class _TargetPort(msgspec.Struct):
 
 
 class _PoolSpec(msgspec.Struct, rename="camel"):
-    """Of v1, and of v1alpha2, whose selector is flat and whose port is one."""
+    """The spec of an InferencePool, v1 or v1alpha2 (which has a flat selector and one port)."""
 
     selector: dict[str, str | dict[str, str]]
     target_ports: list[_TargetPort] | None = None
@@ -91,7 +92,7 @@ class _Pool(msgspec.Struct):
 
 
 class PodDiscovery:
-    """Meets ReplicaDiscovery: the ready pods that a pool, or a selector, names."""
+    """A ReplicaDiscovery of the ready pods that an InferencePool or a label selector selects."""
 
     def __init__(
         self,
@@ -104,12 +105,13 @@ class PodDiscovery:
         window_s: float = watching.WINDOW_S,
         absent_s: float = _ABSENT_S,
     ) -> None:
-        """Give `pool` or `selected`. `api`: an ApiClient; None: of the cluster or kubeconfig.
+        """Exactly one of `pool` and `selected` must be given. `api` is an ApiClient.
 
-        Raises InvalidSettings where there is no configuration to be found.
+        Without `api`, one is made from the in-cluster configuration or the kubeconfig. Raises
+        InvalidSettings if neither exists.
         """
         if (pool is None) == (selected is None):
-            raise InvalidSettings("give a pool or a selector, one of them")
+            raise InvalidSettings("give either a pool or a selector")
         if group not in GROUPS:
             raise InvalidSettings(
                 f"--pool-group: {group!r} is not known; use {' or '.join(GROUPS)}"
@@ -127,7 +129,7 @@ class PodDiscovery:
         self._changed = asyncio.Event()
 
     async def watch(self) -> AsyncIterator[Sequence[Replica]]:
-        """The first set once pods have been listed; waits for a pool that is not there yet."""
+        """Yield the first set once pods are listed; wait for a pool that does not exist yet."""
         loop = asyncio.get_running_loop()
         saw = watching.into(loop, self._saw_pods)
         pods = Watch("pods", self._list_pods, saw, self._window_s)
@@ -163,14 +165,14 @@ class PodDiscovery:
             for pod in self._pods
             for replica in replicas_of(pod, self._selected, self._namespace)
         ]
-        # Pods on their node's network share its address: where ports are the same, one answers.
+        # Pods on the host network share the node's address; only one of them can own a port.
         by_url: dict[str, Replica] = {}
         for replica in sorted(found, key=lambda replica: replica.name):
             by_url.setdefault(replica.url, replica)
         return list(by_url.values())
 
     def _saw_pods(self, selector: str, found: Sequence[Object]) -> None:
-        # What was listed for the pool's labels of before may still be on its way.
+        # A list for the pool's previous labels may still be under way.
         if self._selected is not None and selector == _text(self._selected.labels):
             self._pods = found
             self._changed.set()
@@ -182,7 +184,7 @@ class PodDiscovery:
             return
         selected = selected_of(mine)
         if selected is None:
-            self._say("has no labels or no ports, it stays as it was")
+            self._say("has no labels or no ports; its replicas are left unchanged")
             return
         self._say("")
         if selected != self._selected or self._is_deleted:
@@ -194,14 +196,14 @@ class PodDiscovery:
 
     def _lost_pool(self) -> None:
         if self._selected is None:
-            self._say("is not there yet")
+            self._say("does not exist yet")
         else:
-            self._say("was deleted: it has no endpoints")
+            self._say("was deleted: it has no replicas")
             self._is_deleted = True
             self._changed.set()
 
     def _say(self, what: str) -> None:
-        """Once, however often it is seen; nothing for an empty text."""
+        """Log `what` unless it was the last thing logged; an empty text only clears that."""
         if what and what != self._said:
             _log.warning("InferencePool %s in %s %s", self._pool, self._namespace, what)
         self._said = what
@@ -223,7 +225,7 @@ class PodDiscovery:
 
 
 def selected_of(pool: Object) -> Selected | None:
-    """What a pool selects, in either version; None where it is not complete."""
+    """Return what a pool of either API version selects; None if it is incomplete."""
     read = _read(pool, _Pool)
     if read is None:
         return None
@@ -240,7 +242,7 @@ def selected_of(pool: Object) -> Selected | None:
 
 
 def replicas_of(pod: Object, selected: Selected, namespace: str) -> list[Replica]:
-    """One for each port of a pod that is ready, selected, and of this namespace."""
+    """Return a replica for each port of `pod` if it is ready, selected, and in `namespace`."""
     read = _read(pod, _Pod)
     if read is None or read.status is None or not read.status.pod_ip:
         return []
@@ -264,7 +266,7 @@ def replicas_of(pod: Object, selected: Selected, namespace: str) -> list[Replica
 
 
 def _host(address: str) -> str:
-    """As it stands in a URL, written as gateways write it; empty where it is no address."""
+    """Return `address` as gateways write it in a URL; empty if it is not an IP address."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -275,18 +277,18 @@ def _host(address: str) -> str:
 
 
 def parse_labels(text: str, where: str) -> dict[str, str]:
-    """`app=vllm,tier=a`. Raises InvalidSettings."""
+    """Parse a label selector such as `app=vllm,tier=a`. Raises InvalidSettings."""
     found = {}
     for part in text.split(","):
         name, separator, value = part.strip().replace("==", "=", 1).partition("=")
         if not separator or not name or name.endswith("!") or "(" in part or ")" in part:
-            raise InvalidSettings(f"{where}: {part!r} is no label; write app=vllm,tier=a")
+            raise InvalidSettings(f"{where}: {part!r} is not a label; write app=vllm,tier=a")
         found[name.strip()] = value.strip()
     return found
 
 
 def _active(annotations: Mapping[str, str], ports: Sequence[int]) -> Sequence[int]:
-    """Those of `ports` that a pod says it serves; all where it says nothing."""
+    """Return those of `ports` that the pod's annotation lists; all if it has no annotation."""
     said = next((annotations[name] for name in ACTIVE_PORTS if name in annotations), None)
     if said is None:
         return ports

@@ -1,11 +1,13 @@
-"""Objects of one kind, listed and then watched: the one way in which Kubernetes is followed.
+"""List-and-watch of Kubernetes objects of one kind.
 
-Why: the official client brings configuration, credentials and transport, and its calls block; so
-each list-and-watch runs on a thread of its own. Each round lists anew, so that whatever a watch
-has missed is there within `window_s`.
-Invariants: an API server that is away, or answers what cannot be read, changes nothing: what was
-known stays, it is asked again after a pause, and the log says so once, and once more when it is
-over. Rounds that end at once are paused like faults. After `stop` the thread is gone.
+The official client provides configuration, credentials and transport, but its calls block, so each
+watch runs on a thread of its own. Each round starts with a new list, so whatever a watch has missed
+is seen within `window_s`.
+
+Invariants: while the API server is unreachable or its responses are malformed, the known objects
+stay; the server is asked again after a pause, and the log reports the failure once and the recovery
+once. Rounds that end at once are followed by a pause, like failures. After `stop` the thread has
+ended.
 """
 
 import asyncio
@@ -24,17 +26,17 @@ from kvtier.errors import InvalidSettings
 _log = logging.getLogger(__name__)
 
 WINDOW_S: Final = 30.0
-"""A watch is begun anew after so long."""
+"""Seconds after which a watch ends and a new list begins."""
 ABSENT_S: Final = 60.0
-"""How often a kind that the cluster does not serve is looked for."""
+"""How often to look for a kind that the cluster does not serve."""
 _CONNECT_S: Final = 3.0
 _LIST_S: Final = 10.0
 _STOP_S: Final = 15.0
-"""Longer than the longest call that nobody can interrupt."""
+"""Longer than the longest call that cannot be interrupted."""
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
 _SHORT_S: Final = 1.0
-"""A round that ends sooner is followed by a pause."""
-_FAULT: Final = "%s cannot be watched: %s; what was known stays"
+"""A round that ends sooner than this is followed by a pause."""
+_FAULT: Final = "%s cannot be watched: %s; the last known state stays"
 _FORBIDDEN: Final = 403
 _ABSENT: Final = 404
 _GONE: Final = 410
@@ -46,7 +48,10 @@ Seen = Callable[[str, Sequence[Object]], None]
 
 
 class Watch:
-    """One kind of object. `start` and `stop` belong to one thread, `seen` is called on another."""
+    """A watch of one kind of object, on a thread of its own.
+
+    `start` and `stop` belong to one thread; `seen` is called on the watch's thread.
+    """
 
     def __init__(
         self,
@@ -58,11 +63,12 @@ class Watch:
         absent_s: float | None = None,
         forbidden_s: float | None = None,
     ) -> None:
-        """`call(selector, **options)` asks the API.
+        """`call(selector, **options)` requests the list or the watch from the API server.
 
-        `seen(selector, objects)` gets all of them at each change. `absent_s`: a cluster that does
-        not serve the kind has none of it, which is no fault, and is asked again after so long.
-        `forbidden_s`: the same for one that does not show it, but what was known stays.
+        `seen(selector, objects)` receives all objects after each change. With `absent_s`, a kind
+        that the cluster does not serve counts as having no objects, and is looked for again after
+        that time; without, it is a failure. With `forbidden_s`, a kind that may not be read is
+        requested again after that time, and the known objects stay.
         """
         self._what = what
         self._call = call
@@ -83,7 +89,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name=f"watch-{what}", daemon=True)
 
     def start(self, selector: str = "") -> None:
-        """Begin, or begin anew with another selector."""
+        """Start the watch, or restart it with another selector."""
         self._selector = selector
         if self._thread.ident is None:
             self._thread.start()
@@ -91,7 +97,7 @@ class Watch:
             self._interrupt()
 
     def stop(self) -> None:
-        """Blocks until the thread has ended."""
+        """Stop the watch and block until its thread has ended."""
         self._stopped.set()
         self._interrupt()
         if self._thread.ident is not None:
@@ -111,7 +117,7 @@ class Watch:
                 self._round()
             except kubernetes.client.ApiException as error:
                 pause_s = self._refused(error)
-            except Exception as error:  # whatever it is, the thread may not end
+            except Exception as error:  # the thread must survive any failure
                 self._say(type(error).__name__, logging.WARNING, _FAULT, str(error))
             since_s, now_s = self._since_s, self._clock.now_s()
             if since_s is not None and now_s - since_s >= min(_SHORT_S, self._window_s / 2):
@@ -121,7 +127,10 @@ class Watch:
             self._woken.clear()
 
     def _round(self) -> None:
-        """One list and the watch after it. Raises what the client raises, and for bad answers."""
+        """List, then watch until the window ends.
+
+        Raises what the client raises, and decoding errors for malformed responses.
+        """
         selector = self._selector
         listed = msgspec.json.decode(self._ask(selector, _LIST_S).data)
         self._objects = {_key(item): item for item in listed["items"]}
@@ -143,7 +152,7 @@ class Watch:
             for event in _events(response):
                 self._apply(event, selector)
         except _ENDED:
-            return  # silence, or cut off: look again
+            return  # no event within the window, or the connection broke: list again
         finally:
             with self._lock:
                 self._response = None
@@ -172,9 +181,9 @@ class Watch:
             self._seen(selector, list(self._objects.values()))
 
     def _refused(self, error: kubernetes.client.ApiException) -> float | None:
-        """Seconds to wait; None: as after any fault."""
+        """Return the seconds to wait after `error`; None for the usual pause after a failure."""
         status = error.status
-        if status == _GONE:  # what happened since the list is forgotten there: list anew
+        if status == _GONE:  # the server has compacted the changes since the list: list again
             return None
         reason = f"{status} {error.reason}"
         if status == _FORBIDDEN:
@@ -187,7 +196,7 @@ class Watch:
             return self._absent_s
         if status == _FORBIDDEN and self._forbidden_s is not None:
             self._failures = 0
-            self._say(str(status), logging.WARNING, "%s are not looked at: %s", reason)
+            self._say(str(status), logging.WARNING, "%s are ignored: %s", reason)
             return self._forbidden_s
         self._say(str(status), logging.WARNING, _FAULT, reason)
         return None
@@ -202,14 +211,17 @@ class Watch:
             _log.info("%s are watched now", self._what)
 
     def _say(self, kind: str, level: int, text: str, reason: str) -> None:
-        """Unless the last thing said was of this kind."""
+        """Log a message unless the last one logged was of the same kind."""
         if kind != self._said and not self._stopped.is_set():
             self._said = kind
             _log.log(level, text, self._what, reason)
 
 
 def client() -> Any:
-    """An ApiClient of the cluster that this runs in, else of kubeconfig. Raises InvalidSettings."""
+    """Return an ApiClient from the in-cluster configuration, or else from the kubeconfig.
+
+    Raises InvalidSettings if neither exists.
+    """
     configuration = kubernetes.client.Configuration()
     try:
         kubernetes.config.load_incluster_config(client_configuration=configuration)
@@ -217,13 +229,13 @@ def client() -> Any:
         try:
             kubernetes.config.load_kube_config(client_configuration=configuration)
         except (kubernetes.config.ConfigException, OSError) as error:
-            raise InvalidSettings(f"no Kubernetes to be found: {error}") from error
-    configuration.retries = False  # by the client; the pauses between ours are longer
+            raise InvalidSettings(f"no Kubernetes configuration found: {error}") from error
+    configuration.retries = False  # the watch retries by itself, with longer pauses
     return kubernetes.client.ApiClient(configuration)
 
 
 def into(loop: asyncio.AbstractEventLoop, seen: Seen) -> Seen:
-    """`seen`, on the event loop; nothing once it is closed."""
+    """Return a callback that calls `seen` on the event loop, unless the loop is closed."""
 
     def hand_over(selector: str, found: Sequence[Object]) -> None:
         if not loop.is_closed():
@@ -233,7 +245,7 @@ def into(loop: asyncio.AbstractEventLoop, seen: Seen) -> Seen:
 
 
 async def stop(watches: Iterable[Watch]) -> None:
-    """All of them at once, without holding the event loop."""
+    """Stop all watches concurrently, without blocking the event loop."""
     await asyncio.gather(*(asyncio.to_thread(one.stop) for one in watches))
 
 
@@ -243,7 +255,7 @@ def _key(item: Object) -> str:
 
 
 def _events(response: Any) -> Iterator[Object]:
-    """One JSON a line."""
+    """Yield the events of a watch response, which has one JSON object per line."""
     held = b""
     for chunk in response.stream(decode_content=True):
         *lines, held = (held + chunk).split(b"\n")
