@@ -145,7 +145,7 @@ def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptur
         stay.end()
     assert [record.message for record in caplog.records] == [
         "replica a is no longer listed; it finishes 2 requests",
-        "replica b is off the list",
+        "replica b is no longer listed",
     ]
 
 

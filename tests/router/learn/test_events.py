@@ -190,7 +190,7 @@ def test_a_replay_that_is_over_within_its_first_message_is_forgotten(monkeypatch
 
     asyncio.run(run())
     assert heard.said[0] == "begin"
-    assert heard.said[-2:] == ["clear", "0"]
+    assert heard.said[-2:] == ["reset", "0"]
 
 
 def test_a_replay_with_a_hole_counts_from_behind_it(tmp_path) -> None:
@@ -225,7 +225,7 @@ class Heard:
         self.said.append("begin")
 
     def reset(self) -> None:
-        self.said.append("clear")
+        self.said.append("reset")
 
 
 async def heard_of(*messages: tuple[int, bytes]) -> list[str]:
@@ -251,13 +251,13 @@ def test_a_sink_hears_when_it_is_told_from_the_beginning() -> None:
         gap = (3, message(4.0, one))
         assert await heard_of(*begun, gap, (4, message(5.0))) == [
             *("begin", "1", "0"),
-            *("clear", "1", "0"),
+            *("reset", "1", "0"),
         ]
         restarted = (0, message(9.0, one))
         assert await heard_of(*begun, gap, restarted, (1, message(10.0))) == [
             *("begin", "1", "0"),
-            *("clear", "1"),
-            *("clear", "begin", "1", "0"),
+            *("reset", "1"),
+            *("reset", "begin", "1", "0"),
         ]
         unread = (0, b"\xc1")
         assert await heard_of(unread, (1, message(2.0, one))) == ["0", "1"]
@@ -352,7 +352,7 @@ def test_a_stream_that_fails_is_forgotten_and_begun_again(monkeypatch, caplog) -
 
         def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
             super().apply(topic, changes)
-            if self.said.count("clear") < 2 and self.said[-2] != "begin":
+            if self.said.count("reset") < 2 and self.said[-2] != "begin":
                 raise RuntimeError("a bug")
 
     class Scripted(EventStream):
@@ -376,8 +376,8 @@ def test_a_stream_that_fails_is_forgotten_and_begun_again(monkeypatch, caplog) -
         await asyncio.gather(keeping, return_exceptions=True)
 
     asyncio.run(run())
-    assert heard.said == [*("begin", "1", "1", "clear") * 2, "begin", "1", "1"]
-    assert caplog.text.count("it is tried again") == 1
+    assert heard.said == [*("begin", "1", "1", "reset") * 2, "begin", "1", "1"]
+    assert caplog.text.count("; retrying") == 1
 
 
 def test_repeated_messages_count_once(tmp_path) -> None:

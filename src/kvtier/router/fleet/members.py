@@ -36,7 +36,7 @@ class ReplicaHealth(enum.Enum):
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """One entry of a replica's `/v1/models`: its id, and its JSON exactly as the replica sent it."""
+    """One entry of a replica's `/v1/models`: its id, and its JSON as the replica sent it."""
 
     id: str
     text: bytes
@@ -134,7 +134,7 @@ class Fleet:
         return tuple(self._draining)
 
     def member(self, endpoint: Endpoint) -> Member:
-        """Return the member of `endpoint`, listed or draining. Raises KeyError if it was removed."""
+        """Return the member of `endpoint`, listed or draining. Raises KeyError if removed."""
         return self._of[endpoint]
 
     def is_available(self, endpoint: Endpoint) -> bool:
@@ -156,7 +156,7 @@ class Fleet:
         return frozenset().union(*names)
 
     def mark_healthy(self, member: Member, cards: Sequence[ModelCard], now_s: float) -> None:
-        """Record a health check that passed; `cards` is what the replica serves, if it was asked."""
+        """Record a health check that passed; `cards` lists the models, if they were requested."""
         # The breaker opened on evidence of its own; a check may only close it after its pause.
         if member.is_cut_off and member.breaker.admits(now_s):
             member.breaker.succeeded()

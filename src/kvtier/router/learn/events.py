@@ -1,14 +1,14 @@
-"""One replica's KV events over ZeroMQ, followed without a gap or known to have one.
+"""The stream of KV events of one publisher over ZeroMQ, with detection and replay of gaps.
 
-A publisher numbers its messages. What is missing is asked for at its replay socket, where there
-is one; where that fails, what is known of the replica is dropped and learned anew from what
-comes: an engine tells a prefix again when it uses it. A connection that broke may mean another
-life of the engine, so it counts as a gap that reaches back to the beginning.
+A publisher numbers its messages. Missing messages are requested from its replay socket, if it has
+one. If that fails, the sink is reset, and its state is rebuilt from later events: an engine stores,
+and therefore publishes, a prefix again when it uses it. A connection that breaks may mean that the
+engine has restarted, so it counts as a gap that reaches back to the first message.
 
-Invariants: nothing here raises for what a publisher sends; the event loop is never held for more
-than SLICE_BLOCKS blocks, and messages that are large are decoded on a thread; memory is bounded
-by the sockets' high-water marks; a sink that has been told of a publisher from its beginning, and
-of everything since, knows it by `begin`.
+Invariants: nothing that a publisher sends raises an exception here; the event loop is not blocked
+for more than SLICE_BLOCKS blocks, and large messages are decoded on a thread; memory is bounded by
+the sockets' high-water marks; `EventSink.begin` is called only if every message of the publisher
+since its first is applied.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ from kvtier.router.learn.wire import PAYLOAD_MAX, Batch, decode
 _log = logging.getLogger(__name__)
 
 SLICE_BLOCKS: Final = 512
-"""Blocks applied before others get a turn: two or three milliseconds."""
+"""Blocks applied before the event loop may run other tasks: two or three milliseconds."""
 REPLAY_S: Final = 5.0
-"""So long a replay may take. vLLM answers between two messages, 0.1 s apart at worst."""
+"""The timeout of a replay. vLLM replies between two messages, which are at most 0.1 s apart."""
 RETRY_S: Final = 1.0
-"""Before a stream that failed is begun again; twice as long each time."""
+"""The pause before a failed stream restarts; it doubles each time."""
 
 _RETRY_MAX_S: Final = 60.0
 _QUEUE_MESSAGES: Final = 4_000
-"""A minute or more of a busy engine's; who is further behind asks for a replay."""
+"""The receive queue: a minute or more of a busy engine. Beyond it, messages are replayed."""
 _DRAINED: Final = 32
-"""Messages taken without waiting, before others get a turn."""
+"""Messages received without waiting before the event loop may run other tasks."""
 _INLINE_MAX: Final = 64 << 10
-"""Bytes of a message that is decoded at once: some milliseconds, whatever it holds."""
+"""Bytes of a message that is decoded on the event loop: a few milliseconds at worst."""
 _TOPICS_MAX: Final = 1024
 _NUMBER_BYTES: Final = 8
 _END: Final = (-1).to_bytes(_NUMBER_BYTES, "big", signed=True)
 _RECONNECT_MS: Final = 200
 _RECONNECT_MAX_MS: Final = 1000
-"""What an engine tells before it is found again is lost, where it replays nothing."""
+"""Kept short: events published before the connection is back are lost without a replay socket."""
 
 
 class EventCounts(msgspec.Struct):
-    """What a stream has seen, since it began."""
+    """The counters of a stream since it was created."""
 
     messages: int = 0
     blocks: int = 0
@@ -61,57 +61,62 @@ class EventCounts(msgspec.Struct):
     replays: int = 0
     """Gaps that were filled."""
     resyncs: int = 0
-    """Gaps that were not: what was known of the replica was dropped."""
+    """Gaps that could not be filled, so that the sink was reset."""
     restarts: int = 0
     foreign: int = 0
-    """Messages of a model that nobody serves."""
+    """Messages about a model that no replica serves."""
 
 
 class EventSink(Protocol):
-    """Who is told."""
+    """A receiver of the changes that a stream brings. Its methods must not raise."""
 
     def accepts(self, topic: bytes) -> bool:
-        """Whether messages of this topic mean anything to it."""
+        """Return whether messages of `topic` concern this sink."""
         ...
 
     def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
-        """In the order in which they were sent."""
+        """Apply changes, which come in the order in which they were sent."""
         ...
 
     def begin(self) -> None:
-        """What comes now is told from the publisher's beginning."""
+        """Note that the changes from now on are complete since the publisher's first."""
         ...
 
     def reset(self) -> None:
-        """What was told before is void, or not whole."""
+        """Remove everything that was applied: it is obsolete or incomplete."""
         ...
 
 
 class MessageOrder(enum.Enum):
-    """What to do with a message."""
+    """The position of a message in its publisher's sequence."""
 
     NEXT = "next"
     REPEATED = "repeated"
     GAP = "gap"
-    """Some are missing between the last one and this."""
+    """Messages are missing between the last one and this one."""
     RESTARTED = "restarted"
-    """The publisher began anew; what it told before is void."""
+    """The publisher has restarted; its earlier messages are obsolete."""
 
 
 class MessageSequence:
-    """Of one publisher."""
+    """The numbering of one publisher's messages of one topic.
+
+    Publishers number from 0 and start again when they restart. A number that is too low belongs to
+    a repeated message or to a restarted publisher; the sender's clock distinguishes them, because a
+    repeated message is not newer than the last one. A message is applied at most once.
+    """
 
     def __init__(self) -> None:
         self.expected = 0
-        """The number that comes next."""
+        """The number of the next message."""
         self.has_applied = False
-        """Whether something of it was applied, be it a part of one message."""
+        """Whether any message was applied, at least in part."""
         self._sent_s = float("-inf")
 
     def classify(self, number: int, sent_s: float | None) -> MessageOrder:
-        """Changes nothing: `take` it once it has been applied.
+        """Return the position of message `number`; `advance` follows once it is applied.
 
-        `sent_s` None: when it was sent cannot be read, so that it proves no other life.
+        `sent_s` is None if the message cannot be decoded; it is then no evidence of a restart.
         """
         if number == self.expected:
             return MessageOrder.NEXT
@@ -121,20 +126,20 @@ class MessageSequence:
         return MessageOrder.RESTARTED if is_later else MessageOrder.REPEATED
 
     def advance(self, number: int, sent_s: float | None) -> None:
-        """This one was applied."""
+        """Note that message `number` was applied."""
         self.expected = number + 1
         if sent_s is not None:
             self._sent_s = sent_s
 
     def reset(self) -> None:
-        """Nothing that came before counts."""
+        """Start again from 0 after the publisher has restarted."""
         self.expected = 0
         self.has_applied = False
         self._sent_s = float("-inf")
 
 
 class EventStream:
-    """Follows one publisher until it is cancelled. Belongs to the event loop."""
+    """A subscription to one publisher, until it is cancelled. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -145,10 +150,10 @@ class EventStream:
         context: zmq.asyncio.Context | None = None,
         counts: EventCounts | None = None,
     ) -> None:
-        """`endpoint` and `replay` as ZeroMQ has them, `tcp://10.0.0.7:5557`.
+        """`endpoint` and `replay` are ZeroMQ endpoints such as `tcp://10.0.0.7:5557`.
 
-        `counts`: those of an earlier stream that go on. Streams that share a context share its
-        one thread; without one, each has its own.
+        `counts` continues the counters of an earlier stream. Streams that share a `context` share
+        its one thread; without one, each has its own.
         """
         self._endpoint = endpoint
         self._shared = context
@@ -158,7 +163,10 @@ class EventStream:
         self.counts = EventCounts() if counts is None else counts
 
     async def run(self, name: str) -> None:
-        """Follow until cancelled. What fails is begun again after a pause; that is said once."""
+        """Follow the publisher until cancelled, and restart after failures.
+
+        `name` is the stream's name in the log, which reports only the first failure.
+        """
         pause_s, is_said = RETRY_S, False
         while True:
             try:
@@ -167,16 +175,16 @@ class EventStream:
                 self._sink.reset()
                 if not is_said:
                     bug = None if isinstance(error, zmq.ZMQError) else error
-                    text = "%s: its events cannot be followed now: %s; it is tried again"
+                    text = "%s: its events cannot be followed: %s; retrying"
                     _log.warning(text, name, error, exc_info=bug)
                 is_said = True
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _RETRY_MAX_S)
 
     async def follow(self) -> None:
-        """Until cancelled. It may be begun again, once its sink has been cleared.
+        """Follow the publisher until cancelled. After a failure, reset the sink and call it again.
 
-        Raises zmq.ZMQError at once where the endpoint is none.
+        Raises zmq.ZMQError at once if the endpoint is invalid.
         """
         self._sequences.clear()
         if self._shared is not None:
@@ -215,7 +223,7 @@ class EventStream:
             socket.close(0)
 
     async def _drain(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> None:
-        """What has arrived already, at a third of the price of waiting for each."""
+        """Take the messages that have already arrived, at a third of the cost of awaiting each."""
         plain: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
         for _ in range(_DRAINED):
             try:
@@ -226,7 +234,7 @@ class EventStream:
         await asyncio.sleep(0)
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
-        """Whoever answers after a break may be another: nothing that is known counts."""
+        """Reset the sink when the connection breaks: the publisher may have restarted."""
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())
             if event["event"] == zmq.EVENT_DISCONNECTED and self._sequences:
@@ -265,10 +273,10 @@ class EventStream:
             await self._apply(topic, sequence, number, batch)
 
     async def _read(self, payload: bytes) -> Batch:
-        """The events of a message.
+        """Return the events of a message.
 
-        The number of one that cannot be read counts all the same, or every later message would
-        be after a gap.
+        A message that cannot be decoded has no events. Its number counts nevertheless; otherwise
+        every later message would follow a gap.
         """
         if len(payload) > _INLINE_MAX:
             batch = await asyncio.to_thread(decode, payload)
@@ -305,7 +313,7 @@ class EventStream:
         sequence.advance(number, batch.sent_s)
 
     def _is_void(self, topic: bytes, sequence: MessageSequence) -> bool:
-        """Whether the connection broke since: what it counted is of another life, perhaps."""
+        """Return whether the connection broke meanwhile, so that `sequence` may be obsolete."""
         return self._sequences.get(topic) is not sequence
 
     # -- gaps ------------------------------------------------------------------------------
@@ -313,7 +321,7 @@ class EventStream:
     async def _close_gap(
         self, context: zmq.asyncio.Context, topic: bytes, sequence: MessageSequence, number: int
     ) -> None:
-        """Fetch what is missing before `number`, or forget what it would have been about."""
+        """Replay the messages missing before `number`; reset the sink if that fails."""
         self.counts.gaps += 1
         if self._replay is not None:
             try:
@@ -326,12 +334,12 @@ class EventStream:
             return
         if sequence.expected >= number:
             self.counts.replays += 1
-        elif sequence.has_applied:  # if only by a replay that ended early
+        elif sequence.has_applied:  # also if only a replay that ended early applied anything
             self.counts.resyncs += 1
             self._sink.reset()
             _log.warning(
-                "kv events of %s: messages %d to %d are lost; what a replica holds is then "
-                "learned anew",
+                "kv events of %s: messages %d to %d are lost; its known blocks were removed and "
+                "are learned again",
                 self._endpoint,
                 sequence.expected,
                 number - 1,
@@ -340,7 +348,7 @@ class EventStream:
     async def _ask(
         self, socket: zmq.asyncio.Socket, endpoint: str, topic: bytes, sequence: MessageSequence
     ) -> None:
-        """Apply what a publisher's replay socket still has from the expected number on."""
+        """Apply the messages that the replay socket still has, from the expected number on."""
         try:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, PAYLOAD_MAX)
@@ -349,7 +357,7 @@ class EventStream:
             await socket.send_multipart([b"", first.to_bytes(_NUMBER_BYTES, "big")])
             while True:
                 parts: list[Any] = await socket.recv_multipart()
-                # A delimiter, the topic (older engines leave it out), the number, the payload.
+                # Delimiter, topic (omitted by older engines), number, payload.
                 if len(parts) < 3 or parts[-2] == _END or len(parts[-2]) != _NUMBER_BYTES:
                     return
                 if len(parts) > 3 and parts[1] != topic:
@@ -360,11 +368,11 @@ class EventStream:
                 if number < sequence.expected:
                     continue
                 if number > sequence.expected > 0:
-                    # The publisher's memory begins later.
+                    # The publisher's replay buffer begins later.
                     self._sink.reset()
                     self.counts.resyncs += 1
                 batch = await self._read(parts[-1])
-                await asyncio.sleep(0)  # what has arrived is handed over without waiting
+                await asyncio.sleep(0)  # recv_multipart does not yield if a message is there
                 await self._apply(topic, sequence, number, batch)
         finally:
             socket.close(0)

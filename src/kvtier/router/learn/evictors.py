@@ -1,11 +1,11 @@
-"""Those who keep shared storage within its bounds, followed for what they remove.
+"""Subscriptions to evictors, which publish the blocks they remove from shared storage.
 
-An engine tells what it writes to shared storage, and not what an evictor takes from there. Each
-evictor publishes (`kvtier evict --events`); a topic names the model by its path or hub id, which
-is what replicas list as the root of their models.
+An engine publishes what it writes to shared storage, but not what an evictor removes from it. Each
+evictor publishes that itself (`kvtier evict --events`). The topic names the model by its path or
+its Hugging Face id, which replicas list as the `root` of their models.
 
-Invariants: an evictor that cannot be reached ends nothing and is tried again; after `close` no
-task of ours is left.
+Invariants: an evictor that cannot be reached is retried and affects nothing else; after `close` no
+task is left.
 """
 
 import asyncio
@@ -31,14 +31,17 @@ _PORT_MAX: Final = 65_535
 
 
 def parse_evictors(texts: Iterable[str], setting: str) -> tuple[str, ...]:
-    """Endpoints, each once; several in one text are divided by commas. Raises InvalidSettings."""
+    """Return the distinct endpoints in `texts`, each a comma-separated list.
+
+    `setting` is the flag's name, for error messages. Raises InvalidSettings.
+    """
     found: dict[str, None] = {}
     for text in texts:
         for part in filter(None, (part.strip() for part in text.split(","))):
             match = _ENDPOINT.fullmatch(part)
             if match is None or int(match["port"] or 1) not in range(1, _PORT_MAX + 1):
                 raise InvalidSettings(
-                    f"{setting}: {part!r} is no evictor's endpoint; write tcp://evictor:5559, "
+                    f"{setting}: {part!r} is not an evictor's endpoint; write tcp://evictor:5559, "
                     "where `kvtier evict --events tcp://0.0.0.0:5559` listens"
                 )
             found[part] = None
@@ -46,21 +49,24 @@ def parse_evictors(texts: Iterable[str], setting: str) -> tuple[str, ...]:
 
 
 class SharedSink:
-    """Events of an evictor, of storage that replicas share: a topic, `kv@<who>@<model>`, a tree."""
+    """An EventSink for an evictor's events about shared storage.
+
+    A topic, `kv@<publisher>@<model>`, stands for the blocks of one model.
+    """
 
     def __init__(
         self, indexes: Sequence[PreciseIndex], models: Callable[[str], Collection[str]]
     ) -> None:
-        """`models`: what the indexes call the models that a topic calls so."""
+        """`models` maps a model's name in a topic to its names in the indexes."""
         self._indexes = indexes
         self._models = models
 
     def accepts(self, topic: bytes) -> bool:
-        """Whether replicas serve the model."""
+        """Return whether any replica serves the topic's model."""
         return bool(self._models_of(topic))
 
     def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
-        """See EventSink."""
+        """Apply `changes` to every index, for each name of the topic's model."""
         for model in self._models_of(topic):
             for index in self._indexes:
                 index.apply_shared(model, changes)
@@ -70,14 +76,14 @@ class SharedSink:
         return self._models(parts[2].decode("utf-8", "replace")) if len(parts) == 3 else ()
 
     def begin(self) -> None:
-        """Who tells what leaves storage need not have told what is there."""
+        """Do nothing: an evictor publishes removals only, so it never describes all blocks."""
 
     def reset(self) -> None:
-        """What it did not tell is found missing by the replica that looks for it."""
+        """Do nothing: a replica that looks for a block whose removal was missed finds it gone."""
 
 
 class Evictors:
-    """Any number. Belongs to one event loop."""
+    """Subscriptions to any number of evictors. Belongs to one event loop."""
 
     def __init__(self, endpoints: Sequence[str], sink: SharedSink) -> None:
         self._sink = sink
@@ -86,17 +92,17 @@ class Evictors:
 
     @property
     def counts(self) -> Mapping[str, EventCounts]:
-        """By endpoint."""
+        """The streams' counters by endpoint."""
         return self._counts
 
     def open(self, context: zmq.asyncio.Context) -> None:
-        """Begin to follow them."""
+        """Start following the evictors."""
         for endpoint, counts in self._counts.items():
             stream = EventStream(endpoint, self._sink, context=context, counts=counts)
             self._tasks.append(asyncio.create_task(stream.run(f"evictor {endpoint}")))
 
     async def close(self) -> None:
-        """Before the context is closed. Idempotent."""
+        """Stop following. Must be called before the context is terminated. Idempotent."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,14 +1,14 @@
-"""What is learned of each replica while it is in the fleet: its metrics, its KV events.
+"""The learner: it keeps endpoints and indexes up to date from replicas' metrics and KV events.
 
-Why: choosing reads endpoints and indexes and asks nobody; here is who keeps them up to date, for
-`kvtier route` and `kvtier epp` alike. Where a replica publishes events is said by its labels
-`kv-events` and `kv-events-replay`: an address (`tcp://host:5557`), or a port of the replica's own
-host, since a label of Kubernetes can hold no more.
+Endpoint selection only reads endpoints and indexes and waits for nothing; the learner maintains
+them, for `kvtier route` and `kvtier epp` alike. The labels `kv-events` and `kv-events-replay` say
+where a replica publishes its events: an address (`tcp://host:5557`), or a port of the replica's
+host, because the value of a Kubernetes label cannot contain an address.
 
-Invariants: what a replica answers, or fails to, ends nobody's task but its own wait; a stream of
-events that fails takes what it told with it and is begun again; everything that began with a
-replica ends with it, and its entries in indexes go; after `close` no task, socket or thread of
-ours is left.
+Invariants: a replica's response, or the lack of one, affects only the tasks of that replica; if a
+stream of events fails, the blocks it reported are removed and the stream is restarted; when a
+replica is removed, its tasks end and its entries in the indexes are removed; after `close` no task,
+socket or thread is left.
 """
 
 import asyncio
@@ -38,50 +38,53 @@ _log = logging.getLogger(__name__)
 
 REPLAY: Final = "kv-events-replay"
 SCRAPE_S: Final = 0.5
-"""Between two looks at a replica's metrics."""
+"""The interval between two scrapes of a replica's metrics."""
 _SEEN_S: Final = 0.2
-"""How often it is looked what a replica that publishes events says that it serves."""
-_ASK_S: Final = 2.0
-"""So long it may take to say it, where nobody else asks."""
-_ASK_AGAIN_S: Final = 5.0
+"""How often to check which model a replica that publishes events serves."""
+_FETCH_S: Final = 2.0
+"""The timeout of a request to `/v1/models`."""
+_FETCH_AGAIN_S: Final = 5.0
 
 
 class _Tasks(msgspec.Struct):
-    """Of one replica."""
+    """The tasks of one replica."""
 
     scrape: asyncio.Task[None]
     published: tuple[str | None, str | None] = (None, None)
-    """Where its events are, and their replays."""
+    """The endpoints of its events and of their replay."""
     events: list[asyncio.Task[None]] = []
-    """Those that depend on it."""
+    """The tasks that depend on `published`."""
 
 
 class ReplicaSink:
-    """A replica's own events, whatever topic its engine was given."""
+    """An EventSink that applies a replica's events to one index, whatever their topic."""
 
     def __init__(self, index: PreciseIndex, replica: str) -> None:
         self._index = index
         self._replica = replica
 
     def accepts(self, topic: bytes) -> bool:
-        """See EventSink."""
+        """Return True: all events of the engine are about its own cache."""
         return True
 
     def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
-        """See EventSink."""
+        """Apply `changes` to the replica's part of the index."""
         self._index.apply(self._replica, changes)
 
     def begin(self) -> None:
-        """See EventSink."""
+        """Note that the index is complete for the replica from now on."""
         self._index.begin(self._replica)
 
     def reset(self) -> None:
-        """See EventSink."""
+        """Remove all blocks of the replica."""
         self._index.reset(self._replica)
 
 
 class Learner(FleetListener):
-    """Belongs to one event loop. `open` before replicas join, `close` at the end."""
+    """A FleetListener that learns about each member of a fleet.
+
+    `open` it before replicas are added, and `close` it at the end. Belongs to one event loop.
+    """
 
     def __init__(
         self,
@@ -95,10 +98,11 @@ class Learner(FleetListener):
         scrape_s: float = SCRAPE_S,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`tuned`: those of `estimated` whose block size follows the replicas'.
+        """`tuned` are those of the `estimated` indexes whose block size follows the replicas'.
 
-        `evictors`: endpoints where it is told what left shared storage. `tls`: how https replicas
-        are checked; None: as the system does.
+        `key` is the API key sent to replicas; `names` are the names of their gauges. `evictors`
+        are the endpoints of evictors' events. `tls` verifies https replicas; None uses the
+        system's certificates.
         """
         self._names = GaugeNames() if names is None else names
         self._estimated = tuple(estimated)
@@ -119,8 +123,8 @@ class Learner(FleetListener):
         self.meter = LearningMeter(self._precise, self._evictors)
 
     async def open(self) -> None:
-        """Nothing is asked before a replica joins."""
-        # What is compressed could be any size: it is asked for as it is, and read as it comes.
+        """Prepare for replicas, and start following the evictors."""
+        # A compressed response could expand to any size, so none is requested or decompressed.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._tls or True),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -133,11 +137,11 @@ class Learner(FleetListener):
             self._evictors.open(self._context)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stop all tasks and close all sockets."""
         tasks = [task for of in self._tasks.values() for task in (of.scrape, *of.events)]
         for task in tasks:
             task.cancel()
-        # Before the context: it waits for their sockets, and would hold the event loop.
+        # Terminating the context would block the event loop until the tasks' sockets are closed.
         await asyncio.gather(*tasks, *self._ending, return_exceptions=True)
         await self._evictors.close()
         if self._session is not None:
@@ -146,14 +150,14 @@ class Learner(FleetListener):
             self._context.term()
 
     def added(self, member: Member) -> None:
-        """Begin to ask it. Who has its name and still answers requests elsewhere is forgotten."""
+        """Start learning about `member`, and stop for a draining one of the same name."""
         for other in self._named(member.replica.name):
             self._end(other)
         self._tasks[member] = _Tasks(asyncio.create_task(self._scrape(member)))
         self._begin_events(member)
 
     def updated(self, member: Member) -> None:
-        """Follow its events where they are now; what was told where they were is forgotten."""
+        """If the labels name other endpoints for events, follow those and remove its blocks."""
         tasks = self._tasks.get(member)
         if tasks is None or tasks.published == _published(member):
             return
@@ -163,7 +167,7 @@ class Learner(FleetListener):
         self._begin_events(member)
 
     def removed(self, member: Member) -> None:
-        """Stop, and forget what it held."""
+        """Stop learning about `member` and remove its blocks."""
         if member in self._tasks:
             self._end(member)
 
@@ -208,8 +212,8 @@ class Learner(FleetListener):
             if load is not None:
                 if scraper.counts.restarts != restarts:
                     restarts = scraper.counts.restarts
-                    _log.info("replica %s has been started anew", name)
-                    # A precise index hears it from the events: their connection breaks.
+                    _log.info("replica %s has restarted", name)
+                    # Precise indexes notice by themselves: the events' connection breaks.
                     for index in self._estimated:
                         index.remove(name)
                 for index in self._tuned:
@@ -218,14 +222,14 @@ class Learner(FleetListener):
             await asyncio.sleep(self._scrape_s)
 
     async def _name(self, member: Member) -> None:
-        """Ask what it serves, where that was given and no health check asks."""
+        """Fetch the replica's models; health checks do not if its models are configured."""
         assert self._session is not None
-        while not (cards := await fetch_models(self._session, member.replica.url, _ASK_S)):
-            await asyncio.sleep(_ASK_AGAIN_S)
+        while not (cards := await fetch_models(self._session, member.replica.url, _FETCH_S)):
+            await asyncio.sleep(_FETCH_AGAIN_S)
         self.aliases.update(member.replica.name, cards)
 
     async def _follow(self, member: Member) -> None:
-        """Its events, anew whenever the model that they tell of is called otherwise."""
+        """Follow the replica's events, and restart whenever the name of its model changes."""
         while True:
             while (model := self._model(member)) is None:
                 await asyncio.sleep(_SEEN_S)
@@ -238,7 +242,7 @@ class Learner(FleetListener):
                 await asyncio.gather(stream, return_exceptions=True)
 
     def _model(self, member: Member) -> str | None:
-        """What prompts call the model whose blocks it tells of."""
+        """Return the name in prompts of the model that the replica's events are about."""
         if member.cards:
             self.aliases.update(member.replica.name, member.cards)
         return self.aliases.base_model(member.replica.name) or min(
@@ -246,7 +250,10 @@ class Learner(FleetListener):
         )
 
     async def _stream(self, member: Member, model: str) -> None:
-        """One index after the other would miss what the first was told: each has a stream."""
+        """Follow the replica's events, with one stream per index.
+
+        A stream's state, such as the gaps it has seen, belongs to one index.
+        """
         name = member.replica.name
         events, replay = _published(member)
         assert events is not None
@@ -264,13 +271,13 @@ class Learner(FleetListener):
 
 
 def _published(member: Member) -> tuple[str | None, str | None]:
-    """Where its events are, and their replays."""
+    """Return the endpoints of a replica's events and of their replay."""
     labels = member.replica.labels
     return _address(member, labels.get(EVENTS)), _address(member, labels.get(REPLAY))
 
 
 def _address(member: Member, text: str | None) -> str | None:
-    """`5557` is a port of the replica."""
+    """Return the ZeroMQ endpoint in a label; `5557` is a port of the replica's host."""
     if text is None or not text.isdecimal():
         return text
     return f"tcp://{member.replica.address.rpartition(':')[0]}:{text}"

@@ -17,7 +17,7 @@ from kvtier.router.replica.connection import Body, ExpectedResponse, ReplicaConn
 from kvtier.router.replica.exchange import ReplicaExchange
 
 KEEP_ALIVE_S: Final = 4.0
-"""How long an idle connection is kept. Less than the 5 s after which an engine's server closes it."""
+"""How long an idle connection is kept: less than the 5 s after which an engine closes it."""
 
 
 class Unreachable(ConnectionError):
@@ -141,7 +141,7 @@ class Upstream:
 
 
 class Upstreams(FleetListener):
-    """The connection pools of all members, each from added to removed. Belongs to the event loop."""
+    """The connection pools of all members, draining ones included. Belongs to the event loop."""
 
     def __init__(self, connect_timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
         """`tls` verifies https replicas; None uses the system's certificates."""
