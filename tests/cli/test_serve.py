@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
-from kvtier.tiers.disk.folder import open_folder
-from kvtier.tiers.files import FileSystem
+from kvtier.tiers.disk.folder import lock_folder
+from kvtier.tiers.files import SystemCalls
 
 SERVER = """
 import json, os, sys
@@ -113,7 +113,7 @@ def test_a_port_in_use_is_refused(tmp_path: Path, model: str) -> None:
 
 def test_a_folder_in_use_is_refused_before_an_engine_starts(tmp_path: Path, model: str) -> None:
     env = plant_engine(tmp_path / "site", "0.32.0")
-    holder = open_folder(tmp_path / "slab", FileSystem())
+    holder = lock_folder(tmp_path / "slab", SystemCalls())
     arguments = [model, "--ram", "1MiB", "--disk", f"{tmp_path}/slab=1GiB", "--port", free_port()]
     process, stdout, stderr = start(arguments, env, tmp_path)
     holder.close()

@@ -18,8 +18,8 @@ from kvtier.diagnosis.storage import (
 )
 from kvtier.errors import InvalidSettings
 from kvtier.settings import DiskSettings, ObjectStoreSettings, SharedSettings
-from kvtier.tiers.disk.folder import open_folder
-from kvtier.tiers.files import FileSystem
+from kvtier.tiers.disk.folder import lock_folder
+from kvtier.tiers.files import SystemCalls
 from tests.inspection.stores import NAME, StoreFolder, key_file, keys
 from tests.s3 import OldServer
 
@@ -54,7 +54,7 @@ def test_a_disk_that_is_made_at_the_first_start(tmp_path: Path) -> None:
 
 
 def test_a_disk_in_use_is_only_told(tmp_path: Path) -> None:
-    folder = open_folder(tmp_path, FileSystem())
+    folder = lock_folder(tmp_path, SystemCalls())
     try:
         before = everything(tmp_path)
         ((topic, status, told),) = wrong(

@@ -20,7 +20,7 @@ from kvtier.inspection.repair import Repairs
 from kvtier.inspection.report import Report
 from kvtier.inspection.spaces import Secrets, find_spaces
 from kvtier.inspection.view import Entry
-from kvtier.tiers.shared.files import StoreFiles
+from kvtier.tiers.files import SystemCalls
 from kvtier.tiers.shared.posix import PosixStore
 from tests.inspection.stores import NAME, StoreFolder, flip, key_file, keys, spread
 
@@ -31,7 +31,7 @@ PAYLOAD_BYTES = 4 * 12_288
 class Checked:
     """A check of a store as it is now."""
 
-    def __init__(self, store: StoreFolder, files: StoreFiles | None = None, **options) -> None:
+    def __init__(self, store: StoreFolder, files: SystemCalls | None = None, **options) -> None:
         self.folder = Folder(store.path, files)
         spaces = find_spaces(self.folder)
         self.report = Report(path="kv", spaces=[each.name for each in spaces], started_s=0.0)
@@ -246,7 +246,7 @@ def test_storage_that_hangs_holds_nobody_who_was_told_to_stop(
     fill(store)
     mended, pace = threading.Event(), Pace()
 
-    class Hanging(StoreFiles):
+    class Hanging(SystemCalls):
         def open(self, name: str, flags: int, folder_fd: int) -> int:
             if name == store.name(spread(6)[2]):
                 pace.stop()

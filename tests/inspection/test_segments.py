@@ -17,13 +17,13 @@ from kvtier.inspection.spaces import Secrets, find_spaces
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import Segment, header_bytes_for
 from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, flip, keys
-from tests.tiers.shared.broken import BrokenStoreFiles
+from tests.tiers.shared.broken import BrokenFiles
 
 SLOT_BYTES = 12_288
 
 
 def verified(
-    store: StoreFolder, pace: Pace | None = None, files: BrokenStoreFiles | None = None
+    store: StoreFolder, pace: Pace | None = None, files: BrokenFiles | None = None
 ) -> Verdict:
     whole = Folder(store.path)
     (space,) = find_spaces(whole, [NAME])
@@ -192,7 +192,7 @@ def test_what_the_file_system_refuses_is_told(
     store: StoreFolder, call: str, code: int, kind: str | None
 ) -> None:
     store.fill(keys(4))
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     files.errors[call] = code
     verdict = verified(store, files=files)
     assert (verdict.kind if isinstance(verdict, Broken) else verdict) == kind
@@ -200,14 +200,14 @@ def test_what_the_file_system_refuses_is_told(
 
 def test_an_error_at_the_end_says_nothing_of_what_was_read(store: StoreFolder) -> None:
     store.fill(keys(4))
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     files.errors["close"] = errno.EIO
     assert isinstance(verified(store, files=files), Segment)
 
 
 def test_a_file_that_ends_early_is_broken(store: StoreFolder) -> None:
     store.fill(keys(4))
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     real, reads = files.preadv, []
 
     def ends(fd: int, buffers, offset: int) -> int:

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import FolderEntry, StoreFiles
+from kvtier.tiers.files import FolderEntry, SystemCalls
 from kvtier_bench.faults.faults import Call, Fault, Faults, refusal
 
 _SEGMENT: Final = ".kvt"
@@ -26,8 +26,8 @@ _YEAR_S: Final = 365 * 86_400
 _EXTRA: Final = b"\x5a" * 4096
 
 
-class FaultyFiles(StoreFiles):
-    """`StoreFiles` below `root` under `faults`. Any thread. Raises what a file system may."""
+class FaultyFiles(SystemCalls):
+    """`SystemCalls` below `root` under `faults`. Any thread. Raises what a file system may."""
 
     def __init__(self, faults: Faults, root: Path) -> None:
         self._faults = faults

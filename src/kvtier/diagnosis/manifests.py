@@ -18,8 +18,9 @@ from kvtier.inspection.opening import is_url, open_view
 from kvtier.inspection.spaces import MANIFEST_BYTES_MAX, FoundSpace, judge, space_names
 from kvtier.inspection.view import View, printable
 from kvtier.tiers.disk.folder import SlabManifest
+from kvtier.tiers.files import MANIFEST_NAME
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import MANIFEST_NAME, parse
+from kvtier.tiers.shared.manifest import parse
 
 _REPLICA = re.compile(r"replica-\d+")
 

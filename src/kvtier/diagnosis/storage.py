@@ -22,10 +22,9 @@ from kvtier.settings.sizes import approximate_size
 from kvtier.tiers.disk import check_unused
 from kvtier.tiers.disk.folder import DiskFolder
 from kvtier.tiers.disk.slab import folder_supports_direct_io
-from kvtier.tiers.files import FileSystem
+from kvtier.tiers.files import SystemCalls, remove_if_possible
 from kvtier.tiers.objectstore import store as objects
-from kvtier.tiers.shared.files import StoreFiles
-from kvtier.tiers.shared.folder import ProbedFolder, discard, open_root
+from kvtier.tiers.shared.folder import ProbedFolder, open_root
 from kvtier.tiers.shared.store import TemporaryNames
 
 SKEW_S: Final = 5.0
@@ -72,7 +71,7 @@ def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterato
     if mount := mount_of(folder):
         told = f"on {mount.kind}" + (", which only engines of this host see" * is_local(mount))
         yield _of_mount("shared.path", mount, shared_warning(mount), told)
-    files, names = StoreFiles(), TemporaryNames()
+    files, names = SystemCalls(), TemporaryNames()
     opened = open_root(folder, "auto", files, names)
     how = "exclusive renames" if opened.renames else "hard links, for want of exclusive renames,"
     yield fine("shared.path", f"{how} work: of two writers of one name one wins")
@@ -160,7 +159,7 @@ def _direct(setting: str, wanted: str, *, works: bool) -> Check:
 def _disk_has_direct(folder: Path) -> bool:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # Without its lock: an engine may have it, and what is tried out has a name of its own.
-    opened = DiskFolder(folder, fd, -1, FileSystem())
+    opened = DiskFolder(folder, fd, -1, SystemCalls())
     try:
         return folder_supports_direct_io(opened)
     finally:
@@ -187,7 +186,7 @@ def _inodes(setting: str, space: os.statvfs_result) -> Check:
 
 
 def _folder_clock(
-    opened: ProbedFolder, files: StoreFiles, names: TemporaryNames
+    opened: ProbedFolder, files: SystemCalls, names: TemporaryNames
 ) -> tuple[float, float]:
     """The file system's time, and by how much it is ahead, both in seconds. Raises OSError."""
     name = names.next("")
@@ -197,7 +196,7 @@ def _folder_clock(
         files.close(fd)
         now_s = files.stat(name, opened.root.fd).st_mtime
     finally:
-        discard(name, opened.root, files)
+        remove_if_possible(files, opened.root.fd, name)
     return now_s, now_s - (before_s + wall_s()) / 2
 
 

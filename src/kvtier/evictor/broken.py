@@ -5,19 +5,14 @@ looks. Costs a read of a page for each file, so it is done on request. A tree wi
 or whose checksums need a secret that was not given, is not judged.
 """
 
-import msgspec
-
-from kvtier.errors import Corrupt
+from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.reading import read_small
 from kvtier.evictor.segments import MANIFEST_BYTES_MAX, open_segments
 from kvtier.evictor.work import Work
-from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME
+from kvtier.tiers.files import MANIFEST_NAME, manifest_format
+from kvtier.tiers.shared.manifest import FORMAT
 from kvtier.tiers.shared.store import Store
-
-
-class _Versioned(msgspec.Struct, frozen=True):
-    format: int
 
 
 def refusal(store: Store, tree: Tree) -> str | None:
@@ -36,8 +31,8 @@ def refusal(store: Store, tree: Tree) -> str | None:
     if read is None:
         return None
     try:
-        found = msgspec.json.decode(read[0], type=_Versioned).format
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        found = manifest_format(read[0])
+    except InvalidSettings:
         return None
     if found == FORMAT:
         return None

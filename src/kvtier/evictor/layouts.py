@@ -12,8 +12,8 @@ import enum
 import re
 from typing import Final, NamedTuple
 
+from kvtier.tiers.files import MANIFEST_NAME
 from kvtier.tiers.shared.format import KEY_BYTES_MAX, KEY_BYTES_MIN
-from kvtier.tiers.shared.manifest import MANIFEST_NAME
 from kvtier.tiers.shared.store import is_temporary
 
 SHARDS: Final = tuple("0123456789abcdef")

@@ -13,8 +13,9 @@ from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.reading import read_small
+from kvtier.tiers.files import MANIFEST_NAME
 from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode
-from kvtier.tiers.shared.manifest import MANIFEST_NAME, manifest_of, parse
+from kvtier.tiers.shared.manifest import manifest_of, parse
 from kvtier.tiers.shared.reading import SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 

@@ -15,7 +15,7 @@ from kvtier.inspection.notes import FileNote, read_whole
 from kvtier.inspection.places import CURSOR_NAME
 from kvtier.inspection.view import Entry, FileSystem, Irregular, is_silence
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import OpenFile, StoreFiles, is_regular
+from kvtier.tiers.files import OpenFile, SystemCalls, is_regular
 from kvtier.tiers.shared.folder import stat_of
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import Read, Stat, Store, join
@@ -38,11 +38,11 @@ _BLOCK_BYTES = 512
 class Folder:
     """An open folder: see `View`."""
 
-    def __init__(self, path: Path, files: StoreFiles | None = None) -> None:
+    def __init__(self, path: Path, files: SystemCalls | None = None) -> None:
         """Raises InvalidSettings with the fix where `path` is no folder that can be read."""
         self.path = path
         self.place = str(path)
-        self._files = files or StoreFiles()
+        self._files = files or SystemCalls()
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError as error:

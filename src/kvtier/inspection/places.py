@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
+from kvtier.tiers.files import MANIFEST_NAME
 from kvtier.tiers.shared.format import parse_segment_name
-from kvtier.tiers.shared.manifest import MANIFEST_NAME
 from kvtier.tiers.shared.store import is_temporary
 
 CURSOR_NAME: Final = ".kvtier-fsck.json"

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
 from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3, load_key
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.view import View
+from kvtier.tiers.files import MANIFEST_NAME, manifest_format
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import FORMAT, MANIFEST_NAME, SpaceManifest, manifest_of, parse
+from kvtier.tiers.shared.manifest import FORMAT, SpaceManifest, manifest_of, parse
 
 BLOCK_BYTES_MAX: Final = 1 << 30
 """No engine has blocks of a gigabyte; who says so wants memory."""
@@ -37,10 +36,6 @@ class FoundSpace(NamedTuple):
     def is_keyed(self) -> bool:
         """Whether a secret is needed to verify it."""
         return self.manifest is not None and self.manifest.algorithm == _KEYED
-
-
-class _Versioned(msgspec.Struct, frozen=True):
-    format: int
 
 
 class Secrets:
@@ -144,8 +139,8 @@ def _read(view: View, name: str) -> FoundSpace:
 def _version(raw: bytes) -> int | None:
     """None where it is damaged."""
     try:
-        return msgspec.json.decode(raw, type=_Versioned).format
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return manifest_format(raw)
+    except InvalidSettings:
         return None
 
 

@@ -1,8 +1,13 @@
-"""The system calls of the tiers that keep their blocks in a folder.
+"""What the tiers that keep their blocks in a folder share: system calls, folders, open files.
 
-Why they go through a class: a test overrides one method to make that call fail (EIO, ENOSPC,
-ESTALE), do less than asked, or hang as a dead mount does. Each method is a thin wrapper of one
-call, so that nothing else needs testing there. Every name is relative to an open folder.
+The system calls go through the class SystemCalls, because a test overrides one method to make
+that call fail (EIO, ENOSPC, ESTALE), do less than asked, or hang as a dead mount does. Each method
+is a thin wrapper of one call, so that no logic can hide in it.
+
+Invariant of OpenFile: a transfer ends only when all bytes are moved, the file ends, or the file
+system refuses. A call that moved fewer bytes than asked is continued where it stopped. If the
+kernel refuses O_DIRECT for some memory or position, the flag is cleared for this file and the call
+is repeated.
 """
 
 import ctypes
@@ -11,7 +16,8 @@ import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -49,8 +55,11 @@ class FolderEntry(NamedTuple):
     is_folder: bool
 
 
-class FileSystem:
-    """The operating system's file calls. Every method may raise OSError."""
+class SystemCalls:
+    """The operating system's file calls, one per method (`entries` makes a few).
+
+    Every name is relative to an open folder. Every method may raise OSError.
+    """
 
     # Before Python 3.12, type checkers do not accept arrays as buffers.
 
@@ -169,7 +178,7 @@ def is_regular(result: os.stat_result) -> bool:
     return stat.S_ISREG(result.st_mode)
 
 
-def supports_direct_io(files: FileSystem, folder_fd: int, temporary_name: str) -> bool:
+def supports_direct_io(files: SystemCalls, folder_fd: int, temporary_name: str) -> bool:
     """Write a page with O_DIRECT, read it back, and return whether that worked.
 
     The file `temporary_name` is removed again. Raises OSError if the file system is full, which
@@ -196,12 +205,48 @@ def supports_direct_io(files: FileSystem, folder_fd: int, temporary_name: str) -
     return bool(np.array_equal(written, read))
 
 
-def remove_if_possible(files: FileSystem, folder_fd: int, name: str) -> None:
+def remove_if_possible(files: SystemCalls, folder_fd: int, name: str) -> None:
     """Remove a file. Nothing happens if it is gone or cannot be removed."""
     try:
         files.unlink(name, folder_fd)
     except OSError:
         pass
+
+
+def open_folder(setting: str, path: Path) -> int:
+    """Create the folder (mode 0700) if it does not exist, and return a descriptor of it.
+
+    The parent is not created: where a mount is missing, its mount point must not be filled instead.
+    Raises InvalidSettings naming `setting` where there is no parent, where `path` is not a folder,
+    and where this user may not open it.
+    """
+    try:
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)  # another host may create it meanwhile
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise InvalidSettings(
+            f"{setting}: the parent folder of {path} does not exist; create {path.parent} "
+            "or mount it"
+        ) from error
+    except (NotADirectoryError, FileExistsError) as error:  # a file, or a dangling link
+        raise InvalidSettings(
+            f"{setting}: {path} is not a folder; name a folder or remove the file"
+        ) from error
+    except OSError as error:
+        raise unusable(setting, path, error) from error
+
+
+def unusable(setting: str, path: Path, error: OSError) -> InvalidSettings:
+    """Return the error to raise where the file system refuses what the tier needs to do."""
+    if error.errno == errno.EROFS:
+        return InvalidSettings(
+            f"{setting}: {path} is on a read-only file system; mount it for reading and writing"
+        )
+    return InvalidSettings(
+        f"{setting}: {path} cannot be used ({error.strerror}); "
+        "name a folder that this user can read and write"
+    )
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -214,3 +259,88 @@ def manifest_format(raw: bytes) -> int:
         return msgspec.json.decode(raw, type=_Versioned).format
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidSettings(f"{MANIFEST_NAME} cannot be read: {error}") from error
+
+
+_Call = Callable[[int, Sequence[Buffer], int], int]
+_BUFFERS_A_CALL = 1024
+"""The most buffers that the kernel takes in one call (IOV_MAX)."""
+
+
+def in_whole_pages(offset: int, buffers: Sequence[Buffer]) -> bool:
+    """Return whether `offset` and all lengths suit O_DIRECT; the kernel may refuse it even then."""
+    return offset % ALIGNMENT == 0 and not any(len(buffer) % ALIGNMENT for buffer in buffers)
+
+
+class OpenFile:
+    """An open file, used by one call of the store, which closes it.
+
+    Every method may raise OSError.
+    """
+
+    def __init__(self, files: SystemCalls, name: str, flags: int, folder_fd: int) -> None:
+        """Open the file, without the O_DIRECT of `flags` where the file system refuses it."""
+        self._files = files
+        self._direct = bool(flags & os.O_DIRECT)
+        try:
+            self._fd = files.open(name, flags, folder_fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._direct:
+                raise
+            self._direct = False
+            # The file may have been created before the flag was refused.
+            flags &= ~(os.O_DIRECT | os.O_EXCL)
+            self._fd = files.open(name, flags, folder_fd)
+
+    def stat(self) -> os.stat_result:
+        """Return the status of the file."""
+        return self._files.stat_open(self._fd)
+
+    def read(self, offset: int, buffers: Sequence[Buffer], wanted_bytes: int) -> int:
+        """Fill the first `wanted_bytes` of `buffers`; return the bytes read, fewer at the end."""
+        return self._move(self._files.preadv, offset, buffers, wanted_bytes)
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Write all `buffers` in order, from the start of the file."""
+        wanted_bytes = sum(map(len, buffers))
+        if self._move(self._files.pwritev, 0, buffers, wanted_bytes) < wanted_bytes:
+            raise OSError(errno.ENOSPC, "nothing written")
+
+    def sync_data(self) -> None:
+        """Make the bytes and the length of the file durable."""
+        self._files.sync_data(self._fd)
+
+    def sync(self) -> None:
+        """Make the file durable, metadata included; for a folder, the names in it."""
+        self._files.sync(self._fd)
+
+    def close(self) -> None:
+        """Close the file. An error here may be the first report of a failed write."""
+        self._files.close(self._fd)
+
+    def _move(self, call: _Call, offset: int, buffers: Sequence[Buffer], wanted_bytes: int) -> int:
+        moved = 0
+        left = buffers
+        while moved < wanted_bytes:
+            try:
+                step = call(self._fd, left[:_BUFFERS_A_CALL], offset + moved)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._direct = False
+                self._files.use_page_cache(self._fd)
+                continue
+            if step == 0:
+                break
+            moved += step
+            if moved < wanted_bytes:
+                left = _after(left, step)
+        return moved
+
+
+def _after(buffers: Sequence[Buffer], moved: int) -> Sequence[Buffer]:
+    """Return what is left of `buffers` after their first `moved` bytes."""
+    for index, buffer in enumerate(buffers):
+        if moved < len(buffer):
+            return [buffer[moved:], *buffers[index + 1 :]]
+        moved -= len(buffer)
+    return []

@@ -14,9 +14,9 @@ from kvtier.blocks.layout import ALIGNMENT, BlockLayout
 from kvtier.testing.samples import aligned, sample_space
 from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.disk.folder import DiskFolder, open_folder
+from kvtier.tiers.disk.folder import DiskFolder, lock_folder
 from kvtier.tiers.disk.opening import capacity_for
-from kvtier.tiers.files import FileSystem
+from kvtier.tiers.files import SystemCalls
 from tests.tiers.broken import BadDay
 
 SPACE = sample_space()
@@ -35,7 +35,7 @@ def make(folder: Path, blocks: int = 16, layout: BlockLayout = LAYOUT, **options
 
 
 def plain_folder(path: Path) -> DiskFolder:
-    return open_folder(path, FileSystem())
+    return lock_folder(path, SystemCalls())
 
 
 def key(number: int) -> BlockKey:
@@ -86,7 +86,7 @@ def occupied(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
-class BrokenFiles(BadDay, FileSystem):
+class BrokenFiles(BadDay, SystemCalls):
     """The calls of a slab."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.disk.folder import check_unused, open_folder
+from kvtier.tiers.disk.folder import check_unused, lock_folder
 from tests.tiers.disk.slabs import BrokenFiles, plain_folder
 
 
@@ -38,9 +38,9 @@ def test_another_process_is_refused_too(tmp_path: Path) -> None:
     first = plain_folder(tmp_path / "slab")
     program = (
         "import sys; from pathlib import Path\n"
-        "from kvtier.tiers.files import FileSystem\n"
-        "from kvtier.tiers.disk.folder import open_folder\n"
-        "open_folder(Path(sys.argv[1]), FileSystem())"
+        "from kvtier.tiers.files import SystemCalls\n"
+        "from kvtier.tiers.disk.folder import lock_folder\n"
+        "lock_folder(Path(sys.argv[1]), SystemCalls())"
     )
     second = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "slab")],
@@ -68,7 +68,7 @@ def test_a_folder_on_a_file_system_that_takes_no_files() -> None:
 @pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename"])
 def test_replace_is_all_or_nothing(tmp_path: Path, call: str) -> None:
     files = BrokenFiles()
-    folder = open_folder(tmp_path / "slab", files)
+    folder = lock_folder(tmp_path / "slab", files)
     folder.replace("name", [b"old"])
     files.errors[call] = errno.EIO
     with pytest.raises(OSError, match="Input/output"):

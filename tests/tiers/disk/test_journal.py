@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.tiers.disk import checkpoint
-from kvtier.tiers.disk.folder import open_folder
+from kvtier.tiers.disk.folder import lock_folder
 from kvtier.tiers.disk.journal import CHUNK_FRAMES, IndexJournal
 from kvtier.tiers.disk.log import MAX_FRAME_BYTES, Delete, Log, Put, decode
 from kvtier.tiers.disk.slots import SlotMap
@@ -18,7 +18,7 @@ class Desk:
 
     def __init__(self, path: Path, limit_frames: int = CHUNK_FRAMES) -> None:
         self.files = BrokenFiles()
-        self.folder = open_folder(path, self.files)
+        self.folder = lock_folder(path, self.files)
         self.log = Log(self.folder)
         self.log.restart(1)
         self.slots = SlotMap(4096)

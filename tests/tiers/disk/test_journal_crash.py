@@ -15,7 +15,7 @@ import pytest
 
 from kvtier.tiers.base import Outcome
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.files import FileSystem
+from kvtier.tiers.files import SystemCalls
 from tests.tiers.disk.slabs import held, key, make, read, write
 
 KILLS = 24
@@ -91,7 +91,7 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
     assert deletions > KILLS
 
 
-class MortalFiles(FileSystem):
+class MortalFiles(SystemCalls):
     """An operating system under which the process dies at its `fatal`th call that changes a file.
 
     `torn`: half of what that call writes is written first.
@@ -153,7 +153,7 @@ class MortalFiles(FileSystem):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live_a_life(folder: Path, files: FileSystem, acknowledged: npt.NDArray[np.uint8]) -> None:
+def live_a_life(folder: Path, files: SystemCalls, acknowledged: npt.NDArray[np.uint8]) -> None:
     """Every kind of step, in two lives: the second starts from a checkpoint."""
     for first in (0, 10):
         tier = make(folder, 8, files=files)

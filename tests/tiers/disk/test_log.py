@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.blocks.key import BlockKey
-from kvtier.tiers.disk.folder import DiskFolder, open_folder
+from kvtier.tiers.disk.folder import DiskFolder, lock_folder
 from kvtier.tiers.disk.log import (
     HEADER_BYTES,
     KEY_BYTES_MAX,
@@ -40,7 +40,7 @@ def frame(record: Record, generation: int) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
-    opened = open_folder(tmp_path / "slab", BrokenFiles())
+    opened = lock_folder(tmp_path / "slab", BrokenFiles())
     yield opened
     opened.close()
 

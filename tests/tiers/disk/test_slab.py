@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.tiers.disk.folder import DiskFolder, open_folder
+from kvtier.tiers.disk.folder import DiskFolder, lock_folder
 from kvtier.tiers.disk.slab import Slab, folder_supports_direct_io
 from tests.tiers.disk.slabs import SLOT_BYTES, BrokenFiles, blank, content
 
 
 @pytest.fixture
 def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
-    opened = open_folder(tmp_path / "slab", BrokenFiles())
+    opened = lock_folder(tmp_path / "slab", BrokenFiles())
     yield opened
     opened.close()
 

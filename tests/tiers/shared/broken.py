@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import FolderEntry, StoreFiles
+from kvtier.tiers.files import FolderEntry, SystemCalls
 from tests.tiers.broken import BadDay
 
 
-class BrokenStoreFiles(BadDay, StoreFiles):
+class BrokenFiles(BadDay, SystemCalls):
     """The calls of a shared folder; those named in `hung` wait as well."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class BrokenStoreFiles(BadDay, StoreFiles):
         return super().entries(name, folder_fd)
 
 
-class NetworkFiles(BrokenStoreFiles):
+class NetworkFiles(BrokenFiles):
     """A file system that knows no exclusive rename, as the kernel presents one.
 
     It refuses a taken name itself; only a free one shows that the file system cannot.

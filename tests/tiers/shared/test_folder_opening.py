@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.shared.files import StoreFiles
-from kvtier.tiers.shared.folder import Direct, ProbedFolder, RootFolder, open_root
+from kvtier.tiers.files import DirectIO, SystemCalls
+from kvtier.tiers.shared.folder import ProbedFolder, RootFolder, open_root
 from kvtier.tiers.shared.store import TemporaryNames
-from tests.tiers.shared.broken import BrokenStoreFiles, NetworkFiles
+from tests.tiers.shared.broken import BrokenFiles, NetworkFiles
 
 
-def opened(path: Path, files: StoreFiles | None = None, direct: Direct = "auto") -> ProbedFolder:
-    return open_root(path, direct, files or BrokenStoreFiles(), TemporaryNames())
+def opened(path: Path, files: SystemCalls | None = None, direct: DirectIO = "auto") -> ProbedFolder:
+    return open_root(path, direct, files or BrokenFiles(), TemporaryNames())
 
 
 def test_made_private_tried_out_and_left_empty(tmp_path: Path) -> None:
@@ -30,12 +30,16 @@ def test_made_private_tried_out_and_left_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "direct", "says"),
     [
-        (BrokenStoreFiles(), "never", "page cache, names taken by exclusive rename"),
+        (BrokenFiles(), "never", "page cache, names taken by exclusive rename"),
         (NetworkFiles(), "never", "page cache, names taken by hard link"),
     ],
 )
 def test_one_line_says_what_was_chosen(
-    tmp_path: Path, files: StoreFiles, direct: Direct, says: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    files: SystemCalls,
+    direct: DirectIO,
+    says: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
         found = opened(tmp_path, files, direct)
@@ -46,7 +50,7 @@ def test_one_line_says_what_was_chosen(
 
 
 def test_direct_is_used_where_it_works(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     with caplog.at_level(logging.INFO):
         if not opened(tmp_path, files).direct:
             pytest.skip("this file system has no O_DIRECT")
@@ -87,7 +91,7 @@ def test_a_refusal_names_the_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE])
 @pytest.mark.parametrize("call", ["open", "rename_exclusive"])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, call: str, code: int) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     files.errors[call] = code
     says = "read-only file system; mount" if code == errno.EROFS else os.strerror(code)
     with pytest.raises(InvalidSettings, match=rf"shared\.path: .*{says}"):
@@ -99,7 +103,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, call: str, code: int) -
 def test_a_full_file_system_can_be_read(
     tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     files.errors["open"] = code
     found = opened(tmp_path, files)
     assert not found.direct

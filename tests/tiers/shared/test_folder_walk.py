@@ -16,14 +16,14 @@ from kvtier.tiers.shared.folder import (
     walk,
 )
 from kvtier.tiers.shared.store import is_legal_part
-from tests.tiers.shared.broken import BrokenStoreFiles
+from tests.tiers.shared.broken import BrokenFiles
 
 
 def root_of(path: Path) -> RootFolder:
     return RootFolder(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
 
-def names(files: BrokenStoreFiles, path: Path, after: str = "") -> list[str]:
+def names(files: BrokenFiles, path: Path, after: str = "") -> list[str]:
     return [entry.name for entry in walk(files, root_of(path), "", after, is_legal_part)]
 
 
@@ -37,7 +37,7 @@ def test_strangers_things_are_in_no_walk(tmp_path: Path) -> None:
     (tmp_path / "way").symlink_to("a", target_is_directory=True)
     (tmp_path / "dangling").symlink_to("nowhere")
     os.mkfifo(tmp_path / "fifo")
-    assert names(BrokenStoreFiles(), tmp_path) == ["a/file"]
+    assert names(BrokenFiles(), tmp_path) == ["a/file"]
 
 
 def test_folders_before_the_start_are_not_read(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_folders_before_the_start_are_not_read(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for name in "xyz":
             (tmp_path / folder / name).touch()
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     assert names(files, tmp_path, "b/y") == ["b/z", "c/x", "c/y", "c/z"]
     assert files.calls["entries"] == 3
     assert files.calls["stat"] == 4
@@ -56,7 +56,7 @@ def test_what_vanishes_on_the_way(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         for name in "xyz":
             (tmp_path / folder / name).touch()
-    found = walk(BrokenStoreFiles(), root_of(tmp_path), "", "", is_legal_part)
+    found = walk(BrokenFiles(), root_of(tmp_path), "", "", is_legal_part)
     assert next(found).name == "a/x"
     (tmp_path / "a" / "y").unlink()
     (tmp_path / "a" / "z").unlink()
@@ -69,7 +69,7 @@ def test_what_vanishes_on_the_way(tmp_path: Path) -> None:
 def test_a_refusal_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for call in ("entries", "stat"):
-        files = BrokenStoreFiles()
+        files = BrokenFiles()
         files.errors[call] = 5
         with pytest.raises(OSError, match="Input/output"):
             names(files, tmp_path)
@@ -79,10 +79,10 @@ def test_folders_come_after_those_in_them(tmp_path: Path) -> None:
     for folder in ("a/b/c", "a/d", ".git/x", "e"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "a" / "file").touch()
-    found = list(folders(BrokenStoreFiles(), root_of(tmp_path), ""))
+    found = list(folders(BrokenFiles(), root_of(tmp_path), ""))
     assert found == ["a/b/c", "a/b", "a/d", "a", "e"]
-    assert list(folders(BrokenStoreFiles(), root_of(tmp_path), "a/b")) == ["a/b/c"]
-    assert list(folders(BrokenStoreFiles(), root_of(tmp_path), "no")) == []
+    assert list(folders(BrokenFiles(), root_of(tmp_path), "a/b")) == ["a/b/c"]
+    assert list(folders(BrokenFiles(), root_of(tmp_path), "no")) == []
 
 
 def test_a_version_outlives_a_move_and_not_a_rewrite(tmp_path: Path) -> None:
@@ -130,11 +130,11 @@ def test_occupied_tells_what_a_file_takes_up(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     os.utime(tmp_path / "a" / "full", (3000, 2000))
     os.utime(tmp_path / "a" / "holes", (1000, 2000))
-    found = {entry.name: entry for entry in occupied(BrokenStoreFiles(), root_of(tmp_path), "", "")}
+    found = {entry.name: entry for entry in occupied(BrokenFiles(), root_of(tmp_path), "", "")}
     assert sorted(found) == ["a/.tmp-host-1", "a/full", "a/holes", "with space"]
     assert found["a/holes"].physical_bytes < 1 << 20
     assert 64 << 10 <= found["a/full"].physical_bytes < 1 << 20
     assert found["a/full"][2:] == (2000, 3000)
     assert found["a/holes"][2:] == (2000, 2000), "never read since it was written"
-    behind = [entry.name for entry in occupied(BrokenStoreFiles(), root_of(tmp_path), "", "a/full")]
+    behind = [entry.name for entry in occupied(BrokenFiles(), root_of(tmp_path), "", "a/full")]
     assert behind == ["a/holes", "with space"]

@@ -19,7 +19,7 @@ from kvtier.testing.samples import blank, content, joined
 from kvtier.testing.stores import StoreContract
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import TEMPORARY
-from tests.tiers.shared.broken import BrokenStoreFiles, NetworkFiles
+from tests.tiers.shared.broken import BrokenFiles, NetworkFiles
 
 CODES = [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EACCES]
 PAGES = content(1, 4 * 4096)
@@ -39,8 +39,8 @@ class TestPosixStoreOnANetwork(StoreContract):
         return PosixStore(folder, direct="never", durability="fsync", files=NetworkFiles())
 
 
-def broken(path: Path, **settings: Any) -> tuple[PosixStore, BrokenStoreFiles]:
-    files = BrokenStoreFiles()
+def broken(path: Path, **settings: Any) -> tuple[PosixStore, BrokenFiles]:
+    files = BrokenFiles()
     store = PosixStore(path, files=files, **settings)
     files.calls.clear()
     files.order.clear()
@@ -200,9 +200,9 @@ def test_durability_is_what_was_asked_for(
     store.close()
 
 
-@pytest.mark.parametrize("make_files", [BrokenStoreFiles, NetworkFiles])
+@pytest.mark.parametrize("make_files", [BrokenFiles, NetworkFiles])
 def test_a_publish_leaves_the_file_or_nothing(
-    tmp_path: Path, make_files: type[BrokenStoreFiles]
+    tmp_path: Path, make_files: type[BrokenFiles]
 ) -> None:
     store = PosixStore(tmp_path, files=make_files())
     assert store.publish("file", [PAGES])
@@ -214,7 +214,7 @@ def test_a_publish_leaves_the_file_or_nothing(
 
 
 def test_whole_pages_go_past_the_page_cache(tmp_path: Path) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     try:
         store = PosixStore(tmp_path, direct="always", files=files)
     except InvalidSettings:

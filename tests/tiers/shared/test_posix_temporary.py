@@ -10,7 +10,7 @@ from kvtier.testing.samples import content, joined
 from kvtier.tiers.shared.folder import RootFolder
 from kvtier.tiers.shared.posix import TRIES, Durability, TemporaryFiles
 from kvtier.tiers.shared.store import TemporaryNames, folder_of, is_temporary
-from tests.tiers.shared.broken import BrokenStoreFiles
+from tests.tiers.shared.broken import BrokenFiles
 
 PARTS = [content(1, 8192), content(2, 4096)]
 
@@ -19,13 +19,13 @@ def root_of(path: Path) -> RootFolder:
     return RootFolder(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
 
-def made(files: BrokenStoreFiles, durability: Durability = "none") -> TemporaryFiles:
+def made(files: BrokenFiles, durability: Durability = "none") -> TemporaryFiles:
     return TemporaryFiles(files, TemporaryNames(), durability)
 
 
 @pytest.mark.parametrize("folder", ["", "a", "a/b/c"])
 def test_whole_where_it_will_be(tmp_path: Path, folder: str) -> None:
-    name = made(BrokenStoreFiles()).write(root_of(tmp_path), folder, PARTS, 0)
+    name = made(BrokenFiles()).write(root_of(tmp_path), folder, PARTS, 0)
     assert folder_of(name) == folder
     assert is_temporary(name.rpartition("/")[2])
     assert (tmp_path / name).read_bytes() == joined(PARTS)
@@ -37,7 +37,7 @@ def test_whole_where_it_will_be(tmp_path: Path, folder: str) -> None:
 def test_new_folders_are_as_durable_as_the_file(
     tmp_path: Path, durability: Durability, calls: dict[str, int]
 ) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     (tmp_path / "a").mkdir()
     temporary = made(files, durability)
     temporary.write(root_of(tmp_path), "a/b/c/d", PARTS, 0)
@@ -46,7 +46,7 @@ def test_new_folders_are_as_durable_as_the_file(
     assert files.order[-1] == "close"
 
 
-class Swept(BrokenStoreFiles):
+class Swept(BrokenFiles):
     """Removes a folder as soon as it is made, `sweeps` times."""
 
     sweeps = 0
@@ -70,7 +70,7 @@ def test_folders_that_are_swept_away(tmp_path: Path, durability: Durability) -> 
     assert not (tmp_path / "c").exists()
 
 
-class Treacherous(BrokenStoreFiles):
+class Treacherous(BrokenFiles):
     """Makes a file and says that it could not."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
@@ -79,7 +79,7 @@ class Treacherous(BrokenStoreFiles):
 
 
 def test_nothing_is_left_of_what_was_refused(tmp_path: Path) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     for call in ("open", "pwritev", "sync", "close"):
         files.errors = {call: errno.ENOSPC}
         with pytest.raises(OSError, match="No space"):

@@ -10,7 +10,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.tiers import key
 from kvtier.tiers.shared.tier import StoreTier
-from tests.tiers.shared.broken import BrokenStoreFiles
+from tests.tiers.shared.broken import BrokenFiles
 from tests.tiers.shared.segments import DONE, FAILED, LAYOUT, SPACE, Tiers, keys, moves, read, write
 
 
@@ -32,7 +32,7 @@ def test_the_late_writer_goes_on_behind_what_is_there(tiers: Tiers) -> None:
     assert tiers.open().find(keys(10)) == [DONE] * 10
 
 
-class NamesNotDurable(BrokenStoreFiles):
+class NamesNotDurable(BrokenFiles):
     """Takes files, and cannot make the names in a folder durable."""
 
     def sync(self, fd: int) -> None:

@@ -21,8 +21,14 @@ from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import unique_id
 from kvtier.errors import InvalidSettings
-from kvtier.tiers import paths
-from kvtier.tiers.files import MANIFEST_NAME, FileSystem, manifest_format, remove_if_possible
+from kvtier.tiers.files import (
+    MANIFEST_NAME,
+    SystemCalls,
+    manifest_format,
+    open_folder,
+    remove_if_possible,
+    unusable,
+)
 
 SETTING: Final = "disk.path"
 LOCK_NAME: Final = "kvtier.lock"
@@ -52,9 +58,9 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class DiskFolder:
-    """An open folder, locked for this process; `open_folder` creates one."""
+    """An open folder, locked for this process; `lock_folder` creates one."""
 
-    def __init__(self, path: Path, fd: int, lock_fd: int, files: FileSystem) -> None:
+    def __init__(self, path: Path, fd: int, lock_fd: int, files: SystemCalls) -> None:
         self.path = path
         self.fd = fd
         self.files = files
@@ -141,7 +147,7 @@ class DiskFolder:
         self._lock_fd = self.fd = -1
 
 
-def read_to_end(files: FileSystem, fd: int) -> bytes:
+def read_to_end(files: SystemCalls, fd: int) -> bytes:
     """Read an open file from its current position to its end."""
     parts = []
     while part := files.read(fd, 1 << 22):
@@ -149,13 +155,13 @@ def read_to_end(files: FileSystem, fd: int) -> bytes:
     return b"".join(parts)
 
 
-def open_folder(path: Path, files: FileSystem) -> DiskFolder:
+def lock_folder(path: Path, files: SystemCalls) -> DiskFolder:
     """Create (mode 0700), open and lock the folder.
 
     Raises InvalidSettings naming `disk.path` if the parent does not exist, the path is not a
     folder or not writable, or another process uses it.
     """
-    fd = paths.open_folder(SETTING, path)
+    fd = open_folder(SETTING, path)
     try:
         lock_fd = _lock(path, fd)
     except BaseException:
@@ -165,7 +171,7 @@ def open_folder(path: Path, files: FileSystem) -> DiskFolder:
 
 
 def check_unused(path: Path) -> None:
-    """Raise InvalidSettings, as `open_folder` would, if another process has the folder open.
+    """Raise InvalidSettings, as `lock_folder` would, if another process has the folder open.
 
     Commands call it to fail early, before they start an engine. It changes nothing.
     """
@@ -186,7 +192,7 @@ def _lock(path: Path, folder_fd: int) -> int:
     try:
         fd = os.open(LOCK_NAME, flags, 0o600, dir_fd=folder_fd)
     except OSError as error:
-        raise paths.unusable(SETTING, path, error) from error
+        raise unusable(SETTING, path, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
@@ -197,7 +203,7 @@ def _lock(path: Path, folder_fd: int) -> int:
         raise refusal from error
     except OSError as error:
         os.close(fd)
-        raise paths.unusable(SETTING, path, error) from error
+        raise unusable(SETTING, path, error) from error
     return fd
 
 

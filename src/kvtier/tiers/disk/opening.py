@@ -17,12 +17,12 @@ from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.errors import InvalidSettings
 from kvtier.tiers.disk.checkpoint import MAX_ROW_BYTES
-from kvtier.tiers.disk.folder import DiskFolder, OnMismatch, adopt_manifest, open_folder
+from kvtier.tiers.disk.folder import DiskFolder, OnMismatch, adopt_manifest, lock_folder
 from kvtier.tiers.disk.journal import IndexJournal, recover
 from kvtier.tiers.disk.log import MAX_FRAME_BYTES, Log
 from kvtier.tiers.disk.slab import Slab, folder_supports_direct_io
 from kvtier.tiers.disk.slots import SlotMap
-from kvtier.tiers.files import DirectIO, FileSystem
+from kvtier.tiers.files import DirectIO, SystemCalls
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """Size at which the log is folded into a checkpoint."""
 
 
-def open_slab(request: SlabRequest, files: FileSystem) -> OpenSlab:
+def open_slab(request: SlabRequest, files: SystemCalls) -> OpenSlab:
     """Lock and check the folder, and recover its index.
 
     Raises InvalidSettings naming the setting and the fix; then nothing stays open or locked.
@@ -71,7 +71,7 @@ def open_slab(request: SlabRequest, files: FileSystem) -> OpenSlab:
     budget = divide(request.capacity_bytes, request.layout.slot_bytes)
     with ExitStack() as undo:
         try:
-            folder = open_folder(request.path, files)
+            folder = lock_folder(request.path, files)
             undo.callback(folder.close)
             opened = _open_parts(request, budget, folder, undo)
         except OSError as error:

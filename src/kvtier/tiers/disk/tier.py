@@ -31,7 +31,7 @@ from kvtier.tiers.disk.log import KEY_BYTES_MAX, Put
 from kvtier.tiers.disk.opening import SlabRequest, open_slab
 from kvtier.tiers.disk.slab import BlockIO, Place
 from kvtier.tiers.faults import FaultLog, TierIO
-from kvtier.tiers.files import DirectIO, FileSystem
+from kvtier.tiers.files import DirectIO, SystemCalls
 
 
 class _Batch(NamedTuple):
@@ -61,11 +61,11 @@ class DiskTier:
         io_threads: int = 4,
         direct: DirectIO = "auto",
         on_mismatch: OnMismatch = "refuse",
-        files: FileSystem | None = None,
+        files: SystemCalls | None = None,
         clock: Clock | None = None,
     ) -> None:
         request = SlabRequest(folder, capacity_bytes, layout, space, direct, on_mismatch)
-        opened = open_slab(request, files or FileSystem())
+        opened = open_slab(request, files or SystemCalls())
         self._folder, self._slab, self._slots, self._journal = opened
         self._block_bytes = layout.block_bytes
         self._slot_bytes = layout.slot_bytes

@@ -16,27 +16,30 @@ could belong to another file by then.
 
 import errno
 import logging
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from kvtier.blocks.layout import ALIGNMENT
 from kvtier.clock import Clock
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.paths import open_folder, unusable
-from kvtier.tiers.shared.files import FolderEntry, StoreFiles, is_regular
+from kvtier.tiers.files import (
+    FULL,
+    DirectIO,
+    FolderEntry,
+    SystemCalls,
+    is_regular,
+    open_folder,
+    remove_if_possible,
+    supports_direct_io,
+    unusable,
+)
 from kvtier.tiers.shared.store import ListEntry, Stat, TemporaryNames, is_legal_part, join
 
 logger = logging.getLogger(__name__)
 
 SETTING = "shared.path"
-Direct = Literal["auto", "always", "never"]
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNKNOWN = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
 """The errnos of a file system that does not support exclusive renames or hard links."""
 
@@ -61,7 +64,9 @@ class ProbedFolder(NamedTuple):
     """Whether renames can be exclusive; if not, names are taken by hard links."""
 
 
-def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNames) -> ProbedFolder:
+def open_root(
+    path: Path, direct: DirectIO, files: SystemCalls, names: TemporaryNames
+) -> ProbedFolder:
     """Create the folder (mode 0700) if needed, open it, probe it and log what it supports.
 
     Raises InvalidSettings naming `shared.path` where there is no parent, where it is not a folder
@@ -73,9 +78,9 @@ def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNam
     root = RootFolder(open_folder(SETTING, path))
     try:
         renames = _has_exclusive_rename(path, root, files, names)
-        direct_works = direct != "never" and _has_direct(root, files, names)
+        direct_works = direct != "never" and supports_direct_io(files, root.fd, names.next(""))
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise unusable(SETTING, path, error) from error
         logger.warning("shared store %s is full: its file system could not be probed", path)
         renames, direct_works = False, direct == "always"
@@ -94,7 +99,7 @@ def open_root(path: Path, direct: Direct, files: StoreFiles, names: TemporaryNam
 
 
 def _has_exclusive_rename(
-    path: Path, root: RootFolder, files: StoreFiles, names: TemporaryNames
+    path: Path, root: RootFolder, files: SystemCalls, names: TemporaryNames
 ) -> bool:
     """Return whether exclusive renames work; InvalidSettings if hard links do not work either."""
     if _excludes(files.rename_exclusive, root, files, names):
@@ -110,7 +115,7 @@ def _has_exclusive_rename(
 def _excludes(
     take: Callable[[str, str, int], None],
     root: RootFolder,
-    files: StoreFiles,
+    files: SystemCalls,
     names: TemporaryNames,
 ) -> bool:
     """Return whether `take` gives a free name to one file and refuses it to the next.
@@ -131,39 +136,8 @@ def _excludes(
             raise
     finally:
         for name in (first, second, wanted):
-            discard(name, root, files)
+            remove_if_possible(files, root.fd, name)
     return False
-
-
-def _has_direct(root: RootFolder, files: StoreFiles, names: TemporaryNames) -> bool:
-    """Return whether a page that is written with O_DIRECT reads back the same."""
-    name = names.next("")
-    page = mmap.mmap(-1, 2 * ALIGNMENT)
-    both = np.frombuffer(page, dtype=np.uint8)
-    written, read = both[:ALIGNMENT], both[ALIGNMENT:]
-    written[:] = np.arange(ALIGNMENT, dtype=np.uint32).astype(np.uint8)
-    try:
-        fd = files.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_DIRECT, root.fd)
-        try:
-            files.pwritev(fd, [written], 0)
-            files.preadv(fd, [read], 0)
-        finally:
-            files.close(fd)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-        return False
-    finally:
-        discard(name, root, files)
-    return bool(np.array_equal(written, read))
-
-
-def discard(name: str, root: RootFolder, files: StoreFiles) -> None:
-    """Remove a temporary file; if that fails, a later sweep removes it."""
-    try:
-        files.unlink(name, root.fd)
-    except OSError:
-        pass
 
 
 RESUMABLE_S = 5.0
@@ -197,7 +171,7 @@ class FileUsage(NamedTuple):
 
 
 def walk(
-    files: StoreFiles, root: RootFolder, folder: str, after: str, wanted: Callable[[str], bool]
+    files: SystemCalls, root: RootFolder, folder: str, after: str, wanted: Callable[[str], bool]
 ) -> Iterator[ListEntry]:
     """Yield the files below `folder` after the name `after`, in the order of their names.
 
@@ -208,7 +182,7 @@ def walk(
         yield ListEntry(name, stat_of(result))
 
 
-def occupied(files: StoreFiles, root: RootFolder, folder: str, after: str) -> Iterator[FileUsage]:
+def occupied(files: SystemCalls, root: RootFolder, folder: str, after: str) -> Iterator[FileUsage]:
     """Yield all files like `walk`, including temporary files and illegal names."""
     for name, result in _walk(files, root, folder, after, lambda _part: True):
         accessed_s = max(result.st_mtime, result.st_atime)
@@ -216,7 +190,7 @@ def occupied(files: StoreFiles, root: RootFolder, folder: str, after: str) -> It
 
 
 def _walk(
-    files: StoreFiles, root: RootFolder, folder: str, after: str, wanted: Callable[[str], bool]
+    files: SystemCalls, root: RootFolder, folder: str, after: str, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, os.stat_result]]:
     for entry in _sorted(files, root, folder):
         name = join(folder, entry.name)
@@ -233,7 +207,7 @@ def _walk(
                 yield name, result
 
 
-def folders(files: StoreFiles, root: RootFolder, folder: str) -> Iterator[str]:
+def folders(files: SystemCalls, root: RootFolder, folder: str) -> Iterator[str]:
     """Yield the folders below `folder`, each one after the folders inside it."""
     for entry in _sorted(files, root, folder):
         if entry.is_folder:
@@ -242,7 +216,7 @@ def folders(files: StoreFiles, root: RootFolder, folder: str) -> Iterator[str]:
             yield name
 
 
-def _sorted(files: StoreFiles, root: RootFolder, folder: str) -> list[FolderEntry]:
+def _sorted(files: SystemCalls, root: RootFolder, folder: str) -> list[FolderEntry]:
     """Return the contents of a folder, in the order of the whole names of the files below."""
     try:
         entries = files.entries(folder or ".", root.fd)

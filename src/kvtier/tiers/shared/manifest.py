@@ -15,10 +15,10 @@ import numpy as np
 from kvtier.blocks.checksum import Checksum, Xxh3
 from kvtier.blocks.key import KeySpace
 from kvtier.errors import InvalidSettings
+from kvtier.tiers.files import MANIFEST_NAME, manifest_format
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.store import Store
 
-MANIFEST_NAME: Final = "manifest.json"
 FORMAT: Final = 1
 _BYTES_MAX = 1 << 20
 _ATTEMPTS = 3
@@ -36,10 +36,6 @@ class SpaceManifest(msgspec.Struct, frozen=True, kw_only=True):
     space: KeySpace
 
 
-class _Versioned(msgspec.Struct, frozen=True):
-    format: int
-
-
 def manifest_of(space: KeySpace, checksum: Checksum) -> SpaceManifest:
     """The one that a writer with this checksum publishes."""
     witness = checksum.header(_WITNESS + bytes.fromhex(space.digest))
@@ -53,11 +49,11 @@ def encode(manifest: SpaceManifest) -> bytes:
 
 def parse(raw: bytes) -> SpaceManifest:
     """Raises InvalidSettings where `raw` is no manifest, or one of another format."""
+    version = manifest_format(raw)
+    if version != FORMAT:
+        newer = " of a newer kvtier" if version > FORMAT else ""
+        raise InvalidSettings(f"format {version}{newer}; this one reads {FORMAT}")
     try:
-        version = msgspec.json.decode(raw, type=_Versioned).format
-        if version != FORMAT:
-            newer = " of a newer kvtier" if version > FORMAT else ""
-            raise InvalidSettings(f"format {version}{newer}; this one reads {FORMAT}")
         return msgspec.json.decode(raw, type=SpaceManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidSettings(f"{MANIFEST_NAME} cannot be read: {error}") from error

@@ -11,13 +11,18 @@ import numpy as np
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import OpenFile, StoreFiles, in_whole_pages, is_regular
+from kvtier.tiers.files import (
+    DirectIO,
+    OpenFile,
+    SystemCalls,
+    in_whole_pages,
+    is_regular,
+    remove_if_possible,
+)
 from kvtier.tiers.shared.folder import (
-    Direct,
     FileUsage,
     RootFolder,
     WalkCache,
-    discard,
     folders,
     occupied,
     open_root,
@@ -48,7 +53,7 @@ TRIES = 64
 class TemporaryFiles:
     """Makes them, as durable as the setting asks. Any thread. Every method raises OSError."""
 
-    def __init__(self, files: StoreFiles, names: TemporaryNames, durability: Durability) -> None:
+    def __init__(self, files: SystemCalls, names: TemporaryNames, durability: Durability) -> None:
         self._files = files
         self._names = names
         self._durability = durability
@@ -69,7 +74,7 @@ class TemporaryFiles:
             finally:
                 handle.close()
         except BaseException:
-            discard(temporary, root, self._files)
+            remove_if_possible(self._files, root.fd, temporary)
             raise
         return temporary
 
@@ -82,7 +87,9 @@ class TemporaryFiles:
             except FileNotFoundError:
                 self.make_folder(root, folder)
             except OSError:
-                discard(temporary, root, self._files)  # some refuse what they have made
+                remove_if_possible(
+                    self._files, root.fd, temporary
+                )  # some refuse what they have made
                 raise
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
 
@@ -132,11 +139,11 @@ class PosixStore:
         root: Path,
         *,
         durability: Durability = "none",
-        direct: Direct = "auto",
-        files: StoreFiles | None = None,
+        direct: DirectIO = "auto",
+        files: SystemCalls | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._files = files or StoreFiles()
+        self._files = files or SystemCalls()
         names = TemporaryNames()
         opened = open_root(root, direct, self._files, names)
         self._root: RootFolder | None = opened.root
@@ -158,10 +165,10 @@ class PosixStore:
         try:
             won = self._take(root, temporary, name)
         except BaseException:
-            discard(temporary, root, self._files)
+            remove_if_possible(self._files, root.fd, temporary)
             raise
         if not won or not self._renames:
-            discard(temporary, root, self._files)
+            remove_if_possible(self._files, root.fd, temporary)
         self._temporaries.sync_folder(root, folder)
         return won
 
@@ -175,7 +182,7 @@ class PosixStore:
             result = self._files.stat(temporary, root.fd)
             self._files.rename(temporary, name, root.fd)
         except BaseException:
-            discard(temporary, root, self._files)
+            remove_if_possible(self._files, root.fd, temporary)
             raise
         self._temporaries.sync_folder(root, folder)
         return stat_of(result)

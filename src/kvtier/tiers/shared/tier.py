@@ -10,9 +10,8 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.tiers.base import BlockMove, Capabilities, Outcome, ScanPage, StoredBlock
 from kvtier.tiers.faults import FaultLog
+from kvtier.tiers.files import DirectIO, SystemCalls
 from kvtier.tiers.shared.accesses import AccessJournal
-from kvtier.tiers.shared.files import StoreFiles
-from kvtier.tiers.shared.folder import Direct
 from kvtier.tiers.shared.format import parse_segment_name, segment_name
 from kvtier.tiers.shared.manifest import ensure
 from kvtier.tiers.shared.posix import Durability, PosixStore
@@ -256,12 +255,12 @@ class FolderTier(StoreTier):
         segment_blocks: int = 1,
         is_prefix: bool = True,
         durability: Durability = "none",
-        direct: Direct = "auto",
+        direct: DirectIO = "auto",
         io_threads: int = 8,
         known_blocks: int = KNOWN_BLOCKS,
         recheck_s: float = 2.0,
         key_file: Path | None = None,
-        files: StoreFiles | None = None,
+        files: SystemCalls | None = None,
         clock: Clock | None = None,
     ) -> None:
         checksum = checksum_for(key_file)

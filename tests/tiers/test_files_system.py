@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from kvtier.testing.samples import aligned
-from kvtier.tiers.shared import files as module
-from kvtier.tiers.shared.files import FolderEntry, StoreFiles, is_regular
+from kvtier.tiers import files as module
+from kvtier.tiers.files import FolderEntry, SystemCalls, is_regular
 from tests.tiers.shared.broken import is_direct
 
-FILES = StoreFiles()
+FILES = SystemCalls()
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 

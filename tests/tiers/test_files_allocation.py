@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.tiers.files import FileSystem
+from kvtier.tiers.files import SystemCalls
 from tests.tiers.disk.slabs import plain_folder
 
 
@@ -25,7 +25,7 @@ def test_space_is_reserved_or_at_least_the_file_is_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    FileSystem().allocate(fd, 1 << 20)
+    SystemCalls().allocate(fd, 1 << 20)
     assert os.fstat(fd).st_blocks * 512 >= 1 << 20
 
     def refuse(fd: int, offset: int, length: int) -> None:
@@ -33,9 +33,9 @@ def test_space_is_reserved_or_at_least_the_file_is_long(
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     code = errno.EOPNOTSUPP
-    FileSystem().allocate(fd, 2 << 20)
+    SystemCalls().allocate(fd, 2 << 20)
     assert os.fstat(fd).st_size == 2 << 20
     code = errno.ENOSPC
     with pytest.raises(OSError, match="refused"):
-        FileSystem().allocate(fd, 3 << 20)
+        SystemCalls().allocate(fd, 3 << 20)
     os.close(fd)

@@ -9,8 +9,8 @@ import pytest
 
 from kvtier.testing.samples import blank, content, joined
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.files import OpenFile, in_whole_pages
-from tests.tiers.shared.broken import BrokenStoreFiles
+from kvtier.tiers.files import OpenFile, in_whole_pages
+from tests.tiers.shared.broken import BrokenFiles
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 PARTS = [content(1, 8192), content(2, 4096), content(3, 12288)]
@@ -30,7 +30,7 @@ def blanks() -> list[Buffer]:
 @pytest.mark.parametrize("direct", [0, os.O_DIRECT], ids=["cached", "direct"])
 @pytest.mark.parametrize("step_bytes", [4096, 8192, 5000, 100_000])
 def test_calls_that_move_less(tmp_path: Path, fd: int, direct: int, step_bytes: int) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     files.short = {"preadv": step_bytes, "pwritev": step_bytes}
     handle = OpenFile(files, "file", NEW | direct, fd)
     handle.write(PARTS)
@@ -42,7 +42,7 @@ def test_calls_that_move_less(tmp_path: Path, fd: int, direct: int, step_bytes: 
 
 
 def test_more_buffers_than_a_call_takes(tmp_path: Path, fd: int) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     handle = OpenFile(files, "file", NEW, fd)
     parts = [content(number, 5) for number in range(2100)]
     handle.write(parts)
@@ -54,7 +54,7 @@ def test_more_buffers_than_a_call_takes(tmp_path: Path, fd: int) -> None:
 
 
 def test_direct_refused_for_the_memory(tmp_path: Path, fd: int) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     files.refuses_direct = True
     handle = OpenFile(files, "file", NEW | os.O_DIRECT, fd)
     handle.write(PARTS)
@@ -67,7 +67,7 @@ def test_direct_refused_for_the_memory(tmp_path: Path, fd: int) -> None:
     assert files.calls["use_page_cache"] == 2
 
 
-class DirectRefusedAtOpen(BrokenStoreFiles):
+class DirectRefusedAtOpen(BrokenFiles):
     """Makes the file and refuses the flag, as some kernels do."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
@@ -86,7 +86,7 @@ def test_direct_refused_for_the_file(tmp_path: Path, fd: int) -> None:
 
 
 def test_what_is_refused_otherwise_is_told(fd: int) -> None:
-    files = BrokenStoreFiles()
+    files = BrokenFiles()
     files.errors["open"] = errno.EINVAL
     with pytest.raises(OSError, match="Invalid"):
         OpenFile(files, "file", NEW, fd)
@@ -104,7 +104,7 @@ def test_what_is_refused_otherwise_is_told(fd: int) -> None:
 
 
 def test_a_file_that_ends(fd: int) -> None:
-    handle = OpenFile(BrokenStoreFiles(), "file", NEW, fd)
+    handle = OpenFile(BrokenFiles(), "file", NEW, fd)
     handle.write([content(1, 10_000)])
     back = blank(8192)
     assert handle.read(4096, [back], 8192) == 10_000 - 4096

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.tiers.paths import open_folder, unusable
+from kvtier.tiers.files import open_folder, unusable
 
 
 def refused(path: Path) -> str:
