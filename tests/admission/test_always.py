@@ -1,3 +1,5 @@
+import pytest
+
 from kvtier.admission.always import PLUGIN, Always
 from kvtier.admission.base import AdmissionDecision, AdmissionPolicy
 from kvtier.blocks.key import BlockKey
@@ -10,6 +12,10 @@ class TestAlwaysContract(AdmissionContract):
 
     def make_policy(self) -> AdmissionPolicy:
         return Always()
+
+    @pytest.mark.slow
+    def test_memory_is_bounded(self) -> None:
+        super().test_memory_is_bounded()
 
 
 def test_first_offer_is_admitted() -> None:

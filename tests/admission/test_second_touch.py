@@ -13,12 +13,16 @@ class TestSecondTouchContract(AdmissionContract):
     def make_policy(self) -> AdmissionPolicy:
         return SecondTouch(remembered_blocks=10_000)
 
+    @pytest.mark.slow
+    def test_memory_is_bounded(self) -> None:
+        super().test_memory_is_bounded()
+
 
 def key(number: int, group: int = 0) -> BlockKey:
     return BlockKey(number.to_bytes(32, "big") + group.to_bytes(4, "big"))
 
 
-def test_second_offer_is_admitted_and_then_proves_itself_again() -> None:
+def test_second_offer_is_admitted_and_third_rejected() -> None:
     policy = PLUGIN()
     offers = [policy.decide(key(1)) for _ in range(4)]
     assert offers == [
@@ -29,7 +33,7 @@ def test_second_offer_is_admitted_and_then_proves_itself_again() -> None:
     ]
 
 
-def test_block_admitted_from_the_older_generation_is_forgotten_too() -> None:
+def test_admission_from_older_generation_removes_record() -> None:
     policy = SecondTouch(remembered_blocks=4)
     for number in (1, 2, 3):
         policy.decide(key(number))
@@ -39,7 +43,7 @@ def test_block_admitted_from_the_older_generation_is_forgotten_too() -> None:
     ]
 
 
-def test_groups_of_one_block_are_counted_apart() -> None:
+def test_groups_of_one_block_are_recorded_separately() -> None:
     policy = SecondTouch()
     assert policy.decide(key(1, group=0)) is AdmissionDecision.REJECT
     assert policy.decide(key(1, group=1)) is AdmissionDecision.REJECT
@@ -48,7 +52,7 @@ def test_groups_of_one_block_are_counted_apart() -> None:
 @pytest.mark.parametrize(
     ("offers_between", "decision"), [(49, AdmissionDecision.ADMIT), (100, AdmissionDecision.REJECT)]
 )
-def test_offer_is_remembered_for_half_and_forgotten_after_all_of_the_memory(
+def test_offer_is_remembered_for_half_and_forgotten_after_all_remembered_blocks(
     offers_between: int, decision: AdmissionDecision
 ) -> None:
     for lead in range(50):
@@ -61,6 +65,6 @@ def test_offer_is_remembered_for_half_and_forgotten_after_all_of_the_memory(
         assert policy.decide(key(1)) is decision
 
 
-def test_memory_without_room_is_refused() -> None:
+def test_remembered_blocks_below_two_is_rejected() -> None:
     with pytest.raises(ValueError, match="remembered_blocks is 1"):
         SecondTouch(remembered_blocks=1)

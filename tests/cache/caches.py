@@ -1,4 +1,4 @@
-"""Small caches on virtual time, and blocks whose bytes say which block they are."""
+"""Small caches on virtual time, with block contents that are derived from the key."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ def key(number: int, group: int = 0) -> BlockKey:
 
 
 def chain(count: int, salt: int = 0) -> list[BlockKey]:
-    """The keys of a prefix of `count` blocks that no other salt shares."""
+    """Return the keys of a prefix of `count` blocks; prefixes of different salts are disjoint."""
     return [key(salt << 32 | depth) for depth in range(count)]
 
 
@@ -35,7 +35,7 @@ def parents(keys: Sequence[BlockKey]) -> list[BlockKey | None]:
 
 
 def payload(block: BlockKey, epoch: int = 0) -> Buffer:
-    """The bytes a block must have; after a `clear` the same key has others."""
+    """Return the bytes that a block must have; they change with the epoch, that is, a reset."""
     seed = int.from_bytes(block, "big") * 1_000_003 + epoch
     return np.random.default_rng(seed).integers(0, 256, PAYLOAD_BYTES, dtype=np.uint8)
 
@@ -64,7 +64,7 @@ def make_residency(
 
 @dataclass
 class Rig:
-    """A cache, its clock, and what moves its blocks."""
+    """A cache with its clock and its transfers."""
 
     slots: int = 8
     tiers: Sequence[Tier] = ()
@@ -104,7 +104,7 @@ class Rig:
         return save
 
     def load(self, keys: Sequence[BlockKey], request: str = "r") -> bool:
-        """Whether the blocks were given; their bytes must be right."""
+        """Load blocks and check their bytes; return False if one of them is not ready."""
         load = self.cache.begin_load(request, keys)
         if load is None:
             return False
@@ -119,12 +119,12 @@ class Rig:
         self.cache.check()
 
     def settle(self) -> None:
-        """Step until nothing moves and nothing waits."""
+        """Step until no transfer is queued, running or waiting."""
         for _ in range(1_000):
             self.step(self.delay_s)
             if self.transfers.is_idle and not self.cache.is_waiting:
                 return
-        raise AssertionError("it never comes to rest")
+        raise AssertionError("the transfers do not come to an end")
 
     def close(self) -> None:
         self.cache.close()

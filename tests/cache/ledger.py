@@ -1,7 +1,7 @@
-"""Where blocks are, as the events tell it: what a reader of announcements believes.
+"""A replay of block events, to compare with what the cache holds.
 
-Why: a router knows a cache by its events only. Replaying them must give what the cache holds.
-Invariant: a block enters a tier before it leaves it, and neither twice.
+A router knows a cache by its events only, so replaying them must yield the cache's contents.
+Invariant: a block enters a tier before it is removed from it, and neither happens twice.
 """
 
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ from kvtier.blocks.key import BlockKey
 
 
 class Ledger:
-    """Blocks per tier after all events so far. Not thread-safe."""
+    """The blocks per tier after the events replayed so far."""
 
     def __init__(self) -> None:
         self._held: dict[str, set[BlockKey]] = {}
 
     def held(self, tier: str) -> set[BlockKey]:
-        """The blocks that `tier` is said to hold."""
+        """Return the blocks that `tier` holds according to the events."""
         return self._held.setdefault(tier, set())
 
     def replay(self, events: Iterable[BlockEvent]) -> None:
-        """Take in events, in order. Raises AssertionError at one that cannot be true."""
+        """Apply events in order. Raises AssertionError at an event that cannot be true."""
         for event in events:
             held = self.held(event.tier)
             for key in event.keys:
@@ -29,5 +29,5 @@ class Ledger:
                     assert key not in held, f"{key.hex()} entered {event.tier} twice"
                     held.add(key)
                 else:
-                    assert key in held, f"{key.hex()} left {event.tier}, where it was not"
+                    assert key in held, f"{key.hex()} was removed from {event.tier} but not held"
                     held.remove(key)

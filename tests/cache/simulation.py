@@ -1,13 +1,13 @@
-"""A cache under load and faults on virtual time: the same seed gives the same end, to the bit.
+"""A seeded simulation of a cache under load and faults on virtual time.
 
-Why: what breaks a cache is a coincidence of many things that are rare alone. Here requests over
-a prefix tree overflow RAM and the lower tier, blocks are slow, torn, flipped, lost and refused,
-transfers overtake each other or hang, requests are aborted, weights change or the process dies;
-and after it all the bytes given to the engine must have been right.
+It produces coincidences of events that are rare by themselves. Requests over a prefix tree
+overflow RAM and the lower tier; blocks are slow, torn, flipped, lost or rejected; transfers
+overtake each other or stall; requests are aborted; weights change, or the process is killed.
+Two runs of one seed are equal in every bit.
 
 `simulate` raises AssertionError with the seed if an invariant breaks: wrong bytes, a request
-that waits past its deadline, the conservation law, events that disagree with what is held.
-Faults: all of `testing.faults`, but for HUNG, which needs a thread: transfers stall instead.
+that waits past its deadline, the conservation law, or events that disagree with the index. It
+injects all faults of `testing.faults` except HUNG, which needs a thread: transfers stall instead.
 """
 
 import hashlib
@@ -40,21 +40,21 @@ _MAX_WAITING = 6
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run ended. Two runs of one seed are equal in every field."""
+    """The result of a run, equal in every field for two runs of one seed."""
 
     seed: int
     served_requests: int
     aborted_requests: int
     hit_blocks: tuple[int, int]
-    """In RAM and below."""
+    """In RAM, and in the lower tier."""
     evicted_blocks: tuple[int, int]
     corrupt_blocks: int
     expired_requests: int
     faults: int
     restarts: int
-    clears: int
+    resets: int
     digest: str
-    """sha256 over all counters and over which tier holds which block."""
+    """SHA-256 of all counters and of the tiers that hold each block."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,8 +68,8 @@ class _Request:
     save: EngineSave | None = None
 
 
-class _World:
-    """The engine's side of a run: requests that wait, requests that run, and time."""
+class _Simulation:
+    """The engine's side of a run: waiting requests, running requests, and time."""
 
     def __init__(self, seed: int, fault_rate: float) -> None:
         rng = self.rng = seeded(seed)
@@ -91,19 +91,19 @@ class _World:
         self.slots = rng.randint(8, 32)
         self.policy = rng.choice(("lru", "sieve", "arc", "s3fifo"))
         self.admission = rng.choice(("always", "always", "second_touch"))
-        # After a death in the middle of a `clear`, blocks with the old weights' bytes are found
-        # again, rightly so: the new process has the old weights, too. Not both in one run.
-        self.has_clears = rng.random() < 0.5
+        # A run has either resets or kills: a process killed during a reset finds blocks of the
+        # old weights again, which is correct there, because it has the old weights, too.
+        self.has_resets = rng.random() < 0.5
         self.waiting: list[_Request] = []
         self.running: list[_Request] = []
-        self.epoch = self.served = self.aborted = self.restarts = self.clears = 0
-        self.limbo_until_s: float | None = None
+        self.epoch = self.served = self.aborted = self.restarts = self.resets = 0
+        self.reset_ends_s: float | None = None
         self.counters: list[CacheCounters] = []
-        """One for each process there was."""
+        """One entry per process."""
         self.start()
 
     def start(self) -> None:
-        """A new process: an empty RAM, and what the tier says it holds."""
+        """Start a new process, with an empty RAM and the blocks that the tier lists."""
         make_policy = plugins.load("eviction", self.policy)
         make_admission = plugins.load("admission", self.admission)
         capacities = (self.slots, self.tier.capabilities.capacity_blocks)
@@ -131,12 +131,12 @@ class _World:
         )
 
     def step(self) -> None:
-        """One step of the engine's scheduler."""
+        """Run one step of the engine's scheduler."""
         self.clock.advance(self.rng.expovariate(20.0))
         now_s = self.clock.now_s()
         self.cache.step(now_s)
-        if self.limbo_until_s is not None and now_s >= self.limbo_until_s:
-            self.limbo_until_s = None
+        if self.reset_ends_s is not None and now_s >= self.reset_ends_s:
+            self.reset_ends_s = None
             self.cache.finish_reset()
         for request in [each for each in self.running if each.end_s <= now_s]:
             self.finish(request)
@@ -145,7 +145,7 @@ class _World:
         self.ledger.replay(self.cache.take_events())
 
     def arrive(self, number: int) -> None:
-        """A request for one of many documents, few of which are popular, cut or continued."""
+        """Add a request for a part or a continuation of a document; a few documents are popular."""
         if len(self.waiting) >= _MAX_WAITING:
             return
         document = min(int(self.rng.paretovariate(0.6)), _DOCUMENTS)
@@ -159,7 +159,7 @@ class _World:
         self.waiting.append(_Request(f"request-{number}", keys))
 
     def schedule(self, request: _Request, now_s: float) -> None:
-        """Let a request wait, or load what there is and compute the rest."""
+        """Let a request wait, or load the blocks there are and save the others."""
         found: list[Presence] = []
         for key in request.keys:
             presence = self.cache.presence(request.name, key)
@@ -178,7 +178,7 @@ class _World:
         request.epoch = self.epoch
         if found:
             request.load = self.cache.begin_load(request.name, request.keys[: len(found)])
-            assert request.load is not None, "READY blocks were not given"
+            assert request.load is not None, "READY blocks were not loaded"
             self.check_bytes(request.load.keys, request.load.slots, request.epoch)
         self.cache.release_request(request.name)
         request.save = self.cache.begin_save(request.keys, [None, *request.keys[:-1]])
@@ -187,7 +187,7 @@ class _World:
                 self.cache.arena.view(slot)[:_PAYLOAD_BYTES] = _payload(key, self.epoch)
 
     def finish(self, request: _Request) -> None:
-        """The request's copies are over."""
+        """End the copies of a request."""
         self.running.remove(request)
         if request.load is not None:
             self.check_bytes(request.load.keys, request.load.slots, request.epoch)
@@ -202,35 +202,35 @@ class _World:
         self.cache.touch(request.keys)
         self.served += 1
 
-    def misfortune(self) -> None:
-        """Rarely: an abort, new weights, or the end of the process."""
+    def disturb(self) -> None:
+        """Rarely abort a request, change the weights, or kill the process."""
         if self.waiting and self.rng.random() < 0.02:
             request = self.waiting.pop(self.rng.randrange(len(self.waiting)))
             self.cache.release_request(request.name)
             self.aborted += 1
         if self.rng.random() < 0.002:
-            if self.has_clears:
-                self.clear()
+            if self.has_resets:
+                self.reset()
             else:
-                self.die()
+                self.kill()
 
-    def clear(self) -> None:
-        """New weights: from now on the same keys have other bytes."""
+    def reset(self) -> None:
+        """Change the weights: from now on the same keys have other bytes."""
         self.cache.reset()
         self.epoch += 1
-        self.clears += 1
-        self.limbo_until_s = self.clock.now_s() + 2.0
+        self.resets += 1
+        self.reset_ends_s = self.clock.now_s() + 2.0
 
-    def die(self) -> None:
-        """Kill -9: RAM is gone, transfers stop where they are, the tier stays."""
+    def kill(self) -> None:
+        """Restart as after `kill -9`: RAM is lost, transfers stop, and the tier remains."""
         self.cache.arena.close()
         self.waiting.clear()
         self.running.clear()
         self.restarts += 1
         self.start()
 
-    def settle(self) -> None:
-        """Let everything end; nothing may be pinned, moving or owed afterwards."""
+    def end(self) -> None:
+        """End all requests and transfers; afterwards nothing is pinned, moving or undeleted."""
         while self.waiting or self.running:
             self.step()
         self.cache.finish_reset()
@@ -239,16 +239,16 @@ class _World:
             self.cache.step(self.clock.now_s())
             if self.transfers.is_idle and not self.cache.is_waiting:
                 break
-        assert self.transfers.is_idle, "it never comes to rest"
+        assert self.transfers.is_idle, "the transfers do not come to an end"
         self.check()
         assert not any(self.residency.index.pins), "a pin is left"
         arena = self.cache.arena
         assert arena.free + self.cache.resident_blocks[0] == arena.slots, "a slot is lost"
         known = self.cache.resident_blocks[1] + self.cache.deleting_blocks(1)
-        assert len(self.inner) <= known, "the tier keeps what nobody knows of"
+        assert len(self.inner) <= known, "the tier holds blocks that the index does not list"
 
     def check_bytes(self, keys: Sequence[BlockKey], slots: Sequence[Slot], epoch: int) -> None:
-        """Every slot holds what its key stands for."""
+        """Assert that every slot holds the bytes of its key."""
         for key, slot in zip(keys, slots, strict=True):
             right = _payload(key, epoch)
             assert np.array_equal(self.cache.arena.view(slot)[:_PAYLOAD_BYTES], right), (
@@ -256,7 +256,7 @@ class _World:
             )
 
     def check(self) -> None:
-        """The conservation law, and events that tell where every block is."""
+        """Assert the cache's invariants, and that its events agree with its index."""
         self.cache.check()
         self.ledger.replay(self.cache.take_events())
         index = self.residency.index
@@ -266,7 +266,7 @@ class _World:
             assert len(held) <= self.cache.capacity_blocks[tier], f"{name} is over its capacity"
 
     def report(self) -> Report:
-        """The end state."""
+        """Return the result of the run."""
         index = self.residency.index
         held = sorted((key.hex(), index.held[row]) for key, row in index.rows.items())
         ram, below = zip(*(counters.tiers for counters in self.counters), strict=True)
@@ -288,32 +288,33 @@ class _World:
             expired_requests=sum(counters.expired_promotions for counters in self.counters),
             faults=len(self.tier.happened),
             restarts=self.restarts,
-            clears=self.clears,
+            resets=self.resets,
             digest=hashlib.sha256(state).hexdigest(),
         )
 
 
 def simulate(seed: int, operations: int = 600, fault_rate: float = 0.1) -> Report:
-    """Run `operations` scheduler steps; `fault_rate` is each fault's chance a call of the tier.
+    """Run `operations` scheduler steps, about 100 us each, and return the result.
 
-    Raises AssertionError, its notes naming the seed. About 100 us a step.
+    `fault_rate` is the greatest probability of a fault per call of the tier. Raises
+    AssertionError with a note that names the seed.
     """
-    world = _World(seed, fault_rate)
+    simulation = _Simulation(seed, fault_rate)
     try:
         for number in range(operations):
-            if world.rng.random() < 0.6:
-                world.arrive(number)
-            world.step()
-            world.misfortune()
+            if simulation.rng.random() < 0.6:
+                simulation.arrive(number)
+            simulation.step()
+            simulation.disturb()
             if number % _CHECK_EVERY == 0:
-                world.check()
-        world.settle()
-        return world.report()
+                simulation.check()
+        simulation.end()
+        return simulation.report()
     except AssertionError as error:
         error.add_note(f"simulate(seed={seed}, operations={operations}, fault_rate={fault_rate})")
         raise
     finally:
-        world.cache.close()
+        simulation.cache.close()
 
 
 def _payload(key: BlockKey, epoch: int) -> Buffer:

@@ -9,7 +9,7 @@ from kvtier.admission.always import Always
 from kvtier.blocks.key import UNKNOWN_PARENT
 from kvtier.blocks.layout import BlockLayout
 from kvtier.cache import build
-from kvtier.cache.build import adopt, blocks_a_file, build_cache
+from kvtier.cache.build import adopt, blocks_per_segment, build_cache
 from kvtier.cache.core import TieredCache
 from kvtier.clock import MonotonicClock, VirtualClock
 from kvtier.errors import InvalidSettings
@@ -60,7 +60,7 @@ def settle(cache: TieredCache) -> None:
     cache.check()
 
 
-def test_ram_alone() -> None:
+def test_build_cache_with_ram_only() -> None:
     cache = build_cache(settings(), LAYOUT, SPACE)
     assert list(cache.tier_names) == ["ram"]
     assert cache.capacity_blocks == [8]
@@ -69,7 +69,7 @@ def test_ram_alone() -> None:
     cache.close()
 
 
-def test_blocks_of_an_earlier_process_are_found_again(tmp_path: Path) -> None:
+def test_build_cache_finds_blocks_of_earlier_process(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     keys = chain(6)
     cache = build_cache(settings(folder, slots=16), LAYOUT, SPACE)
@@ -100,7 +100,7 @@ def test_blocks_of_an_earlier_process_are_found_again(tmp_path: Path) -> None:
         ({"admission": "no_such_policy"}, "no_such_policy"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_is_left(
+def test_build_cache_with_wrong_setting_raises_and_leaves_no_thread(
     tmp_path: Path, wrong: dict[str, object], message: str
 ) -> None:
     before = threading.active_count()
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said_and_nothing_is_left(
     assert threading.active_count() == before
 
 
-def test_a_failure_after_the_disk_was_opened_gives_the_folder_back(tmp_path: Path) -> None:
+def test_build_cache_failure_releases_disk_folder(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     with pytest.raises(InvalidSettings):
         build_cache(settings(folder, slots=1 << 50), LAYOUT, SPACE)
@@ -123,7 +123,7 @@ def write(tier, keys, before) -> None:
     slot.arena.close()
 
 
-def test_adopted_chains_leave_leaf_first() -> None:
+def test_adopted_chains_are_evicted_leaf_first() -> None:
     tier = memory_tier()
     first, second = chain(3, salt=1), chain(3, salt=2)
     write(tier, [*first, *second], [*parents(first), *parents(second)])
@@ -134,7 +134,7 @@ def test_adopted_chains_leave_leaf_first() -> None:
     residency.arena.close()
 
 
-def test_adopted_blocks_without_their_parents_are_found_but_hide_nothing() -> None:
+def test_adopted_blocks_without_parents_are_detached() -> None:
     tier = memory_tier()
     keys = chain(5)
     write(tier, [keys[2], keys[3], key(999)], [keys[1], keys[2], UNKNOWN_PARENT])
@@ -147,7 +147,7 @@ def test_adopted_blocks_without_their_parents_are_found_but_hide_nothing() -> No
     residency.arena.close()
 
 
-def test_two_tiers_with_the_same_blocks() -> None:
+def test_adopt_merges_blocks_of_two_tiers() -> None:
     fast, slow = memory_tier(name="fast"), memory_tier(name="slow")
     keys = chain(3)
     write(fast, keys[:2], parents(keys[:2]))
@@ -160,7 +160,7 @@ def test_two_tiers_with_the_same_blocks() -> None:
     residency.arena.close()
 
 
-def test_a_listing_that_lies_does_no_harm() -> None:
+def test_adopt_accepts_stale_listing() -> None:
     inner = memory_tier(3)
     tier = FaultyTier(inner, block_bytes=PAYLOAD_BYTES)
     write(tier, chain(2, salt=1), parents(chain(2, salt=1)))
@@ -174,14 +174,14 @@ def test_a_listing_that_lies_does_no_harm() -> None:
 
 
 class Repeating(MemoryTier):
-    """Lists every block twice on its page, and the page twice."""
+    """A tier whose scan lists every block twice on its page, and the page twice."""
 
     def scan(self, cursor: int | None = None) -> ScanPage:
         page = super().scan()
         return ScanPage(page.blocks * 2, 1 if cursor is None else None)
 
 
-def test_blocks_that_are_listed_twice_are_held_once() -> None:
+def test_adopt_counts_block_listed_twice_once() -> None:
     tier = Repeating(name="below")
     write(tier, chain(3), parents(chain(3)))
     residency = make_residency(4, [tier])
@@ -190,7 +190,7 @@ def test_blocks_that_are_listed_twice_are_held_once() -> None:
     residency.arena.close()
 
 
-def test_more_blocks_than_the_tier_may_hold_now_are_given_up() -> None:
+def test_adopted_blocks_beyond_capacity_are_deleted() -> None:
     inner = memory_tier(5)
     write(inner, chain(5), parents(chain(5)))
     inner.capabilities = msgspec.structs.replace(inner.capabilities, capacity_blocks=3)
@@ -202,7 +202,7 @@ def test_more_blocks_than_the_tier_may_hold_now_are_given_up() -> None:
     cache = TieredCache(residency, [tier], [Always(), Always()], transfers, 1.0)
     assert list(cache.resident_blocks) == [0, 3]
     for salt in range(1, 4):
-        # The first delete fails, and is tried again when there is something to write.
+        # The first deletion fails, and is retried when there is something to write.
         cache.step(0.0)
         cache.check()
         save(cache, chain(1, salt))
@@ -214,7 +214,7 @@ def test_more_blocks_than_the_tier_may_hold_now_are_given_up() -> None:
     cache.close()
 
 
-def test_a_tier_that_does_not_open_is_said_and_closed_when_it_does(
+def test_shared_tier_that_opens_too_late_raises_and_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, closed = threading.Event(), threading.Event()
@@ -241,7 +241,7 @@ def test_a_tier_that_does_not_open_is_said_and_closed_when_it_does(
     assert closed.wait(WAIT_S)
 
 
-def test_engines_that_share_a_folder_find_each_others_blocks(tmp_path: Path) -> None:
+def test_engines_sharing_a_folder_find_each_others_blocks(tmp_path: Path) -> None:
     wanted = Settings(
         ram=RamSettings(capacity=8 * SLOT_BYTES),
         shared=SharedSettings(path=str(tmp_path / "kv"), io_threads=2),
@@ -257,7 +257,7 @@ def test_engines_that_share_a_folder_find_each_others_blocks(tmp_path: Path) -> 
     while reader.presence("r", keys[-1]) is not Presence.READY:
         for cache in (writer, reader):
             cache.step(clock.now_s())
-        # A request that asked too early would have to wait for the recheck.
+        # A query that comes too early would have to wait for the recheck interval.
         if writer.resident_blocks[1] == 4:
             if reader.presence("r", keys[-1]) is Presence.UNKNOWN:
                 reader.discover("r", keys)
@@ -277,6 +277,6 @@ def test_engines_that_share_a_folder_find_each_others_blocks(tmp_path: Path) -> 
     [(64 << 10, 32), (1 << 20, 16), (5 << 20, 3), (40 << 20, 1)],
     ids=["by tokens", "by bytes", "whole blocks only", "a block is never cut"],
 )
-def test_a_file_ends_at_its_tokens_or_at_16_mib(block_bytes: int, blocks: int) -> None:
+def test_blocks_per_segment_is_bounded_by_tokens_and_bytes(block_bytes: int, blocks: int) -> None:
     layout = BlockLayout(block_bytes=block_bytes, tokens_per_block=16)
-    assert blocks_a_file(512, layout) == blocks
+    assert blocks_per_segment(512, layout) == blocks

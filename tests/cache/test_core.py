@@ -29,7 +29,7 @@ def rig():
     rig.close()
 
 
-def test_saved_blocks_are_loaded_with_their_bytes(rig: Rig) -> None:
+def test_load_returns_saved_bytes(rig: Rig) -> None:
     keys = chain(4)
     rig.save(keys)
     assert rig.load(keys)
@@ -39,7 +39,7 @@ def test_saved_blocks_are_loaded_with_their_bytes(rig: Rig) -> None:
     assert counters.miss_blocks == 4
 
 
-def test_nothing_is_readable_before_its_save_ended(rig: Rig) -> None:
+def test_saved_block_is_pending_until_end_save(rig: Rig) -> None:
     keys = chain(2)
     save = rig.cache.begin_save(keys, [None, keys[0]])
     assert save is not None
@@ -50,16 +50,16 @@ def test_nothing_is_readable_before_its_save_ended(rig: Rig) -> None:
     assert rig.cache.begin_load("r", keys) is not None
 
 
-def test_a_save_of_nothing_is_not_waited_for(rig: Rig) -> None:
+def test_empty_save_needs_no_end_save(rig: Rig) -> None:
     keys = chain(3)
     rig.save(keys)
     save = rig.cache.begin_save(keys, [None, *keys[:-1]])
     assert save is not None
     assert save.keys == save.slots == []
-    assert not rig.cache._saves, "nobody would ever end it"
+    assert not rig.cache._saves, "an empty save is never ended"
 
 
-def test_failed_slots_are_never_readable(rig: Rig) -> None:
+def test_end_save_discards_failed_slots(rig: Rig) -> None:
     keys = chain(3)
     save = rig.cache.begin_save(keys, [None, *keys[:-1]])
     rig.cache.end_save(save, frozenset(save.slots[1:]))
@@ -72,7 +72,7 @@ def test_failed_slots_are_never_readable(rig: Rig) -> None:
     assert rig.cache.lookup(keys) == 1
 
 
-def test_a_failed_parent_hides_its_child(rig: Rig) -> None:
+def test_failed_parent_hides_child_from_lookup(rig: Rig) -> None:
     keys = chain(2)
     save = rig.cache.begin_save(keys, [None, keys[0]])
     fill(rig.cache, save)
@@ -82,7 +82,7 @@ def test_a_failed_parent_hides_its_child(rig: Rig) -> None:
     assert rig.load(keys)
 
 
-def test_blocks_that_ram_holds_or_awaits_are_not_saved_again(rig: Rig) -> None:
+def test_begin_save_skips_resident_and_pending_blocks(rig: Rig) -> None:
     keys = chain(4)
     rig.save(keys[:2])
     first = rig.cache.begin_save(keys[:3], [None, *keys[:2]])
@@ -96,7 +96,7 @@ def test_blocks_that_ram_holds_or_awaits_are_not_saved_again(rig: Rig) -> None:
     assert rig.load(keys)
 
 
-def test_saving_what_does_not_fit_changes_nothing(rig: Rig) -> None:
+def test_begin_save_that_does_not_fit_changes_nothing(rig: Rig) -> None:
     keys = chain(2)
     rig.save(keys)
     assert rig.cache.begin_save(chain(9, salt=1), [None, *chain(8, salt=1)]) is None
@@ -105,7 +105,7 @@ def test_saving_what_does_not_fit_changes_nothing(rig: Rig) -> None:
     assert rig.cache.presence("r", chain(1, salt=1)[0]) is Presence.ABSENT
 
 
-def test_ending_twice_is_harmless(rig: Rig) -> None:
+def test_end_load_and_end_save_are_idempotent(rig: Rig) -> None:
     keys = chain(2)
     save = rig.save(keys)
     rig.cache.end_save(save, frozenset(save.slots))
@@ -117,7 +117,7 @@ def test_ending_twice_is_harmless(rig: Rig) -> None:
     assert rig.load(keys)
 
 
-def test_blocks_under_load_are_never_evicted(rig: Rig) -> None:
+def test_block_under_load_is_not_evicted(rig: Rig) -> None:
     keys = chain(6)
     rig.save(keys)
     load = rig.cache.begin_load("r", keys)
@@ -127,7 +127,7 @@ def test_blocks_under_load_are_never_evicted(rig: Rig) -> None:
     assert rig.cache.lookup(keys) == 5
 
 
-def test_a_block_below_is_copied_down_from_the_device_instead_of_read() -> None:
+def test_begin_save_takes_lower_tier_block_from_device() -> None:
     rig = Rig(4, [memory_tier()])
     keys = chain(2)
     rig.save(keys)
@@ -137,7 +137,7 @@ def test_a_block_below_is_copied_down_from_the_device_instead_of_read() -> None:
     assert save.keys == keys
     fill(rig.cache, save)
     assert rig.cache.presence("r", keys[0]) is Presence.PENDING
-    # The lower tier may let go of it meanwhile.
+    # The lower tier may evict it meanwhile.
     rig.cache._demotions[0].delete(rig.residency.make_room(1, 2))
     rig.cache.end_save(save)
     assert rig.load(keys)
@@ -146,7 +146,7 @@ def test_a_block_below_is_copied_down_from_the_device_instead_of_read() -> None:
     rig.close()
 
 
-def test_a_failed_save_of_a_block_below_leaves_it_below() -> None:
+def test_failed_save_of_lower_tier_block_leaves_it_there() -> None:
     rig = Rig(4, [memory_tier()])
     keys = chain(1)
     rig.save(keys)
@@ -158,7 +158,7 @@ def test_a_failed_save_of_a_block_below_leaves_it_below() -> None:
     rig.close()
 
 
-def test_events_in_order(rig: Rig) -> None:
+def test_take_events_returns_events_in_order(rig: Rig) -> None:
     rig.save(chain(1))
     rig.cache.reset()
     events = [(event.change, event.keys) for event in rig.cache.take_events()]
@@ -166,7 +166,7 @@ def test_events_in_order(rig: Rig) -> None:
     assert rig.cache.take_events() == []
 
 
-def test_clear_with_everything_under_way() -> None:
+def test_reset_during_transfers_loads_and_saves_releases_everything() -> None:
     tier = memory_tier()
     rig = Rig(12, [tier], delay_s=1.0)
     below, written, loaded, saved = (chain(2, salt) for salt in range(4))
@@ -184,7 +184,7 @@ def test_clear_with_everything_under_way() -> None:
     rig.cache.end_save(save)
     for keys in (below, written, loaded, saved):
         assert rig.cache.lookup(keys) == 0
-    # Slots under an engine's copy are not handed out before the engine has said that it ended.
+    # Slots that the engine is copying are not allocated until it reports that the copy has ended.
     taken = rig.cache.arena.free
     assert taken <= 12 - len(loaded) - len(saved)
     rig.settle()
@@ -200,7 +200,7 @@ def test_clear_with_everything_under_way() -> None:
     rig.close()
 
 
-def test_recency_changes_when_a_load_begins_or_a_prefix_is_touched(rig: Rig) -> None:
+def test_begin_load_and_touch_count_as_uses(rig: Rig) -> None:
     first, second, third = (chain(2, salt) for salt in range(3))
     for keys in (first, second, third):
         rig.save(keys)
@@ -210,7 +210,7 @@ def test_recency_changes_when_a_load_begins_or_a_prefix_is_touched(rig: Rig) -> 
     assert [rig.cache.lookup(keys) for keys in (first, second, third)] == [2, 2, 0]
 
 
-def test_durations_do_not_grow_for_ever(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_durations_are_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvtier.cache.core._DURATIONS_KEPT", 2)
     rig = Rig(8, [memory_tier()])
     for salt in range(4):
@@ -221,7 +221,7 @@ def test_durations_do_not_grow_for_ever(rig: Rig, monkeypatch: pytest.MonkeyPatc
     rig.close()
 
 
-def test_what_drivers_read() -> None:
+def test_cache_reports_tiers_capacities_and_residents() -> None:
     rig = Rig(8, [memory_tier(20)])
     assert list(rig.cache.tier_names) == ["ram", "below"]
     assert rig.cache.capacity_blocks == [8, 20]
@@ -232,7 +232,7 @@ def test_what_drivers_read() -> None:
     rig.close()
 
 
-def test_close_twice_and_with_work_under_way() -> None:
+def test_close_during_transfers_is_idempotent() -> None:
     before = set(threading.enumerate())
     tier = FaultyTier(memory_tier())
     rig = Rig(8, [tier])
@@ -247,7 +247,7 @@ def test_close_twice_and_with_work_under_way() -> None:
 
 
 class Stuck(MemoryTier):
-    """A tier whose write does not return, and whose `close` waits for calls under way."""
+    """A tier whose write does not return, and whose `close` waits for calls in progress."""
 
     def __init__(self) -> None:
         super().__init__(name="stuck", io_threads=1)
@@ -259,11 +259,11 @@ class Stuck(MemoryTier):
         return super().write_from(moves, parents)
 
     def close(self) -> None:
-        assert self.let_go.is_set(), "this would wait for ever"
+        assert self.let_go.is_set(), "close would wait forever"
         super().close()
 
 
-def test_close_leaves_a_tier_that_does_not_return(
+def test_close_skips_tier_whose_call_does_not_return(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("kvtier.cache.core._CLOSE_S", 0.01)

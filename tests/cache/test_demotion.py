@@ -1,4 +1,4 @@
-"""Write-through, driven through the cache: what a lower tier is told, and when."""
+"""Write-through to lower tiers, driven through the cache."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.cache.caches import Rig, chain, fill, is_right, key, memory_tier
 BELOW = 1
 
 
-def test_saved_blocks_come_to_lie_below() -> None:
+def test_saved_blocks_are_written_to_lower_tier() -> None:
     tier = memory_tier()
     rig = Rig(8, [tier])
     keys = chain(4)
@@ -25,8 +25,8 @@ def test_saved_blocks_come_to_lie_below() -> None:
     rig.close()
 
 
-def test_a_parent_that_is_not_known_is_written_as_unknown() -> None:
-    """Else it came back after a restart as the first block of a prefix."""
+def test_unknown_parent_is_written_as_unknown() -> None:
+    """Otherwise the block would be the first block of a prefix after a restart."""
     tier = memory_tier()
     rig = Rig(8, [tier])
     rig.save([key(7)], [UNKNOWN_PARENT])
@@ -35,7 +35,7 @@ def test_a_parent_that_is_not_known_is_written_as_unknown() -> None:
     rig.close()
 
 
-def test_blocks_under_way_stay_in_ram() -> None:
+def test_block_being_written_is_not_evicted_from_ram() -> None:
     rig = Rig(4, [memory_tier()], delay_s=1.0)
     rig.save(chain(2, salt=1))
     assert rig.cache.begin_save(chain(4, salt=2), [None] * 4) is None
@@ -44,7 +44,7 @@ def test_blocks_under_way_stay_in_ram() -> None:
     rig.close()
 
 
-def test_a_full_tier_lets_the_coldest_leaves_go() -> None:
+def test_full_tier_evicts_coldest_leaves() -> None:
     tier = memory_tier(4)
     rig = Rig(8, [tier])
     rig.save(chain(4, salt=1))
@@ -57,7 +57,7 @@ def test_a_full_tier_lets_the_coldest_leaves_go() -> None:
     rig.close()
 
 
-def test_admission_guards_the_tier() -> None:
+def test_tier_admission_rejects_blocks() -> None:
     tier = memory_tier()
     rig = Rig(8, [tier], admission="second_touch")
     keys = chain(2)
@@ -69,8 +69,8 @@ def test_admission_guards_the_tier() -> None:
     rig.close()
 
 
-def test_back_pressure_drops_the_end_of_what_is_offered() -> None:
-    """The beginning of a prefix is of use without its end, not the other way round."""
+def test_back_pressure_drops_end_of_offered_chain() -> None:
+    """The beginning of a prefix is useful without its end, but not the other way round."""
     tier = memory_tier()
     rig = Rig(16, [tier], delay_s=1.0, queue_blocks=3)
     keys = chain(5)
@@ -81,8 +81,8 @@ def test_back_pressure_drops_the_end_of_what_is_offered() -> None:
     rig.close()
 
 
-def test_ancestors_that_were_dropped_go_down_before_their_child() -> None:
-    """Else the child could not be found after a restart, nor could RAM let go of its parent."""
+def test_dropped_ancestors_are_written_before_child() -> None:
+    """Otherwise the child could not be found after a restart, nor its parent leave RAM."""
     tier = memory_tier()
     rig = Rig(16, [tier], delay_s=1.0, queue_blocks=3)
     keys = chain(6)
@@ -96,7 +96,7 @@ def test_ancestors_that_were_dropped_go_down_before_their_child() -> None:
     rig.close()
 
 
-def test_a_full_queue_is_not_overfilled_with_ancestors() -> None:
+def test_dropped_ancestors_respect_queue_limit() -> None:
     tier = memory_tier()
     rig = Rig(16, [tier], delay_s=1.0, queue_blocks=2)
     keys = chain(7)
@@ -109,7 +109,7 @@ def test_a_full_queue_is_not_overfilled_with_ancestors() -> None:
     rig.close()
 
 
-def test_at_most_half_of_ram_waits_to_be_written() -> None:
+def test_waiting_writes_pin_at_most_half_of_ram() -> None:
     rig = Rig(8, [memory_tier()], delay_s=1.0)
     rig.save(chain(8))
     assert rig.cache.counters.tiers[BELOW].dropped_blocks == 4
@@ -117,7 +117,7 @@ def test_at_most_half_of_ram_waits_to_be_written() -> None:
     rig.close()
 
 
-def test_a_refused_write_is_counted_and_leaves_the_block_in_ram() -> None:
+def test_failed_write_is_counted_and_block_stays_in_ram() -> None:
     tier = FaultyTier(memory_tier())
     rig = Rig(8, [tier])
     tier.inject(Fault.NO_SPACE)
@@ -128,7 +128,7 @@ def test_a_refused_write_is_counted_and_leaves_the_block_in_ram() -> None:
     rig.close()
 
 
-def test_a_tier_full_of_blocks_that_are_needed_gives_way() -> None:
+def test_tier_without_evictable_blocks_drops_writes() -> None:
     tier = memory_tier(2)
     rig = Rig(8, [tier])
     keys = chain(2, salt=1)
@@ -144,7 +144,7 @@ def test_a_tier_full_of_blocks_that_are_needed_gives_way() -> None:
     rig.close()
 
 
-def test_a_delete_that_fails_is_tried_again_until_its_room_is_free() -> None:
+def test_failed_delete_is_retried_until_room_is_free() -> None:
     inner = memory_tier(2)
     tier = FaultyTier(inner)
     rig = Rig(8, [tier])
@@ -164,15 +164,15 @@ def test_a_delete_that_fails_is_tried_again_until_its_room_is_free() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_block_is_not_written_over_its_older_copy(seed: int) -> None:
-    """Deletes and writes of one key may overtake each other; the tier must end up with it."""
+def test_block_is_not_written_before_older_copy_is_deleted(seed: int) -> None:
+    """Deletions and writes of one key may overtake each other; the tier must keep the block."""
     inner = memory_tier(2)
     rig = Rig(8, [inner], delay_s=1.0, seed=seed)
     old = chain(1, salt=1)
     rig.save(old)
     rig.settle()
     rig.save(chain(2, salt=2))
-    # The old block is leaving below; it leaves RAM too, and is saved anew at once.
+    # The old block is being deleted below. It is evicted from RAM, too, and saved again at once.
     rig.residency.evict(0, 9, lambda row: rig.index.keys[row] == old[0])
     rig.save(old)
     rig.settle()
@@ -182,8 +182,8 @@ def test_a_block_is_not_written_over_its_older_copy(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_after_clear_the_tier_has_the_new_bytes(seed: int) -> None:
-    """Writes from before a clear are still under way when the same keys are saved again."""
+def test_reset_during_write_leaves_new_bytes_in_tier(seed: int) -> None:
+    """Writes from before a reset are still in progress when the same keys are saved again."""
     tier = memory_tier()
     rig = Rig(12, [tier], delay_s=1.0, seed=seed)
     keys = chain(3)
@@ -204,7 +204,7 @@ def test_after_clear_the_tier_has_the_new_bytes(seed: int) -> None:
     rig.close()
 
 
-def test_blocks_written_after_clear_forgot_them_are_deleted() -> None:
+def test_write_that_ends_after_reset_is_deleted() -> None:
     tier = memory_tier()
     rig = Rig(8, [tier], delay_s=1.0)
     rig.save(chain(3))
@@ -216,7 +216,7 @@ def test_blocks_written_after_clear_forgot_them_are_deleted() -> None:
     rig.close()
 
 
-def test_the_tier_stays_within_its_capacity_all_along() -> None:
+def test_writes_never_exceed_tier_capacity() -> None:
     tier = memory_tier(5)
     refusals = []
 

@@ -1,4 +1,4 @@
-"""What others wrote to a shared tier is found, without waiting and without asking twice."""
+"""Blocks that other hosts wrote to a shared tier are found without blocking and queried once."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from kvtier.transfer.base import Direction
 from tests.cache.caches import DEADLINE_S, SLOT_BYTES, Rig, chain, key, parents, payload
 
 RECHECK_S = 2.0
-"""TieredCache's own default."""
+"""The default of `Capabilities.recheck_s`."""
 UNKNOWN, BELOW, READY, ABSENT = (
     Presence.UNKNOWN,
     Presence.BELOW,
@@ -23,7 +23,7 @@ UNKNOWN, BELOW, READY, ABSENT = (
 
 @pytest.fixture
 def place() -> MemoryTier:
-    """The storage that others write to."""
+    """The storage that other hosts write to."""
     return MemoryTier(64, shared=True)
 
 
@@ -40,7 +40,7 @@ def rig(tier: FaultyTier):
 
 
 def elsewhere(place: MemoryTier, keys) -> None:
-    """Another host writes `keys`."""
+    """Write `keys` as another host does."""
     moves = []
     for each in keys:
         buffer = np.zeros(SLOT_BYTES, np.uint8)
@@ -54,7 +54,7 @@ def presences(rig: Rig, keys, request: str = "r") -> list[Presence]:
     return [rig.cache.presence(request, each) for each in keys]
 
 
-def test_a_block_that_another_host_wrote_is_found_and_loaded(rig: Rig, place: MemoryTier) -> None:
+def test_discover_finds_blocks_of_another_host(rig: Rig, place: MemoryTier) -> None:
     keys = chain(6)
     elsewhere(place, keys[:4])
     assert presences(rig, keys) == [UNKNOWN] * 6
@@ -68,7 +68,7 @@ def test_a_block_that_another_host_wrote_is_found_and_loaded(rig: Rig, place: Me
     assert rig.cache.counters.tiers[1].hit_blocks == 4
 
 
-def test_two_requests_ask_once(rig: Rig) -> None:
+def test_discover_queries_once_for_two_requests(rig: Rig) -> None:
     keys = chain(3)
     rig.cache.discover("a", keys)
     rig.cache.discover("b", keys)
@@ -76,10 +76,10 @@ def test_two_requests_ask_once(rig: Rig) -> None:
     rig.settle()
     assert presences(rig, keys, "b") == [ABSENT] * 3
     rig.cache.discover("b", keys)
-    assert rig.cache.queued_blocks(1, Direction.FIND) == 0, "it is known to be absent"
+    assert rig.cache.queued_blocks(1, Direction.FIND) == 0, "queried although known to be absent"
 
 
-def test_another_hosts_write_is_seen_after_a_while(rig: Rig, place: MemoryTier) -> None:
+def test_absent_block_is_queried_again_after_recheck(rig: Rig, place: MemoryTier) -> None:
     keys = chain(2)
     rig.cache.discover("r", keys)
     rig.settle()
@@ -92,7 +92,7 @@ def test_another_hosts_write_is_seen_after_a_while(rig: Rig, place: MemoryTier) 
     assert presences(rig, keys, "s") == [BELOW] * 2
 
 
-def test_what_this_process_saved_is_not_asked_for(rig: Rig) -> None:
+def test_discover_skips_blocks_of_this_process(rig: Rig) -> None:
     keys = chain(3)
     rig.save(keys)
     rig.settle()
@@ -101,7 +101,7 @@ def test_what_this_process_saved_is_not_asked_for(rig: Rig) -> None:
     assert rig.cache.queued_blocks(1, Direction.FIND) == 0
 
 
-def test_a_request_asks_no_longer_than_its_deadline(rig: Rig) -> None:
+def test_unknown_block_is_absent_past_deadline(rig: Rig) -> None:
     keys = chain(2)
     rig.cache.discover("r", keys)
     rig.step(DEADLINE_S)
@@ -111,7 +111,7 @@ def test_a_request_asks_no_longer_than_its_deadline(rig: Rig) -> None:
     assert presences(rig, keys, "other") == [UNKNOWN] * 2
 
 
-def test_a_storage_that_does_not_answer_is_a_miss(rig: Rig, tier: FaultyTier) -> None:
+def test_failed_query_is_a_miss(rig: Rig, tier: FaultyTier) -> None:
     keys = chain(4)
     tier.inject(Fault.IO_ERROR)
     rig.cache.discover("r", keys)
@@ -120,7 +120,7 @@ def test_a_storage_that_does_not_answer_is_a_miss(rig: Rig, tier: FaultyTier) ->
     assert rig.cache.counters.tiers[1].fault_blocks == 4
 
 
-def test_a_block_that_was_cleaned_away_is_a_miss_once(rig: Rig, place: MemoryTier) -> None:
+def test_block_deleted_from_storage_is_a_miss(rig: Rig, place: MemoryTier) -> None:
     keys = chain(2)
     elsewhere(place, keys)
     rig.cache.discover("r", keys)
@@ -128,11 +128,11 @@ def test_a_block_that_was_cleaned_away_is_a_miss_once(rig: Rig, place: MemoryTie
     place.delete(keys)
     rig.cache.promote("r", keys)
     rig.settle()
-    assert presences(rig, keys) == [ABSENT] * 2, "one try a request"
+    assert presences(rig, keys) == [ABSENT] * 2, "a request reads a block at most once"
     assert rig.cache.counters.tiers[1].missing_blocks == 2
 
 
-def test_forgetting_for_room_deletes_nothing(place: MemoryTier) -> None:
+def test_full_shared_tier_deletes_nothing(place: MemoryTier) -> None:
     tier = MemoryTier(4, shared=True)
     rig = Rig(8, [tier])
     for number in range(4):
@@ -141,12 +141,12 @@ def test_forgetting_for_room_deletes_nothing(place: MemoryTier) -> None:
     assert len(tier) == 4
     rig.save([key(10)], [None])
     rig.settle()
-    assert len(tier) == 4, "full: the tier refused, and nothing was deleted for it"
+    assert len(tier) == 4, "the full tier rejects the block, and nothing is deleted for it"
     assert rig.cache.deleting_blocks(1) == 0
     rig.close()
 
 
-def test_more_is_found_than_may_be_remembered() -> None:
+def test_discover_indexes_at_most_capacity_blocks() -> None:
     place = MemoryTier(64, shared=True)
     elsewhere(place, chain(20))
 
@@ -165,7 +165,7 @@ def test_more_is_found_than_may_be_remembered() -> None:
     rig.close()
 
 
-def test_the_tail_of_a_prefix_is_asked_for_by_itself(rig: Rig, place: MemoryTier) -> None:
+def test_discover_with_unknown_parent_finds_tail(rig: Rig, place: MemoryTier) -> None:
     elsewhere(place, [key(7)])
     rig.cache.discover("r", [key(7)], UNKNOWN_PARENT)
     rig.settle()
@@ -173,7 +173,7 @@ def test_the_tail_of_a_prefix_is_asked_for_by_itself(rig: Rig, place: MemoryTier
     assert rig.index.detached == 1
 
 
-def test_after_a_clear_the_shared_tier_is_left_alone(rig: Rig, place: MemoryTier) -> None:
+def test_reset_disables_shared_tier(rig: Rig, place: MemoryTier) -> None:
     keys = chain(4)
     elsewhere(place, keys)
     rig.cache.discover("r", keys)
@@ -183,4 +183,4 @@ def test_after_a_clear_the_shared_tier_is_left_alone(rig: Rig, place: MemoryTier
     assert presences(rig, keys, "s") == [ABSENT] * 4
     rig.save(chain(3, salt=1))
     rig.settle()
-    assert len(place) == 4, "nothing of what others share was deleted, and nothing is added"
+    assert len(place) == 4, "after a reset nothing is deleted from or added to a shared tier"

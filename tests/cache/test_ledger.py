@@ -15,7 +15,7 @@ def removed(tier: str, *keys: BlockKey) -> BlockEvent:
     return BlockEvent(Change.REMOVED, tier, keys)
 
 
-def test_replay_gives_what_is_held() -> None:
+def test_ledger_replay_gives_held_blocks() -> None:
     ledger = Ledger()
     ledger.replay([stored("ram", A, B), stored("disk", A)])
     ledger.replay([removed("ram", A)])
@@ -23,7 +23,7 @@ def test_replay_gives_what_is_held() -> None:
 
 
 @pytest.mark.parametrize("change", list(Change))
-def test_events_that_cannot_be_true(change: Change) -> None:
+def test_ledger_rejects_impossible_events(change: Change) -> None:
     ledger = Ledger()
     with pytest.raises(AssertionError):
         ledger.replay([BlockEvent(change, "ram", (A,))] * 2)

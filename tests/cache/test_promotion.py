@@ -1,4 +1,4 @@
-"""Promotion, driven through the cache: single flight, deadlines, pins, and tiers that fail."""
+"""Promotion, driven through the cache: shared reads, deadlines, pins, and failing tiers."""
 
 import pytest
 
@@ -11,7 +11,7 @@ BELOW = 1
 
 
 def below_only(rig: Rig, keys) -> None:
-    """`keys` lie in the lower tier and no longer in RAM."""
+    """Save `keys` to the lower tier and evict them from RAM."""
     rig.save(keys)
     rig.settle()
     rig.residency.evict(0, len(keys), lambda row: rig.index.keys[row] in keys)
@@ -34,7 +34,7 @@ def rig(tier: FaultyTier):
     rig.close()
 
 
-def test_blocks_come_up_and_count_for_the_tier_they_came_from(rig: Rig) -> None:
+def test_promoted_blocks_count_as_hits_of_their_tier(rig: Rig) -> None:
     keys = chain(3)
     below_only(rig, keys)
     rig.cache.promote("r", keys)
@@ -48,7 +48,7 @@ def test_blocks_come_up_and_count_for_the_tier_they_came_from(rig: Rig) -> None:
     assert not any(rig.index.pins)
 
 
-def test_a_second_request_joins(rig: Rig) -> None:
+def test_second_request_shares_the_read(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("a", keys)
@@ -59,7 +59,7 @@ def test_a_second_request_joins(rig: Rig) -> None:
     assert rig.load(keys, "a")
 
 
-def test_forgetting_cancels_what_nobody_else_waits_for(rig: Rig) -> None:
+def test_release_request_cancels_its_reads(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("a", keys)
@@ -72,7 +72,7 @@ def test_forgetting_cancels_what_nobody_else_waits_for(rig: Rig) -> None:
     assert rig.load(keys, "a")
 
 
-def test_forgetting_cancels_nothing_that_another_waits_for(rig: Rig) -> None:
+def test_release_request_keeps_reads_that_others_wait_for(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("a", keys)
@@ -82,7 +82,7 @@ def test_forgetting_cancels_nothing_that_another_waits_for(rig: Rig) -> None:
     assert rig.load(keys, "b")
 
 
-def test_joining_a_promotion_that_was_cancelled_asks_anew(rig: Rig) -> None:
+def test_promote_after_shared_read_was_cancelled_reads_again(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("a", keys)
@@ -97,7 +97,7 @@ def test_joining_a_promotion_that_was_cancelled_asks_anew(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.IO_ERROR, Fault.BIT_FLIP, Fault.FOLDER_REMOVED])
-def test_what_fails_is_absent_for_the_request_and_not_asked_for_again(
+def test_failed_read_is_absent_for_request_and_not_retried(
     rig: Rig, tier: FaultyTier, fault: Fault
 ) -> None:
     keys = chain(1)
@@ -119,12 +119,12 @@ def test_what_fails_is_absent_for_the_request_and_not_asked_for_again(
         Fault.BIT_FLIP: (0, 1, 0),
         Fault.FOLDER_REMOVED: (0, 0, 1),
     }[fault]
-    # A device that refused may yet serve another request; what is gone is gone.
+    # After an I/O error another request may try again; a lost block has left the index.
     is_below = fault is Fault.IO_ERROR
     assert (presences(rig, keys, "other") == [Presence.BELOW]) is is_below
 
 
-def test_past_its_deadline_a_request_sees_misses_and_asks_no_more(rig: Rig) -> None:
+def test_request_past_deadline_gets_misses_and_reads_nothing(rig: Rig) -> None:
     keys, later = chain(2, salt=1), chain(2, salt=2)
     below_only(rig, keys)
     below_only(rig, later)
@@ -136,14 +136,14 @@ def test_past_its_deadline_a_request_sees_misses_and_asks_no_more(rig: Rig) -> N
     assert rig.cache.counters.expired_promotions == 1
     rig.cache.promote("r", later)
     assert rig.cache.queued_blocks(BELOW, Direction.READ) == 2
-    # What arrives late is of use all the same.
+    # Blocks that arrive late are used all the same.
     rig.settle()
     assert presences(rig, keys) == [Presence.READY] * 2
     rig.cache.release_request("r")
     assert not any(rig.index.pins)
 
 
-def test_a_clear_does_not_extend_the_deadline(rig: Rig) -> None:
+def test_reset_does_not_extend_deadline(rig: Rig) -> None:
     keys = chain(2)
     below_only(rig, keys)
     rig.cache.promote("r", keys)
@@ -156,7 +156,7 @@ def test_a_clear_does_not_extend_the_deadline(rig: Rig) -> None:
     rig.cache.end_save(save)
 
 
-def test_one_request_pins_at_most_half_of_ram_and_does_with_that(rig: Rig) -> None:
+def test_request_pins_at_most_half_of_ram(rig: Rig) -> None:
     first, second = chain(3, salt=1), chain(3, salt=2)
     below_only(rig, first)
     below_only(rig, second)
@@ -171,7 +171,7 @@ def test_one_request_pins_at_most_half_of_ram_and_does_with_that(rig: Rig) -> No
     assert rig.load(second, "s")
 
 
-def test_a_request_waits_for_pins_of_others_that_get_on(rig: Rig) -> None:
+def test_request_waits_for_pins_of_requests_that_can_proceed(rig: Rig) -> None:
     first, second = chain(3, salt=1), chain(3, salt=2)
     below_only(rig, first)
     below_only(rig, second)
@@ -186,7 +186,7 @@ def test_a_request_waits_for_pins_of_others_that_get_on(rig: Rig) -> None:
     assert rig.load(second, "b")
 
 
-def test_requests_that_wait_for_each_others_pins_go_on_one_by_one(rig: Rig) -> None:
+def test_requests_that_wait_for_each_others_pins_proceed_one_by_one(rig: Rig) -> None:
     first, second = chain(3, salt=1), chain(3, salt=2)
     below_only(rig, first)
     below_only(rig, second)
@@ -206,7 +206,7 @@ def test_requests_that_wait_for_each_others_pins_go_on_one_by_one(rig: Rig) -> N
     assert rig.load(first, "a")
 
 
-def test_without_room_in_ram_a_request_may_ask_again(rig: Rig) -> None:
+def test_promote_without_room_in_ram_may_be_repeated(rig: Rig) -> None:
     keys, others = chain(2), chain(7, salt=3)
     below_only(rig, keys)
     rig.save(others)
@@ -221,7 +221,7 @@ def test_without_room_in_ram_a_request_may_ask_again(rig: Rig) -> None:
     assert rig.load(keys)
 
 
-def test_what_was_found_ready_stays_until_it_is_loaded_or_forgotten(rig: Rig) -> None:
+def test_ready_block_stays_until_loaded_or_released(rig: Rig) -> None:
     keys = chain(3)
     rig.save(keys)
     rig.settle()
@@ -233,7 +233,7 @@ def test_what_was_found_ready_stays_until_it_is_loaded_or_forgotten(rig: Rig) ->
     assert rig.load(keys)
 
 
-def test_the_fastest_tier_that_has_it_serves_it() -> None:
+def test_promote_reads_from_fastest_tier() -> None:
     fast, slow = memory_tier(name="fast"), memory_tier(name="slow")
     rig = Rig(8, [fast, slow])
     keys = chain(2)

@@ -21,7 +21,7 @@ def residency() -> Iterator[Residency]:
 
 
 def enter(residency: Residency, keys: list[BlockKey], before: BlockKey | None = None) -> list[int]:
-    """Put a chain into RAM."""
+    """Insert a chain into RAM."""
     index = residency.index
     rows = []
     for each, parent in zip(keys, [before, *keys[:-1]], strict=True):
@@ -36,7 +36,7 @@ def enter(residency: Residency, keys: list[BlockKey], before: BlockKey | None = 
     return rows
 
 
-def test_eviction_takes_the_leaf_of_the_coldest_chain(residency: Residency) -> None:
+def test_evict_takes_leaf_of_coldest_chain(residency: Residency) -> None:
     old, new = chain(2, salt=1), chain(2, salt=2)
     enter(residency, old)
     enter(residency, new)
@@ -46,7 +46,7 @@ def test_eviction_takes_the_leaf_of_the_coldest_chain(residency: Residency) -> N
     assert residency.counters.tiers[0].evicted_blocks == 1
 
 
-def test_touch_saves_a_chain(residency: Residency) -> None:
+def test_touch_protects_chain_from_eviction(residency: Residency) -> None:
     old, new = chain(2, salt=1), chain(2, salt=2)
     rows = enter(residency, old)
     enter(residency, new)
@@ -54,7 +54,7 @@ def test_touch_saves_a_chain(residency: Residency) -> None:
     assert residency.evict(0, 2, residency.index.evictable(0)) == [new[1], new[0]]
 
 
-def test_pinned_rows_stay(residency: Residency) -> None:
+def test_pinned_row_is_not_evicted(residency: Residency) -> None:
     rows = enter(residency, chain(4))
     residency.pin(rows[3])
     row = residency.index.add(key(99), None, SAVING)
@@ -67,14 +67,14 @@ def test_pinned_rows_stay(residency: Residency) -> None:
     residency.index.prune(row)
 
 
-def test_more_slots_than_there_are_cost_nobody_its_place(residency: Residency) -> None:
+def test_take_slots_beyond_capacity_evicts_nothing(residency: Residency) -> None:
     enter(residency, chain(4))
     assert residency.take_slots([0] * 5) is None
     assert residency.resident == [4, 0]
 
 
-def test_a_chain_longer_than_ram_keeps_its_beginning(residency: Residency) -> None:
-    """The parent of what is to come may not leave, nor anything above it."""
+def test_take_slots_for_chain_longer_than_ram_keeps_its_beginning(residency: Residency) -> None:
+    """The ancestors of the blocks that need slots are not evicted."""
     keys = chain(5)
     enter(residency, keys[:4])
     index = residency.index
@@ -85,7 +85,7 @@ def test_a_chain_longer_than_ram_keeps_its_beginning(residency: Residency) -> No
     index.prune(row)
 
 
-def test_a_parent_whose_child_lies_below_gives_way_before_ram_is_stuck(
+def test_take_slots_evicts_parent_of_lower_tier_child_as_last_resort(
     residency: Residency,
 ) -> None:
     keys = chain(2)
@@ -108,7 +108,7 @@ def test_a_parent_whose_child_lies_below_gives_way_before_ram_is_stuck(
         residency.unpin(row)
 
 
-def test_groups_of_a_position_leave_together() -> None:
+def test_evict_takes_all_groups_of_a_position() -> None:
     residency = make_residency(4, group_suffixes=SUFFIXES)
     for group in range(2):
         enter(residency, [key(depth, group) for depth in range(2)])
@@ -119,7 +119,7 @@ def test_groups_of_a_position_leave_together() -> None:
     residency.arena.close()
 
 
-def test_a_pinned_companion_stays() -> None:
+def test_evict_spares_pinned_block_of_other_group() -> None:
     residency = make_residency(4, group_suffixes=SUFFIXES)
     rows = [enter(residency, [key(0, group)])[0] for group in range(2)]
     residency.pin(rows[1])
@@ -128,7 +128,7 @@ def test_a_pinned_companion_stays() -> None:
     residency.arena.close()
 
 
-def test_events_say_what_entered_and_left(residency: Residency) -> None:
+def test_events_record_insertions_and_removals(residency: Residency) -> None:
     rows = enter(residency, chain(2))
     residency.insert(rows, DISK)
     residency.remove(rows[1], DISK)
@@ -140,7 +140,7 @@ def test_events_say_what_entered_and_left(residency: Residency) -> None:
     ]
 
 
-def test_clear_keeps_the_slots_of_pinned_rows(residency: Residency) -> None:
+def test_reset_keeps_slots_of_pinned_rows(residency: Residency) -> None:
     rows = enter(residency, chain(3))
     residency.pin(rows[0])
     assert residency.reset() == [rows[0]]
@@ -151,7 +151,7 @@ def test_clear_keeps_the_slots_of_pinned_rows(residency: Residency) -> None:
 
 
 @pytest.mark.parametrize("harm", ["slot", "pin", "resident", "kids"])
-def test_check_sees_a_broken_law(harm: str) -> None:
+def test_check_detects_broken_invariant(harm: str) -> None:
     residency = make_residency(4)
     rows = enter(residency, chain(3))
     if harm == "slot":
@@ -167,7 +167,7 @@ def test_check_sees_a_broken_law(harm: str) -> None:
     residency.arena.close()
 
 
-def test_durations_are_given_once() -> None:
+def test_take_durations_returns_each_duration_once() -> None:
     counters = CacheCounters([TierCounters()])
     counters.durations.append((1, "read", 0.5))
     assert counters.take_durations() == [(1, "read", 0.5)]

@@ -233,21 +233,21 @@ class Driver:
         return self._manager._cache
 
     def _wrap_disk(self) -> None:
-        all_lower = build._lower
+        all_builders = build._tier_builders
 
         def first_is_faulty(*args: Any) -> list[Any]:
-            lower = all_lower(*args)
+            builders = all_builders(*args)
             layout = args[1]
 
             def open_faulty() -> Tier:
                 self._faulty = FaultyTier(
-                    lower[0].build(), block_bytes=layout.block_bytes, slow_s=SLOW_S
+                    builders[0].build(), block_bytes=layout.block_bytes, slow_s=SLOW_S
                 )
                 return self._faulty
 
-            return [lower[0]._replace(build=open_faulty), *lower[1:]]
+            return [builders[0]._replace(build=open_faulty), *builders[1:]]
 
-        build._lower = first_is_faulty
+        build._tier_builders = first_is_faulty
 
 
 def _describe(output: Any) -> dict[str, Any]:

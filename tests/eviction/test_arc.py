@@ -1,3 +1,5 @@
+import pytest
+
 from kvtier.eviction.arc import PLUGIN, Arc
 from kvtier.eviction.base import EvictionPolicy
 from kvtier.testing.eviction import EvictionContract, numbered_key
@@ -9,14 +11,18 @@ class TestArcContract(EvictionContract):
     def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
         return Arc(capacity_rows=capacity_rows)
 
+    @pytest.mark.slow
+    def test_costs_at_most_sixteen_bytes_a_row(self) -> None:
+        super().test_costs_at_most_sixteen_bytes_a_row()
+
 
 def test_plugin_needs_no_arguments() -> None:
     assert PLUGIN is Arc
     assert len(PLUGIN()) == 0
 
 
-def test_block_that_returns_soon_is_used_again_and_shifts_the_balance() -> None:
-    """After a ghost hit one row used once is kept, even before rows used again."""
+def test_arc_ghost_hit_shifts_balance_to_rows_used_once() -> None:
+    """After a ghost hit one row used once is kept longer than rows used again."""
     arc = Arc(capacity_rows=4)
     for row in range(4):
         arc.insert(row, numbered_key(row))
@@ -26,7 +32,7 @@ def test_block_that_returns_soon_is_used_again_and_shifts_the_balance() -> None:
     assert [arc.victim(lambda _row: True) for _ in range(4)] == [1, 2, 0, 3]
 
 
-def test_ghosts_stay_within_twice_the_capacity() -> None:
+def test_arc_ghosts_are_bounded_by_capacity() -> None:
     arc = Arc(capacity_rows=10)
     for number in range(1_000):
         if len(arc) == 10:

@@ -1,7 +1,7 @@
 from kvtier.eviction.ghosts import Ghosts, fingerprint
 
 
-def test_ghost_is_taken_once() -> None:
+def test_ghost_can_be_taken_once() -> None:
     ghosts = Ghosts()
     ghosts.add(7)
     assert ghosts.take(7)
@@ -9,7 +9,7 @@ def test_ghost_is_taken_once() -> None:
     assert len(ghosts) == 0
 
 
-def test_trim_drops_the_oldest_and_adding_again_makes_new() -> None:
+def test_trim_removes_oldest_and_add_renews() -> None:
     ghosts = Ghosts()
     for ghost in (1, 2, 3, 1):
         ghosts.add(ghost)
@@ -19,5 +19,5 @@ def test_trim_drops_the_oldest_and_adding_again_makes_new() -> None:
     assert ghosts.take(1)
 
 
-def test_groups_of_one_block_have_their_own_fingerprint() -> None:
+def test_fingerprint_differs_between_groups() -> None:
     assert fingerprint(bytes(32) + b"\0\0\0\0") != fingerprint(bytes(32) + b"\0\0\0\1")

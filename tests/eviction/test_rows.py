@@ -3,7 +3,7 @@ import pytest
 from kvtier.eviction.rows import Links, RowList
 
 
-def test_two_lists_share_links_and_keep_apart_while_growing() -> None:
+def test_lists_sharing_links_stay_separate_while_growing() -> None:
     links = Links()
     even, odd = RowList(links, -1), RowList(links, -2)
     for row in range(5_000):
@@ -13,7 +13,7 @@ def test_two_lists_share_links_and_keep_apart_while_growing() -> None:
     assert (even.size, odd.size) == (2_500, 2_500)
 
 
-def test_growing_for_one_far_row_leaves_the_others() -> None:
+def test_growth_for_distant_row_keeps_others() -> None:
     links = Links()
     rows = RowList(links)
     rows.push(3)
@@ -26,7 +26,7 @@ def test_growing_for_one_far_row_leaves_the_others() -> None:
     assert not links.holds(-1)
 
 
-def test_heat_moves_to_the_hot_end_and_unlink_takes_out() -> None:
+def test_heat_moves_to_hot_end_and_unlink_removes() -> None:
     rows = RowList(Links())
     for row in range(5):
         rows.push(row)
@@ -41,22 +41,22 @@ def test_heat_moves_to_the_hot_end_and_unlink_takes_out() -> None:
 
 
 @pytest.mark.parametrize("verb", ["unlink", "heat"])
-def test_absent_row_fails_an_assertion(verb: str) -> None:
+def test_unlink_and_heat_of_absent_row_fail_an_assertion(verb: str) -> None:
     rows = RowList(Links())
     rows.push(1)
     with pytest.raises(AssertionError):
         getattr(rows, verb)(2)
 
 
-def test_pushing_a_held_row_fails_an_assertion() -> None:
+def test_push_of_held_row_fails_an_assertion() -> None:
     rows = RowList(Links())
     rows.push(1)
     with pytest.raises(AssertionError):
         rows.push(1)
 
 
-def test_hand_follows_when_its_row_moves_or_leaves() -> None:
-    """The walk resumes beside the last find: never at a row that was heated since."""
+def test_hand_follows_when_its_row_moves_or_is_removed() -> None:
+    """A walk resumes beside its last result, but never at a row that was heated since."""
     rows = RowList(Links())
     for row in range(100):
         rows.push(row)
@@ -69,7 +69,7 @@ def test_hand_follows_when_its_row_moves_or_leaves() -> None:
     assert rows.first_cold(lambda row: row == 49 or row > 60) == 61
 
 
-def test_row_that_becomes_acceptable_is_found_after_a_bounded_wait() -> None:
+def test_first_cold_finds_newly_acceptable_row_within_bound() -> None:
     rows = RowList(Links())
     for row in range(1_000):
         rows.push(row)
@@ -85,7 +85,7 @@ def test_row_that_becomes_acceptable_is_found_after_a_bounded_wait() -> None:
     assert found[-1] == 0
 
 
-def test_none_only_when_no_row_is_acceptable() -> None:
+def test_first_cold_returns_none_only_without_acceptable_row() -> None:
     rows = RowList(Links())
     for row in range(100):
         rows.push(row)
@@ -95,7 +95,7 @@ def test_none_only_when_no_row_is_acceptable() -> None:
     assert rows.first_cold(lambda _row: False) is None
 
 
-def test_walk_does_not_resume_at_a_row_that_was_heated() -> None:
+def test_first_cold_does_not_resume_at_heated_row() -> None:
     rows = RowList(Links())
     for row in range(100):
         rows.push(row)

@@ -1,3 +1,5 @@
+import pytest
+
 from kvtier.eviction.base import EvictionPolicy
 from kvtier.eviction.s3fifo import PLUGIN, S3Fifo
 from kvtier.testing.eviction import EvictionContract, numbered_key
@@ -9,13 +11,17 @@ class TestS3FifoContract(EvictionContract):
     def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
         return S3Fifo(capacity_rows=capacity_rows)
 
+    @pytest.mark.slow
+    def test_costs_at_most_sixteen_bytes_a_row(self) -> None:
+        super().test_costs_at_most_sixteen_bytes_a_row()
+
 
 def test_plugin_needs_no_arguments() -> None:
     assert PLUGIN is S3Fifo
     assert len(PLUGIN()) == 0
 
 
-def test_rows_used_twice_move_to_the_main_queue_and_outlive_a_scan() -> None:
+def test_s3fifo_rows_used_twice_survive_a_scan() -> None:
     policy = S3Fifo(capacity_rows=20)
     for row in range(20):
         policy.insert(row, numbered_key(row))
@@ -28,7 +34,7 @@ def test_rows_used_twice_move_to_the_main_queue_and_outlive_a_scan() -> None:
         policy.insert(row, numbered_key(number))
 
 
-def test_ghost_returns_to_the_main_queue() -> None:
+def test_s3fifo_ghost_enters_main_queue() -> None:
     policy = S3Fifo(capacity_rows=4)
     for row in range(4):
         policy.insert(row, numbered_key(row))
@@ -39,7 +45,7 @@ def test_ghost_returns_to_the_main_queue() -> None:
     assert [policy.victim(lambda _row: True) for _ in range(4)] == [2, 3, 1, 0]
 
 
-def test_main_row_that_was_used_goes_another_round() -> None:
+def test_s3fifo_used_main_row_is_requeued() -> None:
     policy = S3Fifo(capacity_rows=4)
     for row in range(4):
         policy.insert(row, numbered_key(row))
@@ -50,7 +56,7 @@ def test_main_row_that_was_used_goes_another_round() -> None:
     assert [policy.victim(lambda _row: True) for _ in range(3)] == [3, 1, 0]
 
 
-def test_ghosts_stay_within_the_resident_rows() -> None:
+def test_s3fifo_ghosts_are_bounded_by_resident_rows() -> None:
     policy = S3Fifo(capacity_rows=10)
     for number in range(500):
         row = policy.victim(lambda _row: True) if len(policy) == 10 else len(policy)

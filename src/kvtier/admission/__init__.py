@@ -1,1 +1,1 @@
-"""Who may enter a tier: one policy a file, behind the contract of `base`."""
+"""Admission policies, which decide whether a block may enter a tier; one policy per module."""

@@ -1,6 +1,6 @@
-"""Admit every block: the no-op of this layer, and the right choice for RAM.
+"""An admission policy that admits every block: the right choice for RAM.
 
-Costs nothing and remembers nothing.
+It keeps no state and costs nothing.
 """
 
 from kvtier.admission.base import AdmissionDecision
@@ -8,12 +8,12 @@ from kvtier.blocks.key import BlockKey
 
 
 class Always:
-    """An `AdmissionPolicy` that never refuses."""
+    """An `AdmissionPolicy` that admits every block."""
 
     __slots__ = ()
 
     def decide(self, key: BlockKey) -> AdmissionDecision:
-        """ADMIT."""
+        """Return ADMIT."""
         return AdmissionDecision.ADMIT
 
 

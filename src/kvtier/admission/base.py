@@ -1,6 +1,6 @@
-"""The contract of an admission policy: which blocks may enter a tier at all.
+"""The contract of an admission policy, which decides whether a block may enter a tier.
 
-Its purpose on flash is to spend write cycles only on blocks that will be asked for again.
+On flash its purpose is to spend write cycles only on blocks that will be requested again.
 """
 
 import enum
@@ -10,15 +10,18 @@ from kvtier.blocks.key import BlockKey
 
 
 class AdmissionDecision(enum.Enum):
-    """The answer of a policy."""
+    """The decision of an admission policy on one block."""
 
     ADMIT = "admit"
     REJECT = "reject"
 
 
 class AdmissionPolicy(Protocol):
-    """Not thread-safe: one caller, the cache. O(1), never blocks, never raises."""
+    """Decides for each offered block whether it may enter the tier.
+
+    Not thread-safe: the cache is the only caller. O(1); never blocks and never raises.
+    """
 
     def decide(self, key: BlockKey) -> AdmissionDecision:
-        """Whether the offered block may enter; the offer itself may be remembered."""
+        """Decide on an offered block. The policy may record the offer."""
         ...

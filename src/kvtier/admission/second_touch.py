@@ -1,12 +1,15 @@
-"""Admit a block at its second offer: most blocks are offered once and never asked for again.
+"""An admission policy that admits a block when it is offered for the second time.
 
-Why it is here: on flash each admitted block spends write cycles, and a scan of blocks without
-return would push out those that do return.
-Memory of offers: two generations of fingerprints. The younger takes new offers; when it is
-full it becomes the older and the oldest half is forgotten. So an offer is remembered for at
-least `remembered_blocks / 2` and at most `remembered_blocks` further first offers.
-Costs: O(1); some 100 bytes a remembered block, at most `remembered_blocks` of them.
-Two blocks with one 64-bit fingerprint would admit the later one early: harmless.
+Most blocks are offered once and never requested again. On flash each of them would cost write
+cycles, and a scan of such blocks would evict those that are requested again.
+
+The policy records offers as fingerprints in two generations. New offers go to the younger one.
+When it is full, it becomes the older generation, and the previous older one is removed. An offer
+is therefore remembered for at least `remembered_blocks / 2` and at most `remembered_blocks`
+further first offers.
+
+Cost: O(1); about 100 bytes per remembered block. If two blocks share a 64-bit fingerprint, the
+second is admitted one offer too early, which does no harm.
 """
 
 import xxhash
@@ -16,21 +19,24 @@ from kvtier.blocks.key import BlockKey
 
 
 class SecondTouch:
-    """An `AdmissionPolicy`. Raises ValueError if `remembered_blocks` is below 2."""
+    """An `AdmissionPolicy` that remembers up to `remembered_blocks` offers.
+
+    Raises ValueError if `remembered_blocks` is below 2.
+    """
 
     __slots__ = ("_generation_blocks", "_older", "_younger")
 
     def __init__(self, *, remembered_blocks: int = 262_144) -> None:
         if remembered_blocks < 2:
-            raise ValueError(f"remembered_blocks is {remembered_blocks}; it needs 2 or more")
+            raise ValueError(f"remembered_blocks is {remembered_blocks}; it must be at least 2")
         self._generation_blocks = remembered_blocks // 2
         self._younger: set[int] = set()
         self._older: set[int] = set()
 
     def decide(self, key: BlockKey) -> AdmissionDecision:
-        """ADMIT if the block was offered before and the offer is not yet forgotten.
+        """Return ADMIT if an earlier offer of the block is remembered.
 
-        An admitted block is forgotten: once it has left the tier it must prove itself again.
+        Admitting a block removes its record: after an eviction it needs two offers again.
         """
         offer = xxhash.xxh3_64_intdigest(key)
         if offer in self._younger:

@@ -1,1 +1,1 @@
-"""Deciding: what is held where, whom to evict, what to move."""
+"""The cache: decides which tier holds which block, what is evicted and what is transferred."""

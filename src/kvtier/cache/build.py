@@ -1,7 +1,7 @@
-"""The one place that wires the parts: settings in, a TieredCache out.
+"""Builds a `TieredCache` from settings: arena, tiers, policies and transfer engine.
 
-Everything that can be wrong with the settings is found here, before an engine serves, and what
-was built until then is taken down again.
+Every mistake in the settings is reported here, before an engine serves. Whatever was built up
+to that point is closed again.
 """
 
 import logging
@@ -27,10 +27,11 @@ from kvtier.transfer.engine import TransferEngine
 _log = logging.getLogger(__name__)
 
 _OPEN_S = 60.0
-"""For shared storage to answer at start: a dead mount never does."""
-_FILE_BYTES = 16 << 20
-"""Files of large blocks end here, so that a batch keeps several threads busy and what is
-evicted stays small. From about 4 MiB on a file's own cost is not seen any more."""
+"""Time allowed for shared storage to open at start: a dead mount never answers."""
+_MAX_FILE_BYTES = 16 << 20
+"""Upper bound on the size of a file that packs several blocks, so that a batch keeps several
+threads busy and the unit of eviction stays small. Above about 4 MiB the per-file cost is no
+longer measurable."""
 
 
 def build_cache(
@@ -41,10 +42,11 @@ def build_cache(
     group_suffixes: Sequence[bytes] = (),
     on_thread_start: Callable[[], None] | None = None,
 ) -> TieredCache:
-    """Build the cache that `settings` describe; blocks of an earlier process are found again.
+    """Build the cache that `settings` describe, including the blocks that its disk holds.
 
-    Raises InvalidSettings. Costs the mapping of the arena, and for a disk that holds blocks
-    the reading of its index.
+    `group_suffixes` are the last bytes of the keys of each KV-cache group, see `Residency`.
+    `on_thread_start` runs first in every I/O thread. Maps the arena and reads the index of a
+    disk that holds blocks. Raises InvalidSettings.
     """
     slots = settings.ram.capacity // layout.slot_bytes
     if slots < 2:
@@ -52,15 +54,15 @@ def build_cache(
             f"ram.capacity: {settings.ram.capacity} bytes hold {slots} blocks of "
             f"{layout.slot_bytes} bytes; give at least {2 * layout.slot_bytes}"
         )
-    builders = _lower(settings, layout, space, len(group_suffixes))
-    evictions = [settings.ram.eviction, *(lower.eviction for lower in builders)]
-    admissions = [settings.ram.admission, *(lower.admission for lower in builders)]
+    builders = _tier_builders(settings, layout, space, len(group_suffixes))
+    evictions = [settings.ram.eviction, *(builder.eviction for builder in builders)]
+    admissions = [settings.ram.admission, *(builder.admission for builder in builders)]
     policies = [plugins.load("eviction", name) for name in evictions]
     admission_classes = [plugins.load("admission", name) for name in admissions]
     with ExitStack() as undo:
         tiers: list[Tier] = []
-        for lower in builders:
-            tiers.append(_open(lower))
+        for builder in builders:
+            tiers.append(_open(builder))
             undo.callback(tiers[-1].close)
         arena = Arena.create(slots, layout.slot_bytes)
         undo.callback(arena.close)
@@ -80,7 +82,7 @@ def build_cache(
         )
         undo.callback(engine.close, 1.0)
         for number, tier in enumerate(tiers, start=1):
-            # What others write to is asked for when it is wanted: to list it could take hours.
+            # Listing shared storage could take hours: its blocks are looked up on demand.
             if not tier.capabilities.shared:
                 found = adopt(residency, number, tier)
                 _log.info("kvtier: %s holds %d blocks", tier.capabilities.name, found)
@@ -96,7 +98,7 @@ def build_cache(
 
 
 def adopt(residency: Residency, number: int, tier: Tier) -> int:
-    """Put what `tier` holds from before into the index; returns how many blocks."""
+    """Enter the blocks that `tier` holds from an earlier process; return their number."""
     index = residency.index
     cursor: int | None = None
     while True:
@@ -108,10 +110,11 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
             if row == NONE or index.state[row] == HOLE:
                 row = index.add(stored.key, stored.parent, IDLE)
             elif index.held[row] >> number & 1 or row in chain:
-                # Listed twice: a listing may be stale.
+                # A stale listing may name a block twice.
                 continue
-            # A run of parent and child enters as one, so that the policy meets the leaf
-            # first; the runs keep the order of writing, the best guess at recency there is.
+            # Blocks that follow each other as parent and child are inserted together, so that
+            # the policy reaches the leaf first. The runs keep the order in which they were
+            # written, which is the best estimate of recency there is.
             if chain and index.parent[row] != last:
                 residency.insert(chain, number)
                 chain = {}
@@ -125,20 +128,23 @@ def adopt(residency: Residency, number: int, tier: Tier) -> int:
     return residency.resident[number]
 
 
-class _Lower(NamedTuple):
-    """A lower tier that the settings name, and how the cache treats it."""
+class _TierBuilder(NamedTuple):
+    """The constructor call and the policies of one lower tier."""
 
     setting: str
+    """The setting that names its location, for error messages."""
     build: Callable[[], Tier]
     admission: str
     eviction: str = "lru"
     is_remote: bool = False
-    """What it names may never answer, and must not keep an engine from starting with an error."""
+    """Opening it may hang, so it is opened under a timeout."""
 
 
-def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int) -> list[_Lower]:
-    """From the fastest to the slowest."""
-    lower: list[_Lower] = []
+def _tier_builders(
+    settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
+) -> list[_TierBuilder]:
+    """Return the builders of the configured lower tiers, from the fastest to the slowest."""
+    builders: list[_TierBuilder] = []
     disk, shared = settings.disk, settings.shared
     if disk is not None:
         build = partial(
@@ -151,7 +157,7 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             direct=disk.direct_io,
             on_mismatch=disk.on_mismatch,
         )
-        lower.append(_Lower("disk.path", build, disk.admission, disk.eviction))
+        builders.append(_TierBuilder("disk.path", build, disk.admission, disk.eviction))
     if shared is not None:
         build = partial(
             plugins.load("tiers", "shared"),
@@ -166,7 +172,7 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             key_file=Path(shared.key_file) if shared.key_file else None,
             **_packing(shared.tokens_per_file, layout, groups),
         )
-        lower.append(_Lower("shared.path", build, shared.admission, is_remote=True))
+        builders.append(_TierBuilder("shared.path", build, shared.admission, is_remote=True))
     bucket = settings.objectstore
     if bucket is not None:
         build = partial(
@@ -180,32 +186,36 @@ def _lower(settings: Settings, layout: BlockLayout, space: KeySpace, groups: int
             key_file=Path(bucket.key_file) if bucket.key_file else None,
             **_packing(bucket.tokens_per_file, layout, groups),
         )
-        lower.append(_Lower("objectstore.url", build, bucket.admission, is_remote=True))
-    return lower
+        builders.append(_TierBuilder("objectstore.url", build, bucket.admission, is_remote=True))
+    return builders
 
 
-def _open(lower: _Lower) -> Tier:
-    if not lower.is_remote:
-        return lower.build()
+def _open(builder: _TierBuilder) -> Tier:
+    if not builder.is_remote:
+        return builder.build()
     try:
-        return within(_OPEN_S, lower.build, lambda tier: tier.close())
+        return within(_OPEN_S, builder.build, lambda tier: tier.close())
     except TimeoutError as error:
         raise InvalidSettings(
-            f"{lower.setting}: {error}; see whether what it names is mounted and alive, or "
-            "leave the tier out"
+            f"{builder.setting}: {error}; check that the storage is mounted and responding, or "
+            "remove the tier"
         ) from error
 
 
 def _packing(tokens_per_file: int, layout: BlockLayout, groups: int) -> dict[str, Any]:
-    """How blocks are packed. Groups that keep windows or states have no unbroken chains."""
+    """Return the arguments that tell a shared tier how to pack blocks into segments.
+
+    With several KV-cache groups a prefix is no unbroken chain of blocks, because some groups
+    keep only windows or states: each block gets a segment of its own.
+    """
     if groups > 1:
         return {"segment_blocks": 1, "is_prefix": False}
-    return {"segment_blocks": blocks_a_file(tokens_per_file, layout)}
+    return {"segment_blocks": blocks_per_segment(tokens_per_file, layout)}
 
 
-def blocks_a_file(tokens_per_file: int, layout: BlockLayout) -> int:
-    """Blocks that a file of a shared tier holds at most; at least one."""
+def blocks_per_segment(tokens_per_file: int, layout: BlockLayout) -> int:
+    """Return the largest number of blocks in a segment of a shared tier, at least 1."""
     return max(
         1,
-        min(tokens_per_file // layout.tokens_per_block, _FILE_BYTES // layout.slot_bytes),
+        min(tokens_per_file // layout.tokens_per_block, _MAX_FILE_BYTES // layout.slot_bytes),
     )

@@ -1,11 +1,11 @@
-"""TieredCache: the one place that decides what is where, whom to evict and what to move.
+"""`TieredCache`, the cache that an engine's scheduler calls.
 
-A synchronous state machine: it touches no file, socket, clock, thread or accelerator. An
-engine drives it from its scheduler, a simulator on virtual time, tests by hand. Transfers run
-elsewhere and come back through `step`.
+It is a synchronous state machine without files, sockets, clocks, threads or accelerators, so
+that an engine, a simulation on virtual time and a test can all drive it. Transfers run
+elsewhere, and their results are taken in by `step`.
 
-Invariants: a block is given to an engine only from a slot whose bytes are whole and verified;
-no block is readable before its save ended well; nothing here blocks or raises for a fault.
+Invariants: an engine reads only slots whose bytes are whole and verified; no block is readable
+before its save has succeeded; no method blocks or raises for an operational fault.
 """
 
 import logging
@@ -28,14 +28,14 @@ from kvtier.transfer.breaker import BreakerState
 _log = logging.getLogger(__name__)
 
 _CLOSE_S = 1.0
-"""How long a call that is under way may take to return at `close`."""
+"""Time that `close` allows for calls in progress to return."""
 _DURATIONS_KEPT = 65_536
-"""Where nobody takes the durations, they must not grow for ever."""
+"""Bound on the recorded durations, for callers that never take them."""
 
 
 @dataclass(slots=True, eq=False)
 class EngineLoad:
-    """Slots an engine may read until `end_load`; `slots[i]` holds `keys[i]`."""
+    """Pinned slots that the engine may read until `end_load`; `slots[i]` holds `keys[i]`."""
 
     keys: list[BlockKey]
     slots: list[Slot]
@@ -44,9 +44,9 @@ class EngineLoad:
 
 @dataclass(slots=True, eq=False)
 class EngineSave:
-    """Slots an engine must fill before `end_save`; `slots[i]` is for `keys[i]`.
+    """Reserved slots that the engine fills before `end_save`; `slots[i]` is for `keys[i]`.
 
-    `keys` are those of the offered blocks that RAM does not hold and admission let in.
+    `keys` are the offered blocks that RAM does not hold and that were admitted.
     """
 
     keys: list[BlockKey]
@@ -55,10 +55,11 @@ class EngineSave:
 
 
 class TieredCache:
-    """A prefix cache over RAM and lower tiers. All verbs belong to one thread; none blocks.
+    """A prefix cache over RAM and lower tiers.
 
-    `admissions[0]` guards RAM, `admissions[t]` lower tier t; `tiers[t - 1]` is lower tier t.
-    Build one with `cache.build.build_cache`, which wires the parts.
+    All methods belong to one thread, and none of them blocks except `close`.
+    `cache.build.build_cache` builds one. `admissions[0]` guards RAM, `admissions[t]` lower tier
+    t; `tiers[t - 1]` is lower tier t.
     """
 
     def __init__(
@@ -92,66 +93,66 @@ class TieredCache:
         self._now_s = 0.0
         self._closed = False
 
-    # -- what the drivers read -------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------
 
     @property
     def arena(self) -> Arena:
-        """The slots that loads and saves name."""
+        """The memory whose slots loads and saves refer to."""
         return self._residency.arena
 
     @property
     def counters(self) -> CacheCounters:
-        """Cumulative counts; see `cache.counters`."""
+        """Cumulative counters of all tiers."""
         return self._residency.counters
 
     @property
     def tier_names(self) -> Sequence[str]:
-        """`ram`, then the lower tiers."""
+        """The names of the tiers: `ram` first, then the lower tiers."""
         return self._residency.names
 
     @property
     def resident_blocks(self) -> Sequence[int]:
-        """Blocks held, per tier."""
+        """The number of blocks in each tier."""
         return self._residency.resident
 
     @property
     def capacity_blocks(self) -> list[int]:
-        """Blocks that fit, per tier."""
+        """The number of blocks that fit into each tier."""
         lower = [tier.capabilities.capacity_blocks for tier in self._tiers]
         return [self._residency.arena.slots, *lower]
 
     @property
     def is_waiting(self) -> bool:
-        """True if `step` must be called again for work that is not under way yet."""
+        """True while writes wait to be started by a later `step`."""
         return any(demotion.is_waiting for demotion in self._demotions)
 
     def deleting_blocks(self, tier: int) -> int:
-        """Blocks that lower tier `tier` has been told to delete and has not confirmed."""
+        """Return the number of blocks whose deletion lower tier `tier` has not confirmed."""
         return self._demotions[tier - 1].deleting_blocks
 
     def breaker(self, tier: int, direction: Direction) -> BreakerState:
-        """Whether calls to lower tier `tier` pass now."""
+        """Return the state of the circuit breaker for calls to lower tier `tier`."""
         return self._engine.breaker(tier, direction)
 
     def queued_blocks(self, tier: int, direction: Direction) -> int:
-        """Blocks waiting for or in transfer to or from lower tier `tier`."""
+        """Return the number of blocks queued or in transfer to or from lower tier `tier`."""
         return self._engine.queued_blocks(tier, direction)
 
     def take_events(self) -> list[BlockEvent]:
-        """Events since the last call, in order."""
+        """Return and remove the events since the last call, in order."""
         events, self._residency.events = self._residency.events, []
         return events
 
-    # -- finding ---------------------------------------------------------------------------
+    # -- lookup and promotion --------------------------------------------------------------
 
     def lookup(self, keys: Sequence[BlockKey]) -> int:
-        """Leading blocks of a prefix chain present in any tier or pending. No side effects."""
+        """Return how many leading blocks of a prefix chain are pending or in some tier."""
         return self._index.longest_prefix(keys)
 
     def presence(self, request: str, key: BlockKey) -> Presence:
-        """Where one block is for this request: past its deadline, pending is absent.
+        """Return where one block is for `request`; past its deadline, pending is absent.
 
-        UNKNOWN until `ask` has brought an answer, where a tier is shared with others.
+        With a shared tier, a block is UNKNOWN until the tier has been queried, see `discover`.
         """
         now_s = self._now_s
         found = self._promotion.presence(request, key, now_s)
@@ -159,7 +160,7 @@ class TieredCache:
             found is Presence.ABSENT
             and self._discoveries
             and self._index.presence(key) is Presence.ABSENT
-            and not all(each.knows(key, now_s) for each in self._discoveries.values())
+            and not all(each.is_known(key, now_s) for each in self._discoveries.values())
             and self._promotion.may_wait(request, key, now_s)
         ):
             return Presence.UNKNOWN
@@ -168,28 +169,29 @@ class TieredCache:
     def discover(
         self, request: str, chain: Sequence[BlockKey], parent: BlockKey | None = None
     ) -> None:
-        """Find out for `request` what shared tiers hold of a prefix chain.
+        """Query shared tiers for a prefix chain on behalf of `request`.
 
-        `parent` precedes the first block of `chain`: see `begin_save`.
+        `parent` precedes the first block of `chain`, as in `begin_save`.
         """
-        self._promotion.begin(request, self._now_s)
+        self._promotion.start_deadline(request, self._now_s)
         for discovery in self._discoveries.values():
             discovery.query(chain, self._now_s, parent)
 
     def promote(self, request: str, keys: Sequence[BlockKey]) -> None:
-        """Bring `keys` into RAM for `request`, and keep those that are there. See Promotion."""
+        """Read `keys` into RAM for `request`, and pin those already there; see `Promotion`."""
         self._promotion.promote(request, keys, self._now_s)
 
     def origin(self, request: str, key: BlockKey) -> int:
-        """Number of the tier that supplied `key` to `request`; 0 is RAM."""
+        """Return the number of the tier that supplied `key` to `request`; 0 is RAM."""
         return self._promotion.origin(request, key)
 
     # -- engine reads ----------------------------------------------------------------------
 
     def begin_load(self, request: str, keys: Sequence[BlockKey]) -> EngineLoad | None:
-        """Pin blocks that are READY for copying out; None if one of them is not.
+        """Pin blocks for copying to the device; return None if one of them is not READY.
 
-        Recency changes here. The request's promotion pins are released: the load's hold.
+        Counts as a use of the blocks. Releases the request's promotion pins, since the load
+        has its own.
         """
         index = self._index
         rows = [index.rows.get(key, -1) for key in keys]
@@ -213,7 +215,7 @@ class TieredCache:
         return load
 
     def end_load(self, load: EngineLoad) -> None:
-        """The copy is over; the blocks may be evicted again. Ending twice is harmless."""
+        """Release the slots of a load whose copy has ended. Idempotent."""
         if load not in self._loads:
             return
         self._loads.remove(load)
@@ -225,12 +227,12 @@ class TieredCache:
     def begin_save(
         self, keys: Sequence[BlockKey], parents: Sequence[BlockKey | None]
     ) -> EngineSave | None:
-        """Reserve slots for those of `keys` that RAM lacks, evicting what must go.
+        """Reserve slots for those of `keys` that RAM lacks, evicting other blocks as needed.
 
-        `parents[i]` precedes `keys[i]` in its prefix: None if `keys[i]` is the first,
-        `UNKNOWN_PARENT` where its predecessor is not known.
-        None if not all of them find room; an empty save, which nobody needs to end, if RAM
-        has or refuses every one.
+        `parents[i]` is the key before `keys[i]` in its prefix: None for the first block,
+        `UNKNOWN_PARENT` where the predecessor is not known.
+        Return None if the blocks do not all fit. If RAM holds or rejects all of them, return
+        an empty save, for which `end_save` is optional.
         """
         index = self._index
         rows_of, held, state = index.rows, index.held, index.state
@@ -249,7 +251,7 @@ class TieredCache:
                 missed += 1
                 row = index.add(key, parent, SAVING)
             else:
-                # A lower tier holds it, the device has it too: copying down is cheaper.
+                # A lower tier holds the block, but copying it from the device is cheaper.
                 state[row] = SAVING
             fresh.append(key)
             rows.append(row)
@@ -270,7 +272,10 @@ class TieredCache:
         return save
 
     def end_save(self, save: EngineSave, failed_slots: frozenset[Slot] = frozenset()) -> None:
-        """The engine has filled the slots, but for `failed_slots`. Ending twice is harmless."""
+        """Publish the blocks of a save and offer them to the lower tiers. Idempotent.
+
+        The slots in `failed_slots` were not filled; their blocks are discarded.
+        """
         if save not in self._saves:
             return
         self._saves.remove(save)
@@ -288,10 +293,10 @@ class TieredCache:
         for demotion in self._demotions:
             demotion.offer(whole, keys)
 
-    # -- time, forgetting, the end ---------------------------------------------------------
+    # -- progress, release and reset -------------------------------------------------------
 
     def step(self, now_s: float) -> None:
-        """Take in what transfers have completed, and start what has room now."""
+        """Process completed transfers, and start those for which there is room now."""
         self._now_s = now_s
         durations = self._residency.counters.durations
         for completion in self._engine.poll():
@@ -308,31 +313,30 @@ class TieredCache:
             demotion.flush()
 
     def touch(self, keys: Sequence[BlockKey]) -> None:
-        """The blocks of a prefix, in order, were used, though not loaded from here."""
+        """Record a use of the blocks of a prefix, in order, that loads nothing from the cache."""
         rows = self._index.rows
         self._residency.touch([row for key in keys if (row := rows.get(key)) is not None])
 
     def release_request(self, request: str) -> None:
-        """The request is over, or runs: release what it pinned while it waited."""
+        """Release the blocks that the request pinned while it waited."""
         self._promotion.release(request)
 
     def reset(self) -> None:
-        """Forget every block in every tier.
+        """Remove every block from every tier.
 
-        What is shared with others cannot be deleted here and may be wrong for this process from
-        now on (its weights may have changed), and its blocks wrong for others: shared tiers are
-        neither read nor written any more.
+        Shared tiers are neither read nor written from here on. Their blocks cannot be deleted,
+        because other engines use them, and after a change of weights they may be wrong for
+        this engine, as may this engine's blocks for the others.
 
-        Copies the engine has under way keep their slots until `finish_reset`: the driver
-        calls it once the engine has said that none of them runs any more.
+        Slots that the engine is copying from or to stay reserved until `finish_reset`.
         """
         self._promotion.reset()
         for discovery in self._discoveries.values():
-            discovery.stop()
+            discovery.disable()
         for demotion in self._demotions:
             demotion.reset()
         index = self._index
-        doomed: list[list[BlockKey]] = [
+        deleted: list[list[BlockKey]] = [
             [key for key, row in index.rows.items() if index.held[row] >> tier & 1]
             for tier in range(1, len(self._tiers) + 1)
         ]
@@ -345,18 +349,18 @@ class TieredCache:
         self._saves.clear()
         self._loads.clear()
         self._residency.reset()
-        for demotion, keys in zip(self._demotions, doomed, strict=True):
+        for demotion, keys in zip(self._demotions, deleted, strict=True):
             demotion.delete(keys)
 
     def finish_reset(self) -> None:
-        """No copy that was under way at `clear` runs any more: free their slots."""
-        limbo, self._copying_at_reset = self._copying_at_reset, []
-        for row in limbo:
+        """Release the slots that were being copied at `reset`; the copies must have ended."""
+        rows, self._copying_at_reset = self._copying_at_reset, []
+        for row in rows:
             assert self._index.state[row] == DISCARDED
             self._residency.unpin(row)
 
     def check(self) -> None:
-        """Assert the invariants. O(blocks): for tests."""
+        """Assert the invariants of the cache. O(blocks): for tests."""
         self._residency.check()
         for demotion in self._demotions:
             demotion.check()
@@ -366,22 +370,22 @@ class TieredCache:
         assert sum(self._index.pins) == owned, "a pin has no owner"
 
     def close(self, drain_s: float = 0.0) -> None:
-        """Let queued writes finish for at most `drain_s`, then end threads, tiers and arena.
+        """Wait up to `drain_s` seconds for queued writes, then close threads, tiers and arena.
 
-        Where a tier's call does not return in time, the tiers stay as they are: to close one
-        would wait for that call. They go with the process, as after a kill.
+        If a call to a tier does not return in time, the tiers are not closed, because closing
+        would wait for that call. The next process recovers them as after a kill. Idempotent.
         """
         if self._closed:
             return
         self._closed = True
         self._engine.drain(drain_s)
         has_ended = self._engine.close(deadline_s=max(drain_s, _CLOSE_S))
-        # What still names slots keeps the arena mapped.
+        # Completions refer to slots and would keep the arena mapped.
         self._promotion.reset()
         self._engine.poll()
         if has_ended:
             for tier in self._tiers:
                 tier.close()
         else:
-            _log.error("a tier's call does not return; the tiers are left as they are")
+            _log.error("kvtier: a call to a tier does not return; the tiers are not closed")
         self.arena.close()

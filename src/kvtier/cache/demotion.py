@@ -1,13 +1,13 @@
-"""Writing blocks down: what each lower tier should keep, and making room for it there.
+"""Demotion: writes blocks to a lower tier and evicts others there to make room.
 
-Write-through: a block is offered to every lower tier as soon as it is whole in RAM, so that
-losing the RAM copy, or the process, loses nothing. It is the first thing to give way: when a
-tier is slow, offers are dropped and counted, never waited for.
+Writing is write-through: a block is offered to every lower tier as soon as it is whole in RAM,
+so that nothing is lost with the RAM copy or the process. Demotion has the lowest priority: when
+a tier is slow, offers are dropped and counted instead of delaying anything.
 
-Invariants: a row being written is pinned; `resident + incoming + leaving <= capacity` for each
-tier, where `leaving` are blocks the tier has been told to delete and has not confirmed. A block
-is not written while an older copy of it is leaving, or still being written from before a
-`clear`: a tier keeps the bytes it has, and its calls overtake each other.
+Invariants: a row being written is pinned; `resident + incoming + deleting <= capacity` for each
+tier, where `deleting` counts blocks whose deletion the tier has not confirmed yet. A block is
+not written while its older copy is being deleted, or is still being written since before a
+`reset`: a tier keeps the bytes it has for a key, and its calls may overtake each other.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from kvtier.transfer.base import Completion, Direction, Transfer, Transfers
 
 
 class Demotion:
-    """Keeps one lower tier supplied. One thread, never blocks."""
+    """The writes and deletions of one lower tier. Belongs to one thread and never blocks."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class Demotion:
         self._residency = residency
         self._engine = engine
         self._waiting: deque[int] = deque()
-        self._in_hand: set[int] = set()
-        """Rows waiting or being written: pinned."""
+        self._pinned: set[int] = set()
+        """Rows that wait or are being written."""
         self._incoming = 0
         self._deleting: set[BlockKey] = set()
-        self._refused: list[BlockKey] = []
-        """Those of `leaving` that the tier failed to delete; told again when room is needed."""
-        self._orphans: set[BlockKey] = set()
-        """Being written since before a `clear`."""
-        self._is_stopped = False
+        self._failed_deletes: list[BlockKey] = []
+        """Keys of `_deleting` whose deletion failed; retried when room is needed."""
+        self._stale_writes: set[BlockKey] = set()
+        """Keys being written since before a `reset`."""
+        self._is_disabled = False
         # A slow tier must not end up pinning all of RAM.
-        self._max_in_hand = max(1, min(residency.arena.slots // 2, engine.queue_blocks))
-        # More than fits: a bound that was lowered, or a listing with blocks that are gone.
+        self._max_pinned = max(1, min(residency.arena.slots // 2, engine.queue_blocks))
+        # The tier may hold more than fits: its capacity was lowered, or its listing is stale.
         self._adopted = residency.resident[tier]
         self.delete(residency.make_room(tier, max(0, self._adopted - self._capacity)))
 
@@ -61,38 +61,38 @@ class Demotion:
         return bool(self._waiting)
 
     def offer(self, rows: Sequence[int], keys: Sequence[BlockKey]) -> None:
-        """Blocks that RAM holds, in prefix order: write down those the tier should keep.
+        """Write those of the given RAM blocks that admission lets in; they are in prefix order.
 
-        Before a block go those above it that were dropped earlier: without them it could not be
-        found after a restart, and while it stays below, RAM could not let go of them.
+        Ancestors whose write was dropped earlier are written first. Without them the block
+        would not be found after a restart, and RAM could not evict them before it.
         """
-        if self._is_stopped:
+        if self._is_disabled:
             return
-        index, in_hand, bit = self._residency.index, self._in_hand, self._bit
+        index, pinned, bit = self._residency.index, self._pinned, self._bit
         held, parent = index.held, index.parent
         counters = self._residency.counters.tiers[self._tier]
         for row, key in zip(rows, keys, strict=True):
-            if held[row] & bit or row in in_hand:
+            if held[row] & bit or row in pinned:
                 continue
             if self._admission.decide(key) is AdmissionDecision.REJECT:
                 counters.rejected_blocks += 1
                 continue
-            if len(in_hand) >= self._max_in_hand:
+            if len(pinned) >= self._max_pinned:
                 counters.dropped_blocks += 1
                 continue
             above = parent[row]
-            if above >= 0 and above not in in_hand and not held[above] & bit:
-                self._take(self._missing_above(row))
-            if not self._take([row]):
+            if above >= 0 and above not in pinned and not held[above] & bit:
+                self._enqueue(self._missing_ancestors(row))
+            if not self._enqueue([row]):
                 counters.dropped_blocks += 1
         self.flush()
 
     def flush(self) -> None:
-        """Make room where it is short, and submit what fits."""
+        """Evict to make room for the waiting blocks, and submit the writes that fit."""
         if not self._waiting:
             return
-        if self._refused:
-            refused, self._refused = self._refused, []
+        if self._failed_deletes:
+            refused, self._failed_deletes = self._failed_deletes, []
             self.delete(refused)
         short = len(self._waiting) - self._room
         if short > 0:
@@ -101,11 +101,11 @@ class Demotion:
         if count > 0:
             self._write(self._next_rows(count))
         elif not self._incoming and not self._deleting:
-            # Everything down there is pinned or still needed by its children: give way.
-            self._give_way()
+            # Every block in the tier is pinned or has children there: there will be no room.
+            self._abandon_waiting()
 
     def complete(self, completion: Completion) -> None:
-        """Settle a finished write or delete of this tier."""
+        """Record the outcome of a write or deletion."""
         transfer, outcomes = completion.transfer, completion.outcomes
         part = slice(completion.start, completion.stop)
         rows, keys = transfer.rows[part], transfer.keys[part]
@@ -122,94 +122,95 @@ class Demotion:
             counters.fault_blocks += len(rows) - len(written)
         counters.written_blocks += len(written)
         index_keys, held = residency.index.keys, residency.index.held
-        # Of a shared tier others may have told meanwhile that it holds a block, or so much else
-        # that there is no room left to remember this one.
+        # A query of a shared tier may have inserted the same blocks meanwhile, or so many
+        # others that the index has no room left for these.
         fresh = [
             row for row in written if index_keys[row] is not None and not held[row] & self._bit
         ]
         residency.insert(fresh[: self._capacity - residency.resident[self._tier]], self._tier)
-        gone = [key for row, key in zip(rows, keys, strict=True) if index_keys[row] is None]
-        if gone:
-            # Forgotten while it was being written: it must not be found after a restart.
-            self._orphans.difference_update(gone)
-            self.delete(gone if outcomes is not None else [])
+        stale = [key for row, key in zip(rows, keys, strict=True) if index_keys[row] is None]
+        if stale:
+            # Reset while being written: they must not be found after a restart.
+            self._stale_writes.difference_update(stale)
+            self.delete(stale if outcomes is not None else [])
         for row in rows:
-            self._in_hand.discard(row)
+            self._pinned.discard(row)
             residency.unpin(row)
 
     def delete(self, keys: Sequence[BlockKey]) -> None:
-        """Tell the tier to forget `keys`, which the index has forgotten already.
+        """Delete `keys`, which have left the index already, from the tier.
 
-        What others share is theirs, too: it stays, and whoever cleans the storage decides.
+        Nothing is deleted from a shared tier: other engines use its blocks as well, and
+        `kvtier evict` bounds its size.
         """
         if not keys or self._is_shared:
             return
         self._deleting.update(keys)
         transfer = Transfer(self._tier, Direction.DELETE, [NONE] * len(keys), list(keys))
         if not self._engine.submit(transfer):
-            self._refuse(keys)
+            self._record_failed_deletes(keys)
 
     def reset(self) -> None:
-        """The index is about to forget everything: drop what waits.
+        """Prepare for a reset of the index: abandon the blocks that wait to be written.
 
-        Writes on their way end as they may, and are deleted then. What others share cannot be
-        deleted, nor may they get blocks that are made from now on: it is left alone.
+        Writes in progress continue, and their blocks are deleted when they end. A shared tier
+        is not written any more, see `TieredCache.reset`.
         """
-        self._is_stopped = self._is_shared
+        self._is_disabled = self._is_shared
         for row in self._waiting:
-            self._in_hand.discard(row)
+            self._pinned.discard(row)
             self._residency.unpin(row)
         self._waiting.clear()
         keys = self._residency.index.keys
-        self._orphans.update(key for row in self._in_hand if (key := keys[row]) is not None)
+        self._stale_writes.update(key for row in self._pinned if (key := keys[row]) is not None)
 
     @property
     def pinned_blocks(self) -> int:
-        """Pins held for writes."""
-        return len(self._in_hand)
+        """The number of rows pinned for writes."""
+        return len(self._pinned)
 
     @property
     def deleting_blocks(self) -> int:
-        """Blocks the tier has been told to delete and has not confirmed."""
+        """The number of blocks whose deletion the tier has not confirmed."""
         return len(self._deleting)
 
     def check(self) -> None:
-        """Assert the invariants. For tests."""
+        """Assert the invariants of this module. O(rows): for tests."""
         resident = self._residency.resident[self._tier]
         bound = max(self._capacity, self._adopted)
-        # What is only known takes no room: others may tell of it while a write is on its way.
+        # A write in progress takes no room in a shared tier: a query may insert its block first.
         incoming = 0 if self._is_shared else self._incoming
         assert resident + incoming + len(self._deleting) <= bound, (
             resident,
             self._incoming,
             len(self._deleting),
         )
-        assert len(self._in_hand) == len(self._waiting) + self._incoming
-        assert self._orphans.isdisjoint(self._deleting)
-        assert self._deleting.issuperset(self._refused)
+        assert len(self._pinned) == len(self._waiting) + self._incoming
+        assert self._stale_writes.isdisjoint(self._deleting)
+        assert self._deleting.issuperset(self._failed_deletes)
         keys, held = self._residency.index.keys, self._residency.index.held
         assert not any(
-            key in self._deleting or key in self._orphans
+            key in self._deleting or key in self._stale_writes
             for row, key in enumerate(keys)
             if key is not None and held[row] & self._bit
-        ), "a block is held and leaving at once"
+        ), "the index lists a block that is being deleted"
 
-    def _take(self, rows: Sequence[int]) -> bool:
-        """Pin rows and let them wait, as many as may; False if it is not all of them."""
+    def _enqueue(self, rows: Sequence[int]) -> bool:
+        """Pin rows and queue them up to the limit; return False if some did not fit."""
         for row in rows:
-            if len(self._in_hand) >= self._max_in_hand:
+            if len(self._pinned) >= self._max_pinned:
                 return False
             self._residency.pin(row)
-            self._in_hand.add(row)
+            self._pinned.add(row)
             self._waiting.append(row)
         return True
 
-    def _missing_above(self, row: int) -> list[int]:
-        """The run of ancestors that RAM holds and the tier does not, topmost first."""
+    def _missing_ancestors(self, row: int) -> list[int]:
+        """Return the nearest ancestors that RAM holds and the tier lacks, topmost first."""
         index = self._residency.index
         missing: list[int] = []
         row = index.parent[row]
-        while row >= 0 and row not in self._in_hand:
+        while row >= 0 and row not in self._pinned:
             if not index.held[row] & 1 or index.held[row] & self._bit:
                 break
             missing.append(row)
@@ -217,14 +218,14 @@ class Demotion:
         return missing[::-1]
 
     def _next_rows(self, count: int) -> list[int]:
-        """Up to `count` rows that wait, in order, up to one whose older copy is not gone yet."""
-        if not self._deleting and not self._orphans:
+        """Take up to `count` waiting rows, stopping before one that still has an older copy."""
+        if not self._deleting and not self._stale_writes:
             return [self._waiting.popleft() for _ in range(count)]
         keys = self._residency.index.keys
         rows: list[int] = []
         while len(rows) < count:
             key = keys[self._waiting[0]]
-            if key in self._deleting or key in self._orphans:
+            if key in self._deleting or key in self._stale_writes:
                 break
             rows.append(self._waiting.popleft())
         return rows
@@ -241,12 +242,12 @@ class Demotion:
                 refused.append(key)
         if refused:
             self._residency.counters.tiers[self._tier].fault_blocks += len(refused)
-            self._refuse(refused)
+            self._record_failed_deletes(refused)
 
-    def _refuse(self, keys: Sequence[BlockKey]) -> None:
-        """Their room is not free. Whoever waits for it gives way: the next offer tries again."""
-        self._refused += keys
-        self._give_way()
+    def _record_failed_deletes(self, keys: Sequence[BlockKey]) -> None:
+        """Keep `keys` for a retry. They still occupy room, so the waiting writes are abandoned."""
+        self._failed_deletes += keys
+        self._abandon_waiting()
 
     def _write(self, rows: list[int]) -> None:
         if not rows:
@@ -261,7 +262,7 @@ class Demotion:
         if self._engine.submit(transfer):
             self._incoming += len(rows)
         else:
-            self._give_up(rows)
+            self._abandon(rows)
 
     def _parent(self, row: int) -> BlockKey | None:
         index = self._residency.index
@@ -274,12 +275,12 @@ class Demotion:
     def _room(self) -> int:
         return self._capacity - self._residency.resident[self._tier] - self._incoming
 
-    def _give_way(self) -> None:
-        self._give_up(list(self._waiting))
+    def _abandon_waiting(self) -> None:
+        self._abandon(list(self._waiting))
         self._waiting.clear()
 
-    def _give_up(self, rows: Sequence[int]) -> None:
+    def _abandon(self, rows: Sequence[int]) -> None:
         self._residency.counters.tiers[self._tier].dropped_blocks += len(rows)
         for row in rows:
-            self._in_hand.discard(row)
+            self._pinned.discard(row)
             self._residency.unpin(row)

@@ -1,11 +1,12 @@
-"""Learning what a shared tier holds that other processes wrote, without ever waiting for it.
+"""Discovery: finds the blocks that other processes wrote to a shared tier.
 
-What this process wrote or saw is in the index. For the rest, a request's prefix chain is asked
-for on I/O threads while the request waits; the answer enters the index, or is remembered as
-absent for a while, so that another host's write is seen soon and nobody asks all the time.
+The index lists the blocks that this process wrote or found. For all others, the prefix chain of
+a request is queried on I/O threads while the request waits. Blocks that are found enter the
+index. Blocks that are not found are recorded as absent for `recheck_s` seconds, which limits
+the number of queries and bounds how late another host's write is noticed.
 
-Invariants: a block is asked for once at a time; a request waits at most its deadline; what is
-known of a shared tier is bounded, and the least recently used of it is forgotten first.
+Invariants: at most one query for a block is in progress; no request waits past its deadline;
+the index lists at most `capacity_blocks` of a shared tier, and evicts the least recently used.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +19,11 @@ from kvtier.tiers.base import Capabilities, Outcome
 from kvtier.transfer.base import Completion, Direction, Transfer, Transfers
 
 _SWEEP_AT: Final = 65_536
-"""Absent blocks remembered before the expired ones are looked for."""
+"""Number of absent blocks above which expired records are removed."""
 
 
 class TierDiscovery:
-    """For one shared tier. One thread, never blocks."""
+    """The queries of one shared tier. Belongs to one thread and never blocks."""
 
     def __init__(
         self,
@@ -38,24 +39,25 @@ class TierDiscovery:
         self._residency = residency
         self._engine = engine
         self._absent: dict[BlockKey, float] = {}
-        """Key to the time at which it may be asked for again, soonest first."""
-        self._asking: set[BlockKey] = set()
-        self._is_stopped = False
+        """Key to the time from which it may be queried again, soonest first."""
+        self._querying: set[BlockKey] = set()
+        self._is_disabled = False
 
-    def knows(self, key: BlockKey, now_s: float) -> bool:
-        """Whether the tier has been asked for `key` lately, or need not be."""
-        return self._is_stopped or self._absent.get(key, now_s) > now_s
+    def is_known(self, key: BlockKey, now_s: float) -> bool:
+        """Return True if `key` needs no query: it was absent lately, or the tier is disabled."""
+        return self._is_disabled or self._absent.get(key, now_s) > now_s
 
     def query(
         self, chain: Sequence[BlockKey], now_s: float, parent: BlockKey | None = None
     ) -> None:
-        """Ask for a prefix chain, unless all of it is known; `parent` precedes its first block.
+        """Query the tier for a prefix chain, unless all of it is known.
 
-        The whole chain, because a tier may find a block only by those before it.
+        `parent` precedes the first block of `chain`. The query names the whole chain, because
+        a tier may find a block only by way of its predecessors.
         """
         rows, held, bit = self._residency.index.rows, self._residency.index.held, self._bit
-        if self._asking.intersection(chain) or all(
-            self.knows(key, now_s) or ((row := rows.get(key)) is not None and held[row] & bit)
+        if self._querying.intersection(chain) or all(
+            self.is_known(key, now_s) or ((row := rows.get(key)) is not None and held[row] & bit)
             for key in chain
         ):
             return
@@ -64,15 +66,15 @@ class TierDiscovery:
             self._tier, Direction.FIND, [NONE] * len(chain), list(chain), parents=parents
         )
         if self._engine.submit(transfer):
-            self._asking.update(chain)
+            self._querying.update(chain)
         else:
-            self._remember(chain, now_s)
+            self._record_absent(chain, now_s)
 
     def complete(self, completion: Completion, now_s: float) -> None:
-        """Take in an answer. What failed counts as absent, and is asked for again soon."""
+        """Record the result of a query. Blocks whose query failed count as absent."""
         chain = completion.transfer.keys
-        self._asking.difference_update(chain)
-        if self._is_stopped:
+        self._querying.difference_update(chain)
+        if self._is_disabled:
             return
         outcomes: Sequence[Outcome | None] = completion.outcomes or [None] * len(chain)
         counters = self._residency.counters.tiers[self._tier]
@@ -80,24 +82,24 @@ class TierDiscovery:
         counters.corrupt_blocks += sum(outcome is Outcome.CORRUPT for outcome in outcomes)
         found = [outcome is Outcome.DONE for outcome in outcomes]
         absent = (key for key, is_held in zip(chain, found, strict=True) if not is_held)
-        self._remember(absent, now_s)
-        self._enter(completion.transfer, found)
+        self._record_absent(absent, now_s)
+        self._insert_found(completion.transfer, found)
 
-    def stop(self) -> None:
-        """What lies there must not be used any more by this process."""
-        self._is_stopped = True
+    def disable(self) -> None:
+        """Stop using the tier's blocks until the process ends."""
+        self._is_disabled = True
         self._absent.clear()
 
-    def _remember(self, absent: Iterable[BlockKey], now_s: float) -> None:
+    def _record_absent(self, absent: Iterable[BlockKey], now_s: float) -> None:
         for key in absent:
-            # Anew, so that the soonest stay in front.
+            # Remove it first, so that the new entry goes to the end of the dict.
             self._absent.pop(key, None)
             self._absent[key] = now_s + self._recheck_s
         if len(self._absent) > _SWEEP_AT:
             self._absent = {key: at_s for key, at_s in self._absent.items() if at_s > now_s}
 
-    def _enter(self, answered: Transfer, found: Sequence[bool]) -> None:
-        """Put what was found into the index, in prefix order."""
+    def _insert_found(self, answered: Transfer, found: Sequence[bool]) -> None:
+        """Insert the blocks that were found into the index, in prefix order."""
         index, bit = self._residency.index, self._bit
         fresh: list[int] = []
         for key, parent, is_held in zip(answered.keys, answered.parents, found, strict=True):

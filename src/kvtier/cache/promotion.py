@@ -1,11 +1,12 @@
-"""Bringing blocks up from lower tiers for the requests that wait for them.
+"""Promotion: reads blocks from lower tiers into RAM for the requests that wait for them.
 
-PENDING in the index is the single flight: a second request for a block that is on its way
-joins it. A request waits at most its deadline and asks for each block at most once, so a slow,
-failing or lying tier costs it one deadline and never the answer: what did not arrive is a miss.
+A block is read once at a time: a second request for a block that is PENDING in the index waits
+for the same read. A request waits at most until its deadline and reads each block at most once,
+so a slow, failing or inconsistent tier delays it by one deadline at most; blocks that did not
+arrive are misses.
 
-Invariants: what a request waits for, and what it found ready, stays pinned until the request
-loads it or is forgotten; all requests together pin at most half of RAM.
+Invariants: the blocks that a request waits for or found ready stay pinned until the request
+loads them or is released; all requests together pin at most half of RAM.
 """
 
 from collections.abc import Sequence
@@ -20,25 +21,25 @@ from kvtier.transfer.base import Completion, Direction, Transfer, Transfers
 
 @dataclass(slots=True)
 class _Wait:
-    """What one request waits for."""
+    """The blocks that one request waits for or holds."""
 
     deadline_s: float
     pinned: dict[BlockKey, int] = field(default_factory=dict)
-    """Key to row, for everything this request pins."""
+    """Key to row of every block that the request pins."""
     asked: set[BlockKey] = field(default_factory=set)
-    """Blocks it had a promotion for: not asked for again."""
+    """Blocks that were read for the request once, and are not read for it again."""
     origin: dict[BlockKey, int] = field(default_factory=dict)
-    """The tier a promoted block came from."""
+    """The tier from which each promoted block was read."""
     transfers: list[Transfer] = field(default_factory=list)
     is_expired: bool = False
-    is_cut: bool = False
-    """The bound on pins cut short what it asked for last."""
-    is_full: bool = False
-    """It has to do with what it holds."""
+    hit_pin_limit: bool = False
+    """The bound on pins cut its latest `promote` short."""
+    is_limited: bool = False
+    """It gets no more blocks and goes on with those it holds."""
 
 
 class Promotion:
-    """Promotes for requests. One thread, never blocks."""
+    """The promotions of all requests. Belongs to one thread and never blocks."""
 
     def __init__(self, residency: Residency, engine: Transfers, deadline_s: float) -> None:
         self._residency = residency
@@ -49,7 +50,11 @@ class Promotion:
         self._max_pinned = max(1, residency.arena.slots // 2)
 
     def presence(self, request: str, key: BlockKey, now_s: float) -> Presence:
-        """`LocalIndex.presence` as this request may see it: its deadline and its one try count."""
+        """Return where a block is for `request`; see `LocalIndex.presence`.
+
+        A block is ABSENT for a request that is past its deadline, and for one whose read of
+        the block failed.
+        """
         found = self._residency.index.presence(key)
         if found is Presence.READY or found is Presence.ABSENT:
             return found
@@ -62,26 +67,27 @@ class Promotion:
                 self._residency.counters.expired_promotions += 1
             return Presence.ABSENT
         if found is Presence.BELOW and (
-            key in wait.asked or (wait.is_full and key not in wait.pinned)
+            key in wait.asked or (wait.is_limited and key not in wait.pinned)
         ):
             return Presence.ABSENT
         return found
 
     def promote(self, request: str, keys: Sequence[BlockKey], now_s: float) -> None:
-        """Bring up those of `keys` that lie below RAM, and hold on to the others.
+        """Read those of `keys` that only lower tiers hold into RAM, and pin the others.
 
-        Where RAM has no room now, nothing happens: the request may ask again until its
-        deadline. The deadline runs from the first call. So it may where the bound on pins cuts
-        `keys` short, while others get on and will release theirs; where all wait for each
-        other's, this one has to do with what it holds, and the rest is absent for it.
+        The deadline of `request` runs from the first call. If RAM has no room, nothing is
+        read, and the request may try again until its deadline. The same holds if the bound on
+        pins cuts `keys` short, as long as another request can proceed and release its pins. If
+        all requests wait for each other's pins, this one gets no more blocks: it goes on with
+        those it holds, and the others are absent for it.
         """
-        self.begin(request, now_s)
+        self.start_deadline(request, now_s)
         wait = self._waits[request]
         if now_s >= wait.deadline_s:
             return
         index = self._residency.index
         below: dict[int, None] = {}
-        wait.is_cut = False
+        wait.hit_pin_limit = False
         for key in keys:
             row = index.rows.get(key)
             if row is None or index.state[row] == HOLE:
@@ -91,34 +97,35 @@ class Promotion:
                 break
             if key not in wait.pinned:
                 if self._pinned >= self._max_pinned:
-                    self._cut(wait)
+                    self._reach_pin_limit(wait)
                     break
                 wait.pinned[key] = row
                 self._pinned += 1
                 self._residency.pin(row)
             if is_below:
-                # New, or one whose promotion this request had joined and another cancelled.
+                # It was not read before, or another request's read that this one shared was
+                # cancelled.
                 below[row] = None
         if below:
             self._fetch(wait, list(below))
 
-    def begin(self, request: str, now_s: float) -> None:
-        """The request's deadline runs from the first call on."""
+    def start_deadline(self, request: str, now_s: float) -> None:
+        """Set the deadline of `request`, unless it has one."""
         if request not in self._waits:
             self._waits[request] = _Wait(now_s + self._deadline_s)
 
     def may_wait(self, request: str, key: BlockKey, now_s: float) -> bool:
-        """Whether the request has time left, and has not had its try at this block."""
+        """Return True if the request is before its deadline and has not read this block."""
         wait = self._waits.get(request)
         return wait is None or (now_s < wait.deadline_s and key not in wait.asked)
 
     def origin(self, request: str, key: BlockKey) -> int:
-        """The tier that supplied a block to this request: RAM unless it was promoted for it."""
+        """Return the tier that supplied `key` to `request`: RAM unless the block was promoted."""
         wait = self._waits.get(request)
         return wait.origin.get(key, RAM) if wait is not None else RAM
 
     def complete(self, completion: Completion) -> None:
-        """Settle finished reads."""
+        """Record the outcome of reads, and insert the blocks that arrived into RAM."""
         transfer, residency = completion.transfer, self._residency
         index, counters = residency.index, residency.counters.tiers[transfer.tier]
         rows = transfer.rows[completion.start : completion.stop]
@@ -137,8 +144,8 @@ class Promotion:
             counters.corrupt_blocks += outcome is Outcome.CORRUPT
             counters.missing_blocks += outcome is Outcome.MISSING
             counters.fault_blocks += outcome is Outcome.FAILED
-            is_gone = outcome in (Outcome.CORRUPT, Outcome.MISSING)
-            if is_gone and index.held[row] >> transfer.tier & 1:
+            is_lost = outcome in (Outcome.CORRUPT, Outcome.MISSING)
+            if is_lost and index.held[row] >> transfer.tier & 1:
                 residency.remove(row, transfer.tier)
             else:
                 index.prune(row)
@@ -146,7 +153,7 @@ class Promotion:
         residency.insert(arrived, RAM)
 
     def release(self, request: str) -> None:
-        """Release every pin of the request; promotions nobody else waits for are cancelled."""
+        """Release all pins of the request, and cancel reads that no other request waits for."""
         wait = self._waits.pop(request, None)
         if wait is None:
             return
@@ -159,28 +166,28 @@ class Promotion:
                 self._engine.cancel(transfer)
 
     def reset(self) -> None:
-        """Let go of every block; the deadlines of those who wait run on."""
+        """Release the pins of all requests. Their deadlines stay in force."""
         for request, wait in list(self._waits.items()):
             self.release(request)
             self._waits[request] = _Wait(wait.deadline_s, is_expired=wait.is_expired)
 
     @property
     def pinned_blocks(self) -> int:
-        """Pins that requests hold; a block counts once for each."""
+        """The number of pins that requests hold. A block counts once per request."""
         return self._pinned
 
-    def _cut(self, wait: _Wait) -> None:
-        wait.is_cut = True
+    def _reach_pin_limit(self, wait: _Wait) -> None:
+        wait.hit_pin_limit = True
         if wait.pinned:
             others = (other for other in self._waits.values() if other is not wait)
-            wait.is_full = all(
-                other.is_cut and not other.is_full for other in others if other.pinned
+            wait.is_limited = all(
+                other.hit_pin_limit and not other.is_limited for other in others if other.pinned
             )
 
     def _fetch(self, wait: _Wait, rows: list[int]) -> None:
         slots = self._residency.take_slots(rows)
         if slots is None:
-            self._undo(wait, rows)
+            self._unpin(wait, rows)
             return
         index, array = self._residency.index, self._residency.arena.array
         by_tier: dict[int, list[int]] = {}
@@ -189,7 +196,7 @@ class Promotion:
             assert key is not None
             index.slot[row] = slot
             index.state[row] = PROMOTING
-            # The fastest tier that holds it: the lowest bit above RAM's.
+            # The lowest bit set above RAM's is the fastest lower tier that holds the block.
             tier = (index.held[row] & -index.held[row]).bit_length() - 1
             wait.asked.add(key)
             wait.origin[key] = tier
@@ -203,7 +210,7 @@ class Promotion:
             if not self._engine.submit(transfer):
                 self.complete(Completion(transfer, 0, len(group), None, 0.0))
 
-    def _undo(self, wait: _Wait, rows: list[int]) -> None:
+    def _unpin(self, wait: _Wait, rows: list[int]) -> None:
         for row in rows:
             key = self._residency.index.keys[row]
             assert key is not None

@@ -1,8 +1,10 @@
-"""Which tier holds which block, in which slot: index, policies and arena kept in step.
+"""Records which tier holds which block in which slot, and counts what happens to blocks.
 
-Invariants: `free + resident + moving == slots` (the conservation law, `check`); a row is in
-tier t's policy exactly while t holds it; a pinned row is never a victim; the slot of a row is
-released when RAM lets go of it and not before.
+`Residency` keeps the index, the eviction policies and the arena consistent with each other.
+
+Invariants: `free + resident + moving == slots` (the conservation law, asserted by `check`); a
+row is in the policy of tier t exactly while t holds it; a pinned row is never evicted; the slot
+of a row is released when the row leaves RAM, and not before.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,49 +19,57 @@ from kvtier.memory.arena import Arena, Slot
 
 @dataclass(slots=True)
 class TierCounters:
-    """One tier. RAM reads and writes are those of the engine, lower tiers' those of `transfer`."""
+    """The counters of one tier.
+
+    Reads and writes of RAM are the engine's; those of lower tiers are transfers.
+    """
 
     hit_blocks: int = 0
-    """Blocks given to the engine that this tier supplied."""
+    """Blocks that this tier supplied to the engine."""
     read_blocks: int = 0
     written_blocks: int = 0
     evicted_blocks: int = 0
     corrupt_blocks: int = 0
-    """Failed verification; dropped and served as misses."""
+    """Blocks that failed verification: removed, and reported as misses."""
     missing_blocks: int = 0
-    """The tier did not have what it was believed to hold."""
+    """Blocks that the index listed and the tier did not have."""
     fault_blocks: int = 0
-    """The device refused; served as misses, or not kept."""
+    """Blocks whose read or write failed: reported as misses, or not stored."""
     rejected_blocks: int = 0
-    """Turned away by the admission policy."""
+    """Blocks that the admission policy rejected."""
     dropped_blocks: int = 0
-    """Not kept because of back-pressure: a full queue, or no slot that could be freed."""
+    """Blocks not stored because of back-pressure: a full queue, or no slot that could be freed."""
 
 
 @dataclass(slots=True)
 class CacheCounters:
-    """The whole cache: `tiers[0]` is RAM."""
+    """The counters of the whole cache, cumulative since construction.
+
+    Only the cache's thread changes them; any thread may read them.
+    """
 
     tiers: list[TierCounters]
+    """RAM first."""
     miss_blocks: int = 0
-    """Blocks the engine had to compute: no tier held them when they were saved."""
+    """Blocks that the engine had to compute: no tier held them when they were saved."""
     expired_promotions: int = 0
     """Requests that stopped waiting for a lower tier at their deadline."""
     durations: list[tuple[int, str, float]] = field(default_factory=list)
     """(tier, direction, seconds) of finished transfer parts; `take_durations` empties it."""
 
     def take_durations(self) -> list[tuple[int, str, float]]:
-        """The durations since the last call."""
+        """Return and remove the durations recorded since the last call."""
         taken, self.durations = self.durations, []
         return taken
 
 
 class Residency:
-    """Enters and leaves blocks, makes room, and notes the events. One thread, never blocks.
+    """The record of which tier holds which block. Belongs to one thread and never blocks.
 
-    `policies[0]` orders RAM, `policies[t]` lower tier t. `group_suffixes` are the last bytes of
-    the keys of one prefix position, one per KV-cache group: a prefix is usable only where every
-    group is there, so the groups of a position leave together.
+    Every insertion and removal is recorded in `events`. `policies[0]` orders RAM, `policies[t]`
+    lower tier t. `group_suffixes` are the last bytes of the keys of one prefix position, one
+    suffix per KV-cache group: a prefix is usable only where all groups are present, so the
+    groups of a position are evicted together.
     """
 
     def __init__(
@@ -80,7 +90,10 @@ class Residency:
         self._evictable = [self.index.evictable(tier) for tier in range(len(policies))]
 
     def take_slots(self, rows: Sequence[int]) -> list[Slot] | None:
-        """A slot for each of `rows`, evicting from RAM what must go; None if too little may go."""
+        """Allocate a slot for each of `rows`, evicting from RAM as needed.
+
+        Return None, and allocate nothing, if not enough rows can be evicted.
+        """
         count = len(rows)
         if count > self.arena.slots:
             return None
@@ -89,9 +102,10 @@ class Residency:
             self.evict(RAM, short, self._evictable[RAM])
             short = count - self.arena.free
         if short > 0:
-            # Only parents are left whose children a lower tier holds and they themselves not
-            # (their write was dropped). A hole in a prefix beats a RAM tier that is stuck, but
-            # not above the rows that the slots are for: they would be out of reach.
+            # What is left are parents that only RAM holds (their write was dropped) and whose
+            # children a lower tier holds. Evicting one makes a hole in a prefix, which is
+            # better than a RAM tier that admits nothing. The parents of `rows` are spared,
+            # because no lookup would reach `rows` past the hole.
             pins, kids_in, parent = self.index.pins, self.index.kids_in[RAM], self.index.parent
             spared = {parent[row] for row in rows}
             self.evict(
@@ -100,36 +114,39 @@ class Residency:
         return self.arena.allocate(count)
 
     def make_room(self, tier: int, count: int) -> list[BlockKey]:
-        """Let a lower tier forget up to `count` blocks that it may; returns their keys."""
+        """Evict up to `count` blocks from a lower tier; return their keys."""
         return self.evict(tier, count, self._evictable[tier])
 
     def evict(self, tier: int, count: int, evictable: Callable[[int], bool]) -> list[BlockKey]:
-        """Let `tier` forget up to `count` rows that satisfy `evictable` (companions are extra)."""
+        """Evict from `tier` up to `count` rows that satisfy `evictable`; return their keys.
+
+        Other groups of an evicted position are evicted with it and may exceed `count`.
+        """
         policy, index = self.policies[tier], self.index
-        gone: list[BlockKey] = []
-        while len(gone) < count and (row := policy.victim(evictable)) is not None:
+        evicted: list[BlockKey] = []
+        while len(evicted) < count and (row := policy.victim(evictable)) is not None:
             key = index.keys[row]
             assert key is not None
-            gone.append(key)
+            evicted.append(key)
             self._remove_row(row, tier)
             for suffix in self._suffixes:
                 other = index.rows.get(BlockKey(key[: -len(suffix)] + suffix))
                 if other is not None and index.held[other] >> tier & 1 and evictable(other):
                     policy.remove(other)
-                    gone.append(index.keys[other])  # type: ignore[arg-type]
+                    evicted.append(index.keys[other])  # type: ignore[arg-type]
                     self._remove_row(other, tier)
-        if gone:
-            self.counters.tiers[tier].evicted_blocks += len(gone)
-            self._record(Change.REMOVED, tier, gone)
-        return gone
+        if evicted:
+            self.counters.tiers[tier].evicted_blocks += len(evicted)
+            self._record(Change.REMOVED, tier, evicted)
+        return evicted
 
     def insert(self, rows: Iterable[int], tier: int) -> list[BlockKey]:
-        """`tier` now holds `rows`, given in prefix order."""
+        """Record that `tier` now holds `rows`, given in prefix order; return their keys."""
         index, policy = self.index, self.policies[tier]
         keys: list[BlockKey] = []
         rows = list(rows)
-        # The deeper block first, so that the cold end of the policy meets leaves before the
-        # parents that cannot leave yet.
+        # Deeper blocks go first, so that at the cold end of the policy a leaf comes before its
+        # parent, which is not evictable as long as the leaf is there.
         for row in reversed(rows):
             key = index.keys[row]
             assert key is not None
@@ -142,7 +159,7 @@ class Residency:
         return keys
 
     def remove(self, row: int, tier: int) -> None:
-        """`tier` lost the block otherwise than by eviction (corrupt, missing)."""
+        """Record that `tier` lost the block for a reason other than eviction (corrupt, missing)."""
         key = self.index.keys[row]
         assert key is not None
         self.policies[tier].remove(row)
@@ -150,11 +167,11 @@ class Residency:
         self._record(Change.REMOVED, tier, [key])
 
     def pin(self, row: int) -> None:
-        """The row is in use: it is no victim until `unpin`."""
+        """Protect the row from eviction until `unpin`. Pins are counted."""
         self.index.pins[row] += 1
 
     def unpin(self, row: int) -> None:
-        """Undo one `pin`; a row that nothing needs any more is freed."""
+        """Undo one `pin`, and free the row if nothing needs it any more."""
         index = self.index
         index.pins[row] -= 1
         if index.pins[row] == 0 and not index.held[row]:
@@ -165,14 +182,14 @@ class Residency:
                 index.prune(row)
 
     def free_slot(self, row: int) -> None:
-        """Give the row's slot back to the arena."""
+        """Release the row's slot to the arena, if it has one."""
         slot = self.index.slot[row]
         if slot != NONE:
             self.index.slot[row] = NONE
             self.arena.release([slot])
 
     def touch(self, rows: Sequence[int]) -> None:
-        """The blocks of a prefix, in order, were used: every tier that holds them hears it."""
+        """Record a use of the blocks of a prefix, in order, in every tier that holds them."""
         held = self.index.held
         for tier, policy in enumerate(self.policies):
             bit = 1 << tier
@@ -182,18 +199,17 @@ class Residency:
                     access(row)
 
     def _record(self, change: Change, tier: int, keys: Sequence[BlockKey]) -> None:
-        """Note an event; the driver takes them."""
         if keys:
             self.events.append(BlockEvent(change, self.names[tier], tuple(keys)))
 
     def reset(self) -> list[int]:
-        """Forget every block. Returns the rows that still move or are pinned (see LocalIndex)."""
+        """Remove every block; return the rows in motion or pinned, see `LocalIndex.reset`."""
         index = self.index
         for tier, policy in enumerate(self.policies):
             bit = 1 << tier
-            gone = [row for row, held in enumerate(index.held) if held & bit]
-            self._record(Change.REMOVED, tier, [index.keys[row] for row in gone])  # type: ignore[misc]
-            for row in gone:
+            removed = [row for row, held in enumerate(index.held) if held & bit]
+            self._record(Change.REMOVED, tier, [index.keys[row] for row in removed])  # type: ignore[misc]
+            for row in removed:
                 policy.remove(row)
             self.resident[tier] = 0
         idle = [
@@ -206,7 +222,7 @@ class Residency:
         return index.reset()
 
     def check(self) -> None:
-        """Assert the conservation law. O(rows): for tests, and for a doubtful moment."""
+        """Assert the invariants of this module. O(rows): for tests."""
         index, arena = self.index, self.arena
         resident = sum(1 for held in index.held if held & 1)
         moving = sum(

@@ -1,1 +1,1 @@
-"""Who leaves when a tier is full: one algorithm a file, behind the contract of `base`."""
+"""Eviction policies, which choose the block that leaves a full tier; one policy per module."""

@@ -1,13 +1,14 @@
-"""ARC: two LRU lists, of rows used once and of rows used again, whose balance it learns.
+"""ARC: two LRU lists, for rows used once and rows used again, with a learned balance.
 
 Source: Megiddo, Modha, "ARC: A Self-Tuning, Low Overhead Replacement Cache", FAST 2003.
-Why it is here: it resists scans like SIEVE and S3-FIFO, and adapts where recency pays.
-One difference from the paper: the cache asks for a victim before it names the block that comes
-in, so a ghost hit moves the balance for the next victim, not for the one it caused.
-Costs: O(1), `victim` amortised (see `RowList.first_cold`). Memory: 13 bytes a row, and as many
-ghosts as rows at most (see `ghosts`).
-Invariants, after each victim: |once| + |ghosts of once| <= capacity, all four lists together
-< 2 x capacity.
+It resists scans like SIEVE and S3-FIFO, and adapts to workloads in which recency matters more.
+It differs from the paper in one point: the cache asks for a victim before it names the block
+that enters, so a ghost hit changes the balance for the next victim, not for the current one.
+
+Cost: O(1), `victim` amortized (see `RowList.first_cold`); 13 bytes per row, and at most as many
+ghosts as rows (see `ghosts`).
+Invariants after each victim: |once| + |ghosts of once| <= capacity; all four lists together hold
+fewer than 2 x capacity entries.
 """
 
 from array import array
@@ -19,7 +20,7 @@ from kvtier.eviction.rows import Links, RowList
 
 
 class Arc:
-    """An `EvictionPolicy`."""
+    """The ARC `EvictionPolicy`."""
 
     __slots__ = (
         "_again",
@@ -47,7 +48,7 @@ class Arc:
         self._once_target = 0.0
 
     def insert(self, row: int, key: BlockKey) -> None:
-        """`row` is used once, or again if the block left a short while ago."""
+        """Add `row` to the list of rows used once, or used again if its block has a ghost."""
         ghost = fingerprint(key)
         returned = self._adapt(ghost)
         (self._again if returned else self._once).push(row)
@@ -57,7 +58,7 @@ class Arc:
         self._fingerprints[row] = ghost
 
     def access(self, row: int) -> None:
-        """`row` is the most recent of those used again."""
+        """Make `row` the most recent one of the rows used again."""
         if self._used_again[row]:
             self._again.heat(row)
         else:
@@ -66,11 +67,11 @@ class Arc:
             self._used_again[row] = True
 
     def remove(self, row: int) -> None:
-        """Forget `row`; it leaves no ghost."""
+        """Remove `row` without leaving a ghost."""
         (self._again if self._used_again[row] else self._once).unlink(row)
 
     def victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """The coldest evictable row of the list that is over its share, else of the other."""
+        """Remove and return the coldest evictable row, first from the list above its share."""
         if self._follows_size:
             self._capacity_rows = max(1, len(self))
         choices = [(self._once, self._once_ghosts), (self._again, self._again_ghosts)]
@@ -90,11 +91,11 @@ class Arc:
 
     @property
     def ghosts(self) -> int:
-        """Blocks remembered that are not resident."""
+        """The number of ghosts of both lists."""
         return len(self._once_ghosts) + len(self._again_ghosts)
 
     def _adapt(self, ghost: int) -> bool:
-        """Shift the balance to the list that should have kept the block, if one had it."""
+        """Shift the balance to the list that has `ghost`; return True if one of them has it."""
         once, again = len(self._once_ghosts), len(self._again_ghosts)
         if self._once_ghosts.take(ghost):
             grown = self._once_target + max(1.0, again / once)

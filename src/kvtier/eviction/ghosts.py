@@ -1,10 +1,11 @@
-"""Ghosts: the fingerprints of blocks that left a short while ago, oldest first.
+"""Ghosts: fingerprints of recently evicted blocks, from which ARC and S3-FIFO learn.
 
-Why: ARC and S3-FIFO learn from blocks that come back soon after they left. A fingerprint is
-the CRC-32 of the key: the key begins with a cryptographic hash, so 32 bits are spread well, and
-two blocks that share one (one in 400 at ten million ghosts) cost a wrong guess, never wrong
-bytes. The same in every process, so that a seeded simulation repeats.
-Costs: O(1); some 140 bytes a ghost.
+A fingerprint is the CRC-32 of the key. Keys begin with a cryptographic hash, so fingerprints are
+evenly distributed, and two blocks that share one (one in 400 with ten million ghosts) cause a
+worse choice, never wrong bytes. Fingerprints are equal in all processes, so that a seeded
+simulation is reproducible.
+
+Cost: O(1); about 140 bytes per ghost.
 """
 
 from collections import OrderedDict
@@ -14,7 +15,7 @@ __all__ = ["Ghosts", "fingerprint"]
 
 
 class Ghosts:
-    """A bounded FIFO with membership. Not thread-safe."""
+    """A FIFO of fingerprints with fast membership tests. Not thread-safe."""
 
     __slots__ = ("_fingerprints",)
 
@@ -25,15 +26,15 @@ class Ghosts:
         return len(self._fingerprints)
 
     def add(self, ghost: int) -> None:
-        """The block just left: the newest ghost, even if it was one already."""
+        """Add `ghost` as the newest one, or move it there if it is present."""
         self._fingerprints[ghost] = None
         self._fingerprints.move_to_end(ghost)
 
     def take(self, ghost: int) -> bool:
-        """Whether it was a ghost; it is none any more."""
+        """Remove `ghost`; return True if it was present."""
         return self._fingerprints.pop(ghost, self) is None
 
     def trim(self, bound: int) -> None:
-        """Drop the oldest ghosts until at most `bound` are left."""
+        """Remove the oldest ghosts until at most `bound` remain."""
         while len(self._fingerprints) > bound:
             self._fingerprints.popitem(last=False)

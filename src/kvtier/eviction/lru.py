@@ -1,9 +1,10 @@
-"""Least recently used: the row whose last use is longest ago leaves first.
+"""LRU: evicts the row that was least recently used.
 
-Why it is here: the order that engines themselves use, the cheapest, and the one to beat.
-Costs: every operation O(1), `victim` amortised (see `RowList.first_cold`). Memory: 8 bytes a
-row.
-Invariant: cold to hot is the order of last use; rows passed by `victim` do not move.
+It is the order that engines use for device memory, the cheapest one, and the baseline for the
+others.
+
+Cost: every operation is O(1), `victim` amortized (see `RowList.first_cold`); 8 bytes per row.
+Invariant: rows are ordered by their last use; rows that `victim` skips do not move.
 """
 
 from collections.abc import Callable
@@ -13,22 +14,22 @@ from kvtier.eviction.rows import Links, RowList
 
 
 class Lru:
-    """An `EvictionPolicy`. `capacity_rows` has no influence."""
+    """The LRU `EvictionPolicy`. `capacity_rows` has no effect."""
 
     __slots__ = ("_rows", "access", "remove")
 
     def __init__(self, *, capacity_rows: int | None = None) -> None:
         self._rows = RowList(Links())
-        # Bound here to spare a call for each row: `heat` and `unlink` are all there is to do.
+        # Bound directly to save a call per row: `heat` and `unlink` do all the work.
         self.access = self._rows.heat
         self.remove = self._rows.unlink
 
     def insert(self, row: int, key: BlockKey) -> None:
-        """`row` is now the most recent."""
+        """Add `row` as the most recent one."""
         self._rows.push(row)
 
     def victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """The coldest row that satisfies `evictable`, removed; None if there is none."""
+        """Remove and return the coldest row that satisfies `evictable`; None if there is none."""
         row = self._rows.first_cold(evictable)
         if row is not None:
             self._rows.unlink(row)

@@ -1,18 +1,19 @@
-"""Doubly linked lists of rows in two flat arrays: what the eviction policies are built from.
+"""Doubly linked lists of rows in two flat arrays, on which the eviction policies are built.
 
-Why: a list of node objects costs 100 bytes and more a row; two int32 arrays cost 8, and one
-pair of arrays serves several lists at once, since a row is in one list at a time.
-Trick: links use -1 and -2 for the ends of the two lists, and Python reads index -1 as the last
-element of an array: the last elements *are* the sentinels, and linking needs no branches.
+A list of node objects takes 100 bytes and more per row; two int32 arrays take 8, and one pair of
+arrays serves several lists, since a row is in one list at a time. The ends of the two lists are
+-1 and -2. Python reads index -1 as the last element of an array, so the last elements of the
+arrays are the sentinels, and linking needs no branches.
+
 Invariants: a row is in at most one list; the cell of a row in no list holds ABSENT; the hand of
-a list stands on a row that has not moved since a walk passed it, or on the end.
+a list is on a row that has not moved since the walk that found it, or on the end.
 """
 
 from array import array
 from collections.abc import Callable, Iterator
 
 ABSENT = -3
-"""In `older[row]`: the row is in no list."""
+"""Value of `older[row]` for a row that is in no list."""
 
 _ENDS = 2
 _FIRST_CELLS = 1024
@@ -20,7 +21,7 @@ _PASSES_A_VICTIM = 16
 
 
 class Links:
-    """The arrays that up to two lists share. 8 bytes a row, doubled on demand."""
+    """The arrays that up to two lists share: 8 bytes per row, doubled on demand."""
 
     __slots__ = ("newer", "older")
 
@@ -32,15 +33,15 @@ class Links:
 
     @property
     def row_cells(self) -> int:
-        """Rows below this number have a cell."""
+        """The number of rows that have a cell."""
         return len(self.older) - _ENDS
 
     def holds(self, row: int) -> bool:
-        """Whether some list holds `row`."""
+        """Return True if some list holds `row`."""
         return 0 <= row < self.row_cells and self.older[row] != ABSENT
 
     def grow(self, row: int) -> None:
-        """Make room for `row`, in place: the lists keep their references."""
+        """Extend the arrays in place to hold `row`, because the lists keep references to them."""
         missing = max(row + 1, 2 * self.row_cells) - self.row_cells
         for cells in (self.older, self.newer):
             ends = cells[-_ENDS:]
@@ -50,7 +51,10 @@ class Links:
 
 
 class RowList:
-    """Rows from cold to hot. Everything is O(1), `first_cold` amortised. Not thread-safe."""
+    """A list of rows from cold to hot.
+
+    Every operation is O(1), `first_cold` amortized. Not thread-safe.
+    """
 
     __slots__ = ("_credit", "_end", "_hand", "_links", "_newer", "_older", "_refused", "size")
 
@@ -65,14 +69,14 @@ class RowList:
         self.size = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Cold to hot. The list must not change meanwhile."""
+        """Yield the rows from cold to hot. The list must not change during the iteration."""
         row = self._newer[self._end]
         while row != self._end:
             yield row
             row = self._newer[row]
 
     def push(self, row: int) -> None:
-        """Link a row that is in no list at the hot end."""
+        """Add a row that is in no list at the hot end."""
         older = self._older
         newer = self._newer
         end = self._end
@@ -87,7 +91,7 @@ class RowList:
         self.size += 1
 
     def unlink(self, row: int) -> None:
-        """Take a row of this list out."""
+        """Remove a row from this list."""
         older = self._older
         newer = self._newer
         colder = older[row]
@@ -121,14 +125,16 @@ class RowList:
             self._hand = colder
 
     def first_cold(self, accept: Callable[[int], bool]) -> int | None:
-        """The coldest row that `accept` takes, None if it takes none.
+        """Return the coldest row that satisfies `accept`, or None.
 
-        Where long runs of cold rows are refused (the inner blocks of a long prefix, oldest
-        first), asking all of them again for each victim would be quadratic. So a walk begins
-        one row colder than the last find, where the parent of an evicted leaf stands, until
-        the calls saved have paid for a walk from the cold end: `_PASSES_A_VICTIM` a call.
-        Up to that many refused rows the answer is exact; beyond, a row that `accept` takes
-        anew may wait for the next whole walk. None is only said after a whole walk.
+        Cold rows may form long runs that `accept` rejects: the inner blocks of a long prefix,
+        oldest first. Visiting all of them for each victim would be quadratic. So a walk starts
+        one row colder than the last result, which is where the parent of an evicted leaf is.
+        Every call earns a credit of `_PASSES_A_VICTIM` visits; once the credit covers the
+        rejected rows, the walk starts at the cold end again.
+        With fewer than `_PASSES_A_VICTIM` rejected rows the result is exact. With more, a row
+        that has just become acceptable may be found only by the next full walk. None is
+        returned only after a full walk.
         """
         newer = self._newer
         end = self._end

@@ -1,12 +1,13 @@
-"""S3-FIFO: a small queue sieves out blocks that never return before they reach the main one.
+"""S3-FIFO: a small queue filters out blocks that are used once before they reach the main queue.
 
 Source: Yang, Zhang, Qiu, Yue, Rashmi, "FIFO queues are all you need for cache eviction",
 SOSP 2023.
-Why it is here: the best of the simple ones where most blocks are asked for only once, and
-`access` writes a single byte.
-Costs: `insert`, `access`, `remove` O(1); `victim` amortised O(1), since each row it moves has
-paid with an access. Memory: 13 bytes a row, and at most as many ghosts as main rows.
-Invariants: a row is in one queue; `_state` holds its uses since it last moved, 3 at most.
+It is the best of the simple policies where most blocks are requested only once, and `access`
+writes a single byte.
+
+Cost: `insert`, `access` and `remove` are O(1), `victim` is amortized O(1), since every row that
+it moves was accessed before; 13 bytes per row, and at most as many ghosts as main rows.
+Invariants: a row is in one queue; `_state` counts its uses since it last moved, up to 3.
 """
 
 from array import array
@@ -20,11 +21,11 @@ _SMALL_PER_CENT = 10
 _USES_MOST = 3
 _USES_TO_PROMOTE = 2
 _IN_MAIN = 4
-"""This bit of the state byte names the queue; the lower two count uses."""
+"""The bit of the state byte that marks rows of the main queue; the lower two bits count uses."""
 
 
 class S3Fifo:
-    """An `EvictionPolicy`."""
+    """The S3-FIFO `EvictionPolicy`."""
 
     __slots__ = (
         "_capacity_rows",
@@ -48,7 +49,7 @@ class S3Fifo:
         self._capacity_rows = capacity_rows
 
     def insert(self, row: int, key: BlockKey) -> None:
-        """`row` is the newest of the small queue, or of the main one if it left lately."""
+        """Add `row` to the small queue, or to the main queue if its block has a ghost."""
         ghost = fingerprint(key)
         returned = self._ghosts.take(ghost)
         (self._main if returned else self._small).push(row)
@@ -58,18 +59,18 @@ class S3Fifo:
         self._fingerprints[row] = ghost
 
     def access(self, row: int) -> None:
-        """Count a use; `row` does not move."""
+        """Count a use of `row`, which keeps its place."""
         assert self._older[row] != ABSENT, row
         state = self._state[row]
         if state & _USES_MOST != _USES_MOST:
             self._state[row] = state + 1
 
     def remove(self, row: int) -> None:
-        """Forget `row`; it leaves no ghost."""
+        """Remove `row` without leaving a ghost."""
         (self._main if self._state[row] & _IN_MAIN else self._small).unlink(row)
 
     def victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """The oldest evictable row that was hardly used, of the queue that is over its share."""
+        """Remove and return an old, rarely used row; from the small queue if above its share."""
         capacity = self._capacity_rows or len(self)
         if self._small.size * 100 >= capacity * _SMALL_PER_CENT:
             row = self._small_victim(evictable)
@@ -82,11 +83,11 @@ class S3Fifo:
 
     @property
     def ghosts(self) -> int:
-        """Blocks remembered that are not resident."""
+        """The number of ghosts."""
         return len(self._ghosts)
 
     def _small_victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """Promote rows that were used; the first that was not leaves, and a ghost stays."""
+        """Move used rows to the main queue, up to the first other row; evict that one."""
         small = self._small
         while (row := small.first_cold(evictable)) is not None:
             small.unlink(row)
@@ -99,7 +100,7 @@ class S3Fifo:
         return None
 
     def _main_victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """Give rows that were used another round for each use; the first that was not leaves."""
+        """Requeue used rows once per use, up to the first unused row; evict that one."""
         main = self._main
         while (row := main.first_cold(evictable)) is not None:
             if self._state[row] == _IN_MAIN:

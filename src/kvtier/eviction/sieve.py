@@ -1,12 +1,13 @@
-"""SIEVE: rows stay in order of arrival; a hand passes over them and spares each visited once.
+"""SIEVE: rows stay in insertion order; a moving hand evicts rows that were not visited.
 
 Source: Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024.
-Why it is here: as simple as LRU, but one scan of blocks that never return cannot flush it, and
-`access` writes a single byte.
-Costs: `insert`, `access`, `remove` O(1); `victim` amortised O(1) plus the rows refused on the
-way. Memory: 9 bytes a row.
-Invariants: rows never move; the hand stands on a resident row, or on no row;
-`_refused` rows right before the hand have been refused, and none of them was removed.
+It is as simple as LRU, but a scan of blocks that are used once cannot flush it, and `access`
+writes a single byte.
+
+Cost: `insert`, `access` and `remove` are O(1), `victim` is amortized O(1) plus the number of
+non-evictable rows it passes; 9 bytes per row.
+Invariants: rows never move; the hand is on a resident row or on none; the `_refused` rows before
+the hand were not evictable when it passed them, and none of them has been removed since.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from kvtier.eviction.rows import ABSENT, Links
 
 _END = -1
 _TURNS = 2
-"""Turns of the hand until every row has lost its mark and been asked."""
+"""Turns of the hand after which every row has lost its mark and was offered to `evictable`."""
 
 
 class Sieve:
-    """An `EvictionPolicy`. `capacity_rows` has no influence."""
+    """The SIEVE `EvictionPolicy`. `capacity_rows` has no effect."""
 
     __slots__ = ("_hand", "_links", "_newer", "_older", "_refused", "_size", "_visited")
 
@@ -34,7 +35,7 @@ class Sieve:
         self._size = 0
 
     def insert(self, row: int, key: BlockKey) -> None:
-        """`row` is now the newest, not visited."""
+        """Add `row` as the newest one, not visited."""
         if row >= len(self._visited):
             self._links.grow(row)
             self._visited.extend(bytes(self._links.row_cells - len(self._visited)))
@@ -50,20 +51,21 @@ class Sieve:
         self._size += 1
 
     def access(self, row: int) -> None:
-        """The hand will spare `row` once."""
+        """Mark `row` as visited: the hand will spare it once."""
         assert self._older[row] != ABSENT, row
         self._visited[row] = 1
 
     def remove(self, row: int) -> None:
-        """Forget `row`; a hand on it moves on to the next newer row."""
+        """Remove `row`; if the hand is on it, the hand moves to the next newer row."""
         self._refused = 0
         self._unlink(row)
 
     def victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """The first row under the hand that is not visited and satisfies `evictable`, removed.
+        """Move the hand to the first unvisited row that satisfies `evictable`; evict that row.
 
-        From a victim the hand steps back while there are rows it has just been refused: its
-        parents, most likely. Or each turn would take only the last block of every prefix.
+        After a victim the hand goes back over the rows that were not evictable just before it.
+        They are most likely its parents; otherwise each turn of the hand would evict only the
+        last block of every prefix.
         """
         visited = self._visited
         newer = self._newer
