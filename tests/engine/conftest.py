@@ -8,13 +8,13 @@ import os
 import pydoc_data.topics
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.engine import REPOSITORY, Ahead, Engine
+from tests.engine.engine import REPOSITORY, Engine
 
 Start = Callable[..., Engine]
 MADE_UP: dict[str, Any] = {
@@ -90,18 +90,10 @@ def noise() -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts an engine whose log lies in a folder of its own."""
-    ahead = Ahead(lambda: tmp_path_factory.mktemp("engine") / "log")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """A function that makes an engine whose log lies in a folder of its own."""
 
-    def start_engine(
-        model: Path,
-        kvtier: dict[str, Any] | None,
-        *,
-        env: Mapping[str, str] | None = None,
-        **more: Any,
-    ) -> Engine:
-        return Engine(ahead.take(env), model, kvtier, **more)
+    def make(model: Path, kvtier: dict[str, Any] | None, **more: Any) -> Engine:
+        return Engine(tmp_path_factory.mktemp("engine") / "log", model, kvtier, **more)
 
-    yield start_engine
-    ahead.end()
+    return make

@@ -1,23 +1,22 @@
-"""The test's side of `driver.py`: a handle on an engine that runs in its own process.
+"""A handle on an engine that runs in a process of its own (`driver.py`).
 
 Every call has a deadline, so an engine that is stuck is a failed test with the end of its log.
-A process takes some 10 seconds to import vLLM before it can be told what engine to be, so
-`Ahead` starts the next one while the tests are still busy with this one.
+The processes are forked from one that has imported vLLM (`kvtier_bench.forkserver`).
 """
 
+import contextlib
 import json
 import os
 import selectors
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import kvtier
+from kvtier_bench.forkserver import ForkedProcess, shared
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 240.0
@@ -54,83 +53,28 @@ def environment() -> dict[str, str]:
     }
 
 
-class Launched(NamedTuple):
-    """A process that imports vLLM and then waits to be told what engine it is."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @classmethod
-    def with_log(cls, log: Path, env: Mapping[str, str] | None = None) -> Self:
-        """Start one. `env` is what its environment has besides `environment()`."""
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, str(_DRIVER)],
-                env={**environment(), **(env or {})},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        return cls(process, log)
-
-    def kill(self) -> None:
-        """kill -9, and wait. Idempotent."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:  # an order the dead engine never read
-                    continue
-
-
-class Ahead:
-    """Keeps one process launched before it is asked for. `new_log` names its log."""
-
-    def __init__(self, new_log: Callable[[], Path]) -> None:
-        self._new_log = new_log
-        self._next: Launched | None = None
-
-    def take(self, env: Mapping[str, str] | None = None) -> Launched:
-        """One that nobody else has; another is on its way then.
-
-        Who needs an environment of its own waits for its process.
-        """
-        if env is not None:
-            return Launched.with_log(self._new_log(), env)
-        taken = self._next or Launched.with_log(self._new_log())
-        self._next = Launched.with_log(self._new_log())
-        return taken
-
-    def end(self) -> None:
-        """End the one that nobody took."""
-        if self._next is not None:
-            self._next.kill()
-
-
 class Engine:
-    """A running engine; leaving its context closes it and checks that it ended well.
+    """A running engine; leaving its context closes it and checks its exit code.
 
-    `settings` are the connector's extra config; None runs vLLM alone. `more` goes to `LLM()`.
+    Its log is written to `log`. `settings` are the connector's extra config; None runs vLLM
+    alone. `env` is added to `environment()`. `more` goes to `LLM()`.
     """
 
     def __init__(
         self,
-        launched: Launched,
+        log: Path,
         model: Path,
         settings: dict[str, Any] | None,
         *,
+        env: Mapping[str, str] | None = None,
         device_blocks: int = 70,
         dtype: str = "float32",
         faulty: bool = False,
         events: str | None = None,
         **more: Any,
     ) -> None:
-        self._launched = launched
-        self.process, self.log = launched
+        self.log = log
+        self.process = self._fork({**environment(), **(env or {})})
         self._unread = b""
         llm = {
             "model": str(model),
@@ -193,7 +137,7 @@ class Engine:
         return found
 
     def close(self) -> None:
-        """End the engine in good order. Raises EngineFailed if it does not."""
+        """Shut the engine down and wait for it. Raises EngineFailed unless it exits with 0."""
         if self.process.poll() is not None:
             return
         self.call("close")
@@ -207,8 +151,13 @@ class Engine:
             raise self._failed(f"ended with code {code}")
 
     def kill(self) -> None:
-        """kill -9, and wait. Idempotent."""
-        self._launched.kill()
+        """Send SIGKILL and wait for the end. Idempotent."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # an order the dead engine never read
+                    pipe.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -222,6 +171,10 @@ class Engine:
         if error is None:
             self.close()
         self.kill()
+
+    def _fork(self, env: Mapping[str, str]) -> ForkedProcess:
+        with self.log.open("wb") as stderr:
+            return shared().script(_DRIVER, environment=env, stderr=stderr, pipes=True)
 
     def _exchange(self, order: dict[str, Any], within_s: float) -> Any:
         assert self.process.stdin is not None

@@ -18,7 +18,7 @@ def test_replicas_differ_in_their_core_and_their_ports_alone(tmp_path: Path) -> 
     assert first.kv_transfer is not None
     assert first.kv_transfer["kv_connector_extra_config"]["self_describing_kv_events"]
     assert first.kv_transfer["kv_connector_extra_config"]["ram"] == "48MiB"
-    command = first.command(80)
+    command = first.arguments(80)
     assert "--enable-scale-out" in command
     events = json.loads(command[command.index("--kv-events-config") + 1])
     assert (events["endpoint"], events["replay_endpoint"]) == ("tcp://*:7", "tcp://*:8")
