@@ -402,8 +402,8 @@ def _preload() -> None:
 def main() -> None:
     """Import vLLM, then fork for each request that comes over the inherited socket."""
     context_of = multiprocessing.get_context
-    multiprocessing.get_context = (  # type: ignore[assignment]
-        lambda method=None: context_of("fork" if method == "spawn" else method)
+    multiprocessing.get_context = (
+        lambda method=None: context_of("fork" if method == "spawn" else method)  # type: ignore[assignment]
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which closes us
     _preload()
