@@ -113,7 +113,7 @@ def test_an_answer_that_is_none_is_unavailable(body) -> None:
     async def use(source: EngineSource) -> None:
         with pytest.raises(Unavailable):
             await source.chat(CHAT, "m")
-        assert source._known_bytes == 0
+        assert source._cache.size_bytes == 0
 
     served(answer, use)
 
@@ -171,8 +171,8 @@ def test_what_is_remembered_is_bounded() -> None:
     async def use(source: EngineSource) -> None:
         for number in range(10):
             await source.completion(str(number), "m", add_special_tokens=True)
-        assert len(source._known) == 3
-        assert source._known_bytes == 1800
+        assert len(source._cache) == 3
+        assert source._cache.size_bytes == 1800
 
     served(answer, use, cached_bytes=2000)
 

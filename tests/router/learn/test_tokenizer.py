@@ -73,8 +73,8 @@ def test_what_is_remembered_is_bounded(folder) -> None:
     for number in range(50):
         text = f"<|im_start|>{number}<|im_end|>" * 5
         assert tokenizer.tokens(text, add_special_tokens=False).tolist() == whole(tokenizer, text)
-        held = sum(tokens.nbytes + 200 for tokens in tokenizer._known.values())
-        assert held == tokenizer._known_bytes <= 2000
+        held = sum(tokens.nbytes + 200 for tokens in tokenizer._cache._entries.values())
+        assert held == tokenizer._cache.size_bytes <= 2000
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path) -> None:

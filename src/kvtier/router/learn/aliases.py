@@ -1,12 +1,12 @@
-"""Which names mean one model, by what replicas list in `/v1/models`.
+"""Aliases of models, from what replicas list in `/v1/models`.
 
 An engine may serve one model under several names, and its adapters under names of their own. Its
-events tell of the model without a name, and of an adapter by the adapter's. So names that a
-replica lists with one `root`, and without a `parent`, are one: prompts and events take the least
-of them, whichever of them a request says, and an adapter stays what it is called.
+events do not name the model, and they name an adapter by the adapter's name. Therefore all names
+that a replica lists with the same `root` and without a `parent` are aliases: prompts and events use
+the lexicographically least of them, whichever one a request uses. Adapters keep their names.
 
-Invariant: two names are one exactly if a chain of replicas says so; what a replica lists in a
-form that is not understood stands for itself.
+Invariant: two names are aliases exactly if a chain of replicas lists them so; a model whose entry
+is malformed has no aliases.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,20 +19,20 @@ from kvtier.router.fleet.models import MAX_BYTES, read_cards
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
-    """What of a card tells names apart."""
+    """The fields of a ModelCard that determine whether two names are aliases."""
 
     id: str
     root: str | None = None
-    """The model's path, or the adapter's."""
+    """The path of the model or adapter."""
     parent: str | None = None
-    """Of an adapter: its model."""
+    """An adapter's base model; None for a model."""
 
 
 _entry = msgspec.json.Decoder(ModelIdentity)
 
 
 class ModelAliases:
-    """Belongs to one event loop."""
+    """The aliases over all replicas. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[ModelIdentity, ...]] = {}
@@ -40,7 +40,7 @@ class ModelAliases:
         self._called: dict[str, str] = {}
 
     def update(self, replica: str, cards: Sequence[ModelCard]) -> None:
-        """The replica lists these. Free where they are the ones of the last time."""
+        """Set what `replica` lists. Cheap if `cards` is the same object as at the last call."""
         if self._cards.get(replica) is cards:
             return
         self._cards[replica] = cards
@@ -50,23 +50,23 @@ class ModelAliases:
             self._called = _called(self._entries.values())
 
     def remove(self, replica: str) -> None:
-        """It is gone. Idempotent."""
+        """Remove a replica that left the fleet. Idempotent."""
         self._cards.pop(replica, None)
         if self._entries.pop(replica, None) is not None:
             self._called = _called(self._entries.values())
 
     def canonical(self, name: str) -> str:
-        """What prompts and indexes call the model or adapter of this name."""
+        """Return the name that prompts and indexes use for the model or adapter `name`."""
         return self._called.get(name, name)
 
     def base_model(self, replica: str) -> str | None:
-        """What they call the model whose blocks it tells of; None where it lists nothing."""
+        """Return the canonical name of the replica's model; None if it lists no model."""
         entries = self._entries.get(replica, ())
         first = next((one for one in entries if one.parent is None), None)
         return None if first is None else self.canonical(first.id)
 
     def models(self, name: str) -> frozenset[str]:
-        """All models that go by a name, or lie at this path."""
+        """Return the canonical names of all models whose id, path or Hugging Face id is `name`."""
         found = {
             self.canonical(one.id)
             for entries in self._entries.values()
@@ -79,7 +79,7 @@ class ModelAliases:
 async def fetch_models(
     session: aiohttp.ClientSession, url: str, timeout_s: float
 ) -> tuple[ModelCard, ...]:
-    """What a replica lists, where nobody else asks; nothing where it cannot be had."""
+    """Return what the replica at `url` lists in `/v1/models`; empty if that fails."""
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     try:
         async with session.get(
@@ -101,12 +101,12 @@ def _read(card: ModelCard) -> ModelIdentity:
 
 
 def _is_of(root: str | None, name: str) -> bool:
-    """Whether a path lies in the hub's cache of the model of this name."""
+    """Return whether `root` is a snapshot of the model `name` in the Hugging Face cache."""
     return root is not None and f"/models--{name.replace('/', '--')}/snapshots/" in root
 
 
 def _called(lists: Iterable[Sequence[ModelIdentity]]) -> dict[str, str]:
-    """The least name of each model by all its other names."""
+    """Return the least name of each model by each of its other names."""
     leads: dict[str, str] = {}
 
     def lead(name: str) -> str:

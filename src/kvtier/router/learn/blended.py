@@ -1,10 +1,11 @@
-"""One index out of two: what replicas tell where they tell it, an estimate for the others.
+"""A blend of two indexes: precise for replicas that publish KV events, estimated for the others.
 
-Engines tell a block once, when it comes. So a replica that has told from its beginning is judged
-by that alone, and what it has lost is not believed to be there; of one whose events were missed
-in part, the longer of the two prefixes counts: what it has used all along it does not tell again.
+An engine publishes a block once, when it stores it. For a replica whose events are known since it
+started, the precise index alone is used, so evicted blocks do not count. For a replica some of
+whose events were missed, the longer of the two matches is used, because the engine does not publish
+blocks again that it has kept all along.
 
-Invariant: a prompt of characters can only be compared with the estimate.
+Invariant: a prompt of characters is matched against the estimated index only.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from kvtier.index.fleet.prompt import Prompt, Unit
 
 
 class BlendedIndex:
-    """Meets FleetIndex. Capacities and drops go to the two themselves."""
+    """A FleetIndex that combines an estimated and a precise index."""
 
     source: Final = Source.PRECISE
 
@@ -26,7 +27,7 @@ class BlendedIndex:
         self._precise = precise
 
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
-        """See FleetIndex."""
+        """Return the better match of each replica, in the order of `replicas`."""
         told: frozenset[str] = frozenset()
         if prompt.unit is Unit.TOKEN:
             told = frozenset(name for name in replicas if self._precise.held_blocks(name))
@@ -43,15 +44,15 @@ class BlendedIndex:
         ]
 
     def routed(self, prompt: Prompt, replica: str) -> None:
-        """See FleetIndex. Both: events may end."""
+        """Record the request in both indexes, because a replica's events may end."""
         self._estimated.routed(prompt, replica)
         self._precise.routed(prompt, replica)
 
     def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
-        """See FleetIndex."""
+        """Set a tier's capacity in the estimated index; the precise one has no capacities."""
         self._estimated.resize(replica, tier, capacity_tokens)
 
     def remove(self, replica: str) -> None:
-        """See FleetIndex."""
+        """Remove a replica from both indexes."""
         self._estimated.remove(replica)
         self._precise.remove(replica)

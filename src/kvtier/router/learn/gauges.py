@@ -1,8 +1,8 @@
-"""Where a replica's metrics are, and what three of its gauges are called.
+"""The path of a replica's metrics and the names of its three load gauges.
 
-Why: every engine has names of its own, and whoever runs another one says its names by flag, as
-the Gateway API Inference Extension has it: `name`, or `name{label=value}` for one series of it.
-Invariant: the first name that a replica has counts, so that no label needs to say its engine.
+Each engine has names of its own. For other engines they are given by flag, with the syntax of the
+Gateway API Inference Extension: `name`, or `name{label=value}` for one series. Invariant: the first
+name that a replica exposes is used, so no label needs to name a replica's engine.
 """
 
 import re
@@ -16,7 +16,7 @@ _LABEL: Final = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:"([^"]+)"|([^"
 
 
 class GaugeNames(msgspec.Struct, frozen=True):
-    """Those of vLLM, SGLang, TensorRT-LLM and Triton, unless others are given."""
+    """The gauge names to look for, by default those of vLLM, SGLang, TensorRT-LLM and Triton."""
 
     waiting: tuple[str, ...] = (
         "vllm:num_requests_waiting",
@@ -41,23 +41,24 @@ class GaugeNames(msgspec.Struct, frozen=True):
 
 
 def parse_name(text: str) -> tuple[str, dict[str, str]]:
-    """The name and labels of `name{label=value,...}`. Raises ValueError."""
+    """Return the name and labels of `name{label=value,...}`. Raises ValueError."""
     found = _SELECTOR.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no metric; write name, or name{{label=value}}")
+        raise ValueError(f"{text!r} is not a metric; write name, or name{{label=value}}")
     labels = {}
     for part in found[2].split(",") if found[2] is not None else ():
         label = _LABEL.fullmatch(part)
         if label is None:
-            raise ValueError(f"{text!r}: {part!r} is no label; write name{{label=value}}")
+            raise ValueError(f"{text!r}: {part!r} is not a label; write name{{label=value}}")
         labels[label[1]] = label[2] or label[3]
     return found[1], labels
 
 
 def prepend(text: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
-    """A name that is given, and behind it the usual ones, for replicas of another engine.
+    """Return the name in `text` followed by the `usual` ones, which replicas of other engines use.
 
-    None: the usual ones; empty: none, the gauge is not read. Raises ValueError.
+    None returns the usual names; an empty text returns none, so that the gauge is not read. Raises
+    ValueError if the name is malformed.
     """
     if text is None:
         return usual

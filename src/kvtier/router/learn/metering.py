@@ -1,8 +1,8 @@
-"""What was learned of replicas and what was not, as Prometheus metrics.
+"""Prometheus metrics about the learner: scrapes, events, gaps and known blocks.
 
-For `kvtier route` and `kvtier epp` alike, each of which registers it beside its own. Numbers are
-those that scrapers, streams and indexes count anyway; families are made when somebody scrapes.
-Invariant: the series of a replica end with it, so that their number stays that of the fleet.
+`kvtier route` and `kvtier epp` both register the collector next to their own. Scrapers, streams and
+indexes keep the counters; the metric families are built when Prometheus scrapes. Invariant: the
+series of a replica are removed with it, so their number is bounded by the fleet.
 """
 
 from collections import Counter
@@ -23,26 +23,26 @@ _Values = Mapping[tuple[str, ...], int]
 
 
 class LearningMeter(Collector):
-    """Belongs to the event loop's thread, scrapes too."""
+    """A collector of the learner's metrics. Scrapes run on the event loop's thread, too."""
 
     def __init__(self, precise: Sequence[PreciseIndex], evictors: Evictors) -> None:
         self._precise = precise
         self._evictors = evictors
         self._streams: dict[str, events.EventCounts] = {}
         self.scrapes: Final[dict[str, ScrapeCounts]] = {}
-        """By replica."""
+        """The counters of each replica's scrapes."""
 
     def stream(self, replica: str) -> events.EventCounts:
-        """Of its events, however often they are followed anew."""
+        """Return the counters of a replica's events, the same ones for each restart of a stream."""
         return self._streams.setdefault(replica, events.EventCounts())
 
     def remove(self, replica: str) -> None:
-        """It is gone. Idempotent."""
+        """Remove the series of a replica. Idempotent."""
         self.scrapes.pop(replica, None)
         self._streams.pop(replica, None)
 
     def collect(self) -> Iterable[Metric]:
-        """For registries."""
+        """Yield the metric families."""
         yield from self._of_scrapes()
         yield from self._of_events()
         yield _counter(metrics.ROUTER_DROPPED_BLOCKS, self._dropped())

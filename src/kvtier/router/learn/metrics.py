@@ -1,11 +1,12 @@
-"""A replica's load and tiers, from its own `/metrics`: the engine's names, and ours.
+"""Scraping of a replica's `/metrics`: its load and its tiers, from the engine's and kvtier's names.
 
-What an engine says is not believed blindly: numbers that cannot be are left out and counted, and
-a body is read up to BODY_MAX bytes and for TIMEOUT_S seconds. Rates are measured between two
-scrapes (`rates`).
+A replica's values are not trusted: implausible numbers are ignored and counted, and a response is
+read for at most BODY_MAX bytes and TIMEOUT_S seconds. Rates are measured between two scrapes (see
+`rates`). The text format is parsed here rather than by the Prometheus client library, which creates
+an object for each line of each histogram, a hundred times a second for a whole fleet.
 
-Invariants: nothing here raises for what a replica answers; a scrape that failed leaves the last
-load as it was, and its age shows in `updated_s`.
+Invariants: no response of a replica raises an exception; after a failed scrape the last load stays,
+and `updated_s` shows its age.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ BODY_MAX: Final = 4 << 20
 TIMEOUT_S: Final = 2.0
 
 _INLINE_MAX: Final = 256 << 10
-"""Larger bodies are read on a thread: this much takes a millisecond."""
+"""Larger responses are parsed on a thread; this much takes a millisecond."""
 _COUNT_MAX: Final = 1_000_000
 _TOKENS_MAX: Final = 1 << 50
 _TIER: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -54,53 +55,56 @@ _UNESCAPED: Final = {"n": "\n"}
 
 
 class ScrapeCounts(msgspec.Struct):
-    """Of one replica's scrapes."""
+    """The counters of one replica's scrapes."""
 
     scrapes: int = 0
     failures: int = 0
-    """No answer in time, no success, or too long a body."""
+    """Scrapes that timed out, failed, or returned too long a body."""
     bad_values: int = 0
-    """Numbers that cannot be: they were left out."""
+    """Implausible numbers, which were ignored."""
     restarts: int = 0
-    """The replica is another process than at the scrape before: its caches are empty."""
+    """Scrapes that found a new process since the one before, whose caches are empty."""
 
 
 class Sample(NamedTuple):
-    """One line."""
+    """One line of the text format, without its name."""
 
     labels: dict[str, str]
     value: float
 
 
 class MetricSamples(NamedTuple):
-    """The samples of the names that were asked for."""
+    """The samples in one response, of the names that were requested."""
 
     samples: dict[str, list[Sample]]
     bad_lines: int
-    """Of those names: not to be read, or not a finite number."""
+    """The lines of those names that are malformed or have no finite value."""
 
     def of(self, name: str) -> list[Sample]:
-        """All series of a name; empty where there is none."""
+        """Return all series of `name`; empty if there is none."""
         return self.samples.get(name, [])
 
     def total(self, *names: str) -> float | None:
-        """The sum over the series of the first of these names that there is; finite."""
+        """Return the finite sum over the series of the first of `names` that is present."""
         for name in names:
             found = self.samples.get(name)
             if found:
                 try:
                     return math.fsum(sample.value for sample in found)
-                except OverflowError:  # whoever reports such numbers reports nothing
+                except OverflowError:  # such numbers carry no information
                     return None
         return None
 
 
 def read_samples(text: str, names: Collection[str]) -> MetricSamples:
-    """0.2 us a line. Time stamps and exemplars behind a value are left out."""
+    """Parse the lines of `names` in the Prometheus text format, at 0.2 us per line.
+
+    Timestamps and exemplars are ignored, and so are samples without a finite value.
+    """
     samples: dict[str, list[Sample]] = {}
     bad = 0
     for line in text.split("\n"):
-        # A name ends at its labels or at a blank.
+        # A name ends at its labels or at a space.
         end = line.find("{")
         if end < 0:
             end = line.find(" ")
@@ -138,10 +142,10 @@ def _unescape(found: re.Match[str]) -> str:
 
 
 class LoadReader:
-    """Turns one replica's answers into its Load. Remembers counters, for rates."""
+    """A converter of one replica's responses to its load; it keeps counters to measure rates."""
 
     def __init__(self, names: GaugeNames | None = None) -> None:
-        """Raises ValueError for a name that is none."""
+        """Raises ValueError if one of `names` is malformed."""
         self._names = GaugeNames() if names is None else names
         chosen = (*self._names.waiting, *self._names.running, *self._names.usage)
         self._selectors = {name: parse_name(name) for name in chosen}
@@ -160,11 +164,11 @@ class LoadReader:
         self.restarts = 0
 
     def parse(self, body: bytes) -> MetricSamples:
-        """The samples in an answer. May run on a thread."""
+        """Return the samples in a response. May run on a thread."""
         return read_samples(body.decode("utf-8", "replace"), self._wanted)
 
     def load(self, found: MetricSamples, now_s: float) -> ReplicaLoad:
-        """What they mean. Ten microseconds."""
+        """Return the load that the samples describe. Takes ten microseconds."""
         self.bad_values += found.bad_lines
         self._note_start(found.total(_STARTED_S))
         block_tokens, device_tokens = self._device(found)
@@ -200,7 +204,7 @@ class LoadReader:
         return []
 
     def _gauge(self, found: MetricSamples, names: Iterable[str], most: float) -> float:
-        """Summed over engines behind one address."""
+        """Return the gauge's sum over the engines behind one address."""
         series = [sample.value for sample in self._series(found, names)]
         good = [value for value in series if 0 <= value <= most]
         self.bad_values += len(series) - len(good)
@@ -213,7 +217,7 @@ class LoadReader:
         return sum(good) / len(good) if good else 0.0
 
     def _device(self, found: MetricSamples) -> tuple[int, int]:
-        """Tokens of a block, and of the device's cache; 0 where they are not told."""
+        """Return the tokens per block and the device cache's tokens; 0 if not reported."""
         block_tokens = capacity = 0
         for name, (size, count) in _CONFIGS.items():
             for sample in found.of(name):
@@ -225,7 +229,7 @@ class LoadReader:
         return block_tokens, capacity
 
     def _whole(self, text: str) -> int:
-        if text in ("", "None"):  # as vLLM says that it does not know yet
+        if text in ("", "None"):  # vLLM reports None until it knows the number
             return 0
         if not text.isascii() or not text.isdigit() or len(text) > 12:
             self.bad_values += 1
@@ -243,8 +247,8 @@ class LoadReader:
             if sample.labels.get("direction") == "promote"
         ]
         seconds = _by_tier(promoted)
-        # Whatever comes back passes RAM: its way to the device is that of all. Seconds are not
-        # told before there are some.
+        # Blocks of every tier pass through RAM, so RAM's rate to the device is that of all tiers.
+        # The seconds are not reported before the first load.
         load_s = found.total(_LOAD_S) or 0.0
         for name, capacity in _by_tier(found.of(_CAPACITY)).items():
             if not 0 <= capacity <= _TOKENS_MAX or len(tiers) > _TIERS_MAX or name == DEVICE:
@@ -261,7 +265,7 @@ class LoadReader:
 
 
 class Scraper:
-    """Asks one replica. Belongs to the event loop."""
+    """A scraper of one replica's metrics. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -272,7 +276,7 @@ class Scraper:
         clock: Clock | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`url` is that of its metrics: `http://10.0.0.7:8000/metrics`."""
+        """`url` is the address of the metrics, such as `http://10.0.0.7:8000/metrics`."""
         self._session = session
         self._url = url
         self._clock = MonotonicClock() if clock is None else clock
@@ -281,7 +285,7 @@ class Scraper:
         self.counts = ScrapeCounts()
 
     async def scrape(self) -> ReplicaLoad | None:
-        """What it says now; None, and counted, where it says nothing of use."""
+        """Scrape the replica and return its load; on failure, count it and return None."""
         self.counts.scrapes += 1
         try:
             body = await self._body()
@@ -316,7 +320,7 @@ class Scraper:
 
 
 def apply_load(endpoint: Endpoint, load: ReplicaLoad, indexes: Iterable[FleetIndex]) -> None:
-    """Tell an endpoint, and the indexes, what its replica said."""
+    """Set the endpoint's load, and the capacities of its tiers in `indexes`."""
     endpoint.load = load
     for index in indexes:
         for tier, known in load.tiers.items():
@@ -334,7 +338,7 @@ def _prefills(found: MetricSamples) -> Prefills:
 
 
 def _by_tier(samples: Iterable[Sample]) -> dict[str, float]:
-    """Summed over engines behind one address."""
+    """Return the sum by tier over the engines behind one address."""
     tiers: dict[str, float] = {}
     for sample in samples:
         tier = sample.labels.get("tier", "")
@@ -344,7 +348,7 @@ def _by_tier(samples: Iterable[Sample]) -> dict[str, float]:
 
 
 def _adapters(found: MetricSamples) -> frozenset[str]:
-    """Of the series that is newest: its value is the time at which it was written."""
+    """Return the LoRA adapters of the newest series, whose value is the time it was written."""
     samples = found.of(_LORA)
     if not samples:
         return frozenset()

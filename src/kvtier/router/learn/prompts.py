@@ -1,10 +1,14 @@
-"""From a request's body to the prompt that indexes are asked about.
+"""Conversion of a request's body to the prompt that is matched against the indexes.
 
-Tokens where they can be had: from the body itself, from a tokenizer, from an engine. Otherwise
-characters, which serve an estimate and never match what replicas tell; that is said once for
-each model.
+A prompt consists of tokens if they are available: from the body itself, from a tokenizer, or from
+an engine. Otherwise it consists of characters, which match an estimated index but never what
+replicas publish; the log reports that once for each model.
 
-Invariant: there is always a prompt, whatever the body: routing never fails for want of one.
+Engines differ in what they accept. The router must neither reject what an engine would accept nor
+fail on what an engine would reject, so fields of an unexpected type are ignored.
+
+Invariants: every body has a prompt, so routing never fails for lack of one; if one conversation
+continues another, the text of the shorter is a prefix of the longer's, except for the last line.
 """
 
 import asyncio
@@ -31,21 +35,21 @@ _log = logging.getLogger(__name__)
 _SAID_MAX: Final = 1000
 _REASON_MAX: Final = 300
 _INLINE_MAX: Final = 1 << 20
-"""Characters that are encoded at once; more, on a thread."""
+"""Longer texts are encoded on a thread instead of the event loop."""
 _DIGEST_BYTES: Final = 16
 
 
 class ChatPrompt(msgspec.Struct, frozen=True):
-    """A chat as templates take it: contents are texts or lists of text parts."""
+    """The prompt of a chat request, as templates take it: contents are texts or text parts."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
     kwargs: Mapping[str, Any] = {}
-    """`chat_template_kwargs`."""
+    """The request's `chat_template_kwargs`."""
     add_generation_prompt: bool = True
 
     def text(self) -> str:
-        """A plain rendering, for where no template can be had."""
+        """Return a plain rendering, for use without the model's chat template."""
         lines = []
         if self.tools:
             lines.append(f"tools: {_json(self.tools)}\n")
@@ -58,7 +62,7 @@ class ChatPrompt(msgspec.Struct, frozen=True):
 
 
 def conversation_of(body: Mapping[str, Any]) -> ChatPrompt | None:
-    """The chat in a body; None where there is none."""
+    """Return the chat in a request's body; None if it has none."""
     messages = body.get("messages")
     if not isinstance(messages, list):
         return None
@@ -73,7 +77,7 @@ def conversation_of(body: Mapping[str, Any]) -> ChatPrompt | None:
 
 
 def completion_of(body: Mapping[str, Any]) -> str | Sequence[int] | None:
-    """The prompt of a completion, text or token ids: of several, the longest."""
+    """Return the prompt of a completion, as text or token ids; the longest if there are several."""
     prompt = body.get("prompt", body.get("input"))
     if isinstance(prompt, str):
         return prompt
@@ -86,7 +90,7 @@ def completion_of(body: Mapping[str, Any]) -> str | Sequence[int] | None:
 
 
 def flatten(content: Any) -> str:
-    """A content as one text, parts by lines, as engines join them."""
+    """Return a message's content as one text, its parts joined by newlines as engines do."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -95,10 +99,10 @@ def flatten(content: Any) -> str:
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """With parts that are no text, such as images, replaced by a mark of their content.
+    """Return `message` with each part that is not text, such as an image, replaced by its hash.
 
-    What comes after an image depends on it. No tokens of the engine's can be foretold from
-    there on; two requests with the same image still have the same prefix.
+    The engine's tokens for an image cannot be predicted, but requests with the same image still
+    share a prefix, and those with different images do not.
     """
     content = message.get("content")
     kept = {key: value for key, value in message.items() if value is not None}
@@ -121,7 +125,7 @@ def _part(part: Any) -> dict[str, Any]:
 
 
 def _call(call: Any) -> Any:
-    """Arguments as values and not as JSON, as engines give them to templates."""
+    """Return a tool call with decoded arguments, as engines pass it to templates."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
@@ -140,19 +144,19 @@ def _json(value: Any) -> str:
 
 
 class TokenSource(Protocol):
-    """Belongs to the event loop. Both raise Unavailable."""
+    """A tokenizer of prompts. Belongs to the event loop; both methods raise Unavailable."""
 
     async def completion(self, text: str, model: str, *, add_special_tokens: bool) -> Numbers:
-        """Tokens of a plain prompt."""
+        """Return the tokens of a plain prompt."""
         ...
 
     async def chat(self, conversation: ChatPrompt, model: str) -> Numbers:
-        """Tokens of a chat, as the model's template writes it."""
+        """Return the tokens of a chat as the model's template renders it."""
         ...
 
 
 class PromptBuilder:
-    """Makes prompts, by the models that sources are given for. Belongs to the event loop."""
+    """A builder of prompts from requests' bodies. Belongs to the event loop."""
 
     def __init__(
         self,
@@ -161,9 +165,9 @@ class PromptBuilder:
         hasher: Hasher | None = None,
         called: Callable[[str], str] = str,
     ) -> None:
-        """`sources` by model; that of `*` is for all others. They may change meanwhile.
+        """`sources` are by model, with `*` for all others; the mapping may change at any time.
 
-        `called`: what indexes call a model or adapter that requests name so.
+        `called` maps a model's or adapter's name in requests to its name in the indexes.
         """
         self._called = called
         self._sources = {} if sources is None else sources
@@ -171,7 +175,7 @@ class PromptBuilder:
         self._said: set[str] = set()
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
-        """`body`: decoded JSON of a completion, a chat, or whatever else has a prompt."""
+        """Return the prompt of `body`, the decoded JSON of a completion, a chat or the like."""
         salt = body.get("cache_salt")
         salt = salt if isinstance(salt, str) else ""
         source = self._sources.get(model) or self._sources.get("*")
@@ -182,7 +186,7 @@ class PromptBuilder:
             if isinstance(prompt, list):
                 return TokenPrompt(prompt, scope, salt=salt, hasher=self._hasher)
             if source is None:
-                self._say(model, "no tokenizer is given for it")
+                self._say(model, "no tokenizer is configured for it")
             elif conversation is not None:
                 tokens = await source.chat(conversation, model)
                 return TokenPrompt(tokens, scope, salt=salt, hasher=self._hasher)
@@ -194,12 +198,12 @@ class PromptBuilder:
         except Unavailable as error:
             self._say(model, str(error))
         except (TypeError, OverflowError):
-            prompt = None  # a list of what are no tokens
+            prompt = None  # the list contains something other than tokens
         text = conversation.text() if conversation is not None else prompt
         return await self._characters(text if isinstance(text, str) else "", scope, salt)
 
     def unread(self, body: Mapping[str, Any]) -> Prompt:
-        """Its length, where nobody compares it: tokens, or characters by rule of thumb."""
+        """Return a prompt of estimated length only, for profiles that do not match prompts."""
         conversation = conversation_of(body)
         prompt = completion_of(body) if conversation is None else conversation.text()
         if isinstance(prompt, str):
@@ -218,7 +222,7 @@ class PromptBuilder:
             return
         self._said.add(model)
         _log.warning(
-            "prompts of %s are compared by characters, which tells less than tokens: %s",
+            "prompts of %s are compared by characters, which is less accurate than tokens: %s",
             shown(model),
             shown(reason, _REASON_MAX),
         )

@@ -1,37 +1,37 @@
-"""How fast a replica computes or loads, from counters that add up the seconds of its requests.
+"""Rates at which a replica computes or loads tokens, from counters of its requests' seconds.
 
 An engine that works on several requests at once, or decodes others in the same steps, counts the
-same second for each of them: tokens over seconds is then less than what it does, and never more.
-So a rate is the best that was measured lately, not a mean: it rises at once and falls slowly.
-Where requests overlap all the time even the best is too low; `PrefillRate` therefore also holds
-the seconds against the time that has passed, of which an engine cannot have used more.
+same second for each of them, so tokens divided by seconds underestimates its speed and never
+overestimates it. A rate is therefore the best recent measurement rather than a mean: it rises at
+once and falls slowly. If requests overlap all the time, even the best is too low, so `PrefillRate`
+also compares the seconds with the elapsed time, since the engine cannot have used more than that.
 
-Invariants: a rate is 0 until something was measured, and always a number; counters that do not
-move, go back, move one at a time, or are no counts change nothing.
+Invariants: a rate is 0 until something was measured, and always finite; counters that stand still,
+decrease, change one without the other, or are implausible do not change it.
 """
 
 from typing import Final, NamedTuple
 
 HALF_S: Final = 300.0
-"""After so long, a rate has come half the way down to what is measured now."""
+"""The half-life of a rate's decay towards the current measurement."""
 WINDOW_S: Final = 10.0
-"""Time that has to pass before it is held against the seconds of requests."""
+"""The shortest window over which seconds are compared with the elapsed time."""
 _WINDOW_LATENCIES: Final = 8
-"""A window is at least so many times a request's own time, as prefills counted in it may have
-been before it."""
+"""A window lasts at least this many request latencies, because a prefill that is counted in it
+may have happened before it began."""
 _KEPT: Final = 0.8
-"""Share of what was measured before that counts beside the newest interval: counters are not
-written at one moment, and a single odd interval would stay as the best."""
+"""The weight of earlier intervals relative to the newest. The counters are not updated at the same
+moment, and without averaging a single odd interval would stay as the best."""
 _FASTEST: Final = 1e9
-"""Tokens a second that nobody computes or loads: whoever reports so reports nothing."""
+"""Tokens per second above which a measurement is implausible and ignored."""
 _COUNTED_MAX: Final = float(1 << 53)
-"""Where a float can count no further; nobody computes so many tokens, or works so long."""
+"""The largest plausible counter: above it, a float cannot count in steps of one."""
 _PREFILL_MIN: Final = 256
-"""Tokens a request: who computes less, because it found the rest, measures what a step costs."""
+"""Tokens per request below which prefills measure the cost of a step, not the speed."""
 
 
 class PeakRate:
-    """Something a second, from two counters; the best of late."""
+    """An amount per second from two counters: the best recent measurement, which decays."""
 
     def __init__(self) -> None:
         self._last: tuple[float, float] | None = None
@@ -42,13 +42,13 @@ class PeakRate:
     def update(
         self, amount: float | None, seconds: float | None, now_s: float, *, least: float = 0.0
     ) -> float:
-        """Counters as they stand now; 0 while nothing has been measured.
+        """Update with the counters' current values and return the rate; 0 if not measured yet.
 
-        An interval of less than `least` says nothing.
+        An interval in which the amount rose by less than `least` is ignored.
         """
         if amount is not None and seconds is not None:
             if _believed(amount) is None or _believed(seconds) is None:
-                self._last = None  # the next that can be believed begin an interval
+                self._last = None  # the next plausible values begin an interval
                 return self._best
             last = self._last or (amount, seconds)
             more, longer = amount - last[0], seconds - last[1]
@@ -56,14 +56,15 @@ class PeakRate:
                 self._amount = self._amount * _KEPT + more
                 self._seconds = self._seconds * _KEPT + longer
                 self.record(self._amount / self._seconds, now_s)
-            # Replicas do not report both at the same moment: an interval lasts until both have
-            # moved. Less than before: the replica has restarted, this interval says nothing.
+            # Replicas do not update both counters at the same moment, so an interval lasts until
+            # both have changed. If one has decreased, the replica has restarted, and the interval
+            # is ignored.
             if self._last is None or more * longer > 0 or min(more, longer) < 0:
                 self._last = (amount, seconds)
         return self._best
 
     def record(self, rate: float, now_s: float) -> None:
-        """A rate that the replica has had, or exceeded. One that nobody can have is none."""
+        """Record a rate that the replica has reached or exceeded; ignore an implausible one."""
         if not 0 <= rate <= _FASTEST:
             return
         elapsed_s = min(max(0.0, now_s - self._updated_s), HALF_S)
@@ -73,23 +74,23 @@ class PeakRate:
 
 
 class Prefills(NamedTuple):
-    """Counters of finished requests; None: not told."""
+    """Counters of finished requests; None if the replica does not report one."""
 
     tokens: float | None
-    """Computed, not found in a cache."""
+    """Prompt tokens that were computed rather than found in a cache."""
     requests: float | None
     seconds: float | None
-    """From being scheduled to the first token, summed over requests."""
+    """Seconds from scheduling to the first token, summed over requests."""
     latency_s: float | None
-    """From arrival to the end, summed over requests."""
+    """Seconds from arrival to the end, summed over requests."""
 
 
 class PrefillRate:
-    """Tokens that a replica computes in a second of prefill.
+    """The tokens per second that a replica computes in prefill.
 
-    What is measured is at most what the replica can do: also where it was never busy for a
-    window, and where steps with decoding in them are all that there is. Short prefills, of less
-    than 256 tokens a request on average, are left out.
+    The rate never exceeds what the replica is capable of, even if it was never busy for a whole
+    window, or if all of its steps include decoding. Prefills of fewer than 256 tokens per request
+    on average are ignored.
     """
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ class PrefillRate:
         self._window: tuple[float, Prefills] | None = None
 
     def update(self, seen: Prefills, now_s: float) -> float:
-        """Counters as they stand now; tokens a second, 0 while nothing has been measured."""
+        """Update with the current counters and return tokens per second; 0 if not measured yet."""
         believed = Prefills(*map(_believed, seen))
         count = self._requests if believed.requests is None else believed.requests
         requests, self._requests = max(0.0, count - self._requests), count
@@ -106,7 +107,7 @@ class PrefillRate:
         return self._rate.update(seen.tokens, seen.seconds, now_s, least=requests * _PREFILL_MIN)
 
     def _hold_against_time(self, seen: Prefills, now_s: float) -> None:
-        """At the end of a window: what was computed in it, over its length at most."""
+        """At the end of a window, record its tokens divided by at most its length."""
         if self._window is None or _fell(self._window[1], seen):
             self._window = (now_s, seen)
             return
@@ -123,16 +124,16 @@ class PrefillRate:
 
 
 def _believed(counter: float | None) -> float | None:
-    """None for what is no count, as for one that is not told."""
+    """Return `counter`, or None if it is implausible."""
     return counter if counter is not None and 0 <= counter <= _COUNTED_MAX else None
 
 
 def _since(first: Prefills, now: Prefills) -> list[float]:
-    """How far each counter has come; one that is not told has not moved."""
+    """Return the increase of each counter; 0 for one that is not reported."""
     pairs = zip(first, now, strict=True)
     return [0.0 if a is None or b is None else b - a for a, b in pairs]
 
 
 def _fell(first: Prefills, now: Prefills) -> bool:
-    """Whether the replica has restarted, or began to tell more than before."""
+    """Return whether a counter decreased, or the set of reported counters changed."""
     return min(_since(first, now)) < 0 or first.count(None) != now.count(None)

@@ -1,11 +1,11 @@
-"""Where the tokens of a prompt come from: a tokenizer in this process, or the engine's own.
+"""Sources of a prompt's tokens: a tokenizer in this process, or an engine's `/tokenize`.
 
-Invariants: the event loop waits for threads and sockets and is not held by them; a source that
-cannot answer raises Unavailable, and nothing else.
+Invariants: tokenizing never blocks the event loop; a source that cannot tokenize a prompt raises
+Unavailable and nothing else; an engine that did not reply in time is not used for a while if
+another one can be; cached responses of an engine are removed with the engine.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,26 +22,24 @@ from kvtier.index.fleet.hashing import Numbers
 from kvtier.router.fleet.members import Member
 from kvtier.router.learn.prompts import ChatPrompt, TokenSource
 from kvtier.router.learn.template import ChatTemplate, TemplateError
-from kvtier.router.learn.tokenizer import Tokenizer
+from kvtier.router.learn.tokenizer import CACHED_BYTES, TokenCache, Tokenizer
 
 EVENTS: Final = "kv-events"
-"""The label that says where a replica publishes its events."""
+"""The label of a replica that names the endpoint of its KV events."""
 ANSWER_MAX: Final = 64 << 20
 TIMEOUT_S: Final = 2.0
 REST_S: Final = 10.0
-"""So long an engine that did not answer is not asked: no request waits for it meanwhile."""
-CACHED_BYTES: Final = 128 << 20
-
-_ENTRY_BYTES: Final = 200
+"""How long an engine that did not reply is not used again, so that requests do not wait for it."""
 
 
 class LocalSource:
-    """A folder with `tokenizer.json` and a chat template. Close it."""
+    """A TokenSource that uses a folder's tokenizer and chat template. It must be closed."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InvalidSettings for a folder without a tokenizer; takes 0.1 to 1 s.
+        """Load the tokenizer, which takes 0.1 to 1 s.
 
-        A model without a chat template has no chats: they are unavailable.
+        Without a chat template, `chat` raises Unavailable. Raises InvalidSettings if the folder
+        has no tokenizer.
         """
         self._tokenizer = Tokenizer(folder)
         self._template: ChatTemplate | None = None
@@ -49,19 +47,19 @@ class LocalSource:
             self._template = ChatTemplate(folder)
         except InvalidSettings as error:
             self._reason = str(error)
-        # One: the cache of beginnings belongs to it, and tokenizing uses all cores by itself.
+        # One thread suffices: the tokenizer is not thread-safe, and it uses all cores by itself.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kvtier-tokenize")
 
     async def completion(self, text: str, model: str, *, add_special_tokens: bool) -> Numbers:
-        """See TokenSource."""
+        """Return the tokens of a plain prompt."""
         return await self._run(self._completion, text, add_special_tokens)
 
     async def chat(self, conversation: ChatPrompt, model: str) -> Numbers:
-        """See TokenSource."""
+        """Return the tokens of a chat as the template renders it."""
         return await self._run(self._chat, conversation)
 
     def close(self) -> None:
-        """End the thread. Idempotent."""
+        """Stop the thread. Idempotent."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def _run(self, call: Any, *arguments: Any) -> Numbers:
@@ -69,7 +67,7 @@ class LocalSource:
         try:
             found: Numbers = await loop.run_in_executor(self._thread, call, *arguments)
         except (RuntimeError, UnicodeError, TypeError, OverflowError) as error:
-            raise Unavailable(f"the tokenizer cannot read it: {error}") from error
+            raise Unavailable(f"the tokenizer failed: {error}") from error
         return found
 
     def _completion(self, text: str, add_special_tokens: bool) -> Numbers:  # noqa: FBT001
@@ -81,7 +79,7 @@ class LocalSource:
         try:
             text = self._template.render(conversation)
         except TemplateError as error:
-            raise Unavailable(f"the chat template refuses it: {error}") from error
+            raise Unavailable(f"the chat template failed: {error}") from error
         return self._tokenizer.tokens(text, add_special_tokens=False)
 
 
@@ -90,7 +88,7 @@ class _Answer(msgspec.Struct):
 
 
 class EngineSource:
-    """An engine's own `/tokenize`. Answers are remembered, as far as `cached_bytes` reach."""
+    """A TokenSource that uses an engine's `/tokenize` and caches its responses."""
 
     def __init__(
         self,
@@ -102,29 +100,27 @@ class EngineSource:
         cached_bytes: int = CACHED_BYTES,
         clock: Clock | None = None,
     ) -> None:
-        """`url`: `http://host:port` of one engine that serves the model."""
+        """`url` is the `http://host:port` of an engine that serves the model."""
         self._clock = MonotonicClock() if clock is None else clock
         self._rests_until_s = float("-inf")
         self._session = session
         self._url = f"{url.rstrip('/')}/tokenize"
         self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._cached_bytes = cached_bytes
-        self._known: OrderedDict[int, Numbers] = OrderedDict()
-        self._known_bytes = 0
+        self._cache = TokenCache(cached_bytes)
 
     @property
     def is_resting(self) -> bool:
-        """Whether it did not answer a moment ago, so that it is not asked."""
+        """Whether the engine recently did not reply, so that it is not used."""
         return self._clock.now_s() < self._rests_until_s
 
     async def completion(self, text: str, model: str, *, add_special_tokens: bool) -> Numbers:
-        """See TokenSource."""
+        """Return the tokens of a plain prompt."""
         asked = {"model": model, "prompt": text, "add_special_tokens": add_special_tokens}
         return await self._ask(asked)
 
     async def chat(self, conversation: ChatPrompt, model: str) -> Numbers:
-        """See TokenSource."""
+        """Return the tokens of a chat as the engine's template renders it."""
         asked: dict[str, Any] = {
             "model": model,
             "messages": conversation.messages,
@@ -140,14 +136,13 @@ class EngineSource:
         try:
             body = msgspec.json.encode(asked)
         except (TypeError, ValueError, RecursionError) as error:
-            raise Unavailable(f"no JSON: {error}") from error
+            raise Unavailable(f"not representable as JSON: {error}") from error
         digest = xxhash.xxh3_128_intdigest(body)
-        known = self._known.get(digest)
+        known = self._cache.get(digest)
         if known is not None:
-            self._known.move_to_end(digest)
             return known
         if self.is_resting:
-            raise Unavailable(f"{self._url} did not answer a moment ago")
+            raise Unavailable(f"{self._url} recently did not reply")
         try:
             answer = await self._post(body)
             found = await asyncio.to_thread(_tokens, answer)
@@ -156,7 +151,7 @@ class EngineSource:
             raise Unavailable(f"{self._url}: {error!r}") from error
         except (ValueError, OverflowError, RecursionError) as error:
             raise Unavailable(f"{self._url}: {error!r}") from error
-        self._remember(digest, found)
+        self._cache.put(digest, found)
         return found
 
     async def _post(self, body: bytes) -> bytes:
@@ -174,23 +169,16 @@ class EngineSource:
                 pieces += piece
                 if len(pieces) > ANSWER_MAX:
                     answer.close()
-                    raise ValueError("the answer does not end")
+                    raise ValueError("the response is too long")
             return bytes(pieces)
-
-    def _remember(self, digest: int, tokens: Numbers) -> None:
-        if digest not in self._known:
-            self._known_bytes += tokens.nbytes + _ENTRY_BYTES
-        self._known[digest] = tokens
-        while self._known_bytes > self._cached_bytes:
-            _, old = self._known.popitem(last=False)
-            self._known_bytes -= old.nbytes + _ENTRY_BYTES
 
 
 class EngineSources(Mapping[str, TokenSource]):
-    """By model, the engine that turns prompts into tokens: the first that publishes events.
+    """A mapping of model to the engine that tokenizes its prompts.
 
-    Where that one did not answer a moment ago, the next. Only those that publish: where nobody
-    tells tokens, comparing characters does as well and asks nobody.
+    That is the first available member that serves the model, publishes KV events, and did not
+    recently fail to reply. Members without events are not used: if no engine publishes tokens,
+    prompts can be compared by characters just as well, without a request to an engine.
     """
 
     def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
@@ -199,7 +187,7 @@ class EngineSources(Mapping[str, TokenSource]):
         self._sources: dict[str, EngineSource] = {}
 
     def use(self, session: aiohttp.ClientSession) -> None:
-        """Ask through it."""
+        """Send requests through `session`. Must be called before the first lookup."""
         self._session = session
 
     def __getitem__(self, model: str) -> TokenSource:
@@ -219,7 +207,7 @@ class EngineSources(Mapping[str, TokenSource]):
         return first
 
     def remove(self, url: str) -> None:
-        """Nobody is asked there any more. Idempotent."""
+        """Remove the engine at `url` and its cached responses. Idempotent."""
         self._sources.pop(url, None)
 
     def __iter__(self) -> Iterator[str]:
@@ -238,5 +226,5 @@ class EngineSources(Mapping[str, TokenSource]):
 
 
 def _tokens(answer: bytes) -> Numbers:
-    """Raises ValueError, OverflowError or RecursionError for what is no answer."""
+    """Decode a response. Raises ValueError, OverflowError or RecursionError if it is malformed."""
     return np.array(msgspec.json.decode(answer, type=_Answer).tokens, dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""A model's chat template, from the folder of its tokenizer, rendered as engines render it.
+"""A model's chat template, loaded from its tokenizer's folder and rendered as engines do.
 
 Invariants: templates run in Jinja's sandbox; rendering raises TemplateError and nothing else.
 """
@@ -23,20 +23,20 @@ _FILE: Final = "chat_template.jinja"
 _TOOL_USE: Final = "tool_use"
 _DEFAULT: Final = "default"
 _GENERATION: Final = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""Marks for training, which render to nothing."""
+"""Markers for training, which render to nothing."""
 _PARTS: Final = re.compile(r"\bfor\s+\w+\s+in\s+\w+(?:\.content\b|\[\s*['\"]content['\"]\s*\])")
-"""A template that goes through the parts of a content itself."""
+"""Matches a template that iterates over the parts of a message's content itself."""
 
 
 class TemplateError(Exception):
-    """The template refuses the conversation."""
+    """The template rejects the conversation, or fails."""
 
 
 class ChatTemplate:
-    """Of one model. Safe from any thread."""
+    """The chat template of one model. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InvalidSettings where there is no template, or it cannot be read."""
+        """Raises InvalidSettings if `folder` has no template or it cannot be read."""
         config = _read_config(folder / _CONFIG)
         sources = _sources(folder, config)
         if not sources:
@@ -59,7 +59,7 @@ class ChatTemplate:
         }
 
     def render(self, conversation: ChatPrompt) -> str:
-        """The prompt's text. Raises TemplateError."""
+        """Return the text of the prompt. Raises TemplateError."""
         name = _TOOL_USE if conversation.tools and _TOOL_USE in self._templates else _DEFAULT
         if name not in self._templates:
             name = next(iter(self._templates))
@@ -77,7 +77,7 @@ class ChatTemplate:
         try:
             return self._templates[name].render(values)
         except Exception as error:
-            # A template is a program: given what it did not expect, it may raise anything.
+            # A template is a program, and unexpected input may make it raise anything.
             raise TemplateError(str(error)) from error
 
 
@@ -114,7 +114,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Templates by name: a file of its own, one in the configuration, or several there."""
+    """Return the templates by name, from a file of their own or from the configuration."""
     try:
         return {_DEFAULT: (folder / _FILE).read_text()}
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def _sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _content(value: Any) -> str:
-    """Of a token, which is a text or a description with one."""
+    """Return the text of a special token, which is a string or a mapping; empty if neither."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""

@@ -1,12 +1,12 @@
-"""A model's tokenizer from its folder: texts become tokens here, on threads.
+"""A model's tokenizer, loaded from its folder, with a cache of the tokens of prefixes.
 
-A conversation that goes on is tokenized from where it went on. That is exact only at special
-tokens, which cut a text before anything else is done with it: what stands before one and what
-begins with it are tokenized apart. So the tokens of a text are remembered up to its last few
-special tokens, by a hash of the text before them; a text without any is tokenized whole.
+A conversation that continues is tokenized from where it continued. That is exact only at special
+tokens, because a text is split at them before anything else: the parts before and after the split
+are tokenized independently. Therefore the tokens of a text up to each of its last few special
+tokens are cached by a hash of that prefix; a text without special tokens is tokenized whole.
 
-Invariants: the tokens are those of tokenizing the text at once; memory is bounded by
-`cached_bytes`; the event loop is held for no more than it takes to hash a text.
+Invariants: the result equals that of tokenizing the whole text at once; memory is bounded by
+`cached_bytes`.
 """
 
 import re
@@ -23,19 +23,50 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.hashing import Numbers
 
 CACHED_BYTES: Final = 128 << 20
+"""The default size of a TokenCache."""
 
 _FILE: Final = "tokenizer.json"
 _REMEMBERED: Final = 3
-"""Special tokens of each text, from the end, up to which its tokens are remembered: the next
-turn differs after the one that opens the answer."""
+"""The number of prefixes cached per text, each up to one of the last special tokens. The next turn
+of a conversation differs only after the special token that opens the answer."""
 _ENTRY_BYTES: Final = 200
+"""The overhead of one entry of a TokenCache."""
+
+
+class TokenCache:
+    """An LRU cache of token arrays by the hash of their text, bounded in bytes."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._entries: OrderedDict[int, Numbers] = OrderedDict()
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, digest: int) -> Numbers | None:
+        """Return the tokens of `digest` and mark them as recently used; None if not cached."""
+        found = self._entries.get(digest)
+        if found is not None:
+            self._entries.move_to_end(digest)
+        return found
+
+    def put(self, digest: int, tokens: Numbers) -> None:
+        """Add `tokens`, which the cache owns from now on, and evict the least recently used."""
+        if digest in self._entries:
+            return
+        self._entries[digest] = tokens
+        self.size_bytes += tokens.nbytes + _ENTRY_BYTES
+        while self.size_bytes > self._capacity_bytes:
+            _, evicted = self._entries.popitem(last=False)
+            self.size_bytes -= evicted.nbytes + _ENTRY_BYTES
 
 
 class Tokenizer:
-    """Of one model. One thread at a time."""
+    """The tokenizer of one model. Only one thread may use it at a time."""
 
     def __init__(self, folder: Path, cached_bytes: int = CACHED_BYTES) -> None:
-        """Raises InvalidSettings where the folder has none, or the library is missing."""
+        """Raises InvalidSettings if `folder` has no tokenizer or the library is missing."""
         try:
             from tokenizers import Tokenizer as Library
         except ImportError as error:
@@ -45,19 +76,17 @@ class Tokenizer:
         path = folder / _FILE
         try:
             self._library: Any = Library.from_file(str(path))
-        except Exception as error:  # the library raises nothing more precise
+        except Exception as error:  # the library raises plain Exception
             raise InvalidSettings(f"{path} cannot be read: {error}") from error
         self._library.no_truncation()
         self._library.no_padding()
         self._added, self._cutting = _added(self._library)
-        self._known: OrderedDict[int, Numbers] = OrderedDict()
-        self._known_bytes = 0
-        self._cached_bytes = cached_bytes
+        self._cache = TokenCache(cached_bytes)
         self.remembered_tokens = 0
-        """Tokens that were remembered and not made again."""
+        """Tokens that came from the cache so far."""
 
     def tokens(self, text: str, *, add_special_tokens: bool) -> Numbers:
-        """All of it: about a microsecond a token that is new."""
+        """Return the tokens of `text`; takes about a microsecond per token that is not cached."""
         if add_special_tokens or not self._cutting:
             return self._encode([text], add_special_tokens=add_special_tokens)[0]
         cuts = [
@@ -76,43 +105,34 @@ class Tokenizer:
         length = len(done)
         for cut, part in zip(marks, parts[1:], strict=False):
             length += len(part)
-            self._remember(digests[cuts.index(cut)], whole[:length])
+            # A copy, because a view would keep the whole array alive.
+            self._cache.put(digests[cuts.index(cut)], whole[:length].copy())
         return whole
 
     def _longest(self, cuts: list[int], digests: list[int]) -> tuple[Numbers, int]:
-        """The longest beginning that is remembered, and where in the text it ends."""
+        """Return the tokens of the longest cached prefix, and where in the text it ends."""
         for cut, digest in zip(reversed(cuts), reversed(digests), strict=True):
-            known = self._known.get(digest)
+            known = self._cache.get(digest)
             if known is not None:
-                self._known.move_to_end(digest)
                 self.remembered_tokens += len(known)
                 return known, cut
         return np.empty(0, dtype=np.uint32), 0
 
-    def _remember(self, digest: int, tokens: Numbers) -> None:
-        if digest in self._known:
-            return
-        # A copy: a view would keep the whole array alive.
-        self._known[digest] = tokens.copy()
-        self._known_bytes += tokens.nbytes + _ENTRY_BYTES
-        while self._known_bytes > self._cached_bytes:
-            _, old = self._known.popitem(last=False)
-            self._known_bytes -= old.nbytes + _ENTRY_BYTES
-
     def _encode(self, pieces: list[str], *, add_special_tokens: bool) -> list[Numbers]:
-        """The batch call lets other threads run, which the single one does not."""
+        # Unlike the call for a single text, the batch call releases the interpreter lock.
         encoded = self._library.encode_batch_fast(pieces, add_special_tokens=add_special_tokens)
-        # By way of an array: four times as fast, and nobody else runs meanwhile.
+        # Going through an array is four times as fast; this part holds the interpreter lock.
         return [np.frombuffer(array("I", one.ids), dtype=np.uint32) for one in encoded]
 
 
 def _added(library: Any) -> tuple[re.Pattern[str], frozenset[str]]:
-    """Tokens that are found before anything else, and those of them that cut a text there.
+    """Return a pattern of the added tokens, and those of them at which a text can be split.
 
-    One that takes the blanks before it along, or must be a word, does not.
+    An added token that absorbs the spaces before it, or matches whole words only, depends on the
+    text around it, so a text cannot be split there.
     """
     tokens = [token for token in library.get_added_tokens_decoder().values() if token.content]
-    # The longest first: where one begins with another, the library takes the longest.
+    # Longest first, because the library prefers the longest token that matches.
     texts = sorted((token.content for token in tokens), key=len, reverse=True)
     cutting = {
         token.content
@@ -123,7 +143,7 @@ def _added(library: Any) -> tuple[re.Pattern[str], frozenset[str]]:
 
 
 def _digests(text: str, cuts: list[int]) -> list[int]:
-    """Of the text before each cut."""
+    """Return the hash of the text before each of `cuts`."""
     digest, low, found = xxhash.xxh3_128(), 0, []
     for cut in cuts:
         digest.update(text[low:cut].encode("utf-8", "surrogatepass"))

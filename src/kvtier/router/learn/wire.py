@@ -1,11 +1,11 @@
-"""KV events as engines send them, decoded into what the precise index takes.
+"""The wire format of KV events, decoded into changes of the precise index.
 
-A payload is msgpack: `[time, events, data-parallel rank]`. An event is a map with its `type`
-(vLLM from 0.32 on) or an array that begins with it (before, and others who follow vLLM). Both
-are read, whichever comes.
+A payload is msgpack: `[time, events, data-parallel rank]`. An event is a map with its `type` (vLLM
+since 0.32) or an array that begins with it (earlier versions, and other engines that follow vLLM).
+Both forms are accepted.
 
-Invariants: decoding never raises, whatever the bytes; what cannot be read is counted, and one bad
-event takes no other with it; time and memory are linear in the bytes of a message.
+Invariants: decoding never raises, whatever the bytes; malformed events are counted, and do not
+affect the others of the message; time and memory are linear in the size of a message.
 """
 
 import math
@@ -18,15 +18,15 @@ from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.changes import Change, Cleared, Removed, Stored, name_of
 
 PAYLOAD_MAX: Final = 16 << 20
-"""Bytes of a message; a full one of vLLM has a few megabytes."""
+"""The largest message in bytes; a full one of vLLM has a few megabytes."""
 EVENTS_MAX: Final = 1 << 18
-"""Of a message: vLLM tells each block that leaves in an event of its own, and has fewer blocks."""
+"""The most events per message. vLLM sends one per removed block, and has fewer blocks than this."""
 
 _BAD_MAX: Final = 1000
-"""Events of a message that cannot be read before no other is tried: each takes a microsecond."""
+"""The malformed events after which the rest of a message is skipped; each costs a microsecond."""
 _REMOTE: Final = "remote"
 _UNNAMED: Final = "storage"
-"""A slow tier whose name is no name."""
+"""The name of a slow tier whose reported name is not valid."""
 _TIERS: Final = {
     **dict.fromkeys(("gpu", "device", "hbm", "xpu", "tpu"), DEVICE),
     **dict.fromkeys(("cpu", "host", "ram", "dram", "cpu_pinned"), "ram"),
@@ -78,7 +78,7 @@ class _ClearArray(_Clear, tag="AllBlocksCleared", array_like=True, gc=False):
     pass
 
 
-# The length is checked before any element is read.
+# msgspec checks the length before it decodes any element.
 _Length = msgspec.Meta(max_length=EVENTS_MAX)
 
 
@@ -101,8 +101,8 @@ class Batch(msgspec.Struct, gc=False):
     """The events of one message."""
 
     sent_s: float | None
-    """By the sender's clock: it tells a message that came twice from one of another life. None:
-    the message cannot be read."""
+    """The time by the sender's clock, which distinguishes a repeated message from that of a
+    restarted sender. None if the message cannot be decoded."""
     changes: list[Change]
     bad_events: int = 0
 
@@ -119,9 +119,9 @@ _EVENTS = (
 
 
 def decode(payload: bytes) -> Batch | None:
-    """The events of a message; None where it is none. Two microseconds, and 0.1 a block.
+    """Return the events of a message; None if it is malformed. May run on a thread.
 
-    Whatever it holds, at most 0.1 s for a megabyte; may run on a thread.
+    Takes two microseconds and 0.1 per block, and at worst 0.1 s per megabyte.
     """
     if len(payload) > PAYLOAD_MAX:
         return None
@@ -134,12 +134,12 @@ def decode(payload: bytes) -> Batch | None:
         except _FAULTS:
             return _salvage(payload)
     if not math.isfinite(found.ts):
-        return None  # no clock says so, and no later message could be told from an older one
+        return None  # such a time would make every later message look like a repeated one
     return Batch(found.ts, [_change(event) for event in found.events])
 
 
 def _salvage(payload: bytes) -> Batch | None:
-    """Event by event, where some of them cannot be read. What follows too many is lost too."""
+    """Decode a message event by event, skipping malformed ones; stop after too many of them."""
     try:
         found = _RAWS.decode(payload)
     except _FAULTS:
@@ -193,16 +193,19 @@ def _change(event: _Store | _Remove | _Clear) -> Change:
 
 
 def _adapter(event: _Store) -> str:
-    """By a number alone it is not known, and it must not be taken for the model itself."""
+    """Return the adapter's name; one known by number only gets a name that no request can use.
+
+    It must not be mistaken for the base model.
+    """
     if event.lora_name or event.lora_id is None:
         return event.lora_name or ""
-    return f"\0{event.lora_id}"  # no client asks for this
+    return f"\0{event.lora_id}"
 
 
 def tier_of(medium: str | None, owner: str | None) -> str:
-    """The tier's name from what an event calls it; an engine without tiers calls it nothing.
+    """Return the tier's name for an event's `medium`; engines without tiers send none.
 
-    `STORAGE` is as good as the name of its owner: `disk`, `shared`, `objectstore` of kvtier.
+    For `STORAGE` the tier is named by its owner, such as kvtier's `disk`, `shared`, `objectstore`.
     """
     called = (medium or "gpu").lower()
     tier = _TIERS.get(called)
