@@ -18,7 +18,7 @@ def test_the_first_engine_counts_first() -> None:
 
 
 def test_what_is_no_metric_and_no_path_is_refused() -> None:
-    with pytest.raises(ValueError, match="no metric"):
+    with pytest.raises(ValueError, match="not a metric"):
         CoreMetricsExtractor(engine_configs=(EngineConfig(name="a", waiting="a b"),))
     with pytest.raises(ValueError, match="path is 'x'"):
         MetricsDataSource(path="x")

@@ -6,7 +6,7 @@ from kvtier.router.learn.gauges import GaugeNames, parse_name, prepend
 def test_a_name_may_choose_a_series_by_labels() -> None:
     assert parse_name("vllm:num_requests_waiting") == ("vllm:num_requests_waiting", {})
     text = ' nv_trt_llm_request_metrics { request_type=waiting , model="a, b"}'
-    with pytest.raises(ValueError, match="no label"):  # commas divide, in quotes too
+    with pytest.raises(ValueError, match="not a label"):  # commas divide, in quotes too
         parse_name(text)
     assert parse_name('x{request_type=waiting, model="a b"}') == (
         "x",
@@ -31,5 +31,5 @@ def test_a_name_that_is_given_comes_before_the_usual_ones_and_an_empty_one_reads
     given = prepend('"sglang:token_usage"', usual)
     assert given[0] == "sglang:token_usage"
     assert sorted(given) == sorted(usual)
-    with pytest.raises(ValueError, match="no metric"):
+    with pytest.raises(ValueError, match="not a metric"):
         prepend("a b", usual)

@@ -88,7 +88,7 @@ def test_an_older_name_and_names_of_ones_own() -> None:
     names = GaugeNames(waiting=('triton_queue{model="m",kind=pending}',))
     text = 'triton_queue{model="m",kind="pending"} 6\ntriton_queue{model="m",kind="x"} 7'
     assert read(text, LoadReader(names)).waiting == 6
-    with pytest.raises(ValueError, match="no metric"):
+    with pytest.raises(ValueError, match="not a metric"):
         LoadReader(GaugeNames(running=("a b",)))
 
 
