@@ -31,17 +31,25 @@ SERVE_FLAGS := --enforce-eager --max-model-len 8192 --max-num-seqs 8 \
 .PHONY: help
 help: ## Show this list
 	@echo "kvtier: the prefix cache below the accelerator's memory"; echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 	@echo; echo "Start with: make demo"
 
 .PHONY: demo
 demo: $(ENGINE) $(READY) ## Real vLLM without and with kvtier on one workload, as a table (8 minutes)
 	@$(BENCH) demo
 
+# Two workers, each with its own engines; a file's tests stay together, engines come first.
+PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile --require-engine
+
 .PHONY: test
-test: check $(ENGINE) $(READY) $(ENVOY) ## Everything that must hold: check, unit tests, real Envoy, real vLLM
-	@echo "==> pytest (unit tests, real Envoy, then real vLLM)"
-	@$(PY) -m pytest -q --require-engine
+test: check $(ENGINE) $(READY) $(ENVOY) ## What must hold: check, unit tests, real Envoy, real vLLM (10 minutes)
+	@echo "==> pytest: real vLLM, real Envoy, unit tests"
+	@$(PYTEST)
+
+.PHONY: test-all
+test-all: check $(ENGINE) $(READY) $(ENVOY) ## Everything, the long proofs too: before a change is called done (30 minutes)
+	@echo "==> pytest: all tests"
+	@$(PYTEST) -m "not soak"
 
 .PHONY: check
 check: $(BASE) ## Format, lint, strict types, one-way imports, house rules (seconds, no engine)

@@ -47,20 +47,24 @@ settings.register_profile(
 settings.register_profile("explore", deadline=None, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+STAGES = ("engine", "e2e")
+"""Folders of tests in the order in which they run; all others come after them."""
+
 SETTLE_S = 10.0
 """Only a test that left something waits for so long; on a busy machine a thread ends late."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """An engine's own threads may die noisily; that is its business."""
+    """Run the files with the longest tests first, so that parallel workers end together."""
+    items.sort(key=lambda item: _stage(item.path))
     for item in items:
+        # An engine's own threads may end with an exception; that is not ours to judge.
         if item.get_closest_marker("engine") or item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the S3 server that the tests of this run shared."""
-    stop_shared_server(config)
+def _stage(path: Path) -> int:
+    return next((at for at, name in enumerate(STAGES) if name in path.parts), len(STAGES))
 
 
 def open_descriptors() -> dict[str, str]:

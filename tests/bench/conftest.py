@@ -165,6 +165,24 @@ def small() -> Workload:
     )
 
 
+IN_THE_DEFAULT = {
+    "test_cell.py",
+    "test_cli.py",
+    "test_demo.py",
+    "test_forkserver.py",
+    "test_workload.py",
+}
+"""The files that `make test` runs: the way engines start, the demo, a sample of the faults."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the other tests of the benchmarks to `make test-all`."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.path.name not in IN_THE_DEFAULT:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of the stand-in, on the PYTHONPATH of every process started in the test."""

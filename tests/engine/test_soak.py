@@ -1,8 +1,10 @@
-"""Under pressure for minutes: no error, no wrong answer, no growth.
+"""An engine under pressure for minutes: no error, no wrong answer, no growth of memory.
 
-Requests that share prefixes come and go, four at a time; the device, RAM and disk are all too
-small for them; some are aborted, some preempted, and now and then the device forgets
-everything. `make test` runs this for two minutes, `make soak` for thirty.
+Requests that share prefixes come and go, four at a time. The device, RAM and disk are all too
+small for them; some requests are aborted, some preempted, and now and then the device's cache is
+reset. A run lasts until its time is over and everything that it must bring about has happened
+(`seen`), however long the machine takes for that. `make test-all` asks for one minute, `make
+soak` for thirty.
 """
 
 import itertools
@@ -29,8 +31,6 @@ WINDOWS = 8
 SAMPLE_EVERY_S = 1.0
 PERIODS = 3
 """At most, of the same requests in the same order: what they ask for once is there then."""
-# A slow machine takes longer: what the pressure must bring about comes with requests, not time.
-ANSWERS_PER_MINUTE = 100
 DISK_BYTES = 320 << 20
 ENGINE = {"max_model_len": 2_048, "max_num_batched_tokens": 256}
 # Torch keeps a kernel for each shape it has met, a thousand of them: growth that is not ours.
@@ -85,9 +85,10 @@ def pressure(engine: Engine, requests: list[Request], minutes: float) -> Run:
     number = finished = aborted = 0
     started_s = time.monotonic()
     sample_s = 0.0
+    is_over = False
     while True:
         now_s = time.monotonic() - started_s
-        is_over = now_s >= 60 * minutes and finished >= ANSWERS_PER_MINUTE * minutes
+        is_over = is_over or (now_s >= 60 * minutes and aborted > 0 and seen(engine))
         if is_over and not running:
             break
         while len(running) < CONCURRENT and not is_over:
@@ -110,6 +111,16 @@ def pressure(engine: Engine, requests: list[Request], minutes: float) -> Run:
             sample_s = now_s + SAMPLE_EVERY_S
             rss.append(engine.call("rss_bytes"))
     return Run(finished, aborted, rss)
+
+
+def seen(engine: Engine) -> bool:
+    """Return whether requests were preempted and both tiers hit and overflowed."""
+    counted = engine.counters()
+    return engine.call("metrics")["vllm:num_preemptions_total"] > 0 and all(
+        counted[tier][what] > 0
+        for tier in ("ram", "disk")
+        for what in ("hit_blocks", "evicted_blocks")
+    )
 
 
 def growth_bytes(samples: list[int]) -> float:
@@ -142,12 +153,7 @@ def soak(start: Start, model: Path, requests: list[Request], folder: Path, minut
         f"{preempted['vllm:num_preemptions_total']:g} preempted, "
         f"grew {growth_bytes(run.rss) / 2**20:.1f} MiB, {counted}"
     )
-    assert run.finished >= ANSWERS_PER_MINUTE * minutes
-    assert run.aborted > 0
-    assert preempted["vllm:num_preemptions_total"] > 0
     for tier in ("ram", "disk"):
-        assert counted[tier]["evicted_blocks"] > 0
-        assert counted[tier]["hit_blocks"] > 0
         assert counted[tier]["corrupt_blocks"] == counted[tier]["fault_blocks"] == 0
         assert counted[tier]["resident"] <= counted[tier]["capacity"]
     assert sum(file.stat().st_blocks * 512 for file in disk.iterdir()) <= DISK_BYTES
@@ -158,22 +164,23 @@ def minutes(default: float) -> float:
     return float(os.environ.get("KVTIER_SOAK_MINUTES") or default)
 
 
-@pytest.mark.timeout(1_200)
-def test_for_two_minutes(
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+def test_engine_under_pressure_for_a_minute_answers_right_and_does_not_grow(
     start: Start, smollm2: Path, requests: list[Request], tmp_path: Path
 ) -> None:
-    soak(start, smollm2, requests, tmp_path, minutes(2))
+    soak(start, smollm2, requests, tmp_path, minutes(1))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_for_half_an_hour(
+def test_engine_under_pressure_for_half_an_hour_answers_right_and_does_not_grow(
     start: Start, smollm2: Path, requests: list[Request], tmp_path: Path
 ) -> None:
     soak(start, smollm2, requests, tmp_path, minutes(30))
 
 
-def test_growth_is_seen() -> None:
+def test_growth_bytes_sees_a_leak_and_no_step() -> None:
     flat = [10**9 + at % 3 for at in range(100)]
     stepped = [10**9 + (at > 70) * 2**25 for at in range(100)]
     warming = [10**9 + min(at, 75) * 2**20 for at in range(100)]
