@@ -15,6 +15,7 @@ from kvtier_bench import kill as kill_bench
 from kvtier_bench import micro as micro_bench
 from kvtier_bench.evict.suite import FILES as EVICT_FILES
 from kvtier_bench.faults.suite import OPERATIONS
+from kvtier_bench.forked import measure_forked
 from kvtier_bench.kill.suite import KILLS
 from kvtier_bench.lineup import lineup
 from kvtier_bench.progress import Steps
@@ -303,6 +304,36 @@ def engine(
     for workload in plan.workloads:
         console.print(summary_table(workload.title, measurements.medians(workload.name)))
     _print_verdicts(console, measurements.rows())
+
+
+@bench.command(
+    "forked",
+    epilog="\b\nExample:\n  python -m kvtier_bench forked --json benchmarks/results/forked.json",
+)
+@click.option("--json", "json_path", type=_file, help="Also write rows and times to this file.")
+@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
+@click.option(
+    "--prompts",
+    type=click.IntRange(min=2),
+    default=20,
+    show_default=True,
+    help="Prompts that each server answers.",
+)
+@click.option(
+    "--scratch", type=_folder, default=SCRATCH, show_default=True, help="Folder of the logs."
+)
+def forked(json_path: Path | None, model: Path, prompts: int, scratch: Path) -> None:
+    """Compare a forked server with one that is started the usual way.
+
+    Tests, the demo and the benchmarks fork their engines from one process that has imported
+    vLLM. This measures that such an engine is neither faster nor slower at serving.
+    """
+    console = Console()
+    rows, details = measure_forked(
+        model, model_encoder(model), Steps(console, 3), prompts=prompts, scratch=scratch
+    )
+    _keep(json_path, report("forked", rows, details))
+    _print_verdicts(console, rows)
 
 
 @bench.command(
