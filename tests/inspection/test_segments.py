@@ -82,10 +82,10 @@ def damage(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("name", "kind", "reason"),
     [
-        ("magic", "segment", "does not begin as a segment"),
+        ("magic", "segment", "unlike a segment"),
         ("header", "segment", "checksum differs"),
         ("padding", "segment", "not zero"),
-        ("empty", "segment", "less than any header"),
+        ("empty", "segment", "fewer than any header has"),
         ("version", "newer", "version 2, of a newer kvtier"),
         ("short", "segment", "too short"),
         ("long", "segment", "too long"),

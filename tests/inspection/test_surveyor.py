@@ -99,7 +99,7 @@ def test_a_secret_is_needed_for_some_of_it(store: StoreFolder, tmp_path: Path) -
     assert "--key-file" in space.quarantined[0].reason
     (space,) = surveyed(store, secret).spaces
     assert len(space.hottest) == 1
-    assert "less than any header" in space.quarantined[0].reason
+    assert "fewer than any header has" in space.quarantined[0].reason
 
 
 def test_a_damaged_manifest_leaves_sizes_and_ages(store: StoreFolder) -> None:

@@ -51,7 +51,7 @@ def test_everything_of_interest_is_shown(store: StoreFolder) -> None:
         f"{NAME} model tiny dtype float32",
         "segments 3 files, 8 blocks",
         "wrong length 1 files; run kvtier fsck",
-        "quarantined x.kvt: 1 bytes are less than any header",
+        "quarantined x.kvt: 1 bytes are fewer than any header has",
         "hottest prefixes",
         "prefix 2 8 128",
         "why 2 key spaces of tiny are not one dtype",

@@ -55,7 +55,7 @@ class Segments:
                 )
             except MoreNeeded as more:
                 if more.header_bytes <= size:
-                    raise Corrupt("it ends within its header") from more
+                    raise Corrupt("the file ends within its header") from more
                 size = more.header_bytes
 
     def quarantine(self, key: bytes, reason: str) -> None:

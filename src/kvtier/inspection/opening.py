@@ -36,7 +36,7 @@ def open_view(place: str, argument: str = "PATH") -> View:
             return Folder(Path(place))
         store = BucketStore(place, deadline_s=_DEADLINE_S)
         with _closed_on_error(store):
-            store.look()
+            store.check_readable()
         return StoreView(store, parse_url(place).url)
 
 

@@ -144,7 +144,7 @@ def _header(view: View, name: str, rules: Rules, first: BlockKey | None) -> _Hea
             )
         except MoreNeeded as more:
             if more.header_bytes <= size:
-                raise Corrupt("it ends within its header") from more
+                raise Corrupt("the file ends within its header") from more
             size = more.header_bytes
         else:
             return _Header(segment, read.stat.version)

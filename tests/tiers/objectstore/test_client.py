@@ -79,7 +79,7 @@ def test_an_endpoint_that_is_no_url(s3_owner: None, monkeypatch: pytest.MonkeyPa
     ):
         monkeypatch.setenv("AWS_ENDPOINT_URL", value)
         with pytest.raises(
-            InvalidSettings, match=r"^AWS_ENDPOINT_URL: .* is no URL; write https"
+            InvalidSettings, match=r"^AWS_ENDPOINT_URL: .* is not a URL; write https"
         ) as caught:
             connect(PLACE, 2.0, 5.0)
         assert "hunter2" not in str(caught.value)

@@ -23,7 +23,7 @@ AZ = Location("az", "container", "")
         (errno.EHOSTUNREACH, AZ, "AZURE_ENDPOINT"),
         (errno.EREMCHG, S3, "AWS_REGION"),
         (errno.EOPNOTSUPP, S3, "use a newer server"),
-        (errno.EIO, S3, "what its server logged"),
+        (errno.EIO, S3, "see the log of its server"),
     ],
 )
 def test_every_refusal_names_the_setting_and_the_fix(

@@ -360,10 +360,10 @@ def forged(at: int, form: str, *values: object, **fields: Any) -> bytes:
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (forged(0, "<8s", b"KVTSEG\n\n"), "does not begin as a segment"),
-        (bytes(4096), "does not begin as a segment"),
+        (forged(0, "<8s", b"KVTSEG\n\n"), "unlike a segment"),
+        (bytes(4096), "unlike a segment"),
         (forged(8, "<I", 2), "version 2, of a newer kvtier"),
-        (forged(8, "<I", 0), "version 0, which never was"),
+        (forged(8, "<I", 0), "version 0, which does not exist"),
         (forged(12, "<I", 8192), "a header of 8192 bytes; 3 blocks need 4096"),
         (forged(12, "<I", 0), "a header of 0 bytes"),
         (forged(16, "<I", 0), "0 blocks; a segment has 1"),
@@ -384,7 +384,7 @@ def forged(at: int, form: str, *values: object, **fields: Any) -> bytes:
         (forged(143, "<B", 1), "must be zero"),
         (forged(80, "<36s", chain()[0], parent=BlockKey(b"p" * 36)), "twice"),
         (forged(144 + 52, "<36s", chain()[0]), "twice"),
-        (header()[:-1] + b"\1", "behind the header's checksum"),
+        (header()[:-1] + b"\1", "after the header's checksum"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -442,7 +442,7 @@ def test_a_long_header_says_how_long_it_is() -> None:
 
 @pytest.mark.parametrize("file_bytes", [0, 1, 4095])
 def test_a_file_without_room_for_a_header_never_asks_for_more(file_bytes: int) -> None:
-    with pytest.raises(Corrupt, match=f"{file_bytes} bytes are less than any header"):
+    with pytest.raises(Corrupt, match=f"{file_bytes} bytes are fewer than any header has"):
         ask(header()[:file_bytes], file_bytes=file_bytes)
 
 

@@ -123,7 +123,7 @@ class ForgetfulStore(MemoryStore):
 
 
 def test_a_manifest_that_comes_and_goes_is_no_endless_loop() -> None:
-    with pytest.raises(OSError, match="comes and goes"):
+    with pytest.raises(OSError, match="vanishes by turns"):
         ensure(ForgetfulStore(), SPACE)
 
 
@@ -220,6 +220,6 @@ def test_what_stands_in_the_manifests_place_is_named(
     space = sample_space()
     (tmp_path / space_folder(space)).mkdir()
     make(tmp_path / space_folder(space) / "manifest.json")
-    with pytest.raises(InvalidSettings, match=r"manifest\.json .*it is no plain file"):
+    with pytest.raises(InvalidSettings, match=r"manifest\.json .*it is not a regular file"):
         ensure(store, space)
     store.close()

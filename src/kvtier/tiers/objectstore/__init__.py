@@ -1,4 +1,4 @@
-"""A bucket as a store: S3, Google Cloud Storage and Azure Blob Storage, one object per file."""
+"""The object-store tier: S3, Google Cloud Storage or Azure Blob Storage, one object per file."""
 
 from kvtier.tiers.objectstore.store import BucketStore
 from kvtier.tiers.objectstore.tier import BucketTier

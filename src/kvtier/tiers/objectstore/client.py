@@ -1,4 +1,14 @@
-"""The client of one bucket."""
+"""The client of one bucket: its URL, credentials, time limits and retries.
+
+The library's own time limits are minutes, and once it is given any option in code it ignores those
+of the environment; `connect` corrects both. The library reads credentials from the environment, web
+identity, container and instance metadata, but not from `~/.aws/credentials`, the place where many
+users and mounted secrets have them; `SharedFile` reads that.
+
+Invariants: credentials come only from the environment or from files, never from a URL, and neither
+an error nor a log shows one. The credentials file is read again every few minutes, so that rotated
+keys are used without a restart. One request, retries included, ends within its limit.
+"""
 
 import configparser
 import os
@@ -28,7 +38,7 @@ _SCHEMES: Final = frozenset({"s3", "gs", "az"})
 
 
 class Location(NamedTuple):
-    """A bucket (a container on Azure) and the prefix of all names in it, perhaps empty."""
+    """A bucket (on Azure, a container) and the prefix of all names in it, which may be empty."""
 
     scheme: str
     bucket: str
@@ -36,17 +46,17 @@ class Location(NamedTuple):
 
     @property
     def url(self) -> str:
-        """For messages; there is no credential in it."""
+        """The URL, for messages; it contains no credential."""
         return f"{self.scheme}://{self.bucket}/{self.prefix}".rstrip("/")
 
 
 def parse_url(url: str) -> Location:
-    """The place that `url` names. Raises InvalidSettings, without secrets, with the fix."""
+    """Parse a bucket's URL. Raises InvalidSettings with the fix, which repeats no secret."""
     place = url.partition("://")[2] or url
-    if any(mark in place for mark in "@:?#"):  # a secret may stand there: it is not repeated
+    if any(mark in place for mark in "@:?#"):  # it may contain a secret, so it is not repeated
         raise InvalidSettings(
             f"{SETTING}: a bucket's URL holds no credentials, no port and no query; write "
-            f"{EXAMPLES}, name another endpoint by AWS_ENDPOINT_URL, and give credentials by the "
+            f"{EXAMPLES}, name another endpoint with AWS_ENDPOINT_URL, and give credentials in the "
             "environment or a file (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY)"
         )
@@ -68,7 +78,7 @@ _VARIABLES: Final = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
-# Any of these is a source of its own, which goes before the file.
+# Each of these is a source of credentials that precedes the file.
 _SOURCES: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -79,14 +89,14 @@ _SOURCES: Final = (
 
 
 class SharedFile:
-    """One profile of the file; calling it reads the file and returns what it holds now."""
+    """One profile of the AWS credentials file; calling it reads the file."""
 
     def __init__(self, path: Path, profile: str) -> None:
         self._path = path
         self._profile = profile
 
     def __call__(self) -> "S3Credential":
-        """Blocks for one small read. Raises InvalidSettings naming the file and the profile."""
+        """Read the file and return the credentials. InvalidSettings names the file and profile."""
         section = self._section()
         try:
             return {
@@ -103,7 +113,7 @@ class SharedFile:
         return f"{self._path}, profile {self._profile!r}"
 
     def _section(self) -> Mapping[str, str]:
-        parser = configparser.ConfigParser(interpolation=None)  # secrets may hold a %
+        parser = configparser.ConfigParser(interpolation=None)  # a secret may contain %
         try:
             parser.read_string(self._path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -112,7 +122,7 @@ class SharedFile:
                 "AWS_PROFILE to do without the file"
             ) from None
         except (configparser.Error, UnicodeDecodeError):
-            # The parser's own message repeats the line that it could not read.
+            # The parser's own message repeats the line that it cannot read.
             raise InvalidSettings(f"{self._path} is not a credentials file") from None
         if not parser.has_section(self._profile):
             raise InvalidSettings(f"{self._where}: there is no such profile; correct AWS_PROFILE")
@@ -120,23 +130,23 @@ class SharedFile:
 
 
 def check_variables(env: Mapping[str, str] = os.environ) -> None:
-    """The library panics on a line break in one of them, and mounted secrets often end in one.
+    """Raise InvalidSettings, naming the variable, if one has spaces at its ends or a line break.
 
-    Raises InvalidSettings naming the variable.
+    The library panics on a line break in these variables, and mounted secrets often end with one.
     """
     for name in _VARIABLES:
         value = env.get(name, "")
         if value != value.strip() or not value.isprintable():
             raise InvalidSettings(
-                f"{name} begins or ends with a space or holds a line break: take it out, as with "
+                f"{name} begins or ends with a space or contains a line break: remove it, as with "
                 f"{name}=$(cat FILE)"
             )
 
 
 def find_shared_file(env: Mapping[str, str] = os.environ) -> SharedFile | None:
-    """The file that applies, or None where another source goes first or there is no file.
+    """Return the credentials file; None where another source precedes it or it does not exist.
 
-    Raises InvalidSettings where the environment names a file or profile that is not there.
+    Raises InvalidSettings where the environment names a file or profile that does not exist.
     """
     if any(env.get(name) for name in _SOURCES):
         return None
@@ -145,12 +155,12 @@ def find_shared_file(env: Mapping[str, str] = os.environ) -> SharedFile | None:
     found = SharedFile(path, env.get("AWS_PROFILE") or "default")
     if not named and not path.is_file():
         return None
-    found()  # what is wrong with it is said at start
+    found()  # raises at start if the file is invalid
     return found
 
 
-# A request is tried again only in the first fifth of its time, after a pause of a tenth at
-# most, and each try may last seven tenths: all of it is over at ten tenths.
+# A request is tried again only during the first fifth of its time, after a pause of at most a
+# tenth, and each try may last seven tenths. All of this ends after ten tenths.
 _RETRY_SHARE: Final = 0.2
 _PAUSE_SHARE: Final = 0.1
 _TRY_SHARE: Final = 0.7
@@ -162,7 +172,7 @@ _ENDPOINTS: Final = {
     "gs": ("GOOGLE_BASE_URL",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
-# Given as AWS_ALLOW_HTTP and so on. Certificates of a private authority: SSL_CERT_FILE.
+# Set as AWS_ALLOW_HTTP and so on. SSL_CERT_FILE names the certificates of a private authority.
 _SWITCHES: Final = ("allow_http", "allow_invalid_certificates")
 _OPTIONS: Final = (*_SWITCHES, "proxy_url", "proxy_excludes", "proxy_ca_certificate")
 _TRUE: Final = ("1", "true", "on", "yes", "y")
@@ -170,12 +180,12 @@ _FALSE: Final = ("0", "false", "off", "no", "n")
 
 
 def connect(location: Location, connect_s: float, request_s: float) -> "Client":
-    """A client for `location`; opens no connection yet.
+    """Return a client for `location`, which opens no connection yet.
 
-    A request, retries included, lasts `request_s` at most, its connection `connect_s`.
-    Renewing the credentials of a cloud's metadata or token service has `request_s` of its own.
-    Raises InvalidSettings: library not installed, an endpoint that is none, a credentials file
-    that is none.
+    A request, retries included, takes at most `request_s`, its connection at most `connect_s`. The
+    renewal of credentials from a cloud's metadata or token service has another `request_s`. Raises
+    InvalidSettings where the library is not installed, and where the endpoint or the credentials
+    file is invalid.
     """
     try:
         from obstore import store
@@ -201,28 +211,28 @@ def connect(location: Location, connect_s: float, request_s: float) -> "Client":
         return store.S3Store(
             location.bucket,
             prefix=prefix,
-            # One object at a time is deleted here, and every server knows that request.
+            # Objects are deleted one by one, with the request that every server supports.
             config={"disable_bulk_delete": True},
             client_options=options,
             retry_config=retry,
             credential_provider=find_shared_file(),
         )
     except (BaseError, ValueError) as error:
-        # The first line says what is missing; the rest is a dump of the configuration.
+        # The first line says what is wrong; the rest is a dump of the configuration.
         reason = str(error).partition("\n")[0]
         raise InvalidSettings(f"{SETTING}: {location.url}: {reason}") from None
 
 
 def endpoint(scheme: str, env: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """Variable and value of the endpoint that the environment names, for messages.
+    """Return the variable that sets the endpoint and its value, without user and password.
 
-    None where the cloud's own is used. A user or password in it is left out.
+    For messages. None where the cloud's own endpoint is used.
     """
     return _first_named(_ENDPOINTS[scheme], env)
 
 
 def proxy(scheme: str, env: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """As `endpoint`, of the proxy; None where there is none."""
+    """Return the variable that sets the proxy and its value, like `endpoint`; None if unset."""
     return _first_named((f"{_PREFIXES[scheme]}_PROXY_URL",), env)
 
 
@@ -235,7 +245,7 @@ def _first_named(variables: Sequence[str], env: Mapping[str, str]) -> tuple[str,
 
 
 def _client_options(scheme: str, connect_s: float, request_s: float) -> "ClientConfig":
-    """Time limits, and the variables that the library drops once it is given any option."""
+    """Return the time limits, and the options that the library no longer reads from variables."""
     try_s = request_s * _TRY_SHARE
     options: ClientConfig = {
         "timeout": timedelta(seconds=try_s),
@@ -254,14 +264,17 @@ def _client_options(scheme: str, connect_s: float, request_s: float) -> "ClientC
 
 
 def _check_endpoint(scheme: str, allow_http: str) -> None:
-    """The library panics on an endpoint that is no URL, and says little on plain HTTP."""
+    """Raise InvalidSettings for an endpoint that is no URL, or plain HTTP that is not allowed.
+
+    The library panics on the former and hardly explains the latter.
+    """
     named = endpoint(scheme)
     if named is None:
         return
     variable, value = named
     url = _server_url(os.environ[variable])
     if url is None:
-        raise InvalidSettings(f"{variable}: {value!r} is no URL; write https://host:port")
+        raise InvalidSettings(f"{variable}: {value!r} is not a URL; write https://host:port")
     if url.scheme == "http" and allow_http.strip().lower() not in _TRUE:
         raise InvalidSettings(
             f"{variable}: {value!r} is plain HTTP; use https://, or allow it with "
@@ -270,11 +283,11 @@ def _check_endpoint(scheme: str, allow_http: str) -> None:
 
 
 def _server_url(text: str) -> SplitResult | None:
-    """None where `text` is not the URL of a server."""
+    """Parse the URL of a server; None where `text` is not one."""
     try:
         url = urlsplit(text)
         has_server = bool(url.hostname) and url.port != 0
-    except ValueError:  # brackets that do not pair, a port that is no number
+    except ValueError:  # unbalanced brackets, or a port that is not a number
         return None
     is_plain = text.isprintable() and " " not in text
     return url if has_server and is_plain and url.scheme in ("http", "https") else None

@@ -1,4 +1,13 @@
-"""What a client's exceptions mean."""
+"""The client library's exceptions as OSErrors, and as explanations of why a bucket cannot be used.
+
+The layers above act on an errno (full, refused, timed out, not there), while the library raises its
+own classes, whose text is a page long and contains the whole request. At start, a wrong bucket,
+refused credentials and an unreachable endpoint each need another remedy, which also differs by
+cloud; `explain` puts it into one line.
+
+Invariant: only the status, the server's error code and our own words appear in an error, so that a
+signed URL, the name of a key or a header never reaches a log.
+"""
 
 import errno
 import os
@@ -13,7 +22,7 @@ _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>(\w{1,64})</Code>")
 _SYSTEM: Final = re.compile(r"\bOs \{\s*code: (\d{1,4})")
 
-# Codes that say more than the status that they come with.
+# Error codes that are more specific than the status they come with.
 _BY_CODE: Final = {
     "NoSuchBucket": errno.ENODEV,
     "ContainerNotFound": errno.ENODEV,
@@ -41,7 +50,7 @@ _BY_STATUS: Final = {
     504: errno.ETIMEDOUT,
     507: errno.ENOSPC,
 }
-# Phrases in the library's text, in the order in which they are looked for.
+# Phrases in the library's text, in the order of the search.
 _BY_PHRASE: Final = (
     ("169.254.169.254", errno.EACCES, "no credentials found"),
     ("metadata.google.internal", errno.EACCES, "no credentials found"),
@@ -69,9 +78,9 @@ _BY_CLASS: Final = {
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Whatever the library raises in the body becomes an OSError: "`doing`: why".
+    """Turn what the library raises in the body into an OSError with the text "`doing`: reason".
 
-    An OSError that has its errno already passes as it is.
+    An OSError that has an errno passes unchanged.
     """
     from obstore.exceptions import BaseError
 
@@ -82,14 +91,14 @@ def translated(doing: str) -> Iterator[None]:
             raise
         raise to_os_error(error, doing) from None
     except BaseException as error:
-        # A panic of the library (say, a line break in a secret) is no Exception in Python.
+        # A panic of the library (for example on a line break in a secret) is not an Exception.
         if type(error).__name__ != "PanicException":
             raise
         raise OSError(errno.EIO, f"{doing}: the client library failed") from None
 
 
 def to_os_error(error: BaseException, doing: str) -> OSError:
-    """The OSError, of the subclass that goes with its errno, for one of the library's errors."""
+    """Return the OSError, of the subclass that its errno selects, for an error of the library."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     if status or code:
@@ -127,7 +136,7 @@ _UNREACHABLE: Final = frozenset(
 
 
 def explain(error: OSError, location: Location) -> str:
-    """One line: setting, bucket, what happened, what to do."""
+    """Return one line with the setting, the bucket, the reason and the remedy."""
     said = error.strerror or str(error)
     return f"{SETTING}: {location.url}: {_reason(error, location)} ({said})"
 
@@ -145,18 +154,18 @@ def _reason(error: OSError, location: Location) -> str:
         return _unreachable(scheme)
     if number == errno.EOPNOTSUPP:
         return (
-            "the server knows no conditional writes (If-None-Match), so that two writers of one "
+            "the server does not support conditional writes (If-None-Match), so two writers of one "
             "file cannot be kept apart: use a newer server, or another one"
         )
     if number in _REGION and scheme == "s3":
         return "the server refuses the request: set AWS_REGION to the bucket's region"
-    return "the bucket cannot be used: see what its server logged"
+    return "the bucket cannot be used: see the log of its server"
 
 
 def _unreachable(scheme: str) -> str:
     named = endpoint(scheme)
     if named is None:
-        where, fix = "the cloud's own endpoint", f"set {_ENDPOINT[scheme]} if you mean another"
+        where, fix = "the cloud's own endpoint", f"set {_ENDPOINT[scheme]} to use another"
     else:
         where, fix = f"{named[0]}={named[1]}", "correct it"
     through = proxy(scheme)

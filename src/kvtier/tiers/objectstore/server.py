@@ -1,4 +1,19 @@
-"""What differs from server to server."""
+"""The differences between servers: object metadata, the order of listings, conditional writes.
+
+HEAD, GET, PUT and a listing each describe an object in another way, and readers compare one with
+the other; `stat_of` gives the same Stat for all of them while the object stays the same.
+
+The clouds and most servers list by whole names, where `a-b` comes before `a/b`. SeaweedFS lists by
+folders, where it comes after, and omits the contents of a folder when it is told to start after the
+name of that folder. There the folders are walked one by one, as on a disk, at the cost of one more
+request per folder. Either way names ascend, and an object that stays is listed exactly once. Both
+listings yield None after each answer of the server, so that the caller can check the time. Names
+that no store makes (another program's, a probe's) are left out.
+
+Servers do not say in which order they list, nor whether a PUT with `If-None-Match: *` fails if the
+object exists; the probes find out. They leave nothing behind where they may delete, and no listing
+shows the names they use.
+"""
 
 import errno
 from collections.abc import Iterator
@@ -17,30 +32,30 @@ if TYPE_CHECKING:
 
 
 def stat_of(meta: "ObjectMeta") -> Stat:
-    """The version is the entity tag; where a server has none, length and time."""
+    """Return the `Stat` of an object; its version is the entity tag, else length and time."""
     modified_s = seconds(meta["last_modified"])
     version = version_of(meta["e_tag"]) or f"{meta['size']:x}-{int(modified_s):x}"
     return Stat(meta["size"], version, modified_s)
 
 
 def version_of(e_tag: str | None) -> str:
-    """The entity tag without its quotes, which some answers leave out; empty where it is None."""
+    """Return an entity tag without the quotes, which some answers omit; empty for None."""
     return (e_tag or "").removeprefix("W/").strip('"')
 
 
 def seconds(modified: datetime) -> float:
-    """Whole Unix seconds: headers have no more, while a listing of the same object may have."""
+    """Return whole Unix seconds: a listing may have fractions, headers have none."""
     return float(int(modified.timestamp()))
 
 
 Listing: TypeAlias = Iterator[ListEntry | None]
 
 PAGE: Final = 1000
-"""Servers list no more objects in one answer."""
+"""The most objects that a server lists in one answer."""
 
 
 def list_sorted(client: "Client", folder: str, after: str, limit: int) -> Listing:
-    """For a server that lists by whole names: one request per thousand objects."""
+    """List with a server that lists by whole names: one request per thousand objects."""
     start = f"{folder}/" if folder else ""
     pages = client.list(folder or None, offset=after or None, chunk_size=min(limit, PAGE))
     for page in pages:
@@ -52,9 +67,9 @@ def list_sorted(client: "Client", folder: str, after: str, limit: int) -> Listin
 
 
 def list_folders(client: "Client", folder: str, after: str) -> Listing:
-    """For a server that lists by folders: one request per folder and thousand objects in it.
+    """List with a server that lists by folders: one request per folder and thousand objects.
 
-    A page begins at the folder above, so its folders on the way to `after` are asked for again.
+    A page starts at `folder` again, so the folders on the way to `after` are requested once more.
     One folder at a time is in memory.
     """
     answer = client.list_with_delimiter(folder or None)
@@ -62,7 +77,7 @@ def list_folders(client: "Client", folder: str, after: str) -> Listing:
     start = f"{folder}/" if folder else ""
     found = {meta["path"]: meta for meta in answer["objects"] if meta["path"].startswith(start)}
     below = {f"{name}/" for name in answer["common_prefixes"]}
-    # With its `/` a folder stands where the names in it belong.
+    # With a trailing `/`, a folder sorts to where the names in it belong.
     for name in sorted({*found, *below}):
         if not _is_legal(name.rstrip("/")):
             continue
@@ -78,10 +93,10 @@ def _is_legal(name: str) -> bool:
 
 
 def demand_conditions(client: "Client") -> None:
-    """Of two conditional PUTs under one new name the second must fail. Three requests.
+    """Check that the second of two conditional PUTs of one name fails. Three requests.
 
-    Raises OSError: EOPNOTSUPP where the server ignores the condition or does not know it, so
-    that two writers of one name cannot be kept apart; others as for any request.
+    Raises OSError: EOPNOTSUPP where the server ignores the condition or does not support it, so
+    that two writers of one name cannot be kept apart; other errnos as for any request.
     """
     name = f".probe-{unique_id()}"
     with _removed(client, name):
@@ -95,16 +110,16 @@ def demand_conditions(client: "Client") -> None:
 
 
 def lists_whole_names(client: "Client") -> bool:
-    """Whether a listing is in the order of whole names, and not of folders. Five requests.
+    """Return whether listings are in the order of whole names. Five requests.
 
-    Raises OSError, as for any request.
+    False: the server lists by folders. Raises OSError as any request does.
     """
     unique = unique_id()
     inside, beside = f".probe-{unique}/a", f".probe-{unique}-b"
     with _removed(client, inside, beside), translated("probe"):
         for name in (inside, beside):
             client.put(name, b"probe", mode="overwrite", use_multipart=False)
-        # Not after the folder's own name: see `listing`.
+        # The offset must not be the folder's own name; see the module's docstring.
         pages = client.list(offset=f".probe-{unique[:-1]}", chunk_size=2)
         first = next((meta["path"] for page in pages for meta in page), beside)
     return first != inside
@@ -112,7 +127,7 @@ def lists_whole_names(client: "Client") -> bool:
 
 @contextmanager
 def _removed(client: "Client", *names: str) -> Iterator[None]:
-    """Afterwards `names` are gone, as far as the server lets us."""
+    """Delete `names` on exit, as far as the server allows it."""
     try:
         yield
     finally:

@@ -1,17 +1,18 @@
-"""A bucket behind the contract of a store: one object per file, under the same names.
+"""A store in a bucket: one object per file, under the same names as in a shared folder.
 
-Why it exists: hosts without a shared file system share a prefix cache through a bucket, with
-the format, packing and verification that a shared folder has. Invariants:
+Hosts without a shared file system share a prefix cache through a bucket, with the same format,
+packing and verification. Invariants:
 
-* An object appears whole, in one request; there are no multipart uploads to leave parts behind.
-* `publish` is the server's own condition (`If-None-Match: *`), so of any number of writers one
-  wins. A server that ignores or refuses the condition is refused by `check`.
-* Every call ends within the time limit it was built with, whatever the server does. Only the
-  renewal of a cloud's credentials, every hour or so, has a limit of its own (see `client`).
+* An object appears as a whole, by one request; there are no multipart uploads that could leave
+  parts behind.
+* `publish` uses the server's own condition (`If-None-Match: *`), so exactly one of several writers
+  wins. `check` refuses a server that ignores or rejects the condition.
+* Every call ends within the time limit of the store, whatever the server does. Only the renewal of
+  a cloud's credentials, about once an hour, has a limit of its own (see `client`).
 
-A client hands the caller's memory to the network without a copy. Where a call ends by its time
-limit the network may still read that memory for a moment; what arrives torn is refused by the
-server (S3 requests are signed over their payload) or by the checksums of what is kept.
+The client hands the caller's memory to the network without a copy. Where a call ends by its time
+limit, the network may still read that memory for a moment. What arrives torn is rejected by the
+server (S3 requests are signed over their payload) or by the checksums of the segment.
 """
 
 import errno
@@ -39,21 +40,21 @@ from kvtier.tiers.shared.store import ListEntry, ListPage, Read, Stat, check_fol
 if TYPE_CHECKING:
     from kvtier.tiers.objectstore.client import Client
 
-# No call makes more than two requests in a row, besides a listing, which looks at the clock.
+# No call makes more than two requests in a row, except a listing, which checks the time itself.
 _REQUESTS: Final = 2
 
 
 class BucketStore:
-    """Keeps whole files as objects. Safe from any thread; not across a fork.
+    """A `Store` in a bucket. Safe from any thread, but not across a fork.
 
-    `url` is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. A connection is
-    opened within `connect_s`; a call ends within `deadline_s`, one request of it within half of
-    that. Credentials and endpoint come from the environment or from files. Building one does no
-    I/O; `check` does. Raises InvalidSettings.
+    `url` is s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. A connection is opened
+    within `connect_s`; a call ends within `deadline_s`, each of its requests within half of that.
+    Credentials and endpoint come from the environment or from files. The constructor does no I/O;
+    `check` does. Raises InvalidSettings.
 
-    A `version` is the object's entity tag: on most servers a digest of its bytes, so that an
-    object that was removed and made again with the same bytes has the same version.
-    `modified_s` are whole seconds, because that is all that every answer carries.
+    The `version` of a file is the object's entity tag. On most servers that is a digest of the
+    bytes, so an object that was removed and created again with the same bytes has the same version.
+    `modified_s` is in whole seconds, because not every answer carries more.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class BucketStore:
         self._clock = clock or MonotonicClock()
         self._lists_whole_names = True
         self._newest_s = 0.0
-        """The newest time that the server has told: a lower bound of its clock."""
+        """The newest time in the server's answers: a lower bound of its clock."""
 
     def check(self) -> None:
-        """Prove at start that the bucket is there and lets us list and write, and learn its ways.
+        """Check that the bucket exists and can be listed and written, and how its server lists.
 
-        Nine requests. Raises InvalidSettings with the reason and the fix. A store that was not
-        checked takes its server to list as the clouds do (see `listing`).
+        Nine requests. Raises InvalidSettings with the reason and the fix. Without this call the
+        store assumes that its server lists by whole names, as the clouds do (see `server`).
         """
         try:
             self.list("", limit=1)
@@ -86,12 +87,12 @@ class BucketStore:
         except OSError as error:
             raise InvalidSettings(explain(error, self._location)) from None
 
-    def look(self) -> None:
-        """Prove at start that the bucket is there and lets us list; for those who only look.
+    def check_readable(self) -> None:
+        """Check that the bucket exists and can be listed, for commands that only read.
 
-        One request, and nothing is written. A server that the environment names, which may list
-        in any order, is listed folder by folder then: right with every server, and a request
-        more for each. Raises InvalidSettings with the reason and the fix.
+        One request, which writes nothing. If the environment names an endpoint, its server may
+        list in any order, and the store lists folder by folder: correct with every server, at the
+        cost of one more request per folder. Raises InvalidSettings with the reason and the fix.
         """
         self._lists_whole_names = endpoint(self._location.scheme) is None
         try:
@@ -100,7 +101,7 @@ class BucketStore:
             raise InvalidSettings(explain(error, self._location)) from None
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """One conditional PUT of the parts as they lie in memory; nothing is copied."""
+        """Create an object by one conditional PUT, without copying the parts."""
         client = self._open()
         filled = [part.data for part in parts if part.nbytes]
         try:
@@ -111,23 +112,23 @@ class BucketStore:
         return True
 
     def put(self, name: str, data: bytes) -> Stat:
-        """A PUT, and a HEAD for the store's own time.
+        """Create or replace an object by a PUT, and a HEAD for the server's time.
 
-        Where another removes the file before the HEAD, the time is the newest that this object
-        has heard of its server, 0 if none.
+        Where another process removes the object before the HEAD, `modified_s` is the newest time
+        in any answer so far, 0 if there was none.
         """
         client = self._open()
         with translated(f"put {check_name(name)}"):
             made = client.put(name, data, mode="overwrite", use_multipart=False)
         found = self.stat(name) or Stat(len(data), "", self._newest_s)
-        # Another may have put the same name in between: the version is that of our bytes.
+        # Another process may have replaced it meanwhile; the version is that of our bytes.
         return Stat(len(data), version_of(made["e_tag"]) or found.version, found.modified_s)
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
-        """One ranged GET, and one copy from the client's memory into the buffers.
+        """Fill `buffers` by one ranged GET and one copy from the client's memory.
 
-        The library reads into memory of its own and into no other, so the copy stays: 0.03 ms a
-        MiB, 4 to 8 per cent of a GET over loopback. Taking the body in pieces gains nothing.
+        The library reads only into memory of its own, so the copy is unavoidable: 0.03 ms a MiB,
+        4 to 8 percent of a GET over loopback. Reading the body in pieces gains nothing.
         """
         check_name(name)
         wanted = sum(buffer.nbytes for buffer in buffers)
@@ -138,29 +139,29 @@ class BucketStore:
         try:
             with translated(f"read {name}"):
                 result = client.get(name, options={"range": (offset, offset + wanted)})
-                stat = self._heard(stat_of(result.meta))
+                stat = self._note_time(stat_of(result.meta))
                 body = np.frombuffer(memoryview(result.buffer()), dtype=np.uint8)
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno != errno.ERANGE:
                 raise
-            return self._read_behind(name, offset)
+            return self._read_past_end(name, offset)
         return Read(stat, _scatter(body, buffers))
 
     def stat(self, name: str) -> Stat | None:
-        """One HEAD. A bucket that is gone looks like a file that is not there."""
+        """Return the `Stat` of an object by one HEAD. A missing bucket looks like no object."""
         client = self._open()
         try:
             with translated(f"stat {check_name(name)}"):
-                return self._heard(stat_of(client.head(name)))
+                return self._note_time(stat_of(client.head(name)))
         except FileNotFoundError:
             return None
 
     def remove(self, name: str) -> bool:
-        """A DELETE; on S3 a HEAD before it, since a DELETE there does not say what it found.
+        """Delete an object; on S3 after a HEAD, since a DELETE there does not say what it found.
 
-        Where two remove one object at the same time both may get True.
+        If two callers remove one object at the same time, both may get True.
         """
         check_name(name)
         if self._location.scheme == "s3" and self.stat(name) is None:
@@ -174,7 +175,7 @@ class BucketStore:
         return True
 
     def move(self, name: str, to: str) -> bool:
-        """A copy on the server and a DELETE: for a moment both names are there."""
+        """Rename an object by a copy on the server and a DELETE; both names exist for a moment."""
         check_name(to)
         if name == to:
             return self.stat(name) is not None
@@ -188,13 +189,14 @@ class BucketStore:
         return True
 
     def list(self, folder: str, after: str = "", limit: int = PAGE) -> ListPage:
-        """One request per thousand objects; where a server lists by folders, one per folder too.
+        """Return a page of files by one request per thousand objects, and one per folder.
 
-        Names that no store makes are left out. A page that takes too long is a short one.
+        The requests per folder are only needed where the server lists by folders. Names that no
+        store makes are left out. If a page takes too long, it is returned short.
         """
         check_folder(folder)
         if limit < 1:
-            raise ValueError(f"a page of {limit} entries leads nowhere")
+            raise ValueError(f"a page must have at least one entry, not {limit}")
         client = self._open()
         give_up_s = self._clock.now_s() + self._request_s
         if self._lists_whole_names:
@@ -215,7 +217,7 @@ class BucketStore:
         return ListPage(entries, None)
 
     def close(self) -> None:
-        """Let go of the connections; calls that are under way end as they would have."""
+        """Release the connections; running calls end as usual, later ones raise EBADF."""
         self._client = None
 
     def _open(self) -> "Client":
@@ -224,22 +226,22 @@ class BucketStore:
             raise OSError(errno.EBADF, "the object store is closed")
         return client
 
-    def _heard(self, stat: Stat) -> Stat:
+    def _note_time(self, stat: Stat) -> Stat:
         self._newest_s = max(self._newest_s, stat.modified_s)
         return stat
 
-    def _read_behind(self, name: str, offset: int) -> Read | None:
-        """What there is to read where the server says that there is nothing."""
+    def _read_past_end(self, name: str, offset: int) -> Read | None:
+        """Return the result of a read from an `offset` that the server rejected as out of range."""
         stat = self.stat(name)
         if stat is None:
             return None
         if stat.size > offset:
-            raise OSError(errno.EIO, f"read {name}: the server does not read parts of an object")
+            raise OSError(errno.EIO, f"read {name}: the server does not support reads of a range")
         return Read(stat, 0)
 
 
 def _scatter(body: Buffer, buffers: Sequence[Buffer]) -> int:
-    """Copy `body` over `buffers` in order; bytes copied. Releases the interpreter."""
+    """Copy `body` into `buffers` in order and return the bytes copied. Releases the GIL."""
     done = 0
     for buffer in buffers:
         part = body[done : done + buffer.nbytes]

@@ -1,4 +1,4 @@
-"""The shared tier in a bucket."""
+"""The shared tier in a bucket that every engine uses: `objectstore: s3://bucket/prefix`."""
 
 from pathlib import Path
 from typing import Final
@@ -11,14 +11,14 @@ from kvtier.tiers.objectstore.store import BucketStore
 from kvtier.tiers.shared.tier import KNOWN_BLOCKS, StoreTier
 
 OBJECT_BYTES: Final = 32 << 20
-"""An object is written in one request, which has 3.5 s: at 10 MB/s this much goes through."""
+"""The largest object. It is written by one request, which has 3.5 s: enough at 10 MB/s."""
 
 
 class BucketTier(StoreTier):
-    """A `StoreTier` on an `BucketStore`. Raises InvalidSettings naming the setting and the fix.
+    """A `StoreTier` on a `BucketStore`. Raises InvalidSettings naming the setting and the fix.
 
-    An object holds `segment_blocks` blocks at most, and no more than OBJECT_BYTES where that is
-    more than one block.
+    An object holds at most `segment_blocks` blocks, and at most OBJECT_BYTES unless a single block
+    is larger.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Shared storage: verified segments of several blocks that any engine on any host may read."""
+"""The shared tier: verified segments of several blocks that any engine on any host may read."""
 
 from kvtier.tiers.shared.tier import FolderTier
 

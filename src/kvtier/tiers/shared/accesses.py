@@ -1,11 +1,12 @@
-"""Who read what, told to whoever cleans the store.
+"""The access journal: which segments were read, for the evictor.
 
-Not by access times: `relatime` and object stores make them useless. Readers note the segments
-they read and put the names into a small file now and then; the file's own time, which the
-store gives it, says when. So no host's clock is trusted, and a read costs a set insertion.
+Access times do not serve: `relatime` and object stores make them useless. Instead, every FLUSH_S a
+reader writes the names of the segments that it read into a small file. The modification time that
+the store gives this file says when, so no host's clock is trusted. A read costs one insertion into
+a dict.
 
-Invariants: a file lists each segment once; at most FILES_KEPT files of one writer exist;
-losing one only makes its segments look a little colder.
+Invariants: a file lists each segment once; at most FILES_KEPT files of one writer exist. A lost
+file only makes its segments look less recently used than they are.
 """
 
 import os
@@ -20,12 +21,12 @@ from kvtier.tiers.shared.store import Store
 
 FLUSH_S: Final = 10.0
 FILES_KEPT: Final = 360
-"""An hour of them: where nobody cleans the store, they must not pile up."""
+"""The files of one hour; the bound matters where no evictor removes them."""
 _NAMES_MAX: Final = 50_000
 
 
 class AccessJournal:
-    """The journal of one process below one folder of a key space. Safe from any thread."""
+    """The access journal of one process below the folder of a key space. Safe from any thread."""
 
     def __init__(self, store: Store, folder: str, clock: Clock) -> None:
         self._store = store
@@ -40,18 +41,18 @@ class AccessJournal:
         self._due_s = clock.now_s() + FLUSH_S
 
     def note(self, name: str) -> None:
-        """The segment `name`, relative to the key space's folder, was read."""
+        """Note that the segment `name`, relative to the key space's folder, was read."""
         with self._lock:
             if len(self._names) < _NAMES_MAX:
                 self._names[name] = None
 
     def flush_if_due(self) -> None:
-        """Write the journal if it is time to. Raises OSError; what was noted is kept then."""
+        """Flush if FLUSH_S has passed since the last time. Raises OSError as `flush` does."""
         if self._clock.now_s() >= self._due_s:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was noted since the last time. Raises OSError."""
+        """Write the names noted since the last flush. If it raises OSError, they are kept."""
         with self._lock:
             self._due_s = self._clock.now_s() + FLUSH_S
             if not self._names:

@@ -1,12 +1,12 @@
-"""The segment file: the header of 1 to 65,535 consecutive blocks of one prefix chain, and names.
+"""The segment file: the header of 1 to 65,535 consecutive blocks of a prefix chain, and names.
 
-Why: strangers on other hosts read these files with nothing but the folder, so every file says
-itself what it holds, and docs/reference/format.md is the contract. Everything read here is
-hostile until its checksum says otherwise: nothing is allocated by a count that the file's own
-length does not bear out.
+Readers on other hosts have nothing but the folder, so every file describes itself;
+docs/reference/format.md is the contract. Everything that is read here is untrusted until its
+checksum is verified: no memory is allocated by a count that the length of the file does not
+confirm.
 
-Invariants: a header has exactly one encoding, so every change of any byte, padding included, is
-seen; `decode` returns what `encode` got, or raises Corrupt or MoreNeeded and nothing else.
+Invariants: a header has exactly one encoding, so a change of any byte, padding included, is
+detected; `decode` returns what `encode` was given, or raises Corrupt or MoreNeeded, nothing else.
 """
 
 import hmac
@@ -22,7 +22,7 @@ from kvtier.errors import Corrupt
 
 VERSION: Final = 1
 PAGE_BYTES: Final = 4096
-"""Headers and slots are multiples of it, whatever the machine: it is part of the format."""
+"""The unit of headers and slots. It is part of the format and does not depend on the machine."""
 BLOCKS_MAX: Final = 65_535
 KEY_BYTES_MIN: Final = 5
 KEY_BYTES_MAX: Final = 64
@@ -36,7 +36,7 @@ _SLUG_CHARACTERS = 40
 
 
 class _Fixed(NamedTuple):
-    """The fields of `_FIXED`, as they stand in the file."""
+    """The fields of `_FIXED` in their order in the file."""
 
     magic: bytes
     version: int
@@ -53,53 +53,56 @@ class _Fixed(NamedTuple):
 
 
 class MoreNeeded(Exception):
-    """The header goes on behind what was read: read `header_bytes` from the start and retry."""
+    """The header is longer than what was read: read `header_bytes` from the start and retry."""
 
     def __init__(self, header_bytes: int) -> None:
-        """`header_bytes`: at most 5.3 MB, whatever the file says, and within its length."""
+        """`header_bytes` is at most 5.3 MB, whatever the file says, and within its length."""
         super().__init__(f"the header is {header_bytes} bytes long")
         self.header_bytes = header_bytes
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a segment's header says. Lengths that follow from others are properties."""
+    """The content of a segment's header. Lengths that follow from others are properties."""
 
     keys: tuple[BlockKey, ...]
-    """In the order of the chain, all of one length, none twice. The first names the file."""
+    """The blocks in the order of the chain: all of one length, no duplicates.
+
+    The first one names the file.
+    """
     checksums: tuple[bytes, ...]
-    """`Checksum.block` of each."""
+    """`Checksum.block` of each block."""
     parent: BlockKey | None
-    """The block before the first: None where the prefix begins here, or UNKNOWN_PARENT."""
+    """The block before the first one; None where the prefix begins here, or UNKNOWN_PARENT."""
     block_bytes: int
     space_digest: bytes
     """The 32 bytes of `KeySpace.digest`."""
     algorithm: int
-    """Of every checksum in the file."""
+    """The algorithm of every checksum in the file."""
 
     @property
     def header_bytes(self) -> int:
-        """Where the payload of the first block begins."""
+        """The length of the header, where the payload of the first block begins."""
         return header_bytes_for(len(self.keys), len(self.keys[0]))
 
     @property
     def slot_bytes(self) -> int:
-        """From the start of one payload to the next."""
+        """The distance from the start of one payload to the next."""
         return _paged(self.block_bytes)
 
     @property
     def total_bytes(self) -> int:
-        """Length of the file: not a byte more, not a byte less."""
+        """The exact length of the file."""
         return self.offset(len(self.keys))
 
     def offset(self, i: int) -> int:
-        """Where the payload of `keys[i]` begins."""
+        """Return where the payload of `keys[i]` begins."""
         return self.header_bytes + i * self.slot_bytes
 
 
 def encode(segment: Segment, checksum: Checksum) -> bytes:
-    """The header, padded to `segment.header_bytes`.
+    """Return the header, padded to `segment.header_bytes`.
 
-    Raises ValueError for a segment that cannot be: the caller's mistake, never a file's.
+    Raises ValueError for an invalid segment, which is a mistake of the caller.
     """
     if mistake := _mistake(segment, checksum):
         raise ValueError(mistake)
@@ -119,11 +122,11 @@ def decode(
     file_bytes: int,
     first: BlockKey | None = None,
 ) -> Segment:
-    """The header at the start of `raw`, verified against what the reader expects.
+    """Parse the header at the start of `raw` and verify it against what the reader expects.
 
-    `file_bytes` is the length of the whole file; `first` the key that its name gives, None to
-    take any. Costs 5 us, and 0.1 to 0.3 us a block beyond some ten. Raises Corrupt with
-    the reason, and MoreNeeded where `raw` is sound so far but ends before the header does.
+    `file_bytes` is the length of the whole file, `first` the key in its name (None: any). Costs
+    5 us, and for more than about ten blocks 0.1 to 0.3 us a block. Raises Corrupt with the reason,
+    and MoreNeeded where `raw` is valid so far but ends before the header does.
     """
     view = memoryview(raw)
     _check_magic(view, file_bytes)
@@ -151,18 +154,18 @@ def decode(
 
 
 def header_bytes_for(block_count: int, key_bytes: int) -> int:
-    """Length of the header of that many blocks."""
+    """Return the length of the header of `block_count` blocks."""
     return _paged(_body_bytes(block_count, key_bytes) + CHECKSUM_BYTES)
 
 
 def segment_name(key: BlockKey) -> str:
-    """Of the segment that begins with `key`, below the folder of its key space."""
+    """Return the name of the segment that begins with `key`, below the key space's folder."""
     name = key.hex()
     return f"blocks/{name[:3]}/{name}.kvt"
 
 
 def parse_segment_name(name: str) -> BlockKey | None:
-    """The key in a name that `segment_name` gave; None for any other name."""
+    """Return the key in a name that `segment_name` made; None for any other name."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -172,7 +175,7 @@ def parse_segment_name(name: str) -> BlockKey | None:
 
 
 def space_folder(space: KeySpace) -> str:
-    """Name of the folder of a key space: the model, for people, and the start of the digest."""
+    """Return the folder name of a key space: the readable model name and a part of the digest."""
     slug = re.sub(r"[^A-Za-z0-9._-]", "-", space.model).lstrip(".-")[:_SLUG_CHARACTERS]
     return f"{slug or 'model'}-{space.digest[:16]}"
 
@@ -200,14 +203,14 @@ def _fixed(segment: Segment) -> _Fixed:
 
 
 def _verified(view: memoryview, fixed: _Fixed, checksum: Checksum) -> Segment:
-    """Everything behind the lengths. `view` is exactly the header."""
+    """Verify and parse all that follows the lengths. `view` is exactly the header."""
     end = _body_bytes(fixed.block_count, fixed.key_bytes)
     padding = end + CHECKSUM_BYTES
     if not hmac.compare_digest(checksum.header(view[:end]), bytes(view[end:padding])):
         secret = "" if checksum.algorithm == 1 else ", or written with another key_file"
         raise Corrupt(f"the header's checksum differs: damaged{secret}")
     if bytes(view[padding:]) != bytes(len(view) - padding):
-        raise Corrupt("bytes behind the header's checksum are not zero")
+        raise Corrupt("bytes after the header's checksum are not zero")
     entry = struct.Struct(f"{fixed.key_bytes}s{CHECKSUM_BYTES}s")
     keys, checksums = zip(*entry.iter_unpack(view[_FIXED.size : end]), strict=True)
     segment = Segment(
@@ -221,7 +224,7 @@ def _verified(view: memoryview, fixed: _Fixed, checksum: Checksum) -> Segment:
     if mistake := _mistake(segment, checksum):
         raise Corrupt(mistake)
     if _fixed(segment) != fixed:
-        raise Corrupt("the parent's length is none, or bytes that must be zero are not")
+        raise Corrupt("the parent's length is invalid, or bytes that must be zero are not")
     return segment
 
 
@@ -234,7 +237,7 @@ def _parent(fixed: _Fixed) -> BlockKey | None:
 
 
 def _mistake(segment: Segment, checksum: Checksum) -> str | None:
-    """What no segment may be, whoever made it."""
+    """Return what is invalid in a segment; None if it is valid."""
     keys, parent = segment.keys, segment.parent
     if not 1 <= len(keys) <= BLOCKS_MAX:
         return f"{len(keys)} blocks; a segment has 1 to {BLOCKS_MAX}"
@@ -244,7 +247,7 @@ def _mistake(segment: Segment, checksum: Checksum) -> str | None:
     if len(lengths) > 1:
         return f"keys of different lengths: {sorted(lengths)}"
     if len({*keys, parent}) <= len(keys):
-        return "a key stands twice in the chain"
+        return "a key occurs twice in the chain"
     if {len(check) for check in segment.checksums} != {CHECKSUM_BYTES}:
         return f"a checksum is not {CHECKSUM_BYTES} bytes"
     if len(segment.checksums) != len(keys):
@@ -258,20 +261,20 @@ def _mistake(segment: Segment, checksum: Checksum) -> str | None:
 
 def _check_magic(view: memoryview, file_bytes: int) -> None:
     if file_bytes < PAGE_BYTES:
-        raise Corrupt(f"{file_bytes} bytes are less than any header")
+        raise Corrupt(f"{file_bytes} bytes are fewer than any header has")
     if len(view) < _MAGIC_AND_VERSION.size:
         raise MoreNeeded(PAGE_BYTES)
     magic, version = _MAGIC_AND_VERSION.unpack_from(view)
     if magic != _MAGIC:
-        raise Corrupt(f"does not begin as a segment does, but with {magic!r}")
+        raise Corrupt(f"begins with {magic!r}, unlike a segment")
     if version > VERSION:
         raise Corrupt(f"version {version}, of a newer kvtier; this one reads {VERSION}")
     if version != VERSION:
-        raise Corrupt(f"version {version}, which never was; this kvtier reads {VERSION}")
+        raise Corrupt(f"version {version}, which does not exist; this kvtier reads {VERSION}")
 
 
 def _check_lengths(fixed: _Fixed, file_bytes: int) -> None:
-    """That the lengths agree with each other and with the file's own, before any is trusted."""
+    """Check the lengths against each other and the file's own length, before any is trusted."""
     count, key_bytes = fixed.block_count, fixed.key_bytes
     if not 1 <= count <= BLOCKS_MAX:
         raise Corrupt(f"{count} blocks; a segment has 1 to {BLOCKS_MAX}")
@@ -297,5 +300,5 @@ def _body_bytes(block_count: int, key_bytes: int) -> int:
 
 
 def _paged(count: int) -> int:
-    """Rounded up to whole pages."""
+    """Return `count` rounded up to whole pages."""
     return -(-count // PAGE_BYTES) * PAGE_BYTES

@@ -1,9 +1,9 @@
-"""The manifest of a key space: what the blocks below a folder are of, in words for people.
+"""The manifest of a key space: a readable description of what the blocks below a folder are.
 
-Why: a folder's name holds only the start of the digest, and a person who looks into a store
-wants to see which model it is. It also says how blocks are verified: an engine without the
-secret, or with another one, would take every good block for a damaged one and move it away.
-It is refused at start instead. Invariant: a manifest is published once and never changed.
+The name of the folder holds only the start of the digest; the manifest tells a human which model
+and layout it stands for. It also says how blocks are verified. An engine without the secret, or
+with another one, would take every good block for a damaged one and move it away, so it is refused
+at start. Invariant: a manifest is published once and never changed.
 """
 
 import errno
@@ -26,29 +26,29 @@ _WITNESS = b"kvtier manifest\n"
 
 
 class SpaceManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A key space, and how the checksums below it are made."""
+    """A key space, and how the checksums of its blocks are made."""
 
     format: int = FORMAT
     algorithm: int
-    """Of block and header checksums: 1 or 2."""
+    """The algorithm of block and header checksums: 1 (no secret) or 2 (with a secret)."""
     witness: str
-    """Hex of `Checksum.header` over the digest: equal only where the secret is."""
+    """Hex of `Checksum.header` over the digest: equal only if the secrets are."""
     space: KeySpace
 
 
 def manifest_of(space: KeySpace, checksum: Checksum) -> SpaceManifest:
-    """The one that a writer with this checksum publishes."""
+    """Return the manifest that a writer with this checksum publishes."""
     witness = checksum.header(_WITNESS + bytes.fromhex(space.digest))
     return SpaceManifest(algorithm=checksum.algorithm, witness=witness.hex(), space=space)
 
 
 def encode(manifest: SpaceManifest) -> bytes:
-    """Indented JSON, fields in the order of their names."""
+    """Return the manifest as indented JSON, its fields in the order of their names."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
 
 
 def parse(raw: bytes) -> SpaceManifest:
-    """Raises InvalidSettings where `raw` is no manifest, or one of another format."""
+    """Parse a manifest; InvalidSettings where `raw` is none, or has another format."""
     version = manifest_format(raw)
     if version != FORMAT:
         newer = " of a newer kvtier" if version > FORMAT else ""
@@ -65,10 +65,10 @@ def ensure(
     checksum: Checksum | None = None,
     setting: str = "shared.path",
 ) -> str:
-    """The folder of `space`, with its manifest in it: published here, or found and compared.
+    """Return the folder of `space`, after publishing its manifest or comparing the one found.
 
-    `checksum` None: without a secret. `setting` is the one that names the store. Raises
-    InvalidSettings where what is found does not fit, and OSError.
+    `checksum` None: no secret. `setting` is the setting that names the store. Raises
+    InvalidSettings where the manifest found does not fit, and OSError.
     """
     folder = space_folder(space)
     name = f"{folder}/{MANIFEST_NAME}"
@@ -81,7 +81,7 @@ def ensure(
             return folder
         if store.publish(name, [data]):
             return folder
-    raise OSError(errno.EAGAIN, f"{name} comes and goes", name)
+    raise OSError(errno.EAGAIN, f"{name} exists and vanishes by turns", name)
 
 
 def _read(store: Store, name: str, setting: str) -> bytes | None:
@@ -90,7 +90,7 @@ def _read(store: Store, name: str, setting: str) -> bytes | None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise InvalidSettings(_refusal(setting, name, "it is no plain file")) from error
+        raise InvalidSettings(_refusal(setting, name, "it is not a regular file")) from error
     if stat is None:
         return None
     if stat.size > _BYTES_MAX:
@@ -124,5 +124,5 @@ def _compare(wanted: SpaceManifest, raw: bytes, name: str, setting: str) -> None
 def _refusal(setting: str, name: str, reason: str) -> str:
     return (
         f"{setting}: {name} does not fit this engine ({reason}); name another place, or "
-        "remove this one if nobody uses it"
+        "remove this one if it is not in use"
     )

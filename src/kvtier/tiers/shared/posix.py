@@ -1,4 +1,18 @@
-"""A store in a folder that many hosts mount."""
+"""A store in a folder that many hosts mount: CephFS, Lustre, NFS, a ReadWriteMany volume.
+
+A file is written under a temporary name in its final folder (a rename is atomic only within one
+file system, and quotas and layouts are often set per folder), made as durable as the setting asks,
+and closed (network file systems report failed writes there). Then it takes its name in one step
+that fails if the name is taken. So a name shows all bytes or does not exist, and of two writers one
+learns that it lost. A process that is killed in between leaves a temporary file, which no store
+reads or lists; a sweep removes it (`PosixStore.temporaries`).
+
+Whole pages (parts that are multiples of 4096 bytes long, at such an offset) bypass the page cache
+where the file system allows it.
+
+Invariant: no temporary file outlives the call that made it, whatever the file system answers,
+unless the file system refuses to remove it as well.
+"""
 
 import errno
 import itertools
@@ -47,11 +61,14 @@ from kvtier.tiers.shared.store import (
 Durability = Literal["none", "fdatasync", "fsync"]
 
 TRIES = 64
-"""Times a folder is made anew where a sweep keeps removing it, empty, before the file is in it."""
+"""How often a folder is created again that a sweep removed before the file was in it."""
 
 
 class TemporaryFiles:
-    """Makes them, as durable as the setting asks. Any thread. Every method raises OSError."""
+    """The writer of temporary files, as durable as the setting asks.
+
+    Safe from any thread. Every method may raise OSError.
+    """
 
     def __init__(self, files: SystemCalls, names: TemporaryNames, durability: Durability) -> None:
         self._files = files
@@ -59,9 +76,9 @@ class TemporaryFiles:
         self._durability = durability
 
     def write(self, root: RootFolder, folder: str, parts: Sequence[Buffer], flags: int) -> str:
-        """Name of a new file in `folder` with the bytes of `parts`; makes the folder.
+        """Write `parts` to a new file in `folder` and return its name; creates the folder.
 
-        `flags`: O_DIRECT or 0.
+        `flags` is O_DIRECT or 0.
         """
         temporary, handle = self._create(root, folder, flags)
         try:
@@ -87,14 +104,13 @@ class TemporaryFiles:
             except FileNotFoundError:
                 self.make_folder(root, folder)
             except OSError:
-                remove_if_possible(
-                    self._files, root.fd, temporary
-                )  # some refuse what they have made
+                # Some file systems create the file and then refuse.
+                remove_if_possible(self._files, root.fd, temporary)
                 raise
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
 
     def make_folder(self, root: RootFolder, folder: str) -> None:
-        """Make a folder and those above it; the caller tries again if a sweep takes one away."""
+        """Create a folder and its parents; the caller retries if a sweep removed one of them."""
         made = ""
         try:
             for part in folder.split("/"):
@@ -108,7 +124,7 @@ class TemporaryFiles:
             return
 
     def sync_folder(self, root: RootFolder, folder: str) -> None:
-        """Make its names durable, where the setting asks for that."""
+        """Make the names in a folder durable if the setting asks for it."""
         if self._durability != "fsync":
             return
         handle = OpenFile(self._files, folder or ".", os.O_RDONLY | os.O_DIRECTORY, root.fd)
@@ -119,19 +135,20 @@ class TemporaryFiles:
 
 
 _IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
-"""What opening a link, a socket or a device answers."""
+"""The errnos of opening a link, a socket or a device."""
 
 
 class PosixStore:
-    """A `Store` in the folder `root`. Safe from any thread; see `Store`.
+    """A `Store` in the folder `root`. Safe from any thread.
 
-    Files are made with mode 0600 and folders with 0700. `durability`: nothing, the bytes of a
-    file, or also its name are on the device before `publish` and `put` return. `direct`:
-    O_DIRECT where it works; `always` refuses to start where it does not; `never` does not try.
-    Times are those that the file system stamps. A file system that hangs makes a call hang.
+    Files are created with mode 0600, folders with 0700. `durability` says what is on the device
+    when `publish` and `put` return: nothing ("none"), the bytes of the file ("fdatasync"), or its
+    name as well ("fsync"). `direct`: "auto" uses O_DIRECT where it works, "always" refuses to start
+    where it does not, "never" does not use it. Times are those that the file system sets. A call
+    hangs for as long as the file system hangs.
 
-    Raises InvalidSettings naming `shared.path` or `shared.direct_io` and the fix.
-    Costs about ten system calls to open, four to publish, four to read.
+    Raises InvalidSettings naming `shared.path` or `shared.direct_io`, with the fix. Costs about ten
+    system calls to open, four to publish and four to read.
     """
 
     def __init__(
@@ -153,10 +170,11 @@ class PosixStore:
         self._walks = WalkCache(clock or MonotonicClock())
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See Store. With `fsync`, a name that could not be made durable raises and is there.
+        """Create a file, as `Store.publish` does.
 
-        So does a name that another took: its writer may be on the way to make it durable, and
-        whoever is told that the name is taken counts what has it as written.
+        With "fsync", raises OSError if the name could not be made durable, although the file exists
+        then. That also holds for a name that another writer took: that writer may not have made it
+        durable yet, and the caller counts the file as written.
         """
         folder = folder_of(check_name(name))
         root = self._use()
@@ -173,7 +191,7 @@ class PosixStore:
         return won
 
     def put(self, name: str, data: bytes) -> Stat:
-        """See Store. As durable as what is published."""
+        """Create or replace a file, as durable as `publish` does."""
         folder = folder_of(check_name(name))
         root = self._use()
         part = np.frombuffer(data, np.uint8)
@@ -188,7 +206,7 @@ class PosixStore:
         return stat_of(result)
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
-        """See Store. OSError with EINVAL where the name is no file's but, say, a FIFO's."""
+        """Fill `buffers` from a file; OSError with EINVAL for anything else, such as a FIFO."""
         check_name(name)
         root = self._use()
         try:
@@ -206,7 +224,7 @@ class PosixStore:
             wanted_bytes = min(sum(map(len, buffers)), result.st_size - offset)
             filled_bytes = handle.read(offset, buffers, wanted_bytes)
         except OSError as error:
-            if error.errno == errno.ESTALE:  # removed by another host while it was open here
+            if error.errno == errno.ESTALE:  # another host removed the file while it was open
                 return None
             raise
         finally:
@@ -214,7 +232,7 @@ class PosixStore:
         return Read(stat_of(result), filled_bytes)
 
     def stat(self, name: str) -> Stat | None:
-        """See Store. OSError with EINVAL as in `read`."""
+        """Return the `Stat` of a file; OSError with EINVAL as in `read`."""
         check_name(name)
         root = self._use()
         try:
@@ -226,11 +244,11 @@ class PosixStore:
         return stat_of(result)
 
     def remove(self, name: str) -> bool:
-        """See Store. Takes away whatever has the name, but no folder."""
+        """Remove whatever has the name, unless it is a folder."""
         return self._remove(check_name(name))
 
     def move(self, name: str, to: str) -> bool:
-        """See Store. The same file: its version stays."""
+        """Rename a file; its version stays the same."""
         folder = folder_of(check_name(to))
         root = self._use()
         for _ in range(TRIES):
@@ -245,14 +263,15 @@ class PosixStore:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
 
     def list(self, folder: str, after: str = "", limit: int = 1000) -> ListPage:
-        """See Store. Also in none: names that no store can have, which strangers may make.
+        """Return a page of files, without those of illegal names that other programs may make.
 
-        Costs one call a file and three a folder. Continued within seconds it goes on where it
-        stood; later the folders on the way to `after` are read again, not their files.
+        Costs one system call a file and three a folder. A listing that is continued within
+        RESUMABLE_S goes on where it stood. Later, the folders on the way to `after` are read
+        again, but not their files.
         """
         check_folder(folder)
         if limit < 1:
-            raise ValueError(f"a page of {limit} entries leads nowhere")
+            raise ValueError(f"a page must have at least one entry, not {limit}")
         root = self._use()
         found = self._walks.take(folder, after)
         if found is None:
@@ -265,40 +284,41 @@ class PosixStore:
         return ListPage(entries, after)
 
     def close(self) -> None:
-        """See Store. Calls in flight go on; later ones raise OSError with EBADF."""
+        """Close the store: running calls finish, later ones raise OSError with EBADF."""
         self._root = None
         self._walks.clear()
 
     def temporaries(self, folder: str = "") -> Iterator[ListEntry]:
-        """Temporary files below `folder`, being written or left by the dead; for a sweep.
+        """Yield the temporary files below `folder`, for a sweep.
 
-        Nothing but its age tells which one is: `modified_s` moves while it is written.
+        Only the age tells a file that is being written from one that a dead process left:
+        `modified_s` moves while a file is written.
         """
         check_folder(folder)
         return walk(self._files, self._use(), folder, "", is_temporary)
 
     def remove_temporary(self, name: str) -> bool:
-        """Remove one of `temporaries`; False where it is gone.
+        """Remove a temporary file; False where it does not exist any more.
 
-        If its writer lives, its `publish` raises OSError and leaves nothing.
+        If its writer is alive, that writer's `publish` raises OSError and leaves nothing behind.
         """
         return self._remove(check_temporary(name))
 
     def occupied(self, folder: str = "", after: str = "") -> Iterator[FileUsage]:
-        """Every file below `folder` behind `after`, in name order, and what it takes up.
+        """Yield the usage of every file below `folder` after the name `after`, in name order.
 
-        For a sweep: also temporary files, and those of names that no store can have.
+        For a sweep: includes temporary files and illegal names.
         """
         check_folder(folder)
         return occupied(self._files, self._use(), folder, after)
 
     def folders(self, folder: str = "") -> Iterator[str]:
-        """Folders below `folder`, each after those in it; for a sweep."""
+        """Yield the folders below `folder`, each one after the folders inside it; for a sweep."""
         check_folder(folder)
         return folders(self._files, self._use(), folder)
 
     def remove_folder(self, name: str) -> bool:
-        """Remove a folder; False where it is gone or not empty. Writers make it again."""
+        """Remove a folder; False where it is gone or not empty. Writers create it again."""
         check_name(name)
         root = self._use()
         try:
@@ -310,7 +330,7 @@ class PosixStore:
         return True
 
     def _use(self) -> RootFolder:
-        """The folder; it stays open as long as the caller keeps the reference."""
+        """Return the folder, which stays open as long as the caller keeps the reference."""
         root = self._root
         if root is None:
             raise OSError(errno.EBADF, "the store is closed")
@@ -328,7 +348,7 @@ class PosixStore:
         return os.O_DIRECT if self._direct and in_whole_pages(offset, buffers) else 0
 
     def _take(self, root: RootFolder, temporary: str, name: str) -> bool:
-        """Give the file its name; False where the name is taken."""
+        """Give a temporary file its final name; False where the name is taken."""
         take = self._files.rename_exclusive if self._renames else self._files.link
         try:
             take(temporary, name, root.fd)

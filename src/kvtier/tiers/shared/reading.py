@@ -1,4 +1,13 @@
-"""Reading segments."""
+"""Reading segments: their headers, their blocks, and the index of what this process has seen.
+
+A segment becomes known by writing it or by reading its header. The index is bounded, and it may be
+out of date because other processes clean the store: a read finds out.
+
+Invariants: a header is returned only after it was verified against key space, lengths and checksum.
+A block is DONE only if the bytes in the caller's buffer have the checksum that the verified header
+gives for its key. A file that fails verification is moved to the quarantine, so that no other
+reader meets it, or removed if the quarantine is full.
+"""
 
 import logging
 import threading
@@ -19,14 +28,18 @@ from kvtier.tiers.shared.store import Store
 
 
 class BlockLocation(NamedTuple):
-    """Block `number` of a segment."""
+    """Where a block lies: it is block `number` of the segment."""
 
     segment: Segment
     number: int
 
 
 class KnownSegments:
-    """Segments and their blocks, at most `capacity_blocks` of them, the latest used last."""
+    """The segments that this process knows, and where each block lies.
+
+    At most `capacity_blocks` blocks, in LRU order of their segments. Safe from any thread; never
+    blocks for long.
+    """
 
     def __init__(self, capacity_blocks: int) -> None:
         self._capacity = capacity_blocks
@@ -35,15 +48,15 @@ class KnownSegments:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Blocks known."""
+        """Return the number of known blocks."""
         return len(self._places)
 
     def __contains__(self, key: BlockKey) -> bool:
-        """Whether a segment is known that holds the block."""
+        """Return whether a known segment holds the block."""
         return key in self._places
 
     def place(self, key: BlockKey) -> BlockLocation | None:
-        """Where the block lies; it counts as used."""
+        """Return where the block lies and mark its segment as used; None if it is unknown."""
         with self._lock:
             place = self._places.get(key)
             if place is not None:
@@ -51,28 +64,28 @@ class KnownSegments:
             return place
 
     def add(self, segment: Segment) -> None:
-        """Remember a segment, and forget the least recently used for it."""
+        """Add a segment, and remove the least recently used ones to make room."""
         first = segment.keys[0]
         with self._lock:
-            self._drop(first)
+            self._remove(first)
             self._segments[first] = segment
             for number, key in enumerate(segment.keys):
-                # A block may lie in two segments: the first one known will do.
+                # A block may lie in two segments; the one that was known first is kept.
                 self._places.setdefault(key, BlockLocation(segment, number))
             while len(self._places) > self._capacity and len(self._segments) > 1:
-                self._drop(next(iter(self._segments)))
+                self._remove(next(iter(self._segments)))
 
-    def forget(self, first: BlockKey) -> None:
-        """The segment is gone."""
+    def remove(self, first: BlockKey) -> None:
+        """Remove the segment that begins with `first`."""
         with self._lock:
-            self._drop(first)
+            self._remove(first)
 
     def keys(self) -> list[BlockKey]:
-        """Every block known, in no order that means anything."""
+        """Return all known blocks, in no particular order."""
         with self._lock:
             return list(self._places)
 
-    def _drop(self, first: BlockKey) -> None:
+    def _remove(self, first: BlockKey) -> None:
         segment = self._segments.pop(first, None)
         if segment is None:
             return
@@ -85,22 +98,22 @@ class KnownSegments:
 _log = logging.getLogger(__name__)
 
 QUARANTINE_FILES: Final = 16
-"""Kept for inspection in each key space; what fails beyond them is removed."""
+"""The most files kept in the quarantine of a key space; further broken files are removed."""
 _GUESS_BYTES: Final = PAGE_BYTES
-"""Holds the header of some seventy blocks."""
+"""The size of the first read; it holds a header of about seventy blocks."""
 
 
 def aligned_buffer(size: int) -> Buffer:
-    """Memory that direct I/O takes: starts on a page, zeroed. `size` is a multiple of a page."""
+    """Return zeroed memory that suits direct I/O; `size` is a multiple of PAGE_BYTES."""
     room = np.zeros(size + PAGE_BYTES, np.uint8)
     start = -room.ctypes.data % PAGE_BYTES
     return room[start : start + size]
 
 
 class SegmentHeaders:
-    """The headers below one folder of a key space. Safe from any thread; methods block.
+    """The segment headers below the folder of one key space.
 
-    Every method that asks the store may raise OSError: it refused.
+    Safe from any thread. Methods that ask the store block, and raise OSError where it refuses.
     """
 
     def __init__(
@@ -118,16 +131,16 @@ class SegmentHeaders:
         self.block_bytes = block_bytes
         self._lock = threading.Lock()
         self.quarantined = 0
-        """Files moved away or removed since the start."""
+        """The number of files that were quarantined or removed since the start."""
 
     def name(self, first: BlockKey) -> str:
-        """Of a segment's file, below the store's root."""
+        """Return the name in the store of the segment that begins with `first`."""
         return f"{self._folder}/{segment_name(first)}"
 
     def load(self, first: BlockKey) -> Segment | None:
-        """The segment that begins with `first`; None where there is none.
+        """Return the segment that begins with `first`; None where there is none.
 
-        Raises Corrupt where its file is broken; it is out of the way then.
+        Raises Corrupt where the file is broken, after moving it out of the way.
         """
         try:
             return self._read(first, _GUESS_BYTES)
@@ -136,13 +149,13 @@ class SegmentHeaders:
             raise
 
     def is_still(self, segment: Segment) -> bool:
-        """Whether the file of `segment` still is what it was when its header was read."""
+        """Return whether the file of `segment` still has the same header."""
         return self.load(segment.keys[0]) == segment
 
     def segment(
         self, keys: Sequence[BlockKey], checksums: Sequence[bytes], parent: BlockKey | None
     ) -> Segment:
-        """A new one of this key space."""
+        """Return a new segment of this key space."""
         return Segment(
             keys=tuple(keys),
             checksums=tuple(checksums),
@@ -153,16 +166,16 @@ class SegmentHeaders:
         )
 
     def quarantine(self, first: BlockKey, reason: str) -> None:
-        """Move a segment's file out of everybody's way."""
+        """Move a broken segment to the quarantine, or remove it if the quarantine is full."""
         name = self.name(first)
         kept = self._store.list(f"{self._folder}/quarantine", limit=QUARANTINE_FILES)
         to = f"{self._folder}/quarantine/{first.hex()}-{unique_id()[:8]}.kvt"
         if len(kept.entries) < QUARANTINE_FILES:
             moved, what = self._store.move(name, to), f"moved to {to}"
         else:
-            moved, what = self._store.remove(name), "removed, the quarantine is full"
+            moved, what = self._store.remove(name), "removed because the quarantine is full"
         if not moved:
-            return  # another process was faster
+            return  # another process did it first
         with self._lock:
             self.quarantined += 1
         _log.warning("shared tier: %s is corrupt (%s): %s", name, reason, what)
@@ -184,20 +197,20 @@ class SegmentHeaders:
             )
         except MoreNeeded as more:
             if more.header_bytes <= size:
-                raise Corrupt("it ends within its header") from more
+                raise Corrupt("the file ends within its header") from more
             return self._read(first, more.header_bytes)
 
 
 _RUN_BYTES: Final = 1 << 20
-"""One read moves at most about this much: it is verified while it lies in the processor's cache,
-and while the reads of other threads keep the storage busy."""
+"""About the most that one read moves: it is verified while it lies in the processor's cache, and
+while the reads of other threads keep the storage busy."""
 
 Wanted = tuple[BlockLocation, int]
-"""Where a block lies, and its position in the batch."""
+"""The location of a block, and its position in the batch."""
 
 
 class BlockReader:
-    """Reads whole batches. Safe from any thread; raises nothing for a fault."""
+    """A reader of whole batches. Safe from any thread; raises nothing for a fault."""
 
     def __init__(
         self, store: Store, headers: SegmentHeaders, known: KnownSegments, faults: FaultLog
@@ -210,7 +223,7 @@ class BlockReader:
     def read(
         self, wanted: Sequence[Wanted], moves: Sequence[BlockMove], outcomes: list[Outcome]
     ) -> None:
-        """Fill the buffers of `wanted` and say what became of each block."""
+        """Fill the buffers of `wanted` and set the outcome of each block."""
         for run in _runs(wanted):
             try:
                 self._read_run(run, moves, outcomes)
@@ -228,8 +241,8 @@ class BlockReader:
         buffers = [moves[i].buffer for _, i in run]
         read = self._store.read(self._headers.name(first), segment.offset(number), buffers)
         if read is None:
-            self._known.forget(first)
-            return  # MISSING: it was cleaned away
+            self._known.remove(first)
+            return  # the outcome stays MISSING: the segment was cleaned away
         is_whole = read.stat.size == segment.total_bytes
         block = self._headers.checksum.block
         wrong: list[int] = []
@@ -240,24 +253,24 @@ class BlockReader:
             else:
                 wrong.append(i)
         if wrong:
-            self._judge(segment, wrong, outcomes)
+            self._handle_mismatch(segment, wrong, outcomes)
 
-    def _judge(self, segment: Segment, wrong: list[int], outcomes: list[Outcome]) -> None:
-        """Damaged, or replaced by another segment of the same name meanwhile?"""
+    def _handle_mismatch(self, segment: Segment, wrong: list[int], outcomes: list[Outcome]) -> None:
+        """Find out whether blocks are damaged or the file was replaced; set CORRUPT if damaged."""
         first = segment.keys[0]
-        self._known.forget(first)
+        self._known.remove(first)
         try:
             if not self._headers.is_still(segment):
                 return
             self._headers.quarantine(first, f"{len(wrong)} blocks do not match their checksums")
         except Corrupt:
-            pass  # its header does not hold either, and it is out of the way
+            pass  # the header is broken as well, and the file is out of the way
         for i in wrong:
             outcomes[i] = Outcome.CORRUPT
 
 
 def _runs(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
-    """Cut into neighbours within a segment, in order, that one call may read."""
+    """Yield runs of neighbors within one segment, in order, each for one read."""
     run: list[Wanted] = []
     for each in sorted(wanted, key=lambda found: (found[0].segment.keys[0], found[0].number)):
         place = each[0]

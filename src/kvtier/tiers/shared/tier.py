@@ -1,4 +1,13 @@
-"""The shared tier."""
+"""The shared tier: the contract of `tiers/base.py` on segments in a store that many hosts use.
+
+The order of steps on which all guarantees rest: a write computes the checksums, writes the whole
+file under a temporary name, and renames it exclusively; a read verifies the header, reads the
+bytes, compares their checksums, and only then returns DONE. The tier removes only broken files,
+which go to the quarantine; bounding and cleaning the store is the evictor's task.
+
+Invariants: no bytes are DONE that do not match a checksum of a verified header; what another host
+does at the same time may cost a miss but never gives wrong bytes; no method raises for a fault.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,16 +29,18 @@ from kvtier.tiers.shared.store import Store
 from kvtier.tiers.shared.writing import SegmentWriter
 
 KNOWN_BLOCKS = 1 << 18
+"""The default bound of the blocks that a process knows of."""
 _SCAN_FILES = 200
+"""The number of segments in a page of a scan."""
 
 
 class StoreTier:
     """A `SharedTier` over any `Store`. Every method blocks and is safe from any thread.
 
-    `segment_blocks` consecutive blocks lie in one file at most. `is_prefix` says that every
-    block but the first of a prefix has its predecessor in the store as well: then nobody looks
-    behind the first one that is missing. `setting` is the one that names the store. Raises
-    InvalidSettings, and closes the store, where the key space cannot be opened.
+    At most `segment_blocks` consecutive blocks lie in one file. `is_prefix` says that the
+    predecessor of every block of a prefix is in the store as well; then `find` stops at the first
+    missing block. `setting` is the setting that names the store. Raises InvalidSettings, and closes
+    the store, where the key space cannot be opened.
     """
 
     def __init__(
@@ -88,15 +99,15 @@ class StoreTier:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See Tier."""
+        """The tier's properties, which never change."""
         return self._capabilities
 
     def contains(self, keys: Sequence[BlockKey]) -> list[bool]:
-        """Whether this process knows of a segment with the block. No I/O."""
+        """Return for each key whether this process knows a segment with the block. No I/O."""
         return [key in self._known for key in keys]
 
     def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
-        """See SharedTier. Costs the reading of one header a segment that is not known yet."""
+        """Find the blocks of a chain; reads one header for each segment that is not known yet."""
         outcomes = [Outcome.MISSING] * len(chain)
         i = 0
         while i < len(chain) and not self._closed:
@@ -121,11 +132,11 @@ class StoreTier:
                 i += 1
         else:
             self._faults.works("find")
-        self._tell()
+        self._flush_accesses()
         return outcomes
 
     def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
-        """See Tier. Neighbours within a segment are read in one call; each is verified."""
+        """Fill the buffers. Neighbors within a segment are read in one call; each is verified."""
         outcomes = [Outcome.MISSING] * len(moves)
         wanted: list[tuple[BlockLocation, int]] = []
         for i, (key, buffer) in enumerate(moves):
@@ -148,19 +159,19 @@ class StoreTier:
     def write_from(
         self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
-        """See Tier. Consecutive blocks of a chain are packed into one file."""
+        """Store blocks. Consecutive blocks of a chain are packed into one file."""
         outcomes = [Outcome.FAILED] * len(moves)
         if not self._closed and all(move.buffer.nbytes == self._slot_bytes for move in moves):
             self._writer.write(moves, parents, outcomes)
-            self._tell()
+            self._flush_accesses()
         return outcomes
 
     def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
-        """See Tier. What lies in the same file as a block goes with it."""
+        """Remove blocks, together with all blocks that lie in the same file."""
         return [self._delete(key) for key in keys]
 
     def scan(self, cursor: int | None = None) -> ScanPage:
-        """See Tier. All that the store holds, in the order of names: reads every header."""
+        """Return a page of the blocks in the store, in the order of names; reads every header."""
         blocks: list[StoredBlock] = []
         after = self._pages.pop(cursor, "") if cursor else ""
         if self._closed:
@@ -180,7 +191,7 @@ class StoreTier:
         return ScanPage(blocks, number)
 
     def close(self) -> None:
-        """See Tier. Tells the evictor what was read since it was last told."""
+        """Flush the access journal and close the store. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -200,9 +211,9 @@ class StoreTier:
         return list(map(StoredBlock, segment.keys, [segment.parent, *segment.keys[:-1]]))
 
     def _locate(self, key: BlockKey) -> BlockLocation | None:
-        """The block, where it is known to be or in a segment that begins with it.
+        """Return where the block lies: in a known segment, or in one that begins with it.
 
-        Raises Corrupt where that segment is broken, and OSError.
+        None where there is neither. Raises Corrupt where that segment is broken, and OSError.
         """
         place = self._known.place(key)
         if place is not None:
@@ -216,10 +227,10 @@ class StoreTier:
     def _note(self, places: Iterable[BlockLocation]) -> None:
         for place in places:
             self._accesses.note(segment_name(place.segment.keys[0]))
-        self._tell()
+        self._flush_accesses()
 
-    def _tell(self) -> None:
-        """Tell the evictor what was read, if it is time to: after reads, and later by any call."""
+    def _flush_accesses(self) -> None:
+        """Flush the access journal if it is due; every call of the tier ends with it."""
         try:
             self._accesses.flush_if_due()
         except OSError as error:
@@ -233,7 +244,7 @@ class StoreTier:
             if place is None:
                 return Outcome.MISSING
             first = place.segment.keys[0]
-            self._known.forget(first)
+            self._known.remove(first)
             removed = self._store.remove(self._headers.name(first))
         except Corrupt:
             return Outcome.MISSING
@@ -244,7 +255,10 @@ class StoreTier:
 
 
 class FolderTier(StoreTier):
-    """A `StoreTier` on a `PosixStore`. Raises InvalidSettings naming the setting and the fix."""
+    """The shared tier in a folder that every engine mounts: `shared: /mnt/kv`.
+
+    Raises InvalidSettings naming the setting and the fix.
+    """
 
     def __init__(
         self,

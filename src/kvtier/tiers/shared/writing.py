@@ -1,9 +1,9 @@
-"""Blocks into segments: cut a batch into runs of one chain, and publish each as a file.
+"""Writing segments: a batch is cut into runs of one chain, and each run is published as files.
 
-Two writers of one chain may cut it differently. The first to publish under a name wins; the
-other reads the winner's header, and goes on behind the blocks that the winner has.
+Two writers may cut one chain differently. The first one to publish a name wins; the other reads the
+winner's header and continues after the blocks that the winner wrote.
 
-Invariant: an outcome is DONE only for a block that lies in a segment which was published whole.
+Invariant: a block is DONE only if it lies in a segment that was published as a whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,18 @@ from kvtier.tiers.shared.reading import KnownSegments, SegmentHeaders, aligned_b
 from kvtier.tiers.shared.store import Store
 
 _GROUP_BYTES = 4
-"""The last bytes of a key name its KV-cache group; a chain is of one group."""
+"""The length of the group index at the end of a key; all blocks of a chain are of one group."""
 _LOSSES_MAX = 6
-"""Tries for one name that is taken and yet shows nothing: a client may cache for a minute that
-a name is free, and every try writes the whole segment. Where winners do come and go, one loss in
-thirty is followed by another (four threads that write and delete the same few blocks)."""
+"""How often a name is tried that is taken but shows no file.
+
+A mount may cache for a minute that a name is free, and every try writes the whole segment. Where
+winners really come and go (four threads that write and delete the same few blocks), one loss in
+thirty is followed by another.
+"""
 
 
 class SegmentWriter:
-    """Writes whole batches. Safe from any thread; raises nothing for a fault."""
+    """A writer of whole batches. Safe from any thread; raises nothing for a fault."""
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class SegmentWriter:
         parents: Sequence[BlockKey | None],
         outcomes: list[Outcome],
     ) -> None:
-        """Publish what the store lacks of the batch, and say what became of each block."""
+        """Publish the blocks that the store lacks, and set the outcome of each block."""
         for run in _runs(moves, parents):
             try:
                 self._write_run(run, moves, parents, outcomes)
@@ -74,8 +77,8 @@ class SegmentWriter:
             if self._publish(left, moves, parents):
                 continue
             losses += 1
-            if losses == _LOSSES_MAX or not self._meet_winner(left, moves):
-                return  # what has the name is broken, and stays, or cannot be seen: FAILED
+            if losses == _LOSSES_MAX or not self._learn_winner(left, moves):
+                return  # FAILED: the file of that name is broken and stays, or cannot be seen
 
     def _publish(
         self, run: Sequence[int], moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
@@ -97,22 +100,22 @@ class SegmentWriter:
             return True
         return False
 
-    def _meet_winner(self, run: Sequence[int], moves: Sequence[BlockMove]) -> bool:
-        """Learn what lies under the name we wanted. False if that is broken, and stays."""
+    def _learn_winner(self, run: Sequence[int], moves: Sequence[BlockMove]) -> bool:
+        """Learn which segment has the name we wanted. False if it is broken and cannot be moved."""
         first = moves[run[0]].key
         try:
             winner = self._headers.load(first)
         except Corrupt:
-            # It should be out of the way now, and the name free again.
+            # The broken file should be out of the way by now, and the name free again.
             return self._store.stat(self._headers.name(first)) is None
-        # Where there is none it is gone again; who looks once more may already meet the next one.
+        # None: the winner is gone again. The next try publishes, or meets the next winner.
         if winner is not None:
             self._known.add(winner)
         return True
 
 
 def _runs(moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]) -> Iterator[list[int]]:
-    """Positions of consecutive blocks of one chain."""
+    """Yield the positions of consecutive blocks of one chain."""
     run: list[int] = []
     seen: set[BlockKey] = set()
     for i, (move, parent) in enumerate(zip(moves, parents, strict=True)):
