@@ -1,1 +1,1 @@
-"""Contract suites and fault injection, shipped so that outsiders can prove their own plug-in."""
+"""Contract suites, fault injection and in-memory stand-ins, shipped for the authors of plug-ins."""

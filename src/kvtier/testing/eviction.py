@@ -1,12 +1,12 @@
-"""The suite that every eviction policy passes, and the hit rate of a policy on a trace.
+"""The contract suite for eviction policies, and the hit rate of a policy on a trace.
 
-Why: what the cache relies on is tested once, for our policies and for those of outsiders:
+The suite tests what the cache relies on, for the policies of kvtier and for those of others:
 
     class TestMine(EvictionContract):
         def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
             return Mine(capacity_rows=capacity_rows)
 
-Needs pytest and hypothesis, which come with the development dependencies. No test is timed.
+Needs pytest and hypothesis, which are development dependencies. No test depends on time.
 """
 
 import tracemalloc
@@ -32,12 +32,15 @@ _SETTINGS = settings(
 
 
 def numbered_key(number: int) -> BlockKey:
-    """A key like an engine's: 32 bytes of hash and a 4-byte group index."""
+    """Return a key like an engine's: 32 bytes of hash and a 4-byte group index."""
     return BlockKey(number.to_bytes(32, "little") + bytes(4))
 
 
 def hit_rate(policy: EvictionPolicy, trace: Iterable[int], capacity_rows: int) -> float:
-    """Share of the requests in `trace` (block numbers) that a tier of `capacity_rows` holds."""
+    """Return the share of the requests in `trace` that a tier of `capacity_rows` rows holds.
+
+    `trace` is a sequence of block numbers.
+    """
     row_of: dict[int, int] = {}
     held = [-1] * capacity_rows
     requests = hits = 0
@@ -60,7 +63,7 @@ def hit_rate(policy: EvictionPolicy, trace: Iterable[int], capacity_rows: int) -
 
 
 def scanned_zipf(seed: int, requests: int = 30_000, blocks: int = 4_000) -> Iterator[int]:
-    """Zipf-distributed requests; every 1,000 of them, 500 blocks that never come again."""
+    """Yield Zipf-distributed requests, and after each 1,000 of them 500 blocks seen only once."""
     rng = seeded(seed)
     weights = list(accumulate(1 / rank for rank in range(1, blocks + 1)))
     scanned = blocks
@@ -70,7 +73,7 @@ def scanned_zipf(seed: int, requests: int = 30_000, blocks: int = 4_000) -> Iter
 
 
 class _Checked:
-    """A policy beside the plainest model of it: the set of resident rows."""
+    """A policy beside a plain model of it: the set of resident rows."""
 
     def __init__(self, policy: EvictionPolicy) -> None:
         self.policy = policy
@@ -110,11 +113,11 @@ class _Checked:
             return row in evictable
 
         row = self.policy.victim(accept)
-        assert asked <= self.resident, "asked about a row that is not resident"
+        assert asked <= self.resident, "the policy asked about a row that is not resident"
         if row is None:
-            assert not evictable, "no victim though there is an evictable row"
+            assert not evictable, "the policy found no victim although a row is evictable"
         else:
-            assert row in evictable, "evicted a row that is pinned or not resident"
+            assert row in evictable, "the policy evicted a row that is pinned or not resident"
             self.resident.discard(row)
         self._check_size()
 
@@ -138,21 +141,21 @@ _OPERATIONS = st.lists(
 
 
 class EvictionContract(ABC):
-    """Subclass it, implement `make_policy`, and pytest runs the suite."""
+    """The tests of an eviction policy: subclass it, implement `make_policy`, and run pytest."""
 
     keeps_insertion_order: ClassVar[bool] = True
-    """Rows never accessed leave in order of arrival, whatever was pinned meanwhile."""
+    """Rows that were never accessed are evicted in order of arrival, whatever was pinned."""
 
     resists_scans: ClassVar[bool] = False
-    """The policy claims to beat LRU where scans pollute a skewed load."""
+    """Whether the policy claims a better hit rate than LRU on a skewed load with scans."""
 
     @abstractmethod
     def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
-        """A new policy with no rows."""
+        """Return a new policy without rows."""
 
     @_SETTINGS
     @given(operations=_OPERATIONS, capacity_rows=st.sampled_from([None, 1, 8, 64]))
-    def test_any_operations_agree_with_a_set(
+    def test_operations_agree_with_model_set(
         self, operations: list[tuple[str, int]], capacity_rows: int | None
     ) -> None:
         """No row is lost, invented, duplicated, or evicted while pinned; sizes agree."""
@@ -165,8 +168,8 @@ class EvictionContract(ABC):
         checked.drain()
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
-    def test_ten_thousand_random_operations(self, seed: int) -> None:
-        """The same over a long run on many rows, growth of the arrays included."""
+    def test_random_operations_agree_with_model_set(self, seed: int) -> None:
+        """The model agrees over 10,000 operations on many rows, during which the arrays grow."""
         rng = seeded(seed)
         checked = _Checked(self.make_policy())
         for _ in range(10_000):
@@ -185,14 +188,14 @@ class EvictionContract(ABC):
         assert len(checked.resident) > 100
         checked.drain()
 
-    def test_empty_has_no_victim(self) -> None:
-        """An empty policy has no row to give."""
+    def test_empty_policy_has_no_victim(self) -> None:
+        """`victim` returns None."""
         policy = self.make_policy()
         assert policy.victim(lambda _row: True) is None
         assert len(policy) == 0
 
     def test_row_can_be_reused_after_victim_and_remove(self) -> None:
-        """A row number comes back with another key, and nothing of its past sticks to it."""
+        """A row number that gets another key keeps no history of the old one."""
         policy = self.make_policy()
         for number in range(6):
             policy.insert(0, numbered_key(number))
@@ -205,7 +208,7 @@ class EvictionContract(ABC):
             assert len(policy) == 0
 
     def test_refusing_all_rows_changes_nothing(self) -> None:
-        """A fruitless `victim` leaves no trace in what follows."""
+        """A `victim` call that finds no row does not change the order of later victims."""
         drained = []
         for refusals in (0, 3):
             policy = self.make_policy(40)
@@ -220,7 +223,7 @@ class EvictionContract(ABC):
         assert sorted(row for row in drained[0] if row is not None) == list(range(40))
 
     def test_pinned_rows_keep_their_order(self) -> None:
-        """Rows passed over while pinned leave in order of arrival once they are not."""
+        """Rows skipped while pinned are evicted in order of arrival once they are unpinned."""
         if not self.keeps_insertion_order:
             pytest.skip("this policy does not promise an order")
         pinned = set(range(0, 40, 4))
@@ -231,8 +234,8 @@ class EvictionContract(ABC):
         assert others == [row for row in range(40) if row not in pinned]
         assert [policy.victim(lambda _row: True) for _ in range(10)] == sorted(pinned)
 
-    def test_long_refused_prefix_is_not_walked_for_every_victim(self) -> None:
-        """Prefixes of 500 blocks, oldest first: only leaves may leave, and calls stay few."""
+    def test_refused_prefix_is_not_walked_for_every_victim(self) -> None:
+        """Only leaves of prefixes of 500 blocks, oldest first, are evictable; calls stay few."""
         chains, length = 8, 500
         children = bytearray(chains * length)
         policy = self.make_policy(chains * length)
@@ -253,8 +256,8 @@ class EvictionContract(ABC):
                 children[evicted - 1] = 0
         assert calls / (chains * length) < 40
 
-    def test_scan_does_not_flush_the_popular_blocks(self) -> None:
-        """On Zipf requests polluted by scans the policy beats LRU by two points and more."""
+    def test_scan_does_not_evict_popular_blocks(self) -> None:
+        """On Zipf requests with scans the hit rate exceeds LRU's by at least two points."""
         if not self.resists_scans:
             pytest.skip("this policy does not promise to resist scans")
         lru = hit_rate(Lru(), scanned_zipf(seed=7), 400)
@@ -263,8 +266,8 @@ class EvictionContract(ABC):
         assert mine > lru + 0.02
         assert unsized > lru + 0.02
 
-    def test_costs_at_most_sixteen_bytes_a_row(self) -> None:
-        """What 2^17 rows allocate, with the slack that doubling leaves."""
+    def test_memory_is_at_most_sixteen_bytes_a_row(self) -> None:
+        """Allocations for 2^17 rows stay within twice that, the slack of doubling arrays."""
         rows = 1 << 17
         key = numbered_key(1)
         policy = self.make_policy()

@@ -1,17 +1,17 @@
 """A tier that fails on purpose, in every way that a device or a file system does.
 
-Why: what the layers above do on a bad day is tested on every day. Faults, by `Fault` below:
-slow, hung past the deadline, partial batch, torn write, bit flip, truncated file, over-long
-file, stale listing, ENOSPC, EIO, EMFILE, permission lost, folder removed underneath.
-Not a tier's, and so not here: kill -9 between two steps (the tiers' own tests), duplicated or
-reordered events, clock steps.
+It tests how the layers above handle faults, which are listed in `Fault`: slow or hung calls,
+partial batches, torn writes, flipped bits, truncated and over-long files, stale listings, errnos,
+and a folder that is removed. Not covered, because they are not faults of a tier: kill -9 between
+two steps (see the tests of each tier), duplicated or reordered events, clock steps.
 
-`FaultyTier` wraps any tier. A seed and a rate for each fault give a schedule that repeats;
-`inject` places one fault at the next call that it can befall. It also does what a verifying
-wrapper does: it keeps a checksum of what the caller meant to store and compares on each read,
-so torn, flipped and truncated bytes come out as CORRUPT, by the comparison and not by decree.
-Invariants: wrong bytes are never DONE; no call raises; blocks that a fault did not touch have
-the inner tier's outcome.
+`FaultyTier` wraps any tier. A seed and a rate for each fault give a schedule that repeats; `inject`
+applies one fault to the next call that it can affect. Like a verifying tier, it keeps a checksum of
+what the caller stored and compares it on each read, so torn, flipped and truncated bytes are found
+CORRUPT by comparison. `kvtier_bench.faults` injects faults one level lower, into stores and files.
+
+Invariants: wrong bytes are never DONE; no call raises; a block that no fault affected has the inner
+tier's outcome.
 """
 
 import enum
@@ -37,24 +37,24 @@ from kvtier.tiers.base import (
 
 
 class Fault(enum.Enum):
-    """What can go wrong. In brackets: the verbs it befalls."""
+    """A kind of fault. The brackets name the methods that it can affect."""
 
     SLOW = "slow"
-    """[all] The call sleeps `slow_s` on the clock first."""
+    """[all] The call first sleeps `slow_s` on the clock."""
     HUNG = "hung"
-    """[all] The call waits until `release`; `hung` tells that one does."""
+    """[all] The call waits for `release`; the event `hung` is set while one waits."""
     PARTIAL = "partial"
-    """[find, read, write, delete] The second half of the batch is FAILED and was not tried."""
+    """[find, read, write, delete] The second half of the batch is not tried and FAILED."""
     TORN_WRITE = "torn_write"
-    """[write] DONE, but only the first half of each block's bytes got there."""
+    """[write] DONE, but only the first half of each block's bytes is stored."""
     BIT_FLIP = "bit_flip"
-    """[read] One bit of one block of the batch comes back changed."""
+    """[read] One bit of one block of the batch is flipped."""
     TRUNCATED = "truncated"
-    """[read] One block comes back without its second half."""
+    """[read] The second half of one block is missing."""
     OVER_LONG = "over_long"
-    """[read] Foreign bytes stand before one block, so that it comes back shifted."""
+    """[read] One block is shifted by foreign bytes before it."""
     STALE_LISTING = "stale_listing"
-    """[contains, find, scan] Blocks deleted lately are still listed; reading them is MISSING."""
+    """[contains, find, scan] Recently deleted blocks are listed; reading them is MISSING."""
     NO_SPACE = "ENOSPC"
     """[write] FAILED."""
     IO_ERROR = "EIO"
@@ -64,12 +64,12 @@ class Fault(enum.Enum):
     NO_PERMISSION = "EACCES"
     """[find, read, write, delete] FAILED."""
     FOLDER_REMOVED = "folder_removed"
-    """[all] Every block is gone: MISSING."""
+    """[all] All blocks are removed: MISSING."""
 
 
 _ANY = frozenset({"contains", "find", "read", "write", "delete", "scan"})
 _ASKING = frozenset({"find", "read", "write", "delete"})
-_BEFALLS: dict[Fault, frozenset[str]] = {
+_AFFECTED: dict[Fault, frozenset[str]] = {
     Fault.SLOW: _ANY,
     Fault.HUNG: _ANY,
     Fault.FOLDER_REMOVED: _ANY,
@@ -85,13 +85,16 @@ _BEFALLS: dict[Fault, frozenset[str]] = {
     Fault.NO_PERMISSION: _ASKING,
 }
 _REFUSALS = frozenset({Fault.NO_SPACE, Fault.IO_ERROR, Fault.NO_DESCRIPTORS, Fault.NO_PERMISSION})
-_LATELY = 64
-"""Deleted blocks that a stale listing may still show."""
+_RECENT = 64
+"""The number of deleted blocks that a stale listing may still show."""
 _FOREIGN = 0x5A
 
 
 class FaultyTier:
-    """A `Tier` around `inner`. Safe from any thread; with one thread, one seed is one run."""
+    """A `Tier` around `inner` that injects faults.
+
+    Safe from any thread; with one thread, the same seed gives the same run.
+    """
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class FaultyTier:
         slow_s: float = 0.05,
         block_bytes: int | None = None,
     ) -> None:
-        """`rates`: chance of each fault a call, 0 to 1. `block_bytes`: payload; None, the slot."""
+        """`rates`: the probability of each fault per call. `block_bytes` None: the whole slot."""
         self.capabilities: Capabilities = inner.capabilities
         self.hung = threading.Event()
         self.happened: list[Fault] = []
@@ -117,20 +120,20 @@ class FaultyTier:
         self._injected: deque[Fault] = deque()
         self._released = threading.Event()
         self._checksums: dict[BlockKey, int] = {}
-        self._deleted: deque[BlockKey] = deque(maxlen=_LATELY)
+        self._deleted: deque[BlockKey] = deque(maxlen=_RECENT)
 
     def inject(self, fault: Fault, count: int = 1) -> None:
-        """Befall the next `count` calls that `fault` can befall, whatever the rates say."""
+        """Apply `fault` to the next `count` calls that it can affect, whatever the rates are."""
         with self._lock:
             self._injected.extend([fault] * count)
 
     def release(self) -> None:
-        """Let every hung call go, now and later."""
+        """Let every hung call continue, now and later."""
         self._released.set()
 
     def contains(self, keys: Sequence[BlockKey]) -> list[bool]:
-        """As the inner tier's; a stale listing adds blocks deleted lately."""
-        faults = self._suffer("contains")
+        """Ask the inner tier; a stale listing adds recently deleted blocks."""
+        faults = self._apply_faults("contains")
         held = self._inner.contains(keys)
         if Fault.STALE_LISTING in faults:
             return [
@@ -139,8 +142,8 @@ class FaultyTier:
         return held
 
     def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
-        """As the inner tier's, which has to be shared; a stale listing adds what was deleted."""
-        faults = self._suffer("find")
+        """Ask the inner tier, which must be shared; a stale listing adds deleted blocks."""
+        faults = self._apply_faults("find")
         if faults & _REFUSALS:
             return [Outcome.FAILED] * len(chain)
         assert isinstance(self._inner, SharedTier)
@@ -154,14 +157,14 @@ class FaultyTier:
         return outcomes + [Outcome.FAILED] * (len(chain) - len(tried))
 
     def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
-        """As the inner tier's; bytes that are not those written are CORRUPT and dropped."""
-        faults = self._suffer("read")
+        """Read from the inner tier; bytes that differ from those written are CORRUPT."""
+        faults = self._apply_faults("read")
         if faults & _REFUSALS:
             return [Outcome.FAILED] * len(moves)
         tried = self._tried(moves, faults)
         outcomes = self._inner.read_into(tried)
         done = [move for move, got in zip(tried, outcomes, strict=True) if got is Outcome.DONE]
-        self._spoil(done, faults)
+        self._corrupt_one(done, faults)
         outcomes = [
             self._verified(move) if got is Outcome.DONE else got
             for move, got in zip(tried, outcomes, strict=True)
@@ -171,8 +174,8 @@ class FaultyTier:
     def write_from(
         self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
-        """As the inner tier's; a torn write is DONE, and CORRUPT when it is read."""
-        faults = self._suffer("write")
+        """Write to the inner tier; a torn write is DONE now and CORRUPT when it is read."""
+        faults = self._apply_faults("write")
         if faults & _REFUSALS:
             return [Outcome.FAILED] * len(moves)
         tried = self._tried(moves, faults)
@@ -185,8 +188,8 @@ class FaultyTier:
         return outcomes + [Outcome.FAILED] * (len(moves) - len(tried))
 
     def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
-        """As the inner tier's."""
-        faults = self._suffer("delete")
+        """Delete from the inner tier."""
+        faults = self._apply_faults("delete")
         if faults & _REFUSALS:
             return [Outcome.FAILED] * len(keys)
         tried = keys[: len(keys) // 2] if Fault.PARTIAL in faults else keys
@@ -197,8 +200,8 @@ class FaultyTier:
         return outcomes + [Outcome.FAILED] * (len(keys) - len(tried))
 
     def scan(self, cursor: int | None = None) -> ScanPage:
-        """As the inner tier's; a stale listing adds blocks deleted lately to the last page."""
-        faults = self._suffer("scan")
+        """Scan the inner tier; a stale listing adds recently deleted blocks to the last page."""
+        faults = self._apply_faults("scan")
         page = self._inner.scan(cursor)
         if Fault.STALE_LISTING in faults and page.cursor is None:
             listed = {stored.key for stored in page.blocks}
@@ -213,8 +216,8 @@ class FaultyTier:
         self.release()
         self._inner.close()
 
-    def _suffer(self, verb: str) -> set[Fault]:
-        """Choose this call's faults; sleep, hang or lose everything here if it must."""
+    def _apply_faults(self, verb: str) -> set[Fault]:
+        """Draw the faults of this call; sleep, hang or remove all blocks if they say so."""
         faults = self._draw(verb)
         if Fault.SLOW in faults:
             self._clock.sleep(self._slow_s)
@@ -222,7 +225,7 @@ class FaultyTier:
             self.hung.set()
             self._released.wait()
         if Fault.FOLDER_REMOVED in faults:
-            self._lose_everything()
+            self._remove_all()
         return faults
 
     def _draw(self, verb: str) -> set[Fault]:
@@ -231,17 +234,17 @@ class FaultyTier:
                 fault
                 for fault in Fault
                 if fault in self._rates
-                and verb in _BEFALLS[fault]
+                and verb in _AFFECTED[fault]
                 and self._rng.random() < self._rates[fault]
             }
             for fault in dict.fromkeys(self._injected):
-                if verb in _BEFALLS[fault]:
+                if verb in _AFFECTED[fault]:
                     self._injected.remove(fault)
                     faults.add(fault)
             self.happened += [fault for fault in Fault if fault in faults]
             return faults
 
-    def _lose_everything(self) -> None:
+    def _remove_all(self) -> None:
         cursor: int | None = None
         lost: list[BlockKey] = []
         while True:
@@ -251,7 +254,7 @@ class FaultyTier:
                 break
         self._inner.delete(lost)
 
-    def _spoil(self, moves: Sequence[BlockMove], faults: set[Fault]) -> None:
+    def _corrupt_one(self, moves: Sequence[BlockMove], faults: set[Fault]) -> None:
         """Change the bytes of one of the blocks read, as a failing device would."""
         if not moves:
             return
@@ -266,7 +269,7 @@ class FaultyTier:
             payload[0] ^= np.uint8(_FOREIGN)
 
     def _verified(self, move: BlockMove) -> Outcome:
-        """DONE if the bytes are those that were written, or nobody here knows which were."""
+        """Return DONE if the bytes are those that were written, or were written elsewhere."""
         expected = self._checksums.get(move.key)
         if expected is None or expected == self._checksum(move.buffer):
             return Outcome.DONE
@@ -283,7 +286,7 @@ class FaultyTier:
         return moves[: len(moves) // 2] if Fault.PARTIAL in faults else moves
 
     def _torn(self, move: BlockMove) -> BlockMove:
-        """The move with a copy of its bytes whose second half never arrived."""
+        """Return the move with a copy of its bytes whose second half is wrong."""
         buffer = move.buffer.copy()
         payload = self._payload(buffer)
         half = len(payload) // 2

@@ -1,7 +1,7 @@
-"""The suite that every index of the fleet passes.
+"""The contract suite for indexes of a fleet.
 
-Why: choosing relies on the contract and not on how an index knows. An implementation is proved
-in about 12 lines:
+The router relies on the contract and not on how an index learns. An implementation is tested by
+about 12 lines:
 
     class TestMine(FleetContract):
         def make_index(self) -> FleetIndex:
@@ -10,7 +10,7 @@ in about 12 lines:
         def hold(self, index: FleetIndex, replica: str, token_ids: Sequence[int]) -> None:
             index.routed(TokenPrompt(token_ids, MODEL), replica)
 
-Needs pytest and hypothesis, which come with the development dependencies. No test is timed.
+Needs pytest and hypothesis, which are development dependencies. No test depends on time.
 """
 
 from abc import ABC, abstractmethod
@@ -26,9 +26,9 @@ from kvtier.index.fleet.base import DEVICE, FleetIndex, Match, Source
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
 
 MODEL: Final = "a-model"
-"""That the replicas of the suite serve."""
+"""The model that the replicas of the suite serve."""
 BLOCK_TOKENS: Final = 16
-"""Of the replicas of the suite."""
+"""The block size of the replicas of the suite."""
 
 _SETTINGS = settings(
     max_examples=60,
@@ -39,33 +39,39 @@ _PATHS = st.lists(st.integers(0, 2), max_size=6)
 
 
 def tokens_of(path: Sequence[int], tail: int = 0) -> list[int]:
-    """Token ids of one block for each number of the path, and `tail` tokens after them."""
+    """Return the token ids of one block for each number of the path, and `tail` more tokens."""
     blocks = [number * 1000 + place for number in path for place in range(BLOCK_TOKENS)]
     return [*blocks, *range(90_000, 90_000 + tail)]
 
 
 def prompt_of(path: Sequence[int], tail: int = 0) -> TokenPrompt:
-    """The same as a prompt for MODEL."""
+    """Return the tokens of `tokens_of` as a prompt for MODEL."""
     return TokenPrompt(tokens_of(path, tail), MODEL)
 
 
 class FleetContract(ABC):
-    """What `FleetIndex` promises. Subclass it under a name that pytest collects."""
+    """The tests of a `FleetIndex`. Subclass it under a name that pytest collects."""
 
     @abstractmethod
     def make_index(self) -> FleetIndex:
-        """An empty index, for replicas with blocks of BLOCK_TOKENS and room for 1,000 of them."""
+        """Return an empty index for replicas with blocks of BLOCK_TOKENS.
+
+        It has room for 1,000 blocks of each.
+        """
 
     @abstractmethod
     def hold(self, index: FleetIndex, replica: str, token_ids: Sequence[int]) -> None:
-        """By whatever it learns from: the replica holds this prefix on its device."""
+        """Tell the index, by whatever it learns from, that the replica holds this prefix.
 
-    def test_it_says_how_it_knows(self) -> None:
-        """One of the two sources."""
+        The prefix is on the replica's device.
+        """
+
+    def test_source_is_declared(self) -> None:
+        """`source` is one of the two sources."""
         assert isinstance(self.make_index().source, Source)
 
-    def test_an_unknown_replica_holds_nothing(self) -> None:
-        """Whatever is asked, and whoever else is known."""
+    def test_unknown_replica_holds_nothing(self) -> None:
+        """Whatever is asked, and whichever other replicas are known."""
         index = self.make_index()
         self.hold(index, "a", tokens_of([1, 2]))
         for prompt in (prompt_of([1, 2], 5), prompt_of([]), TextPrompt(b"text" * 40, MODEL)):
@@ -74,8 +80,8 @@ class FleetContract(ABC):
             assert found.total_tokens == prompt.tokens
         assert index.match(prompt_of([1]), []) == []
 
-    def test_answers_come_in_the_order_asked(self) -> None:
-        """Also where one is asked twice."""
+    def test_matches_are_in_the_order_asked(self) -> None:
+        """Even where one replica is asked about twice."""
         index = self.make_index()
         self.hold(index, "a", tokens_of([1, 2, 0]))
         self.hold(index, "b", tokens_of([1]))
@@ -83,7 +89,7 @@ class FleetContract(ABC):
         assert [match.best_tokens for match in found] == [16, 0, 48, 16]
 
     def test_only_whole_blocks_count(self) -> None:
-        """Of what is held, and of what is asked."""
+        """Of the tokens held, and of the tokens asked for."""
         index = self.make_index()
         self.hold(index, "a", tokens_of([1, 2], tail=15))
         (found,) = index.match(prompt_of([1, 2], tail=15), ["a"])
@@ -92,10 +98,10 @@ class FleetContract(ABC):
 
     @_SETTINGS
     @given(st.lists(st.tuples(st.sampled_from("abc"), _PATHS), max_size=12), _PATHS)
-    def test_the_longest_prefix_is_found(
+    def test_longest_prefix_is_found(
         self, held: list[tuple[str, list[int]]], asked: list[int]
     ) -> None:
-        """Of everything each replica holds, as somebody would who compares block by block."""
+        """The match equals that of a block-by-block comparison with all that a replica holds."""
         index = self.make_index()
         for replica, path in held:
             self.hold(index, replica, tokens_of(path))
@@ -111,8 +117,8 @@ class FleetContract(ABC):
         for match in found:
             _check(match)
 
-    def test_another_model_salt_or_unit_shares_nothing(self) -> None:
-        """Equal tokens are not enough."""
+    def test_other_model_salt_or_unit_shares_nothing(self) -> None:
+        """Equal tokens are not enough for a match."""
         index = self.make_index()
         tokens = tokens_of([1, 2])
         self.hold(index, "a", tokens)
@@ -125,8 +131,8 @@ class FleetContract(ABC):
         for other in others:
             assert index.match(other, ["a"])[0].best_tokens == 0
 
-    def test_what_was_routed_counts_at_once(self) -> None:
-        """On the device, with all of its prefix, for that replica alone."""
+    def test_routed_prompt_counts_at_once(self) -> None:
+        """It counts as held on the device, with its whole prefix, by that replica alone."""
         index = self.make_index()
         self.hold(index, "a", tokens_of([1]))
         self.hold(index, "b", tokens_of([1]))
@@ -134,8 +140,8 @@ class FleetContract(ABC):
         found = index.match(prompt_of([1, 2, 0, 1]), ["a", "b"])
         assert [match.tokens[DEVICE] for match in found] == [48, 16]
 
-    def test_asking_changes_nothing(self) -> None:
-        """Not even who is asked about."""
+    def test_match_changes_nothing(self) -> None:
+        """Neither for the replicas asked about nor for the others."""
         index = self.make_index()
         self.hold(index, "a", tokens_of([1, 2]))
         before = index.match(prompt_of([1, 2]), ["a"])
@@ -143,8 +149,8 @@ class FleetContract(ABC):
         index.match(prompt_of([0]), ["a"])
         assert index.match(prompt_of([1, 2]), ["a"]) == before
 
-    def test_a_dropped_replica_is_forgotten_and_may_come_back(self) -> None:
-        """Idempotent, also for a replica that never was; others keep what they hold."""
+    def test_removed_replica_holds_nothing_and_may_return(self) -> None:
+        """Removal is idempotent, also for an unknown replica; the others keep what they hold."""
         index = self.make_index()
         self.hold(index, "a", tokens_of([1, 2]))
         self.hold(index, "b", tokens_of([1]))
@@ -157,8 +163,8 @@ class FleetContract(ABC):
         assert index.match(prompt_of([1, 2]), ["a"])[0].best_tokens == 16
 
     @pytest.mark.parametrize("tokens", [-1, 0, 1, 10**18])
-    def test_sizes_of_any_kind_are_taken(self, tokens: int) -> None:
-        """For tiers and replicas that are known or not; a size that is no size changes nothing."""
+    def test_any_size_is_accepted(self, tokens: int) -> None:
+        """For known and unknown tiers and replicas; an invalid size changes nothing."""
         index = self.make_index()
         self.hold(index, "a", tokens_of([1]))
         for tier in (DEVICE, "ram", "disk", "shared", "objectstore", "x", "y", "z", ""):
@@ -168,8 +174,8 @@ class FleetContract(ABC):
         if tokens != 1:
             assert index.match(prompt_of([1]), ["a"])[0].best_tokens == 16
 
-    def test_many_replicas_may_come_and_go(self) -> None:
-        """What they held is nobody else's."""
+    def test_replicas_may_come_and_go(self) -> None:
+        """What a removed replica held is not attributed to another one."""
         index = self.make_index()
         for round_ in range(40):
             for name in range(8):
@@ -188,7 +194,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _check(match: Match) -> None:
-    """What holds for every answer."""
+    """Assert what holds for every match."""
     held = list(match.tokens.values())
     assert all(faster <= slower for faster, slower in pairwise(held))
     assert 0 <= match.best_tokens <= match.total_tokens

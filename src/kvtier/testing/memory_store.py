@@ -1,9 +1,10 @@
-"""A store in RAM: the plainest correct `Store`, for tests and simulation.
+"""A store in RAM: the simplest correct `Store`, for tests and simulation.
 
-Why: unit tests use no mocks of our own classes; they use this. What a folder or a bucket does
-with threads, temporary names and conditional requests is here one lock and one dict.
-Invariants: a name shows all of its bytes or is not there; times are the store's own clock,
-which stands still unless the test moves it.
+Unit tests use it in place of mocks. What a folder or a bucket does with threads, temporary names
+and conditional requests is one lock and one dict here.
+
+Invariants: a name shows all of its bytes or does not exist; times are those of the store's own
+clock, which stands still unless the test advances it.
 """
 
 import threading
@@ -25,17 +26,17 @@ class _File(NamedTuple):
 
 
 class MemoryStore:
-    """A `Store`. Safe from any thread: one lock, held for the copies too. Nothing persists."""
+    """A `Store` in RAM. Safe from any thread: one lock, held during the copies. Not persistent."""
 
     def __init__(self, clock: Clock | None = None) -> None:
-        """`clock` gives `modified_s`; None: one that stands still, in 2027."""
+        """`clock` gives `modified_s`; None: a clock that stands still, in 2027."""
         self._clock = clock or VirtualClock(_START_S)
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
         self._versions = 0
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """False where there is such a file."""
+        """Create a file; False where it exists."""
         check_name(name)
         with self._lock:
             if name in self._files:
@@ -44,13 +45,13 @@ class MemoryStore:
             return True
 
     def put(self, name: str, data: bytes) -> Stat:
-        """Make or replace."""
+        """Create or replace a file."""
         check_name(name)
         with self._lock:
             return self._write(name, [np.frombuffer(data, np.uint8)])
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
-        """As many bytes as there are behind `offset`."""
+        """Fill `buffers` with the bytes from `offset`, as far as there are any."""
         check_name(name)
         with self._lock:
             file = self._files.get(name)
@@ -64,20 +65,20 @@ class MemoryStore:
             return Read(file.stat, at - offset)
 
     def stat(self, name: str) -> Stat | None:
-        """None where there is none."""
+        """Return the `Stat` of a file; None where there is none."""
         check_name(name)
         with self._lock:
             file = self._files.get(name)
             return None if file is None else file.stat
 
     def remove(self, name: str) -> bool:
-        """False where there was none."""
+        """Remove a file; False where there was none."""
         check_name(name)
         with self._lock:
             return self._files.pop(name, None) is not None
 
     def move(self, name: str, to: str) -> bool:
-        """The file keeps its time and version, as a renamed one does."""
+        """Rename a file, which keeps its time and version."""
         check_name(name)
         check_name(to)
         with self._lock:
@@ -88,7 +89,7 @@ class MemoryStore:
             return True
 
     def list(self, folder: str, after: str = "", limit: int = 1000) -> ListPage:
-        """O(files held) a page."""
+        """Return a page of files. Costs O(files held)."""
         check_folder(folder)
         start = f"{folder}/" if folder else ""
         with self._lock:
@@ -97,10 +98,10 @@ class MemoryStore:
         return ListPage(page, page[-1].name if len(names) > limit else None)
 
     def close(self) -> None:
-        """Nothing to give back; the files stay, as they would in a folder."""
+        """Do nothing; the files stay, as they would in a folder."""
 
     def raw(self, name: str) -> Buffer:
-        """The stored bytes themselves, to look at or to spoil. Raises KeyError if not there."""
+        """Return the stored bytes themselves, to inspect or corrupt them. Raises KeyError."""
         with self._lock:
             return self._files[name].data
 

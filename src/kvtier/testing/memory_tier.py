@@ -1,7 +1,8 @@
-"""A tier in RAM: the plainest correct `Tier`, for tests and simulation.
+"""A tier in RAM: the simplest correct `Tier`, for tests and simulation.
 
-Why: unit tests use no mocks of our own classes; they use this. It keeps a copy of each buffer
-and verifies nothing, so bytes changed behind its back are served: what wrappers are tested with.
+Unit tests use it in place of mocks. It keeps a copy of each buffer and verifies nothing, so bytes
+that a test changes are served; wrappers that verify are tested with that.
+
 Invariants: never more than `capacity_blocks` blocks; blocks stay in order of arrival.
 """
 
@@ -24,9 +25,9 @@ class _Held(NamedTuple):
 
 
 class MemoryTier:
-    """A `Tier` and `SharedTier`. Safe from any thread: one lock, held for the copies too.
+    """A `Tier` and `SharedTier` in RAM.
 
-    Nothing persists.
+    Safe from any thread: one lock, held during the copies. Not persistent.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class MemoryTier:
         io_threads: int = 4,
         shared: bool = False,
     ) -> None:
-        """`shared`: it is one of the places that others write to, too (see Capabilities)."""
+        """`shared`: whether it declares that other processes write to it (see Capabilities)."""
         self.capabilities = Capabilities(
             name=name,
             capacity_blocks=capacity_blocks,
@@ -51,32 +52,32 @@ class MemoryTier:
         self._closed = False
 
     def __len__(self) -> int:
-        """Blocks held."""
+        """Return the number of blocks held."""
         return len(self._held)
 
     def contains(self, keys: Sequence[BlockKey]) -> list[bool]:
-        """Same order as `keys`."""
+        """Return for each key whether the block is held."""
         with self._lock:
             return [key in self._held for key in keys]
 
     def find(self, chain: Sequence[BlockKey]) -> list[Outcome]:
-        """DONE or MISSING."""
+        """Return DONE for each block held, MISSING for the others."""
         return [Outcome.DONE if held else Outcome.MISSING for held in self.contains(chain)]
 
     def read_into(self, moves: Sequence[BlockMove]) -> list[Outcome]:
-        """DONE or MISSING; FAILED once closed."""
+        """Copy the blocks into the buffers: DONE or MISSING; FAILED once closed."""
         with self._lock:
             return [self._read(move) for move in moves]
 
     def write_from(
         self, moves: Sequence[BlockMove], parents: Sequence[BlockKey | None]
     ) -> list[Outcome]:
-        """DONE, or FAILED when full or closed."""
+        """Store copies of the buffers: DONE, or FAILED when full or closed."""
         with self._lock:
             return [self._write(*each) for each in zip(moves, parents, strict=True)]
 
     def delete(self, keys: Sequence[BlockKey]) -> list[Outcome]:
-        """DONE or MISSING."""
+        """Remove blocks: DONE or MISSING."""
         with self._lock:
             return [
                 Outcome.MISSING if self._held.pop(key, None) is None else Outcome.DONE
@@ -84,7 +85,7 @@ class MemoryTier:
             ]
 
     def scan(self, cursor: int | None = None) -> ScanPage:
-        """Pages of 256 blocks in order of arrival. O(blocks held) a page."""
+        """Return a page of 256 blocks in order of arrival. Costs O(blocks held)."""
         with self._lock:
             later = [
                 StoredBlock(key, held.parent)
@@ -96,13 +97,13 @@ class MemoryTier:
             return ScanPage(page, self._held[page[-1].key].arrival if more else None)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Remove all blocks and refuse further use."""
         with self._lock:
             self._held.clear()
             self._closed = True
 
     def raw(self, key: BlockKey) -> Buffer:
-        """The stored bytes themselves, to look at or to spoil. Raises KeyError if not held."""
+        """Return the stored bytes themselves, to inspect or corrupt them. Raises KeyError."""
         with self._lock:
             return self._held[key].bytes
 

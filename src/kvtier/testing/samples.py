@@ -11,11 +11,11 @@ from kvtier.clock import seeded
 from kvtier.tiers.base import Buffer
 
 GUARD = 0xEE
-"""Fills memory in which nothing was read yet."""
+"""The byte that fills buffers into which nothing was read yet."""
 
 
 def sample_space(**fields: Any) -> KeySpace:
-    """The key space of a small model; `fields` replace its own."""
+    """Return the key space of a small model; `fields` replace some of its fields."""
     sample: dict[str, Any] = {
         "engine": "vllm 0.32.0",
         "model": "tiny",
@@ -38,7 +38,7 @@ def sample_space(**fields: Any) -> KeySpace:
 
 
 def aligned(content: Buffer) -> Buffer:
-    """A copy of `content` at an address that direct I/O takes."""
+    """Return a copy of `content` at an address that suits direct I/O."""
     room = np.empty(len(content) + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
     slot: Buffer = room[start : start + len(content)]
@@ -47,15 +47,15 @@ def aligned(content: Buffer) -> Buffer:
 
 
 def content(seed: int, size: int) -> Buffer:
-    """`size` bytes that are a function of `seed`, at an address that direct I/O takes."""
+    """Return `size` bytes that are a function of `seed`, at an address that suits direct I/O."""
     return aligned(np.frombuffer(seeded(seed).randbytes(size), np.uint8))
 
 
 def blank(size: int) -> Buffer:
-    """Memory to read into, with nothing of use in it, at such an address."""
+    """Return memory filled with GUARD to read into, at an address that suits direct I/O."""
     return aligned(np.full(size, GUARD, np.uint8))
 
 
 def joined(parts: Sequence[Buffer]) -> bytes:
-    """The bytes of a file of these parts."""
+    """Return the bytes of a file that consists of these parts."""
     return b"".join(bytes(part) for part in parts)

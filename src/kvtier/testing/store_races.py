@@ -1,7 +1,7 @@
-"""The part of the store's contract suite that is about concurrent callers. No test is timed.
+"""The tests of the store's contract suite with concurrent callers. No test depends on time.
 
-It is the base class of `stores.StoreContract`, which is the suite to subclass. Two stores on one
-place stand for two hosts.
+They are in a module of their own for its length; `stores.StoreContract` inherits them and is the
+class to subclass. Two stores in one place stand for two hosts.
 """
 
 import threading
@@ -19,25 +19,25 @@ from kvtier.testing.samples import blank, content
 from kvtier.tiers.shared.store import ListEntry, Store
 
 UNIFORM_BYTES = 64 * ALIGNMENT
-"""Length of the files that are one byte value from end to end."""
+"""The length of the files that consist of one repeated byte."""
 
 
 class StoreRaces(ABC):
-    """Implement `make_store`; the tests are in the subclasses."""
+    """The tests with concurrent callers, and the helpers that all tests of stores use."""
 
     @abstractmethod
     def make_store(self, folder: Path) -> Store:
-        """A store of its own for `folder`; with one used before: the same files again."""
+        """Return a store of its own for `folder`; for a folder used before, with the same files."""
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[Store]:
-        """An empty store, closed at the end."""
+        """An empty store, closed at the end of the test."""
         store = self.make_store(tmp_path)
         yield store
         store.close()
 
     def bytes_of(self, store: Store, name: str) -> bytes | None:
-        """All of a file, None where there is none."""
+        """Return all bytes of a file; None where there is none."""
         stat = store.stat(name)
         if stat is None:
             return None
@@ -48,7 +48,7 @@ class StoreRaces(ABC):
     def listed(
         self, store: Store, folder: str, limit: int = 1000, after: str = ""
     ) -> list[ListEntry]:
-        """All pages of a listing."""
+        """Return the entries of all pages of a listing."""
         entries: list[ListEntry] = []
         while True:
             page = store.list(folder, after, limit)
@@ -56,15 +56,15 @@ class StoreRaces(ABC):
             entries += page.entries
             if page.after is None:
                 return entries
-            assert page.after > after, "a listing goes forward"
+            assert page.after > after, "a page does not advance the listing"
             after = page.after
 
     def names(self, store: Store, folder: str, limit: int = 1000, after: str = "") -> list[str]:
-        """Names of all pages of a listing."""
+        """Return the names of all pages of a listing."""
         return [entry.name for entry in self.listed(store, folder, limit, after)]
 
     def is_whole(self, store: Store, name: str, size: int, marks: set[int]) -> bool:
-        """Whether the file is there, and if so, is one mark from end to end."""
+        """Return whether the file exists; if so, assert that it is one of `marks` repeated."""
         buffer = blank(size + ALIGNMENT)
         read = store.read(name, 0, [buffer])
         if read is None:
@@ -74,8 +74,8 @@ class StoreRaces(ABC):
         assert len(np.unique(buffer[:size])) == 1
         return True
 
-    def test_of_many_publishers_one_wins(self, tmp_path: Path) -> None:
-        """Eight threads, two stores on one place, one name: one True, and its bytes are there."""
+    def test_publish_of_one_name_by_many_succeeds_once(self, tmp_path: Path) -> None:
+        """Of eight threads on two stores, one gets True, and its bytes are in the file."""
         stores = [self.make_store(tmp_path) for _ in range(2)]
         barrier = threading.Barrier(8)
 
@@ -94,8 +94,8 @@ class StoreRaces(ABC):
         for store in stores:
             store.close()
 
-    def test_a_file_appears_whole(self, tmp_path: Path) -> None:
-        """Those who read, stat and list while files are made see all of one or nothing of it."""
+    def test_published_file_appears_as_a_whole(self, tmp_path: Path) -> None:
+        """Concurrent reads, stats and listings see all of a file or nothing of it."""
         store, other = self.make_store(tmp_path), self.make_store(tmp_path)
         done = threading.Event()
 
@@ -121,8 +121,8 @@ class StoreRaces(ABC):
         store.close()
         other.close()
 
-    def test_put_is_seen_whole(self, tmp_path: Path) -> None:
-        """While a small file is replaced its readers see one of the two, never none or both."""
+    def test_put_replaces_a_file_as_a_whole(self, tmp_path: Path) -> None:
+        """Concurrent readers see the old or the new file, never neither or a mix."""
         store, other = self.make_store(tmp_path), self.make_store(tmp_path)
         store.put("file", bytes(10_000))
         done = threading.Event()
@@ -145,8 +145,8 @@ class StoreRaces(ABC):
         store.close()
         other.close()
 
-    def test_many_threads_never_see_wrong_bytes(self, tmp_path: Path) -> None:
-        """Every verb on the same few names from six threads; what is read is always whole."""
+    def test_concurrent_operations_never_show_wrong_bytes(self, tmp_path: Path) -> None:
+        """Six threads do every operation on the same few names; what is read is always whole."""
         stores = [self.make_store(tmp_path) for _ in range(2)]
         with ThreadPoolExecutor(6) as threads:
             found = sum(threads.map(lambda seed: self._rummage(stores[seed % 2], seed), range(6)))

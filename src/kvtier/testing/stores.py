@@ -1,13 +1,13 @@
-"""The suite that every store passes.
+"""The contract suite for stores.
 
-Why: the shared tier relies on each sentence of `kvtier.tiers.shared.store.Store`; here each is a
-test, for our stores and for those of outsiders:
+The shared tier relies on every sentence of `kvtier.tiers.shared.store.Store`. Each is a test here,
+for the stores of kvtier and for those of others:
 
     class TestMine(StoreContract):
         def make_store(self, folder: Path) -> Store:
             return Mine(folder)
 
-A bucket uses `folder` for a prefix of its own. Needs pytest. No test is timed.
+A bucket uses `folder` to derive a prefix of its own. Needs pytest. No test depends on time.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,14 +41,14 @@ REFUSED = (
     "a*",
     "ä",
 )
-"""Names that no store takes."""
+"""Names that every store rejects."""
 
 
 class StoreContract(StoreRaces):
-    """Subclass it, implement `make_store`, and pytest runs the suite."""
+    """The tests of a store: subclass it, implement `make_store`, and run pytest."""
 
-    def test_is_a_store(self, store: Store) -> None:
-        """The protocol is there."""
+    def test_store_implements_protocol(self, store: Store) -> None:
+        """All methods of the protocol exist."""
         assert isinstance(store, Store)
 
     @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ class StoreContract(StoreRaces):
         ],
         ids=["page", "pages", "byte", "odd", "tail", "large", "many", "empty", "none"],
     )
-    def test_published_bytes_come_back_exactly(self, store: Store, sizes: list[int]) -> None:
-        """Parts in order, of any number and size, whole, into one buffer and into as many."""
+    def test_published_bytes_are_read_back_exactly(self, store: Store, sizes: list[int]) -> None:
+        """Parts of any number and size are read into one buffer and into as many buffers."""
         parts = [content(number, size) for number, size in enumerate(sizes)]
         assert store.publish("a/b/file", parts)
         assert self.bytes_of(store, "a/b/file") == joined(parts)
@@ -77,8 +77,8 @@ class StoreContract(StoreRaces):
         assert read.filled_bytes == read.stat.size == sum(sizes)
         assert joined(buffers) == joined(parts)
 
-    def test_memory_at_any_address_will_do(self, store: Store) -> None:
-        """Whole pages that lie across pages of memory are written and read as well."""
+    def test_unaligned_memory_is_accepted(self, store: Store) -> None:
+        """Whole pages that straddle pages of memory are written and read."""
         room = np.array(content(1, 3 * ALIGNMENT))
         part = room[1 : 1 + 2 * ALIGNMENT]
         assert store.publish("file", [part])
@@ -88,8 +88,8 @@ class StoreContract(StoreRaces):
         assert read.filled_bytes == 2 * ALIGNMENT
         assert np.array_equal(back, part)
 
-    def test_a_taken_name_stays_what_it_is(self, store: Store) -> None:
-        """The second publisher gets False and changes nothing, also behind `put`."""
+    def test_publish_of_taken_name_changes_nothing(self, store: Store) -> None:
+        """The second writer gets False, also for a file that `put` made."""
         first = content(1, 2 * ALIGNMENT)
         assert store.publish("file", [first])
         before = store.stat("file")
@@ -118,8 +118,10 @@ class StoreContract(StoreRaces):
             (0, []),
         ],
     )
-    def test_reads_of_parts(self, store: Store, size: int, offset: int, lengths: list[int]) -> None:
-        """Any offset, any buffers; less at the end; nothing outside of them."""
+    def test_read_of_any_range_fills_buffers(
+        self, store: Store, size: int, offset: int, lengths: list[int]
+    ) -> None:
+        """At any offset, into any buffers; fewer bytes at the end, and nothing outside the buffers."""
         whole = content(3, size)
         store.publish("file", [whole])
         buffers = [np.split(blank(length + 2), [1, length + 1]) for length in lengths]
@@ -135,8 +137,8 @@ class StoreContract(StoreRaces):
         assert read == Read(store.stat("file"), len(expected))  # type: ignore[arg-type]
         assert joined(buffers)[: len(expected)] == expected
 
-    def test_what_is_not_there(self, store: Store) -> None:
-        """None and False, never an exception, also in folders that are not there or are files."""
+    def test_missing_file_is_none_or_false(self, store: Store) -> None:
+        """No exception is raised, even in folders that do not exist or are files."""
         store.put("file", b"x")
         for name in ("absent", "no/such/file", "file/below"):
             buffer = blank(8)
@@ -149,8 +151,8 @@ class StoreContract(StoreRaces):
         assert store.list("no/such/folder").entries == []
         assert self.names(store, "") == ["file"]
 
-    def test_put_makes_and_replaces(self, store: Store) -> None:
-        """Longer, shorter, of the same length, empty; what it returns is what `stat` says."""
+    def test_put_creates_and_replaces(self, store: Store) -> None:
+        """Longer, shorter, equally long and empty files; the result equals that of `stat`."""
         versions = set()
         for data in (b"one", b"longer than one", b"two", b"six", b"", bytes(10_000)):
             stat = store.put("a/file", data)
@@ -161,8 +163,8 @@ class StoreContract(StoreRaces):
         assert len(versions) == 6
         assert self.names(store, "") == ["a/file"]
 
-    def test_versions_tell_files_apart(self, store: Store) -> None:
-        """Replaced, or removed and made again with as many bytes: another version, each time."""
+    def test_version_changes_with_every_file(self, store: Store) -> None:
+        """A file that was replaced, or removed and created again, has another version."""
         versions = []
         for number in range(30):
             assert store.publish("file", [content(number, ALIGNMENT)])
@@ -173,8 +175,8 @@ class StoreContract(StoreRaces):
             assert store.remove("file")
         assert len(set(versions)) == len(versions)
 
-    def test_every_way_to_a_stat_agrees(self, store: Store) -> None:
-        """`stat`, `read` and `list` say the same, again and again, while the file stays."""
+    def test_stat_read_and_list_agree(self, store: Store) -> None:
+        """They return the same `Stat`, repeatedly, while the file stays."""
         store.publish("a/file", [content(1, 5000)])
         stat = store.stat("a/file")
         assert stat is not None
@@ -184,8 +186,8 @@ class StoreContract(StoreRaces):
             assert store.read("a/file", 0, [blank(10)]) == Read(stat, 10)
             assert self.listed(store, "a") == [ListEntry("a/file", stat)]
 
-    def test_times_are_in_the_order_of_the_writes(self, store: Store) -> None:
-        """By the one clock of the store, whatever its resolution."""
+    def test_times_follow_the_order_of_writes(self, store: Store) -> None:
+        """They come from the one clock of the store, whatever its resolution is."""
         times = [store.put(f"file-{number}", b"x").modified_s for number in range(5)]
         store.publish("last", [content(1, 10)])
         last = store.stat("last")
@@ -193,16 +195,16 @@ class StoreContract(StoreRaces):
         assert [*times, last.modified_s] == sorted([*times, last.modified_s])
         assert times[0] > 1e9, "Unix seconds"
 
-    def test_memory_is_the_callers_again_at_once(self, store: Store) -> None:
-        """Publishing changes no byte of the parts and keeps no reference to them."""
+    def test_publish_neither_changes_nor_keeps_parts(self, store: Store) -> None:
+        """The caller may reuse the memory as soon as `publish` returns."""
         part, again = content(1, 4 * ALIGNMENT), content(1, 4 * ALIGNMENT)
         store.publish("file", [part])
         assert np.array_equal(part, again)
         part.fill(0)
         assert self.bytes_of(store, "file") == bytes(again)
 
-    def test_removed_is_gone_and_may_come_back(self, store: Store) -> None:
-        """True once, then False; the name is free again."""
+    def test_removed_file_is_gone_and_may_be_created_again(self, store: Store) -> None:
+        """`remove` returns True once, then False; the name is free."""
         store.publish("a/file", [content(1, ALIGNMENT)])
         store.publish("a/other", [content(2, ALIGNMENT)])
         assert store.remove("a/file")
@@ -212,8 +214,8 @@ class StoreContract(StoreRaces):
         assert store.publish("a/file", [content(3, ALIGNMENT)])
         assert self.bytes_of(store, "a/file") == bytes(content(3, ALIGNMENT))
 
-    def test_moved_has_another_name(self, store: Store) -> None:
-        """Into a folder that is not there, and over a file that is."""
+    def test_move_renames_and_replaces(self, store: Store) -> None:
+        """Into a folder that does not exist, and over a file that exists."""
         store.publish("file", [content(1, 5000)])
         assert store.move("file", "new/folder/file")
         assert store.stat("file") is None
@@ -225,8 +227,8 @@ class StoreContract(StoreRaces):
         assert not store.move("new/folder/file", "taken")
         assert self.bytes_of(store, "taken") == bytes(content(1, 5000))
 
-    def test_files_outlive_the_store(self, tmp_path: Path) -> None:
-        """Closed twice and opened again: the same files with the same versions."""
+    def test_files_outlive_closed_store(self, tmp_path: Path) -> None:
+        """After closing twice and opening again: the same files with the same versions."""
         store = self.make_store(tmp_path)
         store.publish("a/file", [content(1, ALIGNMENT)])
         before = self.listed(store, "")
@@ -238,8 +240,8 @@ class StoreContract(StoreRaces):
         store.close()
 
     @pytest.mark.parametrize("name", REFUSED)
-    def test_names_that_are_refused(self, store: Store, name: str) -> None:
-        """ValueError from every method, and nothing is made."""
+    def test_illegal_name_raises_value_error(self, store: Store, name: str) -> None:
+        """Every method raises it, and nothing is created."""
         store.put("file", b"x")
         verbs: list[Callable[[], object]] = [
             lambda: store.publish(name, [content(1, 10)]),
@@ -257,8 +259,8 @@ class StoreContract(StoreRaces):
                 verb()
         assert self.names(store, "") == ["file"]
 
-    def test_names_that_are_taken_as_they_are(self, store: Store) -> None:
-        """Everything the contract allows, and no two names are one."""
+    def test_legal_names_are_kept_exactly(self, store: Store) -> None:
+        """Every character that the contract allows works, and no two names are the same file."""
         names = ["-", "_", "0", "A.b-c_d", "a.b-c_d", "a", "a..b", "a.", "b/c/d/e/f/g", "b/c.d/e"]
         for name in names:
             assert store.publish(name, [np.frombuffer(name.encode(), np.uint8)])
@@ -266,8 +268,8 @@ class StoreContract(StoreRaces):
             assert self.bytes_of(store, name) == name.encode()
         assert self.names(store, "") == sorted(names)
 
-    def test_listing_is_in_the_order_of_names(self, store: Store) -> None:
-        """Of whole names, whatever the folders; of one folder without its neighbours."""
+    def test_list_is_in_the_order_of_whole_names(self, store: Store) -> None:
+        """Whatever the folders are; the listing of one folder omits its neighbors."""
         names = ["a-b", "a.b/x", "a/b/c", "a/b/d", "a/b-", "a/b0/x", "a0", "aa/x", "B/x", "b"]
         for name in names:
             store.put(name, name.encode())
@@ -277,8 +279,8 @@ class StoreContract(StoreRaces):
         for entry in self.listed(store, ""):
             assert entry.stat == store.stat(entry.name)
 
-    def test_listing_goes_on_from_anywhere(self, store: Store) -> None:
-        """Pages of any length; `after` is a name that is there, was there or never was."""
+    def test_list_continues_after_any_name(self, store: Store) -> None:
+        """Pages of any length; `after` may be a name that exists, existed, or never did."""
         names = sorted(f"{first}/{second:02d}" for first in "acd" for second in range(7))
         names = sorted([*names, "b", "c-x", "e"])
         for name in names:
@@ -290,8 +292,8 @@ class StoreContract(StoreRaces):
             inside = [name for name in names if name > after and name.startswith("c/")]
             assert self.names(store, "c", 5, after) == inside
 
-    def test_a_page_ends_with_where_to_go_on(self, store: Store) -> None:
-        """None ends the listing, also that of nothing."""
+    def test_list_page_has_cursor_until_the_end(self, store: Store) -> None:
+        """`after` is None at the end, also of an empty listing."""
         for number in range(3):
             store.put(f"file-{number}", b"x")
         assert store.list("", "", 2).after == "file-1"
@@ -299,8 +301,8 @@ class StoreContract(StoreRaces):
         assert store.list("", "file-2").after is None
         assert store.list("", "file-2").entries == []
 
-    def test_listing_while_files_come_and_go(self, store: Store) -> None:
-        """What stays is listed once; what vanished on the way is no error; what comes may be."""
+    def test_list_during_changes_lists_remaining_files_once(self, store: Store) -> None:
+        """A file that vanishes meanwhile is no error; a new one may be listed or not."""
         names = [f"a/{number:03d}" for number in range(90)]
         for name in names:
             store.put(name, b"x")

@@ -1,14 +1,14 @@
-"""The suite that every tier passes.
+"""The contract suite for tiers.
 
-Why: the cache relies on each sentence of `kvtier.tiers.base.Tier`; here each is a test, for our
-tiers and for those of outsiders:
+The cache relies on every sentence of `kvtier.tiers.base.Tier`. Each is a test here, for the tiers
+of kvtier and for those of others:
 
     class TestMine(TierContract):
         def make_tier(self, folder: Path, capacity_blocks: int) -> Tier:
             return Mine(folder, self.layout, capacity_blocks)
 
-Two hooks reach around the tier: `corrupt` changes stored bytes behind its back, `reopen` is a
-new process. Needs pytest. No test is timed.
+Two hooks bypass the tier: `corrupt` changes stored bytes, `reopen` acts as a new process. Needs
+pytest. No test depends on time.
 """
 
 from abc import ABC, abstractmethod
@@ -31,32 +31,32 @@ _GUARD = 0xA5
 
 
 def key(number: int) -> BlockKey:
-    """A key like an engine's: 32 bytes of hash and a 4-byte group index."""
+    """Return a key like an engine's: 32 bytes of hash and a 4-byte group index."""
     return BlockKey(number.to_bytes(4, "big") * 8 + bytes(4))
 
 
 def pattern(block: BlockKey, layout: BlockLayout) -> Buffer:
-    """The bytes that these tests store under `block`: random, but a function of the key."""
+    """Return the bytes that these tests store under `block`: random, but a function of the key."""
     payload = seeded(int.from_bytes(block, "big")).randbytes(layout.slot_bytes)
     return aligned(np.frombuffer(payload, np.uint8))
 
 
 class TierContract(ABC):
-    """Subclass it, implement `make_tier`, and pytest runs the suite."""
+    """The tests of a tier: subclass it, implement `make_tier`, and run pytest."""
 
     layout: ClassVar[BlockLayout] = BlockLayout(block_bytes=10_000, tokens_per_block=16)
-    """The payload does not fill its slot, so that a tier that mixes up the two is found."""
+    """The payload does not fill its slot, so that a tier that confuses the two fails."""
 
     @abstractmethod
     def make_tier(self, folder: Path, capacity_blocks: int) -> Tier:
-        """A tier of exactly `capacity_blocks`. With a `folder` used before: the same tier again."""
+        """Return a tier of exactly `capacity_blocks`; for a used `folder`, the same tier again."""
 
     def corrupt(self, tier: Tier, folder: Path, block: BlockKey) -> None:
-        """Flip one bit of the stored payload of `block`, not through the tier."""
-        pytest.skip("this tier gives the suite no way to its bytes")
+        """Flip one bit of the stored payload of `block`, bypassing the tier."""
+        pytest.skip("this tier does not let the suite change its stored bytes")
 
     def reopen(self, tier: Tier, folder: Path, capacity_blocks: int) -> Tier:
-        """Close, and open again as a new process would."""
+        """Close the tier and open it again as a new process would."""
         if not tier.capabilities.persistent:
             pytest.skip("this tier does not outlive its process")
         tier.close()
@@ -64,7 +64,7 @@ class TierContract(ABC):
 
     @pytest.fixture
     def tier(self, tmp_path: Path) -> Iterator[Tier]:
-        """A tier of 64 blocks, closed at the end."""
+        """A tier of 64 blocks, closed at the end of the test."""
         tier = self.make_tier(tmp_path, 64)
         yield tier
         tier.close()
@@ -77,7 +77,7 @@ class TierContract(ABC):
         )
 
     def read(self, tier: Tier, blocks: Sequence[BlockKey]) -> list[Outcome]:
-        """Read each block and compare every payload that is DONE with its pattern."""
+        """Read the blocks, and compare every payload that is DONE with its pattern."""
         moves = [BlockMove(each, self.empty()) for each in blocks]
         outcomes = tier.read_into(moves)
         assert len(outcomes) == len(blocks)
@@ -89,11 +89,11 @@ class TierContract(ABC):
         return outcomes
 
     def empty(self) -> Buffer:
-        """A slot of memory with nothing of use in it."""
+        """Return a slot of memory with no useful content."""
         return aligned(np.full(self.layout.slot_bytes, 0xEE, np.uint8))
 
     def scanned(self, tier: Tier) -> list[StoredBlock]:
-        """All pages of a scan."""
+        """Return the blocks of all pages of a scan."""
         page = tier.scan()
         blocks = list(page.blocks)
         while page.cursor is not None:
@@ -101,23 +101,23 @@ class TierContract(ABC):
             blocks += page.blocks
         return blocks
 
-    def test_is_a_tier_that_says_what_it_can(self, tier: Tier) -> None:
-        """The protocol is there, and capacity is what was asked for."""
+    def test_tier_implements_protocol_and_declares_capabilities(self, tier: Tier) -> None:
+        """The declared capacity is the one asked for."""
         assert isinstance(tier, Tier)
         assert tier.capabilities.capacity_blocks == 64
         assert tier.capabilities.io_threads >= 1
         assert tier.capabilities.name
 
-    def test_bytes_come_back_exactly(self, tier: Tier) -> None:
-        """Write, then read in another order."""
+    def test_written_bytes_are_read_back_exactly(self, tier: Tier) -> None:
+        """Also in another order, and twice in one batch."""
         blocks = [key(number) for number in range(20)]
         assert self.write(tier, blocks) == [_DONE] * 20
         assert tier.contains(blocks) == [True] * 20
         assert self.read(tier, blocks[::-1]) == [_DONE] * 20
         assert self.read(tier, [blocks[3], blocks[3]]) == [_DONE] * 2
 
-    def test_empty_batches_are_empty(self, tier: Tier) -> None:
-        """No keys, no outcomes."""
+    def test_empty_batch_has_no_outcomes(self, tier: Tier) -> None:
+        """Of every method."""
         assert tier.contains([]) == []
         assert tier.read_into([]) == []
         assert tier.write_from([], []) == []
@@ -125,13 +125,13 @@ class TierContract(ABC):
         assert self.scanned(tier) == []
 
     def test_unknown_block_is_missing(self, tier: Tier) -> None:
-        """Never an exception, never DONE."""
+        """Never an exception and never DONE."""
         assert tier.contains([key(1)]) == [False]
         assert self.read(tier, [key(1)]) == [_MISSING]
         assert tier.delete([key(1)]) == [_MISSING]
 
-    def test_deleted_block_is_missing_and_can_come_back(self, tier: Tier) -> None:
-        """Delete, delete again, write again."""
+    def test_deleted_block_is_missing_and_may_be_written_again(self, tier: Tier) -> None:
+        """Also after it was deleted twice."""
         self.write(tier, [key(1), key(2)])
         assert tier.delete([key(1), key(1)]) == [_DONE, _MISSING]
         assert tier.contains([key(1), key(2)]) == [False, True]
@@ -139,14 +139,14 @@ class TierContract(ABC):
         assert self.write(tier, [key(1)]) == [_DONE]
         assert self.read(tier, [key(1)]) == [_DONE]
 
-    def test_held_block_keeps_its_bytes(self, tier: Tier) -> None:
+    def test_write_of_held_block_keeps_its_bytes(self, tier: Tier) -> None:
         """Writing a key that is held is DONE and changes nothing."""
         self.write(tier, [key(1)])
         assert tier.write_from([BlockMove(key(1), self.empty())], [None]) == [_DONE]
         assert self.read(tier, [key(1)]) == [_DONE]
 
-    def test_each_outcome_belongs_to_its_block(self, tier: Tier) -> None:
-        """A batch with holes: what is there is served, in the order asked."""
+    def test_outcomes_are_in_the_order_of_the_batch(self, tier: Tier) -> None:
+        """In a batch with missing blocks, the others are served."""
         blocks = [key(number) for number in range(12)]
         held = [number % 3 != 1 for number in range(12)]
         self.write(tier, [block for block, is_held in zip(blocks, held, strict=True) if is_held])
@@ -155,21 +155,21 @@ class TierContract(ABC):
         assert self.read(tier, blocks) == expected
         assert tier.delete(blocks) == expected
 
-    def test_written_memory_may_be_reused_at_once(self, tier: Tier) -> None:
+    def test_buffer_may_be_reused_after_write(self, tier: Tier) -> None:
         """The tier keeps no reference to the caller's buffer."""
         buffer = pattern(key(1), self.layout)
         assert tier.write_from([BlockMove(key(1), buffer)], [None]) == [_DONE]
         buffer.fill(0)
         assert self.read(tier, [key(1)]) == [_DONE]
 
-    def test_writing_leaves_the_buffer_as_it_was(self, tier: Tier) -> None:
-        """Others may read the slot while it is written out."""
+    def test_write_does_not_change_the_buffer(self, tier: Tier) -> None:
+        """Other threads may read the slot while it is written out."""
         buffer = pattern(key(1), self.layout)
         tier.write_from([BlockMove(key(1), buffer)], [None])
         assert np.array_equal(buffer, pattern(key(1), self.layout))
 
-    def test_reading_stays_inside_the_buffer(self, tier: Tier) -> None:
-        """The neighbours of a slot in the arena belong to others."""
+    def test_read_stays_inside_the_buffer(self, tier: Tier) -> None:
+        """The neighbors of a slot in the arena hold other blocks."""
         self.write(tier, [key(1), key(2)])
         room = aligned(np.full(3 * self.layout.slot_bytes, _GUARD, np.uint8))
         before, slot, after = np.split(room, 3)
@@ -178,9 +178,9 @@ class TierContract(ABC):
         assert (after == _GUARD).all()
 
     def test_scan_reports_every_block_once_with_its_parent(self, tmp_path: Path) -> None:
-        """Over as many pages as it takes, oldest first; deleted blocks are not there.
+        """Over as many pages as needed, oldest first, without deleted blocks.
 
-        A shared tier has no order: others write to it as well.
+        A shared tier has no order, because other processes write to it.
         """
         tier = self.make_tier(tmp_path, 700)
         blocks = [key(number) for number in range(600)]
@@ -199,12 +199,12 @@ class TierContract(ABC):
         assert parents[blocks[101]] == blocks[100]
         assert parents[blocks[599]] == blocks[598]
 
-    def test_full_tier_fails_until_there_is_room(self, tmp_path: Path) -> None:
-        """FAILED for what does not fit, nothing is evicted for it; `delete` makes room."""
+    def test_write_to_full_tier_fails_until_blocks_are_deleted(self, tmp_path: Path) -> None:
+        """What does not fit is FAILED and nothing is evicted for it."""
         tier = self.make_tier(tmp_path, 8)
         if tier.capabilities.shared:
             tier.close()
-            pytest.skip("others bound what is shared")
+            pytest.skip("the capacity of a shared tier is bounded by the evictor")
         blocks = [key(number) for number in range(10)]
         assert self.write(tier, blocks) == [_DONE] * 8 + [Outcome.FAILED] * 2
         assert tier.contains(blocks) == [True] * 8 + [False] * 2
@@ -214,8 +214,8 @@ class TierContract(ABC):
         assert self.read(tier, blocks) == [_MISSING] * 2 + [_DONE] * 8
         tier.close()
 
-    def test_many_turns_over_leak_no_room(self, tmp_path: Path) -> None:
-        """Space of deleted blocks is used again, turn after turn."""
+    def test_repeated_write_and_delete_leak_no_space(self, tmp_path: Path) -> None:
+        """The space of deleted blocks is used again."""
         tier = self.make_tier(tmp_path, 8)
         for turn in range(40):
             blocks = [key(8 * turn + number) for number in range(8)]
@@ -225,8 +225,8 @@ class TierContract(ABC):
         assert self.scanned(tier) == []
         tier.close()
 
-    def test_four_threads_never_see_wrong_bytes(self, tier: Tier) -> None:
-        """Readers, writers and deleters of the same few blocks; each DONE read is right."""
+    def test_concurrent_operations_never_show_wrong_bytes(self, tier: Tier) -> None:
+        """Four threads read, write and delete the same few blocks; every DONE read is right."""
         with ThreadPoolExecutor(4) as threads:
             found = sum(threads.map(lambda seed: self._rummage(tier, seed), range(4)))
         assert found > 0
@@ -248,8 +248,8 @@ class TierContract(ABC):
                 assert set(tier.delete(blocks)) <= {_DONE, _MISSING}
         return found
 
-    def test_closed_tier_serves_nothing_and_raises_nothing(self, tmp_path: Path) -> None:
-        """`close` twice, then every verb: one outcome for each block, none DONE."""
+    def test_closed_tier_returns_no_done_and_raises_nothing(self, tmp_path: Path) -> None:
+        """After `close` twice, every method returns one outcome per block, none DONE."""
         tier = self.make_tier(tmp_path, 8)
         self.write(tier, [key(1)])
         tier.close()
@@ -265,8 +265,8 @@ class TierContract(ABC):
             assert _DONE not in outcomes
         tier.scan()
 
-    def test_changed_bytes_are_corrupt_once_and_then_gone(self, tier: Tier, tmp_path: Path) -> None:
-        """One flipped bit: never DONE, dropped by the tier, and its neighbours are served."""
+    def test_changed_bytes_are_corrupt_then_missing(self, tier: Tier, tmp_path: Path) -> None:
+        """A block with a flipped bit is removed and never DONE; its neighbors are served."""
         self.write(tier, [key(1), key(2), key(3)])
         self.corrupt(tier, tmp_path, key(2))
         assert self.read(tier, [key(1), key(2), key(3)]) == [_DONE, Outcome.CORRUPT, _DONE]
@@ -275,8 +275,8 @@ class TierContract(ABC):
         assert self.write(tier, [key(2)]) == [_DONE]
         assert self.read(tier, [key(2)]) == [_DONE]
 
-    def test_blocks_outlive_the_process(self, tmp_path: Path) -> None:
-        """After reopening: the same blocks, bytes and parents; what was deleted stays away."""
+    def test_blocks_survive_reopening(self, tmp_path: Path) -> None:
+        """The same blocks, bytes and parents; deleted blocks stay away."""
         tier = self.make_tier(tmp_path, 16)
         blocks = [key(number) for number in range(10)]
         self.write(tier, blocks)
@@ -291,10 +291,10 @@ class TierContract(ABC):
 
 
 class SharedTierContract(TierContract):
-    """`TierContract`, and what holds where several processes use one place.
+    """The tests of `TierContract`, and those for several processes that use one place.
 
-    `make_tier` with a folder that is in use gives another tier on the same storage, as another
-    process or host would have it.
+    For a folder in use, `make_tier` returns another tier on the same storage, as another process or
+    host would open it.
     """
 
     @pytest.fixture
@@ -305,8 +305,8 @@ class SharedTierContract(TierContract):
         yield other
         other.close()
 
-    def test_what_one_wrote_another_finds_and_reads(self, tier: Tier, other: SharedTier) -> None:
-        """The leading blocks of a chain, up to the first that is not there."""
+    def test_find_and_read_blocks_of_another_writer(self, tier: Tier, other: SharedTier) -> None:
+        """`find` reports the leading blocks of the chain, up to the first missing one."""
         blocks = [key(number) for number in range(20)]
         assert other.find(blocks) == [_MISSING] * 20
         assert self.write(tier, blocks[:12]) == [_DONE] * 12
@@ -314,10 +314,10 @@ class SharedTierContract(TierContract):
         assert self.read(other, blocks[:12]) == [_DONE] * 12
         assert other.find([]) == []
 
-    def test_a_chain_that_parts_is_found_as_far_as_it_is_the_same(
+    def test_find_reports_common_part_of_diverging_chains(
         self, tier: Tier, other: SharedTier
     ) -> None:
-        """Two prefixes with the same first blocks, written by two engines."""
+        """Two engines wrote prefixes with the same first blocks."""
         trunk = [key(number) for number in range(5)]
         left = [*trunk, *(key(100 + number) for number in range(5))]
         right = [*trunk, *(key(200 + number) for number in range(5))]
@@ -327,18 +327,20 @@ class SharedTierContract(TierContract):
         assert self.read(other, left + right) == [_DONE] * 20
         assert self.read(tier, right) == [_DONE] * 10
 
-    def test_two_writers_of_one_chain_agree(self, tier: Tier, other: SharedTier) -> None:
-        """Whoever is late keeps nothing of its own, and both read the same."""
+    def test_second_writer_of_a_chain_keeps_the_first_ones_blocks(
+        self, tier: Tier, other: SharedTier
+    ) -> None:
+        """Both then read the same blocks."""
         blocks = [key(number) for number in range(10)]
         assert self.write(tier, blocks[:7]) == [_DONE] * 7
         assert self.write(other, blocks) == [_DONE] * 10
         assert self.read(tier, blocks) == [_DONE] * 10
         assert sorted(stored.key for stored in self.scanned(other)) == sorted(blocks)
 
-    def test_what_is_cleaned_away_is_missing_and_can_come_back(
+    def test_block_removed_by_another_process_is_missing(
         self, tier: Tier, other: SharedTier
     ) -> None:
-        """Another process removed the blocks behind this one's back."""
+        """It can be written again."""
         blocks = [key(number) for number in range(4)]
         self.write(tier, blocks)
         assert self.read(other, blocks) == [_DONE] * 4

@@ -1,9 +1,9 @@
-"""Transfers on virtual time, without threads: the same seed gives the same run.
+"""A transfer engine without threads, on virtual time: the same seed gives the same run.
 
-Why: with threads, what overtakes what is chance. Here it is drawn from a seed, and worse than
-any machine: transfers begin and end in any order, also those of one key, and the moment at
-which a tier changes and the moment at which the cache hears of it lie apart.
-Invariants: those of `transfer.base`; nothing happens outside `poll`, `drain` and `close`.
+With threads, the order of events is left to chance. Here it is drawn from a seed and worse than on
+any machine: transfers begin and end in any order, even those of one key, and the change of a tier
+and the moment when the cache learns of it lie apart. Invariants: those of `transfer.base`; nothing
+happens outside `poll`, `drain` and `close`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from kvtier.transfer.breaker import BreakerState
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
+class _TransferPart:
     transfer: Transfer
     start: int
     stop: int
@@ -29,7 +29,7 @@ class _Part:
 class InlineTransfers:
     """A `transfer.base.Transfers` on `clock`; a part begins and ends at most `delay_s` late.
 
-    One in `stall_every` parts takes `stall_s` instead: a tier that hangs. 0 is never.
+    One in `stall_every` parts takes `stall_s` instead, like a tier that hangs; 0: none.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class InlineTransfers:
         self._delay_s = delay_s
         self._stall_s = stall_s
         self._stall_every = stall_every
-        self._parts: list[_Part] = []
+        self._parts: list[_TransferPart] = []
         self._blocks = [dict.fromkeys(Direction, 0) for _ in tiers]
         self._completions: list[Completion] = []
         self._is_closed = False
 
     @property
     def is_idle(self) -> bool:
-        """True if nothing waits, moves, or is to be polled."""
+        """Whether nothing waits, runs, or is to be polled."""
         return not self._parts and not self._completions
 
     def submit(self, transfer: Transfer) -> bool:
-        """As the contract; each part draws when it begins and when it ends."""
+        """Accept or refuse a transfer; draw when each part begins and when it ends."""
         count = len(transfer.keys)
         blocks = self._blocks[transfer.tier - 1]
         is_write = transfer.direction is Direction.WRITE
@@ -78,41 +78,41 @@ class InlineTransfers:
             if self._stall_every and not self._rng.randrange(self._stall_every):
                 end_s += self._stall_s
             stop = min(start + step, count)
-            self._parts.append(_Part(transfer, start, stop, begin_s, end_s))
+            self._parts.append(_TransferPart(transfer, start, stop, begin_s, end_s))
         return True
 
     def poll(self) -> list[Completion]:
-        """Let happen what is due, in the order drawn, and return what has ended."""
+        """Perform what is due, in the order drawn, and return the parts that have ended."""
         self._run(self._clock.now_s())
         done, self._completions = self._completions, []
         return done
 
     def cancel(self, transfer: Transfer) -> None:
-        """As the contract."""
+        """Mark a transfer as cancelled; parts that have not begun end without outcomes."""
         transfer.cancelled = True
 
     def queued_blocks(self, tier: int, direction: Direction) -> int:
-        """As the contract."""
+        """Return the number of blocks of `tier` in this direction that have not ended."""
         return self._blocks[tier - 1][direction]
 
     def breaker(self, tier: int, direction: Direction) -> BreakerState:
-        """Always closed: every fault reaches the cache."""
+        """Return CLOSED: every fault reaches the cache."""
         return BreakerState.CLOSED
 
     def drain(self, deadline_s: float) -> bool:
-        """Let everything happen now, whatever `deadline_s` is; what ended can be polled."""
+        """Perform everything now, whatever `deadline_s` is; the results can be polled."""
         self._run(float("inf"))
         return True
 
     def close(self, deadline_s: float) -> bool:
-        """As the contract."""
+        """Cancel all transfers and drain them."""
         self._is_closed = True
         for part in self._parts:
             part.transfer.cancelled = True
         return self.drain(deadline_s)
 
     def _run(self, until_s: float) -> None:
-        """Begins and ends in order of time, begins first where they are equal."""
+        """Begin and end parts in the order of time; at equal times, begin first."""
         due = [(part.begin_s, 0, part) for part in self._parts if not part.has_begun]
         due += [(part.end_s, 1, part) for part in self._parts]
         for at_s, is_end, part in sorted(due, key=lambda moment: moment[:2]):
@@ -125,7 +125,7 @@ class InlineTransfers:
                 if not part.transfer.cancelled:
                     part.outcomes = self._perform(part)
 
-    def _end(self, part: _Part) -> None:
+    def _end(self, part: _TransferPart) -> None:
         transfer = part.transfer
         self._parts.remove(part)
         self._blocks[transfer.tier - 1][transfer.direction] -= part.stop - part.start
@@ -133,7 +133,7 @@ class InlineTransfers:
             Completion(transfer, part.start, part.stop, part.outcomes, part.end_s - part.begin_s)
         )
 
-    def _perform(self, part: _Part) -> list[Outcome]:
+    def _perform(self, part: _TransferPart) -> list[Outcome]:
         transfer, chosen = part.transfer, slice(part.start, part.stop)
         tier = self._tiers[transfer.tier - 1]
         if transfer.direction is Direction.FIND:

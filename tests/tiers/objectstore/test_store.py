@@ -42,7 +42,7 @@ class TestObjectStore(StoreContract):
         store.check()
         return store
 
-    def test_of_many_publishers_one_wins(self, tmp_path: Path) -> None:
+    def test_publish_of_one_name_by_many_succeeds_once(self, tmp_path: Path) -> None:
         """The suite's, with fewer: this server makes a writer that collides wait for a second."""
         stores = [self.make_store(tmp_path) for _ in range(2)]
         barrier = Barrier(4)
