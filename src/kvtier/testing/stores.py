@@ -121,7 +121,7 @@ class StoreContract(StoreRaces):
     def test_read_of_any_range_fills_buffers(
         self, store: Store, size: int, offset: int, lengths: list[int]
     ) -> None:
-        """At any offset, into any buffers; fewer bytes at the end, and nothing outside the buffers."""
+        """At any offset, into any buffers; fewer bytes at the end, none outside the buffers."""
         whole = content(3, size)
         store.publish("file", [whole])
         buffers = [np.split(blank(length + 2), [1, length + 1]) for length in lengths]
