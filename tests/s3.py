@@ -178,7 +178,7 @@ def weed_command() -> str:
 
 
 class Weed:
-    """One SeaweedFS: master, volume, filer and S3 in one process, all of it below `folder`."""
+    """A SeaweedFS server: master, volume, filer and S3 in one process, its data in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._command = folder, weed_command()
@@ -229,19 +229,19 @@ class Weed:
         self._wait()
 
     def make_bucket(self, name: str) -> None:
-        """A bucket is a folder of the filer."""
+        """Create a bucket, which is a folder of the filer."""
         url = f"http://127.0.0.1:{self._ports['filer']}/buckets/{name}/"
         urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10).close()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """Kill the process with SIGKILL, as in a crash."""
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Connections are still taken, by the kernel; nothing is answered."""
+        """Stop the process: the kernel accepts connections, and no request is answered."""
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGSTOP)
         try:
@@ -254,7 +254,7 @@ class Weed:
             self.kill()
 
     def _wait(self) -> None:
-        """Until it answers requests, and has a volume to write to."""
+        """Wait until the server answers requests and has a volume to write to."""
         give_up_s = time.monotonic() + READY_S
         while True:
             assert self.process is not None
@@ -273,7 +273,7 @@ class Weed:
         try:
             urllib.request.urlopen(self.endpoint, timeout=5).close()
         except urllib.error.HTTPError:
-            return True  # refused: we did not sign
+            return True  # refused, because the request is not signed
         return True
 
 
@@ -291,19 +291,22 @@ def identities() -> list[dict[str, object]]:
     ]
 
 
-class _OldRequest(BaseHTTPRequestHandler):
-    """PUT, HEAD, GET and DELETE of objects in RAM, and an empty listing. Nothing is signed."""
+class _FaultyRequest(BaseHTTPRequestHandler):
+    """A handler of PUT, HEAD, GET and DELETE of objects in RAM, with an empty listing.
 
-    server: "OldServer"
+    It checks no signature.
+    """
+
+    server: "FaultyServer"
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16
 
     def log_message(self, *args: object) -> None:
-        """Nobody reads it."""
+        """Write no log."""
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self._refuses():
+        if self._answer_failure():
             return
         if self.headers["If-None-Match"] and self.server.conditions == "refused":
             self._answer(501, b"<Error><Code>NotImplemented</Code></Error>")
@@ -312,7 +315,7 @@ class _OldRequest(BaseHTTPRequestHandler):
         self._answer(200)
 
     def do_GET(self) -> None:
-        if self._refuses():
+        if self._answer_failure():
             return
         if "list-type=2" in self.path:
             self._answer(200, b"<ListBucketResult></ListBucketResult>")
@@ -326,7 +329,7 @@ class _OldRequest(BaseHTTPRequestHandler):
             self._answer(200, body)
 
     def _break_off(self, body: bytes) -> None:
-        """A right answer to a request for a part, of which the second half never comes."""
+        """Send the header of a correct answer and only half of its body."""
         first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
         part = body[first : last + 1]
         self.send_response(206)
@@ -345,7 +348,7 @@ class _OldRequest(BaseHTTPRequestHandler):
         self.server.objects.pop(self.path, None)
         self._answer(204)
 
-    def _refuses(self) -> bool:
+    def _answer_failure(self) -> bool:
         self.server.seen[self.command] += 1
         failure = self.server.failures.pop(0) if self.server.failures else None
         if failure is not None:
@@ -362,27 +365,30 @@ class _OldRequest(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-class OldServer(ThreadingHTTPServer):
-    """An S3 server that ignores (or refuses) conditions and ranges, and fails when told to."""
+class FaultyServer(ThreadingHTTPServer):
+    """An S3 server without conditional writes and ranges, which fails on demand.
+
+    `conditions` says whether it ignores If-None-Match ("ignored") or rejects it ("refused").
+    """
 
     daemon_threads = True
 
     def __init__(self, conditions: str) -> None:
-        super().__init__(("127.0.0.1", 0), _OldRequest)
+        super().__init__(("127.0.0.1", 0), _FaultyRequest)
         self.conditions = conditions
         self.objects: dict[str, bytes] = {}
         self.breaks_off = False
         """Whether the connection ends in the middle of every object that is read."""
         self.seen: Counter[str] = Counter()
         self.failures: list[tuple[int, bytes] | None] = []
-        """Answers, first to last, to give in place of the right ones; None: the right one."""
+        """The next answers to give in place of the right ones; None: the right one."""
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     @contextmanager
-    def running(self) -> Iterator["OldServer"]:
+    def running(self) -> Iterator["FaultyServer"]:
         thread = threading.Thread(target=self.serve_forever, args=(0.01,))
         thread.start()
         try:

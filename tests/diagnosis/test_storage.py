@@ -21,7 +21,7 @@ from kvtier.settings import DiskSettings, ObjectStoreSettings, SharedSettings
 from kvtier.tiers.disk.folder import lock_folder
 from kvtier.tiers.files import SystemCalls
 from tests.inspection.stores import NAME, StoreFolder, key_file, keys
-from tests.s3 import OldServer
+from tests.s3 import FaultyServer
 
 HOUR_S = 3600
 
@@ -192,7 +192,7 @@ def test_a_bucket_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("s3_owner")
 def test_a_server_without_conditional_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OldServer("ignored").running() as server:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         with pytest.raises(InvalidSettings, match="conditional"):
             list(bucket_checks(ObjectStoreSettings(url="s3://bucket")))

@@ -1,4 +1,4 @@
-"""How long whoever is bound to a rate has to wait."""
+"""The rate limiter: how long each claim has to wait."""
 
 import pytest
 
@@ -6,16 +6,16 @@ from kvtier.clock import VirtualClock
 from kvtier.evictor.pace import RateLimiter
 
 
-def test_without_a_limit_nobody_waits() -> None:
+def test_rate_limiter_without_limit_never_waits() -> None:
     assert RateLimiter(None, VirtualClock()).claim(1 << 60) == 0.0
 
 
-def test_each_waits_for_those_before() -> None:
+def test_rate_limiter_claims_wait_for_earlier_claims() -> None:
     rate = RateLimiter(100, VirtualClock(7.0))
     assert [rate.claim(50) for _ in range(4)] == pytest.approx([0.0, 0.5, 1.0, 1.5])
 
 
-def test_time_that_passed_counts() -> None:
+def test_rate_limiter_counts_time_that_passed() -> None:
     clock = VirtualClock()
     rate = RateLimiter(100, clock)
     rate.claim(200)
@@ -24,7 +24,7 @@ def test_time_that_passed_counts() -> None:
 
 
 @pytest.mark.parametrize(("burst_s", "at_once"), [(0.0, 1), (0.5, 6)])
-def test_idle_time_is_saved_up_as_a_burst_only(burst_s: float, at_once: int) -> None:
+def test_rate_limiter_saves_idle_time_only_as_a_burst(burst_s: float, at_once: int) -> None:
     clock = VirtualClock()
     rate = RateLimiter(10, clock, burst_s)
     clock.advance(1000)

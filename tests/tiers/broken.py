@@ -1,4 +1,4 @@
-"""System calls on a bad day: what the broken file systems of both folder tiers share."""
+"""Injected failures of system calls, for the tests of the tiers in folders."""
 
 import os
 from collections import Counter
@@ -8,16 +8,19 @@ from kvtier.tiers.base import Buffer
 
 
 class BadDay:
-    """Calls named in `errors` fail, those in `short` do less. Each call begins with `_begin`."""
+    """A mix-in: calls named in `errors` fail, and those in `short` move fewer bytes.
+
+    Each call of the subclass begins with `_begin`.
+    """
 
     def __init__(self) -> None:
         self.errors: dict[str, int] = {}
-        """Name of a call -> errno it fails with, until it is removed."""
+        """The errno with which a call fails, by its name, until the entry is removed."""
         self.short: dict[str, int] = {}
-        """Name of a call -> bytes it moves at most."""
+        """The most bytes that a call moves, by its name."""
         self.calls: Counter[str] = Counter()
         self.order: list[str] = []
-        """Names of all calls so far."""
+        """The names of all calls so far."""
 
     def _begin(self, name: str) -> None:
         self.calls[name] += 1

@@ -1,4 +1,4 @@
-"""Each kind of fault is told once, and once more when it is over."""
+"""The log of faults: one line per kind, and one when it is over."""
 
 import errno
 import logging
@@ -9,7 +9,9 @@ from kvtier.clock import VirtualClock
 from kvtier.tiers.faults import QUIET_S, FaultLog
 
 
-def test_one_line_a_kind_until_it_goes_away(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_log_writes_one_line_per_kind_until_it_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = VirtualClock()
     faults = FaultLog("disk tier /slab", clock)
     with caplog.at_level(logging.WARNING):
@@ -23,7 +25,7 @@ def test_one_line_a_kind_until_it_goes_away(caplog: pytest.LogCaptureFixture) ->
             "write failed",
         ]
         faults.works("read")
-        assert len(caplog.messages) == 3, "too early to say"
+        assert len(caplog.messages) == 3, "QUIET_S has not passed"
         clock.advance(QUIET_S)
         faults.works("read")
         faults.works("read")
@@ -35,7 +37,7 @@ def test_one_line_a_kind_until_it_goes_away(caplog: pytest.LogCaptureFixture) ->
     assert faults.count == 8
 
 
-def test_one_bad_sector_among_good_ones_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_log_of_one_bad_sector_writes_one_line(caplog: pytest.LogCaptureFixture) -> None:
     clock = VirtualClock()
     faults = FaultLog("disk tier /slab", clock)
     with caplog.at_level(logging.WARNING):

@@ -10,7 +10,7 @@ from kvtier.tiers.files import SystemCalls
 from tests.tiers.disk.slabs import plain_folder
 
 
-def test_files_are_made_private_and_links_are_not_followed(tmp_path: Path) -> None:
+def test_open_creates_private_file_and_follows_no_link(tmp_path: Path) -> None:
     folder = plain_folder(tmp_path / "slab")
     (folder.path / "link").symlink_to("/etc/passwd")
     fd = folder.open_file("mine", os.O_RDWR | os.O_CREAT)
@@ -21,7 +21,7 @@ def test_files_are_made_private_and_links_are_not_followed(tmp_path: Path) -> No
     folder.close()
 
 
-def test_space_is_reserved_or_at_least_the_file_is_long(
+def test_allocate_reserves_space_or_extends_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)

@@ -1,4 +1,4 @@
-"""Folders that cannot be used: one clear error, with the setting, the path and the fix."""
+"""Opening a folder: one clear error, with the setting, the path and the fix."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ def refused(path: Path) -> str:
     return said
 
 
-def test_a_folder_is_made_private_and_opened(tmp_path: Path) -> None:
+def test_open_folder_creates_private_folder(tmp_path: Path) -> None:
     for _ in range(2):
         fd = open_folder("some.path", tmp_path / "folder")
         assert os.fstat(fd).st_ino == (tmp_path / "folder").stat().st_ino
@@ -30,12 +30,12 @@ def test_a_folder_is_made_private_and_opened(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_a_mount_that_is_missing_does_not_become_a_folder(tmp_path: Path) -> None:
+def test_open_folder_does_not_create_parent_of_missing_mount(tmp_path: Path) -> None:
     assert f"does not exist; create {tmp_path / 'no'} or mount it" in refused(tmp_path / "no" / "x")
     assert not (tmp_path / "no").exists()
 
 
-def test_files_and_links_to_nowhere(tmp_path: Path) -> None:
+def test_open_folder_refuses_files_and_dangling_links(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("file", "file/below", "link"):
@@ -44,7 +44,7 @@ def test_files_and_links_to_nowhere(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nobody(tmp_path: Path) -> Iterator[None]:
-    """Without root's right to write anywhere; `tmp_path` was made with it."""
+    """Run without root's permission to write anywhere; `tmp_path` was created with it."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -53,8 +53,10 @@ def nobody(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nobody")
-def test_a_folder_without_permission(tmp_path: Path) -> None:
-    with contextlib.suppress(PermissionError):  # root's own folder: closed to nobody as it is
+def test_open_folder_without_permission_names_the_fix(tmp_path: Path) -> None:
+    with contextlib.suppress(
+        PermissionError
+    ):  # root owns the folder, which `nobody` cannot enter anyway
         tmp_path.chmod(0o300)
     assert "cannot be used (Permission denied); name a folder that this user" in refused(tmp_path)
     with contextlib.suppress(PermissionError):
@@ -62,7 +64,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
     assert "cannot be used (Permission denied)" in refused(tmp_path / "below")
 
 
-def test_a_read_only_mount_has_another_fix() -> None:
+def test_read_only_mount_has_its_own_fix() -> None:
     error = OSError(errno.EROFS, os.strerror(errno.EROFS))
     said = str(unusable("some.path", Path("/kv"), error))
     assert said == "some.path: /kv is on a read-only file system; mount it for reading and writing"

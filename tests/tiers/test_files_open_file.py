@@ -1,4 +1,4 @@
-"""Moving bytes: short calls, O_DIRECT that is refused on the way, ends of files."""
+"""Open files: short calls, refused O_DIRECT, ends of files."""
 
 import errno
 import os
@@ -29,7 +29,9 @@ def blanks() -> list[Buffer]:
 
 @pytest.mark.parametrize("direct", [0, os.O_DIRECT], ids=["cached", "direct"])
 @pytest.mark.parametrize("step_bytes", [4096, 8192, 5000, 100_000])
-def test_calls_that_move_less(tmp_path: Path, fd: int, direct: int, step_bytes: int) -> None:
+def test_open_file_continues_short_calls(
+    tmp_path: Path, fd: int, direct: int, step_bytes: int
+) -> None:
     files = BrokenFiles()
     files.short = {"preadv": step_bytes, "pwritev": step_bytes}
     handle = OpenFile(files, "file", NEW | direct, fd)
@@ -41,7 +43,7 @@ def test_calls_that_move_less(tmp_path: Path, fd: int, direct: int, step_bytes: 
     assert files.calls["pwritev"] >= -(-24576 // step_bytes)
 
 
-def test_more_buffers_than_a_call_takes(tmp_path: Path, fd: int) -> None:
+def test_open_file_splits_more_buffers_than_iov_max(tmp_path: Path, fd: int) -> None:
     files = BrokenFiles()
     handle = OpenFile(files, "file", NEW, fd)
     parts = [content(number, 5) for number in range(2100)]
@@ -53,7 +55,7 @@ def test_more_buffers_than_a_call_takes(tmp_path: Path, fd: int) -> None:
     assert joined(back) == joined(parts) == (tmp_path / "file").read_bytes()
 
 
-def test_direct_refused_for_the_memory(tmp_path: Path, fd: int) -> None:
+def test_open_file_falls_back_when_direct_io_refuses_memory(tmp_path: Path, fd: int) -> None:
     files = BrokenFiles()
     files.refuses_direct = True
     handle = OpenFile(files, "file", NEW | os.O_DIRECT, fd)
@@ -68,7 +70,7 @@ def test_direct_refused_for_the_memory(tmp_path: Path, fd: int) -> None:
 
 
 class DirectRefusedAtOpen(BrokenFiles):
-    """Makes the file and refuses the flag, as some kernels do."""
+    """A file system that creates the file and then refuses the flag, as some kernels do."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
         fd = super().open(name, flags, folder_fd)
@@ -78,14 +80,14 @@ class DirectRefusedAtOpen(BrokenFiles):
         return fd
 
 
-def test_direct_refused_for_the_file(tmp_path: Path, fd: int) -> None:
+def test_open_file_falls_back_when_direct_io_is_refused_at_open(tmp_path: Path, fd: int) -> None:
     handle = OpenFile(DirectRefusedAtOpen(), "file", NEW | os.O_DIRECT, fd)
     handle.write(PARTS)
     handle.close()
     assert (tmp_path / "file").read_bytes() == joined(PARTS)
 
 
-def test_what_is_refused_otherwise_is_told(fd: int) -> None:
+def test_open_file_raises_other_errors(fd: int) -> None:
     files = BrokenFiles()
     files.errors["open"] = errno.EINVAL
     with pytest.raises(OSError, match="Invalid"):
@@ -103,7 +105,7 @@ def test_what_is_refused_otherwise_is_told(fd: int) -> None:
     handle.close()
 
 
-def test_a_file_that_ends(fd: int) -> None:
+def test_open_file_read_stops_at_end_of_file(fd: int) -> None:
     handle = OpenFile(BrokenFiles(), "file", NEW, fd)
     handle.write([content(1, 10_000)])
     back = blank(8192)
@@ -112,7 +114,7 @@ def test_a_file_that_ends(fd: int) -> None:
     handle.close()
 
 
-def test_whole_pages() -> None:
+def test_in_whole_pages_checks_offset_and_lengths() -> None:
     page = np.zeros(4096, np.uint8)
     assert in_whole_pages(0, [])
     assert in_whole_pages(8192, [page, page[:0], page])

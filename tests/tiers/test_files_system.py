@@ -1,4 +1,4 @@
-"""The real system calls: those that decide something."""
+"""The real system calls that do more than pass their arguments on."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def fd(tmp_path: Path):  # type: ignore[no-untyped-def]
     os.close(fd)
 
 
-def test_private_not_through_links_and_never_waiting(tmp_path: Path, fd: int) -> None:
+def test_open_is_private_follows_no_link_and_never_waits(tmp_path: Path, fd: int) -> None:
     FILES.close(FILES.open("mine", NEW, fd))
     assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o600
     FILES.make_folder("folder", fd)
@@ -40,7 +40,7 @@ def test_private_not_through_links_and_never_waiting(tmp_path: Path, fd: int) ->
     assert is_regular(FILES.stat("mine", fd))
 
 
-def test_direct_goes_off(tmp_path: Path, fd: int) -> None:
+def test_use_page_cache_clears_direct_flag(tmp_path: Path, fd: int) -> None:
     try:
         handle = FILES.open("file", NEW | os.O_DIRECT, fd)
     except OSError:
@@ -54,7 +54,7 @@ def test_direct_goes_off(tmp_path: Path, fd: int) -> None:
     assert (tmp_path / "file").stat().st_size == 4101
 
 
-def test_an_exclusive_rename_replaces_nothing(tmp_path: Path, fd: int) -> None:
+def test_rename_exclusive_replaces_nothing(tmp_path: Path, fd: int) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)
     with pytest.raises(FileExistsError):
@@ -71,13 +71,15 @@ def test_an_exclusive_rename_replaces_nothing(tmp_path: Path, fd: int) -> None:
     assert (tmp_path / "two").read_text() == "one"
 
 
-def test_a_system_library_without_it(monkeypatch: pytest.MonkeyPatch, fd: int) -> None:
+def test_rename_exclusive_without_library_support_raises_enosys(
+    monkeypatch: pytest.MonkeyPatch, fd: int
+) -> None:
     monkeypatch.setattr(module, "_renameat2", None)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
         FILES.rename_exclusive("one", "two", fd)
 
 
-def test_entries_are_files_and_folders_only(tmp_path: Path, fd: int) -> None:
+def test_entries_lists_only_files_and_folders(tmp_path: Path, fd: int) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "deep").mkdir()
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""The fault matrix on a real server: it finds nothing, and leaves alone what is not its own."""
+"""The fault matrix on a real server: it finds no failure and touches only its own objects."""
 
 import pytest
 from obstore.store import S3Store
@@ -7,7 +7,7 @@ from kvtier_bench.faults import suite
 
 
 @pytest.mark.parametrize("name", ["bucket/read/folder removed", "bucket/write/over-long"])
-def test_a_cell_on_a_bucket_touches_nothing_beside_it(
+def test_cell_on_a_bucket_touches_nothing_else(
     bucket_url: str, bucket_client: S3Store, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "_BUCKET_OPERATIONS", 12)

@@ -1,4 +1,4 @@
-"""What the environment says, and the limits; that they hold is tested with servers."""
+"""The options and time limits that a client gets; tests with servers show that they hold."""
 
 import sys
 from datetime import timedelta
@@ -12,7 +12,9 @@ from kvtier.tiers.objectstore.client import Location, connect, endpoint, parse_u
 PLACE = Location("s3", "bucket", "a/prefix")
 
 
-def test_one_client_for_each_cloud(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connect_returns_a_client_for_each_cloud(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
@@ -22,13 +24,13 @@ def test_one_client_for_each_cloud(s3_owner: None, monkeypatch: pytest.MonkeyPat
         assert client.prefix == "a/prefix"
 
 
-def test_all_tries_and_pauses_end_within_the_limit(s3_owner: None) -> None:
+def test_retries_end_within_the_time_limit(s3_owner: None) -> None:
     for request_s in (0.1, 5.0, 60.0):
         client = connect(PLACE, 2.0, request_s)
         options, retry = client.client_options, client.retry_config
         assert options is not None
         assert retry is not None
-        # A try may begin this late, after one pause more, and then last a time-out.
+        # The last try may begin this late, after one more pause, and then last a whole time-out.
         last = retry["retry_timeout"] + retry["backoff"]["max_backoff"]
         try_s = timedelta_of(options["timeout"])
         assert last + try_s <= timedelta(seconds=request_s * 1.001)
@@ -37,7 +39,7 @@ def test_all_tries_and_pauses_end_within_the_limit(s3_owner: None) -> None:
 
 
 def timedelta_of(value: object) -> timedelta:
-    """The library hands back what it was given, or its own text for it."""
+    """Return as a timedelta what the library reports: the value given, or a text for it."""
     if isinstance(value, timedelta):
         return value
     return timedelta(seconds=sum(seconds_of(part) for part in str(value).split()))
@@ -57,7 +59,7 @@ def seconds_of(part: str) -> float:
         ("AWS_ALLOW_INVALID_CERTIFICATES", "true", "allow_invalid_certificates"),
     ],
 )
-def test_options_of_the_environment_stay(
+def test_client_options_of_the_environment_are_kept(
     s3_owner: None, variable: str, value: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -66,7 +68,7 @@ def test_options_of_the_environment_stay(
     assert options[option] == value  # type: ignore[literal-required]
 
 
-def test_an_endpoint_that_is_no_url(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_endpoint_is_refused(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (
         "nonsense",
         "127.0.0.1:8333",
@@ -85,16 +87,16 @@ def test_an_endpoint_that_is_no_url(s3_owner: None, monkeypatch: pytest.MonkeyPa
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_switch_that_is_neither_on_nor_off(
-    s3_owner: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_switch_is_refused(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ALLOW_INVALID_CERTIFICATES", "perhaps")
     said = r"^AWS_ALLOW_INVALID_CERTIFICATES: 'perhaps' is neither true nor false"
     with pytest.raises(InvalidSettings, match=said):
         connect(PLACE, 2.0, 5.0)
 
 
-def test_plain_http_must_be_allowed(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_must_be_allowed_explicitly(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:1")
     connect(PLACE, 2.0, 5.0)
     for value in ("false", ""):
@@ -105,7 +107,7 @@ def test_plain_http_must_be_allowed(s3_owner: None, monkeypatch: pytest.MonkeyPa
         assert "hunter2" not in str(caught.value)
 
 
-def test_the_endpoint_for_messages() -> None:
+def test_endpoint_and_proxy_for_messages_hide_passwords() -> None:
     assert endpoint("s3", {}) is None
     both = {"AWS_ENDPOINT_URL": "https://all", "AWS_ENDPOINT_URL_S3": "https://s3"}
     assert endpoint("s3", both) == ("AWS_ENDPOINT_URL_S3", "https://s3")
@@ -114,7 +116,9 @@ def test_the_endpoint_for_messages() -> None:
     assert proxy("gs", {"GOOGLE_PROXY_URL": "http://a:b@c:1"}) == ("GOOGLE_PROXY_URL", "c:1")
 
 
-def test_half_a_credential(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_credentials_are_refused(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(
         InvalidSettings, match=r"(?i)objectstore\.url: s3://bucket.*secret"
@@ -123,7 +127,9 @@ def test_half_a_credential(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_credential_with_a_line_break(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credential_with_line_break_is_refused(
+    s3_owner: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_REGION"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "value\n")
@@ -131,7 +137,7 @@ def test_a_credential_with_a_line_break(s3_owner: None, monkeypatch: pytest.Monk
                 connect(PLACE, 2.0, 5.0)
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(InvalidSettings, match=r"pip install 'kvtier\[objectstore\]'"):
         connect(PLACE, 2.0, 5.0)

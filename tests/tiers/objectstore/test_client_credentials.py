@@ -33,7 +33,7 @@ def find(file: Path, **env: str) -> SharedFile | None:
     return find_shared_file({"AWS_SHARED_CREDENTIALS_FILE": str(file), **env})
 
 
-def test_the_default_profile(file: Path) -> None:
+def test_credentials_of_default_profile(file: Path) -> None:
     found = find(file)
     assert found is not None
     credential = found()
@@ -42,13 +42,13 @@ def test_the_default_profile(file: Path) -> None:
     assert credential["token"] is None
 
 
-def test_a_named_profile(file: Path) -> None:
+def test_credentials_of_named_profile(file: Path) -> None:
     found = find(file, AWS_PROFILE="cache")
     assert found is not None
     assert (found()["access_key_id"], found()["token"]) == ("CACHEKEY", "cachetoken")
 
 
-def test_what_is_rotated_is_read_again_within_minutes(file: Path) -> None:
+def test_rotated_credentials_are_read_within_minutes(file: Path) -> None:
     found = find(file)
     assert found is not None
     expires_at = found()["expires_at"]
@@ -58,7 +58,9 @@ def test_what_is_rotated_is_read_again_within_minutes(file: Path) -> None:
     assert found()["access_key_id"] == "NEWKEY"
 
 
-def test_the_file_at_home(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_file_in_the_home_folder(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_shared_file({}) is None
     (tmp_path / ".aws").mkdir()
@@ -72,7 +74,7 @@ def test_the_file_at_home(file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     "source",
     ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI"],
 )
-def test_other_sources_go_first(file: Path, source: str) -> None:
+def test_other_credential_sources_precede_the_file(file: Path, source: str) -> None:
     assert find(file, **{source: "something"}) is None
 
 
@@ -83,21 +85,23 @@ def test_other_sources_go_first(file: Path, source: str) -> None:
         ("half", "aws_secret_access_key is missing"),
     ],
 )
-def test_a_profile_that_is_not_there_or_not_whole(file: Path, profile: str, said: str) -> None:
+def test_missing_or_incomplete_profile_is_refused(file: Path, profile: str, said: str) -> None:
     with pytest.raises(InvalidSettings, match=said) as caught:
         find(file, AWS_PROFILE=profile)
     assert str(file) in str(caught.value)
     assert "secret/+=" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there(file: Path) -> None:
+def test_missing_credentials_file_is_refused(file: Path) -> None:
     file.unlink()
     with pytest.raises(InvalidSettings, match=r"credentials: No such file .*; correct AWS_SHARED"):
         find(file)
 
 
 @pytest.mark.parametrize("content", [b"hunter2", b"[default]\nhunter2\n", b"\xff\xfehunter2"])
-def test_a_file_of_something_else_is_not_repeated(file: Path, content: bytes) -> None:
+def test_invalid_credentials_file_is_refused_without_its_content(
+    file: Path, content: bytes
+) -> None:
     file.write_bytes(content)
     with pytest.raises(InvalidSettings, match="is not a credentials file") as caught:
         find(file)
@@ -106,7 +110,7 @@ def test_a_file_of_something_else_is_not_repeated(file: Path, content: bytes) ->
 
 
 @pytest.mark.parametrize("value", ["key\n", " key", "k\ney", "key\r\n"])
-def test_a_variable_with_a_line_break(value: str) -> None:
+def test_check_variables_refuses_line_breaks(value: str) -> None:
     with pytest.raises(InvalidSettings, match=r"^AWS_SECRET_ACCESS_KEY begins or ends") as caught:
         check_variables({"AWS_SECRET_ACCESS_KEY": value})
     assert "key" not in str(caught.value)

@@ -14,7 +14,7 @@ from kvtier.tiers.objectstore.client import Location, parse_url
         ("az://container/a.b", Location("az", "container", "a.b")),
     ],
 )
-def test_urls(url: str, place: Location) -> None:
+def test_parse_url_accepts_buckets_of_all_clouds(url: str, place: Location) -> None:
     assert parse_url(url) == place
     assert parse_url(place.url) == place
 
@@ -44,7 +44,7 @@ def test_urls(url: str, place: Location) -> None:
         "s3://bück/a",
     ],
 )
-def test_what_is_no_url_of_a_bucket(url: str) -> None:
+def test_parse_url_refuses_other_urls(url: str) -> None:
     with pytest.raises(InvalidSettings, match=r"^objectstore\.url: "):
         parse_url(url)
 
@@ -60,7 +60,7 @@ def test_what_is_no_url_of_a_bucket(url: str) -> None:
         "https://user:hunter2@host/bucket",
     ],
 )
-def test_a_credential_is_refused_and_not_repeated(url: str) -> None:
+def test_parse_url_refuses_credentials_without_repeating_them(url: str) -> None:
     with pytest.raises(InvalidSettings, match="AWS_ACCESS_KEY_ID") as caught:
         parse_url(url)
     assert "hunter2" not in str(caught.value)

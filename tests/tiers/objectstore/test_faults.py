@@ -1,4 +1,4 @@
-"""Texts as the library writes them; that it writes them so is tested with servers."""
+"""Translation of texts as the library writes them; tests with servers show that it does."""
 
 import errno
 
@@ -47,7 +47,7 @@ def said(status: str, code: str = "") -> str:
         (NotImplementedError("create"), OSError, errno.EOPNOTSUPP),
     ],
 )
-def test_errors_have_their_class_and_errno(
+def test_library_errors_are_translated_to_class_and_errno(
     error: Exception, kind: type[OSError], number: int
 ) -> None:
     with pytest.raises(kind, match="] read a: ") as caught, translated("read a"):
@@ -57,29 +57,29 @@ def test_errors_have_their_class_and_errno(
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_servers_words_come_along() -> None:
+def test_error_contains_status_and_code_of_the_server() -> None:
     error = to_os_error(GenericError(said("503 Slow Down", "SlowDown")), "put x")
     assert error.strerror == "put x: the server said 503 SlowDown"
 
 
-def test_a_servers_code_is_one_word() -> None:
+def test_error_contains_only_a_one_word_code() -> None:
     error = to_os_error(GenericError(said("503", "hunter2 </Code><Code>\n")), "put x")
     assert error.strerror == "put x: the server said 503"
 
 
-def test_what_is_an_errno_already_passes() -> None:
+def test_os_error_with_errno_is_not_translated() -> None:
     with pytest.raises(OSError, match="closed") as caught, translated("read a"):
         raise OSError(errno.EBADF, "closed")
     assert caught.value.errno == errno.EBADF
 
 
-def test_a_panic_is_an_input_output_error() -> None:
+def test_panic_of_the_library_is_eio() -> None:
     panic = type("PanicException", (BaseException,), {})
     with pytest.raises(OSError, match="the client library failed"), translated("read a"):
         raise panic("called `Option::unwrap()`")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, AssertionError])
-def test_everything_else_passes(error: type[BaseException]) -> None:
+def test_other_exceptions_are_not_translated(error: type[BaseException]) -> None:
     with pytest.raises(error), translated("read a"):
         raise error

@@ -26,9 +26,7 @@ AZ = Location("az", "container", "")
         (errno.EIO, S3, "see the log of its server"),
     ],
 )
-def test_every_refusal_names_the_setting_and_the_fix(
-    number: int, place: Location, fix: str
-) -> None:
+def test_explanation_names_the_setting_and_the_fix(number: int, place: Location, fix: str) -> None:
     said = explain(OSError(number, f"list: {os.strerror(number)}"), place)
     assert said.startswith(f"objectstore.url: {place.url}: ")
     assert fix in said
@@ -36,14 +34,14 @@ def test_every_refusal_names_the_setting_and_the_fix(
     assert "\n" not in said
 
 
-def test_an_endpoint_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explanation_names_the_endpoint_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://user:hunter2@store.example:8333")
     said = explain(OSError(errno.ECONNREFUSED, "no"), S3)
     assert "AWS_ENDPOINT_URL=store.example:8333 cannot be reached: correct it" in said
     assert "hunter2" not in said
 
 
-def test_a_proxy_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explanation_names_the_proxy_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROXY_URL", "http://user:hunter2@proxy.example:3128")
     said = explain(OSError(errno.ECONNREFUSED, "no"), S3)
     assert "own endpoint through AWS_PROXY_URL=proxy.example:3128 cannot be reached" in said

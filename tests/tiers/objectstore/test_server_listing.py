@@ -1,4 +1,4 @@
-"""Both ways over a real server; that it lists by folders is found out by `probe`."""
+"""Both kinds of listing over a real server, which lists by folders."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ def names(listing: Listing) -> list[str]:
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_names_ascend_from_anywhere(way: Way) -> None:
+def test_listing_ascends_after_any_name(way: Way) -> None:
     """The library's store in RAM lists by whole names, as the clouds do."""
     client = MemoryStore()
     for name in NAMES:
@@ -39,17 +39,19 @@ def test_names_ascend_from_anywhere(way: Way) -> None:
             assert names(way(client, folder, after)) == expected
 
 
-def test_a_server_that_lists_by_folders(bucket_client: S3Store) -> None:
+def test_listing_of_a_server_that_lists_by_folders(bucket_client: S3Store) -> None:
     for name in NAMES:
         bucket_client.put(name, b"x")
-    assert names(by_names(bucket_client, "", "")) != sorted(NAMES), "then all of this is not needed"
+    assert names(by_names(bucket_client, "", "")) != sorted(NAMES), (
+        "SeaweedFS lists by whole names: `list_folders` is not needed any more"
+    )
     for after in ["", "0", "a", "a/", "a/b", "b", "c/", "d", *NAMES]:
         expected = [name for name in sorted(NAMES) if name > after]
         assert names(by_folders(bucket_client, "", after)) == expected
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_an_entry_says_what_head_says(way: Way, bucket_client: S3Store) -> None:
+def test_list_entry_equals_stat_of_head(way: Way, bucket_client: S3Store) -> None:
     bucket_client.put("a/b/c", b"some bytes")
     assert [entry for entry in way(bucket_client, "a", "") if entry is not None] == [
         ListEntry("a/b/c", stat_of(bucket_client.head("a/b/c")))
@@ -57,14 +59,14 @@ def test_an_entry_says_what_head_says(way: Way, bucket_client: S3Store) -> None:
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_what_no_store_makes_is_left_out(way: Way, bucket_client: S3Store) -> None:
+def test_listing_omits_illegal_names(way: Way, bucket_client: S3Store) -> None:
     for name in (".hidden", "a/.probe-1", ".probe-2/x", "a b", "c d/e", "ä", "a/file"):
         bucket_client.put(name, b"x")
     assert names(way(bucket_client, "", "")) == ["a/file"]
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_more_than_an_answer_holds(way: Way, bucket_client: S3Store) -> None:
+def test_listing_spans_several_answers(way: Way, bucket_client: S3Store) -> None:
     expected = [f"blocks/{number:04d}" for number in range(1030)]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda name: bucket_client.put(name, b""), expected))
@@ -73,7 +75,7 @@ def test_more_than_an_answer_holds(way: Way, bucket_client: S3Store) -> None:
 
 
 @pytest.mark.parametrize("way", [by_names, by_folders])
-def test_the_caller_may_look_at_the_clock_between_answers(way: Way) -> None:
+def test_listing_yields_none_after_each_answer(way: Way) -> None:
     client = MemoryStore()
     for number in range(20):
         client.put(f"{number // 4}/{number:02d}", b"x")

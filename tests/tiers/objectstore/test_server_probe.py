@@ -2,21 +2,21 @@ import pytest
 from obstore.store import MemoryStore, S3Store
 
 from kvtier.tiers.objectstore.server import demand_conditions, lists_whole_names
-from tests.s3 import OldServer, plain_client
+from tests.s3 import FaultyServer, plain_client
 
 
 def names(client: S3Store | MemoryStore) -> list[str]:
     return sorted(meta["path"] for page in client.list() for meta in page)
 
 
-def test_seaweedfs_honours_conditions_and_lists_by_folders(bucket_client: S3Store) -> None:
+def test_probes_of_seaweedfs(bucket_client: S3Store) -> None:
     bucket_client.put("neighbour", b"x")
     demand_conditions(bucket_client)
     assert not lists_whole_names(bucket_client)
     assert names(bucket_client) == ["neighbour"]
 
 
-def test_a_server_as_it_should_be() -> None:
+def test_probes_of_a_conforming_server() -> None:
     client = MemoryStore()
     for name in ("neighbour", ".a", ".z"):
         client.put(name, b"x")
@@ -29,18 +29,18 @@ def test_a_server_as_it_should_be() -> None:
     ("conditions", "said"),
     [("ignored", "the server ignored If-None-Match"), ("refused", "501 NotImplemented")],
 )
-def test_old_servers(
+def test_probe_refuses_servers_without_conditional_writes(
     s3_owner: None, conditions: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OldServer(conditions).running() as server:
+    with FaultyServer(conditions).running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         with pytest.raises(OSError, match=f"probe: .*{said}"):
             demand_conditions(plain_client("prefix"))
         assert server.objects == {}
 
 
-def test_a_server_that_refuses_is_an_error(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with OldServer("ignored").running() as server:
+def test_probe_raises_errors_of_the_server(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         client = plain_client("prefix")
         for probe in (demand_conditions, lists_whole_names):

@@ -1,4 +1,4 @@
-"""The contract over a real server, and what a bucket does that a folder does not."""
+"""The contract over a real server, and behavior that only a bucket has."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -22,13 +22,13 @@ from tests.s3 import (
     READER_KEY,
     READER_SECRET,
     SECRET_KEY,
-    OldServer,
+    FaultyServer,
     Weed,
     free_ports,
 )
 
 QUICK_S = 1.0
-"""A time limit for calls that are meant to run into it."""
+"""A time limit for calls that are meant to exceed it."""
 
 
 class TestObjectStore(StoreContract):
@@ -43,7 +43,7 @@ class TestObjectStore(StoreContract):
         return store
 
     def test_publish_of_one_name_by_many_succeeds_once(self, tmp_path: Path) -> None:
-        """The suite's, with fewer: this server makes a writer that collides wait for a second."""
+        """The test of the suite with fewer writers: here, each collision takes a second."""
         stores = [self.make_store(tmp_path) for _ in range(2)]
         barrier = Barrier(4)
 
@@ -70,7 +70,7 @@ def store(bucket_url: str) -> Iterator[BucketStore]:
 
 
 def verbs(store: BucketStore) -> list[Callable[[], object]]:
-    """Every call that asks the server."""
+    """Return calls of every method that asks the server."""
     return [
         lambda: store.publish("a/new", [content(1, 10_000)]),
         lambda: store.put("a/small", b"x"),
@@ -82,9 +82,7 @@ def verbs(store: BucketStore) -> list[Callable[[], object]]:
     ]
 
 
-def test_check_finds_nothing_wrong_and_leaves_nothing(
-    store: BucketStore, bucket_client: S3Store
-) -> None:
+def test_check_leaves_nothing_behind(store: BucketStore, bucket_client: S3Store) -> None:
     store.publish("file", [content(1, 10)])
     assert not store.publish("file", [content(2, 10)])
     left = [meta["path"] for page in bucket_client.list() for meta in page]
@@ -94,19 +92,19 @@ def test_check_finds_nothing_wrong_and_leaves_nothing(
 def test_publish_is_one_conditional_request(
     s3_owner: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OldServer("ignored").running() as server:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
         store.publish("file", [content(1, 6 << 20), content(2, 6 << 20)])
         store.close()
-    assert server.seen == {"PUT": 1}, "one upload, however large"
+    assert server.seen == {"PUT": 1}, "a publish is one upload, however large it is"
 
 
 @pytest.mark.parametrize("conditions", ["ignored", "refused"])
-def test_a_server_without_conditions_is_refused_at_start(
+def test_check_refuses_server_without_conditional_writes(
     s3_owner: None, conditions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OldServer(conditions).running() as server:
+    with FaultyServer(conditions).running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         said = refused(f"s3://{BUCKET}/prefix")
         assert said.startswith(
@@ -116,10 +114,10 @@ def test_a_server_without_conditions_is_refused_at_start(
     assert server.objects == {}
 
 
-def test_a_server_without_ranges_is_an_error(
+def test_read_from_server_without_ranges_raises(
     s3_owner: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OldServer("ignored").running() as server:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
         store.publish("file", [content(1, 5000)])
@@ -132,10 +130,8 @@ def test_a_server_without_ranges_is_an_error(
 
 
 @pytest.mark.timeout(30)
-def test_an_answer_that_breaks_off_is_an_error(
-    s3_owner: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with OldServer("ignored").running() as server:
+def test_read_of_truncated_answer_raises(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}", deadline_s=QUICK_S)
         store.publish("file", [content(1, 100_000)])
@@ -154,11 +150,11 @@ def test_an_answer_that_breaks_off_is_an_error(
         (500, "InternalError", errno.EIO),
     ],
 )
-def test_a_busy_server_is_asked_again(
+def test_busy_server_is_retried_within_the_limit(
     s3_owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy = (status, f"<Error><Code>{code}</Code></Error>".encode())
-    with OldServer("ignored").running() as server:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
         server.failures = [busy]
@@ -167,14 +163,14 @@ def test_a_busy_server_is_asked_again(
         with pytest.raises(OSError, match=f"{status} {code}") as caught:
             store.publish("other", [content(1, 5000)])
         assert caught.value.errno == number
-        assert len(server.failures) > 10, "not for ever"
+        assert len(server.failures) > 10, "the store retried too often"
         store.close()
 
 
-def test_put_of_what_another_removes_at_once(
+def test_put_of_object_removed_meanwhile_uses_newest_time(
     s3_owner: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OldServer("ignored").running() as server:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
         gone = (404, b"")
@@ -199,10 +195,10 @@ def test_put_of_what_another_removes_at_once(
         (404, "NoSuchBucket", errno.ENODEV),
     ],
 )
-def test_what_the_server_says_is_the_errno(
+def test_server_errors_have_their_errno(
     s3_owner: None, status: int, code: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OldServer("ignored").running() as server:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore(f"s3://{BUCKET}")
         server.failures = [(status, f"<Error><Code>{code}</Code></Error>".encode())] * 10
@@ -213,7 +209,7 @@ def test_what_the_server_says_is_the_errno(
 
 
 @pytest.mark.slow
-def test_a_killed_server_is_an_error_and_its_return_is_none(own_s3: Weed) -> None:
+def test_killed_server_raises_until_it_returns(own_s3: Weed) -> None:
     store = BucketStore(f"s3://{BUCKET}")
     store.check()
     part = content(1, 1 << 20)
@@ -234,7 +230,7 @@ def test_a_killed_server_is_an_error_and_its_return_is_none(own_s3: Weed) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_a_server_that_hangs_is_a_time_out(own_s3: Weed) -> None:
+def test_hung_server_raises_timeout(own_s3: Weed) -> None:
     url = f"s3://{BUCKET}"
     patient, store = BucketStore(url), BucketStore(url, deadline_s=QUICK_S)
     part = content(1, 1 << 20)
@@ -246,45 +242,45 @@ def test_a_server_that_hangs_is_a_time_out(own_s3: Weed) -> None:
                 call.result()
     buffer = blank(part.nbytes)
     read = patient.read("a/file", 0, [buffer])
-    assert read is None or np.array_equal(buffer, part), "gone by the move, or whole"
+    assert read is None or np.array_equal(buffer, part), "the file was neither moved away nor whole"
     patient.close()
     store.close()
 
 
-class Leaping(VirtualClock):
-    """Three seconds pass at every look."""
+class LeapingClock(VirtualClock):
+    """A clock that advances three seconds at every call."""
 
     def now_s(self) -> float:
         self.advance(3.0)
         return super().now_s()
 
 
-def test_a_listing_without_end_is_a_time_out(bucket_url: str, store: BucketStore) -> None:
-    """Each answer comes in time, but there are too many of them."""
+def test_endless_listing_raises_timeout(bucket_url: str, store: BucketStore) -> None:
+    """Each answer arrives in time, but there are too many of them."""
     for number in range(3):
         store.put(f"{number}/file", b"x")
-    hasty = BucketStore(bucket_url, deadline_s=10.0, clock=Leaping())
-    assert len(hasty.list("").entries) == 3, "one answer in three seconds"
+    hasty = BucketStore(bucket_url, deadline_s=10.0, clock=LeapingClock())
+    assert len(hasty.list("").entries) == 3, "three seconds are enough for one answer"
     hasty.check()
     with pytest.raises(TimeoutError, match="took too long"):
         hasty.list("")
     hasty.close()
 
 
-def test_a_page_that_takes_too_long_is_a_short_one(bucket_url: str, store: BucketStore) -> None:
-    """Found names are given before the time is up, and the next page goes on behind them."""
+def test_slow_page_is_returned_short(bucket_url: str, store: BucketStore) -> None:
+    """The names found in time are returned, and the next page continues after them."""
     names = [f"{folder}/{file}" for folder in range(6) for file in range(2)]
     for name in names:
         store.put(name, b"x")
 
-    class Slow(VirtualClock):
-        """Two seconds pass at every look: four answers, then ten are over."""
+    class SlowClock(VirtualClock):
+        """A clock that advances two seconds at every call: enough for four answers."""
 
         def now_s(self) -> float:
             self.advance(2.0)
             return super().now_s()
 
-    slow = BucketStore(bucket_url, deadline_s=20.0, clock=Slow())
+    slow = BucketStore(bucket_url, deadline_s=20.0, clock=SlowClock())
     slow.check_readable()
     found, after, pages = [], "", 0
     while after is not None:
@@ -296,26 +292,26 @@ def test_a_page_that_takes_too_long_is_a_short_one(bucket_url: str, store: Bucke
     assert pages > 1
 
 
-def test_who_only_looks_writes_nothing(
+def test_check_readable_writes_nothing_and_lists_in_order(
     bucket_url: str, store: BucketStore, bucket_client: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the order of whole names, though this server lists by folders."""
+    """It lists in the order of whole names, although this server lists by folders."""
     for name in ("a/b", "a-b", "c"):
         store.put(name, b"x")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
-    looking = BucketStore(bucket_url, deadline_s=60.0)
-    looking.check_readable()
-    assert [entry.name for entry in looking.list("").entries] == ["a-b", "a/b", "c"]
-    assert [entry.name for entry in looking.list("", "a/~").entries] == ["c"]
-    looking.close()
+    reader = BucketStore(bucket_url, deadline_s=60.0)
+    reader.check_readable()
+    assert [entry.name for entry in reader.list("").entries] == ["a-b", "a/b", "c"]
+    assert [entry.name for entry in reader.list("", "a/~").entries] == ["c"]
+    reader.close()
     absent = BucketStore("s3://none-such")
     with pytest.raises(InvalidSettings, match="there is no bucket 'none-such'"):
         absent.check_readable()
     absent.close()
 
 
-def test_a_closed_store_is_an_error(store: BucketStore) -> None:
+def test_closed_store_raises_ebadf(store: BucketStore) -> None:
     store.close()
     store.close()
     for verb in verbs(store):
@@ -325,14 +321,14 @@ def test_a_closed_store_is_an_error(store: BucketStore) -> None:
 
 
 def refused(url: str) -> str:
-    """The message at start."""
+    """Return the message with which `check` refuses the bucket."""
     with pytest.raises(InvalidSettings) as caught:
         BucketStore(url).check()
     assert caught.value.__cause__ is None
     return str(caught.value)
 
 
-def test_a_bucket_that_does_not_exist(s3: None) -> None:
+def test_missing_bucket_is_named(s3: None) -> None:
     assert refused("s3://no-such-bucket/prefix").startswith(
         "objectstore.url: s3://no-such-bucket/prefix: there is no bucket 'no-such-bucket': create"
     )
@@ -345,7 +341,7 @@ def test_a_bucket_that_does_not_exist(s3: None) -> None:
     store.close()
 
 
-def test_credentials_that_are_refused(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_credentials_name_the_fix(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-" + SECRET_KEY)
     said = refused(bucket_url)
     assert "access is refused: give credentials" in said
@@ -353,7 +349,7 @@ def test_credentials_that_are_refused(bucket_url: str, monkeypatch: pytest.Monke
     assert SECRET_KEY not in said
 
 
-def test_credentials_that_may_not_write(
+def test_credentials_without_write_access_are_refused(
     bucket_url: str, store: BucketStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.publish("file", [content(1, 10)])
@@ -367,7 +363,7 @@ def test_credentials_that_may_not_write(
     reader.close()
 
 
-def test_an_endpoint_that_nobody_serves(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_endpoint_is_named(s3_owner: None, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     said = refused(f"s3://{BUCKET}")
@@ -375,7 +371,7 @@ def test_an_endpoint_that_nobody_serves(s3_owner: None, monkeypatch: pytest.Monk
     assert "Connection refused" in said
 
 
-def test_credentials_from_a_file(
+def test_credentials_are_read_from_a_file(
     bucket_url: str, store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "credentials"

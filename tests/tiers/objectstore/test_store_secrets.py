@@ -1,4 +1,4 @@
-"""A secret is in no message, traceback, log or `repr`, whatever goes wrong with it."""
+"""A secret appears in no message, traceback, log or `repr`, whatever is wrong with it."""
 
 import logging
 import traceback
@@ -9,7 +9,7 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.testing.samples import blank, content
 from kvtier.tiers.objectstore import BucketStore
-from tests.s3 import OldServer
+from tests.s3 import FaultyServer
 
 SECRET = "hunter2hunter2"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ALLOW_HTTP": "true"}
@@ -48,14 +48,14 @@ GIVEN: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def told(call: Callable[[], object]) -> str:
-    """Everything that whoever catches the error could print of it."""
+    """Return everything that a caller could print of the error that `call` raises."""
     with pytest.raises((InvalidSettings, OSError)) as caught:
         call()
     return "".join(traceback.format_exception(caught.value)) + repr(caught.value)
 
 
 @pytest.mark.parametrize("case", GIVEN)
-def test_whatever_is_wrong_with_it(
+def test_secret_is_in_no_message_log_or_repr(
     case: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -79,13 +79,13 @@ def test_whatever_is_wrong_with_it(
     assert SECRET not in "".join(said)
 
 
-def test_what_a_server_sends_back_is_not_repeated(
+def test_secret_in_an_answer_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     echo = f"<Error><Code>AccessDenied</Code><Message>{SECRET}</Message></Error>".encode()
-    with OldServer("ignored").running() as server:
+    with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore("s3://bucket")
         server.failures = [(403, echo)] * 2

@@ -1,4 +1,4 @@
-"""The tier over a real bucket: two engines, a server that dies, and refusals at start."""
+"""The tier over a real bucket: two engines, a server that dies, refusals at start."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -51,7 +51,7 @@ class TestBucketTier(SharedTierContract):
         store.put(name, bytes(content))
 
 
-def test_blocks_of_a_chain_are_one_object(bucket_url: str) -> None:
+def test_write_packs_consecutive_blocks_into_one_object(bucket_url: str) -> None:
     tier = BucketTier(bucket_url, LAYOUT, SPACE, segment_blocks=4)
     other = BucketTier(bucket_url, LAYOUT, SPACE, segment_blocks=4)
     assert write(tier, keys(10)) == [DONE] * 10
@@ -62,7 +62,7 @@ def test_blocks_of_a_chain_are_one_object(bucket_url: str) -> None:
 
 
 @pytest.mark.parametrize(("block_bytes", "blocks"), [(4096, 1000), (1 << 20, 32), (40 << 20, 1)])
-def test_an_object_fits_into_the_time_of_one_request(
+def test_object_size_is_bounded_by_one_request(
     bucket_url: str, block_bytes: int, blocks: int
 ) -> None:
     layout = BlockLayout(block_bytes=block_bytes, tokens_per_block=16)
@@ -74,7 +74,7 @@ def test_an_object_fits_into_the_time_of_one_request(
 
 
 def fetch(engine: TransferEngine, blocks: list[BlockKey]) -> list[Outcome]:
-    """Read them through the engine; FAILED where its breaker refuses, at once."""
+    """Read the blocks through the engine; FAILED at once where its breaker is open."""
     moves = [BlockMove(each, np.zeros(LAYOUT.slot_bytes, np.uint8)) for each in blocks]
     rows, parents = list(range(len(blocks))), [None, *blocks[:-1]]
     outcomes = [Outcome.FAILED] * len(blocks)
@@ -90,7 +90,7 @@ def fetch(engine: TransferEngine, blocks: list[BlockKey]) -> list[Outcome]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_server_that_dies_opens_the_breaker_and_one_that_returns_closes_it(
+def test_breaker_opens_when_server_dies_and_closes_when_it_returns(
     own_s3: Weed,
 ) -> None:
     tier = BucketTier(f"s3://{BUCKET}", LAYOUT, SPACE)
@@ -109,12 +109,12 @@ def test_a_server_that_dies_opens_the_breaker_and_one_that_returns_closes_it(
     tier.close()
 
 
-def test_a_bucket_that_is_not_there_is_said_at_start(bucket_url: str) -> None:
+def test_missing_bucket_is_refused_at_start(bucket_url: str) -> None:
     with pytest.raises(InvalidSettings, match=r"objectstore\.url"):
         BucketTier("s3://no-such-bucket/kv", LAYOUT, SPACE)
 
 
-def test_another_secret_is_refused_by_its_own_name(bucket_url: str, tmp_path: Path) -> None:
+def test_other_secret_names_the_objectstore_setting(bucket_url: str, tmp_path: Path) -> None:
     BucketTier(bucket_url, LAYOUT, SPACE).close()
     secret = tmp_path / "key"
     secret.write_text("ab" * 32)

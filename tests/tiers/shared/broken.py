@@ -1,4 +1,4 @@
-"""A file system on a bad day, for the tests of a store in a folder."""
+"""A file system with injected failures, for the tests of a store in a folder."""
 
 import errno
 import os
@@ -11,18 +11,18 @@ from tests.tiers.broken import BadDay
 
 
 class BrokenFiles(BadDay, SystemCalls):
-    """The calls of a shared folder; those named in `hung` wait as well."""
+    """System calls with injected failures; those named in `hung` wait for `release`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.hung: set[str] = set()
-        """Names of calls that wait for `release`."""
+        """The names of the calls that wait for `release`."""
         self.hangs = threading.Event()
         self.release = threading.Event()
         self.refuses_direct = False
-        """EINVAL for every transfer with O_DIRECT, as for memory that a device cannot reach."""
+        """Whether O_DIRECT fails with EINVAL, as for memory that a device cannot reach."""
         self.flags: list[int] = []
-        """Of every `open`."""
+        """The flags of every `open`."""
 
     def _begin(self, name: str) -> None:
         if name in self.hung:
@@ -105,9 +105,9 @@ class BrokenFiles(BadDay, SystemCalls):
 
 
 class NetworkFiles(BrokenFiles):
-    """A file system that knows no exclusive rename, as the kernel presents one.
+    """A file system without exclusive renames, as the kernel presents it.
 
-    It refuses a taken name itself; only a free one shows that the file system cannot.
+    The kernel itself refuses a taken name; only a free one shows that the file system cannot.
     """
 
     def rename_exclusive(self, old: str, new: str, folder_fd: int) -> None:
@@ -119,7 +119,7 @@ class NetworkFiles(BrokenFiles):
 
 
 def is_direct(fd: int) -> bool:
-    """Whether O_DIRECT is on."""
+    """Return whether O_DIRECT is set for a descriptor."""
     with open(f"/proc/self/fdinfo/{fd}") as info:
         flags = next(line for line in info if line.startswith("flags"))
     return bool(int(flags.split()[1], 8) & os.O_DIRECT)

@@ -8,7 +8,7 @@ from tests.tiers.shared.segments import Tiers
 
 @pytest.fixture
 def tiers(tmp_path: Path) -> Iterator[Tiers]:
-    """Engines that share a folder."""
+    """Tiers of several engines in one folder."""
     tiers = Tiers(tmp_path)
     yield tiers
     tiers.close()

@@ -1,4 +1,4 @@
-"""Tiers on segments in a folder, and a look at their files behind their back."""
+"""Tiers on segments in a folder, and access to their files behind the tiers' back."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,14 +23,14 @@ SLOT_BYTES = LAYOUT.slot_bytes
 
 
 class Tiers:
-    """Opens tiers in one folder, and closes them all."""
+    """The tiers that a test opens in one folder, and closes together."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "kv"
         self._opened = ExitStack()
 
     def open(self, blocks: int = 4, **options) -> FolderTier:
-        """Another engine's tier with up to `blocks` blocks a file."""
+        """Open another engine's tier with at most `blocks` blocks a file."""
         tier = FolderTier(self.folder, LAYOUT, SPACE, segment_blocks=blocks, **options)
         self._opened.callback(tier.close)
         return tier

@@ -1,4 +1,4 @@
-"""Readers tell whoever cleans what they read."""
+"""The access journal: what readers tell the evictor."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def find(tier: FolderTier, blocks: list[BlockKey]) -> None:
     tier.find(blocks)
 
 
-def test_who_cleans_hears_what_was_read(tiers: Tiers) -> None:
+def test_access_journal_lists_segments_read_at_close(tiers: Tiers) -> None:
     tier, other = tiers.open(), tiers.open()
     write(tier, keys(8))
     read(other, keys(5))
@@ -24,11 +24,13 @@ def test_who_cleans_hears_what_was_read(tiers: Tiers) -> None:
     root = log.parents[1]
     assert {root / line for line in log.read_text().splitlines()} == set(tiers.segments())
     tier.close()
-    assert len(list(tiers.folder.glob("*/access/*.log"))) == 1, "who read nothing tells nothing"
+    assert len(list(tiers.folder.glob("*/access/*.log"))) == 1, (
+        "a tier that read nothing writes no journal"
+    )
 
 
-@pytest.mark.parametrize("call", [find, write], ids=["a look", "a write"])
-def test_what_was_read_last_is_told_by_the_next_call_of_any_kind(
+@pytest.mark.parametrize("call", [find, write], ids=["find", "write"])
+def test_access_journal_is_flushed_by_any_later_call(
     call: Callable[[FolderTier, list[BlockKey]], object], tiers: Tiers
 ) -> None:
     clock = VirtualClock()

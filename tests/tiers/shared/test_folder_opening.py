@@ -1,4 +1,4 @@
-"""Opening a folder: what is found out and said, what is refused and why, when it is let go."""
+"""Opening a shared folder: what is probed and logged, what is refused, when it is closed."""
 
 import errno
 import logging
@@ -18,7 +18,7 @@ def opened(path: Path, files: SystemCalls | None = None, direct: DirectIO = "aut
     return open_root(path, direct, files or BrokenFiles(), TemporaryNames())
 
 
-def test_made_private_tried_out_and_left_empty(tmp_path: Path) -> None:
+def test_open_root_creates_private_folder_and_leaves_it_empty(tmp_path: Path) -> None:
     found = opened(tmp_path / "store")
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
     assert os.fstat(found.root.fd).st_ino == (tmp_path / "store").stat().st_ino
@@ -34,7 +34,7 @@ def test_made_private_tried_out_and_left_empty(tmp_path: Path) -> None:
         (NetworkFiles(), "never", "page cache, names taken by hard link"),
     ],
 )
-def test_one_line_says_what_was_chosen(
+def test_open_root_logs_probed_capabilities(
     tmp_path: Path,
     files: SystemCalls,
     direct: DirectIO,
@@ -49,7 +49,7 @@ def test_one_line_says_what_was_chosen(
     assert os.listdir(tmp_path) == []
 
 
-def test_direct_is_used_where_it_works(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_direct_io_is_used_where_it_works(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = BrokenFiles()
     with caplog.at_level(logging.INFO):
         if not opened(tmp_path, files).direct:
@@ -64,7 +64,7 @@ def test_direct_is_used_where_it_works(tmp_path: Path, caplog: pytest.LogCapture
 
 
 class NoLinks(NetworkFiles):
-    """Knows neither exclusive renames nor links; or says so, and does as it likes."""
+    """A file system without exclusive renames whose links fail, or (`obeys`) replace a file."""
 
     obeys = False
 
@@ -75,7 +75,7 @@ class NoLinks(NetworkFiles):
 
 
 @pytest.mark.parametrize("obeys", [False, True])
-def test_two_writers_that_cannot_be_kept_apart(tmp_path: Path, obeys: bool) -> None:
+def test_open_root_without_exclusive_names_is_refused(tmp_path: Path, obeys: bool) -> None:
     files = NoLinks()
     files.obeys = obeys
     with pytest.raises(InvalidSettings, match=r"shared\.path: .* use another file system"):
@@ -83,14 +83,14 @@ def test_two_writers_that_cannot_be_kept_apart(tmp_path: Path, obeys: bool) -> N
     assert os.listdir(tmp_path) == []
 
 
-def test_a_refusal_names_the_setting(tmp_path: Path) -> None:
+def test_open_root_error_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"^shared\.path: .* parent folder"):
         opened(tmp_path / "no" / "store")
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ESTALE])
 @pytest.mark.parametrize("call", ["open", "rename_exclusive"])
-def test_a_folder_that_cannot_be_written(tmp_path: Path, call: str, code: int) -> None:
+def test_open_root_of_unwritable_folder_is_refused(tmp_path: Path, call: str, code: int) -> None:
     files = BrokenFiles()
     files.errors[call] = code
     says = "read-only file system; mount" if code == errno.EROFS else os.strerror(code)
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, call: str, code: int) -
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_file_system_can_be_read(
+def test_open_root_on_full_file_system_allows_reading(
     tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = BrokenFiles()
@@ -112,7 +112,7 @@ def test_a_full_file_system_can_be_read(
     assert opened(tmp_path, files, "always").direct
 
 
-def test_the_last_to_use_it_lets_it_go(tmp_path: Path) -> None:
+def test_root_folder_is_closed_with_its_last_reference(tmp_path: Path) -> None:
     root = RootFolder(os.open(tmp_path, os.O_RDONLY))
     fd, used = root.fd, root
     del root

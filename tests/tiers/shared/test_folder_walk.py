@@ -1,4 +1,4 @@
-"""Walking a shared folder: what costs a call, what strangers leave, walks kept between pages."""
+"""Walking a shared folder: calls per file, illegal names, walks kept between pages."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def names(files: BrokenFiles, path: Path, after: str = "") -> list[str]:
     return [entry.name for entry in walk(files, root_of(path), "", after, is_legal_part)]
 
 
-def test_strangers_things_are_in_no_walk(tmp_path: Path) -> None:
+def test_walk_omits_illegal_names_and_links(tmp_path: Path) -> None:
     for folder in ("a", ".snapshot", "lost+found"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").touch()
@@ -40,7 +40,7 @@ def test_strangers_things_are_in_no_walk(tmp_path: Path) -> None:
     assert names(BrokenFiles(), tmp_path) == ["a/file"]
 
 
-def test_folders_before_the_start_are_not_read(tmp_path: Path) -> None:
+def test_walk_skips_folders_before_the_start(tmp_path: Path) -> None:
     for folder in "abc":
         (tmp_path / folder).mkdir()
         for name in "xyz":
@@ -51,7 +51,7 @@ def test_folders_before_the_start_are_not_read(tmp_path: Path) -> None:
     assert files.calls["stat"] == 4
 
 
-def test_what_vanishes_on_the_way(tmp_path: Path) -> None:
+def test_walk_omits_files_that_vanish(tmp_path: Path) -> None:
     for folder in "ab":
         (tmp_path / folder).mkdir()
         for name in "xyz":
@@ -66,7 +66,7 @@ def test_what_vanishes_on_the_way(tmp_path: Path) -> None:
     assert list(found) == []
 
 
-def test_a_refusal_is_told(tmp_path: Path) -> None:
+def test_walk_raises_errors_of_the_file_system(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for call in ("entries", "stat"):
         files = BrokenFiles()
@@ -75,7 +75,7 @@ def test_a_refusal_is_told(tmp_path: Path) -> None:
             names(files, tmp_path)
 
 
-def test_folders_come_after_those_in_them(tmp_path: Path) -> None:
+def test_folders_follow_the_folders_inside_them(tmp_path: Path) -> None:
     for folder in ("a/b/c", "a/d", ".git/x", "e"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "a" / "file").touch()
@@ -85,7 +85,7 @@ def test_folders_come_after_those_in_them(tmp_path: Path) -> None:
     assert list(folders(BrokenFiles(), root_of(tmp_path), "no")) == []
 
 
-def test_a_version_outlives_a_move_and_not_a_rewrite(tmp_path: Path) -> None:
+def test_version_survives_move_but_not_rewrite(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("one")
     before = stat_of(file.stat())
@@ -99,7 +99,7 @@ def test_a_version_outlives_a_move_and_not_a_rewrite(tmp_path: Path) -> None:
     assert stat_of(file.stat()).version != before.version
 
 
-def test_walks_are_kept_for_a_moment() -> None:
+def test_walk_cache_keeps_walks_for_a_short_time() -> None:
     clock = VirtualClock()
     walks = WalkCache(clock)
     first = iter(())
@@ -107,7 +107,7 @@ def test_walks_are_kept_for_a_moment() -> None:
     assert walks.take("a", "y") is None
     assert walks.take("b", "x") is None
     assert walks.take("a", "x") is first
-    assert walks.take("a", "x") is None, "one walk, one caller"
+    assert walks.take("a", "x") is None, "a walk is given to one caller"
     walks.keep("a", "x", first)
     clock.advance(RESUMABLE_S)
     assert walks.take("a", "x") is None
@@ -119,8 +119,8 @@ def test_walks_are_kept_for_a_moment() -> None:
     assert walks.take("a", "x") is None
 
 
-def test_occupied_tells_what_a_file_takes_up(tmp_path: Path) -> None:
-    """Holes cost nothing, the last read counts, and no file hides behind its name."""
+def test_occupied_reports_space_and_access_time(tmp_path: Path) -> None:
+    """Holes take no space, the last read counts, and files of illegal names are included."""
     (tmp_path / "a").mkdir()
     with (tmp_path / "a" / "holes").open("wb") as file:
         file.truncate(1 << 30)
@@ -135,6 +135,6 @@ def test_occupied_tells_what_a_file_takes_up(tmp_path: Path) -> None:
     assert found["a/holes"].physical_bytes < 1 << 20
     assert 64 << 10 <= found["a/full"].physical_bytes < 1 << 20
     assert found["a/full"][2:] == (2000, 3000)
-    assert found["a/holes"][2:] == (2000, 2000), "never read since it was written"
+    assert found["a/holes"][2:] == (2000, 2000), "it was never read since it was written"
     behind = [entry.name for entry in occupied(BrokenFiles(), root_of(tmp_path), "", "a/full")]
     assert behind == ["a/holes", "with space"]

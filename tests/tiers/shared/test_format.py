@@ -1,4 +1,4 @@
-"""The segment header: golden files for ever, one encoding each, and hostile bytes."""
+"""The segment header: golden files, one encoding each, and hostile bytes."""
 
 import hashlib
 import hmac
@@ -36,12 +36,12 @@ PLAIN, KEYED = Xxh3(), HmacSha256(SECRET)
 
 
 def golden_payload(i: int, size: int) -> bytes:
-    """Of the i-th block of every golden file."""
+    """Return the payload of the i-th block of every golden file."""
     return bytes((7 * at + 31 * i + 5) % 256 for at in range(size))
 
 
 class Golden(NamedTuple):
-    """One file that every kvtier from now on must read, and what it holds."""
+    """The content of a file that every future kvtier must be able to read."""
 
     keys: list[str]
     checksums: list[str]
@@ -51,7 +51,7 @@ class Golden(NamedTuple):
     header_checksum: str
     total_bytes: int
     slack: bytes = b"\0"
-    """What stands between the payloads: it means nothing."""
+    """The bytes between the payloads, which have no meaning."""
 
 
 FIRST_GROUP, STATE_GROUP = "00000000", "00000001"
@@ -127,7 +127,7 @@ def read_golden(name: str) -> tuple[Golden, bytes]:
 
 
 def ask(raw: bytes | bytearray | memoryview, **changed: Any) -> Segment:
-    """Decode as the reader of the golden files and of `header` does."""
+    """Decode with what the reader of the golden files and of `header` expects."""
     expected: dict[str, Any] = {
         "checksum": PLAIN,
         "space_digest": DIGEST,
@@ -147,7 +147,7 @@ def ask_golden(golden: Golden, raw: bytes | bytearray, **changed: Any) -> Segmen
 
 
 @EVERY_GOLDEN
-def test_golden_files_are_read_for_ever(name: str) -> None:
+def test_golden_files_are_decoded(name: str) -> None:
     golden, raw = read_golden(name)
     segment = ask_golden(golden, raw, first=bytes.fromhex(golden.keys[0]))
     assert [key.hex() for key in segment.keys] == golden.keys
@@ -168,7 +168,7 @@ def test_golden_files_are_read_for_ever(name: str) -> None:
 
 
 def written(golden: Golden) -> bytes:
-    """The whole file, as a writer makes it."""
+    """Return the whole file as a writer makes it."""
     checksum = checksum_of(golden)
     keys = tuple(BlockKey(bytes.fromhex(key)) for key in golden.keys)
     payloads = [golden_payload(i, golden.block_bytes) for i in range(len(keys))]
@@ -188,13 +188,13 @@ def written(golden: Golden) -> bytes:
 
 
 @EVERY_GOLDEN
-def test_the_same_blocks_make_the_same_file(name: str) -> None:
+def test_golden_files_are_encoded_byte_for_byte(name: str) -> None:
     golden, raw = read_golden(name)
     assert written(golden) == raw
 
 
 @EVERY_GOLDEN
-def test_a_stranger_with_the_document_reads_the_same(name: str) -> None:
+def test_golden_files_can_be_read_from_the_documentation(name: str) -> None:
     golden, raw = read_golden(name)
     assert raw[:8] == b"KVTSEG\r\n"
     assert struct.unpack_from("<IIIHHQQ", raw, 8) == (
@@ -215,13 +215,13 @@ def test_a_stranger_with_the_document_reads_the_same(name: str) -> None:
         entry = bytes.fromhex(key + check)
         assert raw[at : at + len(entry)] == entry
         at += len(entry)
-        assert stranger_block(golden, i).hex() == check
-    assert stranger_header(golden, raw[:at]).hex() == golden.header_checksum
+        assert documented_block_checksum(golden, i).hex() == check
+    assert documented_header_checksum(golden, raw[:at]).hex() == golden.header_checksum
     assert raw[at : at + 16].hex() == golden.header_checksum
     assert raw[at + 16 : 4096] == bytes(4096 - at - 16)
 
 
-def stranger_block(golden: Golden, i: int) -> bytes:
+def documented_block_checksum(golden: Golden, i: int) -> bytes:
     size, key = golden.block_bytes, bytes.fromhex(golden.keys[i])
     payload = golden_payload(i, size)
     if golden.algorithm == 1:
@@ -230,14 +230,14 @@ def stranger_block(golden: Golden, i: int) -> bytes:
     return hmac.digest(SECRET, message, hashlib.sha256)[:16]
 
 
-def stranger_header(golden: Golden, before: bytes) -> bytes:
+def documented_header_checksum(golden: Golden, before: bytes) -> bytes:
     if golden.algorithm == 1:
         return xxhash.xxh3_128_digest(before)
     return hmac.digest(SECRET, b"\xff" * 8 + before, hashlib.sha256)[:16]
 
 
 @pytest.mark.parametrize("name", ["three-blocks", "keyed-three-blocks"])
-def test_any_change_of_any_byte_of_a_header_is_corrupt(name: str) -> None:
+def test_change_of_any_header_byte_is_corrupt(name: str) -> None:
     golden, raw = read_golden(name)
     assert ask_golden(golden, raw[:4096])
     changed = bytearray(raw[:4096])
@@ -255,7 +255,7 @@ def chain(count: int = 3, key_bytes: int = 36) -> tuple[BlockKey, ...]:
 
 
 def segment(**fields: Any) -> Segment:
-    """Three blocks of 5,000 bytes, or other ones."""
+    """Return a segment of three blocks of 5,000 bytes, with some `fields` replaced."""
     keys = fields.get("keys", chain())
     plain: dict[str, Any] = {
         "keys": keys,
@@ -291,7 +291,7 @@ def segments(draw: st.DrawFn) -> Segment:
 
 
 @given(made=segments(), behind=st.binary(max_size=50))
-def test_what_was_encoded_is_decoded(made: Segment, behind: bytes) -> None:
+def test_encode_decode_roundtrip(made: Segment, behind: bytes) -> None:
     checksum = KEYED if made.algorithm == 2 else PLAIN
     raw = encode(made, checksum)
     assert len(raw) == made.header_bytes == header_bytes_for(len(made.keys), len(made.keys[0]))
@@ -307,14 +307,14 @@ def test_what_was_encoded_is_decoded(made: Segment, behind: bytes) -> None:
 
 
 @pytest.mark.parametrize(("count", "key_bytes"), [(1, 5), (65_535, 5), (65_535, 64)])
-def test_the_longest_and_the_shortest(count: int, key_bytes: int) -> None:
+def test_longest_and_shortest_headers(count: int, key_bytes: int) -> None:
     made = segment(keys=chain(count, key_bytes))
     raw = encode(made, PLAIN)
     assert len(raw) == made.header_bytes < 5_300_000
     assert ask(raw, file_bytes=made.total_bytes) == made
 
 
-def test_payloads_follow_each_other_on_pages() -> None:
+def test_payloads_start_on_pages() -> None:
     made = segment(keys=chain(100))
     assert made.header_bytes == 8192
     assert [made.offset(i) for i in (0, 1, 99)] == [8192, 16384, 8192 + 99 * 8192]
@@ -341,13 +341,13 @@ def test_payloads_follow_each_other_on_pages() -> None:
         ({"space_digest": b"short"}, "digest of 5"),
     ],
 )
-def test_a_segment_that_cannot_be_is_not_encoded(fields: dict[str, Any], mistake: str) -> None:
+def test_encode_of_invalid_segment_raises(fields: dict[str, Any], mistake: str) -> None:
     with pytest.raises(ValueError, match=mistake):
         header(**fields)
 
 
 def forged(at: int, form: str, *values: object, **fields: Any) -> bytes:
-    """A header with other values at one place, and a checksum that is right for them."""
+    """Return a header with other values at one place and a checksum that matches them."""
     raw = bytearray(header(**fields))
     struct.pack_into(form, raw, at, *values)
     count, key_bytes = struct.unpack_from("<IH", raw, 16)
@@ -388,7 +388,7 @@ def forged(at: int, form: str, *values: object, **fields: Any) -> bytes:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_each_lie_is_named(raw: bytes, reason: str) -> None:
+def test_decode_names_each_wrong_field(raw: bytes, reason: str) -> None:
     file_bytes = 28672
     if struct.unpack_from("<H", raw, 20) == (64,):
         file_bytes = 4096 + 3 * 8192
@@ -396,7 +396,7 @@ def test_each_lie_is_named(raw: bytes, reason: str) -> None:
         ask(raw, file_bytes=file_bytes)
 
 
-def test_another_secret_is_told_from_damage_as_far_as_it_can_be() -> None:
+def test_decode_distinguishes_wrong_secret_from_damage() -> None:
     made = segment(algorithm=2)
     raw = encode(made, KEYED)
     assert ask(raw, checksum=KEYED) == made
@@ -408,7 +408,7 @@ def test_another_secret_is_told_from_damage_as_far_as_it_can_be() -> None:
         ask(header()[:200] + b"\1" + header()[201:])
 
 
-def test_who_lacks_the_secret_cannot_change_the_algorithm_back() -> None:
+def test_algorithm_downgrade_without_the_secret_is_refused() -> None:
     raw = bytearray(encode(segment(algorithm=2), KEYED))
     raw[22] = 1
     end = 144 + 3 * 52
@@ -418,20 +418,20 @@ def test_who_lacks_the_secret_cannot_change_the_algorithm_back() -> None:
         ask(raw, checksum=KEYED)
 
 
-def test_a_good_file_under_another_name_is_corrupt() -> None:
+def test_segment_under_another_name_is_corrupt() -> None:
     assert ask(header(), first=chain()[0])
     with pytest.raises(Corrupt, match="but is named"):
         ask(header(), first=chain()[1])
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 11, 12, 100, 143, 144, 4095])
-def test_a_short_read_asks_for_more(size: int) -> None:
+def test_decode_of_short_read_asks_for_more(size: int) -> None:
     with pytest.raises(MoreNeeded) as short:
         ask(header()[:size])
     assert short.value.header_bytes == 4096
 
 
-def test_a_long_header_says_how_long_it_is() -> None:
+def test_decode_of_long_header_asks_for_its_length() -> None:
     made = segment(keys=chain(200))
     raw = encode(made, PLAIN)
     with pytest.raises(MoreNeeded) as short:
@@ -441,18 +441,18 @@ def test_a_long_header_says_how_long_it_is() -> None:
 
 
 @pytest.mark.parametrize("file_bytes", [0, 1, 4095])
-def test_a_file_without_room_for_a_header_never_asks_for_more(file_bytes: int) -> None:
+def test_file_too_small_for_a_header_is_corrupt(file_bytes: int) -> None:
     with pytest.raises(Corrupt, match=f"{file_bytes} bytes are fewer than any header has"):
         ask(header()[:file_bytes], file_bytes=file_bytes)
 
 
-def test_a_file_of_no_blocks_is_none() -> None:
+def test_segment_without_blocks_is_corrupt() -> None:
     with pytest.raises(Corrupt, match="0 blocks; a segment has 1"):
         ask(forged(16, "<I", 0), file_bytes=4096)
 
 
 @pytest.mark.parametrize("file_bytes", [4096, 28671, 28673, 36864, 2**63])
-def test_too_long_is_as_wrong_as_too_short(file_bytes: int) -> None:
+def test_file_of_wrong_length_is_corrupt(file_bytes: int) -> None:
     with pytest.raises(Corrupt, match=r"too (short|long)"):
         ask(header(), file_bytes=file_bytes)
 
@@ -479,7 +479,7 @@ def test_random_bytes_are_corrupt(raw: bytes) -> None:
     rest=st.binary(max_size=400),
     file_bytes=st.one_of(st.integers(0, 5).map(lambda n: 4096 + n * 8192), st.integers(0, 2**63)),
 )
-def test_lies_with_a_right_checksum_raise_nothing_else(
+def test_forged_header_with_right_checksum_is_corrupt_or_consistent(
     fields: tuple[int, ...], parent: tuple[int, bytes], rest: bytes, file_bytes: int
 ) -> None:
     fixed = struct.pack("<8sIIIHHQQ32sB7x64s", b"KVTSEG\r\n", *fields, DIGEST, *parent)
@@ -498,7 +498,7 @@ def test_lies_with_a_right_checksum_raise_nothing_else(
 
 
 @pytest.mark.parametrize("header_bytes", [4096, header_bytes_for(65_535, 36)])
-def test_a_hostile_count_allocates_nothing(header_bytes: int) -> None:
+def test_hostile_block_count_allocates_nothing(header_bytes: int) -> None:
     raw = bytearray(header())
     struct.pack_into("<II", raw, 12, header_bytes, 65_535)
     file_bytes = header_bytes_for(65_535, 36) + 65_535 * 8192
@@ -512,7 +512,7 @@ def test_a_hostile_count_allocates_nothing(header_bytes: int) -> None:
     assert peak < 20_000
 
 
-def test_segments_are_named_by_their_first_block() -> None:
+def test_segment_is_named_by_its_first_block() -> None:
     key = BlockKey(bytes.fromhex("3fa0" + "00" * 30 + "00000001"))
     name = segment_name(key)
     assert name == "blocks/3fa/3fa0" + "00" * 30 + "00000001.kvt"
@@ -520,7 +520,7 @@ def test_segments_are_named_by_their_first_block() -> None:
 
 
 @given(key=st.binary(min_size=5, max_size=64))
-def test_every_name_leads_back_to_its_key(key: bytes) -> None:
+def test_segment_name_roundtrip(key: bytes) -> None:
     assert parse_segment_name(segment_name(BlockKey(key))) == key
 
 
@@ -543,7 +543,7 @@ def test_every_name_leads_back_to_its_key(key: bytes) -> None:
         "quarantine/3fa0000000-host-1.kvt",
     ],
 )
-def test_other_names_are_nobodys(name: str) -> None:
+def test_parse_of_other_names_is_none(name: str) -> None:
     assert parse_segment_name(name) is None
 
 
@@ -562,12 +562,12 @@ def test_other_names_are_nobodys(name: str) -> None:
         ("m" * 60, "m" * 40),
     ],
 )
-def test_folders_are_named_for_people(model: str, slug: str) -> None:
+def test_space_folder_has_a_readable_name(model: str, slug: str) -> None:
     space = sample_space(model=model)
     assert space_folder(space) == f"{slug}-{space.digest[:16]}"
 
 
-def test_a_segment_is_not_changed() -> None:
+def test_segment_is_immutable() -> None:
     with pytest.raises(AttributeError):
         segment().parent = UNKNOWN_PARENT  # type: ignore[misc]
     assert msgspec.structs.replace(segment(), parent=UNKNOWN_PARENT) != segment()

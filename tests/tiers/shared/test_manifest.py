@@ -1,4 +1,4 @@
-"""A folder says whose blocks are in it, and refuses who does not fit."""
+"""Manifests: published once, readable, and refused where they do not fit."""
 
 import hashlib
 import hmac
@@ -49,7 +49,7 @@ GOLDEN_SPACE = KeySpace(
 @pytest.mark.parametrize(
     ("name", "checksum"), [("plain", Xxh3()), ("keyed", HmacSha256(bytes(range(32))))]
 )
-def test_golden_manifests_are_read_for_ever(name: str, checksum: Xxh3 | HmacSha256) -> None:
+def test_golden_manifests_are_readable(name: str, checksum: Xxh3 | HmacSha256) -> None:
     raw = (GOLDEN / f"manifest-{name}.json").read_bytes()
     found = parse(raw)
     assert found.format == 1
@@ -60,7 +60,7 @@ def test_golden_manifests_are_read_for_ever(name: str, checksum: Xxh3 | HmacSha2
     assert space_folder(found.space) == "org-m-del-96d460210f486ed3"
 
 
-def test_a_stranger_with_the_document_finds_the_folder_and_the_witness() -> None:
+def test_manifest_can_be_verified_from_the_documentation() -> None:
     manifest = json.loads((GOLDEN / "manifest-keyed.json").read_bytes())
     canonical = json.dumps(
         manifest["space"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
@@ -74,18 +74,18 @@ def test_a_stranger_with_the_document_finds_the_folder_and_the_witness() -> None
     assert manifest["witness"] == xxhash.xxh3_128_hexdigest(b"kvtier manifest\n" + digest)
 
 
-def test_people_can_read_it() -> None:
+def test_manifest_is_readable_and_complete() -> None:
     text = encode(manifest_of(SPACE, Xxh3())).decode()
     lines = [line.strip().rstrip(",") for line in text.splitlines()]
     assert '"format": 1' in lines
     for field in ('"model": "tiny"', '"block_bytes": 4096', '"tokens_per_block": 16'):
         assert field in lines
-    # Every field, so that `inspect` needs nothing else.
+    # `inspect` reads every field from the manifest.
     fields = json.loads(text)["space"]
     assert set(fields) == set(SPACE.__struct_fields__)
 
 
-def test_the_first_engine_publishes_and_the_others_compare() -> None:
+def test_first_engine_publishes_and_others_compare() -> None:
     store = MemoryStore()
     folder = ensure(store, SPACE)
     assert folder == space_folder(SPACE)
@@ -97,7 +97,7 @@ def test_the_first_engine_publishes_and_the_others_compare() -> None:
 
 
 class LateStore(MemoryStore):
-    """Another engine publishes just before the first `publish`."""
+    """A store in which another engine publishes just before the first `publish`."""
 
     def __init__(self, theirs: bytes) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class LateStore(MemoryStore):
         return super().publish(name, parts)
 
 
-def test_who_loses_the_race_compares() -> None:
+def test_loser_of_the_race_compares() -> None:
     same = encode(manifest_of(SPACE, Xxh3()))
     assert ensure(LateStore(same), SPACE) == space_folder(SPACE)
     with pytest.raises(InvalidSettings, match="model: 'tiny' != 'big'"):
@@ -116,19 +116,19 @@ def test_who_loses_the_race_compares() -> None:
 
 
 class ForgetfulStore(MemoryStore):
-    """Whatever is there is gone when it is asked for."""
+    """A store whose files vanish before they are read."""
 
     def publish(self, name, parts):  # type: ignore[no-untyped-def]
         return False
 
 
-def test_a_manifest_that_comes_and_goes_is_no_endless_loop() -> None:
+def test_manifest_that_keeps_vanishing_raises() -> None:
     with pytest.raises(OSError, match="vanishes by turns"):
         ensure(ForgetfulStore(), SPACE)
 
 
 def refused(raw: bytes) -> str:
-    """What is said where `raw` stands in place of the manifest."""
+    """Return the error for a store with `raw` in place of the manifest."""
     store = MemoryStore()
     store.put(NAME, raw)
     with pytest.raises(InvalidSettings) as refusal:
@@ -140,13 +140,13 @@ def refused(raw: bytes) -> str:
     return message
 
 
-def test_another_space_under_the_same_name_is_refused_by_field() -> None:
+def test_manifest_of_other_space_names_differing_fields() -> None:
     message = refused(encode(manifest_of(sample_space(dtype="float16", tp_size=2), Xxh3())))
     assert "dtype: 'float32' != 'float16'" in message
     assert "tp_size: 1 != 2" in message
 
 
-def test_a_newer_format_is_named_even_if_all_else_changed() -> None:
+def test_manifest_of_newer_format_is_named() -> None:
     message = refused(b'{"format": 2, "blocks": "elsewhere"}')
     assert "format 2 of a newer kvtier; this one reads 1" in message
     assert "format 0; this one reads 1" in refused(b'{"format": 0}')
@@ -167,20 +167,20 @@ def test_a_newer_format_is_named_even_if_all_else_changed() -> None:
     ],
     ids=["empty", "open", "list", "null", "no text", "bare", "typed", "deep", "no utf-8"],
 )
-def test_what_cannot_be_read_is_refused(raw: bytes) -> None:
+def test_unreadable_manifest_is_refused(raw: bytes) -> None:
     assert "manifest.json cannot be read" in refused(raw)
 
 
-def test_fields_of_later_times_are_passed_over() -> None:
+def test_unknown_fields_of_a_manifest_are_ignored() -> None:
     raw = encode(manifest_of(SPACE, Xxh3())).replace(b"{", b'{"later": [1],', 1)
     assert parse(raw) == manifest_of(SPACE, Xxh3())
 
 
-def test_a_manifest_beyond_all_measure_is_not_loaded() -> None:
+def test_oversized_manifest_is_not_loaded() -> None:
     assert "has 1048577 bytes" in refused(bytes((1 << 20) + 1))
 
 
-def test_engines_with_and_without_a_secret_do_not_mix() -> None:
+def test_engines_with_different_secrets_are_refused() -> None:
     one, other = HmacSha256(b"1" * 32), HmacSha256(b"2" * 32)
     store = MemoryStore()
     assert ensure(store, SPACE, one) == ensure(store, SPACE, one)
@@ -194,26 +194,26 @@ def test_engines_with_and_without_a_secret_do_not_mix() -> None:
         ensure(plain, SPACE, one)
 
 
-def test_a_secret_is_not_in_the_manifest() -> None:
+def test_manifest_does_not_contain_the_secret() -> None:
     text = encode(manifest_of(SPACE, HmacSha256(b"1" * 32))).decode()
     assert "1" * 32 not in text
     assert (b"1" * 32).hex() not in text
 
 
 class BrokenStore(MemoryStore):
-    """A mount that is gone."""
+    """A store on a mount that is gone."""
 
     def stat(self, name):  # type: ignore[no-untyped-def]
         raise OSError(5, "Input/output error", name)
 
 
-def test_what_the_place_refuses_is_passed_on() -> None:
+def test_errors_of_the_store_are_raised() -> None:
     with pytest.raises(OSError, match="Input/output error"):
         ensure(BrokenStore(), SPACE)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a FIFO", "a folder"])
-def test_what_stands_in_the_manifests_place_is_named(
+def test_irregular_file_in_place_of_manifest_is_refused(
     make: Callable[[Path], None], tmp_path: Path
 ) -> None:
     store = PosixStore(tmp_path)

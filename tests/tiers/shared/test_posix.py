@@ -1,4 +1,4 @@
-"""A store in a folder: the contract three ways, then bad days: refusals, hangs, deaths, races."""
+"""A store in a folder: the contract three ways, refusals, hangs, kills and races."""
 
 import errno
 import os
@@ -26,14 +26,14 @@ PAGES = content(1, 4 * 4096)
 
 
 class TestPosixStore(StoreContract):
-    """As it is on this file system."""
+    """The contract on this file system."""
 
     def make_store(self, folder: Path) -> PosixStore:
         return PosixStore(folder)
 
 
 class TestPosixStoreOnANetwork(StoreContract):
-    """Hard links instead of exclusive renames, the page cache, everything made durable."""
+    """The contract with hard links instead of exclusive renames, page cache and fsync."""
 
     def make_store(self, folder: Path) -> PosixStore:
         return PosixStore(folder, direct="never", durability="fsync", files=NetworkFiles())
@@ -48,7 +48,7 @@ def broken(path: Path, **settings: Any) -> tuple[PosixStore, BrokenFiles]:
 
 
 def everything(path: Path) -> list[str]:
-    """Every file below a folder, temporary ones too."""
+    """Return every file below a folder, including temporary ones."""
     return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
 
 
@@ -57,7 +57,7 @@ WRITING = ["open", "pwritev", "sync", "close"]
 
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("call", [*WRITING, "make_folder", "rename_exclusive"])
-def test_a_publish_that_is_refused_leaves_nothing(tmp_path: Path, call: str, code: int) -> None:
+def test_failed_publish_leaves_nothing(tmp_path: Path, call: str, code: int) -> None:
     store, files = broken(tmp_path, durability="fsync")
     files.errors[call] = code
     with pytest.raises(OSError, match=os.strerror(code)) as refused:
@@ -71,7 +71,7 @@ def test_a_publish_that_is_refused_leaves_nothing(tmp_path: Path, call: str, cod
 
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("call", [*WRITING, "stat", "rename"])
-def test_a_put_that_is_refused_leaves_what_was(tmp_path: Path, call: str, code: int) -> None:
+def test_failed_put_keeps_the_old_file(tmp_path: Path, call: str, code: int) -> None:
     store, files = broken(tmp_path, durability="fsync")
     store.put("a/file", b"old")
     files.errors[call] = code
@@ -84,7 +84,7 @@ def test_a_put_that_is_refused_leaves_what_was(tmp_path: Path, call: str, code: 
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_a_link_that_is_refused_leaves_nothing(tmp_path: Path, code: int) -> None:
+def test_failed_link_leaves_nothing(tmp_path: Path, code: int) -> None:
     files = NetworkFiles()
     store = PosixStore(tmp_path, files=files)
     files.errors["link"] = code
@@ -111,7 +111,7 @@ def test_a_link_that_is_refused_leaves_nothing(tmp_path: Path, code: int) -> Non
         ("remove_folder", lambda store: store.remove_folder("folder")),
     ],
 )
-def test_other_refusals_are_errors_too(
+def test_refused_call_raises_its_errno(
     tmp_path: Path, call: str, verb: Callable[[PosixStore], object], code: int
 ) -> None:
     store, files = broken(tmp_path)
@@ -133,10 +133,10 @@ def test_other_refusals_are_errors_too(
         ("fsync", ["rename_exclusive", "unlink", "open", "sync", "close"]),
     ],
 )
-def test_who_loses_a_name_makes_it_durable_before_it_says_so(
+def test_publish_of_taken_name_makes_it_durable_first(
     tmp_path: Path, durability: str, calls: list[str]
 ) -> None:
-    """The winner may not have come to it yet, and a power cut would take back the name."""
+    """The winner may not have done so yet, and a power cut would remove the name."""
     PosixStore(tmp_path).publish("a/file", [PAGES])
     store, files = broken(tmp_path, durability=durability)
     assert not store.publish("a/file", [PAGES])
@@ -144,7 +144,7 @@ def test_who_loses_a_name_makes_it_durable_before_it_says_so(
     store.close()
 
 
-def test_a_name_that_cannot_be_made_durable_is_told(tmp_path: Path) -> None:
+def test_publish_raises_when_name_cannot_be_made_durable(tmp_path: Path) -> None:
     store, files = broken(tmp_path, durability="fsync")
     seen: list[str] = []
 
@@ -160,7 +160,7 @@ def test_a_name_that_cannot_be_made_durable_is_told(tmp_path: Path) -> None:
     store.close()
 
 
-def test_removed_on_another_host_while_it_is_read(tmp_path: Path) -> None:
+def test_read_of_stale_file_is_none(tmp_path: Path) -> None:
     store, files = broken(tmp_path)
     store.publish("file", [PAGES])
     files.errors["preadv"] = errno.ESTALE
@@ -179,7 +179,7 @@ def test_removed_on_another_host_while_it_is_read(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_durability_is_what_was_asked_for(
+def test_durability_setting_decides_the_syncs(
     tmp_path: Path, durability: str, calls: list[str]
 ) -> None:
     store, files = broken(tmp_path, durability=durability)
@@ -201,7 +201,7 @@ def test_durability_is_what_was_asked_for(
 
 
 @pytest.mark.parametrize("make_files", [BrokenFiles, NetworkFiles])
-def test_a_publish_leaves_the_file_or_nothing(
+def test_publish_leaves_one_link_and_no_temporary(
     tmp_path: Path, make_files: type[BrokenFiles]
 ) -> None:
     store = PosixStore(tmp_path, files=make_files())
@@ -213,7 +213,7 @@ def test_a_publish_leaves_the_file_or_nothing(
     store.close()
 
 
-def test_whole_pages_go_past_the_page_cache(tmp_path: Path) -> None:
+def test_whole_pages_bypass_the_page_cache(tmp_path: Path) -> None:
     files = BrokenFiles()
     try:
         store = PosixStore(tmp_path, direct="always", files=files)
@@ -238,7 +238,7 @@ def test_whole_pages_go_past_the_page_cache(tmp_path: Path) -> None:
     store.close()
 
 
-def test_modes_and_whose_names(tmp_path: Path) -> None:
+def test_files_and_folders_are_private(tmp_path: Path) -> None:
     store = PosixStore(tmp_path / "store")
     store.publish("a/b/file", [PAGES])
     store.put("a/small", b"x")
@@ -266,10 +266,10 @@ def link(path: Path) -> None:
 
 @pytest.mark.parametrize("direct", ["auto", "never"])
 @pytest.mark.parametrize("make", [fifo, link, Path.mkdir])
-def test_something_else_has_the_name(
+def test_irregular_file_of_the_name_is_an_error(
     tmp_path: Path, make: Callable[[Path], None], direct: Any
 ) -> None:
-    """It never hangs, is never read and is in no listing."""
+    """It never hangs, is never read and is not listed."""
     store = PosixStore(tmp_path, direct=direct)
     store.put("other", b"x")
     make(tmp_path / "file")
@@ -292,7 +292,7 @@ def test_something_else_has_the_name(
     store.close()
 
 
-def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+def test_write_below_a_file_raises_not_a_directory(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     store.put("a", b"x")
     for verb in (lambda: store.publish("a/file", [PAGES]), lambda: store.put("a/b/c", b"x")):
@@ -302,8 +302,8 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_folder_is_removed_underneath(tmp_path: Path) -> None:
-    """Misses and errors, and never a file in a folder made in its place."""
+def test_store_whose_folder_was_removed_misses_and_fails(tmp_path: Path) -> None:
+    """No file is written into a new folder of the same name."""
     store = PosixStore(tmp_path / "store")
     store.publish("a/file", [PAGES])
     (tmp_path / "store" / "a" / "file").unlink()
@@ -324,7 +324,7 @@ def test_the_folder_is_removed_underneath(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_page_goes_on_where_the_last_one_stood(tmp_path: Path) -> None:
+def test_list_page_continues_the_last_walk(tmp_path: Path) -> None:
     store, files = broken(tmp_path)
     for number in range(40):
         (tmp_path / f"{number:02d}").touch()
@@ -338,7 +338,7 @@ def test_a_page_goes_on_where_the_last_one_stood(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_sweeps_need(tmp_path: Path) -> None:
+def test_sweep_methods_list_and_remove_temporaries_and_folders(tmp_path: Path) -> None:
     store, files = broken(tmp_path)
     store.publish("a/b/file", [PAGES])
     dead = [f"{TEMPORARY}host-1-0-x", f"a/{TEMPORARY}host-1-1-x", f"a/b/{TEMPORARY}host-1-2-x"]
@@ -368,7 +368,7 @@ def test_what_sweeps_need(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_temporary_that_a_sweep_took_from_a_living_writer(tmp_path: Path) -> None:
+def test_publish_fails_when_a_sweep_removed_its_temporary(tmp_path: Path) -> None:
     store, files = broken(tmp_path)
     files.hung.add("rename_exclusive")
     with ThreadPoolExecutor(1) as thread:
@@ -382,8 +382,8 @@ def test_a_temporary_that_a_sweep_took_from_a_living_writer(tmp_path: Path) -> N
     store.close()
 
 
-def test_closed_in_the_middle_of_a_call(tmp_path: Path) -> None:
-    """What is in flight ends well, on the folder that it began with; what comes later is told."""
+def test_close_lets_running_calls_finish(tmp_path: Path) -> None:
+    """A running call finishes in the folder that it began with; later calls raise EBADF."""
     store, files = broken(tmp_path / "store")
     files.hung.add("pwritev")
     with ThreadPoolExecutor(1) as thread:
@@ -407,14 +407,16 @@ def test_closed_in_the_middle_of_a_call(tmp_path: Path) -> None:
         assert refused.value.errno == errno.EBADF
 
 
-def test_folders_that_a_sweep_keeps_removing(tmp_path: Path) -> None:
-    """Publishing, putting and moving into folders that vanish while they are empty."""
+def test_writes_survive_a_sweep_that_removes_folders(tmp_path: Path) -> None:
+    """Publish, put and move into folders that vanish while they are empty."""
     store = PosixStore(tmp_path)
     done = threading.Event()
 
     def sweep() -> int:
         removed = 0
-        while not done.wait(0.0002):  # as fast as no sweep is, and yet the others get a turn
+        while not done.wait(
+            0.0002
+        ):  # faster than any sweep, but the other thread still gets its turn
             removed += sum(store.remove_folder(folder) for folder in store.folders())
         return removed
 
@@ -434,7 +436,7 @@ def test_folders_that_a_sweep_keeps_removing(tmp_path: Path) -> None:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Run `work` in a fork of this process; returns its pid."""
+    """Run `work` in a fork of this process and return its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -442,10 +444,10 @@ def in_child(work: Callable[[], None]) -> int:
         work()
         os._exit(0)
     finally:
-        os._exit(3)  # nothing of the test runner may run in the child
+        os._exit(3)  # no code of the test runner may run in the child
 
 
-def test_of_two_processes_one_wins(tmp_path: Path) -> None:
+def test_publish_by_several_processes_succeeds_once(tmp_path: Path) -> None:
     rounds, writers = 60, 3
 
     def race(writer: int) -> None:
@@ -469,18 +471,18 @@ def test_of_two_processes_one_wins(tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=["rename", "link"])
-def make_mortal(request: pytest.FixtureRequest) -> Callable[[Path], PosixStore]:
+def make_killable_store(request: pytest.FixtureRequest) -> Callable[[Path], PosixStore]:
     return lambda path: PosixStore(path, files=NetworkFiles() if request.param == "link" else None)
 
 
-def test_kill_in_the_middle_of_publishes(
-    tmp_path: Path, make_mortal: Callable[[Path], PosixStore]
+def test_kill_during_publish_leaves_whole_files_and_temporaries(
+    tmp_path: Path, make_killable_store: Callable[[Path], PosixStore]
 ) -> None:
-    """Whatever has a name is whole; everything else is a temporary, and is swept."""
+    """Every named file is whole; everything else is a temporary file that a sweep removes."""
     parts = [content(number, 16 * 4096) for number in range(4)]
 
-    def publish_for_ever(generation: int) -> None:
-        store = make_mortal(tmp_path)
+    def publish_forever(generation: int) -> None:
+        store = make_killable_store(tmp_path)
         number = 0
         while True:
             store.publish(f"{number % 7}/{generation}-{number}", parts)
@@ -489,7 +491,7 @@ def test_kill_in_the_middle_of_publishes(
 
     whole = orphans = 0
     for generation in range(12):
-        child = in_child(lambda generation=generation: publish_for_ever(generation))  # type: ignore[misc]
+        child = in_child(lambda generation=generation: publish_forever(generation))  # type: ignore[misc]
         while not list(tmp_path.glob(f"*/{generation}-*")):
             time.sleep(0.001)
         time.sleep(0.001 * generation)
@@ -504,6 +506,6 @@ def test_kill_in_the_middle_of_publishes(
         assert store.remove_temporary(entry.name)
         orphans += 1
     assert whole >= 12
-    assert orphans > 0, "no kill hit the middle of a publish"
+    assert orphans > 0, "no kill happened during a publish"
     assert len(everything(tmp_path)) == whole
     store.close()

@@ -1,4 +1,4 @@
-"""Files before they have a name: whole, durable, in folders that come and go."""
+"""Temporary files: written as a whole, durable, in folders that a sweep may remove."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def made(files: BrokenFiles, durability: Durability = "none") -> TemporaryFiles:
 
 
 @pytest.mark.parametrize("folder", ["", "a", "a/b/c"])
-def test_whole_where_it_will_be(tmp_path: Path, folder: str) -> None:
+def test_temporary_file_is_written_in_its_final_folder(tmp_path: Path, folder: str) -> None:
     name = made(BrokenFiles()).write(root_of(tmp_path), folder, PARTS, 0)
     assert folder_of(name) == folder
     assert is_temporary(name.rpartition("/")[2])
@@ -34,7 +34,7 @@ def test_whole_where_it_will_be(tmp_path: Path, folder: str) -> None:
 @pytest.mark.parametrize(
     ("durability", "calls"), [("none", {}), ("fdatasync", {"sync_data": 1}), ("fsync", {"sync": 4})]
 )
-def test_new_folders_are_as_durable_as_the_file(
+def test_new_folders_are_as_durable_as_their_files(
     tmp_path: Path, durability: Durability, calls: dict[str, int]
 ) -> None:
     files = BrokenFiles()
@@ -47,7 +47,7 @@ def test_new_folders_are_as_durable_as_the_file(
 
 
 class Swept(BrokenFiles):
-    """Removes a folder as soon as it is made, `sweeps` times."""
+    """A file system whose new folders are removed at once, `sweeps` times."""
 
     sweeps = 0
 
@@ -59,9 +59,13 @@ class Swept(BrokenFiles):
 
 
 @pytest.mark.parametrize("durability", ["none", "fsync"])
-def test_folders_that_are_swept_away(tmp_path: Path, durability: Durability) -> None:
+def test_write_retries_when_a_sweep_removes_the_folder(
+    tmp_path: Path, durability: Durability
+) -> None:
     files = Swept()
-    files.sweeps = TRIES - 2  # the first try makes none, the last has no other behind it
+    files.sweeps = (
+        TRIES - 2
+    )  # the first try makes no folder, and after the last one there is no other
     name = made(files, durability).write(root_of(tmp_path), "a/b", PARTS, 0)
     assert (tmp_path / name).read_bytes() == joined(PARTS)
     files.sweeps = 1000
@@ -70,22 +74,22 @@ def test_folders_that_are_swept_away(tmp_path: Path, durability: Durability) -> 
     assert not (tmp_path / "c").exists()
 
 
-class Treacherous(BrokenFiles):
-    """Makes a file and says that it could not."""
+class FailsAfterCreating(BrokenFiles):
+    """A file system that creates a file and reports an error."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
         os.close(super().open(name, flags, folder_fd))
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_nothing_is_left_of_what_was_refused(tmp_path: Path) -> None:
+def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     files = BrokenFiles()
     for call in ("open", "pwritev", "sync", "close"):
         files.errors = {call: errno.ENOSPC}
         with pytest.raises(OSError, match="No space"):
             made(files, "fsync").write(root_of(tmp_path), "", PARTS, 0)
     with pytest.raises(OSError, match="Input/output"):
-        made(Treacherous()).write(root_of(tmp_path), "", PARTS, 0)
+        made(FailsAfterCreating()).write(root_of(tmp_path), "", PARTS, 0)
     files.errors = {}
     files.short["pwritev"] = 0
     with pytest.raises(OSError, match="nothing written"):

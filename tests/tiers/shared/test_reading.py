@@ -1,4 +1,4 @@
-"""Payloads are verified, and a file that was replaced is no damage."""
+"""Verification of payloads, replaced files, and the bound of known segments."""
 
 from kvtier.testing.tiers import key
 from tests.tiers.shared.segments import (
@@ -14,7 +14,7 @@ from tests.tiers.shared.segments import (
 )
 
 
-def test_one_block_of_a_file_is_damaged(tiers: Tiers) -> None:
+def test_read_reports_only_the_damaged_block_corrupt(tiers: Tiers) -> None:
     tier = tiers.open()
     write(tier, keys(4))
     flip(tiers.file_of(key(0)), 4096 + 2 * SLOT_BYTES)
@@ -23,7 +23,7 @@ def test_one_block_of_a_file_is_damaged(tiers: Tiers) -> None:
     assert read(tier, keys(4)) == [MISSING] * 4
 
 
-def test_a_file_that_was_replaced_is_a_miss_and_no_damage(tiers: Tiers) -> None:
+def test_read_of_replaced_file_is_missing_not_corrupt(tiers: Tiers) -> None:
     tier, other = tiers.open(), tiers.open()
     chain = [key(0), *keys(3, 100)]
     write(tier, keys(4))
@@ -35,7 +35,7 @@ def test_a_file_that_was_replaced_is_a_miss_and_no_damage(tiers: Tiers) -> None:
     assert read(tier, chain) == [DONE] * 4
 
 
-def test_what_is_remembered_is_bounded(tiers: Tiers) -> None:
+def test_known_segments_are_bounded(tiers: Tiers) -> None:
     tier = tiers.open(1, known_blocks=4)
     write(tier, keys(10))
     assert sum(tier.contains(keys(10))) == 4

@@ -1,4 +1,4 @@
-"""Files that are not what they should be are found out and moved out of the way."""
+"""Broken files are detected and quarantined."""
 
 import os
 
@@ -24,7 +24,7 @@ from tests.tiers.shared.segments import (
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "extend", "header", "empty", "text"])
-def test_a_file_that_is_not_whole_is_moved_away(tiers: Tiers, spoil: str) -> None:
+def test_broken_file_is_quarantined(tiers: Tiers, spoil: str) -> None:
     tier, other = tiers.open(), tiers.open()
     write(tier, keys(8))
     file = tiers.file_of(key(0))
@@ -40,15 +40,17 @@ def test_a_file_that_is_not_whole_is_moved_away(tiers: Tiers, spoil: str) -> Non
         }[spoil]
     )
     assert other.find(keys(8)) == [CORRUPT] + [MISSING] * 7
-    assert other.find(keys(8)) == [MISSING] * 8, "it is out of the way"
-    assert read(tier, keys(8))[:4] != [DONE] * 4, "who knew it before must find out too"
+    assert other.find(keys(8)) == [MISSING] * 8, "the broken file is out of the way"
+    assert read(tier, keys(8))[:4] != [DONE] * 4, (
+        "a tier that knew the segment must find out as well"
+    )
     assert read(tier, keys(8))[4:] == [DONE] * 4
     assert len(tiers.quarantined()) == 1
     assert write(other, keys(8)) == [DONE] * 8
     assert read(other, keys(8)) == [DONE] * 8
 
 
-def test_the_quarantine_is_bounded(tiers: Tiers) -> None:
+def test_quarantine_is_bounded(tiers: Tiers) -> None:
     tier = tiers.open(1)
     write(tier, keys(20))
     for file in tiers.segments():
@@ -58,7 +60,7 @@ def test_the_quarantine_is_bounded(tiers: Tiers) -> None:
     assert tiers.segments() == []
 
 
-def test_a_pipe_where_a_file_should_be_hangs_nobody(tiers: Tiers) -> None:
+def test_fifo_in_place_of_a_segment_does_not_hang(tiers: Tiers) -> None:
     tier, other = tiers.open(), tiers.open()
     write(tier, keys(4))
     file = tiers.file_of(key(0))
@@ -69,7 +71,7 @@ def test_a_pipe_where_a_file_should_be_hangs_nobody(tiers: Tiers) -> None:
     assert DONE not in write(other, keys(4))
 
 
-def test_a_planted_block_without_the_secret_is_refused(tiers: Tiers) -> None:
+def test_segment_without_the_secret_is_corrupt(tiers: Tiers) -> None:
     store = MemoryStore()
     options = {"segment_blocks": 4, "io_threads": 1}
     keyed = StoreTier("shared", store, LAYOUT, SPACE, checksum=HmacSha256(b"s" * 32), **options)

@@ -1,4 +1,4 @@
-"""What is a name, what is a temporary one, and that the two never meet."""
+"""Legal names, temporary names, and that no name is both."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ from kvtier.tiers.shared.store import (
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str) -> None:
+def test_illegal_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"is not a legal file name"):
         check_name(name)
     if name:
@@ -31,14 +31,14 @@ def test_refused(name: str) -> None:
     assert not is_legal_part(name)
 
 
-def test_the_store_itself_is_a_folder() -> None:
+def test_empty_folder_names_the_store_itself() -> None:
     assert check_folder("") == ""
     assert check_folder("a/b") == check_name("a/b") == "a/b"
     assert not is_legal_part("a/b")
 
 
 @given(st.text(alphabet="ab./-_é\n ", max_size=9))
-def test_a_legal_name_stays_in_the_store(name: str) -> None:
+def test_legal_name_stays_inside_the_store(name: str) -> None:
     try:
         check_name(name)
     except ValueError:
@@ -49,7 +49,7 @@ def test_a_legal_name_stays_in_the_store(name: str) -> None:
     assert join(folder_of(name), name.rpartition("/")[2]) == name
 
 
-def test_temporary_names_are_seen_as_such_and_by_no_store() -> None:
+def test_temporary_name_is_recognized_and_not_legal() -> None:
     names = TemporaryNames()
     for folder in ("", "a/b"):
         name = names.next(folder)
@@ -65,7 +65,7 @@ def test_temporary_names_are_seen_as_such_and_by_no_store() -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "a/b", ".tmp-", "../.tmp-a", ".tmp-a/b", ".tmp-a\n", ".git"])
-def test_only_temporaries_pass_for_such(name: str) -> None:
+def test_check_temporary_refuses_other_names(name: str) -> None:
     if name == ".tmp-":
         assert check_temporary(name) == name
         return
@@ -73,7 +73,7 @@ def test_only_temporaries_pass_for_such(name: str) -> None:
         check_temporary(name)
 
 
-def test_no_two_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_names_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
     writers = [TemporaryNames(), TemporaryNames()]
     barrier = threading.Barrier(4)
 
@@ -85,5 +85,5 @@ def test_no_two_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn = [name for names in threads.map(draw, writers * 2) for name in names]
     assert len(set(drawn)) == 2000
     first = writers[0].next("")
-    monkeypatch.setattr(os, "getpid", lambda: 1)  # what a forked child has
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in a forked child
     assert writers[0].next("").split("-")[2:] != first.split("-")[2:]

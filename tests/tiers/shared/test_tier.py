@@ -45,8 +45,8 @@ class TestThroughThePageCache(TestOneBlockAFile):
     direct = "never"
 
 
-class Refusing(MemoryStore):
-    """A store that is not reachable while `error` is set."""
+class RefusingStore(MemoryStore):
+    """A store that raises `error` while it is set."""
 
     error: OSError | None = None
 
@@ -67,8 +67,8 @@ class Refusing(MemoryStore):
             raise self.error
 
 
-def test_a_store_that_refuses_is_told_once_and_forgiven(caplog: pytest.LogCaptureFixture) -> None:
-    store = Refusing()
+def test_refusing_store_is_logged_once_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
+    store = RefusingStore()
     tier = StoreTier("shared", store, LAYOUT, SPACE, segment_blocks=2, io_threads=1)
     write(tier, keys(4))
     store.error = OSError(5, "Input/output error")
@@ -82,7 +82,7 @@ def test_a_store_that_refuses_is_told_once_and_forgiven(caplog: pytest.LogCaptur
     assert tier.find(keys(6)) == [DONE] * 4 + [MISSING] * 2
 
 
-def test_without_chains_every_block_is_looked_for(tiers: Tiers) -> None:
+def test_find_without_prefix_chains_checks_every_block(tiers: Tiers) -> None:
     tier = tiers.open(1, is_prefix=False)
     write(tier, [key(3)], parent=key(2))
     assert tiers.open(1, is_prefix=False).find(keys(5)) == [

@@ -1,4 +1,4 @@
-"""Cutting batches into segments, and meeting other writers."""
+"""Cutting batches into segments, and concurrent writers."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from tests.tiers.shared.broken import BrokenFiles
 from tests.tiers.shared.segments import DONE, FAILED, LAYOUT, SPACE, Tiers, keys, moves, read, write
 
 
-def test_consecutive_blocks_lie_in_one_file(tiers: Tiers) -> None:
+def test_write_packs_consecutive_blocks_into_one_file(tiers: Tiers) -> None:
     tier, other = tiers.open(), tiers.open()
     blocks = keys(10)
     assert write(tier, blocks) == [DONE] * 10
@@ -24,7 +24,7 @@ def test_consecutive_blocks_lie_in_one_file(tiers: Tiers) -> None:
     assert read(other, [blocks[5], blocks[2], blocks[5]]) == [DONE] * 3
 
 
-def test_the_late_writer_goes_on_behind_what_is_there(tiers: Tiers) -> None:
+def test_write_continues_after_blocks_of_another_writer(tiers: Tiers) -> None:
     tier, late = tiers.open(4), tiers.open(8)
     write(tier, keys(6))
     assert write(late, keys(10)) == [DONE] * 10
@@ -33,7 +33,7 @@ def test_the_late_writer_goes_on_behind_what_is_there(tiers: Tiers) -> None:
 
 
 class NamesNotDurable(BrokenFiles):
-    """Takes files, and cannot make the names in a folder durable."""
+    """A file system that cannot make the names in a folder durable."""
 
     def sync(self, fd: int) -> None:
         if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -41,14 +41,14 @@ class NamesNotDurable(BrokenFiles):
         super().sync(fd)
 
 
-def test_what_another_wrote_is_done_only_once_its_name_is_durable(tiers: Tiers) -> None:
+def test_write_of_existing_blocks_is_done_only_if_durable(tiers: Tiers) -> None:
     write(tiers.open(), keys(2))
     late = tiers.open(durability="fsync", files=NamesNotDurable())
     assert write(late, keys(2)) == [FAILED] * 2
     assert write(tiers.open(durability="fsync"), keys(2)) == [DONE] * 2
 
 
-def test_blocks_of_two_chains_or_groups_never_share_a_file(tiers: Tiers) -> None:
+def test_write_separates_chains_and_groups(tiers: Tiers) -> None:
     tier = tiers.open(8)
     other_group = BlockKey(key(2)[:-4] + (1).to_bytes(4, "big"))
     blocks = [key(0), key(1), other_group, key(50), key(51)]
@@ -58,15 +58,15 @@ def test_blocks_of_two_chains_or_groups_never_share_a_file(tiers: Tiers) -> None
     assert read(tiers.open(), [key(0), other_group, key(50)]) == [DONE] * 3
 
 
-def test_a_block_that_stands_twice_in_a_batch_is_written_once(tiers: Tiers) -> None:
+def test_write_of_duplicate_block_stores_it_once(tiers: Tiers) -> None:
     tier = tiers.open(8)
     blocks = [key(0), key(1), key(0)]
     assert tier.write_from(moves(blocks), [None, key(0), key(1)]) == [DONE] * 3
     assert len(tiers.segments()) == 1
 
 
-class Contradicting(MemoryStore):
-    """Says that a name is taken, and finds nothing there: names are cached out of date."""
+class ContradictoryStore(MemoryStore):
+    """A store that reports a name as taken but finds no file, as a stale cache of names does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,19 +80,19 @@ class Contradicting(MemoryStore):
         return super().publish(name, parts)
 
 
-def test_a_store_that_contradicts_itself_is_given_up(tiers: Tiers) -> None:
-    store = Contradicting()
+def test_write_gives_up_on_a_contradictory_store(tiers: Tiers) -> None:
+    store = ContradictoryStore()
     tier = StoreTier("shared", store, LAYOUT, SPACE, segment_blocks=4, io_threads=1)
     store.refusals = 1_000
     assert write(tier, keys(2)) == [FAILED] * 2
     assert store.refused < 20, "each try writes the whole segment"
     store.refusals = store.refused + 1
-    assert write(tier, keys(2)) == [DONE] * 2, "once is the eviction of a winner"
+    assert write(tier, keys(2)) == [DONE] * 2, "a single loss is the eviction of a winner"
     tier.close()
 
 
-class Coming(MemoryStore):
-    """Under a name that is taken, a winner is evicted before it is met, and another one comes."""
+class ReplacedWinnerStore(MemoryStore):
+    """A store in which a winner is evicted before it is read, and another one appears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ class Coming(MemoryStore):
         return found
 
 
-def test_a_winner_that_comes_while_the_last_one_goes_is_met(tiers: Tiers) -> None:
-    store = Coming()
+def test_write_meets_a_winner_that_replaced_the_last_one(tiers: Tiers) -> None:
+    store = ReplacedWinnerStore()
     tier = StoreTier("shared", store, LAYOUT, SPACE, segment_blocks=4, io_threads=1)
     assert write(tier, keys(2)) == [DONE] * 2
     assert store.has_lost
