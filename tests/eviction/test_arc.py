@@ -12,8 +12,8 @@ class TestArcContract(EvictionContract):
         return Arc(capacity_rows=capacity_rows)
 
     @pytest.mark.slow
-    def test_costs_at_most_sixteen_bytes_a_row(self) -> None:
-        super().test_costs_at_most_sixteen_bytes_a_row()
+    def test_memory_is_at_most_sixteen_bytes_a_row(self) -> None:
+        super().test_memory_is_at_most_sixteen_bytes_a_row()
 
 
 def test_plugin_needs_no_arguments() -> None:

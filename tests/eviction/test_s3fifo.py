@@ -12,8 +12,8 @@ class TestS3FifoContract(EvictionContract):
         return S3Fifo(capacity_rows=capacity_rows)
 
     @pytest.mark.slow
-    def test_costs_at_most_sixteen_bytes_a_row(self) -> None:
-        super().test_costs_at_most_sixteen_bytes_a_row()
+    def test_memory_is_at_most_sixteen_bytes_a_row(self) -> None:
+        super().test_memory_is_at_most_sixteen_bytes_a_row()
 
 
 def test_plugin_needs_no_arguments() -> None:
@@ -63,3 +63,12 @@ def test_s3fifo_ghosts_are_bounded_by_resident_rows() -> None:
         assert row is not None
         policy.insert(row, numbered_key(number))
         assert policy.ghosts <= 10
+
+
+def test_s3fifo_evicts_row_that_was_used_in_a_small_queue_below_its_share() -> None:
+    """The row moves to the main queue during `victim`, and is found there."""
+    policy = S3Fifo(capacity_rows=64)
+    policy.insert(0, numbered_key(0))
+    policy.access(0)
+    policy.access(0)
+    assert policy.victim(lambda _row: True) == 0

@@ -13,8 +13,8 @@ class TestSieveContract(EvictionContract):
         return Sieve(capacity_rows=capacity_rows)
 
     @pytest.mark.slow
-    def test_costs_at_most_sixteen_bytes_a_row(self) -> None:
-        super().test_costs_at_most_sixteen_bytes_a_row()
+    def test_memory_is_at_most_sixteen_bytes_a_row(self) -> None:
+        super().test_memory_is_at_most_sixteen_bytes_a_row()
 
 
 def test_plugin_needs_no_arguments() -> None:

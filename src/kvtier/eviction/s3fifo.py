@@ -72,11 +72,13 @@ class S3Fifo:
     def victim(self, evictable: Callable[[int], bool]) -> int | None:
         """Remove and return an old, rarely used row; from the small queue if above its share."""
         capacity = self._capacity_rows or len(self)
-        if self._small.size * 100 >= capacity * _SMALL_PER_CENT:
-            row = self._small_victim(evictable)
-            return row if row is not None else self._main_victim(evictable)
-        row = self._main_victim(evictable)
-        return row if row is not None else self._small_victim(evictable)
+        if self._small.size * 100 < capacity * _SMALL_PER_CENT:
+            row = self._main_victim(evictable)
+            if row is not None:
+                return row
+        row = self._small_victim(evictable)
+        # None: all evictable rows of the small queue were used and are in the main queue now.
+        return row if row is not None else self._main_victim(evictable)
 
     def __len__(self) -> int:
         return self._small.size + self._main.size
