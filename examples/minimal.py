@@ -1,7 +1,7 @@
-"""The smallest program on kvtier's core: a cache in RAM and on disk, driven by hand.
+"""The smallest program that uses kvtier's core: a cache in RAM and on disk, without an engine.
 
 Run it with `.venv/bin/python examples/minimal.py`. An engine does the same through
-`kvtier.connectors`; what it copies from its device is here a pattern of bytes.
+`kvtier.connectors`. A pattern of bytes stands for the blocks that it copies from its device.
 """
 
 import sys
@@ -18,7 +18,7 @@ BLOCK_BYTES = 64 * 1024
 
 
 def main(folder: Path) -> None:
-    """Save a prefix of eight blocks, lose the process, find it again on disk."""
+    """Save a prefix of eight blocks, restart the cache, and load the blocks from disk."""
     prefix = [BlockKey(number.to_bytes(36, "big")) for number in range(8)]
     clock = MonotonicClock()
 
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     for number, slot in enumerate(save.slots):
         cache.arena.view(slot)[:] = number  # the engine copies its block here
     cache.end_save(save)
-    cache.close(drain_s=5.0)  # lets the disk finish
+    cache.close(drain_s=5.0)  # gives the disk time to finish
 
     cache = build_cache(settings(folder), layout(), key_space())
     print(f"{cache.lookup(prefix)} of {len(prefix)} blocks are on disk after the restart")
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
 
 
 def settings(folder: Path) -> Settings:
-    """One MiB of RAM; `disk` is a folder on a real disk, bounded to 16 MiB."""
+    """Return settings with 1 MiB of RAM and at most 16 MiB in `folder`, on a real disk."""
     return Settings(
         ram=RamSettings(capacity=16 * BLOCK_BYTES),
         disk=DiskSettings(path=str(folder / "cache"), capacity=16 << 20),
@@ -51,12 +51,12 @@ def settings(folder: Path) -> Settings:
 
 
 def layout() -> BlockLayout:
-    """How large a block is and how many tokens it stands for."""
+    """Return the size of a block and the number of its tokens."""
     return BlockLayout(block_bytes=BLOCK_BYTES, tokens_per_block=16)
 
 
 def key_space() -> KeySpace:
-    """Whatever the bytes depend on beside the tokens; two spaces never mix."""
+    """Return all that the bytes depend on besides the tokens; key spaces never mix."""
     return KeySpace(
         engine="example",
         model="my-model",

@@ -1,11 +1,11 @@
-"""An eviction policy of your own: one class, proven by the suite that kvtier ships.
+"""An eviction policy of your own: one class, tested by the contract suite that kvtier ships.
 
-Put it into a package of yours with an entry point, and `ram: {eviction: first_in}` finds it:
+Put it into a package with an entry point, and the setting `ram: {eviction: first_in}` finds it:
 
     [project.entry-points."kvtier.eviction"]
     first_in = "my_package.my_policy:FirstIn"
 
-Prove it with `.venv/bin/python -m pytest examples/my_policy.py`.
+Test it with `.venv/bin/python -m pytest examples/my_policy.py`.
 """
 
 from collections.abc import Callable
@@ -17,41 +17,41 @@ from kvtier.testing.eviction import EvictionContract
 
 
 class FirstIn:
-    """First in, first out: the plainest policy there is. Uses do not count.
+    """First in, first out: the simplest policy, which ignores accesses.
 
-    `RowList` is a list in flat arrays: eight bytes a row, and a walk for a victim that does
-    not start over each time.
+    `RowList` is a linked list in flat arrays with eight bytes a row. Its search for a victim does
+    not start again from the oldest row every time.
     """
 
     def __init__(self, *, capacity_rows: int | None = None) -> None:
         self._rows = RowList(Links())
 
     def insert(self, row: int, key: BlockKey) -> None:
-        """To the back of the queue."""
+        """Append a row to the queue."""
         self._rows.push(row)
 
     def access(self, row: int) -> None:
-        """Nothing: that is the policy."""
+        """Do nothing: the policy ignores accesses."""
 
     def remove(self, row: int) -> None:
-        """Out of the queue."""
+        """Remove a row from the queue."""
         self._rows.unlink(row)
 
     def victim(self, evictable: Callable[[int], bool]) -> int | None:
-        """The oldest row that may go."""
+        """Remove and return the oldest evictable row; None if there is none."""
         row = self._rows.first_cold(evictable)
         if row is not None:
             self._rows.unlink(row)
         return row
 
     def __len__(self) -> int:
-        """Rows resident."""
+        """Return the number of resident rows."""
         return self._rows.size
 
 
 class TestFirstIn(EvictionContract):
-    """The whole contract: nothing lost, nothing evicted that must stay."""
+    """The contract suite for `FirstIn`."""
 
     def make_policy(self, capacity_rows: int | None = None) -> EvictionPolicy:
-        """What the suite tests."""
+        """Return a policy for the suite to test."""
         return FirstIn(capacity_rows=capacity_rows)

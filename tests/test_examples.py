@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run unchanged."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_the_minimal_program_finds_its_blocks_again_after_a_restart(tmp_path: Path) -> None:
+def test_minimal_example_loads_its_blocks_after_restart(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "minimal.py", tmp_path],
         capture_output=True,
@@ -19,7 +19,7 @@ def test_the_minimal_program_finds_its_blocks_again_after_a_restart(tmp_path: Pa
     assert "[0, 1, 2, 3, 4, 5, 6, 7]" in done.stdout
 
 
-def test_the_policy_passes_the_suite_it_is_shown_with() -> None:
+def test_policy_example_passes_the_contract_suite() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "my_policy.py"],
         capture_output=True,
@@ -29,7 +29,7 @@ def test_the_policy_passes_the_suite_it_is_shown_with() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_scorer_weighs_the_price_against_the_queue() -> None:
+def test_scorer_example_weighs_price_against_queue() -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "my_scorer.py"], capture_output=True, text=True, check=False
     )
