@@ -1,4 +1,4 @@
-"""What the engine tests share: the model, prompts of real text, and the marker.
+"""Fixtures of the engine tests: models, prompts of real text, and a way to start engines.
 
 Nothing here imports vLLM: engines run in processes of their own (`engine.py`).
 """
@@ -22,11 +22,11 @@ MADE_UP: dict[str, Any] = {
     "skip_tokenizer_init": True,
     "enable_prefix_caching": True,
 }
-"""What `LLM()` needs for a model without weights."""
+"""Arguments of `LLM()` for a model without weights."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything below this folder starts an engine; an engine may take minutes to start."""
+    """Mark every test below this folder: it starts an engine, which may take minutes."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(600))
 
 
-def do_without(request: pytest.FixtureRequest, reason: str) -> None:
-    """Skip, or fail where the engine is required."""
+def skip_without_engine(request: pytest.FixtureRequest, reason: str) -> None:
+    """Skip the test, or fail it where `--require-engine` is given."""
     if request.config.getoption("--require-engine"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -44,9 +44,9 @@ def do_without(request: pytest.FixtureRequest, reason: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_installed(request: pytest.FixtureRequest) -> None:
-    """Skip where there is no vLLM."""
+    """Skip the tests where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        do_without(request, "vllm is not installed: run scripts/install_engine.py")
+        skip_without_engine(request, "vllm is not installed: run scripts/install_engine.py")
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +55,13 @@ def smollm2(request: pytest.FixtureRequest) -> Path:
     model = Path(os.environ.get("KVTIER_MODEL") or REPOSITORY / ".models" / "smollm2-135m")
     if not (model / "config.json").is_file():
         hint = "run scripts/prepare_model.py, or set KVTIER_MODEL"
-        do_without(request, f"no model in {model}: {hint}")
+        skip_without_engine(request, f"no model in {model}: {hint}")
     return model
 
 
 @pytest.fixture(scope="session")
 def corpus(smollm2: Path) -> list[int]:
-    """Token ids of real English text, some 40,000 of them."""
+    """About 40,000 token ids of real English text."""
     from tokenizers import Tokenizer
 
     text = " ".join(pydoc_data.topics.topics.values())[:160_000]
@@ -72,7 +72,7 @@ def corpus(smollm2: Path) -> list[int]:
 
 @pytest.fixture(scope="session")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a small model that has a configuration and no weights."""
+    """A function that makes the folder of a small model with a configuration and no weights."""
 
     def folder(name: str) -> Path:
         path = tmp_path_factory.mktemp(name)
@@ -84,7 +84,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def noise() -> list[int]:
-    """Token ids for models without weights, to whom all text is alike."""
+    """Random token ids, for models without weights."""
     drawn = random.Random(0)
     return [drawn.randrange(3, 1_000) for _ in range(8_000)]
 

@@ -1,10 +1,9 @@
-"""A real vLLM engine in a process of its own that does what lines of JSON tell it.
+"""A real vLLM engine in a process of its own that follows orders, one line of JSON each.
 
-Run by `tests.engine.engine.Engine`, never by hand. The first line on stdin describes the
-engine; every further line names a verb and its arguments, and is answered by one line. A
-process of its own because a test must be able to restart an engine, to kill it and to compare
-two of them; and inside it everything runs on one thread, so that a test can look into the
-cache between any two steps.
+`tests.engine.engine.Engine` starts it. The first line on standard input describes the engine;
+each further line names a verb and its arguments, and gets one line as its answer. The engine has
+its own process because tests restart it, kill it, and compare two of them. Inside the process
+everything runs on one thread, so that a test can look into the cache between any two steps.
 """
 
 import ctypes
@@ -43,7 +42,7 @@ SLOW_S = 1.0
 
 
 class SwitchedCopier(HostCopier):
-    """The copier, and a switch that makes loads of some groups copy nothing."""
+    """A copier whose loads of the groups in `broken` copy nothing."""
 
     broken: frozenset[int] = frozenset()
 
@@ -55,12 +54,12 @@ class SwitchedCopier(HostCopier):
 
 
 class Driver:
-    """One engine. The public methods are the verbs."""
+    """An engine. Its public methods are the verbs."""
 
     def __init__(self, llm: dict[str, Any], kvtier: dict[str, Any] | None, **more: Any) -> None:
         self._faulty: FaultyTier | None = None
         spec.HostCopier = SwitchedCopier  # type: ignore[misc,attr-defined]
-        # The engine makes weights up so small that no token hears another.
+        # The engine's own random weights are so small that no token influences another.
         dummy_loader.initialize_single_dummy_weight = functools.partial(
             initialize_single_dummy_weight, low=-DUMMY_SCALE, high=DUMMY_SCALE
         )
@@ -101,7 +100,7 @@ class Driver:
         self._engine.add_request(request, prompt, sampling)
 
     def step(self, count: int = 1) -> dict[str, Any]:
-        """Run engine steps; the requests that finished since the last answer."""
+        """Run engine steps; return the requests that finished since the last answer."""
         for _ in range(count):
             for output in self._engine.step():
                 if output.finished:
@@ -110,7 +109,7 @@ class Driver:
         return finished
 
     def drain(self) -> dict[str, Any]:
-        """Run until no request is left."""
+        """Run until no request is left; return those that finished."""
         finished: dict[str, Any] = {}
         while self._engine.has_unfinished_requests():
             finished.update(self.step())
@@ -121,12 +120,12 @@ class Driver:
         self._engine.abort_request(requests)
 
     def unfinished(self) -> int:
-        """Requests on their way."""
+        """Return the number of unfinished requests."""
         count: int = self._engine.get_num_unfinished_requests()
         return count
 
     def settle(self) -> None:
-        """Run until the engine is idle and nothing moves; assert that nothing is held then."""
+        """Run until the engine is idle and no transfer runs; assert that nothing is held then."""
         give_up_s = time.monotonic() + SETTLE_S
         while self._core.scheduler.has_requests():
             self._engine.step()
@@ -149,29 +148,29 @@ class Driver:
         assert not any(cache._residency.index.pins), "a pin was never released"
 
     def reset(self, running: bool = False, connector: bool = False) -> bool:
-        """vLLM's reset_prefix_cache."""
+        """Call vLLM's reset_prefix_cache; return whether it succeeded."""
         return bool(self._llm.reset_prefix_cache(running, connector))
 
     def groups(self) -> list[int]:
-        """The KV-cache groups of the model."""
+        """Return the KV-cache groups of the model."""
         return sorted(self._manager._tokens)
 
     def break_loads(self, groups: list[int]) -> None:
-        """From now on loads of these groups copy nothing."""
+        """Make loads of these groups copy nothing from now on."""
         SwitchedCopier.broken = frozenset(groups)
 
     def inject(self, fault: str, count: int = 1) -> None:
-        """Befall the next calls of the disk tier with a fault."""
+        """Inject a fault into the next `count` calls of the disk tier."""
         assert self._faulty is not None
         self._faulty.inject(Fault[fault], count)
 
     def release(self) -> None:
-        """Let hung calls of the disk tier go."""
+        """Let the disk tier's hung calls return."""
         assert self._faulty is not None
         self._faulty.release()
 
     def counters(self) -> dict[str, Any]:
-        """The cache's own counts: per tier by name, and what belongs to no tier."""
+        """Return the cache's counters: by tier, and those that belong to no tier."""
         cache = self._cache
         tiers = {
             name: {**asdict(counted), "resident": held, "capacity": capacity}
@@ -190,7 +189,7 @@ class Driver:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Samples of kvtier and of preemption, as Prometheus would see them."""
+        """Return the samples of kvtier and of preemption that Prometheus would scrape."""
         return {
             sample.name + "".join(f",{v}" for k, v in sample.labels.items() if k == "tier"): (
                 sample.value
@@ -201,15 +200,14 @@ class Driver:
         }
 
     def check(self) -> None:
-        """Assert the cache's invariants, and that no bug of ours was papered over."""
+        """Assert the cache's invariants, and that no bug has switched the cache off."""
         assert not self._manager.is_broken, "kvtier met a bug and went on without its cache"
         self._cache.check()
 
     def rss_bytes(self) -> int:
-        """Resident memory of this process that is its own: no page of the arena or a file.
+        """Return the bytes of this process's own resident memory, without the arena and files.
 
-        What is free but fragmented is first given back: an allocator's high-water mark is
-        not a leak.
+        The allocator first returns its free pages: a high-water mark is not a leak.
         """
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
@@ -218,7 +216,7 @@ class Driver:
         return int(line.split()[1]) * 1024
 
     def close(self) -> None:
-        """Shut the engine down as its own exit would."""
+        """Shut the engine down as its exit would."""
         if self._core.scheduler.connector is not None:
             self.check()
         self._engine.engine_core.shutdown()
@@ -264,14 +262,14 @@ def _describe(output: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer on the first stdout; everything the engine prints goes to stderr."""
+    """Answer orders on standard output; what the engine prints goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
     def answer(work: Callable[[], Any]) -> bool:
         try:
             result = {"result": work()}
-        except Exception as error:  # told to the test, which fails with it
+        except Exception as error:  # the test fails with it
             traceback.print_exc()
             result = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(result) + "\n")

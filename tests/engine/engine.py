@@ -25,7 +25,7 @@ _DRIVER = Path(__file__).with_name("driver.py")
 
 
 class EngineFailed(AssertionError):
-    """The engine answered with an error, not in time, or not at all."""
+    """The engine answered with an error, too late, or not at all."""
 
 
 class Answer(NamedTuple):
@@ -37,7 +37,10 @@ class Answer(NamedTuple):
 
 
 def environment() -> dict[str, str]:
-    """What an engine on few cores needs; kvtier reads every KVTIER_ variable as a setting."""
+    """Return the environment of an engine that computes on one core.
+
+    It has no KVTIER_ variables, which kvtier would read as settings.
+    """
     kept = {name: text for name, text in os.environ.items() if not name.startswith("KVTIER_")}
     ours = str(Path(kvtier.__file__).parents[1])
     path = os.pathsep.join([ours, *filter(None, [kept.get("PYTHONPATH")])])
@@ -90,7 +93,7 @@ class Engine:
         self._config = {"llm": llm, "kvtier": settings, "faulty": faulty, "events": events}
 
     def start(self) -> Self:
-        """Wait until the engine is up. Raises EngineFailed with what it said."""
+        """Wait until the engine is up. Raises EngineFailed with the end of its log."""
         try:
             self._exchange(self._config, START_S)
         except BaseException:
@@ -105,34 +108,34 @@ class Engine:
         salt: str | None = None,
         logprobs: int | None = None,
     ) -> list[Answer]:
-        """Run prompts together to their end."""
+        """Run prompts together to their end; return their answers in order."""
         for number, ids in enumerate(prompts):
             self.add(str(number), ids, max_tokens, salt=salt, logprobs=logprobs)
         finished = self.drain()
         return [finished[str(number)] for number in range(len(prompts))]
 
     def ask(self, ids: list[int], **how: Any) -> Answer:
-        """Run one prompt to its end."""
+        """Run one prompt to its end; `how` is that of `generate`."""
         return self.generate([ids], **how)[0]
 
     def add(self, request: str, ids: list[int], max_tokens: int = 16, **how: Any) -> None:
-        """Queue a request; `step` or `drain` run it."""
+        """Queue a request, which `step` or `drain` run."""
         self.call("add", request=request, ids=ids, max_tokens=max_tokens, **how)
 
     def step(self, count: int = 1) -> dict[str, Answer]:
-        """Run engine steps; what finished."""
+        """Run engine steps; return what finished."""
         return {name: Answer(**row) for name, row in self.call("step", count=count).items()}
 
     def drain(self) -> dict[str, Answer]:
-        """Run until no request is left; what finished."""
+        """Run until no request is left; return what finished."""
         return {name: Answer(**row) for name, row in self.call("drain").items()}
 
     def call(self, verb: str, **arguments: Any) -> Any:
-        """Any verb of the driver; its answer."""
+        """Order the driver to run a verb; return its answer."""
         return self._exchange({"verb": verb, **arguments}, CALL_S)
 
     def counters(self) -> dict[str, Any]:
-        """The cache's own counts, see the driver."""
+        """Return the cache's counters, by tier and of the whole cache."""
         found: dict[str, Any] = self.call("counters")
         return found
 

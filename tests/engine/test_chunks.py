@@ -1,7 +1,7 @@
-"""Chunks of several device blocks, in float32 and in bf16.
+"""Tiers with chunks of several device blocks, in float32 and in bfloat16.
 
-In bf16 a device hit differs from the cold run already, because the chunks of the prefill have
-other shapes; so a tier is held to what the device answers.
+In bfloat16 even a device hit differs from the cold run, because the chunks of the prefill have
+other shapes; a tier must answer as the device does.
 """
 
 from pathlib import Path
@@ -16,12 +16,16 @@ SIZE = 1_700
 TOKEN_BYTES = {"float32": 46_080, "bfloat16": 23_040}
 
 
-# Without AVX-512 a CPU takes minutes for what bfloat16 computes here in seconds elsewhere.
+# A CPU without AVX-512 computes bfloat16 very slowly: that prompt is short.
 @pytest.mark.parametrize(
     ("dtype", "blocks_per_chunk", "size"),
-    [("float32", 2, SIZE), ("float32", 3, SIZE), ("bfloat16", 1, 400)],
+    [
+        pytest.param("float32", 2, SIZE, marks=pytest.mark.slow),
+        ("float32", 3, SIZE),
+        pytest.param("bfloat16", 1, 400, marks=pytest.mark.slow),
+    ],
 )
-def test_ram_and_disk_answer_as_the_device_does(
+def test_chunks_from_ram_and_disk_answer_as_device_hit(
     start: Start,
     smollm2: Path,
     corpus: list[int],
@@ -47,7 +51,7 @@ def test_ram_and_disk_answer_as_the_device_does(
             return {tier: counted[tier]["hit_blocks"] for tier in ("ram", "disk")}
 
         cold = engine.ask(ids)
-        # One chunk is loaded and the rest of its prefix found on the device.
+        # The device holds all of the prompt's whole blocks.
         device = engine.ask(ids)
         assert (device.cached, hits()) == (whole * BLOCK, {"ram": 0, "disk": 0})
         assert engine.call("reset")
@@ -57,7 +61,7 @@ def test_ram_and_disk_answer_as_the_device_does(
             {"ram": chunks, "disk": 0},
         )
         engine.call("settle")
-        # Others push the chunks out of RAM; the disk has room for all.
+        # Other prompts push the chunks out of RAM; the disk has room for all.
         for place in range(10_000, 25_000, 5_000):
             engine.ask(corpus[place : place + size], max_tokens=1)
         engine.call("settle")

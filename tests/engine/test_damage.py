@@ -1,4 +1,4 @@
-"""kill -9 while blocks are written, and bytes that change on the disk: never a wrong answer."""
+"""An engine that is killed while it writes, and bytes that change on disk: no wrong answer."""
 
 import os
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ BLOCK = 128
 SIZE = 1_700
 BLOCKS = (SIZE - 1) // BLOCK
 DAMAGE_EVERY_BYTES = 16 << 20
-# So small that a prompt takes several steps, and a kill can come between them.
+# A prompt takes several steps, so that a kill can come between them.
 HOW: dict[str, Any] = {"max_num_batched_tokens": 512}
 
 
 class Left(NamedTuple):
-    """What a killed engine had answered, and what it was working at."""
+    """What a killed engine had answered and left behind."""
 
     settings: dict[str, Any]
     folder: Path
@@ -64,12 +64,12 @@ def restarted(left: Left, start: Start, smollm2: Path) -> Iterator[Engine]:
         yield engine
 
 
-def test_kill_9_leaves_no_process_and_no_memory(left: Left) -> None:
+def test_killed_engine_leaves_no_process_and_no_shared_memory(left: Left) -> None:
     assert session_processes(left.session) == []
     assert not {name for name in left.shared_memory if not name.startswith(("sem.", "torch_"))}
 
 
-def test_after_kill_9_whole_blocks_are_found(
+def test_killed_engine_leaves_whole_blocks_that_are_found(
     left: Left, restarted: Engine, prompts: list[list[int]]
 ) -> None:
     for ids, expected in zip(prompts, left.answers, strict=False):
@@ -80,7 +80,7 @@ def test_after_kill_9_whole_blocks_are_found(
     assert counted["corrupt_blocks"] == 0
 
 
-def test_after_kill_9_the_interrupted_request_answers_rightly(
+def test_killed_engine_request_is_answered_right_after_restart(
     restarted: Engine, prompts: list[list[int]]
 ) -> None:
     answer = restarted.ask(prompts[2])
@@ -93,7 +93,7 @@ def test_after_kill_9_the_interrupted_request_answers_rightly(
     assert restarted.counters()["disk"]["corrupt_blocks"] == 0
 
 
-def test_bytes_that_changed_on_disk_are_counted_and_computed_again(
+def test_damaged_blocks_on_disk_are_counted_and_computed_again(
     left: Left, restarted: Engine, start: Start, smollm2: Path, prompts: list[list[int]]
 ) -> None:
     restarted.close()
@@ -106,8 +106,8 @@ def test_bytes_that_changed_on_disk_are_counted_and_computed_again(
         assert damaged["hit_blocks"] < 2 * BLOCKS
         engine.call("settle")
         engine.call("check")
-        # They are written anew and good again: with the first request, or with the second
-        # where the first had computed a block while its damaged copy was still on its way.
+        # Damaged blocks are written again: by the first request, or by the second where the
+        # first computed a block while its damaged copy was still being read.
         for _ in range(2):
             assert engine.call("reset")
             found = engine.ask(prompts[0])
@@ -116,7 +116,7 @@ def test_bytes_that_changed_on_disk_are_counted_and_computed_again(
 
 
 def flip_bytes(folder: Path) -> None:
-    """One bit here and there, in the first block too."""
+    """Flip one bit every `DAMAGE_EVERY_BYTES`, beginning in the first block."""
     for segment in folder.glob("segment-*"):
         with segment.open("r+b") as file:
             for place in range(100, segment.stat().st_size, DAMAGE_EVERY_BYTES):

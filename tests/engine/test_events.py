@@ -1,6 +1,6 @@
-"""What is announced to a router: which block entered and left which medium, by its hash.
+"""KV events say which block entered and left which medium, by its hash.
 
-The test keeps a ledger of the events, as a router would, and compares it with what the cache
+The tests keep a ledger of the events, as a router would, and compare it with what the cache
 holds.
 """
 
@@ -33,7 +33,7 @@ class Removed(NamedTuple):
 
 
 class Ledger:
-    """Reads the engine's events and keeps who holds what."""
+    """A reader of the engine's events that keeps which medium holds which blocks."""
 
     def __init__(self, endpoint: str) -> None:
         zmq = pytest.importorskip("zmq")
@@ -46,7 +46,7 @@ class Ledger:
         self.held: dict[str, set[int]] = {"GPU": set(), "CPU": set(), "STORAGE": set()}
 
     def read(self) -> None:
-        """Take in everything that is announced until there is silence."""
+        """Read events until none comes for `QUIET_S`."""
         while self._socket.poll(QUIET_S * 1_000):
             _, _, payload = self._socket.recv_multipart()
             for event in msgspec.msgpack.decode(payload)[1]:
@@ -68,7 +68,7 @@ class Ledger:
         elif event["type"] == "BlockRemoved":
             for found in event["block_hashes"]:
                 self.removed.append(Removed(found, medium))
-                # What leaves must have come.
+                # A block must have been announced before it is removed.
                 self.held[medium].remove(found)
 
 
@@ -99,13 +99,13 @@ def announced(
 
 
 def flush(engine: Engine, noise: list[int]) -> None:
-    """Events leave with an engine step: one that stores nothing."""
+    """Run a request that stores nothing: events are sent with an engine step."""
     engine.call("settle")
     engine.ask(noise[:10], max_tokens=1)
     time.sleep(0.05)
 
 
-def test_a_block_is_announced_in_each_medium_by_one_hash(
+def test_events_announce_block_in_each_medium_by_one_hash(
     announced: Announced, noise: list[int]
 ) -> None:
     engine, ledger = announced
@@ -127,7 +127,7 @@ def test_a_block_is_announced_in_each_medium_by_one_hash(
     assert told["CPU"] == told["STORAGE"] == told["GPU"]
 
 
-def test_the_ledger_is_what_the_tiers_hold_when_both_overflow(
+def test_events_match_resident_blocks_when_tiers_overflow(
     announced: Announced, noise: list[int]
 ) -> None:
     engine, ledger = announced
@@ -144,7 +144,7 @@ def test_the_ledger_is_what_the_tiers_hold_when_both_overflow(
     engine.call("check")
 
 
-def test_a_reset_empties_the_ledger(announced: Announced, noise: list[int]) -> None:
+def test_events_of_reset_remove_every_block(announced: Announced, noise: list[int]) -> None:
     engine, ledger = announced
     assert engine.call("reset", connector=True)
     flush(engine, noise)

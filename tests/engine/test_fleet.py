@@ -1,4 +1,4 @@
-"""The precise index follows a real engine: what it tells of a prefix is what its tiers hold."""
+"""The precise index follows a real engine and knows which tiers hold a prefix."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,8 +18,8 @@ BLOCK = 128
 SIZE = 5 * BLOCK + 10
 
 
-@pytest.mark.parametrize("has_tokens", [True, False])
-def test_a_prefix_is_known_in_every_tier(
+@pytest.mark.parametrize("has_tokens", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_precise_index_knows_prefix_in_every_tier(
     start: Start,
     made_up: Callable[[str], Path],
     noise: list[int],

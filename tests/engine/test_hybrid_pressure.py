@@ -1,7 +1,7 @@
-"""Hybrid models when every cache overflows: groups come and go, and no answer changes.
+"""Hybrid models answer alike while every cache overflows.
 
 A prefix is usable only where all groups of a position are there. Here they are evicted and
-brought back all the time, three requests at once, from RAM and from disk.
+loaded again all the time, by three requests at once, from RAM and from disk.
 """
 
 import random
@@ -14,6 +14,8 @@ import pytest
 from tests.engine.conftest import MADE_UP, Start
 from tests.engine.engine import Answer
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 50
 LOGPROBS = 20
 
@@ -21,12 +23,12 @@ LOGPROBS = 20
 class Pressed(NamedTuple):
     dtype: str
     state_dtype: str
-    """Of a state group: left alone, a CPU without AVX512-BF16 halves it, and with it the blocks."""
+    """Type of a state group. By default a CPU without AVX512-BF16 halves it, and the blocks."""
     device_blocks: int
     ram: str
     disk: str
     tolerance: float
-    """Of the first token's logprobs: in bf16 they depend on how a prefill was cut already."""
+    """Of the first token's logprobs: in bfloat16 they depend on how a prefill is cut."""
 
 
 MODELS = {
@@ -36,7 +38,10 @@ MODELS = {
 
 
 def distance(one: Answer, other: Answer) -> float:
-    """Largest difference among the first token's best; infinite where they hardly overlap."""
+    """Return the largest difference of the first token's logprobs.
+
+    It is infinite where the two rankings hardly overlap.
+    """
     assert one.logprobs is not None
     assert other.logprobs is not None
     ours, theirs = one.logprobs[0], other.logprobs[0]
@@ -48,7 +53,7 @@ def distance(one: Answer, other: Answer) -> float:
 
 
 def prompts(noise: list[int]) -> list[list[int]]:
-    """Five prefixes, each with three endings."""
+    """Return prompts of five prefixes, each with three endings."""
     rows = []
     for family in range(5):
         prefix = noise[700 * family :][: 700 + 150 * family]
@@ -57,7 +62,7 @@ def prompts(noise: list[int]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_answer_changes_when_everything_overflows(
+def test_hybrid_answers_stay_while_every_cache_overflows(
     start: Start, made_up: Callable[[str], Path], noise: list[int], tmp_path: Path, name: str
 ) -> None:
     pressed = MODELS[name]
@@ -72,7 +77,7 @@ def test_no_answer_changes_when_everything_overflows(
         mamba_ssm_cache_dtype=pressed.state_dtype,
         **{**MADE_UP, "max_model_len": 2_048},
     ) as engine:
-        # A salt of its own: computed from nothing.
+        # A salt of its own makes the engine compute each from nothing.
         computed = [
             engine.ask(ids, max_tokens=1, salt=f"reference {n}", logprobs=LOGPROBS)
             for n, ids in enumerate(asked)
@@ -90,7 +95,7 @@ def test_no_answer_changes_when_everything_overflows(
         for tier in ("ram", "disk"):
             assert counted[tier]["hit_blocks"] > 0
             assert counted[tier]["evicted_blocks"] > 0
-        # The comparison can fail: with loads that copy nothing it does.
+        # With loads that copy nothing the comparison fails.
         engine.ask(asked[0], max_tokens=1)
         engine.call("settle")
         assert engine.call("reset")

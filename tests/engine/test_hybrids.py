@@ -1,8 +1,8 @@
-"""Models with more than one KV-cache group: what a tier gives equals what the device gives.
+"""Models with several KV-cache groups: a tier hit answers as a device hit does.
 
-qwen3_next keeps linear-attention state beside full attention, gemma3 sliding windows. The
-weights are made up, so equal tokens would say little: logprobs are compared, and each group by
-itself is shown to matter.
+qwen3_next keeps linear-attention state beside full attention, gemma3 keeps sliding windows. The
+weights are random, so equal tokens would prove little: the tests compare log probabilities, and
+show that each group by itself decides the answer.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ class Hybrid(NamedTuple):
     name: str
     dtype: str
     state_dtype: str
-    """Of a state group: left alone, a CPU without AVX512-BF16 halves it, and with it the blocks."""
+    """Type of a state group. By default a CPU without AVX512-BF16 halves it, and the blocks."""
     reusable: int
-    """Tokens of a prompt of SIZE tokens that are found again."""
+    """Tokens of a prompt of SIZE tokens that a hit covers."""
     blocks: int
-    """Blocks that a hit of that many tokens needs, all groups together."""
+    """Blocks of all groups that a hit of that many tokens loads."""
 
 
-# The last state is all that is used of a state group, and the last window of a sliding one.
+# A hit loads the last state of a state group, and the last window of a sliding group.
 HYBRIDS = {
     # 9 blocks of 256 tokens of full attention; one state in each of three groups.
     "qwen3_next": Hybrid("qwen3_next", "bfloat16", "float32", 2_304, 9 + 3),
@@ -44,11 +44,11 @@ class Running(NamedTuple):
     engine: Engine
     settings: dict[str, Any]
     device: Answer
-    """What the device's own cache answers."""
+    """The answer when the prefix is on the device."""
 
 
 def flags(hybrid: Hybrid) -> dict[str, Any]:
-    """What the engine is started with."""
+    """Return the arguments that the engine is started with."""
     state = {"mamba_ssm_cache_dtype": hybrid.state_dtype}
     return {"device_blocks": 200, "dtype": hybrid.dtype, **state, **MADE_UP}
 
@@ -63,7 +63,7 @@ def hit_blocks(engine: Engine) -> dict[str, int]:
 
 
 def gap(one: Answer, other: Answer) -> float:
-    """Largest difference of a logprob; infinite where they rank other tokens."""
+    """Return the largest difference of a logprob; infinite where the ranked tokens differ."""
     assert one.logprobs is not None
     assert other.logprobs is not None
     largest = 0.0
@@ -71,7 +71,7 @@ def gap(one: Answer, other: Answer) -> float:
         if set(ours) != set(theirs):
             return float("inf")
         differences = [abs(ours[token] - theirs[token]) for token in ours]
-        # NaN is what garbage in a state comes to, and compares to nothing.
+        # Garbage in a state gives NaN, which compares to nothing.
         largest = max([largest, *(d if d == d else float("inf") for d in differences)])
     return largest
 
@@ -100,7 +100,7 @@ def running(
         yield Running(hybrid, model, engine, settings, device)
 
 
-def test_ram_answers_as_the_device_does(running: Running, noise: list[int]) -> None:
+def test_hybrid_ram_hit_answers_as_device_hit(running: Running, noise: list[int]) -> None:
     before = hit_blocks(running.engine)["ram"]
     assert running.engine.call("reset")
     ram = ask(running.engine, noise[:SIZE])
@@ -110,12 +110,14 @@ def test_ram_answers_as_the_device_does(running: Running, noise: list[int]) -> N
     assert gap(ram, running.device) == 0.0
 
 
-def test_every_group_matters(running: Running, noise: list[int]) -> None:
+def test_hybrid_load_without_one_group_changes_the_answer(
+    running: Running, noise: list[int]
+) -> None:
     groups = running.engine.call("groups")
     assert len(groups) > 1
     for broken in [groups, *([group] for group in groups)]:
         assert running.engine.call("reset")
-        # Another prompt lands on the blocks in which the right bytes may still lie.
+        # Another prompt overwrites the device blocks that may still hold the right bytes.
         ask(running.engine, noise[3_000:7_000])
         running.engine.call("break_loads", groups=broken)
         answer = ask(running.engine, noise[:SIZE])
@@ -125,7 +127,7 @@ def test_every_group_matters(running: Running, noise: list[int]) -> None:
     assert running.engine.call("reset")
 
 
-def test_a_shorter_prefix_is_found_too(running: Running, noise: list[int]) -> None:
+def test_hybrid_shorter_prefix_is_found(running: Running, noise: list[int]) -> None:
     ids = noise[: SIZE // 2] + noise[5_000:5_600]
     ask(running.engine, ids)
     device = ask(running.engine, ids)
@@ -135,7 +137,7 @@ def test_a_shorter_prefix_is_found_too(running: Running, noise: list[int]) -> No
     assert gap(ram, device) == 0.0
 
 
-def test_the_disk_answers_as_the_device_did(
+def test_hybrid_disk_hit_in_new_process_answers_as_device_hit(
     running: Running, start: Start, noise: list[int]
 ) -> None:
     running.engine.call("settle")

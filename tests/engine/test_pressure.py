@@ -1,7 +1,7 @@
-"""Preemption, aborts, resets, a disk that hangs: the answers stay what they were.
+"""Preemption, aborts, resets and a disk that hangs change no answer.
 
-One engine goes through all of it: a device cache that is too small for the requests, RAM that
-holds less than they need, and a disk tier that can be told to be slow or to hang.
+One engine goes through all of it. Its device cache is too small for the requests, its RAM holds
+less than they need, and its disk tier can be told to be slow or to hang.
 """
 
 import time
@@ -15,7 +15,7 @@ from tests.engine.engine import Engine
 
 BLOCK = 128
 SIZES = (880, 1_270, 1_650, 2_030)
-"""Each just short of whole blocks, so that every request soon needs one more."""
+"""Tokens of the prompts: just short of whole blocks, so that each soon needs one more."""
 TOKENS = 40
 DEADLINE_S = 2.0
 
@@ -27,7 +27,7 @@ def prompts(corpus: list[int]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def reference(start: Start, smollm2: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """What vLLM alone answers, with a device cache that has room for everything."""
+    """The answers of vLLM alone, with a device cache that holds everything."""
     with start(smollm2, None, device_blocks=100) as engine:
         answers = engine.generate(prompts, max_tokens=TOKENS)
         assert engine.call("metrics")["vllm:num_preemptions_total"] == 0
@@ -38,7 +38,7 @@ def reference(start: Start, smollm2: Path, prompts: list[list[int]]) -> list[lis
 def engine(
     start: Start, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
-    # All prompts fit the device together, what they grow to does not.
+    # The prompts fit the device together; with their answers they do not.
     blocks = 1 + sum(-(-size // BLOCK) for size in SIZES)
     settings = {
         "ram": "256MiB",
@@ -51,14 +51,14 @@ def engine(
 
 
 def push_out(engine: Engine, corpus: list[int]) -> None:
-    """Other prompts take all of RAM and all of the device."""
+    """Fill RAM and the device with other prompts, and reset the device."""
     for place in (24_000, 27_000, 30_000):
         engine.ask(corpus[place : place + 2_030], max_tokens=1)
     engine.call("settle")
     assert engine.call("reset")
 
 
-def test_preempted_requests_answer_as_ever(
+def test_preempted_requests_keep_their_answers(
     engine: Engine, prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     for _ in range(2):
@@ -70,15 +70,15 @@ def test_preempted_requests_answer_as_ever(
     engine.call("check")
 
 
-def test_a_reset_while_requests_run(
+def test_reset_while_requests_run_keeps_their_answers(
     engine: Engine, prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     for number, ids in enumerate(prompts):
         engine.add(str(number), ids, TOKENS)
     finished = engine.step(6)
     assert not finished
-    # With the connector, always: vLLM 0.32 itself stops where a request that a reset preempted
-    # finds its blocks in a tier within the same step.
+    # The connector is always reset too: vLLM 0.32 fails an assertion of its own where a request
+    # that a reset preempted finds its blocks in a tier within the same step.
     assert engine.call("reset", running=True, connector=True)
     finished = engine.drain()
     assert [finished[str(n)].tokens for n in range(len(prompts))] == reference
@@ -86,7 +86,7 @@ def test_a_reset_while_requests_run(
     engine.call("check")
 
 
-def test_a_reset_of_the_connector_forgets_every_tier(
+def test_reset_of_connector_empties_every_tier(
     engine: Engine, prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     engine.ask(prompts[0])
@@ -100,7 +100,7 @@ def test_a_reset_of_the_connector_forgets_every_tier(
     engine.call("check")
 
 
-def test_an_abort_while_blocks_come_up_from_disk(
+def test_abort_during_promotion_leaves_nothing_held(
     engine: Engine, corpus: list[int], prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     engine.ask(prompts[2], max_tokens=1)
@@ -119,7 +119,7 @@ def test_an_abort_while_blocks_come_up_from_disk(
     engine.call("check")
 
 
-def test_a_disk_that_hangs_costs_one_deadline(
+def test_disk_that_hangs_costs_one_deadline(
     engine: Engine, corpus: list[int], prompts: list[list[int]], reference: list[list[int]]
 ) -> None:
     push_out(engine, corpus)
@@ -127,12 +127,12 @@ def test_a_disk_that_hangs_costs_one_deadline(
     engine.call("inject", fault="HUNG", count=4)
     started_s = time.monotonic()
     answer = engine.ask(prompts[2], max_tokens=TOKENS)
-    assert time.monotonic() - started_s >= DEADLINE_S, "it waited for the disk"
+    assert time.monotonic() - started_s >= DEADLINE_S, "the request waited for the disk"
     assert answer.tokens == reference[2]
     after = engine.counters()
     assert after["expired_promotions"] == before["expired_promotions"] + 1
     assert after["disk"]["hit_blocks"] == before["disk"]["hit_blocks"]
-    # The disk still hangs, and whoever comes now is served.
+    # The disk still hangs, and the next request is served.
     assert engine.ask(prompts[3], max_tokens=TOKENS).tokens == reference[3]
     engine.call("release")
     engine.call("settle")

@@ -1,9 +1,9 @@
-"""`kvtier route` before two real engines: a prefix is found where it is, in whatever tier.
+"""`kvtier route` in front of two real engines sends a prompt to the replica that has its prefix.
 
-Two replicas are started once, and before them two routers: one follows the replicas' KV events,
-the other estimates. Every decision is checked against what it says of itself: who was chosen is
-who was expected to be cheapest, and what was believed to be held is what the engine then had.
-Run by `make soak`, on a machine that has nothing else to do.
+Two replicas are started once, and in front of them two routers: one follows the replicas' KV
+events, the other estimates. Each decision is checked against its explanation: the chosen replica
+is the one with the least expected cost, and the engine then has what the router believed it to
+have. `make soak` runs these tests, on a machine that has nothing else to do.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from kvtier_bench.processes import stop_session
 from tests.engine.engine import environment
 from tests.engine.test_server import free_port, tail, wait_for
 
-# Who is chosen follows measured rates, so a machine that stalls for seconds can change it.
+# Choices follow measured rates, so a machine that stalls for seconds can change them.
 pytestmark = pytest.mark.soak
 
 openai = pytest.importorskip("openai")
@@ -40,7 +40,7 @@ HOST = "127.0.0.1"
 MODEL = "served"
 START_S = 240.0
 SETTLE_S = 1.0
-"""Writes below the device, their events, and the router's next look at metrics."""
+"""Time for writes below the device, their events, and the router's next look at metrics."""
 TRIES = 5
 COMMAND = (sys.executable, "-c", "from kvtier.cli.main import main; main()")
 TEXT = " ".join(pydoc_data.topics.topics.values())
@@ -68,7 +68,7 @@ _numbers = itertools.count()
 
 
 def fresh(words: int = 450) -> list[dict[str, str]]:
-    """A chat that nobody has seen: its first words are its own."""
+    """Return a chat whose first words are new."""
     number = next(_numbers)
     rest = TEXT[number * 4_999 % 300_000 :].split()[:words]
     return [{"role": "user", "content": f"{number} times {number}. {' '.join(rest)}"}]
@@ -321,7 +321,9 @@ def other(name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", INDEXES)
-def test_sessions_stay_where_they_began(routers: dict[str, Router], kind: str) -> None:
+def test_sessions_stay_on_the_replica_of_their_first_request(
+    routers: dict[str, Router], kind: str
+) -> None:
     router = routers[kind]
     sessions = router.one_on_each()
     for turn in range(3):
@@ -339,7 +341,7 @@ def test_sessions_stay_where_they_began(routers: dict[str, Router], kind: str) -
 
 
 @pytest.mark.parametrize("tier", ["ram", "disk"])
-def test_what_lies_below_the_device_beats_an_idle_replica_and_a_queue_does_not(
+def test_lower_tier_hit_beats_an_idle_replica_until_a_queue_outweighs_it(
     routers: dict[str, Router], replicas: dict[str, Replica], tier: str
 ) -> None:
     router = routers["precise"]
@@ -363,7 +365,7 @@ def test_what_lies_below_the_device_beats_an_idle_replica_and_a_queue_does_not(
         assert told.cached == 0
 
 
-def test_a_replica_that_dies_is_done_without_and_comes_back_empty(
+def test_replica_that_dies_is_avoided_and_comes_back_empty(
     routers: dict[str, Router], replicas: dict[str, Replica]
 ) -> None:
     chats = {kind: router.one_on_each()["a"] for kind, router in routers.items()}

@@ -1,6 +1,7 @@
-"""`kvtier serve`: a real server, its /metrics, its refusals, its end.
+"""`kvtier serve` as users run it, in processes that are not forked from one that imported vLLM.
 
-One server for all of it, and beside it two that must not come up.
+One server answers requests, shows its metrics and ends; two others, started beside it in `make
+test-all`, must refuse to start.
 """
 
 import json
@@ -37,7 +38,7 @@ class Server(NamedTuple):
     process: subprocess.Popen[bytes]
     port: int
     folder: Path
-    """Of its slab."""
+    """The folder of the disk tier."""
     log: Path
 
     def ask(self, path: str, body: dict[str, Any] | None = None, verb: str = "POST") -> str:
@@ -52,7 +53,7 @@ class Server(NamedTuple):
         return text
 
     def complete(self, ids: list[int]) -> tuple[str, int]:
-        """The text, and how many prompt tokens were not computed."""
+        """Return the text, and how many prompt tokens were not computed."""
         body = {"model": "served", "prompt": ids, "max_tokens": 16, "temperature": 0}
         answer = json.loads(self.ask("/v1/completions", body))
         return answer["choices"][0]["text"], answer["usage"]["prompt_tokens_details"][
@@ -60,7 +61,7 @@ class Server(NamedTuple):
         ]
 
     def samples(self) -> dict[tuple[str, str], float]:
-        """(name, tier) to value, of everything that is kvtier's."""
+        """Return the value of every sample of kvtier's by (name, tier)."""
         families = text_string_to_metric_families(self.ask("/metrics", verb="GET"))
         return {
             (sample.name, sample.labels.get("tier", "")): sample.value
@@ -125,7 +126,7 @@ def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         stop_session(running.process, 30.0)
 
 
-def test_it_says_the_plain_command(server: Server) -> None:
+def test_serve_prints_the_plain_vllm_command(server: Server) -> None:
     lines = server.log.read_text(errors="replace").splitlines()
     plain = next(line for line in lines if "vllm.entrypoints.openai.api_server" in line)
     assert '"spec_name": "KVTier"' in plain
@@ -133,7 +134,7 @@ def test_it_says_the_plain_command(server: Server) -> None:
     assert "kvtier serve" not in plain
 
 
-def test_every_metric_stands_in_the_engines_own(server: Server, corpus: list[int]) -> None:
+def test_serve_exposes_every_metric_on_the_engines_page(server: Server, corpus: list[int]) -> None:
     server.complete(corpus[:SIZE])
     found = {name for name, _ in server.samples()}
     suffixes = {
@@ -145,7 +146,7 @@ def test_every_metric_stands_in_the_engines_own(server: Server, corpus: list[int
     assert found >= declared
 
 
-def test_capacity_is_told_in_blocks_and_tokens(server: Server) -> None:
+def test_serve_reports_capacity_in_blocks_and_tokens(server: Server) -> None:
     samples = server.samples()
     for tier in ("ram", "disk"):
         blocks = samples["kvtier_capacity_blocks", tier]
@@ -153,7 +154,7 @@ def test_capacity_is_told_in_blocks_and_tokens(server: Server) -> None:
         assert samples["kvtier_capacity_tokens", tier] == blocks * BLOCK
 
 
-def test_hits_move(server: Server, corpus: list[int]) -> None:
+def test_serve_counts_ram_hit_after_device_reset(server: Server, corpus: list[int]) -> None:
     ids = corpus[8_000 : 8_000 + SIZE]
     cold, nothing = server.complete(ids)
     assert nothing == 0
@@ -173,7 +174,7 @@ def test_hits_move(server: Server, corpus: list[int]) -> None:
 def refused(
     server: Server, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], Path]]]:
-    """Two starts that must fail, side by side because each takes a minute to get there."""
+    """Two servers that must fail to start, side by side because each takes a minute."""
     folder = tmp_path_factory.mktemp("refused")
     slab = folder / "another model's"
     slab.mkdir()
@@ -189,6 +190,7 @@ def refused(
         stop_session(process, 5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -196,7 +198,7 @@ def refused(
         ("another model", "holds a slab that does not fit this engine (weights: "),
     ],
 )
-def test_a_slab_it_may_not_use_ends_it(
+def test_serve_with_unusable_disk_ends_with_the_reason(
     refused: dict[str, tuple[subprocess.Popen[bytes], Path]], name: str, said: str
 ) -> None:
     process, log = refused[name]
@@ -208,7 +210,7 @@ def test_a_slab_it_may_not_use_ends_it(
     assert all("disk.path: " in line for line in lines)
 
 
-def test_it_ends_when_told_and_leaves_nothing(server: Server) -> None:
+def test_serve_ends_on_sigterm_and_leaves_nothing(server: Server) -> None:
     assert stop_session(server.process, 60.0), "something had to be killed"
     assert session_processes(server.process.pid) == []
     assert "kvtier has a bug" not in server.log.read_text(errors="replace")

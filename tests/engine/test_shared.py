@@ -1,6 +1,6 @@
-"""Two engines and one folder: what one computed the other loads, and nothing ever mixes.
+"""Two engines share one folder: each loads what the other computed, and key spaces never mix.
 
-That a hit is one is read from the engine (tokens not computed) and from kvtier's counters.
+The engine says how many tokens it did not compute, kvtier's counters say where they came from.
 """
 
 from collections.abc import Iterator
@@ -46,14 +46,14 @@ def second(start: Start, smollm2: Path, settings: dict[str, Any]) -> Iterator[En
 
 @pytest.fixture(scope="module")
 def computed(first: Engine, prompts: list[list[int]]) -> list[Answer]:
-    """By the first engine, of the first two prompts; all of it is in the folder."""
+    """The first engine's answers to the first two prompts, whose blocks are in the folder."""
     answers = [first.ask(ids) for ids in prompts[:2]]
     first.call("settle")
     assert [answer.cached for answer in answers] == [0, 0]
     return answers
 
 
-def test_the_second_engine_hits_at_its_first_request(
+def test_second_engine_hits_at_its_first_request(
     computed: list[Answer], second: Engine, prompts: list[list[int]]
 ) -> None:
     answer = second.ask(prompts[0])
@@ -65,7 +65,7 @@ def test_the_second_engine_hits_at_its_first_request(
     second.call("check")
 
 
-def test_a_prompt_that_parts_is_loaded_as_far_as_it_is_the_same(
+def test_prompt_that_diverges_is_loaded_up_to_the_divergence(
     computed: list[Answer], second: Engine, prompts: list[list[int]]
 ) -> None:
     parted = prompts[1][: 5 * BLOCK] + prompts[2][:600]
@@ -74,10 +74,10 @@ def test_a_prompt_that_parts_is_loaded_as_far_as_it_is_the_same(
     assert answer.tokens == second.ask(parted, salt="reference").tokens
 
 
-def test_what_the_second_computes_the_first_finds_soon(
+def test_blocks_of_second_engine_are_found_by_first_after_recheck(
     computed: list[Answer], first: Engine, second: Engine, prompts: list[list[int]]
 ) -> None:
-    assert first.ask(prompts[2][: 3 * BLOCK]).cached == 0, "and so it is known to be absent"
+    assert first.ask(prompts[2][: 3 * BLOCK]).cached == 0, "the prefix must be absent at first"
     written = second.ask(prompts[2])
     second.call("settle")
     again = first.ask(prompts[2])
@@ -85,7 +85,8 @@ def test_what_the_second_computes_the_first_finds_soon(
     assert again.cached == WHOLE
 
 
-def test_another_precision_finds_nothing(
+@pytest.mark.slow
+def test_engine_of_another_precision_finds_nothing(
     computed: list[Answer],
     second: Engine,
     start: Start,
@@ -96,14 +97,14 @@ def test_another_precision_finds_nothing(
 ) -> None:
     second.close()
     with start(smollm2, settings, dtype="bfloat16") as other:
-        # No more than needed: without AVX-512 a CPU takes a minute for a long prompt in bfloat16.
+        # A CPU without AVX-512 takes a minute for a long prompt in bfloat16.
         assert other.ask(prompts[0][:400]).cached == 0
         other.call("settle")
         assert other.counters()["shared"]["written_blocks"] > 0
     assert len(list(folder.glob("*/manifest.json"))) == 2
 
 
-def test_a_mount_that_hangs_costs_a_deadline_and_no_answer(
+def test_mount_that_hangs_costs_a_deadline_and_no_answer(
     computed: list[Answer],
     second: Engine,
     start: Start,
@@ -117,13 +118,14 @@ def test_a_mount_that_hangs_costs_a_deadline_and_no_answer(
         engine.call("inject", fault="HUNG", count=8)
         answer = engine.ask(prompts[0])
         assert (answer.tokens, answer.cached) == (computed[0].tokens, 0)
-        # By now the breaker is open: the next one does not even wait for its deadline.
+        # The breaker is open by now: the next request does not wait at all.
         answer = engine.ask(prompts[1])
         assert (answer.tokens, answer.cached) == (computed[1].tokens, 0)
         engine.call("release")
 
 
-def test_an_engine_that_is_killed_while_it_writes_leaves_nothing_wrong(
+@pytest.mark.slow
+def test_engine_killed_while_it_writes_leaves_no_wrong_block(
     computed: list[Answer],
     second: Engine,
     start: Start,

@@ -24,27 +24,27 @@ BLOCK = 128
 TOKENS = 16
 FAMILIES = 8
 CONCURRENT = 4
-# Where the two best tokens are closer than this, the shape of a batch may decide.
+# Where the two best tokens are closer than this, the shape of the batch may decide.
 CLEAR_GAP = 1e-2
 GROWTH_BYTES = 8 << 20
 WINDOWS = 8
 SAMPLE_EVERY_S = 1.0
 PERIODS = 3
-"""At most, of the same requests in the same order: what they ask for once is there then."""
+"""How often the same requests may run: memory that they need once has been taken then."""
 DISK_BYTES = 320 << 20
 ENGINE = {"max_model_len": 2_048, "max_num_batched_tokens": 256}
-# Torch keeps a kernel for each shape it has met, a thousand of them: growth that is not ours.
+# Torch keeps a kernel for up to a thousand shapes, which would look like a leak.
 ENV = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
 
 
 class Request(NamedTuple):
     ids: list[int]
     answer: list[int]
-    """What vLLM alone says."""
+    """The tokens of vLLM alone."""
 
 
 class Run(NamedTuple):
-    """What happened."""
+    """What happened in one period."""
 
     finished: int
     aborted: int
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 def prompts(corpus: list[int]) -> list[list[int]]:
-    """Prefixes of 2 to 9 blocks, each with three endings just short of whole blocks."""
+    """Return prefixes of 2 to 9 blocks, each with three endings just short of whole blocks."""
     rows = []
     for family in range(FAMILIES):
         prefix = corpus[3_000 * family :][: (2 + family) * BLOCK]
@@ -64,7 +64,7 @@ def prompts(corpus: list[int]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def requests(start: Start, smollm2: Path, corpus: list[int]) -> list[Request]:
-    """The reference: vLLM alone, one after the other, with room for everything."""
+    """The requests with a clear answer, given by vLLM alone, one at a time."""
     found = []
     with start(smollm2, None, device_blocks=200, **ENGINE) as engine:
         for ids in prompts(corpus):
@@ -78,7 +78,7 @@ def requests(start: Start, smollm2: Path, corpus: list[int]) -> list[Request]:
 
 
 def pressure(engine: Engine, requests: list[Request], minutes: float) -> Run:
-    """Keep the engine busy; every answer is compared when it comes."""
+    """Keep the engine busy and compare every answer."""
     drawn = random.Random(0)
     running: dict[str, tuple[Request, int]] = {}
     rss: list[int] = []
@@ -124,11 +124,11 @@ def seen(engine: Engine) -> bool:
 
 
 def growth_bytes(samples: list[int]) -> float:
-    """Growth over the second half of the run, as far as it is steady.
+    """Return the steady growth over the second half of the run.
 
-    A leak grows in every window and to the very end; a buffer that a rare batch shape asks for
-    is one step, and a slow machine is still warming up when the half begins: the median over the
-    later windows sees neither.
+    A leak grows in every window to the end. A buffer for a rare batch shape is one step, and a
+    slow machine still warms up when the second half begins; the median over the later windows
+    ignores both.
     """
     half = samples[len(samples) // 2 :]
     edges = [len(half) * window // WINDOWS for window in range(WINDOWS + 1)]
@@ -144,7 +144,7 @@ def soak(start: Start, model: Path, requests: list[Request], folder: Path, minut
         for _ in range(PERIODS):
             run = pressure(engine, requests, minutes)
             if growth_bytes(run.rss) < GROWTH_BYTES:
-                break  # a leak grows in every period, what is still warming up does not
+                break  # a leak grows in every period, an engine that warms up does not
         engine.call("settle")
         engine.call("check")
         counted, preempted = engine.counters(), engine.call("metrics")

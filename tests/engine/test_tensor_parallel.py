@@ -1,7 +1,7 @@
-"""One folder for an engine on one worker and one on two: each hits what the other computed.
+"""An engine with one worker and one with two share a folder: each loads the other's blocks.
 
-The weights are drawn here and lie in a file, because an engine that makes weights up makes others
-on every number of workers. The answers come from float32, in which both compute the same tokens.
+The tests draw the weights and write them to a file, because random weights that an engine makes
+depend on its number of workers. In float32 both compute the same tokens.
 """
 
 import json
@@ -24,7 +24,7 @@ TWO_WORKERS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 
 
 def draw_weights(folder: Path, **changes: Any) -> Path:
-    """Complete the configuration in `folder`, changed so, to a model."""
+    """Change the configuration in `folder` and add weights that fit it."""
     save_file = pytest.importorskip("safetensors.numpy").save_file
     config = {**json.loads((folder / "config.json").read_text()), **changes}
     (folder / "config.json").write_text(json.dumps(config))
@@ -96,20 +96,20 @@ def prompts(noise: list[int]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def computed(one: Engine, prompts: list[list[int]]) -> Answer:
-    """Of the first prompt, by the engine with one worker; all of it is in the folder."""
+    """The one-worker engine's answer to the first prompt, whose blocks are in the folder."""
     answer = one.ask(prompts[0])
     one.call("settle")
     assert answer.cached == 0
     return answer
 
 
-def test_two_workers_load_what_one_computed(
+def test_two_workers_load_blocks_of_one_worker(
     computed: Answer, two: Engine, prompts: list[list[int]], folder: Path
 ) -> None:
     answer = two.ask(prompts[0])
     assert (answer.tokens, answer.cached) == (computed.tokens, WHOLE)
     assert two.counters()["shared"]["corrupt_blocks"] == 0
-    # What is loaded decides the answer: with another prefix the same end goes on otherwise.
+    # What is loaded decides the answer: after another prefix the same ending continues differently.
     other = two.ask([*prompts[1][:WHOLE], *prompts[0][-TAIL:]])
     assert other.cached == 0
     assert other.tokens != answer.tokens
@@ -118,7 +118,7 @@ def test_two_workers_load_what_one_computed(
     assert len(list(folder.glob("*/manifest.json"))) == 1
 
 
-def test_one_worker_loads_what_two_computed(
+def test_one_worker_loads_blocks_of_two_workers(
     computed: Answer, one: Engine, two: Engine, prompts: list[list[int]]
 ) -> None:
     written = two.ask(prompts[2])
@@ -128,10 +128,10 @@ def test_one_worker_loads_what_two_computed(
     assert answer.tokens == written.tokens == one.ask(prompts[2], salt="reference").tokens
 
 
-def test_two_workers_load_what_they_lost_from_the_device(
+def test_two_workers_reload_blocks_from_ram_after_device_reset(
     computed: Answer, two: Engine, prompts: list[list[int]]
 ) -> None:
-    """Their own round trip through RAM, which both have mapped."""
+    """The round trip goes through RAM that both workers map."""
     first = two.ask(prompts[1])
     two.call("settle")
     assert two.call("reset")
@@ -139,7 +139,8 @@ def test_two_workers_load_what_they_lost_from_the_device(
     assert (again.tokens, again.cached) == (first.tokens, WHOLE)
 
 
-def test_ranks_that_keep_to_themselves_find_nothing(
+@pytest.mark.slow
+def test_workers_without_canonical_layout_share_nothing(
     computed: Answer,
     two: Engine,
     begin: Callable[..., Engine],
@@ -157,7 +158,8 @@ def test_ranks_that_keep_to_themselves_find_nothing(
     assert len(list(folder.glob("*/manifest.json"))) == 2
 
 
-def test_workers_that_hold_the_same_head_keep_one_copy(
+@pytest.mark.slow
+def test_workers_with_the_same_kv_head_keep_one_copy(
     start: Start, made_up: Callable[[str], Path], prompts: list[list[int]], folder: Path
 ) -> None:
     """One KV head on two workers: each stores every other block for both."""
