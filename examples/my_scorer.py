@@ -16,7 +16,7 @@ from kvtier.index.fleet.prompt import Unit
 from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
 from kvtier.router.replay import LoggedPrompt
-from kvtier.router.scorers.queue import Queue
+from kvtier.router.scorers.queue import QueueScorer
 
 
 class Cheapest:
@@ -41,7 +41,7 @@ def main() -> None:
     """Score as a profile would: the weights 1 for the price and 2 for the queue."""
     context = plugins.PluginContext(name="cheapest", random=seeded(0), now_s=lambda: 0.0)
     cheapest = Cheapest(Cheapest.Parameters(), context)
-    queue = Queue(Queue.Parameters(), context)
+    queue = QueueScorer(QueueScorer.Parameters(), context)
     request = InferenceRequest(request_id="1", model="m", prompt=LoggedPrompt(1_000, Unit.TOKEN))
     for waiting in (0, 4):
         fleet = [

@@ -180,9 +180,9 @@ def test_decisions_are_logged_and_replayed(engine: str, tmp_path: Path) -> None:
             post(f"{url}/v1/completions")
     done = CliRunner().invoke(kvtier, ["route", "replay", log])
     assert done.exit_code == 0, done.output
-    assert "3 requests, 3 go where they went" in done.output
+    assert "3 requests, 3 keep their endpoint" in done.output
     done = CliRunner().invoke(kvtier, ["route", "replay", log, "--strategy", "least-request"])
-    assert "3 requests, 3 go where they went" in done.output
+    assert "3 requests, 3 keep their endpoint" in done.output
     first = json.loads(Path(log).read_text().splitlines()[0])["request_id"]
     done = CliRunner().invoke(kvtier, ["route", "replay", log, "--explain", first])
     assert done.exit_code == 0, done.output
@@ -209,7 +209,10 @@ def test_decisions_are_logged_and_replayed(engine: str, tmp_path: Path) -> None:
         (("replay", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
         (("replay", "x", "--strategy", "least-requst"), "did you mean 'least-request'"),
         (("replay", "x", "--strategy", "random", "--name", "a"), "--strategy takes the place"),
-        (("replay", "/dev/null", "--explain", "x"), "no decision in the file is on a request 'x'"),
+        (
+            ("replay", "/dev/null", "--explain", "x"),
+            "the file contains no decision on a request 'x'",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(flags: Sequence[str], said: str) -> None:

@@ -87,17 +87,17 @@ def test_parts_learn_from_the_replayed_choices() -> None:
 def test_the_text_counts_and_lists() -> None:
     done = replay(logged(5), read_configuration(None))
     assert text(done, most=2) == (
-        "5 requests, 0 go where they went (0.0%)\n"
-        "prompt tokens held where they went: 1.0%, where they would go: 93.8%\n"
+        "5 requests, 0 keep their endpoint (0.0%)\n"
+        "prompt tokens held by the original endpoints: 1.0%, by the new ones: 93.8%\n"
         "  r0: idle (holds 160) -> holder (holds 15000)\n"
         "  r1: idle (holds 160) -> holder (holds 15000)\n"
         "  and 3 more\n"
     )
-    assert text(ReplayReport(0, 0, 0, 0, 0, ())) == "no decisions in the file\n"
+    assert text(ReplayReport(0, 0, 0, 0, 0, ())) == "the file contains no decisions\n"
     assert text(ReplayReport(0, 0, 0, 0, 0, (), 3)) == (
-        "0 requests, 0 go where they went (0%)\n"
-        "prompt tokens held where they went: 0%, where they would go: 0%\n"
-        "left out: 3 requests that named a routing-strategy\n"
+        "0 requests, 0 keep their endpoint (0%)\n"
+        "prompt tokens held by the original endpoints: 0%, by the new ones: 0%\n"
+        "skipped: 3 requests that named a routing-strategy\n"
     )
 
 
@@ -158,7 +158,7 @@ def test_requests_that_named_a_strategy_are_left_out() -> None:
     named = msgspec.structs.replace(second, headers={"routing-strategy": "random"})
     done = replay([first, named, third], read_configuration(None))
     assert (done.requests, done.apart, len(done.differences)) == (2, 1, 2)
-    assert "left out: 1 requests that named a routing-strategy\n" in text(done)
+    assert "skipped: 1 requests that named a routing-strategy\n" in text(done)
 
 
 def test_strategies_are_profiles_to_replay_by() -> None:
@@ -176,7 +176,7 @@ def test_one_request_is_explained_as_it_is_decided_now() -> None:
         assert (made.request_id, made.chosen[0]) == (f"r{place}", "holder")
         assert made.scorers == (("expected-ttft-scorer", 1.0),)
     assert len(explained([*records, records[0]], read_configuration(None), "r0")) == 2
-    with pytest.raises(InvalidSettings, match="no decision in the file is on a request 'r9'"):
+    with pytest.raises(InvalidSettings, match="the file contains no decision on a request 'r9'"):
         explained(records, read_configuration(None), "r9")
 
 

@@ -1,4 +1,8 @@
-"""A histogram as plain numbers: the data path adds, and a family is made when somebody scrapes."""
+"""A cheap histogram: the data path adds to plain numbers, and a scrape builds the metric from them.
+
+The class of `prometheus_client` takes a lock on every observation, which a router that measures
+every request need not pay.
+"""
 
 import bisect
 from itertools import accumulate
@@ -9,7 +13,7 @@ from kvtier.metrics import declaration
 
 
 class Histogram:
-    """Of one declared metric. Not thread-safe."""
+    """A histogram of one declared metric. Not thread-safe."""
 
     def __init__(self, metric: declaration.Metric) -> None:
         assert metric.buckets is not None
@@ -19,12 +23,12 @@ class Histogram:
         self._sum = 0.0
 
     def add(self, value: float) -> None:
-        """One more, in the metric's unit."""
+        """Count one observation, in the metric's unit."""
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def family(self) -> Metric:
-        """As it is exposed."""
+        """Return the metric family to expose."""
         family = HistogramMetricFamily(self.metric.name, self.metric.documentation)
         names = [*(str(bound) for bound in self._bounds), "+Inf"]
         counts = accumulate(self._counts)

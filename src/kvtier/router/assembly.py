@@ -1,11 +1,14 @@
-"""What chooses, put together from a configuration: indexes, profiles, prompts, what they learn.
+"""Everything that chooses replicas in one process, assembled from a configuration.
 
-`kvtier route` and `kvtier epp` both take it from here, so that they choose alike.
+`kvtier route` and `kvtier epp` both use an `Assembly` of indexes, profiles, prompts and learning,
+so that they choose alike. Their data paths depend only on the protocols `Chooser` and
+`PromptReader`: they know nothing of scorers, indexes and tokenizers. All of it runs on the event
+loop's thread.
 """
 
 import ssl
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -33,66 +36,70 @@ from kvtier.router.learn.sources import LocalSource
 from kvtier.router.request.refusals import invalid
 
 EVERY_MODEL = "*"
+"""The key of the tokenizer for all models that have none of their own."""
 
 
 class Chooser(Protocol):
-    """One profile; `profile.Profile` is one."""
+    """The part of a `Profile` that the data path uses."""
 
     @property
     def headers(self) -> frozenset[str]:
-        """Request headers that it reads, in lower case."""
+        """Names of the request headers that it reads, in lower case."""
         ...
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether it asks an index; where not, a prompt's length is enough."""
+        """True if it reads prompts; otherwise a prompt's length is enough."""
         ...
 
     def decide(
         self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float
     ) -> RoutingDecision:
-        """Choose; no side effects. `endpoints` is not empty."""
+        """Choose among `endpoints`, which must not be empty, without side effects."""
         ...
 
     def routed(
         self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
     ) -> None:
-        """The request has been sent there."""
+        """Record that the request was sent to `chosen`."""
         ...
 
     def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> dict[str, str]:
-        """What the client has to be told, so that it is recognised next time."""
+        """Return the headers by which the client's next request is recognized."""
         ...
 
 
 class PromptReader(Protocol):
-    """Makes prompts of bodies; `learn.prompts.PromptBuilder` is one."""
+    """The part of a `PromptBuilder` that the data path uses."""
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
-        """The prompt as the indexes see it. Raises Refusal where nobody serves the model."""
+        """Return the prompt as the indexes see it. Raises Refusal if no replica serves `model`."""
         ...
 
     def unread(self, body: Mapping[str, Any]) -> Prompt:
-        """Its length alone, about: nothing is tokenized or hashed. Never raises either."""
+        """Return a prompt that knows only its approximate length. Never raises."""
         ...
 
 
 async def prompt_for(
     chooser: Chooser, prompts: PromptReader, body: Mapping[str, Any], model: str
 ) -> Prompt:
-    """What `chooser` needs of the prompt in `body`."""
+    """Return the prompt in `body`, tokenized and hashed only if `chooser` reads prompts."""
     if chooser.reads_prompts:
         return await prompts.of(body, model)
     return prompts.unread(body)
 
 
 class Choices:
-    """The profiles that a request may name in `routing-strategy`, and the one for all others."""
+    """The default profile, and those that a request can name in the header `routing-strategy`."""
 
     def __init__(
         self, usual: Chooser, named: Mapping[str, Chooser] | None = None, name: str = ""
     ) -> None:
-        """`name`: one of `named` that takes the place of `usual`. Raises InvalidSettings."""
+        """`name`: an entry of `named` to use as the default instead of `usual`.
+
+        Raises InvalidSettings if there is no such entry.
+        """
         self._named = dict(named or {})
         if name and name not in self._named:
             raise InvalidSettings(
@@ -101,7 +108,10 @@ class Choices:
         self._usual = self._named[name] if name else usual
 
     def of(self, strategy: str | None) -> Chooser:
-        """The profile of that name. Raises Refusal (400) for a name that is not known."""
+        """Return the profile named by a request, or the default one for None.
+
+        Raises Refusal (400) for an unknown name.
+        """
         if not strategy:
             return self._usual
         found = self._named.get(strategy)
@@ -115,24 +125,28 @@ class Choices:
 
 
 class KnownModels:
-    """Meets Prompts."""
+    """A prompt reader that first refuses requests for models that no replica can serve.
+
+    Tokenizing and hashing the prompt is most of the router's work for a request. Moreover, state
+    and log messages that are kept per model must not grow with names that clients invent.
+    """
 
     def __init__(self, prompts: PromptReader, waiting: Waiting) -> None:
         self._prompts = prompts
         self._waiting = waiting
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
-        """See Prompts. Raises Refusal where nobody serves the model, or nobody can now."""
+        """Return the prompt. Raises Refusal if no replica serves `model` or none can take it."""
         self._waiting.with_room(model)
         return await self._prompts.of(body, model)
 
     def unread(self, body: Mapping[str, Any]) -> Prompt:
-        """See Prompts."""
+        """Return a prompt that knows only its approximate length."""
         return self._prompts.unread(body)
 
 
 class Assembly:
-    """All of one process; an async context while it is used."""
+    """The indexes, profiles, prompts and learning of one process; an async context manager."""
 
     def __init__(
         self,
@@ -146,12 +160,16 @@ class Assembly:
         evictors: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`usual`: the profile or strategy of requests that name none.
+        """Assemble what `configuration` describes. Raises InvalidSettings.
 
-        `tokenizers`: folders by model, `*` for all others. `names`: of the replicas' metrics;
-        None: those of the configuration. `keeps_matches`: decisions are kept with what was held,
-        whoever made them. `evictors`: endpoints of their events. `tls`: how https replicas are
-        checked; None: as the system does. Raises InvalidSettings.
+        `usual`: the profile or strategy for requests that name none; empty for the first profile.
+        `replica_key`: the API key for requests to replicas.
+        `tokenizers`: tokenizer folders by model, `*` for all other models.
+        `names`: names of the replicas' metrics; None for those of the configuration.
+        `keeps_matches`: query the indexes in every decision, even if no plugin reads them, so
+        that the decision log shows what replicas held.
+        `evictors`: addresses of the evictors' event streams.
+        `tls`: the context for connections to https replicas; None for the system's defaults.
         """
         precise = PreciseIndex()
         estimated: dict[str, EstimatedIndex] = {}
@@ -181,10 +199,9 @@ class Assembly:
         self._local = {model: LocalSource(folder) for model, folder in (tokenizers or {}).items()}
         sources: ChainMap[str, TokenSource] = ChainMap({**self._local})
         if EVERY_MODEL not in self._local:
-            # Else they would come before the tokenizer that somebody gave for all models.
+            # The engines' tokenizers must not take precedence over one given for all models.
             sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
         self.prompts: PromptReader = PromptBuilder(sources, called=self._learner.aliases.canonical)
-        self.saturation: Callable[[Sequence[Endpoint], float], float] | None = None
 
     async def __aenter__(self) -> "Assembly":
         await self._learner.open()

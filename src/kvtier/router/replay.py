@@ -1,12 +1,12 @@
-"""Deciding logged requests again under another profile: `kvtier route replay FILE`.
+"""Replay of logged decisions under another profile: `kvtier route replay FILE`.
 
-Why it exists: a profile can be judged on yesterday's traffic before it takes today's. What the
-endpoints and indexes were at the time comes from the log; what parts learn from requests
-(sessions, turns, cold prompts) they learn from the replayed choices. Requests that named a
-strategy are left out: what they named decided them, and would again. Where the endpoint that
-a request went to is as good as the best, it goes there again, since between equals chance
-decides. Invariant: the same file, profile and seed give the same answer. A replay cannot show
-what other choices would have done to caches and queues; the simulator does.
+A replay lets a profile be judged on past traffic before it handles live traffic. The state of
+endpoints and indexes comes from the log; plugins that learn from requests (sessions, turns, cold
+prompts) learn from the replayed decisions. Requests that named a strategy are skipped, because the
+default profile does not decide them. If the original endpoint ties with the best one, the replay
+stays with it: the picker breaks ties at random, and that is not a difference between profiles.
+Invariant: the same file, profile and seed give the same result. A replay cannot show how other
+choices would have changed caches and queues; the simulator does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,25 +27,25 @@ from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import Configuration
 
 DIFFERENCES: Final = 20
-"""Rows that `text` prints."""
+"""The default number of differences that `text` lists."""
 
 
 class LoggedPrompt:
-    """A prompt of which only the length was logged."""
+    """A prompt of which only the length is known."""
 
     def __init__(self, tokens: int, unit: Unit) -> None:
         self.tokens = tokens
         self.unit = unit
 
     def chain(self, block_tokens: int) -> list[int]:
-        """Nothing: what indexes knew of it was logged."""
+        """Return no hashes: the matches come from the log."""
         return []
 
 
 class LoggedIndex:
-    """A `FleetIndex` that answers what was logged for the record at hand.
+    """A `FleetIndex` that returns the matches logged for the current record.
 
-    An index that the log does not have answers with the longest match of each tier of all.
+    An index that the log does not contain returns the longest match per tier of all indexes.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,11 +54,11 @@ class LoggedIndex:
 
     @property
     def source(self) -> Source:
-        """Whatever it was."""
+        """Always ESTIMATED; the source of the logged matches is not known."""
         return Source.ESTIMATED
 
     def take(self, made: DecisionRecord) -> None:
-        """Answer for this record from now on."""
+        """Make `made` the current record."""
         self._matches = {
             choice.name: choice.held[self._name].match()
             if self._name in choice.held
@@ -67,45 +67,47 @@ class LoggedIndex:
         }
 
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
-        """As logged."""
+        """Return the logged matches."""
         unknown = Match({}, prompt.tokens)
         return [self._matches.get(name, unknown) for name in replicas]
 
     def routed(self, prompt: Prompt, replica: str) -> None:
-        """The log tells what became of it."""
+        """Do nothing: later records contain the effect."""
 
     def resize(self, replica: str, tier: str, capacity_tokens: int) -> None:
-        """The log tells."""
+        """Do nothing: the log already contains the effect."""
 
     def remove(self, replica: str) -> None:
-        """The log tells."""
+        """Do nothing: the log already contains the effect."""
 
 
 class ReplayDifference(msgspec.Struct, frozen=True):
-    """A request that would have gone elsewhere."""
+    """A request that the replayed profile sends to another endpoint."""
 
     request_id: str
     was: str
     now: str
     held_was: int
-    """Tokens of its prompt that the one held, in any tier, and then the other."""
+    """Prompt tokens that the original endpoint held, in any tier."""
     held_now: int
+    """Prompt tokens that the new endpoint held, in any tier."""
     why: DecisionRecord
     """The new decision."""
 
 
 class ReplayReport(msgspec.Struct, frozen=True):
-    """How two profiles agree."""
+    """The result of a replay: how far the original and the replayed decisions agree."""
 
     requests: int
     same: int
     prompt_tokens: int
     held_was: int
-    """Prompt tokens that the endpoints chosen then held, and those chosen now."""
+    """Prompt tokens that the originally chosen endpoints held."""
     held_now: int
+    """Prompt tokens that the newly chosen endpoints held."""
     differences: tuple[ReplayDifference, ...]
     apart: int = 0
-    """Requests beside these that named a strategy."""
+    """Further requests that were skipped because they named a strategy."""
 
 
 def replay(
@@ -114,7 +116,10 @@ def replay(
     profile: str = "",
     seed: int = 0,
 ) -> ReplayReport:
-    """Decide each again under `profile`, or the configuration's first. Raises InvalidSettings."""
+    """Decide all records again under `profile`, by default the configuration's first.
+
+    Raises InvalidSettings if there is no such profile.
+    """
     again = _Again(configuration, profile, seed)
     requests = same = apart = prompt_tokens = held_was = held_now = 0
     differences: list[ReplayDifference] = []
@@ -147,9 +152,9 @@ def explained(
     profile: str = "",
     seed: int = 0,
 ) -> list[DecisionRecord]:
-    """The new decisions on the request of that name. Raises InvalidSettings where it has none.
+    """Return the new decisions on one request. Raises InvalidSettings if the log has none.
 
-    They are several where a replica failed, and the request was decided again.
+    There are several if a replica failed and the request was decided again.
     """
     again = _Again(configuration, profile, seed)
     found = []
@@ -159,15 +164,15 @@ def explained(
         elif not logged.headers.get(STRATEGY):
             again.decide(logged)
     if not found:
-        raise InvalidSettings(f"no decision in the file is on a request {request_id!r}")
+        raise InvalidSettings(f"the file contains no decision on a request {request_id!r}")
     return found
 
 
 class _Again:
-    """Decides logged requests by one profile, one after the other."""
+    """Decides logged requests under one profile, one after the other."""
 
     def __init__(self, configuration: Configuration, profile: str, seed: int) -> None:
-        # Profiles that look at no index of their own look at whatever was logged.
+        # A profile without indexes of its own reads all logged matches.
         self._indexes = {name: LoggedIndex(name) for name in configuration.indexes or ("",)}
         self._chooser = _chosen(
             build_profiles(configuration, self._indexes, seed, keeps_matches=True), profile
@@ -176,7 +181,7 @@ class _Again:
         self._keys = getattr(configuration.plugins[picker].plugin, "keys", None)
 
     def decide(self, logged: DecisionRecord) -> RoutingDecision:
-        """Where it goes now; its parts learn that."""
+        """Decide a logged request again, and let the plugins learn from the new decision."""
         for index in self._indexes.values():
             index.take(logged)
         request = _request(logged)
@@ -188,7 +193,7 @@ class _Again:
         return decision
 
     def _stay(self, decision: RoutingDecision, name: str) -> None:
-        """Prefer the endpoint `name` to those that are no better: chance is no difference."""
+        """Move the endpoint `name` to the front of `chosen` if it ties with the best one."""
         if self._keys is None or not decision.kept:
             return
         keys = self._keys(decision.kept, decision.totals)
@@ -234,20 +239,21 @@ def _share(part: int, whole: int) -> str:
 
 
 def text(done: ReplayReport, most: int = DIFFERENCES) -> str:
-    """A summary, and the first `most` differences."""
+    """Return a summary and the first `most` differences."""
     if not done.requests and not done.apart:
-        return "no decisions in the file\n"
+        return "the file contains no decisions\n"
     lines = [
-        f"{done.requests} requests, {done.same} go where they went "
+        f"{done.requests} requests, {done.same} keep their endpoint "
         f"({_share(done.same, done.requests)})",
-        f"prompt tokens held where they went: {_share(done.held_was, done.prompt_tokens)}, "
-        f"where they would go: {_share(done.held_now, done.prompt_tokens)}",
+        f"prompt tokens held by the original endpoints: "
+        f"{_share(done.held_was, done.prompt_tokens)}, "
+        f"by the new ones: {_share(done.held_now, done.prompt_tokens)}",
     ]
     if done.apart:
-        lines.append(f"left out: {done.apart} requests that named a {STRATEGY}")
+        lines.append(f"skipped: {done.apart} requests that named a {STRATEGY}")
     lines += [
-        f"  {one.request_id}: {one.was or 'nobody'} (holds {one.held_was}) -> "
-        f"{one.now or 'nobody'} (holds {one.held_now})"
+        f"  {one.request_id}: {one.was or 'none'} (holds {one.held_was}) -> "
+        f"{one.now or 'none'} (holds {one.held_now})"
         for one in done.differences[:most]
     ]
     left_out = len(done.differences) - most

@@ -52,14 +52,14 @@ RECORD = made(SECOND, GONE, BEST, chosen=("a", "b"))
 def test_the_text_has_scores_weights_matches_and_the_reason() -> None:
     lines = explain.text(RECORD).splitlines()
     assert lines[0] == "request r-1, model m, 1600 tokens, profile default"
-    assert lines[1] == "a: 0.400 ahead of b, most of it prefix-cache-scorer"
+    assert lines[1] == "a: 0.400 ahead of b, mostly by prefix-cache-scorer"
     assert lines[2].split() == (
         ["endpoint", "total", "queue-scorer", "x2", "prefix-cache-scorer", "x1", "holds", "load"]
     )
     assert lines[3].split()[:7] == ["1", "a", "1.900", "0.500", "0.900", "1440", "ram"]
     assert lines[3].endswith("waiting 2, running 3, in flight 4")
     assert lines[4].split()[:6] == ["2", "b", "1.500", "0.750", "0.000", "nothing"]
-    assert "taken away by decode-filter" in lines[5]
+    assert "removed by decode-filter" in lines[5]
     assert lines[6] == "  a: prefix-cache-scorer: 1440 of 1600 tokens in ram"
 
 
@@ -73,17 +73,17 @@ def test_an_estimate_from_characters_says_so() -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (made(chosen=()), "nobody: there is no endpoint"),
-        (made(GONE, chosen=()), "nobody: decode-filter left none of 1"),
-        (made(BEST, chosen=()), "nobody was picked"),
-        (made(BEST, GONE, chosen=("a",)), "a: the only one left of 2"),
+        (made(chosen=()), "none chosen: there are no endpoints"),
+        (made(GONE, chosen=()), "none chosen: decode-filter removed all of 1"),
+        (made(BEST, chosen=()), "none chosen"),
+        (made(BEST, GONE, chosen=("a",)), "a: the only candidate left of 2"),
         (
             made(BEST, SECOND, chosen=("b", "a")),
             "b: picked although a scores 0.400 more",
         ),
         (
             made(SECOND, choice("d", 0.75, 0.0, total=1.5), chosen=("d",)),
-            "d: no better than b, picked by turn or at random",
+            "d: tied with b, picked in turn or at random",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_the_header_is_compact_json() -> None:
     assert told == {
         "profile": "default",
         "tokens": 1600,
-        "reason": "a: 0.400 ahead of b, most of it prefix-cache-scorer",
+        "reason": "a: 0.400 ahead of b, mostly by prefix-cache-scorer",
         "scorers": ["queue-scorer", "prefix-cache-scorer"],
         "endpoints": [
             {

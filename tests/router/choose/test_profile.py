@@ -203,7 +203,7 @@ def test_a_part_that_cannot_explain_learn_or_tell_fails_no_request(
         profile.routed(request(), decision, decision.chosen[0])
         assert set(profile.response_headers(request(), fleet[0])) == {"x-session-token"}
         told = record(decision)
-        assert told.endpoints[0].reasons["queue-scorer"] == "no reason is given: it failed"
+        assert told.endpoints[0].reasons["queue-scorer"] == "no reason: the scorer failed"
     said = [one.getMessage() for one in caplog.records]
     assert len(said) == 3
     assert all("queue-scorer failed" in one for one in said)

@@ -108,7 +108,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_anything_else_in_a_file_is_refused_with_its_line(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "decisions.jsonl"
     file.write_bytes(line(decided()) + text + b"\n")
-    with pytest.raises(InvalidSettings, match=r"decisions\.jsonl line 2: no decision"):
+    with pytest.raises(InvalidSettings, match=r"decisions\.jsonl line 2: not a logged decision"):
         list(read_records(str(file)))
 
 
@@ -122,7 +122,7 @@ def test_a_line_that_is_cut_is_left_out_with_a_warning(
         for text, whole in ((line(made) + cut, 1), (line(made) + cut + b"\n" + line(made), 2)):
             file.write_bytes(text)
             assert list(read_records(str(file))) == [made] * whole
-            assert caplog.messages == [f"{file} line 2 is cut and left out"]
+            assert caplog.messages == [f"{file} line 2 is truncated and skipped"]
             caplog.clear()
     file.write_bytes(line(made) + line(made).rstrip(b"\n"))
     assert list(read_records(str(file))) == [made, made]

@@ -22,7 +22,7 @@ def test_tiers_are_known_by_several_names(name: str, tier: str | None) -> None:
 
 
 def test_an_unknown_tier_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'tape' is no tier; write one of device, ram, disk"):
+    with pytest.raises(ValueError, match="'tape' is not a tier; write one of device, ram, disk"):
         tier_called("tape")
 
 

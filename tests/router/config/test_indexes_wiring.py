@@ -126,8 +126,11 @@ def test_an_unknown_producer_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ("b-scorer", "f line 4: a-scorer looks at b-scorer looks at a-scorer, and none of them"),
-        ("a-scorer", "f line 4: a-scorer looks at a-scorer, and none of them"),
+        (
+            "b-scorer",
+            "f line 4: a-scorer -> b-scorer -> a-scorer: none of these plugins",
+        ),
+        ("a-scorer", "f line 4: a-scorer -> a-scorer: none of these plugins"),
     ],
 )
 def test_parts_that_look_at_each_other_are_refused(second: str, said: str) -> None:

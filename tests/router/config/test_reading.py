@@ -320,11 +320,11 @@ def test_the_document_in_flow_style_with_flags_of_either_chart(load: str, flags:
 @pytest.mark.parametrize(
     ("plugin", "said"),
     [
-        ("kv-cache-scorer", "write kv-cache-utilization-scorer"),
-        ("session-affinity-filter", "write session-affinity-scorer"),
+        ("kv-cache-scorer", "use kv-cache-utilization-scorer"),
+        ("session-affinity-filter", "use session-affinity-scorer"),
         ("header-based-testing-filter", "start with --test-endpoint-selection"),
         ("predicted-latency-scorer", "kvtier has no trained predictor"),
-        ("disagg-profile-handler", "kvtier does not split prefill from decode"),
+        ("disagg-profile-handler", "kvtier does not disaggregate prefill and decode"),
     ],
 )
 def test_what_is_not_there_says_what_to_write(plugin: str, said: str) -> None:
@@ -360,29 +360,30 @@ def replaced(old: str, new: str) -> str:
         ),
         (
             replaced("pluginRef: mine", "pluginRef: mien"),
-            "f line 14: no plugin is called 'mien'; did you mean 'mine'?",
+            "f line 14: there is no plugin named 'mien'; did you mean 'mine'?",
         ),
         (replaced("weight: 2", "weight: -2"), "f line 13: weight is -2; write a number"),
         (replaced("weight: 2", "wieght: 2"), "f line 13: unknown key 'wieght'; did you mean"),
-        (replaced("name: mine", "name: queue-scorer"), "f line 5: a second plugin called 'queue"),
+        (replaced("name: mine", "name: queue-scorer"), "f line 5: a second plugin named 'queue"),
         (replaced("name: mine", "nam: mine"), "f line 6: unknown key 'nam'; did you mean 'name'?"),
         (replaced("plugins:\n- ", "plugin:\n- "), "f line 3: unknown key 'plugin'; did you mean"),
         (
             replaced("x-k8s.io/v1alpha1", "x-k8s.io/v1"),
-            "f line 1: 'inference.networking.x-k8s.io/v1' is no version",
+            "f line 1: unknown version 'inference.networking.x-k8s.io/v1'",
         ),
         (
             replaced("type: queue-scorer", "type: latency-scorer"),
             "f line 4: latency-scorer is not supported: kvtier has no trained predictor",
         ),
-        (HEAD, "f: plugins has to be a list"),
-        (replaced("kind: EndpointPickerConfig", "kind: Other"), "there is no `kind: Endpoint"),
+        (HEAD, "f: plugins must be a non-empty list"),
+        (replaced("kind: EndpointPickerConfig", "kind: Other"), "contains no `kind: Endpoint"),
         (GOOD + "- name: default\n  plugins: [{pluginRef: mine}]\n", "f line 15: a second profile"),
         (
             replaced("- type: queue-scorer", "- type: random-picker\n- type: round-robin-picker")
             .replace("pluginRef: queue-scorer", "pluginRef: random-picker")
             .replace("pluginRef: mine", "pluginRef: round-robin-picker"),
-            "f line 15: round-robin-picker is a second picker; keep random-picker or it",
+            "f line 15: round-robin-picker is a second picker; "
+            "keep only one of random-picker and round-robin-picker",
         ),
     ],
 )
@@ -472,7 +473,7 @@ def test_weights_of_tiers_at_a_producer_are_told_to_have_no_effect() -> None:
     )
     [warning] = parse_configuration(PRODUCER + end, "f").warnings
     assert warning.startswith("f line 11: kvCacheBackendConfigs is ignored: ")
-    assert "write the weights at a precise-prefix-cache-scorer" in warning
+    assert "set the weights on a precise-prefix-cache-scorer" in warning
     # What it says to write is read.
     moved = (
         PRECISE.replace("  parameters:\n", f"{NAMED}\n", 1)
@@ -513,7 +514,7 @@ def test_a_weight_that_weighs_nothing_is_told() -> None:
     for name, line in (("decode-filter", 10), ("random-picker", 12)):
         text = PROFILE.replace(f"pluginRef: {name}", f"{{pluginRef: {name}, weight: 3}}")
         assert parse_configuration(NEWER + text, "f").warnings == (
-            f"f line {line}: weight is ignored: {name} is no scorer",
+            f"f line {line}: weight is ignored: {name} is not a scorer",
         )
 
 
@@ -531,13 +532,13 @@ def test_a_scorer_twice_in_a_profile_is_refused() -> None:
             "sessionIdConfig: {evictionTtlSeconds: -5}",
             "sessionIdConfig: evictionTtlSeconds is -5",
         ),
-        ("utilization-detector", "headroom: .nan", "parameters: headroom has to be 0 or more"),
+        ("utilization-detector", "headroom: .nan", "parameters: headroom must be 0 or more"),
         ("prefix-cache-picker", "deviations: .nan", "parameters: deviations is nan"),
         ("prefix-cache-picker", "imbalance: -1", "parameters: imbalance is -1"),
         (
             "prefix-cache-affinity-filter",
             "affinityThreshold: -1",
-            "parameters: affinityThreshold has to be 0 to 1",
+            "parameters: affinityThreshold must be 0 to 1",
         ),
         (
             "prefix-cache-scorer",

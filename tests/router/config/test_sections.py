@@ -41,9 +41,9 @@ def test_other_mistakes_name_their_line() -> None:
     with pytest.raises(InvalidSettings, match="f: z is missing"):
         one.text("z")
     for name in "bcz":
-        with pytest.raises(InvalidSettings, match=f"{name} has to be a list of one or more"):
+        with pytest.raises(InvalidSettings, match=f"{name} must be a non-empty list"):
             one.items(name)
-    with pytest.raises(InvalidSettings, match="f line 5: 1 is no mapping of keys"):
+    with pytest.raises(InvalidSettings, match="f line 5: 1 is not a mapping"):
         one.items("d")
     with pytest.raises(InvalidSettings, match=r"f line 4: unknown key 'd'; known are a, b, c"):
         one.only("abc")
@@ -65,7 +65,7 @@ def test_parameters_are_read_in_the_names_of_the_field() -> None:
             "line 2: unknown parameter 'dephtLimit'; did you mean 'de",
         ),
         ("parameters:\n  share: 1\n  depthLimit: x", "line 3: depthLimit: Expected `int`, got `s"),
-        ("parameters: 3", "line 1: 3 is no mapping"),
+        ("parameters: 3", "line 1: 3 is not a mapping"),
     ],
 )
 def test_wrong_parameters_name_their_line(text: str, message: str) -> None:

@@ -29,7 +29,9 @@ def test_of_several_the_one_that_is_named() -> None:
         "  a.yaml: |\n" + indented(PLAIN, 4) + "  b.yaml: |\n" + indented(PLAIN + "x: 1\n", 4)
     )
     assert extract(parse_document(values, "f")).data["x"] == 1
-    with pytest.raises(InvalidSettings, match=r"several of .* \(a\.yaml, b\.yaml\); name one"):
+    with pytest.raises(
+        InvalidSettings, match=r"several of .* \(a\.yaml, b\.yaml\); set pluginsConfigFile"
+    ):
         extract(parse_document(values.replace("pluginsConfigFile: b.yaml\n", ""), "f"))
 
 
@@ -37,7 +39,7 @@ def test_of_several_the_one_that_is_named() -> None:
     "text", ["a: 1\n", "", "kind: ConfigMap\ndata: {a: EndpointPickerConfig}\n"]
 )
 def test_a_file_without_one_is_refused(text: str) -> None:
-    with pytest.raises(InvalidSettings, match="f: there is no `kind: EndpointPickerConfig` in it"):
+    with pytest.raises(InvalidSettings, match="f: contains no `kind: EndpointPickerConfig`"):
         extract(parse_document(text, "f"))
 
 
@@ -59,5 +61,5 @@ def test_a_name_that_no_text_has_is_refused_with_the_nearest(several: bool) -> N
     with pytest.raises(InvalidSettings) as caught:
         extract(parse_document(values, "f"))
     assert str(caught.value) == (
-        "f line 1: pluginsConfigFile is 'b.yml', and no text is called so; did you mean 'b.yaml'?"
+        "f line 1: pluginsConfigFile is 'b.yml', but there is no such text; did you mean 'b.yaml'?"
     )

@@ -37,7 +37,7 @@ def test_a_pair_is_read_and_judged(tmp_path: Path) -> None:
     ):
         certificates.read_pair(*paths)
     paths[1].write_text("nothing")
-    with pytest.raises(InvalidSettings, match=r"--tls-certificate: .*tls\.crt is no PEM"):
+    with pytest.raises(InvalidSettings, match=r"--tls-certificate: .*tls\.crt is not a PEM"):
         certificates.Exchanged(*paths)
     with pytest.raises(InvalidSettings, match=r"--tls-key: .*no cannot be read: No such file"):
         certificates.read_pair(tmp_path / "no", paths[1])

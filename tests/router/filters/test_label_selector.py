@@ -2,7 +2,7 @@ from typing import Literal
 
 import pytest
 
-from kvtier.router.filters.label_selector import PLUGIN, Requirement
+from kvtier.router.filters.label_selector import PLUGIN, LabelRequirement
 from tests.router.cases import candidate, made, names, request
 
 CANDIDATES = [
@@ -21,13 +21,13 @@ def test_all_labels_have_to_match() -> None:
 @pytest.mark.parametrize(
     ("requirement", "kept"),
     [
-        (Requirement("gpu", "In", ("h100", "h200")), ["a"]),
-        (Requirement("gpu", "NotIn", ("h100",)), ["b", "c"]),
-        (Requirement("gpu", "Exists"), ["a", "b"]),
-        (Requirement("gpu", "DoesNotExist"), ["c"]),
+        (LabelRequirement("gpu", "In", ("h100", "h200")), ["a"]),
+        (LabelRequirement("gpu", "NotIn", ("h100",)), ["b", "c"]),
+        (LabelRequirement("gpu", "Exists"), ["a", "b"]),
+        (LabelRequirement("gpu", "DoesNotExist"), ["c"]),
     ],
 )
-def test_expressions(requirement: Requirement, kept: list[str]) -> None:
+def test_expressions(requirement: LabelRequirement, kept: list[str]) -> None:
     one = made(PLUGIN, match_expressions=(requirement,))
     assert names(one.keep(request(), CANDIDATES)) == kept
 
@@ -49,4 +49,4 @@ def test_operators_have_the_values_that_they_take(
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"], values: tuple[str, ...], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        Requirement("gpu", operator, values)
+        LabelRequirement("gpu", operator, values)

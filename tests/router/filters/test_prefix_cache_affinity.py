@@ -76,7 +76,7 @@ def test_a_single_one_stays() -> None:
     ],
 )
 def test_parameters_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="has to be"):
+    with pytest.raises(ValueError, match="must be"):
         PLUGIN.Parameters(**wrong)
 
 

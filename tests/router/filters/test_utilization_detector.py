@@ -62,5 +62,5 @@ def test_a_full_endpoint_is_exactly_one() -> None:
     ],
 )
 def test_thresholds_that_are_none_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"(has to be|metricsStalenessThreshold)"):
+    with pytest.raises(ValueError, match=r"(must be|metricsStalenessThreshold)"):
         PLUGIN.Parameters(**wrong)

@@ -52,12 +52,12 @@ def folder(tmp_path: Path) -> Path:
         ("c", "none", "--tls-key: {0}/none cannot be read: No such file or directory"),
         ("none", "k", "--tls-certificate: {0}/none cannot be read: No such file or directory"),
         ("", "k", "--tls-certificate: {0} cannot be read: Is a directory"),
-        ("word", "k", "--tls-certificate: {0}/word is no PEM certificate"),
-        ("c-damaged", "k", "--tls-certificate: {0}/c-damaged is no PEM certificate"),
-        ("k", "c", "--tls-certificate: {0}/k is no PEM certificate"),
-        ("c", "c", "--tls-key: {0}/c is no PEM key"),
-        ("c", "k-damaged", "--tls-key: {0}/k-damaged is no PEM key"),
-        ("c", "encrypted", "--tls-key: {0}/encrypted is encrypted; give one that is not"),
+        ("word", "k", "--tls-certificate: {0}/word is not a PEM certificate"),
+        ("c-damaged", "k", "--tls-certificate: {0}/c-damaged is not a PEM certificate"),
+        ("k", "c", "--tls-certificate: {0}/k is not a PEM certificate"),
+        ("c", "c", "--tls-key: {0}/c is not a PEM key"),
+        ("c", "k-damaged", "--tls-key: {0}/k-damaged is not a PEM key"),
+        ("c", "encrypted", "--tls-key: {0}/encrypted is encrypted; provide an unencrypted key"),
         ("c", "other", "--tls-key: the key {0}/other does not belong to the certificate {0}/c"),
         ("c", "rsa", "--tls-key: the key {0}/rsa does not belong to the certificate {0}/c"),
     ],
@@ -81,7 +81,7 @@ def test_a_pair_is_shown_and_its_certificate_can_be_trusted(folder: Path) -> Non
     assert only is not None
     assert only.check_hostname
     assert only.cert_store_stats()["x509"] == 1, "not those of the machine beside it"
-    with pytest.raises(InvalidSettings, match=r"--replica-ca: .*word is no PEM certificate"):
+    with pytest.raises(InvalidSettings, match=r"--replica-ca: .*word is not a PEM certificate"):
         sockets.load_trusted(context, folder / "word", "--replica-ca")
 
 

@@ -188,11 +188,10 @@ def test_it_says_what_the_seconds_are() -> None:
     alone = candidate("a", {}, 2_000, **RATE)
     weighed = scorer(compute_weight=3.0)
     weighed.score(request(2_000), [alone])
-    assert weighed.reason(request(2_000), alone).startswith("2.000 s (counts 6.000): ")
+    assert weighed.reason(request(2_000), alone).startswith("2.000 s (cost 6.000): ")
     said = scorer().reason(request(2_000), candidate("a", {"ram": 1_000}, 2_000, **RATE))
     assert (
-        said
-        == "1.062 s (counts 1.062): 0.000 waiting, 1.000 computing, 0.062 loading, 0.000 running"
+        said == "1.062 s (cost 1.062): 0.000 waiting, 1.000 computing, 0.062 loading, 0.000 running"
     )
 
 
@@ -201,5 +200,5 @@ def test_it_says_what_the_seconds_are() -> None:
     [{"prefill_tokens_per_second": 0.0}, {"running_seconds": -1.0}, {"compute_weight": 0.5}],
 )
 def test_rates_of_nothing_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="has to be"):
+    with pytest.raises(ValueError, match="must be"):
         PLUGIN.Parameters(**wrong)

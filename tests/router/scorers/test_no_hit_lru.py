@@ -63,8 +63,8 @@ def test_it_remembers_as_many_as_asked_for() -> None:
     scorer.routed(request(), endpoints, endpoints[0])
     scorer.routed(request(), endpoints, endpoints[1])  # a is forgotten
     assert scorer.score(request(), endpoints) == [1.0, 0.0, 0.5]
-    assert scorer.reason(request(), endpoints[0]) == "never had a cold prompt"
-    assert scorer.reason(request(), endpoints[1]) == "had a cold prompt before"
+    assert scorer.reason(request(), endpoints[0]) == "never received a cold prompt"
+    assert scorer.reason(request(), endpoints[1]) == "received a cold prompt before"
     with pytest.raises(ValueError, match="lruSize is 0"):
         PLUGIN.Parameters(lru_size=0)
 
@@ -89,4 +89,4 @@ def test_a_fallback_that_comes_after_others_were_scored_is_judged_by_all() -> No
     scorer.score(late, cold("a", "b"))
     scorer.score(request(), [candidate("a", {"ram": 16}), candidate("b")])
     scorer.routed(late, cold("a", "b"), cold("a")[0])
-    assert scorer.reason(late, cold("a")[0]) == "had a cold prompt before"
+    assert scorer.reason(late, cold("a")[0]) == "received a cold prompt before"

@@ -47,9 +47,9 @@ def test_a_prompt_of_less_than_a_block_has_no_score() -> None:
 
 
 def test_an_unknown_tier_and_a_weight_that_is_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="'tape' is no tier"):
+    with pytest.raises(ValueError, match="'tape' is not a tier"):
         PLUGIN.Parameters(indexer_config=IndexerConfig((BackendWeight("tape", 1.0),)))
-    with pytest.raises(ValueError, match=r"cpu weighs 1\.2"):
+    with pytest.raises(ValueError, match=r"cpu has weight 1\.2"):
         PLUGIN.Parameters(indexer_config=IndexerConfig((BackendWeight("cpu", 1.2),)))
 
 

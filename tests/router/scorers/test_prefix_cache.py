@@ -71,7 +71,7 @@ def test_parameters_outside_of_a_score_are_refused() -> None:
         PLUGIN.Parameters(match_length_weight=2.0)
     with pytest.raises(ValueError, match="matchLengthScaleTokens"):
         PLUGIN.Parameters(match_length_weight=0.5, match_length_scale_tokens=0)
-    with pytest.raises(ValueError, match="'tape' is no tier"):
+    with pytest.raises(ValueError, match="'tape' is not a tier"):
         PLUGIN.Parameters(tier="tape")
     with pytest.raises(ValueError, match="lruCapacityPerServer is -1"):
         PLUGIN.Parameters(lru_capacity_per_server=-1)

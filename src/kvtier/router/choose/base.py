@@ -1,10 +1,10 @@
-"""The contracts of choosing: filter, score, pick. One file a scorer, filter or picker.
+"""The contracts of scorers, filters and pickers, and the data they work on.
 
-`profile` runs them; `http` (kvtier route) and `extproc` (kvtier epp) both choose through it.
-Everything here belongs to one thread, the event loop's; nothing blocks.
+A `Profile` runs them, for `kvtier route` and `kvtier epp` alike. All of it runs on the event
+loop's thread, and none of it may block.
 
-Invariant: a choice depends on the request, the endpoints' state and the seed alone, so that a
-logged request can be decided again under another profile.
+Invariant: a decision depends only on the request, the state of the replicas and the seed, so that
+a logged request can be decided again under another profile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,50 +17,54 @@ from kvtier.index.fleet.prompt import Prompt
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a request before it goes anywhere."""
+    """An inference request, as far as choosing a replica needs it."""
 
     request_id: str
     model: str
-    """As the client names it; the adapter's name where it asks for a LoRA adapter."""
+    """The model as the client names it; for a LoRA adapter, the adapter's name."""
     prompt: Prompt
     max_tokens: int = 0
-    """Output tokens the client allows; 0: it does not say."""
+    """Output tokens that the client allows; 0 if it does not say."""
     headers: Mapping[str, str] = {}
-    """Names in lower case."""
+    """Header values by lower-case name."""
     priority: int = 0
 
 
 class ReplicaTier(msgspec.Struct, frozen=True, kw_only=True):
-    """One tier of a replica, as its metrics tell."""
+    """One tier of a replica, as reported by the replica's metrics."""
 
     capacity_tokens: int
-    """0: not known."""
+    """0 if unknown."""
     load_tokens_per_s: float = 0.0
-    """Measured rate at which its tokens come back to the device; 0: not known, or the device."""
+    """Measured rate of loading from the tier to the device; 0 if unknown, and for the device."""
 
 
 class ReplicaLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica's own metrics, as last scraped."""
+    """The state that a replica's metrics reported at the last scrape."""
 
     waiting: int = 0
-    """Requests queued."""
+    """Requests in the engine's queue."""
     running: int = 0
+    """Requests in the engine's running batch."""
     kv_usage: float = 0.0
     """Share of the device's KV cache in use, 0 to 1."""
     block_tokens: int = 0
-    """Tokens of a KV block; 0: not known."""
+    """Tokens per KV block; 0 if unknown."""
     tiers: Mapping[str, ReplicaTier] = {}
-    """From the fastest to the slowest; the device first."""
+    """Tiers by name, from the fastest to the slowest; the device comes first."""
     adapters: frozenset[str] = frozenset()
-    """LoRA adapters that are loaded."""
+    """Names of the loaded LoRA adapters."""
     prefill_tokens_per_s: float = 0.0
-    """Measured; 0: not known."""
+    """Measured prefill rate; 0 if unknown."""
     updated_s: float = 0.0
-    """Of the router's clock."""
+    """When the metrics were scraped, on the router's clock."""
 
 
 class Endpoint(msgspec.Struct, kw_only=True, eq=False):
-    """A replica that may be chosen. Mutable: scrapers and the data path keep it up to date."""
+    """A replica that can be chosen, in the term of the Gateway API Inference Extension.
+
+    It is mutable: the metrics scraper and the data path keep it up to date.
+    """
 
     name: str
     """Unique in the fleet: `namespace/pod`, or the address."""
@@ -70,62 +74,66 @@ class Endpoint(msgspec.Struct, kw_only=True, eq=False):
     labels: Mapping[str, str] = {}
     load: ReplicaLoad = ReplicaLoad()
     in_flight: int = 0
-    """Requests this router has sent there and not seen end."""
+    """Requests that this router has sent to the replica and that have not ended."""
     in_flight_tokens: int = 0
-    """Their prompt tokens and the output tokens that they allow."""
+    """Prompt tokens plus allowed output tokens of the requests in flight."""
     pending_tokens: int | None = None
-    """Prompt tokens that it still has to compute, as expected when they were sent, for those
-    requests of this router that have had no first byte yet. None: nobody keeps count."""
+    """Prompt tokens that the replica still has to compute, as expected when they were sent, for
+    requests of this router that have not returned a first byte; None if this is not counted."""
 
     @property
     def waiting(self) -> int:
-        """Requests that wait in the engine: as it last said, or those from here that do not run.
+        """Requests waiting in the engine: as last reported, or those sent here that do not run.
 
-        What was sent since it last said so counts at once: two requests in the same half second
-        need not join the same queue.
+        A request counts as soon as it is sent, so that two requests within one scrape interval
+        do not both join the queue that looked shortest.
         """
         return max(self.load.waiting, self.in_flight - self.load.running)
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """An endpoint and what each index knows that it holds of this request's prompt."""
+    """A replica and, per index, how much of the request's prompt it holds."""
 
     endpoint: Endpoint
     matches: Mapping[str, Match]
-    """By the index's name; the profile makes sure that a scorer's own index is there."""
+    """Matches by index name. The profile guarantees an entry for every index that a plugin
+    names."""
 
 
 class Scorer(Protocol):
-    """Rates candidates. Weights belong to the profile."""
+    """A plugin that rates candidates; the profile weights its scores."""
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """One number a candidate, in the same order, each in [0, 1], more is better."""
+        """Return one score per candidate, in the same order, each in [0, 1]; higher is better."""
         ...
 
 
 class Filter(Protocol):
-    """Takes candidates away."""
+    """A plugin that removes candidates from a decision."""
 
     def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those that stay, in the same order; none where none will do."""
+        """Return the candidates to keep, in the same order; the list may be empty."""
         ...
 
 
 class Picker(Protocol):
-    """Chooses from scored candidates."""
+    """A plugin that chooses from scored candidates."""
 
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """The best first, then the fallbacks in order; not empty where candidates are not."""
+        """Return the best candidate, then the fallbacks in order.
+
+        The result is not empty unless `candidates` is.
+        """
         ...
 
 
 class RoutingObserver(Protocol):
-    """What a plugin implements besides when it learns from what becomes of requests."""
+    """The additional method of a plugin that learns where requests are sent."""
 
     def routed(
         self, request: InferenceRequest, candidates: Sequence[Candidate], chosen: Candidate
     ) -> None:
-        """`chosen` gets the request; `candidates` are those it was chosen from."""
+        """Record that `request` was sent to `chosen`, which was chosen from `candidates`."""
         ...

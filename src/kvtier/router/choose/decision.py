@@ -1,8 +1,9 @@
-"""What was decided and from what, kept as it fell out: rendering is for those who ask.
+"""The result of a decision, with the intermediate lists that explain it.
 
-Why it exists: explaining every decision must not cost every decision. Only lists that were made
-anyway are kept; `explain` turns them into text. Invariant: scores are those of the decision, and
-endpoints are live: their state is that of the moment of rendering, so render at once.
+A decision keeps only lists that choosing builds anyway, so that explanations cost nothing until
+one is rendered: `record` turns a decision into data and `explain` into text. Invariant: the scores
+are those of the decision, but the endpoints are live objects, so a decision must be recorded
+before their state changes.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from kvtier.router.choose.tier_names import match_of
 
 
 class WeightedScorer(NamedTuple):
-    """A scorer of a profile."""
+    """A scorer of a profile, with its name and weight."""
 
     name: str
     weight: float
@@ -21,7 +22,7 @@ class WeightedScorer(NamedTuple):
 
 
 class RoutingDecision:
-    """Of one request under one profile."""
+    """The decision on one request under one profile."""
 
     __slots__ = (
         "candidates",
@@ -44,23 +45,23 @@ class RoutingDecision:
         self.now_s = now_s
         self.candidates = candidates
         self.kept = candidates
-        """Those whom the filters left."""
+        """The candidates that passed the filters."""
         self.removed: dict[str, str] = {}
-        """Endpoint's name -> the filter that took it away."""
+        """Name of a removed endpoint -> name of the filter that removed it."""
         self.scorers: Sequence[WeightedScorer] = ()
         self.scores: list[list[float]] = []
-        """One list a scorer, in the order of `kept`, each in [0, 1]."""
+        """One list per scorer, in the order of `kept`; each score is in [0, 1]."""
         self.totals: list[float] = []
-        """In the order of `kept`: the sum of weight times score."""
+        """Weighted sums of the scores, in the order of `kept`."""
         self.chosen: list[Candidate] = []
-        """The best, then the fallbacks in order. Empty where nobody was left."""
+        """The best candidate, then the fallbacks in order; empty if no candidate was left."""
 
     @property
     def endpoints(self) -> list[Endpoint]:
-        """Of `chosen`."""
+        """The endpoints of `chosen`."""
         return [candidate.endpoint for candidate in self.chosen]
 
     def missing_tokens(self, chosen: Candidate) -> int:
-        """Prompt tokens that no tier of `chosen` holds: what it adds to `pending_tokens`."""
+        """Return the prompt tokens that no tier of `chosen` holds and that it has to compute."""
         prompt_tokens = self.request.prompt.tokens
         return max(0, prompt_tokens - match_of(chosen, None).best_tokens)

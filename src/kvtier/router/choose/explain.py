@@ -1,6 +1,7 @@
-"""A decision for people: a table, a line for a response header, and the reason in words.
+"""Explanations of a decision: a table, one line for a response header, and a sentence.
 
-Invariant: a header is ASCII and never longer than asked for; who was left out is counted.
+Invariant: a header is ASCII and at most as long as requested; endpoints that do not fit are
+counted in `left_out`.
 """
 
 import json
@@ -11,11 +12,11 @@ from kvtier.index.fleet.prompt import Unit
 from kvtier.router.choose.record import DecisionRecord, EndpointRecord
 
 HEADER_BYTES: Final = 4_096
-"""What proxies and clients accept beside other headers."""
+"""A length that proxies and clients accept in addition to the other headers."""
 
 
 def text(record: DecisionRecord) -> str:
-    """Several lines: the request, the reason, and a row for each endpoint, the best first."""
+    """Return the request, the reason, and a table with a row per endpoint, best first."""
     names = [f"{name} x{weight:g}" for name, weight in record.scorers]
     rows = [["", "endpoint", "total", *names, "holds", "load"]]
     rows += [_row(record, choice) for choice in _in_order(record)]
@@ -38,23 +39,23 @@ def text(record: DecisionRecord) -> str:
 
 
 def reason(record: DecisionRecord) -> str:
-    """Why the first of `chosen` is the first, in one line."""
+    """Return one line that says why the first endpoint in `chosen` was picked."""
     kept = [choice for choice in record.endpoints if not choice.removed_by]
     if not record.endpoints:
-        return "nobody: there is no endpoint"
+        return "none chosen: there are no endpoints"
     if not kept:
         filters = sorted({choice.removed_by for choice in record.endpoints})
-        return f"nobody: {', '.join(filters)} left none of {len(record.endpoints)}"
+        return f"none chosen: {', '.join(filters)} removed all of {len(record.endpoints)}"
     if not record.chosen:
-        return "nobody was picked"
+        return "none chosen"
     best = next(choice for choice in kept if choice.name == record.chosen[0])
     others = [choice for choice in kept if choice is not best]
     if not others:
-        return f"{best.name}: the only one left of {len(record.endpoints)}"
+        return f"{best.name}: the only candidate left of {len(record.endpoints)}"
     second = max(others, key=lambda choice: choice.total)
     ahead = best.total - second.total
     if ahead == 0:
-        return f"{best.name}: no better than {second.name}, picked by turn or at random"
+        return f"{best.name}: tied with {second.name}, picked in turn or at random"
     if ahead < 0:
         return f"{best.name}: picked although {second.name} scores {-ahead:.3f} more"
     leads = [
@@ -63,11 +64,14 @@ def reason(record: DecisionRecord) -> str:
             record.scorers, best.scores, second.scores, strict=True
         )
     ]
-    return f"{best.name}: {ahead:.3f} ahead of {second.name}, most of it {max(leads)[1]}"
+    return f"{best.name}: {ahead:.3f} ahead of {second.name}, mostly by {max(leads)[1]}"
 
 
 def header(record: DecisionRecord, limit_bytes: int = HEADER_BYTES) -> str:
-    """JSON on one line: as many endpoints as fit, the best first; `left_out` counts the rest."""
+    """Return one line of JSON with as many endpoints as fit, best first.
+
+    `left_out` counts the endpoints that do not fit into `limit_bytes`.
+    """
     told: dict[str, Any] = {
         "profile": record.profile,
         "tokens": record.prompt_tokens,
@@ -109,7 +113,7 @@ def _compact(value: object) -> str:
 
 
 def _in_order(record: DecisionRecord) -> Sequence[EndpointRecord]:
-    """The chosen in their order, then the others by their total, then those taken away."""
+    """Return the chosen endpoints in order, then the others by total, then the removed ones."""
     place = {name: place for place, name in enumerate(record.chosen)}
     return sorted(
         record.endpoints,
@@ -128,7 +132,7 @@ def _row(record: DecisionRecord, choice: EndpointRecord) -> list[str]:
     state = f"waiting {load.waiting}, running {load.running}, in flight {choice.in_flight}"
     if choice.removed_by:
         blanks = [""] * len(record.scorers)
-        return ["", choice.name, "", *blanks, f"taken away by {choice.removed_by}", state]
+        return ["", choice.name, "", *blanks, f"removed by {choice.removed_by}", state]
     scores = [f"{score:.3f}" for score in choice.scores]
     return [mark, choice.name, f"{choice.total:.3f}", *scores, _holds(choice), state]
 

@@ -1,11 +1,11 @@
-"""What a scorer, filter or picker is made from, and how a name in a configuration finds one.
+"""Scorer, filter and picker plugins: their lookup by name, their parameters and their context.
 
-Why it exists: a new part is one new file. `cheapest-scorer` is the `PLUGIN` of
-`scorers/cheapest.py`, or what an installed distribution offers as `cheapest` in the entry points
-`kvtier.router.scorers`: a class with a `Parameters` struct inside, made as
-`PLUGIN(parameters, context)`.
-Invariant: parameters are data that the configuration has checked; all else a part may use
-(time, randomness) comes in its context, so that a seed decides what happens.
+Adding a plugin takes one new file. `cheapest-scorer` is the `PLUGIN` of `scorers/cheapest.py`, or
+the object that an installed distribution registers as `cheapest` under the entry point group
+`kvtier.router.scorers`. A plugin is a class that is constructed as `PLUGIN(parameters, context)`;
+its attribute `Parameters` is the struct that its parameters are read into.
+Invariant: parameters are validated data, and the context provides everything else that a plugin
+may use (time, randomness), so that the seed determines a decision.
 """
 
 import difflib
@@ -21,11 +21,11 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.choose.tier_names import tier_called
 
 _DURATION: Final = re.compile(r"(\d+(\.\d*)?(ns|us|µs|ms|s|m|h))+|0", re.ASCII)
-"""As Go writes them: `1m30s`."""
+"""A duration in Go's notation: `1m30s`."""
 
 
 class PluginKind(enum.Enum):
-    """What a part does, and the room it lives in."""
+    """The kind of a plugin; the value is its package and entry point group in `kvtier`."""
 
     FILTER = "router.filters"
     SCORER = "router.scorers"
@@ -33,39 +33,42 @@ class PluginKind(enum.Enum):
 
     @property
     def suffix(self) -> str:
-        """What names in configurations end with: `-scorer`."""
+        """The suffix of a plugin's name in a configuration: `-scorer`."""
         return f"-{self.name.lower()}"
 
 
 class Random(Protocol):
-    """What parts use of `kvtier.clock.seeded`."""
+    """The random functions available to plugins; `kvtier.clock.seeded` returns one."""
 
     def random(self) -> float:
-        """In [0, 1)."""
+        """Return a number in [0, 1)."""
         ...
 
     def randrange(self, stop: int, /) -> int:
-        """In [0, stop)."""
+        """Return an integer in [0, stop)."""
         ...
 
     def shuffle(self, x: MutableSequence[Any], /) -> None:
-        """In place."""
+        """Shuffle `x` in place."""
         ...
 
 
 class PluginParameters(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Of a part that has none, and the base of all. Wrong values raise ValueError."""
+    """The base of all plugin parameters, and the parameters of a plugin without any.
+
+    Constructing a struct with an invalid value raises ValueError.
+    """
 
 
 class EstimatedIndexParameters(PluginParameters, frozen=True, kw_only=True):
-    """How an estimated index is sized, in the words of both generations of the API."""
+    """The size of an estimated index, under the parameter names of both API generations."""
 
     tier: str = ""
-    """kvtier's own: the tier that is looked at. Empty: told by the name, or any."""
+    """The tier that is read, an extension of kvtier; if empty, the plugin's name hints at one."""
     auto_tune: bool = True
     block_size_tokens: int = 0
     block_size: int = 0
-    """In characters, as is `hash_block_size`; four make about a token."""
+    """In characters, like `hash_block_size`; about four make a token."""
     hash_block_size: int = 0
     max_prefix_blocks_to_match: int = 0
     max_prefix_tokens_to_match: int = 0
@@ -73,7 +76,7 @@ class EstimatedIndexParameters(PluginParameters, frozen=True, kw_only=True):
     """Blocks."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Raise ValueError for an unknown tier or a negative size."""
         tier_called(self.tier)
         for field in msgspec.structs.fields(type(self)):
             value = getattr(self, field.name)
@@ -84,14 +87,17 @@ class EstimatedIndexParameters(PluginParameters, frozen=True, kw_only=True):
 
 
 class BackendWeight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The weight of one tier: `{name: gpu, weight: 1.0}`."""
+    """The weight of one tier, as in `{name: gpu, weight: 1.0}`."""
 
     name: str
     weight: float
 
 
 class IndexerConfig(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """Of `indexerConfig`, the weights alone; memory, tokens and metrics are kvtier's own."""
+    """`indexerConfig`, of which only the tier weights are used.
+
+    The other settings are accepted without effect: kvtier manages its index by its own settings.
+    """
 
     backends: tuple[BackendWeight, ...] = msgspec.field(default=(), name="kvCacheBackendConfigs")
     kv_block_index_config: Any = None
@@ -102,7 +108,7 @@ class IndexerConfig(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_
 
 
 class TokenProcessorConfig(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """Of `tokenProcessorConfig`; engines tell their own block size in their events."""
+    """`tokenProcessorConfig`; its block size is a default, as events carry the engine's own."""
 
     block_size: int = 0
     block_size_tokens: int = 0
@@ -110,7 +116,7 @@ class TokenProcessorConfig(msgspec.Struct, frozen=True, rename="camel", forbid_u
 
 
 class PreciseIndexParameters(PluginParameters, frozen=True, kw_only=True):
-    """How a precise index is fed, in the words of the newer API."""
+    """The parameters of a precise index, under the names of the newer API."""
 
     token_processor_config: TokenProcessorConfig = TokenProcessorConfig()
     kv_events_config: dict[str, Any] = msgspec.field(default_factory=dict, name="kvEventsConfig")
@@ -119,40 +125,40 @@ class PreciseIndexParameters(PluginParameters, frozen=True, kw_only=True):
     speculative_ttl: str = msgspec.field(default="", name="speculativeTTL")
 
     def __post_init__(self) -> None:
-        """Refuse what is no duration, though it has no effect."""
+        """Raise ValueError for an invalid duration, even though it has no effect."""
         if self.speculative_ttl and not _DURATION.fullmatch(self.speculative_ttl):
             raise ValueError(f"speculativeTTL is {self.speculative_ttl!r}; write 2s or 500ms")
 
 
 class IndexReaderParameters(PluginParameters, frozen=True, kw_only=True):
-    """Of a part that looks at what an index knows."""
+    """The parameters of a plugin that reads prefix matches from an index."""
 
     prefix_match_info_producer_name: str = ""
-    """The index's name. Empty: all that are configured, the longest match of each tier."""
+    """The name of the index; if empty, the longest match per tier of all configured indexes."""
 
 
 class PluginContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What a part may use besides its parameters."""
+    """Everything besides its parameters that a plugin may use."""
 
     name: str
-    """Of this instance."""
+    """The name of this plugin instance."""
     random: Random
     now_s: Callable[[], float]
-    """The time of the decision that is being made."""
+    """Returns the time of the current decision."""
     index: str | None = None
-    """The index that this part looks at; None: all."""
+    """The index that the plugin reads; None for all."""
     tier: str | None = None
-    """The tier that this part looks at; None: any."""
+    """The tier that the plugin reads; None for any."""
     block_tokens: int = 16
-    """Tokens of a block of that index, where the endpoint does not tell its own."""
+    """Tokens per block of that index, for endpoints that do not report their own block size."""
     max_match_tokens: int = 0
-    """More of a prompt is not looked at; 0: no bound."""
+    """Longest part of a prompt that is matched; 0 for no limit."""
 
 
 def find_plugin(plugin_type: str) -> tuple[PluginKind, Any] | None:
-    """The kind and class of `queue-scorer`; None where there is no such part.
+    """Return the kind and class of a plugin such as `queue-scorer`, or None if there is none.
 
-    Imports one module. Raises InvalidSettings where a part is there but cannot be loaded.
+    Imports only that plugin's module. Raises InvalidSettings if the plugin cannot be loaded.
     """
     located = _locate(plugin_type)
     if located is None:
@@ -161,18 +167,18 @@ def find_plugin(plugin_type: str) -> tuple[PluginKind, Any] | None:
     try:
         return kind, plugins.load(kind.value, name)
     except InvalidSettings:
-        if name in plugins.known(kind.value):  # there, but it cannot be loaded
+        if name in plugins.known(kind.value):  # the plugin exists, but its import failed
             raise
         return None
 
 
 def known_plugins() -> list[str]:
-    """Every name that `find` knows, sorted. Imports all parts."""
+    """Return all names that `find_plugin` accepts, sorted. Imports every plugin."""
     return sorted(_type(kind, name) for kind in PluginKind for name in plugins.known(kind.value))
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """`; did you mean 'queue-scorer'?`, or what there is."""
+    """Return a suggestion to append to an error: the closest of `names`, or all of them."""
     there = sorted(names)
     matches = difflib.get_close_matches(str(name), there, n=1)
     if matches:
@@ -181,16 +187,17 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 
 def reads_index(parameters: PluginParameters) -> bool:
-    """Whether a part with these looks at what an index knows of a request's prompt."""
+    """Return True if a plugin with these parameters reads prefix matches from an index."""
     return hasattr(parameters, "prefix_match_info_producer_name")
 
 
 def parameters_of(plugin: Any) -> type[PluginParameters]:
-    """The struct inside a part's class."""
+    """Return the parameter struct of a plugin class. Raises InvalidSettings if it is not one."""
     declared = getattr(plugin, "Parameters", PluginParameters)
     if not (isinstance(declared, type) and issubclass(declared, PluginParameters)):
         raise InvalidSettings(
-            f"{plugin!r}: its Parameters are not kvtier.router.choose.plugins.Parameters"
+            f"{plugin!r}: its Parameters must subclass "
+            "kvtier.router.choose.plugins.PluginParameters"
         )
     return declared
 
@@ -199,7 +206,11 @@ _DETECTOR: Final = "-detector"
 
 
 def _locate(plugin_type: str) -> tuple[PluginKind, str] | None:
-    """Detectors are filters and keep their whole name: `utilization-filter` is another part."""
+    """Split a plugin's name into its kind and module name.
+
+    A detector is a filter that keeps its full name, so `utilization-filter` is not
+    `utilization-detector`.
+    """
     if plugin_type.endswith(_DETECTOR):
         return PluginKind.FILTER, plugin_type.replace("-", "_")
     for kind in PluginKind:

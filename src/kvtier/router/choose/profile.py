@@ -1,12 +1,11 @@
-"""Filter, score, pick: a profile made from what a configuration asks for.
+"""A profile: the filters, scorers and picker that choose a replica for a request.
 
-Why it exists: both servers choose through this one place. `build` makes the parts of a
-configuration, each once, however many profiles use it. A decision belongs to the event loop's
-thread, blocks on nothing and reads no clock. Costs: a few passes over the candidates; see
-docs/reference/router-profile.md for what was measured.
-Invariants: scores are clamped to [0, 1] before they are weighted, weights are not normalised,
-and a part that fails takes part no more in this decision instead of failing the request, in
-whatever it is asked: for scores, for reasons, for headers, to learn.
+`kvtier route` and `kvtier epp` both choose through a profile. A decision runs on the event loop's
+thread; it never blocks and reads no clock. It costs a few passes over the candidates;
+docs/reference/router-profile.md has the measurements.
+Invariants: scores are clamped to [0, 1] before they are weighted, and weights are not normalized.
+A plugin that raises is left out of the operation in question (scoring, filtering, explaining,
+learning, adding headers) and never fails the request.
 """
 
 import logging
@@ -29,7 +28,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class DecisionClock:
-    """The time of the decision that is being made; parts read it, `decide` sets it."""
+    """A clock that shows plugins the time of the current decision; `Profile` sets it."""
 
     __slots__ = ("at_s",)
 
@@ -37,12 +36,12 @@ class DecisionClock:
         self.at_s = 0.0
 
     def now_s(self) -> float:
-        """Of the caller's clock."""
+        """Return the time of the current decision, on the caller's clock."""
         return self.at_s
 
 
 class Profile:
-    """One of a configuration's profiles."""
+    """A profile that chooses replicas with its filters, scorers and picker."""
 
     def __init__(
         self,
@@ -54,9 +53,9 @@ class Profile:
         indexes: Mapping[str, FleetIndex],
         moment: DecisionClock,
     ) -> None:
-        """`indexes`: empty where no part of it looks at any."""
+        """`indexes`: the indexes to query; empty if none of the plugins reads any."""
         self.name = name
-        # One index may go by several names: it is asked once, and hears of a request once.
+        # One index may have several names; it is queried and updated once per request.
         by_identity = {id(index): index for index in indexes.values()}
         self._indexes = list(by_identity.values())
         order = list(by_identity)
@@ -80,22 +79,25 @@ class Profile:
 
     @property
     def headers(self) -> frozenset[str]:
-        """Request headers that its parts read, in lower case; a log has to keep them."""
+        """Names of the request headers that the plugins read, in lower case.
+
+        The decision log keeps these headers, so that a replay can repeat the decision.
+        """
         read = (getattr(one, "headers", ()) for _, one in self._parts)
         return frozenset(header for headers in read for header in headers)
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether any part of it asks an index what endpoints hold of a prompt."""
+        """True if any plugin reads from an index, so that a request's prompt has to be hashed."""
         return bool(self._indexes)
 
     def decide(
         self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float
     ) -> RoutingDecision:
-        """Where `request` goes. Never raises; `chosen` is empty where nobody is left.
+        """Choose a replica for `request`; `chosen` is empty if no candidate is left. Never raises.
 
-        `now_s` is of the clock that `Load.updated_s` is of. Nothing is remembered of the request
-        until `routed`; pickers take their turn.
+        `now_s` is on the same clock as `ReplicaLoad.updated_s`. Indexes and plugins learn nothing
+        of the request before `routed`; only a picker may advance its turn.
         """
         self._moment.at_s = now_s
         decision = RoutingDecision(self.name, request, self._candidates(request, endpoints), now_s)
@@ -116,7 +118,7 @@ class Profile:
     def routed(
         self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
     ) -> None:
-        """`request` has been sent to `chosen`: every index and every part that learns hears it."""
+        """Record that `request` was sent to `chosen`, in all indexes and plugins that learn."""
         self._moment.at_s = decision.now_s
         for index in self._indexes:
             index.routed(request.prompt, chosen.endpoint.name)
@@ -124,10 +126,10 @@ class Profile:
             try:
                 observer.routed(request, decision.candidates, chosen)
             except Exception:
-                self._fails(name, "it learns nothing of this request")
+                self._fails(name, "it does not learn of this request")
 
     def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> dict[str, str]:
-        """What the client has to be told, so that it is recognised next time."""
+        """Return the headers that let plugins recognize the client's next request."""
         headers: dict[str, str] = {}
         for name, one in self._parts:
             if not hasattr(one, "response_headers"):
@@ -135,7 +137,7 @@ class Profile:
             try:
                 headers.update(one.response_headers(request, endpoint))
             except Exception:
-                self._fails(name, "it tells the client nothing")
+                self._fails(name, "its response headers are left out")
         return headers
 
     def _candidates(
@@ -175,7 +177,7 @@ class Profile:
     ) -> list[float]:
         try:
             scores = scorer.score(request, kept)
-            # The last case is NaN, and whatever is below 0.
+            # The final 0.0 covers NaN as well as negative scores.
             clamped = [one if 0.0 <= one <= 1.0 else 1.0 if one > 1.0 else 0.0 for one in scores]
         except Exception:
             self._fails(name)
@@ -198,15 +200,15 @@ class Profile:
         best = max(range(len(kept)), key=totals.__getitem__)
         return [kept[best]]
 
-    def _fails(self, name: str, so: str = "it takes no part in choosing while it does") -> None:
-        """Said once a part and a task: a bug of it, met again with every request."""
-        if (name, so) not in self._failed:
-            self._failed.add((name, so))
-            _LOG.exception("%s failed; %s", name, so)
+    def _fails(self, name: str, effect: str = "it is left out of decisions while it fails") -> None:
+        """Log the current exception once per plugin and effect, not with every request."""
+        if (name, effect) not in self._failed:
+            self._failed.add((name, effect))
+            _LOG.exception("%s failed; %s", name, effect)
 
 
 class _Explained:
-    """A scorer that gives reasons, and gives none where it fails to."""
+    """A scorer with reasons, of which a failing `reason` is logged instead of raised."""
 
     def __init__(self, name: str, scorer: Any, fails: Callable[[str, str], None]) -> None:
         self._name = name
@@ -214,17 +216,17 @@ class _Explained:
         self._fails = fails
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """See Scorer."""
+        """Return the scores of the wrapped scorer."""
         scores: list[float] = self._scorer.score(request, candidates)
         return scores
 
     def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
-        """What it says of a candidate, for people."""
+        """Return the wrapped scorer's explanation of a candidate's score."""
         try:
             return str(self._scorer.reason(request, candidate))
         except Exception:
-            self._fails(self._name, "it gives no reasons")
-            return "no reason is given: it failed"
+            self._fails(self._name, "its reasons are left out")
+            return "no reason: the scorer failed"
 
 
 def _explained(name: str, scorer: Any, fails: Callable[[str, str], None]) -> Scorer:

@@ -1,9 +1,9 @@
-"""A decision as data: what `--explain` prints, a log keeps and `replay` decides again.
+"""Decisions as data, which `--explain` prints, the decision log stores and a replay repeats.
 
-Why it exists: one form for all three, so that what is logged is what was explained. One line of
-JSON a decision. Invariants: a record holds everything that choosing looks at, and of a request's
-headers only those that a part of the profile reads, and the strategy it asks for: no key of an
-API, no prompt.
+All three use one format, so that the log contains what was explained: one line of JSON per
+decision. Invariants: a record contains everything that choosing depends on. Of the request's
+headers it contains only those that a plugin of the profile reads and the requested strategy; it
+never contains an API key or a prompt.
 """
 
 import logging
@@ -20,25 +20,25 @@ from kvtier.router.choose.base import Endpoint, ReplicaLoad
 from kvtier.router.choose.decision import RoutingDecision
 
 STRATEGY: Final = "routing-strategy"
-"""The header of a request that is not decided by the usual profile."""
+"""The request header that names a strategy or profile to use instead of the default one."""
 
 _LOG: Final = logging.getLogger(__name__)
 _BEGINNING: Final = b'{"request_id":"'
 
 
 class RecordedMatch(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one index knew of one endpoint."""
+    """The match that one index reported for one endpoint."""
 
     tokens: Mapping[str, int] = {}
     total: int = 0
 
     def match(self) -> Match:
-        """As the index told it."""
+        """Return the match that the index reported."""
         return Match(self.tokens, self.total)
 
 
 class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An endpoint at the time: every field that `Endpoint` has, and what was made of it."""
+    """An endpoint at the time of a decision: all fields of `Endpoint`, and its scores."""
 
     name: str
     address: str
@@ -49,27 +49,27 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     in_flight_tokens: int = 0
     pending_tokens: int | None = None
     held: Mapping[str, RecordedMatch] = {}
-    """By index."""
+    """Matches by index name."""
     removed_by: str = ""
-    """The filter that took it away."""
+    """The filter that removed the endpoint, if one did."""
     scores: tuple[float, ...] = ()
-    """In the order of the record's scorers; none where a filter took it away."""
+    """Scores in the order of the record's scorers; empty if a filter removed the endpoint."""
     total: float = 0.0
     reasons: Mapping[str, str] = {}
-    """By scorer, of those that have something to say."""
+    """Explanations by scorer, from the scorers that provide them."""
 
     def endpoint(self) -> Endpoint:
-        """As it was."""
+        """Return the endpoint in its recorded state."""
         return Endpoint(**{name: getattr(self, name) for name in Endpoint.__struct_fields__})
 
 
 class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One decision."""
+    """A decision on one request, as it is logged."""
 
     request_id: str
     model: str
     at_s: float
-    """Of the router's clock."""
+    """The time of the decision, on the router's clock."""
     prompt_tokens: int
     unit: Unit = Unit.TOKEN
     max_tokens: int = 0
@@ -77,16 +77,16 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     headers: Mapping[str, str] = {}
     profile: str
     scorers: tuple[tuple[str, float], ...]
-    """Names and weights."""
+    """Names and weights of the scorers."""
     endpoints: tuple[EndpointRecord, ...]
     chosen: tuple[str, ...]
-    """Names: the best, then the fallbacks."""
+    """Names of the chosen endpoints: the best, then the fallbacks."""
 
 
 def record(decision: RoutingDecision, headers: frozenset[str] = frozenset()) -> DecisionRecord:
-    """The decision as it stands; call it before the endpoints change. O(endpoints * scorers).
+    """Return the record of a decision; call this before the endpoints' state changes.
 
-    `headers` are those to keep beside the strategy: `Profile.headers`.
+    `headers`: the request headers to keep besides the strategy, which are `Profile.headers`.
     """
     kept_headers = headers | {STRATEGY}
     request = decision.request
@@ -134,16 +134,16 @@ def record(decision: RoutingDecision, headers: frozenset[str] = frozenset()) -> 
 
 
 def line(made: DecisionRecord) -> bytes:
-    """One line of JSON, its end included."""
+    """Return a record as one line of JSON, with its newline."""
     return msgspec.json.encode(made) + b"\n"
 
 
 def read_records(path: str) -> Iterator[DecisionRecord]:
-    """The records of a file, one at a time; empty lines are passed over.
+    """Yield the records of a file, skipping empty lines.
 
-    A line that begins as a record and is no JSON is left out, with a warning: it was cut, since
-    whoever wrote it was killed, had no room, or is at it.
-    Raises InvalidSettings, with the line, for a file that cannot be read or holds anything else.
+    A line that starts like a record but is not valid JSON is skipped with a warning: it is
+    truncated, because its writer was killed, ran out of space, or is still writing.
+    Raises InvalidSettings with the line number if the file cannot be read or contains other data.
     """
     decoder = msgspec.json.Decoder(DecisionRecord)
     try:
@@ -165,6 +165,6 @@ def _decoded(
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         begins_well = text[: len(_BEGINNING)] == _BEGINNING[: len(text)]
         if begins_well and not isinstance(error, msgspec.ValidationError):
-            _LOG.warning("%s is cut and left out", where)
+            _LOG.warning("%s is truncated and skipped", where)
             return None
-        raise InvalidSettings(f"{where}: no decision: {error}") from error
+        raise InvalidSettings(f"{where}: not a logged decision: {error}") from error

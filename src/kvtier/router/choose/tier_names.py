@@ -1,8 +1,9 @@
-"""Tiers by name and by speed, and how much of a prompt each adds.
+"""Names and order of the tiers, and the tokens that each tier adds to a match.
 
-Why it exists: configurations say `gpu` and `cpu`, or hint at a tier in the name of an index
-(`cpuPrefixProducer`); indexes say `device` and `ram`. Invariant: every part reads a match
-through here, so that a slower tier never counts what a faster one holds already.
+Configurations call tiers `gpu` and `cpu`, or hint at one in the name of an index
+(`cpuPrefixProducer`), while indexes call them `device` and `ram`. Invariant: every plugin reads a
+match through these functions, so that tokens held in a faster tier are not counted again for a
+slower one.
 """
 
 import re
@@ -13,7 +14,7 @@ from kvtier.index.fleet.base import DEVICE, Match
 from kvtier.router.choose.base import Candidate
 
 BY_SPEED: Final = (DEVICE, "ram", "disk", "shared", "objectstore")
-"""From the fastest to the slowest; unknown tiers come after them."""
+"""The known tiers, from the fastest to the slowest; unknown tiers rank behind them."""
 
 _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("gpu", "hbm", "tpu", "xpu"), DEVICE),
@@ -22,26 +23,29 @@ _ALIASES: Final[Mapping[str, str]] = {
     **{name: name for name in BY_SPEED},
 }
 _SAY_OTHER_THINGS: Final = frozenset({"host", "shared"})
-"""`multi-host-scorer` and `shared-prefix-scorer` speak of no tier."""
+"""Words that hint at no tier: consider `multi-host-scorer` and `shared-prefix-scorer`."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _RANK: Final = {tier: rank for rank, tier in enumerate(BY_SPEED)}
 _NOTHING: Final = Match({}, 0)
 
 
 def tier_called(name: str) -> str | None:
-    """`ram` for `cpu` and `ram`; None for nothing. Raises ValueError for an unknown name."""
+    """Return the tier that `name` is an alias of (`ram` for `cpu`); None for an empty name.
+
+    Raises ValueError for an unknown name.
+    """
     if not name:
         return None
     try:
         return _ALIASES[name.lower()]
     except KeyError:
-        raise ValueError(f"{name!r} is no tier; write one of {', '.join(BY_SPEED)}") from None
+        raise ValueError(f"{name!r} is not a tier; write one of {', '.join(BY_SPEED)}") from None
 
 
 def tier_hinted(name: str) -> str | None:
-    """The tier that a name speaks of: `cpuPrefixProducer`, `gpu-prefix-cache-scorer`.
+    """Return the tier that a plugin's name hints at: `ram` for `cpuPrefixProducer`.
 
-    None where it speaks of none, or of several.
+    Returns None if the name hints at no tier or at several.
     """
     words = {word.lower() for word in _WORD.findall(name)}
     tiers = {_ALIASES[word] for word in words - _SAY_OTHER_THINGS if word in _ALIASES}
@@ -49,7 +53,7 @@ def tier_hinted(name: str) -> str | None:
 
 
 def match_of(candidate: Candidate, index: str | None) -> Match:
-    """What `index` knows of the candidate; None: the longest match of each tier, of all."""
+    """Return the candidate's match in `index`; None for the longest match per tier of all."""
     matches = candidate.matches
     if index is not None:
         return matches.get(index, _NOTHING)
@@ -59,7 +63,7 @@ def match_of(candidate: Candidate, index: str | None) -> Match:
 
 
 def tokens_in(match: Match, tier: str | None) -> int:
-    """Tokens held in `tier` or a faster one; None: in any."""
+    """Return the tokens held in `tier` or a faster one; None for any tier."""
     if tier is None:
         return match.best_tokens
     rank = _RANK.get(tier)
@@ -72,7 +76,7 @@ def tokens_in(match: Match, tier: str | None) -> int:
 
 
 def added_tokens(match: Match) -> list[tuple[str, int]]:
-    """From the fastest tier: how many tokens each adds to what faster ones hold."""
+    """Return, from the fastest tier on, the tokens that each adds to what faster tiers hold."""
     tokens = match.tokens
     added = []
     held = known = 0
@@ -92,7 +96,7 @@ def added_tokens(match: Match) -> list[tuple[str, int]]:
 
 
 def longest(matches: Iterable[Match]) -> Match:
-    """The longest match of each tier."""
+    """Return a match with the longest match per tier of all `matches`."""
     tokens: dict[str, int] = {}
     total = 0
     for match in matches:

@@ -1,1 +1,1 @@
-"""EndpointPickerConfig files: reading them, and building profiles and indexes from them."""
+"""EndpointPickerConfig files, and the profiles and indexes that are built from them."""

@@ -1,25 +1,25 @@
-"""Names of the field's plugins that are no scorer, filter or picker here, and why.
+"""Plugins and sections of other endpoint pickers that kvtier ignores or rejects, with reasons.
 
-Why it exists: a configuration that ran elsewhere must load, and say what of it does nothing.
-Invariant: what is ignored changes no choice; what would change choices and is not there is
-refused, with the reason.
+A configuration written for llm-d or the Gateway API Inference Extension must load, and must say
+which of its parts have no effect. Invariant: ignoring a plugin changes no decision; a plugin that
+would change decisions and is not implemented is rejected.
 """
 
 from collections.abc import Mapping
 from typing import Final
 
-_SCRAPED = "kvtier reads the engines' metrics by itself"
-_PARSED = "kvtier reads OpenAI's requests by itself"
-_TOKENS = "how prompts become tokens is decided by kvtier's own settings"
-_COUNTED = "kvtier counts what is in flight by itself"
-_FLOW = "queueing is decided by kvtier's own settings"
+_SCRAPED = "kvtier always scrapes the engines' metrics"
+_PARSED = "kvtier always parses OpenAI requests"
+_TOKENS = "kvtier's own settings determine tokenization"
+_COUNTED = "kvtier always counts the requests in flight"
+_FLOW = "kvtier's own settings determine queueing"
 _LISTED = (
-    "endpoints without Kubernetes are given by --endpoints (kvtier epp) or --replicas "
+    "without Kubernetes, name the endpoints with --endpoints (kvtier epp) or --replicas "
     "(kvtier route)"
 )
 
 SILENT: Final = frozenset({"single-profile-handler"})
-"""What kvtier does anyway."""
+"""Plugins that describe what kvtier does in any case, and are ignored without a warning."""
 
 IGNORED: Final[Mapping[str, str]] = {
     "endpoint-notification-source": _SCRAPED,
@@ -39,9 +39,9 @@ IGNORED: Final[Mapping[str, str]] = {
     "token-producer": _TOKENS,
     "tokenizer": _TOKENS,
     "inflight-load-producer": _COUNTED,
-    "session-id-producer": "session-affinity-scorer reads the header by itself",
-    "destination-endpoint-served-verifier": "who served is counted wherever a gateway tells it",
-    "request-attribute-reporter": "kvtier explains its decisions by itself",
+    "session-id-producer": "session-affinity-scorer reads the header itself",
+    "destination-endpoint-served-verifier": "kvtier counts the served endpoint if it is reported",
+    "request-attribute-reporter": "kvtier has its own explanations of decisions",
     "concurrency-detector": _FLOW,
     "global-strict-fairness-policy": _FLOW,
     "round-robin-fairness-policy": _FLOW,
@@ -57,28 +57,28 @@ IGNORED: Final[Mapping[str, str]] = {
     "eviction-sheddable-filter": _FLOW,
     "sheddable-eviction-filter": _FLOW,
 }
-"""Plugin -> why nothing is lost without it."""
+"""Plugin -> the reason why ignoring it changes no decision."""
 
 UNWEIGHTED: Final = (
-    "prefix-cache-scorer counts all tiers alike; write the weights at a "
-    "precise-prefix-cache-scorer, with this producer as its prefixMatchInfoProducerName"
+    "prefix-cache-scorer counts all tiers alike; set the weights on a "
+    "precise-prefix-cache-scorer whose prefixMatchInfoProducerName is this producer"
 )
-"""Why weights of tiers do nothing at a producer."""
+"""The reason why tier weights of a producer are ignored."""
 
-_APART = "kvtier does not split prefill from decode"
-_PREDICTED = "kvtier has no trained predictor; expected-ttft-scorer reckons from measured rates"
+_DISAGGREGATED = "kvtier does not disaggregate prefill and decode"
+_PREDICTED = "kvtier has no trained predictor; use expected-ttft-scorer, based on measured rates"
 
 REFUSED: Final[Mapping[str, str]] = {
-    "prefill-filter": _APART,
-    "encode-filter": _APART,
-    "pd-profile-handler": _APART,
-    "disagg-profile-handler": _APART,
-    "data-parallel-profile-handler": "give each rank as an endpoint of its own",
-    "disagg-headers-handler": _APART,
-    "prefill-header-handler": _APART,
-    "prefix-based-pd-decider": _APART,
-    "always-disagg-pd-decider": _APART,
-    "always-disagg-multimodal-decider": _APART,
+    "prefill-filter": _DISAGGREGATED,
+    "encode-filter": _DISAGGREGATED,
+    "pd-profile-handler": _DISAGGREGATED,
+    "disagg-profile-handler": _DISAGGREGATED,
+    "data-parallel-profile-handler": "declare each rank as a separate endpoint",
+    "disagg-headers-handler": _DISAGGREGATED,
+    "prefill-header-handler": _DISAGGREGATED,
+    "prefix-based-pd-decider": _DISAGGREGATED,
+    "always-disagg-pd-decider": _DISAGGREGATED,
+    "always-disagg-multimodal-decider": _DISAGGREGATED,
     "latency-scorer": _PREDICTED,
     "predicted-latency-scorer": _PREDICTED,
     "slo-aware-routing": _PREDICTED,
@@ -86,29 +86,29 @@ REFUSED: Final[Mapping[str, str]] = {
     "predicted-latency-producer": _PREDICTED,
     "slo-headroom-tier-filter": _PREDICTED,
     "latency-slo-admitter": _PREDICTED,
-    "kv-cache-scorer": "write kv-cache-utilization-scorer",
-    "low-queue-filter": "write utilization-detector",
-    "least-queue-filter": "write queue-scorer",
-    "least-kv-cache-filter": "write kv-cache-utilization-scorer",
-    "decision-tree-filter": "write its filters into the profile, one after the other",
-    "session-affinity-filter": "write session-affinity-scorer, with a large weight",
+    "kv-cache-scorer": "use kv-cache-utilization-scorer",
+    "low-queue-filter": "use utilization-detector",
+    "least-queue-filter": "use queue-scorer",
+    "least-kv-cache-filter": "use kv-cache-utilization-scorer",
+    "decision-tree-filter": "list its filters in the profile, one after the other",
+    "session-affinity-filter": "use session-affinity-scorer with a large weight",
     "header-based-testing-filter": "start with --test-endpoint-selection",
     "probabilistic-admitter": "requests below priority 0 are shed while the fleet is saturated",
-    "burst-prefix-cache-producer": "write approx-prefix-cache-producer",
-    "header-profile-handler": "write one profile: the first is used",
-    "by-label": "write label-selector-filter",
-    "by-label-selector": "write label-selector-filter",
-    "utilization-filter": "write utilization-detector",
+    "burst-prefix-cache-producer": "use approx-prefix-cache-producer",
+    "header-profile-handler": "keep one profile; the first one is used",
+    "by-label": "use label-selector-filter",
+    "by-label-selector": "use label-selector-filter",
+    "utilization-filter": "use utilization-detector",
 }
-"""Plugin -> why it is not there, or what to write."""
+"""Plugin -> the reason why it is rejected, or what to use instead."""
 
 SECTIONS: Final[Mapping[str, str]] = {
-    "featureGates": "none of them changes what kvtier does",
+    "featureGates": "kvtier has no feature gates",
     "dataLayer": f"{_SCRAPED}; {_LISTED}",
     "data": _SCRAPED,
     "flowControl": _FLOW,
     "requestHandler": _PARSED,
-    "saturationDetector": "a utilization-detector that is declared says when the fleet is full",
+    "saturationDetector": "declare a utilization-detector to set when the fleet is saturated",
     "parser": _PARSED,
 }
-"""Sections of the file that do nothing here, and why."""
+"""Section of the file -> the reason why it is ignored."""

@@ -1,8 +1,9 @@
-"""GaugeNames of gauges from a configuration: `core-metrics-extractor` and `metrics-data-source`.
+"""Metric names in a configuration: `core-metrics-extractor` and `metrics-data-source`.
 
-Why it exists: pickers of llm-d take no flags for them any more but a list of engines in the file.
-Invariant: what is said about waiting, running and the KV cache is looked for before the usual
-names, whatever a pod's label says of its engine; what else is said is read by the usual names.
+Newer versions of llm-d's endpoint picker configure the engines' metric names in the file instead
+of by flags. Invariant: the names given for waiting requests, running requests and KV cache usage
+are tried before the default ones, whatever a pod's label says about its engine; all other metrics
+are read under their default names.
 """
 
 from typing import Any, Final, Literal
@@ -17,7 +18,7 @@ SOURCE: Final = "metrics-data-source"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One of `engineConfigs`, in the words of the field."""
+    """An entry of `engineConfigs`: the metric names of one engine."""
 
     name: str
     waiting: str = msgspec.field(default="", name="queuedRequestsSpec")
@@ -33,18 +34,21 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class CoreMetricsExtractor(PluginParameters, frozen=True, kw_only=True):
-    """Of `core-metrics-extractor`. Labels are not looked at: a replica has the names it has."""
+    """The parameters of `core-metrics-extractor`.
+
+    Engine labels are ignored: the first name that a replica exposes is used.
+    """
 
     engine_label_key: str = ""
     default_engine: str = ""
     engine_configs: tuple[EngineConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what is no metric."""
+        """Raise ValueError for an invalid metric name."""
         self.named(GaugeNames())
 
     def named(self, usual: GaugeNames) -> GaugeNames:
-        """`usual` with these names before them; raises ValueError."""
+        """Return `usual` with the configured names in front. Raises ValueError."""
         waiting, running, usage = usual.waiting, usual.running, usual.usage
         for engine in reversed(self.engine_configs):
             waiting = prepend(engine.waiting or None, waiting)
@@ -54,7 +58,10 @@ class CoreMetricsExtractor(PluginParameters, frozen=True, kw_only=True):
 
 
 class MetricsDataSource(PluginParameters, frozen=True, kw_only=True):
-    """Of `metrics-data-source`: where metrics are. Certificates and the pace are kvtier's own."""
+    """The parameters of `metrics-data-source`, of which only the path has an effect.
+
+    Certificates and the scrape interval follow kvtier's own settings.
+    """
 
     scheme: Literal["http"] = "http"
     path: str = "/metrics"
@@ -66,12 +73,12 @@ class MetricsDataSource(PluginParameters, frozen=True, kw_only=True):
     interval: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what is no path."""
+        """Raise ValueError unless the path is absolute."""
         if not self.path.startswith("/"):
             raise ValueError(f"path is {self.path!r}; write /metrics")
 
     def named(self, usual: GaugeNames) -> GaugeNames:
-        """`usual`, there."""
+        """Return `usual` with the configured path."""
         return msgspec.structs.replace(usual, path=self.path)
 
 
@@ -79,4 +86,4 @@ METRICS_PLUGINS: Final[dict[str, type[CoreMetricsExtractor] | type[MetricsDataSo
     EXTRACTOR: CoreMetricsExtractor,
     SOURCE: MetricsDataSource,
 }
-"""Plugins whose parameters are read, though they are no part of choosing."""
+"""Plugins that configure metrics rather than choosing, with their parameters."""

@@ -1,8 +1,17 @@
-"""Which indexes a configuration asks for, as data, and how an estimated one is made of it.
+"""The indexes that a configuration declares, and the index and tier that each plugin reads.
 
-Why it exists: the older API hides an index in each `prefix-cache-scorer`, the newer one names
-producers; both become the same list. Invariant: sizes are in tokens once they leave here. A
-capacity in blocks means blocks of the size beside it, never of another.
+The older API declares an index implicitly with each `prefix-cache-scorer`, and the newer one names
+producers; both result in the same list of `IndexSpec`. Invariant: a capacity in blocks always
+refers to the block size in the same struct, and indexes are sized in tokens.
+
+The wiring rules:
+
+* A plugin that names a producer reads that index.
+* A `prefix-cache-scorer` that names none has an index of its own in the older API; in the newer
+  one it reads the unnamed producer `approx-prefix-cache-producer`, which exists implicitly.
+* Any other plugin that names none reads all indexes.
+* A plugin's tier is its parameter `tier`, else the one that its name hints at, else its index's.
+* An index whose name hints at no tier has the tier of the plugins that read it, if they agree.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,31 +38,31 @@ CHARACTERS_A_TOKEN: Final = 4
 
 
 class IndexSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One index that parts look at."""
+    """An index that plugins read."""
 
     name: str
     source: Source | None = None
-    """None: precise where the replicas publish events, else estimated."""
+    """None for precise where replicas publish events, and estimated elsewhere."""
     tier: str | None = None
-    """The tier it estimates; None: all that the replicas report."""
+    """The tier that is estimated; None for all tiers that the replicas report."""
     autotune: bool = True
-    """Block size and capacities follow the replicas' metrics where they have any."""
+    """True if block size and capacities follow the replicas' metrics, where there are any."""
     block_tokens: int = BLOCK_TOKENS
     capacity_blocks: int = 31_250
-    """Of a replica's tier, where it is not autotuned or no metric tells it."""
+    """Capacity of a replica's tier, if it is not autotuned or no metric reports it."""
     max_match_tokens: int = 0
-    """More of a prompt is not looked at; 0: no bound."""
+    """Longest part of a prompt that is matched; 0 for no limit."""
     events: Mapping[str, Any] = {}
-    """`kvEventsConfig` of a precise producer, as written."""
+    """`kvEventsConfig` of a precise producer, unchanged."""
 
     @property
     def capacity_tokens(self) -> int:
-        """The capacity in the unit of `FleetIndex.resize`."""
+        """The capacity in tokens, the unit of `FleetIndex.resize`."""
         return self.capacity_blocks * self.block_tokens
 
 
 def estimated_spec(name: str, sizing: EstimatedIndexParameters) -> IndexSpec:
-    """An index of its own, as `prefix-cache-scorer` or a producer describes it."""
+    """Return the spec of an estimated index from the parameters of a scorer or producer."""
     characters = sizing.hash_block_size or sizing.block_size
     block_tokens = sizing.block_size_tokens or -(-characters // CHARACTERS_A_TOKEN)
     block_tokens = block_tokens or BLOCK_TOKENS
@@ -70,7 +79,7 @@ def estimated_spec(name: str, sizing: EstimatedIndexParameters) -> IndexSpec:
 
 
 def precise_spec(name: str, parameters: PreciseIndexParameters) -> IndexSpec:
-    """An index that follows the replicas' events."""
+    """Return the spec of an index that follows the replicas' KV events."""
     processor = parameters.token_processor_config
     return IndexSpec(
         name=name,
@@ -81,7 +90,7 @@ def precise_spec(name: str, parameters: PreciseIndexParameters) -> IndexSpec:
 
 
 def build_estimated(spec: IndexSpec) -> EstimatedIndex:
-    """The index, empty. One that is not autotuned does not listen to `resize`."""
+    """Return an empty index for `spec`; unless it is autotuned, it ignores `resize`."""
     tier = spec.tier or DEVICE
     follows = None if spec.tier is None else (tier,)
     return EstimatedIndex(
@@ -93,11 +102,15 @@ def build_estimated(spec: IndexSpec) -> EstimatedIndex:
 
 _PREFIX_SCORER: Final = "prefix-cache-scorer"
 DEFAULT_INDEX: Final = "prefix"
-"""The index that is made where parts want one and none is configured."""
+"""The name of the index that is created if plugins read one and none is configured."""
 
 
 class IndexWiring:
-    """Grows while plugins are declared; then answers. `newer`: the newer API."""
+    """The assignment of indexes and tiers to plugins.
+
+    All producers and plugins have to be added before `index_and_tier` or `specs` is called.
+    `newer`: the file uses the newer API.
+    """
 
     def __init__(self, *, newer: bool) -> None:
         self._newer = newer
@@ -109,17 +122,17 @@ class IndexWiring:
         APPROXIMATE: EstimatedIndexParameters,
         PRECISE: PreciseIndexParameters,
     }
-    """Plugins that are indexes, and their parameters."""
+    """Plugin types that declare an index, with their parameters."""
 
     def add_producer(self, name: str, parameters: PluginParameters) -> None:
-        """A producer."""
+        """Add the index that a producer plugin declares."""
         if isinstance(parameters, EstimatedIndexParameters):
             self._specs[name] = estimated_spec(name, parameters)
         elif isinstance(parameters, PreciseIndexParameters):
             self._specs[name] = precise_spec(name, parameters)
 
     def add_plugin(self, name: str, plugin_type: str, parameters: PluginParameters) -> None:
-        """A part that may hold an index of its own."""
+        """Add a plugin, and the index that it declares implicitly, if it does."""
         if not reads_index(parameters):
             return
         self._wanted = True
@@ -136,7 +149,10 @@ class IndexWiring:
     def index_and_tier(
         self, name: str, parameters: PluginParameters, where: str
     ) -> tuple[str | None, str | None]:
-        """The index and the tier of a part, None for any; raises InvalidSettings."""
+        """Return the index and tier that a plugin reads, each None for any.
+
+        Raises InvalidSettings if the plugin names an index that does not exist.
+        """
         if name not in self._scorers:
             return None, None
         index = self._index(name, parameters, where)
@@ -149,7 +165,7 @@ class IndexWiring:
         return index, tier
 
     def specs(self, looks: Iterable[tuple[str | None, str | None]]) -> dict[str, IndexSpec]:
-        """All of them; `looks` is what `looks_at` told of every part."""
+        """Return all indexes; `looks` holds the results of `index_and_tier` for all plugins."""
         if not self._specs and self._wanted:
             self._specs[DEFAULT_INDEX] = IndexSpec(name=DEFAULT_INDEX)
         specs = dict(self._specs)
@@ -163,11 +179,11 @@ class IndexWiring:
     def _index(self, name: str, parameters: PluginParameters, where: str) -> str | None:
         wanted = _named(parameters)
         asked = [name]
-        while wanted in self._scorers:  # the older API names the scorer that has the index
+        while wanted in self._scorers:  # in the older API, plugins name the scorer with the index
             asked.append(wanted)
             if wanted in asked[:-1]:
                 raise InvalidSettings(
-                    f"{where}: {' looks at '.join(asked)}, and none of them has an index; "
+                    f"{where}: {' -> '.join(asked)}: none of these plugins has an index; "
                     "name a producer"
                 )
             name, parameters = wanted, self._scorers[wanted]
@@ -175,7 +191,7 @@ class IndexWiring:
         if wanted:
             if wanted not in self._specs:
                 raise InvalidSettings(
-                    f"{where}: {name} looks at {wanted!r}, which no producer is called"
+                    f"{where}: {name} reads the index {wanted!r}, but there is no such producer"
                     f"{nearest(wanted, self._specs)}"
                 )
             return wanted
@@ -189,7 +205,7 @@ class IndexWiring:
 
 
 def _named(parameters: PluginParameters) -> str:
-    """The producer or scorer that a part names; empty for none."""
+    """Return the producer or scorer that a plugin names, or an empty string."""
     return (
         getattr(parameters, "prefix_match_info_producer_name", "")
         or getattr(parameters, "prefix_plugin_name", "")
@@ -198,7 +214,7 @@ def _named(parameters: PluginParameters) -> str:
 
 
 def _sized(parameters: EstimatedIndexParameters) -> bool:
-    """Whether it says how large its index is, which only an index of its own can be."""
+    """Return True if the parameters size an index, which implies an index of the plugin's own."""
     return any(
         getattr(parameters, field.name) != field.default
         for field in msgspec.structs.fields(EstimatedIndexParameters)

@@ -1,9 +1,9 @@
-"""AIBrix's routing strategies, and the balancers of other routers, as profiles.
+"""Profiles built from a configuration, and the built-in routing strategies.
 
-Why it exists: the header `routing-strategy` of a request names one. They are an
-EndpointPickerConfig like any other and look at whatever indexes the fleet has. What differs from
-AIBrix: `throughput` goes by tokens in flight and `least-latency` by the expected seconds to the
-first token, where AIBrix goes by averages of the past.
+A request can name a routing strategy in its header `routing-strategy`. The strategies are those of
+AIBrix and common load-balancing policies, written as an EndpointPickerConfig, and they read
+whatever indexes the fleet has. Unlike in AIBrix, `throughput` depends on the tokens in flight and
+`least-latency` on the expected time to first token, instead of past averages.
 """
 
 from collections.abc import Mapping
@@ -50,14 +50,14 @@ schedulingProfiles:
 
 
 def strategies_configuration() -> Configuration:
-    """All of them, a profile each."""
+    """Return the configuration of the built-in strategies, with one profile each."""
     return parse_configuration(STRATEGIES, "the routing strategies")
 
 
 def build_strategies(
     indexes: Mapping[str, FleetIndex], seed: int = 0, *, keeps_matches: bool = False
 ) -> dict[str, Profile]:
-    """All of them by name, over the indexes that the fleet's own profiles use; see `build`."""
+    """Return the built-in strategies by name, on the given indexes; see `build_profiles`."""
     return build_profiles(strategies_configuration(), indexes, seed, keeps_matches=keeps_matches)
 
 
@@ -68,12 +68,13 @@ def build_profiles(
     *,
     keeps_matches: bool = False,
 ) -> dict[str, Profile]:
-    """Every profile of a configuration, by name; the first is the default.
+    """Return the profiles of a configuration by name; the first one is the default.
 
-    `indexes` holds those that `configuration.indexes` asks for, and may hold more: parts that
-    name none look at all. A profile of which no part looks at any asks and tells none of them,
-    unless `keeps_matches` wants to know of every decision what was held. Raises InvalidSettings
-    where an index is missing.
+    Each plugin is instantiated once, however many profiles use it. `indexes` has to contain the
+    ones in `configuration.indexes` and may contain more; plugins that name no index read all.
+    A profile without a plugin that reads an index neither queries nor updates them, unless
+    `keeps_matches` asks for the matches in every decision. Raises InvalidSettings if an index is
+    missing or a plugin rejects its parameters.
     """
     missing = [
         name

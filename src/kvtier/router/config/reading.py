@@ -1,9 +1,9 @@
-"""EndpointPickerConfig, read as it is: both generations of its API, alone or inside Helm values.
+"""Reading an EndpointPickerConfig of either API generation, alone or inside Helm values.
 
-Why it exists: whoever comes from llm-d or the Gateway API Inference Extension keeps their file.
-Invariants: an unknown plugin or parameter is an error that names file and line, with the nearest
-name; a section or plugin that does nothing here is a warning that says so; what comes out is
-data, and making parts from it (`profile.build`) cannot fail for the file's sake.
+Configurations written for llm-d or the Gateway API Inference Extension can be used unchanged.
+Invariants: an unknown plugin or parameter is an error that names file, line and the closest known
+name; a section or plugin without effect causes a warning. The result is validated data, from which
+`profiles.build_profiles` instantiates the plugins.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ import msgspec
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.choose import plugins
-from kvtier.router.config import compatibility as field
-from kvtier.router.config import gauges as engines
+from kvtier.router.config import compatibility
+from kvtier.router.config import gauges as metrics
 from kvtier.router.config.indexes import IndexSpec, IndexWiring
 from kvtier.router.config.sections import KIND, ConfigSection, extract
 from kvtier.router.learn.gauges import GaugeNames
 from kvtier.settings.document import Document, parse_document, read_document
 
 VERSIONS: Final = ("inference.networking.x-k8s.io/v1alpha1", "llm-d.ai/v1alpha1")
-"""Of the API: the older and the newer generation."""
+"""The supported API versions: the older and the newer generation."""
 
 DEFAULT: Final = """\
 apiVersion: llm-d.ai/v1alpha1
@@ -33,21 +33,21 @@ schedulingProfiles:
   plugins:
   - pluginRef: expected-ttft-scorer
 """
-"""What chooses where no file is given."""
+"""The configuration that is used if no file is given."""
 
 _EXAMPLE: Final = f"kind: {KIND}"
 
 IMPLIED_PICKER: Final = "(max-score-picker)"
-"""The picker where none is declared; nobody would call a plugin so."""
+"""The name of the implied picker; the parentheses keep it distinct from declared plugins."""
 
 _ONLY: Final = "default"
-"""The profile of a file that has none."""
+"""The name of the implied profile of a file that declares none."""
 
-_TOP: Final = ("apiVersion", "kind", "plugins", "schedulingProfiles", *field.SECTIONS)
+_TOP: Final = ("apiVersion", "kind", "plugins", "schedulingProfiles", *compatibility.SECTIONS)
 
 
 class PluginSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One instance of a scorer, filter or picker, not yet made."""
+    """A declared scorer, filter or picker that has not been instantiated."""
 
     type: str
     name: str
@@ -56,24 +56,24 @@ class PluginSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The class."""
     parameters: plugins.PluginParameters
     index: str | None
-    """None: it looks at all, or at none."""
+    """The index that the plugin reads; None for all of them or none."""
     tier: str | None
     where: str
-    """File and line."""
+    """The file and line of the declaration."""
 
 
 class ProfileSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """GaugeNames of plugins, in the order of the file."""
+    """A profile as a list of plugin names, in the order of the file."""
 
     name: str
     filters: tuple[str, ...]
     scorers: tuple[tuple[str, float], ...]
-    """With their weights."""
+    """Names and weights."""
     picker: str
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file asks for."""
+    """The content of an EndpointPickerConfig."""
 
     path: str
     plugins: Mapping[str, PluginSpec]
@@ -81,20 +81,23 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """The first is the default."""
     indexes: Mapping[str, IndexSpec]
     warnings: tuple[str, ...]
-    """What does nothing here, with file and line."""
+    """Messages about plugins and sections without effect, with file and line."""
     gauges: GaugeNames = GaugeNames()
-    """Of the replicas' metrics."""
+    """Names of the replicas' metrics."""
 
 
 def read_configuration(path: str | None, flag: str = "--profile") -> Configuration:
-    """The file's that `flag` names, or the default's for None. Raises InvalidSettings."""
+    """Read the configuration in the file `path`, given by `flag`; None for the default one.
+
+    Raises InvalidSettings.
+    """
     if path is None:
         return parse_configuration(DEFAULT, "the default profile")
     return _configuration(extract(read_document(path, flag, _EXAMPLE)))
 
 
 def parse_configuration(text: str, path: str) -> Configuration:
-    """As `read_configuration`, of a text; `path` is its name in errors."""
+    """Read a configuration from a string; errors name it `path`. Raises InvalidSettings."""
     return _configuration(extract(parse_document(text, path, example=_EXAMPLE)))
 
 
@@ -104,12 +107,12 @@ def _configuration(document: Document) -> Configuration:
     version = top.text("apiVersion")
     if version not in VERSIONS:
         raise InvalidSettings(
-            f"{top.where('apiVersion')}: {version!r} is no version of EndpointPickerConfig"
+            f"{top.where('apiVersion')}: unknown version {version!r} of EndpointPickerConfig"
             f"{plugins.nearest(version, VERSIONS)}"
         )
     warnings = [
         f"{top.where(name)}: {name} is ignored: {why}"
-        for name, why in field.SECTIONS.items()
+        for name, why in compatibility.SECTIONS.items()
         if name in top.data
     ]
     wiring = IndexWiring(newer=version == VERSIONS[1])
@@ -120,7 +123,7 @@ def _configuration(document: Document) -> Configuration:
         gauges = _named(section, gauges)
         if name in declared:
             raise InvalidSettings(
-                f"{section.at}: a second plugin called {name!r}; give it a name of its own"
+                f"{section.at}: a second plugin named {name!r}; give it a unique name"
             )
         declared[name] = plugin
     profiles = _profiles(top, declared, warnings)
@@ -138,7 +141,7 @@ def _configuration(document: Document) -> Configuration:
 
 
 class _Declared(msgspec.Struct, frozen=True):
-    """A plugin whose index may be declared further down in the file."""
+    """A plugin whose index is still unresolved, as it may be declared later in the file."""
 
     type: str
     kind: plugins.PluginKind
@@ -147,7 +150,7 @@ class _Declared(msgspec.Struct, frozen=True):
     where: str
 
     def resolved(self, name: str, wiring: IndexWiring) -> PluginSpec:
-        """With the index and tier that it looks at."""
+        """Return the plugin's spec, with the index and tier that it reads."""
         index, tier = wiring.index_and_tier(name, self.parameters, self.where)
         return PluginSpec(
             type=self.type,
@@ -164,17 +167,17 @@ class _Declared(msgspec.Struct, frozen=True):
 def _declare(
     section: ConfigSection, wiring: IndexWiring, warnings: list[str]
 ) -> tuple[str, _Declared | None]:
-    """One of `plugins`; None for what is no part of choosing."""
+    """Read one entry of `plugins`: its name, and None if it does not take part in choosing."""
     section.only(("type", "name", "parameters"))
     plugin_type = section.text("type")
     name = section.text("name", plugin_type)
     where = section.where("type")
-    if plugin_type in field.SILENT:
+    if plugin_type in compatibility.SILENT:
         return name, None
-    if plugin_type in engines.METRICS_PLUGINS:
+    if plugin_type in metrics.METRICS_PLUGINS:
         return name, None
-    if plugin_type in field.IGNORED:
-        warnings.append(f"{where}: {plugin_type} is ignored: {field.IGNORED[plugin_type]}")
+    if plugin_type in compatibility.IGNORED:
+        warnings.append(f"{where}: {plugin_type} is ignored: {compatibility.IGNORED[plugin_type]}")
         return name, None
     producer = wiring.producers.get(plugin_type)
     if producer is not None:
@@ -183,21 +186,21 @@ def _declare(
         if isinstance(given, plugins.PreciseIndexParameters) and given.indexer_config.backends:
             warnings.append(
                 f"{section.where('parameters', 'indexerConfig', 'kvCacheBackendConfigs')}: "
-                f"kvCacheBackendConfigs is ignored: {field.UNWEIGHTED}"
+                f"kvCacheBackendConfigs is ignored: {compatibility.UNWEIGHTED}"
             )
         return name, None
-    if plugin_type in field.REFUSED:
+    if plugin_type in compatibility.REFUSED:
         raise InvalidSettings(
-            f"{where}: {plugin_type} is not supported: {field.REFUSED[plugin_type]}"
+            f"{where}: {plugin_type} is not supported: {compatibility.REFUSED[plugin_type]}"
         )
     found = plugins.find_plugin(plugin_type)
     if found is None:
         names = [
             *plugins.known_plugins(),
             *wiring.producers,
-            *field.SILENT,
-            *field.IGNORED,
-            *engines.METRICS_PLUGINS,
+            *compatibility.SILENT,
+            *compatibility.IGNORED,
+            *metrics.METRICS_PLUGINS,
         ]
         raise InvalidSettings(
             f"{where}: unknown plugin {plugin_type!r}{plugins.nearest(plugin_type, names)}"
@@ -209,8 +212,8 @@ def _declare(
 
 
 def _named(section: ConfigSection, gauges: GaugeNames) -> GaugeNames:
-    """`gauges`, and what this plugin calls some of them."""
-    read = engines.METRICS_PLUGINS.get(section.text("type"))
+    """Return `gauges` with the names that this plugin gives to some of them."""
+    read = metrics.METRICS_PLUGINS.get(section.text("type"))
     return gauges if read is None else section.parameters(read).named(gauges)
 
 
@@ -218,20 +221,20 @@ def _implied_picker() -> _Declared:
     found = plugins.find_plugin("max-score-picker")
     assert found is not None
     kind, plugin = found
-    return _Declared("max-score-picker", kind, plugin, plugin.Parameters(), "no file")
+    return _Declared("max-score-picker", kind, plugin, plugin.Parameters(), "the implied picker")
 
 
 def _profiles(
     top: ConfigSection, declared: Mapping[str, _Declared | None], warnings: list[str]
 ) -> Mapping[str, ProfileSpec]:
-    """By name; without any, one of all that is declared, each scorer of weight 1."""
+    """Read the profiles by name; a file without any has one of all plugins, with weights of 1."""
     if not top.data.get("schedulingProfiles"):
         return {_ONLY: _everything(declared)}
     profiles: dict[str, ProfileSpec] = {}
     for section in top.items("schedulingProfiles"):
         profile = _profile(section, declared, warnings)
         if profile.name in profiles:
-            raise InvalidSettings(f"{section.at}: a second profile called {profile.name!r}")
+            raise InvalidSettings(f"{section.at}: a second profile named {profile.name!r}")
         profiles[profile.name] = profile
     return profiles
 
@@ -250,7 +253,7 @@ def _of(kind: plugins.PluginKind, declared: Mapping[str, _Declared | None]) -> l
 
 
 def _implied(declared: Mapping[str, _Declared | None]) -> str:
-    """The picker of a profile that names none: the one that is declared, else our own."""
+    """Return the picker of a profile that names none: the first declared one or the implied one."""
     return next(iter(_of(plugins.PluginKind.PICKER, declared)), IMPLIED_PICKER)
 
 
@@ -266,7 +269,7 @@ def _profile(
         name = row.text("pluginRef")
         if name not in declared:
             raise InvalidSettings(
-                f"{row.where('pluginRef')}: no plugin is called {name!r}"
+                f"{row.where('pluginRef')}: there is no plugin named {name!r}"
                 f"{plugins.nearest(name, declared)}"
             )
         weight = row.number("weight", 1.0)
@@ -276,19 +279,20 @@ def _profile(
         if plugin.kind is plugins.PluginKind.SCORER:
             if name in dict(scorers):
                 raise InvalidSettings(
-                    f"{row.where('pluginRef')}: {name} is in this profile twice; add up its weights"
+                    f"{row.where('pluginRef')}: {name} is in this profile twice; add up the weights"
                 )
             scorers.append((name, weight))
             continue
         if "weight" in row.data:
-            warnings.append(f"{row.where('weight')}: weight is ignored: {name} is no scorer")
+            warnings.append(f"{row.where('weight')}: weight is ignored: {name} is not a scorer")
         if plugin.kind is plugins.PluginKind.FILTER:
             filters.append(name)
         else:
             pickers.append(name)
         if len(pickers) > 1:
             raise InvalidSettings(
-                f"{row.where('pluginRef')}: {name} is a second picker; keep {pickers[0]} or it"
+                f"{row.where('pluginRef')}: {name} is a second picker; "
+                f"keep only one of {pickers[0]} and {name}"
             )
     return ProfileSpec(
         name=section.text("name"),

@@ -1,7 +1,8 @@
-"""A mapping of a document, with the lines to name in errors.
+"""Access to the sections of an EndpointPickerConfig, with errors that name file and line.
 
-Why it exists: every place of an EndpointPickerConfig is read in the same few ways, and each of
-them can be wrong in a way that has a line. Everything raises InvalidSettings.
+`extract` finds the EndpointPickerConfig in a file, which may be embedded in Helm values
+(`pluginsCustomConfig`) or a ConfigMap. `ConfigSection` reads one mapping of it. Both raise
+InvalidSettings. Invariant: line numbers are those of the file that was opened.
 """
 
 import math
@@ -23,22 +24,22 @@ _REQUIRED: Final = "\0"
 
 
 class ConfigSection:
-    """`data` stands at `path` of the document. Raises InvalidSettings where it is no mapping."""
+    """A mapping at `path` of a document. Raises InvalidSettings if `data` is not a mapping."""
 
     def __init__(self, document: Document, path: KeyPath, data: object) -> None:
         self._document = document
         self._path = path
         if not isinstance(data, Mapping):
-            raise InvalidSettings(f"{document.where(path)}: {data!r} is no mapping of keys")
+            raise InvalidSettings(f"{document.where(path)}: {data!r} is not a mapping")
         self.data: Mapping[str, Any] = data
 
     @property
     def at(self) -> str:
-        """File and line."""
+        """The section's file and line."""
         return self._document.where(self._path)
 
     def where(self, *keys: str) -> str:
-        """File and line of what is deepest of `keys` and is there."""
+        """Return the file and line of the deepest existing element along the path `keys`."""
         for end in range(len(keys), 0, -1):
             path = (*self._path, *keys[:end])
             if path in self._document.lines:
@@ -46,7 +47,7 @@ class ConfigSection:
         return self.at
 
     def only(self, names: Iterable[str]) -> None:
-        """Refuse other keys."""
+        """Raise InvalidSettings if the section has keys other than `names`."""
         known = tuple(names)
         for key in self.data:
             if key not in known:
@@ -55,7 +56,7 @@ class ConfigSection:
                 )
 
     def text(self, name: str, default: str = _REQUIRED) -> str:
-        """A text that is not empty."""
+        """Return a non-empty string; it is required unless there is a default."""
         value = self.data.get(name, default)
         if value is _REQUIRED:
             raise InvalidSettings(f"{self.at}: {name} is missing")
@@ -64,7 +65,7 @@ class ConfigSection:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A number of 0 or more."""
+        """Return a finite number of 0 or more."""
         value = self.data.get(name, default)
         if (
             not isinstance(value, int | float)
@@ -77,17 +78,17 @@ class ConfigSection:
         return float(value)
 
     def items(self, name: str) -> list["ConfigSection"]:
-        """The mappings of a list that has one at least."""
+        """Return the mappings in a non-empty list."""
         value = self.data.get(name)
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-            raise InvalidSettings(f"{self.where(name)}: {name} has to be a list of one or more")
+            raise InvalidSettings(f"{self.where(name)}: {name} must be a non-empty list")
         return [
             ConfigSection(self._document, (*self._path, name, str(place)), item)
             for place, item in enumerate(value)
         ]
 
     def parameters(self, struct: type[_P]) -> _P:
-        """`parameters`, as the plugin declares them; None is nothing set."""
+        """Return the subsection `parameters` as a plugin's struct; it may be absent or null."""
         given = self.data.get("parameters")
         below = ConfigSection(
             self._document, (*self._path, "parameters"), {} if given is None else given
@@ -107,7 +108,7 @@ class ConfigSection:
                 )
 
     def _complaint(self, message: str, struct: type[PluginParameters]) -> str:
-        """A message of msgspec, with the line of the path that it ends with."""
+        """Return an error message of msgspec with the file and line of the path it contains."""
         found = _AT.match(message)
         what, path = (found["what"], found["path"] or "") if found else (message, "")
         keys = [key or place for key, place in _STEP.findall(path)]
@@ -117,7 +118,7 @@ class ConfigSection:
 
 
 def _names(struct: type[PluginParameters], keys: Sequence[str]) -> list[str]:
-    """What may stand at `keys` of the parameters, as far as structs go."""
+    """Return the field names of the struct at `keys` within the parameters."""
     at: Any = msgspec.inspect.type_info(struct)
     for key in keys:
         if isinstance(at, msgspec.inspect.StructType):
@@ -129,23 +130,26 @@ def _names(struct: type[PluginParameters], keys: Sequence[str]) -> list[str]:
 
 KIND: Final = "EndpointPickerConfig"
 _CHOICE: Final = "pluginsConfigFile"
-"""Names the text to use, where Helm values hold several."""
+"""The Helm value that names the embedded text to use, if there are several."""
 
 
 def extract(document: Document) -> Document:
-    """The document itself, or the one inside it. Raises InvalidSettings."""
+    """Return the document itself if it is an EndpointPickerConfig, or the one embedded in it.
+
+    Raises InvalidSettings if there is none, or more than one without a choice between them.
+    """
     if document.data.get("kind") == KIND:
         return document
     texts = {
         path: text for path, text in _leaves(document.data, ()) if KIND in text and "\n" in text
     }
     if not texts:
-        raise InvalidSettings(f"{document.path}: there is no `kind: {KIND}` in it")
+        raise InvalidSettings(f"{document.path}: contains no `kind: {KIND}`")
     path = _chosen(document, texts)
-    # A block of text (`name: |`) begins on the line after its key.
+    # A block scalar (`name: |`) starts on the line after its key.
     inner = parse_document(texts[path], document.path, document.lines[path] + 1)
     if inner.data.get("kind") != KIND:
-        raise InvalidSettings(f"{document.where(path)}: the text is no `kind: {KIND}`")
+        raise InvalidSettings(f"{document.where(path)}: the text is not of `kind: {KIND}`")
     return inner
 
 
@@ -155,14 +159,14 @@ def _chosen(document: Document, texts: Mapping[KeyPath, str]) -> KeyPath:
     if not paths:
         name, path = next(iter(named.items()))
         raise InvalidSettings(
-            f"{document.where(path)}: {_CHOICE} is {name!r}, and no text is called so"
+            f"{document.where(path)}: {_CHOICE} is {name!r}, but there is no such text"
             f"{nearest(name, [path[-1] for path in texts])}"
         )
     if len(paths) != 1:
         names = ", ".join(path[-1] for path in texts)
         raise InvalidSettings(
-            f"{document.path}: holds several of `kind: {KIND}` ({names}); "
-            f"name one of them as {_CHOICE}"
+            f"{document.path}: contains several of `kind: {KIND}` ({names}); "
+            f"set {_CHOICE} to one of them"
         )
     return paths[0]
 

@@ -1,1 +1,1 @@
-"""Filters, one a file: `lora-affinity-filter` is the `PLUGIN` of `lora_affinity.py`."""
+"""Filters, one per file: `lora-affinity-filter` is the `PLUGIN` of `lora_affinity.py`."""

@@ -1,6 +1,6 @@
-"""`decode-filter`: endpoints that decode, by the label `llm-d.ai/role`.
+"""`decode-filter`: keeps the replicas that decode, according to the label `llm-d.ai/role`.
 
-Those without the label stay: they do everything.
+A replica without the label has all roles and is kept.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ ROLE: Final = "llm-d.ai/role"
 _DECODING: Final = frozenset({None, "decode", "both", "prefill-decode", "encode-prefill-decode"})
 
 
-class Decode:
-    """By labels alone."""
+class DecodeFilter:
+    """A filter by the role in the replicas' labels."""
 
     Parameters = plugins.PluginParameters
 
     def __init__(
         self, parameters: plugins.PluginParameters, context: plugins.PluginContext
     ) -> None:
-        """Has nothing to set."""
+        """Ignore both arguments: the plugin has no settings."""
 
     def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """O(n)."""
+        """Return the candidates that decode."""
         return [one for one in candidates if one.endpoint.labels.get(ROLE) in _DECODING]
 
 
-PLUGIN = Decode
+PLUGIN = DecodeFilter

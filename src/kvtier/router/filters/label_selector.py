@@ -1,6 +1,6 @@
-"""`label-selector-filter`: endpoints whose labels match a selector, as Kubernetes has it.
+"""`label-selector-filter`: keeps the replicas whose labels match a Kubernetes label selector.
 
-All of `matchLabels` and all of `matchExpressions` (In, NotIn, Exists, DoesNotExist) have to hold.
+All of `matchLabels` and `matchExpressions` (In, NotIn, Exists, DoesNotExist) have to match.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One of `matchExpressions`."""
+class LabelRequirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An entry of `matchExpressions`."""
 
     key: str
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """As Kubernetes does: values are for sets, and sets have some."""
+        """Raise ValueError unless In and NotIn, and only those, have values, as in Kubernetes."""
         if (self.operator in ("In", "NotIn")) != bool(self.values):
             wanted = "no values" if self.values else "values"
             raise ValueError(f"values of {self.key}: {self.operator} takes {wanted}")
 
     def holds(self, labels: Mapping[str, str]) -> bool:
-        """A label that is missing is not in any set."""
+        """Return True if `labels` meet the requirement; a missing label is not in any set."""
         match self.operator:
             case "In":
                 return labels.get(self.key) in self.values
@@ -38,21 +38,24 @@ class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return self.key not in labels
 
 
-class LabelSelector:
-    """By labels alone."""
+class LabelSelectorParameters(plugins.PluginParameters, frozen=True, kw_only=True):
+    """A label selector; an empty one matches every replica."""
 
-    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
-        """A selector of nothing keeps everything."""
+    match_labels: dict[str, str] = msgspec.field(default_factory=dict)
+    match_expressions: tuple[LabelRequirement, ...] = ()
 
-        match_labels: dict[str, str] = msgspec.field(default_factory=dict)
-        match_expressions: tuple[Requirement, ...] = ()
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+class LabelSelectorFilter:
+    """A filter by labels."""
+
+    Parameters = LabelSelectorParameters
+
+    def __init__(self, parameters: LabelSelectorParameters, context: plugins.PluginContext) -> None:
         self._labels = parameters.match_labels.items()
         self._requirements = parameters.match_expressions
 
     def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """O(n)."""
+        """Return the candidates whose labels match."""
         return [one for one in candidates if self._selects(one.endpoint.labels)]
 
     def _selects(self, labels: Mapping[str, str]) -> bool:
@@ -61,4 +64,4 @@ class LabelSelector:
         )
 
 
-PLUGIN = LabelSelector
+PLUGIN = LabelSelectorFilter

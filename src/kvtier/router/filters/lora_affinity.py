@@ -1,6 +1,6 @@
-"""`lora-affinity-filter`: where an endpoint has the adapter loaded, only such endpoints.
+"""`lora-affinity-filter`: keeps the replicas that have the requested LoRA adapter loaded.
 
-All stay where none has it: one of them will load it.
+If no replica has loaded it, all are kept, and one of them will load it.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class LoraAffinityFilter:
-    """By the adapters that the engine reports."""
+    """A filter by the adapters that the engines report."""
 
     Parameters = plugins.PluginParameters
 
     def __init__(
         self, parameters: plugins.PluginParameters, context: plugins.PluginContext
     ) -> None:
-        """Has nothing to set."""
+        """Ignore both arguments: the plugin has no settings."""
 
     def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """O(n)."""
+        """Return the candidates with the adapter, or all if there are none."""
         model = request.model
         loaded = [one for one in candidates if model in one.endpoint.load.adapters]
         return loaded or list(candidates)

@@ -1,9 +1,10 @@
-"""`prefix-cache-affinity-filter`: only endpoints that hold the prompt, unless they are too busy.
+"""`prefix-cache-affinity-filter`: keeps the replicas that hold the prompt, unless too busy.
 
-Sticky are those that hold `affinityThreshold` of the prompt or more; where there are any, only
-they stay. All stay where the least busy sticky one would start more than `maxTTFTPenaltyMs` later
-than the least busy other one: `in-flight tokens / peakPrefillThroughput` (0: always stick), and
-with probability `explorationProbability`.
+A replica that holds at least the share `affinityThreshold` of the prompt is sticky. If any are,
+only those are kept, with two exceptions that keep all: the least busy sticky replica would start
+more than `maxTTFTPenaltyMs` later than the least busy other one (0 disables this), where the time
+to start is `in-flight tokens / peakPrefillThroughput`; and at random, with probability
+`explorationProbability`.
 """
 
 from collections.abc import Sequence
@@ -16,33 +17,38 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import match_of
 
 
-class PrefixCacheAffinity:
-    """By what an index knows and by the router's own count of tokens."""
+class PrefixCacheAffinityParameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
+    """The thresholds; the defaults are those of llm-d for `ttftSource: prefillThroughput`."""
 
-    class Parameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
-        """Defaults are the field's, for its source of times that measures throughput."""
+    affinity_threshold: float = 0.80
+    exploration_probability: float = 0.0
+    max_ttft_penalty_ms: float = msgspec.field(default=18_000.0, name="maxTTFTPenaltyMs")
+    ttft_source: Literal["prefillThroughput"] = "prefillThroughput"
+    peak_prefill_throughput: float = 15_928.0
+    """Tokens per second, for replicas that do not report their prefill rate."""
+    in_flight_load_producer_name: str = ""
+    """Without effect: the router has only one count of requests in flight."""
 
-        affinity_threshold: float = 0.80
-        exploration_probability: float = 0.0
-        max_ttft_penalty_ms: float = msgspec.field(default=18_000.0, name="maxTTFTPenaltyMs")
-        ttft_source: Literal["prefillThroughput"] = "prefillThroughput"
-        peak_prefill_throughput: float = 15_928.0
-        """Tokens a second, for endpoints that do not report their own."""
-        in_flight_load_producer_name: str = ""
-        """There is one count, the router's own."""
+    def __post_init__(self) -> None:
+        """Raise ValueError for a share outside [0, 1] or an invalid time or rate."""
+        if not 0.0 <= self.affinity_threshold <= 1.0:
+            raise ValueError("affinityThreshold must be 0 to 1")
+        if not 0.0 <= self.exploration_probability <= 1.0:
+            raise ValueError("explorationProbability must be 0 to 1")
+        if not self.max_ttft_penalty_ms >= 0:
+            raise ValueError("maxTTFTPenaltyMs must be 0 or more")
+        if not self.peak_prefill_throughput > 0:
+            raise ValueError("peakPrefillThroughput must be more than 0")
 
-        def __post_init__(self) -> None:
-            """Refuse what is no share and no rate."""
-            if not 0.0 <= self.affinity_threshold <= 1.0:
-                raise ValueError("affinityThreshold has to be 0 to 1")
-            if not 0.0 <= self.exploration_probability <= 1.0:
-                raise ValueError("explorationProbability has to be 0 to 1")
-            if not self.max_ttft_penalty_ms >= 0:
-                raise ValueError("maxTTFTPenaltyMs has to be 0 or more")
-            if not self.peak_prefill_throughput > 0:
-                raise ValueError("peakPrefillThroughput has to be more than 0")
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+class PrefixCacheAffinityFilter:
+    """A filter by prefix matches and by the router's count of tokens in flight."""
+
+    Parameters = PrefixCacheAffinityParameters
+
+    def __init__(
+        self, parameters: PrefixCacheAffinityParameters, context: plugins.PluginContext
+    ) -> None:
         self._index = context.index
         self._random = context.random
         self._threshold = parameters.affinity_threshold
@@ -51,7 +57,7 @@ class PrefixCacheAffinity:
         self._prefill = parameters.peak_prefill_throughput
 
     def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """O(n)."""
+        """Return the sticky candidates, or all of them."""
         everyone = list(candidates)
         if len(everyone) <= 1 or self._threshold <= 0:
             return everyone
@@ -73,4 +79,4 @@ class PrefixCacheAffinity:
         return endpoint.in_flight_tokens / (endpoint.load.prefill_tokens_per_s or self._prefill)
 
 
-PLUGIN = PrefixCacheAffinity
+PLUGIN = PrefixCacheAffinityFilter

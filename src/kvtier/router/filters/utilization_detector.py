@@ -1,8 +1,8 @@
-"""`utilization-detector`: endpoints with a short queue and room in the KV cache.
+"""`utilization-detector`: keeps the replicas with a short queue and room in the KV cache.
 
-An endpoint stays while `waiting < queueDepthThreshold * (1 + headroom)` and
-`kv_usage < kvCacheUtilThreshold * (1 + headroom)`. All stay where none would: somebody has to
-serve. Whether the whole fleet is saturated: `saturation`, the mean over the endpoints of
+A replica is kept if `waiting < queueDepthThreshold * (1 + headroom)` and
+`kv_usage < kvCacheUtilThreshold * (1 + headroom)`. If none qualifies, all are kept, as one has to
+serve the request. The saturation of the fleet is the mean over its replicas of
 `max(waiting / queueDepthThreshold, kv_usage / kvCacheUtilThreshold)`.
 """
 
@@ -14,36 +14,41 @@ from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
 from kvtier.settings.sizes import parse_duration
 
 
+class UtilizationDetectorParameters(plugins.PluginParameters, frozen=True, kw_only=True):
+    """The thresholds; a replica with metrics older than the last one counts as saturated."""
+
+    queue_depth_threshold: int = 5
+    kv_cache_util_threshold: float = 0.8
+    metrics_staleness_threshold: str = "2s"
+    """Ten times the default of llm-d, which scrapes every 50 ms."""
+    headroom: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for invalid thresholds; zero ones would cause a division by zero."""
+        if self.queue_depth_threshold < 1:
+            raise ValueError("queueDepthThreshold must be 1 or more")
+        if not 0.0 < self.kv_cache_util_threshold <= 1.0:
+            raise ValueError("kvCacheUtilThreshold must be above 0 and at most 1")
+        if not self.headroom >= 0:
+            raise ValueError("headroom must be 0 or more")
+        self.staleness_s()
+
+    def staleness_s(self) -> float:
+        """Return the staleness threshold in seconds. Raises ValueError if it is not a duration."""
+        try:
+            return parse_duration(self.metrics_staleness_threshold, "metricsStalenessThreshold")
+        except InvalidSettings as error:
+            raise ValueError(str(error)) from error
+
+
 class UtilizationDetector:
-    """By the last scrape, while it is fresh."""
+    """A filter by load, which also measures the saturation of the fleet."""
 
-    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
-        """What is older than the staleness threshold is as good as saturated."""
+    Parameters = UtilizationDetectorParameters
 
-        queue_depth_threshold: int = 5
-        kv_cache_util_threshold: float = 0.8
-        metrics_staleness_threshold: str = "2s"
-        """Ten times that of the field, which scrapes every 50 ms."""
-        headroom: float = 0.0
-
-        def __post_init__(self) -> None:
-            """Thresholds of none would divide by it."""
-            if self.queue_depth_threshold < 1:
-                raise ValueError("queueDepthThreshold has to be 1 or more")
-            if not 0.0 < self.kv_cache_util_threshold <= 1.0:
-                raise ValueError("kvCacheUtilThreshold has to be above 0 and up to 1")
-            if not self.headroom >= 0:
-                raise ValueError("headroom has to be 0 or more")
-            self.staleness_s()
-
-        def staleness_s(self) -> float:
-            """The threshold in seconds. Raises ValueError where it is no duration."""
-            try:
-                return parse_duration(self.metrics_staleness_threshold, "metricsStalenessThreshold")
-            except InvalidSettings as error:
-                raise ValueError(str(error)) from error
-
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+    def __init__(
+        self, parameters: UtilizationDetectorParameters, context: plugins.PluginContext
+    ) -> None:
         self._waiting = parameters.queue_depth_threshold
         self._kv_usage = parameters.kv_cache_util_threshold
         self._stretch = 1.0 + parameters.headroom
@@ -51,7 +56,7 @@ class UtilizationDetector:
         self._stale_s = parameters.staleness_s()
 
     def keep(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """O(n)."""
+        """Return the candidates with room, or all if there are none."""
         now_s = self._now_s()
         waiting, kv_usage = self._waiting * self._stretch, self._kv_usage * self._stretch
         free = [
@@ -64,7 +69,7 @@ class UtilizationDetector:
         return free or list(candidates)
 
     def saturation(self, endpoints: Sequence[Endpoint], now_s: float) -> float:
-        """1 and above: the fleet has no room. 1 for no endpoints."""
+        """Return the saturation of the fleet; 1 or more means no room. An empty fleet has 1."""
         if not endpoints:
             return 1.0
         return sum(self._saturation(one, now_s) for one in endpoints) / len(endpoints)

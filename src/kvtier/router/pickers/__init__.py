@@ -1,1 +1,1 @@
-"""Pickers, one a file: `max-score-picker` in a configuration is the `PLUGIN` of `max_score.py`."""
+"""Pickers, one per file: `max-score-picker` is the `PLUGIN` of `max_score.py`."""

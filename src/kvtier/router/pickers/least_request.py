@@ -1,4 +1,7 @@
-"""`least-request-picker`: the fewest requests, whatever the scores; ties at random."""
+"""`least-request-picker`: picks the replica with the fewest requests, regardless of scores.
+
+Ties are broken at random.
+"""
 
 from collections.abc import Sequence
 
@@ -6,8 +9,8 @@ from kvtier.router.choose import plugins, ranking
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class LeastRequest:
-    """By the router's own count, or the engine's where that is more."""
+class LeastRequestPicker:
+    """A picker by the router's own count of requests, or the engine's if that is higher."""
 
     Parameters = ranking.PickerParameters
 
@@ -19,15 +22,15 @@ class LeastRequest:
 
     @staticmethod
     def keys(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[float]:
-        """What it goes by; see `ordering`."""
+        """Return the requests on each replica; `ranking` describes the use of keys."""
         return [ranking.requests(one) for one in candidates]
 
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """O(n log n)."""
+        """Return the candidates by ascending number of requests."""
         keys = self.keys(candidates, scores)
         return ranking.ordered(candidates, keys, self._random)[: self._most]
 
 
-PLUGIN = LeastRequest
+PLUGIN = LeastRequestPicker

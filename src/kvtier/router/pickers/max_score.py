@@ -1,4 +1,7 @@
-"""`max-score-picker`: the highest score, ties at random; behind it the next highest."""
+"""`max-score-picker`: picks the replica with the highest score, then the next highest.
+
+Ties are broken at random.
+"""
 
 from collections.abc import Sequence
 
@@ -6,8 +9,8 @@ from kvtier.router.choose import plugins, ranking
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class MaxScore:
-    """The picker where a profile names none."""
+class MaxScorePicker:
+    """The picker by score, which a profile without a picker uses."""
 
     Parameters = ranking.PickerParameters
 
@@ -19,15 +22,15 @@ class MaxScore:
 
     @staticmethod
     def keys(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[float]:
-        """What it goes by; see `ordering`."""
+        """Return the negated scores; `ranking` describes the use of keys."""
         return [-score for score in scores]
 
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """O(n log n)."""
+        """Return the candidates by descending score."""
         keys = self.keys(candidates, scores)
         return ranking.ordered(candidates, keys, self._random)[: self._most]
 
 
-PLUGIN = MaxScore
+PLUGIN = MaxScorePicker

@@ -1,7 +1,7 @@
-"""`power-of-two-picker`: the less busy of two at random, whatever the scores.
+"""`power-of-two-picker`: picks the less busy of two random replicas, regardless of scores.
 
-Source: Mitzenmacher, "The power of two choices in randomized load balancing", 2001. Unlike the
-fewest requests of all, it does not send everything to one endpoint while counts are stale.
+Source: Mitzenmacher, "The power of two choices in randomized load balancing", 2001. Unlike
+`least-request-picker`, it does not send all requests to one replica while its counts are stale.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from kvtier.router.choose import plugins, ranking
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class PowerOfTwo:
-    """The other of the two is the first to fall back to."""
+class PowerOfTwoPicker:
+    """A picker of the less busy of two replicas; the other one is the first fallback."""
 
     Parameters = ranking.PickerParameters
 
@@ -24,10 +24,10 @@ class PowerOfTwo:
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """O(n log n)."""
+        """Return the two drawn candidates by requests, then the others in random order."""
         mixed = ranking.shuffled(candidates, self._random)
         two = sorted(mixed[:2], key=ranking.requests)
         return [*two, *mixed[2:]][: self._most]
 
 
-PLUGIN = PowerOfTwo
+PLUGIN = PowerOfTwoPicker

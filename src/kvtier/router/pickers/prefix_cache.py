@@ -1,9 +1,10 @@
-"""`prefix-cache-picker`: AIBrix's `prefix-cache` strategy. The longest prefix that is not busy.
+"""`prefix-cache-picker`: picks the replica with the longest prefix that is not busy.
 
-Where the busiest endpoint has more than `imbalance` requests more than the idlest, the one with
-the fewest. Else by match, longest first, then by requests, fewest first: the first that holds
-anything and has no more requests than the mean plus `deviations` standard deviations. Else the
-one with the fewest.
+This is the `prefix-cache` strategy of AIBrix. If the busiest replica has over `imbalance` more
+requests than the idlest one, it picks the replica with the fewest requests. Otherwise it orders
+the replicas by match, longest first, then by requests, fewest first, and picks the first one that
+holds any of the prompt and has at most the mean plus `deviations` standard deviations of requests.
+If there is none, it picks the replica with the fewest requests.
 """
 
 import statistics
@@ -14,25 +15,30 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import match_of
 
 
+class PrefixCachePickerParameters(ranking.PickerParameters, frozen=True, kw_only=True):
+    """The index and the bounds of load; the defaults are those of AIBrix."""
+
+    prefix_match_info_producer_name: str = ""
+    imbalance: int = 8
+    deviations: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for negative bounds."""
+        super().__post_init__()
+        if self.imbalance < 0:
+            raise ValueError(f"imbalance is {self.imbalance}; write 0 or more")
+        if not self.deviations >= 0:  # also rejects NaN
+            raise ValueError(f"deviations is {self.deviations:g}; write 0 or more")
+
+
 class PrefixCachePicker:
-    """Does not look at scores."""
+    """A picker by prefix match and load, which ignores scores."""
 
-    class Parameters(ranking.PickerParameters, frozen=True, kw_only=True):
-        """Defaults are AIBrix's."""
+    Parameters = PrefixCachePickerParameters
 
-        prefix_match_info_producer_name: str = ""
-        imbalance: int = 8
-        deviations: float = 1.0
-
-        def __post_init__(self) -> None:
-            """Refuse what is no distance."""
-            super().__post_init__()
-            if self.imbalance < 0:
-                raise ValueError(f"imbalance is {self.imbalance}; write 0 or more")
-            if not self.deviations >= 0:  # NaN is neither
-                raise ValueError(f"deviations is {self.deviations:g}; write 0 or more")
-
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+    def __init__(
+        self, parameters: PrefixCachePickerParameters, context: plugins.PluginContext
+    ) -> None:
         self._most = parameters.max_num_of_endpoints
         self._imbalance = parameters.imbalance
         self._deviations = parameters.deviations
@@ -42,12 +48,12 @@ class PrefixCachePicker:
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """O(n log n). The fallbacks are those with the fewest requests."""
+        """Return the best candidate, then the fallbacks by ascending number of requests."""
         idlest = ranking.by_requests(candidates, self._random)
         counts = [ranking.requests(one) for one in idlest]
         if counts[-1] - counts[0] <= self._imbalance:
             most = statistics.fmean(counts) + self._deviations * statistics.pstdev(counts)
-            # Stable: those that hold alike stay in the order of their requests.
+            # The sort is stable, so replicas with equal matches stay ordered by requests.
             for one in sorted(idlest, key=lambda one: -match_of(one, self._index).ratio()):
                 if match_of(one, self._index).best_tokens and ranking.requests(one) <= most:
                     others = [other for other in idlest if other is not one]

@@ -1,4 +1,4 @@
-"""`random-picker`: anybody, whatever the scores."""
+"""`random-picker`: picks a replica at random, regardless of scores."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
 class RandomPicker:
-    """Each with the same probability."""
+    """A picker with the same probability for every replica."""
 
     Parameters = ranking.PickerParameters
 
@@ -20,7 +20,7 @@ class RandomPicker:
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """O(n log n)."""
+        """Return the candidates in random order."""
         return ranking.shuffled(candidates, self._random)[: self._most]
 
 

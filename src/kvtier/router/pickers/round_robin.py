@@ -1,4 +1,4 @@
-"""`round-robin-picker`: one after the other by name, whatever the scores."""
+"""`round-robin-picker`: picks the replicas in turn, by name, regardless of scores."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,11 @@ from kvtier.router.choose import plugins, ranking
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class RoundRobin:
-    """Remembers the last name, so that endpoints may come and go. Turns are one for all models."""
+class RoundRobinPicker:
+    """A picker that takes turns, shared by all models.
+
+    It remembers the last name instead of a position, so that replicas can be added and removed.
+    """
 
     Parameters = ranking.PickerParameters
 
@@ -20,11 +23,11 @@ class RoundRobin:
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """O(n log n)."""
+        """Return the candidates in turn, beginning after the last one picked."""
         last = self._last
         turn = sorted(candidates, key=lambda one: (one.endpoint.name <= last, one.endpoint.name))
         self._last = turn[0].endpoint.name
         return turn[: self._most]
 
 
-PLUGIN = RoundRobin
+PLUGIN = RoundRobinPicker

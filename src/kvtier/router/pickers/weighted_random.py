@@ -1,9 +1,9 @@
-"""`weighted-random-picker`: each with a probability in proportion to its score.
+"""`weighted-random-picker`: picks replicas with probabilities in proportion to their scores.
 
-Source: Efraimidis, Spirakis, "Weighted random sampling with a reservoir", 2006: the largest of
-`u ** (1 / score)`, u uniform in (0, 1), is such a choice, and the order of the rest is one as
-well. Taken as its logarithm, which does not vanish for small scores. Who scores 0 comes last;
-all alike where everybody scores 0.
+Source: Efraimidis, Spirakis, "Weighted random sampling with a reservoir", 2006. The largest of
+`u ** (1 / score)`, with u uniform in (0, 1), is such a choice, and so is the order of the rest.
+The logarithm of this key is used, as the key itself underflows for small scores. Replicas with a
+score of 0 come last; if all have 0, the order is random.
 """
 
 import math
@@ -13,8 +13,8 @@ from kvtier.router.choose import plugins, ranking
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class WeightedRandom:
-    """Spreads where `max-score-picker` would send everything to one endpoint."""
+class WeightedRandomPicker:
+    """A picker that spreads requests where `max-score-picker` would send all to one replica."""
 
     Parameters = ranking.PickerParameters
 
@@ -27,9 +27,9 @@ class WeightedRandom:
     def pick(
         self, request: InferenceRequest, candidates: Sequence[Candidate], scores: Sequence[float]
     ) -> list[Candidate]:
-        """O(n log n)."""
+        """Return the candidates in a random order weighted by score."""
         draw = self._random.random
-        # Drawn in the order of the names, so that the order of the candidates does not matter.
+        # Numbers are drawn in the order of names, so that the order of candidates is irrelevant.
         places = sorted(range(len(scores)), key=lambda place: candidates[place].endpoint.name)
         keys = [math.inf] * len(scores)
         for place in places:
@@ -39,4 +39,4 @@ class WeightedRandom:
         return ranking.ordered(candidates, keys, self._random)[: self._most]
 
 
-PLUGIN = WeightedRandom
+PLUGIN = WeightedRandomPicker

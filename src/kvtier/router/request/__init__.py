@@ -1,1 +1,1 @@
-"""What `kvtier route` and `kvtier epp` share: requests as they come, who may answer, refusals."""
+"""Request handling that `kvtier route` and `kvtier epp` share: paths, bodies, refusals, TLS."""

@@ -1,9 +1,14 @@
-"""A request's body: looked into once, passed on as it came.
+"""HTTP header fields and request bodies as they cross the router.
 
-Why: choosing needs the model, a few numbers and the prompt; everything else in a body is the
-engine's business and may be of next year. Invariant: what is read here is what the engine will
-read: one document in UTF-8, and where a key stands twice the last one counts, as in Python's
-own reader.
+Header fields are pairs of bytes with lower-case names, in the order received. They are not a
+mapping of text because each field is read once and passed on, and values in another encoding must
+reach the replica unchanged. The HTTP parser rejects line breaks in a field, so a pair can be
+written out as it is.
+
+A body is decoded once and forwarded unchanged. The router reads only the model, a few numbers and
+the prompt, so it accepts fields that it does not know, such as those of a newer API. Invariant:
+the router reads the same values as the engine: one UTF-8 document, and the last value of a
+repeated key, as in Python's JSON reader.
 """
 
 from collections.abc import Mapping
@@ -16,19 +21,19 @@ from kvtier.router.request.refusals import Refusal, invalid
 
 _FORM: Final = "multipart/form-data"
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-"""Of output, as the interfaces call it; the first that is there counts."""
+"""Names of the output limit in the various APIs; the first one present is used."""
 _ENDS_EARLY: Final = "Input data was truncated"
-"""As msgspec says it."""
+"""The error message of msgspec for a document without its end."""
 
 
 class RequestBody(msgspec.Struct, frozen=True):
-    """What choosing needs of a body."""
+    """The part of a request body that choosing a replica needs."""
 
     model: str
     fields: Mapping[str, Any] = {}
-    """All of it, decoded; empty where it is a form. For making a prompt of."""
+    """The whole decoded body, from which the prompt is built; empty for a form."""
     max_tokens: int = 0
-    """0: not said."""
+    """Output tokens that the client allows; 0 if the body does not say."""
     priority: int = 0
 
 
@@ -36,7 +41,7 @@ Fields = list[tuple[bytes, bytes]]
 
 
 def first_value(fields: Fields, name: bytes) -> str:
-    """The first value of that name; empty where there is none."""
+    """Return the first value of the field `name` (lower case), or an empty string."""
     for known, value in fields:
         if known == name:
             return value.decode("latin-1")
@@ -44,7 +49,7 @@ def first_value(fields: Fields, name: bytes) -> str:
 
 
 def encode_fields(fields: Fields) -> bytes:
-    """As lines of a message's head."""
+    """Return the fields as the header lines of an HTTP/1.1 message."""
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
@@ -52,7 +57,10 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def parse_body(body: bytes | bytearray, content_type: str) -> RequestBody:
-    """What the body asks for. Raises Refusal (400): not JSON, no model, an absurd number."""
+    """Read the model, limits and prompt fields of a body.
+
+    Raises Refusal (400) if the body is not a JSON object or a form, or does not name a model.
+    """
     if content_type.lower().startswith(_FORM):
         return RequestBody(_form_model(body, content_type))
     try:
@@ -72,13 +80,13 @@ def parse_body(body: bytes | bytearray, content_type: str) -> RequestBody:
 
 
 def unreadable(body: bytes | bytearray, error: Exception) -> Refusal:
-    """400: what its reader says of a body that is no JSON object."""
+    """Return a 400 that explains why `body` could not be decoded as a JSON object."""
     if not body or body.isspace():
         return invalid("the body is empty")
     if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
         return invalid("the body is not UTF-8")
     if str(error) == _ENDS_EARLY:
-        return invalid("the body is no whole JSON: its end is missing")
+        return invalid("the body is incomplete JSON: its end is missing")
     return invalid(f"the body cannot be read: {error}")
 
 
@@ -86,22 +94,22 @@ def _model(value: object) -> str:
     if value is None:
         raise invalid('the request names no model; add `"model": "NAME"`', "model")
     if not isinstance(value, str) or not value:
-        raise invalid("`model` has to be a name", "model")
+        raise invalid("`model` must be a non-empty string", "model")
     return value
 
 
 def _number(value: object) -> int:
-    """What is no number is for the engine to complain about."""
+    """Return an integer field, or 0 for any other value, which the engine is left to reject."""
     return value if isinstance(value, int) and abs(value) < 2**31 else 0
 
 
 def _form_model(body: bytes | bytearray, content_type: str) -> str:
-    """The field `model` of a form, as audio is sent."""
+    """Return the field `model` of a multipart form, the format of audio requests."""
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_param("boundary")
     if not isinstance(boundary, str) or not boundary.isascii():
-        raise invalid("the form names no boundary")
+        raise invalid("the form's Content-Type has no boundary")
     found = []
     for part in body.split(b"--" + boundary.encode()):
         head, separator, content = part.partition(b"\r\n\r\n")

@@ -1,7 +1,7 @@
-"""Which paths go to replicas, which the router answers itself, which it refuses.
+"""Classification of request paths: forwarded to replicas, answered by the router, or refused.
 
-Invariant: a path is judged as an engine would read it, with `%2e` decoded; what could be read
-in two ways is served by nobody.
+Invariant: a path is judged as an engine would read it, with `%2e` decoded; a path that servers
+may interpret in different ways is refused.
 """
 
 import enum
@@ -10,26 +10,24 @@ from urllib.parse import parse_qs
 
 V1: Final = "/v1/"
 
-# The engine's own paths outside of /v1 that are about one request.
+# Paths of the engine outside /v1 that carry one request for a model.
 _PLAIN: Final = frozenset(
     (
         *("/tokenize", "/detokenize", "/score", "/rerank", "/v2/rerank", "/classify"),
         *("/pooling", "/invocations", "/generative_scoring", "/v2/embed", "/cohere/v2/chat"),
     )
 )
-# As some clients write them.
+# Paths that some clients send without the /v1 prefix.
 _SHORT: Final = frozenset(("/completions", "/chat/completions", "/embeddings", "/responses"))
-# They change one replica, so asking any of them is never what was meant.
+# These change the state of one replica, so sending them to an arbitrary one is an error.
 _ONE_REPLICA: Final = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
-
-
 _SOCKETS: Final = frozenset(("/v1/realtime",))
-# A server may fold, cut or end a path there.
+# Servers may normalize or truncate a path at these.
 _AMBIGUOUS: Final = ("//", "/.", "\\", "\0", "#")
 
 
 class PathKind(enum.Enum):
-    """What to do with a request."""
+    """What the router does with a request, by its method and path."""
 
     HEALTH = "health"
     LIVE = "live"
@@ -37,15 +35,17 @@ class PathKind(enum.Enum):
     MODELS = "models"
     MODEL = "model"
     ANY = "any"
-    """Any replica will do: it is about no model."""
+    """Forward to any replica: the request does not depend on a model."""
     SEARCH = "search"
-    """One replica has it, and only asking tells which."""
+    """Ask the replicas in turn: one of them holds the object, and it is not known which."""
     UPGRADE = "upgrade"
-    """A WebSocket with one replica, for as long as both sides like."""
+    """Tunnel a WebSocket to one replica until either side closes it."""
     CHOOSE = "choose"
-    """To the replica that is chosen for the model and prompt in its body."""
+    """Forward to the replica chosen for the model and prompt in the body."""
     ONE_REPLICA = "one_replica"
+    """Refuse: the request is meant for one particular replica."""
     NONE = "none"
+    """Refuse: nothing is served at this path."""
 
 
 _LOCAL: Final = {
@@ -59,7 +59,7 @@ _LOCAL: Final = {
 
 
 def kind(method: str, path: str) -> PathKind:
-    """Of a request; `path` is decoded and without its query."""
+    """Classify a request; `path` is percent-decoded and has no query."""
     if method == "POST" and (path in _PLAIN or path in _SHORT):
         return PathKind.CHOOSE
     if any(odd in path for odd in _AMBIGUOUS):
@@ -80,11 +80,11 @@ def kind(method: str, path: str) -> PathKind:
 
 
 def model_of(target: str) -> str:
-    """The model that a query names; empty where it names none."""
+    """Return the model named in the target's query, or an empty string."""
     return parse_qs(target.partition("?")[2]).get("model", [""])[-1]
 
 
 def at_replica(target: str) -> str:
-    """The target of the request as the engine knows it: `/completions` is under /v1."""
+    """Return the target to send to the engine: `/completions` becomes `/v1/completions`."""
     path = target.partition("?")[0]
     return f"/v1{target}" if path in _SHORT else target

@@ -1,7 +1,7 @@
-"""What the router answers itself when a request goes nowhere: errors as OpenAI writes them.
+"""Errors that the router returns instead of forwarding a request, in OpenAI's error format.
 
-Invariants: a refusal names what is wrong with the request, or with the fleet, and nothing of
-the router's inside; it stays short, whatever the client wrote.
+Invariants: a refusal describes a fault of the request or of the fleet and reveals nothing of the
+router's internals; its length is bounded whatever the client sent.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ import msgspec
 
 JSON: Final = "application/json"
 _MOST_CHARACTERS: Final = 2000
-"""Of a message: reasons of several replicas fit."""
+"""The longest error message, enough for the errors of several replicas."""
 
 
 _MOST_SHOWN: Final = 100
 
 
 def shown(text: str, most: int = _MOST_SHOWN) -> str:
-    """`text`, escaped where it is not printable; its first `most` characters where it is longer."""
+    """Return client text for a log or error: escaped, on one line, at most `most` characters."""
     escaped = repr(text[:most])[1:-1]
     return escaped if len(text) <= most else f"{escaped}..."
 
@@ -35,7 +35,7 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class Refusal(Exception):
-    """Raised on the way of a request; becomes its answer."""
+    """An error response, raised while a request is handled and sent as its response."""
 
     def __init__(
         self,
@@ -55,20 +55,20 @@ class Refusal(Exception):
         self.detail = _Detail(message, kind, param, code)
 
     def body(self) -> bytes:
-        """`{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`."""
+        """Return `{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`."""
         return msgspec.json.encode(_Error(self.detail))
 
 
 def invalid(message: str, param: str | None = None) -> Refusal:
-    """400: the request cannot be understood."""
+    """Return a 400: the request is malformed; `param` names the field at fault."""
     return Refusal(400, message, param=param)
 
 
 def unauthorized() -> Refusal:
-    """401: no key, or one that is not known."""
+    """Return a 401: the API key is missing or unknown."""
     return Refusal(
         401,
-        "the API key is missing or not known; "
+        "the API key is missing or unknown; "
         "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
         kind="authentication_error",
         code="invalid_api_key",
@@ -77,12 +77,12 @@ def unauthorized() -> Refusal:
 
 
 def unknown_path(method: str, path: str) -> Refusal:
-    """404: nothing is served there."""
+    """Return a 404: nothing is served at this path."""
     return Refusal(404, f"nothing is served at {method} {path}", code="not_found")
 
 
 def unknown_model(model: str) -> Refusal:
-    """404: no replica serves it, up or down."""
+    """Return a 404: no replica, whether up or down, serves the model."""
     return Refusal(
         404,
         f"the model `{shown(model)}` does not exist; /v1/models lists those that do",
@@ -92,27 +92,27 @@ def unknown_model(model: str) -> Refusal:
 
 
 def too_slow(what: str, seconds: float) -> Refusal:
-    """408: the client did not send it in time."""
+    """Return a 408: the client did not send `what` within `seconds`."""
     return Refusal(408, f"the {what} did not arrive within {seconds:g} s", code="request_timeout")
 
 
 def too_large(limit_bytes: int) -> Refusal:
-    """413: the body is over the limit."""
+    """Return a 413: the body exceeds the limit."""
     return Refusal(413, f"the body is larger than {limit_bytes} bytes", code="request_too_large")
 
 
 def upgrade_required() -> Refusal:
-    """426: only a WebSocket is served there."""
+    """Return a 426: the path serves WebSockets only."""
     return Refusal(
         426,
-        "a WebSocket is served there; ask with `Connection: Upgrade` and `Upgrade: websocket`",
+        "this path serves a WebSocket; send `Connection: Upgrade` and `Upgrade: websocket`",
         code="upgrade_required",
         headers={"Upgrade": "websocket"},
     )
 
 
 def overloaded(message: str, retry_after_s: int) -> Refusal:
-    """429: replicas are there, and all are busy."""
+    """Return a 429: there are replicas for the request, and all are busy."""
     return Refusal(
         429,
         message,
@@ -123,12 +123,12 @@ def overloaded(message: str, retry_after_s: int) -> Refusal:
 
 
 def unreachable(message: str) -> Refusal:
-    """502: the replicas that were tried did not answer."""
+    """Return a 502: none of the replicas tried has answered."""
     return Refusal(502, message, kind="upstream_error", code="bad_gateway")
 
 
 def unavailable(message: str, retry_after_s: int = 1) -> Refusal:
-    """503: no replica can take the request."""
+    """Return a 503: no replica can take the request."""
     return Refusal(
         503,
         message,
@@ -139,10 +139,10 @@ def unavailable(message: str, retry_after_s: int = 1) -> Refusal:
 
 
 def late(seconds: float) -> Refusal:
-    """504: the replica took the request and has not begun to answer."""
+    """Return a 504: the replica accepted the request but did not start to respond in time."""
     return Refusal(
         504,
-        f"the replica did not begin to answer within {seconds:g} s",
+        f"the replica did not start to respond within {seconds:g} s",
         kind="upstream_error",
         code="gateway_timeout",
     )

@@ -1,4 +1,7 @@
-"""Certificates of a person's files; what is wrong with one is said with its flag and its path."""
+"""TLS contexts from certificate files, and the errors of opening a listening socket.
+
+Every error is an InvalidSettings that names the flag and the path or address at fault.
+"""
 
 import os
 import ssl
@@ -10,11 +13,12 @@ from kvtier.errors import InvalidSettings
 CERTIFICATE: Final = "--tls-certificate"
 KEY: Final = "--tls-key"
 _STRANGERS: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-"""OpenSSL's reasons where a key is of another certificate; the last where it is of another kind."""
+"""OpenSSL's reasons for a key that does not match the certificate; the last one means that the
+key types differ."""
 
 
 def read_file(path: str | Path, flag: str) -> bytes:
-    """The file. Raises InvalidSettings."""
+    """Return the content of a file. Raises InvalidSettings if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -24,20 +28,23 @@ def read_file(path: str | Path, flag: str) -> bytes:
 
 
 def load_trusted(context: ssl.SSLContext, path: str | Path, flag: str, *, file: str = "") -> None:
-    """Check others by this PEM. Raises InvalidSettings.
+    """Trust the CA certificates of the PEM file `path`. Raises InvalidSettings.
 
-    `file`: a copy of what has been read of `path`, which errors name.
+    `file`: a copy of `path` to load instead; errors still name `path`.
     """
     if not file:
         read_file(path, flag)
     try:
         context.load_verify_locations(cafile=file or str(path))
     except ssl.SSLError as error:
-        raise InvalidSettings(f"{flag}: {path} is no PEM certificate") from error
+        raise InvalidSettings(f"{flag}: {path} is not a PEM certificate") from error
 
 
 def client_context(path: str | None, flag: str) -> ssl.SSLContext | None:
-    """Trusts this PEM and nobody else; None: whom the machine trusts. Raises InvalidSettings."""
+    """Return a context that trusts only the CA file `path`; None for the system's certificates.
+
+    Raises InvalidSettings if `path` is not a PEM certificate.
+    """
     if path is None:
         return None
     load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), path, flag)
@@ -51,19 +58,19 @@ def load_certificate(
     *,
     files: tuple[str, str] | None = None,
 ) -> None:
-    """Prove who we are by this pair. Raises InvalidSettings.
+    """Load the certificate and key that this side presents. Raises InvalidSettings.
 
-    `files`: copies of what has been read of the two paths, which errors name.
+    `files`: copies of the two files to load instead; errors still name the original paths.
     """
     if files is None:
         read_file(certificate, CERTIFICATE)
         read_file(key, KEY)
     chain, private = files or (str(certificate), str(key))
-    # By itself first: OpenSSL does not say which of the two it cannot understand.
+    # Check the certificate alone first: OpenSSL does not say which of the two it cannot parse.
     load_trusted(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, CERTIFICATE, file=chain)
 
     def encrypted() -> str:
-        raise InvalidSettings(f"{KEY}: {key} is encrypted; give one that is not")
+        raise InvalidSettings(f"{KEY}: {key} is encrypted; provide an unencrypted key")
 
     try:
         context.load_cert_chain(chain, private, password=encrypted)
@@ -71,16 +78,19 @@ def load_certificate(
         if error.reason in _STRANGERS:
             why = f"{KEY}: the key {key} does not belong to the certificate {certificate}"
         elif error.reason is None:
-            why = f"{KEY}: {key} is no PEM key"
+            why = f"{KEY}: {key} is not a PEM key"
         else:
             why = f"{CERTIFICATE}: {certificate} cannot be used: {error.reason}"
         raise InvalidSettings(why) from error
 
 
 def cannot_listen(flags: str, host: str, port: int, error: OSError) -> InvalidSettings:
-    """To be raised. The texts of asyncio's errors name the address too, so they are left out."""
+    """Return the error to raise when `host:port`, given by `flags`, cannot be listened on.
+
+    The reason is taken from the error number because asyncio's text repeats the address.
+    """
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     number = error.errno or 0
-    # Those of name look-ups are below 0 and have texts of their own.
+    # Errors of name resolution have negative numbers that strerror() does not know.
     reason = os.strerror(number) if number > 0 else error.strerror or str(error)
     return InvalidSettings(f"{flags}: {shown} cannot be listened on: {reason}")

@@ -1,1 +1,1 @@
-"""Scorers, one a file: `queue-scorer` in a configuration is the `PLUGIN` of `queue.py`."""
+"""Scorers, one per file: `queue-scorer` in a configuration is the `PLUGIN` of `queue.py`."""

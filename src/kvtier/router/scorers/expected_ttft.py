@@ -1,26 +1,29 @@
-"""`expected-ttft-scorer`: the seconds to the first token, as far as can be told.
+"""`expected-ttft-scorer`: prefers the replicas with the shortest expected time to first token.
 
     seconds = ahead / prefill + missing / prefill + sum over tiers of added / load + running
     cost = seconds + (computeWeight - 1) * missing / usual
     score = least cost of all candidates / cost
 
-* ahead: prompt tokens to compute before this request's: those pending of this router, and for
-  each request that waits in the engine beyond those in flight from here as many as this one has:
-  nobody tells theirs. Where pending tokens are not counted, requests in flight that the engine
-  does not report as running count as waiting.
-* missing: tokens of the prompt that no tier holds, one at least: the last is always computed.
-* added: what a tier holds beyond the faster ones. Loading is never reckoned slower than
-  computing: an engine that knows better computes.
-* running: `runningSeconds` for each request on the endpoint, a share of each step.
-* computeWeight: what a request computes, others wait for, and what it leaves in the cache pushes
-  out what others need; who waits takes nothing from anybody. Counted once, requests spread over
-  the fleet until every replica holds everything and nothing stays. What is computed beside costs
-  everybody the same, so it is reckoned at the usual rate of all candidates: at its own, a replica
-  that was once measured as slow would stand idle, unmeasured ever after, beside a long queue.
+* ahead: prompt tokens that the replica computes before this request's. These are the pending
+  tokens of this router's requests, plus, for each request that waits in the engine beyond those in
+  flight from this router, as many tokens as this request has, since their number is unknown. If
+  pending tokens are not counted, requests in flight that the engine does not report as running
+  count as waiting.
+* missing: prompt tokens that no tier holds; at least one, as the last token is always computed.
+* added: tokens that a tier holds beyond the faster ones. Loading is never estimated to be slower
+  than computing, because an engine would then compute instead.
+* running: `runningSeconds` for each request on the replica, its share of each step.
+* computeWeight: the weight of computing relative to waiting. While a request computes, others
+  wait, and the blocks it computes evict blocks that others need; a waiting request costs the others
+  nothing. With a weight of 1, requests spread over the fleet until every replica caches everything
+  and evicts it again. The extra cost is the same wherever the request computes, so it is converted
+  at `usual`, the mean rate of all candidates. At the replica's own rate, a replica that was once
+  measured as slow would stay idle next to a long queue and would never be measured again.
 
-Rates are those that the endpoint reports. Prefill: else the mean of what other candidates
-report, else `prefillTokensPerSecond`. Load: else a multiple of the prefill rate (both follow
-the model's size): RAM 16, disk 4, shared 2, object store 1.5, any other tier 1.
+Rates are those that the replica reports. A missing prefill rate is replaced by the mean of the
+other candidates' rates, or by `prefillTokensPerSecond`. A missing load rate is replaced by a
+multiple of the prefill rate, since both depend on the model's size: 16 for RAM, 4 for disk, 2 for
+shared, 1.5 for the object store, 1 for any other tier.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,53 +40,57 @@ LOAD_BY_PREFILL: Final[Mapping[str, float]] = {
     "shared": 2.0,
     "objectstore": 1.5,
 }
-"""How much faster a tier is loaded than computed, where nobody has measured it."""
+"""The assumed ratio of a tier's load rate to the prefill rate, if it has not been measured."""
 
 _FASTEST_TOKENS_PER_S: Final = 1e9
 _LONGEST_S: Final = 3600.0
 _MOST_WEIGHT: Final = 100.0
 
 
-class ExpectedTTFT:
-    """By the load, the rates and the match of each endpoint."""
+class ExpectedTTFTParameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
+    """The weights, and values to use where nothing has been measured."""
 
-    class Parameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
-        """Seconds and rates for what is not measured."""
+    prefill_tokens_per_second: float = 8_000.0
+    running_seconds: float = 0.01
+    compute_weight: float = 3.0
 
-        prefill_tokens_per_second: float = 8_000.0
-        running_seconds: float = 0.01
-        compute_weight: float = 3.0
+    def __post_init__(self) -> None:
+        """Raise ValueError for a rate, time or weight outside its range."""
+        if not _believable(self.prefill_tokens_per_second):
+            raise ValueError("prefillTokensPerSecond must be 1 or more")
+        if not 0 <= self.running_seconds <= _LONGEST_S:
+            raise ValueError("runningSeconds must be 0 or more")
+        if not 1 <= self.compute_weight <= _MOST_WEIGHT:
+            raise ValueError("computeWeight must be 1 to 100")
 
-        def __post_init__(self) -> None:
-            """A rate of none would take for ever."""
-            if not _believable(self.prefill_tokens_per_second):
-                raise ValueError("prefillTokensPerSecond has to be 1 or more")
-            if not 0 <= self.running_seconds <= _LONGEST_S:
-                raise ValueError("runningSeconds has to be 0 or more")
-            if not 1 <= self.compute_weight <= _MOST_WEIGHT:
-                raise ValueError("computeWeight has to be 1 to 100")
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+class ExpectedTTFTScorer:
+    """A scorer by the load, the rates and the prefix match of each replica."""
+
+    Parameters = ExpectedTTFTParameters
+
+    def __init__(self, parameters: ExpectedTTFTParameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._prefill = parameters.prefill_tokens_per_second
         self._usual = self._prefill
-        """Of the last candidates: for those that report no rate, and for what counts beside."""
+        """Mean prefill rate of the last candidates, for those without a rate and for the extra
+        cost of computing."""
         self._running_s = parameters.running_seconds
         self._extra_weight = parameters.compute_weight - 1.0
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n) in candidates and tiers."""
+        """Return a score per candidate."""
         self._usual = self._typical(candidates)
         costs = [sum(self._terms(request, one)) for one in candidates]
         least = min(costs, default=0.0)
         return [least / cost for cost in costs]
 
     def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
-        """`0.31 s (counts 0.71): 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
+        """Return `0.31 s (cost 0.71): 0.05 waiting, 0.20 computing, 0.05 loading, 0.01 running`."""
         *terms, extra = self._terms(request, candidate)
         words = ("waiting", "computing", "loading", "running")
         told = ", ".join(f"{term:.3f} {word}" for term, word in zip(terms, words, strict=True))
-        return f"{sum(terms):.3f} s (counts {sum(terms) + extra:.3f}): {told}"
+        return f"{sum(terms):.3f} s (cost {sum(terms) + extra:.3f}): {told}"
 
     def _typical(self, candidates: Sequence[Candidate]) -> float:
         rates = [
@@ -96,7 +103,7 @@ class ExpectedTTFT:
     def _terms(
         self, request: InferenceRequest, candidate: Candidate
     ) -> tuple[float, float, float, float, float]:
-        """Seconds of waiting, computing, loading and sharing, and what computing counts beside."""
+        """Return the seconds of waiting, computing, loading and running, and the extra cost."""
         endpoint = candidate.endpoint
         load = endpoint.load
         measured = load.prefill_tokens_per_s
@@ -115,7 +122,7 @@ class ExpectedTTFT:
 
 
 def _believable(tokens_per_s: float) -> bool:
-    """Whether a rate was measured: metrics may lie, and NaN is neither."""
+    """Return True if a rate is plausible; metrics may be wrong, and NaN fails the comparison."""
     return 1.0 <= tokens_per_s <= _FASTEST_TOKENS_PER_S
 
 
@@ -143,4 +150,4 @@ def _load_s(match: Match, endpoint: Endpoint, prefill: float) -> float:
     return seconds
 
 
-PLUGIN = ExpectedTTFT
+PLUGIN = ExpectedTTFTScorer

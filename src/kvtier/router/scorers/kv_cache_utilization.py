@@ -1,6 +1,6 @@
-"""`kv-cache-utilization-scorer`: the most room in the device's KV cache.
+"""`kv-cache-utilization-scorer`: prefers the replicas with the most room in the device's KV cache.
 
-`1 - kv_usage`.
+The score is `1 - kv_usage`.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class KVCacheUtilization:
-    """By the share of the KV cache in use, as last scraped."""
+class KVCacheUtilizationScorer:
+    """A scorer by the share of the KV cache in use at the last scrape."""
 
     Parameters = plugins.PluginParameters
 
     def __init__(
         self, parameters: plugins.PluginParameters, context: plugins.PluginContext
     ) -> None:
-        """Has nothing to set."""
+        """Ignore both arguments: the plugin has no settings."""
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n)."""
+        """Return a score per candidate."""
         return [1.0 - candidate.endpoint.load.kv_usage for candidate in candidates]
 
 
-PLUGIN = KVCacheUtilization
+PLUGIN = KVCacheUtilizationScorer

@@ -1,6 +1,6 @@
-"""`load-aware-scorer`: an absolute measure of the queue, at most one half.
+"""`load-aware-scorer`: prefers the replicas with a short queue, on an absolute scale.
 
-`0.5 * (1 - waiting / threshold)`, 0 beyond the threshold.
+The score is `0.5 * (1 - waiting / threshold)`, and 0 beyond the threshold.
 """
 
 from collections.abc import Sequence
@@ -9,24 +9,27 @@ from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, InferenceRequest
 
 
-class LoadAware:
-    """By the requests that wait in the engine, whatever the other candidates do."""
+class LoadAwareParameters(plugins.PluginParameters, frozen=True, kw_only=True):
+    """The queue length with a score of 0."""
 
-    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
-        """`threshold`: requests that are too many."""
+    threshold: int = 128
 
-        threshold: int = 128
+    def __post_init__(self) -> None:
+        """Raise ValueError for a threshold below 1."""
+        if self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}; write 1 or more")
 
-        def __post_init__(self) -> None:
-            """A threshold of none would divide by it."""
-            if self.threshold < 1:
-                raise ValueError(f"threshold is {self.threshold}; write 1 or more")
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+class LoadAwareScorer:
+    """A scorer by the requests waiting in the engine, independent of the other candidates."""
+
+    Parameters = LoadAwareParameters
+
+    def __init__(self, parameters: LoadAwareParameters, context: plugins.PluginContext) -> None:
         self._threshold = parameters.threshold
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n)."""
+        """Return a score per candidate."""
         threshold = self._threshold
         return [
             0.5 * (1.0 - min(candidate.endpoint.waiting, threshold) / threshold)
@@ -34,4 +37,4 @@ class LoadAware:
         ]
 
 
-PLUGIN = LoadAware
+PLUGIN = LoadAwareScorer

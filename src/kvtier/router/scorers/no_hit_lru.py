@@ -1,9 +1,11 @@
-"""`no-hit-lru-scorer`: prompts that nobody holds go round, so that caches grow evenly.
+"""`no-hit-lru-scorer`: spreads cold prompts, which no replica holds, so that caches grow evenly.
 
-0.5 for all where any candidate holds any of the prompt. Else `1 - rank / (n - 1)`: first those
-that never got such a prompt, by name, then the least recently used; 1 for a single one.
-Candidates are those that filters left: what a request was scored as is what it counts as when it
-is sent, or who holds a prompt and is filtered away would stop the round.
+The score is 0.5 for all if any candidate holds part of the prompt. Otherwise it is
+`1 - rank / (n - 1)`, or 1 for a single candidate: replicas that never received a cold prompt rank
+first, by name, then the one that received a cold prompt least recently.
+Only candidates that passed the filters count. When the request is sent, it keeps the
+classification it had when scored; otherwise a replica that holds the prompt but was filtered out
+would keep the order from advancing.
 """
 
 from collections import OrderedDict
@@ -14,30 +16,36 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import match_of
 
 
-class NoHitLRU:
-    """Remembers who got a cold prompt last, `lruSize` endpoints at most."""
+class NoHitLRUParameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
+    """The index and the number of replicas to remember.
 
-    class Parameters(plugins.IndexReaderParameters, frozen=True, kw_only=True):
-        """`prefixPluginName` is the older word for the producer, or names its scorer."""
+    `prefixPluginName` is the older API's name of the producer, or of the scorer with the index.
+    """
 
-        lru_size: int = 1024
-        prefix_plugin_name: str = ""
-        prefix_plugin_type: str = ""
+    lru_size: int = 1024
+    prefix_plugin_name: str = ""
+    prefix_plugin_type: str = ""
 
-        def __post_init__(self) -> None:
-            """Something has to be remembered."""
-            if self.lru_size < 1:
-                raise ValueError(f"lruSize is {self.lru_size}; write 1 or more")
+    def __post_init__(self) -> None:
+        """Raise ValueError for a size below 1."""
+        if self.lru_size < 1:
+            raise ValueError(f"lruSize is {self.lru_size}; write 1 or more")
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+
+class NoHitLRUScorer:
+    """A scorer that remembers which replicas received cold prompts last, at most `lruSize`."""
+
+    Parameters = NoHitLRUParameters
+
+    def __init__(self, parameters: NoHitLRUParameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._size = parameters.lru_size
         self._used: OrderedDict[str, None] = OrderedDict()
         self._scored: tuple[InferenceRequest | None, bool] = (None, False)
-        """The last request, and whether it was cold."""
+        """The last scored request, and whether its prompt was cold."""
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n log n) for a cold prompt."""
+        """Return a score per candidate."""
         cold = self._cold(candidates)
         self._scored = (request, cold)
         if not cold:
@@ -54,9 +62,9 @@ class NoHitLRU:
     def routed(
         self, request: InferenceRequest, candidates: Sequence[Candidate], chosen: Candidate
     ) -> None:
-        """A cold prompt makes `chosen` the most recently used."""
+        """Make `chosen` the most recently used replica if the prompt was cold."""
         scored, cold = self._scored
-        # A fallback gets its request after others were scored.
+        # A fallback is sent its request only after other requests have been scored.
         if not (cold if scored is request else self._cold(candidates)):
             return
         self._used[chosen.endpoint.name] = None
@@ -65,12 +73,12 @@ class NoHitLRU:
             self._used.popitem(last=False)
 
     def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
-        """Whether it ever got one."""
+        """Return whether the replica has received a cold prompt before."""
         used = candidate.endpoint.name in self._used
-        return "had a cold prompt before" if used else "never had a cold prompt"
+        return "received a cold prompt before" if used else "never received a cold prompt"
 
     def _cold(self, candidates: Sequence[Candidate]) -> bool:
         return not any(match_of(candidate, self._index).best_tokens for candidate in candidates)
 
 
-PLUGIN = NoHitLRU
+PLUGIN = NoHitLRUScorer

@@ -1,9 +1,10 @@
-"""`precise-prefix-cache-scorer`: the prefix held, each block weighted by its tier.
+"""`precise-prefix-cache-scorer`: prefers the longest prefix held, each block weighted by its tier.
 
-`sum over the matched blocks of weight(fastest tier that holds it) / whole blocks of the prompt`,
-in tokens: the answer is the same. Weights: device 1.0, RAM 0.8 as in the field, and below them
-disk 0.6, shared 0.4, object store 0.2; a tier of another name counts 0.2. Disk never counts as
-the device does only because nobody configured it.
+The score is `sum over the matched blocks of weight(fastest tier that holds it) / whole blocks of
+the prompt`; it is calculated in tokens, with the same result. The default weights are 1.0 for the
+device and 0.8 for RAM, as in llm-d, 0.6 for disk, 0.4 for shared, and 0.2 for the object store and
+tiers of other names. A slow tier never counts as much as the device just because its
+weight is not configured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,23 +25,28 @@ WEIGHTS: Final[Mapping[str, float]] = {
 _UNKNOWN: Final = 0.2
 
 
-class PrecisePrefixCache:
-    """By what an index knows, tier by tier."""
+class PrecisePrefixCacheParameters(plugins.PreciseIndexParameters, frozen=True, kw_only=True):
+    """The index and the tier weights; without a producer, the scorer has its own index."""
 
-    class Parameters(plugins.PreciseIndexParameters, frozen=True, kw_only=True):
-        """The index is its own unless a producer is named."""
+    prefix_match_info_producer_name: str = ""
 
-        prefix_match_info_producer_name: str = ""
+    def __post_init__(self) -> None:
+        """Raise ValueError for an unknown tier or a weight outside [0, 1]."""
+        super().__post_init__()
+        for backend in self.indexer_config.backends:
+            tier_called(backend.name)
+            if not 0.0 <= backend.weight <= 1.0:
+                raise ValueError(f"{backend.name} has weight {backend.weight}; write 0 to 1")
 
-        def __post_init__(self) -> None:
-            """Refuse unknown tiers and weights that are none."""
-            super().__post_init__()
-            for backend in self.indexer_config.backends:
-                tier_called(backend.name)
-                if not 0.0 <= backend.weight <= 1.0:
-                    raise ValueError(f"{backend.name} weighs {backend.weight}; write 0 to 1")
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+class PrecisePrefixCacheScorer:
+    """A scorer by the prefix match of each tier."""
+
+    Parameters = PrecisePrefixCacheParameters
+
+    def __init__(
+        self, parameters: PrecisePrefixCacheParameters, context: plugins.PluginContext
+    ) -> None:
         self._index = context.index
         self._block_tokens = context.block_tokens
         self._weights = dict(WEIGHTS)
@@ -48,11 +54,11 @@ class PrecisePrefixCache:
             self._weights[tier_called(backend.name) or backend.name] = backend.weight
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n) in candidates and tiers."""
+        """Return a score per candidate."""
         return [self._one(candidate) for candidate in candidates]
 
     def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
-        """`4096 in device, 8192 more in ram, of 12300 tokens`."""
+        """Return `4096 in device, 8192 in ram of 12300 tokens`."""
         match = match_of(candidate, self._index)
         held = [f"{tokens} in {tier}" for tier, tokens in added_tokens(match)]
         return f"{', '.join(held) or 'none'} of {match.total_tokens} tokens"
@@ -68,4 +74,4 @@ class PrecisePrefixCache:
         return weighted / whole
 
 
-PLUGIN = PrecisePrefixCache
+PLUGIN = PrecisePrefixCacheScorer

@@ -1,12 +1,13 @@
-"""`prefix-cache-scorer`: the longest prefix held, in one tier or in any.
+"""`prefix-cache-scorer`: prefers the longest prefix held, in one tier or in any.
 
-`ratio = matched blocks / whole blocks of the prompt`, 0 for a prompt of less than a block. With
-`matchLengthWeight` w: `w * min(1, matched tokens / matchLengthScaleTokens)**2 + (1 - w) * ratio`.
+The score is `ratio = matched blocks / whole blocks of the prompt`, and 0 for a prompt shorter than
+a block. With a `matchLengthWeight` of w it is
+`w * min(1, matched tokens / matchLengthScaleTokens)**2 + (1 - w) * ratio`.
 
-Any number of instances, each on an index of its own or on one that a producer names. Which tier
-an instance looks at: its parameter `tier`, else what its name or the index's speaks of
-(`cpu-prefix-cache-scorer`), else any. A tier includes the faster ones: what is on the device
-need not be loaded from RAM.
+A profile can have several instances, each with its own index or with one that a producer declares.
+The tier of an instance is its parameter `tier`, else the one that its name or its index's name
+hints at (`cpu-prefix-cache-scorer`), else any. A tier includes the faster ones, because blocks on
+the device need not be loaded from RAM.
 """
 
 from collections.abc import Sequence
@@ -16,25 +17,28 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.tier_names import match_of, tokens_in
 
 
-class PrefixCache:
-    """By what an index knows."""
+class PrefixCacheParameters(plugins.EstimatedIndexParameters, frozen=True, kw_only=True):
+    """The match weights, and the size of the index if the scorer has its own (the older API)."""
 
-    class Parameters(plugins.EstimatedIndexParameters, frozen=True, kw_only=True):
-        """Those of the index are read where it is this scorer's own (the older API)."""
+    prefix_match_info_producer_name: str = ""
+    match_length_weight: float = 0.0
+    match_length_scale_tokens: int = 8192
 
-        prefix_match_info_producer_name: str = ""
-        match_length_weight: float = 0.0
-        match_length_scale_tokens: int = 8192
+    def __post_init__(self) -> None:
+        """Raise ValueError for a weight outside [0, 1] or a scale below 1."""
+        super().__post_init__()
+        if not 0.0 <= self.match_length_weight <= 1.0:
+            raise ValueError(f"matchLengthWeight is {self.match_length_weight}; write 0 to 1")
+        if self.match_length_weight and self.match_length_scale_tokens < 1:
+            raise ValueError("matchLengthScaleTokens is 0; write 1 or more")
 
-        def __post_init__(self) -> None:
-            """Refuse what is outside of a score."""
-            super().__post_init__()
-            if not 0.0 <= self.match_length_weight <= 1.0:
-                raise ValueError(f"matchLengthWeight is {self.match_length_weight}; write 0 to 1")
-            if self.match_length_weight and self.match_length_scale_tokens < 1:
-                raise ValueError("matchLengthScaleTokens is 0; write 1 or more")
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+class PrefixCacheScorer:
+    """A scorer by the prefix match in one tier or any."""
+
+    Parameters = PrefixCacheParameters
+
+    def __init__(self, parameters: PrefixCacheParameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._tier = context.tier
         self._block_tokens = context.block_tokens
@@ -43,11 +47,11 @@ class PrefixCache:
         self._scale_tokens = parameters.match_length_scale_tokens
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n)."""
+        """Return a score per candidate."""
         return [self._one(candidate) for candidate in candidates]
 
     def reason(self, request: InferenceRequest, candidate: Candidate) -> str:
-        """`8192 of 12000 tokens in ram`."""
+        """Return `8192 of 12000 tokens in ram`."""
         match = match_of(candidate, self._index)
         held = tokens_in(match, self._tier)
         return f"{held} of {match.total_tokens} tokens in {self._tier or 'any tier'}"
@@ -70,4 +74,4 @@ class PrefixCache:
         return self._length_weight * length**2 + (1.0 - self._length_weight) * ratio
 
 
-PLUGIN = PrefixCache
+PLUGIN = PrefixCacheScorer

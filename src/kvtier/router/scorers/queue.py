@@ -1,6 +1,6 @@
-"""`queue-scorer`: the shortest queue.
+"""`queue-scorer`: prefers the replicas with the shortest queue.
 
-`(most - waiting) / (most - least)` over the candidates, 1 where all wait alike.
+The score is `(most - waiting) / (most - least)` over the candidates, and 1 if all are equal.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.ranking import least_is_best
 
 
-class Queue:
-    """By the requests that wait in the engine."""
+class QueueScorer:
+    """A scorer by the requests waiting in the engine."""
 
     Parameters = plugins.PluginParameters
 
     def __init__(
         self, parameters: plugins.PluginParameters, context: plugins.PluginContext
     ) -> None:
-        """Has nothing to set."""
+        """Ignore both arguments: the plugin has no settings."""
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n)."""
+        """Return a score per candidate."""
         return least_is_best([candidate.endpoint.waiting for candidate in candidates])
 
 
-PLUGIN = Queue
+PLUGIN = QueueScorer

@@ -1,6 +1,6 @@
-"""`running-requests-size-scorer`: the fewest running requests.
+"""`running-requests-size-scorer`: prefers the replicas with the fewest running requests.
 
-`(most - running) / (most - least)` over the candidates, 1 where all run alike.
+The score is `(most - running) / (most - least)` over the candidates, and 1 if all are equal.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from kvtier.router.choose.base import Candidate, InferenceRequest
 from kvtier.router.choose.ranking import least_is_best
 
 
-class RunningRequestsSize:
-    """By the requests that run in the engine, as last scraped."""
+class RunningRequestsSizeScorer:
+    """A scorer by the requests running in the engine at the last scrape."""
 
     Parameters = plugins.PluginParameters
 
     def __init__(
         self, parameters: plugins.PluginParameters, context: plugins.PluginContext
     ) -> None:
-        """Has nothing to set."""
+        """Ignore both arguments: the plugin has no settings."""
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n)."""
+        """Return a score per candidate."""
         return least_is_best([candidate.endpoint.load.running for candidate in candidates])
 
 
-PLUGIN = RunningRequestsSize
+PLUGIN = RunningRequestsSizeScorer

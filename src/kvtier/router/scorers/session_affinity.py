@@ -1,8 +1,9 @@
-"""`session-affinity-scorer`: the endpoint that served the session before. 1 for it, else 0.
+"""`session-affinity-scorer`: prefers the replica that served the session before.
 
-`encoded_endpoint_header`: the client sends back the header that it was given, base64 of the
-endpoint's name (or address); nothing is remembered here. `session_id`: the client sends an
-identifier, and the endpoint that served it last is remembered for a while.
+The score is 1 for that replica and 0 for all others. With the strategy `encoded_endpoint_header`,
+the client returns a header from an earlier response, the base64 of the replica's name or address,
+and the router keeps no state. With `session_id`, the client sends an identifier, and the router
+remembers for a limited time which replica served it last.
 """
 
 import base64
@@ -17,54 +18,60 @@ from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest
 
 _MOST_SESSIONS: Final = 65_536
-"""The least recently used is forgotten beyond it: clients invent identifiers."""
+"""The limit on remembered sessions, as clients can invent identifiers; beyond it, the least
+recently used session is removed."""
 _LONGEST_ID: Final = 256
 
 
 class EncodedEndpointHeader(
     msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True
 ):
-    """`tokenOf` is kvtier's own: what the header holds."""
+    """The header and its content; `tokenOf` is an extension of kvtier."""
 
     header: str = "x-session-token"
     token_of: Literal["name", "address"] = "name"
 
 
 class SessionIdSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A header that may hold the identifier."""
+    """A request header that may contain the session's identifier."""
 
     header: str
 
 
 class SessionId(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """The first header of `sources` that is there is the identifier."""
+    """Settings for identified sessions; the first header of `sources` that is present counts."""
 
     sources: tuple[SessionIdSource, ...] = (SessionIdSource("x-session-id"),)
     eviction_ttl_seconds: float = 300.0
     eviction_sweep_seconds: float = 10.0
-    """Of no effect: what is too old is not used, and goes when there are too many."""
+    """Without effect: expired sessions are ignored, and removed when there are too many."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no time."""
+        """Raise ValueError for a negative time."""
         for name, seconds in (
             ("evictionTtlSeconds", self.eviction_ttl_seconds),
             ("evictionSweepSeconds", self.eviction_sweep_seconds),
         ):
-            if not seconds >= 0:  # NaN is neither
+            if not seconds >= 0:  # also rejects NaN
                 raise ValueError(f"{name} is {seconds:g}; write 0 or more")
 
 
-class SessionAffinity:
-    """By what the client says, and in the second strategy by what was remembered."""
+class SessionAffinityParameters(plugins.PluginParameters, frozen=True, kw_only=True):
+    """The strategy, and the settings of both; only those of the chosen strategy are used."""
 
-    class Parameters(plugins.PluginParameters, frozen=True, kw_only=True):
-        """Only the part of the chosen strategy is used."""
+    strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
+    encoded_endpoint_header_config: EncodedEndpointHeader = EncodedEndpointHeader()
+    session_id_config: SessionId = SessionId()
 
-        strategy: Literal["encoded_endpoint_header", "session_id"] = "encoded_endpoint_header"
-        encoded_endpoint_header_config: EncodedEndpointHeader = EncodedEndpointHeader()
-        session_id_config: SessionId = SessionId()
 
-    def __init__(self, parameters: Parameters, context: plugins.PluginContext) -> None:
+class SessionAffinityScorer:
+    """A scorer by the replica that a client's header or a remembered session names."""
+
+    Parameters = SessionAffinityParameters
+
+    def __init__(
+        self, parameters: SessionAffinityParameters, context: plugins.PluginContext
+    ) -> None:
         encoded = parameters.encoded_endpoint_header_config
         self._encoded = parameters.strategy == "encoded_endpoint_header"
         self._header = encoded.header.lower()
@@ -76,11 +83,11 @@ class SessionAffinity:
 
     @property
     def headers(self) -> frozenset[str]:
-        """What it reads of a request."""
+        """The request headers that the scorer reads, in lower case."""
         return frozenset([self._header] if self._encoded else self._sources)
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
-        """O(n)."""
+        """Return a score per candidate."""
         wanted = self._decoded(request) if self._encoded else self._remembered(request)
         if not wanted:
             return [0.0] * len(candidates)
@@ -92,7 +99,7 @@ class SessionAffinity:
     def routed(
         self, request: InferenceRequest, candidates: Sequence[Candidate], chosen: Candidate
     ) -> None:
-        """Remember, where the strategy does."""
+        """Remember `chosen` for the session, if the strategy is `session_id`."""
         session = None if self._encoded else self._session(request)
         if session is None:
             return
@@ -103,7 +110,7 @@ class SessionAffinity:
             sessions.popitem(last=False)
 
     def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> Mapping[str, str]:
-        """What the client has to send back."""
+        """Return the header that the client has to send back, if the strategy has one."""
         if not self._encoded:
             return {}
         text = endpoint.name if self._token_of == "name" else endpoint.address
@@ -112,7 +119,7 @@ class SessionAffinity:
     def _decoded(self, request: InferenceRequest) -> str:
         try:
             return base64.b64decode(request.headers.get(self._header, ""), validate=True).decode()
-        except (binascii.Error, ValueError):  # anybody may send anything
+        except (binascii.Error, ValueError):  # the client may send arbitrary bytes
             return ""
 
     def _session(self, request: InferenceRequest) -> str | None:
@@ -128,4 +135,4 @@ class SessionAffinity:
         return name if self._now_s() - used_s <= self._ttl_s else ""
 
 
-PLUGIN = SessionAffinity
+PLUGIN = SessionAffinityScorer
