@@ -107,7 +107,7 @@ def test_a_port_in_use_is_refused(tmp_path: Path, model: str) -> None:
     assert (process.returncode, stdout) == (2, "")
     assert stderr == (
         f"error: --port: {port} on 127.0.0.1 is in use; "
-        "stop what listens there, or choose another\n"
+        "stop its server, or choose another port\n"
     )
 
 

@@ -1,1 +1,1 @@
-"""Engines: the only rooms that import torch or vLLM."""
+"""Connectors to engines: the only packages that import torch or vLLM."""

@@ -14,7 +14,7 @@ from vllm.v1.kv_offload.config import (
     OffloadingParallelConfig,
 )
 
-from kvtier.connectors.vllm.arrangement import choose
+from kvtier.connectors.vllm.arrangement import choose_arrangement
 from kvtier.errors import InvalidSettings
 
 HEADS, HEAD_SIZE, TOKENS, LAYERS = 8, 64, 16, ("l0", "l1", "l2")
@@ -62,7 +62,7 @@ def config(tp_size: int = 2, asked: object = None, **changes: Any) -> Offloading
 @pytest.mark.parametrize("asked", [None, True])
 @pytest.mark.parametrize("tp_size", [1, 2, 4, 8])
 def test_all_heads_make_the_same_slot_on_any_size(tp_size: int, asked: object) -> None:
-    found = choose(config(tp_size, asked), model())
+    found = choose_arrangement(config(tp_size, asked), model())
     assert found.is_canonical
     assert found.payload_bytes == found.slice_bytes == 3 * HEADS * ONE_HEAD
 
@@ -87,7 +87,7 @@ def test_what_keeps_ranks_apart_is_said(
     changes: dict[str, Any], facts: dict[str, Any], why: str
 ) -> None:
     wanted = config(**changes)
-    found = choose(wanted, model(**facts))
+    found = choose_arrangement(wanted, model(**facts))
     assert why in (found.obstacle or "")
     own_bytes = 3 * wanted.worker_kv_bytes_per_block
     assert found.slice_bytes == own_bytes
@@ -95,12 +95,12 @@ def test_what_keeps_ranks_apart_is_said(
 
 
 def test_several_ranks_need_the_engines_configuration_and_one_does_not() -> None:
-    assert "was not found" in (choose(config(2), None).obstacle or "")
-    assert choose(config(1), None).is_canonical
+    assert "was not found" in (choose_arrangement(config(2), None).obstacle or "")
+    assert choose_arrangement(config(1), None).is_canonical
 
 
 def test_a_single_rank_needs_no_sum_of_heads() -> None:
-    assert choose(config(1, worker_kv_bytes_per_block=5), model()).payload_bytes == 15
+    assert choose_arrangement(config(1, worker_kv_bytes_per_block=5), model()).payload_bytes == 15
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_slot_holds_one_copy_of_what_several_ranks_hold(
     changes: dict[str, Any], facts: dict[str, Any], copies: int
 ) -> None:
     wanted = config(asked=True, worker_kv_bytes_per_block=100, **changes)
-    found = choose(wanted, model(**facts))
+    found = choose_arrangement(wanted, model(**facts))
     assert found.payload_bytes == 3 * 100 * wanted.parallel.world_size // copies
 
 
@@ -131,15 +131,15 @@ def test_insisting_on_what_cannot_be_is_an_error_with_the_fix(
     changes: dict[str, Any], facts: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidSettings, match=rf"canonical_layout: .*{message}.*remove it"):
-        choose(config(asked=True, **changes), model(**facts))
+        choose_arrangement(config(asked=True, **changes), model(**facts))
 
 
 @pytest.mark.parametrize("asked", ["false", 1, "auto"])
 def test_the_option_is_true_or_false(asked: object) -> None:
     with pytest.raises(InvalidSettings, match="neither true nor false"):
-        choose(config(asked=asked), model())
+        choose_arrangement(config(asked=asked), model())
 
 
 def test_a_model_without_kv_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="no KV cache bytes"):
-        choose(config(worker_kv_bytes_per_block=0), model())
+        choose_arrangement(config(worker_kv_bytes_per_block=0), model())

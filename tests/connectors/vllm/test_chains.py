@@ -40,7 +40,7 @@ def test_groups_have_chains_of_their_own() -> None:
 def test_blocks_that_come_later_join_the_chain() -> None:
     context = request(2)
     chains = RequestChains.of(context)
-    assert chains.chain(context, {0: 16, 1: 32}) == [key(1, 0), key(2, 0), key(2, 1)]
+    assert chains.all_keys(context, {0: 16, 1: 32}) == [key(1, 0), key(2, 0), key(2, 1)]
     context.set_offload_key_position(key(3, 0), 48)
     assert RequestChains.of(context) is chains
     assert chains.parents([key(3, 0)], context, TOKENS) == [key(2, 0)]
@@ -52,4 +52,4 @@ def test_a_partial_tail_hangs_on_the_last_whole_block() -> None:
     context.set_offload_key_position(tail, 37)
     chains = RequestChains.of(context)
     assert chains.parents([tail], context, TOKENS) == [key(2, 0)]
-    assert tail not in chains.chain(context, TOKENS)
+    assert tail not in chains.all_keys(context, TOKENS)

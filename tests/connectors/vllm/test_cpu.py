@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 pytest.importorskip("vllm.v1.kv_offload.base")
 
 from kvtier.connectors.vllm.copier import DeviceJob, JobKind
-from kvtier.connectors.vllm.cpu import HostCopier, place
+from kvtier.connectors.vllm.cpu import HostCopier, insert_by_priority
 from kvtier.connectors.vllm.slots import GroupCopy, SlotLayout
 from tests.connectors.vllm.caches import SHAPES
 
@@ -28,7 +28,7 @@ def job(job_id: int, kind: JobKind, blocks: list[int], slots: list[int]) -> Devi
 def order(jobs: list[DeviceJob]) -> list[int]:
     queue: deque[DeviceJob] = deque()
     for one in jobs:
-        place(queue, one)
+        insert_by_priority(queue, one)
     return [one.job_id for one in queue]
 
 

@@ -20,7 +20,7 @@ from vllm.v1.kv_offload.config import (
 from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.connectors.vllm import identity
-from kvtier.connectors.vllm.arrangement import Arrangement, choose
+from kvtier.connectors.vllm.arrangement import Arrangement, choose_arrangement
 
 LAYOUT = BlockLayout(block_bytes=4096, tokens_per_block=128)
 
@@ -68,7 +68,7 @@ def model(tmp_path: Path) -> Path:
 
 def space(model: Path, /, *, engine_: VllmConfig | None = None, **changes: Any) -> KeySpace:
     found = config(model, **changes)
-    return identity.key_space(found, LAYOUT, choose(found, None), engine_ or engine())
+    return identity.key_space(found, LAYOUT, choose_arrangement(found, None), engine_ or engine())
 
 
 def test_equal_engines_share_a_key_space(model: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_engine_configuration_is_found_in_the_caller_that_builds_the_connect
 
 
 def test_without_it_the_space_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = identity.key_space(config(model), LAYOUT, choose(config(model), None))
+    found = identity.key_space(config(model), LAYOUT, choose_arrangement(config(model), None))
     assert found.hash_algorithm == identity.UNKNOWN
     assert "configuration was not found" in caplog.text
     assert found != space(model)

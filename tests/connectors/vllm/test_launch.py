@@ -78,7 +78,7 @@ def test_a_transfer_config_of_the_user_is_kept_and_completed(flag: str) -> None:
     ("arguments", "message"),
     [
         (["--kv-transfer-config", "{"], "not JSON"),
-        (["--kv-transfer-config"], "its value is missing"),
+        (["--kv-transfer-config"], "the value is missing"),
         (["--kv-transfer-config", "[]"], "not a JSON object"),
         (["--kv-transfer-config", '{"kv_connector":"NixlConnector"}'], "'NixlConnector'.*remove"),
         (
@@ -155,7 +155,7 @@ def test_a_port_in_use_is_refused() -> None:
         (["--port", "http"], "--port: 'http' is not a port"),
         (["--port", "0"], "--port: '0' is not a port"),
         (["--port", "65536"], "--port: '65536' is not a port"),
-        (["--port"], "--port: its value is missing"),
+        (["--port"], "--port: the value is missing"),
         (["--host", "192.0.2.1"], "--host: cannot listen on 192.0.2.1:8000"),
     ],
 )

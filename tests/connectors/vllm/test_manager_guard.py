@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from kvtier.connectors.vllm.manager import guarded, nothing
+from kvtier.connectors.vllm.manager import do_nothing, guarded
 
 
 class _Part:
@@ -21,7 +21,7 @@ class _Part:
             raise AssertionError("state")
         return f"hit {value}"
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def note(self) -> None:
         self.calls += 1
 

@@ -111,7 +111,7 @@ def test_numbers_that_do_not_fit_are_refused(
 
 
 def test_a_slice_that_is_too_small_names_both_sizes() -> None:
-    with pytest.raises(InvalidSettings, match=r"192 bytes a slot.*gives it 191"):
+    with pytest.raises(InvalidSettings, match=r"192 bytes per slot.*provides 191"):
         layout(slice_bytes=191)
 
 

@@ -18,7 +18,7 @@ from vllm.v1.kv_offload.config import (
 )
 
 from kvtier.connectors.vllm.manager import KVTierManager
-from kvtier.connectors.vllm.spec import KVTier, share
+from kvtier.connectors.vllm.spec import KVTier, replica_share
 from kvtier.errors import InvalidSettings
 from kvtier.settings import DiskSettings, RamSettings, Settings
 
@@ -99,10 +99,10 @@ def test_replicas_divide_the_nodes_bounds_and_keep_their_folders_apart(tmp_path:
     settings = Settings(
         ram=RamSettings(capacity=80), disk=DiskSettings(path=str(tmp_path), capacity=160)
     )
-    shared = [share(settings, configuration({}, 8, replica)) for replica in range(8)]
+    shared = [replica_share(settings, configuration({}, 8, replica)) for replica in range(8)]
     assert {part.ram.capacity for part in shared} == {10}
     folders = [part.disk.path for part in shared if part.disk]
     assert len(set(folders)) == 8
     assert all(part.disk and part.disk.capacity == 20 for part in shared)
-    alone = share(settings, configuration({}))
+    alone = replica_share(settings, configuration({}))
     assert msgspec.to_builtins(alone) == msgspec.to_builtins(settings)

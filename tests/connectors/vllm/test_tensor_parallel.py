@@ -55,7 +55,7 @@ class Engine:
         self.model = model
         self.ranks = [Rank(model, tp_size, rank, folder, extra) for rank in range(tp_size)]
         config, vllm = self.ranks[0].config, self.ranks[0].vllm
-        self.arrangement = arrangement.choose(config, vllm)
+        self.arrangement = arrangement.choose_arrangement(config, vllm)
         self.layout = BlockLayout(block_bytes=self.arrangement.payload_bytes, tokens_per_block=1)
         self.space = identity.key_space(config, self.layout, self.arrangement, vllm)
         self.arena = Arena.create(SLOTS, self.layout.slot_bytes)

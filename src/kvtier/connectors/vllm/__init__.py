@@ -1,1 +1,1 @@
-"""kvtier under vLLM's OffloadingConnector."""
+"""The connector for vLLM: plugs into its `OffloadingConnector`."""

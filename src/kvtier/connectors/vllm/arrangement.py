@@ -1,12 +1,12 @@
-"""How the KV of all ranks lies in one slot, decided from the engine's configuration alone.
+"""The arrangement of the ranks' KV in a slot, derived from the engine's configuration.
 
-*Canonical*: a slot holds all KV heads, in the same places on any number of ranks, so engines of
-any tensor-parallel size can read each other's blocks; each rank copies its heads in and out.
-*Per rank*: each rank has a slice of its own, and only engines of the same sizes can.
+*Canonical*: a slot holds all KV heads, in the same places on any number of ranks. Engines of any
+tensor-parallel size can read each other's blocks; each rank copies its own heads in and out.
+*Per rank*: a slot has one slice per rank, and only engines of equal sizes share blocks.
 
-The scheduler and every worker decide for themselves, before any tensor exists, and must come to
-the same answer. So it rests on what all of them are told, and the workers check later that their
-tensors keep the promise (`slots.SlotLayout.from_mappings`).
+The scheduler and every worker choose independently, before any tensor exists, and must come to
+the same result. The choice therefore uses only what all of them are given. The workers check
+later that their tensors agree with it (`slots.SlotLayout.from_mappings`).
 """
 
 from typing import TYPE_CHECKING, Final
@@ -20,40 +20,41 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.config import OffloadingConfig
 
 OPTION: Final = "canonical_layout"
-"""vLLM's own key: absent leaves the choice to us, true insists, false forbids."""
+"""vLLM's own key. Absent: kvtier chooses; true: required; false: forbidden."""
 
 _BLOCK_COMPACT: Final = ("LBNHC", "LBHNC")
-"""Layouts in which a layer's block is one piece of memory. In all others the engine hands over
-blocks of several layers as a whole, without saying where in them a head lies."""
+"""Layouts in which a layer's block is contiguous. In all others the engine hands over blocks of
+several layers as a whole and does not report where in them a head is."""
 
-_NOT_VOUCHED_FOR: Final = (
-    "unasked, the engine vouches only for one group of plain attention whose KV heads divide by "
-    f'the ranks, on its first model runner; with "{OPTION}": true it looks at every layer'
+_NOT_CERTIFIED_BY_DEFAULT: Final = (
+    "by default the engine certifies only one group of plain attention whose KV heads divide by "
+    f'the ranks, on its first model runner; with "{OPTION}": true it examines every layer'
 )
-_NOT_CERTIFIED: Final = "the engine says that some layer's KV is not made of whole heads a rank"
+_NOT_CERTIFIED: Final = "the engine reports some layer whose KV does not divide by whole heads"
 
 
 class Arrangement(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes of a slot, and what a rank may use of it."""
+    """The sizes of a slot and of the part that a rank may use."""
 
     payload_bytes: int
     """Bytes of a slot that carry KV."""
     slice_bytes: int
-    """Bytes one rank may use: its slice, or where canonical, the whole payload."""
+    """Bytes that one rank may use: its slice, or the whole payload of a canonical slot."""
     obstacle: str | None
-    """Why each rank has a slice of its own, for people. None where the slot is canonical."""
+    """The reason why slots are per rank, for logs and errors; None if they are canonical."""
 
     @property
     def is_canonical(self) -> bool:
-        """Whether a slot is the same on any tensor-parallel size."""
+        """True if a slot is the same on any tensor-parallel size."""
         return self.obstacle is None
 
 
-def choose(config: "OffloadingConfig", engine: "VllmConfig | None") -> Arrangement:
-    """The arrangement of this engine's slots; `engine` is its full configuration, if found.
+def choose_arrangement(config: "OffloadingConfig", engine: "VllmConfig | None") -> Arrangement:
+    """Return the arrangement of this engine's slots.
 
-    Canonical where the engine's own word and the sizes allow it, unless `canonical_layout` is
-    false. Raises InvalidSettings where it is true and cannot be, and where there is no KV cache.
+    `engine` is the engine's full configuration, if it was found. The result is canonical if the
+    engine certifies it and the sizes agree, unless `canonical_layout` is false. Raises
+    InvalidSettings if `canonical_layout` is true and not possible, or if there is no KV cache.
     """
     asked = config.extra_config.get(OPTION)
     if not isinstance(asked, bool | None):
@@ -76,14 +77,14 @@ def choose(config: "OffloadingConfig", engine: "VllmConfig | None") -> Arrangeme
 
 
 def _obstacle(config: "OffloadingConfig", engine: "VllmConfig | None") -> str | None:
-    """What keeps a slot from being canonical, in words that follow a colon."""
+    """Return the reason why slots cannot be canonical, worded to follow a colon, or None."""
     parallel = config.parallel
     if (parallel.world_size, parallel.pcp_size, parallel.dcp_size) != (parallel.tp_size, 1, 1):
         return "pipeline or context parallelism divides more than heads among the ranks"
     if config.kv_cache_layout not in _BLOCK_COMPACT:
         return f"KV cache layout {config.kv_cache_layout} is none of {', '.join(_BLOCK_COMPACT)}"
     if not parallel.is_parallelism_agnostic:
-        return _NOT_CERTIFIED if config.canonical_layout else _NOT_VOUCHED_FOR
+        return _NOT_CERTIFIED if config.canonical_layout else _NOT_CERTIFIED_BY_DEFAULT
     if parallel.world_size == 1:
         return None
     if engine is None:
@@ -94,17 +95,21 @@ def _obstacle(config: "OffloadingConfig", engine: "VllmConfig | None") -> str | 
 
 
 def _mixed_copies(config: "OffloadingConfig", model: "ModelConfig") -> str | None:
-    """Asked for: the engine has looked at every layer, but not counted copies where they mix."""
+    """Return the obstacle if `canonical_layout` is true: a mix whose copies cannot be counted.
+
+    The engine has examined every layer, but does not report how many ranks hold copies where
+    latent attention is mixed with other kinds.
+    """
     if model.use_mla and not config.replicated_layout:
-        return "latent attention beside other kinds, or on several hosts, has no known size"
+        return "the size of latent attention beside other kinds, or on several hosts, is unknown"
     return None
 
 
 def _uneven_layers(config: "OffloadingConfig", model: "ModelConfig") -> str | None:
-    """Not asked for: the engine's word, which in the scheduler covers one layer of each group.
+    """Return the obstacle if `canonical_layout` is absent: layers with different KV heads.
 
-    Where layers differ in heads the workers would have to refuse to start, so the sizes must
-    add up to layers that are all alike.
+    In the scheduler the engine's certificate covers one layer of each group only. If the layers
+    differ in heads, the workers could not start; so the sizes must add up to equal layers.
     """
     from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 
@@ -113,12 +118,12 @@ def _uneven_layers(config: "OffloadingConfig", model: "ModelConfig") -> str | No
     row_bytes = 2 * heads * model.get_head_size() * (dtype.itemsize if dtype else 0)
     expected = sum(len(group.layer_names) * group.tokens_per_block for group in config.groups)
     if left_over or expected * row_bytes != config.worker_kv_bytes_per_block:
-        return "the layers' KV is not a whole number of equal heads a rank"
+        return "the layers' KV is not a whole number of equal heads per rank"
     return None
 
 
 def _distinct_shares(config: "OffloadingConfig", engine: "VllmConfig | None") -> int:
-    """Into how many different parts the KV is divided; ranks beyond that hold copies."""
+    """Return the number of ranks that hold different KV; the others hold copies."""
     ranks = config.parallel.world_size
     if ranks == 1 or config.replicated_layout or engine is None:
         return 1

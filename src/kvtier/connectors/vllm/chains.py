@@ -1,7 +1,7 @@
-"""The prefix chains of a request: which key comes before which.
+"""The prefix chains of a request, that is, the predecessor of each of its keys.
 
-vLLM offers keys without their predecessors, but notes for each key of a request the token
-position it ends at. From these the chain of every KV-cache group follows.
+vLLM offers keys without their predecessors, but records for each key of a request the token
+position at which it ends. The chain of every KV-cache group follows from these positions.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 
 
 class RequestChains:
-    """Positions of one request's keys, read incrementally; kept in the request's context."""
+    """The chains of one request, extended as keys are added and kept in the request's context."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -21,7 +21,7 @@ class RequestChains:
 
     @classmethod
     def of(cls, context: ReqContext) -> "RequestChains":
-        """The chains of this request, made at the first call."""
+        """Return the chains of the request; the first call creates them."""
         chains = context.get_state(cls)
         if chains is None:
             chains = cls()
@@ -31,22 +31,22 @@ class RequestChains:
     def parents(
         self, keys: Sequence[OffloadKey], context: ReqContext, tokens: dict[int, int]
     ) -> list[BlockKey | None]:
-        """The predecessor of each key in its group, None for the first block of a prefix.
+        """Return the predecessor of each key in its group; None for the first block of a prefix.
 
-        UNKNOWN_PARENT stands where vLLM does not say which block comes before.
-        `tokens[group]` are the tokens one key of the group covers.
+        The predecessor is UNKNOWN_PARENT where vLLM does not report it. `tokens[group]` is the
+        number of tokens that a key of the group covers.
         """
         self._read(context, tokens)
         return [self._parent(key, context, tokens) for key in keys]
 
-    def chains(self, context: ReqContext, tokens: dict[int, int]) -> list[list[BlockKey]]:
-        """The keys of every group of the request, from its first block on, in prefix order."""
+    def group_chains(self, context: ReqContext, tokens: dict[int, int]) -> list[list[BlockKey]]:
+        """Return the keys of every group of the request, each in prefix order."""
         self._read(context, tokens)
         return [[key for _, key in sorted(group.items())] for group in self._aligned.values()]
 
-    def chain(self, context: ReqContext, tokens: dict[int, int]) -> list[BlockKey]:
-        """All keys of the request, group after group, each in prefix order."""
-        return [key for chain in self.chains(context, tokens) for key in chain]
+    def all_keys(self, context: ReqContext, tokens: dict[int, int]) -> list[BlockKey]:
+        """Return all keys of the request, group after group, each in prefix order."""
+        return [key for chain in self.group_chains(context, tokens) for key in chain]
 
     def _parent(
         self, key: OffloadKey, context: ReqContext, tokens: dict[int, int]
@@ -55,7 +55,7 @@ class RequestChains:
         end = context.get_offload_key_position(key)
         if end is None:
             return UNKNOWN_PARENT
-        # The block before: the last whole one that ends before this key does.
+        # The predecessor is the last whole block that ends before this key does.
         number = (end - 1) // tokens[group]
         return self._aligned.get(group, {}).get(number, UNKNOWN_PARENT) if number else None
 

@@ -1,7 +1,7 @@
-"""The contract between the worker, which knows jobs, and a copier, which copies bytes.
+"""The contract between the worker, which creates device jobs, and a copier, which runs them.
 
-`HostCopier` (cpu.py) and `CudaCopier` (cuda.py) differ only in how bytes copy; jobs, seals,
-arenas and the engine's interface live once, in worker.py.
+`HostCopier` (cpu.py) and `CudaCopier` (cuda.py) differ only in how they copy bytes. Jobs, seals,
+arenas and the engine's interface are implemented once, in worker.py.
 """
 
 import enum
@@ -20,16 +20,16 @@ Host = npt.NDArray[np.uint8]
 
 
 class JobKind(enum.IntEnum):
-    """What a job does; the value is its priority, higher first."""
+    """The kind of a device job. The value is its priority; higher values go first."""
 
     STORE = 0
     LOAD = 1
     EXPEDITED_LOAD = 2
-    """The engine waits for this load inside its step."""
+    """A load that the engine waits for inside its step."""
 
 
 class DeviceJob(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One transfer between the device's blocks and the slots of `host`."""
+    """One copy between blocks of the device and slots of `host`."""
 
     job_id: int
     kind: JobKind
@@ -39,44 +39,48 @@ class DeviceJob(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def touched(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Device blocks and slots this job reads or writes, whatever their group."""
+        """The device blocks and the slots that the job reads or writes, of all groups."""
         blocks = frozenset(block for copy in self.copies for block in copy.blocks.tolist())
         slots = frozenset(slot for copy in self.copies for slot in copy.slots.tolist())
         return blocks, slots
 
     def conflicts(self, other: "DeviceJob") -> bool:
-        """Whether the two must keep their order: they share a device block or a slot."""
+        """Return True if the jobs share a device block or a slot and must keep their order."""
         mine, theirs = self.touched, other.touched
         return not (mine[0].isdisjoint(theirs[0]) and mine[1].isdisjoint(theirs[1]))
 
 
 class FinishedJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job that is over. `copied` is False if the bytes did not all arrive."""
+    """The result of a device job."""
 
     job_id: int
     copied: bool
+    """False if not all bytes were copied."""
     seconds: float
 
 
 class Copier(Protocol):
-    """Moves bytes. Every method belongs to the engine's worker thread."""
+    """Runs device jobs. Every method belongs to the engine's worker thread."""
 
     def submit(self, job: DeviceJob) -> None:
-        """Take the job; never blocks on the copy. Jobs that conflict keep their order."""
+        """Queue a job without waiting for the copy. Jobs that conflict keep their order."""
         ...
 
     def poll(self) -> list[FinishedJob]:
-        """Jobs that ended since the last call, each exactly once."""
+        """Return the jobs that ended since the last call, each exactly once."""
         ...
 
     def wait(self, job_ids: Collection[int]) -> None:
-        """Block until these jobs are over; unknown and polled ones are. `poll` still reports."""
+        """Block until these jobs have ended; `poll` still reports them.
+
+        Jobs that are unknown or already reported count as ended.
+        """
         ...
 
     def attach(self, host: Host) -> None:
-        """Called once for each arena before a job uses it: register or pin what helps."""
+        """Prepare an arena, for example by pinning it. Called once, before a job uses it."""
         ...
 
     def close(self) -> None:
-        """Stop after the copy that runs; later jobs are dropped. Idempotent. Blocks."""
+        """Wait for running copies, and discard queued and later jobs. Idempotent."""
         ...

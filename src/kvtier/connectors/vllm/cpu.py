@@ -1,11 +1,15 @@
-"""Copies for engines whose device is the CPU: numpy on one side thread.
+"""The copier for engines on CPUs: numpy copies on a thread of its own.
 
-The thread is this platform's copy stream: it runs one job at a time, so jobs keep their order;
-loads overtake stores they do not conflict with, because a request waits for them. Where the
-pieces of a group lie at a constant stride in one allocation, a block moves with a single strided
-copy; elsewhere with one copy a run of pieces. numpy lets go of the GIL while it copies.
+The thread acts as the copy stream of this platform. It runs one job at a time, and a load
+overtakes stores that it does not conflict with, because a request waits for it. If the pieces of
+a group have a constant stride in one allocation, a single strided copy moves a block; otherwise
+there is one copy per run of pieces. numpy releases the GIL while it copies.
 
-Invariant: a job leaves the queue once, and is reported once, whatever the copy does.
+The engine binds its computing threads to cores, its main thread among them, and new threads
+inherit the binding. kvtier's threads therefore move to the cores that the parent process may
+use and the engine does not; otherwise copies would take turns with the computation.
+
+Invariant: a job leaves the queue once and is reported once, even if the copy fails.
 """
 
 import logging
@@ -28,15 +32,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LINGER_S = 0.005
-"""`poll` waits this long for a running load: an engine that has nothing else to do would only
-spin, and one that has computed in this step finds the load over already. Measured with a 165 MB
-load, time to first token beyond a device hit: 11 ms without, 8 ms with it (9 ms with 50 ms),
-6 ms copying inside `submit`, which would stall every running request for the length of the copy.
+"""Time for which `poll` waits for a running load. An engine without other work would only spin,
+and after a step that computed something the load has usually ended already. Measured with a load
+of 165 MB as time to first token beyond a device hit: 11 ms without waiting, 8 ms with this value,
+9 ms with 50 ms, and 6 ms with a copy inside `submit`, which would delay all running requests.
 """
 
 
 class StridedRun(NamedTuple):
-    """Alike pieces at a constant stride, that one copy a block moves."""
+    """A run of equal pieces at a constant stride, copied with one call per block."""
 
     device: Host
     """uint8 [device blocks, pieces, fragments, fragment bytes]."""
@@ -67,14 +71,14 @@ class HostCopier:
         self._thread.start()
 
     def submit(self, job: DeviceJob) -> None:
-        """Queue behind what must come first. Microseconds."""
+        """Queue a job by priority, behind the jobs it conflicts with. Takes microseconds."""
         with self._condition:
             if not self._closing:
-                place(self._queue, job)
+                insert_by_priority(self._queue, job)
                 self._condition.notify_all()
 
     def poll(self) -> list[FinishedJob]:
-        """Jobs that ended; lingers up to LINGER_S when a load is about to."""
+        """Return the jobs that ended; wait up to LINGER_S if a load is queued or running."""
         with self._condition:
             if not self._finished and self._loading():
                 self._condition.wait_for(lambda: bool(self._finished), LINGER_S)
@@ -90,10 +94,10 @@ class HostCopier:
             )
 
     def attach(self, host: Host) -> None:
-        """Nothing to register: any host memory will do."""
+        """Do nothing: any host memory is suitable."""
 
     def close(self) -> None:
-        """End the thread after the job that runs; drop the queue."""
+        """Discard the queue and end the thread after the running job."""
         with self._condition:
             self._closing = True
             self._queue.clear()
@@ -140,8 +144,8 @@ class HostCopier:
     def _copy_run(self, job: DeviceJob, copy: GroupCopy, run: StridedRun) -> None:
         layout, is_store = self._layout, job.kind is JobKind.STORE
         sub_block_bytes = layout.sub_block_bytes[copy.group]
-        # One view of all places in the arena, because making one costs more than indexing it.
-        # It is made over the buffer, not with as_strided, because that checks the bounds.
+        # One view covers all places in the arena, because creating a view costs more than
+        # indexing it. A view created over the buffer has its bounds checked; as_strided does not.
         host: Host = np.ndarray(
             (len(job.host), layout.blocks_per_chunk, *run.device.shape[1:]),
             dtype=np.uint8,
@@ -160,8 +164,8 @@ class HostCopier:
                 np.copyto(run.device[block], host[slot, sub_block])
 
 
-def place(queue: deque[DeviceJob], job: DeviceJob) -> None:
-    """Insert `job` before waiting jobs of lower priority, up to one it conflicts with."""
+def insert_by_priority(queue: deque[DeviceJob], job: DeviceJob) -> None:
+    """Insert `job` before queued jobs of lower priority, but behind any it conflicts with."""
     at = len(queue)
     while at and queue[at - 1].kind < job.kind and not job.conflicts(queue[at - 1]):
         at -= 1
@@ -171,7 +175,7 @@ def place(queue: deque[DeviceJob], job: DeviceJob) -> None:
 def _runs(
     pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches"
 ) -> Iterator[StridedRun]:
-    """Cut the pieces into as few strided views as possible."""
+    """Divide the pieces into as few strided views as possible."""
     start = 0
     for end in range(1, len(pieces) + 1):
         if end == len(pieces) or not _continues(pieces[start : end + 1], caches):
@@ -190,7 +194,7 @@ def _continues(pieces: Sequence[Piece], caches: "CanonicalKVCaches") -> bool:
 
 
 def _step(pieces: Sequence[Piece]) -> tuple[int, int]:
-    """Bytes from the first piece to the second, on the device and in the sub-block."""
+    """Return the bytes from the first piece to the second, on the device and in the sub-block."""
     if len(pieces) == 1:
         return 0, 0
     return pieces[1].address - pieces[0].address, pieces[1].offset - pieces[0].offset
@@ -201,7 +205,7 @@ def _run(pieces: Sequence[Piece], layout: SlotLayout, caches: "CanonicalKVCaches
     storage = _storage(caches, first)
     flat = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
     device_step, host_step = _step(pieces)
-    # A stride may be negative, so the view begins at the first piece, not at the lowest.
+    # A stride may be negative, so the view begins at the first piece, not at the lowest address.
     device: Host = np.ndarray(
         (layout.device_blocks, len(pieces), first.fragments, first.fragment_bytes),
         dtype=np.uint8,
@@ -217,7 +221,7 @@ def _storage(caches: "CanonicalKVCaches", piece: Piece) -> torch.UntypedStorage:
 
 
 def free_cores() -> frozenset[int]:
-    """Cores beside the engine's, or none: then stay where the caller is."""
+    """Return the cores that the engine does not compute on; an empty set if there are none."""
     if os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind":
         return frozenset()
     try:
@@ -228,7 +232,7 @@ def free_cores() -> frozenset[int]:
 
 
 def free_cores_setter() -> Callable[[], None]:
-    """A function that moves the thread that calls it to the free cores, found now."""
+    """Return a function that binds the calling thread to the cores that are free now."""
     cores = free_cores()
 
     def move() -> None:
@@ -236,6 +240,6 @@ def free_cores_setter() -> Callable[[], None]:
             try:
                 os.sched_setaffinity(0, cores)
             except OSError as error:
-                _log.info("kvtier: a thread stays on the engine's cores: %s", error)
+                _log.info("kvtier: a thread cannot leave the engine's cores: %s", error)
 
     return move

@@ -1,8 +1,14 @@
-"""The key space of an engine: everything its KV bytes depend on that block hashes leave out.
+"""The key space of an engine: everything that its KV bytes depend on beyond the block hashes.
 
-The engine's offloading configuration carries the sizes, names and parallelism. Revision, load
-format, overrides and the hash algorithm stand only in its full configuration, which it does
-not hand to a spec; `engine_config` finds it.
+The engine's offloading configuration has the sizes, names and parallelism. Revision, load
+format, overrides and the hash algorithm are only in its full configuration, which is not passed
+to a spec; `engine_config` finds it.
+
+Two checkpoints of one name must not share KV blocks, and hashing 100 GB at each start takes too
+long. The digest of the weights therefore covers the whole `config.json`, and of each weight file
+its name, its size and samples of its bytes: both ends and evenly spaced pieces. Files in the
+Hugging Face cache are named by the hash of their content and need not be read. The digest misses
+a file that is edited in place between the samples without changing its size.
 """
 
 import hashlib
@@ -30,19 +36,19 @@ _log = logging.getLogger(__name__)
 UNKNOWN = "unknown"
 
 SAMPLED_BYTES = 64 * 1024**2
-"""Read at most, over all files: 0.1 s from a page cache, about 0.3 s from a cold NVMe drive."""
+"""Bound on the bytes read from all files: 0.1 s from the page cache, 0.3 s from a cold NVMe."""
 EDGE_BYTES = 1024**2
 PIECE_BYTES = 64 * 1024
 PIECES = 16
 
 NO_WEIGHTS = "dummy"
-"""Digest where there are no weight files: the engine made them up from the configuration."""
+"""Digest of weights without files, which the engine generates from the configuration."""
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONTENT_NAME = re.compile(r"[0-9a-f]{64}")
 
-# Of the engine's settings, those that change KV bytes under equal weights: (section, name).
+# The engine's settings that change KV bytes of equal weights: (section, name).
 _BYTE_SETTINGS = (
     ("model_config", "dtype"),
     ("model_config", "quantization"),
@@ -58,11 +64,12 @@ _INSTRUCTION_SETS = (("amx", "amx_tile"), ("avx512", "avx512f"), ("avx2", "avx2"
 
 
 class Checkpoint(NamedTuple):
-    """A model on disk. `folder` is None where it could not be found."""
+    """A model on disk."""
 
     name: str
     revision: str
     folder: Path | None
+    """The folder or the single weight file; None if it was not found."""
 
 
 def key_space(
@@ -71,13 +78,14 @@ def key_space(
     arrangement: Arrangement,
     engine: "VllmConfig | None" = None,
 ) -> KeySpace:
-    """The key space of this engine. Reads up to 64 MiB of weights: up to 0.3 s, at start only.
+    """Return the key space of this engine. Reads up to 64 MiB of weights, which takes up to 0.3 s.
 
-    Canonical blocks are divided among no ranks, so all sizes are 1 there: the space is the same
-    on any tensor-parallel size.
+    Canonical blocks are not divided among ranks, so the key space has size 1 for all kinds of
+    parallelism and is the same on any tensor-parallel size.
 
-    `engine` is the engine's full configuration; without it, it is looked for. Call it while
-    the engine constructs its connector. Raises InvalidSettings for an unsupported engine.
+    `engine` is the engine's full configuration. If it is not given, it is searched for, which
+    works while the engine constructs its connector. Raises InvalidSettings for an unsupported
+    engine version.
     """
     engine = engine or engine_config()
     release = versions.supported(versions.installed())
@@ -117,10 +125,10 @@ def key_space(
 
 
 def engine_config() -> "VllmConfig | None":
-    """The engine's full configuration, or None where no caller holds it.
+    """Return the engine's full configuration, or None if no caller has it.
 
-    The engine sets it as current in its workers but not in its scheduler, where a spec needs
-    it; there the connector that constructs the spec has it as a local variable.
+    The engine makes it available globally in its workers but not in its scheduler. There, the
+    connector that constructs the spec has it as a local variable.
     """
     from vllm.config import VllmConfig, get_current_vllm_config_or_none
 
@@ -134,7 +142,7 @@ def engine_config() -> "VllmConfig | None":
 
 
 def hash_seed(algorithm: str) -> str:
-    """What the block hashes start from; unique where the engine draws it at random."""
+    """Return the seed of the block hashes; unique if the engine draws it at random."""
     seed = os.environ.get("PYTHONHASHSEED")
     if seed is not None:
         return f"PYTHONHASHSEED={seed}"
@@ -142,7 +150,7 @@ def hash_seed(algorithm: str) -> str:
 
 
 def isa() -> str:
-    """On the CPU platform the instruction set blocks are packed for, elsewhere the device."""
+    """Return the instruction set that blocks are packed for on CPUs, else the device's type."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -152,7 +160,7 @@ def isa() -> str:
 
 
 def instruction_set(cpuinfo: str) -> str:
-    """The widest set the engine packs blocks for, from the text of /proc/cpuinfo."""
+    """Return the widest instruction set that the engine uses, from the text of /proc/cpuinfo."""
     flags = next(
         (set(line.split()) for line in cpuinfo.splitlines() if line.startswith("flags")), set()
     )
@@ -180,27 +188,28 @@ def _settings_digest(engine: "VllmConfig | None") -> str:
     if engine is None:
         return UNKNOWN
     values = [
-        f"{name}={_text(_setting(engine, section, name))}" for section, name in _BYTE_SETTINGS
+        f"{name}={_stable_text(_setting(engine, section, name))}"
+        for section, name in _BYTE_SETTINGS
     ]
     return _digest([*values, _shape(engine)])
 
 
 def _shape(engine: "VllmConfig") -> str:
-    """The model's own configuration: made-up weights follow it and nothing else does."""
+    """Return the model's own configuration, on which generated weights depend."""
     to_dict = getattr(getattr(engine.model_config, "hf_config", None), "to_dict", dict)
     # Private entries hold paths, which differ between hosts.
     ignored = {"transformers_version"}
-    return _text({k: v for k, v in to_dict().items() if k[0] != "_" and k not in ignored})
+    return _stable_text({k: v for k, v in to_dict().items() if k[0] != "_" and k not in ignored})
 
 
 def _setting(engine: "VllmConfig | None", section: str, name: str) -> Any:
     return getattr(getattr(engine, section, None), name, None)
 
 
-def _text(value: object) -> str:
-    """A text that is the same in every process: no addresses, no dictionary order."""
+def _stable_text(value: object) -> str:
+    """Return a text that is equal in every process, without addresses or dictionary order."""
     if isinstance(value, dict):
-        return str(sorted((str(key), _text(inner)) for key, inner in value.items()))
+        return str(sorted((str(key), _stable_text(inner)) for key, inner in value.items()))
     return getattr(value, "__qualname__", None) or str(value)
 
 
@@ -209,9 +218,9 @@ def _digest(texts: "tuple[str, ...] | list[str]") -> str:
 
 
 def find_checkpoint(model: str, revision: str | None, cache: Path) -> Checkpoint:
-    """Resolve a path or a hub id through the hub's local `cache`; no network.
+    """Resolve a path, or a hub name through the hub's local `cache`, without network access.
 
-    The name is free of machine-specific cache paths, so that two hosts agree on it.
+    The resulting name contains no machine-specific cache paths, so that hosts agree on it.
     """
     path = Path(model)
     if path.exists():
@@ -228,7 +237,7 @@ def find_checkpoint(model: str, revision: str | None, cache: Path) -> Checkpoint
 
 
 def weights_digest(folder: Path) -> str:
-    """64 hex digits over the configuration and samples of the weights, or NO_WEIGHTS.
+    """Return 64 hex digits over the configuration and samples of the weights, or NO_WEIGHTS.
 
     `folder` may also be a single weight file. Raises OSError if the files cannot be read.
     """
@@ -271,7 +280,7 @@ def _weight_files(folder: Path) -> Iterator[Path]:
 
 
 def _sample(path: Path, size: int, budget_bytes: int, update: Callable[[bytes], None]) -> None:
-    """Feed both ends and evenly spaced pieces; small files are read whole."""
+    """Pass both ends and evenly spaced pieces of a file to `update`, or all of a small file."""
     edge = min(EDGE_BYTES, budget_bytes // 4)
     piece = min(PIECE_BYTES, budget_bytes // 2 // PIECES)
     with path.open("rb", buffering=0) as file:

@@ -1,8 +1,8 @@
-"""The plain vLLM command that serves a model through kvtier, and what must hold before it runs.
+"""Builds the vLLM command that serves a model through kvtier, and checks its preconditions.
 
-Why it exists: `kvtier serve` is a convenience and nobody should depend on it; what it runs is
-the command built here, which works without it. Imports nothing of vLLM, so that what is wrong
-is said in a second and not after the engine's imports.
+`kvtier serve` is a convenience: it runs the plain vLLM command built here, which works without
+it. This module does not import vLLM, so that mistakes are reported within a second instead of
+after the engine's imports.
 """
 
 import errno
@@ -23,7 +23,7 @@ from kvtier.settings.layers import DEFAULT_ORIGIN, Resolved
 from kvtier.settings.options import SECTIONS
 
 SPEC: Final = {"spec_name": "KVTier", "spec_module_path": "kvtier.connectors.vllm.spec"}
-"""The module path makes the command work where `VLLM_PLUGINS` keeps our entry point out."""
+"""The module path makes the command work where `VLLM_PLUGINS` excludes kvtier's entry point."""
 
 TRANSFER_FLAG: Final = "--kv-transfer-config"
 _DEFAULT_HOST: Final = "127.0.0.1"
@@ -33,11 +33,13 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def check_model(model: str) -> None:
-    """Raise InvalidSettings unless `model` is a model folder, a file, or a name on a hub."""
+    """Raise InvalidSettings unless `model` is a model folder, a file, or a hub name."""
     path = Path(model).expanduser()
     if path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", "params.json")):
-            raise InvalidSettings(f"MODEL: {model} holds no config.json; name a model's own folder")
+            raise InvalidSettings(
+                f"MODEL: {model} holds no config.json; name the folder of a model"
+            )
     elif not path.exists() and (model[:1] in "/.~" or not _HUB_NAME.fullmatch(model)):
         raise InvalidSettings(
             f"MODEL: {model} does not exist; name a model folder or a name such as org/model"
@@ -45,8 +47,8 @@ def check_model(model: str) -> None:
 
 
 def check_port(arguments: Sequence[str]) -> None:
-    """Raise InvalidSettings unless the host and port among vLLM's flags can be listened on."""
-    if _last(arguments, "--uds") is not None:  # a socket file, no port
+    """Raise InvalidSettings unless the server can listen on the host and port in vLLM's flags."""
+    if _last(arguments, "--uds") is not None:  # a socket file needs no port
         return
     host = _last(arguments, "--host") or _DEFAULT_HOST
     text = _last(arguments, "--port") or _DEFAULT_PORT
@@ -63,16 +65,16 @@ def check_port(arguments: Sequence[str]) -> None:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InvalidSettings(
-                f"--port: {text} on {host} is in use; stop what listens there, or choose another"
+                f"--port: {text} on {host} is in use; stop its server, or choose another port"
             ) from error
         reason = error.strerror or error
         raise InvalidSettings(f"--host: cannot listen on {host}:{text}: {reason}") from error
 
 
 def read_transfer_config(arguments: Sequence[str]) -> dict[str, Any]:
-    """The user's own `--kv-transfer-config`, or nothing.
+    """Return the user's own `--kv-transfer-config`, or an empty dict.
 
-    Raises InvalidSettings where it is not JSON, names another connector or another spec.
+    Raises InvalidSettings if it is not JSON, or names another connector or another spec.
     """
     if any(_name(argument).startswith(f"{TRANSFER_FLAG}.") for argument in arguments):
         raise InvalidSettings(f"{TRANSFER_FLAG}: give it as one JSON text, not key by key")
@@ -88,7 +90,7 @@ def read_transfer_config(arguments: Sequence[str]) -> dict[str, Any]:
     connector = config.get("kv_connector", "OffloadingConnector")
     if connector != "OffloadingConnector":
         raise InvalidSettings(
-            f"{TRANSFER_FLAG}: kv_connector is {connector!r}, and kvtier plugs into "
+            f"{TRANSFER_FLAG}: kv_connector is {connector!r}, and kvtier needs "
             "'OffloadingConnector'; remove the flag, or run vLLM without kvtier"
         )
     extra = config.get("kv_connector_extra_config", {})
@@ -96,7 +98,7 @@ def read_transfer_config(arguments: Sequence[str]) -> dict[str, Any]:
         raise InvalidSettings(f"{TRANSFER_FLAG}: kv_connector_extra_config is not a JSON object")
     if extra.get("spec_name", SPEC["spec_name"]) != SPEC["spec_name"]:
         raise InvalidSettings(
-            f"{TRANSFER_FLAG}: spec_name is {extra['spec_name']!r}, and kvtier is 'KVTier'; "
+            f"{TRANSFER_FLAG}: spec_name is {extra['spec_name']!r}, and kvtier needs 'KVTier'; "
             "remove spec_name and spec_module_path"
         )
     return config
@@ -105,10 +107,10 @@ def read_transfer_config(arguments: Sequence[str]) -> dict[str, Any]:
 def build_command(
     model: str, resolved: Resolved, arguments: Sequence[str], env: Mapping[str, str]
 ) -> list[str]:
-    """The command as a list: this Python, vLLM's API server, the user's flags, our config.
+    """Return the command: this Python, vLLM's API server, the user's flags, kvtier's settings.
 
-    It says everything that `resolved` holds beyond defaults, so that it does not need our
-    flags or file again; `env` is what the engine will see.
+    It contains every setting of `resolved` that differs from its default, so that it works
+    without kvtier's flags or file. `env` is the environment that the engine will have.
     """
     user = read_transfer_config(arguments)
     extra = user.get("kv_connector_extra_config", {})
@@ -129,7 +131,7 @@ def build_command(
 
 
 def printable(command: Sequence[str]) -> str:
-    """The command for a shell, with `***` where a credential stands: what is shown is logged."""
+    """Return the command as shell text, with `***` in place of credentials, fit for a log."""
     shown: list[str] = []
     hide = False
     for argument in command:
@@ -144,10 +146,9 @@ def printable(command: Sequence[str]) -> str:
 
 
 def describe(resolved: Resolved, env: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The settings as extra config: `{"ram": "20GiB", "disk": {...}}`.
+    """Return the settings as extra configuration: `{"ram": "20GiB", "disk": {...}}`.
 
-    Defaults are left out, unless something that the engine will find in `env` would otherwise
-    take their place.
+    Defaults are omitted, unless a variable in `env` would override them in the engine.
     """
     given = {name for name, found in resolved.values.items() if found.origin != DEFAULT_ORIGIN}
     described = _describe(resolved, given)
@@ -171,12 +172,12 @@ def _describe(resolved: Resolved, names: Set[str]) -> dict[str, Any]:
 
 
 def _name(argument: str) -> str:
-    """The flag of `--flag=value`; vLLM takes underscores for dashes."""
+    """Return the flag of `--flag=value`; vLLM accepts underscores for dashes."""
     return argument.partition("=")[0].replace("_", "-")
 
 
 def _last(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of a flag, the last one where it is repeated, as argparse has it."""
+    """Return the value of a flag or None; of a repeated flag the last one, as argparse does."""
     value = None
     for place, argument in enumerate(arguments):
         if _name(argument) == flag:
@@ -185,7 +186,7 @@ def _last(arguments: Sequence[str], flag: str) -> str | None:
             elif place + 1 < len(arguments):
                 value = arguments[place + 1]
             else:
-                raise InvalidSettings(f"{flag}: its value is missing")
+                raise InvalidSettings(f"{flag}: the value is missing")
     return value
 
 

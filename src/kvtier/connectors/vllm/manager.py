@@ -1,13 +1,13 @@
-"""The scheduler half: answers vLLM's questions from a TieredCache. It decides nothing itself.
+"""The scheduler's half of the connector: an `OffloadingManager` over a `TieredCache`.
 
-vLLM asks key by key and does groups, windows, states and preemption; the cache knows what is
-where. Blocks that lie below RAM are promoted in one batch at the end of the scheduler step that
-asked for them: until then nothing is evicted, so a key that was a HIT in this step still is when
-vLLM loads it.
+vLLM looks up key by key and handles groups, windows, states and preemption; the cache knows
+where blocks are. Blocks in lower tiers are promoted in one batch at the end of the scheduler
+step that looked them up. Nothing is evicted before that, so a key that was a HIT in a step still
+is one when vLLM loads it in the same step.
 
-Invariants: HIT is said only of bytes that are whole and verified in RAM; every call returns at
-once; a promotion that fails or passes its deadline is a MISS from then on; a bug of ours turns
-the cache off and not the engine (`guard`).
+Invariants: a HIT means that the bytes in RAM are whole and verified; every call returns at once;
+a block whose promotion failed or passed its deadline is a MISS from then on; a bug in kvtier
+disables the cache and does not stop the engine (`guarded`).
 """
 
 import functools
@@ -65,15 +65,15 @@ _LOCALITIES = {
 }
 
 _FLUSH_STEPS = 4
-"""Scheduler steps after a reset by which the workers have waited for every older job: the
-flush reaches them with the next step, and one more step may be under way at either end."""
+"""Scheduler steps after a reset until the workers have waited for every older job: the flush
+reaches them with the next step, and each side may have one more step in progress."""
 
 
 class Guarded(Protocol):
     """An object with guarded methods."""
 
     is_broken: bool
-    """True once a guarded method has failed: miss-only mode, until the engine restarts."""
+    """True once a guarded method has failed: from then on every lookup is a miss."""
 
 
 S = TypeVar("S", bound=Guarded)
@@ -82,7 +82,13 @@ S = TypeVar("S", bound=Guarded)
 def guarded(
     fallback: Callable[[S], R],
 ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[Concatenate[S, P], R]]:
-    """Answer `fallback(self)` where the method fails, and ever after. ~0.1 us a call."""
+    """Return a decorator that turns a failure of a method into `fallback(self)`, permanently.
+
+    Operational faults never get here, because the cache reports them as misses. An exception
+    means that an assumption is broken and the state of the cache cannot be trusted, so the
+    cache is not used again: every lookup misses and nothing is stored until the engine
+    restarts. Costs about 0.1 us per call.
+    """
 
     def decorate(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
         @functools.wraps(method)
@@ -94,7 +100,7 @@ def guarded(
             except Exception:
                 self.is_broken = True
                 _log.exception(
-                    "kvtier has a bug in %s and serves only misses until the engine restarts; "
+                    "kvtier has a bug in %s and reports only misses until the engine restarts; "
                     "please report this",
                     method.__name__,
                 )
@@ -105,19 +111,19 @@ def guarded(
     return decorate
 
 
-def nothing(_: Any) -> None:
-    """The fallback of methods that return nothing."""
+def do_nothing(_: Any) -> None:
+    """Return None: the fallback of methods without a result."""
 
 
 @dataclass(slots=True)
-class _Ask:
-    """What one request looked up in this step, in order."""
+class _Lookups:
+    """The keys that one request looked up in this step, in order."""
 
     context: ReqContext
     keys: list[BlockKey] = field(default_factory=list)
     is_below: bool = False
     unknown: list[BlockKey] = field(default_factory=list)
-    """Those that only a shared tier could hold, which has not been asked yet."""
+    """Keys that a shared tier may hold and that have not been queried there."""
 
 
 def _miss(_: "KVTierManager") -> LookupResult:
@@ -133,7 +139,7 @@ def _store_nothing(manager: "KVTierManager") -> PrepareStoreOutput | None:
 
 
 class KVTierManager(OffloadingManager):
-    """vLLM's `OffloadingManager` over a `TieredCache`. All calls on the scheduler's thread."""
+    """An `OffloadingManager` over a `TieredCache`. All calls are on the scheduler's thread."""
 
     def __init__(
         self,
@@ -155,7 +161,7 @@ class KVTierManager(OffloadingManager):
         self._slice_bytes = slice_bytes
         self._emits_events = emits_events
         self._drain_s = drain_s
-        self._asks: dict[str, _Ask] = {}
+        self._lookups: dict[str, _Lookups] = {}
         self._loads: dict[str, EngineLoad] = {}
         self._saves: dict[BlockKey, EngineSave] = {}
         self._is_stepped = False
@@ -164,18 +170,22 @@ class KVTierManager(OffloadingManager):
 
     @property
     def lock(self) -> AbstractContextManager[None]:
-        """Nobody else enters: transfers report through `step`, on this thread."""
+        """No lock: transfers report through `step`, which runs on this thread."""
         return nullcontext()
 
     # -- lookups and loads -----------------------------------------------------------------
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        """Nothing to prepare; vLLM's default policy."""
+        """Return vLLM's default policy; nothing needs to be prepared."""
         return RequestOffloadingContext()
 
     @guarded(_miss)
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        """HIT, HIT_PENDING while bytes are coming, RETRY while others are asked, MISS. ~1 us."""
+        """Return where a block is, in about 1 us.
+
+        HIT: in RAM. HIT_PENDING: on its way into RAM, or in a lower tier. RETRY: a shared tier
+        is being queried. MISS: in no tier.
+        """
         if not self._is_stepped:
             self._is_stepped = True
             self._cache.step(self._clock.now_s())
@@ -184,37 +194,37 @@ class KVTierManager(OffloadingManager):
         found = self._cache.presence(request, block)
         if found is Presence.ABSENT:
             return LookupResult.MISS
-        ask = self._asks.get(request)
-        if ask is None:
-            ask = self._asks[request] = _Ask(req_context)
+        lookups = self._lookups.get(request)
+        if lookups is None:
+            lookups = self._lookups[request] = _Lookups(req_context)
         if found is Presence.UNKNOWN:
-            ask.unknown.append(block)
+            lookups.unknown.append(block)
         else:
-            ask.keys.append(block)
-            ask.is_below |= found is not Presence.READY
+            lookups.keys.append(block)
+            lookups.is_below |= found is not Presence.READY
         return _RESULTS[found]
 
     @guarded(lambda _: CacheHitSource.EXTERNAL_UNSPECIFIED)
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
-        """The tier a HIT came from, also when it was promoted for this request."""
+        """Return the tier that supplied a HIT, also if it was promoted for this request."""
         tier = self._cache.origin(req_context.req_id, BlockKey(key))
         return _SOURCES.get(self._cache.tier_names[tier], CacheHitSource.EXTERNAL_UNSPECIFIED)
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
-        """Pin blocks that were a HIT in this step and name their slots."""
+        """Pin blocks that were a HIT in this step, and return their slots."""
         blocks = [BlockKey(key) for key in keys]
         load = self._cache.begin_load(req_context.req_id, blocks)
         if load is None:
-            # Cannot be: nothing leaves RAM between the HIT and here. To go on would be to
-            # compute on wrong bytes, which is the one thing that must not happen.
+            # Nothing is evicted between the HIT and this call, so this is a bug. Stopping the
+            # engine is better than computing on wrong bytes.
             raise AssertionError("kvtier: a block left RAM between lookup and load")
         self._loads[req_context.req_id] = load
-        self._asks.pop(req_context.req_id, None)
+        self._lookups.pop(req_context.req_id, None)
         return self.spec(load.slots)
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
-        """The copy is over."""
+        """Release the slots of a load."""
         load = self._loads.pop(req_context.req_id, None)
         if load is not None:
             self._cache.end_load(load)
@@ -225,8 +235,8 @@ class KVTierManager(OffloadingManager):
     def prepare_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext
     ) -> PrepareStoreOutput | None:
-        """Reserve slots for the blocks that RAM lacks; None where they do not all fit now."""
-        # Writes that have ended since the step began no longer hold their slots.
+        """Reserve slots for the blocks that RAM lacks; return None if they do not all fit now."""
+        # Writes that have ended since the step began release their slots.
         self._cache.step(self._clock.now_s())
         offered = list(keys)
         chains = RequestChains.of(req_context)
@@ -244,11 +254,11 @@ class KVTierManager(OffloadingManager):
             evicted_keys=[],
         )
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def complete_store(
         self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True
     ) -> None:
-        """Publish what the workers really wrote; see `seals`."""
+        """Publish the blocks whose slots all workers have sealed, see `seals`."""
         save: EngineSave | None = None
         for key in keys:
             save = self._saves.pop(BlockKey(key), save)
@@ -260,72 +270,72 @@ class KVTierManager(OffloadingManager):
 
     # -- steps, requests, the end ----------------------------------------------------------
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        """Start the promotions this step asked for; release those of requests that now run."""
+        """Start the promotions and queries of this step; release requests that now run."""
         self._cache.step(self._clock.now_s())
         for request in context.new_req_ids:
-            self._asks.pop(request, None)
+            self._lookups.pop(request, None)
             self._cache.release_request(request)
-        for request, ask in self._asks.items():
-            if ask.unknown:
-                self._ask_others(request, ask)
-            if ask.is_below:
-                self._cache.promote(request, ask.keys)
-        self._asks.clear()
+        for request, lookups in self._lookups.items():
+            if lookups.unknown:
+                self._discover(request, lookups)
+            if lookups.is_below:
+                self._cache.promote(request, lookups.keys)
+        self._lookups.clear()
         self._is_stepped = False
         if not self._emits_events:
-            # Nobody drains them then.
+            # vLLM does not take the events, so they must not accumulate.
             self._cache.take_events()
         if self._flush_steps:
             self._flush_steps -= 1
             if not self._flush_steps:
                 self.on_reset_flushed()
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def on_request_finished(self, req_context: ReqContext) -> None:
-        """The request's whole prefix was used just now; nothing of it stays pinned."""
-        self._cache.touch(RequestChains.of(req_context).chain(req_context, self._tokens))
-        self._asks.pop(req_context.req_id, None)
+        """Record a use of the request's whole prefix, and release the request."""
+        self._cache.touch(RequestChains.of(req_context).all_keys(req_context, self._tokens))
+        self._lookups.pop(req_context.req_id, None)
         self._cache.release_request(req_context.req_id)
 
     @guarded(lambda _: False)
     def has_pending_work(self) -> bool:
-        """True while blocks wait for room below or a reset waits for the workers."""
+        """Return True while writes wait for room in a tier, or a reset waits for the workers."""
         return self._cache.is_waiting or self._flush_steps > 0
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def reset_cache(self) -> None:
-        """Forget everything in every tier. Slots under copy stay out of use until flushed."""
-        self._asks.clear()
+        """Remove every block from every tier; slots being copied stay reserved until flushed."""
+        self._lookups.clear()
         self._loads.clear()
         self._saves.clear()
         self._cache.reset()
         self._flush_steps = _FLUSH_STEPS
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def on_reset_flushed(self) -> None:
-        """No copy from before the reset runs any more (vLLM says so from 0.33 on)."""
+        """Release the slots of copies from before the reset. vLLM calls this from 0.33 on."""
         self._flush_steps = 0
         self._cache.finish_reset()
 
     @guarded(_no_events)
     def take_events(self) -> Iterable[OffloadingEvent]:
-        """What entered and left which tier since the last call."""
+        """Return the insertions and removals in all tiers since the last call."""
         return [self._event(event) for event in self._cache.take_events()]
 
-    @guarded(nothing)
+    @guarded(do_nothing)
     def get_stats(self) -> OffloadingConnectorStats | None:
-        """Increments for vLLM's metrics; None most of the time."""
+        """Return increments for vLLM's metrics; None if there is nothing to report."""
         return self._reporter.report(self._clock.now_s())
 
     def shutdown(self) -> None:
-        """Let queued writes finish for a moment, then release everything. Idempotent."""
+        """Wait for queued writes up to the drain time, then release everything. Idempotent."""
         self._cache.close(self._drain_s)
         self._seals.close()
 
     def spec(self, slots: list[int]) -> ArenaLoadStoreSpec:
-        """What a worker needs to know to find `slots`."""
+        """Return the message that tells a worker which slots to use."""
         return ArenaLoadStoreSpec(
             slots,
             arena=self._cache.arena.handle,
@@ -333,15 +343,15 @@ class KVTierManager(OffloadingManager):
             slice_bytes=self._slice_bytes,
         )
 
-    def _ask_others(self, request: str, ask: _Ask) -> None:
-        """Find out what shared tiers hold of the prefix that a request asked for."""
-        left = set(ask.unknown)
-        for chain in RequestChains.of(ask.context).chains(ask.context, self._tokens):
+    def _discover(self, request: str, lookups: _Lookups) -> None:
+        """Query shared tiers for the chains that contain the request's unknown keys."""
+        left = set(lookups.unknown)
+        for chain in RequestChains.of(lookups.context).group_chains(lookups.context, self._tokens):
             if not left.isdisjoint(chain):
                 left.difference_update(chain)
                 self._cache.discover(request, chain)
         for key in left:
-            # The tail of a prefix that ends within a block: in no chain.
+            # The tail of a prefix that ends within a block is in no chain.
             self._cache.discover(request, [key], UNKNOWN_PARENT)
 
     def _event(self, event: BlockEvent) -> OffloadingEvent:

@@ -1,7 +1,7 @@
-"""Entry point `vllm.general_plugins`: lets `spec_name: KVTier` work without a module path.
+"""The entry point `vllm.general_plugins`: makes `spec_name: KVTier` work without a module path.
 
-The engine calls it in each of its processes, kvtier in use or not, so it imports nothing that
-the engine has not imported, says nothing and never fails.
+The engine calls it in all of its processes, even if kvtier is not used. So it imports nothing
+that the engine has not imported, logs nothing and never fails.
 """
 
 SPEC_NAME = "KVTier"
@@ -9,7 +9,7 @@ SPEC_MODULE = "kvtier.connectors.vllm.spec"
 
 
 def register() -> None:
-    """Tell the engine where the spec lives. Idempotent; harmless in an engine without specs."""
+    """Register the spec with the engine. Idempotent; does nothing in an engine without specs."""
     try:
         from vllm.v1.kv_offload.factory import OffloadingSpecFactory
     except ImportError:
@@ -19,5 +19,5 @@ def register() -> None:
     try:
         OffloadingSpecFactory.register_spec(SPEC_NAME, SPEC_MODULE, SPEC_NAME)
     except (AttributeError, TypeError, ValueError):
-        # Another engine's idea of a registry, or a second call: the module path still works.
+        # A registry of another kind, or a second call. The module path still works.
         return

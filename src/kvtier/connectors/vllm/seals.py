@@ -1,12 +1,12 @@
-"""Marks that say whether every worker has filled its slice of a slot.
+"""Seals, which record whether every worker has filled its part of a slot.
 
-Why: the engine has no failure path between device and RAM; a job it is told about always
-succeeded. So the truth travels beside it: one byte per slot and worker in memory that
-scheduler and workers share. The scheduler breaks the seals of a slot before a store, each
-worker seals what it has written, and a slot that is not whole when the engine reports the
-store as complete is dropped. A worker that failed, skipped the job or died leaves no seal.
+The engine has no failure path between device and RAM: it takes every store for successful. The
+actual result therefore goes through memory that scheduler and workers share, with one byte per
+slot and worker. The scheduler breaks the seals of a slot before a store, and each worker seals
+the slots that it has written. A slot that is not whole when the engine reports the store as
+complete is discarded. A worker that failed, skipped the job or died leaves no seal.
 
-Invariant: a slot is whole only after every worker finished the newest store into it.
+Invariant: a slot is whole only after every worker has finished the latest store into it.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ _SEALED = 1
 
 
 class Seals:
-    """One byte per (slot, worker) in shared memory. No method blocks but `close`.
+    """The seals of all slots in shared memory, one byte per (slot, worker). No method blocks.
 
-    `break_seals` and `whole` belong to the scheduler, `seal` to the worker of that rank.
+    The scheduler calls `break_seals` and `whole`, the worker of a rank calls `seal`.
     """
 
     def __init__(self, memory: Arena, slots: int, world_size: int) -> None:
@@ -38,13 +38,13 @@ class Seals:
 
     @classmethod
     def create(cls, slots: int, world_size: int) -> "Seals":
-        """Broken seals for `slots` slots that `world_size` workers fill together."""
+        """Create broken seals for `slots` slots, each filled by `world_size` workers."""
         size_bytes = -(-slots * world_size // ALIGNMENT) * ALIGNMENT
         return cls(Arena.create(1, size_bytes), slots, world_size)
 
     @classmethod
     def attach(cls, handle: str) -> "Seals":
-        """Map another process's seals. Raises InvalidSettings if they are gone."""
+        """Map the seals of another process. Raises InvalidSettings if they no longer exist."""
         shape, _, memory = handle.partition("@")
         slots, _, world_size = shape.partition("x")
         if not (slots.isdecimal() and world_size.isdecimal() and memory):
@@ -53,23 +53,23 @@ class Seals:
 
     @property
     def handle(self) -> str:
-        """Names these seals to other processes while this process lives."""
+        """A name for `attach` in other processes, valid while this process lives."""
         return f"{self._shape[0]}x{self._shape[1]}@{self._memory.handle}"
 
     def break_seals(self, slots: Slots) -> None:
-        """Before a store: whatever the slots held is no longer whole. ~2 us a batch."""
+        """Mark slots as not whole before a store. Takes about 2 us per batch."""
         self._marks[slots] = _BROKEN
 
     def seal(self, rank: int, slots: Slots) -> None:
-        """The worker of `rank` has written its slice of the slots."""
+        """Record that the worker of `rank` has written its part of the slots."""
         self._marks[slots, rank] = _SEALED
 
     def whole(self, slots: Slots) -> npt.NDArray[np.bool_]:
-        """bool [slots]: True where every worker has sealed. ~5 us a batch."""
+        """Return bool [slots]: True where every worker has sealed. About 5 us per batch."""
         sealed: npt.NDArray[np.bool_] = (self._marks[slots] == _SEALED).all(axis=1)
         return sealed
 
     def close(self) -> None:
-        """Unmap. Idempotent."""
+        """Unmap the memory. Idempotent."""
         self._marks = np.zeros(self._shape, dtype=np.uint8)
         self._memory.close()

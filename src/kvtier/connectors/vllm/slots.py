@@ -1,17 +1,17 @@
-"""Where a KV block lies on the device and inside an arena slot.
+"""The places of a KV block on the device and in an arena slot.
 
-A slot holds one key: `blocks_per_chunk` device blocks of one KV-cache group, for all workers,
-in one of two arrangements (`arrangement.py` says which).
+A slot holds one key: `blocks_per_chunk` device blocks of one KV-cache group, of all workers, in
+one of the two arrangements of `arrangement`.
 
     per rank   slot = slice of rank 0 | slice of rank 1 | ... | alignment
-               slice = sub-block 0 | sub-block 1 | ...         (one a device block)
-               sub-block = the un-padded pages of the group's refs, one after the other
+               slice = sub-block 0 | sub-block 1 | ...         (one per device block)
+               sub-block = the pages of the group's refs without padding, in order
     canonical  slot = sub-block 0 | sub-block 1 | ... | alignment
                sub-block = the canonical pages of the refs, each with the KV heads of all ranks
 
-Either way a worker sees a list of pieces: strided fragments of its own pages and their places in
-the sub-block. Groups use the same slots and may fill less of them. Pure integers and numpy:
-nothing here touches a device.
+In both arrangements a worker has a list of pieces: strided fragments of its own pages and their
+places in the sub-block. All groups use the same slots and may fill a part of them only. This
+module uses integers and numpy and does not access a device.
 """
 
 import itertools
@@ -34,14 +34,17 @@ Indices = npt.NDArray[np.int64]
 
 
 class Turn(NamedTuple):
-    """Which blocks a rank stores where `writers` ranks hold the same bytes: every n-th."""
+    """The share of blocks that a rank stores if `writers` ranks hold the same bytes.
+
+    The rank stores every block whose place modulo `writers` is `position`.
+    """
 
     writers: int = 1
     position: int = 0
 
 
 class Piece(NamedTuple):
-    """Equal fragments of one ref's page, at a constant step on either side.
+    """Equal fragments of one ref's page, at a constant step on the device and in the slot.
 
     Fragment `i` of a block is at `address + block * block_stride + i * device_step` on the
     device and at `offset + i * host_step` in the sub-block.
@@ -59,22 +62,25 @@ class Piece(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of one block in this piece."""
+        """The bytes of one block in this piece."""
         return self.fragments * self.fragment_bytes
 
 
 class GroupCopy(NamedTuple):
-    """Device blocks of one group and where each lies in the arena; equally long arrays."""
+    """The part of a device job that concerns one group: device blocks and their places.
+
+    The three arrays are equally long.
+    """
 
     group: int
     blocks: Indices
     slots: Indices
     sub_blocks: Indices
-    """Which sub-block of its slot each block is."""
+    """The sub-block of the slot that corresponds to each device block."""
 
 
 class SlotLayout:
-    """The map between device blocks and slots, for one worker. Immutable."""
+    """The map between device blocks and slots of one worker. Immutable."""
 
     def __init__(
         self,
@@ -98,8 +104,8 @@ class SlotLayout:
         needed = max(self.sub_block_bytes, default=0) * blocks_per_chunk
         if needed > slice_bytes:
             raise InvalidSettings(
-                f"the KV cache of worker {rank} needs {needed} bytes a slot, but the "
-                f"configuration gives it {slice_bytes}: this KV cache layout is not supported; "
+                f"the KV cache of worker {rank} needs {needed} bytes per slot, but the "
+                f"configuration provides {slice_bytes}: this KV cache layout is not supported; "
                 "start without kvtier or report the model"
             )
 
@@ -107,7 +113,7 @@ class SlotLayout:
     def from_caches(
         cls, caches: "CanonicalKVCaches", *, blocks_per_chunk: int, slice_bytes: int, rank: int
     ) -> "SlotLayout":
-        """Each rank in its own slice, `slice_bytes` as the configuration has it.
+        """Build the layout of per-rank slots, with `slice_bytes` as in the configuration.
 
         Raises InvalidSettings if the pages do not fit or a block is not contiguous.
         """
@@ -138,10 +144,11 @@ class SlotLayout:
         rank: int,
         layer_names: Sequence[Sequence[str]],
     ) -> "SlotLayout":
-        """All ranks in one canonical slot, along the mappings the engine has certified.
+        """Build the layout of canonical slots from the mappings that the engine has certified.
 
-        `layer_names` are those of each group, for messages. Raises InvalidSettings if a ref has
-        no mapping that holds on any number of ranks, because the scheduler promised one.
+        `layer_names` are the names of each group's layers, for messages. Raises InvalidSettings
+        if a ref has no mapping that is valid on any number of ranks, although the configuration
+        promised one.
         """
         groups: list[list[Piece]] = []
         sub_block_bytes: list[int] = []
@@ -156,7 +163,7 @@ class SlotLayout:
                     raise InvalidSettings(_not_certified(name, group))
                 pieces.append(list(_cut(_page(caches, ref, at), mapping)))
                 at += mapping.canonical_page_size_bytes
-            # Alike pieces of neighbouring pages come together, so that one copy can take them.
+            # Equal pieces of neighboring pages become adjacent, so that one copy can move them.
             turned = itertools.zip_longest(*pieces)
             groups.append([piece for row in turned for piece in row if piece is not None])
             sub_block_bytes.append(at)
@@ -179,15 +186,15 @@ class SlotLayout:
     ) -> list[GroupCopy]:
         """Pair each device block with its place in the arena.
 
-        `blocks` holds `group_sizes[g]` device blocks of each group, in order; they are blocks
+        `blocks` holds `group_sizes[g]` device blocks of each group, in order. They are blocks
         `block_indices[g]`, +1, ... of a request, so the first and the last slot of a group
-        may be used in part. `slots` holds one slot per chunk touched, groups in order.
-        Raises ValueError if the numbers do not fit together: that is a bug, not a fault.
+        may be used in part. `slots` holds one slot per chunk, groups in order.
+        Raises ValueError if the numbers do not match, which is a bug in the caller.
         """
         device = np.asarray(blocks, dtype=np.int64)
         hosts = np.asarray(slots, dtype=np.int64)
         if not len(group_sizes) == len(block_indices) == len(self.groups):
-            raise ValueError(f"{len(group_sizes)} groups in the job, {len(self.groups)} here")
+            raise ValueError(f"the job has {len(group_sizes)} groups instead of {len(self.groups)}")
         if device.size and not 0 <= device.min() <= device.max() < self.device_blocks:
             raise ValueError(f"device blocks outside 0..{self.device_blocks - 1}: {device}")
         copies: list[GroupCopy] = []
@@ -211,17 +218,19 @@ class SlotLayout:
             block_at += size
             slot_at += used
         if block_at != device.size or slot_at != hosts.size:
-            raise ValueError(f"{device.size - block_at} blocks, {hosts.size - slot_at} slots over")
+            raise ValueError(
+                f"{device.size - block_at} blocks and {hosts.size - slot_at} slots are left over"
+            )
         return copies
 
     def offsets(self, copy: GroupCopy) -> Indices:
-        """Where in its slot each block's sub-block begins."""
+        """Return the offset in its slot at which each block's sub-block begins."""
         return self.slice_offset + copy.sub_blocks * self.sub_block_bytes[copy.group]
 
     def written(self, copy: GroupCopy, turn: Turn) -> GroupCopy:
-        """The part of a store that this rank writes where others hold the same bytes.
+        """Return the part of a store that this rank writes if other ranks hold the same bytes.
 
-        Elected by slot and sub-block, which all ranks are told alike.
+        The writer is determined by slot and sub-block, which are the same for all ranks.
         """
         if turn.writers == 1:
             return copy
@@ -230,11 +239,11 @@ class SlotLayout:
         return GroupCopy(copy.group, *(column[mine] for column in copy[1:]))
 
     def loaded_bytes(self, copies: Sequence[GroupCopy]) -> int:
-        """Bytes this worker copies to load `copies`."""
+        """Return the number of bytes that this worker copies to load `copies`."""
         return sum(len(m.blocks) * sum(self._own_bytes[m.group].values()) for m in copies)
 
     def stored_bytes(self, copies: Sequence[GroupCopy]) -> int:
-        """Bytes this worker copies to store `copies`."""
+        """Return the number of bytes that this worker copies to store `copies`."""
         return sum(
             len(self.written(copy, turn).blocks) * size
             for copy in copies
@@ -243,7 +252,7 @@ class SlotLayout:
 
 
 def _page(caches: "CanonicalKVCaches", ref: "CanonicalKVCacheRef", offset: int) -> Piece:
-    """A ref's whole page at `offset` of the sub-block."""
+    """Return a ref's whole page as a piece at `offset` of the sub-block."""
     tensor = caches.tensors[ref.tensor_idx].tensor
     row_bytes = tensor[0].numel() * tensor.element_size()
     if not tensor[0].is_contiguous() or ref.page_size_bytes > row_bytes:
@@ -256,7 +265,7 @@ def _page(caches: "CanonicalKVCaches", ref: "CanonicalKVCacheRef", offset: int) 
 
 
 def _cut(page: Piece, mapping: "CanonicalPageMapping") -> Iterator[Piece]:
-    """The pieces of a page that lie apart in the canonical page, which starts at its offset."""
+    """Yield the pieces of a page that are separate in the canonical page at the same offset."""
     for run in mapping.runs:
         yield page._replace(
             address=page.address + run.local_offset,
@@ -289,7 +298,10 @@ def _not_certified(layer: str, group: int) -> str:
 
 
 class CopyPointers(NamedTuple):
-    """Entry i: `sizes[i]` bytes between `device[i]` and `host[i]`; int64, equally long."""
+    """Pointer arrays for a batched device copy, int64 and equally long.
+
+    Entry i stands for `sizes[i]` bytes between `device[i]` and `host[i]`.
+    """
 
     device: Indices
     host: Indices
@@ -304,7 +316,11 @@ def copy_pointers(
     host_address: int,
     slot_bytes: int,
 ) -> CopyPointers:
-    """Expand copies into addresses; `host_address` is where slot 0 of the arena starts."""
+    """Return the addresses of all fragments; `host_address` is the start of the arena's slot 0.
+
+    A wrong address would corrupt blocks without a crash, so the computation is kept apart from
+    the CUDA copier, where it can be tested on machines without a GPU.
+    """
     device: list[Indices] = []
     host: list[Indices] = []
     sizes: list[Indices] = []

@@ -1,8 +1,8 @@
-"""The spec vLLM's OffloadingConnector loads: builds the scheduler half and the worker half.
+"""The spec that vLLM's `OffloadingConnector` loads: builds the manager and the worker.
 
-`kv_connector_extra_config` carries the settings: `ram`, `disk`, `transfer` as in
-`docs/reference/settings.md`, or the keys of vLLM's own CPU offloading, which are read as they
-are. Both halves are made here and meet only through what vLLM ships between them.
+The settings are in `kv_connector_extra_config`: `ram`, `disk`, `transfer` and so on as in
+`docs/reference/settings.md`, or the keys of vLLM's own CPU offloading. Manager and worker
+communicate only through the objects that vLLM passes between its processes.
 """
 
 import logging
@@ -37,32 +37,32 @@ _log = logging.getLogger(__name__)
 
 
 class KVTier(OffloadingSpec):
-    """`spec_name: KVTier`. Raises InvalidSettings at start where a setting is wrong."""
+    """The spec named by `spec_name: KVTier`. Raises InvalidSettings if a setting is wrong."""
 
     @classmethod
     def build_metric_definitions(
         cls, extra_config: dict[str, Any]
     ) -> dict[str, OffloadingMetricMetadata]:
-        """All metrics of `kvtier.metrics`, for vLLM's /metrics."""
+        """Return the engine's metrics from `kvtier.metrics`, for vLLM's `/metrics`."""
         return stats.definitions()
 
     def __init__(self, config: OffloadingConfig) -> None:
-        _join_log()
+        _use_engine_log()
         versions.supported(versions.installed())
         super().__init__(config)
-        self._settings = share(load(config.extra_config), config)
-        self._arrangement = arrangement.choose(config, engine_config())
+        self._settings = replica_share(load(config.extra_config), config)
+        self._arrangement = arrangement.choose_arrangement(config, engine_config())
         self._manager: KVTierManager | None = None
         self._worker: CopyWorker | None = None
 
     def get_manager(self) -> OffloadingManager:
-        """The scheduler half; maps the arena and opens the tiers at the first call."""
+        """Return the manager. The first call maps the arena and opens the tiers."""
         if self._manager is None:
             self._manager = self._build_manager()
         return self._manager
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
-        """The worker half for this process's device."""
+        """Return the worker for this process's device."""
         if self._worker is None:
             layout = self._slot_layout(kv_caches)
             self._worker = CopyWorker(layout, _copier(layout, kv_caches))
@@ -70,7 +70,7 @@ class KVTier(OffloadingSpec):
 
     def _slot_layout(self, kv_caches: CanonicalKVCaches) -> SlotLayout:
         parallel, slice_bytes = self.config.parallel, self._arrangement.slice_bytes
-        # What one worker holds is whole by itself; the engine need not certify it.
+        # A single worker's pages are whole in any case, so they need no certified mapping.
         if parallel.world_size == 1 or not self._arrangement.is_canonical:
             return SlotLayout.from_caches(
                 kv_caches,
@@ -105,12 +105,12 @@ class KVTier(OffloadingSpec):
             on_thread_start=free_cores_setter(),
         )
         _log.info(
-            "kvtier: blocks are for %s",
+            "kvtier: blocks can be used by %s",
             "engines of this parallelism only: " + self._arrangement.obstacle
             if self._arrangement.obstacle
             else "engines of any tensor-parallel size",
         )
-        # A position of the prefix takes one block per group.
+        # A prefix position has one block per group.
         reporter = stats.Reporter(cache, layout.block_bytes, layout.tokens_per_block / len(groups))
         for name, blocks in zip(cache.tier_names, cache.capacity_blocks, strict=True):
             _log.info("kvtier: %s holds %d blocks of %d bytes", name, blocks, layout.block_bytes)
@@ -126,11 +126,11 @@ class KVTier(OffloadingSpec):
         )
 
 
-def share(settings: Settings, config: OffloadingConfig) -> Settings:
-    """This engine's part of the node's bounds: data-parallel replicas divide them equally.
+def replica_share(settings: Settings, config: OffloadingConfig) -> Settings:
+    """Return the settings with this data-parallel replica's share of the node's capacities.
 
-    Bounds are per node, so eight replicas with `ram: 80GiB` take 10 GiB each, and each keeps
-    its blocks in its own folder under `disk.path`.
+    Capacities are per node: eight replicas with `ram: 80GiB` get 10 GiB each, and each keeps
+    its blocks in a folder of its own under `disk.path`.
     """
     replicas = config.parallel.data_parallel_size
     if replicas <= 1:
@@ -144,8 +144,8 @@ def share(settings: Settings, config: OffloadingConfig) -> Settings:
     return msgspec.structs.replace(settings, ram=ram, disk=disk)
 
 
-def _join_log() -> None:
-    """Let kvtier's log go where the engine's goes, unless someone has configured it."""
+def _use_engine_log() -> None:
+    """Send kvtier's log to the engine's handlers, unless it has handlers of its own."""
     ours, engines = logging.getLogger("kvtier"), logging.getLogger("vllm")
     if not ours.handlers:
         ours.handlers = list(engines.handlers)

@@ -1,7 +1,7 @@
-"""The cache's counters as vLLM's Prometheus metrics.
+"""Reports the cache's counters as vLLM's Prometheus metrics.
 
-vLLM wants increments since the last call, and ships them to its front end with each step. So
-they are sent only when something changed, and at most ten times a second.
+vLLM takes increments since the last call and sends them to its front end with each step.
+Therefore they are reported only when something has changed, and at most ten times a second.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ _DIRECTIONS = {
 
 
 def definitions() -> dict[str, OffloadingMetricMetadata]:
-    """Every declared metric in vLLM's terms."""
+    """Return the declarations of all engine metrics in vLLM's types."""
     return {metric.name: _metadata(metric) for metric in metrics.METRICS}
 
 
@@ -51,7 +51,7 @@ def _metadata(metric: Metric) -> OffloadingMetricMetadata:
 
 
 class Reporter:
-    """Turns cumulative counts into increments. One thread, never blocks."""
+    """Converts cumulative counters into increments. Belongs to one thread and never blocks."""
 
     def __init__(self, cache: TieredCache, block_bytes: int, tokens_per_block: float) -> None:
         self._cache = cache
@@ -61,14 +61,14 @@ class Reporter:
         self._next_s = 0.0
 
     def report(self, now_s: float) -> OffloadingConnectorStats | None:
-        """What changed since the last report; None if nothing did or it was just now."""
+        """Return the changes since the last report; None if there are none or it is too recent."""
         if now_s < self._next_s:
             return None
         stats = OffloadingConnectorStats()
         for metric, labels, value in self._counters():
             sent = self._sent.get((metric.name, labels))
             if value != sent:
-                # Zeros too, once: a rate needs the series before the first increase.
+                # Zeros are sent once: a rate needs the series before the first increase.
                 self._sent[(metric.name, labels)] = value
                 stats.increase_counter(metric.name, value - (sent or 0.0), labels)
         for metric, labels, value in self._gauges():

