@@ -106,8 +106,7 @@ def test_a_port_in_use_is_refused(tmp_path: Path, model: str) -> None:
         process, stdout, stderr = start([model, "--ram", "1MiB", "--port", port], env, tmp_path)
     assert (process.returncode, stdout) == (2, "")
     assert stderr == (
-        f"error: --port: {port} on 127.0.0.1 is in use; "
-        "stop its server, or choose another port\n"
+        f"error: --port: {port} on 127.0.0.1 is in use; stop its server, or choose another port\n"
     )
 
 
