@@ -35,7 +35,7 @@ help: ## Show this list
 	@echo; echo "Start with: make demo"
 
 .PHONY: demo
-demo: $(ENGINE) $(READY) ## Real vLLM without and with kvtier on one workload, as a table (8 minutes)
+demo: $(ENGINE) $(READY) ## One prompt computed, then from RAM, disk and a shared folder, on real vLLM (4 minutes)
 	@$(BENCH) demo
 
 # Two workers, each with its own engines; a file's tests stay together, engines come first.

@@ -23,7 +23,7 @@ HEADINGS = (
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, RunSummary]]) -> Table:
-    """A rich table; every row is compared with the first."""
+    """Return a table of the rows, each compared with the first."""
     table = Table(
         title=title, title_justify="left", box=SIMPLE, show_lines=True, padding=(0, 1, 0, 0)
     )
@@ -36,7 +36,7 @@ def summary_table(title: str, rows: Sequence[tuple[str, RunSummary]]) -> Table:
 
 
 def summary_cells(summary: RunSummary, baseline: RunSummary | None) -> list[str]:
-    """One row's cells, in the order of HEADINGS."""
+    """Return the cells of one row in the order of HEADINGS."""
     cells = []
     for field, digits in [*((name, 2) for name in _SECONDS), ("tokens_per_s", 0)]:
         value: float = getattr(summary, field)
@@ -48,12 +48,12 @@ def summary_cells(summary: RunSummary, baseline: RunSummary | None) -> list[str]
 
 
 def change(value: float, baseline: float) -> str:
-    """Relative change in percent, signed; `n/a` against nothing."""
+    """Return the signed change in percent; `n/a` where the baseline is 0."""
     return f"{value / baseline - 1:+.1%}" if baseline else "n/a"
 
 
 def hit_rate_text(hit_rates: dict[str, float]) -> str:
-    """`device 43%`, a line a tier: the device always, a lower tier where it served anything."""
+    """Return a line such as `device 43%` per tier; lower tiers only where they served anything."""
     shown = [
         f"{tier} {share:.0%}"
         for tier, share in hit_rates.items()
