@@ -15,7 +15,7 @@ from kvtier.errors import InvalidSettings
 from kvtier_bench.runs import RunSummary
 
 HOW_TO_GET = "drawing needs matplotlib: pip install 'kvtier[plots]'"
-BAR_CELLS = 40
+BAR_CELLS = 30
 
 _PANELS = (
     ("mean_ttft_s", "Mean time to first token (s), lower is better"),
@@ -32,7 +32,7 @@ def ttft_bars(title: str, rows: Sequence[tuple[str, float]], console: Console) -
     longest_s = max(seconds for _, seconds in rows)
     for number, (name, seconds) in enumerate(rows):
         bar = Text(_bar(seconds / longest_s, fine=fine), "red" if number == 0 else "green")
-        faster = f"{rows[0][1] / seconds:.0f} times faster" if number else ""
+        faster = f"{rows[0][1] / seconds:.0f}x faster" if number else ""
         table.add_row(name, bar, f"{seconds:.2f} s", faster)
     return table
 

@@ -63,5 +63,5 @@ def test_bars_of_times_have_proportional_lengths(encoding: str, cell: str) -> No
     assert lines[1].count(cell) == BAR_CELLS
     assert lines[3].count(cell) == BAR_CELLS // 2
     assert "0.30 s" in lines[2]
-    assert "20 times faster" in lines[2]
+    assert "20x faster" in lines[2]
     assert "faster" not in lines[1]

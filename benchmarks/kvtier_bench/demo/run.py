@@ -25,10 +25,10 @@ from kvtier_bench.table import summary_table
 from kvtier_bench.workload import Encode
 
 PLACES = {
-    "cold": f"{ALONE}, computed",
-    "ram": f"{WITH}, from RAM",
+    "cold": "vLLM alone, computed",
+    "ram": "kvtier, from RAM",
     "disk": "restarted, from disk",
-    "shared": "another engine, from its shared folder",
+    "shared": "another engine, shared",
 }
 SERVED_SHARE = 0.5
 """A tier that served less of the prompt than this did not have it."""

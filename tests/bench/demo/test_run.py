@@ -46,7 +46,7 @@ def test_demo_with_stand_in_servers_shows_and_writes_everything(
     for text in (
         "Chosen: one prompt of",
         "Time to the first token of the same prompt",
-        "another engine, from its shared folder",
+        "another engine, shared",
         "vLLM + kvtier",
         "agree: ram_against_device: 0 differ",
         "agree: disk_against_device: 0 differ",
