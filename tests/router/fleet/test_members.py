@@ -47,7 +47,7 @@ class Heard(FleetListener):
         self.said.append(f"-{member.replica.name}")
 
 
-def test_a_member_is_offered_once_a_health_check_was_answered() -> None:
+def test_member_is_available_after_first_passed_health_check() -> None:
     fleet = Fleet()
     fleet.update([replica("a"), replica("b")])
     a, _ = fleet.members
@@ -59,7 +59,7 @@ def test_a_member_is_offered_once_a_health_check_was_answered() -> None:
     assert fleet.is_available(a.endpoint)
 
 
-def test_one_failed_check_is_forgiven_to_who_was_healthy_and_to_nobody_else() -> None:
+def test_healthy_member_survives_one_failed_check() -> None:
     fleet = fleet_of(replica("a"))
     (a,) = fleet.members
     for _ in range(UNHEALTHY_AFTER - 1):
@@ -75,7 +75,7 @@ def test_one_failed_check_is_forgiven_to_who_was_healthy_and_to_nobody_else() ->
     assert fleet.members[1].health is ReplicaHealth.UNHEALTHY
 
 
-def test_models_are_those_it_lists_or_those_that_were_declared() -> None:
+def test_models_of_member_are_listed_or_configured() -> None:
     fleet = fleet_of(replica("a"), replica("b", models=frozenset(("n",))))
     assert (names(fleet), names(fleet, "n")) == (["a"], ["b"])
     a, _ = fleet.members
@@ -85,7 +85,7 @@ def test_models_are_those_it_lists_or_those_that_were_declared() -> None:
     assert names(fleet, "lora") == []
 
 
-def test_what_cannot_be_delivered_opens_the_breaker_until_a_check_after_its_pause() -> None:
+def test_breaker_opens_on_undelivered_requests_until_check_after_pause() -> None:
     fleet = fleet_of(replica("a"))
     (a,) = fleet.members
     for _ in range(FAILURES - 1):
@@ -102,7 +102,7 @@ def test_what_cannot_be_delivered_opens_the_breaker_until_a_check_after_its_paus
     assert names(fleet) == ["a"]
 
 
-def test_who_is_taken_off_gets_nothing_new_and_stays_until_its_last_request_has_ended() -> None:
+def test_draining_member_is_removed_after_its_last_request() -> None:
     fleet = fleet_of(replica("a"), replica("b"))
     heard = Heard()
     fleet.add_listener(heard)
@@ -119,7 +119,7 @@ def test_who_is_taken_off_gets_nothing_new_and_stays_until_its_last_request_has_
         fleet.member(a.endpoint)
 
 
-def test_a_new_address_is_a_new_member_and_new_labels_are_not() -> None:
+def test_member_is_replaced_on_new_address_and_updated_on_new_labels() -> None:
     fleet = fleet_of(replica("a"), replica("b"))
     heard = Heard()
     fleet.add_listener(heard)
@@ -135,7 +135,9 @@ def test_a_new_address_is_a_new_member_and_new_labels_are_not() -> None:
     assert heard.said == [], "nothing has changed"
 
 
-def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptureFixture) -> None:
+def test_draining_member_is_logged_with_its_requests_in_flight(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO")
     fleet = fleet_of(replica("a"), replica("b"))
     a, _ = fleet.members
@@ -149,7 +151,7 @@ def test_who_is_taken_off_is_said_with_what_it_finishes(caplog: pytest.LogCaptur
     ]
 
 
-def test_load_is_counted_while_a_request_stays() -> None:
+def test_request_load_is_counted_until_end() -> None:
     fleet = fleet_of(replica("a"))
     endpoint = fleet.members[0].endpoint
     first, second = fleet.add_load(endpoint, 100, 40), fleet.add_load(endpoint, 10, 10)
@@ -164,7 +166,7 @@ def test_load_is_counted_while_a_request_stays() -> None:
     assert load == (0, 0, 0)
 
 
-def test_whoever_waits_is_woken_by_a_change() -> None:
+def test_on_change_is_called_when_candidates_change() -> None:
     fleet = fleet_of(replica("a"))
     woken: list[int] = []
     fleet.on_change(lambda: woken.append(1))
@@ -177,7 +179,7 @@ def test_whoever_waits_is_woken_by_a_change() -> None:
     assert len(woken) == 2
 
 
-def test_it_follows_a_discovery() -> None:
+def test_fleet_follows_discovery() -> None:
     async def followed() -> None:
         fleet = Fleet()
         ready = asyncio.Event()

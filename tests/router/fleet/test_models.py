@@ -7,18 +7,18 @@ from kvtier.router.fleet.models import merged, read_cards, render
 from kvtier.router.fleet.replicas import Replica
 
 
-def test_cards_keep_what_the_replica_wrote() -> None:
+def test_model_cards_keep_the_json_of_the_replica() -> None:
     (card,) = read_cards(b'{"object":"list","data":[{"id":"m", "max_model_len": 4096}],"x":1}')
     assert (card.id, card.text) == ("m", b'{"id":"m", "max_model_len": 4096}')
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"data":[{}]}', b'{"data":[{"id":1}]}'])
-def test_what_is_no_list_of_models_is_not_believed(text: bytes) -> None:
+def test_read_cards_rejects_malformed_lists(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         read_cards(text)
 
 
-def test_the_list_is_that_of_all_who_are_healthy() -> None:
+def test_model_list_merges_models_of_healthy_members() -> None:
     fleet = Fleet()
     fleet.update(
         [

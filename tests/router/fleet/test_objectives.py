@@ -1,7 +1,7 @@
 from kvtier.router.fleet.objectives import Objectives
 
 
-def test_flags_count_first_then_who_was_told_of_first() -> None:
+def test_objectives_precedence_is_fixed_then_first_source() -> None:
     objectives = Objectives({"batch": -1})
     assert dict(objectives) == {"batch": -1}
     assert objectives.update("newer", {})
@@ -12,7 +12,7 @@ def test_flags_count_first_then_who_was_told_of_first() -> None:
     assert len(objectives) == 3
 
 
-def test_what_is_told_replaces_what_the_same_source_told() -> None:
+def test_objectives_update_replaces_those_of_same_source() -> None:
     objectives = Objectives()
     assert objectives.update("one", {"a": 1})
     assert not objectives.update("one", {"a": 1})

@@ -15,7 +15,7 @@ from kvtier.router.fleet.replicas import (
 )
 
 
-def test_a_flag_says_address_models_name_and_labels() -> None:
+def test_replica_flag_sets_address_models_name_and_labels() -> None:
     replica = parse_replica("http://Host:8000,model=m,model=n,name=a,label=zone:eu", "--replica")
     assert replica == Replica(
         name="a", url="http://host:8000", models=frozenset("mn"), labels={"zone": "eu"}
@@ -32,7 +32,7 @@ def test_a_flag_says_address_models_name_and_labels() -> None:
         ("https://10.0.0.1:1", "10.0.0.1:1"),
     ],
 )
-def test_the_address_is_the_name_where_none_is_given(text: str, address: str) -> None:
+def test_replica_without_name_is_named_by_its_address(text: str, address: str) -> None:
     replica = parse_replica(text, "--replica")
     assert (replica.name, replica.address) == (address, address)
 
@@ -45,12 +45,12 @@ def test_the_address_is_the_name_where_none_is_given(text: str, address: str) ->
         "http://h,name=a,name=b",
     ],
 )
-def test_what_is_no_replica_is_an_error_that_names_the_flag(text: str) -> None:
+def test_invalid_replica_is_an_error_naming_the_flag(text: str) -> None:
     with pytest.raises(InvalidSettings, match="--replica"):
         parse_replica(text, "--replica")
 
 
-def test_a_file_lists_replicas_as_flags_do_or_by_name(tmp_path: Path) -> None:
+def test_replicas_file_accepts_list_or_mapping(tmp_path: Path) -> None:
     file = tmp_path / "replicas.yaml"
     file.write_text("replicas: ['http://a:1', 'http://b:1,model=m']")
     assert [replica.name for replica in read_replicas(str(file))] == ["a:1", "b:1"]
@@ -77,7 +77,9 @@ def test_a_file_lists_replicas_as_flags_do_or_by_name(tmp_path: Path) -> None:
         ("replicas: ['http://a', 'http://a']", "is listed twice"),
     ],
 )
-def test_a_wrong_file_is_an_error_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_replicas_file_is_an_error_with_its_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
     file = tmp_path / "replicas.yaml"
     file.write_text(text)
     with pytest.raises(InvalidSettings) as caught:
@@ -86,7 +88,7 @@ def test_a_wrong_file_is_an_error_with_its_line(tmp_path: Path, text: str, said:
     assert "replicas.yaml" in str(caught.value)
 
 
-def test_names_and_addresses_are_taken_once() -> None:
+def test_replicas_with_equal_names_or_addresses_are_rejected() -> None:
     one = Replica(name="a", url="http://h:1")
     with pytest.raises(InvalidSettings, match="h:1 is listed twice"):
         distinct([one, Replica(name="b", url="http://h:1")], "here")
@@ -94,7 +96,7 @@ def test_names_and_addresses_are_taken_once() -> None:
         distinct([one, Replica(name="a", url="http://h:2")], "here")
 
 
-def test_a_fixed_set_is_told_once() -> None:
+def test_static_discovery_yields_its_set_once() -> None:
     async def told() -> list[list[str]]:
         fixed = StaticDiscovery([Replica(name="a", url="http://a:1")])
         return [[replica.name for replica in found] async for found in fixed.watch()]
@@ -102,7 +104,7 @@ def test_a_fixed_set_is_told_once() -> None:
     assert asyncio.run(told()) == [["a"]]
 
 
-def test_a_file_is_read_again_when_it_changes_and_not_believed_when_it_is_broken(
+def test_file_discovery_rereads_changed_file_and_ignores_invalid_one(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "replicas.yaml"
@@ -131,7 +133,7 @@ def test_a_file_is_read_again_when_it_changes_and_not_believed_when_it_is_broken
     asyncio.run(watched())
 
 
-def test_a_file_that_is_missing_at_first_is_an_error(tmp_path: Path) -> None:
+def test_file_discovery_without_file_is_an_error(tmp_path: Path) -> None:
     async def first() -> None:
         await anext(FileDiscovery(str(tmp_path / "none.yaml")).watch())
 

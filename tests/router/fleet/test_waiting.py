@@ -51,7 +51,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_without_a_limit_nobody_waits() -> None:
+def test_requests_do_not_wait_without_limit() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"), in_flight=0)
         for number in range(100):
@@ -61,7 +61,7 @@ def test_without_a_limit_nobody_waits() -> None:
     run(test())
 
 
-def test_who_came_first_is_served_first_and_nobody_overtakes() -> None:
+def test_waiting_requests_are_served_in_order_of_arrival() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
@@ -82,7 +82,7 @@ def test_who_came_first_is_served_first_and_nobody_overtakes() -> None:
     run(test())
 
 
-def test_a_replica_with_room_serves_the_first_who_can_use_it() -> None:
+def test_free_replica_serves_first_request_that_can_use_it() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m", b="n"))
         await line.ask("m1", "m")
@@ -98,7 +98,7 @@ def test_a_replica_with_room_serves_the_first_who_can_use_it() -> None:
     run(test())
 
 
-def test_who_gives_up_hands_on_what_woke_it() -> None:
+def test_cancelled_request_passes_its_room_on() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
@@ -112,7 +112,7 @@ def test_who_gives_up_hands_on_what_woke_it() -> None:
     run(test())
 
 
-def test_who_gives_up_hands_on_to_another_model_too() -> None:
+def test_cancelled_request_passes_its_room_on_to_other_model() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="mn"))
         await line.ask("m1")
@@ -127,7 +127,7 @@ def test_who_gives_up_hands_on_to_another_model_too() -> None:
     run(test())
 
 
-def test_room_that_is_offered_and_not_used_is_handed_on() -> None:
+def test_unused_room_is_passed_on() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
@@ -142,7 +142,7 @@ def test_room_that_is_offered_and_not_used_is_handed_on() -> None:
     run(test())
 
 
-def test_who_takes_another_replica_than_the_one_that_woke_it_leaves_that_to_others() -> None:
+def test_request_that_uses_other_replica_passes_its_room_on() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m", b="mn"))
         await line.ask("1")
@@ -160,7 +160,7 @@ def test_who_takes_another_replica_than_the_one_that_woke_it_leaves_that_to_othe
     run(test())
 
 
-def test_a_newcomer_for_another_model_does_not_overtake_either() -> None:
+def test_new_request_for_other_model_does_not_overtake() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="mn"))
         await line.ask("n1", "n")
@@ -175,7 +175,7 @@ def test_a_newcomer_for_another_model_does_not_overtake_either() -> None:
     run(test())
 
 
-def test_who_may_not_use_a_replica_waits_for_the_others_and_is_in_nobodys_way() -> None:
+def test_request_excluding_replica_waits_for_others_without_blocking() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m", b="m"))
         await line.ask("1")
@@ -196,7 +196,7 @@ def test_who_may_not_use_a_replica_waits_for_the_others_and_is_in_nobodys_way() 
     run(test())
 
 
-def test_over_the_limit_the_end_of_one_is_no_room_yet() -> None:
+def test_replica_over_limit_has_no_room_after_one_request_ends() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
@@ -213,7 +213,7 @@ def test_over_the_limit_the_end_of_one_is_no_room_yet() -> None:
     run(test())
 
 
-def test_a_new_replica_is_room_for_those_who_wait() -> None:
+def test_new_replica_wakes_waiting_requests() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
@@ -232,7 +232,7 @@ def test_a_new_replica_is_room_for_those_who_wait() -> None:
     run(test())
 
 
-def test_the_line_is_bounded_in_length_and_in_time() -> None:
+def test_queue_is_bounded_in_length_and_time() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"), bound=1, timeout_s=0.05)
         await line.ask("1")
@@ -249,7 +249,7 @@ def test_the_line_is_bounded_in_length_and_in_time() -> None:
     run(test())
 
 
-def test_a_wait_without_hope_ends() -> None:
+def test_waiting_ends_when_no_replica_is_left() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
@@ -263,7 +263,7 @@ def test_a_wait_without_hope_ends() -> None:
     run(test())
 
 
-def test_nobody_and_nothing_are_told_apart() -> None:
+def test_refusal_distinguishes_unknown_model_from_unavailable_replicas() -> None:
     async def test() -> None:
         fleet = Fleet()
         waiting = Waiting(fleet, 0, 1, 1.0)
@@ -283,7 +283,7 @@ def test_nobody_and_nothing_are_told_apart() -> None:
     run(test())
 
 
-def test_over_the_limit_requests_wait_for_their_turn() -> None:
+def test_requests_over_limit_wait_for_their_turn() -> None:
     async def test() -> None:
         async with stand(in_flight=2, queue=3) as at:
             (a,) = at.replicas

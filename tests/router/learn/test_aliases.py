@@ -27,7 +27,7 @@ def adapter(name: str, parent: str) -> dict[str, Any]:
     return {"id": name, "root": f"/adapters/{name}", "parent": parent}
 
 
-def test_all_names_of_a_model_are_one_and_an_adapter_stays_itself() -> None:
+def test_names_of_model_are_aliases_but_adapter_is_not() -> None:
     served = ModelAliases()
     served.update("r", cards(base("b"), base("a"), adapter("sql", "b")))
     assert [served.canonical(name) for name in ("a", "b", "sql", "unknown")] == [
@@ -40,14 +40,14 @@ def test_all_names_of_a_model_are_one_and_an_adapter_stays_itself() -> None:
     assert served.base_model("stranger") is None
 
 
-def test_two_names_of_one_adapter_are_two_as_in_the_engines_hashes() -> None:
+def test_names_of_one_adapter_are_no_aliases() -> None:
     served = ModelAliases()
     twins = [{**adapter(name, "m"), "root": "/adapters/twin"} for name in ("one", "two")]
     served.update("r", cards(base("m"), *twins))
     assert (served.canonical("one"), served.canonical("two")) == ("one", "two")
 
 
-def test_replicas_that_share_a_name_share_all_of_them() -> None:
+def test_aliases_join_across_replicas() -> None:
     served = ModelAliases()
     served.update("r", cards(base("c"), base("b")))
     served.update("s", cards(base("z", "/other"), base("y", "/other")))
@@ -63,13 +63,13 @@ def test_replicas_that_share_a_name_share_all_of_them() -> None:
     assert (served.canonical("c"), served.canonical("a"), served.base_model("r")) == ("b", "a", "b")
 
 
-def test_two_models_of_one_replica_are_two() -> None:
+def test_models_with_different_roots_are_no_aliases() -> None:
     served = ModelAliases()
     served.update("r", cards(base("a", "/one"), base("b", "/two"), {"id": "c"}, {"id": "d"}))
     assert [served.canonical(name) for name in "abcd"] == list("abcd")
 
 
-def test_a_list_is_read_again_when_it_says_something_else() -> None:
+def test_aliases_follow_changed_lists() -> None:
     served = ModelAliases()
     served.update("r", cards(base("b")))
     served.update("r", cards(base("b"), base("a")))
@@ -81,13 +81,13 @@ def test_a_list_is_read_again_when_it_says_something_else() -> None:
 @pytest.mark.parametrize(
     "text", [b"nonsense", b'{"id": 5}', b'{"id": "a", "root": 7}', b"[" * 100_000, b"\xff"]
 )
-def test_what_is_not_understood_stands_for_itself(text: bytes) -> None:
+def test_malformed_card_has_no_aliases(text: bytes) -> None:
     served = ModelAliases()
     served.update("r", (ModelCard("a", text), *cards(base("b"))))
     assert (served.canonical("a"), served.canonical("b"), served.base_model("r")) == ("a", "b", "a")
 
 
-def test_models_are_found_by_name_and_by_path() -> None:
+def test_models_are_found_by_name_and_path() -> None:
     served = ModelAliases()
     served.update("r", cards(base("b"), base("a"), adapter("sql", "b")))
     served.update("s", cards(base("x")))
@@ -96,7 +96,7 @@ def test_models_are_found_by_name_and_by_path() -> None:
     assert served.models("sql") == served.models("/adapters/sql") == frozenset()
 
 
-def test_a_replica_is_asked_and_believed_within_bounds() -> None:
+def test_fetch_models_is_bounded() -> None:
     async def test() -> None:
         async with replicas() as (a,), aiohttp.ClientSession() as session:
             assert [card.id for card in await fetch_models(session, a.url, 1.0)] == ["m"]

@@ -21,14 +21,14 @@ def held(index: BlendedIndex, names: str = "ab") -> list[int]:
     return [match.best_tokens for match in index.match(prompt, list(names))]
 
 
-def test_until_a_replica_tells_what_was_routed_there_counts() -> None:
+def test_blended_index_uses_estimate_until_first_event() -> None:
     index, _ = made()
     index.routed(TokenPrompt(TOKENS, "m"), "a")
     assert held(index) == [64, 0]
     assert index.source is Source.PRECISE
 
 
-def test_who_has_told_is_judged_by_that_alone() -> None:
+def test_blended_index_uses_precise_match_of_complete_replica() -> None:
     index, precise = made()
     index.routed(TokenPrompt(TOKENS, "m"), "a")
     index.routed(TokenPrompt(TOKENS[:48], "m"), "b")
@@ -39,7 +39,7 @@ def test_who_has_told_is_judged_by_that_alone() -> None:
     assert held(index, "a") == [32]
 
 
-def test_of_who_was_missed_in_part_the_longer_prefix_counts() -> None:
+def test_blended_index_uses_longer_match_after_missed_events() -> None:
     index, precise = made()
     index.routed(TokenPrompt(TOKENS[:16], "m"), "a")
     index.routed(TokenPrompt(TOKENS, "m"), "b")
@@ -52,7 +52,7 @@ def test_of_who_was_missed_in_part_the_longer_prefix_counts() -> None:
     assert held(index) == [32, 64]
 
 
-def test_characters_are_compared_with_the_estimate() -> None:
+def test_blended_index_matches_characters_with_estimate() -> None:
     index, precise = made()
     precise.apply("a", [STORED])
     prompt = TextPrompt(b"x" * 640, "m")
@@ -60,14 +60,14 @@ def test_characters_are_compared_with_the_estimate() -> None:
     assert [match.best_tokens for match in index.match(prompt, ["a", "b"])] == [160, 0]
 
 
-def test_a_replica_that_has_lost_everything_is_estimated_until_it_tells_again() -> None:
+def test_blended_index_uses_estimate_after_reset_until_next_event() -> None:
     index, precise = made()
     precise.apply("a", [STORED])
     precise.reset("a")
     assert held(index) == [0, 0]
 
 
-def test_sizes_and_drops_reach_both() -> None:
+def test_blended_index_resizes_and_removes_in_both() -> None:
     index, precise = made()
     precise.apply("a", [STORED])
     index.routed(TokenPrompt(TOKENS, "m"), "b")

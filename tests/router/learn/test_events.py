@@ -68,7 +68,7 @@ async def connected(publisher: Publisher, follower: Follower) -> None:
     follower.stream.counts = module.EventCounts()
 
 
-def test_events_reach_the_index_in_order(tmp_path) -> None:
+def test_events_are_applied_in_order(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
         async with following(publisher) as follower:
@@ -83,7 +83,7 @@ def test_events_reach_the_index_in_order(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_a_gap_is_filled_from_the_replay_socket(tmp_path) -> None:
+def test_gap_is_filled_by_replay(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path, b"kv@a@m", has_replay=True)
         async with following(publisher) as follower:
@@ -105,7 +105,7 @@ def test_a_gap_is_filled_from_the_replay_socket(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_who_comes_late_learns_what_the_publisher_still_has(tmp_path) -> None:
+def test_late_stream_replays_earlier_messages(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path, has_replay=True)
         await publisher.send(stored(1))
@@ -121,7 +121,7 @@ def test_who_comes_late_learns_what_the_publisher_still_has(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["no socket", "no answer", "no memory", "no end"])
-def test_a_gap_that_cannot_be_filled_forgets_the_replica(tmp_path, monkeypatch, kind) -> None:
+def test_gap_without_replay_resets_sink(tmp_path, monkeypatch, kind) -> None:
     monkeypatch.setattr(module, "REPLAY_S", 0.3)
 
     async def run() -> None:
@@ -147,9 +147,7 @@ def test_a_gap_that_cannot_be_filled_forgets_the_replica(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_replay_that_ends_half_way_is_forgotten_though_nothing_was_known_before(
-    tmp_path, monkeypatch, ends
-) -> None:
+def test_incomplete_first_replay_resets_sink(tmp_path, monkeypatch, ends) -> None:
     monkeypatch.setattr(module, "REPLAY_S", 0.3)
 
     async def run() -> None:
@@ -169,7 +167,7 @@ def test_a_replay_that_ends_half_way_is_forgotten_though_nothing_was_known_befor
     asyncio.run(run())
 
 
-def test_a_replay_that_is_over_within_its_first_message_is_forgotten(monkeypatch) -> None:
+def test_replay_that_times_out_in_first_message_resets_sink(monkeypatch) -> None:
     monkeypatch.setattr(module, "SLICE_BLOCKS", 1)
     monkeypatch.setattr(module, "REPLAY_S", 0.1)
     heard = Heard()
@@ -193,7 +191,7 @@ def test_a_replay_that_is_over_within_its_first_message_is_forgotten(monkeypatch
     assert heard.said[-2:] == ["reset", "0"]
 
 
-def test_a_replay_with_a_hole_counts_from_behind_it(tmp_path) -> None:
+def test_replay_with_gap_counts_from_after_gap(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path, has_replay=True)
         for name in range(1, 6):
@@ -242,7 +240,7 @@ def message(ts: float, *events: dict) -> bytes:
     return msgspec.msgpack.encode([ts, list(events)])
 
 
-def test_a_sink_hears_when_it_is_told_from_the_beginning() -> None:
+def test_sink_begins_with_first_message() -> None:
     async def run() -> None:
         one = stored(1)
         begun = [(0, message(1.0, one)), (1, message(2.0))]
@@ -265,7 +263,7 @@ def test_a_sink_hears_when_it_is_told_from_the_beginning() -> None:
     asyncio.run(run())
 
 
-def test_a_replay_from_the_beginning_is_a_beginning(tmp_path) -> None:
+def test_sink_begins_with_replay_of_first_message(tmp_path) -> None:
     async def told(**answers: int) -> list[str]:
         publisher = Publisher(tmp_path, has_replay=True)
         for name in (1, 2):
@@ -282,7 +280,7 @@ def test_a_replay_from_the_beginning_is_a_beginning(tmp_path) -> None:
     assert asyncio.run(told(begins=1)) == ["1", "1"]
 
 
-def test_a_connection_that_breaks_during_a_replay_ends_it(tmp_path) -> None:
+def test_broken_connection_ends_replay(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path, has_replay=True)
         for name in range(1, 4):
@@ -307,7 +305,7 @@ def test_a_connection_that_breaks_during_a_replay_ends_it(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_a_message_that_cannot_be_read_makes_no_repetition_a_restart() -> None:
+def test_malformed_message_makes_no_repetition_a_restart() -> None:
     async def run() -> None:
         first, bad = (5, message(100.0)), (6, b"\xc1")
         assert await heard_of(first, bad, first, (7, message(102.0))) == ["0", "0", "0"]
@@ -315,7 +313,7 @@ def test_a_message_that_cannot_be_read_makes_no_repetition_a_restart() -> None:
     asyncio.run(run())
 
 
-def test_a_large_message_is_decoded_beside_the_loop_and_in_order() -> None:
+def test_large_message_is_decoded_on_thread_in_order() -> None:
     async def run() -> None:
         names = range(1, 10_000)
         large = message(1.0, *(stored(name, tokens=1) for name in names))
@@ -338,13 +336,13 @@ def test_a_large_message_is_decoded_beside_the_loop_and_in_order() -> None:
     asyncio.run(run())
 
 
-def test_events_without_blocks_take_turns_too(monkeypatch) -> None:
+def test_events_without_blocks_yield_to_event_loop(monkeypatch) -> None:
     monkeypatch.setattr(module, "SLICE_BLOCKS", 2)
     empty = {"type": "BlockRemoved", "block_hashes": []}
     assert asyncio.run(heard_of((0, message(1.0, *[empty] * 5)))) == ["begin", "2", "2", "1"]
 
 
-def test_a_stream_that_fails_is_forgotten_and_begun_again(monkeypatch, caplog) -> None:
+def test_failed_stream_resets_sink_and_restarts(monkeypatch, caplog) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
 
     class Failing(Heard):
@@ -380,7 +378,7 @@ def test_a_stream_that_fails_is_forgotten_and_begun_again(monkeypatch, caplog) -
     assert caplog.text.count("; retrying") == 1
 
 
-def test_repeated_messages_count_once(tmp_path) -> None:
+def test_repeated_message_is_applied_once(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
         async with following(publisher) as follower:
@@ -396,7 +394,7 @@ def test_repeated_messages_count_once(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_a_restart_forgets_what_came_before(tmp_path) -> None:
+def test_restarted_publisher_resets_sink(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
         async with following(publisher) as follower:
@@ -412,7 +410,7 @@ def test_a_restart_forgets_what_came_before(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_a_broken_connection_is_mended_and_counts_as_another_life(tmp_path) -> None:
+def test_broken_connection_is_restored_and_resets_sink(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
         async with following(publisher) as follower:
@@ -428,7 +426,7 @@ def test_a_broken_connection_is_mended_and_counts_as_another_life(tmp_path) -> N
     asyncio.run(run())
 
 
-def test_garbage_is_counted_and_what_is_whole_goes_on(tmp_path) -> None:
+def test_malformed_messages_are_counted_and_skipped(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
         async with following(publisher) as follower:
@@ -445,7 +443,7 @@ def test_garbage_is_counted_and_what_is_whole_goes_on(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_a_large_message_lets_others_have_their_turn(tmp_path, monkeypatch) -> None:
+def test_large_message_yields_to_event_loop(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "SLICE_BLOCKS", 2)
     turns = 0
 
@@ -463,7 +461,7 @@ def test_a_large_message_lets_others_have_their_turn(tmp_path, monkeypatch) -> N
     assert turns > 5
 
 
-def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) -> None:
+def test_message_interrupted_by_broken_connection_is_abandoned(monkeypatch) -> None:
     monkeypatch.setattr(module, "SLICE_BLOCKS", 1)
     taken: list[Change] = []
 
@@ -490,7 +488,7 @@ def test_a_message_that_was_overtaken_by_a_break_is_not_finished(monkeypatch) ->
     assert len(taken) == 1
 
 
-def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
+def test_stream_of_evictor_removes_shared_blocks(tmp_path) -> None:
     async def run() -> None:
         publisher = Publisher(tmp_path)
         async with following(publisher) as follower:
@@ -523,20 +521,20 @@ def test_an_evictor_tells_what_left_shared_storage(tmp_path) -> None:
     asyncio.run(run())
 
 
-def test_counts_of_an_earlier_stream_go_on() -> None:
+def test_stream_continues_counters_of_earlier_stream() -> None:
     counts = module.EventCounts(messages=7)
     stream = EventStream("ipc:///nowhere", ReplicaSink(PreciseIndex(), "a"), counts=counts)
     assert stream.counts is counts
 
 
-def test_an_endpoint_that_is_none_is_refused_at_once() -> None:
+def test_invalid_endpoint_raises_at_once() -> None:
     stream = EventStream("nonsense", ReplicaSink(PreciseIndex(), "a"))
     with pytest.raises(zmq.ZMQError):
         asyncio.run(stream.follow())
 
 
 @pytest.mark.engine
-def test_vllms_own_publisher_is_followed_and_replayed(tmp_path) -> None:
+def test_vllm_publisher_is_followed_and_replayed(tmp_path) -> None:
     kv_events = pytest.importorskip("vllm.distributed.kv_events")
 
     def batch(*names: int, parent: int | None) -> object:

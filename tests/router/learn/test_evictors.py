@@ -25,7 +25,7 @@ TOKENS = list(range(64))
 HASHES = [bytes([number]) * 32 for number in range(1, 5)]
 
 
-def test_what_evictors_remove_is_shared_storage_no_more() -> None:
+def test_blocks_removed_by_evictors_leave_shared_storage() -> None:
     space = sample_space()
     publishers = [Publisher("tcp://127.0.0.1:*") for _ in range(2)]
     scene = Scene()
@@ -81,7 +81,7 @@ def test_what_evictors_remove_is_shared_storage_no_more() -> None:
             publisher.close()
 
 
-def test_an_evictor_that_is_away_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreachable_evictor_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         context = zmq.asyncio.Context()
         evictors = Evictors(["tcp://127.0.0.1:1", "nonsense"], SharedSink([], lambda name: ()))
@@ -93,7 +93,7 @@ def test_an_evictor_that_is_away_harms_nothing(caplog: pytest.LogCaptureFixture)
     run(test())
 
 
-def test_endpoints_are_told_apart_by_commas_and_repetition() -> None:
+def test_parse_evictors_splits_commas_and_removes_duplicates() -> None:
     texts = ("tcp://a:5559, tcp://[fd00::1]:5559,", "tcp://a:5559", "ipc:///run/kv-events")
     assert parse_evictors(texts, "--evictor-events") == (
         "tcp://a:5559",
@@ -106,6 +106,6 @@ def test_endpoints_are_told_apart_by_commas_and_repetition() -> None:
 @pytest.mark.parametrize(
     "text", ["a:5559", "tcp://a", "tcp://*:0", "tcp://a:99999", "connect:tcp://a:1", "http://a:1"]
 )
-def test_what_is_no_endpoint_is_an_error_that_says_what_is(text: str) -> None:
+def test_parse_evictors_rejects_invalid_endpoint(text: str) -> None:
     with pytest.raises(InvalidSettings, match=r"--evictor-events: .*write tcp://evictor:5559"):
         parse_evictors((text,), "--evictor-events")

@@ -21,7 +21,7 @@ def stored(tier: str, *, shared: bool) -> Stored:
     )
 
 
-def test_a_pool_is_told_of_the_models_of_the_topic_and_of_no_other() -> None:
+def test_shared_sink_applies_only_to_models_of_topic() -> None:
     index, models = PreciseIndex(), {"org/m@1": ("m", "n")}
     for model in ("m", "n", "o"):
         index.add(model, model)

@@ -3,7 +3,7 @@ import pytest
 from kvtier.router.learn.gauges import GaugeNames, parse_name, prepend
 
 
-def test_a_name_may_choose_a_series_by_labels() -> None:
+def test_gauge_name_selects_series_by_labels() -> None:
     assert parse_name("vllm:num_requests_waiting") == ("vllm:num_requests_waiting", {})
     text = ' nv_trt_llm_request_metrics { request_type=waiting , model="a, b"}'
     with pytest.raises(ValueError, match="not a label"):  # commas divide, in quotes too
@@ -18,12 +18,12 @@ def test_a_name_may_choose_a_series_by_labels() -> None:
     "text",
     ["", "a b", "a{", "a}", "a{}", "a{b}", "a{=b}", "a{b=}", "a{b=c}d", "a{b=c,}", "{a=b}", "1a"],
 )
-def test_what_is_no_metric_is_refused(text: str) -> None:
+def test_malformed_gauge_name_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="write name"):
         parse_name(text)
 
 
-def test_a_name_that_is_given_comes_before_the_usual_ones_and_an_empty_one_reads_nothing() -> None:
+def test_prepend_puts_name_first_and_empty_one_disables_gauge() -> None:
     usual = GaugeNames().usage
     assert prepend(None, usual) == usual
     assert prepend("mine{a=b}", usual) == ("mine{a=b}", *usual)

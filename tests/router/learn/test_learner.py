@@ -48,7 +48,7 @@ async def learning(
     await learner.close()
 
 
-def test_metrics_reach_the_endpoint_and_the_index_until_the_replica_leaves() -> None:
+def test_learner_updates_endpoint_and_index_until_replica_is_removed() -> None:
     async def test() -> None:
         fleet, index = Fleet(), EstimatedIndex(block_tokens=16)
         async with replicas() as (a,), learning(fleet, index, PreciseIndex()):
@@ -69,7 +69,7 @@ def test_metrics_reach_the_endpoint_and_the_index_until_the_replica_leaves() -> 
     run(test())
 
 
-def test_what_a_replica_held_is_forgotten_when_it_was_started_anew() -> None:
+def test_learner_removes_blocks_of_restarted_replica() -> None:
     async def test() -> None:
         fleet, index = Fleet(), EstimatedIndex(block_tokens=16)
         async with replicas() as (a,), learning(fleet, index, PreciseIndex()):
@@ -92,7 +92,7 @@ def test_what_a_replica_held_is_forgotten_when_it_was_started_anew() -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "{}"])
-def test_events_reach_the_precise_index(address: str) -> None:
+def test_learner_applies_events_to_precise_index(address: str) -> None:
     async def test() -> None:
         context = zmq.asyncio.Context()
         publisher = context.socket(zmq.PUB)
@@ -128,7 +128,7 @@ def test_events_reach_the_precise_index(address: str) -> None:
     run(test())
 
 
-def test_an_address_of_events_that_is_none_is_said_and_harms_nothing(
+def test_learner_logs_invalid_event_endpoint(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def test() -> None:
@@ -166,7 +166,7 @@ class Engine:
         self._context.term()
 
 
-def test_events_are_followed_where_labels_say_now_and_other_labels_disturb_nothing(
+def test_learner_follows_changed_event_labels_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(events, "REPLAY_S", 0.1)
@@ -219,7 +219,7 @@ def test_events_are_followed_where_labels_say_now_and_other_labels_disturb_nothi
     run(test())
 
 
-def test_a_stream_that_fails_is_forgotten_and_followed_again(
+def test_learner_restarts_failed_stream(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(events, "RETRY_S", 0.01)
@@ -256,7 +256,7 @@ def test_a_stream_that_fails_is_forgotten_and_followed_again(
     run(test())
 
 
-def test_an_https_replica_of_a_private_authority_is_learned_of(tmp_path: Path) -> None:
+def test_learner_scrapes_https_replica_with_private_ca(tmp_path: Path) -> None:
     async def test() -> None:
         pair = self_signed(dt.datetime.now(dt.UTC))
         (tmp_path / "key.pem").write_bytes(pair.key)
@@ -297,7 +297,7 @@ ALIASES = (card("main", "/m"), card("alias", "/m"), card("sql", "/a/sql", "main"
 
 
 @pytest.mark.parametrize("models", [frozenset(), frozenset({"alias", "main", "sql"})])
-def test_requests_by_any_name_meet_the_blocks_and_an_adapter_meets_its_own(
+def test_prompts_by_any_alias_match_blocks_of_model(
     models: frozenset[str],
 ) -> None:
     async def test() -> None:
@@ -341,7 +341,7 @@ def test_requests_by_any_name_meet_the_blocks_and_an_adapter_meets_its_own(
     run(test())
 
 
-def test_a_replica_whose_model_gets_another_name_is_learned_anew() -> None:
+def test_learner_relearns_replica_whose_model_name_changes() -> None:
     async def test() -> None:
         context = zmq.asyncio.Context()
         publisher = context.socket(zmq.PUB)
@@ -378,7 +378,7 @@ def test_a_replica_whose_model_gets_another_name_is_learned_anew() -> None:
     run(test())
 
 
-def test_a_replica_that_moves_is_another_and_its_old_self_takes_nothing_with_it() -> None:
+def test_learner_keeps_blocks_of_moved_replica_when_old_one_is_removed() -> None:
     async def test() -> None:
         fleet, index = Fleet(), EstimatedIndex(block_tokens=16)
         async with (
@@ -405,7 +405,7 @@ def test_a_replica_that_moves_is_another_and_its_old_self_takes_nothing_with_it(
     run(test())
 
 
-def test_what_an_evictor_removes_is_held_no_more_by_whoever_serves_the_model() -> None:
+def test_learner_removes_evicted_blocks_of_every_replica() -> None:
     published = Publisher("tcp://127.0.0.1:*")
     hashes = [bytes([number]) * 32 for number in (1, 2)]
     stored = Stored(
@@ -450,7 +450,7 @@ def test_what_an_evictor_removes_is_held_no_more_by_whoever_serves_the_model() -
         published.close()
 
 
-def test_what_is_compressed_is_not_blown_up() -> None:
+def test_learner_does_not_decompress_responses() -> None:
     async def compressed(request: web.Request) -> web.Response:
         asked.append(request.headers["Accept-Encoding"])
         body = gzip.compress(METRICS.encode())

@@ -22,7 +22,7 @@ def stored(tier: str, *, shared: bool) -> Stored:
     )
 
 
-def test_a_replica_is_told_whatever_the_topic() -> None:
+def test_replica_sink_accepts_any_topic() -> None:
     index = PreciseIndex()
     index.add("a", "m")
     sink = ReplicaSink(index, "a")

@@ -26,7 +26,7 @@ def rendered(meter: LearningMeter) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def test_every_count_is_exposed_under_its_name() -> None:
+def test_learning_meter_exposes_every_counter() -> None:
     meter, index, evictors = made()
     meter.scrapes["a"] = ScrapeCounts(scrapes=9, failures=2, bad_values=3, restarts=1)
     stream = meter.stream("a")
@@ -65,7 +65,7 @@ def test_every_count_is_exposed_under_its_name() -> None:
     assert found["kvtier_router_refused_blocks"] == 0
 
 
-def test_all_that_is_declared_is_there_and_bounded() -> None:
+def test_learning_meter_exposes_declared_metrics_and_labels() -> None:
     meter, _, _ = made()
     meter.scrapes["a"] = ScrapeCounts()
     meter.stream("a")
@@ -79,7 +79,7 @@ def test_all_that_is_declared_is_there_and_bounded() -> None:
                 assert value in known or label in ("replica", "source")
 
 
-def test_the_series_of_a_replica_end_with_it() -> None:
+def test_learning_meter_removes_series_of_replica() -> None:
     meter, _, _ = made()
     meter.scrapes["a"] = ScrapeCounts()
     meter.stream("a")

@@ -37,7 +37,7 @@ def read(text: str, reader: LoadReader | None = None) -> ReplicaLoad:
     return reader.load(reader.parse(text.encode()), 7.0)
 
 
-def test_vllm_and_our_tiers() -> None:
+def test_load_of_vllm_with_kvtier_tiers() -> None:
     assert read(VLLM) == ReplicaLoad(
         waiting=4,
         running=5,
@@ -53,7 +53,7 @@ def test_vllm_and_our_tiers() -> None:
     )
 
 
-def test_sglang() -> None:
+def test_load_of_sglang() -> None:
     load = read(
         'sglang:num_queue_reqs{model="m"} 2\nsglang:num_running_reqs{model="m"} 1\n'
         'sglang:token_usage{model="m"} 0.1\nsglang:cache_config_info{page_size="1",num_pages="9"} 1'
@@ -62,7 +62,7 @@ def test_sglang() -> None:
     assert load.tiers == {"device": ReplicaTier(capacity_tokens=9)}
 
 
-def test_tensorrt_llm_and_triton() -> None:
+def test_load_of_tensorrt_llm_and_triton() -> None:
     serve = read(
         "trtllm_num_requests_waiting 3\ntrtllm_num_requests_running 2\n"
         "trtllm_kv_cache_utilization 0.4"
@@ -78,12 +78,12 @@ def test_tensorrt_llm_and_triton() -> None:
     assert (triton.waiting, triton.running, triton.kv_usage) == (5, 4, 0.7)
 
 
-def test_a_gauge_without_a_name_is_not_read() -> None:
+def test_gauge_without_name_is_not_read() -> None:
     load = read("vllm:num_requests_waiting 6", LoadReader(GaugeNames(waiting=())))
     assert load.waiting == 0
 
 
-def test_an_older_name_and_names_of_ones_own() -> None:
+def test_load_by_older_and_configured_gauge_names() -> None:
     assert read("vllm:gpu_cache_usage_perc 0.5").kv_usage == 0.5
     names = GaugeNames(waiting=('triton_queue{model="m",kind=pending}',))
     text = 'triton_queue{model="m",kind="pending"} 6\ntriton_queue{model="m",kind="x"} 7'
@@ -105,7 +105,7 @@ vllm:kv_offload_load_time_total{{engine="0"}} {seconds}
 
 
 @pytest.mark.parametrize("tier", ["disk", "ram"])
-def test_rates_are_measured_between_scrapes_and_the_best_of_late(tier) -> None:
+def test_rates_are_best_recent_measurements_between_scrapes(tier) -> None:
     reader = LoadReader()
     rates = []
     moments = ((1000, 10), (1400, 11), (1400, 12), (3400, 12), (3800, 13), (10, 1), (1010, 2))
@@ -118,7 +118,7 @@ def test_rates_are_measured_between_scrapes_and_the_best_of_late(tier) -> None:
 
 
 @pytest.mark.parametrize("tier", ["disk", "ram"])
-def test_the_first_load_is_measured_though_its_seconds_were_not_told_before(tier) -> None:
+def test_load_rate_is_measured_although_seconds_were_missing_before(tier) -> None:
     reader = LoadReader()
     text = f'kvtier_capacity_tokens{{tier="{tier}"}} 100\nkvtier_hit_tokens_total{{tier="{tier}"}} '
     seconds = {
@@ -132,7 +132,7 @@ def test_the_first_load_is_measured_though_its_seconds_were_not_told_before(tier
     assert rates == [0, 0, 4000, 4000]
 
 
-def test_short_prefills_do_not_make_a_replica_look_slow() -> None:
+def test_short_prefills_do_not_lower_prefill_rate() -> None:
     reader = LoadReader()
     rates = []
     for tokens, count, seconds in ((0, 0, 0), (4000, 2, 2), (4100, 4, 3), (8100, 5, 5)):
@@ -145,7 +145,7 @@ def test_short_prefills_do_not_make_a_replica_look_slow() -> None:
     assert rates == [0, 2000, 2000, 2000]
 
 
-def test_another_process_is_noticed() -> None:
+def test_restart_of_replica_is_counted() -> None:
     reader = LoadReader()
     noticed = []
     for text in ("", "process_start_time_seconds 5", "process_start_time_seconds 5", "", "x 1"):
@@ -172,13 +172,13 @@ def test_another_process_is_noticed() -> None:
         ("vllm:lora_requests_info 5", 0),
     ],
 )
-def test_numbers_that_cannot_be_are_left_out_and_counted(line, bad) -> None:
+def test_implausible_numbers_are_ignored_and_counted(line, bad) -> None:
     reader = LoadReader()
     assert read(line, reader) == ReplicaLoad(updated_s=7.0)
     assert reader.bad_values == bad
 
 
-def test_a_replica_cannot_invent_tiers_without_end() -> None:
+def test_number_of_tiers_is_bounded() -> None:
     text = "\n".join(f'kvtier_capacity_tokens{{tier="t{n}"}} 5' for n in range(100))
     assert len(read(text).tiers) <= 7
 
@@ -190,7 +190,7 @@ labels = st.sampled_from(
 
 
 @given(st.lists(st.tuples(names, labels, st.floats()), max_size=20))
-def test_whatever_is_said_the_load_is_one_that_can_be(lines) -> None:
+def test_load_is_plausible_for_any_metrics(lines) -> None:
     reader = LoadReader()
     text = "\n".join(f"{name}{label} {value}" for name, label, value in lines)
     for _ in range(2):
@@ -228,7 +228,7 @@ def scraped(
     return asyncio.run(run())
 
 
-def test_a_scrape() -> None:
+def test_scrape_returns_load() -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=VLLM)
 
@@ -238,7 +238,7 @@ def test_a_scrape() -> None:
     assert scraper.counts == module.ScrapeCounts(scrapes=2)
 
 
-def test_a_large_body_is_read_on_a_thread(monkeypatch) -> None:
+def test_large_metrics_are_parsed_on_thread(monkeypatch) -> None:
     monkeypatch.setattr(module, "_INLINE_MAX", 10)
 
     async def answer(request: web.Request) -> web.Response:
@@ -250,7 +250,7 @@ def test_a_large_body_is_read_on_a_thread(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hangs", "endless", "fails", "elsewhere", "trickles"])
-def test_endpoints_that_hang_or_lie_are_counted(kind, monkeypatch) -> None:
+def test_failed_scrapes_are_counted(kind, monkeypatch) -> None:
     monkeypatch.setattr(module, "BODY_MAX", 100_000)
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -271,7 +271,7 @@ def test_endpoints_that_hang_or_lie_are_counted(kind, monkeypatch) -> None:
     assert scraper.counts == module.ScrapeCounts(scrapes=1, failures=1)
 
 
-def test_nobody_there() -> None:
+def test_scrape_of_unreachable_replica_fails() -> None:
     async def run() -> None:
         async with aiohttp.ClientSession() as session:
             scraper = Scraper(session, "http://127.0.0.1:1/metrics")
@@ -281,7 +281,7 @@ def test_nobody_there() -> None:
     asyncio.run(run())
 
 
-def test_what_a_replica_said_reaches_endpoint_and_index() -> None:
+def test_apply_load_updates_endpoint_and_index() -> None:
     endpoint = Endpoint(name="a", address="a:1", models=frozenset({"m"}))
     index = EstimatedIndex()
     load = read('vllm:cache_config_info{block_size="16",num_gpu_blocks="2"} 1')
@@ -291,7 +291,7 @@ def test_what_a_replica_said_reaches_endpoint_and_index() -> None:
     assert index.match(TokenPrompt(range(100), "m"), ["a"])[0].best_tokens == 32
 
 
-def test_tiers_that_come_and_go_are_not_remembered() -> None:
+def test_rates_of_absent_tiers_are_removed() -> None:
     reader = LoadReader()
     for number in range(100):
         read(

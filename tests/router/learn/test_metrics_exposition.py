@@ -16,7 +16,7 @@ other{a="b"} 9
 """
 
 
-def test_values_and_labels_of_the_names_asked_for() -> None:
+def test_read_samples_returns_values_and_labels_of_names() -> None:
     found = read_samples(TEXT, {"vllm:x", "plain"})
     assert found.of("vllm:x") == [
         Sample({"engine": "0", "model_name": 'a "b" \\ c\n,}'}, 3.0),
@@ -27,13 +27,13 @@ def test_values_and_labels_of_the_names_asked_for() -> None:
     assert found.bad_lines == 0
 
 
-def test_the_first_name_that_is_there_is_summed() -> None:
+def test_total_sums_first_name_that_is_present() -> None:
     found = read_samples(TEXT, {"vllm:x", "plain"})
     assert found.total("gone", "vllm:x", "plain") == 7.5
     assert found.total("gone") is None
 
 
-def test_what_is_no_number_is_left_out_and_counted() -> None:
+def test_malformed_samples_are_ignored_and_counted() -> None:
     lines = ["x NaN", "x +Inf", "x", "x ", "x{", 'x{a="b" 3', 'x{a="b} 3', "x{a=b} 3", "x three"]
     found = read_samples("\n".join([*lines, "x 1"]), {"x"})
     assert found.of("x") == [Sample({}, 1.0)]
@@ -42,12 +42,12 @@ def test_what_is_no_number_is_left_out_and_counted() -> None:
 
 
 @given(st.text(alphabet='x{}="\\,ab \n1.e', max_size=60))
-def test_no_text_makes_it_raise(text) -> None:
+def test_read_samples_never_raises_on_any_text(text) -> None:
     found = read_samples(text, {"x", "", "a"})
     assert found.bad_lines <= text.count("\n") + 1
     assert all(math.isfinite(sample.value) for name in "xa" for sample in found.of(name))
 
 
-def test_numbers_beyond_all_sums_are_no_number() -> None:
+def test_total_that_overflows_is_none() -> None:
     text = "a 1.7e308\na 1.7e308\n"
     assert read_samples(text, {"a"}).total("a") is None

@@ -38,7 +38,7 @@ def same(one: Prompt, other: Prompt) -> bool:
     return (one.unit, one.tokens, one.chain(1)) == (other.unit, other.tokens, other.chain(1))
 
 
-def test_tokens_are_taken_from_wherever_they_can_be_had() -> None:
+def test_prompt_tokens_come_from_body_or_source() -> None:
     assert same(made({"prompt": [5, 6]}, PromptBuilder()), TokenPrompt([5, 6], "m"))
     assert same(made({"prompt": [[5], [5, 6]]}, PromptBuilder()), TokenPrompt([5, 6], "m"))
     assert same(made({"prompt": "ab"}), TokenPrompt(list(b"ab+"), "m"))
@@ -47,7 +47,7 @@ def test_tokens_are_taken_from_wherever_they_can_be_had() -> None:
     assert same(made(chat), TokenPrompt(list(b"user: hello\n"), "m"))
 
 
-def test_model_and_salt_are_in_the_scope() -> None:
+def test_prompt_scope_includes_model_and_salt() -> None:
     prompts = PromptBuilder({"*": Source()})
     body = {"prompt": "abcd"}
     salted = made({**body, "cache_salt": "s"}, prompts)
@@ -62,7 +62,7 @@ def test_model_and_salt_are_in_the_scope() -> None:
 
 
 @pytest.mark.parametrize("sources", [{}, {"m": Source(is_there=False)}])
-def test_characters_where_no_tokenizer_can_be_had_and_it_is_said_once(sources, caplog) -> None:
+def test_prompt_without_tokenizer_is_characters_and_logged_once(sources, caplog) -> None:
     prompts = PromptBuilder(sources)
     body = {"messages": [{"role": "user", "content": "hello you"}], "cache_salt": "s"}
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_characters_where_no_tokenizer_can_be_had_and_it_is_said_once(sources, c
     assert "m are compared by characters" in caplog.text
 
 
-def test_names_and_reasons_stay_one_short_line_in_the_log(caplog) -> None:
+def test_logged_names_and_reasons_are_one_short_line(caplog) -> None:
     class Refuses(Source):
         async def completion(self, *_: Any, **__: Any) -> np.ndarray:
             raise Unavailable("no role \r\n2026 INFO evil" + "x" * 1_000_000)
@@ -86,7 +86,7 @@ def test_names_and_reasons_stay_one_short_line_in_the_log(caplog) -> None:
     assert len(said) < 1000
 
 
-def test_a_long_text_is_encoded_on_a_thread(monkeypatch) -> None:
+def test_long_text_is_encoded_on_thread(monkeypatch) -> None:
     monkeypatch.setattr(module, "_INLINE_MAX", 3)
     assert same(made({"prompt": "abcdefgh"}, PromptBuilder()), TextPrompt(b"abcdefgh", "m"))
 
@@ -99,14 +99,14 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["prompt", "messages", "cache_salt", "tools"]), values))
-def test_there_is_always_a_prompt(body) -> None:
+def test_any_body_has_a_prompt(body) -> None:
     prompt = made(body)
     assert prompt.unit in (Unit.TOKEN, Unit.CHARACTER)
     prompt.chain(16)
 
 
 @pytest.mark.parametrize("prompt", [[-1], [2**40], [1, "a"], [1, None], [[1, [2]]], [True, 2.5]])
-def test_lists_of_what_are_no_tokens_are_an_empty_prompt(prompt) -> None:
+def test_list_of_invalid_tokens_is_empty_prompt(prompt) -> None:
     found = made({"prompt": prompt})
     assert found.tokens == 0
 
@@ -123,14 +123,12 @@ def test_lists_of_what_are_no_tokens_are_an_empty_prompt(prompt) -> None:
         ({"prompt": 5, "messages": "none"}, 0),
     ],
 )
-def test_of_a_prompt_that_nobody_reads_only_the_length_is_told(
-    body: dict[str, Any], tokens: int
-) -> None:
+def test_unread_prompt_has_length_only(body: dict[str, Any], tokens: int) -> None:
     prompt = PromptBuilder({"m": Source(is_there=False)}).unread(body)
     assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (tokens, Unit.CHARACTER, [])
 
 
-def test_prompts_are_called_as_indexes_call_their_model() -> None:
+def test_prompt_uses_canonical_model_name() -> None:
     prompts = PromptBuilder({"alias": Source()}, called={"alias": "main"}.get)  # type: ignore[arg-type]
     assert same(made({"prompt": "ab"}, prompts, "alias"), TokenPrompt(list(b"ab+"), "main"))
     prompts = PromptBuilder(called=lambda name: "main" if name == "alias" else name)

@@ -22,14 +22,14 @@ def text(messages: list[Any], **more: Any) -> str:
     return chat.text()
 
 
-def test_a_conversation_that_goes_on_begins_as_the_one_before() -> None:
+def test_continued_conversation_extends_text_of_previous() -> None:
     for turns in range(1, len(TURNS)):
         for tools in (None, [{"name": "f"}]):
             whole = text(TURNS[: turns + 1], tools=tools)
             assert whole.startswith(text(TURNS[:turns], tools=tools))
 
 
-def test_everything_that_is_said_counts() -> None:
+def test_conversation_text_depends_on_every_field() -> None:
     texts = {
         text([{**TURNS[0], "content": "Be long."}]),
         text([{**TURNS[0], "role": "user"}]),
@@ -40,7 +40,7 @@ def test_everything_that_is_said_counts() -> None:
     assert len(texts) == 5
 
 
-def test_parts_that_are_no_text_stand_for_their_content() -> None:
+def test_non_text_parts_are_replaced_by_hash() -> None:
     def image(url: str) -> list[Any]:
         part = {"type": "image_url", "image_url": {"url": url}}
         return [{"role": "user", "content": [{"type": "text", "text": "See"}, part]}]
@@ -64,13 +64,13 @@ def test_parts_that_are_no_text_stand_for_their_content() -> None:
         ([None, {}], None),
     ],
 )
-def test_the_prompt_of_a_completion(prompt, expected) -> None:
+def test_completion_prompt(prompt, expected) -> None:
     assert completion_of({"prompt": prompt}) == expected
     assert completion_of({"input": prompt}) == expected
     assert completion_of({}) is None
 
 
-def test_no_chat_is_none() -> None:
+def test_body_without_chat_is_none() -> None:
     for messages in (None, "text", 7, {}):
         assert conversation_of({"messages": messages}) is None
     assert flatten(7) == ""
@@ -86,14 +86,14 @@ messages = st.lists(values | st.dictionaries(names, values), max_size=4)
 
 
 @given(messages | values, values, values)
-def test_no_body_makes_it_raise(some, tools, prompt) -> None:
+def test_conversation_never_raises_on_any_body(some, tools, prompt) -> None:
     body = {"messages": some, "tools": tools, "chat_template_kwargs": tools}
     chat = conversation_of(body)
     assert chat is None or isinstance(chat.text(), str)
     assert isinstance(completion_of({"prompt": prompt}), str | list | None)
 
 
-def test_depth_does_no_harm() -> None:
+def test_deeply_nested_body_does_not_raise() -> None:
     deep: Any = msgspec.json.decode("[" * 900 + "]" * 900)
     said = [{"role": "user", "content": [{"image": deep}, "seen"], "tool_calls": deep}]
     assert "seen" in text(said, tools=[deep])

@@ -42,13 +42,13 @@ def after(rates: Iterable[float]) -> float:
     return list(rates)[-1]
 
 
-def test_alone_it_is_tokens_over_seconds() -> None:
+def test_prefill_rate_of_single_prompts_is_tokens_per_second() -> None:
     replica = Replica()
     assert replica.look() == 0
     assert replica.batch(1, 4000) == pytest.approx(TRUE)
 
 
-def test_prompts_in_the_same_steps_do_not_make_a_replica_look_slow() -> None:
+def test_batched_prefills_do_not_lower_rate() -> None:
     replica = Replica()
     replica.look()
     replica.batch(1, 4000)
@@ -56,19 +56,19 @@ def test_prompts_in_the_same_steps_do_not_make_a_replica_look_slow() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 4, 16])
-def test_neither_where_prompts_are_never_alone(count: int) -> None:
+def test_prefills_that_always_overlap_do_not_lower_rate(count: int) -> None:
     replica = Replica()
     replica.look()
     assert after(replica.batch(count, 2000) for _ in range(120)) == pytest.approx(TRUE, rel=0.21)
 
 
-def test_without_latencies_a_replica_that_is_never_alone_is_still_underrated() -> None:
+def test_rate_without_latencies_is_too_low_if_prefills_always_overlap() -> None:
     replica = Replica(tells_latency=False)
     replica.look()
     assert after(replica.batch(4, 2000) for _ in range(120)) == pytest.approx(TRUE / 4)
 
 
-def test_decoding_in_the_same_steps_counts_while_nothing_better_is_seen() -> None:
+def test_prefills_batched_with_decoding_count_until_better_measurement() -> None:
     replica = Replica()
     replica.look()
     assert replica.batch(1, 4000, other_s=0.4) == pytest.approx(TRUE / 2)
@@ -78,7 +78,7 @@ def test_decoding_in_the_same_steps_counts_while_nothing_better_is_seen() -> Non
     assert after(replica.batch(1, 4000, other_s=0.4) for _ in range(20)) > 0.9 * TRUE
 
 
-def test_a_replica_that_has_become_slow_is_found_out() -> None:
+def test_rate_falls_when_replica_becomes_slow() -> None:
     rate = PeakRate()
     rate.update(0, 0, 0.0)
     assert rate.update(20_000, 2, 1.0) == pytest.approx(TRUE)
@@ -93,14 +93,14 @@ def test_a_replica_that_has_become_slow_is_found_out() -> None:
         max_size=60,
     )
 )
-def test_whatever_is_mixed_in_it_never_looks_faster_than_it_is(batches) -> None:
+def test_rate_never_exceeds_true_rate(batches) -> None:
     replica = Replica()
     replica.look()
     for count, tokens, other_s, decode_s in batches:
         assert replica.batch(count, tokens, other_s=other_s, decode_s=decode_s) <= TRUE * 1.001
 
 
-def test_requests_that_end_together_did_not_compute_together() -> None:
+def test_requests_that_end_together_do_not_raise_rate() -> None:
     replica = Replica()
     replica.look()
     replica.now_s += 30.0
@@ -111,7 +111,7 @@ def test_requests_that_end_together_did_not_compute_together() -> None:
     assert replica.look() == pytest.approx(TRUE)
 
 
-def test_what_was_computed_before_a_window_and_counted_in_it_is_not_taken_for_speed() -> None:
+def test_prefills_before_window_do_not_raise_rate() -> None:
     replica = Replica()
     replica.look()
     replica.tokens, replica.requests, replica.seconds, replica.latency_s = 50_000, 10, 50, 100
@@ -119,7 +119,7 @@ def test_what_was_computed_before_a_window_and_counted_in_it_is_not_taken_for_sp
 
 
 @pytest.mark.parametrize("wild", [1e308, 1e30, -1e308])
-def test_numbers_that_nobody_can_have_leave_no_mark(wild: float) -> None:
+def test_implausible_counters_do_not_change_rate(wild: float) -> None:
     replica = Replica()
     replica.look()
     replica.tokens = wild
@@ -141,7 +141,7 @@ def test_numbers_that_nobody_can_have_leave_no_mark(wild: float) -> None:
         [1e300, 1.7e308, -1.7e308, 1.7e308],
     ],
 )
-def test_counters_that_are_none_are_passed_over_and_good_ones_count_at_once(wild, which) -> None:
+def test_missing_counters_are_skipped_and_later_ones_count_at_once(wild, which) -> None:
     replica = Replica()
     replica.look()
     replica.batch(1, 4000)
@@ -161,7 +161,7 @@ def test_counters_that_are_none_are_passed_over_and_good_ones_count_at_once(wild
 
 
 @pytest.mark.parametrize("wild", [math.nan, math.inf, -1.0, 1e300])
-def test_a_rate_is_always_a_number(wild: float) -> None:
+def test_rate_is_always_finite(wild: float) -> None:
     rate = PeakRate()
     rate.update(0, 0, 0.0)
     assert rate.update(wild, wild, 1.0) == 0
@@ -170,7 +170,7 @@ def test_a_rate_is_always_a_number(wild: float) -> None:
     assert rate.update(TRUE, 1.0, 4.0) == pytest.approx(TRUE)
 
 
-def test_counters_of_another_life_begin_anew() -> None:
+def test_decreased_counters_start_new_interval() -> None:
     replica = Replica()
     replica.look()
     replica.batch(4, 2000)

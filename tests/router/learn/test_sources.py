@@ -17,7 +17,7 @@ CHAT = ChatPrompt(messages=[{"role": "user", "content": "the fox"}])
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def test_a_folder_gives_tokens_of_prompts_and_chats(tmp_path) -> None:
+def test_local_source_tokenizes_prompts_and_chats(tmp_path) -> None:
     source = LocalSource(make_folder(tmp_path))
     library = source._tokenizer._library
 
@@ -37,7 +37,7 @@ def test_a_folder_gives_tokens_of_prompts_and_chats(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('never') }}"])
-def test_a_chat_that_has_no_template_is_unavailable(tmp_path, template) -> None:
+def test_local_source_without_template_has_no_chats(tmp_path, template) -> None:
     source = LocalSource(make_folder(tmp_path, template))
 
     async def run() -> None:
@@ -49,7 +49,7 @@ def test_a_chat_that_has_no_template_is_unavailable(tmp_path, template) -> None:
     source.close()
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
+def test_local_source_of_invalid_folder_is_an_error(tmp_path) -> None:
     with pytest.raises(InvalidSettings):
         LocalSource(tmp_path / "nowhere")
 
@@ -71,7 +71,7 @@ def served(answer: Answer, use: Callable[[EngineSource], Awaitable[Any]], **opti
     return asyncio.run(run())
 
 
-def test_an_engine_is_asked_once_for_each_prompt() -> None:
+def test_engine_source_requests_each_prompt_once() -> None:
     asked: list[dict[str, Any]] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -106,7 +106,7 @@ def test_an_engine_is_asked_once_for_each_prompt() -> None:
         b'{"x":' + b"[" * 200_000,
     ],
 )
-def test_an_answer_that_is_none_is_unavailable(body) -> None:
+def test_engine_source_with_malformed_response_is_unavailable(body) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(body=body)
 
@@ -119,7 +119,7 @@ def test_an_answer_that_is_none_is_unavailable(body) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hangs", "endless", "refuses"])
-def test_an_engine_that_hangs_is_not_waited_for(kind, monkeypatch) -> None:
+def test_engine_source_with_missing_or_endless_response_is_unavailable(kind, monkeypatch) -> None:
     monkeypatch.setattr(module, "ANSWER_MAX", 10_000)
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -139,7 +139,7 @@ def test_an_engine_that_hangs_is_not_waited_for(kind, monkeypatch) -> None:
     served(answer, use, timeout_s=0.3 if kind == "hangs" else 10.0)
 
 
-def test_who_did_not_answer_is_left_alone_for_a_while() -> None:
+def test_engine_source_rests_after_timeout() -> None:
     asked = 0
 
     async def answer(request: web.Request) -> web.Response:
@@ -164,7 +164,7 @@ def test_who_did_not_answer_is_left_alone_for_a_while() -> None:
     served(answer, use, timeout_s=0.2, clock=clock)
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_token_cache_of_engine_source_is_bounded() -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"tokens": [1] * 100})
 
@@ -177,7 +177,7 @@ def test_what_is_remembered_is_bounded() -> None:
     served(answer, use, cached_bytes=2000)
 
 
-def test_nobody_there_is_unavailable() -> None:
+def test_unreachable_engine_source_is_unavailable() -> None:
     async def run() -> None:
         async with aiohttp.ClientSession() as session:
             with pytest.raises(Unavailable):

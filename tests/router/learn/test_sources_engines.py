@@ -12,7 +12,7 @@ def member(fleet: Fleet, name: str) -> Member:
     return next(member for member in fleet.members if member.replica.name == name)
 
 
-def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
+def test_engine_with_events_tokenizes_while_available() -> None:
     async def test() -> None:
         fleet = Fleet()
         labels = {EVENTS: "5557"}
@@ -44,7 +44,7 @@ def test_one_that_tells_tokens_is_asked_while_it_is_there() -> None:
     run(test())
 
 
-def test_while_one_rests_the_next_is_asked() -> None:
+def test_next_engine_is_used_while_one_rests() -> None:
     async def test() -> None:
         fleet = Fleet()
         fleet.update(

@@ -15,7 +15,7 @@ def template(folder, source, **config) -> ChatTemplate:
     return ChatTemplate(folder)
 
 
-def test_a_chat_becomes_text(tmp_path) -> None:
+def test_template_renders_chat(tmp_path) -> None:
     made = template(
         tmp_path,
         "{{ bos_token }}{% for m in messages %}\n  {% if m.role %}[{{ m.role }}]{% endif %}\n"
@@ -25,7 +25,7 @@ def test_a_chat_becomes_text(tmp_path) -> None:
     assert made.render(CHAT) == "<s>[user]hello\n>"
 
 
-def test_contents_are_text_or_parts_as_the_template_wants_them(tmp_path) -> None:
+def test_template_gets_contents_as_text_or_parts(tmp_path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     chat = ChatPrompt(messages=[{"role": "user", "content": parts}])
     assert template(tmp_path, "{{ messages[0]['content'] }}").render(chat) == "a\nb"
@@ -36,7 +36,7 @@ def test_contents_are_text_or_parts_as_the_template_wants_them(tmp_path) -> None
         assert template(tmp_path, source.replace("CONTENT", place)).render(chat) == "(a)(b)"
 
 
-def test_tools_arguments_and_keywords_reach_it(tmp_path) -> None:
+def test_template_gets_tools_arguments_and_kwargs(tmp_path) -> None:
     chat = conversation_of(
         {
             "messages": [
@@ -59,7 +59,7 @@ def test_tools_arguments_and_keywords_reach_it(tmp_path) -> None:
     assert template(tmp_path, source).render(chat) == '[{"name": "fä"}]1FalseFalse'
 
 
-def test_several_templates_and_one_of_its_own_file(tmp_path) -> None:
+def test_template_of_file_precedes_those_of_configuration(tmp_path) -> None:
     listed = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     made = template(tmp_path, listed)
     assert made.render(CHAT) == "plain"
@@ -78,17 +78,17 @@ def test_several_templates_and_one_of_its_own_file(tmp_path) -> None:
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     ],
 )
-def test_a_template_that_refuses_or_misbehaves_is_an_error_of_its_own(tmp_path, source) -> None:
+def test_failing_template_raises_template_error(tmp_path, source) -> None:
     with pytest.raises(TemplateError):
         template(tmp_path, source).render(CHAT)
 
 
-def test_the_date_can_be_had(tmp_path) -> None:
+def test_template_can_format_date(tmp_path) -> None:
     assert template(tmp_path, "{{ strftime_now('%Y') }}").render(CHAT) >= "2024"
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"chat_template": "{% if %}"}', "nothing", "[]"])
-def test_a_folder_without_a_template_that_can_be_read_is_refused(tmp_path, content) -> None:
+def test_folder_without_valid_template_is_an_error(tmp_path, content) -> None:
     if content is not None:
         (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(InvalidSettings):

@@ -36,7 +36,7 @@ pieces = st.sampled_from(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.lists(st.lists(pieces, max_size=12), min_size=1, max_size=5))
-def test_tokens_are_those_of_the_whole_text_however_it_grew(folder, data) -> None:
+def test_tokens_equal_those_of_whole_text(folder, data) -> None:
     tokenizer = Tokenizer(folder)
     text = ""
     for more in data:
@@ -47,7 +47,7 @@ def test_tokens_are_those_of_the_whole_text_however_it_grew(folder, data) -> Non
             assert tokens.tolist() == whole(tokenizer, asked)
 
 
-def test_a_conversation_that_goes_on_is_not_tokenized_again(folder) -> None:
+def test_continued_conversation_is_tokenized_from_cached_prefix(folder) -> None:
     tokenizer = Tokenizer(folder)
     text = "<|im_start|>user\nwhat is the weather?<|im_end|>\n"
     tokenizer.tokens(text + "<|im_start|>assistant\n", add_special_tokens=False)
@@ -61,14 +61,14 @@ def test_a_conversation_that_goes_on_is_not_tokenized_again(folder) -> None:
     assert len(tokens) > 2 * len(first) - 10
 
 
-def test_a_plain_prompt_begins_as_the_model_wants_it(folder) -> None:
+def test_plain_prompt_gets_special_tokens(folder) -> None:
     tokenizer = Tokenizer(folder)
     tokens = tokenizer.tokens("the fox", add_special_tokens=True).tolist()
     assert tokens == [tokenizer._library.token_to_id("<bos>"), *whole(tokenizer, "the fox")]
     assert tokenizer.tokens("", add_special_tokens=False).tolist() == []
 
 
-def test_what_is_remembered_is_bounded(folder) -> None:
+def test_token_cache_of_tokenizer_is_bounded(folder) -> None:
     tokenizer = Tokenizer(folder, cached_bytes=2000)
     for number in range(50):
         text = f"<|im_start|>{number}<|im_end|>" * 5
@@ -77,7 +77,7 @@ def test_what_is_remembered_is_bounded(folder) -> None:
         assert held == tokenizer._cache.size_bytes <= 2000
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path) -> None:
+def test_folder_without_tokenizer_is_an_error(tmp_path) -> None:
     with pytest.raises(InvalidSettings, match=r"tokenizer\.json"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

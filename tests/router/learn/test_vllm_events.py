@@ -70,7 +70,7 @@ class Engine:
         return all(self.pool.get_cached_block(one, [0]) for one in asked.block_hashes)
 
 
-def test_a_prefix_computed_twice_stays_known_until_both_copies_are_gone() -> None:
+def test_prefix_stored_twice_stays_until_both_copies_are_removed() -> None:
     engine = Engine(16)
     asked = Asked(list(range(64)))
     first, second = engine.compute(asked), engine.compute(asked)
@@ -85,7 +85,7 @@ def test_a_prefix_computed_twice_stays_known_until_both_copies_are_gone() -> Non
     assert engine.known(asked) == 0
 
 
-def test_the_tail_of_a_short_prompt_does_not_say_how_large_blocks_are() -> None:
+def test_short_tail_does_not_set_block_size() -> None:
     engine = Engine(16)
     (block,) = engine.pool.get_new_blocks(1)
     engine.pool.cache_partial_block(Asked(list(range(500, 540))), block, 32, 0, 64)

@@ -42,7 +42,7 @@ def pack(*events: Any, ts: Any = 1.5) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["map", "array"])
-def test_both_forms_of_every_event_are_read(form) -> None:
+def test_decode_reads_events_as_maps_and_arrays(form) -> None:
     events = [STORED, REMOVED, CLEARED]
     if form == "array":
         events = [list(event.values()) for event in events]
@@ -65,7 +65,7 @@ def test_both_forms_of_every_event_are_read(form) -> None:
     assert cleared == Cleared()
 
 
-def test_an_adapter_without_a_name_is_not_the_model_itself() -> None:
+def test_adapter_without_name_differs_from_model() -> None:
     batch = decode(pack(["BlockStored", [9], None, [1, 2], 2, 7, "GPU"]))
     assert batch is not None
     (stored,) = batch.changes
@@ -82,7 +82,7 @@ def test_an_adapter_without_a_name_is_not_the_model_itself() -> None:
         {**STORED, "block_hashes": [9], "medium": None, "a field of next year": {"a": 1}},
     ],
 )
-def test_older_and_newer_engines_are_understood(event) -> None:
+def test_decode_accepts_missing_and_additional_fields(event) -> None:
     batch = decode(pack(event))
     assert batch is not None
     (stored,) = batch.changes
@@ -109,7 +109,7 @@ def test_older_and_newer_engines_are_understood(event) -> None:
         "text",
     ],
 )
-def test_one_bad_event_takes_no_other_with_it(bad) -> None:
+def test_malformed_event_does_not_affect_others(bad) -> None:
     batch = decode(pack(CLEARED, bad, REMOVED))
     assert batch is not None
     assert batch.bad_events == 1
@@ -131,11 +131,11 @@ def test_one_bad_event_takes_no_other_with_it(bad) -> None:
         pack(STORED)[:-1],
     ],
 )
-def test_what_is_no_message_is_none(payload) -> None:
+def test_malformed_message_is_none(payload) -> None:
     assert decode(payload) is None
 
 
-def test_a_message_of_more_events_than_any_engine_has_blocks_is_none() -> None:
+def test_message_with_too_many_events_is_none() -> None:
     def some(events: int) -> bytes:
         return b"\x92" + msgspec.msgpack.encode(1.0) + b"\xdd" + events.to_bytes(4, "big")
 
@@ -145,7 +145,7 @@ def test_a_message_of_more_events_than_any_engine_has_blocks_is_none() -> None:
     assert batch.bad_events == wire.EVENTS_MAX
 
 
-def test_where_too_many_events_are_bad_the_others_are_not_tried(monkeypatch) -> None:
+def test_too_many_malformed_events_end_decoding(monkeypatch) -> None:
     tried = 0
 
     def event(raw: msgspec.Raw) -> object:
@@ -165,7 +165,7 @@ def test_where_too_many_events_are_bad_the_others_are_not_tried(monkeypatch) -> 
     assert (len(batch.changes), batch.bad_events) == (2, 2)
 
 
-def test_nested_values_that_nobody_asked_for_do_no_harm() -> None:
+def test_deeply_nested_values_do_not_raise() -> None:
     deep: Any = []
     for _ in range(300):
         deep = [deep]
@@ -174,7 +174,7 @@ def test_nested_values_that_nobody_asked_for_do_no_harm() -> None:
     assert len(batch.changes) + batch.bad_events == 2
 
 
-def test_a_message_beyond_any_engines_is_not_looked_at(monkeypatch) -> None:
+def test_message_that_is_too_large_is_none(monkeypatch) -> None:
     monkeypatch.setattr(wire, "PAYLOAD_MAX", 10)
     assert decode(pack(CLEARED)) is None
 
@@ -200,7 +200,7 @@ events = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(events, max_size=4), st.floats() | values)
-def test_no_event_makes_it_raise(some, ts) -> None:
+def test_decode_never_raises_on_any_event(some, ts) -> None:
     batch = decode(pack(*some, ts=ts))
     if batch is not None:
         assert len(batch.changes) + batch.bad_events == len(some)
@@ -209,14 +209,14 @@ def test_no_event_makes_it_raise(some, ts) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 150), st.binary(max_size=4))
-def test_no_bytes_make_it_raise(garbage, at, patch) -> None:
+def test_decode_never_raises_on_any_bytes(garbage, at, patch) -> None:
     whole = pack(STORED, REMOVED)
     for payload in (garbage, whole[:at] + patch + whole[at + len(patch) :]):
         batch = decode(payload)
         assert batch is None or all(isinstance(change, Change) for change in batch.changes)
 
 
-def test_tiers_by_what_events_call_them() -> None:
+def test_tier_of_medium_and_owner() -> None:
     called = [
         (None, None, DEVICE),
         ("GPU", None, DEVICE),
@@ -234,11 +234,11 @@ def test_tiers_by_what_events_call_them() -> None:
         assert tier_of(medium, owner) == tier
 
 
-def test_a_number_is_named_as_its_bytes() -> None:
+def test_integer_hash_is_named_as_its_bytes() -> None:
     assert name_of(b"\x01" * 32) == name_of(int.from_bytes(b"\x01" * 8, "big"))
 
 
 @pytest.mark.parametrize("sent_s", [float("nan"), float("inf"), float("-inf")])
-def test_a_time_that_no_clock_tells_makes_no_message(sent_s: float) -> None:
+def test_message_with_non_finite_time_is_none(sent_s: float) -> None:
     assert decode(msgspec.msgpack.encode([sent_s, [], 0])) is None
     assert decode(msgspec.msgpack.encode([sent_s, [["Unheard"]], 0])) is None

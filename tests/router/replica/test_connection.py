@@ -98,7 +98,7 @@ EMPTY = b"HTTP/1.1 204 No Content\r\n\r\n"
         (EMPTY, b"", True),
     ],
 )
-def test_whole_answers(answer: bytes, body: bytes, is_used_again: bool) -> None:
+def test_complete_responses(answer: bytes, body: bytes, is_used_again: bool) -> None:
     stand = Stand().hear(answer)
     _, taken, is_whole, is_idle, is_over = stand.outcome()
     assert (taken, is_whole, is_idle, is_over) == (body, True, is_used_again, not is_used_again)
@@ -111,7 +111,7 @@ def test_whole_answers(answer: bytes, body: bytes, is_used_again: bool) -> None:
     cuts=st.lists(st.integers(0, 200), max_size=12),
     ends=st.booleans(),
 )
-def test_however_an_answer_is_cut_it_reads_alike(
+def test_response_reads_alike_however_it_is_split(
     answer: bytes, cuts: list[int], ends: bool
 ) -> None:
     places = sorted({cut for cut in cuts if 0 < cut < len(answer)})
@@ -123,7 +123,7 @@ def test_however_an_answer_is_cut_it_reads_alike(
     assert one.outcome() == other.outcome()
 
 
-def test_the_end_of_the_connection_is_the_end_of_an_answer_without_a_length_only() -> None:
+def test_end_of_connection_completes_only_response_without_length() -> None:
     assert Stand().hear(ENDLESS).end().exchange.is_whole
     for broken in (SIZED[:-1], CHUNKED[:-5], CHUNKED[:70], SIZED[:20], b""):
         stand = Stand().hear(broken).end()
@@ -133,7 +133,7 @@ def test_the_end_of_the_connection_is_the_end_of_an_answer_without_a_length_only
             asyncio.run(stand.exchange.read(100))
 
 
-def test_head_has_no_body_and_its_connection_is_not_used_again() -> None:
+def test_connection_is_not_reused_after_head_request() -> None:
     stand = Stand(ExpectedResponse.NOTHING).hear(SIZED.removesuffix(b"hello"))
     told, body, is_whole, is_idle, is_over = stand.outcome()
     assert told == (200, b"Fine", ((b"content-length", b"5"), (b"x-a", b"\xe4")), 5)
@@ -151,7 +151,7 @@ def test_head_has_no_body_and_its_connection_is_not_used_again() -> None:
         (ExpectedResponse.UPGRADE, b"101", False),
     ],
 )
-def test_an_answer_ends_with_its_head_or_has_a_body(
+def test_head_tells_whether_body_follows(
     expected: ExpectedResponse, status: bytes, has_body: bool
 ) -> None:
     stand = Stand(expected).hear(
@@ -166,9 +166,7 @@ def test_an_answer_ends_with_its_head_or_has_a_body(
 
 @pytest.mark.parametrize("answer", [SIZED, CHUNKED, CLOSING, EMPTY])
 @pytest.mark.parametrize("more", [SIZED, b"x", b"H", b"HTTP/1.1 2", b"\r\nHTTP/1.1 200 OK\r\nX: "])
-def test_more_than_an_answer_ends_the_connection_and_not_the_answer(
-    answer: bytes, more: bytes
-) -> None:
+def test_bytes_after_response_end_connection_but_not_response(answer: bytes, more: bytes) -> None:
     alone = seen(Stand().hear(answer).exchange)
     for pieces in ([answer + more], [answer[:30], answer[30:] + more], [answer, more]):
         stand = Stand().hear(*pieces)
@@ -176,7 +174,7 @@ def test_more_than_an_answer_ends_the_connection_and_not_the_answer(
         assert seen(stand.exchange) == alone
 
 
-def test_who_has_not_taken_the_whole_request_is_not_asked_on_the_same_connection() -> None:
+def test_connection_with_unsent_request_is_not_reused() -> None:
     stand = Stand(body=b"x" * 100_000)
     stand.transport.unsent_bytes = 1
     stand.hear(SIZED)
@@ -195,7 +193,7 @@ def test_who_has_not_taken_the_whole_request_is_not_asked_on_the_same_connection
         b"HTTP/1.1 100 Continue\r\n\r\n" * QUIET_BYTES,
     ],
 )
-def test_what_has_no_end_is_given_up(endless: bytes) -> None:
+def test_endless_head_or_trailers_fail_response(endless: bytes) -> None:
     stand = Stand()
     step = 4096
     stand.hear(*(endless[at : at + step] for at in range(0, len(endless), step)))
@@ -203,7 +201,7 @@ def test_what_has_no_end_is_given_up(endless: bytes) -> None:
     assert not stand.exchange.is_whole
 
 
-def test_an_upgrade_that_was_asked_for_is_raw_both_ways() -> None:
+def test_requested_upgrade_is_raw_in_both_directions() -> None:
     switch = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     stand = Stand(ExpectedResponse.UPGRADE).hear(switch + b"\x81\x00", b"HTTP/1.1 not HTTP")
     assert stand.exchange.head is not None
@@ -220,7 +218,7 @@ def test_an_upgrade_that_was_asked_for_is_raw_both_ways() -> None:
 
 
 @given(junk=st.binary(max_size=300), cut=st.integers(0, 300))
-def test_whatever_a_replica_says_nothing_is_raised(junk: bytes, cut: int) -> None:
+def test_connection_never_raises_on_any_bytes(junk: bytes, cut: int) -> None:
     for expected in ExpectedResponse:
         stand = Stand(expected).hear(b"HTTP/1.1 " + junk[:cut], junk[cut:]).end()
         assert stand.gone == [stand.connection]

@@ -9,7 +9,7 @@ from kvtier.router.replica.connection import unsent_bytes
 from tests.router.route.routers import run, until
 
 
-def test_what_is_in_the_kernel_has_not_arrived() -> None:
+def test_unsent_bytes_include_kernel_buffer() -> None:
     async def test() -> None:
         near, far = socket.socketpair()
         loop = asyncio.get_running_loop()
@@ -27,7 +27,7 @@ def test_what_is_in_the_kernel_has_not_arrived() -> None:
     run(test())
 
 
-def test_behind_tls_it_is_seen_too(tmp_path: Path) -> None:
+def test_unsent_bytes_with_tls(tmp_path: Path) -> None:
     class Deaf(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             made.append(transport)

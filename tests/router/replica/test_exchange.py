@@ -55,7 +55,7 @@ def begun(*pieces: bytes) -> tuple[ReplicaExchange, Line]:
     return exchange, line
 
 
-def test_a_head_alone_is_no_beginning_but_of_another_protocol() -> None:
+def test_begin_waits_for_body_except_after_upgrade() -> None:
     async def test() -> None:
         exchange, _ = begun()
         waiting = asyncio.ensure_future(exchange.begin())
@@ -70,7 +70,7 @@ def test_a_head_alone_is_no_beginning_but_of_another_protocol() -> None:
     asyncio.run(test())
 
 
-def test_what_has_come_is_told_first_and_the_rest_as_it_comes() -> None:
+def test_sink_receives_buffered_pieces_then_later_ones() -> None:
     exchange, _ = begun(b"a", b"b")
     taker = Taker()
     exchange.pass_to(taker)
@@ -80,7 +80,7 @@ def test_what_has_come_is_told_first_and_the_rest_as_it_comes() -> None:
     assert exchange.taken() == b""
 
 
-def test_an_end_before_anybody_takes_is_told_when_somebody_does() -> None:
+def test_sink_learns_of_end_that_came_before_it() -> None:
     whole, _ = begun()
     whole.complete([b"all"])
     taker = Taker()
@@ -93,7 +93,7 @@ def test_an_end_before_anybody_takes_is_told_when_somebody_does() -> None:
     assert taker.heard == [b"x", "gone"]
 
 
-def test_after_the_end_of_interest_nothing_is_told_and_the_carrier_ends_once() -> None:
+def test_closed_exchange_is_silent_and_aborts_connection_once() -> None:
     exchange, line = begun(b"x")
     taker = Taker()
     exchange.taken()
@@ -106,7 +106,7 @@ def test_after_the_end_of_interest_nothing_is_told_and_the_carrier_ends_once() -
     assert line.told.count("abort") == 1
 
 
-def test_a_whole_answer_leaves_its_carrier_to_others() -> None:
+def test_complete_response_leaves_connection_open() -> None:
     exchange, line = begun()
     exchange.complete([b"x"])
     exchange.close()
@@ -114,14 +114,14 @@ def test_a_whole_answer_leaves_its_carrier_to_others() -> None:
     assert line.told == []
 
 
-def test_what_nobody_takes_holds_the_replica_back() -> None:
+def test_unread_body_pauses_replica() -> None:
     exchange, line = begun(b"x" * 300_000)
     assert line.told == ["pause"]
     exchange.pass_to(Taker())
     assert line.told == ["pause", "resume"]
 
 
-def test_who_is_full_with_the_first_piece_is_left_alone() -> None:
+def test_sink_may_pause_on_first_piece() -> None:
     class Full(Taker):
         def take(self, piece: bytes) -> None:
             exchange.pause()
@@ -131,7 +131,7 @@ def test_who_is_full_with_the_first_piece_is_left_alone() -> None:
     assert line.told[-1] == "pause"
 
 
-def test_reading_is_bounded_and_sees_a_break() -> None:
+def test_read_is_bounded_and_raises_on_broken_response() -> None:
     async def test() -> None:
         exchange, _ = begun(b"12345")
         reading = asyncio.ensure_future(exchange.read(10))
@@ -153,7 +153,7 @@ def test_reading_is_bounded_and_sees_a_break() -> None:
     asyncio.run(test())
 
 
-def test_words_to_the_replica_wait_for_room() -> None:
+def test_write_to_replica_waits_for_room() -> None:
     exchange, line = begun()
     taker = Taker()
     exchange.pass_to(taker)

@@ -49,7 +49,7 @@ async def watched(*named: Replica, key: str | None = None) -> AsyncIterator[Flee
             await upstream.close()
 
 
-def test_the_first_round_ends_when_everybody_was_asked() -> None:
+def test_first_round_ends_after_each_member_was_checked() -> None:
     async def test() -> None:
         async with replicas("m", "lora") as (a,):
             dead = parse_replica("http://127.0.0.1:1,name=dead", "test")
@@ -62,7 +62,7 @@ def test_the_first_round_ends_when_everybody_was_asked() -> None:
     run(test())
 
 
-def test_it_is_noticed_when_a_replica_goes_and_when_it_is_back() -> None:
+def test_health_checks_notice_failure_and_recovery() -> None:
     async def test() -> None:
         async with replicas("m") as (a,), watched(parse_replica(a.url, "test")) as fleet:
             (member,) = fleet.members
@@ -82,7 +82,7 @@ def test_it_is_noticed_when_a_replica_goes_and_when_it_is_back() -> None:
     run(test())
 
 
-def test_who_is_taken_off_is_not_asked_any_more_and_not_said_to_take_none(
+def test_draining_member_is_not_checked_or_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -103,7 +103,7 @@ def test_who_is_taken_off_is_not_asked_any_more_and_not_said_to_take_none(
     run(test())
 
 
-def test_declared_models_are_not_asked_for() -> None:
+def test_configured_models_are_not_fetched() -> None:
     async def test() -> None:
         async with (
             replicas("m") as (a,),
@@ -114,7 +114,7 @@ def test_declared_models_are_not_asked_for() -> None:
     run(test())
 
 
-def test_a_replica_that_lies_or_hangs_gets_no_requests_and_harms_nobody() -> None:
+def test_replica_with_invalid_or_missing_response_is_unhealthy() -> None:
     async def test() -> None:
         answers = [b""]
 

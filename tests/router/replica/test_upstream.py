@@ -14,7 +14,7 @@ async def read(exchange: ReplicaExchange) -> bytes:
     return await exchange.read(1 << 20)
 
 
-def test_connections_are_used_again_and_closed_at_the_end() -> None:
+def test_connections_are_reused_and_closed_at_the_end() -> None:
     async def test() -> None:
         async with replicas() as (a,):
             one = Upstream(parse_replica(a.url, "test"), 1.0, None)
@@ -29,7 +29,7 @@ def test_connections_are_used_again_and_closed_at_the_end() -> None:
     run(test())
 
 
-def test_nothing_is_added_to_what_a_client_said() -> None:
+def test_request_is_forwarded_unchanged() -> None:
     async def test() -> None:
         async with replicas() as (a,):
             one = Upstream(parse_replica(a.url, "test"), 1.0, None)
@@ -42,7 +42,7 @@ def test_nothing_is_added_to_what_a_client_said() -> None:
     run(test())
 
 
-def test_who_is_not_there_is_an_error() -> None:
+def test_unreachable_replica_is_an_error() -> None:
     async def test() -> None:
         one = Upstream(parse_replica("http://127.0.0.1:1", "test"), 1.0, None)
         with pytest.raises(Unreachable):
@@ -52,7 +52,7 @@ def test_who_is_not_there_is_an_error() -> None:
     run(test())
 
 
-def test_each_member_has_connections_until_it_has_left() -> None:
+def test_member_has_connections_until_removed() -> None:
     async def test() -> None:
         async with replicas() as (a,):
             fleet, upstreams = Fleet(), Upstreams(1.0)
@@ -71,7 +71,7 @@ def test_each_member_has_connections_until_it_has_left() -> None:
     run(test())
 
 
-def test_a_connection_that_has_not_been_used_for_long_is_closed_and_not_used(
+def test_idle_connection_is_closed_and_not_reused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def test() -> None:
@@ -93,7 +93,7 @@ def test_a_connection_that_has_not_been_used_for_long_is_closed_and_not_used(
     run(test())
 
 
-def test_closing_fails_what_is_under_way() -> None:
+def test_close_fails_requests_in_flight() -> None:
     async def test() -> None:
         async with replicas() as (a,):
             one = Upstream(parse_replica(a.url, "test"), 1.0, None)

@@ -45,7 +45,7 @@ async def until(objectives: Objectives, **wanted: int) -> None:
         raise AssertionError(f"waited for {wanted}, there is {dict(objectives)}") from None
 
 
-def test_objectives_are_made_changed_and_deleted() -> None:
+def test_objectives_follow_created_changed_and_deleted_objects() -> None:
     async def test(up: Cluster) -> None:
         up.serve(*OBJECTIVES)
         await up.send("POST", NEWER, objective("batch", -1, group=GROUP, kind="InferencePool"))
@@ -66,7 +66,7 @@ def test_objectives_are_made_changed_and_deleted() -> None:
     run(test)
 
 
-def test_those_of_other_pools_and_broken_ones_say_nothing() -> None:
+def test_objectives_of_other_pools_and_malformed_ones_are_ignored() -> None:
     async def test(up: Cluster) -> None:
         up.serve(*OBJECTIVES)
         elsewhere = NEWER.replace("prod", "elsewhere")
@@ -90,7 +90,7 @@ def test_those_of_other_pools_and_broken_ones_say_nothing() -> None:
     run(test)
 
 
-def test_those_of_a_pool_of_the_older_group() -> None:
+def test_objectives_of_pool_in_older_group() -> None:
     async def test(up: Cluster) -> None:
         up.serve(*OBJECTIVES)
         group = "inference.networking.x-k8s.io"
@@ -103,7 +103,7 @@ def test_those_of_a_pool_of_the_older_group() -> None:
     run(test)
 
 
-def test_flags_count_before_objects_and_the_newer_group_before_the_older() -> None:
+def test_objectives_precedence_is_flags_then_newer_group_then_older() -> None:
     async def test(up: Cluster) -> None:
         up.serve(*OBJECTIVES)
         await up.send("POST", OLDER, objective("both", 1))
@@ -121,7 +121,7 @@ def test_flags_count_before_objects_and_the_newer_group_before_the_older() -> No
     run(test)
 
 
-def test_a_kind_that_is_not_served_is_no_fault_and_is_looked_for_again(
+def test_objectives_kind_that_is_not_served_is_retried_without_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -147,7 +147,7 @@ def test_a_kind_that_is_not_served_is_no_fault_and_is_looked_for_again(
 
 
 @pytest.mark.parametrize(("status", "kept"), [(404, {}), (403, {"a": 1}), (500, {"a": 1})])
-def test_a_kind_that_goes_takes_its_objects_and_a_fault_does_not(
+def test_objectives_are_removed_with_their_kind_but_kept_on_failure(
     status: int, kept: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     good = {"metadata": {}, "items": [objective("a", 1)]}
@@ -178,7 +178,7 @@ def test_a_kind_that_goes_takes_its_objects_and_a_fault_does_not(
     assert ("ignored: 403" in caplog.text) == (status == 403)
 
 
-def test_a_server_that_dies_takes_no_priorities_with_it() -> None:
+def test_objectives_stay_when_server_dies() -> None:
     async def test(up: Cluster) -> None:
         up.serve(*OBJECTIVES)
         await up.send("POST", NEWER, objective("batch", -1))

@@ -64,7 +64,7 @@ async def until(sets: AsyncIterator[Sequence[Replica]], wanted: dict[str, str]) 
         raise AssertionError(f"waited for {wanted}, saw {seen}") from None
 
 
-def test_pods_come_and_go() -> None:
+def test_pods_are_added_and_removed() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", PODS, pod("other", "10.0.0.9", app="else"))
@@ -80,7 +80,7 @@ def test_pods_come_and_go() -> None:
     run(test)
 
 
-def test_a_pool_says_which_pods_and_ports_and_may_change_its_mind() -> None:
+def test_pool_selects_pods_and_ports_and_may_change() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", PODS, pod("x", "10.0.0.9", app="next"))
@@ -100,7 +100,7 @@ def test_a_pool_says_which_pods_and_ports_and_may_change_its_mind() -> None:
     run(test)
 
 
-def test_a_pool_that_is_deleted_has_no_endpoints_until_it_is_back(
+def test_deleted_pool_has_no_replicas_until_recreated(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def test(up: Cluster) -> None:
@@ -122,7 +122,7 @@ def test_a_pool_that_is_deleted_has_no_endpoints_until_it_is_back(
 
 
 @pytest.mark.parametrize(("status", "is_gone"), [(404, True), (403, False), (500, False)])
-def test_pools_that_are_not_served_any_more_have_no_endpoints_and_a_fault_changes_nothing(
+def test_pool_whose_kind_is_gone_has_no_replicas_but_failure_keeps_them(
     status: int, is_gone: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "_PAUSES_S", (0.05,))
@@ -163,7 +163,7 @@ def test_pools_that_are_not_served_any_more_have_no_endpoints_and_a_fault_change
     assert ("was deleted" in caplog.text) == is_gone
 
 
-def test_a_pool_that_cannot_be_read_stays_as_it_was() -> None:
+def test_malformed_pool_keeps_its_replicas() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
@@ -177,7 +177,7 @@ def test_a_pool_that_cannot_be_read_stays_as_it_was() -> None:
     run(test)
 
 
-def test_a_pool_of_the_version_before() -> None:
+def test_pool_of_version_v1alpha2() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         old = {
@@ -196,7 +196,7 @@ def test_a_pool_of_the_version_before() -> None:
     run(test)
 
 
-def test_pods_that_leave_are_gone_before_they_are_deleted_and_those_elsewhere_never_come() -> None:
+def test_pods_terminating_or_in_other_namespaces_are_no_replicas() -> None:
     async def test(up: Cluster) -> None:
         elsewhere = pod("x", "10.0.0.8")
         elsewhere["metadata"]["namespace"] = "elsewhere"
@@ -223,7 +223,7 @@ def test_pods_that_leave_are_gone_before_they_are_deleted_and_those_elsewhere_ne
     run(test)
 
 
-def test_a_server_that_dies_takes_no_endpoint_with_it() -> None:
+def test_pods_stay_when_server_dies() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, pod("a", "10.0.0.1"))
         await up.send("POST", POOLS, pool())
@@ -241,7 +241,7 @@ def test_a_server_that_dies_takes_no_endpoint_with_it() -> None:
     run(test)
 
 
-def test_what_was_listed_for_the_labels_of_before_is_not_taken_for_those_of_now() -> None:
+def test_pods_listed_for_previous_labels_are_ignored() -> None:
     async def test(up: Cluster) -> None:
         pods = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S)
         watch = Watch("pods", lambda *_, **__: None, lambda *_: None, 30.0)
@@ -258,7 +258,7 @@ def test_what_was_listed_for_the_labels_of_before_is_not_taken_for_those_of_now(
     run(test)
 
 
-def test_an_api_server_that_is_away_is_waited_for() -> None:
+def test_pod_discovery_waits_for_unreachable_api_server() -> None:
     async def run_away() -> None:
         sets = PodDiscovery("prod", selected=VLLM, api=api("http://127.0.0.1:9")).watch()
         first = asyncio.ensure_future(sets.__anext__())
@@ -271,7 +271,7 @@ def test_an_api_server_that_is_away_is_waited_for() -> None:
     asyncio.run(run_away())
 
 
-def test_only_ready_pods_that_stay_are_endpoints() -> None:
+def test_replicas_of_pod_requires_ready_and_not_terminating() -> None:
     assert replicas_of(pod("a", "10.0.0.1"), VLLM, "prod")[0].url == "http://10.0.0.1:8000"
     assert replicas_of(pod("a", "10.0.0.1"), VLLM, "prod")[0].labels == {"app": "vllm"}
     assert not replicas_of(pod("a", "10.0.0.1", ready=False), VLLM, "prod")
@@ -296,16 +296,16 @@ def test_only_ready_pods_that_stay_are_endpoints() -> None:
         " ",
     ],
 )
-def test_a_pod_whose_address_is_none_is_no_endpoint(address: str) -> None:
+def test_pod_with_invalid_address_is_no_replica(address: str) -> None:
     assert not replicas_of(pod("a", address), VLLM, "prod")
 
 
-def test_addresses_are_written_as_gateways_write_them() -> None:
+def test_pod_addresses_are_written_as_gateways_write_them() -> None:
     (found,) = replicas_of(pod("a", "FD00:0::0001"), VLLM, "prod")
     assert found.address == "[fd00::1]:8000"
 
 
-def test_an_address_is_named_once_however_many_pods_have_it() -> None:
+def test_address_shared_by_pods_is_one_replica() -> None:
     async def test(up: Cluster) -> None:
         for name in ("b", "a"):
             await up.send("POST", PODS, pod(name, "10.0.0.1"))
@@ -330,11 +330,11 @@ def test_an_address_is_named_once_however_many_pods_have_it() -> None:
         {"metadata": {"name": "a", "namespace": "prod", "labels": {"app": 3}}},
     ],
 )
-def test_a_pod_that_cannot_be_read_is_no_endpoint(broken: dict[str, Any]) -> None:
+def test_malformed_pod_is_no_replica(broken: dict[str, Any]) -> None:
     assert not replicas_of({**pod("a", "10.0.0.1"), **broken}, VLLM, "prod")
 
 
-def test_each_port_of_a_pool_is_an_endpoint_but_those_that_a_pod_says_are_idle() -> None:
+def test_each_active_port_of_pool_is_a_replica() -> None:
     eight = Selected({"app": "vllm"}, list(range(8000, 8008)))
     found = replicas_of(pod("a", "fd00::1"), eight, "prod")
     assert [replica.url for replica in found] == [f"http://[fd00::1]:{p}" for p in eight.ports]
@@ -351,7 +351,7 @@ def test_each_port_of_a_pool_is_an_endpoint_but_those_that_a_pod_says_are_idle()
     assert not replicas_of(some, eight, "prod")
 
 
-def test_both_versions_of_a_pool_are_read() -> None:
+def test_selected_of_reads_both_pool_versions() -> None:
     assert selected_of(pool("vllm", 1, 2)) == Selected({"app": "vllm"}, [1, 2])
     old = {"spec": {"selector": {"app": "vllm"}, "targetPortNumber": 8000}}
     assert selected_of(old) == VLLM
@@ -374,15 +374,15 @@ def test_both_versions_of_a_pool_are_read() -> None:
         {"selector": None, "targetPortNumber": 8000},
     ],
 )
-def test_a_pool_that_is_not_whole_selects_nobody(spec: object) -> None:
+def test_incomplete_pool_selects_nothing(spec: object) -> None:
     assert selected_of({"metadata": {"name": "pool"}, "spec": spec}) is None
 
 
-def test_a_port_that_stands_there_twice_is_one() -> None:
+def test_repeated_port_of_pool_is_used_once() -> None:
     assert selected_of(pool("vllm", 2, 1, 2)) == Selected({"app": "vllm"}, [2, 1])
 
 
-def test_settings_that_cannot_be_meant_are_told() -> None:
+def test_invalid_pod_discovery_settings_are_errors() -> None:
     assert parse_labels("a=b, c=", "--selector") == {"a": "b", "c": ""}
     assert parse_labels("a==b", "--selector") == {"a": "b"}
     for text in ("a", "", "=b", "a!=b", "a in (b,c)", "a notin (b=c)", "!a"):

@@ -63,7 +63,7 @@ async def eventually(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_objects_are_listed_and_followed() -> None:
+def test_watch_lists_objects_and_follows_changes() -> None:
     async def test(up: Cluster) -> None:
         await up.send("POST", PODS, named("a"))
         names = Names()
@@ -79,7 +79,7 @@ def test_objects_are_listed_and_followed() -> None:
     run(test)
 
 
-def test_a_server_that_dies_changes_nothing_and_is_said_once(
+def test_watch_keeps_objects_and_logs_once_when_server_dies(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -129,7 +129,7 @@ async def asked_by(answer: Answer, done: Callable[[], bool]) -> Names:
         "\x00",
     ],
 )
-def test_a_list_of_garbage_is_a_fault_that_is_paused_after(
+def test_watch_pauses_after_malformed_list(
     body: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "_PAUSES_S", (600.0,))
@@ -157,7 +157,7 @@ def test_a_list_of_garbage_is_a_fault_that_is_paused_after(
         (b'{"type": "ERROR", "object": {"code": 500}}\n', True),
     ],
 )
-def test_watches_that_end_at_once_are_paused_after(
+def test_watch_pauses_after_rounds_that_end_at_once(
     lines: bytes,
     is_fault: bool,
     caplog: pytest.LogCaptureFixture,
@@ -180,7 +180,7 @@ def test_watches_that_end_at_once_are_paused_after(
     assert ("pods cannot be watched" in caplog.text) == is_fault
 
 
-def test_pauses_grow_and_end_with_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_pauses_grow_and_reset_after_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_PAUSES_S", (0.001, 0.002, 0.003))
     watch = Watch("pods", lambda *_, **__: None, Names().saw, 30.0)
     assert [watch._next_pause_s() for _ in range(5)] == [0.001, 0.002, 0.003, 0.003, 0.003]
@@ -211,7 +211,7 @@ def test_pauses_grow_and_end_with_the_fault(monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(test())
 
 
-def test_an_old_version_is_listed_anew_and_no_fault(
+def test_watch_lists_again_after_gone_without_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "_PAUSES_S", (0.01,))
@@ -229,7 +229,7 @@ def test_an_old_version_is_listed_anew_and_no_fault(
     assert not [record for record in caplog.records if record.name.startswith("kvtier")]
 
 
-def test_a_server_that_never_answers_does_not_hold_the_end(
+def test_watch_stops_although_server_never_responds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watching, "_LIST_S", 0.3)
@@ -244,7 +244,7 @@ def test_a_server_that_never_answers_does_not_hold_the_end(
     assert asyncio.run(asked_by(answer, lambda: bool(asked))).told == []
 
 
-def test_what_is_not_allowed_says_what_is_needed(caplog: pytest.LogCaptureFixture) -> None:
+def test_watch_logs_missing_verbs_when_forbidden(caplog: pytest.LogCaptureFixture) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(status=403)
 
@@ -252,7 +252,7 @@ def test_what_is_not_allowed_says_what_is_needed(caplog: pytest.LogCaptureFixtur
     asyncio.run(asked_by(answer, lambda: said in caplog.text))
 
 
-def test_a_new_selector_begins_anew_at_once() -> None:
+def test_watch_restarts_at_once_with_new_selector() -> None:
     selectors: list[str] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -278,7 +278,7 @@ def test_a_new_selector_begins_anew_at_once() -> None:
     asyncio.run(test())
 
 
-def test_without_a_cluster_there_is_one_clear_error(
+def test_client_without_configuration_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.setattr(
