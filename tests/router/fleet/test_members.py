@@ -67,7 +67,7 @@ def test_healthy_member_survives_one_failed_check() -> None:
     assert names(fleet) == ["a"]
     fleet.mark_unhealthy(a, "no answer")
     assert (names(fleet), a.reason) == ([], "no answer")
-    assert fleet.models() == {"m"}, "it is still known what it served"
+    assert fleet.models() == {"m"}, "the models of an unavailable member stay known"
     fleet.mark_healthy(a, CARDS, 0.0)
     assert names(fleet) == ["a"]
     fleet.update([replica("a"), replica("b")])
@@ -132,7 +132,7 @@ def test_member_is_replaced_on_new_address_and_updated_on_new_labels() -> None:
     assert fleet.members[1] is not a
     heard.said.clear()
     fleet.update([member.replica for member in fleet.members])
-    assert heard.said == [], "nothing has changed"
+    assert heard.said == [], "an unchanged set has no effect"
 
 
 def test_draining_member_is_logged_with_its_requests_in_flight(
@@ -172,7 +172,7 @@ def test_on_change_is_called_when_candidates_change() -> None:
     fleet.on_change(lambda: woken.append(1))
     (a,) = fleet.members
     fleet.mark_healthy(a, CARDS, 1.0)
-    assert not woken, "nothing has changed"
+    assert not woken, "an unchanged set has no effect"
     for _ in range(UNHEALTHY_AFTER):
         fleet.mark_unhealthy(a, "gone")
     fleet.mark_healthy(a, CARDS, 1.0)

@@ -20,7 +20,7 @@ def fleet_of(**models: str) -> Fleet:
 
 
 class Line:
-    """Requests that wait, take what they get at once, and give it back when told."""
+    """Requests that wait, occupy an endpoint as soon as they get one, and release it on demand."""
 
     def __init__(self, fleet: Fleet, **bounds: float) -> None:
         settings = {"in_flight": 1, "bound": 10, "timeout_s": 30.0, **bounds}
@@ -67,7 +67,7 @@ def test_waiting_requests_are_served_in_order_of_arrival() -> None:
         await line.ask("1")
         tasks = await line.queue("2", "3", "4")
         assert len(line.waiting) == 3
-        # The newcomer has its turn before the one that is woken.
+        # The new request runs before the one that is woken.
         tasks.append(asyncio.create_task(line.ask("5")))
         line.end("1")
         await settle()
@@ -131,7 +131,9 @@ def test_unused_room_is_passed_on() -> None:
     async def test() -> None:
         line = Line(fleet_of(a="m"))
         await line.ask("1")
-        refused = asyncio.create_task(line.waiting.candidates("m"))  # as by a profile
+        refused = asyncio.create_task(
+            line.waiting.candidates("m")
+        )  # as if its profile refused every endpoint
         await asyncio.sleep(0)
         (second,) = await line.queue("2")
         line.end("1")
@@ -149,7 +151,7 @@ def test_request_that_uses_other_replica_passes_its_room_on() -> None:
         await line.ask("2")
         (first,) = await line.queue("3")
         (second,) = await line.queue("4", model="n")
-        # b wakes the first, which then finds room on a as well.
+        # `b` wakes the first request, which then finds room on `a` as well.
         line.end("2")
         line.end("1")
         await settle()
@@ -191,7 +193,7 @@ def test_request_excluding_replica_waits_for_others_without_blocking() -> None:
         assert [name for _, name in line.served] == ["a", "b", "a", "b"]
         with pytest.raises(Refusal) as caught:
             await line.ask("5", without="ab")
-        assert caught.value.status == 503, "there is nobody to wait for"
+        assert caught.value.status == 503, "no replica is left to wait for"
 
     run(test())
 
@@ -225,7 +227,7 @@ def test_new_replica_wakes_waiting_requests() -> None:
         line.fleet.mark_healthy(line.fleet.members[1], (), 0.0)
         await settle()
         assert line.served[-1] == ("2", "b")
-        assert len(line.served) == 2, "room for one"
+        assert len(line.served) == 2, "one request is woken by the free slot"
         line.end("1")
         await asyncio.gather(*tasks)
 
@@ -289,7 +291,7 @@ def test_requests_over_limit_wait_for_their_turn() -> None:
             (a,) = at.replicas
             a.held.clear()
             asking = [asyncio.ensure_future(at.post().__aenter__()) for _ in range(5)]
-            await until(lambda: len(a.requests) == 2, "two arrive")
+            await until(lambda: len(a.requests) == 2, "two requests arriving")
 
             async def queued() -> float:
                 return await at.metric("kvtier_route_queued_requests")

@@ -1,4 +1,4 @@
-"""A small model's folder: a byte-level tokenizer trained here, and a chat template."""
+"""The folder of a small model: a byte-level tokenizer trained here, and a chat template."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A publisher of KV events as vLLM's, in the test's own event loop."""
+"""A publisher of KV events like vLLM's that runs in the test's event loop."""
 
 from collections.abc import Collection
 
@@ -10,7 +10,7 @@ END = (-1).to_bytes(8, "big", signed=True)
 
 
 class Publisher:
-    """PUB and, where wanted, ROUTER; remembers what it sent."""
+    """A PUB socket and optionally a ROUTER socket for replays of what was sent."""
 
     def __init__(self, folder, topic: bytes = b"", *, has_replay: bool = False) -> None:
         self.endpoint = f"ipc://{folder}/events"
@@ -64,7 +64,7 @@ class Publisher:
 
 
 def stored(*names: int, parent: int | None = None, tokens: int = 16) -> dict:
-    """Blocks whose tokens all are the block's name."""
+    """Return an event that stores blocks whose tokens all equal the block's name."""
     return {
         "type": "BlockStored",
         "block_hashes": list(names),

@@ -11,7 +11,7 @@ from tests.router.route.routers import run
 
 
 def cards(*entries: dict[str, Any]) -> tuple[ModelCard, ...]:
-    """As a replica lists them; the time of the answer is in each."""
+    """Return cards as a replica lists them; each contains the time of the response."""
     cards.count = getattr(cards, "count", 0) + 1  # type: ignore[attr-defined]
     return tuple(
         ModelCard(entry["id"], json.dumps({**entry, "created": cards.count}).encode())  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from tests.router.learn.publisher import Publisher, stored
 
 
 class Follower:
-    """A stream, its index, and the tasks around them."""
+    """A stream, its index, and the task that runs it."""
 
     def __init__(self, publisher: Publisher) -> None:
         self.index = PreciseIndex()
@@ -43,7 +43,7 @@ class Follower:
 
 @asynccontextmanager
 async def following(publisher: Publisher):
-    """A follower whose subscription has reached the publisher."""
+    """Yield a follower whose subscription has reached the publisher."""
     follower = Follower(publisher)
     task = asyncio.create_task(follower.stream.follow())
     try:
@@ -57,7 +57,7 @@ async def following(publisher: Publisher):
 
 
 async def connected(publisher: Publisher, follower: Follower) -> None:
-    """Something harmless until it arrives; what it counted is forgotten."""
+    """Send a harmless message until it arrives, then reset the counters."""
     follower.stream.counts = module.EventCounts()
     for _ in count():
         await publisher.pub.send_multipart([b"hello"])
@@ -208,7 +208,7 @@ def test_replay_with_gap_counts_from_after_gap(tmp_path) -> None:
 
 
 class Heard:
-    """A sink that writes down what it is told: how many changes, and what else."""
+    """A sink that records its calls, and the number of changes for `apply`."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -346,7 +346,7 @@ def test_failed_stream_resets_sink_and_restarts(monkeypatch, caplog) -> None:
     monkeypatch.setattr(module, "RETRY_S", 0.01)
 
     class Failing(Heard):
-        """At the second message of its first two lives."""
+        """A sink that fails at the second message of the first two runs."""
 
         def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
             super().apply(topic, changes)
@@ -354,7 +354,7 @@ def test_failed_stream_resets_sink_and_restarts(monkeypatch, caplog) -> None:
                 raise RuntimeError("a bug")
 
     class Scripted(EventStream):
-        """Of one that is always told the same."""
+        """A stream that receives the same two messages in each run."""
 
         async def _follow(self, context: zmq.asyncio.Context) -> None:
             for number in (0, 1):
@@ -565,13 +565,13 @@ def test_vllm_publisher_is_followed_and_replayed(tmp_path) -> None:
             f"ipc://{tmp_path}/events", ReplicaSink(index, "a"), replay=f"ipc://{tmp_path}/replay"
         )
         publisher.publish(batch(1, 2, parent=None))
-        while not publisher._buffer:  # sent, to nobody: it can only be had again
+        while not publisher._buffer:  # sent before anyone subscribed, so only a replay delivers it
             await asyncio.sleep(0.01)
         task = asyncio.create_task(stream.follow())
         prompt = TokenPrompt([name for name in range(1, 5) for _ in range(16)], "m")
         parent = 2
         async with asyncio.timeout(30):
-            # The index knows it a moment before the replay has ended and is counted.
+            # The index has the block shortly before the replay ends and is counted.
             while index.match(prompt, ["a"])[0].best_tokens < 64 or not stream.counts.replays:
                 publisher.publish(batch(3, 4, parent=parent))
                 await asyncio.sleep(0.2)

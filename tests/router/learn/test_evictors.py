@@ -1,4 +1,4 @@
-"""With the evictor's own publisher."""
+"""Subscriptions to evictors, with the evictor's own publisher."""
 
 import asyncio
 from functools import partial
@@ -61,14 +61,14 @@ def test_blocks_removed_by_evictors_leave_shared_storage() -> None:
         evictors.open(context)
         for number, announcer in enumerate(announcers):
             counts = evictors.counts[publishers[number].endpoint]
-            while not counts.messages:  # until it is connected
+            while not counts.messages:  # until the subscription is connected
                 publishers[number].send(b"hello", b"")
                 await asyncio.sleep(0.01)
             announcer.removed(tree, [block_of(HASHES[3 - number], 0)])
             announcer.flush()
             await until(partial(held, 48 - 16 * number), "the removal")
             assert counts.blocks == 1
-            assert counts.foreign >= 1, "hello is no model"
+            assert counts.foreign >= 1, "hello is not a model"
         await evictors.close()
         await evictors.close()
         context.term()

@@ -6,7 +6,7 @@ from kvtier.router.learn.gauges import GaugeNames, parse_name, prepend
 def test_gauge_name_selects_series_by_labels() -> None:
     assert parse_name("vllm:num_requests_waiting") == ("vllm:num_requests_waiting", {})
     text = ' nv_trt_llm_request_metrics { request_type=waiting , model="a, b"}'
-    with pytest.raises(ValueError, match="not a label"):  # commas divide, in quotes too
+    with pytest.raises(ValueError, match="not a label"):  # commas separate labels even in quotes
         parse_name(text)
     assert parse_name('x{request_type=waiting, model="a b"}') == (
         "x",

@@ -60,7 +60,7 @@ def test_learner_updates_endpoint_and_index_until_replica_is_removed() -> None:
             prompt = TokenPrompt(list(range(320)), "m")
             index.routed(prompt, "a")
             (match,) = index.match(prompt, ["a"])
-            assert match.best_tokens == 128, "four blocks of 32 tokens fit"
+            assert match.best_tokens == 128, "four blocks of 32 tokens fit in the device"
             a.metrics = METRICS.replace(" 7", " 9")
             await until(lambda: endpoint.load.waiting == 9, "a later scrape")
             fleet.update([])
@@ -80,10 +80,10 @@ def test_learner_removes_blocks_of_restarted_replica() -> None:
             prompt = TokenPrompt(list(range(320)), "m")
             index.routed(prompt, "a")
             a.metrics = METRICS.replace(" 7", " 8")
-            await until(lambda: endpoint.load.waiting == 8, "a scrape that tells no start")
+            await until(lambda: endpoint.load.waiting == 8, "a scrape without the start time")
             assert index.match(prompt, ["a"])[0].best_tokens == 128
             a.metrics = f"{METRICS.replace(' 7', ' 9')}process_start_time_seconds 6\n"
-            await until(lambda: endpoint.load.waiting == 9, "a scrape of the next life")
+            await until(lambda: endpoint.load.waiting == 9, "a scrape of the restarted process")
             assert index.match(prompt, ["a"])[0].best_tokens == 0
             index.routed(prompt, "a")
             assert index.match(prompt, ["a"])[0].best_tokens == 128
@@ -145,7 +145,7 @@ def test_learner_logs_invalid_event_endpoint(
 
 
 class Engine:
-    """A publisher of its own: one block of sixteen `token`s, told again and again."""
+    """Publish one block of sixteen `token`s repeatedly."""
 
     def __init__(self, token: int) -> None:
         self.prompt = TokenPrompt([token] * 16, "m")
@@ -196,9 +196,9 @@ def test_learner_follows_changed_event_labels_only(
             was = list(learner._tasks[member].events)
             label(zone="us", kv_events=str(first.port))
             assert learner._tasks[member].events == was
-            assert held(first), "it goes on"
+            assert held(first), "the first stream continues"
             label(zone="us", kv_events=str(second.port))
-            assert not held(first), "nobody tells what became of it"
+            assert not held(first), "blocks of a stream that is no longer followed are removed"
             while not held(second):
                 await second.send()
             await first.send()
@@ -210,7 +210,9 @@ def test_learner_follows_changed_event_labels_only(
             label()
             assert not held(second)
             assert learner._tasks[member].events == []
-            assert index.match(estimated, ["a"])[0].best_tokens == 64, "it is the same replica"
+            assert index.match(estimated, ["a"])[0].best_tokens == 64, (
+                "the estimate of the replica stays"
+            )
             was_scraped = learner.meter.scrapes["a"].scrapes
             await until(lambda: learner.meter.scrapes["a"].scrapes > was_scraped, "a scrape")
         first.close()
@@ -279,9 +281,9 @@ def test_learner_scrapes_https_replica_with_private_ca(tmp_path: Path) -> None:
             fleet.add_listener(learner)
             await learner.open()
             fleet.update([Replica(name="a", url=url)])
-            await until(lambda one=learner: one.meter.scrapes, "it is asked")  # type: ignore[misc]
+            await until(lambda one=learner: one.meter.scrapes, "the first request")  # type: ignore[misc]
             counts = learner.meter.scrapes["a"]
-            await until(lambda of=counts: of.scrapes >= 2, "an answer")  # type: ignore[misc]
+            await until(lambda of=counts: of.scrapes >= 2, "a response")  # type: ignore[misc]
             assert fleet.members[0].endpoint.load.waiting == waiting
             await learner.close()
         await runner.cleanup()
@@ -369,7 +371,7 @@ def test_learner_relearns_replica_whose_model_name_changes() -> None:
             await known("main")
             fleet.update([one, Replica(name="b", url=b.url)])
             fleet.mark_healthy(fleet.members[1], (card("main", "/m"), card("first", "/m")), 0.0)
-            await until(lambda: learner.aliases.canonical("main") == "first", "another name")
+            await until(lambda: learner.aliases.canonical("main") == "first", "the new name")
             await known("first")
             assert precise.match(TokenPrompt(list(range(32)), "main"), ["a"])[0].best_tokens == 0
         publisher.close(0)
@@ -394,8 +396,10 @@ def test_learner_keeps_blocks_of_moved_replica_when_old_one_is_removed() -> None
             stay = fleet.add_load(old.endpoint, 10, 10)
             fleet.update([Replica(name="a", url=b.url)])
             (new,) = fleet.members
-            assert index.match(prompt, ["a"])[0].best_tokens == 0, "the caches are those of another"
-            await until(lambda: new.endpoint.load.waiting == 8, "a scrape of the new one")
+            assert index.match(prompt, ["a"])[0].best_tokens == 0, (
+                "the new replica starts with empty caches"
+            )
+            await until(lambda: new.endpoint.load.waiting == 8, "a scrape of the new replica")
             index.routed(prompt, "a")
             stay.end()
             assert fleet.draining == ()
@@ -430,7 +434,7 @@ def test_learner_removes_evicted_blocks_of_every_replica() -> None:
                 fleet.mark_healthy(member, (card(f"{member.replica.name}-model", root),), 0.0)
                 precise.add(member.replica.name, f"{member.replica.name}-model")
                 precise.apply(member.replica.name, [stored])
-            await until(lambda: learner.aliases.models("/models/other"), "what they serve")
+            await until(lambda: learner.aliases.models("/models/other"), "the replicas' models")
 
             def held(name: str) -> int:
                 prompt = TokenPrompt(list(range(32)), f"{name}-model")
@@ -468,7 +472,7 @@ def test_learner_does_not_decompress_responses() -> None:
         async with learning(fleet, EstimatedIndex(), PreciseIndex()) as learner:
             fleet.update([Replica(name="a", url=f"http://127.0.0.1:{runner.addresses[0][1]}")])
             scrapes = learner.meter.scrapes
-            await until(lambda: "a" in scrapes and scrapes["a"].scrapes >= 2, "two looks")
+            await until(lambda: "a" in scrapes and scrapes["a"].scrapes >= 2, "two scrapes")
             assert fleet.members[0].endpoint.load.waiting == 0
         assert asked[0] == "identity"
         await runner.cleanup()

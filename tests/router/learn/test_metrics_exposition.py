@@ -37,7 +37,7 @@ def test_malformed_samples_are_ignored_and_counted() -> None:
     lines = ["x NaN", "x +Inf", "x", "x ", "x{", 'x{a="b" 3', 'x{a="b} 3', "x{a=b} 3", "x three"]
     found = read_samples("\n".join([*lines, "x 1"]), {"x"})
     assert found.of("x") == [Sample({}, 1.0)]
-    # A line that is its name alone has no end of the name: it is not of any name.
+    # A line that consists of its name alone is not recognized as a sample of that name.
     assert found.bad_lines == len(lines) - 1
 
 

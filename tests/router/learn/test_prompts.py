@@ -13,7 +13,7 @@ from kvtier.router.learn.prompts import ChatPrompt, PromptBuilder
 
 
 class Source:
-    """Tokens are the bytes of a text; told to, it cannot be had."""
+    """A TokenSource whose tokens are the bytes of the text, or that is unavailable."""
 
     def __init__(self, *, is_there: bool = True) -> None:
         self.is_there = is_there

@@ -1,4 +1,4 @@
-"""The estimators on replicas whose true rate is known: all compute TRUE tokens a second."""
+"""Rates measured on simulated replicas whose true rate is known: TRUE tokens per second."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ TRUE = 10_000.0
 
 
 class Replica:
-    """Counts as vLLM does: when a request ends, each with the whole of its own seconds."""
+    """A replica that counts like vLLM: when a request ends, with all of its own seconds."""
 
     def __init__(self, *, tells_latency: bool = True) -> None:
         self.tokens = self.requests = self.seconds = self.latency_s = self.now_s = 0.0
@@ -23,7 +23,7 @@ class Replica:
     def batch(
         self, count: int, tokens: float, *, other_s: float = 0.0, decode_s: float = 0
     ) -> float:
-        """So many prompts computed in the same steps, then decoded; what is measured after it."""
+        """Compute a batch of prompts, decode them, and return the rate measured afterwards."""
         busy_s = count * tokens / TRUE + other_s
         self.now_s += busy_s
         self.tokens += count * tokens

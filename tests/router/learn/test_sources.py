@@ -157,7 +157,7 @@ def test_engine_source_rests_after_timeout() -> None:
                 await source.chat(CHAT, "m")
         assert asked == 1
         clock.advance(module.REST_S)
-        with pytest.raises(Unavailable):  # this one is refused, which says nothing of others
+        with pytest.raises(Unavailable):  # a rejected request is no reason to rest
             await source.chat(CHAT, "m")
         assert len(await source.chat(CHAT, "m")) == 1
 

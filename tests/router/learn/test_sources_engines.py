@@ -39,7 +39,7 @@ def test_engine_with_events_tokenizes_while_available() -> None:
             was = engines["m"]
             engines.remove("http://there:1")
             engines.remove("http://there:1")
-            assert engines["m"] is not was, "what it had remembered is gone"
+            assert engines["m"] is not was, "the cached responses are removed"
 
     run(test())
 
@@ -66,6 +66,6 @@ def test_next_engine_is_used_while_one_rests() -> None:
             assert second is not first
             with pytest.raises(Unavailable):
                 await second.completion("x", "m", add_special_tokens=True)
-            assert engines["m"] is first, "nobody is left, and it says so at once"
+            assert engines["m"] is first, "a resting engine is returned if there is no other"
 
     run(test())

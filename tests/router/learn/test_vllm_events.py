@@ -1,4 +1,4 @@
-"""What vLLM's own block pool tells of its blocks, against what it then finds again."""
+"""The events of vLLM's own block pool, compared with the prefixes that the pool finds."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ pools = pytest.importorskip("vllm.v1.core.block_pool")
 kv_events = pytest.importorskip("vllm.distributed.kv_events")
 
 HASHED = 16
-"""Tokens of what is hashed; blocks may be larger."""
+"""The tokens per hash; blocks may be larger."""
 
 
 class Asked:
-    """What the pool reads of a request."""
+    """The fields of a request that the pool reads."""
 
     request_id = "r"
     lora_request = session_id = cache_salt = prompt_embeds = None
@@ -34,11 +34,11 @@ class Asked:
 
 
 class Engine:
-    """A pool and the index that follows it from its beginning."""
+    """A pool and an index that receives all of its events."""
 
     def __init__(self, blocks: int) -> None:
         self.pool: Any = pools.BlockPool(
-            num_gpu_blocks=blocks + 1,  # one is never given out
+            num_gpu_blocks=blocks + 1,  # vLLM reserves one block
             enable_caching=True,
             hash_block_size=HASHED,
             enable_kv_cache_events=True,
@@ -48,14 +48,14 @@ class Engine:
         self.index.begin("a")
 
     def compute(self, asked: Asked, block_tokens: int = HASHED) -> list[Any]:
-        """Blocks of a prompt that were computed though others may have them."""
+        """Store the blocks of a prompt, although the pool may have copies of them."""
         count = len(asked.all_token_ids) // block_tokens
         blocks: list[Any] = self.pool.get_new_blocks(count)
         self.pool.cache_full_blocks(asked, blocks, 0, count, block_tokens, 0)
         return blocks
 
     def known(self, asked: Asked) -> int:
-        """Tokens that the index finds, after all that was told."""
+        """Return the tokens that the index finds after it has applied all events."""
         events = self.pool.take_events()
         for event in events:
             if isinstance(event, kv_events.BlockStored):

@@ -121,9 +121,9 @@ def test_malformed_event_does_not_affect_others(bad) -> None:
     [
         b"",
         b"\xc1",
-        b"\xdd\xff\xff\xff\xff",  # an array of four thousand million
+        b"\xdd\xff\xff\xff\xff",  # an array of four billion elements
         b"\x92\xcb?\xf8\x00\x00\x00\x00\x00\x00\xdd\xff\xff\xff\xff",
-        b"\xc6\xff\xff\xff\xff",  # bytes of as many
+        b"\xc6\xff\xff\xff\xff",  # a string of four billion bytes
         b"\x91" * 100_000,
         msgspec.msgpack.encode([1.5]),
         msgspec.msgpack.encode(["time", []]),

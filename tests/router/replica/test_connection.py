@@ -1,4 +1,4 @@
-"""A connection to a replica, fed by hand: however an answer is cut, it reads alike."""
+"""A connection to a replica that is fed by hand, with responses split in various ways."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from kvtier.router.replica.exchange import SWITCHING, BrokenOff, ReplicaExchange
 
 
 class Transport(asyncio.Transport):
-    """A transport that keeps what it is told. Its end is told at once, as no real one's is."""
+    """A transport that records its calls. Unlike a real one, it reports its end at once."""
 
     def __init__(self, protocol: ReplicaConnection) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Stand:
         return self
 
     def outcome(self) -> tuple[object, ...]:
-        """What a reader sees: status, fields, body, whole or not, used again or not."""
+        """Return what a reader sees: status, fields, body, completeness, and reuse."""
         return (*seen(self.exchange), bool(self.idle), self.transport.is_over)
 
 
@@ -157,7 +157,7 @@ def test_head_tells_whether_body_follows(
     stand = Stand(expected).hear(
         b"HTTP/1.1 " + status + b" \r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     )
-    # What changed its protocol and was closed in one go is whole, and has no body all the same.
+    # A response that switches protocols and ends at once is complete and has no body.
     head = stand.end().exchange.head
     assert head is not None
     assert head.has_body is has_body
@@ -170,7 +170,7 @@ def test_bytes_after_response_end_connection_but_not_response(answer: bytes, mor
     alone = seen(Stand().hear(answer).exchange)
     for pieces in ([answer + more], [answer[:30], answer[30:] + more], [answer, more]):
         stand = Stand().hear(*pieces)
-        assert stand.transport.is_over, "what comes next would be read as the rest of this"
+        assert stand.transport.is_over, "the next response would be read as the rest of this one"
         assert seen(stand.exchange) == alone
 
 

@@ -15,7 +15,7 @@ def test_unsent_bytes_include_kernel_buffer() -> None:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
         transport.write(b"x" * 1000)
-        await until(lambda: not transport.get_write_buffer_size(), "the kernel has it")
+        await until(lambda: not transport.get_write_buffer_size(), "the kernel taking the bytes")
         assert unsent_bytes(transport) >= 1000
         far.recv(1000)
         assert unsent_bytes(transport) == 0
@@ -50,7 +50,7 @@ def test_unsent_bytes_with_tls(tmp_path: Path) -> None:
                 asyncio.Protocol, "127.0.0.1", port, ssl=client_tls
             )
             transport.write(b"x" * (16 << 20))
-            await until(lambda: made, "the other side is there")
+            await until(lambda: made, "the server accepting the connection")
             assert unsent_bytes(transport) > 0
             transport.abort()
             made[0].abort()  # type: ignore[attr-defined]

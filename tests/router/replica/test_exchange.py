@@ -6,7 +6,7 @@ from kvtier.router.replica.exchange import SWITCHING, BrokenOff, Head, ReplicaEx
 
 
 class Line:
-    """A carrier that keeps what it is told."""
+    """A ReplicaTransport that records its calls."""
 
     def __init__(self) -> None:
         self.told: list[str] = []

@@ -68,16 +68,16 @@ def test_health_checks_notice_failure_and_recovery() -> None:
             (member,) = fleet.members
             port = a.port
             a.health_status = 503
-            await until(lambda: not member.is_available, "the status is noticed")
+            await until(lambda: not member.is_available, "the failed status being noticed")
             assert member.reason == "invalid response: /health returned status 503"
             a.health_status = 200
-            await until(lambda: member.is_available, "it is well again")
+            await until(lambda: member.is_available, "the member recovering")
             await a.stop()
-            await until(lambda: not member.is_available, "its end is noticed")
+            await until(lambda: not member.is_available, "the stopped replica being noticed")
             await a.start(port)
-            await until(lambda: member.is_available, "it is back")
+            await until(lambda: member.is_available, "the restarted replica being noticed")
             a.models.append("lora")
-            await until(lambda: "lora" in member.endpoint.models, "a new adapter is noticed")
+            await until(lambda: "lora" in member.endpoint.models, "the new adapter being noticed")
 
     run(test())
 
@@ -90,11 +90,11 @@ def test_draining_member_is_not_checked_or_logged(
     async def test() -> None:
         async with replicas("m") as (a,), watched(parse_replica(a.url, "test")) as fleet:
             (member,) = fleet.members
-            await until(lambda: "takes requests" in caplog.text, "it takes requests")
+            await until(lambda: "takes requests" in caplog.text, "the member becoming available")
             stay = fleet.add_load(member.endpoint, 1, 1)
             fleet.update([])
             watches = [one for one in asyncio.all_tasks() if "_watch" in repr(one.get_coro())]
-            await until(lambda: all(one.done() for one in watches), "nobody asks it")
+            await until(lambda: all(one.done() for one in watches), "the checks ending")
             assert fleet.draining == (member,)
             stay.end()
             assert fleet.draining == ()
@@ -124,7 +124,7 @@ def test_replica_with_invalid_or_missing_response_is_unhealthy() -> None:
                 return web.Response()
             answer = answers[-1]
             if answer == b"hang":
-                await until(lambda: False, "an answer")
+                await until(lambda: False, "a response")
             return web.Response(body=answer, content_type="application/json")
 
         keys: list[str | None] = []
@@ -149,7 +149,7 @@ def test_replica_with_invalid_or_missing_response_is_unhealthy() -> None:
                 await until(lambda said=said: said in member.reason, said)  # type: ignore[misc]
                 assert not member.is_available
             answers.append(b'{"data":[{"id":"m"}]}')
-            await until(lambda: member.is_available, "it is well again")
+            await until(lambda: member.is_available, "the member recovering")
         assert set(keys) == {"Bearer secret"}
         await runner.cleanup()
 

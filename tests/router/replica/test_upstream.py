@@ -82,12 +82,12 @@ def test_idle_connection_is_closed_and_not_reused(
             monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 0.0)
             await read(await one.send("POST", "/v1/x", b"", b"{}"))
             first, second = (request.transport for request in a.requests)
-            assert first is not second, "it was too old"
+            assert first is not second, "the idle connection was too old"
             await one.close()
             monkeypatch.setattr(upstream, "KEEP_ALIVE_S", 0.05)
             another = Upstream(parse_replica(a.url, "test"), 1.0, None)
             await read(await another.send("POST", "/v1/x", b"", b"{}"))
-            await until(lambda: a.requests[-1].transport is None, "it closes by itself")
+            await until(lambda: a.requests[-1].transport is None, "the idle connection closing")
             await another.close()
 
     run(test())
@@ -99,7 +99,7 @@ def test_close_fails_requests_in_flight() -> None:
             one = Upstream(parse_replica(a.url, "test"), 1.0, None)
             a.held.clear()
             exchange = await one.send("POST", "/v1/x", b"", b"{}")
-            await until(lambda: a.requests, "it arrives")
+            await until(lambda: a.requests, "the request arriving")
             await one.close()
             with pytest.raises(BrokenOff):
                 await exchange.begin()

@@ -1,4 +1,4 @@
-"""An API server over HTTP that keeps objects in memory and streams watches; and one of answers."""
+"""An API server over HTTP that keeps objects in memory and streams watches, and a scripted one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,9 +27,10 @@ OBJECTIVES = (
 )
 
 LEAVING = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}}
-"""A change to an object: without a finalizer it would be gone at once."""
+"""A change that deletes an object. The finalizer keeps it from being removed at once."""
 WINDOW_S = 0.5
-"""Of watches: the emulator has no versions, what comes between list and watch is listed next."""
+"""The window of watches. It is short because the emulator has no resource versions, so a change
+between list and watch is seen only at the next list."""
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,7 +42,7 @@ def api(url: str) -> Any:
 
 
 class Abrupt(RawTestServer):
-    """Waits for nobody: connections break as they do when a machine goes."""
+    """A server that stops without waiting: connections break as when a machine fails."""
 
     async def close(self) -> None:
         for connection in self.handler.connections if self.started else ():
@@ -67,7 +68,7 @@ class Cluster:
             assert response.status < 300, await response.text()
 
     async def die(self) -> None:
-        """Objects stay; connections break."""
+        """Stop the server; objects stay, connections break."""
         await self._server.__aexit__(None, None, None)
 
     async def come_back(self) -> None:
@@ -99,7 +100,7 @@ def run(test: Callable[[Cluster], Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def answering(answer: Answer) -> AsyncIterator[str]:
-    """The URL of a server that answers everything so."""
+    """Yield the URL of a server that answers every request with `answer`."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(application, shutdown_timeout=0.1)

@@ -136,7 +136,7 @@ def test_objectives_kind_that_is_not_served_is_retried_without_warning(
             async with asyncio.timeout(20):
                 while said not in caplog.text:
                     await asyncio.sleep(0.01)
-            await asyncio.sleep(0.3)  # it was looked for again
+            await asyncio.sleep(0.3)  # long enough for another request
             assert caplog.text.count(said) == 1
             up.serve(OBJECTIVES[0])
             await up.send("POST", NEWER, objective("newer", 2))

@@ -1,4 +1,4 @@
-"""Against an API server over HTTP, that keeps objects in memory and streams watches."""
+"""Pod discovery against an API server over HTTP that keeps objects in memory."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -52,7 +52,7 @@ def pool(app: str = "vllm", *ports: int) -> dict[str, Any]:
 
 
 async def until(sets: AsyncIterator[Sequence[Replica]], wanted: dict[str, str]) -> None:
-    """The next sets, until one is this: name -> address."""
+    """Read sets until one equals `wanted`, a mapping of name to address."""
     seen: list[dict[str, str]] = []
     try:
         async with asyncio.timeout(30):
@@ -87,7 +87,7 @@ def test_pool_selects_pods_and_ports_and_may_change() -> None:
         sets = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S).watch()
         first = asyncio.create_task(until(sets, {"prod/a": "10.0.0.1:8000"}))
         await asyncio.sleep(0.05)
-        assert not first.done(), "nobody is known before the pool is there"
+        assert not first.done(), "no set is yielded before the pool exists"
         await up.send("POST", POOLS, pool())
         await first
         await up.send("PATCH", f"{POOLS}/pool", pool("vllm", 8000, 8001))
@@ -111,7 +111,9 @@ def test_deleted_pool_has_no_replicas_until_recreated(
         await up.send("DELETE", f"{POOLS}/pool")
         await until(sets, {})
         await asyncio.sleep(1.2)
-        assert caplog.text.count("was deleted") == 1, "said once, however often it is listed"
+        assert caplog.text.count("was deleted") == 1, (
+            "the deletion is logged once, however often pools are listed"
+        )
         await up.send("POST", POOLS, pool())
         await until(sets, {"prod/a": "10.0.0.1:8000"})
         await up.send("PATCH", f"{POOLS}/pool", LEAVING)
@@ -251,7 +253,7 @@ def test_pods_listed_for_previous_labels_are_ignored() -> None:
         assert [replica.name for replica in pods._replicas() or ()] == ["prod/a"]
         pods._saw_pools([pool("next")], watch)
         pods._saw_pods("app=vllm", [pod("a", "10.0.0.1")])
-        assert pods._replicas() is None, "not known yet, which is not nobody"
+        assert pods._replicas() is None, "an unknown set differs from an empty one"
         pods._saw_pods("app=next", [pod("x", "10.0.0.9", app="next")])
         assert [replica.name for replica in pods._replicas() or ()] == ["prod/x"]
 

@@ -30,7 +30,7 @@ def named(name: str) -> dict[str, Any]:
 
 
 class Names:
-    """What a watch has told, as sets of names."""
+    """The names of the objects that a watch has reported."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, ...]] = []
@@ -92,7 +92,7 @@ def test_watch_keeps_objects_and_logs_once_when_server_dies(
         await names.until("a")
         await up.die()
         await eventually(lambda: "pods cannot be watched" in caplog.text)
-        await asyncio.sleep(0.6)  # it was asked once more
+        await asyncio.sleep(0.6)  # long enough for another request
         assert names.told[-1] == ("a",)
         await up.come_back()
         await up.send("POST", PODS, named("b"))
@@ -105,7 +105,7 @@ def test_watch_keeps_objects_and_logs_once_when_server_dies(
 
 
 async def asked_by(answer: Answer, done: Callable[[], bool]) -> Names:
-    """A watch of a server that answers so, until `done` and a moment longer."""
+    """Run a watch of a server that answers with `answer`, until shortly after `done`."""
     names = Names()
     async with answering(answer) as url:
         watch = Watch("pods", pods(url), names.saw, 30.0)
@@ -199,7 +199,7 @@ def test_watch_pauses_grow_and_reset_after_recovery(monkeypatch: pytest.MonkeyPa
 
     async def test() -> None:
         async with answering(answer) as url:
-            # Half of this window is less than each of its watches lasts.
+            # Each watch lasts longer than half of this window.
             watch = Watch("pods", pods(url), Names().saw, 0.5)
             watch._failures = 2
             watch.start()
