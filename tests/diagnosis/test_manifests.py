@@ -12,7 +12,7 @@ from kvtier.diagnosis.manifests import read_place
 from kvtier.diagnosis.report import Status
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.shared.manifest import encode, manifest_of
+from kvtier.tiers.shared.manifest import encode_manifest, manifest_of
 from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, StoreFolder, keys
 
 LAYOUT = BlockLayout(block_bytes=4096, tokens_per_block=16)
@@ -116,7 +116,7 @@ def test_a_disk_tier_that_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_bucket(url: str, client: S3Store) -> None:
-    manifest = encode(manifest_of(SPACE, Xxh3()))
+    manifest = encode_manifest(manifest_of(SPACE, Xxh3()))
     client.put(f"{NAME}/manifest.json", manifest)
     for number in range(3):
         client.put(f"{NAME}/blocks/00{number}/x.kvt", b"x")

@@ -10,8 +10,8 @@ from kvtier.evictor.broken import HeaderCheck, refusal
 from kvtier.evictor.layouts import Tree
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.samples import sample_space
-from kvtier.tiers.shared.format import Segment, encode, segment_name
-from kvtier.tiers.shared.manifest import ensure
+from kvtier.tiers.shared.format import Segment, encode_header, segment_name
+from kvtier.tiers.shared.manifest import ensure_manifest
 from tests.evictor.scenes import FOREIGN, Between, Scene, key_of
 
 SPACE = sample_space()
@@ -20,7 +20,7 @@ SECRET = bytes(range(32))
 
 def publish(store: MemoryStore, number: int, checksum: Checksum, blocks: int = 2) -> str:
     """A segment of a few blocks; its name below the store."""
-    tree = ensure(store, SPACE, checksum)
+    tree = ensure_manifest(store, SPACE, checksum)
     keys = tuple(BlockKey(key_of(number + 1000 * each)) for each in range(blocks))
     segment = Segment(
         keys=keys,
@@ -30,7 +30,7 @@ def publish(store: MemoryStore, number: int, checksum: Checksum, blocks: int = 2
         space_digest=bytes.fromhex(SPACE.digest),
         algorithm=checksum.algorithm,
     )
-    header = np.frombuffer(encode(segment, checksum), np.uint8)
+    header = np.frombuffer(encode_header(segment, checksum), np.uint8)
     payload = np.zeros(segment.total_bytes - header.nbytes, np.uint8)
     name = f"{tree}/{segment_name(keys[0])}"
     assert store.publish(name, [header, payload])
@@ -118,7 +118,7 @@ def test_without_a_manifest_nothing_is_judged() -> None:
 
 def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
     scene = Scene()
-    tree = Tree(ensure(scene.store, SPACE), is_foreign=False)
+    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
     manifest = f"{tree.name}/manifest.json"
     assert refusal(scene.store, tree) is None
     scene.store.put(manifest, b'{"format": 2}')
@@ -132,7 +132,7 @@ def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
 
 def test_one_tree_whose_manifest_cannot_be_read_does_not_stop_the_others() -> None:
     scene = Scene()
-    tree = Tree(ensure(scene.store, SPACE), is_foreign=False)
+    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
 
     class Refusing(Between):
         def before(self, verb: str, name: str) -> None:

@@ -1,3 +1,5 @@
+"""A tier that fails on purpose."""
+
 import threading
 from pathlib import Path
 
@@ -15,7 +17,7 @@ BLOCKS = [key(number) for number in range(4)]
 
 
 class TestFaultyTierWithoutFaultsContract(TierContract):
-    """The wrapper itself breaks nothing, and finds bytes that were changed behind it."""
+    """Without faults the wrapper keeps the contract, and detects bytes changed behind it."""
 
     def make_tier(self, folder: Path, capacity_blocks: int) -> Tier:
         self.inner = MemoryTier(capacity_blocks)
@@ -51,7 +53,7 @@ def tier() -> FaultyTier:
 
 
 @pytest.mark.parametrize("fault", [Fault.BIT_FLIP, Fault.TRUNCATED, Fault.OVER_LONG])
-def test_spoiled_read_is_corrupt_and_dropped(tier: FaultyTier, fault: Fault) -> None:
+def test_changed_read_is_corrupt_and_removed(tier: FaultyTier, fault: Fault) -> None:
     tier.inject(fault)
     outcomes = read(tier)
     assert sorted(outcome.name for outcome in outcomes) == ["CORRUPT", "DONE", "DONE", "DONE"]
@@ -81,7 +83,7 @@ def test_torn_write_is_done_and_corrupt_when_read() -> None:
         (Fault.NO_PERMISSION, {"read", "write", "delete"}),
     ],
 )
-def test_refusals_fail_the_batch_and_change_nothing(
+def test_refusal_fails_the_batch_and_changes_nothing(
     tier: FaultyTier, fault: Fault, verbs: set[str]
 ) -> None:
     more = [key(10), key(11)]
@@ -123,7 +125,7 @@ def test_removed_folder_makes_everything_missing(tier: FaultyTier) -> None:
     assert read(tier) == [Outcome.DONE] * 4
 
 
-def test_slow_call_takes_its_time_on_the_clock() -> None:
+def test_slow_call_sleeps_on_the_clock() -> None:
     clock = VirtualClock()
     tier = FaultyTier(MemoryTier(8), clock=clock, slow_s=2.0, rates={Fault.SLOW: 1.0})
     write(tier)
@@ -132,7 +134,7 @@ def test_slow_call_takes_its_time_on_the_clock() -> None:
 
 
 @pytest.mark.parametrize("end", ["release", "close"])
-def test_hung_call_waits_until_it_is_let_go(tier: FaultyTier, end: str) -> None:
+def test_hung_call_waits_until_released(tier: FaultyTier, end: str) -> None:
     tier.inject(Fault.HUNG)
     outcomes: list[Outcome] = []
     thread = threading.Thread(target=lambda: outcomes.extend(read(tier)))
@@ -146,7 +148,7 @@ def test_hung_call_waits_until_it_is_let_go(tier: FaultyTier, end: str) -> None:
     assert len(outcomes) == 4
 
 
-def test_only_the_payload_is_verified() -> None:
+def test_verification_covers_only_the_payload() -> None:
     inner = MemoryTier(8)
     tier = FaultyTier(inner, block_bytes=48)
     write(tier)
@@ -170,7 +172,7 @@ def schedule(seed: int) -> tuple[list[Fault], list[Outcome]]:
     return tier.happened, outcomes
 
 
-def test_one_seed_is_one_run_and_every_fault_happens() -> None:
+def test_same_seed_gives_same_run_with_every_fault() -> None:
     happened, outcomes = schedule(seed=5)
     assert (happened, outcomes) == schedule(seed=5)
     assert (happened, outcomes) != schedule(seed=6)

@@ -1,4 +1,4 @@
-"""The plainest store keeps its own contract, and can be spoiled behind its back."""
+"""The store in RAM: its contract, and access to its bytes."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def part(data: bytes) -> Buffer:
     return np.frombuffer(data, np.uint8)
 
 
-def test_the_first_writer_wins() -> None:
+def test_publish_keeps_the_first_file() -> None:
     store = MemoryStore()
     assert store.publish("a/b", [part(b"one"), part(b"two")])
     assert not store.publish("a/b", [part(b"three")])
     assert bytes(store.raw("a/b")) == b"onetwo"
 
 
-def test_reads_fill_buffers_until_the_file_ends() -> None:
+def test_read_fills_buffers_until_the_file_ends() -> None:
     store = MemoryStore()
     store.put("a", b"0123456789")
     one, two = np.zeros(4, np.uint8), np.zeros(8, np.uint8)
@@ -46,7 +46,7 @@ def test_reads_fill_buffers_until_the_file_ends() -> None:
     assert store.read("b", 0, [one]) is None
 
 
-def test_files_have_the_time_of_the_store_and_versions_of_their_own() -> None:
+def test_put_sets_time_and_version() -> None:
     clock = VirtualClock(100.0)
     store = MemoryStore(clock)
     first = store.put("a", b"1")
@@ -60,7 +60,7 @@ def test_files_have_the_time_of_the_store_and_versions_of_their_own() -> None:
     assert store.stat("b") == second
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_move_and_remove_of_missing_file_are_false() -> None:
     store = MemoryStore()
     assert not store.move("a", "b")
     assert not store.remove("a")
@@ -69,7 +69,7 @@ def test_what_is_not_there_is_said() -> None:
     assert store.stat("a") is None
 
 
-def test_a_move_replaces() -> None:
+def test_move_replaces_the_destination() -> None:
     store = MemoryStore()
     store.put("a", b"new")
     store.put("b", b"old")
@@ -77,7 +77,7 @@ def test_a_move_replaces() -> None:
     assert bytes(store.raw("b")) == b"new"
 
 
-def test_listings_go_on_where_they_stopped() -> None:
+def test_list_continues_after_the_last_name() -> None:
     store = MemoryStore()
     for name in ("x/b", "x/a/c", "x-y", "xx/a", "x/a.d", "z"):
         store.put(name, b"1")
@@ -92,7 +92,7 @@ def test_listings_go_on_where_they_stopped() -> None:
     assert len(store.list("").entries) == 6
 
 
-def test_raw_bytes_can_be_spoiled_behind_the_store() -> None:
+def test_raw_bytes_can_be_changed_behind_the_store() -> None:
     store = MemoryStore()
     store.put("a", b"\0\0")
     store.raw("a")[1] ^= 1

@@ -13,7 +13,7 @@ class TestMemoryTierContract(TierContract):
         return MemoryTier(capacity_blocks)
 
 
-def test_raw_bytes_can_be_spoiled_behind_the_tier() -> None:
+def test_raw_bytes_can_be_changed_behind_the_tier() -> None:
     tier = MemoryTier(4)
     buffer = np.zeros(16, np.uint8)
     tier.write_from([BlockMove(key(1), buffer)], [None])

@@ -28,14 +28,14 @@ def order(seed: int) -> list[tuple[Direction, int]]:
     return done
 
 
-def test_the_seed_decides_what_overtakes_what() -> None:
+def test_seed_decides_the_order_of_transfers() -> None:
     assert order(1) == order(1)
     assert len({tuple(order(seed)) for seed in range(5)}) == 5
     assert sorted(order(3), key=str) == sorted(order(4), key=str)
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-def test_every_block_completes_once_and_not_before_its_time(direction: Direction) -> None:
+def test_every_block_completes_once_and_when_due(direction: Direction) -> None:
     clock = VirtualClock()
     engine: Transfers = InlineTransfers([MemoryTier()], clock, delay_s=1.0)
     job = transfer(direction)
@@ -57,7 +57,7 @@ def test_writes_are_bounded_and_reads_are_not() -> None:
     assert engine.submit(transfer(Direction.READ, NAMES * 3))
 
 
-def test_cancelled_before_it_began_touches_nothing() -> None:
+def test_transfer_cancelled_before_its_begin_does_nothing() -> None:
     tier = MemoryTier()
     engine = InlineTransfers([tier], VirtualClock())
     job = transfer(Direction.WRITE)
@@ -77,7 +77,7 @@ def test_stalled_parts_end_late() -> None:
     assert [each.outcomes for each in engine.poll()] == [[Outcome.DONE]]
 
 
-def test_close_cancels_what_has_not_begun_and_refuses_more() -> None:
+def test_close_cancels_waiting_transfers_and_refuses_new_ones() -> None:
     engine = InlineTransfers([MemoryTier()], VirtualClock(), delay_s=1.0)
     engine.submit(transfer(Direction.WRITE))
     assert engine.close(0.0)

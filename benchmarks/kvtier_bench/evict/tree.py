@@ -20,8 +20,14 @@ from kvtier.blocks.key import BlockKey
 from kvtier.clock import wall_s
 from kvtier.errors import Corrupt
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.format import PAGE_BYTES, Segment, encode, segment_name, space_folder
-from kvtier.tiers.shared.manifest import ensure
+from kvtier.tiers.shared.format import (
+    PAGE_BYTES,
+    Segment,
+    encode_header,
+    segment_name,
+    space_folder,
+)
+from kvtier.tiers.shared.manifest import ensure_manifest
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.reading import SegmentHeaders
 from kvtier_bench.evict.pattern import History, Numbers
@@ -51,7 +57,7 @@ class Tree:
     def build(self, history: History, told: Callable[[int], None]) -> None:
         """Write all of it. About 0.1 ms a file. `told` hears how many are done."""
         store = PosixStore(self.root, direct="never")
-        ensure(store, SPACE)
+        ensure_manifest(store, SPACE)
         store.close()
         for digits in range(16**3):
             (self.blocks / f"{digits:03x}").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -137,6 +143,6 @@ def _write(root_fd: int, key: BlockKey, payload: Buffer, checksum: Xxh3) -> None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(segment_name(key), flags, 0o600, dir_fd=root_fd)
     try:
-        os.write(fd, encode(segment, checksum) + payload.tobytes())
+        os.write(fd, encode_header(segment, checksum) + payload.tobytes())
     finally:
         os.close(fd)

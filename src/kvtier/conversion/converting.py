@@ -32,7 +32,7 @@ from kvtier.inspection.spaces import (
 )
 from kvtier.inspection.view import View, printable
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import SpaceManifest, ensure, parse
+from kvtier.tiers.shared.manifest import SpaceManifest, ensure_manifest, parse_manifest
 from kvtier.tiers.shared.store import is_legal_part
 
 Direction = Literal["kvtier", "vllm-fs"]
@@ -95,7 +95,7 @@ def _to_kvtier(wish: Wish, pace: Pace, told: Told, opened: ExitStack) -> Convers
     importer.check_lengths()
     if not wish.dry_run:
         store = opened.enter_context(closing(open_store(wish.destination, "DESTINATION")))
-        ensure(store, space, checksum, "DESTINATION")
+        ensure_manifest(store, space, checksum, "DESTINATION")
         destination = destination or _open_destination(wish, opened)
         importer = Importer(source, tree, space, checksum, destination, store)
     run_jobs(importer.jobs(_refuser(report)), report, pace, told, wish.limit)
@@ -168,7 +168,7 @@ def _read_manifest(wish: Wish) -> SpaceManifest:
     assert path is not None
     try:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        manifest = parse(read_whole(os.open(path, flags), MANIFEST_BYTES_MAX))
+        manifest = parse_manifest(read_whole(os.open(path, flags), MANIFEST_BYTES_MAX))
     except OSError as error:
         raise InvalidSettings(f"--manifest: {path} cannot be read: {error.strerror}") from error
     except InvalidSettings as error:

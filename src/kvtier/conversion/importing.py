@@ -19,7 +19,7 @@ from kvtier.conversion.work import Job, Result
 from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.inspection.view import Irregular, View, is_silence
 from kvtier.tiers.base import Buffer
-from kvtier.tiers.shared.format import encode, segment_name, space_folder
+from kvtier.tiers.shared.format import encode_header, segment_name, space_folder
 from kvtier.tiers.shared.reading import SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
@@ -124,7 +124,7 @@ class Importer:
         check = self._checksum.block(key, slot[: self._block_bytes])
         segment = headers.segment([key], [check], UNKNOWN_PARENT)
         header = aligned_buffer(segment.header_bytes)
-        header[:] = np.frombuffer(encode(segment, self._checksum), np.uint8)
+        header[:] = np.frombuffer(encode_header(segment, self._checksum), np.uint8)
         if store.publish(headers.name(key), [header, slot]):
             return Result(name, "converted", self._block_bytes)
         return Result(name, "existed" if _stands(headers, key) else "occupied")

@@ -20,7 +20,7 @@ from kvtier.inspection.view import View, printable
 from kvtier.tiers.disk.folder import SlabManifest
 from kvtier.tiers.files import MANIFEST_NAME
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import parse
+from kvtier.tiers.shared.manifest import parse_manifest
 
 _REPLICA = re.compile(r"replica-\d+")
 
@@ -97,7 +97,7 @@ def _manifest(view: View, name: str, place: str) -> Sighting | Check:
 def _parsed(raw: bytes, place: str) -> Sighting:
     """Raises InvalidSettings where it is neither kind of manifest."""
     try:
-        found = parse(raw)
+        found = parse_manifest(raw)
         return Sighting(place, space_folder(found.space), found.space, found.witness)
     except InvalidSettings:
         try:

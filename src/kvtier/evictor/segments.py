@@ -14,8 +14,8 @@ from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.reading import read_small
 from kvtier.tiers.files import MANIFEST_NAME
-from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode
-from kvtier.tiers.shared.manifest import manifest_of, parse
+from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode_header
+from kvtier.tiers.shared.manifest import manifest_of, parse_manifest
 from kvtier.tiers.shared.reading import SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
@@ -45,7 +45,7 @@ class Segments:
             if read is None:
                 return None
             try:
-                return decode(
+                return decode_header(
                     buffer[: read.filled_bytes].tobytes(),
                     checksum=self._headers.checksum,
                     space_digest=self._digest,
@@ -75,7 +75,7 @@ def open_segments(store: Store, tree: Tree, key_file: Path | None) -> Segments |
     if read is None:
         return None
     try:
-        manifest = parse(read[0])
+        manifest = parse_manifest(read[0])
         checksum = checksum_for(key_file)
     except InvalidSettings as error:
         _log.warning("headers of %s are not read: %s", tree.name, error)

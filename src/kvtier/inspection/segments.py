@@ -20,7 +20,7 @@ from kvtier.tiers.shared.format import (
     VERSION,
     MoreNeeded,
     Segment,
-    decode,
+    decode_header,
     header_bytes_for,
 )
 from kvtier.tiers.shared.manifest import SpaceManifest
@@ -134,7 +134,7 @@ def _header(view: View, name: str, rules: Rules, first: BlockKey | None) -> _Hea
         if read is None:
             return None
         try:
-            segment = decode(
+            segment = decode_header(
                 memoryview(buffer[: read.filled_bytes]),  # type: ignore[arg-type]  # see tiers/disk
                 checksum=rules.checksum,
                 space_digest=rules.space_digest,

@@ -15,7 +15,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.inspection.view import View
 from kvtier.tiers.files import MANIFEST_NAME, manifest_format
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import FORMAT, SpaceManifest, manifest_of, parse
+from kvtier.tiers.shared.manifest import FORMAT, SpaceManifest, manifest_of, parse_manifest
 
 BLOCK_BYTES_MAX: Final = 1 << 30
 """No engine has blocks of a gigabyte; who says so wants memory."""
@@ -99,7 +99,7 @@ def judge(name: str, raw: bytes | None) -> FoundSpace:
             name, None, f"is of format {version}, of a newer kvtier: upgrade this one"
         )
     try:
-        manifest = parse(raw)
+        manifest = parse_manifest(raw)
     except InvalidSettings as error:
         return FoundSpace(name, None, f"is damaged: {error}")
     if mistake := _mistake(name, manifest):

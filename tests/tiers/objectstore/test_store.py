@@ -31,7 +31,7 @@ QUICK_S = 1.0
 """A time limit for calls that are meant to exceed it."""
 
 
-class TestObjectStore(StoreContract):
+class TestBucketStore(StoreContract):
     @pytest.fixture(autouse=True)
     def server(self, s3: None) -> None:
         """Let `make_store` find the shared server in the environment."""

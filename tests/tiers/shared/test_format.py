@@ -21,8 +21,8 @@ from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import (
     MoreNeeded,
     Segment,
-    decode,
-    encode,
+    decode_header,
+    encode_header,
     header_bytes_for,
     parse_segment_name,
     segment_name,
@@ -134,7 +134,7 @@ def ask(raw: bytes | bytearray | memoryview, **changed: Any) -> Segment:
         "block_bytes": 5000,
         "file_bytes": 4096 + 3 * 8192,
     }
-    return decode(raw, **{**expected, **changed})
+    return decode_header(raw, **{**expected, **changed})
 
 
 def ask_golden(golden: Golden, raw: bytes | bytearray, **changed: Any) -> Segment:
@@ -184,7 +184,7 @@ def written(golden: Golden) -> bytes:
         algorithm=golden.algorithm,
     )
     slots = [payload.ljust(segment.slot_bytes, golden.slack) for payload in payloads]
-    return b"".join([encode(segment, checksum), *slots])
+    return b"".join([encode_header(segment, checksum), *slots])
 
 
 @EVERY_GOLDEN
@@ -269,7 +269,7 @@ def segment(**fields: Any) -> Segment:
 
 
 def header(**fields: Any) -> bytes:
-    return encode(segment(**fields), PLAIN)
+    return encode_header(segment(**fields), PLAIN)
 
 
 @st.composite
@@ -293,9 +293,9 @@ def segments(draw: st.DrawFn) -> Segment:
 @given(made=segments(), behind=st.binary(max_size=50))
 def test_encode_decode_roundtrip(made: Segment, behind: bytes) -> None:
     checksum = KEYED if made.algorithm == 2 else PLAIN
-    raw = encode(made, checksum)
+    raw = encode_header(made, checksum)
     assert len(raw) == made.header_bytes == header_bytes_for(len(made.keys), len(made.keys[0]))
-    found = decode(
+    found = decode_header(
         raw + behind,
         checksum=checksum,
         space_digest=made.space_digest,
@@ -309,7 +309,7 @@ def test_encode_decode_roundtrip(made: Segment, behind: bytes) -> None:
 @pytest.mark.parametrize(("count", "key_bytes"), [(1, 5), (65_535, 5), (65_535, 64)])
 def test_longest_and_shortest_headers(count: int, key_bytes: int) -> None:
     made = segment(keys=chain(count, key_bytes))
-    raw = encode(made, PLAIN)
+    raw = encode_header(made, PLAIN)
     assert len(raw) == made.header_bytes < 5_300_000
     assert ask(raw, file_bytes=made.total_bytes) == made
 
@@ -398,7 +398,7 @@ def test_decode_names_each_wrong_field(raw: bytes, reason: str) -> None:
 
 def test_decode_distinguishes_wrong_secret_from_damage() -> None:
     made = segment(algorithm=2)
-    raw = encode(made, KEYED)
+    raw = encode_header(made, KEYED)
     assert ask(raw, checksum=KEYED) == made
     with pytest.raises(Corrupt, match=r"damaged, or written with another key_file"):
         ask(raw, checksum=HmacSha256(bytes(32)))
@@ -409,7 +409,7 @@ def test_decode_distinguishes_wrong_secret_from_damage() -> None:
 
 
 def test_algorithm_downgrade_without_the_secret_is_refused() -> None:
-    raw = bytearray(encode(segment(algorithm=2), KEYED))
+    raw = bytearray(encode_header(segment(algorithm=2), KEYED))
     raw[22] = 1
     end = 144 + 3 * 52
     raw[end : end + 16] = PLAIN.header(bytes(raw[:end]))
@@ -433,7 +433,7 @@ def test_decode_of_short_read_asks_for_more(size: int) -> None:
 
 def test_decode_of_long_header_asks_for_its_length() -> None:
     made = segment(keys=chain(200))
-    raw = encode(made, PLAIN)
+    raw = encode_header(made, PLAIN)
     with pytest.raises(MoreNeeded) as short:
         ask(raw[:4096], file_bytes=made.total_bytes)
     assert short.value.header_bytes == len(raw) == 12288
@@ -494,7 +494,7 @@ def test_forged_header_with_right_checksum_is_corrupt_or_consistent(
     except Corrupt:
         pass
     assert needed == 0 or len(raw) < needed <= min(5_300_000, file_bytes)
-    assert found is None or (encode(found, PLAIN), found.total_bytes) == (raw, file_bytes)
+    assert found is None or (encode_header(found, PLAIN), found.total_bytes) == (raw, file_bytes)
 
 
 @pytest.mark.parametrize("header_bytes", [4096, header_bytes_for(65_535, 36)])

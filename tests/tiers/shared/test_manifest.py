@@ -17,7 +17,12 @@ from kvtier.errors import InvalidSettings
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
-from kvtier.tiers.shared.manifest import encode, ensure, manifest_of, parse
+from kvtier.tiers.shared.manifest import (
+    encode_manifest,
+    ensure_manifest,
+    manifest_of,
+    parse_manifest,
+)
 from kvtier.tiers.shared.posix import PosixStore
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,12 +56,12 @@ GOLDEN_SPACE = KeySpace(
 )
 def test_golden_manifests_are_readable(name: str, checksum: Xxh3 | HmacSha256) -> None:
     raw = (GOLDEN / f"manifest-{name}.json").read_bytes()
-    found = parse(raw)
+    found = parse_manifest(raw)
     assert found.format == 1
     assert found.space == GOLDEN_SPACE
     assert found.algorithm == checksum.algorithm
     assert found.witness == manifest_of(GOLDEN_SPACE, checksum).witness
-    assert encode(manifest_of(GOLDEN_SPACE, checksum)) == raw
+    assert encode_manifest(manifest_of(GOLDEN_SPACE, checksum)) == raw
     assert space_folder(found.space) == "org-m-del-96d460210f486ed3"
 
 
@@ -75,7 +80,7 @@ def test_manifest_can_be_verified_from_the_documentation() -> None:
 
 
 def test_manifest_is_readable_and_complete() -> None:
-    text = encode(manifest_of(SPACE, Xxh3())).decode()
+    text = encode_manifest(manifest_of(SPACE, Xxh3())).decode()
     lines = [line.strip().rstrip(",") for line in text.splitlines()]
     assert '"format": 1' in lines
     for field in ('"model": "tiny"', '"block_bytes": 4096', '"tokens_per_block": 16'):
@@ -87,13 +92,13 @@ def test_manifest_is_readable_and_complete() -> None:
 
 def test_first_engine_publishes_and_others_compare() -> None:
     store = MemoryStore()
-    folder = ensure(store, SPACE)
+    folder = ensure_manifest(store, SPACE)
     assert folder == space_folder(SPACE)
     first = store.stat(NAME)
-    assert parse(bytes(store.raw(NAME))).space == SPACE
-    assert ensure(store, SPACE) == folder
+    assert parse_manifest(bytes(store.raw(NAME))).space == SPACE
+    assert ensure_manifest(store, SPACE) == folder
     assert store.stat(NAME) == first
-    assert ensure(store, sample_space(model="big")) != folder
+    assert ensure_manifest(store, sample_space(model="big")) != folder
 
 
 class LateStore(MemoryStore):
@@ -109,10 +114,12 @@ class LateStore(MemoryStore):
 
 
 def test_loser_of_the_race_compares() -> None:
-    same = encode(manifest_of(SPACE, Xxh3()))
-    assert ensure(LateStore(same), SPACE) == space_folder(SPACE)
+    same = encode_manifest(manifest_of(SPACE, Xxh3()))
+    assert ensure_manifest(LateStore(same), SPACE) == space_folder(SPACE)
     with pytest.raises(InvalidSettings, match="model: 'tiny' != 'big'"):
-        ensure(LateStore(encode(manifest_of(sample_space(model="big"), Xxh3()))), SPACE)
+        ensure_manifest(
+            LateStore(encode_manifest(manifest_of(sample_space(model="big"), Xxh3()))), SPACE
+        )
 
 
 class ForgetfulStore(MemoryStore):
@@ -124,7 +131,7 @@ class ForgetfulStore(MemoryStore):
 
 def test_manifest_that_keeps_vanishing_raises() -> None:
     with pytest.raises(OSError, match="vanishes by turns"):
-        ensure(ForgetfulStore(), SPACE)
+        ensure_manifest(ForgetfulStore(), SPACE)
 
 
 def refused(raw: bytes) -> str:
@@ -132,7 +139,7 @@ def refused(raw: bytes) -> str:
     store = MemoryStore()
     store.put(NAME, raw)
     with pytest.raises(InvalidSettings) as refusal:
-        ensure(store, SPACE)
+        ensure_manifest(store, SPACE)
     message = str(refusal.value)
     assert message.startswith(f"shared.path: {NAME} does not fit")
     assert "name another place" in message
@@ -141,7 +148,9 @@ def refused(raw: bytes) -> str:
 
 
 def test_manifest_of_other_space_names_differing_fields() -> None:
-    message = refused(encode(manifest_of(sample_space(dtype="float16", tp_size=2), Xxh3())))
+    message = refused(
+        encode_manifest(manifest_of(sample_space(dtype="float16", tp_size=2), Xxh3()))
+    )
     assert "dtype: 'float32' != 'float16'" in message
     assert "tp_size: 1 != 2" in message
 
@@ -163,7 +172,7 @@ def test_manifest_of_newer_format_is_named() -> None:
         b'{"format":1}',
         b'{"format":"1"}',
         b'{"new":' + b"[" * 100_000,
-        encode(manifest_of(SPACE, Xxh3())).replace(b"tiny", b"t\xffny"),
+        encode_manifest(manifest_of(SPACE, Xxh3())).replace(b"tiny", b"t\xffny"),
     ],
     ids=["empty", "open", "list", "null", "no text", "bare", "typed", "deep", "no utf-8"],
 )
@@ -172,8 +181,8 @@ def test_unreadable_manifest_is_refused(raw: bytes) -> None:
 
 
 def test_unknown_fields_of_a_manifest_are_ignored() -> None:
-    raw = encode(manifest_of(SPACE, Xxh3())).replace(b"{", b'{"later": [1],', 1)
-    assert parse(raw) == manifest_of(SPACE, Xxh3())
+    raw = encode_manifest(manifest_of(SPACE, Xxh3())).replace(b"{", b'{"later": [1],', 1)
+    assert parse_manifest(raw) == manifest_of(SPACE, Xxh3())
 
 
 def test_oversized_manifest_is_not_loaded() -> None:
@@ -183,19 +192,19 @@ def test_oversized_manifest_is_not_loaded() -> None:
 def test_engines_with_different_secrets_are_refused() -> None:
     one, other = HmacSha256(b"1" * 32), HmacSha256(b"2" * 32)
     store = MemoryStore()
-    assert ensure(store, SPACE, one) == ensure(store, SPACE, one)
+    assert ensure_manifest(store, SPACE, one) == ensure_manifest(store, SPACE, one)
     with pytest.raises(InvalidSettings, match=r"shared\.key_file: .*another secret"):
-        ensure(store, SPACE, other)
+        ensure_manifest(store, SPACE, other)
     with pytest.raises(InvalidSettings, match=r"shared\.key_file: .*algorithm 2.*settings 1"):
-        ensure(store, SPACE)
+        ensure_manifest(store, SPACE)
     plain = MemoryStore()
-    ensure(plain, SPACE)
+    ensure_manifest(plain, SPACE)
     with pytest.raises(InvalidSettings, match=r"shared\.key_file: .*algorithm 1.*settings 2"):
-        ensure(plain, SPACE, one)
+        ensure_manifest(plain, SPACE, one)
 
 
 def test_manifest_does_not_contain_the_secret() -> None:
-    text = encode(manifest_of(SPACE, HmacSha256(b"1" * 32))).decode()
+    text = encode_manifest(manifest_of(SPACE, HmacSha256(b"1" * 32))).decode()
     assert "1" * 32 not in text
     assert (b"1" * 32).hex() not in text
 
@@ -209,7 +218,7 @@ class BrokenStore(MemoryStore):
 
 def test_errors_of_the_store_are_raised() -> None:
     with pytest.raises(OSError, match="Input/output error"):
-        ensure(BrokenStore(), SPACE)
+        ensure_manifest(BrokenStore(), SPACE)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a FIFO", "a folder"])
@@ -221,5 +230,5 @@ def test_irregular_file_in_place_of_manifest_is_refused(
     (tmp_path / space_folder(space)).mkdir()
     make(tmp_path / space_folder(space) / "manifest.json")
     with pytest.raises(InvalidSettings, match=r"manifest\.json .*it is not a regular file"):
-        ensure(store, space)
+        ensure_manifest(store, space)
     store.close()

@@ -75,6 +75,25 @@ _BY_CLASS: Final = {
     "FileNotFoundError": errno.ENOENT,
 }
 
+_CREDENTIALS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or AWS_ROLE_ARN",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_CLIENT_ID",
+}
+_ENDPOINT: Final = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_ENDPOINT"}
+_ABSENT: Final = frozenset({errno.ENODEV, errno.ENOENT})
+_REGION: Final = frozenset({errno.EREMCHG, errno.EINVAL})
+_UNREACHABLE: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    }
+)
+
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
@@ -113,26 +132,6 @@ def to_os_error(error: BaseException, doing: str) -> OSError:
     system = _SYSTEM.search(text)
     number = int(system[1]) if system else _BY_CLASS.get(type(error).__name__, errno.EIO)
     return OSError(number, f"{doing}: {os.strerror(number)}")
-
-
-_CREDENTIALS: Final = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or AWS_ROLE_ARN",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_CLIENT_ID",
-}
-_ENDPOINT: Final = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_ENDPOINT"}
-_ABSENT: Final = frozenset({errno.ENODEV, errno.ENOENT})
-_REGION: Final = frozenset({errno.EREMCHG, errno.EINVAL})
-_UNREACHABLE: Final = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.EPROTO,
-        errno.ETIMEDOUT,
-    }
-)
 
 
 def explain(error: OSError, location: Location) -> str:

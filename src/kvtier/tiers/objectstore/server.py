@@ -92,7 +92,7 @@ def _is_legal(name: str) -> bool:
     return all(map(is_legal_part, name.split("/")))
 
 
-def demand_conditions(client: "Client") -> None:
+def check_conditional_writes(client: "Client") -> None:
     """Check that the second of two conditional PUTs of one name fails. Three requests.
 
     Raises OSError: EOPNOTSUPP where the server ignores the condition or does not support it, so

@@ -28,7 +28,7 @@ from kvtier.tiers.objectstore.client import connect, endpoint, parse_url
 from kvtier.tiers.objectstore.faults import explain, translated
 from kvtier.tiers.objectstore.server import (
     PAGE,
-    demand_conditions,
+    check_conditional_writes,
     list_folders,
     list_sorted,
     lists_whole_names,
@@ -82,7 +82,7 @@ class BucketStore:
         try:
             self.list("", limit=1)
             client = self._open()
-            demand_conditions(client)
+            check_conditional_writes(client)
             self._lists_whole_names = lists_whole_names(client)
         except OSError as error:
             raise InvalidSettings(explain(error, self._location)) from None

@@ -1,9 +1,9 @@
 """The access journal: which segments were read, for the evictor.
 
-Access times do not serve: `relatime` and object stores make them useless. Instead, every FLUSH_S a
-reader writes the names of the segments that it read into a small file. The modification time that
-the store gives this file says when, so no host's clock is trusted. A read costs one insertion into
-a dict.
+File access times cannot be used: `relatime` and object stores make them useless. Instead, a reader
+notes the segments that it reads and writes their names into a small file every FLUSH_S. The
+modification time that the store gives this file says when, so no host's clock is trusted. A read
+costs one insertion into a dict.
 
 Invariants: a file lists each segment once; at most FILES_KEPT files of one writer exist. A lost
 file only makes its segments look less recently used than they are.

@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 SETTING = "shared.path"
 _UNKNOWN = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
 """The errnos of a file system that does not support exclusive renames or hard links."""
+RESUMABLE_S = 5.0
+"""For how long a listing can be continued without reading its folders again."""
+_KEPT = 8
+_BLOCK_BYTES = 512
+"""The unit of `st_blocks`, whatever the block size of the file system is."""
 
 
 class RootFolder:
@@ -138,13 +143,6 @@ def _excludes(
         for name in (first, second, wanted):
             remove_if_possible(files, root.fd, name)
     return False
-
-
-RESUMABLE_S = 5.0
-"""For how long a listing can be continued without reading its folders again."""
-_KEPT = 8
-_BLOCK_BYTES = 512
-"""The unit of `st_blocks`, whatever the block size of the file system is."""
 
 
 def stat_of(result: os.stat_result) -> Stat:

@@ -6,7 +6,8 @@ checksum is verified: no memory is allocated by a count that the length of the f
 confirm.
 
 Invariants: a header has exactly one encoding, so a change of any byte, padding included, is
-detected; `decode` returns what `encode` was given, or raises Corrupt or MoreNeeded, nothing else.
+detected; `decode_header` returns what `encode_header` was given, or raises Corrupt or MoreNeeded
+and nothing else.
 """
 
 import hmac
@@ -99,7 +100,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
         return self.header_bytes + i * self.slot_bytes
 
 
-def encode(segment: Segment, checksum: Checksum) -> bytes:
+def encode_header(segment: Segment, checksum: Checksum) -> bytes:
     """Return the header, padded to `segment.header_bytes`.
 
     Raises ValueError for an invalid segment, which is a mistake of the caller.
@@ -113,7 +114,7 @@ def encode(segment: Segment, checksum: Checksum) -> bytes:
     return (body + checksum.header(body)).ljust(segment.header_bytes, b"\0")
 
 
-def decode(
+def decode_header(
     raw: bytes | bytearray | memoryview,
     *,
     checksum: Checksum,

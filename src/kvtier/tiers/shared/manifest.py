@@ -42,12 +42,12 @@ def manifest_of(space: KeySpace, checksum: Checksum) -> SpaceManifest:
     return SpaceManifest(algorithm=checksum.algorithm, witness=witness.hex(), space=space)
 
 
-def encode(manifest: SpaceManifest) -> bytes:
+def encode_manifest(manifest: SpaceManifest) -> bytes:
     """Return the manifest as indented JSON, its fields in the order of their names."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
 
 
-def parse(raw: bytes) -> SpaceManifest:
+def parse_manifest(raw: bytes) -> SpaceManifest:
     """Parse a manifest; InvalidSettings where `raw` is none, or has another format."""
     version = manifest_format(raw)
     if version != FORMAT:
@@ -59,7 +59,7 @@ def parse(raw: bytes) -> SpaceManifest:
         raise InvalidSettings(f"{MANIFEST_NAME} cannot be read: {error}") from error
 
 
-def ensure(
+def ensure_manifest(
     store: Store,
     space: KeySpace,
     checksum: Checksum | None = None,
@@ -73,7 +73,7 @@ def ensure(
     folder = space_folder(space)
     name = f"{folder}/{MANIFEST_NAME}"
     wanted = manifest_of(space, checksum or Xxh3())
-    data = np.frombuffer(encode(wanted), np.uint8)
+    data = np.frombuffer(encode_manifest(wanted), np.uint8)
     for _ in range(_ATTEMPTS):
         raw = _read(store, name, setting)
         if raw is not None:
@@ -103,7 +103,7 @@ def _read(store: Store, name: str, setting: str) -> bytes | None:
 def _compare(wanted: SpaceManifest, raw: bytes, name: str, setting: str) -> None:
     key_file = f"{setting.partition('.')[0]}.key_file"
     try:
-        found = parse(raw)
+        found = parse_manifest(raw)
     except InvalidSettings as error:
         raise InvalidSettings(_refusal(setting, name, str(error))) from error
     if differing := wanted.space.differing(found.space):

@@ -62,6 +62,8 @@ Durability = Literal["none", "fdatasync", "fsync"]
 
 TRIES = 64
 """How often a folder is created again that a sweep removed before the file was in it."""
+_IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
+"""The errnos of opening a link, a socket or a device."""
 
 
 class TemporaryFiles:
@@ -132,10 +134,6 @@ class TemporaryFiles:
             handle.sync()
         finally:
             handle.close()
-
-
-_IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
-"""The errnos of opening a link, a socket or a device."""
 
 
 class PosixStore:

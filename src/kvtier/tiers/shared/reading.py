@@ -23,8 +23,18 @@ from kvtier.clock import unique_id
 from kvtier.errors import Corrupt
 from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.faults import FaultLog
-from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode, segment_name
+from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode_header, segment_name
 from kvtier.tiers.shared.store import Store
+
+_log = logging.getLogger(__name__)
+
+QUARANTINE_FILES: Final = 16
+"""The most files kept in the quarantine of a key space; further broken files are removed."""
+_GUESS_BYTES: Final = PAGE_BYTES
+"""The size of the first read; it holds a header of about seventy blocks."""
+_RUN_BYTES: Final = 1 << 20
+"""About the most that one read moves: it is verified while it lies in the processor's cache, and
+while the reads of other threads keep the storage busy."""
 
 
 class BlockLocation(NamedTuple):
@@ -44,24 +54,24 @@ class KnownSegments:
     def __init__(self, capacity_blocks: int) -> None:
         self._capacity = capacity_blocks
         self._segments: OrderedDict[BlockKey, Segment] = OrderedDict()
-        self._places: dict[BlockKey, BlockLocation] = {}
+        self._locations: dict[BlockKey, BlockLocation] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Return the number of known blocks."""
-        return len(self._places)
+        return len(self._locations)
 
     def __contains__(self, key: BlockKey) -> bool:
         """Return whether a known segment holds the block."""
-        return key in self._places
+        return key in self._locations
 
-    def place(self, key: BlockKey) -> BlockLocation | None:
+    def locate(self, key: BlockKey) -> BlockLocation | None:
         """Return where the block lies and mark its segment as used; None if it is unknown."""
         with self._lock:
-            place = self._places.get(key)
-            if place is not None:
-                self._segments.move_to_end(place.segment.keys[0])
-            return place
+            location = self._locations.get(key)
+            if location is not None:
+                self._segments.move_to_end(location.segment.keys[0])
+            return location
 
     def add(self, segment: Segment) -> None:
         """Add a segment, and remove the least recently used ones to make room."""
@@ -71,8 +81,8 @@ class KnownSegments:
             self._segments[first] = segment
             for number, key in enumerate(segment.keys):
                 # A block may lie in two segments; the one that was known first is kept.
-                self._places.setdefault(key, BlockLocation(segment, number))
-            while len(self._places) > self._capacity and len(self._segments) > 1:
+                self._locations.setdefault(key, BlockLocation(segment, number))
+            while len(self._locations) > self._capacity and len(self._segments) > 1:
                 self._remove(next(iter(self._segments)))
 
     def remove(self, first: BlockKey) -> None:
@@ -83,24 +93,16 @@ class KnownSegments:
     def keys(self) -> list[BlockKey]:
         """Return all known blocks, in no particular order."""
         with self._lock:
-            return list(self._places)
+            return list(self._locations)
 
     def _remove(self, first: BlockKey) -> None:
         segment = self._segments.pop(first, None)
         if segment is None:
             return
         for key in segment.keys:
-            place = self._places.get(key)
-            if place is not None and place.segment is segment:
-                del self._places[key]
-
-
-_log = logging.getLogger(__name__)
-
-QUARANTINE_FILES: Final = 16
-"""The most files kept in the quarantine of a key space; further broken files are removed."""
-_GUESS_BYTES: Final = PAGE_BYTES
-"""The size of the first read; it holds a header of about seventy blocks."""
+            location = self._locations.get(key)
+            if location is not None and location.segment is segment:
+                del self._locations[key]
 
 
 def aligned_buffer(size: int) -> Buffer:
@@ -185,9 +187,9 @@ class SegmentHeaders:
         read = self._store.read(self.name(first), 0, [buffer])
         if read is None:
             return None
-        raw = memoryview(buffer[: read.filled_bytes])  # type: ignore[arg-type]  # see tiers/disk
+        raw = memoryview(buffer[: read.filled_bytes])  # type: ignore[arg-type]  # as in tiers/files.py
         try:
-            return decode(
+            return decode_header(
                 raw,
                 checksum=self.checksum,
                 space_digest=self._space_digest,
@@ -200,10 +202,6 @@ class SegmentHeaders:
                 raise Corrupt("the file ends within its header") from more
             return self._read(first, more.header_bytes)
 
-
-_RUN_BYTES: Final = 1 << 20
-"""About the most that one read moves: it is verified while it lies in the processor's cache, and
-while the reads of other threads keep the storage busy."""
 
 Wanted = tuple[BlockLocation, int]
 """The location of a block, and its position in the batch."""
@@ -273,11 +271,11 @@ def _runs(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
     """Yield runs of neighbors within one segment, in order, each for one read."""
     run: list[Wanted] = []
     for each in sorted(wanted, key=lambda found: (found[0].segment.keys[0], found[0].number)):
-        place = each[0]
+        location = each[0]
         if run:
             last = run[-1][0]
-            full = (len(run) + 1) * place.segment.slot_bytes > _RUN_BYTES
-            if full or place.segment is not last.segment or place.number != last.number + 1:
+            full = (len(run) + 1) * location.segment.slot_bytes > _RUN_BYTES
+            if full or location.segment is not last.segment or location.number != last.number + 1:
                 yield run
                 run = []
         run.append(each)

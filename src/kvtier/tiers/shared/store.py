@@ -20,6 +20,15 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from kvtier.clock import unique_id
 from kvtier.tiers.base import Buffer
 
+TEMPORARY = ".tmp-"
+"""The start of the last part of every temporary name."""
+
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
+_LEGAL_PART = re.compile(_PART)
+_NOT_OF_A_HOST = re.compile(r"[^A-Za-z0-9_.-]")
+_HOST_CHARACTERS = 64
+
 
 class Stat(NamedTuple):
     """What a store knows of one file without reading it."""
@@ -101,16 +110,6 @@ class Store(Protocol):
     def close(self) -> None:
         """Release threads, descriptors and connections. Idempotent."""
         ...
-
-
-TEMPORARY = ".tmp-"
-"""The start of the last part of every temporary name."""
-
-_PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
-_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
-_LEGAL_PART = re.compile(_PART)
-_NOT_OF_A_HOST = re.compile(r"[^A-Za-z0-9_.-]")
-_HOST_CHARACTERS = 64
 
 
 def check_name(name: str) -> str:

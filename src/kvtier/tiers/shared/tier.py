@@ -2,8 +2,8 @@
 
 The order of steps on which all guarantees rest: a write computes the checksums, writes the whole
 file under a temporary name, and renames it exclusively; a read verifies the header, reads the
-bytes, compares their checksums, and only then returns DONE. The tier removes only broken files,
-which go to the quarantine; bounding and cleaning the store is the evictor's task.
+bytes, compares their checksums, and only then returns DONE. Of its own accord the tier
+removes only broken files, which go to the quarantine; the evictor bounds and cleans the store.
 
 Invariants: no bytes are DONE that do not match a checksum of a verified header; what another host
 does at the same time may cost a miss but never gives wrong bytes; no method raises for a fault.
@@ -22,7 +22,7 @@ from kvtier.tiers.faults import FaultLog
 from kvtier.tiers.files import DirectIO, SystemCalls
 from kvtier.tiers.shared.accesses import AccessJournal
 from kvtier.tiers.shared.format import parse_segment_name, segment_name
-from kvtier.tiers.shared.manifest import ensure
+from kvtier.tiers.shared.manifest import ensure_manifest
 from kvtier.tiers.shared.posix import Durability, PosixStore
 from kvtier.tiers.shared.reading import BlockLocation, BlockReader, KnownSegments, SegmentHeaders
 from kvtier.tiers.shared.store import Store
@@ -62,7 +62,7 @@ class StoreTier:
         clock = clock or MonotonicClock()
         checksum = checksum or Xxh3()
         try:
-            folder = ensure(store, space, checksum, setting)
+            folder = ensure_manifest(store, space, checksum, setting)
         except OSError as error:
             store.close()
             raise InvalidSettings(
@@ -111,21 +111,21 @@ class StoreTier:
         outcomes = [Outcome.MISSING] * len(chain)
         i = 0
         while i < len(chain) and not self._closed:
-            place = None
+            location = None
             try:
-                place = self._locate(chain[i])
+                location = self._locate(chain[i])
             except OSError as error:
                 self._faults.report("find", error)
                 outcomes[i:] = [Outcome.FAILED] * (len(chain) - i)
                 break
             except Corrupt:
                 outcomes[i] = Outcome.CORRUPT
-            if place is None:
+            if location is None:
                 if self._is_prefix:
                     break
                 i += 1
                 continue
-            for key in place.segment.keys[place.number :]:
+            for key in location.segment.keys[location.number :]:
                 if i == len(chain) or chain[i] != key:
                     break
                 outcomes[i] = Outcome.DONE
@@ -144,16 +144,16 @@ class StoreTier:
                 outcomes[i] = Outcome.FAILED
                 continue
             try:
-                place = self._locate(key)
-                if place is not None:
-                    wanted.append((place, i))
+                location = self._locate(key)
+                if location is not None:
+                    wanted.append((location, i))
             except OSError as error:
                 self._faults.report("read", error)
                 outcomes[i] = Outcome.FAILED
             except Corrupt:
                 outcomes[i] = Outcome.CORRUPT
         self._reader.read(wanted, moves, outcomes)
-        self._note(place for place, i in wanted if outcomes[i] is Outcome.DONE)
+        self._note(location for location, i in wanted if outcomes[i] is Outcome.DONE)
         return outcomes
 
     def write_from(
@@ -215,18 +215,18 @@ class StoreTier:
 
         None where there is neither. Raises Corrupt where that segment is broken, and OSError.
         """
-        place = self._known.place(key)
-        if place is not None:
-            return place
+        location = self._known.locate(key)
+        if location is not None:
+            return location
         segment = self._headers.load(key)
         if segment is None:
             return None
         self._known.add(segment)
         return BlockLocation(segment, 0)
 
-    def _note(self, places: Iterable[BlockLocation]) -> None:
-        for place in places:
-            self._accesses.note(segment_name(place.segment.keys[0]))
+    def _note(self, locations: Iterable[BlockLocation]) -> None:
+        for location in locations:
+            self._accesses.note(segment_name(location.segment.keys[0]))
         self._flush_accesses()
 
     def _flush_accesses(self) -> None:
@@ -240,10 +240,10 @@ class StoreTier:
         if self._closed:
             return Outcome.FAILED
         try:
-            place = self._locate(key)
-            if place is None:
+            location = self._locate(key)
+            if location is None:
                 return Outcome.MISSING
-            first = place.segment.keys[0]
+            first = location.segment.keys[0]
             self._known.remove(first)
             removed = self._store.remove(self._headers.name(first))
         except Corrupt:

@@ -14,7 +14,7 @@ from kvtier.blocks.key import BlockKey
 from kvtier.errors import Corrupt
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.faults import FaultLog
-from kvtier.tiers.shared.format import encode
+from kvtier.tiers.shared.format import encode_header
 from kvtier.tiers.shared.reading import KnownSegments, SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
@@ -94,7 +94,7 @@ class SegmentWriter:
         ]
         segment = headers.segment(keys, checksums, parents[run[0]])
         header = aligned_buffer(segment.header_bytes)
-        header[:] = np.frombuffer(encode(segment, headers.checksum), np.uint8)
+        header[:] = np.frombuffer(encode_header(segment, headers.checksum), np.uint8)
         if self._store.publish(headers.name(keys[0]), [header, *buffers]):
             self._known.add(segment)
             return True

@@ -93,3 +93,23 @@ def test_entries_lists_only_files_and_folders(tmp_path: Path, fd: int) -> None:
     assert FILES.entries("folder", fd) == [FolderEntry("deep", True)]
     with pytest.raises(NotADirectoryError):
         FILES.entries("way-out", fd)
+
+
+def test_allocate_reserves_space_or_extends_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    FILES.allocate(fd, 1 << 20)
+    assert os.fstat(fd).st_blocks * 512 >= 1 << 20
+
+    def refuse(fd: int, offset: int, length: int) -> None:
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    code = errno.EOPNOTSUPP
+    FILES.allocate(fd, 2 << 20)
+    assert os.fstat(fd).st_size == 2 << 20
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="refused"):
+        FILES.allocate(fd, 3 << 20)
+    os.close(fd)
