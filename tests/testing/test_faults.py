@@ -57,8 +57,8 @@ def test_changed_read_is_corrupt_and_removed(tier: FaultyTier, fault: Fault) -> 
     tier.inject(fault)
     outcomes = read(tier)
     assert sorted(outcome.name for outcome in outcomes) == ["CORRUPT", "DONE", "DONE", "DONE"]
-    spoiled = outcomes.index(Outcome.CORRUPT)
-    assert read(tier).index(Outcome.MISSING) == spoiled
+    corrupt = outcomes.index(Outcome.CORRUPT)
+    assert read(tier).index(Outcome.MISSING) == corrupt
     assert tier.happened == [fault]
 
 

@@ -14,7 +14,7 @@ from kvtier.tiers.shared.store import Store
 
 class TestMemoryStoreContract(StoreContract):
     @pytest.fixture(autouse=True)
-    def forgotten(self) -> None:
+    def no_stores(self) -> None:
         self.stores: dict[Path, MemoryStore] = {}
 
     def make_store(self, folder: Path) -> Store:
@@ -40,9 +40,9 @@ def test_read_fills_buffers_until_the_file_ends() -> None:
     assert read is not None
     assert (read.filled_bytes, read.stat) == (7, store.stat("a"))
     assert bytes(one) + bytes(two) == b"3456789" + bytes(5)
-    behind = store.read("a", 11, [one])
-    assert behind is not None
-    assert behind.filled_bytes == 0
+    past_end = store.read("a", 11, [one])
+    assert past_end is not None
+    assert past_end.filled_bytes == 0
     assert store.read("b", 0, [one]) is None
 
 

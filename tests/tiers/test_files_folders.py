@@ -54,9 +54,8 @@ def nobody(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("nobody")
 def test_open_folder_without_permission_names_the_fix(tmp_path: Path) -> None:
-    with contextlib.suppress(
-        PermissionError
-    ):  # root owns the folder, which `nobody` cannot enter anyway
+    # Root owns the folder where the tests run as root; `nobody` cannot enter it in any case.
+    with contextlib.suppress(PermissionError):
         tmp_path.chmod(0o300)
     assert "cannot be used (Permission denied); name a folder that this user" in refused(tmp_path)
     with contextlib.suppress(PermissionError):

@@ -47,7 +47,7 @@ GIVEN: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def told(call: Callable[[], object]) -> str:
+def error_text(call: Callable[[], object]) -> str:
     """Return everything that a caller could print of the error that `call` raises."""
     with pytest.raises((InvalidSettings, OSError)) as caught:
         call()
@@ -69,12 +69,12 @@ def test_secret_is_in_no_message_log_or_repr(
     def start_and_use() -> None:
         store = BucketStore(url, connect_s=0.1, deadline_s=0.4)
         said.append(repr(store))
-        said.append(told(store.check))
-        said.append(told(lambda: store.publish("a", [content(1, 10)])))
+        said.append(error_text(store.check))
+        said.append(error_text(lambda: store.publish("a", [content(1, 10)])))
         store.read("a", 0, [blank(10)])
 
     said: list[str] = []
-    said.append(told(start_and_use))
+    said.append(error_text(start_and_use))
     said += [caplog.text, *capfd.readouterr()]
     assert SECRET not in "".join(said)
 
@@ -89,7 +89,7 @@ def test_secret_in_an_answer_is_not_repeated(
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         store = BucketStore("s3://bucket")
         server.failures = [(403, echo)] * 2
-        said = told(store.check) + told(lambda: store.read("a", 0, [blank(10)]))
+        said = error_text(store.check) + error_text(lambda: store.read("a", 0, [blank(10)]))
         store.close()
     assert "403 AccessDenied" in said
     assert SECRET not in said + caplog.text

@@ -28,7 +28,7 @@ def test_open_root_creates_private_folder_and_leaves_it_empty(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("files", "direct", "says"),
+    ("files", "direct", "message"),
     [
         (BrokenFiles(), "never", "page cache, names taken by exclusive rename"),
         (NetworkFiles(), "never", "page cache, names taken by hard link"),
@@ -38,13 +38,13 @@ def test_open_root_logs_probed_capabilities(
     tmp_path: Path,
     files: SystemCalls,
     direct: DirectIO,
-    says: str,
+    message: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
         found = opened(tmp_path, files, direct)
-    assert caplog.messages == [f"shared store {tmp_path}: {says}"]
-    assert found.renames == ("rename" in says)
+    assert caplog.messages == [f"shared store {tmp_path}: {message}"]
+    assert found.renames == ("rename" in message)
     assert not found.direct
     assert os.listdir(tmp_path) == []
 
@@ -93,8 +93,8 @@ def test_open_root_error_names_the_setting(tmp_path: Path) -> None:
 def test_open_root_of_unwritable_folder_is_refused(tmp_path: Path, call: str, code: int) -> None:
     files = BrokenFiles()
     files.errors[call] = code
-    says = "read-only file system; mount" if code == errno.EROFS else os.strerror(code)
-    with pytest.raises(InvalidSettings, match=rf"shared\.path: .*{says}"):
+    message = "read-only file system; mount" if code == errno.EROFS else os.strerror(code)
+    with pytest.raises(InvalidSettings, match=rf"shared\.path: .*{message}"):
         opened(tmp_path, files)
     assert os.listdir(tmp_path) == []
 

@@ -136,5 +136,5 @@ def test_occupied_reports_space_and_access_time(tmp_path: Path) -> None:
     assert 64 << 10 <= found["a/full"].physical_bytes < 1 << 20
     assert found["a/full"][2:] == (2000, 3000)
     assert found["a/holes"][2:] == (2000, 2000), "it was never read since it was written"
-    behind = [entry.name for entry in occupied(BrokenFiles(), root_of(tmp_path), "", "a/full")]
-    assert behind == ["a/holes", "with space"]
+    rest = [entry.name for entry in occupied(BrokenFiles(), root_of(tmp_path), "", "a/full")]
+    assert rest == ["a/holes", "with space"]

@@ -23,8 +23,8 @@ from tests.tiers.shared.segments import (
 )
 
 
-@pytest.mark.parametrize("spoil", ["truncate", "extend", "header", "empty", "text"])
-def test_broken_file_is_quarantined(tiers: Tiers, spoil: str) -> None:
+@pytest.mark.parametrize("damage", ["truncate", "extend", "header", "empty", "text"])
+def test_broken_file_is_quarantined(tiers: Tiers, damage: str) -> None:
     tier, other = tiers.open(), tiers.open()
     write(tier, keys(8))
     file = tiers.file_of(key(0))
@@ -37,7 +37,7 @@ def test_broken_file_is_quarantined(tiers: Tiers, spoil: str) -> None:
             "header": flipped,
             "empty": b"",
             "text": b"not a segment" * 1000,
-        }[spoil]
+        }[damage]
     )
     assert other.find(keys(8)) == [CORRUPT] + [MISSING] * 7
     assert other.find(keys(8)) == [MISSING] * 8, "the broken file is out of the way"

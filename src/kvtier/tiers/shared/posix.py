@@ -264,7 +264,7 @@ class PosixStore:
         """Return a page of files, without those of illegal names that other programs may make.
 
         Costs one system call a file and three a folder. A listing that is continued within
-        RESUMABLE_S goes on where it stood. Later, the folders on the way to `after` are read
+        RESUMABLE_S continues where it stopped. Later, the folders on the way to `after` are read
         again, but not their files.
         """
         check_folder(folder)
