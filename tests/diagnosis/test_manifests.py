@@ -115,17 +115,17 @@ def test_a_disk_tier_that_is_damaged(tmp_path: Path) -> None:
     assert read_place(str(path)).checks[-1].status is Status.FAIL
 
 
-def test_a_bucket(url: str, client: S3Store) -> None:
+def test_a_bucket(bucket_url: str, bucket_client: S3Store) -> None:
     manifest = encode_manifest(manifest_of(SPACE, Xxh3()))
-    client.put(f"{NAME}/manifest.json", manifest)
+    bucket_client.put(f"{NAME}/manifest.json", manifest)
     for number in range(3):
-        client.put(f"{NAME}/blocks/00{number}/x.kvt", b"x")
-        client.put(f"stranger/{number}", b"x")
-    client.put("model-0123456789abcdef/manifest.json", manifest)
-    client.put("leases/x", b"x")
-    reading = read_place(url)
+        bucket_client.put(f"{NAME}/blocks/00{number}/x.kvt", b"x")
+        bucket_client.put(f"stranger/{number}", b"x")
+    bucket_client.put("model-0123456789abcdef/manifest.json", manifest)
+    bucket_client.put("leases/x", b"x")
+    reading = read_place(bucket_url)
     (sighting,) = reading.sightings
-    assert (sighting.name, sighting.space, sighting.place) == (NAME, SPACE, url)
+    assert (sighting.name, sighting.space, sighting.place) == (NAME, SPACE, bucket_url)
     ok, bad = reading.checks
     assert ok.told == "a bucket with 1 key space"
     assert bad.told.startswith("model-0123456789abcdef: its manifest.json is of another key space")

@@ -117,7 +117,7 @@ class TierContract(ABC):
         assert self.read(tier, [blocks[3], blocks[3]]) == [_DONE] * 2
 
     def test_empty_batch_has_no_outcomes(self, tier: Tier) -> None:
-        """Of every method."""
+        """Every method returns an empty list."""
         assert tier.contains([]) == []
         assert tier.read_into([]) == []
         assert tier.write_from([], []) == []
