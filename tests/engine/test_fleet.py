@@ -48,7 +48,7 @@ def test_precise_index_knows_prefix_in_every_tier(
                 if known.get("disk") == 5 * BLOCK:
                     break
             assert known == {DEVICE: 5 * BLOCK, "ram": 5 * BLOCK, "disk": 5 * BLOCK}
-            byte = index._tellers["a"].held
+            byte = index._replicas["a"].held
             assert byte is not None
             assert all(held == 0b111 for held in byte._held[:5])
             other = TokenPrompt([*noise[: 2 * BLOCK], *noise[:BLOCK]], "m")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvtier.clock import seeded
-from kvtier.index.fleet.base import Match, Source
+from kvtier.index.fleet.base import IndexSource, Match
 from kvtier.index.fleet.prompt import Prompt, Unit
 from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
@@ -31,8 +31,8 @@ class FakeIndex:
         self.heard: list[str] = []
 
     @property
-    def source(self) -> Source:
-        return Source.ESTIMATED
+    def source(self) -> IndexSource:
+        return IndexSource.ESTIMATED
 
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
         return [Match(self.holds.get(name, {}), prompt.tokens) for name in replicas]

@@ -15,11 +15,10 @@ import numpy as np
 
 from kvtier.clock import seeded
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.changes import Stored
 from kvtier.index.fleet.estimated import EstimatedIndex
-from kvtier.index.fleet.hashing import Numbers
+from kvtier.index.fleet.events import BlocksStored
 from kvtier.index.fleet.precise import PreciseIndex
-from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
+from kvtier.index.fleet.prompt import Numbers, TextPrompt, TokenPrompt
 from kvtier.router.choose.base import Endpoint, InferenceRequest
 from kvtier.router.config.indexes import DEFAULT_INDEX
 from kvtier.router.config.profiles import build_profiles
@@ -179,7 +178,7 @@ def _memory(entries: int) -> list[Row]:
     ]
 
 
-def _stored(blocks: int, seed: int) -> Iterator[Stored]:
+def _stored(blocks: int, seed: int) -> Iterator[BlocksStored]:
     """Prefixes of 100 blocks, told ten at a time."""
     random = seeded(seed)
     parent: int | None = None
@@ -187,7 +186,7 @@ def _stored(blocks: int, seed: int) -> Iterator[Stored]:
         if number % 10 == 0:
             parent = None
         names = [random.getrandbits(60) for _ in range(_EVENT_BLOCKS)]
-        yield Stored(
+        yield BlocksStored(
             names=names,
             parent=parent,
             token_ids=random.choices(range(_VOCABULARY), k=_EVENT_BLOCKS * BLOCK_TOKENS),
@@ -197,7 +196,7 @@ def _stored(blocks: int, seed: int) -> Iterator[Stored]:
         parent = names[-1]
 
 
-def _wire(event: Stored) -> dict[str, object]:
+def _wire(event: BlocksStored) -> dict[str, object]:
     """As vLLM sends it."""
     return {
         "type": "BlockStored",

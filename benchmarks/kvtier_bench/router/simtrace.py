@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from kvtier.clock import seeded
-from kvtier.index.fleet.hashing import Numbers
+from kvtier.index.fleet.prompt import Numbers
 
 _VOCABULARY: Final = np.uint32(128_000)
 

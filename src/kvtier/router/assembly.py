@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from prometheus_client.registry import Collector
 
 from kvtier.errors import InvalidSettings
-from kvtier.index.fleet.base import FleetIndex, Source
+from kvtier.index.fleet.base import FleetIndex, IndexSource
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import Prompt
@@ -175,7 +175,7 @@ class Assembly:
         estimated: dict[str, EstimatedIndex] = {}
         made: dict[str, FleetIndex] = {}
         for name, spec in configuration.indexes.items():
-            if spec.source is Source.PRECISE:
+            if spec.source is IndexSource.PRECISE:
                 made[name] = precise
                 continue
             estimated[name] = indexes.build_estimated(spec)
@@ -187,7 +187,7 @@ class Assembly:
         self.choices = Choices(next(iter(profiles.values())), named, usual)
         self._learner = Learner(
             list(estimated.values()),
-            [precise] if any(one.source is Source.PRECISE for one in made.values()) else [],
+            [precise] if any(one.source is IndexSource.PRECISE for one in made.values()) else [],
             tuned=[estimated[name] for name in estimated if configuration.indexes[name].autotune],
             key=replica_key,
             names=names or configuration.gauges,

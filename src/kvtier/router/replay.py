@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from kvtier.errors import InvalidSettings
-from kvtier.index.fleet.base import Match, Source
+from kvtier.index.fleet.base import IndexSource, Match
 from kvtier.index.fleet.prompt import Prompt, Unit
 from kvtier.router.choose.base import InferenceRequest
 from kvtier.router.choose.decision import RoutingDecision
@@ -53,9 +53,9 @@ class LoggedIndex:
         self._matches: dict[str, Match] = {}
 
     @property
-    def source(self) -> Source:
+    def source(self) -> IndexSource:
         """Always ESTIMATED; the source of the logged matches is not known."""
-        return Source.ESTIMATED
+        return IndexSource.ESTIMATED
 
     def take(self, made: DecisionRecord) -> None:
         """Make `made` the current record."""

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtier.index.fleet.base import DEVICE, FleetIndex, Match, Source
+from kvtier.index.fleet.base import DEVICE, FleetIndex, IndexSource, Match
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
 
 MODEL: Final = "a-model"
@@ -68,7 +68,7 @@ class FleetContract(ABC):
 
     def test_source_is_declared(self) -> None:
         """`source` is one of the two sources."""
-        assert isinstance(self.make_index().source, Source)
+        assert isinstance(self.make_index().source, IndexSource)
 
     def test_unknown_replica_holds_nothing(self) -> None:
         """Whatever is asked, and whichever other replicas are known."""

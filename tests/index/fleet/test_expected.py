@@ -1,6 +1,5 @@
-from kvtier.index.fleet.expected import Expected
-from kvtier.index.fleet.levels import ROUTED
-from kvtier.index.fleet.table import BlockTable
+from kvtier.index.fleet.expected import ExpectedBlocks
+from kvtier.index.fleet.table import ROUTED, BlockTable
 
 CHAIN = list(range(100, 120))
 
@@ -11,7 +10,7 @@ def reach(table: BlockTable, slot: int) -> int:
 
 def test_it_counts_until_it_has_had_its_time() -> None:
     table = BlockTable(16)
-    slot, expected = table.take_slot(), Expected(table, ttl_s=2.0)
+    slot, expected = table.take_slot(), ExpectedBlocks(table, ttl_s=2.0)
     expected.add(slot, CHAIN[:5], 10.0)
     expected.expire(11.9)
     assert reach(table, slot) == 5
@@ -21,7 +20,7 @@ def test_it_counts_until_it_has_had_its_time() -> None:
 
 def test_what_a_later_request_touched_stays_with_it() -> None:
     table = BlockTable(16)
-    slot, expected = table.take_slot(), Expected(table, ttl_s=2.0)
+    slot, expected = table.take_slot(), ExpectedBlocks(table, ttl_s=2.0)
     expected.add(slot, CHAIN[:5], 10.0)
     expected.add(slot, CHAIN[:3], 11.0)
     expected.expire(12.5)
@@ -35,12 +34,12 @@ def test_what_a_later_request_touched_stays_with_it() -> None:
 
 def test_what_is_withdrawn_is_so_for_every_request_and_once() -> None:
     table = BlockTable(16)
-    slot, expected = table.take_slot(), Expected(table, ttl_s=2.0)
+    slot, expected = table.take_slot(), ExpectedBlocks(table, ttl_s=2.0)
     expected.add(slot, CHAIN[:5], 10.0)
     expected.add(slot, CHAIN[:5], 11.0)
-    expected.withdraw(slot, [*CHAIN[3:8], 999])
+    expected.remove(slot, [*CHAIN[3:8], 999])
     assert reach(table, slot) == 3
-    expected.withdraw(slot + 1, CHAIN)
+    expected.remove(slot + 1, CHAIN)
     expected.expire(12.5)
     assert reach(table, slot) == 3
     expected.expire(13.0)
@@ -49,7 +48,7 @@ def test_what_is_withdrawn_is_so_for_every_request_and_once() -> None:
 
 def test_beyond_the_bound_the_oldest_have_had_their_time() -> None:
     table = BlockTable(16)
-    slot, expected = table.take_slot(), Expected(table, blocks_max=10)
+    slot, expected = table.take_slot(), ExpectedBlocks(table, blocks_max=10)
     expected.add(slot, CHAIN[:6], 0.0)
     expected.add(slot, [1, 2, 3, 4], 0.0)
     assert reach(table, slot) == 6
@@ -62,11 +61,11 @@ def test_beyond_the_bound_the_oldest_have_had_their_time() -> None:
 def test_a_forgotten_replica_leaves_nothing_and_others_stay() -> None:
     table = BlockTable(16)
     one, other = table.take_slot(), table.take_slot()
-    expected = Expected(table)
+    expected = ExpectedBlocks(table)
     expected.add(one, CHAIN, 0.0)
     expected.add(other, CHAIN[:4], 0.0)
-    expected.forget(one)
-    expected.forget(one)
+    expected.remove_slot(one)
+    expected.remove_slot(one)
     assert (reach(table, one), reach(table, other)) == (0, 4)
     assert table.own_byte(CHAIN[0], other) == ROUTED
     expected.expire(100.0)

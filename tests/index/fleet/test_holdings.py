@@ -31,14 +31,14 @@ def grow(held: Holdings, names: list[int], level: int = 0) -> list[int]:
 def test_a_block_that_leaves_before_its_child_is_a_hole_until_one_of_them_changes() -> None:
     held = made()
     rows = grow(held, [11, 12, 13])
-    held.let_go(rows[1], 0)
+    held.remove(rows[1], 0)
     assert held.holes == {rows[1]}
     assert list(held.gaps([11, 12, 13])) == [(1, 12)]
     assert list(held.gaps([11, 99, 13])) == []
     held.hold(rows[1], 0)
     assert held.holes == set()
-    held.let_go(rows[1], 0)
-    held.let_go(rows[2], 0)
+    held.remove(rows[1], 0)
+    held.remove(rows[2], 0)
     assert held.holes == set()
     held.check()
 
@@ -47,10 +47,10 @@ def test_a_slower_copy_is_a_hole_for_the_faster_levels() -> None:
     held = made()
     rows = grow(held, [11, 12])
     held.hold(rows[0], 2)
-    held.let_go(rows[0], 0)
+    held.remove(rows[0], 0)
     assert held.holes == {rows[0]}
     held.hold(rows[1], 2)
-    held.let_go(rows[1], 0)
+    held.remove(rows[1], 0)
     assert held.holes == set()
     held.check()
 
@@ -59,17 +59,17 @@ def test_leaving_from_the_leaf_makes_no_holes() -> None:
     held = made()
     rows = grow(held, [11, 12, 13])
     for row in reversed(rows):
-        held.let_go(row, 0)
+        held.remove(row, 0)
         assert held.holes == set()
     assert len(held.table) == 0
 
 
 def test_names_that_departed_are_remembered_up_to_a_bound(monkeypatch) -> None:
-    monkeypatch.setattr(module, "DEPARTED_MAX", 3)
+    monkeypatch.setattr(module, "IDLE_MAX", 3)
     held = made()
     rows = grow(held, [11, 12, 13, 14, 15])
     for row in reversed(rows):
-        held.let_go(row, 0)
+        held.remove(row, 0)
     held.check()
     assert [held.row(name) is not None for name in (15, 14, 13, 12, 11)] == [
         False,
@@ -89,17 +89,17 @@ def test_as_many_copies_go_as_have_come() -> None:
         held.hold(row, 0)
     held.hold(row, 1)
     for _ in range(2):
-        held.let_go(row, 0)
+        held.remove(row, 0)
         held.check()
         assert held.table.own_byte(11, held.slot) == 127
-    held.let_go(row, 0)
+    held.remove(row, 0)
     assert held.table.own_byte(11, held.slot) == 126
     held.hold(row, 0)
     held.hold(row, 0)
-    held.empty(0)
+    held.reset(0)
     held.check()
     held.hold(row, 0)
-    held.let_go(row, 0)
+    held.remove(row, 0)
     assert held.table.own_byte(11, held.slot) == 126
 
 
@@ -108,7 +108,7 @@ def test_where_copies_are_told_once_one_is_all() -> None:
     held = Holdings(table, 0, 10, is_counted=False)
     (row,) = grow(held, [11])
     held.hold(row, 0)
-    held.let_go(row, 0)
+    held.remove(row, 0)
     assert held.table.own_byte(11, 0) == 0
     held.check()
 
@@ -143,7 +143,7 @@ def test_room_is_never_made_by_dropping_the_parent() -> None:
     (row,) = grow(held, [11])
     assert held.add(12, 12 << 4, 2, row) is None
     assert held.row(11) == row
-    held.let_go(row, 0)
+    held.remove(row, 0)
     assert held.add(12, 12 << 4, 2, row) is None
     assert held.row(11) == row
     assert held.add(13, 13 << 4, 1, ROOT) is not None
@@ -155,7 +155,7 @@ def test_room_is_made_by_dropping_others_before_the_parent() -> None:
     held = made(blocks_max=2)
     for name in (11, 12):
         (row,) = grow(held, [name])
-        held.let_go(row, 0)
+        held.remove(row, 0)
     parent = held.row(11)
     assert parent is not None
     assert held.add(13, 13 << 4, 2, parent) is not None
@@ -164,14 +164,14 @@ def test_room_is_made_by_dropping_others_before_the_parent() -> None:
 
 
 def test_a_child_that_never_held_anything_departs_before_its_parent(monkeypatch) -> None:
-    monkeypatch.setattr(module, "DEPARTED_MAX", 2)
+    monkeypatch.setattr(module, "IDLE_MAX", 2)
     held = made()
     (parent,) = grow(held, [11])
-    held.let_go(parent, 0)
+    held.remove(parent, 0)
     child = held.add(12, 12 << 4, 2, parent)
     assert child is not None
     (other,) = grow(held, [13])
-    held.let_go(other, 0)
+    held.remove(other, 0)
     assert held.row(12) is None
     assert held.row(11) == parent
     held.check()
@@ -183,17 +183,17 @@ def test_two_names_of_one_content_are_held_once() -> None:
     twin = held.add(99, 11 << 4, 1, ROOT)
     assert twin is not None
     held.hold(twin, 0)
-    held.let_go(twin, 0)
+    held.remove(twin, 0)
     assert held.refused_blocks == 1
     assert held.table.own_byte(11, held.slot) == 127
     held.check()
 
 
 def test_a_path_is_placed_whole_however_little_is_remembered(monkeypatch) -> None:
-    monkeypatch.setattr(module, "DEPARTED_MAX", 2)
+    monkeypatch.setattr(module, "IDLE_MAX", 2)
     held = made(blocks_max=8)
     for row in grow(held, [11, 12, 13]):
-        held.let_go(row, 0)
+        held.remove(row, 0)
     last = held.add_path(
         [(name, name << 4, depth) for depth, name in enumerate(range(21, 28), 1)], ROOT
     )
@@ -212,7 +212,7 @@ acts = st.tuples(st.sampled_from(["hold", "hold", "let go"]), names, st.integers
 @given(st.integers(0, 3), st.integers(2, 8), st.lists(acts, max_size=40))
 def test_rows_are_never_left_without_their_parents(departed_max, blocks_max, taken) -> None:
     """A tree in which the parent of n is n // 2, with little room and little memory."""
-    before, module.DEPARTED_MAX = module.DEPARTED_MAX, departed_max
+    before, module.IDLE_MAX = module.IDLE_MAX, departed_max
     try:
         held = made(blocks_max)
         for what, name, level in taken:
@@ -227,8 +227,8 @@ def test_rows_are_never_left_without_their_parents(departed_max, blocks_max, tak
                 if what == "hold":
                     held.hold(parent, level)
                 else:
-                    held.let_go(parent, level)
+                    held.remove(parent, level)
             held.check()
             assert len(held) <= blocks_max
     finally:
-        module.DEPARTED_MAX = before
+        module.IDLE_MAX = before

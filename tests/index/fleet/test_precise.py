@@ -11,8 +11,7 @@ from kvtier.clock import VirtualClock
 from kvtier.index.fleet import precise as module
 from kvtier.index.fleet import table
 from kvtier.index.fleet.base import DEVICE, FleetIndex
-from kvtier.index.fleet.changes import Cleared, Removed, Stored
-from kvtier.index.fleet.changes import name_of as block_name
+from kvtier.index.fleet.events import BlocksRemoved, BlocksStored, DeviceCleared, block_name
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.testing.fleet import BLOCK_TOKENS, MODEL, FleetContract, prompt_of, tokens_of
@@ -21,7 +20,7 @@ Path = tuple[int, ...]
 TIERS = (DEVICE, "ram", "disk")
 
 
-def name_of(path: Path) -> int:
+def name_at(path: Path) -> int:
     """An engine's name: any number that no other prefix has."""
     return block_name(hash((17, path)))
 
@@ -29,9 +28,9 @@ def name_of(path: Path) -> int:
 def stored(path: Path, count: int, tier: str, *, shared: bool = False, silent: bool = False):
     """The last `count` blocks of a prefix entered a tier."""
     start = len(path) - count
-    return Stored(
-        names=[name_of(path[: end + 1]) for end in range(start, len(path))],
-        parent=name_of(path[:start]) if start and not silent else None,
+    return BlocksStored(
+        names=[name_at(path[: end + 1]) for end in range(start, len(path))],
+        parent=name_at(path[:start]) if start and not silent else None,
         token_ids=[] if silent else tokens_of(path[start:]),
         block_tokens=0 if silent else BLOCK_TOKENS,
         tier=tier,
@@ -39,8 +38,8 @@ def stored(path: Path, count: int, tier: str, *, shared: bool = False, silent: b
     )
 
 
-def removed(path: Path, tier: str, *, shared: bool = False) -> Removed:
-    return Removed(names=[name_of(path)], tier=tier, is_shared=shared, group=0)
+def removed(path: Path, tier: str, *, shared: bool = False) -> BlocksRemoved:
+    return BlocksRemoved(names=[name_at(path)], tier=tier, is_shared=shared, group=0)
 
 
 class TestPrecise(FleetContract):
@@ -56,7 +55,7 @@ class TestPrecise(FleetContract):
         whole = len(token_ids) // BLOCK_TOKENS
         used = token_ids[: whole * BLOCK_TOKENS]
         names = [block_name(hash(tuple(used[: end * BLOCK_TOKENS]))) for end in range(1, whole + 1)]
-        event = Stored(
+        event = BlocksStored(
             names=names, parent=None, token_ids=used, block_tokens=BLOCK_TOKENS, tier=DEVICE
         )
         index.apply(replica, [event])
@@ -138,7 +137,7 @@ class Feed:
             if replica in self.settled:
                 held[owner, tier, path] = max(0, held[owner, tier, path] - 1)
         else:
-            self.index.apply(replica, [Cleared()])
+            self.index.apply(replica, [DeviceCleared()])
             for one in held:
                 held[one] *= one[:2] != (replica, DEVICE)
         if is_shared and what in ("store", "silent") and replica in self.settled:
@@ -167,10 +166,10 @@ def test_prefixes_are_whole_in_whatever_order_blocks_leave(holes_few, taken, ask
 
 
 def check(index: PreciseIndex) -> None:
-    for teller in index._tellers.values():
+    for teller in index._replicas.values():
         if teller.held is not None:
             teller.held.check()
-    for pool in index._shelves.pools:
+    for pool in index._groups.pools:
         pool.check()
 
 
@@ -193,11 +192,11 @@ def test_what_came_and_went_is_not_expected_any_more() -> None:
     index.apply("a", [stored((0,), 1, DEVICE)])
     index.routed(prompt_of([0, 1, 1]), "a")
     index.apply("a", [stored((0, 1, 1), 3, DEVICE)])
-    index.apply("a", [Removed(names=[name_of((0, 1, 1)), name_of((0, 1))], tier=DEVICE)])
+    index.apply("a", [BlocksRemoved(names=[name_at((0, 1, 1)), name_at((0, 1))], tier=DEVICE)])
     assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 16
     index.routed(prompt_of([0, 1, 1]), "a")
     index.apply("a", [stored((0, 1), 2, "ram")])
-    index.apply("a", [Removed(names=[name_of((0, 1))], tier="ram")])
+    index.apply("a", [BlocksRemoved(names=[name_at((0, 1))], tier="ram")])
     assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 48
 
 
@@ -222,12 +221,12 @@ def test_shared_storage_is_everybodys_who_uses_it_until_it_is_told_gone() -> Non
     assert [match.best_tokens for match in index.match(asked, "abc")] == [48, 48, 16]
     index.remove("a")
     assert index.match(asked, "b")[0].tokens == {DEVICE: 16, "shared": 48}
-    gone = Removed(names=[name_of((0, 1, 1))], tier="shared", is_shared=True)
+    gone = BlocksRemoved(names=[name_at((0, 1, 1))], tier="shared", is_shared=True)
     index.apply_shared("another", [gone])
     assert index.match(asked, "b")[0].best_tokens == 48
-    index.apply_shared(MODEL, [gone, Cleared()])
+    index.apply_shared(MODEL, [gone, DeviceCleared()])
     assert index.match(asked, "b")[0].best_tokens == 32
-    assert index.dropped == {"stranger": 1}
+    assert index.ignored_blocks == {"stranger": 1}
 
 
 def test_replicas_with_blocks_of_other_sizes_or_models_are_told_apart() -> None:
@@ -235,7 +234,7 @@ def test_replicas_with_blocks_of_other_sizes_or_models_are_told_apart() -> None:
     tokens = list(range(256))
     for name, model, size in (("a", MODEL, 16), ("b", MODEL, 64), ("c", "other", 16)):
         index.add(name, model)
-        event = Stored(
+        event = BlocksStored(
             names=list(range(1, 128 // size + 1)),
             parent=None,
             token_ids=tokens[:128],
@@ -254,8 +253,8 @@ def test_what_one_replica_sends_is_bounded_and_counted() -> None:
         index.apply("a", [stored((number,), 1, DEVICE)])
     assert index.held_blocks("a") == 50
     assert index.refused_blocks == 50
-    index.apply("stranger", [Cleared(), stored((1,), 1, DEVICE)])
-    assert index.dropped == {"stranger": 2}
+    index.apply("stranger", [DeviceCleared(), stored((1,), 1, DEVICE)])
+    assert index.ignored_blocks == {"stranger": 2}
 
 
 def test_a_replica_that_lost_its_caches_starts_anew() -> None:
@@ -265,7 +264,7 @@ def test_a_replica_that_lost_its_caches_starts_anew() -> None:
     index.routed(prompt_of([0, 1, 1]), "a")
     index.reset("a")
     assert index.match(prompt_of([0, 1, 1]), "a")[0].best_tokens == 0
-    assert all(len(shelf.table) == 0 for shelf in index._shelves.all_of(MODEL))
+    assert all(len(group.table) == 0 for group in index._groups.of_model(MODEL))
     index.apply("a", [stored((0,), 1, "ram")])
     assert index.match(prompt_of([0, 1]), "a")[0].tokens == {DEVICE: 0, "ram": 16}
 
@@ -276,7 +275,7 @@ def test_an_engine_that_clears_its_device_keeps_what_slower_tiers_hold() -> None
     for tier, path in ((DEVICE, (0, 1, 1)), ("ram", (0, 1)), ("disk", (0, 1, 1))):
         index.apply("a", [stored(path, len(path), tier)])
     index.routed(prompt_of([0, 1, 1, 0]), "a")
-    index.apply("a", [Cleared()])
+    index.apply("a", [DeviceCleared()])
     asked = prompt_of([0, 1, 1, 0])
     assert index.match(asked, "a")[0].tokens == {DEVICE: 0, "ram": 32, "disk": 48}
     index.apply("a", [stored((0,), 1, DEVICE)])
@@ -290,10 +289,10 @@ def test_what_nobody_holds_any_more_goes_with_the_next_events(monkeypatch) -> No
     index.add("b", "another")
     index.apply("a", [stored((0, 1, 0, 1, 0), 5, DEVICE)])
     index.remove("a")
-    assert len(index._shelves.pools) == 1
+    assert len(index._groups.pools) == 1
     for _ in range(2):
         index.apply("b", [])
-    assert index._shelves.pools == []
+    assert index._groups.pools == []
     index.add("a", MODEL)
     index.apply("a", [stored((0, 1), 2, DEVICE)])
     assert index.match(prompt_of([0, 1]), "a")[0].best_tokens == 32

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from kvtier.index.fleet.hashing import Hasher
-from kvtier.index.fleet.prompt import Prompt, TextPrompt, TokenPrompt, Unit
+from kvtier.index.fleet.prompt import Hasher, Prompt, TextPrompt, TokenPrompt, Unit
 
 
 def test_tokens_from_a_list_a_range_or_an_array_are_alike() -> None:

@@ -16,7 +16,7 @@ def filled(reaches: dict[tuple[int, int], int]) -> BlockTable:
     for _ in range(SLOTS):
         table.take_slot()
     for (slot, bit), reach in reaches.items():
-        table.paint(CHAIN[:reach], slot, 1 << bit, 1 << bit)
+        table.set_bits(CHAIN[:reach], slot, 1 << bit, 1 << bit)
     return table
 
 
@@ -62,7 +62,7 @@ def test_painting_is_writing_bytes(strokes) -> None:
     table = filled({})
     model: dict[tuple[int, int], int] = {}
     for slot, start, end, value in strokes:
-        table.paint(CHAIN[start:end], slot, value)
+        table.set_bits(CHAIN[start:end], slot, value)
         model.update({(slot, block): value for block in CHAIN[start:end]})
     for (slot, block), value in model.items():
         assert table.own_byte(block, slot) == value
@@ -71,9 +71,9 @@ def test_painting_is_writing_bytes(strokes) -> None:
 
 def test_what_was_routed_is_kept_apart_from_what_is_held() -> None:
     table = filled({})
-    table.paint(CHAIN[:4], 1, 128, 128)
-    table.paint(CHAIN[:2], 1, 127)
-    table.paint(CHAIN[:4], 1, 0, 128)
+    table.set_bits(CHAIN[:4], 1, 128, 128)
+    table.set_bits(CHAIN[:2], 1, 127)
+    table.set_bits(CHAIN[:4], 1, 0, 128)
     assert [table.own_byte(block, 1) for block in CHAIN[:4]] == [127, 127, 0, 0]
     assert len(table) == 2
 
@@ -91,7 +91,7 @@ def test_a_pool_counts_for_its_members_only() -> None:
 def test_what_is_being_cleared_does_not_hide_others() -> None:
     table = filled({(2, 0): 20})
     blocks = [*CHAIN, *range(1000, 1000 + 2 * SWEPT_AT_ONCE)]
-    table.paint(blocks, 1, 127)
+    table.set_bits(blocks, 1, 127)
     # Whatever of the released slot is cleared first, its bits lie in pieces along the chain.
     table.release_slot(1, [*CHAIN[1::2], *blocks[len(CHAIN) :], *CHAIN[::2]])
     assert table.own_byte(CHAIN[0], 1) == 127
@@ -114,7 +114,7 @@ def test_walking_tells_the_same(reaches, length) -> None:
 def test_a_released_slot_counts_no_more_and_is_cleared_in_pieces() -> None:
     table = filled({})
     blocks = list(range(3 * SWEPT_AT_ONCE + 5))
-    table.paint(blocks, 1, 127)
+    table.set_bits(blocks, 1, 127)
     table.release_slot(1, blocks)
     assert len(table) == 2 * SWEPT_AT_ONCE + 5
     assert table.ends(blocks).reach(1, 255) == 0
@@ -140,7 +140,7 @@ def test_a_block_is_cheap_whoever_holds_it() -> None:
     blocks = [number << 40 for number in range(100_000)]
     tracemalloc.start()
     for slot in range(1, SLOTS + 1):
-        table.paint(blocks, slot, 127)
+        table.set_bits(blocks, slot, 127)
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken / len(blocks) < 110

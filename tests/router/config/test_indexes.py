@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.index.fleet.base import Source
+from kvtier.index.fleet.base import IndexSource
 from kvtier.router.choose.plugins import (
     EstimatedIndexParameters,
     PreciseIndexParameters,
@@ -17,7 +17,7 @@ def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
     )
     assert spec == IndexSpec(
         name="cpu-prefix-cache-scorer",
-        source=Source.ESTIMATED,
+        source=IndexSource.ESTIMATED,
         tier="ram",
         autotune=False,
         block_tokens=16,
@@ -68,7 +68,7 @@ def test_a_precise_index_knows_every_tier() -> None:
         kv_events_config={"zmqEndpoint": "tcp://*:5557"},
     )
     spec = precise_spec("gpu", given)
-    assert spec.source is Source.PRECISE
+    assert spec.source is IndexSource.PRECISE
     assert spec.tier is None
     assert spec.block_tokens == 64
     assert spec.events == {"zmqEndpoint": "tcp://*:5557"}

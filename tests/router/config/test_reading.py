@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.errors import InvalidSettings
-from kvtier.index.fleet.base import Source
+from kvtier.index.fleet.base import IndexSource
 from kvtier.router.choose.plugins import PreciseIndexParameters
 from kvtier.router.config.indexes import IndexSpec
 from kvtier.router.config.reading import (
@@ -48,10 +48,10 @@ def weights(configuration: Configuration) -> dict[str, float]:
     return dict(configuration.profiles["default"].scorers)
 
 
-GPU = IndexSpec(name="gpu-prefix-cache-scorer", source=Source.ESTIMATED, tier="device")
+GPU = IndexSpec(name="gpu-prefix-cache-scorer", source=IndexSource.ESTIMATED, tier="device")
 CPU = IndexSpec(
     name="cpu-prefix-cache-scorer",
-    source=Source.ESTIMATED,
+    source=IndexSource.ESTIMATED,
     tier="ram",
     autotune=False,
     capacity_blocks=41_000,

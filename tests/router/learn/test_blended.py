@@ -1,12 +1,14 @@
-from kvtier.index.fleet.base import DEVICE, Source
-from kvtier.index.fleet.changes import Stored
+from kvtier.index.fleet.base import DEVICE, IndexSource
 from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.events import BlocksStored
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TextPrompt, TokenPrompt
 from kvtier.router.learn.blended import BlendedIndex
 
 TOKENS = list(range(64))
-STORED = Stored(names=[1, 2], parent=None, token_ids=TOKENS[:32], block_tokens=16, tier=DEVICE)
+STORED = BlocksStored(
+    names=[1, 2], parent=None, token_ids=TOKENS[:32], block_tokens=16, tier=DEVICE
+)
 
 
 def made() -> tuple[BlendedIndex, PreciseIndex]:
@@ -25,7 +27,7 @@ def test_blended_index_uses_estimate_until_first_event() -> None:
     index, _ = made()
     index.routed(TokenPrompt(TOKENS, "m"), "a")
     assert held(index) == [64, 0]
-    assert index.source is Source.PRECISE
+    assert index.source is IndexSource.PRECISE
 
 
 def test_blended_index_uses_precise_match_of_complete_replica() -> None:

@@ -8,7 +8,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from kvtier.index.fleet.changes import Change, Cleared
+from kvtier.index.fleet.events import DeviceCleared, KVEvent
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn import events as module
@@ -175,7 +175,7 @@ def test_replay_that_times_out_in_first_message_resets_sink(monkeypatch) -> None
     class Slow(EventStream):
         async def _ask(self, socket, endpoint, topic, sequence) -> None:
             socket.close(0)
-            endless = (Cleared() for _ in count())
+            endless = (DeviceCleared() for _ in count())
             await self._apply(topic, sequence, 0, Batch(1.0, endless))  # type: ignore[arg-type]
 
     async def run() -> None:
@@ -216,7 +216,7 @@ class Heard:
     def accepts(self, topic: bytes) -> bool:
         return True
 
-    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
         self.said.append(str(len(changes)))
 
     def begin(self) -> None:
@@ -288,7 +288,7 @@ def test_broken_connection_ends_replay(tmp_path) -> None:
         async with following(publisher) as follower:
 
             class Breaking(Heard):
-                def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+                def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
                     super().apply(topic, changes)
                     follower.stream._sequences.clear()
 
@@ -348,7 +348,7 @@ def test_failed_stream_resets_sink_and_restarts(monkeypatch, caplog) -> None:
     class Failing(Heard):
         """A sink that fails at the second message of the first two runs."""
 
-        def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+        def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
             super().apply(topic, changes)
             if self.said.count("reset") < 2 and self.said[-2] != "begin":
                 raise RuntimeError("a bug")
@@ -463,13 +463,13 @@ def test_large_message_yields_to_event_loop(tmp_path, monkeypatch) -> None:
 
 def test_message_interrupted_by_broken_connection_is_abandoned(monkeypatch) -> None:
     monkeypatch.setattr(module, "SLICE_BLOCKS", 1)
-    taken: list[Change] = []
+    taken: list[KVEvent] = []
 
     class EventSink:
         def accepts(self, topic: bytes) -> bool:
             return True
 
-        def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+        def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
             taken.extend(changes)
             stream._sequences.clear()
 
@@ -480,7 +480,7 @@ def test_message_interrupted_by_broken_connection_is_abandoned(monkeypatch) -> N
             taken.clear()
 
     stream = EventStream("ipc:///nowhere", EventSink())
-    changes: list[Change] = [Cleared() for _ in range(5)]
+    changes: list[KVEvent] = [DeviceCleared() for _ in range(5)]
     sequence = stream._sequences[b""] = MessageSequence()
     asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, changes)))
     assert len(taken) == 1

@@ -12,7 +12,7 @@ from kvtier.evictor.events import block_of
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.options import Options
 from kvtier.evictor.publishing import Publisher
-from kvtier.index.fleet.changes import Stored, name_of
+from kvtier.index.fleet.events import BlocksStored, block_name
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn.evictors import Evictors, SharedSink, parse_evictors
@@ -39,8 +39,8 @@ def test_blocks_removed_by_evictors_leave_shared_storage() -> None:
         index = PreciseIndex()
         for replica in ("a", "b"):
             index.add(replica, "m")
-        event = Stored(
-            names=[name_of(one) for one in HASHES],
+        event = BlocksStored(
+            names=[block_name(one) for one in HASHES],
             parent=None,
             token_ids=TOKENS,
             block_tokens=16,

@@ -1,4 +1,4 @@
-from kvtier.index.fleet.changes import Removed, Stored
+from kvtier.index.fleet.events import BlocksRemoved, BlocksStored
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn.evictors import SharedSink
@@ -10,8 +10,8 @@ def held(index: PreciseIndex, replica: str, model: str) -> int:
     return index.match(TokenPrompt(TOKENS, model), [replica])[0].best_tokens
 
 
-def stored(tier: str, *, shared: bool) -> Stored:
-    return Stored(
+def stored(tier: str, *, shared: bool) -> BlocksStored:
+    return BlocksStored(
         names=[1, 2],
         parent=None,
         token_ids=TOKENS,
@@ -27,7 +27,7 @@ def test_shared_sink_applies_only_to_models_of_topic() -> None:
         index.add(model, model)
         index.apply(model, [stored("shared", shared=True)])
     sink = SharedSink([index], lambda name: models.get(name, ()))
-    gone = [Removed(names=[2], tier="shared", is_shared=True)]
+    gone = [BlocksRemoved(names=[2], tier="shared", is_shared=True)]
     for topic in (b"", b"kv@tree", b"kv@tree@other", b"kv@\xff@\xff"):
         assert not sink.accepts(topic)
         sink.apply(topic, gone)

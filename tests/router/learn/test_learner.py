@@ -15,8 +15,8 @@ from aiohttp import web
 from kvtier.evictor.events import block_of, encode_removed
 from kvtier.evictor.publishing import Publisher
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.changes import Change, Stored, name_of
 from kvtier.index.fleet.estimated import EstimatedIndex
+from kvtier.index.fleet.events import BlocksStored, KVEvent, block_name
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.epp.certificates import self_signed
@@ -229,7 +229,7 @@ def test_learner_restarts_failed_stream(
     class Failing(PreciseIndex):
         fails = False
 
-        def apply(self, replica: str, changes: Iterable[Change]) -> None:
+        def apply(self, replica: str, changes: Iterable[KVEvent]) -> None:
             super().apply(replica, changes)
             if self.fails:
                 raise RuntimeError("a bug")
@@ -412,8 +412,8 @@ def test_learner_keeps_blocks_of_moved_replica_when_old_one_is_removed() -> None
 def test_learner_removes_evicted_blocks_of_every_replica() -> None:
     published = Publisher("tcp://127.0.0.1:*")
     hashes = [bytes([number]) * 32 for number in (1, 2)]
-    stored = Stored(
-        names=[name_of(one) for one in hashes],
+    stored = BlocksStored(
+        names=[block_name(one) for one in hashes],
         parent=None,
         token_ids=list(range(32)),
         block_tokens=16,

@@ -1,5 +1,5 @@
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.changes import Stored
+from kvtier.index.fleet.events import BlocksStored
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn.learner import ReplicaSink
@@ -11,8 +11,8 @@ def held(index: PreciseIndex, replica: str, model: str) -> int:
     return index.match(TokenPrompt(TOKENS, model), [replica])[0].best_tokens
 
 
-def stored(tier: str, *, shared: bool) -> Stored:
-    return Stored(
+def stored(tier: str, *, shared: bool) -> BlocksStored:
+    return BlocksStored(
         names=[1, 2],
         parent=None,
         token_ids=TOKENS,

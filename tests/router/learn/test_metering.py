@@ -1,7 +1,7 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.changes import Removed, Stored
+from kvtier.index.fleet.events import BlocksRemoved, BlocksStored
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
@@ -39,9 +39,9 @@ def test_learning_meter_exposes_every_counter() -> None:
     index.apply(
         "a",
         [
-            Stored(names=[1], parent=None, token_ids=[1] * 16, block_tokens=16, tier=DEVICE),
-            Stored(names=[2], parent=9, token_ids=[1] * 16, block_tokens=16, tier=DEVICE),
-            Removed(names=[3, 4], tier=DEVICE),
+            BlocksStored(names=[1], parent=None, token_ids=[1] * 16, block_tokens=16, tier=DEVICE),
+            BlocksStored(names=[2], parent=9, token_ids=[1] * 16, block_tokens=16, tier=DEVICE),
+            BlocksRemoved(names=[3, 4], tier=DEVICE),
         ],
     )
     found = rendered(meter)

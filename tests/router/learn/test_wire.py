@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.changes import Change, Cleared, Removed, Stored, name_of
+from kvtier.index.fleet.events import (
+    BlocksRemoved,
+    BlocksStored,
+    DeviceCleared,
+    KVEvent,
+    block_name,
+)
 from kvtier.router.learn import wire
 from kvtier.router.learn.wire import decode, tier_of
 
@@ -50,7 +56,7 @@ def test_decode_reads_events_as_maps_and_arrays(form) -> None:
     assert batch is not None
     assert (batch.sent_s, batch.bad_events) == (1.5, 0)
     stored, removed, cleared = batch.changes
-    assert stored == Stored(
+    assert stored == BlocksStored(
         names=[2**60 - 1, 2**60 - 1],
         parent=7,
         token_ids=[1, 2, 3, 4],
@@ -61,15 +67,15 @@ def test_decode_reads_events_as_maps_and_arrays(form) -> None:
         group=1,
         kind="full_attention",
     )
-    assert removed == Removed(names=[1], tier="shared", is_shared=True, group=0)
-    assert cleared == Cleared()
+    assert removed == BlocksRemoved(names=[1], tier="shared", is_shared=True, group=0)
+    assert cleared == DeviceCleared()
 
 
 def test_adapter_without_name_differs_from_model() -> None:
     batch = decode(pack(["BlockStored", [9], None, [1, 2], 2, 7, "GPU"]))
     assert batch is not None
     (stored,) = batch.changes
-    assert isinstance(stored, Stored)
+    assert isinstance(stored, BlocksStored)
     assert stored.adapter not in ("", "7")
 
 
@@ -86,7 +92,7 @@ def test_decode_accepts_missing_and_additional_fields(event) -> None:
     batch = decode(pack(event))
     assert batch is not None
     (stored,) = batch.changes
-    assert isinstance(stored, Stored)
+    assert isinstance(stored, BlocksStored)
     assert (stored.names, stored.tier) == ([9], DEVICE)
 
 
@@ -113,7 +119,7 @@ def test_malformed_event_does_not_affect_others(bad) -> None:
     batch = decode(pack(CLEARED, bad, REMOVED))
     assert batch is not None
     assert batch.bad_events == 1
-    assert [type(change) for change in batch.changes] == [Cleared, Removed]
+    assert [type(change) for change in batch.changes] == [DeviceCleared, BlocksRemoved]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_too_many_malformed_events_end_decoding(monkeypatch) -> None:
     monkeypatch.setattr(wire, "_BAD_MAX", 3)
     batch = decode(pack(CLEARED, 0, 0, CLEARED, 0, REMOVED, 0, CLEARED))
     assert batch is not None
-    assert [type(change) for change in batch.changes] == [Cleared, Cleared]
+    assert [type(change) for change in batch.changes] == [DeviceCleared, DeviceCleared]
     assert (batch.bad_events, tried) == (6, 5)
     batch = decode(pack(CLEARED, 0, 0, REMOVED))
     assert batch is not None
@@ -213,7 +219,7 @@ def test_decode_never_raises_on_any_bytes(garbage, at, patch) -> None:
     whole = pack(STORED, REMOVED)
     for payload in (garbage, whole[:at] + patch + whole[at + len(patch) :]):
         batch = decode(payload)
-        assert batch is None or all(isinstance(change, Change) for change in batch.changes)
+        assert batch is None or all(isinstance(change, KVEvent) for change in batch.changes)
 
 
 def test_tier_of_medium_and_owner() -> None:
@@ -235,7 +241,7 @@ def test_tier_of_medium_and_owner() -> None:
 
 
 def test_integer_hash_is_named_as_its_bytes() -> None:
-    assert name_of(b"\x01" * 32) == name_of(int.from_bytes(b"\x01" * 8, "big"))
+    assert block_name(b"\x01" * 32) == block_name(int.from_bytes(b"\x01" * 8, "big"))
 
 
 @pytest.mark.parametrize("sent_s", [float("nan"), float("inf"), float("-inf")])

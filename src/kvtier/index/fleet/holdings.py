@@ -1,17 +1,17 @@
-"""What one replica said that it holds: its own names of blocks, as a tree, in flat columns.
+"""The blocks that one replica reported to hold: the engine's names as a tree, in flat columns.
 
 Engines may remove a block before its children. Then prefixes have *holes*: blocks that a level
-lacks while it holds something behind them. The tree knows for every block the fastest level
-that anything behind it is in, so that holes are known exactly at every moment and a bisected
-prefix can be corrected for them.
+lacks while it holds something behind them. The tree knows for every block the fastest level that
+holds anything behind it, so that the holes are known exactly at every moment and a bisected prefix
+can be corrected for them.
 
-An engine may have several copies of one block on a level, as when requests with one prefix were
-computed side by side; it tells each that comes and each that goes, and so they are counted.
+An engine may have several copies of one block on a level, for example when requests with the same
+prefix were computed side by side. It reports each copy that comes and goes, so they are counted.
 
 Invariants: the byte in the table is that of `_held`; `_kids[level][row]` counts the children in
-whose subtree `level` is the fastest; a row is a hole exactly if something behind it is in a
-faster level than the block itself; a row that holds nothing and has nothing behind it is kept
-as one of the last DEPARTED_MAX, because its name may be told again without its tokens.
+whose subtree `level` is the fastest; a row is a hole exactly if a faster level than the block's own
+holds something behind it. A row is *idle* if nothing is held in it or behind it; the last IDLE_MAX
+idle rows are kept, because the engine may report the name again without its tokens.
 """
 
 from array import array
@@ -20,107 +20,106 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
-from kvtier.index.fleet.hashing import hash_of
-from kvtier.index.fleet.levels import ABSENT, CUMULATIVE, HELD, LEVELS, LOWEST
-from kvtier.index.fleet.table import BlockTable
+from kvtier.index.fleet.prompt import hash_of
+from kvtier.index.fleet.table import ABSENT, CUMULATIVE, HELD, LEVELS, LOWEST, BlockTable
 
-DEPARTED_MAX: Final = 4096
+IDLE_MAX: Final = 4096
 RECYCLED: Final = 256
-"""Rows that are looked at when room is needed, the oldest first: half a millisecond."""
+"""Rows that are looked at to make room, the oldest first: half a millisecond."""
 ROOT: Final = -1
 """The row before the first block of a prefix."""
 
 
 class Holdings:
-    """Rows by name. 150 bytes a block beside the table's. One thread."""
+    """Rows by name. Takes 150 bytes per block beside the table's. Not thread-safe."""
 
     def __init__(
         self, table: BlockTable, slot: int, blocks_max: int, *, is_counted: bool = True
     ) -> None:
-        """`is_counted`: each copy is told when it comes and when it goes."""
+        """Create empty holdings. `is_counted`: each copy is reported when it comes and goes."""
         self.table = table
         self.slot = slot
         self.holes: set[int] = set()
         self.refused_blocks = 0
-        """Forgotten for want of room, or not taken; or because another name had the content."""
+        """Blocks removed or not added for lack of room, or whose content has another name."""
         self._blocks_max = blocks_max
         self._is_counted = is_counted
         self._copies: dict[int, int] = {}
-        """By row and level: copies besides the first, where there are any."""
+        """By row and level: the copies besides the first, if there are any."""
         self._rows: dict[int, int] = {}
         self._free: list[int] = []
-        self._departed: OrderedDict[int, None] = OrderedDict()
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self._states = array("Q")
         self._names = array("Q")
         self._depths = array("I")
         self._parents = array("i")
         self._held = bytearray()
         self._kids: list[tuple[int, array[int]]] = []
-        """Levels in use with their columns, the fastest first."""
+        """The levels in use with their columns, the fastest first."""
         self._levels = 0
 
     def __len__(self) -> int:
-        """Blocks that are held in any tier, and those known beside them."""
+        """The number of blocks known, including idle ones."""
         return len(self._rows)
 
-    # -- what is known of a block ----------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------
 
     def row(self, name: int) -> int | None:
-        """By the engine's name."""
+        """Return the row of a block by the engine's name."""
         return self._rows.get(name)
 
     def name(self, row: int) -> int:
-        """As the engine calls it."""
+        """Return the engine's name of a block."""
         return self._names[row]
 
     def parent(self, row: int) -> int:
-        """The row before, or ROOT."""
+        """Return the row of the block before this one, or ROOT."""
         return self._parents[row]
 
     def state(self, row: int) -> int:
-        """The hash's state after the block."""
+        """Return the hash state after the block."""
         return self._states[row]
 
     def depth(self, row: int) -> int:
-        """Blocks of the prefix that it ends."""
+        """Return the number of blocks of the prefix that this block ends."""
         return self._depths[row]
 
     def hashes(self) -> Iterator[int]:
-        """Of all rows, held or not."""
+        """Yield the hashes of all rows, idle ones included."""
         return (hash_of(self._states[row]) for row in self._rows.values())
 
-    # -- changing it -----------------------------------------------------------------------
+    # -- changing --------------------------------------------------------------------------
 
     def add(self, name: int, state: int, depth: int, parent: int) -> int | None:
-        """A row for a new name, holding nothing yet; None where there is no room."""
+        """Add a row that holds nothing yet; return None if there is no room."""
         return self.add_path([(name, state, depth)], parent)
 
     def add_path(self, path: Iterable[tuple[int, int, int]], parent: int) -> int | None:
-        """Rows for new names with state and depth, each the child of the one before.
+        """Add rows given by name, state and depth, each the child of the one before.
 
-        The last of them; None where there was no room for all.
+        Returns the last row, or None if there was not enough room for all.
         """
-        self._keep(parent)
-        # What departed from the barrier on is needed: it is of this path.
+        self._defer(parent)
+        # Idle rows from the barrier on belong to this path and must stay.
         barrier = row = parent
         for name, state, depth in path:
             if len(self._rows) >= self._blocks_max:
-                if next(iter(self._departed), barrier) == barrier:
+                if next(iter(self._idle), barrier) == barrier:
                     self._recycle(row)
                     barrier = row
-                if next(iter(self._departed), barrier) == barrier:
+                if next(iter(self._idle), barrier) == barrier:
                     self.refused_blocks += 1
-                    self._keep(row)
+                    self._defer(row)
                     return None
-                self._drop_departed()
+                self._remove_idle()
             row = self._place(name, state, depth, row)
-            if barrier not in self._departed:
+            if barrier not in self._idle:
                 barrier = row
-        self._keep(row)
+        self._defer(row)
         return row
 
     def hold(self, row: int, level: int) -> None:
-        """The tier has it, or one copy more. Two microseconds."""
+        """Note that a tier holds the block, or one more copy of it. Takes 2 us."""
         old = self._held[row]
         new = old | 1 << level
         if new == old:
@@ -137,26 +136,26 @@ class Holdings:
             self._kids.sort(key=lambda pair: pair[0])
         self._write(row, old, new)
 
-    def let_go(self, row: int, level: int) -> None:
-        """The tier has it no more, or one copy less."""
+    def remove(self, row: int, level: int) -> None:
+        """Note that the block, or one copy of it, left a tier."""
         copies = self._copies.pop(row * LEVELS + level, 0) if self._copies else 0
         if copies > 1:
             self._copies[row * LEVELS + level] = copies - 1
         if not copies:
-            self._lose(row, 1 << level)
+            self._remove_levels(row, 1 << level)
             self._trim()
 
-    def empty(self, level: int) -> None:
-        """The tier has nothing any more. Two microseconds for each block that it had."""
-        # The last told first: children before their parents, so that no holes open on the way.
+    def reset(self, level: int) -> None:
+        """Remove all blocks from a tier. Takes 2 us per block."""
+        # Later rows first: children before their parents, so that no holes open on the way.
         rows = reversed(self._rows.values())
         for row in [row for row in rows if self._held[row] >> level & 1]:
-            self._lose(row, 1 << level)
+            self._remove_levels(row, 1 << level)
         self._trim()
 
     @property
     def levels(self) -> int:
-        """Bits of those that anything was ever told of."""
+        """The bits of all levels that ever held a block."""
         return self._levels
 
     def _place(self, name: int, state: int, depth: int, parent: int) -> int:
@@ -174,11 +173,11 @@ class Holdings:
             for _, counts in self._kids:
                 counts.append(0)
         self._rows[name] = row
-        self._departed[row] = None
+        self._idle[row] = None
         return row
 
-    def _lose(self, row: int, bits: int) -> None:
-        """Levels have nothing of it any more, however many copies there were."""
+    def _remove_levels(self, row: int, bits: int) -> None:
+        """Remove a block from levels, with all its copies."""
         old = self._held[row]
         if not old & bits:
             return
@@ -193,13 +192,13 @@ class Holdings:
         self.table.set_held(hash_of(self._states[row]), self.slot, CUMULATIVE[new])
         if LOWEST[old] != LOWEST[new]:
             below = self._below(row)
-            self._settle(row, LOWEST[new], below, min(LOWEST[old], below))
+            self._update_ancestors(row, LOWEST[new], below, min(LOWEST[old], below))
 
-    def _settle(self, row: int, own: int, below: int, before: int) -> None:
-        """Bring holes and counts up to date, from `row` up as far as anything changes.
+    def _update_ancestors(self, row: int, own: int, below: int, before: int) -> None:
+        """Update holes and counts from `row` upwards, as far as anything changes.
 
-        `own` and `below`: the fastest level of the block, and of what is behind it; `before`:
-        the faster of the two as it was.
+        `own` and `below` are the fastest levels of the block and of everything behind it;
+        `before` is the faster of the two before the change.
         """
         while True:
             if below < own:
@@ -210,9 +209,9 @@ class Holdings:
             if after == before:
                 return
             if after == ABSENT:
-                self._departed[row] = None
+                self._idle[row] = None
             elif before == ABSENT:
-                self._departed.pop(row, None)
+                self._idle.pop(row, None)
             row = self._parents[row]
             if row == ROOT:
                 return
@@ -229,42 +228,44 @@ class Holdings:
             before = min(own, was_below)
 
     def _below(self, row: int) -> int:
+        """Return the fastest level that holds anything behind the block."""
         for level, counts in self._kids:
             if counts[row]:
                 return level
         return ABSENT
 
-    def _keep(self, row: int) -> None:
-        """Let a departed row and those before it depart last."""
-        while row in self._departed:
-            self._departed.move_to_end(row)
+    def _defer(self, row: int) -> None:
+        """Move an idle row and those before it to the end of the order of removal."""
+        while row in self._idle:
+            self._idle.move_to_end(row)
             row = self._parents[row]
 
     def _recycle(self, needed: int) -> None:
-        """Forget the ends of the oldest prefixes, other than the one that ends in `needed`."""
+        """Remove the ends of the oldest prefixes, except the one that ends in `needed`."""
         oldest = list(islice(self._rows.items(), RECYCLED))
         for name, row in reversed(oldest):
             if row != needed and self._below(row) == ABSENT:
                 self.refused_blocks += bool(self._held[row])
-                self._lose(row, HELD)
+                self._remove_levels(row, HELD)
             else:
-                self._rows[name] = self._rows.pop(name)  # there is something behind it
-        self._keep(needed)
+                # Something behind it is held, so it goes to the end of the order.
+                self._rows[name] = self._rows.pop(name)
+        self._defer(needed)
 
     def _trim(self) -> None:
-        while len(self._departed) > DEPARTED_MAX:
-            self._drop_departed()
+        while len(self._idle) > IDLE_MAX:
+            self._remove_idle()
 
-    def _drop_departed(self) -> None:
-        """Children depart before their parents, so no row is left without its parent's."""
-        row, _ = self._departed.popitem(last=False)
+    def _remove_idle(self) -> None:
+        """Remove the oldest idle row. Children become idle before their parents do."""
+        row, _ = self._idle.popitem(last=False)
         del self._rows[self._names[row]]
         self._free.append(row)
 
     # -- prefixes --------------------------------------------------------------------------
 
     def gaps(self, chain: list[int]) -> Iterator[tuple[int, int]]:
-        """Holes on this chain: the blocks before each, and its hash."""
+        """Yield the holes on this chain: the number of blocks before each, and its hash."""
         for row in self.holes:
             depth = self._depths[row]
             hashed = hash_of(self._states[row])
@@ -272,7 +273,7 @@ class Holdings:
                 yield depth - 1, hashed
 
     def check(self) -> None:
-        """Raise AssertionError where an invariant does not hold. For tests: walks everything."""
+        """Assert that the invariants hold. For tests: visits every row."""
         kids = {row: [0] * LEVELS for row in self._rows.values()}
         best: dict[int, int] = {}
         for row in sorted(kids, key=self.depth, reverse=True):
@@ -280,7 +281,7 @@ class Holdings:
             own = LOWEST[self._held[row]]
             best[row] = min(own, below)
             assert (row in self.holes) == (below < own)
-            assert (row in self._departed) == (best[row] == ABSENT)
+            assert (row in self._idle) == (best[row] == ABSENT)
             parent = self._parents[row]
             if parent != ROOT:
                 assert parent in kids, "a row whose parent is gone"
@@ -290,4 +291,4 @@ class Holdings:
             seen = self.table.own_byte(hash_of(self._states[row]), self.slot) & HELD
             assert not self._held[row] or seen == CUMULATIVE[self._held[row]]
         for copy in self._copies:
-            assert self._held[copy // LEVELS] >> copy % LEVELS & 1, "copies of nothing"
+            assert self._held[copy // LEVELS] >> copy % LEVELS & 1, "copies of a block not held"

@@ -1,36 +1,92 @@
-"""Who holds which block: one mask a block over all replicas and tiers, and prefixes by bisection.
+"""The block table: which replicas hold which block in which tier, and prefixes by bisection.
 
-A mask is a Python int with a byte a replica (`levels`). Equal masks are one object. Along the
-chain of a prompt a mask can only lose bits as long as each replica holds whole prefixes, so one
-descent finds for all replicas and tiers at once where each of them ends: it splits an interval
-only where the masks of its ends differ.
+Each block has a mask, a Python int with one byte for each replica. The byte has one bit for each
+tier, called its *level*, from the fastest to the slowest. Stored bytes are *cumulative*: the bit of
+a level is set if that level or a faster one has the block, so that "held in RAM or faster" is one
+bit, and the prefix that it forms can be bisected. The last bit stands for blocks that were routed
+to the replica a moment ago and are not announced yet.
 
-Slot 0 is the *pool*: storage that many replicas read. What it holds counts for all its members.
+Equal masks are one object. Along the chain of a prompt, a mask can only lose bits as long as each
+replica holds whole prefixes. So one descent finds the ends of all replicas and tiers at once: it
+splits an interval only if the masks at its ends differ.
 
-Invariants: no mask of 0 is kept; the bits of a slot that was released are never seen again, also
-while they are still being cleared. One thread.
+Slot 0 is the *pool*: storage that many replicas read. Its blocks count for all its members.
+
+Invariants: a name keeps its level as long as the index lives, and there are never more than LEVELS;
+no mask of 0 is kept; the bits of a released slot are never seen again, even while they are still
+being cleared.
 """
 
+import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, groupby, islice, repeat
 from operator import and_
 from typing import Final
 
-from kvtier.index.fleet.ends import Ends
-from kvtier.index.fleet.levels import HELD
+from kvtier.index.fleet.base import DEVICE, Match
+
+LEVELS: Final = 7
+ABSENT: Final = LEVELS
+"""The level of a block that no tier holds: beyond the slowest."""
+ROUTED: Final = 1 << LEVELS
+"""The bit of a block that was routed to the replica and is expected there."""
+HELD: Final = ROUTED - 1
+"""The bits of all levels."""
+KNOWN: Final = (DEVICE, "ram", "disk", "shared", "objectstore")
+"""The tiers of this project's settings. Two more may come from elsewhere; they rank last."""
+
+CUMULATIVE: Final = tuple(
+    (HELD & ~((raw & -raw) - 1)) if raw & HELD else 0 for raw in range(ROUTED)
+)
+"""By the set of levels that have a block: the set of these and all slower levels."""
+LOWEST: Final = tuple(((raw & -raw).bit_length() - 1) if raw else ABSENT for raw in range(ROUTED))
+"""By the set of levels that have a block: the fastest of them."""
 
 POOL: Final = 0
 """The slot of shared storage."""
 SWEPT_AT_ONCE: Final = 2048
-"""Blocks of released slots that one call clears: under a millisecond."""
+"""Blocks of released slots that one call clears, in less than a millisecond."""
 
 _BYTE: Final = 8
 _INTERNED_MAX: Final = 65_536
+_BYTES = bytes(range(256))
+
+Caps = Mapping[int, Mapping[int, int]]
+"""By slot and level (LEVELS for expected blocks): the blocks before the first missing one."""
+_NO_CAPS: Final[Caps] = {}
+
+
+class Levels:
+    """The levels of tier names, and which of them occur."""
+
+    def __init__(self) -> None:
+        self._names = list(KNOWN)
+        self._used: tuple[int, ...] = (0,)
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The levels that occur, the fastest first; the device's always does."""
+        return self._used
+
+    def name(self, level: int) -> str:
+        """Return the tier's name of a level in `used`."""
+        return self._names[level]
+
+    def use(self, name: str) -> int | None:
+        """Return the level of a tier and mark it as used; return None if no level is left."""
+        if name not in self._names:
+            if len(self._names) == LEVELS:
+                return None
+            self._names.append(name)
+        level = self._names.index(name)
+        if level not in self._used:
+            self._used = tuple(sorted((*self._used, level)))
+        return level
 
 
 class BlockTable:
-    """Blocks of one size. 75 bytes a block, whoever holds it."""
+    """The masks of blocks of one size. Takes 75 bytes per block in total. Not thread-safe."""
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
@@ -43,13 +99,13 @@ class BlockTable:
         self._released: deque[tuple[int, Iterator[int]]] = deque()
 
     def __len__(self) -> int:
-        """Blocks that somebody holds."""
+        """The number of blocks that any replica holds."""
         return len(self._masks)
 
     # -- slots -----------------------------------------------------------------------------
 
     def take_slot(self) -> int:
-        """A byte for a replica that is new."""
+        """Take a slot, which is a byte of the masks, for a new replica."""
         self.sweep()
         if self._free:
             slot = self._free.pop()
@@ -60,17 +116,17 @@ class BlockTable:
         return slot
 
     def join_pool(self, slot: int) -> None:
-        """What the pool holds counts for this replica as well. Idempotent."""
+        """Let the blocks of the pool count for this slot as well. Idempotent."""
         self._members |= 1 << slot * _BYTE
 
     def is_member(self, slot: int) -> bool:
-        """Whether what the pool holds counts for it."""
+        """Return True if the blocks of the pool count for this slot."""
         return bool(self._members >> slot * _BYTE & 1)
 
     def release_slot(self, slot: int, hashes: Iterable[int]) -> None:
-        """Forget a slot; `hashes` are all that it may hold and do not change any more.
+        """Release a slot; `hashes` are all blocks that it may hold and must not change any more.
 
-        It counts no more at once; its bits are cleared in pieces, some with each later call.
+        The slot stops counting at once. Its bits are cleared in pieces, some in each later call.
         """
         self._live &= ~(0xFF << slot * _BYTE)
         self._members &= ~(1 << slot * _BYTE)
@@ -78,12 +134,12 @@ class BlockTable:
         self.sweep()
 
     def sweep(self) -> None:
-        """Clear a piece of what was released. Under a millisecond."""
+        """Clear one piece of the released slots. Takes less than a millisecond."""
         if not self._released:
             return
         slot, rest = self._released[0]
         piece = list(islice(rest, SWEPT_AT_ONCE))
-        self.paint(piece, slot, 0, 0xFF)
+        self.set_bits(piece, slot, 0, 0xFF)
         if len(piece) < SWEPT_AT_ONCE:
             self._released.popleft()
             self._free.append(slot)
@@ -91,16 +147,16 @@ class BlockTable:
     # -- blocks ----------------------------------------------------------------------------
 
     def byte(self, hashed: int, slot: int) -> int:
-        """What a slot holds of a block, the pool's share included if it is a member."""
+        """Return the byte of a block and slot, including the pool's bits if it is a member."""
         mask = self._pooled(self._masks.get(hashed, 0))
         return (mask >> slot * _BYTE) & 0xFF
 
     def own_byte(self, hashed: int, slot: int) -> int:
-        """What a slot itself holds of a block."""
+        """Return the byte of a block and slot, without the pool's bits."""
         return (self._masks.get(hashed, 0) >> slot * _BYTE) & 0xFF
 
     def set_held(self, hashed: int, slot: int, held: int) -> None:
-        """Write the levels of one block, cumulative; the rest of the byte stays."""
+        """Set the cumulative levels of one block; the rest of the byte stays."""
         shift = slot * _BYTE
         masks = self._masks
         new = masks.get(hashed, 0) & ~(HELD << shift) | held << shift
@@ -109,8 +165,8 @@ class BlockTable:
         else:
             masks.pop(hashed, None)
 
-    def paint(self, hashes: Sequence[int], slot: int, bits: int, among: int = HELD) -> None:
-        """Write `bits` where the byte has `among`, in many blocks. 30 ns each in long runs."""
+    def set_bits(self, hashes: Sequence[int], slot: int, bits: int, among: int = HELD) -> None:
+        """Set those bits of many blocks that are in `among` to `bits`. 30 ns each in long runs."""
         masks = self._masks
         shift = slot * _BYTE
         clear, bits = ~(among << shift), bits << shift
@@ -127,21 +183,22 @@ class BlockTable:
 
     # -- prefixes --------------------------------------------------------------------------
 
-    def ends(self, chain: Sequence[int], *, walked: bool = False) -> Ends:
-        """How far each slot and bit reaches. `walked`: not by bisection.
+    def ends(self, chain: Sequence[int], *, walked: bool = False) -> "PrefixEnds":
+        """Return how far each slot and bit reaches, by bisection unless `walked`.
 
-        Right for every slot that holds whole prefixes. Where a replica holds a block without
-        the one before, it may tell too much of that replica, and never too little: the first
-        gap of the prefix is at or before the end found. Walking costs 0.1 us a block and is
-        right always.
+        The result is exact for every slot that holds whole prefixes. If a replica holds a block
+        without the one before it, bisection may report too much for that replica but never too
+        little: the first gap of the prefix is at or before the end found. Walking is always
+        exact and takes 0.1 us per block.
         """
         lengths, masks = (self._walked if walked else self._bisected)(chain) if chain else ([], [])
         if self._members:
             masks = list(map(self._pooled, masks))
-        return Ends(lengths, list(accumulate(masks, and_, initial=self._live))[1:], self._slots)
+        masks = list(accumulate(masks, and_, initial=self._live))[1:]
+        return PrefixEnds(lengths, masks, self._slots)
 
     def _bisected(self, chain: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Runs of equal masks: where each ends, and its mask. 0.1 us a look."""
+        """Return the end and the mask of each run of equal masks. Takes 0.1 us per probe."""
         get = self._seen if self._released else self._masks.get
         mask, low, high, beyond = get(chain[0], 0), 0, len(chain), 0
         lengths: list[int] = []
@@ -151,7 +208,7 @@ class BlockTable:
             while high - low > 1:
                 middle = (low + high) >> 1
                 found = get(chain[middle], 0)
-                # Equal masks are one object; where they are not, there is a run more.
+                # Equal masks are one object. If two are not, this only costs one more run.
                 if found is mask:
                     low = middle
                 elif found is beyond:
@@ -168,7 +225,7 @@ class BlockTable:
         return lengths, masks
 
     def _walked(self, chain: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The same, looking at every block."""
+        """Return the same as `_bisected`, but look at every block."""
         lengths: list[int] = []
         masks: list[int] = []
         for mask, run in groupby(map(self._masks.get, chain, repeat(0))):
@@ -177,7 +234,7 @@ class BlockTable:
         return lengths, masks
 
     def _seen(self, hashed: int, missing: int) -> int:
-        """Without what is still being cleared, which comes and goes along a chain."""
+        """Return a mask without the bits still being cleared, which are not monotonic."""
         return self._intern(self._masks.get(hashed, missing) & self._live)
 
     def _pooled(self, mask: int) -> int:
@@ -189,3 +246,94 @@ class BlockTable:
         if len(self._interned) > _INTERNED_MAX:
             self._interned.clear()
         return self._interned.setdefault(mask, mask)
+
+
+class PrefixEnds:
+    """How far along one chain each replica and tier reaches.
+
+    A descent found steps of ever fewer bits. Each slot has a *column* with one byte per step. A
+    step has no bit that the step before lacks, so the number of steps that have a bit says where
+    its prefix ends. Columns are plain bytes, because there are few steps and many questions, each
+    of which costs less than one NumPy call.
+    """
+
+    __slots__ = ("_masks", "_width", "lengths")
+
+    def __init__(self, lengths: Sequence[int], masks: Sequence[int], slots: int) -> None:
+        """Take, by step, its length in ascending order and the bits that reach at least so far."""
+        self.lengths = [0, *lengths]
+        """In blocks, by the number of steps."""
+        self._masks = b"".join([mask.to_bytes(slots, "little") for mask in masks])
+        self._width = slots
+
+    def columns(self, slots: Sequence[int | None]) -> list[bytes | None]:
+        """Return the column of each slot; slots with equal columns reach equally far."""
+        masks, width = self._masks, self._width
+        return [None if slot is None else masks[slot::width] for slot in slots]
+
+    def reach(self, slot: int, bits: int) -> int:
+        """Return the leading blocks of the chain that have any of these bits."""
+        column = self._masks[slot :: self._width]
+        return self.lengths[len(column.translate(None, lacking(bits)))]
+
+    def matches(
+        self,
+        slots: Sequence[int | None],
+        levels: Levels,
+        block_tokens: int,
+        total_tokens: int,
+        caps: Caps = _NO_CAPS,
+    ) -> list[Match]:
+        """Return one Match per slot, in the same order; None holds nothing.
+
+        Each Match has all used levels, the fastest first. Takes 0.5 us for each slot that
+        differs from all others, and 0.1 us otherwise.
+        """
+        # Blocks that were routed a moment ago count as on their way to the device.
+        wanted = [(levels.name(level), lacking(1 << level | ROUTED)) for level in levels.used]
+        lengths = [length * block_tokens for length in self.lengths]
+        columns = self.columns(slots)
+        known = dict.fromkeys(columns, Match({}, total_tokens))
+        for column in known:
+            if column is not None:
+                tokens = {}
+                for name, lack in wanted:
+                    tokens[name] = lengths[len(column.translate(None, lack))]
+                known[column] = Match(tokens, total_tokens)
+        found = [known[column] for column in columns]
+        for at, slot in enumerate(slots if caps else ()):
+            if slot is not None and slot in caps:
+                found[at] = self._capped(slot, levels, block_tokens, total_tokens, caps[slot])
+        return found
+
+    def _capped(
+        self,
+        slot: int,
+        levels: Levels,
+        block_tokens: int,
+        total_tokens: int,
+        caps: Mapping[int, int],
+    ) -> Match:
+        """Return the Match of a slot that lacks blocks within its prefixes."""
+        routed = self.reach(slot, ROUTED)
+        routed = min(routed, caps.get(LEVELS, routed))
+        tokens = {}
+        for level in levels.used:
+            held = self.reach(slot, 1 << level)
+            tokens[levels.name(level)] = (
+                max(min(held, caps.get(level, held)), routed) * block_tokens
+            )
+        return Match(tokens, total_tokens)
+
+
+@functools.cache
+def lacking(bits: int) -> bytes:
+    """Return all bytes that have none of the bits."""
+    return bytes(byte for byte in _BYTES if not byte & bits)
+
+
+def merged(parts: Sequence[Sequence[Match]]) -> list[Match]:
+    """Merge answers about the same replicas, of which at most one part knows each replica."""
+    return [
+        max(answers, key=lambda match: len(match.tokens)) for answers in zip(*parts, strict=True)
+    ]

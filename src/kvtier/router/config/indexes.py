@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from kvtier.errors import InvalidSettings
-from kvtier.index.fleet.base import DEVICE, Source
+from kvtier.index.fleet.base import DEVICE, IndexSource
 from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.router.choose.plugins import (
     EstimatedIndexParameters,
@@ -41,7 +41,7 @@ class IndexSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An index that plugins read."""
 
     name: str
-    source: Source | None = None
+    source: IndexSource | None = None
     """None for precise where replicas publish events, and estimated elsewhere."""
     tier: str | None = None
     """The tier that is estimated; None for all tiers that the replicas report."""
@@ -69,7 +69,7 @@ def estimated_spec(name: str, sizing: EstimatedIndexParameters) -> IndexSpec:
     most = sizing.max_prefix_tokens_to_match or sizing.max_prefix_blocks_to_match * block_tokens
     return IndexSpec(
         name=name,
-        source=Source.ESTIMATED,
+        source=IndexSource.ESTIMATED,
         tier=tier_called(sizing.tier) or tier_hinted(name),
         autotune=sizing.auto_tune,
         block_tokens=block_tokens,
@@ -83,7 +83,7 @@ def precise_spec(name: str, parameters: PreciseIndexParameters) -> IndexSpec:
     processor = parameters.token_processor_config
     return IndexSpec(
         name=name,
-        source=Source.PRECISE,
+        source=IndexSource.PRECISE,
         block_tokens=processor.block_size_tokens or processor.block_size or BLOCK_TOKENS,
         events=parameters.kv_events_config,
     )
@@ -172,7 +172,7 @@ class IndexWiring:
         pairs = list(looks)
         for name, spec in specs.items():
             tiers = {tier for index, tier in pairs if index == name}
-            if spec.tier is None and spec.source is Source.ESTIMATED and len(tiers) == 1:
+            if spec.tier is None and spec.source is IndexSource.ESTIMATED and len(tiers) == 1:
                 specs[name] = msgspec.structs.replace(spec, tier=tiers.pop())
         return specs
 

@@ -11,7 +11,7 @@ Invariant: a prompt of characters is matched against the estimated index only.
 from collections.abc import Sequence
 from typing import Final
 
-from kvtier.index.fleet.base import Match, Source
+from kvtier.index.fleet.base import IndexSource, Match
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import Prompt, Unit
@@ -20,7 +20,7 @@ from kvtier.index.fleet.prompt import Prompt, Unit
 class BlendedIndex:
     """A FleetIndex that combines an estimated and a precise index."""
 
-    source: Final = Source.PRECISE
+    source: Final = IndexSource.PRECISE
 
     def __init__(self, estimated: EstimatedIndex, precise: PreciseIndex) -> None:
         self._estimated = estimated

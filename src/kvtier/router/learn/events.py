@@ -22,7 +22,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from kvtier.index.fleet.changes import Change, Cleared, parts_of
+from kvtier.index.fleet.events import DeviceCleared, KVEvent, split_event
 from kvtier.router.learn.wire import PAYLOAD_MAX, Batch, decode
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class EventSink(Protocol):
         """Return whether messages of `topic` concern this sink."""
         ...
 
-    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
         """Apply changes, which come in the order in which they were sent."""
         ...
 
@@ -297,9 +297,11 @@ class EventStream:
             self._sink.begin()
         self.counts.bad_events += batch.bad_events
         blocks = 0
-        piece: list[Change] = []
-        for change in (part for whole in batch.changes for part in parts_of(whole, SLICE_BLOCKS)):
-            size = 1 if isinstance(change, Cleared) else len(change.names)
+        piece: list[KVEvent] = []
+        for change in (
+            part for whole in batch.changes for part in split_event(whole, SLICE_BLOCKS)
+        ):
+            size = 1 if isinstance(change, DeviceCleared) else len(change.names)
             if piece and blocks + max(1, size) > SLICE_BLOCKS:
                 self._sink.apply(topic, piece)
                 blocks, piece = 0, []

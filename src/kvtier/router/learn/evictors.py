@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 
 from kvtier.errors import InvalidSettings
-from kvtier.index.fleet.changes import Change
+from kvtier.index.fleet.events import KVEvent
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.learn.events import EventCounts, EventStream
 
@@ -65,7 +65,7 @@ class SharedSink:
         """Return whether any replica serves the topic's model."""
         return bool(self._models_of(topic))
 
-    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
         """Apply `changes` to every index, for each name of the topic's model."""
         for model in self._models_of(topic):
             for index in self._indexes:

@@ -22,8 +22,8 @@ import msgspec
 import zmq.asyncio
 
 from kvtier.index.fleet.base import FleetIndex
-from kvtier.index.fleet.changes import Change
 from kvtier.index.fleet.estimated import EstimatedIndex, compared
+from kvtier.index.fleet.events import KVEvent
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.router.fleet.members import FleetListener, Member
 from kvtier.router.learn.aliases import ModelAliases, fetch_models
@@ -67,7 +67,7 @@ class ReplicaSink:
         """Return True: all events of the engine are about its own cache."""
         return True
 
-    def apply(self, topic: bytes, changes: Sequence[Change]) -> None:
+    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
         """Apply `changes` to the replica's part of the index."""
         self._index.apply(self._replica, changes)
 

@@ -90,7 +90,7 @@ class LearningMeter(Collector):
     def _dropped(self) -> _Values:
         found: Counter[str] = Counter()
         for index in self._precise:
-            found.update(index.dropped)
+            found.update(index.ignored_blocks)
         return {(why,): found[why] for why in declaration.LABEL_VALUES["why"]}
 
 

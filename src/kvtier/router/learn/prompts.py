@@ -20,9 +20,10 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from kvtier.errors import Unavailable
-from kvtier.index.fleet.hashing import Hasher, Numbers
 from kvtier.index.fleet.prompt import (
     BYTES_PER_TOKEN,
+    Hasher,
+    Numbers,
     Prompt,
     TextPrompt,
     TokenPrompt,

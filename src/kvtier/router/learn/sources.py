@@ -18,7 +18,7 @@ import xxhash
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings, Unavailable
-from kvtier.index.fleet.hashing import Numbers
+from kvtier.index.fleet.prompt import Numbers
 from kvtier.router.fleet.members import Member
 from kvtier.router.learn.prompts import ChatPrompt, TokenSource
 from kvtier.router.learn.template import ChatTemplate, TemplateError

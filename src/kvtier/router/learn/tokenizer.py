@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from kvtier.errors import InvalidSettings
-from kvtier.index.fleet.hashing import Numbers
+from kvtier.index.fleet.prompt import Numbers
 
 CACHED_BYTES: Final = 128 << 20
 """The default size of a TokenCache."""

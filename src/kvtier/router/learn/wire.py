@@ -15,7 +15,13 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from kvtier.index.fleet.base import DEVICE
-from kvtier.index.fleet.changes import Change, Cleared, Removed, Stored, name_of
+from kvtier.index.fleet.events import (
+    BlocksRemoved,
+    BlocksStored,
+    DeviceCleared,
+    KVEvent,
+    block_name,
+)
 
 PAYLOAD_MAX: Final = 16 << 20
 """The largest message in bytes; a full one of vLLM has a few megabytes."""
@@ -103,7 +109,7 @@ class Batch(msgspec.Struct, gc=False):
     sent_s: float | None
     """The time by the sender's clock, which distinguishes a repeated message from that of a
     restarted sender. None if the message cannot be decoded."""
-    changes: list[Change]
+    changes: list[KVEvent]
     bad_events: int = 0
 
 
@@ -169,18 +175,18 @@ def _event(raw: msgspec.Raw) -> _Store | _Remove | _Clear | None:
     return None
 
 
-def _change(event: _Store | _Remove | _Clear) -> Change:
+def _change(event: _Store | _Remove | _Clear) -> KVEvent:
     if isinstance(event, _Clear):
-        return Cleared()
-    names = list(map(name_of, event.block_hashes))
+        return DeviceCleared()
+    names = list(map(block_name, event.block_hashes))
     tier = tier_of(event.medium, event.ownership)
     is_shared = tier != DEVICE and (event.locality or "").lower() == _REMOTE
     if isinstance(event, _Remove):
-        return Removed(names=names, tier=tier, is_shared=is_shared, group=event.group_idx)
+        return BlocksRemoved(names=names, tier=tier, is_shared=is_shared, group=event.group_idx)
     parent = event.parent_block_hash
-    return Stored(
+    return BlocksStored(
         names=names,
-        parent=None if parent is None else name_of(parent),
+        parent=None if parent is None else block_name(parent),
         token_ids=event.token_ids,
         block_tokens=event.block_size,
         tier=tier,

@@ -1,4 +1,4 @@
-from kvtier.index.fleet.levels import ABSENT, CUMULATIVE, HELD, KNOWN, LEVELS, LOWEST, Levels
+from kvtier.index.fleet.table import ABSENT, CUMULATIVE, HELD, KNOWN, LEVELS, LOWEST, Levels
 
 
 def test_a_level_counts_for_every_slower_one() -> None:

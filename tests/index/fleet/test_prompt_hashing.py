@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.index.fleet.hashing import NUMBERS_MAX, Hasher, Scope, hash_of, process_hasher
+from kvtier.index.fleet.prompt import NUMBERS_MAX, Hasher, Scope, hash_of, process_hasher
 
 NUMBERS = st.lists(st.integers(0, 2**32 - 1), max_size=300)
 

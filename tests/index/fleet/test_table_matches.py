@@ -1,7 +1,5 @@
-from kvtier.index.fleet.answers import answers, merged
 from kvtier.index.fleet.base import DEVICE, Match
-from kvtier.index.fleet.ends import Ends
-from kvtier.index.fleet.levels import ROUTED, Levels
+from kvtier.index.fleet.table import ROUTED, Levels, PrefixEnds, merged
 
 DISK = 0b100
 
@@ -12,15 +10,15 @@ def levels() -> Levels:
     return made
 
 
-def ends(*steps: tuple[int, dict[int, int]]) -> Ends:
+def ends(*steps: tuple[int, dict[int, int]]) -> PrefixEnds:
     """Steps: a length, and the bits of each slot."""
     masks = [sum(bits << 8 * slot for slot, bits in of.items()) for _, of in steps]
-    return Ends([length for length, _ in steps], masks, 4)
+    return PrefixEnds([length for length, _ in steps], masks, 4)
 
 
 def test_blocks_become_tokens_by_tier_and_equal_answers_are_one() -> None:
     found = ends((3, {1: 1 | DISK, 3: 1 | DISK}), (4, {1: DISK, 3: DISK}), (5, {}))
-    one, other, third, stranger = answers(found, [3, 2, 1, None], levels(), 16, 100)
+    one, other, third, stranger = found.matches([3, 2, 1, None], levels(), 16, 100)
     assert one.tokens == {DEVICE: 48, "disk": 64}
     assert list(one.tokens) == [DEVICE, "disk"]
     assert other.tokens == {DEVICE: 0, "disk": 0}
@@ -31,12 +29,12 @@ def test_blocks_become_tokens_by_tier_and_equal_answers_are_one() -> None:
 
 def test_what_was_routed_counts_as_on_its_way_to_the_device() -> None:
     found = ends((3, {1: 1 | DISK | ROUTED}), (7, {1: DISK | ROUTED}), (9, {1: DISK}))
-    assert answers(found, [1], levels(), 10, 100)[0].tokens == {DEVICE: 70, "disk": 90}
+    assert found.matches([1], levels(), 10, 100)[0].tokens == {DEVICE: 70, "disk": 90}
 
 
 def test_a_gap_ends_what_is_held_and_not_what_was_routed() -> None:
     found = ends((3, {1: 1 | DISK | ROUTED, 2: 1 | DISK}), (7, {1: 1 | DISK, 2: 1 | DISK}))
-    one, other = answers(found, [1, 2], levels(), 10, 100, {1: {0: 2, 2: 5}})
+    one, other = found.matches([1, 2], levels(), 10, 100, {1: {0: 2, 2: 5}})
     assert one.tokens == {DEVICE: 30, "disk": 50}
     assert other.tokens == {DEVICE: 70, "disk": 70}
 

@@ -5,9 +5,8 @@ from collections import OrderedDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.index.fleet.levels import CUMULATIVE
-from kvtier.index.fleet.recency import Recency
-from kvtier.index.fleet.table import BlockTable
+from kvtier.index.fleet.estimated import ReplicaLRU
+from kvtier.index.fleet.table import CUMULATIVE, BlockTable
 
 LEVELS = (0, 1, 2)
 
@@ -60,49 +59,49 @@ steps = st.one_of(
 @given(st.lists(steps, max_size=40))
 def test_every_tier_is_an_lru_of_its_own(taken: list) -> None:
     table = BlockTable(16)
-    recency, model = Recency(table), Model()
+    lru, model = ReplicaLRU(table), Model()
     blocks: set[int] = set()
     for what, argument in taken:
         if what == "touch":
-            recency.touch(chain(argument))
+            lru.touch(chain(argument))
             if model.tiers:
                 model.touch(chain(argument))
                 blocks |= set(chain(argument))
         else:
-            recency.resize(what, argument)
+            lru.resize(what, argument)
             model.resize(what, argument)
         for block in blocks:
-            assert table.own_byte(block, recency.slot) == model.byte(block)
+            assert table.own_byte(block, lru.slot) == model.byte(block)
         held = {block for block in blocks if model.byte(block)}
-        assert len(recency) == len(held)
+        assert len(lru) == len(held)
         assert len(table) == len(held)
 
 
 def test_a_shrunk_tier_evicts_leaves_and_a_grown_one_does_not_get_them_back() -> None:
     table = BlockTable(16)
-    recency = Recency(table)
-    recency.resize(0, 4)
+    lru = ReplicaLRU(table)
+    lru.resize(0, 4)
     blocks = chain((0, 1, 2, 0))
-    recency.touch(blocks)
-    recency.resize(0, 2)
-    recency.resize(0, 4)
-    assert [table.own_byte(block, recency.slot) for block in blocks] == [127, 127, 0, 0]
+    lru.touch(blocks)
+    lru.resize(0, 2)
+    lru.resize(0, 4)
+    assert [table.own_byte(block, lru.slot) for block in blocks] == [127, 127, 0, 0]
 
 
 def test_what_was_released_is_forgotten() -> None:
     table = BlockTable(16)
-    recency = Recency(table)
-    recency.resize(0, 4)
-    recency.touch(chain((0, 1, 2)))
-    recency.release()
+    lru = ReplicaLRU(table)
+    lru.resize(0, 4)
+    lru.touch(chain((0, 1, 2)))
+    lru.release()
     assert len(table) == 0
 
 
 def test_segments_keep_no_more_than_their_own_blocks() -> None:
-    recency = Recency(BlockTable(16))
-    recency.resize(0, 10_000)
+    lru = ReplicaLRU(BlockTable(16))
+    lru.resize(0, 10_000)
     long = tuple(range(3)) * 300
     for turn in range(1, 90):
-        recency.touch(chain((*long[: turn * 10], 9)))
-    kept = sum(len(segment.blocks) for segment in set(recency._segments.values()))
-    assert kept == len(recency) == 890 + 89
+        lru.touch(chain((*long[: turn * 10], 9)))
+    kept = sum(len(segment.blocks) for segment in set(lru._segments.values()))
+    assert kept == len(lru) == 890 + 89

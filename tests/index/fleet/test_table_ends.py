@@ -1,8 +1,8 @@
-from kvtier.index.fleet.ends import Ends, lacking
+from kvtier.index.fleet.table import PrefixEnds, lacking
 
 
 def test_a_bit_reaches_to_the_last_step_that_has_it() -> None:
-    ends = Ends([4, 6, 9], [0x03_07, 0x03_03, 0x02_00], 3)
+    ends = PrefixEnds([4, 6, 9], [0x03_07, 0x03_03, 0x02_00], 3)
     assert [ends.reach(0, 1 << bit) for bit in range(4)] == [6, 6, 4, 0]
     assert [ends.reach(1, 1 << bit) for bit in range(3)] == [6, 9, 0]
     assert ends.reach(0, 0b1100) == 4
@@ -10,12 +10,12 @@ def test_a_bit_reaches_to_the_last_step_that_has_it() -> None:
 
 
 def test_columns_are_those_of_the_slots_asked_for() -> None:
-    ends = Ends([4, 6], [0x03_07, 0x03_03], 2)
+    ends = PrefixEnds([4, 6], [0x03_07, 0x03_03], 2)
     assert ends.columns([1, None, 0]) == [b"\x03\x03", None, b"\x07\x03"]
 
 
 def test_nothing_found_reaches_nowhere() -> None:
-    ends = Ends([], [], 2)
+    ends = PrefixEnds([], [], 2)
     assert ends.columns([0, 1]) == [b"", b""]
     assert ends.reach(1, 255) == 0
 
