@@ -308,7 +308,7 @@ class EstimatedIndex:
             lru.resize(level, _blocks(capacity_tokens, lru.table.block_tokens))
 
     def set_block_tokens(self, replica: str, block_tokens: int) -> None:
-        """Set the size of a replica's KV blocks. If it changes, the replica's blocks are removed."""
+        """Set the size of a replica's KV blocks. A new size removes its blocks."""
         if block_tokens <= 0:
             return
         known = self._replicas.get(replica)
@@ -354,7 +354,7 @@ class EstimatedIndex:
 
 
 def compared(block_tokens: int) -> int:
-    """Return the block size of an estimate: a multiple of the engine's, at least COMPARED_TOKENS."""
+    """Return the size of an estimate's blocks: a multiple of the engine's, 64 tokens or more."""
     return block_tokens * -(-COMPARED_TOKENS // block_tokens) if block_tokens > 0 else 0
 
 

@@ -158,7 +158,7 @@ class PreciseIndex:
             known.begin()
 
     def reset(self, replica: str) -> None:
-        """Remove the blocks of a replica that lost its caches, or some of whose events were lost."""
+        """Remove the blocks of a replica that lost its caches, or some of its events."""
         known = self._replicas.get(replica)
         if known is not None:
             known.reset()
