@@ -23,7 +23,7 @@ import msgspec
 import yaml
 
 from kvtier.clock import MonotonicClock, perf_s
-from kvtier.router.epp.envoy import Address, Wishes, bootstrap
+from kvtier.router.epp.envoy import Address, EnvoySettings, bootstrap
 from kvtier_bench.processes import read_stat
 from kvtier_bench.router import answers, load, loop
 from kvtier_bench.rows import Row, Target, measured
@@ -120,7 +120,7 @@ class Setting:
         return self._start("picker", command, lambda text: "listening on" in text)
 
     def _start_envoy(self, envoy: str, admin: int) -> subprocess.Popen[bytes]:
-        wishes = Wishes(
+        wishes = EnvoySettings(
             listen=Address("127.0.0.1", self.port),
             picker=Address("127.0.0.1", self._picker_port),
             replicas=[self._replica],

@@ -20,10 +20,11 @@ from kvtier.errors import InvalidSettings
 from kvtier.router import assembly
 from kvtier.router.choose import plugins
 from kvtier.router.config import reading as config
-from kvtier.router.epp import envoy, picking
+from kvtier.router.epp import envoy
 from kvtier.router.epp.conversation import BodyMode
-from kvtier.router.epp.options import Options as Speaking
-from kvtier.router.epp.process import Options, Process, Wiring
+from kvtier.router.epp.picking import PickingOptions
+from kvtier.router.epp.process import Process, ProcessDependencies, ProcessOptions
+from kvtier.router.epp.service import StreamOptions
 from kvtier.router.filters.utilization_detector import UtilizationDetector
 from kvtier.router.fleet.objectives import Objectives
 from kvtier.router.fleet.replicas import (
@@ -124,7 +125,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
         names=gauges(flags, configuration.gauges),
         evictors=parse_evictors(flags["evictors"], "--evictor-events"),
     )
-    wiring = Wiring(
+    wiring = ProcessDependencies(
         discovery=discovery,
         chooser=assembled.choices.of(None),
         prompts=assembled.prompts,
@@ -140,7 +141,7 @@ def epp(context: click.Context, /, **flags: Any) -> None:
 
 
 async def _run(
-    process: Process, around: Sequence[AbstractAsyncContextManager[object]], options: Options
+    process: Process, around: Sequence[AbstractAsyncContextManager[object]], options: ProcessOptions
 ) -> int:
     """Until told to stop; the number of the signal that did. A second one waits for nothing."""
     loop = asyncio.get_running_loop()
@@ -171,7 +172,7 @@ async def _run(
             await process.close()
 
 
-def _whereabouts(process: Process, options: Options) -> str:
+def _whereabouts(process: Process, options: ProcessOptions) -> str:
     security = "TLS" if options.is_secure else "plain text"
     return (
         f"listening on {options.host}: gateways on port {process.port} ({security}), "
@@ -186,13 +187,13 @@ def _unreachable(flags: dict[str, Any]) -> list[str]:
     return [f"gateways elsewhere cannot reach {flags['host']}: give --host 0.0.0.0"]
 
 
-def _options(flags: dict[str, Any], priorities: Objectives) -> Options:
+def _options(flags: dict[str, Any], priorities: Objectives) -> ProcessOptions:
     certificate, key = flags["tls_certificate"], flags["tls_key"]
     if (certificate is None) != (key is None):
         raise InvalidSettings("--tls-certificate and --tls-key: give both, or neither")
     if flags["insecure"] and certificate is not None:
         raise InvalidSettings("--insecure and --tls-certificate: give one of them")
-    return Options(
+    return ProcessOptions(
         host=flags["host"],
         port=flags["grpc_port"],
         health_port=flags["grpc_health_port"],
@@ -201,12 +202,12 @@ def _options(flags: dict[str, Any], priorities: Objectives) -> Options:
         certificate=certificate,
         key=key,
         drain_s=parse_duration(flags["drain"], "--drain"),
-        speaking=Speaking(
+        stream=StreamOptions(
             body_mode=_MODES[flags["body_mode"]],
             max_body_bytes=parse_size(flags["max_body"], "--max-body"),
             observes=flags["observe_responses"],
         ),
-        choosing=picking.Options(
+        picking=PickingOptions(
             fallbacks=flags["fallbacks"],
             objectives=priorities,
             takes_test_selection=flags["test_endpoint_selection"],
@@ -293,7 +294,7 @@ def _configuration(flags: dict[str, Any]) -> config.Configuration:
 def envoy_config(*, endpoints: Sequence[str], **flags: Any) -> None:
     """Print a configuration for Envoy with this picker in it."""
     parse = envoy.Address.parse
-    wishes = envoy.Wishes(
+    wishes = envoy.EnvoySettings(
         listen=parse(flags["listen"], "--listen"),
         picker=parse(flags["picker"], "--picker", may_be_name=True),
         replicas=[parse(text, "--endpoint") for text in endpoints],

@@ -1,4 +1,4 @@
-from kvtier.router.epp.envoy import Address, Wishes, bootstrap
+from kvtier.router.epp.envoy import Address, EnvoySettings, bootstrap
 from kvtier_bench.router import epp
 
 
@@ -34,7 +34,7 @@ def test_quantiles_are_of_what_was_measured() -> None:
 
 def test_envoy_alone_has_nothing_of_the_picker() -> None:
     address = Address("127.0.0.1", 1)
-    config = bootstrap(Wishes(listen=address, picker=address, replicas=[address]))
+    config = bootstrap(EnvoySettings(listen=address, picker=address, replicas=[address]))
     epp._without_picker(config)
     assert "ext_proc" not in str(config)
     assert len(config["static_resources"]["clusters"]) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.router.epp import names
+from kvtier.router.epp import messages
 from tests.e2e.envoy.servers import Stage, ask, envoy_program, free_ports, stage, wait_for
 
 BODY = {"model": "m", "prompt": "Once upon a time " * 20}
@@ -23,7 +23,7 @@ def test_the_next_on_the_list_serves_when_the_first_is_dead(
     port = scene.envoy(epp, replicas, "--health-path", "", *flags)
     scene.replicas[replicas[0]].kill()
     for last in replicas[1:]:
-        headers = {names.TEST_SELECTION: f"{replicas[0]},{last}"}
+        headers = {messages.TEST_SELECTION: f"{replicas[0]},{last}"}
         for body in (BODY, LARGE):
             answer = ask(port, body, headers)
             assert (answer.status, answer.served) == (200, last)
@@ -42,13 +42,13 @@ def test_the_picker_stops_naming_a_dead_endpoint(scene: Stage) -> None:
     wait_for("the health checks", known)
     for _ in range(5):
         told = ask(port, BODY).json()
-        assert told["headers"][names.DESTINATION] == replicas[1]
+        assert told["headers"][messages.DESTINATION] == replicas[1]
     scene.replicas[replicas[1]].kill()
     # Until it has noticed, the 503 is Envoy's own.
-    wait_for("the picker", lambda: names.DROPPED_REASON in ask(port, BODY).headers)
+    wait_for("the picker", lambda: messages.DROPPED_REASON in ask(port, BODY).headers)
     answer = ask(port, BODY)
     assert answer.status == 503
-    assert answer.headers[names.DROPPED_REASON] == "rejected-no-endpoints"
+    assert answer.headers[messages.DROPPED_REASON] == "rejected-no-endpoints"
     assert answer.json()["error"]["type"] == "overloaded_error"
 
 
@@ -58,7 +58,7 @@ def test_a_replica_that_dies_in_the_middle_of_a_stream_ends_it(scene: Stage) -> 
     port = scene.envoy(epp, replicas)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     body = json.dumps({**BODY, "stream": True, "delay_s": 0.2})
-    headers = {"content-type": "application/json", names.TEST_SELECTION: replicas[0]}
+    headers = {"content-type": "application/json", messages.TEST_SELECTION: replicas[0]}
     connection.request("POST", "/v1/completions", body, headers)
     response = connection.getresponse()
     assert response.status == 200
@@ -68,7 +68,7 @@ def test_a_replica_that_dies_in_the_middle_of_a_stream_ends_it(scene: Stage) -> 
         response.read()
     connection.close()
     # Nothing was begun anew elsewhere, and the next request is served.
-    assert ask(port, BODY, {names.TEST_SELECTION: replicas[1]}).served == replicas[1]
+    assert ask(port, BODY, {messages.TEST_SELECTION: replicas[1]}).served == replicas[1]
 
 
 @pytest.mark.parametrize("flags", [(), ("--buffered",)], ids=["duplex", "buffered"])
@@ -84,7 +84,7 @@ def test_without_a_picker_fail_open_opens_and_it_comes_back(
     served = set()
     for _ in range(12):
         for body in (BODY, LARGE):
-            answer = ask(port, body, {names.DESTINATION: replicas[0]})
+            answer = ask(port, body, {messages.DESTINATION: replicas[0]})
             assert answer.status == 200
             served.add(answer.served)
     assert served == set(replicas), "the client's own header must not steer"
@@ -94,7 +94,7 @@ def test_without_a_picker_fail_open_opens_and_it_comes_back(
 
     def steers() -> bool:  # on a slow machine its first answers come too late, and Envoy chooses
         asked = (
-            (wanted, ask(port, BODY, {names.TEST_SELECTION: wanted})) for wanted in replicas * 5
+            (wanted, ask(port, BODY, {messages.TEST_SELECTION: wanted})) for wanted in replicas * 5
         )
         return all(answer.served == wanted for wanted, answer in asked)
 

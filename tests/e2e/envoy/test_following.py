@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from google.protobuf.struct_pb2 import Value
 
-from kvtier.router.epp import names
+from kvtier.router.epp import messages
 from tests.e2e.envoy.servers import Stage, ask, stage, wait_for
 
 BODY = {"model": "m", "prompt": "Once upon a time " * 20}
@@ -40,8 +40,8 @@ def hints(config: dict[str, Any]) -> None:
         "header": "test-subset",
         "remove": True,
         "on_header_present": {
-            "metadata_namespace": names.SUBSET_HINT,
-            "key": names.SUBSET,
+            "metadata_namespace": messages.SUBSET_HINT,
+            "key": messages.SUBSET,
             "type": "PROTOBUF_VALUE",
             "encode": "BASE64",
         },
@@ -86,7 +86,7 @@ def test_requests_go_where_the_picker_says(running: Running, count: int) -> None
 
     def one(number: int) -> str | None:
         chosen = wanted[number % count]
-        answer = ask(running.port, BODY, {names.TEST_SELECTION: chosen})
+        answer = ask(running.port, BODY, {messages.TEST_SELECTION: chosen})
         assert (answer.status, answer.served) == (200, chosen)
         return answer.served
 
@@ -133,7 +133,7 @@ def test_only_what_the_gateway_allows_is_picked(running: Running) -> None:
 def test_a_subset_of_nobody_is_503(running: Running, addresses: tuple[str, ...]) -> None:
     answer = ask(running.port, BODY, subset(*addresses))
     assert answer.status == 503
-    assert answer.headers[names.DROPPED_REASON] == "rejected-no-endpoints"
+    assert answer.headers[messages.DROPPED_REASON] == "rejected-no-endpoints"
     assert answer.json()["error"]["code"] == "service_unavailable"
     assert "retry-after" in answer.headers
 
@@ -141,17 +141,17 @@ def test_a_subset_of_nobody_is_503(running: Running, addresses: tuple[str, ...])
 def test_clients_cannot_say_where_they_go(running: Running) -> None:
     target = running.replicas[2]
     headers = {
-        names.TEST_SELECTION: running.replicas[0],
-        names.DESTINATION: target,
-        names.SUBSET: target,
-        names.SERVED: target,
+        messages.TEST_SELECTION: running.replicas[0],
+        messages.DESTINATION: target,
+        messages.SUBSET: target,
+        messages.SERVED: target,
     }
     answer = ask(running.port, BODY, headers)
     assert answer.served == running.replicas[0]
     arrived = answer.json()["headers"]
-    assert arrived[names.DESTINATION].split(",")[0] == running.replicas[0]
-    assert names.SUBSET not in arrived
-    assert names.SERVED not in arrived
+    assert arrived[messages.DESTINATION].split(",")[0] == running.replicas[0]
+    assert messages.SUBSET not in arrived
+    assert messages.SERVED not in arrived
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_cannot_be_served_is_an_error_as_openai_writes_it(
 ) -> None:
     answer = ask(running.port, body)
     assert (answer.status, answer.json()["error"]["code"]) == (status, code)
-    assert answer.headers[names.DROPPED_REASON] == "rejected-invalid"
+    assert answer.headers[messages.DROPPED_REASON] == "rejected-invalid"
 
 
 def test_the_model_is_exchanged_where_the_gateway_asks_for_it(running: Running) -> None:
@@ -193,7 +193,7 @@ def test_streams_are_observed_only_when_asked(tmp_path: Path, envoy: str) -> Non
     with stage(tmp_path, envoy) as scene:
         running = Running(scene, "--observe-responses", epp=("--observe-responses",))
         wanted = running.replicas[1]
-        answer = ask(running.port, {**BODY, "stream": True}, {names.TEST_SELECTION: wanted})
+        answer = ask(running.port, {**BODY, "stream": True}, {messages.TEST_SELECTION: wanted})
         assert answer.served == wanted
         name = 'kvtier_epp_observed_tokens_total{counted="%s"}'
         wait_for("the response's end", lambda: running.counted(name % "prompt") == 7)
@@ -204,7 +204,7 @@ def test_streams_are_observed_only_when_asked(tmp_path: Path, envoy: str) -> Non
         # It is dead, and picked all the same: Envoy goes to the next on the list.
         dead = running.replicas[0]
         scene.replicas[dead].kill()
-        headers = {names.TEST_SELECTION: f"{dead},{wanted}"}
+        headers = {messages.TEST_SELECTION: f"{dead},{wanted}"}
         assert ask(running.port, BODY, headers).served == wanted
         name = "kvtier_epp_elsewhere_requests_total"
         wait_for("the response's end", lambda: running.counted(name) == 1)

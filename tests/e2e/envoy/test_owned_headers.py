@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvtier.router.epp import names
+from kvtier.router.epp import messages
 from tests.e2e.envoy.servers import PATIENCE_S, Answer, Stage, stage
 
 BODY = b'{"model": "m", "prompt": "Once upon a time"}'
@@ -21,7 +21,7 @@ BY_HEADER = {
     "type": "ORIGINAL_DST",
     "lb_policy": "CLUSTER_PROVIDED",
     "connect_timeout": "1s",
-    "original_dst_lb_config": {"use_http_header": True, "http_header_name": names.DESTINATION},
+    "original_dst_lb_config": {"use_http_header": True, "http_header_name": messages.DESTINATION},
 }
 """Goes wherever the header says."""
 
@@ -61,7 +61,7 @@ class Open:
             connection.putheader("content-type", "application/json")
             connection.putheader("transfer-encoding", "chunked")
             for _ in range(2):
-                connection.putheader(names.DESTINATION, self.unknown)
+                connection.putheader(messages.DESTINATION, self.unknown)
             connection.endheaders()
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             connection.send(chunk + b"0\r\nx-trailer: 1\r\n\r\n")
@@ -94,7 +94,7 @@ def test_a_request_goes_where_the_picker_says(opened: Open) -> None:
     answer = opened.ask(BODY)
     assert (answer.status, answer.served) == (200, opened.picked), answer.body
     assert answer.json()["bytes"] == len(BODY)
-    assert answer.json()["headers"][names.DESTINATION] == opened.picked
+    assert answer.json()["headers"][messages.DESTINATION] == opened.picked
 
 
 def test_so_does_one_without_a_body_or_it_goes_nowhere(opened: Open) -> None:

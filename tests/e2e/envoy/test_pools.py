@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from kvtier.router.epp import names
+from kvtier.router.epp import messages
 from tests.e2e.envoy.servers import Stage, ask
 
 BODY = {"model": "m", "prompt": "Once upon a time " * 20}
@@ -47,7 +47,7 @@ def test_each_pool_gets_its_share_and_is_asked_for_its_own(scene: Stage) -> None
     for _ in range(200):
         answer = ask(port, BODY)
         assert answer.status == 200
-        named = answer.json()["headers"][names.DESTINATION].split(",")
+        named = answer.json()["headers"][messages.DESTINATION].split(",")
         (number,) = [place for place, pool in enumerate(pools) if answer.served in pool]
         # The picker that was asked is that of the pool which served.
         assert named[0] == answer.served

@@ -7,7 +7,7 @@ from typing import Any
 from kvtier.index.fleet.prompt import Prompt, TextPrompt, UnreadPrompt
 from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
 from kvtier.router.choose.decision import RoutingDecision
-from kvtier.router.epp.conversation import Asked
+from kvtier.router.epp.conversation import GatewayRequest
 from kvtier.router.fleet.members import Fleet, ModelCard
 from kvtier.router.fleet.replicas import Replica
 
@@ -71,7 +71,7 @@ class Characters:
         return UnreadPrompt(len(str(body)))
 
 
-def asked(body: bytes = b'{"model": "m", "max_tokens": 5}', **fields: object) -> Asked:
+def asked(body: bytes = b'{"model": "m", "max_tokens": 5}', **fields: object) -> GatewayRequest:
     headers = {":method": "POST", ":path": "/v1/completions", "content-type": "application/json"}
     headers |= fields.pop("headers", {})  # type: ignore[operator]
-    return Asked(headers=headers, body=body, **fields)  # type: ignore[arg-type]
+    return GatewayRequest(headers=headers, body=body, **fields)  # type: ignore[arg-type]

@@ -11,14 +11,13 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
 
 from kvtier.router.epp import certificates
-from kvtier.router.epp.conversation import Asked, BodyMode
-from kvtier.router.epp.h2.bounds import Allowance
-from kvtier.router.epp.health import Health
-from kvtier.router.epp.metering import Meter
-from kvtier.router.epp.options import Options
-from kvtier.router.epp.picking import Choice, FleetPicking
-from kvtier.router.epp.picking import Options as PickingOptions
-from kvtier.router.epp.server import Picker, Server
+from kvtier.router.epp.conversation import BodyMode, GatewayRequest
+from kvtier.router.epp.h2.limits import Allowance
+from kvtier.router.epp.health import HealthService
+from kvtier.router.epp.metering import PickerMeter
+from kvtier.router.epp.picking import FleetPicking, PickingOptions, Placement
+from kvtier.router.epp.process import PickerServer
+from kvtier.router.epp.service import ExtProcService, StreamOptions
 from tests.router.epp.fleets import Characters, First, fleet_of
 
 DUPLEX = {"mode": BodyMode.FULL_DUPLEX}
@@ -27,12 +26,12 @@ BROKEN_OFF = "Internal error from Core"
 
 
 class Failing:
-    async def choose(self, asked: Asked) -> Choice:
+    async def choose(self, asked: GatewayRequest) -> Placement:
         raise RuntimeError("a bug")
 
 
 class Slow:
-    async def choose(self, asked: Asked) -> Choice:
+    async def choose(self, asked: GatewayRequest) -> Placement:
         await asyncio.sleep(60)
         raise AssertionError
 
@@ -40,11 +39,11 @@ class Slow:
 class Gateway:
     def __init__(
         self,
-        server: Server,
+        server: PickerServer,
         port: int,
         channel: grpc.aio.Channel,
         fleet: Any,
-        meter: Meter,
+        meter: PickerMeter,
         held: Allowance,
     ) -> None:
         self.server = server
@@ -79,18 +78,18 @@ class Gateway:
 
 @asynccontextmanager
 async def served(
-    options: Options | None = None, picking: Any = None, *, secure: bool = False
+    options: StreamOptions | None = None, picking: Any = None, *, secure: bool = False
 ) -> AsyncIterator[Gateway]:
     fleet = fleet_of()
-    meter = Meter()
+    meter = PickerMeter()
     picking = picking or FleetPicking(fleet, First(), Characters(), PickingOptions())
 
-    def arrive(choice: Choice) -> Any:
+    def arrive(choice: Placement) -> Any:
         return fleet.add_load(choice.endpoint, choice.tokens, choice.missing_tokens)
 
-    options = options or Options()
-    picker = Picker(picking, meter, options, observer=arrive)
-    server = Server(picker, Health())
+    options = options or StreamOptions()
+    picker = ExtProcService(picking, meter, options, observer=arrive)
+    server = PickerServer(picker, HealthService())
     pair = certificates.self_signed(dt.datetime.now(dt.UTC))
     port = server.bind("127.0.0.1", 0, certificates.context(pair) if secure else None)
     server.bind_probes("127.0.0.1", 0)
@@ -111,7 +110,7 @@ async def served(
 
 def run(
     test: Callable[[Gateway], Awaitable[None]],
-    options: Options | None = None,
+    options: StreamOptions | None = None,
     picking: Any = None,
     *,
     secure: bool = False,

@@ -12,7 +12,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
     ProtocolConfiguration,
 )
 
-from kvtier.router.epp import names
+from kvtier.router.epp import messages
 from kvtier.router.epp.conversation import BodyMode
 
 POST = {":method": "POST", ":path": "/v1/completions?x=1", "content-type": "application/json"}
@@ -41,8 +41,8 @@ def request_headers(
             ProtocolConfiguration(request_body_mode=mode, response_body_mode=response_mode)
         )
     if subset is not None:
-        hint = message.metadata_context.filter_metadata[names.SUBSET_HINT]
-        hint.update({names.SUBSET: subset if isinstance(subset, str) else list(subset)})
+        hint = message.metadata_context.filter_metadata[messages.SUBSET_HINT]
+        hint.update({messages.SUBSET: subset if isinstance(subset, str) else list(subset)})
     return message
 
 
@@ -60,7 +60,7 @@ def response_headers(status: str = "200", attributes: str | None = None) -> Proc
     )
     if attributes is not None:
         message.attributes["envoy.filters.http.ext_proc"].update(
-            {names.UPSTREAM_ADDRESS: attributes}
+            {messages.UPSTREAM_ADDRESS: attributes}
         )
     return message
 
@@ -82,12 +82,12 @@ def destination(answer: Any) -> str | None:
     kind = answer.WhichOneof("response")
     inner = getattr(answer, kind)
     if kind in ("request_headers", "request_body"):
-        found = set_headers(inner.response.header_mutation).get(names.DESTINATION)
+        found = set_headers(inner.response.header_mutation).get(messages.DESTINATION)
     else:
         found = None
     told = None
     if answer.HasField("dynamic_metadata"):
-        told = answer.dynamic_metadata[names.LB][names.DESTINATION]
+        told = answer.dynamic_metadata[messages.LB][messages.DESTINATION]
     if kind == "request_trailers":
         return told
     assert found == told

@@ -10,7 +10,7 @@ from kvtier.router.epp import certificates
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 
 
-def written(folder: Path, pair: certificates.Pair) -> tuple[Path, Path]:
+def written(folder: Path, pair: certificates.CertificatePair) -> tuple[Path, Path]:
     key, certificate = folder / "tls.key", folder / "tls.crt"
     key.write_bytes(pair.key)
     certificate.write_bytes(pair.certificate)
@@ -38,6 +38,6 @@ def test_a_pair_is_read_and_judged(tmp_path: Path) -> None:
         certificates.read_pair(*paths)
     paths[1].write_text("nothing")
     with pytest.raises(InvalidSettings, match=r"--tls-certificate: .*tls\.crt is not a PEM"):
-        certificates.Exchanged(*paths)
+        certificates.CertificateReloader(*paths)
     with pytest.raises(InvalidSettings, match=r"--tls-key: .*no cannot be read: No such file"):
         certificates.read_pair(tmp_path / "no", paths[1])

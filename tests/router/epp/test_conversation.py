@@ -6,8 +6,14 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.router.epp import names
-from kvtier.router.epp.conversation import Asked, BodyMode, Conversation, OutOfTurn, body_mode
+from kvtier.router.epp import messages
+from kvtier.router.epp.conversation import (
+    BodyMode,
+    ExtProcConversation,
+    GatewayRequest,
+    UnexpectedMessage,
+    body_mode,
+)
 from kvtier.router.epp.messages import PIECE_BYTES
 from kvtier.router.request.refusals import Refusal, unavailable
 from tests.router.epp.protocol import (
@@ -27,8 +33,8 @@ from tests.router.epp.protocol import (
 A, B = "10.0.0.1:8000", "[fd00::1]:8000"
 
 
-def conversation(mode: BodyMode = BodyMode.FULL_DUPLEX, most: int = 1 << 20) -> Conversation:
-    return Conversation(mode, most)
+def conversation(mode: BodyMode = BodyMode.FULL_DUPLEX, most: int = 1 << 20) -> ExtProcConversation:
+    return ExtProcConversation(mode, most)
 
 
 def test_full_duplex_holds_the_header_until_the_body_is_whole() -> None:
@@ -36,7 +42,7 @@ def test_full_duplex_holds_the_header_until_the_body_is_whole() -> None:
     assert talk.receive(request_headers()) == ()
     assert talk.receive(request_body(BODY[:5], ends=False)) == ()
     asked = talk.receive(request_body(BODY[5:]))
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, GatewayRequest)
     assert (asked.method, asked.path, asked.body) == ("POST", "/v1/completions", BODY)
     assert asked.is_whole
     assert asked.subset is None
@@ -68,7 +74,7 @@ def test_trailers_end_the_request_and_are_let_through() -> None:
     talk = conversation()
     talk.receive(request_headers())
     assert talk.receive(request_body(BODY, ends=False)) == ()
-    assert isinstance(talk.receive(request_trailers()), Asked)
+    assert isinstance(talk.receive(request_trailers()), GatewayRequest)
     head, piece, trailers = talk.choose([A])
     assert destination(head) == A
     assert not piece.request_body.response.body_mutation.streamed_response.end_of_stream
@@ -79,7 +85,7 @@ def test_headers_alone_are_enough_where_no_body_comes() -> None:
     for message in (request_headers(ends=True), request_headers(mode=BodyMode.NONE)):
         talk = conversation()
         asked = talk.receive(message)
-        assert isinstance(asked, Asked)
+        assert isinstance(asked, GatewayRequest)
         assert asked.is_whole is message.request_headers.end_of_stream
         (answer,) = talk.choose([A])
         assert destination(answer) == A
@@ -90,7 +96,7 @@ def test_buffered_bodies_are_waited_for_and_not_given_back() -> None:
     (go_on,) = talk.receive(request_headers(mode=BodyMode.BUFFERED))  # type: ignore[misc]
     assert go_on.WhichOneof("response") == "request_headers"
     assert destination(go_on) is None
-    assert isinstance(talk.receive(request_body()), Asked)
+    assert isinstance(talk.receive(request_body()), GatewayRequest)
     (answer,) = talk.choose([A])
     assert destination(answer) == A
     assert answer.request_body.response.clear_route_cache
@@ -100,7 +106,7 @@ def test_buffered_bodies_are_waited_for_and_not_given_back() -> None:
 def test_trailers_without_a_buffered_body_get_the_metadata() -> None:
     talk = conversation()
     talk.receive(request_headers(mode=BodyMode.BUFFERED))
-    assert isinstance(talk.receive(request_trailers()), Asked)
+    assert isinstance(talk.receive(request_trailers()), GatewayRequest)
     (answer,) = talk.choose([A])
     assert destination(answer) == A
 
@@ -110,13 +116,13 @@ def test_trailers_without_a_buffered_body_get_the_metadata() -> None:
 def test_before_a_buffered_body_what_only_we_may_set_is_already_taken_away(
     mode: BodyMode, last: ProcessingRequest
 ) -> None:
-    headers = {**POST, names.DESTINATION: B, names.SUBSET: B}
+    headers = {**POST, messages.DESTINATION: B, messages.SUBSET: B}
     talk = conversation()
     (go_on,) = talk.receive(request_headers(headers, mode=mode))  # type: ignore[misc]
     common = go_on.request_headers.response
-    assert set(common.header_mutation.remove_headers) == {names.DESTINATION, names.SUBSET}
+    assert set(common.header_mutation.remove_headers) == {messages.DESTINATION, messages.SUBSET}
     assert common.clear_route_cache, "a route may have been found by them"
-    assert isinstance(talk.receive(last), Asked)
+    assert isinstance(talk.receive(last), GatewayRequest)
     (answer,) = talk.choose([A])
     assert destination(answer) == A
     removed = answer.request_body.response.header_mutation.remove_headers
@@ -159,14 +165,14 @@ def test_another_body_is_sent_with_its_length(mode: BodyMode) -> None:
 
 
 def test_what_only_we_may_set_is_not_believed_and_taken_away() -> None:
-    headers = {**POST, names.DESTINATION: B, names.SUBSET: B, "X-Plain": "1"}
+    headers = {**POST, messages.DESTINATION: B, messages.SUBSET: B, "X-Plain": "1"}
     talk = conversation()
     asked = talk.receive(request_headers(headers, ends=True))
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, GatewayRequest)
     assert asked.headers == {**POST, "x-plain": "1"}
     (answer,) = talk.choose([A])
     mutation = answer.request_headers.response.header_mutation
-    assert set(mutation.remove_headers) == {names.DESTINATION, names.SUBSET}
+    assert set(mutation.remove_headers) == {messages.DESTINATION, messages.SUBSET}
     assert destination(answer) == A
 
 
@@ -188,7 +194,7 @@ def test_a_refusal_is_http_with_a_reason() -> None:
     assert set_headers(immediate.headers) == {
         "content-type": "application/json",
         "retry-after": "1",
-        names.DROPPED_REASON: "rejected-no-endpoints",
+        messages.DROPPED_REASON: "rejected-no-endpoints",
     }
     assert b'"service_unavailable"' in immediate.body
 
@@ -209,7 +215,7 @@ def test_messages_out_of_turn_end_the_conversation(sequence: Sequence[Processing
     *before, last = sequence
     for message in before:
         talk.receive(message)
-    with pytest.raises(OutOfTurn):
+    with pytest.raises(UnexpectedMessage):
         talk.receive(last)
 
 
@@ -230,7 +236,7 @@ def _read(raw: bytes) -> ProcessingRequest:
 MESSAGES = st.one_of(
     st.builds(
         request_headers,
-        st.dictionaries(st.sampled_from([":path", names.DESTINATION, "x", "X"]), st.text()),
+        st.dictionaries(st.sampled_from([":path", messages.DESTINATION, "x", "X"]), st.text()),
         ends=st.booleans(),
         mode=st.none() | st.sampled_from(BodyMode),
         subset=st.none() | st.lists(st.sampled_from([A, B])) | st.text(),
@@ -249,7 +255,7 @@ MESSAGES = st.one_of(
 def test_whatever_a_gateway_sends_a_request_goes_where_it_was_chosen_to(
     sequence: list[ProcessingRequest], mode: BodyMode
 ) -> None:
-    talk = Conversation(mode, 300)
+    talk = ExtProcConversation(mode, 300)
     answers: list[Any] = []
     body = b""
     owned: set[str] = set()
@@ -257,15 +263,15 @@ def test_whatever_a_gateway_sends_a_request_goes_where_it_was_chosen_to(
     for message in sequence:
         try:
             got = talk.receive(message)
-        except OutOfTurn:
+        except UnexpectedMessage:
             break
         except Refusal as refusal:
             answers += talk.refuse(refusal)
             break
         body += message.request_body.body
         for header in message.request_headers.headers.headers:
-            owned |= {header.key.lower()} & {names.DESTINATION}
-        if isinstance(got, Asked):
+            owned |= {header.key.lower()} & {messages.DESTINATION}
+        if isinstance(got, GatewayRequest):
             assert not chosen, "a request is asked about once"
             assert got.body == body
             chosen = True

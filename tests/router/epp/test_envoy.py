@@ -4,17 +4,17 @@ import pytest
 import yaml
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.epp import names
-from kvtier.router.epp.envoy import Address, Wishes, bootstrap, render
+from kvtier.router.epp import messages
+from kvtier.router.epp.envoy import Address, EnvoySettings, bootstrap, render
 
 
-def wishes(**fields: Any) -> Wishes:
+def wishes(**fields: Any) -> EnvoySettings:
     usual = {
         "listen": Address("127.0.0.1", 8080),
         "picker": Address("127.0.0.1", 9002),
         "replicas": [Address("127.0.0.1", 8000), Address("::1", 8001)],
     }
-    return Wishes(**{**usual, **fields})
+    return EnvoySettings(**{**usual, **fields})
 
 
 def manager(config: dict[str, Any]) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def test_only_the_pickers_metadata_steers() -> None:
     config = bootstrap(wishes())
     policy = config["static_resources"]["clusters"][0]["load_balancing_policy"]["policies"][0]
     sources = policy["typed_extension_config"]["typed_config"]["override_host_sources"]
-    assert sources == [{"metadata": {"key": names.LB, "path": [{"key": names.DESTINATION}]}}]
+    assert sources == [{"metadata": {"key": messages.LB, "path": [{"key": messages.DESTINATION}]}}]
     early = manager(config)["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
-    assert {"remove": names.DESTINATION} in early
+    assert {"remove": messages.DESTINATION} in early
 
 
 def test_a_dead_picker_is_noticed_and_fail_open_opens() -> None:
@@ -59,7 +59,7 @@ def test_responses_stay_away_from_the_picker_unless_they_are_wanted() -> None:
     assert (mode["response_header_mode"], mode["response_body_mode"]) == ("SKIP", "NONE")
     shown = manager(bootstrap(wishes(shows_responses=True)))["http_filters"][0]["typed_config"]
     assert shown["processing_mode"]["response_body_mode"] == "FULL_DUPLEX_STREAMED"
-    assert shown["response_attributes"] == [names.UPSTREAM_ADDRESS]
+    assert shown["response_attributes"] == [messages.UPSTREAM_ADDRESS]
 
 
 def test_tls_is_verified_where_there_is_something_to_verify_by() -> None:

@@ -1,4 +1,4 @@
-"""Asked with gRPC's own messages, by a real client."""
+"""GatewayRequest with gRPC's own messages, by a real client."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,10 +9,16 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from kvtier.router.epp import names
-from kvtier.router.epp.h2.bounds import Allowance, Limits
-from kvtier.router.epp.h2.listener import Listener
-from kvtier.router.epp.health import CHECK, WATCH, Health, Serving
+from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.listener import GrpcListener
+from kvtier.router.epp.health import (
+    CHECK,
+    HEALTH_SERVICES,
+    LIVENESS,
+    WATCH,
+    HealthService,
+    ServingStatus,
+)
 
 SERVING, NOT, UNKNOWN = (
     health_pb2.HealthCheckResponse.SERVING,
@@ -23,8 +29,10 @@ READY = health_pb2.HealthCheckRequest(service="readiness")
 
 
 @asynccontextmanager
-async def asked(health: Health) -> AsyncIterator[tuple[HealthStub, Listener, grpc.aio.Channel]]:
-    listener = Listener(health.services, Limits(), Allowance(1 << 20))
+async def asked(
+    health: HealthService,
+) -> AsyncIterator[tuple[HealthStub, GrpcListener, grpc.aio.Channel]]:
+    listener = GrpcListener(health.services, H2Limits(), Allowance(1 << 20))
     port = listener.bind("127.0.0.1", 0, None)
     await listener.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -34,7 +42,7 @@ async def asked(health: Health) -> AsyncIterator[tuple[HealthStub, Listener, grp
 
 async def statuses(stub: HealthStub) -> dict[str, int]:
     found = {}
-    for service in names.HEALTH_SERVICES:
+    for service in HEALTH_SERVICES:
         request = health_pb2.HealthCheckRequest(service=service)
         found[service] = (await stub.Check(request)).status
     return found
@@ -42,9 +50,9 @@ async def statuses(stub: HealthStub) -> dict[str, int]:
 
 def test_it_lives_before_it_can_choose_and_hears_nothing_after_the_end() -> None:
     async def run() -> None:
-        health = Health()
+        health = HealthService()
         async with asked(health) as (stub, _, _):
-            alive = dict.fromkeys(names.HEALTH_SERVICES, NOT) | {names.LIVENESS: SERVING}
+            alive = dict.fromkeys(HEALTH_SERVICES, NOT) | {LIVENESS: SERVING}
             assert await statuses(stub) == alive
             health.ready(is_ready=True)
             assert set((await statuses(stub)).values()) == {SERVING}
@@ -59,7 +67,7 @@ def test_it_lives_before_it_can_choose_and_hears_nothing_after_the_end() -> None
 
 def test_a_service_that_is_not_known_is_an_error_or_watched_until_it_is() -> None:
     async def run() -> None:
-        async with asked(Health()) as (stub, _, _):
+        async with asked(HealthService()) as (stub, _, _):
             request = health_pb2.HealthCheckRequest(service="nobody's")
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await stub.Check(request)
@@ -73,7 +81,7 @@ def test_a_service_that_is_not_known_is_an_error_or_watched_until_it_is() -> Non
 
 def test_who_watches_hears_of_changes_only_and_of_the_end() -> None:
     async def run() -> None:
-        health = Health()
+        health = HealthService()
         async with asked(health) as (stub, listener, _):
             watch = stub.Watch(READY)
             assert (await watch.read()).status == NOT
@@ -95,7 +103,7 @@ def test_who_watches_hears_of_changes_only_and_of_the_end() -> None:
 
 def test_watchers_that_go_away_are_forgotten() -> None:
     async def run() -> None:
-        health = Health()
+        health = HealthService()
         async with asked(health) as (stub, _, _):
             watch = stub.Watch(READY)
             await watch.read()
@@ -111,7 +119,7 @@ def test_watchers_that_go_away_are_forgotten() -> None:
 @pytest.mark.parametrize("method", [CHECK, WATCH])
 def test_what_cannot_be_read_is_refused(method: bytes) -> None:
     async def run() -> None:
-        async with asked(Health()) as (_, _, channel):
+        async with asked(HealthService()) as (_, _, channel):
             too_long = health_pb2.HealthCheckRequest(service="x" * 2000).SerializeToString()
             for message in (b"\xff\xff", None, too_long):
                 call = channel.stream_stream(method.decode())()
@@ -124,5 +132,5 @@ def test_what_cannot_be_read_is_refused(method: bytes) -> None:
 
 
 def test_its_numbers_are_those_of_the_protocol() -> None:
-    for status in Serving:
+    for status in ServingStatus:
         assert health_pb2.HealthCheckResponse.ServingStatus.Value(status.name) == status

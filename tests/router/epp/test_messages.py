@@ -1,4 +1,4 @@
-from kvtier.router.epp import messages, names
+from kvtier.router.epp import messages
 from tests.router.epp.protocol import destination, set_headers
 
 
@@ -7,7 +7,7 @@ def test_a_route_says_the_same_in_header_and_metadata() -> None:
     for answer in (route.on_headers(), route.on_body(None), route.on_trailers()):
         assert destination(answer) == "a:1,b:2"
     mutation = route.on_headers().request_headers.response.header_mutation
-    assert set_headers(mutation) == {names.DESTINATION: "a:1,b:2", "x": "y"}
+    assert set_headers(mutation) == {messages.DESTINATION: "a:1,b:2", "x": "y"}
     assert list(mutation.remove_headers) == ["z"]
     for option in mutation.set_headers:
         assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD

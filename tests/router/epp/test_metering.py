@@ -8,36 +8,36 @@ from prometheus_client.registry import Collector
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.epp.metering import Exposition, Meter
-from kvtier.router.epp.observing import Outcome
-from kvtier.router.epp.picking import Choice, Reason
+from kvtier.router.epp.metering import MetricsServer, PickerMeter
+from kvtier.router.epp.observing import ResponseOutcome
+from kvtier.router.epp.picking import DropReason, Placement
 
 
-def sample(meter: Meter, name: str) -> float:
+def sample(meter: PickerMeter, name: str) -> float:
     (line,) = [line for line in meter.render().decode().splitlines() if line.startswith(name + " ")]
     return float(line.rpartition(" ")[2])
 
 
 def test_every_reason_is_there_from_the_start() -> None:
-    meter = Meter(lambda: 3)
-    for reason in Reason:
+    meter = PickerMeter(lambda: 3)
+    for reason in DropReason:
         assert sample(meter, f'kvtier_epp_dropped_requests_total{{drop="{reason.value}"}}') == 0
     assert sample(meter, "kvtier_epp_ready_endpoints") == 3
 
 
 def test_what_happened_is_counted() -> None:
-    meter = Meter()
+    meter = PickerMeter()
     meter.opened()
     meter.opened()
     meter.closed()
     meter.chosen(0.002)
-    meter.dropped(Reason.SATURATED)
+    meter.dropped(DropReason.SATURATED)
     meter.out_of_turn()
     endpoint = Endpoint(name="a", address="a:1", models=frozenset())
-    choice = Choice(endpoint=endpoint, addresses=["a:1"])
-    meter.observed(choice, Outcome(served="b:1", first_chunk_s=0.2, completion_tokens=4))
-    meter.observed(choice, Outcome(served="a:1"))
-    meter.observed(choice, Outcome())
+    choice = Placement(endpoint=endpoint, addresses=["a:1"])
+    meter.observed(choice, ResponseOutcome(served="b:1", first_chunk_s=0.2, completion_tokens=4))
+    meter.observed(choice, ResponseOutcome(served="a:1"))
+    meter.observed(choice, ResponseOutcome())
     assert sample(meter, "kvtier_epp_open_streams") == 1
     assert sample(meter, "kvtier_epp_choosing_seconds_count") == 1
     assert sample(meter, 'kvtier_epp_dropped_requests_total{drop="rejected-saturated"}') == 1
@@ -49,7 +49,7 @@ def test_what_happened_is_counted() -> None:
 
 def test_it_is_exposed_and_a_port_that_is_taken_is_told() -> None:
     async def run() -> None:
-        first, second = Exposition(Meter()), Exposition(Meter())
+        first, second = MetricsServer(PickerMeter()), MetricsServer(PickerMeter())
         port = await first.start("127.0.0.1", 0)
         url = f"http://127.0.0.1:{port}/metrics"
         text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
@@ -70,4 +70,4 @@ class Another(Collector):
 
 
 def test_metrics_of_others_are_exposed_beside() -> None:
-    assert b"kvtier_another 5.0" in Meter(others=[Another()]).render()
+    assert b"kvtier_another 5.0" in PickerMeter(others=[Another()]).render()

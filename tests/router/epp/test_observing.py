@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 
 from kvtier.clock import VirtualClock
-from kvtier.router.epp import names
-from kvtier.router.epp.conversation import BodyMode, OutOfTurn
-from kvtier.router.epp.observing import Response
+from kvtier.router.epp import messages
+from kvtier.router.epp.conversation import BodyMode, UnexpectedMessage
+from kvtier.router.epp.observing import ObservedResponse
 from tests.router.epp.protocol import (
     request_body,
     request_headers,
@@ -23,7 +23,7 @@ STREAM = (
 )
 
 
-class Stay:
+class InFlightRequest:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
@@ -39,15 +39,15 @@ def response(
     clock: VirtualClock | None = None,
     *,
     request_mode: BodyMode = BodyMode.FULL_DUPLEX,
-) -> Response:
-    found = Response(clock or VirtualClock(), BodyMode.FULL_DUPLEX)
+) -> ObservedResponse:
+    found = ObservedResponse(clock or VirtualClock(), BodyMode.FULL_DUPLEX)
     found.told(request_headers(mode=request_mode, response_mode=mode))
     return found
 
 
 def test_a_stream_is_given_back_and_its_usage_read() -> None:
     clock = VirtualClock()
-    stay = Stay()
+    stay = InFlightRequest()
     seen = response(BodyMode.FULL_DUPLEX, clock)
     seen.follows(stay, {"x-session-token": "t"})
     (head,) = seen.receive(response_headers("200", "10.0.0.1:8000"))
@@ -78,13 +78,13 @@ def test_other_modes_are_told_to_go_on(mode: BodyMode) -> None:
 
 def test_only_full_duplex_could_lose_something() -> None:
     assert response(BodyMode.FULL_DUPLEX).may_lose
-    assert Response(VirtualClock(), BodyMode.FULL_DUPLEX).may_lose  # nobody said
+    assert ObservedResponse(VirtualClock(), BodyMode.FULL_DUPLEX).may_lose  # nobody said
     assert not response(BodyMode.NONE).may_lose
 
 
 def test_conforming_gateways_say_who_served() -> None:
     message = response_headers("503", "10.0.0.1:1")
-    message.metadata_context.filter_metadata[names.LB].update({names.SERVED: "10.0.0.2:2"})
+    message.metadata_context.filter_metadata[messages.LB].update({messages.SERVED: "10.0.0.2:2"})
     seen = response(BodyMode.NONE)
     seen.receive(message)
     assert (seen.outcome.status, seen.outcome.served) == (503, "10.0.0.2:2")
@@ -92,7 +92,7 @@ def test_conforming_gateways_say_who_served() -> None:
 
 def test_a_repeated_end_of_a_request_is_let_be() -> None:
     assert response(BodyMode.FULL_DUPLEX).receive(request_body()) == []
-    with pytest.raises(OutOfTurn):
+    with pytest.raises(UnexpectedMessage):
         response(BodyMode.FULL_DUPLEX).receive(request_headers())
 
 
@@ -100,7 +100,7 @@ def test_a_repeated_end_of_a_request_is_let_be() -> None:
     "mode", [mode for mode in BodyMode if mode is not BodyMode.FULL_DUPLEX], ids=str
 )
 def test_what_is_left_of_a_request_may_pass_outside_full_duplex(mode: BodyMode) -> None:
-    untold = Response(VirtualClock(), mode)
+    untold = ObservedResponse(VirtualClock(), mode)
     untold.told(request_headers())
     for seen in (response(BodyMode.STREAMED, request_mode=mode), untold):
         (answer,) = seen.receive(request_body())

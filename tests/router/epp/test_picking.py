@@ -4,9 +4,15 @@ from collections.abc import Sequence
 import pytest
 
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.epp import names
-from kvtier.router.epp.conversation import Asked
-from kvtier.router.epp.picking import Choice, Dropped, FleetPicking, Options, Reason
+from kvtier.router.epp import messages
+from kvtier.router.epp.conversation import GatewayRequest
+from kvtier.router.epp.picking import (
+    DropReason,
+    FleetPicking,
+    PickingOptions,
+    Placement,
+    RequestDropped,
+)
 from kvtier.router.fleet.members import Fleet
 from tests.router.epp.fleets import ADDRESSES, Characters, First, asked, fleet_of
 
@@ -26,17 +32,17 @@ def picking(
         fleet or fleet_of(),
         chooser or First(),
         Characters(),
-        Options(**options),  # type: ignore[arg-type]
+        PickingOptions(**options),  # type: ignore[arg-type]
         saturation=None if saturation is None else measured,
     )
 
 
-def choose(one: FleetPicking, request: Asked) -> Choice:
+def choose(one: FleetPicking, request: GatewayRequest) -> Placement:
     return asyncio.run(one.choose(request))
 
 
-def dropped(one: FleetPicking, request: Asked) -> tuple[int, Reason]:
-    with pytest.raises(Dropped) as found:
+def dropped(one: FleetPicking, request: GatewayRequest) -> tuple[int, DropReason]:
+    with pytest.raises(RequestDropped) as found:
         choose(one, request)
     return found.value.refusal.status, found.value.reason
 
@@ -62,9 +68,9 @@ def test_the_hint_bounds_the_choice_and_the_fallbacks() -> None:
     choice = choose(picking(), asked(subset=(ADDRESSES[3], ADDRESSES[1], "10.9.9.9:1")))
     assert list(choice.addresses) == [ADDRESSES[1], ADDRESSES[3]]
     for subset in ((), ("10.9.9.9:1",)):
-        assert dropped(picking(), asked(subset=subset)) == (503, Reason.NO_ENDPOINTS)
+        assert dropped(picking(), asked(subset=subset)) == (503, DropReason.NO_ENDPOINTS)
         anything = asked(b"", subset=subset)
-        assert dropped(picking(), anything) == (503, Reason.NO_ENDPOINTS)
+        assert dropped(picking(), anything) == (503, DropReason.NO_ENDPOINTS)
 
 
 def test_nobody_whom_the_profiles_filters_took_away_is_a_fallback() -> None:
@@ -76,14 +82,14 @@ def test_nobody_whom_the_profiles_filters_took_away_is_a_fallback() -> None:
 
 
 def test_a_test_may_say_who_is_picked_behind_a_flag_only() -> None:
-    wish = asked(headers={names.TEST_SELECTION: "fd00::1, 10.0.0.2:8000,10.7.7.7"})
+    wish = asked(headers={messages.TEST_SELECTION: "fd00::1, 10.0.0.2:8000,10.7.7.7"})
     chooser = First()
     choice = choose(picking(takes_test_selection=True, chooser=chooser), wish)
     assert list(choice.addresses) == [ADDRESSES[3], ADDRESSES[1]]
     assert chooser.routed_to == [], "a test teaches nothing"
     assert choose(picking(), wish).addresses[0] == ADDRESSES[0]
-    foreign = asked(headers={names.TEST_SELECTION: "10.7.7.7"})
-    assert dropped(picking(takes_test_selection=True), foreign) == (503, Reason.NO_ENDPOINTS)
+    foreign = asked(headers={messages.TEST_SELECTION: "10.7.7.7"})
+    assert dropped(picking(takes_test_selection=True), foreign) == (503, DropReason.NO_ENDPOINTS)
 
 
 def test_what_is_about_no_model_goes_anywhere_and_teaches_nothing() -> None:
@@ -106,41 +112,41 @@ def test_what_is_about_no_model_goes_anywhere_and_teaches_nothing() -> None:
 
 def test_a_fleet_without_endpoints_is_503() -> None:
     empty = picking(fleet_of(()))
-    assert dropped(empty, asked()) == (503, Reason.NO_ENDPOINTS)
-    assert dropped(empty, asked(b"")) == (503, Reason.NO_ENDPOINTS)
+    assert dropped(empty, asked()) == (503, DropReason.NO_ENDPOINTS)
+    assert dropped(empty, asked(b"")) == (503, DropReason.NO_ENDPOINTS)
     fleet = fleet_of()
     for member in fleet.members:
         for _ in range(3):
             fleet.mark_unhealthy(member, "gone")
-    assert dropped(picking(fleet), asked()) == (503, Reason.NO_ENDPOINTS)
+    assert dropped(picking(fleet), asked()) == (503, DropReason.NO_ENDPOINTS)
 
 
 def test_filters_that_leave_nobody_are_503() -> None:
-    assert dropped(picking(chooser=First(keeps=0)), asked()) == (503, Reason.NO_ENDPOINTS)
+    assert dropped(picking(chooser=First(keeps=0)), asked()) == (503, DropReason.NO_ENDPOINTS)
 
 
 def test_requests_that_cannot_be_understood_are_told() -> None:
     for body, status in ((b"{", 400), (b"{}", 400), (b'{"model": "other"}', 404)):
-        assert dropped(picking(), asked(body)) == (status, Reason.INVALID)
+        assert dropped(picking(), asked(body)) == (status, DropReason.INVALID)
 
 
 def test_only_the_sheddable_are_shed_while_there_is_no_room() -> None:
     batch = asked(headers={"x-llm-d-inference-objective": "batch"})
     objectives = {"batch": -1}
     full = picking(saturation=1.0, objectives=objectives)
-    assert dropped(full, batch) == (429, Reason.SATURATED)
+    assert dropped(full, batch) == (429, DropReason.SATURATED)
     assert choose(full, asked()).addresses
     assert choose(picking(saturation=0.9, objectives=objectives), batch).addresses
     assert choose(picking(objectives=objectives), batch).addresses
     everybody = picking(saturation=1.0, sheds_below=1)
-    assert dropped(everybody, asked()) == (429, Reason.SATURATED)
+    assert dropped(everybody, asked()) == (429, DropReason.SATURATED)
 
 
 def test_the_gateways_model_is_the_one_that_is_asked_for() -> None:
     rewrite = {"x-gateway-model-name-rewrite": "m"}
     choice = choose(picking(), asked(b'{"model":"alias"}', headers=rewrite))
     assert choice.body == b'{"model":"m"}'
-    assert dropped(picking(), asked(b'{"model":"alias"}')) == (404, Reason.INVALID)
+    assert dropped(picking(), asked(b'{"model":"alias"}')) == (404, DropReason.INVALID)
 
 
 def test_an_endpoint_that_leaves_while_the_prompt_is_made_is_not_named() -> None:
@@ -151,5 +157,5 @@ def test_an_endpoint_that_leaves_while_the_prompt_is_made_is_not_named() -> None
         fleet.update([one.replica for one in fleet.members if one.replica.name != ADDRESSES[0]])
 
     prompts.wait = leave  # type: ignore[assignment]
-    one = FleetPicking(fleet, First(), prompts, Options())
+    one = FleetPicking(fleet, First(), prompts, PickingOptions())
     assert list(choose(one, asked()).addresses) == [ADDRESSES[1]]

@@ -13,7 +13,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp import certificates
-from kvtier.router.epp.process import Options, Process, Wiring
+from kvtier.router.epp.process import Process, ProcessDependencies, ProcessOptions
 from kvtier.router.fleet.replicas import Replica, StaticDiscovery
 from kvtier.router.learn.prompts import PromptBuilder
 from tests.router.epp.fleets import Characters, First
@@ -34,13 +34,13 @@ class Silent:
         yield self.replicas
 
 
-def wiring(discovery: Any) -> Wiring:
-    return Wiring(discovery=discovery, chooser=First(), prompts=Characters())
+def wiring(discovery: Any) -> ProcessDependencies:
+    return ProcessDependencies(discovery=discovery, chooser=First(), prompts=Characters())
 
 
-def options(**fields: Any) -> Options:
+def options(**fields: Any) -> ProcessOptions:
     usual = {"port": 0, "health_port": 0, "metrics_port": 0, "is_secure": False, "drain_s": 0.0}
-    return Options(**{**usual, **fields})
+    return ProcessOptions(**{**usual, **fields})
 
 
 async def replica(may_answer: asyncio.Event) -> tuple[web.AppRunner, str]:
@@ -105,13 +105,13 @@ def test_it_can_choose_once_discovery_has_spoken_and_replicas_were_asked() -> No
 
 
 def test_a_discovery_that_cannot_begin_is_an_error() -> None:
-    class Broken:
+    class H2ProtocolError:
         async def watch(self) -> Any:
             raise InvalidSettings("no such file")
             yield ()
 
     async def run() -> None:
-        process = Process(options(), wiring(Broken()))
+        process = Process(options(), wiring(H2ProtocolError()))
         with pytest.raises(InvalidSettings, match="no such file"):
             await process.start()
         await process.close()
@@ -151,7 +151,9 @@ def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read(
         runner, address = await replica(may_answer)
         discovery = StaticDiscovery([Replica(name="a", url=f"http://{address}")])
         prompts = PromptBuilder()
-        process = Process(options(), Wiring(discovery=discovery, chooser=First(), prompts=prompts))
+        process = Process(
+            options(), ProcessDependencies(discovery=discovery, chooser=First(), prompts=prompts)
+        )
         await process.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{process.port}") as channel:
             call = ExternalProcessorStub(channel).Process()
@@ -168,13 +170,13 @@ def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read(
 
 
 def test_given_certificates_are_used_and_read_again(tmp_path: Path) -> None:
-    def write() -> certificates.Pair:
+    def write() -> certificates.CertificatePair:
         pair = certificates.self_signed(dt.datetime.now(dt.UTC))
         (tmp_path / "k").write_bytes(pair.key)
         (tmp_path / "c").write_bytes(pair.certificate)
         return pair
 
-    async def reach(process: Process, pair: certificates.Pair) -> None:
+    async def reach(process: Process, pair: certificates.CertificatePair) -> None:
         trusted = grpc.ssl_channel_credentials(pair.certificate)
         async with grpc.aio.secure_channel(f"localhost:{process.port}", trusted) as channel:
             async with asyncio.timeout(10):

@@ -28,14 +28,14 @@ _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2: HTTP/2 forbids most of the others."""
 
 
-class Pair(NamedTuple):
+class CertificatePair(NamedTuple):
     """PEM."""
 
     key: bytes
     certificate: bytes
 
 
-def self_signed(now: dt.datetime) -> Pair:
+def self_signed(now: dt.datetime) -> CertificatePair:
     """A new key on P-256 and its certificate, for localhost; takes about a millisecond."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kvtier endpoint picker")])
@@ -55,7 +55,7 @@ def self_signed(now: dt.datetime) -> Pair:
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return Pair(
+    return CertificatePair(
         key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -65,9 +65,9 @@ def self_signed(now: dt.datetime) -> Pair:
     )
 
 
-def read_pair(key_path: Path, certificate_path: Path) -> Pair:
+def read_pair(key_path: Path, certificate_path: Path) -> CertificatePair:
     """Raises InvalidSettings where they cannot be read, or do not belong together."""
-    pair = Pair(
+    pair = CertificatePair(
         sockets.read_file(key_path, sockets.KEY),
         sockets.read_file(certificate_path, sockets.CERTIFICATE),
     )
@@ -77,7 +77,7 @@ def read_pair(key_path: Path, certificate_path: Path) -> Pair:
     return pair
 
 
-def context(pair: Pair) -> ssl.SSLContext:
+def context(pair: CertificatePair) -> ssl.SSLContext:
     """TLS 1.2 and above, HTTP/2 in it. Raises InvalidSettings for a pair that cannot be used."""
     found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     found.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -103,7 +103,7 @@ def _in_memory(content: bytes) -> Iterator[str]:
         os.close(descriptor)
 
 
-class Exchanged:
+class CertificateReloader:
     """A pair in files that may be exchanged while we run, as cert-manager does."""
 
     def __init__(self, key_path: Path, certificate_path: Path) -> None:
@@ -125,7 +125,7 @@ class Exchanged:
 
     def _look(self) -> None:
         try:
-            found = Pair(*(path.read_bytes() for path in self._paths))
+            found = CertificatePair(*(path.read_bytes() for path in self._paths))
             if found == self._pair:
                 return
             pair = read_pair(*self._paths)

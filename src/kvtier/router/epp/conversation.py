@@ -1,11 +1,12 @@
-"""What one request and its gateway say to each other, without any I/O.
+"""The ext_proc exchange of one request, as a state machine without I/O.
 
-The gateway sends headers, body and trailers in the mode that it is configured for; from them a
-conversation makes one `Asked`, and from the choice the answers. The header of a request in full
-duplex is held until its body is complete: only then is it known where it goes.
+The gateway sends headers, body and trailers in the mode that it is configured for. The
+conversation turns them into one `GatewayRequest`, and the placement that is chosen for it into
+the responses. In full duplex the headers are held until the body is complete, because the
+destination is known only then.
 
 Invariants: a request is answered for once; what is given back of a body is what came, piece by
-piece in order; a message out of turn ends the conversation (`OutOfTurn`) and never moves a
+piece in order; a message out of turn ends the conversation (`UnexpectedMessage`) and never moves a
 request to another destination; headers go on only without those that no client may set.
 """
 
@@ -14,11 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from envoy.config.core.v3.base_pb2 import HeaderMap
+from envoy.config.core.v3.base_pb2 import HeaderMap, Metadata
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
-from kvtier.router.epp import messages, names
-from kvtier.router.epp.subset import subset_of
+from kvtier.router.epp import messages
 from kvtier.router.request.refusals import Refusal, too_large
 
 
@@ -41,7 +41,7 @@ def body_mode(number: int) -> BodyMode:
     return _MODES.get(number, BodyMode.FULL_DUPLEX)
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class GatewayRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as far as the gateway showed it."""
 
     headers: Mapping[str, str]
@@ -63,7 +63,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         return self.headers.get(":path", "").partition("?")[0]
 
 
-class OutOfTurn(Exception):
+class UnexpectedMessage(Exception):
     """The gateway sent what cannot come now."""
 
 
@@ -77,8 +77,8 @@ class _State(enum.Enum):
     REFUSED = enum.auto()
 
 
-class Conversation:
-    """One stream. Give it each message; when it returns an Asked, give it the choice."""
+class ExtProcConversation:
+    """One stream. Give it each message; when it returns an GatewayRequest, give it the choice."""
 
     def __init__(self, mode: BodyMode, max_body_bytes: int) -> None:
         """`mode` counts where the gateway does not say how it is configured."""
@@ -104,10 +104,10 @@ class Conversation:
         """Whether the answer has the request's body in it."""
         return self._mode not in _BUFFERED and self._asked_on != "request_headers"
 
-    def receive(self, message: ProcessingRequest) -> Asked | Sequence[ProcessingResponse]:
-        """An Asked once the request is known, else what to answer now (nothing: wait).
+    def receive(self, message: ProcessingRequest) -> GatewayRequest | Sequence[ProcessingResponse]:
+        """An GatewayRequest once the request is known, else what to answer now (nothing: wait).
 
-        Raises OutOfTurn, and Refusal (413) for a body over the bound: hand it to `refuse`.
+        Raises UnexpectedMessage, and Refusal (413) for a body over the bound: hand it to `refuse`.
         """
         kind = message.WhichOneof("request")
         if kind == "request_headers":
@@ -116,7 +116,7 @@ class Conversation:
             return self._on_body(message)
         if kind == "request_trailers":
             return self._on_trailers()
-        raise OutOfTurn(f"{kind or 'an empty message'} while the request is not answered")
+        raise UnexpectedMessage(f"{kind or 'an empty message'} while the request is not answered")
 
     def choose(
         self, addresses: Sequence[str], *, body: bytes | None = None, add: Mapping[str, str] = {}
@@ -147,7 +147,7 @@ class Conversation:
         headers = {"content-type": "application/json"}
         headers |= {name.lower(): value for name, value in refusal.headers.items()}
         if reason:
-            headers[names.DROPPED_REASON] = reason
+            headers[messages.DROPPED_REASON] = reason
         return (messages.refusal(refusal.status, refusal.body(), headers),)
 
     def _duplex(self, route: messages.Route, body: bytes) -> Iterable[ProcessingResponse]:
@@ -158,9 +158,11 @@ class Conversation:
         if not ends:
             yield messages.go_on_trailers()
 
-    def _on_headers(self, message: ProcessingRequest) -> Asked | Sequence[ProcessingResponse]:
+    def _on_headers(
+        self, message: ProcessingRequest
+    ) -> GatewayRequest | Sequence[ProcessingResponse]:
         if self._state is not _State.START:
-            raise OutOfTurn("headers a second time")
+            raise UnexpectedMessage("headers a second time")
         if message.HasField("protocol_config"):
             self._mode = body_mode(message.protocol_config.request_body_mode)
         self._subset = subset_of(message.metadata_context)
@@ -175,9 +177,9 @@ class Conversation:
         owned, self._owned = self._owned, []
         return (messages.go_on_headers(owned),)
 
-    def _on_body(self, message: ProcessingRequest) -> Asked | Sequence[ProcessingResponse]:
+    def _on_body(self, message: ProcessingRequest) -> GatewayRequest | Sequence[ProcessingResponse]:
         if self._state is not _State.BODY:
-            raise OutOfTurn("a body before its headers, or after its end")
+            raise UnexpectedMessage("a body before its headers, or after its end")
         part = message.request_body
         self.received_bytes += len(part.body)
         if self.received_bytes > self._max_body_bytes:
@@ -189,16 +191,16 @@ class Conversation:
             return self._ask("request_body", is_whole=is_whole)
         return ()
 
-    def _on_trailers(self) -> Asked | Sequence[ProcessingResponse]:
+    def _on_trailers(self) -> GatewayRequest | Sequence[ProcessingResponse]:
         if self._state is not _State.BODY:
-            raise OutOfTurn("trailers before headers, or after the end")
+            raise UnexpectedMessage("trailers before headers, or after the end")
         return self._ask("request_trailers", is_whole=True)
 
-    def _ask(self, on: str, *, is_whole: bool) -> Asked:
+    def _ask(self, on: str, *, is_whole: bool) -> GatewayRequest:
         self._state = _State.CHOOSING
         self._asked_on = on
         self._body, self._chunks = b"".join(self._chunks), []
-        return Asked(
+        return GatewayRequest(
             headers=self._headers,
             body=self._body,
             is_whole=is_whole,
@@ -212,9 +214,25 @@ def _read(headers: HeaderMap) -> tuple[dict[str, str], list[str]]:
     owned: list[str] = []
     for header in headers.headers:
         name = header.key.lower()
-        if names.is_owned(name):
+        if messages.is_owned(name):
             owned.append(name)
             continue
         raw = header.raw_value
         found[name] = raw.decode("utf-8", "replace") if raw else header.value
     return found, owned
+
+
+def subset_of(metadata: Metadata) -> Sequence[str] | None:
+    """The addresses allowed, a list or one text with commas; None where there is no hint."""
+    hint = metadata.filter_metadata.get(messages.SUBSET_HINT)
+    if hint is None or messages.SUBSET not in hint.fields:
+        return None
+    value = hint.fields[messages.SUBSET]
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        texts = value.string_value.split(",")
+    elif kind == "list_value":
+        texts = [item.string_value for item in value.list_value.values]
+    else:
+        texts = []
+    return tuple(stripped for text in texts if (stripped := text.strip()))

@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.epp import names
+from kvtier.router.epp import messages
 
 _TYPE: Final = "@type"
 _V3: Final = "type.googleapis.com/envoy.extensions."
@@ -67,7 +67,7 @@ class Address(msgspec.Struct, frozen=True):
         return True
 
 
-class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+class EnvoySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What may differ between installations."""
 
     listen: Address
@@ -92,13 +92,13 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 64 << 20
 
 
-def render(wishes: Wishes) -> str:
+def render(wishes: EnvoySettings) -> str:
     """YAML for `envoy -c`."""
     text: str = yaml.safe_dump(bootstrap(wishes), sort_keys=False, width=100)
     return text
 
 
-def bootstrap(wishes: Wishes) -> dict[str, Any]:
+def bootstrap(wishes: EnvoySettings) -> dict[str, Any]:
     """The same as data. Raises InvalidSettings."""
     if not wishes.replicas:
         raise InvalidSettings("no replica is named; fail-open would have nowhere to go")
@@ -121,7 +121,7 @@ def bootstrap(wishes: Wishes) -> dict[str, Any]:
     return found
 
 
-def ext_proc(wishes: Wishes) -> dict[str, Any]:
+def ext_proc(wishes: EnvoySettings) -> dict[str, Any]:
     """The filter that asks the picker."""
     body = "BUFFERED" if wishes.is_buffered else "FULL_DUPLEX_STREAMED"
     shows = wishes.shows_responses
@@ -140,18 +140,18 @@ def ext_proc(wishes: Wishes) -> dict[str, Any]:
         "message_timeout": "60s",
         "processing_mode": mode,
         "metadata_options": {
-            "receiving_namespaces": {"untyped": [names.LB]},
-            "forwarding_namespaces": {"untyped": [names.LB, names.SUBSET_HINT]},
+            "receiving_namespaces": {"untyped": [messages.LB]},
+            "forwarding_namespaces": {"untyped": [messages.LB, messages.SUBSET_HINT]},
         },
     }
     if shows:
-        config["response_attributes"] = [names.UPSTREAM_ADDRESS]
+        config["response_attributes"] = [messages.UPSTREAM_ADDRESS]
     return _extension(
         "envoy.filters.http.ext_proc", "filters.http.ext_proc.v3.ExternalProcessor", config
     )
 
 
-def _connection_filter(wishes: Wishes) -> dict[str, Any]:
+def _connection_filter(wishes: EnvoySettings) -> dict[str, Any]:
     retries = {
         # Only where the client has seen nothing of an answer.
         "retry_on": "connect-failure,refused-stream,reset",
@@ -162,7 +162,7 @@ def _connection_filter(wishes: Wishes) -> dict[str, Any]:
         # Generating takes as long as it takes.
         "route": {"cluster": _REPLICAS, "timeout": _NO_LIMIT, "retry_policy": retries},
     }
-    owned = [names.DESTINATION, names.SERVED, names.SUBSET]
+    owned = [messages.DESTINATION, messages.SERVED, messages.SUBSET]
     config = {
         "stat_prefix": "requests",
         "codec_type": "AUTO",
@@ -191,18 +191,18 @@ def _connection_filter(wishes: Wishes) -> dict[str, Any]:
     )
 
 
-def _replicas(wishes: Wishes) -> dict[str, Any]:
+def _replicas(wishes: EnvoySettings) -> dict[str, Any]:
     fallback = _extension(
         "envoy.load_balancing_policies.least_request",
         "load_balancing_policies.least_request.v3.LeastRequest",
         {},
     )
-    path = [{"key": names.DESTINATION}]
+    path = [{"key": messages.DESTINATION}]
     override = _extension(
         "envoy.load_balancing_policies.override_host",
         "load_balancing_policies.override_host.v3.OverrideHost",
         {
-            "override_host_sources": [{"metadata": {"key": names.LB, "path": path}}],
+            "override_host_sources": [{"metadata": {"key": messages.LB, "path": path}}],
             "fallback_policy": {"policies": [{"typed_extension_config": fallback}]},
         },
     )
@@ -217,7 +217,7 @@ def _replicas(wishes: Wishes) -> dict[str, Any]:
     return cluster
 
 
-def _picker(wishes: Wishes) -> dict[str, Any]:
+def _picker(wishes: EnvoySettings) -> dict[str, Any]:
     http2 = {"connection_keepalive": {"interval": "10s", "timeout": "5s"}}
     options = {
         _TYPE: f"{_V3}upstreams.http.v3.HttpProtocolOptions",
@@ -242,7 +242,7 @@ def _picker(wishes: Wishes) -> dict[str, Any]:
     return cluster
 
 
-def _tls(wishes: Wishes) -> dict[str, Any]:
+def _tls(wishes: EnvoySettings) -> dict[str, Any]:
     """Of the picker's cluster."""
     common: dict[str, Any] = {"alpn_protocols": ["h2"]}
     if wishes.ca_path:

@@ -16,9 +16,19 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import StringValue, UInt32Value
 
-from kvtier.router.epp import names
 from kvtier.router.epp.h2.calls import Call, Services
-from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.grpc import GrpcStatus
+
+HEALTH_SERVICES: Final = (
+    "",
+    "liveness",
+    "readiness",
+    "envoy.service.ext_proc.v3.ExternalProcessor",
+    "inference-extension",
+)
+"""Names that gateways and Kubernetes probe; the last is that of the first generation."""
+LIVENESS: Final = "liveness"
+"""ServingStatus as long as the process answers; the others say whether it can choose."""
 
 CHECK: Final = b"/grpc.health.v1.Health/Check"
 WATCH: Final = b"/grpc.health.v1.Health/Watch"
@@ -26,7 +36,7 @@ _MESSAGE_BYTES: Final = 1024
 """With the name of a service in it: a call that watches keeps it for as long as it is there."""
 
 
-class Serving(enum.IntEnum):
+class ServingStatus(enum.IntEnum):
     """As `HealthCheckResponse.ServingStatus`."""
 
     SERVING = 1
@@ -34,12 +44,12 @@ class Serving(enum.IntEnum):
     SERVICE_UNKNOWN = 3
 
 
-class Health:
+class HealthService:
     """Belongs to the event loop's thread. Lives, and cannot choose yet."""
 
     def __init__(self) -> None:
-        self._statuses = dict.fromkeys(names.HEALTH_SERVICES, Serving.NOT_SERVING)
-        self._statuses[names.LIVENESS] = Serving.SERVING
+        self._statuses = dict.fromkeys(HEALTH_SERVICES, ServingStatus.NOT_SERVING)
+        self._statuses[LIVENESS] = ServingStatus.SERVING
         self._is_stopped = False
         self._watches: dict[_Watch, None] = {}
 
@@ -48,22 +58,22 @@ class Health:
         """To be answered on a port."""
         return {CHECK: lambda call: _Check(self, call), WATCH: lambda call: _Watch(self, call)}
 
-    def status(self, service: str) -> Serving:
+    def status(self, service: str) -> ServingStatus:
         """Of one of them."""
-        return self._statuses.get(service, Serving.SERVICE_UNKNOWN)
+        return self._statuses.get(service, ServingStatus.SERVICE_UNKNOWN)
 
     def ready(self, *, is_ready: bool) -> None:
         """Whether it can choose, to everyone who asks or watches."""
         if not self._is_stopped:
-            status = Serving.SERVING if is_ready else Serving.NOT_SERVING
-            self._set(status, [name for name in self._statuses if name != names.LIVENESS])
+            status = ServingStatus.SERVING if is_ready else ServingStatus.NOT_SERVING
+            self._set(status, [name for name in self._statuses if name != LIVENESS])
 
     def stop(self) -> None:
         """Nobody is to ask any more; later words of `ready` are not heard."""
         self._is_stopped = True
-        self._set(Serving.NOT_SERVING, list(self._statuses))
+        self._set(ServingStatus.NOT_SERVING, list(self._statuses))
 
-    def _set(self, status: Serving, services: list[str]) -> None:
+    def _set(self, status: ServingStatus, services: list[str]) -> None:
         self._statuses.update(dict.fromkeys(services, status))
         for watch in list(self._watches):
             watch.tell()
@@ -80,7 +90,7 @@ class Health:
 class _Check:
     """One question, one answer."""
 
-    def __init__(self, health: Health, call: Call) -> None:
+    def __init__(self, health: HealthService, call: Call) -> None:
         self._health = health
         self._call = call
 
@@ -89,14 +99,14 @@ class _Check:
         if service is None:
             return
         status = self._health.status(service)
-        if status is Serving.SERVICE_UNKNOWN:
-            self._call.end(Status.NOT_FOUND, "no such service")
+        if status is ServingStatus.SERVICE_UNKNOWN:
+            self._call.end(GrpcStatus.NOT_FOUND, "no such service")
         else:
             self._call.send((_answer(status),))
             self._call.end()
 
     def half_closed(self) -> None:
-        self._call.end(Status.INVALID_ARGUMENT, "no message came")
+        self._call.end(GrpcStatus.INVALID_ARGUMENT, "no message came")
 
     def sent(self) -> None:
         pass
@@ -114,16 +124,16 @@ class _Check:
 class _Watch:
     """The status now, and whenever it changes; the newest only, to those who read slowly."""
 
-    def __init__(self, health: Health, call: Call) -> None:
+    def __init__(self, health: HealthService, call: Call) -> None:
         self._health = health
         self._call = call
         self._service: str | None = None
-        self._told: Serving | None = None
+        self._told: ServingStatus | None = None
         self._is_telling = False
 
     def receive(self, message: bytes) -> None:
         if self._service is not None:
-            self._call.end(Status.INVALID_ARGUMENT, "more than one message came")
+            self._call.end(GrpcStatus.INVALID_ARGUMENT, "more than one message came")
             return
         self._service = _asked(self._call, message)
         if self._service is not None:
@@ -138,7 +148,7 @@ class _Watch:
 
     def half_closed(self) -> None:
         if self._service is None:
-            self._call.end(Status.INVALID_ARGUMENT, "no message came")
+            self._call.end(GrpcStatus.INVALID_ARGUMENT, "no message came")
 
     def sent(self) -> None:
         self._is_telling = False
@@ -150,7 +160,7 @@ class _Watch:
         pass
 
     def stopping(self) -> None:
-        self._call.end(Status.UNAVAILABLE, "the server is stopping")
+        self._call.end(GrpcStatus.UNAVAILABLE, "the server is stopping")
 
     def _news(self, service: str) -> Iterator[bytes]:
         """Written when there is room."""
@@ -163,16 +173,16 @@ class _Watch:
 def _asked(call: Call, message: bytes) -> str | None:
     """The service's name, or the end of the call."""
     if len(message) > _MESSAGE_BYTES:
-        call.end(Status.INVALID_ARGUMENT, "no service has such a long name")
+        call.end(GrpcStatus.INVALID_ARGUMENT, "no service has such a long name")
         return None
     try:
         name: str = StringValue.FromString(message).value
     except DecodeError:
-        call.end(Status.INVALID_ARGUMENT, "the message cannot be read")
+        call.end(GrpcStatus.INVALID_ARGUMENT, "the message cannot be read")
         return None
     return name
 
 
-def _answer(status: Serving) -> bytes:
+def _answer(status: ServingStatus) -> bytes:
     written: bytes = UInt32Value(value=status).SerializeToString()
     return written

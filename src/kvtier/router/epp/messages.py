@@ -23,7 +23,26 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 
-from kvtier.router.epp import names
+DESTINATION: Final = "x-gateway-destination-endpoint"
+"""The header, and the key of the dynamic metadata: `host:port[,host:port...]`, best first."""
+SERVED: Final = "x-gateway-destination-endpoint-served"
+"""Metadata of a response: who answered."""
+SUBSET: Final = "x-gateway-destination-endpoint-subset"
+LB: Final = "envoy.lb"
+"""The namespace of `DESTINATION` and `SERVED`."""
+SUBSET_HINT: Final = "envoy.lb.subset_hint"
+"""The namespace of `SUBSET`."""
+UPSTREAM_ADDRESS: Final = "upstream.address"
+"""The response attribute that plain Envoy says who answered with."""
+
+TEST_SELECTION: Final = "test-epp-endpoint-selection"
+"""Of the conformance tests: `ip[,ip...]` that the picker has to pick."""
+DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
+REQUEST_ID: Final = "x-request-id"
+
+_MODEL_REWRITE: Final = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+_OBJECTIVE: Final = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
+_OWNED_PREFIXES: Final = ("x-gateway-destination-", "x-conformance-test-")
 
 PIECE_BYTES: Final = 62_000
 """Of a body in one message. Envoy takes 64 KiB, with what is around it."""
@@ -31,6 +50,25 @@ PIECE_BYTES: Final = 62_000
 _USUAL_ROUTES: Final = 1024
 _OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _NOTHING: Final = HeaderMutation()
+
+
+def is_owned(name: str) -> bool:
+    """Whether a header (in lower case) is the gateway's or ours to set, and no client's."""
+    return name.startswith(_OWNED_PREFIXES)
+
+
+def model_rewrite(headers: Mapping[str, str]) -> str:
+    """The model that the gateway wants asked instead; empty: the client's own."""
+    return _first(headers, _MODEL_REWRITE)
+
+
+def objective(headers: Mapping[str, str]) -> str:
+    """Name of the request's objective; empty: none."""
+    return _first(headers, _OBJECTIVE)
+
+
+def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((headers[name] for name in names if headers.get(name)), "")
 
 
 class Route:
@@ -47,13 +85,13 @@ class Route:
     ) -> None:
         """`addresses`: the best first, then the fallbacks. Headers to add, and to take away."""
         value = ",".join(addresses)
-        headers = [_header(names.DESTINATION, value)]
+        headers = [_header(DESTINATION, value)]
         headers += [_header(name, text) for name, text in (add or {}).items()]
         # Gateways remove first, then set. Overwriting may change only the first header of a name,
         # as in older Envoys: so the destination is also in `remove` where a client has sent it.
         self._headers = HeaderMutation(set_headers=headers, remove_headers=list(remove))
         self._metadata = Struct()
-        self._metadata.get_or_create_struct(names.LB)[names.DESTINATION] = value
+        self._metadata.get_or_create_struct(LB)[DESTINATION] = value
         self._on_headers: ProcessingResponse | None = None
 
     def on_headers(self) -> ProcessingResponse:

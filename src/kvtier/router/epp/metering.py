@@ -15,11 +15,11 @@ from kvtier.errors import InvalidSettings
 from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
 from kvtier.metrics.histogram import Histogram
-from kvtier.router.epp.observing import Outcome
-from kvtier.router.epp.picking import Choice, Reason
+from kvtier.router.epp.observing import ResponseOutcome
+from kvtier.router.epp.picking import DropReason, Placement
 
 
-class Meter(Collector):
+class PickerMeter(Collector):
     """Sums."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Meter(Collector):
         self._out_of_turn = 0
         self._broken_connections = 0
         self._elsewhere = 0
-        self._dropped = dict.fromkeys(Reason, 0)
+        self._dropped = dict.fromkeys(DropReason, 0)
         self._tokens = dict.fromkeys(("prompt", "cached", "completion"), 0)
         self._choosing = Histogram(metrics.EPP_CHOOSING_SECONDS)
         self._first_chunk = Histogram(metrics.EPP_FIRST_CHUNK_SECONDS)
@@ -59,11 +59,11 @@ class Meter(Collector):
         """A request was placed."""
         self._choosing.add(seconds)
 
-    def dropped(self, reason: Reason) -> None:
+    def dropped(self, reason: DropReason) -> None:
         """A request was not."""
         self._dropped[reason] += 1
 
-    def observed(self, choice: Choice, outcome: Outcome) -> None:
+    def observed(self, choice: Placement, outcome: ResponseOutcome) -> None:
         """A response was followed to its end."""
         if outcome.first_chunk_s is not None:
             self._first_chunk.add(outcome.first_chunk_s)
@@ -104,10 +104,10 @@ def _counter(metric: declaration.Metric, values: dict[str, int]) -> Metric:
     return family
 
 
-class Exposition:
+class MetricsServer:
     """`GET /metrics`. `start`, then `stop`."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: PickerMeter) -> None:
         self._meter = meter
         application = web.Application()
         application.router.add_get("/metrics", self._answer)

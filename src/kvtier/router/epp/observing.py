@@ -14,8 +14,8 @@ import msgspec
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 from kvtier.clock import Clock
-from kvtier.router.epp import messages, names
-from kvtier.router.epp.conversation import BodyMode, OutOfTurn, body_mode
+from kvtier.router.epp import messages
+from kvtier.router.epp.conversation import BodyMode, UnexpectedMessage, body_mode
 
 _TAIL_BYTES: Final = 16 * 1024
 """Of a response, kept to find its usage: engines write it last."""
@@ -23,7 +23,7 @@ _USAGE: Final = b'"usage"'
 _MOST_TOKENS: Final = 2**31
 
 
-class Outcome(msgspec.Struct, kw_only=True):
+class ResponseOutcome(msgspec.Struct, kw_only=True):
     """Of one response, as far as it was seen."""
 
     status: int = 0
@@ -37,7 +37,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     completion_tokens: int = 0
 
 
-class Stay(Protocol):
+class InFlightRequest(Protocol):
     """A request at its endpoint; `end` is called once, however it ends."""
 
     def answered(self) -> None:
@@ -49,22 +49,22 @@ class Stay(Protocol):
         ...
 
 
-class Response:
+class ObservedResponse:
     """One response. Give it each message after the choice; `outcome` grows."""
 
     def __init__(self, clock: Clock, request_mode: BodyMode) -> None:
         """`request_mode`: of the request's body, where the gateway does not say it."""
         self._clock = clock
-        self._stay: Stay | None = None
+        self._stay: InFlightRequest | None = None
         self._since_s = clock.now_s()
         self._request_mode = request_mode
         self._mode = BodyMode.NONE
         self._is_mode_known = False
         self._tail = b""
         self._add: Mapping[str, str] = {}
-        self.outcome = Outcome()
+        self.outcome = ResponseOutcome()
 
-    def follows(self, stay: Stay, add: Mapping[str, str]) -> None:
+    def follows(self, stay: InFlightRequest, add: Mapping[str, str]) -> None:
         """It is the answer to this request; `add`: headers for the client."""
         self._stay = stay
         self._add = add
@@ -82,7 +82,7 @@ class Response:
         return not self._is_mode_known or self._mode is BodyMode.FULL_DUPLEX
 
     def receive(self, message: ProcessingRequest) -> list[ProcessingResponse]:
-        """The answers. Raises OutOfTurn."""
+        """The answers. Raises UnexpectedMessage."""
         kind = message.WhichOneof("request")
         if kind == "response_headers":
             self._on_headers(message)
@@ -93,9 +93,9 @@ class Response:
             return [messages.response_trailers()]
         if kind in ("request_body", "request_trailers"):
             return self._on_rest(kind)
-        raise OutOfTurn(f"{kind or 'an empty message'} after the request was answered")
+        raise UnexpectedMessage(f"{kind or 'an empty message'} after the request was answered")
 
-    def end(self) -> Outcome:
+    def end(self) -> ResponseOutcome:
         """No message comes any more."""
         usage = _usage_of(self._tail)
         details = usage.get("prompt_tokens_details")
@@ -136,12 +136,12 @@ class Response:
 
 def _served(message: ProcessingRequest) -> str:
     """As conforming gateways say it, or as plain Envoy does."""
-    told = message.metadata_context.filter_metadata.get(names.LB)
-    if told is not None and names.SERVED in told.fields:
-        return told.fields[names.SERVED].string_value
+    told = message.metadata_context.filter_metadata.get(messages.LB)
+    if told is not None and messages.SERVED in told.fields:
+        return told.fields[messages.SERVED].string_value
     for attributes in message.attributes.values():
-        if names.UPSTREAM_ADDRESS in attributes.fields:
-            return attributes.fields[names.UPSTREAM_ADDRESS].string_value
+        if messages.UPSTREAM_ADDRESS in attributes.fields:
+            return attributes.fields[messages.UPSTREAM_ADDRESS].string_value
     return ""
 
 

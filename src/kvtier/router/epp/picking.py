@@ -16,20 +16,20 @@ from kvtier.clock import Clock, MonotonicClock, seeded
 from kvtier.router.assembly import Chooser, PromptReader, prompt_for
 from kvtier.router.choose.base import Endpoint, InferenceRequest
 from kvtier.router.choose.decision import RoutingDecision
-from kvtier.router.epp import names
-from kvtier.router.epp.conversation import Asked
-from kvtier.router.epp.rewriting import rewrite_model
+from kvtier.router.epp import messages
+from kvtier.router.epp.conversation import GatewayRequest
 from kvtier.router.fleet.members import Fleet
 from kvtier.router.fleet.waiting import Waiting
 from kvtier.router.request import message as bodies
 from kvtier.router.request import paths
-from kvtier.router.request.refusals import Refusal, overloaded, unavailable
+from kvtier.router.request.refusals import Refusal, invalid, overloaded, unavailable
 
 _RETRY_AFTER_S: Final = 1
 _ANY_SEED: Final = 0
+_read_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Reason(enum.Enum):
+class DropReason(enum.Enum):
     """Why a request was dropped, in the words of llm-d's header."""
 
     SATURATED = "rejected-saturated"
@@ -41,16 +41,16 @@ class Reason(enum.Enum):
     """Ours: a bug."""
 
 
-class Dropped(Exception):
+class RequestDropped(Exception):
     """The request goes nowhere."""
 
-    def __init__(self, refusal: Refusal, reason: Reason) -> None:
+    def __init__(self, refusal: Refusal, reason: DropReason) -> None:
         super().__init__(str(refusal))
         self.refusal = refusal
         self.reason = reason
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where a request goes."""
 
     endpoint: Endpoint
@@ -69,12 +69,12 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 class Picking(Protocol):
     """What the server asks. Belongs to the event loop's thread."""
 
-    async def choose(self, asked: Asked) -> Choice:
-        """Raises Dropped."""
+    async def choose(self, asked: GatewayRequest) -> Placement:
+        """Raises RequestDropped."""
         ...
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class PickingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How strictly, and how many."""
 
     fallbacks: int = 2
@@ -95,7 +95,7 @@ class FleetPicking:
         fleet: Fleet,
         chooser: Chooser,
         prompts: PromptReader,
-        options: Options,
+        options: PickingOptions,
         *,
         saturation: Callable[[Sequence[Endpoint], float], float] | None = None,
         clock: Clock | None = None,
@@ -110,26 +110,26 @@ class FleetPicking:
         self._random = seeded(_ANY_SEED)
         self._serving = Waiting(fleet, in_flight=0, bound=0, timeout_s=0)
 
-    async def choose(self, asked: Asked) -> Choice:
+    async def choose(self, asked: GatewayRequest) -> Placement:
         """See Picking."""
         try:
             return await self._choose(asked)
         except Refusal as refusal:
-            reason = Reason.NO_ENDPOINTS if refusal.status == 503 else Reason.INVALID
-            raise Dropped(refusal, reason) from refusal
+            reason = DropReason.NO_ENDPOINTS if refusal.status == 503 else DropReason.INVALID
+            raise RequestDropped(refusal, reason) from refusal
 
-    async def _choose(self, asked: Asked) -> Choice:
+    async def _choose(self, asked: GatewayRequest) -> Placement:
         if not asked.body or paths.kind(asked.method, asked.path) is not paths.PathKind.CHOOSE:
             return self._any(asked)
         if not asked.is_whole or self._selection(asked):
             return self._any(asked)
         content_type = asked.headers.get("content-type", "")
         looked = bodies.parse_body(asked.body, content_type)
-        rewritten = names.model_rewrite(asked.headers)
+        rewritten = messages.model_rewrite(asked.headers)
         model = rewritten or looked.model
         prompt = await prompt_for(self._chooser, self._prompts, looked.fields, model)
         request = InferenceRequest(
-            request_id=asked.headers.get(names.REQUEST_ID, ""),
+            request_id=asked.headers.get(messages.REQUEST_ID, ""),
             model=model,
             prompt=prompt,
             max_tokens=looked.max_tokens,
@@ -146,7 +146,7 @@ class FleetPicking:
         best = decision.chosen[0]
         self._chooser.routed(request, decision, best)
         body = rewrite_model(asked.body, content_type, rewritten) if rewritten else None
-        return Choice(
+        return Placement(
             endpoint=best.endpoint,
             addresses=self._ordered(decision),
             tokens=prompt.tokens + looked.max_tokens,
@@ -155,7 +155,7 @@ class FleetPicking:
             response_headers=self._chooser.response_headers(request, best.endpoint),
         )
 
-    def _any(self, asked: Asked) -> Choice:
+    def _any(self, asked: GatewayRequest) -> Placement:
         """One at random, and others behind it; those of a test's selection in its order."""
         available = self._fleet.available()
         if not available:
@@ -164,9 +164,9 @@ class FleetPicking:
         if not self._selection(asked):
             self._random.shuffle(endpoints)
         wanted = endpoints[: 1 + self._options.fallbacks]
-        return Choice(endpoint=wanted[0], addresses=[one.address for one in wanted])
+        return Placement(endpoint=wanted[0], addresses=[one.address for one in wanted])
 
-    def _allowed(self, asked: Asked, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+    def _allowed(self, asked: GatewayRequest, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
         """Those of the hint, and of the test's selection in its order. Raises Refusal (503)."""
         if asked.subset is not None:
             allowed = frozenset(asked.subset)
@@ -176,24 +176,24 @@ class FleetPicking:
         if selection := self._selection(asked):
             endpoints = [one for wish in selection for one in endpoints if _is(one, wish)]
             if not endpoints:
-                raise unavailable(f"no endpoint that {names.TEST_SELECTION} names is ready")
+                raise unavailable(f"no endpoint that {messages.TEST_SELECTION} names is ready")
         return endpoints
 
-    def _selection(self, asked: Asked) -> Sequence[str]:
+    def _selection(self, asked: GatewayRequest) -> Sequence[str]:
         if not self._options.takes_test_selection:
             return ()
-        texts = asked.headers.get(names.TEST_SELECTION, "").split(",")
+        texts = asked.headers.get(messages.TEST_SELECTION, "").split(",")
         return [text.strip() for text in texts if text.strip()]
 
-    def _priority(self, asked: Asked) -> int:
-        return self._options.objectives.get(names.objective(asked.headers), 0)
+    def _priority(self, asked: GatewayRequest) -> int:
+        return self._options.objectives.get(messages.objective(asked.headers), 0)
 
     def _shed(self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float) -> None:
         if self._saturation is None or request.priority >= self._options.sheds_below:
             return
         if self._saturation(endpoints, now_s) >= 1.0:
             refusal = overloaded("all endpoints are saturated; try again later", _RETRY_AFTER_S)
-            raise Dropped(refusal, Reason.SATURATED)
+            raise RequestDropped(refusal, DropReason.SATURATED)
 
     def _ordered(self, decision: RoutingDecision) -> Sequence[str]:
         """Addresses of the chosen, then of the others that were kept, the least loaded first."""
@@ -211,3 +211,15 @@ def _is(endpoint: Endpoint, wish: str) -> bool:
     """Whether `wish` is its address, or the address without the port."""
     host = endpoint.address.rpartition(":")[0]
     return wish in (endpoint.address, host, host.strip("[]"))
+
+
+def rewrite_model(body: bytes, content_type: str, model: str) -> bytes:
+    """The body, asking for `model`. Raises Refusal (400) where it is no JSON object."""
+    if content_type.lower().startswith("multipart/"):
+        raise invalid("the model of a form cannot be exchanged by the gateway")
+    try:
+        fields = _read_fields.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise bodies.unreadable(body, error) from error
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)

@@ -12,6 +12,7 @@ import logging
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from prometheus_client.registry import Collector
@@ -20,10 +21,14 @@ from kvtier.clock import Clock, MonotonicClock, wall_s
 from kvtier.errors import InvalidSettings
 from kvtier.router.assembly import Chooser, KnownModels, PromptReader
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.epp import certificates, metering, picking, server
-from kvtier.router.epp.health import Health
-from kvtier.router.epp.observing import Stay
-from kvtier.router.epp.options import Options as Speaking
+from kvtier.router.epp import certificates
+from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.listener import GrpcListener
+from kvtier.router.epp.health import HealthService
+from kvtier.router.epp.metering import MetricsServer, PickerMeter
+from kvtier.router.epp.observing import InFlightRequest
+from kvtier.router.epp.picking import FleetPicking, PickingOptions, Placement
+from kvtier.router.epp.service import PROCESS, ExtProcService, StreamOptions
 from kvtier.router.fleet.members import Fleet, FleetListener
 from kvtier.router.fleet.replicas import ReplicaDiscovery
 from kvtier.router.fleet.waiting import Waiting
@@ -32,9 +37,12 @@ from kvtier.router.replica.upstream import Upstreams
 from kvtier.router.request.sockets import cannot_listen
 
 _log = logging.getLogger(__name__)
+_MESSAGE_ROOM_BYTES: Final = 1 << 20
+"""Of a message, for what is around a buffered body."""
+_PROBE_BYTES: Final = 1 << 16
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a person may set. Ports of 0 take free ones."""
 
     host: str = "127.0.0.1"
@@ -51,11 +59,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """For streams that are open then."""
     check_interval_s: float = 2.0
     check_timeout_s: float = 2.0
-    speaking: Speaking = Speaking()
-    choosing: picking.Options = picking.Options()
+    stream: StreamOptions = StreamOptions()
+    picking: PickingOptions = PickingOptions()
 
 
-class Wiring(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessDependencies(msgspec.Struct, frozen=True, kw_only=True):
     """What chooses."""
 
     discovery: ReplicaDiscovery
@@ -67,10 +75,51 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     """Of metrics that are exposed beside the picker's own."""
 
 
+class PickerServer:
+    """The picker and its health on ports. `bind` and `bind_probes`, `start`, then `stop`."""
+
+    def __init__(self, service: ExtProcService, health: HealthService) -> None:
+        most = service.options.max_body_bytes + _MESSAGE_ROOM_BYTES
+        self.health = health
+        self._server = GrpcListener(
+            {PROCESS: service.process, **health.services},
+            H2Limits(max_message_bytes=most),
+            service.held,
+            on_broken=service.meter.broke,
+        )
+        self._probes = GrpcListener(
+            health.services,
+            H2Limits(max_message_bytes=_PROBE_BYTES, max_streams=100),
+            Allowance(_PROBE_BYTES),
+        )
+
+    def bind(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
+        """Where gateways ask; without TLS in plain text. Returns the port."""
+        return self._server.bind(host, port, tls)
+
+    def bind_probes(self, host: str, port: int) -> int:
+        """Where Kubernetes asks for health, in plain text. Returns the port."""
+        return self._probes.bind(host, port, None)
+
+    async def start(self) -> None:
+        """Answer."""
+        await self._server.start()
+        await self._probes.start()
+
+    async def stop(self, drain_s: float, grace_s: float) -> None:
+        """Say not serving, answer for `drain_s` more, then let streams end within `grace_s`."""
+        self.health.stop()
+        await asyncio.sleep(drain_s)
+        await self._server.stop(grace_s)
+        await self._probes.stop(0)
+
+
 class Process:
     """`start` and `close` run on one event loop."""
 
-    def __init__(self, options: Options, wiring: Wiring, clock: Clock | None = None) -> None:
+    def __init__(
+        self, options: ProcessOptions, wiring: ProcessDependencies, clock: Clock | None = None
+    ) -> None:
         """Raises InvalidSettings for certificates that cannot be used."""
         self._options = options
         self._discovery = wiring.discovery
@@ -87,27 +136,27 @@ class Process:
             interval_s=options.check_interval_s,
             timeout_s=options.check_timeout_s,
         )
-        meter = metering.Meter(lambda: len(self.fleet.available()), wiring.collectors)
-        chooser = picking.FleetPicking(
+        meter = PickerMeter(lambda: len(self.fleet.available()), wiring.collectors)
+        chooser = FleetPicking(
             self.fleet,
             wiring.chooser,
             KnownModels(wiring.prompts, Waiting(self.fleet, in_flight=0, bound=0, timeout_s=0)),
-            options.choosing,
+            options.picking,
             saturation=wiring.saturation,
             clock=clock,
         )
-        self._picker = server.Picker(
-            chooser, meter, options.speaking, observer=self._arrive, clock=clock
+        self._service = ExtProcService(
+            chooser, meter, options.stream, observer=self._arrive, clock=clock
         )
-        self._exposition = metering.Exposition(meter)
-        self._server: server.Server | None = None
+        self._exposition = MetricsServer(meter)
+        self._server: PickerServer | None = None
         self._follow: asyncio.Task[None] | None = None
         self.port = self.health_port = self.metrics_port = 0
 
     async def start(self) -> None:
         """Listen, then learn the fleet, then say that it can choose. Raises InvalidSettings."""
         options = self._options
-        self._server = server.Server(self._picker, Health())
+        self._server = PickerServer(self._service, HealthService())
         with _taken("--host, --grpc-port", options.host, options.port):
             self.port = self._server.bind(options.host, options.port, self._tls)
         with _taken("--host, --grpc-health-port", options.host, options.health_port):
@@ -125,7 +174,7 @@ class Process:
         await self._prober.first_round()
         self._server.health.ready(is_ready=True)
 
-    def _arrive(self, choice: picking.Choice) -> Stay:
+    def _arrive(self, choice: Placement) -> InFlightRequest:
         return self.fleet.add_load(choice.endpoint, choice.tokens, choice.missing_tokens)
 
     async def drain(self) -> None:
@@ -157,10 +206,10 @@ def _taken(flags: str, host: str, port: int) -> Iterator[None]:
         raise cannot_listen(flags, host, port, error.__cause__) from error
 
 
-def _tls(options: Options) -> ssl.SSLContext | None:
+def _tls(options: ProcessOptions) -> ssl.SSLContext | None:
     if not options.is_secure:
         return None
     if options.certificate is not None and options.key is not None:
-        return certificates.Exchanged(options.key, options.certificate).context()
+        return certificates.CertificateReloader(options.key, options.certificate).context()
     now = dt.datetime.fromtimestamp(wall_s(), dt.UTC)
     return certificates.context(certificates.self_signed(now))

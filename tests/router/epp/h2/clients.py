@@ -9,11 +9,11 @@ import hpack
 
 from kvtier.clock import VirtualClock
 from kvtier.router.epp.h2 import frames, grpc
-from kvtier.router.epp.h2.bounds import Allowance, Limits
 from kvtier.router.epp.h2.calls import Call
-from kvtier.router.epp.h2.connection import Connection
-from kvtier.router.epp.h2.grpc import Status
-from kvtier.router.epp.h2.session import Host
+from kvtier.router.epp.h2.connection import H2Connection
+from kvtier.router.epp.h2.grpc import GrpcStatus
+from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.session import ServerContext
 
 BEGIN = frames.PREFACE + frames.settings({}) + frames.frame(frames.SETTINGS, frames.ACK, 0)
 HEADERS = {
@@ -170,7 +170,7 @@ class Client:
     """One connection to services, made and used within an event loop."""
 
     def __init__(
-        self, limits: Limits | None = None, *, is_secure: bool = False, is_late: bool = False
+        self, limits: H2Limits | None = None, *, is_secure: bool = False, is_late: bool = False
     ) -> None:
         """`is_late`: the server stops already."""
         self.handlers: list[Echo] = []
@@ -186,10 +186,12 @@ class Client:
             b"/refusing": Refusing,
         }
         services = {path: self._making(kind) for path, kind in kinds.items()}
-        self.host = Host(services, limits or Limits(), self.allowance, self.clock, self._break)
+        self.host = ServerContext(
+            services, limits or H2Limits(), self.allowance, self.clock, self._break
+        )
         self.host.is_leaving = is_late
-        self.connections: set[Connection] = set()
-        self.connection = Connection(self.host, self.connections)
+        self.connections: set[H2Connection] = set()
+        self.connection = H2Connection(self.host, self.connections)
         self.socket = Socket(is_secure=is_secure)
         self.connection.connection_made(self.socket)
         self.greeting = self.take()
@@ -221,7 +223,7 @@ class Client:
 
 def parsed(content: bytes) -> list[frames.Frame]:
     """Frames of a server. It sends whole ones only."""
-    reader = frames.Reader(1 << 24)
+    reader = frames.FrameReader(1 << 24)
     found = list(reader.feed(frames.PREFACE + content))
     assert not reader._left
     return found
@@ -267,4 +269,4 @@ def run(test: Callable[[], Any]) -> None:
     asyncio.run(go())
 
 
-OK = int(Status.OK)
+OK = int(GrpcStatus.OK)

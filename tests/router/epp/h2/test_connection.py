@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.bounds import Limits
 from kvtier.router.epp.h2.frames import Code
-from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.grpc import GrpcStatus
+from kvtier.router.epp.h2.limits import H2Limits
 from tests.router.epp.h2.clients import (
     BEGIN,
     Client,
@@ -114,7 +114,7 @@ def test_a_client_that_does_not_read_is_not_read_and_goes_on_where_it_was() -> N
 
 
 def test_a_client_that_never_begins_or_never_reads_or_is_gone_is_cut_off() -> None:
-    limits = Limits(begin_s=0.01, check_s=0.01)
+    limits = H2Limits(begin_s=0.01, check_s=0.01)
 
     async def until_closed(client: Client, says: bytes = b"") -> None:
         async with asyncio.timeout(10):
@@ -142,7 +142,7 @@ def test_a_client_that_never_begins_or_never_reads_or_is_gone_is_cut_off() -> No
 
 def test_a_client_that_answers_when_it_is_asked_stays() -> None:
     async def test() -> None:
-        client = Client(Limits(begin_s=0.005, check_s=0.02))
+        client = Client(H2Limits(begin_s=0.005, check_s=0.02))
         client.send(BEGIN)
         asked = 0
         async with asyncio.timeout(10):
@@ -173,7 +173,7 @@ def test_a_connection_that_broke_the_rules_ends_soon_after_it_was_told() -> None
 
 def test_an_answer_that_a_living_client_never_takes_does_not_stay() -> None:
     async def test() -> None:
-        client = Client(Limits(begin_s=0.005, check_s=0.005, unread_checks=1))
+        client = Client(H2Limits(begin_s=0.005, check_s=0.005, unread_checks=1))
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
         client.send(opened(), data(message(b"x")))
         found: list[frames.Frame] = []
@@ -209,7 +209,7 @@ def test_at_the_end_every_stream_is_told() -> None:
         client.connection.end()
         found = client.take()
         assert kinds(found) == [frames.RST_STREAM, frames.HEADERS, frames.RST_STREAM, frames.GOAWAY]
-        assert answered(found, 3) == ([], Status.UNAVAILABLE)
+        assert answered(found, 3) == ([], GrpcStatus.UNAVAILABLE)
         assert [handler.said for handler in client.handlers] == [["closed"], ["closed"]]
         assert client.socket.is_closed
         client.connection.end()

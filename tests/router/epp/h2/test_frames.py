@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.frames import Broken, Code, Reader
+from kvtier.router.epp.h2.frames import Code, FrameReader, H2ProtocolError
 
 FRAMES = st.lists(
     st.tuples(
@@ -19,7 +19,7 @@ def test_frames_are_read_however_the_bytes_are_cut(
 ) -> None:
     content = frames.PREFACE + b"".join(frames.frame(*frame) for frame in sent)
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(content)), max_size=8)))
-    reader = Reader(64)
+    reader = FrameReader(64)
     found: list[frames.Frame] = []
     for start, stop in zip([0, *cuts], [*cuts, len(content)], strict=True):
         found += reader.feed(content[start:stop])
@@ -28,17 +28,17 @@ def test_frames_are_read_however_the_bytes_are_cut(
 
 def test_what_is_no_http2_is_told_from_the_first_byte_that_differs() -> None:
     for content in (b"G", b"PRI * HTTP/1.1", frames.PREFACE[:-1] + b"x"):
-        with pytest.raises(Broken) as broken:
-            list(Reader(64).feed(content))
+        with pytest.raises(H2ProtocolError) as broken:
+            list(FrameReader(64).feed(content))
         assert broken.value.code is Code.PROTOCOL_ERROR
-    assert list(Reader(64).feed(frames.PREFACE[:7])) == []
+    assert list(FrameReader(64).feed(frames.PREFACE[:7])) == []
 
 
 def test_a_frame_over_the_bound_is_refused_by_its_head_after_those_before() -> None:
     good, bad = frames.frame(0, 0, 1, b"x" * 10), frames.head(0, 0, 1, 11)
-    found = Reader(10).feed(frames.PREFACE + good + bad)
+    found = FrameReader(10).feed(frames.PREFACE + good + bad)
     assert next(found) == (0, 0, 1, b"x" * 10)
-    with pytest.raises(Broken) as broken:
+    with pytest.raises(H2ProtocolError) as broken:
         next(found)
     assert broken.value.code is Code.FRAME_SIZE_ERROR
 
@@ -62,7 +62,7 @@ def test_padding_and_priority_are_taken_off(flags: int, payload: bytes, content:
     [(frames.PADDED, b""), (frames.PADDED, b"\x04abc"), (frames.HAS_PRIORITY, b"1234")],
 )
 def test_what_cannot_be_taken_off_is_broken(flags: int, payload: bytes) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(H2ProtocolError):
         frames.content(flags, payload)
 
 
@@ -70,7 +70,7 @@ def test_numbers_and_settings_have_their_size() -> None:
     assert frames.number(b"\x00\x00\x01\x02") == 258
     assert frames.settings_of(b"\x00\x04\x00\x01\x00\x00") == [(frames.INITIAL_WINDOW_SIZE, 65536)]
     for broken in (lambda: frames.number(b"\x00" * 5), lambda: frames.settings_of(b"\x00" * 7)):
-        with pytest.raises(Broken) as error:
+        with pytest.raises(H2ProtocolError) as error:
             broken()
         assert error.value.code is Code.FRAME_SIZE_ERROR
 
@@ -82,7 +82,7 @@ def test_what_is_written_is_read_as_it_was_meant() -> None:
         + frames.reset(5, Code.CANCEL)
         + frames.goaway(7, Code.NO_ERROR, "why")
     )
-    assert list(Reader(100).feed(frames.PREFACE + sent)) == [
+    assert list(FrameReader(100).feed(frames.PREFACE + sent)) == [
         (frames.SETTINGS, 0, 0, b"\x00\x05\x00\x02\x00\x00"),
         (frames.WINDOW_UPDATE, 0, 3, b"\x00\x00\x00\x09"),
         (frames.RST_STREAM, 0, 5, b"\x00\x00\x00\x08"),

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.router.epp.h2.grpc import Assembler, Status, Unreadable, prefix
+from kvtier.router.epp.h2.grpc import Assembler, GrpcStatus, Unreadable, prefix
 
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.data())
@@ -28,12 +28,12 @@ def test_what_is_not_whole_is_counted() -> None:
 @pytest.mark.parametrize(
     ("content", "status"),
     [
-        (prefix(31), Status.RESOURCE_EXHAUSTED),
-        (b"\x01" + prefix(3)[1:] + b"abc", Status.UNIMPLEMENTED),
-        (prefix(1) + b"a" + prefix(31), Status.RESOURCE_EXHAUSTED),
+        (prefix(31), GrpcStatus.RESOURCE_EXHAUSTED),
+        (b"\x01" + prefix(3)[1:] + b"abc", GrpcStatus.UNIMPLEMENTED),
+        (prefix(1) + b"a" + prefix(31), GrpcStatus.RESOURCE_EXHAUSTED),
     ],
 )
-def test_what_cannot_be_taken_is_refused_by_its_head(content: bytes, status: Status) -> None:
+def test_what_cannot_be_taken_is_refused_by_its_head(content: bytes, status: GrpcStatus) -> None:
     with pytest.raises(Unreadable) as error:
         Assembler(30).feed(content)
     assert error.value.status is status

@@ -6,21 +6,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.router.epp.h2 import headers
-from kvtier.router.epp.h2.frames import Broken, Code
-from kvtier.router.epp.h2.headers import Block, Call, Decoder, Known, TooLong
+from kvtier.router.epp.h2.frames import Code, H2ProtocolError
+from kvtier.router.epp.h2.headers import (
+    CallHeaders,
+    HeaderBlock,
+    HeaderCache,
+    HeaderDecoder,
+    TooLong,
+)
 from tests.router.epp.h2.clients import HEADERS, block, fields_of, tracestate
 
-CALL = Call(b"POST", b"/echo", b"application/grpc")
+CALL = CallHeaders(b"POST", b"/echo", b"application/grpc")
 
 
-def without_table(known: Known | None = None) -> Decoder:
-    decoder = Decoder(known or Known())
+def without_table(known: HeaderCache | None = None) -> HeaderDecoder:
+    decoder = HeaderDecoder(known or HeaderCache())
     decoder.allow_no_table()
     return decoder
 
 
 def test_a_block_is_read_once_and_known_to_all_connections() -> None:
-    known = Known()
+    known = HeaderCache()
     assert known.get(block()) is None
     assert without_table(known).read(block()) == CALL
     assert known.get(block()) == CALL
@@ -28,7 +34,7 @@ def test_a_block_is_read_once_and_known_to_all_connections() -> None:
 
 
 def test_what_is_known_is_bounded() -> None:
-    known = Known()
+    known = HeaderCache()
     for number in range(3 * headers._KNOWN_BLOCKS):
         known.add(b"%d" % number, CALL)
     assert len(known._calls) <= headers._KNOWN_BLOCKS
@@ -40,44 +46,44 @@ def test_before_the_client_has_heard_blocks_lean_on_each_other_and_are_not_known
     encoder = hpack.Encoder()
     first, second = (encoder.encode(list(HEADERS.items())) for _ in range(2))
     assert len(second) < len(first)
-    known = Known()
-    decoder = Decoder(known)
+    known = HeaderCache()
+    decoder = HeaderDecoder(known)
     assert decoder.read(first) == decoder.read(second) == CALL
     assert known.get(first) is None
     # Afterwards the client says that it has shrunk its table, and leans on nothing.
     decoder.allow_no_table()
     encoder.header_table_size = 0
     assert decoder.read(encoder.encode(list(HEADERS.items()))) == CALL
-    with pytest.raises(Broken) as broken:
+    with pytest.raises(H2ProtocolError) as broken:
         decoder.read(second)
     assert broken.value.code is Code.COMPRESSION_ERROR
 
 
 def test_a_table_that_was_not_given_up_is_no_way_to_what_others_know() -> None:
-    known = Known()
+    known = HeaderCache()
     encoder = hpack.Encoder()
     first, second = (encoder.encode(list(HEADERS.items())) for _ in range(2))
-    decoder = Decoder(known)
+    decoder = HeaderDecoder(known)
     decoder.read(first)
     decoder.allow_no_table()
-    with pytest.raises(Broken):
+    with pytest.raises(H2ProtocolError):
         decoder.read(second)
     assert known.get(second) is None
 
 
 @given(st.binary(max_size=80), st.booleans())
 def test_no_block_raises_anything_else(content: bytes, has_table: bool) -> None:
-    decoder = Decoder(Known()) if has_table else without_table()
-    with contextlib.suppress(Broken, TooLong):
-        assert isinstance(decoder.read(content), Call)
+    decoder = HeaderDecoder(HeaderCache()) if has_table else without_table()
+    with contextlib.suppress(H2ProtocolError, TooLong):
+        assert isinstance(decoder.read(content), CallHeaders)
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_a_list_over_the_bound_breaks_only_what_leans_on_it(is_packed: bool) -> None:
     content = block() + tracestate(headers.LIST_BYTES, is_packed=is_packed)
     assert (len(content) < headers.LIST_BYTES) is is_packed
-    with pytest.raises(Broken) as broken:
-        Decoder(Known()).read(content)
+    with pytest.raises(H2ProtocolError) as broken:
+        HeaderDecoder(HeaderCache()).read(content)
     assert broken.value.code is Code.ENHANCE_YOUR_CALM
     decoder = without_table()
     with pytest.raises(TooLong):
@@ -92,13 +98,13 @@ def test_what_a_gateway_passes_on_of_a_clients_headers_is_read() -> None:
 
 
 def test_a_block_in_parts_is_kept_up_to_the_bound_and_ends() -> None:
-    content = Block(1, 0, b"a")
+    content = HeaderBlock(1, 0, b"a")
     content.add(b"b")
     assert (content.stream, content.flags, content.content) == (1, 0, b"ab")
     part = b"x" * 16_384
     for _ in range(510):
         content.add(part)
-    with pytest.raises(Broken) as broken:
+    with pytest.raises(H2ProtocolError) as broken:
         content.add(part)
     assert broken.value.code is Code.ENHANCE_YOUR_CALM
     assert headers.LIST_BYTES < len(content.content) <= headers.LIST_BYTES + len(part)

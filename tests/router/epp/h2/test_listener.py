@@ -14,15 +14,15 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp import certificates
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.bounds import Allowance, Limits
-from kvtier.router.epp.h2.listener import Listener
-from tests.router.epp.h2.clients import Echo, parsed
+from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.listener import GrpcListener
+from tests.router.epp.h2.clients import BEGIN, Echo, parsed
 
 LARGE = ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)
 
 
 class Served:
-    def __init__(self, listener: Listener, port: int, channel: grpc.aio.Channel) -> None:
+    def __init__(self, listener: GrpcListener, port: int, channel: grpc.aio.Channel) -> None:
         self.listener = listener
         self.port = port
         self.channel = channel
@@ -38,15 +38,15 @@ class Served:
 
 
 @asynccontextmanager
-async def served(*, secure: bool = False, limits: Limits | None = None) -> AsyncIterator[Served]:
+async def served(*, secure: bool = False, limits: H2Limits | None = None) -> AsyncIterator[Served]:
     handlers: list[Echo] = []
 
     def echo(call: object) -> Echo:
         handlers.append(Echo(call))  # type: ignore[arg-type]
         return handlers[-1]
 
-    limits = limits or Limits(max_message_bytes=32 << 20)
-    listener = Listener({b"/echo": echo}, limits, Allowance(1 << 30))
+    limits = limits or H2Limits(max_message_bytes=32 << 20)
+    listener = GrpcListener({b"/echo": echo}, limits, Allowance(1 << 30))
     pair = certificates.self_signed(dt.datetime.now(dt.UTC))
     port = listener.bind("127.0.0.1", 0, certificates.context(pair) if secure else None)
     await listener.start()
@@ -66,7 +66,7 @@ def run(
     test: Callable[[Served], Awaitable[None]],
     *,
     secure: bool = False,
-    limits: Limits | None = None,
+    limits: H2Limits | None = None,
 ) -> None:
     async def go() -> None:
         async with served(secure=secure, limits=limits) as found:
@@ -145,7 +145,7 @@ def test_messages_over_the_bound_are_refused() -> None:
         call = found.channel.unary_unary("/echo")(b"x" * 10_000)
         assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    run(test, limits=Limits(max_message_bytes=9_999))
+    run(test, limits=H2Limits(max_message_bytes=9_999))
 
 
 def test_more_calls_than_allowed_wait_for_their_turn() -> None:
@@ -153,7 +153,7 @@ def test_more_calls_than_allowed_wait_for_their_turn() -> None:
         answers = [found.channel.unary_unary("/echo")(b"%d" % n) for n in range(50)]
         assert await asyncio.gather(*answers) == [b"%d" % n for n in range(50)]
 
-    run(test, limits=Limits(max_streams=2))
+    run(test, limits=H2Limits(max_streams=2))
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
@@ -192,35 +192,67 @@ def test_stopping_does_not_wait_longer_than_it_may() -> None:
     run(test)
 
 
-def test_a_connection_whose_handshake_ends_while_it_stops_is_closed() -> None:
+def unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def test_connection_whose_handshake_ends_during_stop_is_closed() -> None:
     async def test(found: Served) -> None:
-        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname = False
-        client.verify_mode = ssl.CERT_NONE
         call = found.echo()
         await call.write(b"x")
         await call.read()
-        with socket.create_connection(("127.0.0.1", found.port)) as late:
-            late.setblocking(False)
-            accepted = found.echo()  # comes behind it
-            await accepted.write(b"x")
-            await accepted.read()
-            stopping = asyncio.create_task(found.listener.stop(20))
-            async with asyncio.timeout(10):
-                while "stopping" not in found.handlers[-1].said:
-                    await asyncio.sleep(0.001)
-                reader, writer = await asyncio.open_connection(
-                    sock=late, ssl=client, server_hostname="x"
-                )
-                kinds = [frame[0] for frame in parsed(await reader.read())]
-            assert kinds[-1] == frames.GOAWAY
-            writer.close()
+        late = socket.create_connection(("127.0.0.1", found.port))
+        late.setblocking(False)
+        # Connections are accepted in order: once this one is served, `late` has been accepted.
+        _, next_writer = await asyncio.open_connection(
+            "127.0.0.1", found.port, ssl=unverified(), server_hostname="x"
+        )
+        stopping = asyncio.create_task(found.listener.stop(20))
+        async with asyncio.timeout(10):
+            while "stopping" not in found.handlers[-1].said:
+                await asyncio.sleep(0.001)
+            reader, writer = await asyncio.open_connection(
+                sock=late, ssl=unverified(), server_hostname="x"
+            )
+            kinds = [frame[0] for frame in parsed(await reader.read())]
+        assert kinds[-1] == frames.GOAWAY
+        writer.close()
+        next_writer.close()
         await call.done_writing()
-        await accepted.done_writing()
         async with asyncio.timeout(10):
             await stopping
 
     run(test, secure=True)
+
+
+def test_stop_does_not_wait_for_tls_client_that_never_closes() -> None:
+    async def test(found: Served) -> None:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", found.port, ssl=unverified(), server_hostname="x"
+        )
+        received = frames.FrameReader(1 << 24)
+        list(received.feed(frames.PREFACE))
+
+        async def payload_of(kind: int, flags: int = 0) -> bytes:
+            while True:
+                for frame in received.feed(await reader.read(frames.HEAD_BYTES)):
+                    if frame[:2] == (kind, flags):
+                        return frame[3]
+
+        writer.write(BEGIN)
+        async with asyncio.timeout(10):
+            await payload_of(frames.SETTINGS, frames.ACK)
+            stopping = asyncio.create_task(found.listener.stop(60))
+            answer = await payload_of(frames.PING)
+            writer.write(frames.frame(frames.PING, frames.ACK, 0, answer))
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await stopping
+        writer.transport.abort()
+
+    run(test, secure=True, limits=H2Limits(close_s=0.05))
 
 
 def test_a_connection_that_never_begins_is_closed() -> None:
@@ -231,13 +263,13 @@ def test_a_connection_that_never_begins_is_closed() -> None:
                 await reader.read()
         writer.close()
 
-    run(test, limits=Limits(begin_s=0.05))
-    run(test, limits=Limits(begin_s=0.05), secure=True)
+    run(test, limits=H2Limits(begin_s=0.05))
+    run(test, limits=H2Limits(begin_s=0.05), secure=True)
 
 
 def test_a_port_that_is_taken_or_nowhere_is_told() -> None:
     async def test(found: Served) -> None:
-        second = Listener({}, Limits(), Allowance(0))
+        second = GrpcListener({}, H2Limits(), Allowance(0))
         with pytest.raises(InvalidSettings, match=f"127.0.0.1:{found.port} cannot be listened on"):
             second.bind("127.0.0.1", found.port, None)
         with pytest.raises(InvalidSettings, match="cannot be listened on"):
@@ -249,7 +281,7 @@ def test_a_port_that_is_taken_or_nowhere_is_told() -> None:
 
 def test_ipv6_is_a_host_like_others() -> None:
     async def go() -> None:
-        listener = Listener({}, Limits(), Allowance(0))
+        listener = GrpcListener({}, H2Limits(), Allowance(0))
         with contextlib.suppress(InvalidSettings):  # on a machine without it
             assert listener.bind("::1", 0, None) > 0
         await listener.stop(0)

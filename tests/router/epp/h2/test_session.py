@@ -8,9 +8,9 @@ import hpack
 import pytest
 
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.bounds import Limits
 from kvtier.router.epp.h2.frames import Code
-from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.grpc import GrpcStatus
+from kvtier.router.epp.h2.limits import H2Limits
 from kvtier.router.epp.h2.stream import Stream
 from tests.router.epp.h2.clients import (
     BEGIN,
@@ -108,7 +108,7 @@ def test_who_breaks_a_rule_hears_which_and_is_cut_off(name: str) -> None:
     parts, code = BREACHES[name]
 
     def test() -> None:
-        limits = Limits(frames_burst=50, frames_per_s=1.0, stream_window_bytes=1_000_000)
+        limits = H2Limits(frames_burst=50, frames_per_s=1.0, stream_window_bytes=1_000_000)
         client = Client(limits)
         found = client.send(*parts)
         assert gone(found) == code, found[-1]
@@ -122,7 +122,7 @@ def test_who_breaks_a_rule_hears_which_and_is_cut_off(name: str) -> None:
 
 def test_it_says_what_it_allows() -> None:
     def test() -> None:
-        client = Client(Limits(max_streams=7))
+        client = Client(H2Limits(max_streams=7))
         settings, window = client.greeting
         assert dict(frames.settings_of(settings[3])) == {
             frames.HEADER_TABLE_SIZE: 0,
@@ -176,7 +176,7 @@ def test_headers_that_are_too_long_cost_their_own_call_only(is_packed: bool) -> 
     def test() -> None:
         client = Client()
         found = client.send(BEGIN, opened(1), long(3, 100_000, is_packed=is_packed), opened(5))
-        assert answered(found, 3) == ([], Status.RESOURCE_EXHAUSTED)
+        assert answered(found, 3) == ([], GrpcStatus.RESOURCE_EXHAUSTED)
         assert (frames.RST_STREAM, 0, 3, number(Code.NO_ERROR)) in found
         assert client.send(data(message(b"on its way"), 3)) == []
         for stream in (1, 5):
@@ -250,7 +250,7 @@ def test_streams_that_wait_for_the_connection_take_turns() -> None:
 
 def test_settings_that_change_many_windows_count_for_many_frames() -> None:
     def test() -> None:
-        client = Client(Limits(frames_burst=50, frames_per_s=1.0))
+        client = Client(H2Limits(frames_burst=50, frames_per_s=1.0))
         waiting_for_windows(client, 640)
         same = frames.settings({frames.INITIAL_WINDOW_SIZE: 0})
         assert gone(client.send(*[same] * 20)) is None
@@ -283,7 +283,10 @@ def test_blocks_that_lean_on_each_other_are_read_until_the_client_has_heard() ->
     ("changes", "fields"),
     [
         ({"method": "GET"}, {":status": "405"}),
-        ({"path": "/nobody"}, {":status": "200", "grpc-status": str(int(Status.UNIMPLEMENTED))}),
+        (
+            {"path": "/nobody"},
+            {":status": "200", "grpc-status": str(int(GrpcStatus.UNIMPLEMENTED))},
+        ),
     ],
 )
 def test_what_is_not_answered_is_told_so(changes: dict[str, str], fields: dict[str, str]) -> None:
@@ -321,7 +324,7 @@ def test_a_call_without_a_path_is_reset_and_others_go_on() -> None:
 
 def test_streams_over_the_bound_are_refused_until_others_have_ended() -> None:
     def test() -> None:
-        client = Client(Limits(max_streams=2))
+        client = Client(H2Limits(max_streams=2))
         found = client.send(BEGIN, opened(1), opened(3), opened(5))
         assert (frames.RST_STREAM, 0, 5, number(Code.REFUSED_STREAM)) in found
         client.send(data(b"", 1, ends=True))
@@ -332,7 +335,7 @@ def test_streams_over_the_bound_are_refused_until_others_have_ended() -> None:
 
 def test_calls_taken_back_after_an_answer_are_no_flood() -> None:
     def test() -> None:
-        client = Client(Limits(frames_burst=5, frames_per_s=1.0))
+        client = Client(H2Limits(frames_burst=5, frames_per_s=1.0))
         client.send(BEGIN)
         for stream in range(1, 201, 2):
             found = client.send(opened(stream), data(message(b"x"), stream))

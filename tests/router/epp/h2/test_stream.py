@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.bounds import Limits
 from kvtier.router.epp.h2.frames import Code
-from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.grpc import GrpcStatus
+from kvtier.router.epp.h2.limits import H2Limits
 from tests.router.epp.h2.clients import (
     BEGIN,
     OK,
@@ -148,7 +148,7 @@ def test_larger_frames_are_used_where_the_client_takes_them() -> None:
 
 
 def test_room_is_given_back_for_what_was_taken_only() -> None:
-    limits = Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
+    limits = H2Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
 
     def test() -> None:
         client = Client(limits)
@@ -172,7 +172,7 @@ def test_room_is_given_back_for_what_was_taken_only() -> None:
 
 def test_the_connections_window_is_kept_by_the_client_too() -> None:
     def test() -> None:
-        client = Client(Limits(connection_window_bytes=100_000))
+        client = Client(H2Limits(connection_window_bytes=100_000))
         client.send(BEGIN, opened(path="/holding"), opened(3, path="/holding"))
         assert client.send(*(data(message(b"x" * 49_995), stream) for stream in (1, 3))) == []
         assert gone(client.send(data(b"x", 1))) == Code.FLOW_CONTROL_ERROR
@@ -181,7 +181,7 @@ def test_the_connections_window_is_kept_by_the_client_too() -> None:
 
 
 def test_the_connections_room_comes_back_even_from_streams_that_are_gone() -> None:
-    limits = Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
+    limits = H2Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
 
     def test() -> None:
         client = Client(limits)
@@ -201,7 +201,7 @@ def test_the_connections_room_comes_back_even_from_streams_that_are_gone() -> No
 
 def test_parts_of_messages_count_among_what_all_keep() -> None:
     def test() -> None:
-        client = Client(Limits(max_message_bytes=4 << 20))
+        client = Client(H2Limits(max_message_bytes=4 << 20))
         client.send(BEGIN)
         part = message(b"x" * (2 << 20))[: 1 << 17]
         client.send(opened(), data(part))
@@ -210,7 +210,7 @@ def test_parts_of_messages_count_among_what_all_keep() -> None:
         assert client.allowance.taken_bytes == 0
         client.allowance.take(1 << 20)
         found = client.send(opened(3), data(part, 3), data(b"x", 3))
-        assert answered(found, 3) == ([], Status.RESOURCE_EXHAUSTED)
+        assert answered(found, 3) == ([], GrpcStatus.RESOURCE_EXHAUSTED)
         assert client.handlers[1].said == ["crowded", "closed"]
         client.allowance.give(1 << 20)
         assert client.allowance.taken_bytes == 0
@@ -250,7 +250,7 @@ def test_a_service_may_refuse_in_its_own_words_what_cannot_be_kept() -> None:
 
 
 def test_what_comes_after_the_end_is_known_is_not_kept() -> None:
-    limits = Limits(connection_window_bytes=200_000)
+    limits = H2Limits(connection_window_bytes=200_000)
 
     def test() -> None:
         client = Client(limits)
@@ -275,7 +275,7 @@ def test_what_comes_after_the_end_is_known_is_not_kept() -> None:
 
 def test_an_answer_that_is_not_read_does_not_stay() -> None:
     def test() -> None:
-        client = Client(Limits(unread_checks=2))
+        client = Client(H2Limits(unread_checks=2))
         session = client.connection._session
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 3}))
         client.send(opened(), data(message(b"hello"), ends=True), opened(3, path="/holding"))
@@ -296,14 +296,14 @@ def test_an_answer_that_is_not_read_does_not_stay() -> None:
 
 def test_messages_that_cannot_be_read_end_their_stream_alone() -> None:
     def test() -> None:
-        client = Client(Limits(max_message_bytes=10))
+        client = Client(H2Limits(max_message_bytes=10))
         client.send(BEGIN)
         assert answered(client.send(opened(), data(message(b"x" * 11)))) == (
             [],
-            Status.RESOURCE_EXHAUSTED,
+            GrpcStatus.RESOURCE_EXHAUSTED,
         )
         found = client.send(opened(3), data(b"\x01\x00\x00\x00\x01x", 3))
-        assert answered(found, 3) == ([], Status.UNIMPLEMENTED)
+        assert answered(found, 3) == ([], GrpcStatus.UNIMPLEMENTED)
         assert answered(client.send(opened(5), data(message(b"ok"), 5, ends=True)), 5)[1] == OK
 
     run(test)
@@ -314,7 +314,7 @@ def test_a_handlers_mistakes_end_its_call_and_nothing_else() -> None:
         client = Client()
         client.send(BEGIN)
         found = client.send(opened(path="/failing"), data(message(b"now")))
-        assert answered(found) == ([], Status.INTERNAL)
+        assert answered(found) == ([], GrpcStatus.INTERNAL)
         found = client.send(opened(3, path="/failing"), data(message(b"later"), 3))
         assert (frames.RST_STREAM, 0, 3, number(Code.INTERNAL_ERROR)) in found
         assert client.handlers[1].said == ["closed"]
@@ -331,7 +331,7 @@ def test_a_call_that_is_cut_with_an_answer_half_sent_is_reset() -> None:
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 3}))
         client.send(opened(), data(message(b"hello")))
         (handler,) = client.handlers
-        handler.call.cut(Status.UNAVAILABLE, "late")
+        handler.call.cut(GrpcStatus.UNAVAILABLE, "late")
         client.connection.flush()
         assert client.take() == [(frames.RST_STREAM, 0, 1, number(Code.INTERNAL_ERROR))]
         assert handler.said == ["closed"]

@@ -7,8 +7,8 @@ All of it belongs to the event loop's thread, and nothing in it may wait.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from kvtier.router.epp.h2.bounds import Allowance, Limits
-from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.grpc import GrpcStatus
+from kvtier.router.epp.h2.limits import Allowance, H2Limits
 
 
 class Call(Protocol):
@@ -23,7 +23,7 @@ class Call(Protocol):
         """One after the other, made only as there is room for them."""
         ...
 
-    def end(self, status: Status = Status.OK, message: str = "") -> None:
+    def end(self, status: GrpcStatus = GrpcStatus.OK, message: str = "") -> None:
         """After all that was given to `send`."""
         ...
 
@@ -34,7 +34,7 @@ class Call(Protocol):
         """
         ...
 
-    def cut(self, status: Status, message: str) -> None:
+    def cut(self, status: GrpcStatus, message: str) -> None:
         """End now. Where an answer has gone out in part, the client is not told more than that."""
         ...
 
@@ -93,10 +93,10 @@ class Sender(Protocol):
         ...
 
 
-class Carrier(Protocol):
+class StreamCarrier(Protocol):
     """The connection, as far as its streams need it."""
 
-    limits: Limits
+    limits: H2Limits
     allowance: Allowance
     send_window: int
 

@@ -11,8 +11,8 @@ import logging
 from typing import Final, cast
 
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.frames import Broken, Code
-from kvtier.router.epp.h2.session import Host, Session
+from kvtier.router.epp.h2.frames import Code, H2ProtocolError
+from kvtier.router.epp.h2.session import ServerContext, Session
 
 _log = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ _LINGER_S: Final = 1.0
 """From the word why a connection is closed to its end, so that the client can read it."""
 
 
-class Connection(asyncio.Protocol):
+class H2Connection(asyncio.Protocol):
     """Meets session.Wire. Belongs to the event loop's thread."""
 
-    def __init__(self, host: Host, connections: "set[Connection]") -> None:
+    def __init__(self, host: ServerContext, connections: "set[H2Connection]") -> None:
         """`connections`: it is in there as long as it lives."""
         self._host = host
         self._connections = connections
@@ -36,7 +36,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._reader = frames.Reader(host.limits.max_frame_bytes)
+        self._reader = frames.FrameReader(host.limits.max_frame_bytes)
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
         self._is_secure = False
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         try:
             for frame in self._reader.feed(data):
                 take(frame)
-        except Broken as broken:
+        except H2ProtocolError as broken:
             self._host.on_broken()
             self._break(broken.code, str(broken))
         except Exception:

@@ -66,7 +66,7 @@ class Code(enum.IntEnum):
     ENHANCE_YOUR_CALM = 11
 
 
-class Broken(Exception):
+class H2ProtocolError(Exception):
     """The peer did what nobody may; its connection ends with this code."""
 
     def __init__(self, code: Code, message: str) -> None:
@@ -74,7 +74,7 @@ class Broken(Exception):
         self.code = code
 
 
-class Reader:
+class FrameReader:
     """What a client sends: the preface, then frames."""
 
     def __init__(self, max_frame_bytes: int) -> None:
@@ -85,7 +85,10 @@ class Reader:
         """Whether the whole preface has come."""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Frames that are whole now. Read all of them. Raises Broken after those before."""
+        """Yield the frames that are complete now; the caller must exhaust the iterator.
+
+        Raises H2ProtocolError at an invalid frame, after the valid frames before it.
+        """
         whole: bytes | bytearray = data
         if self._left:
             self._left += data
@@ -98,7 +101,7 @@ class Reader:
             high, low, kind, flags, number = _HEAD.unpack_from(whole, at)
             stop = at + _HEAD.size + (high << 8 | low)
             if stop - at - _HEAD.size > self._max_frame_bytes:
-                raise Broken(Code.FRAME_SIZE_ERROR, "a frame is larger than allowed")
+                raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "a frame is larger than allowed")
             if stop > end:
                 break
             payload = bytes(whole[at + _HEAD.size : stop])
@@ -112,7 +115,7 @@ class Reader:
     def _begin(self, data: bytes | bytearray) -> int:
         """Bytes of the preface that are done with."""
         if bytes(data[: len(PREFACE)]) != PREFACE[: len(data)]:
-            raise Broken(Code.PROTOCOL_ERROR, "this is no HTTP/2")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "this is no HTTP/2")
         if len(data) < len(PREFACE):
             return 0
         self.has_begun = True
@@ -120,31 +123,31 @@ class Reader:
 
 
 def content(flags: int, payload: bytes) -> bytes:
-    """Of DATA and HEADERS, without padding and priority. Raises Broken."""
+    """Of DATA and HEADERS, without padding and priority. Raises H2ProtocolError."""
     start, stop = 0, len(payload)
     if flags & PADDED:
         if not payload:
-            raise Broken(Code.FRAME_SIZE_ERROR, "padding without its length")
+            raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "padding without its length")
         start, stop = 1, stop - payload[0]
     if flags & HAS_PRIORITY:
         start += _PRIORITY_BYTES
     if start > stop:
-        raise Broken(Code.PROTOCOL_ERROR, "a frame is shorter than what is in it")
+        raise H2ProtocolError(Code.PROTOCOL_ERROR, "a frame is shorter than what is in it")
     return payload[start:stop]
 
 
 def number(payload: bytes) -> int:
-    """Of RST_STREAM and WINDOW_UPDATE. Raises Broken."""
+    """Of RST_STREAM and WINDOW_UPDATE. Raises H2ProtocolError."""
     if len(payload) != _NUMBER.size:
-        raise Broken(Code.FRAME_SIZE_ERROR, "a number of another size")
+        raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "a number of another size")
     found: int = _NUMBER.unpack(payload)[0]
     return found
 
 
 def settings_of(payload: bytes) -> list[tuple[int, int]]:
-    """Identifiers and values. Raises Broken."""
+    """Identifiers and values. Raises H2ProtocolError."""
     if len(payload) % _SETTING.size:
-        raise Broken(Code.FRAME_SIZE_ERROR, "SETTINGS of an odd size")
+        raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "SETTINGS of an odd size")
     return list(_SETTING.iter_unpack(payload))
 
 

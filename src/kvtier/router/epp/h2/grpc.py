@@ -12,7 +12,7 @@ PREFIX_BYTES: Final = 5
 _HEAD: Final = struct.Struct(">BI")
 
 
-class Status(enum.IntEnum):
+class GrpcStatus(enum.IntEnum):
     """Of those that there are, what we answer."""
 
     OK = 0
@@ -27,7 +27,7 @@ class Status(enum.IntEnum):
 class Unreadable(Exception):
     """The call ends with this status."""
 
-    def __init__(self, status: Status, message: str) -> None:
+    def __init__(self, status: GrpcStatus, message: str) -> None:
         super().__init__(message)
         self.status = status
 
@@ -77,7 +77,9 @@ class Assembler:
     def _size(self, data: bytes | bytearray, at: int) -> int:
         is_compressed, size = _HEAD.unpack_from(data, at)
         if is_compressed:
-            raise Unreadable(Status.UNIMPLEMENTED, "compressed messages are not understood")
+            raise Unreadable(GrpcStatus.UNIMPLEMENTED, "compressed messages are not understood")
         if size > self._max_bytes:
-            raise Unreadable(Status.RESOURCE_EXHAUSTED, f"messages end at {self._max_bytes} bytes")
+            raise Unreadable(
+                GrpcStatus.RESOURCE_EXHAUSTED, f"messages end at {self._max_bytes} bytes"
+            )
         return int(size)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import hpack
 
-from kvtier.router.epp.h2.frames import Broken, Code
+from kvtier.router.epp.h2.frames import Code, H2ProtocolError
 
 LIST_BYTES: Final = 96 * 1024
 """Of a call's headers, unpacked. Those of gateways have a few hundred, and what they pass on of a
@@ -38,7 +38,7 @@ class TooLong(Exception):
     """More headers than we take; the connection is none the worse for it."""
 
 
-class Call(NamedTuple):
+class CallHeaders(NamedTuple):
     """What is read of a block; empty where there is none."""
 
     method: bytes
@@ -46,17 +46,17 @@ class Call(NamedTuple):
     content_type: bytes
 
 
-class Known:
+class HeaderCache:
     """Blocks that were decoded before, by whichever client. Bounded."""
 
     def __init__(self) -> None:
-        self._calls: dict[bytes, Call] = {}
+        self._calls: dict[bytes, CallHeaders] = {}
 
-    def get(self, block: bytes) -> Call | None:
+    def get(self, block: bytes) -> CallHeaders | None:
         """None: not seen yet, or forgotten."""
         return self._calls.get(block)
 
-    def add(self, block: bytes, call: Call) -> None:
+    def add(self, block: bytes, call: CallHeaders) -> None:
         """Remember it, if it is short."""
         if len(block) > _KNOWN_BLOCK_BYTES:
             return
@@ -65,7 +65,7 @@ class Known:
         self._calls[block] = call
 
 
-class Block:
+class HeaderBlock:
     """Comes in parts."""
 
     def __init__(self, stream: int, flags: int, part: bytes) -> None:
@@ -76,10 +76,10 @@ class Block:
         self._parts = 1
 
     def add(self, part: bytes) -> None:
-        """The next one. Raises Broken where they do not end."""
+        """The next one. Raises H2ProtocolError where they do not end."""
         self._parts += 1
         if self._parts > _MOST_PARTS:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "a header block without an end")
+            raise H2ProtocolError(Code.ENHANCE_YOUR_CALM, "a header block without an end")
         if len(self._content) <= LIST_BYTES:
             self._content += part
 
@@ -89,10 +89,10 @@ class Block:
         return bytes(self._content)
 
 
-class Decoder:
+class HeaderDecoder:
     """Of one connection."""
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: HeaderCache) -> None:
         self._known = known
         self._decoder = hpack.Decoder(max_header_list_size=LIST_BYTES)
         self._has_table = True
@@ -104,8 +104,8 @@ class Decoder:
             self._decoder.header_table_size = 0  # whatever is in it is dropped
             self._decoder.max_allowed_table_size = 0
 
-    def read(self, block: bytes) -> Call:
-        """Raises Broken, and TooLong where it can be let be."""
+    def read(self, block: bytes) -> CallHeaders:
+        """Raises H2ProtocolError, and TooLong where it can be let be."""
         if self._has_table:
             return self._decode(block)
         call = self._known.get(block)
@@ -114,7 +114,7 @@ class Decoder:
             self._known.add(block, call)
         return call
 
-    def _decode(self, block: bytes) -> Call:
+    def _decode(self, block: bytes) -> CallHeaders:
         if len(block) > LIST_BYTES:
             raise self._too_long()
         try:
@@ -122,13 +122,15 @@ class Decoder:
         except hpack.OversizedHeaderListError as error:
             raise self._too_long() from error
         except (hpack.HPACKError, IndexError, ValueError) as error:
-            raise Broken(Code.COMPRESSION_ERROR, "a header block cannot be decoded") from error
+            raise H2ProtocolError(
+                Code.COMPRESSION_ERROR, "a header block cannot be decoded"
+            ) from error
         method, path = fields.get(b":method", b""), fields.get(b":path", b"")
-        return Call(bytes(method), bytes(path), bytes(fields.get(b"content-type", b"")))
+        return CallHeaders(bytes(method), bytes(path), bytes(fields.get(b"content-type", b"")))
 
     def _too_long(self) -> Exception:
         if self._has_table:  # later blocks may lean on what was not read
-            return Broken(Code.ENHANCE_YOUR_CALM, "a header list that is too long")
+            return H2ProtocolError(Code.ENHANCE_YOUR_CALM, "a header list that is too long")
         return TooLong()
 
 

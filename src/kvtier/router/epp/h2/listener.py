@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
-from kvtier.router.epp.h2.bounds import Allowance, Limits
 from kvtier.router.epp.h2.calls import Services
-from kvtier.router.epp.h2.connection import Connection
-from kvtier.router.epp.h2.session import Host
+from kvtier.router.epp.h2.connection import H2Connection
+from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.session import ServerContext
 
 _BACKLOG = 1024
 _LOOK_S = 0.02
@@ -19,13 +19,13 @@ _LINGER_S = 0.5
 """For the last word to go out."""
 
 
-class Listener:
+class GrpcListener:
     """Belongs to the event loop's thread."""
 
     def __init__(
         self,
         services: Services,
-        limits: Limits,
+        limits: H2Limits,
         allowance: Allowance,
         *,
         on_broken: Callable[[], None] = lambda: None,
@@ -33,8 +33,8 @@ class Listener:
     ) -> None:
         """`allowance` may be shared; `on_broken`: a client broke the protocol and was cut off."""
         clock = clock or MonotonicClock()
-        self._host = Host(services, limits, allowance, clock, on_broken)
-        self._connections: set[Connection] = set()
+        self._host = ServerContext(services, limits, allowance, clock, on_broken)
+        self._connections: set[H2Connection] = set()
         self._socket: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
@@ -57,13 +57,15 @@ class Listener:
 
     async def start(self) -> None:
         """Answer."""
-        assert self._socket is not None, "bind it first"
+        assert self._socket is not None, "call bind() first"
+        limits = self._host.limits
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._host, self._connections),
+            lambda: H2Connection(self._host, self._connections),
             sock=self._socket,
             ssl=self._tls,
             backlog=_BACKLOG,
-            ssl_handshake_timeout=None if self._tls is None else self._host.limits.begin_s,
+            ssl_handshake_timeout=None if self._tls is None else limits.begin_s,
+            ssl_shutdown_timeout=None if self._tls is None else limits.close_s,
         )
 
     async def stop(self, grace_s: float) -> None:

@@ -1,8 +1,8 @@
-"""The rules of HTTP/2 on one connection (RFC 9113), without any I/O: frames in, frames out.
+"""The server side of one HTTP/2 connection (RFC 9113), without I/O: frames in, frames out.
 
-Invariants: a peer that breaks a rule, or floods us with frames that carry nothing, is told so
-once (`Broken`); what is sent stays within the windows that it has given; every header block is
-decoded, also those of calls that are refused, as long as blocks may lean on each other.
+Invariants: a client that breaks a rule, or floods the server with frames that carry nothing, ends
+its connection with one `H2ProtocolError`; data is sent only within the client's windows; every
+header block is decoded, even that of a refused call, as long as later blocks may refer to it.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,9 @@ from typing import Final, Protocol
 
 from kvtier.clock import Clock
 from kvtier.router.epp.h2 import frames, grpc, headers
-from kvtier.router.epp.h2.bounds import Allowance, Limits, Patience
 from kvtier.router.epp.h2.calls import Sender, Services
-from kvtier.router.epp.h2.frames import Broken, Code
-from kvtier.router.epp.h2.peer import Peer, widened
+from kvtier.router.epp.h2.frames import Code, H2ProtocolError
+from kvtier.router.epp.h2.limits import Allowance, FrameBudget, H2Limits, PeerSettings, widened
 from kvtier.router.epp.h2.stream import Stream
 
 _STREAMS_A_FRAME: Final = 64
@@ -22,13 +21,13 @@ _LEAVING: Final = b"leaving!"
 _LIVING: Final = b"living??"
 
 
-class Host:
+class ServerContext:
     """What all connections of a server share."""
 
     def __init__(
         self,
         services: Services,
-        limits: Limits,
+        limits: H2Limits,
         allowance: Allowance,
         clock: Clock,
         on_broken: Callable[[], None],
@@ -38,7 +37,7 @@ class Host:
         self.limits = limits
         self.allowance = allowance
         self.clock = clock
-        self.known = headers.Known()
+        self.known = headers.HeaderCache()
         self.on_broken = on_broken
         self.is_leaving = False
         """Whether the server takes no more connections."""
@@ -65,9 +64,9 @@ class Wire(Protocol):
 
 
 class Session:
-    """Meets stream.Carrier. `take` each frame."""
+    """Meets stream.StreamCarrier. `take` each frame."""
 
-    def __init__(self, host: Host, wire: Wire) -> None:
+    def __init__(self, host: ServerContext, wire: Wire) -> None:
         self._host = host
         self._wire = wire
         self.limits = host.limits
@@ -78,13 +77,13 @@ class Session:
         self.send_window = frames.DEFAULT_WINDOW_BYTES
         self._receive_window = self.limits.connection_window_bytes
         self._consumed_bytes = 0
-        self._peer = Peer()
-        self._decoder = headers.Decoder(host.known)
-        self._patience = Patience(self.limits, host.clock)
+        self._peer = PeerSettings()
+        self._decoder = headers.HeaderDecoder(host.known)
+        self._patience = FrameBudget(self.limits, host.clock)
         self._streams: dict[int, Stream] = {}
         self._waiting: dict[Sender, None] = {}
         self._last_stream = 0
-        self._block: headers.Block | None = None
+        self._block: headers.HeaderBlock | None = None
         """One that goes on."""
         self.has_begun = False
         """Whether the peer has said what it allows."""
@@ -127,11 +126,11 @@ class Session:
         return self._peer.frame_bytes
 
     def wait(self, stream: Sender) -> None:
-        """See Carrier."""
+        """See StreamCarrier."""
         self._waiting[stream] = None
 
     def consumed(self, size: int) -> None:
-        """See Carrier."""
+        """See StreamCarrier."""
         self._consumed_bytes += size
         if self._consumed_bytes * 2 >= self.limits.connection_window_bytes:
             self._receive_window += self._consumed_bytes
@@ -139,7 +138,7 @@ class Session:
             self._consumed_bytes = 0
 
     def forget(self, stream: Sender) -> None:
-        """See Carrier."""
+        """See StreamCarrier."""
         self._streams.pop(stream.number, None)
         self._waiting.pop(stream, None)
         if self._has_left and not self._streams:
@@ -148,17 +147,17 @@ class Session:
     # What its connection calls.
 
     def take(self, frame: frames.Frame) -> None:
-        """Raises Broken."""
+        """Raises H2ProtocolError."""
         kind, flags, number, payload = frame
         if not self.has_begun:
             if kind != frames.SETTINGS or flags & frames.ACK:
-                raise Broken(Code.PROTOCOL_ERROR, "the first frame has to be SETTINGS")
+                raise H2ProtocolError(Code.PROTOCOL_ERROR, "the first frame has to be SETTINGS")
             self.has_begun = True
         if self._block is not None and kind != frames.CONTINUATION:
-            raise Broken(Code.PROTOCOL_ERROR, "a header block that does not go on")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "a header block that does not go on")
         act = self._on.get(kind)
         if act is None:
-            self._wear()  # of a kind that is not known: let be
+            self._spend()  # of a kind that is not known: let be
         else:
             act(flags, number, payload)
 
@@ -198,7 +197,7 @@ class Session:
     def cut(self, message: str) -> None:
         """Every stream ends, and is told so."""
         for stream in list(self._streams.values()):
-            stream.cut(grpc.Status.UNAVAILABLE, message)
+            stream.cut(grpc.GrpcStatus.UNAVAILABLE, message)
         self.write(frames.goaway(self._last_stream, Code.NO_ERROR, message))
 
     def lose(self) -> None:
@@ -212,17 +211,17 @@ class Session:
         size = len(payload)
         self._receive_window -= size
         if self._receive_window < 0:
-            raise Broken(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
+            raise H2ProtocolError(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
         self._require_begun(number)
         ends = flags & frames.END_STREAM
         if not size and not ends:
-            self._wear()
+            self._spend()
         stream = self._streams.get(number)
         data = frames.content(flags & frames.PADDED, payload) if flags & frames.PADDED else payload
         if stream is None:
             self.consumed(size)  # on its way when the stream ended
         elif stream.is_half_closed:
-            raise Broken(Code.STREAM_CLOSED, "DATA after the end of its stream")
+            raise H2ProtocolError(Code.STREAM_CLOSED, "DATA after the end of its stream")
         else:
             stream.feed(data, size)
             if ends and not stream.is_over:
@@ -230,26 +229,26 @@ class Session:
 
     def _on_headers(self, flags: int, number: int, payload: bytes) -> None:
         if not number & 1:
-            raise Broken(Code.PROTOCOL_ERROR, "a stream of a client has an odd number")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "a stream of a client has an odd number")
         part = frames.content(flags & (frames.PADDED | frames.HAS_PRIORITY), payload)
         if flags & frames.END_HEADERS:
             self._on_block(flags, number, part)
         else:
-            self._block = headers.Block(number, flags, part)
+            self._block = headers.HeaderBlock(number, flags, part)
 
     def _on_continuation(self, flags: int, number: int, payload: bytes) -> None:
         block = self._block
         if block is None or block.stream != number:
-            raise Broken(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "CONTINUATION of nothing")
         if not payload:
-            self._wear()
+            self._spend()
         block.add(payload)
         if flags & frames.END_HEADERS:
             self._block = None
             self._on_block(block.flags, number, block.content)
 
     def _on_block(self, flags: int, number: int, block: bytes) -> None:
-        call: headers.Call | None
+        call: headers.CallHeaders | None
         try:
             call = self._decoder.read(block)
         except headers.TooLong:
@@ -262,10 +261,10 @@ class Session:
             return  # begun before our word had arrived: the client knows that it has to ask again
         self._last_stream = number
         if len(self._streams) >= self.limits.max_streams:
-            self._wear()
+            self._spend()
             self.write(frames.reset(number, Code.REFUSED_STREAM))
         elif call is not None and not (call.method and call.path):
-            self._wear()
+            self._spend()
             self.write(frames.reset(number, Code.PROTOCOL_ERROR))
         else:
             self._open(number, call, ends=ends)
@@ -275,17 +274,17 @@ class Session:
         if stream is None:
             return
         if stream.is_half_closed:
-            raise Broken(Code.STREAM_CLOSED, "HEADERS after the end of their stream")
+            raise H2ProtocolError(Code.STREAM_CLOSED, "HEADERS after the end of their stream")
         if not ends:
-            raise Broken(Code.PROTOCOL_ERROR, "HEADERS a second time")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "HEADERS a second time")
         stream.half_close()
 
-    def _open(self, number: int, call: headers.Call | None, *, ends: bool) -> None:
+    def _open(self, number: int, call: headers.CallHeaders | None, *, ends: bool) -> None:
         stream = Stream(self, number, self._peer.window_bytes)
         stream.is_half_closed = ends
         self._streams[number] = stream
         if call is None:
-            stream.end(grpc.Status.RESOURCE_EXHAUSTED, "headers that are too long")
+            stream.end(grpc.GrpcStatus.RESOURCE_EXHAUSTED, "headers that are too long")
         elif call.method != b"POST":
             stream.refuse(405)
         elif not call.content_type.startswith(b"application/grpc"):
@@ -293,7 +292,7 @@ class Session:
         else:
             service = self._host.services.get(call.path)
             if service is None:
-                stream.end(grpc.Status.UNIMPLEMENTED, "there is no such method")
+                stream.end(grpc.GrpcStatus.UNIMPLEMENTED, "there is no such method")
             else:
                 stream.handler = service(stream)
                 if self._is_leaving:
@@ -303,7 +302,7 @@ class Session:
 
     def _on_priority(self, flags: int, number: int, payload: bytes) -> None:
         del flags, number, payload
-        self._wear()
+        self._spend()
 
     def _on_reset(self, flags: int, number: int, payload: bytes) -> None:
         del flags
@@ -312,19 +311,19 @@ class Session:
         stream = self._streams.get(number)
         if stream is not None:
             if not stream.has_answered:
-                self._wear()
+                self._spend()
             stream.lose()
 
     def _on_settings(self, flags: int, number: int, payload: bytes) -> None:
         if number:
-            raise Broken(Code.PROTOCOL_ERROR, "SETTINGS of a stream")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "SETTINGS of a stream")
         if flags & frames.ACK:
             if payload:
-                raise Broken(Code.FRAME_SIZE_ERROR, "an ACK with settings")
+                raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "an ACK with settings")
             self._decoder.allow_no_table()
             return
         more_bytes = self._peer.change(payload)
-        self._wear(1 + len(self._streams) // _STREAMS_A_FRAME if more_bytes else 1)
+        self._spend(1 + len(self._streams) // _STREAMS_A_FRAME if more_bytes else 1)
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if more_bytes:
             for stream in list(self._streams.values()):
@@ -332,14 +331,14 @@ class Session:
 
     def _on_promise(self, flags: int, number: int, payload: bytes) -> None:
         del flags, number, payload
-        raise Broken(Code.PROTOCOL_ERROR, "clients promise nothing")
+        raise H2ProtocolError(Code.PROTOCOL_ERROR, "clients promise nothing")
 
     def _on_ping(self, flags: int, number: int, payload: bytes) -> None:
         if number:
-            raise Broken(Code.PROTOCOL_ERROR, "PING of a stream")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "PING of a stream")
         if len(payload) != frames.PING_BYTES:
-            raise Broken(Code.FRAME_SIZE_ERROR, "PING of another size")
-        self._wear()
+            raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "PING of another size")
+        self._spend()
         if not flags & frames.ACK:
             self.write(frames.frame(frames.PING, frames.ACK, 0, payload))
         elif payload == _LEAVING and self._is_leaving and not self._has_left:
@@ -347,13 +346,13 @@ class Session:
 
     def _on_goaway(self, flags: int, number: int, payload: bytes) -> None:
         del flags, number, payload
-        self._wear()  # it begins nothing more, and closes when it has its answers
+        self._spend()  # it begins nothing more, and closes when it has its answers
 
     def _on_window(self, flags: int, number: int, payload: bytes) -> None:
         del flags
         size = frames.number(payload) & frames.MOST_WINDOW_BYTES
         if not size:
-            raise Broken(Code.PROTOCOL_ERROR, "a window that grows by nothing")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "a window that grows by nothing")
         if not number:
             self.send_window = widened(self.send_window, size)
             self.pump()
@@ -366,11 +365,11 @@ class Session:
     def _require_begun(self, number: int) -> None:
         """Those begun after our last word are let be."""
         if not number & 1 or (number > self._last_stream and not self._has_left):
-            raise Broken(Code.PROTOCOL_ERROR, "a frame of a stream that has not begun")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "a frame of a stream that has not begun")
 
-    def _wear(self, cost: int = 1) -> None:
-        if not self._patience.wear(cost):
-            raise Broken(Code.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
+    def _spend(self, cost: int = 1) -> None:
+        if not self._patience.spend(cost):
+            raise H2ProtocolError(Code.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 
     def _leave_for_good(self) -> None:
         self._has_left = True

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from kvtier.router.epp.h2 import frames, grpc, headers
-from kvtier.router.epp.h2.calls import Carrier, Handler
-from kvtier.router.epp.h2.frames import Broken, Code
-from kvtier.router.epp.h2.grpc import Status
+from kvtier.router.epp.h2.calls import Handler, StreamCarrier
+from kvtier.router.epp.h2.frames import Code, H2ProtocolError
+from kvtier.router.epp.h2.grpc import GrpcStatus
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Stream:
         "is_over", "number", "send_window",
     )  # fmt: skip
 
-    def __init__(self, carrier: Carrier, number: int, send_window: int) -> None:
+    def __init__(self, carrier: StreamCarrier, number: int, send_window: int) -> None:
         self._carrier = carrier
         self.number = number
         self.send_window = send_window
@@ -74,14 +74,14 @@ class Stream:
         self._messages.append(iter(messages))
         self.pump()
 
-    def end(self, status: Status = Status.OK, message: str = "") -> None:
+    def end(self, status: GrpcStatus = GrpcStatus.OK, message: str = "") -> None:
         """After all that was given to `send`."""
         if self.is_over or self._is_ended_by_us:
             return
         self._is_ended_by_us = True
         if not self._has_begun:
             self._trailers = headers.only_trailers(status, message)
-        elif status is Status.OK and not message:
+        elif status is GrpcStatus.OK and not message:
             self._trailers = headers.OK_TRAILERS
         else:
             self._trailers = headers.trailers(status, message)
@@ -101,7 +101,7 @@ class Stream:
         self.end()
         return True
 
-    def cut(self, status: Status, message: str) -> None:
+    def cut(self, status: GrpcStatus, message: str) -> None:
         """End now. Where an answer has gone out in part, the client is not told more than that."""
         if self._rest or self._messages:
             self._carrier.write(frames.reset(self.number, Code.INTERNAL_ERROR))
@@ -125,10 +125,10 @@ class Stream:
         self._finish()
 
     def feed(self, data: bytes, size: int) -> None:
-        """What came in a DATA frame; `size` counts its padding. Raises Broken."""
+        """What came in a DATA frame; `size` counts its padding. Raises H2ProtocolError."""
         self._receive_window -= size
         if self._receive_window < 0:
-            raise Broken(Code.FLOW_CONTROL_ERROR, "more than the stream's window")
+            raise H2ProtocolError(Code.FLOW_CONTROL_ERROR, "more than the stream's window")
         if self._is_ended_by_us:
             self._carrier.consumed(size)
             return
@@ -163,7 +163,7 @@ class Stream:
         if self._rest:
             self._unread_checks += 1
             if self._unread_checks > self._carrier.limits.unread_checks:
-                self.cut(Status.UNAVAILABLE, "the answer is not read")
+                self.cut(GrpcStatus.UNAVAILABLE, "the answer is not read")
 
     def lose(self) -> None:
         """The client, or the connection, ended all of it."""
@@ -219,7 +219,7 @@ class Stream:
             message = next(self._messages[0], None)
         except Exception:
             _log.exception("a call failed")
-            self.cut(Status.INTERNAL, "the server failed")
+            self.cut(GrpcStatus.INTERNAL, "the server failed")
             return None
         if message is None:
             self._messages.popleft()
@@ -285,7 +285,7 @@ class Stream:
                 self.handler.receive(message)
         except Exception:
             _log.exception("a call failed")
-            self.cut(Status.INTERNAL, "the server failed")
+            self.cut(GrpcStatus.INTERNAL, "the server failed")
 
     def _consume(self) -> None:
         """Give the client room again for what was taken."""
@@ -312,7 +312,7 @@ class Stream:
         if self.handler is not None:
             _tell(self.handler.crowded)
         if not self._is_ended_by_us:
-            self.cut(Status.RESOURCE_EXHAUSTED, "too much at once; try again later")
+            self.cut(GrpcStatus.RESOURCE_EXHAUSTED, "too much at once; try again later")
 
 
 def _tell(word: Callable[[], None]) -> None:

@@ -12,13 +12,11 @@ from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.router.epp import exchange
-from kvtier.router.epp.conversation import Asked, BodyMode
+from kvtier.router.epp import service
+from kvtier.router.epp.conversation import BodyMode, GatewayRequest
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.options import Options
-from kvtier.router.epp.picking import Choice, FleetPicking
-from kvtier.router.epp.picking import Options as PickingOptions
-from kvtier.router.epp.server import PROCESS
+from kvtier.router.epp.picking import FleetPicking, PickingOptions, Placement
+from kvtier.router.epp.service import PROCESS, StreamOptions
 from tests.router.epp.fleets import ADDRESSES, Characters, First, fleet_of
 from tests.router.epp.gateways import BROKEN_OFF, DUPLEX, Gateway, run
 from tests.router.epp.h2 import clients
@@ -52,7 +50,7 @@ def test_a_body_over_the_bound_is_413() -> None:
         )
         assert answer.immediate_response.status.code == 413
 
-    run(test, Options(max_body_bytes=10))
+    run(test, StreamOptions(max_body_bytes=10))
 
 
 def test_bodies_of_all_streams_together_are_bounded() -> None:
@@ -71,7 +69,7 @@ def test_bodies_of_all_streams_together_are_bounded() -> None:
             while (await gateway.exchange(*second))[0].HasField("immediate_response"):
                 await asyncio.sleep(0.001)  # until the picker has heard of the end
 
-    run(test, Options(max_held_bytes=10_000))
+    run(test, StreamOptions(max_held_bytes=10_000))
 
 
 def test_headers_are_held_like_bodies_until_the_answer() -> None:
@@ -90,7 +88,7 @@ def test_headers_are_held_like_bodies_until_the_answer() -> None:
         await gateway.settled()
         assert gateway.held.taken_bytes == 0
 
-    run(test, Options(max_held_bytes=10_000))
+    run(test, StreamOptions(max_held_bytes=10_000))
 
 
 def test_a_body_in_one_message_for_which_there_is_no_room_is_429() -> None:
@@ -101,7 +99,7 @@ def test_a_body_in_one_message_for_which_there_is_no_room_is_429() -> None:
         await gateway.settled()
         assert gateway.held.taken_bytes == 0
 
-    run(test, Options(max_held_bytes=300_000))
+    run(test, StreamOptions(max_held_bytes=300_000))
 
 
 def test_messages_out_of_turn_are_an_error_of_the_stream() -> None:
@@ -151,7 +149,7 @@ def test_a_response_that_has_to_be_followed_is_followed_to_its_end(observes: boo
         assert await call.read() is grpc.aio.EOF
         await gateway.settled()
 
-    run(test, Options(observes=observes))
+    run(test, StreamOptions(observes=observes))
 
 
 def test_a_large_answer_is_closed_where_nothing_can_be_lost() -> None:
@@ -181,7 +179,7 @@ def test_other_responses_are_followed_only_when_asked() -> None:
         assert len(await gateway.exchange(head, response_headers())) == 2
 
     run(closes)
-    run(follows, Options(observes=True))
+    run(follows, StreamOptions(observes=True))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +204,7 @@ def test_a_stream_that_stays_answers_what_is_left_of_the_request(
         kinds = [message.WhichOneof("request") for message in (first, *rest)]
         assert [a.WhichOneof("response") for a in answers] == [*kinds, "response_headers"]
 
-    run(test, Options(observes=True, body_mode=mode if not is_told else BodyMode.FULL_DUPLEX))
+    run(test, StreamOptions(observes=True, body_mode=mode if not is_told else BodyMode.FULL_DUPLEX))
 
 
 def test_responses_of_requests_placed_elsewhere_pass() -> None:
@@ -251,7 +249,7 @@ def test_an_answer_that_nobody_reads_is_cut_and_what_it_held_given_back() -> Non
         assert gateway.held.taken_bytes == 0
         call.cancel()
 
-    run(test, Options(request_timeout_s=2.0))
+    run(test, StreamOptions(request_timeout_s=2.0))
 
 
 @asynccontextmanager
@@ -277,7 +275,7 @@ WITHOUT_WINDOW = [
 def test_who_gives_no_window_is_not_waited_for(
     messages: Sequence[ProcessingRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "_LAST_WORD_S", 0.05)
+    monkeypatch.setattr(service, "_LAST_WORD_S", 0.05)
 
     async def test(gateway: Gateway) -> None:
         async with without_window(gateway, *messages), asyncio.timeout(10):
@@ -286,11 +284,11 @@ def test_who_gives_no_window_is_not_waited_for(
             await gateway.settled()
             assert gateway.held.taken_bytes == 0
 
-    run(test, Options(request_timeout_s=0.2))
+    run(test, StreamOptions(request_timeout_s=0.2))
 
 
 def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_LAST_WORD_S", 60.0)
+    monkeypatch.setattr(service, "_LAST_WORD_S", 60.0)
 
     async def test(gateway: Gateway) -> None:
         async with without_window(gateway, *WITHOUT_WINDOW[0]), asyncio.timeout(10):
@@ -300,7 +298,7 @@ def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyP
                 await asyncio.sleep(0.001)
             assert gateway.meter.open_streams == 1
 
-    run(test, Options(request_timeout_s=0.2))
+    run(test, StreamOptions(request_timeout_s=0.2))
 
 
 async def stopping(gateway: Gateway) -> asyncio.Task[None]:
@@ -334,7 +332,7 @@ def test_a_picker_that_stops_closes_what_loses_nothing_by_it(mode: BodyMode) -> 
         await stopped(task)
         await gateway.settled()
 
-    run(test, Options(observes=True))
+    run(test, StreamOptions(observes=True))
 
 
 class Waiting:
@@ -344,7 +342,7 @@ class Waiting:
         self.is_asked, self.goes_on = asyncio.Event(), asyncio.Event()
         self._picking = FleetPicking(fleet_of(), First(), Characters(), PickingOptions())
 
-    async def choose(self, asked: Asked) -> Choice:
+    async def choose(self, asked: GatewayRequest) -> Placement:
         self.is_asked.set()
         await self.goes_on.wait()
         return await self._picking.choose(asked)
@@ -363,7 +361,7 @@ def test_while_it_stops_no_response_is_followed_any_more() -> None:
         assert await call.read() is grpc.aio.EOF
         await stopped(task)
 
-    run(test, Options(observes=True), picking)
+    run(test, StreamOptions(observes=True), picking)
 
 
 def test_a_response_that_is_shown_too_late_is_let_go() -> None:

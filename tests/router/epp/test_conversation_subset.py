@@ -1,19 +1,19 @@
 from envoy.config.core.v3.base_pb2 import Metadata
 
-from kvtier.router.epp import names
-from kvtier.router.epp.subset import subset_of
+from kvtier.router.epp import messages
+from kvtier.router.epp.conversation import subset_of
 
 
 def hint(value: object) -> Metadata:
     metadata = Metadata()
-    metadata.filter_metadata[names.SUBSET_HINT].update({names.SUBSET: value})
+    metadata.filter_metadata[messages.SUBSET_HINT].update({messages.SUBSET: value})
     return metadata
 
 
 def test_no_hint_allows_all() -> None:
     assert subset_of(Metadata()) is None
     other = Metadata()
-    other.filter_metadata[names.SUBSET_HINT].update({"else": "x"})
+    other.filter_metadata[messages.SUBSET_HINT].update({"else": "x"})
     assert subset_of(other) is None
     assert len(Metadata().filter_metadata) == 0
 

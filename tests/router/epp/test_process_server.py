@@ -5,10 +5,10 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from kvtier.errors import InvalidSettings
-from kvtier.router.epp.health import Health
-from kvtier.router.epp.metering import Meter
-from kvtier.router.epp.options import Options
-from kvtier.router.epp.server import Picker, Server
+from kvtier.router.epp.health import HealthService
+from kvtier.router.epp.metering import PickerMeter
+from kvtier.router.epp.process import PickerServer
+from kvtier.router.epp.service import ExtProcService, StreamOptions
 from tests.router.epp.fleets import ADDRESSES
 from tests.router.epp.gateways import DUPLEX, Failing, Gateway, Slow, run
 from tests.router.epp.protocol import destination, echoed, request_body, request_headers
@@ -42,7 +42,7 @@ def test_bugs_and_slowness_are_answered_and_not_waited_for() -> None:
             assert answer.immediate_response.status.code == 408
 
     run(bug, picking=Failing())
-    run(slow, Options(request_timeout_s=0.05), Slow())
+    run(slow, StreamOptions(request_timeout_s=0.05), Slow())
 
 
 def test_health_is_told_on_the_same_port() -> None:
@@ -58,9 +58,9 @@ def test_health_is_told_on_the_same_port() -> None:
 
 def test_a_port_that_is_taken_is_told() -> None:
     async def test(gateway: Gateway) -> None:
-        server = Server(
-            Picker(Failing(), Meter(), Options(), observer=lambda choice: None),  # type: ignore[arg-type,return-value]
-            Health(),
+        server = PickerServer(
+            ExtProcService(Failing(), PickerMeter(), StreamOptions(), observer=lambda choice: None),  # type: ignore[arg-type,return-value]
+            HealthService(),
         )
         with pytest.raises(InvalidSettings, match=f"127.0.0.1:{gateway.port} cannot be listened"):
             server.bind("127.0.0.1", gateway.port, None)

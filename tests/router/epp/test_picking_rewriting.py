@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.epp.rewriting import rewrite_model
+from kvtier.router.epp.picking import rewrite_model
 from kvtier.router.request.refusals import Refusal
 
 

@@ -1,0 +1,94 @@
+import struct
+
+import pytest
+
+from kvtier.clock import VirtualClock
+from kvtier.router.epp.h2 import frames
+from kvtier.router.epp.h2.frames import Code, H2ProtocolError
+from kvtier.router.epp.h2.limits import Allowance, FrameBudget, H2Limits, PeerSettings, widened
+
+
+def test_what_all_keep_together_is_bounded() -> None:
+    allowance = Allowance(10)
+    assert allowance.take(6)
+    assert not allowance.take(5)
+    assert allowance.take(4)
+    assert allowance.take(-3)
+    allowance.give(7)
+    assert allowance.taken_bytes == 0
+
+
+def test_patience_wears_out_by_frames_and_comes_back_with_time() -> None:
+    clock = VirtualClock()
+    budget = FrameBudget(H2Limits(frames_burst=3, frames_per_s=2.0), clock)
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+    clock.advance(1.0)
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
+    clock.advance(1000.0)
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_costs_more_wears_more() -> None:
+    clock = VirtualClock()
+    budget = FrameBudget(H2Limits(frames_burst=10, frames_per_s=2.0), clock)
+    assert [budget.spend(6), budget.spend(6), budget.spend(4)] == [True, False, True]
+    clock.advance(3.0)
+    assert budget.spend(6)
+
+
+def test_whoever_stays_below_the_rate_is_never_cut_off() -> None:
+    clock = VirtualClock()
+    budget = FrameBudget(H2Limits(frames_burst=3, frames_per_s=2.0), clock)
+    for _ in range(1000):
+        clock.advance(0.5)
+        assert budget.spend()
+
+
+def settings_payload(*pairs: tuple[int, int]) -> bytes:
+    return b"".join(struct.pack(">HI", *pair) for pair in pairs)
+
+
+def test_what_it_allows_is_taken_and_what_is_not_known_let_be() -> None:
+    peer = PeerSettings()
+    peer.change(
+        settings_payload((frames.MAX_FRAME_SIZE, 20_000), (frames.INITIAL_WINDOW_SIZE, 7), (99, 1))
+    )
+    assert (peer.frame_bytes, peer.window_bytes) == (20_000, 7)
+
+
+def test_open_streams_grow_by_what_is_left_of_all_changes_of_a_frame() -> None:
+    peer = PeerSettings()
+    sizes = (7, 1 << 20, 65_536)
+    assert (
+        peer.change(settings_payload(*((frames.INITIAL_WINDOW_SIZE, size) for size in sizes))) == 1
+    )
+    assert peer.change(settings_payload((frames.INITIAL_WINDOW_SIZE, 65_530))) == -6
+    assert peer.change(settings_payload((frames.MAX_FRAME_SIZE, 20_000))) == 0
+
+
+def test_settings_end() -> None:
+    with pytest.raises(H2ProtocolError) as broken:
+        PeerSettings().change(settings_payload(*[(99, 1)] * 129))
+    assert broken.value.code is Code.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        (frames.INITIAL_WINDOW_SIZE, 1 << 31, Code.FLOW_CONTROL_ERROR),
+        (frames.MAX_FRAME_SIZE, 16_383, Code.PROTOCOL_ERROR),
+        (frames.MAX_FRAME_SIZE, 1 << 24, Code.PROTOCOL_ERROR),
+        (frames.ENABLE_PUSH, 2, Code.PROTOCOL_ERROR),
+    ],
+)
+def test_what_may_not_be_is_broken(name: int, value: int, code: Code) -> None:
+    with pytest.raises(H2ProtocolError) as broken:
+        PeerSettings().change(settings_payload((name, value)))
+    assert broken.value.code is code
+
+
+def test_windows_end() -> None:
+    assert widened(-5, 7) == 2
+    with pytest.raises(H2ProtocolError) as broken:
+        widened(1, frames.MOST_WINDOW_BYTES)
+    assert broken.value.code is Code.FLOW_CONTROL_ERROR
