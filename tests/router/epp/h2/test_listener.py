@@ -225,7 +225,7 @@ def test_connection_whose_handshake_ends_during_stop_is_closed() -> None:
         async with asyncio.timeout(10):
             await stopping
 
-    run(test, secure=True)
+    run(test, secure=True, limits=H2Limits(close_s=0.5))
 
 
 def test_stop_does_not_wait_for_tls_client_that_never_closes() -> None:
