@@ -34,7 +34,7 @@ def run(*arguments: str) -> tuple[int, str]:
         ((*ENDPOINT, "--max-body", "lots"), "--max-body"),
         ((*ENDPOINT, "--drain", "soon"), "--drain"),
         ((*ENDPOINT, "--pool-name", "p"), "Kubernetes alone"),
-        (("--pool-name", "p", "--selector", "a=b"), "one of them"),
+        (("--pool-name", "p", "--selector", "a=b"), "give either a pool or a selector"),
         (("--selector", "a"), "--selector"),
         (("--pool-name", "p", "--pool-group", "g"), "--pool-group"),
         (("--selector", "a=b", "--target-port", "x"), "--target-port"),

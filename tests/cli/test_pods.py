@@ -25,7 +25,7 @@ def test_without_a_pool_or_a_selector_there_are_none() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"pool_name": "p", "selector": "a=b"}, "one of them"),
+        ({"pool_name": "p", "selector": "a=b"}, "give either a pool or a selector"),
         ({"selector": "a"}, "--selector"),
         ({"pool_name": "p", "pool_group": "g"}, "--pool-group"),
         ({"selector": "a=b", "target_port": "0"}, "--target-port"),

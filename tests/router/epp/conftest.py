@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
 from kvtier.router.epp.h2.listener import GrpcListener
 
 
 async def _warm_up() -> None:
     grpc.aio.init_grpc_aio()
-    listener = GrpcListener({}, H2Limits(), Allowance(0))
+    listener = GrpcListener({}, H2Limits(), MemoryBudget(0))
     port = listener.bind("127.0.0.1", 0, None)
     await listener.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

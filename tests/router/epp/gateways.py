@@ -12,7 +12,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProces
 
 from kvtier.router.epp import certificates
 from kvtier.router.epp.conversation import BodyMode, GatewayRequest
-from kvtier.router.epp.h2.limits import Allowance
+from kvtier.router.epp.h2.limits import MemoryBudget
 from kvtier.router.epp.health import HealthService
 from kvtier.router.epp.metering import PickerMeter
 from kvtier.router.epp.picking import FleetPicking, PickingOptions, Placement
@@ -44,7 +44,7 @@ class Gateway:
         channel: grpc.aio.Channel,
         fleet: Any,
         meter: PickerMeter,
-        held: Allowance,
+        held: MemoryBudget,
     ) -> None:
         self.server = server
         self.port = port

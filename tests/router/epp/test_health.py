@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
 from kvtier.router.epp.h2.listener import GrpcListener
 from kvtier.router.epp.health import (
     CHECK,
@@ -32,7 +32,7 @@ READY = health_pb2.HealthCheckRequest(service="readiness")
 async def asked(
     health: HealthService,
 ) -> AsyncIterator[tuple[HealthStub, GrpcListener, grpc.aio.Channel]]:
-    listener = GrpcListener(health.services, H2Limits(), Allowance(1 << 20))
+    listener = GrpcListener(health.services, H2Limits(), MemoryBudget(1 << 20))
     port = listener.bind("127.0.0.1", 0, None)
     await listener.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -153,9 +153,9 @@ def test_an_endpoint_that_leaves_while_the_prompt_is_made_is_not_named() -> None
     fleet = fleet_of(ADDRESSES[:2])
     prompts = Characters()
 
-    async def leave(_: float) -> None:
+    async def remove_first(_: float) -> None:
         fleet.update([one.replica for one in fleet.members if one.replica.name != ADDRESSES[0]])
 
-    prompts.wait = leave  # type: ignore[assignment]
+    prompts.wait = remove_first  # type: ignore[assignment]
     one = FleetPicking(fleet, First(), prompts, PickingOptions())
     assert list(choose(one, asked()).addresses) == [ADDRESSES[1]]

@@ -304,7 +304,7 @@ def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyP
 async def stopping(gateway: Gateway) -> asyncio.Task[None]:
     """The picker has told its streams that it stops."""
     task = asyncio.create_task(gateway.server.stop(0, 20))
-    while not gateway.server._server._host.is_leaving:
+    while not gateway.server._server._host.is_stopping:
         await asyncio.sleep(0)
     return task
 

@@ -114,7 +114,7 @@ class _Check:
     def closed(self) -> None:
         pass
 
-    def crowded(self) -> None:
+    def out_of_memory(self) -> None:
         pass
 
     def stopping(self) -> None:
@@ -156,7 +156,7 @@ class _Watch:
     def closed(self) -> None:
         self._health.left(self)
 
-    def crowded(self) -> None:
+    def out_of_memory(self) -> None:
         pass
 
     def stopping(self) -> None:

@@ -22,7 +22,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.assembly import Chooser, KnownModels, PromptReader
 from kvtier.router.choose.base import Endpoint
 from kvtier.router.epp import certificates
-from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
 from kvtier.router.epp.h2.listener import GrpcListener
 from kvtier.router.epp.health import HealthService
 from kvtier.router.epp.metering import MetricsServer, PickerMeter
@@ -90,7 +90,7 @@ class PickerServer:
         self._probes = GrpcListener(
             health.services,
             H2Limits(max_message_bytes=_PROBE_BYTES, max_streams=100),
-            Allowance(_PROBE_BYTES),
+            MemoryBudget(_PROBE_BYTES),
         )
 
     def bind(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:

@@ -28,7 +28,7 @@ from kvtier.router.epp.conversation import (
 )
 from kvtier.router.epp.h2.calls import Call
 from kvtier.router.epp.h2.grpc import GrpcStatus
-from kvtier.router.epp.h2.limits import Allowance
+from kvtier.router.epp.h2.limits import MemoryBudget
 from kvtier.router.epp.metering import PickerMeter
 from kvtier.router.epp.observing import InFlightRequest, ObservedResponse
 from kvtier.router.epp.picking import DropReason, Picking, Placement, RequestDropped
@@ -77,7 +77,7 @@ class ExtProcService:
         self.options = options
         self.observer = observer
         self.clock = clock or MonotonicClock()
-        self.held = Allowance(options.max_held_bytes)
+        self.held = MemoryBudget(options.max_held_bytes)
 
     def process(self, call: Call) -> "ExtProcStream":
         """A gateway has begun a stream."""
@@ -115,7 +115,7 @@ class ExtProcStream:
         self._task: asyncio.Task[None] | None = None
         self._choice: Placement | None = None
         self._stay: InFlightRequest | None = None
-        self._is_following = self._is_leaving = False
+        self._is_following = self._is_stopping = False
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(options.request_timeout_s, self._give_up)
         service.meter.opened()
@@ -150,14 +150,14 @@ class ExtProcStream:
         self._service.meter.closed()
         del self._take  # a bound method of our own is a cycle, and nothing is called after this
 
-    def crowded(self) -> None:
+    def out_of_memory(self) -> None:
         """See Handler."""
         if not self._conversation.is_answered and not self._is_following:
-            self._drop(_crowded())
+            self._drop(_too_many_bodies())
 
     def stopping(self) -> None:
         """See Handler."""
-        self._is_leaving = True
+        self._is_stopping = True
         if self._is_following and not self._response.may_lose:
             self._call.end()
 
@@ -199,7 +199,7 @@ class ExtProcStream:
             self._drop(dropped)
         except Exception:
             _log.exception("an answer cannot be written")
-            self._call.cut(GrpcStatus.INTERNAL, "the endpoint picker failed")
+            self._call.abort(GrpcStatus.INTERNAL, "the endpoint picker failed")
 
     def _answer(self, asked: GatewayRequest, choice: Placement) -> None:
         answers = self._conversation.choose(choice.addresses, body=choice.body)
@@ -208,8 +208,8 @@ class ExtProcStream:
         is_small = len(given_back if choice.body is None else choice.body) <= _WHOLE_BYTES
         if is_small:
             messages = whole = list(messages)
-        if self._is_leaving or not self._service.options.observes:
-            if is_small and self._call.finish(whole):
+        if self._is_stopping or not self._service.options.observes:
+            if is_small and self._call.try_finish(whole):
                 return
             if not self._response.may_lose:
                 self._call.send(messages)
@@ -228,7 +228,7 @@ class ExtProcStream:
 
     def _see(self, message: ProcessingRequest, size: int) -> None:
         del size  # it is given back at once
-        if self._is_leaving and not self._response.may_lose:
+        if self._is_stopping and not self._response.may_lose:
             self._call.end()
         else:
             self._call.send(_written(self._response.receive(message)))
@@ -249,7 +249,7 @@ class ExtProcStream:
     def _give_up(self) -> None:
         """The request, or its choice, took too long; or its answer is not read."""
         if self._conversation.is_answered:
-            self._call.cut(GrpcStatus.UNAVAILABLE, "the answer was not read in time")
+            self._call.abort(GrpcStatus.UNAVAILABLE, "the answer was not read in time")
             return
         self._timer = self._loop.call_later(_LAST_WORD_S, self._give_up)
         self._refuse(
@@ -259,15 +259,15 @@ class ExtProcStream:
     def _hold(self, size: int) -> None:
         """Raises RequestDropped where it is too much."""
         if not self._service.held.take(size):
-            raise _crowded()
+            raise _too_many_bodies()
         self._held_bytes += size
 
     def _let_go(self) -> None:
-        self._service.held.give(self._held_bytes)
+        self._service.held.release(self._held_bytes)
         self._held_bytes = 0
 
 
-def _crowded() -> RequestDropped:
+def _too_many_bodies() -> RequestDropped:
     refusal = overloaded("too many bodies at once; try again later", _RETRY_AFTER_S)
     return RequestDropped(refusal, DropReason.SATURATED)
 

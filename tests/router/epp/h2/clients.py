@@ -12,7 +12,7 @@ from kvtier.router.epp.h2 import frames, grpc
 from kvtier.router.epp.h2.calls import Call
 from kvtier.router.epp.h2.connection import H2Connection
 from kvtier.router.epp.h2.grpc import GrpcStatus
-from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
 from kvtier.router.epp.h2.session import ServerContext
 
 BEGIN = frames.PREFACE + frames.settings({}) + frames.frame(frames.SETTINGS, frames.ACK, 0)
@@ -83,8 +83,8 @@ class Echo:
     def closed(self) -> None:
         self.said.append("closed")
 
-    def crowded(self) -> None:
-        self.said.append("crowded")
+    def out_of_memory(self) -> None:
+        self.said.append("out_of_memory")
 
     def stopping(self) -> None:
         self.said.append("stopping")
@@ -95,7 +95,7 @@ class Whole(Echo):
 
     def receive(self, content: bytes) -> None:
         self.got.append(content)
-        if not self.call.finish((content,)):
+        if not self.call.try_finish((content,)):
             self.said.append("cannot")
 
 
@@ -127,7 +127,7 @@ class Failing(Echo):
 class Refusing(Echo):
     """Says itself that there is no room."""
 
-    def crowded(self) -> None:
+    def out_of_memory(self) -> None:
         self.call.send((b"too much",))
         self.call.end()
 
@@ -174,7 +174,7 @@ class Client:
     ) -> None:
         """`is_late`: the server stops already."""
         self.handlers: list[Echo] = []
-        self.allowance = Allowance(1 << 20)
+        self.memory = MemoryBudget(1 << 20)
         self.broken = 0
         self.clock = VirtualClock()
         kinds: Mapping[bytes, type[Echo]] = {
@@ -187,9 +187,9 @@ class Client:
         }
         services = {path: self._making(kind) for path, kind in kinds.items()}
         self.host = ServerContext(
-            services, limits or H2Limits(), self.allowance, self.clock, self._break
+            services, limits or H2Limits(), self.memory, self.clock, self._break
         )
-        self.host.is_leaving = is_late
+        self.host.is_stopping = is_late
         self.connections: set[H2Connection] = set()
         self.connection = H2Connection(self.host, self.connections)
         self.socket = Socket(is_secure=is_secure)

@@ -52,7 +52,7 @@ def spoken(client: Client, parts: list[bytes]) -> list[frames.Frame]:
 def ended(client: Client) -> list[Any]:
     client.end()
     assert not client.connections
-    assert client.allowance.taken_bytes == 0
+    assert client.memory.taken_bytes == 0
     for handler in client.handlers:
         assert handler.said.count("closed") == 1
         assert handler.said[-1] == "closed"

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.router.epp.h2.grpc import Assembler, GrpcStatus, Unreadable, prefix
+from kvtier.router.epp.h2.grpc import Assembler, GrpcStatus, InvalidMessage, prefix
 
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.data())
@@ -34,6 +34,6 @@ def test_what_is_not_whole_is_counted() -> None:
     ],
 )
 def test_what_cannot_be_taken_is_refused_by_its_head(content: bytes, status: GrpcStatus) -> None:
-    with pytest.raises(Unreadable) as error:
+    with pytest.raises(InvalidMessage) as error:
         Assembler(30).feed(content)
     assert error.value.status is status

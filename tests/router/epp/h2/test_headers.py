@@ -12,7 +12,7 @@ from kvtier.router.epp.h2.headers import (
     HeaderBlock,
     HeaderCache,
     HeaderDecoder,
-    TooLong,
+    HeadersTooLong,
 )
 from tests.router.epp.h2.clients import HEADERS, block, fields_of, tracestate
 
@@ -21,7 +21,7 @@ CALL = CallHeaders(b"POST", b"/echo", b"application/grpc")
 
 def without_table(known: HeaderCache | None = None) -> HeaderDecoder:
     decoder = HeaderDecoder(known or HeaderCache())
-    decoder.allow_no_table()
+    decoder.disable_table()
     return decoder
 
 
@@ -35,9 +35,9 @@ def test_a_block_is_read_once_and_known_to_all_connections() -> None:
 
 def test_what_is_known_is_bounded() -> None:
     known = HeaderCache()
-    for number in range(3 * headers._KNOWN_BLOCKS):
+    for number in range(3 * headers._CACHED_BLOCKS):
         known.add(b"%d" % number, CALL)
-    assert len(known._calls) <= headers._KNOWN_BLOCKS
+    assert len(known._calls) <= headers._CACHED_BLOCKS
     known.add(b"x" * 2000, CALL)
     assert known.get(b"x" * 2000) is None
 
@@ -51,7 +51,7 @@ def test_before_the_client_has_heard_blocks_lean_on_each_other_and_are_not_known
     assert decoder.read(first) == decoder.read(second) == CALL
     assert known.get(first) is None
     # Afterwards the client says that it has shrunk its table, and leans on nothing.
-    decoder.allow_no_table()
+    decoder.disable_table()
     encoder.header_table_size = 0
     assert decoder.read(encoder.encode(list(HEADERS.items()))) == CALL
     with pytest.raises(H2ProtocolError) as broken:
@@ -65,7 +65,7 @@ def test_a_table_that_was_not_given_up_is_no_way_to_what_others_know() -> None:
     first, second = (encoder.encode(list(HEADERS.items())) for _ in range(2))
     decoder = HeaderDecoder(known)
     decoder.read(first)
-    decoder.allow_no_table()
+    decoder.disable_table()
     with pytest.raises(H2ProtocolError):
         decoder.read(second)
     assert known.get(second) is None
@@ -74,7 +74,7 @@ def test_a_table_that_was_not_given_up_is_no_way_to_what_others_know() -> None:
 @given(st.binary(max_size=80), st.booleans())
 def test_no_block_raises_anything_else(content: bytes, has_table: bool) -> None:
     decoder = HeaderDecoder(HeaderCache()) if has_table else without_table()
-    with contextlib.suppress(H2ProtocolError, TooLong):
+    with contextlib.suppress(H2ProtocolError, HeadersTooLong):
         assert isinstance(decoder.read(content), CallHeaders)
 
 
@@ -86,7 +86,7 @@ def test_a_list_over_the_bound_breaks_only_what_leans_on_it(is_packed: bool) -> 
         HeaderDecoder(HeaderCache()).read(content)
     assert broken.value.code is Code.ENHANCE_YOUR_CALM
     decoder = without_table()
-    with pytest.raises(TooLong):
+    with pytest.raises(HeadersTooLong):
         decoder.read(content)
     assert decoder.read(block()) == CALL
 
@@ -113,8 +113,8 @@ def test_a_block_in_parts_is_kept_up_to_the_bound_and_ends() -> None:
 def test_our_blocks_are_those_of_grpc() -> None:
     assert fields_of(headers.RESPONSE) == {":status": "200", "content-type": "application/grpc"}
     assert fields_of(headers.OK_TRAILERS) == {"grpc-status": "0"}
-    assert fields_of(headers.refused(415)) == {":status": "415"}
-    said = fields_of(headers.only_trailers(12, "no: 100 % \u00fc\n"))
+    assert fields_of(headers.http_error(415)) == {":status": "415"}
+    said = fields_of(headers.trailers_only(12, "no: 100 % \u00fc\n"))
     assert (said[":status"], said["grpc-status"]) == ("200", "12")
     assert said["grpc-message"] == "no: 100 %25 %C3%BC%0A"
     assert len(fields_of(headers.trailers(3, "\u00fc" * 500))["grpc-message"]) <= 100

@@ -5,17 +5,17 @@ import pytest
 from kvtier.clock import VirtualClock
 from kvtier.router.epp.h2 import frames
 from kvtier.router.epp.h2.frames import Code, H2ProtocolError
-from kvtier.router.epp.h2.limits import Allowance, FrameBudget, H2Limits, PeerSettings, widened
+from kvtier.router.epp.h2.limits import MemoryBudget, FrameBudget, H2Limits, PeerSettings, grown_window
 
 
 def test_what_all_keep_together_is_bounded() -> None:
-    allowance = Allowance(10)
-    assert allowance.take(6)
-    assert not allowance.take(5)
-    assert allowance.take(4)
-    assert allowance.take(-3)
-    allowance.give(7)
-    assert allowance.taken_bytes == 0
+    memory = MemoryBudget(10)
+    assert memory.take(6)
+    assert not memory.take(5)
+    assert memory.take(4)
+    assert memory.take(-3)
+    memory.release(7)
+    assert memory.taken_bytes == 0
 
 
 def test_patience_wears_out_by_frames_and_comes_back_with_time() -> None:
@@ -50,7 +50,7 @@ def settings_payload(*pairs: tuple[int, int]) -> bytes:
 
 def test_what_it_allows_is_taken_and_what_is_not_known_let_be() -> None:
     peer = PeerSettings()
-    peer.change(
+    peer.apply(
         settings_payload((frames.MAX_FRAME_SIZE, 20_000), (frames.INITIAL_WINDOW_SIZE, 7), (99, 1))
     )
     assert (peer.frame_bytes, peer.window_bytes) == (20_000, 7)
@@ -60,15 +60,15 @@ def test_open_streams_grow_by_what_is_left_of_all_changes_of_a_frame() -> None:
     peer = PeerSettings()
     sizes = (7, 1 << 20, 65_536)
     assert (
-        peer.change(settings_payload(*((frames.INITIAL_WINDOW_SIZE, size) for size in sizes))) == 1
+        peer.apply(settings_payload(*((frames.INITIAL_WINDOW_SIZE, size) for size in sizes))) == 1
     )
-    assert peer.change(settings_payload((frames.INITIAL_WINDOW_SIZE, 65_530))) == -6
-    assert peer.change(settings_payload((frames.MAX_FRAME_SIZE, 20_000))) == 0
+    assert peer.apply(settings_payload((frames.INITIAL_WINDOW_SIZE, 65_530))) == -6
+    assert peer.apply(settings_payload((frames.MAX_FRAME_SIZE, 20_000))) == 0
 
 
 def test_settings_end() -> None:
     with pytest.raises(H2ProtocolError) as broken:
-        PeerSettings().change(settings_payload(*[(99, 1)] * 129))
+        PeerSettings().apply(settings_payload(*[(99, 1)] * 129))
     assert broken.value.code is Code.ENHANCE_YOUR_CALM
 
 
@@ -83,12 +83,12 @@ def test_settings_end() -> None:
 )
 def test_what_may_not_be_is_broken(name: int, value: int, code: Code) -> None:
     with pytest.raises(H2ProtocolError) as broken:
-        PeerSettings().change(settings_payload((name, value)))
+        PeerSettings().apply(settings_payload((name, value)))
     assert broken.value.code is code
 
 
 def test_windows_end() -> None:
-    assert widened(-5, 7) == 2
+    assert grown_window(-5, 7) == 2
     with pytest.raises(H2ProtocolError) as broken:
-        widened(1, frames.MOST_WINDOW_BYTES)
+        grown_window(1, frames.MAX_WINDOW_BYTES)
     assert broken.value.code is Code.FLOW_CONTROL_ERROR

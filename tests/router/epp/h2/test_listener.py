@@ -14,7 +14,7 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp import certificates
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
 from kvtier.router.epp.h2.listener import GrpcListener
 from tests.router.epp.h2.clients import BEGIN, Echo, parsed
 
@@ -46,7 +46,7 @@ async def served(*, secure: bool = False, limits: H2Limits | None = None) -> Asy
         return handlers[-1]
 
     limits = limits or H2Limits(max_message_bytes=32 << 20)
-    listener = GrpcListener({b"/echo": echo}, limits, Allowance(1 << 30))
+    listener = GrpcListener({b"/echo": echo}, limits, MemoryBudget(1 << 30))
     pair = certificates.self_signed(dt.datetime.now(dt.UTC))
     port = listener.bind("127.0.0.1", 0, certificates.context(pair) if secure else None)
     await listener.start()
@@ -269,7 +269,7 @@ def test_a_connection_that_never_begins_is_closed() -> None:
 
 def test_a_port_that_is_taken_or_nowhere_is_told() -> None:
     async def test(found: Served) -> None:
-        second = GrpcListener({}, H2Limits(), Allowance(0))
+        second = GrpcListener({}, H2Limits(), MemoryBudget(0))
         with pytest.raises(InvalidSettings, match=f"127.0.0.1:{found.port} cannot be listened on"):
             second.bind("127.0.0.1", found.port, None)
         with pytest.raises(InvalidSettings, match="cannot be listened on"):
@@ -281,7 +281,7 @@ def test_a_port_that_is_taken_or_nowhere_is_told() -> None:
 
 def test_ipv6_is_a_host_like_others() -> None:
     async def go() -> None:
-        listener = GrpcListener({}, H2Limits(), Allowance(0))
+        listener = GrpcListener({}, H2Limits(), MemoryBudget(0))
         with contextlib.suppress(InvalidSettings):  # on a machine without it
             assert listener.bind("::1", 0, None) > 0
         await listener.stop(0)

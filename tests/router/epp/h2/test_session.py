@@ -124,7 +124,7 @@ def test_it_says_what_it_allows() -> None:
     def test() -> None:
         client = Client(H2Limits(max_streams=7))
         settings, window = client.greeting
-        assert dict(frames.settings_of(settings[3])) == {
+        assert dict(frames.parse_settings(settings[3])) == {
             frames.HEADER_TABLE_SIZE: 0,
             frames.MAX_CONCURRENT_STREAMS: 7,
             frames.INITIAL_WINDOW_SIZE: 1 << 20,
@@ -347,7 +347,7 @@ def test_calls_taken_back_after_an_answer_are_no_flood() -> None:
 
 def left(client: Client, *, streams: Sequence[bytes] = ()) -> list[frames.Frame]:
     client.send(BEGIN, *streams)
-    client.connection.leave()
+    client.connection.shut_down()
     return client.take()
 
 
@@ -356,7 +356,7 @@ def test_who_leaves_says_so_twice_and_answers_what_was_begun_in_between() -> Non
         client = Client()
         warned = left(client, streams=[opened(1)])
         assert kinds(warned) == [frames.GOAWAY, frames.PING]
-        assert warned[0][3] == number(frames.MOST_STREAM) + number(0)
+        assert warned[0][3] == number(frames.MAX_STREAM) + number(0)
         assert client.handlers[0].said == ["stopping"]
         client.send(opened(3))
         assert client.handlers[1].said == ["stopping"]

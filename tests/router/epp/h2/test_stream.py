@@ -205,15 +205,15 @@ def test_parts_of_messages_count_among_what_all_keep() -> None:
         client.send(BEGIN)
         part = message(b"x" * (2 << 20))[: 1 << 17]
         client.send(opened(), data(part))
-        assert client.allowance.taken_bytes == len(part)
+        assert client.memory.taken_bytes == len(part)
         client.send(frames.reset(1, Code.CANCEL))
-        assert client.allowance.taken_bytes == 0
-        client.allowance.take(1 << 20)
+        assert client.memory.taken_bytes == 0
+        client.memory.take(1 << 20)
         found = client.send(opened(3), data(part, 3), data(b"x", 3))
         assert answered(found, 3) == ([], GrpcStatus.RESOURCE_EXHAUSTED)
-        assert client.handlers[1].said == ["crowded", "closed"]
-        client.allowance.give(1 << 20)
-        assert client.allowance.taken_bytes == 0
+        assert client.handlers[1].said == ["out_of_memory", "closed"]
+        client.memory.release(1 << 20)
+        assert client.memory.taken_bytes == 0
 
     run(test)
 
@@ -222,15 +222,15 @@ def test_a_message_of_usual_size_comes_in_parts_even_where_no_more_may_be_kept()
     def test() -> None:
         client = Client()
         client.send(BEGIN)
-        client.allowance.take(1 << 20)
+        client.memory.take(1 << 20)
         content = message(b"x" * 60_000)
         found = client.send(opened(), data(content[:700]), data(content[700:30_000]))
-        client.allowance.give(1 << 20)
+        client.memory.release(1 << 20)
         client.send(data(content[30_000:40_000]))
-        client.allowance.take(1 << 19)
+        client.memory.take(1 << 19)
         found += client.send(data(content[40_000:] + content[:9], ends=True))
         assert answered(found) == ([content[5:]], OK)
-        assert client.allowance.taken_bytes == 1 << 19
+        assert client.memory.taken_bytes == 1 << 19
 
     run(test)
 
@@ -239,7 +239,7 @@ def test_a_service_may_refuse_in_its_own_words_what_cannot_be_kept() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN)
-        client.allowance.take(1 << 20)
+        client.memory.take(1 << 20)
         part = message(b"x" * 300_000)
         found = client.send(
             opened(path="/refusing"), data(part[: 1 << 17]), data(part[1 << 17 : 2 << 17])
@@ -261,11 +261,11 @@ def test_what_comes_after_the_end_is_known_is_not_kept() -> None:
         (handler,) = client.handlers
         handler.call.send((b"an answer that cannot go out",))
         client.send(data(message(b"b" * 9_000)[5_000:]), data(message(b"c" * 9_000)[:5_000]))
-        assert client.allowance.taken_bytes == 5_000
+        assert client.memory.taken_bytes == 5_000
         handler.call.end()
-        assert client.allowance.taken_bytes == 0
+        assert client.memory.taken_bytes == 0
         assert kinds(client.send(data(b"x" * 90_000))) == [frames.WINDOW_UPDATE], "room for others"
-        assert client.allowance.taken_bytes == 0
+        assert client.memory.taken_bytes == 0
         found = client.send(frames.window_update(1, 100))
         assert answered(found) == ([b"an answer that cannot go out"], OK)
         assert handler.got == [b"a"]
@@ -331,7 +331,7 @@ def test_a_call_that_is_cut_with_an_answer_half_sent_is_reset() -> None:
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 3}))
         client.send(opened(), data(message(b"hello")))
         (handler,) = client.handlers
-        handler.call.cut(GrpcStatus.UNAVAILABLE, "late")
+        handler.call.abort(GrpcStatus.UNAVAILABLE, "late")
         client.connection.flush()
         assert client.take() == [(frames.RST_STREAM, 0, 1, number(Code.INTERNAL_ERROR))]
         assert handler.said == ["closed"]

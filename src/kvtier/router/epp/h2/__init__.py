@@ -1,6 +1,7 @@
-"""gRPC over HTTP/2, as far as a picker needs it: unary calls and streams, no compression.
+"""A gRPC server over HTTP/2, as far as a picker needs one: unary and streaming calls, uncompressed.
 
-Why our own: the official server cost several times what choosing costs, and it sent an answer and
-its end apart. `frames` and `headers` are the bytes, `grpc` the messages in them, `stream` one call,
-`connection` one gateway, `listener` the port.
+kvtier has its own because the official gRPC server cost several times what choosing an endpoint
+costs, and sent an answer and the end of its stream in separate writes. `frames` and `headers` read
+and write bytes, `grpc` frames messages, `stream` is one call, `session` and `connection` are one
+client, `listener` is the port.
 """

@@ -1,130 +1,137 @@
-"""A call between the service that answers it and the connection that carries it.
+"""The contracts between a service, the stream that carries its call, and the stream's connection.
 
-Why protocols: a service knows nothing of HTTP/2, and a stream knows nothing of its socket.
-All of it belongs to the event loop's thread, and nothing in it may wait.
+They are protocols so that a service knows nothing of HTTP/2 and a stream knows nothing of its
+socket. Everything here belongs to the event loop's thread, and no method may block.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from kvtier.router.epp.h2.grpc import GrpcStatus
-from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.limits import H2Limits, MemoryBudget
 
 
 class Call(Protocol):
-    """What a service answers with; `stream.Stream` is one."""
+    """The side of a call that a service answers through; `stream.Stream` implements it."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing can be sent any more."""
+        """True once nothing more can be sent."""
         ...
 
     def send(self, messages: Iterable[bytes]) -> None:
-        """One after the other, made only as there is room for them."""
+        """Send the messages in order; each is taken from the iterable only when it fits."""
         ...
 
     def end(self, status: GrpcStatus = GrpcStatus.OK, message: str = "") -> None:
-        """After all that was given to `send`."""
+        """End the call after everything that was given to `send`."""
         ...
 
-    def finish(self, messages: Sequence[bytes]) -> bool:
-        """Send these and end, so that the client reads them and the end at once.
+    def try_finish(self, messages: Sequence[bytes]) -> bool:
+        """Send the messages and end the call so that the client reads both at once.
 
-        False where that cannot be; then nothing was sent.
+        Return False, and send nothing, if that is impossible.
         """
         ...
 
-    def cut(self, status: GrpcStatus, message: str) -> None:
-        """End now. Where an answer has gone out in part, the client is not told more than that."""
+    def abort(self, status: GrpcStatus, message: str) -> None:
+        """End the call now. If part of an answer is unsent, reset the stream without a status."""
         ...
 
     def hold(self) -> None:
-        """Messages wait from now on."""
+        """Queue messages from now on instead of delivering them."""
         ...
 
     def release(self) -> None:
-        """Those that wait come now."""
+        """Deliver the queued messages, and those that follow."""
         ...
 
 
 class Handler(Protocol):
-    """A call as its service sees it. None of these may wait."""
+    """The service's side of a call: what its stream calls. No method may block."""
 
     def receive(self, message: bytes) -> None:
-        """The next message."""
+        """Handle the client's next message."""
         ...
 
     def half_closed(self) -> None:
-        """The client will send no more."""
+        """Note that the client sends no more messages."""
         ...
 
     def sent(self) -> None:
-        """All that was given to `send` has gone out; the stream is still there."""
+        """Note that everything given to `send` has been written; the call is still open."""
         ...
 
     def closed(self) -> None:
-        """The stream is over, in good order or not."""
+        """Clean up: the call is over, successfully or not."""
         ...
 
-    def crowded(self) -> None:
-        """There is no memory for the message that is coming.
+    def out_of_memory(self) -> None:
+        """Refuse the message that is arriving: the memory budget has no room for it.
 
-        The last chance to say so in the service's own words: a call that is not ended is cut.
+        This is the service's chance to answer in its own format. A call that it does not end here
+        is aborted.
         """
         ...
 
     def stopping(self) -> None:
-        """The server is going away: a call that would stay for long ends now."""
+        """End the call if it would stay open for long: the server is shutting down."""
         ...
 
 
 Service = Callable[[Call], Handler]
 Services = Mapping[bytes, Service]
-"""By path."""
+"""Services by the path of their method."""
 
 
 class Sender(Protocol):
-    """A stream as its connection knows it."""
+    """A stream as its connection sees it."""
 
     number: int
 
     def pump(self) -> None:
-        """Send what may be sent."""
+        """Send as much as the flow-control windows and the socket allow."""
         ...
 
 
 class StreamCarrier(Protocol):
-    """The connection, as far as its streams need it."""
+    """A connection as its streams see it."""
 
     limits: H2Limits
-    allowance: Allowance
+    memory: MemoryBudget
     send_window: int
 
     @property
     def peer_frame_bytes(self) -> int:
-        """The longest payload that the peer takes."""
+        """The longest frame payload that the peer accepts."""
         ...
 
     def write(self, data: bytes | memoryview) -> None:
-        """Goes out with the next flush."""
+        """Buffer `data` for the next flush."""
         ...
 
-    def has_room(self) -> bool:
-        """Whether the socket takes more now."""
+    def can_write(self) -> bool:
+        """Return True if the socket takes more data now."""
         ...
 
-    def can_unite(self, size: int) -> bool:
-        """Whether what is written next, of `size` bytes, will be read as one; it is then."""
+    def fits_one_write(self, size: int) -> bool:
+        """Return True if the peer will read the next `size` bytes in one piece.
+
+        The connection then makes sure of that.
+        """
         ...
 
-    def wait(self, stream: Sender) -> None:
-        """`pump` it when there is room. Not for streams without a window of their own."""
+    def enqueue(self, stream: Sender) -> None:
+        """Call the stream's `pump` when the connection can send again.
+
+        Not for streams whose own window is empty.
+        """
         ...
 
     def consumed(self, size: int) -> None:
-        """So many bytes of DATA have been taken, whatever the stream."""
+        """Count `size` bytes of DATA as processed, whatever their stream."""
         ...
 
-    def forget(self, stream: Sender) -> None:
-        """It is over."""
+    def remove(self, stream: Sender) -> None:
+        """Remove a stream that has ended."""
         ...

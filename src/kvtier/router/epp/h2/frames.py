@@ -1,7 +1,7 @@
-"""HTTP/2 frames (RFC 9113, section 4): bytes to frames, and frames to bytes.
+"""HTTP/2 frames (RFC 9113, section 4): parsing and encoding.
 
-Invariants: nothing is handed out before it is whole; a frame over the bound is refused by its
-head, before any of it is kept.
+Invariants: only complete frames are returned; a frame over the limit is refused as soon as its
+header has arrived, before any of its payload is buffered.
 """
 
 import enum
@@ -36,9 +36,9 @@ MAX_HEADER_LIST_SIZE: Final = 6
 
 DEFAULT_WINDOW_BYTES: Final = 65_535
 DEFAULT_FRAME_BYTES: Final = 16_384
-MOST_FRAME_BYTES: Final = (1 << 24) - 1
-MOST_WINDOW_BYTES: Final = (1 << 31) - 1
-MOST_STREAM: Final = (1 << 31) - 1
+MAX_FRAME_BYTES: Final = (1 << 24) - 1
+MAX_WINDOW_BYTES: Final = (1 << 31) - 1
+MAX_STREAM: Final = (1 << 31) - 1
 PING_BYTES: Final = 8
 
 HEAD_BYTES: Final = 9
@@ -48,11 +48,11 @@ _SETTING: Final = struct.Struct(">HI")
 _PRIORITY_BYTES: Final = 5
 
 Frame = tuple[int, int, int, bytes]
-"""Kind, flags, stream, payload."""
+"""The type, flags, stream and payload of a frame."""
 
 
 class Code(enum.IntEnum):
-    """Why a stream or a connection ends."""
+    """The error codes of RST_STREAM and GOAWAY that this server sends."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -67,7 +67,7 @@ class Code(enum.IntEnum):
 
 
 class H2ProtocolError(Exception):
-    """The peer did what nobody may; its connection ends with this code."""
+    """A connection error: the peer violated the protocol or a limit, and is sent `code`."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -75,14 +75,14 @@ class H2ProtocolError(Exception):
 
 
 class FrameReader:
-    """What a client sends: the preface, then frames."""
+    """A parser of what a client sends: the preface, then frames."""
 
     def __init__(self, max_frame_bytes: int) -> None:
-        """`max_frame_bytes`: of a payload, as we have told the client."""
+        """`max_frame_bytes` is the maximum of a payload, as announced to the client."""
         self._max_frame_bytes = max_frame_bytes
         self._left = bytearray()
         self.has_begun = False
-        """Whether the whole preface has come."""
+        """True once the whole preface has arrived."""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that are complete now; the caller must exhaust the iterator.
@@ -101,21 +101,21 @@ class FrameReader:
             high, low, kind, flags, number = _HEAD.unpack_from(whole, at)
             stop = at + _HEAD.size + (high << 8 | low)
             if stop - at - _HEAD.size > self._max_frame_bytes:
-                raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "a frame is larger than allowed")
+                raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE")
             if stop > end:
                 break
             payload = bytes(whole[at + _HEAD.size : stop])
             at = stop
-            yield kind, flags, number & MOST_STREAM, payload
+            yield kind, flags, number & MAX_STREAM, payload
         if whole is self._left:
             del self._left[:at]
         else:
             self._left = bytearray(whole[at:])
 
     def _begin(self, data: bytes | bytearray) -> int:
-        """Bytes of the preface that are done with."""
+        """Check the preface; return how many bytes of it were consumed."""
         if bytes(data[: len(PREFACE)]) != PREFACE[: len(data)]:
-            raise H2ProtocolError(Code.PROTOCOL_ERROR, "this is no HTTP/2")
+            raise H2ProtocolError(Code.PROTOCOL_ERROR, "the client does not speak HTTP/2")
         if len(data) < len(PREFACE):
             return 0
         self.has_begun = True
@@ -123,60 +123,63 @@ class FrameReader:
 
 
 def content(flags: int, payload: bytes) -> bytes:
-    """Of DATA and HEADERS, without padding and priority. Raises H2ProtocolError."""
+    """Return the payload of a DATA or HEADERS frame without its padding and priority.
+
+    Raises H2ProtocolError if the payload is shorter than those.
+    """
     start, stop = 0, len(payload)
     if flags & PADDED:
         if not payload:
-            raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "padding without its length")
+            raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "a padded frame has no pad length")
         start, stop = 1, stop - payload[0]
     if flags & HAS_PRIORITY:
         start += _PRIORITY_BYTES
     if start > stop:
-        raise H2ProtocolError(Code.PROTOCOL_ERROR, "a frame is shorter than what is in it")
+        raise H2ProtocolError(Code.PROTOCOL_ERROR, "a frame is shorter than its padding and priority")
     return payload[start:stop]
 
 
 def number(payload: bytes) -> int:
-    """Of RST_STREAM and WINDOW_UPDATE. Raises H2ProtocolError."""
+    """Return the number in a RST_STREAM or WINDOW_UPDATE. Raises H2ProtocolError."""
     if len(payload) != _NUMBER.size:
-        raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "a number of another size")
+        raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "RST_STREAM or WINDOW_UPDATE of a wrong size")
     found: int = _NUMBER.unpack(payload)[0]
     return found
 
 
-def settings_of(payload: bytes) -> list[tuple[int, int]]:
-    """Identifiers and values. Raises H2ProtocolError."""
+def parse_settings(payload: bytes) -> list[tuple[int, int]]:
+    """Return the identifiers and values in a SETTINGS frame. Raises H2ProtocolError."""
     if len(payload) % _SETTING.size:
-        raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "SETTINGS of an odd size")
+        raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "SETTINGS of a wrong size")
     return list(_SETTING.iter_unpack(payload))
 
 
 def head(kind: int, flags: int, stream: int, size: int) -> bytes:
-    """What goes before a payload."""
+    """Return the header of a frame with a payload of `size` bytes."""
     return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A whole one."""
+    """Return a complete frame."""
     return head(kind, flags, stream, len(payload)) + payload
 
 
 def settings(values: Mapping[int, int]) -> bytes:
-    """What we allow."""
+    """Return a SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*pair) for pair in values.items()))
 
 
 def window_update(stream: int, size: int) -> bytes:
-    """The peer may send so much more."""
+    """Return a WINDOW_UPDATE that lets the peer send `size` more bytes; stream 0: the connection."""
     return frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(size))
 
 
 def reset(stream: int, code: Code) -> bytes:
-    """A stream ends at once."""
+    """Return a RST_STREAM, which ends a stream at once."""
     return frame(RST_STREAM, 0, stream, _NUMBER.pack(code))
 
 
 def goaway(last_stream: int, code: Code, message: str = "") -> bytes:
-    """Streams above `last_stream` are not answered."""
+    """Return a GOAWAY; streams above `last_stream` are not answered."""
     numbers = _NUMBER.pack(last_stream) + _NUMBER.pack(code)
     return frame(GOAWAY, 0, 0, numbers + message.encode())

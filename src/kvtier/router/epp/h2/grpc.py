@@ -1,7 +1,7 @@
-"""gRPC's own framing inside a stream: messages behind their length, and how a call ends.
+"""gRPC's framing inside an HTTP/2 stream: length-prefixed messages, and status codes.
 
-Invariant: no message, whole or not, is kept beyond the bound; one that says it will be longer is
-refused by its head.
+Invariant: no more than the maximum of a message is ever buffered; a message that announces a
+larger size is refused as soon as its prefix has arrived.
 """
 
 import enum
@@ -13,7 +13,7 @@ _HEAD: Final = struct.Struct(">BI")
 
 
 class GrpcStatus(enum.IntEnum):
-    """Of those that there are, what we answer."""
+    """The gRPC status codes that this server sends."""
 
     OK = 0
     INVALID_ARGUMENT = 3
@@ -24,8 +24,8 @@ class GrpcStatus(enum.IntEnum):
     UNAVAILABLE = 14
 
 
-class Unreadable(Exception):
-    """The call ends with this status."""
+class InvalidMessage(Exception):
+    """A message that cannot be read; its call ends with `status`."""
 
     def __init__(self, status: GrpcStatus, message: str) -> None:
         super().__init__(message)
@@ -33,27 +33,27 @@ class Unreadable(Exception):
 
 
 def prefix(size: int) -> bytes:
-    """What goes before a message of this many bytes."""
+    """Return the prefix of an uncompressed message of `size` bytes."""
     return _HEAD.pack(0, size)
 
 
 class Assembler:
-    """Messages out of the data of one stream."""
+    """A parser that extracts the messages from the data of one stream."""
 
     __slots__ = ("_max_bytes", "_part")
 
     def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: of one message."""
+        """`max_bytes` is the maximum size of one message."""
         self._max_bytes = max_bytes
         self._part = bytearray()
 
     @property
     def part_bytes(self) -> int:
-        """Of a message that is not whole."""
+        """The buffered size of the message that is still incomplete."""
         return len(self._part)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now. Raises Unreadable."""
+        """Return the messages that are complete now. Raises InvalidMessage."""
         if not self._part and len(data) >= _HEAD.size:
             size = self._size(data, 0)
             if size + _HEAD.size == len(data):
@@ -71,15 +71,15 @@ class Assembler:
         return found
 
     def clear(self) -> None:
-        """What has come is of no use any more."""
+        """Discard the incomplete message."""
         self._part.clear()
 
     def _size(self, data: bytes | bytearray, at: int) -> int:
         is_compressed, size = _HEAD.unpack_from(data, at)
         if is_compressed:
-            raise Unreadable(GrpcStatus.UNIMPLEMENTED, "compressed messages are not understood")
+            raise InvalidMessage(GrpcStatus.UNIMPLEMENTED, "compressed messages are not supported")
         if size > self._max_bytes:
-            raise Unreadable(
+            raise InvalidMessage(
                 GrpcStatus.RESOURCE_EXHAUSTED, f"messages end at {self._max_bytes} bytes"
             )
         return int(size)

@@ -1,12 +1,13 @@
 """Header blocks (HPACK, RFC 7541) of gRPC calls.
 
-We allow no dynamic table, so that a block means the same whenever it comes: gateways send the
-same few over and over, and each is decoded once. Until the client has heard of it, its blocks
-may lean on each other, and are decoded in their order. Some of what is in them may be a client's
-of the gateway (with tracing, its `tracestate`): one that is too long costs its own call, and not
-the connection, as soon as nothing else leans on it.
-Invariants: what is remembered depends on nothing but the block; our own blocks touch no table;
-nothing of a block is kept beyond the bound.
+The server allows no dynamic table, so that a block means the same whenever it arrives: gateways
+send the same few blocks over and over, and each is decoded only once. Until the client has
+acknowledged that setting, its blocks may refer to earlier ones and are decoded in order. A block
+may contain headers that the gateway passes on from its own clients (with tracing, `tracestate`).
+Once no block refers to another, one that is too long therefore fails only its own call and not the
+connection.
+Invariants: a cached result depends on nothing but its block; the blocks that the server sends use
+no dynamic table; no more than `LIST_BYTES` of a block, and its last part, is buffered.
 """
 
 from typing import Final, NamedTuple
@@ -17,29 +18,29 @@ import hpack
 from kvtier.router.epp.h2.frames import Code, H2ProtocolError
 
 LIST_BYTES: Final = 96 * 1024
-"""Of a call's headers, unpacked. Those of gateways have a few hundred, and what they pass on of a
-client's: Envoy takes 60 KiB from it."""
-_MOST_PARTS: Final = 512
-"""Of a block: 8 MiB in frames of 16 KiB, the most that Envoy can be told to take."""
-_KNOWN_BLOCKS: Final = 512
-_KNOWN_BLOCK_BYTES: Final = 1024
+"""Maximum size of a call's decoded headers. A gateway's own take a few hundred bytes; those that it
+passes on from its client may take 60 KiB with Envoy."""
+_MAX_PARTS: Final = 512
+"""Frames of one block: 8 MiB in frames of 16 KiB, the largest headers that Envoy can accept."""
+_CACHED_BLOCKS: Final = 512
+_CACHED_BLOCK_BYTES: Final = 1024
 _STATUS_200: Final = b"\x88"
 _STATUS: Final = b"\x08\x03"
-"""A literal of the static name `:status`, three digits follow."""
+"""A literal with the static name `:status`; three digits follow."""
 _TYPE: Final = b"\x0f\x10\x10application/grpc"
-"""A literal of the static name `content-type`."""
+"""A literal with the static name `content-type`."""
 _GRPC_STATUS: Final = b"\x00\x0bgrpc-status"
 _GRPC_MESSAGE: Final = b"\x00\x0cgrpc-message"
 _MESSAGE_BYTES: Final = 100
-"""So that its length is one byte of HPACK, percent signs included."""
+"""Maximum of a percent-encoded status message, so that HPACK encodes its length in one byte."""
 
 
-class TooLong(Exception):
-    """More headers than we take; the connection is none the worse for it."""
+class HeadersTooLong(Exception):
+    """A header list over the limit that leaves the connection usable."""
 
 
 class CallHeaders(NamedTuple):
-    """What is read of a block; empty where there is none."""
+    """The headers of a call that the server looks at; empty where the block has none."""
 
     method: bytes
     path: bytes
@@ -47,65 +48,69 @@ class CallHeaders(NamedTuple):
 
 
 class HeaderCache:
-    """Blocks that were decoded before, by whichever client. Bounded."""
+    """A bounded cache of decoded blocks, shared by all connections."""
 
     def __init__(self) -> None:
         self._calls: dict[bytes, CallHeaders] = {}
 
     def get(self, block: bytes) -> CallHeaders | None:
-        """None: not seen yet, or forgotten."""
+        """Return the headers of a block, or None if it is not cached."""
         return self._calls.get(block)
 
     def add(self, block: bytes, call: CallHeaders) -> None:
-        """Remember it, if it is short."""
-        if len(block) > _KNOWN_BLOCK_BYTES:
+        """Cache the headers of a block, if the block is short."""
+        if len(block) > _CACHED_BLOCK_BYTES:
             return
-        if len(self._calls) >= _KNOWN_BLOCKS:
+        if len(self._calls) >= _CACHED_BLOCKS:
             self._calls.clear()
         self._calls[block] = call
 
 
 class HeaderBlock:
-    """Comes in parts."""
+    """A header block that arrives in several frames."""
 
     def __init__(self, stream: int, flags: int, part: bytes) -> None:
-        """`flags` of the first frame."""
+        """`flags` are those of the HEADERS frame."""
         self.stream = stream
         self.flags = flags
         self._content = bytearray(part)
         self._parts = 1
 
     def add(self, part: bytes) -> None:
-        """The next one. Raises H2ProtocolError where they do not end."""
+        """Append the payload of a CONTINUATION. Raises H2ProtocolError if there are too many."""
         self._parts += 1
-        if self._parts > _MOST_PARTS:
-            raise H2ProtocolError(Code.ENHANCE_YOUR_CALM, "a header block without an end")
+        if self._parts > _MAX_PARTS:
+            raise H2ProtocolError(Code.ENHANCE_YOUR_CALM, "a header block has too many frames")
         if len(self._content) <= LIST_BYTES:
             self._content += part
 
     @property
     def content(self) -> bytes:
-        """All of it, or so much that it is seen to be too long."""
+        """The whole block, or as much as shows that it is too long."""
         return bytes(self._content)
 
 
 class HeaderDecoder:
-    """Of one connection."""
+    """The header decoder of one connection."""
 
     def __init__(self, known: HeaderCache) -> None:
         self._known = known
         self._decoder = hpack.Decoder(max_header_list_size=LIST_BYTES)
         self._has_table = True
 
-    def allow_no_table(self) -> None:
-        """The client has confirmed that it uses none."""
+    def disable_table(self) -> None:
+        """Drop the dynamic table: the client has acknowledged that it may use none."""
         if self._has_table:
             self._has_table = False
-            self._decoder.header_table_size = 0  # whatever is in it is dropped
+            self._decoder.header_table_size = 0  # this evicts its entries
             self._decoder.max_allowed_table_size = 0
 
     def read(self, block: bytes) -> CallHeaders:
-        """Raises H2ProtocolError, and TooLong where it can be let be."""
+        """Decode a block.
+
+        Raises HeadersTooLong if only this call has to fail, and H2ProtocolError if the connection
+        has to end.
+        """
         if self._has_table:
             return self._decode(block)
         call = self._known.get(block)
@@ -123,36 +128,36 @@ class HeaderDecoder:
             raise self._too_long() from error
         except (hpack.HPACKError, IndexError, ValueError) as error:
             raise H2ProtocolError(
-                Code.COMPRESSION_ERROR, "a header block cannot be decoded"
+                Code.COMPRESSION_ERROR, "a header block is malformed"
             ) from error
         method, path = fields.get(b":method", b""), fields.get(b":path", b"")
         return CallHeaders(bytes(method), bytes(path), bytes(fields.get(b"content-type", b"")))
 
     def _too_long(self) -> Exception:
-        if self._has_table:  # later blocks may lean on what was not read
-            return H2ProtocolError(Code.ENHANCE_YOUR_CALM, "a header list that is too long")
-        return TooLong()
+        if self._has_table:  # later blocks may refer to what was not decoded
+            return H2ProtocolError(Code.ENHANCE_YOUR_CALM, "a header list is too long")
+        return HeadersTooLong()
 
 
 RESPONSE: Final = _STATUS_200 + _TYPE
-"""Before messages."""
+"""The headers before messages."""
 
 
 def trailers(status: int, message: str = "") -> bytes:
-    """After messages. `status` is gRPC's."""
+    """Return the trailers after messages; `status` is a gRPC status code."""
     digits = str(status).encode()
     block = _GRPC_STATUS + bytes([len(digits)]) + digits
     text = quote(message[:_MESSAGE_BYTES], safe=" !#$&'()*+,/:;=?@[]")[:_MESSAGE_BYTES].encode()
     return block + _GRPC_MESSAGE + bytes([len(text)]) + text if text else block
 
 
-def only_trailers(status: int, message: str = "") -> bytes:
-    """Instead of messages."""
+def trailers_only(status: int, message: str = "") -> bytes:
+    """Return the headers of a response without messages (gRPC's Trailers-Only)."""
     return RESPONSE + trailers(status, message)
 
 
-def refused(http_status: int) -> bytes:
-    """For a request that is no call of gRPC."""
+def http_error(http_status: int) -> bytes:
+    """Return the headers of a response to a request that is not a gRPC call."""
     return _STATUS + str(http_status).encode()
 
 

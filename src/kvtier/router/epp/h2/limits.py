@@ -1,8 +1,9 @@
-"""How much a peer may ask of us: limits, memory that all share, and budget with idle work.
+"""What both ends of an HTTP/2 connection may ask of each other, and the budgets that enforce it.
 
-Why budget: a frame that carries nothing (a PING, an empty DATA, a call that is taken back)
-still has to be handled, and a peer can send millions. One that makes us look at every stream
-counts for as many as that costs. Invariant: whoever stays below `frames_per_s` is never cut off.
+`FrameBudget` exists because even a frame that carries nothing (a PING, an empty DATA, a call that
+is canceled at once) has to be handled, and a peer can send millions of them. A frame that makes
+the server look at every stream costs correspondingly more. Invariant: a peer that stays below
+`frames_per_s` is never cut off.
 """
 
 from typing import Final
@@ -13,55 +14,55 @@ from kvtier.clock import Clock
 from kvtier.router.epp.h2 import frames
 from kvtier.router.epp.h2.frames import Code, H2ProtocolError
 
-_MOST_SETTINGS: Final = 128
-"""In one frame. There are about ten."""
+_MAX_SETTINGS: Final = 128
+"""Entries in one SETTINGS frame. About ten are defined."""
 
 
 class H2Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one connection."""
+    """The limits of one connection."""
 
     max_message_bytes: int = 4 << 20
     max_streams: int = 4096
     stream_window_bytes: int = 1 << 20
-    """What a client may send on a stream before it is taken from there."""
+    """What a client may send on a stream before its service has taken it."""
     connection_window_bytes: int = 64 << 20
     max_frame_bytes: int = 1 << 17
     frames_burst: int = 5000
-    """Frames that carry nothing, and calls taken back before they were answered."""
+    """Frames that carry nothing, and calls canceled before they were answered, at once."""
     frames_per_s: float = 500.0
     begin_s: float = 10.0
-    """For the TLS handshake, and then for the preface."""
+    """Timeout of the TLS handshake, and again of the preface and first frame after it."""
     close_s: float = 2.0
-    """How long a TLS connection that we close waits for the client to close it too. Some gRPC
-    clients never answer a `close_notify`."""
+    """How long a TLS connection that the server closes waits for the client to close it too. Some
+    gRPC clients never answer a `close_notify`."""
     check_s: float = 30.0
-    """A peer that is silent for so long is asked whether it lives, and then has as long."""
+    """A peer that is silent for this long is pinged, and closed if it stays silent for as long."""
     unread_checks: int = 10
-    """A stream of which nothing could be sent for so many `check_s` is cut: it has something to
-    send, and a peer that is there gives it no window."""
+    """A stream that has data to send, and whose peer opens no window for this many `check_s`, is
+    reset."""
 
 
-class Allowance:
-    """Bytes that all streams together may keep. Belongs to the event loop's thread."""
+class MemoryBudget:
+    """The bytes that all streams together may buffer. Belongs to the event loop's thread."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.taken_bytes = 0
 
     def take(self, size: int) -> bool:
-        """Whether there is room; then it is taken. What gets smaller always has."""
+        """Take `size` bytes if they fit; return True if so. A negative size always fits."""
         if size > 0 and self.taken_bytes + size > self._max_bytes:
             return False
         self.taken_bytes += size
         return True
 
-    def give(self, size: int) -> None:
-        """Back."""
+    def release(self, size: int) -> None:
+        """Give `size` bytes back."""
         self.taken_bytes -= size
 
 
 class FrameBudget:
-    """Wears out with what frames cost, and comes back with time."""
+    """A token bucket that frames draw from and time refills."""
 
     def __init__(self, limits: H2Limits, clock: Clock) -> None:
         self._limits = limits
@@ -70,7 +71,7 @@ class FrameBudget:
         self._at_s = clock.now_s()
 
     def spend(self, cost: int = 1) -> bool:
-        """Whether there is some left; most frames cost one."""
+        """Draw `cost` from the budget; return False if it does not suffice."""
         if self._left < cost:
             now_s = self._clock.now_s()
             self._left += (now_s - self._at_s) * self._limits.frames_per_s
@@ -83,38 +84,40 @@ class FrameBudget:
 
 
 class PeerSettings:
-    """Of one connection."""
+    """The settings that the other end of a connection has announced, as far as they matter here."""
 
     def __init__(self) -> None:
         self.frame_bytes = frames.DEFAULT_FRAME_BYTES
         self.window_bytes = frames.DEFAULT_WINDOW_BYTES
-        """Of new streams."""
+        """The initial send window of new streams."""
 
-    def change(self, payload: bytes) -> int:
+    def apply(self, payload: bytes) -> int:
         """Apply the payload of a SETTINGS frame; return the growth of the open streams' windows.
 
         Raises H2ProtocolError for values that the protocol forbids.
         """
         before_bytes = self.window_bytes
-        settings = frames.settings_of(payload)
-        if len(settings) > _MOST_SETTINGS:
-            raise H2ProtocolError(Code.ENHANCE_YOUR_CALM, "settings without an end")
+        settings = frames.parse_settings(payload)
+        if len(settings) > _MAX_SETTINGS:
+            raise H2ProtocolError(Code.ENHANCE_YOUR_CALM, "a SETTINGS frame has too many entries")
         for name, value in settings:
             if name == frames.INITIAL_WINDOW_SIZE:
-                if value > frames.MOST_WINDOW_BYTES:
-                    raise H2ProtocolError(Code.FLOW_CONTROL_ERROR, "a window that is too large")
+                if value > frames.MAX_WINDOW_BYTES:
+                    raise H2ProtocolError(
+                        Code.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large"
+                    )
                 self.window_bytes = value
             elif name == frames.MAX_FRAME_SIZE:
-                if not frames.DEFAULT_FRAME_BYTES <= value <= frames.MOST_FRAME_BYTES:
-                    raise H2ProtocolError(Code.PROTOCOL_ERROR, "a frame size that may not be")
+                if not frames.DEFAULT_FRAME_BYTES <= value <= frames.MAX_FRAME_BYTES:
+                    raise H2ProtocolError(Code.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
                 self.frame_bytes = value
             elif name == frames.ENABLE_PUSH and value > 1:
-                raise H2ProtocolError(Code.PROTOCOL_ERROR, "ENABLE_PUSH is 0 or 1")
+                raise H2ProtocolError(Code.PROTOCOL_ERROR, "ENABLE_PUSH must be 0 or 1")
         return self.window_bytes - before_bytes
 
 
-def widened(window: int, size: int) -> int:
-    """Raises H2ProtocolError where that is more than there may be."""
-    if window + size > frames.MOST_WINDOW_BYTES:
-        raise H2ProtocolError(Code.FLOW_CONTROL_ERROR, "a window that grows too large")
+def grown_window(window: int, size: int) -> int:
+    """Return `window + size`. Raises H2ProtocolError if that exceeds the protocol's maximum."""
+    if window + size > frames.MAX_WINDOW_BYTES:
+        raise H2ProtocolError(Code.FLOW_CONTROL_ERROR, "a flow-control window grows too large")
     return window + size

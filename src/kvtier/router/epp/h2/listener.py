@@ -1,4 +1,4 @@
-"""A port on which calls of gRPC are answered. `bind`, `start`, then `stop`."""
+"""A port on which gRPC calls are answered."""
 
 import asyncio
 import socket
@@ -9,38 +9,44 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp.h2.calls import Services
 from kvtier.router.epp.h2.connection import H2Connection
-from kvtier.router.epp.h2.limits import Allowance, H2Limits
+from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
 from kvtier.router.epp.h2.session import ServerContext
 
 _BACKLOG = 1024
-_LOOK_S = 0.02
-"""How often it is looked whether connections have ended, while it stops."""
+_POLL_S = 0.02
+"""How often `stop` checks whether the connections have ended."""
 _LINGER_S = 0.5
-"""For the last word to go out."""
+"""How long connections that were ended have to send their last frames."""
 
 
 class GrpcListener:
-    """Belongs to the event loop's thread."""
+    """A listening socket and its connections: call `bind`, `start`, then `stop`.
+
+    Belongs to the event loop's thread.
+    """
 
     def __init__(
         self,
         services: Services,
         limits: H2Limits,
-        allowance: Allowance,
+        memory: MemoryBudget,
         *,
         on_broken: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
-        """`allowance` may be shared; `on_broken`: a client broke the protocol and was cut off."""
+        """`memory` may be shared with others.
+
+        `on_broken` is called when a client has violated the protocol and loses its connection.
+        """
         clock = clock or MonotonicClock()
-        self._host = ServerContext(services, limits, allowance, clock, on_broken)
+        self._host = ServerContext(services, limits, memory, clock, on_broken)
         self._connections: set[H2Connection] = set()
         self._socket: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
 
     def bind(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        """Take the port; 0 takes a free one. Returns it. Raises InvalidSettings."""
+        """Bind the port (0: any free one) and return it. Raises InvalidSettings if that fails."""
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             family, address = found[0][0], found[0][4]
@@ -56,7 +62,7 @@ class GrpcListener:
         return bound
 
     async def start(self) -> None:
-        """Answer."""
+        """Accept connections."""
         assert self._socket is not None, "call bind() first"
         limits = self._host.limits
         self._server = await asyncio.get_running_loop().create_server(
@@ -69,8 +75,8 @@ class GrpcListener:
         )
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more; streams that are open may end within `grace_s`. Idempotent."""
-        self._host.is_leaving = True
+        """Accept no more connections, give open streams `grace_s` to end, then close. Idempotent."""
+        self._host.is_stopping = True
         if self._server is not None:
             self._server.close()
         elif self._socket is not None:
@@ -78,17 +84,17 @@ class GrpcListener:
         self._server = self._socket = None
         if grace_s > 0:
             for connection in list(self._connections):
-                connection.leave()
-            await self._emptied(grace_s)
+                connection.shut_down()
+            await self._wait_until_empty(grace_s)
         for connection in list(self._connections):
             connection.end()
-        await self._emptied(_LINGER_S)
+        await self._wait_until_empty(_LINGER_S)
         for connection in list(self._connections):
             connection.abort()
 
-    async def _emptied(self, within_s: float) -> None:
-        """No connection is left, or the time is over."""
+    async def _wait_until_empty(self, within_s: float) -> None:
+        """Return when no connection is left, or after `within_s`."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + within_s
         while self._connections and loop.time() < end_s:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)

@@ -1,10 +1,10 @@
-"""One call: messages in both directions, within what both sides allow, and its end.
+"""One call: its messages in both directions, flow control, and its end.
 
-The service's side is a `Handler`, called as messages come; nothing waits in between, so that an
-answer that is known at once goes out with the same write as its end. Invariants: while a handler
-holds the stream, or its answers have not gone out, messages wait and the client is given no more
-room; what comes once the end is known is not kept; `closed` is called once, whatever ends the
-stream, and nothing is called after it.
+The service's side is a `Handler` that is called as messages arrive, without a task or a queue in
+between, so that an answer that is known at once goes out in the same write as its end.
+Invariants: while a handler holds the stream, or its answers are unsent, messages are queued and
+the client's window does not grow; input after the end of the answer is discarded; `closed` is
+called once, whatever ends the stream, and nothing is called after it.
 """
 
 import logging
@@ -20,16 +20,17 @@ from kvtier.router.epp.h2.grpc import GrpcStatus
 _log = logging.getLogger(__name__)
 
 _AROUND_BYTES: Final = 128
-"""Of headers, trailers and a reset around messages; more than there are."""
-_CUT_BYTES: Final = 1 << 16
-"""Of messages that are made ready at a time."""
+"""An upper bound of the headers, trailers and RST_STREAM around messages."""
+_BATCH_BYTES: Final = 1 << 16
+"""How much is taken from the messages to send at a time."""
 _SPARED_BYTES: Final = 1 << 17
-"""Of a part of a message, to be kept even where nothing more may be: a chunk of an answer that is
-under way, or a body that its service can refuse as it likes. Frames cut them anywhere."""
+"""An incomplete message of this size is buffered even when the memory budget is exhausted: it may
+be a chunk of an answer that is under way, or a body that its service can refuse in its own format.
+Frames may split messages anywhere."""
 
 
 class Stream:
-    """Made by its connection, which gives it what comes."""
+    """A call on a connection; implements `calls.Call` and `calls.Sender`."""
 
     __slots__ = (
         "_assembler", "_carrier", "_has_begun", "_inbox", "_is_ended_by_us", "_is_held",
@@ -44,12 +45,12 @@ class Stream:
         self.send_window = send_window
         self.handler: Handler | None = None
         self.is_half_closed = False
-        """By the client."""
+        """True once the client has ended its side."""
         self.is_over = False
         self._receive_window = carrier.limits.stream_window_bytes
         self._assembler = grpc.Assembler(carrier.limits.max_message_bytes)
         self._inbox: deque[bytes | None] = deque()
-        """Messages that wait; None: the client's end."""
+        """Messages to deliver; None is the end of the client's side."""
         self._messages: deque[Iterator[bytes]] = deque()
         self._rest = memoryview(b"")
         self._trailers = b""
@@ -62,11 +63,11 @@ class Stream:
 
     @property
     def has_answered(self) -> bool:
-        """Whether anything was sent."""
+        """True once anything was sent."""
         return self._has_begun
 
     def send(self, messages: Iterable[bytes]) -> None:
-        """One after the other, made only as there is room for them."""
+        """Send the messages in order; each is taken from the iterable only when it fits."""
         if self.is_over or self._is_ended_by_us:
             return
         if not self._has_begun:
@@ -75,34 +76,34 @@ class Stream:
         self.pump()
 
     def end(self, status: GrpcStatus = GrpcStatus.OK, message: str = "") -> None:
-        """After all that was given to `send`."""
+        """End the call after everything that was given to `send`."""
         if self.is_over or self._is_ended_by_us:
             return
         self._is_ended_by_us = True
         if not self._has_begun:
-            self._trailers = headers.only_trailers(status, message)
+            self._trailers = headers.trailers_only(status, message)
         elif status is GrpcStatus.OK and not message:
             self._trailers = headers.OK_TRAILERS
         else:
             self._trailers = headers.trailers(status, message)
-        self._drop()
+        self._discard_input()
         self._finish()
 
-    def finish(self, messages: Sequence[bytes]) -> bool:
-        """See Call."""
+    def try_finish(self, messages: Sequence[bytes]) -> bool:
+        """Send the messages and end the call in one piece; return False if that is impossible."""
         carrier = self._carrier
         size = sum(len(message) + grpc.PREFIX_BYTES for message in messages)
         if self._rest or self._messages or size > min(self.send_window, carrier.send_window):
             return False
         pieces = 1 + size // carrier.peer_frame_bytes
-        if not carrier.can_unite(size + pieces * frames.HEAD_BYTES + _AROUND_BYTES):
+        if not carrier.fits_one_write(size + pieces * frames.HEAD_BYTES + _AROUND_BYTES):
             return False
         self.send(messages)
         self.end()
         return True
 
-    def cut(self, status: GrpcStatus, message: str) -> None:
-        """End now. Where an answer has gone out in part, the client is not told more than that."""
+    def abort(self, status: GrpcStatus, message: str) -> None:
+        """End the call now. If part of an answer is unsent, reset the stream without a status."""
         if self._rest or self._messages:
             self._carrier.write(frames.reset(self.number, Code.INTERNAL_ERROR))
             self._be_over()
@@ -110,68 +111,71 @@ class Stream:
             self.end(status, message)
 
     def hold(self) -> None:
-        """Messages wait from now on."""
+        """Queue messages from now on instead of delivering them."""
         self._is_held = True
 
     def release(self) -> None:
-        """Those that wait come now."""
+        """Deliver the queued messages, and those that follow."""
         self._is_held = False
-        self._take_waiting()
+        self._deliver()
 
     def refuse(self, http_status: int) -> None:
-        """It is no call of gRPC."""
+        """Answer a request that is not a gRPC call."""
         self._is_ended_by_us = True
-        self._trailers = headers.refused(http_status)
+        self._trailers = headers.http_error(http_status)
         self._finish()
 
     def feed(self, data: bytes, size: int) -> None:
-        """What came in a DATA frame; `size` counts its padding. Raises H2ProtocolError."""
+        """Take the content of a DATA frame; `size` includes its padding.
+
+        Raises H2ProtocolError if the client exceeds the stream's window.
+        """
         self._receive_window -= size
         if self._receive_window < 0:
-            raise H2ProtocolError(Code.FLOW_CONTROL_ERROR, "more than the stream's window")
+            raise H2ProtocolError(Code.FLOW_CONTROL_ERROR, "DATA exceeds the stream's window")
         if self._is_ended_by_us:
             self._carrier.consumed(size)
             return
         self._unconsumed_bytes += size
         try:
             messages = self._assembler.feed(data)
-        except grpc.Unreadable as error:
-            self.cut(error.status, str(error))
+        except grpc.InvalidMessage as error:
+            self.abort(error.status, str(error))
             return
         if not self._keep_part():
-            self._crowd()
+            self._reject_part()
             return
         if messages:
             self._inbox.extend(messages)
-            self._take_waiting()
+            self._deliver()
         elif not self._is_busy:
             self._consume()
 
     def half_close(self) -> None:
-        """The client ended its side."""
+        """Note that the client has ended its side."""
         self.is_half_closed = True
         self._inbox.append(None)
-        self._take_waiting()
+        self._deliver()
 
     def stop(self) -> None:
-        """The server is going away."""
+        """Tell the handler that the server is shutting down."""
         if self.handler is not None:
-            _tell(self.handler.stopping)
+            _call(self.handler.stopping)
 
     def check(self) -> None:
-        """Called now and then; progress in between is seen by `pump`."""
+        """Abort the call if nothing could be sent for `unread_checks` calls of this method."""
         if self._rest:
             self._unread_checks += 1
             if self._unread_checks > self._carrier.limits.unread_checks:
-                self.cut(GrpcStatus.UNAVAILABLE, "the answer is not read")
+                self.abort(GrpcStatus.UNAVAILABLE, "the answer was not read in time")
 
-    def lose(self) -> None:
-        """The client, or the connection, ended all of it."""
+    def cancel(self) -> None:
+        """End the stream without sending anything: the client or the connection has ended it."""
         if not self.is_over:
             self._be_over()
 
     def pump(self) -> None:
-        """Send what may be sent."""
+        """Send as much as the flow-control windows and the socket allow."""
         carrier = self._carrier
         had_some = False
         while self._rest or self._refill():
@@ -179,9 +183,9 @@ class Stream:
             size = min(
                 len(self._rest), self.send_window, carrier.send_window, carrier.peer_frame_bytes
             )
-            if size <= 0 or not carrier.has_room():
-                if self.send_window > 0:  # else whoever widens it pumps
-                    carrier.wait(self)
+            if size <= 0 or not carrier.can_write():
+                if self.send_window > 0:  # a WINDOW_UPDATE of the stream itself calls pump
+                    carrier.enqueue(self)
                 return
             self._unread_checks = 0
             self.send_window -= size
@@ -196,30 +200,30 @@ class Stream:
         if self._is_ended_by_us:
             self._finish()
         elif self.handler is not None:
-            _tell(self.handler.sent)
-            self._take_waiting()
+            _call(self.handler.sent)
+            self._deliver()
 
     def _refill(self) -> bool:
-        """Whether there is more."""
+        """Frame the next messages to send; return False if there are none."""
         pieces: list[bytes] = []
         size = 0
-        while self._messages and size < _CUT_BYTES:
+        while self._messages and size < _BATCH_BYTES:
             message = self._next()
             if message is not None:
                 pieces += (grpc.prefix(len(message)), message)
                 size += len(message)
-        if self.is_over:  # a message could not be made
+        if self.is_over:  # producing a message failed
             return False
         self._rest = memoryview(b"".join(pieces))
         return bool(pieces)
 
     def _next(self) -> bytes | None:
-        """Of the first that have been given; None: they are done with."""
+        """Return the next message of the oldest `send`; None, and remove it, at its end."""
         try:
             message = next(self._messages[0], None)
         except Exception:
-            _log.exception("a call failed")
-            self.cut(GrpcStatus.INTERNAL, "the server failed")
+            _log.exception("producing a message failed")
+            self.abort(GrpcStatus.INTERNAL, "internal server error")
             return None
         if message is None:
             self._messages.popleft()
@@ -231,13 +235,13 @@ class Stream:
         self._carrier.write(frames.frame(frames.HEADERS, frames.END_HEADERS, self.number, block))
 
     def _finish(self) -> None:
-        """The end, if nothing is left to go before it."""
+        """Send the trailers, unless data is still to be sent before them."""
         if self._rest or self._messages or self.is_over:
             return
         flags = frames.END_HEADERS | frames.END_STREAM
         self._carrier.write(frames.frame(frames.HEADERS, flags, self.number, self._trailers))
         if not self.is_half_closed:
-            # Of no error: the client may stop sending what nobody reads any more.
+            # NO_ERROR: the client may stop sending what is not read anymore.
             self._carrier.write(frames.reset(self.number, Code.NO_ERROR))
         self._be_over()
 
@@ -245,17 +249,17 @@ class Stream:
         self.is_over = True
         self._messages.clear()
         self._rest = memoryview(b"")
-        self._drop()
-        self._carrier.forget(self)
-        handler, self.handler = self.handler, None  # no cycle is left for the collector
+        self._discard_input()
+        self._carrier.remove(self)
+        handler, self.handler = self.handler, None  # breaks the reference cycle
         if handler is not None:
-            _tell(handler.closed)
+            _call(handler.closed)
 
-    def _drop(self) -> None:
-        """What has come is not read any more."""
+    def _discard_input(self) -> None:
+        """Discard the input, and return its memory and window."""
         self._inbox.clear()
         self._assembler.clear()
-        self._carrier.allowance.give(self._part_bytes)
+        self._carrier.memory.release(self._part_bytes)
         self._part_bytes = 0
         self._carrier.consumed(self._unconsumed_bytes)
         self._unconsumed_bytes = 0
@@ -264,8 +268,12 @@ class Stream:
     def _is_busy(self) -> bool:
         return self._is_held or bool(self._rest) or bool(self._messages)
 
-    def _take_waiting(self) -> None:
-        """In a loop and not from within a handler, so that one message is done before the next."""
+    def _deliver(self) -> None:
+        """Pass queued messages to the handler until it is busy.
+
+        A call from within the handler returns at once, so that the handler is done with one message
+        before it gets the next.
+        """
         if self._is_taking:
             return
         self._is_taking = True
@@ -284,11 +292,11 @@ class Stream:
             else:
                 self.handler.receive(message)
         except Exception:
-            _log.exception("a call failed")
-            self.cut(GrpcStatus.INTERNAL, "the server failed")
+            _log.exception("a gRPC handler failed")
+            self.abort(GrpcStatus.INTERNAL, "internal server error")
 
     def _consume(self) -> None:
-        """Give the client room again for what was taken."""
+        """Let the client send again as much as was delivered."""
         size, self._unconsumed_bytes = self._unconsumed_bytes, 0
         if not size:
             return
@@ -303,21 +311,21 @@ class Stream:
     def _keep_part(self) -> bool:
         part_bytes = self._assembler.part_bytes
         if part_bytes != self._part_bytes:
-            if not self._carrier.allowance.take(part_bytes - self._part_bytes):
+            if not self._carrier.memory.take(part_bytes - self._part_bytes):
                 return part_bytes <= _SPARED_BYTES
             self._part_bytes = part_bytes
         return True
 
-    def _crowd(self) -> None:
+    def _reject_part(self) -> None:
         if self.handler is not None:
-            _tell(self.handler.crowded)
+            _call(self.handler.out_of_memory)
         if not self._is_ended_by_us:
-            self.cut(GrpcStatus.RESOURCE_EXHAUSTED, "too much at once; try again later")
+            self.abort(GrpcStatus.RESOURCE_EXHAUSTED, "too much at once; try again later")
 
 
-def _tell(word: Callable[[], None]) -> None:
-    """A handler's mistake is its own."""
+def _call(method: Callable[[], None]) -> None:
+    """Call a method of a handler and log its exceptions."""
     try:
-        word()
+        method()
     except Exception:
-        _log.exception("a call failed")
+        _log.exception("a gRPC handler failed")
