@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
+from kvtier.router.epp.h2.limits import H2Limits, MemoryBudget
 from kvtier.router.epp.h2.listener import GrpcListener
 
 

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from envoy.config.core.v3.base_pb2 import Metadata
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from kvtier.router.epp.conversation import (
     GatewayRequest,
     UnexpectedMessage,
     body_mode,
+    subset_of,
 )
 from kvtier.router.epp.messages import PIECE_BYTES
 from kvtier.router.request.refusals import Refusal, unavailable
@@ -288,3 +290,27 @@ def test_whatever_a_gateway_sends_a_request_goes_where_it_was_chosen_to(
     for answer in answers:
         piece = answer.request_body.response.body_mutation.streamed_response
         assert len(piece.body) <= PIECE_BYTES
+
+
+def hint(value: object) -> Metadata:
+    metadata = Metadata()
+    metadata.filter_metadata[messages.SUBSET_HINT].update({messages.SUBSET: value})
+    return metadata
+
+
+def test_no_hint_allows_all() -> None:
+    assert subset_of(Metadata()) is None
+    other = Metadata()
+    other.filter_metadata[messages.SUBSET_HINT].update({"else": "x"})
+    assert subset_of(other) is None
+    assert len(Metadata().filter_metadata) == 0
+
+
+def test_a_list_and_a_text_are_read() -> None:
+    assert subset_of(hint(["a:1", " b:2 "])) == ("a:1", "b:2")
+    assert subset_of(hint("a:1, b:2,")) == ("a:1", "b:2")
+
+
+def test_a_hint_that_cannot_be_read_allows_nobody() -> None:
+    for value in ([], "", 7, None, {"a": 1}, [1, None]):
+        assert subset_of(hint(value)) == ()

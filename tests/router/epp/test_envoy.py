@@ -89,10 +89,10 @@ def test_the_pickers_name_is_asked_for_and_checked_where_it_is_given() -> None:
     [
         ("localhost:8000", "'localhost' is not an IP address; write 127.0.0.1:8000"),
         ("https://10.0.0.1:1", "not an IP address"),
-        ("127.0.0.1", "no address"),
-        ("127.0.0.1:x", "no address"),
+        ("127.0.0.1", "not an address"),
+        ("127.0.0.1:x", "not an address"),
         ("1.2.3.4:0", "1 to 65535"),
-        ("", "no address"),
+        ("", "not an address"),
     ],
 )
 def test_names_and_nonsense_are_no_addresses(text: str, said: str) -> None:

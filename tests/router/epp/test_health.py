@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
+from kvtier.router.epp.h2.limits import H2Limits, MemoryBudget
 from kvtier.router.epp.h2.listener import GrpcListener
 from kvtier.router.epp.health import (
     CHECK,

@@ -1,3 +1,5 @@
+import pytest
+
 from kvtier.router.epp import messages
 from tests.router.epp.protocol import destination, set_headers
 
@@ -43,3 +45,19 @@ def test_letting_through_changes_nothing() -> None:
     added = messages.response_headers({"x-session-token": "t"})
     mutation = added.response_headers.response.header_mutation
     assert set_headers(mutation) == {"x-session-token": "t"}
+
+
+def test_both_generations_are_read_and_the_newer_counts() -> None:
+    old = {"x-gateway-inference-objective": "old", "x-gateway-model-name-rewrite": "m1"}
+    new = {"x-llm-d-inference-objective": "new", "x-llm-d-model-name-rewrite": "m2"}
+    assert (messages.objective(old), messages.model_rewrite(old)) == ("old", "m1")
+    assert (messages.objective(new), messages.model_rewrite(new)) == ("new", "m2")
+    assert messages.objective(old | new) == "new"
+    assert messages.objective({}) == messages.model_rewrite({}) == ""
+
+
+@pytest.mark.parametrize("name", [messages.DESTINATION, messages.SERVED, messages.SUBSET])
+def test_headers_that_say_where_to_go_are_ours(name: str) -> None:
+    assert messages.is_owned(name)
+    assert not messages.is_owned("x-gateway-inference-objective")
+    assert not messages.is_owned(messages.TEST_SELECTION)

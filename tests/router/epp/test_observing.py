@@ -41,7 +41,7 @@ def response(
     request_mode: BodyMode = BodyMode.FULL_DUPLEX,
 ) -> ObservedResponse:
     found = ObservedResponse(clock or VirtualClock(), BodyMode.FULL_DUPLEX)
-    found.told(request_headers(mode=request_mode, response_mode=mode))
+    found.read_modes(request_headers(mode=request_mode, response_mode=mode))
     return found
 
 
@@ -49,7 +49,7 @@ def test_a_stream_is_given_back_and_its_usage_read() -> None:
     clock = VirtualClock()
     stay = InFlightRequest()
     seen = response(BodyMode.FULL_DUPLEX, clock)
-    seen.follows(stay, {"x-session-token": "t"})
+    seen.attach(stay, {"x-session-token": "t"})
     (head,) = seen.receive(response_headers("200", "10.0.0.1:8000"))
     assert set_headers(head.response_headers.response.header_mutation) == {"x-session-token": "t"}
     clock.advance(0.25)
@@ -101,7 +101,7 @@ def test_a_repeated_end_of_a_request_is_let_be() -> None:
 )
 def test_what_is_left_of_a_request_may_pass_outside_full_duplex(mode: BodyMode) -> None:
     untold = ObservedResponse(VirtualClock(), mode)
-    untold.told(request_headers())
+    untold.read_modes(request_headers())
     for seen in (response(BodyMode.STREAMED, request_mode=mode), untold):
         (answer,) = seen.receive(request_body())
         assert answer.WhichOneof("response") == "request_body"

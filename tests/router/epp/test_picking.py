@@ -12,8 +12,10 @@ from kvtier.router.epp.picking import (
     PickingOptions,
     Placement,
     RequestDropped,
+    rewrite_model,
 )
 from kvtier.router.fleet.members import Fleet
+from kvtier.router.request.refusals import Refusal
 from tests.router.epp.fleets import ADDRESSES, Characters, First, asked, fleet_of
 
 
@@ -159,3 +161,29 @@ def test_an_endpoint_that_leaves_while_the_prompt_is_made_is_not_named() -> None
     prompts.wait = remove_first  # type: ignore[assignment]
     one = FleetPicking(fleet, First(), prompts, PickingOptions())
     assert list(choose(one, asked()).addresses) == [ADDRESSES[1]]
+
+
+def test_all_but_the_model_stays_byte_for_byte() -> None:
+    body = b'{"n": 1.50, "model": "alias", "t": "\\u00e9\xc3\xa9", "big": 123456789012345678901234}'
+    found = rewrite_model(body, "application/json", 'm"1')
+    assert found == (
+        b'{"n":1.50,"model":"m\\"1","t":"\\u00e9\xc3\xa9","big":123456789012345678901234}'
+    )
+
+
+def test_a_model_that_was_not_named_is_added() -> None:
+    assert rewrite_model(b"{}", "", "m") == b'{"model":"m"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"[]", "cannot be read"), (b"", "empty"), (b"{", "whole"), (b"\xff", "cannot be read")],
+)
+def test_what_is_no_object_is_refused(body: bytes, said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        rewrite_model(body, "application/json", "m")
+
+
+def test_forms_are_refused() -> None:
+    with pytest.raises(Refusal):
+        rewrite_model(b"--x", "multipart/form-data; boundary=x", "m")

@@ -275,7 +275,7 @@ WITHOUT_WINDOW = [
 def test_who_gives_no_window_is_not_waited_for(
     messages: Sequence[ProcessingRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_LAST_WORD_S", 0.05)
+    monkeypatch.setattr(service, "_TIMEOUT_ANSWER_S", 0.05)
 
     async def test(gateway: Gateway) -> None:
         async with without_window(gateway, *messages), asyncio.timeout(10):
@@ -288,7 +288,7 @@ def test_who_gives_no_window_is_not_waited_for(
 
 
 def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "_LAST_WORD_S", 60.0)
+    monkeypatch.setattr(service, "_TIMEOUT_ANSWER_S", 60.0)
 
     async def test(gateway: Gateway) -> None:
         async with without_window(gateway, *WITHOUT_WINDOW[0]), asyncio.timeout(10):
@@ -304,7 +304,7 @@ def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyP
 async def stopping(gateway: Gateway) -> asyncio.Task[None]:
     """The picker has told its streams that it stops."""
     task = asyncio.create_task(gateway.server.stop(0, 20))
-    while not gateway.server._server._host.is_stopping:
+    while not gateway.server._server._context.is_stopping:
         await asyncio.sleep(0)
     return task
 

@@ -1,5 +1,5 @@
-"""The endpoint picker: chooses for an Envoy, or any gateway that asks through ext_proc.
+"""The endpoint picker: chooses replicas for Envoy, or any gateway that asks through ext_proc.
 
-`names` are the words of the protocol, `conversation` what may be said and when, `messages` how it
-is written, `picking` who is chosen, `server` and `health` the gRPC around it.
+`messages` builds the protocol's messages, `conversation` is its state machine, `picking` chooses,
+`observing` follows responses, `service` and `health` are the gRPC services, `process` runs them.
 """

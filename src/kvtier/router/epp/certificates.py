@@ -1,7 +1,7 @@
-"""TLS of the picker: files, read again when they are exchanged, or a certificate of its own.
+"""The picker's TLS certificate: files that are reloaded when they change, or a self-signed one.
 
-The one of its own is made at the start, lives in memory only and proves nothing about who
-answers: gateways that reach the picker with verification switched off still get encryption.
+The self-signed certificate is created at the start and kept in memory only. It proves nothing about
+the picker's identity, but gateways that connect without verification still get encryption.
 """
 
 import contextlib
@@ -22,21 +22,21 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.request import sockets
 
 _DAYS: Final = 3650
-"""Longer than any process lives: nobody can exchange it while it runs."""
+"""Longer than any process runs, since a self-signed certificate is never replaced."""
 _SKEW_S: Final = 3600
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""For TLS 1.2: HTTP/2 forbids most of the others."""
+"""The cipher suites for TLS 1.2: HTTP/2 prohibits most others (RFC 9113, appendix A)."""
 
 
 class CertificatePair(NamedTuple):
-    """PEM."""
+    """A private key and its certificate chain, both PEM."""
 
     key: bytes
     certificate: bytes
 
 
 def self_signed(now: dt.datetime) -> CertificatePair:
-    """A new key on P-256 and its certificate, for localhost; takes about a millisecond."""
+    """Return a new P-256 key and a self-signed certificate for localhost. Takes about 1 ms."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kvtier endpoint picker")])
     names = [
@@ -66,7 +66,7 @@ def self_signed(now: dt.datetime) -> CertificatePair:
 
 
 def read_pair(key_path: Path, certificate_path: Path) -> CertificatePair:
-    """Raises InvalidSettings where they cannot be read, or do not belong together."""
+    """Read a pair from files. Raises InvalidSettings if that fails or the two do not match."""
     pair = CertificatePair(
         sockets.read_file(key_path, sockets.KEY),
         sockets.read_file(certificate_path, sockets.CERTIFICATE),
@@ -78,7 +78,10 @@ def read_pair(key_path: Path, certificate_path: Path) -> CertificatePair:
 
 
 def context(pair: CertificatePair) -> ssl.SSLContext:
-    """TLS 1.2 and above, HTTP/2 in it. Raises InvalidSettings for a pair that cannot be used."""
+    """Return a server context for HTTP/2 over TLS 1.2 or later.
+
+    Raises InvalidSettings if the pair cannot be used.
+    """
     found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     found.minimum_version = ssl.TLSVersion.TLSv1_2
     found.set_ciphers(_CIPHERS)
@@ -93,7 +96,7 @@ def context(pair: CertificatePair) -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _in_memory(content: bytes) -> Iterator[str]:
-    """A path to it, for a library that reads paths only; nothing is written to a disk."""
+    """Yield a path to `content` in memory, for a library that reads only files."""
     descriptor = os.memfd_create("kvtier-tls", os.MFD_CLOEXEC)
     try:
         with open(descriptor, "wb", closefd=False) as file:
@@ -104,32 +107,35 @@ def _in_memory(content: bytes) -> Iterator[str]:
 
 
 class CertificateReloader:
-    """A pair in files that may be exchanged while we run, as cert-manager does."""
+    """A pair in files that may be replaced at any time, as cert-manager does."""
 
     def __init__(self, key_path: Path, certificate_path: Path) -> None:
-        """Raises InvalidSettings."""
+        """Read the files. Raises InvalidSettings if they cannot be used."""
         self._paths = (key_path, certificate_path)
         self._pair = read_pair(*self._paths)
         self._newest = context(self._pair)
 
     def context(self) -> ssl.SSLContext:
-        """Looks at the files with each new connection; a broken pair is not taken."""
+        """Return a context that checks the files at each new connection.
+
+        It goes on with the previous pair while the files cannot be used.
+        """
         first = context(self._pair)
-        first.sni_callback = self._exchange
+        first.sni_callback = self._use_newest
         return first
 
-    def _exchange(self, connection: ssl.SSLObject, name: str, first: ssl.SSLContext) -> None:
+    def _use_newest(self, connection: ssl.SSLObject, name: str, first: ssl.SSLContext) -> None:
         del name, first
-        self._look()
+        self._reload()
         connection.context = self._newest
 
-    def _look(self) -> None:
+    def _reload(self) -> None:
         try:
             found = CertificatePair(*(path.read_bytes() for path in self._paths))
             if found == self._pair:
                 return
             pair = read_pair(*self._paths)
             newest = context(pair)
-        except (OSError, InvalidSettings):  # half of it is exchanged: the next sees the rest
+        except (OSError, InvalidSettings):  # only one file is replaced yet; the next call retries
             return
         self._pair, self._newest = pair, newest

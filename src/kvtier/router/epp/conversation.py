@@ -5,9 +5,9 @@ conversation turns them into one `GatewayRequest`, and the placement that is cho
 the responses. In full duplex the headers are held until the body is complete, because the
 destination is known only then.
 
-Invariants: a request is answered for once; what is given back of a body is what came, piece by
-piece in order; a message out of turn ends the conversation (`UnexpectedMessage`) and never moves a
-request to another destination; headers go on only without those that no client may set.
+Invariants: a request is answered once; a body is given back as it arrived, piece by piece in order;
+a message that is not allowed in the current state ends the conversation (`UnexpectedMessage`) and
+never changes a destination; headers that no client may set are always removed.
 """
 
 import enum
@@ -23,7 +23,7 @@ from kvtier.router.request.refusals import Refusal, too_large
 
 
 class BodyMode(enum.IntEnum):
-    """How the gateway sends a request's body; numbers as in `ProcessingMode.BodySendMode`."""
+    """How the gateway sends a body; the numbers of `ProcessingMode.BodySendMode`."""
 
     NONE = 0
     STREAMED = 1
@@ -37,51 +37,57 @@ _MODES: Final = {mode.value: mode for mode in BodyMode}
 
 
 def body_mode(number: int) -> BodyMode:
-    """Of `ProtocolConfiguration`; those that are not known here are of gRPC's kind, in duplex."""
+    """Return the mode of this number in `ProtocolConfiguration`.
+
+    Unknown numbers count as full duplex, like the newer GRPC mode.
+    """
     return _MODES.get(number, BodyMode.FULL_DUPLEX)
 
 
 class GatewayRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as far as the gateway showed it."""
+    """A client's request, as far as the gateway has shown it."""
 
     headers: Mapping[str, str]
-    """Names in lower case, pseudo headers too; of those that are ours to set, none."""
+    """Headers by lower-case name, with pseudo headers and without those that no client may set."""
     body: bytes = b""
     is_whole: bool = True
-    """Whether `body` is all of it: a gateway may be configured to show a part, or nothing."""
+    """False if the gateway is configured to show only a part of the body, or nothing of it."""
     subset: Sequence[str] | None = None
-    """Addresses that the gateway allows; None: all."""
+    """The addresses that the gateway allows; None allows all."""
 
     @property
     def method(self) -> str:
-        """GET, POST."""
+        """The HTTP method."""
         return self.headers.get(":method", "")
 
     @property
     def path(self) -> str:
-        """Without the query."""
+        """The path without its query."""
         return self.headers.get(":path", "").partition("?")[0]
 
 
 class UnexpectedMessage(Exception):
-    """The gateway sent what cannot come now."""
+    """A message that the protocol does not allow in the current state."""
 
 
 class _State(enum.Enum):
     START = enum.auto()
     BODY = enum.auto()
-    """Headers are there, body or trailers will come."""
+    """The headers have arrived; a body or trailers follow."""
     CHOOSING = enum.auto()
     ANSWERED = enum.auto()
-    """The request has its destination; responses may come."""
+    """The request has its destination; messages about its response may follow."""
     REFUSED = enum.auto()
 
 
 class ExtProcConversation:
-    """One stream. Give it each message; when it returns an GatewayRequest, give it the choice."""
+    """The exchange about one request.
+
+    Call `receive` with each message until it returns a GatewayRequest, then `choose` or `refuse`.
+    """
 
     def __init__(self, mode: BodyMode, max_body_bytes: int) -> None:
-        """`mode` counts where the gateway does not say how it is configured."""
+        """`mode` applies if the gateway does not report its configuration."""
         self._mode = mode
         self._max_body_bytes = max_body_bytes
         self._state = _State.START
@@ -90,24 +96,26 @@ class ExtProcConversation:
         self._subset: Sequence[str] | None = None
         self._chunks: list[bytes] = []
         self.received_bytes = 0
-        """Of the body, so far."""
+        """The bytes of the body that have arrived so far."""
         self._body = b""
         self._asked_on = ""
+        """The kind of the message that completed the request."""
 
     @property
     def is_answered(self) -> bool:
-        """Whether the gateway has all it needs to carry on alone."""
+        """True once the gateway has everything that it needs to go on alone."""
         return self._state in (_State.ANSWERED, _State.REFUSED)
 
     @property
     def gives_back(self) -> bool:
-        """Whether the answer has the request's body in it."""
+        """True if the answer contains the request's body."""
         return self._mode not in _BUFFERED and self._asked_on != "request_headers"
 
     def receive(self, message: ProcessingRequest) -> GatewayRequest | Sequence[ProcessingResponse]:
-        """An GatewayRequest once the request is known, else what to answer now (nothing: wait).
+        """Return the request once it is complete, and otherwise the answers to this message.
 
-        Raises UnexpectedMessage, and Refusal (413) for a body over the bound: hand it to `refuse`.
+        Raises UnexpectedMessage, and Refusal (413), to be passed to `refuse`, if the body exceeds
+        the maximum.
         """
         kind = message.WhichOneof("request")
         if kind == "request_headers":
@@ -116,14 +124,14 @@ class ExtProcConversation:
             return self._on_body(message)
         if kind == "request_trailers":
             return self._on_trailers()
-        raise UnexpectedMessage(f"{kind or 'an empty message'} while the request is not answered")
+        raise UnexpectedMessage(f"{kind or 'an empty message'} before the request was answered")
 
     def choose(
         self, addresses: Sequence[str], *, body: bytes | None = None, add: Mapping[str, str] = {}
     ) -> Iterable[ProcessingResponse]:
-        """The answers for this choice, best address first. `body` goes instead of the client's.
+        """Return the answers that send the request to `addresses`, best first.
 
-        `add`: headers for the replica.
+        `body` replaces the client's body, and `add` are additional headers for the replica.
         """
         assert self._state is _State.CHOOSING, self._state
         assert addresses
@@ -141,7 +149,7 @@ class ExtProcConversation:
         return self._duplex(route, whole if body is None else body)
 
     def refuse(self, refusal: Refusal, reason: str = "") -> Sequence[ProcessingResponse]:
-        """The client gets this error, from the gateway."""
+        """Return the answer that makes the gateway send this error to the client."""
         self._state = _State.REFUSED
         self._chunks, self._body, self._headers = [], b"", {}
         headers = {"content-type": "application/json"}
@@ -162,7 +170,7 @@ class ExtProcConversation:
         self, message: ProcessingRequest
     ) -> GatewayRequest | Sequence[ProcessingResponse]:
         if self._state is not _State.START:
-            raise UnexpectedMessage("headers a second time")
+            raise UnexpectedMessage("request_headers more than once")
         if message.HasField("protocol_config"):
             self._mode = body_mode(message.protocol_config.request_body_mode)
         self._subset = subset_of(message.metadata_context)
@@ -173,19 +181,19 @@ class ExtProcConversation:
         self._state = _State.BODY
         if self._mode not in _BUFFERED:
             return ()
-        # Now or never: the answer to trailers without a body can change no headers.
+        # The last chance: the answer to trailers without a body cannot change headers.
         owned, self._owned = self._owned, []
         return (messages.go_on_headers(owned),)
 
     def _on_body(self, message: ProcessingRequest) -> GatewayRequest | Sequence[ProcessingResponse]:
         if self._state is not _State.BODY:
-            raise UnexpectedMessage("a body before its headers, or after its end")
+            raise UnexpectedMessage("request_body before its headers, or after its end")
         part = message.request_body
         self.received_bytes += len(part.body)
         if self.received_bytes > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
         self._chunks.append(part.body)
-        # A buffered body comes in one message; a partial one is not whole, and all there is.
+        # A buffered body comes in one message, even if it is only a part.
         if part.end_of_stream or self._mode in _BUFFERED:
             is_whole = part.end_of_stream or self._mode is BodyMode.BUFFERED
             return self._ask("request_body", is_whole=is_whole)
@@ -193,7 +201,7 @@ class ExtProcConversation:
 
     def _on_trailers(self) -> GatewayRequest | Sequence[ProcessingResponse]:
         if self._state is not _State.BODY:
-            raise UnexpectedMessage("trailers before headers, or after the end")
+            raise UnexpectedMessage("request_trailers before headers, or after the end")
         return self._ask("request_trailers", is_whole=True)
 
     def _ask(self, on: str, *, is_whole: bool) -> GatewayRequest:
@@ -209,7 +217,10 @@ class ExtProcConversation:
 
 
 def _read(headers: HeaderMap) -> tuple[dict[str, str], list[str]]:
-    """The headers, and the names of those that no client may set. The last of a name counts."""
+    """Return the headers, and the names of those that no client may set.
+
+    Of several headers of one name the last counts.
+    """
     found: dict[str, str] = {}
     owned: list[str] = []
     for header in headers.headers:
@@ -223,7 +234,10 @@ def _read(headers: HeaderMap) -> tuple[dict[str, str], list[str]]:
 
 
 def subset_of(metadata: Metadata) -> Sequence[str] | None:
-    """The addresses allowed, a list or one text with commas; None where there is no hint."""
+    """Return the addresses in the gateway's subset hint, or None if there is no hint.
+
+    The hint is a list or a comma-separated string. One that cannot be read allows no address.
+    """
     hint = metadata.filter_metadata.get(messages.SUBSET_HINT)
     if hint is None or messages.SUBSET not in hint.fields:
         return None

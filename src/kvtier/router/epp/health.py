@@ -1,12 +1,13 @@
-"""gRPC health: whether the picker lives, and whether it can choose.
+"""The gRPC health service: whether the picker is alive, and whether it can choose.
 
-Gateways check the service on the picker's own port, so that one that cannot choose is not asked
-and fail-open opens; Kubernetes probes it on a port without TLS. Both ask this one.
+Gateways check it on the picker's own port, so that a picker that cannot choose is not asked and the
+gateway fails open. Kubernetes probes it on a port without TLS.
 
-Its two messages have a field each, and are written as the well-known types that look the same in
-bytes: the package that has their own depends on the official server, which nothing else here needs.
-Invariant: a call keeps a short name and nothing else; one whose answer is not read is its
-connection's to cut.
+Its two messages have one field each, and are encoded as the well-known types that have the same
+wire format: the package with their own types depends on the official gRPC server, which is not
+needed otherwise.
+Invariant: a call stores nothing but a short name; a call whose answer is not read is aborted by its
+connection.
 """
 
 import enum
@@ -26,18 +27,18 @@ HEALTH_SERVICES: Final = (
     "envoy.service.ext_proc.v3.ExternalProcessor",
     "inference-extension",
 )
-"""Names that gateways and Kubernetes probe; the last is that of the first generation."""
+"""The services that gateways and Kubernetes probe; the last is the first generation's name."""
 LIVENESS: Final = "liveness"
-"""ServingStatus as long as the process answers; the others say whether it can choose."""
+"""Serving from the start; the other services report whether the picker can choose."""
 
 CHECK: Final = b"/grpc.health.v1.Health/Check"
 WATCH: Final = b"/grpc.health.v1.Health/Watch"
 _MESSAGE_BYTES: Final = 1024
-"""With the name of a service in it: a call that watches keeps it for as long as it is there."""
+"""Maximum of a request, which names a service; a Watch stores the name until it ends."""
 
 
 class ServingStatus(enum.IntEnum):
-    """As `HealthCheckResponse.ServingStatus`."""
+    """The values of `HealthCheckResponse.ServingStatus`."""
 
     SERVING = 1
     NOT_SERVING = 2
@@ -45,7 +46,10 @@ class ServingStatus(enum.IntEnum):
 
 
 class HealthService:
-    """Belongs to the event loop's thread. Lives, and cannot choose yet."""
+    """The health of the picker: at first alive, but not ready to choose.
+
+    Belongs to the event loop's thread.
+    """
 
     def __init__(self) -> None:
         self._statuses = dict.fromkeys(HEALTH_SERVICES, ServingStatus.NOT_SERVING)
@@ -55,40 +59,40 @@ class HealthService:
 
     @property
     def services(self) -> Services:
-        """To be answered on a port."""
+        """The two methods, for a GrpcListener."""
         return {CHECK: lambda call: _Check(self, call), WATCH: lambda call: _Watch(self, call)}
 
     def status(self, service: str) -> ServingStatus:
-        """Of one of them."""
+        """Return the status of a service."""
         return self._statuses.get(service, ServingStatus.SERVICE_UNKNOWN)
 
     def ready(self, *, is_ready: bool) -> None:
-        """Whether it can choose, to everyone who asks or watches."""
+        """Set whether the picker can choose, and tell the watchers."""
         if not self._is_stopped:
             status = ServingStatus.SERVING if is_ready else ServingStatus.NOT_SERVING
             self._set(status, [name for name in self._statuses if name != LIVENESS])
 
     def stop(self) -> None:
-        """Nobody is to ask any more; later words of `ready` are not heard."""
+        """Report every service as not serving from now on, whatever `ready` is given later."""
         self._is_stopped = True
         self._set(ServingStatus.NOT_SERVING, list(self._statuses))
 
     def _set(self, status: ServingStatus, services: list[str]) -> None:
         self._statuses.update(dict.fromkeys(services, status))
         for watch in list(self._watches):
-            watch.tell()
+            watch.notify()
 
-    def watched(self, watch: "_Watch") -> None:
-        """Tell it of changes."""
+    def add_watch(self, watch: "_Watch") -> None:
+        """Notify a Watch of changes."""
         self._watches[watch] = None
 
-    def left(self, watch: "_Watch") -> None:
-        """No more."""
+    def remove_watch(self, watch: "_Watch") -> None:
+        """Stop notifying a Watch."""
         self._watches.pop(watch, None)
 
 
 class _Check:
-    """One question, one answer."""
+    """A Check call: one request, one answer."""
 
     def __init__(self, health: HealthService, call: Call) -> None:
         self._health = health
@@ -100,7 +104,7 @@ class _Check:
             return
         status = self._health.status(service)
         if status is ServingStatus.SERVICE_UNKNOWN:
-            self._call.end(GrpcStatus.NOT_FOUND, "no such service")
+            self._call.end(GrpcStatus.NOT_FOUND, "unknown service")
         else:
             self._call.send((_answer(status),))
             self._call.end()
@@ -122,14 +126,17 @@ class _Check:
 
 
 class _Watch:
-    """The status now, and whenever it changes; the newest only, to those who read slowly."""
+    """A Watch call: the current status, then each change.
+
+    A client that reads slowly gets only the newest status.
+    """
 
     def __init__(self, health: HealthService, call: Call) -> None:
         self._health = health
         self._call = call
         self._service: str | None = None
-        self._told: ServingStatus | None = None
-        self._is_telling = False
+        self._last_sent: ServingStatus | None = None
+        self._is_sending = False
 
     def receive(self, message: bytes) -> None:
         if self._service is not None:
@@ -137,24 +144,24 @@ class _Watch:
             return
         self._service = _asked(self._call, message)
         if self._service is not None:
-            self._health.watched(self)
-            self.tell()
+            self._health.add_watch(self)
+            self.notify()
 
-    def tell(self) -> None:
-        """There may be news."""
-        if not self._is_telling and self._service is not None:
-            self._is_telling = True
-            self._call.send(self._news(self._service))
+    def notify(self) -> None:
+        """Send the status if it has changed and nothing is being sent."""
+        if not self._is_sending and self._service is not None:
+            self._is_sending = True
+            self._call.send(self._changes(self._service))
 
     def half_closed(self) -> None:
         if self._service is None:
             self._call.end(GrpcStatus.INVALID_ARGUMENT, "no message came")
 
     def sent(self) -> None:
-        self._is_telling = False
+        self._is_sending = False
 
     def closed(self) -> None:
-        self._health.left(self)
+        self._health.remove_watch(self)
 
     def out_of_memory(self) -> None:
         pass
@@ -162,18 +169,18 @@ class _Watch:
     def stopping(self) -> None:
         self._call.end(GrpcStatus.UNAVAILABLE, "the server is stopping")
 
-    def _news(self, service: str) -> Iterator[bytes]:
-        """Written when there is room."""
-        while (status := self._health.status(service)) is not self._told:
-            self._told = status
+    def _changes(self, service: str) -> Iterator[bytes]:
+        """Yield the status, read when the call can send it, until it has not changed."""
+        while (status := self._health.status(service)) is not self._last_sent:
+            self._last_sent = status
             yield _answer(status)
-        self._is_telling = False
+        self._is_sending = False
 
 
 def _asked(call: Call, message: bytes) -> str | None:
-    """The service's name, or the end of the call."""
+    """Return the name of the service; if it cannot be read, end the call and return None."""
     if len(message) > _MESSAGE_BYTES:
-        call.end(GrpcStatus.INVALID_ARGUMENT, "no service has such a long name")
+        call.end(GrpcStatus.INVALID_ARGUMENT, "the name of the service is too long")
         return None
     try:
         name: str = StringValue.FromString(message).value

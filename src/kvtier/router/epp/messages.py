@@ -1,7 +1,10 @@
-"""ProcessingResponse messages, as Envoy wants them.
+"""The vocabulary of the endpoint picker protocol: header and metadata names, and response messages.
 
-Invariants: the destination stands in the header and in the dynamic metadata, with the same
-value; no piece of a body is over what Envoy takes in one message.
+Both generations of names are read: `x-gateway-*` of the Gateway API Inference Extension, and
+`x-llm-d-*` of llm-d's router since 0.8, which take precedence.
+Invariants: a header that names a destination is never accepted from a client; the header and the
+dynamic metadata always carry the same destination; no piece of a body is larger than what Envoy
+accepts in one message.
 """
 
 import functools
@@ -24,19 +27,19 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 
 DESTINATION: Final = "x-gateway-destination-endpoint"
-"""The header, and the key of the dynamic metadata: `host:port[,host:port...]`, best first."""
+"""The header, and the key in the dynamic metadata: `host:port[,host:port...]`, best first."""
 SERVED: Final = "x-gateway-destination-endpoint-served"
-"""Metadata of a response: who answered."""
+"""The key in a response's metadata that names the endpoint that answered."""
 SUBSET: Final = "x-gateway-destination-endpoint-subset"
 LB: Final = "envoy.lb"
-"""The namespace of `DESTINATION` and `SERVED`."""
+"""The metadata namespace of `DESTINATION` and `SERVED`."""
 SUBSET_HINT: Final = "envoy.lb.subset_hint"
-"""The namespace of `SUBSET`."""
+"""The metadata namespace of `SUBSET`."""
 UPSTREAM_ADDRESS: Final = "upstream.address"
-"""The response attribute that plain Envoy says who answered with."""
+"""The response attribute in which plain Envoy names the endpoint that answered."""
 
 TEST_SELECTION: Final = "test-epp-endpoint-selection"
-"""Of the conformance tests: `ip[,ip...]` that the picker has to pick."""
+"""The conformance tests' header: `ip[,ip...]` that the picker must pick."""
 DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 REQUEST_ID: Final = "x-request-id"
 
@@ -45,25 +48,25 @@ _OBJECTIVE: Final = ("x-llm-d-inference-objective", "x-gateway-inference-objecti
 _OWNED_PREFIXES: Final = ("x-gateway-destination-", "x-conformance-test-")
 
 PIECE_BYTES: Final = 62_000
-"""Of a body in one message. Envoy takes 64 KiB, with what is around it."""
+"""Maximum of a body piece in one message. Envoy accepts messages of 64 KiB."""
 
-_USUAL_ROUTES: Final = 1024
+_CACHED_ROUTES: Final = 1024
 _OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _NOTHING: Final = HeaderMutation()
 
 
 def is_owned(name: str) -> bool:
-    """Whether a header (in lower case) is the gateway's or ours to set, and no client's."""
+    """Return True if only the gateway or the picker may set this header (in lower case)."""
     return name.startswith(_OWNED_PREFIXES)
 
 
 def model_rewrite(headers: Mapping[str, str]) -> str:
-    """The model that the gateway wants asked instead; empty: the client's own."""
+    """Return the model that the gateway substitutes for the client's; empty if none."""
     return _first(headers, _MODEL_REWRITE)
 
 
 def objective(headers: Mapping[str, str]) -> str:
-    """Name of the request's objective; empty: none."""
+    """Return the name of the request's objective; empty if none."""
     return _first(headers, _OBJECTIVE)
 
 
@@ -72,7 +75,7 @@ def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 class Route:
-    """What the gateway is told of a choice."""
+    """The responses that tell the gateway a request's destination."""
 
     __slots__ = ("_headers", "_metadata", "_on_headers")
 
@@ -83,19 +86,19 @@ class Route:
         add: Mapping[str, str] | None = None,
         remove: Iterable[str] = (),
     ) -> None:
-        """`addresses`: the best first, then the fallbacks. Headers to add, and to take away."""
+        """`addresses` are the best one, then the fallbacks; `add` and `remove` are headers."""
         value = ",".join(addresses)
         headers = [_header(DESTINATION, value)]
         headers += [_header(name, text) for name, text in (add or {}).items()]
-        # Gateways remove first, then set. Overwriting may change only the first header of a name,
-        # as in older Envoys: so the destination is also in `remove` where a client has sent it.
+        # Gateways remove headers before they set any. In older Envoys, overwriting changes only the
+        # first header of a name, so `remove` includes the destination if a client has sent it.
         self._headers = HeaderMutation(set_headers=headers, remove_headers=list(remove))
         self._metadata = Struct()
         self._metadata.get_or_create_struct(LB)[DESTINATION] = value
         self._on_headers: ProcessingResponse | None = None
 
     def on_headers(self) -> ProcessingResponse:
-        """The answer to the request's headers; the same one each time, not to be changed."""
+        """Return the answer to the request's headers: one shared message, not to be modified."""
         if self._on_headers is None:
             common = CommonResponse(header_mutation=self._headers, clear_route_cache=True)
             self._on_headers = ProcessingResponse(
@@ -104,7 +107,7 @@ class Route:
         return self._on_headers
 
     def on_body(self, replaced: bytes | None) -> ProcessingResponse:
-        """The answer to a buffered body; `replaced` is another body in its stead."""
+        """Return the answer to a buffered body, which `replaced` replaces unless it is None."""
         common = CommonResponse(header_mutation=self._headers, clear_route_cache=True)
         if replaced is not None:
             common.body_mutation.body = replaced
@@ -113,7 +116,7 @@ class Route:
         )
 
     def on_trailers(self) -> ProcessingResponse:
-        """The answer to trailers that come without a body: headers can no longer be set."""
+        """Return the answer to trailers without a body: headers can no longer be set then."""
         return ProcessingResponse(
             request_trailers=TrailersResponse(header_mutation=_NOTHING),
             dynamic_metadata=self._metadata,
@@ -121,19 +124,22 @@ class Route:
 
 
 def route(addresses: Sequence[str], add: Mapping[str, str], remove: Iterable[str]) -> Route:
-    """The same one again where only the addresses differ between choices: most do not."""
+    """Return a route; routes that only name addresses are cached, since most repeat."""
     if add or remove:
         return Route(addresses, add=add, remove=remove)
-    return _usual(tuple(addresses))
+    return _cached_route(tuple(addresses))
 
 
-@functools.lru_cache(maxsize=_USUAL_ROUTES)
-def _usual(addresses: tuple[str, ...]) -> Route:
+@functools.lru_cache(maxsize=_CACHED_ROUTES)
+def _cached_route(addresses: tuple[str, ...]) -> Route:
     return Route(addresses)
 
 
 def go_on_headers(remove: Sequence[str]) -> ProcessingResponse:
-    """The request's headers may pass without these, and without a route that they led to."""
+    """Return an answer that lets the request's headers pass, except those in `remove`.
+
+    If any are removed, Envoy's cached route, which they may have selected, is cleared.
+    """
     common = CommonResponse()
     if remove:
         common.header_mutation.remove_headers.extend(remove)
@@ -142,17 +148,20 @@ def go_on_headers(remove: Sequence[str]) -> ProcessingResponse:
 
 
 def request_body() -> ProcessingResponse:
-    """A part of the request's body may pass as it is."""
+    """Return an answer that lets a part of the request's body pass."""
     return ProcessingResponse(request_body=BodyResponse(response=CommonResponse()))
 
 
 def go_on_trailers() -> ProcessingResponse:
-    """The request's trailers may pass."""
+    """Return an answer that lets the request's trailers pass."""
     return ProcessingResponse(request_trailers=TrailersResponse(header_mutation=_NOTHING))
 
 
 def request_pieces(body: bytes, *, ends: bool) -> Iterator[ProcessingResponse]:
-    """The request's body given back; `ends`: no trailers follow. At least one message."""
+    """Yield answers that give the request's body back, at least one.
+
+    `ends` is True if no trailers follow.
+    """
     for piece, is_last in _pieces(body):
         mutation = BodyMutation(
             streamed_response=StreamedBodyResponse(body=piece, end_of_stream=ends and is_last)
@@ -162,19 +171,19 @@ def request_pieces(body: bytes, *, ends: bool) -> Iterator[ProcessingResponse]:
 
 
 def response_headers(add: Mapping[str, str]) -> ProcessingResponse:
-    """The response's headers may pass, and these with them."""
+    """Return an answer that lets the response's headers pass, and adds some."""
     headers = [_header(name, text) for name, text in add.items()]
     common = CommonResponse(header_mutation=HeaderMutation(set_headers=headers))
     return ProcessingResponse(response_headers=HeadersResponse(response=common))
 
 
 def response_body() -> ProcessingResponse:
-    """A part of the response's body may pass as it is."""
+    """Return an answer that lets a part of the response's body pass."""
     return ProcessingResponse(response_body=BodyResponse(response=CommonResponse()))
 
 
 def response_pieces(chunk: bytes, *, ends: bool) -> Iterator[ProcessingResponse]:
-    """A part of the response's body given back; `ends`: it is the last."""
+    """Yield answers that give a part of the response's body back; `ends` marks the last part."""
     for piece, is_last in _pieces(chunk):
         mutation = BodyMutation(
             streamed_response=StreamedBodyResponse(body=piece, end_of_stream=ends and is_last)
@@ -184,12 +193,12 @@ def response_pieces(chunk: bytes, *, ends: bool) -> Iterator[ProcessingResponse]
 
 
 def response_trailers() -> ProcessingResponse:
-    """The response's trailers may pass."""
+    """Return an answer that lets the response's trailers pass."""
     return ProcessingResponse(response_trailers=TrailersResponse(header_mutation=_NOTHING))
 
 
 def refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ProcessingResponse:
-    """The gateway answers the client itself; `status` is HTTP's."""
+    """Return an answer that makes the gateway respond to the client with this HTTP error."""
     mutation = HeaderMutation(set_headers=[_header(name, value) for name, value in headers.items()])
     return ProcessingResponse(
         immediate_response=ImmediateResponse(
@@ -207,7 +216,7 @@ def _header(name: str, value: str) -> HeaderValueOption:
 
 
 def _pieces(body: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Each piece and whether it is the last. What fits is passed on, not copied."""
+    """Yield each piece, and True with the last; a body that fits into one is not copied."""
     if len(body) <= PIECE_BYTES:
         yield body, True
         return

@@ -1,7 +1,7 @@
-"""What the picker has done, as Prometheus metrics on a port of their own.
+"""The picker's Prometheus metrics, on a port of their own.
 
-Invariant: every outcome and reason is exposed from the start, so that a rate has its first
-point. Belongs to the event loop's thread, scrapes too.
+Invariant: every label value is exposed from the start, so that a rate has its first sample.
+Everything here belongs to the event loop's thread, including scrapes.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,12 +20,12 @@ from kvtier.router.epp.picking import DropReason, Placement
 
 
 class PickerMeter(Collector):
-    """Sums."""
+    """The counters of a picker, as a Prometheus collector."""
 
     def __init__(
         self, ready_endpoints: Callable[[], int] = lambda: 0, others: Iterable[Collector] = ()
     ) -> None:
-        """`others`: exposed beside it."""
+        """`others` are exposed together with this collector."""
         self._ready_endpoints = ready_endpoints
         self.open_streams = 0
         self._out_of_turn = 0
@@ -40,45 +40,45 @@ class PickerMeter(Collector):
             self._registry.register(collector)
 
     def opened(self) -> None:
-        """A gateway began a stream."""
+        """Count a stream that a gateway has opened."""
         self.open_streams += 1
 
     def closed(self) -> None:
-        """It has ended."""
+        """Count a stream that has ended."""
         self.open_streams -= 1
 
     def out_of_turn(self) -> None:
-        """A gateway sent what cannot come then."""
+        """Count a stream that ended because of a message that was not allowed."""
         self._out_of_turn += 1
 
     def broke(self) -> None:
-        """A gateway's connection was ended for what came on it."""
+        """Count a connection that was closed because the gateway violated HTTP/2."""
         self._broken_connections += 1
 
     def chosen(self, seconds: float) -> None:
-        """A request was placed."""
+        """Count a placed request and the time that choosing took."""
         self._choosing.add(seconds)
 
     def dropped(self, reason: DropReason) -> None:
-        """A request was not."""
+        """Count a request that was dropped."""
         self._dropped[reason] += 1
 
-    def observed(self, choice: Placement, outcome: ResponseOutcome) -> None:
-        """A response was followed to its end."""
+    def observed(self, placement: Placement, outcome: ResponseOutcome) -> None:
+        """Count a response that was followed to its end."""
         if outcome.first_chunk_s is not None:
             self._first_chunk.add(outcome.first_chunk_s)
-        if outcome.served and outcome.served != choice.endpoint.address:
+        if outcome.served and outcome.served != placement.endpoint.address:
             self._elsewhere += 1
         self._tokens["prompt"] += outcome.prompt_tokens
         self._tokens["cached"] += outcome.cached_tokens
         self._tokens["completion"] += outcome.completion_tokens
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry."""
+        """Yield the metric families, for the registry."""
         yield _gauge(metrics.EPP_OPEN_STREAMS, self.open_streams)
         yield _gauge(metrics.EPP_READY_ENDPOINTS, self._ready_endpoints())
         yield _counter(
@@ -105,7 +105,7 @@ def _counter(metric: declaration.Metric, values: dict[str, int]) -> Metric:
 
 
 class MetricsServer:
-    """`GET /metrics`. `start`, then `stop`."""
+    """An HTTP server that answers `GET /metrics`: call `start`, then `stop`."""
 
     def __init__(self, meter: PickerMeter) -> None:
         self._meter = meter
@@ -114,7 +114,7 @@ class MetricsServer:
         self._runner = web.AppRunner(application, access_log=None)
 
     async def start(self, host: str, port: int) -> int:
-        """Returns the port. Raises InvalidSettings where it is taken."""
+        """Listen, and return the port. Raises InvalidSettings if it cannot be bound."""
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port).start()
@@ -124,7 +124,7 @@ class MetricsServer:
         return bound
 
     async def stop(self) -> None:
-        """Idempotent."""
+        """Stop listening. Idempotent."""
         await self._runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.Response:

@@ -1,9 +1,9 @@
-"""What becomes of a request, where the gateway is asked to show the response as well.
+"""Following the response to a request, where the gateway shows it to the picker.
 
-Every chunk that crosses the gateway and the picker costs both of them, so that responses are
-followed only where somebody wants it, or where closing the stream could lose some (`may_lose`).
-Invariants: what comes is given back as it came and at once; whatever a replica writes, only
-counts are read from it.
+Every chunk that passes through the picker costs CPU time there and in the gateway. Responses are
+therefore followed only on request (`--observe-responses`), or where closing the stream could lose
+part of them (`may_lose`).
+Invariants: a response is given back unchanged and at once; nothing but counts is read from it.
 """
 
 import json
@@ -18,44 +18,44 @@ from kvtier.router.epp import messages
 from kvtier.router.epp.conversation import BodyMode, UnexpectedMessage, body_mode
 
 _TAIL_BYTES: Final = 16 * 1024
-"""Of a response, kept to find its usage: engines write it last."""
+"""How much of a response's end is kept to find its usage, which engines write last."""
 _USAGE: Final = b'"usage"'
-_MOST_TOKENS: Final = 2**31
+_MAX_TOKENS: Final = 2**31
 
 
 class ResponseOutcome(msgspec.Struct, kw_only=True):
-    """Of one response, as far as it was seen."""
+    """What is known about one response when it has ended."""
 
     status: int = 0
-    """HTTP's; 0: no response was seen."""
+    """The HTTP status; 0 if no response was seen."""
     served: str = ""
-    """Address of who answered; empty: the gateway did not say."""
+    """The address of the endpoint that answered; empty if the gateway did not name it."""
     first_chunk_s: float | None = None
-    """From the choice to the first byte of the body."""
+    """Time from the placement to the first byte of the body."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
 
 
 class InFlightRequest(Protocol):
-    """A request at its endpoint; `end` is called once, however it ends."""
+    """A request that counts in its endpoint's load until `end` is called, exactly once."""
 
     def answered(self) -> None:
-        """The first byte of the answer's body."""
+        """Note that the first byte of the response's body has arrived."""
         ...
 
     def end(self) -> None:
-        """The response has ended, or nobody waits for it any more."""
+        """Note that the response has ended or was abandoned."""
         ...
 
 
 class ObservedResponse:
-    """One response. Give it each message after the choice; `outcome` grows."""
+    """One response that is followed: call `receive` with each message, and `end` at the end."""
 
     def __init__(self, clock: Clock, request_mode: BodyMode) -> None:
-        """`request_mode`: of the request's body, where the gateway does not say it."""
+        """`request_mode` applies to the request's body if the gateway does not report its mode."""
         self._clock = clock
-        self._stay: InFlightRequest | None = None
+        self._in_flight: InFlightRequest | None = None
         self._since_s = clock.now_s()
         self._request_mode = request_mode
         self._mode = BodyMode.NONE
@@ -64,13 +64,13 @@ class ObservedResponse:
         self._add: Mapping[str, str] = {}
         self.outcome = ResponseOutcome()
 
-    def follows(self, stay: InFlightRequest, add: Mapping[str, str]) -> None:
-        """It is the answer to this request; `add`: headers for the client."""
-        self._stay = stay
+    def attach(self, in_flight: InFlightRequest, add: Mapping[str, str]) -> None:
+        """Set the request that this response answers, and the headers to add for the client."""
+        self._in_flight = in_flight
         self._add = add
 
-    def told(self, message: ProcessingRequest) -> None:
-        """The first message of a stream says in which mode bodies come."""
+    def read_modes(self, message: ProcessingRequest) -> None:
+        """Read the gateway's body modes from the first message of its stream."""
         if message.HasField("protocol_config"):
             self._is_mode_known = True
             self._request_mode = body_mode(message.protocol_config.request_body_mode)
@@ -78,11 +78,11 @@ class ObservedResponse:
 
     @property
     def may_lose(self) -> bool:
-        """Whether what the gateway has sent is lost if the stream is closed then."""
+        """True if closing the stream loses the parts that the gateway has already sent."""
         return not self._is_mode_known or self._mode is BodyMode.FULL_DUPLEX
 
     def receive(self, message: ProcessingRequest) -> list[ProcessingResponse]:
-        """The answers. Raises UnexpectedMessage."""
+        """Return the answers to a message. Raises UnexpectedMessage."""
         kind = message.WhichOneof("request")
         if kind == "response_headers":
             self._on_headers(message)
@@ -96,7 +96,7 @@ class ObservedResponse:
         raise UnexpectedMessage(f"{kind or 'an empty message'} after the request was answered")
 
     def end(self) -> ResponseOutcome:
-        """No message comes any more."""
+        """Return the outcome; no message follows."""
         usage = _usage_of(self._tail)
         details = usage.get("prompt_tokens_details")
         outcome = self.outcome
@@ -107,9 +107,9 @@ class ObservedResponse:
         return outcome
 
     def _on_rest(self, kind: str) -> list[ProcessingResponse]:
-        """Of the request: what the choice did not wait for."""
+        """Return the answers to parts of the request that arrive after the placement."""
         if self._request_mode is BodyMode.FULL_DUPLEX:
-            return []  # Envoy since 1.35 may send the last part of a large body twice
+            return []  # since 1.35, Envoy may send the last part of a large body twice
         if kind == "request_body":
             return [messages.request_body()]
         return [messages.go_on_trailers()]
@@ -126,8 +126,8 @@ class ObservedResponse:
         if part.body:
             if self.outcome.first_chunk_s is None:
                 self.outcome.first_chunk_s = self._clock.now_s() - self._since_s
-                if self._stay is not None:
-                    self._stay.answered()
+                if self._in_flight is not None:
+                    self._in_flight.answered()
             self._tail = (self._tail + part.body)[-_TAIL_BYTES:]
         if self._mode is BodyMode.FULL_DUPLEX or not self._is_mode_known:
             return list(messages.response_pieces(part.body, ends=part.end_of_stream))
@@ -135,7 +135,7 @@ class ObservedResponse:
 
 
 def _served(message: ProcessingRequest) -> str:
-    """As conforming gateways say it, or as plain Envoy does."""
+    """Return the endpoint that answered, as conforming gateways or plain Envoy report it."""
     told = message.metadata_context.filter_metadata.get(messages.LB)
     if told is not None and messages.SERVED in told.fields:
         return told.fields[messages.SERVED].string_value
@@ -146,7 +146,7 @@ def _served(message: ProcessingRequest) -> str:
 
 
 def _usage_of(tail: bytes) -> dict[str, Any]:
-    """The last `usage` object in it; empty where there is none."""
+    """Return the last `usage` object in the tail of a response; empty if there is none."""
     at = tail.rfind(_USAGE)
     while at >= 0:
         after = tail[at + len(_USAGE) :].lstrip()
@@ -163,4 +163,4 @@ def _usage_of(tail: bytes) -> dict[str, Any]:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value < _MOST_TOKENS else 0
+    return value if isinstance(value, int) and 0 <= value < _MAX_TOKENS else 0

@@ -1,9 +1,9 @@
-"""Who gets a request that a gateway asks about: the fleet, its subset, the profile's choice.
+"""Choosing the endpoints for a request that a gateway asks about.
 
-Why: this is where the protocol ends and choosing, the same as that of `kvtier route`, begins.
-Invariants: nobody is named who is not offered by the fleet and allowed by the gateway's hint, nor
-as a fallback whom the profile's filters took away; what is not about a model goes to any endpoint
-and teaches the indexes nothing.
+This is where the protocol ends and the choosing that `kvtier route` also uses begins.
+Invariants: only endpoints that are available and that the gateway's hint allows are named, and
+none, not even as a fallback, that the profile's filters removed; a request that names no model goes
+to any endpoint and does not change the indexes.
 """
 
 import enum
@@ -30,19 +30,19 @@ _read_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class DropReason(enum.Enum):
-    """Why a request was dropped, in the words of llm-d's header."""
+    """Why a request was dropped, with the values of llm-d's header."""
 
     SATURATED = "rejected-saturated"
     NO_ENDPOINTS = "rejected-no-endpoints"
     INVALID = "rejected-invalid"
-    """Ours: the request cannot be understood, or is for a model that nobody serves."""
+    """kvtier's own value: the request is invalid, or names a model that no endpoint serves."""
     SHUTTING_DOWN = "rejected-shutting-down"
     FAILED = "rejected-failed"
-    """Ours: a bug."""
+    """kvtier's own value: an internal error."""
 
 
 class RequestDropped(Exception):
-    """The request goes nowhere."""
+    """A request for which no endpoint is chosen; its client gets `refusal`."""
 
     def __init__(self, refusal: Refusal, reason: DropReason) -> None:
         super().__init__(str(refusal))
@@ -51,44 +51,44 @@ class RequestDropped(Exception):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a request goes."""
+    """The endpoint chosen for a request, and its fallbacks."""
 
     endpoint: Endpoint
     addresses: Sequence[str]
-    """Its own first, then the fallbacks in order."""
+    """The endpoint's address, then those of the fallbacks in order."""
     tokens: int = 0
-    """Of its prompt and of the output that it allows."""
+    """Tokens of the prompt plus the maximum of the output."""
     missing_tokens: int = 0
-    """Of its prompt, those that the endpoint has to compute."""
+    """Tokens of the prompt that the endpoint has to compute."""
     body: bytes | None = None
-    """Sent instead of the client's."""
+    """The body that replaces the client's, if any."""
     response_headers: Mapping[str, str] = {}
-    """For the client, where the response is observed."""
+    """Headers to add for the client, if the response is observed."""
 
 
 class Picking(Protocol):
-    """What the server asks. Belongs to the event loop's thread."""
+    """What the service chooses with. Belongs to the event loop's thread."""
 
     async def choose(self, asked: GatewayRequest) -> Placement:
-        """Raises RequestDropped."""
+        """Choose the endpoints for a request. Raises RequestDropped."""
         ...
 
 
 class PickingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How strictly, and how many."""
+    """The settings of a FleetPicking."""
 
     fallbacks: int = 2
-    """Endpoints named behind the best."""
+    """How many endpoints are named after the best."""
     sheds_below: int = 0
     """Requests of a lower priority get 429 while the fleet is saturated."""
     objectives: Mapping[str, int] = {}
-    """Priority by the name of an objective."""
+    """Priorities by the name of their objective."""
     takes_test_selection: bool = False
-    """Whether a client may say who is picked, as conformance tests do."""
+    """Whether a client may name the endpoints, as conformance tests do."""
 
 
 class FleetPicking:
-    """Chooses from a fleet with a profile."""
+    """A Picking that chooses from a fleet by a profile."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class FleetPicking:
         saturation: Callable[[Sequence[Endpoint], float], float] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`saturation`: 1 and above where endpoints have no room; None: nobody is shed."""
+        """`saturation` returns 1 or more if the endpoints are saturated; None sheds no requests."""
         self._fleet = fleet
         self._chooser = chooser
         self._prompts = prompts
@@ -111,7 +111,7 @@ class FleetPicking:
         self._serving = Waiting(fleet, in_flight=0, bound=0, timeout_s=0)
 
     async def choose(self, asked: GatewayRequest) -> Placement:
-        """See Picking."""
+        """Choose the endpoints for a request. Raises RequestDropped."""
         try:
             return await self._choose(asked)
         except Refusal as refusal:
@@ -136,7 +136,7 @@ class FleetPicking:
             headers=asked.headers,
             priority=self._priority(asked),
         )
-        # After the last await: endpoints may come and go while a prompt is made.
+        # Only after the last await: endpoints may come and go while the prompt is read.
         endpoints = self._allowed(asked, self._serving.with_room(model))
         now_s = self._clock.now_s()
         self._shed(request, endpoints, now_s)
@@ -156,7 +156,7 @@ class FleetPicking:
         )
 
     def _any(self, asked: GatewayRequest) -> Placement:
-        """One at random, and others behind it; those of a test's selection in its order."""
+        """Place a request at random, or in the order of a test's selection."""
         available = self._fleet.available()
         if not available:
             raise unavailable("no endpoint is ready")
@@ -167,14 +167,17 @@ class FleetPicking:
         return Placement(endpoint=wanted[0], addresses=[one.address for one in wanted])
 
     def _allowed(self, asked: GatewayRequest, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
-        """Those of the hint, and of the test's selection in its order. Raises Refusal (503)."""
+        """Return the endpoints that the gateway's hint and a test's selection allow.
+
+        A test's selection also determines the order. Raises Refusal (503) if none is left.
+        """
         if asked.subset is not None:
             allowed = frozenset(asked.subset)
             endpoints = [one for one in endpoints if one.address in allowed]
             if not endpoints:
                 raise unavailable("none of the endpoints that the gateway allows is ready")
         if selection := self._selection(asked):
-            endpoints = [one for wish in selection for one in endpoints if _is(one, wish)]
+            endpoints = [one for name in selection for one in endpoints if _matches(one, name)]
             if not endpoints:
                 raise unavailable(f"no endpoint that {messages.TEST_SELECTION} names is ready")
         return endpoints
@@ -196,7 +199,10 @@ class FleetPicking:
             raise RequestDropped(refusal, DropReason.SATURATED)
 
     def _ordered(self, decision: RoutingDecision) -> Sequence[str]:
-        """Addresses of the chosen, then of the others that were kept, the least loaded first."""
+        """Return the addresses of the chosen endpoints, then of others that the filters kept.
+
+        The others are in order of their load, the least loaded first.
+        """
         count = 1 + self._options.fallbacks
         addresses = [endpoint.address for endpoint in decision.endpoints[:count]]
         if len(addresses) < count:
@@ -207,16 +213,20 @@ class FleetPicking:
         return addresses
 
 
-def _is(endpoint: Endpoint, wish: str) -> bool:
-    """Whether `wish` is its address, or the address without the port."""
+def _matches(endpoint: Endpoint, name: str) -> bool:
+    """Return True if `name` is the endpoint's address, with or without its port."""
     host = endpoint.address.rpartition(":")[0]
-    return wish in (endpoint.address, host, host.strip("[]"))
+    return name in (endpoint.address, host, host.strip("[]"))
 
 
 def rewrite_model(body: bytes, content_type: str, model: str) -> bytes:
-    """The body, asking for `model`. Raises Refusal (400) where it is no JSON object."""
+    """Return `body` with its model replaced; the values of other keys stay byte for byte the same.
+
+    A gateway that splits traffic between versions of a model names the version in a header.
+    Raises Refusal (400) if the body is not a JSON object.
+    """
     if content_type.lower().startswith("multipart/"):
-        raise invalid("the model of a form cannot be exchanged by the gateway")
+        raise invalid("the model in a multipart form cannot be rewritten")
     try:
         fields = _read_fields.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
-"""The picker as one thing that starts and stops: the fleet, its health checks, ports, metrics.
+"""The picker's process: the fleet, its health checks, the ports, and the metrics.
 
-Invariants: it says that it can choose only once discovery has spoken and every replica has been
-asked; from then on no endpoint means 503, and not a picker that is missing. After `close` no
-task and no socket is left.
+Invariants: the picker reports that it is ready only once discovery has listed the replicas and each
+has been checked; from then on, requests get 503 if no endpoint is available, but the picker stays
+ready. After `close` no task and no socket is left.
 """
 
 import asyncio
@@ -38,12 +38,12 @@ from kvtier.router.request.sockets import cannot_listen
 
 _log = logging.getLogger(__name__)
 _MESSAGE_ROOM_BYTES: Final = 1 << 20
-"""Of a message, for what is around a buffered body."""
+"""What a message with a buffered body may take in addition to the body."""
 _PROBE_BYTES: Final = 1 << 16
 
 
 class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person may set. Ports of 0 take free ones."""
+    """The settings of a picker. A port of 0 takes any free port."""
 
     host: str = "127.0.0.1"
     port: int = 9002
@@ -51,12 +51,13 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int = 9090
     is_secure: bool = True
     certificate: Path | None = None
-    """PEM, with its key; None: one of our own."""
+    """A PEM file, to be given with its key; None uses a self-signed certificate."""
     key: Path | None = None
     drain_s: float = 5.0
-    """For which it answers after it has said that it stops, so that gateways hear of it."""
+    """How long the picker goes on answering after it has reported that it stops, so that gateways
+    notice."""
     grace_s: float = 30.0
-    """For streams that are open then."""
+    """How long streams that are still open after that have to end."""
     check_interval_s: float = 2.0
     check_timeout_s: float = 2.0
     stream: StreamOptions = StreamOptions()
@@ -64,7 +65,7 @@ class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessDependencies(msgspec.Struct, frozen=True, kw_only=True):
-    """What chooses."""
+    """The parts of a picker that its configuration determines."""
 
     discovery: ReplicaDiscovery
     chooser: Chooser
@@ -72,11 +73,14 @@ class ProcessDependencies(msgspec.Struct, frozen=True, kw_only=True):
     saturation: Callable[[Sequence[Endpoint], float], float] | None = None
     listeners: Sequence[FleetListener] = ()
     collectors: Sequence[Collector] = ()
-    """Of metrics that are exposed beside the picker's own."""
+    """Metrics that are exposed together with the picker's own."""
 
 
 class PickerServer:
-    """The picker and its health on ports. `bind` and `bind_probes`, `start`, then `stop`."""
+    """The gRPC ports: one for gateways and one for health probes.
+
+    Call `bind` and `bind_probes`, `start`, then `stop`.
+    """
 
     def __init__(self, service: ExtProcService, health: HealthService) -> None:
         most = service.options.max_body_bytes + _MESSAGE_ROOM_BYTES
@@ -94,20 +98,20 @@ class PickerServer:
         )
 
     def bind(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        """Where gateways ask; without TLS in plain text. Returns the port."""
+        """Bind the gateways' port, in plain text if `tls` is None. Return the port."""
         return self._server.bind(host, port, tls)
 
     def bind_probes(self, host: str, port: int) -> int:
-        """Where Kubernetes asks for health, in plain text. Returns the port."""
+        """Bind the port of Kubernetes' health probes, in plain text. Return the port."""
         return self._probes.bind(host, port, None)
 
     async def start(self) -> None:
-        """Answer."""
+        """Accept connections on both ports."""
         await self._server.start()
         await self._probes.start()
 
     async def stop(self, drain_s: float, grace_s: float) -> None:
-        """Say not serving, answer for `drain_s` more, then let streams end within `grace_s`."""
+        """Report not serving, answer for `drain_s` more, then give streams `grace_s` to end."""
         self.health.stop()
         await asyncio.sleep(drain_s)
         await self._server.stop(grace_s)
@@ -115,12 +119,12 @@ class PickerServer:
 
 
 class Process:
-    """`start` and `close` run on one event loop."""
+    """A picker: call `start`, `drain` and `close` on one event loop."""
 
     def __init__(
         self, options: ProcessOptions, wiring: ProcessDependencies, clock: Clock | None = None
     ) -> None:
-        """Raises InvalidSettings for certificates that cannot be used."""
+        """Raises InvalidSettings if the certificate or its key cannot be used."""
         self._options = options
         self._discovery = wiring.discovery
         clock = clock or MonotonicClock()
@@ -154,14 +158,17 @@ class Process:
         self.port = self.health_port = self.metrics_port = 0
 
     async def start(self) -> None:
-        """Listen, then learn the fleet, then say that it can choose. Raises InvalidSettings."""
+        """Listen, wait until every replica has been checked, then report ready.
+
+        Raises InvalidSettings if a port cannot be bound or discovery cannot start.
+        """
         options = self._options
         self._server = PickerServer(self._service, HealthService())
-        with _taken("--host, --grpc-port", options.host, options.port):
+        with _naming_flags("--host, --grpc-port", options.host, options.port):
             self.port = self._server.bind(options.host, options.port, self._tls)
-        with _taken("--host, --grpc-health-port", options.host, options.health_port):
+        with _naming_flags("--host, --grpc-health-port", options.host, options.health_port):
             self.health_port = self._server.bind_probes(options.host, options.health_port)
-        with _taken("--host, --metrics-port", options.host, options.metrics_port):
+        with _naming_flags("--host, --metrics-port", options.host, options.metrics_port):
             self.metrics_port = await self._exposition.start(options.host, options.metrics_port)
         await self._server.start()
         ready = asyncio.Event()
@@ -174,17 +181,17 @@ class Process:
         await self._prober.first_round()
         self._server.health.ready(is_ready=True)
 
-    def _arrive(self, choice: Placement) -> InFlightRequest:
-        return self.fleet.add_load(choice.endpoint, choice.tokens, choice.missing_tokens)
+    def _arrive(self, placement: Placement) -> InFlightRequest:
+        return self.fleet.add_load(placement.endpoint, placement.tokens, placement.missing_tokens)
 
     async def drain(self) -> None:
-        """Gateways hear that it stops; streams that are open end."""
+        """Report not serving, then let open streams end."""
         if self._server is not None:
-            _log.info("stopping: gateways hear of it for %g s", self._options.drain_s)
+            _log.info("stopping: answering gateways for another %g s", self._options.drain_s)
             await self._server.stop(self._options.drain_s, self._options.grace_s)
 
     async def close(self) -> None:
-        """End at once. Idempotent."""
+        """Stop at once. Idempotent."""
         if self._server is not None:
             await self._server.stop(0.0, 0.0)
         if self._follow is not None:
@@ -196,8 +203,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def _taken(flags: str, host: str, port: int) -> Iterator[None]:
-    """What listens knows no flags: its error is said anew with them."""
+def _naming_flags(flags: str, host: str, port: int) -> Iterator[None]:
+    """Add the flags' names to the error of a port that cannot be bound."""
     try:
         yield
     except InvalidSettings as error:

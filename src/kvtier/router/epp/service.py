@@ -1,13 +1,14 @@
-"""One stream of a gateway: a request is answered for, and the response followed if that is wanted.
+"""The ext_proc service: each stream of a gateway is one request, and possibly its response.
 
-Why it closes after the choice: a gateway whose stream ends cleanly proceeds without asking again,
-so that no chunk of a response crosses it and the picker. Where the gateway streams responses in
-full duplex, that is safe only if it reads the end together with the choice: what it has sent by the
-time it reads of the end is lost. So there it closes if both go out as one, and gives everything
-back if not. A picker that goes away closes whatever can be closed so.
-Invariants: every stream is answered for once or ends with an error; a stream that nobody
-finishes, or whose answer nobody reads, ends in time; bytes that are held are given back however
-it ends, and as soon as a request is refused.
+A stream is closed after its request is placed, if possible. A gateway whose stream ends cleanly goes on
+alone, so that no chunk of the response has to pass through the picker. Where the gateway shows
+responses in full duplex, this is safe only if it reads the end together with the placement, because
+everything that it sends before it reads the end is lost. In that mode the stream is closed if both
+can be sent in one piece; otherwise it stays open and gives the response back. A picker that stops
+closes every stream that can be closed safely.
+Invariants: every stream is answered once or ends with an error; a stream whose request never
+completes, or whose answer is never read, is ended by a timeout; the memory that a stream has taken
+is released however it ends, and as soon as its request is refused.
 """
 
 import asyncio
@@ -38,25 +39,26 @@ _log = logging.getLogger(__name__)
 
 PROCESS: Final = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 _WHOLE_BYTES: Final = 16_384
-"""Of a body: with a larger one the answer is made piece by piece, as there is room."""
+"""The largest body whose answer is built at once; larger ones are built piece by piece, as the
+window allows."""
 _RETRY_AFTER_S: Final = 1
-_LAST_WORD_S: Final = 1.0
-"""For a request that took too long, to hear of it."""
+_TIMEOUT_ANSWER_S: Final = 1.0
+"""How long the answer to a request that has timed out may take to be sent."""
 _RESPONSES: Final = ("response_headers", "response_body", "response_trailers")
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Of every stream."""
+    """The settings of the service and its streams."""
 
     body_mode: BodyMode = BodyMode.FULL_DUPLEX
-    """Of gateways that do not say how they are configured."""
+    """The mode of gateways that do not report their configuration."""
     max_body_bytes: int = 64 << 20
     max_held_bytes: int = 1 << 30
-    """Of all bodies that are being received, chosen for or given back."""
+    """Maximum of all headers and bodies together that are being received or given back."""
     request_timeout_s: float = 60.0
-    """For the whole of a request, its choice, and the answer to it."""
+    """Timeout for receiving a request, choosing, and sending the answer."""
     observes: bool = False
-    """Responses, wherever the gateway shows them."""
+    """Whether responses are followed wherever the gateway shows them."""
 
 
 class ExtProcService:
@@ -71,7 +73,7 @@ class ExtProcService:
         observer: Callable[[Placement], InFlightRequest],
         clock: Clock | None = None,
     ) -> None:
-        """`observer` is called for requests whose response is followed."""
+        """`observer` is called for each request whose response is followed."""
         self._picking = picking
         self.meter = meter
         self.options = options
@@ -80,29 +82,29 @@ class ExtProcService:
         self.held = MemoryBudget(options.max_held_bytes)
 
     def process(self, call: Call) -> "ExtProcStream":
-        """A gateway has begun a stream."""
+        """Handle a new stream of a gateway."""
         return ExtProcStream(self, call)
 
     async def choose(self, asked: GatewayRequest) -> Placement:
-        """See Desk."""
+        """Choose the endpoints for a request. Raises RequestDropped, and nothing else."""
         since_s = self.clock.now_s()
         try:
-            choice = await self._picking.choose(asked)
+            placement = await self._picking.choose(asked)
         except RequestDropped:
             raise
         except Exception as error:
-            # A gateway in full duplex has sent the body and cannot fail open any more.
+            # A gateway in full duplex has already sent the body and can no longer fail open.
             _log.exception("choosing failed")
             refusal = Refusal(
                 500, "the endpoint picker failed", kind="internal_error", code="internal_error"
             )
             raise RequestDropped(refusal, DropReason.FAILED) from error
         self.meter.chosen(self.clock.now_s() - since_s)
-        return choice
+        return placement
 
 
 class ExtProcStream:
-    """Meets calls.Handler."""
+    """One stream of a gateway; implements `calls.Handler`."""
 
     def __init__(self, service: ExtProcService, call: Call) -> None:
         options = service.options
@@ -110,71 +112,71 @@ class ExtProcStream:
         self._call = call
         self._conversation = ExtProcConversation(options.body_mode, options.max_body_bytes)
         self._response = ObservedResponse(service.clock, options.body_mode)
-        self._take: Callable[[ProcessingRequest, int], None] = self._begin
+        self._receive: Callable[[ProcessingRequest, int], None] = self._begin
         self._held_bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._choice: Placement | None = None
-        self._stay: InFlightRequest | None = None
+        self._placement: Placement | None = None
+        self._in_flight: InFlightRequest | None = None
         self._is_following = self._is_stopping = False
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(options.request_timeout_s, self._give_up)
+        self._timer = self._loop.call_later(options.request_timeout_s, self._time_out)
         service.meter.opened()
 
     def receive(self, message: bytes) -> None:
-        """See Handler."""
+        """Handle the gateway's next message."""
         try:
-            self._take(ProcessingRequest.FromString(message), len(message))
+            self._receive(ProcessingRequest.FromString(message), len(message))
         except (UnexpectedMessage, DecodeError) as error:
             self._service.meter.out_of_turn()
             self._call.end(GrpcStatus.INVALID_ARGUMENT, str(error))
 
     def half_closed(self) -> None:
-        """See Handler."""
+        """End the stream: the gateway has."""
         self._call.end()
 
     def sent(self) -> None:
-        """See Handler."""
+        """Release the request's memory once its answer has been sent."""
         if self._conversation.is_answered:
             self._timer.cancel()
-            self._let_go()
+            self._release_memory()
 
     def closed(self) -> None:
-        """See Handler."""
+        """Release everything that the stream holds, and count its outcome."""
         self._timer.cancel()
-        self._let_go()
+        self._release_memory()
         if self._task is not None:
             self._task.cancel()
-        if self._stay is not None and self._choice is not None:
-            self._stay.end()
-            self._service.meter.observed(self._choice, self._response.end())
+        if self._in_flight is not None and self._placement is not None:
+            self._in_flight.end()
+            self._service.meter.observed(self._placement, self._response.end())
         self._service.meter.closed()
-        del self._take  # a bound method of our own is a cycle, and nothing is called after this
+        del self._receive  # a bound method of this object is a reference cycle
 
     def out_of_memory(self) -> None:
-        """See Handler."""
+        """Refuse the request with 429."""
         if not self._conversation.is_answered and not self._is_following:
             self._drop(_too_many_bodies())
 
     def stopping(self) -> None:
-        """See Handler."""
+        """Close the stream now, or after the placement, if that loses nothing."""
         self._is_stopping = True
         if self._is_following and not self._response.may_lose:
             self._call.end()
 
     def _begin(self, message: ProcessingRequest, size: int) -> None:
         if message.observability_mode:
-            self._call.end()  # nobody waits for an answer
+            self._call.end()  # the gateway ignores answers
             return
-        self._response.told(message)
+        self._response.read_modes(message)
         if message.WhichOneof("request") in _RESPONSES:
-            # The gateway shows responses only, of requests that somebody else has placed.
+            # The gateway shows only responses, to requests that were placed elsewhere.
             self._timer.cancel()
             self._follow()
         else:
-            self._take = self._listen
-        self._take(message, size)
+            self._receive = self._receive_request
+        self._receive(message, size)
 
-    def _listen(self, message: ProcessingRequest, size: int) -> None:
+    def _receive_request(self, message: ProcessingRequest, size: int) -> None:
         try:
             got = self._conversation.receive(message)
             self._hold(size)
@@ -191,21 +193,21 @@ class ExtProcStream:
 
     async def _choose(self, asked: GatewayRequest) -> None:
         try:
-            choice = await self._service.choose(asked)
+            placement = await self._service.choose(asked)
             self._task = None
-            self._answer(asked, choice)
+            self._answer(asked, placement)
         except RequestDropped as dropped:
             self._task = None
             self._drop(dropped)
         except Exception:
-            _log.exception("an answer cannot be written")
+            _log.exception("answering a request failed")
             self._call.abort(GrpcStatus.INTERNAL, "the endpoint picker failed")
 
-    def _answer(self, asked: GatewayRequest, choice: Placement) -> None:
-        answers = self._conversation.choose(choice.addresses, body=choice.body)
+    def _answer(self, asked: GatewayRequest, placement: Placement) -> None:
+        answers = self._conversation.choose(placement.addresses, body=placement.body)
         messages: Iterable[bytes] = _written(answers)
         given_back = asked.body if self._conversation.gives_back else b""
-        is_small = len(given_back if choice.body is None else choice.body) <= _WHOLE_BYTES
+        is_small = len(given_back if placement.body is None else placement.body) <= _WHOLE_BYTES
         if is_small:
             messages = whole = list(messages)
         if self._is_stopping or not self._service.options.observes:
@@ -215,19 +217,19 @@ class ExtProcStream:
                 self._call.send(messages)
                 self._call.end()
                 return
-        self._choice = choice
-        self._stay = self._service.observer(choice)
-        self._response.follows(self._stay, choice.response_headers)
+        self._placement = placement
+        self._in_flight = self._service.observer(placement)
+        self._response.attach(self._in_flight, placement.response_headers)
         self._follow()
         self._call.send(messages)
         self._call.release()
 
     def _follow(self) -> None:
         self._is_following = True
-        self._take = self._see
+        self._receive = self._receive_response
 
-    def _see(self, message: ProcessingRequest, size: int) -> None:
-        del size  # it is given back at once
+    def _receive_response(self, message: ProcessingRequest, size: int) -> None:
+        del size  # it is not buffered
         if self._is_stopping and not self._response.may_lose:
             self._call.end()
         else:
@@ -242,33 +244,33 @@ class ExtProcStream:
             self._task = None
         self._service.meter.dropped(reason)
         answers = self._conversation.refuse(refusal, reason.value)
-        self._let_go()
+        self._release_memory()
         self._call.send(_written(answers))
         self._call.end()
 
-    def _give_up(self) -> None:
-        """The request, or its choice, took too long; or its answer is not read."""
+    def _time_out(self) -> None:
+        """End a stream whose request, placement or answer has timed out."""
         if self._conversation.is_answered:
             self._call.abort(GrpcStatus.UNAVAILABLE, "the answer was not read in time")
             return
-        self._timer = self._loop.call_later(_LAST_WORD_S, self._give_up)
+        self._timer = self._loop.call_later(_TIMEOUT_ANSWER_S, self._time_out)
         self._refuse(
             too_slow("request", self._service.options.request_timeout_s), DropReason.INVALID
         )
 
     def _hold(self, size: int) -> None:
-        """Raises RequestDropped where it is too much."""
+        """Take memory for a message. Raises RequestDropped if there is not enough."""
         if not self._service.held.take(size):
             raise _too_many_bodies()
         self._held_bytes += size
 
-    def _let_go(self) -> None:
+    def _release_memory(self) -> None:
         self._service.held.release(self._held_bytes)
         self._held_bytes = 0
 
 
 def _too_many_bodies() -> RequestDropped:
-    refusal = overloaded("too many bodies at once; try again later", _RETRY_AFTER_S)
+    refusal = overloaded("too many request bodies at once; try again later", _RETRY_AFTER_S)
     return RequestDropped(refusal, DropReason.SATURATED)
 
 

@@ -12,7 +12,7 @@ from kvtier.router.epp.h2 import frames, grpc
 from kvtier.router.epp.h2.calls import Call
 from kvtier.router.epp.h2.connection import H2Connection
 from kvtier.router.epp.h2.grpc import GrpcStatus
-from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
+from kvtier.router.epp.h2.limits import H2Limits, MemoryBudget
 from kvtier.router.epp.h2.session import ServerContext
 
 BEGIN = frames.PREFACE + frames.settings({}) + frames.frame(frames.SETTINGS, frames.ACK, 0)

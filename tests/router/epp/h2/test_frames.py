@@ -68,7 +68,9 @@ def test_what_cannot_be_taken_off_is_broken(flags: int, payload: bytes) -> None:
 
 def test_numbers_and_settings_have_their_size() -> None:
     assert frames.number(b"\x00\x00\x01\x02") == 258
-    assert frames.parse_settings(b"\x00\x04\x00\x01\x00\x00") == [(frames.INITIAL_WINDOW_SIZE, 65536)]
+    assert frames.parse_settings(b"\x00\x04\x00\x01\x00\x00") == [
+        (frames.INITIAL_WINDOW_SIZE, 65536)
+    ]
     for broken in (lambda: frames.number(b"\x00" * 5), lambda: frames.parse_settings(b"\x00" * 7)):
         with pytest.raises(H2ProtocolError) as error:
             broken()

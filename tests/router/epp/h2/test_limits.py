@@ -5,7 +5,13 @@ import pytest
 from kvtier.clock import VirtualClock
 from kvtier.router.epp.h2 import frames
 from kvtier.router.epp.h2.frames import Code, H2ProtocolError
-from kvtier.router.epp.h2.limits import MemoryBudget, FrameBudget, H2Limits, PeerSettings, grown_window
+from kvtier.router.epp.h2.limits import (
+    FrameBudget,
+    H2Limits,
+    MemoryBudget,
+    PeerSettings,
+    grown_window,
+)
 
 
 def test_what_all_keep_together_is_bounded() -> None:

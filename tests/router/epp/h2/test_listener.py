@@ -14,7 +14,7 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp import certificates
 from kvtier.router.epp.h2 import frames
-from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
+from kvtier.router.epp.h2.limits import H2Limits, MemoryBudget
 from kvtier.router.epp.h2.listener import GrpcListener
 from tests.router.epp.h2.clients import BEGIN, Echo, parsed
 

@@ -33,22 +33,22 @@ class H2Connection(asyncio.Protocol):
     Belongs to the event loop's thread.
     """
 
-    def __init__(self, host: ServerContext, connections: "set[H2Connection]") -> None:
+    def __init__(self, context: ServerContext, connections: "set[H2Connection]") -> None:
         """`connections` contains this connection while it is open."""
-        self._host = host
+        self._context = context
         self._connections = connections
-        self._limits = host.limits
+        self._limits = context.limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._reader = frames.FrameReader(host.limits.max_frame_bytes)
+        self._reader = frames.FrameReader(context.limits.max_frame_bytes)
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
         self._is_secure = False
         self._is_reading = self._is_flushing = self._is_closing = False
         self._is_paused = self._was_paused = False
         self._is_heard = self._is_asked = False
-        self._session = Session(host, self)
+        self._session = Session(context, self)
 
     # Called by the event loop.
 
@@ -60,7 +60,7 @@ class H2Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_WRITE_BYTES)
         self._connections.add(self)
         self._session.begin()
-        if self._host.is_stopping:
+        if self._context.is_stopping:
             self.end()
             return
         self.flush()
@@ -76,7 +76,7 @@ class H2Connection(asyncio.Protocol):
             for frame in self._reader.feed(data):
                 take(frame)
         except H2ProtocolError as broken:
-            self._host.on_broken()
+            self._context.on_broken()
             self._break(broken.code, str(broken))
         except Exception:
             _log.exception("internal error on an HTTP/2 connection")

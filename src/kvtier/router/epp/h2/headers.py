@@ -93,8 +93,8 @@ class HeaderBlock:
 class HeaderDecoder:
     """The header decoder of one connection."""
 
-    def __init__(self, known: HeaderCache) -> None:
-        self._known = known
+    def __init__(self, cache: HeaderCache) -> None:
+        self._cache = cache
         self._decoder = hpack.Decoder(max_header_list_size=LIST_BYTES)
         self._has_table = True
 
@@ -113,10 +113,10 @@ class HeaderDecoder:
         """
         if self._has_table:
             return self._decode(block)
-        call = self._known.get(block)
+        call = self._cache.get(block)
         if call is None:
             call = self._decode(block)
-            self._known.add(block, call)
+            self._cache.add(block, call)
         return call
 
     def _decode(self, block: bytes) -> CallHeaders:

@@ -39,7 +39,7 @@ class GrpcListener:
         `on_broken` is called when a client has violated the protocol and loses its connection.
         """
         clock = clock or MonotonicClock()
-        self._host = ServerContext(services, limits, memory, clock, on_broken)
+        self._context = ServerContext(services, limits, memory, clock, on_broken)
         self._connections: set[H2Connection] = set()
         self._socket: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
@@ -64,9 +64,9 @@ class GrpcListener:
     async def start(self) -> None:
         """Accept connections."""
         assert self._socket is not None, "call bind() first"
-        limits = self._host.limits
+        limits = self._context.limits
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: H2Connection(self._host, self._connections),
+            lambda: H2Connection(self._context, self._connections),
             sock=self._socket,
             ssl=self._tls,
             backlog=_BACKLOG,
@@ -76,7 +76,7 @@ class GrpcListener:
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more connections, give open streams `grace_s` to end, then close. Idempotent."""
-        self._host.is_stopping = True
+        self._context.is_stopping = True
         if self._server is not None:
             self._server.close()
         elif self._socket is not None:

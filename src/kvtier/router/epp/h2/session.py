@@ -69,11 +69,11 @@ class Session:
     Call `begin`, then `take` with each frame.
     """
 
-    def __init__(self, host: ServerContext, wire: Wire) -> None:
-        self._host = host
+    def __init__(self, context: ServerContext, wire: Wire) -> None:
+        self._context = context
         self._wire = wire
-        self.limits = host.limits
-        self.memory = host.memory
+        self.limits = context.limits
+        self.memory = context.memory
         self.write = wire.write
         self.can_write = wire.can_write
         self.fits_one_write = wire.fits_one_write
@@ -81,8 +81,8 @@ class Session:
         self._receive_window = self.limits.connection_window_bytes
         self._consumed_bytes = 0
         self._peer = PeerSettings()
-        self._decoder = headers.HeaderDecoder(host.header_cache)
-        self._patience = FrameBudget(self.limits, host.clock)
+        self._decoder = headers.HeaderDecoder(context.header_cache)
+        self._budget = FrameBudget(self.limits, context.clock)
         self._streams: dict[int, Stream] = {}
         self._waiting: dict[Sender, None] = {}
         self._last_stream = 0
@@ -296,7 +296,7 @@ class Session:
         elif not call.content_type.startswith(b"application/grpc"):
             stream.refuse(415)
         else:
-            service = self._host.services.get(call.path)
+            service = self._context.services.get(call.path)
             if service is None:
                 stream.end(grpc.GrpcStatus.UNIMPLEMENTED, "there is no such method")
             else:
@@ -377,7 +377,7 @@ class Session:
             raise H2ProtocolError(Code.PROTOCOL_ERROR, "a frame on a stream that is not open")
 
     def _spend(self, cost: int = 1) -> None:
-        if not self._patience.spend(cost):
+        if not self._budget.spend(cost):
             raise H2ProtocolError(Code.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 
     def _send_final_goaway(self) -> None:
