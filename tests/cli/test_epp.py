@@ -22,18 +22,18 @@ def run(*arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "no endpoint"),
+        ((), "no replicas"),
         (("--endpoint", "ftp://x"), "--endpoint"),
         ((*ENDPOINT, *ENDPOINT), "twice"),
-        ((*ENDPOINT, "--tls-key", "k"), "give both"),
-        ((*ENDPOINT, "--insecure", "--tls-key", "k", "--tls-certificate", "c"), "one of them"),
-        ((*ENDPOINT, "--config-text", "a: 1", "--config-file", "x"), "one of them"),
+        ((*ENDPOINT, "--tls-key", "k"), "give both or neither"),
+        ((*ENDPOINT, "--insecure", "--tls-key", "k", "--tls-certificate", "c"), "only one of them"),
+        ((*ENDPOINT, "--config-text", "a: 1", "--config-file", "x"), "only one of them"),
         ((*ENDPOINT, "--config-text", "kind: Nonsense"), "--config-text"),
         ((*ENDPOINT, "--config-file", "/nowhere"), "--config-file: /nowhere cannot be read"),
         ((*ENDPOINT, "--objective", "batch"), "write batch=-1"),
         ((*ENDPOINT, "--max-body", "lots"), "--max-body"),
         ((*ENDPOINT, "--drain", "soon"), "--drain"),
-        ((*ENDPOINT, "--pool-name", "p"), "Kubernetes alone"),
+        ((*ENDPOINT, "--pool-name", "p"), "all replicas come from Kubernetes"),
         (("--pool-name", "p", "--selector", "a=b"), "give either a pool or a selector"),
         (("--selector", "a"), "--selector"),
         (("--pool-name", "p", "--pool-group", "g"), "--pool-group"),
@@ -66,7 +66,7 @@ def test_authorities_that_are_not_here_are_said_beside_the_configuration() -> No
     result = CliRunner().invoke(kvtier, ["epp", *flags, "--ca", "/nowhere/ca.pem"])
     assert result.exit_code == 0
     assert yaml.safe_load(result.stdout)["static_resources"]["listeners"]
-    assert result.stderr == "warning: --ca: /nowhere/ca.pem does not exist here\n"
+    assert result.stderr == "warning: --ca: /nowhere/ca.pem does not exist on this machine\n"
 
 
 KUBECONFIG = """\

@@ -41,7 +41,7 @@ def test_what_cannot_be_followed_is_an_error(given: dict[str, object], said: str
 
 def test_replicas_come_from_one_place() -> None:
     assert pods(GIVEN, [["http://h"], None]) is None
-    with pytest.raises(InvalidSettings, match="Kubernetes alone"):
+    with pytest.raises(InvalidSettings, match="all replicas come from Kubernetes"):
         pods({**GIVEN, "selector": "a=b"}, [(), "replicas.yaml"])
 
 

@@ -1,4 +1,4 @@
-"""`kvtier epp`: the endpoint picker for gateways, and a configuration of Envoy with it."""
+"""`kvtier epp`: the endpoint picker for gateways, and an Envoy configuration for it."""
 
 import asyncio
 import logging
@@ -60,57 +60,82 @@ Examples:
   kvtier epp envoy-config --endpoint 127.0.0.1:8000 --endpoint 127.0.0.1:8001 > envoy.yaml
 """,
 )
-@click.option("--endpoint", "endpoints", multiple=True, metavar="URL", help="An endpoint; repeat.")
-@click.option("--endpoints", "listed", type=_FILE, help="YAML of endpoints, re-read on change.")
+@click.option(
+    "--endpoint",
+    "endpoints",
+    multiple=True,
+    metavar="URL",
+    help="URL of a replica; repeat for several.",
+)
+@click.option(
+    "--endpoints", "listed", type=_FILE, help="YAML file of replicas, reloaded when it changes."
+)
 @pod_flags
 @gauge_flags
-@click.option("--config-file", type=_FILE, help="EndpointPickerConfig, of either generation.")
-@click.option("--config-text", metavar="YAML", help="The same as text.")
+@click.option("--config-file", type=_FILE, help="EndpointPickerConfig file, of either generation.")
+@click.option("--config-text", metavar="YAML", help="EndpointPickerConfig as text.")
 @click.option(
     "--tokenizer",
     "tokenizers",
     multiple=True,
     metavar="[MODEL=]FOLDER",
-    help="Compare prompts by these tokens, not by characters.",
+    help="Compare prompts by this tokenizer's tokens instead of characters; repeat.",
 )
 @click.option(
     "--evictor-events",
     "evictors",
     multiple=True,
     metavar="ENDPOINT",
-    help="Where `kvtier evict --events` publishes: tcp://evictor:5559; repeat.",
+    help="Address of `kvtier evict --events`, as tcp://evictor:5559; repeat for several.",
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.  [127.0.0.1]")
-@click.option("--grpc-port", type=_PORT, default=9002, help="Where gateways ask.  [9002]")
-@click.option("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.  [9003]")
-@click.option("--metrics-port", type=_PORT, default=9090, help="Prometheus.  [9090]")
-@click.option("--insecure", is_flag=True, help="Plain text instead of TLS.")
-@click.option("--tls-certificate", type=_FILE, help="PEM; without it one is made in memory.")
-@click.option("--tls-key", type=_FILE, help="Its private key, PEM.")
-@click.option("--fallbacks", type=click.IntRange(0, 16), default=2, help="Behind the best.  [2]")
-@click.option("--observe-responses", is_flag=True, help="Keep streams open for the response.")
+@click.option("--grpc-port", type=_PORT, default=9002, help="Port for gateways.  [9002]")
 @click.option(
-    "--objective", "objectives", multiple=True, metavar="NAME=N", help="Its priority; below 0 shed."
+    "--grpc-health-port", type=_PORT, default=9003, help="Port of gRPC health checks.  [9003]"
 )
-@click.option("--max-body", default="64MiB", help="Larger bodies get 413.  [64MiB]")
-@click.option("--drain", default="5s", help="Answer so long after being told to stop.  [5s]")
+@click.option("--metrics-port", type=_PORT, default=9090, help="Port of /metrics.  [9090]")
+@click.option("--insecure", is_flag=True, help="Serve gateways in plain text instead of TLS.")
+@click.option(
+    "--tls-certificate", type=_FILE, help="Certificate (PEM); by default a self-signed one."
+)
+@click.option("--tls-key", type=_FILE, help="Private key of --tls-certificate (PEM).")
+@click.option(
+    "--fallbacks",
+    type=click.IntRange(0, 16),
+    default=2,
+    help="Number of replicas named after the best.  [2]",
+)
+@click.option(
+    "--observe-responses", is_flag=True, help="Keep streams open to follow the responses."
+)
+@click.option(
+    "--objective",
+    "objectives",
+    multiple=True,
+    metavar="NAME=N",
+    help="Priority of an objective; below 0, requests are shed under load. Repeat for several.",
+)
+@click.option("--max-body", default="64MiB", help="Answer larger bodies with 413.  [64MiB]")
+@click.option(
+    "--drain", default="5s", help="Go on answering this long after a signal to stop.  [5s]"
+)
 @click.option(
     "--body-mode",
     type=click.Choice(list(_MODES)),
     default="full-duplex",
-    help="Of gateways that do not say it.  [full-duplex]",
+    help="Body mode of gateways that do not report theirs.  [full-duplex]",
 )
 @click.option(
     "--test-endpoint-selection",
     is_flag=True,
-    help="Obey the header test-epp-endpoint-selection, as conformance tests need.",
+    help="Obey the header test-epp-endpoint-selection; for conformance tests.",
 )
 @click.pass_context
 def epp(context: click.Context, /, **flags: Any) -> None:
     """Choose endpoints for gateways that ask through Envoy's ext_proc.
 
-    Listens on loopback, with TLS of a certificate made at the start, unless told otherwise. After
-    each choice the stream is closed, so that responses do not pass through the picker.
+    By default it listens on loopback, with TLS and a self-signed certificate. A gateway's stream is
+    closed once its request is placed, so that responses do not pass through the picker.
     """
     if context.invoked_subcommand is not None:
         return
@@ -143,25 +168,25 @@ def epp(context: click.Context, /, **flags: Any) -> None:
 async def _run(
     process: Process, around: Sequence[AbstractAsyncContextManager[object]], options: ProcessOptions
 ) -> int:
-    """Until told to stop; the number of the signal that did. A second one waits for nothing."""
+    """Run until a signal and drain; return the signal's number. A second signal skips the drain."""
     loop = asyncio.get_running_loop()
-    told: asyncio.Queue[int] = asyncio.Queue()
+    signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.put_nowait, number)
+        loop.add_signal_handler(number, signals.put_nowait, number)
     async with AsyncExitStack() as stack:
         for context in around:
             await stack.enter_async_context(context)
-        first = asyncio.create_task(told.get())
-        # A cluster that does not answer yet must not keep it from being stopped.
+        first = asyncio.create_task(signals.get())
+        # A signal also stops a start that waits for an unreachable cluster.
         working = asyncio.create_task(process.start())
         try:
             await asyncio.wait((working, first), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 await working
-                _log.info("%s", _whereabouts(process, options))
+                _log.info("%s", _listening(process, options))
                 await first
                 working = asyncio.create_task(process.drain())
-                second = asyncio.create_task(told.get())
+                second = asyncio.create_task(signals.get())
                 await asyncio.wait((working, second), return_when=asyncio.FIRST_COMPLETED)
                 second.cancel()
             return await first
@@ -172,7 +197,7 @@ async def _run(
             await process.close()
 
 
-def _whereabouts(process: Process, options: ProcessOptions) -> str:
+def _listening(process: Process, options: ProcessOptions) -> str:
     security = "TLS" if options.is_secure else "plain text"
     return (
         f"listening on {options.host}: gateways on port {process.port} ({security}), "
@@ -181,18 +206,18 @@ def _whereabouts(process: Process, options: ProcessOptions) -> str:
 
 
 def _unreachable(flags: dict[str, Any]) -> list[str]:
-    """In a cluster the gateway is on another machine."""
+    """Warn if the picker runs in a cluster, where gateways are elsewhere, but uses loopback."""
     if not (flags["pool_name"] or flags["selector"]) or flags["host"] not in _LOOPBACK:
         return []
-    return [f"gateways elsewhere cannot reach {flags['host']}: give --host 0.0.0.0"]
+    return [f"gateways in the cluster cannot reach {flags['host']}: give --host 0.0.0.0"]
 
 
 def _options(flags: dict[str, Any], priorities: Objectives) -> ProcessOptions:
     certificate, key = flags["tls_certificate"], flags["tls_key"]
     if (certificate is None) != (key is None):
-        raise InvalidSettings("--tls-certificate and --tls-key: give both, or neither")
+        raise InvalidSettings("--tls-certificate and --tls-key: give both or neither")
     if flags["insecure"] and certificate is not None:
-        raise InvalidSettings("--insecure and --tls-certificate: give one of them")
+        raise InvalidSettings("--insecure and --tls-certificate: give only one of them")
     return ProcessOptions(
         host=flags["host"],
         port=flags["grpc_port"],
@@ -216,7 +241,7 @@ def _options(flags: dict[str, Any], priorities: Objectives) -> ProcessOptions:
 
 
 def _detector(configuration: config.Configuration) -> UtilizationDetector:
-    """That of the configuration, or one as the field has it."""
+    """Return the saturation detector of the configuration, or one with the usual parameters."""
     given = (
         spec.parameters
         for spec in configuration.plugins.values()
@@ -239,7 +264,7 @@ def _objective(text: str) -> tuple[str, int]:
     try:
         return name, int(number)
     except ValueError:
-        raise InvalidSettings(f"--objective: {text!r} is not understood; write batch=-1") from None
+        raise InvalidSettings(f"--objective: {text!r} is not NAME=N; write batch=-1") from None
 
 
 def _discovery(flags: dict[str, Any]) -> ReplicaDiscovery:
@@ -253,7 +278,7 @@ def _discovery(flags: dict[str, Any]) -> ReplicaDiscovery:
         return FileDiscovery(str(flags["listed"]), fixed, flag="--endpoints")
     if not fixed:
         raise InvalidSettings(
-            "no endpoint: give --endpoint, --endpoints, --pool-name or --selector"
+            "no replicas: give --endpoint, --endpoints, --pool-name or --selector"
         )
     return StaticDiscovery(fixed)
 
@@ -261,7 +286,7 @@ def _discovery(flags: dict[str, Any]) -> ReplicaDiscovery:
 def _configuration(flags: dict[str, Any]) -> config.Configuration:
     path, text = flags["config_file"], flags["config_text"]
     if path is not None and text is not None:
-        raise InvalidSettings("--config-file and --config-text: give one of them")
+        raise InvalidSettings("--config-file and --config-text: give only one of them")
     if text is not None:
         return config.parse_configuration(text, "--config-text")
     return config.read_configuration(None if path is None else str(path), "--config-file")
@@ -271,30 +296,40 @@ def _configuration(flags: dict[str, Any]) -> config.Configuration:
     "envoy-config",
     epilog="\b\nExample:\n  kvtier epp envoy-config --endpoint 127.0.0.1:8000 > envoy.yaml",
 )
-@click.option("--listen", default="127.0.0.1:8080", help="Where clients come.  [127.0.0.1:8080]")
+@click.option("--listen", default="127.0.0.1:8080", help="Envoy's address.  [127.0.0.1:8080]")
 @click.option(
-    "--picker", default="127.0.0.1:9002", help="kvtier epp; may be a name.  [127.0.0.1:9002]"
+    "--picker",
+    default="127.0.0.1:9002",
+    help="Address of kvtier epp, which may be a host name.  [127.0.0.1:9002]",
 )
 @click.option(
     "--endpoint",
     "endpoints",
     multiple=True,
     required=True,
-    help="A replica, by IP address; repeat.",
+    help="IP address and port of a replica; repeat for several.",
 )
-@click.option("--admin", help="Envoy's own pages: 127.0.0.1:9901.")
-@click.option("--insecure", is_flag=True, help="The picker speaks plain text.")
-@click.option("--ca", help="Authorities that the picker's certificate is checked by (PEM).")
-@click.option("--picker-san", help="DNS name that this certificate must be for; with --ca.")
-@click.option("--fail-close", is_flag=True, help="Without a picker: errors, not any replica.")
-@click.option("--buffered", is_flag=True, help="Collect bodies in Envoy instead of streaming.")
-@click.option("--observe-responses", is_flag=True, help="For a picker that has the same flag.")
-@click.option("--retries", type=click.IntRange(0, 16), default=2, help="Of fallbacks.  [2]")
-@click.option("--health-path", default="/health", help="Of replicas; empty: none.  [/health]")
+@click.option("--admin", help="Address of Envoy's admin interface, as 127.0.0.1:9901.")
+@click.option("--insecure", is_flag=True, help="Connect to the picker in plain text.")
+@click.option("--ca", help="CA certificates (PEM) that verify the picker's certificate.")
+@click.option(
+    "--picker-san", help="DNS name that the picker's certificate must be for; needs --ca."
+)
+@click.option("--fail-close", is_flag=True, help="Refuse requests while the picker is down.")
+@click.option("--buffered", is_flag=True, help="Buffer bodies in Envoy instead of streaming them.")
+@click.option(
+    "--observe-responses", is_flag=True, help="Show responses to a picker with the same flag."
+)
+@click.option("--retries", type=click.IntRange(0, 16), default=2, help="Fallbacks to try.  [2]")
+@click.option(
+    "--health-path",
+    default="/health",
+    help="Path of the replicas' health check; empty: no checks.  [/health]",
+)
 def envoy_config(*, endpoints: Sequence[str], **flags: Any) -> None:
-    """Print a configuration for Envoy with this picker in it."""
+    """Print an Envoy configuration that uses the picker."""
     parse = envoy.Address.parse
-    wishes = envoy.EnvoySettings(
+    settings = envoy.EnvoySettings(
         listen=parse(flags["listen"], "--listen"),
         picker=parse(flags["picker"], "--picker", may_be_name=True),
         replicas=[parse(text, "--endpoint") for text in endpoints],
@@ -308,6 +343,6 @@ def envoy_config(*, endpoints: Sequence[str], **flags: Any) -> None:
         retries=flags["retries"],
         health_path=flags["health_path"],
     )
-    if wishes.ca_path and not Path(wishes.ca_path).exists():
-        click.echo(f"warning: --ca: {wishes.ca_path} does not exist here", err=True)
-    click.echo(envoy.render(wishes), nl=False)
+    if settings.ca_path and not Path(settings.ca_path).exists():
+        click.echo(f"warning: --ca: {settings.ca_path} does not exist on this machine", err=True)
+    click.echo(envoy.render(settings), nl=False)

@@ -1,4 +1,4 @@
-"""Flags for what replicas call their gauges, as the Gateway API Inference Extension has them."""
+"""Flags for the names of the replicas' gauges, as in the Gateway API Inference Extension."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -18,26 +18,26 @@ _OPTIONS: Final = (
     click.option(
         _WAITING,
         metavar="NAME",
-        help="Gauge of waiting requests, NAME or NAME{label=value}.  [the engine's own]",
+        help="Gauge of waiting requests, as NAME or NAME{label=value}.  [the engine's own]",
     ),
     click.option(_RUNNING, metavar="NAME", help="Gauge of running requests."),
-    click.option(_USAGE, metavar="NAME", help="Gauge of the KV cache in use, 0 to 1."),
-    click.option(_PATH, metavar="PATH", help="Where replicas have them.  [/metrics]"),
+    click.option(_USAGE, metavar="NAME", help="Gauge of the KV cache usage, 0 to 1."),
+    click.option(_PATH, metavar="PATH", help="Path of the replicas' metrics.  [/metrics]"),
 )
 
 
 def gauge_flags(command: _Command) -> _Command:
-    """Add them; the command hands what it gets to `gauges`."""
+    """Add the flags to a command, which passes their values to `gauges`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def gauges(flags: Mapping[str, Any], usual: GaugeNames) -> GaugeNames:
-    """The names that flags ask for, before the usual ones. Raises InvalidSettings."""
+    """Return the names in the flags, followed by the usual ones. Raises InvalidSettings."""
     path = usual.path if flags[_parameter(_PATH)] is None else flags[_parameter(_PATH)].strip('"')
     if not path.startswith("/"):
-        raise InvalidSettings(f"{_PATH}: {path!r} is no path; write /metrics")
+        raise InvalidSettings(f"{_PATH}: {path!r} is not a path; write /metrics")
     return GaugeNames(
         waiting=_named(flags, _WAITING, usual.waiting),
         running=_named(flags, _RUNNING, usual.running),

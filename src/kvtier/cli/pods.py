@@ -1,4 +1,4 @@
-"""Flags for what Kubernetes knows, the same for every command that follows it."""
+"""Flags that find replicas through Kubernetes, shared by the commands that do."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -20,35 +20,40 @@ _OPTIONS: Final = (
         "--pool-namespace",
         envvar="NAMESPACE",
         default="default",
-        help="Its namespace, also of --selector.  [$NAMESPACE, or default]",
+        help="Namespace of the pool, or of --selector.  [$NAMESPACE, or default]",
     ),
-    click.option("--pool-group", default=_GROUP, help=f"Its API group.  [{_GROUP}]"),
-    click.option("--selector", help="Instead of a pool: pods of these labels, as app=vllm,tier=a."),
+    click.option("--pool-group", default=_GROUP, help=f"API group of the pool.  [{_GROUP}]"),
+    click.option(
+        "--selector", help="Labels of the replicas' pods, as app=vllm,tier=a; instead of a pool."
+    ),
     click.option(
         "--target-port",
         default="8000",
         metavar="PORT[,PORT...]",
-        help="Of pods by --selector, each an endpoint.  [8000]",
+        help="Ports of the pods that --selector finds; each is a replica.  [8000]",
     ),
 )
 
 
 def pod_flags(command: _Command) -> _Command:
-    """Add them; the command hands what it gets to `pods`."""
+    """Add the flags to a command, which passes their values to `pods`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> ReplicaDiscovery | None:
-    """The pods that flags ask for; None where they ask for none.
+    """Return the discovery that the flags ask for, or None if they name no pods.
 
-    `besides`: whatever else names replicas; there must be nothing. Raises InvalidSettings.
+    `besides` are the values of other flags that name replicas, which exclude pods. Raises
+    InvalidSettings.
     """
     if not flags["pool_name"] and not flags["selector"]:
         return None
     if any(besides):
-        raise InvalidSettings("--pool-name and --selector: replicas come from Kubernetes alone")
+        raise InvalidSettings(
+            "--pool-name and --selector: all replicas come from Kubernetes; give no others"
+        )
     try:
         from kvtier.router.fleet.kubernetes import pods as cluster
     except ModuleNotFoundError as error:
@@ -68,11 +73,11 @@ def pods(flags: Mapping[str, Any], besides: Sequence[object] = ()) -> ReplicaDis
 
 
 def _ports(text: str) -> list[int]:
-    """Each once. Raises InvalidSettings."""
+    """Parse a list of ports, without repetitions. Raises InvalidSettings."""
     ports = []
     for part in text.split(","):
         if not part.strip().isdecimal() or not 1 <= int(part) <= _PORT_MAX:
-            raise InvalidSettings(f"--target-port: {part!r} is no port; write 8000 or 8000,8001")
+            raise InvalidSettings(f"--target-port: {part!r} is not a port; write 8000 or 8000,8001")
         ports.append(int(part))
     return list(dict.fromkeys(ports))
 
@@ -80,9 +85,10 @@ def _ports(text: str) -> list[int]:
 def objectives(
     flags: Mapping[str, Any], known: Objectives
 ) -> AbstractAsyncContextManager[object, None]:
-    """While it is open, `known` is told the priorities of the pool's objectives, if there is one.
+    """Return a context that keeps the priorities of the pool's objectives in `known`.
 
-    Raises InvalidSettings. Call it after `pods`, which has looked at the same flags.
+    Without a pool it does nothing. Raises InvalidSettings. Call `pods` first, which checks the same
+    flags.
     """
     if not flags["pool_name"]:
         return nullcontext()

@@ -22,7 +22,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.assembly import Chooser, KnownModels, PromptReader
 from kvtier.router.choose.base import Endpoint
 from kvtier.router.epp import certificates
-from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
+from kvtier.router.epp.h2.limits import H2Limits, MemoryBudget
 from kvtier.router.epp.h2.listener import GrpcListener
 from kvtier.router.epp.health import HealthService
 from kvtier.router.epp.metering import MetricsServer, PickerMeter

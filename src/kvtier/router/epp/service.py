@@ -1,11 +1,11 @@
 """The ext_proc service: each stream of a gateway is one request, and possibly its response.
 
-A stream is closed after its request is placed, if possible. A gateway whose stream ends cleanly goes on
-alone, so that no chunk of the response has to pass through the picker. Where the gateway shows
-responses in full duplex, this is safe only if it reads the end together with the placement, because
-everything that it sends before it reads the end is lost. In that mode the stream is closed if both
-can be sent in one piece; otherwise it stays open and gives the response back. A picker that stops
-closes every stream that can be closed safely.
+If possible, a stream is closed as soon as its request has been placed. A gateway whose stream ends
+cleanly goes on alone, so that no chunk of the response has to pass through the picker. Where the
+gateway shows responses in full duplex, this is safe only if it reads the end together with the
+placement, because everything that it sends before it reads the end is lost. In that mode the stream
+is closed if both can be sent in one piece; otherwise it stays open and gives the response back. A
+picker that stops closes every stream that can be closed safely.
 Invariants: every stream is answered once or ends with an error; a stream whose request never
 completes, or whose answer is never read, is ended by a timeout; the memory that a stream has taken
 is released however it ends, and as soon as its request is refused.

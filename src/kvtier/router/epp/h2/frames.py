@@ -101,7 +101,9 @@ class FrameReader:
             high, low, kind, flags, number = _HEAD.unpack_from(whole, at)
             stop = at + _HEAD.size + (high << 8 | low)
             if stop - at - _HEAD.size > self._max_frame_bytes:
-                raise H2ProtocolError(Code.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE")
+                raise H2ProtocolError(
+                    Code.FRAME_SIZE_ERROR, "a frame is larger than MAX_FRAME_SIZE"
+                )
             if stop > end:
                 break
             payload = bytes(whole[at + _HEAD.size : stop])
@@ -135,7 +137,9 @@ def content(flags: int, payload: bytes) -> bytes:
     if flags & HAS_PRIORITY:
         start += _PRIORITY_BYTES
     if start > stop:
-        raise H2ProtocolError(Code.PROTOCOL_ERROR, "a frame is shorter than its padding and priority")
+        raise H2ProtocolError(
+            Code.PROTOCOL_ERROR, "a frame is shorter than its padding and priority"
+        )
     return payload[start:stop]
 
 
@@ -170,7 +174,7 @@ def settings(values: Mapping[int, int]) -> bytes:
 
 
 def window_update(stream: int, size: int) -> bytes:
-    """Return a WINDOW_UPDATE that lets the peer send `size` more bytes; stream 0: the connection."""
+    """Return a WINDOW_UPDATE of a stream, or of the connection if `stream` is 0."""
     return frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(size))
 
 

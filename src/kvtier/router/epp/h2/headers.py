@@ -127,9 +127,7 @@ class HeaderDecoder:
         except hpack.OversizedHeaderListError as error:
             raise self._too_long() from error
         except (hpack.HPACKError, IndexError, ValueError) as error:
-            raise H2ProtocolError(
-                Code.COMPRESSION_ERROR, "a header block is malformed"
-            ) from error
+            raise H2ProtocolError(Code.COMPRESSION_ERROR, "a header block is malformed") from error
         method, path = fields.get(b":method", b""), fields.get(b":path", b"")
         return CallHeaders(bytes(method), bytes(path), bytes(fields.get(b"content-type", b"")))
 

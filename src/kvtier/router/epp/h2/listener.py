@@ -9,7 +9,7 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.router.epp.h2.calls import Services
 from kvtier.router.epp.h2.connection import H2Connection
-from kvtier.router.epp.h2.limits import MemoryBudget, H2Limits
+from kvtier.router.epp.h2.limits import H2Limits, MemoryBudget
 from kvtier.router.epp.h2.session import ServerContext
 
 _BACKLOG = 1024
@@ -75,7 +75,10 @@ class GrpcListener:
         )
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more connections, give open streams `grace_s` to end, then close. Idempotent."""
+        """Stop accepting connections, give open streams `grace_s` to end, then close them.
+
+        Idempotent.
+        """
         self._context.is_stopping = True
         if self._server is not None:
             self._server.close()

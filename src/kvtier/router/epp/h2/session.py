@@ -12,7 +12,13 @@ from kvtier.clock import Clock
 from kvtier.router.epp.h2 import frames, grpc, headers
 from kvtier.router.epp.h2.calls import Sender, Services
 from kvtier.router.epp.h2.frames import Code, H2ProtocolError
-from kvtier.router.epp.h2.limits import MemoryBudget, FrameBudget, H2Limits, PeerSettings, grown_window
+from kvtier.router.epp.h2.limits import (
+    FrameBudget,
+    H2Limits,
+    MemoryBudget,
+    PeerSettings,
+    grown_window,
+)
 from kvtier.router.epp.h2.stream import Stream
 
 _STREAMS_PER_FRAME: Final = 64
