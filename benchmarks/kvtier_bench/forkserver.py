@@ -15,7 +15,7 @@ What forking needs:
   everything again, so `multiprocessing.get_context("spawn")` answers with the fork context.
 * What vLLM reads from the environment when it is imported must be right before the import. It
   reads most variables when it uses them, so a child sets them after the fork; the number of
-  OpenMP threads, which is read once, is set again through torch.
+  OpenMP threads and their cores, which are read once, are applied again after every fork.
 * A child ends as any interpreter does, through `sys.exit` and its exit handlers, because vLLM
   stops its own children there.
 
@@ -33,6 +33,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import select
 import signal
@@ -381,14 +382,27 @@ def _become(request: Mapping[str, Any]) -> None:
     for entry in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         if entry and entry not in sys.path:
             sys.path.insert(0, entry)
-    if "OMP_NUM_THREADS" in os.environ and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    _apply_openmp_settings()
     gc.enable()
     sys.argv = [request.get("module") or request["script"], *request["arguments"]]
     if "module" in request:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(request["script"], run_name="__main__")
+
+
+def _apply_openmp_settings() -> None:
+    """Apply the environment's number of OpenMP threads and their cores to this process.
+
+    The OpenMP library reads them when it is loaded. vLLM sets them just before it starts a worker,
+    so a worker that is forked would compute with a thread for every core, bound to none.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(threads))
+    cores = re.fullmatch(r"\{(\d+(?:,\d+)*)\}", os.environ.get("OMP_PLACES", ""))
+    if cores:
+        os.sched_setaffinity(0, [int(core) for core in cores[1].split(",")])
 
 
 def _preload() -> None:
@@ -406,6 +420,7 @@ def main() -> None:
         lambda method=None: context_of("fork" if method == "spawn" else method)  # type: ignore[assignment]
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which closes us
+    os.register_at_fork(after_in_child=_apply_openmp_settings)
     _preload()
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:

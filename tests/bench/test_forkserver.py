@@ -79,6 +79,30 @@ def test_forked_program_forks_its_spawned_children(server: ForkServer, tmp_path:
     process.wait(20)
 
 
+def test_forked_worker_obeys_openmp_settings_made_before_its_start(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    core = min(os.sched_getaffinity(0))
+    program = f"""
+        import multiprocessing, os, sys, types
+
+        def work(sender):
+            sender.send((threads, sorted(os.sched_getaffinity(0))))
+
+        threads = []
+        sys.modules["torch"] = types.SimpleNamespace(set_num_threads=threads.append)
+        receiver, sender = multiprocessing.Pipe()
+        os.environ.update(OMP_NUM_THREADS="3", OMP_PLACES="{{{core}}}")
+        worker = multiprocessing.get_context("spawn").Process(target=work, args=(sender,))
+        worker.start()
+        print(receiver.recv())
+        worker.join()
+    """
+    process = run(server, tmp_path, program)
+    assert read(process) == f"([3], [{core}])\n"
+    process.wait(20)
+
+
 def test_forked_program_that_raises_exits_with_1_and_a_traceback(
     server: ForkServer, tmp_path: Path
 ) -> None:

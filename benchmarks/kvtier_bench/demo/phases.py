@@ -315,7 +315,9 @@ class Demo:
     def _expect(self, phases: Sequence[str] | dict[str, str]) -> None:
         """Tell the screen how long the given phases, which are yet to come, should take."""
         starts_s = self._start_s * len([name for name in phases if name != "alone"])
-        self._screen.expect(starts_s + sum(getattr(self._costs, name) for name in phases))
+        expected_s = starts_s + sum(getattr(self._costs, name) for name in phases)
+        # What would end after the limit will be left out.
+        self._screen.expect(min(expected_s, self._left_s() + self._limit_s - self._aim_s))
 
     @property
     def _costs(self) -> Costs:
