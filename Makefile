@@ -14,6 +14,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 KVTIER := $(VENV)/bin/kvtier
 BENCH  := PYTHONPATH=benchmarks $(PY) -m kvtier_bench
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs
 BASE   := $(VENV)/.base
 ENGINE := $(VENV)/.engine
 MODEL  := .models/smollm2-135m
@@ -52,7 +53,7 @@ test-all: check $(ENGINE) $(READY) $(ENVOY) ## Everything, the long proofs too: 
 	@$(PYTEST) -m "not soak"
 
 .PHONY: check
-check: $(BASE) ## Format, lint, strict types, one-way imports, house rules (seconds, no engine)
+check: $(BASE) ## Format, lint, types, import direction, house rules, documents (a minute, no engine)
 	@echo "==> ruff format --check"
 	@$(VENV)/bin/ruff format --check .
 	@echo "==> ruff check"
@@ -63,6 +64,17 @@ check: $(BASE) ## Format, lint, strict types, one-way imports, house rules (seco
 	@$(VENV)/bin/lint-imports --no-logo
 	@echo "==> house rules"
 	@$(PY) scripts/house_rules.py
+	@echo "==> documents: generated pages are current, every link leads somewhere"
+	@$(PY) scripts/render_reference.py --check
+	@$(MKDOCS) build --quiet
+
+.PHONY: docs
+docs: $(BASE) ## The documents as a site in build/site (mkdocs serve shows it while you write)
+	@$(MKDOCS) build --quiet && echo "written: build/site/index.html"
+
+.PHONY: dist
+dist: $(BASE) ## Build the wheel into dist
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . && ls dist/*.whl
 
 .PHONY: bench
 bench: $(ENGINE) $(READY) ## All benchmark rows, written to benchmarks/results (long: leave the machine alone)
