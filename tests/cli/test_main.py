@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from kvtier.cli.main import COMMANDS, LazyCommands, kvtier
+from kvtier.cli.main import COMMANDS, EXTRAS, LazyCommands, kvtier
 
 
 def walk(command: click.Command, *path: str) -> list[tuple[str, ...]]:
@@ -75,3 +75,17 @@ class Interrupted(LazyCommands):
 def test_an_interrupt_ends_quietly() -> None:
     ran = CliRunner().invoke(Interrupted("kvtier"), ["wait"])
     assert (ran.exit_code, ran.output) == (130, "")
+
+
+@pytest.mark.parametrize("command", EXTRAS)
+def test_command_without_its_extra_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("kvtier.router", "kvtier.cli"))]:
+        if name != "kvtier.cli.main":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    result = CliRunner().invoke(kvtier, [command, "--help"])
+    assert result.exit_code == 2
+    expected = f"error: kvtier {command} needs aiohttp: pip install 'kvtier[{EXTRAS[command]}]'\n"
+    assert result.output == expected

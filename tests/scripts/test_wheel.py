@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.cli.main import COMMANDS
+from kvtier.cli.main import COMMANDS, EXTRAS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-NEEDED_EXTRAS = {"route": "router", "epp": "epp"}
-"""Commands that cannot be imported without the libraries of an extra."""
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +49,7 @@ def test_wheel_in_an_empty_environment_shows_help_or_names_the_missing_extra(
             env={},
             cwd=tmp_path,
         )
-        extra = NEEDED_EXTRAS.get(*command) if command else None
+        extra = EXTRAS.get(*command) if command else None
         if extra is None:
             assert (shown.returncode, shown.stderr) == (0, ""), command
             assert shown.stdout.startswith("Usage: kvtier"), command

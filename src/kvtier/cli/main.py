@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from kvtier.errors import KVTierError
+from kvtier.errors import InvalidSettings, KVTierError
 
 COMMANDS: Final[Mapping[str, str]] = {
     "serve": "Start vLLM with a prefix cache in RAM, on disk, in shared storage.",
@@ -26,6 +26,9 @@ COMMANDS: Final[Mapping[str, str]] = {
     "epp": "Choose endpoints for Envoy and Kubernetes gateways.",
 }
 """Name of the module in `kvtier.cli` that defines a command of that name, and what it does."""
+
+EXTRAS: Final[Mapping[str, str]] = {"route": "router", "epp": "epp"}
+"""Command to the extra of the package that its imports need."""
 
 EXIT_WRONG_SETTING: Final = 2
 EXIT_INTERRUPTED: Final = 130
@@ -64,7 +67,14 @@ class LazyCommands(Commands):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"kvtier.cli.{cmd_name}")
+        try:
+            module = importlib.import_module(f"kvtier.cli.{cmd_name}")
+        except ModuleNotFoundError as error:
+            if cmd_name not in EXTRAS or (error.name or "").startswith("kvtier"):
+                raise
+            raise InvalidSettings(
+                f"kvtier {cmd_name} needs {error.name}: pip install 'kvtier[{EXTRAS[cmd_name]}]'"
+            ) from error
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command

@@ -11,32 +11,26 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from kvtier.cli.pods import pod_flags, pods
 from kvtier.cli.process import run_server
 from kvtier.errors import InvalidSettings
-
-try:
-    from kvtier.cli.pods import pod_flags, pods
-    from kvtier.router import assembly, replay
-    from kvtier.router.choose import explain as explaining
-    from kvtier.router.choose import record
-    from kvtier.router.config import profiles
-    from kvtier.router.config import reading as config
-    from kvtier.router.fleet.replicas import (
-        FileDiscovery,
-        ReplicaDiscovery,
-        StaticDiscovery,
-        distinct,
-        parse_replica,
-    )
-    from kvtier.router.learn.evictors import parse_evictors
-    from kvtier.router.request import sockets
-    from kvtier.router.route import keys, options
-    from kvtier.router.route.options import RouteOptions
-    from kvtier.router.route.server import Router, RouterDependencies
-except ImportError as error:
-    raise InvalidSettings(
-        f"kvtier route needs {error.name}: pip install 'kvtier[router]'"
-    ) from error
+from kvtier.router import assembly, replay
+from kvtier.router.choose import explain as explaining
+from kvtier.router.choose import record
+from kvtier.router.config import profiles
+from kvtier.router.config import reading as config
+from kvtier.router.fleet.replicas import (
+    FileDiscovery,
+    ReplicaDiscovery,
+    StaticDiscovery,
+    distinct,
+    parse_replica,
+)
+from kvtier.router.learn.evictors import parse_evictors
+from kvtier.router.request import sockets
+from kvtier.router.route import keys, options
+from kvtier.router.route.options import RouteOptions
+from kvtier.router.route.server import Router, RouterDependencies
 
 _log = logging.getLogger("kvtier.route")
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
