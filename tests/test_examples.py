@@ -35,6 +35,6 @@ def test_scorer_example_weighs_price_against_queue() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "0 waiting at the cheap one: [3.0, 2.5], goes to cheap",
-        "4 waiting at the cheap one: [1.0, 2.5], goes to dear",
+        "0 waiting at the cheap replica: [3.0, 2.5], sent to cheap",
+        "4 waiting at the cheap replica: [1.0, 2.5], sent to expensive",
     ]

@@ -2,7 +2,7 @@ from kvtier.metrics.histogram import Histogram
 from kvtier.metrics.router import EPP_CHOOSING_SECONDS
 
 
-def test_buckets_count_what_is_up_to_their_bound() -> None:
+def test_histogram_buckets_are_cumulative() -> None:
     histogram = Histogram(EPP_CHOOSING_SECONDS)
     for value in (0.0001, 0.0002, 9.0):
         histogram.add(value)

@@ -1,7 +1,7 @@
-"""A replica as vLLM is one, on a real socket: streams, fails, hangs and dies on request.
+"""A replica with vLLM's API on a real socket, which streams, fails, hangs and dies as configured.
 
-What a request should meet is set on the replica (`delay_s`, `status`, `dies_after`), so that a
-test reads in the order in which things happen.
+A test sets the behavior on the replica (`first_delay_s`, `status`, `dies_after`) before it sends a
+request.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Replica:
-    """One server on 127.0.0.1. `requests` holds what arrived, headers and bodies."""
+    """A server on 127.0.0.1; `requests` and `bodies` record what it received."""
 
     def __init__(self, *models: str, name: str = "") -> None:
         self.models = list(models)
         self.described: dict[str, dict[str, Any]] = {}
-        """More of what its cards say, such as `root` and `parent`."""
+        """Further fields of its model cards, such as `root` and `parent`, by model."""
         self.name = name
         self.requests: list[web.Request] = []
         self.bodies: list[bytes] = []
@@ -70,7 +70,7 @@ class Replica:
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """As if killed: connections are reset."""
+        """Stop like a killed process: reset all connections."""
         if self._runner is None:
             return
         runner, self._runner = self._runner, None
@@ -155,7 +155,7 @@ class Replica:
 
 @asynccontextmanager
 async def replicas(*served: str, count: int = 1) -> AsyncIterator[list[Replica]]:
-    """`count` replicas, each serving all models of `served`; named a, b, ..."""
+    """Run `count` replicas, named a, b, ..., which all serve the models in `served`."""
     made = [Replica(*(served or ("m",)), name=chr(ord("a") + i)) for i in range(count)]
     try:
         for replica in made:

@@ -34,7 +34,7 @@ schedulingProfiles:
 """
 
 
-def test_the_configured_profile_and_all_strategies_can_be_named() -> None:
+def test_assembly_offers_configured_profiles_and_built_in_strategies() -> None:
     assembled = Assembly(parse_configuration(TWO_TIERS, "test"))
     assert assembled.choices.of(None) is assembled.choices.of("default")
     for name in (
@@ -47,7 +47,7 @@ def test_the_configured_profile_and_all_strategies_can_be_named() -> None:
         Assembly(read_configuration(None), usual="fastest")
 
 
-def test_what_was_routed_somewhere_goes_there_again() -> None:
+def test_repeated_prompt_is_routed_to_the_same_replica() -> None:
     async def test() -> None:
         for text in (TWO_TIERS, None):
             configuration = parse_configuration(text, "test") if text else read_configuration(None)
@@ -69,13 +69,13 @@ def test_what_was_routed_somewhere_goes_there_again() -> None:
     run(test())
 
 
-def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
+def test_tokenizer_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings):
         Assembly(read_configuration(None), tokenizers={"*": tmp_path})
 
 
 @pytest.mark.parametrize("name", ["*", "m"])
-def test_a_tokenizer_that_is_given_is_asked_before_any_engine(tmp_path: Path, name: str) -> None:
+def test_configured_tokenizer_takes_precedence_over_engines(tmp_path: Path, name: str) -> None:
     async def test() -> None:
         fleet = Fleet()
         async with (
@@ -97,7 +97,7 @@ def test_a_tokenizer_that_is_given_is_asked_before_any_engine(tmp_path: Path, na
     run(test())
 
 
-def test_a_router_keeps_conversations_together() -> None:
+def test_turns_of_a_conversation_go_to_one_replica() -> None:
     async def test() -> None:
         assembled = Assembly(read_configuration(None))
         async with assembled, stand(count=3, chooser=assembled.choices.of(None)) as at:
@@ -112,7 +112,7 @@ def test_a_router_keeps_conversations_together() -> None:
 
 
 @pytest.mark.parametrize("names", [None, GaugeNames(waiting=("theirs",))])
-def test_gauges_are_read_by_the_names_of_the_configuration_or_others(
+def test_gauge_names_come_from_the_configuration_or_the_caller(
     names: GaugeNames | None,
 ) -> None:
     engine = "{name: e, queuedRequestsSpec: ours}"
@@ -136,6 +136,6 @@ def test_gauges_are_read_by_the_names_of_the_configuration_or_others(
     run(test())
 
 
-def test_replicas_are_checked_as_the_data_path_checks_them() -> None:
+def test_assembly_passes_its_tls_context_to_the_learner() -> None:
     tls = ssl.create_default_context()
     assert Assembly(read_configuration(None), tls=tls)._learner._tls is tls

@@ -15,7 +15,7 @@ from tests.router.cases import Words
 from tests.router.route.routers import InTurn
 
 
-def test_a_request_may_name_its_profile() -> None:
+def test_choices_return_the_profile_that_a_request_names() -> None:
     usual, other = InTurn(), InTurn()
     choices = Choices(usual, {"random": other})
     assert choices.of(None) is usual
@@ -23,7 +23,7 @@ def test_a_request_may_name_its_profile() -> None:
     assert choices.of("random") is other
 
 
-def test_one_of_the_named_may_be_the_usual_one() -> None:
+def test_choices_can_use_a_named_profile_as_the_default() -> None:
     usual, other = InTurn(), InTurn()
     assert Choices(usual, {"random": other}, "random").of(None) is other
     with pytest.raises(InvalidSettings, match="'fastest'; known are random"):
@@ -32,7 +32,7 @@ def test_one_of_the_named_may_be_the_usual_one() -> None:
         Choices(usual, {"random": other}, "randm")
 
 
-def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:
+def test_choices_refuse_an_unknown_name_with_a_suggestion() -> None:
     with pytest.raises(Refusal, match="'fastest' is not known; known are random") as caught:
         Choices(InTurn(), {"random": InTurn()}).of("fastest")
     assert caught.value.status == 400
@@ -41,7 +41,7 @@ def test_a_name_that_is_not_known_is_refused_with_those_that_are() -> None:
 
 
 class Reading(InTurn):
-    """One that says whether it reads prompts."""
+    """A chooser that reads prompts or not."""
 
     def __init__(self, *, reads: bool) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Reading(InTurn):
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_a_prompt_is_made_for_those_who_read_it(reads: bool) -> None:
+def test_prompt_is_read_only_for_a_chooser_that_reads_prompts(reads: bool) -> None:
     class Two:
         async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
             assert (body, model) == ({"prompt": "x"}, "m")
@@ -63,7 +63,7 @@ def test_a_prompt_is_made_for_those_who_read_it(reads: bool) -> None:
     assert isinstance(prompt, Words) == reads
 
 
-class Asked:
+class RecordingPrompts:
     def __init__(self) -> None:
         self.models: list[str] = []
 
@@ -75,11 +75,11 @@ class Asked:
         return UnreadPrompt(7)
 
 
-def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read() -> None:
+def test_known_models_refuse_an_unserved_model_before_reading_the_prompt() -> None:
     async def test() -> None:
         fleet = Fleet()
         fleet.update([Replica(name="a", url="http://a:1", models=frozenset("m"))])
-        prompts = Asked()
+        prompts = RecordingPrompts()
         known = KnownModels(prompts, Waiting(fleet, in_flight=1, bound=0, timeout_s=0))
         for model, status in (("x", 404), ("m", 503)):
             with pytest.raises(Refusal) as caught:
@@ -88,7 +88,7 @@ def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read() -> No
         fleet.mark_healthy(fleet.members[0], (), 0.0)
         fleet.add_load(fleet.members[0].endpoint, 0, 0)
         await known.of({}, "m")
-        assert prompts.models == ["m"], "a busy replica may be waited for"
+        assert prompts.models == ["m"], "a request may wait for a busy replica"
         assert known.unread({}).tokens == 7
 
     asyncio.run(test())

@@ -25,7 +25,7 @@ schedulingProfiles:
 
 
 def logged(count: int = 3) -> list[DecisionRecord]:
-    """Decided by the queue alone: the holder waits longer, so it does not get them."""
+    """Return decisions by the queue alone, under which the holder with its queue is not chosen."""
     holds = {"holder": {"ram": 15_000}, "idle": {"device": 160}}
     indexes = {"prefix": FakeIndex(holds)}
     profile = build_profiles(parse_configuration(QUEUE, "f"), indexes, keeps_matches=True)[
@@ -39,12 +39,12 @@ def logged(count: int = 3) -> list[DecisionRecord]:
     return records
 
 
-def test_the_same_profile_agrees_with_itself() -> None:
+def test_replay_under_the_same_profile_has_no_differences() -> None:
     done = replay(logged(), parse_configuration(QUEUE, "f"))
     assert (done.requests, done.same, done.differences) == (3, 3, ())
 
 
-def test_another_profile_sends_requests_where_their_prefix_is() -> None:
+def test_replay_under_another_profile_reports_differences() -> None:
     done = replay(logged(), read_configuration(None))
     assert (done.requests, done.same) == (3, 0)
     assert (done.prompt_tokens, done.held_was, done.held_now) == (48_000, 480, 45_000)
@@ -54,16 +54,16 @@ def test_another_profile_sends_requests_where_their_prefix_is() -> None:
     assert one.why.scorers == (("expected-ttft-scorer", 1.0),)
 
 
-def test_a_profile_is_chosen_by_its_name() -> None:
-    strategies_configuration = parse_configuration(QUEUE, "f")
-    assert replay(logged(), strategies_configuration, "sooner").same == 0
+def test_replay_selects_a_profile_by_name() -> None:
+    configuration = parse_configuration(QUEUE, "f")
+    assert replay(logged(), configuration, "sooner").same == 0
     with pytest.raises(
         InvalidSettings, match="no profile or strategy 'soner'; did you mean 'sooner'"
     ):
-        replay(logged(), strategies_configuration, "soner")
+        replay(logged(), configuration, "soner")
 
 
-def test_indexes_of_other_names_answer_what_was_logged_of_all() -> None:
+def test_logged_index_of_unknown_name_returns_the_longest_logged_match() -> None:
     old = parse_configuration(
         "apiVersion: inference.networking.x-k8s.io/v1alpha1\nkind: EndpointPickerConfig\n"
         "plugins:\n- {type: prefix-cache-scorer, name: cpu-scorer}\n"
@@ -73,7 +73,7 @@ def test_indexes_of_other_names_answer_what_was_logged_of_all() -> None:
     assert {one.now for one in replay(logged(), old).differences} == {"holder"}
 
 
-def test_parts_learn_from_the_replayed_choices() -> None:
+def test_plugins_learn_from_replayed_decisions() -> None:
     turns = parse_configuration(
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
         "plugins:\n- type: round-robin-picker\n"
@@ -84,7 +84,7 @@ def test_parts_learn_from_the_replayed_choices() -> None:
     assert (done.same, [one.now for one in done.differences]) == (2, ["holder", "holder"])
 
 
-def test_the_text_counts_and_lists() -> None:
+def test_replay_text_has_counts_and_differences() -> None:
     done = replay(logged(5), read_configuration(None))
     assert text(done, most=2) == (
         "5 requests, 0 keep their endpoint (0.0%)\n"
@@ -120,7 +120,7 @@ schedulingProfiles:
 
 
 def of_equals(profile: str, count: int = 40) -> list[DecisionRecord]:
-    """Chance decides who gets a session; the router is started anew half-way."""
+    """Return decisions between ties, made at random by a router that is restarted half-way."""
     records = []
     for seed in (1, 2):
         chooser = build_profiles(parse_configuration(EVEN, "f"), {}, seed)[profile]
@@ -133,12 +133,12 @@ def of_equals(profile: str, count: int = 40) -> list[DecisionRecord]:
 
 
 @pytest.mark.parametrize("profile", ["default", "fewest"])
-def test_another_pick_between_equals_is_no_difference(profile: str) -> None:
+def test_random_pick_among_ties_is_not_a_difference(profile: str) -> None:
     done = replay(of_equals(profile), parse_configuration(EVEN, "f"), profile)
     assert (done.requests, done.same) == (40, 40)
 
 
-def test_a_pick_that_is_worse_is_a_difference() -> None:
+def test_worse_pick_is_a_difference() -> None:
     busy = msgspec.structs.replace
     worse = [
         busy(
@@ -153,7 +153,7 @@ def test_a_pick_that_is_worse_is_a_difference() -> None:
     assert replay(worse, parse_configuration(EVEN, "f"), "fewest").same == 0
 
 
-def test_requests_that_named_a_strategy_are_left_out() -> None:
+def test_replay_skips_requests_that_named_a_strategy() -> None:
     first, second, third = logged()
     named = msgspec.structs.replace(second, headers={"routing-strategy": "random"})
     done = replay([first, named, third], read_configuration(None))
@@ -161,14 +161,14 @@ def test_requests_that_named_a_strategy_are_left_out() -> None:
     assert "skipped: 1 requests that named a routing-strategy\n" in text(done)
 
 
-def test_strategies_are_profiles_to_replay_by() -> None:
-    # the holder has a request in flight
+def test_replay_accepts_built_in_strategies() -> None:
+    # The holder has a request in flight, so the idle replica is chosen again.
     assert replay(logged(), strategies(), "least-request").same == 3
     done = replay(logged(), strategies(), "prefix-cache")
     assert {one.now for one in done.differences} == {"holder"}
 
 
-def test_one_request_is_explained_as_it_is_decided_now() -> None:
+def test_explained_returns_the_new_decisions_on_one_request() -> None:
     records = logged()
     records[2] = msgspec.structs.replace(records[2], headers={"routing-strategy": "random"})
     for place in (1, 2):
@@ -180,7 +180,7 @@ def test_one_request_is_explained_as_it_is_decided_now() -> None:
         explained(records, read_configuration(None), "r9")
 
 
-def test_a_logged_prompt_has_a_length_and_nothing_else() -> None:
+def test_logged_prompt_has_a_length_but_no_hashes() -> None:
     prompt = LoggedPrompt(100, Unit.CHARACTER)
     assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (100, Unit.CHARACTER, [])
     [match] = LoggedIndex("x").match(prompt, ["unknown"])

@@ -60,10 +60,10 @@ class LoggedIndex:
     def take(self, made: DecisionRecord) -> None:
         """Make `made` the current record."""
         self._matches = {
-            choice.name: choice.held[self._name].match()
-            if self._name in choice.held
-            else longest(held.match() for held in choice.held.values())
-            for choice in made.endpoints
+            endpoint.name: endpoint.held[self._name].match()
+            if self._name in endpoint.held
+            else longest(held.match() for held in endpoint.held.values())
+            for endpoint in made.endpoints
         }
 
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
@@ -185,7 +185,7 @@ class _Again:
         for index in self._indexes.values():
             index.take(logged)
         request = _request(logged)
-        endpoints = [choice.endpoint() for choice in logged.endpoints]
+        endpoints = [endpoint.endpoint() for endpoint in logged.endpoints]
         decision = self._chooser.decide(request, endpoints, logged.at_s)
         self._stay(decision, _first(logged))
         if decision.chosen:
@@ -228,9 +228,9 @@ def _request(logged: DecisionRecord) -> InferenceRequest:
 
 
 def _held(logged: DecisionRecord, name: str) -> int:
-    for choice in logged.endpoints:
-        if choice.name == name:
-            return longest(held.match() for held in choice.held.values()).best_tokens
+    for endpoint in logged.endpoints:
+        if endpoint.name == name:
+            return longest(held.match() for held in endpoint.held.values()).best_tokens
     return 0
 
 

@@ -4,7 +4,7 @@ from kvtier.router.choose.decision import RoutingDecision
 from tests.router.cases import endpoint, request
 
 
-def test_what_is_missing_is_what_no_index_knows_of() -> None:
+def test_missing_tokens_are_those_in_no_index() -> None:
     one = Candidate(
         endpoint("a"), {"gpu": Match({"device": 300}, 1000), "cpu": Match({"ram": 700}, 1000)}
     )
@@ -13,7 +13,7 @@ def test_what_is_missing_is_what_no_index_knows_of() -> None:
     assert decision.missing_tokens(Candidate(endpoint("b"), {})) == 1000
 
 
-def test_endpoints_are_those_of_the_chosen() -> None:
+def test_endpoints_are_those_of_the_chosen_candidates() -> None:
     one = Candidate(endpoint("a"), {})
     decision = RoutingDecision("default", request(), [one], 0.0)
     assert decision.endpoints == []

@@ -49,7 +49,7 @@ GONE = choice("c", removed_by="decode-filter")
 RECORD = made(SECOND, GONE, BEST, chosen=("a", "b"))
 
 
-def test_the_text_has_scores_weights_matches_and_the_reason() -> None:
+def test_text_has_scores_weights_matches_and_reason() -> None:
     lines = explain.text(RECORD).splitlines()
     assert lines[0] == "request r-1, model m, 1600 tokens, profile default"
     assert lines[1] == "a: 0.400 ahead of b, mostly by prefix-cache-scorer"
@@ -63,7 +63,7 @@ def test_the_text_has_scores_weights_matches_and_the_reason() -> None:
     assert lines[6] == "  a: prefix-cache-scorer: 1440 of 1600 tokens in ram"
 
 
-def test_an_estimate_from_characters_says_so() -> None:
+def test_estimate_from_characters_is_marked() -> None:
     guessed = msgspec.structs.replace(RECORD, unit=Unit.CHARACTER)
     assert "1600 tokens (estimated from characters)" in explain.text(guessed)
     assert json.loads(explain.header(guessed))["estimated_from"] == "characters"
@@ -87,12 +87,12 @@ def test_an_estimate_from_characters_says_so() -> None:
         ),
     ],
 )
-def test_the_reason_in_words(record: DecisionRecord, reason: str) -> None:
+def test_reason_describes_the_decision(record: DecisionRecord, reason: str) -> None:
     assert explain.reason(record) == reason
     assert reason in explain.text(record)
 
 
-def test_the_header_is_compact_json() -> None:
+def test_header_is_compact_json() -> None:
     told = json.loads(explain.header(RECORD))
     assert told == {
         "profile": "default",
@@ -114,7 +114,7 @@ def test_the_header_is_compact_json() -> None:
 
 
 @pytest.mark.parametrize("limit", [20, 100, 300, 400, 1000, 4096])
-def test_the_header_is_never_longer_than_asked_for_and_counts_the_rest(limit: int) -> None:
+def test_header_stays_within_the_limit_and_counts_the_rest(limit: int) -> None:
     many = [choice(f"pöd-{place}", 0.1, 0.2, total=0.4) for place in range(500)]
     header = explain.header(made(*many, chosen=()), limit)
     if limit >= 100:

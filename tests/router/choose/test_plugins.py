@@ -9,7 +9,7 @@ from kvtier.router.choose import plugins
 from kvtier.router.scorers.queue import PLUGIN
 
 
-def test_names_lead_to_files() -> None:
+def test_find_plugin_returns_kind_and_class() -> None:
     assert plugins.find_plugin("queue-scorer") == (plugins.PluginKind.SCORER, PLUGIN)
     kind, plugin = plugins.find_plugin("utilization-detector") or (None, None)
     assert kind is plugins.PluginKind.FILTER
@@ -19,11 +19,11 @@ def test_names_lead_to_files() -> None:
 @pytest.mark.parametrize(
     "name", ["quue-scorer", "queue", "queue-picker", "utilization-filter", "-scorer", "../x-scorer"]
 )
-def test_other_names_lead_nowhere(name: str) -> None:
+def test_find_plugin_returns_none_for_an_unknown_name(name: str) -> None:
     assert plugins.find_plugin(name) is None
 
 
-def test_all_that_the_document_and_the_field_name_are_there() -> None:
+def test_known_plugins_include_those_of_llm_d() -> None:
     assert {
         "queue-scorer",
         "kv-cache-utilization-scorer",
@@ -49,19 +49,19 @@ def test_all_that_the_document_and_the_field_name_are_there() -> None:
     } <= set(plugins.known_plugins())
 
 
-def test_every_part_has_parameters_with_defaults() -> None:
+def test_all_plugins_have_parameters_with_defaults() -> None:
     for name in plugins.known_plugins():
         _, plugin = plugins.find_plugin(name) or (None, None)
         assert isinstance(plugins.parameters_of(plugin)(), plugins.PluginParameters), name
 
 
-def test_the_nearest_name_or_all() -> None:
+def test_nearest_suggests_one_name_or_lists_all() -> None:
     assert plugins.nearest("quue", ["queue", "disk"]) == "; did you mean 'queue'?"
     assert plugins.nearest("zzz", ["queue", "disk"]) == "; known are disk, queue"
     assert plugins.nearest("zzz", []) == "; it has none"
 
 
-def test_parameters_have_to_be_a_struct_of_ours() -> None:
+def test_parameters_of_another_type_are_rejected() -> None:
     class Wrong:
         Parameters = dict
 
@@ -88,7 +88,7 @@ print(parse_configuration(text, "f").plugins["cheapest-scorer"].parameters.curre
 """
 
 
-def test_an_installed_distribution_adds_a_scorer(tmp_path: Path) -> None:
+def test_entry_point_adds_a_scorer(tmp_path: Path) -> None:
     (tmp_path / "outsider.py").write_text(
         "from kvtier.router.choose import plugins\n"
         "class Cheapest:\n"
@@ -111,17 +111,17 @@ def test_an_installed_distribution_adds_a_scorer(tmp_path: Path) -> None:
     assert ran.stdout.splitlines() == ["Cheapest", "True", "EUR"]
 
 
-def test_an_index_of_no_blocks_is_refused() -> None:
+def test_estimated_index_without_capacity_is_rejected() -> None:
     with pytest.raises(ValueError, match="lruCapacityPerServer is 0; write 1 or more"):
         plugins.EstimatedIndexParameters(lru_capacity_per_server=0)
 
 
 @pytest.mark.parametrize("text", ["2s", "500ms", "1m30s", "1.5h", "0", ""])
-def test_durations_are_those_of_the_field(text: str) -> None:
+def test_speculative_ttl_accepts_go_durations(text: str) -> None:
     assert plugins.PreciseIndexParameters(speculative_ttl=text).speculative_ttl == text
 
 
 @pytest.mark.parametrize("text", ["banana", "2", "s", "2 s", "-2s", "2s "])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_speculative_ttl_rejects_other_texts(text: str) -> None:
     with pytest.raises(ValueError, match=f"speculativeTTL is {text!r}; write 2s or 500ms"):
         plugins.PreciseIndexParameters(speculative_ttl=text)

@@ -8,73 +8,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import DEVICE, Match
-from kvtier.index.fleet.prompt import Prompt
 from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
 from kvtier.router.choose.profile import Profile
 from kvtier.router.choose.record import record
 from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import Configuration, parse_configuration
-from tests.router.cases import FakeIndex, candidate, context, endpoint, names, request
-
-HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n"
-DOCUMENT = (
-    HEAD.replace("llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1")
-    + """\
-- type: queue-scorer
-- type: kv-cache-utilization-scorer
-- type: prefix-cache-scorer
-  name: gpu-prefix-cache-scorer
-- type: prefix-cache-scorer
-  name: cpu-prefix-cache-scorer
-  parameters: {autoTune: false, lruCapacityPerServer: 41000}
-schedulingProfiles:
-- name: default
-  plugins:
-  - {pluginRef: queue-scorer, weight: 2}
-  - {pluginRef: kv-cache-utilization-scorer, weight: 2}
-  - {pluginRef: gpu-prefix-cache-scorer, weight: 1}
-  - {pluginRef: cpu-prefix-cache-scorer, weight: 1}
-"""
+from tests.router.cases import (
+    TIERED,
+    FakeIndex,
+    candidate,
+    configured,
+    context,
+    endpoint,
+    names,
+    profile_of,
+    request,
 )
 
 
-def configured(*types: str, profile: str = "default") -> Configuration:
-    plugins = "".join(f"- type: {one}\n" for one in types)
-    refs = ", ".join(f"{{pluginRef: {one}}}" for one in types)
-    return parse_configuration(
-        f"{HEAD}{plugins}schedulingProfiles:\n- {{name: {profile}, plugins: [{refs}]}}\n", "f"
-    )
-
-
-def profile_of(*types: str, index: FakeIndex | None = None, seed: int = 0) -> Profile:
-    made = build_profiles(configured(*types), {"prefix": index} if index else {}, seed)
-    return made["default"]
-
-
 def with_scorer(configuration: Configuration, scorer: Any) -> Profile:
-    """The profile with another class in the place of its queue-scorer."""
+    """Build the profile with `scorer` in place of its queue-scorer."""
     old = configuration.plugins["queue-scorer"]
     new = msgspec.structs.replace(old, plugin=lambda parameters, context: scorer)
     plugins = {**configuration.plugins, "queue-scorer": new}
     return build_profiles(msgspec.structs.replace(configuration, plugins=plugins), {})["default"]
 
 
-def test_the_documents_weights_by_hand() -> None:
+def test_decision_with_the_llm_d_guide_weights_matches_manual_calculation() -> None:
     indexes = {
         "gpu-prefix-cache-scorer": FakeIndex({"a": {DEVICE: 400}}),
         "cpu-prefix-cache-scorer": FakeIndex({"a": {"ram": 800}, "b": {"ram": 1200}}),
     }
-    profile = build_profiles(parse_configuration(DOCUMENT, "f"), indexes)["default"]
+    profile = build_profiles(parse_configuration(TIERED, "f"), indexes)["default"]
     fleet = [
         endpoint("a", waiting=4, kv_usage=0.5),
         endpoint("b", waiting=0, kv_usage=0.75),
         endpoint("c", waiting=2, kv_usage=0.0),
     ]
     decision = profile.decide(request(1600), fleet, 0.0)
-    # 1600 tokens are 100 blocks of 16
+    # 1600 tokens are 100 blocks of 16 tokens.
     assert decision.scores == [
         [0.0, 1.0, 0.5],
         [0.5, 0.25, 1.0],
@@ -87,7 +61,7 @@ def test_the_documents_weights_by_hand() -> None:
     assert decision.endpoints[0] is fleet[1]
 
 
-def test_what_was_routed_is_heard_by_every_index_and_by_parts_that_learn() -> None:
+def test_routed_updates_all_indexes_and_learning_plugins() -> None:
     index, other = FakeIndex(), FakeIndex()
     profile = build_profiles(configured("no-hit-lru-scorer"), {"prefix": index, "other": other})[
         "default"
@@ -95,13 +69,13 @@ def test_what_was_routed_is_heard_by_every_index_and_by_parts_that_learn() -> No
     fleet = [endpoint("a"), endpoint("b")]
     first = profile.decide(request(), fleet, 0.0)
     assert index.heard == []
-    profile.routed(request(), first, first.chosen[1])  # it may have gone to a fallback
+    profile.routed(request(), first, first.chosen[1])  # as if the first choice had failed
     assert index.heard == other.heard == [first.chosen[1].endpoint.name]
     second = profile.decide(request(), fleet, 1.0)
     assert second.chosen[0].endpoint is first.chosen[0].endpoint
 
 
-def test_an_index_of_several_names_hears_once() -> None:
+def test_index_with_several_names_is_updated_once() -> None:
     index = FakeIndex({"a": {"ram": 160}})
     profile = build_profiles(configured("expected-ttft-scorer"), {"one": index, "other": index})[
         "default"
@@ -115,7 +89,7 @@ def test_an_index_of_several_names_hears_once() -> None:
     }
 
 
-def test_filters_come_first_and_are_named() -> None:
+def test_filters_run_before_scorers_and_are_recorded() -> None:
     profile = profile_of("decode-filter", "queue-scorer")
     fleet = [
         endpoint("a", labels={"llm-d.ai/role": "prefill"}),
@@ -130,7 +104,7 @@ def test_filters_come_first_and_are_named() -> None:
     assert names(decision.chosen) == ["c", "b"]
 
 
-def test_nobody_left_is_nobody_chosen() -> None:
+def test_decision_without_candidates_chooses_none() -> None:
     profile = profile_of("decode-filter", "queue-scorer", "expected-ttft-scorer")
     gone = [endpoint("a", labels={"llm-d.ai/role": "prefill"})]
     assert profile.decide(request(), gone, 0.0).chosen == []
@@ -142,7 +116,7 @@ class Wild:
         return [7.0, -3.0, math.nan, 0.25]
 
 
-def test_scores_are_clamped_before_they_are_weighted() -> None:
+def test_scores_are_clamped_before_weighting() -> None:
     profile = with_scorer(configured("queue-scorer"), Wild())
     decision = profile.decide(request(), [endpoint(name) for name in "abcd"], 0.0)
     assert decision.scores == [[1.0, 0.0, 0.0, 0.25]]
@@ -159,7 +133,7 @@ class Short:
 
 
 @pytest.mark.parametrize("scorer", [Broken(), Short()])
-def test_a_part_that_fails_takes_no_part_and_is_said_once(
+def test_failing_scorer_is_left_out_and_logged_once(
     scorer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     profile = with_scorer(configured("queue-scorer", "kv-cache-utilization-scorer"), scorer)
@@ -174,7 +148,7 @@ def test_a_part_that_fails_takes_no_part_and_is_said_once(
 
 
 class Telling:
-    """Scores, and fails in all that it may be asked besides."""
+    """A scorer of which every optional method fails."""
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         return [1.0, 0.0]
@@ -191,7 +165,7 @@ class Telling:
         raise RuntimeError("a bug")
 
 
-def test_a_part_that_cannot_explain_learn_or_tell_fails_no_request(
+def test_failing_reason_routed_or_header_method_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     configuration = configured("queue-scorer", "session-affinity-scorer")
@@ -221,7 +195,7 @@ class NoPicker:
         raise RuntimeError("a bug")
 
 
-def test_a_filter_or_picker_that_fails_does_not_fail_the_request() -> None:
+def test_failing_filter_or_picker_does_not_fail_the_request() -> None:
     configuration = configured("decode-filter", "queue-scorer", "random-picker")
     plugins = dict(configuration.plugins)
     for name, part in (("decode-filter", NoFilter()), ("random-picker", NoPicker())):
@@ -233,34 +207,14 @@ def test_a_filter_or_picker_that_fails_does_not_fail_the_request() -> None:
     assert names(decision.chosen) == ["b"]
 
 
-def test_profiles_share_the_parts_that_they_name() -> None:
-    configuration = parse_configuration(
-        HEAD + "- type: no-hit-lru-scorer\nschedulingProfiles:\n"
-        "- {name: one, plugins: [{pluginRef: no-hit-lru-scorer}]}\n"
-        "- {name: two, plugins: [{pluginRef: no-hit-lru-scorer}]}\n",
-        "f",
-    )
-    built = build_profiles(configuration, {})
-    fleet = [endpoint("a"), endpoint("b")]
-    decision = built["one"].decide(request(), fleet, 0.0)
-    assert names(decision.chosen) == ["a", "b"]
-    built["one"].routed(request(), decision, decision.chosen[0])
-    assert names(built["two"].decide(request(), fleet, 0.0).chosen) == ["b", "a"]
-
-
-def test_an_index_that_is_missing_is_refused() -> None:
-    with pytest.raises(InvalidSettings, match="there is no index"):
-        build_profiles(parse_configuration(DOCUMENT, "f"), {"gpu-prefix-cache-scorer": FakeIndex()})
-
-
-def test_a_part_sees_the_time_of_the_decision() -> None:
+def test_plugins_see_the_time_of_the_decision() -> None:
     profile = profile_of("utilization-detector")
     fleet = [endpoint("a", updated_s=90.0), endpoint("b", updated_s=100.0)]
     assert names(profile.decide(request(), fleet, 91.0).kept) == ["a", "b"]
     assert names(profile.decide(request(), fleet, 101.0).kept) == ["b"]
 
 
-def test_headers_that_parts_read_and_write() -> None:
+def test_profile_collects_the_headers_of_its_plugins() -> None:
     profile = profile_of("session-affinity-scorer", "queue-scorer")
     assert profile.headers == {"x-session-token"}
     assert set(profile.response_headers(request(), endpoint("a"))) == {"x-session-token"}
@@ -286,7 +240,7 @@ loads = st.builds(
 
 @st.composite
 def fleets(draw: st.DrawFn) -> tuple[list[Endpoint], dict[str, Mapping[str, int]]]:
-    """Endpoints, and what each holds of a prompt of 4,096 tokens."""
+    """Draw endpoints, and what each holds of a prompt of 4,096 tokens."""
     endpoints, holds = [], {}
     for place in range(draw(st.integers(0, 6))):
         name = f"e{place}"
@@ -311,7 +265,7 @@ def indexes(configuration: Configuration, holds: Mapping[str, Any]) -> dict[str,
 @pytest.mark.parametrize("name", SCORERS)
 @settings(max_examples=40)
 @given(fleet=fleets(), order=st.randoms(use_true_random=False))
-def test_scorers_stay_in_zero_to_one_and_do_not_mind_the_order(
+def test_scores_are_within_bounds_and_independent_of_order(
     name: str, fleet: tuple[list[Endpoint], dict[str, Any]], order: Any
 ) -> None:
     endpoints, holds = fleet
@@ -332,7 +286,7 @@ def test_scorers_stay_in_zero_to_one_and_do_not_mind_the_order(
 @pytest.mark.parametrize("name", FILTERS)
 @settings(max_examples=40)
 @given(fleet=fleets())
-def test_filters_keep_the_order_and_invent_nobody(
+def test_filters_return_a_subsequence_of_the_candidates(
     name: str, fleet: tuple[list[Endpoint], dict[str, Any]]
 ) -> None:
     endpoints, holds = fleet
@@ -345,7 +299,7 @@ def test_filters_keep_the_order_and_invent_nobody(
 @pytest.mark.parametrize("name", PICKERS)
 @settings(max_examples=40)
 @given(fleet=fleets(), seed=st.integers(0, 2**32), order=st.randoms(use_true_random=False))
-def test_pickers_name_some_once_and_the_seed_alone_decides(
+def test_pickers_return_distinct_candidates_determined_by_the_seed(
     name: str, fleet: tuple[list[Endpoint], dict[str, Any]], seed: int, order: Any
 ) -> None:
     endpoints, holds = fleet
@@ -363,43 +317,8 @@ def test_pickers_name_some_once_and_the_seed_alone_decides(
     assert chosen() == first
 
 
-def test_a_candidate_without_matches_is_scored_by_all() -> None:
+def test_scorers_accept_a_candidate_without_matches() -> None:
     bare = [Candidate(endpoint("a"), {}), candidate("b")]
     for name in SCORERS:
         _, plugin = plugins.find_plugin(name) or (None, None)
         assert len(plugin(plugin.Parameters(), context()).score(request(), bare)) == 2
-
-
-@pytest.mark.parametrize("one", ["round-robin-picker", "queue-scorer", "token-load-scorer"])
-def test_who_reads_no_index_asks_none_and_tells_none(one: str) -> None:
-    class Untouched(FakeIndex):
-        def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
-            raise AssertionError("nobody reads it")
-
-    index = Untouched()
-    profile = profile_of(one, index=index)
-    assert not profile.reads_prompts
-    decision = profile.decide(request(), [endpoint("a"), endpoint("b")], 0.0)
-    profile.routed(request(), decision, decision.chosen[0])
-    assert len(decision.candidates) == 2
-    assert index.heard == []
-    assert decision.missing_tokens(decision.chosen[0]) == 1000
-
-
-@pytest.mark.parametrize(
-    "one",
-    [
-        "expected-ttft-scorer",
-        "no-hit-lru-scorer",
-        "prefix-cache-picker",
-        "prefix-cache-affinity-filter",
-    ],
-)
-def test_who_reads_an_index_asks_it_and_tells_it(one: str) -> None:
-    index = FakeIndex({"a": {DEVICE: 5}})
-    profile = profile_of(one, index=index)
-    assert profile.reads_prompts
-    decision = profile.decide(request(), [endpoint("a")], 0.0)
-    profile.routed(request(), decision, decision.chosen[0])
-    assert decision.candidates[0].matches["prefix"].tokens == {DEVICE: 5}
-    assert index.heard == ["a"]

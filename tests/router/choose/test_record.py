@@ -60,7 +60,7 @@ def decided() -> DecisionRecord:
     return record(decision, frozenset({"x-session-id"}))
 
 
-def test_a_record_holds_what_the_decision_was_made_from() -> None:
+def test_record_contains_the_inputs_of_the_decision() -> None:
     made = decided()
     assert (made.request_id, made.model, made.at_s, made.profile) == ("r", "m", 12.5, "default")
     assert (made.prompt_tokens, made.unit, made.max_tokens, made.priority) == (
@@ -72,7 +72,7 @@ def test_a_record_holds_what_the_decision_was_made_from() -> None:
     assert made.scorers == (("queue-scorer", 2.0), ("prefix-cache-scorer", 1.0))
     gone, holder, idle = made.endpoints
     assert (gone.removed_by, gone.scores, gone.total) == ("decode-filter", (), 0.0)
-    # waiting 2 and 1; 800 of 1600 tokens
+    # The queues are 2 and 1; the match is 800 of 1600 tokens.
     assert (holder.scores, holder.total) == ((0.0, 0.5), 0.5)
     assert (idle.scores, idle.total) == ((1.0, 0.0), 2.0)
     assert made.chosen == ("c", "b")
@@ -80,13 +80,13 @@ def test_a_record_holds_what_the_decision_was_made_from() -> None:
     assert holder.reasons == {"prefix-cache-scorer": "800 of 1600 tokens in any tier"}
 
 
-def test_no_header_is_kept_but_those_that_parts_read_and_the_strategy() -> None:
+def test_record_keeps_only_headers_of_plugins_and_the_strategy() -> None:
     made = decided()
     assert made.headers == {"x-session-id": "s", "routing-strategy": "random"}
     assert b"secret" not in line(made)
 
 
-def test_endpoints_come_back_as_they_were() -> None:
+def test_endpoint_record_restores_the_endpoint() -> None:
     back = decided().endpoints[1].endpoint()
     assert back.load == ReplicaLoad(
         waiting=2, tiers={"ram": ReplicaTier(capacity_tokens=5)}, adapters=frozenset({"x"})
@@ -94,7 +94,7 @@ def test_endpoints_come_back_as_they_were() -> None:
     assert (back.in_flight, back.in_flight_tokens, back.pending_tokens) == (3, 4, 5)
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_read_records_returns_written_records(tmp_path: Path) -> None:
     made = decided()
     file = tmp_path / "decisions.jsonl"
     file.write_bytes(line(made) + b"\n" + line(made))
@@ -105,14 +105,14 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", [b"{}", b"not json", b"\xff\xfe", b'{"request_id": 3}', b"[" * 9999]
 )
-def test_anything_else_in_a_file_is_refused_with_its_line(tmp_path: Path, text: bytes) -> None:
+def test_read_records_rejects_other_data_with_its_line(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "decisions.jsonl"
     file.write_bytes(line(decided()) + text + b"\n")
     with pytest.raises(InvalidSettings, match=r"decisions\.jsonl line 2: not a logged decision"):
         list(read_records(str(file)))
 
 
-def test_a_line_that_is_cut_is_left_out_with_a_warning(
+def test_read_records_skips_a_truncated_line_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = decided()
@@ -129,10 +129,10 @@ def test_a_line_that_is_cut_is_left_out_with_a_warning(
     assert caplog.messages == []
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_read_records_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="absent cannot be read: No such file"):
         list(read_records(str(tmp_path / "absent")))
 
 
-def test_nothing_of_an_endpoint_is_left_out() -> None:
+def test_endpoint_record_has_all_fields_of_an_endpoint() -> None:
     assert set(Endpoint.__struct_fields__) < set(EndpointRecord.__struct_fields__)

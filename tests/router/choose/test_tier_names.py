@@ -17,11 +17,11 @@ from tests.router.cases import candidate, endpoint
     ("name", "tier"),
     [("gpu", "device"), ("GPU", "device"), ("cpu", "ram"), ("disk", "disk"), ("", None)],
 )
-def test_tiers_are_known_by_several_names(name: str, tier: str | None) -> None:
+def test_tier_called_resolves_aliases(name: str, tier: str | None) -> None:
     assert tier_called(name) == tier
 
 
-def test_an_unknown_tier_is_refused_with_the_known_ones() -> None:
+def test_tier_called_rejects_an_unknown_tier() -> None:
     with pytest.raises(ValueError, match="'tape' is not a tier; write one of device, ram, disk"):
         tier_called("tape")
 
@@ -41,19 +41,19 @@ def test_an_unknown_tier_is_refused_with_the_known_ones() -> None:
         ("shared-prefix-scorer", None),
     ],
 )
-def test_names_speak_of_tiers(name: str, tier: str | None) -> None:
+def test_tier_hinted_finds_a_tier_in_a_name(name: str, tier: str | None) -> None:
     assert tier_hinted(name) == tier
 
 
-def test_what_each_tier_adds_from_the_fastest() -> None:
+def test_added_tokens_exclude_those_of_faster_tiers() -> None:
     held = {"tape": 900, "disk": 800, "ram": 500, "device": 500}
     assert added_tokens(Match(held, 1000)) == [("device", 500), ("disk", 300), ("tape", 100)]
     assert added_tokens(Match({}, 1000)) == []
-    # two estimates that know nothing of each other: what is on the device is not loaded
+    # With two independent estimates, tokens on the device need not be loaded.
     assert added_tokens(Match({"device": 700, "ram": 200}, 1000)) == [("device", 700)]
 
 
-def test_tokens_of_a_tier_and_the_faster_ones() -> None:
+def test_tokens_in_include_the_faster_tiers() -> None:
     match = Match({"device": 100, "disk": 300, "tape": 400}, 1000)
     assert [tokens_in(match, tier) for tier in ("device", "ram", "disk", "tape", None)] == [
         100,
@@ -64,7 +64,7 @@ def test_tokens_of_a_tier_and_the_faster_ones() -> None:
     ]
 
 
-def test_a_named_index_and_all_of_them() -> None:
+def test_match_of_one_index_or_the_longest_of_all() -> None:
     two = Candidate(
         endpoint(),
         {"a": Match({"device": 5, "ram": 7}, 10), "b": Match({"ram": 9, "disk": 1}, 10)},

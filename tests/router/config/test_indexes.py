@@ -10,7 +10,7 @@ from kvtier.router.config.indexes import IndexSpec, build_estimated, estimated_s
 from tests.router.cases import Words
 
 
-def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
+def test_estimated_spec_capacity_is_in_blocks_of_16_tokens() -> None:
     spec = estimated_spec(
         "cpu-prefix-cache-scorer",
         EstimatedIndexParameters(auto_tune=False, lru_capacity_per_server=41_000),
@@ -36,13 +36,13 @@ def test_the_documents_capacity_is_in_blocks_of_16_tokens() -> None:
         (EstimatedIndexParameters(block_size_tokens=32, block_size=256), 32),
     ],
 )
-def test_block_sizes_in_characters_are_four_a_token(
+def test_estimated_spec_converts_characters_to_tokens(
     sizing: EstimatedIndexParameters, block_tokens: int
 ) -> None:
     assert estimated_spec("x", sizing).block_tokens == block_tokens
 
 
-def test_there_is_no_ceiling_but_one_that_is_asked_for() -> None:
+def test_estimated_spec_limits_match_length_only_if_configured() -> None:
     assert estimated_spec("x", EstimatedIndexParameters()).max_match_tokens == 0
     assert (
         estimated_spec(
@@ -56,13 +56,13 @@ def test_there_is_no_ceiling_but_one_that_is_asked_for() -> None:
     assert estimated_spec("x", both).max_match_tokens == 131_072
 
 
-def test_the_tier_is_the_parameter_else_what_the_name_speaks_of() -> None:
+def test_estimated_spec_tier_is_the_parameter_or_the_hint_in_the_name() -> None:
     assert estimated_spec("gpu-x", EstimatedIndexParameters(tier="disk")).tier == "disk"
     assert estimated_spec("gpu-x", EstimatedIndexParameters()).tier == "device"
     assert estimated_spec("x", EstimatedIndexParameters()).tier is None
 
 
-def test_a_precise_index_knows_every_tier() -> None:
+def test_precise_spec_has_every_tier() -> None:
     given = PreciseIndexParameters(
         token_processor_config=TokenProcessorConfig(block_size=64),
         kv_events_config={"zmqEndpoint": "tcp://*:5557"},
@@ -75,7 +75,7 @@ def test_a_precise_index_knows_every_tier() -> None:
 
 
 def held(spec: IndexSpec, tokens: int, **capacities: int) -> dict[str, int]:
-    """By tier, of a prompt that was routed to `a` after its tiers told their capacities."""
+    """Return the tokens held by tier after a prompt was routed to `a` with these capacities."""
     index = build_estimated(spec)
     for tier, capacity_tokens in capacities.items():
         index.resize("a", tier, capacity_tokens)
@@ -85,13 +85,13 @@ def held(spec: IndexSpec, tokens: int, **capacities: int) -> dict[str, int]:
     return {tier: tokens for tier, tokens in match.tokens.items() if tokens}
 
 
-def test_an_estimate_is_of_its_tier_and_as_large_as_written() -> None:
+def test_fixed_estimated_index_has_the_configured_tier_and_size() -> None:
     written = IndexSpec(name="cpu", tier="ram", autotune=False, capacity_blocks=10)
     assert held(written, 320) == {"ram": 160}
     assert held(written, 320, ram=320) == {"ram": 160}
 
 
-def test_an_estimate_that_is_autotuned_follows_the_metrics() -> None:
+def test_autotuned_estimated_index_follows_resize() -> None:
     assert held(IndexSpec(name="gpu", tier="device", capacity_blocks=10), 320, device=320) == {
         "device": 320
     }

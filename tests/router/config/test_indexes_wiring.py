@@ -29,7 +29,7 @@ def looks(configuration: Configuration) -> dict[str, tuple[str | None, str | Non
     }
 
 
-def test_in_the_older_api_each_prefix_scorer_has_an_index_of_its_own() -> None:
+def test_older_api_gives_each_prefix_scorer_its_own_index() -> None:
     found = configured(
         OLD,
         "- {type: prefix-cache-scorer, name: gpu-x}\n"
@@ -48,7 +48,7 @@ def test_in_the_older_api_each_prefix_scorer_has_an_index_of_its_own() -> None:
     }
 
 
-def test_in_the_newer_api_they_look_at_producers_and_one_is_always_there() -> None:
+def test_newer_api_reads_producers_and_has_an_implicit_one() -> None:
     found = configured(
         NEW,
         "- {type: prefix-cache-scorer, name: gpu-scorer}\n"
@@ -66,7 +66,7 @@ def test_in_the_newer_api_they_look_at_producers_and_one_is_always_there() -> No
     }
 
 
-def test_an_index_that_is_looked_at_for_several_tiers_estimates_all() -> None:
+def test_index_read_for_several_tiers_estimates_all_tiers() -> None:
     found = configured(
         NEW,
         "- {type: prefix-cache-scorer, name: gpu-scorer}\n"
@@ -79,14 +79,14 @@ def test_an_index_that_is_looked_at_for_several_tiers_estimates_all() -> None:
     assert found.indexes["approx-prefix-cache-producer"].tier is None
 
 
-def test_a_scorer_of_the_newer_api_that_sizes_an_index_has_it() -> None:
+def test_newer_api_scorer_that_sizes_an_index_has_its_own() -> None:
     found = configured(
         NEW, "- {type: prefix-cache-scorer, name: a-scorer, parameters: {lruCapacityPerServer: 5}}"
     )
     assert found.indexes["a-scorer"].capacity_blocks == 5
 
 
-def test_the_older_words_for_a_producer_lead_to_the_index_of_a_scorer() -> None:
+def test_prefix_plugin_name_resolves_to_the_index_of_a_scorer() -> None:
     found = configured(
         NEW,
         "- {type: no-hit-lru-scorer, name: lru-scorer, parameters: {prefixPluginName: p-scorer}}\n"
@@ -97,14 +97,14 @@ def test_the_older_words_for_a_producer_lead_to_the_index_of_a_scorer() -> None:
     assert looks(found)["lru-scorer"] == ("it", None)
 
 
-def test_a_precise_scorer_has_a_precise_index_with_every_tier() -> None:
+def test_precise_scorer_has_a_precise_index_with_every_tier() -> None:
     found = configured(NEW, "- {type: precise-prefix-cache-scorer, name: p-scorer}")
     assert looks(found) == {"p-scorer": ("p-scorer", None)}
     spec = found.indexes["p-scorer"]
     assert (spec.source and spec.source.value, spec.tier) == ("precise", None)
 
 
-def test_parts_that_name_no_index_look_at_all_and_there_is_one() -> None:
+def test_plugin_without_a_producer_reads_all_indexes() -> None:
     alone = configured(NEW, "- {type: expected-ttft-scorer, name: t-scorer}")
     assert looks(alone) == {"t-scorer": (None, None)}
     assert [(spec.name, spec.source, spec.tier) for spec in alone.indexes.values()] == [
@@ -113,7 +113,7 @@ def test_parts_that_name_no_index_look_at_all_and_there_is_one() -> None:
     assert configured(NEW, "- {type: queue-scorer, name: q-scorer}").indexes == {}
 
 
-def test_an_unknown_producer_is_refused_with_the_nearest() -> None:
+def test_unknown_producer_is_rejected_with_a_suggestion() -> None:
     with pytest.raises(InvalidSettings, match=r"f line 4: a-scorer .*; did you mean 'cpuProducer'"):
         configured(
             NEW,
@@ -133,7 +133,7 @@ def test_an_unknown_producer_is_refused_with_the_nearest() -> None:
         ("a-scorer", "f line 4: a-scorer -> a-scorer: none of these plugins"),
     ],
 )
-def test_parts_that_look_at_each_other_are_refused(second: str, said: str) -> None:
+def test_cycle_of_plugin_names_is_rejected(second: str, said: str) -> None:
     row = "- {type: no-hit-lru-scorer, name: %s, parameters: {prefixPluginName: %s}}"
     with pytest.raises(InvalidSettings) as caught:
         configured(NEW, f"{row % ('a-scorer', second)}\n{row % ('b-scorer', 'a-scorer')}")

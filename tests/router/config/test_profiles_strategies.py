@@ -30,11 +30,11 @@ def picks(strategy: str, **fields: object) -> str:
         ("round-robin", "a"),
     ],
 )
-def test_each_goes_by_what_its_name_says(strategy: str, picked: str) -> None:
+def test_strategy_picks_the_expected_replica(strategy: str, picked: str) -> None:
     assert picks(strategy) == picked
 
 
-def test_who_scores_picks_the_best_every_time() -> None:
+def test_scoring_strategy_always_picks_the_best() -> None:
     profiles = build_strategies({"any": FakeIndex(HOLDS)})
     for name in ("least-latency", "expected-ttft", "throughput", "least-kv-cache"):
         best = {
@@ -43,14 +43,14 @@ def test_who_scores_picks_the_best_every_time() -> None:
         assert len(best) == 1, name
 
 
-def test_a_session_goes_back_to_its_address() -> None:
+def test_session_affinity_strategy_returns_to_the_address() -> None:
     profile = build_strategies({})["session-affinity"]
     headers = profile.response_headers(request(), FLEET[1])
     assert headers == {"x-session-id": base64.b64encode(b"10.0.0.2:8000").decode()}
     assert picks("session-affinity", headers=headers) == "b"
 
 
-def test_all_that_the_field_names_are_there() -> None:
+def test_strategies_include_those_of_aibrix() -> None:
     assert {
         "random",
         "least-request",
@@ -62,10 +62,10 @@ def test_all_that_the_field_names_are_there() -> None:
     } <= set(build_strategies({}))
 
 
-def test_they_are_profiles_of_a_configuration() -> None:
+def test_strategies_are_the_profiles_of_their_configuration() -> None:
     assert list(strategies_configuration().profiles) == list(build_strategies({}))
 
 
-def test_they_need_no_index() -> None:
+def test_strategies_work_without_an_index() -> None:
     for profile in build_strategies({}).values():
         assert len(profile.decide(request(), FLEET, 0.0).chosen) == 3

@@ -58,7 +58,7 @@ CPU = IndexSpec(
 )
 
 
-def test_the_documents_values_as_they_are() -> None:
+def test_tiered_prefix_cache_example_is_read() -> None:
     found = example("tiered-prefix-cache")
     assert weights(found) == {
         "queue-scorer": 2.0,
@@ -70,7 +70,7 @@ def test_the_documents_values_as_they_are() -> None:
     assert found.warnings == ()
 
 
-def test_its_later_variants() -> None:
+def test_other_examples_are_read() -> None:
     active = example("active-requests")
     assert weights(active)["active-request-scorer"] == 2.0
     assert active.indexes == {GPU.name: GPU, CPU.name: CPU}
@@ -92,21 +92,21 @@ def test_its_later_variants() -> None:
     assert one.indexes["mooncake-prefix-cache-producer"].tier is None
 
 
-def test_every_example_loads() -> None:
+def test_all_examples_load() -> None:
     files = sorted(EXAMPLES.glob("*.yaml"))
     assert len(files) == 6
     for file in files:
         assert read_configuration(str(file)).profiles
 
 
-def test_without_a_file_the_expected_ttft_decides() -> None:
+def test_default_configuration_uses_expected_ttft() -> None:
     found = read_configuration(None)
     assert weights(found) == {"expected-ttft-scorer": 1.0}
     assert found.plugins[found.profiles["default"].picker].type == "max-score-picker"
     assert [spec.source for spec in found.indexes.values()] == [None]
 
 
-def test_a_full_file_of_the_newer_api_loads_and_says_what_it_ignores() -> None:
+def test_newer_api_file_loads_with_warnings_for_ignored_parts() -> None:
     found = parse_configuration(
         """\
 apiVersion: llm-d.ai/v1alpha1
@@ -178,7 +178,7 @@ flowControl:
 
 
 @pytest.mark.parametrize("version", ["inference.networking.x-k8s.io", "llm-d.ai"])
-def test_every_other_section_is_named_and_changes_nothing(version: str) -> None:
+def test_ignored_sections_cause_warnings_and_change_nothing(version: str) -> None:
     text = GOOD.replace("inference.networking.x-k8s.io", version)
     plain, full = parse_configuration(text, "f"), parse_configuration(text + SECTIONS, "f")
     assert full.profiles == plain.profiles
@@ -190,7 +190,7 @@ def test_every_other_section_is_named_and_changes_nothing(version: str) -> None:
     )
 
 
-def test_gauges_of_engines_are_read_and_named_first() -> None:
+def test_metric_names_of_engines_precede_the_default_ones() -> None:
     text = replaced(
         "plugins:\n- ",
         """\
@@ -223,7 +223,7 @@ plugins:
         assert said in str(caught.value)
 
 
-def test_without_profiles_there_is_one_of_all_that_is_declared() -> None:
+def test_file_without_profiles_has_one_of_all_plugins() -> None:
     plugins = """\
 plugins:
 - type: decode-filter
@@ -242,7 +242,7 @@ plugins:
         assert profile.picker == "random-picker"
 
 
-def test_a_profile_without_a_picker_takes_the_one_that_is_declared() -> None:
+def test_profile_without_a_picker_uses_the_declared_one() -> None:
     text = replaced("plugins:\n- ", "plugins:\n- type: weighted-random-picker\n- ")
     assert parse_configuration(text, "f").profiles["default"].picker == "weighted-random-picker"
     implied = parse_configuration(GOOD, "f")
@@ -252,12 +252,12 @@ def test_a_profile_without_a_picker_takes_the_one_that_is_declared() -> None:
 @pytest.mark.parametrize(
     ("written", "weight"), [("2", 2.0), ("2.0", 2.0), ("0.5", 0.5), ("0", 0.0)]
 )
-def test_weights_are_whole_or_not(written: str, weight: float) -> None:
+def test_weights_can_be_integers_or_fractions(written: str, weight: float) -> None:
     found = parse_configuration(replaced("weight: 2", f"weight: {written}"), "f")
     assert dict(found.profiles["default"].scorers)["queue-scorer"] == weight
 
 
-# The document as it is written: quoted labels, comments behind values, rows in flow style.
+# Helm values as published by llm-d: quoted labels, comments after values, rows in flow style.
 VALUES = """\
 inferencePool:
   modelServers:
@@ -299,7 +299,7 @@ inferenceExtension:
         "replicas: 1",
     ],
 )
-def test_the_document_in_flow_style_with_flags_of_either_chart(load: str, flags: str) -> None:
+def test_helm_values_in_flow_style_are_read(load: str, flags: str) -> None:
     older, newer = "inference.networking.x-k8s.io/v1alpha1", "llm-d.ai/v1alpha1"
     found = parse_configuration(VALUES.format(version=older, load=load, flags=flags), "values.yaml")
     assert list(weights(found).items()) == [
@@ -310,7 +310,7 @@ def test_the_document_in_flow_style_with_flags_of_either_chart(load: str, flags:
     ]
     assert found.indexes == {GPU.name: GPU, CPU.name: CPU}
     assert found.warnings == ()
-    # The same text under the newer version: what says its size still has an index of its own.
+    # Under the newer version, a scorer that sizes an index still has its own.
     moved = parse_configuration(VALUES.format(version=newer, load=load, flags=flags), "values.yaml")
     assert weights(moved) == weights(found)
     assert moved.indexes[CPU.name] == CPU
@@ -327,7 +327,7 @@ def test_the_document_in_flow_style_with_flags_of_either_chart(load: str, flags:
         ("disagg-profile-handler", "kvtier does not disaggregate prefill and decode"),
     ],
 )
-def test_what_is_not_there_says_what_to_write(plugin: str, said: str) -> None:
+def test_rejected_plugin_names_its_replacement(plugin: str, said: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         parse_configuration(replaced("type: queue-scorer", f"type: {plugin}"), "f")
     assert str(caught.value).startswith(f"f line 4: {plugin} is not supported: ")
@@ -387,13 +387,13 @@ def replaced(old: str, new: str) -> str:
         ),
     ],
 )
-def test_mistakes_name_file_and_line_and_the_nearest_name(text: str, message: str) -> None:
+def test_errors_name_file_line_and_the_closest_name(text: str, message: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         parse_configuration(text, "f")
     assert message in str(caught.value)
 
 
-def test_lines_are_those_of_the_helm_values(tmp_path: Path) -> None:
+def test_errors_in_helm_values_name_the_line_of_the_file(tmp_path: Path) -> None:
     text = (EXAMPLES / "tiered-prefix-cache.yaml").read_text()
     file = tmp_path / "values.yaml"
     file.write_text(text.replace("lruCapacityPerServer", "lruCapacity"))
@@ -410,7 +410,7 @@ WORDS = sorted({word.strip("-:{}, ") for line in LINES for word in line.split()}
 
 @settings(max_examples=300)
 @given(data=st.data())
-def test_whatever_is_written_loads_or_is_refused_with_the_file(data: st.DataObject) -> None:
+def test_mutated_file_loads_or_is_rejected_with_its_name(data: st.DataObject) -> None:
     lines = GOOD.splitlines()
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(lines) - 1))
@@ -455,7 +455,7 @@ PRODUCER = NEWER + "- type: precise-prefix-cache-producer\n" + INDEXER
 PRECISE = NEWER + "- type: precise-prefix-cache-scorer\n" + INDEXER
 
 
-def test_weights_of_tiers_are_read_at_the_scorer_and_refused_by_nobody() -> None:
+def test_tier_weights_of_a_precise_scorer_are_read() -> None:
     found = parse_configuration(PRECISE, "f")
     given = found.plugins["precise-prefix-cache-scorer"].parameters
     assert isinstance(given, PreciseIndexParameters)
@@ -466,7 +466,7 @@ def test_weights_of_tiers_are_read_at_the_scorer_and_refused_by_nobody() -> None
     assert found.warnings == ()
 
 
-def test_weights_of_tiers_at_a_producer_are_told_to_have_no_effect() -> None:
+def test_tier_weights_of_a_producer_cause_a_warning() -> None:
     end = (
         "- type: prefix-cache-scorer\n"
         "  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}\n"
@@ -474,7 +474,7 @@ def test_weights_of_tiers_at_a_producer_are_told_to_have_no_effect() -> None:
     [warning] = parse_configuration(PRODUCER + end, "f").warnings
     assert warning.startswith("f line 11: kvCacheBackendConfigs is ignored: ")
     assert "set the weights on a precise-prefix-cache-scorer" in warning
-    # What it says to write is read.
+    # The replacement that the warning suggests is accepted.
     moved = (
         PRECISE.replace("  parameters:\n", f"{NAMED}\n", 1)
         + "- type: precise-prefix-cache-producer\n"
@@ -487,7 +487,7 @@ def test_weights_of_tiers_at_a_producer_are_told_to_have_no_effect() -> None:
 
 
 @pytest.mark.parametrize("text", [PRODUCER, PRECISE])
-def test_an_indexers_keys_are_those_of_the_field(text: str) -> None:
+def test_unknown_indexer_key_is_rejected(text: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         parse_configuration(text.replace("BackendConfigs", "BackendConfig"), "f")
     assert str(caught.value) == (
@@ -509,7 +509,7 @@ schedulingProfiles:
 """
 
 
-def test_a_weight_that_weighs_nothing_is_told() -> None:
+def test_weight_of_a_filter_or_picker_causes_a_warning() -> None:
     assert parse_configuration(NEWER + PROFILE, "f").warnings == ()
     for name, line in (("decode-filter", 10), ("random-picker", 12)):
         text = PROFILE.replace(f"pluginRef: {name}", f"{{pluginRef: {name}, weight: 3}}")
@@ -518,7 +518,7 @@ def test_a_weight_that_weighs_nothing_is_told() -> None:
         )
 
 
-def test_a_scorer_twice_in_a_profile_is_refused() -> None:
+def test_repeated_scorer_in_a_profile_is_rejected() -> None:
     with pytest.raises(InvalidSettings, match="f line 13: queue-scorer is in this profile twice"):
         parse_configuration(NEWER + PROFILE + "  - {pluginRef: queue-scorer, weight: 3}\n", "f")
 
@@ -557,9 +557,7 @@ def test_a_scorer_twice_in_a_profile_is_refused() -> None:
         ),
     ],
 )
-def test_values_that_cannot_be_name_line_and_field(
-    plugin: str, parameters: str, message: str
-) -> None:
+def test_invalid_values_name_line_and_field(plugin: str, parameters: str, message: str) -> None:
     text = f"{NEWER}- type: queue-scorer\n- type: {plugin}\n  parameters:\n    {parameters}\n"
     with pytest.raises(InvalidSettings) as caught:
         parse_configuration(text, "f")

@@ -17,7 +17,7 @@ def section(text: str) -> ConfigSection:
     return ConfigSection(document, (), document.data)
 
 
-def test_values_are_read() -> None:
+def test_section_reads_values_with_their_lines() -> None:
     one = section("a: x\nb: 2\nc:\n- d: 1\n")
     assert one.text("a") == "x"
     assert one.text("z", "y") == "y"
@@ -29,12 +29,12 @@ def test_values_are_read() -> None:
 
 
 @pytest.mark.parametrize("weight", ["-1", ".nan", ".inf", "true", "'1'"])
-def test_numbers_that_are_no_weights_are_refused(weight: str) -> None:
+def test_number_rejects_negative_and_non_numeric_values(weight: str) -> None:
     with pytest.raises(InvalidSettings, match=r"f line 1: a is .*; write a number of 0 or more"):
         section(f"a: {weight}").number("a", 1.0)
 
 
-def test_other_mistakes_name_their_line() -> None:
+def test_section_errors_name_the_line() -> None:
     one = section("a: 1\nb: []\nc: text\nd:\n- 1\n")
     with pytest.raises(InvalidSettings, match="f line 1: a is 1; write a name"):
         one.text("a")
@@ -49,7 +49,7 @@ def test_other_mistakes_name_their_line() -> None:
         one.only("abc")
 
 
-def test_parameters_are_read_in_the_names_of_the_field() -> None:
+def test_parameters_are_read_by_their_camel_case_names() -> None:
     assert section("parameters: {depthLimit: 3, share: 1}").parameters(Some) == Some(
         depth_limit=3, share=1.0
     )
@@ -68,13 +68,13 @@ def test_parameters_are_read_in_the_names_of_the_field() -> None:
         ("parameters: 3", "line 1: 3 is not a mapping"),
     ],
 )
-def test_wrong_parameters_name_their_line(text: str, message: str) -> None:
+def test_parameter_errors_name_the_line(text: str, message: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         section(text).parameters(Some)
     assert message in str(caught.value)
 
 
-def test_wrong_parameters_deep_inside_name_their_line() -> None:
+def test_nested_parameter_errors_name_the_line() -> None:
     text = "parameters:\n  sessionIdConfig:\n    sources:\n    - header: a\n    - header: 3\n"
     with pytest.raises(InvalidSettings, match=r"f line 5: sessionIdConfig\.sources\.1\.header: Ex"):
         section(text).parameters(SESSION.Parameters)

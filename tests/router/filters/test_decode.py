@@ -16,10 +16,10 @@ from tests.router.cases import candidate, made, names, request
         ("encode-prefill", False),
     ],
 )
-def test_roles_that_decode_stay(role: str, stays: bool) -> None:
+def test_decode_filter_keeps_roles_that_decode(role: str, stays: bool) -> None:
     kept = made(PLUGIN).keep(request(), [candidate("a", labels={"llm-d.ai/role": role})])
     assert names(kept) == (["a"] if stays else [])
 
 
-def test_without_a_role_an_endpoint_does_everything() -> None:
+def test_decode_filter_keeps_replicas_without_a_role() -> None:
     assert names(made(PLUGIN).keep(request(), [candidate("a", labels={"x": "y"})])) == ["a"]

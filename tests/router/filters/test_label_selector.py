@@ -12,7 +12,7 @@ CANDIDATES = [
 ]
 
 
-def test_all_labels_have_to_match() -> None:
+def test_match_labels_must_all_match() -> None:
     kept = made(PLUGIN, match_labels={"gpu": "h100", "zone": "1"}).keep(request(), CANDIDATES)
     assert names(kept) == ["a"]
     assert made(PLUGIN, match_labels={"gpu": "h100", "zone": "2"}).keep(request(), CANDIDATES) == []
@@ -27,12 +27,14 @@ def test_all_labels_have_to_match() -> None:
         (LabelRequirement("gpu", "DoesNotExist"), ["c"]),
     ],
 )
-def test_expressions(requirement: LabelRequirement, kept: list[str]) -> None:
+def test_match_expressions_select_by_operator(
+    requirement: LabelRequirement, kept: list[str]
+) -> None:
     one = made(PLUGIN, match_expressions=(requirement,))
     assert names(one.keep(request(), CANDIDATES)) == kept
 
 
-def test_a_selector_of_nothing_keeps_everything() -> None:
+def test_empty_selector_keeps_all() -> None:
     assert names(made(PLUGIN).keep(request(), CANDIDATES)) == ["a", "b", "c"]
 
 
@@ -45,7 +47,7 @@ def test_a_selector_of_nothing_keeps_everything() -> None:
         ("DoesNotExist", ("h100",), "values of gpu: DoesNotExist takes no values"),
     ],
 )
-def test_operators_have_the_values_that_they_take(
+def test_operators_reject_missing_or_extra_values(
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"], values: tuple[str, ...], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):

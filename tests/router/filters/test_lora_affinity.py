@@ -2,7 +2,7 @@ from kvtier.router.filters.lora_affinity import PLUGIN
 from tests.router.cases import candidate, made, names, request
 
 
-def test_only_those_that_have_the_adapter_where_any_has_it() -> None:
+def test_lora_affinity_filter_keeps_replicas_with_the_adapter() -> None:
     candidates = [
         candidate("a"),
         candidate("b", adapters=frozenset({"m"})),
@@ -11,7 +11,7 @@ def test_only_those_that_have_the_adapter_where_any_has_it() -> None:
     assert names(made(PLUGIN).keep(request(), candidates)) == ["b"]
 
 
-def test_all_where_nobody_has_it() -> None:
+def test_lora_affinity_filter_keeps_all_if_none_has_the_adapter() -> None:
     candidates = [candidate("a"), candidate("b", adapters=frozenset({"other"}))]
     assert names(made(PLUGIN).keep(request(), candidates)) == ["a", "b"]
     assert made(PLUGIN).keep(request(), []) == []

@@ -11,7 +11,7 @@ def pick(*candidates) -> list[str]:  # type: ignore[no-untyped-def]
     return names(made(PLUGIN).pick(request(), candidates, [0.0] * len(candidates)))
 
 
-def test_the_longest_prefix_and_then_the_fewest_requests() -> None:
+def test_picker_prefers_the_longest_prefix() -> None:
     assert pick(
         candidate("a", {"ram": 500}, in_flight=2),
         candidate("b", {"ram": 900}, in_flight=2),
@@ -19,31 +19,31 @@ def test_the_longest_prefix_and_then_the_fewest_requests() -> None:
     ) == ["b", "c", "a"]
 
 
-def test_of_equal_prefixes_the_fewer_requests() -> None:
+def test_picker_breaks_equal_prefixes_by_requests() -> None:
     assert pick(
         candidate("a", {"ram": 900}, in_flight=2),
         candidate("b", {"ram": 900}, in_flight=1),
     ) == ["b", "a"]
 
 
-def test_who_has_more_than_a_deviation_above_the_mean_is_passed_over() -> None:
+def test_picker_skips_replicas_above_the_mean_plus_deviation() -> None:
     idle = [candidate(name, {"ram": 100}, in_flight=1) for name in "bc"]
     idler = candidate("d", {"ram": 100}, in_flight=2)
-    # 8, 1, 1, 2: mean 3, deviation 2.9: up to 5.9
+    # Requests of 8, 1, 1 and 2 have a mean of 3 and a deviation of 2.9: the limit is 5.9.
     first, *_ = pick(candidate("a", {"ram": 900}, in_flight=8), *idle, idler)
     assert first in ("b", "c")
-    # 2, 1, 1, 2: mean 1.5, deviation 0.5: up to 2
+    # Requests of 2, 1, 1 and 2 have a mean of 1.5 and a deviation of 0.5: the limit is 2.
     first, *_ = pick(candidate("a", {"ram": 900}, in_flight=2), *idle, idler)
     assert first == "a"
 
 
-def test_an_uneven_fleet_is_evened_out_first() -> None:
+def test_picker_balances_an_imbalanced_fleet_first() -> None:
     assert pick(candidate("a", {"ram": 1000}, in_flight=9), candidate("b"))[0] == "b"
-    # 8 apart is even enough; mean 4, deviation 4: up to 8
+    # A difference of 8 is balanced; the mean and deviation are 4, so the limit is 8.
     assert pick(candidate("a", {"ram": 1000}, in_flight=8), candidate("b"))[0] == "a"
 
 
-def test_the_fewest_requests_where_nobody_holds_anything() -> None:
+def test_picker_uses_requests_if_none_holds_the_prompt() -> None:
     assert pick(candidate("a", in_flight=1), candidate("b")) == ["b", "a"]
 
 
@@ -56,6 +56,6 @@ def test_the_fewest_requests_where_nobody_holds_anything() -> None:
         ({"max_num_of_endpoints": 0}, "maxNumOfEndpoints is 0; write 1 or more"),
     ],
 )
-def test_distances_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:
+def test_parameters_out_of_range_are_rejected(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PLUGIN.Parameters(**wrong)

@@ -6,7 +6,7 @@ from tests.router.cases import candidate, made, names, request
 THREE = [candidate(name) for name in "abc"]
 
 
-def test_anybody_whatever_the_scores() -> None:
+def test_picker_is_uniform_regardless_of_scores() -> None:
     picker = made(PLUGIN)
     picked = [names(picker.pick(request(), THREE, [9.0, 0.0, 0.0])) for _ in range(300)]
     assert all(sorted(one) == ["a", "b", "c"] for one in picked)

@@ -10,7 +10,7 @@ from kvtier.router.request.message import RequestBody, encode_fields, first_valu
 from kvtier.router.request.refusals import Refusal
 
 
-def test_what_choosing_needs_is_read() -> None:
+def test_parse_body_reads_model_limits_and_priority() -> None:
     asked = parse_body(
         b'{"model":"m","max_tokens":7,"priority":-2,"messages":[{}]}', "application/json"
     )
@@ -20,7 +20,7 @@ def test_what_choosing_needs_is_read() -> None:
 
 
 @pytest.mark.parametrize("value", ["true", '"7"', "null", "1e3", "-5", "9999999999", "{}"])
-def test_numbers_that_are_none_are_left_to_the_engine(value: str) -> None:
+def test_parse_body_ignores_invalid_numbers(value: str) -> None:
     assert parse_body(f'{{"model":"m","max_tokens":{value}}}'.encode(), "").max_tokens in (0, 1)
 
 
@@ -34,7 +34,7 @@ def test_numbers_that_are_none_are_left_to_the_engine(value: str) -> None:
         b'{"model":"a","x":"\\"model\\":\\"c\\"","mod\\u0065l":"b"}',
     ],
 )
-def test_a_body_is_read_as_the_engine_will_read_it(body: bytes) -> None:
+def test_parse_body_reads_the_same_as_the_engine(body: bytes) -> None:
     assert parse_body(body, "").model == json.loads(body)["model"] == "b"
 
 
@@ -59,7 +59,7 @@ def test_a_body_is_read_as_the_engine_will_read_it(body: bytes) -> None:
         (b'{"model":"m","x":' + b"[" * 200_000, "nested too deeply"),
     ],
 )
-def test_what_cannot_be_read_is_refused(body: bytes, said: str) -> None:
+def test_parse_body_refuses_undecodable_bodies(body: bytes, said: str) -> None:
     with pytest.raises(Refusal) as caught:
         parse_body(body, "application/json")
     assert caught.value.status == 400
@@ -72,7 +72,7 @@ def form(*models: str) -> bytes:
     return "".join([audio, *parts, "--b--\r\n"]).encode("latin-1")
 
 
-def test_a_form_names_its_model_once() -> None:
+def test_parse_body_reads_the_model_of_a_form() -> None:
     assert parse_body(form("whisper"), "multipart/form-data; boundary=b").model == "whisper"
     assert parse_body(form("whisper"), 'Multipart/Form-Data; boundary="b"').model == "whisper"
     for body, kind in (
@@ -107,7 +107,7 @@ WORDS = ("null", "true", '"m"', '""', '"\\ud800"', '"\\u0000"', '"\u00e9"', "NaN
 
 
 def written(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    """Arrays, and objects in which a key may stand twice."""
+    """Return arrays, and objects in which keys may repeat."""
     rows = st.tuples(st.sampled_from(KEYS), inner).map(lambda row: f'"{row[0]}":{row[1]}')
     return st.one_of(
         st.lists(inner, max_size=4).map(lambda items: f"[{','.join(items)}]"),
@@ -139,7 +139,7 @@ BODIES = st.one_of(
 
 
 async def asked(body: bytes, content_type: str) -> RequestBody | None:
-    """What is done with a body before anybody is chosen; None where it is refused."""
+    """Parse a body and build its prompt; return None if it is refused."""
     try:
         found = parse_body(body, content_type)
     except Refusal:
@@ -157,15 +157,15 @@ async def asked(body: bytes, content_type: str) -> RequestBody | None:
 
 @settings(max_examples=400, deadline=None)
 @given(BODIES, st.integers(0, 60), st.binary(max_size=3), st.sampled_from([False, False, True]))
-def test_no_body_is_more_than_refused(
-    first_value: str, at: int, patch: bytes, is_patched: bool
+def test_arbitrary_json_is_parsed_or_refused(
+    text: str, at: int, patch: bytes, is_patched: bool
 ) -> None:
-    body = first_value.encode("utf-8", "surrogatepass")
+    body = text.encode("utf-8", "surrogatepass")
     if is_patched:
         body = body[:at] + patch + body[at + len(patch) :]
     found = asyncio.run(asked(body, "application/json"))
     if found is not None:
-        assert found.model == json.loads(body)["model"], "as the engine will read it"
+        assert found.model == json.loads(body)["model"], "the engine reads the same value"
 
 
 @settings(max_examples=200, deadline=None)
@@ -174,17 +174,17 @@ def test_no_body_is_more_than_refused(
     | st.sampled_from(["b", "*=utf-8''%ff", "*0*=a", '"', "\r\nb", "*=b; boundary=b", ""]),
     st.binary(max_size=40) | st.sampled_from([form("m"), form("m", "n"), form("\xff")]),
 )
-def test_no_form_is_more_than_refused(boundary: str, body: bytes) -> None:
+def test_arbitrary_forms_are_parsed_or_refused(boundary: str, body: bytes) -> None:
     asyncio.run(asked(body, f"multipart/form-data; boundary={boundary}"))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=80), st.text(max_size=20))
-def test_no_bytes_are_more_than_refused(body: bytes, content_type: str) -> None:
+def test_arbitrary_bytes_are_parsed_or_refused(body: bytes, content_type: str) -> None:
     asyncio.run(asked(body, content_type))
 
 
-def test_the_first_value_counts_and_bytes_are_kept() -> None:
+def test_fields_keep_bytes_and_return_the_first_value() -> None:
     fields = [(b"a", b"\xe4"), (b"b", b"1"), (b"a", b"2")]
     assert first_value(fields, b"a") == "\u00e4"
     assert first_value(fields, b"c") == ""

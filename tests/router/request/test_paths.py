@@ -32,7 +32,7 @@ from kvtier.router.request.paths import PathKind, at_replica, kind, model_of
         ("GET", "/v1/realtime", PathKind.UPGRADE),
     ],
 )
-def test_everything_has_its_place(method: str, path: str, expected: PathKind) -> None:
+def test_kind_classifies_paths(method: str, path: str, expected: PathKind) -> None:
     assert kind(method, path) is expected
 
 
@@ -60,20 +60,18 @@ def test_everything_has_its_place(method: str, path: str, expected: PathKind) ->
         ("CONNECT", "/v1/completions"),
     ],
 )
-def test_what_is_an_operators_or_can_be_read_in_two_ways_is_served_by_nobody(
-    method: str, path: str
-) -> None:
+def test_kind_refuses_operator_and_ambiguous_paths(method: str, path: str) -> None:
     assert kind(method, path) is PathKind.NONE
 
 
-def test_short_paths_are_those_under_v1() -> None:
+def test_short_paths_gain_the_v1_prefix() -> None:
     assert at_replica("/completions?a=b") == "/v1/completions?a=b"
     assert at_replica("/chat/completions") == "/v1/chat/completions"
     assert at_replica("/v1/completions") == "/v1/completions"
     assert at_replica("/tokenize") == "/tokenize"
 
 
-def test_a_socket_names_its_model_in_the_query() -> None:
+def test_model_of_reads_the_query() -> None:
     assert model_of("/v1/realtime?x=1&model=org%2Fm") == "org/m"
     assert model_of("/v1/realtime?model=") == ""
     assert model_of("/v1/realtime") == ""

@@ -21,7 +21,7 @@ from kvtier.router.request.refusals import Refusal, shown
         (refusals.late(1.0), 504, "upstream_error", "gateway_timeout"),
     ],
 )
-def test_a_refusal_is_an_error_as_openai_writes_it(
+def test_refusal_body_is_an_openai_error(
     refusal: Refusal, status: int, kind: str, code: str
 ) -> None:
     error = json.loads(refusal.body())["error"]
@@ -30,12 +30,12 @@ def test_a_refusal_is_an_error_as_openai_writes_it(
     assert "param" in error
 
 
-def test_who_should_come_back_is_told_when() -> None:
+def test_overload_refusals_have_retry_after() -> None:
     assert refusals.overloaded("x", 7).headers["Retry-After"] == "7"
     assert refusals.unavailable("x").headers["Retry-After"] == "1"
 
 
-def test_a_refusal_is_short_whatever_the_client_wrote() -> None:
+def test_refusal_length_is_bounded() -> None:
     long = "x" * 5_000_000
     for refusal in (refusals.unknown_model(long), refusals.unavailable(f"no replica of `{long}`")):
         assert len(refusal.body()) < 3000
@@ -43,28 +43,28 @@ def test_a_refusal_is_short_whatever_the_client_wrote() -> None:
     assert r"`m\r\n` does not exist" in str(refusals.unknown_model("m\r\n"))
 
 
-def test_who_shows_no_key_is_told_both_ways() -> None:
+def test_unauthorized_names_both_headers() -> None:
     message = json.loads(refusals.unauthorized().body())["error"]["message"]
     assert "`Authorization: Bearer KEY`" in message
     assert "`x-api-key: KEY`" in message
 
 
-def test_the_model_is_named() -> None:
+def test_unknown_model_names_the_model() -> None:
     error = json.loads(refusals.unknown_model('a"b').body())["error"]
     assert error["param"] == "model"
     assert 'a"b' in error["message"]
 
 
 @pytest.mark.parametrize("text", ["Qwen/Qwen3-8B:fp8", "modèle", 'a"b', "a'b", ""])
-def test_a_name_stays_as_it_is(text: str) -> None:
+def test_shown_keeps_printable_text(text: str) -> None:
     assert shown(text) == text
 
 
-def test_what_would_end_a_line_or_colour_a_terminal_is_escaped() -> None:
+def test_shown_escapes_control_characters() -> None:
     assert shown("m\x1b[31m\r\n\ud800") == r"m\x1b[31m\r\n\ud800"
 
 
-def test_a_long_text_is_cut() -> None:
+def test_shown_truncates_long_text() -> None:
     assert shown("x" * 100) == "x" * 100
     assert shown("x" * 5_000_000) == "x" * 100 + "..."
     assert shown("abcd", 3) == "abc..."

@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
         ("c", "rsa", "--tls-key: the key {0}/rsa does not belong to the certificate {0}/c"),
     ],
 )
-def test_what_is_wrong_with_a_pair_names_flag_and_file(
+def test_load_certificate_errors_name_flag_and_file(
     folder: Path, certificate: str, key: str, said: str
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_pair_names_flag_and_file(
     assert str(caught.value) == said.format(folder)
 
 
-def test_a_pair_is_shown_and_its_certificate_can_be_trusted(folder: Path) -> None:
+def test_certificate_loads_and_can_be_trusted(folder: Path) -> None:
     sockets.load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), folder / "c", folder / "k")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     sockets.load_trusted(context, folder / "c", "--replica-ca")
@@ -80,12 +80,12 @@ def test_a_pair_is_shown_and_its_certificate_can_be_trusted(folder: Path) -> Non
     only = sockets.client_context(str(folder / "c"), "--replica-ca")
     assert only is not None
     assert only.check_hostname
-    assert only.cert_store_stats()["x509"] == 1, "not those of the machine beside it"
+    assert only.cert_store_stats()["x509"] == 1, "without the system's certificates"
     with pytest.raises(InvalidSettings, match=r"--replica-ca: .*word is not a PEM certificate"):
         sockets.load_trusted(context, folder / "word", "--replica-ca")
 
 
-def test_copies_are_read_and_the_paths_are_named(folder: Path) -> None:
+def test_load_certificate_reads_copies_and_names_the_paths(folder: Path) -> None:
     files = (str(folder / "c"), str(folder / "other"))
     with pytest.raises(InvalidSettings, match="the key /k does not belong to the certificate /c"):
         sockets.load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "/c", "/k", files=files)
@@ -102,7 +102,7 @@ _BUSY = "error while attempting to bind on address ('::1', 80): address already 
         (OSError("no address at all"), "no address at all"),
     ],
 )
-def test_flags_address_and_reason_are_said_once(error: OSError, said: str) -> None:
+def test_cannot_listen_names_flags_address_and_reason_once(error: OSError, said: str) -> None:
     found = str(cannot_listen("--host, --port", "::1", 80, error))
     assert found.startswith(f"--host, --port: [::1]:80 cannot be listened on: {said}")
     assert found.count("::1") == 1

@@ -22,7 +22,7 @@ class Time:
         return self.at_s
 
 
-def test_the_endpoint_that_the_header_names() -> None:
+def test_header_prefers_the_replica_it_names() -> None:
     scorer = made(PLUGIN)
     for said in (POD, "10.0.0.1:8000"):
         headers = {"x-session-token": base64.b64encode(said.encode()).decode()}
@@ -30,20 +30,20 @@ def test_the_endpoint_that_the_header_names() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "!!", "ZGVmYXVsdC9wb2QtOQ==", "/////w==", "é"])
-def test_any_other_header_prefers_nobody(token: str) -> None:
+def test_invalid_header_prefers_no_replica(token: str) -> None:
     headers = {"x-session-token": token}
     assert made(PLUGIN).score(request(headers=headers), CANDIDATES) == [0.0, 0.0]
     assert made(PLUGIN).score(request(), CANDIDATES) == [0.0, 0.0]
 
 
-def test_the_client_is_given_the_header_to_send_back() -> None:
+def test_response_header_leads_back_to_the_replica() -> None:
     scorer = made(PLUGIN)
     headers = scorer.response_headers(request(), CANDIDATES[1].endpoint)
     assert headers == {"x-session-token": "ZGVmYXVsdC9wb2QtMQ=="}
     assert scorer.score(request(headers=headers), CANDIDATES) == [0.0, 1.0]
 
 
-def test_header_and_token_can_be_set() -> None:
+def test_header_name_and_token_are_configurable() -> None:
     config = EncodedEndpointHeader(header="X-Session-Id", token_of="address")
     scorer = made(PLUGIN, encoded_endpoint_header_config=config)
     headers = scorer.response_headers(request(), CANDIDATES[1].endpoint)
@@ -51,7 +51,7 @@ def test_header_and_token_can_be_set() -> None:
     assert scorer.headers == {"x-session-id"}
 
 
-def test_a_session_stays_until_it_was_idle_for_too_long() -> None:
+def test_session_id_expires_after_its_ttl() -> None:
     time = Time()
     scorer = made(PLUGIN, context(now_s=time.now_s), strategy="session_id")
     mine = request(headers={"x-session-id": "s1"})
@@ -59,7 +59,7 @@ def test_a_session_stays_until_it_was_idle_for_too_long() -> None:
     scorer.routed(mine, CANDIDATES, CANDIDATES[1])
     time.at_s = 300.0
     assert scorer.score(mine, CANDIDATES) == [0.0, 1.0]
-    scorer.routed(mine, CANDIDATES, CANDIDATES[1])  # used again: 300 s more
+    scorer.routed(mine, CANDIDATES, CANDIDATES[1])  # extends the session by 300 s
     time.at_s = 600.0
     assert scorer.score(mine, CANDIDATES) == [0.0, 1.0]
     time.at_s = 600.5
@@ -67,7 +67,7 @@ def test_a_session_stays_until_it_was_idle_for_too_long() -> None:
     assert scorer.response_headers(mine, CANDIDATES[1].endpoint) == {}
 
 
-def test_the_first_header_that_is_there_is_the_session() -> None:
+def test_session_id_is_the_first_header_present() -> None:
     config = SessionId(sources=(SessionIdSource("x-agent"), SessionIdSource("x-session-id")))
     scorer = made(PLUGIN, strategy="session_id", session_id_config=config)
     scorer.routed(request(headers={"x-agent": "s"}), CANDIDATES, CANDIDATES[0])
@@ -75,7 +75,7 @@ def test_the_first_header_that_is_there_is_the_session() -> None:
     assert scorer.headers == {"x-agent", "x-session-id"}
 
 
-def test_sessions_that_clients_invent_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_ids_are_limited_in_number_and_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvtier.router.scorers.session_affinity._MOST_SESSIONS", 2)
     scorer = made(PLUGIN, strategy="session_id")
     for session in ("s1", "s2", "s3", "x" * 257):
@@ -89,7 +89,7 @@ def test_sessions_that_clients_invent_are_bounded(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("seconds", [-5.0, math.nan])
-def test_times_that_are_none_are_refused(seconds: float) -> None:
+def test_session_id_rejects_invalid_times(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"evictionTtlSeconds is .*; write 0 or more"):
         SessionId(eviction_ttl_seconds=seconds)
     with pytest.raises(ValueError, match=r"evictionSweepSeconds is .*; write 0 or more"):

@@ -19,17 +19,17 @@ def text(record: DecisionRecord) -> str:
     """Return the request, the reason, and a table with a row per endpoint, best first."""
     names = [f"{name} x{weight:g}" for name, weight in record.scorers]
     rows = [["", "endpoint", "total", *names, "holds", "load"]]
-    rows += [_row(record, choice) for choice in _in_order(record)]
+    rows += [_row(record, endpoint) for endpoint in _in_order(record)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     notes = [
-        f"  {choice.name}: {scorer}: {said}"
-        for choice in _in_order(record)
-        for scorer, said in choice.reasons.items()
-        if not choice.removed_by
+        f"  {endpoint.name}: {scorer}: {text}"
+        for endpoint in _in_order(record)
+        for scorer, text in endpoint.reasons.items()
+        if not endpoint.removed_by
     ]
     head = (
         f"request {record.request_id}, model {record.model}, {record.prompt_tokens} tokens"
@@ -40,19 +40,19 @@ def text(record: DecisionRecord) -> str:
 
 def reason(record: DecisionRecord) -> str:
     """Return one line that says why the first endpoint in `chosen` was picked."""
-    kept = [choice for choice in record.endpoints if not choice.removed_by]
+    kept = [endpoint for endpoint in record.endpoints if not endpoint.removed_by]
     if not record.endpoints:
         return "none chosen: there are no endpoints"
     if not kept:
-        filters = sorted({choice.removed_by for choice in record.endpoints})
+        filters = sorted({endpoint.removed_by for endpoint in record.endpoints})
         return f"none chosen: {', '.join(filters)} removed all of {len(record.endpoints)}"
     if not record.chosen:
         return "none chosen"
-    best = next(choice for choice in kept if choice.name == record.chosen[0])
-    others = [choice for choice in kept if choice is not best]
+    best = next(endpoint for endpoint in kept if endpoint.name == record.chosen[0])
+    others = [endpoint for endpoint in kept if endpoint is not best]
     if not others:
         return f"{best.name}: the only candidate left of {len(record.endpoints)}"
-    second = max(others, key=lambda choice: choice.total)
+    second = max(others, key=lambda endpoint: endpoint.total)
     ahead = best.total - second.total
     if ahead == 0:
         return f"{best.name}: tied with {second.name}, picked in turn or at random"
@@ -72,7 +72,7 @@ def header(record: DecisionRecord, limit_bytes: int = HEADER_BYTES) -> str:
 
     `left_out` counts the endpoints that do not fit into `limit_bytes`.
     """
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "profile": record.profile,
         "tokens": record.prompt_tokens,
         "reason": reason(record),
@@ -80,31 +80,31 @@ def header(record: DecisionRecord, limit_bytes: int = HEADER_BYTES) -> str:
         "endpoints": [],
     }
     if record.unit is Unit.CHARACTER:
-        told["estimated_from"] = "characters"
-    room = limit_bytes - len(_compact({**told, "left_out": len(record.endpoints)}))
+        fields["estimated_from"] = "characters"
+    room = limit_bytes - len(_compact({**fields, "left_out": len(record.endpoints)}))
     if room < 0:
         return _compact({"profile": record.profile[:40], "left_out": len(record.endpoints)})
-    for choice in _in_order(record):
-        entry = _entry(choice)
+    for endpoint in _in_order(record):
+        entry = _entry(endpoint)
         room -= len(_compact(entry)) + 1
         if room < 0:
             break
-        told["endpoints"].append(entry)
-    left_out = len(record.endpoints) - len(told["endpoints"])
-    return _compact({**told, "left_out": left_out} if left_out else told)
+        fields["endpoints"].append(entry)
+    left_out = len(record.endpoints) - len(fields["endpoints"])
+    return _compact({**fields, "left_out": left_out} if left_out else fields)
 
 
-def _entry(choice: EndpointRecord) -> dict[str, Any]:
-    if choice.removed_by:
-        return {"name": choice.name, "removed_by": choice.removed_by}
+def _entry(endpoint: EndpointRecord) -> dict[str, Any]:
+    if endpoint.removed_by:
+        return {"name": endpoint.name, "removed_by": endpoint.removed_by}
     entry: dict[str, Any] = {
-        "name": choice.name,
-        "total": round(choice.total, 3),
-        "scores": [round(score, 3) for score in choice.scores],
-        "holds": {index: held.tokens for index, held in choice.held.items() if held.tokens},
+        "name": endpoint.name,
+        "total": round(endpoint.total, 3),
+        "scores": [round(score, 3) for score in endpoint.scores],
+        "holds": {index: held.tokens for index, held in endpoint.held.items() if held.tokens},
     }
-    if choice.reasons:
-        entry["reasons"] = choice.reasons
+    if endpoint.reasons:
+        entry["reasons"] = endpoint.reasons
     return entry
 
 
@@ -117,30 +117,30 @@ def _in_order(record: DecisionRecord) -> Sequence[EndpointRecord]:
     place = {name: place for place, name in enumerate(record.chosen)}
     return sorted(
         record.endpoints,
-        key=lambda choice: (
-            bool(choice.removed_by),
-            place.get(choice.name, len(place)),
-            -choice.total,
-            choice.name,
+        key=lambda endpoint: (
+            bool(endpoint.removed_by),
+            place.get(endpoint.name, len(place)),
+            -endpoint.total,
+            endpoint.name,
         ),
     )
 
 
-def _row(record: DecisionRecord, choice: EndpointRecord) -> list[str]:
-    mark = str(record.chosen.index(choice.name) + 1) if choice.name in record.chosen else ""
-    load = choice.load
-    state = f"waiting {load.waiting}, running {load.running}, in flight {choice.in_flight}"
-    if choice.removed_by:
+def _row(record: DecisionRecord, endpoint: EndpointRecord) -> list[str]:
+    mark = str(record.chosen.index(endpoint.name) + 1) if endpoint.name in record.chosen else ""
+    load = endpoint.load
+    state = f"waiting {load.waiting}, running {load.running}, in flight {endpoint.in_flight}"
+    if endpoint.removed_by:
         blanks = [""] * len(record.scorers)
-        return ["", choice.name, "", *blanks, f"removed by {choice.removed_by}", state]
-    scores = [f"{score:.3f}" for score in choice.scores]
-    return [mark, choice.name, f"{choice.total:.3f}", *scores, _holds(choice), state]
+        return ["", endpoint.name, "", *blanks, f"removed by {endpoint.removed_by}", state]
+    scores = [f"{score:.3f}" for score in endpoint.scores]
+    return [mark, endpoint.name, f"{endpoint.total:.3f}", *scores, _holds(endpoint), state]
 
 
-def _holds(choice: EndpointRecord) -> str:
+def _holds(endpoint: EndpointRecord) -> str:
     held = [
         f"{tokens} {tier}"
-        for one in choice.held.values()
+        for one in endpoint.held.values()
         for tier, tokens in one.tokens.items()
         if tokens
     ]

@@ -51,7 +51,7 @@ class Profile:
         scorers: Sequence[WeightedScorer],
         picker: tuple[str, Picker],
         indexes: Mapping[str, FleetIndex],
-        moment: DecisionClock,
+        clock: DecisionClock,
     ) -> None:
         """`indexes`: the indexes to query; empty if none of the plugins reads any."""
         self.name = name
@@ -60,7 +60,7 @@ class Profile:
         self._indexes = list(by_identity.values())
         order = list(by_identity)
         self._names = [(name, order.index(id(index))) for name, index in indexes.items()]
-        self._moment = moment
+        self._clock = clock
         self._filters = list(filters)
         self._scorers = [
             one._replace(scorer=_explained(one.name, one.scorer, self._fails)) for one in scorers
@@ -71,9 +71,11 @@ class Profile:
             *((one.name, one.scorer) for one in scorers),
             picker,
         ]
-        self._parts = list({id(part): (part_name, part) for part_name, part in named}.values())
+        self._plugins = list(
+            {id(plugin): (plugin_name, plugin) for plugin_name, plugin in named}.values()
+        )
         self._observers: list[tuple[str, RoutingObserver]] = [
-            (name, one) for name, one in self._parts if hasattr(one, "routed")
+            (name, one) for name, one in self._plugins if hasattr(one, "routed")
         ]
         self._failed: set[tuple[str, str]] = set()
 
@@ -83,7 +85,7 @@ class Profile:
 
         The decision log keeps these headers, so that a replay can repeat the decision.
         """
-        read = (getattr(one, "headers", ()) for _, one in self._parts)
+        read = (getattr(one, "headers", ()) for _, one in self._plugins)
         return frozenset(header for headers in read for header in headers)
 
     @property
@@ -99,7 +101,7 @@ class Profile:
         `now_s` is on the same clock as `ReplicaLoad.updated_s`. Indexes and plugins learn nothing
         of the request before `routed`; only a picker may advance its turn.
         """
-        self._moment.at_s = now_s
+        self._clock.at_s = now_s
         decision = RoutingDecision(self.name, request, self._candidates(request, endpoints), now_s)
         for name, one in self._filters:
             self._filter(decision, name, one)
@@ -119,7 +121,7 @@ class Profile:
         self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
     ) -> None:
         """Record that `request` was sent to `chosen`, in all indexes and plugins that learn."""
-        self._moment.at_s = decision.now_s
+        self._clock.at_s = decision.now_s
         for index in self._indexes:
             index.routed(request.prompt, chosen.endpoint.name)
         for name, observer in self._observers:
@@ -131,7 +133,7 @@ class Profile:
     def response_headers(self, request: InferenceRequest, endpoint: Endpoint) -> dict[str, str]:
         """Return the headers that let plugins recognize the client's next request."""
         headers: dict[str, str] = {}
-        for name, one in self._parts:
+        for name, one in self._plugins:
             if not hasattr(one, "response_headers"):
                 continue
             try:

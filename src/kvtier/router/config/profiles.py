@@ -83,20 +83,20 @@ def build_profiles(
     ]
     if missing:
         raise InvalidSettings(f"{configuration.path}: there is no index {', '.join(missing)}")
-    moment = DecisionClock()
+    clock = DecisionClock()
     random = seeded(seed)
     made = {
-        name: _make(spec, configuration.indexes, random, moment)
+        name: _make(spec, configuration.indexes, random, clock)
         for name, spec in configuration.plugins.items()
     }
     return {
         name: Profile(
             name,
-            filters=[(part, made[part]) for part in spec.filters],
-            scorers=[WeightedScorer(part, weight, made[part]) for part, weight in spec.scorers],
+            filters=[(one, made[one]) for one in spec.filters],
+            scorers=[WeightedScorer(one, weight, made[one]) for one, weight in spec.scorers],
             picker=(spec.picker, made[spec.picker]),
             indexes=indexes if keeps_matches or _reads(spec, configuration) else {},
-            moment=moment,
+            clock=clock,
         )
         for name, spec in configuration.profiles.items()
     }
@@ -111,14 +111,14 @@ def _make(
     spec: PluginSpec,
     indexes: Mapping[str, IndexSpec],
     random: plugins.Random,
-    moment: DecisionClock,
+    clock: DecisionClock,
 ) -> Any:
     index = indexes.get(spec.index) if spec.index is not None else None
     sizes = index or IndexSpec(name="")
     context = plugins.PluginContext(
         name=spec.name,
         random=random,
-        now_s=moment.now_s,
+        now_s=clock.now_s,
         index=spec.index,
         tier=spec.tier,
         block_tokens=sizes.block_tokens,

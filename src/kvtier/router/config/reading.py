@@ -14,7 +14,7 @@ import msgspec
 from kvtier.errors import InvalidSettings
 from kvtier.router.choose import plugins
 from kvtier.router.config import compatibility
-from kvtier.router.config import gauges as metrics
+from kvtier.router.config.gauges import METRICS_PLUGINS
 from kvtier.router.config.indexes import IndexSpec, IndexWiring
 from kvtier.router.config.sections import KIND, ConfigSection, extract
 from kvtier.router.learn.gauges import GaugeNames
@@ -174,7 +174,7 @@ def _declare(
     where = section.where("type")
     if plugin_type in compatibility.SILENT:
         return name, None
-    if plugin_type in metrics.METRICS_PLUGINS:
+    if plugin_type in METRICS_PLUGINS:
         return name, None
     if plugin_type in compatibility.IGNORED:
         warnings.append(f"{where}: {plugin_type} is ignored: {compatibility.IGNORED[plugin_type]}")
@@ -200,7 +200,7 @@ def _declare(
             *wiring.producers,
             *compatibility.SILENT,
             *compatibility.IGNORED,
-            *metrics.METRICS_PLUGINS,
+            *METRICS_PLUGINS,
         ]
         raise InvalidSettings(
             f"{where}: unknown plugin {plugin_type!r}{plugins.nearest(plugin_type, names)}"
@@ -213,7 +213,7 @@ def _declare(
 
 def _named(section: ConfigSection, gauges: GaugeNames) -> GaugeNames:
     """Return `gauges` with the names that this plugin gives to some of them."""
-    read = metrics.METRICS_PLUGINS.get(section.text("type"))
+    read = METRICS_PLUGINS.get(section.text("type"))
     return gauges if read is None else section.parameters(read).named(gauges)
 
 

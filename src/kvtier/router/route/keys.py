@@ -46,12 +46,12 @@ def read_keys(path: str, where: str) -> list[str]:
     Raises InvalidSettings.
     """
     try:
-        first_value = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidSettings(f"{where}: {path} cannot be read: {reason}") from error
     keys = []
-    for number, line in enumerate(first_value.splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         key = _REMARK.split(line, 1)[0].strip()
         if not key.isascii() or len(key.split()) > 1:
             raise InvalidSettings(
