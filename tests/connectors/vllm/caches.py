@@ -1,4 +1,4 @@
-"""Synthetic KV caches in the shapes the engine hands to a worker, filled with random bytes."""
+"""Synthetic KV caches in the shapes that the engine passes to a worker, with random contents."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ BLOCKS = 16
 
 @dataclass
 class Shape:
-    """Rows a tensor has and what each group reads of them: {group: {tensor: page bytes}}."""
+    """The tensors of a cache, and the page bytes that each group uses of each tensor."""
 
     row_bytes: int
     tensors: int
@@ -65,7 +65,7 @@ def device_spec(
 
 
 def pages(caches: CanonicalKVCaches, group: int, block: int) -> bytes:
-    """What a block of a group holds: its refs' un-padded pages, one after the other."""
+    """Return the contents of a block: its refs' pages without padding, one after the other."""
     return b"".join(
         caches.tensors[ref.tensor_idx].tensor[block].numpy().tobytes()[: ref.page_size_bytes]
         for ref in caches.group_data_refs[group]

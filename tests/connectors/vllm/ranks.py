@@ -1,7 +1,7 @@
-"""Engines of any tensor-parallel size over one model's KV, as the engine's own code lays it out.
+"""The ranks of engines of any tensor-parallel size, with KV caches laid out by vLLM's own code.
 
-Sizes, strides, mappings and the offloading configuration come from vLLM; only the content of
-the caches is made up. No engine is started: a worker is what the connector makes of its tensors.
+Sizes, strides, mappings and the offloading configuration come from vLLM; only the contents of
+the caches are random. No engine is started: the connector builds the workers from the tensors.
 """
 
 from collections.abc import Callable
@@ -62,27 +62,27 @@ def latent(heads: int) -> KVCacheSpec:
 
 @dataclass(frozen=True)
 class Model:
-    """Groups of layers, and the KV heads the layers have on all ranks together."""
+    """A model: groups of layers, and the number of KV heads of all ranks together."""
 
     heads: int
     groups: tuple[tuple[Specs, int], ...]
-    """A spec and a number of layers for each group."""
+    """The spec and the number of layers of each group."""
     layout: str = "LBNHC"
     is_split: bool = False
-    """K and V in halves of the page, as some backends see their tensors."""
+    """K and V are in the two halves of the page, as in the tensors of some backends."""
 
     @property
     def use_mla(self) -> bool:
         return self.groups[0][0] is latent
 
     def shard(self, tp_size: int, rank: int) -> slice:
-        """The heads that a rank holds."""
+        """Return the heads that a rank holds."""
         share = max(1, self.heads // tp_size)
         first = rank * self.heads // tp_size
         return slice(0, 1) if self.use_mla else slice(first, first + share)
 
     def content(self) -> dict[str, torch.Tensor]:
-        """Random KV of all ranks' heads, a layer: [device blocks, heads, tokens, content]."""
+        """Return random KV of all heads per layer: [device blocks, heads, tokens, content]."""
         generator = torch.Generator().manual_seed(7)
         found = {}
         for group, (spec, layers) in enumerate(self.groups):
@@ -125,25 +125,25 @@ class Rank:
         return build_offloading_config(self.vllm, self.cache)
 
     def allocate(self) -> dict[str, torch.Tensor]:
-        """Zeros, where and as the engine's worker allocates them."""
+        """Return zeroed caches, allocated as the engine's worker does."""
         layout = KVCacheLayout[self.model.layout]
         return allocate_kv_cache(self.cache, torch.device("cpu"), layout)
 
     def fill(self, caches: dict[str, torch.Tensor], content: dict[str, torch.Tensor]) -> None:
-        """Write this rank's heads of a group's layers; groups lie over one another."""
+        """Write this rank's heads of one group's layers; the groups share their memory."""
         heads = self.model.shard(self.tp_size, self.rank)
         for name, rows in content.items():
             self.rows(caches[name]).copy_(rows[:, heads])
 
     def rows(self, cache: torch.Tensor) -> torch.Tensor:
-        """A layer's KV as `Model.content` has it, of this rank's heads; a view."""
+        """Return a view of this rank's heads of a layer, in the shape of `Model.content`."""
         seen = self._seen(cache).view(torch.int16)
         if not self.model.is_split:
             return seen
         return seen.permute(0, 3, 2, 1, 4)
 
     def worker(self, caches: dict[str, torch.Tensor]) -> CopyWorker:
-        """What the connector makes of the tensors."""
+        """Return the worker that the connector builds from the tensors."""
         registered = {name: self._seen(cache) for name, cache in caches.items()}
         connector = connect(self.vllm, self.cache)
         connector.register_kv_caches(registered)
@@ -151,7 +151,10 @@ class Rank:
         return connector.worker
 
     def _seen(self, cache: torch.Tensor) -> torch.Tensor:
-        """As `_split_kv_regions` of the engine expects it: [blocks, 2, tokens, heads, head]."""
+        """Return a cache in the shape that the engine's `_split_kv_regions` expects.
+
+        The shape is [blocks, 2, tokens, heads, head].
+        """
         if not self.model.is_split:
             return cache
         heads = max(1, self.model.heads // self.tp_size)
@@ -162,7 +165,7 @@ class Rank:
         return cache.as_strided(shape, stride, cache.storage_offset())
 
     def _vllm(self) -> VllmConfig:
-        """The sections that the offloading code reads, without building an engine."""
+        """Return a configuration with the sections that the offloading code reads."""
         shape = {"layers": [layers for _, layers in self.model.groups]}
         sections = {
             "model_config": SimpleNamespace(
@@ -200,6 +203,6 @@ class Rank:
 
 
 def connect(vllm_config: VllmConfig, kv_cache: KVCacheConfig) -> OffloadingConnectorWorker:
-    """As `OffloadingConnector` does: `vllm_config` is where kvtier finds the configuration."""
+    """Connect as `OffloadingConnector` does; kvtier finds the local variable `vllm_config`."""
     spec = KVTier(build_offloading_config(vllm_config, kv_cache))
     return OffloadingConnectorWorker(spec, vllm_config, kv_cache)

@@ -1,9 +1,9 @@
-"""Record the shape of vLLM's offloading interface from its wheel, without importing it.
+"""Record the signatures of vLLM's offloading interface from its wheel, without importing it.
 
     python tests/connectors/vllm/record_signatures.py vllm-0.33.0-….whl > signatures/0.33.json
 
-What is recorded are facts: per class the parameters of each method, in order, with the ones
-that have a default, and the fields of its data classes; per function its parameters.
+The record has, for each class, its fields and the parameters of its methods in order, with those
+that have a default; and for each function its parameters.
 """
 
 import ast
@@ -44,7 +44,7 @@ MODULES = {
 
 
 def parameters(function: ast.FunctionDef) -> dict[str, Any]:
-    """`{"kind": …, "names": […], "optional": […], "abstract": bool}`, without self or cls."""
+    """Return the kind, the parameters without self or cls, and whether it is abstract."""
     marks = {ast.unparse(decorator).rpartition(".")[2] for decorator in function.decorator_list}
     positional = [argument.arg for argument in function.args.args]
     defaults = len(function.args.defaults)
@@ -60,7 +60,7 @@ def parameters(function: ast.FunctionDef) -> dict[str, Any]:
 
 
 def shape(node: ast.stmt) -> dict[str, Any]:
-    """Methods and fields of a class, or the parameters of a function."""
+    """Return the methods and fields of a class, or the parameters of a function."""
     if isinstance(node, ast.FunctionDef):
         return parameters(node)
     assert isinstance(node, ast.ClassDef)
@@ -79,7 +79,7 @@ def shape(node: ast.stmt) -> dict[str, Any]:
 
 
 def record(wheel: zipfile.ZipFile) -> dict[str, Any]:
-    """`{module: {name: shape}}` for everything kvtier subclasses, calls or reads."""
+    """Return `{module: {name: shape}}` of everything that kvtier subclasses, calls or reads."""
     recorded: dict[str, Any] = {}
     for path, names in MODULES.items():
         tree = ast.parse(wheel.read(path))

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from vllm.v1.kv_offload.config import (
 
 from kvtier.connectors.vllm.arrangement import choose_arrangement
 from kvtier.errors import InvalidSettings
+from tests.cases import case
 
 HEADS, HEAD_SIZE, TOKENS, LAYERS = 8, 64, 16, ("l0", "l1", "l2")
 ONE_HEAD = len(LAYERS) * TOKENS * 2 * HEAD_SIZE * 2
@@ -33,7 +35,7 @@ def model(**changes: Any) -> SimpleNamespace:
 
 
 def config(tp_size: int = 2, asked: object = None, **changes: Any) -> OffloadingConfig:
-    """What vLLM says of plain attention; `canonical_layout` is its reading of the key."""
+    """Return vLLM's configuration for plain attention, with `asked` as `canonical_layout`."""
     parallel = {"is_parallelism_agnostic": True, "pp_size": 1, "pcp_size": 1, "dcp_size": 1}
     parallel |= {name: changes.pop(name) for name in list(changes) if name in parallel}
     plain = OffloadingConfig(
@@ -59,47 +61,46 @@ def config(tp_size: int = 2, asked: object = None, **changes: Any) -> Offloading
     return dataclasses.replace(plain, **changes)
 
 
-@pytest.mark.parametrize("asked", [None, True])
-@pytest.mark.parametrize("tp_size", [1, 2, 4, 8])
-def test_all_heads_make_the_same_slot_on_any_size(tp_size: int, asked: object) -> None:
-    found = choose_arrangement(config(tp_size, asked), model())
-    assert found.is_canonical
-    assert found.payload_bytes == found.slice_bytes == 3 * HEADS * ONE_HEAD
+def test_canonical_slot_is_the_same_at_any_tp_size() -> None:
+    for tp_size, asked in itertools.product([1, 2, 4, 8], [None, True]):
+        with case(tp_size, asked):
+            found = choose_arrangement(config(tp_size, asked), model())
+            assert found.is_canonical
+            assert found.payload_bytes == found.slice_bytes == 3 * HEADS * ONE_HEAD
 
 
-@pytest.mark.parametrize(
-    ("changes", "facts", "why"),
-    [
-        ({"asked": False}, {}, "canonical_layout is false"),
-        ({"pp_size": 2}, {}, "pipeline"),
-        ({"pcp_size": 2}, {}, "context parallelism"),
-        ({"dcp_size": 2}, {}, "context parallelism"),
-        ({"kv_cache_layout": "BHLNC"}, {}, "layout BHLNC"),
-        ({"kv_cache_layout": None}, {}, "layout None"),
-        ({"is_parallelism_agnostic": False}, {}, '"canonical_layout": true'),
-        ({"worker_kv_bytes_per_block": ONE_HEAD * 5}, {}, "equal heads"),
-        ({"model": OffloadingModelConfig("model", "fp8")}, {}, "equal heads"),
-        ({"model": OffloadingModelConfig("model", "a new one")}, {}, "equal heads"),
-        ({"tp_size": 3, "worker_kv_bytes_per_block": 2 * ONE_HEAD}, {}, "equal heads"),
-    ],
-)
-def test_what_keeps_ranks_apart_is_said(
-    changes: dict[str, Any], facts: dict[str, Any], why: str
-) -> None:
-    wanted = config(**changes)
-    found = choose_arrangement(wanted, model(**facts))
-    assert why in (found.obstacle or "")
-    own_bytes = 3 * wanted.worker_kv_bytes_per_block
-    assert found.slice_bytes == own_bytes
-    assert found.payload_bytes == own_bytes * wanted.parallel.world_size
+OBSTACLES: list[tuple[dict[str, Any], str]] = [
+    ({"asked": False}, "canonical_layout is false"),
+    ({"pp_size": 2}, "pipeline"),
+    ({"pcp_size": 2}, "context parallelism"),
+    ({"dcp_size": 2}, "context parallelism"),
+    ({"kv_cache_layout": "BHLNC"}, "layout BHLNC"),
+    ({"kv_cache_layout": None}, "layout None"),
+    ({"is_parallelism_agnostic": False}, '"canonical_layout": true'),
+    ({"worker_kv_bytes_per_block": ONE_HEAD * 5}, "equal heads"),
+    ({"model": OffloadingModelConfig("model", "fp8")}, "equal heads"),
+    ({"model": OffloadingModelConfig("model", "a new one")}, "equal heads"),
+    ({"tp_size": 3, "worker_kv_bytes_per_block": 2 * ONE_HEAD}, "equal heads"),
+]
 
 
-def test_several_ranks_need_the_engines_configuration_and_one_does_not() -> None:
+def test_per_rank_slots_name_the_obstacle() -> None:
+    for changes, obstacle in OBSTACLES:
+        with case(changes):
+            wanted = config(**changes)
+            found = choose_arrangement(wanted, model())
+            assert obstacle in (found.obstacle or "")
+            own_bytes = 3 * wanted.worker_kv_bytes_per_block
+            assert found.slice_bytes == own_bytes
+            assert found.payload_bytes == own_bytes * wanted.parallel.world_size
+
+
+def test_engine_configuration_is_needed_for_several_ranks_only() -> None:
     assert "was not found" in (choose_arrangement(config(2), None).obstacle or "")
     assert choose_arrangement(config(1), None).is_canonical
 
 
-def test_a_single_rank_needs_no_sum_of_heads() -> None:
+def test_single_rank_is_canonical_whatever_its_size() -> None:
     assert choose_arrangement(config(1, worker_kv_bytes_per_block=5), model()).payload_bytes == 15
 
 
@@ -111,7 +112,7 @@ def test_a_single_rank_needs_no_sum_of_heads() -> None:
         ({"tp_size": 1}, {"use_mla": True}, 1),
     ],
 )
-def test_a_slot_holds_one_copy_of_what_several_ranks_hold(
+def test_canonical_slot_holds_replicated_kv_once(
     changes: dict[str, Any], facts: dict[str, Any], copies: int
 ) -> None:
     wanted = config(asked=True, worker_kv_bytes_per_block=100, **changes)
@@ -127,19 +128,19 @@ def test_a_slot_holds_one_copy_of_what_several_ranks_hold(
         ({}, {"use_mla": True}, "latent attention"),
     ],
 )
-def test_insisting_on_what_cannot_be_is_an_error_with_the_fix(
+def test_required_canonical_layout_that_is_impossible_raises(
     changes: dict[str, Any], facts: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidSettings, match=rf"canonical_layout: .*{message}.*remove it"):
         choose_arrangement(config(asked=True, **changes), model(**facts))
 
 
-@pytest.mark.parametrize("asked", ["false", 1, "auto"])
-def test_the_option_is_true_or_false(asked: object) -> None:
-    with pytest.raises(InvalidSettings, match="neither true nor false"):
-        choose_arrangement(config(asked=asked), model())
+def test_option_other_than_true_or_false_is_rejected() -> None:
+    for asked in ("false", 1, "auto"):
+        with case(asked), pytest.raises(InvalidSettings, match="neither true nor false"):
+            choose_arrangement(config(asked=asked), model())
 
 
-def test_a_model_without_kv_is_refused() -> None:
+def test_model_without_kv_cache_is_rejected() -> None:
     with pytest.raises(InvalidSettings, match="no KV cache bytes"):
         choose_arrangement(config(worker_kv_bytes_per_block=0), model())

@@ -1,4 +1,4 @@
-"""Predecessors from positions, group by group."""
+"""Predecessors of keys, derived from token positions in each group."""
 
 import pytest
 
@@ -24,20 +24,20 @@ def request(blocks: int) -> ReqContext:
     return context
 
 
-def test_the_first_block_has_no_parent_and_each_later_one_the_one_before() -> None:
+def test_parents_are_the_preceding_blocks() -> None:
     context = request(4)
     keys = [key(number, 0) for number in (1, 2, 3, 4)]
     parents = RequestChains.of(context).parents(keys, context, TOKENS)
     assert parents == [None, key(1, 0), key(2, 0), key(3, 0)]
 
 
-def test_groups_have_chains_of_their_own() -> None:
+def test_parents_are_in_the_same_group() -> None:
     context = request(4)
     parents = RequestChains.of(context).parents([key(4, 1), key(2, 1)], context, TOKENS)
     assert parents == [key(2, 1), None]
 
 
-def test_blocks_that_come_later_join_the_chain() -> None:
+def test_later_blocks_extend_the_chain() -> None:
     context = request(2)
     chains = RequestChains.of(context)
     assert chains.all_keys(context, {0: 16, 1: 32}) == [key(1, 0), key(2, 0), key(2, 1)]
@@ -46,7 +46,7 @@ def test_blocks_that_come_later_join_the_chain() -> None:
     assert chains.parents([key(3, 0)], context, TOKENS) == [key(2, 0)]
 
 
-def test_a_partial_tail_hangs_on_the_last_whole_block() -> None:
+def test_parent_of_partial_tail_is_last_whole_block() -> None:
     context = request(2)
     tail = make_offload_key(b"t" * 32, 0)
     context.set_offload_key_position(tail, 37)

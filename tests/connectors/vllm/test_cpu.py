@@ -32,7 +32,7 @@ def order(jobs: list[DeviceJob]) -> list[int]:
     return [one.job_id for one in queue]
 
 
-def test_loads_overtake_stores_and_those_at_once_overtake_loads() -> None:
+def test_queue_orders_expedited_loads_before_loads_before_stores() -> None:
     jobs = [
         job(1, JobKind.STORE, [1], [1]),
         job(2, JobKind.STORE, [2], [2]),
@@ -45,7 +45,7 @@ def test_loads_overtake_stores_and_those_at_once_overtake_loads() -> None:
 
 
 @pytest.mark.parametrize(("blocks", "slots"), [([2], [9]), ([9], [2])], ids=["block", "slot"])
-def test_nothing_overtakes_a_job_it_conflicts_with(blocks: list[int], slots: list[int]) -> None:
+def test_load_does_not_overtake_conflicting_store(blocks: list[int], slots: list[int]) -> None:
     stores = [job(n, JobKind.STORE, [n], [n]) for n in (1, 2, 3)]
     assert order([*stores, job(4, JobKind.LOAD, blocks, slots)]) == [1, 2, 4, 3]
 
@@ -60,7 +60,7 @@ def test_nothing_overtakes_a_job_it_conflicts_with(blocks: list[int], slots: lis
         ("uneven groups and strides", [2, 2]),
     ],
 )
-def test_pages_at_a_constant_stride_move_as_one_run(shape: str, runs: list[int]) -> None:
+def test_pages_at_constant_stride_form_one_run(shape: str, runs: list[int]) -> None:
     caches = SHAPES[shape].build()
     layout = SlotLayout.from_caches(
         caches,
@@ -74,7 +74,7 @@ def test_pages_at_a_constant_stride_move_as_one_run(shape: str, runs: list[int])
     assert found == runs
 
 
-def test_jobs_after_close_are_dropped() -> None:
+def test_submit_after_close_discards_job() -> None:
     caches = SHAPES["one group, constant stride"].build()
     layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=256, rank=0)
     copier = HostCopier(layout, caches)
@@ -84,7 +84,7 @@ def test_jobs_after_close_are_dropped() -> None:
     assert copier.poll() == []
 
 
-def test_close_waits_for_the_copy_that_runs() -> None:
+def test_close_waits_for_running_copy() -> None:
     caches = SHAPES["one group, constant stride"].build()
     layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=256, rank=0)
     copier = HostCopier(layout, caches)

@@ -1,4 +1,4 @@
-"""Our threads go to cores the engine does not compute on, where there are any."""
+"""kvtier's threads move to cores that the engine does not compute on."""
 
 import os
 import threading
@@ -11,13 +11,13 @@ pytest.importorskip("vllm.v1.kv_offload.base")
 from kvtier.connectors.vllm import cpu
 
 
-def test_an_engine_that_binds_nothing_needs_no_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_cores_of_unbound_engine_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     assert cpu.free_cores() == frozenset()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_a_thread_of_a_bound_engine_moves_to_the_other_cores(
+def test_free_cores_setter_moves_thread_off_engine_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)

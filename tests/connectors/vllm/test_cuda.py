@@ -1,6 +1,6 @@
-"""The CUDA copier's bookkeeping, over a stand-in for the driver that runs copies when told to.
+"""The CUDA copier's bookkeeping, over a fake driver that runs copies on demand.
 
-The stand-in replaces vLLM's platform and copy operation, which need a GPU; nothing of ours.
+The fake replaces only vLLM's platform and copy operation, which need a GPU.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class Stream:
 
 
 class Driver:
-    """Streams that advance one operation a turn, the youngest stream first."""
+    """Streams that advance one operation per turn, the youngest stream first."""
 
     current: "Driver"
 
@@ -98,7 +98,7 @@ class Driver:
                 for source, target, size in zip(*(t.tolist() for t in what), strict=True):
                     ctypes.memmove(target, source, size)
             return
-        raise AssertionError("the streams wait for each other")
+        raise AssertionError("deadlock: the streams wait for each other")
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ class Stage:
         )
 
 
-def test_a_store_then_a_load_moves_the_bytes_and_reports_each_once(driver: Driver) -> None:
+def test_cuda_store_and_load_copy_bytes_and_report_once(driver: Driver) -> None:
     stage = Stage()
     expected = [pages(stage.caches, 0, block) for block in (3, 5)]
     stage.submit(1, JobKind.STORE, [3, 5], [6, 2])
@@ -140,11 +140,11 @@ def test_a_store_then_a_load_moves_the_bytes_and_reports_each_once(driver: Drive
     assert stage.copier.poll() == []
 
 
-def test_jobs_that_conflict_keep_their_order_across_streams(driver: Driver) -> None:
+def test_cuda_conflicting_jobs_keep_order_across_streams(driver: Driver) -> None:
     stage = Stage()
     one, two = (pages(stage.caches, 0, block) for block in (1, 2))
     stage.submit(1, JobKind.STORE, [1, 2], [0, 1])
-    # The driver runs the youngest stream first: only the wait keeps these behind the store.
+    # The driver runs the youngest stream first, so only the waits keep the loads behind the store.
     stage.submit(2, JobKind.EXPEDITED_LOAD, [1], [1])
     stage.submit(3, JobKind.LOAD, [2], [0])
     stage.copier.wait([1, 2, 3])
@@ -152,7 +152,7 @@ def test_jobs_that_conflict_keep_their_order_across_streams(driver: Driver) -> N
     stage.copier.close()
 
 
-def test_jobs_start_after_what_the_engine_had_queued(driver: Driver) -> None:
+def test_cuda_job_starts_after_engine_work(driver: Driver) -> None:
     stage = Stage()
     written = Event()
     written.record(driver.compute)
@@ -162,7 +162,7 @@ def test_jobs_start_after_what_the_engine_had_queued(driver: Driver) -> None:
     stage.copier.close()
 
 
-def test_a_copy_the_driver_refuses_is_reported(
+def test_cuda_copy_rejected_by_driver_is_reported(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = Stage()
@@ -178,7 +178,7 @@ def test_a_copy_the_driver_refuses_is_reported(
     stage.copier.close()
 
 
-def test_the_arena_is_pinned_in_pieces_and_released(
+def test_cuda_arena_is_pinned_in_pieces_and_unpinned_on_close(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned: dict[int, int] = {}

@@ -41,7 +41,7 @@ def config(model: Path, /, **changes: Any) -> OffloadingConfig:
 
 
 def engine(**changes: Any) -> VllmConfig:
-    """The fields of the engine's configuration that count, without building an engine."""
+    """Return the fields of the engine's configuration that the key space uses."""
     sections: dict[str, dict[str, Any]] = {
         "model_config": {
             "revision": None, "dtype": "torch.bfloat16", "quantization": None,
@@ -71,7 +71,7 @@ def space(model: Path, /, *, engine_: VllmConfig | None = None, **changes: Any) 
     return identity.key_space(found, LAYOUT, choose_arrangement(found, None), engine_ or engine())
 
 
-def test_equal_engines_share_a_key_space(model: Path) -> None:
+def test_key_space_of_equal_engines_is_equal(model: Path) -> None:
     assert space(model).digest == space(model, engine_id="another").digest
 
 
@@ -89,7 +89,7 @@ def test_equal_engines_share_a_key_space(model: Path) -> None:
         ("layout", {"parallel": OffloadingParallelConfig(0, 1, 1, 1, 1, 2, 0, 1, None, True)}),
     ],
 )
-def test_what_the_bytes_depend_on_separates(
+def test_key_space_differs_with_configuration(
     model: Path, field: str, changes: dict[str, Any]
 ) -> None:
     if "model" in changes:
@@ -108,14 +108,12 @@ def test_what_the_bytes_depend_on_separates(
         {"dtype": "torch.float32"},
     ],
 )
-def test_engine_settings_that_change_the_bytes_separate(
-    model: Path, change: dict[str, Any]
-) -> None:
+def test_key_space_differs_with_engine_settings(model: Path, change: dict[str, Any]) -> None:
     (line,) = space(model).differing(space(model, engine_=engine(**change)))
     assert line.startswith("weights: ")
 
 
-def test_canonical_blocks_are_the_same_on_any_number_of_ranks(model: Path) -> None:
+def test_key_space_of_canonical_blocks_is_equal_on_any_tp_size(model: Path) -> None:
     canonical = Arrangement(payload_bytes=4096, slice_bytes=4096, obstacle=None)
     sizes = [OffloadingParallelConfig(0, n, n, 1, 1, 1, 0, 1, None, True) for n in (1, 4)]
     one, four = (
@@ -127,19 +125,19 @@ def test_canonical_blocks_are_the_same_on_any_number_of_ranks(model: Path) -> No
     assert four != space(model, parallel=sizes[1])
 
 
-def test_host_paths_inside_the_model_configuration_do_not(model: Path) -> None:
+def test_key_space_ignores_host_paths_in_model_configuration(model: Path) -> None:
     local = SimpleNamespace(to_dict=lambda: {"layers": 2, "_name_or_path": "/home/a"})
     assert space(model) == space(model, engine_=engine(hf_config=local))
 
 
-def test_other_weights_under_the_same_name_separate(model: Path) -> None:
+def test_key_space_differs_with_weights_of_same_name(model: Path) -> None:
     before = space(model)
     (model / "model.safetensors").write_bytes(b"Weights")
     (line,) = before.differing(space(model))
     assert line.startswith("weights: ")
 
 
-def test_a_random_hash_seed_is_never_shared(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_hash_seed_is_unique(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     drawn = engine(prefix_caching_hash_algo="xxhash")
     assert space(model, engine_=drawn).hash_seed != space(model, engine_=drawn).hash_seed
@@ -149,7 +147,7 @@ def test_a_random_hash_seed_is_never_shared(model: Path, monkeypatch: pytest.Mon
     assert space(model).hash_seed == "PYTHONHASHSEED=0"
 
 
-def test_the_engine_configuration_is_found_in_the_caller_that_builds_the_connector() -> None:
+def test_engine_config_is_found_in_calling_connector() -> None:
     def connect(vllm_config: VllmConfig) -> VllmConfig | None:
         return identity.engine_config()
 
@@ -158,22 +156,22 @@ def test_the_engine_configuration_is_found_in_the_caller_that_builds_the_connect
     assert connect("not one") is None  # type: ignore[arg-type]
 
 
-def test_without_it_the_space_says_so(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_space_without_engine_config_is_unknown(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = identity.key_space(config(model), LAYOUT, choose_arrangement(config(model), None))
     assert found.hash_algorithm == identity.UNKNOWN
     assert "configuration was not found" in caplog.text
     assert found != space(model)
 
 
-@pytest.mark.parametrize(
-    ("flags", "name"),
-    [
+def test_instruction_set_is_the_widest_one() -> None:
+    for flags, name in (
         ("fpu avx2 avx512f amx_tile", "amx"),
         ("fpu avx2 avx512f", "avx512"),
         ("fpu avx avx2", "avx2"),
         ("fpu", "plain"),
-    ],
-)
-def test_the_widest_instruction_set_counts(flags: str, name: str) -> None:
-    assert identity.instruction_set(f"processor : 0\nflags\t\t: {flags}\n") == name
+    ):
+        found = identity.instruction_set(f"processor : 0\nflags\t\t: {flags}\n")
+        assert found == name, flags
     assert identity.instruction_set("") == "plain"

@@ -37,20 +37,22 @@ BASE = {"config.json": b"{}", "model.safetensors": b"weights"}
     ],
     ids=["config", "bytes", "size", "another file"],
 )
-def test_what_changes_the_digest(tmp_path: Path, change: dict[str, bytes]) -> None:
+def test_weights_digest_depends_on_config_and_weight_files(
+    tmp_path: Path, change: dict[str, bytes]
+) -> None:
     first = identity.weights_digest(checkpoint(tmp_path / "a", BASE))
     assert identity.weights_digest(checkpoint(tmp_path / "b", BASE)) == first
     assert identity.weights_digest(checkpoint(tmp_path / "c", BASE | change)) != first
 
 
-def test_files_that_are_not_weights_do_not(tmp_path: Path) -> None:
+def test_weights_digest_ignores_other_files(tmp_path: Path) -> None:
     more = BASE | {"README.md": b"text", "tokenizer.json": b"{}"}
     assert identity.weights_digest(checkpoint(tmp_path / "a", BASE)) == identity.weights_digest(
         checkpoint(tmp_path / "b", more)
     )
 
 
-def test_a_folder_without_weights_has_made_up_ones(tmp_path: Path) -> None:
+def test_weights_digest_of_folder_without_weights_is_constant(tmp_path: Path) -> None:
     assert (
         identity.weights_digest(checkpoint(tmp_path, {"config.json": b"{}"})) == identity.NO_WEIGHTS
     )
@@ -62,13 +64,13 @@ SIZE = 300 * 1024**2
 @pytest.mark.parametrize(
     "offset", [0, identity.EDGE_BYTES - 1, SIZE - 1, SIZE - identity.EDGE_BYTES]
 )
-def test_large_files_are_sampled_at_both_ends(tmp_path: Path, offset: int) -> None:
+def test_weights_digest_samples_both_ends_of_large_file(tmp_path: Path, offset: int) -> None:
     plain = identity.weights_digest(large(tmp_path / "a.safetensors", SIZE, {}))
     (tmp_path / "a.safetensors").unlink()
     assert identity.weights_digest(large(tmp_path / "a.safetensors", SIZE, {offset: b"x"})) != plain
 
 
-def test_large_files_are_sampled_in_between(tmp_path: Path) -> None:
+def test_weights_digest_samples_middle_of_large_file(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     plain = identity.weights_digest(large(path, SIZE, {}))
     step = SIZE // identity.PIECES // 4
@@ -82,7 +84,7 @@ def test_large_files_are_sampled_in_between(tmp_path: Path) -> None:
     assert identity.weights_digest(large(path, SIZE, edited)) != plain
 
 
-def test_reading_is_bounded_whatever_the_number_of_files(
+def test_weights_digest_reads_a_bounded_number_of_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identity, "SAMPLED_BYTES", 1024**2)
@@ -99,7 +101,7 @@ def io_bytes() -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
 
 
-def test_files_named_by_their_content_are_not_read(tmp_path: Path) -> None:
+def test_weights_digest_uses_content_hash_in_hub_cache(tmp_path: Path) -> None:
     blobs = checkpoint(tmp_path / "blobs", {"a" * 64: b"one", "b" * 64: b"two"})
     digests = []
     for folder, blob in (("x", "a"), ("y", "b"), ("z", "a")):
@@ -119,13 +121,15 @@ def hub(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
-def test_a_hub_id_resolves_through_the_local_cache(tmp_path: Path, revision: str | None) -> None:
+def test_find_checkpoint_resolves_hub_name_in_local_cache(
+    tmp_path: Path, revision: str | None
+) -> None:
     snapshot = hub(tmp_path)
     found = identity.find_checkpoint("org/name", revision, tmp_path)
     assert found == identity.Checkpoint("org/name", COMMIT, snapshot)
 
 
-def test_a_snapshot_path_is_the_same_model_as_its_id(tmp_path: Path) -> None:
+def test_find_checkpoint_of_snapshot_path_equals_hub_name(tmp_path: Path) -> None:
     snapshot = hub(tmp_path)
     elsewhere = tmp_path / "none"
     assert identity.find_checkpoint(str(snapshot), None, elsewhere) == identity.find_checkpoint(
@@ -134,12 +138,12 @@ def test_a_snapshot_path_is_the_same_model_as_its_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", ["gone", "never"])
-def test_a_revision_that_is_not_there_is_not_guessed(tmp_path: Path, revision: str) -> None:
+def test_find_checkpoint_of_absent_revision_has_no_folder(tmp_path: Path, revision: str) -> None:
     hub(tmp_path)
     assert identity.find_checkpoint("org/name", revision, tmp_path).folder is None
 
 
-def test_a_plain_folder_or_file_is_itself(tmp_path: Path) -> None:
+def test_find_checkpoint_of_plain_folder_or_file(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", BASE)
     assert identity.find_checkpoint(str(folder), None, tmp_path) == (str(folder), "local", folder)
     file = folder / "model.safetensors"

@@ -18,6 +18,7 @@ from kvtier.connectors.vllm.launch import (
     read_transfer_config,
 )
 from kvtier.errors import InvalidSettings
+from tests.cases import case
 
 RAM = {"--ram": "1GiB"}
 
@@ -29,7 +30,7 @@ def transfer_config(command: list[str]) -> dict[str, Any]:
     return config
 
 
-def test_the_command_is_vllm_with_our_spec() -> None:
+def test_command_runs_vllm_with_kvtier_spec() -> None:
     resolved = settings.resolve(env={}, flags={**RAM, "--disk": "/x=2GB"})
     command = build_command("org/model", resolved, ["--max-model-len", "8192"], {})
     assert command[:4] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
@@ -47,15 +48,16 @@ def test_the_command_is_vllm_with_our_spec() -> None:
     assert shlex.split(shlex.join(command)) == command
 
 
-@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--host=::1"], ["--uds", "/s"]])
-def test_a_host_of_the_user_stays(arguments: list[str]) -> None:
-    command = build_command("m", settings.resolve(env={}, flags=RAM), arguments, {})
-    assert "127.0.0.1" not in command
-    assert command[5 : 5 + len(arguments)] == arguments
+def test_host_given_by_the_user_is_kept() -> None:
+    for arguments in (["--host", "0.0.0.0"], ["--host=::1"], ["--uds", "/s"]):
+        with case(arguments):
+            command = build_command("m", settings.resolve(env={}, flags=RAM), arguments, {})
+            assert "127.0.0.1" not in command
+            assert command[5 : 5 + len(arguments)] == arguments
 
 
 @pytest.mark.parametrize("flag", ["--kv-transfer-config", "--kv_transfer_config"])
-def test_a_transfer_config_of_the_user_is_kept_and_completed(flag: str) -> None:
+def test_transfer_config_of_the_user_is_completed(flag: str) -> None:
     own = {
         "kv_connector": "OffloadingConnector",
         "engine_id": "e1",
@@ -74,26 +76,25 @@ def test_a_transfer_config_of_the_user_is_kept_and_completed(flag: str) -> None:
         assert command[7:9] == ["--seed", "1"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--kv-transfer-config", "{"], "not JSON"),
-        (["--kv-transfer-config"], "the value is missing"),
-        (["--kv-transfer-config", "[]"], "not a JSON object"),
-        (["--kv-transfer-config", '{"kv_connector":"NixlConnector"}'], "'NixlConnector'.*remove"),
-        (
-            ["--kv-transfer-config", '{"kv_connector_extra_config":{"spec_name":"Other"}}'],
-            "'Other'.*remove spec_name",
-        ),
-        (["--kv-transfer-config", '{"kv_connector_extra_config":7}'], "not a JSON object"),
-        (["--kv-transfer-config.kv_role", "kv_both"], "as one JSON text"),
-    ],
-)
-def test_a_transfer_config_that_cannot_be_merged_is_refused(
-    arguments: list[str], message: str
-) -> None:
-    with pytest.raises(InvalidSettings, match=f"--kv-transfer-config: .*{message}"):
-        read_transfer_config(arguments)
+REJECTED_TRANSFER_CONFIGS = [
+    (["--kv-transfer-config", "{"], "not JSON"),
+    (["--kv-transfer-config"], "the value is missing"),
+    (["--kv-transfer-config", "[]"], "not a JSON object"),
+    (["--kv-transfer-config", '{"kv_connector":"NixlConnector"}'], "'NixlConnector'.*remove"),
+    (
+        ["--kv-transfer-config", '{"kv_connector_extra_config":{"spec_name":"Other"}}'],
+        "'Other'.*remove spec_name",
+    ),
+    (["--kv-transfer-config", '{"kv_connector_extra_config":7}'], "not a JSON object"),
+    (["--kv-transfer-config.kv_role", "kv_both"], "as one JSON text"),
+]
+
+
+def test_transfer_config_that_cannot_be_merged_is_rejected() -> None:
+    for arguments, message in REJECTED_TRANSFER_CONFIGS:
+        expected = f"--kv-transfer-config: .*{message}"
+        with case(arguments), pytest.raises(InvalidSettings, match=expected):
+            read_transfer_config(arguments)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_transfer_config_that_cannot_be_merged_is_refused(
         ({"KVTIER_DISK": "/x=1GB", "KVTIER_RAM_EVICTION": "arc"}, {"--ram-eviction": "lru"}),
     ],
 )
-def test_what_is_described_is_what_the_engine_will_find(
+def test_described_settings_load_to_the_same_settings(
     env: Mapping[str, str], flags: Mapping[str, str]
 ) -> None:
     resolved = settings.resolve(env=env, flags={**RAM, **flags})
@@ -112,7 +113,7 @@ def test_what_is_described_is_what_the_engine_will_find(
     assert settings.load(described, env=env) == resolved.settings
 
 
-def test_a_file_that_the_engine_would_find_does_not_leak_in(tmp_path: Path) -> None:
+def test_described_settings_override_configuration_file(tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("disk: /other=1GB\ntransfer: {drain: 9s}\n")
     chosen = tmp_path / "chosen.yaml"
@@ -122,24 +123,25 @@ def test_a_file_that_the_engine_would_find_does_not_leak_in(tmp_path: Path) -> N
     assert settings.load(describe(resolved, env), env=env) == resolved.settings
 
 
-def test_models_are_folders_files_or_names(tmp_path: Path) -> None:
+def test_model_may_be_folder_file_or_hub_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     for model in (str(tmp_path), str(tmp_path / "config.json"), "org/model-1.5", "gpt2"):
         check_model(model)
 
 
-@pytest.mark.parametrize("model", ["/absent/model", "./absent", "a/b/c", "~/absent", "a model"])
-def test_a_model_that_is_neither_is_refused(model: str) -> None:
-    with pytest.raises(InvalidSettings, match=f"MODEL: {model} does not exist; name a model"):
-        check_model(model)
+def test_model_that_is_no_path_and_no_name_is_rejected() -> None:
+    for model in ("/absent/model", "./absent", "a/b/c", "~/absent", "a model"):
+        expected = f"MODEL: {model} does not exist; name a model"
+        with case(model), pytest.raises(InvalidSettings, match=expected):
+            check_model(model)
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_folder_without_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"MODEL: .* holds no config\.json"):
         check_model(str(tmp_path))
 
 
-def test_a_port_in_use_is_refused() -> None:
+def test_port_in_use_is_rejected() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         for arguments in (["--port", port], ["--port=1", f"--port={port}"]):
@@ -149,22 +151,19 @@ def test_a_port_in_use_is_refused() -> None:
     check_port(["--port", port])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_port_or_host_that_cannot_be_used_is_rejected() -> None:
+    for arguments, message in (
         (["--port", "http"], "--port: 'http' is not a port"),
         (["--port", "0"], "--port: '0' is not a port"),
         (["--port", "65536"], "--port: '65536' is not a port"),
         (["--port"], "--port: the value is missing"),
         (["--host", "192.0.2.1"], "--host: cannot listen on 192.0.2.1:8000"),
-    ],
-)
-def test_where_nothing_can_listen_is_refused(arguments: list[str], message: str) -> None:
-    with pytest.raises(InvalidSettings, match=message):
-        check_port(arguments)
+    ):
+        with case(arguments), pytest.raises(InvalidSettings, match=message):
+            check_port(arguments)
 
 
-def test_credentials_are_not_shown() -> None:
+def test_printable_command_hides_credentials() -> None:
     command = ["python", "--api-key", "one", "two", "--hf_token=three", "--port", "80"]
     shown = printable(command)
     assert not any(secret in shown for secret in ("one", "two", "three"))

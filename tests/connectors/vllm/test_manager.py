@@ -1,4 +1,4 @@
-"""The scheduler half against vLLM's own types: what vLLM asks, and what it is told."""
+"""The manager with vLLM's own types: the calls that vLLM makes, and their results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ HIT, PENDING, MISS = LookupResult.HIT, LookupResult.HIT_PENDING, LookupResult.MI
 
 @dataclass
 class Bench:
-    """A manager, and everything below it that a test wants to reach."""
+    """A manager, and the parts below it that tests use."""
 
     manager: KVTierManager
     cache: TieredCache
@@ -49,7 +49,7 @@ class Bench:
     tier: FaultyTier
 
     def request(self, name: str, blocks: int) -> tuple[ReqContext, list[OffloadKey]]:
-        """A request as vLLM makes it: every key with the position it ends at."""
+        """Create a request as vLLM does, with the position at which each key ends."""
         context = ReqContext(req_id=name)
         keys = [make_offload_key(i.to_bytes(32, "big"), 0) for i in range(blocks)]
         for i, key in enumerate(keys):
@@ -58,7 +58,7 @@ class Bench:
         return context, keys
 
     def store(self, context: ReqContext, keys: list[OffloadKey]) -> None:
-        """vLLM's store, with a worker that copies: each slot gets its key's last byte."""
+        """Store as vLLM and a worker do; each slot is filled with the last byte of its key."""
         output = self.manager.prepare_store(keys, context)
         assert output is not None
         spec = output.store_spec
@@ -69,7 +69,7 @@ class Bench:
         self.manager.complete_store(set(output.keys_to_store), context)
 
     def end_step(self, *new: str) -> None:
-        """The end of a scheduler step, and all the time transfers need."""
+        """End a scheduler step and wait for all transfers."""
         self.manager.on_schedule_end(ScheduleEndContext(new, ()))
         self.engine.drain(5.0)
 
@@ -101,7 +101,7 @@ def bench() -> Iterator[Bench]:
 
 
 def _push_out(bench: Bench) -> None:
-    """Fill RAM with another prefix, so that what was there lies on the disk only."""
+    """Fill RAM with another prefix, so that the earlier blocks are on the disk only."""
     context = ReqContext(req_id="other")
     keys = [make_offload_key((100 + i).to_bytes(32, "big"), 0) for i in range(8)]
     for i, key in enumerate(keys):
@@ -111,7 +111,7 @@ def _push_out(bench: Bench) -> None:
     bench.manager.on_request_finished(context)
 
 
-def test_what_was_stored_is_a_hit_with_its_bytes_and_its_source(bench: Bench) -> None:
+def test_stored_block_is_a_hit_with_bytes_and_source(bench: Bench) -> None:
     context, keys = bench.request("a", 4)
     assert bench.lookups(context, keys) == [MISS] * 4
     bench.store(context, keys)
@@ -126,7 +126,7 @@ def test_what_was_stored_is_a_hit_with_its_bytes_and_its_source(bench: Bench) ->
     bench.cache.check()
 
 
-def test_a_store_under_way_is_pending_and_not_stored_twice(bench: Bench) -> None:
+def test_block_being_stored_is_pending_and_not_stored_twice(bench: Bench) -> None:
     context, keys = bench.request("a", 2)
     output = bench.manager.prepare_store(keys, context)
     assert output is not None
@@ -136,7 +136,7 @@ def test_a_store_under_way_is_pending_and_not_stored_twice(bench: Bench) -> None
     assert again.keys_to_store == []
 
 
-def test_a_slot_that_no_worker_sealed_is_not_published(bench: Bench) -> None:
+def test_unsealed_slot_is_not_published(bench: Bench) -> None:
     context, keys = bench.request("a", 2)
     output = bench.manager.prepare_store(keys, context)
     assert output is not None
@@ -146,7 +146,7 @@ def test_a_slot_that_no_worker_sealed_is_not_published(bench: Bench) -> None:
     assert bench.lookups(context, keys) == [HIT, MISS]
 
 
-def test_a_block_below_is_pending_until_the_step_ends_and_then_a_hit(bench: Bench) -> None:
+def test_lower_tier_block_is_pending_then_a_hit(bench: Bench) -> None:
     context, keys = bench.request("a", 4)
     bench.store(context, keys)
     bench.end_step()
@@ -162,7 +162,7 @@ def test_a_block_below_is_pending_until_the_step_ends_and_then_a_hit(bench: Benc
     assert [int(bench.cache.arena.array[slot, 7]) for slot in spec.slots] == [0, 1, 2, 3]
 
 
-def test_a_corrupt_block_is_a_miss_and_what_came_before_it_a_hit(bench: Bench) -> None:
+def test_corrupt_block_is_a_miss(bench: Bench) -> None:
     context, keys = bench.request("a", 3)
     bench.store(context, keys)
     bench.end_step()
@@ -176,7 +176,7 @@ def test_a_corrupt_block_is_a_miss_and_what_came_before_it_a_hit(bench: Bench) -
     assert bench.cache.counters.tiers[1].corrupt_blocks == 1
 
 
-def test_a_disk_that_hangs_costs_the_deadline_and_not_the_request(bench: Bench) -> None:
+def test_hanging_disk_is_a_miss_after_the_deadline(bench: Bench) -> None:
     context, keys = bench.request("a", 2)
     bench.store(context, keys)
     bench.end_step()
@@ -193,7 +193,7 @@ def test_a_disk_that_hangs_costs_the_deadline_and_not_the_request(bench: Bench) 
     assert bench.cache.counters.expired_promotions == 1
 
 
-def test_events_carry_the_medium_of_the_tier(bench: Bench) -> None:
+def test_events_name_the_medium_of_the_tier(bench: Bench) -> None:
     context, keys = bench.request("a", 1)
     bench.store(context, keys)
     bench.end_step()
@@ -205,7 +205,7 @@ def test_events_carry_the_medium_of_the_tier(bench: Bench) -> None:
     assert [(event.medium, event.keys) for event in removed] == [(Medium.CPU, keys)]
 
 
-def test_a_reset_forgets_everything_and_gives_slots_back_once_workers_are_done(
+def test_reset_removes_everything_and_releases_slots_after_flush(
     bench: Bench,
 ) -> None:
     context, keys = bench.request("a", 2)
@@ -223,9 +223,7 @@ def test_a_reset_forgets_everything_and_gives_slots_back_once_workers_are_done(
     bench.cache.check()
 
 
-def test_a_bug_turns_the_cache_off_and_not_the_engine(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bug_disables_cache_and_not_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     context, keys = bench.request("a", 2)
     bench.store(context, keys)
 
@@ -242,7 +240,7 @@ def test_a_bug_turns_the_cache_off_and_not_the_engine(
     assert list(bench.manager.take_events()) == []
 
 
-def test_metrics_are_increments_and_sent_only_when_something_changed(bench: Bench) -> None:
+def test_stats_are_increments_and_sent_only_on_change(bench: Bench) -> None:
     context, keys = bench.request("a", 2)
     bench.store(context, keys)
     bench.end_step()
@@ -252,13 +250,13 @@ def test_metrics_are_increments_and_sent_only_when_something_changed(bench: Benc
     values = stats.data["data"]
     assert values["kvtier_written_bytes"] == {("ram",): 2 * SLOT, ("disk",): 2 * SLOT}
     assert values["kvtier_capacity_blocks"] == {("ram",): 8, ("disk",): 32}
-    # A series is there from the start, not from its first increase on.
+    # A series exists from the start, not only after its first increase.
     assert values["kvtier_evicted_blocks"] == {("ram",): 0, ("disk",): 0}
     assert values["kvtier_capacity_tokens"] == {("ram",): 8 * TOKENS, ("disk",): 32 * TOKENS}
     bench.clock.advance(1.0)
     assert bench.manager.get_stats() is None
 
 
-def test_the_spec_type_is_what_the_worker_expects(bench: Bench) -> None:
-    # GPULoadStoreSpec is vLLM's; ours must be told apart from it by type alone.
+def test_store_spec_is_no_gpu_spec(bench: Bench) -> None:
+    # vLLM tells the two kinds of spec apart by their type.
     assert not isinstance(bench.manager.spec([1]), GPULoadStoreSpec)

@@ -1,4 +1,4 @@
-"""A bug turns the cache off, once and for all, and never reaches the engine."""
+"""The guard of the manager's methods: a bug disables the cache and never reaches the engine."""
 
 import logging
 
@@ -26,13 +26,13 @@ class _Part:
         self.calls += 1
 
 
-def test_a_healthy_method_is_left_alone() -> None:
+def test_guarded_method_returns_its_result() -> None:
     part = _Part()
     assert part.answer(3) == "hit 3"
     assert not part.is_broken
 
 
-def test_after_one_failure_nothing_is_asked_again_and_it_is_said_once(
+def test_guarded_failure_disables_all_methods_and_logs_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     part = _Part()

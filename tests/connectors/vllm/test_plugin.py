@@ -16,7 +16,7 @@ plugin.register()
 """
 
 
-def test_without_the_engine_it_is_silent_and_harmless() -> None:
+def test_register_without_engine_does_nothing() -> None:
     setup = "sys.modules['vllm'] = None"
     done = subprocess.run(
         [sys.executable, "-c", SILENT.format(setup=setup)], capture_output=True, check=False
@@ -24,7 +24,7 @@ def test_without_the_engine_it_is_silent_and_harmless() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_an_engine_with_another_registry_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_register_ignores_unknown_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     module = type(sys)("vllm.v1.kv_offload.factory")
     module.OffloadingSpecFactory = object  # type: ignore[attr-defined]
     for name in ("vllm", "vllm.v1", "vllm.v1.kv_offload"):
@@ -34,7 +34,7 @@ def test_an_engine_with_another_registry_is_left_alone(monkeypatch: pytest.Monke
     assert vars(module)["OffloadingSpecFactory"] is object
 
 
-def test_it_registers_once_and_names_a_class_that_exists() -> None:
+def test_register_is_idempotent_and_names_existing_class() -> None:
     factory = pytest.importorskip("vllm.v1.kv_offload.factory").OffloadingSpecFactory
     plugin.register()
     plugin.register()

@@ -3,9 +3,10 @@ import pytest
 
 from kvtier.connectors.vllm.seals import Seals
 from kvtier.errors import InvalidSettings
+from tests.cases import case
 
 
-def test_a_slot_is_whole_once_every_rank_has_sealed() -> None:
+def test_slot_is_whole_after_every_rank_has_sealed() -> None:
     seals = Seals.create(slots=5, world_size=2)
     seals.seal(0, [1, 3])
     assert seals.whole([1, 3]).tolist() == [False, False]
@@ -16,7 +17,7 @@ def test_a_slot_is_whole_once_every_rank_has_sealed() -> None:
     seals.close()
 
 
-def test_seals_are_seen_through_another_mapping() -> None:
+def test_seals_are_visible_through_another_mapping() -> None:
     here = Seals.create(slots=10_000, world_size=3)
     there = Seals.attach(here.handle)
     for rank in range(3):
@@ -27,7 +28,7 @@ def test_seals_are_seen_through_another_mapping() -> None:
     here.close()
 
 
-@pytest.mark.parametrize("handle", ["", "3x2", "3x@/proc/self/fd/0:1:4096", "axb@x:1:1"])
-def test_a_handle_that_names_nothing_is_refused(handle: str) -> None:
-    with pytest.raises(InvalidSettings, match="seals"):
-        Seals.attach(handle)
+def test_attach_rejects_malformed_handle() -> None:
+    for handle in ("", "3x2", "3x@/proc/self/fd/0:1:4096", "axb@x:1:1"):
+        with case(handle), pytest.raises(InvalidSettings, match="seals"):
+            Seals.attach(handle)

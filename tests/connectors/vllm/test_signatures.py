@@ -1,19 +1,19 @@
-"""Our halves accept every call the supported engines make.
+"""kvtier's classes accept every call that the supported engines make.
 
-The shapes in `signatures/` were read from the engines' wheels (record_signatures.py), so that
-both ends of the supported range are checked with only one of them installed, or none.
+The signatures in `signatures/` were read from the engines' wheels (record_signatures.py), so
+that both ends of the supported range are checked with only one of them installed, or none.
 """
 
 import importlib
 import inspect
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvtier.connectors.vllm import versions
+from tests.cases import case
 
 FOLDER = Path(__file__).parent / "signatures"
 RECORDED = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -23,7 +23,7 @@ OURS = {
     "OffloadingManager": ("kvtier.connectors.vllm.manager", "KVTierManager"),
     "OffloadingSpec": ("kvtier.connectors.vllm.spec", "KVTier"),
 }
-# What our code builds or reads, and the engine defines.
+# The engine's fields that kvtier sets or reads.
 USED_FIELDS = {
     BASE: {
         "TransferResult": {"job_id", "success", "transfer_size", "transfer_time"},
@@ -59,26 +59,26 @@ USED_FIELDS = {
 }  # fmt: skip
 
 
-def calls() -> Iterator[Any]:
-    for version, modules in RECORDED.items():
-        for base in OURS:
-            for name, method in modules[BASE][base]["methods"].items():
-                yield pytest.param(base, name, method, id=f"{version} {base}.{name}")
-
-
-def test_both_ends_of_the_supported_range_are_recorded() -> None:
+def test_signatures_cover_both_ends_of_the_supported_range() -> None:
     assert set(RECORDED) == {"0.32", "0.33"}
     assert [versions.supported(version) for version in RECORDED] == [(0, 32), (0, 33)]
 
 
-@pytest.mark.parametrize(("base", "name", "recorded"), list(calls()))
-def test_our_class_accepts_the_call(base: str, name: str, recorded: dict[str, Any]) -> None:
+@pytest.mark.parametrize("version", RECORDED)
+def test_classes_accept_recorded_calls(version: str) -> None:
     pytest.importorskip(BASE)
+    for base in OURS:
+        for name, recorded in RECORDED[version][BASE][base]["methods"].items():
+            with case(base, name):
+                check_call(base, name, recorded)
+
+
+def check_call(base: str, name: str, recorded: dict[str, Any]) -> None:
     module, class_name = OURS[base]
     ours = getattr(importlib.import_module(module), class_name)
     defining = next((c for c in ours.__mro__ if name in vars(c)), None)
     is_ours = defining is not None and defining.__module__.startswith("kvtier")
-    assert is_ours or not recorded["abstract"], "abstract upstream and not implemented"
+    assert is_ours or not recorded["abstract"], "abstract in vLLM and not implemented"
     if not is_ours or (name == "__init__" and base != "OffloadingSpec"):
         return
     method = vars(defining)[name]
@@ -94,15 +94,15 @@ def test_our_class_accepts_the_call(base: str, name: str, recorded: dict[str, An
 
 
 @pytest.mark.parametrize("version", RECORDED)
-@pytest.mark.parametrize(
-    ("module", "name"), [(module, name) for module, used in USED_FIELDS.items() for name in used]
-)
-def test_the_fields_we_use_exist(version: str, module: str, name: str) -> None:
-    assert USED_FIELDS[module][name] <= set(RECORDED[version][module][name]["fields"])
+def test_used_fields_are_recorded(version: str) -> None:
+    for module, used in USED_FIELDS.items():
+        for name, fields in used.items():
+            with case(module, name):
+                assert fields <= set(RECORDED[version][module][name]["fields"])
 
 
 @pytest.mark.parametrize("version", RECORDED)
-def test_the_functions_we_call_take_what_we_pass(version: str) -> None:
+def test_called_functions_take_the_passed_arguments(version: str) -> None:
     recorded = RECORDED[version]
     copies = recorded["vllm._custom_ops"]["swap_blocks_batch"]["names"]
     assert copies == ["src_ptrs", "dst_ptrs", "sizes", "is_src_access_order_any"]
@@ -113,7 +113,7 @@ def test_the_functions_we_call_take_what_we_pass(version: str) -> None:
     assert factory["register_spec"]["names"] == ["name", "module_path", "class_name"]
 
 
-def test_the_record_of_the_installed_engine_is_true() -> None:
+def test_signatures_of_installed_engine_match_the_record() -> None:
     base = pytest.importorskip(BASE)
     release = ".".join(map(str, versions.supported(versions.installed())))
     for name in OURS:

@@ -22,7 +22,7 @@ def layout(blocks_per_chunk: int = 3, slice_bytes: int = 192, rank: int = 0) -> 
     )
 
 
-def test_one_block_a_chunk_pairs_blocks_and_slots() -> None:
+def test_expand_with_one_block_per_chunk() -> None:
     here = layout(1, 64)
     moves = here.expand([4, 5, 6], [2, 1], [7, 0], [20, 21, 22])
     assert [m.group for m in moves] == [0, 1]
@@ -32,7 +32,7 @@ def test_one_block_a_chunk_pairs_blocks_and_slots() -> None:
     assert moves[1].slots.tolist() == [22]
 
 
-def test_first_and_last_chunk_of_each_group_may_be_partial() -> None:
+def test_expand_with_partial_first_and_last_chunk() -> None:
     # Group 0 begins at request block 5 (sub-block 2 of its chunk), group 1 at block 3.
     moves = layout().expand([1, 2, 3, 4, 5, 6, 7], [5, 2], [5, 3], [10, 11, 12, 13])
     assert moves[0].slots.tolist() == [10, 11, 11, 11, 12]
@@ -42,25 +42,25 @@ def test_first_and_last_chunk_of_each_group_may_be_partial() -> None:
     assert layout().offsets(moves[1]).tolist() == [0, 16]
 
 
-def test_a_group_without_blocks_uses_no_slot() -> None:
+def test_expand_skips_group_without_blocks() -> None:
     moves = layout().expand([1], [0, 1], [0, 4], [9])
     assert [m.group for m in moves] == [1]
     assert layout().offsets(moves[0]).tolist() == [16]
 
 
-def test_a_rank_writes_behind_the_ranks_before_it() -> None:
+def test_slice_of_a_rank_follows_those_of_lower_ranks() -> None:
     here = layout(rank=2)
     (move,) = here.expand([1, 2], [2, 0], [1, 0], [0])
     assert here.offsets(move).tolist() == [2 * 192 + 64, 2 * 192 + 128]
 
 
-def test_bytes_are_those_of_unpadded_pages() -> None:
+def test_copied_bytes_exclude_padding() -> None:
     moves = layout().expand([1, 2, 3], [2, 1], [0, 0], [0, 1])
     assert layout().loaded_bytes(moves) == 2 * 64 + 16
     assert layout().stored_bytes(moves) == 2 * 64 + 16
 
 
-def test_ranks_that_hold_the_same_share_out_every_store_the_same_way() -> None:
+def test_ranks_with_equal_bytes_divide_a_store() -> None:
     ranks = [
         SlotLayout(
             [[Piece(0, 0, 64, 24, 40, turn=Turn(3, index)), Piece(0, 24, 64, 40, 0)]],
@@ -103,14 +103,14 @@ def test_ranks_that_hold_the_same_share_out_every_store_the_same_way() -> None:
         "past the device", "before the device", "groups missing",
     ],
 )  # fmt: skip
-def test_numbers_that_do_not_fit_are_refused(
+def test_expand_rejects_inconsistent_numbers(
     blocks: list[int], sizes: list[int], firsts: list[int], slots: list[int]
 ) -> None:
     with pytest.raises(ValueError, match=r".+"):
         layout().expand(blocks, sizes, firsts, slots)
 
 
-def test_a_slice_that_is_too_small_names_both_sizes() -> None:
+def test_too_small_slice_is_rejected_with_both_sizes() -> None:
     with pytest.raises(InvalidSettings, match=r"192 bytes per slot.*provides 191"):
         layout(slice_bytes=191)
 

@@ -11,7 +11,7 @@ from tests.connectors.vllm.caches import SHAPES, Shape, flat, pages
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_copying_along_the_pointers_gives_the_blocks(shape: Shape) -> None:
+def test_copy_pointers_yield_the_blocks(shape: Shape) -> None:
     caches = shape.build()
     slice_bytes = shape.worker_bytes_per_block * 3
     layout = SlotLayout.from_caches(caches, blocks_per_chunk=3, slice_bytes=slice_bytes, rank=1)
@@ -41,7 +41,7 @@ def test_copying_along_the_pointers_gives_the_blocks(shape: Shape) -> None:
     assert not arena[:, :slice_bytes].any()
 
 
-def test_no_moves_give_empty_pointers() -> None:
+def test_copy_pointers_of_no_copies_are_empty() -> None:
     caches = SHAPES["padded pages"].build()
     layout = SlotLayout.from_caches(caches, blocks_per_chunk=1, slice_bytes=192, rank=0)
     assert [
@@ -50,7 +50,7 @@ def test_no_moves_give_empty_pointers() -> None:
     ] == [0, 0, 0]
 
 
-def test_every_fragment_is_an_entry_and_stores_take_turns() -> None:
+def test_copy_pointers_have_an_entry_per_fragment_and_divide_stores() -> None:
     piece = Piece(0, 1000, 64, 8, 4, fragments=3, device_step=8, host_step=16, turn=Turn(2, 1))
     layout = SlotLayout(
         [[piece]],

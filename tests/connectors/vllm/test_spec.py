@@ -1,4 +1,4 @@
-"""The spec: settings from vLLM's configuration, and the node's bounds shared among replicas."""
+"""The spec: settings from vLLM's configuration, divided among data-parallel replicas."""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from kvtier.settings import DiskSettings, RamSettings, Settings
 
 @pytest.fixture(autouse=True)
 def log_stays_ours() -> Iterator[None]:
-    """A spec lets kvtier's log join the engine's; other tests must not notice."""
+    """Restore kvtier's logging, which a spec changes, for the other tests."""
     log = logging.getLogger("kvtier")
     before = list(log.handlers), log.level, log.propagate
     yield
@@ -58,7 +58,7 @@ def configuration(
     )
 
 
-def test_a_manager_is_built_once_and_closes_without_trace(tmp_path: Path) -> None:
+def test_get_manager_builds_one_manager(tmp_path: Path) -> None:
     extra = {"spec_name": "KVTier", "ram": "1MiB", "disk": f"{tmp_path}/cache=16MiB"}
     spec = KVTier(configuration(extra))
     manager = spec.get_manager()
@@ -67,7 +67,7 @@ def test_a_manager_is_built_once_and_closes_without_trace(tmp_path: Path) -> Non
     manager.shutdown()
 
 
-def test_vllms_own_keys_are_read_as_they_are() -> None:
+def test_spec_accepts_vllms_own_keys() -> None:
     manager = KVTier(configuration({"cpu_bytes_to_use": 1 << 20, "eviction_policy": "arc"}))
     built = manager.get_manager()
     built.shutdown()
@@ -84,18 +84,18 @@ def test_vllms_own_keys_are_read_as_they_are() -> None:
         ({"ram": "900TiB"}, "ram.capacity"),
     ],
 )
-def test_a_wrong_setting_is_one_error_that_names_it(extra: dict[str, object], part: str) -> None:
+def test_wrong_setting_raises_error_that_names_it(extra: dict[str, object], part: str) -> None:
     with pytest.raises(InvalidSettings, match=part):
         KVTier(configuration(extra)).get_manager()
 
 
-def test_our_log_goes_where_the_engines_goes() -> None:
+def test_log_uses_the_engines_handlers() -> None:
     logging.getLogger("kvtier").handlers = []
     KVTier(configuration({"ram": "1MiB"}))
     assert logging.getLogger("kvtier").handlers == logging.getLogger("vllm").handlers
 
 
-def test_replicas_divide_the_nodes_bounds_and_keep_their_folders_apart(tmp_path: Path) -> None:
+def test_replica_share_divides_capacities_and_separates_folders(tmp_path: Path) -> None:
     settings = Settings(
         ram=RamSettings(capacity=80), disk=DiskSettings(path=str(tmp_path), capacity=160)
     )

@@ -1,4 +1,4 @@
-"""Declared metrics in vLLM's terms. What is reported is tested with the manager."""
+"""The declared metrics in vLLM's types; test_manager.py tests what is reported."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from kvtier.metrics.declaration import LABEL_VALUES
 from kvtier.transfer.base import Direction
 
 
-def test_every_metric_is_defined_with_its_kind_and_labels() -> None:
+def test_definitions_cover_every_metric_with_kind_and_labels() -> None:
     definitions = stats.definitions()
     assert set(definitions) == {metric.name for metric in metrics.METRICS}
     assert isinstance(definitions["kvtier_hit_tokens"], OffloadingCounterMetadata)
@@ -21,6 +21,6 @@ def test_every_metric_is_defined_with_its_kind_and_labels() -> None:
     assert capacity.labelnames == ("tier",)
 
 
-def test_every_direction_has_a_declared_label() -> None:
+def test_directions_have_declared_labels() -> None:
     labels = {stats._DIRECTIONS[direction] for direction in Direction}
     assert labels == set(LABEL_VALUES["direction"])

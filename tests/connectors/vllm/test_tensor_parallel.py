@@ -1,6 +1,7 @@
-"""What one tensor-parallel size stores another loads, head for head, in the engine's own layouts.
+"""Blocks stored at one tensor-parallel size are loaded at another, in the engine's own layouts.
 
-The expectation is independent of all mappings: the heads of the model's KV that a rank holds.
+The expected bytes do not depend on any mapping: they are the heads of the model's KV that a rank
+holds.
 """
 
 import ctypes
@@ -30,6 +31,7 @@ from kvtier.memory.arena import Arena
 from kvtier.testing.tiers import key
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.tier import FolderTier
+from tests.cases import case
 from tests.connectors.vllm.ranks import DEVICE_BLOCKS, Model, Rank, full, latent, window
 
 PLAIN = Model(heads=4, groups=((full, 3),))
@@ -49,7 +51,7 @@ SLOTS = 9
 
 
 class Engine:
-    """All ranks of one tensor-parallel size, and one arena."""
+    """All ranks of one tensor-parallel size over one arena."""
 
     def __init__(self, model: Model, tp_size: int, folder: Path, extra: dict) -> None:
         self.model = model
@@ -70,7 +72,7 @@ class Engine:
             rank.fill(caches, content)
 
     def store(self, blocks: Sequence[int], first: int, group: int, slots: Sequence[int]) -> None:
-        """Device blocks of a group, of which the first is block `first` of its request."""
+        """Store device blocks of a group; the first of them is block `first` of its request."""
         self.seals.break_seals(slots)
         for worker in self.workers:
             assert not self.seals.whole(slots).any()
@@ -143,7 +145,7 @@ def check_loaded(
     stored: Sequence[int],
     loaded: Sequence[int],
 ) -> None:
-    """Every rank holds its heads of the stored blocks, and nothing else has been touched."""
+    """Assert that every rank holds its heads of the stored blocks, and nothing else changed."""
     others = [block for block in range(DEVICE_BLOCKS) if block not in loaded]
     for rank, caches in zip(engine.ranks, engine.caches, strict=True):
         heads = engine.model.shard(len(engine.ranks), rank.rank)
@@ -154,9 +156,17 @@ def check_loaded(
 
 
 @pytest.mark.parametrize(("blocks_per_chunk", "first"), [(1, 0), (3, 0), (3, 2)])
-@pytest.mark.parametrize(("writers", "readers"), PAIRS, ids=[f"{a} to {b}" for a, b in PAIRS])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_what_one_size_stores_another_loads(
+def test_blocks_stored_at_one_tp_size_load_at_another(
+    engines: Engines, model: Model, blocks_per_chunk: int, first: int
+) -> None:
+    for writers, readers in PAIRS:
+        with case(f"{writers} to {readers} ranks"):
+            check_pair(engines, model, writers, readers, blocks_per_chunk, first)
+        engines.close()
+
+
+def check_pair(
     engines: Engines, model: Model, writers: int, readers: int, blocks_per_chunk: int, first: int
 ) -> None:
     writer, reader = (
@@ -181,14 +191,15 @@ def test_what_one_size_stores_another_loads(
         check_loaded(reader, content, stored, loaded)
 
 
-@pytest.mark.parametrize("tp_size", [1, 2, 4])
 @pytest.mark.parametrize("model", UNASKED)
-def test_plain_attention_needs_no_option(engines: Engines, model: Model, tp_size: int) -> None:
-    engine, asked = engines.build(model, tp_size), engines.build(model, tp_size, **INSIST)
-    assert engine.space == asked.space
-    assert engine.space.layout == f"{model.layout} canonical"
-    assert (engine.space.world_size, engine.space.tp_size) == (1, 1)
-    assert engine.space.block_bytes == engines.build(model, 1).space.block_bytes
+def test_plain_attention_is_canonical_without_option(engines: Engines, model: Model) -> None:
+    for tp_size in (1, 2, 4):
+        with case(tp_size):
+            engine, asked = engines.build(model, tp_size), engines.build(model, tp_size, **INSIST)
+            assert engine.space == asked.space
+            assert engine.space.layout == f"{model.layout} canonical"
+            assert (engine.space.world_size, engine.space.tp_size) == (1, 1)
+            assert engine.space.block_bytes == engines.build(model, 1).space.block_bytes
 
 
 @pytest.mark.parametrize(
@@ -203,7 +214,7 @@ def test_plain_attention_needs_no_option(engines: Engines, model: Model, tp_size
     ],
     ids=["refused", "packed", "packed by heads", "odd heads", "two kinds", "latent"],
 )
-def test_elsewhere_sizes_have_key_spaces_of_their_own(
+def test_per_rank_slots_have_a_key_space_per_tp_size(
     engines: Engines, model: Model, extra: dict
 ) -> None:
     spaces = [engines.build(model, size, **extra).space for size in (1, 2)]
@@ -211,7 +222,7 @@ def test_elsewhere_sizes_have_key_spaces_of_their_own(
     assert {"world_size", "tp_size"} <= fields
 
 
-def test_each_rank_keeps_to_its_slice_where_slots_are_not_canonical(engines: Engines) -> None:
+def test_per_rank_slots_keep_ranks_in_their_slices(engines: Engines) -> None:
     engine = engines.build(PLAIN, 2, canonical_layout=False)
     content = PLAIN.content()
     engine.fill(content)
@@ -222,7 +233,7 @@ def test_each_rank_keeps_to_its_slice_where_slots_are_not_canonical(engines: Eng
 
 
 @pytest.mark.parametrize("name", ["fewer heads than ranks", "latent attention"])
-def test_ranks_with_the_same_bytes_take_turns_writing_them(engines: Engines, name: str) -> None:
+def test_ranks_with_equal_bytes_write_equal_shares(engines: Engines, name: str) -> None:
     model = MODELS[name]
     engine = engines.build(model, 4, **INSIST)
     engine.fill(model.content())
@@ -234,12 +245,12 @@ def test_ranks_with_the_same_bytes_take_turns_writing_them(engines: Engines, nam
         worker.wait({1})
         (result,) = worker.get_finished()
         written.append(result.transfer_size)
-    # Four slots, one copy of each, and every rank writes as much as any other.
+    # Each of the four slots has one copy, and all ranks write the same number of bytes.
     assert written == [4 * engine.layout.block_bytes // model.heads // copies] * 4
 
 
-def test_swapped_heads_are_noticed(engines: Engines) -> None:
-    """The expectation must be able to fail: two ranks that mix up their places."""
+def test_swapped_heads_are_detected(engines: Engines) -> None:
+    """The check must be able to fail: here two ranks swap their places."""
     writer, reader = engines.build(PLAIN, 2), engines.build(PLAIN, 1)
     content = PLAIN.content()
     writer.fill(content)
@@ -256,7 +267,7 @@ def test_swapped_heads_are_noticed(engines: Engines) -> None:
         check_loaded(reader, content, [3], [5])
 
 
-def test_a_worker_that_cannot_keep_the_promise_does_not_start(engines: Engines) -> None:
+def test_worker_without_certified_mapping_does_not_start(engines: Engines) -> None:
     rank = Rank(PLAIN, 2, 1, engines.folder)
     caches = rank.allocate()
     caches["g0.l1"] = caches["g0.l1"].permute(0, 1, 3, 2)
@@ -269,7 +280,7 @@ def test_a_worker_that_cannot_keep_the_promise_does_not_start(engines: Engines) 
 
 
 @pytest.mark.parametrize(("writers", "readers"), [(1, 2), (2, 1), (4, 2)])
-def test_a_folder_written_at_one_size_is_read_at_another(
+def test_folder_written_at_one_tp_size_is_read_at_another(
     engines: Engines, tmp_path: Path, writers: int, readers: int
 ) -> None:
     model = MODELS["heads outermost"]
@@ -298,9 +309,7 @@ def test_a_folder_written_at_one_size_is_read_at_another(
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_the_addresses_for_a_device_copy_agree_with_the_copy(
-    engines: Engines, model: Model
-) -> None:
+def test_copy_pointers_agree_with_host_copy(engines: Engines, model: Model) -> None:
     engine = engines.build(model, 4, blocks_per_chunk=2, **INSIST)
     engine.fill(of_group(model.content(), 0))
     engine.arena.array[:] = 0

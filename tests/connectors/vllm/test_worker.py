@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from kvtier.connectors.vllm.seals import Seals
 from kvtier.connectors.vllm.slots import SlotLayout
 from kvtier.connectors.vllm.worker import ArenaLoadStoreSpec, CopyWorker
 from kvtier.memory.arena import Arena
+from tests.cases import case
 from tests.connectors.vllm.caches import (
     BLOCKS,
     SHAPES,
@@ -33,7 +35,7 @@ SLOTS = 12
 
 @dataclass
 class Bench:
-    """One arena and as many workers as ranks, each over its own tensors."""
+    """One arena and one worker per rank, each over its own tensors."""
 
     shape: Shape
     blocks_per_chunk: int = 1
@@ -95,10 +97,16 @@ def bench() -> Iterator[Callable[..., Bench]]:
 ONE = SHAPES["one group, constant stride"]
 
 
-@pytest.mark.parametrize("first", [0, 1, 2, 5])
-@pytest.mark.parametrize("blocks_per_chunk", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_round_trip_changes_its_targets_and_nothing_else(
+def test_store_and_load_change_only_their_targets(
+    bench: Callable[..., Bench], shape: Shape
+) -> None:
+    for blocks_per_chunk, first in itertools.product([1, 3], [0, 1, 2, 5]):
+        with case(blocks_per_chunk, first):
+            check_round_trip(bench, shape, blocks_per_chunk, first)
+
+
+def check_round_trip(
     bench: Callable[..., Bench], shape: Shape, blocks_per_chunk: int, first: int
 ) -> None:
     here = bench(shape, blocks_per_chunk)
@@ -144,7 +152,7 @@ def test_round_trip_changes_its_targets_and_nothing_else(
         assert torch.equal(old[:, padding:], cache.tensor[:, padding:])
 
 
-def test_a_partial_store_leaves_the_rest_of_its_slot_alone(bench: Callable[..., Bench]) -> None:
+def test_partial_store_keeps_rest_of_slot(bench: Callable[..., Bench]) -> None:
     here = bench(ONE, 3)
     here.arena.array[:] = 0xA5
     here.workers[0].submit_store(1, device_spec([8], [1], [4]), here.host([0]))
@@ -155,7 +163,7 @@ def test_a_partial_store_leaves_the_rest_of_its_slot_alone(bench: Callable[..., 
     assert (here.arena.array[0, 2 * sub_block :] == 0xA5).all()
 
 
-def test_ranks_share_a_slot_and_only_all_of_them_make_it_whole(bench: Callable[..., Bench]) -> None:
+def test_slot_is_whole_after_all_ranks_have_stored(bench: Callable[..., Bench]) -> None:
     here = bench(SHAPES["padded pages"], 3, world_size=2)
     for rank in range(2):
         here.workers[rank].submit_store(1, device_spec([1, 2, 3]), here.host([6]))
@@ -171,7 +179,7 @@ def test_ranks_share_a_slot_and_only_all_of_them_make_it_whole(bench: Callable[.
         assert pages(here.caches[rank], 0, 10) == pages(here.caches[rank], 0, 2)
 
 
-def test_a_store_and_a_load_over_the_same_blocks_keep_their_order(
+def test_store_and_load_of_same_blocks_keep_their_order(
     bench: Callable[..., Bench],
 ) -> None:
     here = bench(ONE)
@@ -179,7 +187,7 @@ def test_a_store_and_a_load_over_the_same_blocks_keep_their_order(
     first, second = pages(caches, 0, 1), pages(caches, 0, 2)
     jobs = set()
     for turn in range(0, 60, 3):
-        # Swap blocks 1 and 2 through slots 0 and 1; any reordering mixes them up.
+        # Swap blocks 1 and 2 through slots 0 and 1; reordered jobs would mix them up.
         worker.submit_store(turn, device_spec([1, 2]), here.host([0, 1]))
         worker.submit_load(turn + 1, here.host([1, 0]), device_spec([1, 2]), expedited=turn % 2 > 0)
         worker.submit_load(turn + 2, here.host([5]), device_spec([9]))
@@ -192,7 +200,7 @@ def test_a_store_and_a_load_over_the_same_blocks_keep_their_order(
     assert (pages(caches, 0, 1), pages(caches, 0, 2)) == (second, first)
 
 
-def test_wait_is_over_when_the_job_is_and_results_come_once(bench: Callable[..., Bench]) -> None:
+def test_wait_returns_after_job_and_results_are_reported_once(bench: Callable[..., Bench]) -> None:
     here = bench(ONE)
     worker = here.workers[0]
     worker.wait({1, 99})
@@ -205,7 +213,7 @@ def test_wait_is_over_when_the_job_is_and_results_come_once(bench: Callable[...,
     worker.wait({1})
 
 
-def test_a_refused_store_is_reported_done_but_leaves_its_slots_broken(
+def test_rejected_store_is_reported_done_with_broken_seals(
     bench: Callable[..., Bench],
 ) -> None:
     here = bench(ONE)
@@ -219,14 +227,14 @@ def test_a_refused_store_is_reported_done_but_leaves_its_slots_broken(
     assert here.seals.whole([4, 5]).tolist() == [False, False]
 
 
-def test_a_refused_load_is_reported_failed(bench: Callable[..., Bench]) -> None:
+def test_rejected_load_is_reported_failed(bench: Callable[..., Bench]) -> None:
     here = bench(ONE)
     assert here.workers[0].submit_load(1, here.host([-1]), device_spec([3]))
     (result,) = here.workers[0].get_finished()
     assert (result.job_id, result.success) == (1, False)
 
 
-def test_a_copy_that_fails_half_way_leaves_its_slots_broken(
+def test_copy_that_fails_half_way_leaves_seals_broken(
     bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
 ) -> None:
     here = bench(ONE)
@@ -244,11 +252,11 @@ def test_a_copy_that_fails_half_way_leaves_its_slots_broken(
     assert outcomes == {2: True, 3: False}
     assert here.seals.whole([0, 1]).tolist() == [False, False]
     assert "this is a bug; job 2" in caplog.text
-    caplog.clear()  # its tracebacks hold on to the mapping
+    caplog.clear()  # the recorded tracebacks refer to the mapping
     mapped.array = whole
 
 
-def test_a_worker_with_another_share_caches_nothing(bench: Callable[..., Bench]) -> None:
+def test_worker_with_other_slice_size_caches_nothing(bench: Callable[..., Bench]) -> None:
     here = bench(ONE)
     spec = here.host([0])
     spec.slice_bytes -= 1
@@ -257,14 +265,16 @@ def test_a_worker_with_another_share_caches_nothing(bench: Callable[..., Bench])
     assert not here.seals.whole([0])[0]
 
 
-def test_shutdown_twice_leaves_no_thread_and_no_mapping(bench: Callable[..., Bench]) -> None:
+def test_shutdown_is_idempotent_and_leaves_no_thread_or_mapping(
+    bench: Callable[..., Bench],
+) -> None:
     here = bench(ONE)
     here.workers[0].submit_store(1, device_spec([3]), here.host([0]))
     here.workers[0].shutdown()
     here.workers[0].shutdown()
     assert not [t for t in threading.enumerate() if t.name == "kvtier-copy"]
     with open("/proc/self/maps") as maps:
-        # Ours and the seals': the worker's own mappings of both are gone.
+        # This test's mappings of the arena and the seals; the worker's are gone.
         assert sum("memfd:kvtier-arena" in line for line in maps) == 2
 
 
