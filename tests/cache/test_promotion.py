@@ -15,7 +15,7 @@ def below_only(rig: Rig, keys) -> None:
     rig.save(keys)
     rig.settle()
     rig.residency.evict(0, len(keys), lambda row: rig.index.keys[row] in keys)
-    assert all(rig.cache.presence("nobody", each) is Presence.BELOW for each in keys)
+    assert all(rig.cache.presence("other", each) is Presence.BELOW for each in keys)
 
 
 def presences(rig: Rig, keys, request: str = "r") -> list[Presence]:

@@ -112,9 +112,9 @@ def test_evict_takes_all_groups_of_a_position() -> None:
     residency = make_residency(4, group_suffixes=SUFFIXES)
     for group in range(2):
         enter(residency, [key(depth, group) for depth in range(2)])
-    gone = residency.evict(0, 1, residency.index.evictable(0))
-    assert sorted(gone) == [key(1, 0), key(1, 1)]
-    assert residency.events[-1].keys == tuple(gone)
+    evicted = residency.evict(0, 1, residency.index.evictable(0))
+    assert sorted(evicted) == [key(1, 0), key(1, 1)]
+    assert residency.events[-1].keys == tuple(evicted)
     residency.check()
     residency.arena.close()
 

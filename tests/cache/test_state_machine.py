@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         if save is None:
             return
         for block, slot in zip(save.keys, save.slots, strict=True):
-            assert self.cache.presence("nobody", block) is Presence.PENDING
+            assert self.cache.presence("other", block) is Presence.PENDING
             self.cache.arena.view(slot)[:PAYLOAD_BYTES] = payload(block, self.epoch)
         self.saves.append((save, self.epoch))
         if ends_at_once:
@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
     @rule(request=requests, node=nodes, length=st.integers(1, 4))
     def begin_load(self, request: str, node: int, length: int) -> None:
         keys = [block for blocks in self.chains(node) for block in blocks[:length]]
-        are_ready = all(self.cache.presence("nobody", block) is Presence.READY for block in keys)
+        are_ready = all(self.cache.presence("other", block) is Presence.READY for block in keys)
         load = self.cache.begin_load(request, keys)
         assert (load is not None) == are_ready
         if load is not None:
@@ -205,7 +205,7 @@ class Machine(RuleBasedStateMachine):
     def look_up(self, node: int) -> None:
         for keys in self.chains(node):
             length = self.cache.lookup(keys)
-            found = [self.cache.presence("nobody", block) for block in keys]
+            found = [self.cache.presence("other", block) for block in keys]
             assert Presence.ABSENT not in found[:length]
             assert length == len(keys) or found[length] in (Presence.ABSENT, Presence.UNKNOWN)
 
@@ -266,7 +266,7 @@ class Machine(RuleBasedStateMachine):
         for number in range(NODES):
             for group in range(self.groups):
                 block = key(number, group)
-                found = self.cache.presence("nobody", block)
+                found = self.cache.presence("other", block)
                 if found is Presence.READY or found is Presence.BELOW:
                     assert self.bytes.get(block) == self.epoch
                 elif found is Presence.PENDING:

@@ -9,7 +9,7 @@ from worker import Options, Storage, serve
 
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
-from kvtier.cache.build import blocks_a_file
+from kvtier.cache.build import blocks_per_segment
 from kvtier.settings.tree import SharedSettings
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.tier import FolderTier
@@ -26,7 +26,7 @@ class KvtierFolder(Storage):
         self._source, self._target = source, target
         defaults = SharedSettings(path="")
         layout = BlockLayout(block_bytes=options.block_bytes, tokens_per_block=TOKENS)
-        self._files = blocks_a_file(defaults.tokens_per_file, layout)
+        self._files = blocks_per_segment(defaults.tokens_per_file, layout)
         self._tier = FolderTier(
             options.folder,
             layout,

@@ -17,7 +17,7 @@ class AdmissionDecision(enum.Enum):
 
 
 class AdmissionPolicy(Protocol):
-    """Decides for each offered block whether it may enter the tier.
+    """A rule that decides for each offered block whether it may enter the tier.
 
     Not thread-safe: the cache is the only caller. O(1); never blocks and never raises.
     """

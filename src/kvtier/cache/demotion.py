@@ -92,8 +92,8 @@ class Demotion:
         if not self._waiting:
             return
         if self._failed_deletes:
-            refused, self._failed_deletes = self._failed_deletes, []
-            self.delete(refused)
+            failed, self._failed_deletes = self._failed_deletes, []
+            self.delete(failed)
         short = len(self._waiting) - self._room
         if short > 0:
             self.delete(self._residency.make_room(self._tier, short))
@@ -233,16 +233,16 @@ class Demotion:
     def _complete_delete(
         self, keys: Sequence[BlockKey], outcomes: Sequence[Outcome] | None
     ) -> None:
-        refused = []
+        failed = []
         answers: Sequence[Outcome | None] = outcomes or [None] * len(keys)
         for key, outcome in zip(keys, answers, strict=True):
             if outcome is Outcome.DONE or outcome is Outcome.MISSING:
                 self._deleting.discard(key)
             else:
-                refused.append(key)
-        if refused:
-            self._residency.counters.tiers[self._tier].fault_blocks += len(refused)
-            self._record_failed_deletes(refused)
+                failed.append(key)
+        if failed:
+            self._residency.counters.tiers[self._tier].fault_blocks += len(failed)
+            self._record_failed_deletes(failed)
 
     def _record_failed_deletes(self, keys: Sequence[BlockKey]) -> None:
         """Keep `keys` for a retry. They still occupy room, so the waiting writes are abandoned."""

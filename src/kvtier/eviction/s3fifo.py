@@ -77,7 +77,7 @@ class S3Fifo:
             if row is not None:
                 return row
         row = self._small_victim(evictable)
-        # None: all evictable rows of the small queue were used and are in the main queue now.
+        # Without a victim, all evictable rows of the small queue have moved to the main queue.
         return row if row is not None else self._main_victim(evictable)
 
     def __len__(self) -> int:

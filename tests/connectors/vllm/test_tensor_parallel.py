@@ -212,7 +212,7 @@ def test_plain_attention_is_canonical_without_option(engines: Engines, model: Mo
         (MODELS["two kinds of attention"], {}),
         (MODELS["latent attention"], {}),
     ],
-    ids=["refused", "packed", "packed by heads", "odd heads", "two kinds", "latent"],
+    ids=["disabled", "packed", "packed by heads", "odd heads", "two kinds", "latent"],
 )
 def test_per_rank_slots_have_a_key_space_per_tp_size(
     engines: Engines, model: Model, extra: dict

@@ -23,7 +23,7 @@ OPTION: Final = "canonical_layout"
 """vLLM's own key. Absent: kvtier chooses; true: required; false: forbidden."""
 
 _BLOCK_COMPACT: Final = ("LBNHC", "LBHNC")
-"""Layouts in which a layer's block is contiguous. In all others the engine hands over blocks of
+"""Layouts in which a layer's block is contiguous. In all others the engine passes blocks of
 several layers as a whole and does not report where in them a head is."""
 
 _NOT_CERTIFIED_BY_DEFAULT: Final = (

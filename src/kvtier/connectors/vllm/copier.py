@@ -60,7 +60,7 @@ class FinishedJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Copier(Protocol):
-    """Runs device jobs. Every method belongs to the engine's worker thread."""
+    """The part of a worker that runs device jobs. Every method is for the engine's thread."""
 
     def submit(self, job: DeviceJob) -> None:
         """Queue a job without waiting for the copy. Jobs that conflict keep their order."""

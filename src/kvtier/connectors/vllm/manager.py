@@ -268,7 +268,7 @@ class KVTierManager(OffloadingManager):
         failed = [slot for slot, is_whole in zip(save.slots, whole, strict=True) if not is_whole]
         self._cache.end_save(save, frozenset(failed))
 
-    # -- steps, requests, the end ----------------------------------------------------------
+    # -- steps, requests and shutdown ------------------------------------------------------
 
     @guarded(do_nothing)
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
@@ -345,12 +345,12 @@ class KVTierManager(OffloadingManager):
 
     def _discover(self, request: str, lookups: _Lookups) -> None:
         """Query shared tiers for the chains that contain the request's unknown keys."""
-        left = set(lookups.unknown)
+        remaining = set(lookups.unknown)
         for chain in RequestChains.of(lookups.context).group_chains(lookups.context, self._tokens):
-            if not left.isdisjoint(chain):
-                left.difference_update(chain)
+            if not remaining.isdisjoint(chain):
+                remaining.difference_update(chain)
                 self._cache.discover(request, chain)
-        for key in left:
+        for key in remaining:
             # The tail of a prefix that ends within a block is in no chain.
             self._cache.discover(request, [key], UNKNOWN_PARENT)
 

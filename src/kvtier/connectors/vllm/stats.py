@@ -51,7 +51,7 @@ def _metadata(metric: Metric) -> OffloadingMetricMetadata:
 
 
 class Reporter:
-    """Converts cumulative counters into increments. Belongs to one thread and never blocks."""
+    """A converter of cumulative counters into increments. For one thread; never blocks."""
 
     def __init__(self, cache: TieredCache, block_bytes: int, tokens_per_block: float) -> None:
         self._cache = cache
