@@ -176,8 +176,8 @@ def make_folder(path: Path) -> None:
     ("make", "reason"),
     [
         (lambda path: None, "No such file"),
-        (lambda path: os.mkfifo(path, 0o600), "not a plain file"),
-        (make_folder, "not a plain file"),
+        (lambda path: os.mkfifo(path, 0o600), "not a regular file"),
+        (make_folder, "not a regular file"),
     ],
 )
 def test_what_cannot_be_read_is_named(

@@ -1,1 +1,1 @@
-"""What is cached: the identity of a block, its bytes, and announcements about it."""
+"""Blocks: their identity, layout and checksums, and the events about them."""

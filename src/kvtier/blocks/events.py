@@ -1,4 +1,4 @@
-"""Announcements: which blocks entered or left which tier."""
+"""Block events: which blocks entered or left which tier."""
 
 import enum
 
@@ -8,7 +8,7 @@ from kvtier.blocks.key import BlockKey
 
 
 class Change(enum.Enum):
-    """What happened to the blocks of an event."""
+    """The kinds of block events."""
 
     STORED = "stored"
     REMOVED = "removed"

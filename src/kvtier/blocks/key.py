@@ -1,7 +1,7 @@
-"""Identity of a block: the key inside a key space, and the key space itself.
+"""The identity of a block: its key inside a key space, and the key space itself.
 
-Why it exists: engines hash token ids, not the model that made the bytes. Whatever the bytes
-depend on and the hash does not cover stands in `KeySpace`; blocks of two key spaces never mix.
+Engines hash token ids, but not the model that computed the bytes. `KeySpace` holds everything that
+the bytes depend on and the hash does not cover; blocks of two key spaces are never exchanged.
 """
 
 import hashlib
@@ -12,25 +12,25 @@ import msgspec
 from kvtier.errors import InvalidSettings
 
 BlockKey = NewType("BlockKey", bytes)
-"""Block hash plus a 4-byte big-endian KV-cache-group index, unique inside one key space."""
+"""A block hash and a 4-byte big-endian KV-cache-group index: unique inside one key space."""
 
 UNKNOWN_PARENT: Final = BlockKey(b"")
 """Stands for a predecessor whose key is not known; None stands for "no predecessor"."""
 
 
 class GroupShape(msgspec.Struct, frozen=True, kw_only=True):
-    """What a KV-cache group's block holds: tokens covered and the layers it spans."""
+    """The tokens and the layers that a block of one KV-cache group covers."""
 
     tokens_per_block: int
     layers: str
-    """Digest of the ordered layer names."""
+    """A digest of the ordered layer names."""
 
 
 class KeySpace(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the bytes of a block depend on, apart from the tokens.
+    """Everything that the bytes of a block depend on, except the tokens.
 
-    Two engines may share blocks only if every field is equal. `digest` names the space on
-    disk; `differing` lets a person see which field keeps two spaces apart.
+    Two engines may share blocks only if all fields are equal. `digest` names the space on disk;
+    `differing` lists the fields that differ, for error messages.
     """
 
     engine: str
@@ -44,8 +44,8 @@ class KeySpace(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_hash: int
     groups: tuple[GroupShape, ...]
     world_size: int
-    """Workers a block is divided among, by tensor (`tp_size`) and pipeline (`pp_size`); all are
-    1 where a block holds every KV head and so is the same for any number of workers."""
+    """The workers that a block is divided among: `tp_size` by tensor, `pp_size` by pipeline. All
+    three are 1 if a block holds every KV head and so is the same for any number of workers."""
     tp_size: int
     pp_size: int
     hash_algorithm: str
@@ -54,23 +54,23 @@ class KeySpace(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """64 hex digits of sha256 over the canonical JSON of all fields."""
+        """The SHA-256 of the canonical JSON of all fields, as 64 hex digits."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """Canonical JSON: sorted fields, so equal spaces give equal bytes."""
+        """Encode as canonical JSON: the fields are sorted, so equal spaces give equal bytes."""
         return msgspec.json.encode(self, order="sorted")
 
     @classmethod
     def from_json(cls, raw: bytes) -> "KeySpace":
-        """Parse a manifest. Raises InvalidSettings if it is not a key space."""
+        """Decode JSON. Raises InvalidSettings if it is not a key space."""
         try:
             return msgspec.json.decode(raw, type=cls)
         except msgspec.MsgspecError as error:
             raise InvalidSettings(f"not a kvtier key-space manifest: {error}") from error
 
     def differing(self, other: "KeySpace") -> list[str]:
-        """`field: mine != theirs` for every field that differs."""
+        """Return `field: mine != theirs` for each field that differs."""
         return [
             f"{name}: {getattr(self, name)!r} != {getattr(other, name)!r}"
             for name in self.__struct_fields__

@@ -1,13 +1,13 @@
-"""Bytes of a block: how large, how aligned, how many tokens they stand for."""
+"""The layout of a block: its size, its alignment and its tokens."""
 
 import msgspec
 
 ALIGNMENT = 4096
-"""Slots start and end on this boundary, so that O_DIRECT can read and write them in place."""
+"""Slots start and end at multiples of it, so that O_DIRECT can read and write them in place."""
 
 
 class BlockLayout(msgspec.Struct, frozen=True, kw_only=True):
-    """Size of one block. `block_bytes` are payload, `slot_bytes` what a slot occupies."""
+    """The size of a block: `block_bytes` of payload in a slot of `slot_bytes`."""
 
     block_bytes: int
     tokens_per_block: int

@@ -1,1 +1,1 @@
-"""Where a block is."""
+"""Indexes: which tier holds a block, in this process and in the fleet."""

@@ -1,13 +1,14 @@
-"""Where a block is, in this process: which tiers hold it, in which slot, who pins it.
+"""The index of one process: which tiers hold a block, in which slot, and how often it is pinned.
 
-Why flat columns: ten million blocks must fit in memory next to the engine, so a block is a row
-number into arrays, not an object. Tier 0 is RAM; tier `t` is bit `1 << t` of `held`.
+Ten million blocks must fit in memory next to the engine, so a block is not an object but a *row*, a
+number that indexes flat columns. Tier 0 is RAM; tier `t` is bit `1 << t` of `held`.
 
 Invariants:
-* a row exists while a tier holds the block, bytes are on their way, or another row names it
-  as parent; a row kept only for its children is a *hole* and counts as absent;
+* a row exists while a tier holds the block, while its bytes are in transfer, or while another row
+  names it as its parent; a row kept only for its children is a *hole* and counts as absent;
 * `kids_in[t][row]` is the number of children that tier `t` holds;
-* with no hole and no detached row, presence along a prefix is monotonic, so it is bisected.
+* while there are no holes and no detached rows, presence along a prefix is monotonic, so the
+  longest prefix is found by bisection.
 """
 
 from array import array
@@ -19,34 +20,36 @@ from kvtier.blocks.key import BlockKey
 RAM = 0
 NONE = -1
 DETACHED = -2
-"""In `parent`: the declared parent was not in the index when the row was made."""
+"""A value of `parent`: the parent was not in the index when the row was created."""
 MAX_TIERS = 8
-"""RAM included: `held` is a byte of bits."""
+"""Tiers including RAM: `held` is a byte of bits."""
 
 IDLE, SAVING, PROMOTING, DISCARDED, HOLE = range(5)
-"""States of a row: at rest; engine writes its slot; a tier's bytes are coming; dropped while
-bytes were coming; kept for its children only."""
+"""States of a row. IDLE: no transfer. SAVING: the engine writes its slot. PROMOTING: bytes come
+from a lower tier. DISCARDED: removed by `reset` during a transfer or while pinned. HOLE: kept only
+for its children."""
 
 
 class Presence(Enum):
-    """What a lookup may say of one block."""
+    """The possible results of looking up one block."""
 
     READY = "ready"
-    """Verified bytes are in RAM."""
+    """Its verified bytes are in RAM."""
     PENDING = "pending"
-    """Bytes are on their way into RAM."""
+    """Its bytes are on their way into RAM."""
     BELOW = "below"
     """A lower tier holds it."""
     UNKNOWN = "unknown"
-    """Nobody here holds it; a tier that others write to may, and is being asked."""
+    """This process knows no tier that holds it, but a shared tier may and is being asked."""
     ABSENT = "absent"
+    """No tier holds it."""
 
 
 class LocalIndex:
-    """Not thread-safe: it belongs to the thread that decides. Nothing blocks or raises.
+    """An index of blocks by key. Not thread-safe; methods neither block nor raise.
 
-    The columns are public so that the batched loops of `cache/` can run over them without a
-    call per block; only this module changes `rows`, `parent`, `kids` and `kids_in`.
+    The columns are public so that the loops of `cache/` over whole batches need no call per block.
+    Only this module changes `rows`, `parent`, `kids` and `kids_in`.
     """
 
     def __init__(self, tiers: int) -> None:
@@ -65,11 +68,11 @@ class LocalIndex:
         self._free_rows: list[int] = []
 
     def __len__(self) -> int:
-        """Blocks present or pending."""
+        """The number of blocks present or pending."""
         return len(self.rows) - self.holes
 
     def presence(self, key: BlockKey) -> Presence:
-        """Where one block is. O(1), no side effects."""
+        """Return where one block is. O(1), no side effects."""
         row = self.rows.get(key)
         if row is None:
             return Presence.ABSENT
@@ -80,10 +83,10 @@ class LocalIndex:
         return Presence.BELOW if self.held[row] else Presence.ABSENT
 
     def longest_prefix(self, keys: Sequence[BlockKey]) -> int:
-        """How many leading blocks of a chain are present in some tier or pending.
+        """Return how many leading blocks of a chain are present in some tier or pending.
 
-        `keys` is one prefix chain in order. O(log n) probes, unless a hole or a detached row
-        exists anywhere: then O(n). No side effects.
+        `keys` is one prefix chain in order. O(log n) probes, or O(n) while the index has any hole
+        or detached row. No side effects.
         """
         rows = self.rows
         if self.holes or self.detached:
@@ -103,10 +106,11 @@ class LocalIndex:
         return low
 
     def add(self, key: BlockKey, parent: BlockKey | None, state: int) -> int:
-        """A row for `key`, which no tier holds: new, or the hole that waited for it.
+        """Return a row for `key`, which no tier holds: a new one, or the hole left for it.
 
-        `parent` is None only for the first block of a prefix: bisection trusts it. Where the
-        predecessor is not known, it is UNKNOWN_PARENT or any key that is not in the index.
+        `parent` is None only for the first block of a prefix, because bisection relies on that. If
+        the predecessor is unknown, pass UNKNOWN_PARENT or any key that is not in the index: the
+        row is then detached.
         """
         row = self.rows.get(key)
         if row is not None:
@@ -140,21 +144,21 @@ class LocalIndex:
         return row
 
     def hold(self, row: int, tier: int) -> None:
-        """`tier` now holds the block."""
+        """Note that `tier` holds the block."""
         self.held[row] |= 1 << tier
         parent = self.parent[row]
         if parent >= 0:
             self.kids_in[tier][parent] += 1
 
     def remove(self, row: int, tier: int) -> None:
-        """`tier` no longer holds the block; call `prune` when all changes are made."""
+        """Note that `tier` no longer holds the block. Call `prune` after the last change."""
         self.held[row] &= ~(1 << tier) & 0xFF
         parent = self.parent[row]
         if parent >= 0:
             self.kids_in[tier][parent] -= 1
 
     def prune(self, row: int) -> None:
-        """Free a row that nothing needs any more, and then its ancestors that were holes."""
+        """Free a row that nothing needs any more, and its ancestors that were holes."""
         while row >= 0 and not self.held[row] and self.state[row] in (IDLE, HOLE):
             if self.kids[row] or self.pins[row]:
                 if self.state[row] == IDLE:
@@ -166,10 +170,10 @@ class LocalIndex:
             row = self._free(row)
 
     def reset(self) -> list[int]:
-        """Forget every block at once.
+        """Remove all blocks.
 
-        Rows whose bytes are still moving or that are pinned cannot be reused yet: they become
-        DISCARDED, keep their slot, and are returned; `free_discarded` frees them one by one.
+        Rows that are pinned or whose bytes are in transfer cannot be reused yet: they become
+        DISCARDED, keep their slot, and are returned. `free_discarded` frees them one by one.
         """
         kept: list[int] = []
         self._free_rows.clear()
@@ -193,13 +197,17 @@ class LocalIndex:
         return kept
 
     def free_discarded(self, row: int) -> None:
-        """Free a DISCARDED row: its bytes have stopped moving and nothing pins it."""
+        """Free a DISCARDED row that is not pinned any more and whose transfer has ended."""
         self.state[row] = IDLE
         self.slot[row] = NONE
         self._free_rows.append(row)
 
     def evictable(self, tier: int) -> Callable[[int], bool]:
-        """The predicate `victim` takes: unpinned, a leaf in `tier`, and no hole is made."""
+        """Return the predicate for `EvictionPolicy.victim`.
+
+        A row is evictable if it is not pinned, if it is a leaf in `tier`, and if evicting it makes
+        no hole.
+        """
         pins, held, kids, kids_in = self.pins, self.held, self.kids, self.kids_in[tier]
         others = ~(1 << tier) & 0xFF
 
@@ -209,7 +217,7 @@ class LocalIndex:
         return is_evictable
 
     def check(self) -> None:
-        """Assert that every count is what the columns say. O(rows): for tests."""
+        """Assert that all counts agree with the columns. O(rows), for tests."""
         kids = [0] * len(self.keys)
         kids_in = [[0] * len(self.keys) for _ in self.kids_in]
         for key, row in self.rows.items():
@@ -217,7 +225,7 @@ class LocalIndex:
             parent = self.parent[row]
             if parent < 0:
                 continue
-            assert self.keys[parent] is not None, "a parent was freed before its child"
+            assert self.keys[parent] is not None, "parent freed before its child"
             kids[parent] += 1
             for tier, column in enumerate(kids_in):
                 column[parent] += self.held[row] >> tier & 1
@@ -227,16 +235,16 @@ class LocalIndex:
         holes = [row for row in named if self.state[row] == HOLE]
         assert self.holes == len(holes)
         assert not any(self.held[row] for row in holes)
-        assert all(self.kids[row] or self.pins[row] for row in holes), "a hole nothing needs"
+        assert all(self.kids[row] or self.pins[row] for row in holes), "hole without need"
         assert all(
             self.held[row] or self.state[row] in (SAVING, PROMOTING, HOLE) for row in named
-        ), "a row nothing needs"
+        ), "row without a tier or a transfer"
         assert self.detached == sum(self.parent[row] == DETACHED for row in named)
         discarded = sum(state == DISCARDED for state in self.state)
         assert len(self.rows) + len(self._free_rows) + discarded == len(self.keys)
 
     def _free(self, row: int) -> int:
-        """Free `row`; returns its parent, which may now be free to go as well."""
+        """Free `row`; return its parent if that is a hole, which may be free now, or NONE."""
         key = self.keys[row]
         if key is not None:
             del self.rows[key]

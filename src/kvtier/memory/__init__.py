@@ -1,1 +1,1 @@
-"""Host RAM: fixed slots in one mapping."""
+"""The RAM tier's memory: fixed-size slots in one shared mapping."""

@@ -1,1 +1,1 @@
-"""Moving blocks between RAM and a tier, off the engine's thread."""
+"""Transfers of blocks between RAM and the lower tiers, off the engine's thread."""

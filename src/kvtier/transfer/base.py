@@ -1,7 +1,7 @@
-"""The contract between the cache and whatever moves blocks for it.
+"""The contract between the cache and the transfers of its blocks.
 
-Why it exists: the cache must not know whether threads move its blocks on real time
-(`transfer.engine`) or a simulation does on virtual time (`testing.transfers`).
+The cache does not know whether threads move its blocks in real time (`transfer.engine`) or a
+simulation does in virtual time (`testing.transfers`).
 """
 
 import enum
@@ -15,10 +15,10 @@ from kvtier.transfer.breaker import BreakerState
 
 
 class Direction(enum.Enum):
-    """What a transfer does to the tier. In this order they go first."""
+    """The kinds of transfers, in the order of their priority."""
 
     FIND = "find"
-    """Ask which blocks it holds: only of a tier that others write to."""
+    """Ask a shared tier which blocks it holds."""
     READ = "read"
     DELETE = "delete"
     WRITE = "write"
@@ -26,10 +26,10 @@ class Direction(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """A batch for one tier.
+    """A batch of blocks between RAM and one lower tier.
 
-    `rows` are the caller's own labels, one per block, given back on completion. `moves` is
-    empty where no bytes move, `parents` for all but a write.
+    `rows` are the caller's labels, one per block, which it needs again at completion. `moves` is
+    empty if no bytes move (FIND, DELETE), and `parents` is empty except for WRITE.
     """
 
     tier: int
@@ -43,9 +43,9 @@ class Transfer:
 
 @dataclass(slots=True, frozen=True)
 class Completion:
-    """Blocks `start` up to `start + len(outcomes)` of a transfer are decided.
+    """The end of one part of a transfer: its blocks `start` up to, but not including, `stop`.
 
-    `outcomes` is None where the part was cancelled before it began: nothing was touched.
+    `outcomes` is None if the part was cancelled before it began: then nothing was touched.
     """
 
     transfer: Transfer
@@ -56,41 +56,41 @@ class Completion:
 
 
 class Transfers(Protocol):
-    """Moves batches. One caller, the cache's thread; only `drain` and `close` block.
+    """An executor of transfers. Only the cache's thread calls it; only `drain`, `close` block.
 
-    Every block of an accepted transfer appears in exactly one completion. The memory of a move
-    stays in use until then. Transfers may overtake each other, also for the same key.
+    Every block of an accepted transfer appears in exactly one completion, and the memory of its
+    BlockMove stays in use until then. Transfers may overtake each other, even for the same key.
     """
 
     @property
     def queue_blocks(self) -> int:
-        """Blocks that may wait for or be in writes to one tier."""
+        """The largest number of blocks that may be queued or running as writes to one tier."""
         ...
 
     def submit(self, transfer: Transfer) -> bool:
-        """Accept a transfer. False, and nothing happens, where it may not wait or at the end."""
+        """Accept a transfer; return False, and do nothing, if its queue is full or closed."""
         ...
 
     def poll(self) -> list[Completion]:
-        """What has completed since the last call."""
+        """Return the completions since the last call."""
         ...
 
     def cancel(self, transfer: Transfer) -> None:
-        """Parts that have not begun complete with `outcomes=None`; the others run on."""
+        """Cancel the parts that have not begun: they complete with `outcomes=None`."""
         ...
 
     def queued_blocks(self, tier: int, direction: Direction) -> int:
-        """Blocks waiting or moving to or from lower tier `tier`."""
+        """Return the blocks queued or running to or from lower tier `tier`."""
         ...
 
     def breaker(self, tier: int, direction: Direction) -> BreakerState:
-        """Whether calls to lower tier `tier` pass now."""
+        """Return the state of the breaker for such calls to lower tier `tier`."""
         ...
 
     def drain(self, deadline_s: float) -> bool:
-        """Block until nothing is queued or moving, at most `deadline_s` seconds; True if so."""
+        """Wait until nothing is queued or running; return False after `deadline_s` seconds."""
         ...
 
     def close(self, deadline_s: float) -> bool:
-        """Cancel what has not begun and end; False if something did not return in time."""
+        """Cancel what has not begun and stop; return False if a call did not return in time."""
         ...

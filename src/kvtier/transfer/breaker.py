@@ -1,35 +1,38 @@
-"""A breaker: stops asking a tier that does not answer, and tries again after a while.
+"""A circuit breaker: it stops calls to a tier that does not answer, and probes it after a pause.
 
-Why: a dead mount or an unreachable store would cost every request its whole deadline. Once a
-few calls in a row have failed, or one hangs, the tier is left alone and everything it might
-have served is a miss at once; then a single call probes whether it is back.
+A dead mount or an unreachable store would cost every request its whole deadline. Once a few calls
+in a row have failed, or one hangs, the breaker opens, and everything that the tier could have
+served is an immediate miss. After a pause, a single call probes whether the tier is back.
 
-A state machine without a clock, a thread or a lock of its own: its owner brings all three.
+The breaker is a pure state machine: its owner passes the time and does the locking.
 """
 
 import enum
 from typing import Final
 
 FAILURES: Final = 5
-"""Calls in a row that fail before the breaker opens."""
+"""Consecutive failures that open the breaker."""
 PAUSE_S: Final = 1.0
-"""Time for which an open breaker lets nothing pass; doubles with each probe that fails."""
+"""How long an open breaker rejects all calls; doubles with each probe that fails."""
 MAX_PAUSE_S: Final = 30.0
 
 
 class BreakerState(enum.Enum):
-    """Whether calls pass."""
+    """The states of a breaker."""
 
     CLOSED = "closed"
-    """All do."""
+    """All calls pass."""
     HALF_OPEN = "half_open"
-    """One does, to see whether the tier is back."""
+    """One call may pass, to probe whether the tier is back."""
     OPEN = "open"
-    """None does."""
+    """No call passes."""
 
 
 class Breaker:
-    """For one kind of call to one tier. Not thread-safe. `now_s` is any monotonic time."""
+    """The breaker of one kind of call to one tier.
+
+    Not thread-safe. `now_s` is any monotonic time in seconds.
+    """
 
     def __init__(self) -> None:
         self._failures = 0
@@ -38,14 +41,14 @@ class Breaker:
         self._is_probing = False
 
     def state(self, now_s: float) -> BreakerState:
-        """The state; no side effects."""
+        """Return the state. No side effects."""
         if self._open_until_s is None:
             return BreakerState.CLOSED
         is_due = now_s >= self._open_until_s
         return BreakerState.HALF_OPEN if is_due or self._is_probing else BreakerState.OPEN
 
     def admits(self, now_s: float) -> bool:
-        """Whether a call may begin now; if so, `succeeded` or `failed` must follow it."""
+        """Return True if a call may begin now; then `succeeded` or `failed` must follow."""
         if self._open_until_s is None:
             return True
         if self._is_probing or now_s < self._open_until_s:
@@ -54,14 +57,14 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """A call was answered: the tier is there."""
+        """Record that a call was answered."""
         self._failures = 0
         self._pause_s = PAUSE_S
         self._open_until_s = None
         self._is_probing = False
 
     def failed(self, now_s: float) -> None:
-        """A call was refused."""
+        """Record that a call failed."""
         self._failures += 1
         if self._is_probing:
             self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
@@ -70,7 +73,7 @@ class Breaker:
             self._open(now_s)
 
     def hung(self, now_s: float) -> None:
-        """A call is under way for longer than any may take: do not wait for more evidence."""
+        """Record that a call takes longer than any may, which opens the breaker at once."""
         if self._open_until_s is None or self._is_probing:
             self._open(now_s)
 

@@ -1,9 +1,12 @@
-"""Moves batches between RAM and the lower tiers on threads, so that no caller ever waits.
+"""The transfer engine: threads that move batches between RAM and the lower tiers.
+
+Queues, priorities, cancellation, back-pressure and breakers are implemented here, once for all
+tiers, so that no caller ever waits for a tier.
 
 Invariants:
-* every block of an accepted transfer appears in exactly one completion, also when a tier
-  raises, also at close (those in a call that never returns excepted: its thread is a daemon);
-* the queue of writes is bounded in blocks; reads are refused by an open breaker only.
+* every block of an accepted transfer appears in exactly one completion, even if a tier raises or
+  the engine is closed; the only exception is a call that never returns, whose thread is a daemon;
+* the queue of writes is bounded in blocks; reads are rejected only while a breaker is open.
 """
 
 import logging
@@ -23,7 +26,7 @@ _PRIORITY = {direction: number for number, direction in enumerate(Direction)}
 
 
 class TransferPart(NamedTuple):
-    """Blocks `start` up to `stop` of a transfer, which one tier call moves."""
+    """The blocks `start` up to, but not including, `stop` of a transfer: one call of the tier."""
 
     transfer: Transfer
     start: int
@@ -31,16 +34,16 @@ class TransferPart(NamedTuple):
 
 
 _PART_BYTES = 8 * 1024 * 1024
-"""A part is about this large: small enough to spread over threads and to be ready early,
-large enough that the hand-over between threads costs nothing."""
+"""The approximate size of a part: small enough to spread over threads and to complete early, and
+large enough that passing it to a thread costs nothing in comparison."""
 
 
 class TransferEngine:
-    """One queue and a few threads for each tier: `transfer.base.Transfers` on real time.
+    """An implementation of Transfers in real time: a queue and a few threads for each tier.
 
     `submit`, `poll`, `cancel` and `queued_blocks` never block; `drain` and `close` do.
-    `on_thread_start` runs first in every thread (the engine's affinity, a test's seed). A call
-    that takes longer than `hang_s` opens its tier's breaker.
+    `on_thread_start` runs first in every thread, to set the CPU affinity or a test's seed. A call
+    that takes longer than `hang_s` seconds opens its tier's breaker.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class TransferEngine:
         hang_s: float = 5.0,
     ) -> None:
         self.queue_blocks = queue_blocks
-        """Blocks that may wait for or be in writes to one tier."""
+        """The largest number of blocks that may be queued or running as writes to one tier."""
         self._completions: deque[Completion] = deque()
         part_blocks = max(1, _PART_BYTES // slot_bytes)
         start = on_thread_start or (lambda: None)
@@ -64,13 +67,13 @@ class TransferEngine:
     def submit(self, transfer: Transfer) -> bool:
         """Queue a transfer for tier number `transfer.tier` (1 is the first lower tier).
 
-        False, and nothing happens, where a write finds its queue full, a breaker is open, or the
-        engine closed.
+        Returns False, and does nothing, if a write finds its queue full, if the breaker is open,
+        or if the engine is closed.
         """
         return self._lanes[transfer.tier - 1].submit(transfer)
 
     def poll(self) -> list[Completion]:
-        """What has completed since the last call, in order of completion."""
+        """Return the completions since the last call, in order."""
         for lane in self._lanes:
             lane.watch()
         done: list[Completion] = []
@@ -79,33 +82,33 @@ class TransferEngine:
         return done
 
     def cancel(self, transfer: Transfer) -> None:
-        """Parts that have not begun complete with `outcomes=None`; the others run on."""
+        """Cancel the parts that have not begun: they complete with `outcomes=None`."""
         transfer.cancelled = True
 
     def queued_blocks(self, tier: int, direction: Direction) -> int:
-        """Blocks waiting or moving."""
+        """Return the blocks queued or running to or from lower tier `tier`."""
         return self._lanes[tier - 1].blocks[direction]
 
     def breaker(self, tier: int, direction: Direction) -> BreakerState:
-        """Whether calls to lower tier `tier` pass now."""
+        """Return the state of the breaker for such calls to lower tier `tier`."""
         return self._lanes[tier - 1].breaker(direction)
 
     def is_idle(self) -> bool:
-        """True if nothing is queued, moving, or completed and not yet polled."""
-        # In this order: a part is in `blocks` until its completion can be polled.
+        """Return True if nothing is queued, running, or completed but not yet polled."""
+        # The order of these lines matters: a part counts in `blocks` until it can be polled.
         is_moving = any(any(lane.blocks.values()) for lane in self._lanes)
         return not is_moving and not self._completions
 
     def drain(self, deadline_s: float) -> bool:
-        """Block until nothing is queued or moving, at most `deadline_s` seconds; True if so."""
+        """Wait until nothing is queued or running; return False after `deadline_s` seconds."""
         end_s = perf_s() + deadline_s
         return all(lane.wait_idle(end_s) for lane in self._lanes)
 
     def close(self, deadline_s: float) -> bool:
-        """Cancel what has not begun, let the rest finish, end the threads. Idempotent.
+        """Cancel what has not begun, let the rest finish and end the threads. Idempotent.
 
-        False if a tier call did not return in time; its daemon thread is abandoned. What was
-        cancelled can still be polled.
+        Returns False if a call did not return within `deadline_s` seconds; its daemon thread is
+        abandoned. The completions of cancelled parts can still be polled.
         """
         end_s = perf_s() + deadline_s
         for lane in self._lanes:
@@ -115,9 +118,10 @@ class TransferEngine:
 
 
 class TierQueue:
-    """Serves one tier. `submit`, `watch` and the properties never block; the rest does.
+    """The queue and the threads of one tier. Only `wait_idle` and `join` block.
 
-    Reading and changing have a breaker each: a full store can still be read.
+    Reads and changes have a breaker each, because a full store can still be read. Invariant: a part
+    leaves the queue once and completes once, whatever its call does.
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class TierQueue:
         self._wake = threading.Condition()
         self._closed = False
         self._running: dict[int, tuple[float, Breaker]] = {}
-        """Thread to when its call began, and whose call it is."""
+        """By thread: when its running call began, and the breaker of that call."""
         reading, changing = Breaker(), Breaker()
         self._breakers = {
             Direction.FIND: reading,
@@ -159,11 +163,11 @@ class TierQueue:
             thread.start()
 
     def breaker(self, direction: Direction) -> BreakerState:
-        """Whether calls of this kind pass now."""
+        """Return the state of the breaker for calls of this kind."""
         return self._breakers[direction].state(perf_s())
 
     def submit(self, transfer: Transfer) -> bool:
-        """Queue it in parts. False where it may not wait."""
+        """Queue a transfer in parts; return False if it is rejected."""
         count = len(transfer.keys)
         direction = transfer.direction
         with self._wake:
@@ -181,7 +185,7 @@ class TierQueue:
         return True
 
     def watch(self) -> None:
-        """Open the breaker of a call that hangs, and let nobody wait behind it."""
+        """Open the breakers of calls that hang, and cancel what is queued behind them."""
         if not self._running:
             return
         now_s = perf_s()
@@ -191,39 +195,39 @@ class TierQueue:
                     breaker.hung(now_s)
             for direction, breaker in self._breakers.items():
                 if breaker.state(now_s) is BreakerState.OPEN:
-                    self._drop(self._queues[_PRIORITY[direction]])
+                    self._cancel_all(self._queues[_PRIORITY[direction]])
 
     def wait_idle(self, end_s: float) -> bool:
-        """Block until nothing is queued or moving, or `end_s` of `perf_s` passes."""
+        """Wait until nothing is queued or running; return False at the time `end_s` (`perf_s`)."""
         with self._wake:
             return self._wake.wait_for(
                 lambda: not any(self.blocks.values()), max(0.0, end_s - perf_s())
             )
 
     def shut(self) -> None:
-        """Cancel what waits, take in nothing more."""
+        """Cancel everything queued and reject new transfers."""
         with self._wake:
             self._closed = True
-            # Here, and not in the threads: they may all hang in the tier.
+            # The threads cannot do this: all of them may hang in the tier.
             for queue in self._queues:
-                self._drop(queue)
+                self._cancel_all(queue)
             self._wake.notify_all()
 
     def join(self, end_s: float) -> bool:
-        """Wait for the threads until `end_s`; False if one is still in its call."""
+        """Wait for the threads to end; return False if one is still in its call at `end_s`."""
         for thread in self._threads:
             thread.join(max(0.0, end_s - perf_s()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _step_blocks(self, direction: Direction, count: int) -> int:
         if direction in (Direction.FIND, Direction.DELETE):
-            return max(1, count)  # no bytes move: one call
+            return max(1, count)  # No bytes move, so one call does it all.
         if direction is Direction.WRITE:
             return max(self._part_blocks, self._tier.capabilities.batch_blocks)
         return self._part_blocks
 
-    def _drop(self, queue: deque[TransferPart]) -> None:
-        """Complete what waits as cancelled. Call with `_wake` held."""
+    def _cancel_all(self, queue: deque[TransferPart]) -> None:
+        """Complete all parts in a queue as cancelled. Call with `_wake` held."""
         while queue:
             transfer, start, stop = queue.popleft()
             self._completions.append(Completion(transfer, start, stop, None, 0.0))
@@ -235,8 +239,8 @@ class TierQueue:
         try:
             self._on_thread_start()
         except Exception:
-            # A thread with the wrong affinity is slow, a tier without threads is dead.
-            _log.exception("a transfer thread could not be set up")
+            # A thread with the wrong affinity is slow, but a tier without threads does nothing.
+            _log.exception("setting up a transfer thread failed")
         while (part := self._next(number)) is not None:
             transfer, start, stop = part
             outcomes: list[Outcome] | None = None
@@ -246,13 +250,16 @@ class TierQueue:
             now_s = perf_s()
             self._completions.append(Completion(transfer, start, stop, outcomes, now_s - began_s))
             with self._wake:
-                self._judge(number, outcomes, now_s)
+                self._inform_breaker(number, outcomes, now_s)
                 self.blocks[transfer.direction] -= stop - start
                 if not any(self.blocks.values()):
                     self._wake.notify_all()
 
     def _next(self, number: int) -> TransferPart | None:
-        """The next part; in `_running` if its call may begin."""
+        """Wait for the next part and enter it in `_running` if its call may begin.
+
+        Returns None once the queue is closed and empty.
+        """
         with self._wake:
             while True:
                 for queue in self._queues:
@@ -266,8 +273,8 @@ class TierQueue:
                     return None
                 self._wake.wait()
 
-    def _judge(self, number: int, outcomes: list[Outcome] | None, now_s: float) -> None:
-        """What a call that has returned says of its tier. Call with `_wake` held."""
+    def _inform_breaker(self, number: int, outcomes: list[Outcome] | None, now_s: float) -> None:
+        """Tell the breaker the result of a call that has returned. Call with `_wake` held."""
         running = self._running.pop(number, None)
         if running is None or outcomes is None:
             return
@@ -282,10 +289,10 @@ class TierQueue:
             outcomes = _call(self._tier, transfer, slice(start, stop))
             if len(outcomes) == stop - start:
                 return outcomes
-            _log.error("tier %s gave a wrong number of outcomes", name)
+            _log.error("tier %s returned a wrong number of outcomes", name)
         except Exception:
-            # A tier promises not to raise; a bug in one must not end the thread.
-            _log.exception("tier %s failed in a transfer", name)
+            # Tiers promise not to raise, but a bug in one must not end the thread.
+            _log.exception("tier %s raised in a transfer", name)
         return [Outcome.FAILED] * (stop - start)
 
 
@@ -296,5 +303,5 @@ def _call(tier: Tier, transfer: Transfer, part: slice) -> list[Outcome]:
         return tier.write_from(transfer.moves[part], transfer.parents[part])
     if transfer.direction is Direction.DELETE:
         return tier.delete(transfer.keys[part])
-    assert isinstance(tier, SharedTier), "only a shared tier is asked"
+    assert isinstance(tier, SharedTier), "FIND needs a shared tier"
     return tier.find(transfer.keys[part])

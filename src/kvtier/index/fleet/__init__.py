@@ -1,1 +1,1 @@
-"""Where a prefix is in the fleet: which replica holds how much of it in which tier."""
+"""The fleet's indexes: which replica holds how much of a prompt in which tier."""
