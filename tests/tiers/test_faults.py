@@ -24,11 +24,11 @@ def test_fault_log_writes_one_line_per_kind_until_it_is_over(
             "read failed",
             "write failed",
         ]
-        faults.works("read")
+        faults.succeeded("read")
         assert len(caplog.messages) == 3, "QUIET_S has not passed"
         clock.advance(QUIET_S)
-        faults.works("read")
-        faults.works("read")
+        faults.succeeded("read")
+        faults.succeeded("read")
         assert caplog.messages[3:] == [
             "disk tier /slab: read works again after EIO 5 times, EACCES 1 times"
         ]
@@ -44,5 +44,5 @@ def test_fault_log_of_one_bad_sector_writes_one_line(caplog: pytest.LogCaptureFi
         for _ in range(50):
             faults.report("read", OSError(errno.EIO, "bad sector"))
             clock.advance(QUIET_S / 2)
-            faults.works("read")
+            faults.succeeded("read")
     assert len(caplog.messages) == 1

@@ -64,7 +64,7 @@ class FaultLog:
                 str(error),  # a kept log record must not keep the exception's frames alive
             )
 
-    def works(self, operation: str) -> None:
+    def succeeded(self, operation: str) -> None:
         """Note that `operation` succeeded; costs one dictionary lookup while nothing is wrong."""
         if operation not in self._active or self._clock.now_s() < self._last_s + QUIET_S:
             return

@@ -239,7 +239,7 @@ class BlockIO:
             self._faults.report("read", error)
             outcomes[run[0][1]] = Outcome.FAILED
             return
-        self._faults.works("read")
+        self._faults.succeeded("read")
         block_bytes = self._block_bytes
         for slot, i in run[:whole]:
             key, buffer = moves[i]
@@ -267,5 +267,5 @@ class BlockIO:
             self._faults.report("write", error)
             return []
         if whole == len(run):
-            self._faults.works("write")
+            self._faults.succeeded("write")
         return puts[:whole]

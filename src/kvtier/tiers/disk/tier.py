@@ -228,7 +228,7 @@ class DiskTier:
                     for put in fresh:
                         self._slots.publish(put)
                     self._counters.bytes_written += len(fresh) * self._block_bytes
-            self._faults.works("record")
+            self._faults.succeeded("record")
             published.update(put.slot for put in fresh)
         return published
 
@@ -281,7 +281,7 @@ class DiskTier:
         except OSError as error:
             self._faults.report("record", error)
             return
-        self._faults.works("record")
+        self._faults.succeeded("record")
         with self._lock:
             self._slots.retire(recorded)
 

@@ -225,7 +225,7 @@ class BlockReader:
         for run in _runs(wanted):
             try:
                 self._read_run(run, moves, outcomes)
-                self._faults.works("read")
+                self._faults.succeeded("read")
             except OSError as error:
                 self._faults.report("read", error)
                 for _, i in run:

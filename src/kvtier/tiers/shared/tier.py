@@ -131,7 +131,7 @@ class StoreTier:
                 outcomes[i] = Outcome.DONE
                 i += 1
         else:
-            self._faults.works("find")
+            self._faults.succeeded("find")
         self._flush_accesses()
         return outcomes
 

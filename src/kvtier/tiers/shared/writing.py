@@ -56,7 +56,7 @@ class SegmentWriter:
         for run in _runs(moves, parents):
             try:
                 self._write_run(run, moves, parents, outcomes)
-                self._faults.works("write")
+                self._faults.succeeded("write")
             except OSError as error:
                 self._faults.report("write", error)
 
