@@ -201,7 +201,9 @@ class Assembly:
         if EVERY_MODEL not in self._local:
             # The engines' tokenizers must not take precedence over one given for all models.
             sources.maps.append(self._learner.engines)  # type: ignore[arg-type]  # only read
-        self.prompts: PromptReader = PromptBuilder(sources, called=self._learner.aliases.canonical)
+        self.prompts: PromptReader = PromptBuilder(
+            sources, canonical=self._learner.aliases.canonical
+        )
 
     async def __aenter__(self) -> "Assembly":
         await self._learner.open()

@@ -7,7 +7,7 @@ from kvtier.router.fleet.members import (
     UNHEALTHY_AFTER,
     Fleet,
     FleetListener,
-    Member,
+    FleetMember,
     ModelCard,
     ReplicaHealth,
 )
@@ -37,13 +37,13 @@ class Heard(FleetListener):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def added(self, member: Member) -> None:
+    def added(self, member: FleetMember) -> None:
         self.said.append(f"+{member.replica.name}")
 
-    def updated(self, member: Member) -> None:
+    def updated(self, member: FleetMember) -> None:
         self.said.append(f"{member.replica.name} {dict(member.endpoint.labels)}")
 
-    def removed(self, member: Member) -> None:
+    def removed(self, member: FleetMember) -> None:
         self.said.append(f"-{member.replica.name}")
 
 

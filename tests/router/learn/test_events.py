@@ -173,7 +173,7 @@ def test_replay_that_times_out_in_first_message_resets_sink(monkeypatch) -> None
     heard = Heard()
 
     class Slow(EventStream):
-        async def _ask(self, socket, endpoint, topic, sequence) -> None:
+        async def _request_replay(self, socket, endpoint, topic, sequence) -> None:
             socket.close(0)
             endless = (DeviceCleared() for _ in count())
             await self._apply(topic, sequence, 0, Batch(1.0, endless))  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_replay_that_times_out_in_first_message_resets_sink(monkeypatch) -> None
         context = zmq.asyncio.Context()
         stream = Slow("ipc:///nowhere", heard, replay="ipc:///nowhere")
         payload = msgspec.msgpack.encode([9.0, []])
-        await stream._take(context, [b"", (7).to_bytes(8, "big"), payload])
+        await stream._receive(context, [b"", (7).to_bytes(8, "big"), payload])
         assert stream.counts.resyncs == 1
         context.term()
 
@@ -231,7 +231,7 @@ async def heard_of(*messages: tuple[int, bytes]) -> list[str]:
     stream = EventStream("ipc:///nowhere", heard)
     context = zmq.asyncio.Context()
     for number, payload in messages:
-        await stream._take(context, [b"", number.to_bytes(8, "big"), payload])
+        await stream._receive(context, [b"", number.to_bytes(8, "big"), payload])
     context.term()
     return heard.said
 
@@ -359,7 +359,7 @@ def test_failed_stream_resets_sink_and_restarts(monkeypatch, caplog) -> None:
         async def _follow(self, context: zmq.asyncio.Context) -> None:
             for number in (0, 1):
                 payload = message(1.0 + number, stored(1))
-                await self._take(context, [b"", number.to_bytes(8, "big"), payload])
+                await self._receive(context, [b"", number.to_bytes(8, "big"), payload])
             done.set()
             await asyncio.sleep(60)
 

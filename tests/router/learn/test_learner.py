@@ -316,7 +316,7 @@ def test_prompts_by_any_alias_match_blocks_of_model(
             fleet.update([Replica(name="a", url=a.url, labels=labels, models=models)])
             (member,) = fleet.members
             fleet.mark_healthy(member, () if models else ALIASES, 0.0)
-            prompts = PromptBuilder(called=learner.aliases.canonical)
+            prompts = PromptBuilder(canonical=learner.aliases.canonical)
 
             async def held(model: str, tokens: list[int]) -> int:
                 prompt = await prompts.of({"prompt": tokens}, model)

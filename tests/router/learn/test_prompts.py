@@ -129,9 +129,9 @@ def test_unread_prompt_has_length_only(body: dict[str, Any], tokens: int) -> Non
 
 
 def test_prompt_uses_canonical_model_name() -> None:
-    prompts = PromptBuilder({"alias": Source()}, called={"alias": "main"}.get)  # type: ignore[arg-type]
+    prompts = PromptBuilder({"alias": Source()}, canonical={"alias": "main"}.get)  # type: ignore[arg-type]
     assert same(made({"prompt": "ab"}, prompts, "alias"), TokenPrompt(list(b"ab+"), "main"))
-    prompts = PromptBuilder(called=lambda name: "main" if name == "alias" else name)
+    prompts = PromptBuilder(canonical=lambda name: "main" if name == "alias" else name)
     assert same(made({"prompt": [5]}, prompts, "alias"), TokenPrompt([5], "main"))
     assert same(made({"prompt": [5]}, prompts, "sql"), TokenPrompt([5], "sql"))
     assert same(made({"prompt": "abcd"}, prompts, "alias"), TextPrompt(b"abcd", "main"))

@@ -2,13 +2,13 @@ import aiohttp
 import pytest
 
 from kvtier.errors import Unavailable
-from kvtier.router.fleet.members import Fleet, Member, ModelCard
+from kvtier.router.fleet.members import Fleet, FleetMember, ModelCard
 from kvtier.router.fleet.replicas import Replica
 from kvtier.router.learn.sources import EVENTS, EngineSource, EngineSources
 from tests.router.route.routers import run
 
 
-def member(fleet: Fleet, name: str) -> Member:
+def member(fleet: Fleet, name: str) -> FleetMember:
     return next(member for member in fleet.members if member.replica.name == name)
 
 

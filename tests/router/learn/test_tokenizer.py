@@ -51,13 +51,13 @@ def test_continued_conversation_is_tokenized_from_cached_prefix(folder) -> None:
     tokenizer = Tokenizer(folder)
     text = "<|im_start|>user\nwhat is the weather?<|im_end|>\n"
     tokenizer.tokens(text + "<|im_start|>assistant\n", add_special_tokens=False)
-    assert tokenizer.remembered_tokens == 0
+    assert tokenizer.cached_tokens == 0
     text += "<|im_start|>assistant\nthe fox jumps<|im_end|>\n"
     tokens = tokenizer.tokens(
         text + "<|im_start|>user\nagain<|im_end|>\n", add_special_tokens=False
     )
     first = whole(tokenizer, "<|im_start|>user\nwhat is the weather?<|im_end|>\n")
-    assert tokenizer.remembered_tokens == len(first)
+    assert tokenizer.cached_tokens == len(first)
     assert len(tokens) > 2 * len(first) - 10
 
 

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from kvtier.clock import MonotonicClock
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.members import Fleet, FleetListener, Member, ReplicaHealth
+from kvtier.router.fleet.members import Fleet, FleetListener, FleetMember, ReplicaHealth
 from kvtier.router.fleet.models import MAX_BYTES
 from kvtier.router.fleet.replicas import Replica, parse_replica
 from kvtier.router.replica.health import Prober
@@ -22,7 +22,7 @@ class Connections(FleetListener):
     def __init__(self) -> None:
         self.of: dict[Endpoint, Upstream] = {}
 
-    def added(self, member: Member) -> None:
+    def added(self, member: FleetMember) -> None:
         self.of[member.endpoint] = Upstream(member.replica, 1.0, None)
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from kvtier.errors import InvalidSettings
 from kvtier.router.assembly import Choices
 from kvtier.router.epp.certificates import self_signed
-from kvtier.router.fleet.members import FleetListener, Member
+from kvtier.router.fleet.members import FleetListener, FleetMember
 from kvtier.router.fleet.replicas import FileDiscovery, Replica, StaticDiscovery, parse_replica
 from kvtier.router.learn import prompts
 from kvtier.router.learn.prompts import PromptBuilder
@@ -244,10 +244,10 @@ def test_idle_connections_do_not_hold_up_the_end() -> None:
 
 def test_listeners_hear_who_comes_and_goes() -> None:
     class Heard(FleetListener):
-        def added(self, member: Member) -> None:
+        def added(self, member: FleetMember) -> None:
             said.append(f"+{member.replica.name}")
 
-        def removed(self, member: Member) -> None:
+        def removed(self, member: FleetMember) -> None:
             said.append(f"-{member.replica.name}")
 
     said: list[str] = []
@@ -309,7 +309,7 @@ def test_files_that_cannot_be_read_are_an_error_that_names_the_flag(tmp_path: Pa
 def test_names_that_clients_make_up_are_not_logged_and_silence_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(prompts, "_SAID_MAX", 3)
+    monkeypatch.setattr(prompts, "_LOGGED_MAX", 3)
 
     async def test() -> None:
         async with stand(prompts=PromptBuilder()) as at:

@@ -42,7 +42,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     text: bytes
 
 
-class Member(msgspec.Struct, kw_only=True, eq=False):
+class FleetMember(msgspec.Struct, kw_only=True, eq=False):
     """A replica in the fleet. Only `Fleet` changes it."""
 
     replica: Replica
@@ -68,13 +68,13 @@ class Member(msgspec.Struct, kw_only=True, eq=False):
 class FleetListener:
     """A base class for observers of a fleet's members. Each method does nothing by default."""
 
-    def added(self, member: Member) -> None:
+    def added(self, member: FleetMember) -> None:
         """Handle a replica that discovery has named; nothing has been sent to it yet."""
 
-    def updated(self, member: Member) -> None:
+    def updated(self, member: FleetMember) -> None:
         """Handle new labels or models of a replica at the same address."""
 
-    def removed(self, member: Member) -> None:
+    def removed(self, member: FleetMember) -> None:
         """Handle a replica that is no longer listed and whose last request has ended."""
 
 
@@ -82,12 +82,12 @@ class Fleet:
     """The members by name. Not thread-safe; only `follow` waits."""
 
     def __init__(self) -> None:
-        self._members: dict[str, Member] = {}
-        self._of: dict[Endpoint, Member] = {}
-        self._draining: list[Member] = []
+        self._members: dict[str, FleetMember] = {}
+        self._by_endpoint: dict[Endpoint, FleetMember] = {}
+        self._draining: list[FleetMember] = []
         self._by_model: dict[str, list[Endpoint]] = {}
         self._listeners: list[FleetListener] = []
-        self._wake: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
 
     def add_listener(self, listener: FleetListener) -> None:
         """Notify `listener` of every member added, updated or removed from now on."""
@@ -95,7 +95,7 @@ class Fleet:
 
     def on_change(self, wake: Callable[[], None]) -> None:
         """Call `wake` whenever the result of `candidates` may have changed."""
-        self._wake.append(wake)
+        self._callbacks.append(wake)
 
     async def follow(self, discovery: ReplicaDiscovery, ready: asyncio.Event) -> None:
         """Apply each set of replicas that `discovery` yields; set `ready` after the first.
@@ -124,22 +124,22 @@ class Fleet:
         self._refresh()
 
     @property
-    def members(self) -> Sequence[Member]:
+    def members(self) -> Sequence[FleetMember]:
         """The listed members, in the order of the list."""
         return tuple(self._members.values())
 
     @property
-    def draining(self) -> Sequence[Member]:
+    def draining(self) -> Sequence[FleetMember]:
         """Members that are no longer listed and still have requests in flight."""
         return tuple(self._draining)
 
-    def member(self, endpoint: Endpoint) -> Member:
+    def member(self, endpoint: Endpoint) -> FleetMember:
         """Return the member of `endpoint`, listed or draining. Raises KeyError if removed."""
-        return self._of[endpoint]
+        return self._by_endpoint[endpoint]
 
     def is_available(self, endpoint: Endpoint) -> bool:
         """Return whether `endpoint` may still receive a request, as it could when it was chosen."""
-        member = self._of.get(endpoint)
+        member = self._by_endpoint.get(endpoint)
         return member is not None and member.is_available
 
     def candidates(self, model: str) -> Sequence[Endpoint]:
@@ -155,7 +155,7 @@ class Fleet:
         names = (member.endpoint.models for member in self._members.values())
         return frozenset().union(*names)
 
-    def mark_healthy(self, member: Member, cards: Sequence[ModelCard], now_s: float) -> None:
+    def mark_healthy(self, member: FleetMember, cards: Sequence[ModelCard], now_s: float) -> None:
         """Record a health check that passed; `cards` lists the models, if they were requested."""
         # The breaker opened on evidence of its own; a check may only close it after its pause.
         if member.is_cut_off and member.breaker.admits(now_s):
@@ -169,7 +169,7 @@ class Fleet:
         if changed or member.is_available == member.is_cut_off:
             self._refresh()
 
-    def mark_unhealthy(self, member: Member, reason: str) -> None:
+    def mark_unhealthy(self, member: FleetMember, reason: str) -> None:
         """Record a health check that failed because of `reason`."""
         member.failures += 1
         member.reason = reason
@@ -178,11 +178,11 @@ class Fleet:
             if member.is_available:
                 self._refresh()
 
-    def mark_delivered(self, member: Member) -> None:
+    def mark_delivered(self, member: FleetMember) -> None:
         """Record a request that the replica answered."""
         member.breaker.succeeded()
 
-    def mark_undelivered(self, member: Member, now_s: float) -> None:
+    def mark_undelivered(self, member: FleetMember, now_s: float) -> None:
         """Record a request that could not be sent or received no answer."""
         member.breaker.failed(now_s)
         if member.is_available and member.is_cut_off:
@@ -206,13 +206,13 @@ class Fleet:
             labels=replica.labels,
             pending_tokens=0,
         )
-        member = Member(replica=replica, endpoint=endpoint)
+        member = FleetMember(replica=replica, endpoint=endpoint)
         self._members[replica.name] = member
-        self._of[endpoint] = member
+        self._by_endpoint[endpoint] = member
         for listener in self._listeners:
             listener.added(member)
 
-    def _update(self, member: Member, replica: Replica) -> None:
+    def _update(self, member: FleetMember, replica: Replica) -> None:
         if member.replica == replica:
             return
         ids = frozenset(card.id for card in member.cards)
@@ -222,7 +222,7 @@ class Fleet:
         for listener in self._listeners:
             listener.updated(member)
 
-    def _drain(self, member: Member) -> None:
+    def _drain(self, member: FleetMember) -> None:
         del self._members[member.replica.name]
         member.is_draining = True
         member.is_available = False
@@ -240,7 +240,7 @@ class Fleet:
         gone = [member for member in self._draining if member.endpoint.in_flight == 0]
         self._draining = [member for member in self._draining if member.endpoint.in_flight]
         for member in gone:
-            del self._of[member.endpoint]
+            del self._by_endpoint[member.endpoint]
             for listener in self._listeners:
                 listener.removed(member)
 
@@ -255,7 +255,7 @@ class Fleet:
             elif member.health is ReplicaHealth.HEALTHY:
                 member.reason = "requests could not be delivered to it"
         self._by_model = by_model
-        for wake in self._wake:
+        for wake in self._callbacks:
             wake()
 
 

@@ -16,7 +16,7 @@ from kvtier.router.fleet.members import Fleet
 from kvtier.router.request.refusals import overloaded, unavailable, unknown_model
 
 RETRY_AFTER_S: Final = 1
-_NOBODY: Final[frozenset[Endpoint]] = frozenset()
+_NONE: Final[frozenset[Endpoint]] = frozenset()
 
 
 class _Want(NamedTuple):
@@ -52,7 +52,7 @@ class Waiting:
         return len(self._waiters)
 
     async def candidates(
-        self, model: str, without: frozenset[Endpoint] = _NOBODY
+        self, model: str, without: frozenset[Endpoint] = _NONE
     ) -> Sequence[Endpoint]:
         """Wait for endpoints of `model` with room, other than `without`, and return them.
 
@@ -75,7 +75,7 @@ class Waiting:
 
         Raises Refusal (404 or 503) if waiting for room would not help.
         """
-        return self._with_room(_Want(model, _NOBODY))
+        return self._with_room(_Want(model, _NONE))
 
     def has_room(self, endpoint: Endpoint) -> bool:
         """Return whether `endpoint` is below the limit of requests."""
@@ -95,7 +95,7 @@ class Waiting:
         if want.without:
             found = [endpoint for endpoint in found if endpoint not in want.without]
         if not found:
-            raise self._nobody(want.model)
+            raise self._refusal(want.model)
         if not self._in_flight:
             return found
         return [endpoint for endpoint in found if self.has_room(endpoint)]
@@ -127,9 +127,9 @@ class Waiting:
             self._waiters.remove(waiter)
             # Only after the caller has run is it known what it used: a profile may have refused
             # every endpoint that was found.
-            loop.call_soon(self._hand_on, want.model)
+            loop.call_soon(self._pass_on, want.model)
 
-    def _hand_on(self, model: str) -> None:
+    def _pass_on(self, model: str) -> None:
         """Wake the next requests for the room that a request which stopped waiting did not use."""
         if self._waiters:
             for endpoint in self._fleet.candidates(model):
@@ -140,7 +140,7 @@ class Waiting:
             if not waiter.woken.done():
                 waiter.woken.set_result(None)
 
-    def _nobody(self, model: str) -> Exception:
+    def _refusal(self, model: str) -> Exception:
         members = self._fleet.members
         of_model = [member for member in members if model in member.endpoint.models]
         if not members:

@@ -37,7 +37,7 @@ class ModelAliases:
     def __init__(self) -> None:
         self._entries: dict[str, tuple[ModelIdentity, ...]] = {}
         self._cards: dict[str, Sequence[ModelCard]] = {}
-        self._called: dict[str, str] = {}
+        self._canonical: dict[str, str] = {}
 
     def update(self, replica: str, cards: Sequence[ModelCard]) -> None:
         """Set what `replica` lists. Cheap if `cards` is the same object as at the last call."""
@@ -47,17 +47,17 @@ class ModelAliases:
         entries = tuple(map(_read, cards))
         if self._entries.get(replica) != entries:
             self._entries[replica] = entries
-            self._called = _called(self._entries.values())
+            self._canonical = _canonical(self._entries.values())
 
     def remove(self, replica: str) -> None:
         """Remove a replica that left the fleet. Idempotent."""
         self._cards.pop(replica, None)
         if self._entries.pop(replica, None) is not None:
-            self._called = _called(self._entries.values())
+            self._canonical = _canonical(self._entries.values())
 
     def canonical(self, name: str) -> str:
         """Return the name that prompts and indexes use for the model or adapter `name`."""
-        return self._called.get(name, name)
+        return self._canonical.get(name, name)
 
     def base_model(self, replica: str) -> str | None:
         """Return the canonical name of the replica's model; None if it lists no model."""
@@ -105,7 +105,7 @@ def _is_of(root: str | None, name: str) -> bool:
     return root is not None and f"/models--{name.replace('/', '--')}/snapshots/" in root
 
 
-def _called(lists: Iterable[Sequence[ModelIdentity]]) -> dict[str, str]:
+def _canonical(lists: Iterable[Sequence[ModelIdentity]]) -> dict[str, str]:
     """Return the least name of each model by each of its other names."""
     leads: dict[str, str] = {}
 

@@ -28,19 +28,21 @@ class BlendedIndex:
 
     def match(self, prompt: Prompt, replicas: Sequence[str]) -> list[Match]:
         """Return the better match of each replica, in the order of `replicas`."""
-        told: frozenset[str] = frozenset()
+        known: frozenset[str] = frozenset()
         if prompt.unit is Unit.TOKEN:
-            told = frozenset(name for name in replicas if self._precise.held_blocks(name))
-        if not told:
+            known = frozenset(name for name in replicas if self._precise.held_blocks(name))
+        if not known:
             return self._estimated.match(prompt, replicas)
         precise = self._precise.match(prompt, replicas)
-        whole = frozenset(name for name in told if self._precise.is_whole(name))
+        whole = frozenset(name for name in known if self._precise.is_whole(name))
         if len(whole) == len(replicas):
             return precise
         estimated = self._estimated.match(prompt, replicas)
         return [
-            mine if name in whole or (name in told and mine.best_tokens >= its.best_tokens) else its
-            for name, mine, its in zip(replicas, precise, estimated, strict=True)
+            exact
+            if name in whole or (name in known and exact.best_tokens >= guess.best_tokens)
+            else guess
+            for name, exact, guess in zip(replicas, precise, estimated, strict=True)
         ]
 
     def routed(self, prompt: Prompt, replica: str) -> None:

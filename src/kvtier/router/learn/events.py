@@ -167,17 +167,17 @@ class EventStream:
 
         `name` is the stream's name in the log, which reports only the first failure.
         """
-        pause_s, is_said = RETRY_S, False
+        pause_s, is_logged = RETRY_S, False
         while True:
             try:
                 await self.follow()
             except Exception as error:
                 self._sink.reset()
-                if not is_said:
+                if not is_logged:
                     bug = None if isinstance(error, zmq.ZMQError) else error
                     text = "%s: its events cannot be followed: %s; retrying"
                     _log.warning(text, name, error, exc_info=bug)
-                is_said = True
+                is_logged = True
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _RETRY_MAX_S)
 
@@ -211,7 +211,7 @@ class EventStream:
             watching = asyncio.create_task(self._watch(monitor))
             socket.connect(self._endpoint)
             while True:
-                await self._take(context, await socket.recv_multipart())
+                await self._receive(context, await socket.recv_multipart())
                 await self._drain(context, socket)
         finally:
             if watching is not None:
@@ -230,7 +230,7 @@ class EventStream:
                 parts: list[bytes] = plain.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            await self._take(context, parts)
+            await self._receive(context, parts)
         await asyncio.sleep(0)
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
@@ -245,7 +245,7 @@ class EventStream:
 
     # -- one message -----------------------------------------------------------------------
 
-    async def _take(self, context: zmq.asyncio.Context, parts: Sequence[bytes]) -> None:
+    async def _receive(self, context: zmq.asyncio.Context, parts: Sequence[bytes]) -> None:
         self.counts.messages += 1
         if len(parts) != 3 or len(parts[1]) != _NUMBER_BYTES:
             self.counts.bad_messages += 1
@@ -268,7 +268,7 @@ class EventStream:
             sequence.reset()
             verdict = sequence.classify(number, batch.sent_s)
         if verdict is MessageOrder.GAP:
-            await self._close_gap(context, topic, sequence, number)
+            await self._fill_gap(context, topic, sequence, number)
         if number >= sequence.expected:
             await self._apply(topic, sequence, number, batch)
 
@@ -290,7 +290,7 @@ class EventStream:
     async def _apply(
         self, topic: bytes, sequence: MessageSequence, number: int, batch: Batch
     ) -> None:
-        if self._is_void(topic, sequence):
+        if self._is_obsolete(topic, sequence):
             return
         sequence.has_applied = True
         if number == 0 and batch.sent_s is not None:
@@ -306,7 +306,7 @@ class EventStream:
                 self._sink.apply(topic, piece)
                 blocks, piece = 0, []
                 await asyncio.sleep(0)
-                if self._is_void(topic, sequence):
+                if self._is_obsolete(topic, sequence):
                     return
             piece.append(change)
             blocks += max(1, size)
@@ -314,13 +314,13 @@ class EventStream:
         self._sink.apply(topic, piece)
         sequence.advance(number, batch.sent_s)
 
-    def _is_void(self, topic: bytes, sequence: MessageSequence) -> bool:
+    def _is_obsolete(self, topic: bytes, sequence: MessageSequence) -> bool:
         """Return whether the connection broke meanwhile, so that `sequence` may be obsolete."""
         return self._sequences.get(topic) is not sequence
 
     # -- gaps ------------------------------------------------------------------------------
 
-    async def _close_gap(
+    async def _fill_gap(
         self, context: zmq.asyncio.Context, topic: bytes, sequence: MessageSequence, number: int
     ) -> None:
         """Replay the messages missing before `number`; reset the sink if that fails."""
@@ -329,10 +329,10 @@ class EventStream:
             try:
                 async with asyncio.timeout(REPLAY_S):
                     socket = context.socket(zmq.DEALER)
-                    await self._ask(socket, self._replay, topic, sequence)
+                    await self._request_replay(socket, self._replay, topic, sequence)
             except (TimeoutError, zmq.ZMQError) as error:
                 _log.warning("kv events of %s: no replay: %r", self._endpoint, error)
-        if self._is_void(topic, sequence):
+        if self._is_obsolete(topic, sequence):
             return
         if sequence.expected >= number:
             self.counts.replays += 1
@@ -347,7 +347,7 @@ class EventStream:
                 number - 1,
             )
 
-    async def _ask(
+    async def _request_replay(
         self, socket: zmq.asyncio.Socket, endpoint: str, topic: bytes, sequence: MessageSequence
     ) -> None:
         """Apply the messages that the replay socket still has, from the expected number on."""
@@ -365,7 +365,7 @@ class EventStream:
                 if len(parts) > 3 and parts[1] != topic:
                     continue
                 number = int.from_bytes(parts[-2], "big")
-                if self._is_void(topic, sequence):
+                if self._is_obsolete(topic, sequence):
                     return
                 if number < sequence.expected:
                     continue

@@ -25,7 +25,7 @@ from kvtier.index.fleet.base import FleetIndex
 from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.index.fleet.events import KVEvent
 from kvtier.index.fleet.precise import PreciseIndex
-from kvtier.router.fleet.members import FleetListener, Member
+from kvtier.router.fleet.members import FleetListener, FleetMember
 from kvtier.router.learn.aliases import ModelAliases, fetch_models
 from kvtier.router.learn.events import EventStream
 from kvtier.router.learn.evictors import Evictors, SharedSink
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 REPLAY: Final = "kv-events-replay"
 SCRAPE_S: Final = 0.5
 """The interval between two scrapes of a replica's metrics."""
-_SEEN_S: Final = 0.2
+_MODEL_POLL_S: Final = 0.2
 """How often to check which model a replica that publishes events serves."""
 _FETCH_S: Final = 2.0
 """The timeout of a request to `/v1/models`."""
@@ -111,7 +111,7 @@ class Learner(FleetListener):
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._scrape_s = scrape_s
         self._tls = tls
-        self._tasks: dict[Member, _Tasks] = {}
+        self._tasks: dict[FleetMember, _Tasks] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._context: zmq.asyncio.Context | None = None
@@ -149,14 +149,14 @@ class Learner(FleetListener):
         if self._context is not None:
             self._context.term()
 
-    def added(self, member: Member) -> None:
+    def added(self, member: FleetMember) -> None:
         """Start learning about `member`, and stop for a draining one of the same name."""
-        for other in self._named(member.replica.name):
+        for other in self._members_named(member.replica.name):
             self._end(other)
         self._tasks[member] = _Tasks(asyncio.create_task(self._scrape(member)))
         self._begin_events(member)
 
-    def updated(self, member: Member) -> None:
+    def updated(self, member: FleetMember) -> None:
         """If the labels name other endpoints for events, follow those and remove its blocks."""
         tasks = self._tasks.get(member)
         if tasks is None or tasks.published == _published(member):
@@ -166,21 +166,21 @@ class Learner(FleetListener):
             index.remove(member.replica.name)
         self._begin_events(member)
 
-    def removed(self, member: Member) -> None:
+    def removed(self, member: FleetMember) -> None:
         """Stop learning about `member` and remove its blocks."""
         if member in self._tasks:
             self._end(member)
 
-    def _named(self, name: str) -> list[Member]:
+    def _members_named(self, name: str) -> list[FleetMember]:
         return [member for member in self._tasks if member.replica.name == name]
 
-    def _begin_events(self, member: Member) -> None:
+    def _begin_events(self, member: FleetMember) -> None:
         tasks = self._tasks[member]
         tasks.published, tasks.events = _published(member), []
         if self._precise and EVENTS in member.replica.labels:
             tasks.events.append(asyncio.create_task(self._follow(member)))
             if member.replica.models:
-                tasks.events.append(asyncio.create_task(self._name(member)))
+                tasks.events.append(asyncio.create_task(self._learn_models(member)))
 
     def _stop(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         for task in tasks:
@@ -188,7 +188,7 @@ class Learner(FleetListener):
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
-    def _end(self, member: Member) -> None:
+    def _end(self, member: FleetMember) -> None:
         tasks = self._tasks.pop(member)
         self._stop((tasks.scrape, *tasks.events))
         name = member.replica.name
@@ -199,7 +199,7 @@ class Learner(FleetListener):
         for index in indexes:
             index.remove(name)
 
-    async def _scrape(self, member: Member) -> None:
+    async def _scrape(self, member: FleetMember) -> None:
         assert self._session is not None
         url = f"{member.replica.url}{self._names.path}"
         name, restarts = member.replica.name, 0
@@ -221,27 +221,27 @@ class Learner(FleetListener):
                 apply_load(member.endpoint, load, self._estimated)
             await asyncio.sleep(self._scrape_s)
 
-    async def _name(self, member: Member) -> None:
+    async def _learn_models(self, member: FleetMember) -> None:
         """Fetch the replica's models; health checks do not if its models are configured."""
         assert self._session is not None
         while not (cards := await fetch_models(self._session, member.replica.url, _FETCH_S)):
             await asyncio.sleep(_FETCH_AGAIN_S)
         self.aliases.update(member.replica.name, cards)
 
-    async def _follow(self, member: Member) -> None:
+    async def _follow(self, member: FleetMember) -> None:
         """Follow the replica's events, and restart whenever the name of its model changes."""
         while True:
             while (model := self._model(member)) is None:
-                await asyncio.sleep(_SEEN_S)
+                await asyncio.sleep(_MODEL_POLL_S)
             stream = asyncio.create_task(self._stream(member, model))
             try:
                 while self._model(member) in (None, model):
-                    await asyncio.sleep(_SEEN_S)
+                    await asyncio.sleep(_MODEL_POLL_S)
             finally:
                 stream.cancel()
                 await asyncio.gather(stream, return_exceptions=True)
 
-    def _model(self, member: Member) -> str | None:
+    def _model(self, member: FleetMember) -> str | None:
         """Return the name in prompts of the model that the replica's events are about."""
         if member.cards:
             self.aliases.update(member.replica.name, member.cards)
@@ -249,7 +249,7 @@ class Learner(FleetListener):
             member.endpoint.models, default=None
         )
 
-    async def _stream(self, member: Member, model: str) -> None:
+    async def _stream(self, member: FleetMember, model: str) -> None:
         """Follow the replica's events, with one stream per index.
 
         A stream's state, such as the gaps it has seen, belongs to one index.
@@ -270,13 +270,13 @@ class Learner(FleetListener):
                 group.create_task(stream.run(f"replica {name}: {events}"))
 
 
-def _published(member: Member) -> tuple[str | None, str | None]:
+def _published(member: FleetMember) -> tuple[str | None, str | None]:
     """Return the endpoints of a replica's events and of their replay."""
     labels = member.replica.labels
     return _address(member, labels.get(EVENTS)), _address(member, labels.get(REPLAY))
 
 
-def _address(member: Member, text: str | None) -> str | None:
+def _address(member: FleetMember, text: str | None) -> str | None:
     """Return the ZeroMQ endpoint in a label; `5557` is a port of the replica's host."""
     if text is None or not text.isdecimal():
         return text

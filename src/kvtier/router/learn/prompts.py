@@ -33,7 +33,7 @@ from kvtier.router.request.refusals import shown
 
 _log = logging.getLogger(__name__)
 
-_SAID_MAX: Final = 1000
+_LOGGED_MAX: Final = 1000
 _REASON_MAX: Final = 300
 _INLINE_MAX: Final = 1 << 20
 """Longer texts are encoded on a thread instead of the event loop."""
@@ -164,16 +164,16 @@ class PromptBuilder:
         sources: Mapping[str, TokenSource] | None = None,
         *,
         hasher: Hasher | None = None,
-        called: Callable[[str], str] = str,
+        canonical: Callable[[str], str] = str,
     ) -> None:
         """`sources` are by model, with `*` for all others; the mapping may change at any time.
 
-        `called` maps a model's or adapter's name in requests to its name in the indexes.
+        `canonical` maps a model's or adapter's name in requests to its name in the indexes.
         """
-        self._called = called
+        self._canonical = canonical
         self._sources = {} if sources is None else sources
         self._hasher = hasher
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
         """Return the prompt of `body`, the decoded JSON of a completion, a chat or the like."""
@@ -182,12 +182,12 @@ class PromptBuilder:
         source = self._sources.get(model) or self._sources.get("*")
         conversation = conversation_of(body)
         prompt = None if conversation is not None else completion_of(body)
-        scope = self._called(model)
+        scope = self._canonical(model)
         try:
             if isinstance(prompt, list):
                 return TokenPrompt(prompt, scope, salt=salt, hasher=self._hasher)
             if source is None:
-                self._say(model, "no tokenizer is configured for it")
+                self._warn_once(model, "no tokenizer is configured for it")
             elif conversation is not None:
                 tokens = await source.chat(conversation, model)
                 return TokenPrompt(tokens, scope, salt=salt, hasher=self._hasher)
@@ -197,7 +197,7 @@ class PromptBuilder:
                 )
                 return TokenPrompt(tokens, scope, salt=salt, hasher=self._hasher)
         except Unavailable as error:
-            self._say(model, str(error))
+            self._warn_once(model, str(error))
         except (TypeError, OverflowError):
             prompt = None  # the list contains something other than tokens
         text = conversation.text() if conversation is not None else prompt
@@ -218,10 +218,10 @@ class PromptBuilder:
             encoded = _encoded(text)
         return TextPrompt(encoded, scope, salt=salt, hasher=self._hasher)
 
-    def _say(self, model: str, reason: str) -> None:
-        if model in self._said or len(self._said) >= _SAID_MAX:
+    def _warn_once(self, model: str, reason: str) -> None:
+        if model in self._logged or len(self._logged) >= _LOGGED_MAX:
             return
-        self._said.add(model)
+        self._logged.add(model)
         _log.warning(
             "prompts of %s are compared by characters, which is less accurate than tokens: %s",
             shown(model),

@@ -47,7 +47,7 @@ class PeakRate:
         An interval in which the amount rose by less than `least` is ignored.
         """
         if amount is not None and seconds is not None:
-            if _believed(amount) is None or _believed(seconds) is None:
+            if _plausible(amount) is None or _plausible(seconds) is None:
                 self._last = None  # the next plausible values begin an interval
                 return self._best
             last = self._last or (amount, seconds)
@@ -100,15 +100,15 @@ class PrefillRate:
 
     def update(self, seen: Prefills, now_s: float) -> float:
         """Update with the current counters and return tokens per second; 0 if not measured yet."""
-        believed = Prefills(*map(_believed, seen))
-        count = self._requests if believed.requests is None else believed.requests
+        plausible = Prefills(*map(_plausible, seen))
+        count = self._requests if plausible.requests is None else plausible.requests
         requests, self._requests = max(0.0, count - self._requests), count
-        self._hold_against_time(believed, now_s)
+        self._compare_with_time(plausible, now_s)
         return self._rate.update(seen.tokens, seen.seconds, now_s, least=requests * _PREFILL_MIN)
 
-    def _hold_against_time(self, seen: Prefills, now_s: float) -> None:
+    def _compare_with_time(self, seen: Prefills, now_s: float) -> None:
         """At the end of a window, record its tokens divided by at most its length."""
-        if self._window is None or _fell(self._window[1], seen):
+        if self._window is None or _decreased(self._window[1], seen):
             self._window = (now_s, seen)
             return
         began_s, first = self._window
@@ -123,7 +123,7 @@ class PrefillRate:
             self._rate.record(tokens / busy_s, now_s)
 
 
-def _believed(counter: float | None) -> float | None:
+def _plausible(counter: float | None) -> float | None:
     """Return `counter`, or None if it is implausible."""
     return counter if counter is not None and 0 <= counter <= _COUNTED_MAX else None
 
@@ -134,6 +134,6 @@ def _since(first: Prefills, now: Prefills) -> list[float]:
     return [0.0 if a is None or b is None else b - a for a, b in pairs]
 
 
-def _fell(first: Prefills, now: Prefills) -> bool:
+def _decreased(first: Prefills, now: Prefills) -> bool:
     """Return whether a counter decreased, or the set of reported counters changed."""
     return min(_since(first, now)) < 0 or first.count(None) != now.count(None)

@@ -19,7 +19,7 @@ import xxhash
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings, Unavailable
 from kvtier.index.fleet.prompt import Numbers
-from kvtier.router.fleet.members import Member
+from kvtier.router.fleet.members import FleetMember
 from kvtier.router.learn.prompts import ChatPrompt, TokenSource
 from kvtier.router.learn.template import ChatTemplate, TemplateError
 from kvtier.router.learn.tokenizer import CACHED_BYTES, TokenCache, Tokenizer
@@ -116,25 +116,25 @@ class EngineSource:
 
     async def completion(self, text: str, model: str, *, add_special_tokens: bool) -> Numbers:
         """Return the tokens of a plain prompt."""
-        asked = {"model": model, "prompt": text, "add_special_tokens": add_special_tokens}
-        return await self._ask(asked)
+        request = {"model": model, "prompt": text, "add_special_tokens": add_special_tokens}
+        return await self._tokenize(request)
 
     async def chat(self, conversation: ChatPrompt, model: str) -> Numbers:
         """Return the tokens of a chat as the engine's template renders it."""
-        asked: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": model,
             "messages": conversation.messages,
             "add_generation_prompt": conversation.add_generation_prompt,
         }
         if conversation.tools:
-            asked["tools"] = conversation.tools
+            request["tools"] = conversation.tools
         if conversation.kwargs:
-            asked["chat_template_kwargs"] = dict(conversation.kwargs)
-        return await self._ask(asked)
+            request["chat_template_kwargs"] = dict(conversation.kwargs)
+        return await self._tokenize(request)
 
-    async def _ask(self, asked: dict[str, Any]) -> Numbers:
+    async def _tokenize(self, request: dict[str, Any]) -> Numbers:
         try:
-            body = msgspec.json.encode(asked)
+            body = msgspec.json.encode(request)
         except (TypeError, ValueError, RecursionError) as error:
             raise Unavailable(f"not representable as JSON: {error}") from error
         digest = xxhash.xxh3_128_intdigest(body)
@@ -181,7 +181,7 @@ class EngineSources(Mapping[str, TokenSource]):
     prompts can be compared by characters just as well, without a request to an engine.
     """
 
-    def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
+    def __init__(self, members: Callable[[], Iterable[FleetMember]]) -> None:
         self._members = members
         self._session: aiohttp.ClientSession | None = None
         self._sources: dict[str, EngineSource] = {}

@@ -26,7 +26,7 @@ CACHED_BYTES: Final = 128 << 20
 """The default size of a TokenCache."""
 
 _FILE: Final = "tokenizer.json"
-_REMEMBERED: Final = 3
+_CACHED_CUTS: Final = 3
 """The number of prefixes cached per text, each up to one of the last special tokens. The next turn
 of a conversation differs only after the special token that opens the answer."""
 _ENTRY_BYTES: Final = 200
@@ -82,7 +82,7 @@ class Tokenizer:
         self._library.no_padding()
         self._added, self._cutting = _added(self._library)
         self._cache = TokenCache(cached_bytes)
-        self.remembered_tokens = 0
+        self.cached_tokens = 0
         """Tokens that came from the cache so far."""
 
     def tokens(self, text: str, *, add_special_tokens: bool) -> Numbers:
@@ -95,9 +95,9 @@ class Tokenizer:
             if found.start() and found[0] in self._cutting
         ]
         digests = _digests(text, cuts)
-        done, at = self._longest(cuts, digests)
+        done, at = self._longest_cached(cuts, digests)
         rest = [cut for cut in cuts if cut > at]
-        marks = rest[-_REMEMBERED:]
+        marks = rest[-_CACHED_CUTS:]
         bounds = [at, *marks, len(text)]
         pieces = [text[low:high] for low, high in pairwise(bounds)]
         parts = [done, *self._encode(pieces, add_special_tokens=False)]
@@ -109,12 +109,12 @@ class Tokenizer:
             self._cache.put(digests[cuts.index(cut)], whole[:length].copy())
         return whole
 
-    def _longest(self, cuts: list[int], digests: list[int]) -> tuple[Numbers, int]:
+    def _longest_cached(self, cuts: list[int], digests: list[int]) -> tuple[Numbers, int]:
         """Return the tokens of the longest cached prefix, and where in the text it ends."""
         for cut, digest in zip(reversed(cuts), reversed(digests), strict=True):
             known = self._cache.get(digest)
             if known is not None:
-                self.remembered_tokens += len(known)
+                self.cached_tokens += len(known)
                 return known, cut
         return np.empty(0, dtype=np.uint32), 0
 

@@ -54,8 +54,8 @@ class ReplicaConnection(asyncio.Protocol):
         idle: Callable[["ReplicaConnection"], None],
         gone: Callable[["ReplicaConnection"], None],
     ) -> None:
-        self._idle = idle
-        self._gone = gone
+        self._on_idle = idle
+        self._on_gone = gone
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
         self._exchange: ReplicaExchange | None = None
@@ -65,7 +65,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._is_paused = False
         self._in_body = False
         self._is_done = False
-        self._stays = False
+        self._keeps_alive = False
         self._fields: Fields = []
         self._reason = b""
         self._pieces: list[bytes] = []
@@ -137,7 +137,7 @@ class ReplicaConnection(asyncio.Protocol):
         """Complete or fail the exchange in progress."""
         self._transport = None
         self._parser = None  # breaks the reference cycle
-        self._gone(self)
+        self._on_gone(self)
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
@@ -176,7 +176,7 @@ class ReplicaConnection(asyncio.Protocol):
             if not self._is_done:
                 self._fail(f"not HTTP: {error}")
                 return
-            self._stays = False  # the parser has read past the response and cannot be reused
+            self._keeps_alive = False  # the parser has read past the response and cannot be reused
         self._flush(len(data))
 
     # -- httptools -------------------------------------------------------------------------
@@ -205,7 +205,9 @@ class ReplicaConnection(asyncio.Protocol):
         self._in_body = True
         # After HEAD, the parser would wait forever for the body that content-length announces, so
         # the connection is not reused.
-        self._stays = self._expected is ExpectedResponse.BODY and self._parser.should_keep_alive()
+        self._keeps_alive = (
+            self._expected is ExpectedResponse.BODY and self._parser.should_keep_alive()
+        )
         self._is_done = self._expected is ExpectedResponse.NOTHING
         has_body = not self._is_done and status not in BODILESS
         length = _length(self._fields)
@@ -253,8 +255,8 @@ class ReplicaConnection(asyncio.Protocol):
         assert transport is not None
         if self._is_long and unsent_bytes(transport):
             transport.abort()  # the replica responded before it read the whole request
-        elif self._stays:
-            self._idle(self)
+        elif self._keeps_alive:
+            self._on_idle(self)
         else:
             transport.close()
         exchange.complete(pieces)
@@ -278,11 +280,11 @@ def unsent_bytes(transport: asyncio.WriteTransport) -> int:
     """
     if transport.is_closing():
         return 0
-    held = transport.get_write_buffer_size()
-    if (of := transport.get_extra_info("socket")) is None:
-        return held
-    told = fcntl.ioctl(of.fileno(), termios.TIOCOUTQ, bytes(4))
-    return held + int.from_bytes(told, sys.byteorder)
+    buffered = transport.get_write_buffer_size()
+    if (sock := transport.get_extra_info("socket")) is None:
+        return buffered
+    queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    return buffered + int.from_bytes(queued, sys.byteorder)
 
 
 def _length(fields: Fields) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from kvtier.clock import Clock
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.members import Fleet, FleetListener, Member, ModelCard
+from kvtier.router.fleet.members import Fleet, FleetListener, FleetMember, ModelCard
 from kvtier.router.fleet.models import MAX_BYTES, read_cards
 from kvtier.router.replica.upstream import Upstream
 
@@ -38,16 +38,16 @@ class Prober(FleetListener):
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._fields = b"authorization: Bearer %b\r\n" % key.encode() if key else b""
-        self._watches: dict[Member, asyncio.Task[None]] = {}
-        self._checked: dict[Member, asyncio.Event] = {}
+        self._watches: dict[FleetMember, asyncio.Task[None]] = {}
+        self._checked: dict[FleetMember, asyncio.Event] = {}
         fleet.add_listener(self)
 
-    def added(self, member: Member) -> None:
+    def added(self, member: FleetMember) -> None:
         """Start checking the member."""
         self._checked[member] = asyncio.Event()
         self._watches[member] = asyncio.create_task(self._watch(member))
 
-    def removed(self, member: Member) -> None:
+    def removed(self, member: FleetMember) -> None:
         """Stop checking the member."""
         self._checked.pop(member).set()
         self._watches.pop(member).cancel()
@@ -64,7 +64,7 @@ class Prober(FleetListener):
             watch.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
 
-    async def _watch(self, member: Member) -> None:
+    async def _watch(self, member: FleetMember) -> None:
         checked = self._checked[member]
         was = None
         while True:
@@ -78,7 +78,7 @@ class Prober(FleetListener):
                 _log.info("replica %s %s", member.replica.name, text)
             await asyncio.sleep(self._interval_s)
 
-    async def _check(self, member: Member) -> None:
+    async def _check(self, member: FleetMember) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._get(member, "/health")
@@ -94,7 +94,7 @@ class Prober(FleetListener):
         else:
             self._fleet.mark_healthy(member, cards, self._clock.now_s())
 
-    async def _get(self, member: Member, path: str) -> bytes:
+    async def _get(self, member: FleetMember, path: str) -> bytes:
         """Return the body of `path`.
 
         Raises OSError if the replica is not reached, and ValueError for a status other than 200 or

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from kvtier.router.choose.base import Endpoint
-from kvtier.router.fleet.members import FleetListener, Member
+from kvtier.router.fleet.members import FleetListener, FleetMember
 from kvtier.router.fleet.replicas import Replica
 from kvtier.router.replica.connection import Body, ExpectedResponse, ReplicaConnection
 from kvtier.router.replica.exchange import ReplicaExchange
@@ -154,11 +154,11 @@ class Upstreams(FleetListener):
         """Return the pool of `endpoint`. Raises KeyError if it is not a member."""
         return self._of[endpoint]
 
-    def added(self, member: Member) -> None:
+    def added(self, member: FleetMember) -> None:
         """Create the member's pool; it connects on the first request."""
         self._of[member.endpoint] = Upstream(member.replica, self._connect_timeout_s, self._tls)
 
-    def removed(self, member: Member) -> None:
+    def removed(self, member: FleetMember) -> None:
         """Close the member's pool in the background."""
         task = asyncio.create_task(self._of.pop(member.endpoint).close())
         self._closing.add(task)

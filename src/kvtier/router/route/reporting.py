@@ -24,7 +24,7 @@ from kvtier.metrics import router as metrics
 from kvtier.metrics.histogram import Histogram
 from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.record import line, record
-from kvtier.router.fleet.members import Fleet, FleetListener, Member, ReplicaHealth
+from kvtier.router.fleet.members import Fleet, FleetListener, FleetMember, ReplicaHealth
 
 
 class RequestOutcome(enum.Enum):
@@ -72,7 +72,7 @@ class RouteMeter(Collector, FleetListener):
         """One more request went to the replica."""
         self._sent[replica] = self._sent.get(replica, 0) + 1
 
-    def removed(self, member: Member) -> None:
+    def removed(self, member: FleetMember) -> None:
         """See FleetListener: its series end, so that their number stays that of the fleet."""
         self._sent.pop(member.replica.name, None)
 
@@ -106,7 +106,7 @@ class RouteMeter(Collector, FleetListener):
             yield histogram.family()
 
 
-def _state(member: Member) -> int:
+def _state(member: FleetMember) -> int:
     if member.is_available:
         return 0
     return 1 if member.health is ReplicaHealth.HEALTHY else 2

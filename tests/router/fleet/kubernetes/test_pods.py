@@ -248,13 +248,13 @@ def test_pods_listed_for_previous_labels_are_ignored() -> None:
         pods = PodDiscovery("prod", pool="pool", api=up.api, window_s=WINDOW_S)
         watch = Watch("pods", lambda *_, **__: None, lambda *_: None, 30.0)
         watch.start = lambda selector="": None  # type: ignore[method-assign]
-        pods._saw_pools([pool()], watch)
-        pods._saw_pods("app=vllm", [pod("a", "10.0.0.1")])
+        pods._on_pools([pool()], watch)
+        pods._on_pods("app=vllm", [pod("a", "10.0.0.1")])
         assert [replica.name for replica in pods._replicas() or ()] == ["prod/a"]
-        pods._saw_pools([pool("next")], watch)
-        pods._saw_pods("app=vllm", [pod("a", "10.0.0.1")])
+        pods._on_pools([pool("next")], watch)
+        pods._on_pods("app=vllm", [pod("a", "10.0.0.1")])
         assert pods._replicas() is None, "an unknown set differs from an empty one"
-        pods._saw_pods("app=next", [pod("x", "10.0.0.9", app="next")])
+        pods._on_pods("app=next", [pod("x", "10.0.0.9", app="next")])
         assert [replica.name for replica in pods._replicas() or ()] == ["prod/x"]
 
     run(test)

@@ -93,7 +93,7 @@ class PoolObjectives:
         await watching.stop(self._watches)
 
     def _watch(self, group: str) -> Watch:
-        def saw(_: str, found: Sequence[Object]) -> None:
+        def seen(_: str, found: Sequence[Object]) -> None:
             priorities = priorities_of(found, self._pool)
             if self._objectives.update(group, priorities):
                 texts = [f"{name}={number}" for name, number in sorted(priorities.items())]
@@ -102,7 +102,7 @@ class PoolObjectives:
         return Watch(
             f"{_PLURAL}.{group}",
             self._list(group),
-            watching.into(asyncio.get_running_loop(), saw),
+            watching.into(asyncio.get_running_loop(), seen),
             self._window_s,
             absent_s=self._absent_s,
             forbidden_s=self._absent_s,

@@ -125,20 +125,20 @@ class PodDiscovery:
         self._absent_s = absent_s
         self._pods: Sequence[Object] | None = None
         self._is_deleted = False
-        self._said = ""
+        self._logged = ""
         self._changed = asyncio.Event()
 
     async def watch(self) -> AsyncIterator[Sequence[Replica]]:
         """Yield the first set once pods are listed; wait for a pool that does not exist yet."""
         loop = asyncio.get_running_loop()
-        saw = watching.into(loop, self._saw_pods)
-        pods = Watch("pods", self._list_pods, saw, self._window_s)
+        seen = watching.into(loop, self._on_pods)
+        pods = Watch("pods", self._list_pods, seen, self._window_s)
         watches = [pods]
         if self._pool is not None:
-            saw = watching.into(loop, lambda _, found: self._saw_pools(found, pods))
+            seen = watching.into(loop, lambda _, found: self._on_pools(found, pods))
             what = f"{_PLURAL}.{self._group}"
             watches.append(
-                Watch(what, self._list_pools, saw, self._window_s, absent_s=self._absent_s)
+                Watch(what, self._list_pools, seen, self._window_s, absent_s=self._absent_s)
             )
             watches[1].start(f"metadata.name={self._pool}")
         elif self._selected is not None:
@@ -171,22 +171,22 @@ class PodDiscovery:
             by_url.setdefault(replica.url, replica)
         return list(by_url.values())
 
-    def _saw_pods(self, selector: str, found: Sequence[Object]) -> None:
+    def _on_pods(self, selector: str, found: Sequence[Object]) -> None:
         # A list for the pool's previous labels may still be under way.
         if self._selected is not None and selector == _text(self._selected.labels):
             self._pods = found
             self._changed.set()
 
-    def _saw_pools(self, found: Sequence[Object], pods: Watch) -> None:
-        mine = next((item for item in found if item["metadata"]["name"] == self._pool), None)
-        if mine is None or mine["metadata"].get("deletionTimestamp"):
-            self._lost_pool()
+    def _on_pools(self, found: Sequence[Object], pods: Watch) -> None:
+        pool = next((item for item in found if item["metadata"]["name"] == self._pool), None)
+        if pool is None or pool["metadata"].get("deletionTimestamp"):
+            self._on_pool_missing()
             return
-        selected = selected_of(mine)
+        selected = selected_of(pool)
         if selected is None:
-            self._say("has no labels or no ports; its replicas are left unchanged")
+            self._warn_once("has no labels or no ports; its replicas are left unchanged")
             return
-        self._say("")
+        self._warn_once("")
         if selected != self._selected or self._is_deleted:
             before, self._selected, self._is_deleted = self._selected, selected, False
             if before is None or before.labels != selected.labels:
@@ -194,19 +194,19 @@ class PodDiscovery:
                 pods.start(_text(selected.labels))
             self._changed.set()
 
-    def _lost_pool(self) -> None:
+    def _on_pool_missing(self) -> None:
         if self._selected is None:
-            self._say("does not exist yet")
+            self._warn_once("does not exist yet")
         else:
-            self._say("was deleted: it has no replicas")
+            self._warn_once("was deleted: it has no replicas")
             self._is_deleted = True
             self._changed.set()
 
-    def _say(self, what: str) -> None:
+    def _warn_once(self, what: str) -> None:
         """Log `what` unless it was the last thing logged; an empty text only clears that."""
-        if what and what != self._said:
+        if what and what != self._logged:
             _log.warning("InferencePool %s in %s %s", self._pool, self._namespace, what)
-        self._said = what
+        self._logged = what
 
     def _list_pods(self, selector: str, **options: Any) -> Any:
         core = kubernetes.client.CoreV1Api(self._api)
@@ -289,10 +289,10 @@ def parse_labels(text: str, where: str) -> dict[str, str]:
 
 def _active(annotations: Mapping[str, str], ports: Sequence[int]) -> Sequence[int]:
     """Return those of `ports` that the pod's annotation lists; all if it has no annotation."""
-    said = next((annotations[name] for name in ACTIVE_PORTS if name in annotations), None)
-    if said is None:
+    listed = next((annotations[name] for name in ACTIVE_PORTS if name in annotations), None)
+    if listed is None:
         return ports
-    active = {text.strip() for text in said.split(",")}
+    active = {text.strip() for text in listed.split(",")}
     return [port for port in ports if str(port) in active]
 
 

@@ -85,7 +85,7 @@ class Watch:
         self._response: Any = None
         self._since_s: float | None = None
         self._failures = 0
-        self._said = ""
+        self._logged = ""
         self._thread = threading.Thread(target=self._run, name=f"watch-{what}", daemon=True)
 
     def start(self, selector: str = "") -> None:
@@ -118,7 +118,7 @@ class Watch:
             except kubernetes.client.ApiException as error:
                 pause_s = self._refused(error)
             except Exception as error:  # the thread must survive any failure
-                self._say(type(error).__name__, logging.WARNING, _FAULT, str(error))
+                self._log_once(type(error).__name__, logging.WARNING, _FAULT, str(error))
             since_s, now_s = self._since_s, self._clock.now_s()
             if since_s is not None and now_s - since_s >= min(_SHORT_S, self._window_s / 2):
                 self._failures = 0
@@ -132,10 +132,10 @@ class Watch:
         Raises what the client raises, and decoding errors for malformed responses.
         """
         selector = self._selector
-        listed = msgspec.json.decode(self._ask(selector, _LIST_S).data)
+        listed = msgspec.json.decode(self._request(selector, _LIST_S).data)
         self._objects = {_key(item): item for item in listed["items"]}
-        self._tell(selector)
-        response = self._ask(
+        self._notify(selector)
+        response = self._request(
             selector,
             self._window_s,
             watch=True,
@@ -158,7 +158,7 @@ class Watch:
                 self._response = None
             response.close()
 
-    def _ask(self, selector: str, silence_s: float, **options: Any) -> Any:
+    def _request(self, selector: str, silence_s: float, **options: Any) -> Any:
         timeouts = (_CONNECT_S, silence_s)
         return self._call(selector, **options, _preload_content=False, _request_timeout=timeouts)
 
@@ -174,9 +174,9 @@ class Watch:
             )
         else:
             return
-        self._tell(selector)
+        self._notify(selector)
 
-    def _tell(self, selector: str) -> None:
+    def _notify(self, selector: str) -> None:
         if selector == self._selector and not self._stopped.is_set():
             self._seen(selector, list(self._objects.values()))
 
@@ -191,14 +191,14 @@ class Watch:
         if status == _ABSENT and self._absent_s is not None:
             self._failures = 0
             self._objects = {}
-            self._tell(self._selector)
-            self._say(str(status), logging.INFO, "the cluster has no %s (%s)", reason)
+            self._notify(self._selector)
+            self._log_once(str(status), logging.INFO, "the cluster has no %s (%s)", reason)
             return self._absent_s
         if status == _FORBIDDEN and self._forbidden_s is not None:
             self._failures = 0
-            self._say(str(status), logging.WARNING, "%s are ignored: %s", reason)
+            self._log_once(str(status), logging.WARNING, "%s are ignored: %s", reason)
             return self._forbidden_s
-        self._say(str(status), logging.WARNING, _FAULT, reason)
+        self._log_once(str(status), logging.WARNING, _FAULT, reason)
         return None
 
     def _next_pause_s(self) -> float:
@@ -206,14 +206,14 @@ class Watch:
         return _PAUSES_S[min(self._failures, len(_PAUSES_S)) - 1]
 
     def _recovered(self) -> None:
-        if self._said:
-            self._said = ""
+        if self._logged:
+            self._logged = ""
             _log.info("%s are watched now", self._what)
 
-    def _say(self, kind: str, level: int, text: str, reason: str) -> None:
+    def _log_once(self, kind: str, level: int, text: str, reason: str) -> None:
         """Log a message unless the last one logged was of the same kind."""
-        if kind != self._said and not self._stopped.is_set():
-            self._said = kind
+        if kind != self._logged and not self._stopped.is_set():
+            self._logged = kind
             _log.log(level, text, self._what, reason)
 
 
