@@ -168,8 +168,11 @@ def small() -> Workload:
 IN_THE_DEFAULT = {
     "test_cell.py",
     "test_cli.py",
-    "test_demo.py",
+    "test_findings.py",
     "test_forkserver.py",
+    "test_phases.py",
+    "test_run.py",
+    "test_sizing.py",
     "test_workload.py",
 }
 """The files that `make test` runs: the way engines start, the demo, a sample of the faults."""
