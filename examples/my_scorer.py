@@ -12,10 +12,9 @@ which costs half as much, first while both are idle and then while the cheap one
 from collections.abc import Sequence
 
 from kvtier.clock import seeded
-from kvtier.index.fleet.prompt import Unit
+from kvtier.index.fleet.prompt import UnreadPrompt
 from kvtier.router.choose import plugins
 from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
-from kvtier.router.replay import LoggedPrompt
 from kvtier.router.scorers.queue import QueueScorer
 
 
@@ -45,7 +44,7 @@ def main() -> None:
     context = plugins.PluginContext(name="cheapest", random=seeded(0), now_s=lambda: 0.0)
     cheapest = CheapestScorer(CheapestParameters(), context)
     queue = QueueScorer(QueueScorer.Parameters(), context)
-    request = InferenceRequest(request_id="1", model="m", prompt=LoggedPrompt(1_000, Unit.TOKEN))
+    request = InferenceRequest(request_id="1", model="m", prompt=UnreadPrompt(1_000))
     for waiting in (0, 4):
         fleet = [
             replica("cheap", price="2", waiting=waiting),

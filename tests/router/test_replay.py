@@ -2,12 +2,12 @@ import msgspec
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.index.fleet.prompt import Unit
+from kvtier.index.fleet.prompt import Unit, UnreadPrompt
 from kvtier.router.choose.record import DecisionRecord, record
 from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.profiles import strategies_configuration as strategies
 from kvtier.router.config.reading import parse_configuration, read_configuration
-from kvtier.router.replay import LoggedIndex, LoggedPrompt, ReplayReport, explained, replay, text
+from kvtier.router.replay import LoggedIndex, ReplayReport, explained, replay, text
 from tests.router.cases import FakeIndex, endpoint, request
 
 QUEUE = """\
@@ -180,8 +180,8 @@ def test_explained_returns_the_new_decisions_on_one_request() -> None:
         explained(records, read_configuration(None), "r9")
 
 
-def test_logged_prompt_has_a_length_but_no_hashes() -> None:
-    prompt = LoggedPrompt(100, Unit.CHARACTER)
-    assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (100, Unit.CHARACTER, [])
+def test_logged_index_returns_an_empty_match_for_an_unknown_replica() -> None:
+    prompt = UnreadPrompt(100, Unit.TOKEN)
+    assert (prompt.tokens, prompt.unit, prompt.chain(16)) == (100, Unit.TOKEN, [])
     [match] = LoggedIndex("x").match(prompt, ["unknown"])
     assert match == ({}, 100)

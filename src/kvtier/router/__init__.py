@@ -1,1 +1,1 @@
-"""CHOOSING an endpoint: the replica that has the prefix, in the fastest tier, with room."""
+"""Choosing the replica for a request: one that has its prefix in a fast tier, and has room."""

@@ -16,7 +16,7 @@ import msgspec
 
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import IndexSource, Match
-from kvtier.index.fleet.prompt import Prompt, Unit
+from kvtier.index.fleet.prompt import Prompt, UnreadPrompt
 from kvtier.router.choose.base import InferenceRequest
 from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.plugins import nearest
@@ -28,18 +28,6 @@ from kvtier.router.config.reading import Configuration
 
 DIFFERENCES: Final = 20
 """The default number of differences that `text` lists."""
-
-
-class LoggedPrompt:
-    """A prompt of which only the length is known."""
-
-    def __init__(self, tokens: int, unit: Unit) -> None:
-        self.tokens = tokens
-        self.unit = unit
-
-    def chain(self, block_tokens: int) -> list[int]:
-        """Return no hashes: the matches come from the log."""
-        return []
 
 
 class LoggedIndex:
@@ -220,7 +208,7 @@ def _request(logged: DecisionRecord) -> InferenceRequest:
     return InferenceRequest(
         request_id=logged.request_id,
         model=logged.model,
-        prompt=LoggedPrompt(logged.prompt_tokens, logged.unit),
+        prompt=UnreadPrompt(logged.prompt_tokens, logged.unit),
         max_tokens=logged.max_tokens,
         headers=logged.headers,
         priority=logged.priority,

@@ -6,7 +6,13 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.base import Match
 from kvtier.index.fleet.prompt import Unit
 from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
-from kvtier.router.choose.record import DecisionRecord, EndpointRecord, line, read_records, record
+from kvtier.router.choose.record import (
+    DecisionRecord,
+    EndpointRecord,
+    encode_line,
+    read_records,
+    record,
+)
 from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import parse_configuration
 from tests.router.cases import FakeIndex, Words, endpoint, request
@@ -83,7 +89,7 @@ def test_record_contains_the_inputs_of_the_decision() -> None:
 def test_record_keeps_only_headers_of_plugins_and_the_strategy() -> None:
     made = decided()
     assert made.headers == {"x-session-id": "s", "routing-strategy": "random"}
-    assert b"secret" not in line(made)
+    assert b"secret" not in encode_line(made)
 
 
 def test_endpoint_record_restores_the_endpoint() -> None:
@@ -97,8 +103,8 @@ def test_endpoint_record_restores_the_endpoint() -> None:
 def test_read_records_returns_written_records(tmp_path: Path) -> None:
     made = decided()
     file = tmp_path / "decisions.jsonl"
-    file.write_bytes(line(made) + b"\n" + line(made))
-    assert line(made).count(b"\n") == 1
+    file.write_bytes(encode_line(made) + b"\n" + encode_line(made))
+    assert encode_line(made).count(b"\n") == 1
     assert list(read_records(str(file))) == [made, made]
 
 
@@ -107,7 +113,7 @@ def test_read_records_returns_written_records(tmp_path: Path) -> None:
 )
 def test_read_records_rejects_other_data_with_its_line(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "decisions.jsonl"
-    file.write_bytes(line(decided()) + text + b"\n")
+    file.write_bytes(encode_line(decided()) + text + b"\n")
     with pytest.raises(InvalidSettings, match=r"decisions\.jsonl line 2: not a logged decision"):
         list(read_records(str(file)))
 
@@ -117,14 +123,17 @@ def test_read_records_skips_a_truncated_line_with_a_warning(
 ) -> None:
     made = decided()
     file = tmp_path / "decisions.jsonl"
-    for length in range(1, len(line(made)) - 1):
-        cut = line(made)[:length]
-        for text, whole in ((line(made) + cut, 1), (line(made) + cut + b"\n" + line(made), 2)):
+    for length in range(1, len(encode_line(made)) - 1):
+        cut = encode_line(made)[:length]
+        for text, whole in (
+            (encode_line(made) + cut, 1),
+            (encode_line(made) + cut + b"\n" + encode_line(made), 2),
+        ):
             file.write_bytes(text)
             assert list(read_records(str(file))) == [made] * whole
             assert caplog.messages == [f"{file} line 2 is truncated and skipped"]
             caplog.clear()
-    file.write_bytes(line(made) + line(made).rstrip(b"\n"))
+    file.write_bytes(encode_line(made) + encode_line(made).rstrip(b"\n"))
     assert list(read_records(str(file))) == [made, made]
     assert caplog.messages == []
 

@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier.router.request.paths import PathKind, at_replica, kind, model_of
+from kvtier.router.request.paths import PathKind, kind, model_of, replica_target
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_kind_refuses_operator_and_ambiguous_paths(method: str, path: str) -> No
 
 
 def test_short_paths_gain_the_v1_prefix() -> None:
-    assert at_replica("/completions?a=b") == "/v1/completions?a=b"
-    assert at_replica("/chat/completions") == "/v1/chat/completions"
-    assert at_replica("/v1/completions") == "/v1/completions"
-    assert at_replica("/tokenize") == "/tokenize"
+    assert replica_target("/completions?a=b") == "/v1/completions?a=b"
+    assert replica_target("/chat/completions") == "/v1/chat/completions"
+    assert replica_target("/v1/completions") == "/v1/completions"
+    assert replica_target("/tokenize") == "/tokenize"
 
 
 def test_model_of_reads_the_query() -> None:

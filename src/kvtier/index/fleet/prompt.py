@@ -174,14 +174,13 @@ class Prompt(Protocol):
 
 
 class UnreadPrompt:
-    """A prompt of which only the length is known, for routers that ask no index."""
+    """A prompt of which only the length is known, for profiles that read no index and replays."""
 
-    __slots__ = ("tokens",)
+    __slots__ = ("tokens", "unit")
 
-    unit: Final = Unit.CHARACTER
-
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, unit: Unit = Unit.CHARACTER) -> None:
         self.tokens = tokens
+        self.unit = unit
 
     def chain(self, block_tokens: int) -> list[int]:
         """Return an empty chain."""

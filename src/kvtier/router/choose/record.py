@@ -133,7 +133,7 @@ def record(decision: RoutingDecision, headers: frozenset[str] = frozenset()) -> 
     )
 
 
-def line(made: DecisionRecord) -> bytes:
+def encode_line(made: DecisionRecord) -> bytes:
     """Return a record as one line of JSON, with its newline."""
     return msgspec.json.encode(made) + b"\n"
 

@@ -84,7 +84,7 @@ def model_of(target: str) -> str:
     return parse_qs(target.partition("?")[2]).get("model", [""])[-1]
 
 
-def at_replica(target: str) -> str:
+def replica_target(target: str) -> str:
     """Return the target to send to the engine: `/completions` becomes `/v1/completions`."""
     path = target.partition("?")[0]
     return f"/v1{target}" if path in _SHORT else target

@@ -184,7 +184,7 @@ class Delivery:
         out = forwarding.replica_headers(
             request.fields, identity, self._parts.replica_key, keeps_key=not self._parts.keys
         )
-        target = paths.at_replica(request.target)
+        target = paths.replica_target(request.target)
         has_body = bool(body) or request.method == "POST"
         return Message(request.method, target, encode_fields(out), body if has_body else None)
 

@@ -23,7 +23,7 @@ from kvtier.metrics import declaration
 from kvtier.metrics import router as metrics
 from kvtier.metrics.histogram import Histogram
 from kvtier.router.choose.decision import RoutingDecision
-from kvtier.router.choose.record import line, record
+from kvtier.router.choose.record import encode_line, record
 from kvtier.router.fleet.members import Fleet, FleetListener, FleetMember, ReplicaHealth
 
 
@@ -146,7 +146,7 @@ class DecisionLog:
 
     def add(self, decision: RoutingDecision, headers: frozenset[str]) -> None:
         """Call it before the endpoints change; about 10 us and 3 us an endpoint."""
-        text = self._before + line(record(decision, headers))
+        text = self._before + encode_line(record(decision, headers))
         try:
             whole = os.write(self._descriptor, text) == len(text)
             self._before = b"" if whole else b"\n"
