@@ -90,7 +90,7 @@ REFUSED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
         "metrics are read at the port that takes the requests",
     ),
     "model-server-metrics-scheme": (frozenset({"", "http"}), "metrics are read in plain text"),
-    "tls-cipher-suites": (frozenset({""}), "ciphers are those of gRPC"),
+    "tls-cipher-suites": (frozenset({""}), "the cipher suites are fixed"),
     "tls-min-version": (frozenset({"", "VersionTLS12"}), "the least version is TLS 1.2"),
 }
 """Flag -> values that are met, and why no other is."""

@@ -177,7 +177,7 @@ def test_a_model_that_was_not_named_is_added() -> None:
 
 @pytest.mark.parametrize(
     ("body", "said"),
-    [(b"[]", "cannot be read"), (b"", "empty"), (b"{", "whole"), (b"\xff", "cannot be read")],
+    [(b"[]", "cannot be read"), (b"", "empty"), (b"{", "incomplete JSON"), (b"\xff", "cannot be read")],
 )
 def test_what_is_no_object_is_refused(body: bytes, said: str) -> None:
     with pytest.raises(Refusal, match=said):
