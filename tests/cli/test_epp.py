@@ -42,14 +42,14 @@ def run(*arguments: str) -> tuple[int, str]:
         ((*ENDPOINT, "--disable-endpoint-subset-filter"), "--disable-endpoint-subset-filter"),
     ],
 )
-def test_wrong_flags_are_one_line_that_names_them(arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_flag_is_reported_in_one_line(arguments: tuple[str, ...], said: str) -> None:
     code, output = run(*arguments)
     assert code == EXIT_WRONG_SETTING
     assert said in output.splitlines()[-1]
     assert "Traceback" not in output
 
 
-def test_an_envoy_configuration_is_printed() -> None:
+def test_envoy_config_is_printed() -> None:
     code, output = run("envoy-config", "--endpoint", "127.0.0.1:8000", "--fail-close")
     assert code == 0
     assert yaml.safe_load(output)["static_resources"]["listeners"]
@@ -61,7 +61,7 @@ def test_an_envoy_configuration_is_printed() -> None:
     assert "not an IP address; write 127.0.0.1:8000" in output
 
 
-def test_authorities_that_are_not_here_are_said_beside_the_configuration() -> None:
+def test_envoy_config_warns_about_missing_ca_file() -> None:
     flags = ("envoy-config", "--endpoint", "http://127.0.0.1:8000", "--picker", "epp:9002")
     result = CliRunner().invoke(kvtier, ["epp", *flags, "--ca", "/nowhere/ca.pem"])
     assert result.exit_code == 0
@@ -111,7 +111,7 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_list_that_cannot_be_read_is_one_line_too(tmp_path: Path) -> None:
+def test_unreadable_endpoints_file_is_reported_in_one_line(tmp_path: Path) -> None:
     """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
     process, log = started(tmp_path, "--endpoints", "/nowhere/replicas.yaml")
     assert process.wait(20) == EXIT_WRONG_SETTING
@@ -121,7 +121,7 @@ def test_a_list_that_cannot_be_read_is_one_line_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_it_stops_in_good_order(tmp_path: Path, number: int, code: int) -> None:
+def test_signal_stops_process_cleanly(tmp_path: Path, number: int, code: int) -> None:
     process, log = started(tmp_path, *ENDPOINT, "--drain", "0s")
     wait_for(process, log, "listening on")
     process.send_signal(number)
@@ -129,7 +129,7 @@ def test_it_stops_in_good_order(tmp_path: Path, number: int, code: int) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
+def test_second_signal_skips_drain(tmp_path: Path) -> None:
     process, log = started(tmp_path, *ENDPOINT, "--drain", "600s")
     wait_for(process, log, "listening on")
     process.send_signal(signal.SIGINT)
@@ -139,7 +139,7 @@ def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_a_cluster_that_does_not_answer_does_not_keep_it(tmp_path: Path) -> None:
+def test_signal_stops_process_without_cluster(tmp_path: Path) -> None:
     (tmp_path / "kubeconfig").write_text(KUBECONFIG)
     process, log = started(tmp_path, "--selector", "app=vllm")
     wait_for(process, log, "pods cannot be watched")
@@ -148,7 +148,7 @@ def test_a_cluster_that_does_not_answer_does_not_keep_it(tmp_path: Path) -> None
     assert "Traceback" not in log.read_text()
 
 
-def test_the_command_line_of_a_chart_follows_its_pool(tmp_path: Path) -> None:
+def test_chart_command_line_follows_its_pool(tmp_path: Path) -> None:
     (tmp_path / "kubeconfig").write_text(KUBECONFIG)
     flags = ("-poolName", "p", "--pool-namespace", "prod", "--zap-encoder", "json")
     process, log = started(tmp_path, *flags)

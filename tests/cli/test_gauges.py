@@ -19,17 +19,17 @@ def given(*arguments: str, usual: GaugeNames | None = None) -> GaugeNames:
     return seen[0]
 
 
-def test_without_flags_they_are_those_of_engines() -> None:
+def test_gauges_default_to_engines_names() -> None:
     assert given() == GaugeNames()
 
 
-def test_without_flags_they_are_those_of_the_configuration() -> None:
+def test_gauges_default_to_configured_names() -> None:
     usual = GaugeNames(waiting=("mine",), path="/prometheus/metrics")
     assert given(usual=usual) == usual
     assert given("--total-queued-requests-metric", "x", usual=usual).waiting == ("x", "mine")
 
 
-def test_names_that_are_given_come_first() -> None:
+def test_gauges_put_given_names_first() -> None:
     found = given(
         "--total-queued-requests-metric",
         "nv_trt_llm_request_metrics{request_type=waiting}",
@@ -55,6 +55,6 @@ def test_names_that_are_given_come_first() -> None:
         ("--model-server-metrics-path", "metrics"),
     ],
 )
-def test_what_is_no_name_is_an_error_of_its_flag(flag: str, text: str) -> None:
+def test_gauges_report_invalid_name_with_flag(flag: str, text: str) -> None:
     with pytest.raises(InvalidSettings, match=f"{flag}: "):
         given(flag, text)

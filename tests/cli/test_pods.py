@@ -18,7 +18,7 @@ GIVEN: dict[str, object] = {
 }
 
 
-def test_without_a_pool_or_a_selector_there_are_none() -> None:
+def test_pods_without_pool_and_selector_is_none() -> None:
     assert pods(GIVEN) is None
 
 
@@ -34,18 +34,18 @@ def test_without_a_pool_or_a_selector_there_are_none() -> None:
         ({"selector": "a=b", "target_port": "http"}, "--target-port"),
     ],
 )
-def test_what_cannot_be_followed_is_an_error(given: dict[str, object], said: str) -> None:
+def test_pods_refuses_invalid_flags(given: dict[str, object], said: str) -> None:
     with pytest.raises(InvalidSettings, match=said):
         pods({**GIVEN, **given})
 
 
-def test_replicas_come_from_one_place() -> None:
+def test_pods_excludes_other_replicas() -> None:
     assert pods(GIVEN, [["http://h"], None]) is None
     with pytest.raises(InvalidSettings, match="all replicas come from Kubernetes"):
         pods({**GIVEN, "selector": "a=b"}, [(), "replicas.yaml"])
 
 
-def test_a_command_gets_what_pods_needs() -> None:
+def test_pod_flags_pass_what_pods_needs() -> None:
     seen: list[ReplicaDiscovery | None] = []
 
     @click.command()
@@ -59,7 +59,7 @@ def test_a_command_gets_what_pods_needs() -> None:
     assert "InferencePool" in CliRunner().invoke(command, ["--help"]).output
 
 
-def test_without_a_pool_there_are_no_objectives_to_follow() -> None:
+def test_objectives_without_pool_change_nothing() -> None:
     known = Objectives({"batch": -1})
 
     async def follow() -> None:
@@ -69,7 +69,7 @@ def test_without_a_pool_there_are_no_objectives_to_follow() -> None:
     asyncio.run(follow())
 
 
-def test_the_namespace_is_that_of_the_pod_where_no_flag_says_another() -> None:
+def test_pool_namespace_defaults_to_environment() -> None:
     seen: list[object] = []
 
     @click.command()

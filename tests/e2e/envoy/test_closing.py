@@ -76,7 +76,7 @@ async def crowd(port: int, path: str, size: int, count: int) -> Counter[tuple[in
 
 
 @pytest.mark.parametrize("flags", [("--insecure",), ()], ids=["plain", "tls"])
-def test_answers_that_come_at_once_are_whole(scene: Stage, flags: tuple[str, ...]) -> None:
+def test_immediate_responses_are_complete(scene: Stage, flags: tuple[str, ...]) -> None:
     (port,) = free_ports(1)
     scene.start("quick", [sys.executable, str(HERE / "quick.py"), str(port)])
     wait_for("the replica", lambda: answers(port))

@@ -15,9 +15,7 @@ LARGE = {**BODY, "noise": "x" * 300_000}
 
 
 @pytest.mark.parametrize("flags", [(), ("--buffered",)], ids=["duplex", "buffered"])
-def test_the_next_on_the_list_serves_when_the_first_is_dead(
-    scene: Stage, flags: tuple[str, ...]
-) -> None:
+def test_fallback_serves_when_first_endpoint_is_dead(scene: Stage, flags: tuple[str, ...]) -> None:
     replicas = [scene.replica() for _ in range(3)]
     epp, _ = scene.epp(replicas, "--test-endpoint-selection", "--fallbacks", "2")
     port = scene.envoy(epp, replicas, "--health-path", "", *flags)
@@ -29,7 +27,7 @@ def test_the_next_on_the_list_serves_when_the_first_is_dead(
             assert (answer.status, answer.served) == (200, last)
 
 
-def test_the_picker_stops_naming_a_dead_endpoint(scene: Stage) -> None:
+def test_picker_stops_naming_dead_endpoint(scene: Stage) -> None:
     replicas = [scene.replica() for _ in range(2)]
     epp, metrics = scene.epp(replicas)
     port = scene.envoy(epp, replicas)
@@ -52,7 +50,7 @@ def test_the_picker_stops_naming_a_dead_endpoint(scene: Stage) -> None:
     assert answer.json()["error"]["type"] == "overloaded_error"
 
 
-def test_a_replica_that_dies_in_the_middle_of_a_stream_ends_it(scene: Stage) -> None:
+def test_replica_death_ends_its_stream(scene: Stage) -> None:
     replicas = [scene.replica() for _ in range(2)]
     epp, _ = scene.epp(replicas, "--test-endpoint-selection")
     port = scene.envoy(epp, replicas)
@@ -72,7 +70,7 @@ def test_a_replica_that_dies_in_the_middle_of_a_stream_ends_it(scene: Stage) -> 
 
 
 @pytest.mark.parametrize("flags", [(), ("--buffered",)], ids=["duplex", "buffered"])
-def test_without_a_picker_fail_open_opens_and_it_comes_back(
+def test_fail_open_serves_without_picker_until_it_returns(
     scene: Stage, flags: tuple[str, ...]
 ) -> None:
     replicas = [scene.replica() for _ in range(2)]
@@ -101,7 +99,7 @@ def test_without_a_picker_fail_open_opens_and_it_comes_back(
     wait_for("the picker to be asked again", steers)
 
 
-def test_without_a_picker_fail_close_closes(scene: Stage) -> None:
+def test_fail_close_refuses_without_picker(scene: Stage) -> None:
     replicas = [scene.replica()]
     epp, _ = scene.epp(replicas)
     port = scene.envoy(epp, replicas, "--fail-close")
@@ -113,7 +111,7 @@ def test_without_a_picker_fail_close_closes(scene: Stage) -> None:
         assert ask(port, body).status in (500, 503, 504)
 
 
-def test_a_picker_that_is_told_to_stop_fails_no_request(scene: Stage) -> None:
+def test_stopping_picker_fails_no_request(scene: Stage) -> None:
     replicas = [scene.replica() for _ in range(2)]
     epp, _ = scene.epp(replicas, "--drain", "3s")
     port = scene.envoy(epp, replicas)
@@ -143,7 +141,7 @@ def test_a_picker_that_is_told_to_stop_fails_no_request(scene: Stage) -> None:
     [(), ("--buffered",), ("--observe-responses",), ("--insecure", "--fail-close")],
     ids=lambda flags: "-".join(flags) or "default",
 )
-def test_generated_configurations_are_valid(
+def test_generated_configuration_is_valid(
     tmp_path: Path, envoy: str, flags: tuple[str, ...]
 ) -> None:
     import os
@@ -164,7 +162,7 @@ def test_generated_configurations_are_valid(
     assert "deprecated" not in done.stderr.lower()
 
 
-def test_a_port_that_is_taken_is_an_error_of_one_line(tmp_path: Path) -> None:
+def test_taken_port_is_reported_in_one_line(tmp_path: Path) -> None:
     if envoy_program() is None:
         pytest.skip("with the others")
     with stage(tmp_path, "") as scene:

@@ -81,7 +81,7 @@ def running(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_requests_go_where_the_picker_says(running: Running, count: int) -> None:
+def test_requests_follow_picker(running: Running, count: int) -> None:
     wanted = running.replicas[:count]
 
     def one(number: int) -> str | None:
@@ -96,14 +96,14 @@ def test_requests_go_where_the_picker_says(running: Running, count: int) -> None
 
 
 @pytest.mark.parametrize("size", [0, 1, 62_000, 62_001, 300_000, 900_000])
-def test_bodies_of_any_size_arrive_as_they_were(running: Running, size: int) -> None:
+def test_bodies_of_any_size_arrive_unchanged(running: Running, size: int) -> None:
     body = json.dumps({**BODY, "noise": "x" * size}).encode()
     told = ask(running.port, body).json()
     assert told["bytes"] == len(body)
     assert told["digest"] == hashlib.sha256(body).hexdigest()
 
 
-def test_a_stream_of_64_chunks_comes_whole(running: Running) -> None:
+def test_stream_of_64_chunks_is_complete(running: Running) -> None:
     def one(_: int) -> None:
         answer = ask(running.port, {**BODY, "stream": True})
         assert answer.status == 200
@@ -115,13 +115,13 @@ def test_a_stream_of_64_chunks_comes_whole(running: Running) -> None:
         list(pool.map(one, range(24)))
 
 
-def test_requests_without_a_body_go_anywhere(running: Running) -> None:
+def test_request_without_body_goes_anywhere(running: Running) -> None:
     answer = ask(running.port, method="GET", path="/v1/models")
     assert answer.status == 200
     assert answer.json()["data"][0]["id"] == "m"
 
 
-def test_only_what_the_gateway_allows_is_picked(running: Running) -> None:
+def test_subset_limits_picked_endpoints(running: Running) -> None:
     allowed = running.replicas[1]
     for _ in range(6):
         assert ask(running.port, BODY, subset(allowed)).served == allowed
@@ -130,7 +130,9 @@ def test_only_what_the_gateway_allows_is_picked(running: Running) -> None:
 
 
 @pytest.mark.parametrize("addresses", [(), ("10.9.8.7:1",)], ids=["empty", "foreign"])
-def test_a_subset_of_nobody_is_503(running: Running, addresses: tuple[str, ...]) -> None:
+def test_subset_without_ready_endpoints_gets_503(
+    running: Running, addresses: tuple[str, ...]
+) -> None:
     answer = ask(running.port, BODY, subset(*addresses))
     assert answer.status == 503
     assert answer.headers[messages.DROPPED_REASON] == "rejected-no-endpoints"
@@ -138,7 +140,7 @@ def test_a_subset_of_nobody_is_503(running: Running, addresses: tuple[str, ...])
     assert "retry-after" in answer.headers
 
 
-def test_clients_cannot_say_where_they_go(running: Running) -> None:
+def test_client_headers_cannot_choose_endpoint(running: Running) -> None:
     target = running.replicas[2]
     headers = {
         messages.TEST_SELECTION: running.replicas[0],
@@ -163,7 +165,7 @@ def test_clients_cannot_say_where_they_go(running: Running) -> None:
         (b"\xff\xfe", 400, "invalid_request"),
     ],
 )
-def test_what_cannot_be_served_is_an_error_as_openai_writes_it(
+def test_invalid_request_gets_openai_error(
     running: Running, body: bytes, status: int, code: str
 ) -> None:
     answer = ask(running.port, body)
@@ -171,7 +173,7 @@ def test_what_cannot_be_served_is_an_error_as_openai_writes_it(
     assert answer.headers[messages.DROPPED_REASON] == "rejected-invalid"
 
 
-def test_the_model_is_exchanged_where_the_gateway_asks_for_it(running: Running) -> None:
+def test_model_rewrite_header_replaces_model(running: Running) -> None:
     body = {"model": "alias", "prompt": "é", "n": 1.0}
     answer = ask(running.port, body, {"x-gateway-model-name-rewrite": "m"})
     assert answer.status == 200
@@ -179,7 +181,7 @@ def test_the_model_is_exchanged_where_the_gateway_asks_for_it(running: Running) 
     assert answer.json()["bytes"] == len(json.dumps({**body, "model": "m"}, separators=(",", ":")))
 
 
-def test_many_clients_at_once_get_their_own_bodies_back(running: Running) -> None:
+def test_concurrent_bodies_arrive_unchanged(running: Running) -> None:
     def one(number: int) -> None:
         body = json.dumps({**BODY, "noise": os.urandom(number * 400).hex()}).encode()
         answer = ask(running.port, body)
@@ -189,7 +191,7 @@ def test_many_clients_at_once_get_their_own_bodies_back(running: Running) -> Non
         list(pool.map(one, range(128)))
 
 
-def test_streams_are_observed_only_when_asked(tmp_path: Path, envoy: str) -> None:
+def test_observe_responses_counts_tokens_and_served_endpoint(tmp_path: Path, envoy: str) -> None:
     with stage(tmp_path, envoy) as scene:
         running = Running(scene, "--observe-responses", epp=("--observe-responses",))
         wanted = running.replicas[1]
@@ -211,7 +213,7 @@ def test_streams_are_observed_only_when_asked(tmp_path: Path, envoy: str) -> Non
 
 
 @pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED", "FULL_DUPLEX_STREAMED"])
-def test_quick_answers_stay_whole_however_a_gateway_shows_them(scene: Stage, mode: str) -> None:
+def test_immediate_responses_are_complete_in_every_mode(scene: Stage, mode: str) -> None:
     """A replica that answers at once is quicker than the end of the picker's stream."""
 
     def show(config: dict[str, Any]) -> None:

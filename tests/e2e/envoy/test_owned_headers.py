@@ -90,14 +90,14 @@ def opened(
         yield Open(scene, mode, request.param)
 
 
-def test_a_request_goes_where_the_picker_says(opened: Open) -> None:
+def test_request_ignores_clients_destination(opened: Open) -> None:
     answer = opened.ask(BODY)
     assert (answer.status, answer.served) == (200, opened.picked), answer.body
     assert answer.json()["bytes"] == len(BODY)
     assert answer.json()["headers"][messages.DESTINATION] == opened.picked
 
 
-def test_so_does_one_without_a_body_or_it_goes_nowhere(opened: Open) -> None:
+def test_request_without_body_ignores_clients_destination(opened: Open) -> None:
     answer = opened.ask(b"")
     if opened.cluster == "by-header" and opened.mode.startswith("BUFFERED"):
         # The picker answers on trailers, and the header cannot be set any more.

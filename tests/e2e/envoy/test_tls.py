@@ -17,7 +17,7 @@ def unchecked(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "is_believed"), [("localhost", True), ("else.example", False)])
-def test_a_picker_of_another_name_is_not_believed(
+def test_picker_certificate_for_another_name_is_refused(
     scene: Stage, name: str, is_believed: bool
 ) -> None:
     pair = certificates.self_signed(dt.datetime.now(dt.UTC))

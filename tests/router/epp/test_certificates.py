@@ -17,7 +17,7 @@ def written(folder: Path, pair: certificates.CertificatePair) -> tuple[Path, Pat
     return key, certificate
 
 
-def test_a_certificate_of_its_own_is_for_localhost_and_new_each_time() -> None:
+def test_self_signed_certificate_is_for_localhost_and_unique() -> None:
     pair = certificates.self_signed(NOW)
     certificate = x509.load_pem_x509_certificate(pair.certificate)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -27,7 +27,7 @@ def test_a_certificate_of_its_own_is_for_localhost_and_new_each_time() -> None:
     assert b"PRIVATE KEY" in pair.key
 
 
-def test_a_pair_is_read_and_judged(tmp_path: Path) -> None:
+def test_read_pair_validates_files(tmp_path: Path) -> None:
     pair = certificates.self_signed(NOW)
     paths = written(tmp_path, pair)
     assert certificates.read_pair(*paths) == pair

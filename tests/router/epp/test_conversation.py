@@ -39,7 +39,7 @@ def conversation(mode: BodyMode = BodyMode.FULL_DUPLEX, most: int = 1 << 20) -> 
     return ExtProcConversation(mode, most)
 
 
-def test_full_duplex_holds_the_header_until_the_body_is_whole() -> None:
+def test_full_duplex_holds_headers_until_body_is_complete() -> None:
     talk = conversation()
     assert talk.receive(request_headers()) == ()
     assert talk.receive(request_body(BODY[:5], ends=False)) == ()
@@ -58,7 +58,7 @@ def test_full_duplex_holds_the_header_until_the_body_is_whole() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES])
-def test_bodies_go_back_in_pieces_that_envoy_takes(size: int) -> None:
+def test_body_is_given_back_in_pieces_within_envoys_limit(size: int) -> None:
     body = bytes(range(256)) * (size // 256 + 1)
     body = body[:size]
     talk = conversation()
@@ -72,7 +72,7 @@ def test_bodies_go_back_in_pieces_that_envoy_takes(size: int) -> None:
     assert echoed(pieces) == body
 
 
-def test_trailers_end_the_request_and_are_let_through() -> None:
+def test_trailers_end_request_and_pass() -> None:
     talk = conversation()
     talk.receive(request_headers())
     assert talk.receive(request_body(BODY, ends=False)) == ()
@@ -83,7 +83,7 @@ def test_trailers_end_the_request_and_are_let_through() -> None:
     assert trailers.WhichOneof("response") == "request_trailers"
 
 
-def test_headers_alone_are_enough_where_no_body_comes() -> None:
+def test_headers_are_answered_at_once_without_body() -> None:
     for message in (request_headers(ends=True), request_headers(mode=BodyMode.NONE)):
         talk = conversation()
         asked = talk.receive(message)
@@ -93,7 +93,7 @@ def test_headers_alone_are_enough_where_no_body_comes() -> None:
         assert destination(answer) == A
 
 
-def test_buffered_bodies_are_waited_for_and_not_given_back() -> None:
+def test_buffered_body_is_awaited_and_not_given_back() -> None:
     talk = conversation()
     (go_on,) = talk.receive(request_headers(mode=BodyMode.BUFFERED))  # type: ignore[misc]
     assert go_on.WhichOneof("response") == "request_headers"
@@ -105,7 +105,7 @@ def test_buffered_bodies_are_waited_for_and_not_given_back() -> None:
     assert not answer.request_body.response.HasField("body_mutation")
 
 
-def test_trailers_without_a_buffered_body_get_the_metadata() -> None:
+def test_trailers_without_buffered_body_get_metadata() -> None:
     talk = conversation()
     talk.receive(request_headers(mode=BodyMode.BUFFERED))
     assert isinstance(talk.receive(request_trailers()), GatewayRequest)
@@ -115,7 +115,7 @@ def test_trailers_without_a_buffered_body_get_the_metadata() -> None:
 
 @pytest.mark.parametrize("mode", [BodyMode.BUFFERED, BodyMode.BUFFERED_PARTIAL])
 @pytest.mark.parametrize("last", [request_body(), request_trailers()], ids=["body", "trailers"])
-def test_before_a_buffered_body_what_only_we_may_set_is_already_taken_away(
+def test_owned_headers_are_removed_before_buffered_body(
     mode: BodyMode, last: ProcessingRequest
 ) -> None:
     headers = {**POST, messages.DESTINATION: B, messages.SUBSET: B}
@@ -131,7 +131,7 @@ def test_before_a_buffered_body_what_only_we_may_set_is_already_taken_away(
     assert not removed, "once is enough"
 
 
-def test_nothing_of_a_request_is_kept_once_it_is_answered() -> None:
+def test_answered_request_is_not_kept() -> None:
     for refuses in (False, True):
         talk = conversation()
         talk.receive(request_headers({"x": "y"}))
@@ -143,7 +143,7 @@ def test_nothing_of_a_request_is_kept_once_it_is_answered() -> None:
         assert (talk._headers, talk._body, talk._chunks) == ({}, b"", [])
 
 
-def test_the_mode_that_is_assumed_counts_only_where_none_is_told() -> None:
+def test_default_mode_applies_only_without_protocol_config() -> None:
     talk = conversation(BodyMode.BUFFERED)
     assert len(talk.receive(request_headers())) == 1  # type: ignore[arg-type]
     talk = conversation(BodyMode.BUFFERED)
@@ -152,7 +152,7 @@ def test_the_mode_that_is_assumed_counts_only_where_none_is_told() -> None:
 
 
 @pytest.mark.parametrize("mode", [BodyMode.FULL_DUPLEX, BodyMode.BUFFERED])
-def test_another_body_is_sent_with_its_length(mode: BodyMode) -> None:
+def test_replaced_body_sets_content_length(mode: BodyMode) -> None:
     talk = conversation()
     talk.receive(request_headers(mode=mode))
     talk.receive(request_body())
@@ -166,7 +166,7 @@ def test_another_body_is_sent_with_its_length(mode: BodyMode) -> None:
     assert set_headers(mutation)["content-length"] == "2"
 
 
-def test_what_only_we_may_set_is_not_believed_and_taken_away() -> None:
+def test_owned_headers_are_ignored_and_removed() -> None:
     headers = {**POST, messages.DESTINATION: B, messages.SUBSET: B, "X-Plain": "1"}
     talk = conversation()
     asked = talk.receive(request_headers(headers, ends=True))
@@ -178,7 +178,7 @@ def test_what_only_we_may_set_is_not_believed_and_taken_away() -> None:
     assert destination(answer) == A
 
 
-def test_a_body_over_the_bound_is_refused_before_it_ends() -> None:
+def test_body_over_limit_is_refused_before_its_end() -> None:
     talk = conversation(most=10)
     talk.receive(request_headers())
     talk.receive(request_body(b"x" * 10, ends=False))
@@ -189,7 +189,7 @@ def test_a_body_over_the_bound_is_refused_before_it_ends() -> None:
     assert talk.is_answered
 
 
-def test_a_refusal_is_http_with_a_reason() -> None:
+def test_refusal_is_immediate_response_with_reason() -> None:
     (answer,) = conversation().refuse(unavailable("nobody"), "rejected-no-endpoints")
     immediate = answer.immediate_response
     assert immediate.status.code == 503
@@ -212,7 +212,7 @@ def test_a_refusal_is_http_with_a_reason() -> None:
         [request_headers(), response_body(b"x")],
     ],
 )
-def test_messages_out_of_turn_end_the_conversation(sequence: Sequence[ProcessingRequest]) -> None:
+def test_unexpected_message_ends_conversation(sequence: Sequence[ProcessingRequest]) -> None:
     talk = conversation()
     *before, last = sequence
     for message in before:
@@ -254,7 +254,7 @@ MESSAGES = st.one_of(
 
 
 @given(st.lists(MESSAGES, max_size=8), st.sampled_from(BodyMode))
-def test_whatever_a_gateway_sends_a_request_goes_where_it_was_chosen_to(
+def test_no_message_sequence_changes_destination(
     sequence: list[ProcessingRequest], mode: BodyMode
 ) -> None:
     talk = ExtProcConversation(mode, 300)
@@ -298,7 +298,7 @@ def hint(value: object) -> Metadata:
     return metadata
 
 
-def test_no_hint_allows_all() -> None:
+def test_missing_subset_hint_allows_all() -> None:
     assert subset_of(Metadata()) is None
     other = Metadata()
     other.filter_metadata[messages.SUBSET_HINT].update({"else": "x"})
@@ -306,11 +306,11 @@ def test_no_hint_allows_all() -> None:
     assert len(Metadata().filter_metadata) == 0
 
 
-def test_a_list_and_a_text_are_read() -> None:
+def test_subset_hint_may_be_list_or_string() -> None:
     assert subset_of(hint(["a:1", " b:2 "])) == ("a:1", "b:2")
     assert subset_of(hint("a:1, b:2,")) == ("a:1", "b:2")
 
 
-def test_a_hint_that_cannot_be_read_allows_nobody() -> None:
+def test_unreadable_subset_hint_allows_none() -> None:
     for value in ([], "", 7, None, {"a": 1}, [1, None]):
         assert subset_of(hint(value)) == ()

@@ -28,13 +28,13 @@ def picker(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_it_is_yaml_and_the_same_each_time() -> None:
+def test_render_is_deterministic_yaml() -> None:
     text = render(wishes())
     assert yaml.safe_load(text) == bootstrap(wishes())
     assert text == render(wishes())
 
 
-def test_only_the_pickers_metadata_steers() -> None:
+def test_override_host_reads_only_metadata() -> None:
     config = bootstrap(wishes())
     policy = config["static_resources"]["clusters"][0]["load_balancing_policy"]["policies"][0]
     sources = policy["typed_extension_config"]["typed_config"]["override_host_sources"]
@@ -43,7 +43,7 @@ def test_only_the_pickers_metadata_steers() -> None:
     assert {"remove": messages.DESTINATION} in early
 
 
-def test_a_dead_picker_is_noticed_and_fail_open_opens() -> None:
+def test_picker_cluster_is_health_checked_and_fails_open() -> None:
     cluster = picker(bootstrap(wishes()))
     assert cluster["common_lb_config"]["healthy_panic_threshold"]["value"] == 0
     assert "grpc_health_check" in cluster["health_checks"][0]
@@ -53,7 +53,7 @@ def test_a_dead_picker_is_noticed_and_fail_open_opens() -> None:
     assert closed["failure_mode_allow"] is False
 
 
-def test_responses_stay_away_from_the_picker_unless_they_are_wanted() -> None:
+def test_responses_are_shown_only_on_request() -> None:
     mode = manager(bootstrap(wishes()))["http_filters"][0]["typed_config"]["processing_mode"]
     assert mode["request_body_mode"] == "FULL_DUPLEX_STREAMED"
     assert (mode["response_header_mode"], mode["response_body_mode"]) == ("SKIP", "NONE")
@@ -62,7 +62,7 @@ def test_responses_stay_away_from_the_picker_unless_they_are_wanted() -> None:
     assert shown["response_attributes"] == [messages.UPSTREAM_ADDRESS]
 
 
-def test_tls_is_verified_where_there_is_something_to_verify_by() -> None:
+def test_picker_certificate_is_verified_with_ca() -> None:
     assert "transport_socket" not in picker(bootstrap(wishes(is_secure=False)))
     own = picker(bootstrap(wishes()))["transport_socket"]["typed_config"]["common_tls_context"]
     assert "validation_context" not in own
@@ -73,7 +73,7 @@ def test_tls_is_verified_where_there_is_something_to_verify_by() -> None:
     assert "sni" not in given
 
 
-def test_the_pickers_name_is_asked_for_and_checked_where_it_is_given() -> None:
+def test_picker_san_is_sent_and_verified() -> None:
     named = wishes(ca_path="ca.pem", picker_san="picker.prod.svc")
     tls = picker(bootstrap(named))["transport_socket"]["typed_config"]
     matched = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
@@ -95,12 +95,12 @@ def test_the_pickers_name_is_asked_for_and_checked_where_it_is_given() -> None:
         ("", "not an address"),
     ],
 )
-def test_names_and_nonsense_are_no_addresses(text: str, said: str) -> None:
+def test_address_refuses_names_and_invalid_ports(text: str, said: str) -> None:
     with pytest.raises(InvalidSettings, match=f"--endpoint: .*{said}"):
         Address.parse(text, "--endpoint")
 
 
-def test_a_picker_may_have_a_name_which_envoy_looks_up() -> None:
+def test_picker_may_be_host_name() -> None:
     named = Address.parse("kvtier-epp.llm.svc:9002", "--picker", may_be_name=True)
     cluster = picker(bootstrap(wishes(picker=named)))
     assert cluster["type"] == "STRICT_DNS"
@@ -113,7 +113,7 @@ def test_a_picker_may_have_a_name_which_envoy_looks_up() -> None:
             Address.parse(text, "--picker", may_be_name=True)
 
 
-def test_addresses_of_both_families_are_read() -> None:
+def test_address_parses_ipv4_and_ipv6() -> None:
     assert Address.parse("[::1]:80", "") == Address("::1", 80)
     assert Address.parse("10.0.0.1:8000", "") == Address("10.0.0.1", 8000)
     assert Address.parse("http://10.0.0.1:8000", "") == Address("10.0.0.1", 8000)

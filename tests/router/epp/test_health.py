@@ -48,7 +48,7 @@ async def statuses(stub: HealthStub) -> dict[str, int]:
     return found
 
 
-def test_it_lives_before_it_can_choose_and_hears_nothing_after_the_end() -> None:
+def test_liveness_precedes_readiness_and_stop_is_final() -> None:
     async def run() -> None:
         health = HealthService()
         async with asked(health) as (stub, _, _):
@@ -65,7 +65,7 @@ def test_it_lives_before_it_can_choose_and_hears_nothing_after_the_end() -> None
     asyncio.run(run())
 
 
-def test_a_service_that_is_not_known_is_an_error_or_watched_until_it_is() -> None:
+def test_unknown_service_fails_check_and_can_be_watched() -> None:
     async def run() -> None:
         async with asked(HealthService()) as (stub, _, _):
             request = health_pb2.HealthCheckRequest(service="nobody's")
@@ -79,7 +79,7 @@ def test_a_service_that_is_not_known_is_an_error_or_watched_until_it_is() -> Non
     asyncio.run(run())
 
 
-def test_who_watches_hears_of_changes_only_and_of_the_end() -> None:
+def test_watch_reports_changes_and_ends_on_stop() -> None:
     async def run() -> None:
         health = HealthService()
         async with asked(health) as (stub, listener, _):
@@ -101,7 +101,7 @@ def test_who_watches_hears_of_changes_only_and_of_the_end() -> None:
     asyncio.run(run())
 
 
-def test_watchers_that_go_away_are_forgotten() -> None:
+def test_canceled_watch_is_removed() -> None:
     async def run() -> None:
         health = HealthService()
         async with asked(health) as (stub, _, _):
@@ -117,7 +117,7 @@ def test_watchers_that_go_away_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize("method", [CHECK, WATCH])
-def test_what_cannot_be_read_is_refused(method: bytes) -> None:
+def test_malformed_health_request_is_refused(method: bytes) -> None:
     async def run() -> None:
         async with asked(HealthService()) as (_, _, channel):
             too_long = health_pb2.HealthCheckRequest(service="x" * 2000).SerializeToString()
@@ -131,6 +131,6 @@ def test_what_cannot_be_read_is_refused(method: bytes) -> None:
     asyncio.run(run())
 
 
-def test_its_numbers_are_those_of_the_protocol() -> None:
+def test_serving_status_matches_protocol() -> None:
     for status in ServingStatus:
         assert health_pb2.HealthCheckResponse.ServingStatus.Value(status.name) == status

@@ -4,7 +4,7 @@ from kvtier.router.epp import messages
 from tests.router.epp.protocol import destination, set_headers
 
 
-def test_a_route_says_the_same_in_header_and_metadata() -> None:
+def test_route_has_same_destination_in_header_and_metadata() -> None:
     route = messages.Route(["a:1", "b:2"], add={"x": "y"}, remove=["z"])
     for answer in (route.on_headers(), route.on_body(None), route.on_trailers()):
         assert destination(answer) == "a:1,b:2"
@@ -15,7 +15,7 @@ def test_a_route_says_the_same_in_header_and_metadata() -> None:
         assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def test_a_route_that_was_written_before_is_not_written_again() -> None:
+def test_route_with_only_addresses_is_cached() -> None:
     first = messages.route(["a:1", "b:2"], {}, [])
     assert messages.route(("a:1", "b:2"), {}, []) is first
     assert destination(first.on_headers()) == "a:1,b:2"
@@ -27,7 +27,7 @@ def test_a_route_that_was_written_before_is_not_written_again() -> None:
         assert other.on_headers() != first.on_headers()
 
 
-def test_a_piece_that_fits_is_not_copied_and_ends_where_it_is_told() -> None:
+def test_pieces_mark_end_on_last_piece() -> None:
     (answer,) = messages.response_pieces(b"abc", ends=False)
     streamed = answer.response_body.response.body_mutation.streamed_response
     assert (streamed.body, streamed.end_of_stream) == (b"abc", False)
@@ -36,7 +36,7 @@ def test_a_piece_that_fits_is_not_copied_and_ends_where_it_is_told() -> None:
     assert ends == [False, True]
 
 
-def test_letting_through_changes_nothing() -> None:
+def test_pass_through_answers_change_nothing() -> None:
     passed = messages.go_on_headers([]).request_headers.response
     assert not passed.HasField("header_mutation")
     assert not passed.clear_route_cache
@@ -47,7 +47,7 @@ def test_letting_through_changes_nothing() -> None:
     assert set_headers(mutation) == {"x-session-token": "t"}
 
 
-def test_both_generations_are_read_and_the_newer_counts() -> None:
+def test_newer_header_generation_takes_precedence() -> None:
     old = {"x-gateway-inference-objective": "old", "x-gateway-model-name-rewrite": "m1"}
     new = {"x-llm-d-inference-objective": "new", "x-llm-d-model-name-rewrite": "m2"}
     assert (messages.objective(old), messages.model_rewrite(old)) == ("old", "m1")
@@ -57,7 +57,7 @@ def test_both_generations_are_read_and_the_newer_counts() -> None:
 
 
 @pytest.mark.parametrize("name", [messages.DESTINATION, messages.SERVED, messages.SUBSET])
-def test_headers_that_say_where_to_go_are_ours(name: str) -> None:
+def test_destination_headers_are_owned(name: str) -> None:
     assert messages.is_owned(name)
     assert not messages.is_owned("x-gateway-inference-objective")
     assert not messages.is_owned(messages.TEST_SELECTION)

@@ -18,14 +18,14 @@ def sample(meter: PickerMeter, name: str) -> float:
     return float(line.rpartition(" ")[2])
 
 
-def test_every_reason_is_there_from_the_start() -> None:
+def test_every_drop_reason_is_exposed_from_start() -> None:
     meter = PickerMeter(lambda: 3)
     for reason in DropReason:
         assert sample(meter, f'kvtier_epp_dropped_requests_total{{drop="{reason.value}"}}') == 0
     assert sample(meter, "kvtier_epp_ready_endpoints") == 3
 
 
-def test_what_happened_is_counted() -> None:
+def test_events_are_counted() -> None:
     meter = PickerMeter()
     meter.opened()
     meter.opened()
@@ -47,7 +47,7 @@ def test_what_happened_is_counted() -> None:
     assert sample(meter, "kvtier_epp_first_chunk_seconds_count") == 1
 
 
-def test_it_is_exposed_and_a_port_that_is_taken_is_told() -> None:
+def test_metrics_server_exposes_metrics_and_reports_taken_port() -> None:
     async def run() -> None:
         first, second = MetricsServer(PickerMeter()), MetricsServer(PickerMeter())
         port = await first.start("127.0.0.1", 0)
@@ -69,5 +69,5 @@ class Another(Collector):
         yield GaugeMetricFamily("kvtier_another", "Of another.", value=5)
 
 
-def test_metrics_of_others_are_exposed_beside() -> None:
+def test_other_collectors_are_exposed() -> None:
     assert b"kvtier_another 5.0" in PickerMeter(others=[Another()]).render()

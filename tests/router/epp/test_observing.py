@@ -45,7 +45,7 @@ def response(
     return found
 
 
-def test_a_stream_is_given_back_and_its_usage_read() -> None:
+def test_full_duplex_response_is_given_back_and_usage_is_read() -> None:
     clock = VirtualClock()
     stay = InFlightRequest()
     seen = response(BodyMode.FULL_DUPLEX, clock)
@@ -67,7 +67,7 @@ def test_a_stream_is_given_back_and_its_usage_read() -> None:
 
 
 @pytest.mark.parametrize("mode", [BodyMode.STREAMED, BodyMode.BUFFERED])
-def test_other_modes_are_told_to_go_on(mode: BodyMode) -> None:
+def test_other_modes_let_response_pass(mode: BodyMode) -> None:
     seen = response(mode)
     assert not seen.may_lose
     (answer,) = seen.receive(response_body(b"x"))
@@ -76,13 +76,13 @@ def test_other_modes_are_told_to_go_on(mode: BodyMode) -> None:
     assert answer.WhichOneof("response") == "response_trailers"
 
 
-def test_only_full_duplex_could_lose_something() -> None:
+def test_only_full_duplex_response_may_lose_data() -> None:
     assert response(BodyMode.FULL_DUPLEX).may_lose
     assert ObservedResponse(VirtualClock(), BodyMode.FULL_DUPLEX).may_lose  # nobody said
     assert not response(BodyMode.NONE).may_lose
 
 
-def test_conforming_gateways_say_who_served() -> None:
+def test_served_endpoint_is_read_from_metadata() -> None:
     message = response_headers("503", "10.0.0.1:1")
     message.metadata_context.filter_metadata[messages.LB].update({messages.SERVED: "10.0.0.2:2"})
     seen = response(BodyMode.NONE)
@@ -90,7 +90,7 @@ def test_conforming_gateways_say_who_served() -> None:
     assert (seen.outcome.status, seen.outcome.served) == (503, "10.0.0.2:2")
 
 
-def test_a_repeated_end_of_a_request_is_let_be() -> None:
+def test_repeated_end_of_request_is_ignored() -> None:
     assert response(BodyMode.FULL_DUPLEX).receive(request_body()) == []
     with pytest.raises(UnexpectedMessage):
         response(BodyMode.FULL_DUPLEX).receive(request_headers())
@@ -99,7 +99,7 @@ def test_a_repeated_end_of_a_request_is_let_be() -> None:
 @pytest.mark.parametrize(
     "mode", [mode for mode in BodyMode if mode is not BodyMode.FULL_DUPLEX], ids=str
 )
-def test_what_is_left_of_a_request_may_pass_outside_full_duplex(mode: BodyMode) -> None:
+def test_rest_of_request_passes_outside_full_duplex(mode: BodyMode) -> None:
     untold = ObservedResponse(VirtualClock(), mode)
     untold.read_modes(request_headers())
     for seen in (response(BodyMode.STREAMED, request_mode=mode), untold):
@@ -123,7 +123,7 @@ def test_what_is_left_of_a_request_may_pass_outside_full_duplex(mode: BodyMode) 
         b"\xff\xfe" * 20_000,
     ],
 )
-def test_replicas_may_write_anything(body: bytes) -> None:
+def test_any_response_body_is_accepted(body: bytes) -> None:
     seen = response(BodyMode.FULL_DUPLEX)
     seen.receive(response_headers("not a number"))
     seen.receive(response_body(body))

@@ -49,7 +49,7 @@ def dropped(one: FleetPicking, request: GatewayRequest) -> tuple[int, DropReason
     return found.value.refusal.status, found.value.reason
 
 
-def test_the_profile_chooses_and_fallbacks_follow_by_load() -> None:
+def test_profile_chooses_and_fallbacks_follow_by_load() -> None:
     chooser = First()
     choice = choose(picking(chooser=chooser), asked())
     assert list(choice.addresses) == list(ADDRESSES[:3])
@@ -60,13 +60,13 @@ def test_the_profile_chooses_and_fallbacks_follow_by_load() -> None:
     assert choice.response_headers == {"x-session-token": ADDRESSES[0]}
 
 
-def test_the_pickers_own_order_comes_first() -> None:
+def test_profiles_order_precedes_load() -> None:
     choice = choose(picking(chooser=First(keeps=4), fallbacks=1), asked())
     assert list(choice.addresses) == list(ADDRESSES[:2])
     assert list(choose(picking(fallbacks=0), asked()).addresses) == [ADDRESSES[0]]
 
 
-def test_the_hint_bounds_the_choice_and_the_fallbacks() -> None:
+def test_subset_hint_limits_choice_and_fallbacks() -> None:
     choice = choose(picking(), asked(subset=(ADDRESSES[3], ADDRESSES[1], "10.9.9.9:1")))
     assert list(choice.addresses) == [ADDRESSES[1], ADDRESSES[3]]
     for subset in ((), ("10.9.9.9:1",)):
@@ -75,7 +75,7 @@ def test_the_hint_bounds_the_choice_and_the_fallbacks() -> None:
         assert dropped(picking(), anything) == (503, DropReason.NO_ENDPOINTS)
 
 
-def test_nobody_whom_the_profiles_filters_took_away_is_a_fallback() -> None:
+def test_filtered_endpoint_is_no_fallback() -> None:
     chooser = First(removes=(ADDRESSES[0], ADDRESSES[2]))
     choice = choose(picking(chooser=chooser, fallbacks=3), asked())
     assert list(choice.addresses) == [ADDRESSES[1], ADDRESSES[3]]
@@ -83,7 +83,7 @@ def test_nobody_whom_the_profiles_filters_took_away_is_a_fallback() -> None:
     assert list(choose(picking(chooser=chooser), hint).addresses) == [ADDRESSES[3]]
 
 
-def test_a_test_may_say_who_is_picked_behind_a_flag_only() -> None:
+def test_test_selection_needs_option() -> None:
     wish = asked(headers={messages.TEST_SELECTION: "fd00::1, 10.0.0.2:8000,10.7.7.7"})
     chooser = First()
     choice = choose(picking(takes_test_selection=True, chooser=chooser), wish)
@@ -94,7 +94,7 @@ def test_a_test_may_say_who_is_picked_behind_a_flag_only() -> None:
     assert dropped(picking(takes_test_selection=True), foreign) == (503, DropReason.NO_ENDPOINTS)
 
 
-def test_what_is_about_no_model_goes_anywhere_and_teaches_nothing() -> None:
+def test_request_without_model_goes_anywhere_and_changes_no_index() -> None:
     chooser = First()
     one = picking(chooser=chooser)
     seen = set()
@@ -112,7 +112,7 @@ def test_what_is_about_no_model_goes_anywhere_and_teaches_nothing() -> None:
     assert chooser.requests == chooser.routed_to == []
 
 
-def test_a_fleet_without_endpoints_is_503() -> None:
+def test_fleet_without_endpoints_gets_503() -> None:
     empty = picking(fleet_of(()))
     assert dropped(empty, asked()) == (503, DropReason.NO_ENDPOINTS)
     assert dropped(empty, asked(b"")) == (503, DropReason.NO_ENDPOINTS)
@@ -123,16 +123,16 @@ def test_a_fleet_without_endpoints_is_503() -> None:
     assert dropped(picking(fleet), asked()) == (503, DropReason.NO_ENDPOINTS)
 
 
-def test_filters_that_leave_nobody_are_503() -> None:
+def test_filters_that_remove_every_endpoint_get_503() -> None:
     assert dropped(picking(chooser=First(keeps=0)), asked()) == (503, DropReason.NO_ENDPOINTS)
 
 
-def test_requests_that_cannot_be_understood_are_told() -> None:
+def test_invalid_requests_are_refused() -> None:
     for body, status in ((b"{", 400), (b"{}", 400), (b'{"model": "other"}', 404)):
         assert dropped(picking(), asked(body)) == (status, DropReason.INVALID)
 
 
-def test_only_the_sheddable_are_shed_while_there_is_no_room() -> None:
+def test_saturation_sheds_only_low_priorities() -> None:
     batch = asked(headers={"x-llm-d-inference-objective": "batch"})
     objectives = {"batch": -1}
     full = picking(saturation=1.0, objectives=objectives)
@@ -144,14 +144,14 @@ def test_only_the_sheddable_are_shed_while_there_is_no_room() -> None:
     assert dropped(everybody, asked()) == (429, DropReason.SATURATED)
 
 
-def test_the_gateways_model_is_the_one_that_is_asked_for() -> None:
+def test_model_rewrite_header_replaces_model() -> None:
     rewrite = {"x-gateway-model-name-rewrite": "m"}
     choice = choose(picking(), asked(b'{"model":"alias"}', headers=rewrite))
     assert choice.body == b'{"model":"m"}'
     assert dropped(picking(), asked(b'{"model":"alias"}')) == (404, DropReason.INVALID)
 
 
-def test_an_endpoint_that_leaves_while_the_prompt_is_made_is_not_named() -> None:
+def test_endpoint_removed_while_prompt_is_read_is_not_named() -> None:
     fleet = fleet_of(ADDRESSES[:2])
     prompts = Characters()
 
@@ -163,7 +163,7 @@ def test_an_endpoint_that_leaves_while_the_prompt_is_made_is_not_named() -> None
     assert list(choose(one, asked()).addresses) == [ADDRESSES[1]]
 
 
-def test_all_but_the_model_stays_byte_for_byte() -> None:
+def test_rewrite_model_keeps_other_values_byte_for_byte() -> None:
     body = b'{"n": 1.50, "model": "alias", "t": "\\u00e9\xc3\xa9", "big": 123456789012345678901234}'
     found = rewrite_model(body, "application/json", 'm"1')
     assert found == (
@@ -171,19 +171,24 @@ def test_all_but_the_model_stays_byte_for_byte() -> None:
     )
 
 
-def test_a_model_that_was_not_named_is_added() -> None:
+def test_rewrite_model_adds_missing_model() -> None:
     assert rewrite_model(b"{}", "", "m") == b'{"model":"m"}'
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
-    [(b"[]", "cannot be read"), (b"", "empty"), (b"{", "incomplete JSON"), (b"\xff", "cannot be read")],
+    [
+        (b"[]", "cannot be read"),
+        (b"", "empty"),
+        (b"{", "incomplete JSON"),
+        (b"\xff", "cannot be read"),
+    ],
 )
-def test_what_is_no_object_is_refused(body: bytes, said: str) -> None:
+def test_rewrite_model_refuses_invalid_json_object(body: bytes, said: str) -> None:
     with pytest.raises(Refusal, match=said):
         rewrite_model(body, "application/json", "m")
 
 
-def test_forms_are_refused() -> None:
+def test_rewrite_model_refuses_multipart_form() -> None:
     with pytest.raises(Refusal):
         rewrite_model(b"--x", "multipart/form-data; boundary=x", "m")

@@ -64,7 +64,7 @@ async def status(port: int, service: str) -> int:
         return found
 
 
-def test_it_can_choose_once_discovery_has_spoken_and_replicas_were_asked() -> None:
+def test_readiness_follows_discovery_and_first_health_checks() -> None:
     async def run() -> None:
         may_answer = asyncio.Event()
         runner, address = await replica(may_answer)
@@ -104,7 +104,7 @@ def test_it_can_choose_once_discovery_has_spoken_and_replicas_were_asked() -> No
     asyncio.run(run())
 
 
-def test_a_discovery_that_cannot_begin_is_an_error() -> None:
+def test_discovery_that_cannot_start_fails_start() -> None:
     class H2ProtocolError:
         async def watch(self) -> Any:
             raise InvalidSettings("no such file")
@@ -119,7 +119,7 @@ def test_a_discovery_that_cannot_begin_is_an_error() -> None:
     asyncio.run(run())
 
 
-def test_a_port_that_is_taken_names_its_flag_and_its_address_once() -> None:
+def test_taken_port_is_reported_with_flag_and_address() -> None:
     async def run() -> None:
         first = Process(options(), wiring(StaticDiscovery([])))
         await first.start()
@@ -140,7 +140,7 @@ def test_a_port_that_is_taken_names_its_flag_and_its_address_once() -> None:
     asyncio.run(run())
 
 
-def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read(
+def test_unknown_model_is_refused_before_prompt_is_read(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     body = b'{"model": "evil\\r\\n", "prompt": "x"}'
@@ -169,7 +169,7 @@ def test_a_model_that_nobody_serves_is_refused_before_its_prompt_is_read(
     assert "compared by characters" not in caplog.text
 
 
-def test_given_certificates_are_used_and_read_again(tmp_path: Path) -> None:
+def test_certificate_files_are_used_and_reloaded(tmp_path: Path) -> None:
     def write() -> certificates.CertificatePair:
         pair = certificates.self_signed(dt.datetime.now(dt.UTC))
         (tmp_path / "k").write_bytes(pair.key)

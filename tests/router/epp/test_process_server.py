@@ -15,7 +15,7 @@ from tests.router.epp.protocol import destination, echoed, request_body, request
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_a_request_is_answered_and_the_stream_closed(secure: bool) -> None:
+def test_request_is_answered_and_stream_closed(secure: bool) -> None:
     async def test(gateway: Gateway) -> None:
         answers = await gateway.exchange(
             request_headers(**DUPLEX), request_body(b'{"model": "m"}'), ends=False
@@ -27,7 +27,7 @@ def test_a_request_is_answered_and_the_stream_closed(secure: bool) -> None:
     run(test, secure=secure)
 
 
-def test_bugs_and_slowness_are_answered_and_not_waited_for() -> None:
+def test_failing_picking_gets_500_and_slow_picking_408() -> None:
     async def bug(gateway: Gateway) -> None:
         (answer,) = await gateway.exchange(request_headers(ends=True, **DUPLEX), ends=False)
         assert answer.immediate_response.status.code == 500
@@ -45,7 +45,7 @@ def test_bugs_and_slowness_are_answered_and_not_waited_for() -> None:
     run(slow, StreamOptions(request_timeout_s=0.05), Slow())
 
 
-def test_health_is_told_on_the_same_port() -> None:
+def test_health_is_served_on_gateway_port() -> None:
     async def test(gateway: Gateway) -> None:
         request = health_pb2.HealthCheckRequest(
             service="envoy.service.ext_proc.v3.ExternalProcessor"
@@ -56,7 +56,7 @@ def test_health_is_told_on_the_same_port() -> None:
     run(test)
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_taken_port_raises_invalid_settings() -> None:
     async def test(gateway: Gateway) -> None:
         server = PickerServer(
             ExtProcService(Failing(), PickerMeter(), StreamOptions(), observer=lambda choice: None),  # type: ignore[arg-type,return-value]

@@ -33,7 +33,7 @@ from tests.router.epp.protocol import (
 from tests.router.epp.test_conversation import MESSAGES
 
 
-def test_a_subset_of_nobody_is_503() -> None:
+def test_subset_without_ready_endpoints_gets_503() -> None:
     async def test(gateway: Gateway) -> None:
         (answer,) = await gateway.exchange(
             request_headers(ends=True, subset=["10.9.9.9:1"], **DUPLEX), ends=False
@@ -43,7 +43,7 @@ def test_a_subset_of_nobody_is_503() -> None:
     run(test)
 
 
-def test_a_body_over_the_bound_is_413() -> None:
+def test_body_over_limit_gets_413() -> None:
     async def test(gateway: Gateway) -> None:
         (answer,) = await gateway.exchange(
             request_headers(**DUPLEX), request_body(b"x" * 11, ends=False), ends=False
@@ -53,7 +53,7 @@ def test_a_body_over_the_bound_is_413() -> None:
     run(test, StreamOptions(max_body_bytes=10))
 
 
-def test_bodies_of_all_streams_together_are_bounded() -> None:
+def test_bodies_of_all_streams_share_one_memory_budget() -> None:
     async def test(gateway: Gateway) -> None:
         first = ExternalProcessorStub(gateway.channel).Process()
         await first.write(request_headers(**DUPLEX))
@@ -72,7 +72,7 @@ def test_bodies_of_all_streams_together_are_bounded() -> None:
     run(test, StreamOptions(max_held_bytes=10_000))
 
 
-def test_headers_are_held_like_bodies_until_the_answer() -> None:
+def test_headers_count_in_memory_budget_until_answer() -> None:
     long = request_headers({**POST, "x-long": "y" * 8_000}, **DUPLEX)
 
     async def test(gateway: Gateway) -> None:
@@ -91,7 +91,7 @@ def test_headers_are_held_like_bodies_until_the_answer() -> None:
     run(test, StreamOptions(max_held_bytes=10_000))
 
 
-def test_a_body_in_one_message_for_which_there_is_no_room_is_429() -> None:
+def test_buffered_body_over_memory_budget_gets_429() -> None:
     async def test(gateway: Gateway) -> None:
         head = request_headers(mode=BodyMode.BUFFERED)
         answers = await gateway.exchange(head, request_body(b"x" * 900_000), ends=False)
@@ -102,7 +102,7 @@ def test_a_body_in_one_message_for_which_there_is_no_room_is_429() -> None:
     run(test, StreamOptions(max_held_bytes=300_000))
 
 
-def test_messages_out_of_turn_are_an_error_of_the_stream() -> None:
+def test_unexpected_message_ends_stream_with_invalid_argument() -> None:
     async def test(gateway: Gateway) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await gateway.exchange(request_body())
@@ -117,7 +117,7 @@ def in_duplex(**fields: Any) -> ProcessingRequest:
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_streams_are_closed_with_the_choice_also_in_full_duplex(secure: bool) -> None:
+def test_full_duplex_stream_is_closed_with_answer(secure: bool) -> None:
     async def test(gateway: Gateway) -> None:
         body = b'{"model": "m", "noise": "' + b"x" * 15_000 + b'"}'
         answers = await gateway.exchange(in_duplex(), request_body(body), ends=False)
@@ -128,7 +128,7 @@ def test_streams_are_closed_with_the_choice_also_in_full_duplex(secure: bool) ->
 
 
 @pytest.mark.parametrize("observes", [False, True], ids=["too large to close", "observed"])
-def test_a_response_that_has_to_be_followed_is_followed_to_its_end(observes: bool) -> None:
+def test_response_is_followed_to_its_end(observes: bool) -> None:
     async def test(gateway: Gateway) -> None:
         body = b'{"model": "m", "noise": "' + b"x" * (0 if observes else 300_000) + b'"}'
         call = ExternalProcessorStub(gateway.channel).Process()
@@ -152,7 +152,7 @@ def test_a_response_that_has_to_be_followed_is_followed_to_its_end(observes: boo
     run(test, StreamOptions(observes=observes))
 
 
-def test_a_large_answer_is_closed_where_nothing_can_be_lost() -> None:
+def test_stream_with_large_answer_is_closed_if_response_is_not_full_duplex() -> None:
     async def test(gateway: Gateway) -> None:
         body = b'{"model": "m", "noise": "' + b"x" * 3_000_000 + b'"}'
         messages = (request_headers(**DUPLEX), request_body(body))
@@ -169,7 +169,7 @@ def test_a_large_answer_is_closed_where_nothing_can_be_lost() -> None:
     run(buffered)
 
 
-def test_other_responses_are_followed_only_when_asked() -> None:
+def test_streamed_response_is_followed_only_with_observes() -> None:
     head = request_headers(ends=True, response_mode=BodyMode.STREAMED, **DUPLEX)
 
     async def closes(gateway: Gateway) -> None:
@@ -191,7 +191,7 @@ def test_other_responses_are_followed_only_when_asked() -> None:
     ],
 )
 @pytest.mark.parametrize("is_told", [True, False], ids=["told", "assumed"])
-def test_a_stream_that_stays_answers_what_is_left_of_the_request(
+def test_open_stream_answers_rest_of_request(
     messages: Sequence[ProcessingRequest], is_told: bool
 ) -> None:
     first, *rest = messages
@@ -207,7 +207,7 @@ def test_a_stream_that_stays_answers_what_is_left_of_the_request(
     run(test, StreamOptions(observes=True, body_mode=mode if not is_told else BodyMode.FULL_DUPLEX))
 
 
-def test_responses_of_requests_placed_elsewhere_pass() -> None:
+def test_response_of_request_placed_elsewhere_passes() -> None:
     async def test(gateway: Gateway) -> None:
         answers = await gateway.exchange(response_headers(), response_body(b"x", ends=True))
         assert [answer.WhichOneof("response") for answer in answers] == [
@@ -218,7 +218,7 @@ def test_responses_of_requests_placed_elsewhere_pass() -> None:
     run(test)
 
 
-def test_a_gateway_that_only_looks_gets_no_answer() -> None:
+def test_observability_mode_gets_no_answer() -> None:
     async def test(gateway: Gateway) -> None:
         head = request_headers(**DUPLEX)
         head.observability_mode = True
@@ -227,7 +227,7 @@ def test_a_gateway_that_only_looks_gets_no_answer() -> None:
     run(test)
 
 
-def test_what_is_no_message_is_an_error_of_the_stream() -> None:
+def test_malformed_message_ends_stream_with_invalid_argument() -> None:
     async def test(gateway: Gateway) -> None:
         call = gateway.channel.stream_stream(PROCESS.decode())()
         await call.write(b"\xff\xff\xff")
@@ -238,7 +238,7 @@ def test_what_is_no_message_is_an_error_of_the_stream() -> None:
     run(test)
 
 
-def test_an_answer_that_nobody_reads_is_cut_and_what_it_held_given_back() -> None:
+def test_unread_answer_is_aborted_and_releases_memory() -> None:
     async def test(gateway: Gateway) -> None:
         call = ExternalProcessorStub(gateway.channel).Process()
         await call.write(request_headers(**DUPLEX))
@@ -272,7 +272,7 @@ WITHOUT_WINDOW = [
 
 
 @pytest.mark.parametrize("messages", WITHOUT_WINDOW, ids=["refused", "in between", "answered"])
-def test_who_gives_no_window_is_not_waited_for(
+def test_stream_without_window_times_out(
     messages: Sequence[ProcessingRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_TIMEOUT_ANSWER_S", 0.05)
@@ -287,7 +287,7 @@ def test_who_gives_no_window_is_not_waited_for(
     run(test, StreamOptions(request_timeout_s=0.2))
 
 
-def test_a_refusal_that_cannot_be_sent_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsent_refusal_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_TIMEOUT_ANSWER_S", 60.0)
 
     async def test(gateway: Gateway) -> None:
@@ -315,7 +315,7 @@ async def stopped(task: asyncio.Task[None]) -> None:
 
 
 @pytest.mark.parametrize("mode", [BodyMode.NONE, BodyMode.STREAMED, BodyMode.FULL_DUPLEX])
-def test_a_picker_that_stops_closes_what_loses_nothing_by_it(mode: BodyMode) -> None:
+def test_stop_closes_streams_that_lose_nothing(mode: BodyMode) -> None:
     async def test(gateway: Gateway) -> None:
         call = ExternalProcessorStub(gateway.channel).Process()
         await call.write(request_headers(response_mode=mode, ends=True, **DUPLEX))
@@ -348,7 +348,7 @@ class Waiting:
         return await self._picking.choose(asked)
 
 
-def test_while_it_stops_no_response_is_followed_any_more() -> None:
+def test_stop_follows_no_new_responses() -> None:
     picking = Waiting()
 
     async def test(gateway: Gateway) -> None:
@@ -364,7 +364,7 @@ def test_while_it_stops_no_response_is_followed_any_more() -> None:
     run(test, StreamOptions(observes=True), picking)
 
 
-def test_a_response_that_is_shown_too_late_is_let_go() -> None:
+def test_stop_ends_stream_that_shows_only_response() -> None:
     async def test(gateway: Gateway) -> None:
         call = ExternalProcessorStub(gateway.channel).Process()
         async with asyncio.timeout(10):
@@ -381,7 +381,7 @@ def test_a_response_that_is_shown_too_late_is_let_go() -> None:
     run(test)
 
 
-def test_gateways_that_go_away_leave_nothing_behind() -> None:
+def test_canceled_stream_releases_memory_and_load() -> None:
     async def test(gateway: Gateway) -> None:
         calls = [ExternalProcessorStub(gateway.channel).Process() for _ in range(20)]
         for call in calls:
@@ -398,7 +398,7 @@ def test_gateways_that_go_away_leave_nothing_behind() -> None:
     run(test)
 
 
-def test_a_deadline_of_the_gateway_ends_the_stream() -> None:
+def test_gateway_deadline_ends_stream() -> None:
     async def test(gateway: Gateway) -> None:
         call = ExternalProcessorStub(gateway.channel).Process(timeout=0.05)
         await call.write(request_headers(**DUPLEX))
@@ -410,7 +410,7 @@ def test_a_deadline_of_the_gateway_ends_the_stream() -> None:
 
 @settings(max_examples=60)
 @given(st.lists(st.lists(MESSAGES, max_size=6), max_size=4))
-def test_no_sequence_of_messages_crashes_hangs_or_leaks(
+def test_any_message_sequence_ends_without_leak(
     sequences: Sequence[Sequence[ProcessingRequest]],
 ) -> None:
     async def test(gateway: Gateway) -> None:

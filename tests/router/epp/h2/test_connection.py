@@ -61,9 +61,7 @@ def ended(client: Client) -> list[Any]:
 
 @settings(max_examples=300)
 @given(st.lists(SPOKEN, max_size=12), st.data())
-def test_however_bytes_are_cut_the_outcome_is_the_same(
-    parts: list[bytes], draw: st.DataObject
-) -> None:
+def test_outcome_does_not_depend_on_chunks(parts: list[bytes], draw: st.DataObject) -> None:
     content = BEGIN + b"".join(parts)
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(content)), max_size=10)))
     pieces = [
@@ -85,9 +83,7 @@ def test_however_bytes_are_cut_the_outcome_is_the_same(
 
 @settings(max_examples=300)
 @given(st.lists(st.one_of(SPOKEN, st.binary(max_size=200)), max_size=8), st.booleans())
-def test_garbage_raises_nothing_and_ends_in_a_goaway_or_silence(
-    parts: list[bytes], begins: bool
-) -> None:
+def test_garbage_never_raises(parts: list[bytes], begins: bool) -> None:
     def test() -> None:
         client = Client()
         found = spoken(client, [BEGIN, *parts] if begins else parts)
@@ -97,7 +93,7 @@ def test_garbage_raises_nothing_and_ends_in_a_goaway_or_silence(
     run(test)
 
 
-def test_a_client_that_does_not_read_is_not_read_and_goes_on_where_it_was() -> None:
+def test_paused_client_is_not_read_and_resumes() -> None:
     async def test() -> None:
         client = Client()
         client.send(BEGIN, frames.window_update(0, 1 << 30))
@@ -113,7 +109,7 @@ def test_a_client_that_does_not_read_is_not_read_and_goes_on_where_it_was() -> N
     run(test)
 
 
-def test_a_client_that_never_begins_or_never_reads_or_is_gone_is_cut_off() -> None:
+def test_silent_and_unreading_clients_are_disconnected() -> None:
     limits = H2Limits(begin_s=0.01, check_s=0.01)
 
     async def until_closed(client: Client, says: bytes = b"") -> None:
@@ -140,7 +136,7 @@ def test_a_client_that_never_begins_or_never_reads_or_is_gone_is_cut_off() -> No
     run(test)
 
 
-def test_a_client_that_answers_when_it_is_asked_stays() -> None:
+def test_client_that_answers_pings_stays_connected() -> None:
     async def test() -> None:
         client = Client(H2Limits(begin_s=0.005, check_s=0.02))
         client.send(BEGIN)
@@ -158,7 +154,7 @@ def test_a_client_that_answers_when_it_is_asked_stays() -> None:
     run(test)
 
 
-def test_a_connection_that_broke_the_rules_ends_soon_after_it_was_told() -> None:
+def test_connection_closes_soon_after_error_goaway() -> None:
     async def test() -> None:
         client = Client()
         assert gone(client.send(b"GET / HTTP/1.1\r\n\r\n")) == Code.PROTOCOL_ERROR
@@ -171,7 +167,7 @@ def test_a_connection_that_broke_the_rules_ends_soon_after_it_was_told() -> None
     run(test)
 
 
-def test_an_answer_that_a_living_client_never_takes_does_not_stay() -> None:
+def test_unread_answer_of_living_client_is_reset() -> None:
     async def test() -> None:
         client = Client(H2Limits(begin_s=0.005, check_s=0.005, unread_checks=1))
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
@@ -188,7 +184,7 @@ def test_an_answer_that_a_living_client_never_takes_does_not_stay() -> None:
     run(test)
 
 
-def test_a_connection_that_comes_too_late_hears_so_and_is_closed() -> None:
+def test_connection_during_stop_gets_goaway_and_is_closed() -> None:
     def test() -> None:
         client = Client(is_late=True)
         assert kinds(client.greeting) == [frames.SETTINGS, frames.WINDOW_UPDATE, frames.GOAWAY]
@@ -201,7 +197,7 @@ def test_a_connection_that_comes_too_late_hears_so_and_is_closed() -> None:
     run(test)
 
 
-def test_at_the_end_every_stream_is_told() -> None:
+def test_end_aborts_every_stream() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))

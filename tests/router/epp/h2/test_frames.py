@@ -14,9 +14,7 @@ FRAMES = st.lists(
 
 
 @given(FRAMES, st.data())
-def test_frames_are_read_however_the_bytes_are_cut(
-    sent: list[frames.Frame], draw: st.DataObject
-) -> None:
+def test_frames_are_parsed_from_any_chunks(sent: list[frames.Frame], draw: st.DataObject) -> None:
     content = frames.PREFACE + b"".join(frames.frame(*frame) for frame in sent)
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(content)), max_size=8)))
     reader = FrameReader(64)
@@ -26,7 +24,7 @@ def test_frames_are_read_however_the_bytes_are_cut(
     assert found == sent
 
 
-def test_what_is_no_http2_is_told_from_the_first_byte_that_differs() -> None:
+def test_wrong_preface_is_refused_at_first_wrong_byte() -> None:
     for content in (b"G", b"PRI * HTTP/1.1", frames.PREFACE[:-1] + b"x"):
         with pytest.raises(H2ProtocolError) as broken:
             list(FrameReader(64).feed(content))
@@ -34,7 +32,7 @@ def test_what_is_no_http2_is_told_from_the_first_byte_that_differs() -> None:
     assert list(FrameReader(64).feed(frames.PREFACE[:7])) == []
 
 
-def test_a_frame_over_the_bound_is_refused_by_its_head_after_those_before() -> None:
+def test_frame_over_limit_is_refused_by_header_after_earlier_frames() -> None:
     good, bad = frames.frame(0, 0, 1, b"x" * 10), frames.head(0, 0, 1, 11)
     found = FrameReader(10).feed(frames.PREFACE + good + bad)
     assert next(found) == (0, 0, 1, b"x" * 10)
@@ -53,7 +51,7 @@ def test_a_frame_over_the_bound_is_refused_by_its_head_after_those_before() -> N
         (frames.PADDED | frames.HAS_PRIORITY, b"\x0112345abc.", b"abc"),
     ],
 )
-def test_padding_and_priority_are_taken_off(flags: int, payload: bytes, content: bytes) -> None:
+def test_content_strips_padding_and_priority(flags: int, payload: bytes, content: bytes) -> None:
     assert frames.content(flags, payload) == content
 
 
@@ -61,12 +59,12 @@ def test_padding_and_priority_are_taken_off(flags: int, payload: bytes, content:
     ("flags", "payload"),
     [(frames.PADDED, b""), (frames.PADDED, b"\x04abc"), (frames.HAS_PRIORITY, b"1234")],
 )
-def test_what_cannot_be_taken_off_is_broken(flags: int, payload: bytes) -> None:
+def test_content_refuses_invalid_padding(flags: int, payload: bytes) -> None:
     with pytest.raises(H2ProtocolError):
         frames.content(flags, payload)
 
 
-def test_numbers_and_settings_have_their_size() -> None:
+def test_numbers_and_settings_of_wrong_size_are_refused() -> None:
     assert frames.number(b"\x00\x00\x01\x02") == 258
     assert frames.parse_settings(b"\x00\x04\x00\x01\x00\x00") == [
         (frames.INITIAL_WINDOW_SIZE, 65536)
@@ -77,7 +75,7 @@ def test_numbers_and_settings_have_their_size() -> None:
         assert error.value.code is Code.FRAME_SIZE_ERROR
 
 
-def test_what_is_written_is_read_as_it_was_meant() -> None:
+def test_encoded_frames_are_parsed_back() -> None:
     sent = (
         frames.settings({frames.MAX_FRAME_SIZE: 1 << 17})
         + frames.window_update(3, 9)

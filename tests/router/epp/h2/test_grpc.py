@@ -6,9 +6,7 @@ from kvtier.router.epp.h2.grpc import Assembler, GrpcStatus, InvalidMessage, pre
 
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.data())
-def test_messages_come_out_as_they_were_however_they_are_cut(
-    sent: list[bytes], draw: st.DataObject
-) -> None:
+def test_messages_are_assembled_from_any_chunks(sent: list[bytes], draw: st.DataObject) -> None:
     content = b"".join(prefix(len(message)) + message for message in sent)
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(content)), max_size=6)))
     assembler = Assembler(30)
@@ -19,7 +17,7 @@ def test_messages_come_out_as_they_were_however_they_are_cut(
     assert assembler.part_bytes == 0
 
 
-def test_what_is_not_whole_is_counted() -> None:
+def test_part_bytes_counts_incomplete_message() -> None:
     assembler = Assembler(30)
     assert assembler.feed(prefix(9) + b"abc") == []
     assert assembler.part_bytes == 8
@@ -33,7 +31,7 @@ def test_what_is_not_whole_is_counted() -> None:
         (prefix(1) + b"a" + prefix(31), GrpcStatus.RESOURCE_EXHAUSTED),
     ],
 )
-def test_what_cannot_be_taken_is_refused_by_its_head(content: bytes, status: GrpcStatus) -> None:
+def test_invalid_message_is_refused_by_its_prefix(content: bytes, status: GrpcStatus) -> None:
     with pytest.raises(InvalidMessage) as error:
         Assembler(30).feed(content)
     assert error.value.status is status

@@ -25,7 +25,7 @@ def without_table(known: HeaderCache | None = None) -> HeaderDecoder:
     return decoder
 
 
-def test_a_block_is_read_once_and_known_to_all_connections() -> None:
+def test_decoded_block_is_cached_for_all_connections() -> None:
     known = HeaderCache()
     assert known.get(block()) is None
     assert without_table(known).read(block()) == CALL
@@ -33,7 +33,7 @@ def test_a_block_is_read_once_and_known_to_all_connections() -> None:
     assert without_table(known).read(block()) == CALL
 
 
-def test_what_is_known_is_bounded() -> None:
+def test_header_cache_is_bounded() -> None:
     known = HeaderCache()
     for number in range(3 * headers._CACHED_BLOCKS):
         known.add(b"%d" % number, CALL)
@@ -42,7 +42,7 @@ def test_what_is_known_is_bounded() -> None:
     assert known.get(b"x" * 2000) is None
 
 
-def test_before_the_client_has_heard_blocks_lean_on_each_other_and_are_not_known() -> None:
+def test_blocks_with_dynamic_table_are_not_cached() -> None:
     encoder = hpack.Encoder()
     first, second = (encoder.encode(list(HEADERS.items())) for _ in range(2))
     assert len(second) < len(first)
@@ -59,7 +59,7 @@ def test_before_the_client_has_heard_blocks_lean_on_each_other_and_are_not_known
     assert broken.value.code is Code.COMPRESSION_ERROR
 
 
-def test_a_table_that_was_not_given_up_is_no_way_to_what_others_know() -> None:
+def test_block_with_stale_table_reference_is_not_cached() -> None:
     known = HeaderCache()
     encoder = hpack.Encoder()
     first, second = (encoder.encode(list(HEADERS.items())) for _ in range(2))
@@ -72,14 +72,14 @@ def test_a_table_that_was_not_given_up_is_no_way_to_what_others_know() -> None:
 
 
 @given(st.binary(max_size=80), st.booleans())
-def test_no_block_raises_anything_else(content: bytes, has_table: bool) -> None:
+def test_any_block_decodes_or_raises_declared_error(content: bytes, has_table: bool) -> None:
     decoder = HeaderDecoder(HeaderCache()) if has_table else without_table()
     with contextlib.suppress(H2ProtocolError, HeadersTooLong):
         assert isinstance(decoder.read(content), CallHeaders)
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_a_list_over_the_bound_breaks_only_what_leans_on_it(is_packed: bool) -> None:
+def test_too_long_list_is_fatal_only_with_dynamic_table(is_packed: bool) -> None:
     content = block() + tracestate(headers.LIST_BYTES, is_packed=is_packed)
     assert (len(content) < headers.LIST_BYTES) is is_packed
     with pytest.raises(H2ProtocolError) as broken:
@@ -91,13 +91,13 @@ def test_a_list_over_the_bound_breaks_only_what_leans_on_it(is_packed: bool) -> 
     assert decoder.read(block()) == CALL
 
 
-def test_what_a_gateway_passes_on_of_a_clients_headers_is_read() -> None:
+def test_long_client_headers_are_decoded() -> None:
     for is_packed in (True, False):
         content = block() + tracestate(60 * 1024, is_packed=is_packed)
         assert without_table().read(content) == CALL
 
 
-def test_a_block_in_parts_is_kept_up_to_the_bound_and_ends() -> None:
+def test_continued_block_is_bounded() -> None:
     content = HeaderBlock(1, 0, b"a")
     content.add(b"b")
     assert (content.stream, content.flags, content.content) == (1, 0, b"ab")
@@ -110,7 +110,7 @@ def test_a_block_in_parts_is_kept_up_to_the_bound_and_ends() -> None:
     assert headers.LIST_BYTES < len(content.content) <= headers.LIST_BYTES + len(part)
 
 
-def test_our_blocks_are_those_of_grpc() -> None:
+def test_response_blocks_match_grpc() -> None:
     assert fields_of(headers.RESPONSE) == {":status": "200", "content-type": "application/grpc"}
     assert fields_of(headers.OK_TRAILERS) == {"grpc-status": "0"}
     assert fields_of(headers.http_error(415)) == {":status": "415"}

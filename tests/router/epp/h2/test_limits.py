@@ -14,7 +14,7 @@ from kvtier.router.epp.h2.limits import (
 )
 
 
-def test_what_all_keep_together_is_bounded() -> None:
+def test_memory_budget_is_bounded() -> None:
     memory = MemoryBudget(10)
     assert memory.take(6)
     assert not memory.take(5)
@@ -24,7 +24,7 @@ def test_what_all_keep_together_is_bounded() -> None:
     assert memory.taken_bytes == 0
 
 
-def test_patience_wears_out_by_frames_and_comes_back_with_time() -> None:
+def test_frame_budget_is_spent_and_refills() -> None:
     clock = VirtualClock()
     budget = FrameBudget(H2Limits(frames_burst=3, frames_per_s=2.0), clock)
     assert [budget.spend() for _ in range(4)] == [True, True, True, False]
@@ -34,7 +34,7 @@ def test_patience_wears_out_by_frames_and_comes_back_with_time() -> None:
     assert [budget.spend() for _ in range(4)] == [True, True, True, False]
 
 
-def test_what_costs_more_wears_more() -> None:
+def test_frame_budget_accepts_larger_costs() -> None:
     clock = VirtualClock()
     budget = FrameBudget(H2Limits(frames_burst=10, frames_per_s=2.0), clock)
     assert [budget.spend(6), budget.spend(6), budget.spend(4)] == [True, False, True]
@@ -42,7 +42,7 @@ def test_what_costs_more_wears_more() -> None:
     assert budget.spend(6)
 
 
-def test_whoever_stays_below_the_rate_is_never_cut_off() -> None:
+def test_frame_budget_lasts_below_rate() -> None:
     clock = VirtualClock()
     budget = FrameBudget(H2Limits(frames_burst=3, frames_per_s=2.0), clock)
     for _ in range(1000):
@@ -54,7 +54,7 @@ def settings_payload(*pairs: tuple[int, int]) -> bytes:
     return b"".join(struct.pack(">HI", *pair) for pair in pairs)
 
 
-def test_what_it_allows_is_taken_and_what_is_not_known_let_be() -> None:
+def test_peer_settings_apply_known_and_ignore_unknown() -> None:
     peer = PeerSettings()
     peer.apply(
         settings_payload((frames.MAX_FRAME_SIZE, 20_000), (frames.INITIAL_WINDOW_SIZE, 7), (99, 1))
@@ -62,7 +62,7 @@ def test_what_it_allows_is_taken_and_what_is_not_known_let_be() -> None:
     assert (peer.frame_bytes, peer.window_bytes) == (20_000, 7)
 
 
-def test_open_streams_grow_by_what_is_left_of_all_changes_of_a_frame() -> None:
+def test_peer_settings_return_net_window_growth() -> None:
     peer = PeerSettings()
     sizes = (7, 1 << 20, 65_536)
     assert (
@@ -72,7 +72,7 @@ def test_open_streams_grow_by_what_is_left_of_all_changes_of_a_frame() -> None:
     assert peer.apply(settings_payload((frames.MAX_FRAME_SIZE, 20_000))) == 0
 
 
-def test_settings_end() -> None:
+def test_too_many_peer_settings_are_refused() -> None:
     with pytest.raises(H2ProtocolError) as broken:
         PeerSettings().apply(settings_payload(*[(99, 1)] * 129))
     assert broken.value.code is Code.ENHANCE_YOUR_CALM
@@ -87,13 +87,13 @@ def test_settings_end() -> None:
         (frames.ENABLE_PUSH, 2, Code.PROTOCOL_ERROR),
     ],
 )
-def test_what_may_not_be_is_broken(name: int, value: int, code: Code) -> None:
+def test_forbidden_peer_settings_are_refused(name: int, value: int, code: Code) -> None:
     with pytest.raises(H2ProtocolError) as broken:
         PeerSettings().apply(settings_payload((name, value)))
     assert broken.value.code is code
 
 
-def test_windows_end() -> None:
+def test_grown_window_is_bounded() -> None:
     assert grown_window(-5, 7) == 2
     with pytest.raises(H2ProtocolError) as broken:
         grown_window(1, frames.MAX_WINDOW_BYTES)

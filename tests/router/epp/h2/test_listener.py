@@ -77,7 +77,7 @@ def run(
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("size", [0, 1, 65_535, 1_000_000, 20_000_000])
-def test_messages_of_any_size_pass_both_ways(secure: bool, size: int) -> None:
+def test_messages_of_any_size_are_echoed(secure: bool, size: int) -> None:
     async def test(found: Served) -> None:
         call = found.echo()
         for _ in range(2):
@@ -92,7 +92,7 @@ def test_messages_of_any_size_pass_both_ways(secure: bool, size: int) -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_many_calls_at_once_do_not_get_in_each_others_way(secure: bool) -> None:
+def test_concurrent_calls_are_independent(secure: bool) -> None:
     async def test(found: Served) -> None:
         async def one(number: int) -> None:
             call = found.echo()
@@ -109,7 +109,7 @@ def test_many_calls_at_once_do_not_get_in_each_others_way(secure: bool) -> None:
     run(test, secure=secure)
 
 
-def test_a_unary_call_is_answered() -> None:
+def test_unary_call_is_answered() -> None:
     async def test(found: Served) -> None:
         assert await found.channel.unary_unary("/echo")(b"hi") == b"hi"
         with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -119,7 +119,7 @@ def test_a_unary_call_is_answered() -> None:
     run(test)
 
 
-def test_cancelled_and_late_calls_are_heard_of() -> None:
+def test_canceled_and_expired_calls_close_their_handler() -> None:
     async def test(found: Served) -> None:
         call = found.echo()
         await call.write(b"x")
@@ -132,7 +132,7 @@ def test_cancelled_and_late_calls_are_heard_of() -> None:
     run(test)
 
 
-def test_compressed_messages_are_refused_and_not_misread() -> None:
+def test_compressed_message_is_refused() -> None:
     async def test(found: Served) -> None:
         call = found.channel.unary_unary("/echo")(b"x" * 10_000, compression=grpc.Compression.Gzip)
         assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -140,7 +140,7 @@ def test_compressed_messages_are_refused_and_not_misread() -> None:
     run(test)
 
 
-def test_messages_over_the_bound_are_refused() -> None:
+def test_message_over_limit_is_refused() -> None:
     async def test(found: Served) -> None:
         call = found.channel.unary_unary("/echo")(b"x" * 10_000)
         assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -148,7 +148,7 @@ def test_messages_over_the_bound_are_refused() -> None:
     run(test, limits=H2Limits(max_message_bytes=9_999))
 
 
-def test_more_calls_than_allowed_wait_for_their_turn() -> None:
+def test_calls_over_stream_limit_are_retried_by_client() -> None:
     async def test(found: Served) -> None:
         answers = [found.channel.unary_unary("/echo")(b"%d" % n) for n in range(50)]
         assert await asyncio.gather(*answers) == [b"%d" % n for n in range(50)]
@@ -157,7 +157,7 @@ def test_more_calls_than_allowed_wait_for_their_turn() -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_stopping_lets_calls_end_and_sends_new_ones_elsewhere(secure: bool) -> None:
+def test_stop_lets_calls_end_and_refuses_new_ones(secure: bool) -> None:
     async def test(found: Served) -> None:
         call = found.echo()
         await call.write(b"before")
@@ -177,7 +177,7 @@ def test_stopping_lets_calls_end_and_sends_new_ones_elsewhere(secure: bool) -> N
     run(test, secure=secure)
 
 
-def test_stopping_does_not_wait_longer_than_it_may() -> None:
+def test_stop_aborts_calls_after_grace() -> None:
     async def test(found: Served) -> None:
         call = found.echo()
         await call.write(b"x")
@@ -255,7 +255,7 @@ def test_stop_does_not_wait_for_tls_client_that_never_closes() -> None:
     run(test, secure=True, limits=H2Limits(close_s=0.05))
 
 
-def test_a_connection_that_never_begins_is_closed() -> None:
+def test_connection_without_preface_is_closed() -> None:
     async def test(found: Served) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", found.port)
         async with asyncio.timeout(10):
@@ -267,7 +267,7 @@ def test_a_connection_that_never_begins_is_closed() -> None:
     run(test, limits=H2Limits(begin_s=0.05), secure=True)
 
 
-def test_a_port_that_is_taken_or_nowhere_is_told() -> None:
+def test_bind_reports_taken_port_and_unknown_host() -> None:
     async def test(found: Served) -> None:
         second = GrpcListener({}, H2Limits(), MemoryBudget(0))
         with pytest.raises(InvalidSettings, match=f"127.0.0.1:{found.port} cannot be listened on"):
@@ -279,7 +279,7 @@ def test_a_port_that_is_taken_or_nowhere_is_told() -> None:
     run(test)
 
 
-def test_ipv6_is_a_host_like_others() -> None:
+def test_bind_accepts_ipv6() -> None:
     async def go() -> None:
         listener = GrpcListener({}, H2Limits(), MemoryBudget(0))
         with contextlib.suppress(InvalidSettings):  # on a machine without it

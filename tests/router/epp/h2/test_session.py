@@ -104,7 +104,7 @@ BREACHES = {
 
 
 @pytest.mark.parametrize("name", BREACHES)
-def test_who_breaks_a_rule_hears_which_and_is_cut_off(name: str) -> None:
+def test_protocol_violation_gets_goaway_with_its_code(name: str) -> None:
     parts, code = BREACHES[name]
 
     def test() -> None:
@@ -120,7 +120,7 @@ def test_who_breaks_a_rule_hears_which_and_is_cut_off(name: str) -> None:
     run(test)
 
 
-def test_it_says_what_it_allows() -> None:
+def test_server_settings_announce_limits() -> None:
     def test() -> None:
         client = Client(H2Limits(max_streams=7))
         settings, window = client.greeting
@@ -141,7 +141,7 @@ def test_it_says_what_it_allows() -> None:
     run(test)
 
 
-def test_a_block_may_come_in_parts_with_padding_and_priority() -> None:
+def test_header_block_may_have_padding_priority_and_continuations() -> None:
     def test() -> None:
         client = Client()
         content = block()
@@ -172,7 +172,7 @@ def long(stream: int, size: int, *, is_packed: bool) -> bytes:
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_headers_that_are_too_long_cost_their_own_call_only(is_packed: bool) -> None:
+def test_too_long_headers_fail_only_their_call(is_packed: bool) -> None:
     def test() -> None:
         client = Client()
         found = client.send(BEGIN, opened(1), long(3, 100_000, is_packed=is_packed), opened(5))
@@ -189,7 +189,7 @@ def test_headers_that_are_too_long_cost_their_own_call_only(is_packed: bool) -> 
     run(test)
 
 
-def test_trailers_that_are_too_long_are_an_end_like_others() -> None:
+def test_too_long_trailers_end_stream() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN, opened())
@@ -208,7 +208,7 @@ def waiting_for_windows(client: Client, count: int) -> range:
     return streams
 
 
-def test_streams_without_a_window_are_not_asked_when_the_connections_grows(
+def test_connection_window_update_skips_streams_without_window(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pumped: list[int] = []
@@ -232,7 +232,7 @@ def test_streams_without_a_window_are_not_asked_when_the_connections_grows(
     run(test)
 
 
-def test_streams_that_wait_for_the_connection_take_turns() -> None:
+def test_streams_share_connection_window_in_turn() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}))
@@ -248,7 +248,7 @@ def test_streams_that_wait_for_the_connection_take_turns() -> None:
     run(test)
 
 
-def test_settings_that_change_many_windows_count_for_many_frames() -> None:
+def test_window_settings_cost_more_with_many_streams() -> None:
     def test() -> None:
         client = Client(H2Limits(frames_burst=50, frames_per_s=1.0))
         waiting_for_windows(client, 640)
@@ -260,7 +260,7 @@ def test_settings_that_change_many_windows_count_for_many_frames() -> None:
     run(test)
 
 
-def test_blocks_that_lean_on_each_other_are_read_until_the_client_has_heard() -> None:
+def test_dynamic_table_works_until_settings_are_acknowledged() -> None:
     def test() -> None:
         client = Client()
         encoder = hpack.Encoder()
@@ -289,7 +289,9 @@ def test_blocks_that_lean_on_each_other_are_read_until_the_client_has_heard() ->
         ),
     ],
 )
-def test_what_is_not_answered_is_told_so(changes: dict[str, str], fields: dict[str, str]) -> None:
+def test_wrong_method_and_unknown_path_are_refused(
+    changes: dict[str, str], fields: dict[str, str]
+) -> None:
     def test() -> None:
         client = Client()
         found = client.send(BEGIN, opened(ends=True, **changes))
@@ -300,7 +302,7 @@ def test_what_is_not_answered_is_told_so(changes: dict[str, str], fields: dict[s
     run(test)
 
 
-def test_what_is_no_grpc_is_told_so() -> None:
+def test_request_without_grpc_content_type_gets_415() -> None:
     def test() -> None:
         client = Client()
         encoder = hpack.Encoder()
@@ -312,7 +314,7 @@ def test_what_is_no_grpc_is_told_so() -> None:
     run(test)
 
 
-def test_a_call_without_a_path_is_reset_and_others_go_on() -> None:
+def test_call_without_path_is_reset_alone() -> None:
     def test() -> None:
         client = Client()
         found = client.send(BEGIN, opened(path=""), opened(3, ends=True))
@@ -322,7 +324,7 @@ def test_a_call_without_a_path_is_reset_and_others_go_on() -> None:
     run(test)
 
 
-def test_streams_over_the_bound_are_refused_until_others_have_ended() -> None:
+def test_streams_over_limit_are_refused_until_others_end() -> None:
     def test() -> None:
         client = Client(H2Limits(max_streams=2))
         found = client.send(BEGIN, opened(1), opened(3), opened(5))
@@ -333,7 +335,7 @@ def test_streams_over_the_bound_are_refused_until_others_have_ended() -> None:
     run(test)
 
 
-def test_calls_taken_back_after_an_answer_are_no_flood() -> None:
+def test_calls_canceled_after_answer_cost_no_budget() -> None:
     def test() -> None:
         client = Client(H2Limits(frames_burst=5, frames_per_s=1.0))
         client.send(BEGIN)
@@ -351,7 +353,7 @@ def left(client: Client, *, streams: Sequence[bytes] = ()) -> list[frames.Frame]
     return client.take()
 
 
-def test_who_leaves_says_so_twice_and_answers_what_was_begun_in_between() -> None:
+def test_shutdown_sends_two_goaways_and_answers_streams_between() -> None:
     async def test() -> None:
         client = Client()
         warned = left(client, streams=[opened(1)])
@@ -374,7 +376,7 @@ def test_who_leaves_says_so_twice_and_answers_what_was_begun_in_between() -> Non
     run(test)
 
 
-def test_who_leaves_without_streams_closes_when_it_was_heard() -> None:
+def test_shutdown_without_streams_closes_after_acknowledgment() -> None:
     async def test() -> None:
         client = Client()
         warned = left(client)

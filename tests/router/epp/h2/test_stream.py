@@ -23,7 +23,7 @@ from tests.router.epp.h2.clients import (
 )
 
 
-def test_a_message_and_its_end_are_answered_with_one_write() -> None:
+def test_message_and_end_are_answered_in_one_write() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN)
@@ -35,7 +35,7 @@ def test_a_message_and_its_end_are_answered_with_one_write() -> None:
     run(test)
 
 
-def test_a_message_is_done_with_before_the_next() -> None:
+def test_message_is_handled_before_next_is_delivered() -> None:
     def test() -> None:
         client = Client()
         three = b"".join(message(content) for content in (b"a", b"b", b"c"))
@@ -45,7 +45,7 @@ def test_a_message_is_done_with_before_the_next() -> None:
     run(test)
 
 
-def test_an_answer_that_ends_at_once_goes_with_its_end_and_lets_the_client_stop() -> None:
+def test_finished_answer_is_one_write_and_resets_client_side() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN)
@@ -64,7 +64,7 @@ def test_an_answer_that_ends_at_once_goes_with_its_end_and_lets_the_client_stop(
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_what_cannot_go_as_one_is_not_begun(secure: bool) -> None:
+def test_try_finish_sends_nothing_if_it_does_not_fit(secure: bool) -> None:
     def test() -> None:
         client = Client(is_secure=secure)
         client.send(BEGIN)
@@ -83,7 +83,7 @@ def test_what_cannot_go_as_one_is_not_begun(secure: bool) -> None:
     run(test)
 
 
-def test_with_tls_an_answer_never_lies_in_two_records() -> None:
+def test_finished_answer_stays_within_one_tls_record() -> None:
     def test() -> None:
         client = Client(is_secure=True)
         client.send(BEGIN)
@@ -99,7 +99,7 @@ def test_with_tls_an_answer_never_lies_in_two_records() -> None:
     run(test)
 
 
-def test_no_more_is_sent_than_the_windows_allow_and_the_rest_in_order() -> None:
+def test_send_respects_stream_window_and_order() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 10}))
@@ -120,7 +120,7 @@ def test_no_more_is_sent_than_the_windows_allow_and_the_rest_in_order() -> None:
     run(test)
 
 
-def test_the_window_of_the_connection_is_shared_and_kept() -> None:
+def test_send_respects_connection_window() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}))
@@ -137,7 +137,7 @@ def test_the_window_of_the_connection_is_shared_and_kept() -> None:
     run(test)
 
 
-def test_larger_frames_are_used_where_the_client_takes_them() -> None:
+def test_send_uses_peers_max_frame_size() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN, frames.settings({frames.MAX_FRAME_SIZE: 1 << 20}))
@@ -147,7 +147,7 @@ def test_larger_frames_are_used_where_the_client_takes_them() -> None:
     run(test)
 
 
-def test_room_is_given_back_for_what_was_taken_only() -> None:
+def test_stream_window_grows_only_for_delivered_messages() -> None:
     limits = H2Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
 
     def test() -> None:
@@ -170,7 +170,7 @@ def test_room_is_given_back_for_what_was_taken_only() -> None:
     run(test)
 
 
-def test_the_connections_window_is_kept_by_the_client_too() -> None:
+def test_data_over_connection_window_is_refused() -> None:
     def test() -> None:
         client = Client(H2Limits(connection_window_bytes=100_000))
         client.send(BEGIN, opened(path="/holding"), opened(3, path="/holding"))
@@ -180,7 +180,7 @@ def test_the_connections_window_is_kept_by_the_client_too() -> None:
     run(test)
 
 
-def test_the_connections_room_comes_back_even_from_streams_that_are_gone() -> None:
+def test_connection_window_recovers_from_ended_streams() -> None:
     limits = H2Limits(stream_window_bytes=1000, connection_window_bytes=100_000)
 
     def test() -> None:
@@ -199,7 +199,7 @@ def test_the_connections_room_comes_back_even_from_streams_that_are_gone() -> No
     run(test)
 
 
-def test_parts_of_messages_count_among_what_all_keep() -> None:
+def test_incomplete_messages_count_in_memory_budget() -> None:
     def test() -> None:
         client = Client(H2Limits(max_message_bytes=4 << 20))
         client.send(BEGIN)
@@ -218,7 +218,7 @@ def test_parts_of_messages_count_among_what_all_keep() -> None:
     run(test)
 
 
-def test_a_message_of_usual_size_comes_in_parts_even_where_no_more_may_be_kept() -> None:
+def test_small_incomplete_message_is_buffered_beyond_memory_budget() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN)
@@ -235,7 +235,7 @@ def test_a_message_of_usual_size_comes_in_parts_even_where_no_more_may_be_kept()
     run(test)
 
 
-def test_a_service_may_refuse_in_its_own_words_what_cannot_be_kept() -> None:
+def test_handler_may_refuse_message_over_memory_budget() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN)
@@ -249,7 +249,7 @@ def test_a_service_may_refuse_in_its_own_words_what_cannot_be_kept() -> None:
     run(test)
 
 
-def test_what_comes_after_the_end_is_known_is_not_kept() -> None:
+def test_input_after_end_is_discarded() -> None:
     limits = H2Limits(connection_window_bytes=200_000)
 
     def test() -> None:
@@ -273,7 +273,7 @@ def test_what_comes_after_the_end_is_known_is_not_kept() -> None:
     run(test)
 
 
-def test_an_answer_that_is_not_read_does_not_stay() -> None:
+def test_check_resets_unread_stream() -> None:
     def test() -> None:
         client = Client(H2Limits(unread_checks=2))
         session = client.connection._session
@@ -294,7 +294,7 @@ def test_an_answer_that_is_not_read_does_not_stay() -> None:
     run(test)
 
 
-def test_messages_that_cannot_be_read_end_their_stream_alone() -> None:
+def test_invalid_message_ends_only_its_stream() -> None:
     def test() -> None:
         client = Client(H2Limits(max_message_bytes=10))
         client.send(BEGIN)
@@ -309,7 +309,7 @@ def test_messages_that_cannot_be_read_end_their_stream_alone() -> None:
     run(test)
 
 
-def test_a_handlers_mistakes_end_its_call_and_nothing_else() -> None:
+def test_handler_exception_ends_only_its_call() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN)
@@ -325,7 +325,7 @@ def test_a_handlers_mistakes_end_its_call_and_nothing_else() -> None:
     run(test)
 
 
-def test_a_call_that_is_cut_with_an_answer_half_sent_is_reset() -> None:
+def test_abort_with_unsent_data_resets_stream() -> None:
     def test() -> None:
         client = Client()
         client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 3}))
@@ -343,7 +343,7 @@ def test_a_call_that_is_cut_with_an_answer_half_sent_is_reset() -> None:
     run(test)
 
 
-def test_what_is_sent_later_goes_out_together() -> None:
+def test_later_answers_share_one_write() -> None:
     async def test() -> None:
         client = Client()
         client.send(BEGIN, opened(), opened(3))
