@@ -112,7 +112,7 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
 
 
 def test_unreadable_endpoints_file_is_reported_in_one_line(tmp_path: Path) -> None:
-    """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
+    """Runs in a process of its own, because uvloop keeps a pipe until the process ends."""
     process, log = started(tmp_path, "--endpoints", "/nowhere/replicas.yaml")
     assert process.wait(20) == EXIT_WRONG_SETTING
     said = "error: --endpoints: /nowhere/replicas.yaml cannot be read"

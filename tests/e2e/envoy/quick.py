@@ -1,7 +1,7 @@
 """A replica that answers at once: `python quick.py PORT`.
 
-As soon as a request is there, and 404 under `/early` before any of its body is: quicker than any
-engine, so that what a gateway could lose by it is lost here.
+It answers as soon as a request is complete, and with 404 under `/early` before any of the body has
+arrived. It is faster than any engine, so that a gateway loses here whatever it could lose.
 """
 
 import asyncio

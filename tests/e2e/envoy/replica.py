@@ -1,7 +1,7 @@
-"""A replica that says who it is: `python replica.py PORT NAME`.
+"""A replica that reports its name: `python replica.py PORT NAME`.
 
-Answers any POST with JSON that tells what arrived; with `"stream": true`, or the header
-`x-chunks`, as 64 server-sent events, 1 ms apart.
+It answers any POST with JSON that describes the request, or, if the body has `"stream": true`, with
+64 server-sent events, 1 ms apart.
 """
 
 import asyncio

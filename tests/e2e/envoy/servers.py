@@ -1,4 +1,4 @@
-"""Real programs for the tests: replicas, the picker as `kvtier epp`, Envoy. Stopped by pid."""
+"""The processes of the tests: replicas, `kvtier epp`, and Envoy."""
 
 import contextlib
 import http.client
@@ -21,12 +21,12 @@ PATIENCE_S = 20.0
 
 
 def envoy_program() -> str | None:
-    """What KVTIER_ENVOY names, what the Makefile installed, or what is on the path."""
+    """Return Envoy's path from KVTIER_ENVOY, the Makefile's build folder, or PATH."""
     return os.environ.get("KVTIER_ENVOY") or (str(MADE) if MADE.exists() else shutil.which("envoy"))
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody had a moment ago."""
+    """Return ports that were free a moment ago."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -35,7 +35,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(what: str, is_true: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    """Until it is. Bounded, and says what it waited for."""
+    """Wait until `is_true` returns something true; fail with `what` after `patience_s`."""
     end_s = time.monotonic() + patience_s
     while not is_true():
         assert time.monotonic() < end_s, f"waited {patience_s} s for {what}"
@@ -43,7 +43,7 @@ def wait_for(what: str, is_true: Callable[[], object], patience_s: float = PATIE
 
 
 class Program:
-    """A process of ours, with its output in a file."""
+    """A child process whose output goes to a file."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.command = command
@@ -78,7 +78,7 @@ class Program:
 
 
 class Answer:
-    """Of HTTP."""
+    """An HTTP response."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.status = status
@@ -101,7 +101,7 @@ def ask(
     method: str = "POST",
     path: str = "/v1/completions",
 ) -> Answer:
-    """One request on a connection of its own."""
+    """Send one request on a new connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     try:
         content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
@@ -123,7 +123,7 @@ def answers(port: int, path: str = "/health") -> bool:
 
 
 class Stage:
-    """Replicas, a picker and an Envoy, on free ports."""
+    """Replicas, a picker and an Envoy, on free ports; all are stopped at the end."""
 
     def __init__(self, folder: Path, envoy: str) -> None:
         self._folder = folder
@@ -144,13 +144,13 @@ class Stage:
         return program
 
     def file(self, name: str, content: bytes) -> str:
-        """Its path."""
+        """Write a file; return its path."""
         path = self._folder / name
         path.write_bytes(content)
         return str(path)
 
     def replica(self) -> str:
-        """Its address."""
+        """Start a replica; return its address."""
         (port,) = free_ports(1)
         address = f"127.0.0.1:{port}"
         self.replicas[address] = self.start(
@@ -160,7 +160,7 @@ class Stage:
         return address
 
     def epp(self, addresses: list[str], *flags: str) -> tuple[int, int]:
-        """Ports of the picker and of its metrics."""
+        """Start the picker; return its gateway port and its metrics port."""
         port, health, metrics = free_ports(3)
         command = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "epp"]
         for address in addresses:
@@ -186,9 +186,9 @@ class Stage:
         change: Callable[[dict[str, Any]], None] | None = None,
         clusters: int = 1,
     ) -> int:
-        """Port of an Envoy with the generated configuration, or what `change` makes of it.
+        """Start Envoy with the generated configuration, modified by `change`; return its port.
 
-        `clusters`: how many pools of this size it has then, each with a picker.
+        `clusters` is the number of pools of this size in the result, each with a picker.
         """
         import yaml
 
@@ -224,7 +224,7 @@ class Stage:
         return port
 
     def healthy(self, address: str) -> bool:
-        """Whether Envoy holds this host to be."""
+        """Return True if Envoy considers this replica healthy."""
         clusters = ask(self.admin, method="GET", path="/clusters").body.decode()
         return f"{address}::health_flags::healthy" in clusters
 

@@ -1,7 +1,7 @@
-"""Closing a stream after the choice loses nothing, whatever the gateway sends by then.
+"""Closing a stream together with the answer loses no response.
 
 A gateway whose responses are in full duplex forgets each chunk that it has sent to the picker. The
-replica here answers at once, so that Envoy has a chunk to send before anybody else could have
+replica here answers at once, so that Envoy has a chunk to send before a separate write could have
 told it that the stream is closed.
 """
 
@@ -18,9 +18,9 @@ from tests.e2e.envoy.servers import HERE, PATIENCE_S, Stage, answers, ask, free_
 
 CLIENTS = 16
 EACH = 25
-"""Requests of one client."""
+"""Requests per client."""
 SMALL, NEARLY, LARGE = 100, 15_000, 300_000
-"""Bodies: the second just fits with its answer into what is read as one, the third does not."""
+"""Body sizes: with the second, the answer just fits into one piece; with the third it does not."""
 FOLLOWED = "kvtier_epp_first_chunk_seconds_count "
 
 
@@ -34,7 +34,7 @@ def show(config: dict[str, Any]) -> None:
 
 
 async def talk(port: int, path: str, size: int, count: int) -> Counter[tuple[int, int]]:
-    """Statuses and lengths of the answers, over one connection as long as it is kept."""
+    """Send requests over a kept connection; count the statuses and lengths of the answers."""
     found: Counter[tuple[int, int]] = Counter()
     body = json.dumps({"model": "m", "prompt": "x", "noise": "y" * size}).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n"
@@ -55,7 +55,7 @@ async def talk(port: int, path: str, size: int, count: int) -> Counter[tuple[int
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, int, bool]:
-    """Status, bytes of the body, whether the connection is kept."""
+    """Read an answer; return its status, its body's length, and whether the connection is kept."""
     async with asyncio.timeout(PATIENCE_S):
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         status, stays = int(head.split()[1]), b"connection: close" not in head
@@ -93,10 +93,10 @@ def test_immediate_responses_are_complete(scene: Stage, flags: tuple[str, ...]) 
         for size in (SMALL, NEARLY):
             told = asyncio.run(crowd(envoy, path, size, EACH))
             assert told == {(status, len(BODY)): CLIENTS * EACH}
-    assert followed() == 0, "all of them were closed with the choice"
-    # What cannot be read as one is followed, and whole as well.
+    assert followed() == 0, "every stream was closed with the answer"
+    # A larger answer is followed, and is complete as well.
     told = asyncio.run(crowd(envoy, "/early", LARGE, 3))
     assert told == {(404, len(BODY)): CLIENTS * 3}
-    # Counted when the gateway ends the stream, which may be after the client has its answer.
+    # The count changes when the gateway ends the stream, possibly after the client's answer.
     wait_for("the streams' ends", lambda: followed() >= CLIENTS * 3)
     assert followed() == CLIENTS * 3

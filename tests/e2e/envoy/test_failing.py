@@ -1,4 +1,4 @@
-"""Real Envoy when something dies: endpoints, streams, the picker."""
+"""A real Envoy when endpoints, streams or the picker fail."""
 
 import http.client
 import json
@@ -42,7 +42,7 @@ def test_picker_stops_naming_dead_endpoint(scene: Stage) -> None:
         told = ask(port, BODY).json()
         assert told["headers"][messages.DESTINATION] == replicas[1]
     scene.replicas[replicas[1]].kill()
-    # Until it has noticed, the 503 is Envoy's own.
+    # Until the picker notices, Envoy answers with a 503 of its own.
     wait_for("the picker", lambda: messages.DROPPED_REASON in ask(port, BODY).headers)
     answer = ask(port, BODY)
     assert answer.status == 503
@@ -65,7 +65,7 @@ def test_replica_death_ends_its_stream(scene: Stage) -> None:
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         response.read()
     connection.close()
-    # Nothing was begun anew elsewhere, and the next request is served.
+    # The stream was not restarted elsewhere, and the next request is served.
     assert ask(port, BODY, {messages.TEST_SELECTION: replicas[1]}).served == replicas[1]
 
 
@@ -85,12 +85,12 @@ def test_fail_open_serves_without_picker_until_it_returns(
             answer = ask(port, body, {messages.DESTINATION: replicas[0]})
             assert answer.status == 200
             served.add(answer.served)
-    assert served == set(replicas), "the client's own header must not steer"
+    assert served == set(replicas), "the client's header must not choose the endpoint"
     scene.picker.restart()
     scene.await_epp(scene.picker, metrics)
     wait_for("Envoy to notice", lambda: scene.healthy(f"127.0.0.1:{epp}"))
 
-    def steers() -> bool:  # on a slow machine its first answers come too late, and Envoy chooses
+    def steers() -> bool:  # on a slow machine the picker's first answers come too late
         asked = (
             (wanted, ask(port, BODY, {messages.TEST_SELECTION: wanted})) for wanted in replicas * 5
         )

@@ -1,4 +1,4 @@
-"""Real Envoy does what the picker says: the data plane's half of the conformance tests."""
+"""A real Envoy follows the picker: the data-plane half of the conformance tests."""
 
 import base64
 import concurrent.futures
@@ -33,7 +33,7 @@ class Running:
 
 
 def hints(config: dict[str, Any]) -> None:
-    """A header of the test becomes the gateway's hint, as a gateway with subsets would give it."""
+    """Turn a test's header into the subset hint of a gateway."""
     (listener,) = config["static_resources"]["listeners"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     rule = {
@@ -203,7 +203,7 @@ def test_observe_responses_counts_tokens_and_served_endpoint(tmp_path: Path, env
         assert running.counted(name % "completion") == 64
         assert running.counted("kvtier_epp_first_chunk_seconds_count") == 1
         assert running.counted("kvtier_epp_elsewhere_requests_total") == 0
-        # It is dead, and picked all the same: Envoy goes to the next on the list.
+        # The picker names a dead endpoint first: Envoy tries the next on the list.
         dead = running.replicas[0]
         scene.replicas[dead].kill()
         headers = {messages.TEST_SELECTION: f"{dead},{wanted}"}
@@ -214,7 +214,7 @@ def test_observe_responses_counts_tokens_and_served_endpoint(tmp_path: Path, env
 
 @pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED", "FULL_DUPLEX_STREAMED"])
 def test_immediate_responses_are_complete_in_every_mode(scene: Stage, mode: str) -> None:
-    """A replica that answers at once is quicker than the end of the picker's stream."""
+    """A replica that answers at once may be faster than the end of the picker's stream."""
 
     def show(config: dict[str, Any]) -> None:
         (listener,) = config["static_resources"]["listeners"]

@@ -1,7 +1,7 @@
-"""A gateway without guards of its own: what a client writes of destinations leads nowhere.
+"""A gateway without protections of its own: clients' destination headers have no effect.
 
-Envoy's generated configuration takes such headers away before the picker sees them. Here it does
-not, and requests end with trailers, with a body before them or without one.
+The generated configuration removes such headers before the picker sees them. Here it does not, and
+requests end with trailers, with or without a body before them.
 """
 
 import http.client
@@ -15,7 +15,7 @@ from tests.e2e.envoy.servers import PATIENCE_S, Answer, Stage, stage
 
 BODY = b'{"model": "m", "prompt": "Once upon a time"}'
 MODES = ("NONE", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "FULL_DUPLEX_STREAMED")
-"""Of a request's body."""
+"""Modes of the request's body."""
 BY_HEADER = {
     "name": "by-header",
     "type": "ORIGINAL_DST",
@@ -23,11 +23,11 @@ BY_HEADER = {
     "connect_timeout": "1s",
     "original_dst_lb_config": {"use_http_header": True, "http_header_name": messages.DESTINATION},
 }
-"""Goes wherever the header says."""
+"""A cluster that sends requests wherever the header says."""
 
 
 class Open:
-    """An Envoy that believes clients, one replica that is picked, and one that nobody knows."""
+    """An Envoy that passes clients' headers on, a replica that is picked, and an unknown one."""
 
     def __init__(self, scene: Stage, mode: str, cluster: str) -> None:
         self.picked = scene.replica()
@@ -50,11 +50,11 @@ class Open:
         resources["clusters"].append(BY_HEADER)
         route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
         route["cluster"] = self.cluster
-        # Envoy 1.40 sends a body twice that was streamed and has trailers, where it may retry.
+        # Envoy 1.40 sends a streamed body with trailers twice if it may retry.
         del route["retry_policy"]
 
     def ask(self, body: bytes) -> Answer:
-        """A request that wishes for the unknown one, twice, and ends with trailers."""
+        """Send a request with trailers that names the unknown replica in two headers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             connection.putrequest("POST", "/v1/completions")
@@ -85,7 +85,7 @@ def opened(
     tmp_path_factory: pytest.TempPathFactory,
     envoy: str,
 ) -> Iterator[Open]:
-    """By what the picker says in the metadata, and by what it says in the header."""
+    """An Envoy that follows the picker's metadata, or the picker's header."""
     with stage(tmp_path_factory.mktemp("envoy"), envoy) as scene:
         yield Open(scene, mode, request.param)
 
@@ -100,7 +100,7 @@ def test_request_ignores_clients_destination(opened: Open) -> None:
 def test_request_without_body_ignores_clients_destination(opened: Open) -> None:
     answer = opened.ask(b"")
     if opened.cluster == "by-header" and opened.mode.startswith("BUFFERED"):
-        # The picker answers on trailers, and the header cannot be set any more.
+        # The picker answers to the trailers, when headers can no longer be set.
         assert answer.status == 503
         return
     assert (answer.status, answer.served) == (200, opened.picked), answer.body

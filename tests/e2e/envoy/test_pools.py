@@ -1,4 +1,4 @@
-"""Two pools with a picker each, behind weights of one route."""
+"""Two pools with a picker each, behind one weighted route."""
 
 from collections import Counter
 from typing import Any
@@ -49,9 +49,9 @@ def test_weighted_pools_use_their_own_pickers(scene: Stage) -> None:
         assert answer.status == 200
         named = answer.json()["headers"][messages.DESTINATION].split(",")
         (number,) = [place for place, pool in enumerate(pools) if answer.served in pool]
-        # The picker that was asked is that of the pool which served.
+        # The pool that served is the one whose picker was asked.
         assert named[0] == answer.served
         assert set(named) <= set(pools[number])
         served[number] += 1
-    # Six standard deviations: fails once in a billion runs.
+    # Six standard deviations: fails by chance once in a billion runs.
     assert abs(served[0] - 2 * WEIGHTS[0]) < 39, served

@@ -1,4 +1,4 @@
-"""Real Envoy speaks to the picker that it means, whoever else its authority has certified."""
+"""A real Envoy verifies the name in the picker's certificate."""
 
 import datetime as dt
 from typing import Any
@@ -12,7 +12,7 @@ BODY = {"model": "m", "prompt": "Once upon a time"}
 
 
 def unchecked(config: dict[str, Any]) -> None:
-    """Without health checks a picker that is not believed fails the request, and not the start."""
+    """Remove the health checks, so that an untrusted picker fails requests and not the start."""
     del config["static_resources"]["clusters"][1]["health_checks"]
 
 

@@ -1,4 +1,4 @@
-"""gRPC's own threads and descriptors live as long as the process: they come before any test."""
+"""Start gRPC's threads, which live as long as the process, before any test counts resources."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A fleet that is up, and a chooser that prefers whoever comes first."""
+"""A fleet of healthy replicas, and fakes of the chooser and the prompt reader."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def fleet_of(addresses: Sequence[str] = ADDRESSES, model: str = "m") -> Fleet:
 
 
 class First:
-    """Meets Chooser: the candidates in the order in which they come."""
+    """A Chooser that keeps the candidates' order."""
 
     headers: frozenset[str] = frozenset()
     reads_prompts = True
@@ -58,7 +58,7 @@ class First:
 
 
 class Characters:
-    """Meets Prompts."""
+    """A PromptReader that uses the body's text."""
 
     def __init__(self) -> None:
         self.wait = asyncio.sleep

@@ -1,4 +1,4 @@
-"""A picker behind its server, and a gateway that asks it over real gRPC."""
+"""A picker on its ports, and a gateway that uses it over real gRPC."""
 
 import asyncio
 import datetime as dt
@@ -22,7 +22,7 @@ from tests.router.epp.fleets import Characters, First, fleet_of
 
 DUPLEX = {"mode": BodyMode.FULL_DUPLEX}
 BROKEN_OFF = "Internal error from Core"
-"""What the client library says when a stream has ended while it was writing."""
+"""The client library's message if a stream ends during a write."""
 
 
 class Failing:
@@ -54,7 +54,7 @@ class Gateway:
         self.meter = meter
 
     async def exchange(self, *messages: ProcessingRequest, ends: bool = True) -> list[Any]:
-        """Every answer, until the picker ends the stream."""
+        """Send the messages; return every answer until the picker ends the stream."""
         call = ExternalProcessorStub(self.channel).Process()
         for message in messages:
             try:
@@ -69,7 +69,7 @@ class Gateway:
             return [answer async for answer in call]
 
     async def settled(self) -> None:
-        """A client may hear of the end before the picker has put everything away."""
+        """Wait until the picker has released everything, which may be after the stream's end."""
         async with asyncio.timeout(10):
             while self.meter.open_streams:
                 await asyncio.sleep(0.001)

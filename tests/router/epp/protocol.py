@@ -1,4 +1,4 @@
-"""Messages of a gateway, for tests."""
+"""Builders and readers of ext_proc messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,7 +78,7 @@ def set_headers(mutation: Any) -> dict[str, str]:
 
 
 def destination(answer: Any) -> str | None:
-    """Of the header; that the metadata says the same is checked."""
+    """Return the destination in the header, and check that the metadata has the same."""
     kind = answer.WhichOneof("response")
     inner = getattr(answer, kind)
     if kind in ("request_headers", "request_body"):
@@ -95,7 +95,7 @@ def destination(answer: Any) -> str | None:
 
 
 def echoed(answers: Any) -> bytes:
-    """The request's body as it was given back."""
+    """Return the request's body as it was given back."""
     return b"".join(
         answer.request_body.response.body_mutation.streamed_response.body
         for answer in answers

@@ -123,12 +123,12 @@ def test_owned_headers_are_removed_before_buffered_body(
     (go_on,) = talk.receive(request_headers(headers, mode=mode))  # type: ignore[misc]
     common = go_on.request_headers.response
     assert set(common.header_mutation.remove_headers) == {messages.DESTINATION, messages.SUBSET}
-    assert common.clear_route_cache, "a route may have been found by them"
+    assert common.clear_route_cache, "the removed headers may have selected a route"
     assert isinstance(talk.receive(last), GatewayRequest)
     (answer,) = talk.choose([A])
     assert destination(answer) == A
     removed = answer.request_body.response.header_mutation.remove_headers
-    assert not removed, "once is enough"
+    assert not removed, "owned headers are removed only once"
 
 
 def test_answered_request_is_not_kept() -> None:
@@ -274,7 +274,7 @@ def test_no_message_sequence_changes_destination(
         for header in message.request_headers.headers.headers:
             owned |= {header.key.lower()} & {messages.DESTINATION}
         if isinstance(got, GatewayRequest):
-            assert not chosen, "a request is asked about once"
+            assert not chosen, "a request is chosen for only once"
             assert got.body == body
             chosen = True
             answers += talk.choose([A])

@@ -8,7 +8,7 @@ from kvtier.router.epp import messages
 from kvtier.router.epp.envoy import Address, EnvoySettings, bootstrap, render
 
 
-def wishes(**fields: Any) -> EnvoySettings:
+def envoy_settings(**fields: Any) -> EnvoySettings:
     usual = {
         "listen": Address("127.0.0.1", 8080),
         "picker": Address("127.0.0.1", 9002),
@@ -29,13 +29,13 @@ def picker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_render_is_deterministic_yaml() -> None:
-    text = render(wishes())
-    assert yaml.safe_load(text) == bootstrap(wishes())
-    assert text == render(wishes())
+    text = render(envoy_settings())
+    assert yaml.safe_load(text) == bootstrap(envoy_settings())
+    assert text == render(envoy_settings())
 
 
 def test_override_host_reads_only_metadata() -> None:
-    config = bootstrap(wishes())
+    config = bootstrap(envoy_settings())
     policy = config["static_resources"]["clusters"][0]["load_balancing_policy"]["policies"][0]
     sources = policy["typed_extension_config"]["typed_config"]["override_host_sources"]
     assert sources == [{"metadata": {"key": messages.LB, "path": [{"key": messages.DESTINATION}]}}]
@@ -44,29 +44,35 @@ def test_override_host_reads_only_metadata() -> None:
 
 
 def test_picker_cluster_is_health_checked_and_fails_open() -> None:
-    cluster = picker(bootstrap(wishes()))
+    cluster = picker(bootstrap(envoy_settings()))
     assert cluster["common_lb_config"]["healthy_panic_threshold"]["value"] == 0
     assert "grpc_health_check" in cluster["health_checks"][0]
-    ext_proc = manager(bootstrap(wishes()))["http_filters"][0]["typed_config"]
+    ext_proc = manager(bootstrap(envoy_settings()))["http_filters"][0]["typed_config"]
     assert ext_proc["failure_mode_allow"] is True
-    closed = manager(bootstrap(wishes(fails_open=False)))["http_filters"][0]["typed_config"]
+    closed = manager(bootstrap(envoy_settings(fails_open=False)))["http_filters"][0]["typed_config"]
     assert closed["failure_mode_allow"] is False
 
 
 def test_responses_are_shown_only_on_request() -> None:
-    mode = manager(bootstrap(wishes()))["http_filters"][0]["typed_config"]["processing_mode"]
+    mode = manager(bootstrap(envoy_settings()))["http_filters"][0]["typed_config"][
+        "processing_mode"
+    ]
     assert mode["request_body_mode"] == "FULL_DUPLEX_STREAMED"
     assert (mode["response_header_mode"], mode["response_body_mode"]) == ("SKIP", "NONE")
-    shown = manager(bootstrap(wishes(shows_responses=True)))["http_filters"][0]["typed_config"]
+    shown = manager(bootstrap(envoy_settings(shows_responses=True)))["http_filters"][0][
+        "typed_config"
+    ]
     assert shown["processing_mode"]["response_body_mode"] == "FULL_DUPLEX_STREAMED"
     assert shown["response_attributes"] == [messages.UPSTREAM_ADDRESS]
 
 
 def test_picker_certificate_is_verified_with_ca() -> None:
-    assert "transport_socket" not in picker(bootstrap(wishes(is_secure=False)))
-    own = picker(bootstrap(wishes()))["transport_socket"]["typed_config"]["common_tls_context"]
+    assert "transport_socket" not in picker(bootstrap(envoy_settings(is_secure=False)))
+    own = picker(bootstrap(envoy_settings()))["transport_socket"]["typed_config"][
+        "common_tls_context"
+    ]
     assert "validation_context" not in own
-    given = picker(bootstrap(wishes(ca_path="ca.pem")))["transport_socket"]["typed_config"]
+    given = picker(bootstrap(envoy_settings(ca_path="ca.pem")))["transport_socket"]["typed_config"]
     assert given["common_tls_context"]["validation_context"] == {
         "trusted_ca": {"filename": "ca.pem"}
     }
@@ -74,14 +80,14 @@ def test_picker_certificate_is_verified_with_ca() -> None:
 
 
 def test_picker_san_is_sent_and_verified() -> None:
-    named = wishes(ca_path="ca.pem", picker_san="picker.prod.svc")
+    named = envoy_settings(ca_path="ca.pem", picker_san="picker.prod.svc")
     tls = picker(bootstrap(named))["transport_socket"]["typed_config"]
     matched = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
     assert matched == [{"san_type": "DNS", "matcher": {"exact": "picker.prod.svc"}}]
     assert tls["sni"] == "picker.prod.svc"
     for fields in ({}, {"ca_path": "ca.pem", "is_secure": False}):
         with pytest.raises(InvalidSettings, match="--picker-san"):
-            bootstrap(wishes(picker_san="picker.prod.svc", **fields))
+            bootstrap(envoy_settings(picker_san="picker.prod.svc", **fields))
 
 
 @pytest.mark.parametrize(
@@ -102,12 +108,12 @@ def test_address_refuses_names_and_invalid_ports(text: str, said: str) -> None:
 
 def test_picker_may_be_host_name() -> None:
     named = Address.parse("kvtier-epp.llm.svc:9002", "--picker", may_be_name=True)
-    cluster = picker(bootstrap(wishes(picker=named)))
+    cluster = picker(bootstrap(envoy_settings(picker=named)))
     assert cluster["type"] == "STRICT_DNS"
     (lb,) = cluster["load_assignment"]["endpoints"]
     address = lb["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
     assert address == {"address": "kvtier-epp.llm.svc", "port_value": 9002}
-    assert picker(bootstrap(wishes()))["type"] == "STATIC"
+    assert picker(bootstrap(envoy_settings()))["type"] == "STATIC"
     for text in ("https://10.0.0.1:9002", "-:9002", "a b:9002"):
         with pytest.raises(InvalidSettings, match="--picker"):
             Address.parse(text, "--picker", may_be_name=True)
@@ -119,4 +125,4 @@ def test_address_parses_ipv4_and_ipv6() -> None:
     assert Address.parse("http://10.0.0.1:8000", "") == Address("10.0.0.1", 8000)
     assert Address.parse("http://[::1]:8000/", "") == Address("::1", 8000)
     with pytest.raises(InvalidSettings):
-        render(wishes(replicas=[]))
+        render(envoy_settings(replicas=[]))

@@ -1,4 +1,4 @@
-"""GatewayRequest with gRPC's own messages, by a real client."""
+"""Health checks by a real gRPC client, with gRPC's own messages."""
 
 import asyncio
 from collections.abc import AsyncIterator

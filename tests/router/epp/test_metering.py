@@ -63,7 +63,7 @@ def test_metrics_server_exposes_metrics_and_reports_taken_port() -> None:
 
 
 class Another(Collector):
-    """Somebody else's metrics."""
+    """A collector of another component."""
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("kvtier_another", "Of another.", value=5)

@@ -78,7 +78,7 @@ def test_other_modes_let_response_pass(mode: BodyMode) -> None:
 
 def test_only_full_duplex_response_may_lose_data() -> None:
     assert response(BodyMode.FULL_DUPLEX).may_lose
-    assert ObservedResponse(VirtualClock(), BodyMode.FULL_DUPLEX).may_lose  # nobody said
+    assert ObservedResponse(VirtualClock(), BodyMode.FULL_DUPLEX).may_lose  # the mode is unknown
     assert not response(BodyMode.NONE).may_lose
 
 

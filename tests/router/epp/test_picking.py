@@ -88,7 +88,7 @@ def test_test_selection_needs_option() -> None:
     chooser = First()
     choice = choose(picking(takes_test_selection=True, chooser=chooser), wish)
     assert list(choice.addresses) == [ADDRESSES[3], ADDRESSES[1]]
-    assert chooser.routed_to == [], "a test teaches nothing"
+    assert chooser.routed_to == [], "a test's selection does not change the indexes"
     assert choose(picking(), wish).addresses[0] == ADDRESSES[0]
     foreign = asked(headers={messages.TEST_SELECTION: "10.7.7.7"})
     assert dropped(picking(takes_test_selection=True), foreign) == (503, DropReason.NO_ENDPOINTS)

@@ -23,7 +23,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class Silent:
-    """A discovery that has not spoken yet."""
+    """A discovery that lists its replicas only after `speak` is set."""
 
     def __init__(self) -> None:
         self.speak = asyncio.Event()
@@ -85,7 +85,9 @@ def test_readiness_follows_discovery_and_first_health_checks() -> None:
         while not process.fleet.members:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.02)
-        assert await status(process.health_port, "readiness") != SERVING, "nobody was asked yet"
+        assert await status(process.health_port, "readiness") != SERVING, (
+            "no replica has been checked yet"
+        )
         may_answer.set()
         await starting
         assert await status(process.health_port, "readiness") == SERVING

@@ -1,4 +1,4 @@
-"""The server over real gRPC, asked as a gateway asks."""
+"""The picker's ports over real gRPC, used as a gateway does."""
 
 import pytest
 from grpc_health.v1 import health_pb2

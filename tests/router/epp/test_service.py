@@ -1,4 +1,4 @@
-"""One stream after the other over real gRPC: what is closed, what is followed, what is an error."""
+"""Streams over real gRPC: which are closed, which are followed, and which end with an error."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -61,13 +61,13 @@ def test_bodies_of_all_streams_share_one_memory_budget() -> None:
         second = [request_headers(**DUPLEX), request_body(b'{"model": "m"}' + b" " * 4_000)]
         async with asyncio.timeout(10):
             while (await gateway.exchange(*second))[0].HasField("request_headers"):
-                await asyncio.sleep(0.001)  # the first has not arrived yet
+                await asyncio.sleep(0.001)  # the first stream's body has not arrived yet
         (answer,) = await gateway.exchange(*second)
         assert answer.immediate_response.status.code == 429
         first.cancel()
         async with asyncio.timeout(10):
             while (await gateway.exchange(*second))[0].HasField("immediate_response"):
-                await asyncio.sleep(0.001)  # until the picker has heard of the end
+                await asyncio.sleep(0.001)  # until the picker has seen the end
 
     run(test, StreamOptions(max_held_bytes=10_000))
 
@@ -190,7 +190,7 @@ def test_streamed_response_is_followed_only_with_observes() -> None:
         [request_headers(mode=BodyMode.BUFFERED), request_body(ends=False), request_trailers()],
     ],
 )
-@pytest.mark.parametrize("is_told", [True, False], ids=["told", "assumed"])
+@pytest.mark.parametrize("is_told", [True, False], ids=["reported", "default"])
 def test_open_stream_answers_rest_of_request(
     messages: Sequence[ProcessingRequest], is_told: bool
 ) -> None:
@@ -254,7 +254,7 @@ def test_unread_answer_is_aborted_and_releases_memory() -> None:
 
 @asynccontextmanager
 async def without_window(gateway: Gateway, *messages: ProcessingRequest) -> AsyncIterator[None]:
-    """A gateway that asks, and lets nothing be sent."""
+    """Open a stream with a flow-control window of zero."""
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(frames.PREFACE + frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
     writer.write(clients.opened(path=PROCESS.decode()))
@@ -271,7 +271,7 @@ WITHOUT_WINDOW = [
 ]
 
 
-@pytest.mark.parametrize("messages", WITHOUT_WINDOW, ids=["refused", "in between", "answered"])
+@pytest.mark.parametrize("messages", WITHOUT_WINDOW, ids=["refused", "buffered", "answered"])
 def test_stream_without_window_times_out(
     messages: Sequence[ProcessingRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,7 +302,7 @@ def test_unsent_refusal_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def stopping(gateway: Gateway) -> asyncio.Task[None]:
-    """The picker has told its streams that it stops."""
+    """Start to stop the picker; return once its streams have been told."""
     task = asyncio.create_task(gateway.server.stop(0, 20))
     while not gateway.server._server._context.is_stopping:
         await asyncio.sleep(0)
@@ -335,8 +335,8 @@ def test_stop_closes_streams_that_lose_nothing(mode: BodyMode) -> None:
     run(test, StreamOptions(observes=True))
 
 
-class Waiting:
-    """Chooses when it is told to."""
+class WaitingPicking:
+    """A picking that waits until `goes_on` is set."""
 
     def __init__(self) -> None:
         self.is_asked, self.goes_on = asyncio.Event(), asyncio.Event()
@@ -349,7 +349,7 @@ class Waiting:
 
 
 def test_stop_follows_no_new_responses() -> None:
-    picking = Waiting()
+    picking = WaitingPicking()
 
     async def test(gateway: Gateway) -> None:
         call = ExternalProcessorStub(gateway.channel).Process()

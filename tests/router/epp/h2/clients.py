@@ -1,4 +1,4 @@
-"""A client that says exactly what it is told to, for tests below gRPC."""
+"""An HTTP/2 client that sends exactly the given frames, for tests below gRPC."""
 
 import asyncio
 import struct
@@ -27,7 +27,7 @@ HEADERS = {
 
 
 def block(**changes: str) -> bytes:
-    """Of a call. Nothing in it leans on a table."""
+    """Return the header block of a call, without dynamic table references."""
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
     fields = {**HEADERS, **{f":{name}": value for name, value in changes.items()}}
@@ -36,8 +36,8 @@ def block(**changes: str) -> bytes:
 
 
 def tracestate(size: int, *, is_packed: bool) -> bytes:
-    """Goes behind a block: a client's header of so many bytes, a multiple of four."""
-    # Four times the letter b, in Huffman's code.
+    """Return a `tracestate` header of `size` bytes, a multiple of four, to append to a block."""
+    # Four times the letter b in HPACK's Huffman code.
     content = b"\x8e\x38\xe3" * (size // 4) if is_packed else b"b" * size
     length = hpack.hpack.encode_integer(len(content), 7)
     length[0] |= 0x80 if is_packed else 0
@@ -62,7 +62,7 @@ def number(value: int) -> bytes:
 
 
 class Echo:
-    """Meets Handler: gives every message back, ends with the client; remembers all of it."""
+    """A Handler that echoes every message, ends with the client, and records its calls."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -91,7 +91,7 @@ class Echo:
 
 
 class Whole(Echo):
-    """Answers the first message, and ends, as one; says so where that cannot be."""
+    """Answers the first message and ends in one piece; records if that is impossible."""
 
     def receive(self, content: bytes) -> None:
         self.got.append(content)
@@ -100,7 +100,7 @@ class Whole(Echo):
 
 
 class Holding(Echo):
-    """Takes one message, and the next only when it is told to."""
+    """Holds the call after each message."""
 
     def receive(self, content: bytes) -> None:
         self.got.append(content)
@@ -108,7 +108,7 @@ class Holding(Echo):
 
 
 class Telling(Echo):
-    """Says when it is done with a message."""
+    """Records when it has handled a message."""
 
     def receive(self, content: bytes) -> None:
         super().receive(content)
@@ -125,7 +125,7 @@ class Failing(Echo):
 
 
 class Refusing(Echo):
-    """Says itself that there is no room."""
+    """Refuses a message over the memory budget in its own words."""
 
     def out_of_memory(self) -> None:
         self.call.send((b"too much",))
@@ -133,7 +133,7 @@ class Refusing(Echo):
 
 
 class Socket(asyncio.Transport):
-    """Takes what is written, as far as it is told to."""
+    """A transport that records what is written, and can pretend to be full."""
 
     def __init__(self, *, is_secure: bool = False) -> None:
         super().__init__({"sslcontext": True} if is_secure else {})
@@ -167,12 +167,12 @@ class Socket(asyncio.Transport):
 
 
 class Client:
-    """One connection to services, made and used within an event loop."""
+    """A connection to test services; create it within a running event loop."""
 
     def __init__(
         self, limits: H2Limits | None = None, *, is_secure: bool = False, is_late: bool = False
     ) -> None:
-        """`is_late`: the server stops already."""
+        """`is_late`: the server is already stopping."""
         self.handlers: list[Echo] = []
         self.memory = MemoryBudget(1 << 20)
         self.broken = 0
@@ -197,12 +197,12 @@ class Client:
         self.greeting = self.take()
 
     def send(self, *parts: bytes) -> list[frames.Frame]:
-        """What came back at once."""
+        """Send bytes and return the frames that they are answered with."""
         self.connection.data_received(b"".join(parts))
         return self.take()
 
     def take(self) -> list[frames.Frame]:
-        """What has been written since the last time."""
+        """Return the frames that were written since the last call."""
         found = parsed(b"".join(self.socket.writes))
         self.socket.writes.clear()
         return found
@@ -222,7 +222,7 @@ class Client:
 
 
 def parsed(content: bytes) -> list[frames.Frame]:
-    """Frames of a server. It sends whole ones only."""
+    """Parse a server's frames, all of which must be complete."""
     reader = frames.FrameReader(1 << 24)
     found = list(reader.feed(frames.PREFACE + content))
     assert not reader._left
@@ -234,7 +234,7 @@ def kinds(found: Iterable[frames.Frame]) -> list[int]:
 
 
 def answered(found: Iterable[frames.Frame], stream: int = 1) -> tuple[list[bytes], int | None]:
-    """Messages, and gRPC's status if the stream has ended."""
+    """Return the messages of a stream, and its gRPC status if it has ended."""
     assembler = grpc.Assembler(1 << 30)
     messages: list[bytes] = []
     status = None
@@ -253,13 +253,13 @@ def fields_of(payload: bytes) -> dict[str, str]:
 
 
 def gone(found: Iterable[frames.Frame]) -> int | None:
-    """The code of a GOAWAY."""
+    """Return the error code of the last GOAWAY, if any."""
     codes = [payload[4:8] for kind, _, _, payload in found if kind == frames.GOAWAY]
     return int.from_bytes(codes[-1], "big") if codes else None
 
 
 def run(test: Callable[[], Any]) -> None:
-    """A test that needs an event loop to be there."""
+    """Run a test, which may return a coroutine, inside an event loop."""
 
     async def go() -> None:
         made = test()

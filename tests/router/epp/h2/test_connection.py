@@ -1,4 +1,4 @@
-"""Whatever bytes come, and however: the same outcome, or an end in good order."""
+"""Connections under arbitrary input and timing: chunks, garbage, silence, and shutdown."""
 
 import asyncio
 from typing import Any

@@ -50,7 +50,7 @@ def test_blocks_with_dynamic_table_are_not_cached() -> None:
     decoder = HeaderDecoder(known)
     assert decoder.read(first) == decoder.read(second) == CALL
     assert known.get(first) is None
-    # Afterwards the client says that it has shrunk its table, and leans on nothing.
+    # Afterwards the client announces a smaller table, and refers to no entries.
     decoder.disable_table()
     encoder.header_table_size = 0
     assert decoder.read(encoder.encode(list(HEADERS.items()))) == CALL

@@ -1,4 +1,4 @@
-"""A real client of gRPC, against calls of our own."""
+"""A real gRPC client against the listener."""
 
 import asyncio
 import contextlib
@@ -282,7 +282,7 @@ def test_bind_reports_taken_port_and_unknown_host() -> None:
 def test_bind_accepts_ipv6() -> None:
     async def go() -> None:
         listener = GrpcListener({}, H2Limits(), MemoryBudget(0))
-        with contextlib.suppress(InvalidSettings):  # on a machine without it
+        with contextlib.suppress(InvalidSettings):  # the machine has no IPv6
             assert listener.bind("::1", 0, None) > 0
         await listener.stop(0)
 

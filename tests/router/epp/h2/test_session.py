@@ -1,4 +1,4 @@
-"""The rules of HTTP/2, by a client that keeps them or does not."""
+"""The rules of HTTP/2, with clients that keep them and clients that violate them."""
 
 import asyncio
 import struct
@@ -34,70 +34,70 @@ PING = b"8 bytes."
 SETTING = struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, 1 << 31)
 UNHEARD = frames.PREFACE + frames.settings({})
 BREACHES = {
-    "no settings first": ((frames.PREFACE, opened()), Code.PROTOCOL_ERROR),
-    "an ack first": ((frames.PREFACE, frames.frame(4, 1, 0)), Code.PROTOCOL_ERROR),
+    "no SETTINGS first": ((frames.PREFACE, opened()), Code.PROTOCOL_ERROR),
+    "SETTINGS ACK first": ((frames.PREFACE, frames.frame(4, 1, 0)), Code.PROTOCOL_ERROR),
     "no HTTP/2": ((b"GET / HTTP/1.1\r\n\r\n",), Code.PROTOCOL_ERROR),
-    "a frame too long": ((BEGIN, frames.head(0, 0, 1, 1 << 18)), Code.FRAME_SIZE_ERROR),
-    "data of no stream": ((BEGIN, data(b"", 0, ends=True)), Code.PROTOCOL_ERROR),
-    "data before headers": ((BEGIN, data(b"x", 1)), Code.PROTOCOL_ERROR),
-    "data after the end": ((BEGIN, opened(path="/holding"), data(message(b"x"), ends=True),
+    "frame too long": ((BEGIN, frames.head(0, 0, 1, 1 << 18)), Code.FRAME_SIZE_ERROR),
+    "DATA on stream 0": ((BEGIN, data(b"", 0, ends=True)), Code.PROTOCOL_ERROR),
+    "DATA before HEADERS": ((BEGIN, data(b"x", 1)), Code.PROTOCOL_ERROR),
+    "DATA after END_STREAM": ((BEGIN, opened(path="/holding"), data(message(b"x"), ends=True),
                             data(b"x")), Code.STREAM_CLOSED),
-    "headers after the end": ((BEGIN, opened(path="/holding"), data(message(b"x"), ends=True),
+    "HEADERS after END_STREAM": ((BEGIN, opened(path="/holding"), data(message(b"x"), ends=True),
                                opened(ends=True)), Code.STREAM_CLOSED),
-    "data of an even stream": ((BEGIN, data(b"x", 2)), Code.PROTOCOL_ERROR),
-    "headers of no stream": ((BEGIN, opened(0)), Code.PROTOCOL_ERROR),
-    "headers of an even stream": ((BEGIN, opened(2)), Code.PROTOCOL_ERROR),
-    "headers twice": ((BEGIN, opened(), opened()), Code.PROTOCOL_ERROR),
-    "a block that does not go on": ((BEGIN, frames.frame(1, 0, 1, block()), opened(3)),
+    "DATA on even stream": ((BEGIN, data(b"x", 2)), Code.PROTOCOL_ERROR),
+    "HEADERS on stream 0": ((BEGIN, opened(0)), Code.PROTOCOL_ERROR),
+    "HEADERS on even stream": ((BEGIN, opened(2)), Code.PROTOCOL_ERROR),
+    "HEADERS twice": ((BEGIN, opened(), opened()), Code.PROTOCOL_ERROR),
+    "interrupted block": ((BEGIN, frames.frame(1, 0, 1, block()), opened(3)),
                                     Code.PROTOCOL_ERROR),
-    "a block that goes on elsewhere": ((BEGIN, frames.frame(1, 0, 1, block()),
+    "CONTINUATION on another stream": ((BEGIN, frames.frame(1, 0, 1, block()),
                                         frames.frame(9, 4, 3)), Code.PROTOCOL_ERROR),
-    "a continuation of nothing": ((BEGIN, frames.frame(9, 4, 1)), Code.PROTOCOL_ERROR),
-    "a block without end": ((BEGIN, frames.frame(1, 0, 1), *[frames.frame(9, 0, 1)] * 99),
+    "CONTINUATION without HEADERS": ((BEGIN, frames.frame(9, 4, 1)), Code.PROTOCOL_ERROR),
+    "endless empty block": ((BEGIN, frames.frame(1, 0, 1), *[frames.frame(9, 0, 1)] * 99),
                             Code.ENHANCE_YOUR_CALM),
-    "a block without end in parts": ((BEGIN, frames.frame(1, 0, 1),
+    "endless block": ((BEGIN, frames.frame(1, 0, 1),
                                       *[frames.frame(9, 0, 1, b"x" * 999)] * 600),
                                      Code.ENHANCE_YOUR_CALM),
-    "a block too long, before the ack": ((UNHEARD, frames.frame(1, 4, 1, b"x" * 99_000)),
+    "too long block before ACK": ((UNHEARD, frames.frame(1, 4, 1, b"x" * 99_000)),
                                          Code.ENHANCE_YOUR_CALM),
-    "a block too long in parts, before the ack": (
+    "too long continued block before ACK": (
         (UNHEARD, frames.frame(1, 0, 1, b"x" * 60_000), frames.frame(9, 4, 1, b"x" * 60_000)),
         Code.ENHANCE_YOUR_CALM,
     ),
-    "a block that is none": ((BEGIN, frames.frame(1, 4, 1, b"\xff\xff\xff")),
+    "malformed block": ((BEGIN, frames.frame(1, 4, 1, b"\xff\xff\xff")),
                              Code.COMPRESSION_ERROR),
-    "a reset of no stream": ((BEGIN, frames.reset(0, Code.CANCEL)), Code.PROTOCOL_ERROR),
-    "a reset before headers": ((BEGIN, frames.reset(1, Code.CANCEL)), Code.PROTOCOL_ERROR),
-    "a reset too short": ((BEGIN, opened(), frames.frame(3, 0, 1, b"x")), Code.FRAME_SIZE_ERROR),
-    "settings of a stream": ((BEGIN, frames.frame(4, 0, 1)), Code.PROTOCOL_ERROR),
-    "settings too short": ((BEGIN, frames.frame(4, 0, 0, b"x")), Code.FRAME_SIZE_ERROR),
-    "an ack with settings": ((BEGIN, frames.frame(4, 1, 0, b"x" * 6)), Code.FRAME_SIZE_ERROR),
-    "a window too large": ((BEGIN, frames.frame(4, 0, 0, SETTING)), Code.FLOW_CONTROL_ERROR),
-    "a promise": ((BEGIN, frames.frame(5, 4, 1, b"x" * 9)), Code.PROTOCOL_ERROR),
-    "a ping of a stream": ((BEGIN, frames.frame(6, 0, 1, PING)), Code.PROTOCOL_ERROR),
-    "a ping too short": ((BEGIN, frames.frame(6, 0, 0, b"x")), Code.FRAME_SIZE_ERROR),
-    "a window that grows by nothing": ((BEGIN, frames.window_update(0, 0)), Code.PROTOCOL_ERROR),
-    "a window that grows too large": ((BEGIN, frames.window_update(0, (1 << 31) - 1)),
+    "RST_STREAM on stream 0": ((BEGIN, frames.reset(0, Code.CANCEL)), Code.PROTOCOL_ERROR),
+    "RST_STREAM before HEADERS": ((BEGIN, frames.reset(1, Code.CANCEL)), Code.PROTOCOL_ERROR),
+    "short RST_STREAM": ((BEGIN, opened(), frames.frame(3, 0, 1, b"x")), Code.FRAME_SIZE_ERROR),
+    "SETTINGS on a stream": ((BEGIN, frames.frame(4, 0, 1)), Code.PROTOCOL_ERROR),
+    "short SETTINGS": ((BEGIN, frames.frame(4, 0, 0, b"x")), Code.FRAME_SIZE_ERROR),
+    "SETTINGS ACK with payload": ((BEGIN, frames.frame(4, 1, 0, b"x" * 6)), Code.FRAME_SIZE_ERROR),
+    "too large initial window": ((BEGIN, frames.frame(4, 0, 0, SETTING)), Code.FLOW_CONTROL_ERROR),
+    "PUSH_PROMISE": ((BEGIN, frames.frame(5, 4, 1, b"x" * 9)), Code.PROTOCOL_ERROR),
+    "PING on a stream": ((BEGIN, frames.frame(6, 0, 1, PING)), Code.PROTOCOL_ERROR),
+    "short PING": ((BEGIN, frames.frame(6, 0, 0, b"x")), Code.FRAME_SIZE_ERROR),
+    "WINDOW_UPDATE of zero": ((BEGIN, frames.window_update(0, 0)), Code.PROTOCOL_ERROR),
+    "connection window overflow": ((BEGIN, frames.window_update(0, (1 << 31) - 1)),
                                       Code.FLOW_CONTROL_ERROR),
-    "a stream's window too large": ((BEGIN, opened(), frames.window_update(1, (1 << 31) - 1)),
+    "stream window overflow": ((BEGIN, opened(), frames.window_update(1, (1 << 31) - 1)),
                                     Code.FLOW_CONTROL_ERROR),
-    "a window before headers": ((BEGIN, frames.window_update(1, 1)), Code.PROTOCOL_ERROR),
-    "more than the window": ((BEGIN, opened(path="/holding"), *[data(message(b"x" * 99_995))] * 11),
+    "WINDOW_UPDATE before HEADERS": ((BEGIN, frames.window_update(1, 1)), Code.PROTOCOL_ERROR),
+    "DATA over the window": ((BEGIN, opened(path="/holding"), *[data(message(b"x" * 99_995))] * 11),
                              Code.FLOW_CONTROL_ERROR),
-    "pings without end": ((BEGIN, *[frames.frame(6, 0, 0, PING)] * 99), Code.ENHANCE_YOUR_CALM),
-    "settings without end": ((BEGIN, *[frames.settings({})] * 99), Code.ENHANCE_YOUR_CALM),
-    "empty data without end": ((BEGIN, opened(), *[data(b"")] * 99), Code.ENHANCE_YOUR_CALM),
-    "priorities without end": ((BEGIN, *[frames.frame(2, 0, 1, b"12345")] * 99),
+    "flood of PING": ((BEGIN, *[frames.frame(6, 0, 0, PING)] * 99), Code.ENHANCE_YOUR_CALM),
+    "flood of SETTINGS": ((BEGIN, *[frames.settings({})] * 99), Code.ENHANCE_YOUR_CALM),
+    "flood of empty DATA": ((BEGIN, opened(), *[data(b"")] * 99), Code.ENHANCE_YOUR_CALM),
+    "flood of PRIORITY": ((BEGIN, *[frames.frame(2, 0, 1, b"12345")] * 99),
                                Code.ENHANCE_YOUR_CALM),
-    "goaways without end": ((BEGIN, *[frames.goaway(0, Code.NO_ERROR)] * 99),
+    "flood of GOAWAY": ((BEGIN, *[frames.goaway(0, Code.NO_ERROR)] * 99),
                             Code.ENHANCE_YOUR_CALM),
-    "unknown frames without end": ((BEGIN, *[frames.frame(77, 0, 0)] * 99),
+    "flood of unknown frames": ((BEGIN, *[frames.frame(77, 0, 0)] * 99),
                                    Code.ENHANCE_YOUR_CALM),
-    "calls taken back without end": (
+    "flood of canceled calls": (
         (BEGIN, *(opened(2 * n + 1) + frames.reset(2 * n + 1, Code.CANCEL) for n in range(99))),
         Code.ENHANCE_YOUR_CALM,
     ),
-    "calls that are none without end": (
+    "flood of invalid calls": (
         (BEGIN, *(opened(2 * n + 1, path="") for n in range(99))), Code.ENHANCE_YOUR_CALM,
     ),
 }  # fmt: skip
@@ -163,7 +163,7 @@ def test_header_block_may_have_padding_priority_and_continuations() -> None:
 
 
 def long(stream: int, size: int, *, is_packed: bool) -> bytes:
-    """A call with so much of a client's in its headers, as a gateway sends it."""
+    """Return the frames of a call with a long header from a gateway's client."""
     content = block() + tracestate(size, is_packed=is_packed)
     parts = [content[at : at + 16_384] for at in range(0, len(content), 16_384)]
     written = frames.frame(frames.HEADERS, 0, stream, parts[0])
@@ -201,7 +201,7 @@ def test_too_long_trailers_end_stream() -> None:
 
 
 def waiting_for_windows(client: Client, count: int) -> range:
-    """Calls that are answered as far as no window of their own lets them."""
+    """Open calls whose answers wait for their stream's window."""
     client.send(BEGIN, frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
     streams = range(1, 2 * count, 2)
     client.send(*(opened(stream) + data(message(b"x"), stream, ends=True) for stream in streams))
@@ -364,7 +364,7 @@ def test_shutdown_sends_two_goaways_and_answers_streams_between() -> None:
         assert client.handlers[1].said == ["stopping"]
         final = client.send(frames.frame(frames.PING, frames.ACK, 0, warned[1][3]))
         assert final == [(frames.GOAWAY, 0, 0, number(3) + number(0))]
-        # Begun too late: neither answered nor an offence.
+        # Opened after the final GOAWAY: neither answered nor an error.
         assert client.send(opened(5), data(message(b"late"), 5), frames.window_update(5, 1)) == []
         found = client.send(data(message(b"on"), 1, ends=True), data(b"", 3, ends=True))
         assert answered(found, 1) == ([b"on"], OK)

@@ -1,4 +1,4 @@
-"""Streams as a client below gRPC sees them: windows, order, and the end."""
+"""Streams seen by an HTTP/2 client: windows, order of messages, and the end."""
 
 import asyncio
 
@@ -55,7 +55,7 @@ def test_finished_answer_is_one_write_and_resets_client_side() -> None:
         assert kinds(found) == [frames.HEADERS, frames.DATA, frames.HEADERS, frames.RST_STREAM]
         assert found[-1][3] == number(Code.NO_ERROR)
         assert answered(found) == ([b"hi"], OK)
-        # What was on its way, and what follows a reset, is let be.
+        # Frames that were in flight, or that follow a reset, are ignored.
         assert client.send(data(message(b"late")), frames.reset(1, Code.NO_ERROR)) == []
         assert client.handlers[0].got == [b"hi"]
         assert answered(client.send(opened(3), data(message(b"on"), 3, ends=True)), 3)[1] == OK
@@ -69,14 +69,14 @@ def test_try_finish_sends_nothing_if_it_does_not_fit(secure: bool) -> None:
         client = Client(is_secure=secure)
         client.send(BEGIN)
         client.send(opened(path="/whole"), data(message(b"x" * 16_300)))
-        assert client.handlers[0].said == ["cannot"], "more than a record"
+        assert client.handlers[0].said == ["cannot"], "larger than a TLS record"
         client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 9}))
         client.send(opened(3, path="/whole"), data(message(b"hello"), 3))
-        assert client.handlers[1].said == ["cannot"], "more than the window"
+        assert client.handlers[1].said == ["cannot"], "larger than the window"
         client.send(frames.window_update(3, 1))
         client.socket.is_full = True
         client.send(data(message(b"hello"), 3))
-        assert client.handlers[1].said == ["cannot"] * 2, "behind what the socket has not sent"
+        assert client.handlers[1].said == ["cannot"] * 2, "the socket still has unsent data"
         client.socket.is_full = False
         assert answered(client.send(data(message(b"hello"), 3)), 3) == ([b"hello"], OK)
 
@@ -106,10 +106,10 @@ def test_send_respects_stream_window_and_order() -> None:
         found = client.send(opened(), data(message(b"0123456789") + message(b"abc"), ends=True))
         sent = [payload for kind, _, _, payload in found if kind == frames.DATA]
         assert b"".join(sent) == (message(b"0123456789") + message(b"abc"))[:10]
-        assert client.handlers[0].got == [b"0123456789"], "the next waits for the answer"
+        assert client.handlers[0].got == [b"0123456789"], "the next message waits for the answer"
         more = client.send(frames.window_update(1, 7))
         assert sum(len(payload) for kind, _, _, payload in more if kind == frames.DATA) == 7
-        # A window may be taken back below nothing by the settings, and has to be refilled.
+        # SETTINGS may make a window negative, which must then be refilled.
         assert kinds(client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 5}))) == [
             frames.SETTINGS
         ]
@@ -264,7 +264,9 @@ def test_input_after_end_is_discarded() -> None:
         assert client.memory.taken_bytes == 5_000
         handler.call.end()
         assert client.memory.taken_bytes == 0
-        assert kinds(client.send(data(b"x" * 90_000))) == [frames.WINDOW_UPDATE], "room for others"
+        assert kinds(client.send(data(b"x" * 90_000))) == [frames.WINDOW_UPDATE], (
+            "the connection's window recovers"
+        )
         assert client.memory.taken_bytes == 0
         found = client.send(frames.window_update(1, 100))
         assert answered(found) == ([b"an answer that cannot go out"], OK)
@@ -282,14 +284,16 @@ def test_check_resets_unread_stream() -> None:
         for _ in range(2):
             session.check()
             session.check()
-            assert kinds(client.send(frames.window_update(1, 1))) == [frames.DATA], "it is read"
+            assert kinds(client.send(frames.window_update(1, 1))) == [frames.DATA], (
+                "the client reads the answer"
+            )
         for _ in range(3):
             assert client.handlers[0].said == []
             session.check()
         client.connection.flush()
         assert client.take() == [(frames.RST_STREAM, 0, 1, number(Code.INTERNAL_ERROR))]
         assert client.handlers[0].said == ["closed"]
-        assert client.handlers[1].said == [], "it has nothing to send"
+        assert client.handlers[1].said == [], "a stream without unsent data stays"
 
     run(test)
 
@@ -319,7 +323,7 @@ def test_handler_exception_ends_only_its_call() -> None:
         assert (frames.RST_STREAM, 0, 3, number(Code.INTERNAL_ERROR)) in found
         assert client.handlers[1].said == ["closed"]
         found = client.send(opened(5, path="/failing"), data(message(b"second"), 5))
-        assert kinds(found) == [frames.HEADERS, frames.RST_STREAM], "nothing comes after the reset"
+        assert kinds(found) == [frames.HEADERS, frames.RST_STREAM], "nothing follows the reset"
         assert answered(client.send(opened(7), data(message(b"ok"), 7, ends=True)), 7)[1] == OK
 
     run(test)
