@@ -32,7 +32,7 @@ def test_events_are_counted() -> None:
     meter.closed()
     meter.chosen(0.002)
     meter.dropped(DropReason.SATURATED)
-    meter.out_of_turn()
+    meter.unexpected_message()
     endpoint = Endpoint(name="a", address="a:1", models=frozenset())
     choice = Placement(endpoint=endpoint, addresses=["a:1"])
     meter.observed(choice, ResponseOutcome(served="b:1", first_chunk_s=0.2, completion_tokens=4))

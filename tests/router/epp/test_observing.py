@@ -47,9 +47,9 @@ def response(
 
 def test_full_duplex_response_is_given_back_and_usage_is_read() -> None:
     clock = VirtualClock()
-    stay = InFlightRequest()
+    in_flight = InFlightRequest()
     seen = response(BodyMode.FULL_DUPLEX, clock)
-    seen.attach(stay, {"x-session-token": "t"})
+    seen.attach(in_flight, {"x-session-token": "t"})
     (head,) = seen.receive(response_headers("200", "10.0.0.1:8000"))
     assert set_headers(head.response_headers.response.header_mutation) == {"x-session-token": "t"}
     clock.advance(0.25)
@@ -57,7 +57,7 @@ def test_full_duplex_response_is_given_back_and_usage_is_read() -> None:
     for chunk in STREAM:
         answers += seen.receive(response_body(chunk))
         clock.advance(1)
-    assert stay.calls == ["answered"]
+    assert in_flight.calls == ["answered"]
     bodies = [a.response_body.response.body_mutation.streamed_response.body for a in answers]
     assert b"".join(bodies) == b"".join(STREAM)
     outcome = seen.end()

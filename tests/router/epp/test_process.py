@@ -34,7 +34,7 @@ class Silent:
         yield self.replicas
 
 
-def wiring(discovery: Any) -> ProcessDependencies:
+def dependencies(discovery: Any) -> ProcessDependencies:
     return ProcessDependencies(discovery=discovery, chooser=First(), prompts=Characters())
 
 
@@ -69,7 +69,7 @@ def test_readiness_follows_discovery_and_first_health_checks() -> None:
         may_answer = asyncio.Event()
         runner, address = await replica(may_answer)
         discovery = Silent()
-        process = Process(options(), wiring(discovery))
+        process = Process(options(), dependencies(discovery))
         starting = asyncio.create_task(process.start())
         while not process.metrics_port:
             await asyncio.sleep(0.001)
@@ -113,7 +113,7 @@ def test_discovery_that_cannot_start_fails_start() -> None:
             yield ()
 
     async def run() -> None:
-        process = Process(options(), wiring(H2ProtocolError()))
+        process = Process(options(), dependencies(H2ProtocolError()))
         with pytest.raises(InvalidSettings, match="no such file"):
             await process.start()
         await process.close()
@@ -123,14 +123,14 @@ def test_discovery_that_cannot_start_fails_start() -> None:
 
 def test_taken_port_is_reported_with_flag_and_address() -> None:
     async def run() -> None:
-        first = Process(options(), wiring(StaticDiscovery([])))
+        first = Process(options(), dependencies(StaticDiscovery([])))
         await first.start()
         for flag, name, port in (
             ("--grpc-port", "port", first.port),
             ("--grpc-health-port", "health_port", first.health_port),
             ("--metrics-port", "metrics_port", first.metrics_port),
         ):
-            second = Process(options(**{name: port}), wiring(StaticDiscovery([])))
+            second = Process(options(**{name: port}), dependencies(StaticDiscovery([])))
             with pytest.raises(InvalidSettings) as caught:
                 await second.start()
             assert str(caught.value) == (
@@ -188,7 +188,7 @@ def test_certificate_files_are_used_and_reloaded(tmp_path: Path) -> None:
         first = write()
         process = Process(
             options(is_secure=True, certificate=tmp_path / "c", key=tmp_path / "k"),
-            wiring(StaticDiscovery([])),
+            dependencies(StaticDiscovery([])),
         )
         await process.start()
         await reach(process, first)
@@ -200,5 +200,5 @@ def test_certificate_files_are_used_and_reloaded(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings):
         Process(
             options(is_secure=True, certificate=tmp_path / "c", key=tmp_path / "k"),
-            wiring(StaticDiscovery([])),
+            dependencies(StaticDiscovery([])),
         )

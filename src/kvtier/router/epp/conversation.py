@@ -98,7 +98,7 @@ class ExtProcConversation:
         self.received_bytes = 0
         """The bytes of the body that have arrived so far."""
         self._body = b""
-        self._asked_on = ""
+        self._completed_by = ""
         """The kind of the message that completed the request."""
 
     @property
@@ -109,7 +109,7 @@ class ExtProcConversation:
     @property
     def gives_back(self) -> bool:
         """True if the answer contains the request's body."""
-        return self._mode not in _BUFFERED and self._asked_on != "request_headers"
+        return self._mode not in _BUFFERED and self._completed_by != "request_headers"
 
     def receive(self, message: ProcessingRequest) -> GatewayRequest | Sequence[ProcessingResponse]:
         """Return the request once it is complete, and otherwise the answers to this message.
@@ -137,13 +137,13 @@ class ExtProcConversation:
         assert addresses
         self._state = _State.ANSWERED
         whole, self._body, self._headers = self._body, b"", {}
-        if body is not None and self._asked_on != "request_headers":
+        if body is not None and self._completed_by != "request_headers":
             add = {**add, "content-length": str(len(body))}
         route = messages.route(addresses, add, self._owned)
-        if self._asked_on == "request_headers":
+        if self._completed_by == "request_headers":
             return (route.on_headers(),)
         if self._mode in _BUFFERED:
-            if self._asked_on == "request_trailers":
+            if self._completed_by == "request_trailers":
                 return (route.on_trailers(),)
             return (route.on_body(body),)
         return self._duplex(route, whole if body is None else body)
@@ -160,7 +160,7 @@ class ExtProcConversation:
 
     def _duplex(self, route: messages.Route, body: bytes) -> Iterable[ProcessingResponse]:
         yield route.on_headers()
-        ends = self._asked_on == "request_body"
+        ends = self._completed_by == "request_body"
         if body or ends:
             yield from messages.request_pieces(body, ends=ends)
         if not ends:
@@ -206,7 +206,7 @@ class ExtProcConversation:
 
     def _ask(self, on: str, *, is_whole: bool) -> GatewayRequest:
         self._state = _State.CHOOSING
-        self._asked_on = on
+        self._completed_by = on
         self._body, self._chunks = b"".join(self._chunks), []
         return GatewayRequest(
             headers=self._headers,

@@ -99,7 +99,7 @@ class _Check:
         self._call = call
 
     def receive(self, message: bytes) -> None:
-        service = _asked(self._call, message)
+        service = _service_name(self._call, message)
         if service is None:
             return
         status = self._health.status(service)
@@ -142,7 +142,7 @@ class _Watch:
         if self._service is not None:
             self._call.end(GrpcStatus.INVALID_ARGUMENT, "more than one message came")
             return
-        self._service = _asked(self._call, message)
+        self._service = _service_name(self._call, message)
         if self._service is not None:
             self._health.add_watch(self)
             self.notify()
@@ -177,7 +177,7 @@ class _Watch:
         self._is_sending = False
 
 
-def _asked(call: Call, message: bytes) -> str | None:
+def _service_name(call: Call, message: bytes) -> str | None:
     """Return the name of the service; if it cannot be read, end the call and return None."""
     if len(message) > _MESSAGE_BYTES:
         call.end(GrpcStatus.INVALID_ARGUMENT, "the name of the service is too long")

@@ -28,7 +28,7 @@ class PickerMeter(Collector):
         """`others` are exposed together with this collector."""
         self._ready_endpoints = ready_endpoints
         self.open_streams = 0
-        self._out_of_turn = 0
+        self._unexpected_messages = 0
         self._broken_connections = 0
         self._elsewhere = 0
         self._dropped = dict.fromkeys(DropReason, 0)
@@ -47,9 +47,9 @@ class PickerMeter(Collector):
         """Count a stream that has ended."""
         self.open_streams -= 1
 
-    def out_of_turn(self) -> None:
+    def unexpected_message(self) -> None:
         """Count a stream that ended because of a message that was not allowed."""
-        self._out_of_turn += 1
+        self._unexpected_messages += 1
 
     def broke(self) -> None:
         """Count a connection that was closed because the gateway violated HTTP/2."""
@@ -85,7 +85,7 @@ class PickerMeter(Collector):
             metrics.EPP_DROPPED_REQUESTS,
             {reason.value: count for reason, count in self._dropped.items()},
         )
-        yield _counter(metrics.EPP_BROKEN_STREAMS, {"": self._out_of_turn})
+        yield _counter(metrics.EPP_BROKEN_STREAMS, {"": self._unexpected_messages})
         yield _counter(metrics.EPP_BROKEN_CONNECTIONS, {"": self._broken_connections})
         yield _counter(metrics.EPP_ELSEWHERE_REQUESTS, {"": self._elsewhere})
         yield _counter(metrics.EPP_OBSERVED_TOKENS, self._tokens)

@@ -136,9 +136,9 @@ class ObservedResponse:
 
 def _served(message: ProcessingRequest) -> str:
     """Return the endpoint that answered, as conforming gateways or plain Envoy report it."""
-    told = message.metadata_context.filter_metadata.get(messages.LB)
-    if told is not None and messages.SERVED in told.fields:
-        return told.fields[messages.SERVED].string_value
+    context = message.metadata_context.filter_metadata.get(messages.LB)
+    if context is not None and messages.SERVED in context.fields:
+        return context.fields[messages.SERVED].string_value
     for attributes in message.attributes.values():
         if messages.UPSTREAM_ADDRESS in attributes.fields:
             return attributes.fields[messages.UPSTREAM_ADDRESS].string_value

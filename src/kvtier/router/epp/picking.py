@@ -69,7 +69,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 class Picking(Protocol):
     """What the service chooses with. Belongs to the event loop's thread."""
 
-    async def choose(self, asked: GatewayRequest) -> Placement:
+    async def choose(self, incoming: GatewayRequest) -> Placement:
         """Choose the endpoints for a request. Raises RequestDropped."""
         ...
 
@@ -110,34 +110,37 @@ class FleetPicking:
         self._random = seeded(_ANY_SEED)
         self._serving = Waiting(fleet, in_flight=0, bound=0, timeout_s=0)
 
-    async def choose(self, asked: GatewayRequest) -> Placement:
+    async def choose(self, incoming: GatewayRequest) -> Placement:
         """Choose the endpoints for a request. Raises RequestDropped."""
         try:
-            return await self._choose(asked)
+            return await self._choose(incoming)
         except Refusal as refusal:
             reason = DropReason.NO_ENDPOINTS if refusal.status == 503 else DropReason.INVALID
             raise RequestDropped(refusal, reason) from refusal
 
-    async def _choose(self, asked: GatewayRequest) -> Placement:
-        if not asked.body or paths.kind(asked.method, asked.path) is not paths.PathKind.CHOOSE:
-            return self._any(asked)
-        if not asked.is_whole or self._selection(asked):
-            return self._any(asked)
-        content_type = asked.headers.get("content-type", "")
-        looked = bodies.parse_body(asked.body, content_type)
-        rewritten = messages.model_rewrite(asked.headers)
-        model = rewritten or looked.model
-        prompt = await prompt_for(self._chooser, self._prompts, looked.fields, model)
+    async def _choose(self, incoming: GatewayRequest) -> Placement:
+        if (
+            not incoming.body
+            or paths.kind(incoming.method, incoming.path) is not paths.PathKind.CHOOSE
+        ):
+            return self._any(incoming)
+        if not incoming.is_whole or self._selection(incoming):
+            return self._any(incoming)
+        content_type = incoming.headers.get("content-type", "")
+        parsed = bodies.parse_body(incoming.body, content_type)
+        rewritten = messages.model_rewrite(incoming.headers)
+        model = rewritten or parsed.model
+        prompt = await prompt_for(self._chooser, self._prompts, parsed.fields, model)
         request = InferenceRequest(
-            request_id=asked.headers.get(messages.REQUEST_ID, ""),
+            request_id=incoming.headers.get(messages.REQUEST_ID, ""),
             model=model,
             prompt=prompt,
-            max_tokens=looked.max_tokens,
-            headers=asked.headers,
-            priority=self._priority(asked),
+            max_tokens=parsed.max_tokens,
+            headers=incoming.headers,
+            priority=self._priority(incoming),
         )
         # Only after the last await: endpoints may come and go while the prompt is read.
-        endpoints = self._allowed(asked, self._serving.with_room(model))
+        endpoints = self._allowed(incoming, self._serving.with_room(model))
         now_s = self._clock.now_s()
         self._shed(request, endpoints, now_s)
         decision = self._chooser.decide(request, endpoints, now_s)
@@ -145,51 +148,53 @@ class FleetPicking:
             raise unavailable("the profile's filters leave no endpoint for this request")
         best = decision.chosen[0]
         self._chooser.routed(request, decision, best)
-        body = rewrite_model(asked.body, content_type, rewritten) if rewritten else None
+        body = rewrite_model(incoming.body, content_type, rewritten) if rewritten else None
         return Placement(
             endpoint=best.endpoint,
             addresses=self._ordered(decision),
-            tokens=prompt.tokens + looked.max_tokens,
+            tokens=prompt.tokens + parsed.max_tokens,
             missing_tokens=decision.missing_tokens(best),
             body=body,
             response_headers=self._chooser.response_headers(request, best.endpoint),
         )
 
-    def _any(self, asked: GatewayRequest) -> Placement:
+    def _any(self, incoming: GatewayRequest) -> Placement:
         """Place a request at random, or in the order of a test's selection."""
         available = self._fleet.available()
         if not available:
             raise unavailable("no endpoint is ready")
-        endpoints = list(self._allowed(asked, available))
-        if not self._selection(asked):
+        endpoints = list(self._allowed(incoming, available))
+        if not self._selection(incoming):
             self._random.shuffle(endpoints)
         wanted = endpoints[: 1 + self._options.fallbacks]
         return Placement(endpoint=wanted[0], addresses=[one.address for one in wanted])
 
-    def _allowed(self, asked: GatewayRequest, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+    def _allowed(
+        self, incoming: GatewayRequest, endpoints: Sequence[Endpoint]
+    ) -> Sequence[Endpoint]:
         """Return the endpoints that the gateway's hint and a test's selection allow.
 
         A test's selection also determines the order. Raises Refusal (503) if none is left.
         """
-        if asked.subset is not None:
-            allowed = frozenset(asked.subset)
+        if incoming.subset is not None:
+            allowed = frozenset(incoming.subset)
             endpoints = [one for one in endpoints if one.address in allowed]
             if not endpoints:
                 raise unavailable("none of the endpoints that the gateway allows is ready")
-        if selection := self._selection(asked):
+        if selection := self._selection(incoming):
             endpoints = [one for name in selection for one in endpoints if _matches(one, name)]
             if not endpoints:
                 raise unavailable(f"no endpoint that {messages.TEST_SELECTION} names is ready")
         return endpoints
 
-    def _selection(self, asked: GatewayRequest) -> Sequence[str]:
+    def _selection(self, incoming: GatewayRequest) -> Sequence[str]:
         if not self._options.takes_test_selection:
             return ()
-        texts = asked.headers.get(messages.TEST_SELECTION, "").split(",")
+        texts = incoming.headers.get(messages.TEST_SELECTION, "").split(",")
         return [text.strip() for text in texts if text.strip()]
 
-    def _priority(self, asked: GatewayRequest) -> int:
-        return self._options.objectives.get(messages.objective(asked.headers), 0)
+    def _priority(self, incoming: GatewayRequest) -> int:
+        return self._options.objectives.get(messages.objective(incoming.headers), 0)
 
     def _shed(self, request: InferenceRequest, endpoints: Sequence[Endpoint], now_s: float) -> None:
         if self._saturation is None or request.priority >= self._options.sheds_below:

@@ -122,16 +122,16 @@ class Process:
     """A picker: call `start`, `drain` and `close` on one event loop."""
 
     def __init__(
-        self, options: ProcessOptions, wiring: ProcessDependencies, clock: Clock | None = None
+        self, options: ProcessOptions, dependencies: ProcessDependencies, clock: Clock | None = None
     ) -> None:
         """Raises InvalidSettings if the certificate or its key cannot be used."""
         self._options = options
-        self._discovery = wiring.discovery
+        self._discovery = dependencies.discovery
         clock = clock or MonotonicClock()
         self._tls = _tls(options)
         self.fleet = Fleet()
         self._connections = Upstreams(options.check_timeout_s)
-        for listener in (self._connections, *wiring.listeners):
+        for listener in (self._connections, *dependencies.listeners):
             self.fleet.add_listener(listener)
         self._prober = Prober(
             self.fleet,
@@ -140,13 +140,15 @@ class Process:
             interval_s=options.check_interval_s,
             timeout_s=options.check_timeout_s,
         )
-        meter = PickerMeter(lambda: len(self.fleet.available()), wiring.collectors)
+        meter = PickerMeter(lambda: len(self.fleet.available()), dependencies.collectors)
         chooser = FleetPicking(
             self.fleet,
-            wiring.chooser,
-            KnownModels(wiring.prompts, Waiting(self.fleet, in_flight=0, bound=0, timeout_s=0)),
+            dependencies.chooser,
+            KnownModels(
+                dependencies.prompts, Waiting(self.fleet, in_flight=0, bound=0, timeout_s=0)
+            ),
             options.picking,
-            saturation=wiring.saturation,
+            saturation=dependencies.saturation,
             clock=clock,
         )
         self._service = ExtProcService(
@@ -173,10 +175,10 @@ class Process:
         await self._server.start()
         ready = asyncio.Event()
         self._follow = asyncio.create_task(self.fleet.follow(self._discovery, ready))
-        told = asyncio.create_task(ready.wait())
-        await asyncio.wait((self._follow, told), return_when=asyncio.FIRST_COMPLETED)
+        ready_wait = asyncio.create_task(ready.wait())
+        await asyncio.wait((self._follow, ready_wait), return_when=asyncio.FIRST_COMPLETED)
         if not ready.is_set():
-            told.cancel()
+            ready_wait.cancel()
             await self._follow
         await self._prober.first_round()
         self._server.health.ready(is_ready=True)

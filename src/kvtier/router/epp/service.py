@@ -62,7 +62,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExtProcService:
-    """Meets exchange.Desk. Belongs to the event loop's thread."""
+    """What all streams share, and the factory of streams. Belongs to the event loop's thread."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class ExtProcService:
         """Handle a new stream of a gateway."""
         return ExtProcStream(self, call)
 
-    async def choose(self, asked: GatewayRequest) -> Placement:
+    async def choose(self, request: GatewayRequest) -> Placement:
         """Choose the endpoints for a request. Raises RequestDropped, and nothing else."""
         since_s = self.clock.now_s()
         try:
-            placement = await self._picking.choose(asked)
+            placement = await self._picking.choose(request)
         except RequestDropped:
             raise
         except Exception as error:
@@ -127,7 +127,7 @@ class ExtProcStream:
         try:
             self._receive(ProcessingRequest.FromString(message), len(message))
         except (UnexpectedMessage, DecodeError) as error:
-            self._service.meter.out_of_turn()
+            self._service.meter.unexpected_message()
             self._call.end(GrpcStatus.INVALID_ARGUMENT, str(error))
 
     def half_closed(self) -> None:
@@ -178,24 +178,24 @@ class ExtProcStream:
 
     def _receive_request(self, message: ProcessingRequest, size: int) -> None:
         try:
-            got = self._conversation.receive(message)
+            result = self._conversation.receive(message)
             self._hold(size)
         except Refusal as refusal:
             self._refuse(refusal, DropReason.INVALID)
         except RequestDropped as dropped:
             self._drop(dropped)
         else:
-            if isinstance(got, GatewayRequest):
+            if isinstance(result, GatewayRequest):
                 self._call.hold()
-                self._task = self._loop.create_task(self._choose(got))
-            elif got:
-                self._call.send(_written(got))
+                self._task = self._loop.create_task(self._choose(result))
+            elif result:
+                self._call.send(_written(result))
 
-    async def _choose(self, asked: GatewayRequest) -> None:
+    async def _choose(self, request: GatewayRequest) -> None:
         try:
-            placement = await self._service.choose(asked)
+            placement = await self._service.choose(request)
             self._task = None
-            self._answer(asked, placement)
+            self._answer(request, placement)
         except RequestDropped as dropped:
             self._task = None
             self._drop(dropped)
@@ -203,10 +203,10 @@ class ExtProcStream:
             _log.exception("answering a request failed")
             self._call.abort(GrpcStatus.INTERNAL, "the endpoint picker failed")
 
-    def _answer(self, asked: GatewayRequest, placement: Placement) -> None:
+    def _answer(self, request: GatewayRequest, placement: Placement) -> None:
         answers = self._conversation.choose(placement.addresses, body=placement.body)
         messages: Iterable[bytes] = _written(answers)
-        given_back = asked.body if self._conversation.gives_back else b""
+        given_back = request.body if self._conversation.gives_back else b""
         is_small = len(given_back if placement.body is None else placement.body) <= _WHOLE_BYTES
         if is_small:
             messages = whole = list(messages)
