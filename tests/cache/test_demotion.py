@@ -1,12 +1,11 @@
 """Write-through to lower tiers, driven through the cache."""
 
-import pytest
-
 from kvtier.blocks.key import UNKNOWN_PARENT
 from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.tiers.base import Outcome
 from tests.cache.caches import Rig, chain, fill, is_right, key, memory_tier
+from tests.cases import case
 
 BELOW = 1
 
@@ -163,9 +162,14 @@ def test_failed_delete_is_retried_until_room_is_free() -> None:
     rig.close()
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_block_is_not_written_before_older_copy_is_deleted(seed: int) -> None:
+def test_block_is_not_written_before_older_copy_is_deleted() -> None:
     """Deletions and writes of one key may overtake each other; the tier must keep the block."""
+    for seed in range(12):
+        with case(f"seed {seed}"):
+            check_rewrite(seed)
+
+
+def check_rewrite(seed: int) -> None:
     inner = memory_tier(2)
     rig = Rig(8, [inner], delay_s=1.0, seed=seed)
     old = chain(1, salt=1)
@@ -181,9 +185,14 @@ def test_block_is_not_written_before_older_copy_is_deleted(seed: int) -> None:
     rig.close()
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_reset_during_write_leaves_new_bytes_in_tier(seed: int) -> None:
+def test_reset_during_write_leaves_new_bytes_in_tier() -> None:
     """Writes from before a reset are still in progress when the same keys are saved again."""
+    for seed in range(12):
+        with case(f"seed {seed}"):
+            check_reset(seed)
+
+
+def check_reset(seed: int) -> None:
     tier = memory_tier()
     rig = Rig(12, [tier], delay_s=1.0, seed=seed)
     keys = chain(3)

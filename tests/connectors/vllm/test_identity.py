@@ -21,6 +21,7 @@ from kvtier.blocks.key import KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.connectors.vllm import identity
 from kvtier.connectors.vllm.arrangement import Arrangement, choose_arrangement
+from tests.cases import case
 
 LAYOUT = BlockLayout(block_bytes=4096, tokens_per_block=128)
 
@@ -75,10 +76,9 @@ def test_key_space_of_equal_engines_is_equal(model: Path) -> None:
     assert space(model).digest == space(model, engine_id="another").digest
 
 
-@pytest.mark.parametrize(
-    ("field", "changes"),
-    [
-        ("dtype", {"model": OffloadingModelConfig("MODEL", "fp8")}),
+def test_key_space_differs_with_configuration(model: Path) -> None:
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("dtype", {"model": OffloadingModelConfig(str(model), "fp8")}),
         ("layout", {"kv_cache_layout": "BLHNC"}),
         ("tokens_per_hash", {"cache": OffloadingCacheConfig(64, 1)}),
         ("blocks_per_chunk", {"cache": OffloadingCacheConfig(128, 2)}),
@@ -87,30 +87,25 @@ def test_key_space_of_equal_engines_is_equal(model: Path) -> None:
         ("tp_size", {"parallel": OffloadingParallelConfig(0, 2, 2, 1, 1, 1, 0, 1, None, True)}),
         ("pp_size", {"parallel": OffloadingParallelConfig(0, 2, 1, 2, 1, 1, 0, 1, None, True)}),
         ("layout", {"parallel": OffloadingParallelConfig(0, 1, 1, 1, 1, 2, 0, 1, None, True)}),
-    ],
-)
-def test_key_space_differs_with_configuration(
-    model: Path, field: str, changes: dict[str, Any]
-) -> None:
-    if "model" in changes:
-        changes = {"model": dataclasses.replace(changes["model"], name=str(model))}
-    differing = space(model).differing(space(model, **changes))
-    assert field in [line.partition(":")[0] for line in differing]
+    ]
+    for field, changes in cases:
+        with case(changes):
+            differing = space(model).differing(space(model, **changes))
+            assert field in [line.partition(":")[0] for line in differing]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_key_space_differs_with_engine_settings(model: Path) -> None:
+    changes: list[dict[str, Any]] = [
         {"quantization": "fp8"},
         {"hf_overrides": {"rope_theta": 1.0}},
         {"hf_config": SimpleNamespace(to_dict=lambda: {"layers": 3})},
         {"load_format": "dummy"},
         {"dtype": "torch.float32"},
-    ],
-)
-def test_key_space_differs_with_engine_settings(model: Path, change: dict[str, Any]) -> None:
-    (line,) = space(model).differing(space(model, engine_=engine(**change)))
-    assert line.startswith("weights: ")
+    ]
+    for change in changes:
+        with case(change):
+            (line,) = space(model).differing(space(model, engine_=engine(**change)))
+            assert line.startswith("weights: ")
 
 
 def test_key_space_of_canonical_blocks_is_equal_on_any_tp_size(model: Path) -> None:

@@ -3,6 +3,7 @@ import pytest
 
 from kvtier.connectors.vllm.slots import Piece, SlotLayout, Turn
 from kvtier.errors import InvalidSettings
+from tests.cases import case
 
 GROUPS = [
     [Piece(0, 1000, 64, 40, 0), Piece(1, 9000, 64, 24, 40)],
@@ -75,7 +76,7 @@ def test_ranks_with_equal_bytes_divide_a_store() -> None:
     ]
     taken = []
     for rank in ranks:
-        # Another rank has the same sub-blocks in other device blocks, but in the same slots.
+        # The ranks have the same sub-blocks in different device blocks, but in the same slots.
         blocks = [(block * 7 + rank.rank) % 40 for block in range(9)]
         (move,) = rank.expand(blocks, [9], [1], [8, 3, 5, 1, 0])
         part = rank.written(move, Turn(3, rank.rank))
@@ -87,27 +88,18 @@ def test_ranks_with_equal_bytes_divide_a_store() -> None:
     assert sorted(taken) == sorted(whole)
 
 
-@pytest.mark.parametrize(
-    ("blocks", "sizes", "firsts", "slots"),
-    [
-        ([1, 2], [2, 0], [2, 0], [0]),
-        ([1, 2], [2, 0], [0, 0], [0, 1]),
-        ([1], [2, 0], [0, 0], [0]),
-        ([1, 2, 3], [2, 0], [0, 0], [0]),
-        ([10], [1, 0], [0, 0], [0]),
-        ([-1], [1, 0], [0, 0], [0]),
-        ([1], [1], [0], [0]),
-    ],
-    ids=[
-        "too few slots", "a slot over", "too few blocks", "a block over",
-        "past the device", "before the device", "groups missing",
-    ],
-)  # fmt: skip
-def test_expand_rejects_inconsistent_numbers(
-    blocks: list[int], sizes: list[int], firsts: list[int], slots: list[int]
-) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        layout().expand(blocks, sizes, firsts, slots)
+def test_expand_rejects_inconsistent_numbers() -> None:
+    for name, blocks, sizes, firsts, slots in (
+        ("too few slots", [1, 2], [2, 0], [2, 0], [0]),
+        ("too many slots", [1, 2], [2, 0], [0, 0], [0, 1]),
+        ("too few blocks", [1], [2, 0], [0, 0], [0]),
+        ("too many blocks", [1, 2, 3], [2, 0], [0, 0], [0]),
+        ("block past the device", [10], [1, 0], [0, 0], [0]),
+        ("negative block", [-1], [1, 0], [0, 0], [0]),
+        ("missing group", [1], [1], [0], [0]),
+    ):
+        with case(name), pytest.raises(ValueError, match=r".+"):
+            layout().expand(blocks, sizes, firsts, slots)
 
 
 def test_too_small_slice_is_rejected_with_both_sizes() -> None:

@@ -21,6 +21,7 @@ from kvtier.connectors.vllm.manager import KVTierManager
 from kvtier.connectors.vllm.spec import KVTier, replica_share
 from kvtier.errors import InvalidSettings
 from kvtier.settings import DiskSettings, RamSettings, Settings
+from tests.cases import case
 
 
 @pytest.fixture(autouse=True)
@@ -74,19 +75,17 @@ def test_spec_accepts_vllms_own_keys() -> None:
     assert isinstance(built, KVTierManager)
 
 
-@pytest.mark.parametrize(
-    ("extra", "part"),
-    [
+def test_wrong_setting_raises_error_that_names_it() -> None:
+    cases: list[tuple[dict[str, object], str]] = [
         ({}, "ram.capacity"),
         ({"ram": "lots"}, "ram"),
         ({"ram": "1MiB", "dsk": "/x=1GiB"}, "dsk"),
         ({"ram": "4KiB"}, "ram.capacity"),
         ({"ram": "900TiB"}, "ram.capacity"),
-    ],
-)
-def test_wrong_setting_raises_error_that_names_it(extra: dict[str, object], part: str) -> None:
-    with pytest.raises(InvalidSettings, match=part):
-        KVTier(configuration(extra)).get_manager()
+    ]
+    for extra, named in cases:
+        with case(extra), pytest.raises(InvalidSettings, match=named):
+            KVTier(configuration(extra)).get_manager()
 
 
 def test_log_uses_the_engines_handlers() -> None:
