@@ -1,4 +1,6 @@
+import signal
 import threading
+import time
 
 import pytest
 
@@ -30,3 +32,31 @@ def test_what_hangs_is_left_alone_and_cleaned_up_when_it_ends() -> None:
     gate.set()
     assert discarded.wait(WAIT_S)
     assert kept == [7]
+
+
+def test_interrupt_that_another_thread_receives_is_noticed_at_once() -> None:
+    """The kernel may deliver a signal to any thread, or just before the main thread waits."""
+    never = threading.Event()
+
+    def work() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        never.wait(60)
+
+    begun_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        within(60, work, lambda _: None)
+    assert time.monotonic() - begun_s < 30
+    never.set()
+
+
+def test_result_that_comes_after_an_interrupt_is_discarded() -> None:
+    done, discarded = threading.Event(), threading.Event()
+
+    def work() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        done.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        within(60, work, lambda _: discarded.set())
+    done.set()
+    assert discarded.wait(60)

@@ -1,28 +1,47 @@
-"""A bound on the time that a call may take which cannot be interrupted.
+"""A time limit for calls that cannot be interrupted.
 
-Why: a call into a dead mount never returns, and nothing but another thread can leave it alone.
-For start-up only: while serving, `transfer` does this without a thread a call.
+A call into a dead mount may never return, so the only way to go on is to leave it behind on a
+thread. `within` starts a thread for each call and is meant for start-up and for commands; in the
+serving path, `transfer` does the same with threads that it keeps.
 """
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+from kvtier.clock import MonotonicClock
 
 Result = TypeVar("Result")
 
+_SLICE_S: Final = 0.1
+"""The longest single wait: a signal that arrives just before a wait is noticed only after it."""
+
 
 class _Attempt(Generic[Result]):
-    """A call on a thread of its own. Whoever is late cleans up: the call or its caller."""
+    """A call on its own thread. Whichever side comes last discards an unwanted result."""
 
     def __init__(self, work: Callable[[], Result], discard: Callable[[Result], None]) -> None:
         self._work = work
         self._discard = discard
         self._lock = threading.Lock()
         self._is_abandoned = False
+        self.ended = threading.Event()
         self.results: list[Result] = []
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        try:
+            self._call()
+        finally:
+            self.ended.set()
+
+    def abandon(self) -> bool:
+        """Give up waiting. Return False if the call has ended after all."""
+        with self._lock:
+            self._is_abandoned = not self.results and self.error is None
+            return self._is_abandoned
+
+    def _call(self) -> None:
         try:
             result = self._work()
         except BaseException as error:
@@ -34,25 +53,27 @@ class _Attempt(Generic[Result]):
                 return
         self._discard(result)
 
-    def abandon(self) -> bool:
-        """Nobody waits any more. False if it has ended after all."""
-        with self._lock:
-            self._is_abandoned = not self.results and self.error is None
-            return self._is_abandoned
-
 
 def within(seconds: float, work: Callable[[], Result], discard: Callable[[Result], None]) -> Result:
-    """What `work` returns or raises; TimeoutError if it has not ended after `seconds`.
+    """Return what `work` returns, or raise what it raises, within `seconds`.
 
-    It is then left alone on a daemon thread, and `discard` gets its result should it ever end.
+    Raises TimeoutError if `work` takes longer. Then, and when the caller is interrupted (Ctrl-C),
+    `work` is left behind on a daemon thread, and `discard` gets its result if it ever ends.
     """
     attempt = _Attempt(work, discard)
-    thread = threading.Thread(target=attempt.run, name="kvtier-opening", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive() and attempt.abandon():
+    clock = MonotonicClock()
+    ends_s = clock.now_s() + seconds
+    threading.Thread(target=attempt.run, name="kvtier-opening", daemon=True).start()
+    try:
+        while (left_s := ends_s - clock.now_s()) > 0:
+            if attempt.ended.wait(min(left_s, _SLICE_S)):
+                break
+    except BaseException:
+        attempt.abandon()
+        raise
+    if not attempt.ended.is_set() and attempt.abandon():
         raise TimeoutError(f"no answer within {seconds:g} s")
-    thread.join()
+    attempt.ended.wait()
     if attempt.error is not None:
         raise attempt.error
     return attempt.results[0]

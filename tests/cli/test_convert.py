@@ -28,10 +28,10 @@ def test_a_tree_is_converted_and_said_what_was_taken_on_trust(tree: TreeFolder) 
     ran = run(tree, "--space", NAME)
     assert ran.exit_code == 0
     assert "200 blocks converted" in ran.stdout
-    assert "not told by the tree, taken on your word: engine, hash_algorithm" in ran.stdout
+    assert "not recorded in the tree, taken on your word: engine, hash_algorithm" in ran.stdout
     ran = run(tree, "--space", NAME)
     assert "0 blocks converted" in ran.stdout
-    assert "200 there already" in ran.stdout
+    assert "200 already there" in ran.stdout
 
 
 def test_json_is_all_there_is_on_stdout(tree: TreeFolder) -> None:
@@ -86,11 +86,11 @@ def test_a_signal_ends_it_behind_whole_blocks(
     monkeypatch.setattr(Importer, "_job", job)
     ran = run(tree, "--space", NAME)
     assert ran.exit_code == 130
-    assert "stopped; run the same again to go on" in ran.stdout
+    assert "stopped; run the same command again to resume" in ran.stdout
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()
     written = list((tree.root.parent / "kv").rglob("*.kvt"))
     assert 0 < len(written) < 200
     ran = run(tree, "--space", NAME)
     assert ran.exit_code == 0
-    assert f"{len(written)} there already" in ran.stdout
+    assert f"{len(written)} already there" in ran.stdout

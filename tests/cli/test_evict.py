@@ -62,7 +62,7 @@ def test_json_of_a_dry_run_changes_nothing(folder: Path) -> None:
         (["--high", "8000TiB"], "--high: 7.8PiB is more than the file system has"),
         ([], "--high: nothing bounds the store"),
         (["--ttl", "72h", "--interval", "x"], "--interval: 'x'"),
-        (["--ttl", "72h", "--interval", "0"], "--interval: 0 would never rest"),
+        (["--ttl", "72h", "--interval", "0"], "--interval: 0 leaves no pause"),
         (["--ttl", "72h", "--key-file", "nowhere"], "--key-file: nowhere cannot be read"),
         (["--quota", "a-0123456789abcdef=1GiB"], "--quota: there is no folder a-0123456789abcdef"),
     ],
@@ -98,7 +98,7 @@ def test_the_other_evictors_variables(folder: Path) -> None:
     }
     ran = run("--json", env=env)
     assert ran.exit_code == 0, ran.output
-    assert "without effect here: NUM_CRAWLER_PROCESSES" in ran.stderr
+    assert "ignored, because kvtier needs no such setting: NUM_CRAWLER_PROCESSES" in ran.stderr
     report = json.loads(ran.stdout)
     assert report["dry_run"]
     assert report["freed_files"] == 40

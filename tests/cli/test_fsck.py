@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kvtier.cli import fsck as fsck_module
 from kvtier.cli.fsck import Watcher
 from kvtier.cli.main import kvtier
 from kvtier.clock import VirtualClock
+from kvtier.inspection import workers
 from kvtier.inspection.folder import Folder
 from kvtier.inspection.places import CURSOR_NAME
 from kvtier.inspection.report import Finding, Report
@@ -121,7 +121,7 @@ def test_news_tell_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_ends_it_also_where_the_mount_hangs(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fsck_module, "HANGS_S", 0.5)
+    monkeypatch.setattr(workers, "_NAPS", 2)
     mended, walk, sent = threading.Event(), Folder.walk, threading.Event()
 
     def hang(folder: Folder, *arguments) -> Iterator[Entry]:
@@ -136,7 +136,7 @@ def test_ctrl_c_ends_it_also_where_the_mount_hangs(
     mended.set()
     assert (ran.exit_code, ran.stdout) == (130, "")
     assert ran.stderr == (
-        "warning: the storage hangs, and is left as it is; run the same again to go on\n"
+        "warning: stopped before the storage answered; run the same command to resume\n"
     )
 
 
@@ -159,9 +159,9 @@ def test_a_signal_stops_it_and_the_next_run_goes_on(
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (130, "")
-    assert "stopped; run the same again to go on (1 segments" in stdout
+    assert "stopped; run the same command again to resume (1 segments" in stdout
     assert (store.path / CURSOR_NAME).exists()
     ran = fsck(str(store.path))
     assert ran.exit_code == 1
-    assert ran.stderr.startswith(f"going on after {store.name(spread(4)[0])}")
+    assert ran.stderr.startswith(f"resuming after {store.name(spread(4)[0])}")
     assert "1 problems (4 segments, 12 sound blocks" in ran.stdout

@@ -1,10 +1,7 @@
-import signal
 import subprocess
 import sys
 
 import pytest
-
-from kvtier.cli.process import stopping
 
 PROGRAM = """
 import asyncio, sys
@@ -38,14 +35,3 @@ def test_the_collector_leaves_alone_what_was_there_before() -> None:
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["1"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_asks_and_the_second_ends(number: int) -> None:
-    before, asked = signal.getsignal(number), []
-    with stopping(lambda: asked.append(number)):
-        signal.raise_signal(number)
-        assert asked == [number]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert signal.getsignal(number) is before

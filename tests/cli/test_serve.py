@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from kvtier.cli.main import kvtier
 from kvtier.tiers.disk.folder import lock_folder
@@ -48,6 +48,16 @@ def start(
     return process, stdout, stderr
 
 
+def invoke(
+    arguments: list[str], folder: Path, version: str, monkeypatch: pytest.MonkeyPatch
+) -> Result:
+    """Run the command in this process, beside an engine of that version."""
+    plant_engine(folder / "site", version)
+    monkeypatch.syspath_prepend(str(folder / "site"))
+    monkeypatch.chdir(folder)
+    return CliRunner().invoke(kvtier, ["serve", *arguments])
+
+
 def free_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return str(server.getsockname()[1])
@@ -81,44 +91,50 @@ def test_serve_prints_the_plain_command_and_becomes_it(tmp_path: Path, model: st
     assert json.loads(plain.stdout)["argv"] == started["argv"]
 
 
-def test_a_dry_run_starts_nothing(tmp_path: Path, model: str) -> None:
-    env = plant_engine(tmp_path / "site", "0.32.1")
+def test_dry_run_starts_nothing(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [model, "--ram", "1MiB", "--port", free_port(), "--dry-run"]
-    process, stdout, _ = start(arguments, env, tmp_path)
-    assert process.returncode == 0
-    assert len(stdout.splitlines()) == 1
+    ran = invoke(arguments, tmp_path, "0.32.1", monkeypatch)
+    assert ran.exit_code == 0
+    assert len(ran.stdout.splitlines()) == 1
     assert not (tmp_path / "slab").exists()
 
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0.0", "unknown"])
-def test_an_unsupported_engine_is_refused(tmp_path: Path, model: str, version: str) -> None:
-    env = plant_engine(tmp_path / "site", version)
-    process, stdout, stderr = start([model, "--ram", "1MiB", "--port", free_port()], env, tmp_path)
-    assert (process.returncode, stdout) == (2, "")
-    assert stderr.startswith(f"error: vllm {version} is not supported")
-    assert stderr.count("\n") == 1
+def test_unsupported_engine_is_refused(
+    tmp_path: Path, model: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [model, "--ram", "1MiB", "--port", free_port()]
+    ran = invoke(arguments, tmp_path, version, monkeypatch)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"error: vllm {version} is not supported")
+    assert ran.stderr.count("\n") == 1
 
 
-def test_a_port_in_use_is_refused(tmp_path: Path, model: str) -> None:
-    env = plant_engine(tmp_path / "site", "0.32.0")
+def test_port_in_use_is_refused(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        process, stdout, stderr = start([model, "--ram", "1MiB", "--port", port], env, tmp_path)
-    assert (process.returncode, stdout) == (2, "")
-    assert stderr == (
+        arguments = [model, "--ram", "1MiB", "--port", port]
+        ran = invoke(arguments, tmp_path, "0.32.0", monkeypatch)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr == (
         f"error: --port: {port} on 127.0.0.1 is in use; stop its server, or choose another port\n"
     )
 
 
-def test_a_folder_in_use_is_refused_before_an_engine_starts(tmp_path: Path, model: str) -> None:
-    env = plant_engine(tmp_path / "site", "0.32.0")
+def test_disk_folder_in_use_is_refused_before_the_engine_starts(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     holder = lock_folder(tmp_path / "slab", SystemCalls())
     arguments = [model, "--ram", "1MiB", "--disk", f"{tmp_path}/slab=1GiB", "--port", free_port()]
-    process, stdout, stderr = start(arguments, env, tmp_path)
+    ran = invoke(arguments, tmp_path, "0.32.0", monkeypatch)
     holder.close()
-    assert (process.returncode, stdout) == (2, "")
-    assert f"in use by process {os.getpid()};" in stderr
-    assert stderr.count("\n") == 1
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert f"in use by process {os.getpid()};" in ran.stderr
+    assert ran.stderr.count("\n") == 1
 
 
 BAD_INPUT = {

@@ -118,7 +118,7 @@ def test_a_tree_is_converted_into_it_and_back(bucket_url: str, tmp_path: Path) -
     assert (ran.exit_code, "30 blocks converted" in ran.stdout) == (0, True), ran.output
     again = run("convert", str(tree.root), bucket_url, "--space", name)
     assert "0 blocks converted" in again.stdout
-    assert "30 there already" in again.stdout
+    assert "30 already there" in again.stdout
     assert run("fsck", bucket_url).exit_code == 0
     back = TreeFolder(tmp_path / "back", vllm_fields())
     ran = run("convert", bucket_url, str(back.root), "--to", "vllm-fs", "--space", name)

@@ -1,4 +1,4 @@
-"""`kvtier config`: what is in force and why, and what there is to set."""
+"""`kvtier config`: shows the settings in force and where they come from, and all options."""
 
 import click
 
@@ -15,7 +15,7 @@ Example:
 """
 )
 def config() -> None:
-    """Show the settings in force, or a file with every option."""
+    """Show the settings in force, or an example file with every option."""
 
 
 @config.command(
@@ -25,9 +25,14 @@ Example:
 """
 )
 @setting_flags
-@click.option("--origin", "with_origin", is_flag=True, help="Say where each value came from.")
+@click.option(
+    "--origin", "with_origin", is_flag=True, help="Show the source of each value as a comment."
+)
 def show(file: str | None, with_origin: bool, **flags: str | None) -> None:  # noqa: FBT001
-    """Print the settings in force as YAML."""
+    """Print the settings in force as YAML.
+
+    They are merged from defaults, the YAML file, KVTIER_ variables and flags; later ones win.
+    """
     resolved = settings.resolve(file=file, flags=given(flags))
     render = reference.render_origins if with_origin else reference.render_values
     click.echo(render(resolved), nl=False)
@@ -40,5 +45,5 @@ Example:
 """
 )
 def example() -> None:
-    """Print a settings file with every option, its default and its meaning."""
+    """Print a settings file with every option, its default and an explanation."""
     click.echo(reference.render_yaml(), nl=False)

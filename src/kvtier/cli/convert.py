@@ -1,4 +1,4 @@
-"""`kvtier convert`: blocks of other systems' trees into a shared folder or bucket, and back."""
+"""`kvtier convert`: copies blocks between the trees of other systems and a shared store."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import click
 import msgspec
 
-from kvtier.cli.main import EXIT_INTERRUPTED
-from kvtier.cli.process import stopping
+from kvtier.cli.process import EXIT_INTERRUPTED
 from kvtier.cli.progress import Bar
+from kvtier.cli.stopping import Stopper
 from kvtier.conversion.converting import Wish
 from kvtier.conversion.converting import convert as convert_tree
 from kvtier.conversion.report import Conversion
-from kvtier.inspection.pace import Pace
+from kvtier.inspection.pace import Pace, Stopped
 from kvtier.settings.sizes import approximate_size
 
 EXIT_REFUSED = 1
@@ -21,7 +21,7 @@ _SHOWN = 20
 
 @click.command(
     epilog="""\b
-Exit code: 0 done, 1 some files were refused, 2 nothing can be converted.
+Exit code: 0 done, 1 some files were refused, 2 nothing can be converted, 130 stopped.
 Examples:
   kvtier convert /mnt/vllm /mnt/kv --space Qwen3-8B-0123456789abcdef --dry-run
   kvtier convert /mnt/vllm s3://bucket/prefix --manifest manifest.json
@@ -35,22 +35,28 @@ Examples:
     type=click.Choice(["kvtier", "vllm-fs"]),
     default="kvtier",
     show_default=True,
-    help="What DESTINATION is.",
+    help="Format of DESTINATION.",
 )
-@click.option("--space", metavar="FOLDER", help="The key space, a folder of the kvtier side.")
+@click.option(
+    "--space",
+    metavar="FOLDER",
+    help="Key space to convert into (with --to vllm-fs: from), a folder of the kvtier store.",
+)
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The key space's manifest, where no engine has made it in DESTINATION.",
+    help="Manifest of the key space, instead of --space, if no engine has created the key space "
+    "in DESTINATION yet.",
 )
-@click.option("--tree", metavar="NAME", help="The tree, where there are several.")
+@click.option("--tree", metavar="NAME", help="Tree to convert, if there are several.")
 @click.option(
     "--key-file",
     "key_files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A secret (shared.key_file); repeat for several.",
+    metavar="FILE",
+    help="File with a secret of the store, as in shared.key_file. Repeat the flag for several.",
 )
 @click.option("--dry-run", is_flag=True, help="Compare and count; write nothing.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Convert at most N blocks.")
@@ -58,19 +64,27 @@ Examples:
 def convert(*, as_json: bool, **wishes: Any) -> None:
     """Convert a tree of vLLM's fs tier or of llm-d in SOURCE into the shared store DESTINATION.
 
-    A shared store is a folder, or a bucket (s3://bucket/prefix, gs://… or az://…). With --to
-    vllm-fs the other way: DESTINATION is then the root_dir of a fs tier whose engine has run
-    once. SOURCE is only read; what exists in DESTINATION is kept, so that the same command goes
-    on after Ctrl-C.
+    A shared store is a folder, or a bucket as s3://bucket/prefix, gs://… or az://…. With --to
+    vllm-fs the blocks go the other way: SOURCE is the shared store, and DESTINATION the root_dir
+    of an fs tier that an engine has already used once. SOURCE is only read. Blocks that exist in
+    DESTINATION are kept, so the same command resumes a conversion that was stopped with Ctrl-C.
 
-    A tree does not say which revision, weights, instruction set and hash seed it is of. By naming
-    the key space YOU say so. Nor does it carry checksums: a file of the wrong length is refused,
-    other damage done before the conversion stays, undetected.
+    A tree does not record its model revision, weights, instruction set and hash seed. By naming
+    the key space, YOU vouch for them. Trees carry no checksums either: files of the wrong length
+    are refused, but other damage from before the conversion is not detected.
     """
     wish = Wish(**wishes)
     pace = Pace()
-    with stopping(pace.stop), Bar("converting") as bar:
-        report = convert_tree(wish, pace, lambda report, share: bar.show(share, _news(report)))
+
+    def show(report: Conversion, share: float) -> None:
+        bar.show(share, _news(report))
+
+    try:
+        with Bar("converting") as bar:
+            report = Stopper(pace).run(lambda: convert_tree(wish, pace, show), "kvtier-convert")
+    except Stopped:
+        click.echo("stopped before the storage answered; run the same command to resume", err=True)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
@@ -83,7 +97,7 @@ def convert(*, as_json: bool, **wishes: Any) -> None:
 def _news(report: Conversion) -> str:
     news = f"{report.converted:,} blocks, {approximate_size(report.bytes)}"
     if report.existed:
-        news += f", {report.existed:,} there already"
+        news += f", {report.existed:,} already there"
     if report.refused_files:
         news += f", {report.refused_files:,} refused"
     return news
@@ -93,17 +107,17 @@ def _print(report: Conversion) -> None:
     for refusal in report.refusals[:_SHOWN]:
         click.echo(f"refused: {refusal.file}: {refusal.reason}")
     if report.refused_files > _SHOWN:
-        click.echo("and more; --json lists them")
+        click.echo("more files were refused; --json lists them all")
     done = "would be converted" if report.dry_run else "converted"
     parts = [
         f"{report.converted:,} blocks {done}, {approximate_size(report.bytes)}",
-        f"{report.existed:,} there already",
+        f"{report.existed:,} already there",
         f"{report.refused_files:,} refused",
     ]
     parts += [f"{count:,} {kind}" for kind, count in sorted(report.refused.items())]
     if report.limited:
         parts.append("stopped at --limit")
     elif not report.complete:
-        parts.append("stopped; run the same again to go on")
+        parts.append("stopped; run the same command again to resume")
     click.echo(f"{report.tree} ({report.system}), {report.space}: {'; '.join(parts)}")
-    click.echo(f"not told by the tree, taken on your word: {', '.join(report.unproven)}")
+    click.echo(f"not recorded in the tree, taken on your word: {', '.join(report.unproven)}")

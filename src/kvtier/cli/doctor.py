@@ -1,4 +1,4 @@
-"""`kvtier doctor`: why engines share or do not, and whether this machine is fit."""
+"""`kvtier doctor`: explains why engines do not share blocks, and checks settings and machine."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ EXIT_FAILS = 1
 
 @click.command(
     epilog="""\b
-Exit code: 0 nothing fails, 1 something fails, 2 wrong usage.
+Exit code: 0 no check failed, 1 a check failed, 2 wrong usage, 130 interrupted.
 Examples:
   kvtier doctor /mnt/kv
   kvtier doctor s3://bucket/kvtier /mnt/nvme/kvtier
@@ -29,7 +29,7 @@ Examples:
 """
 )
 @click.argument("places", nargs=-1, metavar="[PLACE]...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every field.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with all fields.")
 @setting_flags
 def doctor(
     *,
@@ -38,16 +38,18 @@ def doctor(
     file: str | None,
     **flags: str | None,
 ) -> None:
-    """Say why engines do not share, or what is wrong with the settings on this machine.
+    """Explain why engines do not share blocks, or what is wrong with the settings.
 
-    With PLACEs (a shared folder, a bucket's URL, the folder of a disk tier, a manifest.json):
-    which key spaces there are, which field keeps two of one model apart, why, and what to
-    change. Without: checks the settings that `kvtier serve` would take, by flags, --config or
-    KVTIER_ variables, against this machine and its storage, and then the same.
-    Writes and removes a few small files where a tier would; nothing stays.
+    With PLACEs (shared folders, URLs of buckets, folders of disk tiers, manifest.json files):
+    shows the key spaces in them, which fields keep two key spaces of one model apart, why, and
+    what to change.
+
+    Without PLACE: checks the settings that `kvtier serve` would use (flags, --config, KVTIER_
+    variables) against this machine and its storage, and then the key spaces in that storage.
+    A few small files are written and removed where a tier would write; none is left.
     """
     if places and (file is not None or given(flags)):
-        raise click.UsageError("name places, or give settings, not both")
+        raise click.UsageError("give either PLACEs or settings, not both")
     with _telling() as tell, _quiet_log():
         report = examine_places(places, tell) if places else _examine(file, given(flags), tell)
     if as_json:
@@ -66,14 +68,14 @@ def _examine(file: str | None, flags: dict[str, str], tell: Tell) -> Report:
 
 @contextmanager
 def _telling() -> Iterator[Tell]:
-    """What is asked now, on a terminal: storage may take its time."""
-    with Console(stderr=True).status("looking") as status:
-        yield lambda place: status.update(f"asking {place}")
+    """Show on a terminal which place is being checked, because storage may be slow."""
+    with Console(stderr=True).status("checking") as status:
+        yield lambda place: status.update(f"checking {place}")
 
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """The report says what the log of a tier that opens would say."""
+    """Silence the log of the tiers that are opened: the report contains the same."""
     log = logging.getLogger("kvtier")
     before = log.level
     log.setLevel(logging.CRITICAL)

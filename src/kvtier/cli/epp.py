@@ -12,9 +12,8 @@ import click
 
 from kvtier.cli.gauges import gauge_flags, gauges
 from kvtier.cli.inherited import Inheriting, warnings
-from kvtier.cli.main import EXIT_INTERRUPTED
 from kvtier.cli.pods import objectives, pod_flags, pods
-from kvtier.cli.process import run_server
+from kvtier.cli.process import EXIT_INTERRUPTED, run_server
 from kvtier.clock import MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
 from kvtier.router import assembly

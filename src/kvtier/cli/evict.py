@@ -1,17 +1,18 @@
-"""`kvtier evict`: keep a shared folder within its bounds, once or for ever."""
+"""`kvtier evict`: keeps a shared folder or bucket within its bounds, once or continuously."""
 
 import logging
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import click
+import msgspec
 from rich.console import Console
 
+from kvtier.cli.stopping import Stopper
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.announcing import EventAnnouncer
 from kvtier.evictor.evictor import Evictor
@@ -19,17 +20,16 @@ from kvtier.evictor.metering import Meter, serve
 from kvtier.evictor.opening import Wishes, open_place, read_options
 from kvtier.evictor.progress import progress_on
 from kvtier.evictor.publishing import Publisher
+from kvtier.evictor.report import Report
 from kvtier.evictor.view import pass_view, summary_line
+from kvtier.evictor.work import PassStopped
+from kvtier.inspection.pace import Pace, Stopped
 from kvtier.settings.compat import pvc_evictor
 from kvtier.settings.compat.pvc_evictor import PvcEvictor
 from kvtier.settings.sizes import parse_duration
 
 _log = logging.getLogger("kvtier.evict")
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
-
-
-class _Terminated(Exception):
-    """Asked to stop, as by Kubernetes: not an error."""
 
 
 @click.command(
@@ -43,29 +43,126 @@ Examples:
 """
 )
 @click.argument("path", required=False)
-@click.option("--high", metavar="SIZE|%", help="Above it, free space. `%` is of the file system.")
-@click.option("--low", metavar="SIZE|%", help="Free down to it; 90% of --high if not given.")
-@click.option("--high-inodes", metavar="N", help="The same for files and folders.")
-@click.option("--low-inodes", metavar="N", help="The same for files and folders.")
-@click.option("--quota", "quotas", multiple=True, metavar="FOLDER=SIZE", help="Of one model.")
-@click.option("--ttl", metavar="DURATION", help="Remove what nobody wrote or read for so long.")
-@click.option("--grace", default="60s", show_default=True, help="Keep what was used within it.")
-@click.option("--policy", default="lru", show_default=True, help="Who goes first: lru, s3fifo, ...")
-@click.option("--orphans", default="1h", show_default=True, help="Age of dead temporary files.")
-@click.option("--lease", default="60s", show_default=True, help="After it a dead evictor is.")
-@click.option("--sweep", default="1h", show_default=True, help="How often orphans are looked for.")
-@click.option("--interval", default="30s", show_default=True, help="Between two passes.")
-@click.option("--once", is_flag=True, help="One pass, then leave.")
-@click.option("--dry-run", is_flag=True, help="Show what one pass would free; change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each pass.")
-@click.option("--files-per-second", type=float, help="Scan no faster.")
-@click.option("--max-delete-per-second", "deletes_per_second", type=float, help="Remove no faster.")
-@click.option("--check-headers", is_flag=True, help="Read the header of every segment, and count.")
-@click.option("--sweep-broken", is_flag=True, help="Also move broken segments to quarantine.")
-@click.option("--delete-unknown", is_flag=True, help="Remove files of no known layout too.")
-@click.option("--key-file", type=click.Path(path_type=Path), help="The secret (shared.key_file).")
-@click.option("--events", metavar="ENDPOINT", help="Tell routers what went: tcp://127.0.0.1:5559.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Prometheus, on 127.0.0.1.")
+@click.option(
+    "--high",
+    metavar="SIZE|%",
+    help="Start deleting above this size: 500GiB, or 85% of the file system.",
+)
+@click.option(
+    "--low", metavar="SIZE|%", help="Delete down to this size.  [default: nine tenths of --high]"
+)
+@click.option(
+    "--high-inodes",
+    metavar="N|%",
+    help="Start deleting above this number of files and folders: 10000000, or 85% of the inodes.",
+)
+@click.option(
+    "--low-inodes",
+    metavar="N|%",
+    help="Delete down to this number.  [default: nine tenths of --high-inodes]",
+)
+@click.option(
+    "--quota",
+    "quotas",
+    multiple=True,
+    metavar="FOLDER=SIZE",
+    help="Bound of the key space in FOLDER. Repeat the flag for several.",
+)
+@click.option(
+    "--ttl",
+    metavar="DURATION",
+    help="Delete blocks that were neither written nor read for this long: 72h.",
+)
+@click.option(
+    "--grace",
+    metavar="DURATION",
+    default="60s",
+    show_default=True,
+    help="Keep blocks that were used within this time, whatever the bounds are.",
+)
+@click.option(
+    "--policy",
+    metavar="NAME",
+    default="lru",
+    show_default=True,
+    help="Policy that ranks the blocks: lru, s3fifo, or another module of kvtier.eviction.",
+)
+@click.option(
+    "--orphans",
+    metavar="DURATION",
+    default="1h",
+    show_default=True,
+    help="Delete temporary files older than this; their writers have died.",
+)
+@click.option(
+    "--lease",
+    metavar="DURATION",
+    default="60s",
+    show_default=True,
+    help="An evictor silent for this long counts as dead; others take over its shards.",
+)
+@click.option(
+    "--sweep",
+    metavar="DURATION",
+    default="1h",
+    show_default=True,
+    help="Time between two searches for temporary files and empty folders.",
+)
+@click.option(
+    "--interval",
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    help="Time between two passes.",
+)
+@click.option("--once", is_flag=True, help="Make one pass and exit.")
+@click.option("--dry-run", is_flag=True, help="Show what one pass would delete; change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per pass.")
+@click.option(
+    "--files-per-second",
+    type=float,
+    metavar="N",
+    help="Scan at most this many files per second.  [default: no limit]",
+)
+@click.option(
+    "--max-delete-per-second",
+    "deletes_per_second",
+    type=float,
+    metavar="N",
+    help="Delete at most this many files per second.  [default: no limit]",
+)
+@click.option(
+    "--check-headers",
+    is_flag=True,
+    help="Read the header of every segment and count the broken ones.",
+)
+@click.option(
+    "--sweep-broken",
+    is_flag=True,
+    help="Move broken segments to quarantine. Implies --check-headers.",
+)
+@click.option(
+    "--delete-unknown",
+    is_flag=True,
+    help="Also delete files that belong to no known layout. By default they are only counted.",
+)
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File with the secret of the store, as in the setting shared.key_file.",
+)
+@click.option(
+    "--events",
+    metavar="ENDPOINT",
+    help="Publish the deleted blocks to routers at this ZeroMQ endpoint: tcp://127.0.0.1:5559.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Serve Prometheus metrics on this port of 127.0.0.1; 0 takes a free one.",
+)
 def evict(
     *,
     path: str | None,
@@ -78,87 +175,119 @@ def evict(
 ) -> None:
     """Keep the shared folder or bucket PATH within its bounds.
 
-    The coldest files go first, by what readers tell and not by access times. Any number of
-    evictors may run, on any hosts: they share the work. vLLM's `fs` and llm-d's trees are known
-    by their names. Without PATH, the variables of llm-d's PVC evictor are read.
+    Runs until it is stopped, or once with --once. Files whose blocks were used least recently are
+    deleted first; use is read from the journals that engines write, not from access times. Any
+    number of evictors may run for one PATH, on any hosts: they divide the work among themselves.
+
+    PATH may also hold trees of vLLM's fs tier and of llm-d; they are evicted as well. Without
+    PATH, the settings come from the variables of llm-d's PVC evictor (PVC_MOUNT_PATH, ...).
     """
     theirs = pvc_evictor.read(os.environ) if path is None else None
     wishes = _wishes(path, theirs, flags)
     _log_to(theirs, verbose=not (once or wishes.dry_run))
     if theirs is not None and theirs.ignored:
-        _log.warning("without effect here: %s", ", ".join(theirs.ignored))
+        _log.warning("ignored, because kvtier needs no such setting: %s", ", ".join(theirs.ignored))
     interval_s = parse_duration(interval, "--interval")
     if interval_s <= 0:
-        raise InvalidSettings(f"--interval: {interval} would never rest; write 30s")
+        raise InvalidSettings(f"--interval: {interval} leaves no pause; write 30s")
     events_from = "--events"
     if events is None and theirs is not None:
         events, events_from = theirs.events, pvc_evictor.EVENTS
-    with ExitStack() as stack:
-        place = open_place(wishes.path)
-        stack.callback(place.store.close)
-        options = read_options(wishes, place.measure())
-        publisher = announcer = None
-        if events is not None and not options.dry_run:
-            publisher = Publisher(events, setting=events_from)
-            stack.callback(publisher.close)
-            announcer = EventAnnouncer(place.store, publisher, options, place.owner)
-        evictor = Evictor(
-            place.store,
-            options,
-            filesystem=place.filesystem,
-            mounts=place.mounts,
-            observer=stack.enter_context(progress_on(Console(stderr=True))),
-            announcer=announcer,
-        )
-        evictor.check()
-        meter = Meter(publisher=publisher, announcer=announcer)
-        if metrics_port is not None:
-            stack.enter_context(serve(meter, metrics_port))
-        alone = once or options.dry_run
-        _run(evictor, meter, None if alone else interval_s, as_json=as_json)
-
-
-def _run(evictor: Evictor, meter: Meter, interval_s: float | None, *, as_json: bool) -> None:
-    """Passes until told to stop; one where `interval_s` is None."""
-    signal.signal(signal.SIGTERM, _terminate)
-    # A shell that starts it in the background leaves Ctrl-C ignored; whoever sends it means it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = _Run(
+        wishes=wishes,
+        interval_s=None if once or wishes.dry_run else interval_s,
+        as_json=as_json,
+        events=events,
+        events_from=events_from,
+        metrics_port=metrics_port,
+    )
+    stopper = Stopper()
     try:
+        stopper.run(lambda: run(stopper.pace), "kvtier-evict")
+    except Stopped:
+        _log.warning("stopped before the storage answered; leases expire after %s", wishes.lease)
+    if stopper.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stopper.signal is not None:
+        _log.info("stopped by %s", signal.Signals(stopper.signal).name)
+
+
+class _Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the command."""
+
+    wishes: Wishes
+    interval_s: float | None
+    """Time between two passes; None: one pass."""
+    as_json: bool
+    events: str | None
+    events_from: str
+    """The flag or variable that named `events`."""
+    metrics_port: int | None
+
+    def __call__(self, pace: Pace) -> None:
+        """Evict until `pace` is stopped."""
+        with ExitStack() as stack:
+            place = open_place(self.wishes.path)
+            stack.callback(place.store.close)
+            options = read_options(self.wishes, place.measure())
+            publisher = announcer = None
+            if self.events is not None and not options.dry_run:
+                publisher = Publisher(self.events, setting=self.events_from)
+                stack.callback(publisher.close)
+                announcer = EventAnnouncer(place.store, publisher, options, place.owner)
+            evictor = Evictor(
+                place.store,
+                options,
+                filesystem=place.filesystem,
+                mounts=place.mounts,
+                observer=stack.enter_context(progress_on(Console(stderr=True))),
+                announcer=announcer,
+                stopped=lambda: pace.stopped,
+            )
+            evictor.check()
+            meter = Meter(publisher=publisher, announcer=announcer)
+            if self.metrics_port is not None:
+                stack.enter_context(serve(meter, self.metrics_port))
+            stack.callback(_release, evictor)
+            with suppress(PassStopped):
+                self._evict(evictor, meter)
+
+    def _evict(self, evictor: Evictor, meter: Meter) -> None:
+        """Run passes. An error of the store ends a single pass only; otherwise it is logged."""
         while True:
             try:
                 report = evictor.run_once()
             except OSError as error:
-                if interval_s is None:
+                if self.interval_s is None:
                     raise click.ClickException(f"the store does not answer: {error}") from error
                 _log.warning("the store does not answer: %s", error)
             else:
                 meter.add(report)
-                if as_json:
-                    click.echo(report.to_json().decode())
-                    sys.stdout.flush()
-                elif interval_s is None:
-                    Console().print(pass_view(report))
-                else:
-                    _log.info("%s", summary_line(report))
-            if interval_s is None:
+                self._show(report)
+            if self.interval_s is None:
                 return
-            evictor.wait(interval_s)
-    except _Terminated:
-        _log.info("told to stop")
-    finally:
-        try:
-            evictor.close()
-        except OSError as error:
-            _log.warning("leases end by themselves: %s", error)
+            evictor.wait(self.interval_s)
+
+    def _show(self, report: Report) -> None:
+        if self.as_json:
+            click.echo(report.to_json().decode())
+            sys.stdout.flush()
+        elif self.interval_s is None:
+            Console().print(pass_view(report))
+        else:
+            _log.info("%s", summary_line(report))
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise _Terminated
+def _release(evictor: Evictor) -> None:
+    """Give the leases back, so that other evictors can take them over at once."""
+    try:
+        evictor.close()
+    except OSError as error:
+        _log.warning("the leases could not be given back and will expire: %s", error)
 
 
 def _wishes(path: str | None, theirs: PvcEvictor | None, flags: dict[str, Any]) -> Wishes:
-    """Flags win over the other evictor's variables."""
+    """Return what was asked for; flags override the variables of llm-d's evictor."""
     if theirs is None:
         if path is None:
             raise InvalidSettings(
@@ -175,7 +304,7 @@ def _wishes(path: str | None, theirs: PvcEvictor | None, flags: dict[str, Any]) 
 
 
 def _log_to(theirs: PvcEvictor | None, *, verbose: bool) -> None:
-    """Lines on stderr; a daemon's tell of each pass."""
+    """Log to stderr, and to the file that llm-d's variables name; `verbose`: at level INFO."""
     level = theirs.log_level if theirs else ("INFO" if verbose else "WARNING")
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if theirs and theirs.log_file:

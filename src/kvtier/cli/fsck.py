@@ -1,4 +1,4 @@
-"""`kvtier fsck`: verify all that a shared folder or bucket holds, and put it in order."""
+"""`kvtier fsck`: verifies and repairs what a shared folder or bucket holds."""
 
 import logging
 from collections.abc import Iterator
@@ -9,20 +9,17 @@ from pathlib import Path
 import click
 import msgspec
 
-from kvtier.cli.main import EXIT_INTERRUPTED
-from kvtier.cli.process import stopping
+from kvtier.cli.process import EXIT_INTERRUPTED
 from kvtier.cli.progress import Bar
+from kvtier.cli.stopping import Stopper
 from kvtier.clock import Clock
 from kvtier.inspection.checking import Observer, Wish, check_store
 from kvtier.inspection.fsck import THREADS
 from kvtier.inspection.pace import Pace, Stopped
 from kvtier.inspection.report import Finding, Report
-from kvtier.inspection.workers import Workers
 from kvtier.settings.sizes import approximate_size, parse_size
 
 EXIT_PROBLEMS = 1
-HANGS_S = 30.0
-"""A check that was stopped, and has not noted by then how far it is, never will."""
 
 
 @click.command(
@@ -39,27 +36,43 @@ Examples:
 @click.option(
     "--repair",
     is_flag=True,
-    help="Quarantine broken segments, remove temporary files older than an hour.",
+    help="Move broken segments to quarantine and delete temporary files older than an hour.",
 )
 @click.option(
     "--key-file",
     "key_files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A secret (shared.key_file); repeat for several.",
+    metavar="FILE",
+    help="File with a secret of the store, as in shared.key_file. Repeat the flag for several.",
 )
-@click.option("--rate", metavar="SIZE/s", help="Read no faster, as 200MiB/s.")
+@click.option(
+    "--rate", metavar="SIZE/s", help="Read at most this much per second: 200MiB/s.  [no limit]"
+)
 @click.option(
     "--resume",
     "cursor_path",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Keep the place to go on at here, not in the store.",
+    help="Keep the position of the check in FILE instead of in the store, for stores that this "
+    "host may only read.",
 )
-@click.option("--from-start", is_flag=True, help="Do not go on where an earlier run stopped.")
-@click.option("--space", "spaces", multiple=True, metavar="NAME", help="Only this key space.")
 @click.option(
-    "--threads", type=click.IntRange(1, 64), default=THREADS, show_default=True, help="Readers."
+    "--from-start", is_flag=True, help="Check everything, even if an earlier run was stopped."
+)
+@click.option(
+    "--space",
+    "spaces",
+    multiple=True,
+    metavar="NAME",
+    help="Check this key space only. Repeat the flag for several.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=THREADS,
+    show_default=True,
+    help="Number of threads that read.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def fsck(
@@ -75,26 +88,22 @@ def fsck(
 ) -> None:
     """Verify the shared folder or bucket PATH: manifests, names, headers, lengths, every block.
 
-    A bucket: s3://bucket/prefix, gs://… or az://…. Engines may go on using it. Ctrl-C stops the
-    check; the next run goes on where it stopped. Files that are not kvtier's are reported and
-    never touched, and trees of other systems (vLLM fs, llm-d FS) cannot be verified: they carry
-    no checksums.
+    PATH is a folder, or a bucket as s3://bucket/prefix, gs://… or az://…. Engines may use it
+    during the check. Ctrl-C stops the check; run the same command again to resume it. Files of
+    other programs are reported and never touched. Trees of vLLM's fs tier and of llm-d cannot be
+    verified, because they carry no checksums.
     """
     wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
     pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
     watcher = Watcher(as_json=as_json)
-    # In a thread of its own: a mount that hangs must not keep anybody from pressing Ctrl-C.
-    with (
-        stopping(pace.stop),
-        _quiet_log(),
-        watcher.bar,
-        Workers(1, "kvtier-check", pace, HANGS_S) as workers,
-    ):
-        try:
-            report = workers.result(workers.submit(lambda: check_store(path, wish, pace, watcher)))
-        except Stopped:
-            watcher.warned("the storage hangs, and is left as it is; run the same again to go on")
-            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    try:
+        with _quiet_log(), watcher.bar:
+            report = Stopper(pace).run(
+                lambda: check_store(path, wish, pace, watcher), "kvtier-check"
+            )
+    except Stopped:
+        watcher.warned("stopped before the storage answered; run the same command to resume")
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     watcher.tell_findings(report)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
@@ -106,25 +115,25 @@ def fsck(
 
 
 class Watcher(Observer):
-    """Shows a bar on a terminal, a line now and then in a log, and each finding as it comes."""
+    """An observer that shows the progress, and prints each finding as soon as it is made."""
 
     def __init__(self, *, as_json: bool, clock: Clock | None = None) -> None:
-        """`as_json`: findings are in the report only."""
+        """`as_json`: print no findings; they are in the report."""
         self.bar = Bar("verifying", clock)
         self._as_json = as_json
         self._told = [0, 0]
 
     def resumed(self, after: str, started_s: float) -> None:
-        """See Observer."""
+        """Say where an earlier check is resumed."""
         began = datetime.fromtimestamp(started_s).strftime("%Y-%m-%d %H:%M")
-        click.echo(f"going on after {after or 'the start'} (check begun {began})", err=True)
+        click.echo(f"resuming after {after or 'the start'} (check begun {began})", err=True)
 
     def warned(self, text: str) -> None:
-        """See Observer."""
+        """Print a warning."""
         click.echo(f"warning: {text}", err=True)
 
     def advanced(self, report: Report, share: float) -> None:
-        """See Observer."""
+        """Update the bar and print new findings; `share` of the store is done, 0 to 1."""
         news = f"{report.segments:,} segments, {approximate_size(report.bytes)}"
         if report.problems_found:
             news += f", {report.problems_found:,} problems"
@@ -132,7 +141,7 @@ class Watcher(Observer):
         self.tell_findings(report)
 
     def tell_findings(self, report: Report) -> None:
-        """Print those that were not printed yet."""
+        """Print the findings of `report` that were not printed yet."""
         if self._as_json:
             return
         for number, (kind, found) in enumerate(
@@ -152,14 +161,14 @@ def _summary(report: Report) -> str:
     parts = [f"{verified}, {approximate_size(report.bytes)}"]
     for count, what in (
         (report.unverified, "segments not verified"),
-        (report.vanished, "removed by others meanwhile"),
+        (report.vanished, "removed by others during the check"),
         (report.quarantined, "in quarantine from earlier"),
         (report.notices_found, "notices"),
     ):
         if count:
             parts.append(f"{count:,} {what}")
     if not report.complete:
-        state = "stopped; run the same again to go on"
+        state = "stopped; run the same command again to resume"
     elif report.clean:
         state = "clean"
     else:
@@ -169,7 +178,7 @@ def _summary(report: Report) -> str:
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """The report says what was quarantined; the log would say it again, across the bar."""
+    """Silence the tier's warnings: the report repeats them, and they would break up the bar."""
     log = logging.getLogger("kvtier.tiers.shared")
     before = log.level
     log.setLevel(logging.ERROR)

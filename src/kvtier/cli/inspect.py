@@ -1,4 +1,4 @@
-"""`kvtier inspect`: what a shared folder or bucket holds."""
+"""`kvtier inspect`: shows what a shared folder or bucket holds."""
 
 from contextlib import closing
 from pathlib import Path
@@ -7,18 +7,16 @@ import click
 import msgspec
 from rich.console import Console
 
-from kvtier.cli.main import EXIT_INTERRUPTED
-from kvtier.cli.process import stopping
+from kvtier.cli.stopping import Stopper
 from kvtier.clock import wall_s
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.opening import open_view
-from kvtier.inspection.pace import Pace, Stopped
+from kvtier.inspection.pace import Stopped
 from kvtier.inspection.spaces import Secrets
 from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.tables import survey_view
 from kvtier.inspection.view import printable
-from kvtier.inspection.workers import Workers
 
 
 @click.command(
@@ -34,15 +32,27 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every field.")
 @click.option("--verbose", is_flag=True, help="Show every field of each key space's identity.")
 @click.option(
-    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Hottest prefixes."
+    "--top",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Number of hottest prefixes to show; 0 shows none.",
 )
-@click.option("--space", "spaces", multiple=True, metavar="NAME", help="Only this key space.")
+@click.option(
+    "--space",
+    "spaces",
+    multiple=True,
+    metavar="NAME",
+    help="Show this key space only. Repeat the flag for several.",
+)
 @click.option(
     "--key-file",
     "key_files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A secret (shared.key_file); repeat for several.",
+    metavar="FILE",
+    help="File with a secret of the store, as in shared.key_file. Repeat the flag for several.",
 )
 def inspect(
     path: str,
@@ -54,16 +64,16 @@ def inspect(
 ) -> None:
     """Show what the shared folder or bucket PATH holds, and change nothing.
 
-    Key spaces and what keeps them apart, blocks, bytes, ages, hottest prefixes, what is in
-    quarantine, temporary and unknown files, and trees of other systems (vLLM fs, llm-d FS).
-    Ages are those of the files' own times against this host's clock. A bucket is named as
-    s3://bucket/prefix, gs://… or az://….
+    Lists the key spaces and how they differ, their blocks, bytes and ages, the hottest prefixes,
+    quarantined, temporary and unknown files, and trees of other systems (vLLM's fs tier, llm-d).
+    Ages are computed from the files' modification times and this host's clock. PATH is a folder,
+    or a bucket as s3://bucket/prefix, gs://… or az://….
     """
     secrets = Secrets(key_files)
     try:
         survey = _survey(path, secrets, spaces, top)
     except Stopped:
-        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+        raise KeyboardInterrupt from None
     except OSError as error:
         raise InvalidSettings(f"{path} cannot be read: {error.strerror or error}") from error
     if as_json:
@@ -73,20 +83,15 @@ def inspect(
 
 
 def _survey(path: str, secrets: Secrets, spaces: tuple[str, ...], top: int) -> Survey:
-    """In a thread of its own: a mount that hangs must not keep anybody from pressing Ctrl-C."""
-    console = Console(stderr=True)
-    pace = Pace()
+    """Look at the store and show the progress. Raises Stopped."""
+    stopper = Stopper()
     files = 0
-    with (
-        stopping(pace.stop),
-        console.status("looking") as status,
-        Workers(1, "kvtier-look", pace) as workers,
-    ):
+    with Console(stderr=True).status("looking") as status:
 
         def tell(name: str, share: float) -> None:
             nonlocal files
             files += 1
-            if pace.stopped:
+            if stopper.pace.stopped:
                 raise Stopped
             if files % 1000 == 0:
                 folder_name = printable(name.partition("/")[0])
@@ -97,4 +102,4 @@ def _survey(path: str, secrets: Secrets, spaces: tuple[str, ...], top: int) -> S
                 surveyor = Surveyor(view, secrets, tell)
                 return surveyor.survey(now_s=wall_s(), wanted=spaces, top=top)
 
-        return workers.result(workers.submit(look))
+        return stopper.run(look, "kvtier-look", grace_s=0)

@@ -1,8 +1,8 @@
-"""The `kvtier` command: finds the sub-command, and turns errors into one line.
+"""The `kvtier` command: imports the requested subcommand and reports errors in one line.
 
-Why it exists: a command is one module of this room, imported only when it is called, so that
-`kvtier --help` is quick and does not need an engine. Invariants: a wrong setting exits with 2
-and one `error:` line on stderr, Ctrl-C with 130, and neither with a traceback.
+Each subcommand is a module of this package that is imported only when it is called, so that
+`kvtier --help` is fast and needs no optional dependency. Invariants: an invalid setting exits
+with code 2 and one `error:` line on stderr, Ctrl-C with code 130; neither prints a traceback.
 """
 
 import importlib
@@ -12,26 +12,26 @@ from typing import Any, Final
 
 import click
 
+from kvtier.cli.process import EXIT_INTERRUPTED, exit_process, interrupt_on_sigint
 from kvtier.errors import InvalidSettings, KVTierError
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "serve": "Start vLLM with a prefix cache in RAM, on disk, in shared storage.",
-    "config": "Show the settings in force, or a file with every option.",
-    "doctor": "Say why engines do not share, or what is wrong with the settings.",
+    "serve": "Start vLLM with a prefix cache in RAM, on disk and in shared storage.",
+    "config": "Show the settings in force, or an example file with every option.",
+    "doctor": "Explain why engines do not share blocks; check settings and machine.",
     "inspect": "Show what a shared folder or bucket holds.",
-    "fsck": "Verify a shared folder or bucket, and put it in order.",
-    "convert": "Convert trees of vLLM and llm-d into shared storage, and back.",
+    "fsck": "Verify a shared folder or bucket, and repair it.",
+    "convert": "Convert the blocks of vLLM's fs tier and of llm-d, and back.",
     "evict": "Keep a shared folder or bucket within its bounds.",
-    "route": "Route OpenAI requests to the replica that has the prefix.",
-    "epp": "Choose endpoints for Envoy and Kubernetes gateways.",
+    "route": "Route OpenAI requests to the replica that holds the prefix.",
+    "epp": "Pick endpoints for Envoy and Kubernetes gateways.",
 }
-"""Name of the module in `kvtier.cli` that defines a command of that name, and what it does."""
+"""The commands and what they do. Each is defined in the module of `kvtier.cli` of its name."""
 
 EXTRAS: Final[Mapping[str, str]] = {"route": "router", "epp": "epp"}
 """Command to the extra of the package that its imports need."""
 
 EXIT_WRONG_SETTING: Final = 2
-EXIT_INTERRUPTED: Final = 130
 
 
 class _Fault(click.ClickException):
@@ -42,7 +42,7 @@ class _Fault(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group of commands that shows an error of ours as one line, and Ctrl-C as exit code 130."""
+    """A group of commands that turns a KVTierError and Ctrl-C into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. A KVTierError ends it with exit code 2, Ctrl-C with 130."""
@@ -51,19 +51,20 @@ class Commands(click.Group):
         except KVTierError as error:
             raise _Fault(str(error)) from error
         except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
 class LazyCommands(Commands):
-    """Commands by the name of their module, which is imported when the command is used."""
+    """A group whose commands are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the table."""
+        """Return the names of the commands in the order of COMMANDS."""
         del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `kvtier.cli.<name>` and take its attribute of that name."""
+        """Import `kvtier.cli.<name>` and return its attribute of that name."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -80,7 +81,7 @@ class LazyCommands(Commands):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """From the table: listing commands imports none of them."""
+        """Write the list of commands from COMMANDS, without importing any of them."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -114,9 +115,17 @@ Example:
     help="Show the version and exit.",
 )
 def kvtier() -> None:
-    """The prefix cache below the accelerator's memory: host RAM, local disk, shared storage."""
+    """A prefix cache for LLM engines, below the memory of the accelerator.
+
+    kvtier keeps KV-cache blocks in host RAM, on local disks and in shared storage, and routes
+    requests to the engine that already holds their prefix.
+    """
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    kvtier(prog_name="kvtier")
+    """Run the console script."""
+    interrupt_on_sigint()
+    try:
+        kvtier(prog_name="kvtier")
+    except SystemExit as leaving:
+        exit_process(leaving.code if isinstance(leaving.code, int) else 0)

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, a line now and then in a log. On stderr."""
+"""The progress of a long command, on stderr: a bar on a terminal, lines in a log."""
 
 from types import TracebackType
 from typing import Final, Self
@@ -11,14 +11,14 @@ from rich.text import Text
 from kvtier.clock import Clock, MonotonicClock
 
 NEWS_EVERY_S: Final = 60.0
-"""Where there is no terminal for a bar."""
+"""Time between two lines where there is no terminal."""
 
 
 class Bar:
-    """Use it in a `with`. For one thread."""
+    """A progress bar, used as a context manager. One thread at a time updates it."""
 
     def __init__(self, doing: str, clock: Clock | None = None) -> None:
-        """`doing`: what the command does, as `verifying`."""
+        """`doing` is the label, for example `verifying`."""
         self._clock = clock or MonotonicClock()
         self._told_s = self._clock.now_s()
         console = Console(stderr=True)
@@ -34,7 +34,7 @@ class Bar:
         self._task = self._progress.add_task("", total=1.0, news="")
 
     def __enter__(self) -> Self:
-        """Show it."""
+        """Show the bar."""
         self._progress.start()
         return self
 
@@ -44,18 +44,18 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take it away."""
+        """Remove the bar."""
         self._progress.stop()
 
     def show(self, share: float, news: str) -> None:
-        """`share` of the work is done, 0 to 1."""
+        """Show that `share` of the work is done (0 to 1), and `news` beside the bar."""
         self._progress.update(self._task, completed=share, news=news)
         if self._progress.disable and self._clock.now_s() - self._told_s >= NEWS_EVERY_S:
             self._told_s = self._clock.now_s()
             click.echo(f"{share:.0%}: {news}", err=True)
 
     def print(self, line: str) -> None:
-        """A line of the command's own: to stdout, or above the bar."""
+        """Print a line of the command's output: to stdout, or above the bar on a terminal."""
         if self._progress.disable:
             click.echo(line)
         else:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from kvtier.cli.pods import pod_flags, pods
-from kvtier.cli.process import run_server
+from kvtier.cli.process import EXIT_INTERRUPTED, run_server
 from kvtier.errors import InvalidSettings
 from kvtier.router import assembly, replay
 from kvtier.router.choose import explain as explaining
@@ -36,7 +36,6 @@ _log = logging.getLogger("kvtier.route")
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_EXIT_INTERRUPTED: Final = 130
 
 
 def _setting_flags(command: _Command) -> _Command:
@@ -148,7 +147,7 @@ def route(
     _open_files()
     number = run_server(_serve(settings, wiring, assembled))
     if number == signal.SIGINT:
-        context.exit(_EXIT_INTERRUPTED)
+        context.exit(EXIT_INTERRUPTED)
 
 
 @route.command(

@@ -1,4 +1,4 @@
-"""`kvtier serve`: check everything, print the plain vLLM command, become it."""
+"""`kvtier serve`: checks the settings, prints the plain vLLM command, and becomes that command."""
 
 import os
 import sys
@@ -23,8 +23,8 @@ Example:
 )
 @click.argument("model")
 @setting_flags
-@click.option("--port", metavar="N", help="Port to listen on; vLLM's default is 8000.")
-@click.option("--dry-run", is_flag=True, help="Check and print the command, start nothing.")
+@click.option("--port", metavar="PORT", help="Port that vLLM listens on.  [vLLM's default: 8000]")
+@click.option("--dry-run", is_flag=True, help="Check the settings and print the command only.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM FLAGS...]")
 def serve(
     *,
@@ -35,11 +35,11 @@ def serve(
     arguments: tuple[str, ...],
     **flags: str | None,
 ) -> None:
-    """Start vLLM with a prefix cache in RAM and on disk.
+    """Start vLLM serving MODEL, with a prefix cache in RAM, on disk and in shared storage.
 
-    Prints the equivalent plain vLLM command first, so that nothing depends on this one, and
-    then becomes it: signals reach vLLM directly. Listens on 127.0.0.1 unless --host is among
-    vLLM's own flags, which follow `--`.
+    Checks the settings against this machine, prints the equivalent plain vLLM command, and then
+    replaces itself with that command, so that signals reach vLLM directly. vLLM's own flags
+    follow `--`. vLLM listens on 127.0.0.1 unless --host is among them.
     """
     if port is not None:
         if any(argument.partition("=")[0] == "--port" for argument in arguments):

@@ -4,6 +4,7 @@ Why within: a dead mount never answers, and a person who asks what is wrong must
 that. Invariant: whatever hangs, a run ends; what did not answer is a failed check.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,8 +80,19 @@ def _bounded(
 ) -> tuple[list[Check], bool]:
     """The checks that came in time, and whether the place can be used at all."""
     found: list[Check] = []
+    is_abandoned = threading.Event()
+
+    def collect() -> None:
+        for check in work():
+            found.append(check)
+            if is_abandoned.is_set():
+                return  # closes the generator, which removes what it has written
+
     try:
-        within(answer_s, lambda: found.extend(work()), lambda _: None)
+        within(answer_s, collect, lambda _: None)
+    except KeyboardInterrupt:
+        is_abandoned.set()
+        raise
     except TimeoutError as error:
         fix = "See whether what it names is mounted and alive, or leave the tier out."
         return [*found, failed(topic, str(error), fix)], False

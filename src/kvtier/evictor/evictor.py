@@ -33,12 +33,14 @@ from kvtier.evictor.scan import Scan, scan_shard
 from kvtier.evictor.shrink import Shrinking
 from kvtier.evictor.sweep import sweep_folders, sweep_rest
 from kvtier.evictor.unleased import Unleased
-from kvtier.evictor.work import Observer, Silent, Work
+from kvtier.evictor.work import Observer, PassStopped, Silent, Work
 from kvtier.tiers.shared.store import Store
 
 _log = logging.getLogger(__name__)
 
 _NEVER: Final = -float("inf")
+_NAP_S: Final = 0.25
+"""How often a waiting evictor looks whether it should stop."""
 
 
 class Evictor:
@@ -55,11 +57,13 @@ class Evictor:
         observer: Observer | None = None,
         announcer: Announcer | None = None,
         owner: str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """`filesystem` tells how full it is; needed where `options.of_filesystem` is set.
 
         `mounts`: names below the store at which another file system begins; left alone.
-        `owner`: see `Leases`.
+        `owner`: see `Leases`. `stopped` returns True once the evictor should stop: `run_once` and
+        `wait` then raise PassStopped before their next step.
         """
         self._store = store
         self._options = options
@@ -69,6 +73,7 @@ class Evictor:
         self._mounts = mounts
         self._observer = observer or Silent()
         self._announcer = announcer or Unannounced()
+        self._stopped = stopped
         self._leases: Leases | Unleased
         if options.dry_run:
             self._leases = Unleased(store)
@@ -103,7 +108,7 @@ class Evictor:
             self._store,
             self._options,
             self._clock,
-            self._leases.keep,
+            self._keep,
             now_s,
             self._observer,
             report,
@@ -132,10 +137,10 @@ class Evictor:
         return report
 
     def wait(self, interval_s: float) -> None:
-        """Sleep between two passes, and keep the leases meanwhile."""
+        """Sleep between two passes and renew the leases meanwhile. Raises PassStopped."""
         until_s = self._clock.now_s() + interval_s
         while (left_s := until_s - self._clock.now_s()) > 0:
-            self._clock.sleep(min(left_s, self._options.lease_s / 4))
+            self._sleep(min(left_s, self._options.lease_s / 4))
             try:
                 self._leases.renew()
             except OSError as error:
@@ -144,6 +149,20 @@ class Evictor:
     def close(self) -> None:
         """Let others take over at once. Raises OSError where the store refuses."""
         self._leases.release()
+
+    def _keep(self, shard: str) -> None:
+        """Renew the lease of `shard` if it is due. Raises Fenced and PassStopped."""
+        if self._stopped():
+            raise PassStopped
+        self._leases.keep(shard)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep in short naps. Raises PassStopped."""
+        until_s = self._clock.now_s() + seconds
+        while (left_s := until_s - self._clock.now_s()) > 0:
+            if self._stopped():
+                raise PassStopped
+            self._clock.sleep(min(left_s, _NAP_S))
 
     def _begin(self, report: Report) -> tuple[list[str], float]:
         """Own shards, and the time. A full store has no room for either: then some is made."""

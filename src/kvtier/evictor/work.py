@@ -33,6 +33,10 @@ class HasTemporaries(Protocol):
         ...
 
 
+class PassStopped(Exception):
+    """The evictor was asked to stop; the pass ends between two steps."""
+
+
 class Observer(Protocol):
     """Told how far a pass is; called often, must be quick."""
 
