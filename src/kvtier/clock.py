@@ -1,7 +1,7 @@
-"""Time, sleep, randomness and unique names come from here and from nowhere else.
+"""The only source of time, sleep, randomness and unique names in the package.
 
-So that a simulator can own them: ruff's banned-api forbids `time`, `random`, `uuid` and
-`secrets` in every other module of the package.
+Tests and simulations replace them. ruff's banned-api therefore forbids `time`, `random`, `uuid`
+and `secrets` in every other module.
 """
 
 import os
@@ -11,14 +11,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Monotonic time in seconds. Safe from any thread."""
+    """A monotonic clock. Safe to use from any thread."""
 
     def now_s(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Return the time in seconds; it never goes back."""
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Block the calling thread (real time) or advance (virtual time)."""
+        """Block the calling thread for `seconds`, or advance a virtual clock by them."""
         ...
 
 
@@ -26,50 +26,50 @@ class MonotonicClock:
     """The machine's monotonic clock."""
 
     def now_s(self) -> float:
-        """Seconds since an arbitrary start; immune to wall-clock steps."""
+        """Return the seconds since an arbitrary start; changes of the wall clock do not matter."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Block the calling thread."""
+        """Block the calling thread for `seconds`."""
         time.sleep(seconds)
 
 
 class VirtualClock:
-    """A clock that stands still until it is told to move; for tests and simulations."""
+    """A clock that moves only when it is advanced, for tests and simulations."""
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = start_s
 
     def now_s(self) -> float:
-        """Virtual seconds."""
+        """Return the virtual time in seconds."""
         return self._now_s
 
     def sleep(self, seconds: float) -> None:
-        """Advance by `seconds` at once."""
+        """Advance the clock by `seconds` without waiting."""
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Move forward; negative steps are refused, a monotonic clock has none."""
+        """Advance the clock by `seconds`. Raises ValueError if they are negative."""
         if seconds < 0:
             raise ValueError("a monotonic clock does not go back")
         self._now_s += seconds
 
 
 def wall_s() -> float:
-    """Seconds since the epoch. For names and reports only, never for deadlines."""
+    """Return the seconds since the epoch. For names and reports only, never for deadlines."""
     return time.time()
 
 
 def perf_s() -> float:
-    """The finest monotonic timer, for measuring durations."""
+    """Return the time in seconds of the finest monotonic timer, for measuring durations."""
     return time.perf_counter()
 
 
 def seeded(seed: int) -> random.Random:
-    """A private random source: the same seed gives the same run."""
+    """Return a new random generator; the same seed gives the same numbers."""
     return random.Random(seed)
 
 
 def unique_id() -> str:
-    """32 hex digits that no other process has."""
+    """Return 32 random hex digits, unique among all processes."""
     return os.urandom(16).hex()

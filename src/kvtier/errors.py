@@ -1,29 +1,29 @@
-"""The errors kvtier raises, and nothing else.
+"""The exceptions that kvtier raises.
 
-A class exists here only where a caller would act differently. In the serving path none of
-these reaches an engine: an operational failure becomes a miss and a counter.
+There is a class for each case that a caller handles differently. In the serving path none of them
+reaches the engine: a failure becomes a miss and is counted.
 """
 
 
 class KVTierError(Exception):
-    """Base of every error kvtier raises on purpose."""
+    """Base class of all exceptions of kvtier."""
 
 
 class InvalidSettings(KVTierError):
-    """Start-up only: a setting is wrong. The message names the setting and the fix."""
+    """A setting is wrong. Raised at start only; the message names the setting and the fix."""
 
 
 class Unavailable(KVTierError):
-    """A tier cannot serve now (full, EIO, permission lost). Serve as a miss, try again later."""
+    """A tier cannot serve now (full, I/O error, no permission). Treat as a miss; retry later."""
 
 
 class Corrupt(KVTierError):
-    """Stored bytes failed verification. Quarantine, count, serve as a miss."""
+    """Stored bytes failed verification. Quarantine them, count, and treat them as a miss."""
 
 
 class Closed(KVTierError):
-    """The object was closed; the caller kept it too long."""
+    """An object was used after it had been closed."""
 
 
 class Fenced(KVTierError):
-    """A lease was lost: stop writing."""
+    """A lease was lost; its former holder must stop writing."""

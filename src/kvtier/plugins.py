@@ -1,8 +1,8 @@
-"""Parts by name: `eviction: lru` is the class that `kvtier/eviction/lru.py` exports.
+"""Loads plugins by name: `eviction: lru` is the class that `kvtier/eviction/lru.py` exports.
 
-Why it exists: a new part is one new file and no edit elsewhere. A built-in module exports its
-class as `PLUGIN`; other distributions use an entry point in the group `kvtier.<kind>`.
-Invariant: built-ins win, so that installing a package cannot replace one silently.
+A new plugin is one new file and needs no other change. A built-in module exports its class as
+`PLUGIN`; other distributions declare an entry point in the group `kvtier.<kind>`. Invariant:
+built-in plugins win, so an installed package cannot replace one silently.
 """
 
 import importlib
@@ -14,16 +14,16 @@ from typing import Any, Final
 from kvtier.errors import InvalidSettings
 
 EXPORT: Final = "PLUGIN"
-"""The attribute of a module that makes it a part."""
+"""The attribute of a module that holds its plugin."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
 def load(kind: str, name: str) -> Any:
-    """The class called `name` in the room `kind` (`eviction`, `admission`, `tiers`).
+    """Return the plugin `name` of the package `kvtier.<kind>` (`eviction`, `admission`, `tiers`).
 
-    Imports one module; the caller knows which contract the class meets. Raises InvalidSettings
-    that lists the names there are, or says which dependency is missing.
+    Imports one module. Raises InvalidSettings, which lists the known names or says which
+    dependency is missing.
     """
     found = _built_in(kind, name) or _entry_point(kind, name)
     if found is None:
@@ -32,7 +32,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def known(kind: str) -> tuple[str, ...]:
-    """Names that `load` accepts, sorted. Imports the built-in modules of the room."""
+    """Return the names that `load` accepts, sorted. Imports all built-in modules of the kind."""
     room = importlib.import_module(f"kvtier.{kind}")
     built_in = {
         module.name for module in pkgutil.iter_modules(room.__path__) if _exports(kind, module.name)
@@ -43,7 +43,7 @@ def known(kind: str) -> tuple[str, ...]:
 def _exports(kind: str, name: str) -> bool:
     try:
         return _built_in(kind, name) is not None
-    except InvalidSettings:  # there, but an optional dependency of it is not
+    except InvalidSettings:  # the plugin exists, but an optional dependency is not installed
         return True
 
 

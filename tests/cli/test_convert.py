@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner, Result
 from kvtier.blocks.key import BlockKey
 from kvtier.cli.main import kvtier
 from kvtier.conversion.work import Job
+from kvtier.inspection.pace import Pace
 from tests.conversion.foreign import NAME, TreeFolder, chain, make_space, vllm_fields
 
 
@@ -80,10 +82,18 @@ def test_a_signal_ends_it_behind_whole_blocks(
         asked.append(name)
         if len(asked) == 100:  # the first batch is done by then
             os.kill(os.getpid(), signal.SIGINT)
+            stopped.wait(60)
         return real(self, name, key, size)
 
     asked: list[str] = []
+    stopped, stop = threading.Event(), Pace.stop
+
+    def stop_and_tell(pace: Pace) -> None:
+        stop(pace)
+        stopped.set()
+
     monkeypatch.setattr(Importer, "_job", job)
+    monkeypatch.setattr(Pace, "stop", stop_and_tell)
     ran = run(tree, "--space", NAME)
     assert ran.exit_code == 130
     assert "stopped; run the same command again to resume" in ran.stdout

@@ -151,7 +151,7 @@ BAD_INPUT = {
     "more than is free": (
         ["--ram", "1MiB", "--disk", "/tmp=8000PiB"],
         {},
-        "disk.capacity: 8000.0PiB do not fit in /tmp",
+        "disk.capacity: 8000.0PiB does not fit in /tmp",
         "make it smaller or free some space",
     ),
     "not writable": (

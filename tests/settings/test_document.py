@@ -48,7 +48,7 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
         ("ram: 1\n\tdisk: 2", "line 2: not valid YAML"),
         ("ram: 1GiB\nram: 2GiB", "line 2: ram is set twice"),
         ("ram:\n  capacity: 1\n  capacity: 2", "line 3: ram.capacity is set twice"),
-        ("? [a, b]\n: 1", "line 1: a key has to be plain text"),
+        ("? [a, b]\n: 1", "line 1: a key must be plain text"),
         ("ram: !!python/object/apply:os.getcwd []", "line 1: not valid YAML"),
         ("ram: 2026-02-30", "not valid YAML"),
         ("ram: \x1f", "not valid YAML"),

@@ -128,9 +128,13 @@ def test_variables_of_the_router_are_the_routers() -> None:
         (
             {"ram": 1, "objectstore": {"url": "s3://b", "known_blocks": 1}},
             {},
-            ["objectstore.known_blocks: 1 is too small; the least is 64"],
+            ["objectstore.known_blocks: 1 is too small; the minimum is 64"],
         ),
-        ({"ram": 1, "objectstore": 5}, {}, ["objectstore: 5 is no url; write for example s3://"]),
+        (
+            {"ram": 1, "objectstore": 5},
+            {},
+            ["objectstore: 5 is not a valid url; write for example s3://"],
+        ),
     ],
 )
 def test_bad_input_is_refused_with_its_place_and_the_fix(

@@ -1,8 +1,8 @@
-"""How a metric is declared: name, kind, meaning, labels, buckets.
+"""The declaration of a metric: its name, kind, documentation, labels and buckets.
 
-Why it exists: one room to see what can be observed, from which processes register and the
-reference is written. Invariants: names start with `kvtier_` and end with their unit; labels
-are bounded by LABEL_VALUES. Counter names carry no `_total`: Prometheus clients append it.
+Processes register their metrics from these declarations, and the reference page is rendered from
+them. Invariants: names start with `kvtier_` and end with their unit; LABEL_VALUES lists all values
+of every label. Counter names have no `_total`, because Prometheus clients append it.
 """
 
 import enum
@@ -13,7 +13,7 @@ import msgspec
 
 
 class MetricKind(enum.Enum):
-    """Prometheus metric types in use."""
+    """The type of a Prometheus metric."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -21,7 +21,7 @@ class MetricKind(enum.Enum):
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One declaration. `buckets` are upper bounds in the metric's unit, histograms only."""
+    """A metric. `buckets` are the upper bounds of a histogram in the metric's unit."""
 
     name: str
     kind: MetricKind
@@ -51,5 +51,5 @@ LABEL_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
         *("unknown", "orphan", "too_long"),
     ),
 }
-"""Every value a label may take. `promote` and `demote` move between RAM and the tier named
-beside them; `delete` frees space in it, `find` asks storage that others write to."""
+"""The values of every label. `promote` and `demote` move blocks between RAM and the tier of the
+`tier` label; `delete` frees space in that tier; `find` looks up blocks that other nodes wrote."""

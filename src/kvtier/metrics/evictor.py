@@ -1,4 +1,4 @@
-"""What `kvtier evict` exposes."""
+"""The metrics of `kvtier evict`."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from kvtier.metrics.declaration import Metric, MetricKind
 EVICT_USED_BYTES: Final = Metric(
     "kvtier_evict_used_bytes",
     MetricKind.GAUGE,
-    "Physical bytes held against the high watermark, after the last pass.",
+    "Bytes on the device that count against `--high`, after the last pass.",
 )
 EVICT_USED_INODES: Final = Metric(
     "kvtier_evict_used_inodes",
@@ -17,52 +17,65 @@ EVICT_USED_INODES: Final = Metric(
 EVICT_SHORT_BYTES: Final = Metric(
     "kvtier_evict_short_bytes",
     MetricKind.GAUGE,
-    "Bytes that had to go and are still there: in use a moment ago, or not to be removed.",
+    "Bytes that the last pass should have freed and could not, because the files were used "
+    "within the grace period or could not be removed.",
 )
 EVICT_FREED_BYTES: Final = Metric(
-    "kvtier_evict_freed_bytes", MetricKind.COUNTER, "Physical bytes freed.", ("reason",)
+    "kvtier_evict_freed_bytes",
+    MetricKind.COUNTER,
+    "Bytes on the device that were freed.",
+    ("reason",),
 )
 EVICT_FREED_FILES: Final = Metric(
-    "kvtier_evict_freed_files", MetricKind.COUNTER, "Files removed or moved aside.", ("reason",)
+    "kvtier_evict_freed_files",
+    MetricKind.COUNTER,
+    "Files that were removed or moved to quarantine.",
+    ("reason",),
 )
 EVICT_SCANNED_FILES: Final = Metric(
-    "kvtier_evict_scanned_files", MetricKind.COUNTER, "Files looked at."
+    "kvtier_evict_scanned_files", MetricKind.COUNTER, "Files that were scanned."
 )
 EVICT_UNKNOWN_FILES: Final = Metric(
     "kvtier_evict_unknown_files", MetricKind.GAUGE, "Files of no known layout in the last pass."
 )
 EVICT_BROKEN_FILES: Final = Metric(
-    "kvtier_evict_broken_files", MetricKind.COUNTER, "Segments whose header failed."
+    "kvtier_evict_broken_files", MetricKind.COUNTER, "Segments whose header is invalid."
 )
 EVICT_OWNED_SHARDS: Final = Metric(
-    "kvtier_evict_owned_shards", MetricKind.GAUGE, "Leases held, of seventeen."
+    "kvtier_evict_owned_shards",
+    MetricKind.GAUGE,
+    "Shards that this evictor holds the lease of. There are 17.",
 )
 EVICT_FENCED_SHARDS: Final = Metric(
-    "kvtier_evict_fenced_shards", MetricKind.COUNTER, "Leases lost to another evictor."
+    "kvtier_evict_fenced_shards", MetricKind.COUNTER, "Leases that another evictor took over."
 )
 EVICT_REFUSED_CALLS: Final = Metric(
-    "kvtier_evict_refused_calls", MetricKind.COUNTER, "Calls that the store refused."
+    "kvtier_evict_refused_calls", MetricKind.COUNTER, "Calls to the store that failed."
 )
 EVICT_PASS_SECONDS: Final = Metric(
-    "kvtier_evict_pass_seconds", MetricKind.GAUGE, "Time that the last pass took."
+    "kvtier_evict_pass_seconds", MetricKind.GAUGE, "Duration of the last pass."
 )
 EVICT_PASS_AGE_SECONDS: Final = Metric(
     "kvtier_evict_pass_age_seconds",
     MetricKind.GAUGE,
-    "Time since the last pass ended, or since the start. It grows while a store does not answer.",
+    "Time since the end of the last pass, or since the start. It grows while the store does "
+    "not answer.",
 )
 EVICT_ANNOUNCED_BLOCKS: Final = Metric(
-    "kvtier_evict_announced_blocks", MetricKind.COUNTER, "Removed blocks told in events."
+    "kvtier_evict_announced_blocks",
+    MetricKind.COUNTER,
+    "Removed blocks that were announced in events.",
 )
 EVICT_UNREAD_FILES: Final = Metric(
     "kvtier_evict_unread_files",
     MetricKind.COUNTER,
-    "Files whose header could not be read: only their first block was told in events.",
+    "Removed files whose header could not be read, so that events announced only their first "
+    "block.",
 )
 EVICT_SLOW_SUBSCRIBERS: Final = Metric(
     "kvtier_evict_slow_subscribers",
     MetricKind.COUNTER,
-    "Times that a subscriber of events had fallen behind and began to lose messages.",
+    "Times that a subscriber of events fell behind and began to lose messages.",
 )
 
 EVICTOR_METRICS: Final[tuple[Metric, ...]] = (
@@ -83,4 +96,4 @@ EVICTOR_METRICS: Final[tuple[Metric, ...]] = (
     EVICT_UNREAD_FILES,
     EVICT_SLOW_SUBSCRIBERS,
 )
-"""What `kvtier evict --metrics-port` exposes."""
+"""The metrics that `kvtier evict --metrics-port` exposes."""

@@ -1,4 +1,4 @@
-"""The reference page of all metrics, `docs/reference/metrics.md`."""
+"""Renders the reference page of all metrics, `docs/reference/metrics.md`."""
 
 from kvtier.metrics import engine, evictor, router
 from kvtier.metrics.declaration import LABEL_VALUES, Metric
@@ -14,29 +14,34 @@ def _table(metrics: tuple[Metric, ...]) -> list[str]:
 
 
 def render_markdown() -> str:
-    """The reference page of all metrics."""
+    """Return the text of the page."""
     lines = [
         "# Metrics",
         "",
-        "Generated from `kvtier.metrics`; do not edit. They stand in the engine's own `/metrics`,",
-        "beside the engine's labels. Counters are exposed with `_total` after the name, histograms",
-        "as `_bucket`, `_sum` and `_count`.",
+        "Generated from `kvtier.metrics`; do not edit. Counters are exposed with `_total` after",
+        "the name, histograms as `_bucket`, `_sum` and `_count`.",
+        "",
+        "## Engines",
+        "",
+        "vLLM exposes these on its own `/metrics`, with its own labels added.",
         "",
         *_table(engine.METRICS),
         "",
-        "## Of `kvtier evict --metrics-port`",
+        "## `kvtier evict --metrics-port`",
         "",
         *_table(evictor.EVICTOR_METRICS),
         "",
-        "## Of `kvtier epp --metrics-port`",
+        "## `kvtier epp --metrics-port`",
         "",
         *_table(router.EPP_METRICS),
         "",
-        "## Of `kvtier route`",
+        "## `kvtier route`",
         "",
         *_table(router.ROUTE_METRICS),
         "",
-        "## Of `kvtier route` and of `kvtier epp --metrics-port`: what they learn",
+        "## What `kvtier route` and `kvtier epp` learn about replicas",
+        "",
+        "Both expose these metrics.",
         "",
         *_table(router.ROUTER_METRICS),
     ]

@@ -1,8 +1,8 @@
-"""A YAML settings file as plain data, with the line of every key and every item of a list.
+"""Reads a YAML settings file as plain data, with the line number of every key and list item.
 
-Why it exists: an error must name file and line, and YAML readers forget both. Only plain
-scalars, lists and mappings with text keys are read (no tags, no objects); a key that stands
-twice is an error, since readers would silently take the last.
+Error messages name file and line, which YAML libraries do not keep. Only plain scalars, lists
+and mappings with text keys are accepted, no tags and no objects. A key that occurs twice is an
+error; libraries would silently take the last one.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ _EXAMPLE: Final = "ram: 20GiB"
 
 
 class Document(msgspec.Struct, frozen=True):
-    """`data` as written; `lines` maps the path of each key to its line, counted from 1.
+    """A file's `data`, and `lines`: the path of each key -> its line, counted from 1.
 
-    The items of a list are keys as well: "0", "1", ...
+    List items have the keys "0", "1", ....
     """
 
     path: str
@@ -30,14 +30,14 @@ class Document(msgspec.Struct, frozen=True):
     lines: Mapping[KeyPath, int]
 
     def where(self, key: KeyPath) -> str:
-        """`kvtier.yaml line 3`."""
+        """Return where `key` is set, for messages: `kvtier.yaml line 3`."""
         return f"{self.path} line {self.lines[key]}" if key in self.lines else self.path
 
 
 def read_document(path: str, flag: str, example: str = _EXAMPLE) -> Document:
-    """Read the file that `flag` names; `example` is a line that may stand in it.
+    """Read the file that `flag` names; `example` is a valid line of it, for messages.
 
-    Raises InvalidSettings: missing, unreadable, not YAML, not a mapping.
+    Raises InvalidSettings if the file is missing, unreadable, not YAML or not a mapping.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -48,10 +48,10 @@ def read_document(path: str, flag: str, example: str = _EXAMPLE) -> Document:
 
 
 def parse_document(text: str, path: str, first_line: int = 1, example: str = _EXAMPLE) -> Document:
-    """As `read_document`, of a text that stands in the file `path` from `first_line` on."""
+    """Parse a text that begins in line `first_line` of the file `path`; else as `read_document`."""
     try:
         loader = yaml.SafeLoader(text)
-    except yaml.YAMLError as error:  # a character that YAML does not allow
+    except yaml.YAMLError as error:  # the text has a character that YAML does not allow
         raise InvalidSettings(f"{path}: not valid YAML: {error}") from error
     loader.line = first_line - 1
     lines: dict[KeyPath, int] = {}
@@ -69,12 +69,12 @@ def parse_document(text: str, path: str, first_line: int = 1, example: str = _EX
     finally:
         loader.dispose()
     if not isinstance(data, dict):
-        raise InvalidSettings(f"{path}: holds {data!r} and not settings; write `{example}`")
+        raise InvalidSettings(f"{path}: contains {data!r} and no settings; write `{example}`")
     return Document(path, data, lines)
 
 
 def _collect_lines(node: yaml.Node, at: KeyPath, path: str, lines: dict[KeyPath, int]) -> None:
-    """Fill `lines` below `node`; refuse keys that repeat or are not text."""
+    """Add the lines of all keys below `node` to `lines`; refuse repeated and non-text keys."""
     if isinstance(node, yaml.SequenceNode):
         for place, item in enumerate(node.value):
             below = (*at, str(place))
@@ -86,7 +86,7 @@ def _collect_lines(node: yaml.Node, at: KeyPath, path: str, lines: dict[KeyPath,
     for key, value in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise InvalidSettings(f"{path} line {line}: a key has to be plain text")
+            raise InvalidSettings(f"{path} line {line}: a key must be plain text")
         below = (*at, key.value)
         if below in lines:
             raise InvalidSettings(f"{path} line {line}: {'.'.join(below)} is set twice; keep one")

@@ -1,8 +1,8 @@
-"""Settings from their sources: defaults < YAML file < `KVTIER_` variables < mapping < flags.
+"""Merges the sources of settings: defaults < YAML file < `KVTIER_` variables < mapping < flags.
 
-Why it exists: the one place that decides who wins, and that knows where each value came from.
-Invariants: nothing unknown is ignored, every error names file and line, variable or key, and
-the result is a complete `Settings` or `InvalidSettings`.
+This module alone decides which source wins, and it records where each value came from.
+Invariants: nothing unknown is ignored; every error names the file and line, the variable or the
+key; the result is a complete `Settings`, or InvalidSettings is raised.
 """
 
 import difflib
@@ -21,18 +21,18 @@ from kvtier.settings.options import OPTIONS, REQUIRED, SECTIONS, Option, Setting
 from kvtier.settings.tree import SettingKind, Settings
 
 ENGINE_ORIGIN: Final = "kv_connector_extra_config"
-"""Where the mapping comes from when an engine hands it over."""
+"""The origin of a mapping that an engine passes in."""
 
 CONFIG_VARIABLE: Final = "KVTIER_CONFIG"
-"""Names the YAML file where no `file` is given."""
+"""The variable that names the YAML file if no `file` is given."""
 
 DEFAULT_ORIGIN: Final = "default"
 
-# A Kubernetes service called kvtier or kvtier-x puts these into every pod of its namespace.
+# Kubernetes sets these in every pod of a namespace with a service named kvtier or kvtier-*.
 _SERVICE_VARIABLE = re.compile(
     r"KVTIER(_\w+)?_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
-# Those of `kvtier route` may stand in the shell from which an engine is started.
+# The shell that starts an engine may also have variables of `kvtier route`.
 _ROUTER_PREFIX = "KVTIER_ROUTE_"
 _OFF = "none"
 
@@ -47,27 +47,27 @@ _BY_FLAG: Final[Mapping[str, Option | SettingsSection]] = {place.flag: place for
 
 
 class Value(msgspec.Struct, frozen=True):
-    """A parsed value and the source it came from."""
+    """A parsed value and its source."""
 
     value: Any
     origin: str
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """Complete settings; `values` maps each option's name to its value and origin."""
+    """The complete settings; `values` maps the name of each option to its value and origin."""
 
     settings: Settings
     values: Mapping[str, Value]
 
 
 class _Layer(msgspec.Struct):
-    """What one source says. A section in `off` is switched off, whatever lies below."""
+    """The values of one source. Sections in `off` are switched off, whatever lower layers say."""
 
     values: dict[str, Value] = {}
     off: set[str] = set()
 
     def put(self, option: Option, value: object, where: str, origin: str) -> None:
-        """Parse and keep; the same option twice in one source is ambiguous."""
+        """Parse and add a value. Raises InvalidSettings if this source sets the option twice."""
         if option.name in self.values:
             raise InvalidSettings(
                 f"{where}: {option.name} is set by {self.values[option.name].origin} as well; "
@@ -76,7 +76,7 @@ class _Layer(msgspec.Struct):
         self.values[option.name] = Value(_parse(option, value, where), origin)
 
     def put_section(self, section: SettingsSection, value: object, where: str, origin: str) -> None:
-        """Keep a section's one-line form, or switch the section off."""
+        """Add the one-line form of a section, or switch the section off."""
         if section.optional and (value is None or value == _OFF):
             self.off.add(section.name)
             return
@@ -92,12 +92,12 @@ def load(
     env: Mapping[str, str] = os.environ,
     file: str | None = None,
 ) -> Settings:
-    """Complete settings from all sources.
+    """Return the complete settings from all sources.
 
-    `mapping` wins over `env`, `env` over `file` (or the file that `KVTIER_CONFIG` names), the
-    file over defaults. `mapping` may be an engine's extra config: vLLM's own offloading keys
-    are read as they are. `origin` names the mapping in errors. Reads one file, nothing else.
-    Raises InvalidSettings.
+    `mapping` overrides `env`, `env` overrides `file` (or the file that `KVTIER_CONFIG` names), and
+    the file overrides the defaults. `mapping` may be the extra config of an engine; vLLM's own
+    offloading keys are understood in it. `origin` names the mapping in errors. Raises
+    InvalidSettings.
     """
     return resolve(mapping, origin, env, file).settings
 
@@ -109,7 +109,10 @@ def resolve(
     file: str | None = None,
     flags: Mapping[str, str] | None = None,
 ) -> Resolved:
-    """As `load`, with the origin of every value; `flags` maps `--ram` to its text and wins."""
+    """Return the settings as `load` does, with the origin of every value.
+
+    `flags` maps flags such as `--ram` to their texts, and overrides everything else.
+    """
     layers = []
     path = file or env.get(CONFIG_VARIABLE)
     if path:
@@ -162,7 +165,7 @@ def _read_environment(env: Mapping[str, str]) -> _Layer:
 
 
 def _read_texts(texts: Mapping[str, str], places: Mapping[str, Option | SettingsSection]) -> _Layer:
-    """Variables and flags: each name stands for an option or for a section in one line."""
+    """Read variables or flags; each names an option, or a section in its one-line form."""
     layer = _Layer()
     for name, text in texts.items():
         place = places[name]
@@ -174,7 +177,7 @@ def _read_texts(texts: Mapping[str, str], places: Mapping[str, Option | Settings
 
 
 def _parse(option: Option, value: object, where: str) -> Any:
-    """Parse; names of policies must exist, so that a typing error is found here."""
+    """Parse a value. Names of policies must exist, so that a typo is found here."""
     parsed = option.parse(value, where)
     if option.about.kind in (SettingKind.EVICTION, SettingKind.ADMISSION):
         try:
@@ -185,7 +188,7 @@ def _parse(option: Option, value: object, where: str) -> Any:
 
 
 def _merge(layers: Iterable[_Layer]) -> dict[str, Value]:
-    """Later layers win, option by option."""
+    """Merge the layers option by option; later layers win."""
     merged: dict[str, Value] = {}
     for layer in layers:
         for name in layer.off:
@@ -223,7 +226,7 @@ def _missing(section: SettingsSection, option: Option, given: list[Value]) -> st
 
 
 def _close(name: object, known: Iterable[str]) -> str:
-    """`; did you mean 'disk'?`, or what there is."""
+    """Return a hint: `; did you mean 'disk'?`, or the list of known names."""
     names = tuple(known)
     matches = difflib.get_close_matches(str(name), names, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else f"; known are {', '.join(names)}"

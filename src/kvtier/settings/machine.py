@@ -1,8 +1,8 @@
-"""Whether this machine can hold what the settings ask for.
+"""Checks whether this machine has the memory and the disk space that the settings ask for.
 
-Why it exists: an engine that dies of memory or a full disk after ten minutes of loading is a
-setting that should have been refused at once. Looks and touches nothing that stays. The files
-it looks at are parameters, so that any machine can be described in a test.
+Otherwise an engine would run out of memory or disk after ten minutes of loading a model. The
+checks leave nothing behind. The files they read are parameters, so a test can describe any
+machine.
 """
 
 import os
@@ -19,11 +19,11 @@ from kvtier.settings.tree import DiskSettings, RamSettings, Settings, SharedSett
 
 _MOUNT_S = 30.0
 _UNLIMITED_BYTES = 2**60
-"""cgroup v1 writes a number near 2^63 where there is no limit."""
+"""Larger limits mean no limit: cgroup v1 reports a number near 2^63 if there is none."""
 
 
 class Probes(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the kernel tells about memory."""
+    """The files in which the kernel reports memory and its limits."""
 
     meminfo: Path = Path("/proc/meminfo")
     membership: Path = Path("/proc/self/cgroup")
@@ -31,9 +31,9 @@ class Probes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(settings: Settings, probes: Probes | None = None) -> None:
-    """Raise InvalidSettings, naming setting and fix, where the machine is too small.
+    """Raise InvalidSettings with the setting and the fix if the machine is too small.
 
-    Reads a few small files and walks the disk tier's folder; milliseconds. Nothing is created.
+    Reads a few small files and walks the folder of the disk tier, which takes milliseconds.
     """
     check_ram(settings.ram, probes or Probes())
     if settings.disk is not None:
@@ -43,7 +43,7 @@ def check(settings: Settings, probes: Probes | None = None) -> None:
 
 
 def check_ram(ram: RamSettings, probes: Probes) -> None:
-    """The capacity fits the machine, the control group, and what is free now."""
+    """Check the capacity against the machine's memory, the cgroup limit, and the free memory."""
     total_bytes, available_bytes = memory_bytes(probes)
     limits = [
         (total_bytes, "this machine has"),
@@ -60,7 +60,7 @@ def check_ram(ram: RamSettings, probes: Probes) -> None:
 
 
 def check_disk(disk: DiskSettings) -> None:
-    """The path is a folder, or can become one; files can be written; the bound fits."""
+    """Check that the path is or can become a writable folder, and that the capacity fits there."""
     folder = check_folder("disk.path", disk.path)
     space = os.statvfs(folder)
     free_bytes = space.f_bavail * space.f_frsize
@@ -68,24 +68,24 @@ def check_disk(disk: DiskSettings) -> None:
     if disk.capacity > free_bytes + held_bytes:
         held = f" besides the {approximate_size(held_bytes)} kept there" if held_bytes else ""
         raise InvalidSettings(
-            f"disk.capacity: {approximate_size(disk.capacity)} do not fit in {disk.path}, which "
+            f"disk.capacity: {approximate_size(disk.capacity)} does not fit in {disk.path}, which "
             f"has {approximate_size(free_bytes)} free{held}; make it smaller or free some space"
         )
 
 
 def check_shared(shared: SharedSettings) -> None:
-    """As `check_folder`, and the mount answers at all."""
+    """Check the folder as `check_folder` does, and that its mount answers in time."""
     try:
         within(_MOUNT_S, lambda: check_folder("shared.path", shared.path), lambda _: None)
     except TimeoutError as error:
         raise InvalidSettings(
-            f"shared.path: {shared.path}: {error}; see whether it is mounted and alive, or leave "
-            "the tier out"
+            f"shared.path: {shared.path}: {error}; check that it is mounted and that its server "
+            "is up, or remove the tier"
         ) from error
 
 
 def check_folder(setting: str, path: str) -> Path:
-    """The path is a folder, or can become one, and files can be written; what exists of it."""
+    """Check that the path is or can become a writable folder; return its part that exists."""
     folder = _nearest_existing(Path(path))
     if not folder.is_dir():
         below = "" if folder == Path(path) else f" and cannot become one: {folder} is a file"
@@ -102,24 +102,24 @@ def check_folder(setting: str, path: str) -> Path:
 
 
 def occupied_bytes(folder: Path) -> int:
-    """Bytes that the files below `folder` take on the device; holes cost nothing."""
+    """Return the bytes that the files below `folder` take on the device, without holes."""
     found = 0
     for path, _, names in os.walk(folder):
         for name in names:
             try:
                 found += os.lstat(os.path.join(path, name)).st_blocks * 512
-            except FileNotFoundError:  # removed while we looked
+            except FileNotFoundError:  # removed in the meantime
                 continue
     return found
 
 
 def cgroup_limit_bytes(probes: Probes) -> int | None:
-    """The tightest memory limit from this process's group up to the root; None if unlimited."""
+    """Return the tightest memory limit from this process's cgroup up to the root, or None."""
     limits = []
     for file in _limit_files(probes):
         try:
             text = file.read_text().strip()
-        except OSError:  # another version of cgroups, or the root group
+        except OSError:  # a file of the other cgroup version, or of the root group
             continue
         if text.isdecimal() and int(text) < _UNLIMITED_BYTES:
             limits.append(int(text))
@@ -127,7 +127,7 @@ def cgroup_limit_bytes(probes: Probes) -> int | None:
 
 
 def _limit_files(probes: Probes) -> Iterator[Path]:
-    """Candidates of both versions: the root's own files count inside a container."""
+    """Yield the limit files of both cgroup versions; in a container the root's own ones count."""
     try:
         lines = probes.membership.read_text().splitlines()
     except OSError:
@@ -149,7 +149,7 @@ def _upwards(root: Path, group: str, name: str) -> Iterator[Path]:
 
 
 def memory_bytes(probes: Probes) -> tuple[int | None, int | None]:
-    """Of the machine, in all and available now; None where the kernel does not tell."""
+    """Return the machine's total and available memory; None if the kernel does not report it."""
     try:
         lines = probes.meminfo.read_text().splitlines()
     except OSError:

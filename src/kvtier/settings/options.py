@@ -1,8 +1,7 @@
-"""Every leaf of the settings tree as one row: its name everywhere, its text, its parser.
+"""The settings tree as a flat list of options, each with its names, its text and its parser.
 
-Why it exists: files, variables, flags, the reference and `config show` walk this list instead
-of repeating the tree. Invariant: it is derived from `tree` and holds nothing of its own, so a
-new field of a struct is a new setting everywhere.
+Files, variables, flags, the reference and `config show` walk this list. Invariant: the list is
+derived from `tree`, so a new field of a struct is a new setting everywhere.
 """
 
 import os
@@ -27,13 +26,13 @@ from kvtier.settings.tree import (
 )
 
 REQUIRED: Final = msgspec.NODEFAULT
-"""Default of an option that has none."""
+"""The default of an option that must be set."""
 
 _PREFIX: Final = "KVTIER"
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One setting. `section` and `field` are its place in the tree."""
+    """A setting: the field `field` of the tree's struct `section`."""
 
     section: str
     field: str
@@ -43,21 +42,21 @@ class Option(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """As in messages and in the reference: `disk.io_threads`."""
+        """The name in messages and in the reference, such as `disk.io_threads`."""
         return f"{self.section}.{self.field}"
 
     @property
     def variable(self) -> str:
-        """`KVTIER_DISK_IO_THREADS`."""
+        """The environment variable, such as `KVTIER_DISK_IO_THREADS`."""
         return f"{_PREFIX}_{self.section}_{self.field}".upper()
 
     @property
     def flag(self) -> str:
-        """`--disk-io-threads`."""
+        """The flag, such as `--disk-io-threads`."""
         return f"--{self.section}-{self.field}".replace("_", "-")
 
     def parse(self, value: object, where: str) -> Any:
-        """The value as the tree holds it. Raises InvalidSettings that starts with `where`."""
+        """Return the value that the tree holds. Raises InvalidSettings that begins with `where`."""
         match self.about.kind:
             case SettingKind.SIZE:
                 return parse_size(value, where)
@@ -76,7 +75,7 @@ class Option(msgspec.Struct, frozen=True):
                 return self._text(value, where)
 
     def format(self, value: Any) -> str:
-        """The text that `parse` reads back as `value`."""
+        """Return the text that `parse` reads as `value`."""
         match self.about.kind:
             case SettingKind.SIZE:
                 return format_size(value)
@@ -88,20 +87,20 @@ class Option(msgspec.Struct, frozen=True):
     def _at_least(self, value: Any, where: str) -> Any:
         if value < self.about.minimum:
             least = self.format(type(value)(self.about.minimum))
-            raise InvalidSettings(f"{where}: {value!r} is too small; the least is {least}")
+            raise InvalidSettings(f"{where}: {value!r} is too small; the minimum is {least}")
         return value
 
     def _text(self, value: object, where: str) -> str:
         if not isinstance(value, str) or not value.strip():
             raise InvalidSettings(
-                f"{where}: {value!r} is no {self.about.kind.value}; "
+                f"{where}: {value!r} is not a valid {self.about.kind.value}; "
                 f"write for example {self.about.example}"
             )
         return value.strip()
 
 
 class SettingsSection(msgspec.Struct, frozen=True):
-    """One struct of the tree. `shorthand` shows the one-line form, where there is one."""
+    """A struct of the tree. `shorthand` is an example of its one-line form, if it has one."""
 
     name: str
     struct: type[msgspec.Struct]
@@ -110,21 +109,21 @@ class SettingsSection(msgspec.Struct, frozen=True):
 
     @property
     def variable(self) -> str:
-        """`KVTIER_DISK`, which takes the one-line form."""
+        """The variable that takes the one-line form, such as `KVTIER_DISK`."""
         return f"{_PREFIX}_{self.name}".upper()
 
     @property
     def flag(self) -> str:
-        """`--disk`, which takes the one-line form."""
+        """The flag that takes the one-line form, such as `--disk`."""
         return f"--{self.name}"
 
     @property
     def options(self) -> tuple["Option", ...]:
-        """The fields of the struct, in its order."""
+        """The options of the section, in the order of its fields."""
         return tuple(_options(self))
 
     def expand(self, value: object, where: str) -> dict[str, object]:
-        """The fields that the one-line form stands for, not yet parsed.
+        """Return the fields that a one-line form stands for, not yet parsed.
 
         `ram: 20GiB` is `{capacity: 20GiB}`, `disk: /path=100GiB` is `{path, capacity}`,
         `shared: /path` is `{path}`, `objectstore: s3://bucket` is `{url}`.
@@ -179,11 +178,11 @@ SECTIONS: Final[Mapping[str, SettingsSection]] = {
         SettingsSection("transfer", TransferSettings, False, None),
     )
 }
-"""By name, in the order of `Settings`."""
+"""The sections by name, in the order of `Settings`."""
 
 assert tuple(SECTIONS) == Settings.__struct_fields__
 
 OPTIONS: Final[tuple[Option, ...]] = tuple(
     option for section in SECTIONS.values() for option in section.options
 )
-"""Every setting, in the order of the tree."""
+"""All settings, in the order of the tree."""

@@ -1,7 +1,7 @@
-"""The settings tree as text: the annotated YAML of every option, the reference, `config show`.
+"""Renders the settings tree as text: an annotated YAML file, the reference page, `config show`.
 
-Why it exists: documentation that is written by hand goes stale; this is derived from `options`.
-What `render_yaml` and `render_values` write is valid input for `layers.load`.
+All of it is derived from `options`, so it cannot go stale. The output of `render_yaml` and of
+`render_values` is valid input for `layers.load`.
 """
 
 import textwrap
@@ -18,11 +18,11 @@ _EXAMPLES: Mapping[str, object] = {
     "shared.path": "/mnt/kv",
     "objectstore.url": "s3://bucket/kvtier",
 }
-"""What stands in the annotated file for options that have no default."""
+"""The values of options without a default in the annotated file."""
 
 
 def render_yaml() -> str:
-    """Every option with its default, explained in comments."""
+    """Return a settings file with every option and its default, explained in comments."""
     lines = [
         "# Every option of kvtier with its default. Use it with `kvtier serve --config FILE`,",
         "# or name it in KVTIER_CONFIG. Sizes: 64GiB, 1.5GiB, 20GB. Durations: 250ms, 2s, 5m.",
@@ -39,23 +39,25 @@ def render_yaml() -> str:
 
 
 def render_markdown() -> str:
-    """The reference page."""
+    """Return the reference page of all settings, `docs/reference/settings.md`."""
     lines = [
         "# Settings",
         "",
-        "Generated from `kvtier.settings.tree`; do not edit. Later sources win: defaults, the YAML",
-        "file (`--config` or `KVTIER_CONFIG`), `KVTIER_` variables, flags or the engine's",
-        "`kv_connector_extra_config`. `kvtier config show --origin` tells who won.",
+        "Generated from `kvtier.settings.tree`; do not edit. Settings come from these sources, and",
+        "later ones win: defaults, the YAML file (`--config` or `KVTIER_CONFIG`), `KVTIER_`",
+        "variables, flags or the engine's `kv_connector_extra_config`. `kvtier config show",
+        "--origin` shows the source of each value.",
         "",
-        "Sizes are written `64GiB`, `1.5GiB`, `20GB` or in bytes; durations `250ms`, `2s`, `5m` or",
-        "in seconds. An unknown key or variable is an error.",
+        "Write sizes as `64GiB`, `1.5GiB`, `20GB` or a number of bytes, and durations as `250ms`,",
+        "`2s`, `5m` or a number of seconds. Unknown keys and variables are errors.",
     ]
     for section in SECTIONS.values():
         lines += ["", f"## {section.name}", "", _summary(section)]
         if section.shorthand:
-            off = " `none` switches it off." if section.optional else ""
+            off = " `none` switches the tier off." if section.optional else ""
             flag = f"`{section.flag} {section.shorthand}`"
-            lines += ["", f"Also {flag} or `{section.variable}={section.shorthand}`.{off}"]
+            variable = f"`{section.variable}={section.shorthand}`"
+            lines += ["", f"As a flag: {flag}. As a variable: {variable}.{off}"]
         lines += ["", "| setting | default | meaning | variable | flag |", "|---|---|---|---|---|"]
         for option in section.options:
             default = (
@@ -68,7 +70,7 @@ def render_markdown() -> str:
         "",
         "## The engine's own keys",
         "",
-        "vLLM reads these from `kv_connector_extra_config`; they have no place elsewhere.",
+        "vLLM reads these keys from `kv_connector_extra_config`. They are valid there only.",
         "",
         "| key | meaning |",
         "|---|---|",
@@ -78,12 +80,12 @@ def render_markdown() -> str:
 
 
 def render_values(resolved: Resolved) -> str:
-    """The settings in force as YAML."""
+    """Return the settings in force as YAML."""
     return "".join(f"{line}\n" for line, _ in _value_lines(resolved))
 
 
 def render_origins(resolved: Resolved) -> str:
-    """As `render_values`, with where each value came from as a comment."""
+    """Return the settings in force as YAML, with the origin of each value as a comment."""
     return "".join(
         f"{line:<40}  # {origin}\n" if origin else f"{line}\n"
         for line, origin in _value_lines(resolved)
@@ -91,7 +93,7 @@ def render_origins(resolved: Resolved) -> str:
 
 
 def _value_lines(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Each line of the YAML and the origin of its value."""
+    """Yield each line of the YAML, and the origin of its value."""
     for section in SECTIONS.values():
         if getattr(resolved.settings, section.name) is None:
             yield f"{section.name}: none", ""

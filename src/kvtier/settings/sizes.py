@@ -1,8 +1,7 @@
-"""Sizes and durations as people write them: `64GiB`, `1.5GiB`, `250ms`, `5m`.
+"""Parses and formats sizes and durations with units: `64GiB`, `1.5GiB`, `250ms`, `5m`.
 
-Why it exists: a capacity of 68719476736 is a mistake waiting to happen. Owns one invariant:
-formatting is exact, so `parse_size(format_size(n)) == n` and the same for durations.
-A bare `20G` is refused: half of the field reads it as 10^9 and the other half as 2^30.
+Invariant: formatting is exact, so `parse_size(format_size(n)) == n`, and likewise for durations.
+A bare `20G` is refused, because some tools read it as 20 * 10^9 and others as 20 * 2^30.
 """
 
 import re
@@ -18,7 +17,7 @@ _SIZE_UNITS: Final = {
     **{f"{prefix}iB": Fraction(1024**power) for power, prefix in enumerate("KMGTP", start=1)},
     **{f"{prefix}B": Fraction(1000**power) for power, prefix in enumerate("KMGTP", start=1)},
 }
-# Resource quantities in Kubernetes; these are never ambiguous.
+# The units of Kubernetes resource quantities; these are not ambiguous.
 _KUBERNETES_UNITS: Final = {f"{prefix}i": _SIZE_UNITS[f"{prefix}iB"] for prefix in "KMGTP"}
 _DURATION_UNITS: Final = {
     "s": Fraction(1),
@@ -34,10 +33,10 @@ DURATION_EXAMPLES: Final = "250ms, 2s, 5m or a plain number of seconds"
 
 
 def parse_size(value: object, setting: str) -> int:
-    """Bytes meant by `value`: text with a unit, or a whole number of bytes.
+    """Return the bytes that `value` means: text with a unit, or a whole number of bytes.
 
-    Raises InvalidSettings naming `setting`, the text and examples; zero is refused too,
-    because a tier of no bytes is never what was meant.
+    Raises InvalidSettings naming `setting`, the text and examples. Zero is refused as well: no
+    tier has a capacity of zero.
     """
     size = _amount(value, _SIZE_UNITS | _KUBERNETES_UNITS)
     if size is None or size < 1:
@@ -46,12 +45,12 @@ def parse_size(value: object, setting: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """The shortest exact text: `20GiB`, `20GB`, `1048577B`."""
+    """Return the shortest exact text: `20GiB`, `20GB`, `1048577B`."""
     return _shortest(Fraction(size_bytes), _SIZE_UNITS)
 
 
 def approximate_size(size_bytes: int) -> str:
-    """For a person to read, not to parse back: `22.9GiB`."""
+    """Return a rounded text for messages, such as `22.9GiB`."""
     for unit in ("PiB", "TiB", "GiB", "MiB", "KiB"):
         if size_bytes >= _SIZE_UNITS[unit]:
             return f"{size_bytes / float(_SIZE_UNITS[unit]):.1f}{unit}"
@@ -59,7 +58,7 @@ def approximate_size(size_bytes: int) -> str:
 
 
 def parse_duration(value: object, setting: str) -> float:
-    """Seconds meant by `value`: text with a unit, or a number of seconds; zero is allowed.
+    """Return the seconds that `value` means: text with a unit, or a number of seconds, maybe 0.
 
     Raises InvalidSettings naming `setting`, the text and examples.
     """
@@ -70,7 +69,7 @@ def parse_duration(value: object, setting: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest exact text: `250ms`, `2s`, `5m`."""
+    """Return the shortest exact text: `250ms`, `2s`, `5m`."""
     exact = Fraction(str(seconds))
     if (exact * 1_000_000).denominator > 1:  # finer than the finest unit
         return f"{_decimal(seconds)}s"
@@ -78,7 +77,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _amount(value: object, units: Mapping[str, Fraction]) -> Fraction | None:
-    """The exact amount, or None where `value` is no amount at all."""
+    """Return the exact amount, or None if `value` is not an amount."""
     if not isinstance(value, str | int | float):
         return None
     text = _decimal(value) if isinstance(value, float) else str(value)
@@ -91,12 +90,12 @@ def _amount(value: object, units: Mapping[str, Fraction]) -> Fraction | None:
 
 
 def _decimal(number: float) -> str:
-    """All digits and no exponent."""
+    """Return all digits of `number`, without an exponent."""
     return format(Decimal(str(number)), "f")
 
 
 def _shortest(amount: Fraction, units: Mapping[str, Fraction]) -> str:
-    """The whole number with the fewest digits and its unit."""
+    """Return the amount as the whole number with the fewest digits, with its unit."""
     scaled = ((amount / factor, unit) for unit, factor in units.items())
     whole = [(str(number.numerator), unit) for number, unit in scaled if number.denominator == 1]
     digits, unit = min(whole, key=lambda pair: len(pair[0]))

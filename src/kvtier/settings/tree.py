@@ -1,9 +1,8 @@
-"""The one settings tree: every setting kvtier has, its default, and what it means.
+"""The settings tree: every setting of kvtier, its default, and what it means.
 
-Why it exists: YAML keys, `KVTIER_` variables, flags, `kvtier config show` and the reference
-are all derived from these classes, so that no two of them can disagree. The tree holds data,
-never objects. Sizes are bytes and durations are seconds here; human text is understood at
-the edge, in `layers`.
+YAML keys, `KVTIER_` variables, flags, `kvtier config show` and the reference are all derived
+from these classes, so they cannot disagree. The tree holds plain data. Sizes are in bytes and
+durations in seconds; `options` parses the text that users write.
 """
 
 import enum
@@ -13,14 +12,14 @@ import msgspec
 
 
 class SettingKind(enum.Enum):
-    """How the text of a setting is read."""
+    """How the text of a setting is parsed."""
 
     SIZE = "size"
     DURATION = "duration"
     COUNT = "count"
     FOLDER = "folder"
     FILE = "file"
-    """Or `none`."""
+    """A path, or `none`."""
     URL = "url"
     CHOICE = "choice"
     EVICTION = "eviction"
@@ -28,27 +27,35 @@ class SettingKind(enum.Enum):
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a person needs to know of a setting. `minimum` bounds counts and durations."""
+    """The documentation of a setting."""
 
     kind: SettingKind
     text: str
     example: str
     minimum: float = 0
+    """The smallest valid count or duration."""
 
 
-# Settings that more than one tier has: said once, here.
-_EVICTION = "Which block leaves when the tier is full; the name of a module in `kvtier.eviction`."
-_ADMISSION = "Which blocks may enter the tier; the name of a module in `kvtier.admission`."
+# The settings that several tiers have in common.
+_EVICTION = (
+    "Policy that chooses the block to evict when the tier is full: the name of a module in "
+    "`kvtier.eviction`."
+)
+_ADMISSION = (
+    "Policy that decides which blocks enter the tier: the name of a module in `kvtier.admission`."
+)
 _Admission: TypeAlias = Annotated[str, About(SettingKind.ADMISSION, _ADMISSION, "second_touch")]
 
 
 class RamSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The host-memory tier: every block passes through it. In short: `ram: 64GiB`."""
+    """The tier in host memory; every block passes through it. Short form: `ram: 64GiB`."""
 
     capacity: Annotated[
         int,
         About(
-            SettingKind.SIZE, "Host memory for blocks, taken at start and never exceeded.", "64GiB"
+            SettingKind.SIZE,
+            "Host memory for blocks. It is allocated at start and never exceeded.",
+            "64GiB",
         ),
     ]
     eviction: Annotated[str, About(SettingKind.EVICTION, _EVICTION, "arc")] = "lru"
@@ -56,13 +63,13 @@ class RamSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The local-disk tier, which survives restarts. In short: `disk: /mnt/nvme/kvtier=500GiB`."""
+    """The tier on a local disk; it survives restarts. Short form: `disk: /mnt/nvme/kv=500GiB`."""
 
     path: Annotated[
         str,
         About(
             SettingKind.FOLDER,
-            "Folder of this node's slab, created with mode 0700; one engine at a time uses it.",
+            "Folder of the slab. It is created with mode 0700; one engine at a time can use it.",
             "/mnt/nvme/kvtier",
         ),
     ]
@@ -70,21 +77,22 @@ class DiskSettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         About(
             SettingKind.SIZE,
-            "Physical bound of the folder per node: blocks, log and checkpoint together.",
+            "Largest size of the folder on the device: blocks, log and checkpoint together.",
             "500GiB",
         ),
     ]
     eviction: Annotated[str, About(SettingKind.EVICTION, _EVICTION, "sieve")] = "lru"
     admission: _Admission = "always"
     io_threads: Annotated[
-        int, About(SettingKind.COUNT, "Threads that read and write the slab.", "8", minimum=1)
+        int,
+        About(SettingKind.COUNT, "Number of threads that read and write the slab.", "8", minimum=1),
     ] = 4
     direct_io: Annotated[
         Literal["auto", "always", "never"],
         About(
             SettingKind.CHOICE,
-            "Bypass the page cache: where the file system allows it, always (an error where it "
-            "cannot), or never.",
+            "Whether to bypass the page cache (O_DIRECT): if the file system supports it, always "
+            "(an error if it does not), or never.",
             "always",
         ),
     ] = "auto"
@@ -92,8 +100,8 @@ class DiskSettings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["refuse", "replace"],
         About(
             SettingKind.CHOICE,
-            "What to do with a slab of another model or version: stop with an error, or delete "
-            "it and start empty.",
+            "What to do with a slab that another model or version has written: stop with an error, "
+            "or delete it and start empty.",
             "replace",
         ),
     ] = "refuse"
@@ -103,9 +111,9 @@ _TokensPerFile: TypeAlias = Annotated[
     int,
     About(
         SettingKind.COUNT,
-        "Tokens whose blocks lie in one file at most: more make fewer and larger files, fewer "
-        "waste less where prefixes part. For large blocks a file ends at 16 MiB before that; "
-        "models with several KV-cache groups have one block a file.",
+        "Largest number of tokens whose blocks share one file. More tokens make fewer and larger "
+        "files; fewer tokens waste less space where prompts diverge. A file also ends at 16 MiB, "
+        "and models with several KV-cache groups have one block per file.",
         "1024",
         minimum=1,
     ),
@@ -114,7 +122,8 @@ _Recheck: TypeAlias = Annotated[
     float,
     About(
         SettingKind.DURATION,
-        "How soon a block that was not there is asked for again: another node's write is seen.",
+        "How long a block that was not found counts as missing. After that the store is asked "
+        "again, because another node may have written the block.",
         "500ms",
     ),
 ]
@@ -122,7 +131,8 @@ _KnownBlocks: TypeAlias = Annotated[
     int,
     About(
         SettingKind.COUNT,
-        "Blocks this engine remembers the place of; about 400 bytes of memory each.",
+        "Number of blocks whose location this engine remembers; each takes about 400 bytes of "
+        "memory.",
         "1000000",
         minimum=64,
     ),
@@ -131,9 +141,9 @@ _KeyFile: TypeAlias = Annotated[
     str | None,
     About(
         SettingKind.FILE,
-        "File with a secret that keys the checksums, so that whoever can write to the storage "
-        "but lacks it cannot plant a block; closed to others, the same for every engine. "
-        "`none`: the checksums find accidents only.",
+        "File with a secret that keys the checksums: nobody without it can plant a block in the "
+        "storage. Every engine needs the same secret, and no other user may read the file. With "
+        "`none` the checksums detect accidental damage only.",
         "/etc/kvtier/key",
     ),
 ]
@@ -142,14 +152,14 @@ _KeyFile: TypeAlias = Annotated[
 class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A folder that all engines share: CephFS, Lustre, NFS, a ReadWriteMany volume.
 
-    In short: `shared: /mnt/kv`. Nothing in it is deleted by engines: `kvtier evict` bounds it.
+    Short form: `shared: /mnt/kv`. Engines delete nothing in it; `kvtier evict` bounds its size.
     """
 
     path: Annotated[
         str,
         About(
             SettingKind.FOLDER,
-            "Folder that every engine mounts; each model has its own in it.",
+            "Folder that every engine mounts. Each key space gets its own folder in it.",
             "/kv",
         ),
     ]
@@ -158,37 +168,42 @@ class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["none", "fdatasync", "fsync"],
         About(
             SettingKind.CHOICE,
-            "What must be on the device before a block counts as written: nothing (a crash of the "
-            "storage may lose or truncate it, which is found out and a miss), its bytes, or also "
-            "its name.",
+            "What must be on the device before a block counts as written: nothing, its bytes "
+            "(`fdatasync`), or its bytes and its name (`fsync`). With `none` a crash of the "
+            "storage may lose or truncate blocks; this is detected, and they become misses.",
             "fdatasync",
         ),
     ] = "none"
     direct_io: Annotated[
         Literal["auto", "always", "never"],
-        About(SettingKind.CHOICE, "Bypass the page cache: see `disk.direct_io`.", "never"),
+        About(
+            SettingKind.CHOICE,
+            "Whether to bypass the page cache (O_DIRECT), as for `disk.direct_io`.",
+            "never",
+        ),
     ] = "auto"
     recheck: _Recheck = 2.0
     known_blocks: _KnownBlocks = 262_144
     io_threads: Annotated[
-        int, About(SettingKind.COUNT, "Threads that read and write.", "16", minimum=1)
+        int,
+        About(SettingKind.COUNT, "Number of threads that read and write files.", "16", minimum=1),
     ] = 8
     key_file: _KeyFile = None
     admission: _Admission = "always"
 
 
 class ObjectStoreSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """A bucket that all engines share. In short: `objectstore: s3://bucket/prefix`.
+    """A bucket that all engines share. Short form: `objectstore: s3://bucket/prefix`.
 
-    Credentials come from the environment or from files, as the cloud's own tools read them.
+    Credentials are read from the environment or from files, as the tools of the cloud do.
     """
 
     url: Annotated[
         str,
         About(
             SettingKind.URL,
-            "Bucket and prefix, `s3://`, `gs://` or `az://`. For another endpoint than the "
-            "cloud's set AWS_ENDPOINT_URL.",
+            "Bucket and prefix, as `s3://`, `gs://` or `az://`. Set AWS_ENDPOINT_URL to use "
+            "another S3 server than Amazon's.",
             "s3://bucket/kvtier",
         ),
     ]
@@ -196,21 +211,21 @@ class ObjectStoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     recheck: _Recheck = 2.0
     known_blocks: _KnownBlocks = 262_144
     io_threads: Annotated[
-        int, About(SettingKind.COUNT, "Requests under way at once.", "32", minimum=1)
+        int, About(SettingKind.COUNT, "Number of concurrent requests.", "32", minimum=1)
     ] = 16
     key_file: _KeyFile = None
     admission: Annotated[str, About(SettingKind.ADMISSION, _ADMISSION, "always")] = "second_touch"
 
 
 class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Moving blocks between tiers, on threads beside the engine."""
+    """The transfer of blocks between tiers, on threads beside the engine."""
 
     promote_deadline: Annotated[
         float,
         About(
             SettingKind.DURATION,
-            "How long a request may wait for blocks from a lower tier before they count as a "
-            "miss and are computed.",
+            "How long a request may wait for blocks from a lower tier. Blocks that are later count "
+            "as misses and are computed.",
             "500ms",
             minimum=0.001,
         ),
@@ -219,23 +234,20 @@ class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         About(
             SettingKind.COUNT,
-            "Blocks that may wait in each direction; beyond it demotions are dropped.",
+            "Number of blocks that may wait for a transfer in each direction. Beyond it, demotions "
+            "are dropped.",
             "1024",
             minimum=1,
         ),
     ] = 4096
     drain: Annotated[
         float,
-        About(
-            SettingKind.DURATION,
-            "How long a stopping engine waits for writes that are queued.",
-            "10s",
-        ),
+        About(SettingKind.DURATION, "How long a stopping engine waits for queued writes.", "10s"),
     ] = 2.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything. `ram.capacity` is the only setting without a default."""
+    """The complete settings. `ram.capacity` is the only required one."""
 
     ram: RamSettings
     disk: DiskSettings | None = None

@@ -1,1 +1,1 @@
-"""Other systems' settings, read as they are: moving to kvtier is changing one line."""
+"""Reads the settings of other systems as they are, so that users can move to kvtier easily."""

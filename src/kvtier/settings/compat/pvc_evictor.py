@@ -1,8 +1,8 @@
-"""The variables of llm-d's PVC evictor, read as they are.
+"""Reads the environment variables of llm-d's PVC evictor.
 
-Why: its deployment becomes kvtier's by changing the image and the command. Thresholds are per
-cent of the file system there, and are here. Invariant: a variable is read, or tunes a part that
-kvtier does not have and is named in `ignored`, or is an error; none is misread silently.
+A deployment of that evictor runs `kvtier evict` once its image and command are changed. Thresholds
+are percentages of the file system in both. Invariant: each variable is read, or is an error, or
+tunes a part that kvtier does not have and is listed in `ignored`.
 """
 
 import re
@@ -15,7 +15,7 @@ import msgspec
 from kvtier.errors import InvalidSettings
 
 MOUNT: Final = "PVC_MOUNT_PATH"
-"""Where it is set, and no path is given, the others are read."""
+"""The variables are read if this one is set and the command has no path."""
 
 EVENTS: Final = "STORAGE_EVENTS_ENDPOINT"
 
@@ -29,7 +29,7 @@ _WITHOUT_COUNTERPART: Final = (
     "TOTAL_SHARDS",
     "SHARD_INDEX",
 )
-"""Processes, queues and batches, which kvtier has none of: evictors share the work by leases."""
+"""Variables that tune processes, queues and batches. kvtier's evictors divide work by leases."""
 _HIGH: Final = ("CLEANUP_THRESHOLD", "85")
 _LOW: Final = ("TARGET_THRESHOLD", "70")
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -39,11 +39,11 @@ _FALSE: Final = ("false", "0", "no", "")
 
 
 class PvcEvictor(msgspec.Struct, frozen=True, kw_only=True):
-    """What the variables say, in kvtier's words."""
+    """The settings of llm-d's evictor in terms of `kvtier evict`."""
 
     path: str
     high: str
-    """A part of the file system: `85%`."""
+    """A percentage of the file system: `85%`."""
     low: str
     grace_s: float
     dry_run: bool
@@ -51,13 +51,16 @@ class PvcEvictor(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     log_file: str | None
     events: str | None
-    """Where events about removed blocks are bound to."""
+    """The endpoint at which events about removed blocks are published."""
     ignored: tuple[str, ...]
-    """Variables that were set and change nothing."""
+    """Variables that are set and have no effect."""
 
 
 def read(env: Mapping[str, str]) -> PvcEvictor | None:
-    """None where `PVC_MOUNT_PATH` is not set. Raises InvalidSettings naming the variable."""
+    """Read the variables; return None if `PVC_MOUNT_PATH` is not set.
+
+    Raises InvalidSettings naming the variable.
+    """
     if MOUNT not in env:
         return None
     folder = env.get("CACHE_DIRECTORY", "kv/model-cache/models").strip("/")
@@ -66,11 +69,11 @@ def read(env: Mapping[str, str]) -> PvcEvictor | None:
     high, low = (_number(env, *one) for one in (_HIGH, _LOW))
     if float(low) >= float(high):
         raise InvalidSettings(
-            f"{_LOW[0]}: {low} is not below {_HIGH[0]} {high}; above the latter files go until the "
-            "former is reached, so swap them"
+            f"{_LOW[0]}: {low} is not below {_HIGH[0]} {high}; files are deleted above the latter "
+            "until the former is reached, so swap them"
         )
     if float(high) > 100:
-        raise InvalidSettings(f"{_HIGH[0]}: {high} is more than 100 per cent; write {_HIGH[1]}")
+        raise InvalidSettings(f"{_HIGH[0]}: {high} is more than 100 percent; write {_HIGH[1]}")
     level = env.get("LOG_LEVEL", "INFO").upper()
     if level not in _LEVELS:
         raise InvalidSettings(f"LOG_LEVEL: {level!r}; write one of {', '.join(_LEVELS)}")

@@ -1,8 +1,8 @@
-"""vLLM's own offloading settings, read into kvtier's tree.
+"""Translates vLLM's own offloading settings to kvtier's settings tree.
 
-Why it exists: whoever has `CPUOffloadingSpec` running changes `spec_name` and nothing else.
-Invariant: a key is read, or is vLLM's own business, or is an error; none is dropped silently
-that would have changed where blocks are kept.
+A user of vLLM's `CPUOffloadingSpec` changes `spec_name` and nothing else. Invariant: each key is
+read, or is used by vLLM itself, or is an error; no key that would change where blocks are kept is
+ignored silently.
 """
 
 import re
@@ -14,31 +14,34 @@ from kvtier.errors import InvalidSettings
 from kvtier.settings.sizes import parse_size
 
 ENGINE_KEYS: Final[Mapping[str, str]] = {
-    "spec_name": "`KVTier`: what makes the engine use kvtier.",
-    "spec_module_path": "`kvtier.connectors.vllm.spec`, where `VLLM_PLUGINS` keeps our entry "
-    "point out.",
-    "block_size": "Tokens of a cached block, a multiple of the device block's; or:",
-    "blocks_per_chunk": "Device blocks that a cached block holds. Part of the key space.",
+    "spec_name": "`KVTier` makes the engine use kvtier.",
+    "spec_module_path": "`kvtier.connectors.vllm.spec`. Needed only if `VLLM_PLUGINS` excludes the "
+    "entry point `kvtier`.",
+    "block_size": "Tokens per cached block, a multiple of the device block size. Alternative to "
+    "`blocks_per_chunk`.",
+    "blocks_per_chunk": "Device blocks per cached block. It is part of the key space.",
     "canonical_layout": "Whether a cached block holds the KV heads of all ranks in one order, so "
-    "that engines of any tensor-parallel size share it. Absent: where the engine vouches for it "
-    "unasked (one group of plain attention). `true`: also for sliding windows, latent attention "
-    "and fewer heads than ranks; an error at start where it cannot be. `false`: never.",
-    "lazy_offload": "Of another of vLLM's connectors; without effect here.",
-    "offload_prompt_only": "Whether blocks of generated tokens are left out (vLLM's default).",
-    "self_describing_kv_events": "Whether KV events carry token ids.",
+    "that engines of any tensor-parallel size can share it. If absent, it does where the engine "
+    "guarantees that order (one group of plain attention). `true`: also for sliding windows, "
+    "latent attention and fewer heads than ranks; an error at start if that is impossible. "
+    "`false`: never.",
+    "lazy_offload": "A key of another vLLM connector; it has no effect here.",
+    "offload_prompt_only": "Whether to store blocks of the prompt only, and none of generated "
+    "tokens (vLLM's default).",
+    "self_describing_kv_events": "Whether KV events contain token ids.",
 }
-"""Keys that the engine reads for itself, whatever the spec, and what they do."""
+"""Keys that vLLM itself reads, whatever the spec, and what they do."""
 
-# Tuning of parts of vLLM that kvtier replaces and that have no counterpart here.
+# Keys that tune parts of vLLM which kvtier replaces.
 _WITHOUT_COUNTERPART: Final = frozenset({"max_tracker_size", "backpressure"})
 
 
 def translate(extra_config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """`kv_connector_extra_config` in kvtier's own form; its own keys pass through.
+    """Return `kv_connector_extra_config` in kvtier's own form; kvtier's keys are kept.
 
     `cpu_bytes_to_use` becomes `ram.capacity`, `eviction_policy` `ram.eviction`, and a
-    `store_threshold` of 2 or more `ram.admission: second_touch`. Raises InvalidSettings where
-    a key asks for something kvtier does not do, or says the same thing twice.
+    `store_threshold` of 2 or more `ram.admission: second_touch`. Raises InvalidSettings if a key
+    asks for something that kvtier does not support, or a setting is given twice.
     """
     own: dict[str, Any] = {}
     ram: dict[str, Any] = {}
@@ -60,8 +63,8 @@ def _with_ram(own: dict[str, Any], ram: dict[str, Any], origin: str) -> dict[str
     twice = sorted(set(given) & set(ram))
     if twice:
         raise InvalidSettings(
-            f"{origin}: ram.{twice[0]} is given in vLLM's way as well; keep `ram` and remove "
-            f"{_NAMES[twice[0]]}"
+            f"{origin}: ram.{twice[0]} is also set by vLLM's key {_NAMES[twice[0]]}; remove that "
+            "and keep `ram`"
         )
     return {**own, "ram": {**given, **ram}}
 
@@ -79,7 +82,7 @@ def _read_eviction(value: object, where: str) -> dict[str, Any]:
 
 
 def _read_threshold(value: object, where: str) -> dict[str, Any]:
-    """How often a block is offered before it is kept; below 2 everything is."""
+    """Translate how often a block must be offered before it is stored; below 2 all blocks are."""
     if not re.fullmatch(r"[0-9]{1,9}", str(value)):
         raise InvalidSettings(f"{where}: {value!r} is not a whole number; write for example 2")
     return {"admission": "second_touch"} if int(str(value)) >= 2 else {}
@@ -96,8 +99,8 @@ _NAMES: Final = {
     "admission": "store_threshold",
 }
 _REFUSALS: Final = {
-    "secondary_tiers": "vLLM's secondary tiers are not kvtier's; for a local folder write "
+    "secondary_tiers": "kvtier does not support vLLM's secondary tiers; for a local folder write "
     '"disk": "/path=100GiB" instead',
-    "cache_policy_module_path": "kvtier does not load vLLM's policies; choose one with "
+    "cache_policy_module_path": "kvtier does not load vLLM's policies; choose one of its own with "
     '"ram": {"eviction": "lru"}',
 }
