@@ -157,12 +157,21 @@ def test_what_is_done_anyway_needs_no_words(arguments: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--disable-endpoint-subset-filter",), "--disable-endpoint-subset-filter: 'true' cannot"),
-        (("--model-server-metrics-scheme", "https"), "'https' cannot be had: metrics are read in"),
-        (("--model-server-metrics-port", "8001"), "--model-server-metrics-port: '8001' cannot"),
+        (
+            ("--disable-endpoint-subset-filter",),
+            "--disable-endpoint-subset-filter: 'true' is not supported",
+        ),
+        (
+            ("--model-server-metrics-scheme", "https"),
+            "'https' is not supported: metrics are read over",
+        ),
+        (
+            ("--model-server-metrics-port", "8001"),
+            "--model-server-metrics-port: '8001' is not supported",
+        ),
         (("--destination-endpoint-hint-key=x",), "the header is x-gateway-destination-endpoint"),
-        (("--tls-min-version=VersionTLS13",), "the least version is TLS 1.2"),
-        (("--metrics-cert-dir", "/certs"), "the metrics port speaks plain text"),
+        (("--tls-min-version=VersionTLS13",), "the minimum version is TLS 1.2"),
+        (("--metrics-cert-dir", "/certs"), "the metrics port speaks plain HTTP"),
         (("--tracing=perhaps",), "--tracing: 'perhaps' is neither true nor false"),
         (("--zap-encoder",), "--zap-encoder: a value is missing"),
     ],

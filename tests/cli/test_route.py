@@ -189,7 +189,7 @@ def test_ctrl_c_waits_for_requests_and_the_second_one_for_nobody(engine: str) ->
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ((), "no replica is named: give --replica http://host:8000"),
+        ((), "there are no replicas: give --replica http://host:8000"),
         (("--replica", "nowhere"), "--replica: 'nowhere'"),
         (("--selector", "a"), "--selector"),
         (("--replica", "http://h,http://h"), "--replica"),
@@ -204,7 +204,7 @@ def test_ctrl_c_waits_for_requests_and_the_second_one_for_nobody(engine: str) ->
         (("--replica", "http://h", "--replica-key", "/nowhere"), "--replica-key: /nowhere"),
         (("replay", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
         (("replay", "x", "--strategy", "least-requst"), "did you mean 'least-request'"),
-        (("replay", "x", "--strategy", "random", "--name", "a"), "--strategy takes the place"),
+        (("replay", "x", "--strategy", "random", "--name", "a"), "--strategy replaces"),
         (
             ("replay", "/dev/null", "--explain", "x"),
             "the file contains no decision on a request 'x'",

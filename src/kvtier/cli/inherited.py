@@ -1,10 +1,10 @@
-"""Flags that deployments pass to an endpoint picker today, and what they mean to ours.
+"""Translates the flags that deployments pass to other endpoint pickers.
 
-Why: charts of the Gateway API Inference Extension and of llm-d's router write the command line of
-the picker, in which an image can be exchanged and little else. Their spellings are Go's: one dash
+The Helm charts of the Gateway API Inference Extension and of llm-d's router write the command line
+of the picker; users can exchange its image and little else. The spellings are those of Go: one dash
 or two, `--enable-pprof=false`, and camelCase until v0.5 (`-poolName`).
-Invariants: what does nothing here is said, once, with the reason; what would be done otherwise
-than was asked is one error; a flag that nobody knows is click's to refuse.
+Invariants: a flag without effect causes one warning with the reason; a flag that asks for something
+kvtier does not do is an error; click refuses unknown flags.
 """
 
 import re
@@ -16,33 +16,33 @@ import click
 from kvtier.errors import InvalidSettings
 
 WARNINGS: Final = "kvtier.cli.inherited.warnings"
-"""Key of the context's meta: a list of texts."""
+"""The key of the warnings in the click context's `meta`: a list of texts."""
 
-_LOGS = "kvtier logs in one form, at level info"
-_METRICS = "metrics are what they are when they are read"
-_GATES = "none of them changes what kvtier does"
+_LOGS = "kvtier has one log format and logs at level info"
+_METRICS = "metrics are computed when they are read"
+_GATES = "none of them affects kvtier"
 
 IGNORED: Final[Mapping[str, str]] = {
     "allow-experimental-plugins": _GATES,
     "cache-info-metric": "block sizes and capacities are read by vLLM's and SGLang's names",
-    "emit-endpoint-scores": "no scores are put into the metadata",
-    "enable-cert-reload": "certificates are read again whenever they change",
+    "emit-endpoint-scores": "the metadata contains no scores",
+    "enable-cert-reload": "certificates are always read again when they change",
     "enable-grpc-stream-metrics": "streams are always counted",
-    "enable-pprof": "there is no such profiler here",
+    "enable-pprof": "kvtier has no such profiler",
     "fairness-id-header-key": "requests are not queued by tenant",
     "fairness-id-metric-label-limit": "requests are not queued by tenant",
     "feature-gates": _GATES,
-    "grpc-max-recv-msg-size": "--max-body bounds what a request may hold",
-    "grpc-max-send-msg-size": "--max-body bounds what a request may hold",
-    "ha-enable-leader-election": "every picker chooses, with an index of its own; run one of them",
-    "health-checking": "health is always told",
+    "grpc-max-recv-msg-size": "--max-body limits the size of requests",
+    "grpc-max-send-msg-size": "--max-body limits the size of requests",
+    "ha-enable-leader-election": "every picker is active and has its own index; run one of them",
+    "health-checking": "health is always reported",
     "log-level": _LOGS,
     "lora-info-metric": "adapters are read from vllm:lora_requests_info",
-    "metrics-endpoint-auth": "the metrics port asks nobody who they are",
-    "metrics-staleness-threshold": "write metricsStalenessThreshold of utilization-detector",
-    "model-server-metrics-https-insecure-skip-verify": "metrics are read in plain text",
-    "plugin-state-staleness-threshold": "what is in flight is counted until it ends",
-    "refresh-metrics-interval": "replicas are asked twice a second",
+    "metrics-endpoint-auth": "the metrics port has no authentication",
+    "metrics-staleness-threshold": "set metricsStalenessThreshold of utilization-detector instead",
+    "model-server-metrics-https-insecure-skip-verify": "metrics are read over plain HTTP",
+    "plugin-state-staleness-threshold": "requests in flight are counted until they end",
+    "refresh-metrics-interval": "metrics of replicas are read twice a second",
     "refresh-prometheus-metrics-interval": _METRICS,
     "tracing": "kvtier writes no traces",
     "v": _LOGS,
@@ -52,7 +52,7 @@ IGNORED: Final[Mapping[str, str]] = {
     "zap-stacktrace-level": _LOGS,
     "zap-time-encoding": _LOGS,
 }
-"""Flag -> why nothing is lost without it."""
+"""Flags without effect -> the reason."""
 
 _MET: Final = frozenset(
     {
@@ -68,7 +68,7 @@ _MET: Final = frozenset(
         ("tracing", "false"),
     }
 )
-"""What is asked for is what is done: nothing to say."""
+"""Values of ignored flags that ask for what kvtier does anyway; they cause no warning."""
 
 REFUSED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "destination-endpoint-hint-key": (
@@ -77,23 +77,23 @@ REFUSED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     ),
     "destination-endpoint-hint-metadata-namespace": (
         frozenset({"envoy.lb"}),
-        "the metadata's namespace is envoy.lb",
+        "the namespace of the metadata is envoy.lb",
     ),
     "disable-endpoint-subset-filter": (
         frozenset({"false"}),
         "an endpoint that the gateway does not allow is never picked",
     ),
-    "metrics-cert-dir": (frozenset({""}), "the metrics port speaks plain text"),
-    "metrics-client-ca-file": (frozenset({""}), "the metrics port speaks plain text"),
+    "metrics-cert-dir": (frozenset({""}), "the metrics port speaks plain HTTP"),
+    "metrics-client-ca-file": (frozenset({""}), "the metrics port speaks plain HTTP"),
     "model-server-metrics-port": (
         frozenset({"", "0", "-1"}),
         "metrics are read at the port that takes the requests",
     ),
-    "model-server-metrics-scheme": (frozenset({"", "http"}), "metrics are read in plain text"),
+    "model-server-metrics-scheme": (frozenset({"", "http"}), "metrics are read over plain HTTP"),
     "tls-cipher-suites": (frozenset({""}), "the cipher suites are fixed"),
-    "tls-min-version": (frozenset({"", "VersionTLS12"}), "the least version is TLS 1.2"),
+    "tls-min-version": (frozenset({"", "VersionTLS12"}), "the minimum version is TLS 1.2"),
 }
-"""Flag -> values that are met, and why no other is."""
+"""Flags with supported values -> those values, and why no other value is supported."""
 
 _SWITCHES: Final = frozenset(
     {
@@ -116,7 +116,7 @@ _TRUTH: Final = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), "true"),
     **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), "false"),
 }
-"""As Go reads it."""
+"""The spellings of booleans that Go accepts."""
 
 _OURS: Final[Mapping[str, Callable[[str], list[str]]]] = {
     "endpoint-selector": lambda text: ["--selector", text],
@@ -131,10 +131,10 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 class Inheriting(click.Group):
-    """A group that understands such flags besides its own; not those of its subcommands."""
+    """A group that also understands the flags of other pickers; its subcommands do not."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Raises InvalidSettings."""
+        """Parse the translated arguments. Raises InvalidSettings for unsupported values."""
         valued = {
             name: isinstance(option, click.Option) and not option.is_flag
             for option in self.get_params(ctx)
@@ -145,7 +145,7 @@ class Inheriting(click.Group):
 
 
 def warnings(context: click.Context) -> Sequence[str]:
-    """What was ignored, one text a flag."""
+    """Return the warnings about ignored flags, one text per flag."""
     found: Sequence[str] = context.meta.get(WARNINGS, ())
     return found
 
@@ -153,12 +153,15 @@ def warnings(context: click.Context) -> Sequence[str]:
 def _translated(
     args: Sequence[str], valued: Mapping[str, bool], warned: list[str]
 ) -> Iterator[str]:
-    """`valued`: our own options, and whether a value follows them."""
+    """Yield the arguments in kvtier's own flags.
+
+    `valued` maps kvtier's flags to whether they take a value; warnings are appended to `warned`.
+    """
     rest = list(args)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-") or word in ("-", "--"):
-            yield from (word, *rest)  # a subcommand, and what is its own
+            yield from (word, *rest)  # a subcommand and its arguments
             return
         head, equals, value = word.partition("=")
         name = _canonical(head)
@@ -175,12 +178,12 @@ def _translated(
 
 
 def _canonical(head: str) -> str:
-    """`-poolName` and `--pool-name` are one."""
+    """Return the kebab-case name of a flag: `pool-name` for `-poolName` and `--pool-name`."""
     return _HUMP.sub("-", head.lstrip("-")).lower()
 
 
 def _next(name: str, rest: list[str]) -> str:
-    """The value of a flag that has none of its own; a switch may be alone."""
+    """Take the value of a flag from the next argument; a switch without one is true."""
     if name in _SWITCHES:
         return rest.pop(0) if rest and rest[0] in _TRUTH else "true"
     if not rest:
@@ -197,13 +200,13 @@ def _checked(name: str, value: str) -> str:
 
 
 def _meaning(name: str, value: str, warned: list[str]) -> list[str]:
-    """Our own flags for it. Raises InvalidSettings."""
+    """Return kvtier's flags for a flag and its value. Raises InvalidSettings."""
     if name in _OURS:
         return _OURS[name](value)
     if name in REFUSED:
         met, why = REFUSED[name]
         if value not in met:
-            raise InvalidSettings(f"--{name}: {value!r} cannot be had: {why}; leave the flag out")
+            raise InvalidSettings(f"--{name}: {value!r} is not supported: {why}; remove the flag")
     elif value and (name, value) not in _MET:
         text = f"--{name} is ignored: {IGNORED[name]}"
         if text not in warned:

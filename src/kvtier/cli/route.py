@@ -1,4 +1,4 @@
-"""`kvtier route`: an OpenAI-compatible router before replicas, and replays of its decisions."""
+"""`kvtier route`: an OpenAI-compatible router in front of replicas, and `kvtier route replay`."""
 
 import asyncio
 import logging
@@ -39,9 +39,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _setting_flags(command: _Command) -> _Command:
-    """One flag a setting; see `options`."""
+    """Add one flag for each setting in `options`."""
     for row in reversed(options.ROWS):
-        default = "" if row.default is None else f"  [{row.format(row.default)}]"
+        default = "" if row.default is None else f"  [default: {row.format(row.default)}]"
         command = click.option(
             row.flag, row.name, metavar=_metavar(row), help=row.about.text + default
         )(command)
@@ -65,7 +65,7 @@ Examples:
   kvtier route replay decisions.jsonl --profile other.yaml
 
 \b
-Then ask it as you would ask one vLLM:
+Then send it requests as you would send them to one vLLM:
   curl http://127.0.0.1:30080/v1/completions -H 'Content-Type: application/json' \\
     -d '{"model": "NAME", "prompt": "Explain KV cache.", "max_tokens": 10}'
 
@@ -81,24 +81,37 @@ replicas.yaml:
     "urls",
     multiple=True,
     metavar="URL[,model=NAME,...]",
-    help="A replica; again for several. Also ,name=NAME and ,label=KEY:VALUE.",
+    help="A replica. Repeat the flag for several. May also have ,name=NAME and ,label=KEY:VALUE.",
 )
-@click.option("--profile", type=_FILE, help="EndpointPickerConfig that chooses, of any generation.")
+@click.option(
+    "--profile",
+    type=_FILE,
+    metavar="FILE",
+    help="EndpointPickerConfig (YAML, any version of its API) that says how replicas are chosen.  "
+    "[default: by prefix and load]",
+)
 @click.option(
     "--strategy",
     default="",
     metavar="NAME",
-    help="A named strategy, or a profile of FILE, for requests that name none.",
+    help="Strategy for requests without the header routing-strategy: a profile of --profile, or "
+    "least-request, random, power-of-two, prefix-cache, ....",
 )
 @click.option(
     "--tokenizer",
     "tokenizers",
     multiple=True,
     metavar="[MODEL=]FOLDER",
-    help="Compare prompts by these tokens, not by characters.",
+    help="Folder of a tokenizer: prompts of the model (without MODEL=: of all models) are compared "
+    "by tokens instead of characters.",
 )
 @pod_flags
-@click.option("--config", "file", metavar="FILE", help="YAML file of the settings below.")
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    help="YAML file of the settings below, as `port: 30080`.  [$KVTIER_ROUTE_CONFIG]",
+)
 @_setting_flags
 @click.pass_context
 def route(
@@ -111,10 +124,13 @@ def route(
     file: str | None,
     **flags: Any,
 ) -> None:
-    """Route OpenAI requests to the replica that has the prefix, in the fastest tier, with room.
+    """Route OpenAI requests to the replica that answers soonest.
 
-    Everything under /v1 that vLLM serves is passed through untouched. Listens on loopback
-    unless told otherwise. A request may choose a strategy by the header `routing-strategy`.
+    A replica is preferred if it holds the prefix of the prompt in a fast tier and has room for the
+    request. Everything under /v1 that vLLM serves is passed through unchanged. A request can choose
+    a strategy with the header `routing-strategy`. The router listens on 127.0.0.1 by default.
+
+    Every setting below can also be a key of --config, or a variable: KVTIER_ROUTE_IN_FLIGHT=64.
     """
     if context.invoked_subcommand is not None:
         return
@@ -160,16 +176,37 @@ Example:
 """,
 )
 @click.argument("file", type=_FILE)
-@click.option("--profile", type=_FILE, help="EndpointPickerConfig to decide by.")
-@click.option("--name", default="", help="One of its profiles; the first if not given.")
-@click.option("--strategy", default="", metavar="NAME", help="Instead: least-request, random, ...")
-@click.option("--explain", default="", metavar="REQUEST_ID", help="Why one request goes where.")
+@click.option(
+    "--profile",
+    type=_FILE,
+    metavar="FILE",
+    help="EndpointPickerConfig to decide with.  [default: by prefix and load]",
+)
+@click.option(
+    "--name", default="", metavar="NAME", help="Profile of --profile to use.  [default: the first]"
+)
+@click.option(
+    "--strategy",
+    default="",
+    metavar="NAME",
+    help="Strategy to decide with instead of a profile: least-request, random, ....",
+)
+@click.option(
+    "--explain",
+    default="",
+    metavar="REQUEST_ID",
+    help="Show how each scorer rated the replicas for one request.",
+)
 def replay_decisions(
     file: Path, profile: Path | None, name: str, strategy: str, explain: str
 ) -> None:
-    """Decide the logged requests of FILE (--decisions) again under another profile."""
+    """Decide the requests in FILE again, with another profile or strategy.
+
+    FILE is a log that `kvtier route --decisions FILE` has written. Shows how many requests would
+    go to another replica.
+    """
     if strategy and (profile or name):
-        raise InvalidSettings("--strategy takes the place of --profile and --name; drop either")
+        raise InvalidSettings("--strategy replaces --profile and --name; give one or the other")
     by = (
         profiles.strategies_configuration()
         if strategy
@@ -186,7 +223,7 @@ def replay_decisions(
 async def _serve(
     settings: RouteOptions, wiring: RouterDependencies, assembled: assembly.Assembly
 ) -> int:
-    """Until told to stop; the number of the signal that did."""
+    """Run the router until SIGINT or SIGTERM; return the number of that signal."""
     loop = asyncio.get_running_loop()
     told: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -199,7 +236,7 @@ async def _serve(
                 return first.result()
             offered, members = len(router.fleet.available()), len(router.fleet.members)
             _log.info(
-                "listening on %s://%s:%d; %d of %d replicas take requests",
+                "listening on %s://%s:%d; %d of %d replicas are available",
                 "http" if settings.tls_certificate is None else "https",
                 settings.host,
                 router.port,
@@ -217,7 +254,7 @@ async def _serve(
 
 
 async def _unless(work: Coroutine[Any, Any, None], told: asyncio.Task[int]) -> bool:
-    """Whether `work` came to its end before somebody told to stop."""
+    """Await `work`, and cancel it at a signal (`told`); return True if it ended before that."""
     task = asyncio.create_task(work)
     await asyncio.wait((task, told), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -229,7 +266,7 @@ async def _unless(work: Coroutine[Any, Any, None], told: asyncio.Task[int]) -> b
 
 
 def _open_files() -> None:
-    """As many as the machine allows: a stream takes two."""
+    """Raise the limit on open files to the hard limit: each stream needs two descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -245,7 +282,7 @@ def _discovery(
         return FileDiscovery(settings.replicas, fixed)
     if not fixed:
         raise InvalidSettings(
-            "no replica is named: give --replica http://host:8000, --replicas FILE, "
+            "there are no replicas: give --replica http://host:8000, --replicas FILE, "
             "--pool-name or --selector"
         )
     return StaticDiscovery(fixed)
@@ -272,5 +309,5 @@ def _replica_key(settings: RouteOptions, env: Mapping[str, str]) -> str | None:
         return env.get(options.REPLICA_KEY, "").strip() or None
     found = keys.read_keys(settings.replica_key, "--replica-key")
     if len(found) > 1:
-        raise InvalidSettings(f"--replica-key: {settings.replica_key} holds more than one key")
+        raise InvalidSettings(f"--replica-key: {settings.replica_key} has more than one key")
     return found[0]

@@ -30,14 +30,18 @@ def test_durations_are_read_as_people_write_them() -> None:
     ("flags", "env", "said"),
     [
         ({"--port": "x"}, {}, "--port: 'x'"),
-        ({"--port": "70000"}, {}, "--port: 70000 is no port"),
+        ({"--port": "70000"}, {}, "--port: 70000 is not a port"),
         ({"--idle-timeout": "5 parsecs"}, {}, "--idle-timeout: '5 parsecs'"),
         ({"--head-timeout": "0"}, {}, "too small"),
         ({"--explain": "yes"}, {}, "'yes' is not one of never, asked, always"),
-        ({"--tls-key": "k"}, {}, "go together"),
+        ({"--tls-key": "k"}, {}, "belong together"),
         ({}, {"KVTIER_ROUTE_PROT": "1"}, "did you mean 'KVTIER_ROUTE_PORT'"),
         ({}, {"KVTIER_ROUTE_QUEUE": "-1"}, "KVTIER_ROUTE_QUEUE: '-1'"),
-        ({}, {"KVTIER_ROUTE_PROFILE": "p"}, "KVTIER_ROUTE_PROFILE is a flag only: --profile"),
+        (
+            {},
+            {"KVTIER_ROUTE_PROFILE": "p"},
+            "KVTIER_ROUTE_PROFILE can only be set by the flag --profile",
+        ),
         ({}, {"KVTIER_ROUTE_CONFIG": "/nowhere"}, "KVTIER_ROUTE_CONFIG: /nowhere cannot be read"),
     ],
 )
@@ -56,7 +60,9 @@ def test_a_wrong_file_names_its_line(tmp_path: Path) -> None:
         load({}, {}, str(file))
     for name in ("pool_name", "pool-name"):
         file.write_text(f"port: 1\n{name}: p\n")
-        with pytest.raises(InvalidSettings, match=rf"line 2: {name} is a flag only: --pool-name"):
+        with pytest.raises(
+            InvalidSettings, match=rf"line 2: {name} can only be set by the flag --pool-name"
+        ):
             load({}, {}, str(file))
     file.write_text("port")
     with pytest.raises(InvalidSettings, match="write `port: 30080`"):

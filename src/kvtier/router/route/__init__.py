@@ -1,1 +1,1 @@
-"""`kvtier route`: an OpenAI-compatible server in front of replicas."""
+"""`kvtier route`: an OpenAI-compatible HTTP server in front of replicas."""
