@@ -52,8 +52,8 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
         ("ram: !!python/object/apply:os.getcwd []", "line 1: not valid YAML"),
         ("ram: 2026-02-30", "not valid YAML"),
         ("ram: \x1f", "not valid YAML"),
-        ("- ram", "and not settings; write `ram: 20GiB`"),
-        ("64GiB", "and not settings"),
+        ("- ram", "and no settings; write `ram: 20GiB`"),
+        ("64GiB", "and no settings"),
         ("ram: 1GiB\n---\nram: 2GiB", "line 2: not valid YAML"),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, messa
 
 def test_the_caller_says_what_belongs_into_its_file(tmp_path: Path) -> None:
     path = write(tmp_path, "http://host:8000")
-    with pytest.raises(InvalidSettings, match=r"and not settings; write `replicas: \[\]`"):
+    with pytest.raises(InvalidSettings, match=r"and no settings; write `replicas: \[\]`"):
         read_document(path, "--replicas", "replicas: []")
 
 

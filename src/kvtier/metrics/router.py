@@ -26,8 +26,8 @@ ROUTE_SENT_REQUESTS: Final = Metric(
 ROUTE_RETRIED_REQUESTS: Final = Metric(
     "kvtier_route_retried_requests",
     MetricKind.COUNTER,
-    "Times that a replica could not be reached, was busy, or disconnected before the client "
-    "had received a byte.",
+    "Times that a replica could not be reached, or disconnected before the client had received "
+    "a byte.",
 )
 ROUTE_QUEUED_REQUESTS: Final = Metric(
     "kvtier_route_queued_requests", MetricKind.GAUGE, "Requests that wait for a replica with room."

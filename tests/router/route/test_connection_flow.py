@@ -8,7 +8,12 @@ import pytest
 
 from kvtier.router.replica.exchange import Head, ReplicaExchange
 from kvtier.router.route import connection as module
-from kvtier.router.route.connection import ClientConnection, ConnectionLimits, Front, Handler
+from kvtier.router.route.connection import (
+    ClientConnection,
+    ConnectionLimits,
+    ConnectionManager,
+    Handler,
+)
 from kvtier.router.route.request import WAITING, HttpRequest
 from kvtier.router.route.response import HttpResponse
 from tests.router.replica.test_exchange import Line
@@ -77,9 +82,9 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def front(handler: Handler, **limits: Any) -> Front:
+def front(handler: Handler, **limits: Any) -> ConnectionManager:
     given = {"head_timeout_s": 60.0, "keep_alive_s": 60.0, "max_body_bytes": 10_000, **limits}
-    return Front(handler, ConnectionLimits(**given))
+    return ConnectionManager(handler, ConnectionLimits(**given))
 
 
 class Large:
@@ -160,7 +165,7 @@ def test_an_answer_is_under_way_until_it_is_taken() -> None:
         await settled()
         assert wire.unsent
         assert at.busy() == 1
-        at.let_go()
+        at.close_idle()
         assert wire.ended == "closed"
         assert at.busy() == 1
         wire.take()
@@ -268,7 +273,7 @@ def test_a_head_that_has_begun_is_let_finish() -> None:
         at = front(small)
         idle, begun = Wire(at()), Wire(at())
         begun.connection.data_received(b"GET / HTTP/1.1\r\n")
-        at.let_go()
+        at.close_idle()
         assert (idle.ended, begun.ended) == ("closed", "")
         assert at.busy() == 1
         begun.connection.data_received(b"\r\n")
@@ -286,7 +291,7 @@ def test_a_request_that_waits_for_room_is_answered_before_the_end() -> None:
         wire = Wire(at())
         wire.connection.data_received(GET % 1 * 2)
         await settled()
-        at.let_go()
+        at.close_idle()
         assert not wire.ended
         for _ in range(2):
             wire.take()

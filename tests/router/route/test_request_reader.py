@@ -33,10 +33,10 @@ SOCKET = b"GET /v1/f HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n\r
 def read(*pieces: bytes) -> RequestReader:
     reader = RequestReader(100, lambda: None)
     for piece in pieces:
-        if not reader.fault and reader.beyond is None:
+        if not reader.fault and reader.upgraded is None:
             reader.feed(piece)
-        elif reader.beyond is not None:
-            reader.beyond += piece
+        elif reader.upgraded is not None:
+            reader.upgraded += piece
     return reader
 
 
@@ -64,7 +64,7 @@ def seen(reader: RequestReader) -> tuple[object, ...]:
         ],
         [body(reader, place) for place, one in enumerate(reader.requests) if one.is_whole],
         bool(reader.fault),
-        reader.beyond,
+        reader.upgraded,
     )
 
 
@@ -99,7 +99,7 @@ OFFERING = [
 ]
 NO_REQUESTS = [b"GET /x HTTP/1.1\r\n", b"junk", b"5\r\n", SIZED.replace(b"5", b"200")]
 LAST = [
-    *(PLAIN, offering(PLAIN), OLD, offering(OLD), SOCKET + b"\x81\x00 beyond", b""),
+    *(PLAIN, offering(PLAIN), OLD, offering(OLD), SOCKET + b"\x81\x00 upgraded", b""),
     *(offering(SIZED.replace(b"1.1", b"1.0"), TO_SOCKET), b"CONNECT h:1 HTTP/1.1\r\n\r\n" + SIZED),
 ]
 
@@ -216,7 +216,7 @@ def test_what_two_servers_could_read_in_two_ways_is_a_fault(broken: bytes) -> No
 def test_a_body_that_breaks_off_or_is_wrong_is_heard_by_its_reader() -> None:
     gone = read(SIZED[:-1])
     gone.close()
-    assert body(gone) == "400 the body is not what its headers say: it breaks off"
+    assert body(gone) == "400 the body does not match its headers: the client disconnected"
     wrong = read(CHUNKED.partition(b"0\r\n")[0] + b"zz\r\n")
     assert str(body(wrong)).startswith("400 ")
     large = read(SIZED.replace(b"5", b"200"))
@@ -229,10 +229,10 @@ def test_a_body_that_breaks_off_or_is_wrong_is_heard_by_its_reader() -> None:
 def test_what_follows_an_upgrade_is_kept_as_it_is() -> None:
     reader = read(SIZED + SOCKET + b"\x81\x00GET / HTTP/1.1\r\n", b"more")
     assert [one.asks_upgrade for one in reader.requests] == [False, True]
-    assert reader.beyond == b"\x81\x00GET / HTTP/1.1\r\nmore"
+    assert reader.upgraded == b"\x81\x00GET / HTTP/1.1\r\nmore"
     long = b"\x81" * 2 * QUIET_BYTES
     reader = read(SOCKET + long)
-    assert reader.beyond == long
+    assert reader.upgraded == long
     assert reader.is_full
 
 
@@ -241,10 +241,10 @@ def test_only_a_get_without_a_body_goes_on_in_another_protocol() -> None:
     for message in [*OFFERING, old]:
         reader = read(message + PLAIN)
         assert [one.asks_upgrade for one in reader.requests] == [False, False]
-        assert reader.beyond is None
+        assert reader.upgraded is None
     refused = read(SIZED + b"CONNECT h:1 HTTP/1.1\r\nContent-Length: 5\r\n\r\n" + PLAIN)
     assert len(refused.requests) == 1
-    assert refused.fault == "CONNECT is for proxies"
+    assert refused.fault == "the method CONNECT is not supported"
 
 
 def taken(reader: RequestReader) -> list[HttpRequest]:
@@ -297,10 +297,10 @@ def test_a_head_is_awaited_only_when_it_has_begun() -> None:
     for whole in (SIZED, CHUNKED, CHUNKED[:last_chunk] + b"0\r\n\r\n", offering(CHUNKED)):
         for at in range(1, len(whole)):
             reader = read(whole[:at], whole[at:])
-            assert not reader.is_amid, at
-            assert read(whole[:at], whole[at:] + b"G").is_amid
-    assert read(b"G").is_amid
-    assert not read(b"\0").is_amid, "what is no HTTP is not awaited"
+            assert not reader.is_in_head, at
+            assert read(whole[:at], whole[at:] + b"G").is_in_head
+    assert read(b"G").is_in_head
+    assert not read(b"\0").is_in_head, "what is no HTTP is not awaited"
 
 
 def test_values_end_where_their_last_character_does() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from kvtier.router.replica.exchange import BrokenOff, Head, ReplicaExchange
-from kvtier.router.route.response import CutOff, Outgoing
+from kvtier.router.route.response import CutOff, OutgoingBody
 from tests.router.replica.test_exchange import Line
 
 
@@ -29,11 +29,13 @@ class Paper(asyncio.WriteTransport):
         return self.unsent_bytes.pop(0) if len(self.unsent_bytes) > 1 else self.unsent_bytes[0]
 
 
-def made(*, is_chunked: bool, idle_s: float = 0) -> tuple[Outgoing, Paper, ReplicaExchange, Line]:
+def made(
+    *, is_chunked: bool, idle_s: float = 0
+) -> tuple[OutgoingBody, Paper, ReplicaExchange, Line]:
     line, paper = Line(), Paper()
     exchange = ReplicaExchange(line)
     exchange.head = Head(200, b"", [], None)
-    outgoing = Outgoing(paper, exchange, is_chunked=is_chunked, idle_s=idle_s)
+    outgoing = OutgoingBody(paper, exchange, is_chunked=is_chunked, idle_s=idle_s)
     exchange.pass_to(outgoing)
     return outgoing, paper, exchange, line
 
@@ -74,8 +76,8 @@ def test_what_breaks_off_has_no_end() -> None:
 def test_a_slow_client_holds_the_replica_back() -> None:
     async def test() -> None:
         outgoing, _, exchange, line = made(is_chunked=True)
-        outgoing.hold()
-        outgoing.go_on()
+        outgoing.pause()
+        outgoing.resume()
         assert line.told[-2:] == ["pause", "resume"]
         exchange.complete([])
         await outgoing.ended()
@@ -114,7 +116,7 @@ def test_a_client_that_takes_what_was_written_is_not_cut_off_and_one_that_stops_
     async def test() -> None:
         outgoing, paper, _, _ = made(is_chunked=True, idle_s=0.01)
         paper.unsent_bytes = [100, 90, 80, 70, 60]
-        outgoing.hold()
+        outgoing.pause()
         with pytest.raises(CutOff, match=r"nothing moved for 0\.01 s"):
             await outgoing.ended()
         assert paper.unsent_bytes == [60]

@@ -80,7 +80,7 @@ def test_a_discovery_that_fails_later_is_said_and_the_fleet_stays(
     async def test() -> None:
         router = Router(RouteOptions(**FAST), wiring(discovery=Broken()))
         await router.start()
-        await until(lambda: "not followed any more" in caplog.text, "it is said")
+        await until(lambda: "the discovery of replicas has failed" in caplog.text, "it is said")
         assert len(router.fleet.members) == 1
         await router.close()
 
@@ -227,7 +227,7 @@ def test_what_does_not_end_is_cut_off_after_the_drain_time(
             await until(lambda: a.cancelled == 1, "the replica hears of it")
 
     run(test())
-    said = ["stopping", "waiting for 1 requests to end, for 0.1 s", "1 requests are cut off"]
+    said = ["stopping", "waiting for 1 requests to end, for 0.1 s", "1 requests were cut off"]
     assert [text for text in caplog.messages if "replica" not in text] == said
 
 

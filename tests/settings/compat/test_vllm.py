@@ -50,8 +50,11 @@ def test_keys_of_the_engine_and_ours_are_told_apart() -> None:
         ({"eviction_policy": "MyPolicy"}, "x: eviction_policy: .*'MyPolicy'.*lru"),
         ({"store_threshold": "two"}, "x: store_threshold: 'two' is not a whole number"),
         ({"secondary_tiers": [{"type": "fs"}]}, 'x: secondary_tiers: .*"disk": "/path=100GiB"'),
-        ({"cache_policy_module_path": "a.b"}, "x: cache_policy_module_path: .*choose one with"),
-        ({"ram": 1, "cpu_bytes_to_use": 1}, "x: ram.capacity .* remove cpu_bytes_to_use"),
+        (
+            {"cache_policy_module_path": "a.b"},
+            "x: cache_policy_module_path: .*choose one of its own with",
+        ),
+        ({"ram": 1, "cpu_bytes_to_use": 1}, "x: ram.capacity .* cpu_bytes_to_use; remove that"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(

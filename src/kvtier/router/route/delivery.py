@@ -1,9 +1,9 @@
-"""A request on its way to a replica: read, matched, chosen for, sent, and if need be sent again.
+"""Delivers a request to a replica: reads it, chooses a replica, sends it, and retries if necessary.
 
-Invariants: a replica is tried again, or the next one, only while the client has seen nothing;
-what a replica may have begun to work on goes elsewhere `resends` times at most, so that a
-request which kills engines does not kill all of them; load that is counted is uncounted; what
-engines compute stays within `in_flight`, whichever replica it comes to in the end.
+Invariants: a request is sent again only while the client has received nothing; a request that a
+replica may have begun to work on is sent to other replicas at most `resends` times, so that a
+request which crashes engines does not crash all of them; counted load is always released;
+`in_flight` holds for every replica, also after retries.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,12 +37,12 @@ EXPLAIN: Final = b"x-kvtier-explain"
 EXPLANATION: Final = "x-kvtier-decision"
 _STRATEGY: Final = STRATEGY.encode()
 
-Answered = tuple[int, HttpResponse | None]
-"""An answer's status; and the answer, where it has not been passed on already."""
+Delivered = tuple[int, HttpResponse | None]
+"""The status of a response, and the response unless it was streamed already."""
 
 
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the data path works with, put together by `server`. One of each for the process."""
+class DeliveryParts(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of the data path, assembled by `server`. There is one of each per process."""
 
     options: RouteOptions
     fleet: Fleet
@@ -53,25 +53,25 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     meter: RouteMeter
     keys: ApiKeys
     replica_key: str | None
-    """What replicas are shown instead of the client's key."""
+    """The API key sent to replicas instead of the client's."""
     log: DecisionLog | None
     clock: Clock
 
 
-class _Passage(msgspec.Struct, kw_only=True):
-    """A request on its way."""
+class _RoutedRequest(msgspec.Struct, kw_only=True):
+    """A request for which replicas are chosen, and what is needed to send it."""
 
     request: HttpRequest
     message: Message
     asked: InferenceRequest
     chooser: Chooser
     extra: dict[str, str]
-    """Headers of the answer."""
+    """Additional headers of the response."""
     begun_s: float
 
 
-class _Begun(msgspec.Struct):
-    """An answer that has begun, and what holds its endpoint."""
+class _StartedAnswer(msgspec.Struct):
+    """An answer that has begun, and the load that it is on its endpoint."""
 
     answer: Answer
     endpoint: Endpoint
@@ -80,9 +80,9 @@ class _Begun(msgspec.Struct):
 
 
 class Delivery:
-    """Delivers requests. One for the process."""
+    """Delivers requests to replicas. There is one per process."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DeliveryParts) -> None:
         self._parts = parts
         self._options = parts.options
         self._fleet = parts.fleet
@@ -91,13 +91,14 @@ class Delivery:
 
     async def choose(
         self, connection: ClientConnection, request: HttpRequest, identity: str, begun_s: float
-    ) -> Answered:
-        """To the replica that is best for the model and the prompt in its body.
+    ) -> Delivered:
+        """Deliver a request to the best replica for the model and the prompt in its body.
 
-        Raises Refusal, and CutOff when the answer breaks off.
+        Raises Refusal, and CutOff if the answer breaks off.
         """
         begun = await self._begin(request, identity, begun_s)
-        # Body, prompt and decision are gone by now: an answer may take hours, ten thousand at once.
+        # Body, prompt and decision are released here, because ten thousand answers may be streamed
+        # at the same time, for hours.
         if isinstance(begun, HttpResponse):
             return begun.status, begun
         return await self._finish(connection, request, begun)
@@ -108,10 +109,13 @@ class Delivery:
         request: HttpRequest,
         kind: paths.PathKind,
         identity: str,
-    ) -> Answered:
-        """To any replica, or to each until one knows what is asked for."""
+    ) -> Delivered:
+        """Deliver a request to any replica, or to one after the other until one does not say 404.
+
+        Raises as `choose` does.
+        """
         message = await self._message(request, identity)
-        found = await self._who_may(request, kind)
+        found = await self._search_order(request, kind)
         if kind is paths.PathKind.UPGRADE:
             message = _upgrading(request, message)
         endpoints = sorted(found, key=lambda endpoint: endpoint.in_flight)
@@ -132,8 +136,8 @@ class Delivery:
             return failure.busy.status, failure.busy
         raise failure.refusal
 
-    async def _who_may(self, request: HttpRequest, kind: paths.PathKind) -> Sequence[Endpoint]:
-        """Those of the model in the query, where a socket names one there; else everybody."""
+    async def _search_order(self, request: HttpRequest, kind: paths.PathKind) -> Sequence[Endpoint]:
+        """Return the replicas of the model that a WebSocket's query names, else all replicas."""
         if kind is paths.PathKind.UPGRADE and (model := paths.model_of(request.target)):
             return await self._parts.waiting.candidates(model)
         found = self._fleet.available()
@@ -142,7 +146,7 @@ class Delivery:
         return found
 
     def _takes(self, endpoint: Endpoint, kind: paths.PathKind) -> bool:
-        """Whether it may be asked now. To look something up is no load, to cancel makes room."""
+        """Return True if the replica may be asked now; lookups and cancellations always may."""
         is_load = kind in (paths.PathKind.CHOOSE, paths.PathKind.UPGRADE)
         if is_load and not self._parts.waiting.has_room(endpoint):
             return False
@@ -150,8 +154,8 @@ class Delivery:
 
     async def _begin(
         self, request: HttpRequest, identity: str, begun_s: float
-    ) -> _Begun | HttpResponse:
-        """An answer that has begun, or a busy replica's words where nobody does better."""
+    ) -> _StartedAnswer | HttpResponse:
+        """Read and route a request; return an answer that has begun, or a busy replica's."""
         strategy = request.text(_STRATEGY)
         chooser = self._parts.choices.of(strategy)
         message = await self._message(request, identity)
@@ -160,7 +164,7 @@ class Delivery:
         extra = _extra(identity)
         if strategy:
             extra[STRATEGY] = strategy
-        passage = _Passage(
+        routed = _RoutedRequest(
             request=request,
             message=message,
             asked=InferenceRequest(
@@ -175,11 +179,11 @@ class Delivery:
             extra=extra,
             begun_s=begun_s,
         )
-        return await self._deliver(passage)
+        return await self._deliver(routed)
 
     async def _message(self, request: HttpRequest, identity: str) -> Message:
         if request.text(b"content-encoding"):
-            raise Refusal(415, "compressed bodies are not understood", code="unsupported_encoding")
+            raise Refusal(415, "compressed bodies are not supported", code="unsupported_encoding")
         body = await request.body(self._options.body_timeout)
         out = forwarding.replica_headers(
             request.fields, identity, self._parts.replica_key, keeps_key=not self._parts.keys
@@ -188,88 +192,88 @@ class Delivery:
         has_body = bool(body) or request.method == "POST"
         return Message(request.method, target, encode_fields(out), body if has_body else None)
 
-    async def _deliver(self, passage: _Passage) -> _Begun | HttpResponse:
-        """To the best replica, else to the next, until one answers."""
+    async def _deliver(self, routed: _RoutedRequest) -> _StartedAnswer | HttpResponse:
+        """Send a request to the best replica, else to the next ones, until one answers."""
         waiting = self._parts.waiting
         resends = self._options.resends
         tried: set[Endpoint] = set()
-        endpoints = await waiting.candidates(passage.asked.model)
+        endpoints = await waiting.candidates(routed.asked.model)
         while True:
-            decision = self._decide(passage, endpoints)
+            decision = self._decide(routed, endpoints)
             if not decision.chosen:
                 raise unavailable("the profile's filters leave no replica")
             failure: Undelivered | None = None
             for candidate in decision.chosen:
-                # Since it was chosen, another one may have kept us waiting.
+                # The state of this replica may have changed while another one was tried.
                 if failure is not None and not self._takes(
                     candidate.endpoint, paths.PathKind.CHOOSE
                 ):
                     continue
                 tried.add(candidate.endpoint)
                 try:
-                    return await self._send(passage, decision, candidate)
+                    return await self._send(routed, decision, candidate)
                 except Undelivered as error:
                     failure = error
                     resends -= error.taken
                     if resends < 0:
                         break
             assert failure is not None
-            if failure.taken and tried.issuperset(self._fleet.candidates(passage.asked.model)):
-                # It may have closed a connection that we were about to use: ask once more.
+            if failure.taken and tried.issuperset(self._fleet.candidates(routed.asked.model)):
+                # The replica may just have closed the idle connection that was used: try all again.
                 tried.clear()
-            endpoints = [] if resends < 0 else await self._left(passage.asked.model, tried)
+            endpoints = [] if resends < 0 else await self._left(routed.asked.model, tried)
             if not endpoints:
                 if failure.busy is not None:
                     return failure.busy
                 raise failure.refusal
 
     async def _left(self, model: str, tried: set[Endpoint]) -> Sequence[Endpoint]:
-        """Who may be asked besides; while they are busy, it waits in line like others."""
+        """Wait for a replica that was not tried yet; return none if there is none."""
         if tried.issuperset(self._fleet.candidates(model)):
             return ()
         try:
             return await self._parts.waiting.candidates(model, frozenset(tried))
         except Refusal:
-            return ()  # what happened before says more
+            return ()  # the earlier failure is more informative
 
-    def _decide(self, passage: _Passage, endpoints: Sequence[Endpoint]) -> RoutingDecision:
+    def _decide(self, routed: _RoutedRequest, endpoints: Sequence[Endpoint]) -> RoutingDecision:
         begun_s = self._clock.now_s()
-        decision = passage.chooser.decide(passage.asked, endpoints, begun_s)
+        decision = routed.chooser.decide(routed.asked, endpoints, begun_s)
         self._meter.choosing.add(self._clock.now_s() - begun_s)
         if self._parts.log is not None:
-            self._parts.log.add(decision, passage.chooser.headers)
-        if self._is_told(passage.request):
-            passage.extra[EXPLANATION] = explain.header(record(decision))
+            self._parts.log.add(decision, routed.chooser.headers)
+        if self._explains(routed.request):
+            routed.extra[EXPLANATION] = explain.header(record(decision))
         return decision
 
-    def _is_told(self, request: HttpRequest) -> bool:
+    def _explains(self, request: HttpRequest) -> bool:
         how = self._options.explain
         return how == "always" or (how == "asked" and bool(request.text(EXPLAIN)))
 
     async def _send(
-        self, passage: _Passage, decision: RoutingDecision, candidate: Candidate
-    ) -> _Begun:
+        self, routed: _RoutedRequest, decision: RoutingDecision, candidate: Candidate
+    ) -> _StartedAnswer:
         endpoint = candidate.endpoint
-        asked = passage.asked
+        asked = routed.asked
         tokens = asked.prompt.tokens + asked.max_tokens
         stay = self._fleet.add_load(endpoint, tokens, decision.missing_tokens(candidate))
         try:
-            passage.chooser.routed(asked, decision, candidate)
-            answer = await self._exchange(endpoint, passage.message)
-            passage.extra[forwarding.TARGET_POD] = endpoint.address
-            passage.extra.update(passage.chooser.response_headers(asked, endpoint))
+            routed.chooser.routed(asked, decision, candidate)
+            answer = await self._exchange(endpoint, routed.message)
+            routed.extra[forwarding.TARGET_POD] = endpoint.address
+            routed.extra.update(routed.chooser.response_headers(asked, endpoint))
             if answer.head.status == BUSY:
-                raise await set_aside(answer, passage.extra)
+                raise await set_aside(answer, routed.extra)
         except BaseException:
             self._leave(endpoint, stay)
             raise
         stay.answered()
-        self._meter.first_byte.add(self._clock.now_s() - passage.begun_s)
-        return _Begun(answer, endpoint, stay, passage.extra)
+        self._meter.first_byte.add(self._clock.now_s() - routed.begun_s)
+        return _StartedAnswer(answer, endpoint, stay, routed.extra)
 
     async def _finish(
-        self, connection: ClientConnection, request: HttpRequest, begun: _Begun
-    ) -> Answered:
+        self, connection: ClientConnection, request: HttpRequest, begun: _StartedAnswer
+    ) -> Delivered:
         answer, exchange = begun.answer, begun.answer.exchange
         status = answer.head.status
         try:
@@ -289,7 +293,7 @@ class Delivery:
 
     async def _ask_one(
         self, endpoint: Endpoint, message: Message, identity: str, *, is_last: bool
-    ) -> _Begun:
+    ) -> _StartedAnswer:
         stay = self._fleet.add_load(endpoint, 0, 0)
         try:
             answer = await self._exchange(endpoint, message)
@@ -300,10 +304,10 @@ class Delivery:
         except BaseException:
             self._leave(endpoint, stay)
             raise
-        return _Begun(answer, endpoint, stay, extra)
+        return _StartedAnswer(answer, endpoint, stay, extra)
 
     async def _exchange(self, endpoint: Endpoint, message: Message) -> Answer:
-        """Send and wait for the first bytes; the breaker hears how it went."""
+        """Send a request and wait for the first bytes; tell the fleet whether that worked."""
         member = self._fleet.member(endpoint)
         self._meter.sent(endpoint.name)
         try:

@@ -1,7 +1,9 @@
-"""Headers on their way through: what stays with one connection, what a client may not say.
+"""Forwards a request to one replica: which headers pass, and the exchange until an answer begins.
 
-Invariant: where a request goes is decided here and nowhere outside: headers that name a
-destination are taken away on the way in, and on the way out they are the router's own.
+Invariants: clients cannot choose the replica, so headers that name a destination are removed from
+requests, and those in responses are the router's own; nothing is sent to the client before an
+answer has begun, so that the request can be sent to another replica; whatever happens, the
+connection to the replica is given back or closed.
 """
 
 import asyncio
@@ -29,13 +31,13 @@ def _bytes(*names: str) -> frozenset[bytes]:
 
 
 _CONNECTION: Final = b"connection"
-# RFC 9110, 7.6.1; length and host are written anew for each connection.
+# The hop-by-hop headers (RFC 9110, 7.6.1), and those that are written anew for each connection.
 _HOP: Final = _bytes(
     *("connection", "keep-alive", "proxy-connection", "proxy-authenticate"),
     *("proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"),
     *("content-length", "host", "expect"),
 )
-# Where gateways, sidecars and engines read a destination from.
+# Gateways, sidecars and engines read a destination from these headers.
 _DESTINATION: Final = _bytes(
     *(TARGET_POD, "target-pod-ip", STRATEGY, "test-epp-endpoint-selection"),
     *("x-data-parallel-rank", "x-data-parallel-host-port", "x-prefiller-host-port"),
@@ -56,16 +58,16 @@ _ID = re.compile(r"[!-~]{1,128}")
 
 
 def request_id(fields: Fields) -> str:
-    """The client's own, if it is a plain one; else a new one."""
+    """Return the client's request id if it is valid (visible ASCII), else a new one."""
     given = first_value(fields, REQUEST_ID.encode())
     return given if _ID.fullmatch(given) else clock.unique_id()
 
 
 def replica_headers(fields: Fields, request: str, key: str | None, *, keeps_key: bool) -> Fields:
-    """What a replica gets to see.
+    """Return the headers of a request to a replica.
 
-    `key` is the replica's, and replaces the client's; without one the client's goes on only
-    where it was not meant for the router (`keeps_key`).
+    `key` is the replica's API key and replaces the client's. Without it, the client's key is passed
+    on only if it was not meant for the router (`keeps_key`).
     """
     dropped = _INBOUND | _named(fields)
     if key is not None or not keeps_key:
@@ -83,7 +85,7 @@ def replica_headers(fields: Fields, request: str, key: str | None, *, keeps_key:
 
 
 def client_headers(fields: Fields, extra: Mapping[str, str]) -> Fields:
-    """What a client gets to see of a replica's answer; `extra` takes the place of its like."""
+    """Return the headers of a replica's answer for the client; `extra` replaces and adds some."""
     own = [
         (name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra.items()
     ]
@@ -92,12 +94,12 @@ def client_headers(fields: Fields, extra: Mapping[str, str]) -> Fields:
 
 
 def plain_headers(fields: Fields) -> dict[str, str]:
-    """For choosing: names in lower case, the last of each."""
+    """Return the headers as texts, for choosing a replica; the last of each name wins."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
 
 
 def _named(fields: Fields) -> Set[bytes]:
-    """Headers that `Connection` declares to be of this hop."""
+    """Return the hop-by-hop headers that the `Connection` header names."""
     found: Set[bytes] = frozenset()
     for name, value in fields:
         if name == _CONNECTION:
@@ -106,17 +108,17 @@ def _named(fields: Fields) -> Set[bytes]:
 
 
 BUSY: Final = 503
-"""The replica has taken nothing: another one may."""
+"""The status of a replica that has not taken the request; another replica may."""
 MAX_BUSY_BYTES: Final = 64 * 1024
 _BUSY_S: Final = 5.0
-"""For the rest of what a busy replica says."""
+"""The time limit for reading the answer of a busy replica."""
 
 
 class Undelivered(Exception):
-    """The client has seen nothing yet, so that another replica may be asked."""
+    """A replica did not answer, and the client has received nothing: another one may be asked."""
 
     def __init__(self, refusal: Refusal, *, taken: bool, busy: HttpResponse | None = None) -> None:
-        """`taken`: the replica may have begun to work. `busy`: its own words, if it had any."""
+        """`taken`: the replica may have begun to work. `busy`: its answer, if it was busy."""
         super().__init__(str(refusal))
         self.refusal = refusal
         self.taken = taken
@@ -124,28 +126,28 @@ class Undelivered(Exception):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """What is sent to a replica, to this one or to the next."""
+    """A request as it is sent to replicas."""
 
     method: str
     target: str
     fields: bytes
-    """Lines of a head."""
+    """The header lines."""
     body: Body
     upgrades: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A replica's answer that has begun; who has it closes the exchange."""
+    """A replica's answer that has begun. Its owner closes the exchange."""
 
     head: Head
     exchange: ReplicaExchange
 
 
 async def ask(upstream: Upstream, message: Message, first_byte_s: float, name: str) -> Answer:
-    """Send, and wait for the first bytes of the answer's body.
+    """Send a request and wait for the first bytes of the body of the answer.
 
-    Raises Undelivered; Refusal (504) after `first_byte_s`, since what takes one replica so long
-    would take the next as long.
+    Raises Undelivered. Raises Refusal (504) after `first_byte_s`: another replica would take as
+    long.
     """
     exchange = None
     begun = False
@@ -160,7 +162,7 @@ async def ask(upstream: Upstream, message: Message, first_byte_s: float, name: s
     except TimeoutError:
         raise late(first_byte_s) from None
     except BrokenOff as error:
-        refusal = unreachable(f"replica {name} broke off before it answered")
+        refusal = unreachable(f"replica {name} disconnected before it answered")
         raise Undelivered(refusal, taken=True) from error
     finally:
         if exchange is not None and not begun:
@@ -174,7 +176,7 @@ async def _send(upstream: Upstream, message: Message) -> ReplicaExchange:
 
 
 async def set_aside(answer: Answer, extra: Mapping[str, str]) -> Undelivered:
-    """A busy replica's answer, kept for the case that nobody else does better."""
+    """Read the answer of a busy replica, for the case that no other replica takes the request."""
     try:
         async with asyncio.timeout(_BUSY_S):
             body = await answer.exchange.read(MAX_BUSY_BYTES)
@@ -187,6 +189,6 @@ async def set_aside(answer: Answer, extra: Mapping[str, str]) -> Undelivered:
 
 
 def whole(answer: Answer, extra: Mapping[str, str], body: bytes) -> HttpResponse:
-    """The answer, all of it."""
+    """Return an answer with its complete body as a response."""
     head = answer.head
     return HttpResponse(head.status, body, client_headers(head.fields, extra), head.reason)

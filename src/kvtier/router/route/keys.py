@@ -1,7 +1,7 @@
-"""API keys: those that clients show, and the one that replicas are shown.
+"""API keys: those of clients, and the one that the router sends to replicas.
 
-Invariant: a key is compared in a time that does not depend on how much of it is right, and is
-never logged, echoed or passed on.
+Invariants: keys are compared in constant time; they are never logged or echoed, and a client's key
+for the router is never passed on.
 """
 
 import hashlib
@@ -19,29 +19,29 @@ _REMARK: Final = re.compile(r"(?:^|\s)#")
 
 
 class ApiKeys:
-    """The keys that clients may show; without any, everybody may ask."""
+    """The API keys that clients may use. Without keys, every client is admitted."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
     def __bool__(self) -> bool:
-        """Whether a key is asked for."""
+        """Whether clients need a key."""
         return bool(self._digests)
 
     def admit(self, fields: Fields) -> bool:
-        """Whether the request shows a known key, as OpenAI's or as Anthropic's clients do."""
+        """Return True if the headers have a known key, in OpenAI's or Anthropic's form."""
         if not self._digests:
             return True
         scheme, _, shown = first_value(fields, b"authorization").partition(" ")
         if scheme.lower() != "bearer":
             shown = first_value(fields, b"x-api-key")
         digest = _digest(shown.strip())
-        # All of them, so that the time does not tell which one was close.
+        # Compare with all keys, so that the time does not depend on which one matches.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
 
 def read_keys(path: str, where: str) -> list[str]:
-    """ApiKeys of a file, one a line; `#` begins a remark, after a key behind a space.
+    """Read a file with one key per line; `#` begins a comment, after a key only behind a space.
 
     Raises InvalidSettings.
     """
@@ -60,7 +60,7 @@ def read_keys(path: str, where: str) -> list[str]:
         if key:
             keys.append(key)
     if not keys:
-        raise InvalidSettings(f"{where}: {path} holds no key")
+        raise InvalidSettings(f"{where}: {path} has no key")
     return keys
 
 

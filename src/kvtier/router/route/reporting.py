@@ -1,8 +1,10 @@
-"""What the router has done, as Prometheus metrics.
+"""What the router reports: Prometheus metrics, and the log of decisions for `route replay`.
 
-Why not the client library's own counters: these are plain numbers that the data path adds to,
-and a family is made only when somebody scrapes. Invariant: every outcome is exposed from the
-start, so that a rate has its first point.
+Metrics are plain numbers that the data path adds to; Prometheus families are created only for a
+scrape, which is cheaper than the client library's counters. Invariants: every outcome is exposed
+from the start, so that rates have a first point; a decision is written in one append and begins on
+a new line, even if a kill or a full disk has cut the last one; a log that cannot be written is
+reported once and fails no request.
 """
 
 import enum
@@ -31,26 +33,26 @@ class RequestOutcome(enum.Enum):
     """How a request ended."""
 
     OK = "ok"
-    """A replica answered with 1xx to 3xx, to the end."""
+    """A replica answered completely, with 1xx to 3xx."""
     REFUSED = "refused"
-    """Its own fault: 4xx, here or from the replica."""
+    """The router or a replica answered 4xx."""
     OVERLOADED = "overloaded"
-    """429: no room."""
+    """429: no replica had room."""
     UNAVAILABLE = "unavailable"
-    """503: no replica."""
+    """503: no replica was available."""
     FAILED = "failed"
-    """A replica answered with 5xx, not at all, or not to the end."""
+    """A replica answered with another 5xx, not at all, or not completely."""
     CANCELLED = "cancelled"
-    """The client went away."""
+    """The client disconnected."""
 
 
 class RouteMeter(Collector, FleetListener):
-    """Sums. Belongs to the event loop's thread, scrapes too."""
+    """The metrics of the data path. Used, and scraped, on the event loop's thread only."""
 
     def __init__(
         self, fleet: Fleet, waiting: Callable[[], int], others: Iterable[Collector] = ()
     ) -> None:
-        """`others`: exposed beside it."""
+        """`waiting` returns the length of the queue; `others` are exposed on the same page."""
         self._fleet = fleet
         self._waiting = waiting
         self._outcomes = dict.fromkeys(RequestOutcome, 0)
@@ -64,24 +66,24 @@ class RouteMeter(Collector, FleetListener):
             self._registry.register(collector)
 
     def ended(self, outcome: RequestOutcome, seconds: float) -> None:
-        """One more request."""
+        """Count a request that has ended after `seconds`."""
         self._outcomes[outcome] += 1
         self.request.add(seconds)
 
     def sent(self, replica: str) -> None:
-        """One more request went to the replica."""
+        """Count a request that is sent to a replica."""
         self._sent[replica] = self._sent.get(replica, 0) + 1
 
     def removed(self, member: FleetMember) -> None:
-        """See FleetListener: its series end, so that their number stays that of the fleet."""
+        """Remove the series of a replica that has left the fleet."""
         self._sent.pop(member.replica.name, None)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the page that Prometheus reads."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry."""
+        """Yield all families, for the registry."""
         yield _counter(
             metrics.ROUTE_REQUESTS,
             {outcome.value: count for outcome, count in self._outcomes.items()},
@@ -130,10 +132,10 @@ _log = logging.getLogger(__name__)
 
 
 class DecisionLog:
-    """One file, appended to; readable for its owner only, since it tells who asked when."""
+    """A file of decisions, readable by its owner only because it records requests."""
 
     def __init__(self, path: str) -> None:
-        """Raises InvalidSettings where the file cannot be opened."""
+        """Open the file for appending. Raises InvalidSettings if that fails."""
         self._path = path
         self._failed = False
         try:
@@ -145,14 +147,14 @@ class DecisionLog:
         self._before = b"\n" if os.fstat(self._descriptor).st_size else b""
 
     def add(self, decision: RoutingDecision, headers: frozenset[str]) -> None:
-        """Call it before the endpoints change; about 10 us and 3 us an endpoint."""
+        """Append a decision before its endpoints change. Takes 10 us, and 3 us per endpoint."""
         text = self._before + encode_line(record(decision, headers))
         try:
             whole = os.write(self._descriptor, text) == len(text)
             self._before = b"" if whole else b"\n"
         except OSError as error:
             if not self._failed:
-                _log.warning("decisions are not logged: %s: %s", self._path, error.strerror)
+                _log.warning("decisions cannot be logged: %s: %s", self._path, error.strerror)
             self._failed = True
 
     def close(self) -> None:

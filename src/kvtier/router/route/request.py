@@ -1,7 +1,12 @@
-"""A client's request: its head, and its body while it arrives.
+"""Parses the requests of a client.
 
-Invariant: a body is held within its bound, however it is cut into chunks; who reads it gets the
-whole of it or a Refusal.
+The parser is llhttp (httptools) in strict mode, which Node and uvicorn use as well: two parsers
+that read the same bytes differently are how requests are smuggled.
+
+Invariants: nothing that a client sends raises an exception in the parser; heads, bodies and what
+lies between them are bounded in bytes; the number of waiting requests is bounded, and what follows
+them is kept unparsed; nothing is parsed after an error. Reading a body returns all of it or raises
+a Refusal.
 """
 
 import asyncio
@@ -20,10 +25,13 @@ _SCHEMES: Final = ("http://", "https://")
 
 
 class HttpRequest:
-    """Made by the connection when a head is whole; `feed` and `end` are the connection's."""
+    """A client's request: its head, and its body, which may still be arriving.
+
+    RequestReader creates it when the head is complete, and calls `feed` and `end`.
+    """
 
     __slots__ = (
-        *("_body", "_broken", "_fed_bytes", "_limit_bytes", "_waiter", "_welcome"),
+        *("_body", "_broken", "_fed_bytes", "_limit_bytes", "_waiter", "_send_continue"),
         *("asks_upgrade", "fields", "is_modern", "is_whole", "keeps_alive", "method", "target"),
     )
 
@@ -33,20 +41,20 @@ class HttpRequest:
         target: bytes,
         fields: Fields,
         limit_bytes: int,
-        welcome: Callable[[], None],
+        send_continue: Callable[[], None],
     ) -> None:
-        """`limit_bytes`: of its body. `welcome` tells a client that waits to go on."""
+        """`limit_bytes` limits the body. `send_continue` asks a waiting client for the body."""
         self.method = method
         self.target = _origin_form(target.decode("latin-1"))
         self.fields = fields
         self.is_modern = True
-        """HTTP/1.1, which knows chunks."""
+        """Whether it is of HTTP/1.1, which has chunks."""
         self.keeps_alive = True
         self.asks_upgrade = False
-        """It wants to go on in WebSocket; what comes after it is none of HTTP's."""
+        """Whether it asks for a WebSocket; the bytes that follow are then not HTTP."""
         self.is_whole = False
         self._limit_bytes = limit_bytes
-        self._welcome = welcome
+        self._send_continue = send_continue
         self._body: bytes | bytearray = b""
         self._fed_bytes = 0
         self._broken = ""
@@ -54,21 +62,21 @@ class HttpRequest:
 
     @property
     def path(self) -> str:
-        """Decoded, without the query."""
+        """The decoded path, without the query."""
         path = self.target.partition("?")[0]
         return unquote(path) if "%" in path else path
 
     def text(self, name: bytes) -> str:
-        """The first value of a header, named in lower case; empty where there is none."""
+        """Return the first value of a header (named in lower case), or an empty text."""
         return first_value(self.fields, name)
 
     async def body(self, timeout_s: float) -> bytes | bytearray:
-        """The whole body. Raises Refusal: 413 over the limit, 408 when it does not arrive."""
+        """Wait for the body and return it. Raises Refusal: 413 if too large, 408 if too late."""
         self._look_at_length()
         waits = self._expects_word()
         if not self.is_whole and self._fed_bytes <= self._limit_bytes:
             if waits:
-                self._welcome()
+                self._send_continue()
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._arrival()
@@ -77,13 +85,13 @@ class HttpRequest:
         if self._fed_bytes > self._limit_bytes:
             raise too_large(self._limit_bytes)
         if self._broken:
-            raise invalid(f"the body is not what its headers say: {self._broken}")
+            raise invalid(f"the body does not match its headers: {self._broken}")
         return self._body
 
-    # -- told by the connection ------------------------------------------------------------
+    # -- called by RequestReader -----------------------------------------------------------
 
     def feed(self, piece: bytes) -> None:
-        """The body goes on."""
+        """Append to the body."""
         self._fed_bytes += len(piece)
         if self._fed_bytes > self._limit_bytes:
             self._body = b""
@@ -96,25 +104,25 @@ class HttpRequest:
             self._body += piece
 
     def end(self, broken: str = "") -> None:
-        """It is whole, or cannot become it."""
+        """End the body; `broken` is the reason if it is incomplete."""
         self._broken = broken
         self.is_whole = not broken
         self._wake()
 
     def _look_at_length(self) -> None:
-        # The parser lets any number of zeros through, Python makes no number of 5000 digits.
+        # The parser accepts any number of leading zeros; Python refuses to parse 5000 digits.
         announced = self.text(b"content-length").lstrip("0")
         if announced.isdecimal() and int(announced) > self._limit_bytes:
             raise too_large(self._limit_bytes)
 
     def _expects_word(self) -> bool:
-        """Whether the client waits for a word before it sends; nothing else may be expected.
+        """Return True if the client waits for `100 Continue`; HTTP/1.0 has no such header.
 
-        HTTP/1.0 expects nothing, and knows no word before an answer.
+        Raises Refusal for other expectations.
         """
         expected = self.text(b"expect") if self.is_modern else ""
         if expected and expected.lower() != _CONTINUE:
-            message = f"Expect: {expected[:40]!r} is not understood"
+            message = f"Expect: {expected[:40]!r} is not supported"
             raise Refusal(417, message, code="expectation_failed")
         return bool(expected)
 
@@ -129,7 +137,7 @@ class HttpRequest:
 
 
 def _origin_form(target: str) -> str:
-    """`http://host/v1/x` is `/v1/x` to whoever serves the host."""
+    """Return the path and query of a target in absolute form: `/v1/x` of `http://host/v1/x`."""
     if target.lower().startswith(_SCHEMES):
         path = target.partition("//")[2].partition("/")
         return f"/{path[2]}"
@@ -139,68 +147,72 @@ def _origin_form(target: str) -> str:
 FIELD_BYTES: Final = 16 * 1024
 """The longest request line, and the longest header."""
 FIELDS: Final = 128
+"""The largest number of headers."""
 QUIET_BYTES: Final = 64 * 1024
-"""What may come in a row that is no body: a head, trailers, chunk sizes with remarks."""
+"""The most consecutive bytes outside a body: a head, trailers, chunk sizes and extensions."""
 WAITING: Final = 16
-"""Requests, behind the one that is answered; then nothing more is parsed."""
+"""The most requests that wait behind the current one; nothing is parsed beyond them."""
 AHEAD_BYTES: Final = 256 * 1024
-"""Of requests that wait, with their bodies; likewise."""
+"""The most bytes of waiting requests and their bodies; nothing is parsed beyond them."""
 _PIECE_BYTES: Final = 16 * 1024
-"""What is parsed at once: it holds 900 requests at most, whatever one read of a socket brings."""
+"""The most bytes that are parsed at once, which limits a burst to 900 requests."""
 _WEBSOCKET: Final = "websocket"
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class RequestReader:
-    """Of one connection. `requests` grows when a head is whole; its body may still be coming."""
+    """The parser of one connection.
 
-    def __init__(self, max_body_bytes: int, welcome: Callable[[], None]) -> None:
-        """`welcome` tells a client that waits for it to send its body."""
+    A request is appended to `requests` when its head is complete; its body may still be arriving.
+    """
+
+    def __init__(self, max_body_bytes: int, send_continue: Callable[[], None]) -> None:
+        """`send_continue` asks a client that waits for `100 Continue` to send the body."""
         self.requests: deque[HttpRequest] = deque()
         self.fault = ""
-        """Why what came is no HTTP; empty: it is."""
-        self.beyond: bytes | None = None
-        """What came after a request to upgrade: none of HTTP's. None: there was no such request."""
+        """The reason why the bytes are not valid HTTP; empty if they are."""
+        self.upgraded: bytes | None = None
+        """The bytes after a request to upgrade, which are not HTTP; None without such a request."""
         self._max_body_bytes = max_body_bytes
-        self._welcome = welcome
+        self._send_continue = send_continue
         self._parser: Any = httptools.HttpRequestParser(self)
         self._unread: bytes | memoryview = b""
         self._ahead_bytes = 0
         self._incoming: HttpRequest | None = None
-        self._is_amid = False
+        self._is_in_head = False
         self._target = b""
         self._fields: Fields = []
         self._quiet_bytes = 0
 
     @property
-    def is_amid(self) -> bool:
-        """Whether a head has begun and is not whole."""
-        return self._is_amid and not self.fault
+    def is_in_head(self) -> bool:
+        """Whether a head has begun and is incomplete."""
+        return self._is_in_head and not self.fault
 
     @property
     def is_full(self) -> bool:
-        """Whether so much waits that nothing more should come."""
-        if self.beyond is not None:
-            return len(self.beyond) > QUIET_BYTES
+        """Whether so much is waiting that the connection should not read more."""
+        if self.upgraded is not None:
+            return len(self.upgraded) > QUIET_BYTES
         return bool(self._unread) or self._has_enough
 
     def feed(self, data: bytes) -> None:
-        """The next bytes. Ends what cannot be read: see `fault`."""
+        """Parse the next bytes. If they are invalid, set `fault` and end the current request."""
         self._unread = bytes(self._unread) + data if self._unread else data
         self._read()
 
     def take(self) -> HttpRequest:
-        """The request that has waited longest; behind the last one, what is unread is read."""
+        """Remove and return the first waiting request; after the last one, parse what was kept."""
         request = self.requests.popleft()
         if not self.requests:
             self._read()
         return request
 
     def close(self) -> None:
-        """The client has gone."""
-        self._parser = None  # it refers to this reader
+        """End the current request: the client has disconnected."""
+        self._parser = None  # breaks a reference cycle
         self._unread = b""
-        self._break_off("it breaks off")
+        self._break_off("the client disconnected")
 
     @property
     def _has_enough(self) -> bool:
@@ -209,17 +221,17 @@ class RequestReader:
         )
 
     def _read(self) -> None:
-        """As far as there is room for requests."""
+        """Parse as much as there is room for."""
         if not self.requests:
             self._ahead_bytes = 0
         left = memoryview(self._unread)
-        while left and self.beyond is None and not self._has_enough and not self.fault:
+        while left and self.upgraded is None and not self._has_enough and not self.fault:
             self._read_piece(left[:_PIECE_BYTES])
             left = left[_PIECE_BYTES:]
-        if self.beyond is not None:
-            self.beyond += left
-        is_later = bool(left) and self.beyond is None and not self.fault
-        self._unread = left if is_later else b""  # an empty view would hold all that was read
+        if self.upgraded is not None:
+            self.upgraded += left
+        is_later = bool(left) and self.upgraded is None and not self.fault
+        self._unread = left if is_later else b""  # an empty view would keep the buffer alive
 
     def _read_piece(self, piece: memoryview) -> None:
         self._ahead_bytes += len(piece)
@@ -229,9 +241,9 @@ class RequestReader:
         except httptools.HttpParserError as error:
             self._refuse(str(error) or "it cannot be parsed")
         if self._quiet_bytes > QUIET_BYTES:
-            self._refuse("a head or trailers without end")
+            self._refuse("the headers or trailers are too long")
         if self.fault:
-            # Its head was right: it hears what is wrong with its body.
+            # The head of this request was valid: its handler learns that the body is not.
             self._break_off(self.fault)
 
     def _parse(self, data: memoryview) -> None:
@@ -241,18 +253,18 @@ class RequestReader:
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
-                if self.beyond is not None:
-                    self.beyond = bytes(data)
+                if self.upgraded is not None:
+                    self.upgraded = bytes(data)
                     return
                 if self._incoming is None:
                     return
                 self._decline(self._incoming)
 
     def _decline(self, request: HttpRequest) -> None:
-        """Go on in HTTP behind a head that offers an upgrade; its client takes a plain answer.
+        """Continue in HTTP after a head that offers an upgrade which is declined.
 
-        llhttp reads no body behind such a head. So another one reads on, as if from behind the same
-        head without the offer; while a request is incoming, heads are not looked at.
+        llhttp parses no body after such a head. A new parser therefore starts with an equivalent
+        head without the offer; its callbacks ignore heads while a request is incoming.
         """
         parser, self._parser = self._parser, httptools.HttpRequestParser(self)
         ending = b"keep-alive" if parser.should_keep_alive() else b"close"
@@ -263,7 +275,7 @@ class RequestReader:
         )
 
     def _refuse(self, why: str) -> None:
-        """What is wrong first is what is said."""
+        """Set `fault`, unless an earlier one is set."""
         self.fault = self.fault or why
 
     def _break_off(self, why: str) -> None:
@@ -271,14 +283,14 @@ class RequestReader:
             self._incoming.end(why)
             self._incoming = None
 
-    # -- httptools -------------------------------------------------------------------------
+    # -- callbacks of httptools ------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """See httptools."""
-        self._is_amid = self._incoming is None
+        """Note that a head has begun."""
+        self._is_in_head = self._incoming is None
 
     def on_url(self, part: bytes) -> None:
-        """See httptools; it may come in parts."""
+        """Append a part of the target."""
         if self._incoming is not None:
             return
         self._target += part
@@ -286,7 +298,7 @@ class RequestReader:
             self._refuse("the request line is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools; trailers come here too."""
+        """Append a header, and ignore trailers."""
         if self._incoming is not None:
             return
         self._fields.append((name.lower(), value.strip(b" \t")))
@@ -296,42 +308,42 @@ class RequestReader:
             self._refuse(f"there are more than {FIELDS} headers")
 
     def on_headers_complete(self) -> None:
-        """See httptools."""
+        """Create the request."""
         if self._incoming is not None:
             return
         parser = self._parser
         method = parser.get_method().decode("latin-1")
         if method == "CONNECT":
-            self._refuse("CONNECT is for proxies")
+            self._refuse("the method CONNECT is not supported")
         if not self._target:
             self._refuse("it has no target")
         if self.fault:
             return
         request = HttpRequest(
-            method, self._target, self._fields, self._max_body_bytes, self._welcome
+            method, self._target, self._fields, self._max_body_bytes, self._send_continue
         )
         request.is_modern = parser.get_http_version() == "1.1"
         request.keeps_alive = request.is_modern and parser.should_keep_alive()
         if parser.should_upgrade() and _asks_websocket(request):
             request.asks_upgrade = True
             request.keeps_alive = False
-            self.beyond = b""
+            self.upgraded = b""
         self._target, self._fields = b"", []
         self._quiet_bytes = 0
-        self._is_amid = False
+        self._is_in_head = False
         self._incoming = request
         self.requests.append(request)
 
     def on_body(self, piece: bytes) -> None:
-        """See httptools."""
+        """Append to the body of the current request."""
         if self._incoming is not None:
             self._quiet_bytes = 0
             self._incoming.feed(piece)
 
     def on_message_complete(self) -> None:
-        """See httptools."""
-        if self.beyond is None and self._parser.should_upgrade():
-            return  # of the head; its body is still to be read: see _decline
+        """End the current request."""
+        if self.upgraded is None and self._parser.should_upgrade():
+            return  # only the head has ended; `_decline` goes on with the body
         self._quiet_bytes = 0
         if self._incoming is not None:
             self._incoming.end()
@@ -339,7 +351,7 @@ class RequestReader:
 
 
 def _asks_websocket(request: HttpRequest) -> bool:
-    """Whether what follows may be another protocol: not behind a body, nor in HTTP/1.0."""
+    """Return True if a WebSocket may follow: not after a body, and not in HTTP/1.0."""
     return (
         request.method == "GET"
         and request.is_modern

@@ -1,13 +1,17 @@
-"""An answer's beginning as bytes: the router's own answers, and those that it passes on.
+"""The responses to clients: the router's own, and those streamed from a replica.
 
-Invariant: what a client of HTTP/1.0 gets ends with its connection or after its length; all others
-see an end of its own in every answer.
+Invariants: a client of HTTP/1.1 can always tell where a response ends; a client of HTTP/1.0 by its
+length or by the end of the connection. Bytes of a body are passed on unchanged. A slow client slows
+down the replica. A response that cannot be completed is cut off, never ended as if it were whole.
 """
 
 import asyncio
 import email.utils
 import enum
 import http
+import select
+import socket
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -30,24 +34,24 @@ _REASONS: Final = {status.value: status.phrase.encode() for status in http.HTTPS
 
 
 UPGRADE: Final = b"connection: upgrade\r\nupgrade: websocket\r\n"
-"""Lines of a head."""
+"""The lines of a head that ask for, or accept, a WebSocket."""
 
 
 class Framing(enum.Enum):
-    """How the end of a body is told."""
+    """How the end of a body is marked."""
 
     LENGTH = "length"
     CHUNKS = "chunks"
     CONNECTION = "connection"
     """By the end of the connection."""
     NOTHING = "nothing"
-    """There is none: the answer ends with its head."""
+    """There is no body."""
     UPGRADE = "upgrade"
-    """It is no body: both sides go on in WebSocket."""
+    """There is no body; a WebSocket follows."""
 
 
 class HttpResponse(msgspec.Struct):
-    """A whole answer."""
+    """A complete response to a client."""
 
     status: int
     body: bytes = b""
@@ -56,13 +60,13 @@ class HttpResponse(msgspec.Struct):
 
 
 def of_kind(body: bytes, kind: str = JSON, status: int = 200) -> HttpResponse:
-    """The router's own."""
+    """Return a response of the router itself; `kind` is its content type."""
     fields = [(b"content-type", kind.encode()), (b"date", _date())]
     return HttpResponse(status, body, fields)
 
 
 def of_refusal(refusal: Refusal) -> HttpResponse:
-    """As the client sees it."""
+    """Return the response for a refusal."""
     made = of_kind(refusal.body(), status=refusal.status)
     made.fields += [
         (name.lower().encode(), value.encode("latin-1", "replace"))
@@ -72,17 +76,17 @@ def of_refusal(refusal: Refusal) -> HttpResponse:
 
 
 def has_body(method: str, status: int) -> bool:
-    """Whether the answer to such a request may have one."""
+    """Return True if the response to a request with `method` may have a body."""
     return method != "HEAD" and status not in BODILESS
 
 
 def line(status: int, reason: bytes) -> bytes:
-    """The first line. Always of version 1.1: it says what the router speaks."""
+    """Return the status line. The version is always 1.1, the version of the router."""
     return b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
 
 
 def head(response: HttpResponse, *, closes: bool) -> bytes:
-    """Of an answer whose body follows, or would if the request were no HEAD."""
+    """Return the head of a complete response, which is the same for GET and HEAD."""
     ending = b"connection: close\r\n\r\n" if closes else b"\r\n"
     length = b"" if response.status in BODILESS else b"content-length: %d\r\n" % len(response.body)
     return b"".join(
@@ -91,7 +95,7 @@ def head(response: HttpResponse, *, closes: bool) -> bytes:
 
 
 def framing(answer: Head, *, is_modern: bool) -> Framing:
-    """Of a replica's answer on its way to a client, who may know no chunks."""
+    """Return how to mark the end of a replica's response; only a modern client knows chunks."""
     if answer.status == SWITCHING:
         return Framing.UPGRADE
     if not answer.has_body:
@@ -102,7 +106,7 @@ def framing(answer: Head, *, is_modern: bool) -> Framing:
 
 
 def passed(answer: Head, fields: Fields, framed: Framing, *, closes: bool) -> bytes:
-    """The head of a replica's answer, with the fields that the client gets to see."""
+    """Return the head of a replica's response, with the headers meant for the client."""
     lines = b""
     match framed:
         case Framing.UPGRADE:
@@ -116,7 +120,7 @@ def passed(answer: Head, fields: Fields, framed: Framing, *, closes: bool) -> by
 
 
 def _is_bare(answer: Head) -> bool:
-    """Whether it says nothing of a length, not even of what HEAD leaves out."""
+    """Return True if the response has no `content-length`, as those to HEAD may have."""
     return answer.length is None or answer.status in BODILESS
 
 
@@ -125,14 +129,36 @@ def _date() -> bytes:
 
 
 _END: Final = b"0\r\n\r\n"
+_RESET: Final = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER with which closing sends a reset instead of a normal end."""
+
+
+def has_unsent(transport: asyncio.WriteTransport, tls_socket: socket.socket | None) -> bool:
+    """Return True if written bytes have not been sent yet; `tls_socket` of a TLS connection."""
+    if transport.get_write_buffer_size():
+        return True
+    # Over TLS the write buffer does not include encrypted bytes. Those are unsent only if the
+    # socket accepts no more.
+    if tls_socket is None:
+        return False
+    poll = select.poll()
+    poll.register(tls_socket, select.POLLOUT)
+    return not poll.poll(0)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close a connection with a TCP reset, which no client takes for the end of a response."""
+    if (of := transport.get_extra_info("socket")) is not None:
+        of.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
 
 
 class CutOff(ConnectionError):
-    """The answer has begun and cannot be finished: close the connection without its end."""
+    """A response has begun and cannot be completed: close the connection without ending it."""
 
 
-class Outgoing(ResponseSink):
-    """One answer's body. `ended` says how it went."""
+class OutgoingBody(ResponseSink):
+    """The body of a response that is streamed from a replica to a client."""
 
     def __init__(
         self,
@@ -142,7 +168,7 @@ class Outgoing(ResponseSink):
         is_chunked: bool,
         idle_s: float,
     ) -> None:
-        """`idle_s`: without a byte passing; 0 for no limit."""
+        """`idle_s` limits the time in which no byte passes; 0 means no limit."""
         self._transport = transport
         self._exchange = exchange
         self._is_chunked = is_chunked
@@ -150,46 +176,49 @@ class Outgoing(ResponseSink):
         self._loop = asyncio.get_running_loop()
         self._moved_s = self._loop.time()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._timer = self._loop.call_later(idle_s, self._look) if idle_s else None
+        self._timer = self._loop.call_later(idle_s, self._check_deadline) if idle_s else None
         self._unsent_bytes = 0
         self._on_room: Callable[[], None] | None = None
 
     async def ended(self) -> None:
-        """Until the client has been sent everything. Raises CutOff where that cannot be."""
+        """Wait until everything was written to the client. Raises CutOff if that is impossible."""
         try:
             await self._ended
         finally:
             if self._timer is not None:
                 self._timer.cancel()
 
-    def hold(self) -> None:
-        """The client takes nothing."""
+    def pause(self) -> None:
+        """Pause the replica: the client's buffer is full."""
         self._unsent_bytes = unsent_bytes(self._transport)
         self._exchange.pause()
 
-    def go_on(self) -> None:
-        """It does again."""
+    def resume(self) -> None:
+        """Resume the replica."""
         self._moved_s = self._loop.time()
         self._exchange.resume()
 
-    def send_back(self, data: bytes, on_room: Callable[[], None]) -> bool:
-        """From the client to the replica, after an upgrade. False: wait for `on_room`."""
+    def send_to_replica(self, data: bytes, on_room: Callable[[], None]) -> bool:
+        """Send the client's bytes to the replica after an upgrade.
+
+        Returns False if the replica's buffer is full; `on_room` is called when it has room again.
+        """
         self._moved_s = self._loop.time()
         self._on_room = on_room
         return self._exchange.write(data)
 
     def on_room(self) -> None:
-        """See ResponseSink."""
+        """Let the client send again, after an upgrade."""
         if self._on_room is not None:
             self._on_room()
 
     def take(self, piece: bytes) -> None:
-        """See ResponseSink."""
+        """Write a piece of the body to the client."""
         self._moved_s = self._loop.time()
         self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
 
     def finish(self, piece: bytes) -> None:
-        """See ResponseSink."""
+        """Write the last piece of the body and its end."""
         if self._is_chunked:
             last = b"%x\r\n%b\r\n%b" % (len(piece), piece, _END) if piece else _END
             self._write(last)
@@ -199,11 +228,11 @@ class Outgoing(ResponseSink):
             self._ended.set_result(None)
 
     def fail(self, error: BrokenOff) -> None:
-        """See ResponseSink."""
+        """Cut the response off."""
         self._break_off(f"the answer broke off: {error}")
 
     def _write(self, data: bytes) -> None:
-        # That the client has left is told one turn of the loop later than the socket knows it.
+        # The loop reports a disconnect one iteration after the socket has noticed it.
         if not self._transport.is_closing():
             self._transport.write(data)
 
@@ -211,13 +240,13 @@ class Outgoing(ResponseSink):
         if not self._ended.done():
             self._ended.set_exception(CutOff(why))
 
-    def _look(self) -> None:
-        """Moving a timer with every piece would cost more than writing the piece."""
+    def _check_deadline(self) -> None:
+        """Check whether a byte has passed; to move a timer with each piece would cost too much."""
         before, self._unsent_bytes = self._unsent_bytes, unsent_bytes(self._transport)
         if self._unsent_bytes < before:
             self._moved_s = self._loop.time()
         idle_s = self._loop.time() - self._moved_s
         if idle_s < self._idle_s:
-            self._timer = self._loop.call_later(self._idle_s - idle_s, self._look)
+            self._timer = self._loop.call_later(self._idle_s - idle_s, self._check_deadline)
         else:
             self._break_off(f"nothing moved for {self._idle_s:g} s")

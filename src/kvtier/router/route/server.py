@@ -1,7 +1,9 @@
-"""What the router does with a request: answer it itself, refuse it, or deliver it.
+"""The router: dispatches requests by path, starts and stops.
 
-Invariants: every request gets an answer or a closed connection, and those that are for
-replicas are counted once; keys are asked for before anything is read.
+Invariants: every request gets a response or a closed connection; requests for replicas are counted
+once; keys are checked before a body is read. The router listens only once every replica was asked
+for its health; when it stops, /health tells load balancers first, and no request is cut off before
+the drain time has passed; after `close` no task and no socket is left.
 """
 
 import asyncio
@@ -33,8 +35,8 @@ from kvtier.router.request.refusals import (
 )
 from kvtier.router.request.sockets import cannot_listen
 from kvtier.router.route import forwarding
-from kvtier.router.route.connection import ClientConnection, ConnectionLimits, Front
-from kvtier.router.route.delivery import Delivery, Parts
+from kvtier.router.route.connection import ClientConnection, ConnectionLimits, ConnectionManager
+from kvtier.router.route.delivery import Delivery, DeliveryParts
 from kvtier.router.route.keys import ApiKeys
 from kvtier.router.route.options import RouteOptions
 from kvtier.router.route.reporting import DecisionLog, RequestOutcome, RouteMeter
@@ -52,9 +54,9 @@ _IDENTITY: Final = (b"request-id", forwarding.REQUEST_ID.encode())
 
 
 class Proxy:
-    """Handles requests. One for the process."""
+    """The request handler: answers requests itself, refuses them, or delivers them to replicas."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DeliveryParts) -> None:
         self._parts = parts
         self._fleet = parts.fleet
         self._meter = parts.meter
@@ -65,9 +67,9 @@ class Proxy:
     async def handle(
         self, connection: ClientConnection, request: HttpRequest
     ) -> HttpResponse | None:
-        """Called by the connection for each request; None: the answer has been passed on."""
+        """Handle a request of `connection`; return None if the response was streamed already."""
         if self.draining:
-            # Its next request comes on a connection to whoever goes on.
+            # The client's next connection goes to another router.
             request.keeps_alive = False
         identity = forwarding.request_id(request.fields)
         path = request.path
@@ -121,7 +123,7 @@ class Proxy:
         if kind is paths.PathKind.MODEL:
             return self._model(path.removeprefix("/v1/models/"))
         if kind is paths.PathKind.ONE_REPLICA:
-            message = f"{path} changes one replica: ask that replica itself"
+            message = f"{path} changes a single replica: send it to that replica"
             raise Refusal(403, message, code="not_allowed")
         raise unknown_path(request.method, path[:_SHOWN_CHARACTERS])
 
@@ -161,13 +163,13 @@ def _outcome(status: int) -> RequestOutcome:
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
-"""Connections that may wait to be accepted."""
+"""How many connections may wait to be accepted."""
 _LOOK_S = 0.05
-"""How often a draining router looks whether its last request has ended."""
+"""How often a draining router checks whether its last request has ended."""
 
 
 class RouterDependencies(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process brings along."""
+    """The parts of the router that the command creates."""
 
     discovery: ReplicaDiscovery
     choices: Choices
@@ -175,13 +177,13 @@ class RouterDependencies(msgspec.Struct, frozen=True, kw_only=True):
     keys: ApiKeys
     replica_key: str | None = None
     listeners: Sequence[FleetListener] = ()
-    """Hear of replicas that come and go; those that learn about replicas."""
+    """Objects that are told when replicas join and leave."""
     collectors: Sequence[Collector] = ()
-    """Of metrics that are exposed beside the router's own."""
+    """Metrics that are exposed beside the router's own."""
 
 
 class Router:
-    """One router. `start` and `close` run on the same event loop."""
+    """A router. Its methods run on one event loop."""
 
     def __init__(
         self, options: RouteOptions, wiring: RouterDependencies, clock: Clock | None = None
@@ -208,7 +210,7 @@ class Router:
             key=wiring.replica_key,
         )
         self._proxy = Proxy(
-            Parts(
+            DeliveryParts(
                 options=options,
                 fleet=self.fleet,
                 waiting=waiting,
@@ -222,18 +224,21 @@ class Router:
                 clock=self._clock,
             )
         )
-        self._front: Front | None = None
+        self._manager: ConnectionManager | None = None
         self._server: asyncio.Server | None = None
         self._follow: asyncio.Task[None] | None = None
         self._port = 0
 
     @property
     def port(self) -> int:
-        """Where it listens, or did; 0 before it has started."""
+        """The port that the router listens on; 0 before `start`."""
         return self._port
 
     async def start(self) -> None:
-        """Listen. Raises InvalidSettings: no replicas to be read, an address that is taken."""
+        """Ask the replicas for their health, then listen.
+
+        Raises InvalidSettings if the replicas cannot be read, or the address is in use.
+        """
         ready = asyncio.Event()
         self._follow = asyncio.create_task(self.fleet.follow(self._discovery, ready))
         told = asyncio.create_task(ready.wait())
@@ -249,10 +254,10 @@ class Router:
             keep_alive_s=options.keep_alive,
             max_body_bytes=options.max_body,
         )
-        self._front = Front(self._proxy.handle, limits)
+        self._manager = ConnectionManager(self._proxy.handle, limits)
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                self._front,
+                self._manager,
                 options.host,
                 options.port,
                 ssl=self._tls,
@@ -264,47 +269,47 @@ class Router:
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def drain(self, *, is_asked_for: bool = False) -> None:
-        """Serve for `drain` more, so that load balancers hear of it; then wait for requests.
+        """Stop: serve for `drain` while /health says 503, then wait for requests to end.
 
-        `is_asked_for`: by somebody at a terminal, so that it ends as soon as nothing is under way.
-        Requests have `drain_timeout` to end in.
+        Requests have `drain_timeout` to end in. With `is_asked_for` (Ctrl-C) the router stops as
+        soon as there are no requests.
         """
         self._proxy.draining = True
-        if self._server is None or self._front is None:
+        if self._server is None or self._manager is None:
             return
-        await self._tell(self._front, ends_idle=is_asked_for)
+        await self._tell(self._manager, ends_idle=is_asked_for)
         self._server.close()
-        self._front.let_go()
-        if self._front.busy():
+        self._manager.close_idle()
+        if self._manager.busy():
             _log.info(
                 "waiting for %d requests to end, for %g s",
-                self._front.busy(),
+                self._manager.busy(),
                 self._options.drain_timeout,
             )
         try:
             async with asyncio.timeout(self._options.drain_timeout):
-                while self._front.busy():
+                while self._manager.busy():
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
-            _log.warning("%d requests are cut off", self._front.busy())
+            _log.warning("%d requests were cut off", self._manager.busy())
 
-    async def _tell(self, front: Front, *, ends_idle: bool) -> None:
-        """Let load balancers ask for health, and send what they send until they have."""
+    async def _tell(self, front: ConnectionManager, *, ends_idle: bool) -> None:
+        """Serve for `drain`, so that load balancers notice that /health says 503."""
         drain_s = self._options.drain
         if not drain_s or (ends_idle and not front.busy()):
             _log.info("stopping")
             return
-        _log.info("stopping: /health says 503 for %g s; told again, it ends at once", drain_s)
+        _log.info("stopping: /health says 503 for %g s; a second signal stops at once", drain_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 while front.busy() or not ends_idle:
                     await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
-        """End at once: requests that are still under way are cut off."""
-        if self._server is not None and self._front is not None:
+        """Stop at once and cut off all requests."""
+        if self._server is not None and self._manager is not None:
             self._server.close()
-            await self._front.shutdown()
+            await self._manager.shutdown()
         if self._follow is not None:
             self._follow.cancel()
             await asyncio.gather(self._follow, return_exceptions=True)
@@ -315,9 +320,9 @@ class Router:
 
 
 def _say_end(follow: asyncio.Task[None]) -> None:
-    """A discovery that fails later leaves the fleet as it is: nobody else would say so."""
+    """Log that discovery has failed; the fleet stays as it is."""
     if not follow.cancelled() and (error := follow.exception()) is not None:
-        _log.error("replicas are not followed any more", exc_info=error)
+        _log.error("the discovery of replicas has failed; the fleet stays as it is", exc_info=error)
 
 
 def _server_tls(options: RouteOptions) -> ssl.SSLContext | None:
