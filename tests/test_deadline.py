@@ -1,6 +1,7 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,13 +10,13 @@ from kvtier.deadline import within
 WAIT_S = 30.0
 
 
-def test_what_ends_in_time_is_as_if_called() -> None:
+def test_work_that_ends_in_time_returns_or_raises_as_if_called() -> None:
     assert within(WAIT_S, lambda: 7, print) == 7
     with pytest.raises(ZeroDivisionError):
         within(WAIT_S, lambda: 1 / 0, print)
 
 
-def test_what_hangs_is_left_alone_and_cleaned_up_when_it_ends() -> None:
+def test_work_that_hangs_is_left_behind_and_its_result_discarded() -> None:
     gate, discarded = threading.Event(), threading.Event()
     kept: list[int] = []
 
@@ -34,6 +35,15 @@ def test_what_hangs_is_left_alone_and_cleaned_up_when_it_ends() -> None:
     assert kept == [7]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests run as a background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_that_another_thread_receives_is_noticed_at_once() -> None:
     """The kernel may deliver a signal to any thread, or just before the main thread waits."""
     never = threading.Event()
@@ -49,6 +59,7 @@ def test_interrupt_that_another_thread_receives_is_noticed_at_once() -> None:
     never.set()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_result_that_comes_after_an_interrupt_is_discarded() -> None:
     done, discarded = threading.Event(), threading.Event()
 

@@ -63,8 +63,9 @@ def within(seconds: float, work: Callable[[], Result], discard: Callable[[Result
     attempt = _Attempt(work, discard)
     clock = MonotonicClock()
     ends_s = clock.now_s() + seconds
-    threading.Thread(target=attempt.run, name="kvtier-opening", daemon=True).start()
+    thread = threading.Thread(target=attempt.run, name="kvtier-opening", daemon=True)
     try:
+        thread.start()
         while (left_s := ends_s - clock.now_s()) > 0:
             if attempt.ended.wait(min(left_s, _SLICE_S)):
                 break

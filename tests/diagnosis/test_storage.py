@@ -72,7 +72,7 @@ def test_a_disk_in_use_is_only_told(tmp_path: Path) -> None:
     [
         ("none/disk", 1 << 20, r"disk.path: the parent folder of .*none/disk does not exist"),
         ("file", 1 << 20, r"disk.path: .*file is not a folder"),
-        ("disk", 1 << 60, r"disk.capacity: .* do not fit"),
+        ("disk", 1 << 60, r"disk.capacity: .* does not fit"),
     ],
 )
 def test_a_disk_that_cannot_be_used(tmp_path: Path, name: str, capacity: int, says: str) -> None:

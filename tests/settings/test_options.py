@@ -36,7 +36,7 @@ def test_an_option_has_one_name_for_each_place() -> None:
         ("disk.direct_io", ["auto"], "is not one of auto, always, never"),
         ("disk.path", "", "'' is not a valid folder; write for example /mnt/nvme/kvtier"),
         ("disk.path", 7, "7 is not a valid folder"),
-        ("ram.eviction", None, "None is no eviction; write for example arc"),
+        ("ram.eviction", None, "None is not a valid eviction; write for example arc"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_place_and_the_fix(
