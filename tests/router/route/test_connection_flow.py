@@ -10,8 +10,8 @@ from kvtier.router.replica.exchange import Head, ReplicaExchange
 from kvtier.router.route import connection as module
 from kvtier.router.route.connection import (
     ClientConnection,
+    ClientConnections,
     ConnectionLimits,
-    ConnectionManager,
     Handler,
 )
 from kvtier.router.route.request import WAITING, HttpRequest
@@ -82,9 +82,9 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def front(handler: Handler, **limits: Any) -> ConnectionManager:
+def front(handler: Handler, **limits: Any) -> ClientConnections:
     given = {"head_timeout_s": 60.0, "keep_alive_s": 60.0, "max_body_bytes": 10_000, **limits}
-    return ConnectionManager(handler, ConnectionLimits(**given))
+    return ClientConnections(handler, ConnectionLimits(**given))
 
 
 class Large:

@@ -45,12 +45,12 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 class ClientConnection(asyncio.Protocol):
     """A connection of a client.
 
-    The manager's handler answers each request: it returns an HttpResponse, or None if it has
+    The handler of its owner answers each request: it returns an HttpResponse, or None if it has
     streamed the response with `begin`.
     """
 
-    def __init__(self, front: "ConnectionManager", limits: ConnectionLimits) -> None:
-        self._manager = front
+    def __init__(self, owner: "ClientConnections", limits: ConnectionLimits) -> None:
+        self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._reader = RequestReader(limits.max_body_bytes, self._send_continue)
@@ -117,10 +117,10 @@ class ClientConnection(asyncio.Protocol):
         """Wait for the first request."""
         # uvloop's transports do not inherit from asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
-        if self._manager.is_closing:
+        if self._owner.is_closing:
             self.abort()  # the TLS handshake ended after the server had stopped listening
             return
-        self._manager.connections.add(self)
+        self._owner.connections.add(self)
         if (of := transport.get_extra_info("socket")) is not None:
             # A client whose host has vanished would occupy a replica's stream forever.
             of.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -130,7 +130,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, reason: BaseException | None) -> None:
         """Cancel the current request and all timers."""
-        self._manager.connections.discard(self)
+        self._owner.connections.discard(self)
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -233,7 +233,7 @@ class ClientConnection(asyncio.Protocol):
 
     async def _answer(self, request: HttpRequest) -> None:
         try:
-            found = await self._manager.handler(self, request)
+            found = await self._owner.handler(self, request)
             if found is not None:
                 self._write(request, found)
         except asyncio.CancelledError:
@@ -271,7 +271,7 @@ class ClientConnection(asyncio.Protocol):
         self._next()
 
     def _keeps_alive(self, request: HttpRequest) -> bool:
-        return request.keeps_alive and request.is_whole and not self._manager.is_closing
+        return request.keeps_alive and request.is_whole and not self._owner.is_closing
 
     def _write(self, request: HttpRequest, found: HttpResponse) -> None:
         if self._transport is None:
@@ -365,7 +365,7 @@ class ClientConnection(asyncio.Protocol):
 Handler = Callable[[ClientConnection, HttpRequest], Awaitable[HttpResponse | None]]
 
 
-class ConnectionManager:
+class ClientConnections:
     """Creates and closes the connections of a server."""
 
     def __init__(self, handler: Handler, limits: ConnectionLimits) -> None:

@@ -35,7 +35,7 @@ from kvtier.router.request.refusals import (
 )
 from kvtier.router.request.sockets import cannot_listen
 from kvtier.router.route import forwarding
-from kvtier.router.route.connection import ClientConnection, ConnectionLimits, ConnectionManager
+from kvtier.router.route.connection import ClientConnection, ClientConnections, ConnectionLimits
 from kvtier.router.route.delivery import Delivery, DeliveryParts
 from kvtier.router.route.keys import ApiKeys
 from kvtier.router.route.options import RouteOptions
@@ -224,7 +224,7 @@ class Router:
                 clock=self._clock,
             )
         )
-        self._manager: ConnectionManager | None = None
+        self._connections: ClientConnections | None = None
         self._server: asyncio.Server | None = None
         self._follow: asyncio.Task[None] | None = None
         self._port = 0
@@ -254,10 +254,10 @@ class Router:
             keep_alive_s=options.keep_alive,
             max_body_bytes=options.max_body,
         )
-        self._manager = ConnectionManager(self._proxy.handle, limits)
+        self._connections = ClientConnections(self._proxy.handle, limits)
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                self._manager,
+                self._connections,
                 options.host,
                 options.port,
                 ssl=self._tls,
@@ -275,41 +275,41 @@ class Router:
         soon as there are no requests.
         """
         self._proxy.draining = True
-        if self._server is None or self._manager is None:
+        if self._server is None or self._connections is None:
             return
-        await self._tell(self._manager, ends_idle=is_asked_for)
+        await self._tell(self._connections, ends_idle=is_asked_for)
         self._server.close()
-        self._manager.close_idle()
-        if self._manager.busy():
+        self._connections.close_idle()
+        if self._connections.busy():
             _log.info(
                 "waiting for %d requests to end, for %g s",
-                self._manager.busy(),
+                self._connections.busy(),
                 self._options.drain_timeout,
             )
         try:
             async with asyncio.timeout(self._options.drain_timeout):
-                while self._manager.busy():
+                while self._connections.busy():
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
-            _log.warning("%d requests were cut off", self._manager.busy())
+            _log.warning("%d requests were cut off", self._connections.busy())
 
-    async def _tell(self, front: ConnectionManager, *, ends_idle: bool) -> None:
+    async def _tell(self, connections: ClientConnections, *, ends_idle: bool) -> None:
         """Serve for `drain`, so that load balancers notice that /health says 503."""
         drain_s = self._options.drain
-        if not drain_s or (ends_idle and not front.busy()):
+        if not drain_s or (ends_idle and not connections.busy()):
             _log.info("stopping")
             return
         _log.info("stopping: /health says 503 for %g s; a second signal stops at once", drain_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
-                while front.busy() or not ends_idle:
+                while connections.busy() or not ends_idle:
                     await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
         """Stop at once and cut off all requests."""
-        if self._server is not None and self._manager is not None:
+        if self._server is not None and self._connections is not None:
             self._server.close()
-            await self._manager.shutdown()
+            await self._connections.shutdown()
         if self._follow is not None:
             self._follow.cancel()
             await asyncio.gather(self._follow, return_exceptions=True)
