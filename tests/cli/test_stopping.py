@@ -57,6 +57,10 @@ def test_stopper_abandons_work_that_hangs() -> None:
     assert stopper.signal == signal.SIGTERM
 
 
+def test_stopper_without_grace_waits_for_slow_work() -> None:
+    assert Stopper().run(lambda: time.sleep(0.6), "kvtier-slow", grace_s=0) is None
+
+
 def test_stopper_raises_an_error_of_the_work_unless_it_was_stopped() -> None:
     def fail() -> None:
         raise InvalidSettings("wrong")

@@ -94,8 +94,9 @@ class Workers:
         """Wait for it. Raises what the work raised; Stopped where a stop cuts the waiting short."""
         naps = self._naps
         while not wait([future], _NAP_S).done:
-            if self._pace.stopped:
-                naps -= 1
+            if not self._pace.stopped:
+                continue
+            naps -= 1
             if naps <= 0:
                 self._naps = 0  # it hangs: nobody waits for it again
                 raise Stopped
