@@ -140,7 +140,7 @@ def _events() -> list[Row]:
             for payload in payloads:
                 batch = decode(payload)
                 if batch is not None:
-                    index.apply("a", batch.changes)
+                    index.apply("a", batch.events)
 
         seconds += interleave({"take": take}, 1, warm_up=0)["take"]
         assert index.held_blocks("a") == blocks

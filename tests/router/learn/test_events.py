@@ -208,7 +208,7 @@ def test_replay_with_gap_counts_from_after_gap(tmp_path) -> None:
 
 
 class Heard:
-    """A sink that records its calls, and the number of changes for `apply`."""
+    """A sink that records its calls, and the number of events for `apply`."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -216,8 +216,8 @@ class Heard:
     def accepts(self, topic: bytes) -> bool:
         return True
 
-    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
-        self.said.append(str(len(changes)))
+    def apply(self, topic: bytes, events: Sequence[KVEvent]) -> None:
+        self.said.append(str(len(events)))
 
     def begin(self) -> None:
         self.said.append("begin")
@@ -288,8 +288,8 @@ def test_broken_connection_ends_replay(tmp_path) -> None:
         async with following(publisher) as follower:
 
             class Breaking(Heard):
-                def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
-                    super().apply(topic, changes)
+                def apply(self, topic: bytes, events: Sequence[KVEvent]) -> None:
+                    super().apply(topic, events)
                     follower.stream._sequences.clear()
 
             heard = follower.stream._sink = Breaking()
@@ -348,8 +348,8 @@ def test_failed_stream_resets_sink_and_restarts(monkeypatch, caplog) -> None:
     class Failing(Heard):
         """A sink that fails at the second message of the first two runs."""
 
-        def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
-            super().apply(topic, changes)
+        def apply(self, topic: bytes, events: Sequence[KVEvent]) -> None:
+            super().apply(topic, events)
             if self.said.count("reset") < 2 and self.said[-2] != "begin":
                 raise RuntimeError("a bug")
 
@@ -469,8 +469,8 @@ def test_message_interrupted_by_broken_connection_is_abandoned(monkeypatch) -> N
         def accepts(self, topic: bytes) -> bool:
             return True
 
-        def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
-            taken.extend(changes)
+        def apply(self, topic: bytes, events: Sequence[KVEvent]) -> None:
+            taken.extend(events)
             stream._sequences.clear()
 
         def begin(self) -> None:
@@ -480,11 +480,11 @@ def test_message_interrupted_by_broken_connection_is_abandoned(monkeypatch) -> N
             taken.clear()
 
     stream = EventStream("ipc:///nowhere", EventSink())
-    changes: list[KVEvent] = [DeviceCleared() for _ in range(5)]
+    events: list[KVEvent] = [DeviceCleared() for _ in range(5)]
     sequence = stream._sequences[b""] = MessageSequence()
-    asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, changes)))
+    asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, events)))
     assert len(taken) == 1
-    asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, changes)))
+    asyncio.run(stream._apply(b"", sequence, 0, Batch(1.0, events)))
     assert len(taken) == 1
 
 

@@ -229,8 +229,8 @@ def test_learner_restarts_failed_stream(
     class Failing(PreciseIndex):
         fails = False
 
-        def apply(self, replica: str, changes: Iterable[KVEvent]) -> None:
-            super().apply(replica, changes)
+        def apply(self, replica: str, events: Iterable[KVEvent]) -> None:
+            super().apply(replica, events)
             if self.fails:
                 raise RuntimeError("a bug")
 

@@ -63,7 +63,7 @@ class Engine:
         batch = decode(msgspec.msgpack.encode(kv_events.KVEventBatch(ts=1.0, events=events)))
         assert batch is not None
         assert not batch.bad_events
-        self.index.apply("a", batch.changes)
+        self.index.apply("a", batch.events)
         return self.index.match(TokenPrompt(asked.all_token_ids, "m"), ["a"])[0].best_tokens
 
     def finds(self, asked: Asked) -> bool:

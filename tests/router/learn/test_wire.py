@@ -55,7 +55,7 @@ def test_decode_reads_events_as_maps_and_arrays(form) -> None:
     batch = decode(pack(*events))
     assert batch is not None
     assert (batch.sent_s, batch.bad_events) == (1.5, 0)
-    stored, removed, cleared = batch.changes
+    stored, removed, cleared = batch.events
     assert stored == BlocksStored(
         names=[2**60 - 1, 2**60 - 1],
         parent=7,
@@ -74,7 +74,7 @@ def test_decode_reads_events_as_maps_and_arrays(form) -> None:
 def test_adapter_without_name_differs_from_model() -> None:
     batch = decode(pack(["BlockStored", [9], None, [1, 2], 2, 7, "GPU"]))
     assert batch is not None
-    (stored,) = batch.changes
+    (stored,) = batch.events
     assert isinstance(stored, BlocksStored)
     assert stored.adapter not in ("", "7")
 
@@ -91,7 +91,7 @@ def test_adapter_without_name_differs_from_model() -> None:
 def test_decode_accepts_missing_and_additional_fields(event) -> None:
     batch = decode(pack(event))
     assert batch is not None
-    (stored,) = batch.changes
+    (stored,) = batch.events
     assert isinstance(stored, BlocksStored)
     assert (stored.names, stored.tier) == ([9], DEVICE)
 
@@ -119,7 +119,7 @@ def test_malformed_event_does_not_affect_others(bad) -> None:
     batch = decode(pack(CLEARED, bad, REMOVED))
     assert batch is not None
     assert batch.bad_events == 1
-    assert [type(change) for change in batch.changes] == [DeviceCleared, BlocksRemoved]
+    assert [type(event) for event in batch.events] == [DeviceCleared, BlocksRemoved]
 
 
 @pytest.mark.parametrize(
@@ -159,16 +159,16 @@ def test_too_many_malformed_events_end_decoding(monkeypatch) -> None:
         tried += 1
         return original(raw)
 
-    original = wire._event
+    original = wire._decode_event
     monkeypatch.setattr(wire, "_event", event)
     monkeypatch.setattr(wire, "_BAD_MAX", 3)
     batch = decode(pack(CLEARED, 0, 0, CLEARED, 0, REMOVED, 0, CLEARED))
     assert batch is not None
-    assert [type(change) for change in batch.changes] == [DeviceCleared, DeviceCleared]
+    assert [type(event) for event in batch.events] == [DeviceCleared, DeviceCleared]
     assert (batch.bad_events, tried) == (6, 5)
     batch = decode(pack(CLEARED, 0, 0, REMOVED))
     assert batch is not None
-    assert (len(batch.changes), batch.bad_events) == (2, 2)
+    assert (len(batch.events), batch.bad_events) == (2, 2)
 
 
 def test_deeply_nested_values_do_not_raise() -> None:
@@ -177,7 +177,7 @@ def test_deeply_nested_values_do_not_raise() -> None:
         deep = [deep]
     batch = decode(pack({**REMOVED, "new": deep}, CLEARED))
     assert batch is not None
-    assert len(batch.changes) + batch.bad_events == 2
+    assert len(batch.events) + batch.bad_events == 2
 
 
 def test_message_that_is_too_large_is_none(monkeypatch) -> None:
@@ -209,7 +209,7 @@ events = st.one_of(
 def test_decode_never_raises_on_any_event(some, ts) -> None:
     batch = decode(pack(*some, ts=ts))
     if batch is not None:
-        assert len(batch.changes) + batch.bad_events == len(some)
+        assert len(batch.events) + batch.bad_events == len(some)
         assert isinstance(batch.sent_s, float)
 
 
@@ -219,7 +219,7 @@ def test_decode_never_raises_on_any_bytes(garbage, at, patch) -> None:
     whole = pack(STORED, REMOVED)
     for payload in (garbage, whole[:at] + patch + whole[at + len(patch) :]):
         batch = decode(payload)
-        assert batch is None or all(isinstance(change, KVEvent) for change in batch.changes)
+        assert batch is None or all(isinstance(event, KVEvent) for event in batch.events)
 
 
 def test_tier_of_medium_and_owner() -> None:

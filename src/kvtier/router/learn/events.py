@@ -68,18 +68,18 @@ class EventCounts(msgspec.Struct):
 
 
 class EventSink(Protocol):
-    """A receiver of the changes that a stream brings. Its methods must not raise."""
+    """A receiver of the events of a stream. Its methods must not raise."""
 
     def accepts(self, topic: bytes) -> bool:
         """Return whether messages of `topic` concern this sink."""
         ...
 
-    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
-        """Apply changes, which come in the order in which they were sent."""
+    def apply(self, topic: bytes, events: Sequence[KVEvent]) -> None:
+        """Apply events, which come in the order in which they were sent."""
         ...
 
     def begin(self) -> None:
-        """Note that the changes from now on are complete since the publisher's first."""
+        """Note that the events from now on are complete since the publisher's first."""
         ...
 
     def reset(self) -> None:
@@ -298,17 +298,15 @@ class EventStream:
         self.counts.bad_events += batch.bad_events
         blocks = 0
         piece: list[KVEvent] = []
-        for change in (
-            part for whole in batch.changes for part in split_event(whole, SLICE_BLOCKS)
-        ):
-            size = 1 if isinstance(change, DeviceCleared) else len(change.names)
+        for event in (part for whole in batch.events for part in split_event(whole, SLICE_BLOCKS)):
+            size = 1 if isinstance(event, DeviceCleared) else len(event.names)
             if piece and blocks + max(1, size) > SLICE_BLOCKS:
                 self._sink.apply(topic, piece)
                 blocks, piece = 0, []
                 await asyncio.sleep(0)
                 if self._is_obsolete(topic, sequence):
                     return
-            piece.append(change)
+            piece.append(event)
             blocks += max(1, size)
             self.counts.blocks += size
         self._sink.apply(topic, piece)

@@ -65,11 +65,11 @@ class SharedSink:
         """Return whether any replica serves the topic's model."""
         return bool(self._models_of(topic))
 
-    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
-        """Apply `changes` to every index, for each name of the topic's model."""
+    def apply(self, topic: bytes, events: Sequence[KVEvent]) -> None:
+        """Apply `events` to every index, for each name of the topic's model."""
         for model in self._models_of(topic):
             for index in self._indexes:
-                index.apply_shared(model, changes)
+                index.apply_shared(model, events)
 
     def _models_of(self, topic: bytes) -> Collection[str]:
         parts = topic.split(b"@", 2)

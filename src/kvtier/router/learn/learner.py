@@ -67,9 +67,9 @@ class ReplicaSink:
         """Return True: all events of the engine are about its own cache."""
         return True
 
-    def apply(self, topic: bytes, changes: Sequence[KVEvent]) -> None:
-        """Apply `changes` to the replica's part of the index."""
-        self._index.apply(self._replica, changes)
+    def apply(self, topic: bytes, events: Sequence[KVEvent]) -> None:
+        """Apply `events` to the replica's part of the index."""
+        self._index.apply(self._replica, events)
 
     def begin(self) -> None:
         """Note that the index is complete for the replica from now on."""

@@ -1,4 +1,4 @@
-"""The wire format of KV events, decoded into changes of the precise index.
+"""The wire format of KV events, decoded into those of the precise index.
 
 A payload is msgpack: `[time, events, data-parallel rank]`. An event is a map with its `type` (vLLM
 since 0.32) or an array that begins with it (earlier versions, and other engines that follow vLLM).
@@ -109,7 +109,7 @@ class Batch(msgspec.Struct, gc=False):
     sent_s: float | None
     """The time by the sender's clock, which distinguishes a repeated message from that of a
     restarted sender. None if the message cannot be decoded."""
-    changes: list[KVEvent]
+    events: list[KVEvent]
     bad_events: int = 0
 
 
@@ -141,7 +141,7 @@ def decode(payload: bytes) -> Batch | None:
             return _salvage(payload)
     if not math.isfinite(found.ts):
         return None  # such a time would make every later message look like a repeated one
-    return Batch(found.ts, [_change(event) for event in found.events])
+    return Batch(found.ts, [_kv_event(event) for event in found.events])
 
 
 def _salvage(payload: bytes) -> Batch | None:
@@ -154,18 +154,18 @@ def _salvage(payload: bytes) -> Batch | None:
         return None
     batch = Batch(found.ts, [])
     for raw in found.events:
-        event = _event(raw)
+        event = _decode_event(raw)
         if event is not None:
-            batch.changes.append(_change(event))
+            batch.events.append(_kv_event(event))
             continue
         batch.bad_events += 1
         if batch.bad_events == _BAD_MAX:
-            batch.bad_events = len(found.events) - len(batch.changes)
+            batch.bad_events = len(found.events) - len(batch.events)
             break
     return batch
 
 
-def _event(raw: msgspec.Raw) -> _Store | _Remove | _Clear | None:
+def _decode_event(raw: msgspec.Raw) -> _Store | _Remove | _Clear | None:
     for decoder in _EVENTS:
         try:
             event: _Store | _Remove | _Clear = decoder.decode(raw)
@@ -175,7 +175,7 @@ def _event(raw: msgspec.Raw) -> _Store | _Remove | _Clear | None:
     return None
 
 
-def _change(event: _Store | _Remove | _Clear) -> KVEvent:
+def _kv_event(event: _Store | _Remove | _Clear) -> KVEvent:
     if isinstance(event, _Clear):
         return DeviceCleared()
     names = list(map(block_name, event.block_hashes))
