@@ -160,7 +160,7 @@ def test_too_many_malformed_events_end_decoding(monkeypatch) -> None:
         return original(raw)
 
     original = wire._decode_event
-    monkeypatch.setattr(wire, "_event", event)
+    monkeypatch.setattr(wire, "_decode_event", event)
     monkeypatch.setattr(wire, "_BAD_MAX", 3)
     batch = decode(pack(CLEARED, 0, 0, CLEARED, 0, REMOVED, 0, CLEARED))
     assert batch is not None
