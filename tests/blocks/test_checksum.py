@@ -1,4 +1,4 @@
-"""What a checksum covers, that it is the one of the documents, and how a secret is read."""
+"""Checksums: what they cover, that they match the documentation, and how secrets are read."""
 
 import hashlib
 import hmac
@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("checksum", [Xxh3(), HmacSha256(SECRET)], ids=["x
 
 
 @BOTH
-def test_key_length_and_payload_are_part_of_the_checksum(checksum: Checksum) -> None:
+def test_checksum_covers_key_length_and_payload(checksum: Checksum) -> None:
     changed = PAYLOAD.copy()
     changed[-1] ^= 1
     several = {checksum.block(BlockKey(bytes([n]) * 36), PAYLOAD) for n in range(3)}
@@ -33,30 +33,30 @@ def test_key_length_and_payload_are_part_of_the_checksum(checksum: Checksum) -> 
 
 
 @BOTH
-def test_bytes_do_not_move_between_key_and_payload(checksum: Checksum) -> None:
+def test_checksum_separates_key_from_payload(checksum: Checksum) -> None:
     whole = np.frombuffer(KEY + bytes(8), np.uint8)
     ones = {checksum.block(BlockKey(bytes(whole[:at])), whole[at:]) for at in range(5, 40)}
     assert len(ones) == 35
 
 
 @BOTH
-def test_views_and_bytes_are_the_same_header(checksum: Checksum) -> None:
+def test_header_checksum_of_view_equals_bytes(checksum: Checksum) -> None:
     data = bytes(PAYLOAD)
     assert checksum.header(data) == checksum.header(memoryview(data))
     assert checksum.header(data) != checksum.header(data[:-1])
     assert len(checksum.header(b"")) == 16
 
 
-def test_xxh3_is_the_one_in_the_documents() -> None:
+def test_xxh3_matches_documented_values() -> None:
     seed = xxhash.xxh3_64_intdigest(KEY, 5000)
     assert Xxh3().block(KEY, PAYLOAD) == xxhash.xxh3_128_digest(bytes(PAYLOAD), seed)
     assert Xxh3().header(b"abc") == xxhash.xxh3_128_digest(b"abc")
-    # Slabs and segments that exist were written with these.
+    # Existing slabs and segments were written with these algorithms.
     assert Xxh3().block(KEY, PAYLOAD).hex() == "8e80cb28e85c58b00898c1a1b6c450a9"
     assert Xxh3.algorithm == 1
 
 
-def test_hmac_is_the_one_in_the_documents() -> None:
+def test_hmac_matches_documented_values() -> None:
     def right(message: bytes) -> bytes:
         return hmac.digest(SECRET, message, hashlib.sha256)[:16]
 
@@ -67,20 +67,20 @@ def test_hmac_is_the_one_in_the_documents() -> None:
     assert HmacSha256.algorithm == 2
 
 
-def test_a_block_cannot_be_chosen_to_pass_for_a_header() -> None:
+def test_hmac_of_block_never_equals_header() -> None:
     keyed = HmacSha256(SECRET)
     as_block = keyed.block(KEY, PAYLOAD)
     assert keyed.header((5000).to_bytes(8, "little") + KEY + bytes(PAYLOAD)) != as_block
 
 
-def test_another_secret_gives_other_checksums() -> None:
+def test_hmac_depends_on_secret() -> None:
     one, other = HmacSha256(SECRET), HmacSha256(SECRET[:-1] + b"\0")
     assert one.block(KEY, PAYLOAD) != other.block(KEY, PAYLOAD)
     assert one.header(b"abc") != other.header(b"abc")
     assert one.block(KEY, PAYLOAD) != HmacSha256(SECRET + b"\1").block(KEY, PAYLOAD)
 
 
-def test_threads_share_one_keyed_checksum() -> None:
+def test_hmac_is_thread_safe() -> None:
     keyed = HmacSha256(SECRET)
     payloads = [np.full(1 << 18, n, np.uint8) for n in range(4)]
     right = [keyed.block(KEY, payload) for payload in payloads]
@@ -98,12 +98,12 @@ def test_threads_share_one_keyed_checksum() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 31, 65])
-def test_a_secret_of_another_length_is_refused_unnamed(size: int) -> None:
+def test_secret_of_wrong_length_is_refused_without_showing_it(size: int) -> None:
     with pytest.raises(ValueError, match=f"a secret of {size} bytes"):
         HmacSha256(b"s" * size)
 
 
-def test_a_secret_is_in_no_repr() -> None:
+def test_secret_is_in_no_repr() -> None:
     keyed = HmacSha256(b"s" * 32)
     assert "sss" not in repr(keyed) + str(vars(keyed))
 
@@ -120,7 +120,7 @@ def secret_file(folder: Path, content: bytes, mode: int = 0o600) -> Path:
     [
         (SECRET, SECRET),
         (SECRET + b"\n", SECRET),
-        (SECRET[:-1] + b"\n", SECRET[:-1] + b"\n"),  # 32 random bytes may end so
+        (SECRET[:-1] + b"\n", SECRET[:-1] + b"\n"),  # 32 random bytes may end with a newline
         (SECRET + b"\n\n", SECRET + b"\n"),
         (bytes(64), bytes(64)),
         (b"\xfe" * 64 + b"\n", b"\xfe" * 64),
@@ -131,17 +131,17 @@ def secret_file(folder: Path, content: bytes, mode: int = 0o600) -> Path:
         (b"g" * 33, b"g" * 33),
     ],
 )
-def test_secrets_as_they_are_or_in_hex(tmp_path: Path, content: bytes, secret: bytes) -> None:
+def test_load_key_reads_raw_bytes_or_hex(tmp_path: Path, content: bytes, secret: bytes) -> None:
     assert load_key(secret_file(tmp_path, content)) == secret
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o700, 0o440, 0o640])
-def test_the_owner_and_a_group_may_read_it(tmp_path: Path, mode: int) -> None:
+def test_load_key_accepts_owner_and_group_modes(tmp_path: Path, mode: int) -> None:
     assert load_key(secret_file(tmp_path, SECRET, mode)) == SECRET
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o620, 0o601, 0o644])
-def test_a_secret_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> None:
+def test_load_key_refuses_file_open_to_others(tmp_path: Path, mode: int) -> None:
     path = secret_file(tmp_path, SECRET, mode)
     with pytest.raises(InvalidSettings) as refused:
         load_key(path)
@@ -158,7 +158,9 @@ def test_a_secret_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> N
         (b"ab" * 65, "too many"),
     ],
 )
-def test_what_is_no_secret_is_refused_untold(tmp_path: Path, content: bytes, size: str) -> None:
+def test_load_key_refuses_other_content_without_showing_it(
+    tmp_path: Path, content: bytes, size: str
+) -> None:
     with pytest.raises(InvalidSettings) as refused:
         load_key(secret_file(tmp_path, content))
     message = str(refused.value)
@@ -180,7 +182,7 @@ def make_folder(path: Path) -> None:
         (make_folder, "not a regular file"),
     ],
 )
-def test_what_cannot_be_read_is_named(
+def test_load_key_refuses_unreadable_file(
     tmp_path: Path, make: Callable[[Path], None], reason: str
 ) -> None:
     make(tmp_path / "secret")
@@ -188,7 +190,7 @@ def test_what_cannot_be_read_is_named(
         load_key(tmp_path / "secret")
 
 
-def test_a_secret_makes_the_checksum_keyed(tmp_path: Path) -> None:
+def test_checksum_for_key_file_is_keyed(tmp_path: Path) -> None:
     assert checksum_for(None).algorithm == 1
     keyed = checksum_for(secret_file(tmp_path, SECRET))
     assert keyed.header(b"x") == HmacSha256(SECRET).header(b"x")

@@ -53,7 +53,7 @@ def drop(index: LocalIndex, row: int, tier: int = 0) -> None:
         (HOLE, [], Presence.ABSENT),
     ],
 )
-def test_presence(state: int, tiers: list[int], presence: Presence) -> None:
+def test_presence_of_each_state(state: int, tiers: list[int], presence: Presence) -> None:
     index = LocalIndex(2)
     row = index.add(key(1), None, state)
     for tier in tiers:
@@ -69,7 +69,7 @@ def test_tiers_must_fit_the_mask() -> None:
             LocalIndex(tiers)
 
 
-def test_longest_prefix_bisects_a_whole_forest() -> None:
+def test_longest_prefix_bisects_without_holes() -> None:
     index = LocalIndex(2)
     keys = chain(100)
     hold_chain(index, keys[:60])
@@ -79,7 +79,7 @@ def test_longest_prefix_bisects_a_whole_forest() -> None:
     assert index.longest_prefix([]) == 0
 
 
-def test_an_inner_block_that_leaves_is_a_hole_until_its_children_go() -> None:
+def test_removed_inner_block_is_hole_until_children_go() -> None:
     index = LocalIndex(2)
     keys = chain(3)
     rows = hold_chain(index, keys)
@@ -92,7 +92,7 @@ def test_an_inner_block_that_leaves_is_a_hole_until_its_children_go() -> None:
     assert list(index.rows) == [keys[0]]
 
 
-def test_a_hole_that_is_saved_again_keeps_its_row_and_children() -> None:
+def test_hole_saved_again_keeps_row_and_children() -> None:
     index = LocalIndex(2)
     keys = chain(3)
     rows = hold_chain(index, keys)
@@ -102,7 +102,7 @@ def test_a_hole_that_is_saved_again_keeps_its_row_and_children() -> None:
     index.check()
 
 
-def test_a_chain_of_holes_goes_with_its_last_child() -> None:
+def test_chain_of_holes_is_freed_with_last_child() -> None:
     index = LocalIndex(2)
     rows = hold_chain(index, chain(50))
     for row in rows[:-1]:
@@ -113,7 +113,7 @@ def test_a_chain_of_holes_goes_with_its_last_child() -> None:
     assert index.holes == 0
 
 
-def test_a_pinned_row_without_bytes_waits_for_its_pin() -> None:
+def test_pinned_row_without_bytes_is_kept_until_unpinned() -> None:
     index = LocalIndex(2)
     (row,) = hold_chain(index, chain(1))
     index.pins[row] = 1
@@ -126,7 +126,7 @@ def test_a_pinned_row_without_bytes_waits_for_its_pin() -> None:
 
 
 @pytest.mark.parametrize("parent", [UNKNOWN_PARENT, key(99)])
-def test_a_block_whose_parent_is_not_here_stops_bisection(parent: BlockKey) -> None:
+def test_detached_block_disables_bisection(parent: BlockKey) -> None:
     index = LocalIndex(2)
     keys = chain(5)
     rows = [index.add(keys[2], parent, IDLE)]
@@ -149,7 +149,7 @@ def test_rows_are_reused() -> None:
     assert len(index.keys) == 10
 
 
-def test_evictable_is_an_unpinned_leaf_that_leaves_no_hole() -> None:
+def test_evictable_accepts_unpinned_leaf_without_making_hole() -> None:
     index = LocalIndex(2)
     root, inner, leaf = hold_chain(index, chain(3))
     evictable = index.evictable(0)
@@ -157,7 +157,7 @@ def test_evictable_is_an_unpinned_leaf_that_leaves_no_hole() -> None:
     index.pins[leaf] = 1
     assert not evictable(leaf)
     index.pins[leaf] = 0
-    # A child that only the disk holds: RAM may let the parent go if the disk has it as well.
+    # Only the disk holds the child: RAM may evict the parent if the disk holds that as well.
     index.hold(leaf, DISK)
     drop(index, leaf)
     assert not evictable(inner)
@@ -167,7 +167,7 @@ def test_evictable_is_an_unpinned_leaf_that_leaves_no_hole() -> None:
     assert index.evictable(DISK)(leaf)
 
 
-def test_clear_keeps_what_moves_or_is_pinned_until_reclaimed() -> None:
+def test_reset_keeps_busy_rows_until_freed() -> None:
     index = LocalIndex(2)
     rows = hold_chain(index, chain(4))
     index.pins[rows[1]] = 1
@@ -193,8 +193,8 @@ def walk(index: LocalIndex, keys: list[BlockKey]) -> int:
 
 
 @given(st.data())
-def test_random_forests(data: st.DataObject) -> None:
-    """Bisection says what a walk says, and every count equals a recount, after each change."""
+def test_random_forests_match_recount(data: st.DataObject) -> None:
+    """After each change, bisection agrees with a walk and every count with a recount."""
     index = LocalIndex(2)
     nodes = st.integers(1, 15)
     for _ in range(data.draw(st.integers(1, 40))):
@@ -221,8 +221,8 @@ def test_random_forests(data: st.DataObject) -> None:
             assert index.longest_prefix(keys) == walk(index, keys)
 
 
-def test_memory_per_block() -> None:
-    """Keys, index and two policies: at most 300 bytes a block."""
+def test_memory_per_block_is_bounded() -> None:
+    """Keys, index and two policies take at most 300 bytes per block."""
     count = 100_000
     tracemalloc.start()
     index, policies = LocalIndex(2), [Lru(), Lru()]

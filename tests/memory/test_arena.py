@@ -22,7 +22,7 @@ def arena() -> Iterator[Arena]:
 
 
 def python(code: str, **popen: object) -> subprocess.Popen[str]:
-    """Another process that runs `code` with the package on its path."""
+    """Start another process that runs `code` with the package on its path."""
     return subprocess.Popen(
         [sys.executable, "-c", "from kvtier.memory.arena import Arena\n" + code],
         stdin=subprocess.PIPE,
@@ -71,12 +71,12 @@ def test_slots_are_aligned_apart_and_of_full_size(arena: Arena) -> None:
     ("slots", "slot_bytes"),
     [(0, ALIGNMENT), (1, 0), (1, 100), (-1, ALIGNMENT), (1 << 62, ALIGNMENT), (1 << 40, 1 << 20)],
 )
-def test_impossible_sizes_are_one_clear_error(slots: int, slot_bytes: int) -> None:
+def test_create_with_impossible_size_is_refused(slots: int, slot_bytes: int) -> None:
     with pytest.raises(InvalidSettings):
         Arena.create(slots, slot_bytes)
 
 
-def test_another_process_sees_and_changes_the_same_bytes(arena: Arena) -> None:
+def test_attached_process_shares_the_bytes(arena: Arena) -> None:
     arena.view(2)[:4] = [1, 2, 3, 4]
     child = python(
         f"arena = Arena.attach({arena.handle!r})\n"
@@ -92,7 +92,7 @@ def test_another_process_sees_and_changes_the_same_bytes(arena: Arena) -> None:
 OWNER = "arena = Arena.create(4, 4096)\nprint(arena.handle, flush=True)\ninput()"
 
 
-def test_killed_owner_leaves_nothing_and_its_handle_is_void() -> None:
+def test_killed_owner_leaves_no_file_and_void_handle() -> None:
     before = set(os.listdir("/dev/shm"))
     child = python(OWNER)
     assert child.stdout is not None
@@ -101,7 +101,7 @@ def test_killed_owner_leaves_nothing_and_its_handle_is_void() -> None:
     attached.view(1)[:] = 7
     child.kill()
     child.communicate(timeout=60)
-    # Whoever mapped it keeps the pages; nobody new gets in, and no file is left.
+    # Processes that mapped the arena keep its pages; new ones cannot attach, and no file is left.
     assert int(attached.view(1).min()) == 7
     attached.close()
     with pytest.raises(InvalidSettings, match="cannot be mapped"):
@@ -110,12 +110,12 @@ def test_killed_owner_leaves_nothing_and_its_handle_is_void() -> None:
 
 
 @pytest.mark.parametrize("handle", ["", "nonsense", "/proc/1/fd/0:x:y", "/nowhere:4:4096"])
-def test_nonsense_handles_are_one_clear_error(handle: str) -> None:
+def test_attach_with_invalid_handle_is_refused(handle: str) -> None:
     with pytest.raises(InvalidSettings):
         Arena.attach(handle)
 
 
-def test_a_handle_whose_descriptor_is_another_file_now(tmp_path: Path) -> None:
+def test_attach_refuses_descriptor_of_another_file(tmp_path: Path) -> None:
     other = tmp_path / "file"
     other.write_bytes(bytes(SLOTS * ALIGNMENT))
     with other.open("r+b") as file:
@@ -124,7 +124,7 @@ def test_a_handle_whose_descriptor_is_another_file_now(tmp_path: Path) -> None:
             Arena.attach(handle)
 
 
-def test_a_handle_that_claims_too_much(arena: Arena) -> None:
+def test_attach_refuses_handle_larger_than_memory(arena: Arena) -> None:
     path, _, _ = arena.handle.rsplit(":", 2)
     with pytest.raises(InvalidSettings):
         Arena.attach(f"{path}:{SLOTS * 2}:{ALIGNMENT}")
@@ -140,7 +140,7 @@ def test_population_backs_every_page() -> None:
     arena.close()
 
 
-def test_closed_arena_says_so_and_closes_twice(arena: Arena) -> None:
+def test_closed_arena_raises_closed_and_closes_twice(arena: Arena) -> None:
     arena.close()
     arena.close()
     with pytest.raises(Closed):
@@ -149,7 +149,7 @@ def test_closed_arena_says_so_and_closes_twice(arena: Arena) -> None:
         _ = arena.array.shape
 
 
-def test_a_view_that_is_still_held_survives_close_and_frees_with_it(arena: Arena) -> None:
+def test_view_survives_close_and_frees_mapping_with_it(arena: Arena) -> None:
     view = arena.view(1)
     view[:] = 5
     arena.close()

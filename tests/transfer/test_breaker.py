@@ -11,13 +11,13 @@ def opened(now_s: float = 0.0) -> Breaker:
     return breaker
 
 
-def test_a_closed_breaker_lets_everything_pass() -> None:
+def test_closed_breaker_admits_all_calls() -> None:
     breaker = Breaker()
     assert all(breaker.admits(0.0) for _ in range(100))
     assert breaker.state(0.0) is BreakerState.CLOSED
 
 
-def test_failures_in_a_row_open_it_and_single_ones_do_not() -> None:
+def test_breaker_opens_after_consecutive_failures_only() -> None:
     breaker = Breaker()
     for _ in range(10 * FAILURES):
         breaker.failed(0.0)
@@ -27,7 +27,7 @@ def test_failures_in_a_row_open_it_and_single_ones_do_not() -> None:
     assert not opened().admits(PAUSE_S / 2)
 
 
-def test_one_probe_decides() -> None:
+def test_half_open_breaker_admits_one_probe() -> None:
     breaker = opened()
     assert breaker.state(PAUSE_S) is BreakerState.HALF_OPEN
     assert breaker.admits(PAUSE_S)
@@ -37,7 +37,7 @@ def test_one_probe_decides() -> None:
     assert breaker.admits(PAUSE_S)
 
 
-def test_each_probe_that_fails_doubles_the_pause() -> None:
+def test_failed_probe_doubles_the_pause() -> None:
     breaker, now_s, pause_s = opened(), 0.0, PAUSE_S
     for _ in range(10):
         now_s += pause_s
@@ -54,7 +54,7 @@ def test_each_probe_that_fails_doubles_the_pause() -> None:
 
 
 @pytest.mark.parametrize("is_probe", [False, True])
-def test_a_call_that_hangs_opens_it_at_once(is_probe: bool) -> None:
+def test_hanging_call_opens_breaker_at_once(is_probe: bool) -> None:
     breaker, now_s = (opened(), PAUSE_S) if is_probe else (Breaker(), 0.0)
     assert breaker.admits(now_s)
     breaker.hung(now_s + 5.0)
@@ -62,7 +62,7 @@ def test_a_call_that_hangs_opens_it_at_once(is_probe: bool) -> None:
     assert not breaker.admits(now_s + 5.0)
 
 
-def test_an_old_call_that_hangs_does_not_prolong_the_pause() -> None:
+def test_old_hanging_call_does_not_prolong_the_pause() -> None:
     breaker = Breaker()
     breaker.hung(0.0)
     breaker.hung(PAUSE_S / 2)

@@ -12,7 +12,7 @@ from kvtier.transfer.base import Completion, Direction, Transfer
 from kvtier.transfer.engine import TransferEngine
 
 SLOT_BYTES = 4096
-# Two blocks a part.
+# A part has two such blocks.
 LARGE_SLOT_BYTES = 4 * 1024 * 1024
 WAIT_S = 30.0
 
@@ -36,8 +36,8 @@ def covered(completions: Sequence[Completion], of: Transfer) -> list[int]:
     )
 
 
-class Rude(MemoryTier):
-    """Breaks the contract: raises, or answers for fewer blocks than it was asked for."""
+class ContractBreakingTier(MemoryTier):
+    """A tier that breaks the contract: it raises, or returns a wrong number of outcomes."""
 
     def write_from(self, moves, parents):
         raise RuntimeError("a bug in a tier")
@@ -54,7 +54,7 @@ class Rude(MemoryTier):
 
 @pytest.fixture
 def hanging() -> Iterator[FaultyTier]:
-    """One thread; its first call hangs until it is released."""
+    """A tier with one thread, whose first call hangs until it is released."""
     tier = FaultyTier(MemoryTier(io_threads=1))
     tier.inject(Fault.HUNG)
     yield tier
@@ -74,7 +74,7 @@ def start(engines: list[TransferEngine], *tiers: Tier, slot_bytes: int = SLOT_BY
     return engines[-1]
 
 
-def test_blocks_go_there_and_back(started: list[TransferEngine]) -> None:
+def test_blocks_are_written_and_read_back(started: list[TransferEngine]) -> None:
     engine = start(started, MemoryTier(), MemoryTier(name="second"))
     write = transfer(Direction.WRITE, keys(5), tier=2)
     for number, move in enumerate(write.moves):
@@ -110,10 +110,10 @@ def test_every_block_completes_once(
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-def test_a_tier_that_breaks_its_contract_fails_its_blocks(
+def test_tier_that_breaks_contract_fails_its_blocks(
     started: list[TransferEngine], direction: Direction
 ) -> None:
-    engine = start(started, Rude(io_threads=1))
+    engine = start(started, ContractBreakingTier(io_threads=1))
     for _ in range(2):
         assert engine.submit(transfer(direction, keys(3)))
         assert engine.drain(WAIT_S)
@@ -121,7 +121,7 @@ def test_a_tier_that_breaks_its_contract_fails_its_blocks(
         assert done.outcomes == [Outcome.FAILED] * 3
 
 
-def test_an_empty_transfer_is_nothing(started: list[TransferEngine]) -> None:
+def test_empty_transfer_completes_nothing(started: list[TransferEngine]) -> None:
     engine = start(started, MemoryTier())
     for direction in Direction:
         assert engine.submit(transfer(direction, []))
@@ -129,7 +129,7 @@ def test_an_empty_transfer_is_nothing(started: list[TransferEngine]) -> None:
     assert engine.poll() == []
 
 
-def test_reads_go_before_deletes_before_writes(
+def test_reads_have_priority_over_deletes_over_writes(
     started: list[TransferEngine], hanging: FaultyTier
 ) -> None:
     engine = start(started, hanging)
@@ -143,9 +143,7 @@ def test_reads_go_before_deletes_before_writes(
     assert order == [Direction.READ, Direction.READ, Direction.DELETE, Direction.WRITE]
 
 
-def test_writes_are_bounded_and_nothing_else(
-    started: list[TransferEngine], hanging: FaultyTier
-) -> None:
+def test_only_writes_are_bounded(started: list[TransferEngine], hanging: FaultyTier) -> None:
     engine = start(started, hanging, queue=4)
     assert engine.queue_blocks == 4
     assert engine.submit(transfer(Direction.WRITE, keys(3)))
@@ -175,7 +173,7 @@ def test_cancelled_parts_touch_nothing(started: list[TransferEngine], hanging: F
     assert hanging.contains([*keys(2), *keys(2, 10)]) == [True, True, False, False]
 
 
-def test_idle_means_nothing_left_to_poll(
+def test_is_idle_only_when_nothing_is_left_to_poll(
     started: list[TransferEngine], hanging: FaultyTier
 ) -> None:
     engine = start(started, hanging)
@@ -190,7 +188,7 @@ def test_idle_means_nothing_left_to_poll(
     assert engine.is_idle()
 
 
-def test_close_ends_threads_and_refuses_more() -> None:
+def test_close_ends_threads_and_rejects_transfers() -> None:
     before = threading.active_count()
     engine = TransferEngine([MemoryTier(io_threads=3), MemoryTier(io_threads=2)], SLOT_BYTES, 64)
     assert threading.active_count() == before + 5
@@ -201,7 +199,7 @@ def test_close_ends_threads_and_refuses_more() -> None:
     assert engine.queued_blocks(1, Direction.READ) == 0
 
 
-def test_close_does_not_wait_for_a_hung_tier_and_settles_what_is_queued(
+def test_close_abandons_hung_tier_and_cancels_queue(
     hanging: FaultyTier,
 ) -> None:
     engine = TransferEngine([hanging], SLOT_BYTES, 64)
@@ -217,7 +215,7 @@ def test_close_does_not_wait_for_a_hung_tier_and_settles_what_is_queued(
     assert covered(engine.poll(), stuck) == [0]
 
 
-def test_threads_are_set_up_first_and_survive_a_set_up_that_fails() -> None:
+def test_threads_survive_failing_thread_start_hook() -> None:
     names: list[str] = []
 
     def set_up() -> None:

@@ -59,7 +59,7 @@ class TransferEngine:
         self._completions: deque[Completion] = deque()
         part_blocks = max(1, _PART_BYTES // slot_bytes)
         start = on_thread_start or (lambda: None)
-        self._lanes = [
+        self._queues = [
             TierQueue(tier, queue_blocks, part_blocks, self._completions, start, hang_s)
             for tier in tiers
         ]
@@ -70,12 +70,12 @@ class TransferEngine:
         Returns False, and does nothing, if a write finds its queue full, if the breaker is open,
         or if the engine is closed.
         """
-        return self._lanes[transfer.tier - 1].submit(transfer)
+        return self._queues[transfer.tier - 1].submit(transfer)
 
     def poll(self) -> list[Completion]:
         """Return the completions since the last call, in order."""
-        for lane in self._lanes:
-            lane.watch()
+        for queue in self._queues:
+            queue.watch()
         done: list[Completion] = []
         while self._completions:
             done.append(self._completions.popleft())
@@ -87,22 +87,22 @@ class TransferEngine:
 
     def queued_blocks(self, tier: int, direction: Direction) -> int:
         """Return the blocks queued or running to or from lower tier `tier`."""
-        return self._lanes[tier - 1].blocks[direction]
+        return self._queues[tier - 1].blocks[direction]
 
     def breaker(self, tier: int, direction: Direction) -> BreakerState:
         """Return the state of the breaker for such calls to lower tier `tier`."""
-        return self._lanes[tier - 1].breaker(direction)
+        return self._queues[tier - 1].breaker(direction)
 
     def is_idle(self) -> bool:
         """Return True if nothing is queued, running, or completed but not yet polled."""
         # The order of these lines matters: a part counts in `blocks` until it can be polled.
-        is_moving = any(any(lane.blocks.values()) for lane in self._lanes)
+        is_moving = any(any(queue.blocks.values()) for queue in self._queues)
         return not is_moving and not self._completions
 
     def drain(self, deadline_s: float) -> bool:
         """Wait until nothing is queued or running; return False after `deadline_s` seconds."""
         end_s = perf_s() + deadline_s
-        return all(lane.wait_idle(end_s) for lane in self._lanes)
+        return all(queue.wait_idle(end_s) for queue in self._queues)
 
     def close(self, deadline_s: float) -> bool:
         """Cancel what has not begun, let the rest finish and end the threads. Idempotent.
@@ -111,9 +111,9 @@ class TransferEngine:
         abandoned. The completions of cancelled parts can still be polled.
         """
         end_s = perf_s() + deadline_s
-        for lane in self._lanes:
-            lane.shut()
-        ended = [lane.join(end_s) for lane in self._lanes]
+        for queue in self._queues:
+            queue.shut()
+        ended = [queue.join(end_s) for queue in self._queues]
         return all(ended)
 
 

@@ -21,7 +21,7 @@ def tokens_by_tier(index: EstimatedIndex, path: Sequence[int]) -> dict[str, int]
     return dict(index.match(prompt_of(path), ["a"])[0].tokens)
 
 
-def test_what_falls_out_of_the_device_is_still_in_the_bigger_tier() -> None:
+def test_blocks_evicted_from_device_stay_in_larger_tier() -> None:
     index = EstimatedIndex({DEVICE: 3 * 16, "ram": 5 * 16})
     index.routed(prompt_of([1, 1, 1]), "a")
     index.routed(prompt_of([2, 2]), "a")
@@ -31,7 +31,7 @@ def test_what_falls_out_of_the_device_is_still_in_the_bigger_tier() -> None:
     assert tokens_by_tier(index, [2, 2]) == {DEVICE: 32, "ram": 32}
 
 
-def test_sizes_are_tokens_whatever_the_size_of_a_block() -> None:
+def test_capacities_are_tokens_for_any_block_size() -> None:
     for block_tokens in (16, 64, 128):
         index = EstimatedIndex({DEVICE: 1024})
         index.set_block_tokens("a", block_tokens)
@@ -43,13 +43,11 @@ def test_sizes_are_tokens_whatever_the_size_of_a_block() -> None:
 @pytest.mark.parametrize(
     ("engine", "estimate"), [(16, 64), (1, 64), (48, 96), (64, 64), (128, 128), (0, 0), (-5, 0)]
 )
-def test_an_estimate_compares_whole_blocks_of_the_engine_and_no_crumbs(
-    engine: int, estimate: int
-) -> None:
+def test_compared_size_is_multiple_of_engine_block(engine: int, estimate: int) -> None:
     assert compared(engine) == estimate
 
 
-def test_a_prompt_of_any_length_is_told_from_another_to_its_end() -> None:
+def test_match_distinguishes_prompts_of_any_length() -> None:
     index = EstimatedIndex()
     shared = list(range(60_000))
     index.routed(TokenPrompt([*shared, *[7] * 3200], MODEL), "a")
@@ -57,7 +55,7 @@ def test_a_prompt_of_any_length_is_told_from_another_to_its_end() -> None:
     assert found.best_tokens == 60_000
 
 
-def test_sizes_follow_what_is_told_also_later() -> None:
+def test_resize_applies_before_and_after_routing() -> None:
     index = EstimatedIndex({DEVICE: 1600})
     index.resize("a", DEVICE, 32)
     index.routed(prompt_of([1, 1, 1, 1]), "a")
@@ -69,7 +67,7 @@ def test_sizes_follow_what_is_told_also_later() -> None:
     assert tokens_by_tier(index, [1, 1, 1, 1]) == {DEVICE: 16, "disk": 64}
 
 
-def test_an_index_may_follow_some_tiers_or_none() -> None:
+def test_follows_limits_the_tiers_to_resize() -> None:
     fixed = EstimatedIndex({"ram": 32}, follows=())
     fixed.resize("a", "ram", 1600)
     fixed.resize("a", DEVICE, 1600)
@@ -77,7 +75,7 @@ def test_an_index_may_follow_some_tiers_or_none() -> None:
     assert tokens_by_tier(fixed, [1, 1, 1]) == {DEVICE: 0, "ram": 32}
 
 
-def test_a_new_block_size_forgets_what_was_cut_otherwise() -> None:
+def test_new_block_size_removes_blocks() -> None:
     index = EstimatedIndex({DEVICE: 1600})
     index.routed(prompt_of([1, 1, 1]), "a")
     index.set_block_tokens("a", 16)
@@ -90,7 +88,7 @@ def test_a_new_block_size_forgets_what_was_cut_otherwise() -> None:
     assert [match.best_tokens for match in found] == [32, 48]
 
 
-def test_characters_stand_in_for_tokens() -> None:
+def test_text_prompts_are_matched() -> None:
     index = EstimatedIndex({DEVICE: 1600})
     text = "Der Weg ist das Ziel, und größer als gedacht. ".encode() * 20
     index.routed(TextPrompt(text, MODEL), "a")
@@ -99,7 +97,7 @@ def test_characters_stand_in_for_tokens() -> None:
     assert tokens_by_tier(index, tokens_of([1])[:3]) == {DEVICE: 0}
 
 
-def test_block_sizes_that_nobody_has_any_more_leave_no_tables() -> None:
+def test_unused_block_sizes_leave_no_tables() -> None:
     index = EstimatedIndex()
     for size in range(1, 200):
         index.set_block_tokens("liar", size)
@@ -109,7 +107,7 @@ def test_block_sizes_that_nobody_has_any_more_leave_no_tables() -> None:
     assert len(index._sizes) == 2
 
 
-def test_whatever_a_tier_says_that_it_holds_what_is_remembered_is_bounded(monkeypatch) -> None:
+def test_blocks_of_tier_are_bounded_for_any_capacity(monkeypatch) -> None:
     monkeypatch.setattr(module, "BLOCKS_MAX", 10)
     index = EstimatedIndex()
     index.resize("a", "disk", 1 << 50)

@@ -1,4 +1,4 @@
-"""The LRUs of a replica against the plainest model: an ordered dict a tier."""
+"""The LRUs of a replica compared with a simple model: one ordered dict per tier."""
 
 from collections import OrderedDict
 
@@ -12,7 +12,7 @@ LEVELS = (0, 1, 2)
 
 
 def chain(path: tuple[int, ...]) -> list[int]:
-    """A hash for every prefix of a path of small numbers."""
+    """Return a hash for every prefix of a path of small numbers."""
     state, found = 1, []
     for number in path:
         state = state * 7 + number + 1
@@ -21,7 +21,7 @@ def chain(path: tuple[int, ...]) -> list[int]:
 
 
 class Model:
-    """Each tier an LRU of its own, touched block by block from the leaf to the root."""
+    """Independent LRUs, one per tier, touched block by block from the leaf to the root."""
 
     def __init__(self) -> None:
         self.tiers: dict[int, tuple[int, OrderedDict[int, None]]] = {}
@@ -57,7 +57,7 @@ steps = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(steps, max_size=40))
-def test_every_tier_is_an_lru_of_its_own(taken: list) -> None:
+def test_tiers_match_independent_lrus(taken: list) -> None:
     table = BlockTable(16)
     lru, model = ReplicaLRU(table), Model()
     blocks: set[int] = set()
@@ -77,7 +77,7 @@ def test_every_tier_is_an_lru_of_its_own(taken: list) -> None:
         assert len(table) == len(held)
 
 
-def test_a_shrunk_tier_evicts_leaves_and_a_grown_one_does_not_get_them_back() -> None:
+def test_shrunk_tier_evicts_leaves_for_good() -> None:
     table = BlockTable(16)
     lru = ReplicaLRU(table)
     lru.resize(0, 4)
@@ -88,7 +88,7 @@ def test_a_shrunk_tier_evicts_leaves_and_a_grown_one_does_not_get_them_back() ->
     assert [table.own_byte(block, lru.slot) for block in blocks] == [127, 127, 0, 0]
 
 
-def test_what_was_released_is_forgotten() -> None:
+def test_release_removes_all_blocks() -> None:
     table = BlockTable(16)
     lru = ReplicaLRU(table)
     lru.resize(0, 4)
@@ -97,7 +97,7 @@ def test_what_was_released_is_forgotten() -> None:
     assert len(table) == 0
 
 
-def test_segments_keep_no_more_than_their_own_blocks() -> None:
+def test_segments_keep_only_their_own_blocks() -> None:
     lru = ReplicaLRU(BlockTable(16))
     lru.resize(0, 10_000)
     long = tuple(range(3)) * 300

@@ -9,14 +9,14 @@ from kvtier.index.fleet.events import (
 )
 
 
-def test_a_name_is_the_same_as_a_number_or_as_bytes() -> None:
+def test_block_name_is_the_same_for_number_and_bytes() -> None:
     whole = bytes(range(32))
-    number = int.from_bytes(whole, "big") & (1 << 64) - 1  # as vLLM shortens it
+    number = int.from_bytes(whole, "big") & (1 << 64) - 1  # vLLM shortens it like this
     assert block_name(whole) == block_name(number) < 1 << 60
     assert block_name(whole[:31] + b"\0") != block_name(whole)
 
 
-def test_anything_has_a_name() -> None:
+def test_block_name_accepts_any_hash() -> None:
     for engine_hash in (b"", b"\xff", -1, 0, 1 << 64, -(1 << 63)):
         assert 0 <= block_name(engine_hash) < 1 << 60
 
@@ -34,7 +34,7 @@ def stored(count: int, **fields: Any) -> BlocksStored:
     return BlocksStored(**made | fields)
 
 
-def test_a_large_change_is_the_same_in_parts() -> None:
+def test_split_event_keeps_content() -> None:
     parts = list(split_event(stored(5), 2))
     assert [part.names for part in parts] == [[1, 2], [3, 4], [5]]
     assert [part.parent for part in parts] == [99, 2, 4]
@@ -47,7 +47,7 @@ def test_a_large_change_is_the_same_in_parts() -> None:
     assert {part.adapter for part in parts} == {"sql"}
 
 
-def test_names_alone_are_divided_and_what_fits_or_does_not_fit_together_is_not() -> None:
+def test_split_event_splits_names_and_keeps_small_or_malformed_events() -> None:
     gone = BlocksRemoved(names=[1, 2, 3], tier="ram", group=4)
     assert [(part.names, part.group) for part in split_event(gone, 2)] == [([1, 2], 4), ([3], 4)]
     silent = stored(3, token_ids=[], extra_keys=None)

@@ -8,7 +8,7 @@ def reach(table: BlockTable, slot: int) -> int:
     return table.ends(CHAIN).reach(slot, ROUTED)
 
 
-def test_it_counts_until_it_has_had_its_time() -> None:
+def test_expected_blocks_count_until_they_expire() -> None:
     table = BlockTable(16)
     slot, expected = table.take_slot(), ExpectedBlocks(table, ttl_s=2.0)
     expected.add(slot, CHAIN[:5], 10.0)
@@ -18,7 +18,7 @@ def test_it_counts_until_it_has_had_its_time() -> None:
     assert (reach(table, slot), len(table)) == (0, 0)
 
 
-def test_what_a_later_request_touched_stays_with_it() -> None:
+def test_block_touched_by_later_request_stays() -> None:
     table = BlockTable(16)
     slot, expected = table.take_slot(), ExpectedBlocks(table, ttl_s=2.0)
     expected.add(slot, CHAIN[:5], 10.0)
@@ -32,7 +32,7 @@ def test_what_a_later_request_touched_stays_with_it() -> None:
     assert expected._touched == {slot: {}}
 
 
-def test_what_is_withdrawn_is_so_for_every_request_and_once() -> None:
+def test_removed_blocks_are_removed_for_every_request() -> None:
     table = BlockTable(16)
     slot, expected = table.take_slot(), ExpectedBlocks(table, ttl_s=2.0)
     expected.add(slot, CHAIN[:5], 10.0)
@@ -46,7 +46,7 @@ def test_what_is_withdrawn_is_so_for_every_request_and_once() -> None:
     assert len(table) == 0
 
 
-def test_beyond_the_bound_the_oldest_have_had_their_time() -> None:
+def test_oldest_requests_expire_beyond_limit() -> None:
     table = BlockTable(16)
     slot, expected = table.take_slot(), ExpectedBlocks(table, blocks_max=10)
     expected.add(slot, CHAIN[:6], 0.0)
@@ -58,7 +58,7 @@ def test_beyond_the_bound_the_oldest_have_had_their_time() -> None:
     assert (reach(table, slot), len(table)) == (20, 20), "one is always expected"
 
 
-def test_a_forgotten_replica_leaves_nothing_and_others_stay() -> None:
+def test_remove_slot_leaves_other_slots() -> None:
     table = BlockTable(16)
     one, other = table.take_slot(), table.take_slot()
     expected = ExpectedBlocks(table)

@@ -1,4 +1,4 @@
-"""Rows and holes; the state machine over all of it is in test_precise."""
+"""Rows and holes; test_precise has the state machine over the whole index."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ def made(blocks_max: int = 1000) -> Holdings:
 
 
 def grow(held: Holdings, names: list[int], level: int = 0) -> list[int]:
-    """A prefix of these names, each a child of the one before; its hash is its name."""
+    """Add a prefix of these names, each a child of the one before; a block's hash is its name."""
     rows, parent = [], ROOT
     for depth, name in enumerate(names, 1):
         row = held.row(name)
@@ -28,7 +28,7 @@ def grow(held: Holdings, names: list[int], level: int = 0) -> list[int]:
     return rows
 
 
-def test_a_block_that_leaves_before_its_child_is_a_hole_until_one_of_them_changes() -> None:
+def test_block_removed_before_child_is_hole_until_either_changes() -> None:
     held = made()
     rows = grow(held, [11, 12, 13])
     held.remove(rows[1], 0)
@@ -43,7 +43,7 @@ def test_a_block_that_leaves_before_its_child_is_a_hole_until_one_of_them_change
     held.check()
 
 
-def test_a_slower_copy_is_a_hole_for_the_faster_levels() -> None:
+def test_slower_copy_is_hole_for_faster_levels() -> None:
     held = made()
     rows = grow(held, [11, 12])
     held.hold(rows[0], 2)
@@ -55,7 +55,7 @@ def test_a_slower_copy_is_a_hole_for_the_faster_levels() -> None:
     held.check()
 
 
-def test_leaving_from_the_leaf_makes_no_holes() -> None:
+def test_removal_from_leaf_makes_no_holes() -> None:
     held = made()
     rows = grow(held, [11, 12, 13])
     for row in reversed(rows):
@@ -64,7 +64,7 @@ def test_leaving_from_the_leaf_makes_no_holes() -> None:
     assert len(held.table) == 0
 
 
-def test_names_that_departed_are_remembered_up_to_a_bound(monkeypatch) -> None:
+def test_idle_names_are_kept_up_to_limit(monkeypatch) -> None:
     monkeypatch.setattr(module, "IDLE_MAX", 3)
     held = made()
     rows = grow(held, [11, 12, 13, 14, 15])
@@ -82,7 +82,7 @@ def test_names_that_departed_are_remembered_up_to_a_bound(monkeypatch) -> None:
     assert len(held) == 3
 
 
-def test_as_many_copies_go_as_have_come() -> None:
+def test_copies_are_counted() -> None:
     held = made()
     (row,) = grow(held, [11])
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_as_many_copies_go_as_have_come() -> None:
     assert held.table.own_byte(11, held.slot) == 126
 
 
-def test_where_copies_are_told_once_one_is_all() -> None:
+def test_uncounted_copies_are_removed_at_once() -> None:
     table = BlockTable(16)
     held = Holdings(table, 0, 10, is_counted=False)
     (row,) = grow(held, [11])
@@ -113,7 +113,7 @@ def test_where_copies_are_told_once_one_is_all() -> None:
     held.check()
 
 
-def test_the_ends_of_the_oldest_prefixes_make_room() -> None:
+def test_oldest_prefix_ends_make_room() -> None:
     held = made(blocks_max=4)
     grow(held, [11, 12, 13])
     grow(held, [21])
@@ -127,7 +127,7 @@ def test_the_ends_of_the_oldest_prefixes_make_room() -> None:
     held.check()
 
 
-def test_a_prefix_that_is_longer_than_all_the_room_is_refused() -> None:
+def test_prefix_longer_than_limit_is_refused() -> None:
     held = made(blocks_max=3)
     grow(held, [11])
     path = [(name, name << 4, depth) for depth, name in enumerate(range(21, 25), 1)]
@@ -138,7 +138,7 @@ def test_a_prefix_that_is_longer_than_all_the_room_is_refused() -> None:
     assert held.row(31) == row
 
 
-def test_room_is_never_made_by_dropping_the_parent() -> None:
+def test_making_room_never_removes_parent() -> None:
     held = made(blocks_max=1)
     (row,) = grow(held, [11])
     assert held.add(12, 12 << 4, 2, row) is None
@@ -151,7 +151,7 @@ def test_room_is_never_made_by_dropping_the_parent() -> None:
     held.check()
 
 
-def test_room_is_made_by_dropping_others_before_the_parent() -> None:
+def test_making_room_removes_others_before_parent() -> None:
     held = made(blocks_max=2)
     for name in (11, 12):
         (row,) = grow(held, [name])
@@ -163,7 +163,7 @@ def test_room_is_made_by_dropping_others_before_the_parent() -> None:
     held.check()
 
 
-def test_a_child_that_never_held_anything_departs_before_its_parent(monkeypatch) -> None:
+def test_idle_child_is_removed_before_parent(monkeypatch) -> None:
     monkeypatch.setattr(module, "IDLE_MAX", 2)
     held = made()
     (parent,) = grow(held, [11])
@@ -177,7 +177,7 @@ def test_a_child_that_never_held_anything_departs_before_its_parent(monkeypatch)
     held.check()
 
 
-def test_two_names_of_one_content_are_held_once() -> None:
+def test_second_name_of_same_content_is_refused() -> None:
     held = made()
     grow(held, [11])
     twin = held.add(99, 11 << 4, 1, ROOT)
@@ -189,7 +189,7 @@ def test_two_names_of_one_content_are_held_once() -> None:
     held.check()
 
 
-def test_a_path_is_placed_whole_however_little_is_remembered(monkeypatch) -> None:
+def test_add_path_places_whole_path_in_little_room(monkeypatch) -> None:
     monkeypatch.setattr(module, "IDLE_MAX", 2)
     held = made(blocks_max=8)
     for row in grow(held, [11, 12, 13]):
@@ -210,8 +210,8 @@ acts = st.tuples(st.sampled_from(["hold", "hold", "let go"]), names, st.integers
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 3), st.integers(2, 8), st.lists(acts, max_size=40))
-def test_rows_are_never_left_without_their_parents(departed_max, blocks_max, taken) -> None:
-    """A tree in which the parent of n is n // 2, with little room and little memory."""
+def test_rows_always_have_their_parents(departed_max, blocks_max, taken) -> None:
+    """Check a tree in which the parent of n is n // 2, with little room and few idle rows."""
     before, module.IDLE_MAX = module.IDLE_MAX, departed_max
     try:
         held = made(blocks_max)

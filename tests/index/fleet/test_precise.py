@@ -1,4 +1,4 @@
-"""The precise index against the plainest model: sets of prefixes by replica and tier."""
+"""The precise index compared with a simple model: sets of prefixes by replica and tier."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ TIERS = (DEVICE, "ram", "disk")
 
 
 def name_at(path: Path) -> int:
-    """An engine's name: any number that no other prefix has."""
+    """Return an engine's name for a prefix: a number that no other prefix has."""
     return block_name(hash((17, path)))
 
 
 def stored(path: Path, count: int, tier: str, *, shared: bool = False, silent: bool = False):
-    """The last `count` blocks of a prefix entered a tier."""
+    """Return the event that the last `count` blocks of a prefix entered a tier."""
     start = len(path) - count
     return BlocksStored(
         names=[name_at(path[: end + 1]) for end in range(start, len(path))],
@@ -62,11 +62,11 @@ class TestPrecise(FleetContract):
 
 
 class Model:
-    """Who holds which prefix where; a prefix counts as far as each block of it is held."""
+    """The prefixes that each replica holds in each tier; all blocks of a prefix must be held."""
 
     def __init__(self) -> None:
         self.held: Counter[tuple[str, str, Path]] = Counter()
-        """Copies; in shared storage there is one at most."""
+        """The number of copies; shared storage has at most one."""
         self.members: set[str] = set()
 
     def tokens(self, replica: str, path: Path) -> dict[str, int]:
@@ -104,15 +104,15 @@ steps = st.one_of(
 
 
 class Feed:
-    """Gives each event to the index and to the model."""
+    """Applies each event to the index and to the model."""
 
     def __init__(self) -> None:
         self.index = PreciseIndex(clock=VirtualClock())
         self.model = Model()
         self.known: dict[str, set[Path]] = {"a": set(), "b": set(), "pool": set()}
-        """Blocks that an event without tokens may name."""
+        """The blocks that an event without tokens may refer to."""
         self.settled: set[str] = set()
-        """Replicas whose block size has been told."""
+        """The replicas whose block size is known."""
         for name in "ab":
             self.index.add(name, MODEL)
 
@@ -147,7 +147,7 @@ class Feed:
 @pytest.mark.parametrize("holes_few", [0, 64])
 @settings(max_examples=400, deadline=None)
 @given(st.lists(steps, max_size=25), st.lists(paths, min_size=1, max_size=4))
-def test_prefixes_are_whole_in_whatever_order_blocks_leave(holes_few, taken, asked) -> None:
+def test_match_is_whole_prefix_in_any_order_of_removal(holes_few, taken, asked) -> None:
     few, module._HOLES_FEW = module._HOLES_FEW, holes_few
     try:
         feed = Feed()
@@ -166,14 +166,14 @@ def test_prefixes_are_whole_in_whatever_order_blocks_leave(holes_few, taken, ask
 
 
 def check(index: PreciseIndex) -> None:
-    for teller in index._replicas.values():
-        if teller.held is not None:
-            teller.held.check()
+    for replica in index._replicas.values():
+        if replica.held is not None:
+            replica.held.check()
     for pool in index._groups.pools:
         pool.check()
 
 
-def test_what_was_routed_counts_until_it_is_told_or_has_had_its_time() -> None:
+def test_routed_prompt_counts_until_announced_or_expired() -> None:
     clock = VirtualClock()
     index = PreciseIndex(clock=clock, ttl_s=2.0)
     index.add("a", MODEL)
@@ -186,7 +186,7 @@ def test_what_was_routed_counts_until_it_is_told_or_has_had_its_time() -> None:
     assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 32
 
 
-def test_what_came_and_went_is_not_expected_any_more() -> None:
+def test_blocks_stored_and_removed_are_not_expected() -> None:
     index = PreciseIndex(clock=VirtualClock())
     index.add("a", MODEL)
     index.apply("a", [stored((0,), 1, DEVICE)])
@@ -200,7 +200,7 @@ def test_what_came_and_went_is_not_expected_any_more() -> None:
     assert index.match(prompt_of([0, 1, 1]), "a")[0].tokens[DEVICE] == 48
 
 
-def test_what_is_expected_ends_where_a_block_has_left() -> None:
+def test_expected_prefix_ends_at_removed_block() -> None:
     index = PreciseIndex(clock=VirtualClock())
     index.add("a", MODEL)
     path = (0, 1, 0, 1, 0, 1, 0, 1)
@@ -210,7 +210,7 @@ def test_what_is_expected_ends_where_a_block_has_left() -> None:
     assert index.match(prompt_of(path), "a")[0].best_tokens == 32
 
 
-def test_shared_storage_is_everybodys_who_uses_it_until_it_is_told_gone() -> None:
+def test_shared_storage_counts_for_all_members_until_removed() -> None:
     index = PreciseIndex(clock=VirtualClock())
     for name in "abc":
         index.add(name, MODEL)
@@ -229,7 +229,7 @@ def test_shared_storage_is_everybodys_who_uses_it_until_it_is_told_gone() -> Non
     assert index.ignored_blocks == {"stranger": 1}
 
 
-def test_replicas_with_blocks_of_other_sizes_or_models_are_told_apart() -> None:
+def test_replicas_of_other_block_sizes_or_models_are_separate() -> None:
     index = PreciseIndex(clock=VirtualClock())
     tokens = list(range(256))
     for name, model, size in (("a", MODEL, 16), ("b", MODEL, 64), ("c", "other", 16)):
@@ -246,7 +246,7 @@ def test_replicas_with_blocks_of_other_sizes_or_models_are_told_apart() -> None:
     assert [match.best_tokens for match in found] == [112, 64, 0]
 
 
-def test_what_one_replica_sends_is_bounded_and_counted() -> None:
+def test_blocks_of_one_replica_are_bounded_and_counted() -> None:
     index = PreciseIndex(clock=VirtualClock(), blocks_max=50)
     index.add("a", MODEL)
     for number in range(100):
@@ -257,7 +257,7 @@ def test_what_one_replica_sends_is_bounded_and_counted() -> None:
     assert index.ignored_blocks == {"stranger": 2}
 
 
-def test_a_replica_that_lost_its_caches_starts_anew() -> None:
+def test_reset_replica_starts_from_nothing() -> None:
     index = PreciseIndex(clock=VirtualClock())
     index.add("a", MODEL)
     index.apply("a", [stored((0, 1), 2, DEVICE)])
@@ -269,7 +269,7 @@ def test_a_replica_that_lost_its_caches_starts_anew() -> None:
     assert index.match(prompt_of([0, 1]), "a")[0].tokens == {DEVICE: 0, "ram": 16}
 
 
-def test_an_engine_that_clears_its_device_keeps_what_slower_tiers_hold() -> None:
+def test_device_cleared_keeps_slower_tiers() -> None:
     index = PreciseIndex(clock=VirtualClock())
     index.add("a", MODEL)
     for tier, path in ((DEVICE, (0, 1, 1)), ("ram", (0, 1)), ("disk", (0, 1, 1))):
@@ -282,7 +282,7 @@ def test_an_engine_that_clears_its_device_keeps_what_slower_tiers_hold() -> None
     assert index.match(asked, "a")[0].tokens == {DEVICE: 16, "ram": 32, "disk": 48}
 
 
-def test_what_nobody_holds_any_more_goes_with_the_next_events(monkeypatch) -> None:
+def test_unheld_blocks_are_removed_with_next_events(monkeypatch) -> None:
     monkeypatch.setattr(table, "SWEPT_AT_ONCE", 2)
     index = PreciseIndex(clock=VirtualClock())
     index.add("a", MODEL)

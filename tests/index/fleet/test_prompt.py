@@ -4,7 +4,7 @@ import pytest
 from kvtier.index.fleet.prompt import Hasher, Prompt, TextPrompt, TokenPrompt, Unit
 
 
-def test_tokens_from_a_list_a_range_or_an_array_are_alike() -> None:
+def test_token_prompt_accepts_list_range_and_array() -> None:
     chains = [
         TokenPrompt(ids, "m").chain(16)
         for ids in (list(range(100)), range(100), np.arange(100), np.arange(100, dtype=np.uint32))
@@ -13,39 +13,39 @@ def test_tokens_from_a_list_a_range_or_an_array_are_alike() -> None:
     assert len(chains[0]) == 6
 
 
-def test_a_chain_is_made_once_for_each_block_size() -> None:
+def test_chain_is_hashed_once_per_block_size() -> None:
     prompt: Prompt = TokenPrompt(range(64), "m")
     assert prompt.chain(16) is prompt.chain(16)
     assert prompt.chain(32) == prompt.chain(16)[1::2]
     assert (prompt.unit, prompt.tokens) == (Unit.TOKEN, 64)
 
 
-def test_a_prompt_shorter_than_a_block_has_no_chain() -> None:
+def test_prompt_shorter_than_block_has_empty_chain() -> None:
     assert TokenPrompt([], "m").chain(16) == []
     assert TokenPrompt(range(15), "m").chain(16) == []
     assert TextPrompt(b"abc", "m").chain(1) == []
 
 
-def test_a_fixed_secret_repeats_itself() -> None:
+def test_fixed_secret_gives_same_chain() -> None:
     hashers = [Hasher(b"replayed"), Hasher(b"replayed"), None]
     one, other, own = (TokenPrompt(range(16), "m", hasher=hasher).chain(16) for hasher in hashers)
     assert one == other != own
 
 
 @pytest.mark.parametrize("ids", [[-1], [2**32], ["a"], [1.5], [None]])
-def test_what_is_no_token_is_refused(ids: list) -> None:
+def test_invalid_tokens_are_refused(ids: list) -> None:
     with pytest.raises((OverflowError, TypeError)):
         TokenPrompt(ids, "m")
 
 
-def test_text_counts_words_of_four_bytes() -> None:
+def test_text_prompt_counts_words_of_four_bytes() -> None:
     prompt = TextPrompt("größer".encode() + b"!", "m")
     assert (prompt.unit, prompt.tokens) == (Unit.CHARACTER, 2)
     assert prompt.chain(1) == TextPrompt("größer".encode(), "m").chain(1)
     assert TextPrompt(b"abcd" * 64, "m").chain(16) == TextPrompt(b"abcd" * 65, "m").chain(16)
 
 
-def test_scopes_share_nothing() -> None:
+def test_scopes_share_no_hashes() -> None:
     ids = list(b"abcdabcdabcdabcd")
     prompts = [
         TokenPrompt(ids, "m"),

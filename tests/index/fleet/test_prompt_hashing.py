@@ -13,7 +13,7 @@ def array(numbers: list[int]) -> np.ndarray:
 
 
 @given(NUMBERS, st.integers(1, 40), st.integers(0, 2**64 - 1))
-def test_a_chain_is_what_extending_block_by_block_gives(numbers, block, seed) -> None:
+def test_chain_equals_extending_block_by_block(numbers, block, seed) -> None:
     hasher = Hasher(b"fixed")
     state, expected = seed, []
     for start in range(0, len(numbers) // block * block, block):
@@ -23,7 +23,7 @@ def test_a_chain_is_what_extending_block_by_block_gives(numbers, block, seed) ->
 
 
 @given(NUMBERS)
-def test_extending_at_once_or_in_parts_is_the_same(numbers) -> None:
+def test_extend_in_parts_equals_extend_at_once(numbers) -> None:
     hasher = Hasher(b"fixed")
     parts = 5
     for number in range(0, len(numbers), 7):
@@ -31,7 +31,7 @@ def test_extending_at_once_or_in_parts_is_the_same(numbers) -> None:
     assert hasher.extend(5, 0, numbers) == parts
 
 
-def test_the_definition() -> None:
+def test_hash_matches_its_definition() -> None:
     """seed + sum((number + 1) * factor), the upper 60 bits of 64."""
     hasher = Hasher(b"fixed")
     factors = [hasher.extend(0, place, [0]) for place in range(3)]
@@ -40,12 +40,12 @@ def test_the_definition() -> None:
     assert len(set(factors)) == 3
 
 
-def test_zeros_leave_a_trace() -> None:
+def test_zeros_change_the_hash() -> None:
     hashes = Hasher().chain(array([0] * 4096), 0, 1)
     assert len(set(hashes)) == 4096
 
 
-def test_the_same_secret_gives_the_same_hashes_however_far_it_grew() -> None:
+def test_same_secret_gives_same_hashes_after_growth() -> None:
     one, other = Hasher(b"secret"), Hasher(b"secret")
     numbers = array(list(range(70_000)))
     one.chain(numbers[:10], 0, 1)
@@ -53,18 +53,18 @@ def test_the_same_secret_gives_the_same_hashes_however_far_it_grew() -> None:
     assert one.chain(numbers, 3, 16) != Hasher(b"another").chain(numbers, 3, 16)
 
 
-def test_nobody_can_know_the_factors_of_a_process() -> None:
+def test_factors_differ_between_hashers() -> None:
     assert Hasher().seed(Scope("m")) != Hasher().seed(Scope("m"))
     assert process_hasher() is process_hasher()
 
 
-def test_scopes_differ_in_each_part() -> None:
+def test_seed_depends_on_each_part_of_scope() -> None:
     hasher = Hasher()
     scopes = [Scope("m"), Scope("n"), Scope("m", "s"), Scope("m", "", "character"), Scope("ms")]
     assert len({hasher.seed(scope) for scope in scopes}) == len(scopes)
 
 
-def test_more_than_any_model_reads_is_hashed_up_to_there() -> None:
+def test_chain_stops_at_numbers_max() -> None:
     hasher = Hasher()
     hashes = hasher.chain(np.zeros(NUMBERS_MAX + 64, dtype=np.uint32), 0, 16)
     assert len(hashes) == NUMBERS_MAX // 16
@@ -72,11 +72,11 @@ def test_more_than_any_model_reads_is_hashed_up_to_there() -> None:
         hasher.extend(0, NUMBERS_MAX, [1])
 
 
-def test_hashes_take_one_small_object() -> None:
+def test_hashes_are_below_60_bits() -> None:
     assert max(Hasher().chain(array(list(range(5000))), 0, 1)) < 2**60
 
 
-def test_seeds_are_remembered_within_a_bound_and_stay_the_same() -> None:
+def test_seeds_are_cached_within_limit_and_stay_the_same() -> None:
     hasher = Hasher(b"fixed")
     first = [hasher.seed(Scope("m", str(salt))) for salt in range(3000)]
     assert len(hasher._seeds) <= 1024

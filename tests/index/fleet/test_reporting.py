@@ -1,4 +1,4 @@
-"""What of an event is used; the model of all of it is in test_precise."""
+"""Which events are used and how; test_precise has the model of the whole index."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from kvtier.index.fleet.reporting import ReplicaGroups, ReportingReplica
 TOKENS = list(range(48))
 
 
-def told(*events: BlocksStored | BlocksRemoved) -> tuple[ReportingReplica, ReplicaGroups]:
+def reported(*events: BlocksStored | BlocksRemoved) -> tuple[ReportingReplica, ReplicaGroups]:
     groups = ReplicaGroups(process_hasher(), 1000, 2.0)
     replica = ReportingReplica("m", groups)
     for event in events:
@@ -44,31 +44,33 @@ def blocks(replica: ReportingReplica, prompt: TokenPrompt, level: int = 0) -> in
 PROMPT = TokenPrompt(TOKENS, "m")
 
 
-def test_blocks_are_hashed_as_prompts_are() -> None:
-    whole, _ = told(stored())
+def test_reported_blocks_are_hashed_like_prompts() -> None:
+    whole, _ = reported(stored())
     assert blocks(whole, PROMPT) == 3
-    parts, _ = told(
+    parts, _ = reported(
         stored(names=[1], token_ids=TOKENS[:16]),
         stored(names=[2, 3], token_ids=TOKENS[16:], parent=1),
     )
     assert blocks(parts, PROMPT) == 3
 
 
-def test_adapters_and_salts_are_scopes_and_images_are_content() -> None:
-    adapter, _ = told(stored(adapter="lora", extra_keys=[("lora",), ("lora",), ("lora",)]))
+def test_adapters_and_salts_are_scope_and_images_are_content() -> None:
+    adapter, _ = reported(stored(adapter="lora", extra_keys=[("lora",), ("lora",), ("lora",)]))
     assert blocks(adapter, PROMPT) == 0
     assert blocks(adapter, TokenPrompt(TOKENS, "lora")) == 3
-    salted, _ = told(stored(adapter="lora", extra_keys=[("lora", "pepper"), None, None]))
+    salted, _ = reported(stored(adapter="lora", extra_keys=[("lora", "pepper"), None, None]))
     assert blocks(salted, TokenPrompt(TOKENS, "lora")) == 0
     assert blocks(salted, TokenPrompt(TOKENS, "lora", salt="pepper")) == 3
-    alike, _ = told(stored(adapter="lora", extra_keys=[("lora", "lora"), ("lora",), ("lora",)]))
+    alike, _ = reported(stored(adapter="lora", extra_keys=[("lora", "lora"), ("lora",), ("lora",)]))
     assert blocks(alike, TokenPrompt(TOKENS, "lora", salt="lora")) == 3
-    image, _ = told(stored(extra_keys=[None, [["image", 3]], None]))
+    image, _ = reported(stored(extra_keys=[None, [["image", 3]], None]))
     assert blocks(image, PROMPT) == 1
 
 
-def test_an_event_without_tokens_names_what_is_known() -> None:
-    replica, groups = told(stored(), stored(names=[2, 9], token_ids=[], block_tokens=0, tier="ram"))
+def test_event_without_tokens_refers_to_known_blocks() -> None:
+    replica, groups = reported(
+        stored(), stored(names=[2, 9], token_ids=[], block_tokens=0, tier="ram")
+    )
     assert replica.held is not None
     assert [replica.held.table.own_byte(hashed, 1) for hashed in PROMPT.chain(16)] == [127] * 3
     replica.remove(BlocksRemoved(names=[3, 2], tier=DEVICE))
@@ -90,8 +92,8 @@ def test_an_event_without_tokens_names_what_is_known() -> None:
         (BlocksRemoved(names=[1], tier=DEVICE, group=1), "group"),
     ],
 )
-def test_what_cannot_be_used_is_counted_and_changes_nothing(event, reason) -> None:
-    replica, groups = told(stored(), event)
+def test_unusable_event_is_counted_and_changes_nothing(event, reason) -> None:
+    replica, groups = reported(stored(), event)
     assert set(groups.ignored_blocks) - {reason} == set()
     assert groups.ignored_blocks[reason] == len(event.names)
     assert blocks(replica, PROMPT) == 3
@@ -99,8 +101,8 @@ def test_what_cannot_be_used_is_counted_and_changes_nothing(event, reason) -> No
     assert len(replica.held) == 3
 
 
-def test_events_before_the_first_that_says_a_block_size_cannot_be_used() -> None:
-    _, groups = told(
+def test_events_before_known_block_size_are_ignored() -> None:
+    _, groups = reported(
         stored(token_ids=[], block_tokens=0),
         BlocksRemoved(names=[1], tier=DEVICE),
         stored(block_tokens=NUMBERS_MAX + 1, names=[1], token_ids=range(NUMBERS_MAX + 1)),
@@ -108,9 +110,9 @@ def test_events_before_the_first_that_says_a_block_size_cannot_be_used() -> None
     assert groups.ignored_blocks == {"unknown": 4, "block_size": 1}
 
 
-def test_a_prefix_beyond_what_is_hashed_is_not_known() -> None:
+def test_prefix_beyond_numbers_max_is_ignored() -> None:
     half = NUMBERS_MAX // 2
-    replica, groups = told(
+    replica, groups = reported(
         stored(names=[1], token_ids=range(half), block_tokens=half),
         stored(names=[2, 3], parent=1, token_ids=range(2 * half), block_tokens=half),
     )
@@ -119,8 +121,8 @@ def test_a_prefix_beyond_what_is_hashed_is_not_known() -> None:
     assert groups.ignored_blocks == {"too_long": 1}
 
 
-def test_the_group_of_full_attention_counts_once_it_is_told() -> None:
-    replica, _ = told(
+def test_full_attention_group_replaces_guessed_group() -> None:
+    replica, _ = reported(
         stored(group=0),
         stored(group=1, kind="full_attention", token_ids=TOKENS[:32], names=[7, 8]),
         stored(group=0),
@@ -130,12 +132,12 @@ def test_the_group_of_full_attention_counts_once_it_is_told() -> None:
     assert blocks(replica, PROMPT) == 2
 
 
-def test_a_tier_too_many_is_counted() -> None:
-    _, groups = told(*(stored(tier=tier) for tier in ("x", "y", "z")))
+def test_event_of_one_tier_too_many_is_counted() -> None:
+    _, groups = reported(*(stored(tier=tier) for tier in ("x", "y", "z")))
     assert groups.ignored_blocks == {"tier": 3}
 
 
-def test_a_replica_cannot_make_up_block_sizes_without_end(monkeypatch) -> None:
+def test_number_of_groups_is_bounded(monkeypatch) -> None:
     monkeypatch.setattr(module, "_GROUPS_MAX", 3)
     groups = ReplicaGroups(process_hasher(), 1000, 2.0)
     replica = ReportingReplica("m", groups)
@@ -151,18 +153,18 @@ def test_a_replica_cannot_make_up_block_sizes_without_end(monkeypatch) -> None:
     assert groups.ignored_blocks == {"block_size": 2}
 
 
-def test_the_largest_blocks_are_the_engines_own() -> None:
+def test_largest_block_size_is_adopted() -> None:
     part = stored(names=[9], token_ids=TOKENS[:8], block_tokens=8)
     for tail in (part, stored(names=[9], parent=1, token_ids=TOKENS[:8], block_tokens=8)):
-        replica, groups = told(tail, stored())
+        replica, groups = reported(tail, stored())
         assert blocks(replica, PROMPT) == 3
         replica.store(part)
         assert groups.ignored_blocks["block_size"] == 1
         assert blocks(replica, PROMPT) == 3
 
 
-def test_clearing_a_device_beside_nothing_else_leaves_at_once() -> None:
-    replica, groups = told(stored())
+def test_clear_device_without_other_tiers_releases_slot() -> None:
+    replica, groups = reported(stored())
     replica.clear_device()
     assert replica.held is None
     assert replica.is_whole
@@ -178,15 +180,15 @@ def test_clearing_a_device_beside_nothing_else_leaves_at_once() -> None:
     assert not groups.ignored_blocks
 
 
-def test_who_reads_shared_storage_goes_on_with_it_when_its_device_is_cleared() -> None:
-    replica, _ = told(stored(), stored(tier="shared", is_shared=True))
+def test_clear_device_keeps_pool_membership() -> None:
+    replica, _ = reported(stored(), stored(tier="shared", is_shared=True))
     replica.clear_device()
     assert blocks(replica, PROMPT) == 0
     assert blocks(replica, PROMPT, 3) == 3
 
 
-def test_only_who_tells_from_the_beginning_tells_everything() -> None:
-    replica, _ = told(stored())
+def test_replica_is_whole_only_after_begin() -> None:
+    replica, _ = reported(stored())
     assert not replica.is_whole
     replica.begin()
     assert replica.is_whole
@@ -194,7 +196,7 @@ def test_only_who_tells_from_the_beginning_tells_everything() -> None:
     assert not replica.is_whole
 
 
-def test_models_of_which_nobody_is_left_make_room_for_others(monkeypatch) -> None:
+def test_unused_groups_make_room_for_new_ones(monkeypatch) -> None:
     monkeypatch.setattr(module, "_GROUPS_MAX", 2)
     groups = ReplicaGroups(process_hasher(), 1000, 2.0)
     for model in "abc":

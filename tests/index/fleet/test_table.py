@@ -11,7 +11,7 @@ CHAIN = list(range(100, 140))
 
 
 def filled(reaches: dict[tuple[int, int], int]) -> BlockTable:
-    """Each (slot, bit) holds so many blocks of CHAIN from its start."""
+    """Create a table in which each (slot, bit) holds so many leading blocks of CHAIN."""
     table = BlockTable(16)
     for _ in range(SLOTS):
         table.take_slot()
@@ -25,7 +25,7 @@ bits = st.tuples(st.integers(1, SLOTS), st.integers(0, 7))
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(bits, st.integers(0, 40)), st.integers(0, 40))
-def test_one_descent_finds_where_every_bit_ends(reaches, length) -> None:
+def test_ends_finds_every_bit_in_one_descent(reaches, length) -> None:
     table = filled(reaches)
     ends = table.ends(CHAIN[:length])
     for slot in range(1, SLOTS + 1):
@@ -38,7 +38,7 @@ held = st.lists(st.booleans(), min_size=12, max_size=12)
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(held, min_size=3, max_size=3))
-def test_with_gaps_it_never_tells_less_than_the_prefix(patterns) -> None:
+def test_ends_with_gaps_never_reports_too_little(patterns) -> None:
     table = filled({})
     for slot, pattern in enumerate(patterns, 1):
         for block, is_held in zip(CHAIN, pattern, strict=False):
@@ -58,7 +58,7 @@ def test_with_gaps_it_never_tells_less_than_the_prefix(patterns) -> None:
         max_size=30,
     )
 )
-def test_painting_is_writing_bytes(strokes) -> None:
+def test_set_bits_equals_writing_bytes(strokes) -> None:
     table = filled({})
     model: dict[tuple[int, int], int] = {}
     for slot, start, end, value in strokes:
@@ -69,7 +69,7 @@ def test_painting_is_writing_bytes(strokes) -> None:
     assert len(table) == len({block for (_, block), value in model.items() if value})
 
 
-def test_what_was_routed_is_kept_apart_from_what_is_held() -> None:
+def test_routed_bits_are_separate_from_held_bits() -> None:
     table = filled({})
     table.set_bits(CHAIN[:4], 1, 128, 128)
     table.set_bits(CHAIN[:2], 1, 127)
@@ -78,7 +78,7 @@ def test_what_was_routed_is_kept_apart_from_what_is_held() -> None:
     assert len(table) == 2
 
 
-def test_a_pool_counts_for_its_members_only() -> None:
+def test_pool_counts_for_members_only() -> None:
     table = filled({(1, 0): 3, (POOL, 3): 9})
     table.join_pool(1)
     ends = table.ends(CHAIN)
@@ -88,11 +88,11 @@ def test_a_pool_counts_for_its_members_only() -> None:
     assert table.own_byte(CHAIN[5], 1) == 0
 
 
-def test_what_is_being_cleared_does_not_hide_others() -> None:
+def test_slot_being_cleared_does_not_hide_others() -> None:
     table = filled({(2, 0): 20})
     blocks = [*CHAIN, *range(1000, 1000 + 2 * SWEPT_AT_ONCE)]
     table.set_bits(blocks, 1, 127)
-    # Whatever of the released slot is cleared first, its bits lie in pieces along the chain.
+    # While the released slot is being cleared, its bits remain in pieces along the chain.
     table.release_slot(1, [*CHAIN[1::2], *blocks[len(CHAIN) :], *CHAIN[::2]])
     assert table.own_byte(CHAIN[0], 1) == 127
     assert table.own_byte(CHAIN[1], 1) == 0
@@ -103,7 +103,7 @@ def test_what_is_being_cleared_does_not_hide_others() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(bits, st.integers(0, 40)), st.integers(0, 40))
-def test_walking_tells_the_same(reaches, length) -> None:
+def test_walked_ends_equal_bisected_ends(reaches, length) -> None:
     table = filled(reaches)
     table.join_pool(2)
     ends, walked = table.ends(CHAIN[:length]), table.ends(CHAIN[:length], walked=True)
@@ -111,7 +111,7 @@ def test_walking_tells_the_same(reaches, length) -> None:
     assert [ends.reach(*one) for one in every] == [walked.reach(*one) for one in every]
 
 
-def test_a_released_slot_counts_no_more_and_is_cleared_in_pieces() -> None:
+def test_released_slot_stops_counting_and_is_cleared_in_pieces() -> None:
     table = filled({})
     blocks = list(range(3 * SWEPT_AT_ONCE + 5))
     table.set_bits(blocks, 1, 127)
@@ -125,7 +125,7 @@ def test_a_released_slot_counts_no_more_and_is_cleared_in_pieces() -> None:
     assert table.take_slot() == 1
 
 
-def test_equal_masks_are_one_object_and_their_table_is_bounded(monkeypatch) -> None:
+def test_equal_masks_are_one_object_in_bounded_table(monkeypatch) -> None:
     monkeypatch.setattr(module, "_INTERNED_MAX", 8)
     table = filled({(1, 0): 40, (2, 1): 40})
     assert len({id(mask) for mask in table._masks.values()}) == 1
@@ -135,7 +135,7 @@ def test_equal_masks_are_one_object_and_their_table_is_bounded(monkeypatch) -> N
     assert [table.own_byte(value, 3) for value in range(1, 100)] == list(range(1, 100))
 
 
-def test_a_block_is_cheap_whoever_holds_it() -> None:
+def test_memory_per_block_does_not_depend_on_holders() -> None:
     table = filled({})
     blocks = [number << 40 for number in range(100_000)]
     tracemalloc.start()

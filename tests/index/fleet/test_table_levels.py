@@ -1,7 +1,7 @@
 from kvtier.index.fleet.table import ABSENT, CUMULATIVE, HELD, KNOWN, LEVELS, LOWEST, Levels
 
 
-def test_a_level_counts_for_every_slower_one() -> None:
+def test_cumulative_counts_for_every_slower_level() -> None:
     for raw in range(128):
         for level in range(LEVELS):
             is_held = any(raw >> faster & 1 for faster in range(level + 1))
@@ -10,7 +10,7 @@ def test_a_level_counts_for_every_slower_one() -> None:
         assert LOWEST[raw] == next((n for n in range(LEVELS) if raw >> n & 1), ABSENT)
 
 
-def test_names_keep_their_level_and_strangers_rank_behind() -> None:
+def test_names_keep_their_level_and_unknown_tiers_rank_last() -> None:
     levels = Levels()
     assert levels.used == (0,)
     assert [levels.use(name) for name in ("ram", "peer", "device", "tape")] == [1, 5, 0, 6]

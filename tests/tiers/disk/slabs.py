@@ -1,4 +1,4 @@
-"""What the tests of the disk tier share: a key space, tiers of few blocks, broken files."""
+"""Helpers for the tests of the disk tier: a key space, small tiers, failing system calls."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ def key(number: int) -> BlockKey:
 
 
 def content(number: int) -> Buffer:
-    """The payload of block `number`, in memory that direct I/O takes."""
+    """Return the payload of block `number`, in memory that is aligned for direct I/O."""
     block = aligned(_RANDOM)
     block.view(np.uint64)[:] += number
     return block
@@ -60,18 +60,18 @@ def write(tier: DiskTier, numbers: Sequence[int]) -> list[Outcome]:
 
 
 def read(tier: DiskTier, numbers: Sequence[int]) -> list[Outcome]:
-    """Read blocks; whatever is DONE must be the block's content."""
+    """Read blocks, and check the content of those that are DONE."""
     moves = [BlockMove(key(n), blank()) for n in numbers]
     outcomes = tier.read_into(moves)
     for number, move, outcome in zip(numbers, moves, outcomes, strict=True):
         if outcome is Outcome.DONE:
             good = content(number)[: LAYOUT.block_bytes]
-            assert np.array_equal(move.buffer[: LAYOUT.block_bytes], good), "wrong bytes are DONE"
+            assert np.array_equal(move.buffer[: LAYOUT.block_bytes], good), "DONE with wrong bytes"
     return outcomes
 
 
 def held(tier: DiskTier) -> set[int]:
-    """Numbers of the blocks that a scan reports."""
+    """Return the numbers of the blocks that a scan reports."""
     numbers: set[int] = set()
     page = tier.scan()
     while True:
@@ -82,12 +82,12 @@ def held(tier: DiskTier) -> set[int]:
 
 
 def occupied(folder: Path) -> int:
-    """Bytes on the device of everything in the folder."""
+    """Return the bytes that all files of the folder occupy on the device."""
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
 class BrokenFiles(BadDay, SystemCalls):
-    """The calls of a slab."""
+    """The system calls of a slab, which can be made to fail."""
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
         self._begin("open")

@@ -1,4 +1,4 @@
-"""A checkpoint is read back whole, or not at all."""
+"""Checkpoints: loaded whole or not at all."""
 
 from pathlib import Path
 
@@ -40,25 +40,25 @@ PUTS = [
 ]
 
 
-def test_blocks_come_back_in_order(folder: DiskFolder) -> None:
+def test_load_returns_blocks_in_order(folder: DiskFolder) -> None:
     checkpoint.save(folder, filled(PUTS), 12)
     assert loaded(folder) == (12, PUTS)
     checkpoint.save(folder, filled([]), 13)
     assert loaded(folder) == (13, [])
 
 
-def test_none_is_none(folder: DiskFolder) -> None:
+def test_load_without_file_returns_none(folder: DiskFolder) -> None:
     assert checkpoint.load(folder) is None
 
 
-def test_many_sections(folder: DiskFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_with_many_sections(folder: DiskFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "_SECTION_ROWS", 7)
     puts = [Put(n, key(n), key(n - 1) if n % 3 else None, bytes([n]) * 16) for n in range(50)]
     checkpoint.save(folder, filled(puts), 1)
     assert loaded(folder) == (1, puts)
 
 
-def test_a_row_stays_within_its_charge(folder: DiskFolder) -> None:
+def test_row_stays_within_max_row_bytes(folder: DiskFolder) -> None:
     longest = [
         Put(n, BlockKey(bytes([n]) * KEY_BYTES_MAX), BlockKey(b"p" * KEY_BYTES_MAX), b"c" * 16)
         for n in range(64)
@@ -68,7 +68,7 @@ def test_a_row_stays_within_its_charge(folder: DiskFolder) -> None:
     assert 0 <= size - 64 * MAX_ROW_BYTES < 100
 
 
-def test_every_flipped_bit_and_every_cut_is_noticed(folder: DiskFolder) -> None:
+def test_decode_rejects_every_flipped_bit_and_cut(folder: DiskFolder) -> None:
     checkpoint.save(folder, filled(PUTS), 12)
     raw = (folder.path / CHECKPOINT_NAME).read_bytes()
     assert checkpoint.decode(raw) is not None

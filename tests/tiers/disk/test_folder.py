@@ -1,4 +1,4 @@
-"""One process a folder, clear refusals, files that appear whole or not at all."""
+"""The folder: used by one process, refused with clear errors, files replaced atomically."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from kvtier.tiers.disk.folder import check_unused, lock_folder
 from tests.tiers.disk.slabs import BrokenFiles, plain_folder
 
 
-def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_second_opener_is_refused_with_process_id(tmp_path: Path) -> None:
     first = plain_folder(tmp_path / "slab")
     with pytest.raises(InvalidSettings) as refused:
         plain_folder(tmp_path / "slab")
@@ -24,7 +24,7 @@ def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     plain_folder(tmp_path / "slab").close()
 
 
-def test_a_command_can_ask_before_it_starts_an_engine(tmp_path: Path) -> None:
+def test_check_unused_raises_while_folder_is_open(tmp_path: Path) -> None:
     check_unused(tmp_path / "absent")
     first = plain_folder(tmp_path / "slab")
     with pytest.raises(InvalidSettings, match=f"in use by process {os.getpid()};"):
@@ -34,7 +34,7 @@ def test_a_command_can_ask_before_it_starts_an_engine(tmp_path: Path) -> None:
     plain_folder(tmp_path / "slab").close()
 
 
-def test_another_process_is_refused_too(tmp_path: Path) -> None:
+def test_folder_open_in_another_process_is_refused(tmp_path: Path) -> None:
     first = plain_folder(tmp_path / "slab")
     program = (
         "import sys; from pathlib import Path\n"
@@ -54,19 +54,19 @@ def test_another_process_is_refused_too(tmp_path: Path) -> None:
     assert f"in use by process {os.getpid()};" in second.stderr
 
 
-def test_a_refusal_names_the_setting(tmp_path: Path) -> None:
+def test_missing_parent_is_refused_with_setting(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"^disk\.path: .* parent folder"):
         plain_folder(tmp_path / "no" / "slab")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody can write to")
-def test_a_folder_on_a_file_system_that_takes_no_files() -> None:
+def test_folder_that_takes_no_files_is_refused() -> None:
     with pytest.raises(InvalidSettings, match=r"disk\.path: /proc/self .*cannot be used"):
         plain_folder(Path("/proc/self"))
 
 
 @pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename"])
-def test_replace_is_all_or_nothing(tmp_path: Path, call: str) -> None:
+def test_replace_is_atomic_and_durable(tmp_path: Path, call: str) -> None:
     files = BrokenFiles()
     folder = lock_folder(tmp_path / "slab", files)
     folder.replace("name", [b"old"])
@@ -87,7 +87,7 @@ def test_replace_is_all_or_nothing(tmp_path: Path, call: str) -> None:
     folder.close()
 
 
-def test_only_own_temporaries_are_removed(tmp_path: Path) -> None:
+def test_remove_temporaries_removes_only_own_files(tmp_path: Path) -> None:
     folder = plain_folder(tmp_path / "slab")
     (folder.path / folder.temporary_name()).touch()
     (folder.path / "temporary-of-somebody").touch()
@@ -96,7 +96,7 @@ def test_only_own_temporaries_are_removed(tmp_path: Path) -> None:
     folder.close()
 
 
-def test_names_belong_to_the_folder_that_was_opened(tmp_path: Path) -> None:
+def test_names_are_resolved_in_opened_folder(tmp_path: Path) -> None:
     folder = plain_folder(tmp_path / "slab")
     (tmp_path / "slab").rename(tmp_path / "moved")
     (tmp_path / "slab").mkdir()

@@ -1,4 +1,4 @@
-"""A slab of another model or format is refused, with what differs, or replaced on request."""
+"""The manifest: a slab of another model or format is refused or replaced."""
 
 from pathlib import Path
 
@@ -27,13 +27,13 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
     opened.close()
 
 
-def test_the_found_manifest_wins_where_it_fits(folder: DiskFolder) -> None:
+def test_fitting_manifest_is_adopted(folder: DiskFolder) -> None:
     first = ask(folder)
     assert adopt_manifest(folder, LAYOUT, SPACE, 99, "refuse") == first
     assert first.segment_slots == 7
 
 
-def test_what_differs_is_named(folder: DiskFolder) -> None:
+def test_manifest_mismatch_names_fields(folder: DiskFolder) -> None:
     ask(folder)
     with pytest.raises(InvalidSettings) as refused:
         ask(folder, other_space(model="big", dtype="float16"))
@@ -43,21 +43,21 @@ def test_what_differs_is_named(folder: DiskFolder) -> None:
         ask(folder, layout=BlockLayout(block_bytes=9000, tokens_per_block=16))
 
 
-def test_another_format_is_named_even_if_all_else_changed(folder: DiskFolder) -> None:
+def test_manifest_of_another_format_names_format(folder: DiskFolder) -> None:
     (folder.path / MANIFEST_NAME).write_text('{"format": 2, "blocks": "elsewhere"}')
     with pytest.raises(InvalidSettings, match="format: 1 != 2"):
         ask(folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"format":1}'])
-def test_what_cannot_be_read_is_refused_or_replaced(folder: DiskFolder, text: bytes) -> None:
+def test_unreadable_manifest_is_refused_or_replaced(folder: DiskFolder, text: bytes) -> None:
     (folder.path / MANIFEST_NAME).write_bytes(text)
     with pytest.raises(InvalidSettings, match=r"manifest\.json cannot be read"):
         ask(folder)
     assert ask(folder, on_mismatch="replace").space == SPACE
 
 
-def test_replace_removes_the_slab_and_nothing_else(folder: DiskFolder) -> None:
+def test_replace_removes_only_the_slab(folder: DiskFolder) -> None:
     ask(folder)
     for name in ("segment-00000", "log", "checkpoint", "notes.txt"):
         (folder.path / name).touch()
@@ -69,7 +69,7 @@ def test_replace_removes_the_slab_and_nothing_else(folder: DiskFolder) -> None:
 
 
 @pytest.mark.parametrize("mode", ["refuse", "replace"])
-def test_files_of_somebody_else_are_left_alone(folder: DiskFolder, mode: str) -> None:
+def test_slab_files_without_manifest_are_refused(folder: DiskFolder, mode: str) -> None:
     (folder.path / "checkpoint").write_text("of a training run")
     with pytest.raises(InvalidSettings, match=r"has no manifest\.json but .*checkpoint"):
         ask(folder, on_mismatch=mode)

@@ -1,4 +1,4 @@
-"""Log and checkpoint stay within their bound and never contradict each other."""
+"""The journal: log and checkpoint stay within their limit and never contradict each other."""
 
 import errno
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.tiers.disk.slabs import BrokenFiles, key
 
 
 class Desk:
-    """A journal with everything around it in reach."""
+    """A journal and the parts that it uses."""
 
     def __init__(self, path: Path, limit_frames: int = CHUNK_FRAMES) -> None:
         self.files = BrokenFiles()
@@ -48,7 +48,7 @@ def desk(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def on_disk(desk: Desk) -> tuple[int, int, int]:
-    """Generation and blocks of the checkpoint, records in the log; they must belong together."""
+    """Return the checkpoint's generation and blocks, and the log's records; check they match."""
     snapshot = checkpoint.load(desk.folder)
     history = decode((desk.folder.path / "log").read_bytes())
     assert history is not None
@@ -58,7 +58,7 @@ def on_disk(desk: Desk) -> tuple[int, int, int]:
     return snapshot.generation, len(list(snapshot.puts)), len(history.records)
 
 
-def test_the_log_is_folded_before_it_passes_its_bound(desk: Desk) -> None:
+def test_log_is_folded_before_it_exceeds_its_limit(desk: Desk) -> None:
     for number in range(2000):
         desk.put(number)
         assert (desk.folder.path / "log").stat().st_size <= desk.limit_bytes
@@ -67,14 +67,14 @@ def test_the_log_is_folded_before_it_passes_its_bound(desk: Desk) -> None:
     assert blocks + records == 2000
 
 
-def test_many_deletions_are_recorded_in_parts(desk: Desk) -> None:
+def test_many_deletions_are_recorded_in_chunks(desk: Desk) -> None:
     for start in range(0, 1000, 100):
         desk.put(*range(start, start + 100))
     assert desk.journal.delete(range(700)) == list(range(700))
     assert desk.journal.unrecorded == []
 
 
-def test_deletions_are_owed_until_they_are_recorded(desk: Desk) -> None:
+def test_failed_deletions_stay_pending_until_recorded(desk: Desk) -> None:
     desk.put(1, 2, 3)
     desk.files.errors["write"] = errno.EIO
     for slot in (1, 2):
@@ -89,9 +89,7 @@ def test_deletions_are_owed_until_they_are_recorded(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename", "truncate"])
-def test_nothing_is_appended_between_a_failed_checkpoint_and_the_next(
-    desk: Desk, call: str
-) -> None:
+def test_nothing_is_appended_after_failed_checkpoint(desk: Desk, call: str) -> None:
     desk.put(1, 2)
     desk.files.errors[call] = errno.ENOSPC
     with pytest.raises(OSError, match="No space"):
@@ -107,7 +105,7 @@ def test_nothing_is_appended_between_a_failed_checkpoint_and_the_next(
     assert generation > 2, "each attempt has a generation of its own"
 
 
-def test_closing_folds_a_log_that_says_something(tmp_path: Path) -> None:
+def test_close_folds_log_with_records(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "slab")
     desk.close()
     assert not (tmp_path / "slab" / "checkpoint").exists()

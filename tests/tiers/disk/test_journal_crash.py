@@ -1,4 +1,4 @@
-"""Kill -9, for real: what is visible afterwards is whole, and what was acknowledged is there."""
+"""Killed processes: afterwards every visible block is whole, and acknowledged ones are there."""
 
 import mmap
 import os
@@ -25,14 +25,14 @@ UNKNOWN, KEPT, GONE = 0, 1, 2
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Run `work` in a fork of this process; returns its pid."""
+    """Run `work` in a fork of this process; return its pid."""
     pid = os.fork()
     if pid:
         return pid
     try:
         work()
     finally:
-        os._exit(3)  # nothing of the test runner may run in the child
+        os._exit(3)  # No code of the test runner may run in the child.
 
 
 def shared_bytes(count: int) -> npt.NDArray[np.uint8]:
@@ -40,7 +40,7 @@ def shared_bytes(count: int) -> npt.NDArray[np.uint8]:
 
 
 def churn(tier: DiskTier, seed: int, mine: range, acknowledged: npt.NDArray[np.uint8]) -> None:
-    """Write and delete blocks without end, noting what was acknowledged."""
+    """Write and delete blocks forever, and record what was acknowledged."""
     rng = random.Random(seed)
     while True:
         numbers = sorted(rng.sample(mine, 6))
@@ -64,7 +64,7 @@ def churn_on_two_threads(folder: Path, seed: int, acknowledged: npt.NDArray[np.u
     churn(tier, seed, halves[0], acknowledged)
 
 
-def test_kill_at_random_moments(tmp_path: Path) -> None:
+def test_killed_process_leaves_whole_blocks_at_random_moments(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     acknowledged = shared_bytes(NUMBERS)
     rng = random.Random(11)
@@ -92,9 +92,9 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
 
 
 class MortalFiles(SystemCalls):
-    """An operating system under which the process dies at its `fatal`th call that changes a file.
+    """System calls that kill the process at its `fatal`th call that changes a file.
 
-    `torn`: half of what that call writes is written first.
+    `torn`: half of the bytes of that call are written first.
     """
 
     def __init__(self, fatal: int, torn: bool) -> None:
@@ -102,7 +102,7 @@ class MortalFiles(SystemCalls):
         self.torn = torn
 
     def _step(self) -> bool:
-        """Whether this is the last call; dies here where nothing is to be torn."""
+        """Return True if this is the last call; die at once unless it is to be torn."""
         self.left -= 1
         if self.left == 0 and not self.torn:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -154,7 +154,7 @@ class MortalFiles(SystemCalls):
 
 
 def live_a_life(folder: Path, files: SystemCalls, acknowledged: npt.NDArray[np.uint8]) -> None:
-    """Every kind of step, in two lives: the second starts from a checkpoint."""
+    """Perform every kind of step, in two runs; the second starts from a checkpoint."""
     for first in (0, 10):
         tier = make(folder, 8, files=files)
         acknowledged[first : first + 5] = [
@@ -172,7 +172,9 @@ def live_a_life(folder: Path, files: SystemCalls, acknowledged: npt.NDArray[np.u
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["before", "torn"])
-def test_kill_between_any_two_steps(tmp_path: Path, torn: bool) -> None:
+def test_killed_process_leaves_whole_blocks_between_any_two_calls(
+    tmp_path: Path, torn: bool
+) -> None:
     fatal = 0
     ended = False
     while not ended:
@@ -194,8 +196,8 @@ def test_kill_between_any_two_steps(tmp_path: Path, torn: bool) -> None:
     assert fatal > 30, "the life has that many steps"
 
 
-def test_a_child_of_a_killed_process_does_not_keep_the_folder(tmp_path: Path) -> None:
-    """Engines fork workers; the lock must die with the process that took it."""
+def test_forked_child_does_not_keep_folder_of_killed_parent_locked(tmp_path: Path) -> None:
+    """Engines fork workers, and the lock must be released with the process that took it."""
     reader, writer = os.pipe()
 
     def work() -> None:

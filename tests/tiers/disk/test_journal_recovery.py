@@ -1,4 +1,4 @@
-"""Whatever became of log and checkpoint: what is served is right, and the tier works on."""
+"""Recovery from damaged logs and checkpoints: no wrong bytes, and the tier keeps working."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ DONE = Outcome.DONE
 
 
 def crashed(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the folder as a process that dies now would leave it."""
+    """Copy the folder as a process that dies now would leave it."""
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
@@ -23,7 +23,7 @@ def crashed(folder: Path, tmp_path: Path) -> Path:
 
 
 def history(folder: Path) -> None:
-    """A checkpoint with 0..7, then a log: 8..11 written, 0..1 deleted, 12..13 in their slots."""
+    """Write a checkpoint of 0..7 and a log: 8..11 written, 0..1 deleted, 12..13 in their slots."""
     tier = make(folder)
     write(tier, range(8))
     tier.close()
@@ -37,7 +37,7 @@ def history(folder: Path) -> None:
 
 
 def reopen_and_check(folder: Path) -> set[int]:
-    """Numbers held; each is read, is right or dropped, and the tier can be filled afterwards."""
+    """Return the blocks that read back right; check that the tier can be filled afterwards."""
     tier = make(folder)
     visible = held(tier)
     outcomes = dict(zip(sorted(visible), read(tier, sorted(visible)), strict=True))
@@ -51,14 +51,14 @@ def reopen_and_check(folder: Path) -> set[int]:
     return right
 
 
-def test_checkpoint_and_log_together(tmp_path: Path) -> None:
+def test_recovery_applies_log_on_top_of_checkpoint(tmp_path: Path) -> None:
     history(tmp_path / "slab")
     expected = set(range(2, 14))
     assert reopen_and_check(tmp_path / "slab") == expected
     assert reopen_and_check(tmp_path / "crashed") == expected
 
 
-def test_a_log_cut_at_every_byte_of_its_last_records(tmp_path: Path) -> None:
+def test_recovery_from_log_cut_at_every_byte(tmp_path: Path) -> None:
     history(tmp_path / "slab")
     size = (tmp_path / "crashed" / "log").stat().st_size
     seen = set()
@@ -72,7 +72,7 @@ def test_a_log_cut_at_every_byte_of_its_last_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["log", "checkpoint", "segment-00000"])
-def test_a_flipped_bit_anywhere(tmp_path: Path, name: str) -> None:
+def test_recovery_from_flipped_bit_serves_no_wrong_bytes(tmp_path: Path, name: str) -> None:
     history(tmp_path / "slab")
     size = (tmp_path / "crashed" / name).stat().st_size
     for offset in range(0, size, max(1, size // 60)):
@@ -89,7 +89,7 @@ def test_a_flipped_bit_anywhere(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["log", "checkpoint", "segment-00000"])
-def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
+def test_recovery_without_one_file_keeps_the_rest(tmp_path: Path, name: str) -> None:
     history(tmp_path / "slab")
     (tmp_path / "crashed" / name).unlink()
     expected = {
@@ -100,7 +100,7 @@ def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
     assert reopen_and_check(tmp_path / "crashed") == expected[name]
 
 
-def test_a_log_older_than_the_checkpoint_is_not_applied(tmp_path: Path) -> None:
+def test_log_older_than_checkpoint_is_not_applied(tmp_path: Path) -> None:
     history(tmp_path / "slab")
     shutil.copy(tmp_path / "crashed" / "log", tmp_path / "slab" / "log")
     tier = make(tmp_path / "slab")
@@ -111,7 +111,7 @@ def test_a_log_older_than_the_checkpoint_is_not_applied(tmp_path: Path) -> None:
     assert reopen_and_check(tmp_path / "slab") == set(range(2, 14)) - {9}
 
 
-def test_records_behind_a_torn_tail_are_found_by_the_next_start(tmp_path: Path) -> None:
+def test_records_written_after_torn_tail_are_recovered(tmp_path: Path) -> None:
     history(tmp_path / "slab")
     folder = tmp_path / "crashed"
     with (folder / "log").open("ab") as log:
@@ -119,12 +119,12 @@ def test_records_behind_a_torn_tail_are_found_by_the_next_start(tmp_path: Path) 
     files = BrokenFiles()
     tier = make(folder, files=files)
     write(tier, [40, 41])
-    files.errors["rename"] = errno.EIO  # no checkpoint at close
+    files.errors["rename"] = errno.EIO  # so close writes no checkpoint
     tier.close()
     assert reopen_and_check(folder) == {*range(2, 14), 40, 41}
 
 
-def test_a_smaller_bound_drops_what_is_outside(tmp_path: Path) -> None:
+def test_smaller_capacity_discards_slots_outside(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     tier = make(folder, 32)
     write(tier, range(32))
@@ -142,13 +142,13 @@ def test_a_smaller_bound_drops_what_is_outside(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_a_log_of_a_larger_bound_does_not_count_against_a_smaller_one(tmp_path: Path) -> None:
+def test_log_of_larger_capacity_does_not_exceed_smaller_one(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     files = BrokenFiles()
     tier = make(folder, 2048, files=files)
     for start in range(0, 2048, 256):
         write(tier, range(start, start + 256))
-    files.errors["rename"] = errno.EIO  # no checkpoint at close
+    files.errors["rename"] = errno.EIO  # so close writes no checkpoint
     tier.close()
     assert (folder / "log").stat().st_size > 200_000
     tier = make(folder, 8)

@@ -1,4 +1,4 @@
-"""What a log gives back is a prefix of what happened, whatever became of the file."""
+"""The log: whatever happens to the file, decoding it returns a prefix of the records."""
 
 import errno
 from pathlib import Path
@@ -46,7 +46,7 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def written(folder: DiskFolder, generation: int = 5) -> tuple[bytes, list[int]]:
-    """A log of RECORDS: its bytes, and where each frame ends."""
+    """Return the bytes of a log of RECORDS, and the end of each frame."""
     log = Log(folder)
     log.restart(generation)
     ends = []
@@ -58,14 +58,14 @@ def written(folder: DiskFolder, generation: int = 5) -> tuple[bytes, list[int]]:
     return (folder.path / "log").read_bytes(), ends
 
 
-def test_records_come_back(folder: DiskFolder) -> None:
+def test_decode_returns_appended_records(folder: DiskFolder) -> None:
     raw, ends = written(folder)
     history = decode(raw)
     assert history == (5, RECORDS, ends[-1])
     assert max(len(frame(record, 5)) for record in RECORDS) == MAX_FRAME_BYTES
 
 
-def test_cut_at_every_byte_leaves_the_frames_before(folder: DiskFolder) -> None:
+def test_decode_of_cut_log_returns_frames_before_cut(folder: DiskFolder) -> None:
     raw, ends = written(folder)
     for size in range(len(raw)):
         history = decode(raw[:size])
@@ -76,7 +76,7 @@ def test_cut_at_every_byte_leaves_the_frames_before(folder: DiskFolder) -> None:
         assert history == (5, RECORDS[: len(whole)], whole[-1] if whole else HEADER_BYTES)
 
 
-def test_every_flipped_bit_ends_the_log_before_it(folder: DiskFolder) -> None:
+def test_decode_stops_before_flipped_bit(folder: DiskFolder) -> None:
     raw, ends = written(folder)
     for bit in range(8 * len(raw)):
         damaged = bytearray(raw)
@@ -90,7 +90,7 @@ def test_every_flipped_bit_ends_the_log_before_it(folder: DiskFolder) -> None:
 
 
 @given(st.binary(max_size=400))
-def test_nonsense_behind_the_header_is_cut(tail: bytes) -> None:
+def test_decode_ignores_garbage_after_header(tail: bytes) -> None:
     head = log_header(9)
     history = decode(head + tail)
     assert history == (9, [], HEADER_BYTES)
@@ -105,12 +105,12 @@ def log_header(generation: int) -> bytes:
     return struct.pack("<8sQQ", magic, generation, xxhash.xxh3_64_intdigest(magic, generation))
 
 
-def test_frames_of_another_generation_do_not_pass(folder: DiskFolder) -> None:
+def test_frames_of_another_generation_are_rejected(folder: DiskFolder) -> None:
     raw, _ = written(folder, 5)
     assert decode(log_header(6) + raw[HEADER_BYTES:]) == (6, [], HEADER_BYTES)
 
 
-def test_restart_and_cut_are_felt_by_the_file(folder: DiskFolder) -> None:
+def test_restart_and_cut_change_the_file(folder: DiskFolder) -> None:
     raw, ends = written(folder)
     log = Log(folder)
     assert log.read() == raw
@@ -127,7 +127,7 @@ def test_restart_and_cut_are_felt_by_the_file(folder: DiskFolder) -> None:
     assert (folder.path / "log").read_bytes() == log_header(8)
 
 
-def test_a_failed_append_leaves_no_trace(folder: DiskFolder) -> None:
+def test_failed_append_leaves_no_torn_frame(folder: DiskFolder) -> None:
     files = folder.files
     assert isinstance(files, BrokenFiles)
     log = Log(folder)

@@ -1,4 +1,4 @@
-"""Starting: what is refused, what is said, and that nothing is held after a refusal."""
+"""Opening a slab: what is refused and logged, and that a refusal leaves nothing locked."""
 
 import errno
 import logging
@@ -12,7 +12,7 @@ from kvtier.tiers.disk import DiskTier
 from tests.tiers.disk.slabs import LAYOUT, SPACE, BrokenFiles, make, other_space, write
 
 
-def test_direct_io_is_chosen_by_what_the_folder_can(
+def test_direct_io_depends_on_folder_and_setting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -26,7 +26,7 @@ def test_direct_io_is_chosen_by_what_the_folder_can(
             make(tmp_path / "c", direct="always", files=files)
 
 
-def test_what_was_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_recovery_result_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tier = make(tmp_path / "slab")
     write(tier, [1, 2, 3])
     tier.close()
@@ -38,14 +38,14 @@ def test_what_was_found_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "discarded 0 records outside the slab, cut 4 bytes off the log" in caplog.text
 
 
-def test_two_tiers_in_one_folder(tmp_path: Path) -> None:
+def test_second_tier_in_folder_is_refused(tmp_path: Path) -> None:
     first = make(tmp_path / "slab")
     with pytest.raises(InvalidSettings, match=f"in use by process {os.getpid()}"):
         make(tmp_path / "slab", on_mismatch="replace")
     first.close()
 
 
-def test_another_model_is_refused_then_replaced(tmp_path: Path) -> None:
+def test_slab_of_another_model_is_refused_or_replaced(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab")
     write(tier, [1])
     tier.close()
@@ -60,7 +60,7 @@ def test_another_model_is_refused_then_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename"])
-def test_a_disk_that_fails_at_the_start_is_a_refusal(tmp_path: Path, call: str) -> None:
+def test_io_error_at_start_is_refused_and_lock_released(tmp_path: Path, call: str) -> None:
     files = BrokenFiles()
     files.errors[call] = errno.EIO
     with pytest.raises(InvalidSettings, match=r"disk\.path: .*cannot be used"):

@@ -1,4 +1,4 @@
-"""A byte bound becomes slots, and too little is told with what would do."""
+"""The capacity in bytes: how it becomes slots, and when it is refused."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.tiers.disk.slabs import LAYOUT, SPACE, make
 
 @pytest.mark.parametrize("slots", [4, 5, 1000, 10**7])
 @pytest.mark.parametrize("slot_bytes", [4096, 65536, 1 << 22])
-def test_the_bound_of_slots_holds_exactly_these(slots: int, slot_bytes: int) -> None:
+def test_capacity_for_is_inverse_of_divide(slots: int, slot_bytes: int) -> None:
     bound = opening.capacity_for(slots, slot_bytes)
     assert opening.divide(bound, slot_bytes).slots == slots
     assert opening.divide(bound + slot_bytes, slot_bytes).slots == slots
@@ -20,25 +20,25 @@ def test_the_bound_of_slots_holds_exactly_these(slots: int, slot_bytes: int) -> 
         assert opening.divide(bound - 1, slot_bytes).slots == slots - 1
 
 
-def test_almost_all_of_a_large_bound_is_for_blocks() -> None:
+def test_large_capacity_is_almost_all_blocks() -> None:
     slots = opening.divide(100 << 30, 65536).slots
     assert slots * 65536 > 0.99 * (100 << 30)
 
 
-def test_a_small_bound_says_what_is_needed() -> None:
+def test_small_capacity_is_refused_with_minimum() -> None:
     with pytest.raises(InvalidSettings, match=r"disk\.capacity: .* set at least (\d+)") as refused:
         opening.divide(1000, 4096)
     least = int(str(refused.value).rsplit(" ", 1)[1])
     assert opening.divide(least, 4096).slots == opening.SLOTS_MIN
 
 
-def test_segments_stay_few() -> None:
+def test_segment_slots_keep_segments_few() -> None:
     assert opening.segment_slots(10 << 30, 1 << 20) == 1024
     assert opening.segment_slots(10 << 40, 1 << 20) == 10 * 8192
     assert opening.segment_slots(1 << 30, 3 << 30) == 1
 
 
-def test_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
+def test_capacity_over_free_space_is_refused(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     blocks = 2 * free // LAYOUT.slot_bytes
     with pytest.raises(InvalidSettings, match=r"disk\.capacity: .*more than the file system"):
@@ -46,7 +46,7 @@ def test_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
     assert SPACE.digest
 
 
-def test_what_the_folder_occupies_counts_as_room(tmp_path: Path) -> None:
+def test_require_room_counts_occupied_bytes(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     stat = os.fstatvfs(fd)
     free = stat.f_bavail * stat.f_frsize

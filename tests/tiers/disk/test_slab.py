@@ -1,4 +1,4 @@
-"""Segments: made when needed, whole; grown and cut with the bound."""
+"""Segment files: allocated whole on demand, grown and cut with the capacity."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def broken(folder: DiskFolder) -> BrokenFiles:
 
 
 def sizes(folder: DiskFolder) -> dict[str, int]:
-    """Slots of each segment file."""
+    """Return the number of slots of each segment file."""
     return {
         name[-1]: folder.file_bytes(name) // SLOT_BYTES
         for name in folder.names()
@@ -33,7 +33,7 @@ def sizes(folder: DiskFolder) -> dict[str, int]:
     }
 
 
-def test_segments_are_allocated_whole_when_first_written(folder: DiskFolder) -> None:
+def test_segment_is_allocated_whole_at_first_write(folder: DiskFolder) -> None:
     slab = Slab(folder, SLOT_BYTES, 10, 4, 0)
     assert sizes(folder) == {}
     assert slab.write(5, [content(1)]) == 1
@@ -50,7 +50,7 @@ def test_segments_are_allocated_whole_when_first_written(folder: DiskFolder) -> 
     slab.close()
 
 
-def test_a_larger_bound_grows_and_a_smaller_one_cuts(folder: DiskFolder) -> None:
+def test_trim_cuts_and_write_grows_with_capacity(folder: DiskFolder) -> None:
     for slots, expected in ((6, {"0": 4, "1": 2}), (9, {"0": 4, "1": 4, "2": 1}), (3, {"0": 3})):
         slab = Slab(folder, SLOT_BYTES, slots, 4, 0)
         slab.trim()
@@ -70,7 +70,7 @@ def test_stored_slots_are_inside_bound_and_files(folder: DiskFolder) -> None:
     slab.close()
 
 
-def test_half_an_allocation_is_given_back(folder: DiskFolder) -> None:
+def test_failed_allocation_is_truncated(folder: DiskFolder) -> None:
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
     broken(folder).short["allocate"] = SLOT_BYTES
     with pytest.raises(OSError, match="No space"):
@@ -81,7 +81,7 @@ def test_half_an_allocation_is_given_back(folder: DiskFolder) -> None:
     slab.close()
 
 
-def test_short_transfers_are_taken_up_where_they_stopped(folder: DiskFolder) -> None:
+def test_short_reads_and_writes_are_continued(folder: DiskFolder) -> None:
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)
     broken(folder).short = {"pwritev": 1500, "preadv": 4097}
     assert slab.write(0, [content(n) for n in range(3)]) == 3
@@ -93,7 +93,7 @@ def test_short_transfers_are_taken_up_where_they_stopped(folder: DiskFolder) -> 
     slab.close()
 
 
-def test_direct_io_is_probed_by_doing_it(folder: DiskFolder) -> None:
+def test_folder_supports_direct_io_probes_and_cleans_up(folder: DiskFolder) -> None:
     before = folder.names()
     folder_supports_direct_io(folder)
     assert folder.names() == before

@@ -1,4 +1,4 @@
-"""Bytes are DONE only with the checksum of their own key."""
+"""BlockIO: bytes are DONE only if they have the checksum of their own key."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
     opened.close()
 
 
-def test_only_the_payload_counts(folder: DiskFolder) -> None:
+def test_blockio_verifies_payload_and_ignores_padding(folder: DiskFolder) -> None:
     slots = SlotMap(8)
     slab = Slab(folder, SLOT_BYTES, 8, 4, 0)
     blockio = BlockIO(slab, slots, LAYOUT, FaultLog("here", VirtualClock()))
@@ -39,7 +39,7 @@ def test_only_the_payload_counts(folder: DiskFolder) -> None:
     ]
     for put in puts:
         slots.publish(put)
-    blocks[1][-1] = 255  # behind the payload
+    blocks[1][-1] = 255  # after the payload
     blocks[2][7] ^= 1
     slab.write(3, [blocks[1]])
     slab.write(4, [blocks[2]])
@@ -50,7 +50,7 @@ def test_only_the_payload_counts(folder: DiskFolder) -> None:
     slab.close()
 
 
-def test_a_block_as_large_as_its_slot(folder: DiskFolder) -> None:
+def test_blockio_verifies_block_as_large_as_its_slot(folder: DiskFolder) -> None:
     layout = BlockLayout(block_bytes=SLOT_BYTES, tokens_per_block=16)
     slots = SlotMap(4)
     slab = Slab(folder, SLOT_BYTES, 4, 4, 0)

@@ -1,4 +1,4 @@
-"""Runs are neighbours, within a segment, and not too long."""
+"""Runs: neighboring slots of one segment, up to a limit."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ def cut(slots: list[int], segment_slots: int = 1000, limit: int = 1000) -> list[
     return [[slot for slot, _ in run] for run in split_runs(places, segment_slots, limit)]
 
 
-def test_gaps_segments_and_limits_end_a_run() -> None:
+def test_split_runs_at_gaps_segments_and_limits() -> None:
     assert cut([]) == []
     assert cut([1, 2, 3, 5, 6, 9]) == [[1, 2, 3], [5, 6], [9]]
     assert cut([2, 3, 4, 5], segment_slots=4) == [[2, 3], [4, 5]]
@@ -25,7 +25,7 @@ def test_gaps_segments_and_limits_end_a_run() -> None:
 
 
 @given(st.lists(st.integers(0, 60)), st.integers(1, 9), st.integers(1, 5))
-def test_nothing_is_lost(slots: list[int], segment_slots: int, limit: int) -> None:
+def test_split_runs_keeps_every_place(slots: list[int], segment_slots: int, limit: int) -> None:
     slots.sort()
     cuts = cut(slots, segment_slots, limit)
     assert [slot for run in cuts for slot in run] == slots

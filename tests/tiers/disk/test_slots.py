@@ -1,4 +1,4 @@
-"""A slot is free, being written, held or retired, and never two of these."""
+"""The slot map: a slot is exactly one of free, being written, held and retired."""
 
 import pytest
 from hypothesis import settings
@@ -12,7 +12,7 @@ from tests.tiers.disk.slabs import key
 
 
 def puts(slots: SlotMap) -> list[Put]:
-    """The records of all blocks held, oldest first."""
+    """Return the records of all blocks held, oldest first."""
     return [
         Put(slot, key, slots.parents([slot])[0], bytes(slots.checksum(slot)))
         for key, slot in slots.slot_of.items()
@@ -23,7 +23,7 @@ def put(slot: int, number: int, parent: int | None = None) -> Put:
     return Put(slot, key(number), None if parent is None else key(parent), bytes([number]) * 16)
 
 
-def test_free_slots_come_ascending_and_freed_ones_first() -> None:
+def test_take_returns_slots_ascending_and_reused_first() -> None:
     slots = SlotMap(8)
     assert slots.take(3) == [0, 1, 2]
     slots.release([0, 2])
@@ -35,7 +35,7 @@ def test_free_slots_come_ascending_and_freed_ones_first() -> None:
     assert slots.free_count == 1
 
 
-def test_a_parent_shares_the_object_of_its_key() -> None:
+def test_parent_shares_object_of_its_key() -> None:
     slots = SlotMap(4)
     slots.publish(put(0, 1))
     slots.publish(put(1, 2, parent=1))
@@ -43,11 +43,11 @@ def test_a_parent_shares_the_object_of_its_key() -> None:
     assert second.parent is first.key
 
 
-def test_replay_lets_the_newer_claim_win() -> None:
+def test_replay_prefers_newer_record() -> None:
     slots = SlotMap(6)
     slots.replay(put(3, 1))
     slots.replay(put(3, 2))  # the slot has a new owner
-    slots.replay(put(4, 2))  # the key has moved
+    slots.replay(put(4, 2))  # the key is in another slot now
     slots.replay(put(1, 5))
     slots.empty(1)
     slots.empty(1)
@@ -56,7 +56,7 @@ def test_replay_lets_the_newer_claim_win() -> None:
     assert sorted(slots.take(6)) == [0, 1, 2, 3, 5]
 
 
-def test_pages_follow_the_order_of_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_in_order_of_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots_module, "SCAN_BLOCKS", 4)
     slots = SlotMap(20)
     order = [9, 3, 12, 0, 7, 19, 5, 1, 2, 18]
@@ -75,7 +75,7 @@ def test_pages_follow_the_order_of_writing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Life(RuleBasedStateMachine):
-    """Against a model of four sets."""
+    """Compare the slot map with a model of four sets."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The disk tier keeps the contract of a tier, and its own promises under faults."""
+"""The disk tier: the contract of tiers, and its own guarantees under faults."""
 
 import contextlib
 import errno
@@ -65,7 +65,7 @@ def flip_bit(segment: Path, slot: int, slot_bytes: int) -> None:
         os.fsync(file.fileno())
 
 
-def test_a_swap_of_two_slots_is_noticed(tmp_path: Path) -> None:
+def test_swapped_slots_are_corrupt(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab", direct="never")
     write(tier, [1, 2])
     one, two = (slot_of(tier, key(n)) for n in (1, 2))
@@ -81,7 +81,7 @@ def test_a_swap_of_two_slots_is_noticed(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_the_bound_is_physical(tmp_path: Path) -> None:
+def test_capacity_bounds_bytes_on_device(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     tier = make(folder, 64)
     bound = capacity_for(64, SLOT_BYTES)
@@ -96,7 +96,7 @@ def test_the_bound_is_physical(tmp_path: Path) -> None:
     assert (folder / "checkpoint").exists(), "the log was folded on the way"
 
 
-def test_memory_that_direct_io_cannot_reach_goes_another_way(tmp_path: Path) -> None:
+def test_unaligned_buffers_go_through_page_cache(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab")
     room = np.zeros(SLOT_BYTES + 1, np.uint8)
     odd = room[1:]
@@ -109,7 +109,7 @@ def test_memory_that_direct_io_cannot_reach_goes_another_way(tmp_path: Path) -> 
     tier.close()
 
 
-def test_a_buffer_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_buffer_of_wrong_size_fails(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab")
     write(tier, [1, 2, 3])
     small, large = content(9)[:512], np.zeros(2 * SLOT_BYTES, np.uint8)
@@ -122,7 +122,7 @@ def test_a_buffer_of_another_size_is_refused(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_a_key_too_long_to_account_for_is_refused(tmp_path: Path) -> None:
+def test_write_with_key_over_limit_fails(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab")
     long = BlockKey(b"x" * 73)
     assert (
@@ -133,14 +133,14 @@ def test_a_key_too_long_to_account_for_is_refused(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_a_key_twice_in_a_batch_takes_one_slot(tmp_path: Path) -> None:
+def test_repeated_key_in_batch_takes_one_slot(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab", 4)
     assert write(tier, [1, 1, 2, 1]) == [DONE] * 4
     assert write(tier, [3, 4, 3, 5]) == [DONE, DONE, DONE, FAILED]
     tier.close()
 
 
-def test_a_slot_deleted_while_it_is_read_is_not_given_away(tmp_path: Path) -> None:
+def test_slot_deleted_during_read_is_not_reused(tmp_path: Path) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", 4, files=files)
     write(tier, [1, 2, 3, 4])
@@ -161,7 +161,7 @@ def test_a_slot_deleted_while_it_is_read_is_not_given_away(tmp_path: Path) -> No
     tier.close()
 
 
-def test_close_waits_for_a_read_in_flight(tmp_path: Path) -> None:
+def test_close_waits_for_read_in_flight(tmp_path: Path) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", files=files)
     write(tier, [1])
@@ -181,7 +181,7 @@ def test_close_waits_for_a_read_in_flight(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EROFS, errno.ENODEV])
-def test_failing_reads_are_failed_and_recover(
+def test_read_errors_are_failed_and_recover(
     tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     files, clock = BrokenFiles(), VirtualClock()
@@ -202,7 +202,7 @@ def test_failing_reads_are_failed_and_recover(
 
 @pytest.mark.parametrize("call", ["pwritev", "allocate", "open", "write"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE])
-def test_failing_writes_are_failed_and_recover(
+def test_write_errors_are_failed_and_recover(
     tmp_path: Path, call: str, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     files, clock = BrokenFiles(), VirtualClock()
@@ -221,7 +221,7 @@ def test_failing_writes_are_failed_and_recover(
 
 
 @pytest.mark.parametrize("limit", [1, 100, 4096, 5000])
-def test_short_transfers_are_continued(tmp_path: Path, limit: int) -> None:
+def test_short_reads_and_writes_are_continued(tmp_path: Path, limit: int) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", files=files)
     files.short = {"pwritev": max(limit, 100), "preadv": max(limit, 100)}
@@ -230,7 +230,7 @@ def test_short_transfers_are_continued(tmp_path: Path, limit: int) -> None:
     tier.close()
 
 
-def test_writes_that_move_nothing_are_failed(tmp_path: Path) -> None:
+def test_writes_of_zero_bytes_are_failed(tmp_path: Path) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", files=files)
     files.short["pwritev"] = 0
@@ -240,7 +240,7 @@ def test_writes_that_move_nothing_are_failed(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_blocks_behind_the_end_of_a_file_are_lost_and_their_slots_work_again(
+def test_blocks_after_end_of_file_are_corrupt_and_slots_reusable(
     tmp_path: Path,
 ) -> None:
     tier = make(tmp_path / "slab", 8)
@@ -253,7 +253,7 @@ def test_blocks_behind_the_end_of_a_file_are_lost_and_their_slots_work_again(
     tier.close()
 
 
-def test_a_deletion_that_cannot_be_recorded_keeps_its_slot_until_it_can(tmp_path: Path) -> None:
+def test_unrecorded_deletion_keeps_its_slot(tmp_path: Path) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", 4, files=files)
     write(tier, [1, 2, 3, 4])
@@ -270,7 +270,7 @@ def test_a_deletion_that_cannot_be_recorded_keeps_its_slot_until_it_can(tmp_path
     tier.close()
 
 
-def test_a_torn_record_is_taken_back(tmp_path: Path) -> None:
+def test_torn_log_record_is_cut_off(tmp_path: Path) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", files=files)
     write(tier, [1])
@@ -282,7 +282,7 @@ def test_a_torn_record_is_taken_back(tmp_path: Path) -> None:
     assert write(tier, [4]) == [FAILED], "nothing is appended behind a torn frame"
     files.errors.clear()
     assert write(tier, [5]) == [DONE]
-    files.errors["rename"] = errno.EIO  # no checkpoint at close: the log must do
+    files.errors["rename"] = errno.EIO  # so close writes no checkpoint, and the log must suffice
     tier.close()
     tier = make(tmp_path / "slab")
     assert held(tier) == {1, 5}
@@ -290,7 +290,7 @@ def test_a_torn_record_is_taken_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename", "truncate"])
-def test_a_failing_checkpoint_loses_nothing(tmp_path: Path, call: str) -> None:
+def test_failed_checkpoint_loses_nothing(tmp_path: Path, call: str) -> None:
     files = BrokenFiles()
     tier = make(tmp_path / "slab", 64, files=files)
     numbers = range(64)
@@ -312,7 +312,7 @@ def test_a_failing_checkpoint_loses_nothing(tmp_path: Path, call: str) -> None:
     tier.close()
 
 
-def test_a_removed_folder_is_survived_and_a_new_one_left_alone(tmp_path: Path) -> None:
+def test_removed_folder_fails_calls_and_new_folder_stays_untouched(tmp_path: Path) -> None:
     folder = tmp_path / "slab"
     tier = make(folder, 8)
     write(tier, [1, 2])
@@ -328,7 +328,7 @@ def test_a_removed_folder_is_survived_and_a_new_one_left_alone(tmp_path: Path) -
     tier.close()
 
 
-def test_a_limit_on_file_size_is_a_fault_like_any_other(tmp_path: Path) -> None:
+def test_file_size_limit_fails_writes(tmp_path: Path) -> None:
     tier = make(tmp_path / "slab", 512)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
@@ -361,7 +361,7 @@ def test_files_are_private(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB of its own, which can really be full."""
+    """A separate file system of 2 MiB, which can really be filled."""
     mount = tmp_path / "mount"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "kvtier-test", str(mount)]
@@ -371,7 +371,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def test_a_disk_filled_by_others_means_misses_until_there_is_room(small_disk: Path) -> None:
+def test_full_file_system_fails_writes_until_there_is_room(small_disk: Path) -> None:
     tier = make(small_disk / "slab", 256)
     others = small_disk / "others"
     fd = os.open(others, os.O_WRONLY | os.O_CREAT)
