@@ -174,6 +174,7 @@ class ForkServer:
             if connection is not None:
                 connection.close()
             if process is not None:
+                process.terminate()  # ends an import; later the closed connection does
                 try:
                     process.wait(2 * END_GRACE_S)
                 except subprocess.TimeoutExpired:
@@ -310,26 +311,26 @@ def _read_exactly(connection: socket.socket, size: int) -> bytes:
 def serve(connection: socket.socket) -> dict[str, Any] | None:
     """Answer requests until the client is gone; return the request to run, in a child only."""
     children: set[int] = set()
-    while True:
-        try:
+    try:
+        while True:
             header, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
-            header += _read_exactly(connection, 4 - len(header)) if header else b""
             if not header:
                 break
+            header += _read_exactly(connection, 4 - len(header))
             request = json.loads(_read_exactly(connection, int.from_bytes(header, "big")))
-        except (OSError, EOFError):
-            break
-        if "reap" in request:
-            answer = _reap(request["reap"], children)
-        else:
-            answer, is_child = _fork(children)
-            if is_child:
-                connection.close()
-                return {**request, "descriptors": descriptors}
-        for descriptor in descriptors:
-            os.close(descriptor)
-        payload = json.dumps(answer).encode()
-        connection.sendall(len(payload).to_bytes(4, "big") + payload)
+            if "reap" in request:
+                answer = _reap(request["reap"], children)
+            else:
+                answer, is_child = _fork(children)
+                if is_child:
+                    connection.close()
+                    return {**request, "descriptors": descriptors}
+            for descriptor in descriptors:
+                os.close(descriptor)
+            payload = json.dumps(answer).encode()
+            connection.sendall(len(payload).to_bytes(4, "big") + payload)
+    except (OSError, EOFError):
+        pass  # the client went away, perhaps between its request and the answer
     _end(children)
     return None
 
@@ -422,8 +423,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client, which closes us
     os.register_at_fork(after_in_child=_apply_openmp_settings)
     _preload()
+    # From here on there may be children, and only the closed connection ends them.
+    ending = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
+        signal.signal(signal.SIGTERM, ending)
         _become(request)
 
 

@@ -1,5 +1,8 @@
+import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kvtier_bench import forkserver
 from kvtier_bench.forkserver import ForkedProcess, ForkServer, ForkServerFailed
 from kvtier_bench.processes import session_processes
 
@@ -178,6 +182,38 @@ def test_fork_server_whose_client_is_killed_ends_with_its_children(tmp_path: Pat
     while session_processes(child):
         assert time.monotonic() < give_up_s, "the child outlives its client"
         time.sleep(0.02)
+
+
+def test_fork_server_that_closes_while_it_imports_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "vllm.py").write_text("import time; time.sleep(60)")
+    server = ForkServer({**os.environ, "PYTHONPATH": str(tmp_path)}).start()
+    started_s = time.monotonic()
+    server.close()
+    assert time.monotonic() - started_s < 10
+
+
+def test_fork_server_whose_client_leaves_before_the_answer_ends_the_child(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "vllm.py").touch()
+    (tmp_path / "program.py").write_text("import time; time.sleep(60)")
+    request = {"script": "program.py", "arguments": [], "environment": {}, "folder": str(tmp_path)}
+    payload = json.dumps(request).encode()
+    client, served = socket.socketpair()
+    held, by_child = os.pipe()
+    with client:
+        socket.send_fds(client, [len(payload).to_bytes(4, "big")], [by_child])
+        client.sendall(payload)
+    os.close(by_child)
+    with served:
+        process = subprocess.Popen(
+            [sys.executable, "-P", forkserver.__file__, str(served.fileno())],
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"},
+            pass_fds=[served.fileno()],
+        )
+    assert process.wait(30) == 0
+    with os.fdopen(held, "rb") as end:
+        assert select.select([end], [], [], 20)[0], "the child outlives the fork server"
 
 
 def test_fork_with_a_second_thread_is_refused(server: ForkServer, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Findings(msgspec.Struct, kw_only=True):
     sizes: Sizes | None = None
     prompt_tokens: int = 0
     met: dict[str, Met] = {}
-    """By place: `cold`, `device`, and the tiers."""
+    """By place: `cold`, where vLLM alone computes the prompt, and the tiers."""
     texts: dict[str, dict[str, str]] = {}
     """Answers by place and prompt. Those of the `device` are what the tiers are compared with."""
     loads: dict[str, RunSummary] = {}
@@ -51,10 +51,16 @@ def _ttft_rows(findings: Findings) -> list[Row]:
             met.ttft_s,
             "s",
             reference=None if cold is None or place == "cold" else cold.ttft_s,
-            note=f"{met.served_share:.0%} of {findings.prompt_tokens} tokens served from there",
+            note=_served_text(place, met, findings.prompt_tokens),
         )
         for place, met in findings.met.items()
     ]
+
+
+def _served_text(place: str, met: Met, tokens: int) -> str:
+    if place == "cold":
+        return f"{tokens} tokens computed"
+    return f"{met.served_share:.0%} of {tokens} tokens served from there"
 
 
 def agreement_rows(findings: Findings) -> list[Row]:

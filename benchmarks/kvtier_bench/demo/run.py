@@ -75,6 +75,7 @@ def show(findings: Findings, console: Console, output: Path) -> bool:
     ]
     console.print(Rule())
     console.print(ttft_bars(title, bars, console))
+    console.print()
     for place, name in PLACES.items():
         met = findings.met.get(place)
         if met is not None and place != "cold" and met.served_share < SERVED_SHARE:
