@@ -38,7 +38,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """`host:port`."""
+        """The address as `host:port`, without the scheme."""
         return self.url.partition("//")[2]
 
 

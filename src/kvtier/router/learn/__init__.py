@@ -1,1 +1,1 @@
-"""LEARNING about replicas and prompts: KV events, metrics, tokens."""
+"""What the router learns about replicas and prompts: KV events, metrics, model names, tokens."""

@@ -58,7 +58,7 @@ class Prober(FleetListener):
             await event.wait()
 
     async def close(self) -> None:
-        """Stop all checks."""
+        """Stop all checks and wait until they have ended."""
         watches = list(self._watches.values())
         for watch in watches:
             watch.cancel()

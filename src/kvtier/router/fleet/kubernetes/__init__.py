@@ -1,1 +1,1 @@
-"""What Kubernetes knows of the fleet: pods, pools and objectives, followed through its API."""
+"""Discovery in Kubernetes: the pods of a pool or selector, and the objectives of a pool."""
