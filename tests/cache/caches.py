@@ -45,7 +45,7 @@ def fill(cache: TieredCache, save: EngineSave, epoch: int = 0) -> None:
         cache.arena.view(slot)[:PAYLOAD_BYTES] = payload(block, epoch)
 
 
-def is_right(cache: TieredCache, block: BlockKey, slot: int, epoch: int = 0) -> bool:
+def has_right_bytes(cache: TieredCache, block: BlockKey, slot: int, epoch: int = 0) -> bool:
     return bool(np.array_equal(cache.arena.view(slot)[:PAYLOAD_BYTES], payload(block, epoch)))
 
 
@@ -109,7 +109,7 @@ class Rig:
         if load is None:
             return False
         for block, slot in zip(load.keys, load.slots, strict=True):
-            assert is_right(self.cache, block, slot)
+            assert has_right_bytes(self.cache, block, slot)
         self.cache.end_load(load)
         return True
 
@@ -118,7 +118,7 @@ class Rig:
         self.cache.step(self.clock.now_s())
         self.cache.check()
 
-    def settle(self) -> None:
+    def run_until_idle(self) -> None:
         """Step until no transfer is queued, running or waiting."""
         for _ in range(1_000):
             self.step(self.delay_s)

@@ -26,7 +26,7 @@ from tests.cache.caches import (
     SLOT_BYTES,
     chain,
     fill,
-    is_right,
+    has_right_bytes,
     key,
     make_residency,
     memory_tier,
@@ -54,7 +54,7 @@ def save(cache: TieredCache, keys) -> None:
     cache.end_save(begun)
 
 
-def settle(cache: TieredCache) -> None:
+def run_until_idle(cache: TieredCache) -> None:
     cache._engine.drain(WAIT_S)
     cache.step(0.0)
     cache.check()
@@ -74,7 +74,7 @@ def test_build_cache_finds_blocks_of_earlier_process(tmp_path: Path) -> None:
     keys = chain(6)
     cache = build_cache(settings(folder, slots=16), LAYOUT, SPACE)
     save(cache, keys)
-    settle(cache)
+    run_until_idle(cache)
     assert list(cache.resident_blocks) == [6, 6]
     cache.close(WAIT_S)
 
@@ -84,10 +84,10 @@ def test_build_cache_finds_blocks_of_earlier_process(tmp_path: Path) -> None:
     assert cache.lookup(keys) == 6
     cache.check()
     cache.promote("r", keys)
-    settle(cache)
+    run_until_idle(cache)
     load = cache.begin_load("r", keys)
     assert load is not None
-    assert all(is_right(cache, *each) for each in zip(keys, load.slots, strict=True))
+    assert all(has_right_bytes(cache, *each) for each in zip(keys, load.slots, strict=True))
     assert cache.queued_blocks(1, Direction.READ) == 0
     cache.close()
 
@@ -265,7 +265,7 @@ def test_engines_sharing_a_folder_find_each_others_blocks(tmp_path: Path) -> Non
         assert clock.now_s() < give_up_s
     load = reader.begin_load("r", keys)
     assert load is not None
-    assert all(is_right(reader, *pair) for pair in zip(load.keys, load.slots, strict=True))
+    assert all(has_right_bytes(reader, *pair) for pair in zip(load.keys, load.slots, strict=True))
     reader.end_load(load)
     for cache in (writer, reader):
         cache.check()

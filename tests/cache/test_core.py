@@ -131,7 +131,7 @@ def test_begin_save_takes_lower_tier_block_from_device() -> None:
     rig = Rig(4, [memory_tier()])
     keys = chain(2)
     rig.save(keys)
-    rig.settle()
+    rig.run_until_idle()
     rig.residency.evict(0, 2, rig.index.evictable(0))
     save = rig.cache.begin_save(keys, [None, keys[0]])
     assert save.keys == keys
@@ -141,7 +141,7 @@ def test_begin_save_takes_lower_tier_block_from_device() -> None:
     rig.cache._demotions[0].delete(rig.residency.make_room(1, 2))
     rig.cache.end_save(save)
     assert rig.load(keys)
-    rig.settle()
+    rig.run_until_idle()
     assert list(rig.cache.resident_blocks) == [2, 2]
     rig.close()
 
@@ -150,7 +150,7 @@ def test_failed_save_of_lower_tier_block_leaves_it_there() -> None:
     rig = Rig(4, [memory_tier()])
     keys = chain(1)
     rig.save(keys)
-    rig.settle()
+    rig.run_until_idle()
     rig.residency.evict(0, 1, rig.index.evictable(0))
     save = rig.cache.begin_save(keys, [None])
     rig.cache.end_save(save, frozenset(save.slots))
@@ -171,7 +171,7 @@ def test_reset_during_transfers_loads_and_saves_releases_everything() -> None:
     rig = Rig(12, [tier], delay_s=1.0)
     below, written, loaded, saved = (chain(2, salt) for salt in range(4))
     rig.save(below)
-    rig.settle()
+    rig.run_until_idle()
     rig.residency.evict(0, 2, lambda row: rig.index.keys[row] in below)
     rig.cache.promote("r", below)
     rig.save(loaded)
@@ -187,7 +187,7 @@ def test_reset_during_transfers_loads_and_saves_releases_everything() -> None:
     # Slots that the engine is copying are not allocated until it reports that the copy has ended.
     taken = rig.cache.arena.free
     assert taken <= 12 - len(loaded) - len(saved)
-    rig.settle()
+    rig.run_until_idle()
     assert len(tier) == 0
     assert rig.cache.arena.free == 12 - len(loaded) - len(saved)
     rig.cache.reset()
@@ -215,7 +215,7 @@ def test_durations_are_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
     rig = Rig(8, [memory_tier()])
     for salt in range(4):
         rig.save(chain(1, salt))
-        rig.settle()
+        rig.run_until_idle()
     assert len(rig.cache.counters.take_durations()) == 2
     assert rig.cache.counters.take_durations() == []
     rig.close()
@@ -227,7 +227,7 @@ def test_cache_reports_tiers_capacities_and_residents() -> None:
     assert rig.cache.capacity_blocks == [8, 20]
     rig.save(chain(3))
     assert list(rig.cache.resident_blocks) == [3, 0]
-    rig.settle()
+    rig.run_until_idle()
     assert list(rig.cache.resident_blocks) == [3, 3]
     rig.close()
 
@@ -251,15 +251,15 @@ class Stuck(MemoryTier):
 
     def __init__(self) -> None:
         super().__init__(name="stuck", io_threads=1)
-        self.begun, self.let_go = threading.Event(), threading.Event()
+        self.begun, self.may_return = threading.Event(), threading.Event()
 
     def write_from(self, moves, parents):
         self.begun.set()
-        self.let_go.wait()
+        self.may_return.wait()
         return super().write_from(moves, parents)
 
     def close(self) -> None:
-        assert self.let_go.is_set(), "close would wait forever"
+        assert self.may_return.is_set(), "close would wait forever"
         super().close()
 
 
@@ -276,5 +276,5 @@ def test_close_skips_tier_whose_call_does_not_return(
     assert tier.begun.wait(30.0)
     cache.close()
     assert "does not return" in caplog.text
-    tier.let_go.set()
+    tier.may_return.set()
     assert engine.close(30.0)

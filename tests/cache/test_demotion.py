@@ -4,7 +4,7 @@ from kvtier.blocks.key import UNKNOWN_PARENT
 from kvtier.index.local import Presence
 from kvtier.testing.faults import Fault, FaultyTier
 from kvtier.tiers.base import Outcome
-from tests.cache.caches import Rig, chain, fill, is_right, key, memory_tier
+from tests.cache.caches import Rig, chain, fill, has_right_bytes, key, memory_tier
 from tests.cases import case
 
 BELOW = 1
@@ -16,7 +16,7 @@ def test_saved_blocks_are_written_to_lower_tier() -> None:
     keys = chain(4)
     rig.save(keys)
     assert not any(tier.contains(keys))
-    rig.settle()
+    rig.run_until_idle()
     assert all(tier.contains(keys))
     assert [stored.parent for stored in tier.scan().blocks] == [None, *keys[:-1]]
     assert list(rig.cache.resident_blocks) == [4, 4]
@@ -29,7 +29,7 @@ def test_unknown_parent_is_written_as_unknown() -> None:
     tier = memory_tier()
     rig = Rig(8, [tier])
     rig.save([key(7)], [UNKNOWN_PARENT])
-    rig.settle()
+    rig.run_until_idle()
     assert [stored.parent for stored in tier.scan().blocks] == [UNKNOWN_PARENT]
     rig.close()
 
@@ -38,7 +38,7 @@ def test_block_being_written_is_not_evicted_from_ram() -> None:
     rig = Rig(4, [memory_tier()], delay_s=1.0)
     rig.save(chain(2, salt=1))
     assert rig.cache.begin_save(chain(4, salt=2), [None] * 4) is None
-    rig.settle()
+    rig.run_until_idle()
     rig.save(chain(4, salt=2))
     rig.close()
 
@@ -47,9 +47,9 @@ def test_full_tier_evicts_coldest_leaves() -> None:
     tier = memory_tier(4)
     rig = Rig(8, [tier])
     rig.save(chain(4, salt=1))
-    rig.settle()
+    rig.run_until_idle()
     rig.save(chain(2, salt=2))
-    rig.settle()
+    rig.run_until_idle()
     assert tier.contains(chain(4, salt=1)) == [True, True, False, False]
     assert all(tier.contains(chain(2, salt=2)))
     assert len(tier) == 4
@@ -62,7 +62,7 @@ def test_tier_admission_rejects_blocks() -> None:
     keys = chain(2)
     assert rig.cache.begin_save(keys, [None, keys[0]]).keys == []
     rig.save(keys)
-    rig.settle()
+    rig.run_until_idle()
     assert len(tier) == 0
     assert rig.cache.counters.tiers[BELOW].rejected_blocks == 2
     rig.close()
@@ -75,7 +75,7 @@ def test_back_pressure_drops_end_of_offered_chain() -> None:
     keys = chain(5)
     rig.save(keys)
     assert rig.cache.counters.tiers[BELOW].dropped_blocks == 2
-    rig.settle()
+    rig.run_until_idle()
     assert tier.contains(keys) == [True, True, True, False, False]
     rig.close()
 
@@ -86,10 +86,10 @@ def test_dropped_ancestors_are_written_before_child() -> None:
     rig = Rig(16, [tier], delay_s=1.0, queue_blocks=3)
     keys = chain(6)
     rig.save(keys[:5])
-    rig.settle()
+    rig.run_until_idle()
     assert tier.contains(keys[3:]) == [False] * 3
     rig.save(keys[5:], keys[4:5])
-    rig.settle()
+    rig.run_until_idle()
     assert tier.contains(keys) == [True] * 6
     assert [stored.key for stored in tier.scan().blocks] == keys
     rig.close()
@@ -100,9 +100,9 @@ def test_dropped_ancestors_respect_queue_limit() -> None:
     rig = Rig(16, [tier], delay_s=1.0, queue_blocks=2)
     keys = chain(7)
     rig.save(keys[:6])
-    rig.settle()
+    rig.run_until_idle()
     rig.save(keys[6:], keys[5:6])
-    rig.settle()
+    rig.run_until_idle()
     assert tier.contains(keys) == [True] * 4 + [False] * 3
     assert rig.cache.counters.tiers[BELOW].dropped_blocks == 4 + 1
     rig.close()
@@ -112,7 +112,7 @@ def test_waiting_writes_pin_at_most_half_of_ram() -> None:
     rig = Rig(8, [memory_tier()], delay_s=1.0)
     rig.save(chain(8))
     assert rig.cache.counters.tiers[BELOW].dropped_blocks == 4
-    rig.settle()
+    rig.run_until_idle()
     rig.close()
 
 
@@ -121,7 +121,7 @@ def test_failed_write_is_counted_and_block_stays_in_ram() -> None:
     rig = Rig(8, [tier])
     tier.inject(Fault.NO_SPACE)
     rig.save(chain(2))
-    rig.settle()
+    rig.run_until_idle()
     assert rig.cache.counters.tiers[BELOW].fault_blocks == 2
     assert rig.load(chain(2))
     rig.close()
@@ -132,10 +132,10 @@ def test_tier_without_evictable_blocks_drops_writes() -> None:
     rig = Rig(8, [tier])
     keys = chain(2, salt=1)
     rig.save(keys)
-    rig.settle()
+    rig.run_until_idle()
     load = rig.cache.begin_load("r", keys)
     rig.save(chain(2, salt=2))
-    rig.settle()
+    rig.run_until_idle()
     assert not rig.cache.is_waiting
     assert all(tier.contains(keys))
     assert rig.cache.counters.tiers[BELOW].dropped_blocks == 2
@@ -148,15 +148,15 @@ def test_failed_delete_is_retried_until_room_is_free() -> None:
     tier = FaultyTier(inner)
     rig = Rig(8, [tier])
     rig.save(chain(2, salt=1))
-    rig.settle()
+    rig.run_until_idle()
     tier.inject(Fault.IO_ERROR)
     rig.save(chain(1, salt=2))
-    rig.settle()
+    rig.run_until_idle()
     counters = rig.cache.counters.tiers[BELOW]
     assert (counters.fault_blocks, counters.dropped_blocks) == (1, 1)
     assert len(inner) == 2
     rig.save(chain(1, salt=3))
-    rig.settle()
+    rig.run_until_idle()
     assert inner.contains([*chain(1, salt=3), chain(2, salt=1)[1]]) == [True, False]
     assert counters.fault_blocks == 1
     rig.close()
@@ -174,12 +174,12 @@ def check_rewrite(seed: int) -> None:
     rig = Rig(8, [inner], delay_s=1.0, seed=seed)
     old = chain(1, salt=1)
     rig.save(old)
-    rig.settle()
+    rig.run_until_idle()
     rig.save(chain(2, salt=2))
     # The old block is being deleted below. It is evicted from RAM, too, and saved again at once.
     rig.residency.evict(0, 9, lambda row: rig.index.keys[row] == old[0])
     rig.save(old)
-    rig.settle()
+    rig.run_until_idle()
     held = [block for block, row in rig.index.rows.items() if rig.index.held[row] & 2]
     assert all(inner.contains(held))
     rig.close()
@@ -202,13 +202,15 @@ def check_reset(seed: int) -> None:
     save = rig.cache.begin_save(keys, [None, *keys[:-1]])
     fill(rig.cache, save, epoch=1)
     rig.cache.end_save(save)
-    rig.settle()
+    rig.run_until_idle()
     assert all(tier.contains(keys))
     rig.residency.evict(0, 3, rig.index.evictable(0))
     rig.cache.promote("r", keys)
-    rig.settle()
+    rig.run_until_idle()
     load = rig.cache.begin_load("r", keys)
-    assert all(is_right(rig.cache, *each, epoch=1) for each in zip(keys, load.slots, strict=True))
+    assert all(
+        has_right_bytes(rig.cache, *each, epoch=1) for each in zip(keys, load.slots, strict=True)
+    )
     rig.cache.end_load(load)
     rig.close()
 
@@ -218,7 +220,7 @@ def test_write_that_ends_after_reset_is_deleted() -> None:
     rig = Rig(8, [tier], delay_s=1.0)
     rig.save(chain(3))
     rig.cache.reset()
-    rig.settle()
+    rig.run_until_idle()
     assert len(tier) == 0
     assert rig.cache.arena.free == 8
     assert rig.cache.presence("r", chain(3)[0]) is Presence.ABSENT
@@ -243,7 +245,7 @@ def test_writes_never_exceed_tier_capacity() -> None:
                 fill(rig.cache, save)
                 rig.cache.end_save(save)
         rig.step(0.3)
-    rig.settle()
+    rig.run_until_idle()
     assert not refusals
     assert rig.cache.counters.tiers[BELOW].evicted_blocks > 0
     rig.close()

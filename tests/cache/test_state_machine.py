@@ -35,7 +35,7 @@ from tests.cache.caches import (
     PAYLOAD_BYTES,
     SLOT_BYTES,
     Rig,
-    is_right,
+    has_right_bytes,
     key,
     memory_tier,
     payload,
@@ -136,7 +136,9 @@ class Machine(RuleBasedStateMachine):
     def end_one_save(self, at: int, failed: set[int]) -> None:
         save, epoch = self.saves.pop(at)
         for block, slot in zip(save.keys, save.slots, strict=True):
-            assert is_right(self.cache, block, slot, epoch), "a reserved slot was overwritten"
+            assert has_right_bytes(self.cache, block, slot, epoch), (
+                "a reserved slot was overwritten"
+            )
         failed_slots = frozenset(slot for i, slot in enumerate(save.slots) if i in failed)
         for slot in failed_slots:
             self.cache.arena.view(slot)[:] = 0xEE
@@ -183,7 +185,9 @@ class Machine(RuleBasedStateMachine):
 
     def check_load(self, load: EngineLoad, epoch: int) -> None:
         for block, slot in zip(load.keys, load.slots, strict=True):
-            assert is_right(self.cache, block, slot, epoch), "the engine would read wrong bytes"
+            assert has_right_bytes(self.cache, block, slot, epoch), (
+                "the engine would read wrong bytes"
+            )
 
     # -- requests that wait --------------------------------------------------------------------
 
@@ -202,7 +206,7 @@ class Machine(RuleBasedStateMachine):
         self.cache.touch(self.chains(node)[0])
 
     @rule(node=nodes)
-    def look_up(self, node: int) -> None:
+    def lookup(self, node: int) -> None:
         for keys in self.chains(node):
             length = self.cache.lookup(keys)
             found = [self.cache.presence("other", block) for block in keys]
@@ -256,12 +260,12 @@ class Machine(RuleBasedStateMachine):
             assert resident <= capacity
 
     @invariant()
-    def open_loads_keep_their_bytes(self) -> None:
+    def loads_keep_their_bytes(self) -> None:
         for load, epoch in self.loads:
             self.check_load(load, epoch)
 
     @invariant()
-    def nothing_is_invented(self) -> None:
+    def presence_agrees_with_model(self) -> None:
         pending = {block for save, _ in self.saves for block in save.keys}
         for number in range(NODES):
             for group in range(self.groups):
@@ -273,7 +277,7 @@ class Machine(RuleBasedStateMachine):
                     assert block in self.bytes or block in pending
 
     @invariant()
-    def events_tell_where_blocks_are(self) -> None:
+    def events_agree_with_index(self) -> None:
         self.ledger.replay(self.cache.take_events())
         index = self.rig.index
         for tier, name in enumerate(self.cache.tier_names):
@@ -281,7 +285,7 @@ class Machine(RuleBasedStateMachine):
             assert held == self.ledger.held(name)
 
     @invariant()
-    def what_a_request_holds_stays(self) -> None:
+    def held_blocks_stay_ready(self) -> None:
         waits = self.cache._promotion._waits
         for request, blocks in self.holding.items():
             for block in blocks:
@@ -306,20 +310,20 @@ class Machine(RuleBasedStateMachine):
                         Presence.ABSENT,
                     )
 
-    def threads_rest(self) -> None:
+    def threads_are_idle(self) -> None:
         """Do nothing: on virtual time there are no threads."""
 
     def teardown(self) -> None:
         if not hasattr(self, "rig"):
             return
         try:
-            self.come_to_rest()
+            self.end_everything()
         finally:
             for tier in self.tiers:
                 tier.release()
             self.rig.close()
 
-    def come_to_rest(self) -> None:
+    def end_everything(self) -> None:
         """End everything; afterwards no pin, reserved slot or transfer is left."""
         while self.saves:
             self.end_one_save(0, set())
@@ -333,12 +337,12 @@ class Machine(RuleBasedStateMachine):
         for _ in range(200):
             self.step(10.0)
             self.conservation()
-            self.threads_rest()
+            self.threads_are_idle()
             if self.is_idle() and not self.cache.is_waiting:
                 break
         else:
             raise AssertionError("the transfers do not come to an end")
-        self.events_tell_where_blocks_are()
+        self.events_agree_with_index()
         index = self.rig.index
         assert not any(index.pins)
         arena = self.cache.arena
@@ -453,15 +457,15 @@ class Threads(Machine):
         self.tiers[0].release()
 
     @invariant()
-    def threads_rest(self) -> None:
+    def threads_are_idle(self) -> None:
         if not self.is_hanging:
             assert self.engine.drain(30.0)
         elif any(self.engine.queued_blocks(1, direction) for direction in Direction):
             assert self.tiers[0].hung.wait(30.0)
 
-    def come_to_rest(self) -> None:
+    def end_everything(self) -> None:
         self.release_tier()
-        super().come_to_rest()
+        super().end_everything()
 
     def is_idle(self) -> bool:
         return self.engine.is_idle()
