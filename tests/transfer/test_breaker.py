@@ -31,7 +31,7 @@ def test_half_open_breaker_admits_one_probe() -> None:
     breaker = opened()
     assert breaker.state(PAUSE_S) is BreakerState.HALF_OPEN
     assert breaker.admits(PAUSE_S)
-    assert not breaker.admits(PAUSE_S), "one probe at a time"
+    assert not breaker.admits(PAUSE_S), "a second probe was admitted"
     breaker.succeeded()
     assert breaker.state(PAUSE_S) is BreakerState.CLOSED
     assert breaker.admits(PAUSE_S)
@@ -50,7 +50,7 @@ def test_failed_probe_doubles_the_pause() -> None:
     breaker.succeeded()
     for _ in range(FAILURES):
         breaker.failed(now_s)
-    assert breaker.admits(now_s + PAUSE_S), "a success forgets the long pauses"
+    assert breaker.admits(now_s + PAUSE_S), "success must reset the pause"
 
 
 @pytest.mark.parametrize("is_probe", [False, True])

@@ -75,7 +75,7 @@ def test_failing_reads_open_breaker_and_are_rejected(rig: Rig) -> None:
     assert not rig.submit(READ)
     assert not rig.submit(FIND)
     rig.wait(lambda: rig.queue.breaker(READ) is BreakerState.HALF_OPEN)
-    assert rig.run(READ) == [Outcome.MISSING], "an answer, though not a hit"
+    assert rig.run(READ) == [Outcome.MISSING], "MISSING is an answer"
     assert rig.queue.breaker(READ) is BreakerState.CLOSED
 
 

@@ -206,7 +206,7 @@ class _RawFiles:
         parts: list[Buffer] = [self._header, self._source[number]]
         fd = os.open(temporary, self._flags | os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.pwritev(fd, parts, 0)  # type: ignore[arg-type]  # see tiers/disk/files.py
+            os.pwritev(fd, parts, 0)  # type: ignore[arg-type]  # see tiers/files.py
         finally:
             os.close(fd)
         os.rename(temporary, name)

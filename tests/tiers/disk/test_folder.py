@@ -90,9 +90,9 @@ def test_replace_is_atomic_and_durable(tmp_path: Path, call: str) -> None:
 def test_remove_temporaries_removes_only_own_files(tmp_path: Path) -> None:
     folder = plain_folder(tmp_path / "slab")
     (folder.path / folder.temporary_name()).touch()
-    (folder.path / "temporary-of-somebody").touch()
+    (folder.path / "temporary-of-another").touch()
     folder.remove_temporaries()
-    assert folder.names() == ["kvtier.lock", "temporary-of-somebody"]
+    assert folder.names() == ["kvtier.lock", "temporary-of-another"]
     folder.close()
 
 

@@ -102,7 +102,7 @@ def test_nothing_is_appended_after_failed_checkpoint(desk: Desk, call: str) -> N
     desk.put(4)
     generation, blocks, records = on_disk(desk)
     assert (blocks, records) == (2, 1)
-    assert generation > 2, "each attempt has a generation of its own"
+    assert generation > 2, "each attempt must have its own generation"
 
 
 def test_close_folds_log_with_records(tmp_path: Path) -> None:

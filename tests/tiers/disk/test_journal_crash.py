@@ -153,7 +153,7 @@ class MortalFiles(SystemCalls):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live_a_life(folder: Path, files: SystemCalls, acknowledged: npt.NDArray[np.uint8]) -> None:
+def run_every_step(folder: Path, files: SystemCalls, acknowledged: npt.NDArray[np.uint8]) -> None:
     """Perform every kind of step, in two runs; the second starts from a checkpoint."""
     for first in (0, 10):
         tier = make(folder, 8, files=files)
@@ -182,7 +182,7 @@ def test_killed_process_leaves_whole_blocks_between_any_two_calls(
         folder = tmp_path / f"slab-{fatal}"
         acknowledged = shared_bytes(32)
         pid = in_child(
-            lambda: live_a_life(folder, MortalFiles(fatal, torn), acknowledged)  # noqa: B023
+            lambda: run_every_step(folder, MortalFiles(fatal, torn), acknowledged)  # noqa: B023
         )
         ended = os.waitpid(pid, 0)[1] == 0
         tier = make(folder, 8)
@@ -193,7 +193,7 @@ def test_killed_process_leaves_whole_blocks_between_any_two_calls(
         assert write(tier, range(20, 28)).count(Outcome.DONE) == 8 - len(visible)
         assert not [path for path in folder.iterdir() if "temporary" in path.name]
         tier.close()
-    assert fatal > 30, "the life has that many steps"
+    assert fatal > 30, "the runs should make more calls"
 
 
 def test_forked_child_does_not_keep_folder_of_killed_parent_locked(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_capacity_bounds_bytes_on_device(tmp_path: Path) -> None:
         tier.delete([key(n) for n in numbers])
     tier.close()
     assert max(peak, occupied(folder)) <= bound
-    assert (folder / "checkpoint").exists(), "the log was folded on the way"
+    assert (folder / "checkpoint").exists(), "the log should have been folded meanwhile"
 
 
 def test_unaligned_buffers_go_through_page_cache(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_slot_deleted_during_read_is_not_reused(tmp_path: Path) -> None:
 
     files.preadv = preadv  # type: ignore[method-assign]
     assert read(tier, [1]) == [DONE]
-    assert during == [[FAILED]], "the only free slot was being read"
+    assert during == [[FAILED]], "the only free slot is being read"
     files.preadv = real  # type: ignore[method-assign]
     assert write(tier, [9]) == [DONE]
     assert read(tier, [1, 9]) == [MISSING, DONE]
@@ -171,7 +171,7 @@ def test_close_waits_for_read_in_flight(tmp_path: Path) -> None:
     def preadv(*call: object) -> int:
         closing.start()
         closing.join(0.05)
-        assert closing.is_alive(), "the descriptor that is being read was closed"
+        assert closing.is_alive(), "close did not wait for the read"
         return real(*call)  # type: ignore[arg-type]
 
     files.preadv = preadv  # type: ignore[method-assign]
@@ -215,7 +215,7 @@ def test_write_errors_are_failed_and_recover(
         assert len(caplog.messages) == 1
         files.errors.clear()
         clock.advance(QUIET_S)
-        assert write(tier, [1, 2, 3, 4]) == [DONE] * 4, "no slot was lost"
+        assert write(tier, [1, 2, 3, 4]) == [DONE] * 4, "a slot was lost"
         assert len(caplog.messages) == 2
     tier.close()
 
@@ -279,7 +279,7 @@ def test_torn_log_record_is_cut_off(tmp_path: Path) -> None:
     files.errors["truncate"] = errno.EIO
     assert write(tier, [2, 3]) == [FAILED] * 2
     files.short.clear()
-    assert write(tier, [4]) == [FAILED], "nothing is appended behind a torn frame"
+    assert write(tier, [4]) == [FAILED], "a record was appended after a torn frame"
     files.errors.clear()
     assert write(tier, [5]) == [DONE]
     files.errors["rename"] = errno.EIO  # so close writes no checkpoint, and the log must suffice
