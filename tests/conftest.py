@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.s3 import (  # noqa: F401  # fixtures
+from tests.s3 import (  # noqa: F401  # fixtures, and the hook that stops the server
     bucket_client,
     bucket_url,
     obstore_runtime,
     own_s3,
     plain_environment,
+    pytest_unconfigure,
     s3,
     s3_endpoint,
     s3_owner,
-    stop_shared_server,
 )
 
 # gRPC makes descriptors anew in every process that forks; tests fork, and count descriptors.

@@ -1,8 +1,8 @@
 """S3 servers on loopback: one real server for a whole test run, and one with faults on demand.
 
 The real one is SeaweedFS. It starts when the first test needs it, and all workers of pytest-xdist
-use the same one; each test has a prefix of its own in the bucket (`bucket_url`). A test that kills
-or stops the server takes `own_s3`, a server of its own.
+use the same one until `pytest_unconfigure`. Each test has a prefix of its own in the bucket
+(`bucket_url`). A test that kills or stops the server takes `own_s3`, a server of its own.
 """
 
 import fcntl
@@ -131,8 +131,12 @@ def _shared_endpoint(folder: Path) -> str:
         return endpoint
 
 
-def stop_shared_server(config: pytest.Config) -> None:
-    """Kill the run's shared server, if one was started. Does nothing in a worker of xdist."""
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Kill the run's shared server, if one was started.
+
+    A hook of pytest, which `conftest` imports. It does nothing in a worker of xdist, because the
+    other workers may still use the server; the process that controls them kills it.
+    """
     base = getattr(getattr(config, "_tmp_path_factory", None), "_basetemp", None)
     if base is None or hasattr(config, "workerinput"):
         return
