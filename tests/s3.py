@@ -54,9 +54,7 @@ def obstore_runtime() -> None:
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory, obstore_runtime: None) -> str:
     """The URL of the server that the whole run shares, with the bucket BUCKET."""
-    base = tmp_path_factory.getbasetemp()
-    is_worker = "PYTEST_XDIST_WORKER" in os.environ
-    return _shared_endpoint((base.parent if is_worker else base) / _SHARED)
+    return shared_endpoint(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -111,8 +109,13 @@ def own_s3(s3_owner: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "
         server.stop()
 
 
-def _shared_endpoint(folder: Path) -> str:
-    """Return the URL of the server in `folder`; the first process to ask starts it."""
+def shared_endpoint(base: Path) -> str:
+    """Return the URL of the run's server; the first process to ask starts it.
+
+    `base` is the base folder of this process for temporary files.
+    """
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (base.parent if is_worker else base) / _SHARED
     folder.mkdir(exist_ok=True)
     note = folder / "server.json"
     with (folder / "lock").open("w") as lock:

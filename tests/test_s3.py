@@ -17,4 +17,4 @@ def test_shared_server_is_started_once(
         raise AssertionError("a second server was started")
 
     monkeypatch.setattr(s3, "Weed", fail)
-    assert s3.s3_endpoint.__wrapped__(tmp_path_factory, None) == s3_endpoint
+    assert s3.shared_endpoint(tmp_path_factory.getbasetemp()) == s3_endpoint
