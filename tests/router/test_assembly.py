@@ -42,9 +42,9 @@ def test_assembly_offers_configured_profiles_and_built_in_strategies() -> None:
         *("power-of-two", "session-affinity"),
     ):
         assert assembled.choices.of(name) is not None
-    assert Assembly(read_configuration(None), usual="random").choices.of("").name == "random"  # type: ignore[attr-defined]
+    assert Assembly(read_configuration(None), default="random").choices.of("").name == "random"  # type: ignore[attr-defined]
     with pytest.raises(InvalidSettings, match="'fastest'"):
-        Assembly(read_configuration(None), usual="fastest")
+        Assembly(read_configuration(None), default="fastest")
 
 
 def test_repeated_prompt_is_routed_to_the_same_replica() -> None:

@@ -16,20 +16,20 @@ from tests.router.route.routers import InTurn
 
 
 def test_choices_return_the_profile_that_a_request_names() -> None:
-    usual, other = InTurn(), InTurn()
-    choices = Choices(usual, {"random": other})
-    assert choices.of(None) is usual
-    assert choices.of("") is usual
+    default, other = InTurn(), InTurn()
+    choices = Choices(default, {"random": other})
+    assert choices.of(None) is default
+    assert choices.of("") is default
     assert choices.of("random") is other
 
 
 def test_choices_can_use_a_named_profile_as_the_default() -> None:
-    usual, other = InTurn(), InTurn()
-    assert Choices(usual, {"random": other}, "random").of(None) is other
+    default, other = InTurn(), InTurn()
+    assert Choices(default, {"random": other}, "random").of(None) is other
     with pytest.raises(InvalidSettings, match="'fastest'; known are random"):
-        Choices(usual, {"random": other}, "fastest")
+        Choices(default, {"random": other}, "fastest")
     with pytest.raises(InvalidSettings, match="'randm'; did you mean 'random'"):
-        Choices(usual, {"random": other}, "randm")
+        Choices(default, {"random": other}, "randm")
 
 
 def test_choices_refuse_an_unknown_name_with_a_suggestion() -> None:

@@ -144,7 +144,7 @@ def route(
     replica_key = _replica_key(settings, os.environ)
     assembled = assembly.Assembly(
         configuration,
-        usual=strategy,
+        default=strategy,
         replica_key=replica_key,
         tokenizers=_tokenizers(tokenizers),
         keeps_matches=settings.decisions is not None,

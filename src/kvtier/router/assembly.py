@@ -2,8 +2,8 @@
 
 `kvtier route` and `kvtier epp` both use an `Assembly` of indexes, profiles, prompts and learning,
 so that they choose alike. Their data paths depend only on the protocols `Chooser` and
-`PromptReader`: they know nothing of scorers, indexes and tokenizers. All of it runs on the event
-loop's thread.
+`PromptReader` and not on scorers, indexes or tokenizers. All of it runs on the event loop's
+thread.
 """
 
 import ssl
@@ -94,9 +94,9 @@ class Choices:
     """The default profile, and those that a request can name in the header `routing-strategy`."""
 
     def __init__(
-        self, usual: Chooser, named: Mapping[str, Chooser] | None = None, name: str = ""
+        self, default: Chooser, named: Mapping[str, Chooser] | None = None, name: str = ""
     ) -> None:
-        """`name`: an entry of `named` to use as the default instead of `usual`.
+        """Use the entry `name` of `named` as the default profile, or `default` if it is empty.
 
         Raises InvalidSettings if there is no such entry.
         """
@@ -105,7 +105,7 @@ class Choices:
             raise InvalidSettings(
                 f"there is no profile or strategy {name!r}{nearest(name, self._named)}"
             )
-        self._usual = self._named[name] if name else usual
+        self._default = self._named[name] if name else default
 
     def of(self, strategy: str | None) -> Chooser:
         """Return the profile named by a request, or the default one for None.
@@ -113,7 +113,7 @@ class Choices:
         Raises Refusal (400) for an unknown name.
         """
         if not strategy:
-            return self._usual
+            return self._default
         found = self._named.get(strategy)
         if found is None:
             near = nearest(strategy[:60], self._named)
@@ -152,7 +152,7 @@ class Assembly:
         self,
         configuration: Configuration,
         *,
-        usual: str = "",
+        default: str = "",
         replica_key: str | None = None,
         tokenizers: Mapping[str, Path] | None = None,
         names: GaugeNames | None = None,
@@ -162,7 +162,7 @@ class Assembly:
     ) -> None:
         """Assemble what `configuration` describes. Raises InvalidSettings.
 
-        `usual`: the profile or strategy for requests that name none; empty for the first profile.
+        `default`: the profile or strategy for requests that name none; empty for the first profile.
         `replica_key`: the API key for requests to replicas.
         `tokenizers`: tokenizer folders by model, `*` for all other models.
         `names`: names of the replicas' metrics; None for those of the configuration.
@@ -184,7 +184,7 @@ class Assembly:
                 made[name] = BlendedIndex(estimated[name], precise)
         profiles = build_profiles(configuration, made, keeps_matches=keeps_matches)
         named = {**build_strategies(made, keeps_matches=keeps_matches), **profiles}
-        self.choices = Choices(next(iter(profiles.values())), named, usual)
+        self.choices = Choices(next(iter(profiles.values())), named, default)
         self._learner = Learner(
             list(estimated.values()),
             [precise] if any(one.source is IndexSource.PRECISE for one in made.values()) else [],

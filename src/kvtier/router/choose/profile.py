@@ -53,7 +53,7 @@ class Profile:
         indexes: Mapping[str, FleetIndex],
         clock: DecisionClock,
     ) -> None:
-        """`indexes`: the indexes to query; empty if none of the plugins reads any."""
+        """Create a profile; `indexes` is empty if none of the plugins reads any."""
         self.name = name
         # One index may have several names; it is queried and updated once per request.
         by_identity = {id(index): index for index in indexes.values()}

@@ -45,16 +45,16 @@ class CoreMetricsExtractor(PluginParameters, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raise ValueError for an invalid metric name."""
-        self.named(GaugeNames())
+        self.extend(GaugeNames())
 
-    def named(self, usual: GaugeNames) -> GaugeNames:
-        """Return `usual` with the configured names in front. Raises ValueError."""
-        waiting, running, usage = usual.waiting, usual.running, usual.usage
+    def extend(self, base: GaugeNames) -> GaugeNames:
+        """Return `base` with the configured names in front. Raises ValueError for invalid ones."""
+        waiting, running, usage = base.waiting, base.running, base.usage
         for engine in reversed(self.engine_configs):
             waiting = prepend(engine.waiting or None, waiting)
             running = prepend(engine.running or None, running)
             usage = prepend(engine.usage or None, usage)
-        return GaugeNames(waiting=waiting, running=running, usage=usage, path=usual.path)
+        return GaugeNames(waiting=waiting, running=running, usage=usage, path=base.path)
 
 
 class MetricsDataSource(PluginParameters, frozen=True, kw_only=True):
@@ -77,9 +77,9 @@ class MetricsDataSource(PluginParameters, frozen=True, kw_only=True):
         if not self.path.startswith("/"):
             raise ValueError(f"path is {self.path!r}; write /metrics")
 
-    def named(self, usual: GaugeNames) -> GaugeNames:
-        """Return `usual` with the configured path."""
-        return msgspec.structs.replace(usual, path=self.path)
+    def extend(self, base: GaugeNames) -> GaugeNames:
+        """Return `base` with the configured path."""
+        return msgspec.structs.replace(base, path=self.path)
 
 
 METRICS_PLUGINS: Final[dict[str, type[CoreMetricsExtractor] | type[MetricsDataSource]]] = {

@@ -214,7 +214,7 @@ def _declare(
 def _named(section: ConfigSection, gauges: GaugeNames) -> GaugeNames:
     """Return `gauges` with the names that this plugin gives to some of them."""
     read = METRICS_PLUGINS.get(section.text("type"))
-    return gauges if read is None else section.parameters(read).named(gauges)
+    return gauges if read is None else section.parameters(read).extend(gauges)
 
 
 def _implied_picker() -> _Declared:

@@ -1,7 +1,7 @@
 """`expected-ttft-scorer`: prefers the replicas with the shortest expected time to first token.
 
     seconds = ahead / prefill + missing / prefill + sum over tiers of added / load + running
-    cost = seconds + (computeWeight - 1) * missing / usual
+    cost = seconds + (computeWeight - 1) * missing / mean
     score = least cost of all candidates / cost
 
 * ahead: prompt tokens that the replica computes before this request's. These are the pending
@@ -17,7 +17,7 @@
   wait, and the blocks it computes evict blocks that others need; a waiting request costs the others
   nothing. With a weight of 1, requests spread over the fleet until every replica caches everything
   and evicts it again. The extra cost is the same wherever the request computes, so it is converted
-  at `usual`, the mean rate of all candidates. At the replica's own rate, a replica that was once
+  at `mean`, the mean prefill rate of all candidates. At its own rate, a replica that was once
   measured as slow would stay idle next to a long queue and would never be measured again.
 
 Rates are those that the replica reports. A missing prefill rate is replaced by the mean of the
@@ -72,7 +72,7 @@ class ExpectedTTFTScorer:
     def __init__(self, parameters: ExpectedTTFTParameters, context: plugins.PluginContext) -> None:
         self._index = context.index
         self._prefill = parameters.prefill_tokens_per_second
-        self._usual = self._prefill
+        self._mean_prefill = self._prefill
         """Mean prefill rate of the last candidates, for those without a rate and for the extra
         cost of computing."""
         self._running_s = parameters.running_seconds
@@ -80,7 +80,7 @@ class ExpectedTTFTScorer:
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """Return a score per candidate."""
-        self._usual = self._typical(candidates)
+        self._mean_prefill = self._mean_rate(candidates)
         costs = [sum(self._terms(request, one)) for one in candidates]
         least = min(costs, default=0.0)
         return [least / cost for cost in costs]
@@ -92,7 +92,7 @@ class ExpectedTTFTScorer:
         told = ", ".join(f"{term:.3f} {word}" for term, word in zip(terms, words, strict=True))
         return f"{sum(terms):.3f} s (cost {sum(terms) + extra:.3f}): {told}"
 
-    def _typical(self, candidates: Sequence[Candidate]) -> float:
+    def _mean_rate(self, candidates: Sequence[Candidate]) -> float:
         rates = [
             rate
             for candidate in candidates
@@ -107,7 +107,7 @@ class ExpectedTTFTScorer:
         endpoint = candidate.endpoint
         load = endpoint.load
         measured = load.prefill_tokens_per_s
-        prefill = measured if _believable(measured) else self._usual
+        prefill = measured if _believable(measured) else self._mean_prefill
         match = match_of(candidate, self._index)
         total = match.total_tokens or request.prompt.tokens
         missing = max(1, total - match.best_tokens)
@@ -117,7 +117,7 @@ class ExpectedTTFTScorer:
             missing / prefill,
             _load_s(match, endpoint, prefill) if match.tokens else 0.0,
             requests * self._running_s,
-            self._extra_weight * missing / self._usual,
+            self._extra_weight * missing / self._mean_prefill,
         )
 
 
