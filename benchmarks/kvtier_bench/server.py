@@ -200,7 +200,7 @@ class Server:
                 raise ServerFailed(f"vLLM not ready after {waited_s:.0f} s.\n{self._log_excerpt()}")
             if self._healthy():
                 return waited_s
-            tell(f"waiting for vLLM, {waited_s:.0f} s (about 60 s; longer the first time)")
+            tell(f"waiting for vLLM, {waited_s:.0f} s")
             self._clock.sleep(0.2)
 
     def _healthy(self) -> bool:

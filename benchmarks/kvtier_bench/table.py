@@ -1,7 +1,7 @@
-"""The table that prefix-cache offloading is reported in, with our rows.
+"""The table in which prefix-cache offloading is commonly reported.
 
-Columns: mean and P90 TTFT, mean and P90 end-to-end latency, overall throughput, each with
-its change against the first row in brackets; then where the prompt's tokens came from.
+The columns are mean and P90 TTFT, mean and P90 end-to-end latency and overall throughput, each
+with its change against the first row in brackets, and then where the prompt's tokens came from.
 """
 
 from collections.abc import Sequence

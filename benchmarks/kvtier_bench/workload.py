@@ -1,12 +1,12 @@
 """Workloads: groups of requests that share a long prefix, from real English text.
 
-Shaped like the shared-prefix workload that offloading is measured with in the field: some
-groups, each with its own system prompt, some questions per group, shuffled. The text is the
-language reference that ships inside CPython, so it is the same on every machine and comes
-from nowhere else; token lengths are exact because prompts are cut after tokenizing.
+A workload has the shape of the shared-prefix benchmarks that offloading is commonly measured
+with: several groups, each with its own system prompt, several questions per group, all shuffled.
+The text is the language reference that ships with CPython, so it is the same on every machine and
+needs no download. Token lengths are exact because prompts are cut after tokenizing.
 
-Invariants: the same workload, tokenizer and seed give the same prompts in the same order;
-no two groups share a first block; no two requests share a question.
+Invariants: the same workload, tokenizer and seed give the same prompts in the same order; no two
+groups share a first block; no two requests share a question.
 """
 
 import pydoc_data.topics
@@ -20,16 +20,16 @@ from kvtier.clock import seeded
 from kvtier.errors import InvalidSettings
 
 Encode = Callable[[str], list[int]]
-"""Text to token ids, without special tokens."""
+"""Turns text into token ids, without special tokens."""
 Decode = Callable[[list[int]], str]
-"""Token ids to the text that they stand for."""
+"""Turns token ids into the text they stand for."""
 
 _QUESTION = "\n\nQuestion: What does the documentation say about this passage: "
 _ANSWER = "\nAnswer:"
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A shape of load. Lengths are tokens; `device_blocks` is the cache it is sized against."""
+    """The shape of a load: lengths in tokens, and the device cache that it is sized against."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     block_tokens: int
     device_blocks: int
     runs_per_round: int = 1
-    """More than one where the effect looked for is smaller than a run's scatter."""
+    """More than one where a single run scatters more than the effect that is looked for."""
 
     def __post_init__(self) -> None:
         smallest = min(getattr(self, name) for name in self.__struct_fields__[2:])
@@ -51,14 +51,15 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def requests(self) -> int:
-        """Requests in one run."""
+        """The number of requests in one run."""
         return self.groups * self.prompts_per_group
 
     @property
     def working_set_blocks(self) -> int:
-        """Blocks that a cache must hold to recompute no prefix.
+        """The number of blocks that a cache must hold so that no prefix is computed twice.
 
-        The whole blocks of every prefix, and what the requests in flight need beside them.
+        These are the whole blocks of every prefix, and what the requests in flight need beside
+        them.
         """
         prefix = self.system_prompt_len // self.block_tokens
         whole = self.system_prompt_len + self.question_len + self.output_len
@@ -67,7 +68,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def working_set_ratio(self) -> float:
-        """Working set as a multiple of the device cache."""
+        """The working set as a multiple of the device cache."""
         return self.working_set_blocks / self.device_blocks
 
 
@@ -75,7 +76,7 @@ W = TypeVar("W", bound=Workload)
 
 
 class Prompt(NamedTuple):
-    """One request's token ids, and which prefix and question it is made of."""
+    """The token ids of one request, and the prefix and question that they consist of."""
 
     group: int
     question: int
@@ -83,17 +84,17 @@ class Prompt(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Names the request in every run and row alike."""
+        """The name of the request, the same in every run."""
         return f"{self.group}/{self.question}"
 
 
 def read_workload(path: Path) -> Workload:
-    """Parse a workload file. Raises InvalidSettings that names the file and the fault."""
+    """Parse a workload file. Raises InvalidSettings, which names the file and the fault."""
     return read_as(Workload, path)
 
 
 def read_as(kind: type[W], path: Path) -> W:
-    """The same for a kind of workload that says more."""
+    """Parse a workload file of a subclass of Workload; raises as `read_workload` does."""
     try:
         return msgspec.yaml.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
@@ -106,7 +107,7 @@ def read_as(kind: type[W], path: Path) -> W:
 
 
 def model_encoder(model: Path) -> Encode:
-    """The model's own tokenizer. Raises InvalidSettings where it or its package is missing."""
+    """Return the model's own encoder. Raises InvalidSettings if it or its package is missing."""
     tokenizer = _tokenizer(model)
 
     def encode(text: str) -> list[int]:
@@ -117,7 +118,7 @@ def model_encoder(model: Path) -> Encode:
 
 
 def model_decoder(model: Path) -> Decode:
-    """The other way; raises as `model_encoder` does."""
+    """Return the model's own decoder; raises as `model_encoder` does."""
     decode: Decode = _tokenizer(model).decode
     return decode
 
@@ -137,16 +138,16 @@ def _tokenizer(model: Path) -> Any:
 
 
 def read_corpus() -> str:
-    """About 465,000 characters of English prose and examples, in a fixed order."""
+    """Return about 465,000 characters of English prose and examples, in a fixed order."""
     topics = pydoc_data.topics.topics
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def build_prompts(workload: Workload, encode: Encode, seed: int) -> list[Prompt]:
-    """Every request of a run in its shuffled order. Costs one pass of the tokenizer.
+    """Return every request of a run in its shuffled order. Encodes the whole corpus once.
 
-    Raises InvalidSettings if the corpus is too short for the workload or a question too
-    short for its frame.
+    Raises InvalidSettings if the corpus is too short for the workload, or `question_len` too
+    short for the words around a question.
     """
     corpus = encode(read_corpus())
     opening, closing = encode(_QUESTION), encode(_ANSWER)
@@ -171,7 +172,7 @@ def build_prompts(workload: Workload, encode: Encode, seed: int) -> list[Prompt]
 
 
 def distinct_prompts(encode: Encode, lengths: list[int]) -> list[list[int]]:
-    """One prompt per length, no two sharing any text; for measuring single requests.
+    """Return one prompt per length, no two of which share any text, to measure single requests.
 
     Raises InvalidSettings if the corpus is too short for them all.
     """

@@ -7,7 +7,7 @@ from kvtier_bench.cli import bench
 
 
 @pytest.mark.parametrize("command", ["micro", "faults", "kill", "ttft", "router", "engine", "demo"])
-def test_help_teaches_with_an_example(command: str) -> None:
+def test_help_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(bench, [command, "--help"])
     assert result.exit_code == 0
     assert f"  python -m kvtier_bench {command}" in result.output
@@ -20,7 +20,7 @@ def test_missing_workload_is_reported_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["engine", "ttft"])
-def test_a_folder_that_is_no_model_is_one_clear_error(command: str, tmp_path: Path) -> None:
+def test_folder_without_tokenizer_is_reported_in_one_line(command: str, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     model = tmp_path / "model"
     result = CliRunner().invoke(bench, [command, "--model", str(model)])

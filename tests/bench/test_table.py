@@ -22,7 +22,7 @@ ALONE = summary(9.0, 38534.8, {"device": 0.4})
 TIERED = summary(6.7, 46751.0, {"device": 0.3, "ram": 0.41, "disk": 0.0})
 
 
-def test_a_row_shows_its_change_against_the_first() -> None:
+def test_table_row_shows_change_against_first_row() -> None:
     assert summary_cells(TIERED, ALONE) == [
         "6.70\n(-25.6%)",
         "13.40\n(-25.6%)",
@@ -33,11 +33,11 @@ def test_a_row_shows_its_change_against_the_first() -> None:
     ]
 
 
-def test_the_first_row_is_compared_with_nothing() -> None:
+def test_first_table_row_shows_no_change() -> None:
     assert summary_cells(ALONE, None)[0] == "9.00"
 
 
-def test_the_table_has_the_documents_columns_and_all_rows() -> None:
+def test_table_shows_all_columns_and_rows_in_80_columns() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     far = summary(0.9, 152_000.0, {"device": 0.0, "disk": 0.97})
     rows = [("vLLM alone", ALONE), ("vLLM + kvtier (RAM + disk)", TIERED), ("restarted", far)]
@@ -53,6 +53,6 @@ def test_the_table_has_the_documents_columns_and_all_rows() -> None:
     assert "(+294.4%)" in text
 
 
-def test_change_against_nothing_and_rates_too_small_to_show() -> None:
+def test_change_against_zero_and_small_hit_rates() -> None:
     assert change(1.0, 0.0) == "n/a"
     assert hit_rate_text({"device": 0.0, "ram": 0.004}) == "device 0%"

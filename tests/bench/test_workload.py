@@ -17,13 +17,13 @@ from kvtier_bench.workload import (
 WORKLOADS = Path(__file__).parents[2] / "benchmarks" / "workloads"
 
 
-def test_prompts_have_the_lengths_asked_for(small: Workload, encode: Encode) -> None:
+def test_prompts_have_requested_lengths(small: Workload, encode: Encode) -> None:
     prompts = build_prompts(small, encode, seed=1)
     assert len(prompts) == small.requests == 12
     assert {len(prompt.tokens) for prompt in prompts} == {256 + 48}
 
 
-def test_one_seed_gives_one_order_and_another_seed_another(small: Workload, encode: Encode) -> None:
+def test_prompt_order_depends_on_seed_only(small: Workload, encode: Encode) -> None:
     first, again = (build_prompts(small, encode, seed=1) for _ in range(2))
     other = build_prompts(small, encode, seed=2)
     assert first == again
@@ -31,7 +31,7 @@ def test_one_seed_gives_one_order_and_another_seed_another(small: Workload, enco
     assert sorted(first) == sorted(other)
 
 
-def test_a_group_has_its_prefix_to_itself(small: Workload, encode: Encode) -> None:
+def test_groups_share_no_first_block(small: Workload, encode: Encode) -> None:
     prefixes: dict[int, set[tuple[int, ...]]] = {}
     for prompt in build_prompts(small, encode, seed=1):
         prefixes.setdefault(prompt.group, set()).add(tuple(prompt.tokens[:256]))
@@ -40,7 +40,7 @@ def test_a_group_has_its_prefix_to_itself(small: Workload, encode: Encode) -> No
     assert len(first_blocks) == small.groups
 
 
-def test_no_text_is_in_two_prefixes(small: Workload) -> None:
+def test_prefixes_share_no_text(small: Workload) -> None:
     def positions(text: str) -> list[int]:
         count = len(text.split())
         return list(range(count)) if count > 1000 else [-1] * count
@@ -49,18 +49,20 @@ def test_no_text_is_in_two_prefixes(small: Workload) -> None:
     assert len({token for prefix in prefixes.values() for token in prefix}) == 3 * 256
 
 
-def test_no_two_questions_are_equal(small: Workload, encode: Encode) -> None:
+def test_questions_are_distinct(small: Workload, encode: Encode) -> None:
     prompts = build_prompts(small, encode, seed=1)
     assert len({tuple(prompt.tokens[256:]) for prompt in prompts}) == small.requests
 
 
-def test_labels_name_requests_whatever_the_order(small: Workload, encode: Encode) -> None:
+def test_labels_do_not_depend_on_order(small: Workload, encode: Encode) -> None:
     by_label = {each.label: each.tokens for each in build_prompts(small, encode, seed=1)}
     for prompt in build_prompts(small, encode, seed=2):
         assert by_label[prompt.label] == prompt.tokens
 
 
-def test_the_working_set_is_prefixes_and_what_is_in_flight(small: Workload, encode: Encode) -> None:
+def test_working_set_counts_prefixes_and_requests_in_flight(
+    small: Workload, encode: Encode
+) -> None:
     # 3 prefixes of 2 blocks, and in flight 1 block beside the prefix for each request.
     assert small.working_set_blocks == 7
     assert small.working_set_ratio == pytest.approx(0.7)
@@ -70,7 +72,7 @@ def test_the_working_set_is_prefixes_and_what_is_in_flight(small: Workload, enco
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("high-1.2", 1.15, 1.25), ("high-1.7", 1.65, 1.75), ("low", 0.2, 0.8)]
 )
-def test_shipped_workloads_have_the_working_set_they_are_named_for(
+def test_shipped_workloads_have_working_set_of_their_name(
     name: str, low: float, high: float, encode: Encode
 ) -> None:
     workload = read_workload(WORKLOADS / f"{name}.yaml")
@@ -79,18 +81,18 @@ def test_shipped_workloads_have_the_working_set_they_are_named_for(
     build_prompts(workload, encode, seed=1)
 
 
-def test_more_text_than_there_is_is_refused(small: Workload, encode: Encode) -> None:
+def test_workload_longer_than_corpus_is_refused(small: Workload, encode: Encode) -> None:
     greedy = msgspec.structs.replace(small, groups=10_000)
     with pytest.raises(InvalidSettings, match="more text"):
         build_prompts(greedy, encode, seed=1)
 
 
-def test_a_question_too_short_to_ask_is_refused(small: Workload, encode: Encode) -> None:
+def test_question_shorter_than_its_frame_is_refused(small: Workload, encode: Encode) -> None:
     with pytest.raises(InvalidSettings, match="question_len"):
         build_prompts(msgspec.structs.replace(small, question_len=5), encode, seed=1)
 
 
-def test_a_wrong_workload_file_is_named_with_its_fault(tmp_path: Path) -> None:
+def test_invalid_workload_file_is_named_with_its_fault(tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text("name: odd\ntitle: odd\ngroups: many\n")
     with pytest.raises(InvalidSettings, match=r"odd\.yaml.*int"):
@@ -108,17 +110,17 @@ def test_distinct_prompts_share_no_text() -> None:
         distinct_prompts(str.split, [10**7])  # type: ignore[arg-type]
 
 
-def test_the_corpus_is_english_and_the_same_every_time() -> None:
+def test_corpus_is_english_and_constant() -> None:
     assert "statement" in read_corpus()
     assert read_corpus() == read_corpus()
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     with pytest.raises(InvalidSettings, match=r"tokenizer\.json"):
         model_encoder(tmp_path)
 
 
-def test_lengths_and_counts_of_nothing_are_refused(small: Workload) -> None:
+def test_zero_lengths_and_counts_are_refused(small: Workload) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         msgspec.structs.replace(small, groups=0)

@@ -279,9 +279,9 @@ class Demo:
     @contextmanager
     def _engine(self, name: str, transfer: dict[str, Any] | None, shape: Shape) -> Iterator[Engine]:
         started_s = self._clock.now_s()
-        self._screen.tell("starting vLLM")
+        note = "" if self._start_s else " (the first start imports it, which takes the longest)"
         settings = self._settings(name, transfer, shape.device_blocks)
-        with self._open_engine(settings, self._screen.tell) as engine:
+        with self._open_engine(settings, lambda news: self._screen.tell(news + note)) as engine:
             took_s = self._clock.now_s() - started_s
             self._start_s = took_s if self._start_s else FIRST_START_SHARE * took_s
             yield engine

@@ -53,6 +53,8 @@ def run_demo(
     """Run all phases, show what they gave, write JSON and PNG. Return True if answers agree."""
     clock = clock or MonotonicClock()
     output.mkdir(parents=True, exist_ok=True)
+    for name in ("demo.json", "demo.png"):
+        (output / name).unlink(missing_ok=True)  # an interrupted run leaves no older results
     screen = PhaseScreen(console, list(PHASES.values()), aim_s, clock)
     demo = Demo(model, encode, screen, output, aim_s, clock, open_engine or open_vllm(clock))
     # On the output's own file system, because /tmp may be memory.
