@@ -10,7 +10,7 @@ def test_monotonic_clock_sleeps_at_least_as_long_as_told() -> None:
     assert real.now_s() - start_s >= 0.002
 
 
-def test_virtual_clock_stands_still_until_told() -> None:
+def test_virtual_clock_stands_still_until_advanced() -> None:
     virtual = clock.VirtualClock(5.0)
     assert (virtual.now_s(), virtual.now_s()) == (5.0, 5.0)
     virtual.sleep(3_600.0)
@@ -25,7 +25,7 @@ def test_virtual_clock_does_not_go_back() -> None:
     assert virtual.now_s() == 0.0
 
 
-def test_same_seed_same_numbers() -> None:
+def test_seeded_gives_same_numbers_for_same_seed() -> None:
     first, second, other = clock.seeded(7), clock.seeded(7), clock.seeded(8)
     numbers = [first.random() for _ in range(10)]
     assert numbers == [second.random() for _ in range(10)]

@@ -9,20 +9,20 @@ from kvtier.errors import InvalidSettings
 from kvtier.eviction.lru import PLUGIN
 
 
-def test_a_name_is_a_file_name() -> None:
+def test_load_finds_plugin_by_module_name() -> None:
     assert plugins.load("eviction", "lru") is PLUGIN
     assert plugins.load("admission", "always").__name__ == "Always"
 
 
 @pytest.mark.parametrize("name", ["lur", "base", "rows", "", "../lru", "lru.PLUGIN", "LRU"])
-def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+def test_unknown_name_is_refused_with_known_names(name: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         plugins.load("eviction", name)
     assert repr(name) in str(caught.value)
     assert "arc, lru" in str(caught.value)
 
 
-def test_known_lists_parts_and_nothing_else() -> None:
+def test_known_lists_plugins_only() -> None:
     known = plugins.known("eviction")
     assert {"lru", "arc"} <= set(known)
     assert "base" not in known
@@ -43,7 +43,7 @@ except InvalidSettings as error:
 """
 
 
-def test_an_installed_distribution_adds_parts_and_replaces_none(tmp_path: Path) -> None:
+def test_installed_distribution_adds_plugins_and_replaces_none(tmp_path: Path) -> None:
     (tmp_path / "outsider.py").write_text("class Newest: ...\n")
     metadata = tmp_path / "outsider-1.0.dist-info"
     metadata.mkdir()

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 from kvtier.cli.main import kvtier
 
 
-def test_show_prints_what_is_in_force_and_why(tmp_path: Path) -> None:
+def test_config_show_prints_values_and_origins(tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text("ram: 1GiB\ndisk: /x=1GB\n")
     arguments = ["config", "show", "--config", str(file), "--disk-io-threads", "8"]
@@ -19,7 +19,7 @@ def test_show_prints_what_is_in_force_and_why(tmp_path: Path) -> None:
     assert "#" not in CliRunner().invoke(kvtier, arguments).output
 
 
-def test_example_is_a_file_that_can_be_used(tmp_path: Path) -> None:
+def test_config_example_is_valid_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text(CliRunner().invoke(kvtier, ["config", "example"]).output)
     ran = CliRunner().invoke(kvtier, ["config", "show", "--config", str(file)])
@@ -27,7 +27,7 @@ def test_example_is_a_file_that_can_be_used(tmp_path: Path) -> None:
     assert "path: /mnt/nvme/kvtier" in ran.output
 
 
-def test_a_wrong_setting_is_one_line_and_exit_code_2() -> None:
+def test_config_refuses_wrong_setting_in_one_line() -> None:
     ran = CliRunner().invoke(kvtier, ["config", "show", "--ram", "20G"])
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert ran.stderr.startswith("error: --ram: '20G' is not a size; write 64GiB")

@@ -26,7 +26,7 @@ def run(tree: TreeFolder, *arguments: str) -> Result:
     )
 
 
-def test_a_tree_is_converted_and_said_what_was_taken_on_trust(tree: TreeFolder) -> None:
+def test_convert_reports_blocks_and_what_was_taken_on_trust(tree: TreeFolder) -> None:
     ran = run(tree, "--space", NAME)
     assert ran.exit_code == 0
     assert "200 blocks converted" in ran.stdout
@@ -36,7 +36,7 @@ def test_a_tree_is_converted_and_said_what_was_taken_on_trust(tree: TreeFolder) 
     assert "200 already there" in ran.stdout
 
 
-def test_json_is_all_there_is_on_stdout(tree: TreeFolder) -> None:
+def test_convert_json_is_only_output(tree: TreeFolder) -> None:
     ran = run(tree, "--space", f"kv/{NAME}/", "--dry-run", "--json", "--limit", "7")
     assert ran.exit_code == 0
     report = json.loads(ran.stdout)
@@ -44,7 +44,7 @@ def test_json_is_all_there_is_on_stdout(tree: TreeFolder) -> None:
     assert not (tree.root.parent / "kv" / NAME / "blocks").exists()
 
 
-def test_refused_files_are_named_and_make_the_exit_code(tree: TreeFolder) -> None:
+def test_convert_names_refused_files_and_exits_with_1(tree: TreeFolder) -> None:
     tree.write(chain(1)[0], b"short")
     ran = run(tree, "--space", NAME)
     assert ran.exit_code == 1
@@ -52,7 +52,7 @@ def test_refused_files_are_named_and_make_the_exit_code(tree: TreeFolder) -> Non
     assert "1 refused; 1 short" in ran.stdout
 
 
-def test_sides_that_differ_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+def test_convert_refuses_differing_sides_and_writes_nothing(tmp_path: Path) -> None:
     make_space(tmp_path / "kv")
     other = TreeFolder(tmp_path / "vllm", vllm_fields(dtype="float16", blocks_per_file=4))
     other.fill(chain(3))
@@ -64,13 +64,13 @@ def test_sides_that_differ_are_one_line_and_nothing_is_written(tmp_path: Path) -
     assert ran.stderr.count("\n") == 1
 
 
-def test_a_key_space_must_be_named(tree: TreeFolder) -> None:
+def test_convert_requires_key_space(tree: TreeFolder) -> None:
     ran = run(tree)
     assert ran.exit_code == 2
     assert NAME in ran.stderr
 
 
-def test_a_signal_ends_it_behind_whole_blocks(
+def test_convert_stopped_by_signal_leaves_whole_blocks_and_resumes(
     tree: TreeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kvtier.conversion.importing import Importer

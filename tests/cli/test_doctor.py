@@ -29,14 +29,14 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(kvtier, ["doctor", *map(str, arguments)])
 
 
-def test_a_folder(store: StoreFolder) -> None:
+def test_doctor_explains_key_spaces_of_folder(store: StoreFolder) -> None:
     ran = run(store.path)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert "cannot share: dtype differs" in ran.stdout
     assert "--kv-cache-dtype" in ran.stdout
 
 
-def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
+def test_doctor_json_is_only_output(store: StoreFolder) -> None:
     ran = run(store.path, "--json")
     report = json.loads(ran.stdout)
     assert (ran.exit_code, report["ok"], report["format"]) == (0, True, 1)
@@ -45,7 +45,7 @@ def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
     assert [each["field"] for each in pair["differences"]] == ["dtype"]
 
 
-def test_what_fails_is_told_and_is_exit_code_one(store: StoreFolder) -> None:
+def test_doctor_exits_with_1_if_check_fails(store: StoreFolder) -> None:
     (store.path / NAME / "manifest.json").write_text("x")
     ran = run(store.path)
     assert ran.exit_code == 1
@@ -53,14 +53,14 @@ def test_what_fails_is_told_and_is_exit_code_one(store: StoreFolder) -> None:
     assert run(store.path / "none").exit_code == 1
 
 
-def test_settings(store: StoreFolder) -> None:
+def test_doctor_checks_settings_from_flags(store: StoreFolder) -> None:
     ran = run("--ram", "64MiB", "--shared", store.path)
     assert ran.exit_code == 0, ran.stdout
     assert "O_DIRECT" in ran.stdout
     assert "cannot share: dtype differs" in ran.stdout
 
 
-def test_a_settings_file(store: StoreFolder, tmp_path: Path) -> None:
+def test_doctor_checks_settings_file(store: StoreFolder, tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text(f"ram: 64MiB\nshared: {store.path}\n")
     assert run("--config", file).exit_code == 0
@@ -70,13 +70,13 @@ def test_a_settings_file(store: StoreFolder, tmp_path: Path) -> None:
     assert "did you mean 'shared'?" in " ".join(ran.stdout.split())
 
 
-def test_no_settings_at_all() -> None:
+def test_doctor_without_settings_fails() -> None:
     ran = run()
     assert ran.exit_code == 1
     assert "ram.capacity is not set" in ran.stdout
 
 
-def test_places_and_settings_are_two_questions(store: StoreFolder) -> None:
+def test_doctor_refuses_places_together_with_settings(store: StoreFolder) -> None:
     ran = run(store.path, "--ram", "1GiB")
     assert ran.exit_code == 2
     assert "give either PLACEs or settings, not both" in ran.stderr

@@ -36,7 +36,7 @@ def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
     return CliRunner().invoke(kvtier, ["evict", *map(str, arguments)], env=env)
 
 
-def test_once(folder: Path) -> None:
+def test_evict_once_frees_coldest_blocks(folder: Path) -> None:
     ran = run(folder, "--high", "2MiB", "--low", "1MiB", "--once")
     assert ran.exit_code == 0, ran.output
     assert TREE in ran.output.replace("\n", "")
@@ -45,7 +45,7 @@ def test_once(folder: Path) -> None:
     assert blocks(folder)[0] >= 24
 
 
-def test_json_of_a_dry_run_changes_nothing(folder: Path) -> None:
+def test_evict_dry_run_changes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     ran = run(folder, "--high", "2MiB", "--low", "1MiB", "--dry-run", "--json")
     report = json.loads(ran.stdout)
@@ -67,7 +67,7 @@ def test_json_of_a_dry_run_changes_nothing(folder: Path) -> None:
         (["--quota", "a-0123456789abcdef=1GiB"], "--quota: there is no folder a-0123456789abcdef"),
     ],
 )
-def test_nonsense_is_one_line_and_exit_code_two(
+def test_evict_refuses_bad_input_in_one_line(
     folder: Path, arguments: list[str], named: str
 ) -> None:
     ran = run(folder, "--once", *arguments)
@@ -77,7 +77,7 @@ def test_nonsense_is_one_line_and_exit_code_two(
     assert len(blocks(folder)) == 40
 
 
-def test_no_folder_and_a_newer_one(folder: Path) -> None:
+def test_evict_refuses_missing_folder_and_newer_format(folder: Path) -> None:
     assert "PATH: name the folder" in run("--once", "--ttl", "72h").output
     nowhere = run(folder / "nowhere", "--once", "--ttl", "72h")
     assert (nowhere.exit_code, "does not exist" in nowhere.output) == (2, True)
@@ -87,7 +87,7 @@ def test_no_folder_and_a_newer_one(folder: Path) -> None:
     assert len(blocks(folder)) == 40
 
 
-def test_the_other_evictors_variables(folder: Path) -> None:
+def test_evict_reads_variables_of_llm_d_evictor(folder: Path) -> None:
     env = {
         "PVC_MOUNT_PATH": str(folder.parent),
         "CACHE_DIRECTORY": folder.name,
@@ -107,7 +107,7 @@ def test_the_other_evictors_variables(folder: Path) -> None:
     assert "error: TARGET_THRESHOLD: 20 is not below CLEANUP_THRESHOLD 10" in wrong.output
 
 
-def test_events_of_what_went_reach_whoever_listens(folder: Path) -> None:
+def test_evict_publishes_events_of_removed_blocks(folder: Path) -> None:
     """The listener binds and is called, so that it is there before the first removal."""
     zmq = pytest.importorskip("zmq")
     context = zmq.Context()
@@ -133,7 +133,7 @@ def test_events_of_what_went_reach_whoever_listens(folder: Path) -> None:
     assert removed["block_hashes"]
 
 
-def test_where_events_cannot_go_the_setting_is_named(folder: Path) -> None:
+def test_evict_refuses_invalid_events_endpoint_with_its_setting(folder: Path) -> None:
     wrong = run(folder, "--ttl", "72h", "--once", "--events", "5559")
     assert (wrong.exit_code, "error: --events: '5559' is no endpoint" in wrong.output) == (2, True)
     env = {
@@ -147,7 +147,7 @@ def test_where_events_cannot_go_the_setting_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_daemon_leaves_cleanly(folder: Path, number: int, code: int) -> None:
+def test_evict_releases_leases_when_signaled(folder: Path, number: int, code: int) -> None:
     command = "from kvtier.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", command, "evict", str(folder), "--high", "2MiB", "--json"],
@@ -171,7 +171,7 @@ def test_a_daemon_leaves_cleanly(folder: Path, number: int, code: int) -> None:
     assert len(blocks(folder)) < 40
 
 
-def test_two_daemons_share_and_one_dies(folder: Path) -> None:
+def test_evictors_divide_shards_and_take_over_after_kill(folder: Path) -> None:
     """Killed without a word; the other takes its shards over."""
     command = "from kvtier.cli.main import main; main()"
     flags = ["--high", "2MiB", "--json", "--interval", "0.2s", "--lease", "1s"]

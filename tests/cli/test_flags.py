@@ -22,5 +22,5 @@ def test_every_setting_has_a_flag() -> None:
     assert json.loads(ran.output) == [None, expected]
 
 
-def test_flags_that_are_not_given_say_nothing() -> None:
+def test_flags_not_given_are_left_out() -> None:
     assert CliRunner().invoke(probe, ["--config", "x.yaml"]).output == '["x.yaml", {}]\n'

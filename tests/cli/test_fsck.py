@@ -35,13 +35,13 @@ def fsck(*arguments: str):
     return CliRunner().invoke(kvtier, ["fsck", *arguments])
 
 
-def test_a_clean_store_is_0(store: StoreFolder) -> None:
+def test_fsck_of_clean_store_exits_with_0(store: StoreFolder) -> None:
     ran = fsck(str(store.path))
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert ran.stdout.startswith(f"{store.path}: clean (4 segments, 16 sound blocks, 208.0KiB")
 
 
-def test_problems_are_1_with_file_and_reason(store: StoreFolder) -> None:
+def test_fsck_names_problems_and_exits_with_1(store: StoreFolder) -> None:
     flip(store.file(spread(4)[2]), 5000)
     store.plant("readme")
     ran = fsck(str(store.path), "--rate", "1GiB/s")
@@ -52,7 +52,7 @@ def test_problems_are_1_with_file_and_reason(store: StoreFolder) -> None:
     assert ": 1 problems (4 segments, 12 sound blocks" in lines[-1]
 
 
-def test_repair_says_what_it_did(store: StoreFolder) -> None:
+def test_fsck_repair_reports_what_it_did(store: StoreFolder) -> None:
     flip(store.file(spread(4)[2]), 5000)
     os.utime(store.plant(f"{NAME}/.tmp-x"), (0, 0))
     ran = fsck(str(store.path), "--repair")
@@ -64,7 +64,7 @@ def test_repair_says_what_it_did(store: StoreFolder) -> None:
     assert fsck(str(store.path)).exit_code == 0
 
 
-def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
+def test_fsck_json_is_only_output(store: StoreFolder) -> None:
     flip(store.file(spread(4)[2]), 5000)
     ran = fsck(str(store.path), "--json")
     assert ran.exit_code == 1
@@ -85,7 +85,7 @@ def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
         (["kv", "--key-file", "none"], "--key-file: none cannot be read"),
     ],
 )
-def test_bad_input_is_one_clear_line(
+def test_fsck_refuses_bad_input_in_one_line(
     store: StoreFolder, arguments: list[str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(store.path.parent)
@@ -98,7 +98,7 @@ def test_bad_input_is_one_clear_line(
     assert error in last
 
 
-def test_a_newer_format_is_refused(store: StoreFolder) -> None:
+def test_fsck_refuses_newer_format(store: StoreFolder) -> None:
     manifest = store.path / NAME / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     ran = fsck(str(store.path))
@@ -106,7 +106,7 @@ def test_a_newer_format_is_refused(store: StoreFolder) -> None:
     assert "upgrade it" in ran.stderr
 
 
-def test_news_tell_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
+def test_watcher_reports_progress_and_problems(capsys: pytest.CaptureFixture[str]) -> None:
     clock = VirtualClock()
     watcher = Watcher(as_json=False, clock=clock)
     clock.advance(100)
@@ -118,7 +118,7 @@ def test_news_tell_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.out == "problem: a: short\n"
 
 
-def test_ctrl_c_ends_it_also_where_the_mount_hangs(
+def test_fsck_is_interrupted_while_mount_hangs(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_NAPS", 2)
@@ -141,9 +141,7 @@ def test_ctrl_c_ends_it_also_where_the_mount_hangs(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_it_and_the_next_run_goes_on(
-    store: StoreFolder, number: signal.Signals
-) -> None:
+def test_fsck_stopped_by_signal_is_resumed(store: StoreFolder, number: signal.Signals) -> None:
     """At 16 KiB a second each segment takes three: the first is done when the signal comes."""
     flip(store.file(spread(4)[0]), 5000)
     command = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "fsck"]

@@ -70,7 +70,7 @@ def read(*arguments: str) -> tuple[dict[str, object], Sequence[str], Sequence[st
     return (*seen[0], below)
 
 
-def test_a_picker_of_before_the_stable_version() -> None:
+def test_flags_of_picker_0_5_are_translated() -> None:
     flags, warned, _ = read(*V0_5.split(), "")
     assert flags == {
         "pool_name": "p",
@@ -90,7 +90,7 @@ def test_a_picker_of_before_the_stable_version() -> None:
     ]
 
 
-def test_a_picker_of_the_first_stable_version() -> None:
+def test_flags_of_picker_1_0_are_translated() -> None:
     flags, warned, _ = read(*V1_0.split())
     assert flags == {
         "pool_name": "p",
@@ -106,7 +106,7 @@ def test_a_picker_of_the_first_stable_version() -> None:
     assert "run one of them" in warned[1]
 
 
-def test_later_pickers() -> None:
+def test_flags_of_picker_1_5_and_standalone_are_translated() -> None:
     flags, warned, _ = read(*V1_5.split())
     assert flags["total_queued_requests_metric"] == '"w"'
     assert [text.partition(" is ignored: ")[0] for text in warned] == [
@@ -123,7 +123,7 @@ def test_later_pickers() -> None:
     assert len(warned) == 1
 
 
-def test_flags_that_have_another_name_here() -> None:
+def test_renamed_flags_are_translated() -> None:
     flags, warned, _ = read("--cert-path", "/certs", "--secure-serving", "--drain-timeout=30s")
     assert flags == {
         "tls_certificate": "/certs/tls.crt",
@@ -150,7 +150,7 @@ def test_flags_that_have_another_name_here() -> None:
         ("--tls-min-version", "VersionTLS12"),
     ],
 )
-def test_what_is_done_anyway_needs_no_words(arguments: Sequence[str]) -> None:
+def test_ignored_flag_with_matching_value_does_not_warn(arguments: Sequence[str]) -> None:
     assert read(*arguments) == ({}, [], [])
 
 
@@ -176,32 +176,32 @@ def test_what_is_done_anyway_needs_no_words(arguments: Sequence[str]) -> None:
         (("--zap-encoder",), "--zap-encoder: a value is missing"),
     ],
 )
-def test_what_would_be_done_otherwise_is_refused(arguments: Sequence[str], said: str) -> None:
+def test_unsupported_value_is_refused(arguments: Sequence[str], said: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         read(*arguments)
     assert said in str(caught.value)
 
 
-def test_a_warning_is_given_once() -> None:
+def test_ignored_flag_warns_once() -> None:
     _, warned, _ = read("--v=3", "-v", "4")
     assert len(warned) == 1
 
 
-def test_values_are_no_flags_and_words_of_a_subcommand_are_its_own() -> None:
+def test_values_and_subcommand_arguments_are_not_translated() -> None:
     flags, warned, below = read("--config-text", "-poolName", "sub", "--tracing", "-poolName")
     assert flags == {"config_text": "-poolName"}
     assert below == ["--tracing", "-poolName"]
     assert warned == []
 
 
-def test_a_flag_that_nobody_knows_is_refused_as_ever() -> None:
+def test_unknown_flag_is_refused() -> None:
     group = LazyCommands()
     result = CliRunner().invoke(group, ["epp", "--pool-nam", "p"])
     assert result.exit_code == EXIT_WRONG_SETTING
     assert "No such option '--pool-nam'" in result.output
 
 
-def test_every_switch_is_a_flag_that_is_known() -> None:
+def test_every_switch_is_known_flag() -> None:
     known = {*inherited._OURS, *inherited.IGNORED, *inherited.REFUSED}
     assert not inherited._SWITCHES - known
     assert not {name for name, _ in inherited._MET} - set(inherited.IGNORED)

@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> StoreFolder:
     return StoreFolder(tmp_path / "kv")
 
 
-def test_a_store_is_shown(store: StoreFolder) -> None:
+def test_inspect_shows_store(store: StoreFolder) -> None:
     store.fill(keys(10), reads=1)
     ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
     assert ran.exit_code == 0
@@ -33,7 +33,7 @@ def test_a_store_is_shown(store: StoreFolder) -> None:
     assert "hottest" not in ran.stdout
 
 
-def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
+def test_inspect_json_is_only_output(store: StoreFolder) -> None:
     store.fill(keys(10), reads=1)
     ran = CliRunner().invoke(kvtier, ["inspect", str(store.path), "--json", "--space", NAME])
     assert ran.exit_code == 0
@@ -43,7 +43,7 @@ def test_json_is_all_there_is_on_stdout(store: StoreFolder) -> None:
     assert abs(survey["now_s"] - survey["spaces"][0]["segments"]["newest_s"]) < 600
 
 
-def test_a_secret_shows_more(store: StoreFolder, tmp_path: Path) -> None:
+def test_inspect_with_key_file_shows_hottest_prefixes(store: StoreFolder, tmp_path: Path) -> None:
     secret = key_file(tmp_path)
     store.fill(keys(4), key_file=secret, reads=1)
     ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
@@ -62,7 +62,7 @@ def test_a_secret_shows_more(store: StoreFolder, tmp_path: Path) -> None:
         (["kv", "--key-file", "none"], "--key-file: none cannot be read"),
     ],
 )
-def test_bad_input_is_one_clear_line(
+def test_inspect_refuses_bad_input_in_one_line(
     store: StoreFolder, arguments: list[str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(store.path.parent)
@@ -75,7 +75,7 @@ def test_bad_input_is_one_clear_line(
 
 
 @pytest.mark.parametrize("hangs", [True, False])
-def test_ctrl_c_ends_it_also_where_the_mount_hangs(
+def test_inspect_is_interrupted_while_mount_hangs(
     store: StoreFolder, hangs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_NAPS", 2)
@@ -103,7 +103,7 @@ def test_ctrl_c_ends_it_also_where_the_mount_hangs(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_newer_format_is_refused(store: StoreFolder) -> None:
+def test_inspect_refuses_newer_format(store: StoreFolder) -> None:
     store.fill(keys(4))
     manifest = store.path / NAME / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))

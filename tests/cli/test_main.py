@@ -21,7 +21,7 @@ def walk(command: click.Command, *path: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("path", walk(kvtier), ids=" ".join)
-def test_help_teaches_with_an_example(path: tuple[str, ...]) -> None:
+def test_help_has_example(path: tuple[str, ...]) -> None:
     ran = CliRunner().invoke(kvtier, [*path, "--help"])
     assert ran.exit_code == 0
     assert "Example" in ran.output
@@ -29,7 +29,7 @@ def test_help_teaches_with_an_example(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_table_says_what_a_command_is(name: str) -> None:
+def test_every_command_is_defined_in_its_module(name: str) -> None:
     module = importlib.import_module(f"kvtier.cli.{name}")
     assert isinstance(getattr(module, name), click.Command)
 
@@ -59,12 +59,12 @@ def test_help_imports_no_command() -> None:
     assert ran.stdout.endswith(f"{loaded}\n")
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     ran = CliRunner().invoke(kvtier, ["--version"])
     assert (ran.exit_code, ran.output[:7]) == (0, "kvtier ")
 
 
-def test_an_unknown_command_is_a_usage_error() -> None:
+def test_unknown_command_is_usage_error() -> None:
     ran = CliRunner().invoke(kvtier, ["srve"])
     assert ran.exit_code == 2
     assert "No such command" in ran.stderr

@@ -15,7 +15,7 @@ print(run_server(main()))
 
 
 @pytest.mark.parametrize(("hidden", "found"), [("{}", "uvloop"), ("{'uvloop': None}", "asyncio")])
-def test_servers_run_on_uvloop_where_there_is_one(
+def test_run_server_uses_uvloop_if_installed(
     monkeypatch: pytest.MonkeyPatch, hidden: str, found: str
 ) -> None:
     """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
@@ -25,7 +25,7 @@ def test_servers_run_on_uvloop_where_there_is_one(
     assert done.stdout.split() == [found, "7"]
 
 
-def test_the_collector_leaves_alone_what_was_there_before() -> None:
+def test_run_server_freezes_imported_objects() -> None:
     program = (
         "import gc\nfrom kvtier.cli.process import run_server\n"
         "async def main():\n    return int(gc.get_freeze_count() > 1000 < gc.get_threshold()[0])\n"

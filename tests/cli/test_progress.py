@@ -8,7 +8,7 @@ from kvtier.cli.progress import Bar
 from kvtier.clock import VirtualClock
 
 
-def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_prints_lines_without_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     clock = VirtualClock()
     with Bar("verifying", clock) as bar:
         for step in range(7):
@@ -20,7 +20,7 @@ def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> N
     assert told.out == "found: [red]x[/]\n"
 
 
-def test_a_terminal_gets_a_bar_and_lines_as_they_are(
+def test_bar_is_drawn_on_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -130,7 +130,7 @@ def test_requests_with_keys_are_answered_logged_and_replayed(engine: str, tmp_pa
     assert "expected-ttft-scorer x1" in done.output
 
 
-def test_sigterm_is_heard_by_load_balancers_and_a_second_signal_waits_for_nobody(
+def test_route_drains_on_sigterm_and_stops_at_once_on_second_signal(
     engine: str,
 ) -> None:
     with routing("--replica", engine, "--drain", "600s") as (process, url):
@@ -145,13 +145,13 @@ def test_sigterm_is_heard_by_load_balancers_and_a_second_signal_waits_for_nobody
         assert process.wait(30) == 0
 
 
-def test_ctrl_c_while_nothing_is_under_way_waits_for_nothing(engine: str) -> None:
+def test_route_stops_at_once_on_interrupt_without_requests(engine: str) -> None:
     with routing("--replica", engine, "--drain", "600s") as (process, _):
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
 
 
-def test_ctrl_c_waits_for_requests_and_the_second_one_for_nobody(engine: str) -> None:
+def test_route_waits_for_requests_on_first_interrupt_only(engine: str) -> None:
     with routing("--replica", engine) as (process, url):
         answers: list[object] = []
 
@@ -211,7 +211,7 @@ def test_ctrl_c_waits_for_requests_and_the_second_one_for_nobody(engine: str) ->
         ),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(flags: Sequence[str], said: str) -> None:
+def test_route_refuses_bad_input_in_one_line(flags: Sequence[str], said: str) -> None:
     done = CliRunner().invoke(kvtier, ["route", *flags])
     assert done.exit_code == 2, done.output
     assert said in done.output
@@ -228,21 +228,21 @@ def test_replicas_file_that_cannot_be_read_is_one_line_and_exit_code_2(
     assert done.stderr.strip() == said
 
 
-def test_a_file_that_holds_a_word_is_told_what_belongs_into_it(tmp_path: Path) -> None:
+def test_route_refuses_profile_without_mapping(tmp_path: Path) -> None:
     file = tmp_path / "word"
     file.write_text("http://host:8000")
     done = CliRunner().invoke(kvtier, ["route", "--replica", "http://h", "--profile", str(file)])
     assert "write `kind: EndpointPickerConfig`" in done.output
 
 
-def test_what_is_a_flag_only_is_known_as_that() -> None:
+def test_flags_only_lists_flags_without_setting() -> None:
     flags = {flag for parameter in route.params for flag in parameter.opts}
     settings = {row.flag for row in options.ROWS}
     only = {f"--{name}".replace("_", "-") for name in options.FLAGS_ONLY}
     assert flags - settings - {"--config"} == only
 
 
-def test_help_teaches() -> None:
+def test_route_help_has_examples() -> None:
     done = CliRunner().invoke(kvtier, ["route", "--help"])
     assert done.exit_code == 0
     for text in ("--port 30080", "/v1/completions", "replicas.yaml", "kv-events", "replay"):

@@ -71,7 +71,7 @@ def model(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_serve_prints_the_plain_command_and_becomes_it(tmp_path: Path, model: str) -> None:
+def test_serve_prints_plain_command_and_becomes_it(tmp_path: Path, model: str) -> None:
     env = plant_engine(tmp_path / "site", "0.33.0")
     port = free_port()
     arguments = [model, "--ram", "1MiB", "--disk", "slab=1MB", "--port", port]
@@ -192,7 +192,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize(("arguments", "env", "names", "fix"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_one_error_that_names_the_setting_and_the_fix(
+def test_serve_refuses_bad_input_with_setting_and_fix(
     model: str, arguments: list[str], env: dict[str, str], names: str, fix: str
 ) -> None:
     ran = CliRunner().invoke(kvtier, ["serve", model, *arguments], env=env)
@@ -203,7 +203,7 @@ def test_bad_input_is_one_error_that_names_the_setting_and_the_fix(
     assert fix in ran.stderr
 
 
-def test_a_model_that_is_not_there_is_refused() -> None:
+def test_missing_model_is_refused() -> None:
     ran = CliRunner().invoke(kvtier, ["serve", "/absent", "--ram", "1MiB"])
     assert ran.exit_code == 2
     assert ran.stderr == (

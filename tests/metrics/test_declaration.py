@@ -17,7 +17,7 @@ UNITS = (
 
 
 @pytest.mark.parametrize("metric", ALL, ids=lambda metric: metric.name)
-def test_a_metric_says_its_unit_and_its_bounds(metric: Metric) -> None:
+def test_metric_has_unit_documentation_and_known_labels(metric: Metric) -> None:
     assert re.fullmatch(rf"kvtier_[a-z_]+_({UNITS})", metric.name)
     assert metric.documentation.endswith(".")
     assert set(metric.labels) <= set(LABEL_VALUES)
@@ -25,5 +25,5 @@ def test_a_metric_says_its_unit_and_its_bounds(metric: Metric) -> None:
     assert list(metric.buckets or ()) == sorted(set(metric.buckets or ()))
 
 
-def test_names_are_given_once() -> None:
+def test_metric_names_are_unique() -> None:
     assert len({metric.name for metric in ALL}) == len(ALL)

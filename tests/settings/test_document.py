@@ -12,7 +12,7 @@ def write(folder: Path, text: str) -> str:
     return str(file)
 
 
-def test_keys_know_their_lines(tmp_path: Path) -> None:
+def test_document_has_lines_of_keys(tmp_path: Path) -> None:
     path = write(tmp_path, "# comment\nram:\n  capacity: 1GiB\n\ndisk: /x=2GB\n")
     document = read_document(path, "--config")
     assert document.data == {"ram": {"capacity": "1GiB"}, "disk": "/x=2GB"}
@@ -21,7 +21,7 @@ def test_keys_know_their_lines(tmp_path: Path) -> None:
     assert document.where(("transfer",)) == path
 
 
-def test_items_of_lists_know_their_lines(tmp_path: Path) -> None:
+def test_document_has_lines_of_list_items(tmp_path: Path) -> None:
     path = write(tmp_path, "plugins:\n- type: a\n- type: b\n  name: c\n")
     document = read_document(path, "--config")
     assert document.where(("plugins", "1")) == f"{path} line 3"
@@ -30,14 +30,14 @@ def test_items_of_lists_know_their_lines(tmp_path: Path) -> None:
         read_document(write(tmp_path, "plugins:\n- {a: 1, a: 2}\n"), "--config")
 
 
-def test_a_text_inside_a_file_counts_the_lines_of_the_file() -> None:
+def test_document_inside_file_counts_lines_of_file() -> None:
     document = parse_document("a: 1\nb: 2\n", "values.yaml", first_line=10)
     assert document.where(("b",)) == "values.yaml line 11"
     with pytest.raises(InvalidSettings, match=r"values\.yaml line 11: not valid YAML"):
         parse_document("a: 1\n\tb: 2\n", "values.yaml", first_line=10)
 
 
-def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
+def test_empty_file_has_no_settings(tmp_path: Path) -> None:
     assert read_document(write(tmp_path, "# nothing yet\n"), "--config").data == {}
 
 
@@ -57,7 +57,7 @@ def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
         ("ram: 1GiB\n---\nram: 2GiB", "line 2: not valid YAML"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InvalidSettings) as caught:
         read_document(path, "--config")
@@ -65,13 +65,13 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, messa
     assert message in str(caught.value)
 
 
-def test_the_caller_says_what_belongs_into_its_file(tmp_path: Path) -> None:
+def test_error_shows_example_of_caller(tmp_path: Path) -> None:
     path = write(tmp_path, "http://host:8000")
     with pytest.raises(InvalidSettings, match=r"and no settings; write `replicas: \[\]`"):
         read_document(path, "--replicas", "replicas: []")
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(InvalidSettings, match=f"--config: {path} cannot be read"):
             read_document(str(path), "--config")

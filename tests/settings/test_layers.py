@@ -10,11 +10,11 @@ from kvtier.settings import DiskSettings, RamSettings, Settings, TransferSetting
 GIB = 2**30
 
 
-def test_one_size_is_enough() -> None:
+def test_ram_size_is_only_required_setting() -> None:
     assert settings.load({"ram": "20GiB"}, env={}) == Settings(ram=RamSettings(capacity=20 * GIB))
 
 
-def test_long_and_short_forms_mean_the_same() -> None:
+def test_long_and_short_forms_are_equal() -> None:
     short = settings.load({"ram": "1GiB", "disk": "/x=2GiB"}, env={})
     long = settings.load(
         {"ram": {"capacity": GIB}, "disk": {"path": "/x", "capacity": "2GiB"}}, env={}
@@ -23,7 +23,7 @@ def test_long_and_short_forms_mean_the_same() -> None:
     assert short.disk == DiskSettings(path="/x", capacity=2 * GIB)
 
 
-def test_later_sources_win_value_by_value(tmp_path: Path) -> None:
+def test_later_source_overrides_each_value(tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text(
         "ram: {capacity: 1GiB, eviction: arc, admission: second_touch}\n"
@@ -50,25 +50,25 @@ def test_later_sources_win_value_by_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("off", [None, "none"])
-def test_a_later_source_can_switch_the_disk_off(off: object) -> None:
+def test_later_source_can_switch_disk_off(off: object) -> None:
     env = {"KVTIER_DISK": "/x=1GB", "KVTIER_DISK_IO_THREADS": "8"}
     assert settings.load({"ram": 1, "disk": off}, env=env).disk is None
     assert settings.load({"ram": 1}, env=env).disk is not None
 
 
-def test_a_named_file_wins_over_the_variable(tmp_path: Path) -> None:
+def test_file_argument_overrides_config_variable(tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text("ram: 3\n")
     env = {"KVTIER_CONFIG": "/nowhere.yaml"}
     assert settings.load(env=env, file=str(file)).ram.capacity == 3
 
 
-def test_vllm_keys_are_read_as_they_are() -> None:
+def test_vllm_keys_are_accepted() -> None:
     found = settings.load({"spec_name": "KVTier", "cpu_bytes_to_use": 4 * GIB}, env={})
     assert found.ram.capacity == 4 * GIB
 
 
-def test_variables_of_a_kubernetes_service_called_kvtier_are_not_settings() -> None:
+def test_variables_of_kubernetes_service_are_ignored() -> None:
     env = {
         "KVTIER_SERVICE_HOST": "10.0.0.1",
         "KVTIER_SERVICE_PORT_HTTP": "80",
@@ -78,7 +78,7 @@ def test_variables_of_a_kubernetes_service_called_kvtier_are_not_settings() -> N
     assert settings.load({"ram": 1}, env=env) == Settings(ram=RamSettings(capacity=1))
 
 
-def test_variables_of_the_router_are_the_routers() -> None:
+def test_variables_of_router_are_ignored() -> None:
     env = {"KVTIER_ROUTE_PORT": "30080", "KVTIER_ROUTE_API_KEY": "secret"}
     assert settings.load({"ram": 1}, env=env) == Settings(ram=RamSettings(capacity=1))
 
@@ -137,7 +137,7 @@ def test_variables_of_the_router_are_the_routers() -> None:
         ),
     ],
 )
-def test_bad_input_is_refused_with_its_place_and_the_fix(
+def test_bad_input_is_refused_with_place_and_fix(
     mapping: Mapping[str, object], env: Mapping[str, str], fragments: list[str]
 ) -> None:
     with pytest.raises(InvalidSettings) as caught:
@@ -146,7 +146,7 @@ def test_bad_input_is_refused_with_its_place_and_the_fix(
         assert fragment in str(caught.value)
 
 
-def test_an_error_in_a_file_names_its_line(tmp_path: Path) -> None:
+def test_error_in_file_names_its_line(tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text("ram: 1GiB\ndisk:\n  path: /x\n  capacity: plenty\n")
     with pytest.raises(InvalidSettings, match=f"{file} line 4: disk.capacity: 'plenty'"):

@@ -33,7 +33,7 @@ def describe(folder: Path, membership: str = "0::/\n", **limits: str) -> Probes:
     return Probes(meminfo=meminfo, membership=folder / "membership", cgroup_root=folder / "cgroup")
 
 
-def test_this_machine_can_be_asked(tmp_path: Path) -> None:
+def test_check_works_on_this_machine(tmp_path: Path) -> None:
     check(
         Settings(
             ram=RamSettings(capacity=4096), disk=DiskSettings(path=str(tmp_path), capacity=4096)
@@ -48,7 +48,7 @@ def test_this_machine_can_be_asked(tmp_path: Path) -> None:
         (25 * GIB, r"25.0GiB is more than the 24.0GiB that is free on this machine now"),
     ],
 )
-def test_ram_beyond_the_machine_is_refused(tmp_path: Path, capacity: int, owner: str) -> None:
+def test_ram_beyond_machine_is_refused(tmp_path: Path, capacity: int, owner: str) -> None:
     probes = describe(tmp_path)
     check_ram(RamSettings(capacity=24 * GIB), probes)
     with pytest.raises(InvalidSettings, match=rf"ram.capacity: {owner}; make it smaller"):
@@ -71,27 +71,27 @@ def test_ram_beyond_the_machine_is_refused(tmp_path: Path, capacity: int, owner:
         ("0::/../a\n", {"a__memoryDOTmax": str(GIB)}, GIB),
     ],
 )
-def test_the_tightest_cgroup_limit_counts(
+def test_tightest_cgroup_limit_counts(
     tmp_path: Path, membership: str, limits: dict[str, str], limit_bytes: int | None
 ) -> None:
     assert cgroup_limit_bytes(describe(tmp_path, membership, **limits)) == limit_bytes
 
 
-def test_ram_beyond_the_container_is_refused(tmp_path: Path) -> None:
+def test_ram_beyond_container_is_refused(tmp_path: Path) -> None:
     probes = describe(tmp_path, memoryDOTmax=str(GIB))
     check_ram(RamSettings(capacity=GIB), probes)
     with pytest.raises(InvalidSettings, match=r"ram.capacity: .* limit of this container"):
         check_ram(RamSettings(capacity=GIB + 1), probes)
 
 
-def test_a_machine_that_tells_nothing_is_believed(tmp_path: Path) -> None:
+def test_machine_without_memory_information_is_accepted(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     check_ram(
         RamSettings(capacity=2**60), Probes(meminfo=absent, membership=absent, cgroup_root=absent)
     )
 
 
-def test_a_disk_bound_beyond_the_free_space_is_refused(tmp_path: Path) -> None:
+def test_disk_capacity_beyond_free_space_is_refused(tmp_path: Path) -> None:
     space = os.statvfs(tmp_path)
     capacity = space.f_blocks * space.f_frsize + GIB
     with pytest.raises(InvalidSettings, match=r"disk.capacity: .* has .* free; make it smaller"):
@@ -99,7 +99,7 @@ def test_a_disk_bound_beyond_the_free_space_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_what_a_slab_occupies_already_counts_as_room(tmp_path: Path) -> None:
+def test_existing_slab_counts_as_free_space(tmp_path: Path) -> None:
     slab = tmp_path / "slab"
     slab.mkdir()
     (slab / "sparse").touch()
@@ -112,7 +112,7 @@ def test_what_a_slab_occupies_already_counts_as_room(tmp_path: Path) -> None:
         check_disk(DiskSettings(path=str(slab), capacity=2**60))
 
 
-def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_path_that_is_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for path, why in ((file, ""), (file / "below", f" and cannot become one: {file} is a file")):
@@ -121,17 +121,17 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
             check_disk(DiskSettings(path=str(path), capacity=1))
 
 
-def test_a_path_that_cannot_be_written_is_refused() -> None:
+def test_path_that_is_not_writable_is_refused() -> None:
     with pytest.raises(InvalidSettings, match=r"disk.path: /proc/kvtier is not writable"):
         check_disk(DiskSettings(path="/proc/kvtier", capacity=1))
 
 
-def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
     check_disk(DiskSettings(path=str(tmp_path), capacity=1))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shared_folder_has_to_be_one_and_to_answer(
+def test_shared_folder_must_be_folder_and_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_shared(SharedSettings(path=str(tmp_path / "kv")))

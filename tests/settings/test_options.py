@@ -7,7 +7,7 @@ BY_NAME = {option.name: option for option in OPTIONS}
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_every_option_reads_back_its_own_default_and_example(option: Option) -> None:
+def test_option_parses_its_default_and_example(option: Option) -> None:
     assert option.about.text.endswith(".")
     example = option.parse(option.about.example, option.name)
     assert option.parse(option.format(example), option.name) == example
@@ -16,7 +16,7 @@ def test_every_option_reads_back_its_own_default_and_example(option: Option) -> 
         assert example != option.default, "an example that is the default teaches nothing"
 
 
-def test_an_option_has_one_name_for_each_place() -> None:
+def test_option_has_name_variable_and_flag() -> None:
     option = BY_NAME["disk.io_threads"]
     assert (option.variable, option.flag) == ("KVTIER_DISK_IO_THREADS", "--disk-io-threads")
     for attribute in ("name", "variable", "flag"):
@@ -39,21 +39,19 @@ def test_an_option_has_one_name_for_each_place() -> None:
         ("ram.eviction", None, "None is not a valid eviction; write for example arc"),
     ],
 )
-def test_a_wrong_value_is_refused_with_the_place_and_the_fix(
-    name: str, value: object, message: str
-) -> None:
+def test_wrong_value_is_refused_with_place_and_fix(name: str, value: object, message: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         BY_NAME[name].parse(value, f"kvtier.yaml line 3: {name}")
     assert str(caught.value).startswith(f"kvtier.yaml line 3: {name}: ")
     assert message in str(caught.value)
 
 
-def test_a_folder_is_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert BY_NAME["disk.path"].parse("~/cache/../kv", "x") == "/home/ada/kv"
 
 
-def test_one_line_forms_expand() -> None:
+def test_one_line_form_expands() -> None:
     assert SECTIONS["ram"].expand("20GiB", "x") == {"capacity": "20GiB"}
     assert SECTIONS["disk"].expand("/a=b=1GB", "x") == {"path": "/a=b", "capacity": "1GB"}
 
@@ -61,6 +59,6 @@ def test_one_line_forms_expand() -> None:
 @pytest.mark.parametrize(
     ("section", "value"), [("disk", "/path"), ("disk", "=1GB"), ("disk", 7), ("transfer", "5s")]
 )
-def test_a_one_line_form_that_is_none_is_refused(section: str, value: object) -> None:
+def test_invalid_one_line_form_is_refused(section: str, value: object) -> None:
     with pytest.raises(InvalidSettings, match=r"x: .* is not understood; write .*: "):
         SECTIONS[section].expand(value, "x")

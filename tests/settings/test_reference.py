@@ -22,7 +22,7 @@ def test_generated_files_are_fresh(path: str, render: object) -> None:
     assert (ROOT / path).read_text() == render(), "run python scripts/render_reference.py"
 
 
-def test_the_annotated_file_sets_every_option_to_its_default(tmp_path: Path) -> None:
+def test_annotated_file_sets_every_option_to_its_default(tmp_path: Path) -> None:
     file = tmp_path / "every_option.yaml"
     file.write_text(reference.render_yaml())
     resolved = settings.resolve(env={}, file=str(file))
@@ -33,7 +33,7 @@ def test_the_annotated_file_sets_every_option_to_its_default(tmp_path: Path) -> 
             assert found.value == option.default
 
 
-def test_the_reference_names_every_option_everywhere() -> None:
+def test_reference_has_all_names_of_every_option() -> None:
     page = reference.render_markdown()
     for option in OPTIONS:
         for text in (option.name, option.variable, option.flag, option.about.text):
@@ -43,7 +43,7 @@ def test_the_reference_names_every_option_everywhere() -> None:
 
 
 @pytest.mark.parametrize("disk", ["/x=1GB", "none"])
-def test_what_is_shown_can_be_read_again(tmp_path: Path, disk: str) -> None:
+def test_rendered_values_can_be_loaded_again(tmp_path: Path, disk: str) -> None:
     resolved = settings.resolve({"ram": "1GiB", "disk": disk, "transfer": {"drain": 0.25}}, env={})
     for render in (reference.render_values, reference.render_origins):
         file = tmp_path / "shown.yaml"

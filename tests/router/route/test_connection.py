@@ -48,7 +48,7 @@ async def said(port: int, sent: bytes) -> bytes:
         b"Transfer-Encoding: identity\r\n\r\n" + REQUEST,
     ],
 )
-def test_what_is_no_http_is_an_error_in_json_and_the_end_of_the_connection(sent: bytes) -> None:
+def test_invalid_http_is_answered_with_json_error_and_close(sent: bytes) -> None:
     async def test() -> None:
         async with stand() as at:
             answer = await said(at.router.port, sent)
@@ -62,7 +62,7 @@ def test_what_is_no_http_is_an_error_in_json_and_the_end_of_the_connection(sent:
     run(test())
 
 
-def test_requests_that_come_at_once_are_answered_in_turn() -> None:
+def test_pipelined_requests_are_answered_in_order() -> None:
     async def test() -> None:
         async with stand() as at:
             last = REQUEST.replace(b"Host: h", b"Host: h\r\nConnection: close")
@@ -82,7 +82,7 @@ def test_requests_that_come_at_once_are_answered_in_turn() -> None:
         b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
     ],
 )
-def test_who_offers_an_upgrade_gets_a_plain_answer_and_a_body_stays_a_body(offer: bytes) -> None:
+def test_declined_upgrade_gets_plain_response_and_keeps_body(offer: bytes) -> None:
     async def test() -> None:
         async with stand() as at:
             head = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n" + offer
@@ -108,7 +108,7 @@ def test_who_offers_an_upgrade_gets_a_plain_answer_and_a_body_stays_a_body(offer
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /v1/completions HTTP/1.1\r\n", b"POST /v1/completions HTTP/1.1\r\nHost:"]
 )
-def test_a_head_that_does_not_arrive_is_not_waited_for(sent: bytes) -> None:
+def test_incomplete_head_times_out(sent: bytes) -> None:
     async def test() -> None:
         async with stand(head_timeout=0.1) as at:
             assert await said(at.router.port, sent) == b""
@@ -123,7 +123,7 @@ def test_a_head_that_does_not_arrive_is_not_waited_for(sent: bytes) -> None:
     run(test())
 
 
-def test_a_connection_that_is_not_used_is_closed_and_one_that_waits_is_not() -> None:
+def test_idle_connection_is_closed_and_waiting_one_is_not() -> None:
     async def test() -> None:
         async with stand(head_timeout=0.05, keep_alive=0.2) as at:
             at.replicas[0].first_delay_s = 0.5
@@ -137,7 +137,7 @@ def test_a_connection_that_is_not_used_is_closed_and_one_that_waits_is_not() -> 
     run(test())
 
 
-def test_a_client_of_http_1_0_is_served() -> None:
+def test_client_of_http_1_0_is_served() -> None:
     async def test() -> None:
         async with stand() as at:
             body = BODY.replace(b"}", b',"stream":true}')
@@ -152,7 +152,7 @@ def test_a_client_of_http_1_0_is_served() -> None:
     run(test())
 
 
-def test_the_end_of_a_refusal_is_told_while_the_rest_is_dropped(
+def test_refusal_is_half_closed_while_rest_of_body_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "LINGER_S", 60.0)
@@ -173,7 +173,7 @@ def test_the_end_of_a_refusal_is_told_while_the_rest_is_dropped(
     run(test())
 
 
-def test_who_sends_many_requests_at_once_is_read_as_they_are_answered() -> None:
+def test_many_pipelined_requests_are_read_as_they_are_answered() -> None:
     async def test() -> None:
         async with stand() as at:
             at.replicas[0].held.clear()
@@ -192,7 +192,7 @@ def test_who_sends_many_requests_at_once_is_read_as_they_are_answered() -> None:
     run(test())
 
 
-def test_who_sends_many_requests_at_once_and_reads_the_answers_gets_all_of_them() -> None:
+def test_many_pipelined_requests_are_all_answered() -> None:
     async def test() -> None:
         async with stand() as at:
             last = b"GET /livez HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
@@ -204,7 +204,7 @@ def test_who_sends_many_requests_at_once_and_reads_the_answers_gets_all_of_them(
     run(test())
 
 
-def test_who_goes_away_with_a_second_request_waiting_cancels_the_first() -> None:
+def test_disconnect_with_pipelined_request_cancels_current_one() -> None:
     async def test() -> None:
         async with stand() as at:
             at.replicas[0].held.clear()

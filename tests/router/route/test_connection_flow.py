@@ -102,7 +102,7 @@ async def small(connection: ClientConnection, request: HttpRequest) -> HttpRespo
     return HttpResponse(200, b"small")
 
 
-def test_who_takes_no_answers_gets_no_more_of_them() -> None:
+def test_client_that_does_not_read_gets_no_more_responses() -> None:
     async def test() -> None:
         large = Large()
         at = front(large.handle)
@@ -122,7 +122,7 @@ def test_who_takes_no_answers_gets_no_more_of_them() -> None:
     run(test())
 
 
-def test_who_takes_no_answers_is_cut_off_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_read_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 0.02)
 
     async def test() -> None:
@@ -133,7 +133,7 @@ def test_who_takes_no_answers_is_cut_off_in_the_end(monkeypatch: pytest.MonkeyPa
     run(test())
 
 
-def test_a_wire_that_the_head_fills_holds_the_replica_back() -> None:
+def test_head_that_fills_buffer_pauses_replica() -> None:
     line = Line()
 
     async def begin(connection: ClientConnection, request: HttpRequest) -> None:
@@ -156,7 +156,7 @@ def test_a_wire_that_the_head_fills_holds_the_replica_back() -> None:
     run(test())
 
 
-def test_an_answer_is_under_way_until_it_is_taken() -> None:
+def test_connection_is_busy_until_response_is_sent() -> None:
     async def test() -> None:
         at = front(small)
         wire = Wire(at())
@@ -175,7 +175,7 @@ def test_an_answer_is_under_way_until_it_is_taken() -> None:
     run(test())
 
 
-def test_over_tls_what_the_socket_has_not_taken_is_under_way() -> None:
+def test_connection_over_tls_is_busy_until_socket_is_writable() -> None:
     async def test() -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -209,7 +209,7 @@ class Deaf:
 
 
 @pytest.mark.parametrize("sent", [GET % 1, b"no HTTP\r\n\r\n"])
-def test_what_is_still_sent_is_not_cut_off_as_idle(
+def test_response_being_sent_is_not_aborted_as_idle(
     sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LINGER_S", 0.005)
@@ -226,7 +226,7 @@ def test_what_is_still_sent_is_not_cut_off_as_idle(
     run(test())
 
 
-def test_what_is_never_taken_is_cut_off_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_response_that_is_never_read_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 0.02)
 
     async def test() -> None:
@@ -238,7 +238,7 @@ def test_what_is_never_taken_is_cut_off_in_the_end(monkeypatch: pytest.MonkeyPat
     run(test())
 
 
-def test_a_client_is_read_until_much_waits_and_again_when_nothing_does() -> None:
+def test_reading_pauses_while_many_requests_wait() -> None:
     async def test() -> None:
         turn = asyncio.Event()
 
@@ -268,7 +268,7 @@ def test_a_client_is_read_until_much_waits_and_again_when_nothing_does() -> None
     run(test())
 
 
-def test_a_head_that_has_begun_is_let_finish() -> None:
+def test_closing_waits_for_head_that_has_begun() -> None:
     async def test() -> None:
         at = front(small)
         idle, begun = Wire(at()), Wire(at())
@@ -285,7 +285,7 @@ def test_a_head_that_has_begun_is_let_finish() -> None:
     run(test())
 
 
-def test_a_request_that_waits_for_room_is_answered_before_the_end() -> None:
+def test_closing_answers_waiting_request_first() -> None:
     async def test() -> None:
         at = front(Large().handle)
         wire = Wire(at())
@@ -304,7 +304,7 @@ def test_a_request_that_waits_for_room_is_answered_before_the_end() -> None:
     run(test())
 
 
-def test_who_comes_after_the_end_is_not_served() -> None:
+def test_connection_made_while_closing_is_aborted() -> None:
     async def test() -> None:
         large = Large()
         at = front(large.handle)

@@ -12,7 +12,7 @@ from tests.router.replicas import DONE, EVENT
 from tests.router.route.routers import InTurn, run, stand, until
 
 
-def test_a_body_goes_to_the_replica_as_it_was_written() -> None:
+def test_request_body_reaches_replica_unchanged() -> None:
     async def test() -> None:
         async with stand() as at:
             body = b'{ "model" : "m",\n"prompt":"\\u00e4","temperature":0.70 ,"x":[]}'
@@ -32,7 +32,7 @@ def test_a_body_goes_to_the_replica_as_it_was_written() -> None:
     run(test())
 
 
-def test_models_go_to_those_who_serve_them() -> None:
+def test_request_is_sent_to_replica_that_serves_its_model() -> None:
     async def test() -> None:
         async with stand("m", count=2) as at:
             b = at.replicas[1]
@@ -48,7 +48,7 @@ def test_models_go_to_those_who_serve_them() -> None:
     run(test())
 
 
-def test_who_cannot_be_reached_is_passed_over_and_then_left_alone() -> None:
+def test_unreachable_replica_is_skipped_then_taken_out_by_breaker() -> None:
     async def test() -> None:
         chooser = InTurn()
         async with stand(count=2, chooser=chooser, health_interval=60.0) as at:
@@ -69,7 +69,7 @@ def test_who_cannot_be_reached_is_passed_over_and_then_left_alone() -> None:
     run(test())
 
 
-def test_a_request_whose_replica_dies_is_sent_again_once_and_not_to_everybody() -> None:
+def test_request_whose_replica_disconnects_is_resent_once() -> None:
     async def test() -> None:
         async with stand(count=4) as at:
             for replica in at.replicas:
@@ -88,7 +88,7 @@ def test_a_request_whose_replica_dies_is_sent_again_once_and_not_to_everybody() 
     run(test())
 
 
-def test_headers_without_a_byte_of_the_body_are_no_answer_yet() -> None:
+def test_answer_with_headers_only_is_retried() -> None:
     async def test() -> None:
         async with stand(count=2) as at:
             at.replicas[0].dies_before_body = True
@@ -99,7 +99,7 @@ def test_headers_without_a_byte_of_the_body_are_no_answer_yet() -> None:
     run(test())
 
 
-def test_a_lone_replica_is_asked_once_more() -> None:
+def test_only_replica_is_asked_again_after_disconnect() -> None:
     async def test() -> None:
         async with stand() as at:
             (a,) = at.replicas
@@ -118,7 +118,7 @@ def test_a_lone_replica_is_asked_once_more() -> None:
     run(test())
 
 
-def test_a_busy_replica_is_passed_over_and_its_words_are_kept() -> None:
+def test_busy_replica_is_skipped_and_its_answer_kept() -> None:
     async def test() -> None:
         async with stand(count=2) as at:
             a, b = at.replicas
@@ -136,7 +136,7 @@ def test_a_busy_replica_is_passed_over_and_its_words_are_kept() -> None:
     run(test())
 
 
-def test_what_is_sent_again_waits_for_room_like_others() -> None:
+def test_resent_request_waits_for_room() -> None:
     async def test() -> None:
         async with stand(count=2, in_flight=1) as at:
             a, b = at.replicas
@@ -159,7 +159,7 @@ def test_what_is_sent_again_waits_for_room_like_others() -> None:
     run(test())
 
 
-def test_looking_something_up_does_not_wait_for_room() -> None:
+def test_lookup_does_not_wait_for_room() -> None:
     async def test() -> None:
         async with stand(in_flight=1) as at:
             (a,) = at.replicas
@@ -175,7 +175,7 @@ def test_looking_something_up_does_not_wait_for_room() -> None:
     run(test())
 
 
-def test_a_profile_that_leaves_nobody_is_a_503_with_a_reason() -> None:
+def test_profile_that_filters_all_replicas_answers_503() -> None:
     async def test() -> None:
         async with stand(chooser=InTurn(only="nobody")) as at, at.post() as answer:
             assert answer.status == 503
@@ -184,7 +184,7 @@ def test_a_profile_that_leaves_nobody_is_a_503_with_a_reason() -> None:
     run(test())
 
 
-def test_load_is_counted_while_a_request_is_there() -> None:
+def test_load_is_counted_until_request_ends() -> None:
     async def test() -> None:
         async with stand() as at:
             (a,) = at.replicas
@@ -204,7 +204,7 @@ def test_load_is_counted_while_a_request_is_there() -> None:
     run(test())
 
 
-def test_a_chooser_that_fails_once_it_has_chosen_leaves_no_load_behind() -> None:
+def test_chooser_that_fails_after_choosing_leaves_no_load() -> None:
     class Forgetful(InTurn):
         def routed(
             self, request: InferenceRequest, decision: RoutingDecision, chosen: Candidate
@@ -223,7 +223,7 @@ def test_a_chooser_that_fails_once_it_has_chosen_leaves_no_load_behind() -> None
     run(test())
 
 
-def test_a_strategy_is_named_by_a_header_and_answered_by_one() -> None:
+def test_strategy_header_selects_strategy_and_is_returned() -> None:
     async def test() -> None:
         named = {"random": InTurn(only="b", told={"x-session-id": "s"})}
         async with stand(count=2, named=named) as at:
@@ -240,7 +240,7 @@ def test_a_strategy_is_named_by_a_header_and_answered_by_one() -> None:
     run(test())
 
 
-def test_what_choosing_hears_of_a_request() -> None:
+def test_chooser_receives_model_prompt_and_headers() -> None:
     async def test() -> None:
         chooser = InTurn()
         async with stand(chooser=chooser) as at:
@@ -255,7 +255,7 @@ def test_what_choosing_hears_of_a_request() -> None:
     run(test())
 
 
-def test_a_decision_is_explained_and_logged_where_that_is_wanted(tmp_path: Path) -> None:
+def test_decision_is_explained_and_logged_on_demand(tmp_path: Path) -> None:
     async def test() -> None:
         log = tmp_path / "decisions.jsonl"
         async with stand(explain="asked", decisions=str(log)) as at:
@@ -275,7 +275,7 @@ def test_a_decision_is_explained_and_logged_where_that_is_wanted(tmp_path: Path)
     run(test())
 
 
-def test_what_only_one_replica_knows_is_looked_for() -> None:
+def test_lookup_asks_replicas_until_one_knows() -> None:
     async def test() -> None:
         async with stand(count=3) as at:
             at.replicas[2].known_ids.add("r1")
@@ -293,7 +293,7 @@ def test_what_only_one_replica_knows_is_looked_for() -> None:
     run(test())
 
 
-def test_a_replicas_key_takes_the_place_of_the_clients() -> None:
+def test_replica_key_replaces_client_key() -> None:
     async def test() -> None:
         headers = {"Authorization": "Bearer client"}
         async with stand(keys=["client"], replica_key="secret") as at:

@@ -29,7 +29,7 @@ async def router_before(answer: bytes) -> AsyncIterator[int]:
             yield router.port
 
 
-def test_a_stream_arrives_as_it_was_and_as_it_comes() -> None:
+def test_stream_is_passed_on_unchanged_and_at_once() -> None:
     async def test() -> None:
         async with stand() as at:
             (a,) = at.replicas
@@ -44,7 +44,7 @@ def test_a_stream_arrives_as_it_was_and_as_it_comes() -> None:
     run(test())
 
 
-def test_a_replica_that_dies_in_a_stream_ends_it_visibly() -> None:
+def test_stream_whose_replica_dies_ends_without_end_marker() -> None:
     async def test() -> None:
         async with stand(count=2) as at:
             for replica in at.replicas:
@@ -60,7 +60,7 @@ def test_a_replica_that_dies_in_a_stream_ends_it_visibly() -> None:
     run(test())
 
 
-def test_a_client_of_http_1_0_sees_a_reset() -> None:
+def test_broken_stream_resets_client_of_http_1_0() -> None:
     async def test() -> None:
         async with stand() as at:
             at.replicas[0].dies_after = 2
@@ -77,7 +77,7 @@ def test_a_client_of_http_1_0_sees_a_reset() -> None:
     run(test())
 
 
-def test_a_client_that_goes_away_stops_the_replica() -> None:
+def test_client_disconnect_stops_replica() -> None:
     async def test() -> None:
         async with stand() as at:
             (a,) = at.replicas
@@ -99,7 +99,7 @@ def test_a_client_that_goes_away_stops_the_replica() -> None:
     run(test())
 
 
-def test_a_slow_client_holds_the_replica_back() -> None:
+def test_slow_client_slows_down_replica() -> None:
     async def test() -> None:
         async with stand() as at:
             (a,) = at.replicas
@@ -124,7 +124,7 @@ def test_a_slow_client_holds_the_replica_back() -> None:
     run(test())
 
 
-def test_a_stream_in_which_nothing_moves_is_cut_off() -> None:
+def test_idle_stream_is_cut_off() -> None:
     async def test() -> None:
         async with stand(idle_timeout=0.1) as at:
             at.replicas[0].chunk_delay_s = 5.0
@@ -136,7 +136,7 @@ def test_a_stream_in_which_nothing_moves_is_cut_off() -> None:
     run(test())
 
 
-def test_an_answer_that_does_not_begin_is_given_up_and_not_tried_elsewhere() -> None:
+def test_answer_that_begins_too_late_is_504_and_not_retried() -> None:
     async def test() -> None:
         async with stand(count=2, first_byte_timeout=0.1) as at:
             for replica in at.replicas:
@@ -149,7 +149,7 @@ def test_an_answer_that_does_not_begin_is_given_up_and_not_tried_elsewhere() -> 
     run(test())
 
 
-def test_an_answer_that_comes_in_pieces_arrives_whole() -> None:
+def test_answer_in_pieces_arrives_complete() -> None:
     async def test() -> None:
         async with stand() as at:
             at.replicas[0].padding = " " * 1_000_000 + "."
@@ -162,7 +162,7 @@ def test_an_answer_that_comes_in_pieces_arrives_whole() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 500])
-def test_an_error_of_the_replica_is_passed_on_as_it_is(status: int) -> None:
+def test_error_of_replica_is_passed_on_unchanged(status: int) -> None:
     async def test() -> None:
         async with stand(count=2) as at:
             for replica in at.replicas:
@@ -175,7 +175,7 @@ def test_an_error_of_the_replica_is_passed_on_as_it_is(status: int) -> None:
     run(test())
 
 
-def test_a_busy_replica_that_does_not_come_to_its_end_is_not_waited_for(
+def test_busy_replica_with_endless_body_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(forwarding, "_BUSY_S", 0.1)
@@ -217,9 +217,7 @@ def test_a_busy_replica_that_does_not_come_to_its_end_is_not_waited_for(
         (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
     ],
 )
-def test_an_answer_to_head_is_a_head_and_the_next_answer_follows(
-    answer: bytes, length: bytes
-) -> None:
+def test_answer_to_head_has_no_body(answer: bytes, length: bytes) -> None:
     async def test() -> None:
         async with router_before(answer) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -235,7 +233,7 @@ def test_an_answer_to_head_is_a_head_and_the_next_answer_follows(
     run(test())
 
 
-def test_a_replica_that_changes_the_protocol_and_leaves_has_changed_it() -> None:
+def test_replica_that_upgrades_and_disconnects_is_passed_on() -> None:
     switch = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
 
     async def test() -> None:

@@ -7,7 +7,7 @@ def of(*pairs: tuple[str, str]) -> Fields:
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in pairs]
 
 
-def test_what_belongs_to_one_connection_stays_there() -> None:
+def test_hop_by_hop_headers_are_removed() -> None:
     given = of(
         ("Host", "h"),
         ("Connection", "close, X-Hop"),
@@ -29,7 +29,7 @@ def test_what_belongs_to_one_connection_stays_there() -> None:
     )
 
 
-def test_a_client_cannot_say_where_its_request_goes() -> None:
+def test_destination_headers_of_client_are_removed() -> None:
     given = of(
         ("X-Gateway-Destination-Endpoint", "10.0.0.9:80"),
         ("x-gateway-destination-endpoint-subset", "10.0.0.9:80"),
@@ -48,7 +48,7 @@ def test_a_client_cannot_say_where_its_request_goes() -> None:
     )
 
 
-def test_the_clients_key_goes_on_only_where_it_was_not_for_the_router() -> None:
+def test_client_key_is_passed_on_only_without_router_keys() -> None:
     given = of(("Authorization", "Bearer c"), ("x-api-key", "c"))
     identity = of(("x-request-id", "id"))
     assert forwarding.replica_headers(given, "id", None, keeps_key=True) == given + identity
@@ -57,7 +57,7 @@ def test_the_clients_key_goes_on_only_where_it_was_not_for_the_router() -> None:
     assert replaced == identity + of(("authorization", "Bearer r"))
 
 
-def test_a_plain_request_id_is_kept_and_any_other_is_replaced() -> None:
+def test_request_id_is_kept_if_valid_else_replaced() -> None:
     assert forwarding.request_id(of(("X-Request-Id", "abc-1"))) == "abc-1"
     for bad in ("", "a b", "x" * 129, "\u00e4", "a\x7f"):
         made = forwarding.request_id(of(("X-Request-Id", bad)))
@@ -66,7 +66,7 @@ def test_a_plain_request_id_is_kept_and_any_other_is_replaced() -> None:
     assert forwarding.request_id(of()) != forwarding.request_id(of())
 
 
-def test_an_answer_keeps_what_is_the_replicas_and_loses_what_is_ours() -> None:
+def test_client_headers_keep_replica_headers_and_replace_router_headers() -> None:
     given = of(
         ("Content-Type", "text/event-stream"),
         ("Content-Length", "5"),
@@ -87,5 +87,5 @@ def test_an_answer_keeps_what_is_the_replicas_and_loses_what_is_ours() -> None:
     assert len(forwarding.client_headers(given, {"Set-Cookie": "c"})) == 2
 
 
-def test_for_choosing_names_are_in_lower_case() -> None:
+def test_plain_headers_have_lower_case_names() -> None:
     assert forwarding.plain_headers(of(("X-Session-Id", "S"))) == {"x-session-id": "S"}

@@ -11,7 +11,7 @@ def shown(name: str, value: str) -> Fields:
     return [(name.lower().encode(), value.encode("utf-8", "surrogateescape"))]
 
 
-def test_without_keys_everybody_may_ask() -> None:
+def test_api_keys_without_keys_admit_everyone() -> None:
     keys = ApiKeys([])
     assert not keys
     assert keys.admit(shown("Authorization", "Bearer whatever"))
@@ -26,7 +26,7 @@ def test_without_keys_everybody_may_ask() -> None:
         ("Authorization", "Bearer  one "),
     ],
 )
-def test_a_known_key_is_admitted(name: str, value: str) -> None:
+def test_known_key_is_admitted(name: str, value: str) -> None:
     assert ApiKeys(["one", "two"]).admit(shown(name, value))
 
 
@@ -43,18 +43,18 @@ def test_a_known_key_is_admitted(name: str, value: str) -> None:
         ("Cookie", "one"),
     ],
 )
-def test_any_other_is_not(name: str, value: str) -> None:
+def test_unknown_key_is_not_admitted(name: str, value: str) -> None:
     assert not ApiKeys(["one", "two"]).admit(shown(name, value))
 
 
-def test_a_file_holds_one_key_a_line(tmp_path: Path) -> None:
+def test_key_file_has_one_key_per_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# for the team\none\n\n two \nthree # of Ann\nfo#ur\t#x\n  # none\n")
     assert read_keys(str(file), "--api-keys") == ["one", "two", "three", "fo#ur"]
 
 
 @pytest.mark.parametrize("text", ["one\ntwo words\n", "one # k\u00e4y\nk\u00e4y\n"])
-def test_a_line_that_is_no_key_is_named(tmp_path: Path, text: str) -> None:
+def test_key_file_with_invalid_line_is_refused_with_its_number(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
     with pytest.raises(InvalidSettings, match=r"--api-keys: .*keys line 2: a key is one word"):
@@ -62,7 +62,7 @@ def test_a_line_that_is_no_key_is_named(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# only\n", "two words\n", "k\u00e4y\n"])
-def test_a_file_without_keys_is_an_error(tmp_path: Path, text: str) -> None:
+def test_key_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
     with pytest.raises(InvalidSettings, match="--api-keys") as caught:

@@ -6,12 +6,12 @@ from kvtier.errors import InvalidSettings
 from kvtier.router.route.options import ROWS, RouteOptions, flags_of, load
 
 
-def test_defaults_hold_where_nothing_is_said() -> None:
+def test_load_without_sources_returns_defaults() -> None:
     assert load({}, {}) == RouteOptions()
     assert RouteOptions().host == "127.0.0.1"
 
 
-def test_flags_win_over_variables_and_variables_over_the_file(tmp_path: Path) -> None:
+def test_flags_override_variables_and_variables_override_file(tmp_path: Path) -> None:
     file = tmp_path / "route.yaml"
     file.write_text("port: 1\nqueue: 1\nin_flight: 1\nmax_body: 1MiB\n")
     env = {"KVTIER_ROUTE_CONFIG": str(file), "KVTIER_ROUTE_PORT": "2", "KVTIER_ROUTE_QUEUE": "2"}
@@ -21,7 +21,7 @@ def test_flags_win_over_variables_and_variables_over_the_file(tmp_path: Path) ->
     assert load({}, {}, str(file)).port == 1
 
 
-def test_durations_are_read_as_people_write_them() -> None:
+def test_durations_with_units_are_parsed() -> None:
     options = load({"--idle-timeout": "250ms", "--drain-timeout": "2m"}, {})
     assert (options.idle_timeout, options.drain_timeout) == (0.25, 120.0)
 
@@ -45,7 +45,7 @@ def test_durations_are_read_as_people_write_them() -> None:
         ({}, {"KVTIER_ROUTE_CONFIG": "/nowhere"}, "KVTIER_ROUTE_CONFIG: /nowhere cannot be read"),
     ],
 )
-def test_a_wrong_value_names_its_source(
+def test_invalid_value_is_refused_with_its_source(
     flags: dict[str, str], env: dict[str, str], said: str
 ) -> None:
     with pytest.raises(InvalidSettings) as caught:
@@ -53,7 +53,7 @@ def test_a_wrong_value_names_its_source(
     assert said in str(caught.value)
 
 
-def test_a_wrong_file_names_its_line(tmp_path: Path) -> None:
+def test_invalid_file_is_refused_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "route.yaml"
     file.write_text("port: 1\nqeue: 1\n")
     with pytest.raises(InvalidSettings, match=r"route\.yaml line 2: .*did you mean 'queue'"):
@@ -74,7 +74,7 @@ def test_a_wrong_file_names_its_line(tmp_path: Path) -> None:
         load({}, {}, str(file))
 
 
-def test_what_kubernetes_sets_for_a_service_of_that_name_is_no_setting() -> None:
+def test_variables_of_kubernetes_service_are_ignored() -> None:
     env = {
         "KVTIER_ROUTE_PORT": "tcp://10.0.0.1:80",
         "KVTIER_ROUTE_SERVICE_HOST": "10.0.0.1",
@@ -85,7 +85,7 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_no_setting() -> None
     assert load({}, env) == RouteOptions()
 
 
-def test_every_setting_has_a_flag_a_variable_and_an_explanation() -> None:
+def test_every_setting_has_flag_variable_and_text() -> None:
     assert {row.name for row in ROWS} == set(RouteOptions.__struct_fields__)
     row = next(row for row in ROWS if row.name == "drain_timeout")
     assert (row.flag, row.variable) == ("--drain-timeout", "KVTIER_ROUTE_DRAIN_TIMEOUT")
@@ -94,5 +94,5 @@ def test_every_setting_has_a_flag_a_variable_and_an_explanation() -> None:
         assert row.parse(row.about.example, "example") is not None
 
 
-def test_given_parameters_are_flags() -> None:
+def test_given_parameters_become_flags() -> None:
     assert flags_of({"drain_timeout": "1s", "port": None}) == {"--drain-timeout": "1s"}

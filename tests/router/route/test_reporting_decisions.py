@@ -26,7 +26,7 @@ def decided(identity: str) -> RoutingDecision:
     return decision
 
 
-def test_decisions_are_appended_and_read_back(tmp_path: Path) -> None:
+def test_decision_log_is_appended_and_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     for identity in ("1", "2"):
         log = DecisionLog(str(path))
@@ -39,7 +39,7 @@ def test_decisions_are_appended_and_read_back(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_decision_begins_on_a_line_of_its_own_whatever_was_cut(
+def test_decision_log_begins_new_line_after_cut_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "log.jsonl"
@@ -61,12 +61,12 @@ def test_a_decision_begins_on_a_line_of_its_own_whatever_was_cut(
     assert names == ["whole", "after the disk was full", "after the kill", "the last"]
 
 
-def test_a_log_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
+def test_decision_log_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="--decisions"):
         DecisionLog(str(tmp_path / "none" / "log.jsonl"))
 
 
-def test_a_log_that_cannot_be_written_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_decision_log_that_cannot_be_written_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     log = DecisionLog("/dev/full" if os.path.exists("/dev/full") else os.devnull)
     with caplog.at_level(logging.WARNING):
         log.add(decided("1"), frozenset())

@@ -21,7 +21,7 @@ def meter_of(*names: str) -> tuple[Fleet, RouteMeter]:
     return fleet, RouteMeter(fleet, lambda: 3)
 
 
-def test_every_outcome_is_there_from_the_start() -> None:
+def test_every_outcome_is_exposed_from_start() -> None:
     _, meter = meter_of()
     found = exposed(meter)
     for outcome in RequestOutcome:
@@ -37,7 +37,7 @@ def test_every_declared_metric_is_exposed() -> None:
         assert f"# HELP {metric.name}" in text
 
 
-def test_requests_are_added_up() -> None:
+def test_requests_are_counted() -> None:
     fleet, meter = meter_of("a", "b")
     meter.ended(RequestOutcome.OK, 0.02)
     meter.ended(RequestOutcome.OK, 400.0)
@@ -55,7 +55,7 @@ def test_requests_are_added_up() -> None:
     stay.end()
 
 
-def test_the_state_of_a_replica() -> None:
+def test_replica_state_is_exposed() -> None:
     fleet, meter = meter_of("a")
     (a,) = fleet.members
 
@@ -73,7 +73,7 @@ def test_the_state_of_a_replica() -> None:
     assert state() == 2
 
 
-def test_who_has_left_leaves_no_series() -> None:
+def test_removed_replica_has_no_series() -> None:
     fleet, meter = meter_of("a", "b")
     fleet.add_listener(meter)
     meter.sent("a")
@@ -90,5 +90,5 @@ class Another(Collector):
         yield GaugeMetricFamily("kvtier_another", "Of another.", value=5)
 
 
-def test_metrics_of_others_are_exposed_beside() -> None:
+def test_metrics_of_other_collectors_are_exposed() -> None:
     assert b"kvtier_another 5.0" in RouteMeter(Fleet(), lambda: 3, [Another()]).render()

@@ -5,7 +5,7 @@ from tests.router.route.routers import run, stand
 from tests.router.route.test_connection import BODY, REQUEST, said
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read_and_while_it_is() -> None:
+def test_body_over_limit_is_refused_before_and_while_it_arrives() -> None:
     async def test() -> None:
         async with stand(max_body=1000) as at:
             url = at.url + "/v1/completions"
@@ -26,7 +26,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_and_while_it_is() ->
     run(test())
 
 
-def test_a_large_body_within_the_limit_arrives_as_it_was() -> None:
+def test_large_body_within_limit_arrives_unchanged() -> None:
     async def test() -> None:
         async with stand() as at:
             body = json.dumps({"model": "m", "prompt": "\u00e4" * 1_000_000}).encode()
@@ -40,7 +40,7 @@ def test_a_large_body_within_the_limit_arrives_as_it_was() -> None:
     run(test())
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for_for_ever() -> None:
+def test_body_that_does_not_arrive_times_out() -> None:
     async def test() -> None:
         async with stand(body_timeout=0.1) as at:
             head = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
@@ -53,7 +53,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for_for_ever() -> None:
     run(test())
 
 
-def test_other_expectations_and_compressed_bodies_are_refused() -> None:
+def test_unknown_expectation_and_compressed_body_are_refused() -> None:
     async def test() -> None:
         async with stand() as at:
             url = at.url + "/v1/completions"
@@ -67,7 +67,7 @@ def test_other_expectations_and_compressed_bodies_are_refused() -> None:
     run(test())
 
 
-def test_how_a_length_or_an_expectation_is_written_does_not_matter() -> None:
+def test_length_and_expectation_are_parsed_leniently() -> None:
     async def test() -> None:
         async with stand() as at:
             closing = REQUEST.replace(b"Host: h", b"Host: h\r\nConnection: close")
@@ -81,7 +81,7 @@ def test_how_a_length_or_an_expectation_is_written_does_not_matter() -> None:
     run(test())
 
 
-def test_http_1_0_has_no_expectations() -> None:
+def test_expectation_is_ignored_in_http_1_0() -> None:
     async def test() -> None:
         async with stand() as at:
             for expected in (b"100-continue", b"tea"):

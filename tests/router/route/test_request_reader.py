@@ -68,7 +68,7 @@ def seen(reader: RequestReader) -> tuple[object, ...]:
     )
 
 
-def test_requests_and_their_bodies() -> None:
+def test_reader_parses_requests_with_bodies() -> None:
     reader = read(SIZED + CHUNKED + OTHER + PLAIN)
     assert not reader.fault
     found = [(one.method, one.target, one.keeps_alive) for one in reader.requests]
@@ -116,7 +116,7 @@ def cut(sent: bytes, places: list[int]) -> list[bytes]:
     last=st.sampled_from(LAST),
     cuts=st.lists(st.integers(0, 900), max_size=20),
 )
-def test_however_requests_are_cut_they_read_alike(
+def test_reader_result_does_not_depend_on_how_bytes_are_cut(
     messages: list[bytes], last: bytes, cuts: list[int]
 ) -> None:
     sent = b"".join(messages) + last
@@ -125,7 +125,7 @@ def test_however_requests_are_cut_they_read_alike(
 
 @pytest.mark.parametrize("message", OFFERING)
 @pytest.mark.parametrize("last", LAST)
-def test_an_offer_and_a_body_read_alike_at_every_cut(message: bytes, last: bytes) -> None:
+def test_declined_upgrade_with_body_parses_alike_at_every_cut(message: bytes, last: bytes) -> None:
     sent = message + last
     whole = seen(read(sent))
     assert whole == seen(read(*(sent[at : at + 1] for at in range(len(sent)))))
@@ -159,7 +159,7 @@ def plainly(request: HttpRequest) -> tuple[object, ...]:
     ),
     line=st.sampled_from([b"POST /v1/i HTTP/1.1\r\n", b"GET /v1/i HTTP/1.1\r\n"]),
 )
-def test_who_offers_an_upgrade_is_read_as_who_offers_none(
+def test_declined_upgrade_parses_as_plain_request(
     pieces: list[bytes], framing: bytes, line: bytes
 ) -> None:
     head = line + framing + b"\r\n"
@@ -169,7 +169,7 @@ def test_who_offers_an_upgrade_is_read_as_who_offers_none(
 
 
 @given(st.lists(st.binary(max_size=100), max_size=5))
-def test_whatever_comes_nothing_is_raised(pieces: list[bytes]) -> None:
+def test_reader_raises_nothing_for_arbitrary_bytes(pieces: list[bytes]) -> None:
     plain = read(*pieces)
     assert len(seen(plain)[0]) == len(plain.requests)  # type: ignore[arg-type]
     head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -189,7 +189,7 @@ def test_whatever_comes_nothing_is_raised(pieces: list[bytes]) -> None:
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * QUIET_BYTES * 2,
     ],
 )
-def test_what_has_no_end_is_a_fault(sent: bytes) -> None:
+def test_endless_head_is_fault(sent: bytes) -> None:
     assert read(*(sent[at : at + 4096] for at in range(0, len(sent), 4096))).fault
 
 
@@ -207,13 +207,13 @@ def test_what_has_no_end_is_a_fault(sent: bytes) -> None:
         b"GET / HTTP/1.1\r\nA: b\0c\r\n\r\n",
     ],
 )
-def test_what_two_servers_could_read_in_two_ways_is_a_fault(broken: bytes) -> None:
+def test_ambiguous_framing_is_fault(broken: bytes) -> None:
     assert read(broken).fault
     assert read(offering(broken)).fault
     assert read(offering(broken, TO_SOCKET)).fault
 
 
-def test_a_body_that_breaks_off_or_is_wrong_is_heard_by_its_reader() -> None:
+def test_broken_body_raises_refusal() -> None:
     gone = read(SIZED[:-1])
     gone.close()
     assert body(gone) == "400 the body does not match its headers: the client disconnected"
@@ -226,7 +226,7 @@ def test_a_body_that_breaks_off_or_is_wrong_is_heard_by_its_reader() -> None:
     assert str(body(read(SIZED[:-1]))).startswith("408 ")
 
 
-def test_what_follows_an_upgrade_is_kept_as_it_is() -> None:
+def test_bytes_after_upgrade_are_kept_unparsed() -> None:
     reader = read(SIZED + SOCKET + b"\x81\x00GET / HTTP/1.1\r\n", b"more")
     assert [one.asks_upgrade for one in reader.requests] == [False, True]
     assert reader.upgraded == b"\x81\x00GET / HTTP/1.1\r\nmore"
@@ -236,7 +236,7 @@ def test_what_follows_an_upgrade_is_kept_as_it_is() -> None:
     assert reader.is_full
 
 
-def test_only_a_get_without_a_body_goes_on_in_another_protocol() -> None:
+def test_only_get_without_body_can_upgrade() -> None:
     old = offering(OLD.replace(b"HTTP/1.0", b"HTTP/1.0\r\nConnection: keep-alive"), TO_SOCKET)
     for message in [*OFFERING, old]:
         reader = read(message + PLAIN)
@@ -254,7 +254,7 @@ def taken(reader: RequestReader) -> list[HttpRequest]:
     return found
 
 
-def test_what_waits_is_bounded_and_what_comes_behind_it_is_read_later() -> None:
+def test_waiting_requests_are_bounded_and_rest_is_parsed_later() -> None:
     sent = b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(10_000))
     reader = read(sent, SIZED)
     assert len(reader.requests) < 1000
@@ -271,7 +271,7 @@ def test_what_waits_is_bounded_and_what_comes_behind_it_is_read_later() -> None:
     assert len(taken(read(OTHER * 900 + PLAIN))) == 901
 
 
-def test_what_is_read_is_let_go() -> None:
+def test_parsed_bytes_are_released() -> None:
     sent = SIZED * 1000
     before = sys.getrefcount(sent)
     reader = read(sent)
@@ -280,7 +280,7 @@ def test_what_is_read_is_let_go() -> None:
     assert sys.getrefcount(sent) == before
 
 
-def test_large_bodies_that_wait_are_few() -> None:
+def test_waiting_bodies_are_bounded_in_bytes() -> None:
     size = AHEAD_BYTES // 4
     large = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
     reader = RequestReader(AHEAD_BYTES, lambda: None)
@@ -292,7 +292,7 @@ def test_large_bodies_that_wait_are_few() -> None:
     assert not reader.is_full
 
 
-def test_a_head_is_awaited_only_when_it_has_begun() -> None:
+def test_reader_is_in_head_only_after_first_byte() -> None:
     last_chunk = CHUNKED.index(b"0\r\nX-Trailer")
     for whole in (SIZED, CHUNKED, CHUNKED[:last_chunk] + b"0\r\n\r\n", offering(CHUNKED)):
         for at in range(1, len(whole)):
@@ -303,6 +303,6 @@ def test_a_head_is_awaited_only_when_it_has_begun() -> None:
     assert not read(b"\0").is_in_head, "what is no HTTP is not awaited"
 
 
-def test_values_end_where_their_last_character_does() -> None:
+def test_header_values_are_stripped() -> None:
     (request,) = read(b"GET / HTTP/1.1\r\nExpect: \t100-continue \t \r\nX:  \r\n\r\n").requests
     assert request.fields == [(b"expect", b"100-continue"), (b"x", b"")]

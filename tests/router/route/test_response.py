@@ -14,7 +14,7 @@ from kvtier.router.route.response import (
 )
 
 
-def test_the_routers_own_answers() -> None:
+def test_response_of_router_has_type_and_date() -> None:
     answer = of_kind(b"{}")
     assert dict(answer.fields)[b"content-type"] == b"application/json"
     assert dict(answer.fields)[b"date"].endswith(b" GMT")
@@ -27,7 +27,7 @@ def test_the_routers_own_answers() -> None:
     assert b"content-length" not in head(HttpResponse(204), closes=False)
 
 
-def test_a_refusal_keeps_its_headers() -> None:
+def test_response_of_refusal_keeps_its_headers() -> None:
     answer = of_refusal(overloaded("busy", 7))
     assert answer.status == 429
     assert dict(answer.fields)[b"retry-after"] == b"7"
@@ -38,7 +38,7 @@ def test_a_refusal_keeps_its_headers() -> None:
     ("method", "status", "expected"),
     [("GET", 200, True), ("HEAD", 200, False), ("GET", 204, False), ("POST", 304, False)],
 )
-def test_who_gets_a_body(method: str, status: int, expected: bool) -> None:
+def test_has_body_depends_on_method_and_status(method: str, status: int, expected: bool) -> None:
     assert has_body(method, status) is expected
 
 
@@ -54,7 +54,7 @@ def test_who_gets_a_body(method: str, status: int, expected: bool) -> None:
         (Head(200, b"", [], None, False), False, Framing.NOTHING, b""),
     ],
 )
-def test_how_the_end_of_what_is_passed_on_is_told(
+def test_framing_depends_on_answer_and_http_version(
     answer: Head, is_modern: bool, framed: Framing, line: bytes
 ) -> None:
     assert framing(answer, is_modern=is_modern) is framed
@@ -70,7 +70,7 @@ def test_how_the_end_of_what_is_passed_on_is_told(
     "answer",
     [Head(200, b"", [], None, False), Head(204, b"", [], 0, False), Head(304, b"", [], 5, False)],
 )
-def test_what_ends_with_its_head_says_nothing_of_a_body_that_never_comes(answer: Head) -> None:
+def test_passed_head_without_body_has_no_framing_headers(answer: Head) -> None:
     framed = framing(answer, is_modern=True)
     text = passed(answer, [(b"a", b"b")], framed, closes=False)
     assert text.endswith(b"\r\na: b\r\n\r\n")

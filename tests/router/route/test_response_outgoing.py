@@ -48,7 +48,7 @@ def made(
         (False, b"c", b"abc"),
     ],
 )
-def test_pieces_are_framed_again_and_the_end_is_told(
+def test_outgoing_body_is_chunked_again_with_its_end(
     is_chunked: bool, last: bytes, text: bytes
 ) -> None:
     async def test() -> None:
@@ -61,7 +61,7 @@ def test_pieces_are_framed_again_and_the_end_is_told(
     asyncio.run(test())
 
 
-def test_what_breaks_off_has_no_end() -> None:
+def test_outgoing_body_that_breaks_off_has_no_end() -> None:
     async def test() -> None:
         outgoing, paper, exchange, _ = made(is_chunked=True)
         exchange.deliver([b"ab"])
@@ -73,7 +73,7 @@ def test_what_breaks_off_has_no_end() -> None:
     asyncio.run(test())
 
 
-def test_a_slow_client_holds_the_replica_back() -> None:
+def test_outgoing_body_pauses_replica_for_slow_client() -> None:
     async def test() -> None:
         outgoing, _, exchange, line = made(is_chunked=True)
         outgoing.pause()
@@ -85,7 +85,7 @@ def test_a_slow_client_holds_the_replica_back() -> None:
     asyncio.run(test())
 
 
-def test_what_moves_is_not_cut_off_and_what_stands_is() -> None:
+def test_outgoing_body_is_cut_off_when_idle() -> None:
     async def test() -> None:
         outgoing, _, exchange, _ = made(is_chunked=True, idle_s=0.1)
         ended = asyncio.ensure_future(outgoing.ended())
@@ -99,7 +99,7 @@ def test_what_moves_is_not_cut_off_and_what_stands_is() -> None:
     asyncio.run(test())
 
 
-def test_after_the_client_has_left_nothing_is_written_and_nothing_is_raised() -> None:
+def test_outgoing_body_ignores_writes_after_client_disconnects() -> None:
     async def test() -> None:
         for is_chunked in (True, False):
             outgoing, paper, exchange, _ = made(is_chunked=is_chunked)
@@ -112,7 +112,7 @@ def test_after_the_client_has_left_nothing_is_written_and_nothing_is_raised() ->
     asyncio.run(test())
 
 
-def test_a_client_that_takes_what_was_written_is_not_cut_off_and_one_that_stops_is() -> None:
+def test_outgoing_body_is_cut_off_only_if_client_stops_reading() -> None:
     async def test() -> None:
         outgoing, paper, _, _ = made(is_chunked=True, idle_s=0.01)
         paper.unsent_bytes = [100, 90, 80, 70, 60]

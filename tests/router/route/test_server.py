@@ -41,7 +41,7 @@ def certificate(folder: Path) -> tuple[str, str]:
     return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
-def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
+def test_address_in_use_is_refused_and_nothing_left() -> None:
     async def test() -> None:
         async with stand() as at:
             second = Router(RouteOptions(**{**FAST, "port": at.router.port}), wiring())
@@ -56,7 +56,7 @@ def test_an_address_that_is_taken_is_an_error_and_nothing_is_left() -> None:
     run(test())
 
 
-def test_replicas_that_cannot_be_read_are_an_error() -> None:
+def test_unreadable_replicas_are_refused() -> None:
     async def test() -> None:
         router = Router(
             RouteOptions(**FAST), wiring(discovery=FileDiscovery("/nowhere/replicas.yaml"))
@@ -68,7 +68,7 @@ def test_replicas_that_cannot_be_read_are_an_error() -> None:
     run(test())
 
 
-def test_a_discovery_that_fails_later_is_said_and_the_fleet_stays(
+def test_discovery_that_fails_later_is_logged_and_fleet_stays(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken:
@@ -87,7 +87,7 @@ def test_a_discovery_that_fails_later_is_said_and_the_fleet_stays(
     run(test())
 
 
-def test_reloading_drops_no_request(tmp_path: Path) -> None:
+def test_reload_of_replicas_drops_no_request(tmp_path: Path) -> None:
     async def test() -> None:
         file = tmp_path / "replicas.yaml"
 
@@ -129,7 +129,7 @@ def test_reloading_drops_no_request(tmp_path: Path) -> None:
     run(test())
 
 
-def test_draining_ends_what_has_begun_and_begins_nothing() -> None:
+def test_drain_completes_requests_and_accepts_none() -> None:
     async def test() -> None:
         async with stand() as at:
             (a,) = at.replicas
@@ -148,7 +148,7 @@ def test_draining_ends_what_has_begun_and_begins_nothing() -> None:
     run(test())
 
 
-def test_load_balancers_hear_of_the_end_before_connections_are_refused(
+def test_drain_reports_unhealthy_before_it_stops_listening(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -172,7 +172,7 @@ def test_load_balancers_hear_of_the_end_before_connections_are_refused(
     run(test())
 
 
-def test_after_that_connections_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_drained_router_refuses_connections(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
 
     async def test() -> None:
@@ -185,7 +185,7 @@ def test_after_that_connections_are_refused(caplog: pytest.LogCaptureFixture) ->
     assert "/health says 503 for 0.05 s" in caplog.text
 
 
-def test_at_a_terminal_nobody_waits_once_nothing_is_under_way(
+def test_drain_asked_for_ends_when_no_request_is_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -209,7 +209,7 @@ def test_at_a_terminal_nobody_waits_once_nothing_is_under_way(
     assert [text for text in caplog.messages if text.startswith("stopping")] == ["stopping"]
 
 
-def test_what_does_not_end_is_cut_off_after_the_drain_time(
+def test_request_that_outlasts_drain_is_cut_off(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -231,7 +231,7 @@ def test_what_does_not_end_is_cut_off_after_the_drain_time(
     assert [text for text in caplog.messages if "replica" not in text] == said
 
 
-def test_idle_connections_do_not_hold_up_the_end() -> None:
+def test_idle_connections_do_not_delay_drain() -> None:
     async def test() -> None:
         async with stand(drain_timeout=60.0) as at:
             async with at.post():
@@ -242,7 +242,7 @@ def test_idle_connections_do_not_hold_up_the_end() -> None:
     run(test())
 
 
-def test_listeners_hear_who_comes_and_goes() -> None:
+def test_listeners_are_told_of_joining_and_leaving_replicas() -> None:
     class Heard(FleetListener):
         def added(self, member: FleetMember) -> None:
             said.append(f"+{member.replica.name}")
@@ -264,7 +264,7 @@ def test_listeners_hear_who_comes_and_goes() -> None:
     assert said == ["+a", "-a"]
 
 
-def test_tls_towards_clients_and_towards_replicas(tmp_path: Path) -> None:
+def test_tls_to_clients_and_replicas(tmp_path: Path) -> None:
     async def test() -> None:
         chain, key = certificate(tmp_path)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -295,7 +295,7 @@ def test_tls_towards_clients_and_towards_replicas(tmp_path: Path) -> None:
     run(test())
 
 
-def test_files_that_cannot_be_read_are_an_error_that_names_the_flag(tmp_path: Path) -> None:
+def test_unreadable_tls_file_is_refused_with_its_flag(tmp_path: Path) -> None:
     chain, key = certificate(tmp_path)
     for flag, options in (
         ("--tls-key", {"tls_certificate": chain, "tls_key": "/nowhere"}),
@@ -306,7 +306,7 @@ def test_files_that_cannot_be_read_are_an_error_that_names_the_flag(tmp_path: Pa
             Router(RouteOptions(**options), wiring())
 
 
-def test_names_that_clients_make_up_are_not_logged_and_silence_nothing(
+def test_unknown_model_names_are_not_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(prompts, "_LOGGED_MAX", 3)

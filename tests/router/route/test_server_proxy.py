@@ -12,7 +12,7 @@ from tests.router.replicas import replicas
 from tests.router.route.routers import router_over, run, stand, until
 
 
-def test_what_the_router_answers_itself() -> None:
+def test_proxy_answers_health_models_and_metrics_itself() -> None:
     async def test() -> None:
         async with stand("m", "n", count=2) as at:
             async with at.client.get(at.url + "/health") as answer:
@@ -33,7 +33,7 @@ def test_what_the_router_answers_itself() -> None:
     run(test())
 
 
-def test_health_is_that_of_the_fleet() -> None:
+def test_health_reflects_fleet() -> None:
     async def test() -> None:
         async with stand() as at:
             at.replicas[0].health_status = 500
@@ -64,7 +64,7 @@ def test_health_is_that_of_the_fleet() -> None:
         ("OPTIONS", "*", 404),
     ],
 )
-def test_what_is_not_served_is_refused(method: str, path: str, status: int) -> None:
+def test_unknown_path_is_refused(method: str, path: str, status: int) -> None:
     async def test() -> None:
         async with stand() as at:
             reader, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
@@ -80,7 +80,7 @@ def test_what_is_not_served_is_refused(method: str, path: str, status: int) -> N
     run(test())
 
 
-def test_keys_are_asked_for_where_there_are_some() -> None:
+def test_request_without_valid_key_is_unauthorized() -> None:
     async def test() -> None:
         async with stand(keys=["secret"]) as at:
             async with at.post() as answer:
@@ -99,7 +99,7 @@ def test_keys_are_asked_for_where_there_are_some() -> None:
     run(test())
 
 
-def test_outcomes_are_counted_once() -> None:
+def test_outcome_is_counted_once() -> None:
     async def test() -> None:
         async with stand() as at:
             for _ in range(3):
@@ -119,7 +119,7 @@ def test_outcomes_are_counted_once() -> None:
     run(test())
 
 
-def test_the_official_client_is_content() -> None:
+def test_openai_client_works() -> None:
     async def test() -> None:
         async with (
             stand(keys=["secret"]) as at,
@@ -140,7 +140,7 @@ def test_the_official_client_is_content() -> None:
     run(test())
 
 
-def test_curl_is_content() -> None:
+def test_curl_works() -> None:
     async def test() -> None:
         async with stand() as at:
             command = (
@@ -182,7 +182,7 @@ def _requests(draw: st.DrawFn) -> bytes:
 
 
 @given(sent=st.lists(_requests() | st.binary(max_size=100), min_size=1, max_size=6))
-def test_whatever_arrives_the_router_goes_on(sent: list[bytes]) -> None:
+def test_router_survives_arbitrary_bytes(sent: list[bytes]) -> None:
     """Each on a connection of its own; afterwards nothing is held and requests still work."""
 
     async def test() -> None:

@@ -64,7 +64,7 @@ def url(router: Router, query: str = "") -> str:
     return f"http://127.0.0.1:{router.port}/v1/realtime{query}"
 
 
-def test_words_go_both_ways_and_a_large_one_too() -> None:
+def test_websocket_passes_messages_in_both_directions() -> None:
     async def test() -> None:
         async with realtime() as (replica, router), aiohttp.ClientSession() as client:
             async with client.ws_connect(
@@ -89,7 +89,7 @@ def test_words_go_both_ways_and_a_large_one_too() -> None:
     run(test())
 
 
-def test_who_goes_away_ends_it_for_the_other() -> None:
+def test_websocket_end_is_passed_on() -> None:
     async def test() -> None:
         async with realtime() as (replica, router), aiohttp.ClientSession() as client:
             socket = await client.ws_connect(url(router))
@@ -102,7 +102,7 @@ def test_who_goes_away_ends_it_for_the_other() -> None:
     run(test())
 
 
-def test_what_is_sent_before_the_upgrade_is_answered_arrives_behind_it() -> None:
+def test_bytes_sent_before_upgrade_answer_arrive_after_it() -> None:
     async def test() -> None:
         async with realtime() as (_, router):
             reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
@@ -122,7 +122,7 @@ def test_what_is_sent_before_the_upgrade_is_answered_arrives_behind_it() -> None
     run(test())
 
 
-def test_a_replica_that_refuses_is_heard() -> None:
+def test_websocket_refusal_of_replica_is_passed_on() -> None:
     async def test() -> None:
         async with realtime() as (replica, router), aiohttp.ClientSession() as client:
             replica.refuses = True
@@ -136,7 +136,7 @@ def test_a_replica_that_refuses_is_heard() -> None:
 @pytest.mark.parametrize(
     ("query", "status"), [("?model=none", 404), ("?model=m", 101), ("?model=", 101)]
 )
-def test_a_model_in_the_query_is_asked_for(query: str, status: int) -> None:
+def test_websocket_goes_to_replica_of_model_in_query(query: str, status: int) -> None:
     async def test() -> None:
         async with realtime() as (_, router), aiohttp.ClientSession() as client:
             if status == 101:
@@ -149,7 +149,7 @@ def test_a_model_in_the_query_is_asked_for(query: str, status: int) -> None:
     run(test())
 
 
-def test_a_socket_takes_room_and_needs_it() -> None:
+def test_websocket_counts_as_load_and_needs_room() -> None:
     async def test() -> None:
         async with realtime(in_flight=1) as (_, router), aiohttp.ClientSession() as client:
             first = await client.ws_connect(url(router))
@@ -164,7 +164,7 @@ def test_a_socket_takes_room_and_needs_it() -> None:
     run(test())
 
 
-def test_who_asks_for_no_socket_is_told_so() -> None:
+def test_websocket_path_without_upgrade_is_426() -> None:
     async def test() -> None:
         async with realtime() as (replica, router), aiohttp.ClientSession() as client:
             async with client.get(url(router)) as answer:
@@ -175,7 +175,7 @@ def test_who_asks_for_no_socket_is_told_so() -> None:
     run(test())
 
 
-def test_a_socket_in_which_nothing_moves_is_cut_off() -> None:
+def test_idle_websocket_is_cut_off() -> None:
     async def test() -> None:
         async with realtime(idle_timeout=0.1) as (replica, router), aiohttp.ClientSession() as one:
             socket = await one.ws_connect(url(router))

@@ -4,11 +4,11 @@ from kvtier.errors import InvalidSettings
 from kvtier.settings.compat.pvc_evictor import read
 
 
-def test_without_a_mount_nothing_is_read() -> None:
+def test_read_without_mount_returns_none() -> None:
     assert read({"CLEANUP_THRESHOLD": "nonsense"}) is None
 
 
-def test_defaults_are_theirs() -> None:
+def test_read_uses_defaults_of_llm_d_evictor() -> None:
     found = read({"PVC_MOUNT_PATH": "/kv-cache"})
     assert found is not None
     assert found.path == "/kv-cache/kv/model-cache/models"
@@ -19,7 +19,7 @@ def test_defaults_are_theirs() -> None:
     assert (found.log_level, found.log_file, found.ignored) == ("INFO", None, ())
 
 
-def test_everything_they_have() -> None:
+def test_read_understands_every_variable() -> None:
     found = read(
         {
             "PVC_MOUNT_PATH": "/mnt/",
@@ -64,6 +64,6 @@ def test_everything_they_have() -> None:
         ("CACHE_DIRECTORY", "../../etc"),
     ],
 )
-def test_nonsense_names_the_variable(name: str, text: str) -> None:
+def test_invalid_variable_is_refused_with_its_name(name: str, text: str) -> None:
     with pytest.raises(InvalidSettings, match=name):
         read({"PVC_MOUNT_PATH": "/kv-cache", name: text})

@@ -8,7 +8,7 @@ from kvtier.settings import RamSettings
 from kvtier.settings.compat.vllm import ENGINE_KEYS, translate
 
 
-def test_vllm_settings_become_ours() -> None:
+def test_vllm_keys_are_translated() -> None:
     extra_config = {
         "spec_name": "KVTier",
         "spec_module_path": "kvtier.connectors.vllm.spec",
@@ -25,11 +25,11 @@ def test_vllm_settings_become_ours() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0, 1, "1"])
-def test_a_threshold_below_two_filters_nothing(threshold: object) -> None:
+def test_store_threshold_below_two_keeps_default_admission(threshold: object) -> None:
     assert translate({"ram": 1, "store_threshold": threshold}, "x") == {"ram": 1}
 
 
-def test_both_ways_may_complete_each_other() -> None:
+def test_vllm_keys_and_kvtier_keys_can_be_combined() -> None:
     mixed = {"ram": {"admission": "second_touch"}, "cpu_bytes_to_use": 1}
     assert translate(mixed, "x") == {"ram": {"admission": "second_touch", "capacity": 1}}
     assert translate({"ram": "1GiB", "eviction_policy": "lru"}, "x") == {
@@ -37,7 +37,7 @@ def test_both_ways_may_complete_each_other() -> None:
     }
 
 
-def test_keys_of_the_engine_and_ours_are_told_apart() -> None:
+def test_engine_keys_are_separated_from_kvtier_keys() -> None:
     extra_config = {**dict.fromkeys(ENGINE_KEYS, 1), "disk": "/x=1GB", "dsk": 1}
     assert translate(extra_config, "x") == {"disk": "/x=1GB", "dsk": 1}
     assert translate({"secondary_tiers": []}, "x") == {}
@@ -57,8 +57,6 @@ def test_keys_of_the_engine_and_ours_are_told_apart() -> None:
         ({"ram": 1, "cpu_bytes_to_use": 1}, "x: ram.capacity .* cpu_bytes_to_use; remove that"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(
-    extra_config: Mapping[str, object], message: str
-) -> None:
+def test_unsupported_key_is_refused(extra_config: Mapping[str, object], message: str) -> None:
     with pytest.raises(InvalidSettings, match=message):
         translate(extra_config, "x")
