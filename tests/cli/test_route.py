@@ -1,4 +1,5 @@
 import asyncio
+import importlib
 import json
 import os
 import signal
@@ -221,7 +222,9 @@ def test_route_refuses_bad_input_in_one_line(flags: Sequence[str], said: str) ->
 def test_replicas_file_that_cannot_be_read_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kvtier.cli.route.run_server", asyncio.run)
+    module = importlib.import_module("kvtier.cli.route")
+    monkeypatch.setattr(module, "run_server", asyncio.run)
+    monkeypatch.setattr(module, "_open_files", lambda: None)
     done = CliRunner().invoke(kvtier, ["route", "--replicas", "/nowhere.yaml", "--port", "0"])
     assert done.exit_code == 2
     said = "error: --replicas: /nowhere.yaml cannot be read: No such file or directory"

@@ -104,20 +104,21 @@ def test_slow_client_slows_down_replica() -> None:
         async with stand() as at:
             (a,) = at.replicas
             a.chunk, a.chunks = b"x" * 100_000, 1000
-            written = 0
+            written, reads_on = 0, asyncio.Event()
 
             async def reading() -> int:
                 async with at.post(stream=True) as answer:
-                    await asyncio.sleep(0.3)
+                    await reads_on.wait()
                     return sum([len(piece) async for piece in answer.content.iter_any()])
 
             client = asyncio.ensure_future(reading())
             await until(lambda: bool(a.requests), "the request arrives")
-            await asyncio.sleep(0.2)
             transport = a.requests[0].transport
             assert transport is not None
-            assert transport.get_write_buffer_size() > 0, "the replica is held back"
-            assert a.chunks_sent < 200, "what is on its way is in sockets, and not in the router"
+            await until(transport.get_write_buffer_size, "the replica is slowed down")
+            await asyncio.sleep(0.3)
+            assert a.chunks_sent < 200, "the pending bytes are in sockets, not in the router"
+            reads_on.set()
             written = await client
             assert written == 100_000 * 1000 + len(DONE)
 
