@@ -113,6 +113,8 @@ class Feed:
         """The blocks that an event without tokens may refer to."""
         self.settled: set[str] = set()
         """The replicas whose block size is known."""
+        self.used: dict[str, set[str]] = {"a": set(), "b": set()}
+        """The tiers in which each replica has held blocks of its own."""
         for name in "ab":
             self.index.add(name, MODEL)
 
@@ -124,13 +126,13 @@ class Feed:
             self.index.apply(replica, [stored(path, len(path), tier, shared=is_shared)])
             whole = {path[: end + 1] for end in range(len(path))}
             self.settled.add(replica)
-            known[owner] |= whole
+            self._note(owner, tier, whole)
             self.model.take(owner, tier, whole)
         elif what == "silent":
             self.index.apply(replica, [stored(path, 1, tier, shared=is_shared, silent=True)])
             usable = known[owner] | known[replica] if replica in self.settled else set()
             if path in usable:
-                known[owner] |= {path[: end + 1] for end in range(len(path))}
+                self._note(owner, tier, {path[: end + 1] for end in range(len(path))})
                 self.model.take(owner, tier, [path])
         elif what == "remove":
             self.index.apply(replica, [removed(path, tier, shared=is_shared)])
@@ -140,8 +142,18 @@ class Feed:
             self.index.apply(replica, [DeviceCleared()])
             for one in held:
                 held[one] *= one[:2] != (replica, DEVICE)
+            if self.used[replica] == {DEVICE} and replica not in self.model.members:
+                # The replica holds nothing any more, so the index releases all that it knows.
+                self.settled.discard(replica)
+                known[replica].clear()
+                self.used[replica].clear()
         if is_shared and what in ("store", "silent") and replica in self.settled:
             self.model.members.add(replica)
+
+    def _note(self, owner: str, tier: str, paths: set[Path]) -> None:
+        self.known[owner] |= paths
+        if owner != "pool":
+            self.used[owner].add(tier)
 
 
 @pytest.mark.parametrize("holes_few", [0, 64])
