@@ -74,7 +74,7 @@ def session_cpu_s(session: int) -> float:
     return sum(stat.cpu_s for stat in session_processes(session))
 
 
-def mapped_files(session: int, under: str) -> set[Path]:
+def mapped_files(session: int, under: str | tuple[str, ...]) -> set[Path]:
     """Files below `under` that a process of the session maps into memory."""
     found: set[Path] = set()
     for stat in session_processes(session):

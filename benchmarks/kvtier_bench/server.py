@@ -35,8 +35,10 @@ from kvtier_bench.processes import Process, mapped_files, session_cpu_s, stop_se
 HOST = "127.0.0.1"
 PROGRAM = "vllm.entrypoints.openai.api_server"
 STOP_GRACE_S = 30.0
-PEER_REGIONS = "/dev/shm/vllm_offload_"
-"""vLLM's own offloading maps its RAM tier here and leaves the file behind when it ends."""
+ABORT_GRACE_S = 3.0
+"""vLLM ignores SIGTERM while it starts, and has nothing to lose then."""
+SHARED_MEMORY = ("/dev/shm/vllm_offload_", "/dev/shm/vllm_dist_", "/dev/shm/psm_")
+"""vLLM shares these files between its processes, and leaves some behind when it ends."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -137,10 +139,11 @@ class Server:
         try:
             return self._wait_until_healthy(started_s, tell)
         except BaseException:
-            self.stop()
+            tell("stopping vLLM")
+            self.stop(ABORT_GRACE_S)
             raise
 
-    def stop(self) -> None:
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End every process of the server and what it leaves in memory. Idempotent.
 
         From any thread: the one that starts it ends it when it does not come up, while another
@@ -150,8 +153,8 @@ class Server:
             process = self._process
             if process is None:
                 return
-            left_behind = mapped_files(process.pid, PEER_REGIONS)
-            stop_session(process, STOP_GRACE_S, self._clock)
+            left_behind = mapped_files(process.pid, SHARED_MEMORY)
+            stop_session(process, grace_s, self._clock)
             for path in left_behind:
                 path.unlink(missing_ok=True)
             self._process = None

@@ -284,7 +284,11 @@ class Demo:
         with self._open_engine(settings, lambda news: self._screen.tell(news + note)) as engine:
             took_s = self._clock.now_s() - started_s
             self._start_s = took_s if self._start_s else FIRST_START_SHARE * took_s
-            yield engine
+            try:
+                yield engine
+            except BaseException:
+                self._screen.tell("stopping vLLM")
+                raise
 
     def _settings(self, name: str, transfer: dict[str, Any] | None, blocks: int) -> ServerSettings:
         return ServerSettings(
