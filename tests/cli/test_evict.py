@@ -108,7 +108,7 @@ def test_evict_reads_variables_of_llm_d_evictor(folder: Path) -> None:
 
 
 def test_evict_publishes_events_of_removed_blocks(folder: Path) -> None:
-    """The listener binds and is called, so that it is there before the first removal."""
+    """The subscriber binds, so that it is connected before the first removal."""
     zmq = pytest.importorskip("zmq")
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
@@ -116,7 +116,7 @@ def test_evict_publishes_events_of_removed_blocks(folder: Path) -> None:
     socket.setsockopt(zmq.RCVTIMEO, 20_000)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
     heard: list[list[bytes]] = []
-    # A socket subscribes only while somebody waits at it.
+    # A ZeroMQ socket subscribes only while it receives.
     listening = threading.Thread(target=lambda: heard.append(socket.recv_multipart()))
     listening.start()
     try:
@@ -172,7 +172,7 @@ def test_evict_releases_leases_when_signaled(folder: Path, number: int, code: in
 
 
 def test_evictors_divide_shards_and_take_over_after_kill(folder: Path) -> None:
-    """Killed without a word; the other takes its shards over."""
+    """One evictor is killed; the other one takes over its shards."""
     command = "from kvtier.cli.main import main; main()"
     flags = ["--high", "2MiB", "--json", "--interval", "0.2s", "--lease", "1s"]
     processes = [

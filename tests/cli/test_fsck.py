@@ -142,7 +142,7 @@ def test_fsck_is_interrupted_while_mount_hangs(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_fsck_stopped_by_signal_is_resumed(store: StoreFolder, number: signal.Signals) -> None:
-    """At 16 KiB a second each segment takes three: the first is done when the signal comes."""
+    """At 16 KiB/s a segment takes three seconds, so the signal comes after the first one."""
     flip(store.file(spread(4)[0]), 5000)
     command = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "fsck"]
     process = subprocess.Popen(

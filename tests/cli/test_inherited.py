@@ -9,7 +9,7 @@ from kvtier.cli.inherited import Inheriting, warnings
 from kvtier.cli.main import EXIT_WRONG_SETTING, LazyCommands
 from kvtier.errors import InvalidSettings
 
-# As the charts write them: inferencepool v0.5.1, v1.0.1 and v1.5, llm-d-router 0.9.
+# The command lines of the charts: inferencepool v0.5.1, v1.0.1 and v1.5, llm-d-router 0.9.
 V0_5 = """-poolName p -poolNamespace prod --v 3 --grpcPort 9002 -grpcHealthPort 9003
 -metricsPort 9090 -configFile config/plugins.yaml --enablePprof=true
 --modelServerMetricsPath=/metrics
@@ -44,7 +44,7 @@ OWN = (
 
 
 def read(*arguments: str) -> tuple[dict[str, object], Sequence[str], Sequence[str]]:
-    """What a command with some flags of its own gets, what it warns of, a subcommand's words."""
+    """Return the flags a command receives, its warnings, and its subcommand's arguments."""
     seen: list[tuple[dict[str, object], Sequence[str]]] = []
     below: list[str] = []
 

@@ -18,7 +18,7 @@ print(run_server(main()))
 def test_run_server_uses_uvloop_if_installed(
     monkeypatch: pytest.MonkeyPatch, hidden: str, found: str
 ) -> None:
-    """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
+    """Run in a new process, because uvloop keeps a pipe open until the process ends."""
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     command = [sys.executable, "-c", PROGRAM.format(hidden=hidden)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

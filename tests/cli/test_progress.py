@@ -1,4 +1,4 @@
-"""Bars and lines for those who wait."""
+"""The progress bar on a terminal and in a log."""
 
 import sys
 

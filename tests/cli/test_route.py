@@ -65,7 +65,7 @@ def engine() -> Iterator[str]:
 
 @contextmanager
 def routing(*flags: str, **env: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A router in a process of its own, and its address."""
+    """Start a router as a process; yield it and its address."""
     process = subprocess.Popen(
         (*COMMAND, "--port", "0", *flags),
         stderr=subprocess.PIPE,

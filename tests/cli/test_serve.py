@@ -20,7 +20,7 @@ sys.exit(7)
 
 
 def plant_engine(folder: Path, version: str) -> dict[str, str]:
-    """A package called vllm that tells how it was started; the environment that finds it."""
+    """Create a fake vllm that prints how it was started; return the environment that finds it."""
     package = folder / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
     for part in (package, package.parent, package.parent.parent):
@@ -51,7 +51,7 @@ def start(
 def invoke(
     arguments: list[str], folder: Path, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> Result:
-    """Run the command in this process, beside an engine of that version."""
+    """Run the command in this process, with a fake engine of that version."""
     plant_engine(folder / "site", version)
     monkeypatch.syspath_prepend(str(folder / "site"))
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""All declarations keep the rules, whoever exposes them."""
+"""All declared metrics follow the naming rules."""
 
 import re
 

@@ -182,17 +182,18 @@ def evict(
     PATH may also hold trees of vLLM's fs tier and of llm-d; they are evicted as well. Without
     PATH, the settings come from the variables of llm-d's PVC evictor (PVC_MOUNT_PATH, ...).
     """
-    theirs = pvc_evictor.read(os.environ) if path is None else None
-    wishes = _wishes(path, theirs, flags)
-    _log_to(theirs, verbose=not (once or wishes.dry_run))
-    if theirs is not None and theirs.ignored:
-        _log.warning("ignored, because kvtier needs no such setting: %s", ", ".join(theirs.ignored))
+    variables = pvc_evictor.read(os.environ) if path is None else None
+    wishes = _wishes(path, variables, flags)
+    _log_to(variables, verbose=not (once or wishes.dry_run))
+    if variables is not None and variables.ignored:
+        names = ", ".join(variables.ignored)
+        _log.warning("ignored, because kvtier needs no such setting: %s", names)
     interval_s = parse_duration(interval, "--interval")
     if interval_s <= 0:
         raise InvalidSettings(f"--interval: {interval} leaves no pause; write 30s")
     events_from = "--events"
-    if events is None and theirs is not None:
-        events, events_from = theirs.events, pvc_evictor.EVENTS
+    if events is None and variables is not None:
+        events, events_from = variables.events, pvc_evictor.EVENTS
     run = _Run(
         wishes=wishes,
         interval_s=None if once or wishes.dry_run else interval_s,
@@ -286,9 +287,9 @@ def _release(evictor: Evictor) -> None:
         _log.warning("the leases could not be given back and will expire: %s", error)
 
 
-def _wishes(path: str | None, theirs: PvcEvictor | None, flags: dict[str, Any]) -> Wishes:
+def _wishes(path: str | None, variables: PvcEvictor | None, flags: dict[str, Any]) -> Wishes:
     """Return what was asked for; flags override the variables of llm-d's evictor."""
-    if theirs is None:
+    if variables is None:
         if path is None:
             raise InvalidSettings(
                 f"PATH: name the folder that engines share, or set {pvc_evictor.MOUNT}"
@@ -296,22 +297,22 @@ def _wishes(path: str | None, theirs: PvcEvictor | None, flags: dict[str, Any]) 
         return Wishes(path=path, **flags)
     source = click.get_current_context().get_parameter_source("grace")
     if source is click.core.ParameterSource.DEFAULT:
-        flags["grace"] = f"{theirs.grace_s}s"
+        flags["grace"] = f"{variables.grace_s}s"
     if flags["high"] is None and flags["low"] is None:
-        flags["high"], flags["low"] = theirs.high, theirs.low
-    flags["dry_run"] = flags["dry_run"] or theirs.dry_run
-    return Wishes(path=theirs.path, sweep_foreign_folders=theirs.sweep_folders, **flags)
+        flags["high"], flags["low"] = variables.high, variables.low
+    flags["dry_run"] = flags["dry_run"] or variables.dry_run
+    return Wishes(path=variables.path, sweep_foreign_folders=variables.sweep_folders, **flags)
 
 
-def _log_to(theirs: PvcEvictor | None, *, verbose: bool) -> None:
+def _log_to(variables: PvcEvictor | None, *, verbose: bool) -> None:
     """Log to stderr, and to the file that llm-d's variables name; `verbose`: at level INFO."""
-    level = theirs.log_level if theirs else ("INFO" if verbose else "WARNING")
+    level = variables.log_level if variables else ("INFO" if verbose else "WARNING")
     handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if theirs and theirs.log_file:
+    if variables and variables.log_file:
         try:
-            handlers.append(logging.FileHandler(theirs.log_file))
+            handlers.append(logging.FileHandler(variables.log_file))
         except OSError as error:
             raise InvalidSettings(
-                f"LOG_FILE_PATH: {theirs.log_file} cannot be written: {error.strerror}"
+                f"LOG_FILE_PATH: {variables.log_file} cannot be written: {error.strerror}"
             ) from error
     logging.basicConfig(level=level, format=_LOG_FORMAT, handlers=handlers, force=True)

@@ -1,6 +1,6 @@
 """A real router on a real socket in front of real replicas, for the tests of the data path.
 
-It chooses in turn and compares prompts by nothing: choosing has tests of its own.
+It chooses replicas in turn and does not compare prompts; choosing has its own tests.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from kvtier.router.route.options import RouteOptions
 from kvtier.router.route.server import Router, RouterDependencies
 from tests.router.replicas import Replica, replicas
 
-# The first loop of a process opens a pipe that stays: no test is to be blamed for it.
+# The first uvloop of a process opens a pipe that stays open; no test should fail for it.
 uvloop.new_event_loop().close()
 
 
 class InTurn:
-    """The endpoints in the order of their names, starting one further each time."""
+    """A chooser that orders endpoints by name and starts with the next one each time."""
 
     headers: frozenset[str] = frozenset()
     reads_prompts = True
@@ -63,7 +63,7 @@ class InTurn:
 
 
 class Texts:
-    """Bodies as they are."""
+    """A prompt reader that compares bodies as texts."""
 
     async def of(self, body: Mapping[str, Any], model: str) -> Prompt:
         return TextPrompt(str(body).encode(), model)
@@ -82,7 +82,7 @@ FAST = {
 
 
 class Stand:
-    """What a test has at hand."""
+    """A router, its replicas and a client."""
 
     def __init__(self, router: Router, made: list[Replica], client: aiohttp.ClientSession) -> None:
         self.router = router
@@ -141,7 +141,7 @@ async def stand(*models: str, count: int = 1, **settings: Any) -> AsyncIterator[
 
 
 async def until(done: Callable[[], object], what: str) -> None:
-    """Wait for something that is bound to happen."""
+    """Wait until `done` returns a true value; fail with `what` after five seconds."""
     for _ in range(500):
         if done():
             return
@@ -150,7 +150,7 @@ async def until(done: Callable[[], object], what: str) -> None:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    """On a loop of its own, uvloop's as in production; no task outlives it."""
+    """Run a test on its own uvloop loop, and check that no task outlives it."""
 
     async def whole() -> None:
         await test

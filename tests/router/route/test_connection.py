@@ -14,7 +14,7 @@ REQUEST = (
 
 
 async def said(port: int, sent: bytes) -> bytes:
-    """Everything that is answered until the router closes the connection."""
+    """Return everything the router sends until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
     async with asyncio.timeout(10):
@@ -95,7 +95,7 @@ def test_declined_upgrade_gets_plain_response_and_keeps_body(offer: bytes) -> No
             )
             answer = await said(at.router.port, b"".join(sent))
             statuses = re.findall(rb"HTTP/1\.1 (\d+)", answer)
-            assert statuses == [b"200", b"200", b"400", b"200"], "the third is no JSON"
+            assert statuses == [b"200", b"200", b"400", b"200"], "the third body is not JSON"
             (a,) = at.replicas
             assert a.bodies == [BODY] * 3
             assert not {"Upgrade", "HTTP2-Settings"} & set().union(
@@ -143,7 +143,7 @@ def test_client_of_http_1_0_is_served() -> None:
             body = BODY.replace(b"}", b',"stream":true}')
             head = b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
             answer = await said(at.router.port, head + body)
-            # The version says what the router speaks; the end is that of the connection.
+            # The version is the router's own; the response ends with the connection.
             assert answer.startswith(b"HTTP/1.1 200 OK")
             assert b"connection: close\r\n" in answer
             assert answer.endswith(b"data: [DONE]\n\n")
@@ -180,12 +180,12 @@ def test_many_pipelined_requests_are_read_as_they_are_answered() -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
             padded = REQUEST.replace(b"Host: h", b"Host: h\r\nX: " + b"x" * 2000)
             writer.write(padded * 10_000)
-            await until(lambda: at.replicas[0].requests, "the first arrives")
+            await until(lambda: at.replicas[0].requests, "the first request arrives")
             left, before = writer.transport.get_write_buffer_size(), -1
             while left != before:
                 await asyncio.sleep(0.3)
                 left, before = writer.transport.get_write_buffer_size(), left
-            assert left > 0, "the rest is held back"
+            assert left > 0, "the rest is not read yet"
             writer.transport.abort()
             at.replicas[0].held.set()
 
@@ -210,9 +210,9 @@ def test_disconnect_with_pipelined_request_cancels_current_one() -> None:
             at.replicas[0].held.clear()
             _, writer = await asyncio.open_connection("127.0.0.1", at.router.port)
             writer.write(REQUEST + REQUEST)
-            await until(lambda: at.replicas[0].requests, "the first arrives")
+            await until(lambda: at.replicas[0].requests, "the first request arrives")
             writer.close()
-            await until(lambda: at.replicas[0].cancelled == 1, "the replica hears of it")
+            await until(lambda: at.replicas[0].cancelled == 1, "the replica is cancelled")
             at.replicas[0].held.set()
 
     run(test())

@@ -1,4 +1,4 @@
-"""A connection whose client takes what it is told to take: no socket, and nothing by chance."""
+"""Flow control of a client's connection, on a fake transport, so that nothing depends on timing."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ HIGH_BYTES = 1000
 
 
 class Wire(asyncio.Transport):
-    """Keeps what is written until `take`."""
+    """A transport that keeps what is written until `take`."""
 
     def __init__(self, connection: ClientConnection, **extra: object) -> None:
         super().__init__(extra)
@@ -37,7 +37,7 @@ class Wire(asyncio.Transport):
         connection.connection_made(self)
 
     def take(self) -> None:
-        """The client takes everything, and what comes of it."""
+        """Let the client read everything, and return it."""
         self.sent += self.unsent
         self.unsent = b""
         if self._is_paused:
@@ -88,7 +88,7 @@ def front(handler: Handler, **limits: Any) -> ClientConnections:
 
 
 class Large:
-    """Answers with more than a wire holds, and keeps who has asked."""
+    """A handler that answers with more than a transport holds, and records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -128,7 +128,7 @@ def test_client_that_does_not_read_is_aborted(monkeypatch: pytest.MonkeyPatch) -
     async def test() -> None:
         wire = Wire(front(Large().handle)())
         wire.connection.data_received(GET % 1 * 2)
-        await until(lambda: wire.ended == "aborted", "it is cut off")
+        await until(lambda: wire.ended == "aborted", "the connection is aborted")
 
     run(test())
 
@@ -199,7 +199,7 @@ def test_connection_over_tls_is_busy_until_socket_is_writable() -> None:
 
 
 class Deaf:
-    """A socket without TCP's options."""
+    """A socket without TCP options."""
 
     def __init__(self, of: socket.socket) -> None:
         self.fileno = of.fileno
@@ -221,7 +221,7 @@ def test_response_being_sent_is_not_aborted_as_idle(
         assert wire.unsent
         assert not wire.ended
         wire.take()
-        await until(lambda: wire.ended == "aborted", "it is idle")
+        await until(lambda: wire.ended == "aborted", "the idle connection is aborted")
 
     run(test())
 
@@ -232,7 +232,7 @@ def test_response_that_is_never_read_is_aborted(monkeypatch: pytest.MonkeyPatch)
     async def test() -> None:
         wire = Wire(front(small, keep_alive_s=0.005)())
         wire.connection.data_received(GET % 1)
-        await until(lambda: wire.ended == "aborted", "it is cut off")
+        await until(lambda: wire.ended == "aborted", "the connection is aborted")
         assert wire.unsent
 
     run(test())

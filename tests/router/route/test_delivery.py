@@ -57,7 +57,7 @@ def test_unreachable_replica_is_skipped_then_taken_out_by_breaker() -> None:
             for _ in range(20):
                 async with at.post() as answer:
                     assert (answer.status, (await answer.json())["from"]) == (200, "b")
-            assert chooser.routed_to.count("a") == 5, "then its breaker is open"
+            assert chooser.routed_to.count("a") == 5, "its breaker has opened"
             assert await at.metric("kvtier_route_retried_requests_total") == 5
             assert await at.metric('kvtier_route_replica_state{replica="a"}') == 1
             await b.stop()
@@ -131,7 +131,7 @@ def test_busy_replica_is_skipped_and_its_answer_kept() -> None:
                 assert (await answer.json())["from"] in "ab"
                 assert answer.headers["target-pod"] in (a.address, b.address)
             for member in at.router.fleet.members:
-                assert member.is_available, "to be busy is no failure"
+                assert member.is_available, "a busy replica stays available"
 
     run(test())
 
@@ -144,12 +144,12 @@ def test_resent_request_waits_for_room() -> None:
             b.held.clear()
             a.dies_before_head = 1
             asking = [asyncio.ensure_future(at.post().__aenter__()) for _ in range(2)]
-            await until(lambda: a.requests and b.requests, "both have one")
+            await until(lambda: a.requests and b.requests, "both have a request")
             a.held.set()
             (endpoint,) = [
                 member.endpoint for member in at.router.fleet.members if member.endpoint.name == "a"
             ]
-            await until(lambda: endpoint.in_flight == 0, "one of them has died")
+            await until(lambda: endpoint.in_flight == 0, "one replica has died")
             assert await at.metric("kvtier_route_queued_requests") == 1
             assert len(b.requests) == 1
             b.held.set()
@@ -166,7 +166,7 @@ def test_lookup_does_not_wait_for_room() -> None:
             a.known_ids.add("r1")
             a.held.clear()
             asking = asyncio.ensure_future(at.post().__aenter__())
-            await until(lambda: a.requests, "it is at its limit")
+            await until(lambda: a.requests, "the replica is at its limit")
             async with at.client.get(at.url + "/v1/responses/r1") as answer:
                 assert answer.status == 200
             a.held.set()

@@ -14,7 +14,7 @@ from tests.router.route.routers import router_over, run, stand, until
 
 @asynccontextmanager
 async def router_before(answer: bytes) -> AsyncIterator[int]:
-    """The port of a router whose replica is well, says these bytes to all else, and closes."""
+    """Yield the port of a router whose replica answers requests with these bytes and closes."""
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -39,7 +39,7 @@ def test_stream_is_passed_on_unchanged_and_at_once() -> None:
                 assert answer.headers["Transfer-Encoding"] == "chunked"
                 pieces = [piece async for piece in answer.content.iter_any()]
             assert b"".join(pieces) == EVENT * 4 + DONE
-            assert len(pieces) >= 4, "chunks are not collected"
+            assert len(pieces) >= 4, "chunks are passed on one by one"
 
     run(test())
 
@@ -84,17 +84,17 @@ def test_client_disconnect_stops_replica() -> None:
             a.chunks, a.chunk_delay_s = 10_000, 0.01
             async with at.post(stream=True) as answer:
                 await answer.content.readany()
-            await until(lambda: a.cancelled == 1, "the replica hears of it while it streams")
+            await until(lambda: a.cancelled == 1, "the replica is cancelled while it streams")
             a.held.clear()
             asking = asyncio.ensure_future(at.post().__aenter__())
             await until(lambda: len(a.requests) == 2, "the request arrives")
             asking.cancel()
-            await until(lambda: a.cancelled == 2, "the replica hears of it before it answers")
+            await until(lambda: a.cancelled == 2, "the replica is cancelled before it answers")
             (member,) = at.router.fleet.members
             await until(lambda: member.endpoint.in_flight == 0, "nothing is in flight")
             assert await at.metric('kvtier_route_requests_total{outcome="cancelled"}') == 2
             a.held.set()
-            assert member.is_available, "the replica has done nothing wrong"
+            assert member.is_available, "the replica stays available"
 
     run(test())
 
@@ -132,7 +132,7 @@ def test_idle_stream_is_cut_off() -> None:
             async with at.post(stream=True) as answer:
                 with pytest.raises(aiohttp.ClientPayloadError):
                     await answer.read()
-            await until(lambda: at.replicas[0].cancelled == 1, "the replica is let off")
+            await until(lambda: at.replicas[0].cancelled == 1, "the replica is released")
 
     run(test())
 

@@ -3,7 +3,7 @@ from kvtier.router.route import forwarding
 
 
 def of(*pairs: tuple[str, str]) -> Fields:
-    """As the parser of a connection hands them on."""
+    """Return headers as the parser returns them."""
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in pairs]
 
 

@@ -84,7 +84,7 @@ def test_removed_replica_has_no_series() -> None:
 
 
 class Another(Collector):
-    """Somebody else's metrics."""
+    """A collector with a metric of its own."""
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("kvtier_another", "Of another.", value=5)

@@ -1,4 +1,4 @@
-"""Requests out of bytes, without a socket: however they are cut, they read alike."""
+"""Parsing requests without a socket: the result does not depend on how the bytes are cut."""
 
 import asyncio
 import sys
@@ -26,7 +26,7 @@ PLAIN = b"GET /v1/c HTTP/1.1\r\nConnection: close\r\n\r\n"
 OLD = b"GET http://h:1/v1/d HTTP/1.0\r\n\r\n"
 OTHER = b"GET /v1/e HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
-"""What Java's client says with every request, those with a body too."""
+"""Headers that Java's client sends with every request, also with a body."""
 SOCKET = b"GET /v1/f HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n\r\n"
 
 
@@ -51,12 +51,12 @@ def body(reader: RequestReader, place: int = 0) -> bytes | str:
 
 
 def offering(message: bytes, offer: bytes = OFFER) -> bytes:
-    """The same message with an offer to go on in another protocol."""
+    """Return the message with an offer to upgrade."""
     return message.replace(b"\r\n", b"\r\n" + offer, 1)
 
 
 def seen(reader: RequestReader) -> tuple[object, ...]:
-    """All that a connection sees; why something is a fault may depend on how it was cut."""
+    """Return what a connection sees; only the reason of a fault may depend on the cuts."""
     return (
         [
             (one.method, one.target, one.fields, one.is_modern, one.keeps_alive, one.is_whole)
@@ -134,7 +134,7 @@ def test_declined_upgrade_with_body_parses_alike_at_every_cut(message: bytes, la
 
 
 def plainly(request: HttpRequest) -> tuple[object, ...]:
-    """All but the offer."""
+    """Return everything of a request except the offer."""
     offered = {name.lower() for name, _ in (line.split(b": ") for line in OFFER.splitlines())}
     fields = [field for field in request.fields if field[0] not in offered]
     return request.method, request.target, fields, request.is_modern, request.keeps_alive
@@ -175,7 +175,7 @@ def test_reader_raises_nothing_for_arbitrary_bytes(pieces: list[bytes]) -> None:
     head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     for begun in (head, offering(head)):
         chunked = read(begun, *pieces)
-        assert seen(chunked)[0], "its head was right, whatever came behind it"
+        assert seen(chunked)[0], "the head is valid, whatever follows"
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_waiting_requests_are_bounded_and_rest_is_parsed_later() -> None:
     while len(reader.requests) > 1:
         assert reader.is_full
         found.append(reader.take())
-    assert reader.is_full, "there is more behind the last one"
+    assert reader.is_full, "more follows the last request"
     found += taken(reader)
     assert not reader.is_full
     assert not reader.fault
@@ -300,7 +300,7 @@ def test_reader_is_in_head_only_after_first_byte() -> None:
             assert not reader.is_in_head, at
             assert read(whole[:at], whole[at:] + b"G").is_in_head
     assert read(b"G").is_in_head
-    assert not read(b"\0").is_in_head, "what is no HTTP is not awaited"
+    assert not read(b"\0").is_in_head, "invalid bytes are not waited for"
 
 
 def test_header_values_are_stripped() -> None:

@@ -9,14 +9,14 @@ from tests.router.replica.test_exchange import Line
 
 
 class Paper(asyncio.WriteTransport):
-    """Keeps what is written."""
+    """A transport that keeps what is written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.text = b""
         self.is_over = False
         self.unsent_bytes = [0]
-        """Each time it is asked."""
+        """The values that a query for unsent bytes returns one after the other."""
 
     def write(self, data: Any) -> None:
         assert not self.is_over, "a closed socket raises"

@@ -80,7 +80,7 @@ def test_discovery_that_fails_later_is_logged_and_fleet_stays(
     async def test() -> None:
         router = Router(RouteOptions(**FAST), wiring(discovery=Broken()))
         await router.start()
-        await until(lambda: "the discovery of replicas has failed" in caplog.text, "it is said")
+        await until(lambda: "the discovery of replicas has failed" in caplog.text, "it is logged")
         assert len(router.fleet.members) == 1
         await router.close()
 
@@ -120,10 +120,10 @@ def test_reload_of_replicas_drops_no_request(tmp_path: Path) -> None:
                 for listed in ((b, c), (c,), (a, c), (a,), (a, b, c)):
                     await asyncio.sleep(0.1)
                     list_replicas(*listed)
-                await until(lambda: len(router.fleet.members) == 3, "the last list is read")
+                await until(lambda: len(router.fleet.members) == 3, "the last list has been read")
                 ended.set()
                 assert sum(await asyncio.gather(*asking)) > 20
-                await until(lambda: not router.fleet.draining, "nobody stays behind")
+                await until(lambda: not router.fleet.draining, "no replica is draining")
             assert c.requests
 
     run(test())
@@ -156,7 +156,7 @@ def test_drain_reports_unhealthy_before_it_stops_listening(
     async def test() -> None:
         async with stand(drain=600.0) as at:
             draining = asyncio.ensure_future(at.router.drain())
-            await until(lambda: "/health says 503 for 600 s" in caplog.text, "it is said")
+            await until(lambda: "/health says 503 for 600 s" in caplog.text, "it is logged")
             async with at.client.get(at.url + "/health") as answer:
                 assert answer.status == 503
                 assert answer.headers["connection"] == "close"
@@ -197,7 +197,7 @@ def test_drain_asked_for_ends_when_no_request_is_left(
             asking = asyncio.ensure_future(at.post(stream=True).__aenter__())
             await until(lambda: bool(a.requests), "the request arrives")
             draining = asyncio.ensure_future(at.router.drain(is_asked_for=True))
-            await until(lambda: "/health says 503" in caplog.text, "it is said")
+            await until(lambda: "/health says 503" in caplog.text, "it is logged")
             a.held.set()
             assert await (await asking).read() == EVENT * 4 + DONE
             await draining
@@ -224,7 +224,7 @@ def test_request_that_outlasts_drain_is_cut_off(
                 await at.router.close()
                 with pytest.raises(aiohttp.ClientPayloadError):
                     await answer.read()
-            await until(lambda: a.cancelled == 1, "the replica hears of it")
+            await until(lambda: a.cancelled == 1, "the replica is cancelled")
 
     run(test())
     said = ["stopping", "waiting for 1 requests to end, for 0.1 s", "1 requests were cut off"]

@@ -183,7 +183,7 @@ def _requests(draw: st.DrawFn) -> bytes:
 
 @given(sent=st.lists(_requests() | st.binary(max_size=100), min_size=1, max_size=6))
 def test_router_survives_arbitrary_bytes(sent: list[bytes]) -> None:
-    """Each on a connection of its own; afterwards nothing is held and requests still work."""
+    """Each input has its own connection; afterwards no load is left and requests still work."""
 
     async def test() -> None:
         async with (
@@ -207,6 +207,6 @@ def test_router_survives_arbitrary_bytes(sent: list[bytes]) -> None:
             writer.write(_HEALTH)
             assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
             writer.close()
-            await until(lambda: router.fleet.members[0].endpoint.in_flight == 0, "nothing is held")
+            await until(lambda: router.fleet.members[0].endpoint.in_flight == 0, "no load is left")
 
     run(test())

@@ -1,4 +1,4 @@
-"""A WebSocket through the router: the client is aiohttp's, the replica is aiohttp's."""
+"""A WebSocket through the router; client and replica are aiohttp's."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from tests.router.route.routers import router_over, run, until
 
 
 class Realtime:
-    """A replica with one socket: it says everything back, in capitals."""
+    """A replica whose WebSocket echoes everything in capitals."""
 
     def __init__(self) -> None:
         self.asked: list[web.BaseRequest] = []
@@ -81,7 +81,7 @@ def test_websocket_passes_messages_in_both_directions() -> None:
                 assert member.endpoint.in_flight == 1
                 await socket.send_str("end")
                 assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSE
-            await until(lambda: member.endpoint.in_flight == 0, "the socket is counted out")
+            await until(lambda: member.endpoint.in_flight == 0, "the socket is no load any more")
             (asked,) = replica.asked
             assert asked.headers["Sec-WebSocket-Protocol"] == "realtime"
             assert asked.headers["x-request-id"]
@@ -95,9 +95,9 @@ def test_websocket_end_is_passed_on() -> None:
             socket = await client.ws_connect(url(router))
             assert await socket.receive_str() == "hello"
             await socket.close()
-            await until(lambda: replica.closed == 1, "the replica hears of it")
+            await until(lambda: replica.closed == 1, "the replica is cancelled")
             (member,) = router.fleet.members
-            await until(lambda: member.endpoint.in_flight == 0, "the socket is counted out")
+            await until(lambda: member.endpoint.in_flight == 0, "the socket is no load any more")
 
     run(test())
 
@@ -181,6 +181,6 @@ def test_idle_websocket_is_cut_off() -> None:
             socket = await one.ws_connect(url(router))
             assert await socket.receive_str() == "hello"
             assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSED
-            await until(lambda: replica.closed == 1, "the replica is let off")
+            await until(lambda: replica.closed == 1, "the replica is released")
 
     run(test())
