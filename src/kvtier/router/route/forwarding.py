@@ -55,6 +55,11 @@ _KEYS: Final = _bytes("authorization", "x-api-key")
 _INBOUND: Final = _HOP | _DESTINATION | _bytes(REQUEST_ID)
 _OUTBOUND: Final = _HOP | _bytes(TARGET_POD, "target-pod-ip", STRATEGY, "request-id")
 _ID = re.compile(r"[!-~]{1,128}")
+BUSY: Final = 503
+"""The status of a replica that has not taken the request; another replica may."""
+MAX_BUSY_BYTES: Final = 64 * 1024
+_BUSY_S: Final = 5.0
+"""The time limit for reading the answer of a busy replica."""
 
 
 def request_id(fields: Fields) -> str:
@@ -105,13 +110,6 @@ def _named(fields: Fields) -> Set[bytes]:
         if name == _CONNECTION:
             found |= {token.strip().lower() for token in value.split(b",")}
     return found
-
-
-BUSY: Final = 503
-"""The status of a replica that has not taken the request; another replica may."""
-MAX_BUSY_BYTES: Final = 64 * 1024
-_BUSY_S: Final = 5.0
-"""The time limit for reading the answer of a busy replica."""
 
 
 class Undelivered(Exception):

@@ -28,6 +28,8 @@ from kvtier.router.choose.decision import RoutingDecision
 from kvtier.router.choose.record import encode_line, record
 from kvtier.router.fleet.members import Fleet, FleetListener, FleetMember, ReplicaHealth
 
+_log = logging.getLogger(__name__)
+
 
 class RequestOutcome(enum.Enum):
     """How a request ended."""
@@ -126,9 +128,6 @@ def _gauge(metric: declaration.Metric, values: dict[str, int]) -> Metric:
     for label, value in values.items():
         family.add_metric([label], value)
     return family
-
-
-_log = logging.getLogger(__name__)
 
 
 class DecisionLog:

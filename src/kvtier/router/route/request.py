@@ -22,6 +22,20 @@ from kvtier.router.request.refusals import Refusal, invalid, too_large, too_slow
 
 _CONTINUE: Final = "100-continue"
 _SCHEMES: Final = ("http://", "https://")
+FIELD_BYTES: Final = 16 * 1024
+"""The longest request line, and the longest header."""
+FIELDS: Final = 128
+"""The largest number of headers."""
+QUIET_BYTES: Final = 64 * 1024
+"""The most consecutive bytes outside a body: a head, trailers, chunk sizes and extensions."""
+WAITING: Final = 16
+"""The most requests that wait behind the current one; nothing is parsed beyond them."""
+AHEAD_BYTES: Final = 256 * 1024
+"""The most bytes of waiting requests and their bodies; nothing is parsed beyond them."""
+_PIECE_BYTES: Final = 16 * 1024
+"""The most bytes that are parsed at once, which limits a burst to 900 requests."""
+_WEBSOCKET: Final = "websocket"
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class HttpRequest:
@@ -142,22 +156,6 @@ def _origin_form(target: str) -> str:
         path = target.partition("//")[2].partition("/")
         return f"/{path[2]}"
     return target
-
-
-FIELD_BYTES: Final = 16 * 1024
-"""The longest request line, and the longest header."""
-FIELDS: Final = 128
-"""The largest number of headers."""
-QUIET_BYTES: Final = 64 * 1024
-"""The most consecutive bytes outside a body: a head, trailers, chunk sizes and extensions."""
-WAITING: Final = 16
-"""The most requests that wait behind the current one; nothing is parsed beyond them."""
-AHEAD_BYTES: Final = 256 * 1024
-"""The most bytes of waiting requests and their bodies; nothing is parsed beyond them."""
-_PIECE_BYTES: Final = 16 * 1024
-"""The most bytes that are parsed at once, which limits a burst to 900 requests."""
-_WEBSOCKET: Final = "websocket"
-_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
 class RequestReader:

@@ -31,10 +31,11 @@ from kvtier.router.request.message import Fields, encode_fields
 from kvtier.router.request.refusals import JSON, Refusal
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
-
-
 UPGRADE: Final = b"connection: upgrade\r\nupgrade: websocket\r\n"
 """The lines of a head that ask for, or accept, a WebSocket."""
+_END: Final = b"0\r\n\r\n"
+_RESET: Final = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER with which closing sends a reset instead of a normal end."""
 
 
 class Framing(enum.Enum):
@@ -126,11 +127,6 @@ def _is_bare(answer: Head) -> bool:
 
 def _date() -> bytes:
     return email.utils.formatdate(wall_s(), usegmt=True).encode()
-
-
-_END: Final = b"0\r\n\r\n"
-_RESET: Final = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER with which closing sends a reset instead of a normal end."""
 
 
 def has_unsent(transport: asyncio.WriteTransport, tls_socket: socket.socket | None) -> bool:

@@ -51,6 +51,11 @@ _DELIVERED: Final = (
 )
 _SHOWN_CHARACTERS: Final = 80
 _IDENTITY: Final = (b"request-id", forwarding.REQUEST_ID.encode())
+_log = logging.getLogger(__name__)
+_BACKLOG = 1024
+"""How many connections may wait to be accepted."""
+_LOOK_S = 0.05
+"""How often a draining router checks whether its last request has ended."""
 
 
 class Proxy:
@@ -158,14 +163,6 @@ def _outcome(status: int) -> RequestOutcome:
             return RequestOutcome.REFUSED
         case _:
             return RequestOutcome.OK
-
-
-_log = logging.getLogger(__name__)
-
-_BACKLOG = 1024
-"""How many connections may wait to be accepted."""
-_LOOK_S = 0.05
-"""How often a draining router checks whether its last request has ended."""
 
 
 class RouterDependencies(msgspec.Struct, frozen=True, kw_only=True):
