@@ -47,7 +47,9 @@ Examples:
     help="File with a secret of the store, as in shared.key_file. Repeat the flag for several.",
 )
 @click.option(
-    "--rate", metavar="SIZE/s", help="Read at most this much per second: 200MiB/s.  [no limit]"
+    "--rate",
+    metavar="SIZE/s",
+    help="Read at most this much per second: 200MiB/s.  [default: no limit]",
 )
 @click.option(
     "--resume",
