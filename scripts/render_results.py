@@ -1,17 +1,18 @@
-"""Write what was measured: the README's tables, docs/reference/measured.md and docs/engine.png.
+"""Write what was measured: the README's table and picture, and docs/reference/measured.md.
 
 Every number comes from the newest file of its kind in benchmarks/results (`engine-*.json`,
-`ttft-*.json`, ...); a test fails while the committed text differs from what this writes.
-Run it as `python scripts/render_results.py` from the repository's root.
+`ttft-*.json`, ...); a test fails while the committed text differs from what this script writes.
+Run it as `PYTHONPATH=benchmarks python scripts/render_results.py`.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from kvtier_bench.lineup import lineup
-from kvtier_bench.plot import draw_summaries
+from kvtier_bench.plot import draw_ttft
 from kvtier_bench.rows import Report, Row, read_report
 from kvtier_bench.runs import RunSummary, median_summary
 from kvtier_bench.table import HEADINGS, summary_cells
@@ -20,22 +21,37 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by scripts/render_results.py -->", "<!-- end of results -->"
 PLOTTED = "high-1.7"
 KINDS = ("micro", "storage-peers", "evict", "ttft", "engine", "router", "router-engines")
-"""Of what has rows with targets, in the order shown. Routers before real engines take so long
-that they have a file of their own."""
+"""Kinds of results whose rows have targets, in the order shown. Routers in front of real engines
+take so long to measure that they have files of their own."""
+
+
+LIMITS = (
+    ("RAM, write", "RAM put, 1 MiB, batches of 32, share of numpy.copyto", "memcpy"),
+    ("RAM, read", "RAM get, 1 MiB, batches of 32, share of numpy.copyto", "memcpy"),
+    ("disk, write", "disk write, 1 MiB, share of a raw slab", "O_DIRECT on one file"),
+    ("disk, read", "disk read, 1 MiB, share of a raw slab", "O_DIRECT on one file"),
+    ("shared folder, write", "shared write, 1 MiB blocks, share of raw files", "O_DIRECT on files"),
+    ("shared folder, read", "shared read, 1 MiB blocks, share of raw files", "O_DIRECT on files"),
+)
+"""Title, row and limit of what answers how close a tier is to the hardware."""
+
+PEER_ROW = re.compile(
+    r"shared ((?:cached )?(?:read|write)), (\S+ \S+) blocks, kvtier.* against (.*)"
+)
 
 
 def newest(kind: str, results: Path) -> Path:
-    """The newest result file of a kind; dates in names sort."""
+    """Return the newest result file of a kind: the dates in the names sort."""
     return sorted(results.glob(f"{kind}-[0-9]*.json"))[-1]
 
 
 def judged_files(results: Path) -> list[Path]:
-    """The newest of every kind that has any."""
+    """Return the newest result file of every kind that has one."""
     return [newest(kind, results) for kind in KINDS if any(results.glob(f"{kind}-[0-9]*.json"))]
 
 
 def summaries(report: Report, workload: str) -> list[tuple[str, RunSummary]]:
-    """Title and median run of every contestant that ran, in the order of the lineup."""
+    """Return title and median run of every contestant that ran, in the order of the lineup."""
     runs = report.details["runs"][workload]
     return [
         (
@@ -49,47 +65,44 @@ def summaries(report: Report, workload: str) -> list[tuple[str, RunSummary]]:
     ]
 
 
-def render_readme(engine: Path, ttft: Path) -> str:
-    """The README's section, markers included."""
-    report = read_report(engine)
-    rounds = len(next(iter(report.details["runs"][PLOTTED].values())))
+def render_readme(ttft: Path) -> str:
+    """Return the README's section of results, markers included."""
+    report = read_report(ttft)
     lines = [
         BEGIN,
-        "## What it gains",
+        "![Time to first token of one prompt: cold, from RAM, from disk after a restart, from "
+        "another engine's shared folder](docs/ttft.png)",
         "",
-        f"Medians of {rounds} interleaved rounds of the High cache and Low cache workloads of the "
-        "CPU-offloading guide, scaled to a machine without a GPU; in brackets the change against "
-        "vLLM alone. The limit is vLLM alone with a device cache that holds everything.",
-    ]
-    for workload in report.details["workloads"]:
-        lines += ["", f"**{workload['title']}**", "", *_table(summaries(report, workload["name"]))]
-    lines += [
+        *_first_tokens(report),
         "",
-        *_first_tokens(read_report(ttft)),
-        "",
-        f"{_origin(report, engine)}; times to first token: `{ttft.relative_to(ROOT)}`. "
-        "Every target, met or missed: "
-        "[docs/reference/measured.md](docs/reference/measured.md).",
+        f"{_origin(report, ttft)}. What it gains under load, what it costs, and every target, met "
+        "or missed: [docs/reference/measured.md](docs/reference/measured.md).",
         END,
     ]
     return "\n".join(lines)
 
 
-def render_measured(paths: Sequence[Path]) -> str:
-    """docs/reference/measured.md: every row that has a target, misses included."""
+def render_measured(results: Path) -> str:
+    """Return docs/reference/measured.md: answers first, then every row that has a target."""
     lines = [
-        "# Measured",
+        "# Measurements",
         "",
         "<!-- Written by scripts/render_results.py; do not edit. -->",
         "",
-        "Every row with a target. The target judges the ratio to the reference where there is one,",
-        "and the value where there is none. What a row's reference is, and the runs behind it,",
-        "stand in the result files.",
+        "Each answer names its numbers; the rows behind them, met or missed, follow below. The "
+        "machines have two cores and no GPU, so compare ratios, not seconds.",
+        "",
+        *_answers(results),
+        "",
+        "## Every row with a target",
+        "",
+        "The target judges the ratio to the reference where a row has one, and the value where it "
+        "has none. The result files say what a row's reference is, and hold the runs behind it.",
     ]
-    shown: set[str] = set()  # what has a kind of its own now also stands in older files
-    for path in paths:
+    shown: set[str] = set()  # a row of a kind of its own also stands in older files
+    for path in judged_files(results):
         report = read_report(path)
-        lines += ["", f"## {report.kind}", "", _origin(report, path) + ".", ""]
+        lines += ["", f"### {path.stem}", "", _origin(report, path) + ".", ""]
         lines += ["| | row | value | ratio | target | note |", "|---|---|---|---|---|---|"]
         judged = [row for row in report.rows if row.met is not None and row.name not in shown]
         lines += map(_line, judged)
@@ -97,24 +110,111 @@ def render_measured(paths: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _answers(results: Path) -> Iterator[str]:
+    """Yield the questions that people ask, with the measured answers."""
+    found: dict[str, Row] = {}
+    for path in judged_files(results):
+        for row in read_report(path).rows:
+            found.setdefault(row.name, row)  # the file of a row's own kind comes first
+    engine = read_report(newest("engine", results))
+    rounds = len(next(iter(engine.details["runs"][PLOTTED].values())))
+
+    def value(name: str) -> float:
+        return found[name].value
+
+    def ratio(name: str) -> float:
+        known = found[name].ratio
+        assert known is not None, name
+        return known
+
+    yield "## What does a hit cost?"
+    yield ""
+    yield from _first_tokens(read_report(newest("ttft", results)))
+    yield ""
+    yield (
+        f"For 5,300 tokens, a RAM hit takes {ratio('ttft/5300/ram'):.2f} times a hit on the device, "
+        f"a disk hit after a restart {ratio('ttft/5300/disk'):.2f} times, and a hit in the folder "
+        f"of another engine {ratio('ttft/5300/shared'):.2f} times. Computing the prompt takes "
+        f"{ratio('ttft/5300/cold_over_ram'):.0f} times as long as the RAM hit. The answers are the "
+        "same."
+    )
+    yield ""
+    yield "## What does it gain under load?"
+    yield ""
+    yield (
+        f"Medians of {rounds} interleaved rounds; in brackets the change against vLLM alone. The "
+        "limit is vLLM alone with a device cache that holds everything. vLLM's own tiering keeps "
+        "blocks in RAM as kvtier does; kvtier differs by what it adds below RAM."
+    )
+    for workload in engine.details["workloads"]:
+        yield from ("", f"**{workload['title']}**", "")
+        yield from _table(summaries(engine, workload["name"]))
+    yield ""
+    yield "## What does it cost where it does not help?"
+    yield ""
+    yield (
+        "Where everything fits the device, an engine with RAM and disk tiers uses "
+        f"{ratio('low/kvtier-ram-disk/cpu_per_request_against_alone'):.3f} times the CPU a request "
+        "of vLLM alone, and serves "
+        f"{ratio('low/kvtier-ram-disk/tokens_per_s_against_vllm-alone'):.3f} times its tokens a "
+        "second."
+    )
+    yield ""
+    yield "## How close is it to the hardware?"
+    yield ""
+    yield "| blocks of 1 MiB | GB/s | share of the limit | limit |"
+    yield "|---|---|---|---|"
+    for title, name, limit in LIMITS:
+        row = found[name]
+        yield f"| {title} | {row.value:.1f} | {ratio(name):.2f} | {limit} |"
+    yield ""
+    yield "## How does shared storage compare with LMCache and AIBrix?"
+    yield ""
+    yield (
+        "The same bytes on the same file system, kvtier's rate over the peer's: above 1, kvtier is "
+        "faster."
+    )
+    yield from ("", "| blocks | operation | peer | ratio |", "|---|---|---|---|")
+    for name, row in found.items():
+        if (compared := PEER_ROW.fullmatch(name)) and row.ratio is not None:
+            operation, blocks, peer = compared.groups()
+            yield f"| {blocks} | {operation} | {peer} | {row.ratio:.2f} |"
+    yield ""
+    yield "## What does the router cost?"
+    yield ""
+    route = "kvtier route, default profile"
+    yield (
+        f"`kvtier route` uses {value(f'{route}, non-streaming: CPU a request'):.0f} us of CPU for a "
+        f"request without a stream and {value(f'{route}, streaming 64 chunks: CPU a request'):.0f} "
+        "us for a stream of 64 chunks: "
+        f"{ratio(f'{route}, non-streaming: CPU a request'):.2f} and "
+        f"{ratio(f'{route}, streaming 64 chunks: CPU a request'):.2f} times the Rust router "
+        "vllm-router. `kvtier epp` adds "
+        f"{value('p99 added by the picker at 300 requests/s'):.1f} ms to the 99th percentile at 300 "
+        "requests a second."
+    )
+
+
 def place(text: str, section: str) -> str:
-    """`text` with what stands between the markers replaced by `section`."""
+    """Return `text` with everything between the markers replaced by `section`."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + section + after
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write the README's section, its picture, and the page of measurements."""
     results = ROOT / "benchmarks" / "results"
-    engine, ttft = newest("engine", results), newest("ttft", results)
+    ttft = newest("ttft", results)
     readme = ROOT / "README.md"
-    readme.write_text(place(readme.read_text(), render_readme(engine, ttft)))
-    measured = render_measured(judged_files(results))
-    (ROOT / "docs/reference/measured.md").write_text(measured)
-    report = read_report(engine)
-    titles = {each["name"]: each["title"] for each in report.details["workloads"]}
-    draw_summaries(ROOT / "docs/engine.png", titles[PLOTTED], summaries(report, PLOTTED))
+    readme.write_text(place(readme.read_text(), render_readme(ttft)))
+    (ROOT / "docs/reference/measured.md").write_text(render_measured(results))
+    found = {row.name: row.value for row in read_report(ttft).rows}
+    draw_ttft(
+        ROOT / "docs/ttft.png",
+        "Time to the first token of a prompt of 5,300 tokens",
+        [(title, found[f"ttft/5300/{state}"]) for state, title in FIRST_TOKENS.items()],
+    )
 
 
 FIRST_TOKENS = {
