@@ -132,8 +132,8 @@ def _answers(results: Path) -> Iterator[str]:
     yield from _first_tokens(read_report(newest("ttft", results)))
     yield ""
     yield (
-        f"For 5,300 tokens, a RAM hit takes {ratio('ttft/5300/ram'):.2f} times a hit on the device, "
-        f"a disk hit after a restart {ratio('ttft/5300/disk'):.2f} times, and a hit in the folder "
+        f"For 5,300 tokens, a RAM hit takes {ratio('ttft/5300/ram'):.2f} times a hit on the "
+        f"device, a disk hit after a restart {ratio('ttft/5300/disk'):.2f} times, and a hit in the folder "
         f"of another engine {ratio('ttft/5300/shared'):.2f} times. Computing the prompt takes "
         f"{ratio('ttft/5300/cold_over_ram'):.0f} times as long as the RAM hit. The answers are the "
         "same."
@@ -184,14 +184,14 @@ def _answers(results: Path) -> Iterator[str]:
     yield ""
     route = "kvtier route, default profile"
     yield (
-        f"`kvtier route` uses {value(f'{route}, non-streaming: CPU a request'):.0f} us of CPU for a "
-        f"request without a stream and {value(f'{route}, streaming 64 chunks: CPU a request'):.0f} "
+        f"`kvtier route` uses {value(f'{route}, non-streaming: CPU a request'):.0f} us of CPU for "
+        f"a request without a stream and {value(f'{route}, streaming 64 chunks: CPU a request'):.0f} "
         "us for a stream of 64 chunks: "
         f"{ratio(f'{route}, non-streaming: CPU a request'):.2f} and "
         f"{ratio(f'{route}, streaming 64 chunks: CPU a request'):.2f} times the Rust router "
         "vllm-router. `kvtier epp` adds "
-        f"{value('p99 added by the picker at 300 requests/s'):.1f} ms to the 99th percentile at 300 "
-        "requests a second."
+        f"{value('p99 added by the picker at 300 requests/s'):.1f} ms to the 99th percentile at "
+        "300 requests a second."
     )
 
 
