@@ -16,6 +16,10 @@ from tests.engine.engine import Answer, Engine
 
 SIZE = 2_500
 LOGPROBS = 5
+SAME = 1e-5
+"""Bound of `gap` for equal bytes: the last bit of a float32 sum depends on where buffers lie."""
+DIFFERENT = 1e-4
+"""A group whose load copied nothing moves log probabilities by more than this."""
 
 
 class Hybrid(NamedTuple):
@@ -107,7 +111,7 @@ def test_hybrid_ram_hit_answers_as_device_hit(running: Running, noise: list[int]
     assert ram.cached == running.hybrid.reusable
     assert hit_blocks(running.engine)["ram"] - before == running.hybrid.blocks
     assert ram.tokens == running.device.tokens
-    assert gap(ram, running.device) == 0.0
+    assert gap(ram, running.device) < SAME
 
 
 def test_hybrid_load_without_one_group_changes_the_answer(
@@ -123,7 +127,7 @@ def test_hybrid_load_without_one_group_changes_the_answer(
         answer = ask(running.engine, noise[:SIZE])
         running.engine.call("break_loads", groups=[])
         assert answer.cached == running.hybrid.reusable
-        assert gap(answer, running.device) > 1e-4, f"groups {broken} were not loaded"
+        assert gap(answer, running.device) > DIFFERENT, f"groups {broken} were not loaded"
     assert running.engine.call("reset")
 
 
@@ -134,7 +138,7 @@ def test_hybrid_shorter_prefix_is_found(running: Running, noise: list[int]) -> N
     assert running.engine.call("reset")
     ram = ask(running.engine, ids)
     assert ram.cached == device.cached > SIZE // 2
-    assert gap(ram, device) == 0.0
+    assert gap(ram, device) < SAME
 
 
 def test_hybrid_disk_hit_in_new_process_answers_as_device_hit(
@@ -147,4 +151,4 @@ def test_hybrid_disk_hit_in_new_process_answers_as_device_hit(
         disk = ask(second, noise[:SIZE])
         assert disk.cached == running.hybrid.reusable
         assert hit_blocks(second) == {"ram": 0, "disk": running.hybrid.blocks}
-        assert gap(disk, running.device) == 0.0
+        assert gap(disk, running.device) < SAME
