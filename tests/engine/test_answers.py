@@ -53,7 +53,9 @@ def first(
     start: Start, smollm2: Path, corpus: list[int], settings: dict[str, Any]
 ) -> Iterator[Engine]:
     """An engine that computes every prompt once."""
-    with start(smollm2, settings, device_blocks=DEVICE_BLOCKS) as engine:
+    # One block of the device stays empty; a prompt may take all others.
+    longest = (DEVICE_BLOCKS - 1) * BLOCK
+    with start(smollm2, settings, device_blocks=DEVICE_BLOCKS, max_model_len=longest) as engine:
         yield engine
 
 
