@@ -5,7 +5,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -141,7 +141,7 @@ def route(
     configuration = config.read_configuration(str(profile) if profile else None)
     for warning in configuration.warnings:
         _log.warning("%s", warning)
-    replica_key = _replica_key(settings, os.environ)
+    replica_key = keys.replica_key(settings, os.environ)
     assembled = assembly.Assembly(
         configuration,
         default=strategy,
@@ -151,17 +151,17 @@ def route(
         evictors=parse_evictors((settings.evictor_events or "",), "--evictor-events"),
         tls=sockets.client_context(settings.replica_ca, "--replica-ca"),
     )
-    wiring = RouterDependencies(
+    dependencies = RouterDependencies(
         discovery=discovery,
         choices=assembled.choices,
         prompts=assembled.prompts,
-        keys=_keys(settings, os.environ),
+        keys=keys.client_keys(settings, os.environ),
         replica_key=replica_key,
         listeners=assembled.listeners,
         collectors=assembled.collectors,
     )
     _open_files()
-    number = run_server(_serve(settings, wiring, assembled))
+    number = run_server(_serve(settings, dependencies, assembled))
     if number == signal.SIGINT:
         context.exit(EXIT_INTERRUPTED)
 
@@ -221,16 +221,16 @@ def replay_decisions(
 
 
 async def _serve(
-    settings: RouteOptions, wiring: RouterDependencies, assembled: assembly.Assembly
+    settings: RouteOptions, dependencies: RouterDependencies, assembled: assembly.Assembly
 ) -> int:
     """Run the router until SIGINT or SIGTERM; return the number of that signal."""
     loop = asyncio.get_running_loop()
-    told: asyncio.Queue[int] = asyncio.Queue()
+    signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.put_nowait, number)
+        loop.add_signal_handler(number, signals.put_nowait, number)
     async with assembled:
-        router = Router(settings, wiring)
-        first = asyncio.create_task(told.get())
+        router = Router(settings, dependencies)
+        first = asyncio.create_task(signals.get())
         try:
             if not await _unless(router.start(), first):
                 return first.result()
@@ -244,8 +244,8 @@ async def _serve(
                 members,
             )
             await first
-            second = asyncio.create_task(told.get())
-            await _unless(router.drain(is_asked_for=first.result() == signal.SIGINT), second)
+            second = asyncio.create_task(signals.get())
+            await _unless(router.drain(is_interactive=first.result() == signal.SIGINT), second)
             second.cancel()
             return first.result()
         finally:
@@ -253,10 +253,10 @@ async def _serve(
             await router.close()
 
 
-async def _unless(work: Coroutine[Any, Any, None], told: asyncio.Task[int]) -> bool:
-    """Await `work`, and cancel it at a signal (`told`); return True if it ended before that."""
+async def _unless(work: Coroutine[Any, Any, None], signaled: asyncio.Task[int]) -> bool:
+    """Await `work`, and cancel it at a signal (`signaled`); return True if it ended before that."""
     task = asyncio.create_task(work)
-    await asyncio.wait((task, told), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((task, signaled), return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
         return True
@@ -295,19 +295,3 @@ def _tokenizers(texts: Sequence[str]) -> dict[str, Path]:
         name, path = (model, folder) if separator else (assembly.EVERY_MODEL, text)
         found[name] = Path(path).expanduser()
     return found
-
-
-def _keys(settings: RouteOptions, env: Mapping[str, str]) -> keys.ApiKeys:
-    found = keys.read_keys(settings.api_keys, "--api-keys") if settings.api_keys else []
-    if given := env.get(options.API_KEY, "").strip():
-        found.append(given)
-    return keys.ApiKeys(found)
-
-
-def _replica_key(settings: RouteOptions, env: Mapping[str, str]) -> str | None:
-    if settings.replica_key is None:
-        return env.get(options.REPLICA_KEY, "").strip() or None
-    found = keys.read_keys(settings.replica_key, "--replica-key")
-    if len(found) > 1:
-        raise InvalidSettings(f"--replica-key: {settings.replica_key} has more than one key")
-    return found[0]

@@ -1,1 +1,1 @@
-"""Every metric kvtier has, as data: one module for each process that exposes some."""
+"""The declarations of all metrics, in one module per kind of process."""

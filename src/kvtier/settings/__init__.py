@@ -1,4 +1,4 @@
-"""The one settings tree and how it is filled; `load` is the way in."""
+"""The settings of engines: one tree, and `load`, which fills it from all sources."""
 
 from kvtier.settings.layers import Resolved, load, resolve
 from kvtier.settings.tree import (

@@ -196,14 +196,14 @@ def test_drain_asked_for_ends_when_no_request_is_left(
             a.held.clear()
             asking = asyncio.ensure_future(at.post(stream=True).__aenter__())
             await until(lambda: bool(a.requests), "the request arrives")
-            draining = asyncio.ensure_future(at.router.drain(is_asked_for=True))
+            draining = asyncio.ensure_future(at.router.drain(is_interactive=True))
             await until(lambda: "/health says 503" in caplog.text, "it is logged")
             a.held.set()
             assert await (await asking).read() == EVENT * 4 + DONE
             await draining
         caplog.clear()
         async with stand(drain=600.0) as at:
-            await at.router.drain(is_asked_for=True)
+            await at.router.drain(is_interactive=True)
 
     run(test())
     assert [text for text in caplog.messages if text.startswith("stopping")] == ["stopping"]

@@ -8,12 +8,13 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from kvtier.errors import InvalidSettings
 from kvtier.router.request.message import Fields, first_value
+from kvtier.router.route.options import API_KEY, REPLICA_KEY, RouteOptions
 
 _REMARK: Final = re.compile(r"(?:^|\s)#")
 
@@ -38,6 +39,24 @@ class ApiKeys:
         digest = _digest(shown.strip())
         # Compare with all keys, so that the time does not depend on which one matches.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def client_keys(options: RouteOptions, env: Mapping[str, str]) -> ApiKeys:
+    """Return the keys of `--api-keys` and of its variable. Raises InvalidSettings."""
+    keys = read_keys(options.api_keys, "--api-keys") if options.api_keys else []
+    if key := env.get(API_KEY, "").strip():
+        keys.append(key)
+    return ApiKeys(keys)
+
+
+def replica_key(options: RouteOptions, env: Mapping[str, str]) -> str | None:
+    """Return the key of `--replica-key` or of its variable, if any. Raises InvalidSettings."""
+    if options.replica_key is None:
+        return env.get(REPLICA_KEY, "").strip() or None
+    keys = read_keys(options.replica_key, "--replica-key")
+    if len(keys) > 1:
+        raise InvalidSettings(f"--replica-key: {options.replica_key} has more than one key")
+    return keys[0]
 
 
 def read_keys(path: str, where: str) -> list[str]:

@@ -265,16 +265,16 @@ class Router:
             raise cannot_listen("--host, --port", options.host, options.port, error) from error
         self._port = self._server.sockets[0].getsockname()[1]
 
-    async def drain(self, *, is_asked_for: bool = False) -> None:
+    async def drain(self, *, is_interactive: bool = False) -> None:
         """Stop: serve for `drain` while /health says 503, then wait for requests to end.
 
-        Requests have `drain_timeout` to end in. With `is_asked_for` (Ctrl-C) the router stops as
+        Requests have `drain_timeout` to end in. With `is_interactive` (Ctrl-C) the router stops as
         soon as there are no requests.
         """
         self._proxy.draining = True
         if self._server is None or self._connections is None:
             return
-        await self._tell(self._connections, ends_idle=is_asked_for)
+        await self._tell(self._connections, ends_idle=is_interactive)
         self._server.close()
         self._connections.close_idle()
         if self._connections.busy():
