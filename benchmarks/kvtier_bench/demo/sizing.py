@@ -35,6 +35,8 @@ SETTLE_S = 2.0
 STOP_S = 2.0
 COMPUTED_SHARE = 0.85
 """Share of the requests whose prefix vLLM alone computes again, at most."""
+LOAD_MARGIN = 1.25
+"""A machine that gets slower by this still finishes the load."""
 OVERLAP = 0.7
 """Share of the time for output tokens that is left where requests generate them together."""
 LONGEST_PREFILL_S = 12.0
@@ -124,15 +126,15 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape(2048, 8, 48),
+    Shape(2048, 5, 48),
     Shape(1024, 6, 48),
     Shape(512, 5, 24),
     Shape(256, 5, 24),
 )
 """From a fast machine's to a slow one's."""
-QUESTIONS_AND_OUTPUT = ((6, 24), (5, 24), (4, 24), (4, 16), (3, 16), (3, 8), (3, 4))
-LEAST_QUESTIONS_AND_OUTPUT = ((2, 3),)
-"""Where no shape fits with more: half of the requests are then the first of their group."""
+QUESTIONS_AND_OUTPUT = ((6, 24), (5, 24), (4, 24), (4, 16), (4, 8))
+LEAST_QUESTIONS_AND_OUTPUT = ((3, 8), (3, 4), (2, 3))
+"""Where no shape fits with more: then fewer requests are for a prefix that was met before."""
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +193,7 @@ def costs(sizes: Sizes, speed: Speed) -> Costs:
         alone_load = load.requests * (COMPUTED_SHARE * computed + OVERLAP * decode)
         tiers_load = load.groups * computed + again * found + load.requests * OVERLAP * decode
         check = found + decode
+    alone_load, tiers_load = LOAD_MARGIN * alone_load, LOAD_MARGIN * tiers_load
     checks = sizes.checks * check
     return Costs(
         alone=cold + alone_load + STOP_S,
