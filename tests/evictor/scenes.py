@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvtier.clock import VirtualClock
+from kvtier.evictor.context import Work
 from kvtier.evictor.options import Options
-from kvtier.evictor.work import Silent, Work
+from kvtier.evictor.report import Silent
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.store import ListPage, Read, Stat, Store

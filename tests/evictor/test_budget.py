@@ -11,13 +11,17 @@ from kvtier.evictor.budget import (
     Marks,
     Place,
     Plan,
+    Record,
     Step,
     Usage,
     divide,
     plan,
+    put_record,
+    read_usages,
     steps_of,
 )
 from kvtier.evictor.table import Table
+from tests.evictor.scenes import Scene
 
 FOREVER = float("inf")
 
@@ -133,3 +137,18 @@ def test_steps_hold_everything_from_cold_to_hot() -> None:
     assert sum(step.size_bytes for step in steps) == sum(range(100, 1000))
     assert [step.recent_s for step in steps] == sorted(step.recent_s for step in steps)
     assert steps_of(Table(), np.zeros(0, dtype=np.bool_)) == []
+
+
+def test_usages_of_all_shards_come_together() -> None:
+    scene = Scene()
+    usage = Usage(100, 3, 2, [Step(1.5, 50, 1), Step(2.5, 50, 1)])
+    put_record(scene.store, "3", Record({"tree": usage}))
+    put_record(scene.store, "rest", Record({"tree": Usage(7, 1)}))
+    put_record(scene.store, "4", Record({"tree": Usage(999, 9)}))
+    scene.store.put("leases/usage-5.json", b"{]")
+    own = {"4": Record({"other": Usage(1, 1)})}
+    assert read_usages(scene.store, own) == {
+        ("3", "tree"): usage,
+        ("4", "other"): Usage(1, 1),
+        ("rest", "tree"): Usage(7, 1),
+    }

@@ -15,7 +15,7 @@ from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.filesystem import FileSystem
 from kvtier.evictor.leases import REST
 from kvtier.evictor.options import Options
-from kvtier.evictor.view import summary_line
+from kvtier.evictor.report import summary_line
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
 

@@ -5,9 +5,15 @@ import errno
 import pytest
 
 from kvtier.errors import Fenced
-from kvtier.evictor.journals import KEPT_S, fold, read_journals, read_summaries, recall
+from kvtier.evictor.journals import (
+    KEPT_S,
+    fold,
+    read_journals,
+    read_summaries,
+    recall,
+    summary_name,
+)
 from kvtier.evictor.layouts import Tree, shard_of
-from kvtier.evictor.summary import summary_name
 from kvtier.evictor.table import Use
 from tests.evictor.scenes import FOREIGN, START_S, TREE, Between, Scene, block, key_of
 

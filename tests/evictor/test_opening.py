@@ -1,79 +1,16 @@
+import errno
 from pathlib import Path
 
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.budget import Mark, Marks
-from kvtier.evictor.filesystem import FileSystem
-from kvtier.evictor.opening import Wishes, open_place, read_options
-from kvtier.evictor.options import Options
-from tests.evictor.scenes import TREE
+from kvtier.evictor.layouts import Tree
+from kvtier.evictor.opening import open_place, refusal
+from kvtier.testing.samples import sample_space
+from kvtier.tiers.shared.manifest import ensure_manifest
+from tests.evictor.scenes import FOREIGN, Between, Scene
 
-DISK = FileSystem(1 << 40, 0)
-
-
-def test_what_is_not_said_is_the_default() -> None:
-    options = read_options(Wishes(path="/x", high="100B", low="50B"), DISK)
-    assert options == Options(marks=Marks(Mark(100, 50)))
-
-
-def test_everything_said_is_heard() -> None:
-    wishes = Wishes(
-        path="/x",
-        high="50%",
-        high_inodes="100",
-        quotas=[f"{TREE}=1000B"],
-        ttl="72h",
-        grace="2m",
-        orphans="2h",
-        lease="30s",
-        sweep="5m",
-        policy="s3fifo",
-        files_per_second=5.0,
-        deletes_per_second=6.0,
-        sweep_broken=True,
-        delete_unknown=True,
-        sweep_foreign_folders=True,
-        dry_run=True,
-    )
-    assert read_options(wishes, DISK) == Options(
-        marks=Marks(Mark(1 << 39, int((1 << 40) * 0.45)), Mark(100, 90)),
-        of_filesystem=True,
-        quotas={TREE: Marks(Mark(1000, 900))},
-        ttl_s=72 * 3600,
-        grace_s=120,
-        orphan_s=7200,
-        lease_s=30,
-        sweep_s=300,
-        policy="s3fifo",
-        files_per_second=5.0,
-        deletes_per_second=6.0,
-        check_headers=True,
-        sweep_broken=True,
-        delete_unknown=True,
-        sweep_foreign_folders=True,
-        dry_run=True,
-    )
-
-
-@pytest.mark.parametrize(
-    ("wishes", "named"),
-    [
-        ({}, "--high: nothing bounds the store"),
-        ({"ttl": "10s"}, "--ttl: 10s is shorter than --grace 60s"),
-        ({"ttl": "old"}, "--ttl: 'old'"),
-        ({"ttl": "1h", "grace": "x"}, "--grace: 'x'"),
-        ({"ttl": "1h", "lease": "0.5s"}, "--lease: 0.5s is too short"),
-        ({"ttl": "1h", "policy": "best"}, "--policy: no eviction called 'best'"),
-        ({"ttl": "1h", "files_per_second": 0.0}, "--files-per-second: 0"),
-        ({"ttl": "1h", "deletes_per_second": -1.0}, "--max-delete-per-second: -1"),
-        ({"ttl": "1h", "key_file": Path("/nowhere")}, "/nowhere cannot be read"),
-    ],
-)
-def test_nonsense(wishes: dict[str, object], named: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_options(Wishes(path="/x", **wishes), DISK)  # type: ignore[arg-type]
-    assert named in str(caught.value)
+SPACE = sample_space()
 
 
 def test_folders(tmp_path: Path) -> None:
@@ -94,3 +31,29 @@ def test_folders(tmp_path: Path) -> None:
 def test_what_is_no_bucket() -> None:
     with pytest.raises(InvalidSettings, match=r"^PATH: .* is not a bucket"):
         open_place("http://x/y")
+
+
+def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
+    scene = Scene()
+    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
+    manifest = f"{tree.name}/manifest.json"
+    assert refusal(scene.store, tree) is None
+    scene.store.put(manifest, b'{"format": 2}')
+    assert f"{manifest} is of format 2" in (refusal(scene.store, tree) or "")
+    scene.store.put(manifest, b"\xff{]")
+    assert refusal(scene.store, tree) is None
+    scene.store.remove(manifest)
+    assert refusal(scene.store, tree) is None
+    assert refusal(scene.store, Tree(FOREIGN, is_foreign=True)) is None
+
+
+def test_one_tree_whose_manifest_cannot_be_read_does_not_stop_the_others() -> None:
+    scene = Scene()
+    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
+
+    class Refusing(Between):
+        def before(self, verb: str, name: str) -> None:
+            raise OSError(errno.EACCES, "Permission denied")
+
+    reason = refusal(Refusing(scene.store), tree) or ""
+    assert f"{tree.name}/manifest.json cannot be read (Permission denied)" in reason

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.evictor.layouts import SHARDS, Tree
-from kvtier.evictor.records import Progress, put_progress
-from kvtier.evictor.scan import SAVE_S, scan_shard
+from kvtier.evictor.scan import SAVE_S, Progress, put_progress, scan_shard
 from kvtier.evictor.table import Table
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Killed, Scene, block, key_of

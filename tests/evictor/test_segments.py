@@ -5,7 +5,7 @@ from kvtier.errors import Corrupt
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.segments import open_segments
 from tests.evictor.scenes import FOREIGN, Scene, key_of
-from tests.evictor.test_broken import publish
+from tests.evictor.test_scan_headers import publish
 
 
 @pytest.mark.parametrize("blocks", [1, 400])

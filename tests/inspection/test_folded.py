@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from kvtier.evictor.summary import encode, summary_name
+from kvtier.evictor.journals import encode, summary_name
 from kvtier.evictor.table import Use
 from kvtier.inspection.folded import Uses, folded_reads
 from kvtier.inspection.stored import StoreView

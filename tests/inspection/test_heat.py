@@ -6,7 +6,7 @@ from typing import TypeVar
 import pytest
 
 from kvtier.blocks.checksum import Xxh3
-from kvtier.evictor.summary import encode, summary_name
+from kvtier.evictor.journals import encode, summary_name
 from kvtier.evictor.table import Use
 from kvtier.inspection.heat import Heat
 from kvtier.inspection.hottest import Chain

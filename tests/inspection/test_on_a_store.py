@@ -8,7 +8,7 @@ import pytest
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.evictor import Evictor
-from kvtier.evictor.opening import Wishes, read_options
+from kvtier.evictor.options import Wishes, read_options
 from kvtier.inspection import surveyor
 from kvtier.inspection.checking import Observer, Wish, check_view
 from kvtier.inspection.pace import Pace

@@ -14,15 +14,13 @@ from rich.console import Console
 
 from kvtier.cli.stopping import Stopper
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.announcing import EventAnnouncer
+from kvtier.evictor.context import PassStopped
+from kvtier.evictor.events import EventAnnouncer, Publisher
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.metering import Meter, serve
-from kvtier.evictor.opening import Wishes, open_place, read_options
-from kvtier.evictor.progress import progress_on
-from kvtier.evictor.publishing import Publisher
-from kvtier.evictor.report import Report
-from kvtier.evictor.view import pass_view, summary_line
-from kvtier.evictor.work import PassStopped
+from kvtier.evictor.opening import open_place
+from kvtier.evictor.options import Wishes, read_options
+from kvtier.evictor.report import Report, pass_view, progress_on, summary_line
 from kvtier.inspection.pace import Pace, Stopped
 from kvtier.settings.compat import pvc_evictor
 from kvtier.settings.compat.pvc_evictor import PvcEvictor

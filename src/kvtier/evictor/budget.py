@@ -1,14 +1,16 @@
-"""How much has to go, and from where: arithmetic on what the shards say of themselves.
+"""How much has to be freed, and where: arithmetic on the usages that evictors publish.
 
-Why: no evictor sees the whole store. Each publishes, for its shards, how many bytes and inodes
-lie there and a short list of steps from cold to hot; from all of these lists every evictor
-computes the same cut and frees its own part. So the coldest blocks of the whole store leave
-first, without a master. Nothing here touches a store.
+No evictor sees the whole store. Each publishes for its shards, in `leases/usage-<shard>.json`,
+how many bytes and inodes they take up, and a short list of steps from cold to hot. From all of
+these lists every evictor computes the same cut and frees its own part of it. So the coldest
+blocks of the whole store are evicted first, without a master.
 
-Invariants: what is hotter than `newest_s` is never counted on; no shard is asked for more than
-its steps hold; a bound that is not exceeded asks for nothing.
+Invariants: steps hotter than `newest_s` are never counted on; no shard has to free more than its
+steps contain; a bound that is not exceeded requires nothing. A usage that cannot be read counts
+as missing, which costs one scan.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -16,9 +18,18 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from kvtier.evictor.layouts import LEASES
+from kvtier.evictor.leases import ALL
+from kvtier.evictor.listing import read_small
 from kvtier.evictor.table import Table
+from kvtier.tiers.shared.store import Store
+
+_log = logging.getLogger(__name__)
 
 STEPS: Final = 128
+Place = tuple[str, str]
+"""Shard and tree."""
+_BYTES_MAX: Final = 1 << 30
 
 
 class Amount(NamedTuple):
@@ -84,10 +95,6 @@ class Marks(NamedTuple):
     def excess(self, used: Amount) -> Amount:
         """How much has to go."""
         return Amount(self.size_bytes.excess(used.size_bytes), self.inodes.excess(used.inodes))
-
-
-Place = tuple[str, str]
-"""Shard and tree."""
 
 
 class Plan(NamedTuple):
@@ -185,3 +192,36 @@ def _behind(usage: Usage, freed: Amount) -> Usage:
             steps.append(Step(step.recent_s, left.size_bytes, left.inodes))
         freed = freed.minus(Amount(step.size_bytes, step.files))
     return Usage(usage.size_bytes, usage.inodes, usage.files, steps)
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A shard after a scan, or after an eviction."""
+
+    usages: Mapping[str, Usage]
+    """By tree."""
+
+
+def put_record(store: Store, shard: str, record: Record) -> None:
+    """Raises OSError."""
+    store.put(f"{LEASES}/usage-{shard}.json", msgspec.json.encode(record))
+
+
+def read_usages(store: Store, but: Mapping[str, Record]) -> dict[Place, Usage]:
+    """Of all shards: those in `but` are taken from there, the others read. Raises OSError."""
+    usages: dict[Place, Usage] = {}
+    for shard in ALL:
+        record = but.get(shard) or _read_record(store, shard)
+        if record is not None:
+            usages.update({(shard, tree): usage for tree, usage in record.usages.items()})
+    return usages
+
+
+def _read_record(store: Store, shard: str) -> Record | None:
+    read = read_small(store, f"{LEASES}/usage-{shard}.json", _BYTES_MAX)
+    if read is None:
+        return None
+    try:
+        return msgspec.json.decode(read[0], type=Record)
+    except msgspec.MsgspecError as error:
+        _log.warning("usage of shard %s cannot be read: %s", shard, error)
+        return None

@@ -16,24 +16,19 @@ from typing import Final
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Fenced
-from kvtier.evictor.announcing import Announcer, Unannounced
-from kvtier.evictor.broken import refusal
-from kvtier.evictor.budget import Amount, Place, Usage, plan
-from kvtier.evictor.checks import check_place
-from kvtier.evictor.emergency import FULL, make_room
+from kvtier.evictor.budget import Amount, Place, Record, Usage, plan, put_record, read_usages
+from kvtier.evictor.context import PassStopped, Work
+from kvtier.evictor.events import Announcer, Unannounced
 from kvtier.evictor.filesystem import FileSystem, Reclaim
 from kvtier.evictor.journals import fold, read_journals
 from kvtier.evictor.layouts import LEASES, Tree, recognise
-from kvtier.evictor.leases import ALL, REST, Leases
+from kvtier.evictor.leases import ALL, REST, Leases, Unleased
 from kvtier.evictor.listing import tops
+from kvtier.evictor.opening import check_place, refusal
 from kvtier.evictor.options import Options
-from kvtier.evictor.records import Record, put_record, read_usages
-from kvtier.evictor.report import Report
-from kvtier.evictor.scan import Scan, scan_shard
-from kvtier.evictor.shrink import Shrinking
-from kvtier.evictor.sweep import sweep_folders, sweep_rest
-from kvtier.evictor.unleased import Unleased
-from kvtier.evictor.work import Observer, PassStopped, Silent, Work
+from kvtier.evictor.report import Observer, Report, Silent
+from kvtier.evictor.scan import Scan, scan_shard, sweep_folders, sweep_rest
+from kvtier.evictor.shard_eviction import FULL, Shrinking, make_room
 from kvtier.tiers.shared.store import Store
 
 _log = logging.getLogger(__name__)

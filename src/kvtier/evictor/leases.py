@@ -22,12 +22,10 @@ import numpy as np
 from kvtier.clock import Clock, unique_id
 from kvtier.errors import Fenced
 from kvtier.evictor.layouts import LEASES, SHARDS
-from kvtier.evictor.listing import files
-from kvtier.evictor.reading import read_small
+from kvtier.evictor.listing import files, read_small
 from kvtier.tiers.shared.store import Store
 
 _log = logging.getLogger(__name__)
-
 REST: Final = "rest"
 """Everything that is in no shard: journals, orphans, what nobody knows."""
 ALL: Final = (*SHARDS, REST)
@@ -214,3 +212,43 @@ class Leases:
 
 def _name(shard: str, epoch: int) -> str:
     return f"{LEASES}/{shard}.{epoch:010d}"
+
+
+class Unleased:
+    """Stands where `Leases` would."""
+
+    fenced: Final = 0
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def owned(self) -> list[str]:
+        """All."""
+        return list(ALL)
+
+    def epoch(self, shard: str) -> int:
+        """None that anybody else has."""
+        del shard
+        return 0
+
+    def now_s(self) -> float:
+        """The store's clock, as it stamps it on a file that is gone at once. Raises OSError."""
+        name = f"now-{unique_id()[:16]}"  # at the top: a folder would stay
+        try:
+            return self._store.put(name, b"").modified_s
+        finally:
+            self._store.remove(name)
+
+    def keep(self, shard: str) -> None:
+        """Nobody can take it away."""
+
+    def renew(self) -> None:
+        """Nothing to keep up."""
+
+    def balance(self) -> list[str]:
+        """All."""
+        return self.owned
+
+    def release(self) -> None:
+        """Nothing was taken."""

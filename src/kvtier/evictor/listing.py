@@ -1,15 +1,17 @@
-"""Listing a store in parts: the names that begin alike, and those outside of all such parts.
+"""Listing a store in parts, and reading its small files.
 
-Why: evictors share a store by the first digit of a block, and a part is scanned without
-touching the others. Where a store can tell what a file takes up on its device (`occupied`),
-that is used; elsewhere, as in a bucket, a file takes up its length.
+Evictors share a store by the first hex digit of a block, so that each scans its part without
+touching the others. A store that can tell how much space a file takes up on its device
+(`occupied`) is asked for that; elsewhere, as in a bucket, a file takes up its length.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, runtime_checkable
 
+import numpy as np
+
 from kvtier.tiers.shared.folder import FileUsage
-from kvtier.tiers.shared.store import Store
+from kvtier.tiers.shared.store import Stat, Store
 
 _BEHIND: Final = "~"
 """Comes after every character of a legal name."""
@@ -84,3 +86,18 @@ def tops(store: Store) -> list[str]:
         # Behind a folder come names like `model-0123…/`, which sort before `model/`: listed
         # already. Behind a file of the name `model` they are still to come.
         after = page.entries[0].name if "/" not in page.entries[0].name else f"{top}/{_BEHIND}"
+
+
+def read_small(store: Store, name: str, limit_bytes: int) -> tuple[bytes, Stat] | None:
+    """All of a file and its Stat; None where there is none, or one longer than `limit_bytes`.
+
+    Raises OSError.
+    """
+    stat = store.stat(name)
+    if stat is None or stat.size > limit_bytes:
+        return None
+    buffer = np.zeros(stat.size, np.uint8)
+    read = store.read(name, 0, [buffer])
+    if read is None or read.stat.size != read.filled_bytes:
+        return None
+    return bytes(buffer[: read.filled_bytes]), read.stat

@@ -13,8 +13,7 @@ from prometheus_client.registry import Collector
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.announcing import EventAnnouncer
-from kvtier.evictor.publishing import Publisher
+from kvtier.evictor.events import EventAnnouncer, Publisher
 from kvtier.evictor.report import REASONS, Report
 from kvtier.metrics import evictor as metrics
 

@@ -1,106 +1,29 @@
-"""From what people write to an evictor that is ready: one clear error for each mistake.
+"""Opening the store that an evictor works on, and checking it before anything is deleted.
 
-Why: what a person gave on the command line, what the variables of llm-d's evictor say, and what
-the machine has, meet here. Invariant: what leaves here can be started; nothing was deleted yet.
+A wrong PATH, or a quota for a folder that does not exist, is an error at the start. Key spaces
+of another format are refused, because their names may mean something else.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
-from kvtier import plugins
-from kvtier.blocks.checksum import load_key
 from kvtier.errors import InvalidSettings
 from kvtier.evictor import filesystem
-from kvtier.evictor.bounds import byte_mark, inode_mark, quota_marks
-from kvtier.evictor.budget import Marks
 from kvtier.evictor.events import Owner
 from kvtier.evictor.filesystem import FileSystem
+from kvtier.evictor.layouts import Tree, is_inside_a_tree
+from kvtier.evictor.listing import read_small
 from kvtier.evictor.options import Options
-from kvtier.settings.sizes import parse_duration
+from kvtier.evictor.segments import MANIFEST_BYTES_MAX
+from kvtier.tiers.files import MANIFEST_NAME, manifest_format
 from kvtier.tiers.objectstore.store import BucketStore
+from kvtier.tiers.shared.manifest import FORMAT
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import Store
 
-
-class Wishes(msgspec.Struct, kw_only=True):
-    """Texts of flags, as they were written; None where one was not given."""
-
-    path: str
-    high: str | None = None
-    low: str | None = None
-    high_inodes: str | None = None
-    low_inodes: str | None = None
-    quotas: Sequence[str] = ()
-    ttl: str | None = None
-    grace: str = "60s"
-    orphans: str = "1h"
-    lease: str = "60s"
-    sweep: str = "1h"
-    policy: str = "lru"
-    files_per_second: float | None = None
-    deletes_per_second: float | None = None
-    check_headers: bool = False
-    sweep_broken: bool = False
-    delete_unknown: bool = False
-    sweep_foreign_folders: bool = False
-    key_file: Path | None = None
-    dry_run: bool = False
-
-
-def read_options(wishes: Wishes, disk: FileSystem | None) -> Options:
-    """Check everything that was written. Raises InvalidSettings naming the flag and the fix."""
-    mark, of_filesystem = byte_mark(wishes.high, wishes.low, disk)
-    inodes = inode_mark(wishes.high_inodes, wishes.low_inodes, disk)
-    quotas = quota_marks(wishes.quotas, disk)
-    ttl_s = None if wishes.ttl is None else parse_duration(wishes.ttl, "--ttl")
-    if mark.high is None and inodes.high is None and not quotas and ttl_s is None:
-        raise InvalidSettings(
-            "--high: nothing bounds the store; give --high 500GiB, --high 85%, --high-inodes, "
-            "--quota or --ttl"
-        )
-    grace_s = parse_duration(wishes.grace, "--grace")
-    if ttl_s is not None and ttl_s < grace_s:
-        raise InvalidSettings(
-            f"--ttl: {wishes.ttl} is shorter than --grace {wishes.grace}, which keeps blocks "
-            "anyway; make --grace shorter, or --ttl longer"
-        )
-    lease_s = parse_duration(wishes.lease, "--lease")
-    if lease_s < 1:
-        raise InvalidSettings(f"--lease: {wishes.lease} is too short to keep up; write 60s")
-    for flag, rate in (
-        ("--files-per-second", wishes.files_per_second),
-        ("--max-delete-per-second", wishes.deletes_per_second),
-    ):
-        if rate is not None and rate <= 0:
-            raise InvalidSettings(f"{flag}: {rate:g} would never end; leave it out for no limit")
-    try:
-        plugins.load("eviction", wishes.policy)
-    except InvalidSettings as error:
-        raise InvalidSettings(f"--policy: {error}") from error
-    if wishes.key_file is not None:
-        load_key(wishes.key_file, "--key-file")
-    return Options(
-        marks=Marks(mark, inodes),
-        of_filesystem=of_filesystem,
-        quotas=quotas,
-        ttl_s=ttl_s,
-        policy=wishes.policy,
-        grace_s=grace_s,
-        orphan_s=parse_duration(wishes.orphans, "--orphans"),
-        sweep_s=parse_duration(wishes.sweep, "--sweep"),
-        lease_s=lease_s,
-        files_per_second=wishes.files_per_second,
-        deletes_per_second=wishes.deletes_per_second,
-        check_headers=wishes.check_headers or wishes.sweep_broken,
-        sweep_broken=wishes.sweep_broken,
-        delete_unknown=wishes.delete_unknown,
-        sweep_foreign_folders=wishes.sweep_foreign_folders,
-        key_file=wishes.key_file,
-        dry_run=wishes.dry_run,
-    )
+_log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -149,3 +72,70 @@ def _open_bucket(url: str) -> Place:
         store.close()
         raise
     return Place(store, None, owner="objectstore")
+
+
+def check_place(
+    found: Sequence[str],
+    trees: Sequence[Tree],
+    refused: Mapping[str, str],
+    mounts: Sequence[str],
+    options: Options,
+) -> None:
+    """`found` is what lies at the top of a store, but for what evictors keep there.
+
+    `trees` are those to work on; `refused` those that must not be touched, with the reason.
+    Raises InvalidSettings naming the flag and the fix.
+    """
+    for reason in refused.values():
+        raise InvalidSettings(f"PATH: {reason}, or move the folder away")
+    if not trees and not mounts:
+        _check_unknown(found, options)
+    names = {tree.name for tree in trees}
+    for mount in mounts:
+        _log.warning("left alone, as another file system is mounted there: %s", mount)
+        names.add(mount.partition("/")[0])
+    for folder in sorted(set(options.quotas) - names):
+        there = ", ".join(sorted(names)) or "none, as no engine has written yet"
+        raise InvalidSettings(
+            f"--quota: there is no folder {folder} in the store; name one of those at its "
+            f"top: {there}"
+        )
+
+
+def _check_unknown(found: Sequence[str], options: Options) -> None:
+    """Of a place in which no tree is known."""
+    if inside := next((top for top in found if is_inside_a_tree(top)), None):
+        raise InvalidSettings(
+            f"PATH: {inside} at its top is of one key space; name the folder above it"
+        )
+    if options.delete_unknown and found:
+        raise InvalidSettings(
+            "--delete-unknown: nothing here is of a known layout, so all of it would go; name "
+            "the folder that engines share"
+        )
+
+
+def refusal(store: Store, tree: Tree) -> str | None:
+    """Why a tree must not be touched: its manifest is of a format this program does not know.
+
+    Or it cannot be read, so nobody knows its format. A manifest that is missing or damaged is no
+    reason: names say what may be evicted. Never raises for one tree: others can be looked after.
+    """
+    if tree.is_foreign:
+        return None
+    name = f"{tree.name}/{MANIFEST_NAME}"
+    try:
+        read = read_small(store, name, MANIFEST_BYTES_MAX)
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror or error}); let this user read it"
+    if read is None:
+        return None
+    try:
+        found = manifest_format(read[0])
+    except InvalidSettings:
+        return None
+    if found == FORMAT:
+        return None
+    return (
+        f"{name} is of format {found}, this kvtier knows {FORMAT}; run the evictor of that version"
+    )

@@ -1,28 +1,143 @@
-"""Scanning one shard: every file of it in every tree, resumable, at a limited rate.
+"""Scanning a store: every file of a shard, and every file outside of the shards.
 
-Why: a tree of millions of files takes minutes to read on a busy file system, and evictors die.
-Every SAVE_S what was seen and the last name go into the store; who takes over goes on there.
+Reading a tree of millions of files takes minutes on a busy file system, and an evictor may die
+meanwhile. Every SAVE_S a scan writes what it has seen, and the last name, to
+`leases/cursor-<shard>.bin`; the next owner of the shard continues there. What is outside of the
+shards is looked through rarely, by the owner of the lease `rest`.
 
-Invariants: a file that stays is seen once in a scan; blocks go into tables, everything else is
-settled at once; a folder that cannot be read is counted and does not hide the others.
+Invariants: a file that stays is seen once in a scan; a folder that cannot be read is counted and
+does not hide the others; files that were modified within the orphan time stay, by the store's
+clock, because a writer may still need them; unknown files are removed only with
+`--delete-unknown`; a lease is never removed here, nor anything in a folder that is excluded.
 """
 
 import logging
-from typing import Final
+import re
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from kvtier.evictor.broken import HeaderCheck
+import msgspec
+
+from kvtier.errors import Corrupt
 from kvtier.evictor.budget import Amount
-from kvtier.evictor.layouts import Kind, Tree, recognise
-from kvtier.evictor.listing import beginning
-from kvtier.evictor.records import Progress, Resumed, forget_progress, put_progress, read_progress
-from kvtier.evictor.sightings import settle
-from kvtier.evictor.table import Table
-from kvtier.evictor.work import Work
-from kvtier.tiers.shared.store import folder_of
+from kvtier.evictor.context import Work
+from kvtier.evictor.layouts import LEASES, SHARDS, Kind, Tree, kind_outside, recognise
+from kvtier.evictor.leases import REST
+from kvtier.evictor.listing import beginning, outside, read_small
+from kvtier.evictor.segments import open_segments
+from kvtier.evictor.table import Columns, Table
+from kvtier.tiers.shared.folder import FileUsage
+from kvtier.tiers.shared.store import Store, folder_of
 
+CURSOR_LIVES_S: Final = 3600.0
+"""An older one is of another time: the scan begins anew."""
+_BYTES_MAX: Final = 1 << 30
 _log = logging.getLogger(__name__)
-
 SAVE_S: Final = 15.0
+NOTES_LIVE_S: Final = 3600.0
+"""A heartbeat, or a dry run's stamp, that old is of an evictor that is gone."""
+_NOTE = re.compile(rf"({LEASES}/beat|now)-[0-9a-f]{{16}}")
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """A scan that is not finished."""
+
+    tree: str
+    """The one being scanned; those before it are finished."""
+    after: str
+    """The last name that was seen in it."""
+    tables: dict[str, Columns]
+    other: dict[str, tuple[int, int]]
+    """Bytes and inodes of a tree that are no blocks."""
+
+
+class Resumed(NamedTuple):
+    """Where to go on."""
+
+    tree: str
+    after: str
+    tables: dict[str, Table]
+    other: dict[str, tuple[int, int]]
+
+
+def put_progress(store: Store, shard: str, progress: Progress) -> None:
+    """Raises OSError."""
+    store.put(_cursor(shard), msgspec.msgpack.encode(progress))
+
+
+def read_progress(store: Store, shard: str, now_s: float) -> Resumed | None:
+    """Where the last owner of the shard stopped; None: begin at the beginning."""
+    read = read_small(store, _cursor(shard), _BYTES_MAX)
+    if read is None or read[1].modified_s < now_s - CURSOR_LIVES_S:
+        return None
+    try:
+        found = msgspec.msgpack.decode(read[0], type=Progress)
+        tables = {tree: Table.of(columns) for tree, columns in found.tables.items()}
+    except (msgspec.MsgspecError, ValueError) as error:
+        _log.warning("%s is damaged, the scan begins anew: %s", _cursor(shard), error)
+        return None
+    return Resumed(found.tree, found.after, tables, found.other)
+
+
+def forget_progress(store: Store, shard: str) -> None:
+    """The scan is finished. Raises OSError."""
+    store.remove(_cursor(shard))
+
+
+def _cursor(shard: str) -> str:
+    return f"{LEASES}/cursor-{shard}.bin"
+
+
+class HeaderCheck:
+    """Of one tree, in one pass."""
+
+    def __init__(self, work: Work, tree: Tree) -> None:
+        """Raises OSError."""
+        self._work = work
+        self._tree = tree
+        self._segments = open_segments(work.store, tree, work.options.key_file)
+
+    def passes(self, shard: str, key: bytes, name: str) -> bool:
+        """Whether the file stays where it is; one that was moved aside does not. One read."""
+        if self._segments is None:
+            return True
+        try:
+            self._segments.read(key, name)
+        except OSError as error:
+            self._work.refused(f"read the header of {name}", error)
+            return True
+        except Corrupt as error:
+            self._work.report.note_broken(name, str(error))
+            if not self._work.options.sweep_broken:
+                return True
+            return not self._moved_aside(shard, key, name, str(error))
+        return True
+
+    def _moved_aside(self, shard: str, key: bytes, name: str, reason: str) -> bool:
+        self._work.keep(shard)
+        if not self._work.options.dry_run:
+            assert self._segments is not None
+            try:
+                self._segments.quarantine(key, reason)
+            except OSError as error:
+                self._work.refused(f"move {name} aside", error)
+                return False
+            self._work.announcer.removed(self._tree, [key])
+        # It is still in the store, under another name: nothing was freed.
+        self._work.report.freed["broken"].add(0)
+        return True
+
+
+def settle(work: Work, shard: str, found: FileUsage, kind: Kind) -> bool:
+    """Do with a file what its kind asks for; True where it is gone, or would be."""
+    is_old = found.modified_s < work.now_s - work.options.orphan_s
+    if kind is Kind.TEMPORARY and is_old:
+        return work.remove(shard, found.name, found.physical_bytes, "orphan")
+    if kind is Kind.UNKNOWN:
+        work.report.note_unknown(found.name, found.physical_bytes)
+        if work.options.delete_unknown and is_old:
+            return work.remove(shard, found.name, found.physical_bytes, "unknown")
+    return False
 
 
 class Scan:
@@ -121,3 +236,54 @@ def _scan_tree(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> No
                 saved_s = work.clock.now_s()
     except OSError as error:
         work.refused(f"scan {tree.shard(shard)}", error)
+
+
+@runtime_checkable
+class HasFolders(Protocol):
+    """A store where a folder is a thing of its own."""
+
+    def folders(self, folder: str = "") -> Iterator[str]:
+        """Those below `folder`, each after those in it."""
+        ...
+
+    def remove_folder(self, name: str) -> bool:
+        """False where it is gone or not empty."""
+        ...
+
+
+def sweep_rest(work: Work, trees: list[Tree], left_alone: Collection[str]) -> dict[str, Amount]:
+    """Look through everything outside of shards; what it takes up, by tree.
+
+    `left_alone`: folders in which nothing is looked at. Raises Fenced, and OSError where a
+    listing is refused.
+    """
+    by_name = {tree.name: tree for tree in trees}
+    starts = [tree.shard(shard) for tree in trees for shard in SHARDS]
+    starts += [f"{name}/" for name in left_alone]
+    sizes: dict[str, Amount] = {}
+    for found in outside(work.store, starts):
+        work.see(REST)
+        top = found.name.partition("/")[0]
+        tree = by_name.get(top)
+        kind = kind_outside(found.name) if tree is None else tree.kind(found.name)
+        if _NOTE.fullmatch(found.name) and found.modified_s < work.now_s - NOTES_LIVE_S:
+            work.remove(REST, found.name, found.physical_bytes, "orphan")
+        elif not settle(work, REST, found, kind) and kind is not Kind.UNKNOWN:
+            amount = Amount(found.physical_bytes, 1)
+            sizes[top] = sizes.get(top, Amount()).plus(amount)
+    return sizes
+
+
+def sweep_folders(work: Work, trees: list[Tree]) -> None:
+    """Remove empty folders, those in which a last file went too. Raises Fenced."""
+    if not isinstance(work.store, HasFolders) or work.options.dry_run:
+        return
+    for tree in trees:
+        if tree.is_foreign and not work.options.sweep_foreign_folders:
+            continue
+        try:
+            for folder in work.store.folders(tree.name):
+                work.keep(REST)
+                work.report.folders_removed += work.store.remove_folder(folder)
+        except OSError as error:
+            work.refused(f"remove empty folders of {tree.name}", error)

@@ -12,7 +12,7 @@ from kvtier.blocks.checksum import checksum_for
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.evictor.layouts import Tree
-from kvtier.evictor.reading import read_small
+from kvtier.evictor.listing import read_small
 from kvtier.tiers.files import MANIFEST_NAME
 from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode_header
 from kvtier.tiers.shared.manifest import manifest_of, parse_manifest

@@ -9,8 +9,8 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from kvtier.evictor.journals import ENTRIES_MAX, decode, summary_start
 from kvtier.evictor.layouts import SHARDS
-from kvtier.evictor.summary import ENTRIES_MAX, decode, summary_start
 from kvtier.evictor.table import Use
 from kvtier.inspection.view import View, is_silence
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from kvtier.blocks.key import BlockKey
 from kvtier.clock import unique_id
-from kvtier.evictor.work import HasTemporaries
+from kvtier.evictor.context import HasTemporaries
 from kvtier.inspection.segments import Rules
 from kvtier.inspection.view import Entry
 from kvtier.tiers.shared.reading import SegmentHeaders

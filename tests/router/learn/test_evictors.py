@@ -7,11 +7,9 @@ import pytest
 import zmq.asyncio
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.announcing import EventAnnouncer
-from kvtier.evictor.events import block_of
+from kvtier.evictor.events import EventAnnouncer, Publisher, block_of
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.options import Options
-from kvtier.evictor.publishing import Publisher
 from kvtier.index.fleet.events import BlocksStored, block_name
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt

@@ -12,8 +12,7 @@ import zmq
 import zmq.asyncio
 from aiohttp import web
 
-from kvtier.evictor.events import block_of, encode_removed
-from kvtier.evictor.publishing import Publisher
+from kvtier.evictor.events import Publisher, block_of, encode_removed
 from kvtier.index.fleet.base import DEVICE
 from kvtier.index.fleet.estimated import EstimatedIndex
 from kvtier.index.fleet.events import BlocksStored, KVEvent, block_name

@@ -1,7 +1,6 @@
 from rich.console import Console
 
-from kvtier.evictor.report import Report
-from kvtier.evictor.view import pass_view, summary_line
+from kvtier.evictor.report import Report, pass_view, summary_line
 
 
 def sample(**fields: object) -> Report:

@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 from kvtier.evictor.layouts import LEASES, recognise
-from kvtier.evictor.sweep import sweep_folders, sweep_rest
+from kvtier.evictor.scan import sweep_folders, sweep_rest
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, START_S, TREE, Scene, block
 

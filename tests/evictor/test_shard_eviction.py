@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kvtier.evictor.budget import Amount
+from kvtier.evictor.context import Work
 from kvtier.evictor.layouts import Tree
-from kvtier.evictor.shrink import RECALL_S, Shrinking
+from kvtier.evictor.shard_eviction import RECALL_S, Shrinking
 from kvtier.evictor.table import Table
-from kvtier.evictor.work import Work
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
 

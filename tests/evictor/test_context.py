@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import Fenced
+from kvtier.evictor.context import Work
 from kvtier.evictor.options import Options
-from kvtier.evictor.work import Silent, Work
+from kvtier.evictor.report import Silent
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import Between, Scene
 

@@ -11,7 +11,7 @@ import pytest
 from kvtier.evictor.budget import Mark, Marks
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.options import Options
-from kvtier.evictor.shrink import RECALL_S
+from kvtier.evictor.shard_eviction import RECALL_S
 from tests.evictor.scenes import TREE, Actor, Between, Scene, World, block
 
 BLOCKS = 300

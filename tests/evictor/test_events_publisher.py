@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.publishing import QUEUE_MESSAGES, Publisher
+from kvtier.evictor.events import QUEUE_MESSAGES, Publisher
 
 WAIT_MS = 20_000
 

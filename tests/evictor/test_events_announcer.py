@@ -7,15 +7,14 @@ import msgspec
 import pytest
 
 from kvtier.blocks.checksum import HmacSha256, Xxh3
-from kvtier.evictor.announcing import ANNOUNCE_S, BATCH_BLOCKS, EventAnnouncer
+from kvtier.evictor.events import ANNOUNCE_S, BATCH_BLOCKS, EventAnnouncer, Publisher
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.options import Options
-from kvtier.evictor.publishing import Publisher
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
 from tests.evictor.scenes import FOREIGN, Between, Scene, block, key_of
-from tests.evictor.test_broken import SECRET, publish
+from tests.evictor.test_scan_headers import SECRET, publish
 
 zmq = pytest.importorskip("zmq")
 

@@ -2,14 +2,13 @@
 
 import pytest
 
-from kvtier.evictor import emergency
-from kvtier.evictor.announcing import Unannounced
+from kvtier.evictor import shard_eviction
 from kvtier.evictor.budget import Amount
-from kvtier.evictor.emergency import make_room
+from kvtier.evictor.events import Unannounced
 from kvtier.evictor.layouts import Tree
 from kvtier.evictor.options import Options
-from kvtier.evictor.report import Report
-from kvtier.evictor.work import Silent
+from kvtier.evictor.report import Report, Silent
+from kvtier.evictor.shard_eviction import make_room
 from tests.evictor.scenes import TREE, Scene
 
 OWN = Tree(TREE, is_foreign=False)
@@ -22,7 +21,7 @@ def room(scene: Scene, report: Report | None = None) -> Amount:
 
 
 def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emergency, "ROOM", Amount(5000, 5))
+    monkeypatch.setattr(shard_eviction, "ROOM", Amount(5000, 5))
     scene = Scene()
     scene.write(*range(200))
     scene.clock.advance(100)
@@ -40,5 +39,5 @@ def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_all_is_in_use_nothing_goes() -> None:
     scene = Scene()
     scene.write(*range(50))
-    assert room(scene) == emergency.ROOM
+    assert room(scene) == shard_eviction.ROOM
     assert len(scene.blocks()) == 50

@@ -1,5 +1,4 @@
-from kvtier.evictor.leases import ALL
-from kvtier.evictor.unleased import Unleased
+from kvtier.evictor.leases import ALL, Unleased
 from tests.evictor.scenes import Scene
 
 

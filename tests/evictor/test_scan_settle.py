@@ -1,7 +1,7 @@
 import pytest
 
 from kvtier.evictor.layouts import Kind
-from kvtier.evictor.sightings import settle
+from kvtier.evictor.scan import settle
 from kvtier.tiers.shared.folder import FileUsage
 from tests.evictor.scenes import Scene
 

@@ -2,8 +2,7 @@ import io
 
 from rich.console import Console
 
-from kvtier.evictor.progress import Line, progress_on
-from kvtier.evictor.work import Silent
+from kvtier.evictor.report import Line, Silent, progress_on
 
 
 def test_on_a_terminal_a_line_moves() -> None:

@@ -2,8 +2,7 @@ import pytest
 
 from kvtier import plugins
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.ranking import victims
-from kvtier.evictor.table import Table, Use
+from kvtier.evictor.table import Table, Use, victims
 
 FOREVER = float("inf")
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.evictor import summary
-from kvtier.evictor.summary import decode, encode, summary_name, summary_start
+from kvtier.evictor import journals
+from kvtier.evictor.journals import decode, encode, summary_name, summary_start
 from kvtier.evictor.table import Use
 
 USES = {os.urandom(36): Use(1e9 + number, number) for number in range(300)}
@@ -22,7 +22,7 @@ def test_it_comes_back() -> None:
 
 def test_what_is_old_or_too_much_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(decode(encode(USES, 1e9 + 100)) or {}) == 200
-    monkeypatch.setattr(summary, "ENTRIES_MAX", 50)
+    monkeypatch.setattr(journals, "ENTRIES_MAX", 50)
     kept = decode(encode(USES, 0)) or {}
     assert {use.last_s for use in kept.values()} == {1e9 + number for number in range(250, 300)}
 

@@ -2,8 +2,8 @@ import pytest
 
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.budget import Mark, Marks
-from kvtier.evictor.checks import check_place
 from kvtier.evictor.layouts import Tree
+from kvtier.evictor.opening import check_place
 from kvtier.evictor.options import Options
 from tests.evictor.scenes import TREE
 

@@ -1,9 +1,9 @@
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.bounds import byte_mark, inode_mark, quota_marks
 from kvtier.evictor.budget import Mark, Marks
 from kvtier.evictor.filesystem import FileSystem
+from kvtier.evictor.options import byte_mark, inode_mark, quota_marks
 from tests.evictor.scenes import TREE
 
 DISK = FileSystem(1000 << 30, 0, 10_000)

@@ -6,13 +6,13 @@ import pytest
 
 from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3
 from kvtier.blocks.key import BlockKey
-from kvtier.evictor.broken import HeaderCheck, refusal
 from kvtier.evictor.layouts import Tree
+from kvtier.evictor.scan import HeaderCheck
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import Segment, encode_header, segment_name
 from kvtier.tiers.shared.manifest import ensure_manifest
-from tests.evictor.scenes import FOREIGN, Between, Scene, key_of
+from tests.evictor.scenes import Between, Scene, key_of
 
 SPACE = sample_space()
 SECRET = bytes(range(32))
@@ -114,29 +114,3 @@ def test_without_a_manifest_nothing_is_judged() -> None:
     assert checked(scene, name) == (True, [])
     scene.store.remove(f"{name.partition('/')[0]}/manifest.json")
     assert checked(scene, name) == (True, [])
-
-
-def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
-    scene = Scene()
-    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
-    manifest = f"{tree.name}/manifest.json"
-    assert refusal(scene.store, tree) is None
-    scene.store.put(manifest, b'{"format": 2}')
-    assert f"{manifest} is of format 2" in (refusal(scene.store, tree) or "")
-    scene.store.put(manifest, b"\xff{]")
-    assert refusal(scene.store, tree) is None
-    scene.store.remove(manifest)
-    assert refusal(scene.store, tree) is None
-    assert refusal(scene.store, Tree(FOREIGN, is_foreign=True)) is None
-
-
-def test_one_tree_whose_manifest_cannot_be_read_does_not_stop_the_others() -> None:
-    scene = Scene()
-    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
-
-    class Refusing(Between):
-        def before(self, verb: str, name: str) -> None:
-            raise OSError(errno.EACCES, "Permission denied")
-
-    reason = refusal(Refusing(scene.store), tree) or ""
-    assert f"{tree.name}/manifest.json cannot be read (Permission denied)" in reason

@@ -1,28 +1,37 @@
-"""Removing blocks of one shard: what is too old, and the coldest until enough is free.
+"""Eviction from one shard: blocks that are too old, and the coldest until enough space is free.
 
-Invariants: nothing that was written or read after `newest_s` goes, as far as the store tells: a
-block's file is looked at again right before it is removed, and journals are read again while
-this goes on; blocks leave whole.
+Invariants: no block is removed that was written or read after `newest_s`, as far as the store
+tells: a block's file is looked at again right before it is removed, and journals are read again
+meanwhile; whole blocks are removed.
 """
 
+import errno
+import logging
 from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from kvtier.clock import Clock
 from kvtier.evictor.budget import Amount, Usage, steps_of
+from kvtier.evictor.context import Work
+from kvtier.evictor.events import Announcer
 from kvtier.evictor.journals import read_journals, recall
-from kvtier.evictor.layouts import Tree
+from kvtier.evictor.layouts import SHARDS, Kind, Tree
 from kvtier.evictor.listing import beginning
-from kvtier.evictor.ranking import victims
-from kvtier.evictor.table import Table
-from kvtier.evictor.work import Work
+from kvtier.evictor.options import Options
+from kvtier.evictor.report import Observer, Report
+from kvtier.evictor.table import Table, victims
+from kvtier.tiers.shared.store import Store
 
 _TOGETHER: Final = 10_000
 """Files that are removed in the order of their names."""
 RECALL_S: Final = 10.0
 """Journals are read again after it; readers write them as often."""
+_log = logging.getLogger(__name__)
+ROOM: Final = Amount(64 << 20, 16)
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class _Seen(NamedTuple):
@@ -172,3 +181,46 @@ class Shrinking:
         work.report.tree(tree.name, is_foreign=tree.is_foreign).freed.add(size_bytes)
         self._gone[row] = True
         return True
+
+
+def make_room(
+    store: Store,
+    trees: list[Tree],
+    options: Options,
+    clock: Clock,
+    observer: Observer,
+    report: Report,
+    announcer: Announcer,
+) -> Amount:
+    """Free about `ROOM`, told in `report`; what is still missing.
+
+    Raises OSError where the store refuses more.
+    """
+    missing = ROOM
+    for shard in SHARDS:
+        for tree in trees:
+            table, newest_s = _scan(store, shard, tree)
+            if missing == Amount() or not len(table):
+                continue
+            work = Work(store, options, clock, _keep_nothing, newest_s, observer, report, announcer)
+            part = Shrinking(work, shard, tree, table, Amount())
+            part.recall()
+            missing = part.free(missing, "bound")
+        if missing == Amount():
+            break
+    _log.warning("the store is full: made room for %d bytes", ROOM.minus(missing).size_bytes)
+    return missing
+
+
+def _keep_nothing(shard: str) -> None:
+    """There is no lease: see the top."""
+
+
+def _scan(store: Store, shard: str, tree: Tree) -> tuple[Table, float]:
+    table = Table()
+    for found in beginning(store, tree.shard(shard)):
+        if tree.kind(found.name) is Kind.BLOCK:
+            recent_s = found.accessed_s if tree.is_foreign else found.modified_s
+            key = tree.pack(found.name)
+            table.add(key, found.physical_bytes, found.modified_s, recent_s)
+    return table, float(np.max(table.recency(), initial=0.0))

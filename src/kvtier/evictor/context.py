@@ -1,9 +1,9 @@
-"""What the steps of one pass share: the store, the limits, the report, and the right to go on.
+"""The context of one pass: store, options, rates, report, and the leases it depends on.
 
-Why: scanning, sweeping and freeing all have to keep a lease alive, keep to a rate, count what
-they do, and survive a store that refuses. Invariants: nothing is removed without the lease of
-its shard having been asked for; a dry run changes nothing; a refused call is counted and logged,
-and ends nothing but itself.
+Scanning, sweeping and evicting all have to keep a lease alive, keep to a rate, count what they
+do, and survive a store that refuses calls. Invariants: nothing is removed before the lease of its
+shard was checked; a dry run changes nothing; a refused call is counted and logged, and the pass
+continues.
 """
 
 import logging
@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 from kvtier.clock import Clock
-from kvtier.evictor.announcing import Announcer, Unannounced
+from kvtier.evictor.events import Announcer, Unannounced
 from kvtier.evictor.journals import Journals
 from kvtier.evictor.options import Options
 from kvtier.evictor.pace import Pace
-from kvtier.evictor.report import Report
+from kvtier.evictor.report import Observer, Report
 from kvtier.tiers.shared.store import Store, check_name, is_temporary
 
 _log = logging.getLogger(__name__)
-
 _LOGGED_MAX: Final = 10
 """Refusals logged in a pass; the rest are counted."""
 
@@ -35,28 +34,6 @@ class HasTemporaries(Protocol):
 
 class PassStopped(Exception):
     """The evictor was asked to stop; the pass ends between two steps."""
-
-
-class Observer(Protocol):
-    """Told how far a pass is; called often, must be quick."""
-
-    def scanned(self, shard: str, files: int) -> None:
-        """So many more files were seen."""
-        ...
-
-    def removed(self, reason: str, size_bytes: int) -> None:
-        """A file is gone, or would be."""
-        ...
-
-
-class Silent:
-    """Nobody looks."""
-
-    def scanned(self, shard: str, files: int) -> None:
-        """See Observer."""
-
-    def removed(self, reason: str, size_bytes: int) -> None:
-        """See Observer."""
 
 
 class Work:

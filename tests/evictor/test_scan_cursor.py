@@ -1,31 +1,12 @@
-from kvtier.evictor.budget import Step, Usage
-from kvtier.evictor.records import (
+from kvtier.evictor.scan import (
     CURSOR_LIVES_S,
     Progress,
-    Record,
     forget_progress,
     put_progress,
-    put_record,
     read_progress,
-    read_usages,
 )
 from kvtier.evictor.table import Table
 from tests.evictor.scenes import Scene
-
-
-def test_usages_of_all_shards_come_together() -> None:
-    scene = Scene()
-    usage = Usage(100, 3, 2, [Step(1.5, 50, 1), Step(2.5, 50, 1)])
-    put_record(scene.store, "3", Record({"tree": usage}))
-    put_record(scene.store, "rest", Record({"tree": Usage(7, 1)}))
-    put_record(scene.store, "4", Record({"tree": Usage(999, 9)}))
-    scene.store.put("leases/usage-5.json", b"{]")
-    own = {"4": Record({"other": Usage(1, 1)})}
-    assert read_usages(scene.store, own) == {
-        ("3", "tree"): usage,
-        ("4", "other"): Usage(1, 1),
-        ("rest", "tree"): Usage(7, 1),
-    }
 
 
 def test_a_scan_goes_on_where_it_stopped() -> None:

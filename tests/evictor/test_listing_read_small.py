@@ -1,4 +1,4 @@
-from kvtier.evictor.reading import read_small
+from kvtier.evictor.listing import read_small
 from kvtier.testing.memory_store import MemoryStore
 
 
