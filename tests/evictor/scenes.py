@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvtier.clock import VirtualClock
-from kvtier.evictor.context import Work
-from kvtier.evictor.options import Options
-from kvtier.evictor.report import Silent
+from kvtier.evictor.context import PassContext
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.report import SilentObserver
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.store import ListPage, Read, Stat, Store
@@ -58,15 +58,15 @@ class Scene:
     def names(self, folder: str = "") -> list[str]:
         return [entry.name for entry in self.store.list(folder, limit=100_000).entries]
 
-    def work(self, store: Store | None = None, **options: object) -> Work:
+    def context(self, store: Store | None = None, **options: object) -> PassContext:
         """One pass without leases."""
-        return Work(
+        return PassContext(
             store or self.store,
-            Options(**options),  # type: ignore[arg-type]
+            EvictorOptions(**options),  # type: ignore[arg-type]
             self.clock,
             lambda _shard: None,
             self.clock.now_s(),
-            Silent(),
+            SilentObserver(),
         )
 
 

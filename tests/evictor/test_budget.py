@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from kvtier.evictor.budget import (
     STEPS,
     Amount,
-    Mark,
-    Marks,
-    Place,
+    Bounds,
     Plan,
-    Record,
+    ShardOfTree,
+    ShardUsages,
     Step,
     Usage,
+    Watermarks,
     divide,
     plan,
-    put_record,
+    put_usages,
     read_usages,
     steps_of,
 )
@@ -33,9 +33,9 @@ def usage(*steps: tuple[float, int, int]) -> Usage:
 
 
 def test_a_mark_asks_only_above_high() -> None:
-    mark = Mark(100, 80)
+    mark = Watermarks(100, 80)
     assert [mark.excess(used) for used in (0, 80, 100, 101, 150)] == [0, 0, 0, 21, 70]
-    assert Mark().excess(10**18) == 0
+    assert Watermarks().excess(10**18) == 0
 
 
 def test_the_coldest_of_all_shards_go_first() -> None:
@@ -62,8 +62,8 @@ def test_what_is_hot_is_not_counted_on() -> None:
 
 def test_inodes_alone_ask_too() -> None:
     usages = {("0", "t"): usage((1, 0, 5), (2, 0, 5))}
-    marks = Marks(inodes=Mark(8, 6))
-    assert plan(usages, marks, {}, FOREVER) == Plan({}, {("0", "t"): Amount(0, 4)})
+    bounds = Bounds(inodes=Watermarks(8, 6))
+    assert plan(usages, bounds, {}, FOREVER) == Plan({}, {("0", "t"): Amount(0, 4)})
 
 
 def test_a_quota_frees_in_its_own_tree_only_and_counts_for_the_whole() -> None:
@@ -71,34 +71,34 @@ def test_a_quota_frees_in_its_own_tree_only_and_counts_for_the_whole() -> None:
         ("0", "big"): usage((10, 600, 6)),
         ("0", "old"): usage((1, 400, 4)),
     }
-    quotas = {"big": Marks(Mark(500, 400))}
+    quotas = {"big": Bounds(Watermarks(500, 400))}
     by_quota = {("0", "big"): Amount(200, 0)}
-    assert plan(usages, Marks(), quotas, FOREVER) == Plan(by_quota, {})
-    whole = Marks(Mark(900, 800))
+    assert plan(usages, Bounds(), quotas, FOREVER) == Plan(by_quota, {})
+    whole = Bounds(Watermarks(900, 800))
     assert plan(usages, whole, quotas, FOREVER) == Plan(by_quota, {})
-    tighter = Marks(Mark(900, 700))
+    tighter = Bounds(Watermarks(900, 700))
     assert plan(usages, tighter, quotas, FOREVER) == Plan(by_quota, {("0", "old"): Amount(100, 0)})
 
 
 def test_what_the_bound_asks_for_is_not_the_quotas_doing() -> None:
     usages = {("0", "small"): usage((1, 100, 1), (2, 100, 1))}
-    quotas = {"small": Marks(Mark(1000, 900))}
-    asked = plan(usages, Marks(Mark(150, 100)), quotas, FOREVER)
+    quotas = {"small": Bounds(Watermarks(1000, 900))}
+    asked = plan(usages, Bounds(Watermarks(150, 100)), quotas, FOREVER)
     assert asked == Plan({}, {("0", "small"): Amount(100, 1)})
 
 
 def test_what_a_quota_freed_is_not_freed_twice() -> None:
     usages = {("0", "big"): usage((1, 300, 3), (2, 300, 3))}
-    quotas = {"big": Marks(Mark(400, 300))}
-    freed = plan(usages, Marks(Mark(400, 100)), quotas, FOREVER)
+    quotas = {"big": Bounds(Watermarks(400, 300))}
+    freed = plan(usages, Bounds(Watermarks(400, 100)), quotas, FOREVER)
     assert freed.quota[("0", "big")].size_bytes == 300
     assert freed.bound[("0", "big")].size_bytes == 200
 
 
 def test_a_file_systems_use_stands_for_the_sum() -> None:
     usages = {("0", "t"): usage((1, 100, 1), (2, 100, 1))}
-    assert plan(usages, Marks(Mark(850, 700)), {}, FOREVER, Amount(800, 2)) == Plan({}, {})
-    freed = plan(usages, Marks(Mark(850, 700)), {}, FOREVER, Amount(900, 2))
+    assert plan(usages, Bounds(Watermarks(850, 700)), {}, FOREVER, Amount(800, 2)) == Plan({}, {})
+    freed = plan(usages, Bounds(Watermarks(850, 700)), {}, FOREVER, Amount(900, 2))
     assert freed.bound == {("0", "t"): Amount(200, 2)}
 
 
@@ -111,7 +111,7 @@ USAGES = st.dictionaries(
 
 @given(USAGES, st.integers(0, 3000), st.integers(0, 30), st.integers(0, 60))
 def test_enough_is_asked_for_and_never_more_than_there_is(
-    usages: dict[Place, Usage], size_bytes: int, inodes: int, newest_s: int
+    usages: dict[ShardOfTree, Usage], size_bytes: int, inodes: int, newest_s: int
 ) -> None:
     shares = divide(Amount(size_bytes, inodes), usages, newest_s)
     steps = [step for one in usages.values() for step in one.steps if step.recent_s <= newest_s]
@@ -142,11 +142,11 @@ def test_steps_hold_everything_from_cold_to_hot() -> None:
 def test_usages_of_all_shards_come_together() -> None:
     scene = Scene()
     usage = Usage(100, 3, 2, [Step(1.5, 50, 1), Step(2.5, 50, 1)])
-    put_record(scene.store, "3", Record({"tree": usage}))
-    put_record(scene.store, "rest", Record({"tree": Usage(7, 1)}))
-    put_record(scene.store, "4", Record({"tree": Usage(999, 9)}))
+    put_usages(scene.store, "3", ShardUsages({"tree": usage}))
+    put_usages(scene.store, "rest", ShardUsages({"tree": Usage(7, 1)}))
+    put_usages(scene.store, "4", ShardUsages({"tree": Usage(999, 9)}))
     scene.store.put("leases/usage-5.json", b"{]")
-    own = {"4": Record({"other": Usage(1, 1)})}
+    own = {"4": ShardUsages({"other": Usage(1, 1)})}
     assert read_usages(scene.store, own) == {
         ("3", "tree"): usage,
         ("4", "other"): Usage(1, 1),

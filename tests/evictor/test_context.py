@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import Fenced
-from kvtier.evictor.context import Work
-from kvtier.evictor.options import Options
-from kvtier.evictor.report import Silent
+from kvtier.evictor.context import PassContext
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.report import SilentObserver
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import Between, Scene
 
@@ -21,28 +21,28 @@ class Refusing(Between):
 def test_a_removal_is_counted_by_its_reason() -> None:
     scene = Scene()
     scene.store.put("file", b"12345")
-    work = scene.work()
-    assert work.remove("0", "file", 5, "ttl")
-    assert not work.remove("0", "file", 5, "ttl"), "it was gone"
-    assert (work.report.freed["ttl"].files, work.report.freed["ttl"].size_bytes) == (1, 5)
+    context = scene.context()
+    assert context.remove("0", "file", 5, "ttl")
+    assert not context.remove("0", "file", 5, "ttl"), "it was gone"
+    assert (context.report.freed["ttl"].files, context.report.freed["ttl"].size_bytes) == (1, 5)
 
 
 def test_a_dry_run_changes_nothing_and_counts_alike() -> None:
     scene = Scene()
     scene.store.put("file", b"12345")
-    work = scene.work(dry_run=True)
-    assert work.remove("0", "file", 5, "ttl")
-    assert work.report.freed_bytes == 5
+    context = scene.context(dry_run=True)
+    assert context.remove("0", "file", 5, "ttl")
+    assert context.report.freed_bytes == 5
     assert scene.names() == ["file"]
 
 
 def test_a_refusal_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
-    work = scene.work(Refusing(scene.store))
+    context = scene.context(Refusing(scene.store))
     for _ in range(30):
-        assert not work.remove("0", "file", 5, "ttl")
-    assert work.report.refused_calls == 30
-    assert work.report.freed_files == 0
+        assert not context.remove("0", "file", 5, "ttl")
+    assert context.report.refused_calls == 30
+    assert context.report.freed_files == 0
     assert len(caplog.messages) == 10
 
 
@@ -53,11 +53,11 @@ def test_without_the_lease_nothing_is_removed() -> None:
     def keep(shard: str) -> None:
         raise Fenced(shard)
 
-    work = Work(scene.store, Options(), scene.clock, keep, 0.0, Silent())
+    context = PassContext(scene.store, EvictorOptions(), scene.clock, keep, 0.0, SilentObserver())
     with pytest.raises(Fenced):
-        work.remove("0", "file", 5, "ttl")
+        context.remove("0", "file", 5, "ttl")
     with pytest.raises(Fenced):
-        work.see("0")
+        context.see("0")
     assert scene.names() == ["file"]
 
 
@@ -65,21 +65,21 @@ def test_both_rates_are_kept_and_the_lease_meanwhile() -> None:
     scene = Scene()
     began_s = scene.clock.now_s()
     asked_s: list[float] = []
-    options = Options(files_per_second=0.2, deletes_per_second=0.1)
-    work = Work(
+    options = EvictorOptions(files_per_second=0.2, deletes_per_second=0.1)
+    context = PassContext(
         scene.store,
         options,
         scene.clock,
         lambda _: asked_s.append(scene.clock.now_s()),
         0.0,
-        Silent(),
+        SilentObserver(),
     )
     for _ in range(5):
-        work.see("0")
+        context.see("0")
     scanned_s = scene.clock.now_s() - began_s
     assert 19 <= scanned_s <= 21
     for _ in range(5):
-        work.remove("0", "file", 5, "ttl")
+        context.remove("0", "file", 5, "ttl")
     assert 39 <= scene.clock.now_s() - began_s - scanned_s <= 41
     assert max(b - a for a, b in pairwise(asked_s)) <= 1.0
 
@@ -88,9 +88,9 @@ def test_temporary_and_impossible_names(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     for name in (".tmp-host-1", "with space"):
         (tmp_path / name).touch()
-    work = Scene().work(store)
-    assert work.remove("0", ".tmp-host-1", 0, "orphan")
-    assert not work.remove("0", "with space", 0, "unknown")
+    context = Scene().context(store)
+    assert context.remove("0", ".tmp-host-1", 0, "orphan")
+    assert not context.remove("0", "with space", 0, "unknown")
     assert [path.name for path in tmp_path.iterdir()] == ["with space"]
     store.close()
 
@@ -106,9 +106,9 @@ def test_the_lease_is_asked_for_after_the_last_sleep() -> None:
         if scene.clock.now_s() - began_s > 0.3:
             raise Fenced(shard)
 
-    options = Options(deletes_per_second=2.0)
-    work = Work(scene.store, options, scene.clock, keep, 0.0, Silent())
-    assert work.remove("0", "file-0", 5, "ttl")
+    options = EvictorOptions(deletes_per_second=2.0)
+    context = PassContext(scene.store, options, scene.clock, keep, 0.0, SilentObserver())
+    assert context.remove("0", "file-0", 5, "ttl")
     with pytest.raises(Fenced):
-        work.remove("0", "file-1", 5, "ttl")
+        context.remove("0", "file-1", 5, "ttl")
     assert scene.names() == ["file-1"]

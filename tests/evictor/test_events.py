@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from kvtier.evictor.events import block_of, encode_removed, topic, wants_whole_hashes
-from kvtier.evictor.layouts import Tree
+from kvtier.evictor.layouts import StoreTree
 from tests.evictor.scenes import FOREIGN, TREE, key_of
 
 HASHES = [key_of(number)[:-4] for number in range(3)]
@@ -52,9 +52,9 @@ def test_vllm_decodes_them_and_would_write_them_alike(whole: bool) -> None:
 
 
 def test_topics_tell_key_space_and_model() -> None:
-    own = Tree(TREE, is_foreign=False)
+    own = StoreTree(TREE, is_foreign=False)
     assert topic(own, "org/tiny") == f"kv@{TREE}@org/tiny".encode()
-    assert (own.model, Tree(FOREIGN, is_foreign=True).model) == ("tiny", "org_model")
+    assert (own.model, StoreTree(FOREIGN, is_foreign=True).model) == ("tiny", "org_model")
 
 
 def test_hashes_are_as_short_as_vllms() -> None:

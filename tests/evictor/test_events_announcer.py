@@ -9,8 +9,8 @@ import pytest
 from kvtier.blocks.checksum import HmacSha256, Xxh3
 from kvtier.evictor.events import ANNOUNCE_S, BATCH_BLOCKS, EventAnnouncer, Publisher
 from kvtier.evictor.evictor import Evictor
-from kvtier.evictor.layouts import Tree
-from kvtier.evictor.options import Options
+from kvtier.evictor.layouts import StoreTree
+from kvtier.evictor.options import EvictorOptions
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
 from tests.evictor.scenes import FOREIGN, Between, Scene, block, key_of
@@ -19,7 +19,7 @@ from tests.evictor.test_scan_headers import SECRET, publish
 zmq = pytest.importorskip("zmq")
 
 SPACE = sample_space()
-OWN = Tree(space_folder(SPACE), is_foreign=False)
+OWN = StoreTree(space_folder(SPACE), is_foreign=False)
 
 
 class Listener:
@@ -72,7 +72,7 @@ def announcer(scene: Scene, publisher: Publisher, **options: object) -> EventAnn
     return EventAnnouncer(
         scene.store,
         publisher,
-        Options(**options),  # type: ignore[arg-type]
+        EvictorOptions(**options),  # type: ignore[arg-type]
         "shared",
         clock=scene.clock,
         env={},
@@ -89,7 +89,7 @@ def test_every_block_of_what_went_is_told(publisher: Publisher, listener: Listen
         publish(scene.store, number, Xxh3(), blocks=3)
     scene.clock.advance(1000)
     told = announcer(scene, publisher)
-    evictor = Evictor(scene.store, Options(ttl_s=100), clock=scene.clock, announcer=told)
+    evictor = Evictor(scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told)
     assert evictor.run_once().freed["ttl"].files == 4
     hashes: set[object] = set()
     while len(hashes) < 12:
@@ -111,7 +111,7 @@ def test_a_dry_run_tells_nothing(publisher: Publisher, listener: Listener) -> No
     publish(scene.store, 1, Xxh3())
     scene.clock.advance(1000)
     told = announcer(scene, publisher)
-    options = Options(ttl_s=100, dry_run=True)
+    options = EvictorOptions(ttl_s=100, dry_run=True)
     assert Evictor(scene.store, options, clock=scene.clock, announcer=told).run_once().freed_files
     assert listener.silent()
 
@@ -128,7 +128,7 @@ def test_what_was_not_removed_is_not_told(publisher: Publisher, listener: Listen
 
     told = announcer(scene, publisher)
     store = Refusing(scene.store)
-    Evictor(store, Options(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    Evictor(store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told).run_once()
     assert listener.silent()
 
 
@@ -136,7 +136,7 @@ def test_one_block_needs_no_read(publisher: Publisher) -> None:
     scene = Scene()
     name = publish(scene.store, 1, Xxh3(), blocks=1)
     store = Between(scene.store)
-    told = EventAnnouncer(store, publisher, Options(), "shared", env={})
+    told = EventAnnouncer(store, publisher, EvictorOptions(), "shared", env={})
     for _ in range(3):
         assert told.contents(OWN, key_of(1), name, 8192) == [key_of(1)]
     assert len([name for verb, name in store.calls if verb == "read"]) == 1, "the manifest, once"
@@ -166,7 +166,7 @@ def test_trees_of_others(publisher: Publisher, listener: Listener) -> None:
     scene.store.put(f"{FOREIGN}/abc/de_g3/00ff.bin", b"x")
     scene.clock.advance(1000)
     told = announcer(scene, publisher)
-    Evictor(scene.store, Options(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    Evictor(scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told).run_once()
     ((name, events),) = listener.messages(1)
     assert name == f"kv@{FOREIGN}@org/model".encode()
     assert [(one["block_hashes"], one["group_idx"]) for one in events] == [([255], 3)]
@@ -194,7 +194,7 @@ def test_a_broken_one_that_was_moved_aside_is_gone_too(
     scene = Scene()
     name = publish(scene.store, 1, Xxh3())
     scene.store.raw(name)[150] ^= 1
-    options = Options(ttl_s=10**6, check_headers=True, sweep_broken=True)
+    options = EvictorOptions(ttl_s=10**6, check_headers=True, sweep_broken=True)
     told = announcer(scene, publisher)
     Evictor(scene.store, options, clock=scene.clock, announcer=told).run_once()
     ((_, events),) = listener.messages(1)
@@ -206,7 +206,7 @@ def test_a_name_without_a_manifest_still_tells(publisher: Publisher, listener: L
     scene.write(1)
     scene.clock.advance(1000)
     told = announcer(scene, publisher)
-    Evictor(scene.store, Options(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    Evictor(scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told).run_once()
     ((name, events),) = listener.messages(1)
     assert name.startswith(f"kv@{block(1).partition('/')[0]}@tiny".encode())
     assert events[0]["block_hashes"] == [number_of(1)]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.budget import Mark, Marks
+from kvtier.evictor.budget import Bounds, Watermarks
 from kvtier.evictor.evictor import Evictor
-from kvtier.evictor.filesystem import FileSystem
+from kvtier.evictor.filesystem import FileSystemUsage
 from kvtier.evictor.leases import REST
-from kvtier.evictor.options import Options
+from kvtier.evictor.options import EvictorOptions
 from kvtier.evictor.report import summary_line
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
@@ -23,11 +23,11 @@ SECOND = "other-" + "0" * 16
 
 
 def evictor(scene: Scene, **options: object) -> Evictor:
-    return Evictor(scene.store, Options(**options), clock=scene.clock)  # type: ignore[arg-type]
+    return Evictor(scene.store, EvictorOptions(**options), clock=scene.clock)  # type: ignore[arg-type]
 
 
-def bounded(high: int, low: int) -> Marks:
-    return Marks(Mark(high, low))
+def bounded(high: int, low: int) -> Bounds:
+    return Bounds(Watermarks(high, low))
 
 
 def filled(count: int = 100) -> Scene:
@@ -43,31 +43,31 @@ def test_the_coldest_of_all_shards_go() -> None:
     scene = filled()
     scene.read(*range(10))
     scene.clock.advance(100)
-    report = evictor(scene, marks=bounded(800_000, 700_000)).run_once()
+    report = evictor(scene, bounds=bounded(800_000, 700_000)).run_once()
     left = scene.blocks()
     assert left == [*range(10), *range(left[10], 100)]
     assert 68 <= len(left) <= 70
     assert report.left_bytes <= 700_000
     assert report.short_bytes == 0
     assert report.freed["bound"].files == 100 - len(left)
-    assert evictor(scene, marks=bounded(800_000, 700_000)).run_once().freed_files == 0
+    assert evictor(scene, bounds=bounded(800_000, 700_000)).run_once().freed_files == 0
 
 
 def test_recency_outlives_every_evictor() -> None:
     scene = filled()
     scene.read(*range(10))
     scene.clock.advance(100)
-    first = evictor(scene, marks=bounded(10**9, 10**8))
+    first = evictor(scene, bounds=bounded(10**9, 10**8))
     first.run_once()
     first.close()
     assert not [name for name in scene.names() if name.endswith(".log")]
-    evictor(scene, marks=bounded(300_000, 200_000)).run_once()
+    evictor(scene, bounds=bounded(300_000, 200_000)).run_once()
     assert scene.blocks()[:10] == list(range(10))
 
 
 def test_inodes() -> None:
     scene = filled()
-    report = evictor(scene, marks=Marks(inodes=Mark(150, 120))).run_once()
+    report = evictor(scene, bounds=Bounds(inodes=Watermarks(150, 120))).run_once()
     assert report.left_inodes <= 120
     assert report.freed_files >= report.used_inodes - 120
     assert 0 < len(scene.blocks()) < 100
@@ -97,7 +97,7 @@ def test_a_quota_that_cannot_be_kept_is_told() -> None:
 def test_what_is_in_use_keeps_the_bound_from_being_reached() -> None:
     scene = filled()
     scene.read(*range(90))
-    report = evictor(scene, marks=bounded(200_000, 100_000)).run_once()
+    report = evictor(scene, bounds=bounded(200_000, 100_000)).run_once()
     assert scene.blocks() == list(range(90))
     assert report.short_bytes > 0
 
@@ -108,9 +108,9 @@ def test_a_dry_run_leaves_the_store_as_it_was() -> None:
     scene.store.put(f"{TREE}/quarantine/broken.kvt", bytes(200_000))
     scene.clock.advance(100)
     before = scene.names()
-    report = evictor(scene, marks=bounded(800_000, 700_000), dry_run=True).run_once()
+    report = evictor(scene, bounds=bounded(800_000, 700_000), dry_run=True).run_once()
     assert scene.names() == before
-    again = evictor(scene, marks=bounded(800_000, 700_000)).run_once()
+    again = evictor(scene, bounds=bounded(800_000, 700_000)).run_once()
     assert abs(report.freed_files - again.freed_files) <= 2
     assert report.used_bytes == pytest.approx(again.used_bytes, rel=0.02)
 
@@ -119,9 +119,9 @@ def test_a_file_systems_use_is_asked_of_it() -> None:
     scene = filled()
     made = Evictor(
         scene.store,
-        Options(marks=bounded(8_500_000, 8_000_000), of_filesystem=True),
+        EvictorOptions(bounds=bounded(8_500_000, 8_000_000), of_filesystem=True),
         clock=scene.clock,
-        filesystem=lambda: FileSystem(10_000_000, 8_600_000),
+        filesystem=lambda: FileSystemUsage(10_000_000, 8_600_000),
     )
     report = made.run_once()
     assert report.used_bytes == 8_600_000
@@ -132,7 +132,7 @@ def test_a_newer_format_is_an_error_at_start_and_left_alone_later() -> None:
     scene = filled()
     scene.write(*range(50), size=10_000, tree=SECOND)
     scene.clock.advance(1000)
-    made = evictor(scene, marks=bounded(100_000, 50_000), delete_unknown=True)
+    made = evictor(scene, bounds=bounded(100_000, 50_000), delete_unknown=True)
     made.check()
     scene.store.put(f"{SECOND}/manifest.json", b'{"format": 7}')
     with pytest.raises(InvalidSettings, match=re.escape(f"PATH: {SECOND}/manifest.json is of")):
@@ -153,7 +153,7 @@ def test_a_store_that_refuses_now_and_then_ends_nothing() -> None:
                 raise OSError(errno.EIO, "no")
 
     made = Evictor(
-        Refusing(scene.store), Options(marks=bounded(500_000, 400_000)), clock=scene.clock
+        Refusing(scene.store), EvictorOptions(bounds=bounded(500_000, 400_000)), clock=scene.clock
     )
     refused = 0
     for _ in range(20):
@@ -178,7 +178,9 @@ def test_a_full_store_is_emptied_although_nothing_can_be_written() -> None:
             if verb in ("put", "publish") and held > 1_000_000:
                 raise OSError(errno.ENOSPC, "full")
 
-    made = Evictor(Full(scene.store), Options(marks=bounded(700_000, 600_000)), clock=scene.clock)
+    made = Evictor(
+        Full(scene.store), EvictorOptions(bounds=bounded(700_000, 600_000)), clock=scene.clock
+    )
     report = made.run_once()
     assert report.shards_owned == 17
     assert scene.blocks()[:10] == list(range(10))
@@ -189,7 +191,7 @@ def test_a_full_store_is_emptied_although_nothing_can_be_written() -> None:
 
 def test_waiting_keeps_the_leases() -> None:
     scene = filled(3)
-    made = evictor(scene, marks=bounded(800_000, 700_000))
+    made = evictor(scene, bounds=bounded(800_000, 700_000))
     made.run_once()
     began_s = scene.clock.now_s()
     made.wait(3600)
@@ -214,7 +216,7 @@ def test_a_folder_by_its_physical_size(tmp_path: Path) -> None:
     (foreign / "aa.bin").write_bytes(os.urandom(64 << 10))
     os.utime(foreign / "aa.bin", (1e9 - 1, 1e9 - 1))
     os.sync()
-    options = Options(marks=bounded(2 << 20, 1 << 20))
+    options = EvictorOptions(bounds=bounded(2 << 20, 1 << 20))
     made = Evictor(store, options)
     report = made.run_once()
     assert 40 * (64 << 10) <= report.used_bytes < 4 << 20
@@ -232,7 +234,7 @@ def test_who_gave_the_rest_away_believes_its_new_owner() -> None:
     """What lies outside of shards was much once; another evictor says it is little now."""
     scene = filled(50)
     scene.store.put(f"{TREE}/quarantine/one.kvt", bytes(400_000))
-    first, second = (evictor(scene, marks=bounded(2_000_000, 1_000_000)) for _ in range(2))
+    first, second = (evictor(scene, bounds=bounded(2_000_000, 1_000_000)) for _ in range(2))
     assert first.run_once().used_bytes > 900_000
     scene.store.remove(f"{TREE}/quarantine/one.kvt")
     for each in (second, first, second):
@@ -249,7 +251,7 @@ def test_nested_mounts_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     scene.clock.advance(10_000)
     made = Evictor(
         scene.store,
-        Options(marks=bounded(100_000, 50_000), delete_unknown=True),
+        EvictorOptions(bounds=bounded(100_000, 50_000), delete_unknown=True),
         clock=scene.clock,
         mounts=lambda: [f"{SECOND}/blocks", "backup/mounted"],
     )
@@ -273,9 +275,9 @@ def test_what_the_file_system_gives_back_late_is_not_removed_twice() -> None:
     scene = filled()
     made = Evictor(
         scene.store,
-        Options(marks=bounded(8_500_000, 8_000_000), of_filesystem=True),
+        EvictorOptions(bounds=bounded(8_500_000, 8_000_000), of_filesystem=True),
         clock=scene.clock,
-        filesystem=lambda: FileSystem(10_000_000, 8_600_000),
+        filesystem=lambda: FileSystemUsage(10_000_000, 8_600_000),
     )
     assert made.run_once().freed_bytes >= 600_000
     scene.clock.advance(30)
@@ -290,9 +292,9 @@ def test_what_was_too_old_counts_before_the_file_system_knows() -> None:
     scene.clock.advance(100)
     made = Evictor(
         scene.store,
-        Options(marks=bounded(8_500_000, 8_000_000), of_filesystem=True, ttl_s=1000),
+        EvictorOptions(bounds=bounded(8_500_000, 8_000_000), of_filesystem=True, ttl_s=1000),
         clock=scene.clock,
-        filesystem=lambda: FileSystem(10_000_000, 8_600_000),
+        filesystem=lambda: FileSystemUsage(10_000_000, 8_600_000),
     )
     report = made.run_once()
     assert report.freed["ttl"].files == 100
@@ -318,7 +320,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     for path in elsewhere.rglob("*.kvt"):
         os.utime(path, (1e9, 1e9))
     store = PosixStore(root)
-    made = Evictor(store, Options(marks=bounded(2, 1), ttl_s=60, delete_unknown=True))
+    made = Evictor(store, EvictorOptions(bounds=bounded(2, 1), ttl_s=60, delete_unknown=True))
     assert made.run_once().freed_files == 0
     assert len(list(elsewhere.rglob("*.kvt"))) == 8
     assert one.is_symlink()
@@ -332,7 +334,7 @@ def test_a_pipe_where_a_manifest_should_be_hangs_nobody(tmp_path: Path) -> None:
         store.publish(block(1, tree), [np.zeros(9000, np.uint8)])
         os.utime(tmp_path / block(1, tree), (1e9, 1e9))
     os.mkfifo(tmp_path / TREE / "manifest.json")
-    made = Evictor(store, Options(ttl_s=60))
+    made = Evictor(store, EvictorOptions(ttl_s=60))
     report = made.run_once()
     assert list(report.refused_trees) == [TREE]
     assert (tmp_path / block(1)).exists()
@@ -380,7 +382,7 @@ def test_a_tree_whose_journals_cannot_be_read_does_not_hold_up_the_others() -> N
             if verb == "read" and name.startswith(f"{TREE}/access") and name.endswith(".log"):
                 raise OSError(errno.EIO, "broken disk")
 
-    options = Options(marks=bounded(300_000, 200_000), ttl_s=500)
+    options = EvictorOptions(bounds=bounded(300_000, 200_000), ttl_s=500)
     made = Evictor(Refusing(scene.store), options, clock=scene.clock)
     report = made.run_once()
     assert len(scene.blocks()) == 100, "a journal may tell of a read a moment ago"

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
-from kvtier.evictor.opening import open_place
+from kvtier.evictor.opening import open_store
 from kvtier.tiers.objectstore.store import BucketStore
 from tests.evictor.scenes import TREE, below, block
 
@@ -15,7 +15,7 @@ pytest.importorskip("obstore")
 
 
 def test_bounds_and_recency_hold_there_too(bucket_url: str) -> None:
-    assert open_place(bucket_url).owner == "objectstore"
+    assert open_store(bucket_url).owner == "objectstore"
     store = BucketStore(bucket_url)
     for number in range(40):
         assert store.publish(block(number), [np.zeros(10_000, np.uint8)])

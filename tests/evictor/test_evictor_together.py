@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from kvtier.evictor.budget import Mark, Marks
+from kvtier.evictor.budget import Bounds, Watermarks
 from kvtier.evictor.evictor import Evictor
-from kvtier.evictor.options import Options
-from kvtier.evictor.shard_eviction import RECALL_S
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.shard_eviction import USES_REFRESH_S
 from tests.evictor.scenes import TREE, Actor, Between, Scene, World, block
 
 BLOCKS = 300
@@ -19,7 +19,7 @@ SIZE = 10_000
 HIGH, LOW = 100 * SIZE, 80 * SIZE
 GRACE_S = 60.0
 LEASE_S = 20.0
-RACE_S = RECALL_S + LEASE_S + 5
+RACE_S = USES_REFRESH_S + LEASE_S + 5
 """What a reader told so long ago every evictor has heard."""
 
 
@@ -43,7 +43,9 @@ class Evicting(Actor):
 
     def __init__(self, world: "Shared", offset_s: float) -> None:
         super().__init__(world, offset_s)
-        options = Options(marks=Marks(Mark(HIGH, LOW)), grace_s=GRACE_S, lease_s=LEASE_S)
+        options = EvictorOptions(
+            bounds=Bounds(Watermarks(HIGH, LOW)), grace_s=GRACE_S, lease_s=LEASE_S
+        )
         owner = f"{world.chance.getrandbits(64):016x}"
         self.evictor = Evictor(Told(self), options, clock=self, owner=owner)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.clock import VirtualClock
-from kvtier.evictor.filesystem import RECLAIM_S, Reclaim, measure, mounts_below
+from kvtier.evictor.filesystem import PENDING_S, PendingSpace, measure, mounts_below
 
 
 def test_as_df_says(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_what_is_mounted_below(tmp_path: Path) -> None:
 
 def test_what_is_not_free_yet_is_not_removed_again() -> None:
     clock = VirtualClock()
-    reclaim = Reclaim(clock)
+    reclaim = PendingSpace(clock)
     assert reclaim.expected(1000) == 1000
     reclaim.removed(300, 1000)
     clock.advance(10)
@@ -43,15 +43,15 @@ def test_what_is_not_free_yet_is_not_removed_again() -> None:
 
 def test_what_never_becomes_free_is_used() -> None:
     clock = VirtualClock()
-    reclaim = Reclaim(clock)
+    reclaim = PendingSpace(clock)
     reclaim.expected(1000)
     reclaim.removed(300, 1000)
-    clock.advance(RECLAIM_S + 1)
+    clock.advance(PENDING_S + 1)
     assert reclaim.expected(1000) == 1000
 
 
 def test_what_is_free_at_once_is_not_waited_for() -> None:
-    reclaim = Reclaim(VirtualClock())
+    reclaim = PendingSpace(VirtualClock())
     reclaim.expected(1000)
     reclaim.removed(300, 700)
     assert reclaim.expected(800) == 800

@@ -10,20 +10,20 @@ from kvtier.evictor.journals import (
     fold,
     read_journals,
     read_summaries,
-    recall,
+    read_uses,
     summary_name,
 )
-from kvtier.evictor.layouts import Tree, shard_of
+from kvtier.evictor.layouts import StoreTree, shard_of
 from kvtier.evictor.table import Use
 from tests.evictor.scenes import FOREIGN, START_S, TREE, Between, Scene, block, key_of
 
-OWN = Tree(TREE, is_foreign=False)
+OWN = StoreTree(TREE, is_foreign=False)
 
 
 def known(scene: Scene, number: int) -> Use | None:
     key = key_of(number)
     journals = read_journals(scene.store, OWN)
-    return recall(scene.store, OWN, shard_of(key), journals).get(key)
+    return read_uses(scene.store, OWN, shard_of(key), journals).get(key)
 
 
 def fold_all(scene: Scene, epoch: int = 1) -> None:
@@ -159,7 +159,7 @@ def test_a_damaged_summary_says_nothing() -> None:
 
 def test_nobody_tells_in_trees_of_others() -> None:
     scene = Scene()
-    tree = Tree(FOREIGN, is_foreign=True)
+    tree = StoreTree(FOREIGN, is_foreign=True)
     assert not read_journals(scene.store, tree).by_name
     assert read_summaries(scene.store, tree, "0") == ([], {})
 

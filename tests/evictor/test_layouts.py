@@ -1,58 +1,66 @@
 import pytest
 
 from kvtier.blocks.key import BlockKey
-from kvtier.evictor.layouts import SHARDS, Kind, Tree, key_of, kind_outside, recognise, shard_of
+from kvtier.evictor.layouts import (
+    SHARDS,
+    FileKind,
+    StoreTree,
+    key_of,
+    kind_outside,
+    shard_of,
+    tree_at,
+)
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import segment_name, space_folder
 from tests.evictor import scenes
 
-OWN = Tree(scenes.TREE, is_foreign=False)
-FOREIGN = Tree(scenes.FOREIGN, is_foreign=True)
+OWN = StoreTree(scenes.TREE, is_foreign=False)
+FOREIGN = StoreTree(scenes.FOREIGN, is_foreign=True)
 HASH = "ab" * 32
 
 
 def test_folders_are_recognised_by_their_names() -> None:
-    assert recognise(space_folder(sample_space())) == Tree(space_folder(sample_space()), False)
-    assert recognise("meta-llama_Llama-3.1-8B_0123456789ab") is not None
-    assert recognise(scenes.FOREIGN) == FOREIGN
+    assert tree_at(space_folder(sample_space())) == StoreTree(space_folder(sample_space()), False)
+    assert tree_at("meta-llama_Llama-3.1-8B_0123456789ab") is not None
+    assert tree_at(scenes.FOREIGN) == FOREIGN
     for top in ("leases", "data", "lost+found", "model-0123", "model_0123456789ab_rank0", "x_0123"):
-        assert recognise(top) is None, top
+        assert tree_at(top) is None, top
 
 
 @pytest.mark.parametrize(
     ("below", "kind"),
     [
-        (segment_name(BlockKey(bytes(36))), Kind.BLOCK),
-        ("blocks/000/" + "0" * 8 + ".kvt", Kind.UNKNOWN),
-        ("blocks/000/" + "0" * 11 + ".kvt", Kind.UNKNOWN),
-        ("blocks/001/" + "0" * 72 + ".kvt", Kind.UNKNOWN),
-        ("blocks/000/" + "0" * 72 + ".kvt.bak", Kind.UNKNOWN),
-        ("blocks/000/.tmp-host-1-2-3", Kind.TEMPORARY),
-        ("manifest.json", Kind.KEPT),
-        ("access/host-1-2-00000001.log", Kind.KEPT),
-        ("access/summary-f.0000000012.bin", Kind.KEPT),
-        ("quarantine/00-ab.kvt", Kind.KEPT),
-        ("notes.txt", Kind.UNKNOWN),
-        ("access/deep/er.log", Kind.UNKNOWN),
+        (segment_name(BlockKey(bytes(36))), FileKind.BLOCK),
+        ("blocks/000/" + "0" * 8 + ".kvt", FileKind.UNKNOWN),
+        ("blocks/000/" + "0" * 11 + ".kvt", FileKind.UNKNOWN),
+        ("blocks/001/" + "0" * 72 + ".kvt", FileKind.UNKNOWN),
+        ("blocks/000/" + "0" * 72 + ".kvt.bak", FileKind.UNKNOWN),
+        ("blocks/000/.tmp-host-1-2-3", FileKind.TEMPORARY),
+        ("manifest.json", FileKind.KEPT),
+        ("access/host-1-2-00000001.log", FileKind.KEPT),
+        ("access/summary-f.0000000012.bin", FileKind.KEPT),
+        ("quarantine/00-ab.kvt", FileKind.KEPT),
+        ("notes.txt", FileKind.UNKNOWN),
+        ("access/deep/er.log", FileKind.UNKNOWN),
     ],
 )
-def test_names_in_a_tree_of_ours(below: str, kind: Kind) -> None:
+def test_names_in_a_tree_of_ours(below: str, kind: FileKind) -> None:
     assert OWN.kind(f"{OWN.name}/{below}") is kind
 
 
 @pytest.mark.parametrize(
     ("below", "kind"),
     [
-        (f"abc/de_g0/{HASH}.bin", Kind.BLOCK),
-        (f"abc/de_g12/{HASH}.bin", Kind.BLOCK),
-        (f"abc/de/{HASH}.bin", Kind.UNKNOWN),
-        (f"abc/de_g0/{HASH}.bin_123456789.tmp", Kind.TEMPORARY),
-        ("abc/de_g0/.o_direct_probe_1234.tmp", Kind.TEMPORARY),
-        ("config.json", Kind.KEPT),
-        ("abc/de_g0/photo.jpg", Kind.UNKNOWN),
+        (f"abc/de_g0/{HASH}.bin", FileKind.BLOCK),
+        (f"abc/de_g12/{HASH}.bin", FileKind.BLOCK),
+        (f"abc/de/{HASH}.bin", FileKind.UNKNOWN),
+        (f"abc/de_g0/{HASH}.bin_123456789.tmp", FileKind.TEMPORARY),
+        ("abc/de_g0/.o_direct_probe_1234.tmp", FileKind.TEMPORARY),
+        ("config.json", FileKind.KEPT),
+        ("abc/de_g0/photo.jpg", FileKind.UNKNOWN),
     ],
 )
-def test_names_in_a_tree_of_others(below: str, kind: Kind) -> None:
+def test_names_in_a_tree_of_others(below: str, kind: FileKind) -> None:
     assert FOREIGN.kind(f"{FOREIGN.name}/{below}") is kind
 
 
@@ -78,9 +86,9 @@ def key_of_below(number: int) -> bytes:
 
 
 def test_outside_of_trees() -> None:
-    assert kind_outside("leases/0.0000000001") is Kind.KEPT
-    assert kind_outside("leases") is Kind.UNKNOWN
-    assert kind_outside(".kvtier-fsck.json") is Kind.KEPT
-    assert kind_outside(".tmp-x-1") is kind_outside("leases/.tmp-x-1") is Kind.TEMPORARY
-    assert kind_outside("data/.tmp-x-1") is Kind.UNKNOWN, "another program's"
-    assert kind_outside("data/file") is Kind.UNKNOWN
+    assert kind_outside("leases/0.0000000001") is FileKind.KEPT
+    assert kind_outside("leases") is FileKind.UNKNOWN
+    assert kind_outside(".kvtier-fsck.json") is FileKind.KEPT
+    assert kind_outside(".tmp-x-1") is kind_outside("leases/.tmp-x-1") is FileKind.TEMPORARY
+    assert kind_outside("data/.tmp-x-1") is FileKind.UNKNOWN, "another program's"
+    assert kind_outside("data/file") is FileKind.UNKNOWN

@@ -7,7 +7,7 @@ import pytest
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import Fenced
-from kvtier.evictor.leases import ALL, BELIEVED, Leases
+from kvtier.evictor.leases import ALL, VALID_PART, Leases
 from kvtier.tiers.shared.store import Stat
 from tests.evictor.scenes import Scene
 
@@ -67,7 +67,7 @@ def test_who_slept_too_long_stops_before_anybody_takes_over() -> None:
     scene = Scene()
     sleeper, heir = Host(scene, "a"), Host(scene, "b")
     sleeper.leases.balance()
-    scene.clock.advance(BELIEVED * LEASE_S + 0.1)
+    scene.clock.advance(VALID_PART * LEASE_S + 0.1)
     assert sleeper.leases.owned == []
     with pytest.raises(Fenced, match="shard 3"):
         sleeper.leases.keep("3")
@@ -105,7 +105,7 @@ def test_a_heartbeat_that_took_too_long_keeps_nothing_alive() -> None:
     put = scene.store.put
 
     def slow(name: str, data: bytes) -> object:
-        scene.clock.advance(LEASE_S * BELIEVED)
+        scene.clock.advance(LEASE_S * VALID_PART)
         return put(name, data)
 
     scene.clock.advance(1)
@@ -135,7 +135,7 @@ def test_a_heartbeat_that_fails_counts_until_the_last_one_is_too_old() -> None:
         raise OSError(errno.ENOSPC, "full")
 
     scene.store.put = full  # type: ignore[method-assign]
-    scene.clock.advance(LEASE_S * BELIEVED - 1)
+    scene.clock.advance(LEASE_S * VALID_PART - 1)
     host.leases.keep("0")
     scene.clock.advance(2)
     with pytest.raises(Fenced):

@@ -1,10 +1,10 @@
-from kvtier.evictor.leases import ALL, Unleased
+from kvtier.evictor.leases import ALL, DryRunLeases
 from tests.evictor.scenes import Scene
 
 
 def test_everything_and_nothing_written() -> None:
     scene = Scene()
-    leases = Unleased(scene.store)
+    leases = DryRunLeases(scene.store)
     assert leases.balance() == leases.owned == list(ALL)
     assert leases.now_s() == scene.clock.now_s()
     leases.keep("0")

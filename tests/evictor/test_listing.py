@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.evictor.listing import Measured, beginning, files, outside, tops
+from kvtier.evictor.listing import Measured, files, outside, top_names, with_prefix
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import Store
@@ -40,10 +40,10 @@ def test_what_a_file_takes_up(store: Store) -> None:
 @pytest.mark.parametrize("start", ["a", "a/3", "a-b/a", "z/z", "3", "a/a-b/3f"])
 def test_parts_that_begin_alike(store: Store, start: str) -> None:
     expected = [name for name in random_names() if name.startswith(start)]
-    assert [found.name for found in beginning(store, start)] == expected
+    assert [found.name for found in with_prefix(store, start)] == expected
     for after in expected[:: max(1, len(expected) // 3)]:
         rest = [name for name in expected if name > after]
-        assert [found.name for found in beginning(store, start, after)] == rest
+        assert [found.name for found in with_prefix(store, start, after)] == rest
 
 
 def test_what_is_outside_of_parts(store: Store) -> None:
@@ -53,7 +53,7 @@ def test_what_is_outside_of_parts(store: Store) -> None:
 
 
 def test_tops(store: Store) -> None:
-    assert tops(store) == sorted(
+    assert top_names(store) == sorted(
         {name.partition("/")[0] for name in random_names()},
         key=lambda top: min(name for name in random_names() if name.partition("/")[0] == top),
     )
@@ -64,16 +64,16 @@ def test_strange_names_do_not_end_a_listing(tmp_path: Path) -> None:
     for name in ("3~~x", "3 a", "4", "2~", "3/in", "Ü"):
         (tmp_path / name).touch()
     store = PosixStore(tmp_path)
-    assert [found.name for found in beginning(store, "3")] == ["3 a", "3/in", "3~~x"]
+    assert [found.name for found in with_prefix(store, "3")] == ["3 a", "3/in", "3~~x"]
     assert [found.name for found in outside(store, ["3"])] == ["2~", "4", "Ü"]
     store.close()
 
 
 def test_a_file_named_as_a_model_hides_no_folder(store: Store) -> None:
     """`q-01/x` comes between `q` and `q/`."""
-    before = tops(store)
+    before = top_names(store)
     store.put("q", b"1")
     store.put("q-01/x", b"1")
-    found = tops(store)
+    found = top_names(store)
     assert set(found) - set(before) == {"q", "q-01"}
     assert len(found) == len(before) + 2

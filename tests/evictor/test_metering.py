@@ -6,20 +6,20 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.metering import HOST, Meter, serve
-from kvtier.evictor.report import REASONS, Report
+from kvtier.evictor.metering import HOST, EvictorMeter, serve
+from kvtier.evictor.report import REASONS, PassReport
 from kvtier.metrics.declaration import LABEL_VALUES
 from kvtier.metrics.evictor import EVICTOR_METRICS
 
 
-def text(meter: Meter) -> str:
+def text(meter: EvictorMeter) -> str:
     registry = CollectorRegistry()
     registry.register(meter)
     return generate_latest(registry).decode()
 
 
 def test_every_declared_metric_is_there_from_the_start() -> None:
-    exposed = text(Meter())
+    exposed = text(EvictorMeter())
     for metric in EVICTOR_METRICS:
         assert f"# TYPE {metric.name}" in exposed
     for reason in REASONS:
@@ -28,9 +28,9 @@ def test_every_declared_metric_is_there_from_the_start() -> None:
 
 
 def test_passes_add_up() -> None:
-    meter = Meter()
+    meter = EvictorMeter()
     for _ in range(2):
-        report = Report(left_bytes=5, scanned_files=10, shards_owned=17, fenced=3)
+        report = PassReport(left_bytes=5, scanned_files=10, shards_owned=17, fenced=3)
         report.freed["ttl"].add(100)
         meter.add(report)
     exposed = text(meter).splitlines()
@@ -47,10 +47,10 @@ def test_passes_add_up() -> None:
 
 def test_a_pass_that_hangs_shows() -> None:
     clock = VirtualClock()
-    meter = Meter(clock)
+    meter = EvictorMeter(clock)
     clock.advance(5)
     assert "kvtier_evict_pass_age_seconds 5.0" in text(meter)
-    meter.add(Report())
+    meter.add(PassReport())
     clock.advance(600)
     assert "kvtier_evict_pass_age_seconds 600.0" in text(meter)
 
@@ -61,14 +61,14 @@ def test_a_port_that_is_taken() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InvalidSettings, match=f"--metrics-port: {port}"):
-            serve(Meter(), port)
+            serve(EvictorMeter(), port)
 
 
 def test_scrapes_are_answered_on_loopback_only() -> None:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    with serve(Meter(), port):
+    with serve(EvictorMeter(), port):
         with urllib.request.urlopen(f"http://{HOST}:{port}/metrics") as answer:
             assert b"kvtier_evict_owned_shards 0.0" in answer.read()
         with socket.socket() as other, pytest.raises(OSError, match="refused"):

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.layouts import Tree
-from kvtier.evictor.opening import open_place, refusal
+from kvtier.evictor.layouts import StoreTree
+from kvtier.evictor.opening import open_store, refusal
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.manifest import ensure_manifest
 from tests.evictor.scenes import FOREIGN, Between, Scene
@@ -14,7 +14,7 @@ SPACE = sample_space()
 
 
 def test_folders(tmp_path: Path) -> None:
-    place = open_place(str(tmp_path))
+    place = open_store(str(tmp_path))
     found = place.measure()
     assert found is not None
     assert found.total_bytes > 0
@@ -22,20 +22,20 @@ def test_folders(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match=r"PATH: .* is not a folder"):
-        open_place(str(tmp_path / "file"))
+        open_store(str(tmp_path / "file"))
     with pytest.raises(InvalidSettings, match=r"PATH: .* does not exist"):
-        open_place(str(tmp_path / "nowhere"))
+        open_store(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_what_is_no_bucket() -> None:
     with pytest.raises(InvalidSettings, match=r"^PATH: .* is not a bucket"):
-        open_place("http://x/y")
+        open_store("http://x/y")
 
 
 def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
     scene = Scene()
-    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
+    tree = StoreTree(ensure_manifest(scene.store, SPACE), is_foreign=False)
     manifest = f"{tree.name}/manifest.json"
     assert refusal(scene.store, tree) is None
     scene.store.put(manifest, b'{"format": 2}')
@@ -44,12 +44,12 @@ def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
     assert refusal(scene.store, tree) is None
     scene.store.remove(manifest)
     assert refusal(scene.store, tree) is None
-    assert refusal(scene.store, Tree(FOREIGN, is_foreign=True)) is None
+    assert refusal(scene.store, StoreTree(FOREIGN, is_foreign=True)) is None
 
 
 def test_one_tree_whose_manifest_cannot_be_read_does_not_stop_the_others() -> None:
     scene = Scene()
-    tree = Tree(ensure_manifest(scene.store, SPACE), is_foreign=False)
+    tree = StoreTree(ensure_manifest(scene.store, SPACE), is_foreign=False)
 
     class Refusing(Between):
         def before(self, verb: str, name: str) -> None:

@@ -3,21 +3,21 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.budget import Mark, Marks
-from kvtier.evictor.filesystem import FileSystem
-from kvtier.evictor.options import Options, Wishes, read_options
+from kvtier.evictor.budget import Bounds, Watermarks
+from kvtier.evictor.filesystem import FileSystemUsage
+from kvtier.evictor.options import EvictorFlags, EvictorOptions, read_options
 from tests.evictor.scenes import TREE
 
-DISK = FileSystem(1 << 40, 0)
+DISK = FileSystemUsage(1 << 40, 0)
 
 
 def test_what_is_not_said_is_the_default() -> None:
-    options = read_options(Wishes(path="/x", high="100B", low="50B"), DISK)
-    assert options == Options(marks=Marks(Mark(100, 50)))
+    options = read_options(EvictorFlags(path="/x", high="100B", low="50B"), DISK)
+    assert options == EvictorOptions(bounds=Bounds(Watermarks(100, 50)))
 
 
 def test_everything_said_is_heard() -> None:
-    wishes = Wishes(
+    flags = EvictorFlags(
         path="/x",
         high="50%",
         high_inodes="100",
@@ -35,10 +35,10 @@ def test_everything_said_is_heard() -> None:
         sweep_foreign_folders=True,
         dry_run=True,
     )
-    assert read_options(wishes, DISK) == Options(
-        marks=Marks(Mark(1 << 39, int((1 << 40) * 0.45)), Mark(100, 90)),
+    assert read_options(flags, DISK) == EvictorOptions(
+        bounds=Bounds(Watermarks(1 << 39, int((1 << 40) * 0.45)), Watermarks(100, 90)),
         of_filesystem=True,
-        quotas={TREE: Marks(Mark(1000, 900))},
+        quotas={TREE: Bounds(Watermarks(1000, 900))},
         ttl_s=72 * 3600,
         grace_s=120,
         orphan_s=7200,
@@ -56,7 +56,7 @@ def test_everything_said_is_heard() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "named"),
+    ("flags", "named"),
     [
         ({}, "--high: nothing bounds the store"),
         ({"ttl": "10s"}, "--ttl: 10s is shorter than --grace 60s"),
@@ -69,7 +69,7 @@ def test_everything_said_is_heard() -> None:
         ({"ttl": "1h", "key_file": Path("/nowhere")}, "/nowhere cannot be read"),
     ],
 )
-def test_nonsense(wishes: dict[str, object], named: str) -> None:
+def test_nonsense(flags: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
-        read_options(Wishes(path="/x", **wishes), DISK)  # type: ignore[arg-type]
+        read_options(EvictorFlags(path="/x", **flags), DISK)  # type: ignore[arg-type]
     assert named in str(caught.value)

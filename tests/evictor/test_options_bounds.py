@@ -1,27 +1,27 @@
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.budget import Mark, Marks
-from kvtier.evictor.filesystem import FileSystem
-from kvtier.evictor.options import byte_mark, inode_mark, quota_marks
+from kvtier.evictor.budget import Bounds, Watermarks
+from kvtier.evictor.filesystem import FileSystemUsage
+from kvtier.evictor.options import byte_watermarks, inode_watermarks, quota_bounds
 from tests.evictor.scenes import TREE
 
-DISK = FileSystem(1000 << 30, 0, 10_000)
+DISK = FileSystemUsage(1000 << 30, 0, 10_000)
 
 
 def test_sizes() -> None:
-    assert byte_mark("500GiB", "450GiB", DISK) == (Mark(500 << 30, 450 << 30), False)
-    assert byte_mark("2097152", None, None)[0].high == 2 << 20
-    assert byte_mark("1000B", None, DISK) == (Mark(1000, 900), False)
-    assert byte_mark(None, None, DISK) == (Mark(), False)
-    assert byte_mark("5TiB", None, None)[0].high == 5 << 40, "a bucket has no end"
+    assert byte_watermarks("500GiB", "450GiB", DISK) == (Watermarks(500 << 30, 450 << 30), False)
+    assert byte_watermarks("2097152", None, None)[0].high == 2 << 20
+    assert byte_watermarks("1000B", None, DISK) == (Watermarks(1000, 900), False)
+    assert byte_watermarks(None, None, DISK) == (Watermarks(), False)
+    assert byte_watermarks("5TiB", None, None)[0].high == 5 << 40, "a bucket has no end"
 
 
 def test_parts_of_the_file_system() -> None:
-    mark, of_filesystem = byte_mark("85%", "70.5 %", DISK)
+    mark, of_filesystem = byte_watermarks("85%", "70.5 %", DISK)
     assert of_filesystem
-    assert mark == Mark(850 << 30, 705 << 30)
-    assert byte_mark("80%", None, DISK)[0] == Mark(800 << 30, 720 << 30)
+    assert mark == Watermarks(850 << 30, 705 << 30)
+    assert byte_watermarks("80%", None, DISK)[0] == Watermarks(800 << 30, 720 << 30)
 
 
 @pytest.mark.parametrize(
@@ -42,19 +42,19 @@ def test_parts_of_the_file_system() -> None:
 )
 def test_nonsense_names_the_flag_and_the_fix(high: str, low: str, named: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
-        byte_mark(high, low, DISK)
+        byte_watermarks(high, low, DISK)
     assert named in str(caught.value)
 
 
 def test_a_percentage_of_a_bucket() -> None:
     with pytest.raises(InvalidSettings, match="A bucket has no size"):
-        byte_mark("85%", None, None)
+        byte_watermarks("85%", None, None)
 
 
 def test_inodes() -> None:
-    assert inode_mark("1000", "500") == Mark(1000, 500)
-    assert inode_mark("1000", None) == Mark(1000, 900)
-    assert inode_mark(None, None) == Mark()
+    assert inode_watermarks("1000", "500") == Watermarks(1000, 500)
+    assert inode_watermarks("1000", None) == Watermarks(1000, 900)
+    assert inode_watermarks(None, None) == Watermarks()
     for high, low, named in (
         ("1000", "2000", "--low-inodes: 2000 is not below --high-inodes 1000"),
         ("many", None, "--high-inodes: 'many'"),
@@ -62,14 +62,16 @@ def test_inodes() -> None:
         (None, "5", "no --high-inodes"),
     ):
         with pytest.raises(InvalidSettings, match=named):
-            inode_mark(high, low)
+            inode_watermarks(high, low)
     with pytest.raises(InvalidSettings, match="--high-inodes: 10001 is more than the file system"):
-        inode_mark("10001", None, DISK)
-    assert inode_mark("10001", None, FileSystem(1, 0)).high == 10_001, "it has no fixed number"
+        inode_watermarks("10001", None, DISK)
+    assert inode_watermarks("10001", None, FileSystemUsage(1, 0)).high == 10_001, (
+        "it has no fixed number"
+    )
 
 
 def test_quotas() -> None:
-    assert quota_marks([f"{TREE}=100B"], DISK) == {TREE: Marks(Mark(100, 90))}
+    assert quota_bounds([f"{TREE}=100B"], DISK) == {TREE: Bounds(Watermarks(100, 90))}
     for texts, named in (
         ([f"{TREE}"], "--quota"),
         (["model=10GiB"], "does not name a folder"),
@@ -79,4 +81,4 @@ def test_quotas() -> None:
         ([f"{TREE}=2TiB"], "more than the file system"),
     ):
         with pytest.raises(InvalidSettings, match=named):
-            quota_marks(texts, DISK)
+            quota_bounds(texts, DISK)

@@ -1,10 +1,10 @@
 from kvtier.clock import VirtualClock
-from kvtier.evictor.pace import SLEEP_MAX_S, Pace
+from kvtier.evictor.pace import SLEEP_MAX_S, RateWaiter
 
 
 def test_no_limit_never_sleeps() -> None:
     clock = VirtualClock()
-    pace = Pace(None, clock)
+    pace = RateWaiter(None, clock)
     assert all(pace.wait() for _ in range(10_000))
     assert clock.now_s() == 0
 
@@ -12,7 +12,7 @@ def test_no_limit_never_sleeps() -> None:
 def test_the_rate_is_kept_over_time() -> None:
     for rate in (0.5, 7.0, 5000.0):
         clock = VirtualClock(100.0)
-        pace = Pace(rate, clock)
+        pace = RateWaiter(rate, clock)
         done = 0
         while done < 20 * rate:
             done += pace.wait()
@@ -21,7 +21,7 @@ def test_the_rate_is_kept_over_time() -> None:
 
 def test_a_long_wait_comes_back_now_and_then() -> None:
     clock = VirtualClock()
-    pace = Pace(0.01, clock)
+    pace = RateWaiter(0.01, clock)
     assert pace.wait()
     waits = 0
     while not pace.wait():
@@ -32,7 +32,7 @@ def test_a_long_wait_comes_back_now_and_then() -> None:
 
 def test_who_was_idle_does_not_catch_up() -> None:
     clock = VirtualClock()
-    pace = Pace(10, clock)
+    pace = RateWaiter(10, clock)
     pace.wait()
     clock.advance(1000)
     for _ in range(100):

@@ -1,11 +1,11 @@
 import json
 
 from kvtier.evictor import report
-from kvtier.evictor.report import REASONS, Report
+from kvtier.evictor.report import REASONS, PassReport
 
 
 def test_totals_and_json() -> None:
-    made = Report()
+    made = PassReport()
     made.freed["ttl"].add(5)
     made.freed["bound"].add(7)
     made.tree("t", is_foreign=True).files = 3
@@ -18,14 +18,14 @@ def test_totals_and_json() -> None:
 
 
 def test_two_reports_share_nothing() -> None:
-    Report().freed["ttl"].add(5)
-    Report().note_unknown("x", 1)
-    assert Report().freed_files == 0
-    assert Report().unknown == []
+    PassReport().freed["ttl"].add(5)
+    PassReport().note_unknown("x", 1)
+    assert PassReport().freed_files == 0
+    assert PassReport().unknown == []
 
 
 def test_names_are_bounded() -> None:
-    made = Report()
+    made = PassReport()
     for number in range(report.NAMES_MAX + 5):
         made.note_unknown(str(number), 2)
         made.note_broken(str(number), "why")

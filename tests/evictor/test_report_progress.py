@@ -2,13 +2,13 @@ import io
 
 from rich.console import Console
 
-from kvtier.evictor.report import Line, Silent, progress_on
+from kvtier.evictor.report import ProgressLine, SilentObserver, progress_on
 
 
 def test_on_a_terminal_a_line_moves() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with progress_on(console) as observer:
-        assert isinstance(observer, Line)
+        assert isinstance(observer, ProgressLine)
         observer.scanned("3", 256)
         for _ in range(50):
             observer.removed("bound", 1 << 20)
@@ -18,7 +18,7 @@ def test_on_a_terminal_a_line_moves() -> None:
 def test_in_a_log_nothing_moves() -> None:
     file = io.StringIO()
     with progress_on(Console(file=file)) as observer:
-        assert isinstance(observer, Silent)
+        assert isinstance(observer, SilentObserver)
         observer.scanned("3", 256)
         observer.removed("bound", 1)
     assert file.getvalue() == ""

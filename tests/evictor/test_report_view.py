@@ -1,10 +1,10 @@
 from rich.console import Console
 
-from kvtier.evictor.report import Report, pass_view, summary_line
+from kvtier.evictor.report import PassReport, pass_view, summary_line
 
 
-def sample(**fields: object) -> Report:
-    report = Report(used_bytes=5 << 30, used_inodes=7, shards_owned=17, **fields)  # type: ignore[arg-type]
+def sample(**fields: object) -> PassReport:
+    report = PassReport(used_bytes=5 << 30, used_inodes=7, shards_owned=17, **fields)  # type: ignore[arg-type]
     tree = report.tree("tiny-0123456789abcdef", is_foreign=False)
     tree.files, tree.size_bytes = 6, 5 << 30
     tree.freed.add(1 << 30)
@@ -14,7 +14,7 @@ def sample(**fields: object) -> Report:
     return report
 
 
-def rendered(report: Report) -> str:
+def rendered(report: PassReport) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(pass_view(report))
     console.file.close()

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.evictor.layouts import SHARDS, Tree
-from kvtier.evictor.scan import SAVE_S, Progress, put_progress, scan_shard
+from kvtier.evictor.layouts import SHARDS, StoreTree
+from kvtier.evictor.scan import SAVE_S, ScanCursor, put_cursor, scan_shard
 from kvtier.evictor.table import Table
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Killed, Scene, block, key_of
 
-OWN = Tree(TREE, is_foreign=False)
-OTHER = Tree("z-" + TREE, is_foreign=False)
+OWN = StoreTree(TREE, is_foreign=False)
+OTHER = StoreTree("z-" + TREE, is_foreign=False)
 TREES = [OWN, OTHER]
 
 
@@ -22,7 +22,7 @@ def filled() -> Scene:
     return scene
 
 
-def keys(scan: object, tree: Tree = OWN) -> list[bytes]:
+def keys(scan: object, tree: StoreTree = OWN) -> list[bytes]:
     table = scan.tables[tree.name]  # type: ignore[attr-defined]
     return [table.name(row) for row in range(len(table))]
 
@@ -30,14 +30,14 @@ def keys(scan: object, tree: Tree = OWN) -> list[bytes]:
 def test_the_shards_together_are_every_block_once() -> None:
     scene = filled()
     found: dict[str, list[bytes]] = {OWN.name: [], OTHER.name: []}
-    work = scene.work()
+    context = scene.context()
     for shard in SHARDS:
-        scan = scan_shard(work, shard, TREES)
+        scan = scan_shard(context, shard, TREES)
         for tree in TREES:
             found[tree.name] += keys(scan, tree)
     assert sorted(found[OWN.name]) == sorted(key_of(number) for number in range(200))
     assert sorted(found[OTHER.name]) == sorted(key_of(number) for number in range(50))
-    assert work.report.scanned_files == 250
+    assert context.report.scanned_files == 250
 
 
 @pytest.mark.parametrize("dies_at", [1, 40, 200, 249])
@@ -46,8 +46,8 @@ def test_who_takes_over_goes_on_where_it_stopped(dies_at: int) -> None:
     scene = filled()
     seen = 0
 
-    work = scene.work()
-    see = work.see
+    context = scene.context()
+    see = context.see
 
     def slowly(shard: str) -> None:
         nonlocal seen
@@ -57,15 +57,15 @@ def test_who_takes_over_goes_on_where_it_stopped(dies_at: int) -> None:
         if seen == dies_at:
             raise Killed
 
-    work.see = slowly  # type: ignore[method-assign]
+    context.see = slowly  # type: ignore[method-assign]
     for shard in SHARDS:
         try:
-            scan_shard(work, shard, TREES)
+            scan_shard(context, shard, TREES)
         except Killed:
             break
-    heir = scene.work()
+    heir = scene.context()
     scan = scan_shard(heir, shard, TREES)
-    again = scene.work()
+    again = scene.context()
     whole = scan_shard(again, shard, TREES)
     for tree in TREES:
         assert keys(scan, tree) == keys(whole, tree)
@@ -78,44 +78,44 @@ def test_progress_is_used() -> None:
     scene = Scene()
     same = [number for number in range(400) if key_of(number)[0] >> 4 == 0]
     scene.write(*same)
-    work = scene.work()
-    see = work.see
+    context = scene.context()
+    see = context.see
 
     def slowly(shard: str) -> None:
         see(shard)
         scene.clock.advance(SAVE_S + 1)
-        if work.report.scanned_files == len(same) - 2:
+        if context.report.scanned_files == len(same) - 2:
             raise Killed
 
-    work.see = slowly  # type: ignore[method-assign]
+    context.see = slowly  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        scan_shard(work, "0", TREES)
-    heir = scene.work()
+        scan_shard(context, "0", TREES)
+    heir = scene.context()
     assert len(keys(scan_shard(heir, "0", TREES))) == len(same)
     assert heir.report.scanned_files == 3
 
 
-def stopped_in(tree: Tree, scene: Scene, shard: str = "0") -> None:
+def stopped_in(tree: StoreTree, scene: Scene, shard: str = "0") -> None:
     """An evictor dies while it scans `tree`."""
-    work = scene.work()
-    see = work.see
+    context = scene.context()
+    see = context.see
 
     def slowly(shard: str) -> None:
         see(shard)
         scene.clock.advance(SAVE_S + 1)
-        if work.report.scanned_files == 2:
+        if context.report.scanned_files == 2:
             raise Killed
 
-    work.see = slowly  # type: ignore[method-assign]
+    context.see = slowly  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        scan_shard(work, shard, [tree])
+        scan_shard(context, shard, [tree])
 
 
 def test_a_tree_that_appears_before_the_one_a_dead_scan_stood_in() -> None:
     scene = filled()
     stopped_in(OTHER, scene)
-    scan = scan_shard(scene.work(), "0", TREES)
-    whole = scan_shard(scene.work(), "0", TREES)
+    scan = scan_shard(scene.context(), "0", TREES)
+    whole = scan_shard(scene.context(), "0", TREES)
     assert keys(scan, OWN) == keys(whole, OWN) != []
     assert keys(scan, OTHER) == keys(whole, OTHER)
 
@@ -135,12 +135,12 @@ def test_a_forged_cursor_makes_nobody_remove_what_is_no_block(tree: str, name: b
     scene = filled()
     table = Table()
     table.add(name, 1, 0.0, 0.0)
-    forged = Progress(tree, "", {tree: table.columns()}, {})
+    forged = ScanCursor(tree, "", {tree: table.columns()}, {})
     shard = "0"
-    put_progress(scene.store, shard, forged)
-    trees = [OWN, Tree(FOREIGN, is_foreign=True)]
-    scan = scan_shard(scene.work(), shard, trees)
-    fresh = scan_shard(scene.work(), shard, trees)
+    put_cursor(scene.store, shard, forged)
+    trees = [OWN, StoreTree(FOREIGN, is_foreign=True)]
+    scan = scan_shard(scene.context(), shard, trees)
+    fresh = scan_shard(scene.context(), shard, trees)
     for each in trees:
         assert keys(scan, each) == keys(fresh, each)
 
@@ -153,10 +153,10 @@ def test_a_refusing_folder_does_not_hide_the_others() -> None:
             if verb == "list" and name.startswith(OWN.name):
                 raise OSError(errno.EIO, "broken disk")
 
-    work = scene.work(Refusing(scene.store))
-    scans = [scan_shard(work, shard, TREES) for shard in SHARDS]
+    context = scene.context(Refusing(scene.store))
+    scans = [scan_shard(context, shard, TREES) for shard in SHARDS]
     assert sum(len(keys(scan, OTHER)) for scan in scans) == 50
-    assert work.report.refused_calls == 16
+    assert context.report.refused_calls == 16
 
 
 def test_what_is_no_block_counts_or_is_told(tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_what_is_no_block_counts_or_is_told(tmp_path: Path) -> None:
     (folder / ".tmp-host-old").touch()
     os.utime(folder / ".tmp-host-old", (1, 1))
     os.utime(folder / ".tmp-host-new", (scene.clock.now_s(), scene.clock.now_s()))
-    work = scene.work(store, dry_run=False)
-    scan = scan_shard(work, name.split("/")[-1][0], [OWN])
+    context = scene.context(store, dry_run=False)
+    scan = scan_shard(context, name.split("/")[-1][0], [OWN])
     assert keys(scan) == [key_of(1)]
     assert scan.tables[TREE].sizes[0] >= 10_000
     assert scan.other[TREE].inodes == 2, "a folder, and a file on its way"
-    assert work.report.unknown == [f"{name.rpartition('/')[0]}/notes.txt"]
-    assert work.report.freed["orphan"].files == 1
+    assert context.report.unknown == [f"{name.rpartition('/')[0]}/notes.txt"]
+    assert context.report.freed["orphan"].files == 1
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [Path(name).name, "notes.txt", ".tmp-host-new"]
     )
@@ -191,6 +191,6 @@ def test_trees_of_others_go_by_their_files_own_times(tmp_path: Path) -> None:
     for name, read_s, written_s in (("aa.bin", 50, 10), ("bb.bin", 10, 20)):
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (read_s, written_s))
-    scan = scan_shard(Scene().work(store), "a", [Tree(FOREIGN, is_foreign=True)])
+    scan = scan_shard(Scene().context(store), "a", [StoreTree(FOREIGN, is_foreign=True)])
     assert scan.tables[FOREIGN].recent.tolist() == [50, 20]
     store.close()

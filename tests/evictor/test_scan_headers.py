@@ -6,7 +6,7 @@ import pytest
 
 from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3
 from kvtier.blocks.key import BlockKey
-from kvtier.evictor.layouts import Tree
+from kvtier.evictor.layouts import StoreTree
 from kvtier.evictor.scan import HeaderCheck
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.samples import sample_space
@@ -38,11 +38,11 @@ def publish(store: MemoryStore, number: int, checksum: Checksum, blocks: int = 2
 
 
 def checked(scene: Scene, name: str, **options: object) -> tuple[bool, list[str]]:
-    tree = Tree(name.partition("/")[0], is_foreign=False)
-    work = scene.work(**options)
-    passes = HeaderCheck(work, tree).passes("0", tree.pack(name), name)
-    assert work.report.broken_files == len(work.report.broken)
-    return passes, work.report.broken
+    tree = StoreTree(name.partition("/")[0], is_foreign=False)
+    context = scene.context(**options)
+    passes = HeaderCheck(context, tree).passes("0", tree.pack(name), name)
+    assert context.report.broken_files == len(context.report.broken)
+    return passes, context.report.broken
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 400])
@@ -82,10 +82,10 @@ def test_one_that_cannot_be_read_is_left() -> None:
             if verb == "read" and name.endswith(".kvt"):
                 raise OSError(errno.EIO, "no")
 
-    tree = Tree(name.partition("/")[0], is_foreign=False)
-    work = scene.work(Refusing(scene.store), sweep_broken=True)
-    assert HeaderCheck(work, tree).passes("0", tree.pack(name), name)
-    assert (work.report.broken_files, work.report.refused_calls) == (0, 1)
+    tree = StoreTree(name.partition("/")[0], is_foreign=False)
+    context = scene.context(Refusing(scene.store), sweep_broken=True)
+    assert HeaderCheck(context, tree).passes("0", tree.pack(name), name)
+    assert (context.report.broken_files, context.report.refused_calls) == (0, 1)
 
 
 def test_one_that_vanished_is_not_broken() -> None:

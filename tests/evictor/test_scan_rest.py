@@ -1,12 +1,12 @@
 import os
 from pathlib import Path
 
-from kvtier.evictor.layouts import LEASES, recognise
+from kvtier.evictor.layouts import LEASES, tree_at
 from kvtier.evictor.scan import sweep_folders, sweep_rest
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, START_S, TREE, Scene, block
 
-TREES = [tree for tree in map(recognise, (FOREIGN, TREE)) if tree is not None]
+TREES = [tree for tree in map(tree_at, (FOREIGN, TREE)) if tree is not None]
 
 
 def touch(root: Path, name: str, age_s: float = 0.0, content: bytes = b"x") -> None:
@@ -37,12 +37,12 @@ def test_what_is_outside_of_shards_is_looked_through(tmp_path: Path) -> None:
     touch(tmp_path, f"{LEASES}/1.0000000001", age_s=10**6)
     for name in gone:
         touch(tmp_path, name, age_s=4000)
-    work = Scene().work(store)
-    sizes = sweep_rest(work, TREES, set())
-    assert sorted(work.report.unknown) == sorted(unknown), "a shard's are not listed here"
+    context = Scene().context(store)
+    sizes = sweep_rest(context, TREES, set())
+    assert sorted(context.report.unknown) == sorted(unknown), "a shard's are not listed here"
     stay = [*kept, *unknown, f"{TREE}/blocks/0", f"{LEASES}/1.0000000001"]
     assert names(tmp_path) == sorted(stay)
-    assert work.report.freed["orphan"].files == len(gone)
+    assert context.report.freed["orphan"].files == len(gone)
     inodes = {top: amount.inodes for top, amount in sizes.items()}
     assert inodes == {".tmp-host-young": 1, TREE: 2, LEASES: 3}
     store.close()
@@ -52,8 +52,8 @@ def test_a_refused_tree_is_not_touched(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     touch(tmp_path, f"{TREE}/.tmp-host-old", age_s=10**6)
     touch(tmp_path, f"{TREE}/what")
-    work = Scene().work(store, delete_unknown=True)
-    sweep_rest(work, [], {TREE})
+    context = Scene().context(store, delete_unknown=True)
+    sweep_rest(context, [], {TREE})
     assert names(tmp_path) == [f"{TREE}/.tmp-host-old", f"{TREE}/what"]
     store.close()
 
@@ -63,9 +63,9 @@ def test_unknown_files_go_only_where_asked(tmp_path: Path) -> None:
     for name in ("readme", "data/x", f"{TREE}/manifest.json"):
         touch(tmp_path, name, age_s=4000)
     touch(tmp_path, "data/being-written")
-    sweep_rest(Scene().work(store, delete_unknown=True, dry_run=True), TREES, set())
+    sweep_rest(Scene().context(store, delete_unknown=True, dry_run=True), TREES, set())
     assert len(names(tmp_path)) == 4
-    sweep_rest(Scene().work(store, delete_unknown=True), TREES, set())
+    sweep_rest(Scene().context(store, delete_unknown=True), TREES, set())
     assert names(tmp_path) == ["data/being-written", f"{TREE}/manifest.json"]
     store.close()
 
@@ -75,20 +75,20 @@ def test_empty_folders(tmp_path: Path) -> None:
     for folder in (f"{TREE}/blocks/abc", f"{TREE}/blocks/abd", f"{FOREIGN}/abc/de_g0", "data/e"):
         (tmp_path / folder).mkdir(parents=True)
     touch(tmp_path, f"{TREE}/blocks/abd/x")
-    sweep_folders(Scene().work(store, dry_run=True), TREES)
+    sweep_folders(Scene().context(store, dry_run=True), TREES)
     assert (tmp_path / TREE / "blocks/abc").exists()
-    work = Scene().work(store)
-    sweep_folders(work, TREES)
-    assert work.report.folders_removed == 1
+    context = Scene().context(store)
+    sweep_folders(context, TREES)
+    assert context.report.folders_removed == 1
     assert (tmp_path / TREE / "blocks/abd/x").exists()
     assert (tmp_path / FOREIGN / "abc/de_g0").exists(), "its writers may not expect it"
-    sweep_folders(Scene().work(store, sweep_foreign_folders=True), TREES)
+    sweep_folders(Scene().context(store, sweep_foreign_folders=True), TREES)
     assert not (tmp_path / FOREIGN / "abc").exists()
     assert (tmp_path / "data/e").exists()
     store.close()
 
 
 def test_a_store_without_folders() -> None:
-    work = Scene().work()
-    sweep_folders(work, TREES)
-    assert work.report.folders_removed == 0
+    context = Scene().context()
+    sweep_folders(context, TREES)
+    assert context.report.folders_removed == 0

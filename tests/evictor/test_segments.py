@@ -2,8 +2,8 @@ import pytest
 
 from kvtier.blocks.checksum import Xxh3
 from kvtier.errors import Corrupt
-from kvtier.evictor.layouts import Tree
-from kvtier.evictor.segments import open_segments
+from kvtier.evictor.layouts import StoreTree
+from kvtier.evictor.segments import open_segment_reader
 from tests.evictor.scenes import FOREIGN, Scene, key_of
 from tests.evictor.test_scan_headers import publish
 
@@ -12,8 +12,8 @@ from tests.evictor.test_scan_headers import publish
 def test_all_blocks_however_long_the_header(blocks: int) -> None:
     scene = Scene()
     name = publish(scene.store, 1, Xxh3(), blocks)
-    tree = Tree(name.partition("/")[0], is_foreign=False)
-    segments = open_segments(scene.store, tree, None)
+    tree = StoreTree(name.partition("/")[0], is_foreign=False)
+    segments = open_segment_reader(scene.store, tree, None)
     assert segments is not None
     found = segments.read(key_of(1), name)
     assert found is not None
@@ -27,5 +27,8 @@ def test_all_blocks_however_long_the_header(blocks: int) -> None:
 
 def test_no_manifest_no_segments() -> None:
     scene = Scene()
-    assert open_segments(scene.store, Tree("a-0123456789abcdef", is_foreign=False), None) is None
-    assert open_segments(scene.store, Tree(FOREIGN, is_foreign=True), None) is None
+    assert (
+        open_segment_reader(scene.store, StoreTree("a-0123456789abcdef", is_foreign=False), None)
+        is None
+    )
+    assert open_segment_reader(scene.store, StoreTree(FOREIGN, is_foreign=True), None) is None

@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 
 from kvtier.evictor.budget import Amount
-from kvtier.evictor.context import Work
-from kvtier.evictor.layouts import Tree
-from kvtier.evictor.shard_eviction import RECALL_S, Shrinking
+from kvtier.evictor.context import PassContext
+from kvtier.evictor.layouts import StoreTree
+from kvtier.evictor.shard_eviction import USES_REFRESH_S, ShardEviction
 from kvtier.evictor.table import Table
 from kvtier.tiers.shared.posix import PosixStore
 from tests.evictor.scenes import FOREIGN, TREE, Between, Scene, block, key_of
 
-OWN = Tree(TREE, is_foreign=False)
+OWN = StoreTree(TREE, is_foreign=False)
 SAME = [number for number in range(900) if key_of(number)[0] >> 4 == 7][:20]
 """Blocks of one shard."""
 
 
-def scanned(scene: Scene, work: Work) -> Shrinking:
+def scanned(scene: Scene, context: PassContext) -> ShardEviction:
     table = Table()
     for entry in scene.store.list(f"{TREE}/blocks", limit=1000).entries:
         table.add(OWN.pack(entry.name), entry.stat.size, *2 * [entry.stat.modified_s])
-    part = Shrinking(work, "7", OWN, table, Amount(500, 3))
-    part.recall()
+    part = ShardEviction(context, "7", OWN, table, Amount(500, 3))
+    part.update_uses()
     return part
 
 
@@ -44,7 +44,7 @@ def left(scene: Scene) -> list[int]:
 
 def test_the_coldest_go_until_enough_is_free() -> None:
     scene = filled()
-    part = scanned(scene, scene.work())
+    part = scanned(scene, scene.context())
     assert part.usage.amount == Amount(20_500, 23)
     assert part.free(Amount(4500, 0), "bound") == Amount()
     assert left(scene) == SAME[5:]
@@ -60,24 +60,24 @@ def test_who_was_read_stays() -> None:
     scene.clock.advance(600)
     scene.read(*SAME[3:6])
     scene.clock.advance(30)
-    work = scene.work()
-    part = scanned(scene, work)
+    context = scene.context()
+    part = scanned(scene, context)
     assert part.free(Amount(100_000, 0), "bound").size_bytes > 0
     assert left(scene) == SAME[3:6], "read within the grace period"
-    assert work.report.freed["bound"].files == 17
-    assert work.report.trees[TREE].freed.files == 17
+    assert context.report.freed["bound"].files == 17
+    assert context.report.trees[TREE].freed.files == 17
 
 
 def test_lately_written_stays() -> None:
     scene = filled()
     scene.store.put(block(SAME[0]), b"new")
-    scanned(scene, scene.work()).free(Amount(100_000, 0), "bound")
+    scanned(scene, scene.context()).free(Amount(100_000, 0), "bound")
     assert left(scene) == SAME[:1]
 
 
 def test_written_again_since_the_scan_stays() -> None:
     scene = filled()
-    part = scanned(scene, scene.work())
+    part = scanned(scene, scene.context())
     scene.store.put(block(SAME[0]), b"new")
     part.free(Amount(2000, 0), "bound")
     assert left(scene) == [SAME[0], *SAME[3:]]
@@ -86,18 +86,18 @@ def test_written_again_since_the_scan_stays() -> None:
 def test_read_while_others_are_removed_stays() -> None:
     """Removing is slow; somebody tells of a read in the middle of it."""
     scene = filled()
-    work = scene.work(deletes_per_second=0.5)
-    part = scanned(scene, work)
-    remove = work.remove
+    context = scene.context(deletes_per_second=0.5)
+    part = scanned(scene, context)
+    remove = context.remove
     in_order = sorted(SAME, key=key_of)
 
     def removing(shard: str, name: str, size_bytes: int, reason: str) -> bool:
         if name == block(in_order[1]):
             scene.read(in_order[15])
-            scene.clock.advance(RECALL_S)
+            scene.clock.advance(USES_REFRESH_S)
         return remove(shard, name, size_bytes, reason)
 
-    work.remove = removing  # type: ignore[method-assign]
+    context.remove = removing  # type: ignore[method-assign]
     part.free(Amount(100_000, 0), "bound")
     assert left(scene) == [in_order[15]]
 
@@ -105,7 +105,7 @@ def test_read_while_others_are_removed_stays() -> None:
 def test_what_has_to_go_goes_folder_by_folder() -> None:
     scene = filled()
     store = Between(scene.store)
-    scanned(scene, scene.work(store)).free(Amount(9500, 0), "bound")
+    scanned(scene, scene.context(store)).free(Amount(9500, 0), "bound")
     removed = [name for verb, name in store.calls if verb == "remove"]
     assert removed == sorted(map(block, SAME[:10]))
 
@@ -121,9 +121,9 @@ def test_not_knowing_who_reads_nothing_goes() -> None:
                 raise OSError(errno.EIO, "no")
 
     store = Refusing(scene.store)
-    part = scanned(scene, scene.work(store))
+    part = scanned(scene, scene.context(store))
     store.refuses = True
-    scene.clock.advance(RECALL_S + 1)
+    scene.clock.advance(USES_REFRESH_S + 1)
     with pytest.raises(OSError, match="no"):
         part.free(Amount(5000, 0), "bound")
     assert left(scene) == SAME
@@ -131,23 +131,23 @@ def test_not_knowing_who_reads_nothing_goes() -> None:
 
 def test_what_others_removed_counts() -> None:
     scene = filled()
-    work = scene.work()
-    part = scanned(scene, work)
+    context = scene.context()
+    part = scanned(scene, context)
     scene.store.remove(block(SAME[0]))
     assert part.free(Amount(2000, 0), "bound") == Amount()
     assert left(scene) == SAME[2:]
-    assert work.report.freed["bound"].files == 1
+    assert context.report.freed["bound"].files == 1
 
 
 def test_too_old_goes_and_grace_wins() -> None:
     scene = filled()
     scene.read(SAME[0])
-    work = scene.work(ttl_s=3600 + 10 * 60 + 1)
-    scanned(scene, work).expire()
+    context = scene.context(ttl_s=3600 + 10 * 60 + 1)
+    scanned(scene, context).expire()
     assert left(scene) == [SAME[0], *SAME[10:]]
-    assert work.report.freed["ttl"].files == 9
-    work = scene.work(ttl_s=1.0, grace_s=3600 + 5 * 60 + 1)
-    scanned(scene, work).expire()
+    assert context.report.freed["ttl"].files == 9
+    context = scene.context(ttl_s=1.0, grace_s=3600 + 5 * 60 + 1)
+    scanned(scene, context).expire()
     assert left(scene) == [SAME[0], *SAME[15:]]
 
 
@@ -159,29 +159,29 @@ def test_what_is_refused_stays_and_the_next_goes() -> None:
             if (verb == "remove" and name == block(SAME[0])) or name == block(SAME[1]):
                 raise OSError(errno.EACCES, "no")
 
-    work = scene.work(Refusing(scene.store))
-    assert scanned(scene, work).free(Amount(3000, 0), "bound") == Amount()
+    context = scene.context(Refusing(scene.store))
+    assert scanned(scene, context).free(Amount(3000, 0), "bound") == Amount()
     assert left(scene) == [*SAME[:2], *SAME[5:]]
-    assert work.report.refused_calls == 2
+    assert context.report.refused_calls == 2
 
 
 def test_another_systems_block_that_was_read_since_the_scan_stays(tmp_path: Path) -> None:
     """Its access time is all there is, and a scan may be an hour old when it is used."""
-    tree = Tree(FOREIGN, is_foreign=True)
+    tree = StoreTree(FOREIGN, is_foreign=True)
     folder = tmp_path / FOREIGN / "abc" / "de_g0"
     folder.mkdir(parents=True)
     for name in ("aa", "bb", "cc"):
         (folder / f"{name}.bin").write_bytes(b"x")
         os.utime(folder / f"{name}.bin", (1e9, 1e9))
     store = PosixStore(tmp_path)
-    work = Scene().work(store)
+    context = Scene().context(store)
     table = Table()
     for name in ("aa", "bb", "cc"):
         table.add(f"abc/de_g0/{name}.bin".encode(), 4096, 1e9, 1e9)
     os.utime(folder / "bb.bin", (1e9 + 5, 1e9))
     (folder / "cc.bin").unlink()
-    part = Shrinking(work, "a", tree, table, Amount())
-    part.recall()
+    part = ShardEviction(context, "a", tree, table, Amount())
+    part.update_uses()
     assert part.free(Amount(0, 3), "bound") == Amount(0, 1)
     assert [path.name for path in folder.iterdir()] == ["bb.bin"]
     store.close()
@@ -192,10 +192,10 @@ def test_before_anybody_told_what_was_read_nothing_is_counted_on() -> None:
     scene = filled()
     table = Table()
     table.add(key_of(SAME[0]), 1000, 1.0, 1.0)
-    work = scene.work(ttl_s=1.0)
-    part = Shrinking(work, "7", OWN, table, Amount())
+    context = scene.context(ttl_s=1.0)
+    part = ShardEviction(context, "7", OWN, table, Amount())
     part.expire()
     assert (part.usage.files, part.usage.steps) == (1, [])
     assert left(scene) == SAME
-    part.recall()
+    part.update_uses()
     assert [step.files for step in part.usage.steps] == [1]

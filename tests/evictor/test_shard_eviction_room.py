@@ -4,19 +4,25 @@ import pytest
 
 from kvtier.evictor import shard_eviction
 from kvtier.evictor.budget import Amount
-from kvtier.evictor.events import Unannounced
-from kvtier.evictor.layouts import Tree
-from kvtier.evictor.options import Options
-from kvtier.evictor.report import Report, Silent
+from kvtier.evictor.events import NoAnnouncer
+from kvtier.evictor.layouts import StoreTree
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.report import PassReport, SilentObserver
 from kvtier.evictor.shard_eviction import make_room
 from tests.evictor.scenes import TREE, Scene
 
-OWN = Tree(TREE, is_foreign=False)
+OWN = StoreTree(TREE, is_foreign=False)
 
 
-def room(scene: Scene, report: Report | None = None) -> Amount:
+def room(scene: Scene, report: PassReport | None = None) -> Amount:
     return make_room(
-        scene.store, [OWN], Options(), scene.clock, Silent(), report or Report(), Unannounced()
+        scene.store,
+        [OWN],
+        EvictorOptions(),
+        scene.clock,
+        SilentObserver(),
+        report or PassReport(),
+        NoAnnouncer(),
     )
 
 
@@ -27,7 +33,7 @@ def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     scene.clock.advance(100)
     scene.write(*range(200, 400))
     scene.read(*range(100))
-    report = Report()
+    report = PassReport()
     assert room(scene, report) == Amount()
     assert (report.freed["bound"].files, report.freed_bytes) == (5, 5000)
     left = scene.blocks()

@@ -21,10 +21,10 @@ def test_recall_takes_the_latest_and_forgets_nothing() -> None:
     table = sample()
     uses = {b"abc": Use(50.0, 3), b"defgh": Use(1.0, 1), b"other": Use(9.0, 1)}
     for _ in range(2):
-        table.recall(uses)
+        table.update_uses(uses)
         assert table.recency().tolist() == [50.0, 1.0, 2.0]
         assert table.used.tolist() == [3, 0, 1]
-    table.recall({})
+    table.update_uses({})
     assert table.recency().tolist() == [50.0, 1.0, 2.0]
 
 

@@ -16,14 +16,14 @@ def written(*times: float) -> Table:
 
 def test_lru_goes_by_what_readers_told() -> None:
     table = written(1, 2, 3, 4)
-    table.recall({b"key-0": Use(10, 1), b"key-2": Use(9, 5)})
+    table.update_uses({b"key-0": Use(10, 1), b"key-2": Use(9, 5)})
     assert list(victims(table, "lru", FOREVER)) == [1, 3, 2, 0]
 
 
 @pytest.mark.parametrize("policy", plugins.known("eviction"))
 def test_every_policy_gives_each_once_and_none_that_is_hot(policy: str) -> None:
     table = written(*range(50))
-    table.recall({b"key-%d" % number: Use(100 + number, number) for number in range(0, 50, 3)})
+    table.update_uses({b"key-%d" % number: Use(100 + number, number) for number in range(0, 50, 3)})
     given = list(victims(table, policy, newest_s=60))
     assert sorted(given) == [number for number in range(50) if number % 3]
 
@@ -31,7 +31,7 @@ def test_every_policy_gives_each_once_and_none_that_is_hot(policy: str) -> None:
 def test_a_policy_that_resists_scans_keeps_what_is_read_again() -> None:
     """Old and read often, against new and never read: LRU and S3-FIFO disagree."""
     table = written(*range(100))
-    table.recall({b"key-%d" % number: Use(50.5, 9) for number in range(10)})
+    table.update_uses({b"key-%d" % number: Use(50.5, 9) for number in range(10)})
     lru = list(victims(table, "lru", FOREVER))[:60]
     s3fifo = list(victims(table, "s3fifo", FOREVER))[:60]
     assert set(range(10)) <= set(lru)
@@ -46,5 +46,5 @@ def test_an_unknown_policy() -> None:
 def test_the_beginning_of_a_prefix_outlives_its_end() -> None:
     """One journal told of all three, so they are as old; the first was named by more."""
     table = written(1, 1, 1)
-    table.recall({b"key-0": Use(9, 7), b"key-1": Use(9, 3), b"key-2": Use(9, 1)})
+    table.update_uses({b"key-0": Use(9, 7), b"key-1": Use(9, 3), b"key-2": Use(9, 1)})
     assert list(victims(table, "lru", FOREVER)) == [2, 1, 0]

@@ -8,7 +8,7 @@ import pytest
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.evictor import Evictor
-from kvtier.evictor.options import Wishes, read_options
+from kvtier.evictor.options import EvictorFlags, read_options
 from kvtier.inspection import surveyor
 from kvtier.inspection.checking import Observer, Wish, check_view
 from kvtier.inspection.pace import Pace
@@ -95,7 +95,7 @@ def test_reads_that_an_evictor_folded_count(store: MemoryStore) -> None:
     """As many journals, before it folds them, after, and when readers go on."""
     fill(store, keys(4), reads=3)
     before = surveyed(store).spaces[0]
-    options = read_options(Wishes(path="", high="1TiB"), None)
+    options = read_options(EvictorFlags(path="", high="1TiB"), None)
     evictor = Evictor(store, options)
     evictor.run_once()
     evictor.close()

@@ -19,9 +19,9 @@ import numpy as np
 from kvtier.blocks.key import BlockKey
 from kvtier.blocks.layout import BlockLayout
 from kvtier.clock import seeded
-from kvtier.evictor.budget import Mark, Marks
+from kvtier.evictor.budget import Bounds, Watermarks
 from kvtier.evictor.evictor import Evictor
-from kvtier.evictor.options import Options
+from kvtier.evictor.options import EvictorOptions
 from kvtier.tiers.base import BlockMove, Buffer, Outcome
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.reading import aligned_buffer
@@ -172,8 +172,8 @@ def count(board: Board, moves: list[BlockMove], outcomes: list[Outcome]) -> None
 
 def evict(life: Life) -> None:
     """Take shards, scan and sweep; the bound is too large to be reached."""
-    options = Options(
-        marks=Marks(Mark(_BOUND_BYTES, _BOUND_BYTES)),
+    options = EvictorOptions(
+        bounds=Bounds(Watermarks(_BOUND_BYTES, _BOUND_BYTES)),
         orphan_s=_ORPHAN_S,
         sweep_s=_SWEEP_S,
         lease_s=_LEASE_S,

@@ -17,10 +17,10 @@ from kvtier.errors import InvalidSettings
 from kvtier.evictor.context import PassStopped
 from kvtier.evictor.events import EventAnnouncer, Publisher
 from kvtier.evictor.evictor import Evictor
-from kvtier.evictor.metering import Meter, serve
-from kvtier.evictor.opening import open_place
-from kvtier.evictor.options import Wishes, read_options
-from kvtier.evictor.report import Report, pass_view, progress_on, summary_line
+from kvtier.evictor.metering import EvictorMeter, serve
+from kvtier.evictor.opening import open_store
+from kvtier.evictor.options import EvictorFlags, read_options
+from kvtier.evictor.report import PassReport, pass_view, progress_on, summary_line
 from kvtier.inspection.pace import Pace, Stopped
 from kvtier.settings.compat import pvc_evictor
 from kvtier.settings.compat.pvc_evictor import PvcEvictor
@@ -214,7 +214,7 @@ def evict(
 class _Run(msgspec.Struct, frozen=True, kw_only=True):
     """One run of the command."""
 
-    wishes: Wishes
+    wishes: EvictorFlags
     interval_s: float | None
     """Time between two passes; None: one pass."""
     as_json: bool
@@ -226,7 +226,7 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
     def __call__(self, pace: Pace) -> None:
         """Evict until `pace` is stopped."""
         with ExitStack() as stack:
-            place = open_place(self.wishes.path)
+            place = open_store(self.wishes.path)
             stack.callback(place.store.close)
             options = read_options(self.wishes, place.measure())
             publisher = announcer = None
@@ -244,14 +244,14 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
                 stopped=lambda: pace.stopped,
             )
             evictor.check()
-            meter = Meter(publisher=publisher, announcer=announcer)
+            meter = EvictorMeter(publisher=publisher, announcer=announcer)
             if self.metrics_port is not None:
                 stack.enter_context(serve(meter, self.metrics_port))
             stack.callback(_release, evictor)
             with suppress(PassStopped):
                 self._evict(evictor, meter)
 
-    def _evict(self, evictor: Evictor, meter: Meter) -> None:
+    def _evict(self, evictor: Evictor, meter: EvictorMeter) -> None:
         """Run passes. An error of the store ends a single pass only; otherwise it is logged."""
         while True:
             try:
@@ -267,7 +267,7 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
                 return
             evictor.wait(self.interval_s)
 
-    def _show(self, report: Report) -> None:
+    def _show(self, report: PassReport) -> None:
         if self.as_json:
             click.echo(report.to_json().decode())
             sys.stdout.flush()
@@ -285,21 +285,21 @@ def _release(evictor: Evictor) -> None:
         _log.warning("the leases could not be given back and will expire: %s", error)
 
 
-def _wishes(path: str | None, variables: PvcEvictor | None, flags: dict[str, Any]) -> Wishes:
+def _wishes(path: str | None, variables: PvcEvictor | None, flags: dict[str, Any]) -> EvictorFlags:
     """Return what was asked for; flags override the variables of llm-d's evictor."""
     if variables is None:
         if path is None:
             raise InvalidSettings(
                 f"PATH: name the folder that engines share, or set {pvc_evictor.MOUNT}"
             )
-        return Wishes(path=path, **flags)
+        return EvictorFlags(path=path, **flags)
     source = click.get_current_context().get_parameter_source("grace")
     if source is click.core.ParameterSource.DEFAULT:
         flags["grace"] = f"{variables.grace_s}s"
     if flags["high"] is None and flags["low"] is None:
         flags["high"], flags["low"] = variables.high, variables.low
     flags["dry_run"] = flags["dry_run"] or variables.dry_run
-    return Wishes(path=variables.path, sweep_foreign_folders=variables.sweep_folders, **flags)
+    return EvictorFlags(path=variables.path, sweep_foreign_folders=variables.sweep_folders, **flags)
 
 
 def _log_to(variables: PvcEvictor | None, *, verbose: bool) -> None:

@@ -27,7 +27,7 @@ from kvtier.tiers.shared.store import Store
 _log = logging.getLogger(__name__)
 
 STEPS: Final = 128
-Place = tuple[str, str]
+ShardOfTree = tuple[str, str]
 """Shard and tree."""
 _BYTES_MAX: Final = 1 << 30
 
@@ -73,7 +73,7 @@ class Usage(msgspec.Struct, frozen=True):
         return Amount(self.size_bytes, self.inodes)
 
 
-class Mark(NamedTuple):
+class Watermarks(NamedTuple):
     """A pair of watermarks: above `high`, free down to `low`. None: no bound."""
 
     high: int | None = None
@@ -86,11 +86,11 @@ class Mark(NamedTuple):
         return used - self.low
 
 
-class Marks(NamedTuple):
+class Bounds(NamedTuple):
     """The bounds of a store, of a tree, or of a file system."""
 
-    size_bytes: Mark = Mark()
-    inodes: Mark = Mark()
+    size_bytes: Watermarks = Watermarks()
+    inodes: Watermarks = Watermarks()
 
     def excess(self, used: Amount) -> Amount:
         """How much has to go."""
@@ -100,9 +100,9 @@ class Marks(NamedTuple):
 class Plan(NamedTuple):
     """What each shard of each tree has to free, by the reason it has to."""
 
-    quota: dict[Place, Amount]
+    quota: dict[ShardOfTree, Amount]
     """Of trees that exceed a quota of their own; goes first, and counts for the whole."""
-    bound: dict[Place, Amount]
+    bound: dict[ShardOfTree, Amount]
     """What is still too much then."""
 
 
@@ -115,9 +115,9 @@ def steps_of(table: Table, gone: npt.NDArray[np.bool_]) -> list[Step]:
 
 
 def plan(
-    usages: Mapping[Place, Usage],
-    marks: Marks,
-    quotas: Mapping[str, Marks],
+    usages: Mapping[ShardOfTree, Usage],
+    bounds: Bounds,
+    quotas: Mapping[str, Bounds],
     newest_s: float,
     used: Amount | None = None,
 ) -> Plan:
@@ -127,7 +127,7 @@ def plan(
     counts for the whole. `used`: what is held against `marks` where it is not the sum of the
     usages, as with percentages of a file system. O(steps).
     """
-    by_quota: dict[Place, Amount] = {}
+    by_quota: dict[ShardOfTree, Amount] = {}
     for tree, own in quotas.items():
         places = {place: usage for place, usage in usages.items() if place[1] == tree}
         excess = own.excess(_total(places.values()))
@@ -136,16 +136,18 @@ def plan(
     promised = Amount()
     for amount in by_quota.values():
         promised = promised.plus(amount)
-    excess = marks.excess(total).minus(promised)
+    excess = bounds.excess(total).minus(promised)
     if excess == Amount():
         return Plan(by_quota, {})
     left = {place: _behind(usage, by_quota.get(place, Amount())) for place, usage in usages.items()}
     return Plan(by_quota, divide(excess, left, newest_s))
 
 
-def divide(excess: Amount, usages: Mapping[Place, Usage], newest_s: float) -> dict[Place, Amount]:
+def divide(
+    excess: Amount, usages: Mapping[ShardOfTree, Usage], newest_s: float
+) -> dict[ShardOfTree, Amount]:
     """Cut `excess` from the coldest steps of all places together."""
-    shares: dict[Place, Amount] = {}
+    shares: dict[ShardOfTree, Amount] = {}
     steps = [
         (place, step)
         for place, usage in usages.items()
@@ -194,34 +196,34 @@ def _behind(usage: Usage, freed: Amount) -> Usage:
     return Usage(usage.size_bytes, usage.inodes, usage.files, steps)
 
 
-class Record(msgspec.Struct, frozen=True):
+class ShardUsages(msgspec.Struct, frozen=True):
     """A shard after a scan, or after an eviction."""
 
     usages: Mapping[str, Usage]
     """By tree."""
 
 
-def put_record(store: Store, shard: str, record: Record) -> None:
+def put_usages(store: Store, shard: str, record: ShardUsages) -> None:
     """Raises OSError."""
     store.put(f"{LEASES}/usage-{shard}.json", msgspec.json.encode(record))
 
 
-def read_usages(store: Store, but: Mapping[str, Record]) -> dict[Place, Usage]:
+def read_usages(store: Store, but: Mapping[str, ShardUsages]) -> dict[ShardOfTree, Usage]:
     """Of all shards: those in `but` are taken from there, the others read. Raises OSError."""
-    usages: dict[Place, Usage] = {}
+    usages: dict[ShardOfTree, Usage] = {}
     for shard in ALL:
-        record = but.get(shard) or _read_record(store, shard)
+        record = but.get(shard) or _read_usages(store, shard)
         if record is not None:
             usages.update({(shard, tree): usage for tree, usage in record.usages.items()})
     return usages
 
 
-def _read_record(store: Store, shard: str) -> Record | None:
+def _read_usages(store: Store, shard: str) -> ShardUsages | None:
     read = read_small(store, f"{LEASES}/usage-{shard}.json", _BYTES_MAX)
     if read is None:
         return None
     try:
-        return msgspec.json.decode(read[0], type=Record)
+        return msgspec.json.decode(read[0], type=ShardUsages)
     except msgspec.MsgspecError as error:
         _log.warning("usage of shard %s cannot be read: %s", shard, error)
         return None

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 from kvtier.clock import Clock
-from kvtier.evictor.events import Announcer, Unannounced
+from kvtier.evictor.events import Announcer, NoAnnouncer
 from kvtier.evictor.journals import Journals
-from kvtier.evictor.options import Options
-from kvtier.evictor.pace import Pace
-from kvtier.evictor.report import Observer, Report
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.pace import RateWaiter
+from kvtier.evictor.report import PassObserver, PassReport
 from kvtier.tiers.shared.store import Store, check_name, is_temporary
 
 _log = logging.getLogger(__name__)
@@ -36,18 +36,18 @@ class PassStopped(Exception):
     """The evictor was asked to stop; the pass ends between two steps."""
 
 
-class Work:
+class PassContext:
     """Of one pass. One thread."""
 
     def __init__(
         self,
         store: Store,
-        options: Options,
+        options: EvictorOptions,
         clock: Clock,
         keep: Callable[[str], None],
         now_s: float,
-        observer: Observer,
-        report: Report | None = None,
+        observer: PassObserver,
+        report: PassReport | None = None,
         announcer: Announcer | None = None,
     ) -> None:
         """`keep` raises Fenced where a shard is not ours; `now_s` is the store's clock.
@@ -62,12 +62,12 @@ class Work:
         """What was used later stays."""
         self.journals: dict[str, Journals] = {}
         """What was read of them in this pass, by tree."""
-        self.report = report or Report(dry_run=options.dry_run)
-        self.announcer: Announcer = announcer or Unannounced()
+        self.report = report or PassReport(dry_run=options.dry_run)
+        self.announcer: Announcer = announcer or NoAnnouncer()
         self._keep = keep
         self._observer = observer
-        self._scans = Pace(options.files_per_second, clock)
-        self._deletes = Pace(options.deletes_per_second, clock)
+        self._scans = RateWaiter(options.files_per_second, clock)
+        self._deletes = RateWaiter(options.deletes_per_second, clock)
 
     def keep(self, shard: str) -> None:
         """Raises Fenced where `shard` is another's."""
@@ -94,13 +94,13 @@ class Work:
                 if not self._remove(name):
                     return False
             except OSError as error:
-                self.refused(f"remove {name}", error)
+                self.note_refused(f"remove {name}", error)
                 return False
         self.report.freed[reason].add(size_bytes)
         self._observer.removed(reason, size_bytes)
         return True
 
-    def refused(self, what: str, error: OSError) -> None:
+    def note_refused(self, what: str, error: OSError) -> None:
         """Count a call that the store refused."""
         self.report.refused_calls += 1
         if self.report.refused_calls <= _LOGGED_MAX:

@@ -21,10 +21,10 @@ import msgspec
 
 from kvtier.clock import Clock, MonotonicClock, wall_s
 from kvtier.errors import Corrupt, InvalidSettings
-from kvtier.evictor.layouts import Tree, foreign_block_of
+from kvtier.evictor.layouts import StoreTree, foreign_block_of
 from kvtier.evictor.listing import read_small
-from kvtier.evictor.options import Options
-from kvtier.evictor.segments import Segments, open_segments
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.segments import SegmentReader, open_segment_reader
 from kvtier.tiers.shared.format import PAGE_BYTES
 from kvtier.tiers.shared.store import Store
 
@@ -69,7 +69,7 @@ class EventBatch(msgspec.Struct, frozen=True, array_like=True):
     data_parallel_rank: int = _RANK
 
 
-def topic(tree: Tree, model: str) -> bytes:
+def topic(tree: StoreTree, model: str) -> bytes:
     """`kv@<folder>@<model>`: where engines have their pod, the key space stands."""
     return f"kv@{tree.name}@{model}".encode()
 
@@ -188,11 +188,11 @@ class Publisher:
 class Announcer(Protocol):
     """Told of each block that leaves. One thread; no method waits for a router."""
 
-    def contents(self, tree: Tree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
+    def contents(self, tree: StoreTree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
         """The blocks of a file that is about to go. May read its header; never raises."""
         ...
 
-    def removed(self, tree: Tree, keys: Sequence[bytes]) -> None:
+    def removed(self, tree: StoreTree, keys: Sequence[bytes]) -> None:
         """They are gone."""
         ...
 
@@ -201,14 +201,14 @@ class Announcer(Protocol):
         ...
 
 
-class Unannounced:
+class NoAnnouncer:
     """Nobody asked for events: nothing is read, nothing is told."""
 
-    def contents(self, tree: Tree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
+    def contents(self, tree: StoreTree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
         """See Announcer."""
         return ()
 
-    def removed(self, tree: Tree, keys: Sequence[bytes]) -> None:
+    def removed(self, tree: StoreTree, keys: Sequence[bytes]) -> None:
         """See Announcer."""
 
     def flush(self) -> None:
@@ -228,7 +228,7 @@ class EventAnnouncer:
         self,
         store: Store,
         publisher: Publisher,
-        options: Options,
+        options: EvictorOptions,
         owner: Owner,
         *,
         clock: Clock | None = None,
@@ -241,7 +241,7 @@ class EventAnnouncer:
         self._owner: Owner = owner
         self._clock = clock or MonotonicClock()
         self._whole_hashes = wants_whole_hashes(env)
-        self._segments: dict[str, Segments | None] = {}
+        self._segments: dict[str, SegmentReader | None] = {}
         self._topics: dict[str, bytes] = {}
         self._waiting: dict[bytes, list[bytes]] = {}
         self._since_s = 0.0
@@ -250,7 +250,7 @@ class EventAnnouncer:
         self.unread_files = 0
         """Announced by their first block only."""
 
-    def contents(self, tree: Tree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
+    def contents(self, tree: StoreTree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
         """See Announcer."""
         if tree.is_foreign:
             return [block_of(*foreign_block_of(name))]
@@ -266,7 +266,7 @@ class EventAnnouncer:
         self.unread_files += 1
         return [key]
 
-    def removed(self, tree: Tree, keys: Sequence[bytes]) -> None:
+    def removed(self, tree: StoreTree, keys: Sequence[bytes]) -> None:
         """See Announcer."""
         now_s = self._clock.now_s()
         if not self._waiting:
@@ -288,17 +288,17 @@ class EventAnnouncer:
                 self._publisher.send(to, payload)
                 self.blocks += len(part)
 
-    def _of(self, tree: Tree) -> Segments | None:
+    def _of(self, tree: StoreTree) -> SegmentReader | None:
         if tree.name not in self._segments:
-            self._segments[tree.name] = open_segments(self._store, tree, self._key_file)
+            self._segments[tree.name] = open_segment_reader(self._store, tree, self._key_file)
         return self._segments[tree.name]
 
-    def _topic(self, tree: Tree) -> bytes:
+    def _topic(self, tree: StoreTree) -> bytes:
         if tree.name not in self._topics:
             self._topics[tree.name] = topic(tree, self._model(tree))
         return self._topics[tree.name]
 
-    def _model(self, tree: Tree) -> str:
+    def _model(self, tree: StoreTree) -> str:
         """As the manifest has it, or the configuration; else what the folder's name says."""
         try:
             if tree.is_foreign:

@@ -16,19 +16,27 @@ from typing import Final
 
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import Fenced
-from kvtier.evictor.budget import Amount, Place, Record, Usage, plan, put_record, read_usages
-from kvtier.evictor.context import PassStopped, Work
-from kvtier.evictor.events import Announcer, Unannounced
-from kvtier.evictor.filesystem import FileSystem, Reclaim
+from kvtier.evictor.budget import (
+    Amount,
+    ShardOfTree,
+    ShardUsages,
+    Usage,
+    plan,
+    put_usages,
+    read_usages,
+)
+from kvtier.evictor.context import PassContext, PassStopped
+from kvtier.evictor.events import Announcer, NoAnnouncer
+from kvtier.evictor.filesystem import FileSystemUsage, PendingSpace
 from kvtier.evictor.journals import fold, read_journals
-from kvtier.evictor.layouts import LEASES, Tree, recognise
-from kvtier.evictor.leases import ALL, REST, Leases, Unleased
-from kvtier.evictor.listing import tops
-from kvtier.evictor.opening import check_place, refusal
-from kvtier.evictor.options import Options
-from kvtier.evictor.report import Observer, Report, Silent
+from kvtier.evictor.layouts import LEASES, StoreTree, tree_at
+from kvtier.evictor.leases import ALL, REST, DryRunLeases, Leases
+from kvtier.evictor.listing import top_names
+from kvtier.evictor.opening import check_store, refusal
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.report import PassObserver, PassReport, SilentObserver
 from kvtier.evictor.scan import Scan, scan_shard, sweep_folders, sweep_rest
-from kvtier.evictor.shard_eviction import FULL, Shrinking, make_room
+from kvtier.evictor.shard_eviction import FULL, ShardEviction, make_room
 from kvtier.tiers.shared.store import Store
 
 _log = logging.getLogger(__name__)
@@ -44,12 +52,12 @@ class Evictor:
     def __init__(
         self,
         store: Store,
-        options: Options,
+        options: EvictorOptions,
         *,
         clock: Clock | None = None,
-        filesystem: Callable[[], FileSystem] | None = None,
+        filesystem: Callable[[], FileSystemUsage] | None = None,
         mounts: Callable[[], Sequence[str]] = tuple,
-        observer: Observer | None = None,
+        observer: PassObserver | None = None,
         announcer: Announcer | None = None,
         owner: str | None = None,
         stopped: Callable[[], bool] = lambda: False,
@@ -64,18 +72,18 @@ class Evictor:
         self._options = options
         self._clock = clock or MonotonicClock()
         self._filesystem = filesystem
-        self._reclaim = Reclaim(self._clock)
+        self._pending_space = PendingSpace(self._clock)
         self._mounts = mounts
-        self._observer = observer or Silent()
-        self._announcer = announcer or Unannounced()
+        self._observer = observer or SilentObserver()
+        self._announcer = announcer or NoAnnouncer()
         self._stopped = stopped
-        self._leases: Leases | Unleased
+        self._leases: Leases | DryRunLeases
         if options.dry_run:
-            self._leases = Unleased(store)
+            self._leases = DryRunLeases(store)
         else:
             self._leases = Leases(store, self._clock, options.lease_s, owner)
         self._swept_s = _NEVER
-        self._rest = Record({})
+        self._rest = ShardUsages({})
 
     @property
     def owned(self) -> list[str]:
@@ -85,21 +93,21 @@ class Evictor:
     def check(self) -> None:
         """Raises InvalidSettings for a PATH or a quota that cannot be what was meant."""
         trees, refused = self._trees()
-        check_place(
-            [top for top in tops(self._store) if top != LEASES],
+        check_store(
+            [top for top in top_names(self._store) if top != LEASES],
             trees,
             refused,
             self._mounts(),
             self._options,
         )
 
-    def run_once(self) -> Report:
+    def run_once(self) -> PassReport:
         """One pass. Raises OSError where the store does not answer at all."""
         began_s = self._clock.now_s()
-        report = Report(dry_run=self._options.dry_run)
+        report = PassReport(dry_run=self._options.dry_run)
         owned, now_s = self._begin(report)
         self._expected_bytes(0)
-        work = Work(
+        context = PassContext(
             self._store,
             self._options,
             self._clock,
@@ -116,16 +124,16 @@ class Evictor:
             report.tree(tree.name, is_foreign=tree.is_foreign)
         swept_s = self._swept_s
         if REST in owned:
-            self._guarded(work, REST, lambda: self._look_after_rest(work, trees))
+            self._guarded(context, REST, lambda: self._look_after_rest(context, trees))
         shards = [shard for shard in owned if shard != REST]
-        parts = self._scan(work, shards, trees)
-        records = {shard: self._publish(work, shard, own) for shard, own in parts.items()}
+        parts = self._scan(context, shards, trees)
+        records = {shard: self._publish(context, shard, own) for shard, own in parts.items()}
         if REST in self._leases.owned and self._rest.usages:
             records[REST] = self._rest
         usages = read_usages(self._store, records)
-        self._free(work, parts, usages)
+        self._free(context, parts, usages)
         if swept_s != self._swept_s:  # last, for folders that were emptied just now
-            self._guarded(work, REST, lambda: sweep_folders(work, trees))
+            self._guarded(context, REST, lambda: sweep_folders(context, trees))
         self._announcer.flush()
         report.fenced = self._leases.fenced
         report.seconds = self._clock.now_s() - began_s
@@ -159,7 +167,7 @@ class Evictor:
                 raise PassStopped
             self._clock.sleep(min(left_s, _NAP_S))
 
-    def _begin(self, report: Report) -> tuple[list[str], float]:
+    def _begin(self, report: PassReport) -> tuple[list[str], float]:
         """Own shards, and the time. A full store has no room for either: then some is made."""
         try:
             return self._leases.balance(), self._leases.now_s()
@@ -178,89 +186,91 @@ class Evictor:
         )
         return self._leases.balance(), self._leases.now_s()
 
-    def _trees(self) -> tuple[list[Tree], dict[str, str]]:
+    def _trees(self) -> tuple[list[StoreTree], dict[str, str]]:
         """The trees of the store, and those that must not be touched, with the reason."""
-        found = [recognise(top) for top in tops(self._store) if top != LEASES]
+        found = [tree_at(top) for top in top_names(self._store) if top != LEASES]
         elsewhere = {mount.partition("/")[0] for mount in self._mounts()}
         trees = [tree for tree in found if tree is not None and tree.name not in elsewhere]
         reasons = {tree.name: refusal(self._store, tree) for tree in trees}
         refused = {name: reason for name, reason in reasons.items() if reason is not None}
         return [tree for tree in trees if tree.name not in refused], refused
 
-    def _look_after_rest(self, work: Work, trees: list[Tree]) -> None:
+    def _look_after_rest(self, context: PassContext, trees: list[StoreTree]) -> None:
         for tree in trees:
-            self._guarded(work, REST, partial(self._fold, work, tree))
+            self._guarded(context, REST, partial(self._fold, context, tree))
         if self._clock.now_s() - self._swept_s < self._options.sweep_s:
             return
-        sizes = sweep_rest(work, trees, [*work.report.refused_trees, *self._mounts()])
+        sizes = sweep_rest(context, trees, [*context.report.refused_trees, *self._mounts()])
         self._swept_s = self._clock.now_s()
         usages = {tree: Usage(amount.size_bytes, amount.inodes) for tree, amount in sizes.items()}
-        self._rest = Record(usages)
+        self._rest = ShardUsages(usages)
         if not self._options.dry_run:
-            put_record(self._store, REST, self._rest)
+            put_usages(self._store, REST, self._rest)
 
-    def _fold(self, work: Work, tree: Tree) -> None:
-        journals = read_journals(self._store, tree, spared_s=work.newest_s)
+    def _fold(self, context: PassContext, tree: StoreTree) -> None:
+        journals = read_journals(self._store, tree, spared_s=context.newest_s)
         if journals.by_name and not self._options.dry_run:
             epoch = self._leases.epoch(REST)
-            fold(self._store, tree, journals, epoch, work.now_s, lambda: work.keep(REST))
+            fold(self._store, tree, journals, epoch, context.now_s, lambda: context.keep(REST))
 
     def _scan(
-        self, work: Work, shards: list[str], trees: list[Tree]
-    ) -> dict[str, dict[str, Shrinking]]:
+        self, context: PassContext, shards: list[str], trees: list[StoreTree]
+    ) -> dict[str, dict[str, ShardEviction]]:
         """Own shards, scanned, with what readers told, and without what is too old."""
-        parts: dict[str, dict[str, Shrinking]] = {}
+        parts: dict[str, dict[str, ShardEviction]] = {}
 
         def scan(shard: str) -> None:
-            found: Scan = scan_shard(work, shard, trees)
-            own: dict[str, Shrinking] = {}
+            found: Scan = scan_shard(context, shard, trees)
+            own: dict[str, ShardEviction] = {}
             for tree in trees:
                 other = found.other.get(tree.name, Amount())
-                part = Shrinking(work, shard, tree, found.tables[tree.name], other)
+                part = ShardEviction(context, shard, tree, found.tables[tree.name], other)
                 try:
-                    part.recall()
+                    part.update_uses()
                 except OSError as error:  # others are looked after all the same
-                    work.refused(f"learn what was read of {tree.name}", error)
+                    context.note_refused(f"learn what was read of {tree.name}", error)
                 own[tree.name] = part
             parts[shard] = own
             for part in own.values():
-                self._guarded(work, shard, part.expire)
+                self._guarded(context, shard, part.expire)
 
         for shard in shards:
-            self._guarded(work, shard, partial(scan, shard))
+            self._guarded(context, shard, partial(scan, shard))
         return parts
 
-    def _publish(self, work: Work, shard: str, own: Mapping[str, Shrinking]) -> Record:
-        record = Record({tree: part.usage for tree, part in own.items()})
+    def _publish(
+        self, context: PassContext, shard: str, own: Mapping[str, ShardEviction]
+    ) -> ShardUsages:
+        record = ShardUsages({tree: part.usage for tree, part in own.items()})
         if not self._options.dry_run:
-            self._guarded(work, shard, lambda: put_record(self._store, shard, record))
+            self._guarded(context, shard, lambda: put_usages(self._store, shard, record))
         return record
 
     def _free(
         self,
-        work: Work,
-        parts: Mapping[str, Mapping[str, Shrinking]],
-        usages: Mapping[Place, Usage],
+        context: PassContext,
+        parts: Mapping[str, Mapping[str, ShardEviction]],
+        usages: Mapping[ShardOfTree, Usage],
     ) -> None:
         """Our part of what has to go."""
-        report = work.report
+        report = context.report
         held = self._held(report, usages)
         report.used_bytes, report.used_inodes = held
         before = Amount(report.freed_bytes, report.freed_files)
         trees_before = {name: tree.freed.size_bytes for name, tree in report.trees.items()}
-        wanted = plan(usages, self._options.marks, self._options.quotas, work.newest_s, held)
+        wanted = plan(usages, self._options.bounds, self._options.quotas, context.newest_s, held)
         for reason, shares in wanted._asdict().items():
             for (shard, tree), amount in shares.items():
                 if tree in parts.get(shard, {}):
                     part = parts[shard][tree]
-                    self._guarded(work, shard, partial(part.free, amount, reason))
+                    self._guarded(context, shard, partial(part.free, amount, reason))
         for shard in sorted({shard for shard, _ in (*wanted.quota, *wanted.bound)} & set(parts)):
-            self._publish(work, shard, parts[shard])
+            self._publish(context, shard, parts[shard])
         freed = Amount(report.freed_bytes, report.freed_files).minus(before)
         self._expected_bytes(freed.size_bytes)
         left = held.minus(freed)
         report.left_bytes, report.left_inodes = left
-        short = self._options.marks.excess(left)
+        short = self._options.bounds.excess(left)
         report.short_bytes, report.short_inodes = short
         for name, quota in self._options.quotas.items():
             if name in report.trees:
@@ -268,7 +278,7 @@ class Evictor:
                 gone_bytes = tree.freed.size_bytes - trees_before[name]
                 tree.short_bytes = quota.size_bytes.excess(tree.size_bytes - gone_bytes)
 
-    def _held(self, report: Report, usages: Mapping[Place, Usage]) -> Amount:
+    def _held(self, report: PassReport, usages: Mapping[ShardOfTree, Usage]) -> Amount:
         """What is held against the bound; tells by tree what is there."""
         used = Amount()
         for (_, tree), usage in usages.items():
@@ -287,15 +297,15 @@ class Evictor:
         if not self._options.of_filesystem or self._filesystem is None:
             return None
         used_bytes = self._filesystem().used_bytes
-        self._reclaim.removed(freed_bytes, used_bytes)
-        return self._reclaim.expected(used_bytes)
+        self._pending_space.removed(freed_bytes, used_bytes)
+        return self._pending_space.expected(used_bytes)
 
-    def _guarded(self, work: Work, shard: str, step: Callable[[], object]) -> None:
+    def _guarded(self, context: PassContext, shard: str, step: Callable[[], object]) -> None:
         """Do something in a shard; who loses its lease, or is refused, goes on elsewhere."""
         try:
-            work.keep(shard)
+            context.keep(shard)
             step()
         except Fenced as error:
             _log.debug("%s", error)
         except OSError as error:
-            work.refused(f"shard {shard}", error)
+            context.note_refused(f"shard {shard}", error)

@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 from kvtier.clock import Clock
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
-RECLAIM_S: Final = 60.0
+PENDING_S: Final = 60.0
 
 _MOUNT_POINT = 4
 """Which column of the table."""
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
-class FileSystem(NamedTuple):
+class FileSystemUsage(NamedTuple):
     """Bytes, by whomever used."""
 
     total_bytes: int
@@ -29,11 +29,11 @@ class FileSystem(NamedTuple):
     """0 where it has no fixed number of them."""
 
 
-def measure(path: Path) -> FileSystem:
+def measure(path: Path) -> FileSystemUsage:
     """One system call. Raises OSError."""
     found = os.statvfs(path)
     used_bytes = (found.f_blocks - found.f_bfree) * found.f_frsize
-    return FileSystem(used_bytes + found.f_bavail * found.f_frsize, used_bytes, found.f_files)
+    return FileSystemUsage(used_bytes + found.f_bavail * found.f_frsize, used_bytes, found.f_files)
 
 
 def mounts_below(folder: Path, table: Path = MOUNTS) -> list[str]:
@@ -51,7 +51,7 @@ def mounts_below(folder: Path, table: Path = MOUNTS) -> list[str]:
     return sorted(below - {""})
 
 
-class Reclaim:
+class PendingSpace:
     """What was removed and is not free yet. One thread.
 
     Why: CephFS and Lustre give space back a while after the last name is gone, and a file that a
@@ -68,7 +68,7 @@ class Reclaim:
 
     def expected(self, used_bytes: int) -> int:
         """What will be used once everything that was removed is free; `used_bytes` is now."""
-        self._settle(used_bytes)
+        self._update(used_bytes)
         return max(0, used_bytes - self._pending_bytes)
 
     def removed(self, freed_bytes: int, used_bytes: int) -> None:
@@ -76,13 +76,13 @@ class Reclaim:
         if freed_bytes:
             self._freed_s = self._clock.now_s()
         self._pending_bytes += freed_bytes
-        self._settle(used_bytes)
+        self._update(used_bytes)
 
-    def _settle(self, used_bytes: int) -> None:
+    def _update(self, used_bytes: int) -> None:
         """What became free since the last look is pending no more."""
         became_free = max(0, self._used_bytes - used_bytes)
         self._pending_bytes = max(0, self._pending_bytes - became_free)
-        if self._clock.now_s() - self._freed_s > RECLAIM_S:
+        if self._clock.now_s() - self._freed_s > PENDING_S:
             self._pending_bytes = 0
         self._used_bytes = used_bytes
 

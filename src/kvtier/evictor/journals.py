@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 
 import xxhash
 
-from kvtier.evictor.layouts import Tree, key_of, shard_of
-from kvtier.evictor.listing import beginning, files, read_small
+from kvtier.evictor.layouts import StoreTree, key_of, shard_of
+from kvtier.evictor.listing import files, read_small, with_prefix
 from kvtier.evictor.table import Use
 from kvtier.tiers.shared.store import Store
 
@@ -96,7 +96,7 @@ def decode(raw: bytes) -> dict[bytes, Use] | None:
     return uses
 
 
-class Keys:
+class PackedKeys:
     """Keys one behind the other, each after its length: a third of what a list of them takes.
 
     While journals are folded, all that many readers told in a while is in memory at once.
@@ -123,8 +123,8 @@ class Keys:
 class Journal(NamedTuple):
     """One file: which blocks were read, by shard, and when."""
 
-    told_s: float
-    keys: Mapping[str, Keys]
+    reported_s: float
+    keys: Mapping[str, PackedKeys]
 
 
 class Journals(NamedTuple):
@@ -141,14 +141,14 @@ class Journals(NamedTuple):
         """What all of them say of a shard."""
         uses: Uses = {}
         for journal in self.by_name.values():
-            use = Use(journal.told_s, 1)
+            use = Use(journal.reported_s, 1)
             for key in journal.keys.get(shard, ()):
                 _add(uses, key, use)
         return uses
 
 
 def read_journals(
-    store: Store, tree: Tree, known: Journals | None = None, *, spared_s: float = -inf
+    store: Store, tree: StoreTree, known: Journals | None = None, *, spared_s: float = -inf
 ) -> Journals:
     """Everything that is not folded yet. Raises OSError.
 
@@ -176,7 +176,7 @@ def read_journals(
     return Journals(by_name)
 
 
-def read_summaries(store: Store, tree: Tree, shard: str) -> tuple[list[str], Uses]:
+def read_summaries(store: Store, tree: StoreTree, shard: str) -> tuple[list[str], Uses]:
     """The files of a shard, of all epochs, and what they say together. Raises OSError.
 
     A damaged one says nothing. One that vanishes on the way has a successor: look again.
@@ -184,14 +184,14 @@ def read_summaries(store: Store, tree: Tree, shard: str) -> tuple[list[str], Use
     if tree.is_foreign:
         return [], {}
     for _ in range(_TRIES):
-        names = [found.name for found in beginning(store, summary_start(tree.name, shard))]
+        names = [found.name for found in with_prefix(store, summary_start(tree.name, shard))]
         uses: Uses = {}
         if all(_read_summary(store, name, uses) for name in names):
             return names, uses
     raise OSError(errno.EAGAIN, "summaries come and go", summary_start(tree.name, shard))
 
 
-def recall(store: Store, tree: Tree, shard: str, journals: Journals) -> Uses:
+def read_uses(store: Store, tree: StoreTree, shard: str, journals: Journals) -> Uses:
     """All that is known of a shard's reads. `journals` were read before this call."""
     _, uses = read_summaries(store, tree, shard)
     for key, use in journals.of(shard).items():
@@ -201,7 +201,7 @@ def recall(store: Store, tree: Tree, shard: str, journals: Journals) -> Uses:
 
 def fold(
     store: Store,
-    tree: Tree,
+    tree: StoreTree,
     journals: Journals,
     epoch: int,
     now_s: float,
@@ -233,11 +233,11 @@ def _read_journal(store: Store, name: str) -> Journal | None:
     if read is None:
         return None
     raw, stat = read
-    keys: dict[str, Keys] = {}
+    keys: dict[str, PackedKeys] = {}
     for line in raw.decode("ascii", "replace").splitlines():
         key = key_of(line)
         if key is not None:
-            keys.setdefault(shard_of(key), Keys()).add(key)
+            keys.setdefault(shard_of(key), PackedKeys()).add(key)
     return Journal(stat.modified_s, keys)
 
 

@@ -33,7 +33,7 @@ _FOREIGN_BLOCK = re.compile(r"[0-9a-f]{3}/[0-9a-f]{2}_g(\d{1,9})/([0-9a-f]+)\.bi
 _FOREIGN_TEMPORARY = re.compile(r"(.+\.bin|\.o_direct_probe).*\.tmp[^/]*")
 
 
-class Kind(enum.Enum):
+class FileKind(enum.Enum):
     """What a file is to an evictor."""
 
     BLOCK = "block"
@@ -45,7 +45,7 @@ class Kind(enum.Enum):
     UNKNOWN = "unknown"
 
 
-class Tree(NamedTuple):
+class StoreTree(NamedTuple):
     """A folder at the top of a store, in a layout that is known."""
 
     name: str
@@ -68,16 +68,16 @@ class Tree(NamedTuple):
         """What the names of a shard begin with."""
         return f"{self.blocks}/{shard}"
 
-    def kind(self, name: str) -> Kind:
+    def kind(self, name: str) -> FileKind:
         """Of a file in this tree, by its name alone."""
         below = name[len(self.name) + 1 :]
         if (_FOREIGN_BLOCK.fullmatch(below)) if self.is_foreign else key_of(below):
-            return Kind.BLOCK
+            return FileKind.BLOCK
         last = below.rpartition("/")[2]
         if is_temporary(last) or (self.is_foreign and _FOREIGN_TEMPORARY.fullmatch(last)):
-            return Kind.TEMPORARY
+            return FileKind.TEMPORARY
         kept = below == "config.json" if self.is_foreign else _is_own(below)
-        return Kind.KEPT if kept else Kind.UNKNOWN
+        return FileKind.KEPT if kept else FileKind.UNKNOWN
 
     def pack(self, name: str) -> bytes:
         """The shortest bytes that `unpack` makes the name of a block from."""
@@ -119,12 +119,12 @@ def shard_of(key: bytes) -> str:
     return SHARDS[key[0] >> 4]
 
 
-def recognise(top: str) -> Tree | None:
+def tree_at(top: str) -> StoreTree | None:
     """The tree that a folder at the top of a store is; None for anything else."""
     if _OWN_TOP.fullmatch(top):
-        return Tree(top, is_foreign=False)
+        return StoreTree(top, is_foreign=False)
     if _FOREIGN_TOP.fullmatch(top):
-        return Tree(top, is_foreign=True)
+        return StoreTree(top, is_foreign=True)
     return None
 
 
@@ -133,16 +133,16 @@ def is_inside_a_tree(top: str) -> bool:
     return top in (MANIFEST_NAME, "blocks") or _FOREIGN_FOLDER.fullmatch(top) is not None
 
 
-def kind_outside(name: str) -> Kind:
+def kind_outside(name: str) -> FileKind:
     """Of a file that is in no tree: what is in a stranger's folder is the stranger's."""
     top, _, below = name.partition("/")
     if below and top != LEASES:
-        return Kind.UNKNOWN
+        return FileKind.UNKNOWN
     if name.startswith(_NOTES):
-        return Kind.KEPT
+        return FileKind.KEPT
     if is_temporary(name.rpartition("/")[2]):
-        return Kind.TEMPORARY
-    return Kind.KEPT if below else Kind.UNKNOWN
+        return FileKind.TEMPORARY
+    return FileKind.KEPT if below else FileKind.UNKNOWN
 
 
 def _is_own(below: str) -> bool:

@@ -30,7 +30,7 @@ REST: Final = "rest"
 """Everything that is in no shard: journals, orphans, what nobody knows."""
 ALL: Final = (*SHARDS, REST)
 LEASE_S: Final = 60.0
-BELIEVED: Final = 0.6
+VALID_PART: Final = 0.6
 _BEATS: Final = 4
 """Heartbeats within the lease time."""
 _EPOCHS_KEPT: Final = 3
@@ -61,7 +61,7 @@ class Leases:
     @property
     def owned(self) -> list[str]:
         """Shards whose lease this evictor believes to hold, in order."""
-        if not self._believes():
+        if not self._is_valid():
             return []
         return [shard for shard in ALL if shard in self._epochs]
 
@@ -81,13 +81,13 @@ class Leases:
 
         Raises Fenced where the lease is another's, or was not kept up in time.
         """
-        if self._believes() and self._clock.now_s() - self._beaten_s > self._lease_s / _BEATS:
+        if self._is_valid() and self._clock.now_s() - self._beaten_s > self._lease_s / _BEATS:
             try:
                 self.renew()
             except OSError:
-                if not self._believes():
+                if not self._is_valid():
                     raise  # until then the last heartbeat counts: the store may only be full
-        if not self._believes() or shard not in self._epochs:
+        if not self._is_valid() or shard not in self._epochs:
             self._lose(shard)
             raise Fenced(f"the lease of shard {shard} is lost")
 
@@ -105,7 +105,7 @@ class Leases:
         for shard in self.owned[share:]:
             self._free(shard, highest[shard])
         for shard in self._in_my_order():
-            if len(self._epochs) >= share or not self._believes():
+            if len(self._epochs) >= share or not self._is_valid():
                 break
             if shard not in self._epochs and owners.get(shard) not in alive - {self.owner}:
                 self._take(shard, highest.get(shard, 0) + 1)
@@ -128,8 +128,8 @@ class Leases:
         self._epochs.clear()
         self._store.remove(self._beat)
 
-    def _believes(self) -> bool:
-        return self._clock.now_s() - self._beaten_s < self._lease_s * BELIEVED
+    def _is_valid(self) -> bool:
+        return self._clock.now_s() - self._beaten_s < self._lease_s * VALID_PART
 
     def _put_beat(self) -> None:
         """A heartbeat counts from before it was sent. One that took too long keeps nothing alive.
@@ -138,7 +138,7 @@ class Leases:
         """
         began_s = self._clock.now_s()
         self._store_s = self._store.put(self._beat, self.owner.encode()).modified_s
-        if not self._believes():
+        if not self._is_valid():
             self._lose_all()
         self._beaten_s = began_s
 
@@ -190,10 +190,10 @@ class Leases:
     def _take(self, shard: str, epoch: int) -> None:
         if not self._publish(shard, epoch, self.owner):
             return
-        if self._highest().get(shard) != epoch or not self._believes():
+        if self._highest().get(shard) != epoch or not self._is_valid():
             return
         self._epochs[shard] = epoch
-        self._forget_before(shard, epoch - _EPOCHS_KEPT)
+        self._remove_before(shard, epoch - _EPOCHS_KEPT)
 
     def _free(self, shard: str, epoch: int) -> None:
         del self._epochs[shard]
@@ -203,7 +203,7 @@ class Leases:
         data = np.frombuffer(owner.encode(), np.uint8)
         return self._store.publish(_name(shard, epoch), [data])
 
-    def _forget_before(self, shard: str, epoch: int) -> None:
+    def _remove_before(self, shard: str, epoch: int) -> None:
         for found in list(files(self._store, LEASES)):
             matched = _NAME.fullmatch(found.name)
             if matched and matched[1] == shard and int(matched[2]) < epoch:
@@ -214,7 +214,7 @@ def _name(shard: str, epoch: int) -> str:
     return f"{LEASES}/{shard}.{epoch:010d}"
 
 
-class Unleased:
+class DryRunLeases:
     """Stands where `Leases` would."""
 
     fenced: Final = 0

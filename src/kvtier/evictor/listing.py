@@ -41,7 +41,7 @@ def files(store: Store, folder: str = "", after: str = "") -> Iterator[FileUsage
         page = store.list(folder, page.after, _PAGE)
 
 
-def beginning(store: Store, start: str, after: str = "") -> Iterator[FileUsage]:
+def with_prefix(store: Store, start: str, after: str = "") -> Iterator[FileUsage]:
     """Files whose names begin with `start`, those after `after` only.
 
     What comes before is not listed: its folders are not read.
@@ -72,7 +72,7 @@ def outside(store: Store, starts: Sequence[str], folder: str = "") -> Iterator[F
             return
 
 
-def tops(store: Store) -> list[str]:
+def top_names(store: Store) -> list[str]:
     """The first parts of all names: folders at the top of a store, and files there."""
     found: list[str] = []
     after = ""

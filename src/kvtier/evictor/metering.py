@@ -14,13 +14,13 @@ from prometheus_client.registry import Collector
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.events import EventAnnouncer, Publisher
-from kvtier.evictor.report import REASONS, Report
+from kvtier.evictor.report import REASONS, PassReport
 from kvtier.metrics import evictor as metrics
 
 HOST = "127.0.0.1"
 
 
-class Meter(Collector):
+class EvictorMeter(Collector):
     """Sums of reports. `add` and scrapes may come from any threads."""
 
     def __init__(
@@ -35,14 +35,14 @@ class Meter(Collector):
         self._announcer = announcer
         self._ended_s = self._clock.now_s()
         self._lock = threading.Lock()
-        self._last = Report()
+        self._last = PassReport()
         self._bytes = dict.fromkeys(REASONS, 0)
         self._files = dict.fromkeys(REASONS, 0)
         self._scanned = 0
         self._broken = 0
         self._refused = 0
 
-    def add(self, report: Report) -> None:
+    def add(self, report: PassReport) -> None:
         """One more pass."""
         with self._lock:
             self._last = report
@@ -93,15 +93,15 @@ class Meter(Collector):
             yield family
 
 
-class Serving:
+class MetricsServer:
     """Answers scrapes until the `with` block ends."""
 
-    def __init__(self, meter: Meter, port: int) -> None:
+    def __init__(self, meter: EvictorMeter, port: int) -> None:
         registry = CollectorRegistry()
         registry.register(meter)
         self._server, self._thread = start_http_server(port, HOST, registry)
 
-    def __enter__(self) -> "Serving":
+    def __enter__(self) -> "MetricsServer":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,10 +110,10 @@ class Serving:
         self._thread.join()
 
 
-def serve(meter: Meter, port: int) -> Serving:
+def serve(meter: EvictorMeter, port: int) -> MetricsServer:
     """Answer scrapes on loopback, in a thread. Raises InvalidSettings where the port is taken."""
     try:
-        return Serving(meter, port)
+        return MetricsServer(meter, port)
     except OSError as error:
         raise InvalidSettings(
             f"--metrics-port: {port} cannot be listened on ({error.strerror}); choose another"

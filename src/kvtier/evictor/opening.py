@@ -12,10 +12,10 @@ from typing import NamedTuple
 from kvtier.errors import InvalidSettings
 from kvtier.evictor import filesystem
 from kvtier.evictor.events import Owner
-from kvtier.evictor.filesystem import FileSystem
-from kvtier.evictor.layouts import Tree, is_inside_a_tree
+from kvtier.evictor.filesystem import FileSystemUsage
+from kvtier.evictor.layouts import StoreTree, is_inside_a_tree
 from kvtier.evictor.listing import read_small
-from kvtier.evictor.options import Options
+from kvtier.evictor.options import EvictorOptions
 from kvtier.evictor.segments import MANIFEST_BYTES_MAX
 from kvtier.tiers.files import MANIFEST_NAME, manifest_format
 from kvtier.tiers.objectstore.store import BucketStore
@@ -26,21 +26,21 @@ from kvtier.tiers.shared.store import Store
 _log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class OpenedStore(NamedTuple):
     """A store, and how full its file system is; a bucket has none."""
 
     store: Store
-    filesystem: Callable[[], FileSystem] | None
+    filesystem: Callable[[], FileSystemUsage] | None
     mounts: Callable[[], Sequence[str]] = tuple
     """Names below the store at which another file system begins."""
     owner: Owner = "shared"
 
-    def measure(self) -> FileSystem | None:
+    def measure(self) -> FileSystemUsage | None:
         """Now."""
         return None if self.filesystem is None else self.filesystem()
 
 
-def open_place(path: str) -> Place:
+def open_store(path: str) -> OpenedStore:
     """The store in a folder that exists, or in a bucket: `s3://bucket/prefix`.
 
     Raises InvalidSettings naming `PATH`.
@@ -54,32 +54,32 @@ def open_place(path: str) -> Place:
         raise InvalidSettings(text) from error
 
 
-def _open_folder(path: Path) -> Place:
+def _open_folder(path: Path) -> OpenedStore:
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise InvalidSettings(f"PATH: {path} {what}; name the folder that engines share")
     store = PosixStore(path, direct="never")
-    return Place(
+    return OpenedStore(
         store, lambda: filesystem.measure(path), lambda: filesystem.mounts_below(path), "shared"
     )
 
 
-def _open_bucket(url: str) -> Place:
+def _open_bucket(url: str) -> OpenedStore:
     store = BucketStore(url)
     try:
         store.check()
     except InvalidSettings:
         store.close()
         raise
-    return Place(store, None, owner="objectstore")
+    return OpenedStore(store, None, owner="objectstore")
 
 
-def check_place(
+def check_store(
     found: Sequence[str],
-    trees: Sequence[Tree],
+    trees: Sequence[StoreTree],
     refused: Mapping[str, str],
     mounts: Sequence[str],
-    options: Options,
+    options: EvictorOptions,
 ) -> None:
     """`found` is what lies at the top of a store, but for what evictors keep there.
 
@@ -102,7 +102,7 @@ def check_place(
         )
 
 
-def _check_unknown(found: Sequence[str], options: Options) -> None:
+def _check_unknown(found: Sequence[str], options: EvictorOptions) -> None:
     """Of a place in which no tree is known."""
     if inside := next((top for top in found if is_inside_a_tree(top)), None):
         raise InvalidSettings(
@@ -115,7 +115,7 @@ def _check_unknown(found: Sequence[str], options: Options) -> None:
         )
 
 
-def refusal(store: Store, tree: Tree) -> str | None:
+def refusal(store: Store, tree: StoreTree) -> str | None:
     """Why a tree must not be touched: its manifest is of a format this program does not know.
 
     Or it cannot be read, so nobody knows its format. A manifest that is missing or damaged is no

@@ -16,9 +16,9 @@ import msgspec
 from kvtier import plugins
 from kvtier.blocks.checksum import load_key
 from kvtier.errors import InvalidSettings
-from kvtier.evictor.budget import Mark, Marks
-from kvtier.evictor.filesystem import FileSystem
-from kvtier.evictor.layouts import recognise
+from kvtier.evictor.budget import Bounds, Watermarks
+from kvtier.evictor.filesystem import FileSystemUsage
+from kvtier.evictor.layouts import tree_at
 from kvtier.evictor.leases import LEASE_S
 from kvtier.evictor.table import DEFAULT_POLICY
 from kvtier.settings.sizes import approximate_size, parse_duration, parse_size
@@ -34,13 +34,13 @@ _PERCENT = re.compile(r"\s*(\d{1,3}(?:\.\d{1,6})?)\s*%\s*")
 _COUNT = re.compile(r"[1-9]\d{0,17}")
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class EvictorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Checked already; see `bounds` for what people write."""
 
-    marks: Marks = Marks()
+    bounds: Bounds = Bounds()
     of_filesystem: bool = False
     """The byte marks hold against all that is used of the file system, whoever uses it."""
-    quotas: Mapping[str, Marks] = {}
+    quotas: Mapping[str, Bounds] = {}
     """By tree."""
     ttl_s: float | None = None
     """What nobody wrote or read for so long goes, bound or not."""
@@ -63,17 +63,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class Bound(NamedTuple):
+class SizeOrShare(NamedTuple):
     """A size, or a part of the file system: one of the two."""
 
     size_bytes: int | None = None
     per_cent: float | None = None
 
 
-def parse_bound(text: str, flag: str) -> Bound:
+def parse_bound(text: str, flag: str) -> SizeOrShare:
     """Raises InvalidSettings naming `flag`."""
     if "%" not in text:
-        return Bound(size_bytes=_size(text, flag))
+        return SizeOrShare(size_bytes=_size(text, flag))
     found = _PERCENT.fullmatch(text)
     per_cent = float(found[1]) if found else 0.0
     if not 0 < per_cent <= 100:
@@ -81,12 +81,12 @@ def parse_bound(text: str, flag: str) -> Bound:
             f"{flag}: {text!r} is no part of a file system; write a number between 0 and 100, "
             "for example 85%"
         )
-    return Bound(per_cent=per_cent)
+    return SizeOrShare(per_cent=per_cent)
 
 
-def byte_mark(
-    high: str | None, low: str | None, filesystem: FileSystem | None
-) -> tuple[Mark, bool]:
+def byte_watermarks(
+    high: str | None, low: str | None, filesystem: FileSystemUsage | None
+) -> tuple[Watermarks, bool]:
     """The pair in bytes, and whether it holds against the whole file system (`85%`).
 
     `filesystem` None: a bucket, which has none. Raises InvalidSettings.
@@ -94,7 +94,7 @@ def byte_mark(
     if high is None:
         if low is not None:
             raise InvalidSettings("--low: there is no --high above it; give both, or only --high")
-        return Mark(), False
+        return Watermarks(), False
     upper = parse_bound(high, "--high")
     lower = _scaled(upper) if low is None else parse_bound(low, "--low")
     if (upper.per_cent is None) != (lower.per_cent is None):
@@ -102,26 +102,28 @@ def byte_mark(
             f"--low: {low} and --high {high} are of two kinds; give two sizes, or two percentages"
         )
     if upper.per_cent is None or lower.per_cent is None:
-        mark = Mark(upper.size_bytes, lower.size_bytes)
+        mark = Watermarks(upper.size_bytes, lower.size_bytes)
         _check_fits(mark, "--high", filesystem)
     else:
         if filesystem is None:
             raise InvalidSettings(f"--high: {high} of what? A bucket has no size; write 500GiB")
         total = filesystem.total_bytes
-        mark = Mark(int(total * upper.per_cent / 100), int(total * lower.per_cent / 100))
+        mark = Watermarks(int(total * upper.per_cent / 100), int(total * lower.per_cent / 100))
     _check_order(mark, "--low", f"{low}", f"{high}")
     return mark, upper.per_cent is not None
 
 
-def inode_mark(high: str | None, low: str | None, filesystem: FileSystem | None = None) -> Mark:
+def inode_watermarks(
+    high: str | None, low: str | None, filesystem: FileSystemUsage | None = None
+) -> Watermarks:
     """The pair in files. Raises InvalidSettings."""
     if high is None:
         if low is not None:
             raise InvalidSettings("--low-inodes: there is no --high-inodes above it; give both")
-        return Mark()
+        return Watermarks()
     upper = _count(high, "--high-inodes")
     lower = int(upper * LOW_OF_HIGH) if low is None else _count(low, "--low-inodes")
-    mark = Mark(upper, lower)
+    mark = Watermarks(upper, lower)
     _check_order(mark, "--low-inodes", f"{low}", high)
     if filesystem is not None and 0 < filesystem.total_inodes < upper:
         raise InvalidSettings(
@@ -131,12 +133,12 @@ def inode_mark(high: str | None, low: str | None, filesystem: FileSystem | None 
     return mark
 
 
-def quota_marks(texts: Iterable[str], filesystem: FileSystem | None) -> dict[str, Marks]:
+def quota_bounds(texts: Iterable[str], filesystem: FileSystemUsage | None) -> dict[str, Bounds]:
     """`FOLDER=SIZE` by folder. Raises InvalidSettings."""
-    quotas: dict[str, Marks] = {}
+    quotas: dict[str, Bounds] = {}
     for text in texts:
         folder, equals, size = text.rpartition("=")
-        if not equals or recognise(folder) is None:
+        if not equals or tree_at(folder) is None:
             raise InvalidSettings(
                 f"--quota: {text!r} does not name a folder and a size; write a folder at the top "
                 "of the store, for example Qwen3-8B-0123456789abcdef=200GiB"
@@ -144,9 +146,9 @@ def quota_marks(texts: Iterable[str], filesystem: FileSystem | None) -> dict[str
         if folder in quotas:
             raise InvalidSettings(f"--quota: {folder} has two; keep one of them")
         high = _size(size, f"--quota {folder}")
-        mark = Mark(high, int(high * LOW_OF_HIGH))
+        mark = Watermarks(high, int(high * LOW_OF_HIGH))
         _check_fits(mark, f"--quota {folder}", filesystem)
-        quotas[folder] = Marks(mark)
+        quotas[folder] = Bounds(mark)
     return quotas
 
 
@@ -158,10 +160,10 @@ def _size(text: str, flag: str) -> int:
     return size_bytes
 
 
-def _scaled(bound: Bound) -> Bound:
+def _scaled(bound: SizeOrShare) -> SizeOrShare:
     if bound.size_bytes is not None:
-        return Bound(size_bytes=int(bound.size_bytes * LOW_OF_HIGH))
-    return Bound(per_cent=(bound.per_cent or 0.0) * LOW_OF_HIGH)
+        return SizeOrShare(size_bytes=int(bound.size_bytes * LOW_OF_HIGH))
+    return SizeOrShare(per_cent=(bound.per_cent or 0.0) * LOW_OF_HIGH)
 
 
 def _count(text: str, flag: str) -> int:
@@ -170,7 +172,7 @@ def _count(text: str, flag: str) -> int:
     return int(text)
 
 
-def _check_order(mark: Mark, flag: str, low: str, high: str) -> None:
+def _check_order(mark: Watermarks, flag: str, low: str, high: str) -> None:
     if mark.high is not None and mark.low is not None and mark.low >= mark.high:
         raise InvalidSettings(
             f"{flag}: {low} is not below {flag.replace('low', 'high')} {high}; above the high "
@@ -178,7 +180,7 @@ def _check_order(mark: Mark, flag: str, low: str, high: str) -> None:
         )
 
 
-def _check_fits(mark: Mark, flag: str, filesystem: FileSystem | None) -> None:
+def _check_fits(mark: Watermarks, flag: str, filesystem: FileSystemUsage | None) -> None:
     if filesystem is None or mark.high is None or mark.high <= filesystem.total_bytes:
         return
     raise InvalidSettings(
@@ -187,7 +189,7 @@ def _check_fits(mark: Mark, flag: str, filesystem: FileSystem | None) -> None:
     )
 
 
-class Wishes(msgspec.Struct, kw_only=True):
+class EvictorFlags(msgspec.Struct, kw_only=True):
     """Texts of flags, as they were written; None where one was not given."""
 
     path: str
@@ -212,54 +214,54 @@ class Wishes(msgspec.Struct, kw_only=True):
     dry_run: bool = False
 
 
-def read_options(wishes: Wishes, disk: FileSystem | None) -> Options:
+def read_options(flags: EvictorFlags, disk: FileSystemUsage | None) -> EvictorOptions:
     """Check everything that was written. Raises InvalidSettings naming the flag and the fix."""
-    mark, of_filesystem = byte_mark(wishes.high, wishes.low, disk)
-    inodes = inode_mark(wishes.high_inodes, wishes.low_inodes, disk)
-    quotas = quota_marks(wishes.quotas, disk)
-    ttl_s = None if wishes.ttl is None else parse_duration(wishes.ttl, "--ttl")
+    mark, of_filesystem = byte_watermarks(flags.high, flags.low, disk)
+    inodes = inode_watermarks(flags.high_inodes, flags.low_inodes, disk)
+    quotas = quota_bounds(flags.quotas, disk)
+    ttl_s = None if flags.ttl is None else parse_duration(flags.ttl, "--ttl")
     if mark.high is None and inodes.high is None and not quotas and ttl_s is None:
         raise InvalidSettings(
             "--high: nothing bounds the store; give --high 500GiB, --high 85%, --high-inodes, "
             "--quota or --ttl"
         )
-    grace_s = parse_duration(wishes.grace, "--grace")
+    grace_s = parse_duration(flags.grace, "--grace")
     if ttl_s is not None and ttl_s < grace_s:
         raise InvalidSettings(
-            f"--ttl: {wishes.ttl} is shorter than --grace {wishes.grace}, which keeps blocks "
+            f"--ttl: {flags.ttl} is shorter than --grace {flags.grace}, which keeps blocks "
             "anyway; make --grace shorter, or --ttl longer"
         )
-    lease_s = parse_duration(wishes.lease, "--lease")
+    lease_s = parse_duration(flags.lease, "--lease")
     if lease_s < 1:
-        raise InvalidSettings(f"--lease: {wishes.lease} is too short to keep up; write 60s")
+        raise InvalidSettings(f"--lease: {flags.lease} is too short to keep up; write 60s")
     for flag, rate in (
-        ("--files-per-second", wishes.files_per_second),
-        ("--max-delete-per-second", wishes.deletes_per_second),
+        ("--files-per-second", flags.files_per_second),
+        ("--max-delete-per-second", flags.deletes_per_second),
     ):
         if rate is not None and rate <= 0:
             raise InvalidSettings(f"{flag}: {rate:g} would never end; leave it out for no limit")
     try:
-        plugins.load("eviction", wishes.policy)
+        plugins.load("eviction", flags.policy)
     except InvalidSettings as error:
         raise InvalidSettings(f"--policy: {error}") from error
-    if wishes.key_file is not None:
-        load_key(wishes.key_file, "--key-file")
-    return Options(
-        marks=Marks(mark, inodes),
+    if flags.key_file is not None:
+        load_key(flags.key_file, "--key-file")
+    return EvictorOptions(
+        bounds=Bounds(mark, inodes),
         of_filesystem=of_filesystem,
         quotas=quotas,
         ttl_s=ttl_s,
-        policy=wishes.policy,
+        policy=flags.policy,
         grace_s=grace_s,
-        orphan_s=parse_duration(wishes.orphans, "--orphans"),
-        sweep_s=parse_duration(wishes.sweep, "--sweep"),
+        orphan_s=parse_duration(flags.orphans, "--orphans"),
+        sweep_s=parse_duration(flags.sweep, "--sweep"),
         lease_s=lease_s,
-        files_per_second=wishes.files_per_second,
-        deletes_per_second=wishes.deletes_per_second,
-        check_headers=wishes.check_headers or wishes.sweep_broken,
-        sweep_broken=wishes.sweep_broken,
-        delete_unknown=wishes.delete_unknown,
-        sweep_foreign_folders=wishes.sweep_foreign_folders,
-        key_file=wishes.key_file,
-        dry_run=wishes.dry_run,
+        files_per_second=flags.files_per_second,
+        deletes_per_second=flags.deletes_per_second,
+        check_headers=flags.check_headers or flags.sweep_broken,
+        sweep_broken=flags.sweep_broken,
+        delete_unknown=flags.delete_unknown,
+        sweep_foreign_folders=flags.sweep_foreign_folders,
+        key_file=flags.key_file,
+        dry_run=flags.dry_run,
     )

@@ -43,7 +43,7 @@ class RateLimiter:
         return max(start_s - now_s, 0.0)
 
 
-class Pace:
+class RateWaiter:
     """One caller. `per_second` None: no limit."""
 
     def __init__(self, per_second: float | None, clock: Clock) -> None:

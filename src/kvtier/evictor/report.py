@@ -44,7 +44,7 @@ class TreeReport(msgspec.Struct):
     """Of its quota: had to go and is still there."""
 
 
-class Report(msgspec.Struct):
+class PassReport(msgspec.Struct):
     """One pass of one evictor. Bytes are physical."""
 
     dry_run: bool = False
@@ -111,7 +111,7 @@ class Report(msgspec.Struct):
         return msgspec.json.encode({**msgspec.structs.asdict(self), **totals})
 
 
-class Observer(Protocol):
+class PassObserver(Protocol):
     """Told how far a pass is; called often, must be quick."""
 
     def scanned(self, shard: str, files: int) -> None:
@@ -123,7 +123,7 @@ class Observer(Protocol):
         ...
 
 
-class Silent:
+class SilentObserver:
     """Nobody looks."""
 
     def scanned(self, shard: str, files: int) -> None:
@@ -133,7 +133,7 @@ class Silent:
         """See Observer."""
 
 
-def summary_line(report: Report) -> str:
+def summary_line(report: PassReport) -> str:
     """What a log keeps of a pass."""
     verb = "would free" if report.dry_run else "freed"
     parts = [
@@ -155,7 +155,7 @@ def summary_line(report: Report) -> str:
     return "; ".join(parts)
 
 
-def pass_view(report: Report) -> RenderableType:
+def pass_view(report: PassReport) -> RenderableType:
     """Everything a person asks: by tree, by reason, and what is odd."""
     verb = "would go" if report.dry_run else "gone"
     trees = Table(title="What is there", title_justify="left")
@@ -194,7 +194,7 @@ def _named(what: str, names: list[str], count: int) -> list[Text]:
     return lines
 
 
-class Line:
+class ProgressLine:
     """An `Observer` that counts on one line."""
 
     def __init__(self, status: Status) -> None:
@@ -225,10 +225,10 @@ class Line:
 
 
 @contextmanager
-def progress_on(console: Console) -> Iterator[Observer]:
+def progress_on(console: Console) -> Iterator[PassObserver]:
     """An observer that shows on a terminal, and is silent elsewhere."""
     if not console.is_terminal:
-        yield Silent()
+        yield SilentObserver()
         return
     with console.status("starting") as status:
-        yield Line(status)
+        yield ProgressLine(status)

@@ -20,11 +20,11 @@ import msgspec
 
 from kvtier.errors import Corrupt
 from kvtier.evictor.budget import Amount
-from kvtier.evictor.context import Work
-from kvtier.evictor.layouts import LEASES, SHARDS, Kind, Tree, kind_outside, recognise
+from kvtier.evictor.context import PassContext
+from kvtier.evictor.layouts import LEASES, SHARDS, FileKind, StoreTree, kind_outside, tree_at
 from kvtier.evictor.leases import REST
-from kvtier.evictor.listing import beginning, outside, read_small
-from kvtier.evictor.segments import open_segments
+from kvtier.evictor.listing import outside, read_small, with_prefix
+from kvtier.evictor.segments import open_segment_reader
 from kvtier.evictor.table import Columns, Table
 from kvtier.tiers.shared.folder import FileUsage
 from kvtier.tiers.shared.store import Store, folder_of
@@ -39,7 +39,7 @@ NOTES_LIVE_S: Final = 3600.0
 _NOTE = re.compile(rf"({LEASES}/beat|now)-[0-9a-f]{{16}}")
 
 
-class Progress(msgspec.Struct, frozen=True, array_like=True):
+class ScanCursor(msgspec.Struct, frozen=True, array_like=True):
     """A scan that is not finished."""
 
     tree: str
@@ -51,7 +51,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     """Bytes and inodes of a tree that are no blocks."""
 
 
-class Resumed(NamedTuple):
+class ResumedScan(NamedTuple):
     """Where to go on."""
 
     tree: str
@@ -60,42 +60,42 @@ class Resumed(NamedTuple):
     other: dict[str, tuple[int, int]]
 
 
-def put_progress(store: Store, shard: str, progress: Progress) -> None:
+def put_cursor(store: Store, shard: str, progress: ScanCursor) -> None:
     """Raises OSError."""
-    store.put(_cursor(shard), msgspec.msgpack.encode(progress))
+    store.put(_cursor_name(shard), msgspec.msgpack.encode(progress))
 
 
-def read_progress(store: Store, shard: str, now_s: float) -> Resumed | None:
+def read_cursor(store: Store, shard: str, now_s: float) -> ResumedScan | None:
     """Where the last owner of the shard stopped; None: begin at the beginning."""
-    read = read_small(store, _cursor(shard), _BYTES_MAX)
+    read = read_small(store, _cursor_name(shard), _BYTES_MAX)
     if read is None or read[1].modified_s < now_s - CURSOR_LIVES_S:
         return None
     try:
-        found = msgspec.msgpack.decode(read[0], type=Progress)
+        found = msgspec.msgpack.decode(read[0], type=ScanCursor)
         tables = {tree: Table.of(columns) for tree, columns in found.tables.items()}
     except (msgspec.MsgspecError, ValueError) as error:
-        _log.warning("%s is damaged, the scan begins anew: %s", _cursor(shard), error)
+        _log.warning("%s is damaged, the scan begins anew: %s", _cursor_name(shard), error)
         return None
-    return Resumed(found.tree, found.after, tables, found.other)
+    return ResumedScan(found.tree, found.after, tables, found.other)
 
 
-def forget_progress(store: Store, shard: str) -> None:
+def remove_cursor(store: Store, shard: str) -> None:
     """The scan is finished. Raises OSError."""
-    store.remove(_cursor(shard))
+    store.remove(_cursor_name(shard))
 
 
-def _cursor(shard: str) -> str:
+def _cursor_name(shard: str) -> str:
     return f"{LEASES}/cursor-{shard}.bin"
 
 
 class HeaderCheck:
     """Of one tree, in one pass."""
 
-    def __init__(self, work: Work, tree: Tree) -> None:
+    def __init__(self, context: PassContext, tree: StoreTree) -> None:
         """Raises OSError."""
-        self._work = work
+        self._context = context
         self._tree = tree
-        self._segments = open_segments(work.store, tree, work.options.key_file)
+        self._segments = open_segment_reader(context.store, tree, context.options.key_file)
 
     def passes(self, shard: str, key: bytes, name: str) -> bool:
         """Whether the file stays where it is; one that was moved aside does not. One read."""
@@ -104,46 +104,46 @@ class HeaderCheck:
         try:
             self._segments.read(key, name)
         except OSError as error:
-            self._work.refused(f"read the header of {name}", error)
+            self._context.note_refused(f"read the header of {name}", error)
             return True
         except Corrupt as error:
-            self._work.report.note_broken(name, str(error))
-            if not self._work.options.sweep_broken:
+            self._context.report.note_broken(name, str(error))
+            if not self._context.options.sweep_broken:
                 return True
             return not self._moved_aside(shard, key, name, str(error))
         return True
 
     def _moved_aside(self, shard: str, key: bytes, name: str, reason: str) -> bool:
-        self._work.keep(shard)
-        if not self._work.options.dry_run:
+        self._context.keep(shard)
+        if not self._context.options.dry_run:
             assert self._segments is not None
             try:
                 self._segments.quarantine(key, reason)
             except OSError as error:
-                self._work.refused(f"move {name} aside", error)
+                self._context.note_refused(f"move {name} aside", error)
                 return False
-            self._work.announcer.removed(self._tree, [key])
+            self._context.announcer.removed(self._tree, [key])
         # It is still in the store, under another name: nothing was freed.
-        self._work.report.freed["broken"].add(0)
+        self._context.report.freed["broken"].add(0)
         return True
 
 
-def settle(work: Work, shard: str, found: FileUsage, kind: Kind) -> bool:
+def handle_other(context: PassContext, shard: str, found: FileUsage, kind: FileKind) -> bool:
     """Do with a file what its kind asks for; True where it is gone, or would be."""
-    is_old = found.modified_s < work.now_s - work.options.orphan_s
-    if kind is Kind.TEMPORARY and is_old:
-        return work.remove(shard, found.name, found.physical_bytes, "orphan")
-    if kind is Kind.UNKNOWN:
-        work.report.note_unknown(found.name, found.physical_bytes)
-        if work.options.delete_unknown and is_old:
-            return work.remove(shard, found.name, found.physical_bytes, "unknown")
+    is_old = found.modified_s < context.now_s - context.options.orphan_s
+    if kind is FileKind.TEMPORARY and is_old:
+        return context.remove(shard, found.name, found.physical_bytes, "orphan")
+    if kind is FileKind.UNKNOWN:
+        context.report.note_unknown(found.name, found.physical_bytes)
+        if context.options.delete_unknown and is_old:
+            return context.remove(shard, found.name, found.physical_bytes, "unknown")
     return False
 
 
 class Scan:
     """What lies in one shard, by tree. Built by `scan_shard`."""
 
-    def __init__(self, resumed: Resumed | None = None) -> None:
+    def __init__(self, resumed: ResumedScan | None = None) -> None:
         self.tables: dict[str, Table] = resumed.tables if resumed else {}
         self.other: dict[str, Amount] = {}
         """What is no block, and folders."""
@@ -154,10 +154,10 @@ class Scan:
         """A file that is no block, or a folder."""
         self.other[tree] = self.other.get(tree, Amount()).plus(Amount(size_bytes, inodes))
 
-    def progress(self, tree: str, after: str) -> Progress:
+    def progress(self, tree: str, after: str) -> ScanCursor:
         """As it is put into the store."""
         tables = {name: table.columns() for name, table in self.tables.items()}
-        return Progress(
+        return ScanCursor(
             tree,
             after,
             tables,
@@ -165,10 +165,10 @@ class Scan:
         )
 
 
-def scan_shard(work: Work, shard: str, trees: list[Tree]) -> Scan:
+def scan_shard(context: PassContext, shard: str, trees: list[StoreTree]) -> Scan:
     """All of a shard. Raises Fenced; OSError only where progress cannot be kept."""
-    keeps = not work.options.dry_run
-    resumed = read_progress(work.store, shard, work.now_s) if keeps else None
+    keeps = not context.options.dry_run
+    resumed = read_cursor(context.store, shard, context.now_s) if keeps else None
     if resumed is not None and not _is_of(resumed, shard):
         _log.warning("what is left of a scan of shard %s names other files: it is ignored", shard)
         resumed = None
@@ -180,18 +180,18 @@ def scan_shard(work: Work, shard: str, trees: list[Tree]) -> Scan:
             if tree.name < resumed.tree:
                 continue
             after = resumed.after if tree.name == resumed.tree else ""
-        _scan_tree(work, scan, shard, tree, after)
+        _scan_tree(context, scan, shard, tree, after)
     if keeps:
-        forget_progress(work.store, shard)
+        remove_cursor(context.store, shard)
     names = {tree.name for tree in trees}
     scan.tables = {name: table for name, table in scan.tables.items() if name in names}
     return scan
 
 
-def _is_of(resumed: Resumed, shard: str) -> bool:
+def _is_of(resumed: ResumedScan, shard: str) -> bool:
     """Whether all that was seen are blocks of this shard: anybody may write to a store."""
     for name, table in resumed.tables.items():
-        tree = recognise(name)
+        tree = tree_at(name)
         if tree is None:
             return False
         try:
@@ -199,43 +199,43 @@ def _is_of(resumed: Resumed, shard: str) -> bool:
         except ValueError:
             return False
         start = tree.shard(shard)
-        if not all(one.startswith(start) and tree.kind(one) is Kind.BLOCK for one in names):
+        if not all(one.startswith(start) and tree.kind(one) is FileKind.BLOCK for one in names):
             return False
     return True
 
 
-def _save(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> None:
+def _save(context: PassContext, scan: Scan, shard: str, tree: StoreTree, after: str) -> None:
     try:
-        put_progress(work.store, shard, scan.progress(tree.name, after))
+        put_cursor(context.store, shard, scan.progress(tree.name, after))
     except OSError as error:
-        work.refused(f"keep the progress of shard {shard}", error)
+        context.note_refused(f"keep the progress of shard {shard}", error)
 
 
-def _scan_tree(work: Work, scan: Scan, shard: str, tree: Tree, after: str) -> None:
+def _scan_tree(context: PassContext, scan: Scan, shard: str, tree: StoreTree, after: str) -> None:
     table = scan.tables.setdefault(tree.name, Table())
-    check = HeaderCheck(work, tree) if work.options.check_headers else None
-    saved_s = work.clock.now_s()
+    check = HeaderCheck(context, tree) if context.options.check_headers else None
+    saved_s = context.clock.now_s()
     folder = folder_of(after)
     try:
-        for found in beginning(work.store, tree.shard(shard), after):
-            work.see(shard)
+        for found in with_prefix(context.store, tree.shard(shard), after):
+            context.see(shard)
             name = found.name
             if folder_of(name) != folder:
                 folder = folder_of(name)
                 scan.add_other(tree.name, 0, 1)
             kind = tree.kind(name)
-            if kind is Kind.BLOCK:
+            if kind is FileKind.BLOCK:
                 key = tree.pack(name)
                 if check is None or check.passes(shard, key, name):
                     recent_s = found.accessed_s if tree.is_foreign else found.modified_s
                     table.add(key, found.physical_bytes, found.modified_s, recent_s)
-            elif not settle(work, shard, found, kind) and kind is not Kind.UNKNOWN:
+            elif not handle_other(context, shard, found, kind) and kind is not FileKind.UNKNOWN:
                 scan.add_other(tree.name, found.physical_bytes, 1)
-            if work.clock.now_s() - saved_s > SAVE_S and not work.options.dry_run:
-                _save(work, scan, shard, tree, name)
-                saved_s = work.clock.now_s()
+            if context.clock.now_s() - saved_s > SAVE_S and not context.options.dry_run:
+                _save(context, scan, shard, tree, name)
+                saved_s = context.clock.now_s()
     except OSError as error:
-        work.refused(f"scan {tree.shard(shard)}", error)
+        context.note_refused(f"scan {tree.shard(shard)}", error)
 
 
 @runtime_checkable
@@ -251,7 +251,9 @@ class HasFolders(Protocol):
         ...
 
 
-def sweep_rest(work: Work, trees: list[Tree], left_alone: Collection[str]) -> dict[str, Amount]:
+def sweep_rest(
+    context: PassContext, trees: list[StoreTree], left_alone: Collection[str]
+) -> dict[str, Amount]:
     """Look through everything outside of shards; what it takes up, by tree.
 
     `left_alone`: folders in which nothing is looked at. Raises Fenced, and OSError where a
@@ -261,29 +263,29 @@ def sweep_rest(work: Work, trees: list[Tree], left_alone: Collection[str]) -> di
     starts = [tree.shard(shard) for tree in trees for shard in SHARDS]
     starts += [f"{name}/" for name in left_alone]
     sizes: dict[str, Amount] = {}
-    for found in outside(work.store, starts):
-        work.see(REST)
+    for found in outside(context.store, starts):
+        context.see(REST)
         top = found.name.partition("/")[0]
         tree = by_name.get(top)
         kind = kind_outside(found.name) if tree is None else tree.kind(found.name)
-        if _NOTE.fullmatch(found.name) and found.modified_s < work.now_s - NOTES_LIVE_S:
-            work.remove(REST, found.name, found.physical_bytes, "orphan")
-        elif not settle(work, REST, found, kind) and kind is not Kind.UNKNOWN:
+        if _NOTE.fullmatch(found.name) and found.modified_s < context.now_s - NOTES_LIVE_S:
+            context.remove(REST, found.name, found.physical_bytes, "orphan")
+        elif not handle_other(context, REST, found, kind) and kind is not FileKind.UNKNOWN:
             amount = Amount(found.physical_bytes, 1)
             sizes[top] = sizes.get(top, Amount()).plus(amount)
     return sizes
 
 
-def sweep_folders(work: Work, trees: list[Tree]) -> None:
+def sweep_folders(context: PassContext, trees: list[StoreTree]) -> None:
     """Remove empty folders, those in which a last file went too. Raises Fenced."""
-    if not isinstance(work.store, HasFolders) or work.options.dry_run:
+    if not isinstance(context.store, HasFolders) or context.options.dry_run:
         return
     for tree in trees:
-        if tree.is_foreign and not work.options.sweep_foreign_folders:
+        if tree.is_foreign and not context.options.sweep_foreign_folders:
             continue
         try:
-            for folder in work.store.folders(tree.name):
-                work.keep(REST)
-                work.report.folders_removed += work.store.remove_folder(folder)
+            for folder in context.store.folders(tree.name):
+                context.keep(REST)
+                context.report.folders_removed += context.store.remove_folder(folder)
         except OSError as error:
-            work.refused(f"remove empty folders of {tree.name}", error)
+            context.note_refused(f"remove empty folders of {tree.name}", error)

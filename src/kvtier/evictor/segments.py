@@ -11,7 +11,7 @@ from typing import Final
 from kvtier.blocks.checksum import checksum_for
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.errors import Corrupt, InvalidSettings
-from kvtier.evictor.layouts import Tree
+from kvtier.evictor.layouts import StoreTree
 from kvtier.evictor.listing import read_small
 from kvtier.tiers.files import MANIFEST_NAME
 from kvtier.tiers.shared.format import PAGE_BYTES, MoreNeeded, Segment, decode_header
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 MANIFEST_BYTES_MAX: Final = 1 << 20
 
 
-class Segments:
+class SegmentReader:
     """Of one tree whose manifest is sound. Every method may raise OSError: the store refused."""
 
     def __init__(self, store: Store, space: KeySpace, headers: SegmentHeaders) -> None:
@@ -63,7 +63,9 @@ class Segments:
         self._headers.quarantine(BlockKey(key), reason)
 
 
-def open_segments(store: Store, tree: Tree, key_file: Path | None) -> Segments | None:
+def open_segment_reader(
+    store: Store, tree: StoreTree, key_file: Path | None
+) -> SegmentReader | None:
     """None where the headers of a tree cannot be verified; says why in the log.
 
     It is another system's, has no sound manifest, or needs another secret than `key_file`.
@@ -85,6 +87,6 @@ def open_segments(store: Store, tree: Tree, key_file: Path | None) -> Segments |
         return None
     space = manifest.space
     digest = bytes.fromhex(space.digest)
-    return Segments(
+    return SegmentReader(
         store, space, SegmentHeaders(store, tree.name, checksum, digest, space.block_bytes)
     )

@@ -15,19 +15,19 @@ import numpy as np
 
 from kvtier.clock import Clock
 from kvtier.evictor.budget import Amount, Usage, steps_of
-from kvtier.evictor.context import Work
+from kvtier.evictor.context import PassContext
 from kvtier.evictor.events import Announcer
-from kvtier.evictor.journals import read_journals, recall
-from kvtier.evictor.layouts import SHARDS, Kind, Tree
-from kvtier.evictor.listing import beginning
-from kvtier.evictor.options import Options
-from kvtier.evictor.report import Observer, Report
+from kvtier.evictor.journals import read_journals, read_uses
+from kvtier.evictor.layouts import SHARDS, FileKind, StoreTree
+from kvtier.evictor.listing import with_prefix
+from kvtier.evictor.options import EvictorOptions
+from kvtier.evictor.report import PassObserver, PassReport
 from kvtier.evictor.table import Table, victims
 from kvtier.tiers.shared.store import Store
 
 _TOGETHER: Final = 10_000
 """Files that are removed in the order of their names."""
-RECALL_S: Final = 10.0
+USES_REFRESH_S: Final = 10.0
 """Journals are read again after it; readers write them as often."""
 _log = logging.getLogger(__name__)
 ROOM: Final = Amount(64 << 20, 16)
@@ -42,18 +42,20 @@ class _Seen(NamedTuple):
     size_bytes: int
 
 
-class Shrinking:
+class ShardEviction:
     """One tree's part of one shard, after its scan."""
 
-    def __init__(self, work: Work, shard: str, tree: Tree, table: Table, other: Amount) -> None:
-        self._work = work
+    def __init__(
+        self, context: PassContext, shard: str, tree: StoreTree, table: Table, other: Amount
+    ) -> None:
+        self._context = context
         self._shard = shard
         self._tree = tree
         self._table = table
         self._other = other
         self._gone = np.zeros(len(table), dtype=np.bool_)
         self._hot: frozenset[bytes] = frozenset()
-        self._recalled_s = -inf
+        self._uses_read_s = -inf
 
     @property
     def usage(self) -> Usage:
@@ -72,26 +74,26 @@ class Shrinking:
     @property
     def knows_reads(self) -> bool:
         """Whether `recall` ever came back; nothing is removed before."""
-        return self._recalled_s > -inf
+        return self._uses_read_s > -inf
 
-    def recall(self) -> None:
+    def update_uses(self) -> None:
         """Take in what readers told so far. Raises OSError."""
-        began_s = self._work.clock.now_s()
-        known = self._work.journals.get(self._tree.name)
-        newest_s = self._work.newest_s
-        journals = read_journals(self._work.store, self._tree, known, spared_s=newest_s)
-        self._work.journals[self._tree.name] = journals
-        uses = recall(self._work.store, self._tree, self._shard, journals)
-        self._table.recall(uses)
+        began_s = self._context.clock.now_s()
+        known = self._context.journals.get(self._tree.name)
+        newest_s = self._context.newest_s
+        journals = read_journals(self._context.store, self._tree, known, spared_s=newest_s)
+        self._context.journals[self._tree.name] = journals
+        uses = read_uses(self._context.store, self._tree, self._shard, journals)
+        self._table.update_uses(uses)
         self._hot = frozenset(key for key, use in uses.items() if use.last_s > newest_s)
-        self._recalled_s = began_s
+        self._uses_read_s = began_s
 
     def expire(self) -> None:
         """Remove what nobody used within the time to live. Raises as `free`."""
-        ttl_s = self._work.options.ttl_s
+        ttl_s = self._context.options.ttl_s
         if ttl_s is None or not self.knows_reads:
             return
-        oldest_s = min(self._work.now_s - ttl_s, self._work.newest_s)
+        oldest_s = min(self._context.now_s - ttl_s, self._context.newest_s)
         rows = np.flatnonzero(self._table.recency() < oldest_s)
         self._remove(iter(rows.tolist()), None, "ttl")
 
@@ -100,14 +102,14 @@ class Shrinking:
 
         Raises Fenced, and OSError where it cannot be told who used what.
         """
-        rows = victims(self._table, self._work.options.policy, self._work.newest_s)
+        rows = victims(self._table, self._context.options.policy, self._context.newest_s)
         return self._remove((row for row in rows if not self._gone[row]), amount, reason)
 
     def _remove(self, rows: Iterator[int], amount: Amount | None, reason: str) -> Amount:
         try:
             return self._remove_until(rows, amount, reason)
         finally:
-            self._work.announcer.flush()
+            self._context.announcer.flush()
 
     def _remove_until(self, rows: Iterator[int], amount: Amount | None, reason: str) -> Amount:
         missing = Amount() if amount is None else amount
@@ -139,8 +141,8 @@ class Shrinking:
         return batch
 
     def _may_go(self, row: int, key: bytes) -> bool:
-        if self._work.clock.now_s() - self._recalled_s > RECALL_S:
-            self.recall()
+        if self._context.clock.now_s() - self._uses_read_s > USES_REFRESH_S:
+            self.update_uses()
         return key not in self._hot and not self._gone[row]
 
     def _look(self, name: str) -> _Seen | None:
@@ -150,20 +152,20 @@ class Shrinking:
         not have it, so the file's folder is listed: in those layouts it holds a handful.
         """
         if not self._tree.is_foreign:
-            stat = self._work.store.stat(name)
+            stat = self._context.store.stat(name)
             return None if stat is None else _Seen(stat.modified_s, stat.size)
-        found = next(beginning(self._work.store, name), None)
+        found = next(with_prefix(self._context.store, name), None)
         if found is None or found.name != name:
             return None
         return _Seen(found.accessed_s, found.physical_bytes)
 
     def _take(self, row: int, name: str, reason: str) -> bool:
         """Remove one file; True where it is gone, by us or by others."""
-        work, tree, size_bytes = self._work, self._tree, self._table.sizes[row]
+        context, tree, size_bytes = self._context, self._tree, self._table.sizes[row]
         try:
             seen = self._look(name)
         except OSError as error:
-            work.refused(f"stat {name}", error)
+            context.note_refused(f"stat {name}", error)
             return False
         if seen is None:
             self._gone[row] = True
@@ -172,24 +174,24 @@ class Shrinking:
         if seen.used_s > known_s[row]:
             return False  # since it was scanned, perhaps by an owner before: it is in use
         blocks: Sequence[bytes] = ()
-        if not work.options.dry_run:
-            blocks = work.announcer.contents(tree, self._table.name(row), name, seen.size_bytes)
-        if not work.remove(self._shard, name, size_bytes, reason):
+        if not context.options.dry_run:
+            blocks = context.announcer.contents(tree, self._table.name(row), name, seen.size_bytes)
+        if not context.remove(self._shard, name, size_bytes, reason):
             return False
         if blocks:
-            work.announcer.removed(tree, blocks)
-        work.report.tree(tree.name, is_foreign=tree.is_foreign).freed.add(size_bytes)
+            context.announcer.removed(tree, blocks)
+        context.report.tree(tree.name, is_foreign=tree.is_foreign).freed.add(size_bytes)
         self._gone[row] = True
         return True
 
 
 def make_room(
     store: Store,
-    trees: list[Tree],
-    options: Options,
+    trees: list[StoreTree],
+    options: EvictorOptions,
     clock: Clock,
-    observer: Observer,
-    report: Report,
+    observer: PassObserver,
+    report: PassReport,
     announcer: Announcer,
 ) -> Amount:
     """Free about `ROOM`, told in `report`; what is still missing.
@@ -202,9 +204,11 @@ def make_room(
             table, newest_s = _scan(store, shard, tree)
             if missing == Amount() or not len(table):
                 continue
-            work = Work(store, options, clock, _keep_nothing, newest_s, observer, report, announcer)
-            part = Shrinking(work, shard, tree, table, Amount())
-            part.recall()
+            context = PassContext(
+                store, options, clock, _keep_nothing, newest_s, observer, report, announcer
+            )
+            part = ShardEviction(context, shard, tree, table, Amount())
+            part.update_uses()
             missing = part.free(missing, "bound")
         if missing == Amount():
             break
@@ -216,10 +220,10 @@ def _keep_nothing(shard: str) -> None:
     """There is no lease: see the top."""
 
 
-def _scan(store: Store, shard: str, tree: Tree) -> tuple[Table, float]:
+def _scan(store: Store, shard: str, tree: StoreTree) -> tuple[Table, float]:
     table = Table()
-    for found in beginning(store, tree.shard(shard)):
-        if tree.kind(found.name) is Kind.BLOCK:
+    for found in with_prefix(store, tree.shard(shard)):
+        if tree.kind(found.name) is FileKind.BLOCK:
             recent_s = found.accessed_s if tree.is_foreign else found.modified_s
             key = tree.pack(found.name)
             table.add(key, found.physical_bytes, found.modified_s, recent_s)

@@ -76,7 +76,7 @@ class Table:
         """As it was packed."""
         return bytes(self._names[self._ends[row - 1] if row else 0 : self._ends[row]])
 
-    def recall(self, uses: Mapping[bytes, Use]) -> None:
+    def update_uses(self, uses: Mapping[bytes, Use]) -> None:
         """Take in what readers told. Again and again gives the same."""
         if not uses:
             return

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from kvtier.evictor.journals import read_journals
-from kvtier.evictor.layouts import Tree as Known
-from kvtier.evictor.layouts import shard_of
+from kvtier.evictor.layouts import StoreTree, shard_of
 from kvtier.tiers.shared.format import segment_name
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier_bench.evict.pattern import Pattern
@@ -45,7 +44,7 @@ def test_what_is_gone_or_spoilt_is_seen(tree: Tree) -> None:
 
 def test_journals_and_access_times_say_the_same(tree: Tree) -> None:
     store = PosixStore(tree.root)
-    journals = read_journals(store, Known(tree.folder, is_foreign=False))
+    journals = read_journals(store, StoreTree(tree.folder, is_foreign=False))
     store.close()
     compared = 0
     for number in range(FILES):

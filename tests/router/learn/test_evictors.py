@@ -8,8 +8,8 @@ import zmq.asyncio
 
 from kvtier.errors import InvalidSettings
 from kvtier.evictor.events import EventAnnouncer, Publisher, block_of
-from kvtier.evictor.layouts import Tree
-from kvtier.evictor.options import Options
+from kvtier.evictor.layouts import StoreTree
+from kvtier.evictor.options import EvictorOptions
 from kvtier.index.fleet.events import BlocksStored, block_name
 from kvtier.index.fleet.precise import PreciseIndex
 from kvtier.index.fleet.prompt import TokenPrompt
@@ -28,10 +28,10 @@ def test_blocks_removed_by_evictors_leave_shared_storage() -> None:
     publishers = [Publisher("tcp://127.0.0.1:*") for _ in range(2)]
     scene = Scene()
     announcers = [
-        EventAnnouncer(scene.store, one, Options(), "shared", clock=scene.clock, env={})
+        EventAnnouncer(scene.store, one, EvictorOptions(), "shared", clock=scene.clock, env={})
         for one in publishers
     ]
-    tree = Tree(space_folder(space), is_foreign=False)
+    tree = StoreTree(space_folder(space), is_foreign=False)
 
     async def test() -> None:
         index = PreciseIndex()
