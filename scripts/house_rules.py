@@ -30,7 +30,6 @@ TEXT_SUFFIXES = frozenset({".md", ".py", ".toml", ".yaml", ".yml", ".sh"})
 # module -> why no test file is named after it
 UNTESTED: Mapping[str, str] = {
     "errors.py": "class names only",
-    "evictor/options.py": "fields and defaults only: the tests of evictor/opening.py read each",
     "router/epp/h2/calls.py": "contracts: the tests of streams and of services run both sides",
 }
 
