@@ -13,7 +13,7 @@ import msgspec
 
 from kvtier_bench.lineup import lineup
 from kvtier_bench.plot import draw_ttft
-from kvtier_bench.rows import Report, Row, read_report
+from kvtier_bench.rows import BenchmarkReport, Row, read_report
 from kvtier_bench.runs import RunSummary, median_summary
 from kvtier_bench.table import HEADINGS, summary_cells
 
@@ -50,7 +50,7 @@ def judged_files(results: Path) -> list[Path]:
     return [newest(kind, results) for kind in KINDS if any(results.glob(f"{kind}-[0-9]*.json"))]
 
 
-def summaries(report: Report, workload: str) -> list[tuple[str, RunSummary]]:
+def summaries(report: BenchmarkReport, workload: str) -> list[tuple[str, RunSummary]]:
     """Return title and median run of every contestant that ran, in the order of the lineup."""
     runs = report.details["runs"][workload]
     return [
@@ -233,7 +233,7 @@ def _table(rows: list[tuple[str, RunSummary]]) -> Iterator[str]:
         yield f"| {title} | " + " | ".join(cell.replace("\n", " ") for cell in cells) + " |"
 
 
-def _first_tokens(report: Report) -> Iterator[str]:
+def _first_tokens(report: BenchmarkReport) -> Iterator[str]:
     found = {row.name: row for row in report.rows}
     states = {
         state: title for state, title in FIRST_TOKENS.items() if f"ttft/1700/{state}" in found
@@ -245,7 +245,7 @@ def _first_tokens(report: Report) -> Iterator[str]:
         yield f"| {tokens:,} tokens | " + " | ".join(values) + " |"
 
 
-def _origin(report: Report, path: Path) -> str:
+def _origin(report: BenchmarkReport, path: Path) -> str:
     machine = report.machine
     return (
         f"{machine.cpu}, {machine.cores} cores, {machine.ram_bytes >> 30} GiB, kernel "

@@ -1,4 +1,4 @@
-"""The command line of `python -m kvtier_bench`: one sub-command for each benchmark."""
+"""The command line of `python -m kvtier_bench`, with one sub-command for each benchmark."""
 
 import signal
 from pathlib import Path
@@ -18,157 +18,135 @@ from kvtier_bench.faults.suite import OPERATIONS
 from kvtier_bench.forked import measure_forked
 from kvtier_bench.kill.suite import KILLS
 from kvtier_bench.lineup import lineup
+from kvtier_bench.options import (
+    DEMO,
+    FILE,
+    FOLDER,
+    PEERS,
+    PROFILES,
+    count_option,
+    example,
+    json_option,
+    model_option,
+    scratch_option,
+    seed_option,
+    workloads_option,
+)
 from kvtier_bench.progress import Steps
 from kvtier_bench.router import suite as router_bench
 from kvtier_bench.router.contest import PEER as ROUTER_PEER
-from kvtier_bench.rows import Report, Row, report, write_report
+from kvtier_bench.rows import BenchmarkReport, Row, describe, report, write_report
 from kvtier_bench.table import summary_table
 from kvtier_bench.ttft import measure_ttft
 from kvtier_bench.workload import model_encoder, read_workload
-
-MODEL = Path(".models/smollm2-135m")
-WORKLOADS = Path("benchmarks/workloads")
-PEERS = Path("benchmarks/peers")
-PROFILES = Path("examples/router")
-SCRATCH = Path("build/bench")
-DEMO = Path(".kvtier-demo")
-
-_ENGINE_EXAMPLES = """\b
-Examples:
-  python -m kvtier_bench engine --json benchmarks/results/engine-today.json
-  python -m kvtier_bench engine --rounds 1 --workload low --row vllm-alone --row kvtier-ram
-"""
-
-_folder = click.Path(path_type=Path, file_okay=False)
-_file = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(
     "kvtier_bench",
     cls=Commands,
-    epilog=_ENGINE_EXAMPLES,
+    epilog=example(
+        "demo",
+        "micro --json benchmarks/results/micro-today.json",
+        "engine --rounds 1 --workload low --row vllm-alone --row kvtier-ram",
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 def bench() -> None:
-    """Measure: the parts (micro), real vLLM with and without kvtier (engine), the demo.
+    """Measure kvtier: single parts, whole engines, the router, and behavior under faults.
 
-    Every measurement is a row {name, value, unit, reference, ratio, target, met}. A row that
-    misses its target is shown as missed.
+    Every measurement is a row of a report: a name, a value and its unit, often a reference value
+    and a ratio to it, and a target that the row meets or misses. A missed target is reported, never
+    dropped. benchmarks/README.md describes the benchmarks and their reports.
     """
-    # Killed politely or hung up on, end as by Ctrl-C: stop the server before leaving.
+    # SIGTERM and SIGHUP end a benchmark as Ctrl-C does, so that it stops its servers first.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
 
-@bench.command(
-    "micro",
-    epilog="\b\nExample:\n  python -m kvtier_bench micro --json micro.json",
-)
-@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
-@click.option(
-    "--scratch",
-    type=_folder,
-    default=SCRATCH,
-    show_default=True,
-    help="Where the disk tier is measured; on a real disk.",
-)
+@bench.command("micro", epilog=example("micro --json micro.json"))
+@json_option()
+@scratch_option("Folder for the files of the disk and shared tiers; put it on a real disk.")
 def micro(json_path: Path | None, scratch: Path) -> None:
-    """Measure the hot paths one by one, against raw copies and raw files in the same run."""
+    """Measure tiers, arena and index alone, without an engine.
+
+    Tiers are compared with plain copies and plain files of the same size in the same run. Takes
+    about three minutes and 1 GiB of disk.
+    """
     micro_bench.run(json_path, scratch, Console())
 
 
-@bench.command(
-    "faults",
-    epilog="\b\nExample:\n  python -m kvtier_bench faults --json fault.json",
-)
-@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option(
+@bench.command("faults", epilog=example("faults --json fault.json"))
+@json_option()
+@seed_option("Seed of the faults and of the blocks that are asked for.")
+@count_option(
     "--operations",
-    type=click.IntRange(min=1),
-    default=OPERATIONS,
-    show_default=True,
-    help="In all, but for those on a bucket.",
+    OPERATIONS,
+    "Number of tier and cache calls in all, not counting those on a bucket.",
 )
 @click.option(
     "--bucket",
-    help="Also a smaller run on a real server: s3://bucket/prefix, credentials and endpoint "
-    "from the environment. It keeps to a prefix of its own below that.",
+    help="Also run a smaller matrix on this bucket of a real server, as s3://bucket/prefix. The "
+    "environment gives credentials and endpoint. Only objects below a new prefix are touched.",
 )
-@click.option("--scratch", type=_folder, default=SCRATCH, show_default=True)
+@scratch_option("Folder for the shared tier's files.")
 def faults(
     json_path: Path | None, seed: int, operations: int, bucket: str | None, scratch: Path
 ) -> None:
-    """Put every fault below shared tiers while they read, write, find, delete and scan.
+    """Inject faults below the shared tier and check every answer.
 
-    Fails if a wrong byte, a hang or an exception came out, or if a bound was not held.
+    Every kind of fault meets every operation, on a folder and on objects. Fails if a wrong byte,
+    an exception or a hang reaches the caller, or if the tier exceeds its bound of known blocks.
     """
     rows = fault_matrix.run(
         json_path, scratch, Console(), seed=seed, operations=operations, bucket=bucket
     )
     if not all(row.met for row in rows):
-        raise click.ClickException("a row of the fault matrix is not met")
+        raise click.ClickException("a row of the fault matrix misses its target")
 
 
-@bench.command(
-    "kill",
-    epilog="\b\nExample:\n  python -m kvtier_bench kill --json benchmarks/results/kill-today.json",
-)
-@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--kills", type=click.IntRange(min=1), default=KILLS, show_default=True)
-@click.option(
-    "--scratch",
-    type=_folder,
-    default=SCRATCH,
-    show_default=True,
-    help="Room for 5 GB; a real disk.",
-)
+@bench.command("kill", epilog=example("kill --json benchmarks/results/kill-today.json"))
+@json_option()
+@seed_option("Seed of the moments of the kills and of the blocks that are written and read.")
+@count_option("--kills", KILLS, "Number of processes to kill.")
+@scratch_option("Folder for the shared tier's files; needs 5 GB on a real disk.")
 def kill(json_path: Path | None, seed: int, kills: int, scratch: Path) -> None:
-    """Kill four writers and two evictors of one folder at random moments, while one reads.
+    """Kill writers and evictors of a shared folder at random.
 
-    Fails if something published was lost, something wrong was read, or something was left.
+    Four writers and two evictors are killed with SIGKILL and started again, while a reader
+    verifies every block. Fails if a published
+    block was lost, a wrong byte was read, or a temporary file was left behind.
     """
     rows = kill_bench.run(json_path, scratch, Console(), seed=seed, kills=kills)
     if any(row.met is False for row in rows):
-        raise click.ClickException("a row of the kill run is not met")
+        raise click.ClickException("a row of the kill run misses its target")
 
 
-@bench.command(
-    "evict",
-    epilog="\b\nExample:\n  python -m kvtier_bench evict --json evict.json",
-)
-@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--files", type=click.IntRange(min=1000), default=EVICT_FILES, show_default=True)
-@click.option(
-    "--scratch",
-    type=_folder,
-    default=SCRATCH,
-    show_default=True,
-    help="Room for 8 KiB and an inode a file; a real disk.",
-)
+@bench.command("evict", epilog=example("evict --json evict.json"))
+@json_option()
+@seed_option("Seed of the files and of the read pattern.")
+@count_option("--files", EVICT_FILES, "Number of files in the tree.", minimum=1000)
+@scratch_option("Folder for the tree; needs 8 KiB and an inode for each file, on a real disk.")
 def evict(json_path: Path | None, seed: int, files: int, scratch: Path) -> None:
-    """Bring a tree of many small files under its bound, and see whom its readers miss.
+    """Compare ways to evict from a tree of many small files.
 
-    Against `find -delete` and against removal in the order of discovery, each on a tree of its
-    own. Fails if a row with a target is not met.
+    `kvtier evict`, `find -delete` and removal in the order of discovery each get an identical tree
+    and remove equally many files. Rows compare their cost and the hit rate of later reads. Fails if
+    a row misses its target.
     """
     rows = evict_bench.run(json_path, scratch, Console(), files=files, seed=seed)
     if any(row.met is False for row in rows):
-        raise click.ClickException("a row of the eviction run is not met")
+        raise click.ClickException("a row of the eviction run misses its target")
 
 
 @bench.command(
     "router",
-    epilog="""\b
-Examples:
-  python -m kvtier_bench router --json benchmarks/results/router-today.json
-  python -m kvtier_bench router --part sim --seed 2
-  python -m kvtier_bench router --part engines --workload replicas-small --rounds 1
-""",
+    epilog=example(
+        "router --json benchmarks/results/router-today.json",
+        "router --part sim --seed 2",
+        "router --part engines --workload replicas --rounds 1",
+    ),
 )
-@click.option("--json", "json_path", type=_file, help="Also write the rows to this file.")
+@json_option()
 @click.option(
     "--part",
     "parts",
@@ -176,35 +154,42 @@ Examples:
     multiple=True,
     default=router_bench.PARTS,
     show_default=True,
-    help="What is measured; repeat for several.",
+    help="Part to measure; repeat the option for several.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of sessions and arrivals.")
+@count_option("--rounds", 5, "Rounds of the parts http, epp and engines.")
+@seed_option("Seed of the sessions (sim) and of the arrivals (engines).")
 @click.option(
     "--peer",
-    type=_file,
+    type=FILE,
     default=ROUTER_PEER,
     show_default=True,
-    help="The field's router; without it, kvtier is measured alone.",
+    help="Program of vllm-router to compare with; without it, only kvtier is measured.",
 )
 @click.option(
     "--envoy",
-    type=_file,
+    type=FILE,
     default=router_bench.ENVOY,
     show_default=True,
-    help="Without it, the picker is left out.",
+    help="Program of Envoy; without it, the part epp is skipped.",
 )
-@click.option("--examples", type=_folder, default=PROFILES, show_default=True)
-@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Of real replicas.")
+@click.option(
+    "--examples",
+    type=FOLDER,
+    default=PROFILES,
+    show_default=True,
+    help="Folder of the router configurations that are compared.",
+)
+@model_option("Folder of the model that the real replicas serve (engines).")
 @click.option(
     "--workload",
     "workload_name",
     default=router_bench.TRAFFIC.stem,
     show_default=True,
-    help="Of real replicas: a file of the workloads folder that says when requests arrive.",
+    help="Workload file for the real replicas (engines), without .yaml; it sets when requests "
+    "arrive.",
 )
-@click.option("--workloads", type=_folder, default=WORKLOADS, show_default=True)
-@click.option("--scratch", type=_folder, default=SCRATCH, show_default=True, help="Logs.")
+@workloads_option()
+@scratch_option("Folder for the logs of routers and engines.")
 def router(
     json_path: Path | None,
     parts: tuple[str, ...],
@@ -218,13 +203,18 @@ def router(
     workloads: Path,
     scratch: Path,
 ) -> None:
-    """Measure the router: beside another before the same replicas, in parts, and simulated.
+    r"""Measure the router's parts, alone and before real engines.
 
-    CPU a request, latency and idle streams of `kvtier route` (http); the picker behind Envoy
-    (epp); the indexes (index); 64 simulated replicas under every profile (sim); time to first
-    token before two real engines, about 20 minutes (engines). Rounds are interleaved.
+    \b
+    http     CPU per request, added latency and idle streams of `kvtier route`
+    epp      CPU and latency of the endpoint picker behind a real Envoy
+    index    lookups, events and memory of the prefix indexes
+    sim      64 simulated replicas under every example configuration
+    engines  time to first token before two real engines (about 20 minutes)
+
+    The routers of http and engines take turns in every round.
     """
-    setting = router_bench.Setting(
+    setting = router_bench.RouterSetting(
         scratch=scratch,
         examples=examples,
         peer=peer,
@@ -237,18 +227,24 @@ def router(
     router_bench.run(json_path, setting, Console(), parts=parts)
 
 
-@bench.command("engine", epilog=_ENGINE_EXAMPLES)
-@click.option("--json", "json_path", type=_file, help="Also write rows and runs to this file.")
-@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the first round.")
+@bench.command(
+    "engine",
+    epilog=example(
+        "engine --json benchmarks/results/engine-today.json",
+        "engine --rounds 1 --workload low --row vllm-alone --row kvtier-ram",
+    ),
+)
+@json_option("Also write the rows, and the runs behind them, to this report file.")
+@model_option()
+@count_option("--rounds", 5, "Rounds; in each, every contestant runs every workload.")
+@seed_option("Seed of the first round's order of contestants and requests; later rounds count up.")
 @click.option(
     "--workload",
     "workload_names",
     multiple=True,
     default=("high-1.2", "high-1.7", "low"),
     show_default=True,
-    help="A file of the workloads folder; repeat for several.",
+    help="Workload file without .yaml; repeat the option for several.",
 )
 @click.option(
     "--row",
@@ -256,17 +252,17 @@ def router(
     multiple=True,
     default=tuple(lineup(Path())),
     show_default=True,
-    help="Who runs; repeat for several.",
+    help="Contestant to run; repeat the option for several.",
 )
-@click.option("--workloads", type=_folder, default=WORKLOADS, show_default=True)
-@click.option("--peers", type=_folder, default=PEERS, show_default=True)
+@workloads_option()
 @click.option(
-    "--scratch",
-    type=_folder,
-    default=SCRATCH,
+    "--peers",
+    type=FOLDER,
+    default=PEERS,
     show_default=True,
-    help="Logs and disk tiers; on a real disk.",
+    help="Folder with the CPU worker for vLLM's own tiering.",
 )
+@scratch_option("Folder for logs and disk tiers; put it on a real disk.")
 def engine(
     json_path: Path | None,
     model: Path,
@@ -278,12 +274,14 @@ def engine(
     peers: Path,
     scratch: Path,
 ) -> None:
-    """Measure real vLLM alone, with its own tiering, with kvtier, and at the limit.
+    """Compare real vLLM without and with kvtier.
 
-    One server at a time, interleaved rounds, caches emptied before each run. The file is
-    rewritten after every round, so a run that is cut off keeps what it has.
+    The contestants are vLLM alone, with its own tiering, with kvtier on RAM, with kvtier on RAM and
+    disk, and with a device cache that holds everything. One server runs at a time, contestants take
+    turns in every round, and caches are emptied before each run. The report file is rewritten after
+    every round, so an interrupted benchmark keeps the rounds that it finished.
     """
-    plan = engine_bench.Plan(
+    plan = engine_bench.EnginePlan(
         model=model,
         workloads=[read_workload(workloads / f"{name}.yaml") for name in workload_names],
         contestants=list(contestants),
@@ -306,22 +304,11 @@ def engine(
     _print_verdicts(console, measurements.rows())
 
 
-@bench.command(
-    "forked",
-    epilog="\b\nExample:\n  python -m kvtier_bench forked --json benchmarks/results/forked.json",
-)
-@click.option("--json", "json_path", type=_file, help="Also write rows and times to this file.")
-@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
-@click.option(
-    "--prompts",
-    type=click.IntRange(min=2),
-    default=20,
-    show_default=True,
-    help="Prompts that each server answers.",
-)
-@click.option(
-    "--scratch", type=_folder, default=SCRATCH, show_default=True, help="Folder of the logs."
-)
+@bench.command("forked", epilog=example("forked --json benchmarks/results/forked.json"))
+@json_option("Also write the rows, and the times behind them, to this report file.")
+@model_option()
+@count_option("--prompts", 20, "Prompts that each server answers.", minimum=2)
+@scratch_option("Folder for the logs.")
 def forked(json_path: Path | None, model: Path, prompts: int, scratch: Path) -> None:
     """Compare a forked server with one that is started the usual way.
 
@@ -336,30 +323,17 @@ def forked(json_path: Path | None, model: Path, prompts: int, scratch: Path) -> 
     _print_verdicts(console, rows)
 
 
-@bench.command(
-    "ttft",
-    epilog="\b\nExample:\n  python -m kvtier_bench ttft --json benchmarks/results/ttft-today.json",
-)
-@click.option("--json", "json_path", type=_file, help="Also write rows and requests to this file.")
-@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Prompts of each length.",
-)
-@click.option(
-    "--scratch",
-    type=_folder,
-    default=SCRATCH,
-    show_default=True,
-    help="Logs, disk tier and shared folder; on a real disk.",
-)
+@bench.command("ttft", epilog=example("ttft --json benchmarks/results/ttft-today.json"))
+@json_option("Also write the rows, and the times behind them, to this report file.")
+@model_option()
+@count_option("--repeats", 5, "Prompts of each length.")
+@scratch_option("Folder for logs, disk tier and shared folder; put it on a real disk.")
 def ttft(json_path: Path | None, model: Path, repeats: int, scratch: Path) -> None:
-    """Measure time to first token by where the prefix is: nowhere, device, RAM, disk, shared.
+    """Measure time to first token by where the prefix is.
 
-    Starts real vLLM three times, one at a time, and takes about six minutes.
+    A prefix is cold, on the device, in RAM, on disk, or in a shared folder. Starts real vLLM three
+    times, one server at a time, and takes about six minutes. Run it as root to drop the page cache
+    before the reads from disk; otherwise the rows say that it was kept.
     """
     console = Console()
     rows, details = measure_ttft(
@@ -369,13 +343,11 @@ def ttft(json_path: Path | None, model: Path, repeats: int, scratch: Path) -> No
     _print_verdicts(console, rows)
 
 
-@bench.command(
-    "demo", epilog="\b\nExample:\n  python -m kvtier_bench demo --output /tmp/kvtier-demo"
-)
-@click.option("--model", type=_folder, default=MODEL, show_default=True, help="Model folder.")
+@bench.command("demo", epilog=example("demo --output /tmp/kvtier-demo"))
+@model_option()
 @click.option(
     "--output",
-    type=_folder,
+    type=FOLDER,
     default=DEMO,
     show_default=True,
     help="Where demo.json, demo.png and the logs go; on a real disk.",
@@ -401,15 +373,12 @@ def demo(model: Path, output: Path, minutes: float) -> None:
         raise click.ClickException("answers from RAM, disk or the shared folder differ")
 
 
-def _keep(json_path: Path | None, content: Report) -> None:
+def _keep(json_path: Path | None, content: BenchmarkReport) -> None:
     if json_path is not None:
         write_report(json_path, content)
 
 
 def _print_verdicts(console: Console, rows: list[Row]) -> None:
     for row in rows:
-        if row.met is None:
-            continue
-        mark = "[green]met[/green]   " if row.met else "[red]missed[/red]"
-        judged = row.value if row.ratio is None else row.ratio
-        console.print(f"{mark} {row.name}: {judged:.3f} (target {row.target}) [dim]{row.note}[/]")
+        if row.met is not None:
+            console.print(describe(row))

@@ -23,7 +23,7 @@ class RequestFailed(KVTierError):
     """The server refused or broke off a request; the message carries what it said."""
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class ServerAddress(msgspec.Struct, frozen=True):
     """Where a server listens and the name it serves its model under."""
 
     host: str
@@ -31,7 +31,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     model: str
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionResult(msgspec.Struct, frozen=True, kw_only=True):
     """One answered request. Times are seconds from the moment it was sent."""
 
     text: str
@@ -43,8 +43,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def complete(
-    endpoint: Endpoint, prompt: str | Sequence[int], output_len: int, salt: str = ""
-) -> Completion:
+    endpoint: ServerAddress, prompt: str | Sequence[int], output_len: int, salt: str = ""
+) -> CompletionResult:
     """Send one greedy request of exactly `output_len` tokens and wait for all of it.
 
     `prompt` is text, or token ids. `salt` keeps a run's cached blocks apart from every other run's.
@@ -78,12 +78,12 @@ def complete(
 
 
 def complete_all(
-    endpoint: Endpoint,
+    endpoint: ServerAddress,
     prompts: Sequence[str | Sequence[int]],
     output_len: int,
     concurrency: int,
     salt: str = "",
-) -> list[Completion]:
+) -> list[CompletionResult]:
     """Answers in the order of `prompts`, with `concurrency` requests in flight at all times."""
     with ThreadPoolExecutor(concurrency, thread_name_prefix="bench-client") as pool:
         pending = [pool.submit(complete, endpoint, each, output_len, salt) for each in prompts]
@@ -95,7 +95,7 @@ def complete_all(
             raise
 
 
-def _read_stream(response: http.client.HTTPResponse, started_s: float) -> Completion:
+def _read_stream(response: http.client.HTTPResponse, started_s: float) -> CompletionResult:
     pieces: list[str] = []
     usage: dict[str, Any] | None = None
     ttft_s: float | None = None
@@ -111,7 +111,7 @@ def _read_stream(response: http.client.HTTPResponse, started_s: float) -> Comple
     if ttft_s is None or usage is None:
         raise RequestFailed("the stream ended without a token and its usage")
     details = usage.get("prompt_tokens_details") or {}
-    return Completion(
+    return CompletionResult(
         text="".join(pieces),
         ttft_s=ttft_s,
         e2e_s=e2e_s,

@@ -19,16 +19,16 @@ from kvtier.errors import InvalidSettings
 from kvtier_bench.client import complete
 from kvtier_bench.lineup import LIMIT_BLOCKS, Contestant, lineup
 from kvtier_bench.progress import Steps
-from kvtier_bench.rows import Report, Row, report
+from kvtier_bench.rows import BenchmarkReport, Row, report
 from kvtier_bench.runs import Run, RunSummary, median_summary, run_workload
 from kvtier_bench.server import Server, ServerSettings
 from kvtier_bench.verdict import Runs, workload_rows
-from kvtier_bench.workload import Encode, Prompt, Workload, build_prompts, distinct_prompts
+from kvtier_bench.workload import Encode, Workload, WorkloadPrompt, build_prompts, distinct_prompts
 
 WARM_UP_LENGTHS = [1500, 700, 1100]
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure. `scratch` holds logs and disk tiers; `peers` the other systems' specs."""
 
     model: Path
@@ -62,7 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Measurements:
     """Runs by workload and contestant, growing round by round."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EnginePlan) -> None:
         self._plan = plan
         self.runs: dict[str, Runs] = {workload.name: {} for workload in plan.workloads}
 
@@ -87,7 +87,7 @@ class Measurements:
             for name, runs in self._ordered(self.runs[workload]).items()
         ]
 
-    def report(self) -> Report:
+    def report(self) -> BenchmarkReport:
         """Rows, and every run's numbers behind them."""
         details: dict[str, Any] = {
             "workloads": [msgspec.to_builtins(workload) for workload in self._plan.workloads],
@@ -108,7 +108,7 @@ class Measurements:
 
 
 def measure(
-    plan: Plan,
+    plan: EnginePlan,
     encode: Encode,
     steps: Steps,
     keep: Callable[[Measurements], None],
@@ -132,9 +132,9 @@ def measure(
 
 
 def _measure_contestant(
-    plan: Plan,
+    plan: EnginePlan,
     name: str,
-    orders: dict[str, list[list[Prompt]]],
+    orders: dict[str, list[list[WorkloadPrompt]]],
     encode: Encode,
     steps: Steps,
     measurements: Measurements,
@@ -156,7 +156,7 @@ def _measure_contestant(
                 measurements.add(workload.name, name, run)
 
 
-def _orders(workload: Workload, encode: Encode, seed: int) -> list[list[Prompt]]:
+def _orders(workload: Workload, encode: Encode, seed: int) -> list[list[WorkloadPrompt]]:
     """Each run of the round has an order of its own, the same for every contestant."""
     first = seed * workload.runs_per_round
     return [
@@ -164,7 +164,7 @@ def _orders(workload: Workload, encode: Encode, seed: int) -> list[list[Prompt]]
     ]
 
 
-def server_settings(plan: Plan, contestant: Contestant) -> ServerSettings:
+def server_settings(plan: EnginePlan, contestant: Contestant) -> ServerSettings:
     """The contestant's server: equal to all others but for its connector and device cache."""
     return ServerSettings(
         model=plan.model,

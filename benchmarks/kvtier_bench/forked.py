@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from kvtier_bench.client import Completion, complete
+from kvtier_bench.client import CompletionResult, complete
 from kvtier_bench.engine import warm_up
 from kvtier_bench.progress import Steps
 from kvtier_bench.rows import Row, Target, measured
@@ -33,7 +33,7 @@ def measure_forked(
     settings = ServerSettings(model=model, device_blocks=DEVICE_BLOCKS, log=scratch / "forked.log")
     usual = msgspec.structs.replace(settings, log=scratch / "usual.log", forked=False)
     asked = distinct_prompts(encode, [PROMPT_LEN] * prompts)
-    answers: dict[str, list[Completion]] = {"forked": [], "usual": []}
+    answers: dict[str, list[CompletionResult]] = {"forked": [], "usual": []}
     start_s = {}
     servers = {"forked": Server(settings), "usual": Server(usual)}
     with servers["forked"], servers["usual"]:
@@ -50,7 +50,7 @@ def measure_forked(
     return forked_rows(start_s, answers), _details(answers)
 
 
-def forked_rows(start_s: dict[str, float], answers: dict[str, list[Completion]]) -> list[Row]:
+def forked_rows(start_s: dict[str, float], answers: dict[str, list[CompletionResult]]) -> list[Row]:
     """Compare medians of both servers; the ratio is that of the forked server to the usual one."""
     rows = [
         measured("forked/start", start_s["forked"], "s", reference=start_s["usual"]),
@@ -79,15 +79,15 @@ def forked_rows(start_s: dict[str, float], answers: dict[str, list[Completion]])
     return rows
 
 
-def _ttft_s(answer: Completion) -> float:
+def _ttft_s(answer: CompletionResult) -> float:
     return answer.ttft_s
 
 
-def _token_s(answer: Completion) -> float:
+def _token_s(answer: CompletionResult) -> float:
     return (answer.e2e_s - answer.ttft_s) / (answer.output_tokens - 1)
 
 
-def _details(answers: dict[str, list[Completion]]) -> dict[str, Any]:
+def _details(answers: dict[str, list[CompletionResult]]) -> dict[str, Any]:
     return {
         f"{server}/{name}": [round(seconds(each), 5) for each in those]
         for server, those in answers.items()

@@ -7,18 +7,24 @@ whose parent died changes parents but keeps its session. Linux only: reads /proc
 
 import contextlib
 import os
+import re
+import shutil
 import signal
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from kvtier.clock import Clock, MonotonicClock
+from kvtier.clock import Clock, MonotonicClock, perf_s
 
 PROC = Path("/proc")
 KILL_GRACE_S = 10.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SAMPLES_PER_S: Final = 20
+_PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 
 
-class Process(Protocol):
+class ChildProcess(Protocol):
     """What `subprocess.Popen` and a forked process have in common."""
 
     @property
@@ -86,7 +92,7 @@ def mapped_files(session: int, under: str | tuple[str, ...]) -> set[Path]:
     return found
 
 
-def stop_session(process: Process, grace_s: float, clock: Clock | None = None) -> bool:
+def stop_session(process: ChildProcess, grace_s: float, clock: Clock | None = None) -> bool:
     """End a session's leader politely, then whatever of the session is still alive.
 
     True if nothing had to be killed. Blocks up to `grace_s`; idempotent.
@@ -103,7 +109,7 @@ def stop_session(process: Process, grace_s: float, clock: Clock | None = None) -
     return False
 
 
-def _all_gone(process: Process, clock: Clock, grace_s: float) -> bool:
+def _all_gone(process: ChildProcess, clock: Clock, grace_s: float) -> bool:
     deadline_s = clock.now_s() + grace_s
     while clock.now_s() < deadline_s:
         if process.poll() is not None:
@@ -119,3 +125,68 @@ def _signal_all(session: int, number: signal.Signals) -> None:
     for stat in session_processes(session):
         with contextlib.suppress(ProcessLookupError):
             os.kill(stat.pid, number)
+
+
+class CommandCost(NamedTuple):
+    """Of one command and everything it started."""
+
+    seconds: float
+    cpu_s: float
+    """User and system."""
+    peak_bytes: int
+    output: str
+
+
+def run_measured(command: Sequence[str], output: Path) -> CommandCost:
+    """Run it to its end. `output` takes stdout. Raises CalledProcessError where it fails."""
+    clock = MonotonicClock()
+    peak_bytes = 0
+    errors = output.with_name(f"{output.name}.err")
+    with output.open("wb") as stdout, errors.open("wb") as stderr:
+        began_s = perf_s()
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, start_new_session=True)
+        try:
+            while True:
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if pid:
+                    break
+                peak_bytes = max(peak_bytes, _session_bytes(process.pid))
+                clock.sleep(1 / SAMPLES_PER_S)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        seconds = perf_s() - began_s
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(
+            process.returncode, command, stderr=errors.read_text(errors="replace")[-2000:]
+        )
+    return CommandCost(seconds, usage.ru_utime + usage.ru_stime, peak_bytes, output.read_text())
+
+
+def count_calls(command: Sequence[str], scratch: Path) -> int | None:
+    """System calls of it and of everything it starts, by strace; None where there is none."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return None
+    table = scratch / "strace.txt"
+    traced = [strace, "-f", "-qq", "-c", "-U", "calls,name", "-o", str(table), *command]
+    subprocess.run(traced, check=True, capture_output=True)
+    lines = [line.split() for line in table.read_text().splitlines()]
+    return sum(
+        int(line[0])
+        for line in lines
+        if len(line) == 2 and line[0].isdigit() and line[1] != "total"
+    )
+
+
+def _session_bytes(session: int) -> int:
+    total = 0
+    for stat in session_processes(session):
+        try:
+            found = _PSS.search((PROC / str(stat.pid) / "smaps_rollup").read_text())
+        except OSError:
+            continue
+        total += int(found[1]) * 1024 if found else 0
+    return total

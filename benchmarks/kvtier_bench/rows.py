@@ -78,6 +78,14 @@ def measured(
     )
 
 
+def describe(row: Row) -> str:
+    """Return the row as one line of rich markup: verdict, name, value, ratio, target and note."""
+    verdict = {True: "[green]met   [/]", False: "[red]missed[/]", None: "      "}[row.met]
+    ratio = f", ratio {row.ratio:.2f}" if row.ratio is not None else ""
+    target = f" (target {row.target})" if row.target else ""
+    return f"{verdict} {row.name}: {row.value:.4g} {row.unit}{ratio}{target} [dim]{row.note}[/]"
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Where the numbers come from."""
 
@@ -89,7 +97,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
     """A benchmark's file: rows to read, and the runs behind them in `details`."""
 
     kind: str
@@ -100,9 +108,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any]
 
 
-def report(kind: str, rows: Sequence[Row], details: dict[str, Any] | None = None) -> Report:
+def report(
+    kind: str, rows: Sequence[Row], details: dict[str, Any] | None = None
+) -> BenchmarkReport:
     """Rows with this machine, this commit and this moment (UTC) beside them."""
-    return Report(
+    return BenchmarkReport(
         kind=kind,
         measured_at=datetime.fromtimestamp(wall_s(), UTC).isoformat(timespec="seconds"),
         commit=read_commit(),
@@ -112,7 +122,7 @@ def report(kind: str, rows: Sequence[Row], details: dict[str, Any] | None = None
     )
 
 
-def write_report(path: Path, content: Report) -> None:
+def write_report(path: Path, content: BenchmarkReport) -> None:
     """Write JSON that is whole or absent: a run cut off keeps the report before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = msgspec.json.format(msgspec.json.encode(content), indent=2)
@@ -121,9 +131,9 @@ def write_report(path: Path, content: Report) -> None:
     partial.replace(path)
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path) -> BenchmarkReport:
     """A report that `write_report` wrote. Raises msgspec.ValidationError for anything else."""
-    return msgspec.json.decode(path.read_bytes(), type=Report)
+    return msgspec.json.decode(path.read_bytes(), type=BenchmarkReport)
 
 
 def read_machine() -> Machine:

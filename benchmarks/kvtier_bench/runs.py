@@ -12,9 +12,9 @@ from prometheus_client.samples import Sample
 
 from kvtier.clock import Clock, MonotonicClock, perf_s, unique_id
 from kvtier.metrics import engine as metrics
-from kvtier_bench.client import Completion, complete_all
+from kvtier_bench.client import CompletionResult, complete_all
 from kvtier_bench.server import Server
-from kvtier_bench.workload import Prompt, Workload
+from kvtier_bench.workload import Workload, WorkloadPrompt
 
 SETTLE_S = 1.0
 """Time for the last saves, and for the last counters to reach /metrics."""
@@ -37,7 +37,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run with its answers, by `Prompt.label`."""
+    """A run with its answers, by `WorkloadPrompt.label`."""
 
     summary: RunSummary
     texts: dict[str, str]
@@ -46,7 +46,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 def run_workload(
     server: Server,
     workload: Workload,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[WorkloadPrompt],
     *,
     salt: str = "",
     clock: Clock | None = None,
@@ -73,7 +73,7 @@ def run_workload(
 
 
 def summarize(
-    answers: Sequence[Completion], wall_s: float, cpu_s: float, hits: dict[str, float]
+    answers: Sequence[CompletionResult], wall_s: float, cpu_s: float, hits: dict[str, float]
 ) -> RunSummary:
     """Answers of one run into its numbers; `hits` are prompt tokens by lower tier."""
     prompt_tokens = sum(answer.prompt_tokens for answer in answers)
@@ -93,7 +93,7 @@ def summarize(
 
 
 def lower_tier_hits(samples: Iterable[Sample]) -> dict[str, float]:
-    """Prompt tokens served by each tier below the device since the server started.
+    """WorkloadPrompt tokens served by each tier below the device since the server started.
 
     By tier where kvtier counts them; for any other connector all of them as `ram`.
     """

@@ -29,8 +29,8 @@ from prometheus_client.samples import Sample
 from kvtier.clock import Clock, MonotonicClock
 from kvtier.errors import KVTierError
 from kvtier_bench import forkserver
-from kvtier_bench.client import Endpoint, RequestFailed
-from kvtier_bench.processes import Process, mapped_files, session_cpu_s, stop_session
+from kvtier_bench.client import RequestFailed, ServerAddress
+from kvtier_bench.processes import ChildProcess, mapped_files, session_cpu_s, stop_session
 
 HOST = "127.0.0.1"
 PROGRAM = "vllm.entrypoints.openai.api_server"
@@ -122,9 +122,9 @@ class Server:
     def __init__(self, settings: ServerSettings, clock: Clock | None = None) -> None:
         self._settings = settings
         self._clock = clock or MonotonicClock()
-        self._process: Process | None = None
+        self._process: ChildProcess | None = None
         self._ending = threading.Lock()
-        self.endpoint = Endpoint(HOST, 0, settings.served_as)
+        self.endpoint = ServerAddress(HOST, 0, settings.served_as)
 
     def start(self, tell: Tell) -> float:
         """Start and wait until healthy; seconds it took. Raises ServerFailed."""
@@ -135,7 +135,7 @@ class Server:
         tell("starting vLLM")
         with settings.log.open("wb") as log:
             self._process = _launch(settings, port, log)
-        self.endpoint = Endpoint(HOST, port, settings.served_as)
+        self.endpoint = ServerAddress(HOST, port, settings.served_as)
         try:
             return self._wait_until_healthy(started_s, tell)
         except BaseException:
@@ -236,7 +236,7 @@ class Server:
         return "\n".join([f"From {self._settings.log}:", *telling_lines(lines)])
 
 
-def _launch(settings: ServerSettings, port: int, log: IO[bytes]) -> Process:
+def _launch(settings: ServerSettings, port: int, log: IO[bytes]) -> ChildProcess:
     """Start the server as the leader of a session of its own; it writes to `log`."""
     environment = settings.environment()
     arguments = settings.arguments(port)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from kvtier.clock import Clock, MonotonicClock
-from kvtier_bench.client import Completion, complete
+from kvtier_bench.client import CompletionResult, complete
 from kvtier_bench.engine import warm_up
 from kvtier_bench.lineup import RAM_BYTES, kvtier_transfer
 from kvtier_bench.progress import Steps
@@ -41,7 +41,7 @@ COLD_OVER_RAM = {5300: Target(">=", 15.0)}
 
 PAGE_CACHE = Path("/proc/sys/vm/drop_caches")
 
-Samples = dict[tuple[int, str], list[Completion]]
+Samples = dict[tuple[int, str], list[CompletionResult]]
 """Prompt length and state to its requests. The states are `cold`, `device`, `ram`, and, each met
 in a process that has just started, `disk` and `shared`; `device-after-disk` and
 `device-after-shared` are the device hits of those processes."""

@@ -75,7 +75,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 W = TypeVar("W", bound=Workload)
 
 
-class Prompt(NamedTuple):
+class WorkloadPrompt(NamedTuple):
     """The token ids of one request, and the prefix and question that they consist of."""
 
     group: int
@@ -143,7 +143,7 @@ def read_corpus() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def build_prompts(workload: Workload, encode: Encode, seed: int) -> list[Prompt]:
+def build_prompts(workload: Workload, encode: Encode, seed: int) -> list[WorkloadPrompt]:
     """Return every request of a run in its shuffled order. Encodes the whole corpus once.
 
     Raises InvalidSettings if the corpus is too short for the workload, or `question_len` too
@@ -157,7 +157,7 @@ def build_prompts(workload: Workload, encode: Encode, seed: int) -> list[Prompt]
         raise InvalidSettings(f"{workload.name}: question_len is too short to ask anything")
     if questions_at + workload.requests * passage_len > len(corpus):
         raise InvalidSettings(f"{workload.name}: needs more text than the corpus has")
-    prompts: list[Prompt] = []
+    prompts: list[WorkloadPrompt] = []
     for group in range(workload.groups):
         prefix_at = group * workload.system_prompt_len
         prefix = corpus[prefix_at : prefix_at + workload.system_prompt_len]
@@ -166,7 +166,7 @@ def build_prompts(workload: Workload, encode: Encode, seed: int) -> list[Prompt]
             passage_at = questions_at + index * passage_len
             passage = corpus[passage_at : passage_at + passage_len]
             tokens = [*prefix, *opening, *passage, *closing]
-            prompts.append(Prompt(group, question, tokens))
+            prompts.append(WorkloadPrompt(group, question, tokens))
     seeded(seed).shuffle(prompts)
     return prompts
 

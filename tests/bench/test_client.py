@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvtier_bench.client import Endpoint, RequestFailed, complete, complete_all
+from kvtier_bench.client import RequestFailed, ServerAddress, complete, complete_all
 
 
 class Completions(http.server.BaseHTTPRequestHandler):
@@ -63,19 +63,19 @@ class Completions(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def served() -> Iterator[tuple[Endpoint, type[Completions]]]:
+def served() -> Iterator[tuple[ServerAddress, type[Completions]]]:
     handler = type("Handler", (Completions,), {"seen": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield Endpoint("127.0.0.1", server.server_port, "small"), handler
+    yield ServerAddress("127.0.0.1", server.server_port, "small"), handler
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 def test_an_answer_has_its_text_its_tokens_and_ordered_times(
-    served: tuple[Endpoint, type[Completions]],
+    served: tuple[ServerAddress, type[Completions]],
 ) -> None:
     answer = complete(served[0], [7, 8, 9], output_len=2)
     assert answer.text == "7 b"
@@ -84,7 +84,7 @@ def test_an_answer_has_its_text_its_tokens_and_ordered_times(
 
 
 def test_requests_are_greedy_of_fixed_length_and_salted(
-    served: tuple[Endpoint, type[Completions]],
+    served: tuple[ServerAddress, type[Completions]],
 ) -> None:
     complete(served[0], [7], output_len=5, salt="run-1")
     complete(served[0], [7], output_len=5)
@@ -98,7 +98,7 @@ def test_requests_are_greedy_of_fixed_length_and_salted(
     ("first", "said"), [(500, "500.*oops"), (501, "engine died"), (502, "usage")]
 )
 def test_a_failed_request_says_what_the_server_said(
-    served: tuple[Endpoint, type[Completions]], first: int, said: str
+    served: tuple[ServerAddress, type[Completions]], first: int, said: str
 ) -> None:
     with pytest.raises(RequestFailed, match=said):
         complete(served[0], [first], output_len=1)
@@ -106,11 +106,11 @@ def test_a_failed_request_says_what_the_server_said(
 
 def test_nobody_listening_is_a_failed_request() -> None:
     with pytest.raises(RequestFailed, match="connection"):
-        complete(Endpoint("127.0.0.1", 1, "small"), [1], output_len=1)
+        complete(ServerAddress("127.0.0.1", 1, "small"), [1], output_len=1)
 
 
 def test_answers_come_in_the_order_of_prompts_with_so_many_in_flight(
-    served: tuple[Endpoint, type[Completions]],
+    served: tuple[ServerAddress, type[Completions]],
 ) -> None:
     endpoint, handler = served
     # Neither request of a pair is answered before both have arrived.
@@ -120,6 +120,6 @@ def test_answers_come_in_the_order_of_prompts_with_so_many_in_flight(
     assert handler.most_in_flight == 2
 
 
-def test_one_failure_fails_the_run(served: tuple[Endpoint, type[Completions]]) -> None:
+def test_one_failure_fails_the_run(served: tuple[ServerAddress, type[Completions]]) -> None:
     with pytest.raises(RequestFailed, match="oops"):
         complete_all(served[0], [[1], [500], [2]], output_len=1, concurrency=1)

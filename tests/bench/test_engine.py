@@ -7,15 +7,15 @@ from rich.console import Console
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier_bench.engine import Measurements, Plan, measure, server_settings
+from kvtier_bench.engine import EnginePlan, Measurements, measure, server_settings
 from kvtier_bench.lineup import ALONE, KVTIER_DISK, LIMIT, LIMIT_BLOCKS, NATIVE, lineup
 from kvtier_bench.progress import Steps
 from kvtier_bench.workload import Encode, Workload
 
 
 @pytest.fixture
-def plan(small: Workload, tmp_path: Path) -> Plan:
-    return Plan(
+def plan(small: Workload, tmp_path: Path) -> EnginePlan:
+    return EnginePlan(
         model=Path("model"),
         workloads=[small],
         contestants=[ALONE, KVTIER_DISK, LIMIT],
@@ -26,7 +26,7 @@ def plan(small: Workload, tmp_path: Path) -> Plan:
     )
 
 
-def test_two_rounds_of_three_servers(stand_in: Path, plan: Plan, encode: Encode) -> None:
+def test_two_rounds_of_three_servers(stand_in: Path, plan: EnginePlan, encode: Encode) -> None:
     kept: list[int] = []
     log = io.StringIO()
     steps = Steps(Console(file=log), total=6)
@@ -49,7 +49,7 @@ def test_two_rounds_of_three_servers(stand_in: Path, plan: Plan, encode: Encode)
     assert {each.suffix for each in plan.scratch.iterdir()} == {".log"}
 
 
-def test_runs_start_with_empty_caches(stand_in: Path, plan: Plan, encode: Encode) -> None:
+def test_runs_start_with_empty_caches(stand_in: Path, plan: EnginePlan, encode: Encode) -> None:
     twice = msgspec.structs.replace(plan, contestants=[KVTIER_DISK])
     steps = Steps(Console(file=io.StringIO()), 2)
     measurements = measure(twice, encode, steps, lambda _: None, VirtualClock())
@@ -61,7 +61,7 @@ def test_runs_start_with_empty_caches(stand_in: Path, plan: Plan, encode: Encode
 
 
 def test_a_round_may_hold_several_runs_in_orders_of_their_own(
-    stand_in: Path, plan: Plan, small: Workload, encode: Encode
+    stand_in: Path, plan: EnginePlan, small: Workload, encode: Encode
 ) -> None:
     thrice = msgspec.structs.replace(small, runs_per_round=3)
     changed = msgspec.structs.replace(plan, workloads=[thrice], contestants=[ALONE], rounds=1)
@@ -71,7 +71,7 @@ def test_a_round_may_hold_several_runs_in_orders_of_their_own(
     assert runs[0].texts == runs[1].texts == runs[2].texts
 
 
-def test_contestants_differ_in_connector_device_cache_and_peers_only(plan: Plan) -> None:
+def test_contestants_differ_in_connector_device_cache_and_peers_only(plan: EnginePlan) -> None:
     everyone = lineup(Path("disk"))
     alone, limit, native = (server_settings(plan, everyone[n]) for n in (ALONE, LIMIT, NATIVE))
     assert alone.device_blocks == 10
@@ -81,7 +81,7 @@ def test_contestants_differ_in_connector_device_cache_and_peers_only(plan: Plan)
     assert alone.python_path == ()
 
 
-def test_plans_that_compare_unlike_things_are_refused(plan: Plan, small: Workload) -> None:
+def test_plans_that_compare_unlike_things_are_refused(plan: EnginePlan, small: Workload) -> None:
     larger = msgspec.structs.replace(small, name="larger", device_blocks=20)
     huge = msgspec.structs.replace(small, groups=LIMIT_BLOCKS)
     for changes, said in [

@@ -2,13 +2,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvtier_bench.client import Completion
+from kvtier_bench.client import CompletionResult
 from kvtier_bench.forked import forked_rows, measure_forked
 from kvtier_bench.progress import Steps
 
 
-def answer(text: str, ttft_s: float, e2e_s: float) -> Completion:
-    return Completion(
+def answer(text: str, ttft_s: float, e2e_s: float) -> CompletionResult:
+    return CompletionResult(
         text=text, ttft_s=ttft_s, e2e_s=e2e_s, prompt_tokens=9, cached_tokens=0, output_tokens=11
     )
 

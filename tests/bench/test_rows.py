@@ -6,6 +6,7 @@ import pytest
 from kvtier_bench.rows import (
     Row,
     Target,
+    describe,
     measured,
     read_commit,
     read_machine,
@@ -88,3 +89,13 @@ def test_outside_a_checkout_the_commit_is_unknown(
 
 def test_rows_are_values() -> None:
     assert measured("a", 1, "s") == Row(name="a", value=1, unit="s")
+
+
+def test_a_missed_row_says_so_with_its_ratio_and_target() -> None:
+    row = measured("x", 8.0, "GB/s", reference=10.0, target=Target(">=", 0.9), note="why")
+    line = describe(row)
+    assert all(part in line for part in ("missed", "0.80", ">= 0.9", "why"))
+
+
+def test_a_row_without_target_has_no_verdict() -> None:
+    assert "met" not in describe(measured("x", 1.0, "s")).replace("x", "")

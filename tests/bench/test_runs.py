@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.samples import Sample
 
 from kvtier.clock import VirtualClock
-from kvtier_bench.client import Completion
+from kvtier_bench.client import CompletionResult
 from kvtier_bench.lineup import kvtier_transfer
 from kvtier_bench.runs import (
     RunSummary,
@@ -20,8 +20,8 @@ from kvtier_bench.server import Server, ServerSettings
 from kvtier_bench.workload import Encode, Workload, build_prompts
 
 
-def answer(ttft_s: float, e2e_s: float, cached: int) -> Completion:
-    return Completion(
+def answer(ttft_s: float, e2e_s: float, cached: int) -> CompletionResult:
+    return CompletionResult(
         text="a",
         ttft_s=ttft_s,
         e2e_s=e2e_s,

@@ -6,15 +6,15 @@ from rich.console import Console
 
 from kvtier.clock import VirtualClock
 from kvtier_bench import ttft
-from kvtier_bench.client import Completion
+from kvtier_bench.client import CompletionResult
 from kvtier_bench.progress import Steps
 from kvtier_bench.ttft import Samples, drop_page_cache, measure_ttft, ttft_rows
 from kvtier_bench.workload import Encode
 
 
-def answers(*ttfts_s: float, text: str = "same") -> list[Completion]:
+def answers(*ttfts_s: float, text: str = "same") -> list[CompletionResult]:
     return [
-        Completion(
+        CompletionResult(
             text=text,
             ttft_s=each,
             e2e_s=each + 1,

@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 from kvtier.clock import Clock
-from kvtier_bench.client import Completion, complete
+from kvtier_bench.client import CompletionResult, complete
 from kvtier_bench.runs import RunSummary, lower_tier_hits, summarize
 from kvtier_bench.server import Server, ServerSettings, Tell
-from kvtier_bench.workload import Prompt, Workload
+from kvtier_bench.workload import Workload, WorkloadPrompt
 
 
 class Load(NamedTuple):
     """The first requests of a load, and when each had its answer, in seconds from the start."""
 
-    answers: list[Completion]
+    answers: list[CompletionResult]
     finished_s: list[float]
 
     def summary(self, count: int, hits: dict[str, float]) -> RunSummary:
@@ -28,13 +28,13 @@ class Load(NamedTuple):
 class Engine(Protocol):
     """A running server, as the demo uses it."""
 
-    def ask(self, tokens: Sequence[int], output_len: int, salt: str) -> Completion:
+    def ask(self, tokens: Sequence[int], output_len: int, salt: str) -> CompletionResult:
         """Send one request and return its answer."""
         ...
 
     def serve(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[WorkloadPrompt],
         workload: Workload,
         salt: str,
         *,
@@ -63,13 +63,13 @@ class VLLM:
         self._server = server
         self._clock = clock
 
-    def ask(self, tokens: Sequence[int], output_len: int, salt: str) -> Completion:
+    def ask(self, tokens: Sequence[int], output_len: int, salt: str) -> CompletionResult:
         """Send one request and return its answer."""
         return complete(self._server.endpoint, tokens, output_len, salt)
 
     def serve(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[WorkloadPrompt],
         workload: Workload,
         salt: str,
         *,
@@ -77,7 +77,7 @@ class VLLM:
         tell: Tell,
     ) -> Load:
         """Send `prompts` in order, none after `deadline_s`; return those answered."""
-        answers: dict[int, tuple[Completion, float]] = {}
+        answers: dict[int, tuple[CompletionResult, float]] = {}
         waiting = iter(range(len(prompts)))
         taking = threading.Lock()
         stopped = threading.Event()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtier.clock import Clock
-from kvtier_bench.client import Completion
+from kvtier_bench.client import CompletionResult
 from kvtier_bench.demo.engine import Engine, Load, OpenEngine
 from kvtier_bench.demo.findings import Findings, Met
 from kvtier_bench.demo.sizing import (
@@ -41,7 +41,7 @@ from kvtier_bench.demo.sizing import (
 from kvtier_bench.lineup import kvtier_transfer
 from kvtier_bench.progress import PhaseScreen
 from kvtier_bench.server import ServerSettings
-from kvtier_bench.workload import Encode, Prompt, build_prompts, distinct_prompts
+from kvtier_bench.workload import Encode, WorkloadPrompt, build_prompts, distinct_prompts
 
 ALONE = "vLLM alone"
 WITH = "vLLM + kvtier"
@@ -97,10 +97,10 @@ class Demo:
         self._probed_tokens = 0
         self._speed: Speed
         self._sizes: Sizes
-        self._prompt: Prompt
-        self._prompts: list[Prompt] = []
+        self._prompt: WorkloadPrompt
+        self._prompts: list[WorkloadPrompt] = []
         self._alone_load = Load([], [])
-        self._checked: list[Prompt] = []
+        self._checked: list[WorkloadPrompt] = []
 
     def run(self, folder: Path) -> None:
         """Run the phases, one server after another; the tiers store below `folder`."""
@@ -255,18 +255,18 @@ class Demo:
             ttft_s=answer.ttft_s, served_share=served / answer.prompt_tokens
         )
 
-    def _keep_text(self, engine: Engine, prompt: Prompt, place: str) -> Completion:
+    def _keep_text(self, engine: Engine, prompt: WorkloadPrompt, place: str) -> CompletionResult:
         answer = self._ask(engine, prompt)
         label = "prompt" if prompt is self._prompt else prompt.label
         self.findings.texts.setdefault(place, {})[label] = answer.text
         return answer
 
-    def _ask(self, engine: Engine, prompt: Prompt) -> Completion:
+    def _ask(self, engine: Engine, prompt: WorkloadPrompt) -> CompletionResult:
         # One at a time: in a batch, a neighbor can turn a close choice.
         salt = "prompt" if prompt is self._prompt else "load"
         return engine.ask(prompt.tokens, self._sizes.output_len, salt)
 
-    def _serve(self, engine: Engine, prompts: Sequence[Prompt], usable_s: float) -> Load:
+    def _serve(self, engine: Engine, prompts: Sequence[WorkloadPrompt], usable_s: float) -> Load:
         if self._sizes.workload is None or not prompts:
             return Load([], [])
         deadline_s = self._clock.now_s() + usable_s
@@ -362,9 +362,9 @@ def chosen_text(speed: Speed, sizes: Sizes) -> str:
     return "\n".join(lines)
 
 
-def first_of_each_group(prompts: Sequence[Prompt]) -> list[Prompt]:
+def first_of_each_group(prompts: Sequence[WorkloadPrompt]) -> list[WorkloadPrompt]:
     """Return the first request of every group, in the order they come."""
-    seen: dict[int, Prompt] = {}
+    seen: dict[int, WorkloadPrompt] = {}
     for prompt in prompts:
         seen.setdefault(prompt.group, prompt)
     return list(seen.values())
@@ -382,7 +382,7 @@ def drop_cached_pages(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _ttft_text(answer: Completion) -> str:
+def _ttft_text(answer: CompletionResult) -> str:
     return f"{answer.ttft_s:.2f} s to the first token"
 
 

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from kvtier.clock import unique_id
 from kvtier_bench.evict.pattern import EXPONENT, History, Pattern
-from kvtier_bench.evict.process import Cost, count_calls, run_measured
-from kvtier_bench.evict.tree import FILE_BYTES, Tree
+from kvtier_bench.evict.tree import FILE_BYTES, FileTree
+from kvtier_bench.processes import CommandCost, count_calls, run_measured
 from kvtier_bench.progress import Steps
-from kvtier_bench.rows import Row, Target, measured, report, write_report
+from kvtier_bench.rows import Row, Target, describe, measured, report, write_report
 
 FILES: Final = 100_000
 KVTIER, FIND, DISCOVERY = "kvtier evict", "find -delete", "discovery order"
@@ -37,10 +37,10 @@ _NO_LESS: Final = Target(">=", 1)
 _NONE: Final = Target("<=", 0)
 
 
-class Result(NamedTuple):
+class EvictionResult(NamedTuple):
     """Of one contestant."""
 
-    cost: Cost
+    cost: CommandCost
     left: npt.NDArray[np.bool_]
     hit_rate: float
     calls: float | None
@@ -81,9 +81,7 @@ def run(
         shutil.rmtree(folder)
     rows = [*compare(results), *checks]
     for row in rows:
-        mark = {True: "[green]met[/]    ", False: "[red]missed[/] ", None: "       "}[row.met]
-        ratio = "" if row.ratio is None else f", {row.ratio:.2f} of it"
-        console.print(f"{mark} {row.name}: {row.value:.4g} {row.unit}{ratio} [dim]{row.note}[/]")
+        console.print(describe(row))
     if json_path is not None:
         details = {
             "files": files,
@@ -105,9 +103,9 @@ def run(
     return rows
 
 
-def _measure(contest: _Contest, steps: Steps) -> tuple[dict[str, Result], list[Row]]:
+def _measure(contest: _Contest, steps: Steps) -> tuple[dict[str, EvictionResult], list[Row]]:
     small = contest._replace(files=max(1000, contest.files // _TRACED_OF))
-    results: dict[str, Result] = {}
+    results: dict[str, EvictionResult] = {}
     checks: list[Row] = []
     wanted = traced_wanted = 0
     for name in (KVTIER, FIND, DISCOVERY):
@@ -123,7 +121,7 @@ def _measure(contest: _Contest, steps: Steps) -> tuple[dict[str, Result], list[R
             left = tree.left()
             reads = pattern.draw(contest.files)
             per_file = None if calls is None else calls / max(1, traced)
-            results[name] = Result(cost, left, float(left[reads].mean()), per_file)
+            results[name] = EvictionResult(cost, left, float(left[reads].mean()), per_file)
             wanted = wanted or results[name].removed
             if name == KVTIER:
                 checks = _check_kvtier(tree, results[name], history)
@@ -139,17 +137,17 @@ def _measure(contest: _Contest, steps: Steps) -> tuple[dict[str, Result], list[R
     return results, [ideal, *checks]
 
 
-def _build(contest: _Contest, steps: Steps) -> tuple[Tree, Pattern, History]:
+def _build(contest: _Contest, steps: Steps) -> tuple[FileTree, Pattern, History]:
     """The tree that a seed and a number of files make; it is the same each time."""
     pattern = Pattern(contest.files, contest.seed)
     history = pattern.history(_NEWEST_AGE_S)
-    tree = Tree(contest.scratch / "tree", contest.files)
+    tree = FileTree(contest.scratch / "tree", contest.files)
     tree.root.mkdir(mode=0o700)
     tree.build(history, lambda done: steps.tell(f"{done} files written"))
     return tree, pattern, history
 
 
-def _command(name: str, tree: Tree, files: int) -> Sequence[str]:
+def _command(name: str, tree: FileTree, files: int) -> Sequence[str]:
     """What a contestant is started with. `files`: how many it removes."""
     if name == KVTIER:
         size = tree.files * FILE_BYTES
@@ -162,7 +160,7 @@ def _command(name: str, tree: Tree, files: int) -> Sequence[str]:
     return [sys.executable, "-m", "kvtier_bench.evict.discovery", str(tree.blocks), str(files)]
 
 
-def _check_kvtier(tree: Tree, result: Result, history: History) -> list[Row]:
+def _check_kvtier(tree: FileTree, result: EvictionResult, history: History) -> list[Row]:
     """That what should be there is there."""
     told = json.loads(result.cost.output)
     recent = history.windows[-1].files
@@ -200,7 +198,7 @@ def _check_kvtier(tree: Tree, result: Result, history: History) -> list[Row]:
     ]
 
 
-def compare(results: dict[str, Result]) -> list[Row]:
+def compare(results: dict[str, EvictionResult]) -> list[Row]:
     """kvtier against each of the others.
 
     Only what is left is judged, not what it costs: `find` looks at nothing that it does not

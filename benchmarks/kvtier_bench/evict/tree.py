@@ -45,7 +45,7 @@ def key_of(number: int) -> BlockKey:
     return BlockKey(sha256(number.to_bytes(8, "big")).digest() + bytes(4))
 
 
-class Tree:
+class FileTree:
     """A store in `root` with one key space."""
 
     def __init__(self, root: Path, files: int) -> None:

@@ -24,13 +24,13 @@ from kvtier.tiers.shared.tier import StoreTier
 from kvtier.transfer.base import Direction, Transfer
 from kvtier.transfer.breaker import BreakerState
 from kvtier.transfer.engine import TransferEngine
-from kvtier_bench.faults.faults import Fault
-from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, Place
+from kvtier_bench.faults.faults import FaultKind
+from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, FaultPlace
 from kvtier_bench.faults.tally import DEADLINE_S, Caller, Swallowed, Tally
 
 Verb = Literal["read", "write", "find", "delete", "scan"]
 VERBS: Final[tuple[Verb, ...]] = ("read", "write", "find", "delete", "scan")
-_WRITES_ONLY: Final = (Fault.TORN_WRITE, Fault.NO_SPACE)
+_WRITES_ONLY: Final = (FaultKind.TORN_WRITE, FaultKind.NO_SPACE)
 _RATE: Final = 0.2
 _HANG_S: Final = 0.01
 _ROUND: Final = 16
@@ -42,7 +42,7 @@ _Result = TypeVar("_Result")
 class Cell:
     """Runs one verb under one fault on one place. `run`, then `close`."""
 
-    def __init__(self, place: Place, verb: Verb, fault: Fault, tally: Tally) -> None:
+    def __init__(self, place: FaultPlace, verb: Verb, fault: FaultKind, tally: Tally) -> None:
         self._place = place
         self._faults = place.faults
         self._verb = verb
@@ -54,7 +54,7 @@ class Cell:
 
     def run(self, operations: int) -> None:
         """Count `operations` calls of the verb."""
-        if self._fault is Fault.HUNG and self._verb != "scan":
+        if self._fault is FaultKind.HUNG and self._verb != "scan":
             while self._tally.operations < operations:
                 self._hang_in_transfers(min(_ROUND, operations - self._tally.operations))
             return
@@ -62,7 +62,7 @@ class Cell:
             self._tally.operations += 1
             keys = self._some_keys()
             self._prepare(keys)
-            if self._fault is Fault.HUNG:
+            if self._fault is FaultKind.HUNG:
                 self._hang_in_scan(keys)
                 continue
             if self._faults.pick(2):
@@ -242,7 +242,7 @@ def _moves(keys: Sequence[BlockKey]) -> list[BlockMove]:
     return [BlockMove(key, SLOTS[key]) for key in keys]
 
 
-def run_cell(place: Place, verb: Verb, fault: Fault, operations: int) -> Tally:
+def run_cell(place: FaultPlace, verb: Verb, fault: FaultKind, operations: int) -> Tally:
     """The counts of `operations` calls. Raises nothing that the tier is to blame for."""
     tally = Tally()
     with Swallowed(tally):

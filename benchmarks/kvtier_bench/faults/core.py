@@ -19,8 +19,8 @@ from kvtier.index.local import Presence
 from kvtier.memory.arena import Arena
 from kvtier.tiers.base import BlockMove
 from kvtier.transfer.engine import TransferEngine
-from kvtier_bench.faults.faults import Fault
-from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, Place
+from kvtier_bench.faults.faults import FaultKind
+from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, FaultPlace
 from kvtier_bench.faults.tally import DEADLINE_S, Swallowed, Tally
 
 _RATE: Final = 0.08
@@ -36,7 +36,7 @@ _Result = TypeVar("_Result")
 class _Life:
     """One process: a cache over a tier that was just opened."""
 
-    def __init__(self, place: Place, fault: Fault, tally: Tally) -> None:
+    def __init__(self, place: FaultPlace, fault: FaultKind, tally: Tally) -> None:
         self._faults = place.faults
         self._tally = tally
         self._clock = MonotonicClock()
@@ -142,7 +142,7 @@ class _Life:
             self._tally.hangs += perf_s() - began_s > DEADLINE_S
 
 
-def run_core(place: Place, fault: Fault, operations: int) -> Tally:
+def run_core(place: FaultPlace, fault: FaultKind, operations: int) -> Tally:
     """The counts of at least `operations` calls of a cache. Raises OSError at no fault of ours."""
     tally = Tally()
     number = 0

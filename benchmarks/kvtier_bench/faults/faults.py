@@ -22,7 +22,7 @@ SLOW_S: Final = 0.001
 _STEPS_S: Final = (-86_400.0, -10.0, 60.0, 86_400.0)
 
 
-class Fault(enum.Enum):
+class FaultKind(enum.Enum):
     """What goes wrong, one kind at a time."""
 
     SLOW = "slow"
@@ -41,7 +41,7 @@ class Fault(enum.Enum):
     CLOCK_STEP = "clock step"
 
 
-class Call(enum.Flag):
+class CallKind(enum.Flag):
     """What a call below a tier does, as far as it decides which errors it may meet."""
 
     WRITES = enum.auto()
@@ -51,10 +51,13 @@ class Call(enum.Flag):
 
 
 _ERRORS: Final = {
-    Fault.NO_SPACE: (errno.ENOSPC, Call.WRITES),
-    Fault.IO_ERROR: (errno.EIO, Call.WRITES | Call.OPENS | Call.NAMES | Call.MOVES),
-    Fault.NO_DESCRIPTORS: (errno.EMFILE, Call.OPENS),
-    Fault.NO_PERMISSION: (errno.EACCES, Call.NAMES),
+    FaultKind.NO_SPACE: (errno.ENOSPC, CallKind.WRITES),
+    FaultKind.IO_ERROR: (
+        errno.EIO,
+        CallKind.WRITES | CallKind.OPENS | CallKind.NAMES | CallKind.MOVES,
+    ),
+    FaultKind.NO_DESCRIPTORS: (errno.EMFILE, CallKind.OPENS),
+    FaultKind.NO_PERMISSION: (errno.EACCES, CallKind.NAMES),
 }
 
 
@@ -89,13 +92,13 @@ class Faults:
         """Set while a call hangs."""
         self._sleeper: Clock = MonotonicClock()
         self._lock = threading.Lock()
-        self._armed: Fault | None = None
+        self._armed: FaultKind | None = None
         self._rate = 0.0
         self._left = 0
         self._is_failing = False
         self._released = threading.Event()
 
-    def arm(self, fault: Fault, rate: float, limit: int = 1 << 30) -> None:
+    def arm(self, fault: FaultKind, rate: float, limit: int = 1 << 30) -> None:
         """From now on `fault` strikes calls with a chance of `rate`, at most `limit` times."""
         with self._lock:
             self._armed, self._rate, self._left = fault, rate, limit
@@ -110,7 +113,7 @@ class Faults:
             self._is_failing = False
             self._released.set()
 
-    def strikes(self, fault: Fault) -> bool:
+    def strikes(self, fault: FaultKind) -> bool:
         """Whether `fault` befalls the call that asks."""
         if self._armed is not fault:
             return False
@@ -121,20 +124,20 @@ class Faults:
             self.happened += 1
             return True
 
-    def suffer(self, call: Call) -> None:
+    def suffer(self, call: CallKind) -> None:
         """What may befall any call: time, the clock, refusals. Raises OSError, or hangs."""
         fault = self._armed
         if fault is None:
             return
-        if fault is Fault.SLOW and self.strikes(fault):
+        if fault is FaultKind.SLOW and self.strikes(fault):
             self._sleeper.sleep(SLOW_S)
-        elif fault is Fault.HUNG and self.strikes(fault):
+        elif fault is FaultKind.HUNG and self.strikes(fault):
             released = self._released
             self.hanging.set()
             released.wait()
-        elif fault is Fault.CLOCK_STEP and self.strikes(fault):
+        elif fault is FaultKind.CLOCK_STEP and self.strikes(fault):
             self.clock.step(self.rng.choice(_STEPS_S))
-        elif fault is Fault.PARTIAL and not call & Call.MOVES:
+        elif fault is FaultKind.PARTIAL and not call & CallKind.MOVES:
             self._fail_the_rest()
         elif fault in _ERRORS and call & _ERRORS[fault][1] and self.strikes(fault):
             raise refusal(_ERRORS[fault][0])
@@ -146,7 +149,7 @@ class Faults:
 
     def _fail_the_rest(self) -> None:
         """Once it struck, no further call of the batch succeeds."""
-        if self._is_failing or self.strikes(Fault.PARTIAL):
+        if self._is_failing or self.strikes(FaultKind.PARTIAL):
             self._is_failing = True
             raise refusal(errno.EIO)
 

@@ -63,7 +63,7 @@ def is_right(key: BlockKey, buffer: Buffer) -> bool:
     return np.array_equal(buffer[:size], SLOTS[key][:size])
 
 
-class Place(Protocol):
+class FaultPlace(Protocol):
     """A store with faults below it, on which any number of tiers may be opened."""
 
     name: str
@@ -83,7 +83,7 @@ class Place(Protocol):
         ...
 
 
-def _tier(place: Place, store: Store, checksum: Checksum | None) -> StoreTier:
+def _tier(place: FaultPlace, store: Store, checksum: Checksum | None) -> StoreTier:
     return StoreTier(
         place.name,
         store,

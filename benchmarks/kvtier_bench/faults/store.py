@@ -11,10 +11,10 @@ import numpy as np
 
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.store import ListEntry, ListPage, Read, Stat, Store
-from kvtier_bench.faults.faults import Call, Fault, Faults
+from kvtier_bench.faults.faults import CallKind, FaultKind, Faults
 from kvtier_bench.faults.files import flip
 
-_REQUEST = Call.OPENS | Call.NAMES
+_REQUEST = CallKind.OPENS | CallKind.NAMES
 _YEAR_S = 365 * 86_400.0
 
 
@@ -29,66 +29,66 @@ class FaultyStore:
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
         """May keep other bytes than given, lose its answer, or find what was removed."""
-        self._begin(Call.WRITES)
-        if self._faults.strikes(Fault.STALE_LISTING):
+        self._begin(CallKind.WRITES)
+        if self._faults.strikes(FaultKind.STALE_LISTING):
             return False
         won = self._inner.publish(name, self._spoilt(parts))
-        self._faults.suffer(_REQUEST | Call.WRITES)
+        self._faults.suffer(_REQUEST | CallKind.WRITES)
         return won
 
     def put(self, name: str, data: bytes) -> Stat:
         """May keep other bytes than given."""
-        self._begin(Call.WRITES)
+        self._begin(CallKind.WRITES)
         kept = self._spoilt([np.frombuffer(data, np.uint8)])
         return self._inner.put(name, b"".join(map(bytes, kept)))
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
         """May miss what is there, fill less than asked, or fill in other bytes."""
-        self._begin(Call.OPENS)
-        if self._faults.strikes(Fault.STALE_LISTING):
+        self._begin(CallKind.OPENS)
+        if self._faults.strikes(FaultKind.STALE_LISTING):
             return None
         self._damage(name)
         read = self._inner.read(name, offset, buffers)
         if read is None or not read.filled_bytes:
             return read
-        if self._faults.strikes(Fault.BIT_FLIP):
+        if self._faults.strikes(FaultKind.BIT_FLIP):
             filled = buffers[0][: read.filled_bytes]
             flip(filled, self._faults)
-        if self._faults.strikes(Fault.PARTIAL):
+        if self._faults.strikes(FaultKind.PARTIAL):
             return self._short(read, buffers)
         return Read(self._aged(read.stat), read.filled_bytes)
 
     def stat(self, name: str) -> Stat | None:
         """May be that of a while ago."""
-        self._begin(Call.OPENS)
-        if name in self._stats and self._faults.strikes(Fault.STALE_LISTING):
+        self._begin(CallKind.OPENS)
+        if name in self._stats and self._faults.strikes(FaultKind.STALE_LISTING):
             return self._stats[name]
         stat = self._stats[name] = self._inner.stat(name)
         return None if stat is None else self._aged(stat)
 
     def remove(self, name: str) -> bool:
         """May lose its answer."""
-        self._begin(Call.OPENS)
+        self._begin(CallKind.OPENS)
         removed = self._inner.remove(name)
         self._faults.suffer(_REQUEST)
         return removed
 
     def move(self, name: str, to: str) -> bool:
         """May lose its answer."""
-        self._begin(Call.WRITES)
+        self._begin(CallKind.WRITES)
         moved = self._inner.move(name, to)
         self._faults.suffer(_REQUEST)
         return moved
 
     def list(self, folder: str, after: str = "", limit: int = 1000) -> ListPage:
         """May be that of a while ago, or end early."""
-        self._begin(Call.OPENS)
+        self._begin(CallKind.OPENS)
         asked = folder, after, limit
-        if asked in self._pages and self._faults.strikes(Fault.STALE_LISTING):
+        if asked in self._pages and self._faults.strikes(FaultKind.STALE_LISTING):
             return self._pages[asked]
         page = self._inner.list(folder, after, limit)
         self._pages[asked] = page
-        if len(page.entries) > 1 and self._faults.strikes(Fault.PARTIAL):
+        if len(page.entries) > 1 and self._faults.strikes(FaultKind.PARTIAL):
             kept = page.entries[: len(page.entries) // 2]
             return ListPage(kept, kept[-1].name)
         return ListPage(
@@ -98,9 +98,9 @@ class FaultyStore:
     def close(self) -> None:
         """Nothing: others use what is inside."""
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: CallKind) -> None:
         self._faults.suffer(_REQUEST | call)
-        if self._faults.strikes(Fault.FOLDER_REMOVED):
+        if self._faults.strikes(FaultKind.FOLDER_REMOVED):
             for entry in self._inner.list("").entries:
                 self._inner.remove(entry.name)
 
@@ -109,15 +109,15 @@ class FaultyStore:
         faults = self._faults
         if not any(len(part) for part in parts):
             return parts  # nothing of it can be changed
-        if faults.strikes(Fault.TORN_WRITE):
+        if faults.strikes(FaultKind.TORN_WRITE):
             whole = np.concatenate(parts)
             whole[faults.pick(len(whole)) :] = 0
-        elif faults.strikes(Fault.TRUNCATED):
+        elif faults.strikes(FaultKind.TRUNCATED):
             whole = np.concatenate(parts)
             whole = whole[: faults.pick(len(whole))]
-        elif faults.strikes(Fault.OVER_LONG):
+        elif faults.strikes(FaultKind.OVER_LONG):
             whole = np.concatenate([*parts, np.full(1 + faults.pick(4096), 0x5A, np.uint8)])
-        elif faults.strikes(Fault.BIT_FLIP):
+        elif faults.strikes(FaultKind.BIT_FLIP):
             whole = np.concatenate(parts)
             flip(whole, faults)
         else:
@@ -126,7 +126,10 @@ class FaultyStore:
 
     def _damage(self, name: str) -> None:
         """Change the stored object itself, where that is what is armed."""
-        cuts, grows = self._faults.strikes(Fault.TRUNCATED), self._faults.strikes(Fault.OVER_LONG)
+        cuts, grows = (
+            self._faults.strikes(FaultKind.TRUNCATED),
+            self._faults.strikes(FaultKind.OVER_LONG),
+        )
         stat = self._inner.stat(name) if cuts or grows else None
         if stat is None or not stat.size:
             return
@@ -148,7 +151,7 @@ class FaultyStore:
         return Read(read.stat, filled_bytes)
 
     def _aged(self, stat: Stat) -> Stat:
-        if self._faults.strikes(Fault.CLOCK_STEP):
+        if self._faults.strikes(FaultKind.CLOCK_STEP):
             return stat._replace(
                 modified_s=stat.modified_s + (self._faults.pick(60) - 30) * _YEAR_S
             )

@@ -18,8 +18,8 @@ from kvtier.tiers.objectstore.store import BucketStore
 from kvtier.tiers.shared.store import Store
 from kvtier_bench.faults.cell import VERBS, run_cell
 from kvtier_bench.faults.core import run_core
-from kvtier_bench.faults.faults import Fault, Faults
-from kvtier_bench.faults.places import FolderPlace, ObjectPlace, Place
+from kvtier_bench.faults.faults import FaultKind, Faults
+from kvtier_bench.faults.places import FaultPlace, FolderPlace, ObjectPlace
 from kvtier_bench.faults.tally import Tally
 from kvtier_bench.progress import Steps
 from kvtier_bench.rows import Row, report, write_report
@@ -29,7 +29,7 @@ _CORE_SHARE: Final = 0.25
 _BUCKET_OPERATIONS: Final = 60
 """Of one cell on a real server, where each costs milliseconds."""
 
-Open = Callable[[Faults], Place]
+Open = Callable[[Faults], FaultPlace]
 
 
 class FaultRow(Row, frozen=True, kw_only=True):
@@ -48,9 +48,9 @@ class FaultRow(Row, frozen=True, kw_only=True):
 
 class _Cell(NamedTuple):
     name: str
-    fault: Fault
+    fault: FaultKind
     open: Open
-    perform: Callable[[Place], Tally]
+    perform: Callable[[FaultPlace], Tally]
 
 
 def run(
@@ -161,19 +161,19 @@ def _cells(scratch: Path, operations: int) -> Iterator[_Cell]:
         "folder": lambda faults: FolderPlace(scratch, faults),
         "object": lambda faults: ObjectPlace("object", faults),
     }
-    on_core = max(1, round(operations * _CORE_SHARE / (len(places) * len(Fault))))
-    cells = len(places) * len(VERBS) * len(Fault)
-    on_verb = max(1, -(-(operations - on_core * len(places) * len(Fault)) // cells))
+    on_core = max(1, round(operations * _CORE_SHARE / (len(places) * len(FaultKind))))
+    cells = len(places) * len(VERBS) * len(FaultKind)
+    on_verb = max(1, -(-(operations - on_core * len(places) * len(FaultKind)) // cells))
     for name, place in places.items():
         yield from _verb_cells(name, place, on_verb)
-        for fault in Fault:
+        for fault in FaultKind:
             perform = partial(run_core, fault=fault, operations=on_core)
             yield _Cell(f"{name}/core/{fault.value}", fault, place, perform)
 
 
 def _verb_cells(name: str, place: Open, operations: int) -> Iterator[_Cell]:
     for verb in VERBS:
-        for fault in Fault:
+        for fault in FaultKind:
             perform = partial(run_cell, verb=verb, fault=fault, operations=operations)
             yield _Cell(f"{name}/{verb}/{fault.value}", fault, place, perform)
 

@@ -4,8 +4,12 @@ At the end every block that any writer logged as published is read by a new proc
 be right; orphaned temporary files are counted, removed as a sweep does, and looked for again.
 """
 
+import os
 import shutil
-from collections.abc import Sequence
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,9 +20,17 @@ from kvtier.clock import MonotonicClock, perf_s, seeded, unique_id
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.reading import aligned_buffer
-from kvtier_bench.kill.processes import Cast
-from kvtier_bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
-from kvtier_bench.rows import Row, Target, measured, report, write_report
+from kvtier_bench.kill.roles import (
+    LAYOUT,
+    ROLES,
+    Board,
+    Life,
+    chain_keys,
+    log_path,
+    open_tier,
+    payload,
+)
+from kvtier_bench.rows import Row, Target, describe, measured, report, write_report
 
 KILLS: Final = 300
 CAST: Final = ("writer",) * 4 + ("evictor",) * 2 + ("reader",)
@@ -27,6 +39,61 @@ MORTAL: Final = ("writer", "evictor")
 _PAUSE_S: Final = (0.02, 0.4)
 _NONE: Final = Target("<=", 0)
 _TOLD_EVERY: Final = 50
+
+
+class Cast:
+    """One process for each of `roles`; `kill` one, and it begins its next life."""
+
+    def __init__(
+        self, folder: Path, board: Board, roles: Sequence[str], next_seed: Callable[[], int]
+    ) -> None:
+        """`next_seed` gives every life its own."""
+        self.failures = 0
+        """Processes that ended by themselves."""
+        self._folder = folder
+        self._board = board
+        self._next_seed = next_seed
+        self._roles = list(roles)
+        self._pids = [self._begin(number) for number in range(len(self._roles))]
+
+    def kill(self, number: int) -> None:
+        """SIGKILL, and the next life."""
+        self._end(number)
+        self._pids[number] = self._begin(number)
+
+    def end(self) -> None:
+        """SIGKILL for all. Idempotent."""
+        for number in range(len(self._pids)):
+            self._end(number)
+        self._pids = []
+
+    def _end(self, number: int) -> None:
+        pid = self._pids[number]
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        self.failures += not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+
+    def _begin(self, number: int) -> int:
+        role = self._roles[number]
+        parent = os.getpid()
+        life = Life(
+            self._folder,
+            self._board,
+            number,
+            self._next_seed(),
+            lambda: os.getppid() == parent,
+        )
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            ROLES[role](life)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Nothing of the parent's may run in a child: no cleaning up, no printing.
+            os._exit(3)
 
 
 class Remains(NamedTuple):
@@ -63,8 +130,7 @@ def run(
     remains = examine(folder, [i for i, role in enumerate(cast) if role == "writer"])
     rows = verdicts(board, remains, kills, failures)
     for each in rows:
-        mark = {True: "[green]met[/]    ", False: "[red]missed[/] ", None: "       "}[each.met]
-        console.print(f"{mark} {each.name}: {each.value:.0f} {each.unit} [dim]{each.note}[/]")
+        console.print(describe(each))
     if json_path is not None:
         details = {
             "seed": seed,

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from kvtier.blocks.layout import BlockLayout
 from kvtier.tiers.disk import DiskTier
-from kvtier_bench.micro.contenders import Tiered, each_part, memory
-from kvtier_bench.micro.parts import SPACE, Blocks
+from kvtier_bench.micro.parts import SPACE, Blocks, Tiered, each_part, memory
 from kvtier_bench.micro.timing import interleave, throughput
 from kvtier_bench.rows import Row, Target
 

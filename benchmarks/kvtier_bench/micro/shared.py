@@ -20,8 +20,7 @@ from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.tiers.shared.tier import FolderTier, StoreTier
-from kvtier_bench.micro.contenders import Tiered, memory
-from kvtier_bench.micro.parts import SPACE, Blocks
+from kvtier_bench.micro.parts import SPACE, Blocks, Tiered, memory
 from kvtier_bench.micro.timing import interleave, paired_ratio, spread, throughput
 from kvtier_bench.rows import Row, Target, measured
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvtier_bench.micro.arena import measure_arena
 from kvtier_bench.micro.disk import measure_disk
 from kvtier_bench.micro.index import measure_index
-from kvtier_bench.micro.ram import measure_ram
+from kvtier_bench.micro.ram import measure_arena, measure_ram
 from kvtier_bench.micro.shared import measure_shared
-from kvtier_bench.rows import Row, report, write_report
+from kvtier_bench.rows import Row, describe, report, write_report
 
 
 def run(json_path: Path | None, scratch: Path, console: Console) -> list[Row]:
@@ -31,11 +30,3 @@ def run(json_path: Path | None, scratch: Path, console: Console) -> list[Row]:
         if json_path is not None:
             write_report(json_path, report("micro", rows))
     return rows
-
-
-def describe(row: Row) -> str:
-    """One line: verdict, name, value, ratio, target, note."""
-    verdict = {True: "[green]met   [/]", False: "[red]missed[/]", None: "      "}[row.met]
-    ratio = f", ratio {row.ratio:.2f}" if row.ratio is not None else ""
-    target = f" (target {row.target})" if row.target else ""
-    return f"{verdict} {row.name}: {row.value:.3g} {row.unit}{ratio}{target} [dim]{row.note}[/]"

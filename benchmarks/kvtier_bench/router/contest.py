@@ -20,7 +20,8 @@ import msgspec
 
 from kvtier.clock import MonotonicClock
 from kvtier_bench.processes import PROC, session_cpu_s, session_processes, stop_session
-from kvtier_bench.router.load import Order, Outcome
+from kvtier_bench.router.load import LoadOrder, LoadOutcome
+from kvtier_bench.router.pair import EngineReplica
 from kvtier_bench.server import HOST, ServerFailed, free_port
 
 ROUND_ROBIN: Final = "kvtier route, round-robin"
@@ -36,9 +37,20 @@ _GRACE_S: Final = 5.0
 _CORES: Final = sorted(os.sched_getaffinity(0))
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _NO_FILE_NAME: Final = str.maketrans({" ": "-", ",": None, ":": "-"})
+TIERED: Final = "kvtier route, 2:2:1:1"
+OURS: Final = (DEFAULT, TIERED)
+OTHERS: Final = (
+    ROUND_ROBIN,
+    PEER_ROUND_ROBIN,
+    PEER_CACHE_AWARE,
+    PEER_KV_AWARE,
+)
+PROFILE: Final = "tiered-prefix-cache.yaml"
+BLOCK_TOKENS: Final = 128
+"""Of vLLM on a CPU."""
 
 
-class Router:
+class RunningRouter:
     """One contestant that runs."""
 
     def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
@@ -57,22 +69,22 @@ class Router:
         return sum(pages) * _PAGE_BYTES
 
 
-class Load:
+class LoadProcess:
     """A process of load that has been given its order."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: LoadOrder) -> None:
         self._process = _start([sys.executable, "-m", "kvtier_bench.router.load"])
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(order) + b"\n")
         self._process.stdin.flush()
 
-    def hear(self) -> Outcome:
+    def hear(self) -> LoadOutcome:
         """The next thing it tells. Raises ServerFailed where it has ended instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise ServerFailed("the load generator ended without an outcome")
-        return msgspec.json.decode(line, type=Outcome)
+        return msgspec.json.decode(line, type=LoadOutcome)
 
     def go_on(self) -> None:
         """Idle streams: look once more, then end."""
@@ -80,7 +92,7 @@ class Load:
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> "LoadProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,7 +134,7 @@ def replicas(count: int) -> Iterator[list[int]]:
 @contextmanager
 def routers(
     commands: Mapping[str, Sequence[str]], ports: Sequence[int], scratch: Path
-) -> Iterator[list[Router]]:
+) -> Iterator[list[RunningRouter]]:
     """All of them before those replicas, on one core each."""
     whole = {name: [*command, *_flags(command, ports)] for name, command in commands.items()}
     with started(whole, scratch, _CORES[:1]) as running:
@@ -132,7 +144,7 @@ def routers(
 @contextmanager
 def started(
     commands: Mapping[str, Sequence[str]], scratch: Path, cores: Sequence[int] = ()
-) -> Iterator[list[Router]]:
+) -> Iterator[list[RunningRouter]]:
     """All of them, healthy; one that does not start is left out, and its log says why.
 
     Bound to `cores`, where any are named.
@@ -159,7 +171,7 @@ def _flags(command: Sequence[str], ports: Sequence[int]) -> list[str]:
 @contextmanager
 def _router(
     name: str, command: Sequence[str], scratch: Path, cores: Sequence[int]
-) -> Iterator[Router | None]:
+) -> Iterator[RunningRouter | None]:
     port = free_port()
     filled = [part.format(port=port, metrics=free_port()) for part in command]
     with (scratch / f"{name.translate(_NO_FILE_NAME)}.log").open("wb") as log:
@@ -172,7 +184,7 @@ def _router(
         )
     _bind(process, cores)
     try:
-        yield Router(name, port, process) if _healthy(process, port) else None
+        yield RunningRouter(name, port, process) if _healthy(process, port) else None
     finally:
         stop_session(process, _GRACE_S)
 
@@ -221,3 +233,43 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def fronts(
+    replicas: Sequence[EngineReplica], model: Path, *, peer: Path, examples: Path, scratch: Path
+) -> dict[str, list[str]]:
+    """Whole commands by name, in the order shown; the peer takes part where it is installed."""
+    server = replicas[0].server
+    known = contestants(peer, scratch, server.endpoint.model)
+    known[TIERED] = known[DEFAULT]
+    plain = [part for one in replicas for part in ("--replica", one.url)]
+    tokens = ["--tokenizer", f"{server.endpoint.model}={model}"]
+    workers = ["--worker-urls", *(one.url for one in replicas)]
+    told = {
+        DEFAULT: [*tokens, *_own_events(replicas)],
+        TIERED: ["--profile", str(examples / PROFILE), *tokens, *plain],
+        ROUND_ROBIN: plain,
+        PEER_ROUND_ROBIN: workers,
+        PEER_CACHE_AWARE: workers,
+        PEER_KV_AWARE: [*workers, *_peer_events(replicas)],
+    }
+    return {name: [*known[name], *flags] for name, flags in told.items() if name in known}
+
+
+def _own_events(replicas: Sequence[EngineReplica]) -> list[str]:
+    return [
+        part
+        for one in replicas
+        for part in (
+            "--replica",
+            f"{one.url},label=kv-events:{one.events},label=kv-events-replay:{one.replay}",
+        )
+    ]
+
+
+def _peer_events(replicas: Sequence[EngineReplica]) -> list[str]:
+    flags = ["--kv-event-block-size", str(BLOCK_TOKENS)]
+    for one in replicas:
+        flags += ["--kv-event-source", f"{one.url}={one.events}"]
+        flags += ["--kv-event-replay-source", f"{one.url}={one.replay}"]
+    return flags

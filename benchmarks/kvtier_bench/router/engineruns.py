@@ -5,25 +5,29 @@ meanwhile is this run's.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from kvtier.clock import Clock
-from kvtier_bench.client import Endpoint
-from kvtier_bench.router.contest import Router
-from kvtier_bench.router.openloop import Answer, send
-from kvtier_bench.router.pair import Counters, Replica, read_counters
-from kvtier_bench.router.traffic import Arrival
+from kvtier_bench.client import ServerAddress
+from kvtier_bench.router.contest import OTHERS, OURS, RunningRouter
+from kvtier_bench.router.pair import Counters, EngineReplica, read_counters
+from kvtier_bench.router.traffic import Arrival, ArrivalResult, send
+from kvtier_bench.rows import Row, Target, measured
 from kvtier_bench.runs import RunSummary, summarize
 from kvtier_bench.server import HOST, ServerFailed
+from kvtier_bench.verdict import spread_text
 
 SETTLE_S: Final = 2.0
 """Writes below the device, their events, the routers' next look at metrics."""
+SOONER: Final = Target("<=", 1)
+NONE: Final = Target("<=", 0)
+_PREFIX: Final = "real replicas"
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class RouterRun(msgspec.Struct, frozen=True, kw_only=True):
     """One contestant in one round."""
 
     summary: RunSummary
@@ -35,18 +39,22 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     wrong: int
     """Answers of another length, or to another prompt, than asked."""
     router_cpu_s: float
-    answers: list[Answer]
+    answers: list[ArrivalResult]
+
+
+RouterRuns = dict[str, list[RouterRun]]
+"""RouterRuns of each contestant in the order of the rounds, so that equal positions are paired."""
 
 
 def run_schedule(
-    router: Router,
-    engines: Sequence[Replica],
+    router: RunningRouter,
+    engines: Sequence[EngineReplica],
     arrivals: Sequence[Arrival],
     output_len: int,
     clock: Clock,
-) -> Run:
+) -> RouterRun:
     """Blocks for the whole run. Raises ServerFailed where nothing at all was answered."""
-    endpoint = Endpoint(HOST, router.port, engines[0].server.endpoint.model)
+    endpoint = ServerAddress(HOST, router.port, engines[0].server.endpoint.model)
     before, cpu_before_s = [read_counters(engine) for engine in engines], router.cpu_s()
     started_s = clock.now_s()
     answers = send(endpoint, arrivals, output_len, clock)
@@ -57,7 +65,7 @@ def run_schedule(
     if not found:
         raise ServerFailed(f"{router.name} has answered nothing: {answers[0].error}")
     spent_s = sum(now.cpu_s - then.cpu_s for now, then in zip(after, before, strict=True))
-    return Run(
+    return RouterRun(
         summary=summarize(found, wall_s, spent_s, _hits(before, after)),
         p50_ttft_s=statistics.median(one.ttft_s for one in found),
         by_replica=[
@@ -70,7 +78,9 @@ def run_schedule(
     )
 
 
-def count_wrong(arrivals: Sequence[Arrival], answers: Sequence[Answer], output_len: int) -> int:
+def count_wrong(
+    arrivals: Sequence[Arrival], answers: Sequence[ArrivalResult], output_len: int
+) -> int:
     """Of those that were answered."""
     return sum(
         (told.prompt_tokens, told.output_tokens) != (asked.tokens, output_len)
@@ -86,3 +96,73 @@ def _hits(before: Sequence[Counters], after: Sequence[Counters]) -> dict[str, fl
         for tier, tokens in now.hits.items():
             hits[tier] = hits.get(tier, 0.0) + tokens - then.hits.get(tier, 0.0)
     return hits
+
+
+def engine_rows(runs: RouterRuns, different: Mapping[str, int]) -> list[Row]:
+    """First ours against each of the others, then what everyone did."""
+    rows = [
+        _against(runs, ours, other)
+        for ours in OURS
+        for other in OTHERS
+        if runs.get(ours) and runs.get(other)
+    ]
+    for name, taken in runs.items():
+        if taken:
+            rows += _of_one(name, taken, different.get(name, 0))
+    return rows
+
+
+def _against(runs: RouterRuns, ours: str, other: str) -> Row:
+    mine, theirs = _means_s(runs[ours]), _means_s(runs[other])
+    ratios = [one / two for one, two in zip(mine, theirs, strict=False)]
+    return measured(
+        f"{_PREFIX}, {ours} against {other}: mean TTFT",
+        statistics.median(mine),
+        "s",
+        reference=statistics.median(theirs),
+        target=SOONER,
+        note=f"medians; per-round ratio {spread_text(ratios)}",
+    )
+
+
+def _of_one(name: str, taken: Sequence[RouterRun], different: int) -> Iterator[Row]:
+    times = {
+        "mean TTFT": _means_s(taken),
+        "p50 TTFT": [run.p50_ttft_s for run in taken],
+        "p90 TTFT": [run.summary.p90_ttft_s for run in taken],
+    }
+    for measure, values in times.items():
+        yield measured(
+            f"{_PREFIX}, {name}: {measure}",
+            statistics.median(values),
+            "s",
+            note=spread_text(values),
+        )
+    tiers = dict.fromkeys(tier for run in taken for tier in run.summary.hit_rates)
+    for tier in tiers:
+        shares = [run.summary.hit_rates.get(tier, 0.0) for run in taken]
+        yield measured(
+            f"{_PREFIX}, {name}: hit rate, {tier}",
+            statistics.median(shares),
+            "of prompt tokens",
+            note=spread_text(shares),
+        )
+    busiest = [max(run.by_replica) / max(1, sum(run.by_replica)) for run in taken]
+    yield measured(
+        f"{_PREFIX}, {name}: requests at the busier replica",
+        statistics.median(busiest),
+        "of requests",
+        note=f"by round: {[run.by_replica for run in taken]}",
+    )
+    yield measured(
+        f"{_PREFIX}, {name}: requests that failed, or were answered otherwise than asked",
+        sum(run.errors + run.wrong for run in taken) + different,
+        "requests",
+        target=NONE if name in OURS else None,
+        note=f"of {sum(len(run.answers) for run in taken)}; "
+        f"{different} of a sample differ from what the replicas say themselves",
+    )
+
+
+def _means_s(taken: Sequence[RouterRun]) -> list[float]:
+    return [run.summary.mean_ttft_s for run in taken]

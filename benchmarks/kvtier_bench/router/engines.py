@@ -16,15 +16,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from kvtier.clock import Clock, MonotonicClock
-from kvtier_bench.client import Endpoint, complete
+from kvtier_bench.client import ServerAddress, complete, complete_all
 from kvtier_bench.progress import Steps
 from kvtier_bench.router import contest
-from kvtier_bench.router.capacity import requests_per_minute
-from kvtier_bench.router.contest import Router
-from kvtier_bench.router.enginerows import Runs, engine_rows
-from kvtier_bench.router.engineruns import SETTLE_S, run_schedule
-from kvtier_bench.router.fronts import fronts
-from kvtier_bench.router.pair import Replica, replicas
+from kvtier_bench.router.contest import RunningRouter, fronts
+from kvtier_bench.router.engineruns import SETTLE_S, RouterRuns, engine_rows, run_schedule
+from kvtier_bench.router.pair import EngineReplica, replicas
 from kvtier_bench.router.traffic import Arrival, Schedule, Traffic
 from kvtier_bench.rows import Row
 from kvtier_bench.server import HOST, ServerFailed
@@ -36,9 +33,11 @@ SAMPLED: Final = 4
 """Prompts whose answers are compared; asking them opens every router's connections too."""
 _FILLING: Final = 2
 """Requests at once before each replica, while its caches are filled."""
+_IN_FLIGHT: Final = 4
+"""On each replica: enough that decoding is batched."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class RouterPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure. `scratch` takes logs; `examples` holds the guide's own profile."""
 
     model: Path
@@ -66,7 +65,7 @@ class Opening(NamedTuple):
 
 
 def measure_engines(
-    plan: Plan,
+    plan: RouterPlan,
     encode: Encode,
     decode: Decode,
     steps: Steps,
@@ -91,7 +90,7 @@ def measure_engines(
             fill(engines, plan.traffic, encode)
             first = Schedule(plan.traffic, encode, decode, plan.seed, 1.0).edition(0)
             opening = open_up(engines, running, first, plan.traffic, clock)
-        runs: Runs = {router.name: [] for router in running}
+        runs: RouterRuns = {router.name: [] for router in running}
         for number in range(plan.rounds):
             with steps.step(f"round {number + 1} of {plan.rounds}"):
                 schedule = Schedule(
@@ -108,7 +107,7 @@ def measure_engines(
     return measured
 
 
-def check_all(wanted: Iterable[str], running: Sequence[Router], scratch: Path) -> None:
+def check_all(wanted: Iterable[str], running: Sequence[RunningRouter], scratch: Path) -> None:
     """Raises ServerFailed where one is missing: after the rounds it would be too late."""
     missing = set(wanted) - {router.name for router in running}
     if missing:
@@ -116,8 +115,8 @@ def check_all(wanted: Iterable[str], running: Sequence[Router], scratch: Path) -
 
 
 def open_up(
-    engines: Sequence[Replica],
-    running: Sequence[Router],
+    engines: Sequence[EngineReplica],
+    running: Sequence[RunningRouter],
     arrivals: Sequence[Arrival],
     traffic: Traffic,
     clock: Clock,
@@ -130,13 +129,13 @@ def open_up(
     return Opening(most, most * traffic.busy_percent / 100, different)
 
 
-def rotated(running: Sequence[Router], by: int) -> list[Router]:
+def rotated(running: Sequence[RunningRouter], by: int) -> list[RunningRouter]:
     """The same, beginning with another: whoever comes first is first as often as others."""
     first = by % len(running)
     return [*running[first:], *running[:first]]
 
 
-def fill(engines: Sequence[Replica], traffic: Traffic, encode: Encode) -> None:
+def fill(engines: Sequence[EngineReplica], traffic: Traffic, encode: Encode) -> None:
     """Every tier of every replica, with prompts that nobody asks for again.
 
     It compiles and warms what the engines need, and shows routers their rates.
@@ -155,8 +154,8 @@ def fill(engines: Sequence[Replica], traffic: Traffic, encode: Encode) -> None:
 
 
 def compare(
-    engines: Sequence[Replica],
-    running: Sequence[Router],
+    engines: Sequence[EngineReplica],
+    running: Sequence[RunningRouter],
     sample: Sequence[Arrival],
     output_len: int,
 ) -> Mapping[str, int]:
@@ -172,12 +171,12 @@ def compare(
             complete(engine.server.endpoint, asked.text, output_len)
             known.add(complete(engine.server.endpoint, asked.text, output_len).text)
         for router in running:
-            answer = complete(Endpoint(HOST, router.port, model), asked.text, output_len)
+            answer = complete(ServerAddress(HOST, router.port, model), asked.text, output_len)
             different[router.name] += answer.text not in known
     return different
 
 
-def details(plan: Plan, runs: Runs, opening: Opening) -> dict[str, Any]:
+def details(plan: RouterPlan, runs: RouterRuns, opening: Opening) -> dict[str, Any]:
     """Everything that was measured, request by request."""
     return {
         "traffic": msgspec.to_builtins(plan.traffic),
@@ -186,3 +185,27 @@ def details(plan: Plan, runs: Runs, opening: Opening) -> dict[str, Any]:
         "opening": opening._asdict(),
         "runs": {name: [msgspec.to_builtins(run) for run in each] for name, each in runs.items()},
     }
+
+
+def requests_per_minute(
+    endpoints: Sequence[ServerAddress], arrivals: Sequence[Arrival], output_len: int, clock: Clock
+) -> float:
+    """Asks the replicas themselves, all of it as fast as they can. Raises RequestFailed."""
+    shares = deal(arrivals, len(endpoints))
+    started_s = clock.now_s()
+    with ThreadPoolExecutor(len(endpoints)) as pool:
+        pending = [
+            pool.submit(complete_all, endpoint, share, output_len, _IN_FLIGHT)
+            for endpoint, share in zip(endpoints, shares, strict=True)
+        ]
+        for one in pending:
+            one.result()
+    return len(arrivals) * 60.0 / (clock.now_s() - started_s)
+
+
+def deal(arrivals: Sequence[Arrival], count: int) -> list[list[str]]:
+    """Texts for each replica: a group stays together, and its first comes long before the rest."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    for arrival in sorted(arrivals, key=lambda one: one.question):
+        shares[arrival.group % count].append(arrival.text)
+    return shares

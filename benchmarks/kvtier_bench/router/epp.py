@@ -25,7 +25,8 @@ import yaml
 from kvtier.clock import MonotonicClock, perf_s
 from kvtier.router.epp.envoy import Address, EnvoySettings, bootstrap
 from kvtier_bench.processes import read_stat
-from kvtier_bench.router import answers, load, loop
+from kvtier_bench.router import answers, load
+from kvtier_bench.router.replica import run_in_loop
 from kvtier_bench.rows import Row, Target, measured
 
 CLIENTS: Final = 32
@@ -35,7 +36,7 @@ PATIENCE_S: Final = 20.0
 _KVTIER: Final = (sys.executable, "-c", "from kvtier.cli.main import main; main()")
 
 
-class Way(msgspec.Struct, frozen=True, kw_only=True):
+class PickerSetup(msgspec.Struct, frozen=True, kw_only=True):
     """How Envoy and the picker are set up."""
 
     name: str
@@ -47,17 +48,17 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the picker keeps streams open for that."""
 
 
-ALONE: Final = Way(name="Envoy alone", has_picker=False)
-CLOSING: Final = Way(name="closed after the choice")
-BUFFERED: Final = Way(name="closed, bodies buffered", is_buffered=True)
-CLOSING_DUPLEX: Final = Way(
+ALONE: Final = PickerSetup(name="Envoy alone", has_picker=False)
+CLOSING: Final = PickerSetup(name="closed after the choice")
+BUFFERED: Final = PickerSetup(name="closed, bodies buffered", is_buffered=True)
+CLOSING_DUPLEX: Final = PickerSetup(
     name="full duplex both ways, closed after the choice", shows_responses=True
 )
-DUPLEX: Final = Way(name="full duplex", shows_responses=True, is_observed=True)
-WAYS: Final = (ALONE, CLOSING, BUFFERED, CLOSING_DUPLEX, DUPLEX)
+DUPLEX: Final = PickerSetup(name="full duplex", shows_responses=True, is_observed=True)
+SETUPS: Final = (ALONE, CLOSING, BUFFERED, CLOSING_DUPLEX, DUPLEX)
 
 
-class Cost(msgspec.Struct, frozen=True, kw_only=True):
+class PickerCost(msgspec.Struct, frozen=True, kw_only=True):
     """Of one run."""
 
     picker_us: float
@@ -68,22 +69,24 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     wrong: int
 
 
-class Setting:
-    """One way, running. Its processes end with the stack that it was made with."""
+class RunningSetup:
+    """One setup, running. Its processes end with the stack that it was made with."""
 
-    def __init__(self, way: Way, stack: contextlib.ExitStack, envoy: str, replica: int) -> None:
-        self.way = way
+    def __init__(
+        self, setup: PickerSetup, stack: contextlib.ExitStack, envoy: str, replica: int
+    ) -> None:
+        self.setup = setup
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self._stack = stack
         ports = _free_ports(5)
         self.port, self._picker_port = ports[0], ports[1]
         self._replica = Address("127.0.0.1", replica)
-        self._picker = self._start_picker(ports[2:4]) if way.has_picker else None
+        self._picker = self._start_picker(ports[2:4]) if setup.has_picker else None
         self._envoy = self._start_envoy(envoy, ports[4])
 
-    def run(self, first: int, seconds: float) -> Cost:
+    def run(self, first: int, seconds: float) -> PickerCost:
         """`CLIENTS` clients, each with a stream of 64 chunks at a time."""
-        order = load.Order(
+        order = load.LoadOrder(
             port=self.port, kind="chunks", clients=CLIENTS, seconds=seconds, first=first
         )
         before = self._cpu()
@@ -92,10 +95,10 @@ class Setting:
             command, input=msgspec.json.encode(order) + b"\n", capture_output=True, check=True
         )
         after = self._cpu()
-        outcome = msgspec.json.decode(done.stdout.splitlines()[-1], type=load.Outcome)
+        outcome = msgspec.json.decode(done.stdout.splitlines()[-1], type=load.LoadOutcome)
         count = max(1, outcome.requests)
         picker, envoy = ((b - a) / count * 1e6 for a, b in zip(before, after, strict=True))
-        return Cost(
+        return PickerCost(
             picker_us=picker,
             envoy_us=envoy,
             p50_s=outcome.p50_s,
@@ -115,7 +118,7 @@ class Setting:
         command += ["--endpoint", f"http://{self._replica.host}:{self._replica.port}"]
         command += ["--grpc-port", str(self._picker_port), "--grpc-health-port", str(ports[0])]
         command += ["--metrics-port", str(ports[1])]
-        if self.way.is_observed:
+        if self.setup.is_observed:
             command.append("--observe-responses")
         return self._start("picker", command, lambda text: "listening on" in text)
 
@@ -126,11 +129,11 @@ class Setting:
             replicas=[self._replica],
             admin=Address("127.0.0.1", admin),
             is_secure=False,
-            is_buffered=self.way.is_buffered,
-            shows_responses=self.way.shows_responses,
+            is_buffered=self.setup.is_buffered,
+            shows_responses=self.setup.shows_responses,
         )
         config = bootstrap(wishes)
-        if not self.way.has_picker:
+        if not self.setup.has_picker:
             _without_picker(config)
         path = self._folder / "envoy.yaml"
         path.write_text(yaml.safe_dump(config))
@@ -165,7 +168,7 @@ async def pace(port: int, per_second: int, seconds: float) -> list[float]:
         await asyncio.sleep(max(0.0, due_s - perf_s()))
         reader, writer = free.pop() if free else await asyncio.open_connection("127.0.0.1", port)
         writer.write(answers.question(number))
-        answer = load.Answer()
+        answer = load.AnswerParser()
         while not answer.done:
             answer.feed(await reader.read(1 << 16))
         took.append(perf_s() - due_s)
@@ -182,55 +185,55 @@ async def pace(port: int, per_second: int, seconds: float) -> list[float]:
 
 def measure_epp(envoy: str, rounds: int = 3, seconds: float = 2.0) -> list[Row]:
     """All rows; `rounds * seconds` for each of five ways, and twice as much for latencies."""
-    costs: dict[Way, list[Cost]] = {way: [] for way in WAYS}
-    tails: dict[Way, list[float]] = {ALONE: [], CLOSING: []}
+    costs: dict[PickerSetup, list[PickerCost]] = {setup: [] for setup in SETUPS}
+    tails: dict[PickerSetup, list[float]] = {ALONE: [], CLOSING: []}
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(_replica())
-        settings = [Setting(way, stack, envoy, port) for way in WAYS]
+        settings = [RunningSetup(setup, stack, envoy, port) for setup in SETUPS]
         for number in range(rounds + 1):
             for setting in settings:
                 cost = setting.run(number * 1_000_000, seconds if number else 0.5)
                 if number:  # the first warms up
-                    costs[setting.way].append(cost)
+                    costs[setting.setup].append(cost)
             for setting in settings:
-                if number and setting.way in tails:
-                    took = loop.run(pace(setting.port, RATE, seconds))
-                    tails[setting.way].append(_quantile(took, 0.99))
+                if number and setting.setup in tails:
+                    took = run_in_loop(pace(setting.port, RATE, seconds))
+                    tails[setting.setup].append(_quantile(took, 0.99))
     return [*_cpu_rows(costs), *_tail_rows(tails)]
 
 
-def _cpu_rows(costs: dict[Way, list[Cost]]) -> Iterator[Row]:
-    def median(way: Way, field: str) -> float:
-        found: float = statistics.median(getattr(cost, field) for cost in costs[way])
+def _cpu_rows(costs: dict[PickerSetup, list[PickerCost]]) -> Iterator[Row]:
+    def median(setup: PickerSetup, field: str) -> float:
+        found: float = statistics.median(getattr(cost, field) for cost in costs[setup])
         return found
 
-    for way in WAYS:
-        spread = [round(cost.picker_us) for cost in costs[way]]
-        wrong = sum(cost.wrong for cost in costs[way])
-        note = f"runs {spread}; wrong answers {wrong}; p50 {median(way, 'p50_s') * 1e3:.0f} ms"
-        duplex = None if way in (ALONE, DUPLEX) else median(DUPLEX, "picker_us")
-        target = Target("<=", 0.2) if way in (CLOSING, CLOSING_DUPLEX) else None
-        if way.has_picker:
+    for setup in SETUPS:
+        spread = [round(cost.picker_us) for cost in costs[setup]]
+        wrong = sum(cost.wrong for cost in costs[setup])
+        note = f"runs {spread}; wrong answers {wrong}; p50 {median(setup, 'p50_s') * 1e3:.0f} ms"
+        duplex = None if setup in (ALONE, DUPLEX) else median(DUPLEX, "picker_us")
+        target = Target("<=", 0.2) if setup in (CLOSING, CLOSING_DUPLEX) else None
+        if setup.has_picker:
             yield measured(
-                f"picker, 64 chunks, {way.name}",
-                median(way, "picker_us"),
+                f"picker, 64 chunks, {setup.name}",
+                median(setup, "picker_us"),
                 "us of CPU a request",
                 reference=duplex,
                 target=target,
                 note=note,
             )
         yield measured(
-            f"Envoy, 64 chunks, {way.name}",
-            median(way, "envoy_us"),
+            f"Envoy, 64 chunks, {setup.name}",
+            median(setup, "envoy_us"),
             "us of CPU a request",
-            reference=None if way is ALONE else median(ALONE, "envoy_us"),
+            reference=None if setup is ALONE else median(ALONE, "envoy_us"),
             note=note,
         )
 
 
-def _tail_rows(tails: dict[Way, list[float]]) -> Iterator[Row]:
-    alone, closing = (statistics.median(tails[way]) for way in (ALONE, CLOSING))
-    runs = {way.name: [round(value * 1e3, 2) for value in tails[way]] for way in tails}
+def _tail_rows(tails: dict[PickerSetup, list[float]]) -> Iterator[Row]:
+    alone, closing = (statistics.median(tails[setup]) for setup in (ALONE, CLOSING))
+    runs = {setup.name: [round(value * 1e3, 2) for value in tails[setup]] for setup in tails}
     yield measured(
         f"p99 added by the picker at {RATE} requests/s",
         (closing - alone) * 1e3,
@@ -250,7 +253,7 @@ def _without_picker(config: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _replica() -> Iterator[int]:
-    command = [sys.executable, "-m", "kvtier_bench.router.framed", "1"]
+    command = [sys.executable, "-m", "kvtier_bench.router.replica", "1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

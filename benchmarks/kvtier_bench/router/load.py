@@ -1,8 +1,9 @@
-"""The load: clients that ask again as soon as they are answered, and check every byte.
+"""The load generator: clients that ask again as soon as they are answered, and check every byte.
 
-A process of its own: `python -m kvtier_bench.router.load` reads an Order from standard input and
-prints an Outcome, one line of JSON each. Of idle streams it prints when all are open, holds them
-until another line comes, and prints again what became of them.
+It runs in a process of its own. `python -m kvtier_bench.router.load` reads a LoadOrder from
+standard input and prints a LoadOutcome, each as one line of JSON. With idle streams it prints an
+outcome once all of them are open, holds them until it reads another line, and prints an outcome
+again.
 """
 
 import asyncio
@@ -14,15 +15,14 @@ import msgspec
 
 from kvtier.clock import perf_s
 from kvtier_bench.router import answers
-from kvtier_bench.router.loop import run
-from kvtier_bench.router.replica import content_length
+from kvtier_bench.router.replica import content_length, run_in_loop
 
 _IDLE_TIMEOUT_S: Final = 120.0
 _OPENING: Final = 64
 """Idle streams that are opened at once."""
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class LoadOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What to do."""
 
     port: int
@@ -34,7 +34,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the first request: prompts do not come twice."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class LoadOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it. Latencies in seconds."""
 
     requests: int
@@ -51,7 +51,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The start of the first answer that was wrong."""
 
 
-class Answer:
+class AnswerParser:
     """Decodes one answer from pieces, chunked or not; nothing is kept between answers."""
 
     def __init__(self) -> None:
@@ -109,10 +109,10 @@ class Answer:
         return True
 
 
-class Tally:
+class LoadTally:
     """What all clients of an order have seen."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: LoadOrder) -> None:
         self.order = order
         self.number = order.first
         self.took_s: list[float] = []
@@ -125,7 +125,7 @@ class Tally:
         self.number += 1
         return self.number
 
-    def judge(self, number: int, answer: Answer) -> None:
+    def judge(self, number: int, answer: AnswerParser) -> None:
         """An answer that has ended."""
         found = answers.mark(number)
         expected = answers.whole(found) if self.order.kind == "whole" else answers.streamed(found)
@@ -142,7 +142,7 @@ class Tally:
 class Client(asyncio.Protocol):
     """One connection that asks, and asks again, until it is told to stop."""
 
-    def __init__(self, tally: Tally, until_s: float) -> None:
+    def __init__(self, tally: LoadTally, until_s: float) -> None:
         self._tally = tally
         self._until_s = until_s
         self.ended = asyncio.get_running_loop().create_future()
@@ -157,7 +157,7 @@ class Client(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._number = self._tally.next()
-        self._answer = Answer()
+        self._answer = AnswerParser()
         self._first_s = 0.0
         self._asked_s = perf_s()
         self._transport.write(answers.question(self._number, stream=self._stream))
@@ -177,7 +177,7 @@ class Client(asyncio.Protocol):
         if answer.done:
             self._end(answer)
 
-    def _end(self, answer: Answer) -> None:
+    def _end(self, answer: AnswerParser) -> None:
         now_s = perf_s()
         self._tally.took_s.append(now_s - self._asked_s)
         self._tally.first_s.append(self._first_s - self._asked_s)
@@ -200,18 +200,18 @@ class Client(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-async def ask(order: Order) -> Outcome:
+async def ask(order: LoadOrder) -> LoadOutcome:
     """Clients that ask for `seconds`, each one question at a time."""
-    tally = Tally(order)
+    tally = LoadTally(order)
     began_s = perf_s()
     clients = await _connect(tally, order.clients, began_s + order.seconds)
     await asyncio.gather(*(client.ended for client in clients))
     return _outcome(tally, perf_s() - began_s)
 
 
-async def hold(order: Order) -> None:
+async def hold(order: LoadOrder) -> None:
     """Streams that have begun and say nothing more, until a line comes."""
-    tally = Tally(order)
+    tally = LoadTally(order)
     began_s = perf_s()
     clients: list[Client] = []
     while len(clients) < order.clients and not tally.failed:
@@ -229,7 +229,7 @@ async def hold(order: Order) -> None:
         client.close()
 
 
-async def _connect(tally: Tally, count: int, until_s: float) -> list[Client]:
+async def _connect(tally: LoadTally, count: int, until_s: float) -> list[Client]:
     loop = asyncio.get_running_loop()
     clients = []
     for _ in range(count):
@@ -245,9 +245,9 @@ async def _connect(tally: Tally, count: int, until_s: float) -> list[Client]:
     return clients
 
 
-def _outcome(tally: Tally, seconds: float, requests: int | None = None) -> Outcome:
+def _outcome(tally: LoadTally, seconds: float, requests: int | None = None) -> LoadOutcome:
     took = sorted(tally.took_s) or [0.0]
-    return Outcome(
+    return LoadOutcome(
         requests=len(tally.took_s) if requests is None else requests,
         wrong=tally.wrong,
         failed=tally.failed,
@@ -259,12 +259,12 @@ def _outcome(tally: Tally, seconds: float, requests: int | None = None) -> Outco
     )
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: LoadOutcome) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(outcome) + b"\n")
     sys.stdout.buffer.flush()
 
 
-async def _obey(order: Order) -> None:
+async def _obey(order: LoadOrder) -> None:
     if order.kind == "idle":
         await hold(order)
     else:
@@ -272,4 +272,4 @@ async def _obey(order: Order) -> None:
 
 
 if __name__ == "__main__":
-    run(_obey(msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)))
+    run_in_loop(_obey(msgspec.json.decode(sys.stdin.buffer.readline(), type=LoadOrder)))

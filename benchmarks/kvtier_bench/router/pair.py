@@ -31,7 +31,7 @@ _FLAGS: Final = ("--enable-scale-out",)
 _DONE: Final = "vllm:request_success_total"
 
 
-class Replica(NamedTuple):
+class EngineReplica(NamedTuple):
     """One that runs."""
 
     server: Server
@@ -54,7 +54,7 @@ class Counters(NamedTuple):
     cpu_s: float
 
 
-def read_counters(replica: Replica) -> Counters:
+def read_counters(replica: EngineReplica) -> Counters:
     """As they stand now. Raises ServerFailed where it tells nothing."""
     samples = replica.server.metrics()
     requests = sum(sample.value for sample in samples if sample.name == _DONE)
@@ -62,7 +62,7 @@ def read_counters(replica: Replica) -> Counters:
 
 
 @contextmanager
-def replicas(model: Path, traffic: Traffic, scratch: Path) -> Iterator[list[Replica]]:
+def replicas(model: Path, traffic: Traffic, scratch: Path) -> Iterator[list[EngineReplica]]:
     """All of them, healthy. Raises ServerFailed."""
     with ExitStack() as stack:
         made = []
@@ -70,7 +70,7 @@ def replicas(model: Path, traffic: Traffic, scratch: Path) -> Iterator[list[Repl
             events, replay = free_port(), free_port()
             told = settings(model, traffic, scratch, number, (events, replay))
             server = stack.enter_context(Server(told))
-            made.append(Replica(server, f"tcp://{HOST}:{events}", f"tcp://{HOST}:{replay}"))
+            made.append(EngineReplica(server, f"tcp://{HOST}:{events}", f"tcp://{HOST}:{replay}"))
         _start([replica.server for replica in made])
         yield made
 

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 from kvtier.clock import MonotonicClock
 from kvtier_bench.progress import Steps
 from kvtier_bench.router import contest
-from kvtier_bench.router.contest import Load, Router
-from kvtier_bench.router.load import Order, Outcome
+from kvtier_bench.router.contest import LoadProcess, RunningRouter
+from kvtier_bench.router.load import LoadOrder, LoadOutcome
 from kvtier_bench.rows import Row, Target, measured
 
 DIRECT: Final = "direct"
@@ -32,27 +32,27 @@ _APART: Final = 10_000_000
 """Numbers of requests, between the first of one load and the first of the next."""
 _STREAM_BYTES: Final = 100_000
 _ORDERS: Final = {
-    WHOLE: Order(port=0, kind="whole", clients=16),
-    CHUNKS: Order(port=0, kind="chunks", clients=32),
+    WHOLE: LoadOrder(port=0, kind="whole", clients=16),
+    CHUNKS: LoadOrder(port=0, kind="chunks", clients=32),
 }
 _CPU_TARGETS: Final = {WHOLE: Target("<=", 1.5), CHUNKS: Target("<=", 1)}
 
 
-class Sample(NamedTuple):
+class RoundSample(NamedTuple):
     """One contestant in one round."""
 
-    outcome: Outcome
+    outcome: LoadOutcome
     cpu_s: float
 
 
-Samples = Mapping[tuple[str, str], Sequence[Sample]]
+RoundSamples = Mapping[tuple[str, str], Sequence[RoundSample]]
 """By pattern and contestant, one a round."""
 
 
-class Idle(NamedTuple):
+class IdleStreams(NamedTuple):
     """Many streams through one contestant."""
 
-    outcome: Outcome
+    outcome: LoadOutcome
     wanted: int
     grown_bytes: int
 
@@ -84,10 +84,10 @@ def measure_proxying(
 
 
 def _rounds(
-    running: Sequence[Router], direct: int, steps: Steps, rounds: int, seconds: float
-) -> Samples:
-    found: dict[tuple[str, str], list[Sample]] = {}
-    targets: dict[str, Router | None] = {DIRECT: None}
+    running: Sequence[RunningRouter], direct: int, steps: Steps, rounds: int, seconds: float
+) -> RoundSamples:
+    found: dict[tuple[str, str], list[RoundSample]] = {}
+    targets: dict[str, RunningRouter | None] = {DIRECT: None}
     targets.update((router.name, router) for router in running)
     first = 0
     for turn in range(rounds):
@@ -102,9 +102,11 @@ def _rounds(
     return found
 
 
-def _sample(router: Router | None, direct: int, pattern: str, seconds: float, first: int) -> Sample:
+def _sample(
+    router: RunningRouter | None, direct: int, pattern: str, seconds: float, first: int
+) -> RoundSample:
     wanted = _ORDERS[pattern]
-    order = Order(
+    order = LoadOrder(
         port=direct if router is None else router.port,
         kind=wanted.kind,
         clients=wanted.clients,
@@ -112,14 +114,14 @@ def _sample(router: Router | None, direct: int, pattern: str, seconds: float, fi
         first=first,
     )
     before_s = 0.0 if router is None else router.cpu_s()
-    with Load(order) as load:
+    with LoadProcess(order) as load:
         outcome = load.hear()
-    return Sample(outcome, 0.0 if router is None else router.cpu_s() - before_s)
+    return RoundSample(outcome, 0.0 if router is None else router.cpu_s() - before_s)
 
 
 def _idle(
     commands: Mapping[str, Sequence[str]], ports: Sequence[int], scratch: Path, wanted: int
-) -> dict[str, Idle]:
+) -> dict[str, IdleStreams]:
     """Each alone, freshly started: what earlier rounds left in memory would hide the growth."""
     found = {}
     for name in (contest.DEFAULT, contest.PEER_CACHE_AWARE):
@@ -143,20 +145,20 @@ def _allowed(process: subprocess.Popen[bytes], wanted: int) -> int:
     return (hard - _SPARE) // 2
 
 
-def _hold(router: Router, streams: int) -> Idle:
+def _hold(router: RunningRouter, streams: int) -> IdleStreams:
     before = router.resident_bytes()
-    with Load(Order(port=router.port, kind="idle", clients=streams)) as load:
+    with LoadProcess(LoadOrder(port=router.port, kind="idle", clients=streams)) as load:
         load.hear()
         MonotonicClock().sleep(2)
         grown = router.resident_bytes() - before
         load.go_on()
-        return Idle(load.hear(), streams, grown)
+        return IdleStreams(load.hear(), streams, grown)
 
 
 # -- rows ----------------------------------------------------------------------------------
 
 
-def rows(samples: Samples) -> list[Row]:
+def rows(samples: RoundSamples) -> list[Row]:
     """CPU and latency of everyone; ours judged against the peer's cache_aware."""
     found = []
     for pattern in _ORDERS:
@@ -181,7 +183,7 @@ def rows(samples: Samples) -> list[Row]:
     return [*found, *_wrong(samples)]
 
 
-def _added(samples: Samples, pattern: str, name: str) -> Row:
+def _added(samples: RoundSamples, pattern: str, name: str) -> Row:
     """In the median of rounds, each against direct in the same round."""
     pairs = zip(samples[pattern, name], samples[pattern, DIRECT], strict=True)
     added = [(one.outcome.p50_s - direct.outcome.p50_s) * 1e3 for one, direct in pairs]
@@ -200,7 +202,7 @@ def _added(samples: Samples, pattern: str, name: str) -> Row:
     )
 
 
-def _wrong(samples: Samples) -> list[Row]:
+def _wrong(samples: RoundSamples) -> list[Row]:
     """Of everyone: who answers wrongly is not to be praised for speed."""
     found = []
     for name in dict.fromkeys(name for _, name in samples):
@@ -219,7 +221,7 @@ def _wrong(samples: Samples) -> list[Row]:
     return found
 
 
-def idle_rows(idle: Mapping[str, Idle]) -> list[Row]:
+def idle_rows(idle: Mapping[str, IdleStreams]) -> list[Row]:
     """Errors, and memory a stream."""
     found = []
     for name, one in idle.items():
@@ -246,12 +248,12 @@ def idle_rows(idle: Mapping[str, Idle]) -> list[Row]:
     return found
 
 
-def _cpu_us(taken: Sequence[Sample]) -> float:
+def _cpu_us(taken: Sequence[RoundSample]) -> float:
     each = [sample.cpu_s / max(1, sample.outcome.requests) for sample in taken]
     return statistics.median(each) * 1e6 if each else 0.0
 
 
-def _details(samples: Samples, idle: Mapping[str, Idle]) -> dict[str, Any]:
+def _details(samples: RoundSamples, idle: Mapping[str, IdleStreams]) -> dict[str, Any]:
     return {
         "rounds": {
             f"{name}, {pattern}": [

@@ -7,11 +7,10 @@ as much HTTP as is needed: requests with a content-length, one after another on 
 
 import asyncio
 import sys
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar, cast
 
 from kvtier_bench.router import answers
-from kvtier_bench.router.loop import run
 
 _IDLE_CHUNKS: Final = 1
 _LENGTH: Final = b"content-length:"
@@ -32,9 +31,21 @@ _GETS: Final = {
 _STREAM_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
+_Result = TypeVar("_Result")
+_CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 
 
-class Replica(asyncio.Protocol):
+def run_in_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
+    """To its end. As `asyncio.run`."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+class StubReplica(asyncio.Protocol):
     """One connection."""
 
     def __init__(self) -> None:
@@ -113,21 +124,66 @@ def content_length(head: bytes) -> int:
     return int(head[start + len(_LENGTH) :].split(b"\r\n", 1)[0])
 
 
-async def serve(count: int, ready: Callable[[list[int]], None]) -> None:
-    """Listen, tell the ports, and serve until standard input ends."""
+class ChunkedStubReplica(StubReplica):
+    """One connection; what comes in chunks is handed on with its length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._raw = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Whole requests only."""
+        self._raw += data
+        while self._raw:
+            end = self._raw.find(b"\r\n\r\n") + 4
+            if end < 4:
+                return
+            head = self._raw[:end]
+            if _CHUNKED not in head.lower():
+                whole, self._raw = self._raw, b""
+                super().data_received(whole)
+                return
+            found = unchunked(self._raw[end:])
+            if found is None:
+                return
+            body, taken = found
+            self._raw = self._raw[end + taken :]
+            kept = [
+                line for line in head.split(b"\r\n") if not line.lower().startswith(b"transfer")
+            ]
+            length = b"content-length: %d" % len(body)
+            super().data_received(b"\r\n".join((kept[0], length, *kept[1:])) + body)
+
+
+def unchunked(raw: bytes) -> tuple[bytes, int] | None:
+    """The body and the bytes that it took; None while it is not whole. Trailers are not known."""
+    pieces: list[bytes] = []
+    at = 0
+    while (end := raw.find(b"\r\n", at)) >= 0:
+        size = int(raw[at:end].partition(b";")[0], 16)
+        start = end + 2
+        at = start + size + 2
+        if len(raw) < at:
+            return None
+        if not size:
+            return b"".join(pieces), at
+        pieces.append(raw[start : start + size])
+    return None
+
+
+async def serve(count: int, connection: Callable[[], StubReplica]) -> None:
+    """Listen on `count` ports, print them, and serve until standard input ends."""
     loop = asyncio.get_running_loop()
     servers = [
-        await loop.create_server(Replica, "127.0.0.1", 0, backlog=4096) for _ in range(count)
+        await loop.create_server(connection, "127.0.0.1", 0, backlog=4096) for _ in range(count)
     ]
-    ready([server.sockets[0].getsockname()[1] for server in servers])
+    print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
     await loop.run_in_executor(None, sys.stdin.buffer.read)
     for server in servers:
         server.close()
 
 
-def _tell(ports: list[int]) -> None:
-    print(*ports, flush=True)
-
-
 if __name__ == "__main__":
-    run(serve(int(sys.argv[1]), _tell))
+    run_in_loop(
+        serve(int(sys.argv[1]), ChunkedStubReplica if "--chunked" in sys.argv else StubReplica)
+    )

@@ -7,27 +7,49 @@ that serves faster is asked sooner. The same seed gives the same numbers.
 
 import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from rich.table import Table
 
+from kvtier.index.fleet.base import DEVICE
+from kvtier.index.fleet.estimated import EstimatedIndex, compared
 from kvtier.index.fleet.prompt import TokenPrompt
-from kvtier.router.choose.base import InferenceRequest
+from kvtier.router.choose.base import Endpoint, InferenceRequest
+from kvtier.router.choose.profile import Profile
+from kvtier.router.config import indexes
+from kvtier.router.config.profiles import build_profiles, build_strategies
+from kvtier.router.config.reading import Configuration, read_configuration
 from kvtier_bench.progress import Steps
-from kvtier_bench.router.simpolicies import Policy, policies
-from kvtier_bench.router.simreplica import Job, Rates, Replica, Started
-from kvtier_bench.router.simtrace import Session, Shape, Words, make_sessions
+from kvtier_bench.router.simreplica import Job, Rates, SimulatedReplica, Started
+from kvtier_bench.router.simtrace import SimulatedSession, TraceShape, Words, make_sessions
 from kvtier_bench.rows import Row, Target, measured
 
 REPLICAS: Final = 64
 _SCRAPE_S: Final = 0.5
 _JUDGED: Final = "expected-ttft"
 _MODEL: Final = "m"
+Policy = Callable[[Sequence[Endpoint]], Profile]
+"""Makes a profile that has seen nothing yet, for these endpoints."""
+
+_STRATEGIES: Final = (
+    "round-robin",
+    "random",
+    "least-request",
+    "power-of-two",
+    "session-affinity",
+    "prefix-cache",
+)
+_FILES: Final = {
+    "document, 2:2:1:1": "tiered-prefix-cache.yaml",
+    "document, active requests": "active-requests.yaml",
+    "document, producers": "producers.yaml",
+    "document, no-hit-lru 1:1:1:1:1": "no-hit-lru.yaml",
+}
 
 
-class Result(NamedTuple):
+class SimulationResult(NamedTuple):
     """Of one profile over the whole trace."""
 
     ttft_s: list[float]
@@ -52,14 +74,14 @@ def measure_sim(
     steps: Steps,
     *,
     seed: int = 1,
-    shape: Shape | None = None,
+    shape: TraceShape | None = None,
     replicas: int = REPLICAS,
 ) -> tuple[list[Row], dict[str, Any], Table]:
     """Rows, the numbers behind them, and all in one table."""
-    shape = shape or Shape()
+    shape = shape or TraceShape()
     sessions = list(make_sessions(shape, seed))
     words = Words()
-    results: dict[str, Result] = {}
+    results: dict[str, SimulationResult] = {}
     with steps.step(f"{replicas} simulated replicas, {len(sessions)} sessions"):
         for name, make in policies(examples).items():
             steps.tell(name)
@@ -74,13 +96,13 @@ class Simulation:
     def __init__(
         self,
         make: Policy,
-        sessions: Sequence[Session],
+        sessions: Sequence[SimulatedSession],
         words: Words,
         replicas: int,
         rates: Rates | None = None,
     ) -> None:
         self._replicas = {
-            name: Replica(name, rates or Rates())
+            name: SimulatedReplica(name, rates or Rates())
             for name in (f"replica-{number}" for number in range(replicas))
         }
         self._endpoints = [replica.endpoint for replica in self._replicas.values()]
@@ -94,7 +116,7 @@ class Simulation:
         self._ttft_s: list[float] = []
         self._prompt_tokens = self._device_tokens = self._ram_tokens = 0
 
-    def run(self) -> Result:
+    def run(self) -> SimulationResult:
         """To the end of the last session."""
         for session in self._sessions:
             self._at(session.begins_s, self._send, session, 0)
@@ -102,7 +124,7 @@ class Simulation:
         while self._left:
             now_s, _, (call, *given) = heapq.heappop(self._events)
             call(now_s, *given)
-        return Result(
+        return SimulationResult(
             sorted(self._ttft_s), self._prompt_tokens, self._device_tokens, self._ram_tokens
         )
 
@@ -114,7 +136,7 @@ class Simulation:
             replica.report(now_s)
         self._at(now_s + _SCRAPE_S, self._scrape)
 
-    def _send(self, now_s: float, session: Session, number: int) -> None:
+    def _send(self, now_s: float, session: SimulatedSession, number: int) -> None:
         turn = session.turns[number]
         request = InferenceRequest(
             request_id=f"{session.number}-{number}",
@@ -138,12 +160,12 @@ class Simulation:
         replica.waiting.append(job)
         self._start(now_s, replica, session, number)
 
-    def _start(self, now_s: float, replica: Replica, *_: object) -> None:
+    def _start(self, now_s: float, replica: SimulatedReplica, *_: object) -> None:
         started = replica.start(now_s)
         if started is not None:
             self._at(started.first_s, self._first, replica, started)
 
-    def _first(self, now_s: float, replica: Replica, started: Started) -> None:
+    def _first(self, now_s: float, replica: SimulatedReplica, started: Started) -> None:
         job = started.job
         self._ttft_s.append(now_s - job.sent_s)
         self._prompt_tokens += job.turn.tokens
@@ -155,7 +177,7 @@ class Simulation:
         self._at(started.done_s, self._done, replica, job)
         self._start(now_s, replica)
 
-    def _done(self, now_s: float, replica: Replica, job: Job) -> None:
+    def _done(self, now_s: float, replica: SimulatedReplica, job: Job) -> None:
         replica.finish(job)
         replica.endpoint.in_flight -= 1
         replica.endpoint.in_flight_tokens -= job.tokens
@@ -168,7 +190,7 @@ class Simulation:
         self._start(now_s, replica)
 
 
-def sim_rows(results: Mapping[str, Result]) -> list[Row]:
+def sim_rows(results: Mapping[str, SimulationResult]) -> list[Row]:
     """Of each profile; expected-ttft has to be better than every other."""
     others = [result for name, result in results.items() if not name.startswith(_JUDGED)]
     found = []
@@ -193,7 +215,7 @@ def sim_rows(results: Mapping[str, Result]) -> list[Row]:
     return found
 
 
-def table(results: Mapping[str, Result]) -> Table:
+def table(results: Mapping[str, SimulationResult]) -> Table:
     """One line a profile."""
     shown = Table("profile", title="Simulated replicas, sessions of several turns")
     for column in ("device hits", "RAM hits", "mean TTFT", "p50", "p99"):
@@ -207,3 +229,43 @@ def table(results: Mapping[str, Result]) -> Table:
             *(f"{value * 1e3:,.0f} ms" for value in seconds),
         )
     return shown
+
+
+def policies(examples: Path) -> dict[str, Policy]:
+    """By name. `examples` holds the configurations. Raises InvalidSettings."""
+    found: dict[str, Policy] = {name: _strategy(name) for name in _STRATEGIES}
+    for name, file in _FILES.items():
+        found[name] = _file(read_configuration(str(examples / file)))
+    found["expected-ttft"] = _file(read_configuration(None))
+    return found
+
+
+def _strategy(name: str) -> Policy:
+    def make(endpoints: Sequence[Endpoint]) -> Profile:
+        index = EstimatedIndex({})
+        _size(index, endpoints)
+        return build_strategies({"prefix": index})[name]
+
+    return make
+
+
+def _file(configuration: Configuration) -> Policy:
+    def make(endpoints: Sequence[Endpoint]) -> Profile:
+        made = {}
+        for name, spec in configuration.indexes.items():
+            made[name] = indexes.build_estimated(spec)
+            if spec.autotune:
+                _size(made[name], endpoints)
+        return next(iter(build_profiles(configuration, made).values()))
+
+    return make
+
+
+def _size(index: EstimatedIndex, endpoints: Sequence[Endpoint]) -> None:
+    """As a scrape of their metrics would."""
+    for endpoint in endpoints:
+        for tier, size in endpoint.load.tiers.items():
+            index.resize(endpoint.name, tier, size.capacity_tokens)
+        block_tokens = compared(endpoint.load.block_tokens or indexes.BLOCK_TOKENS)
+        index.set_block_tokens(endpoint.name, block_tokens)
+    assert DEVICE in endpoints[0].load.tiers

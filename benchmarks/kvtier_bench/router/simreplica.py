@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from kvtier.index.fleet.base import DEVICE
 from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
-from kvtier_bench.router.simtrace import Segment, Turn
+from kvtier_bench.router.simtrace import Segment, SessionTurn
 
 RAM: Final = "ram"
 
@@ -39,7 +39,7 @@ class Holding:
         self._held: OrderedDict[Segment, int] = OrderedDict()
         self._used = 0
 
-    def prefix(self, turn: Turn) -> int:
+    def prefix(self, turn: SessionTurn) -> int:
         """Leading tokens of the prompt that are held."""
         total = 0
         for name, size in zip(turn.segments, turn.sizes, strict=True):
@@ -49,7 +49,7 @@ class Holding:
                 break
         return total
 
-    def hold(self, turn: Turn, sizes: Sequence[int]) -> None:
+    def hold(self, turn: SessionTurn, sizes: Sequence[int]) -> None:
         """All of the prompt, the end of it least recently used."""
         for name, size in zip(reversed(turn.segments), reversed(sizes), strict=True):
             known = self._held.pop(name, 0)
@@ -67,7 +67,7 @@ class Job(NamedTuple):
     """A request at a replica."""
 
     session: int
-    turn: Turn
+    turn: SessionTurn
     sent_s: float
     expected_tokens: int
     """That were expected to be missing when it was sent."""
@@ -90,7 +90,7 @@ class Started(NamedTuple):
     """Found in the two tiers; in RAM, those that the device did not have."""
 
 
-class Replica:
+class SimulatedReplica:
     """What is true of it; `endpoint` is what the router knows."""
 
     def __init__(self, name: str, rates: Rates) -> None:

@@ -19,7 +19,7 @@ Segment = tuple[int, ...]
 """Its name: (group,) of a system prompt, (group, session, turn) of a turn."""
 
 
-class Shape(NamedTuple):
+class TraceShape(NamedTuple):
     """Of a trace."""
 
     sessions: int = 1200
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
     """Mean, between an answer and the next turn."""
 
 
-class Turn(NamedTuple):
+class SessionTurn(NamedTuple):
     """One request of a session."""
 
     segments: tuple[Segment, ...]
@@ -54,15 +54,15 @@ class Turn(NamedTuple):
         return sum(self.sizes)
 
 
-class Session(NamedTuple):
+class SimulatedSession(NamedTuple):
     """Turns, each asked once the one before has been answered."""
 
     number: int
     begins_s: float
-    turns: list[Turn]
+    turns: list[SessionTurn]
 
 
-def make_sessions(shape: Shape, seed: int) -> Iterator[Session]:
+def make_sessions(shape: TraceShape, seed: int) -> Iterator[SimulatedSession]:
     """All of them, in no order of time."""
     random = seeded(seed)
     weights = [1 / (1 + number) for number in range(shape.groups)]
@@ -77,10 +77,10 @@ def make_sessions(shape: Shape, seed: int) -> Iterator[Session]:
             segments.append((group, number, turn))
             sizes.append(asked)
             pause_s = random.expovariate(1 / shape.think_s)
-            turns.append(Turn(tuple(segments), tuple(sizes), answered, pause_s))
+            turns.append(SessionTurn(tuple(segments), tuple(sizes), answered, pause_s))
             # The next prompt holds this answer as well, and the device held it as it was made.
             sizes[-1] += answered
-        yield Session(number, random.uniform(0, shape.arrivals_s), turns)
+        yield SimulatedSession(number, random.uniform(0, shape.arrivals_s), turns)
 
 
 class Words:
@@ -89,7 +89,7 @@ class Words:
     def __init__(self) -> None:
         self._of: dict[Segment, Numbers] = {}
 
-    def prompt(self, turn: Turn) -> Numbers:
+    def prompt(self, turn: SessionTurn) -> Numbers:
         """The whole prompt's."""
         return np.concatenate(
             [

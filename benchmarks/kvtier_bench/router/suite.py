@@ -21,7 +21,7 @@ from kvtier_bench.router.index import measure_router_index
 from kvtier_bench.router.proxying import STREAMS, measure_proxying
 from kvtier_bench.router.sim import measure_sim
 from kvtier_bench.router.traffic import Traffic
-from kvtier_bench.rows import Row, report, write_report
+from kvtier_bench.rows import Row, describe, report, write_report
 from kvtier_bench.workload import model_decoder, model_encoder, read_as
 
 HTTP, EPP, INDEX, SIM, ENGINES = "http", "epp", "index", "sim", "engines"
@@ -31,7 +31,7 @@ MODEL: Final = Path(".models/smollm2-135m")
 TRAFFIC: Final = Path("benchmarks/workloads/replicas.yaml")
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class RouterSetting(msgspec.Struct, frozen=True, kw_only=True):
     """Where things are, and how much is measured."""
 
     scratch: Path
@@ -54,7 +54,7 @@ Keep = Callable[[Found], None]
 
 def run(
     json_path: Path | None,
-    setting: Setting,
+    setting: RouterSetting,
     console: Console,
     *,
     parts: Sequence[str] = PARTS,
@@ -65,9 +65,7 @@ def run(
     for part in parts:
         measured.keep(part, _MEASURE[part](setting, steps, partial(measured.keep, part)))
     for row in measured.rows:
-        mark = {True: "[green]met[/]    ", False: "[red]missed[/] ", None: "       "}[row.met]
-        ratio = "" if row.ratio is None else f", {row.ratio:.2f} of it"
-        console.print(f"{mark} {row.name}: {row.value:.4g} {row.unit}{ratio} [dim]{row.note}[/]")
+        console.print(describe(row))
     return measured.rows
 
 
@@ -91,7 +89,7 @@ class _Measured:
         return [row for rows, _ in self._parts.values() for row in rows]
 
 
-def _http(setting: Setting, steps: Steps, keep: Keep) -> Found:
+def _http(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     return measure_proxying(
         setting.scratch,
         steps,
@@ -101,30 +99,30 @@ def _http(setting: Setting, steps: Steps, keep: Keep) -> Found:
     )
 
 
-def _epp(setting: Setting, steps: Steps, keep: Keep) -> Found:
+def _epp(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     if not setting.envoy.exists():
         return _left_out(steps, "the picker", f"there is no {setting.envoy}")
     with steps.step("the picker behind Envoy"):
         return measure_epp(str(setting.envoy), rounds=setting.rounds), None
 
 
-def _index(setting: Setting, steps: Steps, keep: Keep) -> Found:
+def _index(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     with steps.step("the fleet's indexes"):
         return measure_router_index(), None
 
 
-def _sim(setting: Setting, steps: Steps, keep: Keep) -> Found:
+def _sim(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     rows, details, table = measure_sim(setting.examples, steps, seed=setting.seed)
     steps.console.print(table)
     return rows, details
 
 
-def _engines(setting: Setting, steps: Steps, keep: Keep) -> Found:
+def _engines(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     if not setting.model.exists():
         return _left_out(steps, "real replicas", f"there is no {setting.model}")
     if importlib.util.find_spec("vllm") is None:
         return _left_out(steps, "real replicas", "vLLM is not installed")
-    plan = engines.Plan(
+    plan = engines.RouterPlan(
         model=setting.model,
         traffic=read_as(Traffic, setting.traffic),
         rounds=setting.rounds,
@@ -142,14 +140,14 @@ def _left_out(steps: Steps, what: str, why: str) -> Found:
         return [], None
 
 
-_MEASURE: Final[Mapping[str, Callable[[Setting, Steps, Keep], Found]]] = {
+_MEASURE: Final[Mapping[str, Callable[[RouterSetting, Steps, Keep], Found]]] = {
     HTTP: _http,
     EPP: _epp,
     INDEX: _index,
     SIM: _sim,
     ENGINES: _engines,
 }
-_STEPS: Final[Mapping[str, Callable[[Setting], int]]] = {
+_STEPS: Final[Mapping[str, Callable[[RouterSetting], int]]] = {
     HTTP: lambda setting: 2,
     EPP: lambda setting: 1,
     INDEX: lambda setting: 1,

@@ -9,10 +9,14 @@ prefix or nothing.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
-from kvtier.clock import seeded
+import msgspec
+
+from kvtier.clock import Clock, MonotonicClock, seeded
 from kvtier.errors import InvalidSettings
+from kvtier_bench.client import CompletionResult, RequestFailed, ServerAddress, complete
 from kvtier_bench.workload import Decode, Encode, Workload, build_prompts
 
 _EDITIONS: Final = 9_000
@@ -86,3 +90,45 @@ def arrivals_s(count: int, per_minute: float, seed: int) -> Sequence[float]:
         at_s += gap * scale
         moments.append(at_s)
     return moments
+
+
+class ArrivalResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one request."""
+
+    label: str
+    due_s: float
+    late_s: float
+    """It was sent so long after it was due; its times count that as well."""
+    completion: CompletionResult | None = None
+    error: str = ""
+
+
+def send(
+    endpoint: ServerAddress,
+    arrivals: Sequence[Arrival],
+    output_len: int,
+    clock: Clock | None = None,
+) -> list[ArrivalResult]:
+    """All of them, in order of arrival; blocks until the last is answered."""
+    clock = clock or MonotonicClock()
+    started_s = clock.now_s()
+
+    def ask(arrival: Arrival) -> ArrivalResult:
+        late_s = max(0.0, clock.now_s() - started_s - arrival.due_s)
+        answer = ArrivalResult(label=arrival.label, due_s=arrival.due_s, late_s=late_s)
+        try:
+            found = complete(endpoint, arrival.text, output_len)
+        except RequestFailed as error:
+            return msgspec.structs.replace(answer, error=str(error)[:500])
+        felt = msgspec.structs.replace(
+            found, ttft_s=found.ttft_s + late_s, e2e_s=found.e2e_s + late_s
+        )
+        return msgspec.structs.replace(answer, completion=felt)
+
+    # One thread a request: none waits for a thread that waits for an answer.
+    with ThreadPoolExecutor(max(1, len(arrivals)), thread_name_prefix="bench-client") as pool:
+        pending = []
+        for arrival in arrivals:
+            clock.sleep(max(0.0, started_s + arrival.due_s - clock.now_s()))
+            pending.append(pool.submit(ask, arrival))
+        return [future.result() for future in pending]

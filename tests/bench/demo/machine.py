@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from kvtier.clock import VirtualClock
-from kvtier_bench.client import Completion
+from kvtier_bench.client import CompletionResult
 from kvtier_bench.demo.engine import Engine, Load
 from kvtier_bench.demo.sizing import BLOCK_TOKENS
 from kvtier_bench.server import ServerSettings, Tell
-from kvtier_bench.workload import Prompt, Workload
+from kvtier_bench.workload import Workload, WorkloadPrompt
 
 # Measured on two cores with AVX-512 and nothing else running.
 LINEAR_S, SQUARE_S, DECODE_S = 0.00033, 0.33e-6, 0.06
@@ -78,7 +78,7 @@ class ModelEngine:
                 self._tiers[tier] = machine.stored.setdefault(tier, set())
         self._hits = dict.fromkeys(self._tiers, 0.0)
 
-    def ask(self, tokens: Sequence[int], output_len: int, salt: str) -> Completion:
+    def ask(self, tokens: Sequence[int], output_len: int, salt: str) -> CompletionResult:
         """Take as long as the blocks that nothing holds, and the output, need."""
         assert len(tokens) + output_len <= self._longest
         blocks = _block_keys(tokens, salt)
@@ -102,7 +102,7 @@ class ModelEngine:
         computed_s = _prefill_s(len(tokens)) - _prefill_s(cached)
         ttft_s = self._machine.spend(computed_s * self._machine.slowness + 0.05)
         output_s = self._machine.spend(output_len * DECODE_S * self._machine.decode_slowness)
-        return Completion(
+        return CompletionResult(
             text="garbage" if wrong else str(sum(tokens)),
             ttft_s=ttft_s,
             e2e_s=ttft_s + output_s,
@@ -113,7 +113,7 @@ class ModelEngine:
 
     def serve(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[WorkloadPrompt],
         workload: Workload,
         salt: str,
         *,

@@ -9,7 +9,7 @@ from kvtier_bench.demo.findings import Findings, agreement_rows
 from kvtier_bench.demo.phases import Demo, drop_cached_pages, first_of_each_group
 from kvtier_bench.demo.sizing import AIM_S, LIMIT_S, SHAPES, Shape
 from kvtier_bench.progress import PhaseScreen
-from kvtier_bench.workload import Encode, Prompt
+from kvtier_bench.workload import Encode, WorkloadPrompt
 from tests.bench.demo.machine import Machine
 
 
@@ -140,7 +140,12 @@ def test_tier_that_lost_the_prompt_is_not_reported_as_served(
 
 
 def test_first_of_each_group_keeps_order() -> None:
-    prompts = [Prompt(1, 0, []), Prompt(0, 2, []), Prompt(1, 3, []), Prompt(0, 0, [])]
+    prompts = [
+        WorkloadPrompt(1, 0, []),
+        WorkloadPrompt(0, 2, []),
+        WorkloadPrompt(1, 3, []),
+        WorkloadPrompt(0, 0, []),
+    ]
     assert [each.label for each in first_of_each_group(prompts)] == ["1/0", "0/2"]
 
 

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kvtier_bench.evict.process import Cost
-from kvtier_bench.evict.suite import DISCOVERY, FIND, KVTIER, Result, compare, run
+from kvtier_bench.evict.suite import DISCOVERY, FIND, KVTIER, EvictionResult, compare, run
+from kvtier_bench.processes import CommandCost
 from kvtier_bench.rows import read_report
 
 
-def result(seconds: float, hit_rate: float, calls: float | None) -> Result:
+def result(seconds: float, hit_rate: float, calls: float | None) -> EvictionResult:
     left = np.array([True, False])
-    return Result(Cost(seconds, seconds, int(seconds * 1e6), ""), left, hit_rate, calls)
+    return EvictionResult(
+        CommandCost(seconds, seconds, int(seconds * 1e6), ""), left, hit_rate, calls
+    )
 
 
 def test_what_is_left_is_judged_and_what_it_costs_is_told() -> None:

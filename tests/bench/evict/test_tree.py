@@ -8,24 +8,24 @@ from kvtier.evictor.layouts import StoreTree, shard_of
 from kvtier.tiers.shared.format import segment_name
 from kvtier.tiers.shared.posix import PosixStore
 from kvtier_bench.evict.pattern import Pattern
-from kvtier_bench.evict.tree import FILE_BYTES, SPACE, Tree, key_of
+from kvtier_bench.evict.tree import FILE_BYTES, SPACE, FileTree, key_of
 
 FILES = 1500
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    made = Tree(tmp_path / "tree", FILES)
+def tree(tmp_path: Path) -> FileTree:
+    made = FileTree(tmp_path / "tree", FILES)
     made.root.mkdir()
     made.build(Pattern(FILES, 1).history(10.0), lambda _done: None)
     return made
 
 
-def path_of(tree: Tree, number: int) -> Path:
+def path_of(tree: FileTree, number: int) -> Path:
     return tree.root / tree.folder / segment_name(key_of(number))
 
 
-def test_every_file_is_one_of_its_own_and_verifies(tree: Tree) -> None:
+def test_every_file_is_one_of_its_own_and_verifies(tree: FileTree) -> None:
     stats = [path_of(tree, number).stat() for number in range(FILES)]
     assert len({stat.st_ino for stat in stats}) == FILES
     assert {(stat.st_size, stat.st_nlink) for stat in stats} == {(FILE_BYTES, 1)}
@@ -33,7 +33,7 @@ def test_every_file_is_one_of_its_own_and_verifies(tree: Tree) -> None:
     assert tree.damaged(np.arange(FILES)) == 0
 
 
-def test_what_is_gone_or_spoilt_is_seen(tree: Tree) -> None:
+def test_what_is_gone_or_spoilt_is_seen(tree: FileTree) -> None:
     path_of(tree, 3).unlink()
     raw = bytearray(path_of(tree, 4).read_bytes())
     raw[150] ^= 1
@@ -42,7 +42,7 @@ def test_what_is_gone_or_spoilt_is_seen(tree: Tree) -> None:
     assert tree.damaged(np.arange(FILES)) == 2
 
 
-def test_journals_and_access_times_say_the_same(tree: Tree) -> None:
+def test_journals_and_access_times_say_the_same(tree: FileTree) -> None:
     store = PosixStore(tree.root)
     journals = read_journals(store, StoreTree(tree.folder, is_foreign=False))
     store.close()
@@ -59,7 +59,7 @@ def test_journals_and_access_times_say_the_same(tree: Tree) -> None:
     assert compared > FILES // 4
 
 
-def test_folders_that_hold_so_many(tree: Tree) -> None:
+def test_folders_that_hold_so_many(tree: FileTree) -> None:
     chosen = tree.folders(50)
     held = sum(len(list(folder.iterdir())) for folder in chosen)
     assert 50 <= held <= 53

@@ -11,8 +11,8 @@ from kvtier.blocks.key import BlockKey
 from kvtier.tiers.shared.tier import StoreTier
 from kvtier_bench.faults.cell import VERBS, Cell, Verb, run_cell
 from kvtier_bench.faults.core import run_core
-from kvtier_bench.faults.faults import Fault, Faults
-from kvtier_bench.faults.places import FolderPlace, ObjectPlace, Place
+from kvtier_bench.faults.faults import FaultKind, Faults
+from kvtier_bench.faults.places import FaultPlace, FolderPlace, ObjectPlace
 from kvtier_bench.faults.tally import Tally
 
 KINDS = ("folder", "object")
@@ -25,7 +25,7 @@ class Blind(Xxh3):
         return bytes(16)
 
 
-def place_on(kind: str, folder: Path, checksum: Xxh3 | None = None) -> Place:
+def place_on(kind: str, folder: Path, checksum: Xxh3 | None = None) -> FaultPlace:
     faults = Faults(1)
     if kind == "folder":
         return FolderPlace(folder, faults, checksum)
@@ -34,7 +34,7 @@ def place_on(kind: str, folder: Path, checksum: Xxh3 | None = None) -> Place:
 
 def cells() -> Iterator[Any]:
     """Yield every cell; those that are not slow have each fault once, and every verb and kind."""
-    for number, fault in enumerate(Fault):
+    for number, fault in enumerate(FaultKind):
         for verb in VERBS:
             for kind in KINDS:
                 is_sample = (kind, verb) == (
@@ -48,7 +48,7 @@ def cells() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("kind", "verb", "fault"), cells())
 def test_every_cell_counts_its_operations_and_finds_nothing(
-    tmp_path: Path, kind: str, verb: Verb, fault: Fault
+    tmp_path: Path, kind: str, verb: Verb, fault: FaultKind
 ) -> None:
     tally = run_cell(place_on(kind, tmp_path), verb, fault, 12)
     assert tally.operations == 12
@@ -57,8 +57,10 @@ def test_every_cell_counts_its_operations_and_finds_nothing(
 
 
 @pytest.mark.parametrize("kind", ["folder", "object"])
-@pytest.mark.parametrize("fault", [Fault.BIT_FLIP, Fault.TORN_WRITE])
-def test_a_tier_that_verifies_nothing_is_found_out(tmp_path: Path, kind: str, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [FaultKind.BIT_FLIP, FaultKind.TORN_WRITE])
+def test_a_tier_that_verifies_nothing_is_found_out(
+    tmp_path: Path, kind: str, fault: FaultKind
+) -> None:
     assert run_cell(place_on(kind, tmp_path, Blind()), "read", fault, 200).wrong_bytes > 0
     assert run_cell(place_on(kind, tmp_path), "read", fault, 200).wrong_bytes == 0
 
@@ -66,7 +68,7 @@ def test_a_tier_that_verifies_nothing_is_found_out(tmp_path: Path, kind: str, fa
 def test_a_core_that_is_given_wrong_bytes_is_found_out(tmp_path: Path) -> None:
     place = place_on("object", tmp_path, Blind())
     # Which calls a fault strikes is a matter of threads here.
-    assert any(run_core(place, Fault.BIT_FLIP, 600).wrong_bytes for _ in range(10))
+    assert any(run_core(place, FaultKind.BIT_FLIP, 600).wrong_bytes for _ in range(10))
 
 
 def test_an_exception_out_of_a_tier_is_counted(
@@ -74,7 +76,7 @@ def test_an_exception_out_of_a_tier_is_counted(
 ) -> None:
     place = place_on("object", tmp_path)
     monkeypatch.setattr(StoreTier, "find", lambda tier, chain: 1 // 0)
-    tally = run_cell(place, "find", Fault.SLOW, 4)
+    tally = run_cell(place, "find", FaultKind.SLOW, 4)
     assert tally.exceptions == 4
     assert "ZeroDivisionError" in tally.first_exception
 
@@ -84,12 +86,12 @@ def test_more_known_than_the_bound_is_counted(
 ) -> None:
     place = place_on("object", tmp_path)
     monkeypatch.setattr(StoreTier, "contains", lambda tier, keys: [True] * len(keys))
-    assert run_cell(place, "find", Fault.SLOW, 4).over_bound == 4
+    assert run_cell(place, "find", FaultKind.SLOW, 4).over_bound == 4
 
 
 def test_a_folder_that_is_gone_is_opened_again(tmp_path: Path) -> None:
     place, tally = place_on("folder", tmp_path), Tally()
-    cell = Cell(place, "write", Fault.FOLDER_REMOVED, tally)
+    cell = Cell(place, "write", FaultKind.FOLDER_REMOVED, tally)
     cell.run(60)
     cell.close()
     assert tally.outcomes["DONE"] > 0

@@ -2,23 +2,23 @@ import threading
 
 import pytest
 
-from kvtier_bench.faults.faults import Call, Fault, Faults
+from kvtier_bench.faults.faults import CallKind, FaultKind, Faults
 
-EVERYTHING = Call.WRITES | Call.OPENS | Call.NAMES | Call.MOVES
+EVERYTHING = CallKind.WRITES | CallKind.OPENS | CallKind.NAMES | CallKind.MOVES
 
 
 def test_nothing_strikes_while_nothing_is_armed() -> None:
     faults = Faults(1)
     faults.suffer(EVERYTHING)
-    assert not any(faults.strikes(fault) for fault in Fault)
+    assert not any(faults.strikes(fault) for fault in FaultKind)
     assert faults.happened == 0
 
 
 def test_only_what_is_armed_strikes_and_as_often_as_it_may() -> None:
     faults = Faults(1)
-    faults.arm(Fault.BIT_FLIP, 1.0, limit=2)
-    assert [faults.strikes(Fault.BIT_FLIP) for _ in range(3)] == [True, True, False]
-    assert not faults.strikes(Fault.TORN_WRITE)
+    faults.arm(FaultKind.BIT_FLIP, 1.0, limit=2)
+    assert [faults.strikes(FaultKind.BIT_FLIP) for _ in range(3)] == [True, True, False]
+    assert not faults.strikes(FaultKind.TORN_WRITE)
     assert faults.happened == 2
 
 
@@ -26,8 +26,8 @@ def test_the_same_seed_strikes_the_same_calls() -> None:
     runs = []
     for _ in range(2):
         faults = Faults(7)
-        faults.arm(Fault.BIT_FLIP, 0.5)
-        runs.append([faults.strikes(Fault.BIT_FLIP) for _ in range(50)])
+        faults.arm(FaultKind.BIT_FLIP, 0.5)
+        runs.append([faults.strikes(FaultKind.BIT_FLIP) for _ in range(50)])
     assert runs[0] == runs[1]
     assert {*runs[0]} == {True, False}
 
@@ -35,36 +35,36 @@ def test_the_same_seed_strikes_the_same_calls() -> None:
 @pytest.mark.parametrize(
     ("fault", "call"),
     [
-        (Fault.NO_SPACE, Call.WRITES),
-        (Fault.IO_ERROR, Call.MOVES),
-        (Fault.NO_DESCRIPTORS, Call.OPENS),
-        (Fault.NO_PERMISSION, Call.NAMES),
-        (Fault.PARTIAL, Call.NAMES),
+        (FaultKind.NO_SPACE, CallKind.WRITES),
+        (FaultKind.IO_ERROR, CallKind.MOVES),
+        (FaultKind.NO_DESCRIPTORS, CallKind.OPENS),
+        (FaultKind.NO_PERMISSION, CallKind.NAMES),
+        (FaultKind.PARTIAL, CallKind.NAMES),
     ],
 )
-def test_a_refusal_meets_the_calls_it_can(fault: Fault, call: Call) -> None:
+def test_a_refusal_meets_the_calls_it_can(fault: FaultKind, call: CallKind) -> None:
     faults = Faults(1)
     faults.arm(fault, 1.0)
     with pytest.raises(OSError, match=r"\[Errno"):
         faults.suffer(call)
-    if fault is Fault.NO_SPACE:
-        faults.suffer(Call.OPENS)
+    if fault is FaultKind.NO_SPACE:
+        faults.suffer(CallKind.OPENS)
 
 
 def test_after_a_part_the_whole_rest_of_a_batch_fails() -> None:
     faults = Faults(1)
-    faults.arm(Fault.PARTIAL, 1.0, limit=1)
+    faults.arm(FaultKind.PARTIAL, 1.0, limit=1)
     for _ in range(3):
         with pytest.raises(OSError, match=r"\[Errno"):
-            faults.suffer(Call.NAMES)
+            faults.suffer(CallKind.NAMES)
     faults.disarm()
-    faults.suffer(Call.NAMES)
+    faults.suffer(CallKind.NAMES)
 
 
 def test_what_hangs_goes_on_when_it_is_disarmed() -> None:
     faults = Faults(1)
-    faults.arm(Fault.HUNG, 1.0)
-    thread = threading.Thread(target=faults.suffer, args=(Call.NAMES,), daemon=True)
+    faults.arm(FaultKind.HUNG, 1.0)
+    thread = threading.Thread(target=faults.suffer, args=(CallKind.NAMES,), daemon=True)
     thread.start()
     assert faults.hanging.wait(10)
     assert thread.is_alive()
@@ -80,7 +80,7 @@ def test_the_clock_jumps_and_time_goes_on() -> None:
     assert faults.clock.now_s() >= before_s + 1000.0
     faults.clock.step(-5000.0)
     assert faults.clock.now_s() < before_s
-    faults.arm(Fault.CLOCK_STEP, 1.0)
+    faults.arm(FaultKind.CLOCK_STEP, 1.0)
     before_s = faults.clock.now_s()
-    faults.suffer(Call.MOVES)
+    faults.suffer(CallKind.MOVES)
     assert abs(faults.clock.now_s() - before_s) > 5

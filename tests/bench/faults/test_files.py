@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier_bench.faults.faults import Fault, Faults
+from kvtier_bench.faults.faults import FaultKind, Faults
 from kvtier_bench.faults.files import FaultyFiles
 
 DATA = np.arange(200, dtype=np.uint8)
@@ -50,9 +50,16 @@ def test_without_a_fault_it_is_the_file_system(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.TORN_WRITE, Fault.BIT_FLIP, Fault.TRUNCATED, Fault.OVER_LONG, Fault.PARTIAL]
+    "fault",
+    [
+        FaultKind.TORN_WRITE,
+        FaultKind.BIT_FLIP,
+        FaultKind.TRUNCATED,
+        FaultKind.OVER_LONG,
+        FaultKind.PARTIAL,
+    ],
 )
-def test_what_is_written_is_not_what_is_kept(folder: Folder, fault: Fault) -> None:
+def test_what_is_written_is_not_what_is_kept(folder: Folder, fault: FaultKind) -> None:
     folder.faults.arm(fault, 1.0, limit=1)
     try:
         kept = folder.write()
@@ -62,13 +69,13 @@ def test_what_is_written_is_not_what_is_kept(folder: Folder, fault: Fault) -> No
     assert folder.faults.happened == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.BIT_FLIP, Fault.TRUNCATED, Fault.OVER_LONG])
-def test_what_is_read_is_not_what_was_written(folder: Folder, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [FaultKind.BIT_FLIP, FaultKind.TRUNCATED, FaultKind.OVER_LONG])
+def test_what_is_read_is_not_what_was_written(folder: Folder, fault: FaultKind) -> None:
     folder.write()
     folder.faults.arm(fault, 1.0, limit=1)
     assert folder.read() != bytes(DATA)
     folder.faults.disarm()
-    assert (folder.read() == bytes(DATA)) == (fault is Fault.BIT_FLIP)
+    assert (folder.read() == bytes(DATA)) == (fault is FaultKind.BIT_FLIP)
 
 
 def test_a_stale_listing_shows_what_was_removed(folder: Folder) -> None:
@@ -76,7 +83,7 @@ def test_a_stale_listing_shows_what_was_removed(folder: Folder) -> None:
     shown = folder.files.entries(".", folder.fd)
     folder.files.stat("a.kvt", folder.fd)
     folder.files.unlink("a.kvt", folder.fd)
-    folder.faults.arm(Fault.STALE_LISTING, 1.0)
+    folder.faults.arm(FaultKind.STALE_LISTING, 1.0)
     assert folder.files.entries(".", folder.fd) == shown
     assert folder.files.stat("a.kvt", folder.fd).st_size == len(DATA)
     with pytest.raises(OSError, match=r"\[Errno"):
@@ -85,7 +92,7 @@ def test_a_stale_listing_shows_what_was_removed(folder: Folder) -> None:
 
 def test_folders_are_removed_underneath(folder: Folder) -> None:
     (folder.root / "space" / "blocks").mkdir(parents=True)
-    folder.faults.arm(Fault.FOLDER_REMOVED, 1.0, limit=1)
+    folder.faults.arm(FaultKind.FOLDER_REMOVED, 1.0, limit=1)
     folder.files.entries(".", folder.fd)
     assert not (folder.root / "space" / "blocks").exists()
 
@@ -93,6 +100,6 @@ def test_folders_are_removed_underneath(folder: Folder) -> None:
 def test_a_clock_that_was_wrong_stamped_the_file(folder: Folder) -> None:
     folder.write()
     before = (folder.root / "a.kvt").stat().st_mtime
-    folder.faults.arm(Fault.CLOCK_STEP, 1.0)
+    folder.faults.arm(FaultKind.CLOCK_STEP, 1.0)
     folder.read()
     assert (folder.root / "a.kvt").stat().st_mtime != before

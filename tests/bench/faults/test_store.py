@@ -3,12 +3,17 @@ import pytest
 
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.tiers.shared.store import Store
-from kvtier_bench.faults.faults import Fault, Faults
+from kvtier_bench.faults.faults import FaultKind, Faults
 from kvtier_bench.faults.store import FaultyStore
 
 NAME = "space/blocks/a.kvt"
 DATA = np.arange(200, dtype=np.uint8)
-EVERYTHING_SPOILT = [Fault.TORN_WRITE, Fault.TRUNCATED, Fault.OVER_LONG, Fault.BIT_FLIP]
+EVERYTHING_SPOILT = [
+    FaultKind.TORN_WRITE,
+    FaultKind.TRUNCATED,
+    FaultKind.OVER_LONG,
+    FaultKind.BIT_FLIP,
+]
 
 
 class Bucket:
@@ -40,7 +45,7 @@ def test_without_a_fault_it_is_the_store_inside(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("fault", EVERYTHING_SPOILT)
-def test_what_is_published_is_not_what_is_kept(bucket: Bucket, fault: Fault) -> None:
+def test_what_is_published_is_not_what_is_kept(bucket: Bucket, fault: FaultKind) -> None:
     bucket.faults.arm(fault, 1.0, limit=1)
     assert bucket.store.publish(NAME, [DATA])
     assert bytes(bucket.inner.raw(NAME)) != bytes(DATA)
@@ -49,27 +54,29 @@ def test_what_is_published_is_not_what_is_kept(bucket: Bucket, fault: Fault) -> 
 
 
 @pytest.mark.parametrize("fault", EVERYTHING_SPOILT)
-def test_of_nothing_nothing_can_be_spoilt(bucket: Bucket, fault: Fault) -> None:
+def test_of_nothing_nothing_can_be_spoilt(bucket: Bucket, fault: FaultKind) -> None:
     bucket.faults.arm(fault, 1.0)
     assert bucket.store.put(NAME, b"").size == 0
     assert bucket.store.publish("other", [])
     assert bucket.faults.happened == 0
 
 
-@pytest.mark.parametrize("fault", [Fault.TRUNCATED, Fault.OVER_LONG, Fault.BIT_FLIP, Fault.PARTIAL])
-def test_what_is_read_is_not_what_was_published(bucket: Bucket, fault: Fault) -> None:
+@pytest.mark.parametrize(
+    "fault", [FaultKind.TRUNCATED, FaultKind.OVER_LONG, FaultKind.BIT_FLIP, FaultKind.PARTIAL]
+)
+def test_what_is_read_is_not_what_was_published(bucket: Bucket, fault: FaultKind) -> None:
     bucket.store.publish(NAME, [DATA])
     bucket.faults.arm(fault, 1.0, limit=1)
     try:
         assert bucket.read() != bytes(DATA)
     except OSError:
-        assert fault is Fault.PARTIAL
+        assert fault is FaultKind.PARTIAL
 
 
 def test_an_answer_gets_lost_after_the_deed(bucket: Bucket) -> None:
     for seed in range(40):
         bucket.faults.rng.seed(seed)
-        bucket.faults.arm(Fault.IO_ERROR, 0.5, limit=1)
+        bucket.faults.arm(FaultKind.IO_ERROR, 0.5, limit=1)
         try:
             bucket.store.publish(f"{seed}", [DATA])
         except OSError:
@@ -82,7 +89,7 @@ def test_stale_answers(bucket: Bucket) -> None:
     bucket.store.publish(NAME, [DATA])
     listed, stat = bucket.store.list("space"), bucket.store.stat(NAME)
     bucket.store.remove(NAME)
-    bucket.faults.arm(Fault.STALE_LISTING, 1.0)
+    bucket.faults.arm(FaultKind.STALE_LISTING, 1.0)
     assert bucket.store.list("space") == listed
     assert bucket.store.stat(NAME) == stat
     bucket.inner.publish(NAME, [DATA])
@@ -91,13 +98,13 @@ def test_stale_answers(bucket: Bucket) -> None:
 
 def test_everything_is_removed_by_a_stranger(bucket: Bucket) -> None:
     bucket.store.publish(NAME, [DATA])
-    bucket.faults.arm(Fault.FOLDER_REMOVED, 1.0, limit=1)
+    bucket.faults.arm(FaultKind.FOLDER_REMOVED, 1.0, limit=1)
     assert bucket.read() is None
 
 
 def test_the_stores_clock_is_wrong(bucket: Bucket) -> None:
     bucket.store.publish(NAME, [DATA])
-    bucket.faults.arm(Fault.CLOCK_STEP, 1.0)
+    bucket.faults.arm(FaultKind.CLOCK_STEP, 1.0)
     shown = bucket.store.stat(NAME)
     assert shown is not None
     assert shown.modified_s != bucket.inner.stat(NAME).modified_s  # type: ignore[union-attr]
@@ -108,7 +115,7 @@ def test_a_page_may_end_early_and_goes_on(bucket: Bucket) -> None:
         bucket.inner.publish(f"{number}", [DATA])
     for seed in range(20):
         bucket.faults.rng.seed(seed)
-        bucket.faults.arm(Fault.PARTIAL, 0.5, limit=1)
+        bucket.faults.arm(FaultKind.PARTIAL, 0.5, limit=1)
         try:
             page = bucket.store.list("")
         except OSError:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvtier_bench.faults.faults import Fault
+from kvtier_bench.faults.faults import FaultKind
 from kvtier_bench.faults.suite import row, run, verdict
 from kvtier_bench.faults.tally import Tally
 from kvtier_bench.rows import read_report
@@ -14,7 +14,7 @@ def test_every_fault_meets_every_verb_on_both_stores(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w") as out:
         rows = run(path, tmp_path / "scratch", Console(file=out, width=200), operations=560)
     names = {each.name for each in rows}
-    assert len(names) == len(rows) == 2 * 6 * len(Fault)
+    assert len(names) == len(rows) == 2 * 6 * len(FaultKind)
     assert {"folder/read/bit flip", "object/scan/EIO", "folder/core/hung"} <= names
     assert sum(each.operations for each in rows) >= 560
     assert not any(each.value for each in rows)

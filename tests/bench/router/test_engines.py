@@ -10,9 +10,8 @@ from rich.console import Console
 from kvtier_bench.client import complete
 from kvtier_bench.progress import Steps
 from kvtier_bench.router import contest, engineruns, engines
-from kvtier_bench.router.contest import Router
-from kvtier_bench.router.engines import Plan, check_all, compare, measure_engines, rotated
-from kvtier_bench.router.fronts import TIERED
+from kvtier_bench.router.contest import TIERED, RunningRouter
+from kvtier_bench.router.engines import RouterPlan, check_all, compare, measure_engines, rotated
 from kvtier_bench.router.pair import replicas
 from kvtier_bench.router.traffic import Schedule
 from kvtier_bench.server import ServerFailed
@@ -24,13 +23,13 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "router"
 
 
 def test_everyone_is_first_in_turn() -> None:
-    routers = [Router(name, 1, None) for name in "abc"]  # type: ignore[arg-type]
+    routers = [RunningRouter(name, 1, None) for name in "abc"]  # type: ignore[arg-type]
     orders = ["".join(one.name for one in rotated(routers, by)) for by in range(4)]
     assert orders == ["abc", "bca", "cab", "abc"]
 
 
 def test_one_that_does_not_start_is_told_before_the_rounds(tmp_path: Path) -> None:
-    [router] = [Router("a", 1, None)]  # type: ignore[arg-type]
+    [router] = [RunningRouter("a", 1, None)]  # type: ignore[arg-type]
     check_all(["a"], [router], tmp_path)
     with pytest.raises(ServerFailed, match="b did not start"):
         check_all(["a", "b"], [router], tmp_path)
@@ -42,7 +41,7 @@ def test_a_small_one(tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, "SETTLE_S", 0.01)
     encode = WordEncoder()
     kept = []
-    plan = Plan(
+    plan = RouterPlan(
         model=make_folder(tmp_path),
         traffic=small(),
         rounds=2,
@@ -85,7 +84,7 @@ def test_another_answer_than_the_replicas_own_is_noticed(
 
     with replicas(tmp_path, small(), tmp_path) as started:
         port = started[0].server.endpoint.port
-        router = Router("a", port, None)  # type: ignore[arg-type]
+        router = RunningRouter("a", port, None)  # type: ignore[arg-type]
         assert compare(started, [router], arrivals, 4) == {"a": 0}
         monkeypatch.setattr(engines, "complete", garbled)
         assert compare(started, [router], arrivals, 4) == {"a": 2}

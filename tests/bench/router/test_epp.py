@@ -2,12 +2,12 @@ from kvtier.router.epp.envoy import Address, EnvoySettings, bootstrap
 from kvtier_bench.router import epp
 
 
-def cost(picker_us: float) -> epp.Cost:
-    return epp.Cost(picker_us=picker_us, envoy_us=100.0, p50_s=0.15, requests=10, wrong=0)
+def cost(picker_us: float) -> epp.PickerCost:
+    return epp.PickerCost(picker_us=picker_us, envoy_us=100.0, p50_s=0.15, requests=10, wrong=0)
 
 
 def test_the_rows_compare_with_full_duplex_in_the_median() -> None:
-    costs = {way: [cost(500.0), cost(100.0), cost(90.0)] for way in epp.WAYS}
+    costs = {setup: [cost(500.0), cost(100.0), cost(90.0)] for setup in epp.SETUPS}
     costs[epp.DUPLEX] = [cost(1000.0)]
     rows = {row.name: row for row in epp._cpu_rows(costs)}
     closing = rows["picker, 64 chunks, closed after the choice"]
@@ -41,7 +41,7 @@ def test_envoy_alone_has_nothing_of_the_picker() -> None:
 
 
 def test_each_way_is_another_one() -> None:
-    assert len({way.name for way in epp.WAYS}) == len(set(epp.WAYS)) == 5
+    assert len({setup.name for setup in epp.SETUPS}) == len(set(epp.SETUPS)) == 5
     assert epp.DUPLEX.is_observed
     assert epp.CLOSING_DUPLEX.shows_responses
     assert not epp.CLOSING_DUPLEX.is_observed

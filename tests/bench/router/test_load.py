@@ -3,11 +3,11 @@
 import pytest
 
 from kvtier_bench.router import answers
-from kvtier_bench.router.load import Answer, Order, Tally
+from kvtier_bench.router.load import AnswerParser, LoadOrder, LoadTally
 
 
-def fed(raw: bytes, piece: int) -> Answer:
-    answer = Answer()
+def fed(raw: bytes, piece: int) -> AnswerParser:
+    answer = AnswerParser()
     for start in range(0, len(raw), piece):
         answer.feed(raw[start : start + piece])
     return answer
@@ -30,8 +30,8 @@ def test_what_is_no_http_is_said() -> None:
 
 
 def test_one_byte_is_noticed() -> None:
-    tally = Tally(Order(port=1, kind="whole", clients=1))
-    answer = Answer()
+    tally = LoadTally(LoadOrder(port=1, kind="whole", clients=1))
+    answer = AnswerParser()
     answer.status = 200
     answer.body = bytearray(answers.whole(answers.mark(3)))
     tally.judge(3, answer)

@@ -8,12 +8,22 @@ from rich.console import Console
 
 from kvtier_bench.progress import Steps
 from kvtier_bench.router import contest, proxying
-from kvtier_bench.router.load import Outcome
-from kvtier_bench.router.proxying import CHUNKS, DIRECT, WHOLE, Idle, Sample, idle_rows, rows
+from kvtier_bench.router.load import LoadOutcome
+from kvtier_bench.router.proxying import (
+    CHUNKS,
+    DIRECT,
+    WHOLE,
+    IdleStreams,
+    RoundSample,
+    idle_rows,
+    rows,
+)
 
 
-def sample(cpu_s: float, p50_s: float = 0.01, wrong: int = 0) -> Sample:
-    return Sample(Outcome(requests=1000, wrong=wrong, failed=0, seconds=1, p50_s=p50_s), cpu_s)
+def sample(cpu_s: float, p50_s: float = 0.01, wrong: int = 0) -> RoundSample:
+    return RoundSample(
+        LoadOutcome(requests=1000, wrong=wrong, failed=0, seconds=1, p50_s=p50_s), cpu_s
+    )
 
 
 def test_the_peer_is_the_measure() -> None:
@@ -48,8 +58,8 @@ def test_a_wrong_answer_is_a_missed_row() -> None:
 
 
 def test_streams_that_were_never_heard_are_errors() -> None:
-    held = Outcome(requests=90, wrong=0, failed=0, seconds=1)
-    errors, memory = idle_rows({contest.DEFAULT: Idle(held, 100, 900_000)})
+    held = LoadOutcome(requests=90, wrong=0, failed=0, seconds=1)
+    errors, memory = idle_rows({contest.DEFAULT: IdleStreams(held, 100, 900_000)})
     assert (errors.value, errors.met) == (10, False)
     assert (memory.value, memory.met) == (10_000, True)
 

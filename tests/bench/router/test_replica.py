@@ -6,8 +6,8 @@ import urllib.request
 import pytest
 
 from kvtier_bench.router import contest, replica
-from kvtier_bench.router.contest import Load
-from kvtier_bench.router.load import Order
+from kvtier_bench.router.contest import LoadProcess
+from kvtier_bench.router.load import LoadOrder
 
 
 def test_length_of_a_body() -> None:
@@ -19,11 +19,11 @@ def test_every_kind_is_answered_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PYTHONPATH", ":".join(__import__("sys").path))
     with contest.replicas(2) as ports:
         for kind in ("whole", "chunks"):
-            with Load(Order(port=ports[1], kind=kind, clients=2, seconds=0.05)) as load:
+            with LoadProcess(LoadOrder(port=ports[1], kind=kind, clients=2, seconds=0.05)) as load:
                 outcome = load.hear()
             assert outcome.requests >= 2, outcome
             assert (outcome.wrong, outcome.failed) == (0, 0), outcome
-        with Load(Order(port=ports[0], kind="idle", clients=20)) as load:
+        with LoadProcess(LoadOrder(port=ports[0], kind="idle", clients=20)) as load:
             assert load.hear().requests == 20
             load.go_on()
             assert load.hear().failed == 0

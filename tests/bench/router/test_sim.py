@@ -4,16 +4,15 @@ import pytest
 from rich.console import Console
 
 from kvtier_bench.progress import Steps
-from kvtier_bench.router.sim import Result, Simulation, measure_sim, sim_rows
-from kvtier_bench.router.simpolicies import policies
-from kvtier_bench.router.simtrace import Shape, Words, make_sessions
+from kvtier_bench.router.sim import Simulation, SimulationResult, measure_sim, policies, sim_rows
+from kvtier_bench.router.simtrace import TraceShape, Words, make_sessions
 
 EXAMPLES = Path("examples/router")
-SHAPE = Shape(sessions=40, groups=4, arrivals_s=10.0)
+SHAPE = TraceShape(sessions=40, groups=4, arrivals_s=10.0)
 QUIET = Steps(Console(quiet=True), 1)
 
 
-def result(name: str, seed: int = 1) -> Result:
+def result(name: str, seed: int = 1) -> SimulationResult:
     sessions = list(make_sessions(SHAPE, seed))
     return Simulation(policies(EXAMPLES)[name], sessions, Words(), 4).run()
 
@@ -37,8 +36,8 @@ def test_a_session_that_comes_back_is_sent_to_its_prefix(name: str) -> None:
 
 def test_expected_ttft_has_to_beat_every_other() -> None:
     results = {
-        "round-robin": Result([1.0, 2.0], 10, 1, 2),
-        "expected-ttft": Result([0.5, 3.0], 10, 1, 2),
+        "round-robin": SimulationResult([1.0, 2.0], 10, 1, 2),
+        "expected-ttft": SimulationResult([0.5, 3.0], 10, 1, 2),
     }
     found = {row.name: row for row in sim_rows(results)}
     mean = found["simulated, expected-ttft: mean time to first token"]

@@ -1,7 +1,7 @@
 import pytest
 
-from kvtier_bench.router.simreplica import Holding, Job, Rates, Replica
-from kvtier_bench.router.simtrace import Turn
+from kvtier_bench.router.simreplica import Holding, Job, Rates, SimulatedReplica
+from kvtier_bench.router.simtrace import SessionTurn
 
 RATES = Rates(
     device_tokens=3000,
@@ -13,8 +13,8 @@ RATES = Rates(
 )
 
 
-def turn(session: int, system: int = 1000, own: int = 1000, answer: int = 10) -> Turn:
-    return Turn(((0,), (0, session, 0)), (system, own), answer, 1.0)
+def turn(session: int, system: int = 1000, own: int = 1000, answer: int = 10) -> SessionTurn:
+    return SessionTurn(((0,), (0, session, 0)), (system, own), answer, 1.0)
 
 
 def job(session: int, **sizes: int) -> Job:
@@ -33,7 +33,7 @@ def test_the_end_of_a_prefix_leaves_first() -> None:
 
 
 def test_what_is_held_is_not_computed() -> None:
-    replica = Replica("a", RATES)
+    replica = SimulatedReplica("a", RATES)
     first = job(1)
     replica.waiting.append(first)
     started = replica.start(0.0)
@@ -58,7 +58,7 @@ def test_what_is_held_is_not_computed() -> None:
 
 
 def test_one_prefill_at_a_time_and_only_what_fits() -> None:
-    replica = Replica("a", RATES)
+    replica = SimulatedReplica("a", RATES)
     first, second = job(1), job(2)
     replica.waiting.extend((first, second))
     assert replica.start(0.0) is not None
@@ -73,13 +73,13 @@ def test_one_prefill_at_a_time_and_only_what_fits() -> None:
 
 
 def test_a_prompt_too_long_for_the_device_runs_alone() -> None:
-    replica = Replica("a", RATES)
+    replica = SimulatedReplica("a", RATES)
     replica.waiting.append(job(1, own=5000))
     assert replica.start(0.0) is not None
 
 
 def test_the_next_prefill_waits_for_the_one_before() -> None:
-    replica = Replica("a", RATES)
+    replica = SimulatedReplica("a", RATES)
     replica.waiting.extend((job(1, own=100), job(2, own=100)))
     assert replica.start(0.0) is not None
     assert replica.start(0.0) is None

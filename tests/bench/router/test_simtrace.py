@@ -1,8 +1,8 @@
 from itertools import pairwise
 
-from kvtier_bench.router.simtrace import Shape, Words, make_sessions
+from kvtier_bench.router.simtrace import TraceShape, Words, make_sessions
 
-SHAPE = Shape(sessions=20, groups=3)
+SHAPE = TraceShape(sessions=20, groups=3)
 
 
 def test_a_turn_goes_on_from_the_one_before() -> None:

@@ -4,14 +4,14 @@ import pytest
 from rich.console import Console
 
 from kvtier_bench.router import sim, suite
-from kvtier_bench.router.simtrace import Shape
+from kvtier_bench.router.simtrace import TraceShape
 from kvtier_bench.rows import read_report
 
 
 def test_parts_come_into_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim, "Shape", lambda: Shape(sessions=10))
+    monkeypatch.setattr(sim, "TraceShape", lambda: TraceShape(sessions=10))
     path = tmp_path / "router.json"
-    setting = suite.Setting(
+    setting = suite.RouterSetting(
         scratch=tmp_path,
         examples=Path("examples/router"),
         envoy=tmp_path / "none",

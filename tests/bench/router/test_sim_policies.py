@@ -5,15 +5,15 @@ import pytest
 from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.choose.base import InferenceRequest
-from kvtier_bench.router.simpolicies import policies
-from kvtier_bench.router.simreplica import Rates, Replica
+from kvtier_bench.router.sim import policies
+from kvtier_bench.router.simreplica import Rates, SimulatedReplica
 
 EXAMPLES = Path("examples/router")
 
 
 @pytest.mark.parametrize("name", list(policies(EXAMPLES)))
 def test_every_policy_chooses(name: str) -> None:
-    endpoints = [Replica(one, Rates()).endpoint for one in ("a", "b")]
+    endpoints = [SimulatedReplica(one, Rates()).endpoint for one in ("a", "b")]
     profile = policies(EXAMPLES)[name](endpoints)
     request = InferenceRequest(request_id="1", model="m", prompt=TokenPrompt(range(500), "m"))
     decision = profile.decide(request, endpoints, 0.0)
@@ -23,7 +23,7 @@ def test_every_policy_chooses(name: str) -> None:
 
 def test_indexes_have_the_sizes_that_replicas_tell() -> None:
     small = Rates(device_tokens=192, ram_tokens=320)
-    endpoints = [Replica(one, small).endpoint for one in ("a", "b")]
+    endpoints = [SimulatedReplica(one, small).endpoint for one in ("a", "b")]
     profile = policies(EXAMPLES)["expected-ttft"](endpoints)
     request = InferenceRequest(request_id="1", model="m", prompt=TokenPrompt(range(1000), "m"))
     first = profile.decide(request, endpoints, 0.0)

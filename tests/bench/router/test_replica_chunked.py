@@ -2,7 +2,7 @@ import asyncio
 import json
 
 from kvtier_bench.router import answers
-from kvtier_bench.router.framed import FramedReplica, unchunked
+from kvtier_bench.router.replica import ChunkedStubReplica, unchunked
 
 
 def test_chunks_are_joined_and_what_follows_is_left() -> None:
@@ -15,7 +15,7 @@ def test_chunks_are_joined_and_what_follows_is_left() -> None:
 def test_both_ways_of_framing_are_answered_alike_however_they_come_in_pieces() -> None:
     async def ask(request: bytes, step: int) -> bytes:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(FramedReplica, "127.0.0.1", 0)
+        server = await loop.create_server(ChunkedStubReplica, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for at in range(0, len(request), step):

@@ -1,14 +1,13 @@
 import pytest
 
 from kvtier_bench.router import contest
-from kvtier_bench.router.enginerows import Runs, engine_rows
-from kvtier_bench.router.engineruns import Run
-from kvtier_bench.router.fronts import OTHERS, OURS, TIERED
-from kvtier_bench.router.openloop import Answer
+from kvtier_bench.router.contest import OTHERS, OURS, TIERED
+from kvtier_bench.router.engineruns import RouterRun, RouterRuns, engine_rows
+from kvtier_bench.router.traffic import ArrivalResult
 from kvtier_bench.runs import RunSummary
 
 
-def run(mean_s: float, errors: int = 0, wrong: int = 0) -> Run:
+def run(mean_s: float, errors: int = 0, wrong: int = 0) -> RouterRun:
     summary = RunSummary(
         mean_ttft_s=mean_s,
         p90_ttft_s=2 * mean_s,
@@ -18,18 +17,18 @@ def run(mean_s: float, errors: int = 0, wrong: int = 0) -> Run:
         cpu_s_per_request=6.0,
         hit_rates={"device": 0.25, "ram": 0.5},
     )
-    return Run(
+    return RouterRun(
         summary=summary,
         p50_ttft_s=mean_s / 2,
         by_replica=[6, 2],
         errors=errors,
         wrong=wrong,
         router_cpu_s=0.1,
-        answers=[Answer(label="0/0", due_s=0.0, late_s=0.0)] * 8,
+        answers=[ArrivalResult(label="0/0", due_s=0.0, late_s=0.0)] * 8,
     )
 
 
-def everybody() -> Runs:
+def everybody() -> RouterRuns:
     runs = {name: [run(1.0), run(3.0), run(2.0)] for name in OTHERS}
     runs[contest.DEFAULT] = [run(0.5), run(2.7), run(1.5)]
     runs[TIERED] = [run(2.0), run(3.0), run(4.0)]

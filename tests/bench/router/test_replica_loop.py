@@ -3,12 +3,12 @@ import sys
 
 _PROGRAM = """
 import asyncio, sys
-from kvtier_bench.router import loop
+from kvtier_bench.router.replica import run_in_loop
 async def main():
     await asyncio.sleep(0)
     return "done"
 sys.path = [path for path in sys.path if {kept}]
-print(loop.run(main()))
+print(run_in_loop(main()))
 """
 
 

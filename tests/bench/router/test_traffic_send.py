@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from kvtier.clock import VirtualClock
-from kvtier_bench.client import Endpoint
-from kvtier_bench.router.openloop import send
-from kvtier_bench.router.traffic import Arrival
+from kvtier_bench.client import ServerAddress
+from kvtier_bench.router.traffic import Arrival, send
 
 EVENTS = (
     b'data: {"choices": [{"text": "yes"}]}\n\n'
@@ -34,11 +33,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
+def endpoint() -> Iterator[ServerAddress]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield Endpoint("127.0.0.1", server.server_port, "small")
+    yield ServerAddress("127.0.0.1", server.server_port, "small")
     server.shutdown()
     thread.join()
     server.server_close()
@@ -51,7 +50,7 @@ class LateClock(VirtualClock):
         super().sleep(seconds + 2.0 if seconds else 0.0)
 
 
-def test_nobody_waits_for_an_answer_of_another(endpoint: Endpoint) -> None:
+def test_nobody_waits_for_an_answer_of_another(endpoint: ServerAddress) -> None:
     arrivals = [Arrival(0, 0, 0.0, "a", 2), Arrival(1, 0, 5.0, "b", 2)]
     clock = VirtualClock()
     answers = send(endpoint, arrivals, 1, clock)
@@ -60,7 +59,7 @@ def test_nobody_waits_for_an_answer_of_another(endpoint: Endpoint) -> None:
     assert clock.now_s() >= 5.0
 
 
-def test_a_client_that_falls_behind_hides_nothing(endpoint: Endpoint) -> None:
+def test_a_client_that_falls_behind_hides_nothing(endpoint: ServerAddress) -> None:
     arrivals = [Arrival(0, 0, 1.0, "a", 2), Arrival(1, 0, 1.0, "b", 2)]
     answers = send(endpoint, arrivals, 1, LateClock())
     for one in answers:
@@ -70,7 +69,7 @@ def test_a_client_that_falls_behind_hides_nothing(endpoint: Endpoint) -> None:
         assert one.completion.e2e_s >= one.completion.ttft_s
 
 
-def test_what_fails_is_an_answer_too(endpoint: Endpoint) -> None:
+def test_what_fails_is_an_answer_too(endpoint: ServerAddress) -> None:
     [answer] = send(endpoint, [Arrival(0, 0, 0.0, "refused", 1)], 1, VirtualClock())
     assert answer.completion is None
     assert "500" in answer.error

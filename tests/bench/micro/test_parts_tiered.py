@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvtier.testing.memory_tier import MemoryTier
-from kvtier_bench.micro.contenders import Tiered, each_part, memory
+from kvtier_bench.micro.parts import Tiered, each_part, memory
 
 
 @pytest.fixture

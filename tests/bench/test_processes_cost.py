@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier_bench.evict.process import count_calls, run_measured
+from kvtier_bench.processes import count_calls, run_measured
 
 BUSY = """
 import subprocess, sys, time

@@ -1,21 +1,21 @@
 from pathlib import Path
 
-from kvtier_bench.client import Endpoint
+from kvtier_bench.client import ServerAddress
 from kvtier_bench.router import contest
-from kvtier_bench.router.fronts import OTHERS, OURS, PROFILE, TIERED, fronts
-from kvtier_bench.router.pair import Replica, settings
+from kvtier_bench.router.contest import OTHERS, OURS, PROFILE, TIERED, fronts
+from kvtier_bench.router.pair import EngineReplica, settings
 from kvtier_bench.server import Server
 from tests.bench.router.test_traffic import small
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "router"
 
 
-def two(scratch: Path) -> list[Replica]:
+def two(scratch: Path) -> list[EngineReplica]:
     made = []
     for number in (0, 1):
         server = Server(settings(Path("m"), small(), scratch, number, (1, 2)))
-        server.endpoint = Endpoint("127.0.0.1", 8_000 + number, "served")
-        made.append(Replica(server, f"tcp://h:{number}", f"tcp://h:{number + 10}"))
+        server.endpoint = ServerAddress("127.0.0.1", 8_000 + number, "served")
+        made.append(EngineReplica(server, f"tcp://h:{number}", f"tcp://h:{number + 10}"))
     return made
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtier_bench.kill import processes
-from kvtier_bench.kill.processes import Cast
+from kvtier_bench.kill import suite
 from kvtier_bench.kill.roles import Board, Life
+from kvtier_bench.kill.suite import Cast
 
 
 def tell(life: Life) -> None:
@@ -41,7 +41,7 @@ def seeds() -> Iterator[int]:
 def test_who_is_killed_begins_anew(
     tmp_path: Path, seeds: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "ROLES", {"teller": tell})
+    monkeypatch.setattr(suite, "ROLES", {"teller": tell})
     cast = Cast(tmp_path, Board(), ["teller", "teller"], lambda: next(seeds))
     first = pids(tmp_path, 2)
     cast.kill(0)
@@ -60,7 +60,7 @@ def test_who_ends_by_itself_is_counted(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(processes, "ROLES", {"failer": lambda life: 1 // 0})
+    monkeypatch.setattr(suite, "ROLES", {"failer": lambda life: 1 // 0})
     cast = Cast(tmp_path, Board(), ["failer"], lambda: next(seeds))
     os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     cast.end()
@@ -71,7 +71,7 @@ def test_who_ends_by_itself_is_counted(
 def test_a_child_sees_that_its_parent_is_gone(
     tmp_path: Path, seeds: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "ROLES", {"teller": tell})
+    monkeypatch.setattr(suite, "ROLES", {"teller": tell})
     parent = os.fork()
     if not parent:
         try:

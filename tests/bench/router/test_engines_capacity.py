@@ -1,9 +1,9 @@
 import pytest
 
 from kvtier.clock import VirtualClock
-from kvtier_bench.client import Endpoint
-from kvtier_bench.router import capacity
-from kvtier_bench.router.capacity import deal, requests_per_minute
+from kvtier_bench.client import ServerAddress
+from kvtier_bench.router import engines
+from kvtier_bench.router.engines import deal, requests_per_minute
 from kvtier_bench.router.traffic import Arrival
 
 ARRIVALS = [
@@ -21,11 +21,11 @@ def test_the_rate_is_that_of_all_together(monkeypatch: pytest.MonkeyPatch) -> No
     clock = VirtualClock()
     asked = []
 
-    def takes_three(endpoint: Endpoint, prompts: list[str], *_: int) -> None:
+    def takes_three(endpoint: ServerAddress, prompts: list[str], *_: int) -> None:
         asked.append((endpoint.port, len(prompts)))
         clock.advance(1.5)
 
-    monkeypatch.setattr(capacity, "complete_all", takes_three)
-    endpoints = [Endpoint("127.0.0.1", port, "m") for port in (1, 2)]
+    monkeypatch.setattr(engines, "complete_all", takes_three)
+    endpoints = [ServerAddress("127.0.0.1", port, "m") for port in (1, 2)]
     assert requests_per_minute(endpoints, ARRIVALS, 4, clock) == pytest.approx(6 * 60 / 3)
     assert sorted(asked) == [(1, 4), (2, 2)]

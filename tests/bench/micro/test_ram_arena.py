@@ -2,13 +2,13 @@
 
 import pytest
 
-from kvtier_bench.micro import arena
+from kvtier_bench.micro import ram
 
 
 def test_a_small_machine_gets_a_small_arena(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arena, "memory_available", lambda: 2 << 30)
-    monkeypatch.setattr(arena, "_SLOT_BYTES", 4096)
-    (row,) = arena.measure_arena()
+    monkeypatch.setattr(ram, "memory_available", lambda: 2 << 30)
+    monkeypatch.setattr(ram, "_SLOT_BYTES", 4096)
+    (row,) = ram.measure_arena()
     assert row.name.startswith("arena of 1 GiB")
     assert row.unit == "s"
     assert row.met is not None
