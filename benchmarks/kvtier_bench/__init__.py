@@ -1,1 +1,1 @@
-"""Measuring: rows of name, value, unit, reference, ratio, target and met."""
+"""The benchmarks of kvtier: each returns rows, which are compared with references and targets."""

@@ -1,8 +1,8 @@
-"""A streaming client of the OpenAI completions endpoint that times what a user feels.
+"""A streaming client of the OpenAI completions API that measures latencies as a user sees them.
 
-Why its own: time to first token is taken when the first token's bytes arrive, with nothing
-between the socket and the clock, and the standard library is enough for that. Requests are
-greedy and of fixed length, so that two servers can be compared token for token.
+It uses only the standard library, so that nothing lies between the socket and the clock when the
+first token's bytes arrive. Requests are greedy and of fixed length, so that the answers of two
+servers can be compared token by token.
 """
 
 import http.client
@@ -20,11 +20,11 @@ REQUEST_TIMEOUT_S = 600.0
 
 
 class RequestFailed(KVTierError):
-    """The server refused or broke off a request; the message carries what it said."""
+    """A request that the server refused or broke off; the message contains its answer."""
 
 
 class ServerAddress(msgspec.Struct, frozen=True):
-    """Where a server listens and the name it serves its model under."""
+    """The address of a server, and the name under which it serves its model."""
 
     host: str
     port: int
@@ -32,7 +32,7 @@ class ServerAddress(msgspec.Struct, frozen=True):
 
 
 class CompletionResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One answered request. Times are seconds from the moment it was sent."""
+    """The answer to one request, with latencies in seconds since the request was sent."""
 
     text: str
     ttft_s: float
@@ -45,10 +45,10 @@ class CompletionResult(msgspec.Struct, frozen=True, kw_only=True):
 def complete(
     endpoint: ServerAddress, prompt: str | Sequence[int], output_len: int, salt: str = ""
 ) -> CompletionResult:
-    """Send one greedy request of exactly `output_len` tokens and wait for all of it.
+    """Request exactly `output_len` tokens with greedy sampling, and wait for the whole answer.
 
-    `prompt` is text, or token ids. `salt` keeps a run's cached blocks apart from every other run's.
-    Blocks; raises RequestFailed for any status but 200 and for a stream that breaks off.
+    `prompt` is text or token ids. Requests of different `salt` share no cached blocks. Raises
+    RequestFailed for any status but 200 and for a stream that breaks off.
     """
     body: dict[str, Any] = {
         "model": endpoint.model,
@@ -84,7 +84,7 @@ def complete_all(
     concurrency: int,
     salt: str = "",
 ) -> list[CompletionResult]:
-    """Answers in the order of `prompts`, with `concurrency` requests in flight at all times."""
+    """Complete all prompts, `concurrency` at a time; return the answers in the prompts' order."""
     with ThreadPoolExecutor(concurrency, thread_name_prefix="bench-client") as pool:
         pending = [pool.submit(complete, endpoint, each, output_len, salt) for each in prompts]
         try:
@@ -109,7 +109,7 @@ def _read_stream(response: http.client.HTTPResponse, started_s: float) -> Comple
         usage = event.get("usage") or usage
     e2e_s = perf_s() - started_s
     if ttft_s is None or usage is None:
-        raise RequestFailed("the stream ended without a token and its usage")
+        raise RequestFailed("the stream ended without any token or without its usage")
     details = usage.get("prompt_tokens_details") or {}
     return CompletionResult(
         text="".join(pieces),

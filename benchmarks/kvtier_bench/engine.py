@@ -1,10 +1,10 @@
-"""The engine benchmark: every contestant, every workload, round after round.
+"""The engine benchmark: every contestant runs every workload in every round.
 
-How it keeps itself honest: one server at a time with equal flags; each round starts every
-contestant afresh, in an order that the round's seed shuffles; the workload's order is the
-same for all contestants of a round and differs between rounds; caches are emptied before
-each run; a warm-up precedes the first. The report is rewritten after every round, so that a
-run cut off keeps what it measured.
+The comparison is fair because one server runs at a time, all with equal flags; each round starts
+every contestant anew, in an order shuffled by the round's seed; the order of requests is the same
+for all contestants of a round and differs between rounds; caches are emptied before each run; and a
+warm-up precedes the first run. The report is rewritten after every round, so that an interrupted
+benchmark keeps its finished rounds.
 """
 
 import tempfile
@@ -29,7 +29,10 @@ WARM_UP_LENGTHS = [1500, 700, 1100]
 
 
 class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. `scratch` holds logs and disk tiers; `peers` the other systems' specs."""
+    """What to measure: workloads, contestants and rounds.
+
+    `scratch` is the folder for logs and disk tiers; `peers` the one with other systems' specs.
+    """
 
     model: Path
     workloads: list[Workload]
@@ -40,7 +43,7 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     peers: Path
 
     def check(self) -> None:
-        """Raises InvalidSettings for a plan that could not give a fair comparison."""
+        """Raise InvalidSettings for a plan that cannot give a fair comparison."""
         known = lineup(self.scratch)
         unknown = [name for name in self.contestants if name not in known]
         if unknown:
@@ -60,18 +63,18 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measurements:
-    """Runs by workload and contestant, growing round by round."""
+    """The runs so far, by workload and contestant."""
 
     def __init__(self, plan: EnginePlan) -> None:
         self._plan = plan
         self.runs: dict[str, Runs] = {workload.name: {} for workload in plan.workloads}
 
     def add(self, workload: str, contestant: str, run: Run) -> None:
-        """Keep one round's run."""
+        """Add one run of a contestant."""
         self.runs[workload].setdefault(contestant, []).append(run)
 
     def rows(self) -> list[Row]:
-        """Rows over the rounds so far."""
+        """Return the rows over all rounds so far."""
         rows: list[Row] = []
         for workload in self._plan.workloads:
             fits = workload.working_set_ratio <= 1
@@ -80,7 +83,7 @@ class Measurements:
         return rows
 
     def medians(self, workload: str) -> list[tuple[str, RunSummary]]:
-        """Title and medians of every contestant so far, in the line-up's order."""
+        """Return title and median run of every contestant so far, in the order of the lineup."""
         titles = lineup(self._plan.scratch)
         return [
             (titles[name].title, median_summary([run.summary for run in runs]))
@@ -88,7 +91,7 @@ class Measurements:
         ]
 
     def report(self) -> BenchmarkReport:
-        """Rows, and every run's numbers behind them."""
+        """Return a report with the rows and the numbers of every run."""
         details: dict[str, Any] = {
             "workloads": [msgspec.to_builtins(workload) for workload in self._plan.workloads],
             "rounds_planned": self._plan.rounds,
@@ -114,7 +117,7 @@ def measure(
     keep: Callable[[Measurements], None],
     clock: Clock | None = None,
 ) -> Measurements:
-    """Run the whole plan; `keep` is called after every round."""
+    """Run the whole plan and return its measurements; call `keep` after every round."""
     plan.check()
     clock = clock or MonotonicClock()
     measurements = Measurements(plan)
@@ -141,7 +144,7 @@ def _measure_contestant(
     clock: Clock,
 ) -> None:
     plan.scratch.mkdir(parents=True, exist_ok=True)
-    # A disk tier that survives restarts must not bring a round's blocks into the next.
+    # A disk tier survives restarts; in a new folder no round finds the blocks of an earlier one.
     with (
         tempfile.TemporaryDirectory(dir=plan.scratch, prefix="disk-") as disk,
         Server(server_settings(plan, lineup(Path(disk).resolve())[name])) as server,
@@ -151,13 +154,13 @@ def _measure_contestant(
         for workload in plan.workloads:
             for prompts in orders[workload.name]:
                 steps.tell(f"{workload.name}: {workload.requests} requests")
-                server.forget_everything()
+                server.reset_all()
                 run = run_workload(server, workload, prompts, clock=clock)
                 measurements.add(workload.name, name, run)
 
 
 def _orders(workload: Workload, encode: Encode, seed: int) -> list[list[WorkloadPrompt]]:
-    """Each run of the round has an order of its own, the same for every contestant."""
+    """Return the prompts of each run of a round, in orders that are equal for all contestants."""
     first = seed * workload.runs_per_round
     return [
         build_prompts(workload, encode, first + number) for number in range(workload.runs_per_round)
@@ -165,7 +168,7 @@ def _orders(workload: Workload, encode: Encode, seed: int) -> list[list[Workload
 
 
 def server_settings(plan: EnginePlan, contestant: Contestant) -> ServerSettings:
-    """The contestant's server: equal to all others but for its connector and device cache."""
+    """Return a contestant's settings; only connector, device cache and PYTHONPATH differ."""
     return ServerSettings(
         model=plan.model,
         device_blocks=contestant.device_blocks or plan.workloads[0].device_blocks,
@@ -176,9 +179,9 @@ def server_settings(plan: EnginePlan, contestant: Contestant) -> ServerSettings:
 
 
 def warm_up(server: Server, encode: Encode, lengths: Sequence[int] = WARM_UP_LENGTHS) -> None:
-    """Every path once before anything is timed: prefill, decode, save, device hit, load."""
+    """Take every code path once before the timing: prefill, decode, save, device hit and load."""
     for prompt in distinct_prompts(encode, list(lengths)):
         complete(server.endpoint, prompt, output_len=8, salt="warm-up")
         complete(server.endpoint, prompt, output_len=8, salt="warm-up")
-        server.forget_device()
+        server.reset_device()
         complete(server.endpoint, prompt, output_len=8, salt="warm-up")

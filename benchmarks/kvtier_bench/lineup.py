@@ -1,6 +1,6 @@
-"""Who runs in the engine benchmark, and how each one's server differs from vLLM alone.
+"""The contestants of the engine benchmark, and how each one's server differs from vLLM alone.
 
-Everything else is equal: model, flags, thread binding, workload, order and seed.
+Everything else is equal for all of them: model, flags, thread binding, workload, order and seed.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import msgspec
 RAM_BYTES = 2 * 1024**3
 DISK_CAPACITY = "6GiB"
 LIMIT_BLOCKS = 400
-"""A device cache that holds every block of every workload here."""
+"""Blocks of a device cache that holds every block of every workload."""
 
 ALONE = "vllm-alone"
 NATIVE = "vllm-tiering"
@@ -22,20 +22,20 @@ LIMIT = "limit"
 
 
 class Contestant(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the comparison."""
+    """One configuration of vLLM that takes part in the comparison."""
 
     name: str
     title: str
     kv_transfer: Mapping[str, Any] | None = None
     device_blocks: int | None = None
-    """None: as many as the workloads are sized against."""
+    """Blocks of the device cache; None for the number that the workloads are sized against."""
     needs_peers: bool = False
-    """Its server imports from benchmarks/peers."""
+    """Whether its server imports from benchmarks/peers."""
 
 
 def lineup(disk: Path) -> dict[str, Contestant]:
-    """All contestants in the order they are shown; `disk` is where a disk tier may write."""
-    everyone = [
+    """Return all contestants by name in display order; a disk tier writes below `disk`."""
+    contestants = [
         Contestant(name=ALONE, title="vLLM alone"),
         Contestant(
             name=NATIVE,
@@ -55,7 +55,7 @@ def lineup(disk: Path) -> dict[str, Contestant]:
         ),
         Contestant(name=LIMIT, title="limit: everything on the device", device_blocks=LIMIT_BLOCKS),
     ]
-    return {contestant.name: contestant for contestant in everyone}
+    return {contestant.name: contestant for contestant in contestants}
 
 
 def kvtier_transfer(
@@ -64,7 +64,7 @@ def kvtier_transfer(
     capacity: str = DISK_CAPACITY,
     shared: Path | None = None,
 ) -> dict[str, Any]:
-    """The --kv-transfer-config that puts kvtier under vLLM."""
+    """Return the `--kv-transfer-config` that gives vLLM the tiers of kvtier."""
     tiers: dict[str, Any] = {"ram": f"{ram_bytes // 1024**2}MiB"}
     if disk is not None:
         tiers["disk"] = {"path": str(disk), "capacity": capacity}

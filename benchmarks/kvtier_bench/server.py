@@ -1,12 +1,12 @@
-"""A real vLLM server as a child process: started, watched, measured and surely stopped.
+"""A real vLLM server as a child process: start, health, measurements and termination.
 
-Why a child and not a library call: what users run is the server, and its CPU seconds, its
-restart and its death can only be seen from outside. Every server of a comparison gets the
-same flags and the same explicit thread binding. Without that, vLLM on a small CPU machine
-gives an engine with a connector a second core, and the cache is praised for it.
+It is a child process because users run the server, and because CPU time and restarts can only be
+observed from outside. Every server of a comparison gets the same flags and the same explicit thread
+binding; without the binding, vLLM on a small CPU machine gives an engine with a connector a second
+core, and the gain would be attributed to the cache.
 
-Invariants: loopback only; one session per server; after `stop` no process of the session is
-left, nor the shared-memory file that vLLM's own offloading leaves behind.
+Invariants: servers listen on loopback only; each has a session of its own; after `stop` neither a
+process of the session nor its shared-memory files are left.
 """
 
 import http.client
@@ -36,9 +36,9 @@ HOST = "127.0.0.1"
 PROGRAM = "vllm.entrypoints.openai.api_server"
 STOP_GRACE_S = 30.0
 ABORT_GRACE_S = 3.0
-"""vLLM ignores SIGTERM while it starts, and has nothing to lose then."""
+"""Grace for a server that is still starting: vLLM ignores SIGTERM then and has no state to lose."""
 SHARED_MEMORY = ("/dev/shm/vllm_offload_", "/dev/shm/vllm_dist_", "/dev/shm/psm_")
-"""vLLM shares these files between its processes, and leaves some behind when it ends."""
+"""Prefixes of files that vLLM shares between its processes and may leave behind."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -48,14 +48,14 @@ Tell = Callable[[str], None]
 
 
 class ServerFailed(KVTierError):
-    """The server did not come up, or went down; the message carries what its log says of it."""
+    """A server that did not start or ended; the message contains the relevant part of its log."""
 
 
 def usual_dtype(cpu_info: Path) -> str:
-    """The model's own, except where that is bfloat16 in slow motion.
+    """Return `float32` for an x86 CPU without AVX-512, otherwise `auto`, the model's own type.
 
-    An x86 CPU without AVX-512 works on bfloat16 ten times slower than on float32. `cpu_info` is
-    Linux's; where it says nothing of the kind, the engine decides.
+    Such a CPU computes ten times slower in bfloat16 than in float32. `cpu_info` is the path of
+    Linux's /proc/cpuinfo.
     """
     try:
         flags = re.search(r"^flags\s*:(.*)$", cpu_info.read_text(), re.MULTILINE)
@@ -65,7 +65,7 @@ def usual_dtype(cpu_info: Path) -> str:
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine, up to what differs between the rows of a comparison."""
+    """The settings of one server; the defaults are the same for all servers of a comparison."""
 
     model: Path
     device_blocks: int
@@ -73,17 +73,17 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_transfer: Mapping[str, Any] | None = None
     """vLLM's --kv-transfer-config; None runs vLLM alone."""
     kv_events: Mapping[str, Any] | None = None
-    """vLLM's --kv-events-config; None: it tells nobody what it holds."""
+    """vLLM's --kv-events-config; None publishes no KV events."""
     flags: tuple[str, ...] = ()
-    """Further ones of vLLM."""
+    """Further command-line flags of vLLM."""
     python_path: tuple[Path, ...] = ()
-    """Folders the engine imports extra modules from."""
+    """Folders from which the engine imports additional modules."""
     served_as: str = "smollm2-135m"
     dtype: str = msgspec.field(default_factory=lambda: usual_dtype(CPU_INFO))
     max_model_len: int = 8192
     kv_space_gib: int = 2
     omp_cores: str = "0"
-    """Cores that compute; the others are left for the server and for I/O."""
+    """The cores that compute; the others are left to the server and to I/O."""
     start_timeout_s: float = 400.0
     forked: bool = True
     """Fork a process that has imported vLLM; False starts a new interpreter, as users do."""
@@ -102,7 +102,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return [*command, *self.flags]
 
     def environment(self) -> dict[str, str]:
-        """The caller's environment and what every row must have alike."""
+        """Return the caller's environment with the variables that all servers share."""
         inherited = os.environ.get("PYTHONPATH", "")
         path = [*map(str, self.python_path), *filter(None, [inherited])]
         return {
@@ -117,7 +117,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server:
-    """A running server; a context manager, so that an error or Ctrl-C ends it too."""
+    """A vLLM server. As a context manager it also stops after an error or Ctrl-C."""
 
     def __init__(self, settings: ServerSettings, clock: Clock | None = None) -> None:
         self._settings = settings
@@ -127,7 +127,10 @@ class Server:
         self.endpoint = ServerAddress(HOST, 0, settings.served_as)
 
     def start(self, tell: Tell) -> float:
-        """Start and wait until healthy; seconds it took. Raises ServerFailed."""
+        """Start the server, wait until it is healthy, and return the seconds that took.
+
+        `tell` is called with news of the progress. Raises ServerFailed.
+        """
         port = free_port()
         settings = self._settings
         settings.log.parent.mkdir(parents=True, exist_ok=True)
@@ -144,10 +147,10 @@ class Server:
             raise
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """End every process of the server and what it leaves in memory. Idempotent.
+        """Stop every process of the server and remove its shared-memory files. Idempotent.
 
-        From any thread: the one that starts it ends it when it does not come up, while another
-        may have had enough. Either returns when all is gone.
+        Safe from any thread, also while another thread starts or stops the server; returns when
+        everything has ended.
         """
         with self._ending:
             process = self._process
@@ -159,21 +162,21 @@ class Server:
                 path.unlink(missing_ok=True)
             self._process = None
 
-    def forget_device(self) -> None:
-        """Empty the device's prefix cache and leave every lower tier as it is."""
+    def reset_device(self) -> None:
+        """Reset the device's prefix cache, and leave the lower tiers as they are."""
         self._reset("/reset_prefix_cache")
 
-    def forget_everything(self) -> None:
-        """Empty the device's prefix cache and what the connector keeps."""
+    def reset_all(self) -> None:
+        """Reset the device's prefix cache and the tiers of the connector."""
         self._reset("/reset_prefix_cache?reset_external=true")
 
     def cpu_s(self) -> float:
-        """CPU seconds of all the server's processes so far."""
+        """Return the CPU seconds that all processes of the server have used so far."""
         process = self._process
         return 0.0 if process is None else session_cpu_s(process.pid)
 
     def metrics(self) -> list[Sample]:
-        """Every sample of /metrics."""
+        """Return every sample of /metrics."""
         status, body = self._request("GET", "/metrics")
         if status != http.client.OK:
             raise ServerFailed(f"/metrics answered {status}")
@@ -213,7 +216,7 @@ class Server:
             return False
 
     def _reset(self, path: str) -> None:
-        # Refused while a transfer is still on its way: ask again until it is done.
+        # vLLM refuses the reset while a transfer is in flight, so repeat it until it succeeds.
         deadline_s = self._clock.now_s() + 30.0
         while self._clock.now_s() < deadline_s:
             status, body = self._request("POST", path)
@@ -233,11 +236,11 @@ class Server:
 
     def _log_excerpt(self) -> str:
         lines = self._settings.log.read_text(errors="replace").splitlines()
-        return "\n".join([f"From {self._settings.log}:", *telling_lines(lines)])
+        return "\n".join([f"From {self._settings.log}:", *relevant_lines(lines)])
 
 
 def _launch(settings: ServerSettings, port: int, log: IO[bytes]) -> ChildProcess:
-    """Start the server as the leader of a session of its own; it writes to `log`."""
+    """Start the server in a session of its own, with its output in `log`."""
     environment = settings.environment()
     arguments = settings.arguments(port)
     if settings.forked:
@@ -253,10 +256,10 @@ def _launch(settings: ServerSettings, port: int, log: IO[bytes]) -> ChildProcess
     )
 
 
-def telling_lines(lines: list[str]) -> list[str]:
-    """Of a log, the first exception and what led to it; its end where there is none.
+def relevant_lines(lines: list[str]) -> list[str]:
+    """Return the first exception of a log and the lines before it; the log's end without one.
 
-    Not simply the end: an engine that dies says much more while it shuts down.
+    The end alone would not do: an engine that fails logs much more while it shuts down.
     """
     for number, line in enumerate(lines):
         if _EXCEPTION.search(line):
@@ -265,7 +268,7 @@ def telling_lines(lines: list[str]) -> list[str]:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """Return a loopback port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -1,11 +1,10 @@
-"""Time to first token by where the prefix is: nowhere, on the device, in RAM, below it.
+"""Time to first token by where the prefix is: nowhere, on the device, in RAM, or in a lower tier.
 
-Each prompt is met cold, then on the device, then in RAM (the device's cache is emptied, the
-tiers are not). Then the engine is restarted, the page cache is dropped, and each prompt is
-met on disk and once more on the device, so that a disk hit has a device hit of its own
-process to stand beside. The same with an engine that is new, has no disk tier, and finds each
-prompt in the shared folder that the first engine wrote to. Lengths and repeats are interleaved.
-One request at a time.
+The first engine answers each prompt three times: cold, from the device, and from RAM after the
+device's cache was emptied. A second engine answers each prompt from disk, after the page cache was
+dropped, and then from the device, so that a disk hit is compared with a device hit of the same
+process. A third engine, which has no disk tier, does the same with the shared folder that the first
+engine wrote to. Lengths and repeats are interleaved, and one request is in flight at a time.
 """
 
 import os
@@ -30,7 +29,7 @@ LENGTHS = (1700, 5300)
 DEVICE_BLOCKS = 100
 OUTPUT_LEN = 8
 SETTLE_S = 1.0
-"""For a prompt's saves to reach the lowest tier before its caches are emptied."""
+"""Time for a prompt's saves to reach the lowest tier before the device's cache is emptied."""
 
 TARGETS = {
     ("ram", 5300): Target("<=", 1.3),
@@ -42,9 +41,9 @@ COLD_OVER_RAM = {5300: Target(">=", 15.0)}
 PAGE_CACHE = Path("/proc/sys/vm/drop_caches")
 
 Samples = dict[tuple[int, str], list[CompletionResult]]
-"""Prompt length and state to its requests. The states are `cold`, `device`, `ram`, and, each met
-in a process that has just started, `disk` and `shared`; `device-after-disk` and
-`device-after-shared` are the device hits of those processes."""
+"""Answers by prompt length and state. The first engine has the states `cold`, `device` and `ram`;
+the engines that are started later have `disk` and `shared`, and `device-after-disk` and
+`device-after-shared` for the device hits in the same process."""
 
 
 def measure_ttft(
@@ -56,7 +55,7 @@ def measure_ttft(
     scratch: Path,
     clock: Clock | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows and details. Three server starts, and about 16 s a repeat."""
+    """Return rows and details. Starts three servers and takes about 16 s for each repeat."""
     clock = clock or MonotonicClock()
     scratch.mkdir(parents=True, exist_ok=True)
     lengths = [length for _ in range(repeats) for length in LENGTHS]
@@ -102,7 +101,7 @@ def _sample_first_process(
     _sample(server, prompt, "cold", samples)
     _sample(server, prompt, "device", samples)
     clock.sleep(SETTLE_S)
-    server.forget_device()
+    server.reset_device()
     _sample(server, prompt, "ram", samples)
 
 
@@ -112,7 +111,7 @@ def _sample(server: Server, prompt: list[int], state: str, samples: Samples) -> 
 
 
 def drop_page_cache() -> bool:
-    """Forget clean pages, so that a read is a read. False where that is not allowed."""
+    """Drop clean pages, so that reads reach the disk; return False where that is not permitted."""
     os.sync()
     try:
         PAGE_CACHE.write_text("3")
@@ -122,7 +121,7 @@ def drop_page_cache() -> bool:
 
 
 def ttft_rows(samples: Samples, *, page_cache_dropped: bool) -> list[Row]:
-    """Medians, their ratios, and whether the same prefix gave the same tokens everywhere."""
+    """Return median times, their ratios, and the number of answers that depend on the tier."""
     rows: list[Row] = []
     for length in sorted({length for length, _ in samples}):
         medians = {

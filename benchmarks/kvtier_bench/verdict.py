@@ -1,8 +1,8 @@
-"""From repeated runs to rows: what each contestant gained, and whether it is enough.
+"""The rows of the engine benchmark: what each contestant gains, and whether it meets its target.
 
-Rounds are paired: a round's ratio compares servers that ran within the same quarter of an
-hour. The value of a row is the median over rounds, its note the spread. Targets are stated
-before measuring: they are constants here.
+Rounds are paired: a round's ratio compares servers that ran within the same quarter of an hour. A
+row's value is the median over the rounds, and its note gives the spread. Targets are constants,
+chosen before measuring.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from kvtier_bench.rows import Row, Target, measured
 from kvtier_bench.runs import Run, disagreements, median_summary
 
 Runs = dict[str, list[Run]]
-"""Contestant to its runs of one workload, in the order of rounds; equal places pair up."""
+"""Each contestant's runs of one workload in the order of the rounds; equal positions are paired."""
 
 GAP_CLOSED = Target(">=", 0.90)
 CPU_OVERHEAD = Target("<=", 1.01)
@@ -32,7 +32,7 @@ HIGHER_IS_BETTER = {"tokens_per_s"}
 
 
 def workload_rows(workload: str, runs: Runs, *, fits_device: bool) -> list[Row]:
-    """Every row of one workload. Contestants that did not run are left out."""
+    """Return every row of one workload, without the contestants that did not run."""
     rows = [row for name in runs for row in _measure_rows(workload, name, runs)]
     for name in (each for each in OURS if each in runs):
         if fits_device:
@@ -131,23 +131,23 @@ def _not_worse(workload: str, name: str, other: str, measure: str, runs: Runs) -
 
 
 def gap_closed(alone: float, ours: float, limit: float) -> float:
-    """Share of the way from `alone` to `limit` that `ours` has gone; 0 where there is no gap."""
+    """Return the share of the gap from `alone` to `limit` that `ours` closes; 0 without a gap."""
     return (ours - alone) / (limit - alone) if limit != alone else 0.0
 
 
 def values_of(runs: Sequence[Run], measure: str) -> list[float]:
-    """One number of every round."""
+    """Return one measure of every run."""
     return [getattr(run.summary, measure) for run in runs]
 
 
 def paired_ratios(runs: Runs, name: str, other: str, measure: str) -> list[float]:
-    """`name` over `other`, round by round; a round that lacks one, or measured 0, is left out."""
+    """Return `name` / `other` for each round that has both and in which `other` is not 0."""
     pairs = zip(values_of(runs[name], measure), values_of(runs[other], measure), strict=False)
     return [ours / theirs for ours, theirs in pairs if theirs]
 
 
 def half_spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles; 0 for a single value."""
+    """Return half the distance between the quartiles; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -155,7 +155,7 @@ def half_spread(values: Sequence[float]) -> float:
 
 
 def spread_text(values: Sequence[float]) -> str:
-    """`median 1.02 (0.98 to 1.07, n=5)`."""
+    """Return median, range and count, such as `median 1.02 (0.98 to 1.07, n=5)`."""
     if not values:
         return "nothing to compare"
     middle = statistics.median(values)

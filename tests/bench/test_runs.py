@@ -107,9 +107,9 @@ def test_a_run_against_a_server(
         first = run_workload(server, small, prompts, clock=clock)
         again = run_workload(server, small, prompts, clock=clock)
         salted = run_workload(server, small, prompts, salt="mine", clock=clock)
-        server.forget_device()
+        server.reset_device()
         found = run_workload(server, small, prompts, salt="mine", clock=clock)
-        server.forget_device()
+        server.reset_device()
         found_again = run_workload(server, small, prompts, salt="mine", clock=clock)
     assert set(first.texts) == {prompt.label for prompt in prompts}
     assert first.texts == again.texts == found.texts

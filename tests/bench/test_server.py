@@ -17,7 +17,7 @@ from kvtier_bench.server import (
     ServerFailed,
     ServerSettings,
     free_port,
-    telling_lines,
+    relevant_lines,
     usual_dtype,
 )
 
@@ -119,10 +119,10 @@ def test_forgetting_the_device_keeps_the_tiers(stand_in: Path, tmp_path: Path) -
         server.start(silent)
         prompt = list(range(300))
         complete(server.endpoint, prompt, 1)
-        server.forget_device()
+        server.reset_device()
         assert complete(server.endpoint, prompt, 1).cached_tokens == 256
         assert lower_tier_hits(server.metrics()) == {"ram": 256, "disk": 0}
-        server.forget_everything()
+        server.reset_all()
         assert complete(server.endpoint, prompt, 1).cached_tokens == 0
 
 
@@ -156,10 +156,10 @@ def test_a_request_that_fails_shows_what_the_log_says_of_it(stand_in: Path, tmp_
 def test_of_a_long_log_the_first_exception_is_told() -> None:
     before = [f"line {n}" for n in range(100)]
     cause = "(EngineCore) kvtier.errors.InvalidSettings: ram: larger than the machine"
-    told = telling_lines([*before, cause, *before, "RuntimeError: engine dead", *before])
+    told = relevant_lines([*before, cause, *before, "RuntimeError: engine dead", *before])
     assert cause in told
     assert told[0] == "line 88"
-    assert telling_lines(before) == before[-25:]
+    assert relevant_lines(before) == before[-25:]
 
 
 def test_news_come_while_waiting(stand_in: Path, tmp_path: Path) -> None:

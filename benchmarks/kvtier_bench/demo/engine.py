@@ -44,7 +44,7 @@ class Engine(Protocol):
         """Send `prompts` in order, none after `deadline_s`; return those answered."""
         ...
 
-    def forget_device(self) -> None:
+    def reset_device(self) -> None:
         """Empty the device's prefix cache; the tiers keep what they hold."""
         ...
 
@@ -105,9 +105,9 @@ class VLLM:
         ordered = [answers[number] for number in sorted(answers)]
         return Load([answer for answer, _ in ordered], [at_s for _, at_s in ordered])
 
-    def forget_device(self) -> None:
+    def reset_device(self) -> None:
         """Empty the device's prefix cache; the tiers keep what they hold."""
-        self._server.forget_device()
+        self._server.reset_device()
 
     def hits(self) -> dict[str, float]:
         """Return the prompt tokens that each lower tier has served so far."""

@@ -180,7 +180,7 @@ class Demo:
             self._ask(engine, self._prompt)
             self._keep_text(engine, self._prompt, "device")
             self._clock.sleep(SETTLE_S)
-            engine.forget_device()
+            engine.reset_device()
             self._meet(engine, "ram")
             self._serve_again(engine)
             self._check_in_ram(engine)
@@ -218,7 +218,7 @@ class Demo:
                 self._keep_text(engine, prompt, "device")
                 self._checked.append(prompt)
         self._clock.sleep(SETTLE_S)
-        engine.forget_device()
+        engine.reset_device()
         for prompt in self._checked:
             self._keep_text(engine, prompt, "ram")
 
@@ -240,7 +240,7 @@ class Demo:
         self._screen.tell("warming up")
         prompt = distinct_prompts(self._encode, [self._sizes.warm_up_len])[0]
         engine.ask(prompt, 2, "warm-up")
-        engine.forget_device()
+        engine.reset_device()
         engine.ask(prompt, 2, "warm-up")
 
     def _meet(self, engine: Engine, tier: str) -> None:

@@ -132,7 +132,7 @@ class ModelEngine:
             tell(f"{len(load.answers)} answered")
         return load
 
-    def forget_device(self) -> None:
+    def reset_device(self) -> None:
         """Empty the device."""
         self._device.clear()
 
