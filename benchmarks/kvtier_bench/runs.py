@@ -33,7 +33,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     cpu_s_per_request: float
     hit_rates: dict[str, float]
-    """The share of all prompt tokens that each tier served: `device`, `ram`, `disk`, `shared`."""
+    """The share of all prompt tokens that each tier served, such as `device` and `ram`."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +53,8 @@ def run_workload(
 ) -> Run:
     """Send `prompts` in order, wait for all answers, and return the measured run.
 
-    By default the run gets a salt of its own, so that it finds no other run's blocks. Pass the `salt`
-    of an earlier run to find its blocks again.
+    By default the run gets a salt of its own, so that it finds no blocks of other runs. Pass the
+    `salt` of an earlier run to find its blocks again.
     """
     clock = clock or MonotonicClock()
     tokens = [prompt.tokens for prompt in prompts]
