@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 
 from kvtier.blocks.key import BlockKey
 from kvtier.cli.main import kvtier
-from kvtier.conversion.work import Job
-from kvtier.inspection.pace import Pace
+from kvtier.conversion.work import ConversionJob
+from kvtier.inspection.workers import Throttle
 from tests.conversion.foreign import NAME, TreeFolder, chain, make_space, vllm_fields
 
 
@@ -78,7 +78,7 @@ def test_convert_stopped_by_signal_leaves_whole_blocks_and_resumes(
     real = Importer._job
     before = signal.getsignal(signal.SIGINT)
 
-    def job(self: Importer, name: str, key: BlockKey, size: int) -> Job:
+    def job(self: Importer, name: str, key: BlockKey, size: int) -> ConversionJob:
         asked.append(name)
         if len(asked) == 100:  # the first batch is done by then
             os.kill(os.getpid(), signal.SIGINT)
@@ -86,14 +86,14 @@ def test_convert_stopped_by_signal_leaves_whole_blocks_and_resumes(
         return real(self, name, key, size)
 
     asked: list[str] = []
-    stopped, stop = threading.Event(), Pace.stop
+    stopped, stop = threading.Event(), Throttle.stop
 
-    def stop_and_tell(pace: Pace) -> None:
+    def stop_and_tell(pace: Throttle) -> None:
         stop(pace)
         stopped.set()
 
     monkeypatch.setattr(Importer, "_job", job)
-    monkeypatch.setattr(Pace, "stop", stop_and_tell)
+    monkeypatch.setattr(Throttle, "stop", stop_and_tell)
     ran = run(tree, "--space", NAME)
     assert ran.exit_code == 130
     assert "stopped; run the same command again to resume" in ran.stdout

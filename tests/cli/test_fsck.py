@@ -15,9 +15,9 @@ from kvtier.cli.fsck import Watcher
 from kvtier.cli.main import kvtier
 from kvtier.clock import VirtualClock
 from kvtier.inspection import workers
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.places import CURSOR_NAME
-from kvtier.inspection.report import Finding, Report
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.report import CheckReport, Finding
+from kvtier.inspection.spaces import CURSOR_NAME
 from kvtier.inspection.view import Entry
 from tests.inspection.stores import NAME, StoreFolder, flip, keys, spread
 
@@ -110,7 +110,7 @@ def test_watcher_reports_progress_and_problems(capsys: pytest.CaptureFixture[str
     clock = VirtualClock()
     watcher = Watcher(as_json=False, clock=clock)
     clock.advance(100)
-    report = Report(path="kv", spaces=[], started_s=0.0, segments=1234, bytes=1 << 30)
+    report = CheckReport(path="kv", spaces=[], started_s=0.0, segments=1234, bytes=1 << 30)
     report.add(Finding(file="a", kind="segment", reason="short"))
     watcher.advanced(report, 0.25)
     told = capsys.readouterr()
@@ -122,16 +122,16 @@ def test_fsck_is_interrupted_while_mount_hangs(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_NAPS", 2)
-    mended, walk, sent = threading.Event(), Folder.walk, threading.Event()
+    mended, walk, sent = threading.Event(), FolderView.walk, threading.Event()
 
-    def hang(folder: Folder, *arguments) -> Iterator[Entry]:
+    def hang(folder: FolderView, *arguments) -> Iterator[Entry]:
         if not sent.is_set():  # it calls itself for each folder
             sent.set()
             os.kill(os.getpid(), signal.SIGINT)
             mended.wait()
         return walk(folder, *arguments)
 
-    monkeypatch.setattr(Folder, "walk", hang)
+    monkeypatch.setattr(FolderView, "walk", hang)
     ran = fsck(str(store.path))
     mended.set()
     assert (ran.exit_code, ran.stdout) == (130, "")

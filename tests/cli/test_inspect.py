@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from kvtier.cli.main import kvtier
 from kvtier.inspection import workers
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.pace import Pace
+from kvtier.inspection.folder_view import FolderView
 from kvtier.inspection.view import Entry
+from kvtier.inspection.workers import Throttle
 from tests.inspection.stores import NAME, StoreFolder, key_file, keys
 
 
@@ -81,21 +81,21 @@ def test_inspect_is_interrupted_while_mount_hangs(
     monkeypatch.setattr(workers, "_NAPS", 2)
     store.fill(keys(4))
     mended, heard, sent = threading.Event(), threading.Event(), threading.Event()
-    walk, stop = Folder.walk, Pace.stop
+    walk, stop = FolderView.walk, Throttle.stop
 
-    def hear(pace: Pace) -> None:
+    def hear(pace: Throttle) -> None:
         stop(pace)
         heard.set()
 
-    def slow(folder: Folder, *arguments) -> Iterator[Entry]:
+    def slow(folder: FolderView, *arguments) -> Iterator[Entry]:
         if not sent.is_set():  # it calls itself for each folder
             sent.set()
             os.kill(os.getpid(), signal.SIGINT)
             (mended if hangs else heard).wait()
         return walk(folder, *arguments)
 
-    monkeypatch.setattr(Folder, "walk", slow)
-    monkeypatch.setattr(Pace, "stop", hear)
+    monkeypatch.setattr(FolderView, "walk", slow)
+    monkeypatch.setattr(Throttle, "stop", hear)
     before = signal.getsignal(signal.SIGINT)
     ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
     mended.set()

@@ -12,7 +12,7 @@ import pytest
 
 from kvtier.cli.stopping import Stopper, stopping
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.pace import Stopped
+from kvtier.inspection.workers import Stopped
 
 PROGRAM = """
 import signal

@@ -9,10 +9,10 @@ import numpy as np
 
 from kvtier.blocks.key import BlockKey, GroupShape, KeySpace
 from kvtier.blocks.layout import BlockLayout
-from kvtier.conversion.converting import Wish, convert
-from kvtier.conversion.matching import layers_digest
-from kvtier.conversion.report import Conversion
-from kvtier.inspection.pace import Pace
+from kvtier.conversion.converting import ConversionOptions, convert
+from kvtier.conversion.trees import layers_digest
+from kvtier.conversion.work import Conversion
+from kvtier.inspection.workers import Throttle
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier.tiers.shared.format import space_folder
@@ -117,7 +117,11 @@ def quiet(report: Conversion, share: float) -> None:
 
 
 def run(source: Path, destination: Path, **more: Any) -> Conversion:
-    return convert(Wish(str(source), str(destination), **{"space": NAME, **more}), Pace(), quiet)
+    return convert(
+        ConversionOptions(str(source), str(destination), **{"space": NAME, **more}),
+        Throttle(),
+        quiet,
+    )
 
 
 def read(tier: FolderTier, keys: list[BlockKey]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from kvtier.blocks.key import UNKNOWN_PARENT
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.folder_view import FolderView
 from kvtier.tiers.base import Outcome
 from kvtier.tiers.shared.format import segment_name
 from tests.conversion.foreign import (
@@ -139,7 +139,7 @@ def test_a_source_that_does_not_answer_is_no_source_of_damaged_files(
     def dead(*_: object) -> None:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    monkeypatch.setattr(Folder, "read_into", dead)
+    monkeypatch.setattr(FolderView, "read_into", dead)
     with pytest.raises(InvalidSettings, match="not connected; mend that and run the same again"):
         run(tree.root, tmp_path / "kv")
     monkeypatch.undo()

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from kvtier.blocks.key import BlockKey
-from kvtier.conversion.matching import read_tree
-from kvtier.conversion.trees import FoundTree, choose_tree, parse_block_name, share_done
+from kvtier.conversion.trees import FoundTree, choose_tree, parse_block_name, read_tree, share_done
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.folder_view import FolderView
 from tests.conversion.foreign import TreeFolder, chain, llmd_fields, vllm_fields
 
 
@@ -41,7 +40,7 @@ def test_nothing_else_is_a_block(name: str) -> None:
 
 
 def choose(root: Path, wanted: str | None = None) -> FoundTree:
-    folder = Folder(root)
+    folder = FolderView(root)
     try:
         return choose_tree(folder, wanted)
     finally:
@@ -84,7 +83,7 @@ def test_a_walk_gives_each_block_once(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path, vllm_fields()).fill(keys)
     stranger = tree.file(keys[0]).with_suffix(".bin_1.tmp")
     stranger.touch()
-    folder = Folder(tmp_path)
+    folder = FolderView(tmp_path)
     found = list(choose_tree(folder, None).walk(folder, lambda _name, _error: None))
     folder.close()
     assert sorted(key for _, key in found if key is not None) == sorted(keys)

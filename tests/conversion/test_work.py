@@ -6,28 +6,27 @@ from collections.abc import Iterator
 import pytest
 
 from kvtier.conversion import work
-from kvtier.conversion.report import Conversion
-from kvtier.conversion.work import Job, Result, run_jobs
-from kvtier.inspection.pace import Pace
-from tests.conversion.test_report import conversion
+from kvtier.conversion.work import BlockResult, Conversion, ConversionJob, run_jobs
+from kvtier.inspection.workers import Throttle
+from tests.conversion.test_work_report import conversion
 
 
-def jobs(results: list[Result]) -> Iterator[tuple[float, Job]]:
+def jobs(results: list[BlockResult]) -> Iterator[tuple[float, ConversionJob]]:
     for number, result in enumerate(results):
         yield number / len(results), lambda result=result: result
 
 
-def run(results: list[Result], limit: int | None = None) -> Conversion:
+def run(results: list[BlockResult], limit: int | None = None) -> Conversion:
     report = conversion()
-    run_jobs(jobs(results), report, Pace(), lambda _report, _share: None, limit)
+    run_jobs(jobs(results), report, Throttle(), lambda _report, _share: None, limit)
     return report
 
 
-DONE = Result("f", "converted", 10)
+DONE = BlockResult("f", "converted", 10)
 
 
 def test_each_result_is_in_one_count() -> None:
-    report = run([DONE] * 100 + [Result("g", "existed")] * 50 + [Result("h\n", "short")])
+    report = run([DONE] * 100 + [BlockResult("g", "existed")] * 50 + [BlockResult("h\n", "short")])
     assert (report.converted, report.bytes, report.existed) == (100, 1000, 50)
     assert report.refused == {"short": 1}
     assert report.refusals[0].file == "h\\n"
@@ -36,14 +35,14 @@ def test_each_result_is_in_one_count() -> None:
 
 @pytest.mark.parametrize(("limit", "converted"), [(1, 1), (70, 70), (100, 100), (200, 100)])
 def test_a_limit_is_of_what_is_converted(limit: int, converted: int) -> None:
-    report = run([Result("g", "existed")] * 70 + [DONE] * 100, limit)
+    report = run([BlockResult("g", "existed")] * 70 + [DONE] * 100, limit)
     assert report.converted == converted
     assert report.limited == (limit < 100)
     assert report.complete == (limit >= 100)
 
 
 def test_a_stop_is_heard_behind_a_batch() -> None:
-    report, pace = conversion(), Pace()
+    report, pace = conversion(), Throttle()
     run_jobs(jobs([DONE] * 500), report, pace, lambda _report, _share: pace.stop())
     assert 0 < report.converted < 500
     assert not report.complete
@@ -54,7 +53,7 @@ def test_what_was_not_begun_is_left_to_the_next_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(work, "THREADS", 1)
     waited = threading.Event()
 
-    class Watched(Pace):
+    class Watched(Throttle):
         """Lets the second job end once somebody waits for it."""
 
         asked = 0
@@ -69,11 +68,11 @@ def test_what_was_not_begun_is_left_to_the_next_run(monkeypatch: pytest.MonkeyPa
 
     pace, report = Watched(), conversion()
 
-    def first() -> Result:
+    def first() -> BlockResult:
         pace.stop()
         return DONE
 
-    def second() -> Result:
+    def second() -> BlockResult:
         waited.wait()
         return DONE
 
@@ -84,8 +83,8 @@ def test_what_was_not_begun_is_left_to_the_next_run(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_the_destination_refuses_ends_it() -> None:
-    def refuse() -> Result:
+    def refuse() -> BlockResult:
         raise OSError(28, "no space")
 
     with pytest.raises(OSError, match="no space"):
-        run_jobs(iter([(0.0, refuse)]), conversion(), Pace(), lambda _report, _share: None)
+        run_jobs(iter([(0.0, refuse)]), conversion(), Throttle(), lambda _report, _share: None)

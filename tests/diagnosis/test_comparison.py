@@ -1,13 +1,12 @@
 import itertools
 
-from kvtier.diagnosis.comparison import PAIRS_KEPT, Sighting, compare, oddities
-from kvtier.diagnosis.report import Status
-from kvtier.diagnosis.verdicts import Verdict
+from kvtier.diagnosis.comparison import PAIRS_KEPT, LocatedSpace, compare, remarks_on
+from kvtier.diagnosis.report import Status, Verdict
 from kvtier.testing.samples import sample_space
 
 
-def seen(place: str = "/kv", witness: str | None = None, **fields: object) -> Sighting:
-    return Sighting(place, "name", sample_space(**fields), witness)
+def seen(place: str = "/kv", witness: str | None = None, **fields: object) -> LocatedSpace:
+    return LocatedSpace(place, "name", sample_space(**fields), witness)
 
 
 def test_two_of_one_model_are_compared_field_by_field() -> None:
@@ -78,5 +77,5 @@ def test_very_many_are_counted_not_listed() -> None:
 
 
 def test_oddities_name_their_key_space() -> None:
-    (check,) = oddities(compare([seen(), seen(hash_seed="random 12")]))
+    (check,) = remarks_on(compare([seen(), seen(hash_seed="random 12")]))
     assert (check.topic, check.status) == ("key space B", Status.WARN)

@@ -7,7 +7,7 @@ import pytest
 from kvtier import settings
 from kvtier.diagnosis import examination
 from kvtier.diagnosis.examination import examine, examine_places
-from kvtier.diagnosis.report import Check, Report, Status, fine
+from kvtier.diagnosis.report import Check, Diagnosis, Status, fine
 from kvtier.errors import InvalidSettings
 from kvtier.testing.samples import sample_space
 from tests.inspection.stores import BLOCK_BYTES, StoreFolder, key_file, keys
@@ -17,12 +17,12 @@ def silent(place: str) -> None:
     del place
 
 
-def examined(**flags: str) -> Report:
+def examined(**flags: str) -> Diagnosis:
     given = {f"--{name.replace('_', '-')}": text for name, text in flags.items()}
     return examine(settings.resolve(env={}, flags=given), silent)
 
 
-def bad(report: Report) -> dict[str, str]:
+def bad(report: Diagnosis) -> dict[str, str]:
     return {each.topic: each.told for each in report.checks if each.status is Status.FAIL}
 
 

@@ -9,14 +9,15 @@ from kvtier.diagnosis.explanations import (
     explain,
     remarks,
 )
-from kvtier.diagnosis.verdicts import Told, Verdict
+from kvtier.diagnosis.report import Verdict
+from kvtier.diagnosis.shapes import Explanation
 from kvtier.testing.samples import sample_space
 
 CHANGE, NEVER, FOLLOWS = Verdict.CHANGE, Verdict.NEVER, Verdict.FOLLOWS
 DIRECT = {"layout": "LBNHC direct pcp1 dcp1", "weights": "ab cd", "hash_seed": "default"}
 
 
-def told(field: str, one: dict[str, object], other: dict[str, object]) -> Told:
+def told(field: str, one: dict[str, object], other: dict[str, object]) -> Explanation:
     return explain(field, sample_space(**{**DIRECT, **one}), sample_space(**{**DIRECT, **other}))
 
 

@@ -4,16 +4,17 @@ import pytest
 
 from kvtier.blocks.key import GroupShape
 from kvtier.diagnosis import shapes
-from kvtier.diagnosis.verdicts import Told, Verdict
+from kvtier.diagnosis.report import Verdict
+from kvtier.diagnosis.shapes import Explanation
 from kvtier.testing.samples import sample_space
 
 CHANGE, FOLLOWS = Verdict.CHANGE, Verdict.FOLLOWS
 DIRECT = {"layout": "LBNHC direct pcp1 dcp1"}
 
 
-def told(field: str, one: dict[str, object], other: dict[str, object]) -> Told:
+def told(field: str, one: dict[str, object], other: dict[str, object]) -> Explanation:
     spaces = (sample_space(**{**DIRECT, **fields}) for fields in (one, other))
-    explained: Told = getattr(shapes, field)(*spaces)
+    explained: Explanation = getattr(shapes, field)(*spaces)
     return explained
 
 

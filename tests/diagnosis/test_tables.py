@@ -3,13 +3,13 @@ import io
 from rich.console import Console
 
 from kvtier.blocks.key import GroupShape
-from kvtier.diagnosis.comparison import Sighting, compare
+from kvtier.diagnosis.comparison import LocatedSpace, compare
 from kvtier.diagnosis.report import Check, failed, fine, report_of
 from kvtier.diagnosis.tables import report_view, value_text
 from kvtier.testing.samples import sample_space
 
 
-def shown(sightings: list[Sighting], *checks: Check) -> str:
+def shown(sightings: list[LocatedSpace], *checks: Check) -> str:
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
     console.print(report_view(report_of(list(checks), compare(sightings))))
     assert isinstance(console.file, io.StringIO)
@@ -25,9 +25,9 @@ def test_checks_and_their_fixes() -> None:
 def test_why_two_are_apart() -> None:
     text = shown(
         [
-            Sighting("/kv", "one", sample_space(tp_size=2, world_size=2)),
-            Sighting("/kv", "two", sample_space()),
-            Sighting("/kv", "three", sample_space(dtype="int8")),
+            LocatedSpace("/kv", "one", sample_space(tp_size=2, world_size=2)),
+            LocatedSpace("/kv", "two", sample_space()),
+            LocatedSpace("/kv", "three", sample_space(dtype="int8")),
         ]
     )
     assert "tiny: 3 key spaces" in text
@@ -42,7 +42,7 @@ def test_why_two_are_apart() -> None:
 
 def test_nothing_from_storage_is_markup_or_a_command() -> None:
     name = "[red]x\x1b[2J"
-    text = shown([Sighting("/kv", name, sample_space(model=name))], failed(name, name))
+    text = shown([LocatedSpace("/kv", name, sample_space(model=name))], failed(name, name))
     assert text.count("[red]x\\x1b[2J") == 4
     assert "\x1b" not in text
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kvtier.blocks.key import BlockKey, KeySpace
-from kvtier.inspection.stored import StoreView
+from kvtier.inspection.store_view import StoreView
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.tiers.base import Outcome
 from kvtier.tiers.shared.format import segment_name, space_folder

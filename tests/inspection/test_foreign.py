@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.foreign import ForeignTree, find_foreign, survey_tree
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.foreign import find_foreign, survey_tree
+from kvtier.inspection.survey import ForeignTree
 from tests.inspection.stores import StoreFolder, keys
 
 VLLM = {"model_name": "meta/llama", "tokens_per_hash": 16, "blocks_per_file": 4, "tp_size": 2}
@@ -13,7 +14,7 @@ LLMD = {"model_name": "meta/llama", "hash_block_size": 16, "gpu_blocks_per_file"
 
 
 def trees(store: StoreFolder) -> list[ForeignTree]:
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     try:
         return [
             survey_tree(folder, base, tops, lambda name, error: None, lambda name: None)

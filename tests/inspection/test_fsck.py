@@ -1,303 +1,276 @@
-"""Everything in a store is looked at, once, in the order of names."""
+"""Runs of a check: interrupted, gone on with, repaired, refused."""
 
-import errno
 import os
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvtier.clock import VirtualClock
 from kvtier.errors import InvalidSettings
-from kvtier.inspection import workers
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.fsck import Check, rules_for
-from kvtier.inspection.pace import Pace, Stopped
-from kvtier.inspection.places import Places
-from kvtier.inspection.repair import Repairs
-from kvtier.inspection.report import Report
-from kvtier.inspection.spaces import Secrets, find_spaces
-from kvtier.inspection.view import Entry
-from kvtier.tiers.files import SystemCalls
-from kvtier.tiers.shared.posix import PosixStore
-from tests.inspection.stores import NAME, StoreFolder, flip, key_file, keys, spread
+from kvtier.inspection.fsck import CheckObserver, CheckOptions, Cursor, CursorKeeper, check_store
+from kvtier.inspection.report import CheckReport
+from kvtier.inspection.spaces import CURSOR_NAME
+from kvtier.inspection.workers import Throttle
+from kvtier.testing.samples import sample_space
+from tests.inspection.stores import (
+    BLOCK_BYTES,
+    NAME,
+    StoreFolder,
+    flip,
+    key_file,
+    keys,
+    spread,
+)
 
-FILE_BYTES = 4096 + 4 * 12_288
-PAYLOAD_BYTES = 4 * 12_288
-
-
-class Checked:
-    """A check of a store as it is now."""
-
-    def __init__(self, store: StoreFolder, files: SystemCalls | None = None, **options) -> None:
-        self.folder = Folder(store.path, files)
-        spaces = find_spaces(self.folder)
-        self.report = Report(path="kv", spaces=[each.name for each in spaces], started_s=0.0)
-        self.check = Check(
-            self.folder,
-            Places(each.name for each in spaces),
-            rules_for(spaces, Secrets()),
-            self.report,
-            **{"now_s": time.time(), **options},
-        )
-
-    def run(self, after: str = "") -> list[str]:
-        try:
-            return list(self.check.run(after))
-        finally:
-            self.folder.close()
-
-    @property
-    def problems(self) -> dict[str, str]:
-        return {each.file: each.kind for each in self.report.problems}
-
-    @property
-    def notices(self) -> dict[str, str]:
-        return {each.file: each.kind for each in self.report.notices}
+VLLM = {"model_name": "m", "tokens_per_hash": 16, "blocks_per_file": 4}
+EVERYTHING = CheckOptions()
+WHOLE = 8
+POSITIONS = WHOLE + 2
+"""The cursor itself comes first, the manifest last."""
 
 
-def checked(store: StoreFolder, **options) -> Checked:
-    found = Checked(store, **options)
-    found.run()
-    return found
+class Watched(CheckObserver):
+    """Stops a run after some files, and remembers what it was told."""
+
+    def __init__(self, pace: Throttle | None = None, stop_after: int = 1 << 30) -> None:
+        self.pace = pace
+        self.left = stop_after
+        self.resumptions: list[str] = []
+        self.warnings: list[str] = []
+        self.shares: list[float] = []
+
+    def resumed(self, after: str, started_s: float) -> None:
+        self.resumptions.append(after)
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def advanced(self, report: CheckReport, share: float) -> None:
+        self.shares.append(share)
+        self.left -= 1
+        if self.left == 0 and self.pace is not None:
+            self.pace.stop()
 
 
-def fill(store: StoreFolder, count: int = 6) -> None:
-    for first in spread(count):
-        number = int.from_bytes(first[:4], "big")
-        store.fill(keys(4, number))
+def run(
+    store: StoreFolder, wish: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
+) -> CheckReport:
+    pace = Throttle()
+    return check_store(str(store.path), wish, pace, Watched(pace, stop_after))
 
 
-def test_a_sound_store_is_clean(store: StoreFolder) -> None:
-    store.fill(keys(12), reads=1)
-    report = checked(store).report
-    assert (report.clean, report.complete) == (True, True)
-    assert (report.segments, report.blocks, report.bytes) == (3, 12, 3 * FILE_BYTES)
-    assert (report.problems, report.notices) == ([], [])
+@pytest.fixture
+def full(store: StoreFolder) -> StoreFolder:
+    """WHOLE segments, of which the second and the last are broken."""
+    for first in spread(WHOLE):
+        store.fill(keys(4, int.from_bytes(first[:4], "big")))
+    flip(store.file(spread(WHOLE)[1]), 5000)
+    flip(store.file(spread(WHOLE)[-1]), 5000)
+    return store
 
 
-def test_every_problem_is_found(store: StoreFolder) -> None:
-    fill(store)
-    flip(store.file(spread(6)[1]), 5000)
-    flip(store.file(spread(6)[2]), 20)
-    os.truncate(store.file(spread(6)[3]), 100)
-    store.file(spread(6)[4]).unlink()
-    os.mkfifo(store.file(spread(6)[4]))
-    good = store.file(spread(6)[5])
-    good.rename(store.path / NAME / "blocks" / "000" / good.name)
-    (store.path / NAME / "blocks" / "abc").symlink_to(store.path)
-    found = checked(store)
-    assert found.problems == {
-        store.name(spread(6)[1]): "checksum",
-        store.name(spread(6)[2]): "segment",
-        store.name(spread(6)[3]): "segment",
-        store.name(spread(6)[4]): "irregular",
-        f"{NAME}/blocks/000/{good.name}": "misplaced",
-        f"{NAME}/blocks/abc": "irregular",
-    }
-    assert found.report.segments == 4
-    assert found.report.blocks == 4
+def same(report: CheckReport) -> dict:
+    fields = msgspec.to_builtins(report)
+    return {name: fields[name] for name in fields if name not in ("started_s", "resumed_after")}
 
 
-def test_strangers_are_told_and_no_problem(store: StoreFolder) -> None:
-    fill(store, 1)
-    store.plant("readme")
-    store.plant("backup/much/more")
-    store.plant("other/x")
-    store.plant("leases/all.1")
-    store.plant(f"{NAME}/blocks/000/note.txt")
-    store.plant(f"{NAME}/quarantine/00-host-1.kvt")
-    (store.path / f"{NAME}/blocks/\x1b[2J").mkdir()
-    found = checked(store, skipped=["other"])
-    assert found.report.clean
-    assert found.notices == {
-        "readme": "unknown",
-        "backup": "unknown",
-        f"{NAME}/blocks/000/note.txt": "unknown",
-        f"{NAME}/blocks/\\x1b[2J": "unknown",
-    }
-    assert found.report.quarantined == 1
+@pytest.mark.parametrize("stop_after", range(1, POSITIONS + 1))
+def test_an_interrupted_check_goes_on_where_it_stopped(full: StoreFolder, stop_after: int) -> None:
+    whole = run(full)
+    assert whole.problems_found == 2
+    first = run(full, stop_after=stop_after)
+    assert (first.complete, first.segments) == (False, min(stop_after - 1, WHOLE))
+    assert (full.path / CURSOR_NAME).exists()
+    watched = Watched()
+    second = check_store(str(full.path), CheckOptions(), Throttle(), watched)
+    assert second.resumed_after == watched.resumptions[0] != ""
+    assert same(second) == same(whole)
+    assert len(watched.shares) == POSITIONS - stop_after, "nothing is looked at twice"
+    assert watched.shares == sorted(watched.shares)
+    assert not (full.path / CURSOR_NAME).exists()
 
 
-def test_only_old_temporaries_are_stale(store: StoreFolder) -> None:
-    fill(store, 1)
-    store.plant(f"{NAME}/blocks/.tmp-new")
-    os.utime(store.plant(f"{NAME}/blocks/.tmp-old"), (0, time.time() - 3700))
-    os.utime(store.plant(f"{NAME}/blocks/.tmp-ahead"), (0, time.time() + 3700))
-    assert checked(store).notices == {f"{NAME}/blocks/.tmp-old": "temporary"}
+def test_a_check_may_be_interrupted_as_often_as_one_likes(full: StoreFolder) -> None:
+    whole = run(full)
+    runs = [run(full, stop_after=1) for _ in range(WHOLE)]
+    assert not any(each.complete for each in runs)
+    assert same(run(full)) == same(whole)
 
 
-def test_without_a_manifest_nothing_is_verified(store: StoreFolder) -> None:
-    fill(store, 2)
-    (store.path / NAME / "manifest.json").unlink()
-    report = checked(store).report
-    assert (report.segments, report.unverified) == (0, 2)
+def test_an_error_in_the_middle_loses_nothing(full: StoreFolder) -> None:
+    class Interrupts(Watched):
+        def advanced(self, report: CheckReport, share: float) -> None:
+            super().advanced(report, share)
+            if len(self.shares) == 3:
+                raise KeyboardInterrupt
+
+    whole = run(full)
+    with pytest.raises(KeyboardInterrupt):
+        check_store(str(full.path), CheckOptions(), Throttle(), Interrupts())
+    watched = Watched()
+    assert same(check_store(str(full.path), CheckOptions(), Throttle(), watched)) == same(whole)
+    assert len(watched.shares) == POSITIONS - 3
 
 
-def test_what_others_remove_meanwhile_is_no_problem(
-    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(store, 2)
-    found = Checked(store)
-    entries = found.folder.entries
-
-    def then_remove(name: str = "") -> list[Entry]:
-        listed = list(entries(name))
-        if name.endswith("blocks/000"):
-            store.file(spread(1)[0]).unlink()
-        return listed
-
-    monkeypatch.setattr(found.folder, "entries", then_remove)
-    found.run()
-    assert (found.report.clean, found.report.vanished, found.report.segments) == (True, 1, 1)
+def test_the_cursor_may_lie_elsewhere(full: StoreFolder, tmp_path: Path) -> None:
+    wish = CheckOptions(cursor_path=tmp_path / "cursor")
+    run(full, wish, stop_after=3)
+    assert wish.cursor_path.exists()
+    assert not (full.path / CURSOR_NAME).exists()
+    assert run(full).resumed_after is None, "that is another place"
+    assert run(full, wish).resumed_after is not None
+    assert not wish.cursor_path.exists()
 
 
-def test_a_folder_that_cannot_be_listed_is_told_once(
-    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(store, 2)
-    found = Checked(store)
-    entries = found.folder.entries
-
-    def refuse(name: str = "") -> list[Entry]:
-        if name.endswith("blocks/000"):
-            raise OSError(errno.EIO, "Input/output error")
-        return list(entries(name))
-
-    monkeypatch.setattr(found.folder, "entries", refuse)
-    list(found.check.run())
-    found.run()
-    assert found.problems == {f"{NAME}/blocks/000": "unreadable"}
-    assert found.report.problems_found == 1
+def test_a_check_can_begin_anew(full: StoreFolder) -> None:
+    run(full, stop_after=3)
+    report = run(full, CheckOptions(from_start=True))
+    assert (report.resumed_after, report.segments) == (None, WHOLE)
 
 
-def test_a_check_goes_on_behind_every_position(store: StoreFolder) -> None:
-    fill(store)
-    store.plant("readme")
-    whole = checked(store)
-    positions = Checked(store).run()
-    assert len(positions) == 6 + 2
-    for number, position in enumerate(positions):
-        rest = Checked(store)
-        assert rest.run(position) == positions[number + 1 :]
-        assert rest.report.segments <= whole.report.segments
+def test_a_check_of_something_else_begins_anew(full: StoreFolder) -> None:
+    run(full, stop_after=3)
+    assert run(full, CheckOptions(repair=True), stop_after=2).resumed_after is None
+    full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="bfloat16"))
+    assert run(full, CheckOptions(repair=True)).resumed_after is None
 
 
-def test_positions_stand_for_what_the_report_counts(store: StoreFolder) -> None:
-    fill(store)
-    found = Checked(store, threads=3)
-    run = found.check.run()
-    counted = [(position, found.report.segments) for position in run]
-    found.folder.close()
-    assert [number for _, number in counted] == [1, 2, 3, 4, 5, 6, 6]
-    assert counted[-1][0].endswith("manifest.json")
+def test_progress_is_noted_now_and_then(full: StoreFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    real = CursorKeeper.save
 
+    def save(keeper: CursorKeeper, cursor: Cursor) -> None:
+        saved.append(cursor.after)
+        real(keeper, cursor)
 
-def test_a_large_store_is_not_walked_far_ahead(
-    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(store, 40)
-    found = Checked(store, threads=1)
-    walk, walked = found.folder.walk, []
-
-    def counting(*arguments) -> Iterator[Entry]:
-        for entry in walk(*arguments):
-            if arguments[0] == "":  # it calls itself for each folder
-                walked.append(entry.position)
-            yield entry
-
-    monkeypatch.setattr(found.folder, "walk", counting)
-    run = found.check.run()
-    ahead = [len(walked) - done for done, _ in enumerate(run, start=1)]
-    found.folder.close()
-    assert len(ahead) == 41
-    assert 0 < max(ahead) < 10
-
-
-def test_who_stops_asking_stops_the_check(store: StoreFolder) -> None:
-    fill(store)
-    found = Checked(store)
-    run = found.check.run()
-    next(run)
-    del run  # a generator is closed with its last name
-    found.folder.close()
-    assert not found.report.complete
-    assert found.report.segments == 1
-
-
-def test_a_stopped_pace_ends_it(store: StoreFolder) -> None:
-    fill(store)
-    pace = Pace()
-    found = Checked(store, pace=pace)
-    pace.stop()
-    with pytest.raises(Stopped):
-        found.run()
-    assert found.report.segments == 0
-
-
-def test_storage_that_hangs_holds_nobody_who_was_told_to_stop(
-    store: StoreFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a dead mount: what was read by then counts, and the thread is left behind."""
-    monkeypatch.setattr(workers, "_NAPS", 2)
-    monkeypatch.setattr(workers, "_NAP_S", 0.01)
-    fill(store)
-    mended, pace = threading.Event(), Pace()
-
-    class Hanging(SystemCalls):
-        def open(self, name: str, flags: int, folder_fd: int) -> int:
-            if name == store.name(spread(6)[2]):
-                pace.stop()
-                mended.wait()
-            return super().open(name, flags, folder_fd)
-
-    found = Checked(store, files=Hanging(), pace=pace, threads=1)
-    with pytest.raises(Stopped):
-        list(found.check.run())
-    mended.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("kvtier-fsck"):
-            thread.join()
-    found.folder.close()
-    assert not found.report.complete
-    assert found.report.segments == 2
-
-
-def test_reading_keeps_to_the_rate(store: StoreFolder) -> None:
+    monkeypatch.setattr(CursorKeeper, "save", save)
     clock = VirtualClock()
-    fill(store)
-    found = checked(store, pace=Pace(PAYLOAD_BYTES, clock), threads=1)
-    assert found.report.segments == 6
-    assert clock.now_s() == pytest.approx(5.0), "a segment a second, the first at once"
+
+    class Slow(Watched):
+        def advanced(self, report: CheckReport, share: float) -> None:
+            clock.advance(4)
+
+    check_store(str(full.path), CheckOptions(), Throttle(), Slow(), clock)
+    assert len(saved) == 1 + POSITIONS // 3
+    assert saved == sorted(saved)
 
 
-def test_a_segment_of_another_secret_is_left_to_a_person(
-    store: StoreFolder, tmp_path: Path
-) -> None:
-    """The manifest was replaced: nobody can tell which side is right, so nothing is moved."""
-    store.fill(keys(4), key_file=key_file(tmp_path))
-    store.fill(keys(4, 1 << 20), key_file=key_file(tmp_path))
-    (store.path / NAME / "manifest.json").unlink()
-    elsewhere = StoreFolder(tmp_path / "elsewhere")
-    elsewhere.path.mkdir()
-    elsewhere.fill(keys(4))
-    (elsewhere.path / NAME / "manifest.json").rename(store.path / NAME / "manifest.json")
-    repairs = Repairs(PosixStore(store.path))
-    found = checked(store, repairs=repairs)
-    repairs.close()
-    assert set(found.problems.values()) == {"algorithm"}
-    assert [each.repaired for each in found.report.problems] == [None, None]
-    assert "written with a secret" in found.report.problems[0].reason
+def test_a_cursor_that_cannot_be_kept_costs_a_warning(full: StoreFolder, tmp_path: Path) -> None:
+    (full.path / CURSOR_NAME).mkdir()
+    watched = Watched()
+    report = check_store(str(full.path), CheckOptions(), Throttle(), watched)
+    assert report.complete
+    assert len(watched.warnings) == 2
+    assert "name a file with --resume" in watched.warnings[0]
+    with pytest.raises(InvalidSettings, match=r"--resume: .* cannot be written"):
+        run(full, CheckOptions(cursor_path=tmp_path / "none" / "cursor"))
 
 
-def test_a_secret_that_is_missing_is_refused(store: StoreFolder, tmp_path: Path) -> None:
+def test_a_file_that_is_no_cursor_is_not_replaced(full: StoreFolder, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.txt"
+    mine.write_text("years of work")
+    with pytest.raises(InvalidSettings, match=r"--resume: .*thesis.txt is not where a check left"):
+        run(full, CheckOptions(cursor_path=mine, from_start=True))
+    assert mine.read_text() == "years of work"
+    mine.unlink()
+    run(full, CheckOptions(cursor_path=mine), stop_after=3)
+    assert run(full, CheckOptions(cursor_path=mine, from_start=True)).segments == WHOLE
+
+
+def test_repair_puts_a_store_in_order(full: StoreFolder) -> None:
+    stale = full.plant(f"{NAME}/blocks/.tmp-old")
+    os.utime(stale, (0, 0))
+    fresh = full.plant(f"{NAME}/blocks/.tmp-new")
+    mine = full.plant(f"{NAME}/blocks/mine")
+    report = run(full, CheckOptions(repair=True))
+    assert (report.clean, report.problems_found) == (False, 2)
+    assert {each.repaired for each in report.problems} == {"quarantined"}
+    assert {each.file.rpartition("/")[2]: each.repaired for each in report.notices} == {
+        ".tmp-old": "removed",
+        "mine": None,
+    }
+    assert not stale.exists()
+    assert fresh.exists()
+    assert mine.exists()
+    assert len(list(full.path.glob("*/quarantine/*"))) == 2
+    again = run(full)
+    assert (again.clean, again.segments, again.quarantined) == (True, WHOLE - 2, 2)
+
+
+def test_without_repair_nothing_changes(full: StoreFolder) -> None:
+    os.utime(full.plant(f"{NAME}/blocks/.tmp-old"), (0, 0))
+    before = {file: file.stat().st_mtime_ns for file in full.path.rglob("*") if file.is_file()}
+    run(full)
+    after = {file: file.stat().st_mtime_ns for file in full.path.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_a_damaged_manifest_is_a_problem_also_after_a_resumption(full: StoreFolder) -> None:
+    other = full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="a"))
+    (full.path / other / "manifest.json").write_text("{")
+    run(full, stop_after=3)
+    report = run(full)
+    assert report.resumed_after is not None
+    assert [each.file for each in report.problems if each.kind == "manifest"] == [
+        f"{other}/manifest.json"
+    ]
+    assert report.unverified == 1
+
+
+def test_some_key_spaces_can_be_checked_alone(full: StoreFolder) -> None:
+    other = full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="a"))
+    full.plant("readme")
+    report = run(full, CheckOptions(spaces=(other,)))
+    assert (report.clean, report.segments, report.notices_found) == (True, 1, 0)
+
+
+def test_a_secret_verifies_what_was_written_with_it(store: StoreFolder, tmp_path: Path) -> None:
     secret = key_file(tmp_path)
-    store.fill(keys(4), key_file=secret)
-    folder = Folder(store.path)
-    with pytest.raises(InvalidSettings, match=r"--key-file"):
-        rules_for(find_spaces(folder), Secrets())
-    rules = rules_for(find_spaces(folder), Secrets([secret]))
-    folder.close()
-    assert list(rules) == [NAME]
+    store.fill(keys(8), key_file=secret)
+    with pytest.raises(InvalidSettings, match="written with a secret that was not given"):
+        run(store)
+    wish = CheckOptions(key_files=[secret])
+    assert run(store, wish).clean
+    flip(store.file(keys(1)[0]), 5000)
+    assert run(store, wish).problems[0].kind == "checksum"
+
+
+def test_trees_of_others_are_told_and_not_verified(full: StoreFolder) -> None:
+    base = full.plant_tree(VLLM)
+    report = run(full)
+    assert [(each.file, each.kind) for each in report.notices] == [(base, "foreign")]
+    assert "no checksums" in report.notices[0].reason
+
+
+def test_engines_and_cleaners_at_work_are_no_problem(store: StoreFolder) -> None:
+    store.fill(spread(1))
+    done = threading.Event()
+
+    def work() -> None:
+        number = 1
+        while not done.is_set():
+            blocks = keys(8, number % 50 << 20)
+            store.fill(blocks)
+            store.file(blocks[number % 2 * 4]).unlink()
+            number += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        reports = [run(store, CheckOptions(repair=True)) for _ in range(20)]
+    finally:
+        done.set()
+        worker.join()
+    assert [each.problems for each in reports] == [[]] * 20
+    assert all(each.complete and each.notices == [] for each in reports)
+    assert not list(store.path.glob("*/quarantine/*"))
+
+
+def test_where_nothing_can_be_checked_the_fix_is_told(store: StoreFolder) -> None:
+    with pytest.raises(InvalidSettings, match="no key space; is it mounted"):
+        run(store)
+    store.plant_tree(VLLM)
+    with pytest.raises(InvalidSettings, match=r"only trees of other systems .*no checksums"):
+        run(store)

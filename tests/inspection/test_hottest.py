@@ -7,7 +7,8 @@ import pytest
 from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey
 from kvtier.evictor.table import Use
 from kvtier.inspection import hottest
-from kvtier.inspection.hottest import Chain, Reads
+from kvtier.inspection.hottest import ReadCounts
+from kvtier.inspection.survey import Chain
 from kvtier.testing.samples import sample_space
 from kvtier.testing.tiers import key
 from kvtier.tiers.shared.format import Segment, segment_name
@@ -28,7 +29,7 @@ def segment(first: int, count: int = 4, parent: int | None = None) -> Segment:
 
 def chains(segments: list[Segment], reads: dict[int, int], count: int = 10) -> list[Chain]:
     known = {each.keys[0]: each for each in segments}
-    mentioned = Reads()
+    mentioned = ReadCounts()
     for first, times in reads.items():
         for time in range(times):
             mentioned.add(f"{segment_name(key(first))}\n".encode(), 100.0 + time)
@@ -70,7 +71,7 @@ def test_a_ring_ends_nobody() -> None:
 
 
 def test_lines_that_name_no_segment_are_passed_over() -> None:
-    reads = Reads()
+    reads = ReadCounts()
     reads.add(b"\xff\n../../etc/passwd\nblocks/fff/00.kvt\n\n", 1.0)
     assert reads.chains(lambda firsts: [segment(0) for _ in firsts], SPACE, 10) == []
 
@@ -85,7 +86,7 @@ def test_an_unknown_parent_and_group_are_told() -> None:
         space_digest=bytes(32),
         algorithm=1,
     )
-    reads = Reads()
+    reads = ReadCounts()
     reads.add(segment_name(first).encode(), 1.0)
     (chain,) = reads.chains(lambda _firsts: [lone], SPACE, 1)
     assert (chain.parent, chain.tokens) == ("", None)
@@ -93,7 +94,7 @@ def test_an_unknown_parent_and_group_are_told() -> None:
 
 def test_no_more_headers_are_read_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hottest, "HEADERS_MAX", 3)
-    reads, asked = Reads(), []
+    reads, asked = ReadCounts(), []
     for number in range(10):
         for _ in range(number + 1):
             reads.add(segment_name(key(number)).encode(), 1.0)
@@ -108,7 +109,7 @@ def test_no_more_headers_are_read_than_the_bound(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_evictors_folded_is_added() -> None:
-    reads = Reads()
+    reads = ReadCounts()
     reads.add(segment_name(key(1)).encode(), 50.0)
     reads.add_folded({key(1): Use(40.0, 3), key(2): Use(60.0, 2), b"": Use(70.0, 9)})
     known = {number: segment(number) for number in (1, 2)}
@@ -119,7 +120,7 @@ def test_what_evictors_folded_is_added() -> None:
 def test_of_many_those_read_most_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a journal says of them counts as well."""
     monkeypatch.setattr(hottest, "HEADERS_MAX", 2)
-    reads, asked = Reads(), []
+    reads, asked = ReadCounts(), []
     for _ in range(9):
         reads.add(segment_name(key(3)).encode(), 1.0)
     reads.add_folded({key(number): Use(1.0, number) for number in range(1, 8)})
@@ -134,7 +135,7 @@ def test_of_many_those_read_most_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_journals_of_strangers_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hottest, "SEGMENTS_MAX", 3)
-    reads, asked = Reads(), []
+    reads, asked = ReadCounts(), []
     for number in (*range(10), 1):
         reads.add(segment_name(key(number)).encode(), 1.0)
 

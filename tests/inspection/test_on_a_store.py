@@ -10,13 +10,12 @@ from kvtier.errors import InvalidSettings
 from kvtier.evictor.evictor import Evictor
 from kvtier.evictor.options import EvictorFlags, read_options
 from kvtier.inspection import surveyor
-from kvtier.inspection.checking import Observer, Wish, check_view
-from kvtier.inspection.pace import Pace
-from kvtier.inspection.places import STORE_CURSOR_NAME
-from kvtier.inspection.report import Report
-from kvtier.inspection.spaces import Secrets
+from kvtier.inspection.fsck import CheckObserver, CheckOptions, check_view
+from kvtier.inspection.report import CheckReport
+from kvtier.inspection.spaces import STORE_CURSOR_NAME, Secrets
 from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
+from kvtier.inspection.workers import Throttle
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.reading import QUARANTINE_FILES
@@ -25,13 +24,13 @@ from tests.inspection.buckets import fill, name_of, spoil, view_of
 from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, keys, spread
 
 FILE_BYTES = 4096 + 4 * 12_288
-EVERYTHING = Wish()
+EVERYTHING = CheckOptions()
 
 
-class Stopping(Observer):
+class Stopping(CheckObserver):
     """Stops a run after some files, and remembers what it was told."""
 
-    def __init__(self, pace: Pace, after: int) -> None:
+    def __init__(self, pace: Throttle, after: int) -> None:
         self._pace, self._left = pace, after
         self.resumed_after: list[str] = []
         self.warnings: list[str] = []
@@ -42,14 +41,16 @@ class Stopping(Observer):
     def warned(self, text: str) -> None:
         self.warnings.append(text)
 
-    def advanced(self, report: Report, share: float) -> None:
+    def advanced(self, report: CheckReport, share: float) -> None:
         self._left -= 1
         if self._left == 0:
             self._pace.stop()
 
 
-def checked(store: MemoryStore, wish: Wish = EVERYTHING, stop_after: int = 1 << 30) -> Report:
-    pace = Pace()
+def checked(
+    store: MemoryStore, wish: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
+) -> CheckReport:
+    pace = Throttle()
     return check_view(view_of(store), wish, pace, Stopping(pace, stop_after))
 
 
@@ -152,15 +153,15 @@ def test_a_check_of_it_goes_on_where_it_stopped(store: MemoryStore, stop_after: 
 
 def test_a_check_of_it_keeps_to_the_rate(store: MemoryStore) -> None:
     clock = VirtualClock()
-    wish = Wish(threads=1)
-    check_view(view_of(store), wish, Pace(4 * 12_288, clock), Observer())
+    wish = CheckOptions(threads=1)
+    check_view(view_of(store), wish, Throttle(4 * 12_288, clock), CheckObserver())
     assert clock.now_s() == pytest.approx(7.0), "seven whole segments, one twice; first at once"
 
 
 def test_it_is_put_in_order(store: MemoryStore) -> None:
     store.put(f"{NAME}/blocks/mine", b"")
     names = {entry.name for entry in store.list("").entries}
-    report = checked(store, Wish(repair=True))
+    report = checked(store, CheckOptions(repair=True))
     assert [each.repaired for each in report.problems] == ["quarantined"] * 2
     left = {entry.name for entry in store.list("").entries}
     moved = names - left
@@ -183,17 +184,17 @@ def test_who_may_not_write_can_check_it_all_the_same(store: MemoryStore) -> None
 
     locked = ReadOnly()
     locked._files = store._files
-    pace = Pace()
+    pace = Throttle()
     watched = Stopping(pace, 1 << 30)
-    report = check_view(view_of(locked), Wish(), pace, watched)
+    report = check_view(view_of(locked), CheckOptions(), pace, watched)
     assert (report.complete, report.segments) == (True, 8)
     assert "name a file with --resume" in watched.warnings[0]
     stopped = Stopping(pace, 3)
-    assert not check_view(view_of(locked), Wish(), pace, stopped).complete
+    assert not check_view(view_of(locked), CheckOptions(), pace, stopped).complete
     assert len(stopped.warnings) == 1, "not again for every note"
-    pace = Pace()
+    pace = Throttle()
     with pytest.raises(InvalidSettings, match="403"):
-        check_view(view_of(locked), Wish(repair=True), pace, watched)
+        check_view(view_of(locked), CheckOptions(repair=True), pace, watched)
 
 
 def test_a_note_that_fails_once_is_tried_again(store: MemoryStore) -> None:
@@ -208,9 +209,9 @@ def test_a_note_that_fails_once_is_tried_again(store: MemoryStore) -> None:
 
     busy = Busy()
     busy._files = store._files
-    pace = Pace()
+    pace = Throttle()
     watched = Stopping(pace, 3)
-    check_view(view_of(busy), Wish(), pace, watched)
+    check_view(view_of(busy), CheckOptions(), pace, watched)
     assert len(watched.warnings) == 1
     assert checked(busy).resumed_after is not None
 
@@ -251,14 +252,14 @@ def test_a_dead_server_ends_a_check_that_can_go_on(failing: Failing) -> None:
 @pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
 def test_one_refusal_is_asked_again(failing: Failing, number: int) -> None:
     failing.number, failing.left = number, 1
-    kinds = {each.file: each.kind for each in checked(failing, Wish(threads=1)).problems}
+    kinds = {each.file: each.kind for each in checked(failing, CheckOptions(threads=1)).problems}
     first = {name_of(spread(8)[0]): "unsteady"} if number == errno.EIO else {}
     assert kinds == {name_of(spread(8)[1]): "checksum", name_of(spread(8)[-1]): "segment", **first}
 
 
 def test_a_file_that_is_refused_twice_is_told(failing: Failing) -> None:
     failing.left = 2
-    report = checked(failing, Wish(threads=1))
+    report = checked(failing, CheckOptions(threads=1))
     assert [each.kind for each in report.problems] == ["unreadable", "checksum", "segment"]
     assert report.segments == 8
 
@@ -278,7 +279,7 @@ def test_what_is_sound_at_the_second_look_stays(store: MemoryStore) -> None:
 
     noisy = Noisy()
     fill(noisy, keys(4))
-    report = checked(noisy, Wish(repair=True))
+    report = checked(noisy, CheckOptions(repair=True))
     assert [(each.kind, each.repaired) for each in report.problems] == [("unsteady", None)]
     assert "damaged: 0 (1 of 4)" in report.problems[0].reason
     assert noisy.stat(name_of(keys(1)[0])) is not None
@@ -295,7 +296,7 @@ def test_a_file_that_is_replaced_while_it_is_read_has_vanished() -> None:
 
     store = Replacing()
     fill(store, keys(4))
-    report = checked(store, Wish(repair=True))
+    report = checked(store, CheckOptions(repair=True))
     assert (report.clean, report.vanished) == (True, 1)
 
 
@@ -305,7 +306,7 @@ def test_more_than_the_quarantine_holds_is_removed() -> None:
     for first in many:
         fill(store, keys(4, int.from_bytes(first[:4], "big")))
         spoil(store, first, 20)
-    report = checked(store, Wish(repair=True))
+    report = checked(store, CheckOptions(repair=True))
     done = [each.repaired for each in report.problems]
     assert done.count("quarantined") == QUARANTINE_FILES
     assert set(done) == {"quarantined", "removed, the quarantine is full"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.folder_view import FolderView
 from kvtier.inspection.opening import is_url, open_store, open_view
 
 
@@ -19,7 +19,7 @@ def test_a_url_is_known(place: str, is_one: bool) -> None:
 
 def test_a_folder_is_looked_into_as_it_is(tmp_path: Path) -> None:
     view = open_view(str(tmp_path))
-    assert isinstance(view, Folder)
+    assert isinstance(view, FolderView)
     view.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 
 from kvtier.inspection import report
-from kvtier.inspection.report import NOTICES, PROBLEMS, Finding, Report
+from kvtier.inspection.report import NOTICES, PROBLEMS, CheckReport, Finding
 
 
-def fresh() -> Report:
-    return Report(path="/kv", spaces=[], started_s=1.0)
+def fresh() -> CheckReport:
+    return CheckReport(path="/kv", spaces=[], started_s=1.0)
 
 
 def test_fields_are_only_ever_added() -> None:

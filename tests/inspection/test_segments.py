@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.pace import Pace, Stopped
-from kvtier.inspection.segments import Broken, Verdict, blocks_in, read_header, rules_of, verify
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.segments import (
+    BadSegment,
+    Verification,
+    blocks_in,
+    read_header,
+    rules_of,
+    verify,
+)
 from kvtier.inspection.spaces import Secrets, find_spaces
+from kvtier.inspection.workers import Stopped, Throttle
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import Segment, header_bytes_for
 from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, flip, keys
@@ -23,16 +30,16 @@ SLOT_BYTES = 12_288
 
 
 def verified(
-    store: StoreFolder, pace: Pace | None = None, files: BrokenFiles | None = None
-) -> Verdict:
-    whole = Folder(store.path)
+    store: StoreFolder, pace: Throttle | None = None, files: BrokenFiles | None = None
+) -> Verification:
+    whole = FolderView(store.path)
     (space,) = find_spaces(whole, [NAME])
     whole.close()
-    folder = Folder(store.path, files)
+    folder = FolderView(store.path, files)
     try:
         rules = rules_of(space.manifest, Secrets().fitting(space.manifest))
         first = keys(1)[0]
-        return verify(folder, store.name(first), rules, first, pace or Pace())
+        return verify(folder, store.name(first), rules, first, pace or Throttle())
     finally:
         folder.close()
 
@@ -98,7 +105,7 @@ def test_damage_is_found(store: StoreFolder, name: str, kind: str, reason: str) 
     store.fill(keys(4))
     damage(name)(store.file(keys(1)[0]))
     verdict = verified(store)
-    assert isinstance(verdict, Broken)
+    assert isinstance(verdict, BadSegment)
     assert verdict.kind == kind
     assert reason in verdict.reason
 
@@ -110,7 +117,7 @@ def test_one_of_another_key_space_is_broken(store: StoreFolder) -> None:
     first = keys(1)[0]
     store.file(first, other).rename(store.file(first))
     verdict = verified(store)
-    assert isinstance(verdict, Broken)
+    assert isinstance(verdict, BadSegment)
     assert "of another key space" in verdict.reason
 
 
@@ -118,7 +125,7 @@ def test_one_under_another_name_is_broken(store: StoreFolder) -> None:
     store.fill(keys(8))
     store.file(keys(1, 4)[0]).rename(store.file(keys(1)[0]))
     verdict = verified(store)
-    assert isinstance(verdict, Broken)
+    assert isinstance(verdict, BadSegment)
     assert "but is named" in verdict.reason
 
 
@@ -133,7 +140,7 @@ def test_every_flipped_payload_bit_is_seen_and_the_rest_means_nothing(store: Sto
     file = store.file(keys(1)[0])
     for at, is_seen in ((4096, True), (4096 + BLOCK_BYTES - 1, True), (4096 + BLOCK_BYTES, False)):
         flip(file, at)
-        assert isinstance(verified(store), Broken) is is_seen
+        assert isinstance(verified(store), BadSegment) is is_seen
         flip(file, at)
 
 
@@ -144,12 +151,12 @@ def test_many_blocks_are_read_in_parts(store: StoreFolder) -> None:
     file = store.file(keys(1)[0])
     flip(file, file.stat().st_size - SLOT_BYTES)
     verdict = verified(store)
-    assert verdict == Broken("checksum", f"blocks damaged: {count - 1} (1 of {count})")
+    assert verdict == BadSegment("checksum", f"blocks damaged: {count - 1} (1 of {count})")
 
 
 def test_a_stop_is_heard(store: StoreFolder) -> None:
     store.fill(keys(4))
-    pace = Pace()
+    pace = Throttle()
     pace.stop()
     with pytest.raises(Stopped):
         verified(store, pace)
@@ -157,7 +164,7 @@ def test_a_stop_is_heard(store: StoreFolder) -> None:
 
 def test_a_header_alone_can_be_read(store: StoreFolder) -> None:
     store.fill(keys(300), segment_blocks=300)
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     try:
         (space,) = find_spaces(folder)
         rules = rules_of(space.manifest, Secrets().fitting(space.manifest))
@@ -195,7 +202,7 @@ def test_what_the_file_system_refuses_is_told(
     files = BrokenFiles()
     files.errors[call] = code
     verdict = verified(store, files=files)
-    assert (verdict.kind if isinstance(verdict, Broken) else verdict) == kind
+    assert (verdict.kind if isinstance(verdict, BadSegment) else verdict) == kind
 
 
 def test_an_error_at_the_end_says_nothing_of_what_was_read(store: StoreFolder) -> None:
@@ -216,7 +223,7 @@ def test_a_file_that_ends_early_is_broken(store: StoreFolder) -> None:
 
     files.preadv = ends
     verdict = verified(store, files=files)
-    assert isinstance(verdict, Broken)
+    assert isinstance(verdict, BadSegment)
     assert "ends within block 0" in verdict.reason
     assert reads == [0, 4096]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.folder_view import FolderView
 from kvtier.inspection.spaces import FoundSpace, Secrets, find_spaces
 from kvtier.testing.samples import sample_space
 from tests.inspection.stores import BLOCK_BYTES, NAME, SPACE, StoreFolder, key_file, keys
 
 
 def found(store: StoreFolder, *wanted: str) -> list[FoundSpace]:
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     try:
         return find_spaces(folder, wanted)
     finally:

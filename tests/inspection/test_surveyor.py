@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.folder_view import FolderView
 from kvtier.inspection.spaces import Secrets
 from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
@@ -27,7 +27,7 @@ FILE_BYTES = 4096 + 4 * 12_288
 
 
 def surveyed(store: StoreFolder, *key_files: Path, **options) -> Survey:
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     try:
         surveyor = Surveyor(folder, Secrets(key_files), lambda name, share: None)
         return surveyor.survey(**{"now_s": 0.0, **options})
@@ -160,14 +160,14 @@ def test_what_cannot_be_read_stops_nothing(
 ) -> None:
     for first in spread(3):
         store.fill([first])
-    entries = Folder.entries
+    entries = FolderView.entries
 
-    def refuse(folder: Folder, name: str = "") -> list[Entry]:
+    def refuse(folder: FolderView, name: str = "") -> list[Entry]:
         if name.endswith("blocks/001"):
             raise OSError(errno.EIO, "Input/output error")
         return list(entries(folder, name))
 
-    monkeypatch.setattr(Folder, "entries", refuse)
+    monkeypatch.setattr(FolderView, "entries", refuse)
     survey = surveyed(store)
     assert survey.spaces[0].segments.files == 2
     assert [(each.name, each.what) for each in survey.unreadable] == [
@@ -188,7 +188,7 @@ def test_progress_is_told(store: StoreFolder) -> None:
     for first in spread(3):
         store.fill([first])
     shares = []
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     Surveyor(folder, Secrets(), lambda name, share: shares.append(share)).survey(now_s=0.0)
     folder.close()
     assert shares == sorted(shares)

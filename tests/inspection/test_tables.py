@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from kvtier.clock import wall_s
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.pile import Pile
+from kvtier.inspection.folder_view import FolderView
 from kvtier.inspection.spaces import Secrets
+from kvtier.inspection.survey import FileTally
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.tables import age, ages_text, survey_view
 from kvtier.testing.samples import sample_space
@@ -17,7 +17,7 @@ from tests.inspection.stores import BLOCK_BYTES, NAME, StoreFolder, keys
 
 
 def shown(store: StoreFolder, *, verbose: bool = False) -> str:
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     survey = Surveyor(folder, Secrets(), lambda name, share: None).survey(now_s=wall_s())
     folder.close()
     out = StringIO()
@@ -33,7 +33,7 @@ def shown(store: StoreFolder, *, verbose: bool = False) -> str:
 )
 def test_ages_read_well(seconds: float, text: str) -> None:
     assert age(seconds) == text
-    assert ages_text(Pile().bulk(), 0.0) == "-"
+    assert ages_text(FileTally().bulk(), 0.0) == "-"
 
 
 def test_everything_of_interest_is_shown(store: StoreFolder) -> None:

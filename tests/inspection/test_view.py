@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from kvtier.inspection.view import Entry, Irregular, is_silence, printable
+from kvtier.inspection.view import Entry, NotRegularFile, is_unreachable, printable
 from kvtier.tiers.shared.store import Stat
 
 
@@ -25,8 +25,8 @@ def test_names_move_no_cursor() -> None:
     ],
 )
 def test_silence_is_no_word_of_a_file(number: int, silent: bool) -> None:
-    assert is_silence(OSError(number, "x")) == silent
-    assert not is_silence(Irregular("x"))
+    assert is_unreachable(OSError(number, "x")) == silent
+    assert not is_unreachable(NotRegularFile("x"))
 
 
 def test_what_is_in_a_folder_comes_where_the_folder_does() -> None:

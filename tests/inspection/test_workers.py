@@ -5,12 +5,11 @@ import threading
 import pytest
 
 from kvtier.inspection import workers as workers_module
-from kvtier.inspection.pace import Pace, Stopped
-from kvtier.inspection.workers import Workers
+from kvtier.inspection.workers import Stopped, Throttle, Workers
 
 
 def test_results_and_errors_come_back() -> None:
-    with Workers(3, "test", Pace()) as workers:
+    with Workers(3, "test", Throttle()) as workers:
         asked = [workers.submit(lambda number=number: number * 2) for number in range(50)]
         assert [workers.result(each) for each in asked] == list(range(0, 100, 2))
         failed = workers.submit(lambda: 1 // 0)
@@ -21,7 +20,7 @@ def test_results_and_errors_come_back() -> None:
 
 def test_work_is_begun_a_little_ahead() -> None:
     begun: list[int] = []
-    with Workers(2, "test", Pace()) as workers:
+    with Workers(2, "test", Throttle()) as workers:
         asked = (lambda number=number: begun.append(number) or number for number in range(1000))
         futures = workers.begin(asked)
         first = workers.result(next(futures))
@@ -34,7 +33,7 @@ def test_what_was_not_begun_never_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "_NAPS", 1)
     monkeypatch.setattr(workers_module, "_NAP_S", 0.01)
     gate, done = threading.Event(), []
-    with Workers(1, "test", Pace()) as workers:
+    with Workers(1, "test", Throttle()) as workers:
         workers.submit(gate.wait)
         asked = [workers.submit(lambda: done.append(1)) for _ in range(20)]
         assert asked[0].cancel()
@@ -50,7 +49,7 @@ def test_who_is_stopped_does_not_wait_for_storage_that_hangs(
 ) -> None:
     monkeypatch.setattr(workers_module, "_NAPS", 2)
     monkeypatch.setattr(workers_module, "_NAP_S", 0.01)
-    pace, gate = Pace(), threading.Event()
+    pace, gate = Throttle(), threading.Event()
     with Workers(2, "test", pace) as workers:
         hanging = workers.submit(gate.wait)
         pace.stop()
@@ -65,7 +64,7 @@ def test_who_insists_waits_for_nobody() -> None:
     gate = threading.Event()
 
     def insist() -> None:
-        with Workers(1, "test", Pace(), 3600.0) as workers:
+        with Workers(1, "test", Throttle(), 3600.0) as workers:
             workers.submit(gate.wait)
             raise KeyboardInterrupt
 
@@ -76,7 +75,7 @@ def test_who_insists_waits_for_nobody() -> None:
 
 def test_threads_do_not_keep_a_program_from_ending() -> None:
     gate = threading.Event()
-    with Workers(1, "test-daemon", Pace()) as workers:
+    with Workers(1, "test-daemon", Throttle()) as workers:
         workers.submit(gate.wait)
         (thread,) = (each for each in threading.enumerate() if each.name == "test-daemon-0")
         assert thread.daemon

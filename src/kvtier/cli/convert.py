@@ -9,10 +9,10 @@ import msgspec
 from kvtier.cli.process import EXIT_INTERRUPTED
 from kvtier.cli.progress import Bar
 from kvtier.cli.stopping import Stopper
-from kvtier.conversion.converting import Wish
+from kvtier.conversion.converting import ConversionOptions
 from kvtier.conversion.converting import convert as convert_tree
-from kvtier.conversion.report import Conversion
-from kvtier.inspection.pace import Pace, Stopped
+from kvtier.conversion.work import Conversion
+from kvtier.inspection.workers import Stopped, Throttle
 from kvtier.settings.sizes import approximate_size
 
 EXIT_REFUSED = 1
@@ -73,8 +73,8 @@ def convert(*, as_json: bool, **wishes: Any) -> None:
     the key space, YOU vouch for them. Trees carry no checksums either: files of the wrong length
     are refused, but other damage from before the conversion is not detected.
     """
-    wish = Wish(**wishes)
-    pace = Pace()
+    wish = ConversionOptions(**wishes)
+    pace = Throttle()
 
     def show(report: Conversion, share: float) -> None:
         bar.show(share, _news(report))

@@ -11,7 +11,7 @@ from rich.console import Console
 from kvtier import settings
 from kvtier.cli.flags import given, setting_flags
 from kvtier.diagnosis.examination import Tell, examine, examine_places
-from kvtier.diagnosis.report import Report
+from kvtier.diagnosis.report import Diagnosis
 from kvtier.diagnosis.tables import report_view
 from kvtier.errors import InvalidSettings
 
@@ -59,7 +59,7 @@ def doctor(
     raise click.exceptions.Exit(0 if report.ok else EXIT_FAILS)
 
 
-def _examine(file: str | None, flags: dict[str, str], tell: Tell) -> Report:
+def _examine(file: str | None, flags: dict[str, str], tell: Tell) -> Diagnosis:
     try:
         return examine(settings.resolve(file=file, flags=flags), tell)
     except InvalidSettings as error:

@@ -21,7 +21,7 @@ from kvtier.evictor.metering import EvictorMeter, serve
 from kvtier.evictor.opening import open_store
 from kvtier.evictor.options import EvictorFlags, read_options
 from kvtier.evictor.report import PassReport, pass_view, progress_on, summary_line
-from kvtier.inspection.pace import Pace, Stopped
+from kvtier.inspection.workers import Stopped, Throttle
 from kvtier.settings.compat import pvc_evictor
 from kvtier.settings.compat.pvc_evictor import PvcEvictor
 from kvtier.settings.sizes import parse_duration
@@ -223,7 +223,7 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
     """The flag or variable that named `events`."""
     metrics_port: int | None
 
-    def __call__(self, pace: Pace) -> None:
+    def __call__(self, pace: Throttle) -> None:
         """Evict until `pace` is stopped."""
         with ExitStack() as stack:
             place = open_store(self.wishes.path)

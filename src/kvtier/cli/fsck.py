@@ -13,10 +13,10 @@ from kvtier.cli.process import EXIT_INTERRUPTED
 from kvtier.cli.progress import Bar
 from kvtier.cli.stopping import Stopper
 from kvtier.clock import Clock
-from kvtier.inspection.checking import Observer, Wish, check_store
-from kvtier.inspection.fsck import THREADS
-from kvtier.inspection.pace import Pace, Stopped
-from kvtier.inspection.report import Finding, Report
+from kvtier.inspection.fsck import CheckObserver, CheckOptions, check_store
+from kvtier.inspection.report import CheckReport, Finding
+from kvtier.inspection.store_check import THREADS
+from kvtier.inspection.workers import Stopped, Throttle
 from kvtier.settings.sizes import approximate_size, parse_size
 
 EXIT_PROBLEMS = 1
@@ -95,8 +95,8 @@ def fsck(
     other programs are reported and never touched. Trees of vLLM's fs tier and of llm-d cannot be
     verified, because they carry no checksums.
     """
-    wish = Wish(spaces, key_files, cursor_path, repair, from_start, threads)
-    pace = Pace(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
+    wish = CheckOptions(spaces, key_files, cursor_path, repair, from_start, threads)
+    pace = Throttle(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
     watcher = Watcher(as_json=as_json)
     try:
         with _quiet_log(), watcher.bar:
@@ -116,7 +116,7 @@ def fsck(
     raise click.exceptions.Exit(0 if report.clean else EXIT_PROBLEMS)
 
 
-class Watcher(Observer):
+class Watcher(CheckObserver):
     """An observer that shows the progress, and prints each finding as soon as it is made."""
 
     def __init__(self, *, as_json: bool, clock: Clock | None = None) -> None:
@@ -134,7 +134,7 @@ class Watcher(Observer):
         """Print a warning."""
         click.echo(f"warning: {text}", err=True)
 
-    def advanced(self, report: Report, share: float) -> None:
+    def advanced(self, report: CheckReport, share: float) -> None:
         """Update the bar and print new findings; `share` of the store is done, 0 to 1."""
         news = f"{report.segments:,} segments, {approximate_size(report.bytes)}"
         if report.problems_found:
@@ -142,7 +142,7 @@ class Watcher(Observer):
         self.bar.show(share, news)
         self.tell_findings(report)
 
-    def tell_findings(self, report: Report) -> None:
+    def tell_findings(self, report: CheckReport) -> None:
         """Print the findings of `report` that were not printed yet."""
         if self._as_json:
             return
@@ -158,7 +158,7 @@ class Watcher(Observer):
         self.bar.print(f"{kind}: {finding.file}: {finding.reason}{done}")
 
 
-def _summary(report: Report) -> str:
+def _summary(report: CheckReport) -> str:
     verified = f"{report.segments:,} segments, {report.blocks:,} sound blocks"
     parts = [f"{verified}, {approximate_size(report.bytes)}"]
     for count, what in (

@@ -11,12 +11,12 @@ from kvtier.cli.stopping import Stopper
 from kvtier.clock import wall_s
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.opening import open_view
-from kvtier.inspection.pace import Stopped
 from kvtier.inspection.spaces import Secrets
 from kvtier.inspection.survey import Survey
 from kvtier.inspection.surveyor import Surveyor
 from kvtier.inspection.tables import survey_view
 from kvtier.inspection.view import printable
+from kvtier.inspection.workers import Stopped
 
 
 @click.command(

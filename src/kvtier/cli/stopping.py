@@ -13,8 +13,7 @@ from typing import Final, TypeVar
 import click
 
 from kvtier.errors import KVTierError
-from kvtier.inspection.pace import Pace, Stopped
-from kvtier.inspection.workers import Workers
+from kvtier.inspection.workers import Stopped, Throttle, Workers
 
 Result = TypeVar("Result")
 
@@ -57,8 +56,8 @@ def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
 class Stopper:
     """Runs work that a signal stops. The work looks at `pace` to see whether it was stopped."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
-        self.pace = pace or Pace()
+    def __init__(self, pace: Throttle | None = None) -> None:
+        self.pace = pace or Throttle()
         self.signal: int | None = None
         """The signal that stopped the work; None if there was none."""
 

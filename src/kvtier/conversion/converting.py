@@ -14,14 +14,10 @@ from kvtier.blocks.checksum import Checksum
 from kvtier.blocks.key import KeySpace
 from kvtier.conversion.exporting import Exporter
 from kvtier.conversion.importing import Importer
-from kvtier.conversion.matching import VLLM, mismatches, unproven
-from kvtier.conversion.report import Conversion
-from kvtier.conversion.trees import FoundTree, choose_tree
-from kvtier.conversion.work import run_jobs
+from kvtier.conversion.trees import VLLM, FoundTree, choose_tree, mismatches, unproven
+from kvtier.conversion.work import Conversion, run_jobs
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.notes import read_whole
 from kvtier.inspection.opening import is_url, open_store, open_view
-from kvtier.inspection.pace import Pace
 from kvtier.inspection.segments import rules_of
 from kvtier.inspection.spaces import (
     BLOCK_BYTES_MAX,
@@ -30,7 +26,9 @@ from kvtier.inspection.spaces import (
     find_spaces,
     space_names,
 )
+from kvtier.inspection.state_file import read_whole
 from kvtier.inspection.view import View, printable
+from kvtier.inspection.workers import Throttle
 from kvtier.tiers.shared.format import space_folder
 from kvtier.tiers.shared.manifest import SpaceManifest, ensure_manifest, parse_manifest
 from kvtier.tiers.shared.store import is_legal_part
@@ -39,7 +37,7 @@ Direction = Literal["kvtier", "vllm-fs"]
 Told = Callable[[Conversion, float], None]
 
 
-class Wish(NamedTuple):
+class ConversionOptions(NamedTuple):
     """What a person asked for."""
 
     source: str
@@ -58,7 +56,7 @@ class Wish(NamedTuple):
     limit: int | None = None
 
 
-def convert(wish: Wish, pace: Pace, told: Told) -> Conversion:
+def convert(wish: ConversionOptions, pace: Throttle, told: Told) -> Conversion:
     """Convert until the end, the limit, or until `pace` is stopped.
 
     Raises InvalidSettings where the two sides do not fit, naming every field that differs, and
@@ -76,7 +74,9 @@ def convert(wish: Wish, pace: Pace, told: Told) -> Conversion:
             ) from error
 
 
-def _to_kvtier(wish: Wish, pace: Pace, told: Told, opened: ExitStack) -> Conversion:
+def _to_kvtier(
+    wish: ConversionOptions, pace: Throttle, told: Told, opened: ExitStack
+) -> Conversion:
     source = opened.enter_context(closing(open_view(wish.source, "SOURCE")))
     tree = choose_tree(source, wish.tree)
     destination = None
@@ -102,7 +102,7 @@ def _to_kvtier(wish: Wish, pace: Pace, told: Told, opened: ExitStack) -> Convers
     return report
 
 
-def _to_vllm(wish: Wish, pace: Pace, told: Told, opened: ExitStack) -> Conversion:
+def _to_vllm(wish: ConversionOptions, pace: Throttle, told: Told, opened: ExitStack) -> Conversion:
     if is_url(wish.destination):
         raise InvalidSettings(
             f"DESTINATION: {wish.destination} is no folder; vLLM's fs tier keeps files in one"
@@ -136,11 +136,11 @@ def _to_vllm(wish: Wish, pace: Pace, told: Told, opened: ExitStack) -> Conversio
     return report
 
 
-def _open_destination(wish: Wish, opened: ExitStack) -> View:
+def _open_destination(wish: ConversionOptions, opened: ExitStack) -> View:
     return opened.enter_context(closing(open_view(wish.destination, "DESTINATION")))
 
 
-def _chosen_space(wish: Wish, view: View) -> SpaceManifest:
+def _chosen_space(wish: ConversionOptions, view: View) -> SpaceManifest:
     """Never the only one without being told: naming it vouches for what a tree does not say."""
     if wish.space is None:
         known = ", ".join(found.name for found in find_spaces(view)) or "none yet"
@@ -161,7 +161,7 @@ def _chosen_space(wish: Wish, view: View) -> SpaceManifest:
     return found.manifest
 
 
-def _read_manifest(wish: Wish) -> SpaceManifest:
+def _read_manifest(wish: ConversionOptions) -> SpaceManifest:
     if wish.space is not None:
         raise InvalidSettings("--manifest: give it or --space, not both")
     path = wish.manifest
@@ -178,7 +178,7 @@ def _read_manifest(wish: Wish) -> SpaceManifest:
     return manifest
 
 
-def _checksum(wish: Wish, manifest: SpaceManifest) -> Checksum:
+def _checksum(wish: ConversionOptions, manifest: SpaceManifest) -> Checksum:
     checksum = Secrets(wish.key_files).fitting(manifest)
     if checksum is None:
         raise InvalidSettings(
@@ -196,7 +196,7 @@ def _compare(tree: FoundTree, space: KeySpace) -> None:
         )
 
 
-def _report(wish: Wish, tree: FoundTree, space: KeySpace) -> Conversion:
+def _report(wish: ConversionOptions, tree: FoundTree, space: KeySpace) -> Conversion:
     return Conversion(
         source=printable(wish.source),
         destination=printable(wish.destination),

@@ -15,9 +15,9 @@ from kvtier.blocks.checksum import Checksum
 from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
-from kvtier.conversion.work import Job, Result
+from kvtier.conversion.work import BlockResult, ConversionJob
 from kvtier.errors import Corrupt, InvalidSettings
-from kvtier.inspection.view import Irregular, View, is_silence
+from kvtier.inspection.view import NotRegularFile, View, is_unreachable
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import encode_header, segment_name, space_folder
 from kvtier.tiers.shared.reading import SegmentHeaders, aligned_buffer
@@ -80,23 +80,25 @@ class Importer:
                 f"{self._file_bytes}"
             )
 
-    def jobs(self, refused: Callable[[str, OSError], None]) -> Iterator[tuple[float, Job]]:
+    def jobs(
+        self, refused: Callable[[str, OSError], None]
+    ) -> Iterator[tuple[float, ConversionJob]]:
         """One a file, and how far the walk is."""
         for entry, key in self._tree.walk(self._source, refused):
             name = entry.name
             if key is None or any(key[-GROUP_BYTES:]):
-                yield share_done(name), _settled(Result(name, "unknown"))
+                yield share_done(name), _settled(BlockResult(name, "unknown"))
             elif not entry.is_file:
-                yield share_done(name), _settled(Result(name, "irregular"))
+                yield share_done(name), _settled(BlockResult(name, "irregular"))
             else:
                 yield share_done(name), self._job(name, key, entry.stat.size)
 
-    def _job(self, name: str, key: BlockKey, size: int) -> Job:
-        def run() -> Result:
+    def _job(self, name: str, key: BlockKey, size: int) -> ConversionJob:
+        def run() -> BlockResult:
             if found := self._found(key):
-                return Result(name, found)
+                return BlockResult(name, found)
             if self._store is None or self._headers is None:
-                return Result(name, self._wrong_length(size) or "converted", self._block_bytes)
+                return BlockResult(name, self._wrong_length(size) or "converted", self._block_bytes)
             return self._convert(name, key, self._store, self._headers)
 
         return run
@@ -107,36 +109,38 @@ class Importer:
             return None
         try:
             stat = self._destination.stat(f"{self._space_folder}/{segment_name(key)}")
-        except Irregular:
+        except NotRegularFile:
             return "occupied"
         if stat is None or (self._headers is not None and not _stands(self._headers, key)):
             return None
         return "existed"
 
-    def _convert(self, name: str, key: BlockKey, store: Store, headers: SegmentHeaders) -> Result:
+    def _convert(
+        self, name: str, key: BlockKey, store: Store, headers: SegmentHeaders
+    ) -> BlockResult:
         slot = aligned_buffer(self._slot_bytes)
         for rank in range(self._ranks):
             part = slot[rank * self._file_bytes :][: self._file_bytes]
             file = self._tree.block_name(key, rank)
             if kind := self._read(file, part):
-                return Result(file, kind)
+                return BlockResult(file, kind)
         slot[self._block_bytes :] = 0  # what a tree has behind a block means nothing
         check = self._checksum.block(key, slot[: self._block_bytes])
         segment = headers.segment([key], [check], UNKNOWN_PARENT)
         header = aligned_buffer(segment.header_bytes)
         header[:] = np.frombuffer(encode_header(segment, self._checksum), np.uint8)
         if store.publish(headers.name(key), [header, slot]):
-            return Result(name, "converted", self._block_bytes)
-        return Result(name, "existed" if _stands(headers, key) else "occupied")
+            return BlockResult(name, "converted", self._block_bytes)
+        return BlockResult(name, "existed" if _stands(headers, key) else "occupied")
 
     def _read(self, name: str, part: Buffer) -> str | None:
         """Fill `part` with a whole file; or why not."""
         try:
             read = self._source.read_into(name, 0, [part])
-        except Irregular:
+        except NotRegularFile:
             return "irregular"
         except OSError as error:
-            if is_silence(error):
+            if is_unreachable(error):
                 raise
             return "unreadable"
         if read is None:
@@ -159,5 +163,5 @@ def _stands(headers: SegmentHeaders, key: BlockKey) -> bool:
         return False
 
 
-def _settled(result: Result) -> Job:
+def _settled(result: BlockResult) -> ConversionJob:
     return lambda: result

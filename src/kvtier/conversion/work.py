@@ -8,16 +8,87 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from kvtier.conversion.report import Conversion
-from kvtier.inspection.pace import Pace, Stopped
+import msgspec
+
 from kvtier.inspection.view import printable
-from kvtier.inspection.workers import Workers
+from kvtier.inspection.workers import Stopped, Throttle, Workers
+
+FORMAT: Final = 1
+
+
+REFUSALS_KEPT: Final = 1_000
+
+
+REFUSALS: Final = {
+    "short": "shorter than its block",
+    "long": "longer than its block",
+    "missing": "the file of another rank is missing, or went while it was read",
+    "irregular": "a link, pipe, socket, device or folder",
+    "unreadable": "the file system refuses it",
+    "unknown": "named as no block is, or of another group",
+    "damaged": "a segment whose header or checksums are wrong",
+    "occupied": "something else has the name where the block should go",
+}
+"""Why a file was not converted."""
+
+
+class RefusedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that was not converted."""
+
+    file: str
+    kind: str
+    """Of REFUSALS."""
+    reason: str
+
+
+class Conversion(msgspec.Struct, kw_only=True):
+    """Of one run."""
+
+    format: int = FORMAT
+    source: str
+    destination: str
+    to: str
+    """`kvtier` or `vllm-fs`."""
+    tree: str
+    system: str
+    space: str
+    """Name of the key space."""
+    unproven: list[str]
+    """Fields of the key space that the tree does not tell, so that nobody can check them."""
+    dry_run: bool = False
+    complete: bool = False
+    """Whether all of the source was looked at; False where it was interrupted or limited."""
+    limited: bool = False
+    converted: int = 0
+    """Blocks; in a dry run, those that would be."""
+    bytes: int = 0
+    """Of them, without padding."""
+    existed: int = 0
+    """Blocks that were there already."""
+    refused: dict[str, int] = {}
+    """Files, by kind."""
+    refusals: list[RefusedFile] = []
+
+    @property
+    def refused_files(self) -> int:
+        """Of all kinds."""
+        return sum(self.refused.values())
+
+    def refuse(self, file: str, kind: str, reason: str = "") -> None:
+        """Count it, and name it while there is room."""
+        self.refused[kind] = self.refused.get(kind, 0) + 1
+        if len(self.refusals) < REFUSALS_KEPT:
+            why = reason or REFUSALS[kind]
+            self.refusals.append(RefusedFile(file=file, kind=kind, reason=why))
+
 
 THREADS: Final = 4
+
+
 _BATCH: Final = 64
 
 
-class Result(NamedTuple):
+class BlockResult(NamedTuple):
     """What became of one block. `kind`: converted, existed, or one of REFUSALS."""
 
     file: str
@@ -27,14 +98,14 @@ class Result(NamedTuple):
     reason: str = ""
 
 
-Job = Callable[[], Result]
+ConversionJob = Callable[[], BlockResult]
 """Converts one block. Blocks; raises OSError where the destination refuses, or nobody answers."""
 
 
 def run_jobs(
-    jobs: Iterator[tuple[float, Job]],
+    jobs: Iterator[tuple[float, ConversionJob]],
     report: Conversion,
-    pace: Pace,
+    pace: Throttle,
     told: Callable[[Conversion, float], None],
     limit: int | None = None,
 ) -> None:
@@ -63,7 +134,7 @@ def run_jobs(
             told(report, batch[-1][0])
 
 
-def _count(report: Conversion, result: Result) -> None:
+def _count(report: Conversion, result: BlockResult) -> None:
     if result.kind == "converted":
         report.converted += 1
         report.bytes += result.block_bytes

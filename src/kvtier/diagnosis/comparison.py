@@ -10,15 +10,23 @@ from typing import Final, NamedTuple
 
 from kvtier.blocks.key import KeySpace
 from kvtier.diagnosis.explanations import checkpoint, explain, remarks
-from kvtier.diagnosis.report import Check, Difference, Family, Member, Pair, warned
-from kvtier.diagnosis.verdicts import Verdict, join_words
+from kvtier.diagnosis.report import (
+    Check,
+    Difference,
+    Family,
+    FamilyMember,
+    SpacePair,
+    Verdict,
+    warned,
+)
+from kvtier.diagnosis.shapes import join_words
 
 PAIRS_KEPT: Final = 200
 """Of a family: a folder with many key spaces has very many pairs."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class Sighting(NamedTuple):
+class LocatedSpace(NamedTuple):
     """A key space, and where it was seen."""
 
     place: str
@@ -29,13 +37,13 @@ class Sighting(NamedTuple):
     """Of the secret that its blocks are verified with; None where the place has none."""
 
 
-def compare(sightings: Sequence[Sighting]) -> list[Family]:
+def compare(sightings: Sequence[LocatedSpace]) -> list[Family]:
     """Families in the order in which they were seen."""
     labels = _labels()
     return [_family([(next(labels), each) for each in kin]) for kin in _kin(sightings)]
 
 
-def oddities(families: Sequence[Family]) -> list[Check]:
+def remarks_on(families: Sequence[Family]) -> list[Check]:
     """What is odd about single key spaces."""
     return [
         warned(f"key space {member.label}", remark)
@@ -63,9 +71,9 @@ def _labels() -> Iterator[str]:
             yield "".join(letters)
 
 
-def _kin(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
+def _kin(sightings: Sequence[LocatedSpace]) -> list[list[LocatedSpace]]:
     """By name or weights: who has either in common with one of a family belongs to it."""
-    families: list[tuple[set[str], list[Sighting]]] = []
+    families: list[tuple[set[str], list[LocatedSpace]]] = []
     for each in sightings:
         marks = {f"model {each.space.model}"}
         if weights := checkpoint(each.space):
@@ -84,13 +92,13 @@ def _kin(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
     return sorted(found, key=lambda kin: order[id(kin[0])])
 
 
-def _family(labelled: list[tuple[str, Sighting]]) -> Family:
+def _family(labelled: list[tuple[str, LocatedSpace]]) -> Family:
     couples = itertools.combinations(labelled, 2)
     count = len(labelled)
     return Family(
         models=list(dict.fromkeys(each.space.model for _, each in labelled)),
         members=[
-            Member(label=label, place=each.place, name=each.name, space=each.space)
+            FamilyMember(label=label, place=each.place, name=each.name, space=each.space)
             for label, each in labelled
         ],
         pairs=[_pair(*couple) for couple in itertools.islice(couples, PAIRS_KEPT)],
@@ -98,7 +106,7 @@ def _family(labelled: list[tuple[str, Sighting]]) -> Family:
     )
 
 
-def _pair(one: tuple[str, Sighting], other: tuple[str, Sighting]) -> Pair:
+def _pair(one: tuple[str, LocatedSpace], other: tuple[str, LocatedSpace]) -> SpacePair:
     (label, seen), (other_label, other_seen) = one, other
     differences = [
         difference(field, seen.space, other_seen.space)
@@ -106,7 +114,7 @@ def _pair(one: tuple[str, Sighting], other: tuple[str, Sighting]) -> Pair:
         if getattr(seen.space, field) != getattr(other_seen.space, field)
     ]
     verdict, conclusion = _conclude(differences, seen, other_seen)
-    return Pair(
+    return SpacePair(
         one=label,
         other=other_label,
         verdict=verdict,
@@ -116,7 +124,7 @@ def _pair(one: tuple[str, Sighting], other: tuple[str, Sighting]) -> Pair:
 
 
 def _conclude(
-    differences: list[Difference], one: Sighting, other: Sighting
+    differences: list[Difference], one: LocatedSpace, other: LocatedSpace
 ) -> tuple[Verdict | None, str]:
     never = [each.field for each in differences if each.verdict is Verdict.NEVER]
     if never:

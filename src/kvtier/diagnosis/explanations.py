@@ -9,12 +9,12 @@ from typing import Final
 
 from kvtier.blocks.key import KeySpace
 from kvtier.diagnosis import shapes
-from kvtier.diagnosis.verdicts import (
+from kvtier.diagnosis.report import Verdict
+from kvtier.diagnosis.shapes import (
     UNKNOWN,
     UNKNOWN_FIX,
     UNKNOWN_WHY,
-    Told,
-    Verdict,
+    Explanation,
     differing,
     follows,
     unknown,
@@ -25,7 +25,7 @@ NO_WEIGHTS: Final = "dummy"
 _RANDOM: Final = "random"
 
 
-def explain(field: str, one: KeySpace, other: KeySpace) -> Told:
+def explain(field: str, one: KeySpace, other: KeySpace) -> Explanation:
     """Why `field`, which differs, keeps the two apart. KeyError where there is no such field."""
     return EXPLANATIONS[field](one, other)
 
@@ -61,9 +61,9 @@ _SEED_FIX = (
 )
 
 
-def _engine(one: KeySpace, other: KeySpace) -> Told:
+def _engine(one: KeySpace, other: KeySpace) -> Explanation:
     del one, other
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         "Two versions of an engine may place a block's bytes differently, or compute them with "
         "other kernels.",
@@ -72,25 +72,25 @@ def _engine(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-def _model(one: KeySpace, other: KeySpace) -> Told:
+def _model(one: KeySpace, other: KeySpace) -> Explanation:
     if checkpoint(one) is not None and checkpoint(one) == checkpoint(other):
-        return Told(
+        return Explanation(
             Verdict.CHANGE,
             "The weights are the same, but the engines were given different names or paths for "
             "the model, and names are compared as they are given.",
             "Start every engine with the same name: the hub's name, or the same path, mounted "
             "at the same place in every container.",
         )
-    return Told(
+    return Explanation(
         Verdict.NEVER,
         "They are different models: nothing of one means anything to the other.",
         "Nothing, unless one of them was meant to run the other's model.",
     )
 
 
-def _revision(one: KeySpace, other: KeySpace) -> Told:
+def _revision(one: KeySpace, other: KeySpace) -> Explanation:
     if "unresolved" in (one.revision, other.revision):
-        return Told(
+        return Explanation(
             Verdict.CHANGE,
             "One engine did not find the model's files in its hub cache, so that its revision is "
             "only a name.",
@@ -98,19 +98,19 @@ def _revision(one: KeySpace, other: KeySpace) -> Told:
             "engine starts; then the commit is known.",
         )
     if checkpoint(one) is not None and checkpoint(one) == checkpoint(other):
-        return Told(
+        return Explanation(
             Verdict.CHANGE,
             "The weights are the same, but the engines call their revision differently.",
             "Start every engine with the same --revision, or with the same folder.",
         )
-    return Told(
+    return Explanation(
         Verdict.NEVER,
         "Another revision of a model is another checkpoint: its blocks are other numbers.",
         "Start both with the same --revision.",
     )
 
 
-def _weights(one: KeySpace, other: KeySpace) -> Told:
+def _weights(one: KeySpace, other: KeySpace) -> Explanation:
     (files, _, settings), (other_files, _, other_settings) = (
         space.weights.partition(" ") for space in (one, other)
     )
@@ -118,7 +118,7 @@ def _weights(one: KeySpace, other: KeySpace) -> Told:
         return unknown()
     if files != other_files:
         dummy = NO_WEIGHTS in (files, other_files)
-        return Told(
+        return Explanation(
             Verdict.NEVER,
             "One engine made its weights up (--load-format dummy)."
             if dummy
@@ -129,7 +129,7 @@ def _weights(one: KeySpace, other: KeySpace) -> Told:
         )
     if causes := differing(one, other, "dtype"):
         return follows(causes, "Its second part is a digest of settings that change the bytes.")
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         "The weight files are the same; what differs is a setting of the engine that changes "
         "the bytes, or the model's own configuration.",
@@ -139,8 +139,8 @@ def _weights(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-def _dtype(one: KeySpace, other: KeySpace) -> Told:
-    return Told(
+def _dtype(one: KeySpace, other: KeySpace) -> Explanation:
+    return Explanation(
         Verdict.NEVER,
         f"Blocks of {one.dtype} and of {other.dtype} are other bytes, and converting one into "
         "the other would change answers.",
@@ -148,10 +148,10 @@ def _dtype(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-def _hash_algorithm(one: KeySpace, other: KeySpace) -> Told:
+def _hash_algorithm(one: KeySpace, other: KeySpace) -> Explanation:
     if UNKNOWN in (one.hash_algorithm, other.hash_algorithm):
         return unknown()
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         f"The same prompt has other keys: {one.hash_algorithm} against {other.hash_algorithm}.",
         "Start both with the same --prefix-caching-hash-algo; sha256 is the default and needs "
@@ -159,7 +159,7 @@ def _hash_algorithm(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-def _hash_seed(one: KeySpace, other: KeySpace) -> Told:
+def _hash_seed(one: KeySpace, other: KeySpace) -> Explanation:
     if any(space.hash_seed.startswith(_RANDOM) for space in (one, other)):
         why = (
             "Block hashes start from a seed, and with xxhash an engine draws a random one for "
@@ -169,7 +169,7 @@ def _hash_seed(one: KeySpace, other: KeySpace) -> Told:
         return follows(causes, "Each algorithm starts from a seed of its own.")
     else:
         why = "Block hashes start from a seed, so that the same prompt has other keys."
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         why,
         "PYTHONHASHSEED must be set to the same value on all replicas, or on none with sha256 "
@@ -177,14 +177,14 @@ def _hash_seed(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-def _isa(one: KeySpace, other: KeySpace) -> Told:
+def _isa(one: KeySpace, other: KeySpace) -> Explanation:
     if one.isa.split(" ")[0] != other.isa.split(" ")[0]:
         why = "Each platform places and rounds the numbers of a block in its own way."
     elif one.isa.startswith("cpu"):
         why = "On CPUs the engine packs blocks for the widest instruction set it finds."
     else:
         why = "Devices of another capability run other kernels, which place and round differently."
-    return Told(
+    return Explanation(
         Verdict.NEVER,
         why,
         "Only equal hardware shares: keep the replicas of a store on nodes of one kind "
@@ -192,7 +192,7 @@ def _isa(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-EXPLANATIONS: Final[Mapping[str, Callable[[KeySpace, KeySpace], Told]]] = {
+EXPLANATIONS: Final[Mapping[str, Callable[[KeySpace, KeySpace], Explanation]]] = {
     "engine": _engine,
     "model": _model,
     "revision": _revision,

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from kvtier.diagnosis.comparison import Sighting
+from kvtier.diagnosis.comparison import LocatedSpace
 from kvtier.diagnosis.report import Check, failed, fine
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
+from kvtier.inspection.folder_view import FolderView
 from kvtier.inspection.opening import is_url, open_view
-from kvtier.inspection.spaces import MANIFEST_BYTES_MAX, FoundSpace, judge, space_names
+from kvtier.inspection.spaces import MANIFEST_BYTES_MAX, FoundSpace, parse_space, space_names
 from kvtier.inspection.view import View, printable
 from kvtier.tiers.disk.folder import SlabManifest
 from kvtier.tiers.files import MANIFEST_NAME
@@ -25,14 +25,14 @@ from kvtier.tiers.shared.manifest import parse_manifest
 _REPLICA = re.compile(r"replica-\d+")
 
 
-class Reading(NamedTuple):
+class PlaceContents(NamedTuple):
     """What one place holds."""
 
-    sightings: list[Sighting]
+    sightings: list[LocatedSpace]
     checks: list[Check]
 
 
-def read_place(place: str) -> Reading:
+def read_place(place: str) -> PlaceContents:
     """Look into it. Costs a few calls, or requests, a key space.
 
     A place that cannot be read at all is a failed check as well.
@@ -48,12 +48,12 @@ def read_place(place: str) -> Reading:
         finally:
             view.close()
     except InvalidSettings as error:
-        return Reading([], [failed(shown, str(error))])
+        return PlaceContents([], [failed(shown, str(error))])
     except OSError as error:
-        return Reading([], [failed(shown, f"cannot be read ({error.strerror or error})")])
+        return PlaceContents([], [failed(shown, f"cannot be read ({error.strerror or error})")])
 
 
-def _look(place: str, view: View) -> Reading:
+def _look(place: str, view: View) -> PlaceContents:
     names = {entry.name for entry in view.entries()}
     if MANIFEST_NAME in names:
         what = "one key space of a store" if "blocks" in names else "a disk tier"
@@ -68,20 +68,20 @@ def _look(place: str, view: View) -> Reading:
 
 def _judged(view: View, name: str) -> FoundSpace:
     try:
-        return judge(name, view.read(f"{name}/{MANIFEST_NAME}", MANIFEST_BYTES_MAX))
+        return parse_space(name, view.read(f"{name}/{MANIFEST_NAME}", MANIFEST_BYTES_MAX))
     except OSError as error:
         return FoundSpace(name, None, f"cannot be read: {error.strerror or error}")
 
 
-def _file(folder: Path, name: str, place: str) -> Sighting | Check:
-    view = Folder(folder)
+def _file(folder: Path, name: str, place: str) -> LocatedSpace | Check:
+    view = FolderView(folder)
     try:
         return _manifest(view, name, place)
     finally:
         view.close()
 
 
-def _manifest(view: View, name: str, place: str) -> Sighting | Check:
+def _manifest(view: View, name: str, place: str) -> LocatedSpace | Check:
     """Of a shared key space or of a disk tier, wherever it lies."""
     try:
         raw = view.read(name, MANIFEST_BYTES_MAX)
@@ -94,22 +94,22 @@ def _manifest(view: View, name: str, place: str) -> Sighting | Check:
         return failed(place, f"{name} cannot be read ({error.strerror or error})")
 
 
-def _parsed(raw: bytes, place: str) -> Sighting:
+def _parsed(raw: bytes, place: str) -> LocatedSpace:
     """Raises InvalidSettings where it is neither kind of manifest."""
     try:
         found = parse_manifest(raw)
-        return Sighting(place, space_folder(found.space), found.space, found.witness)
+        return LocatedSpace(place, space_folder(found.space), found.space, found.witness)
     except InvalidSettings:
         try:
             space = msgspec.json.decode(raw, type=SlabManifest).space
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass  # what is wrong with it as a store's is the better answer
         else:
-            return Sighting(place, space_folder(space), space)
+            return LocatedSpace(place, space_folder(space), space)
         raise
 
 
-def _sighting(place: str, found: FoundSpace) -> Sighting | Check:
+def _sighting(place: str, found: FoundSpace) -> LocatedSpace | Check:
     if found.manifest is None:
         return failed(
             place,
@@ -117,12 +117,12 @@ def _sighting(place: str, found: FoundSpace) -> Sighting | Check:
             "Engines refuse this key space: `kvtier fsck` tells more; remove the folder if nobody "
             "uses it.",
         )
-    return Sighting(place, found.name, found.manifest.space, found.manifest.witness)
+    return LocatedSpace(place, found.name, found.manifest.space, found.manifest.witness)
 
 
-def _gather(place: str, found: list[Sighting | Check], what: str) -> Reading:
+def _gather(place: str, found: list[LocatedSpace | Check], what: str) -> PlaceContents:
     """Equal key spaces of one place, as replicas have them on disk, count once."""
-    sightings: dict[str, Sighting] = {}
+    sightings: dict[str, LocatedSpace] = {}
     wrong = []
     for each in found:
         if isinstance(each, Check):
@@ -131,4 +131,4 @@ def _gather(place: str, found: list[Sighting | Check], what: str) -> Reading:
             sightings.setdefault(each.space.digest, each)
     count = len(sightings)
     told = f"{what} with {count or 'no'} key space{'' if count == 1 else 's'}"
-    return Reading(list(sightings.values()), [fine(place, told), *wrong])
+    return PlaceContents(list(sightings.values()), [fine(place, told), *wrong])

@@ -9,7 +9,18 @@ from typing import Any, Final
 import msgspec
 
 from kvtier.blocks.key import KeySpace
-from kvtier.diagnosis.verdicts import Verdict
+
+
+class Verdict(Enum):
+    """What can be done about a difference."""
+
+    CHANGE = "change"
+    """Engines that are started otherwise share."""
+    NEVER = "never"
+    """The bytes are others: whoever wants to share has to run the same."""
+    FOLLOWS = "follows"
+    """Nothing by itself: it is equal as soon as another field is."""
+
 
 FORMAT: Final = 1
 
@@ -51,7 +62,7 @@ def failed(topic: str, told: str, fix: str | None = None) -> Check:
     return Check(topic=topic, status=Status.FAIL, told=told.removeprefix(f"{topic}: "), fix=fix)
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True):
+class FamilyMember(msgspec.Struct, frozen=True, kw_only=True):
     """A key space that was found."""
 
     label: str
@@ -72,7 +83,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     change: str
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
+class SpacePair(msgspec.Struct, frozen=True, kw_only=True):
     """Two key spaces of one model."""
 
     one: str
@@ -88,12 +99,12 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Key spaces of one model, by its name or by its weights."""
 
     models: list[str]
-    members: list[Member]
-    pairs: list[Pair]
+    members: list[FamilyMember]
+    pairs: list[SpacePair]
     pairs_left_out: int = 0
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """Of one run of `kvtier doctor`."""
 
     format: int = FORMAT
@@ -103,7 +114,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     families: list[Family]
 
 
-def report_of(checks: list[Check], families: list[Family]) -> Report:
+def report_of(checks: list[Check], families: list[Family]) -> Diagnosis:
     """Sum it up."""
     fails = any(check.status is Status.FAIL for check in checks)
-    return Report(ok=not fails, checks=checks, families=families)
+    return Diagnosis(ok=not fails, checks=checks, families=families)

@@ -3,26 +3,76 @@
 Each function explains one field that differs between `one` and `other`.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvtier.blocks.key import KeySpace
-from kvtier.diagnosis.verdicts import UNKNOWN, Told, Verdict, differing, follows, unknown
+from kvtier.diagnosis.report import Verdict
+
+UNKNOWN: Final = "unknown"
+"""What an engine writes where it could not find out."""
+
+
+UNKNOWN_WHY: Final = (
+    "the engine could not find out its own configuration when it started, and what is unknown "
+    "is not taken to be equal."
+)
+
+
+UNKNOWN_FIX: Final = (
+    "Look for the warning of kvtier in that engine's log; start it with `kvtier serve` or with "
+    "vLLM's own server, of a supported version, and with the model's files on this host."
+)
+
+
+class Explanation(NamedTuple):
+    """An explanation in plain words."""
+
+    verdict: Verdict
+    why: str
+    change: str
+
+
+def unknown() -> Explanation:
+    """Of a field that one of two engines did not know."""
+    return Explanation(Verdict.CHANGE, f"On one side {UNKNOWN_WHY}", UNKNOWN_FIX)
+
+
+def differing(one: KeySpace, other: KeySpace, *fields: str) -> list[str]:
+    """Which of `fields` differ."""
+    return [field for field in fields if getattr(one, field) != getattr(other, field)]
+
+
+def follows(causes: list[str], why: str) -> Explanation:
+    """Of a field that is equal as soon as `causes` are."""
+    return Explanation(
+        Verdict.FOLLOWS, why, f"Nothing by itself: it follows from {join_words(causes)}."
+    )
+
+
+def join_words(words: list[str]) -> str:
+    """`a, b and c`."""
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+
 
 _DIRECT: Final = "direct"
+
+
 _BLOCK_COMPACT: Final = frozenset({"LBNHC", "LBHNC"})
 """Layouts in which the heads of a block can be told apart."""
+
+
 _FAMILY_FIX: Final = (
     "Set VLLM_KV_CACHE_LAYOUT to LBNHC or LBHNC on both, where the backend has it. "
 )
 
 
-def layout(one: KeySpace, other: KeySpace) -> Told:
+def layout(one: KeySpace, other: KeySpace) -> Explanation:
     """The order of the numbers in a block, and between whom they are divided."""
     words, other_words = one.layout.split(), other.layout.split()
     if UNKNOWN in (*words[:1], *other_words[:1]):
         return unknown()
     if words[:1] != other_words[:1]:
-        return Told(
+        return Explanation(
             Verdict.CHANGE,
             f"The numbers of a block stand in another order: {one.layout} against "
             f"{other.layout}. The attention backend chooses it.",
@@ -30,13 +80,13 @@ def layout(one: KeySpace, other: KeySpace) -> Told:
             "backend.",
         )
     if _is_rearranged(one, other):
-        return Told(
+        return Explanation(
             Verdict.CHANGE,
             "One engine writes blocks as its devices hold them (direct), the other in an order "
             "that does not depend on how many devices there are (canonical).",
             _canonical_fix(one, other),
         )
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         "Context parallelism (pcp, dcp) divides the tokens of a block between devices.",
         "Start both with the same --prefill-context-parallel-size and "
@@ -59,7 +109,7 @@ def _canonical_fix(one: KeySpace, other: KeySpace) -> str:
     )
 
 
-def block_bytes(one: KeySpace, other: KeySpace) -> Told:
+def block_bytes(one: KeySpace, other: KeySpace) -> Explanation:
     """The size of a block."""
     why = "A block of one takes more bytes than a block of the other."
     causes = differing(
@@ -70,16 +120,16 @@ def block_bytes(one: KeySpace, other: KeySpace) -> Told:
     ) or differing(one, other, "world_size")
     if causes:
         return follows(causes, why)
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         f"{why} Nothing else differs, so that the engines pad or divide their memory differently.",
         "Start both with the same --block-size and the same attention backend.",
     )
 
 
-def blocks_per_chunk(one: KeySpace, other: KeySpace) -> Told:
+def blocks_per_chunk(one: KeySpace, other: KeySpace) -> Explanation:
     """How many of the engine's blocks one stored block stands for."""
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         f"One stored block stands for {one.blocks_per_chunk} blocks of the engine here and for "
         f"{other.blocks_per_chunk} there, so that they are cut at other tokens.",
@@ -87,9 +137,9 @@ def blocks_per_chunk(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-def tokens_per_hash(one: KeySpace, other: KeySpace) -> Told:
+def tokens_per_hash(one: KeySpace, other: KeySpace) -> Explanation:
     """How often a prompt is hashed."""
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         f"Prompts are hashed every {one.tokens_per_hash} tokens here and every "
         f"{other.tokens_per_hash} there, so that the same prompt has other keys.",
@@ -98,13 +148,13 @@ def tokens_per_hash(one: KeySpace, other: KeySpace) -> Told:
     )
 
 
-def groups(one: KeySpace, other: KeySpace) -> Told:
+def groups(one: KeySpace, other: KeySpace) -> Explanation:
     """Which layers, and how many tokens, a block of each group holds."""
     tokens, other_tokens = (
         [group.tokens_per_block for group in space.groups] for space in (one, other)
     )
     if len(tokens) != len(other_tokens):
-        return Told(
+        return Explanation(
             Verdict.CHANGE,
             f"The engine divides the model's layers into {len(tokens)} groups here and into "
             f"{len(other_tokens)} there (full attention, sliding window, state).",
@@ -112,14 +162,14 @@ def groups(one: KeySpace, other: KeySpace) -> Told:
             "draft model (--speculative-config) change the groups.",
         )
     if tokens != other_tokens:
-        return Told(
+        return Explanation(
             Verdict.CHANGE,
             f"A block holds {tokens} tokens here and {other_tokens} there.",
             "Start both with the same --block-size.",
         )
     if causes := differing(one, other, "pp_size"):
         return follows(causes, "The blocks hold other layers.")
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         "The blocks hold other layers, or the same ones in another order.",
         "Start both with the same model options and the same engine version; a draft model "
@@ -132,31 +182,31 @@ def _is_rearranged(one: KeySpace, other: KeySpace) -> bool:
     return one.layout.split()[1:2] != other.layout.split()[1:2]
 
 
-def world_size(one: KeySpace, other: KeySpace) -> Told:
+def world_size(one: KeySpace, other: KeySpace) -> Explanation:
     """Between how many workers a block is divided."""
     why = f"A block is divided between {one.world_size} workers here and {other.world_size} there."
     if causes := differing(one, other, "tp_size", "pp_size", "layout"):
         return follows(causes, why)
-    return Told(Verdict.CHANGE, why, "Start both with the same number of workers.")
+    return Explanation(Verdict.CHANGE, why, "Start both with the same number of workers.")
 
 
-def tp_size(one: KeySpace, other: KeySpace) -> Told:
+def tp_size(one: KeySpace, other: KeySpace) -> Explanation:
     """The same, by heads."""
     why = f"Blocks are divided per rank: {one.tp_size} ranks against {other.tp_size}."
     if _is_rearranged(one, other):
         return follows(["layout"], why)
     same = "Otherwise start both with the same --tensor-parallel-size."
     if _DIRECT in one.layout.split() or _DIRECT in other.layout.split():
-        return Told(Verdict.CHANGE, why, f"{_canonical_fix(one, other)} {same}")
-    return Told(Verdict.CHANGE, why, "Start both with the same --tensor-parallel-size.")
+        return Explanation(Verdict.CHANGE, why, f"{_canonical_fix(one, other)} {same}")
+    return Explanation(Verdict.CHANGE, why, "Start both with the same --tensor-parallel-size.")
 
 
-def pp_size(one: KeySpace, other: KeySpace) -> Told:
+def pp_size(one: KeySpace, other: KeySpace) -> Explanation:
     """The same, by layers."""
     why = f"A block's layers are divided into {one.pp_size} stages here, {other.pp_size} there."
     if _is_rearranged(one, other):
         return follows(["layout"], why)
-    return Told(
+    return Explanation(
         Verdict.CHANGE,
         why,
         "Start both with the same --pipeline-parallel-size.",

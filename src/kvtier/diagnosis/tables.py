@@ -13,15 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from kvtier.blocks.key import GroupShape
-from kvtier.diagnosis.report import Difference, Family, Member, Pair, Report, Status
-from kvtier.diagnosis.verdicts import Verdict
+from kvtier.diagnosis.report import (
+    Diagnosis,
+    Difference,
+    Family,
+    FamilyMember,
+    SpacePair,
+    Status,
+    Verdict,
+)
 from kvtier.inspection.view import printable
 
 _STYLES: Final = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 _LONG_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{4,}\b")
 
 
-def report_view(report: Report) -> RenderableType:
+def report_view(report: Diagnosis) -> RenderableType:
     """All of it."""
     parts: list[RenderableType] = [_checks(report)] if report.checks else []
     for family in report.families:
@@ -37,7 +44,7 @@ def value_text(value: Any) -> str:
     return _short(str(value))
 
 
-def _checks(report: Report) -> Table:
+def _checks(report: Diagnosis) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=False, overflow="fold", max_width=32)
@@ -68,13 +75,13 @@ def _family_parts(family: Family) -> Iterator[RenderableType]:
         yield Text(f"\n  and {family.pairs_left_out:,} pairs more: name fewer places", style="dim")
 
 
-def _brief(member: Member) -> str:
+def _brief(member: FamilyMember) -> str:
     space = member.space
     words = (space.engine, space.dtype, space.layout, f"tp {space.tp_size}", space.isa)
     return printable(", ".join(words))
 
 
-def _pair_parts(pair: Pair, explained: set[str]) -> Iterator[RenderableType]:
+def _pair_parts(pair: SpacePair, explained: set[str]) -> Iterator[RenderableType]:
     style = "red" if pair.verdict is Verdict.NEVER else "yellow" if pair.verdict else "green"
     yield Text(f"\n  {pair.one} and {pair.other}: {pair.conclusion}", style=style)
     table = Table.grid(padding=(0, 2))

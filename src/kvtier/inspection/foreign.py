@@ -13,34 +13,28 @@ from typing import Any, Final
 
 import msgspec
 
-from kvtier.inspection.pile import Bulk, Pile
+from kvtier.inspection.survey import FileTally, ForeignTree
 from kvtier.inspection.view import View, printable
 
 UNVERIFIABLE: Final = "its files carry no checksums, so nobody can verify them"
 
+
 _TOP = re.compile(r"(?P<base>.+_(?P<digest>[0-9a-f]{12}))(?:_r(?P<rank>\d+))?")
+
+
 _FAN_OUT = re.compile(r"[0-9a-f]{3}")
+
+
 _GROUP = re.compile(r"[0-9a-f]{2}_g(\d+)")
+
+
 _BLOCK = re.compile(r"[0-9a-f]+\.bin")
+
+
 _CONFIG = "config.json"
+
+
 _CONFIG_BYTES_MAX = 1 << 20
-
-
-class ForeignTree(msgspec.Struct, frozen=True, kw_only=True):
-    """One configuration of an engine, with the folders of all its ranks."""
-
-    name: str
-    system: str
-    """`vLLM fs`, `llm-d FS`, or `vLLM fs or llm-d FS` where the configuration does not tell."""
-    config: dict[str, Any] | None
-    """All fields of config.json."""
-    mistake: str | None
-    """What is wrong with config.json."""
-    ranks: list[int]
-    groups: list[int]
-    files: Bulk
-    others: int
-    """Files that are no blocks: those being written, or left by the dead."""
 
 
 def find_foreign(view: View) -> dict[str, list[str]]:
@@ -61,7 +55,7 @@ def survey_tree(
     tell: Callable[[str], None],
 ) -> ForeignTree:
     """Count it. Costs a call a file; `tell` hears of each. `refused`: as in `View.walk`."""
-    pile, others = Pile(), 0
+    pile, others = FileTally(), 0
     groups: set[int] = set()
     for top in tops:
         for entry in view.walk(top, _looks_into, refused):

@@ -8,189 +8,350 @@ Invariants: nothing is changed without `repairs`; what others do to the store me
 problem of the store; a file that cannot be read is a problem and never an exception.
 """
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from functools import partial
+import hmac
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from kvtier.blocks.key import BlockKey
+import msgspec
+
+from kvtier.blocks.checksum import Checksum
+from kvtier.clock import Clock, MonotonicClock, wall_s
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.pace import Pace
-from kvtier.inspection.places import Place, Places
-from kvtier.inspection.repair import STALE_S, Repairs
-from kvtier.inspection.report import Finding, Report
-from kvtier.inspection.segments import Broken, Rules, Verdict, rules_of, verify_twice
-from kvtier.inspection.spaces import FoundSpace, Secrets
-from kvtier.inspection.view import Entry, View, printable
-from kvtier.inspection.workers import Workers
-from kvtier.tiers.shared.format import parse_segment_name
+from kvtier.inspection.foreign import UNVERIFIABLE, find_foreign
+from kvtier.inspection.opening import open_view
+from kvtier.inspection.report import CheckReport, Finding
+from kvtier.inspection.segments import Rules
+from kvtier.inspection.spaces import FoundSpace, Secrets, StoreLayout, find_spaces
+from kvtier.inspection.state_file import LocalStateFile, StateFile
+from kvtier.inspection.store_check import THREADS, Repairs, StoreCheck, rules_for
+from kvtier.inspection.view import View, printable
+from kvtier.inspection.workers import Stopped, Throttle
 
-THREADS: Final = 4
-_AHEAD = 8
-"""Segments a thread that may be under way or waiting to be told."""
-_REPAIRABLE = frozenset({"segment", "checksum"})
-_BY_HAND = "; repair leaves it: remove it by hand if nobody misses it"
+FORMAT: Final = 2
 
 
-class _Step(NamedTuple):
-    entry: Entry
-    place: Place
-    verdict: Future[Verdict] | None
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def rules_for(spaces: Sequence[FoundSpace], secrets: Secrets) -> dict[str, Rules]:
-    """How to verify each key space that has a manifest.
+class Cursor(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to go on, and what was found until there."""
 
-    Raises InvalidSettings where one needs a secret that was not given.
-    """
-    rules = {}
-    for space in spaces:
-        if space.manifest is None:
-            continue
-        checksum = secrets.fitting(space.manifest)
-        if checksum is None:
-            raise InvalidSettings(
-                f"{space.name} was written with a secret that was not given; name its file "
-                "(shared.key_file) with --key-file, or other key spaces with --space"
-            )
-        rules[space.name] = rules_of(space.manifest, checksum)
-    return rules
+    format: int = FORMAT
+    store: str
+    """Identity of what is checked: `View.identity`."""
+    spaces: tuple[str, ...]
+    """What is checked: name of each key space, and what its manifest says of checksums."""
+    repairs: bool
+    after: str
+    """A position in the walk; all before it was looked at."""
+    report: CheckReport
+
+    def is_of(self, other: "Cursor") -> bool:
+        """Whether both are of the same check."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("format", "store", "spaces", "repairs")
+        )
 
 
-class Check:
-    """One check of one store. For one thread; it starts threads of its own while it runs."""
+class _Sealed(msgspec.Struct, frozen=True):
+    seal: str
+    cursor: msgspec.Raw
 
-    def __init__(
-        self,
-        view: View,
-        places: Places,
-        rules: Mapping[str, Rules],
-        report: Report,
-        *,
-        now_s: float,
-        pace: Pace | None = None,
-        repairs: Repairs | None = None,
-        skipped: Sequence[str] = (),
-        threads: int = THREADS,
-    ) -> None:
-        """`now_s`: on the store's clock. `skipped`: top folders known to be something else."""
-        self._view = view
-        self._places = places
-        self._rules = rules
-        self._report = report
-        self._now_s = now_s
-        self._pace = pace or Pace()
-        self._repairs = repairs
-        self._skipped = frozenset(skipped)
-        self._threads = threads
 
-    def run(self, after: str = "") -> Iterator[str]:
-        """Look at everything behind `after`; gives the position of each file as it is done.
+class CursorKeeper:
+    """Keeps a cursor in a note. Every method but `load` raises OSError."""
 
-        The report is up to date with each. Whoever stops asking stops the check; once `pace`
-        is stopped this raises Stopped. Raises OSError where the store does not answer.
-        """
-        steps: deque[_Step] = deque()
-        with Workers(self._threads, "kvtier-fsck", self._pace) as workers:
-            try:
-                walk = self._view.walk("", self._places.looks_into, self._refused, after)
-                for entry in walk:
-                    steps.append(self._begin(workers, entry))
-                    if len(steps) > self._threads * _AHEAD:
-                        yield self._end(workers, steps)
-                while steps:
-                    yield self._end(workers, steps)
-            finally:
-                if steps:  # called off: what is under way ends soon, the rest never begins
-                    self._pace.stop()
-                for step in steps:
-                    if step.verdict is not None:
-                        step.verdict.cancel()
-        self._report.complete = True
+    def __init__(self, note: StateFile, sealer: Checksum) -> None:
+        self.where = note.where
+        self._note = note
+        self._sealer = sealer
 
-    def _begin(self, workers: Workers, entry: Entry) -> _Step:
-        place = self._places.of(entry.name)
-        verdict = None
-        space, _, name = entry.name.partition("/")
-        if place is Place.SEGMENT and entry.is_file and space in self._rules:
-            first = parse_segment_name(name)
-            rules = self._rules[space]
-            look = partial(verify_twice, self._view, entry.name, rules, first, self._pace)
-            verdict = workers.submit(look)
-        return _Step(entry, place, verdict)
-
-    def _end(self, workers: Workers, steps: deque[_Step]) -> str:
-        """Take in what was found first; returns the position."""
-        entry, place, verdict = steps[0]
-        if verdict is not None:
-            self._judge(entry, workers.result(verdict))
-        elif place is Place.UNKNOWN:
-            if not entry.is_folder and self._places.looks_into(entry.name):
-                self._tell(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
-            elif entry.name not in self._skipped:
-                self._tell(entry, "unknown", f"a {entry.what} that is not kvtier's; left alone")
-        elif not entry.is_file:
-            self._tell(entry, "irregular", f"a {entry.what}, not a file{_BY_HAND}")
-        elif place is Place.SEGMENT:
-            self._report.unverified += 1
-        elif place is Place.MISPLACED:
-            self._tell(entry, "misplaced", f"no reader looks for it here{_BY_HAND}")
-        elif place is Place.QUARANTINED:
-            self._report.quarantined += 1
-        elif place is Place.TEMPORARY:
-            self._judge_temporary(entry)
-        steps.popleft()
-        return entry.position
-
-    def _judge(self, entry: Entry, verdict: Verdict) -> None:
-        report = self._report
-        if verdict is None:
-            report.vanished += 1
-            return
-        report.segments += 1
-        if not isinstance(verdict, Broken):
-            report.blocks += len(verdict.keys)
-            report.bytes += verdict.total_bytes
-            return
-        repaired = None
-        if verdict.kind in _REPAIRABLE and self._repairs is not None:
-            repaired = self._quarantine(entry, verdict.reason, self._repairs)
-        self._tell(entry, verdict.kind, verdict.reason, repaired)
-
-    def _quarantine(self, entry: Entry, reason: str, repairs: Repairs) -> str | None:
-        space, _, name = entry.name.partition("/")
-        first = parse_segment_name(name) or BlockKey(b"")
+    def load(self) -> Cursor | None:
+        """What was saved; None where there is nothing that can be trusted."""
         try:
-            return repairs.quarantine(space, self._rules[space], first, entry, reason)
+            content = self._note.read()
+            if content is None:
+                return None
+            sealed = msgspec.json.decode(content, type=_Sealed)
+            if not hmac.compare_digest(sealed.seal.encode(), self._seal(bytes(sealed.cursor))):
+                return None
+            cursor = msgspec.json.decode(sealed.cursor, type=Cursor)
+        except (OSError, *_UNREADABLE):
+            return None
+        return cursor if cursor.format == FORMAT else None
+
+    def is_free(self) -> bool:
+        """Whether nothing would be lost by `save`: there is nothing, or a cursor of any kind."""
+        content = self._note.read()
+        if not content:
+            return True
+        try:
+            msgspec.json.decode(content, type=_Sealed)
+        except _UNREADABLE:
+            return False
+        return True
+
+    def save(self, cursor: Cursor) -> None:
+        """Replace what is there."""
+        raw = msgspec.json.encode(cursor)
+        self._note.write(msgspec.json.encode(_Sealed(self._seal(raw).decode(), msgspec.Raw(raw))))
+
+    def remove(self) -> None:
+        """The check is done."""
+        self._note.remove()
+
+    def _seal(self, raw: bytes) -> bytes:
+        return self._sealer.header(b"kvtier fsck cursor\n" + raw).hex().encode()
+
+
+SAVE_EVERY_S: Final = 10.0
+
+
+class CheckOptions(NamedTuple):
+    """What a person asked for."""
+
+    spaces: Sequence[str] = ()
+    """Names of key spaces; none: all."""
+    key_files: Sequence[Path] = ()
+    cursor_path: Path | None = None
+    """None: in the store."""
+    repair: bool = False
+    from_start: bool = False
+    threads: int = THREADS
+
+
+class CheckObserver:
+    """Who watches a run. This one does not look; override what is of interest."""
+
+    def resumed(self, after: str, started_s: float) -> None:
+        """An earlier run's work is not done again."""
+
+    def warned(self, text: str) -> None:
+        """Something that does not stop the check."""
+
+    def advanced(self, report: CheckReport, share: float) -> None:
+        """One more file is done; `share` of the store, an estimate."""
+
+
+class _CheckedStore(NamedTuple):
+    """What is checked."""
+
+    view: View
+    spaces: list[FoundSpace]
+    foreign: dict[str, list[str]]
+    rules: dict[str, Rules]
+    secrets: Secrets
+    skipped: list[str]
+
+
+def check_store(
+    place: str,
+    wish: CheckOptions,
+    pace: Throttle,
+    observer: CheckObserver,
+    clock: Clock | None = None,
+) -> CheckReport:
+    """StoreCheck until the end, or until `pace` is stopped: then the report is not complete.
+
+    `place`: a folder, or a bucket's URL. Raises InvalidSettings where there is nothing that
+    could be checked, and where the storage does not answer any more. Blocks for as long as it
+    takes to read the store once.
+    """
+    view = open_view(place)
+    try:
+        return check_view(view, wish, pace, observer, clock)
+    finally:
+        view.close()
+
+
+def check_view(
+    view: View,
+    wish: CheckOptions,
+    pace: Throttle,
+    observer: CheckObserver,
+    clock: Clock | None = None,
+) -> CheckReport:
+    """As `check_store`, of what is open already."""
+    repairs = None
+    try:
+        subject = _subject(view, wish)
+        repairs = Repairs(view.open_store()) if wish.repair else None
+        return _run(subject, wish, pace, observer, repairs, clock or MonotonicClock())
+    except OSError as error:
+        raise InvalidSettings(
+            f"{view.place} cannot be checked: {error.strerror or error}; mend that and run the "
+            "same again, it goes on where it stopped"
+        ) from error
+    finally:
+        if repairs is not None:
+            repairs.close()
+
+
+def _subject(view: View, wish: CheckOptions) -> _CheckedStore:
+    secrets = Secrets(wish.key_files)
+    spaces = find_spaces(view, wish.spaces)
+    foreign = {} if wish.spaces else find_foreign(view)
+    if not spaces:
+        what = "no key space; is it mounted?"
+        if foreign:
+            what = f"only trees of other systems ({', '.join(foreign)}): {UNVERIFIABLE}"
+        raise InvalidSettings(f"{view.place} holds {what}")
+    if wish.spaces:
+        skipped = [entry.name for entry in view.entries()]
+    else:
+        skipped = [name for names in foreign.values() for name in names]
+    rules = rules_for(spaces, secrets)
+    return _CheckedStore(view, spaces, foreign, rules, secrets, skipped)
+
+
+def _run(
+    subject: _CheckedStore,
+    wish: CheckOptions,
+    pace: Throttle,
+    observer: CheckObserver,
+    repairs: Repairs | None,
+    clock: Clock,
+) -> CheckReport:
+    saver = _CursorSaver(subject, wish, observer)
+    report, after = saver.begin()
+    places = StoreLayout(space.name for space in subject.spaces)
+    check = StoreCheck(
+        subject.view,
+        places,
+        subject.rules,
+        report,
+        now_s=repairs.now_s() if repairs else wall_s(),
+        pace=pace,
+        repairs=repairs,
+        skipped=subject.skipped,
+        threads=wish.threads,
+    )
+    due_s = clock.now_s() + SAVE_EVERY_S
+    try:
+        for after in check.run(after):  # noqa: B020 # where it stands is where it went on
+            observer.advanced(report, places.share_done(after))
+            if pace.stopped:
+                return report
+            if clock.now_s() >= due_s:
+                saver.save(report, after)
+                due_s = clock.now_s() + SAVE_EVERY_S
+    except Stopped:
+        return report
+    finally:
+        if report.complete:
+            saver.end()
+        else:
+            saver.save(report, after)
+    return report
+
+
+class _CursorSaver:
+    """Keeps the cursor of one run."""
+
+    def __init__(self, subject: _CheckedStore, wish: CheckOptions, observer: CheckObserver) -> None:
+        view, named = subject.view, wish.cursor_path
+        self._is_named = named is not None
+        note = view.note() if named is None else LocalStateFile(named)
+        self._keeper = CursorKeeper(note, subject.secrets.strongest)
+        self._observer = observer
+        self._from_start = wish.from_start
+        self._has_warned = False
+        self._fresh = Cursor(
+            store=view.identity,
+            spaces=tuple(_state(space) for space in subject.spaces),
+            repairs=wish.repair,
+            after="",
+            report=_fresh_report(subject),
+        )
+
+    def begin(self) -> tuple[CheckReport, str]:
+        """The report so far, and the position to go on behind.
+
+        Raises InvalidSettings where the file that a person named cannot be written, or is
+        something else that would be lost.
+        """
+        if self._is_named:
+            self._check_named()
+        found = None if self._from_start else self._keeper.load()
+        if found is not None and found.is_of(self._fresh):
+            after = os.fsdecode(unquote_to_bytes(found.after))
+            found.report.resumed_after = printable(after)
+            self._observer.resumed(printable(after), found.report.started_s)
+            return found.report, after
+        if not self.save(self._fresh.report, "") and self._is_named:
+            raise InvalidSettings(
+                f"--resume: {self._keeper.where} cannot be written; name another file"
+            )
+        return self._fresh.report, ""
+
+    def _check_named(self) -> None:
+        where = self._keeper.where
+        try:
+            is_free = self._keeper.is_free()
         except OSError as error:
-            return _failed(error)
+            raise InvalidSettings(
+                f"--resume: {where} cannot be read: {error.strerror}; name another file"
+            ) from error
+        if not is_free:
+            raise InvalidSettings(
+                f"--resume: {where} is not where a check left off, and would be lost; name "
+                "another file, or remove it"
+            )
 
-    def _judge_temporary(self, entry: Entry) -> None:
-        age_s = self._now_s - entry.stat.modified_s
-        if age_s <= STALE_S:
-            return
-        repaired = None
-        if self._repairs is not None:
-            try:
-                repaired = self._repairs.remove_temporary(entry.name)
-            except (OSError, ValueError) as error:
-                repaired = _failed(error)
-        reason = f"{entry.stat.size} bytes that nobody has written to for {age_s / 3600:.0f} h"
-        self._tell(entry, "temporary", reason, repaired)
+    def save(self, report: CheckReport, after: str) -> bool:
+        """StateFile where the check is; False where the place cannot be written to now.
 
-    def _refused(self, name: str, error: OSError) -> None:
-        reason = f"this folder cannot be listed: {error.strerror}"
-        finding = Finding(file=printable(name), kind="unreadable", reason=reason)
-        # The walk is ahead of what is taken in: a check that goes on may come here again.
-        if finding not in self._report.problems:
-            self._report.add(finding)
+        That costs the resumption only. It is tried again the next time.
+        """
+        fresh = self._fresh
+        cursor = Cursor(
+            store=fresh.store,
+            spaces=fresh.spaces,
+            repairs=fresh.repairs,
+            after=quote_from_bytes(os.fsencode(after)),
+            report=report,
+        )
+        try:
+            self._keeper.save(cursor)
+        except OSError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                self._observer.warned(
+                    f"a later run cannot go on here: {self._keeper.where} cannot be written "
+                    f"({error.strerror}); name a file with --resume, if it stays so"
+                )
+            return False
+        return True
 
-    def _tell(self, entry: Entry, kind: str, reason: str, repaired: str | None = None) -> None:
-        file = printable(entry.name)
-        self._report.add(Finding(file=file, kind=kind, reason=reason, repaired=repaired))
+    def end(self) -> None:
+        """Nothing is left to go on with."""
+        try:
+            self._keeper.remove()
+        except OSError as error:
+            self._observer.warned(f"{self._keeper.where} cannot be removed ({error.strerror})")
 
 
-def _failed(error: Exception) -> str:
-    """Said where a repair should be; what was to be repaired is told all the same."""
-    return f"not repaired: {error}"
+def _state(space: FoundSpace) -> str:
+    """Changes when what is checked, or how, is not the same any more."""
+    if space.manifest is None:
+        return f"{space.name} {space.mistake}"
+    return f"{space.name} {space.manifest.algorithm} {space.manifest.witness}"
+
+
+def _fresh_report(subject: _CheckedStore) -> CheckReport:
+    report = CheckReport(
+        path=printable(subject.view.place),
+        spaces=[space.name for space in subject.spaces],
+        started_s=wall_s(),
+    )
+    for space in subject.spaces:
+        if space.mistake is not None:
+            file = f"{space.name}/manifest.json"
+            report.add(Finding(file=file, kind="manifest", reason=printable(space.mistake)))
+    for base in subject.foreign:
+        report.add(Finding(file=printable(base), kind="foreign", reason=UNVERIFIABLE))
+    return report

@@ -7,50 +7,106 @@ as often as the chain's first; what else follows begins chains of its own. So a 
 that all requests share is one chain, and not a part of each request's.
 """
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import nlargest
 from itertools import pairwise
 from typing import Final
 
-import msgspec
-
 from kvtier.blocks.key import BlockKey, KeySpace
+from kvtier.errors import Corrupt
+from kvtier.evictor.journals import ENTRIES_MAX, decode, summary_start
+from kvtier.evictor.layouts import SHARDS
 from kvtier.evictor.table import Use
+from kvtier.inspection.segments import Rules, read_header
+from kvtier.inspection.survey import Chain
+from kvtier.inspection.view import Entry, View, is_unreachable
+from kvtier.inspection.workers import Throttle, Workers
 from kvtier.tiers.shared.format import (
     KEY_BYTES_MAX,
     KEY_BYTES_MIN,
     Segment,
     parse_segment_name,
+    segment_name,
 )
+
+Uses = dict[bytes, Use]
+
+
+Refused = Callable[[str, OSError], None]
+
+
+_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
+
+
+_TRIES: Final = 3
+
+
+def folded_reads(view: View, space: str, refused: Refused) -> Iterator[Uses]:
+    """Of one shard after the other: which segments were read, how often and when last.
+
+    What cannot be read, or is damaged, is told to `refused`; where nobody answers this raises
+    OSError. Memory: one shard, some 250 bytes a segment.
+    """
+    listed = _names(view, space, refused)
+    for shard in SHARDS:
+        start = summary_start(space, shard)
+        for _ in range(_TRIES):
+            uses = _merged(view, [name for name in listed if name.startswith(start)], refused)
+            if uses is not None:
+                yield uses
+                break
+            listed = _names(view, space, refused)  # folded anew: there is a successor
+
+
+def _names(view: View, space: str, refused: Refused) -> list[str]:
+    entries = view.walk(f"{space}/access", lambda _folder: False, refused)
+    start = f"{space}/access/summary-"
+    return [entry.name for entry in entries if entry.is_file and entry.name.startswith(start)]
+
+
+def _merged(view: View, names: list[str], refused: Refused) -> Uses | None:
+    """What all of them say; None where one is gone."""
+    uses: Uses = {}
+    for name in names:
+        try:
+            raw = view.read(name, _BYTES_MAX)
+        except OSError as error:
+            if is_unreachable(error):
+                raise
+            refused(name, error)
+            continue
+        if raw is None:
+            return None
+        found = decode(raw)
+        if found is None:
+            refused(name, OSError(errno.EBADMSG, "damaged: the reads that it told of are lost"))
+            continue
+        for key, use in found.items():
+            known = uses.get(key)
+            if known is None or known.last_s < use.last_s:
+                uses[key] = use
+    return uses
+
 
 HEADERS_MAX: Final = 4096
 """Headers read at most, of the segments read most."""
+
+
 SEGMENTS_MAX: Final = 1_000_000
 """Counted at most: what journals name beyond them is passed over."""
+
+
 Load = Callable[[Sequence[BlockKey]], Iterable[Segment | None]]
 """Verified headers of the segments with these first keys, in their order; None: there is none."""
+
+
 _GROUP_BYTES = 4
 
 
-class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """Consecutive segments of one prefix."""
-
-    first_key: str
-    """Hex of the first block's key, which names the first segment."""
-    parent: str | None
-    """Hex of the block before it; None where the prefix begins here, empty where unknown."""
-    reads: int
-    """Of the first segment."""
-    last_read_s: float
-    """On the store's clock."""
-    segments: int
-    blocks: int
-    tokens: int | None
-    """None where the key names a KV-cache group that the key space does not have."""
-
-
-class Reads:
+class ReadCounts:
     """Mentions of segments, counted: some 400 bytes a segment."""
 
     def __init__(self) -> None:
@@ -136,3 +192,71 @@ class Reads:
             blocks=blocks,
             tokens=tokens,
         )
+
+
+JOURNAL_BYTES_MAX: Final = 16 << 20
+
+
+_THREADS: Final = 8
+
+
+class ReadHistory:
+    """Of one key space. Every method raises OSError where the store does not answer."""
+
+    def __init__(
+        self,
+        view: View,
+        space: str,
+        refused: Callable[[str, OSError], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """`space`: its folder. `refused` hears what cannot be read, `tell` each file's name."""
+        self._view = view
+        self._space = space
+        self._refused = refused
+        self._tell = tell
+
+    def chains(
+        self, journals: Sequence[Entry], rules: Rules, space: KeySpace, count: int
+    ) -> list[Chain]:
+        """The `count` that are read most."""
+        reads = ReadCounts()
+        for entry, content in self._contents(journals):
+            reads.add(content, entry.stat.modified_s)
+        for uses in folded_reads(self._view, self._space, self._refused):
+            reads.add_folded(uses)
+        return reads.chains(partial(self._headers, rules), space, count)
+
+    def _contents(self, journals: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
+        works = (partial(self._view.read, entry.name, JOURNAL_BYTES_MAX) for entry in journals)
+        with Workers(_THREADS, "kvtier-inspect", Throttle()) as workers:
+            for entry, future in zip(journals, workers.begin(works), strict=True):
+                self._tell(entry.name)
+                try:
+                    content = workers.result(future)
+                except OSError as error:
+                    if is_unreachable(error):
+                        raise
+                    self._refused(entry.name, error)
+                    continue
+                if content is not None:
+                    yield entry, content
+
+    def _headers(self, rules: Rules, firsts: Sequence[BlockKey]) -> Iterator[Segment | None]:
+        """None for those that are gone, or broken: a check tells of them."""
+        names = [f"{self._space}/{segment_name(first)}" for first in firsts]
+        works = (
+            partial(read_header, self._view, name, rules, first)
+            for name, first in zip(names, firsts, strict=True)
+        )
+        with Workers(_THREADS, "kvtier-inspect", Throttle()) as workers:
+            for name, future in zip(names, workers.begin(works), strict=True):
+                self._tell(name)
+                try:
+                    yield workers.result(future)
+                except Corrupt:
+                    yield None
+                except OSError as error:
+                    if is_unreachable(error):
+                        raise
+                    yield None

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.stored import StoreView
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.store_view import StoreView
 from kvtier.inspection.view import View
 from kvtier.tiers.objectstore.client import parse_url
 from kvtier.tiers.objectstore.store import BucketStore
@@ -33,7 +33,7 @@ def open_view(place: str, argument: str = "PATH") -> View:
         if not place:
             raise InvalidSettings("shared.path: it is empty; name a folder or a bucket")
         if not is_url(place):
-            return Folder(Path(place))
+            return FolderView(Path(place))
         store = BucketStore(place, deadline_s=_DEADLINE_S)
         with _closed_on_error(store):
             store.check_readable()

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3
 from kvtier.blocks.key import BlockKey
 from kvtier.errors import Corrupt
-from kvtier.inspection.pace import Pace
-from kvtier.inspection.view import Irregular, View, is_silence
+from kvtier.inspection.view import NotRegularFile, View, is_unreachable
+from kvtier.inspection.workers import Throttle
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.format import (
     PAGE_BYTES,
@@ -41,14 +41,14 @@ class Rules(NamedTuple):
     block_bytes: int
 
 
-class Broken(NamedTuple):
+class BadSegment(NamedTuple):
     """`kind`: one of `report.PROBLEMS`. `reason` is for people."""
 
     kind: str
     reason: str
 
 
-Verdict = Segment | Broken | None
+Verification = Segment | BadSegment | None
 """None: the file vanished meanwhile, as files of a store do."""
 
 
@@ -59,7 +59,7 @@ def rules_of(manifest: SpaceManifest, checksum: Checksum) -> Rules:
 
 
 def blocks_in(file_bytes: int, key_bytes: int, block_bytes: int) -> int | None:
-    """How many blocks make a file that long; None where none do. Reads nothing."""
+    """How many blocks make a file that long; None where none do. ReadCounts nothing."""
     slot_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
     count = (file_bytes - PAGE_BYTES) // slot_bytes
     while count > 0:
@@ -85,7 +85,9 @@ def read_block(view: View, name: str, segment: Segment, number: int, slot: Buffe
     return None if read is None else read.filled_bytes
 
 
-def verify(view: View, name: str, rules: Rules, first: BlockKey | None, pace: Pace) -> Verdict:
+def verify(
+    view: View, name: str, rules: Rules, first: BlockKey | None, pace: Throttle
+) -> Verification:
     """All of one file. `first`: the key that its name gives, None to take any.
 
     Raises `pace`'s Stopped, and OSError where nobody answers. Memory: 4 MiB, or one block where
@@ -95,28 +97,28 @@ def verify(view: View, name: str, rules: Rules, first: BlockKey | None, pace: Pa
         found = _header(view, name, rules, first)
         return None if found is None else _payloads(view, name, found, rules, pace)
     except Corrupt as error:
-        return Broken(_kind(view, name, rules), str(error))
-    except Irregular:
-        return Broken("irregular", "it is no regular file")
+        return BadSegment(_kind(view, name, rules), str(error))
+    except NotRegularFile:
+        return BadSegment("irregular", "it is no regular file")
     except OSError as error:
-        if is_silence(error):
+        if is_unreachable(error):
             raise
-        return Broken("unreadable", error.strerror or os.strerror(error.errno or errno.EIO))
+        return BadSegment("unreadable", error.strerror or os.strerror(error.errno or errno.EIO))
 
 
 def verify_twice(
-    view: View, name: str, rules: Rules, first: BlockKey | None, pace: Pace
-) -> Verdict:
+    view: View, name: str, rules: Rules, first: BlockKey | None, pace: Throttle
+) -> Verification:
     """As `verify`; a bad verdict is taken from a second look only."""
     try:
         once = verify(view, name, rules, first, pace)
     except OSError:
         return verify(view, name, rules, first, pace)
-    if not isinstance(once, Broken):
+    if not isinstance(once, BadSegment):
         return once
     again = verify(view, name, rules, first, pace)
     if isinstance(again, Segment):
-        return Broken("unsteady", f"sound when it was read again; before: {once.reason}")
+        return BadSegment("unsteady", f"sound when it was read again; before: {once.reason}")
     return again
 
 
@@ -150,7 +152,7 @@ def _header(view: View, name: str, rules: Rules, first: BlockKey | None) -> _Hea
             return _Header(segment, read.stat.version)
 
 
-def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Pace) -> Verdict:
+def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Throttle) -> Verification:
     segment = header.segment
     count, slot_bytes = len(segment.keys), segment.slot_bytes
     at_once = min(count, max(1, _READ_BYTES // slot_bytes))
@@ -163,7 +165,7 @@ def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Pace) 
         if read is None or read.stat.version != header.version:
             return None  # another file has the name by now
         if read.filled_bytes < len(wanted):
-            return Broken("segment", f"it ends within block {start} of {count}, or behind it")
+            return BadSegment("segment", f"it ends within block {start} of {count}, or behind it")
         for i in range(start, min(start + at_once, count)):
             payload = wanted[(i - start) * slot_bytes :][: segment.block_bytes]
             if rules.checksum.block(segment.keys[i], payload) != segment.checksums[i]:
@@ -171,7 +173,7 @@ def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Pace) 
     if not wrong:
         return segment
     shown = ", ".join(map(str, wrong[:_SHOWN])) + (", ..." if len(wrong) > _SHOWN else "")
-    return Broken("checksum", f"blocks damaged: {shown} ({len(wrong)} of {count})")
+    return BadSegment("checksum", f"blocks damaged: {shown} ({len(wrong)} of {count})")
 
 
 def _kind(view: View, name: str, rules: Rules) -> str:

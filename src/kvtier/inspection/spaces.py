@@ -6,7 +6,8 @@ Invariant: a key space whose manifest cannot be trusted has none here, but the r
 import hmac
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,13 +15,20 @@ from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3, load_key
 from kvtier.errors import InvalidSettings
 from kvtier.inspection.view import View
 from kvtier.tiers.files import MANIFEST_NAME, manifest_format
-from kvtier.tiers.shared.format import space_folder
+from kvtier.tiers.shared.format import parse_segment_name, space_folder
 from kvtier.tiers.shared.manifest import FORMAT, SpaceManifest, manifest_of, parse_manifest
+from kvtier.tiers.shared.store import is_temporary
 
 BLOCK_BYTES_MAX: Final = 1 << 30
 """No engine has blocks of a gigabyte; who says so wants memory."""
+
+
 MANIFEST_BYTES_MAX: Final = 1 << 20
+
+
 _NAME = re.compile(r".+-[0-9a-f]{16}")
+
+
 _PLAIN, _KEYED = Xxh3.algorithm, HmacSha256.algorithm
 
 
@@ -89,7 +97,7 @@ def space_names(view: View) -> list[str]:
     ]
 
 
-def judge(name: str, raw: bytes | None) -> FoundSpace:
+def parse_space(name: str, raw: bytes | None) -> FoundSpace:
     """What the bytes of its manifest make of the key space `name`; None: there is no manifest."""
     if raw is None:
         return FoundSpace(name, None, "is missing")
@@ -133,7 +141,7 @@ def _read(view: View, name: str) -> FoundSpace:
             f"{view.place}/{name} has format {version}, of a newer kvtier; this one reads "
             f"{FORMAT}: upgrade it, or name the other key spaces with --space"
         )
-    return judge(name, raw)
+    return parse_space(name, raw)
 
 
 def _version(raw: bytes) -> int | None:
@@ -156,3 +164,111 @@ def _mistake(name: str, manifest: SpaceManifest) -> str | None:
     if manifest.algorithm == _PLAIN and Secrets().fitting(manifest) is None:
         return "is damaged: its witness differs"
     return None
+
+
+CURSOR_NAME: Final = ".kvtier-fsck.json"
+"""Where a check of a folder keeps how far it got. No store shows it: it starts with a dot."""
+
+
+STORE_CURSOR_NAME: Final = "leases/fsck.json"
+"""The same in a bucket, beside what evictors note: no reader or writer looks there."""
+
+
+_LEASES = "leases"
+
+
+_IN_SPACE = frozenset({"blocks", "access", "quarantine"})
+
+
+_FAN_OUT = re.compile(r"[0-9a-f]{3}")
+
+
+_MISPLACED = re.compile(r"blocks/(?:[^/]+/)?(?:[0-9a-f]{2})+\.kvt")
+
+
+_JOURNAL = re.compile(r"access/[^/]+-\d{8,}\.log")
+
+
+_SUMMARY = re.compile(r"access/summary-[0-9a-f]\.\d{10}\.bin")
+
+
+_QUARANTINED = re.compile(r"quarantine/[^/]+\.kvt")
+
+
+class FileKind(Enum):
+    """What its name makes of a file."""
+
+    MANIFEST = "manifest"
+    SEGMENT = "segment"
+    MISPLACED = "misplaced"
+    """Named like a segment, but where no reader looks for it."""
+    JOURNAL = "journal"
+    SUMMARY = "summary"
+    """Of journals that an evictor has folded."""
+    QUARANTINED = "quarantined"
+    LEASE = "lease"
+    TEMPORARY = "temporary"
+    CURSOR = "cursor"
+    UNKNOWN = "unknown"
+
+
+class StoreLayout:
+    """The map of one store with the key spaces of these names."""
+
+    def __init__(self, spaces: Iterable[str]) -> None:
+        self._spaces = {name: number for number, name in enumerate(sorted(spaces))}
+
+    def of(self, name: str) -> FileKind:
+        """What the file is. Costs a regular expression or two."""
+        top, _, below = name.partition("/")
+        if is_temporary(name.rpartition("/")[2]):
+            return FileKind.TEMPORARY
+        if name in (CURSOR_NAME, STORE_CURSOR_NAME):
+            return FileKind.CURSOR
+        if top == _LEASES and below:
+            return FileKind.LEASE
+        return _in_space(below) if top in self._spaces else FileKind.UNKNOWN
+
+    def looks_into(self, folder: str) -> bool:
+        """Whether files of a store are in it."""
+        top, *below = folder.split("/")
+        if top == _LEASES:
+            return True
+        if top not in self._spaces:
+            return False
+        if len(below) < 2:
+            return not below or below[0] in _IN_SPACE
+        return len(below) == 2 and below[0] == "blocks" and bool(_FAN_OUT.fullmatch(below[1]))
+
+    def share_done(self, name: str) -> float:
+        """How much of the store is behind someone who walked to `name`: 0 to 1, an estimate.
+
+        Keys are hashes, so those of a key space are spread evenly over its folders.
+        """
+        top, *below = name.split("/")
+        if not self._spaces:
+            return 1.0
+        if top not in self._spaces:
+            return sum(space < top for space in self._spaces) / len(self._spaces)
+        part = 0.0
+        if len(below) > 1 and below[0] == "blocks" and _FAN_OUT.fullmatch(below[1]):
+            part = int(below[1], 16) / 0x1000
+        elif below and below[0] > "blocks":
+            part = 1.0
+        return (self._spaces[top] + part) / len(self._spaces)
+
+
+def _in_space(below: str) -> FileKind:
+    if below == MANIFEST_NAME:
+        return FileKind.MANIFEST
+    if parse_segment_name(below) is not None:
+        return FileKind.SEGMENT
+    for pattern, place in (
+        (_JOURNAL, FileKind.JOURNAL),
+        (_SUMMARY, FileKind.SUMMARY),
+        (_QUARANTINED, FileKind.QUARANTINED),
+        (_MISPLACED, FileKind.MISPLACED),
+    ):
+        if pattern.fullmatch(below):
+            return place
+    return FileKind.UNKNOWN

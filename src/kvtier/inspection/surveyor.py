@@ -12,27 +12,26 @@ from typing import Any, Final
 
 from kvtier.blocks.key import KeySpace
 from kvtier.inspection.foreign import find_foreign, survey_tree
-from kvtier.inspection.heat import Heat
-from kvtier.inspection.hottest import Chain
-from kvtier.inspection.pace import Pace
-from kvtier.inspection.pile import Pile
-from kvtier.inspection.places import Place, Places
+from kvtier.inspection.hottest import ReadHistory
 from kvtier.inspection.segments import (
-    Broken,
+    BadSegment,
     Rules,
     blocks_in,
     rules_of,
     verify,
 )
-from kvtier.inspection.spaces import FoundSpace, Secrets, find_spaces
+from kvtier.inspection.spaces import FileKind, FoundSpace, Secrets, StoreLayout, find_spaces
 from kvtier.inspection.survey import (
-    Differing,
-    Quarantined,
+    Chain,
+    FileTally,
+    OtherFile,
+    QuarantinedFile,
+    SpaceDifferences,
     SpaceSurvey,
-    Stranger,
     Survey,
 )
-from kvtier.inspection.view import Entry, FileSystem, View, printable
+from kvtier.inspection.view import Capacity, Entry, View, printable
+from kvtier.inspection.workers import Throttle
 from kvtier.tiers.shared.format import parse_segment_name
 
 UNKNOWN_KEPT: Final = 1000
@@ -42,18 +41,18 @@ _SOUND = "it is sound: what was wrong was not in the file"
 _NO_SECRET = "written with a secret: name its file with --key-file to learn why"
 
 
-class _Gathering:
+class _SpaceTally:
     """One key space while its files come by."""
 
     def __init__(self, found: FoundSpace, rules: Rules | None) -> None:
         self.found = found
         self.rules = rules
-        self.pile = Pile()
+        self.pile = FileTally()
         self.blocks = 0
         self.odd_lengths = 0
         self.journals: list[Entry] = []
         self.summaries = 0
-        self.quarantined: list[Quarantined] = []
+        self.quarantined: list[QuarantinedFile] = []
 
 
 class Surveyor:
@@ -64,12 +63,12 @@ class Surveyor:
         self._view = view
         self._secrets = secrets
         self._tell = tell
-        self._temporaries = Pile()
+        self._temporaries = FileTally()
         self._leases = 0
         self._unknown_found = 0
-        self._unknown: list[Stranger] = []
+        self._unknown: list[OtherFile] = []
         self._unreadable_found = 0
-        self._unreadable: list[Stranger] = []
+        self._unreadable: list[OtherFile] = []
 
     def survey(self, *, now_s: float, wanted: Sequence[str] = (), top: int = 10) -> Survey:
         """All of it. `wanted`: names of key spaces, none for all; `top`: chains a key space.
@@ -79,8 +78,8 @@ class Surveyor:
         """
         spaces = find_spaces(self._view, wanted)
         foreign = {} if wanted else find_foreign(self._view)
-        gathered = {found.name: _Gathering(found, self._rules(found)) for found in spaces}
-        places = Places(gathered)
+        gathered = {found.name: _SpaceTally(found, self._rules(found)) for found in spaces}
+        places = StoreLayout(gathered)
         known = {name for names in foreign.values() for name in names}
         for entry in self._view.walk("", places.looks_into, self._refused):
             self._tell(entry.name, places.share_done(entry.name))
@@ -111,35 +110,35 @@ class Surveyor:
         checksum = self._secrets.fitting(found.manifest)
         return None if checksum is None else rules_of(found.manifest, checksum)
 
-    def _take(self, entry: Entry, place: Place, gathered: dict[str, _Gathering]) -> None:
+    def _take(self, entry: Entry, place: FileKind, gathered: dict[str, _SpaceTally]) -> None:
         space = entry.name.partition("/")[0]
-        if place in (Place.UNKNOWN, Place.MISPLACED) or not entry.is_file:
+        if place in (FileKind.UNKNOWN, FileKind.MISPLACED) or not entry.is_file:
             self._unknown_found += 1
             if len(self._unknown) < UNKNOWN_KEPT:
-                self._unknown.append(Stranger(name=printable(entry.name), what=entry.what))
-        elif place is Place.TEMPORARY:
+                self._unknown.append(OtherFile(name=printable(entry.name), what=entry.what))
+        elif place is FileKind.TEMPORARY:
             self._temporaries.add(entry)
-        elif place is Place.LEASE:
+        elif place is FileKind.LEASE:
             self._leases += 1
-        elif place is Place.SEGMENT:
+        elif place is FileKind.SEGMENT:
             _take_segment(entry, gathered[space])
-        elif place is Place.JOURNAL:
+        elif place is FileKind.JOURNAL:
             gathered[space].journals.append(entry)
-        elif place is Place.SUMMARY:
+        elif place is FileKind.SUMMARY:
             gathered[space].summaries += 1
-        elif place is Place.QUARANTINED:
+        elif place is FileKind.QUARANTINED:
             self._take_quarantined(entry, gathered[space])
 
-    def _take_quarantined(self, entry: Entry, space: _Gathering) -> None:
+    def _take_quarantined(self, entry: Entry, space: _SpaceTally) -> None:
         if len(space.quarantined) == QUARANTINED_KEPT:
             return
         if space.rules is not None:
-            verdict = verify(self._view, entry.name, space.rules, None, Pace())
-            reason = verdict.reason if isinstance(verdict, Broken) else _SOUND
+            verdict = verify(self._view, entry.name, space.rules, None, Throttle())
+            reason = verdict.reason if isinstance(verdict, BadSegment) else _SOUND
         else:
-            reason = _NO_SECRET if space.found.is_keyed else "no manifest to judge it by"
+            reason = _NO_SECRET if space.found.is_keyed else "no manifest to parse_space it by"
         space.quarantined.append(
-            Quarantined(
+            QuarantinedFile(
                 file=printable(entry.name),
                 bytes=entry.stat.size,
                 modified_s=entry.stat.modified_s,
@@ -147,7 +146,7 @@ class Surveyor:
             )
         )
 
-    def _space(self, gathering: _Gathering, top: int) -> SpaceSurvey:
+    def _space(self, gathering: _SpaceTally, top: int) -> SpaceSurvey:
         found = gathering.found
         space = None if found.manifest is None else found.manifest.space
         return SpaceSurvey(
@@ -164,15 +163,15 @@ class Surveyor:
             hottest=self._hottest(gathering, space, top),
         )
 
-    def _hottest(self, gathering: _Gathering, space: KeySpace | None, top: int) -> list[Chain]:
+    def _hottest(self, gathering: _SpaceTally, space: KeySpace | None, top: int) -> list[Chain]:
         rules = gathering.rules
         if space is None or rules is None or not top:
             return []
         name = gathering.found.name
-        heat = Heat(self._view, name, self._refused, lambda name: self._tell(name, 1))
+        heat = ReadHistory(self._view, name, self._refused, lambda name: self._tell(name, 1))
         return heat.chains(gathering.journals, rules, space, top)
 
-    def _file_system(self) -> FileSystem | None:
+    def _file_system(self) -> Capacity | None:
         try:
             return self._view.file_system()
         except OSError:
@@ -182,10 +181,10 @@ class Surveyor:
         self._unreadable_found += 1
         if len(self._unreadable) < UNREADABLE_KEPT:
             reason = error.strerror or str(error)
-            self._unreadable.append(Stranger(name=printable(name), what=reason))
+            self._unreadable.append(OtherFile(name=printable(name), what=reason))
 
 
-def differing(spaces: Sequence[FoundSpace]) -> list[Differing]:
+def differing(spaces: Sequence[FoundSpace]) -> list[SpaceDifferences]:
     """For each model with several key spaces: which fields keep them apart."""
     by_model: dict[str, dict[str, KeySpace]] = {}
     for found in spaces:
@@ -193,7 +192,7 @@ def differing(spaces: Sequence[FoundSpace]) -> list[Differing]:
             space = found.manifest.space
             by_model.setdefault(space.model, {})[found.name] = space
     return [
-        Differing(model=model, spaces=list(members), fields=_unequal(members))
+        SpaceDifferences(model=model, spaces=list(members), fields=_unequal(members))
         for model, members in by_model.items()
         if len(members) > 1
     ]
@@ -208,7 +207,7 @@ def _unequal(members: dict[str, KeySpace]) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def _take_segment(entry: Entry, space: _Gathering) -> None:
+def _take_segment(entry: Entry, space: _SpaceTally) -> None:
     space.pile.add(entry)
     first = parse_segment_name(entry.name.partition("/")[2])
     manifest = space.found.manifest

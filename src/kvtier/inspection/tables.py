@@ -11,10 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvtier.inspection.foreign import UNVERIFIABLE, ForeignTree
-from kvtier.inspection.hottest import Chain
-from kvtier.inspection.pile import Bulk
-from kvtier.inspection.survey import Differing, SpaceSurvey, Stranger, Survey
+from kvtier.inspection.foreign import UNVERIFIABLE
+from kvtier.inspection.survey import (
+    Chain,
+    FileTotals,
+    ForeignTree,
+    OtherFile,
+    SpaceDifferences,
+    SpaceSurvey,
+    Survey,
+)
 from kvtier.inspection.view import printable
 from kvtier.settings.sizes import approximate_size
 
@@ -44,7 +50,7 @@ def age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def bytes_text(bulk: Bulk) -> str:
+def bytes_text(bulk: FileTotals) -> str:
     """Nominal and physical."""
     nominal, physical = map(approximate_size, (bulk.nominal_bytes, bulk.physical_bytes))
     if bulk.nominal_bytes == bulk.physical_bytes:
@@ -52,7 +58,7 @@ def bytes_text(bulk: Bulk) -> str:
     return f"{nominal}, {physical} on the disk"
 
 
-def ages_text(bulk: Bulk, now_s: float) -> str:
+def ages_text(bulk: FileTotals, now_s: float) -> str:
     """Three ages, or a dash."""
     if bulk.oldest_s is None or bulk.median_s is None or bulk.newest_s is None:
         return "-"
@@ -122,7 +128,7 @@ def _chains(chains: list[Chain], now_s: float) -> Table:
     return table
 
 
-def _differing(differing: Differing) -> Table:
+def _differing(differing: SpaceDifferences) -> Table:
     model = printable(differing.model)
     table = _grid(f"why {len(differing.spaces)} key spaces of {model} are not one")
     for field, values in differing.fields.items():
@@ -147,7 +153,7 @@ def _foreign(tree: ForeignTree, now_s: float) -> Table:
     return table
 
 
-def _strangers(title: str, strangers: list[Stranger], found: int) -> Iterator[Table]:
+def _strangers(title: str, strangers: list[OtherFile], found: int) -> Iterator[Table]:
     if not found:
         return
     table = _grid(f"{found:,} {title}")

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from kvtier.inspection.notes import Note
+from kvtier.inspection.state_file import StateFile
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.store import Read, Stat, Store
 
@@ -45,12 +45,12 @@ _SILENCE = frozenset(
 )
 
 
-def is_silence(error: OSError) -> bool:
+def is_unreachable(error: OSError) -> bool:
     """Whether nobody answered: that says nothing of the file that was asked for."""
     return error.errno in _SILENCE
 
 
-class Irregular(OSError):
+class NotRegularFile(OSError):
     """Not a file but a link, a pipe, a socket, a device or a folder."""
 
     def __init__(self, name: str) -> None:
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
         return f"{self.name}/" if self.is_folder else self.name
 
 
-class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """What a folder is on. What may be used by those who are not root is free."""
 
     total_bytes: int
@@ -127,7 +127,7 @@ class View(Protocol):
         ...
 
     def stat(self, name: str) -> Stat | None:
-        """Of one file; None where there is none. Raises Irregular where it is none."""
+        """Of one file; None where there is none. Raises NotRegularFile where it is none."""
         ...
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
@@ -137,15 +137,15 @@ class View(Protocol):
     def read_into(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
         """Fill `buffers` in order from `offset`; None where there is no such file.
 
-        Raises Irregular where it is none; no link is followed and no pipe waited for.
+        Raises NotRegularFile where it is none; no link is followed and no pipe waited for.
         """
         ...
 
-    def file_system(self) -> FileSystem | None:
+    def file_system(self) -> Capacity | None:
         """How much room there is; None where nobody can tell, as of a bucket."""
         ...
 
-    def note(self) -> Note:
+    def note(self) -> StateFile:
         """Where a check keeps how far it got, unless a person names another place."""
         ...
 

@@ -15,13 +15,55 @@ from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from kvtier.inspection.pace import Pace, Stopped
+from kvtier.clock import Clock, MonotonicClock
+from kvtier.evictor.pace import RateLimiter
+
+_NAP_S: Final = 0.25
+"""How long a stop goes unheard at most."""
+
+
+class Stopped(Exception):
+    """The work was called off."""
+
+
+class Throttle:
+    """Spends bytes over time. Safe from any thread."""
+
+    def __init__(self, bytes_per_s: int | None = None, clock: Clock | None = None) -> None:
+        """`bytes_per_s` None: as fast as it goes."""
+        self._clock = clock or MonotonicClock()
+        self._rate = RateLimiter(bytes_per_s, self._clock)
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
+    def spend(self, count: int) -> None:
+        """Wait until `count` more bytes may be read. Raises Stopped after `stop`."""
+        left_s = self._rate.claim(count)
+        while left_s > 0 and not self._stopped:
+            nap_s = min(left_s, _NAP_S)
+            self._clock.sleep(nap_s)
+            left_s -= nap_s
+        if self._stopped:
+            raise Stopped
+
+    def stop(self) -> None:
+        """End all waiting, now and later."""
+        self._stopped = True
+
 
 GRACE_S: Final = 5.0
 """What was begun when a stop was heard may take so long to end."""
-_NAP_S: Final = 0.25
+
+
 _NAPS: Final = int(GRACE_S / _NAP_S)
+
+
 _AHEAD: Final = 4
+
 
 _Result = TypeVar("_Result")
 
@@ -29,7 +71,7 @@ _Result = TypeVar("_Result")
 class Workers:
     """Use it in a `with`. For one thread that asks."""
 
-    def __init__(self, count: int, name: str, pace: Pace, grace_s: float | None = None) -> None:
+    def __init__(self, count: int, name: str, pace: Throttle, grace_s: float | None = None) -> None:
         """`pace` tells whether the work was called off. `grace_s` None: GRACE_S."""
         self._pace = pace
         self._naps = _NAPS if grace_s is None else int(grace_s / _NAP_S)

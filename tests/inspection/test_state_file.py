@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.inspection import notes
-from kvtier.inspection.notes import FileNote, Note, StoreNote, read_small
+from kvtier.inspection import state_file
+from kvtier.inspection.state_file import LocalStateFile, StateFile, StoreStateFile, read_small
 from kvtier.testing.memory_store import MemoryStore
 
 
 @pytest.fixture(params=["file", "store"])
-def note(request: pytest.FixtureRequest, tmp_path: Path) -> Note:
+def note(request: pytest.FixtureRequest, tmp_path: Path) -> StateFile:
     if request.param == "file":
-        return FileNote(tmp_path / "note")
-    return StoreNote(MemoryStore(), "leases/note", "s3://bucket")
+        return LocalStateFile(tmp_path / "note")
+    return StoreStateFile(MemoryStore(), "leases/note", "s3://bucket")
 
 
-def test_what_was_written_last_is_read(note: Note) -> None:
+def test_what_was_written_last_is_read(note: StateFile) -> None:
     assert note.read() is None
     note.write(b"first")
     note.write(b"2")
@@ -28,15 +28,15 @@ def test_what_was_written_last_is_read(note: Note) -> None:
     assert note.read() is None
 
 
-def test_one_that_is_too_long_is_none(note: Note, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_too_long_is_none(note: StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
     note.write(b"12345")
-    monkeypatch.setattr(notes, "BYTES_MAX", 4)
+    monkeypatch.setattr(state_file, "BYTES_MAX", 4)
     with pytest.raises(OSError, match="longer than 4 bytes"):
         note.read()
 
 
 def test_a_file_is_its_owners_and_appears_whole(tmp_path: Path) -> None:
-    FileNote(tmp_path / "note").write(b"x")
+    LocalStateFile(tmp_path / "note").write(b"x")
     (file,) = tmp_path.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -45,9 +45,9 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "note").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="symbolic") as caught:
-        FileNote(tmp_path / "note").read()
+        LocalStateFile(tmp_path / "note").read()
     assert caught.value.errno == errno.ELOOP
-    FileNote(tmp_path / "note").write(b"note")
+    LocalStateFile(tmp_path / "note").write(b"note")
     assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
@@ -57,13 +57,13 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(OSError, match="full"):
-        FileNote(tmp_path / "note").write(b"x")
+        LocalStateFile(tmp_path / "note").write(b"x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_where_it_is_can_be_told(tmp_path: Path) -> None:
-    assert FileNote(tmp_path / "x").where == str(tmp_path / "x")
-    assert StoreNote(MemoryStore(), "a/b", "s3://bucket/c").where == "s3://bucket/c/a/b"
+    assert LocalStateFile(tmp_path / "x").where == str(tmp_path / "x")
+    assert StoreStateFile(MemoryStore(), "a/b", "s3://bucket/c").where == "s3://bucket/c/a/b"
 
 
 def test_small_files_of_a_store() -> None:

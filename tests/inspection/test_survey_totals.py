@@ -3,24 +3,24 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.pile import Pile
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.survey import FileTally
 
 
 def test_of_no_files_there_is_no_age() -> None:
-    bulk = Pile().bulk()
+    bulk = FileTally().bulk()
     assert (bulk.files, bulk.nominal_bytes, bulk.physical_bytes) == (0, 0, 0)
     assert (bulk.oldest_s, bulk.median_s, bulk.newest_s) == (None, None, None)
 
 
 def test_sizes_and_ages(tmp_path: Path) -> None:
-    pile = Pile()
+    pile = FileTally()
     for number, time in enumerate((50, 10, 30)):
         file = tmp_path / str(number)
         with file.open("wb") as sparse:
             sparse.truncate(1 << 20)
         os.utime(file, (0, time))
-    folder = Folder(tmp_path)
+    folder = FolderView(tmp_path)
     for entry in folder.entries():
         pile.add(entry)
     folder.close()

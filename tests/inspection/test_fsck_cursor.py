@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3
-from kvtier.inspection.cursor import Cursor, CursorKeeper
-from kvtier.inspection.notes import FileNote
-from kvtier.inspection.report import Finding, Report
+from kvtier.inspection.fsck import Cursor, CursorKeeper
+from kvtier.inspection.report import CheckReport, Finding
+from kvtier.inspection.state_file import LocalStateFile
 
 
 def cursor(**fields) -> Cursor:
-    report = Report(path="/kv", spaces=["a"], started_s=1.0, segments=3)
+    report = CheckReport(path="/kv", spaces=["a"], started_s=1.0, segments=3)
     report.add(Finding(file="x", kind="segment", reason="y", repaired="quarantined"))
     sample = {"store": "1:2", "spaces": ("a",), "repairs": False, "after": "a/b"}
     return Cursor(report=report, **{**sample, **fields})
@@ -35,7 +35,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 
 def keeper(path: Path, sealer: Checksum) -> CursorKeeper:
-    return CursorKeeper(FileNote(path), sealer)
+    return CursorKeeper(LocalStateFile(path), sealer)
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "change", "empty", "folder", "pipe", "link"])

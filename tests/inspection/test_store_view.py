@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.stored import StoreView
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.store_view import StoreView
 from kvtier.inspection.view import View
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.tiers.shared.store import ListPage
@@ -23,11 +23,11 @@ def memory() -> MemoryStore:
     return store
 
 
-def folder(path: Path) -> Folder:
+def folder(path: Path) -> FolderView:
     for name in NAMES:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(name)
-    return Folder(path)
+    return FolderView(path)
 
 
 def walked(view: View, after: str = "", below: str = "", stays_out: str = "-") -> list[str]:
@@ -43,7 +43,7 @@ def walked(view: View, after: str = "", below: str = "", stays_out: str = "-") -
 def test_walks_are_those_of_a_folder(
     tmp_path: Path, stays_out: str, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvtier.inspection.stored._PAGE", page)
+    monkeypatch.setattr("kvtier.inspection.store_view._PAGE", page)
     files, view = folder(tmp_path), StoreView(memory(), "memory")
     whole = walked(files, stays_out=stays_out)
     assert len(whole) >= 6

@@ -17,7 +17,7 @@ BYTES_MAX: Final = 64 << 20
 """A note that is longer is none."""
 
 
-class Note(Protocol):
+class StateFile(Protocol):
     """One note. Every method raises OSError."""
 
     where: str
@@ -36,7 +36,7 @@ class Note(Protocol):
         ...
 
 
-class FileNote:
+class LocalStateFile:
     """In a file of its own; mode 0600, and no link is followed to it."""
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class FileNote:
         self.where = str(path)
 
     def read(self) -> bytes | None:
-        """See Note."""
+        """See StateFile."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             return read_whole(os.open(self._path, flags), BYTES_MAX)
@@ -52,7 +52,7 @@ class FileNote:
             return None
 
     def write(self, content: bytes) -> None:
-        """See Note."""
+        """See StateFile."""
         temporary = self._path.with_name(TemporaryNames().next(""))
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -64,11 +64,11 @@ class FileNote:
             raise
 
     def remove(self) -> None:
-        """See Note."""
+        """See StateFile."""
         self._path.unlink(missing_ok=True)
 
 
-class StoreNote:
+class StoreStateFile:
     """A file of a store."""
 
     def __init__(self, store: Store, name: str, place: str) -> None:
@@ -78,15 +78,15 @@ class StoreNote:
         self.where = f"{place}/{name}"
 
     def read(self) -> bytes | None:
-        """See Note."""
+        """See StateFile."""
         return read_small(self._store, self._name, BYTES_MAX)
 
     def write(self, content: bytes) -> None:
-        """See Note."""
+        """See StateFile."""
         self._store.put(self._name, content)
 
     def remove(self) -> None:
-        """See Note."""
+        """See StateFile."""
         self._store.remove(self._name)
 
 

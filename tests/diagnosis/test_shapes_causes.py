@@ -1,4 +1,5 @@
-from kvtier.diagnosis.verdicts import Verdict, differing, follows, join_words, unknown
+from kvtier.diagnosis.report import Verdict
+from kvtier.diagnosis.shapes import differing, follows, join_words, unknown
 from kvtier.testing.samples import sample_space
 
 

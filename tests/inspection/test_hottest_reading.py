@@ -8,9 +8,9 @@ import pytest
 from kvtier.blocks.checksum import Xxh3
 from kvtier.evictor.journals import encode, summary_name
 from kvtier.evictor.table import Use
-from kvtier.inspection.heat import Heat
-from kvtier.inspection.hottest import Chain
+from kvtier.inspection.hottest import ReadHistory
 from kvtier.inspection.segments import rules_of
+from kvtier.inspection.survey import Chain
 from kvtier.testing.memory_store import MemoryStore
 from kvtier.tiers.shared.manifest import manifest_of
 from kvtier.tiers.shared.store import Read, Stat
@@ -36,7 +36,7 @@ def chains(store: MemoryStore) -> tuple[list[Chain], list[str], list[str]]:
     told: list[str] = []
     view = view_of(store)
     journals = [each for each in view.entries(f"{NAME}/access") if each.name.endswith(".log")]
-    heat = Heat(view, NAME, lambda name, error: refused.append(name), told.append)
+    heat = ReadHistory(view, NAME, lambda name, error: refused.append(name), told.append)
     return heat.chains(journals, RULES, SPACE, 10), refused, told
 
 

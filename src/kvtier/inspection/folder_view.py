@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.notes import FileNote, read_whole
-from kvtier.inspection.places import CURSOR_NAME
-from kvtier.inspection.view import Entry, FileSystem, Irregular, is_silence
+from kvtier.inspection.spaces import CURSOR_NAME
+from kvtier.inspection.state_file import LocalStateFile, read_whole
+from kvtier.inspection.view import Capacity, Entry, NotRegularFile, is_unreachable
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.files import OpenFile, SystemCalls, is_regular
 from kvtier.tiers.shared.folder import stat_of
@@ -22,8 +22,12 @@ from kvtier.tiers.shared.store import Read, Stat, Store, join
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 """The last is of a file that another host removed while it was open here."""
+
+
 _IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
 """What opening a link, a socket or a device answers."""
+
+
 _KINDS = {
     stat.S_IFDIR: "folder",
     stat.S_IFREG: "file",
@@ -31,11 +35,13 @@ _KINDS = {
     stat.S_IFIFO: "pipe",
     stat.S_IFSOCK: "socket",
 }
+
+
 _BLOCK_BYTES = 512
 """What `st_blocks` counts, whatever the file system's blocks are."""
 
 
-class Folder:
+class FolderView:
     """An open folder: see `View`."""
 
     def __init__(self, path: Path, files: SystemCalls | None = None) -> None:
@@ -94,7 +100,7 @@ class Folder:
         try:
             entries = self.entries(folder)
         except OSError as error:
-            if is_silence(error):
+            if is_unreachable(error):
                 raise
             if error.errno not in _GONE:
                 refused(folder or ".", error)
@@ -114,7 +120,7 @@ class Folder:
             _check_gone(name, error)
             return None
         if not is_regular(result):
-            raise Irregular(name)
+            raise NotRegularFile(name)
         return stat_of(result)
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
@@ -148,19 +154,19 @@ class Folder:
             except OSError:  # what was read is read
                 pass
 
-    def file_system(self) -> FileSystem:
+    def file_system(self) -> Capacity:
         """See View."""
         found = os.fstatvfs(self._fd)
-        return FileSystem(
+        return Capacity(
             total_bytes=found.f_blocks * found.f_frsize,
             free_bytes=found.f_bavail * found.f_frsize,
             total_inodes=found.f_files,
             free_inodes=found.f_favail,
         )
 
-    def note(self) -> FileNote:
+    def note(self) -> LocalStateFile:
         """See View: in the folder, under a name that no store shows."""
-        return FileNote(self.path / CURSOR_NAME)
+        return LocalStateFile(self.path / CURSOR_NAME)
 
     def open_store(self) -> Store:
         """See View."""
@@ -182,17 +188,17 @@ def _entry(name: str, status: os.stat_result) -> Entry:
 
 
 def _check_gone(name: str, error: OSError) -> None:
-    """Raises Irregular where it is no file, and `error` unless it says that the file is gone."""
+    """Raise NotRegularFile for anything but a file, and `error` unless the file is gone."""
     if error.errno in _GONE:
         return
     if error.errno in _IRREGULAR:
-        raise Irregular(name) from error
+        raise NotRegularFile(name) from error
     raise error
 
 
 def _read(handle: OpenFile, name: str, offset: int, buffers: Sequence[Buffer]) -> Read:
     result = handle.stat()
     if not is_regular(result):
-        raise Irregular(name)
+        raise NotRegularFile(name)
     wanted_bytes = min(sum(map(len, buffers)), result.st_size - offset)
     return Read(stat_of(result), handle.read(offset, buffers, wanted_bytes))

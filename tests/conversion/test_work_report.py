@@ -1,4 +1,4 @@
-from kvtier.conversion.report import REFUSALS_KEPT, Conversion
+from kvtier.conversion.work import REFUSALS_KEPT, Conversion
 
 
 def conversion() -> Conversion:

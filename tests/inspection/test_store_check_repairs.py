@@ -8,9 +8,9 @@ import pytest
 
 from kvtier.blocks.checksum import Xxh3
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.repair import Repairs
+from kvtier.inspection.folder_view import FolderView
 from kvtier.inspection.segments import Rules, rules_of
+from kvtier.inspection.store_check import Repairs
 from kvtier.inspection.view import Entry
 from kvtier.tiers.shared.manifest import manifest_of
 from kvtier.tiers.shared.reading import QUARANTINE_FILES
@@ -21,7 +21,7 @@ RULES: Rules = rules_of(manifest_of(SPACE, Xxh3()), Xxh3())
 
 @pytest.fixture
 def repairs(store: StoreFolder) -> Iterator[Repairs]:
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     opened = Repairs(folder.open_store())
     yield opened
     opened.close()
@@ -30,7 +30,7 @@ def repairs(store: StoreFolder) -> Iterator[Repairs]:
 
 def seen(store: StoreFolder, block: int) -> Entry:
     name = store.name(keys(1, block)[0])
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     try:
         (entry,) = (e for e in folder.entries(name.rpartition("/")[0]) if e.name == name)
     finally:
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
         return real(path, flags, *args, **options)
 
     monkeypatch.setattr(os, "open", read_only)
-    folder = Folder(store.path)
+    folder = FolderView(store.path)
     with pytest.raises(InvalidSettings, match=r"--repair: .* read-only file system"):
         folder.open_store()
     folder.close()

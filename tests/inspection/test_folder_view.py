@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kvtier.errors import InvalidSettings
-from kvtier.inspection.folder import Folder
-from kvtier.inspection.view import Entry, Irregular
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.view import Entry, NotRegularFile
 
 
 @pytest.fixture
@@ -18,12 +18,12 @@ def folder(tmp_path: Path):
     for name in ("a/z", "a-b", "a/b/c", "d"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    opened = Folder(tmp_path)
+    opened = FolderView(tmp_path)
     yield opened
     opened.close()
 
 
-def walked(folder: Folder, after: str = "", below: str = "", stays_out: str = "-") -> list[str]:
+def walked(folder: FolderView, after: str = "", below: str = "", stays_out: str = "-") -> list[str]:
     def refused(name: str, error: OSError) -> None:
         raise AssertionError(name) from error
 
@@ -31,34 +31,34 @@ def walked(folder: Folder, after: str = "", below: str = "", stays_out: str = "-
     return [entry.position for entry in found]
 
 
-def test_a_walk_is_in_the_order_of_whole_names(folder: Folder) -> None:
+def test_a_walk_is_in_the_order_of_whole_names(folder: FolderView) -> None:
     assert walked(folder) == ["a-b", "a/b/c", "a/z", "d"]
     assert walked(folder, below="a") == ["a/b/c", "a/z"]
 
 
 @pytest.mark.parametrize("stays_out", ["-", "a", "a/b"])
-def test_a_walk_goes_on_behind_every_position(folder: Folder, stays_out: str) -> None:
+def test_a_walk_goes_on_behind_every_position(folder: FolderView, stays_out: str) -> None:
     whole = walked(folder, stays_out=stays_out)
     for number, position in enumerate(whole):
         assert walked(folder, position, stays_out=stays_out) == whole[number + 1 :]
 
 
-def test_links_and_pipes_are_shown_and_not_followed(folder: Folder, tmp_path: Path) -> None:
+def test_links_and_pipes_are_shown_and_not_followed(folder: FolderView, tmp_path: Path) -> None:
     (tmp_path / "e").symlink_to(tmp_path / "a")
     os.mkfifo(tmp_path / "f")
     whats = {entry.name: entry.what for entry in folder.entries()}
     assert whats == {"a": "folder", "a-b": "file", "d": "file", "e": "link", "f": "pipe"}
     assert walked(folder)[-2:] == ["e", "f"]
     for name in ("e", "f", "a"):
-        with pytest.raises(Irregular):
+        with pytest.raises(NotRegularFile):
             folder.read_into(name, 0, [np.zeros(8, np.uint8)])
-        with pytest.raises(Irregular):
+        with pytest.raises(NotRegularFile):
             folder.stat(name)
         with pytest.raises(OSError, match="not a regular file"):
             folder.read(name, 10)
 
 
-def test_what_cannot_be_listed_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_listed_is_told(folder: FolderView, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = folder.entries
 
     def some(name: str = "") -> Iterator[Entry]:
@@ -74,7 +74,7 @@ def test_what_cannot_be_listed_is_told(folder: Folder, monkeypatch: pytest.Monke
 
 
 def test_a_mount_that_is_gone_ends_the_walk(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: FolderView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(name: str = "") -> Iterator[Entry]:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
@@ -84,11 +84,11 @@ def test_a_mount_that_is_gone_ends_the_walk(
         walked(folder)
 
 
-def test_a_folder_that_vanishes_is_empty(folder: Folder) -> None:
+def test_a_folder_that_vanishes_is_empty(folder: FolderView) -> None:
     assert walked(folder, below="gone") == []
 
 
-def test_small_files_are_read_and_large_ones_refused(folder: Folder) -> None:
+def test_small_files_are_read_and_large_ones_refused(folder: FolderView) -> None:
     assert folder.read("d", 1) == b"d"
     assert folder.read("none", 1) is None
     assert folder.read("d/none", 1) is None
@@ -96,17 +96,17 @@ def test_small_files_are_read_and_large_ones_refused(folder: Folder) -> None:
         folder.read("a/z", 2)
 
 
-def test_the_file_system_is_known(folder: Folder) -> None:
+def test_the_file_system_is_known(folder: FolderView) -> None:
     found = folder.file_system()
     assert 0 <= found.free_bytes <= found.total_bytes
 
 
 def test_what_is_no_folder_is_refused_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="does not exist; name the folder"):
-        Folder(tmp_path / "none")
+        FolderView(tmp_path / "none")
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match="is not a folder; name the folder"):
-        Folder(tmp_path / "file")
+        FolderView(tmp_path / "file")
 
 
 def test_a_folder_that_may_not_be_read_is_refused(
@@ -117,10 +117,10 @@ def test_a_folder_that_may_not_be_read_is_refused(
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InvalidSettings, match=r"\(Permission denied\); run this as a user"):
-        Folder(tmp_path)
+        FolderView(tmp_path)
 
 
 def test_closing_twice_is_fine(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = FolderView(tmp_path)
     folder.close()
     folder.close()

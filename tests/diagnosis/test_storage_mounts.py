@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.diagnosis.mounts import Mount, disk_warning, is_local, mount_of, shared_warning
+from kvtier.diagnosis.storage import Mount, disk_warning, is_local, mount_of, shared_warning
 
 TABLE = r"""27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 30 27 0:25 / /mnt/kv rw,nosuid shared:5 - nfs4 server:/kv rw,vers=4.2,lookupcache=pos

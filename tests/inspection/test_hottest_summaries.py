@@ -6,8 +6,8 @@ import pytest
 
 from kvtier.evictor.journals import encode, summary_name
 from kvtier.evictor.table import Use
-from kvtier.inspection.folded import Uses, folded_reads
-from kvtier.inspection.stored import StoreView
+from kvtier.inspection.hottest import Uses, folded_reads
+from kvtier.inspection.store_view import StoreView
 from kvtier.testing.memory_store import MemoryStore
 
 SPACE = "m-0123456789abcdef"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kvtier import settings
-from kvtier.diagnosis.host import ram_check, seed_check, settings_check, version_checks
+from kvtier.diagnosis.examination import ram_check, seed_check, settings_check, version_checks
 from kvtier.diagnosis.report import Status
 from kvtier.settings import RamSettings
 from tests.settings.test_machine import GIB, describe

@@ -6,14 +6,7 @@ import msgspec
 import pytest
 
 from kvtier.blocks.key import GroupShape
-from kvtier.conversion.matching import (
-    LLMD,
-    VLLM,
-    layers_digest,
-    mismatches,
-    read_tree,
-    unproven,
-)
+from kvtier.conversion.trees import LLMD, VLLM, layers_digest, mismatches, read_tree, unproven
 from kvtier.errors import InvalidSettings
 from tests.conversion.foreign import LAYERS, SPACE, llmd_fields, vllm_fields
 

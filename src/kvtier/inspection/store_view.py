@@ -11,15 +11,19 @@ not listed.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from kvtier.inspection.notes import StoreNote, read_small
-from kvtier.inspection.places import STORE_CURSOR_NAME
-from kvtier.inspection.view import Entry, FileSystem
+from kvtier.inspection.spaces import STORE_CURSOR_NAME
+from kvtier.inspection.state_file import StoreStateFile, read_small
+from kvtier.inspection.view import Capacity, Entry
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.store import ListEntry, Read, Stat, Store, join
 
 _PAGE: Final = 1000
+
+
 _BEHIND: Final = "~"
 """Comes after every character of a legal name."""
+
+
 _FOLDER = Stat(0, "", 0.0)
 
 
@@ -60,7 +64,7 @@ class StoreView:
     ) -> Iterator[Entry]:
         """See View. A listing that is refused raises: nobody can tell what was left out."""
         del refused
-        opened = _Opened(folder, looks_into)
+        opened = _FolderFilter(folder, looks_into)
         behind: str | None = after
         while behind is not None:
             page = self._store.list(folder, behind, _PAGE)
@@ -88,13 +92,13 @@ class StoreView:
         """See View."""
         return self._store.read(name, offset, buffers)
 
-    def file_system(self) -> FileSystem | None:
+    def file_system(self) -> Capacity | None:
         """Nobody can tell."""
         return None
 
-    def note(self) -> StoreNote:
+    def note(self) -> StoreStateFile:
         """See View: beside what evictors note."""
-        return StoreNote(self._store, STORE_CURSOR_NAME, self.place)
+        return StoreStateFile(self._store, STORE_CURSOR_NAME, self.place)
 
     def open_store(self) -> Store:
         """See View. The same one: whoever may not write is told when it comes to it."""
@@ -105,7 +109,7 @@ class StoreView:
         self._store.close()
 
 
-class _Opened:
+class _FolderFilter:
     """Which folders are looked into; each is asked about once, as names come in order."""
 
     def __init__(self, root: str, looks_into: Callable[[str], bool]) -> None:
