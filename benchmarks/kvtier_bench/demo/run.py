@@ -89,7 +89,8 @@ def show(findings: Findings, console: Console, output: Path) -> bool:
         assert findings.sizes is not None
         assert findings.sizes.workload is not None
         rows = [(ALONE, findings.loads["alone"]), (WITH, findings.loads["tiers"])]
-        heading = f"{findings.load_requests} requests: {findings.sizes.workload.title}"
+        load = findings.sizes.workload
+        heading = f"{findings.load_requests} of {load.requests} requests: {load.title}"
         console.print(summary_table(heading, rows))
     else:
         console.print("No throughput table: this machine had no time for it.\n")
