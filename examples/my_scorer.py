@@ -5,8 +5,9 @@ Installed in a package with the following entry point, it is available as `- typ
     [project.entry-points."kvtier.router.scorers"]
     cheapest = "my_package.my_scorer:CheapestScorer"
 
-Run it with `.venv/bin/python examples/my_scorer.py`. It compares two replicas, one of
-which costs half as much, first while both are idle and then while the cheap one is busy.
+Test it with `.venv/bin/python -m pytest examples/my_scorer.py`. Run as a program, it compares two
+replicas, one of which costs half as much, first while both are idle and then while the cheap one
+is busy.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from kvtier.clock import seeded
 from kvtier.index.fleet.prompt import UnreadPrompt
 from kvtier.router.choose import plugins
-from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad
+from kvtier.router.choose.base import Candidate, Endpoint, InferenceRequest, ReplicaLoad, Scorer
 from kvtier.router.scorers.queue import QueueScorer
+from kvtier.testing.scorers import ScorerContract
 
 
 class CheapestParameters(plugins.PluginParameters, frozen=True, kw_only=True):
@@ -34,9 +36,21 @@ class CheapestScorer:
 
     def score(self, request: InferenceRequest, candidates: Sequence[Candidate]) -> list[float]:
         """Return one score per candidate, in the same order, each in [0, 1]."""
-        prices = [float(one.endpoint.labels.get(self._label, "inf")) for one in candidates]
-        least = min(prices, default=0.0)
-        return [least / price if price else 1.0 for price in prices]
+        prices = [self._price(one.endpoint) for one in candidates]
+        least = min((price for price in prices if price is not None), default=0.0)
+        return [0.0 if price is None else least / price if price else 1.0 for price in prices]
+
+    def _price(self, endpoint: Endpoint) -> float | None:
+        text = endpoint.labels.get(self._label)
+        return None if text is None else float(text)
+
+
+class TestCheapestScorer(ScorerContract):
+    """The contract suite for `CheapestScorer`."""
+
+    def make_scorer(self, context: plugins.PluginContext) -> Scorer:
+        """Return a scorer for the suite to test."""
+        return CheapestScorer(CheapestParameters(), context)
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -19,9 +21,10 @@ def test_minimal_example_loads_its_blocks_after_restart(tmp_path: Path) -> None:
     assert "[0, 1, 2, 3, 4, 5, 6, 7]" in done.stdout
 
 
-def test_policy_example_passes_the_contract_suite() -> None:
+@pytest.mark.parametrize("name", ["my_policy.py", "my_tier.py", "my_scorer.py"])
+def test_plugin_example_passes_the_contract_suite(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "my_policy.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / name],
         capture_output=True,
         text=True,
         check=False,
