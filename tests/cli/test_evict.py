@@ -62,7 +62,7 @@ def test_evict_dry_run_changes_nothing(folder: Path) -> None:
         (["--high", "8000TiB"], "--high: 7.8PiB is more than the file system has"),
         ([], "--high: nothing bounds the store"),
         (["--ttl", "72h", "--interval", "x"], "--interval: 'x'"),
-        (["--ttl", "72h", "--interval", "0"], "--interval: 0 leaves no pause"),
+        (["--ttl", "72h", "--interval", "0"], "--interval: 0 is not more than 0"),
         (["--ttl", "72h", "--key-file", "nowhere"], "--key-file: nowhere cannot be read"),
         (["--quota", "a-0123456789abcdef=1GiB"], "--quota: there is no folder a-0123456789abcdef"),
     ],
@@ -98,7 +98,7 @@ def test_evict_reads_variables_of_llm_d_evictor(folder: Path) -> None:
     }
     ran = run("--json", env=env)
     assert ran.exit_code == 0, ran.output
-    assert "ignored, because kvtier needs no such setting: NUM_CRAWLER_PROCESSES" in ran.stderr
+    assert "ignored, because they have no effect in kvtier: NUM_CRAWLER_PROCESSES" in ran.stderr
     report = json.loads(ran.stdout)
     assert report["dry_run"]
     assert report["freed_files"] == 40
@@ -135,14 +135,17 @@ def test_evict_publishes_events_of_removed_blocks(folder: Path) -> None:
 
 def test_evict_refuses_invalid_events_endpoint_with_its_setting(folder: Path) -> None:
     wrong = run(folder, "--ttl", "72h", "--once", "--events", "5559")
-    assert (wrong.exit_code, "error: --events: '5559' is no endpoint" in wrong.output) == (2, True)
+    assert (wrong.exit_code, "error: --events: '5559' is not an endpoint" in wrong.output) == (
+        2,
+        True,
+    )
     env = {
         "PVC_MOUNT_PATH": str(folder.parent),
         "CACHE_DIRECTORY": folder.name,
         "STORAGE_EVENTS_ENDPOINT": "5559",
     }
     wrong = run("--once", env=env)
-    assert "error: STORAGE_EVENTS_ENDPOINT: '5559' is no endpoint" in wrong.output
+    assert "error: STORAGE_EVENTS_ENDPOINT: '5559' is not an endpoint" in wrong.output
     assert len(blocks(folder)) == 40
 
 

@@ -57,7 +57,7 @@ def test_without_the_lease_nothing_is_removed() -> None:
     with pytest.raises(Fenced):
         context.remove("0", "file", 5, "ttl")
     with pytest.raises(Fenced):
-        context.see("0")
+        context.before_file("0")
     assert scene.names() == ["file"]
 
 
@@ -75,7 +75,7 @@ def test_both_rates_are_kept_and_the_lease_meanwhile() -> None:
         SilentObserver(),
     )
     for _ in range(5):
-        context.see("0")
+        context.before_file("0")
     scanned_s = scene.clock.now_s() - began_s
     assert 19 <= scanned_s <= 21
     for _ in range(5):

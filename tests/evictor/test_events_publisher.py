@@ -119,10 +119,10 @@ def test_nobody_listens(make: Make) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "named"),
     [
-        ("127.0.0.1:5559", "is no endpoint; write tcp://127.0.0.1:5559"),
-        ("tcp://127.0.0.1", "is no endpoint"),
+        ("127.0.0.1:5559", "is not an endpoint; write tcp://127.0.0.1:5559"),
+        ("tcp://127.0.0.1", "is not an endpoint"),
         ("tcp://203.0.113.7:5559", "cannot be used"),
-        ("tcp://127.0.0.1:99999", "is no endpoint"),
+        ("tcp://127.0.0.1:99999", "is not an endpoint"),
         ("ipc:///nowhere/at/all", "cannot be used"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_quota_that_cannot_be_kept_is_told() -> None:
     report = evictor(scene, quotas={TREE: bounded(600_000, 500_000)}).run_once()
     assert len(scene.blocks()) == 90
     assert 400_000 <= report.trees[TREE].short_bytes < 420_000
-    assert f"beyond the quota of {TREE} are in use" in summary_line(report)
+    assert f"beyond the quota of {TREE}, in use" in summary_line(report)
 
 
 def test_what_is_in_use_keeps_the_bound_from_being_reached() -> None:
@@ -364,7 +364,7 @@ def test_where_all_is_unknown_nothing_is_removed_for_that() -> None:
     evictor(scene, delete_unknown=True, ttl_s=60).check()
     scene.store.put("photos/1.jpg", b"x")
     evictor(scene, ttl_s=60).check()
-    with pytest.raises(InvalidSettings, match="--delete-unknown: nothing here is of a known"):
+    with pytest.raises(InvalidSettings, match="--delete-unknown: nothing here has a known"):
         evictor(scene, delete_unknown=True, ttl_s=60).check()
     scene.write(1)
     evictor(scene, delete_unknown=True, ttl_s=60).check()

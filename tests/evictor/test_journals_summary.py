@@ -5,42 +5,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.evictor import journals
-from kvtier.evictor.journals import decode, encode, summary_name, summary_start
+from kvtier.evictor.journals import decode_summary, encode_summary, summary_name, summary_start
 from kvtier.evictor.table import Use
 
 USES = {os.urandom(36): Use(1e9 + number, number) for number in range(300)}
 
 
 def test_it_comes_back() -> None:
-    assert decode(encode(USES, 0)) == {
+    assert decode_summary(encode_summary(USES, 0)) == {
         key: Use(use.last_s, min(255, use.times)) for key, use in USES.items()
     }
-    assert decode(encode({}, 0)) == {}
+    assert decode_summary(encode_summary({}, 0)) == {}
     mixed = {b"12345": Use(1, 1), b"123456": Use(2, 2)}
-    assert decode(encode(mixed, 0)) == mixed
+    assert decode_summary(encode_summary(mixed, 0)) == mixed
 
 
 def test_what_is_old_or_too_much_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(decode(encode(USES, 1e9 + 100)) or {}) == 200
+    assert len(decode_summary(encode_summary(USES, 1e9 + 100)) or {}) == 200
     monkeypatch.setattr(journals, "ENTRIES_MAX", 50)
-    kept = decode(encode(USES, 0)) or {}
+    kept = decode_summary(encode_summary(USES, 0)) or {}
     assert {use.last_s for use in kept.values()} == {1e9 + number for number in range(250, 300)}
 
 
 def test_damage_is_seen() -> None:
-    raw = encode(dict(list(USES.items())[:3]), 0)
+    raw = encode_summary(dict(list(USES.items())[:3]), 0)
     for at in range(len(raw)):
-        assert decode(raw[:at]) is None
-        assert decode(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
+        assert decode_summary(raw[:at]) is None
+        assert decode_summary(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
 
 
 @given(st.binary(max_size=200))
 def test_anything_may_be_in_the_file(raw: bytes) -> None:
-    assert decode(raw) is None
+    assert decode_summary(raw) is None
     import xxhash
 
     body = b"KVTUSE\r\n\1\0\0\0" + raw
-    decode(body + xxhash.xxh3_128_digest(body))
+    decode_summary(body + xxhash.xxh3_128_digest(body))
 
 
 def test_names_sort_by_epoch() -> None:

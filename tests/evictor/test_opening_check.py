@@ -20,7 +20,7 @@ def test_a_quota_is_of_what_is_there_or_on_another_disk() -> None:
     options = EvictorOptions(quotas={TREE: QUOTA})
     check_store([TREE], [OWN], {}, [], options)
     check_store([TREE], [], {}, [f"{TREE}/blocks"], options)
-    with pytest.raises(InvalidSettings, match="top: none, as no engine has written yet"):
+    with pytest.raises(InvalidSettings, match="top: none, because no engine has written yet"):
         check_store([], [], {}, [], options)
     with pytest.raises(InvalidSettings, match=f"no folder other in the store; .* top: {TREE}"):
         check_store([TREE], [OWN], {}, [], EvictorOptions(quotas={"other": QUOTA}))

@@ -64,8 +64,8 @@ def test_everything_said_is_heard() -> None:
         ({"ttl": "1h", "grace": "x"}, "--grace: 'x'"),
         ({"ttl": "1h", "lease": "0.5s"}, "--lease: 0.5s is too short"),
         ({"ttl": "1h", "policy": "best"}, "--policy: no eviction called 'best'"),
-        ({"ttl": "1h", "files_per_second": 0.0}, "--files-per-second: 0"),
-        ({"ttl": "1h", "deletes_per_second": -1.0}, "--max-delete-per-second: -1"),
+        ({"ttl": "1h", "files_per_second": 0.0}, "--files-per-second: with 0"),
+        ({"ttl": "1h", "deletes_per_second": -1.0}, "--max-delete-per-second: with -1"),
         ({"ttl": "1h", "key_file": Path("/nowhere")}, "/nowhere cannot be read"),
     ],
 )

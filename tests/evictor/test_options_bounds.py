@@ -30,14 +30,14 @@ def test_parts_of_the_file_system() -> None:
         ("10GiB", "20GiB", "--low: 20GiB is not below --high 10GiB"),
         ("10GiB", "10GiB", "swap them"),
         ("70%", "85%", "--low: 85% is not below --high 70%"),
-        ("85%", "1GiB", "of two kinds"),
+        ("85%", "1GiB", "different units"),
         ("2TiB", None, "--high: 2.0TiB is more than the file system has"),
-        ("101%", None, "--high: '101%' is no part"),
+        ("101%", None, "--high: '101%' is not a percentage"),
         ("0%", None, "for example 85%"),
         ("much", None, "--high: 'much' is not a size"),
         ("10GiB", "few", "--low: 'few' is not a size"),
         ("85", "70", "--high: 85 is 85 bytes; write 85% or 85GiB"),
-        (None, "10GiB", "--low: there is no --high"),
+        (None, "10GiB", "--low: --high is missing"),
     ],
 )
 def test_nonsense_names_the_flag_and_the_fix(high: str, low: str, named: str) -> None:
@@ -47,7 +47,7 @@ def test_nonsense_names_the_flag_and_the_fix(high: str, low: str, named: str) ->
 
 
 def test_a_percentage_of_a_bucket() -> None:
-    with pytest.raises(InvalidSettings, match="A bucket has no size"):
+    with pytest.raises(InvalidSettings, match="and a bucket has none"):
         byte_watermarks("85%", None, None)
 
 
@@ -59,7 +59,7 @@ def test_inodes() -> None:
         ("1000", "2000", "--low-inodes: 2000 is not below --high-inodes 1000"),
         ("many", None, "--high-inodes: 'many'"),
         ("0", None, "--high-inodes: '0'"),
-        (None, "5", "no --high-inodes"),
+        (None, "5", "--low-inodes: --high-inodes is missing"),
     ):
         with pytest.raises(InvalidSettings, match=named):
             inode_watermarks(high, low)

@@ -12,7 +12,7 @@ def test_on_a_terminal_a_line_moves() -> None:
         observer.scanned("3", 256)
         for _ in range(50):
             observer.removed("bound", 1 << 20)
-        assert observer.text == "256 files seen, 50 removed, 50.0MiB free"
+        assert observer.text == "256 files scanned, 50 removed, 50.0MiB freed"
 
 
 def test_in_a_log_nothing_moves() -> None:

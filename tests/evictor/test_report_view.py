@@ -31,7 +31,7 @@ def test_a_person_sees_what_went_and_what_is_odd() -> None:
 
 def test_a_dry_run_says_would() -> None:
     assert "would free 1.0GiB" in summary_line(sample(dry_run=True))
-    assert "bytes would go" in rendered(sample(dry_run=True))
+    assert "to delete" in rendered(sample(dry_run=True))
     assert "freed 1.0GiB in 1 files" in summary_line(sample())
 
 

@@ -47,7 +47,7 @@ def test_who_takes_over_goes_on_where_it_stopped(dies_at: int) -> None:
     seen = 0
 
     context = scene.context()
-    see = context.see
+    see = context.before_file
 
     def slowly(shard: str) -> None:
         nonlocal seen
@@ -57,7 +57,7 @@ def test_who_takes_over_goes_on_where_it_stopped(dies_at: int) -> None:
         if seen == dies_at:
             raise Killed
 
-    context.see = slowly  # type: ignore[method-assign]
+    context.before_file = slowly  # type: ignore[method-assign]
     for shard in SHARDS:
         try:
             scan_shard(context, shard, TREES)
@@ -79,7 +79,7 @@ def test_progress_is_used() -> None:
     same = [number for number in range(400) if key_of(number)[0] >> 4 == 0]
     scene.write(*same)
     context = scene.context()
-    see = context.see
+    see = context.before_file
 
     def slowly(shard: str) -> None:
         see(shard)
@@ -87,7 +87,7 @@ def test_progress_is_used() -> None:
         if context.report.scanned_files == len(same) - 2:
             raise Killed
 
-    context.see = slowly  # type: ignore[method-assign]
+    context.before_file = slowly  # type: ignore[method-assign]
     with pytest.raises(Killed):
         scan_shard(context, "0", TREES)
     heir = scene.context()
@@ -98,7 +98,7 @@ def test_progress_is_used() -> None:
 def stopped_in(tree: StoreTree, scene: Scene, shard: str = "0") -> None:
     """An evictor dies while it scans `tree`."""
     context = scene.context()
-    see = context.see
+    see = context.before_file
 
     def slowly(shard: str) -> None:
         see(shard)
@@ -106,7 +106,7 @@ def stopped_in(tree: StoreTree, scene: Scene, shard: str = "0") -> None:
         if context.report.scanned_files == 2:
             raise Killed
 
-    context.see = slowly  # type: ignore[method-assign]
+    context.before_file = slowly  # type: ignore[method-assign]
     with pytest.raises(Killed):
         scan_shard(context, shard, [tree])
 

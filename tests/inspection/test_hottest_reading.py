@@ -6,7 +6,7 @@ from typing import TypeVar
 import pytest
 
 from kvtier.blocks.checksum import Xxh3
-from kvtier.evictor.journals import encode, summary_name
+from kvtier.evictor.journals import encode_summary, summary_name
 from kvtier.evictor.table import Use
 from kvtier.inspection.hottest import ReadHistory
 from kvtier.inspection.segments import rules_of
@@ -26,7 +26,7 @@ def filled(store: Some) -> Some:
     """Two chains, one read twice and one once; one more read of the second is folded already."""
     for first, reads in ((HOT, 2), (WARM, 1)):
         fill(store, keys(4, int.from_bytes(first[:4], "big")), reads=reads)
-    store.put(summary_name(NAME, "0", 1), encode({WARM: Use(9.0, 1)}, 0))
+    store.put(summary_name(NAME, "0", 1), encode_summary({WARM: Use(9.0, 1)}, 0))
     return store
 
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from kvtier.evictor.journals import encode, summary_name
+from kvtier.evictor.journals import encode_summary, summary_name
 from kvtier.evictor.table import Use
 from kvtier.inspection.hottest import Uses, folded_reads
 from kvtier.inspection.store_view import StoreView
@@ -15,7 +15,7 @@ ONE, OTHER = bytes([0x10, *range(9)]), bytes([0x1F, *range(9)])
 
 
 def put(store: MemoryStore, shard: str, epoch: int, uses: Uses) -> None:
-    store.put(summary_name(SPACE, shard, epoch), encode(uses, 0))
+    store.put(summary_name(SPACE, shard, epoch), encode_summary(uses, 0))
 
 
 def folded(store: MemoryStore) -> tuple[list[Uses], list[str]]:

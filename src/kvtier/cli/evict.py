@@ -1,4 +1,4 @@
-"""`kvtier evict`: keeps a shared folder or bucket within its bounds, once or continuously."""
+"""The command `kvtier evict`, which keeps a shared folder or bucket within its bounds."""
 
 import logging
 import os
@@ -44,19 +44,19 @@ Examples:
 @click.option(
     "--high",
     metavar="SIZE|%",
-    help="Start deleting above this size: 500GiB, or 85% of the file system.",
+    help="Start deleting above this size (`85%` is of the file system).",
 )
 @click.option(
     "--low", metavar="SIZE|%", help="Delete down to this size.  [default: nine tenths of --high]"
 )
 @click.option(
     "--high-inodes",
-    metavar="N|%",
-    help="Start deleting above this number of files and folders: 10000000, or 85% of the inodes.",
+    metavar="N",
+    help="Start deleting above this number of files and folders.",
 )
 @click.option(
     "--low-inodes",
-    metavar="N|%",
+    metavar="N",
     help="Delete down to this number.  [default: nine tenths of --high-inodes]",
 )
 @click.option(
@@ -64,33 +64,33 @@ Examples:
     "quotas",
     multiple=True,
     metavar="FOLDER=SIZE",
-    help="Bound of the key space in FOLDER. Repeat the flag for several.",
+    help="Keep the key space in FOLDER below this size. Repeat the flag for several.",
 )
 @click.option(
     "--ttl",
     metavar="DURATION",
-    help="Delete blocks that were neither written nor read for this long: 72h.",
+    help="Delete blocks that were neither written nor read for this long, for example 72h.",
 )
 @click.option(
     "--grace",
     metavar="DURATION",
     default="60s",
     show_default=True,
-    help="Keep blocks that were used within this time, whatever the bounds are.",
+    help="Keep blocks that were written or read within this time, whatever the bounds are.",
 )
 @click.option(
     "--policy",
     metavar="NAME",
     default="lru",
     show_default=True,
-    help="Policy that ranks the blocks: lru, s3fifo, or another module of kvtier.eviction.",
+    help="Use this policy to rank the blocks: lru, s3fifo, or another module of kvtier.eviction.",
 )
 @click.option(
     "--orphans",
     metavar="DURATION",
     default="1h",
     show_default=True,
-    help="Delete temporary files older than this; their writers have died.",
+    help="Delete temporary files that are older than this, because their writers have died.",
 )
 @click.option(
     "--lease",
@@ -104,14 +104,14 @@ Examples:
     metavar="DURATION",
     default="1h",
     show_default=True,
-    help="Time between two searches for temporary files and empty folders.",
+    help="Wait this long between two searches for temporary files and empty folders.",
 )
 @click.option(
     "--interval",
     metavar="DURATION",
     default="30s",
     show_default=True,
-    help="Time between two passes.",
+    help="Wait this long between two passes.",
 )
 @click.option("--once", is_flag=True, help="Make one pass and exit.")
 @click.option("--dry-run", is_flag=True, help="Show what one pass would delete; change nothing.")
@@ -132,7 +132,7 @@ Examples:
 @click.option(
     "--check-headers",
     is_flag=True,
-    help="Read the header of every segment and count the broken ones.",
+    help="Read the header of every segment and count the broken segments.",
 )
 @click.option(
     "--sweep-broken",
@@ -148,18 +148,19 @@ Examples:
     "--key-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File with the secret of the store, as in the setting shared.key_file.",
+    help="Read the store's secret from this file, as with the setting shared.key_file.",
 )
 @click.option(
     "--events",
     metavar="ENDPOINT",
-    help="Publish the deleted blocks to routers at this ZeroMQ endpoint: tcp://127.0.0.1:5559.",
+    help="Publish the deleted blocks to routers at this ZeroMQ endpoint, for example "
+    "tcp://127.0.0.1:5559.",
 )
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Serve Prometheus metrics on this port of 127.0.0.1; 0 takes a free one.",
+    help="Serve Prometheus metrics on this port of 127.0.0.1; 0 takes a free port.",
 )
 def evict(
     *,
@@ -181,20 +182,20 @@ def evict(
     PATH, the settings come from the variables of llm-d's PVC evictor (PVC_MOUNT_PATH, ...).
     """
     variables = pvc_evictor.read(os.environ) if path is None else None
-    wishes = _wishes(path, variables, flags)
-    _log_to(variables, verbose=not (once or wishes.dry_run))
+    chosen = _flags(path, variables, flags)
+    _log_to(variables, verbose=not (once or chosen.dry_run))
     if variables is not None and variables.ignored:
         names = ", ".join(variables.ignored)
-        _log.warning("ignored, because kvtier needs no such setting: %s", names)
+        _log.warning("ignored, because they have no effect in kvtier: %s", names)
     interval_s = parse_duration(interval, "--interval")
     if interval_s <= 0:
-        raise InvalidSettings(f"--interval: {interval} leaves no pause; write 30s")
+        raise InvalidSettings(f"--interval: {interval} is not more than 0; write 30s")
     events_from = "--events"
     if events is None and variables is not None:
         events, events_from = variables.events, pvc_evictor.EVENTS
     run = _Run(
-        wishes=wishes,
-        interval_s=None if once or wishes.dry_run else interval_s,
+        flags=chosen,
+        interval_s=None if once or chosen.dry_run else interval_s,
         as_json=as_json,
         events=events,
         events_from=events_from,
@@ -204,7 +205,7 @@ def evict(
     try:
         stopper.run(lambda: run(stopper.pace), "kvtier-evict")
     except Stopped:
-        _log.warning("stopped before the storage answered; leases expire after %s", wishes.lease)
+        _log.warning("stopped before the storage answered; leases expire after %s", chosen.lease)
     if stopper.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if stopper.signal is not None:
@@ -214,7 +215,7 @@ def evict(
 class _Run(msgspec.Struct, frozen=True, kw_only=True):
     """One run of the command."""
 
-    wishes: EvictorFlags
+    flags: EvictorFlags
     interval_s: float | None
     """Time between two passes; None: one pass."""
     as_json: bool
@@ -226,19 +227,19 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
     def __call__(self, pace: Throttle) -> None:
         """Evict until `pace` is stopped."""
         with ExitStack() as stack:
-            place = open_store(self.wishes.path)
-            stack.callback(place.store.close)
-            options = read_options(self.wishes, place.measure())
+            opened = open_store(self.flags.path)
+            stack.callback(opened.store.close)
+            options = read_options(self.flags, opened.measure())
             publisher = announcer = None
             if self.events is not None and not options.dry_run:
                 publisher = Publisher(self.events, setting=self.events_from)
                 stack.callback(publisher.close)
-                announcer = EventAnnouncer(place.store, publisher, options, place.owner)
+                announcer = EventAnnouncer(opened.store, publisher, options, opened.owner)
             evictor = Evictor(
-                place.store,
+                opened.store,
                 options,
-                filesystem=place.filesystem,
-                mounts=place.mounts,
+                filesystem=opened.filesystem,
+                mounts=opened.mounts,
                 observer=stack.enter_context(progress_on(Console(stderr=True))),
                 announcer=announcer,
                 stopped=lambda: pace.stopped,
@@ -278,15 +279,15 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _release(evictor: Evictor) -> None:
-    """Give the leases back, so that other evictors can take them over at once."""
+    """Release the leases, so that other evictors can take them over at once."""
     try:
         evictor.close()
     except OSError as error:
-        _log.warning("the leases could not be given back and will expire: %s", error)
+        _log.warning("the leases could not be released and will expire: %s", error)
 
 
-def _wishes(path: str | None, variables: PvcEvictor | None, flags: dict[str, Any]) -> EvictorFlags:
-    """Return what was asked for; flags override the variables of llm-d's evictor."""
+def _flags(path: str | None, variables: PvcEvictor | None, flags: dict[str, Any]) -> EvictorFlags:
+    """Return the flags; given flags override the variables of llm-d's evictor."""
     if variables is None:
         if path is None:
             raise InvalidSettings(

@@ -27,60 +27,64 @@ from kvtier.tiers.shared.store import Store
 _log = logging.getLogger(__name__)
 
 STEPS: Final = 128
+"""Steps in a usage, at most."""
+
 ShardOfTree = tuple[str, str]
-"""Shard and tree."""
-_BYTES_MAX: Final = 1 << 30
+"""The names of a shard and of a tree."""
+
+_USAGE_BYTES_MAX: Final = 1 << 30
 
 
 class Amount(NamedTuple):
-    """Bytes and inodes, to hold or to free."""
+    """A number of bytes and of inodes, in use or to be freed."""
 
     size_bytes: int = 0
     inodes: int = 0
 
     def plus(self, other: "Amount") -> "Amount":
-        """Of both."""
+        """Return the sum of both."""
         return Amount(self.size_bytes + other.size_bytes, self.inodes + other.inodes)
 
     def minus(self, other: "Amount") -> "Amount":
-        """What is left; never less than nothing."""
+        """Return the difference, with negative numbers replaced by 0."""
         return Amount(
             max(0, self.size_bytes - other.size_bytes), max(0, self.inodes - other.inodes)
         )
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
-    """A run of blocks in the order of their last use."""
+    """Some blocks of a shard that are adjacent in the order of their last use."""
 
     recent_s: float
-    """Of the hottest of them."""
+    """Last use of the hottest of them."""
     size_bytes: int
     files: int
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What lies in one shard of one tree."""
+    """The space that one tree takes up in one shard."""
 
     size_bytes: int = 0
     inodes: int = 0
     files: int = 0
-    """Blocks among the inodes."""
+    """Number of blocks among the inodes."""
     steps: list[Step] = []
+    """The blocks that can be evicted, from cold to hot."""
 
     @property
     def amount(self) -> Amount:
-        """Bytes and inodes."""
+        """The bytes and inodes in use."""
         return Amount(self.size_bytes, self.inodes)
 
 
 class Watermarks(NamedTuple):
-    """A pair of watermarks: above `high`, free down to `low`. None: no bound."""
+    """A pair of watermarks: above `high`, evict down to `low`. None means no bound."""
 
     high: int | None = None
     low: int | None = None
 
     def excess(self, used: int) -> int:
-        """How much has to go."""
+        """Return how much has to be freed."""
         if self.high is None or self.low is None or used <= self.high:
             return 0
         return used - self.low
@@ -93,21 +97,21 @@ class Bounds(NamedTuple):
     inodes: Watermarks = Watermarks()
 
     def excess(self, used: Amount) -> Amount:
-        """How much has to go."""
+        """Return how much has to be freed."""
         return Amount(self.size_bytes.excess(used.size_bytes), self.inodes.excess(used.inodes))
 
 
 class Plan(NamedTuple):
-    """What each shard of each tree has to free, by the reason it has to."""
+    """The amounts to free in each shard of each tree, by reason."""
 
     quota: dict[ShardOfTree, Amount]
-    """Of trees that exceed a quota of their own; goes first, and counts for the whole."""
+    """For trees that exceed their own quota. It is freed first and counts for the store's bound."""
     bound: dict[ShardOfTree, Amount]
-    """What is still too much then."""
+    """What then still exceeds the store's bound."""
 
 
 def steps_of(table: Table, gone: npt.NDArray[np.bool_]) -> list[Step]:
-    """At most STEPS runs of about equally many blocks that are not `gone`, cold to hot."""
+    """Return the blocks that are not `gone` as at most STEPS steps of similar size, cold first."""
     recent, sizes = table.recency()[~gone], table.physical()[~gone]
     order = np.argsort(recent, kind="stable")
     parts = np.array_split(order, min(STEPS, len(order))) if len(order) else []
@@ -121,11 +125,11 @@ def plan(
     newest_s: float,
     used: Amount | None = None,
 ) -> Plan:
-    """What each shard of each tree has to free so that every bound is kept.
+    """Return how much each shard of each tree has to free so that all bounds are kept.
 
-    First the trees with a quota of their own, then the store as a whole; what the quotas free
-    counts for the whole. `used`: what is held against `marks` where it is not the sum of the
-    usages, as with percentages of a file system. O(steps).
+    Trees with a quota come first, then the store as a whole; space freed for quotas counts for
+    the whole. `used` replaces the sum of the usages in the comparison with `bounds`, as with a
+    percentage of the file system. O(steps).
     """
     by_quota: dict[ShardOfTree, Amount] = {}
     for tree, own in quotas.items():
@@ -146,7 +150,7 @@ def plan(
 def divide(
     excess: Amount, usages: Mapping[ShardOfTree, Usage], newest_s: float
 ) -> dict[ShardOfTree, Amount]:
-    """Cut `excess` from the coldest steps of all places together."""
+    """Divide `excess` among the shards, by the coldest steps of all of them together."""
     shares: dict[ShardOfTree, Amount] = {}
     steps = [
         (place, step)
@@ -173,7 +177,7 @@ def _step(
 
 
 def _takes_all(needed: Amount, step: Step) -> bool:
-    """Whether `needed` is not met before the last block of the step."""
+    """Return True if all blocks of the step are needed."""
     by_bytes = needed.size_bytes > 0 and step.size_bytes <= needed.size_bytes
     return by_bytes or (needed.inodes > 0 and step.files <= needed.inodes)
 
@@ -186,7 +190,7 @@ def _total(usages: Iterable[Usage]) -> Amount:
 
 
 def _behind(usage: Usage, freed: Amount) -> Usage:
-    """What is left of the steps once `freed` is taken from the cold end."""
+    """Return the usage with the steps that are left after `freed` was taken from the cold end."""
     steps = []
     for step in usage.steps:
         if not _takes_all(freed, step):
@@ -197,33 +201,36 @@ def _behind(usage: Usage, freed: Amount) -> Usage:
 
 
 class ShardUsages(msgspec.Struct, frozen=True):
-    """A shard after a scan, or after an eviction."""
+    """The usages of one shard, as its owner publishes them after a scan and after evictions."""
 
     usages: Mapping[str, Usage]
-    """By tree."""
+    """The usages by tree."""
 
 
-def put_usages(store: Store, shard: str, record: ShardUsages) -> None:
-    """Raises OSError."""
-    store.put(f"{LEASES}/usage-{shard}.json", msgspec.json.encode(record))
+def put_usages(store: Store, shard: str, usages: ShardUsages) -> None:
+    """Publish the usages of a shard. Raises OSError."""
+    store.put(f"{LEASES}/usage-{shard}.json", msgspec.json.encode(usages))
 
 
-def read_usages(store: Store, but: Mapping[str, ShardUsages]) -> dict[ShardOfTree, Usage]:
-    """Of all shards: those in `but` are taken from there, the others read. Raises OSError."""
+def read_usages(store: Store, own: Mapping[str, ShardUsages]) -> dict[ShardOfTree, Usage]:
+    """Return the usages of all shards: those in `own`, and the published ones of the others.
+
+    Raises OSError.
+    """
     usages: dict[ShardOfTree, Usage] = {}
     for shard in ALL:
-        record = but.get(shard) or _read_usages(store, shard)
-        if record is not None:
-            usages.update({(shard, tree): usage for tree, usage in record.usages.items()})
+        found = own.get(shard) or _read_usages(store, shard)
+        if found is not None:
+            usages.update({(shard, tree): usage for tree, usage in found.usages.items()})
     return usages
 
 
 def _read_usages(store: Store, shard: str) -> ShardUsages | None:
-    read = read_small(store, f"{LEASES}/usage-{shard}.json", _BYTES_MAX)
+    read = read_small(store, f"{LEASES}/usage-{shard}.json", _USAGE_BYTES_MAX)
     if read is None:
         return None
     try:
         return msgspec.json.decode(read[0], type=ShardUsages)
     except msgspec.MsgspecError as error:
-        _log.warning("usage of shard %s cannot be read: %s", shard, error)
+        _log.warning("the usage of shard %s is damaged: %s", shard, error)
         return None

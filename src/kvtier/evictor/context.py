@@ -19,8 +19,11 @@ from kvtier.evictor.report import PassObserver, PassReport
 from kvtier.tiers.shared.store import Store, check_name, is_temporary
 
 _log = logging.getLogger(__name__)
+
 _LOGGED_MAX: Final = 10
-"""Refusals logged in a pass; the rest are counted."""
+"""Refused calls that are logged in a pass; all are counted."""
+_OBSERVED_FILES: Final = 256
+"""Scanned files between two calls of the observer."""
 
 
 @runtime_checkable
@@ -28,16 +31,16 @@ class HasTemporaries(Protocol):
     """A store whose writers leave temporary files when they die."""
 
     def remove_temporary(self, name: str) -> bool:
-        """False where it is gone."""
+        """Remove a temporary file; return False if it is missing."""
         ...
 
 
 class PassStopped(Exception):
-    """The evictor was asked to stop; the pass ends between two steps."""
+    """Raised between two steps of a pass if the evictor should stop."""
 
 
 class PassContext:
-    """Of one pass. One thread."""
+    """The state that all steps of one pass share. Used by one thread."""
 
     def __init__(
         self,
@@ -50,18 +53,19 @@ class PassContext:
         report: PassReport | None = None,
         announcer: Announcer | None = None,
     ) -> None:
-        """`keep` raises Fenced where a shard is not ours; `now_s` is the store's clock.
+        """Begin a pass at `now_s` by the store's clock.
 
-        `report`: one to go on with, where the pass began before this.
+        `keep` renews the lease of a shard and raises Fenced if it is lost. `report` is one to
+        continue, if the pass has already removed files.
         """
         self.store = store
         self.options = options
         self.clock = clock
         self.now_s = now_s
         self.newest_s = now_s - options.grace_s
-        """What was used later stays."""
+        """Blocks that were used later than this stay."""
         self.journals: dict[str, Journals] = {}
-        """What was read of them in this pass, by tree."""
+        """The journals that were read in this pass, by tree."""
         self.report = report or PassReport(dry_run=options.dry_run)
         self.announcer: Announcer = announcer or NoAnnouncer()
         self._keep = keep
@@ -70,26 +74,26 @@ class PassContext:
         self._deletes = RateWaiter(options.deletes_per_second, clock)
 
     def keep(self, shard: str) -> None:
-        """Raises Fenced where `shard` is another's."""
+        """Renew the lease of `shard` if it is due. Raises Fenced if it is lost."""
         self._keep(shard)
 
-    def see(self, shard: str) -> None:
-        """Before a file is looked at: keeps lease and rate."""
+    def before_file(self, shard: str) -> None:
+        """Count a file before it is looked at; wait for the scan rate and keep the lease."""
         self._keep(shard)
         while not self._scans.wait():
             self._keep(shard)
         self.report.scanned_files += 1
-        if self.report.scanned_files % 256 == 0:
-            self._observer.scanned(shard, 256)
+        if self.report.scanned_files % _OBSERVED_FILES == 0:
+            self._observer.scanned(shard, _OBSERVED_FILES)
 
     def remove(self, shard: str, name: str, size_bytes: int, reason: str) -> bool:
-        """Remove a file, whatever it is; False where that was refused or it was gone."""
+        """Remove a file of any kind; return False if it is missing or the store refuses."""
         if self.options.dry_run:
             self._keep(shard)
         else:
             while not self._deletes.wait():
                 self._keep(shard)
-            self._keep(shard)  # the pace may have slept for a whole second
+            self._keep(shard)  # The wait may have taken a whole second.
             try:
                 if not self._remove(name):
                     return False
@@ -112,6 +116,6 @@ class PassContext:
         try:
             check_name(name)
         except ValueError:
-            _log.warning("%a is no name that a store can have: remove it by hand", name)
+            _log.warning("%a is not a valid name in a store; remove it by hand", name)
             return False
         return self.store.remove(name)

@@ -31,27 +31,35 @@ from kvtier.tiers.shared.store import Store
 MEDIUM: Final = "STORAGE"
 LOCALITY: Final = "REMOTE"
 INT_HASHES: Final = "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES"
-"""vLLM's variable: 0 for whole hashes, anything else for their last 64 bits as a number."""
+"""vLLM's variable: 0 for whole hashes, anything else for their last 64 bits as an integer."""
 Owner = Literal["shared", "objectstore"]
-"""The tier whose blocks these are, as engines name it in their own events."""
+"""The tier that holds the blocks, as engines name it in their own events."""
+
 _GROUP_BYTES = 4
 _LAST_64_BITS = (1 << 64) - 1
 _RANK = 0
-"""Events carry the rank of a data-parallel engine. An evictor is none; one engine has rank 0."""
+"""The data-parallel rank in events. An evictor has none, so it sends that of a single engine."""
+
 QUEUE_MESSAGES: Final = 10_000
+"""Messages that wait for each subscriber, at most."""
+
 _LINGER_MS: Final = 1000
-"""So long the last messages may take when the evictor ends."""
+"""Time that the last messages may take when the evictor exits."""
 _SEQUENCE_BYTES: Final = 8
 _CONNECT = "connect:"
 _ENDPOINT = re.compile(r"tcp://[^\s/]+:(?:(?P<port>\d{1,5})|\*)|ipc://\S+")
 _PORT_MAX: Final = 65_535
+
 ANNOUNCE_S: Final = 1.0
+"""Age at which waiting removals are sent, with the next removal."""
 BATCH_BLOCKS: Final = 500
+"""Blocks in one message, at most."""
+
 _CONFIG_BYTES_MAX: Final = 1 << 20
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Blocks of one group that are in shared storage no more. Fields and order are vLLM's."""
+    """Blocks of one group that were removed from shared storage. Fields and order are vLLM's."""
 
     block_hashes: list[int] | list[bytes]
     medium: str
@@ -61,7 +69,7 @@ class BlockRemoved(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, array_like=True):
-    """The third part of a message."""
+    """The payload of a message, which is its third part."""
 
     ts: float
     """Unix seconds of the sender's clock."""
@@ -70,19 +78,22 @@ class EventBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 def topic(tree: StoreTree, model: str) -> bytes:
-    """`kv@<folder>@<model>`: where engines have their pod, the key space stands."""
+    """Return `kv@<folder>@<model>`; engines have the name of their pod instead of the folder."""
     return f"kv@{tree.name}@{model}".encode()
 
 
 def block_of(hashed: bytes, group: int) -> bytes:
-    """The key of a block as `encode_removed` takes it."""
+    """Return the key of a block in the form that `encode_removed` takes."""
     return hashed + group.to_bytes(_GROUP_BYTES, "big")
 
 
 def encode_removed(
     keys: Sequence[bytes], owner: Owner, now_s: float, *, whole_hashes: bool
 ) -> bytes:
-    """Keys are a block's hash and 4 bytes of group index. A microsecond a key."""
+    """Encode the removal of `keys`, each a block's hash followed by 4 bytes of group index.
+
+    Costs about a microsecond per key.
+    """
     groups: dict[int, list[bytes]] = {}
     for key in keys:
         group = int.from_bytes(key[-_GROUP_BYTES:], "big")
@@ -101,7 +112,7 @@ def encode_removed(
 
 
 def wants_whole_hashes(env: Mapping[str, str]) -> bool:
-    """As vLLM decides it, so that both name a block alike."""
+    """Return True if vLLM publishes whole hashes with this environment."""
     return env.get(INT_HASHES, "1").strip() == "0"
 
 
@@ -110,24 +121,30 @@ def _shortened(hashed: bytes) -> int:
 
 
 class Publisher:
-    """Binds to an endpoint, or connects to it with `connect:` before. One thread."""
+    """A ZeroMQ PUB socket that sends three-part messages as vLLM does. Used by one thread.
+
+    It listens at its endpoint, or connects to it if `connect:` precedes it. Sending never waits:
+    each subscriber has a queue of QUEUE_MESSAGES. A subscriber whose queue is full is counted and
+    loses messages until it catches up; it notices by the gaps in the sequence numbers. pyzmq is
+    imported here, so that only `--events` needs it.
+    """
 
     def __init__(
         self, endpoint: str, queue_messages: int = QUEUE_MESSAGES, setting: str = "--events"
     ) -> None:
-        """Raises InvalidSettings naming `setting` and the fix."""
+        """Open the socket. Raises InvalidSettings naming `setting` and how to correct it."""
         address = endpoint.removeprefix(_CONNECT)
         found = _ENDPOINT.fullmatch(address)
         if found is None or int(found["port"] or 0) > _PORT_MAX:
             raise InvalidSettings(
-                f"{setting}: {endpoint!r} is no endpoint; write tcp://127.0.0.1:5559 or "
-                "ipc:///run/kv-events to listen there, connect:tcp://router:5559 to call"
+                f"{setting}: {endpoint!r} is not an endpoint; write tcp://127.0.0.1:5559 or "
+                "ipc:///run/kv-events to listen there, connect:tcp://router:5559 to connect"
             )
         try:
             import zmq
         except ImportError as error:
             raise InvalidSettings(
-                f"{setting}: sending needs the library pyzmq: pip install 'kvtier[events]'"
+                f"{setting}: publishing events needs pyzmq: pip install 'kvtier[events]'"
             ) from error
         self._zmq = zmq
         self._context = zmq.Context()
@@ -137,7 +154,7 @@ class Publisher:
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
         self._sequences: dict[bytes, int] = {}
         self.slow_subscribers = 0
-        """Times that one was found to have fallen behind."""
+        """Number of times that a subscriber's queue was full."""
         try:
             if endpoint.startswith(_CONNECT):
                 self._socket.connect(address)
@@ -147,32 +164,34 @@ class Publisher:
             self.close()
             raise InvalidSettings(
                 f"{setting}: {endpoint} cannot be used ({error.strerror}); choose an address of "
-                "this host and a free port, or write connect: before that of a subscriber"
+                "this host and a free port, or write connect: before the address of a subscriber"
             ) from error
 
     @property
     def endpoint(self) -> str:
-        """What was bound or connected to last; tells the port where `*` was asked for."""
+        """The address in use, with the chosen port if the endpoint has `*`."""
         return self._socket.getsockopt_string(self._zmq.LAST_ENDPOINT)
 
     def send(self, topic: bytes, payload: bytes) -> None:
-        """Never waits. Nobody may be listening, which is nobody's fault."""
+        """Send one message without waiting. Without subscribers the message is lost."""
         sequence = self._sequences.get(topic, 0)
         self._sequences[topic] = sequence + 1
         parts = (topic, sequence.to_bytes(_SEQUENCE_BYTES, "big"), payload)
         if self._was_sent(parts):
             return
-        self._socket.getsockopt(self._zmq.EVENTS)  # makes it look how far subscribers have come
+        # Reading EVENTS makes ZeroMQ update the state of the queues.
+        self._socket.getsockopt(self._zmq.EVENTS)
         if self._was_sent(parts):
             return
-        # Somebody's queue is full, and ZeroMQ refuses all of them to tell. So: without that one.
+        # A subscriber's queue is full, which XPUB_NODROP reports by sending to none of them. Send
+        # to all others.
         self.slow_subscribers += 1
         self._socket.setsockopt(self._zmq.XPUB_NODROP, 0)
         self._socket.send_multipart(parts, self._zmq.NOBLOCK)
         self._socket.setsockopt(self._zmq.XPUB_NODROP, 1)
 
     def _was_sent(self, parts: tuple[bytes, bytes, bytes]) -> bool:
-        """False, and sent to nobody, where a queue is full."""
+        """Send to all subscribers; if a queue is full, send to none and return False."""
         try:
             self._socket.send_multipart(parts, self._zmq.NOBLOCK)
         except self._zmq.Again:
@@ -180,49 +199,49 @@ class Publisher:
         return True
 
     def close(self) -> None:
-        """Send what is queued, for a second at most. Idempotent."""
+        """Send queued messages for up to a second, then close the socket. Idempotent."""
         self._socket.close()
         self._context.term()
 
 
 class Announcer(Protocol):
-    """Told of each block that leaves. One thread; no method waits for a router."""
+    """Announces removed blocks. Used by one thread; no method waits for a router."""
 
     def contents(self, tree: StoreTree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
-        """The blocks of a file that is about to go. May read its header; never raises."""
+        """Return the blocks of a file before it is removed. May read its header; never raises."""
         ...
 
     def removed(self, tree: StoreTree, keys: Sequence[bytes]) -> None:
-        """They are gone."""
+        """Announce that `keys` were removed, now or in a later batch."""
         ...
 
     def flush(self) -> None:
-        """Send what waits."""
+        """Send all waiting announcements."""
         ...
 
 
 class NoAnnouncer:
-    """Nobody asked for events: nothing is read, nothing is told."""
+    """An announcer for runs without `--events`: it reads and sends nothing."""
 
     def contents(self, tree: StoreTree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
-        """See Announcer."""
+        """Return no blocks."""
         return ()
 
     def removed(self, tree: StoreTree, keys: Sequence[bytes]) -> None:
-        """See Announcer."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """See Announcer."""
+        """Do nothing, because nothing waits."""
 
 
 class _Config(msgspec.Struct, frozen=True):
-    """What is read of the `config.json` of other systems' trees."""
+    """The field that is read from the `config.json` of other systems' trees."""
 
     model_name: str
 
 
 class EventAnnouncer:
-    """Announces on a publisher, which it does not close."""
+    """An announcer that sends events through a publisher. It does not close the publisher."""
 
     def __init__(
         self,
@@ -234,7 +253,7 @@ class EventAnnouncer:
         clock: Clock | None = None,
         env: Mapping[str, str] = os.environ,
     ) -> None:
-        """`env`: see `wants_whole_hashes`."""
+        """Create an announcer; `env` decides the form of hashes (`wants_whole_hashes`)."""
         self._store = store
         self._publisher = publisher
         self._key_file = options.key_file
@@ -246,28 +265,28 @@ class EventAnnouncer:
         self._waiting: dict[bytes, list[bytes]] = {}
         self._since_s = 0.0
         self.blocks = 0
-        """Announced so far."""
+        """Blocks announced so far."""
         self.unread_files = 0
-        """Announced by their first block only."""
+        """Files announced by their first block only, because their header could not be read."""
 
     def contents(self, tree: StoreTree, key: bytes, name: str, size_bytes: int) -> Sequence[bytes]:
-        """See Announcer."""
+        """Return the blocks of a file, from its name, its length or its header."""
         if tree.is_foreign:
             return [block_of(*foreign_block_of(name))]
         try:
-            segments = self._of(tree)
+            segments = self._reader(tree)
             if segments is not None:
                 if size_bytes == _one_block_bytes(segments.space.block_bytes):
                     return [key]
                 found = segments.read(key, name)
                 return [] if found is None else found.keys
         except (OSError, Corrupt):
-            pass  # the caller removes it all the same
+            pass  # The file is removed anyway; only its first block is known.
         self.unread_files += 1
         return [key]
 
     def removed(self, tree: StoreTree, keys: Sequence[bytes]) -> None:
-        """See Announcer."""
+        """Add `keys` to the waiting batch; send it if it is full or old enough."""
         now_s = self._clock.now_s()
         if not self._waiting:
             self._since_s = now_s
@@ -277,7 +296,7 @@ class EventAnnouncer:
             self.flush()
 
     def flush(self) -> None:
-        """See Announcer."""
+        """Send all waiting announcements."""
         waiting, self._waiting = self._waiting, {}
         for to, keys in waiting.items():
             for start in range(0, len(keys), BATCH_BLOCKS):
@@ -288,7 +307,7 @@ class EventAnnouncer:
                 self._publisher.send(to, payload)
                 self.blocks += len(part)
 
-    def _of(self, tree: StoreTree) -> SegmentReader | None:
+    def _reader(self, tree: StoreTree) -> SegmentReader | None:
         if tree.name not in self._segments:
             self._segments[tree.name] = open_segment_reader(self._store, tree, self._key_file)
         return self._segments[tree.name]
@@ -299,13 +318,13 @@ class EventAnnouncer:
         return self._topics[tree.name]
 
     def _model(self, tree: StoreTree) -> str:
-        """As the manifest has it, or the configuration; else what the folder's name says."""
+        """Return the model from the manifest or `config.json`, else from the folder's name."""
         try:
             if tree.is_foreign:
                 read = read_small(self._store, f"{tree.name}/config.json", _CONFIG_BYTES_MAX)
                 if read is not None:
                     return msgspec.json.decode(read[0], type=_Config).model_name
-            elif (segments := self._of(tree)) is not None:
+            elif (segments := self._reader(tree)) is not None:
                 return segments.space.model
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             pass
@@ -313,5 +332,5 @@ class EventAnnouncer:
 
 
 def _one_block_bytes(block_bytes: int) -> int:
-    """Length of a segment of one block: a page of header, and the payload in whole pages."""
+    """Return the length of a segment of one block: a header page and whole payload pages."""
     return PAGE_BYTES + -(-block_bytes // PAGE_BYTES) * PAGE_BYTES

@@ -1,12 +1,13 @@
-"""One evictor: pass after pass, it scans its shards, agrees on a cut, and frees its part.
+"""The evictor: in each pass it scans its shards, computes the common cut, and frees its part.
 
-A pass: take a fair share of the leases; fold journals and sweep what lies outside of shards
-(who holds `rest`); scan own shards; rank them by what readers told; publish how full they are;
-compute from everybody's figures what has to go from where; free it here; publish again.
+A pass takes a fair share of the leases; folds journals and sweeps the files outside of the shards,
+if it holds the lease `rest`; scans its own shards and ranks their blocks by the reads in journals;
+publishes the usage of its shards; computes from the usages of all shards how much has to be freed
+in each; evicts from its own; and publishes their usage again.
 
-Invariants: nothing in a shard is removed without its lease; a shard whose lease is lost is left
-at once; an evictor that dies at any point leaves nothing that another cannot go on from. The
-order of the coldest over all shards is as good as the steps that they publish.
+Invariants: nothing in a shard is removed without its lease; work on a shard stops at once when
+its lease is lost; an evictor that dies at any point leaves a store from which others continue.
+The order of eviction over all shards is as precise as the published steps.
 """
 
 import logging
@@ -43,11 +44,14 @@ _log = logging.getLogger(__name__)
 
 _NEVER: Final = -float("inf")
 _NAP_S: Final = 0.25
-"""How often a waiting evictor looks whether it should stop."""
+"""Time between two checks of a waiting evictor whether it should stop."""
 
 
 class Evictor:
-    """One thread. `close` gives the leases back; who does not close is taken over later."""
+    """An evictor for one store. Used by one thread.
+
+    `close` releases the leases; without it, other evictors take over once they have expired.
+    """
 
     def __init__(
         self,
@@ -62,11 +66,12 @@ class Evictor:
         owner: str | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`filesystem` tells how full it is; needed where `options.of_filesystem` is set.
+        """Create an evictor without leases.
 
-        `mounts`: names below the store at which another file system begins; left alone.
-        `owner`: see `Leases`. `stopped` returns True once the evictor should stop: `run_once` and
-        `wait` then raise PassStopped before their next step.
+        `filesystem` measures the file system; it is required with `options.of_filesystem`.
+        `mounts` lists names in the store at which another file system is mounted; they are
+        ignored. `owner` is the evictor's name in leases. `stopped` returns True once the evictor
+        should stop: `run_once` and `wait` then raise PassStopped before their next step.
         """
         self._store = store
         self._options = options
@@ -87,11 +92,11 @@ class Evictor:
 
     @property
     def owned(self) -> list[str]:
-        """Shards that this evictor works on now."""
+        """The shards whose lease this evictor holds."""
         return self._leases.owned
 
     def check(self) -> None:
-        """Raises InvalidSettings for a PATH or a quota that cannot be what was meant."""
+        """Check the store. Raises InvalidSettings if PATH or a quota cannot be meant so."""
         trees, refused = self._trees()
         check_store(
             [top for top in top_names(self._store) if top != LEASES],
@@ -102,7 +107,10 @@ class Evictor:
         )
 
     def run_once(self) -> PassReport:
-        """One pass. Raises OSError where the store does not answer at all."""
+        """Make one pass and return its report.
+
+        Raises PassStopped, and OSError if the store does not answer at all.
+        """
         began_s = self._clock.now_s()
         report = PassReport(dry_run=self._options.dry_run)
         owned, now_s = self._begin(report)
@@ -132,7 +140,7 @@ class Evictor:
             records[REST] = self._rest
         usages = read_usages(self._store, records)
         self._free(context, parts, usages)
-        if swept_s != self._swept_s:  # last, for folders that were emptied just now
+        if swept_s != self._swept_s:  # At the end, to include folders emptied in this pass.
             self._guarded(context, REST, lambda: sweep_folders(context, trees))
         self._announcer.flush()
         report.fenced = self._leases.fenced
@@ -150,7 +158,7 @@ class Evictor:
                 _log.warning("the heartbeat failed: %s", error)
 
     def close(self) -> None:
-        """Let others take over at once. Raises OSError where the store refuses."""
+        """Release the leases. Raises OSError if the store refuses."""
         self._leases.release()
 
     def _keep(self, shard: str) -> None:
@@ -168,7 +176,7 @@ class Evictor:
             self._clock.sleep(min(left_s, _NAP_S))
 
     def _begin(self, report: PassReport) -> tuple[list[str], float]:
-        """Own shards, and the time. A full store has no room for either: then some is made."""
+        """Return the owned shards and the store's time; make room first in a full store."""
         try:
             return self._leases.balance(), self._leases.now_s()
         except OSError as error:
@@ -187,7 +195,7 @@ class Evictor:
         return self._leases.balance(), self._leases.now_s()
 
     def _trees(self) -> tuple[list[StoreTree], dict[str, str]]:
-        """The trees of the store, and those that must not be touched, with the reason."""
+        """Return the trees to evict from, and those that must not be touched, with the reason."""
         found = [tree_at(top) for top in top_names(self._store) if top != LEASES]
         elsewhere = {mount.partition("/")[0] for mount in self._mounts()}
         trees = [tree for tree in found if tree is not None and tree.name not in elsewhere]
@@ -216,7 +224,7 @@ class Evictor:
     def _scan(
         self, context: PassContext, shards: list[str], trees: list[StoreTree]
     ) -> dict[str, dict[str, ShardEviction]]:
-        """Own shards, scanned, with what readers told, and without what is too old."""
+        """Scan the owned shards, apply the reads in journals, and remove expired blocks."""
         parts: dict[str, dict[str, ShardEviction]] = {}
 
         def scan(shard: str) -> None:
@@ -227,8 +235,8 @@ class Evictor:
                 part = ShardEviction(context, shard, tree, found.tables[tree.name], other)
                 try:
                     part.update_uses()
-                except OSError as error:  # others are looked after all the same
-                    context.note_refused(f"learn what was read of {tree.name}", error)
+                except OSError as error:  # The other trees are not affected.
+                    context.note_refused(f"read the journals of {tree.name}", error)
                 own[tree.name] = part
             parts[shard] = own
             for part in own.values():
@@ -252,7 +260,7 @@ class Evictor:
         parts: Mapping[str, Mapping[str, ShardEviction]],
         usages: Mapping[ShardOfTree, Usage],
     ) -> None:
-        """Our part of what has to go."""
+        """Evict this evictor's part of what all shards have to free, and complete the report."""
         report = context.report
         held = self._held(report, usages)
         report.used_bytes, report.used_inodes = held
@@ -279,7 +287,7 @@ class Evictor:
                 tree.short_bytes = quota.size_bytes.excess(tree.size_bytes - gone_bytes)
 
     def _held(self, report: PassReport, usages: Mapping[ShardOfTree, Usage]) -> Amount:
-        """What is held against the bound; tells by tree what is there."""
+        """Return the use to compare with the bound; enter the usage of each tree in the report."""
         used = Amount()
         for (_, tree), usage in usages.items():
             used = used.plus(usage.amount)
@@ -290,9 +298,10 @@ class Evictor:
         return used if expected_bytes is None else Amount(expected_bytes, used.inodes)
 
     def _expected_bytes(self, freed_bytes: int) -> int | None:
-        """Of the file system, once all is free; `freed_bytes` were removed since the last call.
+        """Return the use of the file system once all removed files are free.
 
-        None where the bound is not held against it.
+        `freed_bytes` were removed since the last call. Returns None if the bounds do not apply to
+        the file system.
         """
         if not self._options.of_filesystem or self._filesystem is None:
             return None
@@ -301,7 +310,7 @@ class Evictor:
         return self._pending_space.expected(used_bytes)
 
     def _guarded(self, context: PassContext, shard: str, step: Callable[[], object]) -> None:
-        """Do something in a shard; who loses its lease, or is refused, goes on elsewhere."""
+        """Run a step in a shard; if the lease is lost or the store refuses, skip the step."""
         try:
             context.keep(shard)
             step()

@@ -1,7 +1,7 @@
-"""How large a file system is and how full, as `df` says it, and what is mounted below a folder.
+"""The size and use of a file system as `df` reports them, and the mounts below a folder.
 
-Why the latter: what lies on another file system is not this store's. To free it would not bring
-this one below its bound, however much went.
+Files on another file system do not belong to the store: removing them would not bring the store
+below its bound.
 """
 
 import os
@@ -13,33 +13,34 @@ from kvtier.clock import Clock
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 PENDING_S: Final = 60.0
+"""Time for which removed files may keep their space."""
 
 _MOUNT_POINT = 4
-"""Which column of the table."""
+"""The column of the mount point in the table."""
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 class FileSystemUsage(NamedTuple):
-    """Bytes, by whomever used."""
+    """The size and use of a file system, by all its files."""
 
     total_bytes: int
-    """As `df` counts: what is used, and what is available to this user."""
+    """Used and available bytes together, as `df` counts them."""
     used_bytes: int
     total_inodes: int = 0
-    """0 where it has no fixed number of them."""
+    """0 if the file system has no fixed number of inodes."""
 
 
 def measure(path: Path) -> FileSystemUsage:
-    """One system call. Raises OSError."""
+    """Measure the file system of `path` with one system call. Raises OSError."""
     found = os.statvfs(path)
     used_bytes = (found.f_blocks - found.f_bfree) * found.f_frsize
     return FileSystemUsage(used_bytes + found.f_bavail * found.f_frsize, used_bytes, found.f_files)
 
 
 def mounts_below(folder: Path, table: Path = MOUNTS) -> list[str]:
-    """Where something else is mounted below `folder`: names relative to it. One small read.
+    """Return the mount points below `folder`, relative to it.
 
-    Empty where the system has no such table.
+    The list is empty on a system without the mount table `table`.
     """
     try:
         lines = table.read_bytes().splitlines()
@@ -52,12 +53,12 @@ def mounts_below(folder: Path, table: Path = MOUNTS) -> list[str]:
 
 
 class PendingSpace:
-    """What was removed and is not free yet. One thread.
+    """The space of removed files that is not free yet. Used by one thread.
 
-    Why: CephFS and Lustre give space back a while after the last name is gone, and a file that a
-    reader holds open keeps its blocks. Asked again at once, `df` seems to say that nothing was
-    freed, and the next pass would remove as much again. Invariant: what does not become free
-    within RECLAIM_S is taken for used.
+    CephFS and Lustre free space a while after the last name is removed, and a file that a reader
+    holds open keeps its space. Without this, `df` would show right after a pass that nothing was
+    freed, and the next pass would remove as much again. Invariant: space that does not become
+    free within PENDING_S counts as used.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -67,19 +68,19 @@ class PendingSpace:
         self._freed_s = 0.0
 
     def expected(self, used_bytes: int) -> int:
-        """What will be used once everything that was removed is free; `used_bytes` is now."""
+        """Return the use once all removed files are free; `used_bytes` is the current use."""
         self._update(used_bytes)
         return max(0, used_bytes - self._pending_bytes)
 
     def removed(self, freed_bytes: int, used_bytes: int) -> None:
-        """So much was removed since `expected`; `used_bytes` is now."""
+        """Note that files of `freed_bytes` were removed; `used_bytes` is the current use."""
         if freed_bytes:
             self._freed_s = self._clock.now_s()
         self._pending_bytes += freed_bytes
         self._update(used_bytes)
 
     def _update(self, used_bytes: int) -> None:
-        """What became free since the last look is pending no more."""
+        """Subtract the space that has become free since the last call."""
         became_free = max(0, self._used_bytes - used_bytes)
         self._pending_bytes = max(0, self._pending_bytes - became_free)
         if self._clock.now_s() - self._freed_s > PENDING_S:
@@ -88,5 +89,5 @@ class PendingSpace:
 
 
 def _unescape(point: bytes) -> bytes:
-    """Blanks and backslashes stand in the table as three octal digits."""
+    """Decode blanks and backslashes, which the table writes as three octal digits."""
     return _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), point)

@@ -1,13 +1,19 @@
-"""What readers told of their reads: journals, and the summaries that they are folded into.
+"""Access journals, and the summaries that they are folded into.
 
-Why: recency is real only if readers tell it. Each journal is as old as its file, by the store's
-clock; one evictor at a time (who holds the lease `rest`) folds journals into the summaries and
-removes them, so recency outlives every evictor. Everybody else reads both.
+Readers write the names of the blocks that they read into journals; nothing else tells when a
+block was last read. The time of the reads is that of the journal's file, by the store's clock.
+The evictor that holds the lease `rest` folds journals into summaries and removes them, so that
+recency outlives every evictor. All evictors read both.
 
-Invariants: journals are read before the summaries, so that a journal folded in between is in
-one or the other; a journal is removed only after every summary that it changes has been put; an
-owner writes under the epoch of its lease, so that what one sent and forgot, and which arrives
-late, takes nothing away from its successors; only names that can be segments' are believed.
+A summary is little-endian: the magic bytes, u32 version, u32 sections; a section is u32
+key_bytes, u32 count and that many of [key][f64 seconds of the store's clock][u8 number of
+journals that name it]; then 16 bytes of xxh3-128 over everything before.
+
+Invariants: journals are read before the summaries, so that a journal that is folded in between
+is found in one or the other; a journal is removed only after all summaries that it changes are
+stored; an owner writes under the epoch of its lease, so that a late write of a former owner
+cannot overwrite a later summary; only valid names of segments are used; decoding a summary
+returns what was encoded, or None, and allocates no more than the length of the file warrants.
 """
 
 import errno
@@ -24,35 +30,40 @@ from kvtier.evictor.listing import files, read_small, with_prefix
 from kvtier.evictor.table import Use
 from kvtier.tiers.shared.store import Store
 
+_log = logging.getLogger(__name__)
+
 ENTRIES_MAX: Final = 1_000_000
-"""The hottest are kept."""
+"""Entries of a summary, at most; the hottest are kept."""
 COUNT_MAX: Final = 255
+"""The largest number of journals that an entry can count."""
+KEPT_S: Final = 30 * 24 * 3600.0
+"""Age from which a read is removed from the summaries; the block's file then tells its recency."""
+
 _MAGIC = b"KVTUSE\r\n"
 _HEADER = struct.Struct("<8sII")
 _SECTION = struct.Struct("<II")
 _VERSION = 1
 _DIGEST_BYTES = 16
-_log = logging.getLogger(__name__)
-KEPT_S: Final = 30 * 24 * 3600.0
-"""A block that nobody read for so long is as old as its file again."""
 _JOURNAL_BYTES_MAX: Final = 32 << 20
 _TRIES: Final = 5
 _SUMMARY_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
+
 Uses = dict[bytes, Use]
+"""Reads by the block's key."""
 
 
 def summary_start(tree: str, shard: str) -> str:
-    """What the names of a shard's summaries begin with."""
+    """Return the prefix of the names of a shard's summaries."""
     return f"{tree}/access/summary-{shard}."
 
 
 def summary_name(tree: str, shard: str, epoch: int) -> str:
-    """Of the summary that the owner of this epoch writes, below the store's root."""
+    """Return the name of the summary that the owner with this epoch writes."""
     return f"{summary_start(tree, shard)}{epoch:010d}.bin"
 
 
-def encode(uses: Mapping[bytes, Use], oldest_s: float) -> bytes:
-    """All that were used since `oldest_s`, the hottest ENTRIES_MAX of them. 1 us each."""
+def encode_summary(uses: Mapping[bytes, Use], oldest_s: float) -> bytes:
+    """Encode the uses since `oldest_s`, at most the hottest ENTRIES_MAX. Takes 1 us per entry."""
     kept: Iterable[tuple[bytes, Use]] = (
         (key, use) for key, use in uses.items() if use.last_s >= oldest_s
     )
@@ -69,8 +80,8 @@ def encode(uses: Mapping[bytes, Use], oldest_s: float) -> bytes:
     return body + xxhash.xxh3_128_digest(body)
 
 
-def decode(raw: bytes) -> dict[bytes, Use] | None:
-    """None where `raw` is damaged, cut short, or of another version."""
+def decode_summary(raw: bytes) -> dict[bytes, Use] | None:
+    """Decode a summary; return None if it is damaged, truncated, or of another version."""
     body = memoryview(raw)[:-_DIGEST_BYTES]
     if len(raw) < _HEADER.size + _DIGEST_BYTES:
         return None
@@ -97,9 +108,9 @@ def decode(raw: bytes) -> dict[bytes, Use] | None:
 
 
 class PackedKeys:
-    """Keys one behind the other, each after its length: a third of what a list of them takes.
+    """Keys in one byte string, each after its length. It takes a third of the memory of a list.
 
-    While journals are folded, all that many readers told in a while is in memory at once.
+    While journals are folded, the keys of all of them are in memory at the same time.
     """
 
     __slots__ = ("_raw",)
@@ -108,7 +119,7 @@ class PackedKeys:
         self._raw = bytearray()
 
     def add(self, key: bytes) -> None:
-        """One more, of 255 bytes at most."""
+        """Append a key of at most 255 bytes."""
         self._raw.append(len(key))
         self._raw += key
 
@@ -121,24 +132,25 @@ class PackedKeys:
 
 
 class Journal(NamedTuple):
-    """One file: which blocks were read, by shard, and when."""
+    """The content of one journal: the blocks that were read, by shard, and when."""
 
     reported_s: float
+    """Time of the journal's file, by the store's clock."""
     keys: Mapping[str, PackedKeys]
 
 
 class Journals(NamedTuple):
-    """Of one tree: the files that are not folded yet."""
+    """The journals of one tree that are not folded yet."""
 
     by_name: Mapping[str, Journal]
 
     @property
     def shards(self) -> set[str]:
-        """Those of which anything is said."""
+        """The shards of all blocks in the journals."""
         return {shard for journal in self.by_name.values() for shard in journal.keys}
 
     def of(self, shard: str) -> Uses:
-        """What all of them say of a shard."""
+        """Return the uses of a shard's blocks, from all journals."""
         uses: Uses = {}
         for journal in self.by_name.values():
             use = Use(journal.reported_s, 1)
@@ -150,11 +162,11 @@ class Journals(NamedTuple):
 def read_journals(
     store: Store, tree: StoreTree, known: Journals | None = None, *, spared_s: float = -inf
 ) -> Journals:
-    """Everything that is not folded yet. Raises OSError.
+    """Read the journals that are not folded yet. Raises OSError.
 
-    Journals never change: those in `known` are not read again. One that cannot be read, and was
-    written before `spared_s`, is left out: it tells of no read after it, and what was read
-    before makes a block no more than warm. One listing, and three calls a new journal.
+    Journals never change, so those in `known` are not read again. A journal that cannot be read
+    is skipped if it is older than `spared_s`: it cannot report a read that would protect a block.
+    Costs one listing, and three calls for each new journal.
     """
     by_name: dict[str, Journal] = {}
     if tree.is_foreign:
@@ -169,7 +181,7 @@ def read_journals(
             except OSError as error:
                 if found.modified_s > spared_s:
                     raise
-                _log.warning("%s cannot be read, what it told is lost: %s", found.name, error)
+                _log.warning("%s cannot be read, its reads are lost: %s", found.name, error)
                 continue
             if journal is not None:
                 by_name[found.name] = journal
@@ -177,9 +189,10 @@ def read_journals(
 
 
 def read_summaries(store: Store, tree: StoreTree, shard: str) -> tuple[list[str], Uses]:
-    """The files of a shard, of all epochs, and what they say together. Raises OSError.
+    """Return the names of a shard's summaries, of all epochs, and their uses together.
 
-    A damaged one says nothing. One that vanishes on the way has a successor: look again.
+    A damaged summary is ignored. If a summary vanishes meanwhile, its successor exists, and all
+    are read again. Raises OSError.
     """
     if tree.is_foreign:
         return [], {}
@@ -188,11 +201,11 @@ def read_summaries(store: Store, tree: StoreTree, shard: str) -> tuple[list[str]
         uses: Uses = {}
         if all(_read_summary(store, name, uses) for name in names):
             return names, uses
-    raise OSError(errno.EAGAIN, "summaries come and go", summary_start(tree.name, shard))
+    raise OSError(errno.EAGAIN, "the summaries keep changing", summary_start(tree.name, shard))
 
 
 def read_uses(store: Store, tree: StoreTree, shard: str, journals: Journals) -> Uses:
-    """All that is known of a shard's reads. `journals` were read before this call."""
+    """Return the uses of a shard from its summaries and `journals`, which were read before."""
     _, uses = read_summaries(store, tree, shard)
     for key, use in journals.of(shard).items():
         _add(uses, key, use)
@@ -207,9 +220,9 @@ def fold(
     now_s: float,
     keep: Callable[[], None],
 ) -> None:
-    """Put what `journals` say into the summaries of `epoch`, then remove them. Raises OSError.
+    """Fold `journals` into summaries of `epoch`, then remove the journals. Raises OSError.
 
-    `keep` is called before each change, and raises where the lease is lost.
+    `keep` is called before each change and raises if the lease is lost.
     """
     for shard in sorted(journals.shards):
         older, uses = read_summaries(store, tree, shard)
@@ -217,7 +230,7 @@ def fold(
             _add(uses, key, use)
         own = summary_name(tree.name, shard, epoch)
         keep()
-        store.put(own, encode(uses, now_s - KEPT_S))
+        store.put(own, encode_summary(uses, now_s - KEPT_S))
         for name in older:
             if name < own:
                 keep()
@@ -228,7 +241,7 @@ def fold(
 
 
 def _read_journal(store: Store, name: str) -> Journal | None:
-    """None where it was folded by another evictor, removed by its writer, or is too long."""
+    """Read one journal; return None if it is missing (folded, or removed) or too long."""
     read = read_small(store, name, _JOURNAL_BYTES_MAX)
     if read is None:
         return None
@@ -242,13 +255,13 @@ def _read_journal(store: Store, name: str) -> Journal | None:
 
 
 def _read_summary(store: Store, name: str, uses: Uses) -> bool:
-    """Add what a summary says to `uses`; False where it is gone."""
+    """Add the uses in a summary to `uses`; return False if the file is missing."""
     read = read_small(store, name, _SUMMARY_BYTES_MAX)
     if read is None:
         return store.stat(name) is not None
-    found = decode(read[0])
+    found = decode_summary(read[0])
     if found is None:
-        _log.warning("%s is damaged: the reads it told of are forgotten", name)
+        _log.warning("%s is damaged, its reads are lost", name)
         return True
     for key, use in found.items():
         known = uses.get(key)

@@ -1,11 +1,11 @@
-"""What a name in a store stands for: kvtier's own layout, and those of others in their words.
+"""The layouts of stores: what a file is, by its name.
 
-Why: an evictor deletes, so it has to know what it looks at. Two layouts are known by the names
-of their folders: kvtier's `<model>-<16 hex digits>` (docs/reference/format.md), and
+An evictor deletes files, so it must recognize them. Two layouts are known by the names of their
+folders: kvtier's `<model>-<16 hex digits>` (docs/reference/format.md), and
 `<model>_<12 hex digits>[_r<rank>]` of vLLM's `fs` tier and llm-d's file system backend.
 
-Invariants: what is not recognised is UNKNOWN, never a block; the sixteen shards of a tree, by
-the first hex digit of the block, and what lies outside of them are the whole tree, once.
+Invariants: a file that is not recognized is UNKNOWN, never a block; each file of a tree is in
+exactly one of its sixteen shards, by the first hex digit of its block, or outside of them.
 """
 
 import enum
@@ -18,10 +18,10 @@ from kvtier.tiers.shared.store import is_temporary
 
 SHARDS: Final = tuple("0123456789abcdef")
 LEASES: Final = "leases"
-"""Folder of everything that evictors write for each other."""
+"""The folder of the files that evictors write for each other."""
 
 _NOTES = ".kvtier-"
-"""How the names begin that other commands give their notes at the top of a store."""
+"""Prefix of the files that other commands write at the top of a store."""
 _OWN_TOP = re.compile(r"(?P<model>[A-Za-z0-9_][A-Za-z0-9._-]*)-[0-9a-f]{16}")
 _FOREIGN_TOP = re.compile(r"(?P<model>[A-Za-z0-9._-]+)_[0-9a-f]{12}(_r\d+)?")
 _SEGMENT = re.compile(r"blocks/([0-9a-f]{3})/(\1[0-9a-f]*)\.kvt")
@@ -34,26 +34,28 @@ _FOREIGN_TEMPORARY = re.compile(r"(.+\.bin|\.o_direct_probe).*\.tmp[^/]*")
 
 
 class FileKind(enum.Enum):
-    """What a file is to an evictor."""
+    """The kind of a file, which decides how an evictor treats it."""
 
     BLOCK = "block"
-    """May be evicted: it comes back by computing it again."""
+    """A block, which may be evicted because engines can compute it again."""
     TEMPORARY = "temporary"
-    """On its way, or left by a dead writer."""
+    """A file being written, or left by a dead writer."""
     KEPT = "kept"
-    """Of the layout, and nobody's to evict: manifests, journals, quarantine."""
+    """A file of the layout that is never evicted: a manifest, a journal, a quarantined segment."""
     UNKNOWN = "unknown"
+    """A file of no known layout."""
 
 
 class StoreTree(NamedTuple):
-    """A folder at the top of a store, in a layout that is known."""
+    """A folder at the top of a store that has a known layout."""
 
     name: str
     is_foreign: bool
+    """True for the layout of other systems."""
 
     @property
     def model(self) -> str:
-        """What the folder's name tells of the model: readable, cut short, not unique."""
+        """The model as in the folder's name: readable, but shortened and not unique."""
         found = (
             _FOREIGN_TOP.fullmatch(self.name) if self.is_foreign else _OWN_TOP.fullmatch(self.name)
         )
@@ -65,11 +67,11 @@ class StoreTree(NamedTuple):
         return self.name if self.is_foreign else f"{self.name}/blocks"
 
     def shard(self, shard: str) -> str:
-        """What the names of a shard begin with."""
+        """Return the prefix of all names in a shard."""
         return f"{self.blocks}/{shard}"
 
     def kind(self, name: str) -> FileKind:
-        """Of a file in this tree, by its name alone."""
+        """Return the kind of a file in this tree, by its name alone."""
         below = name[len(self.name) + 1 :]
         if (_FOREIGN_BLOCK.fullmatch(below)) if self.is_foreign else key_of(below):
             return FileKind.BLOCK
@@ -80,14 +82,14 @@ class StoreTree(NamedTuple):
         return FileKind.KEPT if kept else FileKind.UNKNOWN
 
     def pack(self, name: str) -> bytes:
-        """The shortest bytes that `unpack` makes the name of a block from."""
+        """Return the name of a block in the short form that `unpack` reads."""
         below = name[len(self.name) + 1 :]
         if self.is_foreign:
             return below.encode("ascii")
         return bytes.fromhex(below.rpartition("/")[2].removesuffix(".kvt"))
 
     def unpack(self, packed: bytes) -> str:
-        """The whole name of a block."""
+        """Return the whole name of a block."""
         if self.is_foreign:
             return f"{self.name}/{packed.decode('ascii')}"
         key = packed.hex()
@@ -95,7 +97,7 @@ class StoreTree(NamedTuple):
 
 
 def key_of(below: str) -> bytes | None:
-    """The key that names a segment, given its name below the tree; None for any other name."""
+    """Return the key in the name of a segment below its tree; None for any other name."""
     found = _SEGMENT.fullmatch(below)
     if found is None:
         return None
@@ -106,21 +108,24 @@ def key_of(below: str) -> bytes | None:
 
 
 def foreign_block_of(name: str) -> tuple[bytes, int]:
-    """Hash and group of another system's block, given its whole name. ValueError: it is none."""
+    """Return hash and group of another system's block, given its whole name.
+
+    Raises ValueError if the name is not that of a block.
+    """
     found = _FOREIGN_BLOCK.fullmatch(name.partition("/")[2])
     if found is None:
-        raise ValueError(f"{name!r} names no block")
+        raise ValueError(f"{name!r} is not the name of a block")
     digits = found[2]
     return bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2)), int(found[1])
 
 
 def shard_of(key: bytes) -> str:
-    """Of a segment's key."""
+    """Return the shard of a segment's key."""
     return SHARDS[key[0] >> 4]
 
 
 def tree_at(top: str) -> StoreTree | None:
-    """The tree that a folder at the top of a store is; None for anything else."""
+    """Return the tree with the name `top` at the top of a store; None for any other name."""
     if _OWN_TOP.fullmatch(top):
         return StoreTree(top, is_foreign=False)
     if _FOREIGN_TOP.fullmatch(top):
@@ -129,12 +134,12 @@ def tree_at(top: str) -> StoreTree | None:
 
 
 def is_inside_a_tree(top: str) -> bool:
-    """Whether it stands at the top of a tree, not of a store: somebody named a folder too deep."""
+    """Return True if `top` belongs at the top of a tree, so that PATH is one folder too deep."""
     return top in (MANIFEST_NAME, "blocks") or _FOREIGN_FOLDER.fullmatch(top) is not None
 
 
 def kind_outside(name: str) -> FileKind:
-    """Of a file that is in no tree: what is in a stranger's folder is the stranger's."""
+    """Return the kind of a file outside of all trees; files in unknown folders are unknown."""
     top, _, below = name.partition("/")
     if below and top != LEASES:
         return FileKind.UNKNOWN

@@ -1,16 +1,16 @@
-"""Who works on which shard: leases in the store, without a master and without trusting clocks.
+"""Leases of shards, kept in the store, without a master and without synchronized clocks.
 
-A shard's lease is the file `leases/<shard>.<epoch>` with the highest epoch, published
-exclusively and never changed; it names its owner. An owner lives as long as its heartbeat
-`leases/beat-<owner>`, which it puts again and again, is younger than the lease time *by the
-store's clock*; how late it is, is told by the time the store stamps on one's own heartbeat.
-Who wants a dead or free owner's shard publishes the next epoch.
+A shard's lease is the file `leases/<shard>.<epoch>` with the highest epoch. It is published
+exclusively, never changes, and names its owner. An owner is alive as long as its heartbeat
+`leases/beat-<owner>`, which it writes repeatedly, is younger than the lease time by the store's
+clock; the current time of that clock is the stamp of an evictor's own heartbeat. To take over the
+shard of a dead owner, or a free shard, an evictor publishes the next epoch.
 
-Invariants. An owner believes in its leases for BELIEVED of the lease time since it *began* its
-last heartbeat, by its own monotonic clock, so it has stopped before anybody may take over; only
-the rates of clocks have to agree, not what they show. Who stopped believing never resumes: it
-takes the next epoch, or somebody else does. Nobody believes in an epoch before it has seen,
-after publishing it, that there is none higher.
+Invariants: an owner relies on its leases for VALID_PART of the lease time, counted from the start
+of its last heartbeat by its own monotonic clock, so it stops before another evictor may take
+over; only the rates of clocks have to agree, not the times they show. An expired lease is never
+resumed: its owner takes the next epoch, or another evictor does. A new epoch is relied on only
+after a listing has shown, once it was published, that there is no higher one.
 """
 
 import logging
@@ -26,27 +26,33 @@ from kvtier.evictor.listing import files, read_small
 from kvtier.tiers.shared.store import Store
 
 _log = logging.getLogger(__name__)
+
 REST: Final = "rest"
-"""Everything that is in no shard: journals, orphans, what nobody knows."""
+"""The shard of all files outside of the sixteen: journals, orphans, unknown files."""
 ALL: Final = (*SHARDS, REST)
 LEASE_S: Final = 60.0
 VALID_PART: Final = 0.6
+"""The part of the lease time for which an owner relies on its leases."""
+
 _BEATS: Final = 4
 """Heartbeats within the lease time."""
 _EPOCHS_KEPT: Final = 3
-"""So that who was asleep for a moment finds its epoch taken."""
+"""Old epochs that are kept, so that a suspended owner finds its next epoch taken."""
 _OWNER_BYTES_MAX: Final = 256
 _NAME = re.compile(rf"{LEASES}/([0-9a-f]|{REST})\.([0-9]{{10}})")
 _FREE = "nobody"
 
 
 class Leases:
-    """Of one evictor. One thread. Every method may raise OSError: the store refused."""
+    """The leases of one evictor. Used by one thread.
+
+    Every method raises OSError if the store refuses a call.
+    """
 
     def __init__(
         self, store: Store, clock: Clock, lease_s: float = LEASE_S, owner: str | None = None
     ) -> None:
-        """`owner`: 16 hex digits that nobody else has; made here where it is None."""
+        """Start without leases. `owner` is a unique name of 16 hex digits, by default random."""
         self._store = store
         self._clock = clock
         self._lease_s = lease_s
@@ -56,45 +62,45 @@ class Leases:
         self._store_s = 0.0
         self._epochs: dict[str, int] = {}
         self.fenced = 0
-        """Leases that were lost since the start."""
+        """Number of leases that were lost since the start."""
 
     @property
     def owned(self) -> list[str]:
-        """Shards whose lease this evictor believes to hold, in order."""
+        """The shards whose lease this evictor holds, in order."""
         if not self._is_valid():
             return []
         return [shard for shard in ALL if shard in self._epochs]
 
     def epoch(self, shard: str) -> int:
-        """Under which `shard` is owned. Raises Fenced where it is not."""
+        """Return the epoch of the lease of `shard`. Raises Fenced if it is not held."""
         if shard not in self.owned:
             raise Fenced(f"the lease of shard {shard} is lost")
         return self._epochs[shard]
 
     def now_s(self) -> float:
-        """The store's clock, as it stamps it on a heartbeat of ours."""
+        """Write a heartbeat and return its time by the store's clock."""
         self._put_beat()
         return self._store_s
 
     def keep(self, shard: str) -> None:
-        """Go on with `shard`? Called often; touches the store a few times a lease.
+        """Renew the leases if a heartbeat is due. Called often; rarely touches the store.
 
-        Raises Fenced where the lease is another's, or was not kept up in time.
+        Raises Fenced if another evictor holds the lease of `shard`, or if it has expired.
         """
         if self._is_valid() and self._clock.now_s() - self._beaten_s > self._lease_s / _BEATS:
             try:
                 self.renew()
             except OSError:
                 if not self._is_valid():
-                    raise  # until then the last heartbeat counts: the store may only be full
+                    raise  # Until then the last heartbeat counts; the store may only be full.
         if not self._is_valid() or shard not in self._epochs:
             self._lose(shard)
             raise Fenced(f"the lease of shard {shard} is lost")
 
     def balance(self) -> list[str]:
-        """Take what nobody works on, up to a fair share, and give back what is beyond it.
+        """Take free shards up to a fair share, release those beyond it, and return all owned.
 
-        Returns what is owned now. Two calls a lease that changes hands, and a listing.
+        Costs a few listings, and two calls for each lease that changes hands.
         """
         self.renew()
         highest = self._highest()
@@ -110,13 +116,14 @@ class Leases:
             if shard not in self._epochs and owners.get(shard) not in alive - {self.owner}:
                 self._take(shard, highest.get(shard, 0) + 1)
         for shard, owner in owners.items():
-            # Lost while this evictor slept, and still in its name: others wait for its death.
+            # A lease that expired while this evictor was suspended still has its name. Others do
+            # not take it while its owner is alive, so it is marked as free.
             if owner == self.owner and shard not in self._epochs:
                 self._publish(shard, highest[shard] + 1, _FREE)
         return self.owned
 
     def renew(self) -> None:
-        """A heartbeat, and a look whether somebody took over. Call it where work pauses."""
+        """Write a heartbeat, and find out which leases other evictors have taken over."""
         self._put_beat()
         highest = self._highest()
         for shard, epoch in list(self._epochs.items()):
@@ -124,7 +131,7 @@ class Leases:
                 self._lose(shard)
 
     def release(self) -> None:
-        """Stop, and let others take over at once."""
+        """Release all leases, so that others can take over at once."""
         self._epochs.clear()
         self._store.remove(self._beat)
 
@@ -132,9 +139,10 @@ class Leases:
         return self._clock.now_s() - self._beaten_s < self._lease_s * VALID_PART
 
     def _put_beat(self) -> None:
-        """A heartbeat counts from before it was sent. One that took too long keeps nothing alive.
+        """Write a heartbeat, which counts from the time before it was sent.
 
-        Before it arrived somebody might have found this evictor dead.
+        If writing took too long, all leases are lost: before it arrived, another evictor may have
+        taken over.
         """
         began_s = self._clock.now_s()
         self._store_s = self._store.put(self._beat, self.owner.encode()).modified_s
@@ -145,7 +153,7 @@ class Leases:
     def _lose(self, shard: str) -> None:
         if self._epochs.pop(shard, None) is not None:
             self.fenced += 1
-            _log.warning("the lease of shard %s was not kept up, or went to another", shard)
+            _log.warning("the lease of shard %s has expired, or another evictor took it", shard)
 
     def _lose_all(self) -> None:
         for shard in list(self._epochs):
@@ -160,7 +168,7 @@ class Leases:
         return highest
 
     def _beating(self) -> set[str]:
-        """Owners with a fresh heartbeat, whether they hold a lease or not."""
+        """Return the owners with a fresh heartbeat, with or without leases."""
         start = f"{LEASES}/beat-"
         return {
             found.name.removeprefix(start)
@@ -173,7 +181,7 @@ class Leases:
         return _FREE if read is None else read[0].decode("ascii", "replace")
 
     def _lives(self, owner: str) -> bool:
-        """Asked by name: a listing may miss a file that is being replaced."""
+        """Check one heartbeat by name, because a listing may miss a file being replaced."""
         if not re.fullmatch(r"[0-9a-f]{16}", owner):
             return False
         stat = self._store.stat(f"{LEASES}/beat-{owner}")
@@ -183,7 +191,7 @@ class Leases:
         return self._store_s - beat_s <= self._lease_s
 
     def _in_my_order(self) -> list[str]:
-        """Each evictor begins elsewhere, so that two that start together rarely collide."""
+        """Return all shards, from an individual start, so that new evictors rarely collide."""
         start = int(self.owner, 16) % len(ALL)
         return [*ALL[start:], *ALL[:start]]
 
@@ -215,7 +223,11 @@ def _name(shard: str, epoch: int) -> str:
 
 
 class DryRunLeases:
-    """Stands where `Leases` would."""
+    """The leases of a dry run: every shard is owned, whichever evictors work on it.
+
+    A dry run shows what would be evicted from the whole store. It writes only a file that carries
+    the store's time and is removed at once.
+    """
 
     fenced: Final = 0
 
@@ -224,31 +236,31 @@ class DryRunLeases:
 
     @property
     def owned(self) -> list[str]:
-        """All."""
+        """All shards."""
         return list(ALL)
 
     def epoch(self, shard: str) -> int:
-        """None that anybody else has."""
+        """Return 0, which no lease has."""
         del shard
         return 0
 
     def now_s(self) -> float:
-        """The store's clock, as it stamps it on a file that is gone at once. Raises OSError."""
-        name = f"now-{unique_id()[:16]}"  # at the top: a folder would stay
+        """Return the store's time, as stamped on a file that is removed at once. Raises OSError."""
+        name = f"now-{unique_id()[:16]}"  # At the top, since a folder would stay behind.
         try:
             return self._store.put(name, b"").modified_s
         finally:
             self._store.remove(name)
 
     def keep(self, shard: str) -> None:
-        """Nobody can take it away."""
+        """Do nothing."""
 
     def renew(self) -> None:
-        """Nothing to keep up."""
+        """Do nothing."""
 
     def balance(self) -> list[str]:
-        """All."""
+        """Return all shards."""
         return self.owned
 
     def release(self) -> None:
-        """Nothing was taken."""
+        """Do nothing, because nothing was taken."""

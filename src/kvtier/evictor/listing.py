@@ -14,21 +14,21 @@ from kvtier.tiers.shared.folder import FileUsage
 from kvtier.tiers.shared.store import Stat, Store
 
 _BEHIND: Final = "~"
-"""Comes after every character of a legal name."""
+"""A character that sorts after every character of a valid name."""
 _PAGE: Final = 1000
 
 
 @runtime_checkable
 class Measured(Protocol):
-    """A store that knows what files take up, and shows the names that no store can have."""
+    """A store that knows the space of files on the device, and lists invalid names as well."""
 
     def occupied(self, folder: str = "", after: str = "") -> Iterator[FileUsage]:
-        """Every file below `folder` behind `after`, in name order."""
+        """List all files below `folder` whose names sort after `after`, in name order."""
         ...
 
 
 def files(store: Store, folder: str = "", after: str = "") -> Iterator[FileUsage]:
-    """Every file below `folder` whose name comes after `after`, in name order."""
+    """List all files below `folder` whose names sort after `after`, in name order."""
     if isinstance(store, Measured):
         yield from store.occupied(folder, after)
         return
@@ -42,9 +42,9 @@ def files(store: Store, folder: str = "", after: str = "") -> Iterator[FileUsage
 
 
 def with_prefix(store: Store, start: str, after: str = "") -> Iterator[FileUsage]:
-    """Files whose names begin with `start`, those after `after` only.
+    """List the files whose names begin with `start` and sort after `after`.
 
-    What comes before is not listed: its folders are not read.
+    Folders that sort before are not read.
     """
     before = f"{start[:-1]}{chr(ord(start[-1]) - 1)}{_BEHIND}"
     for found in files(store, start.rpartition("/")[0], max(after, before)):
@@ -55,14 +55,14 @@ def with_prefix(store: Store, start: str, after: str = "") -> Iterator[FileUsage
 
 
 def outside(store: Store, starts: Sequence[str], folder: str = "") -> Iterator[FileUsage]:
-    """Files whose names begin with none of `starts`; those parts are stepped over."""
+    """List the files whose names begin with none of `starts`; those parts are skipped."""
     skipping = tuple(starts)
     after, last = "", None
     while True:
         stepped = False
         for found in files(store, folder, after):
             if last is not None and found.name.startswith(last):
-                continue  # a name that sorts behind `~`: no store makes those
+                continue  # A name that sorts after `~`, which a store cannot create.
             if found.name.startswith(skipping):
                 last = next(start for start in skipping if found.name.startswith(start))
                 after, stepped = last + _BEHIND, True
@@ -73,7 +73,7 @@ def outside(store: Store, starts: Sequence[str], folder: str = "") -> Iterator[F
 
 
 def top_names(store: Store) -> list[str]:
-    """The first parts of all names: folders at the top of a store, and files there."""
+    """List the names of folders and files at the top of a store."""
     found: list[str] = []
     after = ""
     while True:
@@ -83,15 +83,15 @@ def top_names(store: Store) -> list[str]:
         top = page.entries[0].name.partition("/")[0]
         if not found or found[-1] != top:
             found.append(top)
-        # Behind a folder come names like `model-0123…/`, which sort before `model/`: listed
-        # already. Behind a file of the name `model` they are still to come.
+        # After a folder `model/`, names like `model-0123…/` have been listed already, because
+        # they sort before `model/`. After a file `model` they are still to come.
         after = page.entries[0].name if "/" not in page.entries[0].name else f"{top}/{_BEHIND}"
 
 
 def read_small(store: Store, name: str, limit_bytes: int) -> tuple[bytes, Stat] | None:
-    """All of a file and its Stat; None where there is none, or one longer than `limit_bytes`.
+    """Return a file's content and its Stat; None if it is missing or exceeds `limit_bytes`.
 
-    Raises OSError.
+    The limit protects this process's memory: other programs may write to a store. Raises OSError.
     """
     stat = store.stat(name)
     if stat is None or stat.size > limit_bytes:

@@ -1,7 +1,7 @@
-"""An evictor's passes as Prometheus metrics, on loopback.
+"""The Prometheus metrics of an evictor, served on loopback.
 
-Why: passes add up here, since a report is of one pass only. Invariant: every declared metric is
-exposed from the start, each reason with it, so that a rate has its first point.
+A report covers a single pass; the counters add up the reports of all passes. Invariant: every
+declared metric is exposed from the start, for every reason, so that a rate has its first point.
 """
 
 import threading
@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 
 
 class EvictorMeter(Collector):
-    """Sums of reports. `add` and scrapes may come from any threads."""
+    """A collector that adds up reports. `add` and scrapes may run in any threads."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class EvictorMeter(Collector):
         publisher: Publisher | None = None,
         announcer: EventAnnouncer | None = None,
     ) -> None:
-        """`publisher` and `announcer` where events are sent."""
+        """Start at zero. `publisher` and `announcer` are those of `--events`, if it is used."""
         self._clock = clock or MonotonicClock()
         self._publisher = publisher
         self._announcer = announcer
@@ -43,7 +43,7 @@ class EvictorMeter(Collector):
         self._refused = 0
 
     def add(self, report: PassReport) -> None:
-        """One more pass."""
+        """Add the report of a pass."""
         with self._lock:
             self._last = report
             self._ended_s = self._clock.now_s()
@@ -55,7 +55,7 @@ class EvictorMeter(Collector):
             self._refused += report.refused_calls
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry."""
+        """Return the current values to the registry."""
         with self._lock:
             last = self._last
             gauges = {
@@ -94,7 +94,7 @@ class EvictorMeter(Collector):
 
 
 class MetricsServer:
-    """Answers scrapes until the `with` block ends."""
+    """An HTTP server that answers scrapes until the `with` block ends."""
 
     def __init__(self, meter: EvictorMeter, port: int) -> None:
         registry = CollectorRegistry()
@@ -111,10 +111,10 @@ class MetricsServer:
 
 
 def serve(meter: EvictorMeter, port: int) -> MetricsServer:
-    """Answer scrapes on loopback, in a thread. Raises InvalidSettings where the port is taken."""
+    """Answer scrapes on loopback, in a thread. Raises InvalidSettings if the port is in use."""
     try:
         return MetricsServer(meter, port)
     except OSError as error:
         raise InvalidSettings(
-            f"--metrics-port: {port} cannot be listened on ({error.strerror}); choose another"
+            f"--metrics-port: {port} cannot be used ({error.strerror}); choose another port"
         ) from error

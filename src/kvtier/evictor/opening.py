@@ -27,21 +27,23 @@ _log = logging.getLogger(__name__)
 
 
 class OpenedStore(NamedTuple):
-    """A store, and how full its file system is; a bucket has none."""
+    """An open store, with its file system; a bucket has none."""
 
     store: Store
     filesystem: Callable[[], FileSystemUsage] | None
+    """Measures the file system."""
     mounts: Callable[[], Sequence[str]] = tuple
-    """Names below the store at which another file system begins."""
+    """Lists the names in the store at which another file system is mounted."""
     owner: Owner = "shared"
+    """The tier that the store belongs to, for events."""
 
     def measure(self) -> FileSystemUsage | None:
-        """Now."""
+        """Return the current use of the file system; None for a bucket."""
         return None if self.filesystem is None else self.filesystem()
 
 
 def open_store(path: str) -> OpenedStore:
-    """The store in a folder that exists, or in a bucket: `s3://bucket/prefix`.
+    """Open the store in an existing folder, or in a bucket: `s3://bucket/prefix`.
 
     Raises InvalidSettings naming `PATH`.
     """
@@ -81,10 +83,11 @@ def check_store(
     mounts: Sequence[str],
     options: EvictorOptions,
 ) -> None:
-    """`found` is what lies at the top of a store, but for what evictors keep there.
+    """Check that a store can be the one that the user meant.
 
-    `trees` are those to work on; `refused` those that must not be touched, with the reason.
-    Raises InvalidSettings naming the flag and the fix.
+    `found` are the names at the top of the store, without the evictors' own folder. `trees` are
+    the trees to evict from; `refused` are those that must not be touched, with the reason.
+    Raises InvalidSettings naming the flag and how to correct it.
     """
     for reason in refused.values():
         raise InvalidSettings(f"PATH: {reason}, or move the folder away")
@@ -92,34 +95,35 @@ def check_store(
         _check_unknown(found, options)
     names = {tree.name for tree in trees}
     for mount in mounts:
-        _log.warning("left alone, as another file system is mounted there: %s", mount)
+        _log.warning("ignored, because another file system is mounted there: %s", mount)
         names.add(mount.partition("/")[0])
     for folder in sorted(set(options.quotas) - names):
-        there = ", ".join(sorted(names)) or "none, as no engine has written yet"
+        there = ", ".join(sorted(names)) or "none, because no engine has written yet"
         raise InvalidSettings(
-            f"--quota: there is no folder {folder} in the store; name one of those at its "
+            f"--quota: there is no folder {folder} in the store; name one of the folders at its "
             f"top: {there}"
         )
 
 
 def _check_unknown(found: Sequence[str], options: EvictorOptions) -> None:
-    """Of a place in which no tree is known."""
+    """Check a store that contains no tree of a known layout."""
     if inside := next((top for top in found if is_inside_a_tree(top)), None):
         raise InvalidSettings(
-            f"PATH: {inside} at its top is of one key space; name the folder above it"
+            f"PATH: {inside} at its top belongs to one key space; name the folder above it"
         )
     if options.delete_unknown and found:
         raise InvalidSettings(
-            "--delete-unknown: nothing here is of a known layout, so all of it would go; name "
-            "the folder that engines share"
+            "--delete-unknown: nothing here has a known layout, so all of it would be deleted; "
+            "name the folder that engines share"
         )
 
 
 def refusal(store: Store, tree: StoreTree) -> str | None:
-    """Why a tree must not be touched: its manifest is of a format this program does not know.
+    """Return why a tree must not be touched, or None.
 
-    Or it cannot be read, so nobody knows its format. A manifest that is missing or damaged is no
-    reason: names say what may be evicted. Never raises for one tree: others can be looked after.
+    The reason is a manifest of another format, or one that cannot be read. A manifest that is
+    missing or damaged is no reason, since files are recognized by their names. Never raises, so
+    that one tree does not stop eviction from the others.
     """
     if tree.is_foreign:
         return None

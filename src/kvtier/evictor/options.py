@@ -27,30 +27,31 @@ GRACE_S: Final = 60.0
 ORPHAN_S: Final = 3600.0
 SWEEP_S: Final = 3600.0
 LOW_OF_HIGH: Final = 0.9
-"""Where no low watermark is given."""
+"""The low watermark as a part of the high one, if only the high one is given."""
+
 _LEAST_BYTES: Final = 1 << 20
-"""No number below it is meant as bytes."""
+"""A number without a unit below this is taken for a mistake, not for bytes."""
 _PERCENT = re.compile(r"\s*(\d{1,3}(?:\.\d{1,6})?)\s*%\s*")
 _COUNT = re.compile(r"[1-9]\d{0,17}")
 
 
 class EvictorOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Checked already; see `bounds` for what people write."""
+    """The checked options of an evictor."""
 
     bounds: Bounds = Bounds()
     of_filesystem: bool = False
-    """The byte marks hold against all that is used of the file system, whoever uses it."""
+    """Compare the byte watermarks with the use of the whole file system, also by other files."""
     quotas: Mapping[str, Bounds] = {}
-    """By tree."""
+    """Bounds of single trees, by the tree's name."""
     ttl_s: float | None = None
-    """What nobody wrote or read for so long goes, bound or not."""
+    """Remove blocks that were neither written nor read for this long, whatever the bounds are."""
     policy: str = DEFAULT_POLICY
     grace_s: float = GRACE_S
-    """What was written or read within it stays, bound or not."""
+    """Keep blocks that were written or read within this time, whatever the bounds are."""
     orphan_s: float = ORPHAN_S
-    """Temporary files are a dead writer's after it."""
+    """Age from which a temporary file counts as left by a dead writer."""
     sweep_s: float = SWEEP_S
-    """How often what lies outside of the shards is looked through."""
+    """Time between two sweeps of the files outside of the shards."""
     lease_s: float = LEASE_S
     files_per_second: float | None = None
     deletes_per_second: float | None = None
@@ -58,28 +59,28 @@ class EvictorOptions(msgspec.Struct, frozen=True, kw_only=True):
     sweep_broken: bool = False
     delete_unknown: bool = False
     sweep_foreign_folders: bool = False
-    """Remove empty folders of other systems' trees too, whose writers may not expect it."""
+    """Also remove empty folders of other systems' trees, whose writers may not expect it."""
     key_file: Path | None = None
     dry_run: bool = False
 
 
 class SizeOrShare(NamedTuple):
-    """A size, or a part of the file system: one of the two."""
+    """Either a size or a percentage of the file system."""
 
     size_bytes: int | None = None
     per_cent: float | None = None
 
 
 def parse_bound(text: str, flag: str) -> SizeOrShare:
-    """Raises InvalidSettings naming `flag`."""
+    """Parse `500GiB` or `85%`. Raises InvalidSettings naming `flag`."""
     if "%" not in text:
         return SizeOrShare(size_bytes=_size(text, flag))
     found = _PERCENT.fullmatch(text)
     per_cent = float(found[1]) if found else 0.0
     if not 0 < per_cent <= 100:
         raise InvalidSettings(
-            f"{flag}: {text!r} is no part of a file system; write a number between 0 and 100, "
-            "for example 85%"
+            f"{flag}: {text!r} is not a percentage of a file system; write a number between 0 "
+            "and 100, for example 85%"
         )
     return SizeOrShare(per_cent=per_cent)
 
@@ -87,26 +88,30 @@ def parse_bound(text: str, flag: str) -> SizeOrShare:
 def byte_watermarks(
     high: str | None, low: str | None, filesystem: FileSystemUsage | None
 ) -> tuple[Watermarks, bool]:
-    """The pair in bytes, and whether it holds against the whole file system (`85%`).
+    """Return the watermarks in bytes, and whether they apply to the whole file system (`85%`).
 
-    `filesystem` None: a bucket, which has none. Raises InvalidSettings.
+    `filesystem` is None for a bucket. Raises InvalidSettings.
     """
     if high is None:
         if low is not None:
-            raise InvalidSettings("--low: there is no --high above it; give both, or only --high")
+            raise InvalidSettings("--low: --high is missing; give both, or only --high")
         return Watermarks(), False
     upper = parse_bound(high, "--high")
     lower = _scaled(upper) if low is None else parse_bound(low, "--low")
     if (upper.per_cent is None) != (lower.per_cent is None):
         raise InvalidSettings(
-            f"--low: {low} and --high {high} are of two kinds; give two sizes, or two percentages"
+            f"--low: {low} and --high {high} have different units; give two sizes, or two "
+            "percentages"
         )
     if upper.per_cent is None or lower.per_cent is None:
         mark = Watermarks(upper.size_bytes, lower.size_bytes)
         _check_fits(mark, "--high", filesystem)
     else:
         if filesystem is None:
-            raise InvalidSettings(f"--high: {high} of what? A bucket has no size; write 500GiB")
+            raise InvalidSettings(
+                f"--high: {high} is a percentage of a file system, and a bucket has none; write "
+                "a size, for example 500GiB"
+            )
         total = filesystem.total_bytes
         mark = Watermarks(int(total * upper.per_cent / 100), int(total * lower.per_cent / 100))
     _check_order(mark, "--low", f"{low}", f"{high}")
@@ -116,10 +121,10 @@ def byte_watermarks(
 def inode_watermarks(
     high: str | None, low: str | None, filesystem: FileSystemUsage | None = None
 ) -> Watermarks:
-    """The pair in files. Raises InvalidSettings."""
+    """Return the watermarks in files and folders. Raises InvalidSettings."""
     if high is None:
         if low is not None:
-            raise InvalidSettings("--low-inodes: there is no --high-inodes above it; give both")
+            raise InvalidSettings("--low-inodes: --high-inodes is missing; give both")
         return Watermarks()
     upper = _count(high, "--high-inodes")
     lower = int(upper * LOW_OF_HIGH) if low is None else _count(low, "--low-inodes")
@@ -128,13 +133,13 @@ def inode_watermarks(
     if filesystem is not None and 0 < filesystem.total_inodes < upper:
         raise InvalidSettings(
             f"--high-inodes: {upper} is more than the file system has ({filesystem.total_inodes}), "
-            "so it would fill up first; make it smaller"
+            "so it would fill up first; write a smaller number"
         )
     return mark
 
 
 def quota_bounds(texts: Iterable[str], filesystem: FileSystemUsage | None) -> dict[str, Bounds]:
-    """`FOLDER=SIZE` by folder. Raises InvalidSettings."""
+    """Parse `FOLDER=SIZE` texts into bounds by folder. Raises InvalidSettings."""
     quotas: dict[str, Bounds] = {}
     for text in texts:
         folder, equals, size = text.rpartition("=")
@@ -144,7 +149,7 @@ def quota_bounds(texts: Iterable[str], filesystem: FileSystemUsage | None) -> di
                 "of the store, for example Qwen3-8B-0123456789abcdef=200GiB"
             )
         if folder in quotas:
-            raise InvalidSettings(f"--quota: {folder} has two; keep one of them")
+            raise InvalidSettings(f"--quota: {folder} has two quotas; keep one of them")
         high = _size(size, f"--quota {folder}")
         mark = Watermarks(high, int(high * LOW_OF_HIGH))
         _check_fits(mark, f"--quota {folder}", filesystem)
@@ -153,7 +158,10 @@ def quota_bounds(texts: Iterable[str], filesystem: FileSystemUsage | None) -> di
 
 
 def _size(text: str, flag: str) -> int:
-    """`--high 85` is 85 bytes to `parse_size`: it would empty a store that it should fill."""
+    """Parse a size, and reject small numbers without a unit.
+
+    `--high 85` would mean 85 bytes and empty the store, although 85% or 85GiB was meant.
+    """
     size_bytes = parse_size(text, flag)
     if text.strip().isdecimal() and size_bytes < _LEAST_BYTES:
         raise InvalidSettings(f"{flag}: {text} is {text} bytes; write {text}% or {text}GiB")
@@ -168,7 +176,9 @@ def _scaled(bound: SizeOrShare) -> SizeOrShare:
 
 def _count(text: str, flag: str) -> int:
     if not _COUNT.fullmatch(text.strip()):
-        raise InvalidSettings(f"{flag}: {text!r} is no number of files; write for example 2000000")
+        raise InvalidSettings(
+            f"{flag}: {text!r} is not a number of files; write for example 2000000"
+        )
     return int(text)
 
 
@@ -176,7 +186,7 @@ def _check_order(mark: Watermarks, flag: str, low: str, high: str) -> None:
     if mark.high is not None and mark.low is not None and mark.low >= mark.high:
         raise InvalidSettings(
             f"{flag}: {low} is not below {flag.replace('low', 'high')} {high}; above the high "
-            "watermark files go until the low one is reached, so swap them"
+            "watermark, files are deleted until the low one is reached, so swap them"
         )
 
 
@@ -185,12 +195,13 @@ def _check_fits(mark: Watermarks, flag: str, filesystem: FileSystemUsage | None)
         return
     raise InvalidSettings(
         f"{flag}: {approximate_size(mark.high)} is more than the file system has "
-        f"({approximate_size(filesystem.total_bytes)}), so it would fill up first; make it smaller"
+        f"({approximate_size(filesystem.total_bytes)}), so it would fill up first; write a "
+        "smaller size"
     )
 
 
 class EvictorFlags(msgspec.Struct, kw_only=True):
-    """Texts of flags, as they were written; None where one was not given."""
+    """The values of the flags, unparsed; None for a flag that is not given."""
 
     path: str
     high: str | None = None
@@ -215,7 +226,10 @@ class EvictorFlags(msgspec.Struct, kw_only=True):
 
 
 def read_options(flags: EvictorFlags, disk: FileSystemUsage | None) -> EvictorOptions:
-    """Check everything that was written. Raises InvalidSettings naming the flag and the fix."""
+    """Parse and check all flags. Raises InvalidSettings naming the flag and how to correct it.
+
+    `disk` is the file system of the store, None for a bucket.
+    """
     mark, of_filesystem = byte_watermarks(flags.high, flags.low, disk)
     inodes = inode_watermarks(flags.high_inodes, flags.low_inodes, disk)
     quotas = quota_bounds(flags.quotas, disk)
@@ -228,18 +242,20 @@ def read_options(flags: EvictorFlags, disk: FileSystemUsage | None) -> EvictorOp
     grace_s = parse_duration(flags.grace, "--grace")
     if ttl_s is not None and ttl_s < grace_s:
         raise InvalidSettings(
-            f"--ttl: {flags.ttl} is shorter than --grace {flags.grace}, which keeps blocks "
-            "anyway; make --grace shorter, or --ttl longer"
+            f"--ttl: {flags.ttl} is shorter than --grace {flags.grace}, which keeps the blocks; "
+            "write a shorter --grace, or a longer --ttl"
         )
     lease_s = parse_duration(flags.lease, "--lease")
     if lease_s < 1:
-        raise InvalidSettings(f"--lease: {flags.lease} is too short to keep up; write 60s")
+        raise InvalidSettings(f"--lease: {flags.lease} is too short to renew it in time; write 60s")
     for flag, rate in (
         ("--files-per-second", flags.files_per_second),
         ("--max-delete-per-second", flags.deletes_per_second),
     ):
         if rate is not None and rate <= 0:
-            raise InvalidSettings(f"{flag}: {rate:g} would never end; leave it out for no limit")
+            raise InvalidSettings(
+                f"{flag}: with {rate:g} a pass would never end; leave it out for no limit"
+            )
     try:
         plugins.load("eviction", flags.policy)
     except InvalidSettings as error:

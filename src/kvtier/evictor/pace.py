@@ -1,10 +1,10 @@
-"""A rate limiter, and an evictor's way to wait for one: a little at a time, to keep its leases.
+"""A rate limiter, and waiting for it in short sleeps, so that an evictor can keep its leases.
 
 The limiter itself never sleeps: an evictor has to keep its leases while it waits, and a check has
 to notice that a user stopped it. The caller sleeps as long as `RateLimiter.claim` says.
 
-Invariant: no single sleep is longer than SLEEP_MAX_S; what is due within a tenth of a second is
-let through, so that a high rate does not sleep for every file.
+Invariants: no single sleep is longer than SLEEP_MAX_S; a unit that is due within a tenth of a
+second is let through, so that a high rate does not cause a sleep per file.
 """
 
 import threading
@@ -44,16 +44,17 @@ class RateLimiter:
 
 
 class RateWaiter:
-    """One caller. `per_second` None: no limit."""
+    """A rate limit for one caller, which waits for it in short sleeps."""
 
     def __init__(self, per_second: float | None, clock: Clock) -> None:
+        """Start without a backlog. `per_second` None: no limit."""
         self._rate = RateLimiter(per_second, clock, _BURST_S)
         self._clock = clock
         self._left_s = 0.0
-        """To be waited for, of what was claimed."""
+        """The rest of the time to wait for the claimed unit."""
 
     def wait(self) -> bool:
-        """Before one: sleep if it is too early. False: still too early, call again."""
+        """Sleep for a while if it is too early; return False if it still is, to call again."""
         if self._left_s <= 0:
             self._left_s = self._rate.claim()
             if self._left_s <= _BURST_S:

@@ -13,27 +13,27 @@ from rich.text import Text
 from kvtier.settings.sizes import approximate_size
 
 NAMES_MAX: Final = 1000
-"""Names of unknown and orphaned files kept for a report; all are counted."""
+"""Names of unknown and of broken files in a report, at most; all are counted."""
 REASONS: Final = ("bound", "quota", "ttl", "orphan", "broken", "unknown")
 _NAMES_SHOWN = 10
 _EVERY = 50
-"""Removals between two updates."""
+"""Removals between two updates of the progress line."""
 
 
 class Freed(msgspec.Struct):
-    """Files removed, or that would be."""
+    """Number and size of the files that were removed, or would be in a dry run."""
 
     files: int = 0
     size_bytes: int = 0
 
     def add(self, size_bytes: int) -> None:
-        """One more."""
+        """Count one file."""
         self.files += 1
         self.size_bytes += size_bytes
 
 
 class TreeReport(msgspec.Struct):
-    """One key space, or one tree of another system."""
+    """The part of a report about one key space, or one tree of another system."""
 
     name: str
     layout: str
@@ -41,15 +41,15 @@ class TreeReport(msgspec.Struct):
     size_bytes: int = 0
     freed: Freed = msgspec.field(default_factory=Freed)
     short_bytes: int = 0
-    """Of its quota: had to go and is still there."""
+    """Bytes beyond its quota that could not be freed."""
 
 
 class PassReport(msgspec.Struct):
-    """One pass of one evictor. Bytes are physical."""
+    """The results of one pass of one evictor. Bytes are physical."""
 
     dry_run: bool = False
     used_bytes: int = 0
-    """Held against the byte bound before the pass: by the store, or by the file system."""
+    """Bytes compared with the bound before the pass: of the store, or of the file system."""
     used_inodes: int = 0
     left_bytes: int = 0
     left_inodes: int = 0
@@ -60,12 +60,12 @@ class PassReport(msgspec.Struct):
     freed: dict[str, Freed] = msgspec.field(
         default_factory=lambda: {reason: Freed() for reason in REASONS}
     )
-    """By reason."""
+    """Removed files by reason."""
     trees: dict[str, TreeReport] = {}
     refused_trees: dict[str, str] = {}
-    """Not touched, and why: of a newer format."""
+    """Trees that are not touched, with the reason, such as a newer format."""
     short_bytes: int = 0
-    """Had to go and is still there: it was used a moment ago, or could not be removed."""
+    """Bytes that could not be freed: they were used recently, or the store refused."""
     short_inodes: int = 0
     unknown_files: int = 0
     unknown_bytes: int = 0
@@ -74,67 +74,67 @@ class PassReport(msgspec.Struct):
     broken: list[str] = []
     folders_removed: int = 0
     refused_calls: int = 0
-    """Of the store: EIO, EACCES and their like; what they were about is tried again next time."""
+    """Calls to the store that failed, as with EIO or EACCES; the next pass tries again."""
     seconds: float = 0.0
 
     @property
     def freed_bytes(self) -> int:
-        """For all reasons."""
+        """Bytes removed for any reason."""
         return sum(freed.size_bytes for freed in self.freed.values())
 
     @property
     def freed_files(self) -> int:
-        """For all reasons."""
+        """Files removed for any reason."""
         return sum(freed.files for freed in self.freed.values())
 
     def tree(self, name: str, *, is_foreign: bool) -> TreeReport:
-        """The row of a tree, made where it is not there."""
+        """Return the part about a tree, and create it first if it is missing."""
         layout = "vLLM fs" if is_foreign else "kvtier"
         return self.trees.setdefault(name, TreeReport(name, layout))
 
     def note_unknown(self, name: str, size_bytes: int) -> None:
-        """A file of no layout."""
+        """Count a file of no known layout."""
         self.unknown_files += 1
         self.unknown_bytes += size_bytes
         if len(self.unknown) < NAMES_MAX:
             self.unknown.append(name)
 
     def note_broken(self, name: str, reason: str) -> None:
-        """A segment whose header fails."""
+        """Count a segment whose header is invalid."""
         self.broken_files += 1
         if len(self.broken) < NAMES_MAX:
             self.broken.append(f"{name}: {reason}")
 
     def to_json(self) -> bytes:
-        """One line, with everything."""
+        """Return the whole report as one line of JSON."""
         totals = {"freed_files": self.freed_files, "freed_bytes": self.freed_bytes}
         return msgspec.json.encode({**msgspec.structs.asdict(self), **totals})
 
 
 class PassObserver(Protocol):
-    """Told how far a pass is; called often, must be quick."""
+    """Receives the progress of a pass. It is called often and must be fast."""
 
     def scanned(self, shard: str, files: int) -> None:
-        """So many more files were seen."""
+        """Take note that `files` more files of `shard` were scanned."""
         ...
 
     def removed(self, reason: str, size_bytes: int) -> None:
-        """A file is gone, or would be."""
+        """Take note that a file was removed, or would be in a dry run."""
         ...
 
 
 class SilentObserver:
-    """Nobody looks."""
+    """An observer that shows nothing."""
 
     def scanned(self, shard: str, files: int) -> None:
-        """See Observer."""
+        """Do nothing."""
 
     def removed(self, reason: str, size_bytes: int) -> None:
-        """See Observer."""
+        """Do nothing."""
 
 
 def summary_line(report: PassReport) -> str:
-    """What a log keeps of a pass."""
+    """Return a pass as one line for a log."""
     verb = "would free" if report.dry_run else "freed"
     parts = [
         f"used {approximate_size(report.used_bytes)} in {report.used_inodes} files and folders",
@@ -143,11 +143,11 @@ def summary_line(report: PassReport) -> str:
         f"{report.seconds:.1f} s",
     ]
     if report.short_bytes:
-        parts.append(f"{approximate_size(report.short_bytes)} too much are in use or refused")
+        parts.append(f"{approximate_size(report.short_bytes)} too much, in use or refused")
     for tree in report.trees.values():
         if tree.short_bytes:
             size = approximate_size(tree.short_bytes)
-            parts.append(f"{size} beyond the quota of {tree.name} are in use or refused")
+            parts.append(f"{size} beyond the quota of {tree.name}, in use or refused")
     if report.unknown_files:
         parts.append(f"{report.unknown_files} unknown files")
     if report.refused_calls:
@@ -156,12 +156,12 @@ def summary_line(report: PassReport) -> str:
 
 
 def pass_view(report: PassReport) -> RenderableType:
-    """Everything a person asks: by tree, by reason, and what is odd."""
-    verb = "would go" if report.dry_run else "gone"
-    trees = Table(title="What is there", title_justify="left")
+    """Return a pass as tables by tree and by reason, with unknown, broken and refused names."""
+    deleted, freed_heading = ("to delete", "to free") if report.dry_run else ("deleted", "freed")
+    trees = Table(title="Contents", title_justify="left")
     for heading in ("folder", "layout"):
         trees.add_column(heading, overflow="fold")
-    for heading in ("files", "physical", f"files {verb}", f"bytes {verb}"):
+    for heading in ("files", "physical", deleted, freed_heading):
         trees.add_column(heading, justify="right")
     for tree in report.trees.values():
         freed = tree.freed
@@ -173,8 +173,7 @@ def pass_view(report: PassReport) -> RenderableType:
             str(freed.files),
             approximate_size(freed.size_bytes),
         )
-    title = "What would go" if report.dry_run else "What went"
-    reasons = Table(title=title, title_justify="left")
+    reasons = Table(title=deleted.capitalize(), title_justify="left")
     reasons.add_column("reason")
     for heading in ("files", "physical"):
         reasons.add_column(heading, justify="right")
@@ -190,12 +189,12 @@ def pass_view(report: PassReport) -> RenderableType:
 def _named(what: str, names: list[str], count: int) -> list[Text]:
     lines = [Text(f"{what}: {ascii(name)[1:-1]}") for name in names[:_NAMES_SHOWN]]
     if count > len(lines):
-        lines.append(Text(f"{what}: {count - len(lines)} more; --json names them"))
+        lines.append(Text(f"{what}: {count - len(lines)} more; --json lists them"))
     return lines
 
 
 class ProgressLine:
-    """An `Observer` that counts on one line."""
+    """An observer that shows the numbers of a pass on one line of a terminal."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
@@ -205,19 +204,19 @@ class ProgressLine:
 
     @property
     def text(self) -> str:
-        """What is shown."""
+        """The numbers that are shown."""
         return (
-            f"{self._scanned} files seen, {self._removed} removed, "
-            f"{approximate_size(self._bytes)} free"
+            f"{self._scanned} files scanned, {self._removed} removed, "
+            f"{approximate_size(self._bytes)} freed"
         )
 
     def scanned(self, shard: str, files: int) -> None:
-        """See Observer."""
+        """Count scanned files and update the line."""
         self._scanned += files
         self._status.update(f"shard {shard}: {self.text}")
 
     def removed(self, reason: str, size_bytes: int) -> None:
-        """See Observer."""
+        """Count a removed file; update the line now and then."""
         self._removed += 1
         self._bytes += size_bytes
         if self._removed % _EVERY == 0:
@@ -226,7 +225,10 @@ class ProgressLine:
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[PassObserver]:
-    """An observer that shows on a terminal, and is silent elsewhere."""
+    """Yield an observer that shows a line on a terminal, and nothing elsewhere.
+
+    A log contains a line per pass instead.
+    """
     if not console.is_terminal:
         yield SilentObserver()
         return

@@ -29,30 +29,33 @@ from kvtier.evictor.table import Columns, Table
 from kvtier.tiers.shared.folder import FileUsage
 from kvtier.tiers.shared.store import Store, folder_of
 
-CURSOR_LIVES_S: Final = 3600.0
-"""An older one is of another time: the scan begins anew."""
-_BYTES_MAX: Final = 1 << 30
 _log = logging.getLogger(__name__)
+
+CURSOR_LIVES_S: Final = 3600.0
+"""Age from which a cursor is ignored; the scan then starts at the beginning."""
 SAVE_S: Final = 15.0
+"""Time between two writes of the cursor."""
 NOTES_LIVE_S: Final = 3600.0
-"""A heartbeat, or a dry run's stamp, that old is of an evictor that is gone."""
+"""Age from which a heartbeat, or the stamp of a dry run, counts as left by a dead evictor."""
+
+_CURSOR_BYTES_MAX: Final = 1 << 30
 _NOTE = re.compile(rf"({LEASES}/beat|now)-[0-9a-f]{{16}}")
 
 
 class ScanCursor(msgspec.Struct, frozen=True, array_like=True):
-    """A scan that is not finished."""
+    """The state of an unfinished scan, as it is stored."""
 
     tree: str
-    """The one being scanned; those before it are finished."""
+    """The tree being scanned; the trees before it are finished."""
     after: str
-    """The last name that was seen in it."""
+    """The last name that was seen in the tree."""
     tables: dict[str, Columns]
     other: dict[str, tuple[int, int]]
-    """Bytes and inodes of a tree that are no blocks."""
+    """Bytes and inodes of files that are not blocks, and of folders, by tree."""
 
 
 class ResumedScan(NamedTuple):
-    """Where to go on."""
+    """The decoded state of an unfinished scan, from which another evictor continues."""
 
     tree: str
     after: str
@@ -60,27 +63,30 @@ class ResumedScan(NamedTuple):
     other: dict[str, tuple[int, int]]
 
 
-def put_cursor(store: Store, shard: str, progress: ScanCursor) -> None:
-    """Raises OSError."""
-    store.put(_cursor_name(shard), msgspec.msgpack.encode(progress))
+def put_cursor(store: Store, shard: str, cursor: ScanCursor) -> None:
+    """Store the state of a scan of `shard`. Raises OSError."""
+    store.put(_cursor_name(shard), msgspec.msgpack.encode(cursor))
 
 
 def read_cursor(store: Store, shard: str, now_s: float) -> ResumedScan | None:
-    """Where the last owner of the shard stopped; None: begin at the beginning."""
-    read = read_small(store, _cursor_name(shard), _BYTES_MAX)
+    """Return the state in which the shard's last owner stopped, or None to start anew.
+
+    A cursor that is missing, old or damaged is ignored. Raises OSError.
+    """
+    read = read_small(store, _cursor_name(shard), _CURSOR_BYTES_MAX)
     if read is None or read[1].modified_s < now_s - CURSOR_LIVES_S:
         return None
     try:
         found = msgspec.msgpack.decode(read[0], type=ScanCursor)
         tables = {tree: Table.of(columns) for tree, columns in found.tables.items()}
     except (msgspec.MsgspecError, ValueError) as error:
-        _log.warning("%s is damaged, the scan begins anew: %s", _cursor_name(shard), error)
+        _log.warning("%s is damaged, so the scan starts anew: %s", _cursor_name(shard), error)
         return None
     return ResumedScan(found.tree, found.after, tables, found.other)
 
 
 def remove_cursor(store: Store, shard: str) -> None:
-    """The scan is finished. Raises OSError."""
+    """Remove the state of a finished scan. Raises OSError."""
     store.remove(_cursor_name(shard))
 
 
@@ -89,16 +95,22 @@ def _cursor_name(shard: str) -> str:
 
 
 class HeaderCheck:
-    """Of one tree, in one pass."""
+    """A check of the segment headers of one tree, in one pass.
+
+    Readers quarantine the broken segments that they read; segments that are not read keep their
+    space until they are checked. A check reads at least a page of each file, so it is made only
+    with `--check-headers`. A tree is not checked if it has no manifest, or if its checksums need
+    a secret that is not given.
+    """
 
     def __init__(self, context: PassContext, tree: StoreTree) -> None:
-        """Raises OSError."""
+        """Read the manifest of `tree`. Raises OSError."""
         self._context = context
         self._tree = tree
         self._segments = open_segment_reader(context.store, tree, context.options.key_file)
 
     def passes(self, shard: str, key: bytes, name: str) -> bool:
-        """Whether the file stays where it is; one that was moved aside does not. One read."""
+        """Check a file with one read; return False if it was moved to quarantine."""
         if self._segments is None:
             return True
         try:
@@ -110,26 +122,26 @@ class HeaderCheck:
             self._context.report.note_broken(name, str(error))
             if not self._context.options.sweep_broken:
                 return True
-            return not self._moved_aside(shard, key, name, str(error))
+            return not self._quarantine(shard, key, name, str(error))
         return True
 
-    def _moved_aside(self, shard: str, key: bytes, name: str, reason: str) -> bool:
+    def _quarantine(self, shard: str, key: bytes, name: str, reason: str) -> bool:
         self._context.keep(shard)
         if not self._context.options.dry_run:
             assert self._segments is not None
             try:
                 self._segments.quarantine(key, reason)
             except OSError as error:
-                self._context.note_refused(f"move {name} aside", error)
+                self._context.note_refused(f"move {name} to quarantine", error)
                 return False
             self._context.announcer.removed(self._tree, [key])
-        # It is still in the store, under another name: nothing was freed.
+        # The file is still in the store under another name, so nothing was freed.
         self._context.report.freed["broken"].add(0)
         return True
 
 
 def handle_other(context: PassContext, shard: str, found: FileUsage, kind: FileKind) -> bool:
-    """Do with a file what its kind asks for; True where it is gone, or would be."""
+    """Remove or count a file that is not a block; return True if it was (or would be) removed."""
     is_old = found.modified_s < context.now_s - context.options.orphan_s
     if kind is FileKind.TEMPORARY and is_old:
         return context.remove(shard, found.name, found.physical_bytes, "orphan")
@@ -141,21 +153,21 @@ def handle_other(context: PassContext, shard: str, found: FileUsage, kind: FileK
 
 
 class Scan:
-    """What lies in one shard, by tree. Built by `scan_shard`."""
+    """The files of one shard, by tree, as `scan_shard` finds them."""
 
     def __init__(self, resumed: ResumedScan | None = None) -> None:
         self.tables: dict[str, Table] = resumed.tables if resumed else {}
         self.other: dict[str, Amount] = {}
-        """What is no block, and folders."""
+        """Space of files that are not blocks, and of folders."""
         if resumed:
             self.other = {tree: Amount(*pair) for tree, pair in resumed.other.items()}
 
     def add_other(self, tree: str, size_bytes: int, inodes: int) -> None:
-        """A file that is no block, or a folder."""
+        """Count a file that is not a block, or a folder."""
         self.other[tree] = self.other.get(tree, Amount()).plus(Amount(size_bytes, inodes))
 
-    def progress(self, tree: str, after: str) -> ScanCursor:
-        """As it is put into the store."""
+    def cursor(self, tree: str, after: str) -> ScanCursor:
+        """Return the state of the scan after it has seen the name `after` in `tree`."""
         tables = {name: table.columns() for name, table in self.tables.items()}
         return ScanCursor(
             tree,
@@ -166,16 +178,20 @@ class Scan:
 
 
 def scan_shard(context: PassContext, shard: str, trees: list[StoreTree]) -> Scan:
-    """All of a shard. Raises Fenced; OSError only where progress cannot be kept."""
+    """Scan a shard in all `trees`, or continue an unfinished scan.
+
+    Raises Fenced, and OSError if the cursor cannot be read or removed. A folder that cannot be
+    read is counted.
+    """
     keeps = not context.options.dry_run
     resumed = read_cursor(context.store, shard, context.now_s) if keeps else None
-    if resumed is not None and not _is_of(resumed, shard):
-        _log.warning("what is left of a scan of shard %s names other files: it is ignored", shard)
+    if resumed is not None and not _is_in_shard(resumed, shard):
+        _log.warning("the cursor of shard %s names files outside of it and is ignored", shard)
         resumed = None
     scan = Scan(resumed)
     for tree in sorted(trees):
         after = ""
-        # A tree that is not in `resumed` appeared since then, wherever it stands in the order.
+        # A tree that is missing in `resumed` is new, also if its name sorts before the cursor.
         if resumed is not None and tree.name in resumed.tables:
             if tree.name < resumed.tree:
                 continue
@@ -188,8 +204,8 @@ def scan_shard(context: PassContext, shard: str, trees: list[StoreTree]) -> Scan
     return scan
 
 
-def _is_of(resumed: ResumedScan, shard: str) -> bool:
-    """Whether all that was seen are blocks of this shard: anybody may write to a store."""
+def _is_in_shard(resumed: ResumedScan, shard: str) -> bool:
+    """Return True if all names are blocks of this shard; other programs may write a cursor."""
     for name, table in resumed.tables.items():
         tree = tree_at(name)
         if tree is None:
@@ -204,11 +220,11 @@ def _is_of(resumed: ResumedScan, shard: str) -> bool:
     return True
 
 
-def _save(context: PassContext, scan: Scan, shard: str, tree: StoreTree, after: str) -> None:
+def _save_cursor(context: PassContext, scan: Scan, shard: str, tree: StoreTree, after: str) -> None:
     try:
-        put_cursor(context.store, shard, scan.progress(tree.name, after))
+        put_cursor(context.store, shard, scan.cursor(tree.name, after))
     except OSError as error:
-        context.note_refused(f"keep the progress of shard {shard}", error)
+        context.note_refused(f"write the cursor of shard {shard}", error)
 
 
 def _scan_tree(context: PassContext, scan: Scan, shard: str, tree: StoreTree, after: str) -> None:
@@ -218,7 +234,7 @@ def _scan_tree(context: PassContext, scan: Scan, shard: str, tree: StoreTree, af
     folder = folder_of(after)
     try:
         for found in with_prefix(context.store, tree.shard(shard), after):
-            context.see(shard)
+            context.before_file(shard)
             name = found.name
             if folder_of(name) != folder:
                 folder = folder_of(name)
@@ -232,7 +248,7 @@ def _scan_tree(context: PassContext, scan: Scan, shard: str, tree: StoreTree, af
             elif not handle_other(context, shard, found, kind) and kind is not FileKind.UNKNOWN:
                 scan.add_other(tree.name, found.physical_bytes, 1)
             if context.clock.now_s() - saved_s > SAVE_S and not context.options.dry_run:
-                _save(context, scan, shard, tree, name)
+                _save_cursor(context, scan, shard, tree, name)
                 saved_s = context.clock.now_s()
     except OSError as error:
         context.note_refused(f"scan {tree.shard(shard)}", error)
@@ -240,31 +256,31 @@ def _scan_tree(context: PassContext, scan: Scan, shard: str, tree: StoreTree, af
 
 @runtime_checkable
 class HasFolders(Protocol):
-    """A store where a folder is a thing of its own."""
+    """A store in which folders exist by themselves, unlike in a bucket."""
 
     def folders(self, folder: str = "") -> Iterator[str]:
-        """Those below `folder`, each after those in it."""
+        """List the folders below `folder`, each after the folders in it."""
         ...
 
     def remove_folder(self, name: str) -> bool:
-        """False where it is gone or not empty."""
+        """Remove an empty folder; return False if it is missing or not empty."""
         ...
 
 
 def sweep_rest(
     context: PassContext, trees: list[StoreTree], left_alone: Collection[str]
 ) -> dict[str, Amount]:
-    """Look through everything outside of shards; what it takes up, by tree.
+    """Look through all files outside of the shards; return the space they take up, by tree.
 
-    `left_alone`: folders in which nothing is looked at. Raises Fenced, and OSError where a
-    listing is refused.
+    Removes orphans and the notes of dead evictors. `left_alone` are names below which nothing is
+    looked at. Raises Fenced, and OSError if the store cannot be listed.
     """
     by_name = {tree.name: tree for tree in trees}
     starts = [tree.shard(shard) for tree in trees for shard in SHARDS]
     starts += [f"{name}/" for name in left_alone]
     sizes: dict[str, Amount] = {}
     for found in outside(context.store, starts):
-        context.see(REST)
+        context.before_file(REST)
         top = found.name.partition("/")[0]
         tree = by_name.get(top)
         kind = kind_outside(found.name) if tree is None else tree.kind(found.name)
@@ -277,7 +293,7 @@ def sweep_rest(
 
 
 def sweep_folders(context: PassContext, trees: list[StoreTree]) -> None:
-    """Remove empty folders, those in which a last file went too. Raises Fenced."""
+    """Remove empty folders, also those that became empty in this pass. Raises Fenced."""
     if not isinstance(context.store, HasFolders) or context.options.dry_run:
         return
     for tree in trees:

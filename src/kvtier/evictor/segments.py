@@ -1,7 +1,7 @@
-"""Reading the headers of a tree's segments, as its manifest says they are verified.
+"""Reading the headers of a tree's segments, verified as its manifest says.
 
-Why: an evictor knows files by their names, and a name tells the first block only. Who checks
-headers, and who announces what left, needs the rest. Costs a read of a page for each file.
+A file's name tells only the first block of its segment. Header checks and events need the other
+blocks, which costs a read of at least a page per file.
 """
 
 import logging
@@ -25,7 +25,10 @@ MANIFEST_BYTES_MAX: Final = 1 << 20
 
 
 class SegmentReader:
-    """Of one tree whose manifest is sound. Every method may raise OSError: the store refused."""
+    """A reader of the segment headers of one tree.
+
+    Every method raises OSError if the store refuses a call.
+    """
 
     def __init__(self, store: Store, space: KeySpace, headers: SegmentHeaders) -> None:
         self._store = store
@@ -34,9 +37,9 @@ class SegmentReader:
         self.space = space
 
     def read(self, key: bytes, name: str) -> Segment | None:
-        """What the file `name` holds, which begins with `key`; None where it is gone.
+        """Return the header of the file `name`, whose first block is `key`; None if it is missing.
 
-        Raises Corrupt with the reason; nothing is moved aside.
+        Raises Corrupt with the reason; the file stays where it is.
         """
         size = PAGE_BYTES
         while True:
@@ -59,17 +62,17 @@ class SegmentReader:
                 size = more.header_bytes
 
     def quarantine(self, key: bytes, reason: str) -> None:
-        """Move a segment aside."""
+        """Move the segment that begins with `key` to quarantine."""
         self._headers.quarantine(BlockKey(key), reason)
 
 
 def open_segment_reader(
     store: Store, tree: StoreTree, key_file: Path | None
 ) -> SegmentReader | None:
-    """None where the headers of a tree cannot be verified; says why in the log.
+    """Return a reader for `tree`, or None if its headers cannot be verified.
 
-    It is another system's, has no sound manifest, or needs another secret than `key_file`.
-    Raises OSError.
+    That is so for other systems' trees, without a valid manifest, and with another secret than
+    in `key_file`; the latter two are logged. Raises OSError.
     """
     if tree.is_foreign:
         return None
@@ -80,10 +83,10 @@ def open_segment_reader(
         manifest = parse_manifest(read[0])
         checksum = checksum_for(key_file)
     except InvalidSettings as error:
-        _log.warning("headers of %s are not read: %s", tree.name, error)
+        _log.warning("the headers of %s are not read: %s", tree.name, error)
         return None
     if manifest_of(manifest.space, checksum).witness != manifest.witness:
-        _log.warning("headers of %s are not read: they need another --key-file", tree.name)
+        _log.warning("the headers of %s are not read: they need another --key-file", tree.name)
         return None
     space = manifest.space
     digest = bytes.fromhex(space.digest)

@@ -25,25 +25,29 @@ from kvtier.evictor.report import PassObserver, PassReport
 from kvtier.evictor.table import Table, victims
 from kvtier.tiers.shared.store import Store
 
-_TOGETHER: Final = 10_000
-"""Files that are removed in the order of their names."""
-USES_REFRESH_S: Final = 10.0
-"""Journals are read again after it; readers write them as often."""
 _log = logging.getLogger(__name__)
+
+USES_REFRESH_S: Final = 10.0
+"""Time after which journals are read again; readers write them as often."""
 ROOM: Final = Amount(64 << 20, 16)
+"""What is freed in a store that is too full for a heartbeat."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The errors of a store that is full."""
+
+_BATCH_FILES: Final = 10_000
+"""Files in a batch, which is removed in the order of names."""
 
 
-class _Seen(NamedTuple):
-    """A file right before it goes."""
+class _LastLook(NamedTuple):
+    """The state of a file right before it is removed."""
 
     used_s: float
-    """When it was written, or read where only its access time tells."""
+    """When it was written; in other systems' trees, when it was last read."""
     size_bytes: int
 
 
 class ShardEviction:
-    """One tree's part of one shard, after its scan."""
+    """Eviction from one tree's part of one shard, after its scan."""
 
     def __init__(
         self, context: PassContext, shard: str, tree: StoreTree, table: Table, other: Amount
@@ -59,10 +63,10 @@ class ShardEviction:
 
     @property
     def usage(self) -> Usage:
-        """What is left. O(rows log rows)."""
+        """The space that is still in use, with its steps. O(rows log rows)."""
         left_bytes = int(self._table.physical()[~self._gone].sum())
         files = int((~self._gone).sum())
-        # Of whom nobody knows what was read of it, nothing may be counted on.
+        # While the reads are unknown nothing can be evicted, so no steps are offered.
         steps = steps_of(self._table, self._gone) if self.knows_reads else []
         return Usage(
             size_bytes=left_bytes + self._other.size_bytes,
@@ -73,11 +77,11 @@ class ShardEviction:
 
     @property
     def knows_reads(self) -> bool:
-        """Whether `recall` ever came back; nothing is removed before."""
+        """True once `update_uses` has succeeded; nothing is removed before."""
         return self._uses_read_s > -inf
 
     def update_uses(self) -> None:
-        """Take in what readers told so far. Raises OSError."""
+        """Read journals and summaries, and update the recency of the rows. Raises OSError."""
         began_s = self._context.clock.now_s()
         known = self._context.journals.get(self._tree.name)
         newest_s = self._context.newest_s
@@ -89,7 +93,7 @@ class ShardEviction:
         self._uses_read_s = began_s
 
     def expire(self) -> None:
-        """Remove what nobody used within the time to live. Raises as `free`."""
+        """Remove blocks that were not used within the time to live. Raises as `free`."""
         ttl_s = self._context.options.ttl_s
         if ttl_s is None or not self.knows_reads:
             return
@@ -98,9 +102,9 @@ class ShardEviction:
         self._remove(iter(rows.tolist()), None, "ttl")
 
     def free(self, amount: Amount, reason: str) -> Amount:
-        """Remove the coldest until `amount` is free; what is still missing.
+        """Evict the coldest blocks until `amount` is free; return what is still missing.
 
-        Raises Fenced, and OSError where it cannot be told who used what.
+        Raises Fenced, and OSError if journals cannot be read.
         """
         rows = victims(self._table, self._context.options.policy, self._context.newest_s)
         return self._remove((row for row in rows if not self._gone[row]), amount, reason)
@@ -119,15 +123,15 @@ class ShardEviction:
                 break
             for row in sorted(batch, key=self._table.name):
                 key = self._table.name(row)
-                if self._may_go(row, key) and self._take(row, self._tree.unpack(key), reason):
+                if self._may_evict(row, key) and self._evict(row, self._tree.unpack(key), reason):
                     missing = missing.minus(Amount(self._table.sizes[row], 1))
         return missing
 
     def _batch(self, rows: Iterator[int], missing: Amount | None) -> list[int]:
-        """The next that all have to go: no more than make up for `missing`, None for any number.
+        """Return the next rows to evict: enough for `missing`, or _BATCH_FILES if that is None.
 
-        Removed in the order of their names they leave one folder after the other, which on a
-        disk takes half the time of leaving in the order of their age.
+        A batch is removed in the order of names, so folder by folder. On a disk that takes half
+        the time of removing in the order of age.
         """
         batch: list[int] = []
         for row in rows:
@@ -136,31 +140,31 @@ class ShardEviction:
                 missing = missing.minus(Amount(self._table.sizes[row], 1))
                 if missing == Amount():
                     break
-            if len(batch) == _TOGETHER:
+            if len(batch) == _BATCH_FILES:
                 break
         return batch
 
-    def _may_go(self, row: int, key: bytes) -> bool:
+    def _may_evict(self, row: int, key: bytes) -> bool:
         if self._context.clock.now_s() - self._uses_read_s > USES_REFRESH_S:
             self.update_uses()
         return key not in self._hot and not self._gone[row]
 
-    def _look(self, name: str) -> _Seen | None:
-        """At a file as it is now; None where it is gone. Raises OSError.
+    def _look(self, name: str) -> _LastLook | None:
+        """Return the current state of a file; None if it is missing. Raises OSError.
 
-        Where only the access time tells of reads, it has to be asked for once more. A `Stat` does
-        not have it, so the file's folder is listed: in those layouts it holds a handful.
+        In other systems' trees only the access time tells of reads. A `Stat` does not contain it,
+        so the file's folder is listed, which holds a few files in those layouts.
         """
         if not self._tree.is_foreign:
             stat = self._context.store.stat(name)
-            return None if stat is None else _Seen(stat.modified_s, stat.size)
+            return None if stat is None else _LastLook(stat.modified_s, stat.size)
         found = next(with_prefix(self._context.store, name), None)
         if found is None or found.name != name:
             return None
-        return _Seen(found.accessed_s, found.physical_bytes)
+        return _LastLook(found.accessed_s, found.physical_bytes)
 
-    def _take(self, row: int, name: str, reason: str) -> bool:
-        """Remove one file; True where it is gone, by us or by others."""
+    def _evict(self, row: int, name: str, reason: str) -> bool:
+        """Remove one file; return True if it is gone, also if another process removed it."""
         context, tree, size_bytes = self._context, self._tree, self._table.sizes[row]
         try:
             seen = self._look(name)
@@ -172,7 +176,7 @@ class ShardEviction:
             return True
         known_s = self._table.recent if tree.is_foreign else self._table.written
         if seen.used_s > known_s[row]:
-            return False  # since it was scanned, perhaps by an owner before: it is in use
+            return False  # It was used after the scan.
         blocks: Sequence[bytes] = ()
         if not context.options.dry_run:
             blocks = context.announcer.contents(tree, self._table.name(row), name, seen.size_bytes)
@@ -194,9 +198,14 @@ def make_room(
     report: PassReport,
     announcer: Announcer,
 ) -> Amount:
-    """Free about `ROOM`, told in `report`; what is still missing.
+    """Free about `ROOM` in a store that is too full for a heartbeat; return what is missing.
 
-    Raises OSError where the store refuses more.
+    An evictor that needed space to free space would stand still when it is needed most. So if the
+    store answers ENOSPC or EDQUOT, a little is freed without a lease: the coldest blocks of one
+    shard after another. If two evictors do so at the same time, twice as much is freed.
+
+    Blocks used in the grace period stay. It ends with the newest file seen, because the store's
+    clock cannot be read without writing. Raises OSError if the store refuses other calls.
     """
     missing = ROOM
     for shard in SHARDS:
@@ -205,19 +214,19 @@ def make_room(
             if missing == Amount() or not len(table):
                 continue
             context = PassContext(
-                store, options, clock, _keep_nothing, newest_s, observer, report, announcer
+                store, options, clock, _no_lease, newest_s, observer, report, announcer
             )
             part = ShardEviction(context, shard, tree, table, Amount())
             part.update_uses()
             missing = part.free(missing, "bound")
         if missing == Amount():
             break
-    _log.warning("the store is full: made room for %d bytes", ROOM.minus(missing).size_bytes)
+    _log.warning("the store is full; freed %d bytes", ROOM.minus(missing).size_bytes)
     return missing
 
 
-def _keep_nothing(shard: str) -> None:
-    """There is no lease: see the top."""
+def _no_lease(shard: str) -> None:
+    """Do nothing in place of renewing a lease; a full store has no room for one."""
 
 
 def _scan(store: Store, shard: str, tree: StoreTree) -> tuple[Table, float]:

@@ -22,20 +22,22 @@ from kvtier.blocks.key import BlockKey
 from kvtier.eviction.base import EvictionPolicy
 
 DEFAULT_POLICY: Final = "lru"
-_USES_TOLD: Final = 3
-"""More make no difference to any policy."""
+
+_USES_MAX: Final = 3
+"""Uses of a block that a policy is told; more make no difference to any policy."""
 
 
 class Use(NamedTuple):
-    """What readers told of a block. The time is the store's."""
+    """The reads of a block that journals report."""
 
     last_s: float
+    """Time of the last journal that names the block, by the store's clock."""
     times: int
-    """Journals that named it, 255 at most."""
+    """Number of journals that name it, 255 at most."""
 
 
 class Columns(msgspec.Struct, frozen=True, array_like=True):
-    """A table as it is put into a store: names one behind the other, and where each ends."""
+    """A table as it is stored: all names in one byte string, and the end of each."""
 
     names: bytes
     ends: list[int]
@@ -45,7 +47,7 @@ class Columns(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Table:
-    """Grows by `add`; `gone` rows stay where they are and count for nothing."""
+    """Blocks in columns, one row each. Rows are added and never removed."""
 
     __slots__ = ("_ends", "_names", "recent", "sizes", "used", "written")
 
@@ -56,15 +58,15 @@ class Table:
         """Physical bytes."""
         self.written = array("d")
         self.recent = array("d")
-        """When it was last read or written, as far as anyone told."""
+        """Time of the last known read or write."""
         self.used = array("B")
-        """How many journals named it."""
+        """Number of journals that name the block."""
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def add(self, name: bytes, size_bytes: int, written_s: float, recent_s: float) -> None:
-        """One more row."""
+        """Append a row."""
         self._names += name
         self._ends.append(len(self._names))
         self.sizes.append(size_bytes)
@@ -73,11 +75,11 @@ class Table:
         self.used.append(0)
 
     def name(self, row: int) -> bytes:
-        """As it was packed."""
+        """Return the packed name of a row."""
         return bytes(self._names[self._ends[row - 1] if row else 0 : self._ends[row]])
 
     def update_uses(self, uses: Mapping[bytes, Use]) -> None:
-        """Take in what readers told. Again and again gives the same."""
+        """Update the recency of rows from `uses`. Idempotent."""
         if not uses:
             return
         for row in range(len(self)):
@@ -88,15 +90,15 @@ class Table:
                     self.recent[row] = use.last_s
 
     def recency(self) -> npt.NDArray[np.float64]:
-        """The column as an array that is its own."""
+        """Return a copy of the column `recent`."""
         return np.array(self.recent, dtype=np.float64)
 
     def physical(self) -> npt.NDArray[np.int64]:
-        """Bytes by row."""
+        """Return a copy of the column `sizes`."""
         return np.array(self.sizes, dtype=np.int64)
 
     def columns(self) -> Columns:
-        """For a store; what readers told is not in it."""
+        """Return the table in the form that is stored, without the numbers of journals."""
         return Columns(
             names=bytes(self._names),
             ends=self._ends.tolist(),
@@ -107,7 +109,10 @@ class Table:
 
     @classmethod
     def of(cls, columns: Columns) -> "Table":
-        """Raises ValueError where they are no table: another program may write to a store."""
+        """Return the table that `columns` describe.
+
+        Raises ValueError if they are inconsistent; other programs may write to a store.
+        """
         table = cls()
         table._names = bytearray(columns.names)
         try:
@@ -125,15 +130,15 @@ class Table:
             or sorted(ends) != ends
             or (ends[-1] if ends else 0) != len(columns.names)
         ):
-            raise ValueError("columns that do not fit")
+            raise ValueError("columns do not match")
         return table
 
 
 def victims(table: Table, policy_name: str, newest_s: float) -> Iterator[int]:
-    """Rows from the first to go to the last; none that was used after `newest_s`.
+    """Yield rows in the order of eviction, except rows that were used after `newest_s`.
 
-    Costs about two microseconds a row before the first, less for each. Raises InvalidSettings
-    where there is no such policy.
+    Each row is yielded once. Takes about two microseconds per row before the first one, and less
+    for each. Raises InvalidSettings if there is no such policy.
     """
     policy: EvictionPolicy = plugins.load("eviction", policy_name)()
     _replay(table, policy)
@@ -152,8 +157,8 @@ def _replay(table: Table, policy: EvictionPolicy) -> None:
     written = np.array(table.written, dtype=np.float64)
     recent = table.recency()
     read = np.flatnonzero(recent > written)
-    # Readers tell of a whole prefix in one journal, so of one time: what more journals named is
-    # nearer to its beginning and told last. No more than the beginning is worth keeping.
+    # A reader reports a whole prefix in one journal, so with one time. A block that more journals
+    # name is nearer to the start of a prefix and most worth keeping, so it is reported last.
     named = np.array(table.used, dtype=np.int64)[read]
     uses = np.concatenate([np.zeros(rows, dtype=np.int64), named])
     order = np.lexsort((uses, np.concatenate([written, recent[read]]))).tolist()
@@ -163,5 +168,5 @@ def _replay(table: Table, policy: EvictionPolicy) -> None:
             policy.insert(event, BlockKey(table.name(event)))
         else:
             row = read_rows[event - rows]
-            for _ in range(min(max(1, table.used[row]), _USES_TOLD)):
+            for _ in range(min(max(1, table.used[row]), _USES_MAX)):
                 policy.access(row)

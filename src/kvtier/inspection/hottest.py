@@ -17,7 +17,7 @@ from typing import Final
 
 from kvtier.blocks.key import BlockKey, KeySpace
 from kvtier.errors import Corrupt
-from kvtier.evictor.journals import ENTRIES_MAX, decode, summary_start
+from kvtier.evictor.journals import ENTRIES_MAX, decode_summary, summary_start
 from kvtier.evictor.layouts import SHARDS
 from kvtier.evictor.table import Use
 from kvtier.inspection.segments import Rules, read_header
@@ -80,7 +80,7 @@ def _merged(view: View, names: list[str], refused: Refused) -> Uses | None:
             continue
         if raw is None:
             return None
-        found = decode(raw)
+        found = decode_summary(raw)
         if found is None:
             refused(name, OSError(errno.EBADMSG, "damaged: the reads that it told of are lost"))
             continue

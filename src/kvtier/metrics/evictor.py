@@ -1,4 +1,4 @@
-"""The metrics of `kvtier evict`."""
+"""Declarations of the metrics of `kvtier evict`."""
 
 from typing import Final
 
@@ -17,34 +17,38 @@ EVICT_USED_INODES: Final = Metric(
 EVICT_SHORT_BYTES: Final = Metric(
     "kvtier_evict_short_bytes",
     MetricKind.GAUGE,
-    "Bytes that the last pass should have freed and could not, because the files were used "
-    "within the grace period or could not be removed.",
+    "Bytes that the last pass should have freed and did not, because the files were used within "
+    "the grace period or could not be removed.",
 )
 EVICT_FREED_BYTES: Final = Metric(
     "kvtier_evict_freed_bytes",
     MetricKind.COUNTER,
-    "Bytes on the device that were freed.",
+    "Bytes on the device that were freed, by reason.",
     ("reason",),
 )
 EVICT_FREED_FILES: Final = Metric(
     "kvtier_evict_freed_files",
     MetricKind.COUNTER,
-    "Files that were removed or moved to quarantine.",
+    "Files that were removed or moved to quarantine, by reason.",
     ("reason",),
 )
 EVICT_SCANNED_FILES: Final = Metric(
     "kvtier_evict_scanned_files", MetricKind.COUNTER, "Files that were scanned."
 )
 EVICT_UNKNOWN_FILES: Final = Metric(
-    "kvtier_evict_unknown_files", MetricKind.GAUGE, "Files of no known layout in the last pass."
+    "kvtier_evict_unknown_files",
+    MetricKind.GAUGE,
+    "Files of no known layout that the last pass found.",
 )
 EVICT_BROKEN_FILES: Final = Metric(
-    "kvtier_evict_broken_files", MetricKind.COUNTER, "Segments whose header is invalid."
+    "kvtier_evict_broken_files",
+    MetricKind.COUNTER,
+    "Segments that were found to have an invalid header.",
 )
 EVICT_OWNED_SHARDS: Final = Metric(
     "kvtier_evict_owned_shards",
     MetricKind.GAUGE,
-    "Shards that this evictor holds the lease of. There are 17.",
+    "Shards whose lease this evictor holds, out of 17.",
 )
 EVICT_FENCED_SHARDS: Final = Metric(
     "kvtier_evict_fenced_shards", MetricKind.COUNTER, "Leases that another evictor took over."
@@ -58,8 +62,8 @@ EVICT_PASS_SECONDS: Final = Metric(
 EVICT_PASS_AGE_SECONDS: Final = Metric(
     "kvtier_evict_pass_age_seconds",
     MetricKind.GAUGE,
-    "Time since the end of the last pass, or since the start. It grows while the store does "
-    "not answer.",
+    "Time since the end of the last pass, or since the evictor's start. It grows while the store "
+    "does not answer.",
 )
 EVICT_ANNOUNCED_BLOCKS: Final = Metric(
     "kvtier_evict_announced_blocks",
