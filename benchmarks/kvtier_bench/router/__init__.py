@@ -1,1 +1,1 @@
-"""Measuring the router's parts."""
+"""The benchmarks of the router: its parts alone, a simulation, and real engines behind it."""

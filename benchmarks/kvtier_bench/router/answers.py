@@ -1,7 +1,7 @@
-"""What the benchmark asks, and what every answer must be, byte for byte.
+"""The requests of the HTTP benchmark, and the exact bytes of their answers.
 
-The replica makes answers and the load generator checks them; both take them from here. An answer
-carries the mark of its request, so that answers given to the wrong client show.
+The stub replica makes its answers with this module, and the load generator checks them with it. An
+answer contains the mark of its request, so that an answer sent to the wrong client is detected.
 """
 
 import json
@@ -10,13 +10,13 @@ from typing import Final
 MODEL: Final = "m"
 CHUNKS: Final = 64
 FIRST_S: Final = 0.005
-"""Of a stream, to its first chunk."""
+"""Time from a request to the first chunk of its stream."""
 BETWEEN_S: Final = 0.002
-"""From chunk to chunk."""
+"""Time between two chunks."""
 
 _PROMPT_BYTES: Final = 2048
 _SHARED_BYTES: Final = 1024
-"""Of a prompt, that the prompts of its group have in common."""
+"""The length of the prefix that all prompts of a group share."""
 _GROUPS: Final = 16
 _MARK_DIGITS: Final = 12
 _MARKED: Final = b'"user":"'
@@ -24,16 +24,20 @@ _TEXT: Final = "The replica that has the prefix serves it. " * 20
 
 
 def mark(number: int) -> bytes:
-    """Of a request; always as long."""
+    """Return the mark of a request; all marks have the same length."""
     return b"%0*d" % (_MARK_DIGITS, number)
 
 
 def question(number: int, *, stream: str = "") -> bytes:
-    """A complete HTTP request. `stream`: empty, `chunks`, or `idle` for one that says little."""
+    """Return a complete HTTP request.
+
+    `stream` is empty for one answer, `chunks` for a stream, and `idle` for a stream that sends one
+    chunk and then nothing.
+    """
     group = f"[{number % _GROUPS:04d}] You answer for a company, and you are brief. " * 40
     rest = f"{mark(number).decode()} What is it that this one asks about? " * 40
     prompt = group[:_SHARED_BYTES] + rest[: _PROMPT_BYTES - _SHARED_BYTES]
-    # The mark comes first, so that a replica finds it without reading everything.
+    # The mark comes first, so that a replica finds it without searching the whole body.
     asked: dict[str, object] = {"user": mark(number).decode(), "model": MODEL, "prompt": prompt}
     asked["max_tokens"] = CHUNKS
     if stream:
@@ -47,13 +51,13 @@ def question(number: int, *, stream: str = "") -> bytes:
 
 
 def marked(body: bytes) -> bytes:
-    """The mark in a question's body."""
+    """Return the mark in the body of a request."""
     start = body.find(_MARKED) + len(_MARKED)
     return body[start : start + _MARK_DIGITS]
 
 
 def whole(found: bytes) -> bytes:
-    """The body of an answer that is no stream."""
+    """Return the body of an answer that is not streamed; `found` is the request's mark."""
     return (
         b'{"id":"cmpl-%s","object":"text_completion","model":"m","choices":[{"index":0,'
         b'"text":"%s","finish_reason":"stop"}],"usage":{"prompt_tokens":500,'
@@ -62,7 +66,7 @@ def whole(found: bytes) -> bytes:
 
 
 def chunk(found: bytes, number: int) -> bytes:
-    """One event of a stream; the last says that it is the last."""
+    """Return event `number` of a stream; the last one is `[DONE]`."""
     if number == CHUNKS:
         return b"data: [DONE]\n\n"
     return (
@@ -72,5 +76,5 @@ def chunk(found: bytes, number: int) -> bytes:
 
 
 def streamed(found: bytes) -> bytes:
-    """The body of a whole stream: its chunks, and the end."""
+    """Return the body of a whole stream, with all its chunks and the end."""
     return b"".join(chunk(found, number) for number in range(CHUNKS + 1))

@@ -1,8 +1,13 @@
-"""Who takes part: routers as processes of their own before the same replicas.
+"""The contestants: routers that run as processes of their own before the same replicas.
 
-Each is started in a session of its own, waited for until it is healthy, and ended with all that
-it started. Routers are bound to one core where there are several, so that nobody is praised for
-using more; their clients and replicas have the others.
+A router is started in a session of its own and stopped with all its processes. On a machine with
+several cores, routers under load are bound to one core, so that none gains from using more; clients
+and stub replicas run on the others.
+
+Before real engines, each router is configured as its authors intend, and otherwise keeps its
+defaults. The default profile of kvtier follows KV events; 2:2:1:1 is the configuration of the
+CPU-offloading guide with its estimates; both get the model's tokenizer. The peer's `kv_aware` gets
+the events too, with the engine's block size.
 """
 
 import contextlib
@@ -30,7 +35,7 @@ PEER_ROUND_ROBIN: Final = "vllm-router, round_robin"
 PEER_CACHE_AWARE: Final = "vllm-router, cache_aware"
 PEER_KV_AWARE: Final = "vllm-router, kv_aware"
 PEER: Final = Path("build/peers/router/bin/vllm-router")
-"""Made by benchmarks/peers/router/install.sh."""
+"""The program that benchmarks/peers/router/install.sh installs."""
 
 _START_S: Final = 120.0
 _GRACE_S: Final = 5.0
@@ -47,11 +52,11 @@ OTHERS: Final = (
 )
 PROFILE: Final = "tiered-prefix-cache.yaml"
 BLOCK_TOKENS: Final = 128
-"""Of vLLM on a CPU."""
+"""Tokens in a block of vLLM on a CPU."""
 
 
 class RunningRouter:
-    """One contestant that runs."""
+    """A router that runs in a process of its own."""
 
     def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
         self.name = name
@@ -59,18 +64,18 @@ class RunningRouter:
         self.process = process
 
     def cpu_s(self) -> float:
-        """Of all its processes, so far."""
+        """Return the CPU seconds that all its processes have used so far."""
         return session_cpu_s(self.process.pid)
 
     def resident_bytes(self) -> int:
-        """Of all its processes."""
+        """Return the resident memory of all its processes."""
         pids = [one.pid for one in session_processes(self.process.pid)]
         pages = [int((PROC / str(pid) / "statm").read_text().split()[1]) for pid in pids]
         return sum(pages) * _PAGE_BYTES
 
 
 class LoadProcess:
-    """A process of load that has been given its order."""
+    """A load generator in a process of its own, which works on one order."""
 
     def __init__(self, order: LoadOrder) -> None:
         self._process = _start([sys.executable, "-m", "kvtier_bench.router.load"])
@@ -78,16 +83,16 @@ class LoadProcess:
         self._process.stdin.write(msgspec.json.encode(order) + b"\n")
         self._process.stdin.flush()
 
-    def hear(self) -> LoadOutcome:
-        """The next thing it tells. Raises ServerFailed where it has ended instead."""
+    def read_outcome(self) -> LoadOutcome:
+        """Wait for the next outcome and return it. Raises ServerFailed if the process has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise ServerFailed("the load generator ended without an outcome")
         return msgspec.json.decode(line, type=LoadOutcome)
 
-    def go_on(self) -> None:
-        """Idle streams: look once more, then end."""
+    def end_streams(self) -> None:
+        """Have the process report its idle streams once more and close them."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
@@ -100,9 +105,10 @@ class LoadProcess:
 
 
 def contestants(peer: Path, scratch: Path, model: str = "m") -> dict[str, list[str]]:
-    """Commands by name; `{port}` is theirs to listen on, and replicas' flags come at the end.
+    """Return each router's command without its replicas, by name.
 
-    The peer takes part where it is installed. `model`: the name that replicas serve.
+    `{port}` in a command stands for the port to listen on. The peer takes part if it is installed.
+    `model` is the name of the model that the replicas serve.
     """
     own = [sys.executable, "-c", "from kvtier.cli.main import main; main()", "route"]
     own += ["--port", "{port}", "--drain", "0s"]
@@ -119,7 +125,7 @@ def contestants(peer: Path, scratch: Path, model: str = "m") -> dict[str, list[s
 
 @contextmanager
 def replicas(count: int) -> Iterator[list[int]]:
-    """Ports of so many replicas, in one process."""
+    """Start `count` stub replicas in one process, and yield their ports."""
     process = _start([sys.executable, "-m", "kvtier_bench.router.replica", str(count)])
     try:
         assert process.stdout is not None
@@ -135,7 +141,7 @@ def replicas(count: int) -> Iterator[list[int]]:
 def routers(
     commands: Mapping[str, Sequence[str]], ports: Sequence[int], scratch: Path
 ) -> Iterator[list[RunningRouter]]:
-    """All of them before those replicas, on one core each."""
+    """Start all routers before the replicas on `ports`, bound to one core, and yield them."""
     whole = {name: [*command, *_flags(command, ports)] for name, command in commands.items()}
     with started(whole, scratch, _CORES[:1]) as running:
         yield running
@@ -145,9 +151,9 @@ def routers(
 def started(
     commands: Mapping[str, Sequence[str]], scratch: Path, cores: Sequence[int] = ()
 ) -> Iterator[list[RunningRouter]]:
-    """All of them, healthy; one that does not start is left out, and its log says why.
+    """Start the routers, bound to `cores` if given, and yield those that are healthy.
 
-    Bound to `cores`, where any are named.
+    A router that does not start is left out; its log in `scratch` says why.
     """
     with ExitStack() as stack:
         yield [
@@ -207,7 +213,7 @@ def _healthy(process: subprocess.Popen[bytes], port: int) -> bool:
 
 
 def _bind(process: subprocess.Popen[bytes], cores: Sequence[int]) -> None:
-    """At once after its start, before it has counted cores or made threads. No cores: any."""
+    """Bind a process that was just started, before it counts cores or starts threads."""
     if cores:
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)
@@ -235,17 +241,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def fronts(
+def commands_before_engines(
     replicas: Sequence[EngineReplica], model: Path, *, peer: Path, examples: Path, scratch: Path
 ) -> dict[str, list[str]]:
-    """Whole commands by name, in the order shown; the peer takes part where it is installed."""
+    """Return each router's whole command before real engines, by name in display order.
+
+    The peer takes part if it is installed.
+    """
     server = replicas[0].server
     known = contestants(peer, scratch, server.endpoint.model)
     known[TIERED] = known[DEFAULT]
     plain = [part for one in replicas for part in ("--replica", one.url)]
     tokens = ["--tokenizer", f"{server.endpoint.model}={model}"]
     workers = ["--worker-urls", *(one.url for one in replicas)]
-    told = {
+    flags = {
         DEFAULT: [*tokens, *_own_events(replicas)],
         TIERED: ["--profile", str(examples / PROFILE), *tokens, *plain],
         ROUND_ROBIN: plain,
@@ -253,7 +262,7 @@ def fronts(
         PEER_CACHE_AWARE: workers,
         PEER_KV_AWARE: [*workers, *_peer_events(replicas)],
     }
-    return {name: [*known[name], *flags] for name, flags in told.items() if name in known}
+    return {name: [*known[name], *added] for name, added in flags.items() if name in known}
 
 
 def _own_events(replicas: Sequence[EngineReplica]) -> list[str]:

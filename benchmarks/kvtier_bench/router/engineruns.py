@@ -1,7 +1,8 @@
-"""One run: a schedule sent through one router, and what became of it and of its replicas.
+"""Runs of a schedule through one router before real engines, and the rows made of them.
 
-Invariant: a run begins and ends with replicas that have nothing to do, so that what they count
-meanwhile is this run's.
+Invariant: a run begins and ends with idle replicas, so that what they count in between belongs to
+the run. Rounds are paired: within one, all routers had the same requests at the same moments. A
+row's value is the median over the rounds, and its note gives the spread.
 """
 
 import statistics
@@ -21,23 +22,23 @@ from kvtier_bench.server import HOST, ServerFailed
 from kvtier_bench.verdict import spread_text
 
 SETTLE_S: Final = 2.0
-"""Writes below the device, their events, the routers' next look at metrics."""
+"""Time for writes below the device, for their events, and for the routers' next scrape."""
 SOONER: Final = Target("<=", 1)
 NONE: Final = Target("<=", 0)
 _PREFIX: Final = "real replicas"
 
 
 class RouterRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One contestant in one round."""
+    """The measurements of one router in one round."""
 
     summary: RunSummary
     p50_ttft_s: float
     by_replica: list[int]
-    """Requests that each replica has answered."""
+    """The number of requests that each replica answered."""
     errors: int
-    """Requests that were refused or broken off."""
+    """The number of requests that were refused or broken off."""
     wrong: int
-    """Answers of another length, or to another prompt, than asked."""
+    """The number of answers whose prompt or output length is not the requested one."""
     router_cpu_s: float
     answers: list[ArrivalResult]
 
@@ -53,7 +54,10 @@ def run_schedule(
     output_len: int,
     clock: Clock,
 ) -> RouterRun:
-    """Blocks for the whole run. Raises ServerFailed where nothing at all was answered."""
+    """Send the schedule through `router`, wait for all answers, and return the run.
+
+    Raises ServerFailed if no request was answered.
+    """
     endpoint = ServerAddress(HOST, router.port, engines[0].server.endpoint.model)
     before, cpu_before_s = [read_counters(engine) for engine in engines], router.cpu_s()
     started_s = clock.now_s()
@@ -63,7 +67,7 @@ def run_schedule(
     after, cpu_s = [read_counters(engine) for engine in engines], router.cpu_s()
     found = [one.completion for one in answers if one.completion is not None]
     if not found:
-        raise ServerFailed(f"{router.name} has answered nothing: {answers[0].error}")
+        raise ServerFailed(f"{router.name} answered no request: {answers[0].error}")
     spent_s = sum(now.cpu_s - then.cpu_s for now, then in zip(after, before, strict=True))
     return RouterRun(
         summary=summarize(found, wall_s, spent_s, _hits(before, after)),
@@ -81,7 +85,7 @@ def run_schedule(
 def count_wrong(
     arrivals: Sequence[Arrival], answers: Sequence[ArrivalResult], output_len: int
 ) -> int:
-    """Of those that were answered."""
+    """Return how many of the answers have another prompt or output length than requested."""
     return sum(
         (told.prompt_tokens, told.output_tokens) != (asked.tokens, output_len)
         for asked, answer in zip(arrivals, answers, strict=True)
@@ -90,7 +94,7 @@ def count_wrong(
 
 
 def _hits(before: Sequence[Counters], after: Sequence[Counters]) -> dict[str, float]:
-    """Prompt tokens by tier below the device, of all replicas together."""
+    """Return the prompt tokens that each tier below the device served, over all replicas."""
     hits: dict[str, float] = {}
     for then, now in zip(before, after, strict=True):
         for tier, tokens in now.hits.items():
@@ -99,7 +103,7 @@ def _hits(before: Sequence[Counters], after: Sequence[Counters]) -> dict[str, fl
 
 
 def engine_rows(runs: RouterRuns, different: Mapping[str, int]) -> list[Row]:
-    """First ours against each of the others, then what everyone did."""
+    """Return rows of kvtier against each other router, then the measurements of every router."""
     rows = [
         _against(runs, ours, other)
         for ours in OURS

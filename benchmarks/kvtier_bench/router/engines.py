@@ -1,10 +1,14 @@
 """Routers before real replicas: the shared-prefix workload of the CPU-offloading guide.
 
-Two engines are started once and all routers once, before the same two. How it keeps itself
-honest: in each round every contestant gets the same groups, questions and moments of arrival in
-words of its own, so that nobody finds what another had loaded; the engines' caches are full of
-strangers' blocks at the start of every run; the order of contestants moves on by one each round;
-every answer is counted, and a sample is compared with what the replicas say themselves.
+Two engines are started once, and all routers once before them. The comparison is fair because in
+each round every router gets the same groups, questions and arrival times, but in different words,
+so that none finds blocks that another one's requests left; the engines' caches are full of
+unrelated blocks when a run begins; the order of the routers rotates by one each round; every answer
+is counted; and a sample of answers is compared with the replicas' own.
+
+The arrival rate is a share of the replicas' capacity, which is measured first, with every prefix
+computed once, groups dealt evenly and always some requests in flight. So the load is comparable on
+any machine.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +23,7 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier_bench.client import ServerAddress, complete, complete_all
 from kvtier_bench.progress import Steps
 from kvtier_bench.router import contest
-from kvtier_bench.router.contest import RunningRouter, fronts
+from kvtier_bench.router.contest import RunningRouter, commands_before_engines
 from kvtier_bench.router.engineruns import SETTLE_S, RouterRuns, engine_rows, run_schedule
 from kvtier_bench.router.pair import EngineReplica, replicas
 from kvtier_bench.router.traffic import Arrival, Schedule, Traffic
@@ -28,17 +32,17 @@ from kvtier_bench.server import HOST, ServerFailed
 from kvtier_bench.workload import Decode, Encode, distinct_prompts
 
 STEPS: Final = 2
-"""Besides one a round."""
+"""The number of displayed steps, besides one for each round."""
 SAMPLED: Final = 4
-"""Prompts whose answers are compared; asking them opens every router's connections too."""
+"""Prompts whose answers are compared. Their requests also open every router's connections."""
 _FILLING: Final = 2
-"""Requests at once before each replica, while its caches are filled."""
+"""Requests in flight to each replica while its caches are filled."""
 _IN_FLIGHT: Final = 4
-"""On each replica: enough that decoding is batched."""
+"""Requests in flight to each replica while capacity is measured; enough for batched decoding."""
 
 
 class RouterPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. `scratch` takes logs; `examples` holds the guide's own profile."""
+    """What to measure. Logs go to `scratch`; `examples` contains the guide's router profile."""
 
     model: Path
     traffic: Traffic
@@ -50,18 +54,18 @@ class RouterPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Measured = tuple[list[Row], dict[str, Any]]
-"""Rows, and what is behind them."""
+"""Rows, and the details behind them."""
 
 
 class Opening(NamedTuple):
-    """What is known before the first round."""
+    """What is measured before the first round."""
 
     most_per_minute: float
-    """Requests that the replicas could answer at best."""
+    """The replicas' capacity, in requests per minute."""
     per_minute: float
-    """How fast they come."""
+    """The arrival rate of the rounds."""
     different: Mapping[str, int]
-    """By router: answers of the sample that are not the replicas' own."""
+    """For each router, how many answers of the sample differ from the replicas' own."""
 
 
 def measure_engines(
@@ -72,17 +76,17 @@ def measure_engines(
     keep: Callable[[Measured], None],
     clock: Clock | None = None,
 ) -> Measured:
-    """Rows of the whole plan; `keep` is told after every round what there is so far.
+    """Run the whole plan and return its rows; call `keep` with those so far after every round.
 
-    Raises ServerFailed where an engine does not come up, or a router answers nothing.
+    Raises ServerFailed if an engine or a router does not start, or a router answers no request.
     """
     clock = clock or MonotonicClock()
     plan.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
-        with steps.step("two engines start, about a minute"):
+        with steps.step("start two engines, about a minute"):
             engines = stack.enter_context(replicas(plan.model, plan.traffic, plan.scratch))
-        with steps.step("caches are filled, capacity is measured, a sample is compared"):
-            commands = fronts(
+        with steps.step("fill caches, measure capacity, compare a sample of answers"):
+            commands = commands_before_engines(
                 engines, plan.model, peer=plan.peer, examples=plan.examples, scratch=plan.scratch
             )
             running = stack.enter_context(contest.started(commands, plan.scratch))
@@ -108,10 +112,10 @@ def measure_engines(
 
 
 def check_all(wanted: Iterable[str], running: Sequence[RunningRouter], scratch: Path) -> None:
-    """Raises ServerFailed where one is missing: after the rounds it would be too late."""
+    """Raise ServerFailed before the rounds if one of the wanted routers does not run."""
     missing = set(wanted) - {router.name for router in running}
     if missing:
-        raise ServerFailed(f"{min(missing)} did not start: its log in {scratch} says why")
+        raise ServerFailed(f"{min(missing)} did not start: see its log in {scratch}")
 
 
 def open_up(
@@ -121,7 +125,7 @@ def open_up(
     traffic: Traffic,
     clock: Clock,
 ) -> Opening:
-    """Measure what the replicas can do, and compare some of the same requests' answers."""
+    """Measure the replicas' capacity, and compare a sample of answers."""
     endpoints = [engine.server.endpoint for engine in engines]
     most = requests_per_minute(endpoints, arrivals, traffic.output_len, clock)
     different = compare(engines, running, arrivals[:SAMPLED], traffic.output_len)
@@ -130,15 +134,15 @@ def open_up(
 
 
 def rotated(running: Sequence[RunningRouter], by: int) -> list[RunningRouter]:
-    """The same, beginning with another: whoever comes first is first as often as others."""
+    """Return the routers rotated by `by` places, so that each is equally often the first."""
     first = by % len(running)
     return [*running[first:], *running[:first]]
 
 
 def fill(engines: Sequence[EngineReplica], traffic: Traffic, encode: Encode) -> None:
-    """Every tier of every replica, with prompts that nobody asks for again.
+    """Fill every tier of every replica with prompts that are not requested again.
 
-    It compiles and warms what the engines need, and shows routers their rates.
+    This also warms up the engines, and gives routers time to learn the replicas' rates.
     """
     tokens = (traffic.device_blocks + traffic.ram_blocks) * traffic.block_tokens
     length = traffic.system_prompt_len
@@ -159,9 +163,9 @@ def compare(
     sample: Sequence[Arrival],
     output_len: int,
 ) -> Mapping[str, int]:
-    """By router: answers that no replica gave when it was asked itself.
+    """Return for each router how many of its answers no replica gives when asked directly.
 
-    Every replica has the prompts by then, so that the same is computed whoever answers.
+    By then every replica has the prompts, so that all of them compute the same.
     """
     model = engines[0].server.endpoint.model
     different = dict.fromkeys((router.name for router in running), 0)
@@ -177,7 +181,7 @@ def compare(
 
 
 def details(plan: RouterPlan, runs: RouterRuns, opening: Opening) -> dict[str, Any]:
-    """Everything that was measured, request by request."""
+    """Return everything that was measured, for each request."""
     return {
         "traffic": msgspec.to_builtins(plan.traffic),
         "seed": plan.seed,
@@ -190,7 +194,10 @@ def details(plan: RouterPlan, runs: RouterRuns, opening: Opening) -> dict[str, A
 def requests_per_minute(
     endpoints: Sequence[ServerAddress], arrivals: Sequence[Arrival], output_len: int, clock: Clock
 ) -> float:
-    """Asks the replicas themselves, all of it as fast as they can. Raises RequestFailed."""
+    """Send all requests to the replicas directly; return how many they answered per minute.
+
+    Raises RequestFailed.
+    """
     shares = deal(arrivals, len(endpoints))
     started_s = clock.now_s()
     with ThreadPoolExecutor(len(endpoints)) as pool:
@@ -204,7 +211,7 @@ def requests_per_minute(
 
 
 def deal(arrivals: Sequence[Arrival], count: int) -> list[list[str]]:
-    """Texts for each replica: a group stays together, and its first comes long before the rest."""
+    """Return each replica's prompts. A group stays on one replica, its first prompt well ahead."""
     shares: list[list[str]] = [[] for _ in range(count)]
     for arrival in sorted(arrivals, key=lambda one: one.question):
         shares[arrival.group % count].append(arrival.text)

@@ -1,9 +1,9 @@
-"""The picker behind a real Envoy: what closing streams after the choice saves, and what is added.
+"""The endpoint picker behind a real Envoy: the CPU that closing streams early saves, and latency.
 
-Envoy alone, with the picker that closes, with bodies buffered, closing although Envoy would show
-the answer, and with every chunk of the answer passed through the picker, in turns on one machine;
-CPU seconds come from /proc. Everything is
-asked and checked as by `load`. Run it as `python -m kvtier_bench.router.epp ENVOY`.
+Five setups take turns on one machine: Envoy without the picker; the picker closing its stream after
+the choice; the same with buffered bodies; the same although Envoy would also show it the answer;
+and the picker observing every chunk of the answer. CPU seconds come from /proc. Requests and checks
+are those of `load`. Run it alone as `python -m kvtier_bench.router.epp ENVOY`.
 """
 
 import asyncio
@@ -31,21 +31,21 @@ from kvtier_bench.rows import Row, Target, measured
 
 CLIENTS: Final = 32
 RATE: Final = 300
-"""Requests a second, where what is added is measured."""
+"""Requests per second while the added latency is measured."""
 PATIENCE_S: Final = 20.0
 _KVTIER: Final = (sys.executable, "-c", "from kvtier.cli.main import main; main()")
 
 
 class PickerSetup(msgspec.Struct, frozen=True, kw_only=True):
-    """How Envoy and the picker are set up."""
+    """A configuration of Envoy and the picker."""
 
     name: str
     has_picker: bool = True
     is_buffered: bool = False
     shows_responses: bool = False
-    """By Envoy, in full duplex."""
+    """Whether Envoy offers answers to the picker, in full-duplex mode."""
     is_observed: bool = False
-    """Whether the picker keeps streams open for that."""
+    """Whether the picker keeps its streams open to observe answers."""
 
 
 ALONE: Final = PickerSetup(name="Envoy alone", has_picker=False)
@@ -59,11 +59,12 @@ SETUPS: Final = (ALONE, CLOSING, BUFFERED, CLOSING_DUPLEX, DUPLEX)
 
 
 class PickerCost(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one run."""
+    """The measurements of one run."""
 
     picker_us: float
-    """CPU microseconds a request."""
+    """CPU microseconds of the picker for each request."""
     envoy_us: float
+    """CPU microseconds of Envoy for each request."""
     p50_s: float
     requests: int
     wrong: int
@@ -139,7 +140,7 @@ class RunningSetup:
         path.write_text(yaml.safe_dump(config))
         command = [envoy, "-c", str(path), "--use-dynamic-base-id", "--concurrency", "1"]
         process = self._start("envoy", command, lambda text: "starting main dispatch loop" in text)
-        # Its health checks of the picker have to have passed: it fails open before.
+        # Until its health checks of the picker have passed, Envoy fails open.
         MonotonicClock().sleep(1.5)
         return process
 
@@ -159,7 +160,7 @@ class RunningSetup:
 
 
 async def pace(port: int, per_second: int, seconds: float) -> list[float]:
-    """Latencies of requests that come on time, whether the ones before are answered or not."""
+    """Send `per_second` requests a second, each when it is due, and return their latencies."""
     free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     took: list[float] = []
 

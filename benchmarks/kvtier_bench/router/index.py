@@ -1,7 +1,7 @@
-"""The fleet's indexes: what a decision costs for the longest prompts, and events and memory.
+"""The prefix indexes of the router: lookup time of the longest prompts, events, and memory.
 
-A hundred thousand tokens in blocks of 16, 64 replicas with three tiers, a million blocks held;
-and a whole decision where the prompt is short.
+Prompts have 100,000 tokens in blocks of 16; 64 replicas with three tiers have a million blocks. One
+row measures a whole decision for a short prompt.
 """
 
 import gc
@@ -36,14 +36,14 @@ MODEL: Final = "m"
 
 _ROUNDS: Final = 99
 _ENDS: Final = (1, 8, 64)
-"""Places where replicas' prefixes end, in the prompts that are matched."""
+"""The numbers of different lengths of the replicas' prefixes, in the prompts that are matched."""
 _EVENT_BLOCKS: Final = 10
 _VOCABULARY: Final = 128_000
 
 
 def measure_router_index(entries: int = ENTRIES) -> list[Row]:
-    """All rows. Half a minute for a million entries."""
-    # Memory first: what later parts leave behind would be reused and not seen to grow.
+    """Return all rows. Takes half a minute for a million entries."""
+    # Memory comes first: its growth would be hidden by the reuse of memory that other parts freed.
     return [*_memory(entries), *_decision(), *_short(), *_events()]
 
 
@@ -70,7 +70,7 @@ def _decision() -> list[Row]:
 
 
 def _short() -> list[Row]:
-    """The whole decision of the default profile for two kilobytes of text, hashing included."""
+    """Measure the default profile's whole decision for 2 KiB of text, hashing included."""
     text = bytes(seeded(3).choices(range(32, 127), k=SHORT_BYTES))
     calls = {f"{count}": _deciding(text, count) for count in (2, len(REPLICAS))}
     seconds = interleave(calls, _ROUNDS)
@@ -99,7 +99,7 @@ def _deciding(text: bytes, count: int) -> Callable[[], None]:
 
 
 def _routing() -> Row:
-    """What is routed when every tier is full: all that comes in pushes as much out."""
+    """Measure recording a prompt when every tier is full, so that it evicts as many blocks."""
     index = EstimatedIndex({DEVICE: 4 * TOKENS, "ram": 8 * TOKENS})
     prompts = [_prompt(_tokens(seed)) for seed in range(2, 40)]
     for prompt in prompts:
@@ -179,7 +179,7 @@ def _memory(entries: int) -> list[Row]:
 
 
 def _stored(blocks: int, seed: int) -> Iterator[BlocksStored]:
-    """Prefixes of 100 blocks, told ten at a time."""
+    """Yield events of prefixes of 100 blocks, ten blocks each."""
     random = seeded(seed)
     parent: int | None = None
     for number in range(blocks // _EVENT_BLOCKS):
@@ -197,7 +197,7 @@ def _stored(blocks: int, seed: int) -> Iterator[BlocksStored]:
 
 
 def _wire(event: BlocksStored) -> dict[str, object]:
-    """As vLLM sends it."""
+    """Return the event in the form in which vLLM sends it."""
     return {
         "type": "BlockStored",
         "block_hashes": event.names,

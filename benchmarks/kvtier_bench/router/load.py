@@ -19,40 +19,40 @@ from kvtier_bench.router.replica import content_length, run_in_loop
 
 _IDLE_TIMEOUT_S: Final = 120.0
 _OPENING: Final = 64
-"""Idle streams that are opened at once."""
+"""The number of idle streams that are opened at a time."""
 
 
 class LoadOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do."""
+    """The load to generate."""
 
     port: int
     kind: Literal["whole", "chunks", "idle"]
     clients: int
     seconds: float = 0.0
-    """Not of idle streams."""
+    """The duration; not used for idle streams."""
     first: int = 0
-    """Number of the first request: prompts do not come twice."""
+    """The number of the first request, different for each load so that no prompt repeats."""
 
 
 class LoadOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it. Latencies in seconds."""
+    """The results of a load, with latencies in seconds."""
 
     requests: int
     wrong: int
-    """Answers that were not what they had to be, byte for byte."""
+    """The number of answers that differ from the expected bytes."""
     failed: int
-    """Connections that were refused, broken, or answered by a failure."""
+    """The number of connections that were refused or broke, and of answers with an error status."""
     seconds: float
     p50_s: float = 0.0
     p99_s: float = 0.0
     first_p50_s: float = 0.0
-    """To the first byte of the body."""
+    """The median time to the first byte of the body."""
     complaint: str = ""
-    """The start of the first answer that was wrong."""
+    """The start of the first wrong answer."""
 
 
 class AnswerParser:
-    """Decodes one answer from pieces, chunked or not; nothing is kept between answers."""
+    """An incremental parser of one HTTP answer, chunked or with a length."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -61,10 +61,10 @@ class AnswerParser:
         self._raw = bytearray()
         self._chunked = False
         self._left = -1
-        """Bytes of the chunk, or of the body; -1: the head, or the size of a chunk, is next."""
+        """Length of the chunk or of the body; -1 while a head or the size of a chunk is next."""
 
     def feed(self, data: bytes) -> None:
-        """Bytes as they come. Raises ValueError for what is not HTTP."""
+        """Parse the next bytes. Raises ValueError for invalid HTTP."""
         self._raw += data
         while self._raw and not self.done and self._advance():
             pass
@@ -110,7 +110,7 @@ class AnswerParser:
 
 
 class LoadTally:
-    """What all clients of an order have seen."""
+    """The answers and errors that all clients of an order have seen."""
 
     def __init__(self, order: LoadOrder) -> None:
         self.order = order
@@ -121,12 +121,12 @@ class LoadTally:
         self.complaint = ""
 
     def next(self) -> int:
-        """The number of the next request."""
+        """Return the number of the next request."""
         self.number += 1
         return self.number
 
     def judge(self, number: int, answer: AnswerParser) -> None:
-        """An answer that has ended."""
+        """Compare a complete answer with the expected one, and count it."""
         found = answers.mark(number)
         expected = answers.whole(found) if self.order.kind == "whole" else answers.streamed(found)
         if answer.status != 200:
@@ -140,7 +140,7 @@ class LoadTally:
 
 
 class Client(asyncio.Protocol):
-    """One connection that asks, and asks again, until it is told to stop."""
+    """A connection that sends one request after another until its time is up."""
 
     def __init__(self, tally: LoadTally, until_s: float) -> None:
         self._tally = tally
@@ -150,8 +150,8 @@ class Client(asyncio.Protocol):
         self.heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        # uvloop's transports are no asyncio.Transport by inheritance.
+        """Send the first request."""
+        # uvloop's transports do not inherit from asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
         self._ask()
 
@@ -163,7 +163,7 @@ class Client(asyncio.Protocol):
         self._transport.write(answers.question(self._number, stream=self._stream))
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
+        """Parse the answer; at its end, judge it and send the next request."""
         answer = self._answer
         try:
             answer.feed(data)
@@ -188,20 +188,20 @@ class Client(asyncio.Protocol):
             self._ask()
 
     def close(self) -> None:
-        """Not an error of anybody's."""
+        """Close the connection without counting an error."""
         if not self.ended.done():
             self.ended.set_result(None)
         self._transport.close()
 
     def connection_lost(self, reason: Exception | None) -> None:
-        """See asyncio.Protocol."""
+        """Count a failure, unless this side closed the connection."""
         if not self.ended.done():
             self._tally.failed += 1
             self.ended.set_result(None)
 
 
 async def ask(order: LoadOrder) -> LoadOutcome:
-    """Clients that ask for `seconds`, each one question at a time."""
+    """Run the clients for `order.seconds`, each with one request in flight."""
     tally = LoadTally(order)
     began_s = perf_s()
     clients = await _connect(tally, order.clients, began_s + order.seconds)
@@ -210,7 +210,7 @@ async def ask(order: LoadOrder) -> LoadOutcome:
 
 
 async def hold(order: LoadOrder) -> None:
-    """Streams that have begun and say nothing more, until a line comes."""
+    """Hold idle streams open until a line arrives on standard input; print an outcome twice."""
     tally = LoadTally(order)
     began_s = perf_s()
     clients: list[Client] = []

@@ -1,9 +1,9 @@
-"""Replicas for routers to choose from: real engines with kvtier's tiers, which tell their events.
+"""The real replicas that routers choose from: engines with kvtier's tiers that publish KV events.
 
-Each computes on a core of its own. They are started side by side, since most of a start is
-waiting for imports, and each tells KV events in the form that every router here understands.
+Each computes on a core of its own. They are started in parallel, because most of the start is spent
+in imports. Their KV events have the form that every measured router understands.
 
-Invariants: loopback only; after the context no process of any of them is left.
+Invariants: replicas listen on loopback only; after the context no process of theirs is left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,43 +19,44 @@ from kvtier_bench.server import HOST, Server, ServerSettings, free_port
 
 REPLICAS: Final = 2
 BLOCK_BYTES: Final = 6 << 20
-"""A little more than a block of the small model has."""
+"""A little more than the size of a block of the small model."""
 _DTYPE: Final = "float32"
-"""Fast on any CPU, where bfloat16 needs instructions that many lack; and in it a prompt has the
-same answer whether its prefix was computed or found."""
+"""Fast on any CPU, while bfloat16 needs instructions that many lack. In float32 a prompt also has
+the same answer whether its prefix was computed or found."""
 _MODEL_LEN: Final = 2048
-"""The device's cache has to hold one prompt of this length."""
+"""The device cache must hold one prompt of this length."""
 _FLAGS: Final = ("--enable-scale-out",)
-"""vLLM refuses to tell prompts' tokens at `/v1/completions/render` without it, and the peer's
-`kv_aware` asks there: it would choose by load alone, and say so in its debug log only."""
+"""Without it, vLLM refuses `/v1/completions/render`, which the peer's `kv_aware` asks for the
+tokens of a prompt. It would then choose by load alone, and say so only in its debug log."""
 _DONE: Final = "vllm:request_success_total"
 
 
 class EngineReplica(NamedTuple):
-    """One that runs."""
+    """A running engine and the addresses of its KV events."""
 
     server: Server
     events: str
-    """Where it publishes KV events, and where it tells again what was missed."""
+    """The address where it publishes KV events."""
     replay: str
+    """The address where it replays KV events that a subscriber missed."""
 
     @property
     def url(self) -> str:
-        """What routers are told."""
+        """The URL that routers are given."""
         return f"http://{HOST}:{self.server.endpoint.port}"
 
 
 class Counters(NamedTuple):
-    """Of one replica, since it began."""
+    """What one replica has counted since its start."""
 
     requests: float
     hits: dict[str, float]
-    """Prompt tokens by tier below the device."""
+    """Prompt tokens that each tier below the device served."""
     cpu_s: float
 
 
 def read_counters(replica: EngineReplica) -> Counters:
-    """As they stand now. Raises ServerFailed where it tells nothing."""
+    """Return the current counters. Raises ServerFailed if the replica does not report metrics."""
     samples = replica.server.metrics()
     requests = sum(sample.value for sample in samples if sample.name == _DONE)
     return Counters(requests, lower_tier_hits(samples), replica.server.cpu_s())
@@ -63,7 +64,7 @@ def read_counters(replica: EngineReplica) -> Counters:
 
 @contextmanager
 def replicas(model: Path, traffic: Traffic, scratch: Path) -> Iterator[list[EngineReplica]]:
-    """All of them, healthy. Raises ServerFailed."""
+    """Start the replicas and yield them when all are healthy. Raises ServerFailed."""
     with ExitStack() as stack:
         made = []
         for number in range(REPLICAS):
@@ -78,11 +79,11 @@ def replicas(model: Path, traffic: Traffic, scratch: Path) -> Iterator[list[Engi
 def settings(
     model: Path, traffic: Traffic, scratch: Path, number: int, ports: tuple[int, int]
 ) -> ServerSettings:
-    """Of replica `number`; `ports` are those of its events and of their replay."""
+    """Return the settings of replica `number`; `ports` are those of its events and their replay."""
     transfer = kvtier_transfer(traffic.ram_blocks * BLOCK_BYTES)
     transfer["kv_connector_extra_config"]["self_describing_kv_events"] = True
     events: dict[str, Any] = {"enable_kv_cache_events": True, "publisher": "zmq"}
-    # Only a wildcard is bound; anything else would be connected to, and nobody would hear.
+    # vLLM binds wildcard addresses only; to any other it would connect, and publish to nobody.
     events |= {"endpoint": f"tcp://*:{ports[0]}", "replay_endpoint": f"tcp://*:{ports[1]}"}
     return ServerSettings(
         model=model,
@@ -99,16 +100,16 @@ def settings(
 
 def _start(servers: Sequence[Server]) -> None:
     with ThreadPoolExecutor(len(servers)) as pool:
-        starts = [pool.submit(server.start, _nobody_is_told) for server in servers]
+        starts = [pool.submit(server.start, _ignore) for server in servers]
         try:
             for start in starts:
                 start.result()
         except BaseException:
-            # The others' threads wait for servers that need not come up any more.
+            # The other threads are still waiting for their servers, which are no longer needed.
             for server in servers:
                 server.stop()
             raise
 
 
-def _nobody_is_told(news: str) -> None:
-    """Steps belong to one thread."""
+def _ignore(news: str) -> None:
+    """Discard the progress of a server: `Steps` may be used by one thread only."""

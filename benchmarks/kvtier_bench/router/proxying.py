@@ -1,7 +1,7 @@
-"""`kvtier route` beside the field's router: CPU a request, latency, and many idle streams.
+"""`kvtier route` compared with `vllm-router`: CPU per request, latency, and many idle streams.
 
-One core for the router under load; rounds are interleaved, so that a busy machine is busy for
-everybody. The CPU is that of the router's whole process tree.
+The router under load has one core. Rounds are interleaved, so that a busy machine affects all
+routers alike. CPU time is that of a router's whole process tree.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ STREAMS: Final = 10_000
 _OWN: Final = (contest.ROUND_ROBIN, contest.DEFAULT)
 _REPLICAS: Final = 2
 _SPARE: Final = 200
-"""Descriptors that a router needs besides two for each stream."""
+"""File descriptors that a router needs besides two for each stream."""
 _PRIME_S: Final = 0.5
 _APART: Final = 10_000_000
-"""Numbers of requests, between the first of one load and the first of the next."""
+"""The distance between the request numbers of two loads, so that none repeats."""
 _STREAM_BYTES: Final = 100_000
 _ORDERS: Final = {
     WHOLE: LoadOrder(port=0, kind="whole", clients=16),
@@ -39,18 +39,18 @@ _CPU_TARGETS: Final = {WHOLE: Target("<=", 1.5), CHUNKS: Target("<=", 1)}
 
 
 class RoundSample(NamedTuple):
-    """One contestant in one round."""
+    """The load and the CPU time of one contestant in one round."""
 
     outcome: LoadOutcome
     cpu_s: float
 
 
 RoundSamples = Mapping[tuple[str, str], Sequence[RoundSample]]
-"""By pattern and contestant, one a round."""
+"""Samples by load pattern and contestant, one for each round."""
 
 
 class IdleStreams(NamedTuple):
-    """Many streams through one contestant."""
+    """The outcome of holding many idle streams open through one router."""
 
     outcome: LoadOutcome
     wanted: int
@@ -66,9 +66,9 @@ def measure_proxying(
     seconds: float = 2.0,
     streams: int = STREAMS,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows, and what is behind them. Logs of the routers stay in `scratch`.
+    """Return rows and the details behind them. Logs of the routers stay in `scratch`.
 
-    Takes 2 x contestants x rounds x (seconds + 0.5), and half a minute for idle streams.
+    Takes 2 x contestants x rounds x (seconds + 0.5) seconds, and half a minute for idle streams.
     """
     scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
     commands = contest.contestants(peer, scratch)
@@ -94,7 +94,7 @@ def _rounds(
         for pattern in _ORDERS:
             for name, router in targets.items():
                 steps.tell(f"round {turn + 1} of {rounds}, {pattern}: {name}")
-                # Not counted: it opens the connections that idled away while others were on.
+                # Uncounted: reopens connections that were closed while other contestants ran.
                 _sample(router, direct, pattern, _PRIME_S, first)
                 sample = _sample(router, direct, pattern, seconds, first + _APART)
                 found.setdefault((pattern, name), []).append(sample)
@@ -115,14 +115,14 @@ def _sample(
     )
     before_s = 0.0 if router is None else router.cpu_s()
     with LoadProcess(order) as load:
-        outcome = load.hear()
+        outcome = load.read_outcome()
     return RoundSample(outcome, 0.0 if router is None else router.cpu_s() - before_s)
 
 
 def _idle(
     commands: Mapping[str, Sequence[str]], ports: Sequence[int], scratch: Path, wanted: int
 ) -> dict[str, IdleStreams]:
-    """Each alone, freshly started: what earlier rounds left in memory would hide the growth."""
+    """Measure each router in a new process, since memory left by the rounds would hide growth."""
     found = {}
     for name in (contest.DEFAULT, contest.PEER_CACHE_AWARE):
         if name not in commands:
@@ -135,7 +135,7 @@ def _idle(
 
 
 def _allowed(process: subprocess.Popen[bytes], wanted: int) -> int:
-    """Streams that the limit of open files, two for each, allows once it is as high as may be."""
+    """Raise the limit of open files, and return how many streams, of two files each, it allows."""
     needed = 2 * wanted + _SPARE
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     with contextlib.suppress(PermissionError):  # beyond the hard limit only root may
@@ -148,18 +148,21 @@ def _allowed(process: subprocess.Popen[bytes], wanted: int) -> int:
 def _hold(router: RunningRouter, streams: int) -> IdleStreams:
     before = router.resident_bytes()
     with LoadProcess(LoadOrder(port=router.port, kind="idle", clients=streams)) as load:
-        load.hear()
+        load.read_outcome()
         MonotonicClock().sleep(2)
         grown = router.resident_bytes() - before
-        load.go_on()
-        return IdleStreams(load.hear(), streams, grown)
+        load.end_streams()
+        return IdleStreams(load.read_outcome(), streams, grown)
 
 
 # -- rows ----------------------------------------------------------------------------------
 
 
 def rows(samples: RoundSamples) -> list[Row]:
-    """CPU and latency of everyone; ours judged against the peer's cache_aware."""
+    """Return CPU, latency and errors of all contestants.
+
+    The CPU target of kvtier is relative to the peer's `cache_aware`.
+    """
     found = []
     for pattern in _ORDERS:
         names = [name for one, name in samples if one == pattern and name != DIRECT]
@@ -184,7 +187,7 @@ def rows(samples: RoundSamples) -> list[Row]:
 
 
 def _added(samples: RoundSamples, pattern: str, name: str) -> Row:
-    """In the median of rounds, each against direct in the same round."""
+    """Return the latency that a router adds to direct requests of the same round, as a median."""
     pairs = zip(samples[pattern, name], samples[pattern, DIRECT], strict=True)
     added = [(one.outcome.p50_s - direct.outcome.p50_s) * 1e3 for one, direct in pairs]
     judged = pattern == CHUNKS and name in _OWN
@@ -203,7 +206,7 @@ def _added(samples: RoundSamples, pattern: str, name: str) -> Row:
 
 
 def _wrong(samples: RoundSamples) -> list[Row]:
-    """Of everyone: who answers wrongly is not to be praised for speed."""
+    """Return the failed and wrong answers of every contestant: speed counts only without them."""
     found = []
     for name in dict.fromkeys(name for _, name in samples):
         taken = [samples[key] for key in samples if key[1] == name]
@@ -222,7 +225,7 @@ def _wrong(samples: RoundSamples) -> list[Row]:
 
 
 def idle_rows(idle: Mapping[str, IdleStreams]) -> list[Row]:
-    """Errors, and memory a stream."""
+    """Return the errors of idle streams and the memory for each stream."""
     found = []
     for name, one in idle.items():
         ours = name == contest.DEFAULT

@@ -1,8 +1,9 @@
-"""Replicas that cost next to nothing, so that what is measured is the router before them.
+"""Stub replicas that use almost no CPU, so that the router before them is what is measured.
 
-A process of its own: `python -m kvtier_bench.router.replica COUNT` listens on that many free
-ports of loopback, prints them in one line, and serves until its standard input ends. It speaks
-as much HTTP as is needed: requests with a content-length, one after another on a connection.
+They run in a process of their own: `python -m kvtier_bench.router.replica COUNT [--chunked]`
+listens on that many free ports of loopback, prints them in one line, and serves until its standard
+input ends. Of HTTP they support what is needed: requests with a content-length, one after another
+on a connection; with `--chunked` also chunked bodies, which Envoy sends in full-duplex mode.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ _CHUNKED: Final = b"transfer-encoding: chunked\r\n"
 
 
 def run_in_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
-    """To its end. As `asyncio.run`."""
+    """Run `main` as `asyncio.run` does, in a uvloop if that is installed."""
     try:
         import uvloop
     except ImportError:
@@ -46,7 +47,7 @@ def run_in_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 class StubReplica(asyncio.Protocol):
-    """One connection."""
+    """One connection to a stub replica."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -54,17 +55,17 @@ class StubReplica(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        # uvloop's transports are no asyncio.Transport by inheritance.
+        """Keep the transport, to write answers to it."""
+        # uvloop's transports do not inherit from asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, reason: Exception | None) -> None:
-        """See asyncio.Protocol."""
+        """Stop the stream that is being sent."""
         if self._timer is not None:
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
+        """Answer a request once all of it has arrived."""
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -111,13 +112,13 @@ class StubReplica(asyncio.Protocol):
             return
         self._transport.write(framed)
         if number + 1 < last:
-            # By the plan and not by the last chunk: delays do not add up.
+            # Due times follow from the first chunk's, so that delays do not add up.
             due_s += answers.BETWEEN_S
             self._timer = self._loop.call_at(due_s, self._chunk, found, number + 1, last, due_s)
 
 
 def content_length(head: bytes) -> int:
-    """Of a request's or an answer's head; 0 where there is none."""
+    """Return the content-length in the head of a request or an answer; 0 without one."""
     start = head.lower().find(_LENGTH)
     if start < 0:
         return 0
@@ -125,14 +126,14 @@ def content_length(head: bytes) -> int:
 
 
 class ChunkedStubReplica(StubReplica):
-    """One connection; what comes in chunks is handed on with its length."""
+    """One connection to a stub replica that also accepts chunked request bodies."""
 
     def __init__(self) -> None:
         super().__init__()
         self._raw = b""
 
     def data_received(self, data: bytes) -> None:
-        """Whole requests only."""
+        """Pass each complete request on, a chunked body joined and with its content-length."""
         self._raw += data
         while self._raw:
             end = self._raw.find(b"\r\n\r\n") + 4
@@ -156,7 +157,10 @@ class ChunkedStubReplica(StubReplica):
 
 
 def unchunked(raw: bytes) -> tuple[bytes, int] | None:
-    """The body and the bytes that it took; None while it is not whole. Trailers are not known."""
+    """Return a chunked body and its encoded length; None while it is incomplete.
+
+    Trailers are not supported.
+    """
     pieces: list[bytes] = []
     at = 0
     while (end := raw.find(b"\r\n", at)) >= 0:

@@ -1,8 +1,10 @@
-"""The same choosing as in production before 64 simulated replicas: who lands where, how soon.
+"""A simulation of 64 replicas in virtual time, in which every routing profile makes real decisions.
 
-Every profile is asked about the same sessions on virtual time; indexes, scorers and pickers are
-the real ones. A session asks its next turn only when the last has been answered, so a profile
-that serves faster is asked sooner. The same seed gives the same numbers.
+Every profile gets the same sessions; its indexes, scorers and pickers are those of production. A
+session sends its next turn only after the last was answered, so a profile that serves faster gets
+requests sooner. The profiles are the files of `examples/router` and the routing strategies, all
+with estimated indexes, as for replicas that publish no events. The same seed gives the same
+numbers.
 """
 
 import heapq
@@ -31,7 +33,7 @@ _SCRAPE_S: Final = 0.5
 _JUDGED: Final = "expected-ttft"
 _MODEL: Final = "m"
 Policy = Callable[[Sequence[Endpoint]], Profile]
-"""Makes a profile that has seen nothing yet, for these endpoints."""
+"""Makes a new profile for these replicas."""
 
 _STRATEGIES: Final = (
     "round-robin",
@@ -50,22 +52,23 @@ _FILES: Final = {
 
 
 class SimulationResult(NamedTuple):
-    """Of one profile over the whole trace."""
+    """The results of one profile over the whole trace."""
 
     ttft_s: list[float]
-    """In order."""
+    """Times to first token, sorted."""
     prompt_tokens: int
     device_tokens: int
+    """Prompt tokens found on the device."""
     ram_tokens: int
-    """Of the prompts' tokens, found there; in RAM, those that the device did not have."""
+    """Prompt tokens found in RAM and not on the device."""
 
     @property
     def mean_s(self) -> float:
-        """To the first token."""
+        """The mean time to first token."""
         return sum(self.ttft_s) / len(self.ttft_s)
 
     def quantile_s(self, share: float) -> float:
-        """To the first token."""
+        """Return a quantile of the times to first token."""
         return self.ttft_s[min(len(self.ttft_s) - 1, int(len(self.ttft_s) * share))]
 
 
@@ -77,7 +80,7 @@ def measure_sim(
     shape: TraceShape | None = None,
     replicas: int = REPLICAS,
 ) -> tuple[list[Row], dict[str, Any], Table]:
-    """Rows, the numbers behind them, and all in one table."""
+    """Return rows, details, and a table of all profiles."""
     shape = shape or TraceShape()
     sessions = list(make_sessions(shape, seed))
     words = Words()
@@ -91,7 +94,7 @@ def measure_sim(
 
 
 class Simulation:
-    """One profile, once."""
+    """One run of the trace with one profile."""
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class Simulation:
         self._prompt_tokens = self._device_tokens = self._ram_tokens = 0
 
     def run(self) -> SimulationResult:
-        """To the end of the last session."""
+        """Run until the last session has ended."""
         for session in self._sessions:
             self._at(session.begins_s, self._send, session, 0)
         self._at(0.0, self._scrape)
@@ -183,7 +186,7 @@ class Simulation:
         replica.endpoint.in_flight_tokens -= job.tokens
         self._left -= 1
         session = self._sessions[job.session]
-        # A turn has one segment more than the one before, and the first has two.
+        # The first turn has two segments, and each later one has one more than the turn before.
         following = len(job.turn.segments) - 1
         if following < len(session.turns):
             self._at(now_s + job.turn.pause_s, self._send, session, following)
@@ -191,7 +194,7 @@ class Simulation:
 
 
 def sim_rows(results: Mapping[str, SimulationResult]) -> list[Row]:
-    """Of each profile; expected-ttft has to be better than every other."""
+    """Return the rows of each profile; the target of expected-ttft is to beat every other one."""
     others = [result for name, result in results.items() if not name.startswith(_JUDGED)]
     found = []
     for name, result in results.items():
@@ -216,7 +219,7 @@ def sim_rows(results: Mapping[str, SimulationResult]) -> list[Row]:
 
 
 def table(results: Mapping[str, SimulationResult]) -> Table:
-    """One line a profile."""
+    """Return a table with one line for each profile."""
     shown = Table("profile", title="Simulated replicas, sessions of several turns")
     for column in ("device hits", "RAM hits", "mean TTFT", "p50", "p99"):
         shown.add_column(column, justify="right")
@@ -232,7 +235,10 @@ def table(results: Mapping[str, SimulationResult]) -> Table:
 
 
 def policies(examples: Path) -> dict[str, Policy]:
-    """By name. `examples` holds the configurations. Raises InvalidSettings."""
+    """Return what makes each profile, by name; read configurations in the folder `examples`.
+
+    Raises InvalidSettings.
+    """
     found: dict[str, Policy] = {name: _strategy(name) for name in _STRATEGIES}
     for name, file in _FILES.items():
         found[name] = _file(read_configuration(str(examples / file)))
@@ -262,7 +268,7 @@ def _file(configuration: Configuration) -> Policy:
 
 
 def _size(index: EstimatedIndex, endpoints: Sequence[Endpoint]) -> None:
-    """As a scrape of their metrics would."""
+    """Set the index's sizes to those that the replicas' metrics report."""
     for endpoint in endpoints:
         for tier, size in endpoint.load.tiers.items():
             index.resize(endpoint.name, tier, size.capacity_tokens)

@@ -1,10 +1,11 @@
-"""One simulated replica: a queue, one prefill after another, two tiers, all on virtual time.
+"""A simulated replica in virtual time: a queue, one prefill at a time, and two tiers.
 
-What is modelled: prompts wait until their KV cache fits, missing tokens are computed at a fixed
-rate one prompt after another, tokens of the RAM tier are loaded instead at another rate, all that
-have their first token decode together. What is not: the stretch of decoding while others are in
-prefill, and chunks of several prompts in one step.
-Invariant: what a tier holds of a prompt are its leading segments; the last leave first.
+Modeled: prompts wait until their KV cache fits; missing tokens are computed at a fixed rate, one
+prompt after another; tokens found in RAM are loaded at another rate; all requests that have their
+first token decode together. Not modeled: the slowdown of decoding during prefills, and steps with
+chunks of several prompts.
+
+Invariant: a tier has leading segments of a prompt; the last segments are evicted first.
 """
 
 from collections import OrderedDict, deque
@@ -19,20 +20,20 @@ RAM: Final = "ram"
 
 
 class Rates(NamedTuple):
-    """Of every replica. An 8B model on one accelerator, roughly."""
+    """Sizes and speeds of a replica, roughly those of an 8B model on one accelerator."""
 
     device_tokens: int = 150_000
     ram_tokens: int = 650_000
     prefill_tokens_per_s: float = 10_000.0
     load_tokens_per_s: float = 150_000.0
     step_s: float = 0.015
-    """One token for everybody that decodes."""
+    """Time of one step, which decodes one token of every running request."""
     chunk_tokens: int = 2048
-    """Of prefill that go with one step."""
+    """Prefill tokens in one step."""
 
 
 class Holding:
-    """Segments in one tier, the least recently used first; a size for each."""
+    """The segments in one tier and their sizes, least recently used first."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -40,7 +41,7 @@ class Holding:
         self._used = 0
 
     def prefix(self, turn: SessionTurn) -> int:
-        """Leading tokens of the prompt that are held."""
+        """Return how many leading tokens of the prompt the tier has."""
         total = 0
         for name, size in zip(turn.segments, turn.sizes, strict=True):
             held = self._held.get(name, 0)
@@ -50,7 +51,7 @@ class Holding:
         return total
 
     def hold(self, turn: SessionTurn, sizes: Sequence[int]) -> None:
-        """All of the prompt, the end of it least recently used."""
+        """Add the whole prompt, its end least recently used, and evict segments to make room."""
         for name, size in zip(reversed(turn.segments), reversed(sizes), strict=True):
             known = self._held.pop(name, 0)
             self._held[name] = max(known, size)
@@ -58,40 +59,42 @@ class Holding:
         self.shrink(0)
 
     def shrink(self, taken: int) -> None:
-        """Down to what `taken` tokens of the capacity leave."""
+        """Evict until the segments and `taken` further tokens fit into the capacity."""
         while self._held and self._used + taken > self._capacity:
             self._used -= self._held.popitem(last=False)[1]
 
 
 class Job(NamedTuple):
-    """A request at a replica."""
+    """A request that a replica is to serve."""
 
     session: int
     turn: SessionTurn
     sent_s: float
     expected_tokens: int
-    """That were expected to be missing when it was sent."""
+    """The missing tokens that the router expected when it sent the request."""
 
     @property
     def tokens(self) -> int:
-        """That it takes of the device while it runs."""
+        """The tokens that it occupies on the device while it runs."""
         return self.turn.tokens + self.turn.answer_tokens
 
 
 class Started(NamedTuple):
-    """A prefill that has begun."""
+    """A prefill that has started."""
 
     job: Job
     first_s: float
-    """When its first token is there."""
+    """The time of its first token."""
     done_s: float
+    """The time of its last token."""
     device_tokens: int
+    """Prompt tokens found on the device."""
     ram_tokens: int
-    """Found in the two tiers; in RAM, those that the device did not have."""
+    """Prompt tokens found in RAM and not on the device."""
 
 
 class SimulatedReplica:
-    """What is true of it; `endpoint` is what the router knows."""
+    """The true state of a replica; `endpoint` is what the router knows."""
 
     def __init__(self, name: str, rates: Rates) -> None:
         self.rates = rates
@@ -107,7 +110,7 @@ class SimulatedReplica:
         self.report(0.0)
 
     def report(self, now_s: float) -> None:
-        """As a scrape of its metrics finds it."""
+        """Update the endpoint's load, as a scrape of the replica's metrics does."""
         rates = self.rates
         tiers = {
             DEVICE: ReplicaTier(capacity_tokens=rates.device_tokens),
@@ -126,7 +129,7 @@ class SimulatedReplica:
         )
 
     def start(self, now_s: float) -> Started | None:
-        """The next prefill, where there is one, nothing else is in prefill, and it fits."""
+        """Start the next prefill; None if none waits, another one runs, or it does not fit."""
         if self.prefilling or not self.waiting:
             return None
         job = self.waiting[0]
@@ -148,7 +151,7 @@ class SimulatedReplica:
         return Started(job, first_s, done_s, on_device, from_ram)
 
     def finish(self, job: Job) -> None:
-        """It has its answer; its prompt and answer are held from now on."""
+        """Complete a request, and add its prompt and answer to both tiers."""
         self.running -= 1
         self._taken -= job.tokens
         turn = job.turn

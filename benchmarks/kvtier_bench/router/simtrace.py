@@ -1,8 +1,7 @@
-"""The trace of the simulated fleet: sessions of several turns, each turn longer than the last.
+"""The trace of the simulation: sessions of several turns, whose prompts grow from turn to turn.
 
-A prompt is a row of segments: the system prompt that many sessions share, then for each turn
-what was asked and answered before. What a replica holds is a number of leading segments.
-Seeded: the same seed makes the same trace.
+A prompt is a sequence of segments: the system prompt that many sessions share, then the questions
+and answers of the session so far. The same seed gives the same trace.
 """
 
 from collections.abc import Iterator
@@ -16,46 +15,46 @@ from kvtier.index.fleet.prompt import Numbers
 _VOCABULARY: Final = np.uint32(128_000)
 
 Segment = tuple[int, ...]
-"""Its name: (group,) of a system prompt, (group, session, turn) of a turn."""
+"""The name of a segment: (group,) for a system prompt, (group, session, turn) for a turn."""
 
 
 class TraceShape(NamedTuple):
-    """Of a trace."""
+    """The parameters of a trace; pairs are ranges."""
 
     sessions: int = 1200
     groups: int = 60
-    """System prompts; the first are the most frequent."""
+    """The number of system prompts; the first are the most frequent."""
     system_tokens: int = 4000
     first_tokens: tuple[int, int] = (2000, 14_000)
-    """What a session begins with, from and to: a document, mostly."""
+    """The length of a session's first question, which mostly is a document."""
     turn_tokens: tuple[int, int] = (100, 600)
     answer_tokens: tuple[int, int] = (50, 300)
     turns: tuple[int, int] = (3, 9)
     arrivals_s: float = 80.0
-    """In which all sessions begin."""
+    """The period in which all sessions begin."""
     think_s: float = 20.0
-    """Mean, between an answer and the next turn."""
+    """The mean time between an answer and the next turn."""
 
 
 class SessionTurn(NamedTuple):
     """One request of a session."""
 
     segments: tuple[Segment, ...]
-    """Of its prompt."""
+    """The segments of its prompt."""
     sizes: tuple[int, ...]
-    """Of the segments, in tokens."""
+    """The lengths of the segments in tokens."""
     answer_tokens: int
     pause_s: float
-    """After the answer, to the next turn."""
+    """The time from the answer to the next turn."""
 
     @property
     def tokens(self) -> int:
-        """Of the prompt."""
+        """The length of the prompt in tokens."""
         return sum(self.sizes)
 
 
 class SimulatedSession(NamedTuple):
-    """Turns, each asked once the one before has been answered."""
+    """A sequence of turns, each sent some time after the answer to the one before."""
 
     number: int
     begins_s: float
@@ -63,7 +62,7 @@ class SimulatedSession(NamedTuple):
 
 
 def make_sessions(shape: TraceShape, seed: int) -> Iterator[SimulatedSession]:
-    """All of them, in no order of time."""
+    """Yield the sessions of a trace, which are not ordered by time."""
     random = seeded(seed)
     weights = [1 / (1 + number) for number in range(shape.groups)]
     for number in range(shape.sessions):
@@ -78,19 +77,19 @@ def make_sessions(shape: TraceShape, seed: int) -> Iterator[SimulatedSession]:
             sizes.append(asked)
             pause_s = random.expovariate(1 / shape.think_s)
             turns.append(SessionTurn(tuple(segments), tuple(sizes), answered, pause_s))
-            # The next prompt holds this answer as well, and the device held it as it was made.
+            # The next prompt contains this answer too, whose blocks the device already has.
             sizes[-1] += answered
         yield SimulatedSession(number, random.uniform(0, shape.arrivals_s), turns)
 
 
 class Words:
-    """Token ids of segments, made once and kept: prompts that share a segment share its ids."""
+    """The token ids of segments; prompts that share a segment share its ids."""
 
     def __init__(self) -> None:
         self._of: dict[Segment, Numbers] = {}
 
     def prompt(self, turn: SessionTurn) -> Numbers:
-        """The whole prompt's."""
+        """Return the token ids of a turn's whole prompt."""
         return np.concatenate(
             [
                 self._segment(name, size)
@@ -101,7 +100,7 @@ class Words:
     def _segment(self, name: Segment, size: int) -> Numbers:
         known = self._of.get(name)
         if known is None or len(known) < size:
-            # A segment that grew by its answer begins as it did.
+            # A segment that grows by its answer keeps its beginning.
             words = seeded(_number(name)).randbytes(4 * size)
             known = np.frombuffer(words, dtype="<u4") % _VOCABULARY
             self._of[name] = known
@@ -109,7 +108,7 @@ class Words:
 
 
 def _number(name: Segment) -> int:
-    """Another for each name; turns and sessions are fewer than a million."""
+    """Return a number unique to the name, given fewer than a million turns and sessions."""
     number = len(name)
     for part in name:
         number = number * 1_000_003 + part

@@ -1,7 +1,7 @@
-"""`python -m kvtier_bench router`: the router's parts, one after another, into one report.
+"""The suite behind `python -m kvtier_bench router`: its parts, one after another, in one report.
 
-Parts are chosen by name, so that the one that has changed can be measured alone. What a part
-needs and does not find (Envoy, an engine) leaves it out, and it says so.
+Parts are selected by name, so that a changed one can be measured alone. A part whose requirement
+(Envoy, an engine, a model) is missing is skipped with a message.
 """
 
 import importlib.util
@@ -32,12 +32,12 @@ TRAFFIC: Final = Path("benchmarks/workloads/replicas.yaml")
 
 
 class RouterSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """Where things are, and how much is measured."""
+    """The paths of programs and files, and the amount of measuring."""
 
     scratch: Path
-    """Takes the logs of routers and engines."""
+    """The folder for the logs of routers and engines."""
     examples: Path
-    """Configurations for the simulation and for real replicas."""
+    """The folder of the router configurations for the simulation and for real replicas."""
     peer: Path = PEER
     envoy: Path = ENVOY
     model: Path = MODEL
@@ -48,7 +48,7 @@ class RouterSetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Found = tuple[list[Row], Any]
-"""A part's rows and what is behind them."""
+"""The rows of a part and the details behind them."""
 Keep = Callable[[Found], None]
 
 
@@ -59,7 +59,7 @@ def run(
     *,
     parts: Sequence[str] = PARTS,
 ) -> list[Row]:
-    """Measure, print and write the report after each part, so that a run cut off keeps some."""
+    """Measure the parts, print their rows, and write the report anew after each part."""
     steps = Steps(console, sum(_STEPS[part](setting) for part in parts))
     measured = _Measured(json_path)
     for part in parts:
@@ -70,14 +70,14 @@ def run(
 
 
 class _Measured:
-    """Grows; the file has it all after every `keep`."""
+    """The rows and details so far, written to the report after every `keep`."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._parts: dict[str, Found] = {}
 
     def keep(self, part: str, found: Found) -> None:
-        """What there is of a part; takes the place of what there was of it."""
+        """Replace the rows and details of a part, and write the report."""
         self._parts[part] = found
         if self._path is not None:
             details = {name: each for name, (_, each) in self._parts.items() if each is not None}
@@ -85,7 +85,7 @@ class _Measured:
 
     @property
     def rows(self) -> list[Row]:
-        """Of all parts, in their order."""
+        """The rows of all parts, in the order of the parts."""
         return [row for rows, _ in self._parts.values() for row in rows]
 
 
@@ -101,7 +101,7 @@ def _http(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
 
 def _epp(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     if not setting.envoy.exists():
-        return _left_out(steps, "the picker", f"there is no {setting.envoy}")
+        return _skip(steps, "the picker", f"there is no {setting.envoy}")
     with steps.step("the picker behind Envoy"):
         return measure_epp(str(setting.envoy), rounds=setting.rounds), None
 
@@ -119,9 +119,9 @@ def _sim(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
 
 def _engines(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     if not setting.model.exists():
-        return _left_out(steps, "real replicas", f"there is no {setting.model}")
+        return _skip(steps, "real replicas", f"there is no {setting.model}")
     if importlib.util.find_spec("vllm") is None:
-        return _left_out(steps, "real replicas", "vLLM is not installed")
+        return _skip(steps, "real replicas", "vLLM is not installed")
     plan = engines.RouterPlan(
         model=setting.model,
         traffic=read_as(Traffic, setting.traffic),
@@ -135,8 +135,8 @@ def _engines(setting: RouterSetting, steps: Steps, keep: Keep) -> Found:
     return engines.measure_engines(plan, encode, decode, steps, keep)
 
 
-def _left_out(steps: Steps, what: str, why: str) -> Found:
-    with steps.step(f"{what}: left out, {why}"):
+def _skip(steps: Steps, what: str, why: str) -> Found:
+    with steps.step(f"{what}: skipped, {why}"):
         return [], None
 
 

@@ -1,11 +1,12 @@
-"""Requests that arrive by themselves: what is asked, in whose words, and when.
+"""Open-loop traffic: prompts that share prefixes, their arrival times, and the sending client.
 
-Open loop: a request comes when its time has come, however many others wait. So a choice that
-makes a queue is felt by everybody behind it, which a client that waits for its answer hides.
+A request is sent when it is due, however many others are still in flight. So a queue that a
+router's choice creates delays all requests behind it, which closed-loop clients would hide.
 
-Invariants: the same traffic and seed give the same groups, questions and moments; texts of two
-editions share no block, and differ in nothing else; two texts of one edition share a group's
-prefix or nothing.
+Invariants: the same traffic and seed give the same groups, questions and arrival times; prompts of
+two editions share no block, and differ only in their opening; two prompts of one edition share
+their group's prefix or nothing. A time to first token counts from the moment the request was due,
+so that a client that falls behind hides nothing. A request that fails does not end the run.
 """
 
 from collections.abc import Sequence
@@ -20,48 +21,48 @@ from kvtier_bench.client import CompletionResult, RequestFailed, ServerAddress, 
 from kvtier_bench.workload import Decode, Encode, Workload, build_prompts
 
 _EDITIONS: Final = 9_000
-"""Numbers of one width, so that every edition's prompts are equally long."""
+"""The number of editions; their numbers have equal widths, so that prompts have equal lengths."""
 
 
 class Traffic(Workload, frozen=True, kw_only=True):
-    """A shared-prefix workload before several replicas. `device_blocks` is of each of them."""
+    """A shared-prefix workload for several replicas; `device_blocks` is the size of each."""
 
     busy_percent: int
-    """How fast requests come, of what the replicas could do at best; see `capacity`."""
+    """The arrival rate in percent of the replicas' measured capacity."""
     ram_blocks: int
-    """Of each replica: what the tier below the device holds."""
+    """The number of blocks in the RAM tier of each replica."""
 
 
 class Arrival(NamedTuple):
-    """One request. `due_s` counts from the start of the run."""
+    """One request, due `due_s` seconds after the start of the run."""
 
     group: int
     question: int
     due_s: float
     text: str
     tokens: int
-    """How long the model sees it."""
+    """The length of the prompt in tokens."""
 
     @property
     def label(self) -> str:
-        """Names the request in every run alike."""
+        """The name of the request, the same in every run."""
         return f"{self.group}/{self.question}"
 
 
 class Schedule:
-    """One run's requests, for as many contestants as there are."""
+    """The requests of one round, which every contestant gets in an edition of its own."""
 
     def __init__(
         self, traffic: Traffic, encode: Encode, decode: Decode, seed: int, per_minute: float
     ) -> None:
-        """Raises InvalidSettings where the corpus is too short for the workload."""
+        """Raise InvalidSettings if the corpus is too short for the workload."""
         self._encode = encode
         self._prompts = build_prompts(traffic, encode, seed)
         self._bodies = [decode(prompt.tokens) for prompt in self._prompts]
         self._due_s = arrivals_s(len(self._prompts), per_minute, seed)
 
     def edition(self, number: int) -> list[Arrival]:
-        """The same requests in the words of an edition of their own, in order of arrival."""
+        """Return the requests with the openings of edition `number`, in order of arrival."""
         arrivals = []
         for prompt, due_s, body in zip(self._prompts, self._due_s, self._bodies, strict=True):
             text = opening(number, prompt.group) + body
@@ -70,17 +71,20 @@ class Schedule:
 
 
 def opening(edition: int, group: int) -> str:
-    """The first words of a prompt: nobody else's. Raises InvalidSettings: too many editions."""
+    """Return the first words of a prompt, unique to edition and group.
+
+    Raises InvalidSettings for an edition beyond the last.
+    """
     if not 0 <= edition < _EDITIONS:
-        raise InvalidSettings(f"edition {edition} of {_EDITIONS}: measure fewer rounds")
+        raise InvalidSettings(f"only {_EDITIONS} editions, not {edition}: measure fewer rounds")
     return f"Edition {edition + 1_000}, volume {group + 100}.\n\n"
 
 
 def arrivals_s(count: int, per_minute: float, seed: int) -> Sequence[float]:
-    """Seconds from the start.
+    """Return the arrival times in seconds from the start of the run.
 
-    Gaps are exponential, as of many clients that know nothing of each other, and scaled so that
-    the last comes when it has to by the rate: no round is by chance a busier one.
+    Gaps are exponential, as with many independent clients. They are scaled so that the last request
+    arrives exactly when the rate says, and no round is busier than another by chance.
     """
     random = seeded(seed)
     gaps = [random.expovariate(1.0) for _ in range(count)]
@@ -93,12 +97,12 @@ def arrivals_s(count: int, per_minute: float, seed: int) -> Sequence[float]:
 
 
 class ArrivalResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one request."""
+    """The answer to one request, or the error that it ended with."""
 
     label: str
     due_s: float
     late_s: float
-    """It was sent so long after it was due; its times count that as well."""
+    """The delay between the due time and sending. The latencies of `completion` include it."""
     completion: CompletionResult | None = None
     error: str = ""
 
@@ -109,7 +113,7 @@ def send(
     output_len: int,
     clock: Clock | None = None,
 ) -> list[ArrivalResult]:
-    """All of them, in order of arrival; blocks until the last is answered."""
+    """Send each request when it is due; return all results in order of arrival."""
     clock = clock or MonotonicClock()
     started_s = clock.now_s()
 
@@ -125,7 +129,7 @@ def send(
         )
         return msgspec.structs.replace(answer, completion=felt)
 
-    # One thread a request: none waits for a thread that waits for an answer.
+    # One thread for each request, so that none waits for another one's answer.
     with ThreadPoolExecutor(max(1, len(arrivals)), thread_name_prefix="bench-client") as pool:
         pending = []
         for arrival in arrivals:

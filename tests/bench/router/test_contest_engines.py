@@ -2,7 +2,7 @@ from pathlib import Path
 
 from kvtier_bench.client import ServerAddress
 from kvtier_bench.router import contest
-from kvtier_bench.router.contest import OTHERS, OURS, PROFILE, TIERED, fronts
+from kvtier_bench.router.contest import OTHERS, OURS, PROFILE, TIERED, commands_before_engines
 from kvtier_bench.router.pair import EngineReplica, settings
 from kvtier_bench.server import Server
 from tests.bench.router.test_traffic import small
@@ -22,7 +22,9 @@ def two(scratch: Path) -> list[EngineReplica]:
 def test_everybody_has_the_same_replicas(tmp_path: Path) -> None:
     peer = tmp_path / "vllm-router"
     peer.touch()
-    commands = fronts(two(tmp_path), Path("model"), peer=peer, examples=EXAMPLES, scratch=tmp_path)
+    commands = commands_before_engines(
+        two(tmp_path), Path("model"), peer=peer, examples=EXAMPLES, scratch=tmp_path
+    )
     assert list(commands) == [*OURS, *OTHERS]
     for name, command in commands.items():
         text = " ".join(command)
@@ -35,7 +37,9 @@ def test_everybody_has_the_same_replicas(tmp_path: Path) -> None:
 def test_who_follows_events_is_told_where(tmp_path: Path) -> None:
     peer = tmp_path / "vllm-router"
     peer.touch()
-    commands = fronts(two(tmp_path), Path("model"), peer=peer, examples=EXAMPLES, scratch=tmp_path)
+    commands = commands_before_engines(
+        two(tmp_path), Path("model"), peer=peer, examples=EXAMPLES, scratch=tmp_path
+    )
     told = {name for name, command in commands.items() if "tcp://h:1" in " ".join(command)}
     assert told == {contest.DEFAULT, contest.PEER_KV_AWARE}
     theirs = commands[contest.PEER_KV_AWARE]
@@ -49,7 +53,7 @@ def test_who_follows_events_is_told_where(tmp_path: Path) -> None:
 
 
 def test_without_the_peer_kvtier_is_measured_alone(tmp_path: Path) -> None:
-    commands = fronts(
+    commands = commands_before_engines(
         two(tmp_path), Path("model"), peer=tmp_path / "none", examples=EXAMPLES, scratch=tmp_path
     )
     assert list(commands) == [*OURS, contest.ROUND_ROBIN]

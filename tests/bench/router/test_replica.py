@@ -20,13 +20,13 @@ def test_every_kind_is_answered_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -
     with contest.replicas(2) as ports:
         for kind in ("whole", "chunks"):
             with LoadProcess(LoadOrder(port=ports[1], kind=kind, clients=2, seconds=0.05)) as load:
-                outcome = load.hear()
+                outcome = load.read_outcome()
             assert outcome.requests >= 2, outcome
             assert (outcome.wrong, outcome.failed) == (0, 0), outcome
         with LoadProcess(LoadOrder(port=ports[0], kind="idle", clients=20)) as load:
-            assert load.hear().requests == 20
-            load.go_on()
-            assert load.hear().failed == 0
+            assert load.read_outcome().requests == 20
+            load.end_streams()
+            assert load.read_outcome().failed == 0
         url = f"http://127.0.0.1:{ports[0]}"
         assert b"num_requests_running" in urllib.request.urlopen(f"{url}/metrics").read()
         with pytest.raises(urllib.error.HTTPError, match="404"):
