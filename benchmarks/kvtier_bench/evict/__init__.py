@@ -1,4 +1,4 @@
-"""Bringing a tree of many small files under its bound: what it costs, and what it leaves."""
+"""Eviction from a tree of many small files: its cost, and the hit rate of later reads."""
 
 from kvtier_bench.evict.suite import FILES, run
 

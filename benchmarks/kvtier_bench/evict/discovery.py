@@ -1,11 +1,11 @@
-"""The rule of llm-d's PVC evictor, restated: crawlers find, one deleter removes, in that order.
+"""The rule of llm-d's PVC evictor: files are removed in the order in which crawlers discover them.
 
-Why here: a comparison needs the rule, not the program, which watches a volume for as long as it
-runs and knows its own layout only. What is kept of it: eight crawler processes that share the
-folders by the last hex digit of their names; a file whose access time is older than an hour goes
-into a queue of 10,000 for all; a crawler that finds it full waits 0.1 s and leaves that file for
-its next round; one deleter takes batches of 100, looks whether they exist, and hands them to
-`xargs -0 rm -f`. What differs: it ends when it has removed as many files as it was told to.
+The comparison needs the rule and not the program, which watches a volume as long as it runs and
+supports only its own layout. The same as there: eight crawler processes share the folders by the
+last hex digit of their names; they put files whose access time is older than an hour into a common
+queue of 10,000; a crawler that finds the queue full waits 0.1 s and leaves the file for its next
+round; one deleter takes batches of 100, checks that the files exist, and passes them to
+`xargs -0 rm -f`. Different from there: it ends after removing a given number of files.
 
     python -m kvtier_bench.evict.discovery FOLDER FILES
 """
@@ -33,7 +33,7 @@ _NOTHING_S: Final = 60.0
 
 
 def main() -> None:
-    """As the top says."""
+    """Remove FILES files below FOLDER."""
     folder, files = Path(sys.argv[1]), int(sys.argv[2])
     found: Queue[str] = multiprocessing.Queue(QUEUE_FILES)
     done = multiprocessing.Event()
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def crawl(folder: Path, part: int, found: "Queue[str]", done: Event) -> None:
-    """Rounds over one share of the folders until `done`."""
+    """Crawl one share of the folders, again and again, until `done` is set."""
     found.cancel_join_thread()
     clock = MonotonicClock()
     while not done.is_set():
@@ -76,7 +76,7 @@ def crawl(folder: Path, part: int, found: "Queue[str]", done: Event) -> None:
 
 
 def delete(found: "Queue[str]", files: int) -> None:
-    """Remove `files` of what is found, in batches. Raises queue.Empty where too few are old."""
+    """Remove `files` files of the queue in batches. Raises queue.Empty if too few are old."""
     left = files
     while left:
         batch = [found.get(timeout=_NOTHING_S) for _ in range(min(BATCH_FILES, left))]

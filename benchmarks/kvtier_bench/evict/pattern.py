@@ -1,7 +1,7 @@
-"""Who is read how often, and when: a Zipf law over the files of a tree, seeded.
+"""The read pattern: a seeded Zipf distribution over the files of a tree.
 
-Why: whom an evictor should keep is decided by what is read next. Reads before and after it come
-from the same law, so what readers told before says something about what they ask for later.
+An evictor is judged by the reads that follow. Reads before and after the eviction come from the
+same distribution, so that past reads predict later ones.
 """
 
 from typing import Final, NamedTuple
@@ -14,31 +14,31 @@ from kvtier.clock import seeded
 EXPONENT: Final = 1.0
 HISTORY_S: Final = 24 * 3600.0
 WINDOWS: Final = 240
-"""Journals that tell of the history: one for each six minutes."""
+"""The number of access journals in the history, one for each six minutes."""
 READS_PER_FILE: Final = 2
 
 Numbers = npt.NDArray[np.int64]
 
 
 class History(NamedTuple):
-    """What happened to each file before the evictor comes. Ages are seconds before that."""
+    """The writes and reads of each file before the eviction, as ages in seconds."""
 
     written_age_s: npt.NDArray[np.float64]
     read_age_s: npt.NDArray[np.float64]
-    """Of the last read; that of the writing where nobody read it."""
+    """The age of the last read, or of the write if the file was never read."""
     windows: list["Window"]
-    """Oldest first."""
+    """The periods of the journals, oldest first."""
 
 
 class Window(NamedTuple):
-    """Which files were read in a part of the history, each once, as one journal tells it."""
+    """The files that were read in one period of the history, as one journal lists them."""
 
     age_s: float
     files: Numbers
 
 
 class Pattern:
-    """Draws numbers of files; the same seed draws the same."""
+    """A random source of reads; the same seed gives the same reads."""
 
     def __init__(self, files: int, seed: int) -> None:
         self.files = files
@@ -48,18 +48,18 @@ class Pattern:
         numbers = list(range(files))
         self._random.shuffle(numbers)
         self.by_popularity: Numbers = np.array(numbers, dtype=np.int64)
-        """Most read first."""
+        """The numbers of the files, most popular first."""
 
     def draw(self, count: int) -> Numbers:
-        """The next `count` reads. 0.3 us each."""
+        """Return the files of the next `count` reads. Takes 0.3 us each."""
         ranks = np.searchsorted(self._cumulative, self._uniform(count))
         numbers: Numbers = self.by_popularity[np.minimum(ranks, self.files - 1)]
         return numbers
 
     def history(self, newest_age_s: float) -> History:
-        """Files written in random order over HISTORY_S, and reads of those already written.
+        """Return a history of HISTORY_S: writes in random order, and reads of written files.
 
-        The last window ends `newest_age_s` before now.
+        The last window ends `newest_age_s` seconds before now.
         """
         width_s = HISTORY_S / WINDOWS
         written_age_s = newest_age_s + width_s * 11 + self._uniform(self.files) * HISTORY_S

@@ -1,8 +1,8 @@
-"""Three ways to make room in a tree of many small files, one after another.
+"""Three ways to evict from a tree of many small files, measured one after another.
 
-kvtier brings the tree under its bound; `find -delete` removes as many files, which is the least
-that it can cost; the rule of llm-d's PVC evictor (`discovery`) removes as many. Each has a tree
-of its own, built from the same seed. Then the same readers go on reading: whom do they miss?
+kvtier brings the tree below its bound; `find -delete` removes as many files at the lowest possible
+cost; the rule of llm-d's PVC evictor (`discovery`) removes as many. Each gets an identical tree,
+built from the same seed. The hit rate of later reads then shows how well each chose.
 """
 
 import json
@@ -26,11 +26,11 @@ from kvtier_bench.rows import Row, Target, describe, measured, report, write_rep
 FILES: Final = 100_000
 KVTIER, FIND, DISCOVERY = "kvtier evict", "find -delete", "discovery order"
 _HIGH, _LOW = 0.7, 0.6
-"""Of what the files take up together."""
+"""The watermarks as shares of the size of all files."""
 _NEWEST_AGE_S: Final = 10.0
-"""Of the last reads: within the grace period."""
+"""The age of the last reads, which is within the grace period."""
 _TRACED_OF: Final = 10
-"""System calls are counted on a tree so much smaller: tracing is slow."""
+"""Tracing is slow, so system calls are counted on a tree that is smaller by this factor."""
 _VERIFIED: Final = 1000
 _NO_MORE: Final = Target("<=", 1)
 _NO_LESS: Final = Target(">=", 1)
@@ -38,22 +38,22 @@ _NONE: Final = Target("<=", 0)
 
 
 class EvictionResult(NamedTuple):
-    """Of one contestant."""
+    """The cost of one contestant, and the files that it left."""
 
     cost: CommandCost
     left: npt.NDArray[np.bool_]
     hit_rate: float
     calls: float | None
-    """System calls for each file that it removed."""
+    """System calls for each removed file; None without strace."""
 
     @property
     def removed(self) -> int:
-        """Files."""
+        """The number of removed files."""
         return int((~self.left).sum())
 
 
 class _Contest(NamedTuple):
-    """Who runs on what."""
+    """The size and the seed of the tree, and the folder it is built in."""
 
     scratch: Path
     files: int
@@ -68,10 +68,9 @@ def run(
     files: int = FILES,
     seed: int = 1,
 ) -> list[Row]:
-    """Measure, verify, print and write the report.
+    """Measure and verify, print the rows and write the report.
 
-    Needs 8 KiB and an inode of `scratch` for each file; leaves nothing there. About 0.6 ms of
-    time for each file.
+    Needs 8 KiB and an inode in `scratch` and about 0.6 ms for each file. Leaves `scratch` empty.
     """
     folder = scratch / f"evict-{unique_id()[:12]}"
     folder.mkdir(parents=True, mode=0o700)
@@ -138,7 +137,7 @@ def _measure(contest: _Contest, steps: Steps) -> tuple[dict[str, EvictionResult]
 
 
 def _build(contest: _Contest, steps: Steps) -> tuple[FileTree, Pattern, History]:
-    """The tree that a seed and a number of files make; it is the same each time."""
+    """Build the tree, which depends on the seed and the number of files only."""
     pattern = Pattern(contest.files, contest.seed)
     history = pattern.history(_NEWEST_AGE_S)
     tree = FileTree(contest.scratch / "tree", contest.files)
@@ -148,7 +147,7 @@ def _build(contest: _Contest, steps: Steps) -> tuple[FileTree, Pattern, History]
 
 
 def _command(name: str, tree: FileTree, files: int) -> Sequence[str]:
-    """What a contestant is started with. `files`: how many it removes."""
+    """Return the command of a contestant that is to remove `files` files."""
     if name == KVTIER:
         size = tree.files * FILE_BYTES
         bounds = ["--high", f"{int(size * _HIGH)}B", "--low", f"{int(size * _LOW)}B"]
@@ -161,7 +160,7 @@ def _command(name: str, tree: FileTree, files: int) -> Sequence[str]:
 
 
 def _check_kvtier(tree: FileTree, result: EvictionResult, history: History) -> list[Row]:
-    """That what should be there is there."""
+    """Return rows that check the files which kvtier left and those it reports as removed."""
     told = json.loads(result.cost.output)
     recent = history.windows[-1].files
     staying = np.flatnonzero(result.left)
@@ -193,16 +192,16 @@ def _check_kvtier(tree: FileTree, result: EvictionResult, history: History) -> l
             tree.damaged(chosen),
             "files",
             target=_NONE,
-            note=f"of {len(chosen)} looked at",
+            note=f"of {len(chosen)} checked",
         ),
     ]
 
 
 def compare(results: dict[str, EvictionResult]) -> list[Row]:
-    """kvtier against each of the others.
+    """Return rows that compare kvtier with each other contestant.
 
-    Only what is left is judged, not what it costs: `find` looks at nothing that it does not
-    remove, so it is the floor; whole folders are cheaper to empty than the coldest of each.
+    Only the hit rate has a target. Cost has none, because `find` inspects only what it removes, and
+    because emptying whole folders is cheaper than removing the coldest files of each.
     """
     own = results[KVTIER]
     rows = []

@@ -1,8 +1,8 @@
-"""A tree of many small segments as engines would leave it, and what is left of it later.
+"""A tree of many small segments, as engines leave it.
 
-Every file is whole: a header that verifies, a payload of one page, an inode of its own. Readers'
-journals say who was read when; access times say the same, for evictors that go by those, as if
-the mount kept them up exactly. Built again from the same seed it is the same tree.
+Every file is complete: a header that verifies, a payload of one page, and an inode of its own.
+Access journals record the reads; access times record the same reads exactly, for evictors that use
+those. The same seed gives the same tree.
 """
 
 import os
@@ -34,14 +34,14 @@ from kvtier_bench.evict.pattern import History, Numbers
 from kvtier_bench.micro import parts
 
 FILE_BYTES: Final = 2 * PAGE_BYTES
-"""A page of header and one of payload."""
+"""One page of header and one page of payload."""
 SPACE: Final = msgspec.structs.replace(parts.SPACE, model="bench", block_bytes=PAGE_BYTES)
-"""The benchmarks' own, with the size that a check of the files compares."""
+"""The key space of the benchmarks, with the block size that a check of the files compares."""
 _TOLD_EVERY: Final = 50_000
 
 
 def key_of(number: int) -> BlockKey:
-    """Of a file: a hash and group 0."""
+    """Return the key of file `number`, a hash and group 0."""
     return BlockKey(sha256(number.to_bytes(8, "big")).digest() + bytes(4))
 
 
@@ -55,7 +55,7 @@ class FileTree:
         self.blocks = root / self.folder / "blocks"
 
     def build(self, history: History, told: Callable[[int], None]) -> None:
-        """Write all of it. About 0.1 ms a file. `told` hears how many are done."""
+        """Write the tree, about 0.1 ms per file; call `told` with the number of files done."""
         store = PosixStore(self.root, direct="never")
         ensure_manifest(store, SPACE)
         store.close()
@@ -72,11 +72,11 @@ class FileTree:
         finally:
             os.close(root_fd)
         self._set_times(history)
-        os.sync()  # what follows would pay for it
+        os.sync()  # otherwise the measured command would wait for these writes
         self._tell_reads(history)
 
     def _set_times(self, history: History) -> None:
-        """Let the past have happened, counted from now."""
+        """Set the files' access and modification times according to the history."""
         now_s = wall_s()
         read_s, written_s = now_s - history.read_age_s, now_s - history.written_age_s
         root_fd = os.open(self.root / self.folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -86,7 +86,7 @@ class FileTree:
         os.close(root_fd)
 
     def _tell_reads(self, history: History) -> None:
-        """Journals as readers leave them."""
+        """Write the access journals, as readers do."""
         access = self.root / self.folder / "access"
         access.mkdir(mode=0o700)
         now_s = wall_s()
@@ -99,7 +99,7 @@ class FileTree:
                 os.utime(path, (time_s, time_s))
 
     def left(self) -> npt.NDArray[np.bool_]:
-        """Which files are there still, by number."""
+        """Return for each file, by number, whether it still exists."""
         found: set[str] = set()
         for folder in os.scandir(self.blocks):
             found.update(entry.name for entry in os.scandir(folder))
@@ -107,7 +107,7 @@ class FileTree:
         return np.fromiter((name in found for name in names), np.bool_, self.files)
 
     def folders(self, files: int) -> list[Path]:
-        """The first folders in name order that hold `files` files together, or a few more."""
+        """Return the first folders in name order that contain `files` files or a few more."""
         chosen: list[Path] = []
         for folder in sorted(self.blocks.iterdir()):
             if files <= 0:
@@ -117,7 +117,7 @@ class FileTree:
         return chosen
 
     def damaged(self, numbers: Numbers) -> int:
-        """How many of these files do not verify."""
+        """Return how many of these files do not verify."""
         store = PosixStore(self.root, direct="never")
         digest = bytes.fromhex(SPACE.digest)
         headers = SegmentHeaders(store, self.folder, Xxh3(), digest, SPACE.block_bytes)

@@ -1,4 +1,4 @@
-"""The fault matrix: every fault times every verb, on folders and objects, counted in rows."""
+"""The fault matrix: every kind of fault meets every operation of a tier, on folders and objects."""
 
 from kvtier_bench.faults.suite import FaultRow, run
 

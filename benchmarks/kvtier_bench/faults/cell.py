@@ -1,11 +1,12 @@
-"""One cell of the matrix: one verb of a tier under one fault, again and again.
+"""One cell of the matrix: many calls of one operation of a tier under one kind of fault.
 
-Two tiers on one store: ours is called under the fault, another engine's prepares and verifies
-without it. Half of the calls are left in peace, so that coming back is tested as well. Where a
-fault befalls only what is written (torn writes, a full device), the preparation meets it, too.
+Two tiers share a store. The tested one is called under the fault; the other one, as another engine
+would, prepares and verifies without faults. Half of the calls run without a fault, so that recovery
+is tested as well. Faults that affect only writes (torn writes, a full device) are also active
+during the preparation.
 
-A call that hangs goes through the transfer engine, which has to open its breaker and let nobody
-wait; a scan, which no engine waits for, must not hold up a read next to it.
+Calls that hang go through the transfer engine, which has to open its breaker so that no caller
+waits. A scan that hangs must not delay a concurrent read.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ _Result = TypeVar("_Result")
 
 
 class Cell:
-    """Runs one verb under one fault on one place. `run`, then `close`."""
+    """A test of one operation under one kind of fault. Call `run`, then `close`."""
 
     def __init__(self, place: FaultPlace, verb: Verb, fault: FaultKind, tally: Tally) -> None:
         self._place = place
@@ -53,7 +54,7 @@ class Cell:
         self._ours, self._other = place.open(), place.open()
 
     def run(self, operations: int) -> None:
-        """Count `operations` calls of the verb."""
+        """Make `operations` calls and count their outcomes."""
         if self._fault is FaultKind.HUNG and self._verb != "scan":
             while self._tally.operations < operations:
                 self._hang_in_transfers(min(_ROUND, operations - self._tally.operations))
@@ -79,24 +80,24 @@ class Cell:
         self._caller.close()
 
     def _some_keys(self) -> list[BlockKey]:
-        """The beginning of a chain: what an engine asks for."""
+        """Return the beginning of a random chain, as an engine asks for."""
         chain = CHAIN_KEYS[self._faults.pick(len(CHAIN_KEYS))]
         return chain[: 1 + self._faults.pick(6)]
 
     def _prepare(self, keys: Sequence[BlockKey]) -> None:
-        """Have the store hold `keys`, or lack them, and ours know of it or not."""
+        """Put `keys` into the store or remove them, with or without the tested tier knowing."""
         choice = self._faults.pick(4)
         if choice > 0:
             self._caller.call(partial(self._ours.delete, keys))
         elif self._verb == "write":
-            # Ours may go on knowing what another engine has removed.
+            # The tested tier may still list blocks that another engine has removed.
             self._caller.call(partial(self._other.delete, keys))
         is_taken = choice == 3 or self._verb != "write"
         if is_taken:
             self._fill(keys)
 
     def _fill(self, keys: Sequence[BlockKey]) -> None:
-        """Another engine writes `keys`; ours does, under the fault, where it meets writes only."""
+        """Write `keys` with the other tier, or with the tested one if the fault affects writes."""
         writer = self._other
         if self._fault in _WRITES_ONLY:
             writer = self._ours
@@ -106,7 +107,7 @@ class Cell:
         self._faults.disarm()
 
     def _perform(self, keys: Sequence[BlockKey]) -> None:
-        """The verb itself, on ours."""
+        """Call the operation on the tested tier."""
         tier, tally = self._ours, self._tally
         if self._verb == "read":
             self._read(tier, keys)
@@ -134,10 +135,10 @@ class Cell:
             self._tally.outcomes["LISTED"] += len(page.blocks)
             if (cursor := page.cursor) is None:
                 return
-        self._tally.fails("a scan has no end")
+        self._tally.fails("a scan does not end")
 
     def _verify(self, keys: Sequence[BlockKey]) -> None:
-        """What the other engine gets now has to be right, and ours within its bound."""
+        """Check the bytes that the other tier reads, and the bound of the tested tier."""
         known = sum(self._ours.contains(_WRITTEN))
         self._tally.known(known, self._ours.capabilities.capacity_blocks)
         if self._place.is_lost:
@@ -151,7 +152,7 @@ class Cell:
         return [BlockMove(key, room[i]) for i, key in enumerate(keys)]
 
     def _reopen(self) -> None:
-        """A mount that is gone comes back empty, and whoever used it opens it again."""
+        """Open both tiers again, as engines do when a lost mount comes back empty."""
         for tier in (self._ours, self._other):
             self._caller.call(tier.close)
         self._ours, self._other = self._place.open(), self._place.open()
@@ -159,7 +160,7 @@ class Cell:
     # -- hung ------------------------------------------------------------------------------
 
     def _hang_in_transfers(self, count: int) -> None:
-        """Submit `count` calls to the engine while some hang: none may wait for them."""
+        """Submit `count` transfers of which some hang, and check that no caller waits for them."""
         chosen = [self._some_keys() for _ in range(count)]
         for keys in chosen:
             self._prepare(keys)
@@ -188,7 +189,10 @@ class Cell:
         return Transfer(1, direction, rows, keys, moves, parents)
 
     def _await(self, engine: TransferEngine, waiting: int, *, hung: bool) -> int:
-        """Poll until all are decided, or (while some hang) the breaker is open. What is left."""
+        """Poll until all transfers complete or, with `hung`, until the breaker opens.
+
+        Return the number of blocks that are still waiting.
+        """
         clock, end_s = MonotonicClock(), perf_s() + DEADLINE_S
         direction = Direction(self._verb)
         while waiting:
@@ -219,7 +223,7 @@ class Cell:
         return result
 
     def _hang_in_scan(self, keys: Sequence[BlockKey]) -> None:
-        """One scan hangs; a read beside it goes on, and the scan ends once it can."""
+        """Let one scan hang; check that a read completes meanwhile, and the scan afterwards."""
         self._faults.arm(self._fault, _RATE, limit=1)
         scanning = Thread(target=self._guarded_scan, daemon=True)
         scanning.start()
@@ -234,7 +238,7 @@ class Cell:
     def _guarded_scan(self) -> None:
         try:
             self._scan(self._ours)
-        except Exception as error:  # whatever it is, it may not come out
+        except Exception as error:  # no exception may leave the tier
             self._tally.fails(repr(error))
 
 
@@ -243,7 +247,7 @@ def _moves(keys: Sequence[BlockKey]) -> list[BlockMove]:
 
 
 def run_cell(place: FaultPlace, verb: Verb, fault: FaultKind, operations: int) -> Tally:
-    """The counts of `operations` calls. Raises nothing that the tier is to blame for."""
+    """Run a cell and return its counts; exceptions of the tier are counted, not raised."""
     tally = Tally()
     with Swallowed(tally):
         cell = Cell(place, verb, fault, tally)

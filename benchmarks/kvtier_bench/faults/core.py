@@ -1,8 +1,9 @@
-"""The core of the cache above a tier under one fault: requests ask, wait, load and save.
+"""The whole cache above a tier under one kind of fault: requests look up, wait, load and save.
 
-What an engine sees: no call of `TieredCache` raises or takes long, no request waits past its
-deadline, and every byte loaded is right. RAM is small, so that loads come from the tier; after
-some requests the process begins anew, so that RAM is empty and breakers are closed.
+It checks what an engine relies on: no call of `TieredCache` raises or takes long, no request waits
+past its deadline, and every loaded byte is right. RAM is small, so that loads come from the tier.
+After some requests the cache is created anew, as by a new process, with empty RAM and closed
+breakers.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from kvtier_bench.faults.tally import DEADLINE_S, Swallowed, Tally
 _RATE: Final = 0.08
 _PROMOTE_S: Final = 0.05
 _REQUESTS: Final = 30
-"""Of one life of the process."""
+"""Requests before the cache is created anew."""
 _RAM_SLOTS: Final = 16
 _PAUSE_S: Final = 0.0005
 
@@ -34,7 +35,7 @@ _Result = TypeVar("_Result")
 
 
 class _Life:
-    """One process: a cache over a tier that was just opened."""
+    """One lifetime of a process: a new cache over a tier that was just opened."""
 
     def __init__(self, place: FaultPlace, fault: FaultKind, tally: Tally) -> None:
         self._faults = place.faults
@@ -55,7 +56,7 @@ class _Life:
         self._faults.arm(fault, _RATE)
 
     def serve(self, number: int) -> None:
-        """One request: what the cache has is loaded, the rest is saved."""
+        """Serve one request: load the blocks that the cache has, and save the others."""
         chain = CHAIN_KEYS[self._faults.pick(len(CHAIN_KEYS))]
         keys, name = chain[: 1 + self._faults.pick(len(chain))], f"request-{number}"
         self._call(lambda: self.cache.discover(name, keys))
@@ -72,7 +73,7 @@ class _Life:
             self._tally.known(held, capacity)
 
     def end(self) -> None:
-        """Let go what hangs and close. The store keeps what it has."""
+        """Release hanging calls, check the cache's invariants, and close it."""
         self._faults.disarm()
         self._step()
         try:
@@ -82,7 +83,7 @@ class _Life:
         self._timed(lambda: self.cache.close(drain_s=1.0))
 
     def _wait(self, name: str, keys: Sequence[BlockKey]) -> list[BlockKey]:
-        """The leading blocks that are ready, once nothing is worth waiting for."""
+        """Wait until no promotion is pending, and return the leading blocks that are ready."""
         began_s = perf_s()
         while True:
             self._step()
@@ -106,7 +107,7 @@ class _Life:
     def _load(self, name: str, keys: Sequence[BlockKey]) -> None:
         load = self._call(lambda: self.cache.begin_load(name, keys))
         if load is None:
-            self._tally.fails("what is ready is not given")
+            self._tally.fails("ready blocks cannot be loaded")
             return
         for key, slot in zip(load.keys, load.slots, strict=True):
             self._tally.given(BlockMove(key, self.cache.arena.view(slot)))
@@ -127,7 +128,7 @@ class _Life:
         self._timed(self.cache.take_events)
 
     def _call(self, verb: Callable[[], _Result]) -> _Result | None:
-        """A call of an engine that counts as an operation."""
+        """Make a call that counts as an operation."""
         self._tally.operations += 1
         return self._timed(verb)
 
@@ -135,7 +136,7 @@ class _Life:
         began_s = perf_s()
         try:
             return verb()
-        except Exception as error:  # whatever it is, it may not come out
+        except Exception as error:  # no exception may leave the cache
             self._tally.fails(repr(error))
             return None
         finally:
@@ -143,7 +144,10 @@ class _Life:
 
 
 def run_core(place: FaultPlace, fault: FaultKind, operations: int) -> Tally:
-    """The counts of at least `operations` calls of a cache. Raises OSError at no fault of ours."""
+    """Make at least `operations` calls of a cache under `fault`, and return their counts.
+
+    Raises OSError if the tier cannot be opened.
+    """
     tally = Tally()
     number = 0
     while tally.operations < operations:

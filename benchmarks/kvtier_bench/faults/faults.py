@@ -1,13 +1,12 @@
-"""When a fault strikes: one armed fault, a seed and a rate, shared by both seams below a tier.
+"""The kinds of faults, and the decision at which calls the armed one strikes.
 
-Why below the tier and not around it (as `testing.faults`): what is put to the test is the tier's
-own verification. The seams are the system calls of a folder (`matrix.files`) and the requests
-of a bucket (`matrix.store`); each asks here at every call. Two faults befall no call of a tier
-and are not here: kill -9 between any two steps, which `bench.kill` does to whole processes, and
-events that come twice or out of order, which are for their readers to survive.
+Faults are injected below the tier and not around it (as `kvtier.testing.faults` does), because the
+tier's own verification is under test. They are injected into the system calls of a folder (`files`)
+and into the requests of an object store (`store`), both of which ask here at every call. SIGKILL
+between any two steps is the subject of `kvtier_bench.kill`.
 
-Invariants: nothing strikes while nothing is armed; a hung call waits until `disarm`; with one
-thread, one seed gives one run.
+Invariants: no fault strikes while none is armed; a hung call waits until `disarm`; with one thread,
+the same seed gives the same run.
 """
 
 import enum
@@ -23,7 +22,7 @@ _STEPS_S: Final = (-86_400.0, -10.0, 60.0, 86_400.0)
 
 
 class FaultKind(enum.Enum):
-    """What goes wrong, one kind at a time."""
+    """A kind of fault; one kind is armed at a time."""
 
     SLOW = "slow"
     HUNG = "hung"
@@ -42,7 +41,7 @@ class FaultKind(enum.Enum):
 
 
 class CallKind(enum.Flag):
-    """What a call below a tier does, as far as it decides which errors it may meet."""
+    """The properties of a call below a tier that decide which errors it may get."""
 
     WRITES = enum.auto()
     OPENS = enum.auto()
@@ -62,14 +61,14 @@ _ERRORS: Final = {
 
 
 class SteppingClock:
-    """The monotonic clock of a machine whose clock is set while we run. Any thread."""
+    """A clock that jumps, as if the machine's clock were set. Safe from any thread."""
 
     def __init__(self) -> None:
         self._base = MonotonicClock()
         self._offset_s = 0.0
 
     def now_s(self) -> float:
-        """Seconds; jumps by what `step` was given."""
+        """Return the time in seconds, including all jumps."""
         return self._base.now_s() + self._offset_s
 
     def sleep(self, seconds: float) -> None:
@@ -77,12 +76,12 @@ class SteppingClock:
         self._base.sleep(seconds)
 
     def step(self, seconds: float) -> None:
-        """Jump, backwards too."""
+        """Jump by `seconds`, which may be negative."""
         self._offset_s += seconds
 
 
 class Faults:
-    """The armed fault. Safe from any thread."""
+    """The armed fault, its rate, and how often it struck. Safe from any thread."""
 
     def __init__(self, seed: int) -> None:
         self.rng = seeded(seed)
@@ -99,7 +98,7 @@ class Faults:
         self._released = threading.Event()
 
     def arm(self, fault: FaultKind, rate: float, limit: int = 1 << 30) -> None:
-        """From now on `fault` strikes calls with a chance of `rate`, at most `limit` times."""
+        """Let `fault` strike calls with probability `rate`, at most `limit` times."""
         with self._lock:
             self._armed, self._rate, self._left = fault, rate, limit
             self._is_failing = False
@@ -107,14 +106,14 @@ class Faults:
             self.hanging.clear()
 
     def disarm(self) -> None:
-        """Nothing strikes any more, and what hangs goes on."""
+        """Stop the faults, and let hanging calls continue."""
         with self._lock:
             self._armed = None
             self._is_failing = False
             self._released.set()
 
     def strikes(self, fault: FaultKind) -> bool:
-        """Whether `fault` befalls the call that asks."""
+        """Return True if `fault` is to strike the current call, and count it."""
         if self._armed is not fault:
             return False
         with self._lock:
@@ -124,8 +123,11 @@ class Faults:
             self.happened += 1
             return True
 
-    def suffer(self, call: CallKind) -> None:
-        """What may befall any call: time, the clock, refusals. Raises OSError, or hangs."""
+    def inject(self, call: CallKind) -> None:
+        """Delay, hang or refuse a call, or step the clock, if such a fault strikes.
+
+        Raises OSError for a refusal.
+        """
         fault = self._armed
         if fault is None:
             return
@@ -143,17 +145,17 @@ class Faults:
             raise refusal(_ERRORS[fault][0])
 
     def pick(self, count: int) -> int:
-        """A number below `count`."""
+        """Return a random number below `count`."""
         with self._lock:
             return self.rng.randrange(count)
 
     def _fail_the_rest(self) -> None:
-        """Once it struck, no further call of the batch succeeds."""
+        """Fail this and all further calls of the batch once the fault has struck."""
         if self._is_failing or self.strikes(FaultKind.PARTIAL):
             self._is_failing = True
             raise refusal(errno.EIO)
 
 
 def refusal(number: int) -> OSError:
-    """As the operating system words it."""
+    """Return an OSError with the operating system's message."""
     return OSError(number, os.strerror(number))

@@ -1,10 +1,10 @@
-"""The system calls of a shared folder on a bad day: faults below `PosixStore`.
+"""The system calls of a shared folder with injected faults, for use below `PosixStore`.
 
-What damages a file damages the real one, so that every reader meets it: torn writes, files
-that are cut or go on behind their end, folders removed underneath. A bit flip befalls what is
-moved. A stale listing shows what was removed, hides what is there, and answers ESTALE.
+Torn writes, truncated or over-long files and removed folders damage the real files, so that every
+reader sees the damage. A bit flip changes the bytes in transit. A stale listing shows removed
+files, hides existing ones, and answers ESTALE.
 
-Invariant: while nothing is armed, each method is the system call it stands for.
+Invariant: while no fault is armed, each method is the plain system call.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _EXTRA: Final = b"\x5a" * 4096
 
 
 class FaultyFiles(SystemCalls):
-    """`SystemCalls` below `root` under `faults`. Any thread. Raises what a file system may."""
+    """`SystemCalls` below `root` with injected faults. Safe from any thread. Raises OSError."""
 
     def __init__(self, faults: Faults, root: Path) -> None:
         self._faults = faults
@@ -37,7 +37,7 @@ class FaultyFiles(SystemCalls):
         self._written: set[int] = set()
 
     def open(self, name: str, flags: int, folder_fd: int) -> int:
-        """Of what exists: may damage it first."""
+        """Open a file; may first damage an existing one."""
         creates = bool(flags & os.O_CREAT)
         self._begin(
             CallKind.OPENS | CallKind.NAMES | (CallKind.WRITES if creates else CallKind.OPENS)
@@ -53,7 +53,7 @@ class FaultyFiles(SystemCalls):
         return fd
 
     def close(self, fd: int) -> None:
-        """Of what was written: it may keep another length than it was given."""
+        """Close a file; a written one may get another length."""
         if fd in self._written:
             self._written.discard(fd)
             with contextlib.suppress(OSError):
@@ -62,12 +62,12 @@ class FaultyFiles(SystemCalls):
         self._begin(CallKind.WRITES)
 
     def stat_open(self, fd: int) -> os.stat_result:
-        """May be refused."""
+        """Return the status of an open file; may be refused."""
         self._begin(CallKind.MOVES)
         return super().stat_open(fd)
 
     def stat(self, name: str, folder_fd: int) -> os.stat_result:
-        """May be that of a file that is gone."""
+        """Return a file's status, which may be that of a removed file."""
         self._begin(CallKind.NAMES)
         if name in self._stated and self._faults.strikes(FaultKind.STALE_LISTING):
             return self._stated[name]
@@ -76,7 +76,7 @@ class FaultyFiles(SystemCalls):
         return result
 
     def preadv(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-        """May move less than asked, or other bytes than there are."""
+        """Read; may return fewer bytes than requested, or wrong ones."""
         self._begin(CallKind.MOVES)
         if self._faults.strikes(FaultKind.PARTIAL):
             buffers = self._shortened(buffers)
@@ -86,7 +86,7 @@ class FaultyFiles(SystemCalls):
         return moved
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-        """May write less than asked, less than it says, or other bytes."""
+        """Write; may write fewer bytes than requested or than it returns, or wrong ones."""
         self._begin(CallKind.WRITES | CallKind.MOVES)
         if self._faults.strikes(FaultKind.PARTIAL):
             buffers = self._shortened(buffers)
@@ -98,49 +98,49 @@ class FaultyFiles(SystemCalls):
         return super().pwritev(fd, buffers, offset)
 
     def sync_data(self, fd: int) -> None:
-        """May be refused."""
+        """Sync a file's data; may be refused."""
         self._begin(CallKind.WRITES)
         super().sync_data(fd)
 
     def sync(self, fd: int) -> None:
-        """May be refused."""
+        """Sync a file; may be refused."""
         self._begin(CallKind.WRITES)
         super().sync(fd)
 
     def rename(self, old: str, new: str, folder_fd: int) -> None:
-        """May be refused."""
+        """Rename a file; may be refused."""
         self._begin(CallKind.WRITES | CallKind.NAMES)
         super().rename(old, new, folder_fd)
 
     def rename_exclusive(self, old: str, new: str, folder_fd: int) -> None:
-        """May be refused, or find what was removed."""
+        """Rename a file unless `new` exists; may be refused, or see a removed file as existing."""
         self._begin(CallKind.WRITES | CallKind.NAMES)
         if self._faults.strikes(FaultKind.STALE_LISTING):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         super().rename_exclusive(old, new, folder_fd)
 
     def link(self, old: str, new: str, folder_fd: int) -> None:
-        """May be refused."""
+        """Link a file; may be refused."""
         self._begin(CallKind.WRITES | CallKind.NAMES)
         super().link(old, new, folder_fd)
 
     def unlink(self, name: str, folder_fd: int) -> None:
-        """May be refused."""
+        """Unlink a file; may be refused."""
         self._begin(CallKind.NAMES)
         super().unlink(name, folder_fd)
 
     def make_folder(self, name: str, folder_fd: int) -> None:
-        """May be refused."""
+        """Make a folder; may be refused."""
         self._begin(CallKind.WRITES | CallKind.NAMES)
         super().make_folder(name, folder_fd)
 
     def remove_folder(self, name: str, folder_fd: int) -> None:
-        """May be refused."""
+        """Remove a folder; may be refused."""
         self._begin(CallKind.NAMES)
         super().remove_folder(name, folder_fd)
 
     def entries(self, name: str, folder_fd: int) -> list[FolderEntry]:
-        """May be those of a while ago."""
+        """Return the entries of a folder, which may be outdated."""
         self._begin(CallKind.OPENS | CallKind.NAMES)
         if name in self._listed and self._faults.strikes(FaultKind.STALE_LISTING):
             return self._listed[name]
@@ -149,12 +149,12 @@ class FaultyFiles(SystemCalls):
         return found
 
     def _begin(self, call: CallKind) -> None:
-        self._faults.suffer(call)
+        self._faults.inject(call)
         if self._faults.strikes(FaultKind.FOLDER_REMOVED):
             self._remove_a_folder()
 
     def _remove_a_folder(self) -> None:
-        """Of a key space its blocks, itself, or everything with the root."""
+        """Remove the blocks of the key spaces, the key spaces, or everything with the root."""
         spaces = [each for each in self._root.glob("*") if each.is_dir()]
         choice = self._faults.pick(8)
         for space in spaces:
@@ -163,7 +163,7 @@ class FaultyFiles(SystemCalls):
             shutil.rmtree(self._root, ignore_errors=True)
 
     def _damage(self, name: str, folder_fd: int) -> None:
-        """Change the file that is about to be read, where that is what is armed."""
+        """Damage the file that is about to be read, if such a fault strikes."""
         with contextlib.suppress(OSError):
             if self._faults.strikes(FaultKind.CLOCK_STEP):
                 at_s = self._faults.pick(60 * _YEAR_S)
@@ -190,7 +190,7 @@ class FaultyFiles(SystemCalls):
         return [buffer for buffer in kept if len(buffer)]
 
     def _tear(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-        """Says that all is written; some of it is, and the rest is zeros or beyond the end."""
+        """Write a part, leave the rest as zeros or beyond the end, and report all as written."""
         size = sum(map(len, buffers))
         super().pwritev(fd, self._shortened(buffers), offset)
         if self._faults.pick(2):
@@ -199,5 +199,5 @@ class FaultyFiles(SystemCalls):
 
 
 def flip(buffer: Buffer, faults: Faults) -> None:
-    """Change one bit."""
+    """Flip one random bit of `buffer`."""
     buffer[faults.pick(len(buffer))] ^= np.uint8(1 << faults.pick(8))

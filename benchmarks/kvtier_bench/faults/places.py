@@ -1,7 +1,7 @@
-"""Where the tiers under test keep their segments, and the blocks that they are given.
+"""The stores that tested tiers are opened on, and the blocks that are written to them.
 
-Small blocks of which every byte follows from the key, in a few chains with common beginnings,
-so that what comes back can be judged by itself.
+Blocks are small, and every byte of a block follows from its key, so that any read can be checked on
+its own. They form a few chains with common beginnings.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _SEGMENT_BLOCKS: Final = 2
 
 
 def _chain(number: int) -> list[BlockKey]:
-    """Chains of one remainder by three begin alike."""
+    """Return the keys of a chain; chains whose numbers are equal modulo 3 begin alike."""
     names = [
         (number % 3, 0 if depth < _TRUNK_BLOCKS else 1 + number, depth)
         for depth in range(CHAIN_BLOCKS)
@@ -58,28 +58,28 @@ SLOTS: Final = {key: _slot(key) for chain in CHAIN_KEYS for key in chain}
 
 
 def is_right(key: BlockKey, buffer: Buffer) -> bool:
-    """Whether the payload in `buffer` is that of `key`."""
+    """Return True if `buffer` contains the payload of `key`."""
     size = LAYOUT.block_bytes
     return np.array_equal(buffer[:size], SLOTS[key][:size])
 
 
 class FaultPlace(Protocol):
-    """A store with faults below it, on which any number of tiers may be opened."""
+    """A store with injected faults, on which any number of tiers may be opened."""
 
     name: str
     faults: Faults
 
     def open(self) -> StoreTier:
-        """Another engine's tier. Raises OSError and InvalidSettings."""
+        """Open another tier on the store. Raises OSError and InvalidSettings."""
         ...
 
     def clean(self) -> None:
-        """Remove what is there; nothing is open any more."""
+        """Remove everything in the store, after all tiers were closed."""
         ...
 
     @property
     def is_lost(self) -> bool:
-        """Whether what is open must be opened again: the folder itself is gone."""
+        """Whether the store's folder was removed, so that tiers must be opened again."""
         ...
 
 
@@ -99,7 +99,7 @@ def _tier(place: FaultPlace, store: Store, checksum: Checksum | None) -> StoreTi
 
 
 class FolderPlace:
-    """A folder of its own below `scratch`."""
+    """A new folder below `scratch`."""
 
     name = "folder"
 
@@ -114,7 +114,7 @@ class FolderPlace:
         return not self._root.exists()
 
     def open(self) -> StoreTier:
-        """Makes the folder if need be."""
+        """Open a tier on the folder, which is created if necessary."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = PosixStore(
             self._root,
@@ -130,7 +130,7 @@ class FolderPlace:
 
 
 class ObjectPlace:
-    """A store of whole objects: one in RAM, or a bucket's."""
+    """A store of whole objects, in RAM or in a bucket."""
 
     def __init__(
         self,
@@ -146,11 +146,11 @@ class ObjectPlace:
         self._checksum = checksum
 
     def open(self) -> StoreTier:
-        """On the same objects."""
+        """Open a tier on the same objects."""
         return _tier(self, FaultyStore(self._inner, self.faults), self._checksum)
 
     def clean(self) -> None:
-        """Remove every object, as far as the store lets us."""
+        """Remove every object that the store permits to remove."""
         with suppress(OSError):
             for entry in self._inner.list("").entries:
                 self._inner.remove(entry.name)

@@ -1,7 +1,8 @@
-"""The requests of a store on a bad day: faults below `StoreTier`, in front of any `Store`.
+"""The requests of an object store with injected faults, for use below `StoreTier`.
 
-Answers get lost after the deed, objects are kept cut or changed, listings are old, everything
-is removed by a stranger. Invariant: while nothing is armed, each method is the inner store's.
+Answers get lost after the operation, objects are stored truncated or changed, listings are
+outdated, and other clients remove everything. Invariant: while no fault is armed, each method is
+that of the inner store.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ _YEAR_S = 365 * 86_400.0
 
 
 class FaultyStore:
-    """A `Store` around `inner` under `faults`. Any thread. `close` leaves `inner` open."""
+    """A `Store` that injects faults into `inner`, which stays open. Safe from any thread."""
 
     def __init__(self, inner: Store, faults: Faults) -> None:
         self._inner = inner
@@ -28,22 +29,22 @@ class FaultyStore:
         self._stats: dict[str, Stat | None] = {}
 
     def publish(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """May keep other bytes than given, lose its answer, or find what was removed."""
+        """Publish; may store wrong bytes, lose the answer, or see a removed object as existing."""
         self._begin(CallKind.WRITES)
         if self._faults.strikes(FaultKind.STALE_LISTING):
             return False
         won = self._inner.publish(name, self._spoilt(parts))
-        self._faults.suffer(_REQUEST | CallKind.WRITES)
+        self._faults.inject(_REQUEST | CallKind.WRITES)
         return won
 
     def put(self, name: str, data: bytes) -> Stat:
-        """May keep other bytes than given."""
+        """Put an object; may store wrong bytes."""
         self._begin(CallKind.WRITES)
         kept = self._spoilt([np.frombuffer(data, np.uint8)])
         return self._inner.put(name, b"".join(map(bytes, kept)))
 
     def read(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
-        """May miss what is there, fill less than asked, or fill in other bytes."""
+        """Read; may miss an existing object, or fill in too few or wrong bytes."""
         self._begin(CallKind.OPENS)
         if self._faults.strikes(FaultKind.STALE_LISTING):
             return None
@@ -59,7 +60,7 @@ class FaultyStore:
         return Read(self._aged(read.stat), read.filled_bytes)
 
     def stat(self, name: str) -> Stat | None:
-        """May be that of a while ago."""
+        """Return an object's status, which may be outdated."""
         self._begin(CallKind.OPENS)
         if name in self._stats and self._faults.strikes(FaultKind.STALE_LISTING):
             return self._stats[name]
@@ -67,21 +68,21 @@ class FaultyStore:
         return None if stat is None else self._aged(stat)
 
     def remove(self, name: str) -> bool:
-        """May lose its answer."""
+        """Remove an object; may lose the answer."""
         self._begin(CallKind.OPENS)
         removed = self._inner.remove(name)
-        self._faults.suffer(_REQUEST)
+        self._faults.inject(_REQUEST)
         return removed
 
     def move(self, name: str, to: str) -> bool:
-        """May lose its answer."""
+        """Move an object; may lose the answer."""
         self._begin(CallKind.WRITES)
         moved = self._inner.move(name, to)
-        self._faults.suffer(_REQUEST)
+        self._faults.inject(_REQUEST)
         return moved
 
     def list(self, folder: str, after: str = "", limit: int = 1000) -> ListPage:
-        """May be that of a while ago, or end early."""
+        """List objects; the page may be outdated or end early."""
         self._begin(CallKind.OPENS)
         asked = folder, after, limit
         if asked in self._pages and self._faults.strikes(FaultKind.STALE_LISTING):
@@ -96,19 +97,19 @@ class FaultyStore:
         )
 
     def close(self) -> None:
-        """Nothing: others use what is inside."""
+        """Do nothing, because other tiers use the inner store."""
 
     def _begin(self, call: CallKind) -> None:
-        self._faults.suffer(_REQUEST | call)
+        self._faults.inject(_REQUEST | call)
         if self._faults.strikes(FaultKind.FOLDER_REMOVED):
             for entry in self._inner.list("").entries:
                 self._inner.remove(entry.name)
 
     def _spoilt(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
-        """What is kept of an object: all of it, unless what is armed says otherwise."""
+        """Return what is stored of an object, damaged if such a fault strikes."""
         faults = self._faults
         if not any(len(part) for part in parts):
-            return parts  # nothing of it can be changed
+            return parts  # there are no bytes to change
         if faults.strikes(FaultKind.TORN_WRITE):
             whole = np.concatenate(parts)
             whole[faults.pick(len(whole)) :] = 0
@@ -125,7 +126,7 @@ class FaultyStore:
         return [whole]
 
     def _damage(self, name: str) -> None:
-        """Change the stored object itself, where that is what is armed."""
+        """Damage the stored object itself, if such a fault strikes."""
         cuts, grows = (
             self._faults.strikes(FaultKind.TRUNCATED),
             self._faults.strikes(FaultKind.OVER_LONG),
@@ -142,7 +143,7 @@ class FaultyStore:
                 self._inner.put(name, bytes(whole[:size]))
 
     def _short(self, read: Read, buffers: Sequence[Buffer]) -> Read:
-        """Fewer bytes than there are; behind them stands what nobody wrote."""
+        """Return a shorter read, with garbage behind its bytes."""
         filled_bytes = self._faults.pick(read.filled_bytes)
         at = 0
         for buffer in buffers:

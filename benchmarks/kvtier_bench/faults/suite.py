@@ -1,7 +1,7 @@
 """All cells of the fault matrix, as rows of a report and as a table.
 
-A row's value is the number of things that must not be: wrong bytes, hangs, exceptions, blocks
-known above the bound. It is met at zero, and only if its fault really happened.
+A row's value is the number of violations: wrong bytes, hangs, exceptions, and known blocks above
+the bound. The row is met at zero, and only if its fault did strike.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +27,13 @@ from kvtier_bench.rows import Row, report, write_report
 OPERATIONS: Final = 120_000
 _CORE_SHARE: Final = 0.25
 _BUCKET_OPERATIONS: Final = 60
-"""Of one cell on a real server, where each costs milliseconds."""
+"""Operations of one cell on a real server, where each takes milliseconds."""
 
 Open = Callable[[Faults], FaultPlace]
 
 
 class FaultRow(Row, frozen=True, kw_only=True):
-    """`name` is tier/verb/fault. `value` sums up what must be zero."""
+    """A row named tier/verb/fault, whose value is the sum of all violations."""
 
     operations: int
     wrong_bytes: int
@@ -41,9 +41,9 @@ class FaultRow(Row, frozen=True, kw_only=True):
     exceptions: int
     over_bound: int
     faults: int
-    """Times that the fault struck."""
+    """How often the fault struck."""
     outcomes: dict[str, int]
-    """Blocks by what became of them, and what else is counted by the name it has."""
+    """The number of blocks for each outcome, and other counts by name."""
 
 
 class _Cell(NamedTuple):
@@ -62,10 +62,10 @@ def run(
     operations: int = OPERATIONS,
     bucket: str | None = None,
 ) -> list[FaultRow]:
-    """Run every cell, print the table, write the report. About a millisecond an operation.
+    """Run every cell, print the table and write the report; about a millisecond per operation.
 
-    `bucket`: url of a bucket for a smaller run on a real server; the environment names it.
-    Raises InvalidSettings where it cannot be used.
+    `bucket` is the URL of a bucket for a smaller run on a real server, whose credentials and
+    endpoint are in the environment. Raises InvalidSettings if it cannot be used.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     began_s = perf_s()
@@ -92,7 +92,7 @@ def run(
 
 
 def run_one(cell: _Cell, seed: int) -> FaultRow:
-    """One row."""
+    """Run one cell and return its row."""
     faults = Faults(seed)
     place = cell.open(faults)
     try:
@@ -104,7 +104,7 @@ def run_one(cell: _Cell, seed: int) -> FaultRow:
 
 
 def row(name: str, tally: Tally, happened: int) -> FaultRow:
-    """The verdict follows from the counts."""
+    """Return the row of a cell whose fault struck `happened` times."""
     bad = tally.wrong_bytes + tally.hangs + tally.exceptions + tally.over_bound
     return FaultRow(
         name=name,
@@ -124,7 +124,7 @@ def row(name: str, tally: Tally, happened: int) -> FaultRow:
 
 
 def fault_table(rows: Sequence[FaultRow]) -> Table:
-    """A line a row."""
+    """Return a table with a line for each row."""
     table = Table(title="fault matrix", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("tier/verb/fault")
     counts = ("operations", "faults", "wrong_bytes", "hangs", "exceptions", "over_bound")
@@ -140,7 +140,7 @@ def fault_table(rows: Sequence[FaultRow]) -> Table:
 
 
 def verdict(rows: Sequence[FaultRow]) -> str:
-    """The sums in one line."""
+    """Return the number of rows and of missed ones, and the sums of all counts, in one line."""
     totals = " ".join(f"{name} {count}" for name, count in _totals(rows).items())
     missed = sum(not each.met for each in rows)
     return f"{len(rows)} rows, {missed} missed: {totals}"
@@ -156,7 +156,7 @@ def _title(cell: _Cell) -> str:
 
 
 def _cells(scratch: Path, operations: int) -> Iterator[_Cell]:
-    """On a folder and on objects: the verbs of the tier, then the core above it."""
+    """Yield the cells of folder and objects: the tier's operations, then the whole cache."""
     places: dict[str, Open] = {
         "folder": lambda faults: FolderPlace(scratch, faults),
         "object": lambda faults: ObjectPlace("object", faults),
@@ -179,7 +179,7 @@ def _verb_cells(name: str, place: Open, operations: int) -> Iterator[_Cell]:
 
 
 def _open_bucket(url: str) -> BucketStore:
-    """A prefix of our own: the cells remove whatever they find in their store."""
+    """Open a new prefix of the bucket, because the cells remove all objects of their store."""
     store = BucketStore(f"{url.rstrip('/')}/faults-{unique_id()[:12]}")
     store.check()
     return store

@@ -1,7 +1,7 @@
-"""What is counted in a cell of the matrix, and calls that may neither raise nor hang.
+"""The counts of a cell of the matrix, and calls that must neither raise nor hang.
 
-Invariants: every outcome is one of the tier's own words; a call that does not return within
-DEADLINE_S is a hang and is left behind; what a transfer thread swallows is an exception too.
+Invariants: a call that does not return within DEADLINE_S counts as a hang and is abandoned; an
+exception that a transfer thread catches and logs counts as an exception.
 """
 
 import logging
@@ -16,15 +16,15 @@ from kvtier.tiers.base import BlockMove, Outcome
 from kvtier_bench.faults.places import is_right
 
 DEADLINE_S: Final = 5.0
-"""Far above what any call takes on a busy machine, far below patience."""
+"""Far above the duration of any call on a busy machine."""
 
 _Result = TypeVar("_Result")
 
 
 class Tally:
-    """Counts of one cell. Counters only grow.
+    """The counts of one cell, which only grow.
 
-    Where two threads count at once some are lost; zero stays zero only if nobody counted.
+    Counts of concurrent threads may get lost, but a count of zero means that nothing was counted.
     """
 
     def __init__(self) -> None:
@@ -37,49 +37,49 @@ class Tally:
         self.first_exception = ""
 
     def count(self, outcomes: Sequence[Outcome], expected: int) -> None:
-        """The answer to a batch of `expected` blocks."""
+        """Count the outcomes of a batch of `expected` blocks."""
         self.outcomes.update(outcome.name for outcome in outcomes)
         if len(outcomes) != expected:
             self.fails(f"{len(outcomes)} outcomes for {expected} blocks")
 
     def judge(self, moves: Sequence[BlockMove], outcomes: Sequence[Outcome]) -> None:
-        """DONE has to be right."""
+        """Check the bytes of every block whose outcome is DONE."""
         for move, outcome in zip(moves, outcomes, strict=False):
             if outcome is Outcome.DONE:
                 self.given(move)
 
     def given(self, move: BlockMove) -> None:
-        """Bytes that somebody may use."""
+        """Check the bytes of a block that was given to the caller."""
         self.wrong_bytes += not is_right(move.key, move.buffer)
 
     def known(self, blocks: int, capacity_blocks: int) -> None:
-        """What is known may not outgrow its bound."""
+        """Check that the number of known blocks is within its bound."""
         self.over_bound += blocks > capacity_blocks
 
     def listed(self, keys: Sequence[BlockKey], written: Sequence[BlockKey]) -> None:
-        """A listing may be late; what nobody ever wrote is wrong."""
+        """Check that a listing, which may be outdated, contains only keys that were written."""
         self.wrong_bytes += len(set(keys).difference(written))
 
     def fails(self, what: str) -> None:
-        """Something came out that may not."""
+        """Count an exception or another failure, and keep the first one's text."""
         self.exceptions += 1
         self.first_exception = self.first_exception or what
 
 
 class Caller:
-    """Makes calls in a thread of its own, so that one that hangs can be left behind."""
+    """A thread that makes calls, so that a hanging call can be abandoned."""
 
     def __init__(
         self, tally: Tally, release: Callable[[], None], deadline_s: float = DEADLINE_S
     ) -> None:
-        """`release` lets go what hangs."""
+        """Call `release` to end hanging calls."""
         self._tally = tally
         self._deadline_s = deadline_s
         self._release = release
         self._pool = ThreadPoolExecutor(1)
 
     def call(self, work: Callable[[], _Result]) -> _Result | None:
-        """The result; None and a count where `work` raised or did not return."""
+        """Return the result of `work`; None, and a count, if it raises or does not return."""
         try:
             return self._pool.submit(work).result(self._deadline_s)
         except TimeoutError:
@@ -87,7 +87,7 @@ class Caller:
             self._release()
             self._pool.shutdown(wait=False)
             self._pool = ThreadPoolExecutor(1)
-        except Exception as error:  # whatever it is, it may not come out
+        except Exception as error:  # no exception may leave the tier
             self._tally.fails(repr(error))
         return None
 
@@ -97,7 +97,7 @@ class Caller:
 
 
 class Swallowed(logging.Handler):
-    """Counts what kvtier logs as an error while it is entered, and keeps its logs off screen."""
+    """A context in which errors that kvtier logs are counted, and its logs are not displayed."""
 
     def __init__(self, tally: Tally) -> None:
         super().__init__(logging.ERROR)
@@ -106,7 +106,7 @@ class Swallowed(logging.Handler):
         self._was_told = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """An exception that a thread met, or worse."""
+        """Count the record as a failure."""
         self._tally.fails(record.getMessage())
 
     def __enter__(self) -> Self:

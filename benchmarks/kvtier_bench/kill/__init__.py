@@ -1,4 +1,4 @@
-"""Kill -9 at random moments: writers, evictors and a reader on one shared folder."""
+"""Processes that share a folder, killed with SIGKILL at random moments while a reader verifies."""
 
 from kvtier_bench.kill.suite import run
 

@@ -1,9 +1,9 @@
-"""What the processes of a kill run do until they are killed.
+"""The roles of the processes of a kill run.
 
-Writers write chains that others write at the same moment, and log what was published, each in
-a file of its own, after the tier has said so. Readers read all the time and judge every byte.
-Evictors keep a bound that is never reached, and sweep. All of them meet on `Board`, memory that
-outlives them. A role ends by itself only where its parent is gone.
+Writers write chains that other writers write at the same time, and log, each in a file of its own,
+the blocks that the tier reported as published. Readers read all the time and check every byte.
+Evictors scan and sweep below a bound that is never reached. All count on a `Board` in shared
+memory, which outlives them. A process ends by itself only after its parent has ended.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ LAYOUT: Final = BlockLayout(block_bytes=4000, tokens_per_block=16)
 CHAIN_BLOCKS: Final = 6
 _SEGMENT_BLOCKS: Final = 4
 _CONTESTED: Final = 8
-"""Writers choose among this many of the newest chains, so that they meet."""
+"""Writers choose among this many of the newest chains, so that they collide."""
 _READS_A_TIER: Final = 200
-"""Then a new one, which knows nothing."""
+"""The number of reads before a reader opens its tier anew."""
 _OLD_SHARE: Final = 0.3
 _BOUND_BYTES: Final = 1 << 40
 _LEASE_S: Final = 4.0
@@ -49,7 +49,7 @@ _PASS_S: Final = 0.25
 class Board:
     """Counters in memory that all processes share.
 
-    Where several count at once a few are lost; what a verdict rests on one reader counts alone.
+    Concurrent counts may get lost; the counters with targets are counted by one reader only.
     """
 
     FIELDS: Final = (
@@ -67,64 +67,64 @@ class Board:
         self._counts = np.frombuffer(mmap.mmap(-1, 8 * len(self.FIELDS)), np.int64)
 
     def add(self, field: str, count: int = 1) -> None:
-        """Count."""
+        """Add `count` to a counter."""
         self._counts[self.FIELDS.index(field)] += count
 
     def __getitem__(self, field: str) -> int:
-        """The count."""
+        """Return the value of a counter."""
         return int(self._counts[self.FIELDS.index(field)])
 
 
 class Life(NamedTuple):
-    """One life of one process."""
+    """The parameters of a process from its start to its kill."""
 
     folder: Path
     board: Board
     number: int
-    """Of the process among those of its role."""
+    """The number of the process among all of the run."""
     seed: int
-    goes_on: Callable[[], bool]
-    """Whether there is still somebody to work for."""
+    parent_lives: Callable[[], bool]
+    """Returns False after the parent has ended."""
 
 
 def chain_keys(chain: int) -> list[BlockKey]:
-    """The keys of a chain's blocks."""
+    """Return the keys of a chain's blocks."""
     names = (b"%d/%d" % (chain, depth) for depth in range(CHAIN_BLOCKS))
     return [BlockKey(hashlib.sha256(name).digest() + bytes(4)) for name in names]
 
 
 def payload(key: BlockKey) -> Buffer:
-    """The bytes of a block: all of them follow from the key."""
+    """Return the bytes of a block, all of which follow from its key."""
     return np.frombuffer(hashlib.shake_128(key).digest(LAYOUT.block_bytes), np.uint8)
 
 
 def open_tier(folder: Path) -> FolderTier:
-    """As an engine would, with what survives a power cut."""
+    """Open the shared tier with durability, as an engine does."""
     return FolderTier(
         folder / "kv", LAYOUT, SPACE, segment_blocks=_SEGMENT_BLOCKS, durability="fsync"
     )
 
 
 def log_path(folder: Path, number: int) -> Path:
-    """What writer `number` was told is published: one chain and a count of blocks a line."""
+    """Return the path of writer `number`'s log: a line has a chain and its published blocks."""
     return folder / f"published-{number}.log"
 
 
 def write(life: Life) -> None:
-    """Publish chains, old and new ones, and log them."""
+    """Publish recent and new chains, and log them."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     log = os.open(log_path(life.folder, life.number), flags, 0o600)
     try:
         with closing(open_tier(life.folder)) as tier:
             rng, room = seeded(life.seed), _room()
-            while life.goes_on():
+            while life.parent_lives():
                 _publish(tier, life.board, rng, room, log)
     finally:
         os.close(log)
 
 
 def _publish(tier: FolderTier, board: Board, rng: "Random", room: Buffer, log: int) -> None:
-    """One chain; what is logged is what the tier has said is there, and nothing earlier."""
+    """Publish one chain, and then log the blocks that the tier reported as done."""
     board.add("chains", rng.randrange(2))
     chain = max(0, board["chains"] - rng.randrange(_CONTESTED))
     keys = chain_keys(chain)[: rng.randint(1, CHAIN_BLOCKS)]
@@ -142,10 +142,10 @@ def _publish(tier: FolderTier, board: Board, rng: "Random", room: Buffer, log: i
 
 
 def read(life: Life) -> None:
-    """Read what others write, the newest above all, and judge it."""
+    """Read chains, most often the newest, and check them."""
     rng, board = seeded(life.seed), life.board
     room = _room()
-    while life.goes_on():
+    while life.parent_lives():
         with closing(open_tier(life.folder)) as tier:
             for _ in range(_READS_A_TIER):
                 newest = board["chains"]
@@ -160,7 +160,7 @@ def read(life: Life) -> None:
 
 
 def count(board: Board, moves: list[BlockMove], outcomes: list[Outcome]) -> None:
-    """What a read gave: wrong is what is DONE and not what was written under the key."""
+    """Count the outcomes of a read; a block is wrong if it is DONE with other bytes."""
     board.add("reads")
     for move, outcome in zip(moves, outcomes, strict=True):
         board.add("corrupt", outcome is Outcome.CORRUPT)
@@ -171,7 +171,7 @@ def count(board: Board, moves: list[BlockMove], outcomes: list[Outcome]) -> None
 
 
 def evict(life: Life) -> None:
-    """Take shards, scan and sweep; the bound is too large to be reached."""
+    """Run an evictor, whose bound is too large to be reached."""
     options = EvictorOptions(
         bounds=Bounds(Watermarks(_BOUND_BYTES, _BOUND_BYTES)),
         orphan_s=_ORPHAN_S,
@@ -181,7 +181,7 @@ def evict(life: Life) -> None:
     store = PosixStore(life.folder / "kv", direct="never")
     with closing(store):
         evictor = Evictor(store, options)
-        while life.goes_on():
+        while life.parent_lives():
             evictor.run_once()
             life.board.add("passes")
             evictor.wait(_PASS_S)

@@ -1,7 +1,11 @@
-"""Kill -9 at random moments, and what is left afterwards.
+"""The kill run: processes that are killed at random moments, and the check of what they leave.
 
-At the end every block that any writer logged as published is read by a new process and has to
-be right; orphaned temporary files are counted, removed as a sweep does, and looked for again.
+At the end every block that a writer logged as published is read and checked, with a newly opened
+tier; temporary files are counted, removed as a sweep does, and searched for again.
+
+Processes are forked, because starting three hundred interpreters would take longer than the run.
+The parent has one thread. No child outlives the parent by more than a moment, and a child that ends
+before it is killed is counted, because none should.
 """
 
 import os
@@ -35,21 +39,21 @@ from kvtier_bench.rows import Row, Target, describe, measured, report, write_rep
 KILLS: Final = 300
 CAST: Final = ("writer",) * 4 + ("evictor",) * 2 + ("reader",)
 MORTAL: Final = ("writer", "evictor")
-"""Roles that are killed; whoever reads sees it all."""
+"""The roles that are killed; readers live through the whole run."""
 _PAUSE_S: Final = (0.02, 0.4)
 _NONE: Final = Target("<=", 0)
 _TOLD_EVERY: Final = 50
 
 
 class Cast:
-    """One process for each of `roles`; `kill` one, and it begins its next life."""
+    """The processes of a kill run, one for each of `roles`, restarted when they are killed."""
 
     def __init__(
         self, folder: Path, board: Board, roles: Sequence[str], next_seed: Callable[[], int]
     ) -> None:
-        """`next_seed` gives every life its own."""
+        """Start the processes; each start takes a seed from `next_seed`."""
         self.failures = 0
-        """Processes that ended by themselves."""
+        """The number of processes that ended by themselves."""
         self._folder = folder
         self._board = board
         self._next_seed = next_seed
@@ -57,12 +61,12 @@ class Cast:
         self._pids = [self._begin(number) for number in range(len(self._roles))]
 
     def kill(self, number: int) -> None:
-        """SIGKILL, and the next life."""
+        """Kill a process with SIGKILL and start it again."""
         self._end(number)
         self._pids[number] = self._begin(number)
 
     def end(self) -> None:
-        """SIGKILL for all. Idempotent."""
+        """Kill all processes. Idempotent."""
         for number in range(len(self._pids)):
             self._end(number)
         self._pids = []
@@ -92,12 +96,12 @@ class Cast:
         except BaseException:
             traceback.print_exc()
         finally:
-            # Nothing of the parent's may run in a child: no cleaning up, no printing.
+            # A child must run none of the parent's exit handlers and flush none of its buffers.
             os._exit(3)
 
 
 class Remains(NamedTuple):
-    """What is found when everybody is dead."""
+    """What is found after all processes have been killed."""
 
     published: int
     lost: int
@@ -117,10 +121,10 @@ def run(
     cast: Sequence[str] = CAST,
     pause_s: tuple[float, float] = _PAUSE_S,
 ) -> list[Row]:
-    """Kill `kills` times, verify, print and write the report.
+    """Kill `kills` processes, verify, print the rows and write the report.
 
-    Costs a third of a second and 10 MB of `scratch` for each kill. Leaves nothing in `scratch`
-    unless something was wrong; then the folder stays for a look.
+    Takes a third of a second and 10 MB of `scratch` for each kill. The folder in `scratch` is
+    removed, unless a row misses its target.
     """
     folder = scratch / f"kill-{unique_id()[:12]}"
     folder.mkdir(parents=True, mode=0o700)
@@ -154,7 +158,7 @@ def kill(
     cast: Sequence[str],
     pause_s: tuple[float, float],
 ) -> int:
-    """Kill and begin anew, `kills` times. Returns how many ended before they were killed."""
+    """Kill and restart processes `kills` times; return how many ended before they were killed."""
     rng, clock = seeded(seed), MonotonicClock()
     mortal = [number for number, role in enumerate(cast) if role in MORTAL]
     processes = Cast(folder, board, cast, lambda: rng.getrandbits(32))
@@ -173,7 +177,7 @@ def kill(
 
 
 def published(folder: Path, writers: Sequence[int]) -> dict[int, int]:
-    """Blocks of each chain that some writer was told are published. A cut last line is none."""
+    """Return how many blocks of each chain were published; ignore incomplete last lines."""
     lengths: dict[int, int] = {}
     for number in writers:
         path = log_path(folder, number)
@@ -185,7 +189,7 @@ def published(folder: Path, writers: Sequence[int]) -> dict[int, int]:
 
 
 def examine(folder: Path, writers: Sequence[int]) -> Remains:
-    """Read everything that was published, then sweep."""
+    """Read and check all published blocks, then sweep temporary files."""
     total = lost = wrong = 0
     tier = open_tier(folder)
     for chain, blocks in published(folder, writers).items():
@@ -193,7 +197,7 @@ def examine(folder: Path, writers: Sequence[int]) -> Remains:
         room = aligned_buffer(blocks * LAYOUT.slot_bytes).reshape(blocks, LAYOUT.slot_bytes)
         moves = [BlockMove(key, room[i]) for i, key in enumerate(keys)]
         total += blocks
-        tier.find(keys)  # a block in the middle of a segment is found by those before it
+        tier.find(keys)  # a block inside a segment is found through those before it
         for move, outcome in zip(moves, tier.read_into(moves), strict=True):
             is_right = np.array_equal(move.buffer[: LAYOUT.block_bytes], payload(move.key))
             lost += outcome is not Outcome.DONE
@@ -210,7 +214,7 @@ def examine(folder: Path, writers: Sequence[int]) -> Remains:
 
 
 def verdicts(board: Board, remains: Remains, kills: int, failures: int) -> list[Row]:
-    """What must be zero, and that enough happened for it to mean something."""
+    """Return the rows: violations that must be zero, and enough kills to be significant."""
     return [
         measured("kills", kills, "processes", target=Target(">=", KILLS)),
         measured(
@@ -232,14 +236,14 @@ def verdicts(board: Board, remains: Remains, kills: int, failures: int) -> list[
             board["corrupt"] + remains.quarantined,
             "blocks",
             target=_NONE,
-            note="a kill may leave nothing under a name that is not whole",
+            note="a kill may not leave an incomplete file under its final name",
         ),
         measured(
             "temporary files after a sweep",
             remains.orphans_left,
             "files",
             target=_NONE,
-            note=f"of {remains.orphans} that the killed left since evictors last swept",
+            note=f"of {remains.orphans} that killed writers left since the last sweep",
         ),
         measured("processes that ended by themselves", failures, "processes", target=_NONE),
     ]

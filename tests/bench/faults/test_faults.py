@@ -9,7 +9,7 @@ EVERYTHING = CallKind.WRITES | CallKind.OPENS | CallKind.NAMES | CallKind.MOVES
 
 def test_nothing_strikes_while_nothing_is_armed() -> None:
     faults = Faults(1)
-    faults.suffer(EVERYTHING)
+    faults.inject(EVERYTHING)
     assert not any(faults.strikes(fault) for fault in FaultKind)
     assert faults.happened == 0
 
@@ -46,9 +46,9 @@ def test_a_refusal_meets_the_calls_it_can(fault: FaultKind, call: CallKind) -> N
     faults = Faults(1)
     faults.arm(fault, 1.0)
     with pytest.raises(OSError, match=r"\[Errno"):
-        faults.suffer(call)
+        faults.inject(call)
     if fault is FaultKind.NO_SPACE:
-        faults.suffer(CallKind.OPENS)
+        faults.inject(CallKind.OPENS)
 
 
 def test_after_a_part_the_whole_rest_of_a_batch_fails() -> None:
@@ -56,15 +56,15 @@ def test_after_a_part_the_whole_rest_of_a_batch_fails() -> None:
     faults.arm(FaultKind.PARTIAL, 1.0, limit=1)
     for _ in range(3):
         with pytest.raises(OSError, match=r"\[Errno"):
-            faults.suffer(CallKind.NAMES)
+            faults.inject(CallKind.NAMES)
     faults.disarm()
-    faults.suffer(CallKind.NAMES)
+    faults.inject(CallKind.NAMES)
 
 
 def test_what_hangs_goes_on_when_it_is_disarmed() -> None:
     faults = Faults(1)
     faults.arm(FaultKind.HUNG, 1.0)
-    thread = threading.Thread(target=faults.suffer, args=(CallKind.NAMES,), daemon=True)
+    thread = threading.Thread(target=faults.inject, args=(CallKind.NAMES,), daemon=True)
     thread.start()
     assert faults.hanging.wait(10)
     assert thread.is_alive()
@@ -82,5 +82,5 @@ def test_the_clock_jumps_and_time_goes_on() -> None:
     assert faults.clock.now_s() < before_s
     faults.arm(FaultKind.CLOCK_STEP, 1.0)
     before_s = faults.clock.now_s()
-    faults.suffer(CallKind.MOVES)
+    faults.inject(CallKind.MOVES)
     assert abs(faults.clock.now_s() - before_s) > 5

@@ -15,7 +15,7 @@ from kvtier_bench.kill.suite import Cast
 def tell(life: Life) -> None:
     """Write one's pid, and live as long as anybody does."""
     (life.folder / f"{life.number}-{life.seed}").write_text(str(os.getpid()))
-    while life.goes_on():
+    while life.parent_lives():
         time.sleep(0.01)
 
 
