@@ -1,10 +1,10 @@
-"""vLLM's own multi-tier offloading, made to run on the CPU platform.
+"""vLLM's own multi-tier offloading with a worker that runs on the CPU platform.
 
-Why: it is the peer every engine benchmark stands beside, and it refuses to build its worker
-without an accelerator. Scheduler half, RAM tier, eviction and lower tiers stay vLLM's own,
-untouched; only the worker is replaced, by a synchronous torch copy between the engine's
-blocks and vLLM's own shared region. Loaded with `spec_module_path=native_tiering` and this
-folder on PYTHONPATH. Written against vLLM 0.32; one block per chunk, one worker.
+The engine benchmark compares kvtier with it, and vLLM refuses to build its worker without an
+accelerator. Scheduler half, RAM tier, eviction and lower tiers are vLLM's own; only the worker is
+replaced by a synchronous torch copy between the engine's blocks and vLLM's shared region. Load it
+with `spec_module_path=native_tiering` and this folder on PYTHONPATH. Written for vLLM 0.32, one
+block per chunk and one worker.
 """
 
 import time
@@ -24,7 +24,7 @@ from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 
 class TorchCopyWorker(OffloadingWorker):
-    """Copies whole blocks at submit: finished before `submit_*` returns."""
+    """A worker that copies whole blocks synchronously in `submit_store` and `submit_load`."""
 
     def __init__(self, kv_caches: CanonicalKVCaches, region: SharedOffloadRegion) -> None:
         self._region = region
@@ -41,23 +41,23 @@ class TorchCopyWorker(OffloadingWorker):
     def submit_store(
         self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
     ) -> bool:
-        """Device blocks to host chunks."""
+        """Copy device blocks to host chunks."""
         return self._copy(job_id, src_spec, dst_spec, self._device, self._host)
 
     def submit_load(self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec) -> bool:
-        """Host chunks to device blocks."""
+        """Copy host chunks to device blocks."""
         return self._copy(job_id, src_spec, dst_spec, self._host, self._device)
 
     def get_finished(self) -> list[TransferResult]:
-        """Every job submitted since the last call."""
+        """Return the results of all jobs submitted since the last call."""
         finished, self._finished = self._finished, []
         return finished
 
     def wait(self, job_ids: set[int]) -> None:
-        """Nothing to wait for: a job is finished when it was submitted."""
+        """Return at once, because jobs finish while they are submitted."""
 
     def shutdown(self) -> None:
-        """Let go of the shared region, views first."""
+        """Release the views of the shared region, and then the region."""
         self._host.clear()
         self._region.cleanup()
 
@@ -90,10 +90,10 @@ class TorchCopyWorker(OffloadingWorker):
 
 
 class NativeTieringOnCPU(TieringOffloadingSpec):
-    """TieringOffloadingSpec with a worker that needs no accelerator."""
+    """A TieringOffloadingSpec whose worker needs no accelerator."""
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
-        """One worker per process, as the base class has it."""
+        """Return the worker of this process; create it at the first call."""
         if self.blocks_per_chunk != 1:
             raise ValueError("native_tiering copies one block per chunk: leave block_size unset")
         if self._worker is None:

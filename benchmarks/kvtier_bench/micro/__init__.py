@@ -1,4 +1,4 @@
-"""The hot paths one by one, each against the limit it is judged by; one file a path."""
+"""Micro-benchmarks of the hot paths, one module for each, compared with the machine's limits."""
 
 from kvtier_bench.micro.suite import run
 

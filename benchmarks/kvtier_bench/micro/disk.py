@@ -1,7 +1,7 @@
-"""The disk tier against a raw slab: the same file system, sizes, threads and alignment, in one run.
+"""The disk tier compared with a raw slab of the same file system, sizes, threads and alignment.
 
-The raw side is what the disk can do through Python: preadv and pwritev on a preallocated file
-with O_DIRECT where there is one, no index, no log, no checksum.
+The raw slab is the limit of what the disk can do through Python: preadv and pwritev on a
+preallocated file, with O_DIRECT if supported, and without index, log or checksum.
 """
 
 import os
@@ -23,7 +23,7 @@ _ROUNDS = 9
 
 
 def measure_disk(scratch: Path) -> list[Row]:
-    """Rows for read and write of every block size. Needs 1 GiB of room under `scratch`."""
+    """Return rows for read and write of every block size. Needs 1 GiB below `scratch`."""
     rows: list[Row] = []
     folder = scratch / "micro-disk"
     try:
@@ -78,7 +78,7 @@ def _measure(folder: Path, size: int, label: str) -> list[Row]:
 
 
 class _RawSlab:
-    """A preallocated file of `count` blocks and nothing else."""
+    """A preallocated file of `count` blocks."""
 
     def __init__(self, path: Path, size: int, count: int) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC

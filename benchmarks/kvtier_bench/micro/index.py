@@ -1,4 +1,4 @@
-"""The index: how long a lookup takes, and what a block costs in memory, as it grows."""
+"""The engine's local index: lookup time and memory for each block, by the size of the index."""
 
 import gc
 import statistics
@@ -14,11 +14,11 @@ from kvtier_bench.rows import Row, Target, measured
 PREFIX = 2000
 HELD = (10**4, 10**5, 10**6, 10**7)
 _BYTES_PER_BLOCK = 400
-"""Generous, to decide whether the machine can hold the largest index."""
+"""A generous estimate, used to skip sizes that the machine's memory cannot hold."""
 
 
 def measure_index() -> list[Row]:
-    """Lookup rows per index size, then memory; sizes the machine cannot hold are left out."""
+    """Return rows for each index size, without the sizes that the machine's memory cannot hold."""
     rows: list[Row] = []
     available = memory_available()
     for held in HELD:
@@ -90,7 +90,7 @@ def _resident_bytes() -> int:
 
 
 def memory_available() -> int:
-    """Bytes the kernel believes it could give without swapping."""
+    """Return the bytes that the kernel reports as available without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

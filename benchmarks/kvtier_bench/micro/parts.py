@@ -1,4 +1,8 @@
-"""The parts that more than one measurement needs: a RAM-only cache, and chains of keys."""
+"""Parts that several benchmarks share: key chains, a RAM-only cache, and batches through a tier.
+
+`Tiered` writes and reads a batch through a tier with a thread pool, so that the overhead of every
+tier over plain files is measured in the same way.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -19,7 +23,7 @@ from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier.transfer.engine import TransferEngine
 
 Blocks = npt.NDArray[np.uint8]
-"""Shape [blocks, bytes of a block]."""
+"""Blocks in an array of shape [blocks, bytes of a block]."""
 
 BATCH = 32
 
@@ -41,11 +45,11 @@ SPACE = KeySpace(
     hash_seed="",
     isa="",
 )
-"""Of no model: what is measured does not depend on it."""
+"""The key space of the benchmarks. It names no model, because measurements do not depend on one."""
 
 
 def ram_cache(slots: int, slot_bytes: int) -> TieredCache:
-    """A cache of one tier, populated, so that no page fault is measured."""
+    """Return a cache with a RAM tier only, whose memory is populated to avoid page faults."""
     arena = Arena.create(slots, slot_bytes)
     arena.wait_populated()
     residency = Residency(arena, ["ram"], [Lru(capacity_rows=slots)])
@@ -54,25 +58,25 @@ def ram_cache(slots: int, slot_bytes: int) -> TieredCache:
 
 
 def chain(number: int, length: int) -> list[BlockKey]:
-    """Keys of one prefix as an engine makes them: 32 bytes of hash, 4 bytes of group."""
+    """Return the keys of a prefix as an engine makes them: 32 bytes of hash, 4 of group."""
     head = number.to_bytes(16, "big")
     return [BlockKey(head + i.to_bytes(16, "big") + b"\0\0\0\0") for i in range(length)]
 
 
 def fill(blocks: Blocks) -> None:
-    """Bytes that tell every block and every place in a block apart."""
+    """Fill blocks with bytes that differ between blocks and between positions in a block."""
     ramp = np.arange(blocks.shape[1], dtype=np.uint32)
     for number, block in enumerate(blocks):
         block[:] = (ramp * 2654435761 + number * 40503 >> 13).astype(np.uint8)
 
 
 def parents(keys: list[BlockKey]) -> list[BlockKey | None]:
-    """The predecessor of each key of a chain."""
+    """Return the predecessor of each key of a chain."""
     return [None, *(earlier for earlier, _ in pairwise(keys))]
 
 
 def memory(batch_bytes: int, size: int) -> tuple[Blocks, Blocks]:
-    """What is written, filled, and where it is read to: blocks of `size`, at whole pages."""
+    """Return page-aligned blocks of `size` bytes: filled ones to write, and a target for reads."""
     source, target = aligned_buffer(2 * batch_bytes).reshape(2, batch_bytes // size, size)
     fill(source)
     return source, target
@@ -81,12 +85,15 @@ def memory(batch_bytes: int, size: int) -> tuple[Blocks, Blocks]:
 def each_part(
     pool: ThreadPoolExecutor, count: int, step: int, work: Callable[[range], None]
 ) -> None:
-    """Have the pool do `work` on `count` rows, `step` at a time. Raises what `work` raises."""
+    """Call `work` in the pool on ranges of `step` of `count` rows. Raises what `work` raises."""
     list(pool.map(work, [range(at, min(at + step, count)) for at in range(0, count, step)]))
 
 
 class Tiered:
-    """Writes all of `source` as one new chain, and reads it into `target`, `step` blocks a call."""
+    """A tier under test: writes `source` as a chain, and reads it back into `target`.
+
+    Each call of the tier takes `step` blocks.
+    """
 
     def __init__(
         self, tier: Tier, pool: ThreadPoolExecutor, source: Blocks, target: Blocks, step: int
@@ -95,10 +102,10 @@ class Tiered:
         self._step = step
         self._numbers = itertools.count()
         self.keys: list[BlockKey] = []
-        """Of the chain that `read` and `clean` are about."""
+        """The keys of the last chain that was written, which `read` and `clean` use."""
 
     def write(self) -> None:
-        """The chain written before stays where it is."""
+        """Write `source` as a new chain, and leave earlier ones in the tier."""
         self.keys = chain(next(self._numbers), len(self._source))
         ancestors = parents(self.keys)
 
@@ -110,7 +117,7 @@ class Tiered:
         each_part(self._pool, len(self._source), self._step, part)
 
     def read(self) -> None:
-        """All of it has to be there."""
+        """Read the whole chain into `target`; every block must be present."""
 
         def part(rows: range) -> None:
             moves = [BlockMove(self.keys[row], self._target[row]) for row in rows]
@@ -119,16 +126,16 @@ class Tiered:
         each_part(self._pool, len(self._source), self._step, part)
 
     def clean(self) -> None:
-        """Have the tier forget the chain."""
+        """Delete the chain from the tier."""
         self._tier.delete(self.keys)
 
     def replace(self) -> None:
-        """What a full tier does: the old blocks go, the new ones take their room."""
+        """Delete the last chain and write a new one, as a full tier does."""
         self.clean()
         self.write()
 
     def verify(self) -> None:
-        """Raises AssertionError where the tier returns other bytes than it was given."""
+        """Write and read a chain; raise AssertionError if the tier returns other bytes."""
         self.replace()
         self._target[:] = 0
         self.read()

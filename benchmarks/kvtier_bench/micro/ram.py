@@ -1,4 +1,4 @@
-"""The RAM tier: whole put and get against a bare `numpy.copyto`, and its bookkeeping alone."""
+"""The RAM tier: put and get compared with `numpy.copyto`, its bookkeeping, and arena startup."""
 
 import statistics
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _SLOT_BYTES = 4 << 20
 
 
 def measure_ram() -> list[Row]:
-    """Rows for every block size, then the bookkeeping."""
+    """Return rows for every block size, and for the bookkeeping alone."""
     rows: list[Row] = []
     for size, label, target in SIZES:
         rows += _throughput(size, label, target)
@@ -60,7 +60,7 @@ def _throughput(size: int, label: str, target: float) -> list[Row]:
 
 
 class _Exercise:
-    """Puts and gets batches, and the same copies bare."""
+    """Batches that are put into and got from a cache, and the same copies without a cache."""
 
     def __init__(self, cache: TieredCache, source: Blocks, bare: Blocks) -> None:
         self._cache = cache
@@ -91,8 +91,8 @@ class _Exercise:
         self._cache.take_events()
 
     def get(self) -> None:
-        # Not the newest batch, which would be in the CPU's cache, and none that may have left: each
-        # put and each get since has made at most one other batch more recent.
+        # The newest batch would be in the CPU's cache. Batches within `span` were not evicted: each
+        # put and each get since then made at most one other batch more recent.
         span = max(1, self._cache.arena.slots // BATCH // 2 - 1)
         self._asked = (self._asked + 12) % span + 1
         keys = chain(self._number - self._asked, BATCH)
@@ -104,7 +104,7 @@ class _Exercise:
         self._cache.end_load(load)
 
     def verify(self) -> None:
-        """The last batch put is the last window of the source, byte for byte."""
+        """Put a batch, and check that the cache has the bytes of the source."""
         self.put()
         window = range(self._at, self._at + BATCH)
         load = self._cache.begin_load("bench", chain(self._number, BATCH))
@@ -159,7 +159,7 @@ def _times(call: Callable[[], None], count: int) -> Callable[[], None]:
 
 
 def measure_arena() -> list[Row]:
-    """One row; a smaller arena, named as such, where memory is short."""
+    """Return the row of an arena of 8 GiB, or of a smaller one, named so, if memory is short."""
     gibibytes = min(8, memory_available() // (1 << 30) // 2)
     seconds: list[float] = []
     for _ in range(3):

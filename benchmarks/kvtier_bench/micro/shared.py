@@ -1,7 +1,7 @@
-"""The shared tier against raw files of the same size and number, written and read alike.
+"""The shared tier compared with raw files of the same size and number.
 
-A raw file is opened, written in one call and renamed, as the tier's are. What the tier does
-besides (key space, header, checksums, verification, the exclusive name) is the difference.
+A raw file is opened, written with one call and renamed, as the tier's files are. The difference is
+what the tier adds: key space, header, checksums, verification and the exclusive name.
 """
 
 import os
@@ -29,14 +29,14 @@ PACKED_BYTES = 128 << 10
 PACKED_BLOCKS = 32
 _BATCH_BYTES = 128 << 20
 _THREADS = SharedSettings(path="").io_threads
-"""As many as an engine has by default; raw files get the same."""
+"""An engine's default; raw files get the same number."""
 _ROUNDS = 9
 _FOLDERS = 16**3
-"""Of a key space, each made with the first file in it."""
+"""The number of folders in a key space, which the tier creates as they are needed."""
 
 
 class _Equal(bytes):
-    """A checksum that fits anything."""
+    """A checksum that equals any other."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -45,14 +45,14 @@ class _Equal(bytes):
 
 
 class _Unverified(Xxh3):
-    """Reads as always, and looks at no payload."""
+    """A checksum algorithm that accepts every payload without reading it."""
 
     def block(self, key: BlockKey, payload: Payload) -> bytes:
         return _Equal()
 
 
 def measure_shared(scratch: Path) -> list[Row]:
-    """Rows for read, write, packing and verification. Needs 1 GiB of room under `scratch`."""
+    """Return rows for read, write, packing and verification. Needs 1 GiB below `scratch`."""
     folder = scratch / "micro-shared"
     rows: list[Row] = []
     try:
@@ -72,7 +72,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _open(folder: Path, size: int, segment_blocks: int) -> FolderTier:
-    """A tier whose fan-out folders are there, as in a store that is in use."""
+    """Open a tier whose folders already exist, as in a store that is in use."""
     layout = BlockLayout(block_bytes=size, tokens_per_block=16)
     tier = FolderTier(folder, layout, SPACE, segment_blocks=segment_blocks)
     for number in range(_FOLDERS):
@@ -174,7 +174,7 @@ def _verification(folder: Path) -> Row:
 
 
 class _RawFiles:
-    """One file a block, as the tier writes it, and nothing else."""
+    """Blocks in plain files, one each, written as the tier writes them."""
 
     def __init__(
         self, folder: Path, pool: ThreadPoolExecutor, source: Blocks, target: Blocks

@@ -1,4 +1,4 @@
-"""Runs every micro-benchmark, prints the rows as they come and writes them to a file."""
+"""The suite that runs every micro-benchmark, prints the rows and writes the report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from kvtier_bench.rows import Row, describe, report, write_report
 
 
 def run(json_path: Path | None, scratch: Path, console: Console) -> list[Row]:
-    """All rows. Takes about three minutes; the index of 10^7 blocks is most of it."""
+    """Return all rows. Takes about three minutes, most of it for the index of 10^7 blocks."""
     rows: list[Row] = []
     parts: list[tuple[str, Callable[[], list[Row]]]] = [
         ("RAM tier", measure_ram),

@@ -1,6 +1,7 @@
-"""Timing contenders against each other, interleaved, by the median.
+"""Interleaved timing of contenders, compared by medians.
 
-A machine that slows down slows all of them, and one interruption decides nothing.
+Interleaving makes a slower phase of the machine affect all contenders; medians make single
+interruptions irrelevant.
 """
 
 import statistics
@@ -13,7 +14,7 @@ from kvtier_bench.rows import Row, Target, measured
 def interleave(
     contenders: Mapping[str, Callable[[], None]], rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each call: `rounds` per contender, in turns, after `warm_up` uncounted turns."""
+    """Call the contenders in turns; return the seconds of each call, without the warm-up turns."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warm_up + rounds):
         for name, call in contenders.items():
@@ -26,12 +27,12 @@ def interleave(
 
 
 def paired_ratio(ours: list[float], reference: list[float]) -> float:
-    """Median over the rounds of reference time / our time: our share of its speed."""
+    """Return the share of the reference's speed: the median over the rounds of reference / ours."""
     return statistics.median(ref / own for own, ref in zip(ours, reference, strict=True))
 
 
 def spread(seconds: list[float]) -> str:
-    """`min..max` in milliseconds, for a row's note."""
+    """Return minimum and maximum in milliseconds, for a row's note."""
     return f"{min(seconds) * 1e3:.2f}..{max(seconds) * 1e3:.2f} ms over {len(seconds)} runs"
 
 
@@ -43,13 +44,16 @@ def throughput(
     target: Target,
     note: str = "",
 ) -> Row:
-    """A row in GB/s, judged by the share of the reference's speed; seconds of equal rounds."""
+    """Return a row in GB/s whose ratio is the share of the reference's speed.
+
+    `ours` and `reference` are the seconds of the same rounds.
+    """
     speed = moved_bytes / 1e9 / statistics.median(ours)
     return measured(
         name,
         speed,
         "GB/s",
-        # The ratio is the median of the pairs, so the reference follows from it.
+        # The ratio is the median of the paired ratios, so the reference is derived from it.
         reference=speed / paired_ratio(ours, reference),
         target=target,
         note=f"{note}, {spread(ours)}" if note else spread(ours),

@@ -1,8 +1,8 @@
-"""AIBrix kvcache's second level on RocksDB, told what to do by `run.py`.
+"""The driver of AIBrix kvcache's second level on RocksDB, controlled by `run.py`.
 
-`L2Cache` as the cache manager builds it, without the RAM level before it: its executor, its
-operations per batch (32) and its RocksDB settings are the defaults. Block hashes are handed in,
-so it hashes no tokens. It has no O_DIRECT, and what was written last lies in its memtables.
+It uses `L2Cache` as AIBrix's cache manager builds it, without the RAM level above. Operations per
+batch (32) and RocksDB settings are the defaults. Block hashes are passed in, so no tokens are
+hashed. RocksDB has no O_DIRECT here, and keeps the latest writes in its memtables.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class AibrixRocksDb(Storage):
         if options.direct:
             sys.exit("the RocksDB connector has no O_DIRECT")
         os.environ["AIBRIX_KV_CACHE_OL_ROCKSDB_ROOT"] = str(options.folder)
-        # Read at import, so after the folder is known.
+        # The variable is read at import.
         from aibrix_kvcache import envs
         from aibrix_kvcache.cache_hashable import BlockHashes
         from aibrix_kvcache.l2 import L2Cache
@@ -37,7 +37,7 @@ class AibrixRocksDb(Storage):
             ]
             for slab in (torch.from_numpy(blocks.reshape(-1)) for blocks in (source, target))
         )
-        # K and V of two bytes each, 8 heads of 64 in as many layers as fill a block.
+        # K and V of two bytes each, 8 heads of size 64, and as many layers as fill a block.
         layers = options.block_bytes // (2 * 2 * _TOKENS * 8 * 64)
         tensors = KVCacheTensorSpec(heads=list(range(8)), layers=list(range(layers)), head_size=64)
         spec = KVCacheBlockSpec(_TOKENS, torch.float16, KVCacheBlockLayout.LCND, tensors)
@@ -60,7 +60,7 @@ class AibrixRocksDb(Storage):
         self._check(self._cache.put(None, self._query(batch), self._sources))
 
     def settle(self, batch: int) -> None:
-        """Memtables become table files; the cache itself has no call for that."""
+        """Flush memtables to table files, for which the cache itself has no call."""
         self._cache._backend.store.flush()
 
     def read(self, batch: int) -> None:

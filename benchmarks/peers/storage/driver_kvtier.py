@@ -1,7 +1,7 @@
-"""kvtier's shared tier in a folder, told what to do by `run.py`.
+"""The driver of kvtier's shared tier in a folder, controlled by `run.py`.
 
-The blocks of a batch are one prefix, handed over in one piece to the transfer engine, which cuts
-it and spreads it over the tier's threads as it does inside an engine of 16 tokens a block.
+The blocks of a batch form one prefix. One transfer passes it to the transfer engine, which divides
+it among the tier's threads as it does inside an engine with 16 tokens per block.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ class KvtierFolder(Storage):
         rows = list(range(len(keys)))
         moves = list(map(BlockMove, keys, blocks))
         if not self._engine.submit(Transfer(1, direction, rows, keys, moves, above)):
-            raise RuntimeError("the engine took no transfer")
+            raise RuntimeError("the transfer engine refused the transfer")
         if not self._engine.drain(_DEADLINE_S):
             raise RuntimeError(f"not done in {_DEADLINE_S} s")
         for completion in self._engine.poll():

@@ -1,8 +1,8 @@
-"""LMCache's L2 adapters `fs_native` and `raw_block`, told what to do by `run.py`.
+"""The driver of LMCache's L2 adapters `fs_native` and `raw_block`, controlled by `run.py`.
 
-Engines: `fs_native` (C++ workers, one file a block), `posix` and `io_uring` (`raw_block` on a
-file that was written from end to end before, as a device would be). The adapters get what
-LMCache's own memory manager would give them: objects in one page-aligned buffer.
+Engines are `fs_native` (C++ workers, one file per block), and `posix` and `io_uring` (`raw_block`
+on a file that was fully written before, in place of a device). The adapters get memory objects in
+one page-aligned buffer, as from LMCache's own memory manager.
 """
 
 import os
@@ -22,7 +22,7 @@ from worker import Options, Storage, serve
 
 _PAGE = 4096
 _META_BYTES = 256 << 20
-"""`raw_block`'s default for the region of its index."""
+"""The default size of the region in which `raw_block` keeps its index."""
 _TIMEOUT_S = 120.0
 
 
@@ -32,7 +32,7 @@ class LmcacheAdapter(Storage):
         self._adapter = create_l2_adapter(
             _config(options), L1MemoryDesc(source.ctypes.data, source.nbytes, _PAGE)
         )
-        # A raw_block task is worked off by one thread, so all get a task; fs_native spreads one.
+        # raw_block runs a task in one thread, so each thread gets one; fs_native divides a task.
         self._tasks = 1 if options.engine == "fs_native" else options.threads or 4
 
     def write(self, batch: int) -> None:
@@ -92,7 +92,7 @@ def _config(options: Options) -> FSNativeL2AdapterConfig | RawBlockL2AdapterConf
         )
     slot_bytes = options.block_bytes + _PAGE
     path = options.folder / "device"
-    # Room for two batches: slots are given back and taken again.
+    # There are slots for two batches; released slots are reused.
     _write_zeros(path, _META_BYTES + 2 * options.count * slot_bytes)
     workers = (
         {"num_store_workers": options.threads, "num_load_workers": options.threads}

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Makes build/peers/lmcache and build/peers/aibrix: an environment for each system that run.py
-# measures. From the repository's root. Needs Python 3.11, 3 GB of disk and a package index.
+# Create build/peers/lmcache and build/peers/aibrix, an environment for each system that run.py
+# compares with. Run it from the repository's root. Needs Python 3.11, 3 GB of disk and a package
+# index.
 #
-# Both systems are installed without their declared dependencies, most of which are for GPUs;
-# what they import on a CPU is listed here. TORCH_INDEX: where torch has a build for CPUs, if
-# not on the default index.
+# Both systems are installed without their declared dependencies, most of which are for GPUs; what
+# they import on a CPU is listed here. TORCH_INDEX names an index with a CPU build of torch, if the
+# default index has none.
 set -eu
 mkdir -p build/peers
 

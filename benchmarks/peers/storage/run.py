@@ -1,12 +1,11 @@
-"""kvtier's shared tier beside LMCache's and AIBrix's storage tiers: one run, the same blocks.
+"""Compare kvtier's shared tier with LMCache's and AIBrix's storage tiers on the same blocks.
 
-Every contender is a process of its own with its own environment, alive for a whole block size. In
-a round each writes a batch of 128 MiB, then each reads it, then those without O_DIRECT read it
-again out of the page cache, then each removes it; the order is drawn anew every time. The first
-read finds nothing of the batch in memory. Between two commands what is dirty goes to the device
-and the contender that was asked comes to rest, so that nobody pays for another's write-back or
-compaction. The bytes of every read are compared. Ratios are medians over the rounds, of times
-within one round.
+Every contender is a process with an environment of its own, which lives for all rounds of a block
+size. In a round each writes a batch of 128 MiB, then each reads it, then those without O_DIRECT
+read it again from the page cache, then each removes it; the order is drawn anew for each step. The
+first read finds none of the batch in memory. After each command, dirty pages are synced and the
+contender becomes idle, so that no contender pays for another one's write-back or compaction. The
+bytes of every read are compared. Ratios are medians over the rounds of times within one round.
 
     python benchmarks/peers/storage/run.py --json result.json     # after install.sh
 """
@@ -35,7 +34,7 @@ ENVIRONMENTS = Path("build/peers")
 SIZES = {"128 KiB": 128 << 10, "1 MiB": 1 << 20, "4 MiB": 4 << 20}
 BATCH_BYTES = 128 << 20
 PHASES = {"write": "write", "read": "read", "cached read": "read", "clean": "clean"}
-"""What is measured, and what a driver is told for it."""
+"""The phases that are measured, and the driver's command for each."""
 JUDGED = ("write", "read", "cached read")
 _WARM_UP = 2
 _START_S = 180.0
@@ -44,7 +43,7 @@ _REST_S = 10.0
 
 
 class Contender(NamedTuple):
-    """One system in one configuration; `threads` 0 is its default, told in `told`."""
+    """One system in one configuration, described in `told`; `threads` 0 is the system's default."""
 
     name: str
     system: str
@@ -81,12 +80,13 @@ PAIRS = (
     ("kvtier cached default", "rocksdb default"),
     ("kvtier default", "rocksdb default"),
 )
-"""Ours and the peer it is measured against: alike, but for the last, which is each as it comes."""
+"""Configurations of kvtier and the peers they are compared with. They correspond to each other,
+except for the last pair, which compares the defaults."""
 SHOWN = {"lmcache": "LMCache", "aibrix": "AIBrix", "kvtier": "kvtier"}
 
 
 class Driver:
-    """A contender's process. Raises RuntimeError with the end of its log where it fails."""
+    """The process of a contender. Raises RuntimeError with the end of its log if it fails."""
 
     def __init__(self, contender: Contender, scratch: Path, block_bytes: int) -> None:
         self.contender = contender
@@ -113,11 +113,14 @@ class Driver:
             )
 
     def wait_ready(self) -> None:
-        """Return when it has started."""
+        """Wait until the contender has started."""
         self._answer(_START_S)
 
     def ask(self, verb: str, batch: int) -> dict[str, object]:
-        """Seconds that it took, and for a read a digest; returns when it is at rest again."""
+        """Send a command, wait until the contender is idle again, and return its answer.
+
+        The answer contains the seconds taken and, for a read, a digest.
+        """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": verb, "batch": batch}).encode() + b"\n")
         answer = self._answer(_ANSWER_S)
@@ -126,7 +129,7 @@ class Driver:
         return answer
 
     def forget(self, batch: int) -> None:
-        """Leave nothing of what was written in its memory or the page cache."""
+        """Flush a written batch to files, and drop them from the page cache."""
         self.ask("settle", batch)
         for path in self._folder.rglob("*"):
             if path.is_file():
@@ -159,7 +162,7 @@ class Driver:
         return answer
 
     def _wait_at_rest(self) -> None:
-        """Until it used no processor for 50 ms, which is where flushes and compactions end."""
+        """Wait until the process uses no CPU for 50 ms, after flushes and compactions."""
         deadline_s = time.monotonic() + _REST_S
         before = self._ticks()
         while time.monotonic() < deadline_s:
@@ -175,13 +178,13 @@ class Driver:
 
 
 Seconds = dict[str, dict[str, list[float]]]
-"""By contender, by phase: one number a round."""
+"""Seconds by contender and phase, one value for each round."""
 
 
 def measure(
     scratch: Path, block_bytes: int, rounds: int, contenders: Sequence[Contender]
 ) -> Seconds:
-    """Run all contenders on one block size. Raises RuntimeError where one returns wrong bytes."""
+    """Run all contenders on one block size. Raises RuntimeError if one returns wrong bytes."""
     seconds: Seconds = {one.name: {phase: [] for phase in PHASES} for one in contenders}
     expected = Batch(BATCH_BYTES // block_bytes, block_bytes)
     shuffled = random.Random(block_bytes)
@@ -212,7 +215,7 @@ def measure(
 
 
 def judge(label: str, seconds: Seconds) -> list[Row]:
-    """A row a pair and phase: our speed, the peer's, and the target to be ahead."""
+    """Return a row for each pair and phase; the target is to be faster than the peer."""
     known = {one.name: one for one in CONTENDERS}
     return [
         measured(
@@ -231,7 +234,7 @@ def judge(label: str, seconds: Seconds) -> list[Row]:
 
 
 def versions() -> dict[str, str]:
-    """What is installed in the peers' environments."""
+    """Return the versions of the packages in the peers' environments."""
     script = (
         "import importlib.metadata as m, json;"
         "print(json.dumps({d.name: d.version for d in m.distributions() if d.name in"

@@ -1,10 +1,11 @@
-"""What every driver shares: the blocks, and a loop that does what standard input says.
+"""The common part of all drivers: the blocks, and a loop that executes commands of standard input.
 
-Why a process each: the peers need packages that exclude each other, and rounds must interleave
-all the same. A driver times its own calls, so the pipe costs nobody anything, and answers with a
-digest of the bytes it read, which `run.py` compares with the bytes it expects.
+Each driver is a process of its own, because the peers need conflicting packages and rounds must
+nevertheless interleave. A driver times its own calls, so that the pipe does not count, and answers
+with a digest of the bytes it read, which `run.py` compares with the expected bytes.
 
-Imports only the standard library and numpy, which every environment has. One JSON object a line:
+Imports only the standard library and numpy, which every environment has. Each line is a JSON
+object:
     in   {"do": "write" | "settle" | "read" | "clean", "batch": n}
     out  {"ready": true}, then {"seconds": s} or, for a read, {"seconds": s, "digest": "..."}
 """
@@ -23,38 +24,38 @@ from typing import NamedTuple
 import numpy as np
 
 BATCHES = 256
-"""Batches whose bytes all differ."""
+"""The number of batches with different bytes."""
 _SEED = 20
 _ALIGNMENT = 2 << 20
 
 
 class Options(NamedTuple):
-    """What a driver is started with."""
+    """The command line of a driver."""
 
     folder: Path
     block_bytes: int
     count: int
     threads: int
-    """Threads that read and write; 0: as many as the system takes by default."""
+    """Threads that read and write; 0 for the system's default."""
     direct: bool
-    """O_DIRECT; without it through the page cache."""
+    """Whether to use O_DIRECT instead of the page cache."""
     engine: str
-    """Which of a system's adapters, where it has several."""
+    """The adapter to use, if the system has several."""
 
 
 class Storage(ABC):
-    """One system, over `source` (what is written) and `target` (where it is read to)."""
+    """A storage system under test, which writes blocks of `source` and reads into `target`."""
 
     @abstractmethod
     def write(self, batch: int) -> None:
-        """Store every block of `source` under keys of this batch; raises if one is not stored."""
+        """Store every block of `source` under keys of the batch; raise if one is not stored."""
 
-    def settle(self, batch: int) -> None:  # noqa: B027  # most keep no blocks in their memory
-        """Give what was written to the file system; nobody is timed here."""
+    def settle(self, batch: int) -> None:  # noqa: B027  # most systems buffer no blocks
+        """Flush written blocks to the file system; this is not timed."""
 
     @abstractmethod
     def read(self, batch: int) -> None:
-        """Fill `target` with the batch; raises if a block is missing."""
+        """Fill `target` with the batch; raise if a block is missing."""
 
     @abstractmethod
     def clean(self, batch: int) -> None:
@@ -62,14 +63,14 @@ class Storage(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End what was started."""
+        """Close the system."""
 
 
 class Batch:
-    """The blocks of one batch: [count, block_bytes] of bytes that do not compress, page-aligned.
+    """The page-aligned blocks of a batch, [count, block_bytes] of incompressible bytes.
 
-    Batch n is batch 0 with n exclusive-or'ed to every byte, so what an earlier round left behind
-    cannot pass for this round's bytes.
+    Batch n is batch 0 with every byte XORed with n, so that leftovers of an earlier round cannot be
+    mistaken for the current bytes.
     """
 
     def __init__(self, count: int, block_bytes: int) -> None:
@@ -80,14 +81,14 @@ class Batch:
         )
 
     def become(self, number: int) -> None:
-        """Turn into another batch, in place."""
+        """Change the blocks to those of batch `number`, in place."""
         words = self.blocks.view(np.uint64)
         words ^= np.uint64((number ^ self._number) % BATCHES * 0x0101010101010101)
         self._number = number
 
 
 def allocate(count: int, block_bytes: int) -> np.ndarray:
-    """Zeroed private memory, in huge pages where numpy gets them; blocks start on a page."""
+    """Return zeroed, page-aligned blocks, in huge pages if numpy can get them."""
     size = count * block_bytes
     room = np.empty(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
@@ -101,7 +102,7 @@ def digest(blocks: np.ndarray) -> str:
 
 
 def serve(make: Callable[[Options, np.ndarray, np.ndarray], Storage]) -> None:
-    """Build the storage that the command line describes and obey until standard input ends."""
+    """Create the storage that the command line describes, and execute commands until EOF."""
     answers = _own_stdout()
     options = _parse()
     batch = Batch(options.count, options.block_bytes)
@@ -138,7 +139,7 @@ def _obey(
 
 
 def _own_stdout() -> int:
-    """Keep standard output for answers; what a system prints goes to standard error."""
+    """Redirect the system's output to standard error, and return a descriptor for answers."""
     answers = os.dup(1)
     os.dup2(2, 1)
     return answers
