@@ -1,4 +1,4 @@
-"""Stores for the evictor's tests: what writers and readers leave in them."""
+"""Stores with blocks and journals, and a simulation of several evictors, for the tests."""
 
 import hashlib
 import threading
@@ -6,17 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvtier.blocks.checksum import Checksum
+from kvtier.blocks.key import BlockKey
 from kvtier.clock import VirtualClock
 from kvtier.evictor.context import PassContext
 from kvtier.evictor.options import EvictorOptions
 from kvtier.evictor.report import SilentObserver
 from kvtier.testing.memory_store import MemoryStore
+from kvtier.testing.samples import sample_space
 from kvtier.tiers.base import Buffer
+from kvtier.tiers.shared.format import Segment, encode_header, segment_name
+from kvtier.tiers.shared.manifest import ensure_manifest
 from kvtier.tiers.shared.store import ListPage, Read, Stat, Store
 
 TREE = "tiny-0123456789abcdef"
 FOREIGN = "org_model_0123456789ab_r0"
 START_S = 1.8e9
+SPACE = sample_space()
+SECRET = bytes(range(32))
 
 
 def key_of(number: int) -> bytes:
@@ -45,13 +52,13 @@ class Scene:
             assert self.store.publish(block(number, tree), [np.zeros(size, np.uint8)])
 
     def read(self, *numbers: int, tree: str = TREE) -> None:
-        """As a reader tells it."""
+        """Write a journal that reports a read of these blocks."""
         self._journals += 1
         text = "".join(f"{below(number)}\n" for number in numbers)
         self.store.put(f"{tree}/access/host-1-ab-{self._journals:08d}.log", text.encode())
 
     def blocks(self, tree: str = TREE, among: int = 1000) -> list[int]:
-        """Numbers of the blocks that are there."""
+        """Return the numbers of the blocks in the store."""
         names = set(self.names())
         return [number for number in range(among) if block(number, tree) in names]
 
@@ -59,7 +66,7 @@ class Scene:
         return [entry.name for entry in self.store.list(folder, limit=100_000).entries]
 
     def context(self, store: Store | None = None, **options: object) -> PassContext:
-        """One pass without leases."""
+        """Return the context of a pass without leases."""
         return PassContext(
             store or self.store,
             EvictorOptions(**options),  # type: ignore[arg-type]
@@ -70,8 +77,27 @@ class Scene:
         )
 
 
+def publish_segment(store: MemoryStore, number: int, checksum: Checksum, blocks: int = 2) -> str:
+    """Publish a valid segment with a manifest, and return its name in the store."""
+    tree = ensure_manifest(store, SPACE, checksum)
+    keys = tuple(BlockKey(key_of(number + 1000 * each)) for each in range(blocks))
+    segment = Segment(
+        keys=keys,
+        checksums=tuple(bytes(16) for _ in keys),
+        parent=None,
+        block_bytes=SPACE.block_bytes,
+        space_digest=bytes.fromhex(SPACE.digest),
+        algorithm=checksum.algorithm,
+    )
+    header = np.frombuffer(encode_header(segment, checksum), np.uint8)
+    payload = np.zeros(segment.total_bytes - header.nbytes, np.uint8)
+    name = f"{tree}/{segment_name(keys[0])}"
+    assert store.publish(name, [header, payload])
+    return name
+
+
 class Between:
-    """A store that calls back before each call: to look, to wait, to die."""
+    """A store that records each call, and calls `before` ahead of it."""
 
     def __init__(self, inner: Store) -> None:
         self.inner = inner
@@ -113,13 +139,13 @@ class Between:
 
 
 class Killed(BaseException):
-    """As by the kernel: nothing is put in order."""
+    """Raised in an actor that is killed. A BaseException, so that no handler cleans up."""
 
 
 class Actor:
-    """Something that runs step by step: it stands still before each call of its store.
+    """A thread that runs step by step: it stops before each call of its store.
 
-    Its clock shows what it likes, but goes as fast as the true one.
+    Its clock has an offset, but the same rate as the true one.
     """
 
     def __init__(self, world: "World", offset_s: float) -> None:
@@ -138,7 +164,7 @@ class Actor:
         self._stands.acquire()
 
     def live(self) -> None:
-        """What it does; overridden."""
+        """Run the actor; overridden by subclasses."""
 
     def _main(self) -> None:
         try:
@@ -151,7 +177,7 @@ class Actor:
             self._stands.release()
 
     def stand(self, call: tuple[str, str]) -> None:
-        """Wait for the next turn."""
+        """Stop before `call` until the next turn."""
         self.next_call = call
         self._stands.release()
         self._go.acquire()
@@ -159,7 +185,7 @@ class Actor:
             raise Killed
 
     def turn(self) -> None:
-        """Let it take one step."""
+        """Let the actor take one step."""
         self._go.release()
         self._stands.acquire()
 
@@ -177,14 +203,14 @@ class Actor:
 
 
 class World:
-    """True time, and whose turn it is."""
+    """The true time, and the actors that take turns."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.actors: list[Actor] = []
 
     def ready(self) -> list[Actor]:
-        """Who can take a step now; time jumps where nobody can."""
+        """Return the actors that can take a step; advance the time if there are none."""
         alive = [actor for actor in self.actors if not actor.done]
         now_s = self.scene.clock.now_s()
         first_s = min(actor.wakes_s for actor in alive)

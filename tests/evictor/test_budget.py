@@ -1,4 +1,4 @@
-"""The arithmetic: watermarks, quotas, and who frees what."""
+"""Watermarks, quotas, and the amounts that each shard has to free."""
 
 import numpy as np
 from hypothesis import given
@@ -32,13 +32,13 @@ def usage(*steps: tuple[float, int, int]) -> Usage:
     return Usage(sum(step.size_bytes for step in made), files, files, made)
 
 
-def test_a_mark_asks_only_above_high() -> None:
-    mark = Watermarks(100, 80)
-    assert [mark.excess(used) for used in (0, 80, 100, 101, 150)] == [0, 0, 0, 21, 70]
+def test_watermarks_excess_only_above_high() -> None:
+    watermarks = Watermarks(100, 80)
+    assert [watermarks.excess(used) for used in (0, 80, 100, 101, 150)] == [0, 0, 0, 21, 70]
     assert Watermarks().excess(10**18) == 0
 
 
-def test_the_coldest_of_all_shards_go_first() -> None:
+def test_divide_takes_coldest_steps_of_all_shards() -> None:
     usages = {
         ("0", "t"): usage((1, 100, 1), (5, 100, 1)),
         ("1", "t"): usage((2, 100, 1), (3, 100, 1)),
@@ -49,24 +49,24 @@ def test_the_coldest_of_all_shards_go_first() -> None:
     }
 
 
-def test_a_part_of_a_step() -> None:
+def test_divide_takes_part_of_step() -> None:
     usages = {("0", "t"): usage((1, 1000, 10))}
     assert divide(Amount(300, 0), usages, FOREVER) == {("0", "t"): Amount(300, 0)}
     assert divide(Amount(0, 3), usages, FOREVER) == {("0", "t"): Amount(0, 3)}
 
 
-def test_what_is_hot_is_not_counted_on() -> None:
+def test_divide_ignores_hot_steps() -> None:
     usages = {("0", "t"): usage((1, 100, 1), (9, 100, 1))}
     assert divide(Amount(200, 0), usages, newest_s=8) == {("0", "t"): Amount(100, 1)}
 
 
-def test_inodes_alone_ask_too() -> None:
+def test_plan_for_inodes_alone() -> None:
     usages = {("0", "t"): usage((1, 0, 5), (2, 0, 5))}
     bounds = Bounds(inodes=Watermarks(8, 6))
     assert plan(usages, bounds, {}, FOREVER) == Plan({}, {("0", "t"): Amount(0, 4)})
 
 
-def test_a_quota_frees_in_its_own_tree_only_and_counts_for_the_whole() -> None:
+def test_plan_counts_quota_for_whole_store() -> None:
     usages = {
         ("0", "big"): usage((10, 600, 6)),
         ("0", "old"): usage((1, 400, 4)),
@@ -80,14 +80,14 @@ def test_a_quota_frees_in_its_own_tree_only_and_counts_for_the_whole() -> None:
     assert plan(usages, tighter, quotas, FOREVER) == Plan(by_quota, {("0", "old"): Amount(100, 0)})
 
 
-def test_what_the_bound_asks_for_is_not_the_quotas_doing() -> None:
+def test_plan_attributes_bound_separately_from_quota() -> None:
     usages = {("0", "small"): usage((1, 100, 1), (2, 100, 1))}
     quotas = {"small": Bounds(Watermarks(1000, 900))}
     asked = plan(usages, Bounds(Watermarks(150, 100)), quotas, FOREVER)
     assert asked == Plan({}, {("0", "small"): Amount(100, 1)})
 
 
-def test_what_a_quota_freed_is_not_freed_twice() -> None:
+def test_plan_frees_nothing_twice() -> None:
     usages = {("0", "big"): usage((1, 300, 3), (2, 300, 3))}
     quotas = {"big": Bounds(Watermarks(400, 300))}
     freed = plan(usages, Bounds(Watermarks(400, 100)), quotas, FOREVER)
@@ -95,7 +95,7 @@ def test_what_a_quota_freed_is_not_freed_twice() -> None:
     assert freed.bound[("0", "big")].size_bytes == 200
 
 
-def test_a_file_systems_use_stands_for_the_sum() -> None:
+def test_plan_with_filesystem_use() -> None:
     usages = {("0", "t"): usage((1, 100, 1), (2, 100, 1))}
     assert plan(usages, Bounds(Watermarks(850, 700)), {}, FOREVER, Amount(800, 2)) == Plan({}, {})
     freed = plan(usages, Bounds(Watermarks(850, 700)), {}, FOREVER, Amount(900, 2))
@@ -110,7 +110,7 @@ USAGES = st.dictionaries(
 
 
 @given(USAGES, st.integers(0, 3000), st.integers(0, 30), st.integers(0, 60))
-def test_enough_is_asked_for_and_never_more_than_there_is(
+def test_divide_takes_enough_and_never_more_than_exists(
     usages: dict[ShardOfTree, Usage], size_bytes: int, inodes: int, newest_s: int
 ) -> None:
     shares = divide(Amount(size_bytes, inodes), usages, newest_s)
@@ -125,7 +125,7 @@ def test_enough_is_asked_for_and_never_more_than_there_is(
         assert share.inodes <= sum(step.files for step in mine)
 
 
-def test_steps_hold_everything_from_cold_to_hot() -> None:
+def test_steps_contain_all_blocks_from_cold_to_hot() -> None:
     table = Table()
     for number in range(1000):
         table.add(b"x", number, 0.0, float((number * 7) % 1000))
@@ -139,7 +139,7 @@ def test_steps_hold_everything_from_cold_to_hot() -> None:
     assert steps_of(Table(), np.zeros(0, dtype=np.bool_)) == []
 
 
-def test_usages_of_all_shards_come_together() -> None:
+def test_read_usages_combines_own_and_published() -> None:
     scene = Scene()
     usage = Usage(100, 3, 2, [Step(1.5, 50, 1), Step(2.5, 50, 1)])
     put_usages(scene.store, "3", ShardUsages({"tree": usage}))

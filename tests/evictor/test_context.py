@@ -18,16 +18,16 @@ class Refusing(Between):
             raise OSError(errno.EACCES, "no")
 
 
-def test_a_removal_is_counted_by_its_reason() -> None:
+def test_remove_counts_file_by_reason() -> None:
     scene = Scene()
     scene.store.put("file", b"12345")
     context = scene.context()
     assert context.remove("0", "file", 5, "ttl")
-    assert not context.remove("0", "file", 5, "ttl"), "it was gone"
+    assert not context.remove("0", "file", 5, "ttl"), "it was removed before"
     assert (context.report.freed["ttl"].files, context.report.freed["ttl"].size_bytes) == (1, 5)
 
 
-def test_a_dry_run_changes_nothing_and_counts_alike() -> None:
+def test_remove_in_dry_run_only_counts() -> None:
     scene = Scene()
     scene.store.put("file", b"12345")
     context = scene.context(dry_run=True)
@@ -36,7 +36,7 @@ def test_a_dry_run_changes_nothing_and_counts_alike() -> None:
     assert scene.names() == ["file"]
 
 
-def test_a_refusal_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_remove_counts_refused_calls_and_limits_log(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
     context = scene.context(Refusing(scene.store))
     for _ in range(30):
@@ -46,7 +46,7 @@ def test_a_refusal_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.messages) == 10
 
 
-def test_without_the_lease_nothing_is_removed() -> None:
+def test_remove_without_lease_raises_fenced() -> None:
     scene = Scene()
     scene.store.put("file", b"12345")
 
@@ -61,7 +61,7 @@ def test_without_the_lease_nothing_is_removed() -> None:
     assert scene.names() == ["file"]
 
 
-def test_both_rates_are_kept_and_the_lease_meanwhile() -> None:
+def test_rates_are_kept_while_lease_is_renewed() -> None:
     scene = Scene()
     began_s = scene.clock.now_s()
     asked_s: list[float] = []
@@ -84,7 +84,7 @@ def test_both_rates_are_kept_and_the_lease_meanwhile() -> None:
     assert max(b - a for a, b in pairwise(asked_s)) <= 1.0
 
 
-def test_temporary_and_impossible_names(tmp_path: Path) -> None:
+def test_remove_takes_temporary_but_not_invalid_names(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     for name in (".tmp-host-1", "with space"):
         (tmp_path / name).touch()
@@ -95,8 +95,8 @@ def test_temporary_and_impossible_names(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_lease_is_asked_for_after_the_last_sleep() -> None:
-    """Half a second of sleep is more than a short lease lasts."""
+def test_remove_checks_lease_after_waiting() -> None:
+    """The wait of half a second exceeds the rest of the lease."""
     scene = Scene()
     for number in range(2):
         scene.store.put(f"file-{number}", b"12345")

@@ -1,4 +1,4 @@
-"""The bytes, held against vLLM's own words for them where it is installed."""
+"""The encoding of events, compared with that of vLLM if it is installed."""
 
 import msgspec
 import pytest
@@ -26,7 +26,7 @@ def event(hashes: list[object], group: int) -> dict[str, object]:
     }
 
 
-def test_the_bytes() -> None:
+def test_encode_removed_groups_hashes() -> None:
     numbers = [int.from_bytes(hashed[-8:], "big") for hashed in HASHES]
     assert msgspec.msgpack.decode(encoded()) == [
         12.5,
@@ -37,27 +37,28 @@ def test_the_bytes() -> None:
     assert whole[1] == [event([HASHES[0], HASHES[2]], 0), event([HASHES[1]], 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
-def test_vllm_decodes_them_and_would_write_them_alike(whole: bool) -> None:
-    theirs = pytest.importorskip("vllm.distributed.kv_events")
+def test_encoded_events_match_vllm(whole: bool) -> None:
+    vllm_events = pytest.importorskip("vllm.distributed.kv_events")
     hashing = pytest.importorskip("vllm.v1.core.kv_cache_utils")
-    batch = msgspec.msgpack.decode(encoded(whole=whole), type=theirs.KVEventBatch)
+    batch = msgspec.msgpack.decode(encoded(whole=whole), type=vllm_events.KVEventBatch)
     assert (batch.ts, batch.data_parallel_rank) == (12.5, 0)
-    assert [type(one) for one in batch.events] == [theirs.BlockRemoved] * 2
+    assert [type(one) for one in batch.events] == [vllm_events.BlockRemoved] * 2
     shown = [list(HASHES) if whole else [hashing.maybe_convert_block_hash(one) for one in HASHES]]
     assert batch.events[0].block_hashes == [shown[0][0], shown[0][2]]
-    assert batch.events[0].medium == theirs.MEDIUM_STORAGE
+    assert batch.events[0].medium == vllm_events.MEDIUM_STORAGE
     assert (batch.events[1].block_hashes, batch.events[1].group_idx) == ([shown[0][1]], 2)
     assert msgspec.msgpack.encode(batch) == encoded(whole=whole)
 
 
-def test_topics_tell_key_space_and_model() -> None:
+def test_topic_contains_folder_and_model() -> None:
     own = StoreTree(TREE, is_foreign=False)
     assert topic(own, "org/tiny") == f"kv@{TREE}@org/tiny".encode()
     assert (own.model, StoreTree(FOREIGN, is_foreign=True).model) == ("tiny", "org_model")
 
 
-def test_hashes_are_as_short_as_vllms() -> None:
+def test_hash_form_follows_vllm_variable() -> None:
     assert not wants_whole_hashes({})
     assert not wants_whole_hashes({"VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "1"})
     assert wants_whole_hashes({"VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0"})

@@ -1,4 +1,4 @@
-"""From a removal to what a router reads."""
+"""Removals and the events that a router receives of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +13,7 @@ from kvtier.evictor.layouts import StoreTree
 from kvtier.evictor.options import EvictorOptions
 from kvtier.testing.samples import sample_space
 from kvtier.tiers.shared.format import space_folder
-from tests.evictor.scenes import FOREIGN, Between, Scene, block, key_of
-from tests.evictor.test_scan_headers import SECRET, publish
+from tests.evictor.scenes import FOREIGN, SECRET, Between, Scene, block, key_of, publish_segment
 
 zmq = pytest.importorskip("zmq")
 
@@ -23,7 +22,7 @@ OWN = StoreTree(space_folder(SPACE), is_foreign=False)
 
 
 class Listener:
-    """A router: a SUB socket, and what vLLM's words mean."""
+    """A router's SUB socket."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._context = zmq.Context()
@@ -34,7 +33,7 @@ class Listener:
             publisher.send(b"hello", b"")
 
     def messages(self, count: int) -> list[tuple[bytes, list[dict[str, object]]]]:
-        """The next ones, without greetings."""
+        """Return the next `count` messages, without greetings."""
         found = []
         while len(found) < count:
             assert self._socket.poll(20_000), found
@@ -44,7 +43,7 @@ class Listener:
         return found
 
     def silent(self) -> bool:
-        """Whether nothing but greetings comes."""
+        """Return True if nothing but greetings arrives."""
         while self._socket.poll(100):
             if self._socket.recv_multipart()[0] != b"hello":
                 return False
@@ -83,10 +82,12 @@ def number_of(number: int) -> int:
     return int.from_bytes(key_of(number)[-12:-4], "big")
 
 
-def test_every_block_of_what_went_is_told(publisher: Publisher, listener: Listener) -> None:
+def test_announcer_sends_every_block_of_removed_files(
+    publisher: Publisher, listener: Listener
+) -> None:
     scene = Scene()
     for number in range(4):
-        publish(scene.store, number, Xxh3(), blocks=3)
+        publish_segment(scene.store, number, Xxh3(), blocks=3)
     scene.clock.advance(1000)
     told = announcer(scene, publisher)
     evictor = Evictor(scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told)
@@ -106,9 +107,9 @@ def test_every_block_of_what_went_is_told(publisher: Publisher, listener: Listen
     assert (told.blocks, told.unread_files) == (12, 0)
 
 
-def test_a_dry_run_tells_nothing(publisher: Publisher, listener: Listener) -> None:
+def test_announcer_is_silent_in_dry_run(publisher: Publisher, listener: Listener) -> None:
     scene = Scene()
-    publish(scene.store, 1, Xxh3())
+    publish_segment(scene.store, 1, Xxh3())
     scene.clock.advance(1000)
     told = announcer(scene, publisher)
     options = EvictorOptions(ttl_s=100, dry_run=True)
@@ -116,9 +117,11 @@ def test_a_dry_run_tells_nothing(publisher: Publisher, listener: Listener) -> No
     assert listener.silent()
 
 
-def test_what_was_not_removed_is_not_told(publisher: Publisher, listener: Listener) -> None:
+def test_announcer_is_silent_about_files_not_removed(
+    publisher: Publisher, listener: Listener
+) -> None:
     scene = Scene()
-    publish(scene.store, 1, Xxh3())
+    publish_segment(scene.store, 1, Xxh3())
     scene.clock.advance(1000)
 
     class Refusing(Between):
@@ -132,21 +135,23 @@ def test_what_was_not_removed_is_not_told(publisher: Publisher, listener: Listen
     assert listener.silent()
 
 
-def test_one_block_needs_no_read(publisher: Publisher) -> None:
+def test_announcer_reads_no_header_of_single_block_segment(publisher: Publisher) -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3(), blocks=1)
+    name = publish_segment(scene.store, 1, Xxh3(), blocks=1)
     store = Between(scene.store)
     told = EventAnnouncer(store, publisher, EvictorOptions(), "shared", env={})
     for _ in range(3):
         assert told.contents(OWN, key_of(1), name, 8192) == [key_of(1)]
-    assert len([name for verb, name in store.calls if verb == "read"]) == 1, "the manifest, once"
+    assert len([name for verb, name in store.calls if verb == "read"]) == 1, (
+        "only the manifest is read, once"
+    )
 
 
-def test_what_cannot_be_read_is_told_by_its_first_block_and_counted(
+def test_announcer_sends_first_block_of_unreadable_file(
     publisher: Publisher, tmp_path: Path
 ) -> None:
     scene = Scene()
-    name = publish(scene.store, 1, HmacSha256(SECRET), blocks=2)
+    name = publish_segment(scene.store, 1, HmacSha256(SECRET), blocks=2)
     told = announcer(scene, publisher)
     assert told.contents(OWN, key_of(1), name, 12288) == [key_of(1)]
     assert told.unread_files == 1
@@ -160,7 +165,7 @@ def test_what_cannot_be_read_is_told_by_its_first_block_and_counted(
     assert knowing.unread_files == 1
 
 
-def test_trees_of_others(publisher: Publisher, listener: Listener) -> None:
+def test_announcer_sends_blocks_of_foreign_trees(publisher: Publisher, listener: Listener) -> None:
     scene = Scene()
     scene.store.put(f"{FOREIGN}/config.json", b'{"model_name": "org/model", "more": 1}')
     scene.store.put(f"{FOREIGN}/abc/de_g3/00ff.bin", b"x")
@@ -172,7 +177,7 @@ def test_trees_of_others(publisher: Publisher, listener: Listener) -> None:
     assert [(one["block_hashes"], one["group_idx"]) for one in events] == [([255], 3)]
 
 
-def test_batches(publisher: Publisher, listener: Listener) -> None:
+def test_announcer_batches_by_count_and_age(publisher: Publisher, listener: Listener) -> None:
     scene = Scene()
     told = announcer(scene, publisher)
     keys = [key_of(number) for number in range(BATCH_BLOCKS + 1)]
@@ -188,11 +193,9 @@ def test_batches(publisher: Publisher, listener: Listener) -> None:
     assert listener.silent()
 
 
-def test_a_broken_one_that_was_moved_aside_is_gone_too(
-    publisher: Publisher, listener: Listener
-) -> None:
+def test_announcer_sends_quarantined_block(publisher: Publisher, listener: Listener) -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3())
+    name = publish_segment(scene.store, 1, Xxh3())
     scene.store.raw(name)[150] ^= 1
     options = EvictorOptions(ttl_s=10**6, check_headers=True, sweep_broken=True)
     told = announcer(scene, publisher)
@@ -201,7 +204,9 @@ def test_a_broken_one_that_was_moved_aside_is_gone_too(
     assert events[0]["block_hashes"] == [number_of(1)]
 
 
-def test_a_name_without_a_manifest_still_tells(publisher: Publisher, listener: Listener) -> None:
+def test_announcer_sends_first_block_without_manifest(
+    publisher: Publisher, listener: Listener
+) -> None:
     scene = Scene()
     scene.write(1)
     scene.clock.advance(1000)

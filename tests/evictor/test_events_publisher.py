@@ -1,4 +1,4 @@
-"""A real socket on either side."""
+"""The publisher with real sockets on both sides."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ WAIT_MS = 20_000
 
 
 class Make(Protocol):
-    """A Publisher that is closed when the test ends, however it ends."""
+    """Creates publishers that are closed at the end of the test."""
 
     def __call__(self, endpoint: str, queue_messages: int = QUEUE_MESSAGES) -> Publisher: ...
 
@@ -51,7 +51,7 @@ def subscriber(
 
 
 def joined(publisher: Publisher, reader: "zmq.Socket[bytes]") -> None:
-    """Send until the subscription has arrived; what was sent for it is read away."""
+    """Send until the subscription has arrived, and discard these messages."""
     for _ in range(1000):
         publisher.send(b"hello", b"")
         if reader.poll(20):
@@ -60,7 +60,7 @@ def joined(publisher: Publisher, reader: "zmq.Socket[bytes]") -> None:
         reader.recv_multipart()
 
 
-def test_three_parts_and_a_sequence_for_each_topic(
+def test_publisher_counts_messages_of_each_topic(
     make: Make,
     context: "zmq.Context[zmq.Socket[bytes]]",
 ) -> None:
@@ -75,10 +75,10 @@ def test_three_parts_and_a_sequence_for_each_topic(
         [b"b", bytes(8), b"payload of b"],
         [b"a", bytes(7) + b"\x01", b"payload of a"],
     ]
-    publisher.close()  # again at the end
+    publisher.close()  # The fixture closes it again.
 
 
-def test_a_subscriber_that_binds_is_called(
+def test_publisher_connects_to_bound_subscriber(
     make: Make, context: "zmq.Context[zmq.Socket[bytes]]"
 ) -> None:
     reader = context.socket(zmq.SUB)
@@ -90,7 +90,7 @@ def test_a_subscriber_that_binds_is_called(
     assert reader.recv_multipart()[0] == b"a"
 
 
-def test_a_slow_subscriber_is_counted_and_delays_neither_us_nor_others(
+def test_slow_subscriber_is_counted_and_delays_nothing(
     make: Make, context: "zmq.Context[zmq.Socket[bytes]]", tmp_path: Path
 ) -> None:
     publisher = make(f"ipc://{tmp_path}/events", queue_messages=10)
@@ -109,7 +109,7 @@ def test_a_slow_subscriber_is_counted_and_delays_neither_us_nor_others(
     assert 0 < len(seen) < 60
 
 
-def test_nobody_listens(make: Make) -> None:
+def test_publisher_without_subscribers_drops_messages(make: Make) -> None:
     publisher = make("tcp://127.0.0.1:*", queue_messages=2)
     for _ in range(100):
         publisher.send(b"a", b"x")
@@ -126,19 +126,19 @@ def test_nobody_listens(make: Make) -> None:
         ("ipc:///nowhere/at/all", "cannot be used"),
     ],
 )
-def test_nonsense_says_what_to_write(endpoint: str, named: str) -> None:
+def test_publisher_rejects_invalid_endpoint(endpoint: str, named: str) -> None:
     with pytest.raises(InvalidSettings, match="--events: ") as raised:
         Publisher(endpoint)
     assert named in str(raised.value)
 
 
-def test_a_port_that_is_taken(make: Make) -> None:
+def test_publisher_rejects_port_in_use(make: Make) -> None:
     first = make("tcp://127.0.0.1:*")
     with pytest.raises(InvalidSettings, match="Address already in use"):
         Publisher(first.endpoint)
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publisher_without_pyzmq_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "zmq", None)
     with pytest.raises(InvalidSettings, match=r"pip install 'kvtier\[events\]'"):
         Publisher("tcp://127.0.0.1:*")

@@ -1,4 +1,4 @@
-"""Whole passes of one evictor; several at once are in test_together."""
+"""Whole passes of one evictor; `test_evictor_together` runs several at the same time."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def filled(count: int = 100) -> Scene:
     return scene
 
 
-def test_the_coldest_of_all_shards_go() -> None:
+def test_pass_evicts_coldest_blocks_of_all_shards() -> None:
     scene = filled()
     scene.read(*range(10))
     scene.clock.advance(100)
@@ -53,7 +53,7 @@ def test_the_coldest_of_all_shards_go() -> None:
     assert evictor(scene, bounds=bounded(800_000, 700_000)).run_once().freed_files == 0
 
 
-def test_recency_outlives_every_evictor() -> None:
+def test_recency_survives_restart_of_evictor() -> None:
     scene = filled()
     scene.read(*range(10))
     scene.clock.advance(100)
@@ -65,7 +65,7 @@ def test_recency_outlives_every_evictor() -> None:
     assert scene.blocks()[:10] == list(range(10))
 
 
-def test_inodes() -> None:
+def test_pass_keeps_inode_bound() -> None:
     scene = filled()
     report = evictor(scene, bounds=Bounds(inodes=Watermarks(150, 120))).run_once()
     assert report.left_inodes <= 120
@@ -73,7 +73,7 @@ def test_inodes() -> None:
     assert 0 < len(scene.blocks()) < 100
 
 
-def test_a_quota_is_of_one_tree() -> None:
+def test_quota_evicts_from_its_tree_only() -> None:
     scene = filled()
     scene.write(*range(50), size=10_000, tree=SECOND)
     scene.clock.advance(100)
@@ -85,7 +85,7 @@ def test_a_quota_is_of_one_tree() -> None:
     assert report.trees[TREE].short_bytes == 0
 
 
-def test_a_quota_that_cannot_be_kept_is_told() -> None:
+def test_quota_that_cannot_be_kept_is_reported() -> None:
     scene = filled()
     scene.read(*range(90))
     report = evictor(scene, quotas={TREE: bounded(600_000, 500_000)}).run_once()
@@ -94,7 +94,7 @@ def test_a_quota_that_cannot_be_kept_is_told() -> None:
     assert f"beyond the quota of {TREE}, in use" in summary_line(report)
 
 
-def test_what_is_in_use_keeps_the_bound_from_being_reached() -> None:
+def test_blocks_in_use_stay_above_bound() -> None:
     scene = filled()
     scene.read(*range(90))
     report = evictor(scene, bounds=bounded(200_000, 100_000)).run_once()
@@ -102,7 +102,7 @@ def test_what_is_in_use_keeps_the_bound_from_being_reached() -> None:
     assert report.short_bytes > 0
 
 
-def test_a_dry_run_leaves_the_store_as_it_was() -> None:
+def test_dry_run_changes_nothing_and_predicts_pass() -> None:
     scene = filled()
     scene.read(*range(10))
     scene.store.put(f"{TREE}/quarantine/broken.kvt", bytes(200_000))
@@ -115,7 +115,7 @@ def test_a_dry_run_leaves_the_store_as_it_was() -> None:
     assert report.used_bytes == pytest.approx(again.used_bytes, rel=0.02)
 
 
-def test_a_file_systems_use_is_asked_of_it() -> None:
+def test_filesystem_bound_uses_measured_bytes() -> None:
     scene = filled()
     made = Evictor(
         scene.store,
@@ -128,7 +128,7 @@ def test_a_file_systems_use_is_asked_of_it() -> None:
     assert 600_000 <= report.freed_bytes <= 620_000
 
 
-def test_a_newer_format_is_an_error_at_start_and_left_alone_later() -> None:
+def test_newer_format_fails_check_and_is_skipped_in_pass() -> None:
     scene = filled()
     scene.write(*range(50), size=10_000, tree=SECOND)
     scene.clock.advance(1000)
@@ -143,7 +143,7 @@ def test_a_newer_format_is_an_error_at_start_and_left_alone_later() -> None:
     assert len(scene.blocks()) <= 10
 
 
-def test_a_store_that_refuses_now_and_then_ends_nothing() -> None:
+def test_passes_continue_when_store_refuses_calls() -> None:
     scene = filled()
     chance = random.Random(1)
 
@@ -166,7 +166,7 @@ def test_a_store_that_refuses_now_and_then_ends_nothing() -> None:
     assert len(scene.blocks()) <= 50
 
 
-def test_a_full_store_is_emptied_although_nothing_can_be_written() -> None:
+def test_full_store_is_freed_without_heartbeat() -> None:
     scene = filled()
     scene.read(*range(10))
     scene.clock.advance(100)
@@ -189,7 +189,7 @@ def test_a_full_store_is_emptied_although_nothing_can_be_written() -> None:
     made.close()
 
 
-def test_waiting_keeps_the_leases() -> None:
+def test_wait_renews_leases() -> None:
     scene = filled(3)
     made = evictor(scene, bounds=bounded(800_000, 700_000))
     made.run_once()
@@ -201,8 +201,8 @@ def test_waiting_keeps_the_leases() -> None:
     assert made.owned == []
 
 
-def test_a_folder_by_its_physical_size(tmp_path: Path) -> None:
-    """Holes do not count; orphans and emptied folders go; other systems' trees are kept small."""
+def test_posix_store_is_bounded_by_physical_size(tmp_path: Path) -> None:
+    """Holes of sparse files do not count; empty folders and foreign blocks are removed."""
     store = PosixStore(tmp_path)
     for number in range(40):
         store.publish(block(number), [np.frombuffer(os.urandom(64 << 10), np.uint8)])
@@ -230,8 +230,8 @@ def test_a_folder_by_its_physical_size(tmp_path: Path) -> None:
     store.close()
 
 
-def test_who_gave_the_rest_away_believes_its_new_owner() -> None:
-    """What lies outside of shards was much once; another evictor says it is little now."""
+def test_usage_of_rest_comes_from_its_new_owner() -> None:
+    """The first evictor's own usage of `rest` is stale once another evictor owns that shard."""
     scene = filled(50)
     scene.store.put(f"{TREE}/quarantine/one.kvt", bytes(400_000))
     first, second = (evictor(scene, bounds=bounded(2_000_000, 1_000_000)) for _ in range(2))
@@ -244,7 +244,7 @@ def test_who_gave_the_rest_away_believes_its_new_owner() -> None:
     assert first.run_once().used_bytes < 600_000
 
 
-def test_nested_mounts_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_nested_mounts_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     scene = filled()
     scene.write(*range(50), size=10_000, tree=SECOND)
     scene.store.put("backup/mounted/precious", b"x")
@@ -264,14 +264,14 @@ def test_nested_mounts_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert report.unknown_files == 0
 
 
-def test_a_quota_of_no_tree_is_an_error_that_names_those_there() -> None:
+def test_quota_for_missing_folder_fails_check_and_lists_folders() -> None:
     scene = filled(3)
     with pytest.raises(InvalidSettings, match=f"no folder {SECOND} in the store; .*: {TREE}"):
         evictor(scene, quotas={SECOND: bounded(2, 1)}).check()
     evictor(scene, quotas={TREE: bounded(2, 1)}).check()
 
 
-def test_what_the_file_system_gives_back_late_is_not_removed_twice() -> None:
+def test_space_that_becomes_free_late_is_not_evicted_again() -> None:
     scene = filled()
     made = Evictor(
         scene.store,
@@ -283,10 +283,10 @@ def test_what_the_file_system_gives_back_late_is_not_removed_twice() -> None:
     scene.clock.advance(30)
     assert made.run_once().freed_bytes == 0
     scene.clock.advance(100)
-    assert made.run_once().freed_bytes > 0, "it was not ours after all"
+    assert made.run_once().freed_bytes > 0, "the space counts as used again"
 
 
-def test_what_was_too_old_counts_before_the_file_system_knows() -> None:
+def test_expired_blocks_count_as_free_at_once() -> None:
     scene = filled()
     scene.write(*range(100, 150), size=10_000)
     scene.clock.advance(100)
@@ -302,8 +302,8 @@ def test_what_was_too_old_counts_before_the_file_system_knows() -> None:
     assert len(scene.blocks()) == 50
 
 
-def test_links_are_not_followed(tmp_path: Path) -> None:
-    """Not to a file, not to a folder of blocks, not to a whole tree."""
+def test_symbolic_links_are_not_followed(tmp_path: Path) -> None:
+    """Links to a file, to a folder of blocks, and to a whole tree."""
     elsewhere = tmp_path / "elsewhere"
     kept = PosixStore(elsewhere.parent)
     for number in range(8):
@@ -328,7 +328,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_pipe_where_a_manifest_should_be_hangs_nobody(tmp_path: Path) -> None:
+def test_manifest_that_is_a_pipe_does_not_block_pass(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     for tree in (TREE, SECOND):
         store.publish(block(1, tree), [np.zeros(9000, np.uint8)])
@@ -346,8 +346,8 @@ def test_a_pipe_where_a_manifest_should_be_hangs_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["manifest.json", f"blocks/abc/{'abc' * 4}.kvt", "abc/de_g0/aa.bin"]
 )
-def test_a_folder_too_deep_is_no_store(name: str) -> None:
-    """All of it is unknown there: nothing would be evicted, or everything removed."""
+def test_path_inside_a_tree_fails_check(name: str) -> None:
+    """All files are unknown there, so nothing would be evicted, or everything deleted."""
     scene = Scene()
     scene.store.put(name, b"{}")
     with pytest.raises(InvalidSettings, match=r"PATH: .* name the folder above it"):
@@ -356,7 +356,7 @@ def test_a_folder_too_deep_is_no_store(name: str) -> None:
     evictor(scene, ttl_s=60).check()
 
 
-def test_where_all_is_unknown_nothing_is_removed_for_that() -> None:
+def test_delete_unknown_without_known_tree_fails_check() -> None:
     scene = Scene()
     first = evictor(scene, delete_unknown=True, ttl_s=60)
     first.check()
@@ -370,7 +370,7 @@ def test_where_all_is_unknown_nothing_is_removed_for_that() -> None:
     evictor(scene, delete_unknown=True, ttl_s=60).check()
 
 
-def test_a_tree_whose_journals_cannot_be_read_does_not_hold_up_the_others() -> None:
+def test_unreadable_journal_protects_its_tree_only_for_grace_period() -> None:
     scene = filled()
     scene.write(*range(50), size=10_000, tree=SECOND)
     scene.clock.advance(1000)
@@ -385,9 +385,9 @@ def test_a_tree_whose_journals_cannot_be_read_does_not_hold_up_the_others() -> N
     options = EvictorOptions(bounds=bounded(300_000, 200_000), ttl_s=500)
     made = Evictor(Refusing(scene.store), options, clock=scene.clock)
     report = made.run_once()
-    assert len(scene.blocks()) == 100, "a journal may tell of a read a moment ago"
+    assert len(scene.blocks()) == 100, "the journal may report a recent read"
     assert scene.blocks(SECOND) == [1]
     assert report.short_bytes > 700_000
     scene.clock.advance(100)
     made.run_once()
-    assert scene.blocks() == [], "by now it cannot"
+    assert scene.blocks() == [], "the journal is older than the grace period"

@@ -1,4 +1,4 @@
-"""The evictor on a real S3 server."""
+"""`kvtier evict` on a real S3 server."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.evictor.scenes import TREE, below, block
 pytest.importorskip("obstore")
 
 
-def test_bounds_and_recency_hold_there_too(bucket_url: str) -> None:
+def test_bucket_is_evicted_by_bounds_and_recency(bucket_url: str) -> None:
     assert open_store(bucket_url).owner == "objectstore"
     store = BucketStore(bucket_url)
     for number in range(40):
@@ -35,7 +35,7 @@ def test_bounds_and_recency_hold_there_too(bucket_url: str) -> None:
     store.close()
 
 
-def test_a_part_of_a_bucket_is_nonsense(bucket_url: str) -> None:
+def test_bucket_rejects_percentage(bucket_url: str) -> None:
     ran = CliRunner().invoke(kvtier, ["evict", bucket_url, "--high", "85%", "--once"])
     assert (ran.exit_code, "and a bucket has none" in ran.output) == (2, True)
 
@@ -48,7 +48,7 @@ def test_a_part_of_a_bucket_is_nonsense(bucket_url: str) -> None:
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, None, "cannot be reached"),
     ],
 )
-def test_a_bucket_that_cannot_be_used_is_one_line_with_the_fix(
+def test_bucket_that_is_unusable_is_one_line_error(
     bucket_url: str,
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],

@@ -7,13 +7,13 @@ from kvtier.clock import VirtualClock
 from kvtier.evictor.filesystem import PENDING_S, PendingSpace, measure, mounts_below
 
 
-def test_as_df_says(tmp_path: Path) -> None:
+def test_measure_matches_df(tmp_path: Path) -> None:
     found, other = measure(tmp_path), shutil.disk_usage(tmp_path)
     assert found.used_bytes == pytest.approx(other.used, rel=0.01)
     assert found.total_bytes == pytest.approx(other.used + other.free, rel=0.01)
 
 
-def test_what_is_mounted_below(tmp_path: Path) -> None:
+def test_mounts_below_folder(tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     below = str(tmp_path.resolve())
     table.write_text(
@@ -27,31 +27,31 @@ def test_what_is_mounted_below(tmp_path: Path) -> None:
     assert "proc" in mounts_below(Path("/"))
 
 
-def test_what_is_not_free_yet_is_not_removed_again() -> None:
+def test_pending_space_counts_as_free() -> None:
     clock = VirtualClock()
-    reclaim = PendingSpace(clock)
-    assert reclaim.expected(1000) == 1000
-    reclaim.removed(300, 1000)
+    pending = PendingSpace(clock)
+    assert pending.expected(1000) == 1000
+    pending.removed(300, 1000)
     clock.advance(10)
-    assert reclaim.expected(1000) == 700
-    reclaim.removed(0, 1000)
-    assert reclaim.expected(900) == 700, "a part became free"
-    assert reclaim.expected(950) == 750, "somebody writes"
-    assert reclaim.expected(700) == 700
-    assert reclaim.expected(720) == 720
+    assert pending.expected(1000) == 700
+    pending.removed(0, 1000)
+    assert pending.expected(900) == 700, "a part has become free"
+    assert pending.expected(950) == 750, "new files were written"
+    assert pending.expected(700) == 700
+    assert pending.expected(720) == 720
 
 
-def test_what_never_becomes_free_is_used() -> None:
+def test_pending_space_expires() -> None:
     clock = VirtualClock()
-    reclaim = PendingSpace(clock)
-    reclaim.expected(1000)
-    reclaim.removed(300, 1000)
+    pending = PendingSpace(clock)
+    pending.expected(1000)
+    pending.removed(300, 1000)
     clock.advance(PENDING_S + 1)
-    assert reclaim.expected(1000) == 1000
+    assert pending.expected(1000) == 1000
 
 
-def test_what_is_free_at_once_is_not_waited_for() -> None:
-    reclaim = PendingSpace(VirtualClock())
-    reclaim.expected(1000)
-    reclaim.removed(300, 700)
-    assert reclaim.expected(800) == 800
+def test_pending_space_is_empty_when_freed_at_once() -> None:
+    pending = PendingSpace(VirtualClock())
+    pending.expected(1000)
+    pending.removed(300, 700)
+    assert pending.expected(800) == 800

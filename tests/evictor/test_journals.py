@@ -1,4 +1,4 @@
-"""What readers tell, folded: nothing lost whoever dies, whatever arrives late."""
+"""Journals and their folding, with evictors that die and writes that arrive late."""
 
 import errno
 
@@ -31,7 +31,7 @@ def fold_all(scene: Scene, epoch: int = 1) -> None:
     fold(scene.store, OWN, journals, epoch, scene.clock.now_s(), lambda: None)
 
 
-def test_a_read_is_as_old_as_the_journal_that_tells_it() -> None:
+def test_journal_time_is_time_of_its_reads() -> None:
     scene = Scene()
     scene.clock.advance(100)
     scene.read(1, 2)
@@ -39,7 +39,7 @@ def test_a_read_is_as_old_as_the_journal_that_tells_it() -> None:
     assert known(scene, 3) is None
 
 
-def test_folding_changes_nothing_that_is_known() -> None:
+def test_fold_keeps_all_uses() -> None:
     scene = Scene()
     for _ in range(3):
         scene.clock.advance(10)
@@ -56,11 +56,11 @@ def test_folding_changes_nothing_that_is_known() -> None:
     assert known(scene, 1) == before[1]
     assert known(scene, 2) == Use(START_S + 60, 4)
     per_shard = [name.rpartition(".")[0].rpartition(".")[0] for name in scene.names(TREE)]
-    assert len(per_shard) == len(set(per_shard)), "the older summary of a shard is gone"
+    assert len(per_shard) == len(set(per_shard)), "the older summary of a shard is removed"
 
 
-def test_what_arrives_late_takes_nothing_away() -> None:
-    """An owner's put, sent before it was fenced, lands after its successor's."""
+def test_fold_arriving_late_keeps_uses_of_successor() -> None:
+    """A fenced owner's write arrives after that of its successor."""
     scene = Scene()
     scene.read(1)
     late = read_journals(scene.store, OWN)
@@ -73,7 +73,7 @@ def test_what_arrives_late_takes_nothing_away() -> None:
     assert use.last_s == START_S + 50
 
 
-def test_the_latest_counts_whichever_epoch_tells_it() -> None:
+def test_read_uses_takes_latest_use_of_any_epoch() -> None:
     scene = Scene()
     scene.read(1)
     fold_all(scene, epoch=2)
@@ -86,7 +86,7 @@ def test_the_latest_counts_whichever_epoch_tells_it() -> None:
 
 
 @pytest.mark.parametrize("deaths", range(6))
-def test_dying_between_any_two_steps_loses_no_read(deaths: int) -> None:
+def test_fold_interrupted_anywhere_loses_no_read(deaths: int) -> None:
     scene = Scene()
     scene.read(1)
     scene.read(2)
@@ -109,7 +109,7 @@ def test_dying_between_any_two_steps_loses_no_read(deaths: int) -> None:
         assert use.last_s == START_S + 5
 
 
-def test_a_summary_that_vanishes_has_a_successor() -> None:
+def test_read_summaries_retries_when_summary_vanishes() -> None:
     scene = Scene()
     scene.read(1)
     fold_all(scene)
@@ -128,7 +128,7 @@ def test_a_summary_that_vanishes_has_a_successor() -> None:
     assert key_of(1) in uses
 
 
-def test_what_is_no_name_is_not_believed() -> None:
+def test_read_journals_ignores_invalid_names() -> None:
     scene = Scene()
     lines = ["", "blocks/../../etc", "blocks/abc/abd.kvt", block(1), "\0" * 50, "blocks/abc"]
     scene.store.put(f"{TREE}/access/x.log", "\n".join(lines).encode() + b"\xff\xfe\n")
@@ -137,7 +137,7 @@ def test_what_is_no_name_is_not_believed() -> None:
     assert journals.shards == set()
 
 
-def test_a_journal_is_read_once() -> None:
+def test_read_journals_reads_each_journal_once() -> None:
     scene = Scene()
     scene.read(1)
     store = Between(scene.store)
@@ -151,20 +151,20 @@ def test_a_journal_is_read_once() -> None:
     assert len(read_journals(store, OWN, second).by_name) == 1
 
 
-def test_a_damaged_summary_says_nothing() -> None:
+def test_read_summaries_ignores_damaged_summary() -> None:
     scene = Scene()
     scene.store.put(summary_name(TREE, "0", 1), b"what is this")
     assert read_summaries(scene.store, OWN, "0")[1] == {}
 
 
-def test_nobody_tells_in_trees_of_others() -> None:
+def test_foreign_trees_have_no_journals() -> None:
     scene = Scene()
     tree = StoreTree(FOREIGN, is_foreign=True)
     assert not read_journals(scene.store, tree).by_name
     assert read_summaries(scene.store, tree, "0") == ([], {})
 
 
-def test_reads_of_long_ago_are_forgotten() -> None:
+def test_fold_removes_old_reads() -> None:
     scene = Scene()
     scene.read(1)
     scene.clock.advance(KEPT_S + 1)
@@ -172,8 +172,8 @@ def test_reads_of_long_ago_are_forgotten() -> None:
     assert known(scene, 1) is None
 
 
-def test_one_journal_that_cannot_be_read_does_not_stop_eviction_for_ever() -> None:
-    """It is waited for while it may tell of reads in the grace period, and no longer."""
+def test_unreadable_journal_is_skipped_after_grace_period() -> None:
+    """The journal matters only while it may report reads in the grace period."""
     scene = Scene()
     scene.read(1)
     scene.clock.advance(100)

@@ -11,7 +11,7 @@ from kvtier.evictor.table import Use
 USES = {os.urandom(36): Use(1e9 + number, number) for number in range(300)}
 
 
-def test_it_comes_back() -> None:
+def test_summary_round_trips() -> None:
     assert decode_summary(encode_summary(USES, 0)) == {
         key: Use(use.last_s, min(255, use.times)) for key, use in USES.items()
     }
@@ -20,14 +20,14 @@ def test_it_comes_back() -> None:
     assert decode_summary(encode_summary(mixed, 0)) == mixed
 
 
-def test_what_is_old_or_too_much_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summary_omits_old_and_surplus_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(decode_summary(encode_summary(USES, 1e9 + 100)) or {}) == 200
     monkeypatch.setattr(journals, "ENTRIES_MAX", 50)
     kept = decode_summary(encode_summary(USES, 0)) or {}
     assert {use.last_s for use in kept.values()} == {1e9 + number for number in range(250, 300)}
 
 
-def test_damage_is_seen() -> None:
+def test_summary_detects_damage() -> None:
     raw = encode_summary(dict(list(USES.items())[:3]), 0)
     for at in range(len(raw)):
         assert decode_summary(raw[:at]) is None
@@ -35,7 +35,7 @@ def test_damage_is_seen() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_anything_may_be_in_the_file(raw: bytes) -> None:
+def test_summary_of_arbitrary_bytes_is_rejected(raw: bytes) -> None:
     assert decode_summary(raw) is None
     import xxhash
 
@@ -43,6 +43,6 @@ def test_anything_may_be_in_the_file(raw: bytes) -> None:
     decode_summary(body + xxhash.xxh3_128_digest(body))
 
 
-def test_names_sort_by_epoch() -> None:
+def test_summary_names_sort_by_epoch() -> None:
     assert summary_name("t", "a", 9) < summary_name("t", "a", 10)
     assert summary_name("t", "a", 9).startswith(summary_start("t", "a"))

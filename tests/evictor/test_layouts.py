@@ -19,7 +19,7 @@ FOREIGN = StoreTree(scenes.FOREIGN, is_foreign=True)
 HASH = "ab" * 32
 
 
-def test_folders_are_recognised_by_their_names() -> None:
+def test_tree_at_recognizes_folder_names() -> None:
     assert tree_at(space_folder(sample_space())) == StoreTree(space_folder(sample_space()), False)
     assert tree_at("meta-llama_Llama-3.1-8B_0123456789ab") is not None
     assert tree_at(scenes.FOREIGN) == FOREIGN
@@ -44,7 +44,7 @@ def test_folders_are_recognised_by_their_names() -> None:
         ("access/deep/er.log", FileKind.UNKNOWN),
     ],
 )
-def test_names_in_a_tree_of_ours(below: str, kind: FileKind) -> None:
+def test_kind_of_names_in_own_tree(below: str, kind: FileKind) -> None:
     assert OWN.kind(f"{OWN.name}/{below}") is kind
 
 
@@ -60,11 +60,11 @@ def test_names_in_a_tree_of_ours(below: str, kind: FileKind) -> None:
         ("abc/de_g0/photo.jpg", FileKind.UNKNOWN),
     ],
 )
-def test_names_in_a_tree_of_others(below: str, kind: FileKind) -> None:
+def test_kind_of_names_in_foreign_tree(below: str, kind: FileKind) -> None:
     assert FOREIGN.kind(f"{FOREIGN.name}/{below}") is kind
 
 
-def test_packed_names_come_back() -> None:
+def test_packed_names_round_trip() -> None:
     for number in range(50):
         assert OWN.unpack(OWN.pack(scenes.block(number))) == scenes.block(number)
         assert OWN.pack(scenes.block(number)) == scenes.key_of(number)
@@ -72,7 +72,7 @@ def test_packed_names_come_back() -> None:
     assert FOREIGN.unpack(FOREIGN.pack(name)) == name
 
 
-def test_every_block_is_in_the_shard_of_its_name() -> None:
+def test_shard_of_key_matches_name_prefix() -> None:
     for number in range(50):
         key = key_of_below(number)
         assert scenes.block(number).startswith(OWN.shard(shard_of(key)))
@@ -85,10 +85,10 @@ def key_of_below(number: int) -> bytes:
     return key
 
 
-def test_outside_of_trees() -> None:
+def test_kind_outside_of_trees() -> None:
     assert kind_outside("leases/0.0000000001") is FileKind.KEPT
     assert kind_outside("leases") is FileKind.UNKNOWN
     assert kind_outside(".kvtier-fsck.json") is FileKind.KEPT
     assert kind_outside(".tmp-x-1") is kind_outside("leases/.tmp-x-1") is FileKind.TEMPORARY
-    assert kind_outside("data/.tmp-x-1") is FileKind.UNKNOWN, "another program's"
+    assert kind_outside("data/.tmp-x-1") is FileKind.UNKNOWN, "it belongs to another program"
     assert kind_outside("data/file") is FileKind.UNKNOWN

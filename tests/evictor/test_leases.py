@@ -1,4 +1,4 @@
-"""Leases one call at a time; all at once is in test_together."""
+"""Leases, one call at a time; `test_evictor_together` runs several evictors concurrently."""
 
 import errno
 
@@ -15,7 +15,7 @@ LEASE_S = 60.0
 
 
 class Host:
-    """An evictor's clock shows anything, and goes as fast as everybody's."""
+    """A host whose clock has an offset, but the same rate as all others."""
 
     def __init__(self, scene: Scene, name: str, offset_s: float = 0.0) -> None:
         self._scene = scene
@@ -29,7 +29,7 @@ class Host:
         self._scene.clock.advance(seconds)
 
 
-def test_alone_one_has_everything() -> None:
+def test_single_evictor_owns_all_shards() -> None:
     scene = Scene()
     host = Host(scene, "a")
     assert host.leases.balance() == list(ALL)
@@ -40,7 +40,7 @@ def test_alone_one_has_everything() -> None:
 
 
 @pytest.mark.parametrize("offset_s", [-7 * 3600.0, 0.0, 7 * 3600.0])
-def test_two_share_whatever_their_clocks_show(offset_s: float) -> None:
+def test_two_evictors_share_shards_with_different_clocks(offset_s: float) -> None:
     scene = Scene()
     first, second = Host(scene, "a"), Host(scene, "b", offset_s)
     first.leases.balance()
@@ -48,11 +48,11 @@ def test_two_share_whatever_their_clocks_show(offset_s: float) -> None:
     assert len(first.leases.balance()) == 9
     assert len(second.leases.balance()) == 8
     assert sorted([*first.leases.owned, *second.leases.owned]) == sorted(ALL)
-    assert first.leases.fenced == 0, "given, not lost"
+    assert first.leases.fenced == 0, "the leases were released, not lost"
 
 
 @pytest.mark.parametrize("offset_s", [-7 * 3600.0, 7 * 3600.0])
-def test_a_dead_ones_share_is_taken_over_by_the_stores_clock(offset_s: float) -> None:
+def test_dead_owner_is_replaced_by_store_clock(offset_s: float) -> None:
     scene = Scene()
     dead, heir = Host(scene, "a"), Host(scene, "b", offset_s)
     dead.leases.balance()
@@ -63,7 +63,7 @@ def test_a_dead_ones_share_is_taken_over_by_the_stores_clock(offset_s: float) ->
     assert heir.leases.epoch("0") == 2
 
 
-def test_who_slept_too_long_stops_before_anybody_takes_over() -> None:
+def test_suspended_owner_stops_before_takeover() -> None:
     scene = Scene()
     sleeper, heir = Host(scene, "a"), Host(scene, "b")
     sleeper.leases.balance()
@@ -78,7 +78,7 @@ def test_who_slept_too_long_stops_before_anybody_takes_over() -> None:
     assert sleeper.leases.fenced == len(ALL)
 
 
-def test_who_awakes_takes_a_new_epoch_or_nothing() -> None:
+def test_resumed_owner_takes_new_epoch() -> None:
     scene = Scene()
     sleeper = Host(scene, "a")
     sleeper.leases.balance()
@@ -87,8 +87,8 @@ def test_who_awakes_takes_a_new_epoch_or_nothing() -> None:
     assert sleeper.leases.epoch("0") == 2
 
 
-def test_what_was_lost_asleep_is_given_back() -> None:
-    """Beyond its share it stays in its name, and while it lives nobody would take it."""
+def test_resumed_owner_releases_expired_leases_beyond_share() -> None:
+    """Otherwise the leases beyond its share would stay in the name of a living owner."""
     scene = Scene()
     sleeper, other = Host(scene, "a"), Host(scene, "b")
     sleeper.leases.balance()
@@ -98,7 +98,7 @@ def test_what_was_lost_asleep_is_given_back() -> None:
     assert len(other.leases.balance()) == 8
 
 
-def test_a_heartbeat_that_took_too_long_keeps_nothing_alive() -> None:
+def test_slow_heartbeat_loses_all_leases() -> None:
     scene = Scene()
     host = Host(scene, "a")
     host.leases.balance()
@@ -115,7 +115,7 @@ def test_a_heartbeat_that_took_too_long_keeps_nothing_alive() -> None:
     assert host.leases.owned == []
 
 
-def test_leases_are_kept_by_working() -> None:
+def test_keep_renews_leases() -> None:
     scene = Scene()
     host, other = Host(scene, "a"), Host(scene, "b")
     host.leases.balance()
@@ -126,7 +126,7 @@ def test_leases_are_kept_by_working() -> None:
     assert host.leases.fenced == 0
 
 
-def test_a_heartbeat_that_fails_counts_until_the_last_one_is_too_old() -> None:
+def test_failed_heartbeat_is_tolerated_until_lease_expires() -> None:
     scene = Scene()
     host = Host(scene, "a")
     host.leases.balance()
@@ -142,7 +142,7 @@ def test_a_heartbeat_that_fails_counts_until_the_last_one_is_too_old() -> None:
         host.leases.keep("0")
 
 
-def test_a_higher_epoch_fences() -> None:
+def test_higher_epoch_fences_owner() -> None:
     scene = Scene()
     host = Host(scene, "a")
     host.leases.balance()
@@ -156,7 +156,7 @@ def test_a_higher_epoch_fences() -> None:
     host.leases.keep("6")
 
 
-def test_who_leaves_is_followed_at_once() -> None:
+def test_released_shards_are_taken_at_once() -> None:
     scene = Scene()
     leaving, heir = Host(scene, "a"), Host(scene, "b")
     leaving.leases.balance()
@@ -165,7 +165,7 @@ def test_who_leaves_is_followed_at_once() -> None:
     assert heir.leases.balance() == list(ALL)
 
 
-def test_old_epochs_do_not_pile_up_and_the_highest_stays() -> None:
+def test_old_epochs_are_removed() -> None:
     scene = Scene()
     for number in range(30):
         host = Leases(scene.store, VirtualClock(), LEASE_S, owner=f"{number:016x}")
@@ -176,12 +176,12 @@ def test_old_epochs_do_not_pile_up_and_the_highest_stays() -> None:
     assert len(names) <= 5
 
 
-def test_the_time_is_the_stores() -> None:
+def test_now_is_store_time() -> None:
     scene = Scene()
     assert Host(scene, "a", -1e6).leases.now_s() == scene.clock.now_s()
 
 
-def test_what_nobody_wrote_is_nobodys() -> None:
+def test_lease_with_invalid_owner_is_free() -> None:
     scene = Scene()
     for owner in (b"\xff\xfe", b"", b"../../x", b"x" * 1000):
         scene.store.put("leases/0.0000000007", owner)

@@ -2,7 +2,7 @@ from kvtier.evictor.leases import ALL, DryRunLeases
 from tests.evictor.scenes import Scene
 
 
-def test_everything_and_nothing_written() -> None:
+def test_dry_run_leases_own_all_shards_and_write_nothing() -> None:
     scene = Scene()
     leases = DryRunLeases(scene.store)
     assert leases.balance() == leases.owned == list(ALL)

@@ -26,11 +26,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made.close()
 
 
-def test_all_files_in_order(store: Store) -> None:
+def test_files_are_listed_in_name_order(store: Store) -> None:
     assert [found.name for found in files(store)] == random_names()
 
 
-def test_what_a_file_takes_up(store: Store) -> None:
+def test_files_report_space_on_device(store: Store) -> None:
     found = next(files(store))
     measured = isinstance(store, Measured)
     assert found.physical_bytes % 512 == 0 if measured else found.physical_bytes == 5
@@ -38,7 +38,7 @@ def test_what_a_file_takes_up(store: Store) -> None:
 
 
 @pytest.mark.parametrize("start", ["a", "a/3", "a-b/a", "z/z", "3", "a/a-b/3f"])
-def test_parts_that_begin_alike(store: Store, start: str) -> None:
+def test_with_prefix_lists_matching_names(store: Store, start: str) -> None:
     expected = [name for name in random_names() if name.startswith(start)]
     assert [found.name for found in with_prefix(store, start)] == expected
     for after in expected[:: max(1, len(expected) // 3)]:
@@ -46,20 +46,20 @@ def test_parts_that_begin_alike(store: Store, start: str) -> None:
         assert [found.name for found in with_prefix(store, start, after)] == rest
 
 
-def test_what_is_outside_of_parts(store: Store) -> None:
+def test_outside_skips_prefixes(store: Store) -> None:
     for starts in ([], ["a"], ["a/3", "3/", "z", "a-b/0"]):
         expected = [name for name in random_names() if not name.startswith(tuple(starts))]
         assert [found.name for found in outside(store, starts)] == expected
 
 
-def test_tops(store: Store) -> None:
+def test_top_names(store: Store) -> None:
     assert top_names(store) == sorted(
         {name.partition("/")[0] for name in random_names()},
         key=lambda top: min(name for name in random_names() if name.partition("/")[0] == top),
     )
 
 
-def test_strange_names_do_not_end_a_listing(tmp_path: Path) -> None:
+def test_listing_continues_after_invalid_names(tmp_path: Path) -> None:
     (tmp_path / "3").mkdir()
     for name in ("3~~x", "3 a", "4", "2~", "3/in", "Ü"):
         (tmp_path / name).touch()
@@ -69,8 +69,8 @@ def test_strange_names_do_not_end_a_listing(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_file_named_as_a_model_hides_no_folder(store: Store) -> None:
-    """`q-01/x` comes between `q` and `q/`."""
+def test_top_names_finds_folder_beside_file_with_same_prefix(store: Store) -> None:
+    """`q-01/x` sorts between `q` and `q/`."""
     before = top_names(store)
     store.put("q", b"1")
     store.put("q-01/x", b"1")

@@ -2,7 +2,7 @@ from kvtier.evictor.listing import read_small
 from kvtier.testing.memory_store import MemoryStore
 
 
-def test_whole_or_not_at_all() -> None:
+def test_read_small_returns_whole_file_or_none() -> None:
     store = MemoryStore()
     stat = store.put("file", b"12345")
     assert read_small(store, "file", 5) == (b"12345", stat)

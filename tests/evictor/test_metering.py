@@ -18,7 +18,7 @@ def text(meter: EvictorMeter) -> str:
     return generate_latest(registry).decode()
 
 
-def test_every_declared_metric_is_there_from_the_start() -> None:
+def test_metrics_are_all_exposed_from_start() -> None:
     exposed = text(EvictorMeter())
     for metric in EVICTOR_METRICS:
         assert f"# TYPE {metric.name}" in exposed
@@ -27,7 +27,7 @@ def test_every_declared_metric_is_there_from_the_start() -> None:
     assert LABEL_VALUES["reason"] == REASONS
 
 
-def test_passes_add_up() -> None:
+def test_meter_adds_up_passes() -> None:
     meter = EvictorMeter()
     for _ in range(2):
         report = PassReport(left_bytes=5, scanned_files=10, shards_owned=17, fenced=3)
@@ -45,7 +45,7 @@ def test_passes_add_up() -> None:
         assert line in exposed
 
 
-def test_a_pass_that_hangs_shows() -> None:
+def test_pass_age_grows_while_pass_hangs() -> None:
     clock = VirtualClock()
     meter = EvictorMeter(clock)
     clock.advance(5)
@@ -55,7 +55,7 @@ def test_a_pass_that_hangs_shows() -> None:
     assert "kvtier_evict_pass_age_seconds 600.0" in text(meter)
 
 
-def test_a_port_that_is_taken() -> None:
+def test_serve_rejects_port_in_use() -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
@@ -64,7 +64,7 @@ def test_a_port_that_is_taken() -> None:
             serve(EvictorMeter(), port)
 
 
-def test_scrapes_are_answered_on_loopback_only() -> None:
+def test_serve_answers_on_loopback_only() -> None:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]

@@ -13,12 +13,12 @@ from tests.evictor.scenes import FOREIGN, Between, Scene
 SPACE = sample_space()
 
 
-def test_folders(tmp_path: Path) -> None:
-    place = open_store(str(tmp_path))
-    found = place.measure()
+def test_open_store_requires_existing_folder(tmp_path: Path) -> None:
+    opened = open_store(str(tmp_path))
+    found = opened.measure()
     assert found is not None
     assert found.total_bytes > 0
-    place.store.close()
+    opened.store.close()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match=r"PATH: .* is not a folder"):
@@ -28,12 +28,12 @@ def test_folders(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_what_is_no_bucket() -> None:
+def test_open_store_rejects_invalid_bucket_url() -> None:
     with pytest.raises(InvalidSettings, match=r"^PATH: .* is not a bucket"):
         open_store("http://x/y")
 
 
-def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
+def test_refusal_of_newer_format_only() -> None:
     scene = Scene()
     tree = StoreTree(ensure_manifest(scene.store, SPACE), is_foreign=False)
     manifest = f"{tree.name}/manifest.json"
@@ -47,7 +47,7 @@ def test_a_newer_format_is_refused_and_nothing_else_is() -> None:
     assert refusal(scene.store, StoreTree(FOREIGN, is_foreign=True)) is None
 
 
-def test_one_tree_whose_manifest_cannot_be_read_does_not_stop_the_others() -> None:
+def test_refusal_of_unreadable_manifest_does_not_raise() -> None:
     scene = Scene()
     tree = StoreTree(ensure_manifest(scene.store, SPACE), is_foreign=False)
 

@@ -11,12 +11,12 @@ OWN = StoreTree(TREE, is_foreign=False)
 QUOTA = Bounds(Watermarks(2, 1))
 
 
-def test_a_tree_that_must_not_be_touched_stops_the_start() -> None:
+def test_check_store_rejects_refused_tree() -> None:
     with pytest.raises(InvalidSettings, match="PATH: it is of format 7, or move the folder away"):
         check_store([TREE], [], {TREE: "it is of format 7"}, [], EvictorOptions())
 
 
-def test_a_quota_is_of_what_is_there_or_on_another_disk() -> None:
+def test_check_store_requires_folder_of_quota() -> None:
     options = EvictorOptions(quotas={TREE: QUOTA})
     check_store([TREE], [OWN], {}, [], options)
     check_store([TREE], [], {}, [f"{TREE}/blocks"], options)
@@ -26,7 +26,7 @@ def test_a_quota_is_of_what_is_there_or_on_another_disk() -> None:
         check_store([TREE], [OWN], {}, [], EvictorOptions(quotas={"other": QUOTA}))
 
 
-def test_beside_a_known_tree_the_rest_may_be_named_as_it_likes() -> None:
+def test_check_store_accepts_unknown_names_beside_tree() -> None:
     options = EvictorOptions(delete_unknown=True)
     check_store([TREE, "abc", "blocks"], [OWN], {}, [], options)
     for top in ("abc", "blocks", "manifest.json"):

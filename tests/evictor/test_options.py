@@ -11,12 +11,12 @@ from tests.evictor.scenes import TREE
 DISK = FileSystemUsage(1 << 40, 0)
 
 
-def test_what_is_not_said_is_the_default() -> None:
+def test_read_options_has_defaults() -> None:
     options = read_options(EvictorFlags(path="/x", high="100B", low="50B"), DISK)
     assert options == EvictorOptions(bounds=Bounds(Watermarks(100, 50)))
 
 
-def test_everything_said_is_heard() -> None:
+def test_read_options_reads_every_flag() -> None:
     flags = EvictorFlags(
         path="/x",
         high="50%",
@@ -69,7 +69,7 @@ def test_everything_said_is_heard() -> None:
         ({"ttl": "1h", "key_file": Path("/nowhere")}, "/nowhere cannot be read"),
     ],
 )
-def test_nonsense(flags: dict[str, object], named: str) -> None:
+def test_read_options_rejects_invalid_values(flags: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         read_options(EvictorFlags(path="/x", **flags), DISK)  # type: ignore[arg-type]
     assert named in str(caught.value)

@@ -9,18 +9,20 @@ from tests.evictor.scenes import TREE
 DISK = FileSystemUsage(1000 << 30, 0, 10_000)
 
 
-def test_sizes() -> None:
+def test_byte_watermarks_from_sizes() -> None:
     assert byte_watermarks("500GiB", "450GiB", DISK) == (Watermarks(500 << 30, 450 << 30), False)
     assert byte_watermarks("2097152", None, None)[0].high == 2 << 20
     assert byte_watermarks("1000B", None, DISK) == (Watermarks(1000, 900), False)
     assert byte_watermarks(None, None, DISK) == (Watermarks(), False)
-    assert byte_watermarks("5TiB", None, None)[0].high == 5 << 40, "a bucket has no end"
+    assert byte_watermarks("5TiB", None, None)[0].high == 5 << 40, (
+        "a bucket has no size to compare with"
+    )
 
 
-def test_parts_of_the_file_system() -> None:
-    mark, of_filesystem = byte_watermarks("85%", "70.5 %", DISK)
+def test_byte_watermarks_from_percentages() -> None:
+    watermarks, of_filesystem = byte_watermarks("85%", "70.5 %", DISK)
     assert of_filesystem
-    assert mark == Watermarks(850 << 30, 705 << 30)
+    assert watermarks == Watermarks(850 << 30, 705 << 30)
     assert byte_watermarks("80%", None, DISK)[0] == Watermarks(800 << 30, 720 << 30)
 
 
@@ -40,18 +42,18 @@ def test_parts_of_the_file_system() -> None:
         (None, "10GiB", "--low: --high is missing"),
     ],
 )
-def test_nonsense_names_the_flag_and_the_fix(high: str, low: str, named: str) -> None:
+def test_byte_watermarks_rejects_invalid_values(high: str, low: str, named: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         byte_watermarks(high, low, DISK)
     assert named in str(caught.value)
 
 
-def test_a_percentage_of_a_bucket() -> None:
+def test_byte_watermarks_rejects_percentage_of_bucket() -> None:
     with pytest.raises(InvalidSettings, match="and a bucket has none"):
         byte_watermarks("85%", None, None)
 
 
-def test_inodes() -> None:
+def test_inode_watermarks() -> None:
     assert inode_watermarks("1000", "500") == Watermarks(1000, 500)
     assert inode_watermarks("1000", None) == Watermarks(1000, 900)
     assert inode_watermarks(None, None) == Watermarks()
@@ -66,11 +68,11 @@ def test_inodes() -> None:
     with pytest.raises(InvalidSettings, match="--high-inodes: 10001 is more than the file system"):
         inode_watermarks("10001", None, DISK)
     assert inode_watermarks("10001", None, FileSystemUsage(1, 0)).high == 10_001, (
-        "it has no fixed number"
+        "the file system has no fixed number of inodes"
     )
 
 
-def test_quotas() -> None:
+def test_quota_bounds() -> None:
     assert quota_bounds([f"{TREE}=100B"], DISK) == {TREE: Bounds(Watermarks(100, 90))}
     for texts, named in (
         ([f"{TREE}"], "--quota"),

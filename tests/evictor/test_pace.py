@@ -2,14 +2,14 @@ from kvtier.clock import VirtualClock
 from kvtier.evictor.pace import SLEEP_MAX_S, RateWaiter
 
 
-def test_no_limit_never_sleeps() -> None:
+def test_rate_waiter_without_limit_never_sleeps() -> None:
     clock = VirtualClock()
     pace = RateWaiter(None, clock)
     assert all(pace.wait() for _ in range(10_000))
     assert clock.now_s() == 0
 
 
-def test_the_rate_is_kept_over_time() -> None:
+def test_rate_waiter_keeps_rate() -> None:
     for rate in (0.5, 7.0, 5000.0):
         clock = VirtualClock(100.0)
         pace = RateWaiter(rate, clock)
@@ -19,7 +19,7 @@ def test_the_rate_is_kept_over_time() -> None:
         assert 0.9 * 20 <= clock.now_s() - 100 <= 1.1 * 20 + 2
 
 
-def test_a_long_wait_comes_back_now_and_then() -> None:
+def test_rate_waiter_sleeps_in_short_steps() -> None:
     clock = VirtualClock()
     pace = RateWaiter(0.01, clock)
     assert pace.wait()
@@ -30,7 +30,7 @@ def test_a_long_wait_comes_back_now_and_then() -> None:
     assert waits > 90
 
 
-def test_who_was_idle_does_not_catch_up() -> None:
+def test_rate_waiter_saves_no_idle_time() -> None:
     clock = VirtualClock()
     pace = RateWaiter(10, clock)
     pace.wait()

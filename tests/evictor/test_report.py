@@ -4,7 +4,7 @@ from kvtier.evictor import report
 from kvtier.evictor.report import REASONS, PassReport
 
 
-def test_totals_and_json() -> None:
+def test_report_totals_and_json() -> None:
     made = PassReport()
     made.freed["ttl"].add(5)
     made.freed["bound"].add(7)
@@ -17,14 +17,14 @@ def test_totals_and_json() -> None:
     assert b"\n" not in made.to_json()
 
 
-def test_two_reports_share_nothing() -> None:
+def test_reports_share_no_state() -> None:
     PassReport().freed["ttl"].add(5)
     PassReport().note_unknown("x", 1)
     assert PassReport().freed_files == 0
     assert PassReport().unknown == []
 
 
-def test_names_are_bounded() -> None:
+def test_report_bounds_names() -> None:
     made = PassReport()
     for number in range(report.NAMES_MAX + 5):
         made.note_unknown(str(number), 2)

@@ -5,7 +5,7 @@ from rich.console import Console
 from kvtier.evictor.report import ProgressLine, SilentObserver, progress_on
 
 
-def test_on_a_terminal_a_line_moves() -> None:
+def test_progress_line_updates_on_terminal() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with progress_on(console) as observer:
         assert isinstance(observer, ProgressLine)
@@ -15,7 +15,7 @@ def test_on_a_terminal_a_line_moves() -> None:
         assert observer.text == "256 files scanned, 50 removed, 50.0MiB freed"
 
 
-def test_in_a_log_nothing_moves() -> None:
+def test_progress_is_silent_without_terminal() -> None:
     file = io.StringIO()
     with progress_on(Console(file=file)) as observer:
         assert isinstance(observer, SilentObserver)

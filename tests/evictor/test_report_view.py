@@ -21,21 +21,21 @@ def rendered(report: PassReport) -> str:
     return console.export_text()
 
 
-def test_a_person_sees_what_went_and_what_is_odd() -> None:
+def test_pass_view_shows_trees_reasons_and_unknown_names() -> None:
     text = rendered(sample(refused_trees={"x": "x is of format 9"}))
     for part in ("tiny-0123456789abcdef", "5.0GiB", "1.0GiB", "ttl", "not touched: x is of"):
         assert part in text
-    assert r"odd\n[red]9" in text, "names are shown as they are, on one line"
+    assert r"odd\n[red]9" in text, "names are escaped and not interpreted as markup"
     assert "unknown: 20 more" in text
 
 
-def test_a_dry_run_says_would() -> None:
+def test_pass_view_of_dry_run_says_what_would_be_deleted() -> None:
     assert "would free 1.0GiB" in summary_line(sample(dry_run=True))
     assert "to delete" in rendered(sample(dry_run=True))
     assert "freed 1.0GiB in 1 files" in summary_line(sample())
 
 
-def test_what_went_wrong_is_on_the_line() -> None:
+def test_summary_line_contains_problems() -> None:
     line = summary_line(sample(short_bytes=1 << 20, refused_calls=3))
     assert "1.0MiB too much" in line
     assert "3 calls refused" in line

@@ -27,7 +27,7 @@ def keys(scan: object, tree: StoreTree = OWN) -> list[bytes]:
     return [table.name(row) for row in range(len(table))]
 
 
-def test_the_shards_together_are_every_block_once() -> None:
+def test_scan_shard_finds_each_block_in_exactly_one_shard() -> None:
     scene = filled()
     found: dict[str, list[bytes]] = {OWN.name: [], OTHER.name: []}
     context = scene.context()
@@ -41,8 +41,8 @@ def test_the_shards_together_are_every_block_once() -> None:
 
 
 @pytest.mark.parametrize("dies_at", [1, 40, 200, 249])
-def test_who_takes_over_goes_on_where_it_stopped(dies_at: int) -> None:
-    """Each file is slow, so progress is kept at each; the heir sees the rest only."""
+def test_scan_shard_resumed_by_new_owner_finds_same_files(dies_at: int) -> None:
+    """The cursor is written after each file, because each takes SAVE_S."""
     scene = filled()
     seen = 0
 
@@ -74,7 +74,7 @@ def test_who_takes_over_goes_on_where_it_stopped(dies_at: int) -> None:
     assert not [name for name in scene.names() if "cursor" in name]
 
 
-def test_progress_is_used() -> None:
+def test_scan_shard_resumed_looks_only_at_remaining_files() -> None:
     scene = Scene()
     same = [number for number in range(400) if key_of(number)[0] >> 4 == 0]
     scene.write(*same)
@@ -96,7 +96,7 @@ def test_progress_is_used() -> None:
 
 
 def stopped_in(tree: StoreTree, scene: Scene, shard: str = "0") -> None:
-    """An evictor dies while it scans `tree`."""
+    """Kill an evictor while it scans `tree`."""
     context = scene.context()
     see = context.before_file
 
@@ -111,7 +111,7 @@ def stopped_in(tree: StoreTree, scene: Scene, shard: str = "0") -> None:
         scan_shard(context, shard, [tree])
 
 
-def test_a_tree_that_appears_before_the_one_a_dead_scan_stood_in() -> None:
+def test_scan_shard_resumed_includes_new_tree_before_cursor() -> None:
     scene = filled()
     stopped_in(OTHER, scene)
     scan = scan_shard(scene.context(), "0", TREES)
@@ -131,7 +131,7 @@ def test_a_tree_that_appears_before_the_one_a_dead_scan_stood_in() -> None:
         ("data", b"x"),
     ],
 )
-def test_a_forged_cursor_makes_nobody_remove_what_is_no_block(tree: str, name: bytes) -> None:
+def test_scan_shard_ignores_forged_cursor(tree: str, name: bytes) -> None:
     scene = filled()
     table = Table()
     table.add(name, 1, 0.0, 0.0)
@@ -145,7 +145,7 @@ def test_a_forged_cursor_makes_nobody_remove_what_is_no_block(tree: str, name: b
         assert keys(scan, each) == keys(fresh, each)
 
 
-def test_a_refusing_folder_does_not_hide_the_others() -> None:
+def test_scan_shard_counts_unreadable_folder_and_continues() -> None:
     scene = filled()
 
     class Refusing(Between):
@@ -159,7 +159,7 @@ def test_a_refusing_folder_does_not_hide_the_others() -> None:
     assert context.report.refused_calls == 16
 
 
-def test_what_is_no_block_counts_or_is_told(tmp_path: Path) -> None:
+def test_scan_shard_counts_or_reports_other_files(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     scene = Scene()
     name = block(1)
@@ -175,7 +175,7 @@ def test_what_is_no_block_counts_or_is_told(tmp_path: Path) -> None:
     scan = scan_shard(context, name.split("/")[-1][0], [OWN])
     assert keys(scan) == [key_of(1)]
     assert scan.tables[TREE].sizes[0] >= 10_000
-    assert scan.other[TREE].inodes == 2, "a folder, and a file on its way"
+    assert scan.other[TREE].inodes == 2, "a folder and a new temporary file"
     assert context.report.unknown == [f"{name.rpartition('/')[0]}/notes.txt"]
     assert context.report.freed["orphan"].files == 1
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -184,7 +184,7 @@ def test_what_is_no_block_counts_or_is_told(tmp_path: Path) -> None:
     store.close()
 
 
-def test_trees_of_others_go_by_their_files_own_times(tmp_path: Path) -> None:
+def test_scan_shard_uses_access_times_in_foreign_trees(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     folder = tmp_path / FOREIGN / "abc" / "de_g0"
     folder.mkdir(parents=True)

@@ -9,7 +9,7 @@ from kvtier.evictor.table import Table
 from tests.evictor.scenes import Scene
 
 
-def test_a_scan_goes_on_where_it_stopped() -> None:
+def test_cursor_round_trips_and_expires() -> None:
     scene = Scene()
     table = Table()
     table.add(b"key", 5, 1.0, 2.0)
@@ -24,7 +24,7 @@ def test_a_scan_goes_on_where_it_stopped() -> None:
     assert read_cursor(scene.store, "a", scene.clock.now_s()) is None
 
 
-def test_damage_begins_anew() -> None:
+def test_cursor_that_is_damaged_is_ignored() -> None:
     scene = Scene()
     for raw in (b"", b"\xc1", b"\x94\xa1t\xa1t\x81\xa1t\x95\xc4\x00\x91\x05\x90\x90\x90\x80"):
         scene.store.put("leases/cursor-a.bin", raw)

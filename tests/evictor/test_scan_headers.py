@@ -1,40 +1,12 @@
 import errno
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from kvtier.blocks.checksum import Checksum, HmacSha256, Xxh3
-from kvtier.blocks.key import BlockKey
+from kvtier.blocks.checksum import HmacSha256, Xxh3
 from kvtier.evictor.layouts import StoreTree
 from kvtier.evictor.scan import HeaderCheck
-from kvtier.testing.memory_store import MemoryStore
-from kvtier.testing.samples import sample_space
-from kvtier.tiers.shared.format import Segment, encode_header, segment_name
-from kvtier.tiers.shared.manifest import ensure_manifest
-from tests.evictor.scenes import Between, Scene, key_of
-
-SPACE = sample_space()
-SECRET = bytes(range(32))
-
-
-def publish(store: MemoryStore, number: int, checksum: Checksum, blocks: int = 2) -> str:
-    """A segment of a few blocks; its name below the store."""
-    tree = ensure_manifest(store, SPACE, checksum)
-    keys = tuple(BlockKey(key_of(number + 1000 * each)) for each in range(blocks))
-    segment = Segment(
-        keys=keys,
-        checksums=tuple(bytes(16) for _ in keys),
-        parent=None,
-        block_bytes=SPACE.block_bytes,
-        space_digest=bytes.fromhex(SPACE.digest),
-        algorithm=checksum.algorithm,
-    )
-    header = np.frombuffer(encode_header(segment, checksum), np.uint8)
-    payload = np.zeros(segment.total_bytes - header.nbytes, np.uint8)
-    name = f"{tree}/{segment_name(keys[0])}"
-    assert store.publish(name, [header, payload])
-    return name
+from tests.evictor.scenes import SECRET, Between, Scene, publish_segment
 
 
 def checked(scene: Scene, name: str, **options: object) -> tuple[bool, list[str]]:
@@ -46,15 +18,15 @@ def checked(scene: Scene, name: str, **options: object) -> tuple[bool, list[str]
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 400])
-def test_a_sound_one_passes(blocks: int) -> None:
+def test_valid_header_passes(blocks: int) -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3(), blocks)
+    name = publish_segment(scene.store, 1, Xxh3(), blocks)
     assert checked(scene, name, sweep_broken=True) == (True, [])
 
 
-def test_a_broken_one_is_counted_and_moved_only_where_asked() -> None:
+def test_broken_header_is_counted_and_quarantined_on_request() -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3())
+    name = publish_segment(scene.store, 1, Xxh3())
     scene.store.raw(name)[150] ^= 1
     passes, reasons = checked(scene, name)
     assert passes
@@ -66,16 +38,16 @@ def test_a_broken_one_is_counted_and_moved_only_where_asked() -> None:
     assert len([one for one in scene.names() if "/quarantine/" in one]) == 1
 
 
-def test_a_wrong_length_is_broken() -> None:
+def test_segment_of_wrong_length_is_broken() -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3())
+    name = publish_segment(scene.store, 1, Xxh3())
     scene.store.put(name, scene.store.raw(name).tobytes() + b"x")
     assert "too long" in checked(scene, name)[1][0]
 
 
-def test_one_that_cannot_be_read_is_left() -> None:
+def test_unreadable_segment_stays() -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3())
+    name = publish_segment(scene.store, 1, Xxh3())
 
     class Refusing(Between):
         def before(self, verb: str, name: str) -> None:
@@ -88,16 +60,16 @@ def test_one_that_cannot_be_read_is_left() -> None:
     assert (context.report.broken_files, context.report.refused_calls) == (0, 1)
 
 
-def test_one_that_vanished_is_not_broken() -> None:
+def test_missing_segment_is_not_broken() -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3())
+    name = publish_segment(scene.store, 1, Xxh3())
     scene.store.remove(name)
     assert checked(scene, name) == (True, [])
 
 
-def test_without_the_secret_nothing_is_judged(tmp_path: Path) -> None:
+def test_headers_are_not_checked_without_secret(tmp_path: Path) -> None:
     scene = Scene()
-    name = publish(scene.store, 1, HmacSha256(SECRET))
+    name = publish_segment(scene.store, 1, HmacSha256(SECRET))
     scene.store.raw(name)[150] ^= 1
     assert checked(scene, name) == (True, [])
     secret = tmp_path / "key"
@@ -106,9 +78,9 @@ def test_without_the_secret_nothing_is_judged(tmp_path: Path) -> None:
     assert "checksum differs" in checked(scene, name, key_file=secret)[1][0]
 
 
-def test_without_a_manifest_nothing_is_judged() -> None:
+def test_headers_are_not_checked_without_manifest() -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3())
+    name = publish_segment(scene.store, 1, Xxh3())
     scene.store.raw(name)[150] ^= 1
     scene.store.put(f"{name.partition('/')[0]}/manifest.json", b"{]")
     assert checked(scene, name) == (True, [])

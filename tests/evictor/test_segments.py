@@ -4,14 +4,13 @@ from kvtier.blocks.checksum import Xxh3
 from kvtier.errors import Corrupt
 from kvtier.evictor.layouts import StoreTree
 from kvtier.evictor.segments import open_segment_reader
-from tests.evictor.scenes import FOREIGN, Scene, key_of
-from tests.evictor.test_scan_headers import publish
+from tests.evictor.scenes import FOREIGN, Scene, key_of, publish_segment
 
 
 @pytest.mark.parametrize("blocks", [1, 400])
-def test_all_blocks_however_long_the_header(blocks: int) -> None:
+def test_reader_returns_all_blocks_of_long_header(blocks: int) -> None:
     scene = Scene()
-    name = publish(scene.store, 1, Xxh3(), blocks)
+    name = publish_segment(scene.store, 1, Xxh3(), blocks)
     tree = StoreTree(name.partition("/")[0], is_foreign=False)
     segments = open_segment_reader(scene.store, tree, None)
     assert segments is not None
@@ -25,7 +24,7 @@ def test_all_blocks_however_long_the_header(blocks: int) -> None:
     assert segments.read(key_of(1), name) is None
 
 
-def test_no_manifest_no_segments() -> None:
+def test_reader_requires_manifest() -> None:
     scene = Scene()
     assert (
         open_segment_reader(scene.store, StoreTree("a-0123456789abcdef", is_foreign=False), None)

@@ -1,4 +1,4 @@
-"""What goes from one shard, and what stays although it should."""
+"""Blocks that are evicted from one shard, and blocks that stay."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def scanned(scene: Scene, context: PassContext) -> ShardEviction:
 
 
 def filled() -> Scene:
-    """Written a minute apart; the last long ago."""
+    """Return a scene with blocks written a minute apart, the last of them an hour ago."""
     scene = Scene()
     for number in SAME:
         scene.write(number)
@@ -42,7 +42,7 @@ def left(scene: Scene) -> list[int]:
     return [number for number in SAME if scene.store.stat(block(number))]
 
 
-def test_the_coldest_go_until_enough_is_free() -> None:
+def test_free_evicts_coldest_until_amount_is_free() -> None:
     scene = filled()
     part = scanned(scene, scene.context())
     assert part.usage.amount == Amount(20_500, 23)
@@ -54,7 +54,7 @@ def test_the_coldest_go_until_enough_is_free() -> None:
     assert sum(step.files for step in part.usage.steps) == 13
 
 
-def test_who_was_read_stays() -> None:
+def test_free_keeps_blocks_read_in_grace_period() -> None:
     scene = filled()
     scene.read(*SAME[:3])
     scene.clock.advance(600)
@@ -68,14 +68,14 @@ def test_who_was_read_stays() -> None:
     assert context.report.trees[TREE].freed.files == 17
 
 
-def test_lately_written_stays() -> None:
+def test_free_keeps_blocks_written_in_grace_period() -> None:
     scene = filled()
     scene.store.put(block(SAME[0]), b"new")
     scanned(scene, scene.context()).free(Amount(100_000, 0), "bound")
     assert left(scene) == SAME[:1]
 
 
-def test_written_again_since_the_scan_stays() -> None:
+def test_free_keeps_block_rewritten_after_scan() -> None:
     scene = filled()
     part = scanned(scene, scene.context())
     scene.store.put(block(SAME[0]), b"new")
@@ -83,8 +83,8 @@ def test_written_again_since_the_scan_stays() -> None:
     assert left(scene) == [SAME[0], *SAME[3:]]
 
 
-def test_read_while_others_are_removed_stays() -> None:
-    """Removing is slow; somebody tells of a read in the middle of it."""
+def test_free_keeps_block_read_during_eviction() -> None:
+    """A journal is written while blocks are removed at a low rate."""
     scene = filled()
     context = scene.context(deletes_per_second=0.5)
     part = scanned(scene, context)
@@ -102,7 +102,7 @@ def test_read_while_others_are_removed_stays() -> None:
     assert left(scene) == [in_order[15]]
 
 
-def test_what_has_to_go_goes_folder_by_folder() -> None:
+def test_free_removes_batch_in_name_order() -> None:
     scene = filled()
     store = Between(scene.store)
     scanned(scene, scene.context(store)).free(Amount(9500, 0), "bound")
@@ -110,7 +110,7 @@ def test_what_has_to_go_goes_folder_by_folder() -> None:
     assert removed == sorted(map(block, SAME[:10]))
 
 
-def test_not_knowing_who_reads_nothing_goes() -> None:
+def test_free_stops_when_journals_cannot_be_read() -> None:
     scene = filled()
 
     class Refusing(Between):
@@ -129,7 +129,7 @@ def test_not_knowing_who_reads_nothing_goes() -> None:
     assert left(scene) == SAME
 
 
-def test_what_others_removed_counts() -> None:
+def test_free_counts_blocks_removed_by_others() -> None:
     scene = filled()
     context = scene.context()
     part = scanned(scene, context)
@@ -139,7 +139,7 @@ def test_what_others_removed_counts() -> None:
     assert context.report.freed["bound"].files == 1
 
 
-def test_too_old_goes_and_grace_wins() -> None:
+def test_expire_removes_old_blocks_outside_grace_period() -> None:
     scene = filled()
     scene.read(SAME[0])
     context = scene.context(ttl_s=3600 + 10 * 60 + 1)
@@ -151,7 +151,7 @@ def test_too_old_goes_and_grace_wins() -> None:
     assert left(scene) == [SAME[0], *SAME[15:]]
 
 
-def test_what_is_refused_stays_and_the_next_goes() -> None:
+def test_free_skips_blocks_that_store_refuses() -> None:
     scene = filled()
 
     class Refusing(Between):
@@ -165,8 +165,8 @@ def test_what_is_refused_stays_and_the_next_goes() -> None:
     assert context.report.refused_calls == 2
 
 
-def test_another_systems_block_that_was_read_since_the_scan_stays(tmp_path: Path) -> None:
-    """Its access time is all there is, and a scan may be an hour old when it is used."""
+def test_free_keeps_foreign_block_read_after_scan(tmp_path: Path) -> None:
+    """Only the access time tells of the read, and a resumed scan may be an hour old."""
     tree = StoreTree(FOREIGN, is_foreign=True)
     folder = tmp_path / FOREIGN / "abc" / "de_g0"
     folder.mkdir(parents=True)
@@ -187,8 +187,8 @@ def test_another_systems_block_that_was_read_since_the_scan_stays(tmp_path: Path
     store.close()
 
 
-def test_before_anybody_told_what_was_read_nothing_is_counted_on() -> None:
-    """Or every evictor would leave others in peace for the sake of what cannot go."""
+def test_usage_has_no_steps_before_journals_are_read() -> None:
+    """Otherwise evictors would count on space that cannot be freed."""
     scene = filled()
     table = Table()
     table.add(key_of(SAME[0]), 1000, 1.0, 1.0)

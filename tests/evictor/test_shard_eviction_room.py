@@ -1,4 +1,4 @@
-"""Room in a full store, without a lease and without the time."""
+"""Making room in a full store, without a lease and without the store's time."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def room(scene: Scene, report: PassReport | None = None) -> Amount:
     )
 
 
-def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_room_evicts_few_coldest_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_eviction, "ROOM", Amount(5000, 5))
     scene = Scene()
     scene.write(*range(200))
@@ -38,11 +38,11 @@ def test_a_little_of_the_cold_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (report.freed["bound"].files, report.freed_bytes) == (5, 5000)
     left = scene.blocks()
     assert len(left) == 395
-    assert left[:100] == list(range(100)), "read a moment ago"
-    assert left[-200:] == list(range(200, 400)), "written a moment ago"
+    assert left[:100] == list(range(100)), "read in the grace period"
+    assert left[-200:] == list(range(200, 400)), "written in the grace period"
 
 
-def test_where_all_is_in_use_nothing_goes() -> None:
+def test_make_room_keeps_blocks_in_use() -> None:
     scene = Scene()
     scene.write(*range(50))
     assert room(scene) == shard_eviction.ROOM

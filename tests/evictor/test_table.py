@@ -11,13 +11,13 @@ def sample() -> Table:
     return table
 
 
-def test_rows_come_back() -> None:
+def test_rows_round_trip() -> None:
     table = sample()
     assert [table.name(row) for row in range(len(table))] == [b"abc", b"", b"defgh"]
     assert table.physical().tolist() == [0, 10, 20]
 
 
-def test_recall_takes_the_latest_and_forgets_nothing() -> None:
+def test_update_uses_keeps_latest_time() -> None:
     table = sample()
     uses = {b"abc": Use(50.0, 3), b"defgh": Use(1.0, 1), b"other": Use(9.0, 1)}
     for _ in range(2):
@@ -28,7 +28,7 @@ def test_recall_takes_the_latest_and_forgets_nothing() -> None:
     assert table.recency().tolist() == [50.0, 1.0, 2.0]
 
 
-def test_columns_survive_a_store() -> None:
+def test_columns_round_trip() -> None:
     raw = msgspec.msgpack.encode(sample().columns())
     again = Table.of(msgspec.msgpack.decode(raw, type=Columns))
     assert again.columns() == sample().columns()
@@ -47,7 +47,7 @@ def test_columns_survive_a_store() -> None:
         {"names": b""},
     ],
 )
-def test_what_is_no_table(change: dict[str, object]) -> None:
+def test_table_rejects_inconsistent_columns(change: dict[str, object]) -> None:
     columns = msgspec.structs.replace(sample().columns(), **change)
     with pytest.raises(ValueError):  # noqa: PT011
         Table.of(columns)

@@ -14,22 +14,22 @@ def written(*times: float) -> Table:
     return table
 
 
-def test_lru_goes_by_what_readers_told() -> None:
+def test_victims_of_lru_follow_journals() -> None:
     table = written(1, 2, 3, 4)
     table.update_uses({b"key-0": Use(10, 1), b"key-2": Use(9, 5)})
     assert list(victims(table, "lru", FOREVER)) == [1, 3, 2, 0]
 
 
 @pytest.mark.parametrize("policy", plugins.known("eviction"))
-def test_every_policy_gives_each_once_and_none_that_is_hot(policy: str) -> None:
+def test_victims_yield_each_cold_row_once_for_every_policy(policy: str) -> None:
     table = written(*range(50))
     table.update_uses({b"key-%d" % number: Use(100 + number, number) for number in range(0, 50, 3)})
     given = list(victims(table, policy, newest_s=60))
     assert sorted(given) == [number for number in range(50) if number % 3]
 
 
-def test_a_policy_that_resists_scans_keeps_what_is_read_again() -> None:
-    """Old and read often, against new and never read: LRU and S3-FIFO disagree."""
+def test_victims_of_s3fifo_keep_rows_read_again() -> None:
+    """LRU and S3-FIFO rank old rows that are read often differently from new unread rows."""
     table = written(*range(100))
     table.update_uses({b"key-%d" % number: Use(50.5, 9) for number in range(10)})
     lru = list(victims(table, "lru", FOREVER))[:60]
@@ -38,13 +38,13 @@ def test_a_policy_that_resists_scans_keeps_what_is_read_again() -> None:
     assert not set(range(10)) & set(s3fifo)
 
 
-def test_an_unknown_policy() -> None:
+def test_victims_reject_unknown_policy() -> None:
     with pytest.raises(InvalidSettings, match="no eviction called 'best'"):
         list(victims(written(1), "best", FOREVER))
 
 
-def test_the_beginning_of_a_prefix_outlives_its_end() -> None:
-    """One journal told of all three, so they are as old; the first was named by more."""
+def test_victims_keep_start_of_prefix_longest() -> None:
+    """All rows have the time of the same journal; more journals name the first one."""
     table = written(1, 1, 1)
     table.update_uses({b"key-0": Use(9, 7), b"key-1": Use(9, 3), b"key-2": Use(9, 1)})
     assert list(victims(table, "lru", FOREVER)) == [2, 1, 0]

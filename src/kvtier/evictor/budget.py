@@ -143,7 +143,9 @@ def plan(
     excess = bounds.excess(total).minus(promised)
     if excess == Amount():
         return Plan(by_quota, {})
-    left = {place: _behind(usage, by_quota.get(place, Amount())) for place, usage in usages.items()}
+    left = {
+        place: _without(usage, by_quota.get(place, Amount())) for place, usage in usages.items()
+    }
     return Plan(by_quota, divide(excess, left, newest_s))
 
 
@@ -189,7 +191,7 @@ def _total(usages: Iterable[Usage]) -> Amount:
     return total
 
 
-def _behind(usage: Usage, freed: Amount) -> Usage:
+def _without(usage: Usage, freed: Amount) -> Usage:
     """Return the usage with the steps that are left after `freed` was taken from the cold end."""
     steps = []
     for step in usage.steps:

@@ -104,8 +104,8 @@ def byte_watermarks(
             "percentages"
         )
     if upper.per_cent is None or lower.per_cent is None:
-        mark = Watermarks(upper.size_bytes, lower.size_bytes)
-        _check_fits(mark, "--high", filesystem)
+        watermarks = Watermarks(upper.size_bytes, lower.size_bytes)
+        _check_fits(watermarks, "--high", filesystem)
     else:
         if filesystem is None:
             raise InvalidSettings(
@@ -113,9 +113,11 @@ def byte_watermarks(
                 "a size, for example 500GiB"
             )
         total = filesystem.total_bytes
-        mark = Watermarks(int(total * upper.per_cent / 100), int(total * lower.per_cent / 100))
-    _check_order(mark, "--low", f"{low}", f"{high}")
-    return mark, upper.per_cent is not None
+        watermarks = Watermarks(
+            int(total * upper.per_cent / 100), int(total * lower.per_cent / 100)
+        )
+    _check_order(watermarks, "--low", f"{low}", f"{high}")
+    return watermarks, upper.per_cent is not None
 
 
 def inode_watermarks(
@@ -128,14 +130,14 @@ def inode_watermarks(
         return Watermarks()
     upper = _count(high, "--high-inodes")
     lower = int(upper * LOW_OF_HIGH) if low is None else _count(low, "--low-inodes")
-    mark = Watermarks(upper, lower)
-    _check_order(mark, "--low-inodes", f"{low}", high)
+    watermarks = Watermarks(upper, lower)
+    _check_order(watermarks, "--low-inodes", f"{low}", high)
     if filesystem is not None and 0 < filesystem.total_inodes < upper:
         raise InvalidSettings(
             f"--high-inodes: {upper} is more than the file system has ({filesystem.total_inodes}), "
             "so it would fill up first; write a smaller number"
         )
-    return mark
+    return watermarks
 
 
 def quota_bounds(texts: Iterable[str], filesystem: FileSystemUsage | None) -> dict[str, Bounds]:
@@ -151,9 +153,9 @@ def quota_bounds(texts: Iterable[str], filesystem: FileSystemUsage | None) -> di
         if folder in quotas:
             raise InvalidSettings(f"--quota: {folder} has two quotas; keep one of them")
         high = _size(size, f"--quota {folder}")
-        mark = Watermarks(high, int(high * LOW_OF_HIGH))
-        _check_fits(mark, f"--quota {folder}", filesystem)
-        quotas[folder] = Bounds(mark)
+        watermarks = Watermarks(high, int(high * LOW_OF_HIGH))
+        _check_fits(watermarks, f"--quota {folder}", filesystem)
+        quotas[folder] = Bounds(watermarks)
     return quotas
 
 
@@ -182,19 +184,23 @@ def _count(text: str, flag: str) -> int:
     return int(text)
 
 
-def _check_order(mark: Watermarks, flag: str, low: str, high: str) -> None:
-    if mark.high is not None and mark.low is not None and mark.low >= mark.high:
+def _check_order(watermarks: Watermarks, flag: str, low: str, high: str) -> None:
+    if (
+        watermarks.high is not None
+        and watermarks.low is not None
+        and watermarks.low >= watermarks.high
+    ):
         raise InvalidSettings(
             f"{flag}: {low} is not below {flag.replace('low', 'high')} {high}; above the high "
             "watermark, files are deleted until the low one is reached, so swap them"
         )
 
 
-def _check_fits(mark: Watermarks, flag: str, filesystem: FileSystemUsage | None) -> None:
-    if filesystem is None or mark.high is None or mark.high <= filesystem.total_bytes:
+def _check_fits(watermarks: Watermarks, flag: str, filesystem: FileSystemUsage | None) -> None:
+    if filesystem is None or watermarks.high is None or watermarks.high <= filesystem.total_bytes:
         return
     raise InvalidSettings(
-        f"{flag}: {approximate_size(mark.high)} is more than the file system has "
+        f"{flag}: {approximate_size(watermarks.high)} is more than the file system has "
         f"({approximate_size(filesystem.total_bytes)}), so it would fill up first; write a "
         "smaller size"
     )
@@ -230,11 +236,11 @@ def read_options(flags: EvictorFlags, disk: FileSystemUsage | None) -> EvictorOp
 
     `disk` is the file system of the store, None for a bucket.
     """
-    mark, of_filesystem = byte_watermarks(flags.high, flags.low, disk)
+    watermarks, of_filesystem = byte_watermarks(flags.high, flags.low, disk)
     inodes = inode_watermarks(flags.high_inodes, flags.low_inodes, disk)
     quotas = quota_bounds(flags.quotas, disk)
     ttl_s = None if flags.ttl is None else parse_duration(flags.ttl, "--ttl")
-    if mark.high is None and inodes.high is None and not quotas and ttl_s is None:
+    if watermarks.high is None and inodes.high is None and not quotas and ttl_s is None:
         raise InvalidSettings(
             "--high: nothing bounds the store; give --high 500GiB, --high 85%, --high-inodes, "
             "--quota or --ttl"
@@ -263,7 +269,7 @@ def read_options(flags: EvictorFlags, disk: FileSystemUsage | None) -> EvictorOp
     if flags.key_file is not None:
         load_key(flags.key_file, "--key-file")
     return EvictorOptions(
-        bounds=Bounds(mark, inodes),
+        bounds=Bounds(watermarks, inodes),
         of_filesystem=of_filesystem,
         quotas=quotas,
         ttl_s=ttl_s,

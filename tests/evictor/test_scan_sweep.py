@@ -20,7 +20,7 @@ def names(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
-def test_what_is_outside_of_shards_is_looked_through(tmp_path: Path) -> None:
+def test_sweep_rest_removes_orphans_and_reports_unknown(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     kept = [block(1), f"{TREE}/manifest.json", f"{TREE}/access/x-1.log", f"{LEASES}/0.0000000001"]
     kept += [f"{LEASES}/beat-{16 * 'f'}", f"{FOREIGN}/abc/de_g0/aa.bin", ".tmp-host-young"]
@@ -39,7 +39,7 @@ def test_what_is_outside_of_shards_is_looked_through(tmp_path: Path) -> None:
         touch(tmp_path, name, age_s=4000)
     context = Scene().context(store)
     sizes = sweep_rest(context, TREES, set())
-    assert sorted(context.report.unknown) == sorted(unknown), "a shard's are not listed here"
+    assert sorted(context.report.unknown) == sorted(unknown), "files of shards are not listed"
     stay = [*kept, *unknown, f"{TREE}/blocks/0", f"{LEASES}/1.0000000001"]
     assert names(tmp_path) == sorted(stay)
     assert context.report.freed["orphan"].files == len(gone)
@@ -48,7 +48,7 @@ def test_what_is_outside_of_shards_is_looked_through(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_refused_tree_is_not_touched(tmp_path: Path) -> None:
+def test_sweep_rest_skips_excluded_folders(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     touch(tmp_path, f"{TREE}/.tmp-host-old", age_s=10**6)
     touch(tmp_path, f"{TREE}/what")
@@ -58,7 +58,7 @@ def test_a_refused_tree_is_not_touched(tmp_path: Path) -> None:
     store.close()
 
 
-def test_unknown_files_go_only_where_asked(tmp_path: Path) -> None:
+def test_sweep_rest_deletes_unknown_files_on_request(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     for name in ("readme", "data/x", f"{TREE}/manifest.json"):
         touch(tmp_path, name, age_s=4000)
@@ -70,7 +70,7 @@ def test_unknown_files_go_only_where_asked(tmp_path: Path) -> None:
     store.close()
 
 
-def test_empty_folders(tmp_path: Path) -> None:
+def test_sweep_folders_removes_empty_folders(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     for folder in (f"{TREE}/blocks/abc", f"{TREE}/blocks/abd", f"{FOREIGN}/abc/de_g0", "data/e"):
         (tmp_path / folder).mkdir(parents=True)
@@ -81,14 +81,14 @@ def test_empty_folders(tmp_path: Path) -> None:
     sweep_folders(context, TREES)
     assert context.report.folders_removed == 1
     assert (tmp_path / TREE / "blocks/abd/x").exists()
-    assert (tmp_path / FOREIGN / "abc/de_g0").exists(), "its writers may not expect it"
+    assert (tmp_path / FOREIGN / "abc/de_g0").exists(), "foreign folders stay by default"
     sweep_folders(Scene().context(store, sweep_foreign_folders=True), TREES)
     assert not (tmp_path / FOREIGN / "abc").exists()
     assert (tmp_path / "data/e").exists()
     store.close()
 
 
-def test_a_store_without_folders() -> None:
+def test_sweep_folders_of_store_without_folders() -> None:
     context = Scene().context()
     sweep_folders(context, TREES)
     assert context.report.folders_removed == 0

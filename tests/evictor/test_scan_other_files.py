@@ -18,7 +18,9 @@ from tests.evictor.scenes import Scene
         (FileKind.KEPT, 10**6, {"delete_unknown": True}, False),
     ],
 )
-def test_who_goes(kind: FileKind, age_s: float, options: dict[str, object], goes: bool) -> None:
+def test_other_files_are_removed_by_kind_and_age(
+    kind: FileKind, age_s: float, options: dict[str, object], goes: bool
+) -> None:
     scene = Scene()
     scene.store.put("file", b"1")
     context = scene.context(**options)
