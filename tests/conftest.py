@@ -1,7 +1,7 @@
-"""What every test gets: a check that nothing is left behind, and one Hypothesis profile.
+"""Fixtures of every test: a check for leaks, unchanged logging, and the Hypothesis profiles.
 
-Threads, descriptors and files in /dev/shm are compared before and after each unit test: three
-listings, about 0.1 ms. Tests that start an engine are left out; an engine keeps what it likes.
+The check compares threads, descriptors and files in /dev/shm before and after each unit test, which
+takes about 0.1 ms. Tests that start an engine are exempt, because an engine may keep resources.
 """
 
 import gc
@@ -28,14 +28,14 @@ from tests.s3 import (  # noqa: F401  # fixtures, and the hook that stops the se
     s3_owner,
 )
 
-# gRPC makes descriptors anew in every process that forks; tests fork, and count descriptors.
+# With fork support, gRPC opens new descriptors at every fork, which the leak check would report.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# Benchmarks start processes of their own package, which no wheel holds.
+# Benchmarks start processes that import their own package, which is not in the wheel.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parents[1] / "benchmarks"), os.environ.get("PYTHONPATH")])
 )
 
-# `ci` gives every run the same examples; `explore` looks for new ones:
+# `ci` uses the same examples in every run; `explore` generates new ones:
 # HYPOTHESIS_PROFILE=explore make test
 settings.register_profile(
     "ci",
@@ -51,14 +51,14 @@ STAGES = ("engine", "e2e")
 """Folders of tests in the order in which they run; all others come after them."""
 
 SETTLE_S = 10.0
-"""Only a test that left something waits for so long; on a busy machine a thread ends late."""
+"""How long a test that left something behind may wait for it to end, as on a busy machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the files with the longest tests first, so that parallel workers end together."""
     items.sort(key=lambda item: _stage(item.path))
     for item in items:
-        # An engine's own threads may end with an exception; that is not ours to judge.
+        # An engine's own threads may end with an exception, which is no failure of the test.
         if item.get_closest_marker("engine") or item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.filterwarnings("default"))
 
@@ -68,25 +68,27 @@ def _stage(path: Path) -> int:
 
 
 def open_descriptors() -> dict[str, str]:
-    """Number -> target of every descriptor of this process."""
+    """Return the target of every descriptor of this process, by number."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
             found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # the listing's own descriptor
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return found
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make test` installs the engine and wants to hear if that did not work."""
+    """Add `--require-engine`, which `make test` uses after it has installed the engine."""
     parser.addoption(
-        "--require-engine", action="store_true", help="fail, not skip, without vLLM or the model"
+        "--require-engine",
+        action="store_true",
+        help="fail instead of skipping tests if vLLM or the model is missing",
     )
 
 
 def shared_memory_files() -> set[str]:
-    """Names in /dev/shm that could be ours; other processes come and go there too."""
+    """Return the names in /dev/shm that kvtier may have created; other processes use it too."""
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return set()
@@ -96,7 +98,7 @@ def shared_memory_files() -> set[str]:
 def leftovers(
     threads: set[threading.Thread], descriptors: dict[str, str], shared: set[str]
 ) -> list[str]:
-    """What is there now that was not there before."""
+    """Return the threads, descriptors and files that exist now and did not before."""
     alive = [t for t in threading.enumerate() if t not in threads and t.is_alive()]
     opened = [
         target for number, target in open_descriptors().items() if descriptors.get(number) != target
@@ -109,8 +111,8 @@ def leftovers(
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """Commands set up the process's logging; the next test's is its own."""
+def restored_logging() -> Iterator[None]:
+    """Restore the logging configuration after a test, because commands change it."""
     loggers = [logging.getLogger(), logging.getLogger("kvtier")]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     yield
@@ -120,7 +122,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread, a descriptor or a file in /dev/shm."""
     node = request.node
     if sys.platform != "linux" or {"engine", "soak"} & {m.name for m in node.iter_markers()}:
@@ -131,7 +133,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     left = leftovers(*before)
     give_up_s = time.monotonic() + SETTLE_S
     while left and time.monotonic() < give_up_s:
-        gc.collect()  # what only a cycle still holds is not a leak
-        time.sleep(0.01)  # a thread that was told to stop may need a moment to be gone
+        gc.collect()  # objects in reference cycles are no leaks
+        time.sleep(0.01)  # a thread that was told to stop may need a moment to end
         left = leftovers(*before)
     assert not left, "left behind: " + ", ".join(left)

@@ -1,4 +1,4 @@
-"""The leak check sees each kind of leftover, and lets clean tests and engines pass."""
+"""The leak check reports each kind of leak, and passes clean tests and tests of engines."""
 
 import subprocess
 import sys
@@ -45,8 +45,8 @@ def test_engine():
 """
 
 
-def test_what_is_left_behind_is_named(tmp_path: Path) -> None:
-    # A short patience keeps this test short; the code under test is the file itself.
+def test_leak_check_reports_thread_descriptor_and_shared_memory(tmp_path: Path) -> None:
+    # The copy of conftest.py waits less for leaks to end, which keeps this test short.
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text() + "\nSETTLE_S = 0.05\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  engine: x\n  soak: x\n")
     leak = Path(f"/dev/shm/kvtier-leak-{tmp_path.name}")

