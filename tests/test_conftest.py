@@ -1,5 +1,6 @@
 """The leak check reports each kind of leak, and passes clean tests and tests of engines."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,17 @@ def test_leak_check_reports_thread_descriptor_and_shared_memory(tmp_path: Path) 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line"]
     try:
         run = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=tmp_path,
+            # The copied conftest.py imports fixtures of the package `tests`.
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(CONFTEST.parents[1]), *sys.path]),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
     finally:
         leak.unlink(missing_ok=True)
