@@ -304,6 +304,7 @@ def violations(root: Path) -> list[Violation]:
     modules = load(root / "src" / "kvtier")
     return [
         *judge(modules),
+        *repeated_classes(modules),
         *untested(modules, root / "tests"),
         *unfinished_texts(root),
     ]

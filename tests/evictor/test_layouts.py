@@ -3,7 +3,7 @@ import pytest
 from kvtier.blocks.key import BlockKey
 from kvtier.evictor.layouts import (
     SHARDS,
-    FileKind,
+    FileTreatment,
     StoreTree,
     key_of,
     kind_outside,
@@ -30,37 +30,37 @@ def test_tree_at_recognizes_folder_names() -> None:
 @pytest.mark.parametrize(
     ("below", "kind"),
     [
-        (segment_name(BlockKey(bytes(36))), FileKind.BLOCK),
-        ("blocks/000/" + "0" * 8 + ".kvt", FileKind.UNKNOWN),
-        ("blocks/000/" + "0" * 11 + ".kvt", FileKind.UNKNOWN),
-        ("blocks/001/" + "0" * 72 + ".kvt", FileKind.UNKNOWN),
-        ("blocks/000/" + "0" * 72 + ".kvt.bak", FileKind.UNKNOWN),
-        ("blocks/000/.tmp-host-1-2-3", FileKind.TEMPORARY),
-        ("manifest.json", FileKind.KEPT),
-        ("access/host-1-2-00000001.log", FileKind.KEPT),
-        ("access/summary-f.0000000012.bin", FileKind.KEPT),
-        ("quarantine/00-ab.kvt", FileKind.KEPT),
-        ("notes.txt", FileKind.UNKNOWN),
-        ("access/deep/er.log", FileKind.UNKNOWN),
+        (segment_name(BlockKey(bytes(36))), FileTreatment.BLOCK),
+        ("blocks/000/" + "0" * 8 + ".kvt", FileTreatment.UNKNOWN),
+        ("blocks/000/" + "0" * 11 + ".kvt", FileTreatment.UNKNOWN),
+        ("blocks/001/" + "0" * 72 + ".kvt", FileTreatment.UNKNOWN),
+        ("blocks/000/" + "0" * 72 + ".kvt.bak", FileTreatment.UNKNOWN),
+        ("blocks/000/.tmp-host-1-2-3", FileTreatment.TEMPORARY),
+        ("manifest.json", FileTreatment.KEPT),
+        ("access/host-1-2-00000001.log", FileTreatment.KEPT),
+        ("access/summary-f.0000000012.bin", FileTreatment.KEPT),
+        ("quarantine/00-ab.kvt", FileTreatment.KEPT),
+        ("notes.txt", FileTreatment.UNKNOWN),
+        ("access/deep/er.log", FileTreatment.UNKNOWN),
     ],
 )
-def test_kind_of_names_in_own_tree(below: str, kind: FileKind) -> None:
+def test_kind_of_names_in_own_tree(below: str, kind: FileTreatment) -> None:
     assert OWN.kind(f"{OWN.name}/{below}") is kind
 
 
 @pytest.mark.parametrize(
     ("below", "kind"),
     [
-        (f"abc/de_g0/{HASH}.bin", FileKind.BLOCK),
-        (f"abc/de_g12/{HASH}.bin", FileKind.BLOCK),
-        (f"abc/de/{HASH}.bin", FileKind.UNKNOWN),
-        (f"abc/de_g0/{HASH}.bin_123456789.tmp", FileKind.TEMPORARY),
-        ("abc/de_g0/.o_direct_probe_1234.tmp", FileKind.TEMPORARY),
-        ("config.json", FileKind.KEPT),
-        ("abc/de_g0/photo.jpg", FileKind.UNKNOWN),
+        (f"abc/de_g0/{HASH}.bin", FileTreatment.BLOCK),
+        (f"abc/de_g12/{HASH}.bin", FileTreatment.BLOCK),
+        (f"abc/de/{HASH}.bin", FileTreatment.UNKNOWN),
+        (f"abc/de_g0/{HASH}.bin_123456789.tmp", FileTreatment.TEMPORARY),
+        ("abc/de_g0/.o_direct_probe_1234.tmp", FileTreatment.TEMPORARY),
+        ("config.json", FileTreatment.KEPT),
+        ("abc/de_g0/photo.jpg", FileTreatment.UNKNOWN),
     ],
 )
-def test_kind_of_names_in_foreign_tree(below: str, kind: FileKind) -> None:
+def test_kind_of_names_in_foreign_tree(below: str, kind: FileTreatment) -> None:
     assert FOREIGN.kind(f"{FOREIGN.name}/{below}") is kind
 
 
@@ -86,9 +86,9 @@ def key_of_below(number: int) -> bytes:
 
 
 def test_kind_outside_of_trees() -> None:
-    assert kind_outside("leases/0.0000000001") is FileKind.KEPT
-    assert kind_outside("leases") is FileKind.UNKNOWN
-    assert kind_outside(".kvtier-fsck.json") is FileKind.KEPT
-    assert kind_outside(".tmp-x-1") is kind_outside("leases/.tmp-x-1") is FileKind.TEMPORARY
-    assert kind_outside("data/.tmp-x-1") is FileKind.UNKNOWN, "it belongs to another program"
-    assert kind_outside("data/file") is FileKind.UNKNOWN
+    assert kind_outside("leases/0.0000000001") is FileTreatment.KEPT
+    assert kind_outside("leases") is FileTreatment.UNKNOWN
+    assert kind_outside(".kvtier-fsck.json") is FileTreatment.KEPT
+    assert kind_outside(".tmp-x-1") is kind_outside("leases/.tmp-x-1") is FileTreatment.TEMPORARY
+    assert kind_outside("data/.tmp-x-1") is FileTreatment.UNKNOWN, "it belongs to another program"
+    assert kind_outside("data/file") is FileTreatment.UNKNOWN

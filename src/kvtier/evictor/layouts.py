@@ -33,8 +33,8 @@ _FOREIGN_BLOCK = re.compile(r"[0-9a-f]{3}/[0-9a-f]{2}_g(\d{1,9})/([0-9a-f]+)\.bi
 _FOREIGN_TEMPORARY = re.compile(r"(.+\.bin|\.o_direct_probe).*\.tmp[^/]*")
 
 
-class FileKind(enum.Enum):
-    """The kind of a file, which decides how an evictor treats it."""
+class FileTreatment(enum.Enum):
+    """How an evictor treats a file, by the name of the file."""
 
     BLOCK = "block"
     """A block, which may be evicted because engines can compute it again."""
@@ -70,16 +70,16 @@ class StoreTree(NamedTuple):
         """Return the prefix of all names in a shard."""
         return f"{self.blocks}/{shard}"
 
-    def kind(self, name: str) -> FileKind:
+    def kind(self, name: str) -> FileTreatment:
         """Return the kind of a file in this tree, by its name alone."""
         below = name[len(self.name) + 1 :]
         if (_FOREIGN_BLOCK.fullmatch(below)) if self.is_foreign else key_of(below):
-            return FileKind.BLOCK
+            return FileTreatment.BLOCK
         last = below.rpartition("/")[2]
         if is_temporary(last) or (self.is_foreign and _FOREIGN_TEMPORARY.fullmatch(last)):
-            return FileKind.TEMPORARY
+            return FileTreatment.TEMPORARY
         kept = below == "config.json" if self.is_foreign else _is_own(below)
-        return FileKind.KEPT if kept else FileKind.UNKNOWN
+        return FileTreatment.KEPT if kept else FileTreatment.UNKNOWN
 
     def pack(self, name: str) -> bytes:
         """Return the name of a block in the short form that `unpack` reads."""
@@ -138,16 +138,16 @@ def is_inside_a_tree(top: str) -> bool:
     return top in (MANIFEST_NAME, "blocks") or _FOREIGN_FOLDER.fullmatch(top) is not None
 
 
-def kind_outside(name: str) -> FileKind:
+def kind_outside(name: str) -> FileTreatment:
     """Return the kind of a file outside of all trees; files in unknown folders are unknown."""
     top, _, below = name.partition("/")
     if below and top != LEASES:
-        return FileKind.UNKNOWN
+        return FileTreatment.UNKNOWN
     if name.startswith(_NOTES):
-        return FileKind.KEPT
+        return FileTreatment.KEPT
     if is_temporary(name.rpartition("/")[2]):
-        return FileKind.TEMPORARY
-    return FileKind.KEPT if below else FileKind.UNKNOWN
+        return FileTreatment.TEMPORARY
+    return FileTreatment.KEPT if below else FileTreatment.UNKNOWN
 
 
 def _is_own(below: str) -> bool:

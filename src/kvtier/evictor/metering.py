@@ -93,7 +93,7 @@ class EvictorMeter(Collector):
             yield family
 
 
-class MetricsServer:
+class EvictorMetricsServer:
     """An HTTP server that answers scrapes until the `with` block ends."""
 
     def __init__(self, meter: EvictorMeter, port: int) -> None:
@@ -101,7 +101,7 @@ class MetricsServer:
         registry.register(meter)
         self._server, self._thread = start_http_server(port, HOST, registry)
 
-    def __enter__(self) -> "MetricsServer":
+    def __enter__(self) -> "EvictorMetricsServer":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,10 +110,10 @@ class MetricsServer:
         self._thread.join()
 
 
-def serve(meter: EvictorMeter, port: int) -> MetricsServer:
+def serve(meter: EvictorMeter, port: int) -> EvictorMetricsServer:
     """Answer scrapes on loopback, in a thread. Raises InvalidSettings if the port is in use."""
     try:
-        return MetricsServer(meter, port)
+        return EvictorMetricsServer(meter, port)
     except OSError as error:
         raise InvalidSettings(
             f"--metrics-port: {port} cannot be used ({error.strerror}); choose another port"

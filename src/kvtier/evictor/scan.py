@@ -21,7 +21,7 @@ import msgspec
 from kvtier.errors import Corrupt
 from kvtier.evictor.budget import Amount
 from kvtier.evictor.context import PassContext
-from kvtier.evictor.layouts import LEASES, SHARDS, FileKind, StoreTree, kind_outside, tree_at
+from kvtier.evictor.layouts import LEASES, SHARDS, FileTreatment, StoreTree, kind_outside, tree_at
 from kvtier.evictor.leases import REST
 from kvtier.evictor.listing import outside, read_small, with_prefix
 from kvtier.evictor.segments import open_segment_reader
@@ -140,12 +140,12 @@ class HeaderCheck:
         return True
 
 
-def handle_other(context: PassContext, shard: str, found: FileUsage, kind: FileKind) -> bool:
+def handle_other(context: PassContext, shard: str, found: FileUsage, kind: FileTreatment) -> bool:
     """Remove or count a file that is not a block; return True if it was (or would be) removed."""
     is_old = found.modified_s < context.now_s - context.options.orphan_s
-    if kind is FileKind.TEMPORARY and is_old:
+    if kind is FileTreatment.TEMPORARY and is_old:
         return context.remove(shard, found.name, found.physical_bytes, "orphan")
-    if kind is FileKind.UNKNOWN:
+    if kind is FileTreatment.UNKNOWN:
         context.report.note_unknown(found.name, found.physical_bytes)
         if context.options.delete_unknown and is_old:
             return context.remove(shard, found.name, found.physical_bytes, "unknown")
@@ -215,7 +215,9 @@ def _is_in_shard(resumed: ResumedScan, shard: str) -> bool:
         except ValueError:
             return False
         start = tree.shard(shard)
-        if not all(one.startswith(start) and tree.kind(one) is FileKind.BLOCK for one in names):
+        if not all(
+            one.startswith(start) and tree.kind(one) is FileTreatment.BLOCK for one in names
+        ):
             return False
     return True
 
@@ -240,12 +242,14 @@ def _scan_tree(context: PassContext, scan: Scan, shard: str, tree: StoreTree, af
                 folder = folder_of(name)
                 scan.add_other(tree.name, 0, 1)
             kind = tree.kind(name)
-            if kind is FileKind.BLOCK:
+            if kind is FileTreatment.BLOCK:
                 key = tree.pack(name)
                 if check is None or check.passes(shard, key, name):
                     recent_s = found.accessed_s if tree.is_foreign else found.modified_s
                     table.add(key, found.physical_bytes, found.modified_s, recent_s)
-            elif not handle_other(context, shard, found, kind) and kind is not FileKind.UNKNOWN:
+            elif (
+                not handle_other(context, shard, found, kind) and kind is not FileTreatment.UNKNOWN
+            ):
                 scan.add_other(tree.name, found.physical_bytes, 1)
             if context.clock.now_s() - saved_s > SAVE_S and not context.options.dry_run:
                 _save_cursor(context, scan, shard, tree, name)
@@ -286,7 +290,7 @@ def sweep_rest(
         kind = kind_outside(found.name) if tree is None else tree.kind(found.name)
         if _NOTE.fullmatch(found.name) and found.modified_s < context.now_s - NOTES_LIVE_S:
             context.remove(REST, found.name, found.physical_bytes, "orphan")
-        elif not handle_other(context, REST, found, kind) and kind is not FileKind.UNKNOWN:
+        elif not handle_other(context, REST, found, kind) and kind is not FileTreatment.UNKNOWN:
             amount = Amount(found.physical_bytes, 1)
             sizes[top] = sizes.get(top, Amount()).plus(amount)
     return sizes

@@ -18,7 +18,7 @@ from kvtier.evictor.budget import Amount, Usage, steps_of
 from kvtier.evictor.context import PassContext
 from kvtier.evictor.events import Announcer
 from kvtier.evictor.journals import read_journals, read_uses
-from kvtier.evictor.layouts import SHARDS, FileKind, StoreTree
+from kvtier.evictor.layouts import SHARDS, FileTreatment, StoreTree
 from kvtier.evictor.listing import with_prefix
 from kvtier.evictor.options import EvictorOptions
 from kvtier.evictor.report import PassObserver, PassReport
@@ -232,7 +232,7 @@ def _no_lease(shard: str) -> None:
 def _scan(store: Store, shard: str, tree: StoreTree) -> tuple[Table, float]:
     table = Table()
     for found in with_prefix(store, tree.shard(shard)):
-        if tree.kind(found.name) is FileKind.BLOCK:
+        if tree.kind(found.name) is FileTreatment.BLOCK:
             recent_s = found.accessed_s if tree.is_foreign else found.modified_s
             key = tree.pack(found.name)
             table.add(key, found.physical_bytes, found.modified_s, recent_s)
