@@ -47,7 +47,7 @@ def test_inspect_with_key_file_shows_hottest_prefixes(store: StoreFolder, tmp_pa
     secret = key_file(tmp_path)
     store.fill(keys(4), key_file=secret, reads=1)
     ran = CliRunner().invoke(kvtier, ["inspect", str(store.path)])
-    assert "name the secret's file with --key-file" in ran.stdout
+    assert "give the secret's file with --key-file" in ran.stdout
     ran = CliRunner().invoke(kvtier, ["inspect", str(store.path), "--key-file", str(secret)])
     assert "hottest prefixes" in ran.stdout
 
@@ -55,7 +55,7 @@ def test_inspect_with_key_file_shows_hottest_prefixes(store: StoreFolder, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ([""], "PATH: it is empty; name a folder or a bucket"),
+        ([""], "PATH: empty; name a folder or a bucket"),
         (["none"], "PATH: none does not exist; name the folder that engines share"),
         (["file"], "PATH: file is not a folder; name the folder"),
         (["kv", "--space", "x"], "no key space x in"),

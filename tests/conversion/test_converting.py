@@ -25,7 +25,7 @@ from tests.conversion.foreign import (
 KEYS = chain(100)
 
 
-def test_there_and_back_the_files_are_the_same(tmp_path: Path) -> None:
+def test_export_after_import_restores_the_files(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
     before = tree.content()
     make_space(tmp_path / "kv")
@@ -39,7 +39,7 @@ def test_there_and_back_the_files_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["kvtier", "vllm-fs"])
-def test_a_dry_run_changes_nothing(tmp_path: Path, to: str) -> None:
+def test_dry_run_changes_nothing(tmp_path: Path, to: str) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:50])
     fill_store(tmp_path / "kv", KEYS[40:])
     before = sorted(map(str, tmp_path.rglob("*")))
@@ -52,7 +52,7 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, to: str) -> None:
     assert sorted(map(str, tmp_path.rglob("*"))) == before
 
 
-def test_a_manifest_makes_the_key_space(tmp_path: Path) -> None:
+def test_manifest_file_creates_the_key_space(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
     make_space(tmp_path / "elsewhere")
     manifest = tmp_path / "elsewhere" / NAME / "manifest.json"
@@ -64,7 +64,7 @@ def test_a_manifest_makes_the_key_space(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_a_secret_is_used_both_ways(tmp_path: Path) -> None:
+def test_secret_is_used_in_both_directions(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"5" * 64)
     secret.chmod(0o600)
@@ -81,7 +81,7 @@ def test_a_secret_is_used_both_ways(tmp_path: Path) -> None:
     assert back.content() == tree.content()
 
 
-def test_nothing_is_written_where_sides_differ(tmp_path: Path) -> None:
+def test_mismatching_tree_writes_nothing(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields(dtype="float16", tokens_per_hash=8))
     tree.fill(KEYS[:3])
     make_space(tmp_path / "kv")
@@ -94,7 +94,7 @@ def test_nothing_is_written_where_sides_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("options", "told"),
     [
         ({"space": None}, "--space: name the key space"),
         ({"space": "x"}, "no key space x"),
@@ -104,14 +104,16 @@ def test_nothing_is_written_where_sides_differ(tmp_path: Path) -> None:
         ({"tree": "x"}, "--tree: no tree x"),
     ],
 )
-def test_bad_wishes_are_named(tmp_path: Path, wish: dict[str, Any], told: str) -> None:
+def test_invalid_options_are_named_in_the_error(
+    tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:1])
     make_space(tmp_path / "kv")
     with pytest.raises(InvalidSettings, match=told):
-        run(tree.root, tmp_path / "kv", **wish)
+        run(tree.root, tmp_path / "kv", **options)
 
 
-def test_only_vllms_trees_are_written(tmp_path: Path) -> None:
+def test_export_refuses_trees_other_than_vllms(tmp_path: Path) -> None:
     fill_store(tmp_path / "kv", KEYS[:3])
     tree = TreeFolder(tmp_path / "llmd", llmd_fields())
     with pytest.raises(InvalidSettings, match="only vLLM's fs tier can be written"):
@@ -120,17 +122,17 @@ def test_only_vllms_trees_are_written(tmp_path: Path) -> None:
         run(tmp_path / "kv", tree.root, to="vllm-fs", manifest=Path("x"))
 
 
-def test_a_full_destination_is_one_error(tmp_path: Path) -> None:
+def test_destination_that_is_full_raises_one_error(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:3])
     name = make_space(tmp_path / "kv")
     (tmp_path / "kv" / name / "blocks").write_text("a file where a folder should be")
-    with pytest.raises(InvalidSettings, match="run the same again, it goes on"):
+    with pytest.raises(InvalidSettings, match="run the same command again to resume"):
         run(tree.root, tmp_path / "kv")
 
 
-def test_a_tree_whose_name_no_store_takes_is_not_written_to(tmp_path: Path) -> None:
+def test_tree_name_that_a_store_refuses_is_not_exported(tmp_path: Path) -> None:
     fields = {n: getattr(SPACE, n) for n in SPACE.__struct_fields__} | {"model": "my model"}
     name = make_space(tmp_path / "kv", type(SPACE)(**fields))
     tree = TreeFolder(tmp_path / "vllm", vllm_fields(model_name="my model"))
-    with pytest.raises(InvalidSettings, match="characters that a store's names cannot have"):
+    with pytest.raises(InvalidSettings, match="characters that a store does not allow in names"):
         run(tmp_path / "kv", tree.root, to="vllm-fs", space=name)

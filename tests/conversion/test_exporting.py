@@ -15,7 +15,7 @@ from tests.conversion.foreign import (
 KEYS = chain(100)
 
 
-def test_what_an_engine_packed_becomes_a_file_a_block(tmp_path: Path) -> None:
+def test_exporter_writes_one_file_per_block(tmp_path: Path) -> None:
     fill_store(tmp_path / "kv", KEYS, blocks=7)
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())
     right = TreeFolder(tmp_path / "right", vllm_fields()).fill(KEYS)
@@ -24,7 +24,7 @@ def test_what_an_engine_packed_becomes_a_file_a_block(tmp_path: Path) -> None:
     assert tree.content() == right.content()
 
 
-def test_damaged_blocks_do_not_reach_a_tree(tmp_path: Path) -> None:
+def test_exporter_refuses_damaged_blocks(tmp_path: Path) -> None:
     fill_store(tmp_path / "kv", KEYS[:20], blocks=4)
     files = sorted((tmp_path / "kv" / NAME / "blocks").rglob("*.kvt"))
     payload_damaged, header_damaged = files[0], files[1]
@@ -39,7 +39,7 @@ def test_damaged_blocks_do_not_reach_a_tree(tmp_path: Path) -> None:
     assert tree.content().items() <= right.items()
 
 
-def test_a_stranger_in_the_way_stays(tmp_path: Path) -> None:
+def test_exporter_keeps_other_files_under_the_same_name(tmp_path: Path) -> None:
     fill_store(tmp_path / "kv", KEYS[:3])
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())
     file = tree.write(KEYS[1], b"?")
@@ -48,7 +48,7 @@ def test_a_stranger_in_the_way_stays(tmp_path: Path) -> None:
     assert file.read_bytes() == b"?"
 
 
-def test_links_and_folders_in_the_way_end_nothing(tmp_path: Path) -> None:
+def test_exporter_continues_after_links_and_folders(tmp_path: Path) -> None:
     fill_store(tmp_path / "kv", KEYS[:5])
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())
     tree.file(KEYS[1]).mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_links_and_folders_in_the_way_end_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_what_is_behind_a_block_becomes_zeros(tmp_path: Path) -> None:
+def test_exporter_zeroes_the_padding(tmp_path: Path) -> None:
     """No checksum covers it, so whoever can write to the store can put something there."""
     fill_store(tmp_path / "kv", KEYS[:1])
     (file,) = (tmp_path / "kv").rglob("*.kvt")
@@ -74,7 +74,7 @@ def test_what_is_behind_a_block_becomes_zeros(tmp_path: Path) -> None:
     assert tree.content() == right.content()
 
 
-def test_folders_that_nobody_reads_are_not_looked_into(tmp_path: Path) -> None:
+def test_exporter_skips_folders_outside_the_fan_out(tmp_path: Path) -> None:
     fill_store(tmp_path / "kv", KEYS[:1])
     deep = tmp_path / "kv" / NAME / "blocks"
     for _ in range(50):
@@ -87,7 +87,7 @@ def test_folders_that_nobody_reads_are_not_looked_into(tmp_path: Path) -> None:
     assert (report.converted, report.refused) == (1, {"unknown": 1})
 
 
-def test_blocks_of_another_group_are_refused(tmp_path: Path) -> None:
+def test_exporter_refuses_blocks_of_other_groups(tmp_path: Path) -> None:
     of_another = BlockKey(KEYS[1][:-4] + (1).to_bytes(4))
     fill_store(tmp_path / "kv", [KEYS[0], of_another], blocks=1)
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())

@@ -30,7 +30,7 @@ from tests.conversion.foreign import (
 KEYS = chain(100)
 
 
-def test_an_engine_finds_and_reads_every_block_of_a_vllm_tree(tmp_path: Path) -> None:
+def test_engine_reads_every_block_imported_from_vllm(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
     make_space(tmp_path / "kv")
     before = tree.content()
@@ -46,7 +46,7 @@ def test_an_engine_finds_and_reads_every_block_of_a_vllm_tree(tmp_path: Path) ->
     assert not [p for p in (tmp_path / "kv").rglob("*") if p.name.startswith(".tmp-")]
 
 
-def test_a_prefix_ends_where_the_tree_has_a_gap(tmp_path: Path) -> None:
+def test_prefix_ends_at_a_block_missing_in_the_tree(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:5] + KEYS[6:])
     make_space(tmp_path / "kv")
     run(tree.root, tmp_path / "kv")
@@ -56,7 +56,7 @@ def test_a_prefix_ends_where_the_tree_has_a_gap(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_llmds_workers_have_a_file_each(tmp_path: Path) -> None:
+def test_importer_joins_the_files_of_llmd_workers(tmp_path: Path) -> None:
     fields = {n: getattr(SPACE, n) for n in SPACE.__struct_fields__}
     space = type(SPACE)(**fields | {"world_size": 2, "tp_size": 2})
     tree = TreeFolder(tmp_path / "llmd", llmd_fields(tp_size=2))
@@ -74,7 +74,7 @@ def test_llmds_workers_have_a_file_each(tmp_path: Path) -> None:
     tier.close()
 
 
-def test_files_that_are_no_whole_blocks_are_refused_and_counted(tmp_path: Path) -> None:
+def test_importer_refuses_and_counts_incomplete_files(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
     tree.write(KEYS[0], payload(KEYS[0]))
     tree.write(KEYS[1], payload(KEYS[1], SLOT_BYTES + 1))
@@ -91,7 +91,7 @@ def test_files_that_are_no_whole_blocks_are_refused_and_counted(tmp_path: Path) 
     tier.close()
 
 
-def test_what_exists_is_kept_and_what_is_broken_made_anew(tmp_path: Path) -> None:
+def test_importer_keeps_existing_blocks_and_replaces_broken_ones(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS)
     make_space(tmp_path / "kv")
     first = run(tree.root, tmp_path / "kv", limit=30)
@@ -107,7 +107,7 @@ def test_what_exists_is_kept_and_what_is_broken_made_anew(tmp_path: Path) -> Non
     tier.close()
 
 
-def test_what_stands_in_the_way_stays_and_ends_nothing(tmp_path: Path) -> None:
+def test_importer_continues_when_the_name_is_occupied(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:5])
     space = tmp_path / "kv" / make_space(tmp_path / "kv")
     (space / segment_name(KEYS[0])).mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_what_stands_in_the_way_stays_and_ends_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_what_is_behind_a_block_is_not_carried_along(tmp_path: Path) -> None:
+def test_importer_drops_the_padding(tmp_path: Path) -> None:
     """A tree has no checksum of it, and a store's does not cover it."""
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())
     tree.write(KEYS[0], payload(KEYS[0]).ljust(SLOT_BYTES, b"?"))
@@ -130,7 +130,7 @@ def test_what_is_behind_a_block_is_not_carried_along(tmp_path: Path) -> None:
     assert content[-SLOT_BYTES:] == payload(KEYS[0]).ljust(SLOT_BYTES, b"\0")
 
 
-def test_a_source_that_does_not_answer_is_no_source_of_damaged_files(
+def test_source_that_does_not_answer_refuses_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:5])
@@ -140,13 +140,15 @@ def test_a_source_that_does_not_answer_is_no_source_of_damaged_files(
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
     monkeypatch.setattr(FolderView, "read_into", dead)
-    with pytest.raises(InvalidSettings, match="not connected; mend that and run the same again"):
+    with pytest.raises(
+        InvalidSettings, match="not connected; fix that, then run the same command again"
+    ):
         run(tree.root, tmp_path / "kv")
     monkeypatch.undo()
     assert run(tree.root, tmp_path / "kv").converted == 5
 
 
-def test_blocks_of_another_size_are_one_error_and_not_many(tmp_path: Path) -> None:
+def test_wrong_block_size_raises_one_error(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())
     for key in KEYS[:5]:
         tree.write(key, bytes(4096))
@@ -155,7 +157,7 @@ def test_blocks_of_another_size_are_one_error_and_not_many(tmp_path: Path) -> No
         run(tree.root, tmp_path / "kv")
 
 
-def test_blocks_of_another_group_are_refused(tmp_path: Path) -> None:
+def test_importer_refuses_blocks_of_other_groups(tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:3])
     folder = tree.file(KEYS[0]).parent
     folder.rename(folder.with_name(folder.name.replace("_g0", "_g1")))

@@ -11,7 +11,7 @@ from kvtier.inspection.folder_view import FolderView
 from tests.conversion.foreign import TreeFolder, chain, llmd_fields, vllm_fields
 
 
-def test_a_name_and_a_key_tell_each_other() -> None:
+def test_block_name_and_key_round_trip() -> None:
     tree = FoundTree("m_0123456789ab", read_tree(vllm_fields()))
     key = BlockKey(bytes.fromhex("abcdef0123") + (7).to_bytes(4))
     name = tree.block_name(key, rank=2)
@@ -35,7 +35,7 @@ def test_a_name_and_a_key_tell_each_other() -> None:
         f"abc/de_g0/abcdef{'00' * 60}.bin",
     ],
 )
-def test_nothing_else_is_a_block(name: str) -> None:
+def test_parse_block_name_refuses_other_names(name: str) -> None:
     assert parse_block_name(name) is None
 
 
@@ -47,7 +47,7 @@ def choose(root: Path, wanted: str | None = None) -> FoundTree:
         folder.close()
 
 
-def test_the_tree_that_is_there_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_choose_tree_takes_the_only_or_the_named_tree(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="holds no tree"):
         choose(tmp_path)
     first = TreeFolder(tmp_path, vllm_fields()).fill(chain(2))
@@ -65,9 +65,9 @@ def test_the_tree_that_is_there_or_the_one_that_is_named(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"{", "cannot be read"), (b"{}", "not what the folder is named after"), (None, "missing")],
+    [(b"{", "cannot be read"), (b"{}", "does not match the folder's name"), (None, "missing")],
 )
-def test_a_config_that_was_changed_is_refused(
+def test_choose_tree_refuses_a_changed_config(
     tmp_path: Path, content: bytes | None, told: str
 ) -> None:
     tree = TreeFolder(tmp_path, vllm_fields()).fill(chain(1))
@@ -78,7 +78,7 @@ def test_a_config_that_was_changed_is_refused(
         choose(tmp_path, tree.base)
 
 
-def test_a_walk_gives_each_block_once(tmp_path: Path) -> None:
+def test_tree_walk_yields_each_block_once(tmp_path: Path) -> None:
     keys = chain(9)
     tree = TreeFolder(tmp_path, vllm_fields()).fill(keys)
     stranger = tree.file(keys[0]).with_suffix(".bin_1.tmp")
@@ -92,7 +92,7 @@ def test_a_walk_gives_each_block_once(tmp_path: Path) -> None:
     ]
 
 
-def test_names_are_those_that_vllm_gives(tmp_path: Path) -> None:
+def test_block_names_equal_those_of_vllm(tmp_path: Path) -> None:
     mappers = pytest.importorskip("vllm.v1.kv_offload.file_mapper")
     for is_agnostic in (True, False):
         fields = vllm_fields()

@@ -13,14 +13,14 @@ from tests.conversion.foreign import LAYERS, SPACE, llmd_fields, vllm_fields
 COMMIT = "0123456789" * 4
 
 
-def test_both_systems_are_read_and_fit() -> None:
+def test_both_systems_match_their_key_space() -> None:
     for fields, system in ((vllm_fields(), VLLM), (llmd_fields(), LLMD)):
         tree = read_tree(fields)
         assert tree.system == system
         assert mismatches(tree, SPACE) == []
 
 
-def test_a_canonical_slot_is_that_of_one_worker() -> None:
+def test_canonical_slot_matches_a_tree_of_one_worker() -> None:
     space = msgspec.structs.replace(SPACE, layout="LBHNC canonical")
     assert mismatches(read_tree(vllm_fields(parallel_agnostic=False)), space) == []
     two = read_tree(vllm_fields(parallel_agnostic=False, tp_size=2))
@@ -28,7 +28,7 @@ def test_a_canonical_slot_is_that_of_one_worker() -> None:
     assert "dcp_size: 2 != 1" in mismatches(read_tree(vllm_fields(dcp_size=2)), space)
 
 
-def test_layers_are_told_as_an_engine_tells_them() -> None:
+def test_layers_digest_equals_that_of_the_engine() -> None:
     identity = pytest.importorskip("kvtier.connectors.vllm.identity")
     assert layers_digest(LAYERS) == identity._digest(tuple(LAYERS))
 
@@ -60,7 +60,7 @@ def test_layers_are_told_as_an_engine_tells_them() -> None:
         ),
     ],
 )
-def test_what_differs_is_named(changes: dict[str, Any], field: str) -> None:
+def test_mismatches_names_each_difference(changes: dict[str, Any], field: str) -> None:
     found = mismatches(read_tree(vllm_fields(**changes)), SPACE)
     assert field in [each.partition(":")[0] for each in found]
 
@@ -77,13 +77,15 @@ def test_what_differs_is_named(changes: dict[str, Any], field: str) -> None:
         ({"world_size": 2, "tp_size": 2}, "tp_size"),
     ],
 )
-def test_key_spaces_that_no_tree_can_fill(changes: dict[str, Any], field: str) -> None:
+def test_mismatches_for_key_spaces_that_no_tree_can_match(
+    changes: dict[str, Any], field: str
+) -> None:
     space = type(SPACE)(**{n: getattr(SPACE, n) for n in SPACE.__struct_fields__} | changes)
     found = mismatches(read_tree(llmd_fields()), space)
     assert field in [each.partition(":")[0] for each in found]
 
 
-def test_a_place_in_a_hubs_cache_proves_the_revision() -> None:
+def test_path_in_hub_cache_proves_the_revision() -> None:
     space = type(SPACE)(
         **{n: getattr(SPACE, n) for n in SPACE.__struct_fields__} | {"revision": COMMIT}
     )
@@ -92,7 +94,7 @@ def test_a_place_in_a_hubs_cache_proves_the_revision() -> None:
     assert "revision" not in unproven(tree)
 
 
-def test_what_is_not_told_is_listed() -> None:
+def test_unproven_lists_fields_that_the_tree_omits() -> None:
     always = {"engine", "weights", "layout", "hash_algorithm", "hash_seed", "isa", "revision"}
     assert set(unproven(read_tree(llmd_fields()))) == always
     assert set(unproven(read_tree(vllm_fields(parallel_agnostic=False)))) == always
@@ -111,7 +113,7 @@ def test_what_is_not_told_is_listed() -> None:
         llmd_fields(kv_cache_groups=7),
     ],
 )
-def test_a_config_that_is_not_understood_is_refused(fields: dict[str, Any]) -> None:
+def test_read_tree_refuses_an_unknown_config(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidSettings, match=r"config\.json is not one"):
         read_tree(fields)
 
@@ -120,7 +122,7 @@ def test_a_config_that_is_not_understood_is_refused(fields: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("blocks", "alike"), [([3], True), ([3, 1], False)], ids=["one block", "two blocks"]
 )
-def test_only_one_block_a_file_lies_as_vllm_lays_it(
+def test_kvtier_block_equals_vllm_file_for_one_block_per_file(
     workers: int, blocks: list[int], alike: bool
 ) -> None:
     pytest.importorskip("vllm.v1.kv_offload.cpu.shared_offload_region")

@@ -25,7 +25,7 @@ def run(results: list[BlockResult], limit: int | None = None) -> Conversion:
 DONE = BlockResult("f", "converted", 10)
 
 
-def test_each_result_is_in_one_count() -> None:
+def test_run_jobs_counts_each_result_once() -> None:
     report = run([DONE] * 100 + [BlockResult("g", "existed")] * 50 + [BlockResult("h\n", "short")])
     assert (report.converted, report.bytes, report.existed) == (100, 1000, 50)
     assert report.refused == {"short": 1}
@@ -34,21 +34,21 @@ def test_each_result_is_in_one_count() -> None:
 
 
 @pytest.mark.parametrize(("limit", "converted"), [(1, 1), (70, 70), (100, 100), (200, 100)])
-def test_a_limit_is_of_what_is_converted(limit: int, converted: int) -> None:
+def test_run_jobs_limit_counts_converted_blocks(limit: int, converted: int) -> None:
     report = run([BlockResult("g", "existed")] * 70 + [DONE] * 100, limit)
     assert report.converted == converted
     assert report.limited == (limit < 100)
     assert report.complete == (limit >= 100)
 
 
-def test_a_stop_is_heard_behind_a_batch() -> None:
-    report, pace = conversion(), Throttle()
-    run_jobs(jobs([DONE] * 500), report, pace, lambda _report, _share: pace.stop())
+def test_run_jobs_stops_after_a_batch() -> None:
+    report, throttle = conversion(), Throttle()
+    run_jobs(jobs([DONE] * 500), report, throttle, lambda _report, _share: throttle.stop())
     assert 0 < report.converted < 500
     assert not report.complete
 
 
-def test_what_was_not_begun_is_left_to_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_jobs_leaves_unstarted_jobs_to_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first job hears the stop; the second, under way by then, is waited for."""
     monkeypatch.setattr(work, "THREADS", 1)
     waited = threading.Event()
@@ -66,10 +66,10 @@ def test_what_was_not_begun_is_left_to_the_next_run(monkeypatch: pytest.MonkeyPa
                     waited.set()
             return super().stopped
 
-    pace, report = Watched(), conversion()
+    throttle, report = Watched(), conversion()
 
     def first() -> BlockResult:
-        pace.stop()
+        throttle.stop()
         return DONE
 
     def second() -> BlockResult:
@@ -77,12 +77,12 @@ def test_what_was_not_begun_is_left_to_the_next_run(monkeypatch: pytest.MonkeyPa
         return DONE
 
     all_jobs = [first, second, *[lambda: DONE] * 60]
-    run_jobs(((0.0, job) for job in all_jobs), report, pace, lambda _report, _share: None)
+    run_jobs(((0.0, job) for job in all_jobs), report, throttle, lambda _report, _share: None)
     assert report.converted == 2
     assert not report.complete
 
 
-def test_what_the_destination_refuses_ends_it() -> None:
+def test_run_jobs_raises_errors_of_the_destination() -> None:
     def refuse() -> BlockResult:
         raise OSError(28, "no space")
 

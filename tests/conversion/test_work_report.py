@@ -7,7 +7,7 @@ def conversion() -> Conversion:
     )
 
 
-def test_all_are_counted_and_the_first_are_named() -> None:
+def test_report_counts_all_refusals_and_names_the_first() -> None:
     report = conversion()
     report.refuse("x", "unreadable", "no luck")
     for number in range(REFUSALS_KEPT):

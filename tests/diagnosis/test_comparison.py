@@ -9,7 +9,7 @@ def seen(place: str = "/kv", witness: str | None = None, **fields: object) -> Lo
     return LocatedSpace(place, "name", sample_space(**fields), witness)
 
 
-def test_two_of_one_model_are_compared_field_by_field() -> None:
+def test_compare_explains_each_differing_field() -> None:
     (family,) = compare([seen(tp_size=2, world_size=2, block_bytes=8192), seen()])
     (pair,) = family.pairs
     assert (pair.one, pair.other, pair.verdict) == ("A", "B", Verdict.CHANGE)
@@ -21,26 +21,26 @@ def test_two_of_one_model_are_compared_field_by_field() -> None:
     }
 
 
-def test_one_reason_is_enough_to_be_apart_for_ever() -> None:
+def test_pair_with_one_permanent_difference_cannot_share() -> None:
     (family,) = compare([seen(tp_size=2, dtype="int8", isa="other"), seen()])
     (pair,) = family.pairs
     assert pair.verdict is Verdict.NEVER
     assert pair.conclusion == "cannot share: dtype and isa differ"
 
 
-def test_every_two_are_compared() -> None:
+def test_compare_covers_every_pair() -> None:
     (family,) = compare([seen(), seen(dtype="int8"), seen(tp_size=2)])
     assert [pair.one + pair.other for pair in family.pairs] == ["AB", "AC", "BC"]
     assert [member.label for member in family.members] == ["A", "B", "C"]
 
 
-def test_different_models_are_not() -> None:
+def test_different_models_are_not_compared() -> None:
     families = compare([seen(model="a", weights="1"), seen(model="b", weights="2")])
     assert [family.models for family in families] == [["a"], ["b"]]
     assert [family.pairs for family in families] == [[], []]
 
 
-def test_one_model_under_two_names_is() -> None:
+def test_one_model_under_two_names_is_compared() -> None:
     families = compare(
         [
             seen(model="/a", weights="1 x"),
@@ -54,28 +54,28 @@ def test_one_model_under_two_names_is() -> None:
     assert families[0].pairs[0].conclusion == "can share once model agrees"
 
 
-def test_made_up_weights_are_no_relation() -> None:
+def test_random_weights_do_not_relate_models() -> None:
     assert len(compare([seen(model="a", weights="dummy"), seen(model="b", weights="dummy")])) == 2
 
 
-def test_the_same_in_two_places() -> None:
+def test_equal_key_spaces_in_two_places_are_shared() -> None:
     (family,) = compare([seen("/a", "11"), seen("/b", "11")])
     (pair,) = family.pairs
     assert (pair.verdict, pair.differences) == (None, [])
-    assert "where they name the same place" in pair.conclusion
+    assert "if they use the same place" in pair.conclusion
     (family,) = compare([seen("/a", "11"), seen("/b", "22")])
     assert "give every engine the same key_file" in family.pairs[0].conclusion
     (family,) = compare([seen("/a", "11"), seen("/disk", None)])
     assert family.pairs[0].verdict is None
 
 
-def test_very_many_are_counted_not_listed() -> None:
+def test_pairs_beyond_the_limit_are_counted() -> None:
     (family,) = compare([seen(tokens_per_hash=number) for number in range(30)])
     assert len(family.pairs) == PAIRS_KEPT
     assert family.pairs_left_out == len(list(itertools.combinations(range(30), 2))) - PAIRS_KEPT
     assert family.members[26].label == "AA"
 
 
-def test_oddities_name_their_key_space() -> None:
+def test_remarks_name_their_key_space() -> None:
     (check,) = remarks_on(compare([seen(), seen(hash_seed="random 12")]))
     assert (check.topic, check.status) == ("key space B", Status.WARN)

@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> StoreFolder:
     return StoreFolder(tmp_path / "kv")
 
 
-def test_places_are_compared_with_each_other(store: StoreFolder, tmp_path: Path) -> None:
+def test_examine_places_compares_places_with_each_other(store: StoreFolder, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     store.fill(keys(4))
     StoreFolder(tmp_path / "other").fill(
@@ -46,7 +46,7 @@ def test_places_are_compared_with_each_other(store: StoreFolder, tmp_path: Path)
     assert [pair.conclusion for pair in report.families[0].pairs] == ["cannot share: dtype differs"]
 
 
-def test_a_place_that_is_not_there_hides_no_other(store: StoreFolder) -> None:
+def test_missing_place_does_not_hide_others(store: StoreFolder) -> None:
     store.fill(keys(4))
     report = examine_places([str(store.path / "none"), str(store.path)], silent)
     assert not report.ok
@@ -54,7 +54,7 @@ def test_a_place_that_is_not_there_hides_no_other(store: StoreFolder) -> None:
     assert len(report.families) == 1
 
 
-def test_settings_and_what_lies_there(store: StoreFolder, tmp_path: Path) -> None:
+def test_examine_checks_settings_and_their_storage(store: StoreFolder, tmp_path: Path) -> None:
     store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, hash_seed="random 1"))
     report = examined(ram="64MiB", disk=f"{tmp_path}/disk=1MiB", shared=str(store.path))
     assert report.ok, bad(report)
@@ -64,13 +64,13 @@ def test_settings_and_what_lies_there(store: StoreFolder, tmp_path: Path) -> Non
     assert len(report.families) == 1
 
 
-def test_wrong_settings_are_one_failure_among_the_rest() -> None:
+def test_invalid_settings_are_one_failure_among_other_checks() -> None:
     report = examine(InvalidSettings("ram.capacity is not set"), silent)
     assert bad(report) == {"settings": "ram.capacity is not set"}
     assert "versions" in [check.topic for check in report.checks]
 
 
-def test_each_failure_is_told_and_no_other_check_is_lost(tmp_path: Path) -> None:
+def test_failed_place_does_not_hide_other_checks(tmp_path: Path) -> None:
     report = examined(
         ram="64MiB", disk=f"{tmp_path}/none/x=1MiB", shared=str(tmp_path), objectstore="s3://a@b"
     )
@@ -78,14 +78,14 @@ def test_each_failure_is_told_and_no_other_check_is_lost(tmp_path: Path) -> None
     assert not report.ok
 
 
-def test_another_secret_than_the_stores(store: StoreFolder, tmp_path: Path) -> None:
+def test_different_secret_is_a_warning(store: StoreFolder, tmp_path: Path) -> None:
     store.fill(keys(4))
     report = examined(ram="64MiB", shared=str(store.path), shared_key_file=str(key_file(tmp_path)))
-    (check,) = (each for each in report.checks if "another secret" in each.told)
+    (check,) = (each for each in report.checks if "different secret" in each.told)
     assert (check.topic, check.status) == ("shared.key_file", Status.WARN)
 
 
-def test_storage_that_hangs_is_a_failure_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_hangs_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     woken = threading.Event()
 
     def hanging(shared: settings.SharedSettings) -> Iterator[Check]:
@@ -103,7 +103,7 @@ def test_storage_that_hangs_is_a_failure_in_time(monkeypatch: pytest.MonkeyPatch
     assert "began" in [check.told for check in report.checks]
 
 
-def test_a_place_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_place_that_hangs_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     woken = threading.Event()
     monkeypatch.setattr(examination, "read_place", lambda place: woken.wait(60))
     try:

@@ -10,7 +10,7 @@ from kvtier.settings import RamSettings
 from tests.settings.test_machine import GIB, describe
 
 
-def test_what_is_set_and_where(tmp_path: Path) -> None:
+def test_settings_check_lists_values_and_sources(tmp_path: Path) -> None:
     file = tmp_path / "kvtier.yaml"
     file.write_text("ram: 2GiB\n")
     resolved = settings.resolve(file=str(file), env={"KVTIER_SHARED": "/mnt/kv"})
@@ -28,21 +28,23 @@ def test_what_is_set_and_where(tmp_path: Path) -> None:
         (33 * GIB, Status.FAIL, "that this machine has"),
     ],
 )
-def test_memory(tmp_path: Path, capacity_bytes: int, status: Status, told: str) -> None:
+def test_ram_check_compares_with_the_machine(
+    tmp_path: Path, capacity_bytes: int, status: Status, told: str
+) -> None:
     probes = describe(tmp_path, memoryDOTmax=str(30 * GIB))
     check = ram_check(RamSettings(capacity=capacity_bytes), probes)
     assert (check.topic, check.status) == ("ram.capacity", status)
     assert told in check.told
 
 
-def test_little_left_for_the_engine(tmp_path: Path) -> None:
+def test_ram_check_warns_if_little_memory_is_left(tmp_path: Path) -> None:
     check = ram_check(
         RamSettings(capacity=19 * GIB), describe(tmp_path, memoryDOTmax=str(20 * GIB))
     )
     assert (check.status, check.fix) == (Status.WARN, "Make it smaller.")
 
 
-def test_a_machine_that_does_not_tell(tmp_path: Path) -> None:
+def test_ram_check_without_known_memory(tmp_path: Path) -> None:
     probes = describe(tmp_path)
     probes.meminfo.unlink()
     assert ram_check(RamSettings(capacity=2**60), probes).status is Status.OK
@@ -65,11 +67,13 @@ def versions_with(vllm: str | None, monkeypatch: pytest.MonkeyPatch) -> dict[str
 @pytest.mark.parametrize(
     ("vllm", "status"), [("0.32.1", Status.OK), ("0.31.0", Status.FAIL), (None, Status.WARN)]
 )
-def test_the_engine(vllm: str | None, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_checks_report_vllm(
+    vllm: str | None, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = versions_with(vllm, monkeypatch)
     assert found == {"versions": Status.OK, "vllm": status}
 
 
-def test_the_seed() -> None:
+def test_seed_check_reports_pythonhashseed() -> None:
     assert "7 here" in seed_check({"PYTHONHASHSEED": "7"}).told
     assert "xxhash" in seed_check({}).told

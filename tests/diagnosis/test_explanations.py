@@ -26,7 +26,7 @@ def test_every_field_has_an_explanation() -> None:
 
 
 @pytest.mark.parametrize("field", KeySpace.__struct_fields__)
-def test_each_says_why_and_what_to_change(field: str) -> None:
+def test_explanations_say_why_and_what_to_change(field: str) -> None:
     one, other = sample_space(), sample_space(model="other", revision="x", weights="x y")
     explained = explain(field, one, other)
     assert explained.why.endswith(".")
@@ -43,24 +43,30 @@ def test_each_says_why_and_what_to_change(field: str) -> None:
         ("revision", {"revision": "unresolved"}, {}, CHANGE, "HF_HOME"),
         ("revision", {"revision": "a"}, {"revision": "b"}, CHANGE, "The weights are the same"),
         ("revision", {"weights": "ab x"}, {"weights": "ef x"}, NEVER, "another checkpoint"),
-        ("weights", {"weights": "ab x"}, {"weights": "ef x"}, NEVER, "weight files are not"),
+        ("weights", {"weights": "ab x"}, {"weights": "ef x"}, NEVER, "weight files differ"),
         ("weights", {"weights": "ab x"}, {"weights": "dummy x"}, NEVER, "--load-format dummy"),
         ("weights", {"weights": "ab x"}, {"weights": "ab y"}, CHANGE, "--quantization"),
-        ("weights", {"weights": "ab x"}, {"weights": "unknown x"}, CHANGE, "could not find out"),
-        ("weights", {"weights": "ab x"}, {"weights": "ab unknown"}, CHANGE, "could not find out"),
-        ("dtype", {"dtype": "bfloat16"}, {"dtype": "fp8"}, NEVER, "Blocks of bfloat16 and of fp8"),
-        ("hash_algorithm", {"hash_algorithm": "xxhash"}, {}, CHANGE, "xxhash against sha256"),
-        ("hash_algorithm", {"hash_algorithm": "unknown"}, {}, CHANGE, "could not find out"),
-        ("hash_seed", {"hash_seed": "random 1"}, {}, CHANGE, "PYTHONHASHSEED must be set to the"),
+        ("weights", {"weights": "ab x"}, {"weights": "unknown x"}, CHANGE, "could not determine"),
+        ("weights", {"weights": "ab x"}, {"weights": "ab unknown"}, CHANGE, "could not determine"),
+        ("dtype", {"dtype": "bfloat16"}, {"dtype": "fp8"}, NEVER, "Blocks of bfloat16 and fp8"),
+        ("hash_algorithm", {"hash_algorithm": "xxhash"}, {}, CHANGE, "xxhash and sha256"),
+        ("hash_algorithm", {"hash_algorithm": "unknown"}, {}, CHANGE, "could not determine"),
+        ("hash_seed", {"hash_seed": "random 1"}, {}, CHANGE, "Set PYTHONHASHSEED to the"),
         ("hash_seed", {"hash_seed": "random 1"}, {}, CHANGE, "draws a random one"),
-        ("hash_seed", {"hash_seed": "PYTHONHASHSEED=0"}, {}, CHANGE, "or on none with sha256"),
+        (
+            "hash_seed",
+            {"hash_seed": "PYTHONHASHSEED=0"},
+            {},
+            CHANGE,
+            "or to none if they use sha256",
+        ),
         ("hash_seed", {"hash_algorithm": "x"}, {}, FOLLOWS, "from hash_algorithm."),
         ("isa", {"isa": "cpu x86_64 avx2"}, {"isa": "cpu x86_64 amx"}, NEVER, "instruction set"),
-        ("isa", {"isa": "cuda 8.0"}, {"isa": "cuda 9.0"}, NEVER, "of another capability"),
+        ("isa", {"isa": "cuda 8.0"}, {"isa": "cuda 9.0"}, NEVER, "of different capabilities"),
         ("isa", {"isa": "cuda 8.0"}, {"isa": "cpu x86_64 amx"}, NEVER, "Each platform"),
     ],
 )
-def test_the_words_fit_the_case(
+def test_explanation_fits_the_case(
     field: str, one: dict[str, object], other: dict[str, object], verdict: Verdict, says: str
 ) -> None:
     explained = told(field, one, other)
@@ -68,7 +74,7 @@ def test_the_words_fit_the_case(
     assert says in f"{explained.why} {explained.change}"
 
 
-def test_what_is_odd_by_itself_is_told() -> None:
+def test_remarks_on_random_seed_and_unknown_values() -> None:
     assert remarks(sample_space(**DIRECT)) == []
     (random,) = remarks(sample_space(hash_seed="random 0123"))
     assert "Set PYTHONHASHSEED to the same value on all replicas" in random
@@ -83,5 +89,5 @@ def test_what_is_odd_by_itself_is_told() -> None:
     ("weights", "digest"),
     [("ab cd", "ab"), ("ab", "ab"), ("unknown cd", None), ("dummy cd", None), ("", None)],
 )
-def test_weights_that_tell_a_checkpoint(weights: str, digest: str | None) -> None:
+def test_checkpoint_is_the_digest_of_the_weight_files(weights: str, digest: str | None) -> None:
     assert checkpoint(sample_space(weights=weights)) == digest

@@ -34,39 +34,39 @@ def told(place: Path | str) -> list[tuple[Status, str]]:
     return [(check.status, check.told) for check in read_place(str(place)).checks]
 
 
-def test_a_shared_folder(store: StoreFolder) -> None:
+def test_read_place_of_shared_folder(store: StoreFolder) -> None:
     store.fill(keys(4))
     store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="int8"))
     store.plant("stranger/file")
     reading = read_place(str(store.path))
-    assert {each.space.dtype for each in reading.sightings} == {"float32", "int8"}
-    assert all(each.witness and each.place == str(store.path) for each in reading.sightings)
+    assert {each.space.dtype for each in reading.spaces} == {"float32", "int8"}
+    assert all(each.witness and each.place == str(store.path) for each in reading.spaces)
     assert told(store.path) == [(Status.OK, "a shared folder with 2 key spaces")]
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_read_place_of_empty_folder(tmp_path: Path) -> None:
     assert told(tmp_path) == [(Status.OK, "a shared folder with no key spaces")]
 
 
-def test_one_key_space_of_a_store_and_its_manifest(store: StoreFolder) -> None:
+def test_read_place_of_key_space_and_its_manifest(store: StoreFolder) -> None:
     store.fill(keys(4))
     for place in (store.path / NAME, store.path / NAME / "manifest.json"):
-        (sighting,) = read_place(str(place)).sightings
+        (sighting,) = read_place(str(place)).spaces
         assert (sighting.name, sighting.space) == (NAME, SPACE)
     assert told(store.path / NAME) == [(Status.OK, "one key space of a store with 1 key space")]
 
 
-def test_a_disk_tier(tmp_path: Path) -> None:
+def test_read_place_of_disk_tier(tmp_path: Path) -> None:
     path = make_disk(tmp_path / "disk")
-    (sighting,) = read_place(str(path)).sightings
+    (sighting,) = read_place(str(path)).spaces
     assert (sighting.space, sighting.witness) == (DISK_SPACE, None)
     assert told(path) == [(Status.OK, "a disk tier with 1 key space")]
 
 
-def test_replicas_on_one_disk_are_one(tmp_path: Path) -> None:
+def test_read_place_counts_equal_replicas_once(tmp_path: Path) -> None:
     for number in range(2):
         make_disk(tmp_path / f"replica-{number}")
-    assert len(read_place(str(tmp_path)).sightings) == 1
+    assert len(read_place(str(tmp_path)).spaces) == 1
     assert told(tmp_path) == [(Status.OK, "a disk tier of 2 replicas with 1 key space")]
 
 
@@ -74,19 +74,17 @@ def test_replicas_on_one_disk_are_one(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"", "its manifest.json is damaged"),
-        (b'{"format": 2}', "its manifest.json is of format 2, of a newer kvtier"),
+        (b'{"format": 2}', "its manifest.json has format 2, of a newer kvtier"),
         (b'{"format": 1, "slot_bytes": 1}', "its manifest.json is damaged"),
         (b"x" * (1 << 21), "longer than 1048576 bytes"),
     ],
 )
-def test_one_bad_manifest_does_not_hide_the_others(
-    store: StoreFolder, content: bytes, says: str
-) -> None:
+def test_bad_manifest_does_not_hide_others(store: StoreFolder, content: bytes, says: str) -> None:
     other = store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="int8"))
     store.fill(keys(4))
     (store.path / NAME / "manifest.json").write_bytes(content)
     reading = read_place(str(store.path))
-    assert [each.name for each in reading.sightings] == [other]
+    assert [each.name for each in reading.spaces] == [other]
     ok, bad = reading.checks
     assert (ok.status, bad.status) == (Status.OK, Status.FAIL)
     assert bad.told.startswith(f"{NAME}: ")
@@ -94,7 +92,7 @@ def test_one_bad_manifest_does_not_hide_the_others(
     assert bad.fix
 
 
-def test_what_is_no_place(tmp_path: Path) -> None:
+def test_read_place_of_invalid_place_fails(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     file.write_bytes(b"{}")
     os.mkfifo(tmp_path / "pipe")
@@ -109,13 +107,13 @@ def test_what_is_no_place(tmp_path: Path) -> None:
     assert "is not a bucket's URL" in told("ftp://host/x")[-1][1]
 
 
-def test_a_disk_tier_that_is_damaged(tmp_path: Path) -> None:
+def test_read_place_of_damaged_disk_tier_fails(tmp_path: Path) -> None:
     path = make_disk(tmp_path / "disk")
     (path / "manifest.json").write_bytes(b"nonsense")
     assert read_place(str(path)).checks[-1].status is Status.FAIL
 
 
-def test_a_bucket(bucket_url: str, bucket_client: S3Store) -> None:
+def test_read_place_of_bucket(bucket_url: str, bucket_client: S3Store) -> None:
     manifest = encode_manifest(manifest_of(SPACE, Xxh3()))
     bucket_client.put(f"{NAME}/manifest.json", manifest)
     for number in range(3):
@@ -124,8 +122,10 @@ def test_a_bucket(bucket_url: str, bucket_client: S3Store) -> None:
     bucket_client.put("model-0123456789abcdef/manifest.json", manifest)
     bucket_client.put("leases/x", b"x")
     reading = read_place(bucket_url)
-    (sighting,) = reading.sightings
+    (sighting,) = reading.spaces
     assert (sighting.name, sighting.space, sighting.place) == (NAME, SPACE, bucket_url)
     ok, bad = reading.checks
     assert ok.told == "a bucket with 1 key space"
-    assert bad.told.startswith("model-0123456789abcdef: its manifest.json is of another key space")
+    assert bad.told.startswith(
+        "model-0123456789abcdef: its manifest.json belongs to another key space"
+    )

@@ -22,28 +22,28 @@ def told(field: str, one: dict[str, object], other: dict[str, object]) -> Explan
     ("field", "one", "other", "verdict", "says"),
     [
         ("layout", {"layout": "NHD direct"}, {"layout": "HND direct"}, CHANGE, "VLLM_KV_CACHE_LA"),
-        ("layout", {"layout": "unknown direct"}, {}, CHANGE, "could not find out"),
+        ("layout", {"layout": "unknown direct"}, {}, CHANGE, "could not determine"),
         ("layout", {"layout": "LBNHC canonical"}, {}, CHANGE, '"canonical_layout": true'),
         ("layout", {"layout": "LBNHC direct pcp1 dcp2"}, {}, CHANGE, "--decode-context-parallel"),
         ("block_bytes", {"block_bytes": 8192}, {}, CHANGE, "Nothing else differs"),
         ("block_bytes", {"dtype": "int8", "tp_size": 2}, {}, FOLLOWS, "from dtype and tp_size."),
         ("block_bytes", {"world_size": 2}, {}, FOLLOWS, "from world_size."),
-        ("blocks_per_chunk", {"blocks_per_chunk": 4}, {}, CHANGE, "stands for 4 blocks"),
+        ("blocks_per_chunk", {"blocks_per_chunk": 4}, {}, CHANGE, "contains 4 blocks"),
         ("tokens_per_hash", {"tokens_per_hash": 32}, {}, CHANGE, "every 32 tokens here"),
         ("groups", {"groups": ()}, {}, CHANGE, "into 0 groups here and into 1 there"),
         ("world_size", {"world_size": 2}, {}, CHANGE, "between 2 workers here and 1 there"),
         ("world_size", {"tp_size": 2}, {}, FOLLOWS, "from tp_size."),
-        ("tp_size", {"tp_size": 4}, {}, CHANGE, "divided per rank: 4 ranks against 1"),
+        ("tp_size", {"tp_size": 4}, {}, CHANGE, "divided per rank: 4 here, 1 there"),
         ("tp_size", {"tp_size": 4}, {}, CHANGE, '"canonical_layout": true in'),
-        ("tp_size", {"tp_size": 4, "pp_size": 2}, {}, CHANGE, "Pipeline and context paralle"),
+        ("tp_size", {"tp_size": 4, "pp_size": 2}, {}, CHANGE, "pipeline or context paralle"),
         ("tp_size", {"tp_size": 4, "layout": "HND direct"}, {}, CHANGE, "to LBNHC or LBHNC on"),
-        ("layout", {"layout": "LBNHC canonical"}, {"pp_size": 2}, CHANGE, "rule out an order"),
+        ("layout", {"layout": "LBNHC canonical"}, {"pp_size": 2}, CHANGE, "no order is the same"),
         ("tp_size", {"layout": "LBNHC canonical"}, {"tp_size": 4}, FOLLOWS, "from layout."),
         ("pp_size", {"pp_size": 2}, {}, CHANGE, "--pipeline-parallel-size"),
         ("pp_size", {"layout": "LBNHC canonical"}, {"pp_size": 4}, FOLLOWS, "from layout."),
     ],
 )
-def test_the_words_fit_the_case(
+def test_shape_explanation_fits_the_case(
     field: str, one: dict[str, object], other: dict[str, object], verdict: Verdict, says: str
 ) -> None:
     explained = told(field, one, other)
@@ -51,16 +51,16 @@ def test_the_words_fit_the_case(
     assert says in f"{explained.why} {explained.change}"
 
 
-def test_groups_differ_in_tokens_or_in_layers() -> None:
+def test_groups_differ_in_tokens_or_layers() -> None:
     def groups(tokens: int, layers: str) -> dict[str, object]:
         return {"groups": (GroupShape(tokens_per_block=tokens, layers=layers),)}
 
     assert "[16] tokens here and [32] there" in told("groups", groups(16, "a"), groups(32, "a")).why
-    assert "another order" in told("groups", groups(16, "a"), groups(16, "b")).why
+    assert "a different order" in told("groups", groups(16, "a"), groups(16, "b")).why
     staged = told("groups", {**groups(16, "a"), "pp_size": 2}, groups(16, "b"))
     assert (staged.verdict, staged.change[-8:]) == (FOLLOWS, "pp_size.")
 
 
-def test_tp_of_what_no_rank_divides_needs_the_same_number() -> None:
+def test_tp_size_of_canonical_layouts_needs_equal_sizes() -> None:
     canonical = {"layout": "LBNHC canonical"}
     assert "canonical" not in told("tp_size", {**canonical, "tp_size": 2}, canonical).change

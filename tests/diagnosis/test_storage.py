@@ -39,7 +39,7 @@ def wrong(checks: Iterator[Check]) -> list[tuple[str, Status, str]]:
     ]
 
 
-def test_a_good_disk_and_nothing_is_left(tmp_path: Path) -> None:
+def test_disk_checks_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     checks = list(disk_checks(DiskSettings(path=str(tmp_path / "disk"), capacity=1 << 20)))
     assert wrong(iter(checks)) == []
@@ -47,13 +47,13 @@ def test_a_good_disk_and_nothing_is_left(tmp_path: Path) -> None:
     assert everything(tmp_path) == [tmp_path / "disk"]
 
 
-def test_a_disk_that_is_made_at_the_first_start(tmp_path: Path) -> None:
+def test_disk_checks_accept_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     checks = list(disk_checks(DiskSettings(path=str(tmp_path / "disk"), capacity=1 << 20)))
-    assert "it is made at the first start" in checks[0].told
+    assert "the first engine creates it" in checks[0].told
     assert everything(tmp_path) == []
 
 
-def test_a_disk_in_use_is_only_told(tmp_path: Path) -> None:
+def test_disk_in_use_is_a_warning(tmp_path: Path) -> None:
     folder = lock_folder(tmp_path, SystemCalls())
     try:
         before = everything(tmp_path)
@@ -75,13 +75,15 @@ def test_a_disk_in_use_is_only_told(tmp_path: Path) -> None:
         ("disk", 1 << 60, r"disk.capacity: .* does not fit"),
     ],
 )
-def test_a_disk_that_cannot_be_used(tmp_path: Path, name: str, capacity: int, says: str) -> None:
+def test_disk_that_cannot_be_used_raises(
+    tmp_path: Path, name: str, capacity: int, says: str
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match=says):
         list(disk_checks(DiskSettings(path=str(tmp_path / name), capacity=capacity)))
 
 
-def test_a_good_shared_folder_and_nothing_is_left(tmp_path: Path) -> None:
+def test_shared_checks_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "kv").mkdir()
     store = StoreFolder(tmp_path / "kv")
     store.fill(keys(4))
@@ -90,29 +92,36 @@ def test_a_good_shared_folder_and_nothing_is_left(tmp_path: Path) -> None:
     checks = list(shared_checks(SharedSettings(path=str(store.path), key_file=str(secret))))
     assert wrong(iter(checks)) == []
     told = "\n".join(check.told for check in checks)
-    for part in ("holds a secret", "of two writers", "O_DIRECT", "clock", "inodes", "dead writers"):
+    for part in (
+        "holds a secret",
+        "of two writers",
+        "O_DIRECT",
+        "clock",
+        "inodes",
+        "crashed writers",
+    ):
         assert part in told
     secret.unlink()
     assert everything(tmp_path) == before
 
 
-def test_a_shared_folder_that_may_not_be_mounted(tmp_path: Path) -> None:
+def test_shared_folder_that_does_not_exist_is_a_warning(tmp_path: Path) -> None:
     ((topic, status, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path / "kv"))))
     assert (topic, status) == ("shared.path", Status.WARN)
-    assert "does not exist; the first engine makes it" in told
+    assert "does not exist; the first engine creates it" in told
     assert everything(tmp_path) == []
     with pytest.raises(InvalidSettings, match=r"shared.path: the parent folder"):
         list(shared_checks(SharedSettings(path=str(tmp_path / "none" / "kv"))))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_shared_folder_that_may_only_be_read(tmp_path: Path) -> None:
+def test_shared_folder_that_is_read_only_raises(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InvalidSettings, match=r"shared.path: .* is not writable"):
         list(shared_checks(SharedSettings(path=str(tmp_path))))
 
 
-def test_what_dead_writers_left(tmp_path: Path) -> None:
+def test_temporary_files_of_crashed_writers_are_a_warning(tmp_path: Path) -> None:
     store = StoreFolder(tmp_path)
     store.fill(keys(4))
     for name, age_s in ((".tmp-a-1", 2 * HOUR_S), (".tmp-b-1", 2 * HOUR_S), (".tmp-c-1", 60)):
@@ -121,20 +130,22 @@ def test_what_dead_writers_left(tmp_path: Path) -> None:
     old = store.plant("stranger")
     os.utime(old, (1, 1))
     ((_, status, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path))))
-    assert (status, told) == (Status.WARN, "2 temporary files that somebody died writing")
+    assert (status, told) == (Status.WARN, "2 temporary files of crashed writers")
 
 
-def test_a_large_store_is_not_walked_to_its_end(
+def test_search_for_temporary_files_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(5):
         (tmp_path / f"file-{number}").touch()
     monkeypatch.setattr(storage, "LOOK_FILES", 3)
     told = [check.told for check in shared_checks(SharedSettings(path=str(tmp_path)))]
-    assert told[-1] == "no files left by dead writers among the first 3"
+    assert told[-1] == "no files of crashed writers among the first 3"
 
 
-def test_no_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_direct_io_fails_only_if_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real: Callable[..., int] = os.open
 
     def refusing(path: str, flags: int, *arguments: int, **options: int) -> int:
@@ -158,13 +169,13 @@ def test_no_direct_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (-3600, Status.WARN, "3600.0 s behind"),
     ],
 )
-def test_clocks(skew_s: float, status: Status, says: str) -> None:
+def test_skew_check_warns_beyond_the_limit(skew_s: float, status: Status, says: str) -> None:
     check = skew_check("shared.path", skew_s)
     assert (check.status, says in check.told) == (status, True)
 
 
 @pytest.mark.parametrize("ahead_s", [-60, 60])
-def test_the_clock_is_the_file_systems(
+def test_folder_clock_is_that_of_the_file_system(
     tmp_path: Path, ahead_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "wall_s", lambda: wall_s() - ahead_s)
@@ -173,7 +184,7 @@ def test_the_clock_is_the_file_systems(
     assert ("ahead" in told) == (ahead_s > 0)
 
 
-def test_a_secret_that_others_read(tmp_path: Path) -> None:
+def test_key_file_readable_by_others_fails(tmp_path: Path) -> None:
     file = key_file(tmp_path)
     assert key_file_check("shared.key_file", file).status is Status.OK
     file.chmod(0o644)
@@ -182,7 +193,7 @@ def test_a_secret_that_others_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("s3_owner")
-def test_a_bucket_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_without_a_server_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -191,7 +202,7 @@ def test_a_bucket_that_nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("s3_owner")
-def test_a_server_without_conditional_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_without_conditional_writes_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultyServer("ignored").running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         with pytest.raises(InvalidSettings, match="conditional"):
@@ -199,7 +210,7 @@ def test_a_server_without_conditional_writes(monkeypatch: pytest.MonkeyPatch) ->
         assert server.objects == {}
 
 
-def test_a_good_bucket_and_nothing_is_left(
+def test_bucket_checks_pass_and_leave_nothing_behind(
     bucket_url: str, bucket_client: S3Store, tmp_path: Path
 ) -> None:
     bucket_client.put("space-0123456789abcdef/blocks/000/x", b"x")

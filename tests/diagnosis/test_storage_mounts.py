@@ -24,7 +24,7 @@ nonsense
         ("/over/x", "/over", "overlay"),
     ],
 )
-def test_the_innermost_and_latest_mount_counts(
+def test_mount_of_returns_the_innermost_and_latest_mount(
     tmp_path: Path, path: str, point: str, kind: str
 ) -> None:
     table = tmp_path / "mountinfo"
@@ -34,7 +34,7 @@ def test_the_innermost_and_latest_mount_counts(
     assert (mount.point, mount.kind) == (point, kind)
 
 
-def test_links_are_followed(tmp_path: Path) -> None:
+def test_mount_of_follows_links(tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(TABLE)
     (tmp_path / "link").symlink_to("/mnt/kv/x")
@@ -44,7 +44,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert {"nosuid", "lookupcache=pos"} <= mount.options
 
 
-def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
+def test_mount_of_without_a_readable_table_is_none(tmp_path: Path) -> None:
     assert mount_of(tmp_path, tmp_path / "none") is None
     assert mount_of(tmp_path) is not None
 
@@ -68,7 +68,7 @@ def mount(kind: str, *options: str) -> Mount:
         ("brandnewfs", (), None, None),
     ],
 )
-def test_what_a_file_system_means(
+def test_mount_warnings_by_file_system(
     kind: str, options: tuple[str, ...], shared: str | None, disk: str | None
 ) -> None:
     for wanted, warning in (
@@ -79,6 +79,6 @@ def test_what_a_file_system_means(
         assert (wanted or "") in (warning or "")
 
 
-def test_who_sees_it() -> None:
+def test_is_local_by_file_system() -> None:
     assert is_local(mount("xfs"))
     assert not is_local(mount("nfs4"))

@@ -16,13 +16,13 @@ def shown(sightings: list[LocatedSpace], *checks: Check) -> str:
     return console.file.getvalue()
 
 
-def test_checks_and_their_fixes() -> None:
+def test_checks_are_shown_with_their_fixes() -> None:
     text = shown([], fine("a", "is well"), failed("b", "is not", "Do this."))
     lines = [line.split() for line in text.splitlines()]
     assert lines == [["ok", "a", "is", "well"], ["fail", "b", "is", "not"], ["->", "Do", "this."]]
 
 
-def test_why_two_are_apart() -> None:
+def test_differences_are_shown_with_reason_and_change() -> None:
     text = shown(
         [
             LocatedSpace("/kv", "one", sample_space(tp_size=2, world_size=2)),
@@ -35,12 +35,12 @@ def test_why_two_are_apart() -> None:
     assert "A and B: can share once tp_size agrees" in text
     assert "A and C: cannot share: dtype differs" in text
     assert "tp_size     2 | 1" in text
-    assert text.count("Blocks are divided per rank: 2 ranks against 1.") == 1
+    assert text.count("Blocks are divided per rank: 2 here, 1 there.") == 1
     assert "As above." in text
     assert "Nothing by itself: it follows from tp_size." in text
 
 
-def test_nothing_from_storage_is_markup_or_a_command() -> None:
+def test_text_from_storage_is_not_interpreted() -> None:
     name = "[red]x\x1b[2J"
     text = shown([LocatedSpace("/kv", name, sample_space(model=name))], failed(name, name))
     assert text.count("[red]x\\x1b[2J") == 4

@@ -31,13 +31,13 @@ def walked(folder: FolderView, after: str = "", below: str = "", stays_out: str 
     return [entry.position for entry in found]
 
 
-def test_a_walk_is_in_the_order_of_whole_names(folder: FolderView) -> None:
+def test_walk_is_in_the_order_of_full_names(folder: FolderView) -> None:
     assert walked(folder) == ["a-b", "a/b/c", "a/z", "d"]
     assert walked(folder, below="a") == ["a/b/c", "a/z"]
 
 
 @pytest.mark.parametrize("stays_out", ["-", "a", "a/b"])
-def test_a_walk_goes_on_behind_every_position(folder: FolderView, stays_out: str) -> None:
+def test_walk_resumes_after_every_position(folder: FolderView, stays_out: str) -> None:
     whole = walked(folder, stays_out=stays_out)
     for number, position in enumerate(whole):
         assert walked(folder, position, stays_out=stays_out) == whole[number + 1 :]
@@ -58,7 +58,9 @@ def test_links_and_pipes_are_shown_and_not_followed(folder: FolderView, tmp_path
             folder.read(name, 10)
 
 
-def test_what_cannot_be_listed_is_told(folder: FolderView, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_listed_is_reported(
+    folder: FolderView, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries = folder.entries
 
     def some(name: str = "") -> Iterator[Entry]:
@@ -73,9 +75,7 @@ def test_what_cannot_be_listed_is_told(folder: FolderView, monkeypatch: pytest.M
     assert refused == ["a"]
 
 
-def test_a_mount_that_is_gone_ends_the_walk(
-    folder: FolderView, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_mount_ends_the_walk(folder: FolderView, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(name: str = "") -> Iterator[Entry]:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
@@ -84,11 +84,11 @@ def test_a_mount_that_is_gone_ends_the_walk(
         walked(folder)
 
 
-def test_a_folder_that_vanishes_is_empty(folder: FolderView) -> None:
+def test_removed_folder_counts_as_empty(folder: FolderView) -> None:
     assert walked(folder, below="gone") == []
 
 
-def test_small_files_are_read_and_large_ones_refused(folder: FolderView) -> None:
+def test_read_returns_small_files_and_refuses_large_ones(folder: FolderView) -> None:
     assert folder.read("d", 1) == b"d"
     assert folder.read("none", 1) is None
     assert folder.read("d/none", 1) is None
@@ -96,12 +96,12 @@ def test_small_files_are_read_and_large_ones_refused(folder: FolderView) -> None
         folder.read("a/z", 2)
 
 
-def test_the_file_system_is_known(folder: FolderView) -> None:
+def test_file_system_returns_its_capacity(folder: FolderView) -> None:
     found = folder.file_system()
     assert 0 <= found.free_bytes <= found.total_bytes
 
 
-def test_what_is_no_folder_is_refused_with_the_fix(tmp_path: Path) -> None:
+def test_path_that_is_not_a_folder_is_refused_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="does not exist; name the folder"):
         FolderView(tmp_path / "none")
     (tmp_path / "file").touch()
@@ -109,7 +109,7 @@ def test_what_is_no_folder_is_refused_with_the_fix(tmp_path: Path) -> None:
         FolderView(tmp_path / "file")
 
 
-def test_a_folder_that_may_not_be_read_is_refused(
+def test_folder_without_read_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object) -> int:
@@ -120,7 +120,7 @@ def test_a_folder_that_may_not_be_read_is_refused(
         FolderView(tmp_path)
 
 
-def test_closing_twice_is_fine(tmp_path: Path) -> None:
+def test_close_is_idempotent(tmp_path: Path) -> None:
     folder = FolderView(tmp_path)
     folder.close()
     folder.close()

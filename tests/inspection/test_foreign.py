@@ -25,7 +25,9 @@ def trees(store: StoreFolder) -> list[ForeignTree]:
 
 
 @pytest.mark.parametrize(("fields", "system"), [(VLLM, "vLLM fs"), (LLMD, "llm-d FS")])
-def test_a_tree_is_counted_over_all_ranks(store: StoreFolder, fields: dict, system: str) -> None:
+def test_survey_tree_counts_the_files_of_all_ranks(
+    store: StoreFolder, fields: dict, system: str
+) -> None:
     base = store.plant_tree(fields, ranks=2, files=3)
     (tree,) = trees(store)
     assert (tree.name, tree.system, tree.config, tree.mistake) == (base, system, fields, None)
@@ -33,7 +35,7 @@ def test_a_tree_is_counted_over_all_ranks(store: StoreFolder, fields: dict, syst
     assert (tree.files.files, tree.files.nominal_bytes) == (6, 600)
 
 
-def test_what_is_being_written_is_no_block(store: StoreFolder) -> None:
+def test_temporary_files_of_a_tree_are_not_blocks(store: StoreFolder) -> None:
     base = store.plant_tree(VLLM)
     file = next((store.path / f"{base}_r0").glob("*/*/*.bin"))
     file.with_name(f"{file.name}_123.tmp").touch()
@@ -43,7 +45,7 @@ def test_what_is_being_written_is_no_block(store: StoreFolder) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"model_name": "x"}'])
-def test_a_config_that_does_not_fit_is_told(store: StoreFolder, content: bytes | None) -> None:
+def test_config_that_does_not_match_is_reported(store: StoreFolder, content: bytes | None) -> None:
     config = store.path / store.plant_tree(VLLM) / "config.json"
     config.unlink()
     if content is not None:
@@ -54,7 +56,7 @@ def test_a_config_that_does_not_fit_is_told(store: StoreFolder, content: bytes |
     assert tree.files.files == 3
 
 
-def test_nothing_else_is_taken_for_one(store: StoreFolder) -> None:
+def test_other_folders_are_not_taken_for_trees(store: StoreFolder) -> None:
     store.fill(keys(4))
     store.plant("backup_0123456789ab/readme")
     store.plant("backup_0123456789ab_r0/readme")

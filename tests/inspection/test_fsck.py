@@ -34,8 +34,8 @@ POSITIONS = WHOLE + 2
 class Watched(CheckObserver):
     """Stops a run after some files, and remembers what it was told."""
 
-    def __init__(self, pace: Throttle | None = None, stop_after: int = 1 << 30) -> None:
-        self.pace = pace
+    def __init__(self, throttle: Throttle | None = None, stop_after: int = 1 << 30) -> None:
+        self.throttle = throttle
         self.left = stop_after
         self.resumptions: list[str] = []
         self.warnings: list[str] = []
@@ -50,15 +50,15 @@ class Watched(CheckObserver):
     def advanced(self, report: CheckReport, share: float) -> None:
         self.shares.append(share)
         self.left -= 1
-        if self.left == 0 and self.pace is not None:
-            self.pace.stop()
+        if self.left == 0 and self.throttle is not None:
+            self.throttle.stop()
 
 
 def run(
-    store: StoreFolder, wish: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
+    store: StoreFolder, options: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
 ) -> CheckReport:
-    pace = Throttle()
-    return check_store(str(store.path), wish, pace, Watched(pace, stop_after))
+    throttle = Throttle()
+    return check_store(str(store.path), options, throttle, Watched(throttle, stop_after))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def same(report: CheckReport) -> dict:
 
 
 @pytest.mark.parametrize("stop_after", range(1, POSITIONS + 1))
-def test_an_interrupted_check_goes_on_where_it_stopped(full: StoreFolder, stop_after: int) -> None:
+def test_interrupted_check_resumes_where_it_stopped(full: StoreFolder, stop_after: int) -> None:
     whole = run(full)
     assert whole.problems_found == 2
     first = run(full, stop_after=stop_after)
@@ -92,14 +92,14 @@ def test_an_interrupted_check_goes_on_where_it_stopped(full: StoreFolder, stop_a
     assert not (full.path / CURSOR_NAME).exists()
 
 
-def test_a_check_may_be_interrupted_as_often_as_one_likes(full: StoreFolder) -> None:
+def test_check_can_be_interrupted_repeatedly(full: StoreFolder) -> None:
     whole = run(full)
     runs = [run(full, stop_after=1) for _ in range(WHOLE)]
     assert not any(each.complete for each in runs)
     assert same(run(full)) == same(whole)
 
 
-def test_an_error_in_the_middle_loses_nothing(full: StoreFolder) -> None:
+def test_error_during_a_check_loses_no_findings(full: StoreFolder) -> None:
     class Interrupts(Watched):
         def advanced(self, report: CheckReport, share: float) -> None:
             super().advanced(report, share)
@@ -114,30 +114,30 @@ def test_an_error_in_the_middle_loses_nothing(full: StoreFolder) -> None:
     assert len(watched.shares) == POSITIONS - 3
 
 
-def test_the_cursor_may_lie_elsewhere(full: StoreFolder, tmp_path: Path) -> None:
-    wish = CheckOptions(cursor_path=tmp_path / "cursor")
-    run(full, wish, stop_after=3)
-    assert wish.cursor_path.exists()
+def test_cursor_can_be_kept_in_another_file(full: StoreFolder, tmp_path: Path) -> None:
+    options = CheckOptions(cursor_path=tmp_path / "cursor")
+    run(full, options, stop_after=3)
+    assert options.cursor_path.exists()
     assert not (full.path / CURSOR_NAME).exists()
     assert run(full).resumed_after is None, "that is another place"
-    assert run(full, wish).resumed_after is not None
-    assert not wish.cursor_path.exists()
+    assert run(full, options).resumed_after is not None
+    assert not options.cursor_path.exists()
 
 
-def test_a_check_can_begin_anew(full: StoreFolder) -> None:
+def test_from_start_ignores_the_cursor(full: StoreFolder) -> None:
     run(full, stop_after=3)
     report = run(full, CheckOptions(from_start=True))
     assert (report.resumed_after, report.segments) == (None, WHOLE)
 
 
-def test_a_check_of_something_else_begins_anew(full: StoreFolder) -> None:
+def test_cursor_of_a_different_check_is_ignored(full: StoreFolder) -> None:
     run(full, stop_after=3)
     assert run(full, CheckOptions(repair=True), stop_after=2).resumed_after is None
     full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="bfloat16"))
     assert run(full, CheckOptions(repair=True)).resumed_after is None
 
 
-def test_progress_is_noted_now_and_then(full: StoreFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cursor_is_saved_periodically(full: StoreFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     real = CursorKeeper.save
 
@@ -157,21 +157,23 @@ def test_progress_is_noted_now_and_then(full: StoreFolder, monkeypatch: pytest.M
     assert saved == sorted(saved)
 
 
-def test_a_cursor_that_cannot_be_kept_costs_a_warning(full: StoreFolder, tmp_path: Path) -> None:
+def test_cursor_that_cannot_be_saved_is_a_warning(full: StoreFolder, tmp_path: Path) -> None:
     (full.path / CURSOR_NAME).mkdir()
     watched = Watched()
     report = check_store(str(full.path), CheckOptions(), Throttle(), watched)
     assert report.complete
     assert len(watched.warnings) == 2
-    assert "name a file with --resume" in watched.warnings[0]
+    assert "name another file with --resume" in watched.warnings[0]
     with pytest.raises(InvalidSettings, match=r"--resume: .* cannot be written"):
         run(full, CheckOptions(cursor_path=tmp_path / "none" / "cursor"))
 
 
-def test_a_file_that_is_no_cursor_is_not_replaced(full: StoreFolder, tmp_path: Path) -> None:
+def test_resume_refuses_to_overwrite_another_file(full: StoreFolder, tmp_path: Path) -> None:
     mine = tmp_path / "thesis.txt"
     mine.write_text("years of work")
-    with pytest.raises(InvalidSettings, match=r"--resume: .*thesis.txt is not where a check left"):
+    with pytest.raises(
+        InvalidSettings, match=r"--resume: .*thesis.txt is not the position of a check"
+    ):
         run(full, CheckOptions(cursor_path=mine, from_start=True))
     assert mine.read_text() == "years of work"
     mine.unlink()
@@ -179,7 +181,7 @@ def test_a_file_that_is_no_cursor_is_not_replaced(full: StoreFolder, tmp_path: P
     assert run(full, CheckOptions(cursor_path=mine, from_start=True)).segments == WHOLE
 
 
-def test_repair_puts_a_store_in_order(full: StoreFolder) -> None:
+def test_repair_quarantines_broken_segments_and_removes_temporaries(full: StoreFolder) -> None:
     stale = full.plant(f"{NAME}/blocks/.tmp-old")
     os.utime(stale, (0, 0))
     fresh = full.plant(f"{NAME}/blocks/.tmp-new")
@@ -199,7 +201,7 @@ def test_repair_puts_a_store_in_order(full: StoreFolder) -> None:
     assert (again.clean, again.segments, again.quarantined) == (True, WHOLE - 2, 2)
 
 
-def test_without_repair_nothing_changes(full: StoreFolder) -> None:
+def test_check_without_repair_changes_nothing(full: StoreFolder) -> None:
     os.utime(full.plant(f"{NAME}/blocks/.tmp-old"), (0, 0))
     before = {file: file.stat().st_mtime_ns for file in full.path.rglob("*") if file.is_file()}
     run(full)
@@ -207,7 +209,7 @@ def test_without_repair_nothing_changes(full: StoreFolder) -> None:
     assert after == before
 
 
-def test_a_damaged_manifest_is_a_problem_also_after_a_resumption(full: StoreFolder) -> None:
+def test_damaged_manifest_stays_a_problem_after_resuming(full: StoreFolder) -> None:
     other = full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="a"))
     (full.path / other / "manifest.json").write_text("{")
     run(full, stop_after=3)
@@ -219,32 +221,32 @@ def test_a_damaged_manifest_is_a_problem_also_after_a_resumption(full: StoreFold
     assert report.unverified == 1
 
 
-def test_some_key_spaces_can_be_checked_alone(full: StoreFolder) -> None:
+def test_check_of_selected_key_spaces(full: StoreFolder) -> None:
     other = full.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="a"))
     full.plant("readme")
     report = run(full, CheckOptions(spaces=(other,)))
     assert (report.clean, report.segments, report.notices_found) == (True, 1, 0)
 
 
-def test_a_secret_verifies_what_was_written_with_it(store: StoreFolder, tmp_path: Path) -> None:
+def test_keyed_segments_are_verified_with_the_secret(store: StoreFolder, tmp_path: Path) -> None:
     secret = key_file(tmp_path)
     store.fill(keys(8), key_file=secret)
     with pytest.raises(InvalidSettings, match="written with a secret that was not given"):
         run(store)
-    wish = CheckOptions(key_files=[secret])
-    assert run(store, wish).clean
+    options = CheckOptions(key_files=[secret])
+    assert run(store, options).clean
     flip(store.file(keys(1)[0]), 5000)
-    assert run(store, wish).problems[0].kind == "checksum"
+    assert run(store, options).problems[0].kind == "checksum"
 
 
-def test_trees_of_others_are_told_and_not_verified(full: StoreFolder) -> None:
+def test_foreign_trees_are_reported_as_unverifiable(full: StoreFolder) -> None:
     base = full.plant_tree(VLLM)
     report = run(full)
     assert [(each.file, each.kind) for each in report.notices] == [(base, "foreign")]
     assert "no checksums" in report.notices[0].reason
 
 
-def test_engines_and_cleaners_at_work_are_no_problem(store: StoreFolder) -> None:
+def test_concurrent_engines_and_evictors_cause_no_problems(store: StoreFolder) -> None:
     store.fill(spread(1))
     done = threading.Event()
 
@@ -268,7 +270,7 @@ def test_engines_and_cleaners_at_work_are_no_problem(store: StoreFolder) -> None
     assert not list(store.path.glob("*/quarantine/*"))
 
 
-def test_where_nothing_can_be_checked_the_fix_is_told(store: StoreFolder) -> None:
+def test_nothing_to_check_is_refused_with_the_fix(store: StoreFolder) -> None:
     with pytest.raises(InvalidSettings, match="no key space; is it mounted"):
         run(store)
     store.plant_tree(VLLM)

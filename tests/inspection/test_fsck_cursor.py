@@ -20,7 +20,7 @@ def cursor(**fields) -> Cursor:
     return Cursor(report=report, **{**sample, **fields})
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_cursor_round_trip(tmp_path: Path) -> None:
     file = keeper(tmp_path / "cursor", Xxh3())
     path = tmp_path / "cursor"
     assert file.load() is None
@@ -39,7 +39,7 @@ def keeper(path: Path, sealer: Checksum) -> CursorKeeper:
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "change", "empty", "folder", "pipe", "link"])
-def test_a_file_that_cannot_be_trusted_is_as_good_as_none(tmp_path: Path, spoil: str) -> None:
+def test_cursor_that_is_damaged_is_ignored(tmp_path: Path, spoil: str) -> None:
     file = keeper(tmp_path / "cursor", Xxh3())
     path = tmp_path / "cursor"
     file.save(cursor())
@@ -58,7 +58,7 @@ def test_a_file_that_cannot_be_trusted_is_as_good_as_none(tmp_path: Path, spoil:
     assert file.load() is None
 
 
-def test_only_who_has_the_secret_can_make_one(tmp_path: Path) -> None:
+def test_cursor_seal_requires_the_secret(tmp_path: Path) -> None:
     keeper(tmp_path / "cursor", Xxh3()).save(cursor())
     assert keeper(tmp_path / "cursor", HmacSha256(b"s" * 32)).load() is None
     keeper(tmp_path / "cursor", HmacSha256(b"s" * 32)).save(cursor())
@@ -66,7 +66,7 @@ def test_only_who_has_the_secret_can_make_one(tmp_path: Path) -> None:
     assert keeper(tmp_path / "cursor", HmacSha256(b"s" * 32)).load() == cursor()
 
 
-def test_another_format_is_not_read(tmp_path: Path) -> None:
+def test_cursor_of_another_format_is_ignored(tmp_path: Path) -> None:
     file = keeper(tmp_path / "cursor", Xxh3())
     file.save(cursor(format=3))
     assert json.loads((tmp_path / "cursor").read_bytes())["cursor"]["format"] == 3
@@ -74,11 +74,11 @@ def test_another_format_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"store": "9:2"}, {"spaces": ("b",)}, {"repairs": True}])
-def test_a_check_of_something_else_is_another(other: dict) -> None:
+def test_cursor_of_another_check_does_not_match(other: dict) -> None:
     assert cursor(after="q").is_of(cursor())
     assert not cursor(**other).is_of(cursor())
 
 
-def test_a_place_that_cannot_be_written_to_raises(tmp_path: Path) -> None:
+def test_cursor_save_raises_if_the_place_is_not_writable(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         keeper(tmp_path / "none" / "x", Xxh3()).save(cursor())

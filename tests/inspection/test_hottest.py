@@ -36,47 +36,47 @@ def chains(segments: list[Segment], reads: dict[int, int], count: int = 10) -> l
     return mentioned.chains(lambda firsts: map(known.get, firsts), SPACE, count)
 
 
-def test_a_chain_goes_on_while_it_is_read_as_often() -> None:
+def test_chain_continues_while_reads_stay_above_half() -> None:
     (chain,) = chains([segment(0), segment(4, 3, 3), segment(7, 1, 6)], {0: 5, 4: 5, 7: 4})
     assert (chain.first_key, chain.parent) == (key(0).hex(), None)
     assert (chain.reads, chain.last_read_s) == (5, 104.0)
     assert (chain.segments, chain.blocks, chain.tokens) == (3, 8, 8 * 2 * 16)
 
 
-def test_what_requests_share_is_a_chain_of_its_own() -> None:
+def test_shared_prefix_is_a_chain_of_its_own() -> None:
     shared, tails = segment(0), [segment(10, 2, 3), segment(20, 5, 3)]
     found = chains([shared, *tails], {0: 10, 10: 4, 20: 3})
     assert [(each.reads, each.blocks) for each in found] == [(10, 4), (4, 2), (3, 5)]
     assert [each.parent for each in found] == [None, key(3).hex(), key(3).hex()]
 
 
-def test_the_branch_read_most_goes_on() -> None:
+def test_chain_continues_with_the_most_read_branch() -> None:
     found = chains([segment(0), segment(10, 2, 3), segment(20, 5, 3)], {0: 10, 10: 6, 20: 7})
     assert [(each.reads, each.blocks) for each in found] == [(10, 9), (6, 2)]
 
 
-def test_what_two_writers_hold_counts_once() -> None:
+def test_blocks_in_two_segments_count_once() -> None:
     (chain,) = chains([segment(0, 4), segment(2, 4, 1)], {0: 2, 2: 2})
     assert (chain.segments, chain.blocks) == (2, 6)
 
 
-def test_segments_that_are_gone_are_left_out() -> None:
+def test_missing_segments_are_left_out_of_chains() -> None:
     (chain,) = chains([segment(4, 4, 3)], {0: 9, 4: 2})
     assert (chain.first_key, chain.reads) == (key(4).hex(), 2)
     assert chain.parent == key(3).hex()
 
 
-def test_a_ring_ends_nobody() -> None:
+def test_cycle_of_segments_is_left_out() -> None:
     assert chains([segment(0, 4, 7), segment(4, 4, 3)], {0: 1, 4: 1}) == []
 
 
-def test_lines_that_name_no_segment_are_passed_over() -> None:
+def test_journal_lines_without_a_segment_are_ignored() -> None:
     reads = ReadCounts()
     reads.add(b"\xff\n../../etc/passwd\nblocks/fff/00.kvt\n\n", 1.0)
     assert reads.chains(lambda firsts: [segment(0) for _ in firsts], SPACE, 10) == []
 
 
-def test_an_unknown_parent_and_group_are_told() -> None:
+def test_chain_with_unknown_parent_and_group() -> None:
     first = BlockKey(bytes(32) + (9).to_bytes(4, "big"))
     lone = Segment(
         keys=(first,),
@@ -92,7 +92,7 @@ def test_an_unknown_parent_and_group_are_told() -> None:
     assert (chain.parent, chain.tokens) == ("", None)
 
 
-def test_no_more_headers_are_read_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hottest, "HEADERS_MAX", 3)
     reads, asked = ReadCounts(), []
     for number in range(10):
@@ -108,7 +108,7 @@ def test_no_more_headers_are_read_than_the_bound(monkeypatch: pytest.MonkeyPatch
     assert asked == [[key(9), key(8), key(7)], []]
 
 
-def test_what_evictors_folded_is_added() -> None:
+def test_folded_reads_are_added() -> None:
     reads = ReadCounts()
     reads.add(segment_name(key(1)).encode(), 50.0)
     reads.add_folded({key(1): Use(40.0, 3), key(2): Use(60.0, 2), b"": Use(70.0, 9)})
@@ -117,7 +117,7 @@ def test_what_evictors_folded_is_added() -> None:
     assert [(each.reads, each.last_read_s) for each in found] == [(4, 50.0), (2, 60.0)]
 
 
-def test_of_many_those_read_most_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_read_segments_of_a_summary_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a journal says of them counts as well."""
     monkeypatch.setattr(hottest, "HEADERS_MAX", 2)
     reads, asked = ReadCounts(), []
@@ -133,7 +133,7 @@ def test_of_many_those_read_most_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [key(3), key(7)]
 
 
-def test_journals_of_strangers_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counted_segments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hottest, "SEGMENTS_MAX", 3)
     reads, asked = ReadCounts(), []
     for number in (*range(10), 1):

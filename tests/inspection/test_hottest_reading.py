@@ -40,7 +40,7 @@ def chains(store: MemoryStore) -> tuple[list[Chain], list[str], list[str]]:
     return heat.chains(journals, RULES, SPACE, 10), refused, told
 
 
-def test_journals_and_summaries_count() -> None:
+def test_journals_and_summaries_are_counted() -> None:
     found, refused, told = chains(filled(MemoryStore()))
     assert {(chain.first_key, chain.reads) for chain in found} == {(HOT.hex(), 2), (WARM.hex(), 2)}
     assert refused == []
@@ -50,7 +50,7 @@ def test_journals_and_summaries_count() -> None:
     assert sum(name.endswith(".log") for name in told) == 3
 
 
-def test_segments_that_are_gone_or_broken_are_left_out() -> None:
+def test_missing_and_broken_segments_are_left_out() -> None:
     store = filled(MemoryStore())
     fill(store, keys(4, 1 << 30), reads=3)
     spoil(store, keys(1, 1 << 30)[0], 20)
@@ -80,7 +80,7 @@ class Refusing(MemoryStore):
 
 
 @pytest.mark.parametrize(("ending", "refused"), [(".log", 3), (".bin", 1), (".kvt", 0)])
-def test_what_is_refused_hides_nothing_else(ending: str, refused: int) -> None:
+def test_unreadable_file_does_not_hide_others(ending: str, refused: int) -> None:
     store = filled(Refusing())
     store.ending = ending
     found, names, _ = chains(store)
@@ -89,7 +89,7 @@ def test_what_is_refused_hides_nothing_else(ending: str, refused: int) -> None:
 
 
 @pytest.mark.parametrize("ending", [".log", ".bin", ".kvt"])
-def test_a_store_that_does_not_answer_ends_it(ending: str) -> None:
+def test_store_that_does_not_answer_raises(ending: str) -> None:
     store = filled(Refusing())
     store.ending, store.number = ending, errno.ETIMEDOUT
     with pytest.raises(TimeoutError):

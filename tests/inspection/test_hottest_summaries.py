@@ -25,7 +25,7 @@ def folded(store: MemoryStore) -> tuple[list[Uses], list[str]]:
     return uses, told
 
 
-def test_shards_come_one_by_one() -> None:
+def test_folded_reads_come_shard_by_shard() -> None:
     store = MemoryStore()
     put(store, "1", 3, {ONE: Use(10.0, 4), OTHER: Use(11.0, 5)})
     put(store, "f", 1, {b"\xf0abcdefg": Use(12.0, 6)})
@@ -38,14 +38,14 @@ def test_shards_come_one_by_one() -> None:
     assert told == []
 
 
-def test_of_two_epochs_the_later_word_counts() -> None:
+def test_later_summary_entry_wins() -> None:
     store = MemoryStore()
     put(store, "1", 3, {ONE: Use(10.0, 4), OTHER: Use(20.0, 5)})
     put(store, "1", 4, {ONE: Use(12.0, 7), OTHER: Use(11.0, 6)})
     assert {ONE: Use(12.0, 7), OTHER: Use(20.0, 5)} in folded(store)[0]
 
 
-def test_a_damaged_one_is_told_and_hides_no_other() -> None:
+def test_damaged_summary_is_reported_and_hides_no_other() -> None:
     store = MemoryStore()
     put(store, "1", 3, {ONE: Use(10.0, 4)})
     store.put(summary_name(SPACE, "1", 4), b"?")
@@ -55,7 +55,7 @@ def test_a_damaged_one_is_told_and_hides_no_other() -> None:
     assert "damaged" in told
 
 
-def test_one_that_is_folded_anew_meanwhile_is_found() -> None:
+def test_summary_replaced_while_reading_is_found() -> None:
     class Folding(MemoryStore):
         def stat(self, name: str):
             if name == summary_name(SPACE, "1", 3) and self.remove(name):
@@ -67,7 +67,7 @@ def test_one_that_is_folded_anew_meanwhile_is_found() -> None:
     assert {ONE: Use(12.0, 5)} in folded(store)[0]
 
 
-def test_what_is_refused_is_told_and_silence_raises() -> None:
+def test_unreadable_summary_is_reported_and_silence_raises() -> None:
     class Refusing(MemoryStore):
         number = errno.EACCES
 

@@ -47,7 +47,7 @@ def objects(client: S3Store) -> dict[str, str]:
     return {meta["path"]: meta["e_tag"] for page in client.list() for meta in page}
 
 
-def test_what_it_holds_is_shown_and_nothing_is_written(
+def test_inspect_shows_a_bucket_and_writes_nothing(
     full: str,
     bucket_client: S3Store,
     monkeypatch: pytest.MonkeyPatch,
@@ -70,7 +70,7 @@ def test_what_it_holds_is_shown_and_nothing_is_written(
     assert objects(bucket_client) == before
 
 
-def test_it_is_verified_and_put_in_order(full: str, bucket_client: S3Store) -> None:
+def test_fsck_verifies_and_repairs_a_bucket(full: str, bucket_client: S3Store) -> None:
     broken = name_of(spread(SEGMENTS)[2])
     content = bytearray(bytes(bucket_client.get(broken).bytes()))
     content[5000] ^= 1
@@ -93,14 +93,14 @@ def test_it_is_verified_and_put_in_order(full: str, bucket_client: S3Store) -> N
     assert told["reason"] == "blocks damaged: 0 (1 of 4)"
 
 
-def test_a_reader_may_check_it_and_keep_the_place_here(
+def test_fsck_with_read_only_credentials_keeps_its_cursor_locally(
     full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
     ran = run("fsck", full)
     assert ran.exit_code == 0
-    assert "name a file with --resume" in ran.stderr
+    assert "name another file with --resume" in ran.stderr
     ran = run("fsck", full, "--resume", str(tmp_path / "here.json"))
     assert (ran.exit_code, ran.stderr) == (0, "")
     ran = run("fsck", full, "--repair")
@@ -108,7 +108,7 @@ def test_a_reader_may_check_it_and_keep_the_place_here(
     assert "403" in ran.stderr
 
 
-def test_a_tree_is_converted_into_it_and_back(bucket_url: str, tmp_path: Path) -> None:
+def test_convert_to_a_bucket_and_back(bucket_url: str, tmp_path: Path) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(chain(30))
     name = make_foreign_space(tmp_path / "kv")
     manifest = str(tmp_path / "kv" / name / "manifest.json")
@@ -150,14 +150,14 @@ def test_bad_input_is_one_clear_line(
     assert "objectstore.url" not in ran.stderr
 
 
-def test_an_empty_prefix_holds_nothing(bucket_url: str) -> None:
+def test_empty_prefix_holds_nothing(bucket_url: str) -> None:
     assert inspected(bucket_url)["spaces"] == []
     ran = run("fsck", bucket_url)
     assert ran.exit_code == 2
     assert f"{bucket_url} holds no key space" in ran.stderr
 
 
-def test_a_key_space_is_no_store(full: str) -> None:
+def test_key_space_in_place_of_a_store_is_refused(full: str) -> None:
     ran = run("inspect", f"{full}/{NAME}")
     assert ran.exit_code == 2
     assert f"name the store and the key space: {full} --space {NAME}" in ran.stderr

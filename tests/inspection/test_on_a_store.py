@@ -30,8 +30,8 @@ EVERYTHING = CheckOptions()
 class Stopping(CheckObserver):
     """Stops a run after some files, and remembers what it was told."""
 
-    def __init__(self, pace: Throttle, after: int) -> None:
-        self._pace, self._left = pace, after
+    def __init__(self, throttle: Throttle, after: int) -> None:
+        self._throttle, self._left = throttle, after
         self.resumed_after: list[str] = []
         self.warnings: list[str] = []
 
@@ -44,14 +44,14 @@ class Stopping(CheckObserver):
     def advanced(self, report: CheckReport, share: float) -> None:
         self._left -= 1
         if self._left == 0:
-            self._pace.stop()
+            self._throttle.stop()
 
 
 def checked(
-    store: MemoryStore, wish: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
+    store: MemoryStore, options: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
 ) -> CheckReport:
-    pace = Throttle()
-    return check_view(view_of(store), wish, pace, Stopping(pace, stop_after))
+    throttle = Throttle()
+    return check_view(view_of(store), options, throttle, Stopping(throttle, stop_after))
 
 
 def surveyed(store: MemoryStore, **options) -> Survey:
@@ -70,7 +70,7 @@ def store() -> MemoryStore:
     return made
 
 
-def test_it_is_surveyed(store: MemoryStore) -> None:
+def test_survey_of_a_store(store: MemoryStore) -> None:
     other = fill(store, keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="bfloat16"))
     fill(store, keys(4), reads=3)
     store.put("readme", b"")
@@ -92,7 +92,7 @@ def test_it_is_surveyed(store: MemoryStore) -> None:
     assert survey.differing[0].fields.keys() == {"dtype"}
 
 
-def test_reads_that_an_evictor_folded_count(store: MemoryStore) -> None:
+def test_survey_counts_reads_that_an_evictor_folded(store: MemoryStore) -> None:
     """As many journals, before it folds them, after, and when readers go on."""
     fill(store, keys(4), reads=3)
     before = surveyed(store).spaces[0]
@@ -110,7 +110,7 @@ def test_reads_that_an_evictor_folded_count(store: MemoryStore) -> None:
     assert (both.journals, both.hottest[0].reads) == (2, 5)
 
 
-def test_what_is_refused_is_named_within_bounds(
+def test_survey_names_a_bounded_number_of_unreadable_files(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(surveyor, "UNREADABLE_KEPT", 2)
@@ -129,7 +129,7 @@ def test_what_is_refused_is_named_within_bounds(
     assert survey.unreadable[0].what == "the server said 403"
 
 
-def test_every_block_of_it_is_verified(store: MemoryStore) -> None:
+def test_check_verifies_every_block(store: MemoryStore) -> None:
     report = checked(store)
     assert (report.complete, report.segments, report.blocks) == (True, 8, 24)
     assert {each.file: each.kind for each in report.problems} == {
@@ -140,7 +140,7 @@ def test_every_block_of_it_is_verified(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize("stop_after", range(1, 10))
-def test_a_check_of_it_goes_on_where_it_stopped(store: MemoryStore, stop_after: int) -> None:
+def test_check_resumes_where_it_stopped(store: MemoryStore, stop_after: int) -> None:
     whole = checked(store)
     first = checked(store, stop_after=stop_after)
     assert not first.complete
@@ -151,14 +151,14 @@ def test_a_check_of_it_goes_on_where_it_stopped(store: MemoryStore, stop_after: 
     assert store.stat(STORE_CURSOR_NAME) is None
 
 
-def test_a_check_of_it_keeps_to_the_rate(store: MemoryStore) -> None:
+def test_check_keeps_to_the_rate(store: MemoryStore) -> None:
     clock = VirtualClock()
-    wish = CheckOptions(threads=1)
-    check_view(view_of(store), wish, Throttle(4 * 12_288, clock), CheckObserver())
+    options = CheckOptions(threads=1)
+    check_view(view_of(store), options, Throttle(4 * 12_288, clock), CheckObserver())
     assert clock.now_s() == pytest.approx(7.0), "seven whole segments, one twice; first at once"
 
 
-def test_it_is_put_in_order(store: MemoryStore) -> None:
+def test_repair_of_a_store(store: MemoryStore) -> None:
     store.put(f"{NAME}/blocks/mine", b"")
     names = {entry.name for entry in store.list("").entries}
     report = checked(store, CheckOptions(repair=True))
@@ -170,34 +170,34 @@ def test_it_is_put_in_order(store: MemoryStore) -> None:
     assert checked(store).clean
 
 
-def test_without_repair_nothing_in_it_changes(store: MemoryStore) -> None:
+def test_check_without_repair_changes_nothing(store: MemoryStore) -> None:
     before = store.list("").entries
     checked(store)
     surveyed(store)
     assert store.list("").entries == before
 
 
-def test_who_may_not_write_can_check_it_all_the_same(store: MemoryStore) -> None:
+def test_check_works_without_write_permission(store: MemoryStore) -> None:
     class ReadOnly(MemoryStore):
         def put(self, name: str, data: bytes) -> Stat:
             raise OSError(errno.EACCES, "the server said 403")
 
     locked = ReadOnly()
     locked._files = store._files
-    pace = Throttle()
-    watched = Stopping(pace, 1 << 30)
-    report = check_view(view_of(locked), CheckOptions(), pace, watched)
+    throttle = Throttle()
+    watched = Stopping(throttle, 1 << 30)
+    report = check_view(view_of(locked), CheckOptions(), throttle, watched)
     assert (report.complete, report.segments) == (True, 8)
-    assert "name a file with --resume" in watched.warnings[0]
-    stopped = Stopping(pace, 3)
-    assert not check_view(view_of(locked), CheckOptions(), pace, stopped).complete
+    assert "name another file with --resume" in watched.warnings[0]
+    stopped = Stopping(throttle, 3)
+    assert not check_view(view_of(locked), CheckOptions(), throttle, stopped).complete
     assert len(stopped.warnings) == 1, "not again for every note"
-    pace = Throttle()
+    throttle = Throttle()
     with pytest.raises(InvalidSettings, match="403"):
-        check_view(view_of(locked), CheckOptions(repair=True), pace, watched)
+        check_view(view_of(locked), CheckOptions(repair=True), throttle, watched)
 
 
-def test_a_note_that_fails_once_is_tried_again(store: MemoryStore) -> None:
+def test_failed_save_of_the_cursor_is_retried(store: MemoryStore) -> None:
     class Busy(MemoryStore):
         left = 1
 
@@ -209,9 +209,9 @@ def test_a_note_that_fails_once_is_tried_again(store: MemoryStore) -> None:
 
     busy = Busy()
     busy._files = store._files
-    pace = Throttle()
-    watched = Stopping(pace, 3)
-    check_view(view_of(busy), CheckOptions(), pace, watched)
+    throttle = Throttle()
+    watched = Stopping(throttle, 3)
+    check_view(view_of(busy), CheckOptions(), throttle, watched)
     assert len(watched.warnings) == 1
     assert checked(busy).resumed_after is not None
 
@@ -236,12 +236,12 @@ def failing(store: MemoryStore) -> Failing:
     return made
 
 
-def test_a_dead_server_ends_a_check_that_can_go_on(failing: Failing) -> None:
+def test_unreachable_server_ends_a_check_that_can_resume(failing: Failing) -> None:
     """It says nothing of the files that could not be read."""
     whole = checked(failing)
     checked(failing, stop_after=3)
     failing.number, failing.left = errno.ETIMEDOUT, 1 << 30
-    with pytest.raises(InvalidSettings, match="cannot be checked: no; mend that and run the same"):
+    with pytest.raises(InvalidSettings, match="cannot be checked: no; fix that, then run the same"):
         checked(failing)
     failing.left = 0
     report = checked(failing)
@@ -250,21 +250,21 @@ def test_a_dead_server_ends_a_check_that_can_go_on(failing: Failing) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
-def test_one_refusal_is_asked_again(failing: Failing, number: int) -> None:
+def test_failed_read_is_retried_once(failing: Failing, number: int) -> None:
     failing.number, failing.left = number, 1
     kinds = {each.file: each.kind for each in checked(failing, CheckOptions(threads=1)).problems}
     first = {name_of(spread(8)[0]): "unsteady"} if number == errno.EIO else {}
     assert kinds == {name_of(spread(8)[1]): "checksum", name_of(spread(8)[-1]): "segment", **first}
 
 
-def test_a_file_that_is_refused_twice_is_told(failing: Failing) -> None:
+def test_file_that_fails_twice_is_reported(failing: Failing) -> None:
     failing.left = 2
     report = checked(failing, CheckOptions(threads=1))
     assert [each.kind for each in report.problems] == ["unreadable", "checksum", "segment"]
     assert report.segments == 8
 
 
-def test_what_is_sound_at_the_second_look_stays(store: MemoryStore) -> None:
+def test_segment_intact_at_the_second_read_is_kept(store: MemoryStore) -> None:
     class Noisy(MemoryStore):
         """A bit is lost on the way, once."""
 
@@ -285,7 +285,7 @@ def test_what_is_sound_at_the_second_look_stays(store: MemoryStore) -> None:
     assert noisy.stat(name_of(keys(1)[0])) is not None
 
 
-def test_a_file_that_is_replaced_while_it_is_read_has_vanished() -> None:
+def test_file_replaced_while_reading_counts_as_vanished() -> None:
     class Replacing(MemoryStore):
         def read(self, name: str, offset: int, buffers) -> Read | None:
             if offset:
@@ -300,7 +300,7 @@ def test_a_file_that_is_replaced_while_it_is_read_has_vanished() -> None:
     assert (report.clean, report.vanished) == (True, 1)
 
 
-def test_more_than_the_quarantine_holds_is_removed() -> None:
+def test_repair_removes_segments_beyond_the_quarantine_limit() -> None:
     store = MemoryStore()
     many = spread(QUARANTINE_FILES + 3)
     for first in many:

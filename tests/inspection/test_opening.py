@@ -13,18 +13,18 @@ from kvtier.inspection.opening import is_url, open_store, open_view
     ("place", "is_one"),
     [("s3://bucket/x", True), ("gs://bucket", True), ("/mnt/kv", False), ("s3", False)],
 )
-def test_a_url_is_known(place: str, is_one: bool) -> None:
+def test_is_url_recognizes_buckets(place: str, is_one: bool) -> None:
     assert is_url(place) == is_one
 
 
-def test_a_folder_is_looked_into_as_it_is(tmp_path: Path) -> None:
+def test_open_view_of_folder_writes_nothing(tmp_path: Path) -> None:
     view = open_view(str(tmp_path))
     assert isinstance(view, FolderView)
     view.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_to_write_to_is_made(tmp_path: Path) -> None:
+def test_open_store_creates_the_folder(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "new"))
     store.put("a/b", b"x")
     store.close()
@@ -34,14 +34,14 @@ def test_a_folder_to_write_to_is_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("", "SOURCE: it is empty"),
+        ("", "SOURCE: empty"),
         ("none", "SOURCE: none does not exist"),
         ("file", "SOURCE: file is not a folder"),
         ("ftp://host/x", "SOURCE: 'ftp://host/x' is not a bucket's URL"),
         ("s3://key:secret@bucket/x", "SOURCE: a bucket's URL holds no credentials"),
     ],
 )
-def test_errors_name_the_argument(
+def test_open_view_errors_name_the_argument(
     tmp_path: Path, place: str, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -52,7 +52,7 @@ def test_errors_name_the_argument(
     assert "secret@" not in str(caught.value)
 
 
-def test_errors_of_a_place_to_write_to_do_too(tmp_path: Path) -> None:
+def test_open_store_errors_name_the_argument(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSettings, match=r"^DESTINATION: .*file is not a folder"):
         open_store(str(tmp_path / "file"), "DESTINATION")
@@ -61,7 +61,7 @@ def test_errors_of_a_place_to_write_to_do_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("obstore_runtime", "plain_environment")
-def test_a_bucket_that_cannot_be_used_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_that_cannot_be_used_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in {
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "x",

@@ -11,7 +11,7 @@ def fresh() -> CheckReport:
     return CheckReport(path="/kv", spaces=[], started_s=1.0)
 
 
-def test_fields_are_only_ever_added() -> None:
+def test_report_fields_are_stable() -> None:
     assert set(msgspec.json.decode(msgspec.json.encode(fresh()))) >= {
         *("format", "path", "spaces", "complete", "clean", "resumed_after", "started_s"),
         *("segments", "blocks", "bytes", "unverified", "vanished", "quarantined"),
@@ -22,7 +22,7 @@ def test_fields_are_only_ever_added() -> None:
     assert fresh().format == 1
 
 
-def test_kinds_keep_their_names() -> None:
+def test_finding_kinds_are_stable() -> None:
     assert set(PROBLEMS) >= {
         *("manifest", "segment", "checksum", "newer", "misplaced", "irregular", "unreadable"),
     }
@@ -31,20 +31,20 @@ def test_kinds_keep_their_names() -> None:
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-def test_a_problem_makes_a_store_unsound(kind: str) -> None:
+def test_problem_makes_the_report_unclean(kind: str) -> None:
     found = fresh()
     found.add(Finding(file="x", kind=kind, reason="y"))
     assert (found.clean, found.problems_found, found.notices_found) == (False, 1, 0)
 
 
 @pytest.mark.parametrize("kind", NOTICES)
-def test_a_notice_does_not(kind: str) -> None:
+def test_notice_keeps_the_report_clean(kind: str) -> None:
     found = fresh()
     found.add(Finding(file="x", kind=kind, reason="y"))
     assert (found.clean, found.problems_found, found.notices_found) == (True, 0, 1)
 
 
-def test_all_are_counted_and_the_first_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_findings_are_counted_and_the_first_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "FINDINGS_KEPT", 3)
     found = fresh()
     for number in range(5):

@@ -30,21 +30,21 @@ SLOT_BYTES = 12_288
 
 
 def verified(
-    store: StoreFolder, pace: Throttle | None = None, files: BrokenFiles | None = None
+    store: StoreFolder, throttle: Throttle | None = None, files: BrokenFiles | None = None
 ) -> Verification:
     whole = FolderView(store.path)
     (space,) = find_spaces(whole, [NAME])
     whole.close()
     folder = FolderView(store.path, files)
     try:
-        rules = rules_of(space.manifest, Secrets().fitting(space.manifest))
+        rules = rules_of(space.manifest, Secrets().checksum_of(space.manifest))
         first = keys(1)[0]
-        return verify(folder, store.name(first), rules, first, pace or Throttle())
+        return verify(folder, store.name(first), rules, first, throttle or Throttle())
     finally:
         folder.close()
 
 
-def test_a_sound_one_is_read_whole(store: StoreFolder) -> None:
+def test_verify_reads_an_intact_segment_completely(store: StoreFolder) -> None:
     store.fill(keys(4))
     verdict = verified(store)
     assert isinstance(verdict, Segment)
@@ -97,11 +97,11 @@ def damage(name: str) -> Callable[[Path], None]:
         ("short", "segment", "too short"),
         ("long", "segment", "too long"),
         ("payload", "checksum", "blocks damaged: 2 (1 of 4)"),
-        ("pipe", "irregular", "no regular file"),
-        ("link", "irregular", "no regular file"),
+        ("pipe", "irregular", "not a regular file"),
+        ("link", "irregular", "not a regular file"),
     ],
 )
-def test_damage_is_found(store: StoreFolder, name: str, kind: str, reason: str) -> None:
+def test_verify_detects_damage(store: StoreFolder, name: str, kind: str, reason: str) -> None:
     store.fill(keys(4))
     damage(name)(store.file(keys(1)[0]))
     verdict = verified(store)
@@ -110,7 +110,7 @@ def test_damage_is_found(store: StoreFolder, name: str, kind: str, reason: str) 
     assert reason in verdict.reason
 
 
-def test_one_of_another_key_space_is_broken(store: StoreFolder) -> None:
+def test_verify_detects_a_segment_of_another_key_space(store: StoreFolder) -> None:
     other = sample_space(block_bytes=BLOCK_BYTES, dtype="bfloat16")
     store.fill(keys(4))
     store.fill(keys(4), other)
@@ -121,7 +121,7 @@ def test_one_of_another_key_space_is_broken(store: StoreFolder) -> None:
     assert "of another key space" in verdict.reason
 
 
-def test_one_under_another_name_is_broken(store: StoreFolder) -> None:
+def test_verify_detects_a_segment_under_another_name(store: StoreFolder) -> None:
     store.fill(keys(8))
     store.file(keys(1, 4)[0]).rename(store.file(keys(1)[0]))
     verdict = verified(store)
@@ -129,13 +129,13 @@ def test_one_under_another_name_is_broken(store: StoreFolder) -> None:
     assert "but is named" in verdict.reason
 
 
-def test_one_that_vanished_is_nobodys_fault(store: StoreFolder) -> None:
+def test_verify_of_removed_segment_is_none(store: StoreFolder) -> None:
     store.fill(keys(4))
     damage("gone")(store.file(keys(1)[0]))
     assert verified(store) is None
 
 
-def test_every_flipped_payload_bit_is_seen_and_the_rest_means_nothing(store: StoreFolder) -> None:
+def test_verify_detects_every_flipped_payload_bit(store: StoreFolder) -> None:
     store.fill(keys(4))
     file = store.file(keys(1)[0])
     for at, is_seen in ((4096, True), (4096 + BLOCK_BYTES - 1, True), (4096 + BLOCK_BYTES, False)):
@@ -144,7 +144,7 @@ def test_every_flipped_payload_bit_is_seen_and_the_rest_means_nothing(store: Sto
         flip(file, at)
 
 
-def test_many_blocks_are_read_in_parts(store: StoreFolder) -> None:
+def test_verify_reads_many_blocks_in_parts(store: StoreFolder) -> None:
     count = (4 << 20) // SLOT_BYTES + 10
     store.fill(keys(count), segment_blocks=count)
     assert isinstance(verified(store), Segment)
@@ -154,20 +154,20 @@ def test_many_blocks_are_read_in_parts(store: StoreFolder) -> None:
     assert verdict == BadSegment("checksum", f"blocks damaged: {count - 1} (1 of {count})")
 
 
-def test_a_stop_is_heard(store: StoreFolder) -> None:
+def test_verify_raises_stopped(store: StoreFolder) -> None:
     store.fill(keys(4))
-    pace = Throttle()
-    pace.stop()
+    throttle = Throttle()
+    throttle.stop()
     with pytest.raises(Stopped):
-        verified(store, pace)
+        verified(store, throttle)
 
 
-def test_a_header_alone_can_be_read(store: StoreFolder) -> None:
+def test_read_header_returns_the_header_only(store: StoreFolder) -> None:
     store.fill(keys(300), segment_blocks=300)
     folder = FolderView(store.path)
     try:
         (space,) = find_spaces(folder)
-        rules = rules_of(space.manifest, Secrets().fitting(space.manifest))
+        rules = rules_of(space.manifest, Secrets().checksum_of(space.manifest))
         segment = read_header(folder, store.name(keys(1)[0]), rules, None)
         assert segment is not None
         assert len(segment.keys) == 300
@@ -178,7 +178,7 @@ def test_a_header_alone_can_be_read(store: StoreFolder) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 77, 78, 79, 5000, 65_535])
 @pytest.mark.parametrize("block_bytes", [1, 4096, 10_000])
-def test_a_length_tells_how_many_blocks_there_are(count: int, block_bytes: int) -> None:
+def test_blocks_in_follows_from_the_length(count: int, block_bytes: int) -> None:
     slot_bytes = -(-block_bytes // 4096) * 4096
     file_bytes = header_bytes_for(count, 36) + count * slot_bytes
     assert blocks_in(file_bytes, 36, block_bytes) == count
@@ -186,7 +186,7 @@ def test_a_length_tells_how_many_blocks_there_are(count: int, block_bytes: int) 
     assert blocks_in(file_bytes - 1, 36, block_bytes) is None
 
 
-def test_no_length_is_too_small() -> None:
+def test_blocks_in_accepts_any_length() -> None:
     assert [blocks_in(size, 36, 10_000) for size in (0, 1, 4095, 4096, 8192)] == [None] * 5
 
 
@@ -195,7 +195,7 @@ def test_no_length_is_too_small() -> None:
     ("code", "kind"),
     [(errno.EIO, "unreadable"), (errno.EACCES, "unreadable"), (errno.ESTALE, None)],
 )
-def test_what_the_file_system_refuses_is_told(
+def test_verify_reports_read_errors(
     store: StoreFolder, call: str, code: int, kind: str | None
 ) -> None:
     store.fill(keys(4))
@@ -205,14 +205,14 @@ def test_what_the_file_system_refuses_is_told(
     assert (verdict.kind if isinstance(verdict, BadSegment) else verdict) == kind
 
 
-def test_an_error_at_the_end_says_nothing_of_what_was_read(store: StoreFolder) -> None:
+def test_close_error_does_not_affect_the_result(store: StoreFolder) -> None:
     store.fill(keys(4))
     files = BrokenFiles()
     files.errors["close"] = errno.EIO
     assert isinstance(verified(store, files=files), Segment)
 
 
-def test_a_file_that_ends_early_is_broken(store: StoreFolder) -> None:
+def test_verify_detects_a_truncated_file(store: StoreFolder) -> None:
     store.fill(keys(4))
     files = BrokenFiles()
     real, reads = files.preadv, []
@@ -224,7 +224,7 @@ def test_a_file_that_ends_early_is_broken(store: StoreFolder) -> None:
     files.preadv = ends
     verdict = verified(store, files=files)
     assert isinstance(verdict, BadSegment)
-    assert "ends within block 0" in verdict.reason
+    assert "ends in or after block 0" in verdict.reason
     assert reads == [0, 4096]
 
 
@@ -233,7 +233,7 @@ def test_a_file_that_ends_early_is_broken(store: StoreFolder) -> None:
     junk=st.binary(min_size=1, max_size=64),
     length=st.integers(0, 4096 + 5 * SLOT_BYTES),
 )
-def test_whatever_the_bytes_are_the_answer_is_an_answer(at: int, junk: bytes, length: int) -> None:
+def test_verify_returns_a_verdict_for_any_bytes(at: int, junk: bytes, length: int) -> None:
     with tempfile.TemporaryDirectory() as path:
         store = StoreFolder(Path(path))
         store.fill(keys(4))

@@ -20,7 +20,7 @@ def found(store: StoreFolder, *wanted: str) -> list[FoundSpace]:
         folder.close()
 
 
-def test_every_key_space_is_found(store: StoreFolder) -> None:
+def test_find_spaces_returns_every_key_space(store: StoreFolder) -> None:
     other = store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="b/c"))
     store.fill(keys(4))
     store.plant("not-a-space/manifest.json")
@@ -30,13 +30,13 @@ def test_every_key_space_is_found(store: StoreFolder) -> None:
     assert found(store)[0].is_keyed is False
 
 
-def test_one_that_is_not_there_is_refused(store: StoreFolder) -> None:
+def test_find_spaces_refuses_a_missing_key_space(store: StoreFolder) -> None:
     store.fill(keys(4))
     with pytest.raises(InvalidSettings, match=f"no key space x in .*; there are: {NAME}"):
         found(store, "x")
 
 
-def test_a_key_space_is_no_store(store: StoreFolder) -> None:
+def test_find_spaces_refuses_a_key_space_as_store(store: StoreFolder) -> None:
     store.fill(keys(4))
     inner = StoreFolder(store.path / NAME)
     with pytest.raises(InvalidSettings, match=f"name the store.*: {store.path} --space {NAME}"):
@@ -50,7 +50,7 @@ def spoil(store: StoreFolder, **changes) -> None:
     file.write_text(json.dumps(manifest | changes))
 
 
-def test_a_newer_format_is_refused_with_the_fix(store: StoreFolder) -> None:
+def test_find_spaces_refuses_a_newer_format_with_the_fix(store: StoreFolder) -> None:
     store.fill(keys(4))
     spoil(store, format=2)
     with pytest.raises(InvalidSettings, match=r"has format 2, of a newer kvtier.*upgrade it"):
@@ -61,13 +61,13 @@ def test_a_newer_format_is_refused_with_the_fix(store: StoreFolder) -> None:
     ("changes", "mistake"),
     [
         ({"format": 0}, "is damaged: format 0"),
-        ({"witness": "00" * 16}, "witness differs"),
+        ({"witness": "00" * 16}, "witness does not match"),
         ({"algorithm": 7}, "names checksum algorithm 7"),
-        ({"space": {"model": "other"}}, "is of another key space: other-"),
+        ({"space": {"model": "other"}}, "belongs to another key space: other-"),
         ({"space": {"tp_size": "two"}}, "is damaged: manifest.json cannot be read"),
     ],
 )
-def test_a_damaged_manifest_is_none(store: StoreFolder, changes: dict, mistake: str) -> None:
+def test_damaged_manifest_is_a_mistake(store: StoreFolder, changes: dict, mistake: str) -> None:
     store.fill(keys(4))
     spoil(store, **changes)
     (space,) = found(store)
@@ -76,32 +76,32 @@ def test_a_damaged_manifest_is_none(store: StoreFolder, changes: dict, mistake: 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"x" * (1 << 21)])
-def test_what_is_no_manifest_stops_nothing(store: StoreFolder, content: bytes) -> None:
+def test_irregular_manifest_does_not_raise(store: StoreFolder, content: bytes) -> None:
     store.fill(keys(4))
     (store.path / NAME / "manifest.json").write_bytes(content)
     assert [space.manifest for space in found(store)] == [None]
 
 
-def test_a_missing_manifest_is_told(store: StoreFolder) -> None:
+def test_missing_manifest_is_a_mistake(store: StoreFolder) -> None:
     store.fill(keys(4))
     (store.path / NAME / "manifest.json").unlink()
     assert [space.mistake for space in found(store)] == ["is missing"]
 
 
-def test_blocks_of_a_terabyte_are_not_believed(store: StoreFolder) -> None:
+def test_oversized_blocks_in_a_manifest_are_a_mistake(store: StoreFolder) -> None:
     store.fill(keys(4), sample_space(block_bytes=1 << 40))
     (space,) = found(store)
     assert "which no engine has" in str(space.mistake)
 
 
-def test_the_fitting_secret_is_found(store: StoreFolder, tmp_path: Path) -> None:
+def test_checksum_of_finds_the_matching_secret(store: StoreFolder, tmp_path: Path) -> None:
     right = key_file(tmp_path)
     store.fill(keys(4), key_file=right)
     (tmp_path / "b").mkdir()
     wrong = key_file(tmp_path / "b", b"6" * 64)
     (space,) = found(store)
     assert space.is_keyed
-    assert Secrets().fitting(space.manifest) is None
-    assert Secrets([wrong]).fitting(space.manifest) is None
-    assert Secrets([wrong, right]).fitting(space.manifest).algorithm == 2
+    assert Secrets().checksum_of(space.manifest) is None
+    assert Secrets([wrong]).checksum_of(space.manifest) is None
+    assert Secrets([wrong, right]).checksum_of(space.manifest).algorithm == 2
     assert (Secrets().strongest.algorithm, Secrets([right]).strongest.algorithm) == (1, 2)

@@ -6,7 +6,7 @@ from kvtier.inspection.spaces import CURSOR_NAME, STORE_CURSOR_NAME, FileKind, S
 from kvtier.testing.tiers import key
 from kvtier.tiers.shared.format import segment_name
 
-PLACES = StoreLayout(["a-space", "b-space"])
+LAYOUT = StoreLayout(["a-space", "b-space"])
 SEGMENT = segment_name(key(7))
 LAST = SEGMENT.rpartition("/")[2]
 
@@ -36,27 +36,27 @@ LAST = SEGMENT.rpartition("/")[2]
         ("manifest.json", FileKind.UNKNOWN),
     ],
 )
-def test_a_name_says_what_a_file_is(name: str, place: FileKind) -> None:
-    assert PLACES.of(name) is place
+def test_kind_of_follows_from_the_name(name: str, place: FileKind) -> None:
+    assert LAYOUT.kind_of(name) is place
 
 
 @pytest.mark.parametrize(
     "folder",
     ["a-space", "a-space/blocks", "a-space/blocks/3fa", "a-space/access", "leases", "leases/x"],
 )
-def test_folders_of_a_store_are_looked_into(folder: str) -> None:
-    assert PLACES.looks_into(folder)
+def test_layout_looks_into_folders_of_a_store(folder: str) -> None:
+    assert LAYOUT.looks_into(folder)
 
 
 @pytest.mark.parametrize(
     "folder",
     ["c-space", "a-space/mine", "a-space/blocks/3FA", "a-space/blocks/3fa/x", ".snapshot"],
 )
-def test_folders_of_strangers_are_not(folder: str) -> None:
-    assert not PLACES.looks_into(folder)
+def test_layout_skips_other_folders(folder: str) -> None:
+    assert not LAYOUT.looks_into(folder)
 
 
-def test_how_much_is_done_grows_with_the_walk() -> None:
+def test_share_done_grows_with_the_walk() -> None:
     names = [
         "a",
         "a-space/access/x",
@@ -68,7 +68,7 @@ def test_how_much_is_done_grows_with_the_walk() -> None:
         "b-space/quarantine/x",
         "c",
     ]
-    shares = [PLACES.share_done(name) for name in names]
+    shares = [LAYOUT.share_done(name) for name in names]
     assert shares == sorted(shares)
     assert (shares[0], shares[3], shares[6], shares[-1]) == (0.0, 0.25, 0.625, 1.0)
     assert StoreLayout([]).share_done("x") == 1.0

@@ -18,7 +18,7 @@ def note(request: pytest.FixtureRequest, tmp_path: Path) -> StateFile:
     return StoreStateFile(MemoryStore(), "leases/note", "s3://bucket")
 
 
-def test_what_was_written_last_is_read(note: StateFile) -> None:
+def test_state_file_returns_the_last_write(note: StateFile) -> None:
     assert note.read() is None
     note.write(b"first")
     note.write(b"2")
@@ -28,20 +28,22 @@ def test_what_was_written_last_is_read(note: StateFile) -> None:
     assert note.read() is None
 
 
-def test_one_that_is_too_long_is_none(note: StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_file_that_is_too_long_is_refused(
+    note: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     note.write(b"12345")
     monkeypatch.setattr(state_file, "BYTES_MAX", 4)
     with pytest.raises(OSError, match="longer than 4 bytes"):
         note.read()
 
 
-def test_a_file_is_its_owners_and_appears_whole(tmp_path: Path) -> None:
+def test_state_file_is_private_and_replaced_atomically(tmp_path: Path) -> None:
     LocalStateFile(tmp_path / "note").write(b"x")
     (file,) = tmp_path.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_no_link_is_followed(tmp_path: Path) -> None:
+def test_state_file_does_not_follow_links(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "note").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="symbolic") as caught:
@@ -51,7 +53,9 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_file_write_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
@@ -61,12 +65,12 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_it_is_can_be_told(tmp_path: Path) -> None:
+def test_state_file_says_where_it_is(tmp_path: Path) -> None:
     assert LocalStateFile(tmp_path / "x").where == str(tmp_path / "x")
     assert StoreStateFile(MemoryStore(), "a/b", "s3://bucket/c").where == "s3://bucket/c/a/b"
 
 
-def test_small_files_of_a_store() -> None:
+def test_read_small_reads_files_of_a_store() -> None:
     store = MemoryStore()
     assert read_small(store, "a", 5) is None
     store.put("a", b"12345")

@@ -68,7 +68,7 @@ def fill(store: StoreFolder, count: int = 6) -> None:
         store.fill(keys(4, number))
 
 
-def test_a_sound_store_is_clean(store: StoreFolder) -> None:
+def test_intact_store_is_clean(store: StoreFolder) -> None:
     store.fill(keys(12), reads=1)
     report = checked(store).report
     assert (report.clean, report.complete) == (True, True)
@@ -99,7 +99,7 @@ def test_every_problem_is_found(store: StoreFolder) -> None:
     assert found.report.blocks == 4
 
 
-def test_strangers_are_told_and_no_problem(store: StoreFolder) -> None:
+def test_unknown_files_are_notices(store: StoreFolder) -> None:
     fill(store, 1)
     store.plant("readme")
     store.plant("backup/much/more")
@@ -119,7 +119,7 @@ def test_strangers_are_told_and_no_problem(store: StoreFolder) -> None:
     assert found.report.quarantined == 1
 
 
-def test_only_old_temporaries_are_stale(store: StoreFolder) -> None:
+def test_only_old_temporary_files_are_stale(store: StoreFolder) -> None:
     fill(store, 1)
     store.plant(f"{NAME}/blocks/.tmp-new")
     os.utime(store.plant(f"{NAME}/blocks/.tmp-old"), (0, time.time() - 3700))
@@ -127,14 +127,14 @@ def test_only_old_temporaries_are_stale(store: StoreFolder) -> None:
     assert checked(store).notices == {f"{NAME}/blocks/.tmp-old": "temporary"}
 
 
-def test_without_a_manifest_nothing_is_verified(store: StoreFolder) -> None:
+def test_segments_without_a_manifest_are_not_verified(store: StoreFolder) -> None:
     fill(store, 2)
     (store.path / NAME / "manifest.json").unlink()
     report = checked(store).report
     assert (report.segments, report.unverified) == (0, 2)
 
 
-def test_what_others_remove_meanwhile_is_no_problem(
+def test_segments_removed_meanwhile_are_no_problem(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, 2)
@@ -152,7 +152,7 @@ def test_what_others_remove_meanwhile_is_no_problem(
     assert (found.report.clean, found.report.vanished, found.report.segments) == (True, 1, 1)
 
 
-def test_a_folder_that_cannot_be_listed_is_told_once(
+def test_folder_that_cannot_be_listed_is_reported_once(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, 2)
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_listed_is_told_once(
     assert found.report.problems_found == 1
 
 
-def test_a_check_goes_on_behind_every_position(store: StoreFolder) -> None:
+def test_check_resumes_after_every_position(store: StoreFolder) -> None:
     fill(store)
     store.plant("readme")
     whole = checked(store)
@@ -183,7 +183,7 @@ def test_a_check_goes_on_behind_every_position(store: StoreFolder) -> None:
         assert rest.report.segments <= whole.report.segments
 
 
-def test_positions_stand_for_what_the_report_counts(store: StoreFolder) -> None:
+def test_position_covers_what_the_report_counts(store: StoreFolder) -> None:
     fill(store)
     found = Checked(store, threads=3)
     run = found.check.run()
@@ -193,7 +193,7 @@ def test_positions_stand_for_what_the_report_counts(store: StoreFolder) -> None:
     assert counted[-1][0].endswith("manifest.json")
 
 
-def test_a_large_store_is_not_walked_far_ahead(
+def test_walk_is_a_bounded_distance_ahead(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, 40)
@@ -214,7 +214,7 @@ def test_a_large_store_is_not_walked_far_ahead(
     assert 0 < max(ahead) < 10
 
 
-def test_who_stops_asking_stops_the_check(store: StoreFolder) -> None:
+def test_closing_the_iterator_stops_the_check(store: StoreFolder) -> None:
     fill(store)
     found = Checked(store)
     run = found.check.run()
@@ -225,33 +225,33 @@ def test_who_stops_asking_stops_the_check(store: StoreFolder) -> None:
     assert found.report.segments == 1
 
 
-def test_a_stopped_pace_ends_it(store: StoreFolder) -> None:
+def test_throttle_stop_ends_the_check(store: StoreFolder) -> None:
     fill(store)
-    pace = Throttle()
-    found = Checked(store, pace=pace)
-    pace.stop()
+    throttle = Throttle()
+    found = Checked(store, throttle=throttle)
+    throttle.stop()
     with pytest.raises(Stopped):
         found.run()
     assert found.report.segments == 0
 
 
-def test_storage_that_hangs_holds_nobody_who_was_told_to_stop(
+def test_throttle_stop_ends_a_check_while_storage_hangs(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a dead mount: what was read by then counts, and the thread is left behind."""
     monkeypatch.setattr(workers, "_NAPS", 2)
     monkeypatch.setattr(workers, "_NAP_S", 0.01)
     fill(store)
-    mended, pace = threading.Event(), Throttle()
+    mended, throttle = threading.Event(), Throttle()
 
     class Hanging(SystemCalls):
         def open(self, name: str, flags: int, folder_fd: int) -> int:
             if name == store.name(spread(6)[2]):
-                pace.stop()
+                throttle.stop()
                 mended.wait()
             return super().open(name, flags, folder_fd)
 
-    found = Checked(store, files=Hanging(), pace=pace, threads=1)
+    found = Checked(store, files=Hanging(), throttle=throttle, threads=1)
     with pytest.raises(Stopped):
         list(found.check.run())
     mended.set()
@@ -263,17 +263,15 @@ def test_storage_that_hangs_holds_nobody_who_was_told_to_stop(
     assert found.report.segments == 2
 
 
-def test_reading_keeps_to_the_rate(store: StoreFolder) -> None:
+def test_check_keeps_to_the_rate(store: StoreFolder) -> None:
     clock = VirtualClock()
     fill(store)
-    found = checked(store, pace=Throttle(PAYLOAD_BYTES, clock), threads=1)
+    found = checked(store, throttle=Throttle(PAYLOAD_BYTES, clock), threads=1)
     assert found.report.segments == 6
     assert clock.now_s() == pytest.approx(5.0), "a segment a second, the first at once"
 
 
-def test_a_segment_of_another_secret_is_left_to_a_person(
-    store: StoreFolder, tmp_path: Path
-) -> None:
+def test_segment_of_another_algorithm_is_not_repaired(store: StoreFolder, tmp_path: Path) -> None:
     """The manifest was replaced: nobody can tell which side is right, so nothing is moved."""
     store.fill(keys(4), key_file=key_file(tmp_path))
     store.fill(keys(4, 1 << 20), key_file=key_file(tmp_path))
@@ -290,7 +288,7 @@ def test_a_segment_of_another_secret_is_left_to_a_person(
     assert "written with a secret" in found.report.problems[0].reason
 
 
-def test_a_secret_that_is_missing_is_refused(store: StoreFolder, tmp_path: Path) -> None:
+def test_rules_for_refuses_a_missing_secret(store: StoreFolder, tmp_path: Path) -> None:
     secret = key_file(tmp_path)
     store.fill(keys(4), key_file=secret)
     folder = FolderView(store.path)

@@ -42,7 +42,7 @@ def quarantined(store: StoreFolder) -> list[str]:
     return [file.name for file in store.path.glob("*/quarantine/*")]
 
 
-def test_a_broken_segment_is_moved_aside(store: StoreFolder, repairs: Repairs) -> None:
+def test_quarantine_moves_a_broken_segment(store: StoreFolder, repairs: Repairs) -> None:
     store.fill(keys(8))
     content = store.file(keys(1)[0]).read_bytes()
     assert repairs.quarantine(NAME, RULES, keys(1)[0], seen(store, 0), "x") == "quarantined"
@@ -52,7 +52,7 @@ def test_a_broken_segment_is_moved_aside(store: StoreFolder, repairs: Repairs) -
     assert file.read_bytes() == content
 
 
-def test_a_full_quarantine_is_told(store: StoreFolder, repairs: Repairs) -> None:
+def test_quarantine_that_is_full_is_reported(store: StoreFolder, repairs: Repairs) -> None:
     store.fill(keys(QUARANTINE_FILES + 1), segment_blocks=1)
     done = [
         repairs.quarantine(NAME, RULES, first, seen(store, number), "x")
@@ -61,7 +61,7 @@ def test_a_full_quarantine_is_told(store: StoreFolder, repairs: Repairs) -> None
     assert done == ["quarantined"] * QUARANTINE_FILES + ["removed, the quarantine is full"]
 
 
-def test_one_that_was_removed_is_not_said_to_be_kept(store: StoreFolder, repairs: Repairs) -> None:
+def test_quarantine_of_a_removed_segment_does_nothing(store: StoreFolder, repairs: Repairs) -> None:
     """Also where an older file of the same name lies in quarantine."""
     blocks = keys(QUARANTINE_FILES)
     for _ in range(2):
@@ -73,7 +73,7 @@ def test_one_that_was_removed_is_not_said_to_be_kept(store: StoreFolder, repairs
     assert done == ["removed, the quarantine is full"] * QUARANTINE_FILES
 
 
-def test_a_file_that_took_its_place_is_left_alone(store: StoreFolder, repairs: Repairs) -> None:
+def test_quarantine_keeps_a_replaced_file(store: StoreFolder, repairs: Repairs) -> None:
     store.fill(keys(4))
     entry = seen(store, 0)
     file = store.file(keys(1)[0])
@@ -86,14 +86,14 @@ def test_a_file_that_took_its_place_is_left_alone(store: StoreFolder, repairs: R
     assert quarantined(store) == []
 
 
-def test_the_time_is_the_stores(store: StoreFolder, repairs: Repairs) -> None:
+def test_now_is_the_time_of_the_store(store: StoreFolder, repairs: Repairs) -> None:
     before = set(store.path.iterdir())
     assert repairs.now_s() == pytest.approx(store.plant("later").stat().st_mtime, abs=60)
     (store.path / "later").unlink()
     assert set(store.path.iterdir()) == before, "the probe is gone"
 
 
-def test_only_temporaries_are_removed(store: StoreFolder, repairs: Repairs) -> None:
+def test_remove_temporary_refuses_other_files(store: StoreFolder, repairs: Repairs) -> None:
     file = store.plant("a/.tmp-host-1-0-ab")
     assert repairs.remove_temporary("a/.tmp-host-1-0-ab") == "removed"
     assert not file.exists()
@@ -102,7 +102,7 @@ def test_only_temporaries_are_removed(store: StoreFolder, repairs: Repairs) -> N
         repairs.remove_temporary("a/mine")
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(
+def test_open_store_refuses_a_read_only_folder(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.open

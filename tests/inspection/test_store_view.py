@@ -40,7 +40,7 @@ def walked(view: View, after: str = "", below: str = "", stays_out: str = "-") -
 
 @pytest.mark.parametrize("stays_out", ["-", "a", "a/b", "e", "e/f", "e/f/g", "a.x"])
 @pytest.mark.parametrize("page", [1, 2, 1000])
-def test_walks_are_those_of_a_folder(
+def test_walk_equals_that_of_a_folder(
     tmp_path: Path, stays_out: str, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvtier.inspection.store_view._PAGE", page)
@@ -56,7 +56,7 @@ def test_walks_are_those_of_a_folder(
 
 
 @pytest.mark.parametrize("below", ["", "a", "a/b", "none"])
-def test_entries_are_those_of_a_folder(tmp_path: Path, below: str) -> None:
+def test_entries_equal_those_of_a_folder(tmp_path: Path, below: str) -> None:
     files, view = folder(tmp_path), StoreView(memory(), "memory")
 
     def told(place: View) -> list[tuple[str, str]]:
@@ -70,7 +70,7 @@ def test_entries_are_those_of_a_folder(tmp_path: Path, below: str) -> None:
     files.close()
 
 
-def test_a_folder_that_is_not_looked_into_is_not_listed() -> None:
+def test_folder_not_looked_into_is_not_listed() -> None:
     class Counting(MemoryStore):
         listed = 0
 
@@ -87,12 +87,12 @@ def test_a_folder_that_is_not_looked_into_is_not_listed() -> None:
     assert store.listed < 1100
 
 
-def test_a_file_takes_up_its_length() -> None:
+def test_physical_bytes_are_the_length() -> None:
     (entry,) = StoreView(memory(), "memory").entries("a.x")
     assert (entry.physical_bytes, entry.stat.size, entry.is_file) == (5, 5, True)
 
 
-def test_files_are_read_as_in_the_store() -> None:
+def test_reads_equal_those_of_the_store() -> None:
     store = memory()
     view = StoreView(store, "s3://bucket/x")
     assert view.read("a/z", 3) == b"a/z"
@@ -107,7 +107,7 @@ def test_files_are_read_as_in_the_store() -> None:
     assert (view.identity, view.open_store()) == ("s3://bucket/x", store)
 
 
-def test_a_listing_that_is_refused_ends_the_walk() -> None:
+def test_listing_that_fails_ends_the_walk() -> None:
     class Refusing(MemoryStore):
         def list(self, folder: str, after: str = "", limit: int = 1000) -> ListPage:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))

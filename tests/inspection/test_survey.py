@@ -6,7 +6,7 @@ from tests.inspection.stores import NAME, StoreFolder, keys
 from tests.inspection.test_surveyor import surveyed
 
 
-def test_fields_are_only_ever_added(store: StoreFolder) -> None:
+def test_survey_fields_are_stable(store: StoreFolder) -> None:
     store.fill(keys(4), reads=1)
     store.plant(f"{NAME}/quarantine/x.kvt")
     store.plant_tree({"model_name": "m", "blocks_per_file": 4})

@@ -35,7 +35,7 @@ def surveyed(store: StoreFolder, *key_files: Path, **options) -> Survey:
         folder.close()
 
 
-def test_a_key_space_is_counted(store: StoreFolder) -> None:
+def test_survey_counts_a_key_space(store: StoreFolder) -> None:
     store.fill(keys(10), reads=2)
     survey = surveyed(store)
     (space,) = survey.spaces
@@ -50,7 +50,7 @@ def test_a_key_space_is_counted(store: StoreFolder) -> None:
     assert survey.file_system is not None
 
 
-def test_ages_are_the_stores(store: StoreFolder) -> None:
+def test_survey_ages_are_by_the_clock_of_the_store(store: StoreFolder) -> None:
     store.fill(keys(12))
     for number, file in enumerate(sorted(store.path.glob("*/blocks/*/*"))):
         os.utime(file, (9, 100 * (number + 1)))
@@ -59,7 +59,7 @@ def test_ages_are_the_stores(store: StoreFolder) -> None:
     assert (segments.oldest_s, segments.median_s, segments.newest_s) == (100, 200, 300)
 
 
-def test_what_keeps_key_spaces_of_one_model_apart_is_told(store: StoreFolder) -> None:
+def test_survey_shows_what_keeps_key_spaces_apart(store: StoreFolder) -> None:
     names = [
         store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, **fields))
         for fields in ({}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "tp_size": 2})
@@ -73,7 +73,7 @@ def test_what_keeps_key_spaces_of_one_model_apart_is_told(store: StoreFolder) ->
     }
 
 
-def test_what_is_in_quarantine_is_explained(store: StoreFolder) -> None:
+def test_survey_explains_files_in_quarantine(store: StoreFolder) -> None:
     store.fill(keys(12))
     quarantine = store.path / NAME / "quarantine"
     quarantine.mkdir()
@@ -86,11 +86,11 @@ def test_what_is_in_quarantine_is_explained(store: StoreFolder) -> None:
     reasons = [each.reason for each in space.quarantined]
     assert reasons[0] == "blocks damaged: 0 (1 of 4)"
     assert "checksum differs" in reasons[1]
-    assert "sound" in reasons[2]
+    assert "intact" in reasons[2]
     assert space.segments.files == 0
 
 
-def test_a_secret_is_needed_for_some_of_it(store: StoreFolder, tmp_path: Path) -> None:
+def test_survey_without_the_secret_omits_what_needs_it(store: StoreFolder, tmp_path: Path) -> None:
     secret = key_file(tmp_path)
     store.fill(keys(4), key_file=secret, reads=1)
     store.plant(f"{NAME}/quarantine/x.kvt")
@@ -102,7 +102,7 @@ def test_a_secret_is_needed_for_some_of_it(store: StoreFolder, tmp_path: Path) -
     assert "fewer than any header has" in space.quarantined[0].reason
 
 
-def test_a_damaged_manifest_leaves_sizes_and_ages(store: StoreFolder) -> None:
+def test_survey_with_a_damaged_manifest_has_sizes_and_ages(store: StoreFolder) -> None:
     store.fill(keys(4))
     store.plant(f"{NAME}/quarantine/x.kvt")
     (store.path / NAME / "manifest.json").write_text("{")
@@ -112,14 +112,14 @@ def test_a_damaged_manifest_leaves_sizes_and_ages(store: StoreFolder) -> None:
     assert "no manifest" in space.quarantined[0].reason
 
 
-def test_wrong_lengths_are_seen_without_reading(store: StoreFolder) -> None:
+def test_survey_finds_wrong_lengths_without_reading(store: StoreFolder) -> None:
     store.fill(keys(8))
     os.truncate(store.file(keys(1)[0]), 10_000)
     (space,) = surveyed(store).spaces
     assert (space.odd_lengths, space.blocks) == (1, 4)
 
 
-def test_everything_else_is_told(store: StoreFolder) -> None:
+def test_survey_counts_all_other_files(store: StoreFolder) -> None:
     store.fill(keys(4))
     store.plant("leases/all.1")
     store.plant(".tmp-x", b"12345")
@@ -139,14 +139,14 @@ def test_everything_else_is_told(store: StoreFolder) -> None:
     assert survey.unknown_found == 4
 
 
-def test_trees_of_others_are_surveyed(store: StoreFolder) -> None:
+def test_survey_of_foreign_trees(store: StoreFolder) -> None:
     base = store.plant_tree({"model_name": "m", "gpu_blocks_per_file": 4})
     survey = surveyed(store)
     assert [tree.name for tree in survey.foreign] == [base]
     assert (survey.spaces, survey.unknown_found) == ([], 0)
 
 
-def test_one_key_space_can_be_looked_at_alone(store: StoreFolder) -> None:
+def test_survey_of_one_key_space(store: StoreFolder) -> None:
     store.fill(keys(4))
     other = store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="b"))
     store.plant("readme")
@@ -155,7 +155,7 @@ def test_one_key_space_can_be_looked_at_alone(store: StoreFolder) -> None:
     assert (survey.unknown_found, survey.unknown) == (0, [])
 
 
-def test_what_cannot_be_read_stops_nothing(
+def test_survey_continues_after_unreadable_files(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for first in spread(3):
@@ -175,7 +175,7 @@ def test_what_cannot_be_read_stops_nothing(
     ]
 
 
-def test_journals_of_hostile_readers_stop_nothing(store: StoreFolder) -> None:
+def test_survey_continues_after_hostile_journals(store: StoreFolder) -> None:
     store.fill(keys(4), reads=1)
     store.plant(f"{NAME}/access/x-00000001.log", b"\xff" * 1000 + b"\n../..\n")
     with store.plant(f"{NAME}/access/x-00000002.log").open("wb") as file:
@@ -184,7 +184,7 @@ def test_journals_of_hostile_readers_stop_nothing(store: StoreFolder) -> None:
     assert (space.journals, len(space.hottest)) == (3, 1)
 
 
-def test_progress_is_told(store: StoreFolder) -> None:
+def test_survey_reports_progress(store: StoreFolder) -> None:
     for first in spread(3):
         store.fill([first])
     shares = []

@@ -31,12 +31,12 @@ def shown(store: StoreFolder, *, verbose: bool = False) -> str:
     ("seconds", "text"),
     [(-5, "0 s"), (0.4, "0 s"), (59, "59 s"), (90, "1.5 min"), (7200, "2.0 h"), (86_400, "1.0 d")],
 )
-def test_ages_read_well(seconds: float, text: str) -> None:
+def test_age_is_formatted_with_a_unit(seconds: float, text: str) -> None:
     assert age(seconds) == text
-    assert ages_text(FileTally().bulk(), 0.0) == "-"
+    assert ages_text(FileTally().totals(), 0.0) == "-"
 
 
-def test_everything_of_interest_is_shown(store: StoreFolder) -> None:
+def test_survey_view_shows_every_part(store: StoreFolder) -> None:
     store.fill(keys(10), reads=2)
     store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="bfloat16"))
     store.plant_tree({"model_name": "meta/llama", "blocks_per_file": 4})
@@ -54,7 +54,7 @@ def test_everything_of_interest_is_shown(store: StoreFolder) -> None:
         "quarantined x.kvt: 1 bytes are fewer than any header has",
         "hottest prefixes",
         "prefix 2 8 128",
-        "why 2 key spaces of tiny are not one dtype",
+        "what keeps 2 key spaces of tiny apart dtype",
         "vLLM fs, not kvtier's model_name meta/llama",
         "verified by nothing",
     ):
@@ -63,11 +63,11 @@ def test_everything_of_interest_is_shown(store: StoreFolder) -> None:
     assert "hash_seed 0" in shown(store, verbose=True)
 
 
-def test_an_empty_folder_says_so(store: StoreFolder) -> None:
+def test_survey_view_of_empty_folder(store: StoreFolder) -> None:
     assert "key spaces none" in shown(store)
 
 
-def test_names_are_neither_markup_nor_commands(store: StoreFolder) -> None:
+def test_survey_view_does_not_interpret_names(store: StoreFolder) -> None:
     store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="[bold]m\x1b[2J"))
     store.plant("[red]x\x1b[2J")
     for number in range(30):

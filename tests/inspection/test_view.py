@@ -8,7 +8,7 @@ from kvtier.inspection.view import Entry, NotRegularFile, is_unreachable, printa
 from kvtier.tiers.shared.store import Stat
 
 
-def test_names_move_no_cursor() -> None:
+def test_printable_escapes_control_characters() -> None:
     assert printable("plain é 한.txt") == "plain é 한.txt"
     assert printable("a\x1b[2Jb\n\udcff") == "a\\x1b[2Jb\\n\\udcff"
 
@@ -24,12 +24,12 @@ def test_names_move_no_cursor() -> None:
         (errno.EINVAL, False),
     ],
 )
-def test_silence_is_no_word_of_a_file(number: int, silent: bool) -> None:
+def test_is_unreachable_distinguishes_silence_from_file_errors(number: int, silent: bool) -> None:
     assert is_unreachable(OSError(number, "x")) == silent
     assert not is_unreachable(NotRegularFile("x"))
 
 
-def test_what_is_in_a_folder_comes_where_the_folder_does() -> None:
+def test_folder_position_is_that_of_its_contents() -> None:
     stat = Stat(0, "", 0.0)
     assert Entry("a", "folder", stat, 0).position == "a/"
     assert Entry("a", "file", stat, 0).position == "a"

@@ -8,7 +8,7 @@ from kvtier.inspection import workers as workers_module
 from kvtier.inspection.workers import Stopped, Throttle, Workers
 
 
-def test_results_and_errors_come_back() -> None:
+def test_workers_return_results_and_errors() -> None:
     with Workers(3, "test", Throttle()) as workers:
         asked = [workers.submit(lambda number=number: number * 2) for number in range(50)]
         assert [workers.result(each) for each in asked] == list(range(0, 100, 2))
@@ -18,7 +18,7 @@ def test_results_and_errors_come_back() -> None:
         assert workers.result(workers.submit(lambda: 7)) == 7, "the thread goes on"
 
 
-def test_work_is_begun_a_little_ahead() -> None:
+def test_workers_start_work_a_bounded_number_ahead() -> None:
     begun: list[int] = []
     with Workers(2, "test", Throttle()) as workers:
         asked = (lambda number=number: begun.append(number) or number for number in range(1000))
@@ -29,7 +29,7 @@ def test_work_is_begun_a_little_ahead() -> None:
         assert [workers.result(each) for each in futures] == list(range(1, 1000))
 
 
-def test_what_was_not_begun_never_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_discard_queued_work_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "_NAPS", 1)
     monkeypatch.setattr(workers_module, "_NAP_S", 0.01)
     gate, done = threading.Event(), []
@@ -44,15 +44,15 @@ def test_what_was_not_begun_never_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == []
 
 
-def test_who_is_stopped_does_not_wait_for_storage_that_hangs(
+def test_stop_does_not_wait_for_storage_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workers_module, "_NAPS", 2)
     monkeypatch.setattr(workers_module, "_NAP_S", 0.01)
-    pace, gate = Throttle(), threading.Event()
-    with Workers(2, "test", pace) as workers:
+    throttle, gate = Throttle(), threading.Event()
+    with Workers(2, "test", throttle) as workers:
         hanging = workers.submit(gate.wait)
-        pace.stop()
+        throttle.stop()
         assert workers.result(workers.submit(lambda: 1)) == 1, "what ends is waited for"
         with pytest.raises(Stopped):
             workers.result(hanging)
@@ -60,7 +60,7 @@ def test_who_is_stopped_does_not_wait_for_storage_that_hangs(
     gate.set()
 
 
-def test_who_insists_waits_for_nobody() -> None:
+def test_keyboard_interrupt_waits_for_no_thread() -> None:
     gate = threading.Event()
 
     def insist() -> None:
@@ -73,7 +73,7 @@ def test_who_insists_waits_for_nobody() -> None:
     gate.set()
 
 
-def test_threads_do_not_keep_a_program_from_ending() -> None:
+def test_worker_threads_do_not_delay_the_exit() -> None:
     gate = threading.Event()
     with Workers(1, "test-daemon", Throttle()) as workers:
         workers.submit(gate.wait)

@@ -6,35 +6,35 @@ from kvtier.clock import VirtualClock
 from kvtier.inspection.workers import Stopped, Throttle
 
 
-def test_reading_takes_as_long_as_the_rate_says() -> None:
+def test_throttle_spends_at_the_given_rate() -> None:
     clock = VirtualClock()
-    pace = Throttle(100, clock)
+    throttle = Throttle(100, clock)
     for _ in range(10):
-        pace.spend(50)
+        throttle.spend(50)
     assert clock.now_s() == pytest.approx(4.5), "what is read last is waited for by the next"
-    pace.spend(0)
+    throttle.spend(0)
     assert clock.now_s() == pytest.approx(5.0)
 
 
-def test_time_in_which_nothing_was_read_is_not_saved_up() -> None:
+def test_throttle_does_not_save_up_idle_time() -> None:
     clock = VirtualClock()
-    pace = Throttle(100, clock)
+    throttle = Throttle(100, clock)
     clock.advance(60)
     for _ in range(3):
-        pace.spend(100)
+        throttle.spend(100)
     assert clock.now_s() == pytest.approx(62.0)
 
 
-def test_without_a_rate_nobody_waits() -> None:
+def test_throttle_without_a_rate_never_waits() -> None:
     clock = VirtualClock()
     Throttle(None, clock).spend(1 << 60)
     assert clock.now_s() == 0.0
 
 
-def test_a_stop_ends_the_waiting() -> None:
+def test_throttle_stop_ends_the_waiting() -> None:
     clock = VirtualClock()
-    pace = Throttle(1, clock)
-    pace.spend(1_000_000)
+    throttle = Throttle(1, clock)
+    throttle.spend(1_000_000)
 
     class StopsAfterAMoment(VirtualClock):
         def sleep(self, seconds: float) -> None:
@@ -48,6 +48,6 @@ def test_a_stop_ends_the_waiting() -> None:
         slow.spend(1)
     assert impatient.now_s() < 1.0
     assert slow.stopped
-    assert not pace.stopped
+    assert not throttle.stopped
     with pytest.raises(Stopped):
         slow.spend(0)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kvtier import settings
 from kvtier.cli.flags import given, setting_flags
-from kvtier.diagnosis.examination import Tell, examine, examine_places
+from kvtier.diagnosis.examination import OnPlace, examine, examine_places
 from kvtier.diagnosis.report import Diagnosis
 from kvtier.diagnosis.tables import report_view
 from kvtier.errors import InvalidSettings
@@ -50,8 +50,10 @@ def doctor(
     """
     if places and (file is not None or given(flags)):
         raise click.UsageError("give either PLACEs or settings, not both")
-    with _telling() as tell, _quiet_log():
-        report = examine_places(places, tell) if places else _examine(file, given(flags), tell)
+    with _showing_place() as on_place, _quiet_log():
+        report = (
+            examine_places(places, on_place) if places else _examine(file, given(flags), on_place)
+        )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
@@ -59,15 +61,15 @@ def doctor(
     raise click.exceptions.Exit(0 if report.ok else EXIT_FAILS)
 
 
-def _examine(file: str | None, flags: dict[str, str], tell: Tell) -> Diagnosis:
+def _examine(file: str | None, flags: dict[str, str], on_place: OnPlace) -> Diagnosis:
     try:
-        return examine(settings.resolve(file=file, flags=flags), tell)
+        return examine(settings.resolve(file=file, flags=flags), on_place)
     except InvalidSettings as error:
-        return examine(error, tell)
+        return examine(error, on_place)
 
 
 @contextmanager
-def _telling() -> Iterator[Tell]:
+def _showing_place() -> Iterator[OnPlace]:
     """Show on a terminal which place is being checked, because storage may be slow."""
     with Console(stderr=True).status("checking") as status:
         yield lambda place: status.update(f"checking {place}")

@@ -1,1 +1,1 @@
-"""Trees of other systems into kvtier's shared format and back, where the bytes allow it."""
+"""Conversion of other systems' trees to kvtier's shared format and back."""

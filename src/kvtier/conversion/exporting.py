@@ -1,7 +1,7 @@
-"""Blocks of kvtier's segments into a tree of vLLM's `fs` tier.
+"""Converts blocks of a key space into a tree of vLLM's `fs` tier.
 
-Invariant: what gets a name in the tree matched the checksum of a verified header in this run.
-What vLLM reads later it cannot check again.
+Invariant: each block that is written to the tree was read in this run and matched its checksum in
+a verified header, because vLLM cannot verify it later.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from kvtier.tiers.shared.store import Store, is_temporary
 
 
 class Exporter:
-    """Makes a job of each block. Jobs are safe from any thread."""
+    """Makes a job for each block of a key space. Jobs are safe from any thread."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Exporter:
         destination: View,
         store: Store | None,
     ) -> None:
-        """`store` None: headers are read, and nothing is written."""
+        """Export to `store`, which `destination` shows; None: read headers, write nothing."""
         self._source = source
         self._space_folder = space_folder
         self._rules = rules
@@ -37,11 +37,11 @@ class Exporter:
         self._store = store
 
     def jobs(
-        self, refused: Callable[[str, OSError], None]
+        self, on_unreadable: Callable[[str, OSError], None]
     ) -> Iterator[tuple[float, ConversionJob]]:
-        """One a block, in the order of the segments' names, and how far the walk is."""
+        """Yield a job per block, in the order of the segments' names, with the share walked."""
         blocks = f"{self._space_folder}/blocks"
-        for entry in self._source.walk(blocks, _is_fan_out, refused):
+        for entry in self._source.walk(blocks, _is_fan_out, on_unreadable):
             share = share_done(entry.name.partition("/")[2])
             for job in self._segment(entry):
                 yield share, job
@@ -86,7 +86,7 @@ class Exporter:
         return run
 
     def _found(self, target: str, file_bytes: int) -> str | None:
-        """What stands where a block should go."""
+        """Return the result if the target exists already; None if it is free."""
         try:
             found = self._destination.stat(target)
         except NotRegularFile:
@@ -108,19 +108,19 @@ class Exporter:
         is_whole = filled_bytes == len(slot)
         if not is_whole or self._rules.checksum.block(key, payload) != segment.checksums[number]:
             return BlockResult(name, "damaged", reason=f"block {number} differs from its checksum")
-        slot[segment.block_bytes :] = 0  # nobody has verified what is behind a block
+        slot[segment.block_bytes :] = 0  # the checksum does not cover the padding
         if store.publish(self._tree.block_name(key), [slot]):
             return BlockResult(name, "converted", segment.block_bytes)
         return BlockResult(name, "existed")
 
 
 def _is_fan_out(folder: str) -> bool:
-    """Whether it is one of those below `<space>/blocks` that segments lie in."""
+    """Return True for the folders below `<space>/blocks`, which contain the segments."""
     return folder.count("/") == 2
 
 
 def _unreadable(name: str, error: OSError) -> BlockResult:
-    """Raises `error` where nobody answered: that says nothing of this file."""
+    """Return the result for a file that cannot be read; raise `error` if the storage is silent."""
     if is_unreachable(error):
         raise error
     return BlockResult(name, "unreadable", reason=error.strerror or "")

@@ -1,9 +1,10 @@
-"""Blocks of a foreign tree into segments of kvtier, one block each.
+"""Converts blocks of a foreign tree into segments of one block each.
 
-Why one: a tree does not say which block follows which, so a longer chain would be a guess. A
-reader finds them all the same, because it asks for each block by its key when it knows no
-segment that holds it. Invariant: what is published was read whole, from files of the right
-length; nothing more can be known, for the tree carries no checksums.
+A tree does not record which block follows which, so longer segments are not possible. Engines find
+such blocks anyway, because they look for a block by its key if they know no segment with it.
+
+Invariant: each published block was read completely, from files of the right length. Nothing else
+can be verified, because a tree carries no checksums.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,10 +25,11 @@ from kvtier.tiers.shared.reading import SegmentHeaders, aligned_buffer
 from kvtier.tiers.shared.store import Store
 
 _SAMPLED: Final = 64
+"""Files whose length is compared before the conversion starts."""
 
 
 class Importer:
-    """Makes a job of each file. Jobs are safe from any thread."""
+    """Makes a job for each file of a tree. Jobs are safe from any thread."""
 
     def __init__(
         self,
@@ -38,9 +40,9 @@ class Importer:
         destination: View | None,
         store: Store | None,
     ) -> None:
-        """`destination` None: there is none yet.
+        """Import to `store`, which `destination` shows; None: it does not exist yet.
 
-        `store` None: nothing is written, nothing is read but names and lengths.
+        With `store` None, only names and lengths are read, and nothing is written.
         """
         self._source = source
         self._tree = tree
@@ -63,7 +65,7 @@ class Importer:
         )
 
     def check_lengths(self) -> None:
-        """Raises InvalidSettings where no file among the first ones has the length of a block."""
+        """Raise InvalidSettings if none of the first files has the length of a block."""
         sizes: set[int] = set()
         looked = 0
         for entry, key in self._tree.walk(self._source, lambda _name, _error: None):
@@ -76,15 +78,15 @@ class Importer:
         if sizes and self._file_bytes not in sizes:
             raise InvalidSettings(
                 f"block_bytes: the tree's files have {', '.join(map(str, sorted(sizes)[:4]))} "
-                f"bytes, a file of this key space's blocks ({self._block_bytes} bytes) would have "
+                f"bytes; with this key space's blocks of {self._block_bytes} bytes they would have "
                 f"{self._file_bytes}"
             )
 
     def jobs(
-        self, refused: Callable[[str, OSError], None]
+        self, on_unreadable: Callable[[str, OSError], None]
     ) -> Iterator[tuple[float, ConversionJob]]:
-        """One a file, and how far the walk is."""
-        for entry, key in self._tree.walk(self._source, refused):
+        """Yield a job per file, with the share walked."""
+        for entry, key in self._tree.walk(self._source, on_unreadable):
             name = entry.name
             if key is None or any(key[-GROUP_BYTES:]):
                 yield share_done(name), _settled(BlockResult(name, "unknown"))
@@ -104,7 +106,7 @@ class Importer:
         return run
 
     def _found(self, key: BlockKey) -> str | None:
-        """What stands where the block should go; a segment that is broken is moved away."""
+        """Return the result if the block's segment exists already; quarantine a broken segment."""
         if self._destination is None:
             return None
         try:
@@ -124,7 +126,7 @@ class Importer:
             file = self._tree.block_name(key, rank)
             if kind := self._read(file, part):
                 return BlockResult(file, kind)
-        slot[self._block_bytes :] = 0  # what a tree has behind a block means nothing
+        slot[self._block_bytes :] = 0  # padding
         check = self._checksum.block(key, slot[: self._block_bytes])
         segment = headers.segment([key], [check], UNKNOWN_PARENT)
         header = aligned_buffer(segment.header_bytes)
@@ -134,7 +136,7 @@ class Importer:
         return BlockResult(name, "existed" if _stands(headers, key) else "occupied")
 
     def _read(self, name: str, part: Buffer) -> str | None:
-        """Fill `part` with a whole file; or why not."""
+        """Fill `part` with a whole file; return the kind of refusal, or None on success."""
         try:
             read = self._source.read_into(name, 0, [part])
         except NotRegularFile:
@@ -156,7 +158,7 @@ class Importer:
 
 
 def _stands(headers: SegmentHeaders, key: BlockKey) -> bool:
-    """Whether the block's segment is there; a broken one is moved away, and is not."""
+    """Return True if the block's segment exists; a broken one is quarantined and does not count."""
     try:
         return headers.load(key) is not None
     except Corrupt:

@@ -1,7 +1,9 @@
-"""The work of a conversion, block by block: what a job is, and running many of them.
+"""The work of a conversion: its report, the job of one block, and running many jobs.
 
-Invariants: a job that began is waited for, unless storage hangs, so that every result is counted;
-who stops a run, or limits it, gets whole blocks and nothing half-done.
+`kvtier convert --json` prints the report. Invariants: each file is in exactly one count, and the
+first REFUSALS_KEPT refused files are named. A job that has started is waited for, unless storage
+hangs, so every result is counted; a stop or a limit never leaves a block half-written. Fields of
+format 1 are only ever added.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,22 +16,20 @@ from kvtier.inspection.view import printable
 from kvtier.inspection.workers import Stopped, Throttle, Workers
 
 FORMAT: Final = 1
-
-
 REFUSALS_KEPT: Final = 1_000
-
-
 REFUSALS: Final = {
     "short": "shorter than its block",
     "long": "longer than its block",
-    "missing": "the file of another rank is missing, or went while it was read",
+    "missing": "the file of another rank is missing, or was removed while it was read",
     "irregular": "a link, pipe, socket, device or folder",
-    "unreadable": "the file system refuses it",
-    "unknown": "named as no block is, or of another group",
+    "unreadable": "cannot be read",
+    "unknown": "not named as a block, or of another group",
     "damaged": "a segment whose header or checksums are wrong",
-    "occupied": "something else has the name where the block should go",
+    "occupied": "the destination has something else under the block's name",
 }
-"""Why a file was not converted."""
+"""Reasons why a file was not converted."""
+THREADS: Final = 4
+_BATCH: Final = 64
 
 
 class RefusedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,12 +37,12 @@ class RefusedFile(msgspec.Struct, frozen=True, kw_only=True):
 
     file: str
     kind: str
-    """Of REFUSALS."""
+    """A key of REFUSALS."""
     reason: str
 
 
 class Conversion(msgspec.Struct, kw_only=True):
-    """Of one run."""
+    """The report of one run of a conversion."""
 
     format: int = FORMAT
     source: str
@@ -54,67 +54,64 @@ class Conversion(msgspec.Struct, kw_only=True):
     space: str
     """Name of the key space."""
     unproven: list[str]
-    """Fields of the key space that the tree does not tell, so that nobody can check them."""
+    """Fields of the key space that the tree does not record, and that cannot be checked."""
     dry_run: bool = False
     complete: bool = False
-    """Whether all of the source was looked at; False where it was interrupted or limited."""
+    """Whether the whole source was processed; False if the run was stopped or limited."""
     limited: bool = False
+    """Whether the run ended at the limit."""
     converted: int = 0
-    """Blocks; in a dry run, those that would be."""
+    """Blocks converted; in a dry run, those that would be."""
     bytes: int = 0
-    """Of them, without padding."""
+    """Bytes of these blocks without padding."""
     existed: int = 0
-    """Blocks that were there already."""
+    """Blocks that existed already."""
     refused: dict[str, int] = {}
-    """Files, by kind."""
+    """Number of refused files by kind."""
     refusals: list[RefusedFile] = []
 
     @property
     def refused_files(self) -> int:
-        """Of all kinds."""
+        """Number of refused files of all kinds."""
         return sum(self.refused.values())
 
     def refuse(self, file: str, kind: str, reason: str = "") -> None:
-        """Count it, and name it while there is room."""
+        """Count a refused file, and name it unless REFUSALS_KEPT are named already."""
         self.refused[kind] = self.refused.get(kind, 0) + 1
         if len(self.refusals) < REFUSALS_KEPT:
             why = reason or REFUSALS[kind]
             self.refusals.append(RefusedFile(file=file, kind=kind, reason=why))
 
 
-THREADS: Final = 4
-
-
-_BATCH: Final = 64
-
-
 class BlockResult(NamedTuple):
-    """What became of one block. `kind`: converted, existed, or one of REFUSALS."""
+    """The result of one block's conversion."""
 
     file: str
     kind: str
+    """`converted`, `existed` or a key of REFUSALS."""
     block_bytes: int = 0
-    """Where it was converted."""
+    """Size of the block, if it was converted."""
     reason: str = ""
 
 
 ConversionJob = Callable[[], BlockResult]
-"""Converts one block. Blocks; raises OSError where the destination refuses, or nobody answers."""
+"""Converts one block; blocks. Raises OSError if the destination fails or storage is silent."""
 
 
 def run_jobs(
     jobs: Iterator[tuple[float, ConversionJob]],
     report: Conversion,
-    pace: Throttle,
-    told: Callable[[Conversion, float], None],
+    throttle: Throttle,
+    on_progress: Callable[[Conversion, float], None],
     limit: int | None = None,
 ) -> None:
-    """Run all, count them in `report`, and tell after some dozens. Raises what a job raises.
+    """Run jobs, count their results in `report`, and report progress after each batch.
 
-    At most `limit` blocks are converted. Ends early, and not complete, after `pace.stop()`.
+    Converts at most `limit` blocks. Returns early, with `report.complete` False, after
+    `throttle.stop()`. Raises what a job raises.
     """
-    with Workers(THREADS, "kvtier-convert", pace) as workers:
-        while not pace.stopped:
+    with Workers(THREADS, "kvtier-convert", throttle) as workers:
+        while not throttle.stopped:
             room = _BATCH if limit is None else min(_BATCH, limit - report.converted)
             batch = list(islice(jobs, room)) if room > 0 else []
             if not batch:
@@ -124,14 +121,14 @@ def run_jobs(
             asked = [workers.submit(job) for _, job in batch]
             try:
                 for number, future in enumerate(asked):
-                    if pace.stopped:
+                    if throttle.stopped:
                         for later in asked[number:]:
                             later.cancel()
                     if not future.cancelled():
                         _count(report, workers.result(future))
             except Stopped:
                 return
-            told(report, batch[-1][0])
+            on_progress(report, batch[-1][0])
 
 
 def _count(report: Conversion, result: BlockResult) -> None:

@@ -1,1 +1,1 @@
-"""Why engines share or do not, and whether this machine can do what the settings ask for."""
+"""Diagnosis for `kvtier doctor`: why engines do not share, and what is wrong with a setup."""

@@ -1,7 +1,7 @@
-"""Key spaces of one model, two by two: what keeps them apart, and whether that can be changed.
+"""Compares the key spaces of one model in pairs: what keeps them apart, and can it be changed?
 
-Invariant: two key spaces are compared if engines that wrote them may have been meant to share:
-they have the model's name in common, or the weights.
+Invariant: two key spaces are compared if their engines may have been meant to share, that is, if
+they have the model's name or the weights in common.
 """
 
 import itertools
@@ -22,29 +22,29 @@ from kvtier.diagnosis.report import (
 from kvtier.diagnosis.shapes import join_words
 
 PAIRS_KEPT: Final = 200
-"""Of a family: a folder with many key spaces has very many pairs."""
+"""Most pairs of a family that are compared; their number grows with the square of its size."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class LocatedSpace(NamedTuple):
-    """A key space, and where it was seen."""
+    """A key space and where it was found."""
 
     place: str
-    """As the person named it."""
+    """Path or URL, as the user gave it."""
     name: str
     space: KeySpace
     witness: str | None = None
-    """Of the secret that its blocks are verified with; None where the place has none."""
+    """Identifies the secret that verifies its blocks; None for a disk tier, which has no secret."""
 
 
-def compare(sightings: Sequence[LocatedSpace]) -> list[Family]:
-    """Families in the order in which they were seen."""
+def compare(spaces: Sequence[LocatedSpace]) -> list[Family]:
+    """Return the families of `spaces`, in the order in which they were found."""
     labels = _labels()
-    return [_family([(next(labels), each) for each in kin]) for kin in _kin(sightings)]
+    return [_family([(next(labels), each) for each in kin]) for kin in _kin(spaces)]
 
 
 def remarks_on(families: Sequence[Family]) -> list[Check]:
-    """What is odd about single key spaces."""
+    """Return warnings about single key spaces."""
     return [
         warned(f"key space {member.label}", remark)
         for family in families
@@ -54,14 +54,14 @@ def remarks_on(families: Sequence[Family]) -> list[Check]:
 
 
 def difference(field: str, one: KeySpace, other: KeySpace) -> Difference:
-    """Of a field in which they differ."""
-    told = explain(field, one, other)
+    """Return the explained difference in `field`."""
+    explanation = explain(field, one, other)
     return Difference(
         field=field,
         values=(getattr(one, field), getattr(other, field)),
-        verdict=told.verdict,
-        why=told.why,
-        change=told.change,
+        verdict=explanation.verdict,
+        why=explanation.why,
+        change=explanation.change,
     )
 
 
@@ -71,10 +71,10 @@ def _labels() -> Iterator[str]:
             yield "".join(letters)
 
 
-def _kin(sightings: Sequence[LocatedSpace]) -> list[list[LocatedSpace]]:
-    """By name or weights: who has either in common with one of a family belongs to it."""
+def _kin(spaces: Sequence[LocatedSpace]) -> list[list[LocatedSpace]]:
+    """Group key spaces that have the name or the weights in common with one of their group."""
     families: list[tuple[set[str], list[LocatedSpace]]] = []
-    for each in sightings:
+    for each in spaces:
         marks = {f"model {each.space.model}"}
         if weights := checkpoint(each.space):
             marks.add(f"weights {weights}")
@@ -87,7 +87,7 @@ def _kin(sightings: Sequence[LocatedSpace]) -> list[list[LocatedSpace]]:
             else:
                 apart.append((known, kin))
         families = [*apart, (marks, members)]
-    order = {id(each): number for number, each in enumerate(sightings)}
+    order = {id(each): number for number, each in enumerate(spaces)}
     found = [sorted(kin, key=lambda each: order[id(each)]) for _, kin in families]
     return sorted(found, key=lambda kin: order[id(kin[0])])
 
@@ -135,9 +135,10 @@ def _conclude(
     if None not in (one.witness, other.witness) and one.witness != other.witness:
         return (
             Verdict.CHANGE,
-            "the same key space, verified with two secrets: give every engine the same key_file",
+            "the same key space, verified with different secrets: give every engine the same "
+            "key_file",
         )
-    return None, "the same key space: engines share it where they name the same place"
+    return None, "the same key space: engines share it if they use the same place"
 
 
 def _differ(fields: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""One run of `kvtier doctor`: every place and every setting, each within its time.
+"""One run of `kvtier doctor`: checks settings, machine, storage and key spaces.
 
-Why within: a dead mount never answers, and a person who asks what is wrong must be told just
-that. Invariant: whatever hangs, a run ends; what did not answer is a failed check.
+Each place has a time limit, because a dead mount never answers, and that is what the user has to
+know. Invariant: a run always ends; a place that did not answer in time is a failed check.
 """
 
 import importlib.metadata
@@ -29,11 +29,14 @@ from kvtier.settings.sizes import approximate_size
 from kvtier.tiers.shared.manifest import manifest_of
 
 _SHARE: Final = 0.9
-"""Of a limit: an engine has weights and buffers of its own."""
+"""Share of the limit up to which the RAM tier is fine; the engine needs the rest."""
+ANSWER_S: Final = 20.0
+"""Time limit for one place. A bucket's requests have their own, shorter limits."""
+OnPlace = Callable[[str], None]
 
 
 def settings_check(resolved: Resolved) -> Check:
-    """What is set, and where it comes from."""
+    """Return a check that lists the settings and their sources."""
     given = [
         f"{option.name} {option.format(found.value)} ({found.origin})"
         for option in OPTIONS
@@ -43,7 +46,7 @@ def settings_check(resolved: Resolved) -> Check:
 
 
 def ram_check(ram: RamSettings, probes: Probes | None = None) -> Check:
-    """Against this machine, its container, and what is free now."""
+    """Check the RAM tier's size against the machine, its container, and the free memory."""
     probes = probes or Probes()
     size = approximate_size(ram.capacity)
     limit_bytes = _limit_bytes(probes)
@@ -52,18 +55,18 @@ def ram_check(ram: RamSettings, probes: Probes | None = None) -> Check:
     except InvalidSettings as error:
         if limit_bytes is None or ram.capacity > limit_bytes:
             return failed("ram.capacity", str(error))
-        # An engine that runs here with these settings has taken its memory already.
-        return warned("ram.capacity", str(error), "Nothing, if such an engine runs here now.")
+        # An engine that runs here with these settings has allocated its memory already.
+        return warned("ram.capacity", str(error), "Ignore this if such an engine is running here.")
     if limit_bytes is None:
         return fine("ram.capacity", size)
-    told = f"{size} of the {approximate_size(limit_bytes)} that this machine or container may use"
+    text = f"{size} of the {approximate_size(limit_bytes)} that this machine or container may use"
     if ram.capacity > _SHARE * limit_bytes:
-        return warned("ram.capacity", f"{told}: little is left for the engine", "Make it smaller.")
-    return fine("ram.capacity", told)
+        return warned("ram.capacity", f"{text}: little is left for the engine", "Make it smaller.")
+    return fine("ram.capacity", text)
 
 
 def version_checks() -> list[Check]:
-    """Of this Python environment, read from metadata: no engine is imported."""
+    """Check the versions in this Python environment from metadata, without importing an engine."""
     try:
         ours = importlib.metadata.version("kvtier")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
@@ -71,7 +74,7 @@ def version_checks() -> list[Check]:
     found = [fine("versions", f"kvtier {ours}, Python {platform.python_version()}")]
     try:
         installed = versions.installed()
-    except InvalidSettings as error:  # an evictor's host needs none
+    except InvalidSettings as error:  # only a warning: an evictor's host needs no vLLM
         return [*found, warned("vllm", str(error))]
     try:
         versions.supported(installed)
@@ -81,31 +84,23 @@ def version_checks() -> list[Check]:
 
 
 def seed_check(env: Mapping[str, str] = os.environ) -> Check:
-    """Whether replicas give the same prompt the same keys."""
+    """Say whether replicas give the same prompt the same keys, according to PYTHONHASHSEED."""
     seed = env.get("PYTHONHASHSEED")
     if seed is not None:
-        told = f"{seed} here; engines share only with those that have the same"
+        text = f"{seed} here; engines share only with those that have the same value"
     else:
-        told = (
-            "not set, nor may it be on other replicas: right with sha256 (the default); with "
-            "--prefix-caching-hash-algo xxhash no two engines share until it is set, to the same "
-            "value on all"
+        text = (
+            "not set, which is right with sha256 (the default) if no other replica sets it; with "
+            "--prefix-caching-hash-algo xxhash, engines share only if all set it to the same value"
         )
-    return fine("PYTHONHASHSEED", told)
+    return fine("PYTHONHASHSEED", text)
 
 
 def _limit_bytes(probes: Probes) -> int | None:
-    """What may be used at most; None where nobody tells."""
+    """Return the memory of the machine or its container; None if unknown."""
     total_bytes, _ = machine.memory_bytes(probes)
     limits = [total_bytes, machine.cgroup_limit_bytes(probes)]
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-ANSWER_S: Final = 20.0
-"""For one place to answer. A bucket's requests have their own, shorter limits."""
-
-
-Tell = Callable[[str], None]
 
 
 class _ConfiguredTier(NamedTuple):
@@ -117,34 +112,35 @@ class _ConfiguredTier(NamedTuple):
     key_file: str | None = None
 
 
-def examine_places(places: Sequence[str], tell: Tell, answer_s: float = ANSWER_S) -> Diagnosis:
-    """What keeps apart the key spaces in `places`; `tell` hears what is asked next."""
-    return _finish([], [_read(place, tell, answer_s) for place in places])
+def examine_places(
+    places: Sequence[str], on_place: OnPlace, answer_s: float = ANSWER_S
+) -> Diagnosis:
+    """Compare the key spaces in `places`; call `on_place` before each place."""
+    return _finish([], [_read(place, on_place, answer_s) for place in places])
 
 
 def examine(
-    resolved: Resolved | InvalidSettings, tell: Tell, answer_s: float = ANSWER_S
+    resolved: Resolved | InvalidSettings, on_place: OnPlace, answer_s: float = ANSWER_S
 ) -> Diagnosis:
-    """Settings, machine, storage, and the key spaces there.
+    """Check settings, machine and storage, and compare the key spaces in that storage.
 
-    Of settings that are wrong only that is told, and what does not depend on them.
+    For invalid settings, report the error and the checks that do not depend on them.
     """
     checks = [*version_checks(), seed_check()]
     if isinstance(resolved, InvalidSettings):
         return report_of([failed("settings", str(resolved)), *checks], [])
     settings = resolved.settings
     checks = [settings_check(resolved), *checks, ram_check(settings.ram)]
-    readings = []
+    contents = []
     for tier in _tiers(settings):
-        tell(tier.place)
+        on_place(tier.place)
         found, answered = _bounded(tier.setting, tier.checks, answer_s)
         checks += found
         if answered and ("://" in tier.place or Path(tier.place).exists()):
-            reading = _read(tier.place, tell, answer_s)
-            readings.append(
-                PlaceContents(reading.sightings, [*reading.checks, *_secrets(tier, reading)])
-            )
-    return _finish(checks, readings)
+            read = _read(tier.place, on_place, answer_s)
+            secrets = _secrets(tier, read)
+            contents.append(PlaceContents(read.spaces, [*read.checks, *secrets]))
+    return _finish(checks, contents)
 
 
 def _tiers(settings: Settings) -> list[_ConfiguredTier]:
@@ -164,7 +160,7 @@ def _tiers(settings: Settings) -> list[_ConfiguredTier]:
 def _bounded(
     topic: str, work: Callable[[], Iterable[Check]], answer_s: float
 ) -> tuple[list[Check], bool]:
-    """The checks that came in time, and whether the place can be used at all."""
+    """Run `work` with a time limit; return its checks, and whether the place can be used."""
     found: list[Check] = []
     is_abandoned = threading.Event()
 
@@ -180,49 +176,49 @@ def _bounded(
         is_abandoned.set()
         raise
     except TimeoutError as error:
-        fix = "See whether what it names is mounted and alive, or leave the tier out."
+        fix = "Check that the storage is mounted and answers, or remove the tier."
         return [*found, failed(topic, str(error), fix)], False
     except InvalidSettings as error:
         return [*found, failed(topic, str(error))], False
     except OSError as error:
         reason = error.strerror or str(error)
-        fix = "Name a place that this user or these credentials may list, read and write."
+        fix = "Use a place that this user or these credentials may list, read and write."
         return [*found, failed(topic, f"cannot be used ({reason})", fix)], False
     return found, True
 
 
-def _read(place: str, tell: Tell, answer_s: float) -> PlaceContents:
-    tell(place)
+def _read(place: str, on_place: OnPlace, answer_s: float) -> PlaceContents:
+    on_place(place)
     try:
         return within(answer_s, partial(read_place, place), lambda _: None)
     except TimeoutError as error:
-        fix = "See whether it is mounted and alive."
+        fix = "Check that it is mounted and answers."
         return PlaceContents([], [failed(place, str(error), fix)])
 
 
-def _secrets(tier: _ConfiguredTier, reading: PlaceContents) -> list[Check]:
-    """Key spaces whose blocks these settings cannot verify."""
+def _secrets(tier: _ConfiguredTier, found: PlaceContents) -> list[Check]:
+    """Return warnings about key spaces whose blocks these settings cannot verify."""
     try:
         checksum = checksum_for(Path(tier.key_file) if tier.key_file else None)
     except InvalidSettings:
-        return []  # told already
+        return []  # reported already
     setting = f"{tier.setting.partition('.')[0]}.key_file"
     return [
         warned(
             setting,
-            f"{each.name} is verified with another secret, or one with none: an engine of "
-            "this model would refuse to start with these settings",
+            f"{each.name} uses a different secret than these settings, or only one of them has a "
+            "secret: an engine of this model would refuse to start with these settings",
             f"Give every engine of the store the same {setting}.",
         )
-        for each in reading.sightings
+        for each in found.spaces
         if each.witness not in (None, manifest_of(each.space, checksum).witness)
     ]
 
 
-def _finish(checks: list[Check], readings: Sequence[PlaceContents]) -> Diagnosis:
-    sightings: list[LocatedSpace] = []
-    for reading in readings:
-        sightings += reading.sightings
-        checks = [*checks, *reading.checks]
-    families = compare(sightings)
+def _finish(checks: list[Check], contents: Sequence[PlaceContents]) -> Diagnosis:
+    spaces: list[LocatedSpace] = []
+    for found in contents:
+        spaces += found.spaces
+        checks = [*checks, *found.checks]
+    families = compare(spaces)
     return report_of([*checks, *remarks_on(families)], families)

@@ -1,7 +1,7 @@
-"""Why a field keeps two key spaces apart, and what to change so that it does not.
+"""Explains why a field keeps two key spaces apart, and what to change.
 
-Why it exists: a difference that nobody can explain looks like a broken cache. Invariant: every
-field of `KeySpace` has its explanation in EXPLANATIONS; a new field without one fails a test.
+Without an explanation, key spaces that do not match look like a broken cache. Invariant: every
+field of `KeySpace` has an explanation in EXPLANATIONS; a test fails for a new field without one.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,22 +21,22 @@ from kvtier.diagnosis.shapes import (
 )
 
 NO_WEIGHTS: Final = "dummy"
-"""In place of a digest: the engine made its weights up."""
+"""Recorded instead of a digest by an engine with random weights (--load-format dummy)."""
 _RANDOM: Final = "random"
 
 
 def explain(field: str, one: KeySpace, other: KeySpace) -> Explanation:
-    """Why `field`, which differs, keeps the two apart. KeyError where there is no such field."""
+    """Explain the difference in `field`. Raises KeyError for an unknown field."""
     return EXPLANATIONS[field](one, other)
 
 
 def remarks(space: KeySpace) -> list[str]:
-    """What is odd about one key space, whatever it is compared with; each with the fix."""
+    """Return warnings about a single key space, each with the fix."""
     found = []
     if space.hash_seed.startswith(_RANDOM):
         found.append(
-            "hash_seed: the engine drew a random seed, so that nobody else ever asks for these "
-            f"blocks, not even the same engine after a restart. {_SEED_FIX}"
+            "hash_seed: the engine drew a random seed, so these blocks are never requested by any "
+            f"other engine, or by the same one after a restart. {_SEED_FIX}"
         )
     named = {
         "hash_algorithm": [space.hash_algorithm],
@@ -50,7 +50,7 @@ def remarks(space: KeySpace) -> list[str]:
 
 
 def checkpoint(space: KeySpace) -> str | None:
-    """The digest of its weight files; None where there are none or they were not found."""
+    """Return the digest of the weight files; None if the engine had or found none."""
     digest = space.weights.split(" ")[0]
     return None if digest in (UNKNOWN, NO_WEIGHTS, "") else digest
 
@@ -65,10 +65,10 @@ def _engine(one: KeySpace, other: KeySpace) -> Explanation:
     del one, other
     return Explanation(
         Verdict.CHANGE,
-        "Two versions of an engine may place a block's bytes differently, or compute them with "
+        "Two versions of an engine may arrange a block's bytes differently, or compute them with "
         "other kernels.",
         "Run one version on all replicas. During an upgrade each version fills its own key "
-        "space; `kvtier evict` ages the old one out.",
+        "space; `kvtier evict` removes the old one over time.",
     )
 
 
@@ -76,14 +76,14 @@ def _model(one: KeySpace, other: KeySpace) -> Explanation:
     if checkpoint(one) is not None and checkpoint(one) == checkpoint(other):
         return Explanation(
             Verdict.CHANGE,
-            "The weights are the same, but the engines were given different names or paths for "
-            "the model, and names are compared as they are given.",
+            "The weights are the same, but the engines were started with different names or paths "
+            "of the model, and names are compared literally.",
             "Start every engine with the same name: the hub's name, or the same path, mounted "
             "at the same place in every container.",
         )
     return Explanation(
         Verdict.NEVER,
-        "They are different models: nothing of one means anything to the other.",
+        "They are different models, whose blocks have nothing in common.",
         "Nothing, unless one of them was meant to run the other's model.",
     )
 
@@ -92,20 +92,20 @@ def _revision(one: KeySpace, other: KeySpace) -> Explanation:
     if "unresolved" in (one.revision, other.revision):
         return Explanation(
             Verdict.CHANGE,
-            "One engine did not find the model's files in its hub cache, so that its revision is "
-            "only a name.",
-            "Let both find the files: the same HF_HOME or --download-dir, filled before the "
-            "engine starts; then the commit is known.",
+            "One engine did not find the model's files in its hub cache, so its revision is only a "
+            "name.",
+            "Give both the same HF_HOME or --download-dir, filled before the engine starts, so "
+            "that the commit is known.",
         )
     if checkpoint(one) is not None and checkpoint(one) == checkpoint(other):
         return Explanation(
             Verdict.CHANGE,
-            "The weights are the same, but the engines call their revision differently.",
+            "The weights are the same, but the engines name their revision differently.",
             "Start every engine with the same --revision, or with the same folder.",
         )
     return Explanation(
         Verdict.NEVER,
-        "Another revision of a model is another checkpoint: its blocks are other numbers.",
+        "Another revision of a model is another checkpoint with different blocks.",
         "Start both with the same --revision.",
     )
 
@@ -120,19 +120,19 @@ def _weights(one: KeySpace, other: KeySpace) -> Explanation:
         dummy = NO_WEIGHTS in (files, other_files)
         return Explanation(
             Verdict.NEVER,
-            "One engine made its weights up (--load-format dummy)."
+            "One engine has random weights (--load-format dummy)."
             if dummy
-            else "The weight files are not the same: another checkpoint, another revision, or a "
-            "converted or quantized copy. Its blocks are other numbers.",
+            else "The weight files differ: another checkpoint, another revision, or a converted or "
+            "quantized copy. Their blocks differ too.",
             "Serve the same files on both. If they should be the same, compare names, sizes and "
-            "config.json of the two folders: the digest covers them all.",
+            "config.json of the two folders: the digest covers all of them.",
         )
     if causes := differing(one, other, "dtype"):
         return follows(causes, "Its second part is a digest of settings that change the bytes.")
     return Explanation(
         Verdict.CHANGE,
-        "The weight files are the same; what differs is a setting of the engine that changes "
-        "the bytes, or the model's own configuration.",
+        "The weight files are the same, but a setting of the engine that changes the bytes "
+        "differs, or the model's own configuration.",
         "Compare the two command lines: --dtype, --quantization, --hf-overrides, --load-format, "
         "--model-loader-extra-config, the attention backend, --mamba-cache-dtype, "
         "--mamba-ssm-cache-dtype, --mamba-cache-mode.",
@@ -142,8 +142,8 @@ def _weights(one: KeySpace, other: KeySpace) -> Explanation:
 def _dtype(one: KeySpace, other: KeySpace) -> Explanation:
     return Explanation(
         Verdict.NEVER,
-        f"Blocks of {one.dtype} and of {other.dtype} are other bytes, and converting one into "
-        "the other would change answers.",
+        f"Blocks of {one.dtype} and {other.dtype} have different bytes, and converting them would "
+        "change answers.",
         "Start both with the same --dtype and --kv-cache-dtype.",
     )
 
@@ -153,7 +153,7 @@ def _hash_algorithm(one: KeySpace, other: KeySpace) -> Explanation:
         return unknown()
     return Explanation(
         Verdict.CHANGE,
-        f"The same prompt has other keys: {one.hash_algorithm} against {other.hash_algorithm}.",
+        f"The same prompt has different keys with {one.hash_algorithm} and {other.hash_algorithm}.",
         "Start both with the same --prefix-caching-hash-algo; sha256 is the default and needs "
         "no seed.",
     )
@@ -163,32 +163,35 @@ def _hash_seed(one: KeySpace, other: KeySpace) -> Explanation:
     if any(space.hash_seed.startswith(_RANDOM) for space in (one, other)):
         why = (
             "Block hashes start from a seed, and with xxhash an engine draws a random one for "
-            "each process: the same prompt has other keys in each."
+            "each process, so the same prompt has different keys in each."
         )
     elif causes := differing(one, other, "hash_algorithm"):
         return follows(causes, "Each algorithm starts from a seed of its own.")
     else:
-        why = "Block hashes start from a seed, so that the same prompt has other keys."
+        why = "Block hashes start from a seed, so the same prompt has different keys."
     return Explanation(
         Verdict.CHANGE,
         why,
-        "PYTHONHASHSEED must be set to the same value on all replicas, or on none with sha256 "
+        "Set PYTHONHASHSEED to the same value on all replicas, or to none if they use sha256 "
         "(--prefix-caching-hash-algo sha256).",
     )
 
 
 def _isa(one: KeySpace, other: KeySpace) -> Explanation:
     if one.isa.split(" ")[0] != other.isa.split(" ")[0]:
-        why = "Each platform places and rounds the numbers of a block in its own way."
+        why = "Each platform arranges and rounds the numbers of a block differently."
     elif one.isa.startswith("cpu"):
         why = "On CPUs the engine packs blocks for the widest instruction set it finds."
     else:
-        why = "Devices of another capability run other kernels, which place and round differently."
+        why = (
+            "Devices of different capabilities run different kernels, which arrange and round "
+            "numbers differently."
+        )
     return Explanation(
         Verdict.NEVER,
         why,
-        "Only equal hardware shares: keep the replicas of a store on nodes of one kind "
-        "(a node selector, a node pool), or give each kind a store.",
+        "Only equal hardware can share: run the replicas of a store on nodes of one kind "
+        "(a node selector, a node pool), or give each kind its own store.",
     )
 
 

@@ -1,7 +1,7 @@
-"""The key spaces in whatever a person names.
+"""Reads the key spaces of a place.
 
-That is a shared folder, a bucket, a disk tier's folder, one key space of a store, or a manifest
-on its own. Invariant: a place is only read; what cannot be read is told and stops nothing else.
+A place is a shared folder, a bucket, a disk tier's folder, one key space of a store, or a single
+manifest. Invariant: a place is only read. What cannot be read is reported as a failed check.
 """
 
 import re
@@ -26,16 +26,16 @@ _REPLICA = re.compile(r"replica-\d+")
 
 
 class PlaceContents(NamedTuple):
-    """What one place holds."""
+    """The key spaces of one place, and the checks made while reading them."""
 
-    sightings: list[LocatedSpace]
+    spaces: list[LocatedSpace]
     checks: list[Check]
 
 
 def read_place(place: str) -> PlaceContents:
-    """Look into it. Costs a few calls, or requests, a key space.
+    """Read the key spaces of a place, with a few system calls or requests per key space.
 
-    A place that cannot be read at all is a failed check as well.
+    A place that cannot be read gives a failed check.
     """
     shown = printable(place)
     try:
@@ -63,7 +63,7 @@ def _look(place: str, view: View) -> PlaceContents:
         return _gather(place, found, f"a disk tier of {len(replicas)} replicas")
     judged = [_judged(view, name) for name in space_names(view)]
     what = "a bucket" if is_url(view.place) else "a shared folder"
-    return _gather(place, [_sighting(place, each) for each in judged], what)
+    return _gather(place, [_located(place, each) for each in judged], what)
 
 
 def _judged(view: View, name: str) -> FoundSpace:
@@ -82,7 +82,7 @@ def _file(folder: Path, name: str, place: str) -> LocatedSpace | Check:
 
 
 def _manifest(view: View, name: str, place: str) -> LocatedSpace | Check:
-    """Of a shared key space or of a disk tier, wherever it lies."""
+    """Read the manifest of a shared key space or of a disk tier."""
     try:
         raw = view.read(name, MANIFEST_BYTES_MAX)
         if raw is None:
@@ -95,7 +95,7 @@ def _manifest(view: View, name: str, place: str) -> LocatedSpace | Check:
 
 
 def _parsed(raw: bytes, place: str) -> LocatedSpace:
-    """Raises InvalidSettings where it is neither kind of manifest."""
+    """Parse either kind of manifest. Raises InvalidSettings for anything else."""
     try:
         found = parse_manifest(raw)
         return LocatedSpace(place, space_folder(found.space), found.space, found.witness)
@@ -103,32 +103,32 @@ def _parsed(raw: bytes, place: str) -> LocatedSpace:
         try:
             space = msgspec.json.decode(raw, type=SlabManifest).space
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            pass  # what is wrong with it as a store's is the better answer
+            pass  # the error of the store's format is the more helpful one
         else:
             return LocatedSpace(place, space_folder(space), space)
         raise
 
 
-def _sighting(place: str, found: FoundSpace) -> LocatedSpace | Check:
+def _located(place: str, found: FoundSpace) -> LocatedSpace | Check:
     if found.manifest is None:
         return failed(
             place,
             f"{printable(found.name)}: its {MANIFEST_NAME} {found.mistake}",
-            "Engines refuse this key space: `kvtier fsck` tells more; remove the folder if nobody "
-            "uses it.",
+            "Engines refuse this key space: `kvtier fsck` says more; remove the folder if it is "
+            "not used.",
         )
     return LocatedSpace(place, found.name, found.manifest.space, found.manifest.witness)
 
 
 def _gather(place: str, found: list[LocatedSpace | Check], what: str) -> PlaceContents:
-    """Equal key spaces of one place, as replicas have them on disk, count once."""
-    sightings: dict[str, LocatedSpace] = {}
+    """Combine what was found in a place; equal key spaces, as of several replicas, count once."""
+    spaces: dict[str, LocatedSpace] = {}
     wrong = []
     for each in found:
         if isinstance(each, Check):
             wrong.append(each)
         else:
-            sightings.setdefault(each.space.digest, each)
-    count = len(sightings)
-    told = f"{what} with {count or 'no'} key space{'' if count == 1 else 's'}"
-    return PlaceContents(list(sightings.values()), [fine(place, told), *wrong])
+            spaces.setdefault(each.space.digest, each)
+    count = len(spaces)
+    text = f"{what} with {count or 'no'} key space{'' if count == 1 else 's'}"
+    return PlaceContents(list(spaces.values()), [fine(place, text), *wrong])

@@ -1,6 +1,6 @@
-"""What a diagnosis found: the same for people and for programs.
+"""The report of a diagnosis.
 
-Invariant: fields of format 1 are only ever added.
+`kvtier doctor --json` prints it. Invariant: fields of format 1 are only ever added.
 """
 
 from enum import Enum
@@ -10,66 +10,65 @@ import msgspec
 
 from kvtier.blocks.key import KeySpace
 
-
-class Verdict(Enum):
-    """What can be done about a difference."""
-
-    CHANGE = "change"
-    """Engines that are started otherwise share."""
-    NEVER = "never"
-    """The bytes are others: whoever wants to share has to run the same."""
-    FOLLOWS = "follows"
-    """Nothing by itself: it is equal as soon as another field is."""
-
-
 FORMAT: Final = 1
 
 
+class Verdict(Enum):
+    """Whether a difference can be removed."""
+
+    CHANGE = "change"
+    """Engines share once they are started with other settings."""
+    NEVER = "never"
+    """The bytes differ: engines have to run the same model, type or hardware to share."""
+    FOLLOWS = "follows"
+    """A consequence: the field is equal once another field is."""
+
+
 class Status(Enum):
-    """How bad it is."""
+    """The severity of a check's result."""
 
     OK = "ok"
     WARN = "warn"
-    """It works, and something about it will surprise."""
+    """It works, but may have unexpected effects."""
     FAIL = "fail"
     """An engine would not start, or would have no hits."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     topic: str
-    """A setting, or what else was looked at."""
+    """The setting, place or other thing that was checked."""
     status: Status
     told: str
-    """What was found; of a refusal also the fix."""
+    """What was found; error messages include the fix."""
     fix: str | None = None
-    """What to do, where `told` does not say it."""
+    """What to do, if `told` does not say it."""
 
 
 def fine(topic: str, told: str) -> Check:
-    """Nothing to do."""
+    """Return a check with status OK."""
     return Check(topic=topic, status=Status.OK, told=told)
 
 
 def warned(topic: str, told: str, fix: str | None = None) -> Check:
-    """To be known. What `told` begins with, as errors do, is not said twice."""
+    """Return a check with status WARN; a leading `topic: ` in `told` is removed."""
     return Check(topic=topic, status=Status.WARN, told=told.removeprefix(f"{topic}: "), fix=fix)
 
 
 def failed(topic: str, told: str, fix: str | None = None) -> Check:
-    """To be put right. As `warned`."""
+    """Return a check with status FAIL; a leading `topic: ` in `told` is removed."""
     return Check(topic=topic, status=Status.FAIL, told=told.removeprefix(f"{topic}: "), fix=fix)
 
 
 class FamilyMember(msgspec.Struct, frozen=True, kw_only=True):
-    """A key space that was found."""
+    """A key space of a family."""
 
     label: str
-    """A letter, to speak of it."""
+    """Letters that identify it in this report."""
     place: str
     name: str
-    """Of its folder in a store."""
+    """Name of its folder in a store."""
     space: KeySpace
 
 
@@ -84,19 +83,19 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpacePair(msgspec.Struct, frozen=True, kw_only=True):
-    """Two key spaces of one model."""
+    """The comparison of two key spaces of one family."""
 
     one: str
-    """Label."""
+    """Label of the first; `other` that of the second."""
     other: str
     verdict: Verdict | None
-    """`never` where one difference is that; None where nothing differs."""
+    """`never` if any difference is; None without differences."""
     conclusion: str
     differences: list[Difference]
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """Key spaces of one model, by its name or by its weights."""
+    """Key spaces of one model, identified by its name or its weights."""
 
     models: list[str]
     members: list[FamilyMember]
@@ -105,16 +104,16 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one run of `kvtier doctor`."""
+    """The report of one run of `kvtier doctor`."""
 
     format: int = FORMAT
     ok: bool
-    """Nothing fails."""
+    """Whether no check failed."""
     checks: list[Check]
     families: list[Family]
 
 
 def report_of(checks: list[Check], families: list[Family]) -> Diagnosis:
-    """Sum it up."""
+    """Return the report with these checks and families."""
     fails = any(check.status is Status.FAIL for check in checks)
     return Diagnosis(ok=not fails, checks=checks, families=families)

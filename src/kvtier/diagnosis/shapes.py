@@ -1,6 +1,7 @@
-"""Fields of a key space that say how blocks are cut and how their bytes lie: why they matter.
+"""Explanations of the fields that say how blocks are divided and how their bytes are arranged.
 
-Each function explains one field that differs between `one` and `other`.
+Each function explains one field that differs between the key spaces `one` and `other`.
+`explanations` has those of the other fields.
 """
 
 from typing import Final, NamedTuple
@@ -9,23 +10,25 @@ from kvtier.blocks.key import KeySpace
 from kvtier.diagnosis.report import Verdict
 
 UNKNOWN: Final = "unknown"
-"""What an engine writes where it could not find out."""
-
-
+"""What an engine records for a value that it could not determine."""
 UNKNOWN_WHY: Final = (
-    "the engine could not find out its own configuration when it started, and what is unknown "
-    "is not taken to be equal."
+    "the engine could not determine its own configuration when it started, and unknown values "
+    "never count as equal."
 )
-
-
 UNKNOWN_FIX: Final = (
-    "Look for the warning of kvtier in that engine's log; start it with `kvtier serve` or with "
-    "vLLM's own server, of a supported version, and with the model's files on this host."
+    "See kvtier's warning in that engine's log. Start it with `kvtier serve` or with the server "
+    "of a supported vLLM, and with the model's files on its host."
+)
+_DIRECT: Final = "direct"
+_BLOCK_COMPACT: Final = frozenset({"LBNHC", "LBHNC"})
+"""Layouts in which each head of a block is contiguous."""
+_FAMILY_FIX: Final = (
+    "Set VLLM_KV_CACHE_LAYOUT to LBNHC or LBHNC on both, where the backend has it. "
 )
 
 
 class Explanation(NamedTuple):
-    """An explanation in plain words."""
+    """An explanation of a difference, and what to change."""
 
     verdict: Verdict
     why: str
@@ -33,49 +36,37 @@ class Explanation(NamedTuple):
 
 
 def unknown() -> Explanation:
-    """Of a field that one of two engines did not know."""
+    """Explain a field that one of the engines could not determine."""
     return Explanation(Verdict.CHANGE, f"On one side {UNKNOWN_WHY}", UNKNOWN_FIX)
 
 
 def differing(one: KeySpace, other: KeySpace, *fields: str) -> list[str]:
-    """Which of `fields` differ."""
+    """Return those of `fields` that differ."""
     return [field for field in fields if getattr(one, field) != getattr(other, field)]
 
 
 def follows(causes: list[str], why: str) -> Explanation:
-    """Of a field that is equal as soon as `causes` are."""
+    """Explain a field that is equal once the fields `causes` are."""
     return Explanation(
         Verdict.FOLLOWS, why, f"Nothing by itself: it follows from {join_words(causes)}."
     )
 
 
 def join_words(words: list[str]) -> str:
-    """`a, b and c`."""
+    """Join words as in `a, b and c`."""
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
 
 
-_DIRECT: Final = "direct"
-
-
-_BLOCK_COMPACT: Final = frozenset({"LBNHC", "LBHNC"})
-"""Layouts in which the heads of a block can be told apart."""
-
-
-_FAMILY_FIX: Final = (
-    "Set VLLM_KV_CACHE_LAYOUT to LBNHC or LBHNC on both, where the backend has it. "
-)
-
-
 def layout(one: KeySpace, other: KeySpace) -> Explanation:
-    """The order of the numbers in a block, and between whom they are divided."""
+    """Explain the order of the numbers in a block, and how devices divide them."""
     words, other_words = one.layout.split(), other.layout.split()
     if UNKNOWN in (*words[:1], *other_words[:1]):
         return unknown()
     if words[:1] != other_words[:1]:
         return Explanation(
             Verdict.CHANGE,
-            f"The numbers of a block stand in another order: {one.layout} against "
-            f"{other.layout}. The attention backend chooses it.",
+            f"The numbers of a block are in a different order: {one.layout} and {other.layout}. "
+            "The attention backend chooses it.",
             "Set VLLM_KV_CACHE_LAYOUT to the same value on both, or choose the same attention "
             "backend.",
         )
@@ -83,7 +74,7 @@ def layout(one: KeySpace, other: KeySpace) -> Explanation:
         return Explanation(
             Verdict.CHANGE,
             "One engine writes blocks as its devices hold them (direct), the other in an order "
-            "that does not depend on how many devices there are (canonical).",
+            "that is independent of the number of devices (canonical).",
             _canonical_fix(one, other),
         )
     return Explanation(
@@ -95,22 +86,22 @@ def layout(one: KeySpace, other: KeySpace) -> Explanation:
 
 
 def _canonical_fix(one: KeySpace, other: KeySpace) -> str:
-    """How blocks come to be the same for any number of ranks, or what rules it out."""
+    """Say how to make blocks equal for any number of ranks, or why that is not possible."""
     for space in (one, other):
         divided = {word for word in space.layout.split() if word.startswith(("pcp", "dcp"))}
         if space.pp_size > 1 or divided - {"pcp1", "dcp1"}:
-            return "Pipeline and context parallelism rule out an order that all ranks share."
+            return "With pipeline or context parallelism, no order is the same for all ranks."
     layouts = {space.layout.split(" ")[0] for space in (one, other)}
     family = "" if layouts <= _BLOCK_COMPACT else _FAMILY_FIX
     return (
-        f'{family}Set "canonical_layout": true in kv_connector_extra_config of both, or take '
-        '"canonical_layout": false out, where the model allows it (whole KV heads on each rank); '
-        "with true, an engine that cannot says why when it starts."
+        f'{family}Set "canonical_layout": true in kv_connector_extra_config of both, or remove '
+        '"canonical_layout": false, if the model allows it (whole KV heads on each rank); '
+        "with true, an engine that cannot do it says why when it starts."
     )
 
 
 def block_bytes(one: KeySpace, other: KeySpace) -> Explanation:
-    """The size of a block."""
+    """Explain the size of a block."""
     why = "A block of one takes more bytes than a block of the other."
     causes = differing(
         one,
@@ -122,34 +113,34 @@ def block_bytes(one: KeySpace, other: KeySpace) -> Explanation:
         return follows(causes, why)
     return Explanation(
         Verdict.CHANGE,
-        f"{why} Nothing else differs, so that the engines pad or divide their memory differently.",
+        f"{why} Nothing else differs, so the engines pad or divide their memory differently.",
         "Start both with the same --block-size and the same attention backend.",
     )
 
 
 def blocks_per_chunk(one: KeySpace, other: KeySpace) -> Explanation:
-    """How many of the engine's blocks one stored block stands for."""
+    """Explain how many blocks of the engine a stored block contains."""
     return Explanation(
         Verdict.CHANGE,
-        f"One stored block stands for {one.blocks_per_chunk} blocks of the engine here and for "
-        f"{other.blocks_per_chunk} there, so that they are cut at other tokens.",
+        f"A stored block contains {one.blocks_per_chunk} blocks of the engine here and "
+        f"{other.blocks_per_chunk} there, so blocks begin at different tokens.",
         "Give both the same blocks_per_chunk (or block_size) in kv_connector_extra_config.",
     )
 
 
 def tokens_per_hash(one: KeySpace, other: KeySpace) -> Explanation:
-    """How often a prompt is hashed."""
+    """Explain the number of tokens per hash."""
     return Explanation(
         Verdict.CHANGE,
         f"Prompts are hashed every {one.tokens_per_hash} tokens here and every "
-        f"{other.tokens_per_hash} there, so that the same prompt has other keys.",
-        "Start both with the same --block-size; where neither gives one, with the same attention "
-        "backend, which chooses it.",
+        f"{other.tokens_per_hash} there, so the same prompt has different keys.",
+        "Start both with the same --block-size; without one, with the same attention backend, "
+        "which chooses it.",
     )
 
 
 def groups(one: KeySpace, other: KeySpace) -> Explanation:
-    """Which layers, and how many tokens, a block of each group holds."""
+    """Explain which layers and how many tokens the blocks of each group hold."""
     tokens, other_tokens = (
         [group.tokens_per_block for group in space.groups] for space in (one, other)
     )
@@ -168,22 +159,22 @@ def groups(one: KeySpace, other: KeySpace) -> Explanation:
             "Start both with the same --block-size.",
         )
     if causes := differing(one, other, "pp_size"):
-        return follows(causes, "The blocks hold other layers.")
+        return follows(causes, "The blocks hold different layers.")
     return Explanation(
         Verdict.CHANGE,
-        "The blocks hold other layers, or the same ones in another order.",
+        "The blocks hold different layers, or the same ones in a different order.",
         "Start both with the same model options and the same engine version; a draft model "
         "(--speculative-config) adds layers of its own.",
     )
 
 
 def _is_rearranged(one: KeySpace, other: KeySpace) -> bool:
-    """Whether one is canonical, where all sizes are 1, and the other is not."""
+    """Return True if only one of them is canonical, which makes its sizes 1."""
     return one.layout.split()[1:2] != other.layout.split()[1:2]
 
 
 def world_size(one: KeySpace, other: KeySpace) -> Explanation:
-    """Between how many workers a block is divided."""
+    """Explain the number of workers that a block is divided between."""
     why = f"A block is divided between {one.world_size} workers here and {other.world_size} there."
     if causes := differing(one, other, "tp_size", "pp_size", "layout"):
         return follows(causes, why)
@@ -191,8 +182,8 @@ def world_size(one: KeySpace, other: KeySpace) -> Explanation:
 
 
 def tp_size(one: KeySpace, other: KeySpace) -> Explanation:
-    """The same, by heads."""
-    why = f"Blocks are divided per rank: {one.tp_size} ranks against {other.tp_size}."
+    """Explain the number of ranks that a block's heads are divided between."""
+    why = f"Blocks are divided per rank: {one.tp_size} here, {other.tp_size} there."
     if _is_rearranged(one, other):
         return follows(["layout"], why)
     same = "Otherwise start both with the same --tensor-parallel-size."
@@ -202,7 +193,7 @@ def tp_size(one: KeySpace, other: KeySpace) -> Explanation:
 
 
 def pp_size(one: KeySpace, other: KeySpace) -> Explanation:
-    """The same, by layers."""
+    """Explain the number of stages that a block's layers are divided between."""
     why = f"A block's layers are divided into {one.pp_size} stages here, {other.pp_size} there."
     if _is_rearranged(one, other):
         return follows(["layout"], why)

@@ -1,7 +1,8 @@
-"""Whether the places that the settings name can do what their tiers need.
+"""Checks whether the places in the settings can do what their tiers need.
 
-What can be asked of the code that opens a tier is asked of that. Invariant: nothing is left
-behind, and no folder is made: what does not exist yet is judged by the folder above.
+Wherever possible, the checks use the code that opens the tier. Invariants: nothing is left behind
+and no folder is created; for a folder that does not exist yet its parent is checked. File systems
+that are not listed here are not judged.
 """
 
 import os
@@ -27,36 +28,37 @@ from kvtier.tiers.shared.folder import ProbedFolder, open_root
 from kvtier.tiers.shared.store import TemporaryNames
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-
-
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-
-
 _MEMORY: Final = frozenset({"tmpfs", "ramfs"})
-
-
 _NETWORK: Final = frozenset(
     {"nfs", "nfs4", "ceph", "lustre", "cifs", "smb3", "9p", "gpfs", "beegfs"}
 )
-
-
 _BUCKETS: Final = frozenset(
     f"fuse.{name}"
     for name in ("s3fs", "gcsfuse", "goofys", "rclone", "mountpoint-s3", "blobfuse", "blobfuse2")
 )
+SKEW_S: Final = 5.0
+"""Tolerated difference between the store's clock and this host's. Only displayed ages suffer."""
+ORPHAN_S: Final = 3600.0
+"""Age from which a temporary file counts as left behind; no write takes an hour."""
+LOOK_FILES: Final = 50_000
+LOOK_S: Final = 3.0
+"""Bounds of the search for temporary files; walking a large store is left to `kvtier evict`."""
+_FREE_SHARE: Final = 0.05
+_INODES: Final = 1000
 
 
 class Mount(NamedTuple):
-    """One line of the kernel's table."""
+    """A mount from the kernel's table."""
 
     point: str
     kind: str
-    """As `ext4`, `nfs4`, `fuse.s3fs`."""
+    """Type of the file system, such as `ext4`, `nfs4` or `fuse.s3fs`."""
     options: frozenset[str]
 
 
 def mount_of(path: Path, table: Path = _MOUNTS) -> Mount | None:
-    """Where `path` is; None where the kernel does not tell. Raises OSError for a dead mount."""
+    """Return the mount that contains `path`; None if unknown. Raises OSError for a dead mount."""
     try:
         lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -65,7 +67,7 @@ def mount_of(path: Path, table: Path = _MOUNTS) -> Mount | None:
     found = None
     for line in lines:
         mount = _parse(line)
-        # Of two mounts on one point the later one is seen.
+        # Of two mounts on one point, the later one is visible.
         if mount is None or not _is_below(real, mount.point):
             continue
         if found is None or len(mount.point) >= len(found.point):
@@ -74,52 +76,56 @@ def mount_of(path: Path, table: Path = _MOUNTS) -> Mount | None:
 
 
 def shared_warning(mount: Mount) -> str | None:
-    """Why a shared folder should not be here, and what to do; None where nothing is known."""
+    """Return why a shared folder should not be on this mount and the fix; None if it is fine."""
     kind = mount.kind
     if kind in _MEMORY:
-        return "this is the memory of one machine: no other sees it and a restart empties it; " + (
-            "mount storage that all nodes see"
+        return (
+            "this is the memory of one machine, which others cannot see and a restart empties; "
+            "mount storage that all nodes can see"
         )
     if kind == "overlay":
         return (
-            "this is a container's own layer: no other sees it and it goes with the container; "
-            + ("mount a volume there")
+            "this is a container's own layer, which others cannot see and which is removed with "
+            "the container; mount a volume there"
         )
     if kind in _BUCKETS:
         return (
             "this is a bucket behind a file system, without exclusive names and slow to list; "
-            + ("name the bucket itself with objectstore.url")
+            "name the bucket itself with objectstore.url"
         )
-    if kind in ("nfs", "nfs4") and not _forgets_absence(mount):
+    if kind in ("nfs", "nfs4") and not _rechecks_absence(mount):
         return (
-            "NFS remembers for up to a minute that a file was not there, so that blocks of other "
-            "nodes are seen that much later than shared.recheck says; mount it with "
+            "NFS caches for up to a minute that a file does not exist, so blocks of other nodes "
+            "are found that much later than shared.recheck says; mount it with "
             "lookupcache=positive"
         )
     return None
 
 
 def disk_warning(mount: Mount) -> str | None:
-    """The same for a disk tier."""
+    """Return why a disk tier should not be on this mount and the fix; None if it is fine."""
     kind = mount.kind
     if kind in _MEMORY:
         return "this is memory, which ram.capacity uses better; name a folder on a drive"
     if kind == "overlay":
-        return "this is a container's own layer: slow, and gone with the container; mount a volume"
+        return (
+            "this is a container's own layer, which is slow and removed with the container; mount "
+            "a volume"
+        )
     if kind in _NETWORK or kind.startswith("fuse."):
         return (
-            "this is not a local drive, and one engine only may use the folder; name it with "
-            "shared.path, so that all engines share what it holds"
+            "this is not a local drive, and only one engine may use the folder; name it with "
+            "shared.path, so that all engines share its blocks"
         )
     return None
 
 
 def is_local(mount: Mount) -> bool:
-    """Whether only engines of this host see it, as far as is known."""
+    """Return True if the file system is known to be visible to this host only."""
     return mount.kind in ("ext4", "ext3", "xfs", "btrfs", "zfs", "f2fs")
 
 
-def _forgets_absence(mount: Mount) -> bool:
+def _rechecks_absence(mount: Mount) -> bool:
     return any(
         option in mount.options
         for option in ("lookupcache=pos", "lookupcache=positive", "lookupcache=none", "noac")
@@ -127,7 +133,7 @@ def _forgets_absence(mount: Mount) -> bool:
 
 
 def _parse(line: str) -> Mount | None:
-    """`36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/sda rw,errors=continue`."""
+    """Parse a line like `36 35 98:0 /root /point rw,noatime shared:1 - ext4 /dev/sda rw`."""
     left, separator, right = line.partition(" - ")
     fields, tail = left.split(" "), right.split(" ")
     if not separator or len(fields) < 6 or len(tail) < 3:
@@ -144,34 +150,13 @@ def _is_below(path: str, point: str) -> bool:
     return path == point or path.startswith(point.rstrip("/") + "/")
 
 
-SKEW_S: Final = 5.0
-"""Between the clock of a store and ours. Nothing breaks by it; people are misled by ages."""
-
-
-ORPHAN_S: Final = 3600.0
-"""Nobody writes one file for an hour."""
-
-
-LOOK_FILES: Final = 50_000
-
-
-LOOK_S: Final = 3.0
-"""How far temporary files are looked for: a large store is walked by `kvtier evict`."""
-
-
-_FREE_SHARE: Final = 0.05
-
-
-_INODES: Final = 1000
-
-
 def disk_checks(disk: DiskSettings) -> Iterator[Check]:
-    """Of the local drive. Raises InvalidSettings and OSError where it cannot be used."""
+    """Check the local drive. Raises InvalidSettings and OSError if it cannot be used."""
     path = Path(disk.path)
     folder = _existing("disk.path", path)
     machine.check_disk(disk)
     yield fine("disk.path", f"{path} can be written{_not_there(path)}")
-    yield fine("disk.capacity", f"{approximate_size(disk.capacity)} fit")
+    yield fine("disk.capacity", f"{approximate_size(disk.capacity)} fit on the file system")
     try:
         check_unused(path)
     except InvalidSettings as error:
@@ -183,7 +168,7 @@ def disk_checks(disk: DiskSettings) -> Iterator[Check]:
 
 
 def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterator[Check]:
-    """Of the shared folder. Raises InvalidSettings and OSError where it cannot be used."""
+    """Check the shared folder. Raises InvalidSettings and OSError if it cannot be used."""
     if shared.key_file is not None:
         yield key_file_check("shared.key_file", Path(shared.key_file))
     path = Path(shared.path)
@@ -192,16 +177,16 @@ def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterato
     if path.exists():
         yield fine("shared.path", f"{path} can be read and written")
     else:
-        told = f"{path} does not exist; the first engine makes it"
-        fix = "If it should be a mount, it is not mounted on this machine: mount it."
-        yield warned("shared.path", told, fix=fix)
+        text = f"{path} does not exist; the first engine creates it"
+        fix = "If it should be a mount, mount it on this machine."
+        yield warned("shared.path", text, fix=fix)
     if mount := mount_of(folder):
-        told = f"on {mount.kind}" + (", which only engines of this host see" * is_local(mount))
-        yield _of_mount("shared.path", mount, shared_warning(mount), told)
+        text = f"on {mount.kind}" + (", which only engines of this host can see" * is_local(mount))
+        yield _of_mount("shared.path", mount, shared_warning(mount), text)
     files, names = SystemCalls(), TemporaryNames()
     opened = open_root(folder, "auto", files, names)
-    how = "exclusive renames" if opened.renames else "hard links, for want of exclusive renames,"
-    yield fine("shared.path", f"{how} work: of two writers of one name one wins")
+    how = "exclusive renames" if opened.renames else "hard links, without exclusive renames,"
+    yield fine("shared.path", f"{how} work: of two writers of one name, one wins")
     yield _direct("shared.direct_io", shared.direct_io, works=opened.direct)
     now_s, skew = _folder_clock(opened, files, names)
     yield skew_check("shared.path", skew)
@@ -213,15 +198,17 @@ def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterato
 
 
 def bucket_checks(bucket: ObjectStoreSettings) -> Iterator[Check]:
-    """Of the bucket; about fourteen requests. Raises InvalidSettings and OSError."""
+    """Check the bucket with about 14 requests. Raises InvalidSettings and OSError."""
     if bucket.key_file is not None:
         yield key_file_check("objectstore.key_file", Path(bucket.key_file))
     store = objects.BucketStore(bucket.url)
     try:
         store.check()
         yield fine("objectstore.url", f"{bucket.url} can be listed, read and written")
-        # A server that does not honour them was refused by `check`.
-        yield fine("objectstore.url", "conditional writes are honoured: of two writers one wins")
+        # `check` refuses a server without conditional writes.
+        yield fine(
+            "objectstore.url", "conditional writes work: of two writers of one name, one wins"
+        )
         skew_s = _bucket_clock(store)
         if skew_s is not None:
             yield skew_check("objectstore.url", skew_s)
@@ -230,30 +217,30 @@ def bucket_checks(bucket: ObjectStoreSettings) -> Iterator[Check]:
 
 
 def key_file_check(setting: str, path: Path) -> Check:
-    """Whether the secret can be read, is one, and is closed to others."""
+    """Check that the secret can be read and is valid, and that other users cannot read it."""
     try:
         load_key(path, setting)
     except InvalidSettings as error:
         return failed(setting, str(error))
-    return fine(setting, f"{path} holds a secret and is closed to others")
+    return fine(setting, f"{path} holds a secret, and other users cannot read it")
 
 
 def skew_check(setting: str, skew_s: float) -> Check:
-    """`skew_s`: by how much the store's clock is ahead of ours."""
+    """Check the store's clock, which is `skew_s` ahead of this machine's."""
     ahead = "ahead of" if skew_s > 0 else "behind"
-    told = f"the store's clock is {abs(skew_s):.1f} s {ahead} this machine's"
+    text = f"the store's clock is {abs(skew_s):.1f} s {ahead} this machine's"
     if abs(skew_s) <= SKEW_S:
-        return fine(setting, told)
+        return fine(setting, text)
     return warned(
         setting,
-        told,
-        fix="Run a time service (chrony, ntpd) on both: ages that `kvtier inspect` shows are "
-        "wrong by that much, and a bucket's server refuses requests that are 15 minutes off.",
+        text,
+        fix="Run a time service (chrony, ntpd) on both: ages in `kvtier inspect` are wrong by that "
+        "much, and a bucket's server refuses requests that are 15 minutes off.",
     )
 
 
 def _existing(setting: str, path: Path) -> Path:
-    """The folder, or the one that it will be made in. Raises InvalidSettings."""
+    """Return `path`, or its parent if it does not exist yet. Raises InvalidSettings."""
     if path.exists():
         return path
     if not path.parent.exists():
@@ -265,27 +252,27 @@ def _existing(setting: str, path: Path) -> Path:
 
 
 def _not_there(path: Path) -> str:
-    return "" if path.exists() else ", it is made at the first start"
+    return "" if path.exists() else "; the first engine creates it"
 
 
-def _of_mount(setting: str, mount: Mount, warning: str | None, told: str) -> Check:
+def _of_mount(setting: str, mount: Mount, warning: str | None, text: str) -> Check:
     if warning is None:
-        return fine(setting, told)
+        return fine(setting, text)
     return warned(setting, f"on {mount.kind}: {warning}")
 
 
 def _direct(setting: str, wanted: str, *, works: bool) -> Check:
     if works:
-        return fine(setting, "O_DIRECT works" + (", and is not used" if wanted == "never" else ""))
-    told = "the file system does not take O_DIRECT"
+        return fine(setting, "O_DIRECT works" + (", but is not used" if wanted == "never" else ""))
+    text = "the file system does not support O_DIRECT"
     if wanted == "always":
-        return failed(setting, told, fix=f"Set {setting} to auto.")
-    return fine(setting, f"{told}: blocks go through the page cache")
+        return failed(setting, text, fix=f"Set {setting} to auto.")
+    return fine(setting, f"{text}: blocks go through the page cache")
 
 
 def _disk_has_direct(folder: Path) -> bool:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    # Without its lock: an engine may have it, and what is tried out has a name of its own.
+    # No lock is taken: an engine may hold it, and the probe file has a name of its own.
     opened = DiskFolder(folder, fd, -1, SystemCalls())
     try:
         return folder_supports_direct_io(opened)
@@ -295,27 +282,27 @@ def _disk_has_direct(folder: Path) -> bool:
 
 def _free(setting: str, space: os.statvfs_result) -> Check:
     free_bytes, total_bytes = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
-    told = f"{approximate_size(free_bytes)} of {approximate_size(total_bytes)} are free"
+    text = f"{approximate_size(free_bytes)} of {approximate_size(total_bytes)} are free"
     if total_bytes and free_bytes < _FREE_SHARE * total_bytes:
-        fix = "When it is full nothing is added. Keep it in bounds: `kvtier evict --high 85%`."
-        return warned(setting, told, fix=fix)
-    return fine(setting, told)
+        fix = "A full file system takes no more blocks. Bound it with `kvtier evict --high 85%`."
+        return warned(setting, text, fix=fix)
+    return fine(setting, text)
 
 
 def _inodes(setting: str, space: os.statvfs_result) -> Check:
     if not space.f_files:
         return fine(setting, "the file system does not count inodes")
-    told = f"{space.f_favail:,} inodes are free"
+    text = f"{space.f_favail:,} inodes are free"
     if space.f_favail < _INODES:
-        fix = "No more files can be made soon: `kvtier evict --high-inodes 85%`, or remove others."
-        return warned(setting, told, fix=fix)
-    return fine(setting, told)
+        fix = "Bound them with `kvtier evict --high-inodes 85%`, or remove other files."
+        return warned(setting, text, fix=fix)
+    return fine(setting, text)
 
 
 def _folder_clock(
     opened: ProbedFolder, files: SystemCalls, names: TemporaryNames
 ) -> tuple[float, float]:
-    """The file system's time, and by how much it is ahead, both in seconds. Raises OSError."""
+    """Return the file system's time and how far it is ahead, in seconds. Raises OSError."""
     name = names.next("")
     before_s = wall_s()
     fd = files.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, opened.root.fd)
@@ -328,19 +315,19 @@ def _folder_clock(
 
 
 def _bucket_clock(store: objects.BucketStore) -> float | None:
-    """By how much the server's clock is ahead; None where it does not tell. OSError.
+    """Return how far the server's clock is ahead, in seconds; None if unknown. Raises OSError.
 
-    It tells whole seconds: half of one is added.
+    Servers report whole seconds, so half a second is added.
     """
     name = f"doctor-{unique_id()}"
     before_s = wall_s()
     try:
-        told_s = store.put(name, b"clock").modified_s
+        server_s = store.put(name, b"clock").modified_s
     finally:
         store.remove(name)
-    if not told_s:
+    if not server_s:
         return None
-    skew_s = told_s + 0.5 - (before_s + wall_s()) / 2
+    skew_s = server_s + 0.5 - (before_s + wall_s()) / 2
     return 0.0 if abs(skew_s) < 1 else skew_s
 
 
@@ -350,11 +337,11 @@ def _leftovers(path: Path, now_s: float, clock: Clock) -> Check:
     orphans = looked = 0
     whole = True
     try:
-        places = StoreLayout(space_names(folder))
-        for entry in folder.walk("", places.looks_into, lambda name, error: None):
+        layout = StoreLayout(space_names(folder))
+        for entry in folder.walk("", layout.looks_into, lambda name, error: None):
             looked += 1
             old = entry.stat.modified_s < now_s - ORPHAN_S
-            if old and entry.is_file and places.of(entry.name) is FileKind.TEMPORARY:
+            if old and entry.is_file and layout.kind_of(entry.name) is FileKind.TEMPORARY:
                 orphans += 1
             if looked == LOOK_FILES or clock.now_s() > give_up_s:
                 whole = False
@@ -363,9 +350,9 @@ def _leftovers(path: Path, now_s: float, clock: Clock) -> Check:
         folder.close()
     among = "" if whole else f" among the first {looked:,}"
     if not orphans:
-        return fine("shared.path", f"no files left by dead writers{among}")
+        return fine("shared.path", f"no files of crashed writers{among}")
     return warned(
         "shared.path",
-        f"{orphans:,} temporary files that somebody died writing{among}",
-        fix="`kvtier evict` removes them as it runs, `kvtier fsck --repair` once.",
+        f"{orphans:,} temporary files of crashed writers{among}",
+        fix="`kvtier evict` removes them while it runs, `kvtier fsck --repair` once.",
     )

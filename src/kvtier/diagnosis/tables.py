@@ -1,6 +1,6 @@
-"""A report as a person reads it: checks first, then what keeps key spaces apart.
+"""Renders a diagnosis for the terminal: the checks, then what keeps key spaces apart.
 
-Invariant: what comes from storage is shown as it is, never as markup or terminal commands.
+Invariant: text from storage is never interpreted as markup or terminal control sequences.
 """
 
 import re
@@ -29,7 +29,7 @@ _LONG_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{4,}\b")
 
 
 def report_view(report: Diagnosis) -> RenderableType:
-    """All of it."""
+    """Render a diagnosis."""
     parts: list[RenderableType] = [_checks(report)] if report.checks else []
     for family in report.families:
         parts += _family_parts(family)
@@ -37,7 +37,7 @@ def report_view(report: Diagnosis) -> RenderableType:
 
 
 def value_text(value: Any) -> str:
-    """A field's value in few characters: of a long digest its start."""
+    """Return a short form of a field's value; long digests are cut."""
     if isinstance(value, tuple) and all(isinstance(each, GroupShape) for each in value):
         shapes = [f"{each.tokens_per_block} tokens ({each.layers})" for each in value]
         return _short(", ".join(shapes))
@@ -72,7 +72,7 @@ def _family_parts(family: Family) -> Iterator[RenderableType]:
     for pair in family.pairs:
         yield from _pair_parts(pair, explained)
     if family.pairs_left_out:
-        yield Text(f"\n  and {family.pairs_left_out:,} pairs more: name fewer places", style="dim")
+        yield Text(f"\n  and {family.pairs_left_out:,} more pairs: name fewer places", style="dim")
 
 
 def _brief(member: FamilyMember) -> str:
@@ -96,7 +96,7 @@ def _pair_parts(pair: SpacePair, explained: set[str]) -> Iterator[RenderableType
 
 
 def _explained(difference: Difference, explained: set[str]) -> Iterator[Text]:
-    """Why and what to change; what stands above is not said again."""
+    """Yield the reason and what to change, or a reference to the same text above."""
     if difference.verdict is Verdict.FOLLOWS:
         yield Text(difference.change, style="dim")
         return

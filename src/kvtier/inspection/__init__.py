@@ -1,1 +1,1 @@
-"""Looking into shared storage: what is in it (`survey`), and whether it is sound (`fsck`)."""
+"""Inspection of shared storage: what it holds (`surveyor`) and whether it is intact (`fsck`)."""

@@ -1,7 +1,7 @@
-"""The view of a folder: links, pipes and names that no store can have are shown as well.
+"""The view of a folder, including links, pipes and names that a store cannot have.
 
-Invariants: nothing is made, written, moved or removed; no link is followed but the one that
-`path` may be, and no pipe is waited for.
+Invariants: nothing is created, written, moved or removed. No link is followed, except `path`
+itself, and no pipe is waited for.
 """
 
 import errno
@@ -21,11 +21,11 @@ from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import Read, Stat, Store, join
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
-"""The last is of a file that another host removed while it was open here."""
+"""Errors that mean that the file is gone; ESTALE: another host removed it while it was open."""
 
 
 _IRREGULAR = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
-"""What opening a link, a socket or a device answers."""
+"""Errors of opening a link, a socket or a device."""
 
 
 _KINDS = {
@@ -38,14 +38,14 @@ _KINDS = {
 
 
 _BLOCK_BYTES = 512
-"""What `st_blocks` counts, whatever the file system's blocks are."""
+"""Unit of `st_blocks`, independent of the file system's block size."""
 
 
 class FolderView:
-    """An open folder: see `View`."""
+    """A `View` of a folder."""
 
     def __init__(self, path: Path, files: SystemCalls | None = None) -> None:
-        """Raises InvalidSettings with the fix where `path` is no folder that can be read."""
+        """Open `path`. Raises InvalidSettings if it is not a readable folder."""
         self.path = path
         self.place = str(path)
         self._files = files or SystemCalls()
@@ -54,7 +54,7 @@ class FolderView:
         except FileNotFoundError as error:
             raise InvalidSettings(
                 f"shared.path: {path} does not exist; name the folder that engines share, and "
-                "mount it"
+                "check that it is mounted"
             ) from error
         except NotADirectoryError as error:
             raise InvalidSettings(
@@ -68,12 +68,12 @@ class FolderView:
 
     @property
     def identity(self) -> str:
-        """See View. Also where the folder is mounted at another place."""
+        """Device and inode of the folder, the same wherever it is mounted."""
         status = os.fstat(self._fd)
         return f"{status.st_dev:x}:{status.st_ino:x}"
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        """See View. Costs one call a file and two a folder."""
+        """Yield the entries of `folder`; costs one call per file and two per folder."""
         fd = self._files.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY, self._fd)
         found = []
         try:
@@ -93,27 +93,27 @@ class FolderView:
         self,
         folder: str,
         looks_into: Callable[[str], bool],
-        refused: Callable[[str, OSError], None],
+        on_unreadable: Callable[[str, OSError], None],
         after: str = "",
     ) -> Iterator[Entry]:
-        """See View. A folder that vanishes is empty."""
+        """Walk as `View.walk` says; a folder that is removed meanwhile counts as empty."""
         try:
             entries = self.entries(folder)
         except OSError as error:
             if is_unreachable(error):
                 raise
             if error.errno not in _GONE:
-                refused(folder or ".", error)
+                on_unreadable(folder or ".", error)
             return
         for entry in entries:
             if entry.is_folder and looks_into(entry.name):
                 if entry.position > after or after.startswith(entry.position):
-                    yield from self.walk(entry.name, looks_into, refused, after)
+                    yield from self.walk(entry.name, looks_into, on_unreadable, after)
             elif entry.position > after:
                 yield entry
 
     def stat(self, name: str) -> Stat | None:
-        """See View."""
+        """Return the Stat of a file; None if it does not exist. Raises NotRegularFile."""
         try:
             result = self._files.stat(name, self._fd)
         except OSError as error:
@@ -124,7 +124,7 @@ class FolderView:
         return stat_of(result)
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
-        """See View."""
+        """Return the content of a small file; None if it does not exist."""
         try:
             fd = self._files.open(name, os.O_RDONLY, self._fd)
         except OSError as error:
@@ -133,10 +133,10 @@ class FolderView:
         return read_whole(fd, limit_bytes)
 
     def read_into(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
-        """See View. Past the page cache where that works.
+        """Fill `buffers` as `View.read_into` says, with O_DIRECT where that works.
 
-        Past the cache, because a check must see the medium, and must not push an engine's data
-        out of the cache.
+        A check has to see the medium instead of the page cache, and must not evict the engine's
+        data from the cache.
         """
         try:
             handle = OpenFile(self._files, name, os.O_RDONLY | os.O_DIRECT, self._fd)
@@ -151,11 +151,11 @@ class FolderView:
         finally:
             try:
                 handle.close()
-            except OSError:  # what was read is read
+            except OSError:  # the data is complete at this point
                 pass
 
     def file_system(self) -> Capacity:
-        """See View."""
+        """Return the size and free space of the folder's file system."""
         found = os.fstatvfs(self._fd)
         return Capacity(
             total_bytes=found.f_blocks * found.f_frsize,
@@ -165,18 +165,18 @@ class FolderView:
         )
 
     def note(self) -> LocalStateFile:
-        """See View: in the folder, under a name that no store shows."""
+        """Return a file in the folder with a name that stores do not list."""
         return LocalStateFile(self.path / CURSOR_NAME)
 
     def open_store(self) -> Store:
-        """See View."""
+        """Open the folder for writing. Raises InvalidSettings if that is not possible."""
         try:
             return PosixStore(self.path)
         except InvalidSettings as error:
             raise InvalidSettings(str(error).replace("shared.path", "--repair")) from error
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the folder; further calls do nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,8 +1,8 @@
-"""Trees of other systems in the same place: vLLM's `fs` tier and llm-d's.
+"""Trees of other systems beside a store: of vLLM's `fs` tier and of llm-d.
 
-`<model>_<12 hex digits>/config.json` says what is in `<model>_<12 hex digits>_r<rank>/<hhh>/
-<hh>_g<group>/<hash>.bin`. The files are bare tensors: no header, no checksum. So they can be
-counted, and nobody can say whether they are sound.
+`<model>_<12 hex digits>/config.json` describes the files in `<model>_<12 hex digits>_r<rank>/
+<hhh>/<hh>_g<group>/<hash>.bin`. The files are bare tensors without headers or checksums, so they
+can be counted but not verified.
 """
 
 import hashlib
@@ -16,29 +16,17 @@ import msgspec
 from kvtier.inspection.survey import FileTally, ForeignTree
 from kvtier.inspection.view import View, printable
 
-UNVERIFIABLE: Final = "its files carry no checksums, so nobody can verify them"
-
-
+UNVERIFIABLE: Final = "its files carry no checksums and cannot be verified"
 _TOP = re.compile(r"(?P<base>.+_(?P<digest>[0-9a-f]{12}))(?:_r(?P<rank>\d+))?")
-
-
 _FAN_OUT = re.compile(r"[0-9a-f]{3}")
-
-
 _GROUP = re.compile(r"[0-9a-f]{2}_g(\d+)")
-
-
 _BLOCK = re.compile(r"[0-9a-f]+\.bin")
-
-
 _CONFIG = "config.json"
-
-
 _CONFIG_BYTES_MAX = 1 << 20
 
 
 def find_foreign(view: View) -> dict[str, list[str]]:
-    """Base name -> folders at the top that belong to it. Raises OSError."""
+    """Return the trees: base name -> its top-level folders. Raises OSError."""
     found: dict[str, list[str]] = {}
     for entry in view.entries():
         matched = _TOP.fullmatch(entry.name) if entry.is_folder else None
@@ -51,20 +39,23 @@ def survey_tree(
     view: View,
     base: str,
     tops: Sequence[str],
-    refused: Callable[[str, OSError], None],
-    tell: Callable[[str], None],
+    on_unreadable: Callable[[str, OSError], None],
+    on_file: Callable[[str], None],
 ) -> ForeignTree:
-    """Count it. Costs a call a file; `tell` hears of each. `refused`: as in `View.walk`."""
-    pile, others = FileTally(), 0
+    """Count the files of a tree, with one system call per file.
+
+    `on_file` is called with the name of each file, `on_unreadable` as in `View.walk`.
+    """
+    files, others = FileTally(), 0
     groups: set[int] = set()
     for top in tops:
-        for entry in view.walk(top, _looks_into, refused):
-            tell(entry.name)
+        for entry in view.walk(top, _looks_into, on_unreadable):
+            on_file(entry.name)
             parts = entry.name.split("/")
             group = _GROUP.fullmatch(parts[2]) if len(parts) == 4 else None
             if group and entry.is_file and _BLOCK.fullmatch(parts[3]):
                 groups.add(int(group[1]))
-                pile.add(entry)
+                files.add(entry)
             elif entry.name != f"{base}/{_CONFIG}":
                 others += 1
     config, mistake = read_config(view, base)
@@ -76,16 +67,13 @@ def survey_tree(
         mistake=mistake,
         ranks=sorted(int(rank) for rank in ranks if rank is not None),
         groups=sorted(groups),
-        files=pile.bulk(),
+        files=files.totals(),
         others=others,
     )
 
 
 def read_config(view: View, base: str) -> tuple[dict[str, Any] | None, str | None]:
-    """The fields of a tree's config.json, as far as they can be read, and what is wrong with it.
-
-    Raises nothing.
-    """
+    """Return the fields of a tree's config.json, and what is wrong with it; never raises."""
     try:
         raw = view.read(f"{base}/{_CONFIG}", _CONFIG_BYTES_MAX)
     except OSError as error:
@@ -100,7 +88,7 @@ def read_config(view: View, base: str) -> tuple[dict[str, Any] | None, str | Non
     if hashlib.sha256(text.encode()).hexdigest()[:12] != base[-12:]:
         return (
             config,
-            f"{_CONFIG} is not what the folder is named after: it was changed, or is damaged",
+            f"{_CONFIG} does not match the folder's name: it was changed or is damaged",
         )
     return config, None
 

@@ -1,11 +1,12 @@
-"""Verifying a whole store: manifests, names, headers, lengths, every block's checksum.
+"""One run of `kvtier fsck`: chooses what to check, resumes an earlier run, saves the position.
 
-The order is that of names, and the walk goes on behind any position it gave. Segments are
-verified by several threads; what they found is taken in the order of the walk, so that a
-position stands for everything before it.
+The position and the report so far are saved as a cursor. It is sealed, because many may be able to
+write where it is kept, and a resumed check skips everything before the position. With a secret,
+only its owner can make a cursor; without one the seal detects accidental damage.
 
-Invariants: nothing is changed without `repairs`; what others do to the store meanwhile is no
-problem of the store; a file that cannot be read is a problem and never an exception.
+Invariants: however a run ends, the cursor covers exactly what the report counts. A run that
+reaches the end leaves no cursor. A cursor that is damaged, has another format or belongs to a
+different check is ignored.
 """
 
 import hmac
@@ -31,26 +32,26 @@ from kvtier.inspection.view import View, printable
 from kvtier.inspection.workers import Stopped, Throttle
 
 FORMAT: Final = 2
-
-
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+SAVE_EVERY_S: Final = 10.0
+"""Time between two saves of the cursor."""
 
 
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to go on, and what was found until there."""
+    """The position of an interrupted check, and its report up to there."""
 
     format: int = FORMAT
     store: str
-    """Identity of what is checked: `View.identity`."""
+    """`View.identity` of the store."""
     spaces: tuple[str, ...]
-    """What is checked: name of each key space, and what its manifest says of checksums."""
+    """For each key space its name, and the checksums according to its manifest."""
     repairs: bool
     after: str
-    """A position in the walk; all before it was looked at."""
+    """A position in the walk; everything up to it was checked."""
     report: CheckReport
 
     def is_of(self, other: "Cursor") -> bool:
-        """Whether both are of the same check."""
+        """Return True if both cursors belong to the same check."""
         return all(
             getattr(self, name) == getattr(other, name)
             for name in ("format", "store", "spaces", "repairs")
@@ -63,7 +64,7 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 class CursorKeeper:
-    """Keeps a cursor in a note. Every method but `load` raises OSError."""
+    """Reads and writes a sealed cursor in a state file. Methods except `load` raise OSError."""
 
     def __init__(self, note: StateFile, sealer: Checksum) -> None:
         self.where = note.where
@@ -71,7 +72,7 @@ class CursorKeeper:
         self._sealer = sealer
 
     def load(self) -> Cursor | None:
-        """What was saved; None where there is nothing that can be trusted."""
+        """Return the saved cursor; None if there is none with a valid seal."""
         try:
             content = self._note.read()
             if content is None:
@@ -85,7 +86,7 @@ class CursorKeeper:
         return cursor if cursor.format == FORMAT else None
 
     def is_free(self) -> bool:
-        """Whether nothing would be lost by `save`: there is nothing, or a cursor of any kind."""
+        """Return True if `save` would overwrite nothing, or only a cursor."""
         content = self._note.read()
         if not content:
             return True
@@ -96,49 +97,46 @@ class CursorKeeper:
         return True
 
     def save(self, cursor: Cursor) -> None:
-        """Replace what is there."""
+        """Replace the saved cursor."""
         raw = msgspec.json.encode(cursor)
         self._note.write(msgspec.json.encode(_Sealed(self._seal(raw).decode(), msgspec.Raw(raw))))
 
     def remove(self) -> None:
-        """The check is done."""
+        """Remove the saved cursor."""
         self._note.remove()
 
     def _seal(self, raw: bytes) -> bytes:
         return self._sealer.header(b"kvtier fsck cursor\n" + raw).hex().encode()
 
 
-SAVE_EVERY_S: Final = 10.0
-
-
 class CheckOptions(NamedTuple):
-    """What a person asked for."""
+    """The options of a check, as the user gave them."""
 
     spaces: Sequence[str] = ()
-    """Names of key spaces; none: all."""
+    """Names of the key spaces to check; empty: all."""
     key_files: Sequence[Path] = ()
     cursor_path: Path | None = None
-    """None: in the store."""
+    """Where to save the cursor; None: in the store."""
     repair: bool = False
     from_start: bool = False
     threads: int = THREADS
 
 
 class CheckObserver:
-    """Who watches a run. This one does not look; override what is of interest."""
+    """A base class for observers of a run; its methods do nothing."""
 
     def resumed(self, after: str, started_s: float) -> None:
-        """An earlier run's work is not done again."""
+        """Note that this run resumes an earlier one after the position `after`."""
 
     def warned(self, text: str) -> None:
-        """Something that does not stop the check."""
+        """Note a warning, which does not stop the check."""
 
     def advanced(self, report: CheckReport, share: float) -> None:
-        """One more file is done; `share` of the store, an estimate."""
+        """Note that one more file is done, and an estimated `share` of the store, 0 to 1."""
 
 
 class _CheckedStore(NamedTuple):
-    """What is checked."""
+    """The parts of a store that a run checks, and what it needs for that."""
 
     view: View
     spaces: list[FoundSpace]
@@ -150,57 +148,56 @@ class _CheckedStore(NamedTuple):
 
 def check_store(
     place: str,
-    wish: CheckOptions,
-    pace: Throttle,
+    options: CheckOptions,
+    throttle: Throttle,
     observer: CheckObserver,
     clock: Clock | None = None,
 ) -> CheckReport:
-    """StoreCheck until the end, or until `pace` is stopped: then the report is not complete.
+    """Check a folder or bucket until the end, or until `throttle` is stopped.
 
-    `place`: a folder, or a bucket's URL. Raises InvalidSettings where there is nothing that
-    could be checked, and where the storage does not answer any more. Blocks for as long as it
-    takes to read the store once.
+    A report of a stopped check is not `complete`. Raises InvalidSettings if there is nothing to
+    check, and if the storage stops answering. Reads the whole store once.
     """
     view = open_view(place)
     try:
-        return check_view(view, wish, pace, observer, clock)
+        return check_view(view, options, throttle, observer, clock)
     finally:
         view.close()
 
 
 def check_view(
     view: View,
-    wish: CheckOptions,
-    pace: Throttle,
+    options: CheckOptions,
+    throttle: Throttle,
     observer: CheckObserver,
     clock: Clock | None = None,
 ) -> CheckReport:
-    """As `check_store`, of what is open already."""
+    """Check an open view as `check_store` does."""
     repairs = None
     try:
-        subject = _subject(view, wish)
-        repairs = Repairs(view.open_store()) if wish.repair else None
-        return _run(subject, wish, pace, observer, repairs, clock or MonotonicClock())
+        subject = _subject(view, options)
+        repairs = Repairs(view.open_store()) if options.repair else None
+        return _run(subject, options, throttle, observer, repairs, clock or MonotonicClock())
     except OSError as error:
         raise InvalidSettings(
-            f"{view.place} cannot be checked: {error.strerror or error}; mend that and run the "
-            "same again, it goes on where it stopped"
+            f"{view.place} cannot be checked: {error.strerror or error}; fix that, then run the "
+            "same command again to resume"
         ) from error
     finally:
         if repairs is not None:
             repairs.close()
 
 
-def _subject(view: View, wish: CheckOptions) -> _CheckedStore:
-    secrets = Secrets(wish.key_files)
-    spaces = find_spaces(view, wish.spaces)
-    foreign = {} if wish.spaces else find_foreign(view)
+def _subject(view: View, options: CheckOptions) -> _CheckedStore:
+    secrets = Secrets(options.key_files)
+    spaces = find_spaces(view, options.spaces)
+    foreign = {} if options.spaces else find_foreign(view)
     if not spaces:
         what = "no key space; is it mounted?"
         if foreign:
             what = f"only trees of other systems ({', '.join(foreign)}): {UNVERIFIABLE}"
         raise InvalidSettings(f"{view.place} holds {what}")
-    if wish.spaces:
+    if options.spaces:
         skipped = [entry.name for entry in view.entries()]
     else:
         skipped = [name for names in foreign.values() for name in names]
@@ -210,31 +207,31 @@ def _subject(view: View, wish: CheckOptions) -> _CheckedStore:
 
 def _run(
     subject: _CheckedStore,
-    wish: CheckOptions,
-    pace: Throttle,
+    options: CheckOptions,
+    throttle: Throttle,
     observer: CheckObserver,
     repairs: Repairs | None,
     clock: Clock,
 ) -> CheckReport:
-    saver = _CursorSaver(subject, wish, observer)
+    saver = _CursorSaver(subject, options, observer)
     report, after = saver.begin()
-    places = StoreLayout(space.name for space in subject.spaces)
+    layout = StoreLayout(space.name for space in subject.spaces)
     check = StoreCheck(
         subject.view,
-        places,
+        layout,
         subject.rules,
         report,
         now_s=repairs.now_s() if repairs else wall_s(),
-        pace=pace,
+        throttle=throttle,
         repairs=repairs,
         skipped=subject.skipped,
-        threads=wish.threads,
+        threads=options.threads,
     )
     due_s = clock.now_s() + SAVE_EVERY_S
     try:
-        for after in check.run(after):  # noqa: B020 # where it stands is where it went on
-            observer.advanced(report, places.share_done(after))
-            if pace.stopped:
+        for after in check.run(after):  # noqa: B020 # the position after which it may be resumed
+            observer.advanced(report, layout.share_done(after))
+            if throttle.stopped:
                 return report
             if clock.now_s() >= due_s:
                 saver.save(report, after)
@@ -250,29 +247,31 @@ def _run(
 
 
 class _CursorSaver:
-    """Keeps the cursor of one run."""
+    """Loads the cursor at the start of a run, and saves it during the run."""
 
-    def __init__(self, subject: _CheckedStore, wish: CheckOptions, observer: CheckObserver) -> None:
-        view, named = subject.view, wish.cursor_path
+    def __init__(
+        self, subject: _CheckedStore, options: CheckOptions, observer: CheckObserver
+    ) -> None:
+        view, named = subject.view, options.cursor_path
         self._is_named = named is not None
         note = view.note() if named is None else LocalStateFile(named)
         self._keeper = CursorKeeper(note, subject.secrets.strongest)
         self._observer = observer
-        self._from_start = wish.from_start
+        self._from_start = options.from_start
         self._has_warned = False
         self._fresh = Cursor(
             store=view.identity,
             spaces=tuple(_state(space) for space in subject.spaces),
-            repairs=wish.repair,
+            repairs=options.repair,
             after="",
             report=_fresh_report(subject),
         )
 
     def begin(self) -> tuple[CheckReport, str]:
-        """The report so far, and the position to go on behind.
+        """Return the report so far, and the position after which to resume.
 
-        Raises InvalidSettings where the file that a person named cannot be written, or is
-        something else that would be lost.
+        Raises InvalidSettings if the file given by the user cannot be written, or contains
+        anything but a cursor.
         """
         if self._is_named:
             self._check_named()
@@ -298,14 +297,14 @@ class _CursorSaver:
             ) from error
         if not is_free:
             raise InvalidSettings(
-                f"--resume: {where} is not where a check left off, and would be lost; name "
+                f"--resume: {where} is not the position of a check, and would be overwritten; name "
                 "another file, or remove it"
             )
 
     def save(self, report: CheckReport, after: str) -> bool:
-        """StateFile where the check is; False where the place cannot be written to now.
+        """Save the position; return False if the file cannot be written now.
 
-        That costs the resumption only. It is tried again the next time.
+        The check continues without it, and the next save tries again.
         """
         fresh = self._fresh
         cursor = Cursor(
@@ -321,14 +320,14 @@ class _CursorSaver:
             if not self._has_warned:
                 self._has_warned = True
                 self._observer.warned(
-                    f"a later run cannot go on here: {self._keeper.where} cannot be written "
-                    f"({error.strerror}); name a file with --resume, if it stays so"
+                    f"a later run cannot resume this check: {self._keeper.where} cannot be written "
+                    f"({error.strerror}); name another file with --resume"
                 )
             return False
         return True
 
     def end(self) -> None:
-        """Nothing is left to go on with."""
+        """Remove the cursor after a complete check."""
         try:
             self._keeper.remove()
         except OSError as error:
@@ -336,7 +335,7 @@ class _CursorSaver:
 
 
 def _state(space: FoundSpace) -> str:
-    """Changes when what is checked, or how, is not the same any more."""
+    """Return a string that changes if the key space has to be verified differently."""
     if space.manifest is None:
         return f"{space.name} {space.mistake}"
     return f"{space.name} {space.manifest.algorithm} {space.manifest.witness}"

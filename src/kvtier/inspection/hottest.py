@@ -1,10 +1,16 @@
-"""The prefixes that are read most, from what readers wrote into their access journals.
+"""The most-read prefixes of a key space, from access journals and evictors' summaries.
 
-A journal names each segment once that a process read in some ten seconds: a read here is such
-a mention, whether it stands in a journal still or was folded into an evictor's summary. A chain
-goes on from a segment to the one that follows it and is read most, as long as that is read half
-as often as the chain's first; what else follows begins chains of its own. So a system prompt
-that all requests share is one chain, and not a part of each request's.
+A journal names each segment that a process has read in about ten seconds once. Such a mention is
+what counts as a read here, in a journal or folded into a summary. A chain continues from a segment
+to its most-read successor as long as that is read at least half as often as the chain's first
+segment; other successors start chains of their own. So a system prompt that all requests share is
+one chain, instead of a part of every request's chain.
+
+Journals and headers are read by several threads, because in a bucket each file costs a request or
+two, and a store without an evictor has hundreds of journals per engine.
+
+Invariant: journals are read before summaries, so a journal that is folded meanwhile is counted
+once or twice, and never lost.
 """
 
 import errno
@@ -33,56 +39,61 @@ from kvtier.tiers.shared.format import (
 )
 
 Uses = dict[bytes, Use]
-
-
-Refused = Callable[[str, OSError], None]
-
-
-_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
-
-
+OnUnreadable = Callable[[str, OSError], None]
+_SUMMARY_BYTES_MAX: Final = ENTRIES_MAX * 80 + 4096
 _TRIES: Final = 3
+"""Attempts to read the summaries of a shard, which an evictor may replace meanwhile."""
+HEADERS_MAX: Final = 4096
+"""Most headers that are read, of the most-read segments."""
+SEGMENTS_MAX: Final = 1_000_000
+"""Most segments that are counted; further ones in journals are ignored."""
+Load = Callable[[Sequence[BlockKey]], Iterable[Segment | None]]
+"""Returns the verified headers of the segments with these first keys, in order; None: no header."""
+_GROUP_BYTES = 4
+JOURNAL_BYTES_MAX: Final = 16 << 20
+_THREADS: Final = 8
 
 
-def folded_reads(view: View, space: str, refused: Refused) -> Iterator[Uses]:
-    """Of one shard after the other: which segments were read, how often and when last.
+def folded_reads(view: View, space: str, on_unreadable: OnUnreadable) -> Iterator[Uses]:
+    """Yield, shard by shard, which segments were read, how often and when last.
 
-    What cannot be read, or is damaged, is told to `refused`; where nobody answers this raises
-    OSError. Memory: one shard, some 250 bytes a segment.
+    Of two summaries of one shard the later entry of a segment counts, as it does for evictors.
+    Unreadable and damaged summaries are passed to `on_unreadable`. Raises OSError if the storage
+    does not answer. Holds one shard in memory, about 250 bytes per segment.
     """
-    listed = _names(view, space, refused)
+    listed = _names(view, space, on_unreadable)
     for shard in SHARDS:
         start = summary_start(space, shard)
         for _ in range(_TRIES):
-            uses = _merged(view, [name for name in listed if name.startswith(start)], refused)
+            uses = _merged(view, [name for name in listed if name.startswith(start)], on_unreadable)
             if uses is not None:
                 yield uses
                 break
-            listed = _names(view, space, refused)  # folded anew: there is a successor
+            listed = _names(view, space, on_unreadable)  # an evictor has replaced a summary
 
 
-def _names(view: View, space: str, refused: Refused) -> list[str]:
-    entries = view.walk(f"{space}/access", lambda _folder: False, refused)
+def _names(view: View, space: str, on_unreadable: OnUnreadable) -> list[str]:
+    entries = view.walk(f"{space}/access", lambda _folder: False, on_unreadable)
     start = f"{space}/access/summary-"
     return [entry.name for entry in entries if entry.is_file and entry.name.startswith(start)]
 
 
-def _merged(view: View, names: list[str], refused: Refused) -> Uses | None:
-    """What all of them say; None where one is gone."""
+def _merged(view: View, names: list[str], on_unreadable: OnUnreadable) -> Uses | None:
+    """Merge the summaries `names`; return None if one of them is gone."""
     uses: Uses = {}
     for name in names:
         try:
-            raw = view.read(name, _BYTES_MAX)
+            raw = view.read(name, _SUMMARY_BYTES_MAX)
         except OSError as error:
             if is_unreachable(error):
                 raise
-            refused(name, error)
+            on_unreadable(name, error)
             continue
         if raw is None:
             return None
         found = decode_summary(raw)
         if found is None:
-            refused(name, OSError(errno.EBADMSG, "damaged: the reads that it told of are lost"))
+            on_unreadable(name, OSError(errno.EBADMSG, "damaged: the reads in it are lost"))
             continue
         for key, use in found.items():
             known = uses.get(key)
@@ -91,37 +102,25 @@ def _merged(view: View, names: list[str], refused: Refused) -> Uses | None:
     return uses
 
 
-HEADERS_MAX: Final = 4096
-"""Headers read at most, of the segments read most."""
-
-
-SEGMENTS_MAX: Final = 1_000_000
-"""Counted at most: what journals name beyond them is passed over."""
-
-
-Load = Callable[[Sequence[BlockKey]], Iterable[Segment | None]]
-"""Verified headers of the segments with these first keys, in their order; None: there is none."""
-
-
-_GROUP_BYTES = 4
-
-
 class ReadCounts:
-    """Mentions of segments, counted: some 400 bytes a segment."""
+    """Counts of reads per segment, with about 400 bytes per segment."""
 
     def __init__(self) -> None:
         self._counts: Counter[BlockKey] = Counter()
         self._last_s: dict[BlockKey, float] = {}
 
     def add(self, journal: bytes, modified_s: float) -> None:
-        """One journal; lines that name no segment are passed over."""
+        """Count the lines of one journal, except those that name no segment."""
         for line in journal.decode("utf-8", "replace").splitlines():
             key = parse_segment_name(line)
             if key is not None and (key in self._counts or len(self._counts) < SEGMENTS_MAX):
                 self._note(key, 1, modified_s)
 
     def add_folded(self, uses: Mapping[bytes, Use]) -> None:
-        """Of one shard, once all journals are in: of more than HEADERS_MAX those read most."""
+        """Add the summary of one shard, but only its HEADERS_MAX most-read segments.
+
+        All journals have to be added before, as their reads are part of that choice.
+        """
 
         def reads(item: tuple[bytes, Use]) -> int:
             return item[1].times + self._counts.get(BlockKey(item[0]), 0)
@@ -131,7 +130,7 @@ class ReadCounts:
                 self._note(BlockKey(key), use.times, use.last_s)
 
     def chains(self, load: Load, space: KeySpace, count: int) -> list[Chain]:
-        """The `count` that are read most."""
+        """Return the `count` most-read chains, with headers from `load`."""
         firsts = [first for first, _ in self._counts.most_common(HEADERS_MAX if count else 0)]
         loaded = {
             first: segment
@@ -147,7 +146,7 @@ class ReadCounts:
         self._last_s[key] = max(last_s, self._last_s.get(key, last_s))
 
     def _links(self, loaded: dict[BlockKey, Segment]) -> Iterator[list[Segment]]:
-        """Every loaded segment in one run; none of those that follow each other in a ring."""
+        """Yield each loaded segment in exactly one chain; segments in a cycle are left out."""
         owners: dict[BlockKey, BlockKey] = {}
         for first, segment in loaded.items():
             for key in segment.keys:
@@ -176,7 +175,7 @@ class ReadCounts:
         first = links[0].keys[0]
         blocks = len(links[-1].keys)
         for link, follower in pairwise(links):
-            # Two writers may have cut the chain differently: what both hold counts once.
+            # Two writers may have split the chain differently; blocks in both count once.
             blocks += link.keys.index(follower.parent) + 1 if follower.parent else 0
         group = int.from_bytes(first[-_GROUP_BYTES:], "big")
         tokens = None
@@ -194,36 +193,33 @@ class ReadCounts:
         )
 
 
-JOURNAL_BYTES_MAX: Final = 16 << 20
-
-
-_THREADS: Final = 8
-
-
 class ReadHistory:
-    """Of one key space. Every method raises OSError where the store does not answer."""
+    """The reads of one key space, read from a view."""
 
     def __init__(
         self,
         view: View,
         space: str,
-        refused: Callable[[str, OSError], None],
-        tell: Callable[[str], None],
+        on_unreadable: Callable[[str, OSError], None],
+        on_file: Callable[[str], None],
     ) -> None:
-        """`space`: its folder. `refused` hears what cannot be read, `tell` each file's name."""
+        """Read below the folder `space`.
+
+        `on_unreadable` is called for files that cannot be read, `on_file` for every file.
+        """
         self._view = view
         self._space = space
-        self._refused = refused
-        self._tell = tell
+        self._on_unreadable = on_unreadable
+        self._on_file = on_file
 
     def chains(
         self, journals: Sequence[Entry], rules: Rules, space: KeySpace, count: int
     ) -> list[Chain]:
-        """The `count` that are read most."""
+        """Return the `count` most-read chains. Raises OSError if the storage does not answer."""
         reads = ReadCounts()
         for entry, content in self._contents(journals):
             reads.add(content, entry.stat.modified_s)
-        for uses in folded_reads(self._view, self._space, self._refused):
+        for uses in folded_reads(self._view, self._space, self._on_unreadable):
             reads.add_folded(uses)
         return reads.chains(partial(self._headers, rules), space, count)
 
@@ -231,19 +227,22 @@ class ReadHistory:
         works = (partial(self._view.read, entry.name, JOURNAL_BYTES_MAX) for entry in journals)
         with Workers(_THREADS, "kvtier-inspect", Throttle()) as workers:
             for entry, future in zip(journals, workers.begin(works), strict=True):
-                self._tell(entry.name)
+                self._on_file(entry.name)
                 try:
                     content = workers.result(future)
                 except OSError as error:
                     if is_unreachable(error):
                         raise
-                    self._refused(entry.name, error)
+                    self._on_unreadable(entry.name, error)
                     continue
                 if content is not None:
                     yield entry, content
 
     def _headers(self, rules: Rules, firsts: Sequence[BlockKey]) -> Iterator[Segment | None]:
-        """None for those that are gone, or broken: a check tells of them."""
+        """Yield the headers of segments; None for those that are gone or unreadable.
+
+        Broken segments are reported by `kvtier fsck`.
+        """
         names = [f"{self._space}/{segment_name(first)}" for first in firsts]
         works = (
             partial(read_header, self._view, name, rules, first)
@@ -251,7 +250,7 @@ class ReadHistory:
         )
         with Workers(_THREADS, "kvtier-inspect", Throttle()) as workers:
             for name, future in zip(names, workers.begin(works), strict=True):
-                self._tell(name)
+                self._on_file(name)
                 try:
                     yield workers.result(future)
                 except Corrupt:

@@ -1,4 +1,4 @@
-"""From what a person names to what can be looked into: one clear error for each mistake."""
+"""Opens the folder or bucket that a command names, with errors that name the argument."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ from kvtier.tiers.shared.posix import PosixStore
 from kvtier.tiers.shared.store import Store
 
 _DEADLINE_S: Final = 30.0
-"""For a call on a bucket. A person who waits has more patience than an engine."""
+"""Time limit of a call on a bucket. It is longer than an engine's, because a user waits."""
 
 
 def is_url(place: str) -> bool:
-    """Whether a bucket is meant."""
+    """Return True if `place` names a bucket instead of a folder."""
     return "://" in place
 
 
 def open_view(place: str, argument: str = "PATH") -> View:
-    """Of a folder, or of a bucket: s3://bucket/prefix, gs://… or az://….
+    """Open a view of a folder, or of a bucket: s3://bucket/prefix, gs://… or az://….
 
-    Raises InvalidSettings with the fix; `argument` is what names the place. One request, and
-    nothing is written.
+    Costs one request and writes nothing. Raises InvalidSettings if the place cannot be read;
+    `argument` is the command's name for the place, used in the message.
     """
     with _named(argument):
         if not place:
-            raise InvalidSettings("shared.path: it is empty; name a folder or a bucket")
+            raise InvalidSettings("shared.path: empty; name a folder or a bucket")
         if not is_url(place):
             return FolderView(Path(place))
         store = BucketStore(place, deadline_s=_DEADLINE_S)
@@ -41,7 +41,10 @@ def open_view(place: str, argument: str = "PATH") -> View:
 
 
 def open_store(place: str, argument: str = "PATH") -> Store:
-    """The same to write to; a folder is made. As `open_view`, but it writes, to try it out."""
+    """Open a folder, which is created if necessary, or a bucket for writing.
+
+    Writes and removes probe files. Raises InvalidSettings as `open_view` does.
+    """
     with _named(argument):
         if not is_url(place):
             return PosixStore(Path(place))
@@ -53,7 +56,7 @@ def open_store(place: str, argument: str = "PATH") -> Store:
 
 @contextmanager
 def _named(argument: str) -> Iterator[None]:
-    """Errors name what a person typed, and not a setting of engines."""
+    """Make errors name the command's argument instead of an engine's setting."""
     try:
         yield
     except InvalidSettings as error:

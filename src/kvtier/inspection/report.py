@@ -1,7 +1,7 @@
-"""What a check found: the same for people and for programs.
+"""The report of a check: its counts and findings.
 
-Invariants: every problem and every notice is counted; of each the first FINDINGS_KEPT are kept.
-Fields of format 1 are only ever added.
+`kvtier fsck --json` prints it. Invariants: every problem and every notice is counted, and the first
+FINDINGS_KEPT of each are kept. Fields of format 1 are only ever added.
 """
 
 from typing import Final
@@ -16,66 +16,66 @@ PROBLEMS: Final = {
     "segment": "a header, a length or a name inside a segment is wrong",
     "checksum": "blocks of a segment are damaged",
     "newer": "a segment of a newer kvtier",
-    "unsteady": "bad at the first look and sound at the second: what is between damages data",
-    "algorithm": "a segment written with a secret where the manifest says without, or vice versa",
-    "misplaced": "named like a segment, but where no reader looks",
+    "unsteady": "damaged at the first read and intact at the second: hardware on the way is faulty",
+    "algorithm": "a segment written with a secret although the manifest has none, or vice versa",
+    "misplaced": "named like a segment, but in a folder where no engine looks",
     "irregular": "a link, pipe, socket, device or folder where a file should be",
-    "unreadable": "the file system refuses a file or a folder",
+    "unreadable": "a file or folder that cannot be read",
 }
-"""Kinds of findings that make a store unsound."""
+"""Kinds of findings that are problems of the store."""
 NOTICES: Final = {
-    "temporary": "a file that somebody died writing, an hour ago or more",
+    "temporary": "a temporary file of a writer that crashed an hour ago or earlier",
     "unknown": "not kvtier's; never touched",
     "foreign": "a tree of another system, which carries no checksums",
 }
-"""Kinds that a person may want to know of."""
+"""Kinds of findings that are worth knowing, but no problems."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One file, or folder, and what is the matter with it."""
+    """A problem or notice about one file or folder."""
 
     file: str
-    """Below the store's folder."""
+    """Name relative to the store's root."""
     kind: str
-    """Of PROBLEMS or NOTICES."""
+    """A key of PROBLEMS or NOTICES."""
     reason: str
     repaired: str | None = None
-    """What was done about it."""
+    """What the repair did."""
 
 
 class CheckReport(msgspec.Struct, kw_only=True):
-    """Of one check, over as many runs as it took."""
+    """The report of one check, which may take several runs."""
 
     format: int = FORMAT
     path: str
     spaces: list[str]
     complete: bool = False
-    """Whether all of the store was looked at; False where the check was interrupted."""
+    """Whether the whole store was checked; False if the check was interrupted."""
     clean: bool = True
-    """No problem so far."""
+    """Whether no problem was found so far."""
     resumed_after: str | None = None
-    """Where an earlier run had stopped."""
+    """Position after which this run resumed an earlier one."""
     started_s: float
-    """When the first run began, Unix seconds of this host."""
+    """Start of the first run, in Unix seconds by this host's clock."""
     segments: int = 0
-    """Verified, sound or not."""
+    """Segments verified, intact or not."""
     blocks: int = 0
-    """In sound segments."""
+    """Blocks in intact segments."""
     bytes: int = 0
-    """In sound segments."""
+    """Bytes of intact segments."""
     unverified: int = 0
     """Segments of key spaces without a manifest."""
     vanished: int = 0
-    """Segments removed by others while they were looked at: that is their business."""
+    """Segments that engines or evictors removed or replaced during the check."""
     quarantined: int = 0
-    """Files in quarantine, from earlier."""
+    """Files that were in quarantine already."""
     problems_found: int = 0
     problems: list[Finding] = []
     notices_found: int = 0
     notices: list[Finding] = []
 
     def add(self, finding: Finding) -> None:
-        """Count it, and keep it while there is room."""
+        """Count a finding, and keep it unless there are FINDINGS_KEPT already."""
         if finding.kind in PROBLEMS:
             self.clean = False
             self.problems_found += 1

@@ -1,7 +1,7 @@
-"""Verifying one segment: its header, its length, every block's checksum.
+"""Verification of one segment: its header, its length and the checksum of every block.
 
-Invariant: a verdict that is a segment means that every byte that counts was read, from one and the
-same file and not from what was known before, and had the checksum that its verified header gives.
+Invariant: `verify` returns a Segment only if every block was read from one and the same file, and
+matched the checksum in its verified header.
 """
 
 import errno
@@ -27,14 +27,14 @@ from kvtier.tiers.shared.manifest import SpaceManifest
 from kvtier.tiers.shared.reading import aligned_buffer
 
 _READ_BYTES: Final = 4 << 20
-"""Read at once, at most, but never less than a block."""
+"""Size of one read, but at least one block."""
 _SHOWN = 8
 _START = struct.Struct("<8sI10xH")
-"""Magic, version, and the checksum algorithm: see docs/reference/format.md."""
+"""Magic, version and checksum algorithm, as in docs/reference/format.md."""
 
 
 class Rules(NamedTuple):
-    """What every segment of a key space must agree with."""
+    """What every segment of a key space is verified against."""
 
     checksum: Checksum
     space_digest: bytes
@@ -42,24 +42,26 @@ class Rules(NamedTuple):
 
 
 class BadSegment(NamedTuple):
-    """`kind`: one of `report.PROBLEMS`. `reason` is for people."""
+    """What is wrong with a segment."""
 
     kind: str
+    """A key of `report.PROBLEMS`."""
     reason: str
+    """A message for the user."""
 
 
 Verification = Segment | BadSegment | None
-"""None: the file vanished meanwhile, as files of a store do."""
+"""Outcome of a verification; None: the file was removed meanwhile, as engines and evictors do."""
 
 
 def rules_of(manifest: SpaceManifest, checksum: Checksum) -> Rules:
-    """From a manifest that can be trusted."""
+    """Return the rules that a valid manifest implies."""
     space = manifest.space
     return Rules(checksum, bytes.fromhex(space.digest), space.block_bytes)
 
 
 def blocks_in(file_bytes: int, key_bytes: int, block_bytes: int) -> int | None:
-    """How many blocks make a file that long; None where none do. ReadCounts nothing."""
+    """Return the number of blocks in a segment of `file_bytes`; None if no number fits."""
     slot_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
     count = (file_bytes - PAGE_BYTES) // slot_bytes
     while count > 0:
@@ -71,35 +73,35 @@ def blocks_in(file_bytes: int, key_bytes: int, block_bytes: int) -> int | None:
 
 
 def read_header(view: View, name: str, rules: Rules, first: BlockKey | None) -> Segment | None:
-    """The verified header; None where the file is gone. Raises Corrupt and OSError."""
+    """Return the verified header; None if the file is gone. Raises Corrupt and OSError."""
     found = _header(view, name, rules, first)
     return None if found is None else found.segment
 
 
 def read_block(view: View, name: str, segment: Segment, number: int, slot: Buffer) -> int | None:
-    """Fill `slot` with a block and what is behind it; bytes read, None where the file is gone.
+    """Fill `slot` with block `number` and its padding. Raises OSError.
 
-    Raises OSError.
+    Returns the number of bytes read; None if the file is gone.
     """
     read = view.read_into(name, segment.offset(number), [slot])
     return None if read is None else read.filled_bytes
 
 
 def verify(
-    view: View, name: str, rules: Rules, first: BlockKey | None, pace: Throttle
+    view: View, name: str, rules: Rules, first: BlockKey | None, throttle: Throttle
 ) -> Verification:
-    """All of one file. `first`: the key that its name gives, None to take any.
+    """Verify a whole segment. `first` is the key in its name; None accepts any key.
 
-    Raises `pace`'s Stopped, and OSError where nobody answers. Memory: 4 MiB, or one block where
-    that is more.
+    Raises Stopped through `throttle`, and OSError if the storage does not answer. Uses 4 MiB of
+    memory, or one block if that is more.
     """
     try:
         found = _header(view, name, rules, first)
-        return None if found is None else _payloads(view, name, found, rules, pace)
+        return None if found is None else _payloads(view, name, found, rules, throttle)
     except Corrupt as error:
         return BadSegment(_kind(view, name, rules), str(error))
     except NotRegularFile:
-        return BadSegment("irregular", "it is no regular file")
+        return BadSegment("irregular", "not a regular file")
     except OSError as error:
         if is_unreachable(error):
             raise
@@ -107,25 +109,25 @@ def verify(
 
 
 def verify_twice(
-    view: View, name: str, rules: Rules, first: BlockKey | None, pace: Throttle
+    view: View, name: str, rules: Rules, first: BlockKey | None, throttle: Throttle
 ) -> Verification:
-    """As `verify`; a bad verdict is taken from a second look only."""
+    """Verify a segment as `verify` does, and confirm a failure by a second verification."""
     try:
-        once = verify(view, name, rules, first, pace)
+        once = verify(view, name, rules, first, throttle)
     except OSError:
-        return verify(view, name, rules, first, pace)
+        return verify(view, name, rules, first, throttle)
     if not isinstance(once, BadSegment):
         return once
-    again = verify(view, name, rules, first, pace)
+    again = verify(view, name, rules, first, throttle)
     if isinstance(again, Segment):
-        return BadSegment("unsteady", f"sound when it was read again; before: {once.reason}")
+        return BadSegment("unsteady", f"intact when read again; at first: {once.reason}")
     return again
 
 
 class _Header(NamedTuple):
     segment: Segment
     version: str
-    """Of the file that it was read from."""
+    """Version of the file from which the header was read."""
 
 
 def _header(view: View, name: str, rules: Rules, first: BlockKey | None) -> _Header | None:
@@ -152,7 +154,9 @@ def _header(view: View, name: str, rules: Rules, first: BlockKey | None) -> _Hea
             return _Header(segment, read.stat.version)
 
 
-def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Throttle) -> Verification:
+def _payloads(
+    view: View, name: str, header: _Header, rules: Rules, throttle: Throttle
+) -> Verification:
     segment = header.segment
     count, slot_bytes = len(segment.keys), segment.slot_bytes
     at_once = min(count, max(1, _READ_BYTES // slot_bytes))
@@ -160,12 +164,12 @@ def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Thrott
     wrong = []
     for start in range(0, count, at_once):
         wanted = buffer[: min(at_once, count - start) * slot_bytes]
-        pace.spend(len(wanted))
+        throttle.spend(len(wanted))
         read = view.read_into(name, segment.offset(start), [wanted])
         if read is None or read.stat.version != header.version:
-            return None  # another file has the name by now
+            return None  # the file was replaced meanwhile
         if read.filled_bytes < len(wanted):
-            return BadSegment("segment", f"it ends within block {start} of {count}, or behind it")
+            return BadSegment("segment", f"the file ends in or after block {start} of {count}")
         for i in range(start, min(start + at_once, count)):
             payload = wanted[(i - start) * slot_bytes :][: segment.block_bytes]
             if rules.checksum.block(segment.keys[i], payload) != segment.checksums[i]:
@@ -177,7 +181,7 @@ def _payloads(view: View, name: str, header: _Header, rules: Rules, pace: Thrott
 
 
 def _kind(view: View, name: str, rules: Rules) -> str:
-    """What is wrong with a header: it may be sound, and only not for this reader."""
+    """Return the kind of a header's problem: the header may be valid, but for other readers."""
     buffer = aligned_buffer(PAGE_BYTES)
     try:
         read = view.read_into(name, 0, [buffer])

@@ -1,6 +1,7 @@
-"""The key spaces of a store, as their manifests tell.
+"""The key spaces of a store, and what each file of a store is by its name.
 
-Invariant: a key space whose manifest cannot be trusted has none here, but the reason why.
+Invariants: a key space whose manifest is missing or invalid has no manifest here, but the reason.
+A file with an unexpected name is UNKNOWN, and is left alone.
 """
 
 import hmac
@@ -20,46 +21,53 @@ from kvtier.tiers.shared.manifest import FORMAT, SpaceManifest, manifest_of, par
 from kvtier.tiers.shared.store import is_temporary
 
 BLOCK_BYTES_MAX: Final = 1 << 30
-"""No engine has blocks of a gigabyte; who says so wants memory."""
-
-
+"""No engine has larger blocks; a manifest that claims so would exhaust the memory."""
 MANIFEST_BYTES_MAX: Final = 1 << 20
-
-
 _NAME = re.compile(r".+-[0-9a-f]{16}")
+CURSOR_NAME: Final = ".kvtier-fsck.json"
+"""File in which a check of a folder saves its position. Stores do not list names with a dot."""
+STORE_CURSOR_NAME: Final = "leases/fsck.json"
+"""The same in a bucket, beside the evictors' leases, where no engine looks."""
+_LEASES = "leases"
+_IN_SPACE = frozenset({"blocks", "access", "quarantine"})
+_FAN_OUT = re.compile(r"[0-9a-f]{3}")
+_MISPLACED = re.compile(r"blocks/(?:[^/]+/)?(?:[0-9a-f]{2})+\.kvt")
+_JOURNAL = re.compile(r"access/[^/]+-\d{8,}\.log")
+_SUMMARY = re.compile(r"access/summary-[0-9a-f]\.\d{10}\.bin")
+_QUARANTINED = re.compile(r"quarantine/[^/]+\.kvt")
 
 
 _PLAIN, _KEYED = Xxh3.algorithm, HmacSha256.algorithm
 
 
 class FoundSpace(NamedTuple):
-    """A folder of a key space. Either `manifest` or `mistake` is there."""
+    """A folder of a key space, with either `manifest` or `mistake`."""
 
     name: str
     manifest: SpaceManifest | None
     mistake: str | None
-    """Why the manifest is of no use."""
+    """Why the manifest is unusable; completes the sentence "the manifest …"."""
 
     @property
     def is_keyed(self) -> bool:
-        """Whether a secret is needed to verify it."""
+        """Whether verifying the key space requires a secret."""
         return self.manifest is not None and self.manifest.algorithm == _KEYED
 
 
 class Secrets:
-    """The secrets that a person gave, to be tried on key spaces."""
+    """The secrets from --key-file, each of which may belong to any key space."""
 
     def __init__(self, key_files: Sequence[Path] = ()) -> None:
-        """Raises InvalidSettings as `load_key` does."""
+        """Load the secrets. Raises InvalidSettings as `load_key` does."""
         self._keyed = [HmacSha256(load_key(path, "--key-file")) for path in key_files]
 
     @property
     def strongest(self) -> Checksum:
-        """What to seal with that nobody else should forge."""
+        """A checksum with the first secret, to seal the cursor with; without one, a plain one."""
         return self._keyed[0] if self._keyed else Xxh3()
 
-    def fitting(self, manifest: SpaceManifest) -> Checksum | None:
-        """How the segments of a key space are verified; None where its secret is not here."""
+    def checksum_of(self, manifest: SpaceManifest) -> Checksum | None:
+        """Return the checksum that verifies a key space; None if its secret is not among these."""
         known = self._keyed if manifest.algorithm == _KEYED else [Xxh3()]
         for checksum in known:
             wanted = manifest_of(manifest.space, checksum).witness
@@ -69,10 +77,10 @@ class Secrets:
 
 
 def find_spaces(view: View, wanted: Sequence[str] = ()) -> list[FoundSpace]:
-    """Every key space, or those `wanted`, in the order of names.
+    """Return every key space of a store, or those `wanted`, sorted by name.
 
-    Raises InvalidSettings where one is not there, where `view` is of a key space itself, and
-    where one is of a newer format; OSError where the store cannot be listed.
+    Raises InvalidSettings if a wanted one does not exist, if `view` shows a key space instead of a
+    store, and if a manifest has a newer format; OSError if the store cannot be listed.
     """
     names = {entry.name for entry in view.entries()}
     if MANIFEST_NAME in names and "blocks" in names:
@@ -89,7 +97,7 @@ def find_spaces(view: View, wanted: Sequence[str] = ()) -> list[FoundSpace]:
 
 
 def space_names(view: View) -> list[str]:
-    """Folders that look like key spaces, in the order of names. Raises OSError."""
+    """Return the folders that look like key spaces, sorted by name. Raises OSError."""
     return [
         entry.name
         for entry in view.entries()
@@ -98,14 +106,12 @@ def space_names(view: View) -> list[str]:
 
 
 def parse_space(name: str, raw: bytes | None) -> FoundSpace:
-    """What the bytes of its manifest make of the key space `name`; None: there is no manifest."""
+    """Return the key space `name` with the manifest in `raw`; None: the manifest is missing."""
     if raw is None:
         return FoundSpace(name, None, "is missing")
     version = _version(raw)
     if version is not None and version > FORMAT:
-        return FoundSpace(
-            name, None, f"is of format {version}, of a newer kvtier: upgrade this one"
-        )
+        return FoundSpace(name, None, f"has format {version}, of a newer kvtier: upgrade this one")
     try:
         manifest = parse_manifest(raw)
     except InvalidSettings as error:
@@ -120,11 +126,11 @@ def _is_space(view: View, name: str) -> bool:
         parts = (entry.name.rpartition("/")[2] for entry in view.entries(name))
         return any(part in (MANIFEST_NAME, "blocks") for part in parts)
     except OSError:
-        return True  # it looks like one; what is wrong with it is told by who looks into it
+        return True  # its name says so; reading the manifest will report the error
 
 
 def _split(place: str) -> tuple[str, str]:
-    """The place above, and the name there."""
+    """Split `place` into its parent and its last name."""
     whole = place if "://" in place else os.path.abspath(place)
     above, _, name = whole.rpartition("/")
     return above or "/", name
@@ -145,7 +151,7 @@ def _read(view: View, name: str) -> FoundSpace:
 
 
 def _version(raw: bytes) -> int | None:
-    """None where it is damaged."""
+    """Return the format of a manifest; None if it is damaged."""
     try:
         return manifest_format(raw)
     except InvalidSettings:
@@ -156,55 +162,26 @@ def _mistake(name: str, manifest: SpaceManifest) -> str | None:
     space = manifest.space
     right = space_folder(space)
     if right != name:
-        return f"is of another key space: {right}"
+        return f"belongs to another key space: {right}"
     if not 1 <= space.block_bytes <= BLOCK_BYTES_MAX:
-        return f"tells of blocks of {space.block_bytes} bytes, which no engine has"
+        return f"claims blocks of {space.block_bytes} bytes, which no engine has"
     if manifest.algorithm not in (_PLAIN, _KEYED):
         return f"names checksum algorithm {manifest.algorithm}, which this kvtier does not know"
-    if manifest.algorithm == _PLAIN and Secrets().fitting(manifest) is None:
-        return "is damaged: its witness differs"
+    if manifest.algorithm == _PLAIN and Secrets().checksum_of(manifest) is None:
+        return "is damaged: its witness does not match"
     return None
 
 
-CURSOR_NAME: Final = ".kvtier-fsck.json"
-"""Where a check of a folder keeps how far it got. No store shows it: it starts with a dot."""
-
-
-STORE_CURSOR_NAME: Final = "leases/fsck.json"
-"""The same in a bucket, beside what evictors note: no reader or writer looks there."""
-
-
-_LEASES = "leases"
-
-
-_IN_SPACE = frozenset({"blocks", "access", "quarantine"})
-
-
-_FAN_OUT = re.compile(r"[0-9a-f]{3}")
-
-
-_MISPLACED = re.compile(r"blocks/(?:[^/]+/)?(?:[0-9a-f]{2})+\.kvt")
-
-
-_JOURNAL = re.compile(r"access/[^/]+-\d{8,}\.log")
-
-
-_SUMMARY = re.compile(r"access/summary-[0-9a-f]\.\d{10}\.bin")
-
-
-_QUARANTINED = re.compile(r"quarantine/[^/]+\.kvt")
-
-
 class FileKind(Enum):
-    """What its name makes of a file."""
+    """What a file of a store is, by its name."""
 
     MANIFEST = "manifest"
     SEGMENT = "segment"
     MISPLACED = "misplaced"
-    """Named like a segment, but where no reader looks for it."""
+    """Named like a segment, but in a folder where no engine looks for it."""
     JOURNAL = "journal"
     SUMMARY = "summary"
-    """Of journals that an evictor has folded."""
+    """Summary of the access journals that an evictor has folded."""
     QUARANTINED = "quarantined"
     LEASE = "lease"
     TEMPORARY = "temporary"
@@ -213,13 +190,13 @@ class FileKind(Enum):
 
 
 class StoreLayout:
-    """The map of one store with the key spaces of these names."""
+    """The names that a store with the given key spaces can have."""
 
     def __init__(self, spaces: Iterable[str]) -> None:
         self._spaces = {name: number for number, name in enumerate(sorted(spaces))}
 
-    def of(self, name: str) -> FileKind:
-        """What the file is. Costs a regular expression or two."""
+    def kind_of(self, name: str) -> FileKind:
+        """Return what the file `name` is."""
         top, _, below = name.partition("/")
         if is_temporary(name.rpartition("/")[2]):
             return FileKind.TEMPORARY
@@ -230,7 +207,7 @@ class StoreLayout:
         return _in_space(below) if top in self._spaces else FileKind.UNKNOWN
 
     def looks_into(self, folder: str) -> bool:
-        """Whether files of a store are in it."""
+        """Return True if a walk over the store has to descend into `folder`."""
         top, *below = folder.split("/")
         if top == _LEASES:
             return True
@@ -241,9 +218,9 @@ class StoreLayout:
         return len(below) == 2 and below[0] == "blocks" and bool(_FAN_OUT.fullmatch(below[1]))
 
     def share_done(self, name: str) -> float:
-        """How much of the store is behind someone who walked to `name`: 0 to 1, an estimate.
+        """Estimate the share of the store, 0 to 1, that a walk has passed when it is at `name`.
 
-        Keys are hashes, so those of a key space are spread evenly over its folders.
+        Keys are hashes, so the segments of a key space are spread evenly over its folders.
         """
         top, *below = name.split("/")
         if not self._spaces:

@@ -1,6 +1,6 @@
-"""A few bytes that a check leaves for its next run: in a file, or in a store.
+"""The file in which a check saves its position for the next run: a local file or one of a store.
 
-Invariant: what is there is replaced whole, or stays.
+Invariant: a write replaces the file as a whole or leaves it as it was.
 """
 
 import errno
@@ -14,37 +14,37 @@ import numpy as np
 from kvtier.tiers.shared.store import Store, TemporaryNames
 
 BYTES_MAX: Final = 64 << 20
-"""A note that is longer is none."""
+"""A longer file was not written by a check."""
 
 
 class StateFile(Protocol):
-    """One note. Every method raises OSError."""
+    """A small file that is always replaced as a whole. Every method raises OSError."""
 
     where: str
-    """For people."""
+    """Path or URL, for messages."""
 
     def read(self) -> bytes | None:
-        """What was noted; None where nothing is."""
+        """Return the content; None if the file does not exist."""
         ...
 
     def write(self, content: bytes) -> None:
-        """Replace it."""
+        """Replace the content."""
         ...
 
     def remove(self) -> None:
-        """It may be gone already."""
+        """Remove the file if it exists."""
         ...
 
 
 class LocalStateFile:
-    """In a file of its own; mode 0600, and no link is followed to it."""
+    """A state file in a file system, with mode 0600. A link in its place is not followed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.where = str(path)
 
     def read(self) -> bytes | None:
-        """See StateFile."""
+        """Return the content; None if the file does not exist."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             return read_whole(os.open(self._path, flags), BYTES_MAX)
@@ -52,7 +52,7 @@ class LocalStateFile:
             return None
 
     def write(self, content: bytes) -> None:
-        """See StateFile."""
+        """Replace the content by renaming a temporary file."""
         temporary = self._path.with_name(TemporaryNames().next(""))
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -64,34 +64,37 @@ class LocalStateFile:
             raise
 
     def remove(self) -> None:
-        """See StateFile."""
+        """Remove the file if it exists."""
         self._path.unlink(missing_ok=True)
 
 
 class StoreStateFile:
-    """A file of a store."""
+    """A state file in a store."""
 
     def __init__(self, store: Store, name: str, place: str) -> None:
-        """`place`: of the store, for people."""
+        """Use the file `name` of `store`; `place` is the store's URL, for messages."""
         self._store = store
         self._name = name
         self.where = f"{place}/{name}"
 
     def read(self) -> bytes | None:
-        """See StateFile."""
+        """Return the content; None if the file does not exist."""
         return read_small(self._store, self._name, BYTES_MAX)
 
     def write(self, content: bytes) -> None:
-        """See StateFile."""
+        """Replace the content."""
         self._store.put(self._name, content)
 
     def remove(self) -> None:
-        """See StateFile."""
+        """Remove the file if it exists."""
         self._store.remove(self._name)
 
 
 def read_whole(fd: int, limit_bytes: int) -> bytes:
-    """A regular file from its descriptor, which is closed. OSError where it is none or longer."""
+    """Return the content of a regular file and close its descriptor.
+
+    Raises OSError if it is not a regular file, or longer than `limit_bytes`.
+    """
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
@@ -105,7 +108,10 @@ def read_whole(fd: int, limit_bytes: int) -> bytes:
 
 
 def read_small(store: Store, name: str, limit_bytes: int) -> bytes | None:
-    """All of a store's file; None where there is none. EFBIG where it is longer."""
+    """Return the content of a store's file; None if it does not exist.
+
+    Raises OSError (EFBIG) if it is longer than `limit_bytes`.
+    """
     stat = store.stat(name)
     if stat is None:
         return None

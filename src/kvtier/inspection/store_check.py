@@ -1,8 +1,13 @@
-"""Putting a store in order: only what is known to be broken or abandoned is touched.
+"""Verifies and repairs a whole store: manifests, names, headers, lengths, every block's checksum.
 
-Invariants: a broken segment is moved to the quarantine, as a reader would do it, and only if it
-still is the file that was looked at; an age is told by two times of the store's own clock;
-nothing else is moved or removed.
+The check goes by name and can be resumed after any position it has returned. Several threads verify
+segments; their results are taken in the order of the walk, so a position covers everything before
+it.
+
+Invariants: without repairs, nothing is changed. A repair moves broken segments to quarantine, as a
+reader does, and only if they are still the files that were verified, and removes temporary files
+whose age is computed from two times of the store's own clock. Changes that engines and evictors
+make during the check are no problems. A file that cannot be read is a problem, not an exception.
 """
 
 from collections import deque
@@ -25,22 +30,26 @@ from kvtier.tiers.shared.reading import SegmentHeaders
 from kvtier.tiers.shared.store import Store
 
 STALE_S: Final = 3600.0
-"""A temporary file that nobody has written to for that long has no writer any more."""
+"""A temporary file that was not written to for this long belongs to a crashed writer."""
+THREADS: Final = 4
+_AHEAD = 8
+"""Segments per thread that are being verified, or verified and not yet reported."""
+_REPAIRABLE = frozenset({"segment", "checksum"})
+_BY_HAND = "; --repair keeps it: remove it by hand if it is not needed"
 
 
 class Repairs:
-    """What may be done to a store. Methods block and raise OSError. Close it."""
+    """The changes that a repair may make to a store. Methods block and raise OSError."""
 
     def __init__(self, store: Store) -> None:
-        """`store` is closed with this."""
+        """Repair `store`, which `close` closes."""
         self._store = store
 
     def now_s(self) -> float:
-        """The time on the store's clock: what a file that is made now is stamped with.
-
-        Raises OSError, as where nothing may be written.
-        """
-        stamp = f"now-{unique_id()[:16]}"  # as evictors make and sweep them
+        """Return the store's current time, by writing a file and removing it."""
+        stamp = (
+            f"now-{unique_id()[:16]}"  # an evictor removes files of this name if a crash leaves one
+        )
         try:
             return self._store.put(stamp, b"").modified_s
         finally:
@@ -49,7 +58,10 @@ class Repairs:
     def quarantine(
         self, space: str, rules: Rules, first: BlockKey, seen: Entry, reason: str
     ) -> str | None:
-        """Move a broken segment out of everybody's way; says what was done, None for nothing."""
+        """Move a broken segment to quarantine and return what was done.
+
+        Returns None if the file is no longer the one in `seen`.
+        """
         headers = SegmentHeaders(
             self._store, space, rules.checksum, rules.space_digest, rules.block_bytes
         )
@@ -64,94 +76,88 @@ class Repairs:
         return "quarantined" if is_kept else "removed, the quarantine is full"
 
     def remove_temporary(self, name: str) -> str | None:
-        """Remove what a dead writer left; says what was done. ValueError: it is none."""
+        """Remove a crashed writer's file and return what was done, None for nothing.
+
+        Raises ValueError if `name` is not that of a temporary file.
+        """
         if not isinstance(self._store, HasTemporaries):
             return None
         return "removed" if self._store.remove_temporary(name) else None
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the store."""
         self._store.close()
 
     def _kept(self, space: str) -> set[str]:
         return {entry.name for entry in self._store.list(f"{space}/quarantine").entries}
 
 
-THREADS: Final = 4
-
-
-_AHEAD = 8
-"""Segments a thread that may be under way or waiting to be told."""
-
-
-_REPAIRABLE = frozenset({"segment", "checksum"})
-
-
-_BY_HAND = "; repair leaves it: remove it by hand if nobody misses it"
-
-
 class _Step(NamedTuple):
     entry: Entry
-    place: FileKind
+    kind: FileKind
     verdict: Future[Verification] | None
 
 
 def rules_for(spaces: Sequence[FoundSpace], secrets: Secrets) -> dict[str, Rules]:
-    """How to verify each key space that has a manifest.
+    """Return the rules of each key space that has a manifest.
 
-    Raises InvalidSettings where one needs a secret that was not given.
+    Raises InvalidSettings if a key space needs a secret that is not in `secrets`.
     """
     rules = {}
     for space in spaces:
         if space.manifest is None:
             continue
-        checksum = secrets.fitting(space.manifest)
+        checksum = secrets.checksum_of(space.manifest)
         if checksum is None:
             raise InvalidSettings(
-                f"{space.name} was written with a secret that was not given; name its file "
-                "(shared.key_file) with --key-file, or other key spaces with --space"
+                f"{space.name} was written with a secret that was not given; give its file "
+                "(shared.key_file) with --key-file, or name other key spaces with --space"
             )
         rules[space.name] = rules_of(space.manifest, checksum)
     return rules
 
 
 class StoreCheck:
-    """One check of one store. For one thread; it starts threads of its own while it runs."""
+    """One check of one store. Used by one thread; it starts worker threads while it runs."""
 
     def __init__(
         self,
         view: View,
-        places: StoreLayout,
+        layout: StoreLayout,
         rules: Mapping[str, Rules],
         report: CheckReport,
         *,
         now_s: float,
-        pace: Throttle | None = None,
+        throttle: Throttle | None = None,
         repairs: Repairs | None = None,
         skipped: Sequence[str] = (),
         threads: int = THREADS,
     ) -> None:
-        """`now_s`: on the store's clock. `skipped`: top folders known to be something else."""
+        """Prepare a check that adds its findings to `report`.
+
+        `now_s` is the time by the store's clock. `skipped` are top-level folders to ignore, such
+        as trees of other systems.
+        """
         self._view = view
-        self._places = places
+        self._layout = layout
         self._rules = rules
         self._report = report
         self._now_s = now_s
-        self._pace = pace or Throttle()
+        self._throttle = throttle or Throttle()
         self._repairs = repairs
         self._skipped = frozenset(skipped)
         self._threads = threads
 
     def run(self, after: str = "") -> Iterator[str]:
-        """Look at everything behind `after`; gives the position of each file as it is done.
+        """Check everything after the position `after`; yield the position of each file when done.
 
-        The report is up to date with each. Whoever stops asking stops the check; once `pace`
-        is stopped this raises Stopped. Raises OSError where the store does not answer.
+        The report is up to date at each yield. Closing the iterator stops the check. Raises
+        Stopped after `throttle.stop()`, and OSError if the storage does not answer.
         """
         steps: deque[_Step] = deque()
-        with Workers(self._threads, "kvtier-fsck", self._pace) as workers:
+        with Workers(self._threads, "kvtier-fsck", self._throttle) as workers:
             try:
-                walk = self._view.walk("", self._places.looks_into, self._refused, after)
+                walk = self._view.walk("", self._layout.looks_into, self._on_unreadable, after)
                 for entry in walk:
                     steps.append(self._begin(workers, entry))
                     if len(steps) > self._threads * _AHEAD:
@@ -159,43 +165,43 @@ class StoreCheck:
                 while steps:
                     yield self._end(workers, steps)
             finally:
-                if steps:  # called off: what is under way ends soon, the rest never begins
-                    self._pace.stop()
+                if steps:  # stopped: running work ends soon, queued work never starts
+                    self._throttle.stop()
                 for step in steps:
                     if step.verdict is not None:
                         step.verdict.cancel()
         self._report.complete = True
 
     def _begin(self, workers: Workers, entry: Entry) -> _Step:
-        place = self._places.of(entry.name)
+        kind = self._layout.kind_of(entry.name)
         verdict = None
         space, _, name = entry.name.partition("/")
-        if place is FileKind.SEGMENT and entry.is_file and space in self._rules:
+        if kind is FileKind.SEGMENT and entry.is_file and space in self._rules:
             first = parse_segment_name(name)
             rules = self._rules[space]
-            look = partial(verify_twice, self._view, entry.name, rules, first, self._pace)
+            look = partial(verify_twice, self._view, entry.name, rules, first, self._throttle)
             verdict = workers.submit(look)
-        return _Step(entry, place, verdict)
+        return _Step(entry, kind, verdict)
 
     def _end(self, workers: Workers, steps: deque[_Step]) -> str:
-        """Take in what was found first; returns the position."""
-        entry, place, verdict = steps[0]
+        """Report the result of the first step and return its position."""
+        entry, kind, verdict = steps[0]
         if verdict is not None:
             self._judge(entry, workers.result(verdict))
-        elif place is FileKind.UNKNOWN:
-            if not entry.is_folder and self._places.looks_into(entry.name):
-                self._tell(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
+        elif kind is FileKind.UNKNOWN:
+            if not entry.is_folder and self._layout.looks_into(entry.name):
+                self._add(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
             elif entry.name not in self._skipped:
-                self._tell(entry, "unknown", f"a {entry.what} that is not kvtier's; left alone")
+                self._add(entry, "unknown", f"a {entry.what} that is not kvtier's; left alone")
         elif not entry.is_file:
-            self._tell(entry, "irregular", f"a {entry.what}, not a file{_BY_HAND}")
-        elif place is FileKind.SEGMENT:
+            self._add(entry, "irregular", f"a {entry.what}, not a file{_BY_HAND}")
+        elif kind is FileKind.SEGMENT:
             self._report.unverified += 1
-        elif place is FileKind.MISPLACED:
-            self._tell(entry, "misplaced", f"no reader looks for it here{_BY_HAND}")
-        elif place is FileKind.QUARANTINED:
+        elif kind is FileKind.MISPLACED:
+            self._add(entry, "misplaced", f"no engine looks for it here{_BY_HAND}")
+        elif kind is FileKind.QUARANTINED:
             self._report.quarantined += 1
-        elif place is FileKind.TEMPORARY:
+        elif kind is FileKind.TEMPORARY:
             self._judge_temporary(entry)
         steps.popleft()
         return entry.position
@@ -213,7 +219,7 @@ class StoreCheck:
         repaired = None
         if verdict.kind in _REPAIRABLE and self._repairs is not None:
             repaired = self._quarantine(entry, verdict.reason, self._repairs)
-        self._tell(entry, verdict.kind, verdict.reason, repaired)
+        self._add(entry, verdict.kind, verdict.reason, repaired)
 
     def _quarantine(self, entry: Entry, reason: str, repairs: Repairs) -> str | None:
         space, _, name = entry.name.partition("/")
@@ -233,21 +239,21 @@ class StoreCheck:
                 repaired = self._repairs.remove_temporary(entry.name)
             except (OSError, ValueError) as error:
                 repaired = _failed(error)
-        reason = f"{entry.stat.size} bytes that nobody has written to for {age_s / 3600:.0f} h"
-        self._tell(entry, "temporary", reason, repaired)
+        reason = f"{entry.stat.size} bytes, not written to for {age_s / 3600:.0f} h"
+        self._add(entry, "temporary", reason, repaired)
 
-    def _refused(self, name: str, error: OSError) -> None:
+    def _on_unreadable(self, name: str, error: OSError) -> None:
         reason = f"this folder cannot be listed: {error.strerror}"
         finding = Finding(file=printable(name), kind="unreadable", reason=reason)
-        # The walk is ahead of what is taken in: a check that goes on may come here again.
+        # The walk is ahead of the reported position: a resumed check may list the folder again.
         if finding not in self._report.problems:
             self._report.add(finding)
 
-    def _tell(self, entry: Entry, kind: str, reason: str, repaired: str | None = None) -> None:
+    def _add(self, entry: Entry, kind: str, reason: str, repaired: str | None = None) -> None:
         file = printable(entry.name)
         self._report.add(Finding(file=file, kind=kind, reason=reason, repaired=repaired))
 
 
 def _failed(error: Exception) -> str:
-    """Said where a repair should be; what was to be repaired is told all the same."""
+    """Return the text for `Finding.repaired` after a repair that failed."""
     return f"not repaired: {error}"

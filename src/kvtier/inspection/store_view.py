@@ -1,11 +1,10 @@
-"""The view of a store: a bucket, or whatever else keeps files by name.
+"""The view of a store, such as a bucket.
 
-What a store does not show is not seen here either: names that it cannot have. It has no links,
-no pipes, no temporary files and no file system, and a file takes up its length. A folder is
-whatever names have in common.
+It shows what the store lists. There are no links, pipes or temporary files and no file system,
+and the physical size of a file is its length. A folder is a common prefix of names.
 
-Invariants: nothing is changed; a folder that is not looked into is stepped over, its files are
-not listed.
+Invariants: nothing is changed. The files of a folder that a walk does not descend into are not
+listed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,27 +20,27 @@ _PAGE: Final = 1000
 
 
 _BEHIND: Final = "~"
-"""Comes after every character of a legal name."""
+"""Sorts after every character of a legal name."""
 
 
 _FOLDER = Stat(0, "", 0.0)
 
 
 class StoreView:
-    """See `View`. Closes the store with itself."""
+    """A `View` of a store, which it closes together with itself."""
 
     def __init__(self, store: Store, place: str) -> None:
-        """`place`: the store's URL, or what else tells it from others."""
+        """View `store`; `place` is its URL or another string that identifies it."""
         self.place = place
         self._store = store
 
     @property
     def identity(self) -> str:
-        """See View."""
+        """The place, which identifies a bucket."""
         return self.place
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        """See View. One request each: what is below a folder is stepped over."""
+        """Yield the entries of `folder`, with one request each."""
         after = ""
         while page := self._store.list(folder, after, 1).entries:
             (found,) = page
@@ -59,11 +58,14 @@ class StoreView:
         self,
         folder: str,
         looks_into: Callable[[str], bool],
-        refused: Callable[[str, OSError], None],
+        on_unreadable: Callable[[str, OSError], None],
         after: str = "",
     ) -> Iterator[Entry]:
-        """See View. A listing that is refused raises: nobody can tell what was left out."""
-        del refused
+        """Walk as `View.walk` says, but raise OSError for a listing that fails.
+
+        A failed listing does not say which folders it leaves out, so `on_unreadable` is unused.
+        """
+        del on_unreadable
         opened = _FolderFilter(folder, looks_into)
         behind: str | None = after
         while behind is not None:
@@ -81,36 +83,36 @@ class StoreView:
                 break
 
     def stat(self, name: str) -> Stat | None:
-        """See View."""
+        """Return the Stat of a file; None if it does not exist."""
         return self._store.stat(name)
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
-        """See View."""
+        """Return the content of a small file; None if it does not exist."""
         return read_small(self._store, name, limit_bytes)
 
     def read_into(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
-        """See View."""
+        """Fill `buffers` from `offset`; return None if the file does not exist."""
         return self._store.read(name, offset, buffers)
 
     def file_system(self) -> Capacity | None:
-        """Nobody can tell."""
+        """Return None: a store does not tell its size or free space."""
         return None
 
     def note(self) -> StoreStateFile:
-        """See View: beside what evictors note."""
+        """Return a file of the store beside the evictors' leases."""
         return StoreStateFile(self._store, STORE_CURSOR_NAME, self.place)
 
     def open_store(self) -> Store:
-        """See View. The same one: whoever may not write is told when it comes to it."""
+        """Return the same store; missing write permission shows at the first write."""
         return self._store
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the store."""
         self._store.close()
 
 
 class _FolderFilter:
-    """Which folders are looked into; each is asked about once, as names come in order."""
+    """A filter that asks `looks_into` once for each folder, as names come in order."""
 
     def __init__(self, root: str, looks_into: Callable[[str], bool]) -> None:
         self._root = root
@@ -118,7 +120,7 @@ class _FolderFilter:
         self._last = root
 
     def closed_above(self, name: str) -> str | None:
-        """The uppermost folder above `name` that is not looked into; None where all are."""
+        """Return the topmost parent of `name` to skip; None if all of them are looked into."""
         folder = name.rpartition("/")[0]
         if folder == self._last:
             return None
@@ -141,5 +143,5 @@ def _folder(name: str) -> Entry:
 
 
 def _end_of(folder: str) -> str:
-    """Comes after all names in the folder, and before those behind it."""
+    """Return a string that sorts after all names in the folder and before all later ones."""
     return f"{folder}/{_BEHIND}"

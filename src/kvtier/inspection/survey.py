@@ -1,6 +1,6 @@
-"""What a shared store holds, in numbers: the same for people and for programs.
+"""The content of a survey: what a shared folder or bucket holds, in numbers.
 
-Invariant: fields of format 1 are only ever added.
+`kvtier inspect --json` prints these structs. Invariant: fields of format 1 are only ever added.
 """
 
 from array import array
@@ -12,22 +12,27 @@ import numpy as np
 from kvtier.blocks.key import KeySpace
 from kvtier.inspection.view import Capacity, Entry
 
+FORMAT: Final = 1
+
 
 class FileTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """Of all files of one kind. Times are Unix seconds of the store's clock; None of no files."""
+    """Totals of the files of one kind. Times are Unix seconds by the store's clock.
+
+    Without files, the times are None.
+    """
 
     files: int
     nominal_bytes: int
-    """The lengths of the files."""
+    """Sum of the files' lengths."""
     physical_bytes: int
-    """What they take on the disk, as `du` says; in a bucket their lengths."""
+    """Allocated bytes, as `du` counts them; in a bucket the lengths."""
     oldest_s: float | None
     median_s: float | None
     newest_s: float | None
 
 
 class FileTally:
-    """Takes in one file after the other: 8 bytes of memory each."""
+    """A running count of files, from which FileTotals are made. Uses 8 bytes per file."""
 
     def __init__(self) -> None:
         self._nominal_bytes = 0
@@ -35,13 +40,13 @@ class FileTally:
         self._modified_s = array("d")
 
     def add(self, entry: Entry) -> None:
-        """One more."""
+        """Count one more file."""
         self._nominal_bytes += entry.stat.size
         self._physical_bytes += entry.physical_bytes
         self._modified_s.append(entry.stat.modified_s)
 
-    def bulk(self) -> FileTotals:
-        """All so far."""
+    def totals(self) -> FileTotals:
+        """Return the totals of the files counted so far."""
         times = np.asarray(self._modified_s)
         return FileTotals(
             files=len(times),
@@ -57,25 +62,25 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     """Consecutive segments of one prefix."""
 
     first_key: str
-    """Hex of the first block's key, which names the first segment."""
+    """First block's key in hex, which names the first segment."""
     parent: str | None
-    """Hex of the block before it; None where the prefix begins here, empty where unknown."""
+    """Key of the block before it in hex; None: the prefix begins here; empty: unknown."""
     reads: int
-    """Of the first segment."""
+    """Reads of the first segment."""
     last_read_s: float
-    """On the store's clock."""
+    """Unix seconds by the store's clock."""
     segments: int
     blocks: int
     tokens: int | None
-    """None where the key names a KV-cache group that the key space does not have."""
+    """None if the key names a KV-cache group that the key space does not have."""
 
 
 class ForeignTree(msgspec.Struct, frozen=True, kw_only=True):
-    """One configuration of an engine, with the folders of all its ranks."""
+    """A tree of another system: one engine configuration with the folders of all its ranks."""
 
     name: str
     system: str
-    """`vLLM fs`, `llm-d FS`, or `vLLM fs or llm-d FS` where the configuration does not tell."""
+    """`vLLM fs`, `llm-d FS`, or `vLLM fs or llm-d FS` if the configuration is inconclusive."""
     config: dict[str, Any] | None
     """All fields of config.json."""
     mistake: str | None
@@ -84,58 +89,56 @@ class ForeignTree(msgspec.Struct, frozen=True, kw_only=True):
     groups: list[int]
     files: FileTotals
     others: int
-    """Files that are no blocks: those being written, or left by the dead."""
-
-
-FORMAT: Final = 1
+    """Other files, such as temporary ones of running or crashed writers."""
 
 
 class QuarantinedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that failed verification."""
+    """A file in quarantine."""
 
     file: str
     bytes: int
     modified_s: float
     reason: str
-    """What is wrong with it now."""
+    """Result of verifying it again."""
 
 
 class SpaceSurvey(msgspec.Struct, frozen=True, kw_only=True):
-    """One key space."""
+    """The content of one key space."""
 
     name: str
     keyed: bool
-    """Whether a secret is needed to verify its blocks."""
+    """Whether verifying its blocks requires a secret."""
     mistake: str | None
-    """Why its manifest is of no use."""
+    """Why its manifest is unusable."""
     space: KeySpace | None
-    """Every field of the identity; None where the manifest is of no use."""
+    """The identity with all fields; None if the manifest is unusable."""
     segments: FileTotals
     blocks: int | None
-    """In segments of a possible length; None without a manifest."""
+    """Blocks in segments of a valid length; None without a manifest."""
     odd_lengths: int
-    """Segments of a length that no number of blocks has: `kvtier fsck` tells more."""
+    """Segments whose length fits no number of blocks; `kvtier fsck` says more."""
     journals: int
     summaries: int
-    """Files that evictors have folded journals into."""
+    """Files into which evictors have folded journals."""
     quarantined: list[QuarantinedFile]
     hottest: list[Chain]
 
 
 class SpaceDifferences(msgspec.Struct, frozen=True, kw_only=True):
-    """Why key spaces of one model are not one."""
+    """The fields that keep the key spaces of one model apart."""
 
     model: str
     spaces: list[str]
     fields: dict[str, dict[str, Any]]
-    """Field -> key space -> its value, for the fields that are not the same in all."""
+    """Field -> key space -> its value, for the fields that differ."""
 
 
 class OtherFile(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is not kvtier's, or that the file system refused to show."""
+    """A file or folder that is not kvtier's, or that cannot be read."""
 
     name: str
     what: str
+    """Its kind, or the error."""
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,9 +147,9 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     path: str
     now_s: float
-    """When, on this host's clock. All other times are the store's."""
+    """Time of the survey by this host's clock. All other times are by the store's clock."""
     file_system: Capacity | None
-    """None of a bucket, where physical bytes are the lengths of the files."""
+    """None for a bucket, where physical bytes are the lengths of the files."""
     spaces: list[SpaceSurvey]
     differing: list[SpaceDifferences]
     foreign: list[ForeignTree]
@@ -154,7 +157,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     leases: int
     unknown_found: int
     unknown: list[OtherFile]
-    """The first of them; folders are not looked into."""
+    """The first unknown files and folders; a folder counts as one."""
     unreadable_found: int
     unreadable: list[OtherFile]
-    """The first of them: a file or a folder, and what was answered."""
+    """The first files and folders that could not be read, with the error."""

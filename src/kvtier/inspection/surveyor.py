@@ -1,10 +1,10 @@
-"""Making a survey: one walk over all names, no block is read.
+"""Makes a survey in one walk over all names, without reading blocks.
 
-How many blocks a segment has follows from its length. Only the headers of the segments that
-are read most are opened, and what lies in quarantine is verified again to tell why it is there.
+The number of blocks in a segment follows from its length. Only the headers of the most-read
+segments are opened, and files in quarantine are verified again to say what is wrong with them.
 
-Invariants: nothing is changed; every file is counted once; what cannot be read is told and
-stops nothing.
+Invariants: nothing is changed. Every file is counted once. A file or folder that cannot be read is
+reported and does not stop the survey.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,17 +37,17 @@ from kvtier.tiers.shared.format import parse_segment_name
 UNKNOWN_KEPT: Final = 1000
 UNREADABLE_KEPT: Final = 1000
 QUARANTINED_KEPT: Final = 64
-_SOUND = "it is sound: what was wrong was not in the file"
-_NO_SECRET = "written with a secret: name its file with --key-file to learn why"
+_SOUND = "intact now: the error was not in the file"
+_NO_SECRET = "written with a secret: give its file with --key-file to see the reason"
 
 
 class _SpaceTally:
-    """One key space while its files come by."""
+    """What the walk has found of one key space so far."""
 
     def __init__(self, found: FoundSpace, rules: Rules | None) -> None:
         self.found = found
         self.rules = rules
-        self.pile = FileTally()
+        self.files = FileTally()
         self.blocks = 0
         self.odd_lengths = 0
         self.journals: list[Entry] = []
@@ -56,13 +56,16 @@ class _SpaceTally:
 
 
 class Surveyor:
-    """Makes one survey. For one thread."""
+    """Makes one survey. Used by one thread."""
 
-    def __init__(self, view: View, secrets: Secrets, tell: Callable[[str, float], None]) -> None:
-        """`tell` hears the name of each file, and an estimate of how much is done, 0 to 1."""
+    def __init__(self, view: View, secrets: Secrets, on_file: Callable[[str, float], None]) -> None:
+        """Prepare a survey of `view`.
+
+        `on_file` is called with the name of each file and the estimated share done, 0 to 1.
+        """
         self._view = view
         self._secrets = secrets
-        self._tell = tell
+        self._on_file = on_file
         self._temporaries = FileTally()
         self._leases = 0
         self._unknown_found = 0
@@ -71,32 +74,34 @@ class Surveyor:
         self._unreadable: list[OtherFile] = []
 
     def survey(self, *, now_s: float, wanted: Sequence[str] = (), top: int = 10) -> Survey:
-        """All of it. `wanted`: names of key spaces, none for all; `top`: chains a key space.
+        """Make the survey of the key spaces `wanted` (default: all), each with `top` chains.
 
-        Raises InvalidSettings as `find_spaces` does, and OSError where the store does not answer.
-        Costs a call a file; in a bucket a request a thousand.
+        Costs one system call per file; in a bucket one request per thousand. Raises
+        InvalidSettings as `find_spaces` does, and OSError if the storage does not answer.
         """
         spaces = find_spaces(self._view, wanted)
         foreign = {} if wanted else find_foreign(self._view)
-        gathered = {found.name: _SpaceTally(found, self._rules(found)) for found in spaces}
-        places = StoreLayout(gathered)
+        tallies = {found.name: _SpaceTally(found, self._rules(found)) for found in spaces}
+        layout = StoreLayout(tallies)
         known = {name for names in foreign.values() for name in names}
-        for entry in self._view.walk("", places.looks_into, self._refused):
-            self._tell(entry.name, places.share_done(entry.name))
+        for entry in self._view.walk("", layout.looks_into, self._on_unreadable):
+            self._on_file(entry.name, layout.share_done(entry.name))
             if entry.name not in known:
-                self._take(entry, places.of(entry.name), gathered)
+                self._count(entry, layout.kind_of(entry.name), tallies)
         trees = [
-            survey_tree(self._view, base, names, self._refused, lambda name: self._tell(name, 1))
+            survey_tree(
+                self._view, base, names, self._on_unreadable, lambda name: self._on_file(name, 1)
+            )
             for base, names in foreign.items()
         ]
         return Survey(
             path=printable(self._view.place),
             now_s=now_s,
             file_system=self._file_system(),
-            spaces=[self._space(gathering, top) for gathering in gathered.values()],
+            spaces=[self._space(tally, top) for tally in tallies.values()],
             differing=differing(spaces),
             foreign=trees,
-            temporaries=self._temporaries.bulk(),
+            temporaries=self._temporaries.totals(),
             leases=self._leases,
             unknown_found=0 if wanted else self._unknown_found,
             unknown=[] if wanted else self._unknown,
@@ -107,29 +112,29 @@ class Surveyor:
     def _rules(self, found: FoundSpace) -> Rules | None:
         if found.manifest is None:
             return None
-        checksum = self._secrets.fitting(found.manifest)
+        checksum = self._secrets.checksum_of(found.manifest)
         return None if checksum is None else rules_of(found.manifest, checksum)
 
-    def _take(self, entry: Entry, place: FileKind, gathered: dict[str, _SpaceTally]) -> None:
+    def _count(self, entry: Entry, kind: FileKind, tallies: dict[str, _SpaceTally]) -> None:
         space = entry.name.partition("/")[0]
-        if place in (FileKind.UNKNOWN, FileKind.MISPLACED) or not entry.is_file:
+        if kind in (FileKind.UNKNOWN, FileKind.MISPLACED) or not entry.is_file:
             self._unknown_found += 1
             if len(self._unknown) < UNKNOWN_KEPT:
                 self._unknown.append(OtherFile(name=printable(entry.name), what=entry.what))
-        elif place is FileKind.TEMPORARY:
+        elif kind is FileKind.TEMPORARY:
             self._temporaries.add(entry)
-        elif place is FileKind.LEASE:
+        elif kind is FileKind.LEASE:
             self._leases += 1
-        elif place is FileKind.SEGMENT:
-            _take_segment(entry, gathered[space])
-        elif place is FileKind.JOURNAL:
-            gathered[space].journals.append(entry)
-        elif place is FileKind.SUMMARY:
-            gathered[space].summaries += 1
-        elif place is FileKind.QUARANTINED:
-            self._take_quarantined(entry, gathered[space])
+        elif kind is FileKind.SEGMENT:
+            _count_segment(entry, tallies[space])
+        elif kind is FileKind.JOURNAL:
+            tallies[space].journals.append(entry)
+        elif kind is FileKind.SUMMARY:
+            tallies[space].summaries += 1
+        elif kind is FileKind.QUARANTINED:
+            self._examine_quarantined(entry, tallies[space])
 
-    def _take_quarantined(self, entry: Entry, space: _SpaceTally) -> None:
+    def _examine_quarantined(self, entry: Entry, space: _SpaceTally) -> None:
         if len(space.quarantined) == QUARANTINED_KEPT:
             return
         if space.rules is not None:
@@ -146,30 +151,32 @@ class Surveyor:
             )
         )
 
-    def _space(self, gathering: _SpaceTally, top: int) -> SpaceSurvey:
-        found = gathering.found
+    def _space(self, tally: _SpaceTally, top: int) -> SpaceSurvey:
+        found = tally.found
         space = None if found.manifest is None else found.manifest.space
         return SpaceSurvey(
             name=found.name,
             keyed=found.is_keyed,
             mistake=found.mistake,
             space=space,
-            segments=gathering.pile.bulk(),
-            blocks=None if space is None else gathering.blocks,
-            odd_lengths=gathering.odd_lengths,
-            journals=len(gathering.journals),
-            summaries=gathering.summaries,
-            quarantined=gathering.quarantined,
-            hottest=self._hottest(gathering, space, top),
+            segments=tally.files.totals(),
+            blocks=None if space is None else tally.blocks,
+            odd_lengths=tally.odd_lengths,
+            journals=len(tally.journals),
+            summaries=tally.summaries,
+            quarantined=tally.quarantined,
+            hottest=self._hottest(tally, space, top),
         )
 
-    def _hottest(self, gathering: _SpaceTally, space: KeySpace | None, top: int) -> list[Chain]:
-        rules = gathering.rules
+    def _hottest(self, tally: _SpaceTally, space: KeySpace | None, top: int) -> list[Chain]:
+        rules = tally.rules
         if space is None or rules is None or not top:
             return []
-        name = gathering.found.name
-        heat = ReadHistory(self._view, name, self._refused, lambda name: self._tell(name, 1))
-        return heat.chains(gathering.journals, rules, space, top)
+        name = tally.found.name
+        heat = ReadHistory(
+            self._view, name, self._on_unreadable, lambda name: self._on_file(name, 1)
+        )
+        return heat.chains(tally.journals, rules, space, top)
 
     def _file_system(self) -> Capacity | None:
         try:
@@ -177,7 +184,7 @@ class Surveyor:
         except OSError:
             return None
 
-    def _refused(self, name: str, error: OSError) -> None:
+    def _on_unreadable(self, name: str, error: OSError) -> None:
         self._unreadable_found += 1
         if len(self._unreadable) < UNREADABLE_KEPT:
             reason = error.strerror or str(error)
@@ -185,7 +192,7 @@ class Surveyor:
 
 
 def differing(spaces: Sequence[FoundSpace]) -> list[SpaceDifferences]:
-    """For each model with several key spaces: which fields keep them apart."""
+    """Return, for each model with several key spaces, the fields that keep them apart."""
     by_model: dict[str, dict[str, KeySpace]] = {}
     for found in spaces:
         if found.manifest is not None:
@@ -207,8 +214,8 @@ def _unequal(members: dict[str, KeySpace]) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def _take_segment(entry: Entry, space: _SpaceTally) -> None:
-    space.pile.add(entry)
+def _count_segment(entry: Entry, space: _SpaceTally) -> None:
+    space.files.add(entry)
     first = parse_segment_name(entry.name.partition("/")[2])
     manifest = space.found.manifest
     if manifest is None or first is None:

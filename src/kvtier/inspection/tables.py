@@ -1,6 +1,6 @@
-"""A survey as a person reads it: one table a key space, what keeps them apart, the rest.
+"""Renders a survey for the terminal: one table per key space, their differences, and the rest.
 
-Invariant: what comes from the disk is shown as it is, never as markup or terminal commands.
+Invariant: text from storage is never interpreted as markup or terminal control sequences.
 """
 
 from collections.abc import Iterator
@@ -31,19 +31,19 @@ _AGES = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
 def survey_view(survey: Survey, *, verbose: bool) -> RenderableType:
-    """All of it. `verbose`: every field of each identity."""
+    """Render a survey; `verbose` shows every field of each key space's identity."""
     parts: list[RenderableType] = [_summary(survey)]
     for space in survey.spaces:
         parts += _space_parts(space, survey.now_s, verbose=verbose)
     parts += [_differing(each) for each in survey.differing]
     parts += [_foreign(tree, survey.now_s) for tree in survey.foreign]
-    parts += _strangers("not kvtier's", survey.unknown, survey.unknown_found)
-    parts += _strangers("refused by the storage", survey.unreadable, survey.unreadable_found)
+    parts += _other_files("not kvtier's", survey.unknown, survey.unknown_found)
+    parts += _other_files("that cannot be read", survey.unreadable, survey.unreadable_found)
     return Group(*parts)
 
 
 def age(seconds: float) -> str:
-    """`3.2 d`; a time in the future, by another clock, is `0 s`."""
+    """Format an age, as in `3.2 d`; a negative age, from another clock, is `0 s`."""
     for unit_s, unit in _AGES:
         if seconds >= unit_s:
             return f"{seconds / unit_s:.1f} {unit}"
@@ -51,7 +51,7 @@ def age(seconds: float) -> str:
 
 
 def bytes_text(bulk: FileTotals) -> str:
-    """Nominal and physical."""
+    """Format nominal bytes, and physical bytes if they differ."""
     nominal, physical = map(approximate_size, (bulk.nominal_bytes, bulk.physical_bytes))
     if bulk.nominal_bytes == bulk.physical_bytes:
         return nominal
@@ -59,7 +59,7 @@ def bytes_text(bulk: FileTotals) -> str:
 
 
 def ages_text(bulk: FileTotals, now_s: float) -> str:
-    """Three ages, or a dash."""
+    """Format the oldest, median and newest age; a dash without files."""
     if bulk.oldest_s is None or bulk.median_s is None or bulk.newest_s is None:
         return "-"
     return (
@@ -79,8 +79,8 @@ def _summary(survey: Survey) -> Table:
         _row(table, "other trees", str(len(survey.foreign)))
     temporaries = survey.temporaries
     if temporaries.files:
-        told = f"{temporaries.files:,} files, {bytes_text(temporaries)}"
-        _row(table, "temporaries", f"{told}; {ages_text(temporaries, survey.now_s)}")
+        text = f"{temporaries.files:,} files, {bytes_text(temporaries)}"
+        _row(table, "temporaries", f"{text}; {ages_text(temporaries, survey.now_s)}")
     return table
 
 
@@ -98,16 +98,16 @@ def _space_parts(space: SpaceSurvey, now_s: float, *, verbose: bool) -> Iterator
     _row(table, "ages", ages_text(space.segments, now_s))
     _row(table, "verified by", "a secret" if space.keyed else "checksums without a secret")
     if space.odd_lengths:
-        told = f"{space.odd_lengths:,} files; run kvtier fsck"
-        _row(table, "wrong length", told, style="red")
+        text = f"{space.odd_lengths:,} files; run kvtier fsck"
+        _row(table, "wrong length", text, style="red")
     for number, each in enumerate(space.quarantined):
-        told = f"{each.file.rpartition('/')[2]}: {each.reason}"
-        _row(table, "" if number else "quarantined", told, style="yellow")
+        text = f"{each.file.rpartition('/')[2]}: {each.reason}"
+        _row(table, "" if number else "quarantined", text, style="yellow")
     yield table
     if space.hottest:
         yield _chains(space.hottest, now_s)
     elif space.keyed:
-        yield Text("  hottest prefixes: name the secret's file with --key-file", style="dim")
+        yield Text("  hottest prefixes: give the secret's file with --key-file", style="dim")
 
 
 def _chains(chains: list[Chain], now_s: float) -> Table:
@@ -130,7 +130,7 @@ def _chains(chains: list[Chain], now_s: float) -> Table:
 
 def _differing(differing: SpaceDifferences) -> Table:
     model = printable(differing.model)
-    table = _grid(f"why {len(differing.spaces)} key spaces of {model} are not one")
+    table = _grid(f"what keeps {len(differing.spaces)} key spaces of {model} apart")
     for field, values in differing.fields.items():
         for number, (space, value) in enumerate(values.items()):
             _row(table, "" if number else field, f"{_value(value)}  ({space[-16:]})")
@@ -142,7 +142,7 @@ def _foreign(tree: ForeignTree, now_s: float) -> Table:
     for field, value in (tree.config or {}).items():
         _row(table, printable(field), _value(value))
     if tree.mistake is not None:
-        _row(table, "mistake", tree.mistake, style="red")
+        _row(table, "error", tree.mistake, style="red")
     _row(table, "ranks", ", ".join(map(str, tree.ranks)) or "none")
     _row(table, "groups", ", ".join(map(str, tree.groups)) or "none")
     others = f", {tree.others:,} others" if tree.others else ""
@@ -153,11 +153,11 @@ def _foreign(tree: ForeignTree, now_s: float) -> Table:
     return table
 
 
-def _strangers(title: str, strangers: list[OtherFile], found: int) -> Iterator[Table]:
+def _other_files(title: str, files: list[OtherFile], found: int) -> Iterator[Table]:
     if not found:
         return
     table = _grid(f"{found:,} {title}")
-    for each in strangers[:_SHOWN]:
+    for each in files[:_SHOWN]:
         _row(table, each.what, each.name)
     if found > _SHOWN:
         _row(table, "", "and more; --json lists them")

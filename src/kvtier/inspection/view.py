@@ -1,12 +1,12 @@
-"""What is looked at: somebody's store, wherever it lies, seen without changing it.
+"""The contract of a view: read-only access to a shared folder or bucket, for inspection.
 
-Why not a `Store`: that one is made for writers. In a folder it tries out what it can do, and
-shows neither links and pipes nor files of strangers, which are what a person who looks into a
-folder wants to see; and the folder may be mounted read-only. So a folder has a view of its own
-(`folder`), every store has one (`stored`), and what is above knows no difference.
+A view is not a `Store`, because a store is made for writers. Opening a store in a folder writes
+probe files, which a read-only mount refuses, and its listings leave out links, pipes and files of
+other programs, which an inspection has to show. `folder_view` has the view of a folder,
+`store_view` that of any store, such as a bucket.
 
-Invariants: a view changes nothing; a walk is in the order of whole names, so that it can go on
-behind any position it gave.
+Invariants: a view changes nothing. A walk yields entries in the order of their full names, so it
+can be resumed after any position.
 """
 
 import errno
@@ -21,7 +21,7 @@ from kvtier.tiers.shared.store import Read, Stat, Store
 
 
 def printable(name: str) -> str:
-    """`name` with nothing in it that moves a cursor or that JSON cannot hold."""
+    """Return `name` with control characters and unpaired surrogates escaped."""
     if name.isprintable():
         return name
     escaped = (
@@ -46,46 +46,47 @@ _SILENCE = frozenset(
 
 
 def is_unreachable(error: OSError) -> bool:
-    """Whether nobody answered: that says nothing of the file that was asked for."""
+    """Return True if the storage did not answer, so the error says nothing about the file."""
     return error.errno in _SILENCE
 
 
 class NotRegularFile(OSError):
-    """Not a file but a link, a pipe, a socket, a device or a folder."""
+    """The name belongs to a link, pipe, socket, device or folder instead of a regular file."""
 
     def __init__(self, name: str) -> None:
         super().__init__(errno.EINVAL, "not a regular file", name)
 
 
 class Entry(NamedTuple):
-    """Something in a store. `name` is whole, below the root."""
+    """A file, a folder or anything else that has a name in a store."""
 
     name: str
+    """Full name, relative to the store's root."""
     what: str
-    """In words: `file`, `folder`, `link`, `pipe`, `socket` or `device`."""
+    """`file`, `folder`, `link`, `pipe`, `socket` or `device`."""
     stat: Stat
-    """Of a file; a folder in a bucket has none to speak of."""
+    """Meaningless for a folder in a bucket."""
     physical_bytes: int
-    """What it takes up, as `du` counts; in a bucket its length."""
+    """Allocated bytes, as `du` counts them; in a bucket the length."""
 
     @property
     def is_folder(self) -> bool:
-        """A folder itself, not a link to one."""
+        """Whether this is a folder itself, not a link to one."""
         return self.what == "folder"
 
     @property
     def is_file(self) -> bool:
-        """A regular file, or an object."""
+        """Whether this is a regular file, or an object of a bucket."""
         return self.what == "file"
 
     @property
     def position(self) -> str:
-        """Where it stands in a walk: what is in a folder comes where the folder does."""
+        """The sort key of a walk; a folder sorts where its contents would."""
         return f"{self.name}/" if self.is_folder else self.name
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a folder is on. What may be used by those who are not root is free."""
+    """Size and free space of the file system of a folder, as available to users without root."""
 
     total_bytes: int
     free_bytes: int
@@ -94,20 +95,21 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(Protocol):
-    """An open store. Safe from any thread; methods block, and raise OSError. Close it."""
+    """An open folder or bucket. Safe from any thread. Methods block and raise OSError."""
 
     place: str
-    """Where it is, as a person names it."""
+    """Path or URL, as the user gave it."""
 
     @property
     def identity(self) -> str:
-        """The same for the same place, another for another."""
+        """A string that identifies the place: equal for equal places only."""
         ...
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        """What is in `folder`, in the order of a walk; what vanishes is left out.
+        """Yield the entries of `folder` in the order of a walk.
 
-        In a folder: a call a file, before the first is given. In a bucket: a request each.
+        Entries that are removed meanwhile are left out. Costs one system call per file, all
+        before the first entry; in a bucket one request per entry.
         """
         ...
 
@@ -115,47 +117,50 @@ class View(Protocol):
         self,
         folder: str,
         looks_into: Callable[[str], bool],
-        refused: Callable[[str, OSError], None],
+        on_unreadable: Callable[[str, OSError], None],
         after: str = "",
     ) -> Iterator[Entry]:
-        """Everything below `folder` whose `position` is behind `after`, in that order.
+        """Yield every entry below `folder` whose `position` is greater than `after`, in order.
 
-        A folder that `looks_into` is asked about is either looked into or given itself. One
-        that cannot be listed is told to `refused`; where nothing answers at all this raises.
-        Memory: one folder, or one page of a listing.
+        A folder for which `looks_into` returns True is descended into; any other is yielded
+        itself. A folder that cannot be listed is passed to `on_unreadable`. Raises OSError if the
+        storage does not answer. Holds one folder, or one page of a listing, in memory.
         """
         ...
 
     def stat(self, name: str) -> Stat | None:
-        """Of one file; None where there is none. Raises NotRegularFile where it is none."""
+        """Return the Stat of a file; None if it does not exist. Raises NotRegularFile."""
         ...
 
     def read(self, name: str, limit_bytes: int) -> bytes | None:
-        """All of a small file; None where there is none. EFBIG where it is longer."""
+        """Return the content of a file; None if it does not exist.
+
+        Raises OSError (EFBIG) if it is longer than `limit_bytes`.
+        """
         ...
 
     def read_into(self, name: str, offset: int, buffers: Sequence[Buffer]) -> Read | None:
-        """Fill `buffers` in order from `offset`; None where there is no such file.
+        """Fill `buffers` in order from `offset`; return None if the file does not exist.
 
-        Raises NotRegularFile where it is none; no link is followed and no pipe waited for.
+        Raises NotRegularFile. Never follows a link or waits for a pipe.
         """
         ...
 
     def file_system(self) -> Capacity | None:
-        """How much room there is; None where nobody can tell, as of a bucket."""
+        """Return the size and free space of the file system; None for a bucket."""
         ...
 
     def note(self) -> StateFile:
-        """Where a check keeps how far it got, unless a person names another place."""
+        """Return the file in which a check saves its position by default."""
         ...
 
     def open_store(self) -> Store:
-        """The same place, to change something in it; close it.
+        """Open the same place for writing; the caller closes the store.
 
-        Raises InvalidSettings where it cannot be written to.
+        Raises InvalidSettings if it cannot be written to.
         """
         ...
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the view; further calls do nothing."""
         ...

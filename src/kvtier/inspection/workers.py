@@ -1,10 +1,10 @@
-"""Threads for a command that a person may end at any time, also while storage hangs.
+"""Threads and a throttle for commands that can be stopped at any time, even while storage hangs.
 
-Why not an executor of the standard library: Python waits for its threads before it ends, and a
-thread that a dead mount holds never comes back. These are left behind.
+Executors of the standard library do not fit: Python joins their threads at exit, and a thread that
+is blocked in a dead mount never returns. These threads are daemons and are abandoned.
 
-Invariants: work begins in the order in which it was asked for; who is stopped waits GRACE_S for
-what is under way, and no longer.
+Invariants: work starts in the order in which it was submitted. After a stop, the caller waits for
+running work at most GRACE_S.
 """
 
 import queue
@@ -19,18 +19,27 @@ from kvtier.clock import Clock, MonotonicClock
 from kvtier.evictor.pace import RateLimiter
 
 _NAP_S: Final = 0.25
-"""How long a stop goes unheard at most."""
+"""The longest single sleep, and so the longest delay until a stop is noticed."""
+GRACE_S: Final = 5.0
+"""Time for running work to finish after a stop."""
+_NAPS: Final = int(GRACE_S / _NAP_S)
+_AHEAD: Final = 4
+"""Work items per thread that `begin` submits ahead of the one that is consumed."""
+_Result = TypeVar("_Result")
 
 
 class Stopped(Exception):
-    """The work was called off."""
+    """The work was stopped before it was complete."""
 
 
 class Throttle:
-    """Spends bytes over time. Safe from any thread."""
+    """A limit on the read rate, through which the work can also be stopped. Safe from any thread.
+
+    An evictor waits by itself (`evictor.pace`), because it has to renew its leases meanwhile.
+    """
 
     def __init__(self, bytes_per_s: int | None = None, clock: Clock | None = None) -> None:
-        """`bytes_per_s` None: as fast as it goes."""
+        """Allow `bytes_per_s` on average; None: no limit."""
         self._clock = clock or MonotonicClock()
         self._rate = RateLimiter(bytes_per_s, self._clock)
         self._stopped = False
@@ -41,7 +50,7 @@ class Throttle:
         return self._stopped
 
     def spend(self, count: int) -> None:
-        """Wait until `count` more bytes may be read. Raises Stopped after `stop`."""
+        """Wait until `count` more bytes may be read. Raises Stopped once `stop` was called."""
         left_s = self._rate.claim(count)
         while left_s > 0 and not self._stopped:
             nap_s = min(left_s, _NAP_S)
@@ -51,29 +60,18 @@ class Throttle:
             raise Stopped
 
     def stop(self) -> None:
-        """End all waiting, now and later."""
+        """Stop the work: every current and later `spend` raises Stopped."""
         self._stopped = True
 
 
-GRACE_S: Final = 5.0
-"""What was begun when a stop was heard may take so long to end."""
-
-
-_NAPS: Final = int(GRACE_S / _NAP_S)
-
-
-_AHEAD: Final = 4
-
-
-_Result = TypeVar("_Result")
-
-
 class Workers:
-    """Use it in a `with`. For one thread that asks."""
+    """A pool of daemon threads, used as a context manager. One thread submits and waits."""
 
-    def __init__(self, count: int, name: str, pace: Throttle, grace_s: float | None = None) -> None:
-        """`pace` tells whether the work was called off. `grace_s` None: GRACE_S."""
-        self._pace = pace
+    def __init__(
+        self, count: int, name: str, throttle: Throttle, grace_s: float | None = None
+    ) -> None:
+        """Prepare `count` threads; `throttle` tells when to stop. `grace_s` None: GRACE_S."""
+        self._throttle = throttle
         self._naps = _NAPS if grace_s is None else int(grace_s / _NAP_S)
         self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = [
@@ -93,11 +91,11 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End them; what was not begun never is, and a thread that hangs is left behind.
+        """End the threads: discard queued work and abandon threads that hang.
 
-        Whoever insists by another Ctrl-C waits for none of them.
+        After a KeyboardInterrupt, do not wait for any of them.
         """
-        self._forget()
+        self._discard_queued()
         for _ in self._threads:
             self._asked.put(None)
         naps = 0 if kind is KeyboardInterrupt else self._naps
@@ -107,7 +105,7 @@ class Workers:
                 naps -= 1
 
     def submit(self, work: Callable[[], _Result]) -> "Future[_Result]":
-        """Have `work` done by a thread, once those before it have begun."""
+        """Queue `work` for the threads and return its future."""
         future: Future[_Result] = Future()
 
         def run() -> None:
@@ -115,7 +113,7 @@ class Workers:
                 return
             try:
                 result = work()
-            except BaseException as error:  # whoever asks for the result gets it
+            except BaseException as error:  # raised again by `result`
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -124,7 +122,7 @@ class Workers:
         return future
 
     def begin(self, works: Iterable[Callable[[], _Result]]) -> "Iterator[Future[_Result]]":
-        """Futures of all, in order; some of them ahead, so that no thread waits for its next."""
+        """Yield the futures of `works` in order, submitting some ahead to keep all threads busy."""
         begun: deque[Future[_Result]] = deque()
         for work in works:
             begun.append(self.submit(work))
@@ -133,18 +131,18 @@ class Workers:
         yield from begun
 
     def result(self, future: "Future[_Result]") -> _Result:
-        """Wait for it. Raises what the work raised; Stopped where a stop cuts the waiting short."""
+        """Wait for a result. Raises what the work raised, or Stopped if it hangs after a stop."""
         naps = self._naps
         while not wait([future], _NAP_S).done:
-            if not self._pace.stopped:
+            if not self._throttle.stopped:
                 continue
             naps -= 1
             if naps <= 0:
-                self._naps = 0  # it hangs: nobody waits for it again
+                self._naps = 0  # the storage hangs: do not wait again
                 raise Stopped
         return future.result()
 
-    def _forget(self) -> None:
+    def _discard_queued(self) -> None:
         try:
             while True:
                 self._asked.get_nowait()
