@@ -175,7 +175,7 @@ def evict(
     """Keep the shared folder or bucket PATH within its bounds.
 
     Runs until it is stopped, or once with --once. Files whose blocks were used least recently are
-    deleted first; use is read from the journals that engines write, not from access times. Any
+    deleted first; use is read from the access logs that engines write, not from access times. Any
     number of evictors may run for one PATH, on any hosts: they divide the work among themselves.
 
     PATH may also hold trees of vLLM's fs tier and of llm-d; they are evicted as well. Without

@@ -96,7 +96,7 @@ class Evictor:
         return self._leases.owned
 
     def check(self) -> None:
-        """Check the store. Raises InvalidSettings if PATH or a quota cannot be meant so."""
+        """Check the store. Raises InvalidSettings if PATH or a quota must be a mistake."""
         trees, refused = self._trees()
         check_store(
             [top for top in top_names(self._store) if top != LEASES],
@@ -132,13 +132,13 @@ class Evictor:
             report.tree(tree.name, is_foreign=tree.is_foreign)
         swept_s = self._swept_s
         if REST in owned:
-            self._guarded(context, REST, lambda: self._look_after_rest(context, trees))
+            self._guarded(context, REST, lambda: self._process_rest(context, trees))
         shards = [shard for shard in owned if shard != REST]
         parts = self._scan(context, shards, trees)
-        records = {shard: self._publish(context, shard, own) for shard, own in parts.items()}
+        published = {shard: self._publish(context, shard, own) for shard, own in parts.items()}
         if REST in self._leases.owned and self._rest.usages:
-            records[REST] = self._rest
-        usages = read_usages(self._store, records)
+            published[REST] = self._rest
+        usages = read_usages(self._store, published)
         self._free(context, parts, usages)
         if swept_s != self._swept_s:  # At the end, to include folders emptied in this pass.
             self._guarded(context, REST, lambda: sweep_folders(context, trees))
@@ -203,7 +203,7 @@ class Evictor:
         refused = {name: reason for name, reason in reasons.items() if reason is not None}
         return [tree for tree in trees if tree.name not in refused], refused
 
-    def _look_after_rest(self, context: PassContext, trees: list[StoreTree]) -> None:
+    def _process_rest(self, context: PassContext, trees: list[StoreTree]) -> None:
         for tree in trees:
             self._guarded(context, REST, partial(self._fold, context, tree))
         if self._clock.now_s() - self._swept_s < self._options.sweep_s:
