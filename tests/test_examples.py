@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PLUGINS = ["my_policy.py", "my_tier.py", "my_scorer.py"]
 
 
 def test_minimal_example_loads_its_blocks_after_restart(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_minimal_example_loads_its_blocks_after_restart(tmp_path: Path) -> None:
     assert "[0, 1, 2, 3, 4, 5, 6, 7]" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["my_policy.py", "my_tier.py", "my_scorer.py"])
+@pytest.mark.parametrize("name", PLUGINS)
 def test_plugin_example_passes_the_contract_suite(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / name],
@@ -30,6 +31,12 @@ def test_plugin_example_passes_the_contract_suite(name: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_page_for_authors_of_plugins_includes_the_examples() -> None:
+    page = (EXAMPLES.parent / "docs" / "develop" / "extend.md").read_text()
+    for name in PLUGINS:
+        assert f'\n--8<-- "examples/{name}"\n' in page
 
 
 def test_scorer_example_weighs_price_against_queue() -> None:
