@@ -67,7 +67,7 @@ def listener(publisher: Publisher) -> Iterator[Listener]:
     made.close()
 
 
-def announcer(scene: Scene, publisher: Publisher, **options: object) -> EventAnnouncer:
+def make_announcer(scene: Scene, publisher: Publisher, **options: object) -> EventAnnouncer:
     return EventAnnouncer(
         scene.store,
         publisher,
@@ -89,8 +89,10 @@ def test_announcer_sends_every_block_of_removed_files(
     for number in range(4):
         publish_segment(scene.store, number, Xxh3(), blocks=3)
     scene.clock.advance(1000)
-    told = announcer(scene, publisher)
-    evictor = Evictor(scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told)
+    announcer = make_announcer(scene, publisher)
+    evictor = Evictor(
+        scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=announcer
+    )
     assert evictor.run_once().freed["ttl"].files == 4
     hashes: set[object] = set()
     while len(hashes) < 12:
@@ -104,16 +106,18 @@ def test_announcer_sends_every_block_of_removed_files(
             )
             hashes.update(event["block_hashes"])  # type: ignore[arg-type]
     assert hashes == {number_of(n + 1000 * each) for n in range(4) for each in range(3)}
-    assert (told.blocks, told.unread_files) == (12, 0)
+    assert (announcer.blocks, announcer.unread_files) == (12, 0)
 
 
 def test_announcer_is_silent_in_dry_run(publisher: Publisher, listener: Listener) -> None:
     scene = Scene()
     publish_segment(scene.store, 1, Xxh3())
     scene.clock.advance(1000)
-    told = announcer(scene, publisher)
+    announcer = make_announcer(scene, publisher)
     options = EvictorOptions(ttl_s=100, dry_run=True)
-    assert Evictor(scene.store, options, clock=scene.clock, announcer=told).run_once().freed_files
+    assert (
+        Evictor(scene.store, options, clock=scene.clock, announcer=announcer).run_once().freed_files
+    )
     assert listener.silent()
 
 
@@ -129,9 +133,9 @@ def test_announcer_is_silent_about_files_not_removed(
             if verb == "remove" and name.endswith(".kvt"):
                 raise PermissionError(13, "no")
 
-    told = announcer(scene, publisher)
+    announcer = make_announcer(scene, publisher)
     store = Refusing(scene.store)
-    Evictor(store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    Evictor(store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=announcer).run_once()
     assert listener.silent()
 
 
@@ -139,9 +143,9 @@ def test_announcer_reads_no_header_of_single_block_segment(publisher: Publisher)
     scene = Scene()
     name = publish_segment(scene.store, 1, Xxh3(), blocks=1)
     store = Between(scene.store)
-    told = EventAnnouncer(store, publisher, EvictorOptions(), "shared", env={})
+    announcer = EventAnnouncer(store, publisher, EvictorOptions(), "shared", env={})
     for _ in range(3):
-        assert told.contents(OWN, key_of(1), name, 8192) == [key_of(1)]
+        assert announcer.contents(OWN, key_of(1), name, 8192) == [key_of(1)]
     assert len([name for verb, name in store.calls if verb == "read"]) == 1, (
         "only the manifest is read, once"
     )
@@ -152,13 +156,13 @@ def test_announcer_sends_first_block_of_unreadable_file(
 ) -> None:
     scene = Scene()
     name = publish_segment(scene.store, 1, HmacSha256(SECRET), blocks=2)
-    told = announcer(scene, publisher)
-    assert told.contents(OWN, key_of(1), name, 12288) == [key_of(1)]
-    assert told.unread_files == 1
+    announcer = make_announcer(scene, publisher)
+    assert announcer.contents(OWN, key_of(1), name, 12288) == [key_of(1)]
+    assert announcer.unread_files == 1
     secret = tmp_path / "key"
     secret.write_bytes(SECRET)
     secret.chmod(0o600)
-    knowing = announcer(scene, publisher, key_file=secret)
+    knowing = make_announcer(scene, publisher, key_file=secret)
     assert len(knowing.contents(OWN, key_of(1), name, 12288)) == 2
     scene.store.raw(name)[150] ^= 1
     assert knowing.contents(OWN, key_of(1), name, 12288) == [key_of(1)]
@@ -170,8 +174,10 @@ def test_announcer_sends_blocks_of_foreign_trees(publisher: Publisher, listener:
     scene.store.put(f"{FOREIGN}/config.json", b'{"model_name": "org/model", "more": 1}')
     scene.store.put(f"{FOREIGN}/abc/de_g3/00ff.bin", b"x")
     scene.clock.advance(1000)
-    told = announcer(scene, publisher)
-    Evictor(scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    announcer = make_announcer(scene, publisher)
+    Evictor(
+        scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=announcer
+    ).run_once()
     ((name, events),) = listener.messages(1)
     assert name == f"kv@{FOREIGN}@org/model".encode()
     assert [(one["block_hashes"], one["group_idx"]) for one in events] == [([255], 3)]
@@ -179,17 +185,17 @@ def test_announcer_sends_blocks_of_foreign_trees(publisher: Publisher, listener:
 
 def test_announcer_batches_by_count_and_age(publisher: Publisher, listener: Listener) -> None:
     scene = Scene()
-    told = announcer(scene, publisher)
+    announcer = make_announcer(scene, publisher)
     keys = [key_of(number) for number in range(BATCH_BLOCKS + 1)]
-    told.removed(OWN, keys[:1])
+    announcer.removed(OWN, keys[:1])
     assert listener.silent()
     scene.clock.advance(ANNOUNCE_S)
-    told.removed(OWN, keys[:1])
+    announcer.removed(OWN, keys[:1])
     assert len(listener.messages(1)[0][1][0]["block_hashes"]) == 2  # type: ignore[arg-type]
-    told.removed(OWN, keys)
+    announcer.removed(OWN, keys)
     sizes = [len(events[0]["block_hashes"]) for _, events in listener.messages(2)]  # type: ignore[arg-type]
     assert sizes == [BATCH_BLOCKS, 1]
-    told.flush()
+    announcer.flush()
     assert listener.silent()
 
 
@@ -198,8 +204,8 @@ def test_announcer_sends_quarantined_block(publisher: Publisher, listener: Liste
     name = publish_segment(scene.store, 1, Xxh3())
     scene.store.raw(name)[150] ^= 1
     options = EvictorOptions(ttl_s=10**6, check_headers=True, sweep_broken=True)
-    told = announcer(scene, publisher)
-    Evictor(scene.store, options, clock=scene.clock, announcer=told).run_once()
+    announcer = make_announcer(scene, publisher)
+    Evictor(scene.store, options, clock=scene.clock, announcer=announcer).run_once()
     ((_, events),) = listener.messages(1)
     assert events[0]["block_hashes"] == [number_of(1)]
 
@@ -210,9 +216,11 @@ def test_announcer_sends_first_block_without_manifest(
     scene = Scene()
     scene.write(1)
     scene.clock.advance(1000)
-    told = announcer(scene, publisher)
-    Evictor(scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=told).run_once()
+    announcer = make_announcer(scene, publisher)
+    Evictor(
+        scene.store, EvictorOptions(ttl_s=100), clock=scene.clock, announcer=announcer
+    ).run_once()
     ((name, events),) = listener.messages(1)
     assert name.startswith(f"kv@{block(1).partition('/')[0]}@tiny".encode())
     assert events[0]["block_hashes"] == [number_of(1)]
-    assert told.unread_files == 1
+    assert announcer.unread_files == 1

@@ -24,10 +24,10 @@ RACE_S = USES_REFRESH_S + LEASE_S + 5
 """Age from which every evictor knows of a journal."""
 
 
-class Told(Between):
+class CheckedStore(Between):
     """A store that checks each removal of a block."""
 
-    def __init__(self, actor: "Evicting") -> None:
+    def __init__(self, actor: "EvictorActor") -> None:
         super().__init__(actor.world.scene.store)
         self._actor = actor
 
@@ -37,18 +37,18 @@ class Told(Between):
             self._actor.world.check_removal(name, self._actor)
 
 
-class Evicting(Actor):
+class EvictorActor(Actor):
     """An evictor that makes one pass after another."""
 
-    world: "Shared"
+    world: "SharedStoreWorld"
 
-    def __init__(self, world: "Shared", offset_s: float) -> None:
+    def __init__(self, world: "SharedStoreWorld", offset_s: float) -> None:
         super().__init__(world, offset_s)
         options = EvictorOptions(
             bounds=Bounds(Watermarks(HIGH, LOW)), grace_s=GRACE_S, lease_s=LEASE_S
         )
         owner = f"{world.chance.getrandbits(64):016x}"
-        self.evictor = Evictor(Told(self), options, clock=self, owner=owner)
+        self.evictor = Evictor(CheckedStore(self), options, clock=self, owner=owner)
 
     def live(self) -> None:
         while True:
@@ -56,15 +56,15 @@ class Evicting(Actor):
             self.evictor.wait(10)
 
 
-class Using(Actor):
+class Client(Actor):
     """A client that writes blocks, reads some more often, and writes a journal every 10 s."""
 
-    world: "Shared"
+    world: "SharedStoreWorld"
 
     def live(self) -> None:
         chance = random.Random(self.offset_s)
         noted: set[int] = set()
-        told_s = self.now_s()
+        reported_s = self.now_s()
         while True:
             self.sleep(chance.expovariate(4))
             number = min(int(chance.paretovariate(0.4)), BLOCKS - 1)
@@ -73,46 +73,46 @@ class Using(Actor):
             if not self.world.scene.store.stat(block(number)):
                 self.world.scene.write(number, size=SIZE)
             noted.add(number)
-            if self.now_s() - told_s > 10:
-                told_s = self.now_s()
+            if self.now_s() - reported_s > 10:
+                reported_s = self.now_s()
                 self.world.scene.read(*noted)
                 for one in noted:
-                    self.world.told_s.setdefault(block(one), []).append(
+                    self.world.reported_s.setdefault(block(one), []).append(
                         self.world.scene.clock.now_s()
                     )
                 noted.clear()
 
 
-class Shared(World):
+class SharedStoreWorld(World):
     """The store, its evictors and clients, and the checks at every step."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(Scene())
         self.chance = random.Random(seed)
-        self.told_s: dict[str, list[float]] = {}
+        self.reported_s: dict[str, list[float]] = {}
         self.removed = 0
         self.deaths = 0
         self.stalls = 0
         self.quiet = False
         for _ in range(3):
-            self.add(Evicting(self, self.chance.uniform(-40_000, 40_000)))
+            self.add(EvictorActor(self, self.chance.uniform(-40_000, 40_000)))
         for _ in range(2):
-            self.add(Using(self, self.chance.uniform(-40_000, 40_000)))
+            self.add(Client(self, self.chance.uniform(-40_000, 40_000)))
 
     def add(self, actor: Actor) -> None:
         self.actors.append(actor)
         actor.start()
 
     @property
-    def evictors(self) -> list[Evicting]:
-        return [one for one in self.actors if isinstance(one, Evicting) and not one.done]
+    def evictors(self) -> list[EvictorActor]:
+        return [one for one in self.actors if isinstance(one, EvictorActor) and not one.done]
 
-    def check_removal(self, name: str, actor: Evicting) -> None:
+    def check_removal(self, name: str, actor: EvictorActor) -> None:
         now_s = self.scene.clock.now_s()
         stat = self.scene.store.stat(name)
         assert stat is None or stat.modified_s <= now_s - GRACE_S, "written in the grace period"
-        heard = [told for told in self.told_s.get(name, ()) if told < now_s - RACE_S]
-        assert not heard or heard[-1] <= now_s - GRACE_S, f"{name} was read in the grace period"
+        known = [time_s for time_s in self.reported_s.get(name, ()) if time_s < now_s - RACE_S]
+        assert not known or known[-1] <= now_s - GRACE_S, f"{name} was read in the grace period"
         self.removed += 1
 
     def check_owners(self) -> None:
@@ -122,12 +122,12 @@ class Shared(World):
     def step(self) -> None:
         actor = self.chance.choice(self.ready())
         self.scene.clock.advance(self.chance.expovariate(40))
-        if isinstance(actor, Evicting) and not self.quiet:
+        if isinstance(actor, EvictorActor) and not self.quiet:
             fate = self.chance.random()
             if fate < 0.0005 and len(self.evictors) > 1:
                 actor.kill()
                 self.deaths += 1
-                self.add(Evicting(self, self.chance.uniform(-40_000, 40_000)))
+                self.add(EvictorActor(self, self.chance.uniform(-40_000, 40_000)))
                 return
             # A stalled removal would arrive much later, which nothing could prevent.
             if fate < 0.002 and actor.next_call[0] != "remove":
@@ -159,7 +159,7 @@ class Shared(World):
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 109))]
 )
 def test_evictors_keep_bound_and_never_share_shard(seed: int) -> None:
-    world = Shared(seed)
+    world = SharedStoreWorld(seed)
     world.run(15_000)
     assert world.removed > 50
     assert world.stalls > 3
@@ -169,7 +169,7 @@ def test_evictors_keep_bound_and_never_share_shard(seed: int) -> None:
 def test_simulation_is_deterministic() -> None:
     ends = []
     for _ in range(2):
-        world = Shared(9)
+        world = SharedStoreWorld(9)
         world.run(1500)
         ends.append((world.scene.clock.now_s(), world.removed, len(world.scene.names())))
     assert ends[0] == ends[1]

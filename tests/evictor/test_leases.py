@@ -54,47 +54,47 @@ def test_two_evictors_share_shards_with_different_clocks(offset_s: float) -> Non
 @pytest.mark.parametrize("offset_s", [-7 * 3600.0, 7 * 3600.0])
 def test_dead_owner_is_replaced_by_store_clock(offset_s: float) -> None:
     scene = Scene()
-    dead, heir = Host(scene, "a"), Host(scene, "b", offset_s)
+    dead, successor = Host(scene, "a"), Host(scene, "b", offset_s)
     dead.leases.balance()
     scene.clock.advance(LEASE_S - 1)
-    assert heir.leases.balance() == []
+    assert successor.leases.balance() == []
     scene.clock.advance(2)
-    assert heir.leases.balance() == list(ALL)
-    assert heir.leases.epoch("0") == 2
+    assert successor.leases.balance() == list(ALL)
+    assert successor.leases.epoch("0") == 2
 
 
 def test_suspended_owner_stops_before_takeover() -> None:
     scene = Scene()
-    sleeper, heir = Host(scene, "a"), Host(scene, "b")
-    sleeper.leases.balance()
+    suspended, successor = Host(scene, "a"), Host(scene, "b")
+    suspended.leases.balance()
     scene.clock.advance(VALID_PART * LEASE_S + 0.1)
-    assert sleeper.leases.owned == []
+    assert suspended.leases.owned == []
     with pytest.raises(Fenced, match="shard 3"):
-        sleeper.leases.keep("3")
+        suspended.leases.keep("3")
     scene.clock.advance(LEASE_S)
-    assert len(heir.leases.balance()) == len(ALL)
-    sleeper.leases.renew()
-    assert sleeper.leases.owned == []
-    assert sleeper.leases.fenced == len(ALL)
+    assert len(successor.leases.balance()) == len(ALL)
+    suspended.leases.renew()
+    assert suspended.leases.owned == []
+    assert suspended.leases.fenced == len(ALL)
 
 
 def test_resumed_owner_takes_new_epoch() -> None:
     scene = Scene()
-    sleeper = Host(scene, "a")
-    sleeper.leases.balance()
+    suspended = Host(scene, "a")
+    suspended.leases.balance()
     scene.clock.advance(LEASE_S)
-    assert sleeper.leases.balance() == list(ALL)
-    assert sleeper.leases.epoch("0") == 2
+    assert suspended.leases.balance() == list(ALL)
+    assert suspended.leases.epoch("0") == 2
 
 
 def test_resumed_owner_releases_expired_leases_beyond_share() -> None:
     """Otherwise the leases beyond its share would stay in the name of a living owner."""
     scene = Scene()
-    sleeper, other = Host(scene, "a"), Host(scene, "b")
-    sleeper.leases.balance()
+    suspended, other = Host(scene, "a"), Host(scene, "b")
+    suspended.leases.balance()
     scene.clock.advance(0.9 * LEASE_S)
     assert other.leases.balance() == []
-    assert len(sleeper.leases.balance()) == 9
+    assert len(suspended.leases.balance()) == 9
     assert len(other.leases.balance()) == 8
 
 
@@ -158,11 +158,11 @@ def test_higher_epoch_fences_owner() -> None:
 
 def test_released_shards_are_taken_at_once() -> None:
     scene = Scene()
-    leaving, heir = Host(scene, "a"), Host(scene, "b")
+    leaving, successor = Host(scene, "a"), Host(scene, "b")
     leaving.leases.balance()
     leaving.leases.release()
     assert leaving.leases.owned == []
-    assert heir.leases.balance() == list(ALL)
+    assert successor.leases.balance() == list(ALL)
 
 
 def test_old_epochs_are_removed() -> None:

@@ -63,14 +63,14 @@ def test_scan_shard_resumed_by_new_owner_finds_same_files(dies_at: int) -> None:
             scan_shard(context, shard, TREES)
         except Killed:
             break
-    heir = scene.context()
-    scan = scan_shard(heir, shard, TREES)
+    successor = scene.context()
+    scan = scan_shard(successor, shard, TREES)
     again = scene.context()
     whole = scan_shard(again, shard, TREES)
     for tree in TREES:
         assert keys(scan, tree) == keys(whole, tree)
     assert scan.other == whole.other
-    assert heir.report.scanned_files <= again.report.scanned_files
+    assert successor.report.scanned_files <= again.report.scanned_files
     assert not [name for name in scene.names() if "cursor" in name]
 
 
@@ -90,9 +90,9 @@ def test_scan_shard_resumed_looks_only_at_remaining_files() -> None:
     context.before_file = slowly  # type: ignore[method-assign]
     with pytest.raises(Killed):
         scan_shard(context, "0", TREES)
-    heir = scene.context()
-    assert len(keys(scan_shard(heir, "0", TREES))) == len(same)
-    assert heir.report.scanned_files == 3
+    successor = scene.context()
+    assert len(keys(scan_shard(successor, "0", TREES))) == len(same)
+    assert successor.report.scanned_files == 3
 
 
 def stopped_in(tree: StoreTree, scene: Scene, shard: str = "0") -> None:

@@ -1,1 +1,1 @@
-"""Keeping a shared store within its bounds: many evictors, no master, no host's clock trusted."""
+"""Eviction from shared storage by any number of evictors, without a master."""

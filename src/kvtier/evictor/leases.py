@@ -67,7 +67,7 @@ class Leases:
     @property
     def owned(self) -> list[str]:
         """The shards whose lease this evictor holds, in order."""
-        if not self._is_valid():
+        if not self._are_valid():
             return []
         return [shard for shard in ALL if shard in self._epochs]
 
@@ -87,13 +87,13 @@ class Leases:
 
         Raises Fenced if another evictor holds the lease of `shard`, or if it has expired.
         """
-        if self._is_valid() and self._clock.now_s() - self._beaten_s > self._lease_s / _BEATS:
+        if self._are_valid() and self._clock.now_s() - self._beaten_s > self._lease_s / _BEATS:
             try:
                 self.renew()
             except OSError:
-                if not self._is_valid():
+                if not self._are_valid():
                     raise  # Until then the last heartbeat counts; the store may only be full.
-        if not self._is_valid() or shard not in self._epochs:
+        if not self._are_valid() or shard not in self._epochs:
             self._lose(shard)
             raise Fenced(f"the lease of shard {shard} is lost")
 
@@ -105,13 +105,13 @@ class Leases:
         self.renew()
         highest = self._highest()
         owners = {shard: self._owner_of(shard, epoch) for shard, epoch in highest.items()}
-        alive = {owner for owner in {*owners.values()} if self._lives(owner)}
+        alive = {owner for owner in {*owners.values()} if self._is_alive(owner)}
         alive |= self._beating()
         share = -(-len(ALL) // len(alive | {self.owner}))
         for shard in self.owned[share:]:
             self._free(shard, highest[shard])
-        for shard in self._in_my_order():
-            if len(self._epochs) >= share or not self._is_valid():
+        for shard in self._from_own_start():
+            if len(self._epochs) >= share or not self._are_valid():
                 break
             if shard not in self._epochs and owners.get(shard) not in alive - {self.owner}:
                 self._take(shard, highest.get(shard, 0) + 1)
@@ -135,7 +135,7 @@ class Leases:
         self._epochs.clear()
         self._store.remove(self._beat)
 
-    def _is_valid(self) -> bool:
+    def _are_valid(self) -> bool:
         return self._clock.now_s() - self._beaten_s < self._lease_s * VALID_PART
 
     def _put_beat(self) -> None:
@@ -146,7 +146,7 @@ class Leases:
         """
         began_s = self._clock.now_s()
         self._store_s = self._store.put(self._beat, self.owner.encode()).modified_s
-        if not self._is_valid():
+        if not self._are_valid():
             self._lose_all()
         self._beaten_s = began_s
 
@@ -180,7 +180,7 @@ class Leases:
         read = read_small(self._store, _name(shard, epoch), _OWNER_BYTES_MAX)
         return _FREE if read is None else read[0].decode("ascii", "replace")
 
-    def _lives(self, owner: str) -> bool:
+    def _is_alive(self, owner: str) -> bool:
         """Check one heartbeat by name, because a listing may miss a file being replaced."""
         if not re.fullmatch(r"[0-9a-f]{16}", owner):
             return False
@@ -190,7 +190,7 @@ class Leases:
     def _is_fresh(self, beat_s: float) -> bool:
         return self._store_s - beat_s <= self._lease_s
 
-    def _in_my_order(self) -> list[str]:
+    def _from_own_start(self) -> list[str]:
         """Return all shards, from an individual start, so that new evictors rarely collide."""
         start = int(self.owner, 16) % len(ALL)
         return [*ALL[start:], *ALL[:start]]
@@ -198,7 +198,7 @@ class Leases:
     def _take(self, shard: str, epoch: int) -> None:
         if not self._publish(shard, epoch, self.owner):
             return
-        if self._highest().get(shard) != epoch or not self._is_valid():
+        if self._highest().get(shard) != epoch or not self._are_valid():
             return
         self._epochs[shard] = epoch
         self._remove_before(shard, epoch - _EPOCHS_KEPT)

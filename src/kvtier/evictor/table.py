@@ -142,10 +142,10 @@ def victims(table: Table, policy_name: str, newest_s: float) -> Iterator[int]:
     """
     policy: EvictionPolicy = plugins.load("eviction", policy_name)()
     _replay(table, policy)
-    may_go = bytearray((table.recency() <= newest_s).tobytes())
-    left = sum(may_go)
+    evictable = bytearray((table.recency() <= newest_s).tobytes())
+    left = sum(evictable)
     while left:
-        row = policy.victim(lambda row: bool(may_go[row]))
+        row = policy.victim(lambda row: bool(evictable[row]))
         if row is None:
             return
         left -= 1
