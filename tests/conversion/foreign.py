@@ -1,4 +1,4 @@
-"""Trees as vLLM's `fs` tier and llm-d write them, from known keys, and the fitting key space."""
+"""Trees as vLLM's `fs` tier and llm-d write them, from known keys, and the matching key space."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ NAME = space_folder(SPACE)
 
 
 def vllm_fields(**changes: Any) -> dict[str, Any]:
-    """config.json of vLLM's tier where one worker writes; it holds the bytes for agnostic."""
+    """Return config.json of vLLM's tier for one worker, whose bytes it takes as agnostic."""
     fields: dict[str, Any] = {
         "model_name": "meta/llama",
         "tokens_per_hash": 16,
@@ -68,7 +68,7 @@ def payload(key: BlockKey, size: int = BLOCK_BYTES) -> bytes:
 
 
 class TreeFolder:
-    """A root_dir, with one tree in it."""
+    """A root_dir with one tree."""
 
     def __init__(self, root: Path, fields: dict[str, Any]) -> None:
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -91,7 +91,7 @@ class TreeFolder:
         return file
 
     def fill(self, keys: list[BlockKey]) -> "TreeFolder":
-        """As vLLM does: one file for all workers, zeros up to a page."""
+        """Write files as vLLM does: one for all workers, padded with zeros to a page."""
         for key in keys:
             self.write(key, payload(key).ljust(SLOT_BYTES, b"\0"))
         return self
@@ -106,7 +106,7 @@ def open_tier(folder: Path, space: KeySpace = SPACE, blocks: int = 4, **more: An
 
 
 def make_space(folder: Path, space: KeySpace = SPACE, **more: Any) -> str:
-    """As an engine does that runs once."""
+    """Create the key space, as an engine does when it first runs."""
     open_tier(folder, space, **more).close()
     return space_folder(space)
 
@@ -125,7 +125,7 @@ def run(source: Path, destination: Path, **more: Any) -> Conversion:
 
 
 def read(tier: FolderTier, keys: list[BlockKey]) -> None:
-    """All are found as one chain, and every byte is right."""
+    """Assert that an engine finds all keys as one chain, with the right bytes."""
     assert tier.find(keys) == [Outcome.DONE] * len(keys)
     moves = [BlockMove(key, aligned_buffer(SLOT_BYTES)) for key in keys]
     assert tier.read_into(moves) == [Outcome.DONE] * len(keys)
@@ -134,7 +134,7 @@ def read(tier: FolderTier, keys: list[BlockKey]) -> None:
 
 
 def fill_store(folder: Path, keys: list[BlockKey], blocks: int = 4, **more: Any) -> None:
-    """As an engine writes a chain: several blocks a file."""
+    """Write a chain as an engine does: several blocks per file."""
     tier = open_tier(folder, blocks=blocks, **more)
     moves = []
     for key in keys:

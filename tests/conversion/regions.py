@@ -31,7 +31,7 @@ def device(pages: Sequence[int], rank: int) -> list[torch.Tensor]:
 
 
 def theirs(pages: Sequence[int], blocks: Sequence[int], workers: int) -> bytes:
-    """The bytes that vLLM's fs tier writes to a file: a row of its host region."""
+    """Return the bytes that vLLM's fs tier writes to a file: a row of its host region."""
     slice_bytes = sum(pages) * len(blocks)
     row_bytes = -(-slice_bytes * workers // 4096) * 4096
     regions = []
@@ -58,7 +58,7 @@ def theirs(pages: Sequence[int], blocks: Sequence[int], workers: int) -> bytes:
 
 
 def ours(pages: Sequence[int], blocks: Sequence[int], workers: int) -> bytes:
-    """The slot that kvtier keeps, its alignment included."""
+    """Return the slot that kvtier stores, including its padding."""
     slice_bytes = sum(pages) * len(blocks)
     slot = np.zeros(-(-slice_bytes * workers // 4096) * 4096, np.uint8)
     for rank in range(workers):

@@ -1,4 +1,4 @@
-"""What must agree before anything is written, and the way there and back."""
+"""Conversions from start to end: options, comparison, and both directions."""
 
 import shutil
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_dry_run_changes_nothing(tmp_path: Path, to: str) -> None:
     before = sorted(map(str, tmp_path.rglob("*")))
     sides = (tree.root, tmp_path / "kv")
     report = run(*(sides if to == "kvtier" else sides[::-1]), to=to, dry_run=True)
-    # Behind the first block of a segment no file has the name of a block.
+    # Only the first block of a segment is found by its name.
     there = sum((tmp_path / "kv" / NAME / segment_name(key)).exists() for key in KEYS[40:50])
     expected = (50 - there, there) if to == "kvtier" else (50, 10)
     assert (report.converted, report.existed) == expected

@@ -1,4 +1,4 @@
-"""Blocks of segments become the files that vLLM would have written, or are refused."""
+"""Export of blocks to files as vLLM writes them."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_exporter_continues_after_links_and_folders(tmp_path: Path) -> None:
 
 
 def test_exporter_zeroes_the_padding(tmp_path: Path) -> None:
-    """No checksum covers it, so whoever can write to the store can put something there."""
+    """The padding is not covered by a checksum, so it may contain anything."""
     fill_store(tmp_path / "kv", KEYS[:1])
     (file,) = (tmp_path / "kv").rglob("*.kvt")
     content = bytearray(file.read_bytes())

@@ -1,4 +1,4 @@
-"""Files of trees become segments that a reader finds, byte for byte, or are refused."""
+"""Import of a tree's files to segments that an engine can read."""
 
 import errno
 import os
@@ -121,7 +121,7 @@ def test_importer_continues_when_the_name_is_occupied(tmp_path: Path) -> None:
 
 
 def test_importer_drops_the_padding(tmp_path: Path) -> None:
-    """A tree has no checksum of it, and a store's does not cover it."""
+    """No checksum covers the padding, neither in a tree nor in a store."""
     tree = TreeFolder(tmp_path / "vllm", vllm_fields())
     tree.write(KEYS[0], payload(KEYS[0]).ljust(SLOT_BYTES, b"?"))
     name = make_space(tmp_path / "kv")

@@ -1,4 +1,4 @@
-"""Names of blocks in trees, and which tree is meant."""
+"""Names of blocks in trees, and the choice of a tree."""
 
 from pathlib import Path
 

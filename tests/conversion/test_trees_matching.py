@@ -1,4 +1,4 @@
-"""What a tree must agree on with a key space, and what it does not tell."""
+"""The comparison of a tree with a key space, and the fields that a tree does not record."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Many jobs: counted, limited, stopped."""
+"""Running jobs: counts, limit and stop."""
 
 import threading
 from collections.abc import Iterator
@@ -49,12 +49,12 @@ def test_run_jobs_stops_after_a_batch() -> None:
 
 
 def test_run_jobs_leaves_unstarted_jobs_to_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first job hears the stop; the second, under way by then, is waited for."""
+    """The first job calls stop; the second, which runs already, is waited for."""
     monkeypatch.setattr(work, "THREADS", 1)
     waited = threading.Event()
 
     class Watched(Throttle):
-        """Lets the second job end once somebody waits for it."""
+        """Let the second job end once its result is waited for."""
 
         asked = 0
 

@@ -1,4 +1,4 @@
-"""Whoever adds a field to a key space says here why it keeps engines apart."""
+"""The explanations of a key space's fields; a new field needs one."""
 
 import pytest
 

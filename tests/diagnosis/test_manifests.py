@@ -1,4 +1,4 @@
-"""Whatever a person may name."""
+"""Reading the key spaces of all kinds of places."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How blocks are cut and lie, in the words of each case."""
+"""The explanations of fields on the shape and layout of blocks."""
 
 import pytest
 

@@ -31,7 +31,7 @@ def everything(folder: Path) -> list[Path]:
 
 
 def wrong(checks: Iterator[Check]) -> list[tuple[str, Status, str]]:
-    """What is not fine, but for the file system that tests happen to run on."""
+    """Return the checks that are not OK, except those about the file system that tests run on."""
     return [
         (check.topic, check.status, check.told)
         for check in checks

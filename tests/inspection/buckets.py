@@ -1,4 +1,4 @@
-"""Stores that are no folder, with real segments in them."""
+"""Stores other than folders, with real segments, for tests of inspection."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ PLACE = "memory://kv"
 
 
 class Borrowed:
-    """A store that others go on using: `close` is not passed on."""
+    """A wrapper that does not close its store, because the test continues to use it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -25,7 +25,7 @@ class Borrowed:
         return getattr(self._store, name)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def fill(
@@ -35,7 +35,7 @@ def fill(
     segment_blocks: int = 4,
     reads: int = 0,
 ) -> str:
-    """Write a chain; `reads` engines read it, one after the other. The key space's folder."""
+    """Write a chain, have `reads` engines read it in turn, and return the key space's folder."""
     for number in range(1 + reads):
         borrowed: Store = Borrowed(store)  # type: ignore[assignment]
         tier = StoreTier(
@@ -48,7 +48,7 @@ def fill(
 
 
 def name_of(block: BlockKey) -> str:
-    """Of the segment that begins with it."""
+    """Return the name of the segment that begins with the block."""
     return f"{space_folder(SPACE)}/{segment_name(block)}"
 
 

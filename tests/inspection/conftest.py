@@ -7,7 +7,7 @@ from tests.inspection.stores import StoreFolder
 
 @pytest.fixture
 def store(tmp_path: Path) -> StoreFolder:
-    """A folder that engines shared; empty."""
+    """Return an empty shared folder."""
     path = tmp_path / "kv"
     path.mkdir()
     return StoreFolder(path)

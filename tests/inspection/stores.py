@@ -1,4 +1,4 @@
-"""A store in a folder with real segments in it, to look into."""
+"""A store in a folder, with real segments, for tests of inspection."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ SECRET = b"5" * 64
 
 
 class StoreFolder:
-    """A folder that engines shared."""
+    """A shared folder that tests fill and damage."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +35,7 @@ class StoreFolder:
         key_file: Path | None = None,
         reads: int = 0,
     ) -> str:
-        """Write a chain; `reads` engines read it, one after the other. The key space's folder."""
+        """Write a chain, have `reads` engines read it, and return the key space's folder."""
         tier = self._open(space, segment_blocks, key_file)
         assert write(tier, list(blocks), parent) == [Outcome.DONE] * len(blocks)
         tier.close()
@@ -51,21 +51,21 @@ class StoreFolder:
         )
 
     def file(self, block: BlockKey, space: KeySpace = SPACE) -> Path:
-        """The segment that begins with `block`."""
+        """Return the file of the segment that begins with `block`."""
         return self.path / self.name(block, space)
 
     def name(self, block: BlockKey, space: KeySpace = SPACE) -> str:
         return f"{space_folder(space)}/{segment_name(block)}"
 
     def plant(self, name: str, content: bytes = b"?") -> Path:
-        """A file of anybody's."""
+        """Create any other file, and return its path."""
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
         return file
 
     def plant_tree(self, fields: dict[str, Any], ranks: int = 1, files: int = 3) -> str:
-        """A tree as vLLM and llm-d make them; its base name."""
+        """Create a tree as vLLM and llm-d do, and return its base name."""
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         base = f"{fields['model_name'].replace('/', '_')}_{digest}"
@@ -78,7 +78,7 @@ class StoreFolder:
 
 
 def spread(count: int) -> list[BlockKey]:
-    """Keys whose segments lie in a folder each, in the order of their names."""
+    """Return keys whose segments are in separate folders, in the order of their names."""
     return [key(number << 20) for number in range(count)]
 
 

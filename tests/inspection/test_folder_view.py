@@ -1,4 +1,4 @@
-"""A folder that is only looked at."""
+"""The view of a folder."""
 
 import errno
 import os

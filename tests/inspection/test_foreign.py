@@ -1,4 +1,4 @@
-"""Trees of other systems are recognised and counted."""
+"""Recognition and counts of other systems' trees."""
 
 import os
 

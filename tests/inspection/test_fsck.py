@@ -1,4 +1,4 @@
-"""Runs of a check: interrupted, gone on with, repaired, refused."""
+"""Runs of a check: interrupted, resumed, repaired, refused."""
 
 import os
 import threading
@@ -28,11 +28,11 @@ VLLM = {"model_name": "m", "tokens_per_hash": 16, "blocks_per_file": 4}
 EVERYTHING = CheckOptions()
 WHOLE = 8
 POSITIONS = WHOLE + 2
-"""The cursor itself comes first, the manifest last."""
+"""Files in the walk: the cursor itself comes first, the manifest last."""
 
 
 class Watched(CheckObserver):
-    """Stops a run after some files, and remembers what it was told."""
+    """An observer that records its calls and stops the run after some files."""
 
     def __init__(self, throttle: Throttle | None = None, stop_after: int = 1 << 30) -> None:
         self.throttle = throttle
@@ -63,7 +63,7 @@ def run(
 
 @pytest.fixture
 def full(store: StoreFolder) -> StoreFolder:
-    """WHOLE segments, of which the second and the last are broken."""
+    """Fill the store with WHOLE segments, of which the second and the last are broken."""
     for first in spread(WHOLE):
         store.fill(keys(4, int.from_bytes(first[:4], "big")))
     flip(store.file(spread(WHOLE)[1]), 5000)

@@ -1,4 +1,4 @@
-"""Where a check goes on, and what is not believed."""
+"""The cursor of an interrupted check, and cursors that are ignored."""
 
 import json
 import os

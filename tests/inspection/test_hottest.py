@@ -1,4 +1,4 @@
-"""Chains of segments from what readers mentioned."""
+"""Chains of segments, from the reads in journals."""
 
 from collections.abc import Sequence
 
@@ -118,7 +118,7 @@ def test_folded_reads_are_added() -> None:
 
 
 def test_most_read_segments_of_a_summary_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a journal says of them counts as well."""
+    """Reads in journals are part of the choice."""
     monkeypatch.setattr(hottest, "HEADERS_MAX", 2)
     reads, asked = ReadCounts(), []
     for _ in range(9):

@@ -1,4 +1,4 @@
-"""What is read to tell which prefixes are read most, and what happens where it cannot be."""
+"""Reading journals, summaries and headers for the most-read prefixes, and read errors."""
 
 import errno
 from typing import TypeVar
@@ -23,7 +23,7 @@ Some = TypeVar("Some", bound=MemoryStore)
 
 
 def filled(store: Some) -> Some:
-    """Two chains, one read twice and one once; one more read of the second is folded already."""
+    """Write two chains: one read twice; the other read once, with one more read already folded."""
     for first, reads in ((HOT, 2), (WARM, 1)):
         fill(store, keys(4, int.from_bytes(first[:4], "big")), reads=reads)
     store.put(summary_name(NAME, "0", 1), encode_summary({WARM: Use(9.0, 1)}, 0))
@@ -31,7 +31,7 @@ def filled(store: Some) -> Some:
 
 
 def chains(store: MemoryStore) -> tuple[list[Chain], list[str], list[str]]:
-    """Chains, names of what was refused, names of what was read."""
+    """Return the chains, the names of unreadable files, and the names of files read."""
     refused: list[str] = []
     told: list[str] = []
     view = view_of(store)
@@ -44,7 +44,7 @@ def test_journals_and_summaries_are_counted() -> None:
     found, refused, told = chains(filled(MemoryStore()))
     assert {(chain.first_key, chain.reads) for chain in found} == {(HOT.hex(), 2), (WARM.hex(), 2)}
     assert refused == []
-    # Equally hot: which of several threads has read its journal first decides.
+    # Both are read equally often: their order depends on which thread read its journal first.
     segments = sorted(name for name in told if name.endswith(".kvt"))
     assert segments == sorted([name_of(HOT), name_of(WARM)])
     assert sum(name.endswith(".log") for name in told) == 3
@@ -61,7 +61,7 @@ def test_missing_and_broken_segments_are_left_out() -> None:
 
 
 class Refusing(MemoryStore):
-    """Refuses some files."""
+    """A view that fails to read some files."""
 
     number = errno.EACCES
     ending = ""

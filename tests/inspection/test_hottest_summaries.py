@@ -1,4 +1,4 @@
-"""What evictors folded is read as they read it."""
+"""Reading the summaries of evictors."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""inspect, fsck and convert on a real S3 server."""
+"""`kvtier inspect`, `fsck` and `convert` on a real S3 server."""
 
 import json
 from pathlib import Path
@@ -20,14 +20,16 @@ SEGMENTS = 6
 
 @pytest.fixture
 def full(bucket_url: str) -> str:
-    """A few segments, two reads, and what strangers left."""
+    """Return a bucket with a few segments, two reads, and files of other programs."""
     store = BucketStore(bucket_url, deadline_s=60.0)
     for first in spread(SEGMENTS):
         fill(store, keys(4, int.from_bytes(first[:4], "big")))
     fill(store, keys(4), reads=2)
     store.put("readme", b"x")
     store.put("backup/1/2", b"x")
-    store.put(f"{NAME}-b", b"x")  # a server that lists by folders shows it after what is in NAME
+    store.put(
+        f"{NAME}-b", b"x"
+    )  # a server that lists by folders returns it after the files in NAME
     store.close()
     return bucket_url
 

@@ -1,4 +1,4 @@
-"""Surveys and checks of a store that is no folder: in RAM here, a real server elsewhere."""
+"""Surveys and checks of a store in RAM; `test_on_a_bucket` uses a real server."""
 
 import errno
 
@@ -28,7 +28,7 @@ EVERYTHING = CheckOptions()
 
 
 class Stopping(CheckObserver):
-    """Stops a run after some files, and remembers what it was told."""
+    """An observer that records its calls and stops the run after some files."""
 
     def __init__(self, throttle: Throttle, after: int) -> None:
         self._throttle, self._left = throttle, after
@@ -61,7 +61,7 @@ def surveyed(store: MemoryStore, **options) -> Survey:
 
 @pytest.fixture
 def store() -> MemoryStore:
-    """Eight segments, of which the second and the last are broken."""
+    """Return a store with eight segments, of which the second and the last are broken."""
     made = MemoryStore()
     for first in spread(8):
         fill(made, keys(4, int.from_bytes(first[:4], "big")))
@@ -93,7 +93,7 @@ def test_survey_of_a_store(store: MemoryStore) -> None:
 
 
 def test_survey_counts_reads_that_an_evictor_folded(store: MemoryStore) -> None:
-    """As many journals, before it folds them, after, and when readers go on."""
+    """The counts are equal before and after folding, and when there are new reads."""
     fill(store, keys(4), reads=3)
     before = surveyed(store).spaces[0]
     options = read_options(EvictorFlags(path="", high="1TiB"), None)
@@ -217,7 +217,7 @@ def test_failed_save_of_the_cursor_is_retried(store: MemoryStore) -> None:
 
 
 class Failing(MemoryStore):
-    """Refuses reads of blocks, or does not answer them, as often as told."""
+    """A store whose next reads of blocks fail, with an error or without an answer."""
 
     number = errno.EIO
     left = 0
@@ -237,7 +237,7 @@ def failing(store: MemoryStore) -> Failing:
 
 
 def test_unreachable_server_ends_a_check_that_can_resume(failing: Failing) -> None:
-    """It says nothing of the files that could not be read."""
+    """Files that could not be read are not reported as problems."""
     whole = checked(failing)
     checked(failing, stop_after=3)
     failing.number, failing.left = errno.ETIMEDOUT, 1 << 30
@@ -266,7 +266,7 @@ def test_file_that_fails_twice_is_reported(failing: Failing) -> None:
 
 def test_segment_intact_at_the_second_read_is_kept(store: MemoryStore) -> None:
     class Noisy(MemoryStore):
-        """A bit is lost on the way, once."""
+        """Flip one bit of the first read."""
 
         lost = 1
 

@@ -1,4 +1,4 @@
-"""What a person names becomes a view or a store, or one clear error that names the argument."""
+"""Opening a folder or bucket, and errors that name the command's argument."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The report is a contract with programs."""
+"""The report of a check, whose JSON is a stable interface."""
 
 import msgspec
 import pytest

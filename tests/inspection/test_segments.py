@@ -1,4 +1,4 @@
-"""One segment, sound, damaged in every way, or gone."""
+"""Verification of a segment that is intact, damaged in many ways, or gone."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Key spaces as their manifests tell, sound or not."""
+"""Key spaces with valid and invalid manifests."""
 
 import json
 from pathlib import Path

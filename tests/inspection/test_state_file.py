@@ -1,4 +1,4 @@
-"""What a check leaves for its next run, in a file and in a store."""
+"""State files, in a file system and in a store."""
 
 import errno
 import stat

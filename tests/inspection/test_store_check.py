@@ -1,4 +1,4 @@
-"""Everything in a store is looked at, once, in the order of names."""
+"""The check of a whole store."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ PAYLOAD_BYTES = 4 * 12_288
 
 
 class Checked:
-    """A check of a store as it is now."""
+    """Return a check of a store in its current state."""
 
     def __init__(self, store: StoreFolder, files: SystemCalls | None = None, **options) -> None:
         self.folder = FolderView(store.path, files)
@@ -202,7 +202,7 @@ def test_walk_is_a_bounded_distance_ahead(
 
     def counting(*arguments) -> Iterator[Entry]:
         for entry in walk(*arguments):
-            if arguments[0] == "":  # it calls itself for each folder
+            if arguments[0] == "":  # `walk` calls itself for each folder
                 walked.append(entry.position)
             yield entry
 
@@ -219,7 +219,7 @@ def test_closing_the_iterator_stops_the_check(store: StoreFolder) -> None:
     found = Checked(store)
     run = found.check.run()
     next(run)
-    del run  # a generator is closed with its last name
+    del run  # closes the generator
     found.folder.close()
     assert not found.report.complete
     assert found.report.segments == 1
@@ -238,7 +238,7 @@ def test_throttle_stop_ends_the_check(store: StoreFolder) -> None:
 def test_throttle_stop_ends_a_check_while_storage_hangs(
     store: StoreFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a dead mount: what was read by then counts, and the thread is left behind."""
+    """As on a dead mount: results so far count, and the thread is abandoned."""
     monkeypatch.setattr(workers, "_NAPS", 2)
     monkeypatch.setattr(workers, "_NAP_S", 0.01)
     fill(store)
@@ -272,7 +272,7 @@ def test_check_keeps_to_the_rate(store: StoreFolder) -> None:
 
 
 def test_segment_of_another_algorithm_is_not_repaired(store: StoreFolder, tmp_path: Path) -> None:
-    """The manifest was replaced: nobody can tell which side is right, so nothing is moved."""
+    """The manifest was replaced: it is unknown which side is right, so nothing is moved."""
     store.fill(keys(4), key_file=key_file(tmp_path))
     store.fill(keys(4, 1 << 20), key_file=key_file(tmp_path))
     (store.path / NAME / "manifest.json").unlink()

@@ -1,4 +1,4 @@
-"""Repairs touch what is broken and nothing else."""
+"""Repairs of a store, which touch only broken and abandoned files."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def test_quarantine_that_is_full_is_reported(store: StoreFolder, repairs: Repair
 
 
 def test_quarantine_of_a_removed_segment_does_nothing(store: StoreFolder, repairs: Repairs) -> None:
-    """Also where an older file of the same name lies in quarantine."""
+    """This holds even if the quarantine has an older file of the same name."""
     blocks = keys(QUARANTINE_FILES)
     for _ in range(2):
         store.fill(blocks, segment_blocks=1)

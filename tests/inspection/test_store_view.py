@@ -1,4 +1,4 @@
-"""The view of a store: the same walk as in a folder, whatever it is made of."""
+"""The view of a store, which walks as that of a folder."""
 
 import errno
 import os

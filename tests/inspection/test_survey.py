@@ -1,4 +1,4 @@
-"""A survey as programs read it."""
+"""The survey's JSON, which is a stable interface."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Making a survey of a store."""
+"""Surveys of a store."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""A survey as a person reads it."""
+"""Surveys on the terminal."""
 
 import os
 from io import StringIO

@@ -1,4 +1,4 @@
-"""Names that people see, and silence."""
+"""Printable names, positions, and errors of storage that does not answer."""
 
 import errno
 

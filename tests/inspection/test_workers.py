@@ -1,4 +1,4 @@
-"""Threads that can be left behind."""
+"""Worker threads that can be abandoned."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Reading no faster than asked, on a clock that is moved by the waiting itself."""
+"""The throttle's rate and stop, with a clock that advances while it sleeps."""
 
 import pytest
 
