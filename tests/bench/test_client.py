@@ -74,7 +74,7 @@ def served() -> Iterator[tuple[ServerAddress, type[Completions]]]:
     server.server_close()
 
 
-def test_an_answer_has_its_text_its_tokens_and_ordered_times(
+def test_complete_returns_text_token_counts_and_latencies(
     served: tuple[ServerAddress, type[Completions]],
 ) -> None:
     answer = complete(served[0], [7, 8, 9], output_len=2)
@@ -97,19 +97,19 @@ def test_requests_are_greedy_of_fixed_length_and_salted(
 @pytest.mark.parametrize(
     ("first", "said"), [(500, "500.*oops"), (501, "engine died"), (502, "usage")]
 )
-def test_a_failed_request_says_what_the_server_said(
+def test_failed_request_contains_the_servers_message(
     served: tuple[ServerAddress, type[Completions]], first: int, said: str
 ) -> None:
     with pytest.raises(RequestFailed, match=said):
         complete(served[0], [first], output_len=1)
 
 
-def test_nobody_listening_is_a_failed_request() -> None:
+def test_refused_connection_is_a_failed_request() -> None:
     with pytest.raises(RequestFailed, match="connection"):
         complete(ServerAddress("127.0.0.1", 1, "small"), [1], output_len=1)
 
 
-def test_answers_come_in_the_order_of_prompts_with_so_many_in_flight(
+def test_complete_all_keeps_order_and_concurrency(
     served: tuple[ServerAddress, type[Completions]],
 ) -> None:
     endpoint, handler = served
@@ -120,6 +120,8 @@ def test_answers_come_in_the_order_of_prompts_with_so_many_in_flight(
     assert handler.most_in_flight == 2
 
 
-def test_one_failure_fails_the_run(served: tuple[ServerAddress, type[Completions]]) -> None:
+def test_complete_all_fails_if_one_request_fails(
+    served: tuple[ServerAddress, type[Completions]],
+) -> None:
     with pytest.raises(RequestFailed, match="oops"):
         complete_all(served[0], [[1], [500], [2]], output_len=1, concurrency=1)

@@ -26,7 +26,9 @@ def plan(small: Workload, tmp_path: Path) -> EnginePlan:
     )
 
 
-def test_two_rounds_of_three_servers(stand_in: Path, plan: EnginePlan, encode: Encode) -> None:
+def test_plan_runs_every_contestant_in_every_round(
+    stand_in: Path, plan: EnginePlan, encode: Encode
+) -> None:
     kept: list[int] = []
     log = io.StringIO()
     steps = Steps(Console(file=log), total=6)
@@ -60,7 +62,7 @@ def test_runs_start_with_empty_caches(stand_in: Path, plan: EnginePlan, encode: 
         assert run.summary.hit_rates["ram"] == run.summary.hit_rates["disk"] == 0.0
 
 
-def test_a_round_may_hold_several_runs_in_orders_of_their_own(
+def test_runs_of_a_round_have_orders_of_their_own(
     stand_in: Path, plan: EnginePlan, small: Workload, encode: Encode
 ) -> None:
     thrice = msgspec.structs.replace(small, runs_per_round=3)
@@ -81,7 +83,7 @@ def test_contestants_differ_in_connector_device_cache_and_peers_only(plan: Engin
     assert alone.python_path == ()
 
 
-def test_plans_that_compare_unlike_things_are_refused(plan: EnginePlan, small: Workload) -> None:
+def test_unfair_plan_is_refused(plan: EnginePlan, small: Workload) -> None:
     larger = msgspec.structs.replace(small, name="larger", device_blocks=20)
     huge = msgspec.structs.replace(small, groups=LIMIT_BLOCKS)
     for changes, said in [

@@ -13,18 +13,18 @@ from kvtier_bench.lineup import (
 )
 
 
-def test_the_rows_of_the_comparison_in_their_order() -> None:
+def test_lineup_has_all_contestants_in_order() -> None:
     assert list(lineup(Path("d"))) == [ALONE, NATIVE, KVTIER_RAM, KVTIER_DISK, LIMIT]
 
 
-def test_alone_and_the_limit_have_no_connector_and_differ_in_device_cache() -> None:
+def test_alone_and_limit_differ_only_in_device_cache() -> None:
     everyone = lineup(Path("d"))
     assert everyone[ALONE].kv_transfer is everyone[LIMIT].kv_transfer is None
     assert everyone[ALONE].device_blocks is None
     assert everyone[LIMIT].device_blocks is not None
 
 
-def test_all_connectors_get_the_same_ram() -> None:
+def test_connectors_get_the_same_ram() -> None:
     everyone = lineup(Path("d"))
     native = everyone[NATIVE].kv_transfer
     ours = everyone[KVTIER_RAM].kv_transfer
@@ -34,11 +34,11 @@ def test_all_connectors_get_the_same_ram() -> None:
     assert ours["kv_connector_extra_config"]["ram"] == f"{RAM_BYTES // 2**20}MiB"
 
 
-def test_only_the_peer_needs_the_peers_folder() -> None:
+def test_only_native_tiering_needs_the_peers_folder() -> None:
     assert [each.name for each in lineup(Path("d")).values() if each.needs_peers] == [NATIVE]
 
 
-def test_kvtier_is_asked_for_as_a_user_would_write_it() -> None:
+def test_kvtier_transfer_is_the_configuration_of_the_documentation() -> None:
     transfer = kvtier_transfer(2**30, Path("/disk"), "3GiB")
     assert json.loads(json.dumps(transfer)) == {
         "kv_connector": "OffloadingConnector",

@@ -26,7 +26,7 @@ def start(code: str) -> "subprocess.Popen[bytes]":
     return process
 
 
-def test_cpu_of_a_session_counts_what_its_child_burnt() -> None:
+def test_cpu_of_a_session_includes_its_children() -> None:
     # The child burns, stays alive, and is not the session's leader.
     code = (
         "import subprocess, sys, time\n"
@@ -42,7 +42,7 @@ def test_cpu_of_a_session_counts_what_its_child_burnt() -> None:
     assert session_processes(process.pid) == []
 
 
-def test_cpu_of_a_child_that_ended_is_kept() -> None:
+def test_cpu_of_a_session_includes_ended_children() -> None:
     code = (
         "import subprocess, sys, time\n"
         f"subprocess.run([sys.executable, '-c', {BURN!r}], stdout=subprocess.DEVNULL)\n"
@@ -57,7 +57,7 @@ def test_cpu_of_a_child_that_ended_is_kept() -> None:
         stop_session(process, grace_s=5)
 
 
-def test_a_session_that_ignores_a_polite_end_is_killed() -> None:
+def test_session_that_ignores_sigterm_is_killed() -> None:
     code = (
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -70,7 +70,7 @@ def test_a_session_that_ignores_a_polite_end_is_killed() -> None:
     assert session_processes(process.pid) == []
 
 
-def test_an_orphan_of_the_session_is_ended_too() -> None:
+def test_orphan_of_a_session_is_terminated() -> None:
     code = (
         "import subprocess, sys\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
@@ -83,13 +83,13 @@ def test_an_orphan_of_the_session_is_ended_too() -> None:
     assert session_processes(process.pid) == []
 
 
-def test_a_polite_end_is_polite() -> None:
+def test_session_ends_by_sigterm() -> None:
     process = start("import time; print('burnt', flush=True); time.sleep(60)")
     assert stop_session(process, grace_s=20) is True
     assert process.returncode == -signal.SIGTERM
 
 
-def test_files_mapped_by_a_session_are_seen(tmp_path: Path) -> None:
+def test_mapped_files_of_a_session_are_found(tmp_path: Path) -> None:
     path = tmp_path / "region.mmap"
     path.write_bytes(b"x" * 4096)
     code = (
@@ -105,7 +105,7 @@ def test_files_mapped_by_a_session_are_seen(tmp_path: Path) -> None:
         stop_session(process, grace_s=5)
 
 
-def test_a_process_that_is_not_there_has_no_stat() -> None:
+def test_ended_process_has_no_stat() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert read_stat(process.pid) is None

@@ -44,7 +44,7 @@ def summary(**changes: object) -> RunSummary:
     return RunSummary(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_a_run_in_numbers() -> None:
+def test_summarize_computes_the_measures_of_a_run() -> None:
     answers = [answer(1.0, 2.0, 50), answer(3.0, 4.0, 90)]
     result = summarize(answers, wall_s=4.0, cpu_s=6.0, hits={"ram": 60, "disk": 20})
     assert result.mean_ttft_s == 2.0
@@ -55,17 +55,17 @@ def test_a_run_in_numbers() -> None:
     assert result.hit_rates == pytest.approx({"device": 0.3, "ram": 0.3, "disk": 0.1})
 
 
-def test_more_hits_below_than_tokens_reused_leave_the_device_at_nought() -> None:
+def test_device_hit_rate_is_never_negative() -> None:
     result = summarize([answer(1, 2, 50)], wall_s=1, cpu_s=1, hits={"ram": 60})
     assert result.hit_rates["device"] == 0.0
 
 
-def test_percentile_of_one_and_of_many() -> None:
+def test_percentile_of_one_value_and_of_many() -> None:
     assert percentile([7.0], 90) == 7.0
     assert percentile([float(n) for n in range(1, 12)], 90) == 10.0
 
 
-def test_hits_by_tier_come_from_kvtier_where_it_counts_them() -> None:
+def test_lower_tier_hits_prefer_the_counters_of_kvtier() -> None:
     samples = [
         Sample("kvtier_hit_tokens_total", {"tier": "ram"}, 5),
         Sample("kvtier_hit_tokens_total", {"tier": "disk"}, 7),
@@ -76,7 +76,7 @@ def test_hits_by_tier_come_from_kvtier_where_it_counts_them() -> None:
     assert lower_tier_hits([]) == {}
 
 
-def test_medians_field_by_field_over_all_tiers_seen() -> None:
+def test_median_summary_covers_all_tiers() -> None:
     runs = [
         summary(mean_ttft_s=1.0, hit_rates={"device": 0.2}),
         summary(mean_ttft_s=9.0, hit_rates={"device": 0.4, "ram": 0.3}),
@@ -87,11 +87,11 @@ def test_medians_field_by_field_over_all_tiers_seen() -> None:
     assert result.hit_rates == {"device": 0.4, "ram": 0.1}
 
 
-def test_disagreements_count_shared_requests_only() -> None:
+def test_disagreements_count_common_requests_only() -> None:
     assert disagreements({"a": "x", "b": "y"}, {"a": "x", "b": "z", "c": "w"}) == 1
 
 
-def test_a_run_against_a_server(
+def test_run_workload_measures_a_server(
     stand_in: Path, tmp_path: Path, encode: Encode, small: Workload
 ) -> None:
     prompts = build_prompts(small, encode, seed=3)

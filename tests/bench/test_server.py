@@ -33,7 +33,7 @@ def silent(news: str) -> None:
     pass
 
 
-def test_rows_of_a_comparison_differ_in_connector_and_device_cache_only(tmp_path: Path) -> None:
+def test_arguments_differ_only_in_the_connector(tmp_path: Path) -> None:
     alone = settings(tmp_path).arguments(8000)
     tiered = settings(tmp_path, kv_transfer=TRANSFER).arguments(8000)
     assert tiered[: len(alone)] == alone
@@ -53,7 +53,7 @@ def test_rows_of_a_comparison_differ_in_connector_and_device_cache_only(tmp_path
         (None, "auto"),
     ],
 )
-def test_numbers_are_those_that_the_cpu_is_fast_at(
+def test_dtype_is_float32_on_x86_without_avx512(
     tmp_path: Path, flags: str | None, dtype: str
 ) -> None:
     info = tmp_path / "cpuinfo"
@@ -62,13 +62,13 @@ def test_numbers_are_those_that_the_cpu_is_fast_at(
     assert usual_dtype(info) == dtype
 
 
-def test_the_thread_binding_is_explicit_and_the_hub_is_off(tmp_path: Path) -> None:
+def test_environment_binds_threads_and_disables_the_hub(tmp_path: Path) -> None:
     environment = settings(tmp_path).environment()
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0"
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
-def test_peers_come_before_the_inherited_path(
+def test_python_path_puts_extra_folders_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "src")
@@ -77,7 +77,7 @@ def test_peers_come_before_the_inherited_path(
     assert settings(tmp_path).environment()["PYTHONPATH"] == "src"
 
 
-def test_a_server_starts_answers_and_leaves_nothing(stand_in: Path, tmp_path: Path) -> None:
+def test_server_starts_answers_and_leaves_no_process(stand_in: Path, tmp_path: Path) -> None:
     with Server(settings(tmp_path, kv_transfer=TRANSFER)) as server:
         assert server.start(silent) >= 0
         leader = next(iter(_pids_of(server)))
@@ -88,7 +88,7 @@ def test_a_server_starts_answers_and_leaves_nothing(stand_in: Path, tmp_path: Pa
     assert server.cpu_s() == 0.0
 
 
-def test_two_threads_may_stop_it_and_both_return_when_it_has_gone(
+def test_stop_from_two_threads_returns_after_the_server_has_ended(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looking, look_on = threading.Event(), threading.Event()
@@ -114,7 +114,7 @@ def test_two_threads_may_stop_it_and_both_return_when_it_has_gone(
         first.result()
 
 
-def test_forgetting_the_device_keeps_the_tiers(stand_in: Path, tmp_path: Path) -> None:
+def test_reset_device_keeps_the_tiers(stand_in: Path, tmp_path: Path) -> None:
     with Server(settings(tmp_path, kv_transfer=TRANSFER)) as server:
         server.start(silent)
         prompt = list(range(300))
@@ -126,7 +126,7 @@ def test_forgetting_the_device_keeps_the_tiers(stand_in: Path, tmp_path: Path) -
         assert complete(server.endpoint, prompt, 1).cached_tokens == 0
 
 
-def test_a_server_that_ends_at_start_shows_its_log(
+def test_server_that_ends_at_start_shows_its_log(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_FAILS", "1")
@@ -134,7 +134,7 @@ def test_a_server_that_ends_at_start_shows_its_log(
         Server(settings(tmp_path)).start(silent)
 
 
-def test_a_server_that_never_answers_is_ended(stand_in: Path, tmp_path: Path) -> None:
+def test_server_that_never_answers_is_stopped(stand_in: Path, tmp_path: Path) -> None:
     package = stand_in / "vllm" / "entrypoints" / "openai" / "api_server.py"
     package.write_text("import time\nif __name__ == '__main__':\n    time.sleep(600)\n")
     server = Server(settings(tmp_path, start_timeout_s=20.0), VirtualClock())
@@ -143,7 +143,7 @@ def test_a_server_that_never_answers_is_ended(stand_in: Path, tmp_path: Path) ->
     assert server.cpu_s() == 0.0
 
 
-def test_a_request_that_fails_shows_what_the_log_says_of_it(stand_in: Path, tmp_path: Path) -> None:
+def test_failed_request_shows_the_servers_log(stand_in: Path, tmp_path: Path) -> None:
     package = stand_in / "vllm" / "entrypoints" / "openai" / "api_server.py"
     broken = package.read_text().replace("sum(prompt)", "prompt[99]")
     package.write_text(broken)
@@ -153,7 +153,7 @@ def test_a_request_that_fails_shows_what_the_log_says_of_it(stand_in: Path, tmp_
     assert server.cpu_s() == 0.0
 
 
-def test_of_a_long_log_the_first_exception_is_told() -> None:
+def test_relevant_lines_are_the_first_exception_of_a_log() -> None:
     before = [f"line {n}" for n in range(100)]
     cause = "(EngineCore) kvtier.errors.InvalidSettings: ram: larger than the machine"
     told = relevant_lines([*before, cause, *before, "RuntimeError: engine dead", *before])
@@ -162,7 +162,7 @@ def test_of_a_long_log_the_first_exception_is_told() -> None:
     assert relevant_lines(before) == before[-25:]
 
 
-def test_news_come_while_waiting(stand_in: Path, tmp_path: Path) -> None:
+def test_start_reports_progress(stand_in: Path, tmp_path: Path) -> None:
     news: list[str] = []
     with Server(settings(tmp_path)) as server:
         server.start(news.append)
@@ -170,7 +170,7 @@ def test_news_come_while_waiting(stand_in: Path, tmp_path: Path) -> None:
     assert "waiting for vLLM" in news[1]
 
 
-def test_a_free_port_can_be_listened_on() -> None:
+def test_free_port_can_be_bound() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", free_port()))
 

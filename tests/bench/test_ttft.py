@@ -39,7 +39,7 @@ def samples() -> Samples:
     }
 
 
-def test_medians_ratios_and_verdicts(samples: Samples) -> None:
+def test_rows_have_medians_ratios_and_verdicts(samples: Samples) -> None:
     rows = {row.name: row for row in ttft_rows(samples, page_cache_dropped=True)}
     assert (rows["ttft/5300/ram"].ratio, rows["ttft/5300/ram"].met) == (pytest.approx(1.2), True)
     assert rows["ttft/5300/cold_over_ram"].met is True
@@ -49,20 +49,20 @@ def test_medians_ratios_and_verdicts(samples: Samples) -> None:
     assert rows["ttft/5300/outputs_different"].met is True
 
 
-def test_a_hit_that_changes_an_answer_is_a_missed_row(samples: Samples) -> None:
+def test_hit_that_changes_an_answer_misses_the_target(samples: Samples) -> None:
     samples[5300, "disk"][1:2] = answers(0.45, text="other")
     rows = {row.name: row for row in ttft_rows(samples, page_cache_dropped=True)}
     assert rows["ttft/5300/outputs_different"].value == 1
     assert rows["ttft/5300/outputs_different"].met is False
 
 
-def test_a_page_cache_that_was_kept_is_confessed(samples: Samples) -> None:
+def test_note_says_if_the_page_cache_was_not_dropped(samples: Samples) -> None:
     rows = {row.name: row for row in ttft_rows(samples, page_cache_dropped=False)}
     assert "NOT dropped" in rows["ttft/5300/disk"].note
     assert "NOT dropped" not in rows["ttft/5300/ram"].note
 
 
-def test_dropping_what_may_not_be_dropped_says_so(
+def test_drop_page_cache_without_permission_is_false(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ttft, "PAGE_CACHE", tmp_path / "nowhere" / "drop_caches")
@@ -72,7 +72,7 @@ def test_dropping_what_may_not_be_dropped_says_so(
     assert (tmp_path / "drop_caches").read_text() == "3"
 
 
-def test_every_state_is_met_where_it_should_be(
+def test_prefix_is_found_in_the_tier_of_each_state(
     stand_in: Path, tmp_path: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ttft, "PAGE_CACHE", tmp_path / "drop_caches")

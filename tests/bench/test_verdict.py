@@ -33,7 +33,7 @@ def high() -> Runs:
     }
 
 
-def test_the_gap_is_measured_between_alone_and_the_limit(high: Runs) -> None:
+def test_gap_closed_is_relative_to_alone_and_limit(high: Runs) -> None:
     rows = rows_of(high)
     throughput = rows[f"high/{KVTIER_RAM}/gap_closed/tokens_per_s"]
     assert (throughput.value, throughput.met) == (pytest.approx(0.95), True)
@@ -43,7 +43,7 @@ def test_the_gap_is_measured_between_alone_and_the_limit(high: Runs) -> None:
     assert rows[f"high/{KVTIER_RAM}/gap_closed/cpu_s_per_request"].met is None
 
 
-def test_a_small_gain_misses_the_target_and_stays_in_the_report(high: Runs) -> None:
+def test_small_gain_misses_the_target(high: Runs) -> None:
     high[KVTIER_RAM] = [run(1500, 1.5)] * 3
     rows = rows_of(high)
     assert rows[f"high/{KVTIER_RAM}/gap_closed/tokens_per_s"].met is False
@@ -52,20 +52,20 @@ def test_a_small_gain_misses_the_target_and_stays_in_the_report(high: Runs) -> N
     assert rows[f"high/{KVTIER_RAM}/mean_ttft_s_against_{NATIVE}"].met is False
 
 
-def test_better_than_the_peer_is_met_in_both_senses(high: Runs) -> None:
+def test_better_result_than_the_peers_meets_the_target(high: Runs) -> None:
     rows = rows_of(high)
     assert rows[f"high/{KVTIER_RAM}/tokens_per_s_against_{NATIVE}"].met is True
     assert rows[f"high/{KVTIER_RAM}/mean_ttft_s_against_{NATIVE}"].met is True
 
 
-def test_every_measure_stands_beside_alone(high: Runs) -> None:
+def test_measures_are_compared_with_vllm_alone(high: Runs) -> None:
     row = rows_of(high)[f"high/{KVTIER_RAM}/tokens_per_s"]
     assert (row.value, row.reference, row.ratio) == (1950, 1000, pytest.approx(1.95))
     assert "n=3" in row.note
     assert rows_of(high)[f"high/{ALONE}/tokens_per_s"].reference is None
 
 
-def test_outputs_that_differ_are_counted(high: Runs) -> None:
+def test_different_outputs_are_counted(high: Runs) -> None:
     high[KVTIER_RAM][1] = run(1900, 1.1, text="other")
     row = rows_of(high)[f"high/{KVTIER_RAM}/outputs_different"]
     assert (row.value, row.met) == (1, None)
@@ -73,14 +73,14 @@ def test_outputs_that_differ_are_counted(high: Runs) -> None:
 
 
 @pytest.mark.parametrize(("cpu_s", "met"), [(1.005, True), (1.02, False)])
-def test_the_cost_of_being_there_is_judged_where_all_fits(cpu_s: float, met: bool) -> None:
+def test_cpu_overhead_has_a_target_if_the_workload_fits_the_device(cpu_s: float, met: bool) -> None:
     runs = {ALONE: [run(1000, 1.0, 1.0)] * 3, KVTIER_RAM: [run(1000, 1.0, cpu_s)] * 3}
     rows = rows_of(runs, fits_device=True)
     assert rows[f"high/{KVTIER_RAM}/cpu_per_request_against_alone"].met is met
     assert not any("gap_closed" in name for name in rows)
 
 
-def test_equal_within_the_spread_counts_as_equal() -> None:
+def test_result_equal_within_the_spread_meets_the_target() -> None:
     alone = [run(1000, 1.0)] * 5
     noisy = [run(each, 1.0) for each in (950, 980, 990, 1020, 1050)]
     slower = [run(900, 1.0)] * 5
@@ -89,13 +89,13 @@ def test_equal_within_the_spread_counts_as_equal() -> None:
     assert rows_of({ALONE: alone, KVTIER_RAM: slower}, fits_device=True)[name].met is False
 
 
-def test_rows_that_did_not_run_are_left_out(high: Runs) -> None:
+def test_contestants_that_did_not_run_have_no_rows(high: Runs) -> None:
     only_us = rows_of({KVTIER_RAM: high[KVTIER_RAM]})
     assert f"high/{KVTIER_RAM}/tokens_per_s" in only_us
     assert not any("against" in name or "gap" in name for name in only_us)
 
 
-def test_gap_without_a_gap_and_spread_of_one() -> None:
+def test_gap_closed_without_a_gap_and_spread_of_one_value() -> None:
     assert gap_closed(1.0, 1.0, 1.0) == 0.0
     assert gap_closed(2.0, 1.5, 1.0) == 0.5
     assert half_spread([3.0]) == 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 from kvtier_bench.evict.discovery import BATCH_FILES
 
 
-def test_so_many_of_the_old_go_and_none_of_the_new(tmp_path: Path) -> None:
+def test_discovery_removes_the_given_number_of_old_files_only(tmp_path: Path) -> None:
     for number in range(300):
         folder = tmp_path / f"{number % 32:03x}"
         folder.mkdir(exist_ok=True)

@@ -3,7 +3,7 @@ import numpy as np
 from kvtier_bench.evict.pattern import HISTORY_S, WINDOWS, Pattern
 
 
-def test_the_same_seed_draws_the_same() -> None:
+def test_pattern_depends_on_its_seed_only() -> None:
     first, second, other = Pattern(500, 1), Pattern(500, 1), Pattern(500, 2)
     assert (first.history(10.0).read_age_s == second.history(10.0).read_age_s).all()
     drawn = first.draw(100)
@@ -11,7 +11,7 @@ def test_the_same_seed_draws_the_same() -> None:
     assert (drawn != other.draw(100)).any()
 
 
-def test_the_popular_are_read_most() -> None:
+def test_reads_follow_a_zipf_distribution() -> None:
     pattern = Pattern(1000, 3)
     counts = np.bincount(pattern.draw(100_000), minlength=1000)[pattern.by_popularity]
     assert counts[0] > counts[9] > counts[99]
@@ -20,7 +20,7 @@ def test_the_popular_are_read_most() -> None:
     assert abs(counts[:10].sum() / 100_000 - sum(1 / r for r in range(1, 11)) / harmonic) < 0.01
 
 
-def test_nobody_reads_what_is_not_written_and_the_last_read_counts() -> None:
+def test_history_reads_written_files_only_and_keeps_the_last_read() -> None:
     pattern = Pattern(2000, 4)
     history = pattern.history(10.0)
     assert len(history.windows) == WINDOWS

@@ -16,7 +16,7 @@ def result(seconds: float, hit_rate: float, calls: float | None) -> EvictionResu
     )
 
 
-def test_what_is_left_is_judged_and_what_it_costs_is_told() -> None:
+def test_only_the_hit_rate_has_a_target() -> None:
     others = {FIND: result(1, 0.5, 2.0), DISCOVERY: result(4, 0.9, 8.0)}
     rows = {row.name: row for row in compare({KVTIER: result(2, 0.8, 4.0), **others})}
     assert len(rows) == 10
@@ -32,7 +32,9 @@ def test_what_is_left_is_judged_and_what_it_costs_is_told() -> None:
     assert len(without) == 8
 
 
-def test_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_eviction_run_passes_its_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Everything runs, everything that must be there is; how fast is for a quiet machine."""
     monkeypatch.setenv("PYTHONPATH", ":".join(__import__("sys").path))
     path = tmp_path / "evict.json"

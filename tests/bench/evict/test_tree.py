@@ -25,7 +25,7 @@ def path_of(tree: FileTree, number: int) -> Path:
     return tree.root / tree.folder / segment_name(key_of(number))
 
 
-def test_every_file_is_one_of_its_own_and_verifies(tree: FileTree) -> None:
+def test_files_of_a_tree_have_inodes_of_their_own_and_verify(tree: FileTree) -> None:
     stats = [path_of(tree, number).stat() for number in range(FILES)]
     assert len({stat.st_ino for stat in stats}) == FILES
     assert {(stat.st_size, stat.st_nlink) for stat in stats} == {(FILE_BYTES, 1)}
@@ -33,7 +33,7 @@ def test_every_file_is_one_of_its_own_and_verifies(tree: FileTree) -> None:
     assert tree.damaged(np.arange(FILES)) == 0
 
 
-def test_what_is_gone_or_spoilt_is_seen(tree: FileTree) -> None:
+def test_missing_or_damaged_files_are_found(tree: FileTree) -> None:
     path_of(tree, 3).unlink()
     raw = bytearray(path_of(tree, 4).read_bytes())
     raw[150] ^= 1
@@ -42,7 +42,7 @@ def test_what_is_gone_or_spoilt_is_seen(tree: FileTree) -> None:
     assert tree.damaged(np.arange(FILES)) == 2
 
 
-def test_journals_and_access_times_say_the_same(tree: FileTree) -> None:
+def test_journals_and_access_times_agree(tree: FileTree) -> None:
     store = PosixStore(tree.root)
     journals = read_journals(store, StoreTree(tree.folder, is_foreign=False))
     store.close()
@@ -59,7 +59,7 @@ def test_journals_and_access_times_say_the_same(tree: FileTree) -> None:
     assert compared > FILES // 4
 
 
-def test_folders_that_hold_so_many(tree: FileTree) -> None:
+def test_folders_contain_the_given_number_of_files(tree: FileTree) -> None:
     chosen = tree.folders(50)
     held = sum(len(list(folder.iterdir())) for folder in chosen)
     assert 50 <= held <= 53

@@ -47,7 +47,7 @@ def cells() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("kind", "verb", "fault"), cells())
-def test_every_cell_counts_its_operations_and_finds_nothing(
+def test_cell_counts_its_operations_and_finds_no_violation(
     tmp_path: Path, kind: str, verb: Verb, fault: FaultKind
 ) -> None:
     tally = run_cell(place_on(kind, tmp_path), verb, fault, 12)
@@ -58,22 +58,20 @@ def test_every_cell_counts_its_operations_and_finds_nothing(
 
 @pytest.mark.parametrize("kind", ["folder", "object"])
 @pytest.mark.parametrize("fault", [FaultKind.BIT_FLIP, FaultKind.TORN_WRITE])
-def test_a_tier_that_verifies_nothing_is_found_out(
+def test_wrong_bytes_of_a_tier_without_verification_are_counted(
     tmp_path: Path, kind: str, fault: FaultKind
 ) -> None:
     assert run_cell(place_on(kind, tmp_path, Blind()), "read", fault, 200).wrong_bytes > 0
     assert run_cell(place_on(kind, tmp_path), "read", fault, 200).wrong_bytes == 0
 
 
-def test_a_core_that_is_given_wrong_bytes_is_found_out(tmp_path: Path) -> None:
+def test_wrong_bytes_of_a_cache_without_verification_are_counted(tmp_path: Path) -> None:
     place = place_on("object", tmp_path, Blind())
     # Which calls a fault strikes is a matter of threads here.
     assert any(run_core(place, FaultKind.BIT_FLIP, 600).wrong_bytes for _ in range(10))
 
 
-def test_an_exception_out_of_a_tier_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exception_of_a_tier_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = place_on("object", tmp_path)
     monkeypatch.setattr(StoreTier, "find", lambda tier, chain: 1 // 0)
     tally = run_cell(place, "find", FaultKind.SLOW, 4)
@@ -81,7 +79,7 @@ def test_an_exception_out_of_a_tier_is_counted(
     assert "ZeroDivisionError" in tally.first_exception
 
 
-def test_more_known_than_the_bound_is_counted(
+def test_more_known_blocks_than_the_bound_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = place_on("object", tmp_path)
@@ -89,7 +87,7 @@ def test_more_known_than_the_bound_is_counted(
     assert run_cell(place, "find", FaultKind.SLOW, 4).over_bound == 4
 
 
-def test_a_folder_that_is_gone_is_opened_again(tmp_path: Path) -> None:
+def test_removed_folder_is_opened_again(tmp_path: Path) -> None:
     place, tally = place_on("folder", tmp_path), Tally()
     cell = Cell(place, "write", FaultKind.FOLDER_REMOVED, tally)
     cell.run(60)

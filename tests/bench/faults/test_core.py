@@ -8,7 +8,7 @@ from kvtier_bench.faults.places import FolderPlace
 
 
 @pytest.mark.parametrize("fault", FaultKind)
-def test_the_core_serves_under_every_fault(tmp_path: Path, fault: FaultKind) -> None:
+def test_cache_serves_under_every_fault(tmp_path: Path, fault: FaultKind) -> None:
     faults = Faults(2)
     tally = run_core(FolderPlace(tmp_path, faults), fault, 150)
     assert tally.operations >= 150

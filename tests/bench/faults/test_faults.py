@@ -7,14 +7,14 @@ from kvtier_bench.faults.faults import CallKind, FaultKind, Faults
 EVERYTHING = CallKind.WRITES | CallKind.OPENS | CallKind.NAMES | CallKind.MOVES
 
 
-def test_nothing_strikes_while_nothing_is_armed() -> None:
+def test_no_fault_strikes_unless_armed() -> None:
     faults = Faults(1)
     faults.inject(EVERYTHING)
     assert not any(faults.strikes(fault) for fault in FaultKind)
     assert faults.happened == 0
 
 
-def test_only_what_is_armed_strikes_and_as_often_as_it_may() -> None:
+def test_armed_fault_strikes_up_to_its_limit() -> None:
     faults = Faults(1)
     faults.arm(FaultKind.BIT_FLIP, 1.0, limit=2)
     assert [faults.strikes(FaultKind.BIT_FLIP) for _ in range(3)] == [True, True, False]
@@ -22,7 +22,7 @@ def test_only_what_is_armed_strikes_and_as_often_as_it_may() -> None:
     assert faults.happened == 2
 
 
-def test_the_same_seed_strikes_the_same_calls() -> None:
+def test_faults_of_one_seed_strike_the_same_calls() -> None:
     runs = []
     for _ in range(2):
         faults = Faults(7)
@@ -42,7 +42,7 @@ def test_the_same_seed_strikes_the_same_calls() -> None:
         (FaultKind.PARTIAL, CallKind.NAMES),
     ],
 )
-def test_a_refusal_meets_the_calls_it_can(fault: FaultKind, call: CallKind) -> None:
+def test_refusal_strikes_calls_that_can_meet_it(fault: FaultKind, call: CallKind) -> None:
     faults = Faults(1)
     faults.arm(fault, 1.0)
     with pytest.raises(OSError, match=r"\[Errno"):
@@ -51,7 +51,7 @@ def test_a_refusal_meets_the_calls_it_can(fault: FaultKind, call: CallKind) -> N
         faults.inject(CallKind.OPENS)
 
 
-def test_after_a_part_the_whole_rest_of_a_batch_fails() -> None:
+def test_partial_batch_fails_all_later_calls() -> None:
     faults = Faults(1)
     faults.arm(FaultKind.PARTIAL, 1.0, limit=1)
     for _ in range(3):
@@ -61,7 +61,7 @@ def test_after_a_part_the_whole_rest_of_a_batch_fails() -> None:
     faults.inject(CallKind.NAMES)
 
 
-def test_what_hangs_goes_on_when_it_is_disarmed() -> None:
+def test_hanging_call_continues_after_disarm() -> None:
     faults = Faults(1)
     faults.arm(FaultKind.HUNG, 1.0)
     thread = threading.Thread(target=faults.inject, args=(CallKind.NAMES,), daemon=True)
@@ -73,7 +73,7 @@ def test_what_hangs_goes_on_when_it_is_disarmed() -> None:
     assert not thread.is_alive()
 
 
-def test_the_clock_jumps_and_time_goes_on() -> None:
+def test_clock_steps_in_both_directions() -> None:
     faults = Faults(1)
     before_s = faults.clock.now_s()
     faults.clock.step(1000.0)

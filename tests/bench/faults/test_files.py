@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
     os.close(folder.fd)
 
 
-def test_without_a_fault_it_is_the_file_system(folder: Folder) -> None:
+def test_files_without_fault_behave_as_the_file_system(folder: Folder) -> None:
     assert folder.write() == bytes(DATA)
     assert folder.read() == bytes(DATA)
     assert [entry.name for entry in folder.files.entries(".", folder.fd)] == ["a.kvt"]
@@ -59,7 +59,7 @@ def test_without_a_fault_it_is_the_file_system(folder: Folder) -> None:
         FaultKind.PARTIAL,
     ],
 )
-def test_what_is_written_is_not_what_is_kept(folder: Folder, fault: FaultKind) -> None:
+def test_write_faults_damage_the_file(folder: Folder, fault: FaultKind) -> None:
     folder.faults.arm(fault, 1.0, limit=1)
     try:
         kept = folder.write()
@@ -70,7 +70,7 @@ def test_what_is_written_is_not_what_is_kept(folder: Folder, fault: FaultKind) -
 
 
 @pytest.mark.parametrize("fault", [FaultKind.BIT_FLIP, FaultKind.TRUNCATED, FaultKind.OVER_LONG])
-def test_what_is_read_is_not_what_was_written(folder: Folder, fault: FaultKind) -> None:
+def test_read_faults_return_other_bytes(folder: Folder, fault: FaultKind) -> None:
     folder.write()
     folder.faults.arm(fault, 1.0, limit=1)
     assert folder.read() != bytes(DATA)
@@ -78,7 +78,7 @@ def test_what_is_read_is_not_what_was_written(folder: Folder, fault: FaultKind) 
     assert (folder.read() == bytes(DATA)) == (fault is FaultKind.BIT_FLIP)
 
 
-def test_a_stale_listing_shows_what_was_removed(folder: Folder) -> None:
+def test_stale_listing_shows_removed_files(folder: Folder) -> None:
     folder.write()
     shown = folder.files.entries(".", folder.fd)
     folder.files.stat("a.kvt", folder.fd)
@@ -90,14 +90,14 @@ def test_a_stale_listing_shows_what_was_removed(folder: Folder) -> None:
         folder.files.open("a.kvt", os.O_RDONLY, folder.fd)
 
 
-def test_folders_are_removed_underneath(folder: Folder) -> None:
+def test_folder_removed_fault_removes_folders(folder: Folder) -> None:
     (folder.root / "space" / "blocks").mkdir(parents=True)
     folder.faults.arm(FaultKind.FOLDER_REMOVED, 1.0, limit=1)
     folder.files.entries(".", folder.fd)
     assert not (folder.root / "space" / "blocks").exists()
 
 
-def test_a_clock_that_was_wrong_stamped_the_file(folder: Folder) -> None:
+def test_clock_step_changes_a_files_times(folder: Folder) -> None:
     folder.write()
     before = (folder.root / "a.kvt").stat().st_mtime
     folder.faults.arm(FaultKind.CLOCK_STEP, 1.0)

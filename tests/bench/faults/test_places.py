@@ -14,14 +14,14 @@ from kvtier_bench.faults.places import (
 )
 
 
-def test_chains_part_behind_a_common_beginning() -> None:
+def test_chains_share_a_common_beginning() -> None:
     assert CHAIN_KEYS[0][:2] == CHAIN_KEYS[3][:2]
     assert CHAIN_KEYS[0][2:] != CHAIN_KEYS[3][2:]
     assert CHAIN_KEYS[0][0] != CHAIN_KEYS[1][0]
     assert len(SLOTS) > KNOWN_BLOCKS, "what is known must be able to overflow"
 
 
-def test_right_is_every_byte_of_the_payload() -> None:
+def test_is_right_compares_every_byte_of_the_payload() -> None:
     key = CHAIN_KEYS[0][0]
     slot = SLOTS[key].copy()
     assert is_right(key, slot)
@@ -30,7 +30,7 @@ def test_right_is_every_byte_of_the_payload() -> None:
     assert not is_right(CHAIN_KEYS[0][1], SLOTS[key])
 
 
-def test_tiers_of_a_place_share_it(tmp_path: Path) -> None:
+def test_tiers_of_a_place_share_its_store(tmp_path: Path) -> None:
     for place in (FolderPlace(tmp_path, Faults(1)), ObjectPlace("object", Faults(1))):
         one, other = place.open(), place.open()
         keys = CHAIN_KEYS[0][:3]

@@ -33,7 +33,7 @@ def bucket() -> Bucket:
     return Bucket()
 
 
-def test_without_a_fault_it_is_the_store_inside(bucket: Bucket) -> None:
+def test_store_without_fault_behaves_as_the_inner_store(bucket: Bucket) -> None:
     assert bucket.store.publish(NAME, [DATA])
     assert not bucket.store.publish(NAME, [DATA])
     assert bucket.read() == bytes(DATA)
@@ -45,7 +45,7 @@ def test_without_a_fault_it_is_the_store_inside(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("fault", EVERYTHING_SPOILT)
-def test_what_is_published_is_not_what_is_kept(bucket: Bucket, fault: FaultKind) -> None:
+def test_publish_faults_damage_the_object(bucket: Bucket, fault: FaultKind) -> None:
     bucket.faults.arm(fault, 1.0, limit=1)
     assert bucket.store.publish(NAME, [DATA])
     assert bytes(bucket.inner.raw(NAME)) != bytes(DATA)
@@ -54,7 +54,7 @@ def test_what_is_published_is_not_what_is_kept(bucket: Bucket, fault: FaultKind)
 
 
 @pytest.mark.parametrize("fault", EVERYTHING_SPOILT)
-def test_of_nothing_nothing_can_be_spoilt(bucket: Bucket, fault: FaultKind) -> None:
+def test_empty_object_is_not_damaged(bucket: Bucket, fault: FaultKind) -> None:
     bucket.faults.arm(fault, 1.0)
     assert bucket.store.put(NAME, b"").size == 0
     assert bucket.store.publish("other", [])
@@ -64,7 +64,7 @@ def test_of_nothing_nothing_can_be_spoilt(bucket: Bucket, fault: FaultKind) -> N
 @pytest.mark.parametrize(
     "fault", [FaultKind.TRUNCATED, FaultKind.OVER_LONG, FaultKind.BIT_FLIP, FaultKind.PARTIAL]
 )
-def test_what_is_read_is_not_what_was_published(bucket: Bucket, fault: FaultKind) -> None:
+def test_read_faults_return_other_bytes(bucket: Bucket, fault: FaultKind) -> None:
     bucket.store.publish(NAME, [DATA])
     bucket.faults.arm(fault, 1.0, limit=1)
     try:
@@ -73,7 +73,7 @@ def test_what_is_read_is_not_what_was_published(bucket: Bucket, fault: FaultKind
         assert fault is FaultKind.PARTIAL
 
 
-def test_an_answer_gets_lost_after_the_deed(bucket: Bucket) -> None:
+def test_answer_can_get_lost_after_the_operation(bucket: Bucket) -> None:
     for seed in range(40):
         bucket.faults.rng.seed(seed)
         bucket.faults.arm(FaultKind.IO_ERROR, 0.5, limit=1)
@@ -85,7 +85,7 @@ def test_an_answer_gets_lost_after_the_deed(bucket: Bucket) -> None:
     pytest.fail("a refused request never did its work")
 
 
-def test_stale_answers(bucket: Bucket) -> None:
+def test_stale_listing_and_status_are_outdated(bucket: Bucket) -> None:
     bucket.store.publish(NAME, [DATA])
     listed, stat = bucket.store.list("space"), bucket.store.stat(NAME)
     bucket.store.remove(NAME)
@@ -96,13 +96,13 @@ def test_stale_answers(bucket: Bucket) -> None:
     assert bucket.read() is None
 
 
-def test_everything_is_removed_by_a_stranger(bucket: Bucket) -> None:
+def test_folder_removed_fault_removes_all_objects(bucket: Bucket) -> None:
     bucket.store.publish(NAME, [DATA])
     bucket.faults.arm(FaultKind.FOLDER_REMOVED, 1.0, limit=1)
     assert bucket.read() is None
 
 
-def test_the_stores_clock_is_wrong(bucket: Bucket) -> None:
+def test_clock_step_changes_an_objects_time(bucket: Bucket) -> None:
     bucket.store.publish(NAME, [DATA])
     bucket.faults.arm(FaultKind.CLOCK_STEP, 1.0)
     shown = bucket.store.stat(NAME)
@@ -110,7 +110,7 @@ def test_the_stores_clock_is_wrong(bucket: Bucket) -> None:
     assert shown.modified_s != bucket.inner.stat(NAME).modified_s  # type: ignore[union-attr]
 
 
-def test_a_page_may_end_early_and_goes_on(bucket: Bucket) -> None:
+def test_page_that_ends_early_can_be_continued(bucket: Bucket) -> None:
     for number in range(4):
         bucket.inner.publish(f"{number}", [DATA])
     for seed in range(20):

@@ -8,7 +8,7 @@ from kvtier_bench.faults.tally import Caller, Swallowed, Tally
 ONE, OTHER = CHAIN_KEYS[0][:2]
 
 
-def test_done_has_to_be_right() -> None:
+def test_done_blocks_with_wrong_bytes_are_counted() -> None:
     tally = Tally()
     tally.judge(
         [BlockMove(ONE, SLOTS[ONE]), BlockMove(ONE, SLOTS[OTHER])], [Outcome.DONE, Outcome.CORRUPT]
@@ -18,7 +18,7 @@ def test_done_has_to_be_right() -> None:
     assert tally.wrong_bytes == 1
 
 
-def test_what_nobody_wrote_is_wrong_in_a_listing() -> None:
+def test_listed_key_that_was_never_written_is_counted() -> None:
     tally = Tally()
     tally.listed([ONE, ONE], [ONE, OTHER])
     assert tally.wrong_bytes == 0
@@ -26,7 +26,7 @@ def test_what_nobody_wrote_is_wrong_in_a_listing() -> None:
     assert tally.wrong_bytes == 1
 
 
-def test_a_batch_has_as_many_outcomes_as_blocks() -> None:
+def test_wrong_number_of_outcomes_is_counted() -> None:
     tally = Tally()
     tally.count([Outcome.DONE], 1)
     assert tally.exceptions == 0
@@ -34,7 +34,7 @@ def test_a_batch_has_as_many_outcomes_as_blocks() -> None:
     assert tally.exceptions == 1
 
 
-def test_a_bound_is_reached_but_not_passed() -> None:
+def test_known_blocks_above_the_bound_are_counted() -> None:
     tally = Tally()
     tally.known(4, 4)
     assert tally.over_bound == 0
@@ -42,7 +42,7 @@ def test_a_bound_is_reached_but_not_passed() -> None:
     assert tally.over_bound == 1
 
 
-def test_a_call_may_neither_raise_nor_hang() -> None:
+def test_calls_that_raise_or_hang_are_counted() -> None:
     tally, released = Tally(), threading.Event()
     caller = Caller(tally, released.set, deadline_s=0.05)
     assert caller.call(lambda: 3) == 3
@@ -56,7 +56,7 @@ def test_a_call_may_neither_raise_nor_hang() -> None:
     caller.close()
 
 
-def test_what_is_logged_as_an_error_is_an_exception() -> None:
+def test_logged_error_is_counted_as_exception() -> None:
     tally = Tally()
     logger = logging.getLogger("kvtier.transfer.engine")
     with Swallowed(tally):

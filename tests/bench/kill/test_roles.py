@@ -27,7 +27,7 @@ def play(role: str, folder: Path, board: Board, number: int) -> None:
     ROLES[role](Life(folder, board, 0, 5, turns(number)))
 
 
-def test_a_writer_logs_what_a_reader_then_finds(tmp_path: Path) -> None:
+def test_reader_finds_what_a_writer_logged(tmp_path: Path) -> None:
     board = Board()
     play("writer", tmp_path, board, 30)
     lines = log_path(tmp_path, 0).read_text().splitlines()
@@ -45,7 +45,7 @@ def test_a_writer_logs_what_a_reader_then_finds(tmp_path: Path) -> None:
     assert (board["wrong"], board["corrupt"]) == (0, 0)
 
 
-def test_an_evictor_leaves_everything_below_its_bound(tmp_path: Path) -> None:
+def test_evictor_below_its_bound_removes_nothing(tmp_path: Path) -> None:
     board = Board()
     play("writer", tmp_path, board, 10)
     files = sorted((tmp_path / "kv").glob("*/blocks/*/*.kvt"))

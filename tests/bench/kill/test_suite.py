@@ -26,7 +26,7 @@ def store(folder: Path, chain: int, blocks: int) -> Path:
     return file
 
 
-def test_a_short_run_from_end_to_end(tmp_path: Path) -> None:
+def test_short_kill_run_meets_all_rows_but_the_number_of_kills(tmp_path: Path) -> None:
     path, scratch = tmp_path / "kill.json", tmp_path / "scratch"
     with (tmp_path / "out").open("w") as out:
         rows = run(path, scratch, Console(file=out), kills=6, cast=CAST, pause_s=(0.01, 0.1))
@@ -38,26 +38,26 @@ def test_a_short_run_from_end_to_end(tmp_path: Path) -> None:
     assert report.details["done"] > 0
 
 
-def test_only_whole_lines_of_a_log_count(tmp_path: Path) -> None:
+def test_incomplete_line_of_a_log_is_ignored(tmp_path: Path) -> None:
     log_path(tmp_path, 0).write_text("3 2\n4 1\n3 1\n4 6")
     log_path(tmp_path, 2).write_text("3 5\n")
     assert published(tmp_path, [0, 1, 2]) == {3: 5, 4: 1}
 
 
-def test_what_is_there_and_right_is_neither_lost_nor_wrong(tmp_path: Path) -> None:
+def test_intact_published_blocks_are_neither_lost_nor_wrong(tmp_path: Path) -> None:
     store(tmp_path, 1, 3)
     log_path(tmp_path, 0).write_text("1 3\n")
     assert examine(tmp_path, [0]) == Remains(3, 0, 0, 0, 0, 0)
 
 
-def test_a_published_block_that_is_gone_is_lost(tmp_path: Path) -> None:
+def test_missing_published_blocks_are_lost(tmp_path: Path) -> None:
     store(tmp_path, 1, 3).unlink()
     store(tmp_path, 2, 2)
     log_path(tmp_path, 0).write_text("1 3\n2 2\n")
     assert examine(tmp_path, [0]).lost == 3
 
 
-def test_a_damaged_file_is_lost_and_quarantined(tmp_path: Path) -> None:
+def test_damaged_file_is_lost_and_quarantined(tmp_path: Path) -> None:
     file = store(tmp_path, 1, 2)
     raw = np.frombuffer(file.read_bytes(), np.uint8).copy()
     raw[5000] ^= np.uint8(1)
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_lost_and_quarantined(tmp_path: Path) -> None:
     assert remains.quarantined == 1
 
 
-def test_orphans_are_found_and_swept(tmp_path: Path) -> None:
+def test_temporary_files_are_counted_and_removed(tmp_path: Path) -> None:
     file = store(tmp_path, 1, 2)
     tier = open_tier(tmp_path)
     name = tier._store._temporaries._names.next("x").rpartition("/")[2]  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def test_orphans_are_found_and_swept(tmp_path: Path) -> None:
     assert not orphan.exists()
 
 
-def test_verdicts_follow_from_what_was_found() -> None:
+def test_verdicts_miss_for_each_violation() -> None:
     board = Board()
     assert all(row.met for row in verdicts(board, CLEAN, KILLS, 0))
     for spoilt in (

@@ -38,7 +38,7 @@ def seeds() -> Iterator[int]:
     return itertools.count()
 
 
-def test_who_is_killed_begins_anew(
+def test_killed_process_is_started_again(
     tmp_path: Path, seeds: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "ROLES", {"teller": tell})
@@ -54,7 +54,7 @@ def test_who_is_killed_begins_anew(
     assert cast.failures == 0
 
 
-def test_who_ends_by_itself_is_counted(
+def test_process_that_ends_by_itself_is_counted(
     tmp_path: Path,
     seeds: Iterator[int],
     monkeypatch: pytest.MonkeyPatch,
@@ -68,7 +68,7 @@ def test_who_ends_by_itself_is_counted(
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-def test_a_child_sees_that_its_parent_is_gone(
+def test_child_ends_after_its_parent(
     tmp_path: Path, seeds: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "ROLES", {"teller": tell})

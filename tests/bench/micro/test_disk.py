@@ -7,7 +7,7 @@ import pytest
 from kvtier_bench.micro import disk
 
 
-def test_read_and_write_are_measured_and_nothing_is_left(
+def test_disk_rows_are_read_and_write_and_no_file_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "SIZES", ((64 << 10, "64 KiB"),))

@@ -16,13 +16,13 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_parts_are_all_rows_once(pool: ThreadPoolExecutor) -> None:
+def test_each_part_covers_all_rows_once(pool: ThreadPoolExecutor) -> None:
     parts: list[range] = []
     each_part(pool, 7, 3, parts.append)
     assert sorted(parts, key=lambda part: part.start) == [range(3), range(3, 6), range(6, 7)]
 
 
-def test_a_chain_replaces_the_one_before(pool: ThreadPoolExecutor) -> None:
+def test_replace_deletes_the_last_chain(pool: ThreadPoolExecutor) -> None:
     tier = MemoryTier()
     source, target = memory(10 * 4096, 4096)
     tiered = Tiered(tier, pool, source, target, 4)
@@ -35,7 +35,7 @@ def test_a_chain_replaces_the_one_before(pool: ThreadPoolExecutor) -> None:
     assert np.array_equal(source, target)
 
 
-def test_other_bytes_are_noticed(pool: ThreadPoolExecutor) -> None:
+def test_verify_fails_for_a_tier_that_returns_other_bytes(pool: ThreadPoolExecutor) -> None:
     class Forgetful(MemoryTier):
         def read_into(self, moves):  # type: ignore[no-untyped-def]
             outcomes = super().read_into(moves)

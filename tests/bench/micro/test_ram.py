@@ -7,7 +7,7 @@ from kvtier_bench.micro import ram
 from kvtier_bench.micro.parts import ram_cache
 
 
-def test_every_size_has_a_put_and_a_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ram_rows_are_put_and_get_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ram, "_ARENA_BYTES", 16 << 20)
     monkeypatch.setattr(ram, "SIZES", ((64 << 10, "64 KiB", 0.75),))
     monkeypatch.setattr(ram, "_ROUNDS", 2)
@@ -20,7 +20,7 @@ def test_every_size_has_a_put_and_a_get(monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
-def test_what_is_asked_for_has_never_left() -> None:
+def test_get_asks_only_for_batches_that_were_not_evicted() -> None:
     for batches in (4, 7, 8, 32):
         cache = ram_cache(batches * 32, 4096)
         blocks = np.zeros((batches * 16, 4096), np.uint8)
@@ -34,7 +34,7 @@ def test_what_is_asked_for_has_never_left() -> None:
         cache.close()
 
 
-def test_a_wrong_byte_is_noticed() -> None:
+def test_verify_fails_for_a_wrong_byte() -> None:
     cache = ram_cache(128, 4096)
     source = np.random.default_rng(0).integers(0, 256, (64, 4096), np.uint8)
     exercise = ram._Exercise(cache, source, np.zeros_like(source))

@@ -5,7 +5,7 @@ import pytest
 from kvtier_bench.micro import ram
 
 
-def test_a_small_machine_gets_a_small_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arena_is_smaller_on_a_machine_with_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ram, "memory_available", lambda: 2 << 30)
     monkeypatch.setattr(ram, "_SLOT_BYTES", 4096)
     (row,) = ram.measure_arena()

@@ -7,7 +7,7 @@ import pytest
 from kvtier_bench.micro import shared
 
 
-def test_every_row_is_measured_and_nothing_is_left(
+def test_shared_rows_are_measured_and_no_file_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "SIZES", ((1 << 20, "1 MiB"),))

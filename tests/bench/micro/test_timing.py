@@ -4,7 +4,7 @@ from kvtier_bench.micro.timing import interleave, paired_ratio, spread, throughp
 from kvtier_bench.rows import Target
 
 
-def test_contenders_take_turns_and_warm_up_is_not_counted() -> None:
+def test_interleave_takes_turns_and_omits_the_warm_up() -> None:
     order: list[str] = []
     seconds = interleave(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warm_up=2
@@ -13,16 +13,16 @@ def test_contenders_take_turns_and_warm_up_is_not_counted() -> None:
     assert [len(times) for times in seconds.values()] == [3, 3]
 
 
-def test_the_ratio_is_the_median_of_pairs_not_a_pair_of_medians() -> None:
+def test_paired_ratio_is_the_median_of_ratios() -> None:
     # The machine was slow in the second round for both: the pairs do not mind.
     assert paired_ratio([1.0, 10.0, 2.0], [0.9, 9.0, 1.8]) == 0.9
 
 
-def test_the_spread_names_both_ends() -> None:
+def test_spread_shows_minimum_and_maximum() -> None:
     assert spread([0.002, 0.001]) == "1.00..2.00 ms over 2 runs"
 
 
-def test_a_throughput_is_judged_by_the_pairs() -> None:
+def test_throughput_ratio_is_the_paired_ratio() -> None:
     row = throughput("x", 2 * 10**9, [1.0, 2.0, 4.0], [0.5, 1.0, 2.0], Target(">=", 0.9), "how")
     assert (row.value, row.unit, row.ratio, row.met) == (1.0, "GB/s", 0.5, False)
     assert row.note == "how, 1000.00..4000.00 ms over 3 runs"

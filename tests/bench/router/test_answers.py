@@ -9,7 +9,7 @@ def body(question: bytes) -> bytes:
     return found
 
 
-def test_a_question_carries_its_mark_and_two_kilobytes() -> None:
+def test_question_has_its_mark_and_a_prompt_of_two_kilobytes() -> None:
     found = body(answers.question(7))
     assert answers.marked(found) == answers.mark(7)
     assert len(json.loads(found)["prompt"]) == 2048
@@ -17,13 +17,13 @@ def test_a_question_carries_its_mark_and_two_kilobytes() -> None:
     assert json.loads(body(answers.question(7, stream="idle")))["stream"] is True
 
 
-def test_prompts_of_a_group_share_their_beginning_and_no_two_are_alike() -> None:
+def test_prompts_of_a_group_share_a_prefix_and_differ() -> None:
     first, other, same = (json.loads(body(answers.question(n)))["prompt"] for n in (1, 2, 17))
     assert first[:1024] == same[:1024] != other[:1024]
     assert first[1024:] != same[1024:]
 
 
-def test_an_answer_is_that_of_its_mark() -> None:
+def test_answer_depends_on_its_mark() -> None:
     assert json.loads(answers.whole(answers.mark(1)))["id"].endswith("1")
     assert answers.whole(answers.mark(1)) != answers.whole(answers.mark(2))
     stream = answers.streamed(answers.mark(1))

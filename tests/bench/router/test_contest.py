@@ -7,7 +7,7 @@ from kvtier_bench.processes import session_processes
 from kvtier_bench.router import contest
 
 
-def test_the_peer_takes_part_where_it_is(tmp_path: Path) -> None:
+def test_contestants_include_the_peer_if_installed(tmp_path: Path) -> None:
     assert set(contest.contestants(tmp_path / "none", tmp_path)) == {
         contest.ROUND_ROBIN,
         contest.DEFAULT,
@@ -17,7 +17,7 @@ def test_the_peer_takes_part_where_it_is(tmp_path: Path) -> None:
     assert contest.contestants(peer, tmp_path)[contest.PEER_CACHE_AWARE][-1] == "cache_aware"
 
 
-def test_a_router_is_one_session_and_leaves_nothing(
+def test_router_runs_in_one_session_and_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))

@@ -19,7 +19,7 @@ def two(scratch: Path) -> list[EngineReplica]:
     return made
 
 
-def test_everybody_has_the_same_replicas(tmp_path: Path) -> None:
+def test_commands_name_the_same_replicas_for_every_router(tmp_path: Path) -> None:
     peer = tmp_path / "vllm-router"
     peer.touch()
     commands = commands_before_engines(
@@ -34,7 +34,7 @@ def test_everybody_has_the_same_replicas(tmp_path: Path) -> None:
     assert str(EXAMPLES / PROFILE) in commands[TIERED]
 
 
-def test_who_follows_events_is_told_where(tmp_path: Path) -> None:
+def test_commands_of_event_followers_name_the_event_addresses(tmp_path: Path) -> None:
     peer = tmp_path / "vllm-router"
     peer.touch()
     commands = commands_before_engines(
@@ -52,7 +52,7 @@ def test_who_follows_events_is_told_where(tmp_path: Path) -> None:
     )
 
 
-def test_without_the_peer_kvtier_is_measured_alone(tmp_path: Path) -> None:
+def test_commands_without_the_peer_are_those_of_kvtier(tmp_path: Path) -> None:
     commands = commands_before_engines(
         two(tmp_path), Path("model"), peer=tmp_path / "none", examples=EXAMPLES, scratch=tmp_path
     )

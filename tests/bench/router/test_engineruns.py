@@ -19,6 +19,6 @@ def answer(**changes: int) -> ArrivalResult:
 @pytest.mark.parametrize(
     ("changes", "wrong"), [({}, 0), ({"prompt_tokens": 11}, 1), ({"output_tokens": 3}, 1)]
 )
-def test_an_answer_has_the_length_asked_for(changes: dict[str, int], wrong: int) -> None:
+def test_answer_of_another_length_is_counted_as_wrong(changes: dict[str, int], wrong: int) -> None:
     failed = ArrivalResult(label="0/0", due_s=0.0, late_s=0.0, error="500")
     assert count_wrong([ASKED, ASKED], [answer(**changes), failed], 4) == wrong

@@ -35,7 +35,7 @@ def everybody() -> RouterRuns:
     return runs
 
 
-def test_ours_are_judged_against_each_of_the_others_by_medians() -> None:
+def test_rows_compare_kvtier_with_each_other_router_by_medians() -> None:
     rows = {row.name: row for row in engine_rows(everybody(), {})}
     judged = [name for name in rows if " against " in name]
     assert len(judged) == len(OURS) * len(OTHERS)
@@ -46,7 +46,7 @@ def test_ours_are_judged_against_each_of_the_others_by_medians() -> None:
     assert (lost.ratio, lost.met) == (1.5, False)
 
 
-def test_everyone_is_told_of_with_spread() -> None:
+def test_rows_of_every_router_show_medians_and_spread() -> None:
     rows = {row.name: row for row in engine_rows(everybody(), {})}
     name = f"real replicas, {contest.PEER_CACHE_AWARE}"
     assert rows[f"{name}: mean TTFT"].value == 2.0
@@ -57,7 +57,7 @@ def test_everyone_is_told_of_with_spread() -> None:
     assert rows[f"{name}: requests at the busier replica"].value == pytest.approx(0.75)
 
 
-def test_what_failed_or_was_wrong_is_a_missed_row() -> None:
+def test_failed_or_wrong_requests_miss_the_target() -> None:
     runs = {contest.DEFAULT: [run(1.0, errors=1), run(1.0, wrong=2)], TIERED: [run(1.0)]}
     rows = {row.name: row for row in engine_rows(runs, {TIERED: 1})}
     what = "requests that failed, or were answered otherwise than asked"
@@ -66,6 +66,6 @@ def test_what_failed_or_was_wrong_is_a_missed_row() -> None:
     assert not any(rows[f"real replicas, {name}: {what}"].met for name in runs)
 
 
-def test_who_did_not_run_is_left_out() -> None:
+def test_router_without_runs_has_no_rows() -> None:
     names = [row.name for row in engine_rows({TIERED: [run(1.0)], contest.DEFAULT: []}, {})]
     assert not any("against" in name or contest.DEFAULT in name for name in names)

@@ -22,20 +22,22 @@ from tests.router.learn.folder import make_folder
 EXAMPLES = Path(__file__).parents[3] / "examples" / "router"
 
 
-def test_everyone_is_first_in_turn() -> None:
+def test_rotation_makes_each_router_first_in_turn() -> None:
     routers = [RunningRouter(name, 1, None) for name in "abc"]  # type: ignore[arg-type]
     orders = ["".join(one.name for one in rotated(routers, by)) for by in range(4)]
     assert orders == ["abc", "bca", "cab", "abc"]
 
 
-def test_one_that_does_not_start_is_told_before_the_rounds(tmp_path: Path) -> None:
+def test_missing_router_is_reported_before_the_rounds(tmp_path: Path) -> None:
     [router] = [RunningRouter("a", 1, None)]  # type: ignore[arg-type]
     check_all(["a"], [router], tmp_path)
     with pytest.raises(ServerFailed, match="b did not start"):
         check_all(["a", "b"], [router], tmp_path)
 
 
-def test_a_small_one(tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_plan_runs_every_request_through_every_router(
+    tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join([str(stand_in), *sys.path]))
     for module in (engines, engineruns):
         monkeypatch.setattr(module, "SETTLE_S", 0.01)
@@ -69,7 +71,7 @@ def test_a_small_one(tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyP
     assert len(msgspec.json.encode(details)) > 1_000
 
 
-def test_another_answer_than_the_replicas_own_is_noticed(
+def test_compare_counts_answers_that_differ_from_the_replicas_own(
     tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = WordEncoder()

@@ -13,11 +13,11 @@ ARRIVALS = [
 ]
 
 
-def test_a_group_is_dealt_to_one_and_its_first_comes_early() -> None:
+def test_deal_keeps_a_group_on_one_replica_first_questions_first() -> None:
     assert deal(ARRIVALS, 2) == [["2/0", "0/0", "2/1", "0/1"], ["1/0", "1/1"]]
 
 
-def test_the_rate_is_that_of_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_per_minute_counts_all_replicas_together(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = VirtualClock()
     asked = []
 

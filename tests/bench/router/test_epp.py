@@ -6,7 +6,7 @@ def cost(picker_us: float) -> epp.PickerCost:
     return epp.PickerCost(picker_us=picker_us, envoy_us=100.0, p50_s=0.15, requests=10, wrong=0)
 
 
-def test_the_rows_compare_with_full_duplex_in_the_median() -> None:
+def test_cpu_rows_compare_medians_with_full_duplex() -> None:
     costs = {setup: [cost(500.0), cost(100.0), cost(90.0)] for setup in epp.SETUPS}
     costs[epp.DUPLEX] = [cost(1000.0)]
     rows = {row.name: row for row in epp._cpu_rows(costs)}
@@ -21,18 +21,18 @@ def test_the_rows_compare_with_full_duplex_in_the_median() -> None:
     assert rows["picker, 64 chunks, closed after the choice"].met is False
 
 
-def test_what_is_added_is_the_difference_of_medians() -> None:
+def test_added_latency_is_the_difference_of_medians() -> None:
     (row,) = epp._tail_rows({epp.ALONE: [0.001, 0.002, 0.9], epp.CLOSING: [0.006, 0.005, 0.5]})
     assert round(row.value, 3) == 4.0
     assert row.met is True
 
 
-def test_quantiles_are_of_what_was_measured() -> None:
+def test_quantile_is_a_measured_value() -> None:
     assert epp._quantile([3.0, 1.0, 2.0], 0.99) == 3.0
     assert epp._quantile(list(range(1, 101)), 0.99) == 99
 
 
-def test_envoy_alone_has_nothing_of_the_picker() -> None:
+def test_envoy_without_picker_has_no_external_processing() -> None:
     address = Address("127.0.0.1", 1)
     config = bootstrap(EnvoySettings(listen=address, picker=address, replicas=[address]))
     epp._without_picker(config)
@@ -40,7 +40,7 @@ def test_envoy_alone_has_nothing_of_the_picker() -> None:
     assert len(config["static_resources"]["clusters"]) == 1
 
 
-def test_each_way_is_another_one() -> None:
+def test_setups_differ_from_each_other() -> None:
     assert len({setup.name for setup in epp.SETUPS}) == len(set(epp.SETUPS)) == 5
     assert epp.DUPLEX.is_observed
     assert epp.CLOSING_DUPLEX.shows_responses

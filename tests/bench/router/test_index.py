@@ -1,7 +1,7 @@
 from kvtier_bench.router import index as bench
 
 
-def test_rows_carry_their_targets(monkeypatch) -> None:
+def test_index_rows_have_their_units_and_targets(monkeypatch) -> None:
     monkeypatch.setattr(bench, "_ROUNDS", 3)
     rows = bench.measure_router_index(entries=1600)
     units = ["bytes", "ms", "us", "us", "us", "ms", "ms", "us", "us", "blocks/s"]

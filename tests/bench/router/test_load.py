@@ -14,7 +14,7 @@ def fed(raw: bytes, piece: int) -> AnswerParser:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 10_000])
-def test_answers_come_in_any_pieces(piece: int) -> None:
+def test_parser_accepts_answers_in_any_pieces(piece: int) -> None:
     sized = fed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", piece)
     assert (sized.status, bytes(sized.body), sized.done) == (200, b"hello", True)
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -24,12 +24,12 @@ def test_answers_come_in_any_pieces(piece: int) -> None:
     assert fed(b"HTTP/1.1 204 No Content\r\n\r\n", piece).done
 
 
-def test_what_is_no_http_is_said() -> None:
+def test_parser_rejects_invalid_http() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         fed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 100)
 
 
-def test_one_byte_is_noticed() -> None:
+def test_tally_counts_an_answer_that_differs_by_one_byte() -> None:
     tally = LoadTally(LoadOrder(port=1, kind="whole", clients=1))
     answer = AnswerParser()
     answer.status = 200

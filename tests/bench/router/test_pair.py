@@ -11,7 +11,7 @@ from kvtier_bench.server import ServerFailed
 from tests.bench.router.test_traffic import small
 
 
-def test_replicas_differ_in_their_core_and_their_ports_alone(tmp_path: Path) -> None:
+def test_replicas_differ_only_in_core_and_ports(tmp_path: Path) -> None:
     first, second = (settings(Path("m"), small(), tmp_path, n, (7, 8 + n)) for n in (0, 1))
     assert (first.omp_cores, second.omp_cores) == ("0", "1")
     assert first.kv_transfer == second.kv_transfer
@@ -24,7 +24,7 @@ def test_replicas_differ_in_their_core_and_their_ports_alone(tmp_path: Path) -> 
     assert (events["endpoint"], events["replay_endpoint"]) == ("tcp://*:7", "tcp://*:8")
 
 
-def test_replicas_count_what_they_did_and_leave_nothing(stand_in: Path, tmp_path: Path) -> None:
+def test_replicas_count_their_requests_and_leave_no_process(stand_in: Path, tmp_path: Path) -> None:
     with replicas(tmp_path, small(), tmp_path) as started:
         assert len({one.url for one in started}) == pair.REPLICAS
         before = [read_counters(one) for one in started]
@@ -41,7 +41,7 @@ def test_replicas_count_what_they_did_and_leave_nothing(stand_in: Path, tmp_path
     assert not any(session_processes(session) for session in sessions)
 
 
-def test_one_that_does_not_come_up_ends_all(
+def test_replica_that_does_not_start_stops_all(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_FAILS", "1")

@@ -26,7 +26,7 @@ def sample(cpu_s: float, p50_s: float = 0.01, wrong: int = 0) -> RoundSample:
     )
 
 
-def test_the_peer_is_the_measure() -> None:
+def test_cpu_target_is_relative_to_the_peer() -> None:
     samples = {}
     for pattern in (WHOLE, CHUNKS):
         samples[pattern, DIRECT] = [sample(0, 0.001)] * 3
@@ -46,7 +46,7 @@ def test_the_peer_is_the_measure() -> None:
     assert found[f"{contest.DEFAULT}, {WHOLE}: added p50"].target is None
 
 
-def test_a_wrong_answer_is_a_missed_row() -> None:
+def test_wrong_answer_misses_the_target() -> None:
     samples = {
         (pattern, name): [sample(0.1, wrong=name == contest.DEFAULT)]
         for pattern in (WHOLE, CHUNKS)
@@ -57,14 +57,16 @@ def test_a_wrong_answer_is_a_missed_row() -> None:
     assert (ours.value, ours.met) == (2, False)
 
 
-def test_streams_that_were_never_heard_are_errors() -> None:
+def test_idle_streams_that_never_began_are_errors() -> None:
     held = LoadOutcome(requests=90, wrong=0, failed=0, seconds=1)
     errors, memory = idle_rows({contest.DEFAULT: IdleStreams(held, 100, 900_000)})
     assert (errors.value, errors.met) == (10, False)
     assert (memory.value, memory.met) == (10_000, True)
 
 
-def test_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_run_measures_and_checks_every_contestant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     monkeypatch.setattr(proxying, "_PRIME_S", 0.05)
     found, details = proxying.measure_proxying(

@@ -10,12 +10,12 @@ from kvtier_bench.router.contest import LoadProcess
 from kvtier_bench.router.load import LoadOrder
 
 
-def test_length_of_a_body() -> None:
+def test_content_length_of_a_head() -> None:
     assert replica.content_length(b"GET / HTTP/1.1\r\nContent-Length: 12\r\nhost: x") == 12
     assert replica.content_length(b"GET / HTTP/1.1") == 0
 
 
-def test_every_kind_is_answered_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replica_answers_every_kind_of_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(__import__("sys").path))
     with contest.replicas(2) as ports:
         for kind in ("whole", "chunks"):

@@ -5,14 +5,14 @@ from kvtier_bench.router import answers
 from kvtier_bench.router.replica import ChunkedStubReplica, unchunked
 
 
-def test_chunks_are_joined_and_what_follows_is_left() -> None:
+def test_unchunked_joins_chunks_and_leaves_what_follows() -> None:
     assert unchunked(b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\nnext") == (b"abcde", 24)
     assert unchunked(b"0\r\n\r\n") == (b"", 5)
     for part in (b"", b"3", b"3\r\nab", b"3\r\nabc\r\n", b"0\r\n"):
         assert unchunked(part) is None
 
 
-def test_both_ways_of_framing_are_answered_alike_however_they_come_in_pieces() -> None:
+def test_chunked_and_sized_requests_get_the_same_answer_in_any_pieces() -> None:
     async def ask(request: bytes, step: int) -> bytes:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(ChunkedStubReplica, "127.0.0.1", 0)

@@ -12,7 +12,7 @@ print(run_in_loop(main()))
 """
 
 
-def test_what_is_awaited_comes_back(monkeypatch) -> None:
+def test_run_in_loop_returns_the_result_with_and_without_uvloop(monkeypatch) -> None:
     """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     for kept in ("True", "'site-packages' not in path"):

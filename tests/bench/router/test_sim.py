@@ -17,7 +17,7 @@ def result(name: str, seed: int = 1) -> SimulationResult:
     return Simulation(policies(EXAMPLES)[name], sessions, Words(), 4).run()
 
 
-def test_every_request_is_served_once_and_the_same_seed_gives_the_same() -> None:
+def test_simulation_serves_every_request_once_and_repeats_by_seed() -> None:
     turns = [turn for one in make_sessions(SHAPE, 1) for turn in one.turns]
     served = result("round-robin")
     assert len(served.ttft_s) == len(turns)
@@ -27,14 +27,14 @@ def test_every_request_is_served_once_and_the_same_seed_gives_the_same() -> None
 
 
 @pytest.mark.parametrize("name", ["session-affinity", "prefix-cache", "expected-ttft"])
-def test_a_session_that_comes_back_is_sent_to_its_prefix(name: str) -> None:
+def test_session_returns_to_the_replica_with_its_prefix(name: str) -> None:
     found, spread = result(name), result("round-robin")
     hits = found.device_tokens + found.ram_tokens
     assert hits > 1.2 * (spread.device_tokens + spread.ram_tokens)
     assert found.mean_s < spread.mean_s
 
 
-def test_expected_ttft_has_to_beat_every_other() -> None:
+def test_target_of_expected_ttft_is_to_beat_every_other_profile() -> None:
     results = {
         "round-robin": SimulationResult([1.0, 2.0], 10, 1, 2),
         "expected-ttft": SimulationResult([0.5, 3.0], 10, 1, 2),
@@ -46,7 +46,7 @@ def test_expected_ttft_has_to_beat_every_other() -> None:
     assert "device 10.0%, RAM 20.0%" in mean.note
 
 
-def test_all_in_one_table() -> None:
+def test_table_shows_every_profile() -> None:
     rows, details, table = measure_sim(EXAMPLES, QUIET, shape=SHAPE, replicas=4)
     assert table.row_count == len(policies(EXAMPLES))
     assert len(rows) == 2 * table.row_count

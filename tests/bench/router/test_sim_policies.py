@@ -12,7 +12,7 @@ EXAMPLES = Path("examples/router")
 
 
 @pytest.mark.parametrize("name", list(policies(EXAMPLES)))
-def test_every_policy_chooses(name: str) -> None:
+def test_policy_chooses_a_replica(name: str) -> None:
     endpoints = [SimulatedReplica(one, Rates()).endpoint for one in ("a", "b")]
     profile = policies(EXAMPLES)[name](endpoints)
     request = InferenceRequest(request_id="1", model="m", prompt=TokenPrompt(range(500), "m"))
@@ -21,7 +21,7 @@ def test_every_policy_chooses(name: str) -> None:
     profile.routed(request, decision, decision.chosen[0])
 
 
-def test_indexes_have_the_sizes_that_replicas_tell() -> None:
+def test_indexes_have_the_sizes_that_replicas_report() -> None:
     small = Rates(device_tokens=192, ram_tokens=320)
     endpoints = [SimulatedReplica(one, small).endpoint for one in ("a", "b")]
     profile = policies(EXAMPLES)["expected-ttft"](endpoints)
@@ -37,6 +37,6 @@ def test_indexes_have_the_sizes_that_replicas_tell() -> None:
     assert held[first.chosen[0].endpoint.name] == {"device": 192, "ram": 320}
 
 
-def test_examples_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_examples_are_an_error(tmp_path: Path) -> None:
     with pytest.raises((InvalidSettings, OSError)):
         policies(tmp_path)

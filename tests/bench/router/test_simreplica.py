@@ -21,7 +21,7 @@ def job(session: int, **sizes: int) -> Job:
     return Job(session, turn(session, **sizes), 0.0, 0)
 
 
-def test_the_end_of_a_prefix_leaves_first() -> None:
+def test_end_of_a_prefix_is_evicted_first() -> None:
     holding = Holding(2500)
     holding.hold(turn(1), (1000, 1010))
     assert holding.prefix(turn(1)) == 2000
@@ -32,7 +32,7 @@ def test_the_end_of_a_prefix_leaves_first() -> None:
     assert holding.prefix(turn(2)) == 1000
 
 
-def test_what_is_held_is_not_computed() -> None:
+def test_tokens_in_a_tier_are_not_computed_again() -> None:
     replica = SimulatedReplica("a", RATES)
     first = job(1)
     replica.waiting.append(first)
@@ -57,7 +57,7 @@ def test_what_is_held_is_not_computed() -> None:
     assert started.first_s == pytest.approx(20.11)  # loaded, and a step
 
 
-def test_one_prefill_at_a_time_and_only_what_fits() -> None:
+def test_prefills_run_one_at_a_time_and_only_if_they_fit() -> None:
     replica = SimulatedReplica("a", RATES)
     first, second = job(1), job(2)
     replica.waiting.extend((first, second))
@@ -72,13 +72,13 @@ def test_one_prefill_at_a_time_and_only_what_fits() -> None:
     assert replica.start(2.0) is not None
 
 
-def test_a_prompt_too_long_for_the_device_runs_alone() -> None:
+def test_prompt_longer_than_the_device_runs_alone() -> None:
     replica = SimulatedReplica("a", RATES)
     replica.waiting.append(job(1, own=5000))
     assert replica.start(0.0) is not None
 
 
-def test_the_next_prefill_waits_for_the_one_before() -> None:
+def test_next_prefill_waits_for_the_current_one() -> None:
     replica = SimulatedReplica("a", RATES)
     replica.waiting.extend((job(1, own=100), job(2, own=100)))
     assert replica.start(0.0) is not None

@@ -5,7 +5,7 @@ from kvtier_bench.router.simtrace import TraceShape, Words, make_sessions
 SHAPE = TraceShape(sessions=20, groups=3)
 
 
-def test_a_turn_goes_on_from_the_one_before() -> None:
+def test_turn_extends_the_prompt_of_the_turn_before() -> None:
     words = Words()
     for session in make_sessions(SHAPE, 1):
         assert SHAPE.turns[0] <= len(session.turns) <= SHAPE.turns[1]
@@ -20,12 +20,12 @@ def test_a_turn_goes_on_from_the_one_before() -> None:
             assert (words.prompt(after)[: before.tokens] == prompt).all()
 
 
-def test_the_same_seed_makes_the_same_trace() -> None:
+def test_trace_depends_on_its_seed_only() -> None:
     assert list(make_sessions(SHAPE, 1)) == list(make_sessions(SHAPE, 1))
     assert list(make_sessions(SHAPE, 1)) != list(make_sessions(SHAPE, 2))
 
 
-def test_sessions_share_nothing_but_their_system_prompt() -> None:
+def test_sessions_share_only_their_system_prompt() -> None:
     words = Words()
     first, *others = (session.turns[0] for session in make_sessions(SHAPE, 1))
     for other in others:

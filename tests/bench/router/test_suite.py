@@ -8,7 +8,7 @@ from kvtier_bench.router.simtrace import TraceShape
 from kvtier_bench.rows import read_report
 
 
-def test_parts_come_into_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_written_to_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sim, "TraceShape", lambda: TraceShape(sessions=10))
     path = tmp_path / "router.json"
     setting = suite.RouterSetting(

@@ -27,7 +27,7 @@ def small(**changes: int) -> Traffic:
     return Traffic(name="small", title="small", **{**fields, **changes})
 
 
-def test_editions_differ_in_their_opening_alone() -> None:
+def test_editions_differ_only_in_their_opening() -> None:
     encode = WordEncoder()
     schedule = Schedule(small(), encode, encode.decode, 1, 60.0)
     first, second = schedule.edition(1), schedule.edition(2)
@@ -42,7 +42,7 @@ def test_editions_differ_in_their_opening_alone() -> None:
     ]
 
 
-def test_a_group_shares_its_prefix_and_no_more() -> None:
+def test_prompts_of_a_group_share_only_its_prefix() -> None:
     encode = WordEncoder()
     by_group: dict[int, list[list[int]]] = {}
     for one in Schedule(small(), encode, encode.decode, 1, 60.0).edition(0):
@@ -54,13 +54,13 @@ def test_a_group_shares_its_prefix_and_no_more() -> None:
         assert one != two
 
 
-def test_openings_are_equally_long_and_end_somewhere() -> None:
+def test_openings_have_equal_lengths_and_a_last_edition() -> None:
     assert len(opening(0, 0)) == len(opening(8_999, 899))
     with pytest.raises(InvalidSettings, match="fewer rounds"):
         opening(9_000, 0)
 
 
-def test_the_last_arrives_by_the_rate_whatever_the_seed() -> None:
+def test_last_arrival_follows_from_the_rate_for_any_seed() -> None:
     for seed in (1, 2):
         moments = arrivals_s(30, 60, seed)
         assert moments[-1] == pytest.approx(30.0)

@@ -50,7 +50,7 @@ class LateClock(VirtualClock):
         super().sleep(seconds + 2.0 if seconds else 0.0)
 
 
-def test_nobody_waits_for_an_answer_of_another(endpoint: ServerAddress) -> None:
+def test_send_does_not_wait_for_earlier_answers(endpoint: ServerAddress) -> None:
     arrivals = [Arrival(0, 0, 0.0, "a", 2), Arrival(1, 0, 5.0, "b", 2)]
     clock = VirtualClock()
     answers = send(endpoint, arrivals, 1, clock)
@@ -59,7 +59,7 @@ def test_nobody_waits_for_an_answer_of_another(endpoint: ServerAddress) -> None:
     assert clock.now_s() >= 5.0
 
 
-def test_a_client_that_falls_behind_hides_nothing(endpoint: ServerAddress) -> None:
+def test_latencies_include_the_delay_of_a_late_client(endpoint: ServerAddress) -> None:
     arrivals = [Arrival(0, 0, 1.0, "a", 2), Arrival(1, 0, 1.0, "b", 2)]
     answers = send(endpoint, arrivals, 1, LateClock())
     for one in answers:
@@ -69,7 +69,7 @@ def test_a_client_that_falls_behind_hides_nothing(endpoint: ServerAddress) -> No
         assert one.completion.e2e_s >= one.completion.ttft_s
 
 
-def test_what_fails_is_an_answer_too(endpoint: ServerAddress) -> None:
+def test_failed_request_is_a_result_with_an_error(endpoint: ServerAddress) -> None:
     [answer] = send(endpoint, [Arrival(0, 0, 0.0, "refused", 1)], 1, VirtualClock())
     assert answer.completion is None
     assert "500" in answer.error
