@@ -1,9 +1,9 @@
-"""A stand-in for the engine's server: same module name, same endpoints, no model.
+"""A stand-in for vLLM's server, with the same module name and HTTP endpoints and without a model.
 
-It lies in a folder that goes first on PYTHONPATH, so that everything of ours runs for real:
-the command line, the child process, health, requests, metrics, resets and the end. It keeps a
-prefix cache of whole prompts on its "device", and a lower tier where a connector is
-configured, in a file where that has a disk. Its answers depend on the prompt alone.
+Its folder comes first on PYTHONPATH, so that the benchmarks' own code runs unchanged: command line,
+child process, health, requests, metrics, resets and termination. The stand-in has a prefix cache of
+whole prompts on its "device", and lower tiers if a connector is configured; disk and shared tiers
+are kept in a file. Its answers depend on the prompt alone.
 """
 
 import io
@@ -16,7 +16,7 @@ from kvtier_bench import forkserver
 from kvtier_bench.workload import Workload
 
 STAND_IN = """
-if __name__ != "__main__":  # the fork server imports it beforehand
+if __name__ != "__main__":  # the fork server imports the module first
     raise ModuleNotFoundError("this module only runs as a program")
 import argparse, http.server, json, os, signal, sys
 
@@ -31,7 +31,7 @@ if os.environ.get("STAND_IN_FAILS"):
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 def kept(folder):
-    # the file of a tier that outlives the process, and what is in it
+    # the file of a tier that outlives the process, and its content
     os.makedirs(folder, exist_ok=True)
     file = os.path.join(folder, "blocks.json")
     return file, set(json.load(open(file))) if os.path.exists(file) else set()
@@ -117,7 +117,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", known.port), Handler).serve_foreve
 
 
 class WordEncoder:
-    """A tokenizer of words, so that tests need no model."""
+    """A tokenizer that splits at words and needs no model."""
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
@@ -126,14 +126,14 @@ class WordEncoder:
         return [self._ids.setdefault(word, len(self._ids)) for word in text.split()]
 
     def decode(self, tokens: list[int]) -> str:
-        """The other way."""
+        """Return the text of token ids."""
         words = list(self._ids)
         return " ".join(words[token] for token in tokens)
 
 
 @pytest.fixture(scope="session")
 def fonts() -> None:
-    """matplotlib keeps its fonts open: let it open them before a test counts descriptors."""
+    """Let matplotlib open its fonts, which stay open, before a test counts descriptors."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -150,7 +150,7 @@ def encode() -> WordEncoder:
 
 @pytest.fixture
 def small() -> Workload:
-    """3 groups of 4 requests; fits a device of 10 blocks."""
+    """A workload of 3 groups of 4 requests that fits into a device cache of 10 blocks."""
     return Workload(
         name="small",
         title="small",
@@ -175,11 +175,11 @@ IN_THE_DEFAULT = {
     "test_sizing.py",
     "test_workload.py",
 }
-"""The files that `make test` runs: the way engines start, the demo, a sample of the faults."""
+"""The files that `make test` runs: the start of engines, the demo, and a sample of the faults."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the other tests of the benchmarks to `make test-all`."""
+    """Mark the other tests of the benchmarks as slow, so that only `make test-all` runs them."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents and item.path.name not in IN_THE_DEFAULT:
@@ -188,7 +188,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the stand-in, on the PYTHONPATH of every process started in the test."""
+    """The folder of the stand-in, which is on PYTHONPATH of every process the test starts."""
     folder = tmp_path / "stand-in"
     package = folder / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)

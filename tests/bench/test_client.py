@@ -10,7 +10,7 @@ from kvtier_bench.client import RequestFailed, ServerAddress, complete, complete
 
 
 class Completions(http.server.BaseHTTPRequestHandler):
-    """Answers as an OpenAI completions stream does; the prompt's first token says how."""
+    """A completions API whose answer depends on the first token of the prompt."""
 
     protocol_version = "HTTP/1.1"
     seen: list[dict[str, Any]]
@@ -113,7 +113,7 @@ def test_complete_all_keeps_order_and_concurrency(
     served: tuple[ServerAddress, type[Completions]],
 ) -> None:
     endpoint, handler = served
-    # Neither request of a pair is answered before both have arrived.
+    # Requests are answered in pairs, after both have arrived.
     handler.both_are_here = threading.Barrier(2)
     answers = complete_all(endpoint, [[n] for n in range(6)], output_len=1, concurrency=2)
     assert [answer.text for answer in answers] == [f"{n} b" for n in range(6)]

@@ -47,7 +47,7 @@ def test_plan_runs_every_contestant_in_every_round(
     assert rows[f"small/{KVTIER_DISK}/outputs_different"].value == 0
     assert f"small/{KVTIER_DISK}/cpu_per_request_against_alone" in rows
     assert str(plan.scratch) not in msgspec.json.encode(written).decode()
-    # No disk tier is left; only each server's log is.
+    # Only the servers' logs are left, and no disk tier.
     assert {each.suffix for each in plan.scratch.iterdir()} == {".log"}
 
 
@@ -55,7 +55,7 @@ def test_runs_start_with_empty_caches(stand_in: Path, plan: EnginePlan, encode: 
     twice = msgspec.structs.replace(plan, contestants=[KVTIER_DISK])
     steps = Steps(Console(file=io.StringIO()), 2)
     measurements = measure(twice, encode, steps, lambda _: None, VirtualClock())
-    # Emptied once a run, besides the salt that every run has to itself.
+    # Caches are reset once for each run, in addition to the run's own salt.
     log = (plan.scratch / f"{KVTIER_DISK}.log").read_text()
     assert log.count("/reset_prefix_cache?reset_external=true") == 1
     for run in measurements.runs["small"][KVTIER_DISK]:

@@ -27,7 +27,7 @@ def start(code: str) -> "subprocess.Popen[bytes]":
 
 
 def test_cpu_of_a_session_includes_its_children() -> None:
-    # The child burns, stays alive, and is not the session's leader.
+    # The child uses CPU time, stays alive, and is not the leader of the session.
     code = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {BURN + 'time.sleep(60)'!r}])\n"

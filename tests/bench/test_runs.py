@@ -113,7 +113,7 @@ def test_run_workload_measures_a_server(
         found_again = run_workload(server, small, prompts, salt="mine", clock=clock)
     assert set(first.texts) == {prompt.label for prompt in prompts}
     assert first.texts == again.texts == found.texts
-    # One miss a group, then device hits; and nothing of the run before.
+    # Each group has one miss and then device hits, and no hits from the earlier run.
     share = 256 * 3 / (304 * 4)
     for run in (first, again, salted):
         assert run.summary.hit_rates["device"] == pytest.approx(share)

@@ -107,7 +107,7 @@ def test_stop_from_two_threads_returns_after_the_server_has_ended(
         assert looking.wait(10)
         monkeypatch.setattr(kvtier_bench.server, "mapped_files", lambda session, under: set())
         second = pool.submit(server.stop)
-        wait([second], timeout=0.5)  # as long as it needs where nothing holds it up
+        wait([second], timeout=0.5)  # enough time to return too early
         look_on.set()
         second.result()
         assert session_processes(leader) == []

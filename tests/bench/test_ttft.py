@@ -43,7 +43,7 @@ def test_rows_have_medians_ratios_and_verdicts(samples: Samples) -> None:
     rows = {row.name: row for row in ttft_rows(samples, page_cache_dropped=True)}
     assert (rows["ttft/5300/ram"].ratio, rows["ttft/5300/ram"].met) == (pytest.approx(1.2), True)
     assert rows["ttft/5300/cold_over_ram"].met is True
-    # A disk hit is compared with device hits of its own process.
+    # A disk hit is compared with device hits of the same process.
     assert rows["ttft/5300/disk"].ratio == pytest.approx(0.45 / 0.21)
     assert rows["ttft/5300/disk"].met is False
     assert rows["ttft/5300/outputs_different"].met is True
@@ -88,7 +88,7 @@ def test_prefix_is_found_in_the_tier_of_each_state(
         assert f"cached median {cached:.4g}" in note
     assert by_name["ttft/1700/outputs_different"].value == 0
     assert len(details["5300/disk"]) == 2
-    # Each of 4 prompts once in each state; the engine itself says where it found them.
+    # Each of the 4 prompts is found once in each state, according to the engine's own log.
     for log, found in [
         ("ttft.log", {"nowhere": 4, "device": 4, "ram": 4}),
         ("ttft-disk.log", {"disk": 4, "device": 4}),

@@ -1,4 +1,4 @@
-"""The matrix finds what it looks for: each kind of defect, put into a tier, is counted."""
+"""The fault matrix counts each kind of defect that is put into a tier."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ KINDS = ("folder", "object")
 
 
 class Blind(Xxh3):
-    """Every payload has the same checksum."""
+    """A checksum algorithm in which every payload has the same checksum."""
 
     def block(self, key: BlockKey, payload: Payload) -> bytes:
         return bytes(16)
@@ -67,7 +67,7 @@ def test_wrong_bytes_of_a_tier_without_verification_are_counted(
 
 def test_wrong_bytes_of_a_cache_without_verification_are_counted(tmp_path: Path) -> None:
     place = place_on("object", tmp_path, Blind())
-    # Which calls a fault strikes is a matter of threads here.
+    # Which calls the fault strikes depends on thread timing.
     assert any(run_core(place, FaultKind.BIT_FLIP, 600).wrong_bytes for _ in range(10))
 
 

@@ -1,4 +1,4 @@
-"""Every fault really befalls the file or the answer that it is about."""
+"""Every fault damages the file or changes the answer that it is meant for."""
 
 import os
 from collections.abc import Iterator

@@ -18,7 +18,7 @@ def test_chains_share_a_common_beginning() -> None:
     assert CHAIN_KEYS[0][:2] == CHAIN_KEYS[3][:2]
     assert CHAIN_KEYS[0][2:] != CHAIN_KEYS[3][2:]
     assert CHAIN_KEYS[0][0] != CHAIN_KEYS[1][0]
-    assert len(SLOTS) > KNOWN_BLOCKS, "what is known must be able to overflow"
+    assert len(SLOTS) > KNOWN_BLOCKS, "there must be more blocks than a tier may know"
 
 
 def test_is_right_compares_every_byte_of_the_payload() -> None:

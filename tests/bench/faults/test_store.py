@@ -50,7 +50,7 @@ def test_publish_faults_damage_the_object(bucket: Bucket, fault: FaultKind) -> N
     assert bucket.store.publish(NAME, [DATA])
     assert bytes(bucket.inner.raw(NAME)) != bytes(DATA)
     assert len(DATA) == 200
-    assert DATA[7] == 7, "the caller's memory is its own"
+    assert DATA[7] == 7, "the caller's buffer was changed"
 
 
 @pytest.mark.parametrize("fault", EVERYTHING_SPOILT)
@@ -82,7 +82,7 @@ def test_answer_can_get_lost_after_the_operation(bucket: Bucket) -> None:
         except OSError:
             if bucket.inner.stat(f"{seed}") is not None:
                 return
-    pytest.fail("a refused request never did its work")
+    pytest.fail("no request was executed and then refused")
 
 
 def test_stale_listing_and_status_are_outdated(bucket: Bucket) -> None:
@@ -126,4 +126,4 @@ def test_page_that_ends_early_can_be_continued(bucket: Bucket) -> None:
             names = [each.name for each in page.entries + rest.entries]
             assert names == ["0", "1", "2", "3"]
             return
-    pytest.fail("no page ended early")
+    pytest.fail("no page of the listing ended early")

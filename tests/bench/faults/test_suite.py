@@ -22,7 +22,7 @@ def test_matrix_has_every_fault_operation_and_store(tmp_path: Path) -> None:
     assert stored["kind"] == "faults"
     assert {"operations", "wrong_bytes", "hangs", "exceptions"} <= stored["rows"][0].keys()
     assert len(read_report(path).rows) == len(rows)
-    assert list((tmp_path / "scratch").iterdir()) == [], "nothing is left behind"
+    assert list((tmp_path / "scratch").iterdir()) == [], "files were left behind"
     assert verdict(rows) in (tmp_path / "out").read_text()
 
 

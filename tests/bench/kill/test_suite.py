@@ -13,7 +13,7 @@ CLEAN = Remains(published=5, lost=0, wrong=0, orphans=2, orphans_left=0, quarant
 
 
 def store(folder: Path, chain: int, blocks: int) -> Path:
-    """Publish the beginning of a chain; its file."""
+    """Publish the beginning of a chain, and return its file."""
     keys = chain_keys(chain)[:blocks]
     room = aligned_buffer(blocks * LAYOUT.slot_bytes).reshape(blocks, LAYOUT.slot_bytes)
     for i, key in enumerate(keys):
@@ -31,7 +31,7 @@ def test_short_kill_run_meets_all_rows_but_the_number_of_kills(tmp_path: Path) -
     with (tmp_path / "out").open("w") as out:
         rows = run(path, scratch, Console(file=out), kills=6, cast=CAST, pause_s=(0.01, 0.1))
     judged = {row.name: row for row in rows}
-    assert not judged.pop("kills").met, "six are not enough"
+    assert not judged.pop("kills").met, "six kills must be too few"
     assert all(row.met for row in judged.values())
     report = read_report(path)
     assert report.kind == "kill"

@@ -13,7 +13,7 @@ from kvtier_bench.kill.suite import Cast
 
 
 def tell(life: Life) -> None:
-    """Write one's pid, and live as long as anybody does."""
+    """Write the own pid to a file, and run until the parent ends."""
     (life.folder / f"{life.number}-{life.seed}").write_text(str(os.getpid()))
     while life.parent_lives():
         time.sleep(0.01)
@@ -86,4 +86,4 @@ def test_child_ends_after_its_parent(
         if not lives(orphan) or "Z" in Path(f"/proc/{orphan}/stat").read_text():
             return
         time.sleep(0.01)
-    pytest.fail("an orphan goes on")
+    pytest.fail("the child outlives its parent")

@@ -1,4 +1,4 @@
-"""The disk measurement compares with a raw slab and checks the bytes."""
+"""The benchmark of the disk tier compares with a raw slab and checks the bytes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The index measurement: rows per size, and only sizes the machine can hold."""
+"""The benchmark of the index has rows for each size that fits into memory."""
 
 import pytest
 

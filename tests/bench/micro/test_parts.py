@@ -1,4 +1,4 @@
-"""Chains of keys and the cache they are put into."""
+"""Chains of keys, and the RAM-only cache."""
 
 from kvtier_bench.micro.parts import chain, parents, ram_cache
 

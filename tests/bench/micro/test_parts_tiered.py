@@ -1,4 +1,4 @@
-"""What is written as a chain comes back, and other bytes are noticed."""
+"""Batches through a tier: what is written is read back, and other bytes are an error."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

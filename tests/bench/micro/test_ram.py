@@ -1,4 +1,4 @@
-"""The RAM measurement gives the promised rows and checks the bytes it moves."""
+"""The benchmark of the RAM tier returns its rows and checks the bytes it moves."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The arena measurement names the size it really used."""
+"""The row of the arena names the size that was used."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The shared tier is compared with raw files, and the bytes are checked."""
+"""The benchmark of the shared tier compares with raw files and checks the bytes."""
 
 from pathlib import Path
 

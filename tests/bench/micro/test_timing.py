@@ -1,4 +1,4 @@
-"""Interleaving and the statistics of pairs."""
+"""Interleaved timing and paired statistics."""
 
 from kvtier_bench.micro.timing import interleave, paired_ratio, spread, throughput
 from kvtier_bench.rows import Target
@@ -14,7 +14,7 @@ def test_interleave_takes_turns_and_omits_the_warm_up() -> None:
 
 
 def test_paired_ratio_is_the_median_of_ratios() -> None:
-    # The machine was slow in the second round for both: the pairs do not mind.
+    # In the second round the machine was slow for both, which does not affect their ratio.
     assert paired_ratio([1.0, 10.0, 2.0], [0.9, 9.0, 1.8]) == 0.9
 
 

@@ -1,4 +1,4 @@
-"""Engines that are none behind real routers: that everything is asked, counted and ended."""
+"""Real routers before stand-ins for engines: every request is sent and counted, all processes end."""
 
 import sys
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_compare_counts_answers_that_differ_from_the_replicas_own(
     def garbled(endpoint: object, text: str, output_len: int) -> object:
         found = complete(endpoint, text, output_len)  # type: ignore[arg-type]
         asked.append(text)
-        # The fifth of each prompt is the router's.
+        # Of five requests for a prompt, the last one goes through the router.
         return msgspec.structs.replace(found, text="?") if len(asked) % 5 == 0 else found
 
     with replicas(tmp_path, small(), tmp_path) as started:

@@ -1,4 +1,4 @@
-"""What the checks see: answers in any pieces, and those that differ by one byte."""
+"""The load generator's parser and checks: answers in any pieces, and answers with a wrong byte."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Everything runs once, small; how fast is for a quiet machine."""
+"""The rows of the HTTP benchmark, and a small run that checks everything but the speed."""
 
 import sys
 from pathlib import Path

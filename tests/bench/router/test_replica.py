@@ -1,4 +1,4 @@
-"""The real replica and the real load, processes of their own on loopback."""
+"""The stub replica and the load generator, as processes of their own on loopback."""
 
 import urllib.error
 import urllib.request

@@ -13,7 +13,7 @@ print(run_in_loop(main()))
 
 
 def test_run_in_loop_returns_the_result_with_and_without_uvloop(monkeypatch) -> None:
-    """In a process of its own: uvloop keeps a pipe for as long as the process lasts."""
+    """Run it in a process of its own, because uvloop keeps a pipe open until the process ends."""
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     for kept in ("True", "'site-packages' not in path"):
         command = [sys.executable, "-c", _PROGRAM.format(kept=kept)]

@@ -42,7 +42,7 @@ def test_tokens_in_a_tier_are_not_computed_again() -> None:
     assert started.done_s == pytest.approx(2.11)
     replica.prefilling = False
     replica.finish(first)
-    # Another fills the device; the first is in RAM only, but for the system prompt.
+    # Another request fills the device; of the first, only the system prompt stays there.
     second = job(2)
     replica.waiting.append(second)
     started = replica.start(10.0)

@@ -12,7 +12,7 @@ def test_turn_extends_the_prompt_of_the_turn_before() -> None:
         for number, (before, after) in enumerate(pairwise(session.turns)):
             assert len(before.segments) == number + 2
             assert after.segments[: len(before.segments)] == before.segments
-            # Its answer is in the next prompt.
+            # The next prompt contains the answer.
             grown = before.sizes[-1] + before.answer_tokens
             assert after.sizes[: len(before.sizes)] == (*before.sizes[:-1], grown)
             prompt = words.prompt(before)

@@ -75,6 +75,6 @@ def test_last_arrival_follows_from_the_rate_for_any_seed() -> None:
 def test_shipped_traffic_overflows_a_device_and_fits_below_it(name: str) -> None:
     traffic = read_as(Traffic, WORKLOADS / f"{name}.yaml")
     assert traffic.name == name
-    # Of two replicas that each keep half of the groups.
+    # There are two replicas, each of which has half of the groups.
     assert traffic.working_set_blocks / 2 > traffic.device_blocks
     assert traffic.working_set_blocks <= traffic.ram_blocks

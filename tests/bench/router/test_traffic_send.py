@@ -15,7 +15,7 @@ EVENTS = (
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers when two are there at once; refuses what says so."""
+    """Answers requests when two are in flight; refuses those that contain `refused`."""
 
     together = threading.Barrier(2)
 
@@ -44,7 +44,7 @@ def endpoint() -> Iterator[ServerAddress]:
 
 
 class LateClock(VirtualClock):
-    """Wakes two seconds after it was told to."""
+    """A clock whose sleeps take two seconds longer."""
 
     def sleep(self, seconds: float) -> None:
         super().sleep(seconds + 2.0 if seconds else 0.0)
