@@ -1,4 +1,4 @@
-"""Real routers before stand-ins for engines: every request is sent and counted, all processes end."""
+"""Real routers before stand-ins for engines: all requests are sent and counted, processes end."""
 
 import sys
 from pathlib import Path
