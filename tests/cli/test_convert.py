@@ -88,8 +88,8 @@ def test_convert_stopped_by_signal_leaves_whole_blocks_and_resumes(
     asked: list[str] = []
     stopped, stop = threading.Event(), Throttle.stop
 
-    def stop_and_tell(pace: Throttle) -> None:
-        stop(pace)
+    def stop_and_tell(throttle: Throttle) -> None:
+        stop(throttle)
         stopped.set()
 
     monkeypatch.setattr(Importer, "_job", job)

@@ -83,8 +83,8 @@ def test_inspect_is_interrupted_while_mount_hangs(
     mended, heard, sent = threading.Event(), threading.Event(), threading.Event()
     walk, stop = FolderView.walk, Throttle.stop
 
-    def hear(pace: Throttle) -> None:
-        stop(pace)
+    def hear(throttle: Throttle) -> None:
+        stop(throttle)
         heard.set()
 
     def slow(folder: FolderView, *arguments) -> Iterator[Entry]:

@@ -107,6 +107,6 @@ def test_block_names_equal_those_of_vllm(tmp_path: Path) -> None:
         tree = TreeFolder(tmp_path, mapper.get_run_config())
         found = choose(tmp_path, tree.base)
         assert str(tree.config) == mapper.get_config_file_path()
-        assert found.tree.tells_workers != is_agnostic
+        assert found.tree.records_workers != is_agnostic
         for key in chain(20):
             assert str(tmp_path / found.block_name(key)) == mapper.get_file_name(key)

@@ -114,7 +114,7 @@ def test_unproven_lists_fields_that_the_tree_omits() -> None:
     ],
 )
 def test_read_tree_refuses_an_unknown_config(fields: dict[str, Any]) -> None:
-    with pytest.raises(InvalidSettings, match=r"config\.json is not one"):
+    with pytest.raises(InvalidSettings, match=r"config\.json is not a configuration"):
         read_tree(fields)
 
 

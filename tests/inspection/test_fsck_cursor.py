@@ -75,8 +75,8 @@ def test_cursor_of_another_format_is_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [{"store": "9:2"}, {"spaces": ("b",)}, {"repairs": True}])
 def test_cursor_of_another_check_does_not_match(other: dict) -> None:
-    assert cursor(after="q").is_of(cursor())
-    assert not cursor(**other).is_of(cursor())
+    assert cursor(after="q").is_for_same_check(cursor())
+    assert not cursor(**other).is_for_same_check(cursor())
 
 
 def test_cursor_save_raises_if_the_place_is_not_writable(tmp_path: Path) -> None:

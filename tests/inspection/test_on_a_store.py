@@ -191,7 +191,7 @@ def test_check_works_without_write_permission(store: MemoryStore) -> None:
     assert "name another file with --resume" in watched.warnings[0]
     stopped = Stopping(throttle, 3)
     assert not check_view(view_of(locked), CheckOptions(), throttle, stopped).complete
-    assert len(stopped.warnings) == 1, "not again for every note"
+    assert len(stopped.warnings) == 1, "one warning for all failed saves"
     throttle = Throttle()
     with pytest.raises(InvalidSettings, match="403"):
         check_view(view_of(locked), CheckOptions(repair=True), throttle, watched)

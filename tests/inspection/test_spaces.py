@@ -104,4 +104,4 @@ def test_checksum_of_finds_the_matching_secret(store: StoreFolder, tmp_path: Pat
     assert Secrets().checksum_of(space.manifest) is None
     assert Secrets([wrong]).checksum_of(space.manifest) is None
     assert Secrets([wrong, right]).checksum_of(space.manifest).algorithm == 2
-    assert (Secrets().strongest.algorithm, Secrets([right]).strongest.algorithm) == (1, 2)
+    assert (Secrets().sealer.algorithm, Secrets([right]).sealer.algorithm) == (1, 2)

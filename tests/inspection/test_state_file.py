@@ -12,44 +12,44 @@ from kvtier.testing.memory_store import MemoryStore
 
 
 @pytest.fixture(params=["file", "store"])
-def note(request: pytest.FixtureRequest, tmp_path: Path) -> StateFile:
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> StateFile:
     if request.param == "file":
-        return LocalStateFile(tmp_path / "note")
-    return StoreStateFile(MemoryStore(), "leases/note", "s3://bucket")
+        return LocalStateFile(tmp_path / "file")
+    return StoreStateFile(MemoryStore(), "leases/file", "s3://bucket")
 
 
-def test_state_file_returns_the_last_write(note: StateFile) -> None:
-    assert note.read() is None
-    note.write(b"first")
-    note.write(b"2")
-    assert note.read() == b"2"
-    note.remove()
-    note.remove()
-    assert note.read() is None
+def test_state_file_returns_the_last_write(file: StateFile) -> None:
+    assert file.read() is None
+    file.write(b"first")
+    file.write(b"2")
+    assert file.read() == b"2"
+    file.remove()
+    file.remove()
+    assert file.read() is None
 
 
 def test_state_file_that_is_too_long_is_refused(
-    note: StateFile, monkeypatch: pytest.MonkeyPatch
+    file: StateFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note.write(b"12345")
+    file.write(b"12345")
     monkeypatch.setattr(state_file, "BYTES_MAX", 4)
     with pytest.raises(OSError, match="longer than 4 bytes"):
-        note.read()
+        file.read()
 
 
 def test_state_file_is_private_and_replaced_atomically(tmp_path: Path) -> None:
-    LocalStateFile(tmp_path / "note").write(b"x")
+    LocalStateFile(tmp_path / "file").write(b"x")
     (file,) = tmp_path.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_state_file_does_not_follow_links(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
-    (tmp_path / "note").symlink_to(tmp_path / "secret")
+    (tmp_path / "file").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="symbolic") as caught:
-        LocalStateFile(tmp_path / "note").read()
+        LocalStateFile(tmp_path / "file").read()
     assert caught.value.errno == errno.ELOOP
-    LocalStateFile(tmp_path / "note").write(b"note")
+    LocalStateFile(tmp_path / "file").write(b"file")
     assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
@@ -61,7 +61,7 @@ def test_state_file_write_that_fails_leaves_nothing(
 
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(OSError, match="full"):
-        LocalStateFile(tmp_path / "note").write(b"x")
+        LocalStateFile(tmp_path / "file").write(b"x")
     assert list(tmp_path.iterdir()) == []
 
 

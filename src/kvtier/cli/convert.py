@@ -61,7 +61,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Compare and count; write nothing.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Convert at most N blocks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def convert(*, as_json: bool, **wishes: Any) -> None:
+def convert(*, as_json: bool, **flags: Any) -> None:
     """Convert a tree of vLLM's fs tier or of llm-d in SOURCE into the shared store DESTINATION.
 
     A shared store is a folder, or a bucket as s3://bucket/prefix, gs://… or az://…. With --to
@@ -73,15 +73,17 @@ def convert(*, as_json: bool, **wishes: Any) -> None:
     the key space, YOU vouch for them. Trees carry no checksums either: files of the wrong length
     are refused, but other damage from before the conversion is not detected.
     """
-    wish = ConversionOptions(**wishes)
-    pace = Throttle()
+    options = ConversionOptions(**flags)
+    throttle = Throttle()
 
     def show(report: Conversion, share: float) -> None:
         bar.show(share, _news(report))
 
     try:
         with Bar("converting") as bar:
-            report = Stopper(pace).run(lambda: convert_tree(wish, pace, show), "kvtier-convert")
+            report = Stopper(throttle).run(
+                lambda: convert_tree(options, throttle, show), "kvtier-convert"
+            )
     except Stopped:
         click.echo("stopped before the storage answered; run the same command to resume", err=True)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None

@@ -203,7 +203,7 @@ def evict(
     )
     stopper = Stopper()
     try:
-        stopper.run(lambda: run(stopper.pace), "kvtier-evict")
+        stopper.run(lambda: run(stopper.throttle), "kvtier-evict")
     except Stopped:
         _log.warning("stopped before the storage answered; leases expire after %s", chosen.lease)
     if stopper.signal == signal.SIGINT:
@@ -224,8 +224,8 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
     """The flag or variable that named `events`."""
     metrics_port: int | None
 
-    def __call__(self, pace: Throttle) -> None:
-        """Evict until `pace` is stopped."""
+    def __call__(self, throttle: Throttle) -> None:
+        """Evict until `throttle` is stopped."""
         with ExitStack() as stack:
             opened = open_store(self.flags.path)
             stack.callback(opened.store.close)
@@ -242,7 +242,7 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
                 mounts=opened.mounts,
                 observer=stack.enter_context(progress_on(Console(stderr=True))),
                 announcer=announcer,
-                stopped=lambda: pace.stopped,
+                stopped=lambda: throttle.stopped,
             )
             evictor.check()
             meter = EvictorMeter(publisher=publisher, announcer=announcer)

@@ -95,13 +95,13 @@ def fsck(
     other programs are reported and never touched. Trees of vLLM's fs tier and of llm-d cannot be
     verified, because they carry no checksums.
     """
-    wish = CheckOptions(spaces, key_files, cursor_path, repair, from_start, threads)
-    pace = Throttle(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
+    options = CheckOptions(spaces, key_files, cursor_path, repair, from_start, threads)
+    throttle = Throttle(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
     watcher = Watcher(as_json=as_json)
     try:
         with _quiet_log(), watcher.bar:
-            report = Stopper(pace).run(
-                lambda: check_store(path, wish, pace, watcher), "kvtier-check"
+            report = Stopper(throttle).run(
+                lambda: check_store(path, options, throttle, watcher), "kvtier-check"
             )
     except Stopped:
         watcher.warned("stopped before the storage answered; run the same command to resume")

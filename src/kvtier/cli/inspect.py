@@ -88,18 +88,18 @@ def _survey(path: str, secrets: Secrets, spaces: tuple[str, ...], top: int) -> S
     files = 0
     with Console(stderr=True).status("looking") as status:
 
-        def tell(name: str, share: float) -> None:
+        def on_file(name: str, share: float) -> None:
             nonlocal files
             files += 1
-            if stopper.pace.stopped:
+            if stopper.throttle.stopped:
                 raise Stopped
             if files % 1000 == 0:
                 folder_name = printable(name.partition("/")[0])
                 status.update(f"{share:4.0%}  {files:,} files  {folder_name}")
 
-        def look() -> Survey:
+        def make() -> Survey:
             with closing(open_view(path)) as view:
-                surveyor = Surveyor(view, secrets, tell)
+                surveyor = Surveyor(view, secrets, on_file)
                 return surveyor.survey(now_s=wall_s(), wanted=spaces, top=top)
 
-        return stopper.run(look, "kvtier-look", grace_s=0)
+        return stopper.run(make, "kvtier-look", grace_s=0)

@@ -54,10 +54,10 @@ def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
 
 
 class Stopper:
-    """Runs work that a signal stops. The work looks at `pace` to see whether it was stopped."""
+    """Runs work that a signal stops through `throttle`, which the work has to check."""
 
-    def __init__(self, pace: Throttle | None = None) -> None:
-        self.pace = pace or Throttle()
+    def __init__(self, throttle: Throttle | None = None) -> None:
+        self.throttle = throttle or Throttle()
         self.signal: int | None = None
         """The signal that stopped the work; None if there was none."""
 
@@ -67,7 +67,10 @@ class Stopper:
         Raises Stopped if `work` does not end within `grace_s` after a signal (by default
         `workers.GRACE_S`), or fails after it. `name` is that of the thread.
         """
-        with stopping(self.pace.stop) as received, Workers(1, name, self.pace, grace_s) as workers:
+        with (
+            stopping(self.throttle.stop) as received,
+            Workers(1, name, self.throttle, grace_s) as workers,
+        ):
             try:
                 return workers.result(workers.submit(work))
             except (KVTierError, OSError, click.ClickException):

@@ -37,7 +37,7 @@ VLLM: Final = "vLLM fs"
 LLMD: Final = "llm-d FS"
 _SNAPSHOT = re.compile(r".*/models--(?P<model>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})/?")
 _LAYOUT = re.compile(r"\S+ (canonical|direct pcp(?P<pcp>\d+) dcp(?P<dcp>\d+))")
-_NEVER_TOLD = ("engine", "weights", "layout", "hash_algorithm", "hash_seed", "isa")
+_NEVER_RECORDED = ("engine", "weights", "layout", "hash_algorithm", "hash_seed", "isa")
 _LLMD_NAMES: Final = {
     "hash_block_size": "tokens_per_hash",
     "gpu_blocks_per_file": "blocks_per_file",
@@ -80,7 +80,7 @@ class TreeFormat(msgspec.Struct, frozen=True, kw_only=True):
     config: TreeConfig
 
     @property
-    def tells_workers(self) -> bool:
+    def records_workers(self) -> bool:
         """Whether the sizes are those of the writers.
 
         vLLM records 1 for all sizes if it expects equal bytes for any number of workers.
@@ -103,8 +103,7 @@ def read_tree(fields: dict[str, Any]) -> TreeFormat:
         return TreeFormat(system=system, config=msgspec.convert(fields, TreeConfig))
     except msgspec.ValidationError as error:
         raise InvalidSettings(
-            f"config.json is not one that this kvtier knows of {system}: {error}; "
-            "its bytes cannot be on_progress, convert nothing"
+            f"config.json is not a configuration of {system} that this kvtier supports: {error}"
         ) from error
 
 
@@ -126,10 +125,10 @@ def mismatches(tree: TreeFormat, space: KeySpace) -> list[str]:
 
 def unproven(tree: TreeFormat) -> list[str]:
     """Return the fields of a key space that the tree does not record."""
-    fields = list(_NEVER_TOLD)
+    fields = list(_NEVER_RECORDED)
     if _SNAPSHOT.fullmatch(tree.config.model_name) is None:
         fields.append("revision")
-    if not tree.tells_workers:
+    if not tree.records_workers:
         fields += ["world_size", "tp_size", "pp_size"]
     return sorted(fields)
 
@@ -190,7 +189,7 @@ def _identity_mismatches(tree: TreeFormat, space: KeySpace) -> list[str]:
             ("pcp_size", config.pcp_size, int(layout["pcp"] or 1)),
             ("dcp_size", config.dcp_size, int(layout["dcp"] or 1)),
         ]
-    if tree.tells_workers:
+    if tree.records_workers:
         workers = config.tp_size * config.pp_size * config.pcp_size
         pairs += [
             ("tp_size", config.tp_size, space.tp_size),

@@ -33,74 +33,7 @@ _SHARE: Final = 0.9
 ANSWER_S: Final = 20.0
 """Time limit for one place. A bucket's requests have their own, shorter limits."""
 OnPlace = Callable[[str], None]
-
-
-def settings_check(resolved: Resolved) -> Check:
-    """Return a check that lists the settings and their sources."""
-    given = [
-        f"{option.name} {option.format(found.value)} ({found.origin})"
-        for option in OPTIONS
-        if (found := resolved.values.get(option.name)) and found.origin != DEFAULT_ORIGIN
-    ]
-    return fine("settings", "; ".join(given))
-
-
-def ram_check(ram: RamSettings, probes: Probes | None = None) -> Check:
-    """Check the RAM tier's size against the machine, its container, and the free memory."""
-    probes = probes or Probes()
-    size = approximate_size(ram.capacity)
-    limit_bytes = _limit_bytes(probes)
-    try:
-        machine.check_ram(ram, probes)
-    except InvalidSettings as error:
-        if limit_bytes is None or ram.capacity > limit_bytes:
-            return failed("ram.capacity", str(error))
-        # An engine that runs here with these settings has allocated its memory already.
-        return warned("ram.capacity", str(error), "Ignore this if such an engine is running here.")
-    if limit_bytes is None:
-        return fine("ram.capacity", size)
-    text = f"{size} of the {approximate_size(limit_bytes)} that this machine or container may use"
-    if ram.capacity > _SHARE * limit_bytes:
-        return warned("ram.capacity", f"{text}: little is left for the engine", "Make it smaller.")
-    return fine("ram.capacity", text)
-
-
-def version_checks() -> list[Check]:
-    """Check the versions in this Python environment from metadata, without importing an engine."""
-    try:
-        ours = importlib.metadata.version("kvtier")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        ours = "(not installed)"
-    found = [fine("versions", f"kvtier {ours}, Python {platform.python_version()}")]
-    try:
-        installed = versions.installed()
-    except InvalidSettings as error:  # only a warning: an evictor's host needs no vLLM
-        return [*found, warned("vllm", str(error))]
-    try:
-        versions.supported(installed)
-    except InvalidSettings as error:
-        return [*found, failed("vllm", str(error))]
-    return [*found, fine("vllm", f"vllm {installed} is supported")]
-
-
-def seed_check(env: Mapping[str, str] = os.environ) -> Check:
-    """Say whether replicas give the same prompt the same keys, according to PYTHONHASHSEED."""
-    seed = env.get("PYTHONHASHSEED")
-    if seed is not None:
-        text = f"{seed} here; engines share only with those that have the same value"
-    else:
-        text = (
-            "not set, which is right with sha256 (the default) if no other replica sets it; with "
-            "--prefix-caching-hash-algo xxhash, engines share only if all set it to the same value"
-        )
-    return fine("PYTHONHASHSEED", text)
-
-
-def _limit_bytes(probes: Probes) -> int | None:
-    """Return the memory of the machine or its container; None if unknown."""
-    total_bytes, _ = machine.memory_bytes(probes)
-    limits = [total_bytes, machine.cgroup_limit_bytes(probes)]
-    return min((limit for limit in limits if limit is not None), default=None)
+"""Called with each place before it is read."""
 
 
 class _ConfiguredTier(NamedTuple):
@@ -222,3 +155,71 @@ def _finish(checks: list[Check], contents: Sequence[PlaceContents]) -> Diagnosis
         checks = [*checks, *found.checks]
     families = compare(spaces)
     return report_of([*checks, *remarks_on(families)], families)
+
+
+def settings_check(resolved: Resolved) -> Check:
+    """Return a check that lists the settings and their sources."""
+    given = [
+        f"{option.name} {option.format(found.value)} ({found.origin})"
+        for option in OPTIONS
+        if (found := resolved.values.get(option.name)) and found.origin != DEFAULT_ORIGIN
+    ]
+    return fine("settings", "; ".join(given))
+
+
+def ram_check(ram: RamSettings, probes: Probes | None = None) -> Check:
+    """Check the RAM tier's size against the machine, its container, and the free memory."""
+    probes = probes or Probes()
+    size = approximate_size(ram.capacity)
+    limit_bytes = _limit_bytes(probes)
+    try:
+        machine.check_ram(ram, probes)
+    except InvalidSettings as error:
+        if limit_bytes is None or ram.capacity > limit_bytes:
+            return failed("ram.capacity", str(error))
+        # An engine that runs here with these settings has allocated its memory already.
+        return warned("ram.capacity", str(error), "Ignore this if such an engine is running here.")
+    if limit_bytes is None:
+        return fine("ram.capacity", size)
+    text = f"{size} of the {approximate_size(limit_bytes)} that this machine or container may use"
+    if ram.capacity > _SHARE * limit_bytes:
+        return warned("ram.capacity", f"{text}: little is left for the engine", "Make it smaller.")
+    return fine("ram.capacity", text)
+
+
+def version_checks() -> list[Check]:
+    """Check the versions in this Python environment from metadata, without importing an engine."""
+    try:
+        ours = importlib.metadata.version("kvtier")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        ours = "(not installed)"
+    found = [fine("versions", f"kvtier {ours}, Python {platform.python_version()}")]
+    try:
+        installed = versions.installed()
+    except InvalidSettings as error:  # only a warning: an evictor's host needs no vLLM
+        return [*found, warned("vllm", str(error))]
+    try:
+        versions.supported(installed)
+    except InvalidSettings as error:
+        return [*found, failed("vllm", str(error))]
+    return [*found, fine("vllm", f"vllm {installed} is supported")]
+
+
+def seed_check(env: Mapping[str, str] = os.environ) -> Check:
+    """Say whether replicas give the same prompt the same keys, according to PYTHONHASHSEED."""
+    seed = env.get("PYTHONHASHSEED")
+    if seed is not None:
+        text = f"{seed} here; engines share only with those that have the same value"
+    else:
+        text = (
+            "not set, which is right with sha256 (the default) if no other replica sets it; with "
+            "--prefix-caching-hash-algo xxhash, engines share only if all set it to the same value"
+        )
+    return fine("PYTHONHASHSEED", text)
+
+
+def _limit_bytes(probes: Probes) -> int | None:
+    """Return the memory of the machine or its container; None if unknown."""
+    total_bytes, _ = machine.memory_bytes(probes)
+    limits = [total_bytes, machine.cgroup_limit_bytes(probes)]
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -44,7 +44,7 @@ def read_place(place: str) -> PlaceContents:
             return _gather(shown, [_file(path.parent, path.name, shown)], "a manifest")
         view = open_view(place, "PLACE")
         try:
-            return _look(shown, view)
+            return _read_view(shown, view)
         finally:
             view.close()
     except InvalidSettings as error:
@@ -53,7 +53,7 @@ def read_place(place: str) -> PlaceContents:
         return PlaceContents([], [failed(shown, f"cannot be read ({error.strerror or error})")])
 
 
-def _look(place: str, view: View) -> PlaceContents:
+def _read_view(place: str, view: View) -> PlaceContents:
     names = {entry.name for entry in view.entries()}
     if MANIFEST_NAME in names:
         what = "one key space of a store" if "blocks" in names else "a disk tier"
@@ -61,12 +61,12 @@ def _look(place: str, view: View) -> PlaceContents:
     if replicas := sorted(filter(_REPLICA.fullmatch, names)):
         found = [_manifest(view, f"{name}/{MANIFEST_NAME}", place) for name in replicas]
         return _gather(place, found, f"a disk tier of {len(replicas)} replicas")
-    judged = [_judged(view, name) for name in space_names(view)]
+    spaces = [_read_space(view, name) for name in space_names(view)]
     what = "a bucket" if is_url(view.place) else "a shared folder"
-    return _gather(place, [_located(place, each) for each in judged], what)
+    return _gather(place, [_located(place, each) for each in spaces], what)
 
 
-def _judged(view: View, name: str) -> FoundSpace:
+def _read_space(view: View, name: str) -> FoundSpace:
     try:
         return parse_space(name, view.read(f"{name}/{MANIFEST_NAME}", MANIFEST_BYTES_MAX))
     except OSError as error:

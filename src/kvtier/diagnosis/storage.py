@@ -2,7 +2,7 @@
 
 Wherever possible, the checks use the code that opens the tier. Invariants: nothing is left behind
 and no folder is created; for a folder that does not exist yet its parent is checked. File systems
-that are not listed here are not judged.
+that are not listed here cause no warning.
 """
 
 import os
@@ -153,18 +153,18 @@ def _is_below(path: str, point: str) -> bool:
 def disk_checks(disk: DiskSettings) -> Iterator[Check]:
     """Check the local drive. Raises InvalidSettings and OSError if it cannot be used."""
     path = Path(disk.path)
-    folder = _existing("disk.path", path)
+    folder = _nearest_existing("disk.path", path)
     machine.check_disk(disk)
-    yield fine("disk.path", f"{path} can be written{_not_there(path)}")
+    yield fine("disk.path", f"{path} can be written{_creation_note(path)}")
     yield fine("disk.capacity", f"{approximate_size(disk.capacity)} fit on the file system")
     try:
         check_unused(path)
     except InvalidSettings as error:
         yield warned("disk.path", str(error))
     if mount := mount_of(folder):
-        yield _of_mount("disk.path", mount, disk_warning(mount), f"on {mount.kind}")
-    yield _direct("disk.direct_io", disk.direct_io, works=_disk_has_direct(folder))
-    yield _inodes("disk.path", os.statvfs(folder))
+        yield _mount_check("disk.path", mount, disk_warning(mount), f"on {mount.kind}")
+    yield _direct_io_check("disk.direct_io", disk.direct_io, works=_disk_has_direct(folder))
+    yield _inode_check("disk.path", os.statvfs(folder))
 
 
 def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterator[Check]:
@@ -172,7 +172,7 @@ def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterato
     if shared.key_file is not None:
         yield key_file_check("shared.key_file", Path(shared.key_file))
     path = Path(shared.path)
-    folder = _existing("shared.path", path)
+    folder = _nearest_existing("shared.path", path)
     machine.check_folder("shared.path", shared.path)
     if path.exists():
         yield fine("shared.path", f"{path} can be read and written")
@@ -182,19 +182,19 @@ def shared_checks(shared: SharedSettings, clock: Clock | None = None) -> Iterato
         yield warned("shared.path", text, fix=fix)
     if mount := mount_of(folder):
         text = f"on {mount.kind}" + (", which only engines of this host can see" * is_local(mount))
-        yield _of_mount("shared.path", mount, shared_warning(mount), text)
+        yield _mount_check("shared.path", mount, shared_warning(mount), text)
     files, names = SystemCalls(), TemporaryNames()
     opened = open_root(folder, "auto", files, names)
     how = "exclusive renames" if opened.renames else "hard links, without exclusive renames,"
     yield fine("shared.path", f"{how} work: of two writers of one name, one wins")
-    yield _direct("shared.direct_io", shared.direct_io, works=opened.direct)
+    yield _direct_io_check("shared.direct_io", shared.direct_io, works=opened.direct)
     now_s, skew = _folder_clock(opened, files, names)
     yield skew_check("shared.path", skew)
     space = os.statvfs(folder)
-    yield _free("shared.path", space)
-    yield _inodes("shared.path", space)
+    yield _free_space_check("shared.path", space)
+    yield _inode_check("shared.path", space)
     if path.exists():
-        yield _leftovers(path, now_s, clock or MonotonicClock())
+        yield _orphan_check(path, now_s, clock or MonotonicClock())
 
 
 def bucket_checks(bucket: ObjectStoreSettings) -> Iterator[Check]:
@@ -239,7 +239,7 @@ def skew_check(setting: str, skew_s: float) -> Check:
     )
 
 
-def _existing(setting: str, path: Path) -> Path:
+def _nearest_existing(setting: str, path: Path) -> Path:
     """Return `path`, or its parent if it does not exist yet. Raises InvalidSettings."""
     if path.exists():
         return path
@@ -251,17 +251,17 @@ def _existing(setting: str, path: Path) -> Path:
     return path.parent
 
 
-def _not_there(path: Path) -> str:
+def _creation_note(path: Path) -> str:
     return "" if path.exists() else "; the first engine creates it"
 
 
-def _of_mount(setting: str, mount: Mount, warning: str | None, text: str) -> Check:
+def _mount_check(setting: str, mount: Mount, warning: str | None, text: str) -> Check:
     if warning is None:
         return fine(setting, text)
     return warned(setting, f"on {mount.kind}: {warning}")
 
 
-def _direct(setting: str, wanted: str, *, works: bool) -> Check:
+def _direct_io_check(setting: str, wanted: str, *, works: bool) -> Check:
     if works:
         return fine(setting, "O_DIRECT works" + (", but is not used" if wanted == "never" else ""))
     text = "the file system does not support O_DIRECT"
@@ -280,7 +280,7 @@ def _disk_has_direct(folder: Path) -> bool:
         opened.close()
 
 
-def _free(setting: str, space: os.statvfs_result) -> Check:
+def _free_space_check(setting: str, space: os.statvfs_result) -> Check:
     free_bytes, total_bytes = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
     text = f"{approximate_size(free_bytes)} of {approximate_size(total_bytes)} are free"
     if total_bytes and free_bytes < _FREE_SHARE * total_bytes:
@@ -289,7 +289,7 @@ def _free(setting: str, space: os.statvfs_result) -> Check:
     return fine(setting, text)
 
 
-def _inodes(setting: str, space: os.statvfs_result) -> Check:
+def _inode_check(setting: str, space: os.statvfs_result) -> Check:
     if not space.f_files:
         return fine(setting, "the file system does not count inodes")
     text = f"{space.f_favail:,} inodes are free"
@@ -331,7 +331,7 @@ def _bucket_clock(store: objects.BucketStore) -> float | None:
     return 0.0 if abs(skew_s) < 1 else skew_s
 
 
-def _leftovers(path: Path, now_s: float, clock: Clock) -> Check:
+def _orphan_check(path: Path, now_s: float, clock: Clock) -> Check:
     folder = FolderView(path)
     give_up_s = clock.now_s() + LOOK_S
     orphans = looked = 0

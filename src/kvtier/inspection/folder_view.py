@@ -164,7 +164,7 @@ class FolderView:
             free_inodes=found.f_favail,
         )
 
-    def note(self) -> LocalStateFile:
+    def state_file(self) -> LocalStateFile:
         """Return a file in the folder with a name that stores do not list."""
         return LocalStateFile(self.path / CURSOR_NAME)
 

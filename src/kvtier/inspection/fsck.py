@@ -50,7 +50,7 @@ class Cursor(msgspec.Struct, frozen=True, kw_only=True):
     """A position in the walk; everything up to it was checked."""
     report: CheckReport
 
-    def is_of(self, other: "Cursor") -> bool:
+    def is_for_same_check(self, other: "Cursor") -> bool:
         """Return True if both cursors belong to the same check."""
         return all(
             getattr(self, name) == getattr(other, name)
@@ -66,15 +66,15 @@ class _Sealed(msgspec.Struct, frozen=True):
 class CursorKeeper:
     """Reads and writes a sealed cursor in a state file. Methods except `load` raise OSError."""
 
-    def __init__(self, note: StateFile, sealer: Checksum) -> None:
-        self.where = note.where
-        self._note = note
+    def __init__(self, file: StateFile, sealer: Checksum) -> None:
+        self.where = file.where
+        self._file = file
         self._sealer = sealer
 
     def load(self) -> Cursor | None:
         """Return the saved cursor; None if there is none with a valid seal."""
         try:
-            content = self._note.read()
+            content = self._file.read()
             if content is None:
                 return None
             sealed = msgspec.json.decode(content, type=_Sealed)
@@ -87,7 +87,7 @@ class CursorKeeper:
 
     def is_free(self) -> bool:
         """Return True if `save` would overwrite nothing, or only a cursor."""
-        content = self._note.read()
+        content = self._file.read()
         if not content:
             return True
         try:
@@ -99,11 +99,11 @@ class CursorKeeper:
     def save(self, cursor: Cursor) -> None:
         """Replace the saved cursor."""
         raw = msgspec.json.encode(cursor)
-        self._note.write(msgspec.json.encode(_Sealed(self._seal(raw).decode(), msgspec.Raw(raw))))
+        self._file.write(msgspec.json.encode(_Sealed(self._seal(raw).decode(), msgspec.Raw(raw))))
 
     def remove(self) -> None:
         """Remove the saved cursor."""
-        self._note.remove()
+        self._file.remove()
 
     def _seal(self, raw: bytes) -> bytes:
         return self._sealer.header(b"kvtier fsck cursor\n" + raw).hex().encode()
@@ -254,8 +254,8 @@ class _CursorSaver:
     ) -> None:
         view, named = subject.view, options.cursor_path
         self._is_named = named is not None
-        note = view.note() if named is None else LocalStateFile(named)
-        self._keeper = CursorKeeper(note, subject.secrets.strongest)
+        file = view.state_file() if named is None else LocalStateFile(named)
+        self._keeper = CursorKeeper(file, subject.secrets.sealer)
         self._observer = observer
         self._from_start = options.from_start
         self._has_warned = False
@@ -276,7 +276,7 @@ class _CursorSaver:
         if self._is_named:
             self._check_named()
         found = None if self._from_start else self._keeper.load()
-        if found is not None and found.is_of(self._fresh):
+        if found is not None and found.is_for_same_check(self._fresh):
             after = os.fsdecode(unquote_to_bytes(found.after))
             found.report.resumed_after = printable(after)
             self._observer.resumed(printable(after), found.report.started_s)

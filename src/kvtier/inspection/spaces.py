@@ -35,8 +35,6 @@ _MISPLACED = re.compile(r"blocks/(?:[^/]+/)?(?:[0-9a-f]{2})+\.kvt")
 _JOURNAL = re.compile(r"access/[^/]+-\d{8,}\.log")
 _SUMMARY = re.compile(r"access/summary-[0-9a-f]\.\d{10}\.bin")
 _QUARANTINED = re.compile(r"quarantine/[^/]+\.kvt")
-
-
 _PLAIN, _KEYED = Xxh3.algorithm, HmacSha256.algorithm
 
 
@@ -62,7 +60,7 @@ class Secrets:
         self._keyed = [HmacSha256(load_key(path, "--key-file")) for path in key_files]
 
     @property
-    def strongest(self) -> Checksum:
+    def sealer(self) -> Checksum:
         """A checksum with the first secret, to seal the cursor with; without one, a plain one."""
         return self._keyed[0] if self._keyed else Xxh3()
 
@@ -240,12 +238,12 @@ def _in_space(below: str) -> FileKind:
         return FileKind.MANIFEST
     if parse_segment_name(below) is not None:
         return FileKind.SEGMENT
-    for pattern, place in (
+    for pattern, kind in (
         (_JOURNAL, FileKind.JOURNAL),
         (_SUMMARY, FileKind.SUMMARY),
         (_QUARANTINED, FileKind.QUARANTINED),
         (_MISPLACED, FileKind.MISPLACED),
     ):
         if pattern.fullmatch(below):
-            return place
+            return kind
     return FileKind.UNKNOWN

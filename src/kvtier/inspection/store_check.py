@@ -47,9 +47,8 @@ class Repairs:
 
     def now_s(self) -> float:
         """Return the store's current time, by writing a file and removing it."""
-        stamp = (
-            f"now-{unique_id()[:16]}"  # an evictor removes files of this name if a crash leaves one
-        )
+        # An evictor removes a file of this name if a crash leaves one.
+        stamp = f"now-{unique_id()[:16]}"
         try:
             return self._store.put(stamp, b"").modified_s
         finally:
@@ -187,7 +186,7 @@ class StoreCheck:
         """Report the result of the first step and return its position."""
         entry, kind, verdict = steps[0]
         if verdict is not None:
-            self._judge(entry, workers.result(verdict))
+            self._report_verdict(entry, workers.result(verdict))
         elif kind is FileKind.UNKNOWN:
             if not entry.is_folder and self._layout.looks_into(entry.name):
                 self._add(entry, "irregular", f"a {entry.what}, not a folder{_BY_HAND}")
@@ -202,11 +201,11 @@ class StoreCheck:
         elif kind is FileKind.QUARANTINED:
             self._report.quarantined += 1
         elif kind is FileKind.TEMPORARY:
-            self._judge_temporary(entry)
+            self._report_temporary(entry)
         steps.popleft()
         return entry.position
 
-    def _judge(self, entry: Entry, verdict: Verification) -> None:
+    def _report_verdict(self, entry: Entry, verdict: Verification) -> None:
         report = self._report
         if verdict is None:
             report.vanished += 1
@@ -229,7 +228,7 @@ class StoreCheck:
         except OSError as error:
             return _failed(error)
 
-    def _judge_temporary(self, entry: Entry) -> None:
+    def _report_temporary(self, entry: Entry) -> None:
         age_s = self._now_s - entry.stat.modified_s
         if age_s <= STALE_S:
             return

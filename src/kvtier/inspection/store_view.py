@@ -95,10 +95,10 @@ class StoreView:
         return self._store.read(name, offset, buffers)
 
     def file_system(self) -> Capacity | None:
-        """Return None: a store does not tell its size or free space."""
+        """Return None, because the size and free space of a store are unknown."""
         return None
 
-    def note(self) -> StoreStateFile:
+    def state_file(self) -> StoreStateFile:
         """Return a file of the store beside the evictors' leases."""
         return StoreStateFile(self._store, STORE_CURSOR_NAME, self.place)
 

@@ -37,7 +37,7 @@ from kvtier.tiers.shared.format import parse_segment_name
 UNKNOWN_KEPT: Final = 1000
 UNREADABLE_KEPT: Final = 1000
 QUARANTINED_KEPT: Final = 64
-_SOUND = "intact now: the error was not in the file"
+_INTACT = "intact now: the error was not in the file"
 _NO_SECRET = "written with a secret: give its file with --key-file to see the reason"
 
 
@@ -139,9 +139,9 @@ class Surveyor:
             return
         if space.rules is not None:
             verdict = verify(self._view, entry.name, space.rules, None, Throttle())
-            reason = verdict.reason if isinstance(verdict, BadSegment) else _SOUND
+            reason = verdict.reason if isinstance(verdict, BadSegment) else _INTACT
         else:
-            reason = _NO_SECRET if space.found.is_keyed else "no manifest to parse_space it by"
+            reason = _NO_SECRET if space.found.is_keyed else "no manifest to verify it with"
         space.quarantined.append(
             QuarantinedFile(
                 file=printable(entry.name),
@@ -173,10 +173,10 @@ class Surveyor:
         if space is None or rules is None or not top:
             return []
         name = tally.found.name
-        heat = ReadHistory(
+        history = ReadHistory(
             self._view, name, self._on_unreadable, lambda name: self._on_file(name, 1)
         )
-        return heat.chains(tally.journals, rules, space, top)
+        return history.chains(tally.journals, rules, space, top)
 
     def _file_system(self) -> Capacity | None:
         try:

@@ -19,18 +19,7 @@ from kvtier.inspection.state_file import StateFile
 from kvtier.tiers.base import Buffer
 from kvtier.tiers.shared.store import Read, Stat, Store
 
-
-def printable(name: str) -> str:
-    """Return `name` with control characters and unpaired surrogates escaped."""
-    if name.isprintable():
-        return name
-    escaped = (
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
-    )
-    return "".join(escaped)
-
-
-_SILENCE = frozenset(
+_UNREACHABLE = frozenset(
     {
         errno.ECONNREFUSED,
         errno.ECONNRESET,
@@ -45,9 +34,19 @@ _SILENCE = frozenset(
 )
 
 
+def printable(name: str) -> str:
+    """Return `name` with control characters and unpaired surrogates escaped."""
+    if name.isprintable():
+        return name
+    escaped = (
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
+    )
+    return "".join(escaped)
+
+
 def is_unreachable(error: OSError) -> bool:
     """Return True if the storage did not answer, so the error says nothing about the file."""
-    return error.errno in _SILENCE
+    return error.errno in _UNREACHABLE
 
 
 class NotRegularFile(OSError):
@@ -150,7 +149,7 @@ class View(Protocol):
         """Return the size and free space of the file system; None for a bucket."""
         ...
 
-    def note(self) -> StateFile:
+    def state_file(self) -> StateFile:
         """Return the file in which a check saves its position by default."""
         ...
 

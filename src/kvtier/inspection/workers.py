@@ -70,10 +70,10 @@ class Workers:
     def __init__(
         self, count: int, name: str, throttle: Throttle, grace_s: float | None = None
     ) -> None:
-        """Prepare `count` threads; `throttle` tells when to stop. `grace_s` None: GRACE_S."""
+        """Prepare `count` threads, which `throttle` stops. `grace_s` None: GRACE_S."""
         self._throttle = throttle
         self._naps = _NAPS if grace_s is None else int(grace_s / _NAP_S)
-        self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -97,7 +97,7 @@ class Workers:
         """
         self._discard_queued()
         for _ in self._threads:
-            self._asked.put(None)
+            self._tasks.put(None)
         naps = 0 if kind is KeyboardInterrupt else self._naps
         for thread in self._threads:
             while thread.is_alive() and naps > 0:
@@ -118,7 +118,7 @@ class Workers:
             else:
                 future.set_result(result)
 
-        self._asked.put(run)
+        self._tasks.put(run)
         return future
 
     def begin(self, works: Iterable[Callable[[], _Result]]) -> "Iterator[Future[_Result]]":
@@ -145,10 +145,10 @@ class Workers:
     def _discard_queued(self) -> None:
         try:
             while True:
-                self._asked.get_nowait()
+                self._tasks.get_nowait()
         except queue.Empty:
             return
 
     def _work(self) -> None:
-        while (run := self._asked.get()) is not None:
+        while (run := self._tasks.get()) is not None:
             run()
