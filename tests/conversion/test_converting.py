@@ -94,7 +94,7 @@ def test_mismatching_tree_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ({"space": None}, "--space: name the key space"),
         ({"space": "x"}, "no key space x"),
@@ -105,11 +105,11 @@ def test_mismatching_tree_writes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_options_are_named_in_the_error(
-    tmp_path: Path, options: dict[str, Any], told: str
+    tmp_path: Path, options: dict[str, Any], expected: str
 ) -> None:
     tree = TreeFolder(tmp_path / "vllm", vllm_fields()).fill(KEYS[:1])
     make_space(tmp_path / "kv")
-    with pytest.raises(InvalidSettings, match=told):
+    with pytest.raises(InvalidSettings, match=expected):
         run(tree.root, tmp_path / "kv", **options)
 
 

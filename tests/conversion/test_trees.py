@@ -64,17 +64,17 @@ def test_choose_tree_takes_the_only_or_the_named_tree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [(b"{", "cannot be read"), (b"{}", "does not match the folder's name"), (None, "missing")],
 )
 def test_choose_tree_refuses_a_changed_config(
-    tmp_path: Path, content: bytes | None, told: str
+    tmp_path: Path, content: bytes | None, expected: str
 ) -> None:
     tree = TreeFolder(tmp_path, vllm_fields()).fill(chain(1))
     tree.config.unlink()
     if content is not None:
         tree.config.write_bytes(content)
-    with pytest.raises(InvalidSettings, match=told):
+    with pytest.raises(InvalidSettings, match=expected):
         choose(tmp_path, tree.base)
 
 

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from kvtier.conversion import work
-from kvtier.conversion.work import BlockResult, Conversion, ConversionJob, run_jobs
+from kvtier.conversion.work import REFUSALS_KEPT, BlockResult, Conversion, ConversionJob, run_jobs
 from kvtier.inspection.workers import Throttle
-from tests.conversion.test_work_report import conversion
+
+
+def conversion() -> Conversion:
+    return Conversion(
+        source="a", destination="b", to="kvtier", tree="t", system="s", space="n", unproven=[]
+    )
 
 
 def jobs(results: list[BlockResult]) -> Iterator[tuple[float, ConversionJob]]:
@@ -88,3 +93,14 @@ def test_run_jobs_raises_errors_of_the_destination() -> None:
 
     with pytest.raises(OSError, match="no space"):
         run_jobs(iter([(0.0, refuse)]), conversion(), Throttle(), lambda _report, _share: None)
+
+
+def test_report_counts_all_refusals_and_names_the_first() -> None:
+    report = conversion()
+    report.refuse("x", "unreadable", "no luck")
+    for number in range(REFUSALS_KEPT):
+        report.refuse(str(number), "short")
+    assert report.refused == {"unreadable": 1, "short": REFUSALS_KEPT}
+    assert report.refused_files == REFUSALS_KEPT + 1
+    assert len(report.refusals) == REFUSALS_KEPT
+    assert [each.reason for each in report.refusals[:2]] == ["no luck", "shorter than its block"]

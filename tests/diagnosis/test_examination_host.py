@@ -20,7 +20,7 @@ def test_settings_check_lists_values_and_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capacity_bytes", "status", "told"),
+    ("capacity_bytes", "status", "expected"),
     [
         (20 * GIB, Status.OK, "20.0GiB of the 30.0GiB"),
         (25 * GIB, Status.WARN, "is free on this machine now"),
@@ -29,12 +29,12 @@ def test_settings_check_lists_values_and_sources(tmp_path: Path) -> None:
     ],
 )
 def test_ram_check_compares_with_the_machine(
-    tmp_path: Path, capacity_bytes: int, status: Status, told: str
+    tmp_path: Path, capacity_bytes: int, status: Status, expected: str
 ) -> None:
     probes = describe(tmp_path, memoryDOTmax=str(30 * GIB))
     check = ram_check(RamSettings(capacity=capacity_bytes), probes)
     assert (check.topic, check.status) == ("ram.capacity", status)
-    assert told in check.told
+    assert expected in check.told
 
 
 def test_ram_check_warns_if_little_memory_is_left(tmp_path: Path) -> None:

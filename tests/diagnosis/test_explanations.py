@@ -17,7 +17,7 @@ CHANGE, NEVER, FOLLOWS = Verdict.CHANGE, Verdict.NEVER, Verdict.FOLLOWS
 DIRECT = {"layout": "LBNHC direct pcp1 dcp1", "weights": "ab cd", "hash_seed": "default"}
 
 
-def told(field: str, one: dict[str, object], other: dict[str, object]) -> Explanation:
+def explain_field(field: str, one: dict[str, object], other: dict[str, object]) -> Explanation:
     return explain(field, sample_space(**{**DIRECT, **one}), sample_space(**{**DIRECT, **other}))
 
 
@@ -35,7 +35,7 @@ def test_explanations_say_why_and_what_to_change(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "one", "other", "verdict", "says"),
+    ("field", "one", "other", "verdict", "expected"),
     [
         ("engine", {"engine": "vllm 0.32"}, {"engine": "vllm 0.33"}, CHANGE, "Run one version"),
         ("model", {"model": "/a/m"}, {"model": "/b/m"}, CHANGE, "Start every engine with the same"),
@@ -67,11 +67,11 @@ def test_explanations_say_why_and_what_to_change(field: str) -> None:
     ],
 )
 def test_explanation_fits_the_case(
-    field: str, one: dict[str, object], other: dict[str, object], verdict: Verdict, says: str
+    field: str, one: dict[str, object], other: dict[str, object], verdict: Verdict, expected: str
 ) -> None:
-    explained = told(field, one, other)
+    explained = explain_field(field, one, other)
     assert explained.verdict is verdict
-    assert says in f"{explained.why} {explained.change}"
+    assert expected in f"{explained.why} {explained.change}"
 
 
 def test_remarks_on_random_seed_and_unknown_values() -> None:

@@ -30,7 +30,7 @@ def make_disk(path: Path) -> Path:
     return path
 
 
-def told(place: Path | str) -> list[tuple[Status, str]]:
+def results_of(place: Path | str) -> list[tuple[Status, str]]:
     return [(check.status, check.told) for check in read_place(str(place)).checks]
 
 
@@ -41,11 +41,11 @@ def test_read_place_of_shared_folder(store: StoreFolder) -> None:
     reading = read_place(str(store.path))
     assert {each.space.dtype for each in reading.spaces} == {"float32", "int8"}
     assert all(each.witness and each.place == str(store.path) for each in reading.spaces)
-    assert told(store.path) == [(Status.OK, "a shared folder with 2 key spaces")]
+    assert results_of(store.path) == [(Status.OK, "a shared folder with 2 key spaces")]
 
 
 def test_read_place_of_empty_folder(tmp_path: Path) -> None:
-    assert told(tmp_path) == [(Status.OK, "a shared folder with no key spaces")]
+    assert results_of(tmp_path) == [(Status.OK, "a shared folder with no key spaces")]
 
 
 def test_read_place_of_key_space_and_its_manifest(store: StoreFolder) -> None:
@@ -53,25 +53,27 @@ def test_read_place_of_key_space_and_its_manifest(store: StoreFolder) -> None:
     for place in (store.path / NAME, store.path / NAME / "manifest.json"):
         (sighting,) = read_place(str(place)).spaces
         assert (sighting.name, sighting.space) == (NAME, SPACE)
-    assert told(store.path / NAME) == [(Status.OK, "one key space of a store with 1 key space")]
+    assert results_of(store.path / NAME) == [
+        (Status.OK, "one key space of a store with 1 key space")
+    ]
 
 
 def test_read_place_of_disk_tier(tmp_path: Path) -> None:
     path = make_disk(tmp_path / "disk")
     (sighting,) = read_place(str(path)).spaces
     assert (sighting.space, sighting.witness) == (DISK_SPACE, None)
-    assert told(path) == [(Status.OK, "a disk tier with 1 key space")]
+    assert results_of(path) == [(Status.OK, "a disk tier with 1 key space")]
 
 
 def test_read_place_counts_equal_replicas_once(tmp_path: Path) -> None:
     for number in range(2):
         make_disk(tmp_path / f"replica-{number}")
     assert len(read_place(str(tmp_path)).spaces) == 1
-    assert told(tmp_path) == [(Status.OK, "a disk tier of 2 replicas with 1 key space")]
+    assert results_of(tmp_path) == [(Status.OK, "a disk tier of 2 replicas with 1 key space")]
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [
         (b"", "its manifest.json is damaged"),
         (b'{"format": 2}', "its manifest.json has format 2, of a newer kvtier"),
@@ -79,7 +81,9 @@ def test_read_place_counts_equal_replicas_once(tmp_path: Path) -> None:
         (b"x" * (1 << 21), "longer than 1048576 bytes"),
     ],
 )
-def test_bad_manifest_does_not_hide_others(store: StoreFolder, content: bytes, says: str) -> None:
+def test_bad_manifest_does_not_hide_others(
+    store: StoreFolder, content: bytes, expected: str
+) -> None:
     other = store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, dtype="int8"))
     store.fill(keys(4))
     (store.path / NAME / "manifest.json").write_bytes(content)
@@ -88,7 +92,7 @@ def test_bad_manifest_does_not_hide_others(store: StoreFolder, content: bytes, s
     ok, bad = reading.checks
     assert (ok.status, bad.status) == (Status.OK, Status.FAIL)
     assert bad.told.startswith(f"{NAME}: ")
-    assert says in bad.told
+    assert expected in bad.told
     assert bad.fix
 
 
@@ -96,15 +100,15 @@ def test_read_place_of_invalid_place_fails(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     file.write_bytes(b"{}")
     os.mkfifo(tmp_path / "pipe")
-    for name, says in (
+    for name, expected in (
         ("none", "does not exist"),
         ("pipe", "is not a folder"),
         ("file.json", "manifest.json cannot be read"),
     ):
-        statuses = told(tmp_path / name)
+        statuses = results_of(tmp_path / name)
         assert statuses[-1][0] is Status.FAIL
-        assert says in statuses[-1][1]
-    assert "is not a bucket's URL" in told("ftp://host/x")[-1][1]
+        assert expected in statuses[-1][1]
+    assert "is not a bucket's URL" in results_of("ftp://host/x")[-1][1]
 
 
 def test_read_place_of_damaged_disk_tier_fails(tmp_path: Path) -> None:

@@ -57,18 +57,18 @@ def test_disk_in_use_is_a_warning(tmp_path: Path) -> None:
     folder = lock_folder(tmp_path, SystemCalls())
     try:
         before = everything(tmp_path)
-        ((topic, status, told),) = wrong(
+        ((topic, status, text),) = wrong(
             disk_checks(DiskSettings(path=str(tmp_path), capacity=1 << 20))
         )
         assert everything(tmp_path) == before
     finally:
         folder.close()
     assert (topic, status) == ("disk.path", Status.WARN)
-    assert f"is in use by process {os.getpid()}" in told
+    assert f"is in use by process {os.getpid()}" in text
 
 
 @pytest.mark.parametrize(
-    ("name", "capacity", "says"),
+    ("name", "capacity", "expected"),
     [
         ("none/disk", 1 << 20, r"disk.path: the parent folder of .*none/disk does not exist"),
         ("file", 1 << 20, r"disk.path: .*file is not a folder"),
@@ -76,10 +76,10 @@ def test_disk_in_use_is_a_warning(tmp_path: Path) -> None:
     ],
 )
 def test_disk_that_cannot_be_used_raises(
-    tmp_path: Path, name: str, capacity: int, says: str
+    tmp_path: Path, name: str, capacity: int, expected: str
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidSettings, match=says):
+    with pytest.raises(InvalidSettings, match=expected):
         list(disk_checks(DiskSettings(path=str(tmp_path / name), capacity=capacity)))
 
 
@@ -91,7 +91,7 @@ def test_shared_checks_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
     secret = key_file(tmp_path)
     checks = list(shared_checks(SharedSettings(path=str(store.path), key_file=str(secret))))
     assert wrong(iter(checks)) == []
-    told = "\n".join(check.told for check in checks)
+    text = "\n".join(check.told for check in checks)
     for part in (
         "holds a secret",
         "of two writers",
@@ -100,15 +100,15 @@ def test_shared_checks_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
         "inodes",
         "crashed writers",
     ):
-        assert part in told
+        assert part in text
     secret.unlink()
     assert everything(tmp_path) == before
 
 
 def test_shared_folder_that_does_not_exist_is_a_warning(tmp_path: Path) -> None:
-    ((topic, status, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path / "kv"))))
+    ((topic, status, text),) = wrong(shared_checks(SharedSettings(path=str(tmp_path / "kv"))))
     assert (topic, status) == ("shared.path", Status.WARN)
-    assert "does not exist; the first engine creates it" in told
+    assert "does not exist; the first engine creates it" in text
     assert everything(tmp_path) == []
     with pytest.raises(InvalidSettings, match=r"shared.path: the parent folder"):
         list(shared_checks(SharedSettings(path=str(tmp_path / "none" / "kv"))))
@@ -129,8 +129,8 @@ def test_temporary_files_of_crashed_writers_are_a_warning(tmp_path: Path) -> Non
         os.utime(file, (file.stat().st_mtime - age_s,) * 2)
     old = store.plant("stranger")
     os.utime(old, (1, 1))
-    ((_, status, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path))))
-    assert (status, told) == (Status.WARN, "2 temporary files of crashed writers")
+    ((_, status, text),) = wrong(shared_checks(SharedSettings(path=str(tmp_path))))
+    assert (status, text) == (Status.WARN, "2 temporary files of crashed writers")
 
 
 def test_search_for_temporary_files_is_bounded(
@@ -139,8 +139,8 @@ def test_search_for_temporary_files_is_bounded(
     for number in range(5):
         (tmp_path / f"file-{number}").touch()
     monkeypatch.setattr(storage, "LOOK_FILES", 3)
-    told = [check.told for check in shared_checks(SharedSettings(path=str(tmp_path)))]
-    assert told[-1] == "no files of crashed writers among the first 3"
+    text = [check.told for check in shared_checks(SharedSettings(path=str(tmp_path)))]
+    assert text[-1] == "no files of crashed writers among the first 3"
 
 
 def test_missing_direct_io_fails_only_if_required(
@@ -162,16 +162,16 @@ def test_missing_direct_io_fails_only_if_required(
 
 
 @pytest.mark.parametrize(
-    ("skew_s", "status", "says"),
+    ("skew_s", "status", "expected"),
     [
         (4.9, Status.OK, "4.9 s ahead of"),
         (5.1, Status.WARN, "5.1 s ahead of"),
         (-3600, Status.WARN, "3600.0 s behind"),
     ],
 )
-def test_skew_check_warns_beyond_the_limit(skew_s: float, status: Status, says: str) -> None:
+def test_skew_check_warns_beyond_the_limit(skew_s: float, status: Status, expected: str) -> None:
     check = skew_check("shared.path", skew_s)
-    assert (check.status, says in check.told) == (status, True)
+    assert (check.status, expected in check.told) == (status, True)
 
 
 @pytest.mark.parametrize("ahead_s", [-60, 60])
@@ -179,9 +179,9 @@ def test_folder_clock_is_that_of_the_file_system(
     tmp_path: Path, ahead_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "wall_s", lambda: wall_s() - ahead_s)
-    ((_, _, told),) = wrong(shared_checks(SharedSettings(path=str(tmp_path))))
-    assert told.startswith(f"the store's clock is {abs(ahead_s)}.0 s")
-    assert ("ahead" in told) == (ahead_s > 0)
+    ((_, _, text),) = wrong(shared_checks(SharedSettings(path=str(tmp_path))))
+    assert text.startswith(f"the store's clock is {abs(ahead_s)}.0 s")
+    assert ("ahead" in text) == (ahead_s > 0)
 
 
 def test_key_file_readable_by_others_fails(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_bucket_checks_pass_and_leave_nothing_behind(
     secret = key_file(tmp_path)
     checks = list(bucket_checks(ObjectStoreSettings(url=bucket_url, key_file=str(secret))))
     assert wrong(iter(checks)) == []
-    told = "\n".join(check.told for check in checks)
+    text = "\n".join(check.told for check in checks)
     for part in ("holds a secret", "can be listed, read and written", "conditional", "clock"):
-        assert part in told
+        assert part in text
     left = [meta["path"] for page in bucket_client.list() for meta in page]
     assert left == ["space-0123456789abcdef/blocks/000/x"]

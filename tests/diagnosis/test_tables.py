@@ -9,9 +9,9 @@ from kvtier.diagnosis.tables import report_view, value_text
 from kvtier.testing.samples import sample_space
 
 
-def shown(sightings: list[LocatedSpace], *checks: Check) -> str:
+def shown(spaces: list[LocatedSpace], *checks: Check) -> str:
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    console.print(report_view(report_of(list(checks), compare(sightings))))
+    console.print(report_view(report_of(list(checks), compare(spaces))))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

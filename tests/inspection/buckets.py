@@ -15,7 +15,7 @@ from tests.tiers.shared.segments import LAYOUT, read, write
 PLACE = "memory://kv"
 
 
-class Borrowed:
+class UnclosedStore:
     """A wrapper that does not close its store, because the test continues to use it."""
 
     def __init__(self, store: Store) -> None:
@@ -37,7 +37,7 @@ def fill(
 ) -> str:
     """Write a chain, have `reads` engines read it in turn, and return the key space's folder."""
     for number in range(1 + reads):
-        borrowed: Store = Borrowed(store)  # type: ignore[assignment]
+        borrowed: Store = UnclosedStore(store)  # type: ignore[assignment]
         tier = StoreTier(
             "test", borrowed, LAYOUT, space, segment_blocks=segment_blocks, io_threads=1
         )

@@ -31,7 +31,7 @@ POSITIONS = WHOLE + 2
 """Files in the walk: the cursor itself comes first, the manifest last."""
 
 
-class Watched(CheckObserver):
+class StoppingObserver(CheckObserver):
     """An observer that records its calls and stops the run after some files."""
 
     def __init__(self, throttle: Throttle | None = None, stop_after: int = 1 << 30) -> None:
@@ -58,7 +58,7 @@ def run(
     store: StoreFolder, options: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
 ) -> CheckReport:
     throttle = Throttle()
-    return check_store(str(store.path), options, throttle, Watched(throttle, stop_after))
+    return check_store(str(store.path), options, throttle, StoppingObserver(throttle, stop_after))
 
 
 @pytest.fixture
@@ -83,11 +83,11 @@ def test_interrupted_check_resumes_where_it_stopped(full: StoreFolder, stop_afte
     first = run(full, stop_after=stop_after)
     assert (first.complete, first.segments) == (False, min(stop_after - 1, WHOLE))
     assert (full.path / CURSOR_NAME).exists()
-    watched = Watched()
+    watched = StoppingObserver()
     second = check_store(str(full.path), CheckOptions(), Throttle(), watched)
     assert second.resumed_after == watched.resumptions[0] != ""
     assert same(second) == same(whole)
-    assert len(watched.shares) == POSITIONS - stop_after, "nothing is looked at twice"
+    assert len(watched.shares) == POSITIONS - stop_after, "no file is checked twice"
     assert watched.shares == sorted(watched.shares)
     assert not (full.path / CURSOR_NAME).exists()
 
@@ -100,7 +100,7 @@ def test_check_can_be_interrupted_repeatedly(full: StoreFolder) -> None:
 
 
 def test_error_during_a_check_loses_no_findings(full: StoreFolder) -> None:
-    class Interrupts(Watched):
+    class Interrupts(StoppingObserver):
         def advanced(self, report: CheckReport, share: float) -> None:
             super().advanced(report, share)
             if len(self.shares) == 3:
@@ -109,7 +109,7 @@ def test_error_during_a_check_loses_no_findings(full: StoreFolder) -> None:
     whole = run(full)
     with pytest.raises(KeyboardInterrupt):
         check_store(str(full.path), CheckOptions(), Throttle(), Interrupts())
-    watched = Watched()
+    watched = StoppingObserver()
     assert same(check_store(str(full.path), CheckOptions(), Throttle(), watched)) == same(whole)
     assert len(watched.shares) == POSITIONS - 3
 
@@ -119,7 +119,7 @@ def test_cursor_can_be_kept_in_another_file(full: StoreFolder, tmp_path: Path) -
     run(full, options, stop_after=3)
     assert options.cursor_path.exists()
     assert not (full.path / CURSOR_NAME).exists()
-    assert run(full).resumed_after is None, "that is another place"
+    assert run(full).resumed_after is None, "the cursor belongs to another place"
     assert run(full, options).resumed_after is not None
     assert not options.cursor_path.exists()
 
@@ -148,7 +148,7 @@ def test_cursor_is_saved_periodically(full: StoreFolder, monkeypatch: pytest.Mon
     monkeypatch.setattr(CursorKeeper, "save", save)
     clock = VirtualClock()
 
-    class Slow(Watched):
+    class Slow(StoppingObserver):
         def advanced(self, report: CheckReport, share: float) -> None:
             clock.advance(4)
 
@@ -159,7 +159,7 @@ def test_cursor_is_saved_periodically(full: StoreFolder, monkeypatch: pytest.Mon
 
 def test_cursor_that_cannot_be_saved_is_a_warning(full: StoreFolder, tmp_path: Path) -> None:
     (full.path / CURSOR_NAME).mkdir()
-    watched = Watched()
+    watched = StoppingObserver()
     report = check_store(str(full.path), CheckOptions(), Throttle(), watched)
     assert report.complete
     assert len(watched.warnings) == 2

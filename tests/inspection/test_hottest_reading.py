@@ -33,21 +33,21 @@ def filled(store: Some) -> Some:
 def chains(store: MemoryStore) -> tuple[list[Chain], list[str], list[str]]:
     """Return the chains, the names of unreadable files, and the names of files read."""
     refused: list[str] = []
-    told: list[str] = []
+    files: list[str] = []
     view = view_of(store)
     journals = [each for each in view.entries(f"{NAME}/access") if each.name.endswith(".log")]
-    heat = ReadHistory(view, NAME, lambda name, error: refused.append(name), told.append)
-    return heat.chains(journals, RULES, SPACE, 10), refused, told
+    history = ReadHistory(view, NAME, lambda name, error: refused.append(name), files.append)
+    return history.chains(journals, RULES, SPACE, 10), refused, files
 
 
 def test_journals_and_summaries_are_counted() -> None:
-    found, refused, told = chains(filled(MemoryStore()))
+    found, refused, files = chains(filled(MemoryStore()))
     assert {(chain.first_key, chain.reads) for chain in found} == {(HOT.hex(), 2), (WARM.hex(), 2)}
     assert refused == []
     # Both are read equally often: their order depends on which thread read its journal first.
-    segments = sorted(name for name in told if name.endswith(".kvt"))
+    segments = sorted(name for name in files if name.endswith(".kvt"))
     assert segments == sorted([name_of(HOT), name_of(WARM)])
-    assert sum(name.endswith(".log") for name in told) == 3
+    assert sum(name.endswith(".log") for name in files) == 3
 
 
 def test_missing_and_broken_segments_are_left_out() -> None:
@@ -60,7 +60,7 @@ def test_missing_and_broken_segments_are_left_out() -> None:
     assert refused == []
 
 
-class Refusing(MemoryStore):
+class RefusingStore(MemoryStore):
     """A view that fails to read some files."""
 
     number = errno.EACCES
@@ -81,7 +81,7 @@ class Refusing(MemoryStore):
 
 @pytest.mark.parametrize(("ending", "refused"), [(".log", 3), (".bin", 1), (".kvt", 0)])
 def test_unreadable_file_does_not_hide_others(ending: str, refused: int) -> None:
-    store = filled(Refusing())
+    store = filled(RefusingStore())
     store.ending = ending
     found, names, _ = chains(store)
     assert len(names) == refused
@@ -90,7 +90,7 @@ def test_unreadable_file_does_not_hide_others(ending: str, refused: int) -> None
 
 @pytest.mark.parametrize("ending", [".log", ".bin", ".kvt"])
 def test_store_that_does_not_answer_raises(ending: str) -> None:
-    store = filled(Refusing())
+    store = filled(RefusingStore())
     store.ending, store.number = ending, errno.ETIMEDOUT
     with pytest.raises(TimeoutError):
         chains(store)

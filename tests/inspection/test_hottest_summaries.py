@@ -19,10 +19,10 @@ def put(store: MemoryStore, shard: str, epoch: int, uses: Uses) -> None:
 
 
 def folded(store: MemoryStore) -> tuple[list[Uses], list[str]]:
-    told: list[str] = []
+    errors: list[str] = []
     view = StoreView(store, "memory")
-    uses = list(folded_reads(view, SPACE, lambda name, error: told.append(f"{name} {error}")))
-    return uses, told
+    uses = list(folded_reads(view, SPACE, lambda name, error: errors.append(f"{name} {error}")))
+    return uses, errors
 
 
 def test_folded_reads_come_shard_by_shard() -> None:
@@ -30,12 +30,12 @@ def test_folded_reads_come_shard_by_shard() -> None:
     put(store, "1", 3, {ONE: Use(10.0, 4), OTHER: Use(11.0, 5)})
     put(store, "f", 1, {b"\xf0abcdefg": Use(12.0, 6)})
     store.put(f"{SPACE}/access/host-1-00000001.log", b"")
-    uses, told = folded(store)
+    uses, errors = folded(store)
     assert [each for each in uses if each] == [
         {ONE: Use(10.0, 4), OTHER: Use(11.0, 5)},
         {b"\xf0abcdefg": Use(12.0, 6)},
     ]
-    assert told == []
+    assert errors == []
 
 
 def test_later_summary_entry_wins() -> None:
@@ -49,10 +49,10 @@ def test_damaged_summary_is_reported_and_hides_no_other() -> None:
     store = MemoryStore()
     put(store, "1", 3, {ONE: Use(10.0, 4)})
     store.put(summary_name(SPACE, "1", 4), b"?")
-    uses, (told,) = folded(store)
+    uses, (error,) = folded(store)
     assert {ONE: Use(10.0, 4)} in uses
-    assert summary_name(SPACE, "1", 4) in told
-    assert "damaged" in told
+    assert summary_name(SPACE, "1", 4) in error
+    assert "damaged" in error
 
 
 def test_summary_replaced_while_reading_is_found() -> None:
@@ -76,9 +76,9 @@ def test_unreadable_summary_is_reported_and_silence_raises() -> None:
 
     store = Refusing()
     put(store, "1", 3, {ONE: Use(10.0, 4)})
-    uses, (told,) = folded(store)
+    uses, (error,) = folded(store)
     assert not any(uses)
-    assert "no" in told
+    assert "no" in error
     store.number = errno.ETIMEDOUT
     with pytest.raises(TimeoutError):
         folded(store)

@@ -81,7 +81,7 @@ def test_fsck_verifies_and_repairs_a_bucket(full: str, bucket_client: S3Store) -
     ran = run("fsck", full, "--rate", "1GiB/s")
     assert ran.exit_code == 1
     assert f"problem: {broken}: blocks damaged: 0 (1 of 4)" in ran.stdout
-    assert objects(bucket_client) == before, "the place to go on at is gone too"
+    assert objects(bucket_client) == before, "the cursor is removed too"
     ran = run("fsck", full, "--repair", "--json")
     report = json.loads(ran.stdout)
     assert (report["segments"], report["blocks"]) == (SEGMENTS, 4 * (SEGMENTS - 1))
@@ -91,8 +91,8 @@ def test_fsck_verifies_and_repairs_a_bucket(full: str, bucket_client: S3Store) -
     (moved,) = after.keys() - before.keys()
     assert moved.startswith(f"{NAME}/quarantine/")
     assert run("fsck", full).exit_code == 0
-    (told,) = inspected(full)["spaces"][0]["quarantined"]
-    assert told["reason"] == "blocks damaged: 0 (1 of 4)"
+    (quarantined,) = inspected(full)["spaces"][0]["quarantined"]
+    assert quarantined["reason"] == "blocks damaged: 0 (1 of 4)"
 
 
 def test_fsck_with_read_only_credentials_keeps_its_cursor_locally(

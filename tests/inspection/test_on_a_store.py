@@ -27,7 +27,7 @@ FILE_BYTES = 4096 + 4 * 12_288
 EVERYTHING = CheckOptions()
 
 
-class Stopping(CheckObserver):
+class StoppingObserver(CheckObserver):
     """An observer that records its calls and stops the run after some files."""
 
     def __init__(self, throttle: Throttle, after: int) -> None:
@@ -51,7 +51,7 @@ def checked(
     store: MemoryStore, options: CheckOptions = EVERYTHING, stop_after: int = 1 << 30
 ) -> CheckReport:
     throttle = Throttle()
-    return check_view(view_of(store), options, throttle, Stopping(throttle, stop_after))
+    return check_view(view_of(store), options, throttle, StoppingObserver(throttle, stop_after))
 
 
 def surveyed(store: MemoryStore, **options) -> Survey:
@@ -155,7 +155,9 @@ def test_check_keeps_to_the_rate(store: MemoryStore) -> None:
     clock = VirtualClock()
     options = CheckOptions(threads=1)
     check_view(view_of(store), options, Throttle(4 * 12_288, clock), CheckObserver())
-    assert clock.now_s() == pytest.approx(7.0), "seven whole segments, one twice; first at once"
+    assert clock.now_s() == pytest.approx(7.0), (
+        "seven whole segments, one of them twice; the first does not wait"
+    )
 
 
 def test_repair_of_a_store(store: MemoryStore) -> None:
@@ -166,7 +168,7 @@ def test_repair_of_a_store(store: MemoryStore) -> None:
     left = {entry.name for entry in store.list("").entries}
     moved = names - left
     assert moved == {name_of(spread(8)[1]), name_of(spread(8)[-1])}
-    assert len(left) == len(names), "and nothing else is gone, or was left"
+    assert len(left) == len(names), "no other file was removed or left behind"
     assert checked(store).clean
 
 
@@ -185,11 +187,11 @@ def test_check_works_without_write_permission(store: MemoryStore) -> None:
     locked = ReadOnly()
     locked._files = store._files
     throttle = Throttle()
-    watched = Stopping(throttle, 1 << 30)
+    watched = StoppingObserver(throttle, 1 << 30)
     report = check_view(view_of(locked), CheckOptions(), throttle, watched)
     assert (report.complete, report.segments) == (True, 8)
     assert "name another file with --resume" in watched.warnings[0]
-    stopped = Stopping(throttle, 3)
+    stopped = StoppingObserver(throttle, 3)
     assert not check_view(view_of(locked), CheckOptions(), throttle, stopped).complete
     assert len(stopped.warnings) == 1, "one warning for all failed saves"
     throttle = Throttle()
@@ -210,13 +212,13 @@ def test_failed_save_of_the_cursor_is_retried(store: MemoryStore) -> None:
     busy = Busy()
     busy._files = store._files
     throttle = Throttle()
-    watched = Stopping(throttle, 3)
+    watched = StoppingObserver(throttle, 3)
     check_view(view_of(busy), CheckOptions(), throttle, watched)
     assert len(watched.warnings) == 1
     assert checked(busy).resumed_after is not None
 
 
-class Failing(MemoryStore):
+class FailingStore(MemoryStore):
     """A store whose next reads of blocks fail, with an error or without an answer."""
 
     number = errno.EIO
@@ -230,13 +232,13 @@ class Failing(MemoryStore):
 
 
 @pytest.fixture
-def failing(store: MemoryStore) -> Failing:
-    made = Failing()
+def failing(store: MemoryStore) -> FailingStore:
+    made = FailingStore()
     made._files = store._files
     return made
 
 
-def test_unreachable_server_ends_a_check_that_can_resume(failing: Failing) -> None:
+def test_unreachable_server_ends_a_check_that_can_resume(failing: FailingStore) -> None:
     """Files that could not be read are not reported as problems."""
     whole = checked(failing)
     checked(failing, stop_after=3)
@@ -250,14 +252,14 @@ def test_unreachable_server_ends_a_check_that_can_resume(failing: Failing) -> No
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT])
-def test_failed_read_is_retried_once(failing: Failing, number: int) -> None:
+def test_failed_read_is_retried_once(failing: FailingStore, number: int) -> None:
     failing.number, failing.left = number, 1
     kinds = {each.file: each.kind for each in checked(failing, CheckOptions(threads=1)).problems}
     first = {name_of(spread(8)[0]): "unsteady"} if number == errno.EIO else {}
     assert kinds == {name_of(spread(8)[1]): "checksum", name_of(spread(8)[-1]): "segment", **first}
 
 
-def test_file_that_fails_twice_is_reported(failing: Failing) -> None:
+def test_file_that_fails_twice_is_reported(failing: FailingStore) -> None:
     failing.left = 2
     report = checked(failing, CheckOptions(threads=1))
     assert [each.kind for each in report.problems] == ["unreadable", "checksum", "segment"]

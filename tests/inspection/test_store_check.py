@@ -268,7 +268,7 @@ def test_check_keeps_to_the_rate(store: StoreFolder) -> None:
     fill(store)
     found = checked(store, throttle=Throttle(PAYLOAD_BYTES, clock), threads=1)
     assert found.report.segments == 6
-    assert clock.now_s() == pytest.approx(5.0), "a segment a second, the first at once"
+    assert clock.now_s() == pytest.approx(5.0), "one segment per second; the first does not wait"
 
 
 def test_segment_of_another_algorithm_is_not_repaired(store: StoreFolder, tmp_path: Path) -> None:

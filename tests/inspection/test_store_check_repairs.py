@@ -90,7 +90,7 @@ def test_now_is_the_time_of_the_store(store: StoreFolder, repairs: Repairs) -> N
     before = set(store.path.iterdir())
     assert repairs.now_s() == pytest.approx(store.plant("later").stat().st_mtime, abs=60)
     (store.path / "later").unlink()
-    assert set(store.path.iterdir()) == before, "the probe is gone"
+    assert set(store.path.iterdir()) == before, "the time stamp file is removed"
 
 
 def test_remove_temporary_refuses_other_files(store: StoreFolder, repairs: Repairs) -> None:

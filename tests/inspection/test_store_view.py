@@ -59,14 +59,14 @@ def test_walk_equals_that_of_a_folder(
 def test_entries_equal_those_of_a_folder(tmp_path: Path, below: str) -> None:
     files, view = folder(tmp_path), StoreView(memory(), "memory")
 
-    def told(place: View) -> list[tuple[str, str]]:
+    def listing(place: View) -> list[tuple[str, str]]:
         return [(entry.name, entry.what) for entry in place.entries(below)]
 
     if below != "none":
-        assert told(view) == told(files)
-        assert len(told(view)) > 1
+        assert listing(view) == listing(files)
+        assert len(listing(view)) > 1
     else:
-        assert told(view) == []
+        assert listing(view) == []
     files.close()
 
 

@@ -1,7 +1,13 @@
 """The survey's JSON, which is a stable interface."""
 
-import msgspec
+import os
+from pathlib import Path
 
+import msgspec
+import pytest
+
+from kvtier.inspection.folder_view import FolderView
+from kvtier.inspection.survey import FileTally
 from tests.inspection.stores import NAME, StoreFolder, keys
 from tests.inspection.test_surveyor import surveyed
 
@@ -36,3 +42,26 @@ def test_survey_fields_are_stable(store: StoreFolder) -> None:
         *("name", "system", "config", "mistake", "ranks", "groups", "files", "others"),
     }
     assert tree["format"] == 1
+
+
+def test_totals_without_files_have_no_ages() -> None:
+    totals = FileTally().totals()
+    assert (totals.files, totals.nominal_bytes, totals.physical_bytes) == (0, 0, 0)
+    assert (totals.oldest_s, totals.median_s, totals.newest_s) == (None, None, None)
+
+
+def test_totals_of_sizes_and_ages(tmp_path: Path) -> None:
+    tally = FileTally()
+    for number, time in enumerate((50, 10, 30)):
+        file = tmp_path / str(number)
+        with file.open("wb") as sparse:
+            sparse.truncate(1 << 20)
+        os.utime(file, (0, time))
+    folder = FolderView(tmp_path)
+    for entry in folder.entries():
+        tally.add(entry)
+    folder.close()
+    totals = tally.totals()
+    assert (totals.files, totals.nominal_bytes) == (3, 3 << 20)
+    assert totals.physical_bytes < 1 << 20, "holes of sparse files are not allocated"
+    assert (totals.oldest_s, totals.median_s, totals.newest_s) == pytest.approx((10, 30, 50))

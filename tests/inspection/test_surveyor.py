@@ -65,9 +65,9 @@ def test_survey_shows_what_keeps_key_spaces_apart(store: StoreFolder) -> None:
         for fields in ({}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "tp_size": 2})
     ]
     store.fill(keys(4), sample_space(block_bytes=BLOCK_BYTES, model="alone"))
-    (told,) = surveyed(store).differing
-    assert (told.model, set(told.spaces)) == ("tiny", set(names))
-    assert told.fields == {
+    (difference,) = surveyed(store).differing
+    assert (difference.model, set(difference.spaces)) == ("tiny", set(names))
+    assert difference.fields == {
         "dtype": dict(zip(names, ("float32", "bfloat16", "bfloat16"), strict=True)),
         "tp_size": dict(zip(names, (1, 1, 2), strict=True)),
     }

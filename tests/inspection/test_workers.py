@@ -15,7 +15,7 @@ def test_workers_return_results_and_errors() -> None:
         failed = workers.submit(lambda: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             workers.result(failed)
-        assert workers.result(workers.submit(lambda: 7)) == 7, "the thread goes on"
+        assert workers.result(workers.submit(lambda: 7)) == 7, "the thread continues after an error"
 
 
 def test_workers_start_work_a_bounded_number_ahead() -> None:
@@ -53,7 +53,9 @@ def test_stop_does_not_wait_for_storage_that_hangs(
     with Workers(2, "test", throttle) as workers:
         hanging = workers.submit(gate.wait)
         throttle.stop()
-        assert workers.result(workers.submit(lambda: 1)) == 1, "what ends is waited for"
+        assert workers.result(workers.submit(lambda: 1)) == 1, (
+            "work that ends in time is waited for"
+        )
         with pytest.raises(Stopped):
             workers.result(hanging)
     assert not gate.is_set()

@@ -11,7 +11,7 @@ def test_throttle_spends_at_the_given_rate() -> None:
     throttle = Throttle(100, clock)
     for _ in range(10):
         throttle.spend(50)
-    assert clock.now_s() == pytest.approx(4.5), "what is read last is waited for by the next"
+    assert clock.now_s() == pytest.approx(4.5), "the wait for the last bytes falls to the next read"
     throttle.spend(0)
     assert clock.now_s() == pytest.approx(5.0)
 

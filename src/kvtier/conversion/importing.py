@@ -113,7 +113,7 @@ class Importer:
             stat = self._destination.stat(f"{self._space_folder}/{segment_name(key)}")
         except NotRegularFile:
             return "occupied"
-        if stat is None or (self._headers is not None and not _stands(self._headers, key)):
+        if stat is None or (self._headers is not None and not _segment_exists(self._headers, key)):
             return None
         return "existed"
 
@@ -133,7 +133,7 @@ class Importer:
         header[:] = np.frombuffer(encode_header(segment, self._checksum), np.uint8)
         if store.publish(headers.name(key), [header, slot]):
             return BlockResult(name, "converted", self._block_bytes)
-        return BlockResult(name, "existed" if _stands(headers, key) else "occupied")
+        return BlockResult(name, "existed" if _segment_exists(headers, key) else "occupied")
 
     def _read(self, name: str, part: Buffer) -> str | None:
         """Fill `part` with a whole file; return the kind of refusal, or None on success."""
@@ -157,7 +157,7 @@ class Importer:
         return "short" if size < self._file_bytes else "long"
 
 
-def _stands(headers: SegmentHeaders, key: BlockKey) -> bool:
+def _segment_exists(headers: SegmentHeaders, key: BlockKey) -> bool:
     """Return True if the block's segment exists; a broken one is quarantined and does not count."""
     try:
         return headers.load(key) is not None
