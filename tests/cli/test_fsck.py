@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kvtier.cli.fsck import Watcher
+from kvtier.cli.fsck import ProgressObserver
 from kvtier.cli.main import kvtier
 from kvtier.clock import VirtualClock
 from kvtier.inspection import workers
@@ -38,7 +38,7 @@ def fsck(*arguments: str):
 def test_fsck_of_clean_store_exits_with_0(store: StoreFolder) -> None:
     ran = fsck(str(store.path))
     assert (ran.exit_code, ran.stderr) == (0, "")
-    assert ran.stdout.startswith(f"{store.path}: clean (4 segments, 16 sound blocks, 208.0KiB")
+    assert ran.stdout.startswith(f"{store.path}: clean (4 segments, 16 intact blocks, 208.0KiB")
 
 
 def test_fsck_names_problems_and_exits_with_1(store: StoreFolder) -> None:
@@ -49,7 +49,7 @@ def test_fsck_names_problems_and_exits_with_1(store: StoreFolder) -> None:
     lines = ran.stdout.splitlines()
     assert f"problem: {store.name(spread(4)[2])}: blocks damaged: 0 (1 of 4)" in lines
     assert "notice: readme: a file that is not kvtier's; left alone" in lines
-    assert ": 1 problems (4 segments, 12 sound blocks" in lines[-1]
+    assert ": 1 problems (4 segments, 12 intact blocks" in lines[-1]
 
 
 def test_fsck_repair_reports_what_it_did(store: StoreFolder) -> None:
@@ -108,11 +108,11 @@ def test_fsck_refuses_newer_format(store: StoreFolder) -> None:
 
 def test_watcher_reports_progress_and_problems(capsys: pytest.CaptureFixture[str]) -> None:
     clock = VirtualClock()
-    watcher = Watcher(as_json=False, clock=clock)
+    observer = ProgressObserver(as_json=False, clock=clock)
     clock.advance(100)
     report = CheckReport(path="kv", spaces=[], started_s=0.0, segments=1234, bytes=1 << 30)
     report.add(Finding(file="a", kind="segment", reason="short"))
-    watcher.advanced(report, 0.25)
+    observer.advanced(report, 0.25)
     told = capsys.readouterr()
     assert told.err == "25%: 1,234 segments, 1.0GiB, 1 problems\n"
     assert told.out == "problem: a: short\n"
@@ -162,4 +162,4 @@ def test_fsck_stopped_by_signal_is_resumed(store: StoreFolder, number: signal.Si
     ran = fsck(str(store.path))
     assert ran.exit_code == 1
     assert ran.stderr.startswith(f"resuming after {store.name(spread(4)[0])}")
-    assert "1 problems (4 segments, 12 sound blocks" in ran.stdout
+    assert "1 problems (4 segments, 12 intact blocks" in ran.stdout

@@ -97,16 +97,16 @@ def fsck(
     """
     options = CheckOptions(spaces, key_files, cursor_path, repair, from_start, threads)
     throttle = Throttle(None if rate is None else parse_size(rate.removesuffix("/s"), "--rate"))
-    watcher = Watcher(as_json=as_json)
+    observer = ProgressObserver(as_json=as_json)
     try:
-        with _quiet_log(), watcher.bar:
+        with _quiet_log(), observer.bar:
             report = Stopper(throttle).run(
-                lambda: check_store(path, options, throttle, watcher), "kvtier-check"
+                lambda: check_store(path, options, throttle, observer), "kvtier-check"
             )
     except Stopped:
-        watcher.warned("stopped before the storage answered; run the same command to resume")
+        observer.warned("stopped before the storage answered; run the same command to resume")
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
-    watcher.tell_findings(report)
+    observer.print_findings(report)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
@@ -116,14 +116,14 @@ def fsck(
     raise click.exceptions.Exit(0 if report.clean else EXIT_PROBLEMS)
 
 
-class Watcher(CheckObserver):
+class ProgressObserver(CheckObserver):
     """An observer that shows the progress, and prints each finding as soon as it is made."""
 
     def __init__(self, *, as_json: bool, clock: Clock | None = None) -> None:
         """`as_json`: print no findings; they are in the report."""
         self.bar = Bar("verifying", clock)
         self._as_json = as_json
-        self._told = [0, 0]
+        self._printed = [0, 0]
 
     def resumed(self, after: str, started_s: float) -> None:
         """Say where an earlier check is resumed."""
@@ -140,18 +140,18 @@ class Watcher(CheckObserver):
         if report.problems_found:
             news += f", {report.problems_found:,} problems"
         self.bar.show(share, news)
-        self.tell_findings(report)
+        self.print_findings(report)
 
-    def tell_findings(self, report: CheckReport) -> None:
+    def print_findings(self, report: CheckReport) -> None:
         """Print the findings of `report` that were not printed yet."""
         if self._as_json:
             return
         for number, (kind, found) in enumerate(
             (("problem", report.problems), ("notice", report.notices))
         ):
-            for finding in found[self._told[number] :]:
+            for finding in found[self._printed[number] :]:
                 self._print(kind, finding)
-            self._told[number] = len(found)
+            self._printed[number] = len(found)
 
     def _print(self, kind: str, finding: Finding) -> None:
         done = f" [{finding.repaired}]" if finding.repaired else ""
@@ -159,7 +159,7 @@ class Watcher(CheckObserver):
 
 
 def _summary(report: CheckReport) -> str:
-    verified = f"{report.segments:,} segments, {report.blocks:,} sound blocks"
+    verified = f"{report.segments:,} segments, {report.blocks:,} intact blocks"
     parts = [f"{verified}, {approximate_size(report.bytes)}"]
     for count, what in (
         (report.unverified, "segments not verified"),
