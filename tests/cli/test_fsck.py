@@ -106,7 +106,9 @@ def test_fsck_refuses_newer_format(store: StoreFolder) -> None:
     assert "upgrade it" in ran.stderr
 
 
-def test_watcher_reports_progress_and_problems(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_observer_reports_progress_and_problems(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     clock = VirtualClock()
     observer = ProgressObserver(as_json=False, clock=clock)
     clock.advance(100)

@@ -7,7 +7,7 @@ a verified header, because vLLM cannot verify it later.
 from collections.abc import Callable, Iterator
 
 from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
-from kvtier.conversion.work import BlockResult, ConversionJob
+from kvtier.conversion.work import BlockResult, ConversionJob, settled
 from kvtier.errors import Corrupt
 from kvtier.inspection.segments import Rules, read_block, read_header
 from kvtier.inspection.view import Entry, NotRegularFile, View, is_unreachable
@@ -52,18 +52,18 @@ class Exporter:
         if is_temporary(name.rpartition("/")[2]):
             return
         if first is None or not entry.is_file:
-            yield _settled(BlockResult(name, "irregular" if first else "unknown"))
+            yield settled(BlockResult(name, "irregular" if first else "unknown"))
             return
         try:
             segment = read_header(self._source, name, self._rules, first)
         except Corrupt as error:
-            yield _settled(BlockResult(name, "damaged", reason=str(error)))
+            yield settled(BlockResult(name, "damaged", reason=str(error)))
             return
         except NotRegularFile:
-            yield _settled(BlockResult(name, "irregular"))
+            yield settled(BlockResult(name, "irregular"))
             return
         except OSError as error:
-            yield _settled(_unreadable(name, error))
+            yield settled(_unreadable(name, error))
             return
         if segment is not None:
             for number in range(len(segment.keys)):
@@ -124,7 +124,3 @@ def _unreadable(name: str, error: OSError) -> BlockResult:
     if is_unreachable(error):
         raise error
     return BlockResult(name, "unreadable", reason=error.strerror or "")
-
-
-def _settled(result: BlockResult) -> ConversionJob:
-    return lambda: result

@@ -16,7 +16,7 @@ from kvtier.blocks.checksum import Checksum
 from kvtier.blocks.key import UNKNOWN_PARENT, BlockKey, KeySpace
 from kvtier.blocks.layout import BlockLayout
 from kvtier.conversion.trees import GROUP_BYTES, FoundTree, share_done
-from kvtier.conversion.work import BlockResult, ConversionJob
+from kvtier.conversion.work import BlockResult, ConversionJob, settled
 from kvtier.errors import Corrupt, InvalidSettings
 from kvtier.inspection.view import NotRegularFile, View, is_unreachable
 from kvtier.tiers.base import Buffer
@@ -67,13 +67,13 @@ class Importer:
     def check_lengths(self) -> None:
         """Raise InvalidSettings if none of the first files has the length of a block."""
         sizes: set[int] = set()
-        looked = 0
+        sampled = 0
         for entry, key in self._tree.walk(self._source, lambda _name, _error: None):
             if key is None or not entry.is_file:
                 continue
             sizes.add(entry.stat.size)
-            looked += 1
-            if looked == _SAMPLED:
+            sampled += 1
+            if sampled == _SAMPLED:
                 break
         if sizes and self._file_bytes not in sizes:
             raise InvalidSettings(
@@ -89,9 +89,9 @@ class Importer:
         for entry, key in self._tree.walk(self._source, on_unreadable):
             name = entry.name
             if key is None or any(key[-GROUP_BYTES:]):
-                yield share_done(name), _settled(BlockResult(name, "unknown"))
+                yield share_done(name), settled(BlockResult(name, "unknown"))
             elif not entry.is_file:
-                yield share_done(name), _settled(BlockResult(name, "irregular"))
+                yield share_done(name), settled(BlockResult(name, "irregular"))
             else:
                 yield share_done(name), self._job(name, key, entry.stat.size)
 
@@ -163,7 +163,3 @@ def _segment_exists(headers: SegmentHeaders, key: BlockKey) -> bool:
         return headers.load(key) is not None
     except Corrupt:
         return False
-
-
-def _settled(result: BlockResult) -> ConversionJob:
-    return lambda: result

@@ -98,6 +98,11 @@ ConversionJob = Callable[[], BlockResult]
 """Converts one block; blocks. Raises OSError if the destination fails or storage is silent."""
 
 
+def settled(result: BlockResult) -> ConversionJob:
+    """Return a job for a block whose result is known already."""
+    return lambda: result
+
+
 def run_jobs(
     jobs: Iterator[tuple[float, ConversionJob]],
     report: Conversion,
