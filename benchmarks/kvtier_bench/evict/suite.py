@@ -161,14 +161,14 @@ def _command(name: str, tree: FileTree, files: int) -> Sequence[str]:
 
 def _check_kvtier(tree: FileTree, result: EvictionResult, history: History) -> list[Row]:
     """Return rows that check the files which kvtier left and those it reports as removed."""
-    told = json.loads(result.cost.output)
+    printed = json.loads(result.cost.output)
     recent = history.windows[-1].files
     staying = np.flatnonzero(result.left)
     chosen = staying[:: max(1, len(staying) // _VERIFIED)]
     return [
         measured(
             "bytes held after the pass, against the high watermark",
-            told["left_bytes"],
+            printed["left_bytes"],
             "bytes",
             reference=tree.files * FILE_BYTES * _HIGH,
             target=_NO_MORE,
@@ -182,7 +182,7 @@ def _check_kvtier(tree: FileTree, result: EvictionResult, history: History) -> l
         ),
         measured(
             "files removed and not told of, or told of and there",
-            abs(told["freed_files"] - result.removed),
+            abs(printed["freed_files"] - result.removed),
             "files",
             target=_NONE,
             note=f"of {result.removed}; {tree.files} files in all",

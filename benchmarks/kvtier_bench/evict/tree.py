@@ -37,7 +37,7 @@ FILE_BYTES: Final = 2 * PAGE_BYTES
 """One page of header and one page of payload."""
 SPACE: Final = msgspec.structs.replace(parts.SPACE, model="bench", block_bytes=PAGE_BYTES)
 """The key space of the benchmarks, with the block size that a check of the files compares."""
-_TOLD_EVERY: Final = 50_000
+_REPORT_EVERY: Final = 50_000
 
 
 def key_of(number: int) -> BlockKey:
@@ -54,8 +54,8 @@ class FileTree:
         self.folder = space_folder(SPACE)
         self.blocks = root / self.folder / "blocks"
 
-    def build(self, history: History, told: Callable[[int], None]) -> None:
-        """Write the tree, about 0.1 ms per file; call `told` with the number of files done."""
+    def build(self, history: History, progress: Callable[[int], None]) -> None:
+        """Write the tree, about 0.1 ms per file; call `progress` with the number of files done."""
         store = PosixStore(self.root, direct="never")
         ensure_manifest(store, SPACE)
         store.close()
@@ -67,13 +67,13 @@ class FileTree:
         try:
             for number in range(self.files):
                 _write(root_fd, key_of(number), payload, checksum)
-                if number % _TOLD_EVERY == 0:
-                    told(number)
+                if number % _REPORT_EVERY == 0:
+                    progress(number)
         finally:
             os.close(root_fd)
         self._set_times(history)
         os.sync()  # otherwise the measured command would wait for these writes
-        self._tell_reads(history)
+        self._write_journals(history)
 
     def _set_times(self, history: History) -> None:
         """Set the files' access and modification times according to the history."""
@@ -85,7 +85,7 @@ class FileTree:
             os.utime(name, (read_s[number], written_s[number]), dir_fd=root_fd)
         os.close(root_fd)
 
-    def _tell_reads(self, history: History) -> None:
+    def _write_journals(self, history: History) -> None:
         """Write the access journals, as readers do."""
         access = self.root / self.folder / "access"
         access.mkdir(mode=0o700)

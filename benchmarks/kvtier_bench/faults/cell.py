@@ -27,7 +27,7 @@ from kvtier.transfer.breaker import BreakerState
 from kvtier.transfer.engine import TransferEngine
 from kvtier_bench.faults.faults import FaultKind
 from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, FaultPlace
-from kvtier_bench.faults.tally import DEADLINE_S, Caller, Swallowed, Tally
+from kvtier_bench.faults.tally import DEADLINE_S, Caller, LoggedErrors, Tally
 
 Verb = Literal["read", "write", "find", "delete", "scan"]
 VERBS: Final[tuple[Verb, ...]] = ("read", "write", "find", "delete", "scan")
@@ -125,27 +125,27 @@ class Cell:
         moves = self._empty(keys, room)
         outcomes = tier.read_into(moves)
         self._tally.count(outcomes, len(keys))
-        self._tally.judge(moves, outcomes)
+        self._tally.check_read(moves, outcomes)
 
     def _scan(self, tier: StoreTier) -> None:
         cursor: int | None = None
         for _ in range(_PAGES):
             page = tier.scan(cursor)
-            self._tally.listed([stored.key for stored in page.blocks], _WRITTEN)
+            self._tally.check_listing([stored.key for stored in page.blocks], _WRITTEN)
             self._tally.outcomes["LISTED"] += len(page.blocks)
             if (cursor := page.cursor) is None:
                 return
-        self._tally.fails("a scan does not end")
+        self._tally.count_failure("a scan does not end")
 
     def _verify(self, keys: Sequence[BlockKey]) -> None:
         """Check the bytes that the other tier reads, and the bound of the tested tier."""
         known = sum(self._ours.contains(_WRITTEN))
-        self._tally.known(known, self._ours.capabilities.capacity_blocks)
+        self._tally.check_bound(known, self._ours.capabilities.capacity_blocks)
         if self._place.is_lost:
             self._reopen()
         moves = self._empty(keys, np.zeros_like(self._room))
         outcomes = self._caller.call(lambda: self._other.read_into(moves))
-        self._tally.judge(moves, outcomes or [])
+        self._tally.check_read(moves, outcomes or [])
 
     def _empty(self, keys: Sequence[BlockKey], room: Buffer) -> list[BlockMove]:
         room[:] = 0xEE
@@ -214,7 +214,7 @@ class Cell:
             return
         self._tally.outcomes.update(outcome.name for outcome in outcomes)
         if transfer.direction is Direction.READ:
-            self._tally.judge(transfer.moves[start:], outcomes)
+            self._tally.check_read(transfer.moves[start:], outcomes)
 
     def _timed(self, call: Callable[[], _Result]) -> _Result:
         began_s = perf_s()
@@ -239,7 +239,7 @@ class Cell:
         try:
             self._scan(self._ours)
         except Exception as error:  # no exception may leave the tier
-            self._tally.fails(repr(error))
+            self._tally.count_failure(repr(error))
 
 
 def _moves(keys: Sequence[BlockKey]) -> list[BlockMove]:
@@ -249,7 +249,7 @@ def _moves(keys: Sequence[BlockKey]) -> list[BlockMove]:
 def run_cell(place: FaultPlace, verb: Verb, fault: FaultKind, operations: int) -> Tally:
     """Run a cell and return its counts; exceptions of the tier are counted, not raised."""
     tally = Tally()
-    with Swallowed(tally):
+    with LoggedErrors(tally):
         cell = Cell(place, verb, fault, tally)
         try:
             cell.run(operations)

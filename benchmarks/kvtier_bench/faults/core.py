@@ -22,7 +22,7 @@ from kvtier.tiers.base import BlockMove
 from kvtier.transfer.engine import TransferEngine
 from kvtier_bench.faults.faults import FaultKind
 from kvtier_bench.faults.places import CHAIN_KEYS, LAYOUT, SLOTS, FaultPlace
-from kvtier_bench.faults.tally import DEADLINE_S, Swallowed, Tally
+from kvtier_bench.faults.tally import DEADLINE_S, LoggedErrors, Tally
 
 _RATE: Final = 0.08
 _PROMOTE_S: Final = 0.05
@@ -34,7 +34,7 @@ _PAUSE_S: Final = 0.0005
 _Result = TypeVar("_Result")
 
 
-class _Life:
+class _Lifetime:
     """One lifetime of a process: a new cache over a tier that was just opened."""
 
     def __init__(self, place: FaultPlace, fault: FaultKind, tally: Tally) -> None:
@@ -70,7 +70,7 @@ class _Life:
         self._step()
         resident = self.cache.resident_blocks
         for held, capacity in zip(resident, self.cache.capacity_blocks, strict=True):
-            self._tally.known(held, capacity)
+            self._tally.check_bound(held, capacity)
 
     def end(self) -> None:
         """Release hanging calls, check the cache's invariants, and close it."""
@@ -79,7 +79,7 @@ class _Life:
         try:
             self.cache.check()
         except AssertionError as error:
-            self._tally.fails(repr(error))
+            self._tally.count_failure(repr(error))
         self._timed(lambda: self.cache.close(drain_s=1.0))
 
     def _wait(self, name: str, keys: Sequence[BlockKey]) -> list[BlockKey]:
@@ -107,10 +107,10 @@ class _Life:
     def _load(self, name: str, keys: Sequence[BlockKey]) -> None:
         load = self._call(lambda: self.cache.begin_load(name, keys))
         if load is None:
-            self._tally.fails("ready blocks cannot be loaded")
+            self._tally.count_failure("ready blocks cannot be loaded")
             return
         for key, slot in zip(load.keys, load.slots, strict=True):
-            self._tally.given(BlockMove(key, self.cache.arena.view(slot)))
+            self._tally.check_block(BlockMove(key, self.cache.arena.view(slot)))
         self._timed(lambda: self.cache.end_load(load))
 
     def _save(self, keys: Sequence[BlockKey]) -> None:
@@ -137,7 +137,7 @@ class _Life:
         try:
             return verb()
         except Exception as error:  # no exception may leave the cache
-            self._tally.fails(repr(error))
+            self._tally.count_failure(repr(error))
             return None
         finally:
             self._tally.hangs += perf_s() - began_s > DEADLINE_S
@@ -151,12 +151,12 @@ def run_core(place: FaultPlace, fault: FaultKind, operations: int) -> Tally:
     tally = Tally()
     number = 0
     while tally.operations < operations:
-        life = _Life(place, fault, tally)
-        with Swallowed(tally):
+        lifetime = _Lifetime(place, fault, tally)
+        with LoggedErrors(tally):
             for _ in range(_REQUESTS):
-                life.serve(number)
+                lifetime.serve(number)
                 number += 1
                 if tally.operations >= operations:
                     break
-            life.end()
+            lifetime.end()
     return tally

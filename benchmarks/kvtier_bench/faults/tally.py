@@ -40,27 +40,27 @@ class Tally:
         """Count the outcomes of a batch of `expected` blocks."""
         self.outcomes.update(outcome.name for outcome in outcomes)
         if len(outcomes) != expected:
-            self.fails(f"{len(outcomes)} outcomes for {expected} blocks")
+            self.count_failure(f"{len(outcomes)} outcomes for {expected} blocks")
 
-    def judge(self, moves: Sequence[BlockMove], outcomes: Sequence[Outcome]) -> None:
+    def check_read(self, moves: Sequence[BlockMove], outcomes: Sequence[Outcome]) -> None:
         """Check the bytes of every block whose outcome is DONE."""
         for move, outcome in zip(moves, outcomes, strict=False):
             if outcome is Outcome.DONE:
-                self.given(move)
+                self.check_block(move)
 
-    def given(self, move: BlockMove) -> None:
+    def check_block(self, move: BlockMove) -> None:
         """Check the bytes of a block that was given to the caller."""
         self.wrong_bytes += not is_right(move.key, move.buffer)
 
-    def known(self, blocks: int, capacity_blocks: int) -> None:
+    def check_bound(self, blocks: int, capacity_blocks: int) -> None:
         """Check that the number of known blocks is within its bound."""
         self.over_bound += blocks > capacity_blocks
 
-    def listed(self, keys: Sequence[BlockKey], written: Sequence[BlockKey]) -> None:
+    def check_listing(self, keys: Sequence[BlockKey], written: Sequence[BlockKey]) -> None:
         """Check that a listing, which may be outdated, contains only keys that were written."""
         self.wrong_bytes += len(set(keys).difference(written))
 
-    def fails(self, what: str) -> None:
+    def count_failure(self, what: str) -> None:
         """Count an exception or another failure, and keep the first one's text."""
         self.exceptions += 1
         self.first_exception = self.first_exception or what
@@ -88,7 +88,7 @@ class Caller:
             self._pool.shutdown(wait=False)
             self._pool = ThreadPoolExecutor(1)
         except Exception as error:  # no exception may leave the tier
-            self._tally.fails(repr(error))
+            self._tally.count_failure(repr(error))
         return None
 
     def close(self) -> None:
@@ -96,21 +96,21 @@ class Caller:
         self._pool.shutdown(wait=False)
 
 
-class Swallowed(logging.Handler):
+class LoggedErrors(logging.Handler):
     """A context in which errors that kvtier logs are counted, and its logs are not displayed."""
 
     def __init__(self, tally: Tally) -> None:
         super().__init__(logging.ERROR)
         self._tally = tally
         self._logger = logging.getLogger("kvtier")
-        self._was_told = True
+        self._was_propagating = True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count the record as a failure."""
-        self._tally.fails(record.getMessage())
+        self._tally.count_failure(record.getMessage())
 
     def __enter__(self) -> Self:
-        self._was_told, self._logger.propagate = self._logger.propagate, False
+        self._was_propagating, self._logger.propagate = self._logger.propagate, False
         self._logger.addHandler(self)
         return self
 
@@ -121,4 +121,4 @@ class Swallowed(logging.Handler):
         trace: TracebackType | None,
     ) -> None:
         self._logger.removeHandler(self)
-        self._logger.propagate = self._was_told
+        self._logger.propagate = self._was_propagating

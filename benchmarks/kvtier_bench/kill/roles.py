@@ -2,8 +2,8 @@
 
 Writers write chains that other writers write at the same time, and log, each in a file of its own,
 the blocks that the tier reported as published. Readers read all the time and check every byte.
-Evictors scan and sweep below a bound that is never reached. All count on a `Board` in shared
-memory, which outlives them. A process ends by itself only after its parent has ended.
+Evictors scan and sweep below a bound that is never reached. All use the same `SharedCounters`,
+whose memory outlives them. A process ends by itself only after its parent has ended.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ _SWEEP_S: Final = 1.0
 _PASS_S: Final = 0.25
 
 
-class Board:
+class SharedCounters:
     """Counters in memory that all processes share.
 
     Concurrent counts may get lost; the counters with targets are counted by one reader only.
@@ -75,11 +75,11 @@ class Board:
         return int(self._counts[self.FIELDS.index(field)])
 
 
-class Life(NamedTuple):
+class RoleContext(NamedTuple):
     """The parameters of a process from its start to its kill."""
 
     folder: Path
-    board: Board
+    counters: SharedCounters
     number: int
     """The number of the process among all of the run."""
     seed: int
@@ -110,23 +110,25 @@ def log_path(folder: Path, number: int) -> Path:
     return folder / f"published-{number}.log"
 
 
-def write(life: Life) -> None:
+def write(context: RoleContext) -> None:
     """Publish recent and new chains, and log them."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    log = os.open(log_path(life.folder, life.number), flags, 0o600)
+    log = os.open(log_path(context.folder, context.number), flags, 0o600)
     try:
-        with closing(open_tier(life.folder)) as tier:
-            rng, room = seeded(life.seed), _room()
-            while life.parent_lives():
-                _publish(tier, life.board, rng, room, log)
+        with closing(open_tier(context.folder)) as tier:
+            rng, room = seeded(context.seed), _room()
+            while context.parent_lives():
+                _publish(tier, context.counters, rng, room, log)
     finally:
         os.close(log)
 
 
-def _publish(tier: FolderTier, board: Board, rng: "Random", room: Buffer, log: int) -> None:
+def _publish(
+    tier: FolderTier, counters: SharedCounters, rng: "Random", room: Buffer, log: int
+) -> None:
     """Publish one chain, and then log the blocks that the tier reported as done."""
-    board.add("chains", rng.randrange(2))
-    chain = max(0, board["chains"] - rng.randrange(_CONTESTED))
+    counters.add("chains", rng.randrange(2))
+    chain = max(0, counters["chains"] - rng.randrange(_CONTESTED))
     keys = chain_keys(chain)[: rng.randint(1, CHAIN_BLOCKS)]
     for i, key in enumerate(keys):
         room[i, : LAYOUT.block_bytes] = payload(key)
@@ -135,20 +137,20 @@ def _publish(tier: FolderTier, board: Board, rng: "Random", room: Buffer, log: i
     done = 0
     while done < len(outcomes) and outcomes[done] is Outcome.DONE:
         done += 1
-    board.add("done", done)
-    board.add("failed", len(keys) - done)
+    counters.add("done", done)
+    counters.add("failed", len(keys) - done)
     if done:
         os.write(log, b"%d %d\n" % (chain, done))
 
 
-def read(life: Life) -> None:
+def read(context: RoleContext) -> None:
     """Read chains, most often the newest, and check them."""
-    rng, board = seeded(life.seed), life.board
+    rng, counters = seeded(context.seed), context.counters
     room = _room()
-    while life.parent_lives():
-        with closing(open_tier(life.folder)) as tier:
+    while context.parent_lives():
+        with closing(open_tier(context.folder)) as tier:
             for _ in range(_READS_A_TIER):
-                newest = board["chains"]
+                newest = counters["chains"]
                 chain = max(0, newest - rng.randrange(_CONTESTED))
                 if rng.random() < _OLD_SHARE:
                     chain = rng.randrange(newest + 1)
@@ -156,21 +158,21 @@ def read(life: Life) -> None:
                 tier.find(keys)
                 room[:] = 0xEE
                 moves = [BlockMove(key, room[i]) for i, key in enumerate(keys)]
-                count(board, moves, tier.read_into(moves))
+                count(counters, moves, tier.read_into(moves))
 
 
-def count(board: Board, moves: list[BlockMove], outcomes: list[Outcome]) -> None:
+def count(counters: SharedCounters, moves: list[BlockMove], outcomes: list[Outcome]) -> None:
     """Count the outcomes of a read; a block is wrong if it is DONE with other bytes."""
-    board.add("reads")
+    counters.add("reads")
     for move, outcome in zip(moves, outcomes, strict=True):
-        board.add("corrupt", outcome is Outcome.CORRUPT)
+        counters.add("corrupt", outcome is Outcome.CORRUPT)
         if outcome is Outcome.DONE:
-            board.add("read_blocks")
+            counters.add("read_blocks")
             right = np.array_equal(move.buffer[: LAYOUT.block_bytes], payload(move.key))
-            board.add("wrong", not right)
+            counters.add("wrong", not right)
 
 
-def evict(life: Life) -> None:
+def evict(context: RoleContext) -> None:
     """Run an evictor, whose bound is too large to be reached."""
     options = EvictorOptions(
         bounds=Bounds(Watermarks(_BOUND_BYTES, _BOUND_BYTES)),
@@ -178,16 +180,16 @@ def evict(life: Life) -> None:
         sweep_s=_SWEEP_S,
         lease_s=_LEASE_S,
     )
-    store = PosixStore(life.folder / "kv", direct="never")
+    store = PosixStore(context.folder / "kv", direct="never")
     with closing(store):
         evictor = Evictor(store, options)
-        while life.parent_lives():
+        while context.parent_lives():
             evictor.run_once()
-            life.board.add("passes")
+            context.counters.add("passes")
             evictor.wait(_PASS_S)
 
 
-ROLES: Final[Mapping[str, Callable[[Life], None]]] = {
+ROLES: Final[Mapping[str, Callable[[RoleContext], None]]] = {
     "writer": write,
     "evictor": evict,
     "reader": read,

@@ -27,8 +27,8 @@ from kvtier.tiers.shared.reading import aligned_buffer
 from kvtier_bench.kill.roles import (
     LAYOUT,
     ROLES,
-    Board,
-    Life,
+    RoleContext,
+    SharedCounters,
     chain_keys,
     log_path,
     open_tier,
@@ -37,25 +37,29 @@ from kvtier_bench.kill.roles import (
 from kvtier_bench.rows import Row, Target, describe, measured, report, write_report
 
 KILLS: Final = 300
-CAST: Final = ("writer",) * 4 + ("evictor",) * 2 + ("reader",)
-MORTAL: Final = ("writer", "evictor")
+RUN_ROLES: Final = ("writer",) * 4 + ("evictor",) * 2 + ("reader",)
+KILLED_ROLES: Final = ("writer", "evictor")
 """The roles that are killed; readers live through the whole run."""
 _PAUSE_S: Final = (0.02, 0.4)
 _NONE: Final = Target("<=", 0)
-_TOLD_EVERY: Final = 50
+_REPORT_EVERY: Final = 50
 
 
-class Cast:
+class RoleProcesses:
     """The processes of a kill run, one for each of `roles`, restarted when they are killed."""
 
     def __init__(
-        self, folder: Path, board: Board, roles: Sequence[str], next_seed: Callable[[], int]
+        self,
+        folder: Path,
+        counters: SharedCounters,
+        roles: Sequence[str],
+        next_seed: Callable[[], int],
     ) -> None:
         """Start the processes; each start takes a seed from `next_seed`."""
         self.failures = 0
         """The number of processes that ended by themselves."""
         self._folder = folder
-        self._board = board
+        self._counters = counters
         self._next_seed = next_seed
         self._roles = list(roles)
         self._pids = [self._begin(number) for number in range(len(self._roles))]
@@ -81,9 +85,9 @@ class Cast:
     def _begin(self, number: int) -> int:
         role = self._roles[number]
         parent = os.getpid()
-        life = Life(
+        context = RoleContext(
             self._folder,
-            self._board,
+            self._counters,
             number,
             self._next_seed(),
             lambda: os.getppid() == parent,
@@ -92,7 +96,7 @@ class Cast:
         if pid:
             return pid
         try:
-            ROLES[role](life)
+            ROLES[role](context)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -100,7 +104,7 @@ class Cast:
             os._exit(3)
 
 
-class Remains(NamedTuple):
+class Leftovers(NamedTuple):
     """What is found after all processes have been killed."""
 
     published: int
@@ -118,7 +122,7 @@ def run(
     *,
     seed: int = 1,
     kills: int = KILLS,
-    cast: Sequence[str] = CAST,
+    roles: Sequence[str] = RUN_ROLES,
     pause_s: tuple[float, float] = _PAUSE_S,
 ) -> list[Row]:
     """Kill `kills` processes, verify, print the rows and write the report.
@@ -129,18 +133,18 @@ def run(
     folder = scratch / f"kill-{unique_id()[:12]}"
     folder.mkdir(parents=True, mode=0o700)
     began_s = perf_s()
-    board = Board()
-    failures = kill(folder, board, console, seed=seed, kills=kills, cast=cast, pause_s=pause_s)
-    remains = examine(folder, [i for i, role in enumerate(cast) if role == "writer"])
-    rows = verdicts(board, remains, kills, failures)
+    counters = SharedCounters()
+    failures = kill(folder, counters, console, seed=seed, kills=kills, roles=roles, pause_s=pause_s)
+    leftovers = examine(folder, [i for i, role in enumerate(roles) if role == "writer"])
+    rows = verdicts(counters, leftovers, kills, failures)
     for each in rows:
         console.print(describe(each))
     if json_path is not None:
         details = {
             "seed": seed,
-            "cast": list(cast),
+            "cast": list(roles),
             "seconds": round(perf_s() - began_s, 1),
-            **{field: board[field] for field in Board.FIELDS},
+            **{field: counters[field] for field in SharedCounters.FIELDS},
         }
         write_report(json_path, report("kill", rows, details))
     if all(each.met is not False for each in rows):
@@ -150,26 +154,26 @@ def run(
 
 def kill(
     folder: Path,
-    board: Board,
+    counters: SharedCounters,
     console: Console,
     *,
     seed: int,
     kills: int,
-    cast: Sequence[str],
+    roles: Sequence[str],
     pause_s: tuple[float, float],
 ) -> int:
     """Kill and restart processes `kills` times; return how many ended before they were killed."""
     rng, clock = seeded(seed), MonotonicClock()
-    mortal = [number for number, role in enumerate(cast) if role in MORTAL]
-    processes = Cast(folder, board, cast, lambda: rng.getrandbits(32))
+    killed = [number for number, role in enumerate(roles) if role in KILLED_ROLES]
+    processes = RoleProcesses(folder, counters, roles, lambda: rng.getrandbits(32))
     try:
         for number in range(1, kills + 1):
             clock.sleep(rng.uniform(*pause_s))
-            processes.kill(rng.choice(mortal))
-            if number % _TOLD_EVERY == 0:
+            processes.kill(rng.choice(killed))
+            if number % _REPORT_EVERY == 0:
                 console.print(
-                    f"{number} kills: {board['done']} blocks written, {board['read_blocks']} read, "
-                    f"{board['wrong']} wrong"
+                    f"{number} kills: {counters['done']} blocks written, "
+                    f"{counters['read_blocks']} read, {counters['wrong']} wrong"
                 )
     finally:
         processes.end()
@@ -188,7 +192,7 @@ def published(folder: Path, writers: Sequence[int]) -> dict[int, int]:
     return lengths
 
 
-def examine(folder: Path, writers: Sequence[int]) -> Remains:
+def examine(folder: Path, writers: Sequence[int]) -> Leftovers:
     """Read and check all published blocks, then sweep temporary files."""
     total = lost = wrong = 0
     tier = open_tier(folder)
@@ -210,40 +214,43 @@ def examine(folder: Path, writers: Sequence[int]) -> Remains:
     left = len(list(store.temporaries()))
     quarantined = sum("/quarantine/" in each.name for each in store.occupied())
     store.close()
-    return Remains(total, lost, wrong, len(orphans), left, quarantined)
+    return Leftovers(total, lost, wrong, len(orphans), left, quarantined)
 
 
-def verdicts(board: Board, remains: Remains, kills: int, failures: int) -> list[Row]:
+def verdicts(
+    counters: SharedCounters, leftovers: Leftovers, kills: int, failures: int
+) -> list[Row]:
     """Return the rows: violations that must be zero, and enough kills to be significant."""
     return [
         measured("kills", kills, "processes", target=Target(">=", KILLS)),
         measured(
             "published blocks that are lost",
-            remains.lost,
+            leftovers.lost,
             "blocks",
             target=_NONE,
-            note=f"of {remains.published} published with fsync",
+            note=f"of {leftovers.published} published with fsync",
         ),
         measured(
             "wrong bytes",
-            remains.wrong + board["wrong"],
+            leftovers.wrong + counters["wrong"],
             "blocks",
             target=_NONE,
-            note=f"of {board['read_blocks']} read meanwhile and {remains.published} at the end",
+            note=f"of {counters['read_blocks']} read meanwhile "
+            f"and {leftovers.published} at the end",
         ),
         measured(
             "corrupt or quarantined",
-            board["corrupt"] + remains.quarantined,
+            counters["corrupt"] + leftovers.quarantined,
             "blocks",
             target=_NONE,
             note="a kill may not leave an incomplete file under its final name",
         ),
         measured(
             "temporary files after a sweep",
-            remains.orphans_left,
+            leftovers.orphans_left,
             "files",
             target=_NONE,
-            note=f"of {remains.orphans} that killed writers left since the last sweep",
+            note=f"of {leftovers.orphans} that killed writers left since the last sweep",
         ),
         measured("processes that ended by themselves", failures, "processes", target=_NONE),
     ]

@@ -57,7 +57,7 @@ Measured = tuple[list[Row], dict[str, Any]]
 """Rows, and the details behind them."""
 
 
-class Opening(NamedTuple):
+class Calibration(NamedTuple):
     """What is measured before the first round."""
 
     most_per_minute: float
@@ -93,12 +93,12 @@ def measure_engines(
             check_all(commands, running, plan.scratch)
             fill(engines, plan.traffic, encode)
             first = Schedule(plan.traffic, encode, decode, plan.seed, 1.0).edition(0)
-            opening = open_up(engines, running, first, plan.traffic, clock)
+            calibration = calibrate(engines, running, first, plan.traffic, clock)
         runs: RouterRuns = {router.name: [] for router in running}
         for number in range(plan.rounds):
             with steps.step(f"round {number + 1} of {plan.rounds}"):
                 schedule = Schedule(
-                    plan.traffic, encode, decode, plan.seed + number, opening.per_minute
+                    plan.traffic, encode, decode, plan.seed + number, calibration.per_minute
                 )
                 for place, router in enumerate(rotated(running, number)):
                     steps.tell(router.name)
@@ -106,7 +106,7 @@ def measure_engines(
                     runs[router.name].append(
                         run_schedule(router, engines, arrivals, plan.traffic.output_len, clock)
                     )
-            measured = engine_rows(runs, opening.different), details(plan, runs, opening)
+            measured = engine_rows(runs, calibration.different), details(plan, runs, calibration)
             keep(measured)
     return measured
 
@@ -118,19 +118,19 @@ def check_all(wanted: Iterable[str], running: Sequence[RunningRouter], scratch: 
         raise ServerFailed(f"{min(missing)} did not start: see its log in {scratch}")
 
 
-def open_up(
+def calibrate(
     engines: Sequence[EngineReplica],
     running: Sequence[RunningRouter],
     arrivals: Sequence[Arrival],
     traffic: Traffic,
     clock: Clock,
-) -> Opening:
+) -> Calibration:
     """Measure the replicas' capacity, and compare a sample of answers."""
     endpoints = [engine.server.endpoint for engine in engines]
     most = requests_per_minute(endpoints, arrivals, traffic.output_len, clock)
     different = compare(engines, running, arrivals[:SAMPLED], traffic.output_len)
     clock.sleep(SETTLE_S)
-    return Opening(most, most * traffic.busy_percent / 100, different)
+    return Calibration(most, most * traffic.busy_percent / 100, different)
 
 
 def rotated(running: Sequence[RunningRouter], by: int) -> list[RunningRouter]:
@@ -180,13 +180,13 @@ def compare(
     return different
 
 
-def details(plan: RouterPlan, runs: RouterRuns, opening: Opening) -> dict[str, Any]:
+def details(plan: RouterPlan, runs: RouterRuns, calibration: Calibration) -> dict[str, Any]:
     """Return everything that was measured, for each request."""
     return {
         "traffic": msgspec.to_builtins(plan.traffic),
         "seed": plan.seed,
         "rounds_planned": plan.rounds,
-        "opening": opening._asdict(),
+        "opening": calibration._asdict(),
         "runs": {name: [msgspec.to_builtins(run) for run in each] for name, each in runs.items()},
     }
 

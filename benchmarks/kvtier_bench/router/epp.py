@@ -168,7 +168,7 @@ async def pace(port: int, per_second: int, seconds: float) -> list[float]:
         due_s = start_s + number / per_second
         await asyncio.sleep(max(0.0, due_s - perf_s()))
         reader, writer = free.pop() if free else await asyncio.open_connection("127.0.0.1", port)
-        writer.write(answers.question(number))
+        writer.write(answers.make_request(number))
         answer = load.AnswerParser()
         while not answer.done:
             answer.feed(await reader.read(1 << 16))

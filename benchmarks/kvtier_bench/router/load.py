@@ -127,8 +127,12 @@ class LoadTally:
 
     def judge(self, number: int, answer: AnswerParser) -> None:
         """Compare a complete answer with the expected one, and count it."""
-        found = answers.mark(number)
-        expected = answers.whole(found) if self.order.kind == "whole" else answers.streamed(found)
+        found = answers.make_mark(number)
+        expected = (
+            answers.whole_answer(found)
+            if self.order.kind == "whole"
+            else answers.stream_body(found)
+        )
         if answer.status != 200:
             self.failed += 1
         elif answer.body != expected:
@@ -160,7 +164,7 @@ class Client(asyncio.Protocol):
         self._answer = AnswerParser()
         self._first_s = 0.0
         self._asked_s = perf_s()
-        self._transport.write(answers.question(self._number, stream=self._stream))
+        self._transport.write(answers.make_request(self._number, stream=self._stream))
 
     def data_received(self, data: bytes) -> None:
         """Parse the answer; at its end, judge it and send the next request."""

@@ -86,10 +86,10 @@ class StubReplica(asyncio.Protocol):
         elif path != b"/v1/completions":
             self._send(None)
         elif b'"stream":true' not in body:
-            self._send(answers.whole(answers.marked(body)))
+            self._send(answers.whole_answer(answers.find_mark(body)))
         else:
             last = _IDLE_CHUNKS if b'"metadata":"idle"' in body else answers.CHUNKS + 1
-            self._stream(answers.marked(body), last)
+            self._stream(answers.find_mark(body), last)
 
     def _send(self, body: bytes | None, kind: bytes | None = None) -> None:
         status = b"404 Not Found" if body is None else b"200 OK"
@@ -105,7 +105,7 @@ class StubReplica(asyncio.Protocol):
         self._timer = self._loop.call_at(due_s, self._chunk, found, 0, last, due_s)
 
     def _chunk(self, found: bytes, number: int, last: int, due_s: float) -> None:
-        event = answers.chunk(found, number)
+        event = answers.stream_event(found, number)
         framed = b"%x\r\n%s\r\n" % (len(event), event)
         if number == answers.CHUNKS:
             self._transport.write(framed + b"0\r\n\r\n")

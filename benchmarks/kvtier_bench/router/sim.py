@@ -25,7 +25,7 @@ from kvtier.router.config.profiles import build_profiles, build_strategies
 from kvtier.router.config.reading import Configuration, read_configuration
 from kvtier_bench.progress import Steps
 from kvtier_bench.router.simreplica import Job, Rates, SimulatedReplica, Started
-from kvtier_bench.router.simtrace import SimulatedSession, TraceShape, Words, make_sessions
+from kvtier_bench.router.simtrace import SimulatedSession, TokenSource, TraceShape, make_sessions
 from kvtier_bench.rows import Row, Target, measured
 
 REPLICAS: Final = 64
@@ -83,12 +83,12 @@ def measure_sim(
     """Return rows, details, and a table of all profiles."""
     shape = shape or TraceShape()
     sessions = list(make_sessions(shape, seed))
-    words = Words()
+    tokens = TokenSource()
     results: dict[str, SimulationResult] = {}
     with steps.step(f"{replicas} simulated replicas, {len(sessions)} sessions"):
         for name, make in policies(examples).items():
             steps.tell(name)
-            results[name] = Simulation(make, sessions, words, replicas).run()
+            results[name] = Simulation(make, sessions, tokens, replicas).run()
     details = {"seed": seed, "replicas": replicas, "shape": shape._asdict()}
     return sim_rows(results), details, table(results)
 
@@ -100,7 +100,7 @@ class Simulation:
         self,
         make: Policy,
         sessions: Sequence[SimulatedSession],
-        words: Words,
+        tokens: TokenSource,
         replicas: int,
         rates: Rates | None = None,
     ) -> None:
@@ -111,7 +111,7 @@ class Simulation:
         self._endpoints = [replica.endpoint for replica in self._replicas.values()]
         self._profile = make(self._endpoints)
         self._sessions = sessions
-        self._words = words
+        self._tokens = tokens
         self._headers: list[dict[str, str]] = [{} for _ in sessions]
         self._events: list[tuple[float, int, Any]] = []
         self._order = itertools.count()
@@ -144,7 +144,7 @@ class Simulation:
         request = InferenceRequest(
             request_id=f"{session.number}-{number}",
             model=_MODEL,
-            prompt=TokenPrompt(self._words.prompt(turn), _MODEL),
+            prompt=TokenPrompt(self._tokens.prompt(turn), _MODEL),
             max_tokens=turn.answer_tokens,
             headers=self._headers[session.number],
         )

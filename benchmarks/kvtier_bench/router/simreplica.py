@@ -32,7 +32,7 @@ class Rates(NamedTuple):
     """Prefill tokens in one step."""
 
 
-class Holding:
+class TierContent:
     """The segments in one tier and their sizes, least recently used first."""
 
     def __init__(self, capacity: int) -> None:
@@ -50,7 +50,7 @@ class Holding:
                 break
         return total
 
-    def hold(self, turn: SessionTurn, sizes: Sequence[int]) -> None:
+    def add(self, turn: SessionTurn, sizes: Sequence[int]) -> None:
         """Add the whole prompt, its end least recently used, and evict segments to make room."""
         for name, size in zip(reversed(turn.segments), reversed(sizes), strict=True):
             known = self._held.pop(name, 0)
@@ -98,8 +98,8 @@ class SimulatedReplica:
 
     def __init__(self, name: str, rates: Rates) -> None:
         self.rates = rates
-        self.device = Holding(rates.device_tokens)
-        self.ram = Holding(rates.ram_tokens)
+        self.device = TierContent(rates.device_tokens)
+        self.ram = TierContent(rates.ram_tokens)
         self.waiting: deque[Job] = deque()
         self.prefilling = False
         self.running = 0
@@ -156,6 +156,6 @@ class SimulatedReplica:
         self._taken -= job.tokens
         turn = job.turn
         sizes = [*turn.sizes[:-1], turn.sizes[-1] + turn.answer_tokens]
-        self.device.hold(turn, sizes)
-        self.ram.hold(turn, sizes)
+        self.device.add(turn, sizes)
+        self.ram.add(turn, sizes)
         self.device.shrink(self._taken)

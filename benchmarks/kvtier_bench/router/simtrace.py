@@ -82,7 +82,7 @@ def make_sessions(shape: TraceShape, seed: int) -> Iterator[SimulatedSession]:
         yield SimulatedSession(number, random.uniform(0, shape.arrivals_s), turns)
 
 
-class Words:
+class TokenSource:
     """The token ids of segments; prompts that share a segment share its ids."""
 
     def __init__(self) -> None:
@@ -101,8 +101,8 @@ class Words:
         known = self._of.get(name)
         if known is None or len(known) < size:
             # A segment that grows by its answer keeps its beginning.
-            words = seeded(_number(name)).randbytes(4 * size)
-            known = np.frombuffer(words, dtype="<u4") % _VOCABULARY
+            tokens = seeded(_number(name)).randbytes(4 * size)
+            known = np.frombuffer(tokens, dtype="<u4") % _VOCABULARY
             self._of[name] = known
         return known[:size]
 

@@ -3,26 +3,26 @@ import threading
 
 from kvtier.tiers.base import BlockMove, Outcome
 from kvtier_bench.faults.places import CHAIN_KEYS, SLOTS
-from kvtier_bench.faults.tally import Caller, Swallowed, Tally
+from kvtier_bench.faults.tally import Caller, LoggedErrors, Tally
 
 ONE, OTHER = CHAIN_KEYS[0][:2]
 
 
 def test_done_blocks_with_wrong_bytes_are_counted() -> None:
     tally = Tally()
-    tally.judge(
+    tally.check_read(
         [BlockMove(ONE, SLOTS[ONE]), BlockMove(ONE, SLOTS[OTHER])], [Outcome.DONE, Outcome.CORRUPT]
     )
     assert tally.wrong_bytes == 0
-    tally.judge([BlockMove(ONE, SLOTS[OTHER])], [Outcome.DONE])
+    tally.check_read([BlockMove(ONE, SLOTS[OTHER])], [Outcome.DONE])
     assert tally.wrong_bytes == 1
 
 
 def test_listed_key_that_was_never_written_is_counted() -> None:
     tally = Tally()
-    tally.listed([ONE, ONE], [ONE, OTHER])
+    tally.check_listing([ONE, ONE], [ONE, OTHER])
     assert tally.wrong_bytes == 0
-    tally.listed([OTHER], [ONE])
+    tally.check_listing([OTHER], [ONE])
     assert tally.wrong_bytes == 1
 
 
@@ -36,9 +36,9 @@ def test_wrong_number_of_outcomes_is_counted() -> None:
 
 def test_known_blocks_above_the_bound_are_counted() -> None:
     tally = Tally()
-    tally.known(4, 4)
+    tally.check_bound(4, 4)
     assert tally.over_bound == 0
-    tally.known(5, 4)
+    tally.check_bound(5, 4)
     assert tally.over_bound == 1
 
 
@@ -59,7 +59,7 @@ def test_calls_that_raise_or_hang_are_counted() -> None:
 def test_logged_error_is_counted_as_exception() -> None:
     tally = Tally()
     logger = logging.getLogger("kvtier.transfer.engine")
-    with Swallowed(tally):
+    with LoggedErrors(tally):
         logger.warning("blocks are missed")
         assert tally.exceptions == 0
         logger.error("tier failed")

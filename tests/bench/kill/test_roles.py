@@ -8,8 +8,8 @@ from kvtier_bench.kill.roles import (
     CHAIN_BLOCKS,
     LAYOUT,
     ROLES,
-    Board,
-    Life,
+    RoleContext,
+    SharedCounters,
     chain_keys,
     count,
     log_path,
@@ -23,46 +23,46 @@ def turns(number: int) -> Callable[[], bool]:
     return lambda: next(left, False)
 
 
-def play(role: str, folder: Path, board: Board, number: int) -> None:
-    ROLES[role](Life(folder, board, 0, 5, turns(number)))
+def play(role: str, folder: Path, counters: SharedCounters, number: int) -> None:
+    ROLES[role](RoleContext(folder, counters, 0, 5, turns(number)))
 
 
 def test_reader_finds_what_a_writer_logged(tmp_path: Path) -> None:
-    board = Board()
-    play("writer", tmp_path, board, 30)
+    counters = SharedCounters()
+    play("writer", tmp_path, counters, 30)
     lines = log_path(tmp_path, 0).read_text().splitlines()
     assert len(lines) == 30
-    assert board["done"] > 0
-    assert board["failed"] == 0
+    assert counters["done"] > 0
+    assert counters["failed"] == 0
     tier = open_tier(tmp_path)
     for line in lines:
         chain, blocks = map(int, line.split())
         assert tier.find(chain_keys(chain)[:blocks]) == [Outcome.DONE] * blocks
     tier.close()
-    play("reader", tmp_path, board, 1)
-    assert board["reads"] == 200
-    assert board["read_blocks"] > 0
-    assert (board["wrong"], board["corrupt"]) == (0, 0)
+    play("reader", tmp_path, counters, 1)
+    assert counters["reads"] == 200
+    assert counters["read_blocks"] > 0
+    assert (counters["wrong"], counters["corrupt"]) == (0, 0)
 
 
 def test_evictor_below_its_bound_removes_nothing(tmp_path: Path) -> None:
-    board = Board()
-    play("writer", tmp_path, board, 10)
+    counters = SharedCounters()
+    play("writer", tmp_path, counters, 10)
     files = sorted((tmp_path / "kv").glob("*/blocks/*/*.kvt"))
-    play("evictor", tmp_path, board, 1)
-    assert board["passes"] == 1
+    play("evictor", tmp_path, counters, 1)
+    assert counters["passes"] == 1
     assert sorted((tmp_path / "kv").glob("*/blocks/*/*.kvt")) == files
 
 
 def test_wrong_and_corrupt_blocks_are_counted() -> None:
-    board, key = Board(), chain_keys(3)[0]
+    counters, key = SharedCounters(), chain_keys(3)[0]
     right = np.zeros(LAYOUT.slot_bytes, np.uint8)
     right[: LAYOUT.block_bytes] = payload(key)
     wrong = right.copy()
     wrong[LAYOUT.block_bytes - 1] ^= np.uint8(1)
     outcomes = [Outcome.DONE, Outcome.DONE, Outcome.CORRUPT, Outcome.MISSING]
-    count(board, [BlockMove(key, right), *[BlockMove(key, wrong)] * 3], outcomes)
-    assert (board["read_blocks"], board["wrong"], board["corrupt"]) == (2, 1, 1)
+    count(counters, [BlockMove(key, right), *[BlockMove(key, wrong)] * 3], outcomes)
+    assert (counters["read_blocks"], counters["wrong"], counters["corrupt"]) == (2, 1, 1)
 
 
 def test_chains_are_all_different() -> None:

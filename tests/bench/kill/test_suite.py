@@ -5,11 +5,11 @@ from rich.console import Console
 
 from kvtier.tiers.base import BlockMove
 from kvtier.tiers.shared.reading import aligned_buffer
-from kvtier_bench.kill.roles import LAYOUT, Board, chain_keys, log_path, open_tier, payload
-from kvtier_bench.kill.suite import CAST, KILLS, Remains, examine, published, run, verdicts
+from kvtier_bench.kill.roles import LAYOUT, SharedCounters, chain_keys, log_path, open_tier, payload
+from kvtier_bench.kill.suite import KILLS, RUN_ROLES, Leftovers, examine, published, run, verdicts
 from kvtier_bench.rows import read_report
 
-CLEAN = Remains(published=5, lost=0, wrong=0, orphans=2, orphans_left=0, quarantined=0)
+CLEAN = Leftovers(published=5, lost=0, wrong=0, orphans=2, orphans_left=0, quarantined=0)
 
 
 def store(folder: Path, chain: int, blocks: int) -> Path:
@@ -29,7 +29,7 @@ def store(folder: Path, chain: int, blocks: int) -> Path:
 def test_short_kill_run_meets_all_rows_but_the_number_of_kills(tmp_path: Path) -> None:
     path, scratch = tmp_path / "kill.json", tmp_path / "scratch"
     with (tmp_path / "out").open("w") as out:
-        rows = run(path, scratch, Console(file=out), kills=6, cast=CAST, pause_s=(0.01, 0.1))
+        rows = run(path, scratch, Console(file=out), kills=6, roles=RUN_ROLES, pause_s=(0.01, 0.1))
     judged = {row.name: row for row in rows}
     assert not judged.pop("kills").met, "six kills must be too few"
     assert all(row.met for row in judged.values())
@@ -47,7 +47,7 @@ def test_incomplete_line_of_a_log_is_ignored(tmp_path: Path) -> None:
 def test_intact_published_blocks_are_neither_lost_nor_wrong(tmp_path: Path) -> None:
     store(tmp_path, 1, 3)
     log_path(tmp_path, 0).write_text("1 3\n")
-    assert examine(tmp_path, [0]) == Remains(3, 0, 0, 0, 0, 0)
+    assert examine(tmp_path, [0]) == Leftovers(3, 0, 0, 0, 0, 0)
 
 
 def test_missing_published_blocks_are_lost(tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_damaged_file_is_lost_and_quarantined(tmp_path: Path) -> None:
     raw[5000] ^= np.uint8(1)
     file.write_bytes(raw.tobytes())
     log_path(tmp_path, 0).write_text("1 2\n")
-    remains = examine(tmp_path, [0])
-    assert remains.lost >= 1
-    assert remains.quarantined == 1
+    leftovers = examine(tmp_path, [0])
+    assert leftovers.lost >= 1
+    assert leftovers.quarantined == 1
 
 
 def test_temporary_files_are_counted_and_removed(tmp_path: Path) -> None:
@@ -75,22 +75,22 @@ def test_temporary_files_are_counted_and_removed(tmp_path: Path) -> None:
     tier.close()
     orphan = file.parent / name
     orphan.write_bytes(b"half a file")
-    remains = examine(tmp_path, [])
-    assert (remains.orphans, remains.orphans_left) == (1, 0)
+    leftovers = examine(tmp_path, [])
+    assert (leftovers.orphans, leftovers.orphans_left) == (1, 0)
     assert not orphan.exists()
 
 
 def test_verdicts_miss_for_each_violation() -> None:
-    board = Board()
-    assert all(row.met for row in verdicts(board, CLEAN, KILLS, 0))
+    counters = SharedCounters()
+    assert all(row.met for row in verdicts(counters, CLEAN, KILLS, 0))
     for spoilt in (
-        verdicts(board, CLEAN._replace(lost=1), KILLS, 0),
-        verdicts(board, CLEAN._replace(wrong=1), KILLS, 0),
-        verdicts(board, CLEAN._replace(quarantined=1), KILLS, 0),
-        verdicts(board, CLEAN._replace(orphans_left=1), KILLS, 0),
-        verdicts(board, CLEAN, KILLS - 1, 0),
-        verdicts(board, CLEAN, KILLS, 1),
+        verdicts(counters, CLEAN._replace(lost=1), KILLS, 0),
+        verdicts(counters, CLEAN._replace(wrong=1), KILLS, 0),
+        verdicts(counters, CLEAN._replace(quarantined=1), KILLS, 0),
+        verdicts(counters, CLEAN._replace(orphans_left=1), KILLS, 0),
+        verdicts(counters, CLEAN, KILLS - 1, 0),
+        verdicts(counters, CLEAN, KILLS, 1),
     ):
         assert [row.met for row in spoilt].count(False) == 1
-    board.add("wrong")
-    assert not all(row.met for row in verdicts(board, CLEAN, KILLS, 0))
+    counters.add("wrong")
+    assert not all(row.met for row in verdicts(counters, CLEAN, KILLS, 0))

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from kvtier_bench.kill import suite
-from kvtier_bench.kill.roles import Board, Life
-from kvtier_bench.kill.suite import Cast
+from kvtier_bench.kill.roles import RoleContext, SharedCounters
+from kvtier_bench.kill.suite import RoleProcesses
 
 
-def tell(life: Life) -> None:
+def tell(context: RoleContext) -> None:
     """Write the own pid to a file, and run until the parent ends."""
-    (life.folder / f"{life.number}-{life.seed}").write_text(str(os.getpid()))
-    while life.parent_lives():
+    (context.folder / f"{context.number}-{context.seed}").write_text(str(os.getpid()))
+    while context.parent_lives():
         time.sleep(0.01)
 
 
@@ -42,16 +42,16 @@ def test_killed_process_is_started_again(
     tmp_path: Path, seeds: Iterator[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "ROLES", {"teller": tell})
-    cast = Cast(tmp_path, Board(), ["teller", "teller"], lambda: next(seeds))
+    processes = RoleProcesses(tmp_path, SharedCounters(), ["teller", "teller"], lambda: next(seeds))
     first = pids(tmp_path, 2)
-    cast.kill(0)
-    cast.kill(0)
+    processes.kill(0)
+    processes.kill(0)
     everybody = pids(tmp_path, 3)
     assert sum(map(lives, first)) == 1
-    cast.end()
-    cast.end()
+    processes.end()
+    processes.end()
     assert not any(map(lives, everybody))
-    assert cast.failures == 0
+    assert processes.failures == 0
 
 
 def test_process_that_ends_by_itself_is_counted(
@@ -60,11 +60,11 @@ def test_process_that_ends_by_itself_is_counted(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(suite, "ROLES", {"failer": lambda life: 1 // 0})
-    cast = Cast(tmp_path, Board(), ["failer"], lambda: next(seeds))
+    monkeypatch.setattr(suite, "ROLES", {"failer": lambda context: 1 // 0})
+    processes = RoleProcesses(tmp_path, SharedCounters(), ["failer"], lambda: next(seeds))
     os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-    cast.end()
-    assert cast.failures == 1
+    processes.end()
+    assert processes.failures == 1
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_child_ends_after_its_parent(
     parent = os.fork()
     if not parent:
         try:
-            Cast(tmp_path, Board(), ["teller"], lambda: next(seeds))
+            RoleProcesses(tmp_path, SharedCounters(), ["teller"], lambda: next(seeds))
             time.sleep(60)
         finally:
             os._exit(1)

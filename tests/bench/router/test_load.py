@@ -33,7 +33,7 @@ def test_tally_counts_an_answer_that_differs_by_one_byte() -> None:
     tally = LoadTally(LoadOrder(port=1, kind="whole", clients=1))
     answer = AnswerParser()
     answer.status = 200
-    answer.body = bytearray(answers.whole(answers.mark(3)))
+    answer.body = bytearray(answers.whole_answer(answers.make_mark(3)))
     tally.judge(3, answer)
     assert (tally.wrong, tally.failed) == (0, 0)
     tally.judge(4, answer)

@@ -29,12 +29,12 @@ def test_chunked_and_sized_requests_get_the_same_answer_in_any_pieces() -> None:
         server.close()
         return body
 
-    plain = answers.question(7)
+    plain = answers.make_request(7)
     head, _, body = plain.partition(b"\r\n\r\n")
     lines = [line for line in head.split(b"\r\n") if not line.startswith(b"content-length")]
     chunked = b"\r\n".join([*lines, b"transfer-encoding: chunked"]) + b"\r\n\r\n"
     chunked += b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (9, body[:9], len(body) - 9, body[9:])
-    expected = answers.whole(answers.mark(7))
+    expected = answers.whole_answer(answers.make_mark(7))
     for step in (len(chunked), 700):
         assert asyncio.run(ask(plain, len(plain))) == expected
         assert asyncio.run(ask(chunked, step)) == expected

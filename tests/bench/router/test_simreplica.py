@@ -1,6 +1,6 @@
 import pytest
 
-from kvtier_bench.router.simreplica import Holding, Job, Rates, SimulatedReplica
+from kvtier_bench.router.simreplica import Job, Rates, SimulatedReplica, TierContent
 from kvtier_bench.router.simtrace import SessionTurn
 
 RATES = Rates(
@@ -22,14 +22,14 @@ def job(session: int, **sizes: int) -> Job:
 
 
 def test_end_of_a_prefix_is_evicted_first() -> None:
-    holding = Holding(2500)
-    holding.hold(turn(1), (1000, 1010))
-    assert holding.prefix(turn(1)) == 2000
-    assert holding.prefix(turn(2)) == 1000
-    holding.hold(turn(2), (1000, 1010))
-    assert (holding.prefix(turn(1)), holding.prefix(turn(2))) == (1000, 2000)
-    holding.shrink(1500)
-    assert holding.prefix(turn(2)) == 1000
+    content = TierContent(2500)
+    content.add(turn(1), (1000, 1010))
+    assert content.prefix(turn(1)) == 2000
+    assert content.prefix(turn(2)) == 1000
+    content.add(turn(2), (1000, 1010))
+    assert (content.prefix(turn(1)), content.prefix(turn(2))) == (1000, 2000)
+    content.shrink(1500)
+    assert content.prefix(turn(2)) == 1000
 
 
 def test_tokens_in_a_tier_are_not_computed_again() -> None:
