@@ -29,7 +29,7 @@ WARM_UP_LENGTHS = [1500, 700, 1100]
 
 
 class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure: workloads, contestants and rounds.
+    """The workloads, contestants and rounds to measure.
 
     `scratch` is the folder for logs and disk tiers; `peers` the one with other systems' specs.
     """

@@ -53,7 +53,7 @@ def change(value: float, baseline: float) -> str:
 
 
 def hit_rate_text(hit_rates: dict[str, float]) -> str:
-    """Return a line such as `device 43%` per tier; lower tiers only where they served anything."""
+    """Return a line such as `device 43%` for the device and each tier that served anything."""
     shown = [
         f"{tier} {share:.0%}"
         for tier, share in hit_rates.items()

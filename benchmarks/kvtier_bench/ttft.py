@@ -111,7 +111,7 @@ def _sample(server: Server, prompt: list[int], state: str, samples: Samples) -> 
 
 
 def drop_page_cache() -> bool:
-    """Drop clean pages, so that reads reach the disk; return False where that is not permitted."""
+    """Drop clean pages, so that reads reach the disk; return False if that is not permitted."""
     os.sync()
     try:
         PAGE_CACHE.write_text("3")

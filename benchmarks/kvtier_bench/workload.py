@@ -42,7 +42,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     block_tokens: int
     device_blocks: int
     runs_per_round: int = 1
-    """More than one where a single run scatters more than the effect that is looked for."""
+    """Runs in each round; more than one if single runs scatter more than the measured effect."""
 
     def __post_init__(self) -> None:
         smallest = min(getattr(self, name) for name in self.__struct_fields__[2:])

@@ -105,7 +105,7 @@ class RoleProcesses:
 
 
 class Leftovers(NamedTuple):
-    """What is found after all processes have been killed."""
+    """The findings after all processes have been killed."""
 
     published: int
     lost: int

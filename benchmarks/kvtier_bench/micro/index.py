@@ -30,11 +30,11 @@ def measure_index() -> list[Row]:
 
 def _measure_at(held: int) -> list[Row]:
     gc.collect()
-    before = _resident_bytes()
+    before = resident_bytes()
     index, policy = LocalIndex(2), Lru(capacity_rows=held)
     for number in range(held // PREFIX):
         _insert(index, policy, chain(number, PREFIX))
-    per_block = (_resident_bytes() - before) / held
+    per_block = (resident_bytes() - before) / held
     probes = [chain(number * 7919 % (held // PREFIX), PREFIX) for number in range(40)]
     turn = 0
 
@@ -84,7 +84,8 @@ def _insert(index: LocalIndex, policy: Lru, keys: list[BlockKey]) -> None:
         policy.insert(row, key)
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 

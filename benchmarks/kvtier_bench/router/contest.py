@@ -25,8 +25,8 @@ import msgspec
 
 from kvtier.clock import MonotonicClock
 from kvtier_bench.processes import PROC, session_cpu_s, session_processes, stop_session
+from kvtier_bench.router.engine_replicas import EngineReplica
 from kvtier_bench.router.load import LoadOrder, LoadOutcome
-from kvtier_bench.router.pair import EngineReplica
 from kvtier_bench.server import HOST, ServerFailed, free_port
 
 ROUND_ROBIN: Final = "kvtier route, round-robin"

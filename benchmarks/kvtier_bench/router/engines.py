@@ -24,8 +24,8 @@ from kvtier_bench.client import ServerAddress, complete, complete_all
 from kvtier_bench.progress import Steps
 from kvtier_bench.router import contest
 from kvtier_bench.router.contest import RunningRouter, commands_before_engines
-from kvtier_bench.router.engineruns import SETTLE_S, RouterRuns, engine_rows, run_schedule
-from kvtier_bench.router.pair import EngineReplica, replicas
+from kvtier_bench.router.engine_replicas import EngineReplica, replicas
+from kvtier_bench.router.engine_runs import SETTLE_S, RouterRuns, engine_rows, run_schedule
 from kvtier_bench.router.traffic import Arrival, Schedule, Traffic
 from kvtier_bench.rows import Row
 from kvtier_bench.server import HOST, ServerFailed
@@ -42,7 +42,10 @@ _IN_FLIGHT: Final = 4
 
 
 class RouterPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. Logs go to `scratch`; `examples` contains the guide's router profile."""
+    """The traffic and rounds to measure.
+
+    Logs go to `scratch`; `examples` contains the guide's router profile.
+    """
 
     model: Path
     traffic: Traffic
@@ -58,7 +61,7 @@ Measured = tuple[list[Row], dict[str, Any]]
 
 
 class Calibration(NamedTuple):
-    """What is measured before the first round."""
+    """The results of the measurements before the first round."""
 
     most_per_minute: float
     """The replicas' capacity, in requests per minute."""

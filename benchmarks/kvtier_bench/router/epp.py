@@ -254,7 +254,7 @@ def _without_picker(config: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _replica() -> Iterator[int]:
-    command = [sys.executable, "-m", "kvtier_bench.router.replica", "1"]
+    command = [sys.executable, "-m", "kvtier_bench.router.replica", "1", "--chunked"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -7,7 +7,6 @@ row measures a whole decision for a short prompt.
 import gc
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -24,6 +23,7 @@ from kvtier.router.config.indexes import DEFAULT_INDEX
 from kvtier.router.config.profiles import build_profiles
 from kvtier.router.config.reading import read_configuration
 from kvtier.router.learn.wire import decode
+from kvtier_bench.micro.index import resident_bytes
 from kvtier_bench.micro.timing import interleave
 from kvtier_bench.rows import Row, Target, measured
 
@@ -161,7 +161,7 @@ def _memory(entries: int) -> list[Row]:
     for replica in REPLICAS[:16]:
         index.add(replica, MODEL)
     gc.collect()
-    before = _resident_bytes()
+    before = resident_bytes()
     for number, replica in enumerate(REPLICAS[:16]):
         for event in _stored(share, seed=number):
             index.apply(replica, [event])
@@ -170,7 +170,7 @@ def _memory(entries: int) -> list[Row]:
     return [
         measured(
             f"memory an entry, {held:,} blocks of 16 replicas, no two alike",
-            (_resident_bytes() - before) / held,
+            (resident_bytes() - before) / held,
             "bytes",
             target=Target("<=", 250),
             note="masks, the engines' own names and the tree; growth of resident memory",
@@ -238,7 +238,3 @@ def _row(name: str, seconds: list[float], scale: float, unit: str, bound: float 
         target=None if bound is None else Target("<=", bound),
         note=f"p99 {p99:.3g} {unit} of {len(ordered)}",
     )
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

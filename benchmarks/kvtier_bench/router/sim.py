@@ -24,17 +24,14 @@ from kvtier.router.config import indexes
 from kvtier.router.config.profiles import build_profiles, build_strategies
 from kvtier.router.config.reading import Configuration, read_configuration
 from kvtier_bench.progress import Steps
-from kvtier_bench.router.simreplica import Job, Rates, SimulatedReplica, Started
-from kvtier_bench.router.simtrace import SimulatedSession, TokenSource, TraceShape, make_sessions
+from kvtier_bench.router.sim_replica import Job, Rates, SimulatedReplica, Started
+from kvtier_bench.router.sim_trace import SimulatedSession, TokenSource, TraceShape, make_sessions
 from kvtier_bench.rows import Row, Target, measured
 
 REPLICAS: Final = 64
 _SCRAPE_S: Final = 0.5
 _JUDGED: Final = "expected-ttft"
 _MODEL: Final = "m"
-Policy = Callable[[Sequence[Endpoint]], Profile]
-"""Makes a new profile for these replicas."""
-
 _STRATEGIES: Final = (
     "round-robin",
     "random",
@@ -49,6 +46,9 @@ _FILES: Final = {
     "document, producers": "producers.yaml",
     "document, no-hit-lru 1:1:1:1:1": "no-hit-lru.yaml",
 }
+
+Policy = Callable[[Sequence[Endpoint]], Profile]
+"""Makes a new profile for these replicas."""
 
 
 class SimulationResult(NamedTuple):

@@ -25,7 +25,7 @@ _EDITIONS: Final = 9_000
 
 
 class Traffic(Workload, frozen=True, kw_only=True):
-    """A shared-prefix workload for several replicas; `device_blocks` is the size of each."""
+    """A shared-prefix workload for several replicas; `device_blocks` is that of each replica."""
 
     busy_percent: int
     """The arrival rate in percent of the replicas' measured capacity."""

@@ -3,7 +3,7 @@ from pathlib import Path
 from kvtier_bench.client import ServerAddress
 from kvtier_bench.router import contest
 from kvtier_bench.router.contest import OTHERS, OURS, PROFILE, TIERED, commands_before_engines
-from kvtier_bench.router.pair import EngineReplica, settings
+from kvtier_bench.router.engine_replicas import EngineReplica, settings
 from kvtier_bench.server import Server
 from tests.bench.router.test_traffic import small
 

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from kvtier_bench.client import complete
 from kvtier_bench.progress import Steps
-from kvtier_bench.router import contest, engineruns, engines
+from kvtier_bench.router import contest, engine_runs, engines
 from kvtier_bench.router.contest import TIERED, RunningRouter
+from kvtier_bench.router.engine_replicas import replicas
 from kvtier_bench.router.engines import RouterPlan, check_all, compare, measure_engines, rotated
-from kvtier_bench.router.pair import replicas
 from kvtier_bench.router.traffic import Schedule
 from kvtier_bench.server import ServerFailed
 from tests.bench.conftest import WordEncoder
@@ -39,7 +39,7 @@ def test_small_plan_runs_every_request_through_every_router(
     tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join([str(stand_in), *sys.path]))
-    for module in (engines, engineruns):
+    for module in (engines, engine_runs):
         monkeypatch.setattr(module, "SETTLE_S", 0.01)
     encode = WordEncoder()
     kept = []

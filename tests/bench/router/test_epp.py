@@ -1,5 +1,11 @@
+import http.client
+import os
+import sys
+
+import pytest
+
 from kvtier.router.epp.envoy import Address, EnvoySettings, bootstrap
-from kvtier_bench.router import epp
+from kvtier_bench.router import answers, epp
 
 
 def cost(picker_us: float) -> epp.PickerCost:
@@ -45,3 +51,13 @@ def test_setups_differ_from_each_other() -> None:
     assert epp.DUPLEX.is_observed
     assert epp.CLOSING_DUPLEX.shows_responses
     assert not epp.CLOSING_DUPLEX.is_observed
+
+
+def test_replica_of_the_benchmark_accepts_chunked_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    body = answers.make_request(7).partition(b"\r\n\r\n")[2]
+    with epp._replica() as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/v1/completions", iter([body[:9], body[9:]]))
+        assert connection.getresponse().read() == answers.whole_answer(answers.make_mark(7))
+        connection.close()

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from kvtier_bench.progress import Steps
 from kvtier_bench.router.sim import Simulation, SimulationResult, measure_sim, policies, sim_rows
-from kvtier_bench.router.simtrace import TokenSource, TraceShape, make_sessions
+from kvtier_bench.router.sim_trace import TokenSource, TraceShape, make_sessions
 
 EXAMPLES = Path("examples/router")
 SHAPE = TraceShape(sessions=40, groups=4, arrivals_s=10.0)

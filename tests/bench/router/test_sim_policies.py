@@ -6,7 +6,7 @@ from kvtier.errors import InvalidSettings
 from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.choose.base import InferenceRequest
 from kvtier_bench.router.sim import policies
-from kvtier_bench.router.simreplica import Rates, SimulatedReplica
+from kvtier_bench.router.sim_replica import Rates, SimulatedReplica
 
 EXAMPLES = Path("examples/router")
 

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from kvtier_bench.router import sim, suite
-from kvtier_bench.router.simtrace import TraceShape
+from kvtier_bench.router.sim_trace import TraceShape
 from kvtier_bench.rows import read_report
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from kvtier_bench.router.simreplica import Job, Rates, SimulatedReplica, TierContent
-from kvtier_bench.router.simtrace import SessionTurn
+from kvtier_bench.router.sim_replica import Job, Rates, SimulatedReplica, TierContent
+from kvtier_bench.router.sim_trace import SessionTurn
 
 RATES = Rates(
     device_tokens=3000,

@@ -47,7 +47,7 @@ class EngineReplica(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """What one replica has counted since its start."""
+    """The counters of one replica since its start."""
 
     requests: float
     hits: dict[str, float]

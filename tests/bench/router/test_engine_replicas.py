@@ -5,8 +5,8 @@ import pytest
 
 from kvtier_bench.client import complete
 from kvtier_bench.processes import session_processes
-from kvtier_bench.router import pair
-from kvtier_bench.router.pair import read_counters, replicas, settings
+from kvtier_bench.router import engine_replicas
+from kvtier_bench.router.engine_replicas import read_counters, replicas, settings
 from kvtier_bench.server import ServerFailed
 from tests.bench.router.test_traffic import small
 
@@ -26,7 +26,7 @@ def test_replicas_differ_only_in_core_and_ports(tmp_path: Path) -> None:
 
 def test_replicas_count_their_requests_and_leave_no_process(stand_in: Path, tmp_path: Path) -> None:
     with replicas(tmp_path, small(), tmp_path) as started:
-        assert len({one.url for one in started}) == pair.REPLICAS
+        assert len({one.url for one in started}) == engine_replicas.REPLICAS
         before = [read_counters(one) for one in started]
         for _ in range(2):
             complete(started[0].server.endpoint, "one two", 1)
@@ -37,7 +37,7 @@ def test_replicas_count_their_requests_and_leave_no_process(stand_in: Path, tmp_
         ]
         assert after[0].cpu_s > 0
         sessions = [one.server._process.pid for one in started if one.server._process]
-    assert len(sessions) == pair.REPLICAS
+    assert len(sessions) == engine_replicas.REPLICAS
     assert not any(session_processes(session) for session in sessions)
 
 

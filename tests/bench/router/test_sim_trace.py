@@ -1,6 +1,6 @@
 from itertools import pairwise
 
-from kvtier_bench.router.simtrace import TokenSource, TraceShape, make_sessions
+from kvtier_bench.router.sim_trace import TokenSource, TraceShape, make_sessions
 
 SHAPE = TraceShape(sessions=20, groups=3)
 

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from kvtier_bench.client import CompletionResult
-from kvtier_bench.router.engineruns import count_wrong
+from kvtier_bench.router.engine_runs import count_wrong
 from kvtier_bench.router.traffic import Arrival, ArrivalResult
 
 ASKED = Arrival(0, 0, 0.0, "text", 10)

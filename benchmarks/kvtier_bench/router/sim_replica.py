@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from kvtier.index.fleet.base import DEVICE
 from kvtier.router.choose.base import Endpoint, ReplicaLoad, ReplicaTier
-from kvtier_bench.router.simtrace import Segment, SessionTurn
+from kvtier_bench.router.sim_trace import Segment, SessionTurn
 
 RAM: Final = "ram"
 

@@ -14,7 +14,7 @@ import msgspec
 from kvtier.clock import Clock
 from kvtier_bench.client import ServerAddress
 from kvtier_bench.router.contest import OTHERS, OURS, RunningRouter
-from kvtier_bench.router.pair import Counters, EngineReplica, read_counters
+from kvtier_bench.router.engine_replicas import Counters, EngineReplica, read_counters
 from kvtier_bench.router.traffic import Arrival, ArrivalResult, send
 from kvtier_bench.rows import Row, Target, measured
 from kvtier_bench.runs import RunSummary, summarize
@@ -164,7 +164,7 @@ def _of_one(name: str, taken: Sequence[RouterRun], different: int) -> Iterator[R
         "requests",
         target=NONE if name in OURS else None,
         note=f"of {sum(len(run.answers) for run in taken)}; "
-        f"{different} of a sample differ from what the replicas say themselves",
+        f"{different} of a sample differ from the replicas' own answers",
     )
 
 

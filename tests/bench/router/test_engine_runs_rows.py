@@ -2,7 +2,7 @@ import pytest
 
 from kvtier_bench.router import contest
 from kvtier_bench.router.contest import OTHERS, OURS, TIERED
-from kvtier_bench.router.engineruns import RouterRun, RouterRuns, engine_rows
+from kvtier_bench.router.engine_runs import RouterRun, RouterRuns, engine_rows
 from kvtier_bench.router.traffic import ArrivalResult
 from kvtier_bench.runs import RunSummary
 
