@@ -25,7 +25,7 @@ from kvtier.router.config.profiles import build_profiles, build_strategies
 from kvtier.router.config.reading import Configuration, read_configuration
 from kvtier_bench.progress import Steps
 from kvtier_bench.router.sim_replica import Job, Rates, SimulatedReplica, Started
-from kvtier_bench.router.sim_trace import SimulatedSession, TokenSource, TraceShape, make_sessions
+from kvtier_bench.router.sim_trace import SimulatedSession, SegmentTokens, TraceShape, make_sessions
 from kvtier_bench.rows import Row, Target, measured
 
 REPLICAS: Final = 64
@@ -83,7 +83,7 @@ def measure_sim(
     """Return rows, details, and a table of all profiles."""
     shape = shape or TraceShape()
     sessions = list(make_sessions(shape, seed))
-    tokens = TokenSource()
+    tokens = SegmentTokens()
     results: dict[str, SimulationResult] = {}
     with steps.step(f"{replicas} simulated replicas, {len(sessions)} sessions"):
         for name, make in policies(examples).items():
@@ -100,7 +100,7 @@ class Simulation:
         self,
         make: Policy,
         sessions: Sequence[SimulatedSession],
-        tokens: TokenSource,
+        tokens: SegmentTokens,
         replicas: int,
         rates: Rates | None = None,
     ) -> None:

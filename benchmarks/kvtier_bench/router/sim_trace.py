@@ -82,7 +82,7 @@ def make_sessions(shape: TraceShape, seed: int) -> Iterator[SimulatedSession]:
         yield SimulatedSession(number, random.uniform(0, shape.arrivals_s), turns)
 
 
-class TokenSource:
+class SegmentTokens:
     """The token ids of segments; prompts that share a segment share its ids."""
 
     def __init__(self) -> None:

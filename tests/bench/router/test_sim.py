@@ -5,7 +5,7 @@ from rich.console import Console
 
 from kvtier_bench.progress import Steps
 from kvtier_bench.router.sim import Simulation, SimulationResult, measure_sim, policies, sim_rows
-from kvtier_bench.router.sim_trace import TokenSource, TraceShape, make_sessions
+from kvtier_bench.router.sim_trace import SegmentTokens, TraceShape, make_sessions
 
 EXAMPLES = Path("examples/router")
 SHAPE = TraceShape(sessions=40, groups=4, arrivals_s=10.0)
@@ -14,7 +14,7 @@ QUIET = Steps(Console(quiet=True), 1)
 
 def result(name: str, seed: int = 1) -> SimulationResult:
     sessions = list(make_sessions(SHAPE, seed))
-    return Simulation(policies(EXAMPLES)[name], sessions, TokenSource(), 4).run()
+    return Simulation(policies(EXAMPLES)[name], sessions, SegmentTokens(), 4).run()
 
 
 def test_simulation_serves_every_request_once_and_repeats_by_seed() -> None:

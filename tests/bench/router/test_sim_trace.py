@@ -1,12 +1,12 @@
 from itertools import pairwise
 
-from kvtier_bench.router.sim_trace import TokenSource, TraceShape, make_sessions
+from kvtier_bench.router.sim_trace import SegmentTokens, TraceShape, make_sessions
 
 SHAPE = TraceShape(sessions=20, groups=3)
 
 
 def test_turn_extends_the_prompt_of_the_turn_before() -> None:
-    tokens = TokenSource()
+    tokens = SegmentTokens()
     for session in make_sessions(SHAPE, 1):
         assert SHAPE.turns[0] <= len(session.turns) <= SHAPE.turns[1]
         for number, (before, after) in enumerate(pairwise(session.turns)):
@@ -26,7 +26,7 @@ def test_trace_depends_on_its_seed_only() -> None:
 
 
 def test_sessions_share_only_their_system_prompt() -> None:
-    tokens = TokenSource()
+    tokens = SegmentTokens()
     first, *others = (session.turns[0] for session in make_sessions(SHAPE, 1))
     for other in others:
         alike = tokens.prompt(first)[:5000] == tokens.prompt(other)[:5000]
