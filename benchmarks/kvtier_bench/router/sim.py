@@ -25,7 +25,7 @@ from kvtier.router.config.profiles import build_profiles, build_strategies
 from kvtier.router.config.reading import Configuration, read_configuration
 from kvtier_bench.progress import Steps
 from kvtier_bench.router.sim_replica import Job, Rates, SimulatedReplica, Started
-from kvtier_bench.router.sim_trace import SimulatedSession, SegmentTokens, TraceShape, make_sessions
+from kvtier_bench.router.sim_trace import SegmentTokens, SimulatedSession, TraceShape, make_sessions
 from kvtier_bench.rows import Row, Target, measured
 
 REPLICAS: Final = 64
