@@ -194,6 +194,7 @@ transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrain
 """
 
 
+@pytest.mark.slow
 def test_conversion_equals_that_of_transformers(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ async def crowd(port: int, path: str, size: int, count: int) -> Counter[tuple[in
     return sum(told, Counter())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--insecure",), ()], ids=["plain", "tls"])
 def test_immediate_responses_are_complete(scene: Stage, flags: tuple[str, ...]) -> None:
     (port,) = free_ports(1)

@@ -14,6 +14,7 @@ BODY = {"model": "m", "prompt": "Once upon a time " * 20}
 LARGE = {**BODY, "noise": "x" * 300_000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--buffered",)], ids=["duplex", "buffered"])
 def test_fallback_serves_when_first_endpoint_is_dead(scene: Stage, flags: tuple[str, ...]) -> None:
     replicas = [scene.replica() for _ in range(3)]
@@ -27,6 +28,7 @@ def test_fallback_serves_when_first_endpoint_is_dead(scene: Stage, flags: tuple[
             assert (answer.status, answer.served) == (200, last)
 
 
+@pytest.mark.slow
 def test_picker_stops_naming_dead_endpoint(scene: Stage) -> None:
     replicas = [scene.replica() for _ in range(2)]
     epp, metrics = scene.epp(replicas)
@@ -50,6 +52,7 @@ def test_picker_stops_naming_dead_endpoint(scene: Stage) -> None:
     assert answer.json()["error"]["type"] == "overloaded_error"
 
 
+@pytest.mark.slow
 def test_replica_death_ends_its_stream(scene: Stage) -> None:
     replicas = [scene.replica() for _ in range(2)]
     epp, _ = scene.epp(replicas, "--test-endpoint-selection")
@@ -69,7 +72,13 @@ def test_replica_death_ends_its_stream(scene: Stage) -> None:
     assert ask(port, BODY, {messages.TEST_SELECTION: replicas[1]}).served == replicas[1]
 
 
-@pytest.mark.parametrize("flags", [(), ("--buffered",)], ids=["duplex", "buffered"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), id="duplex"),
+        pytest.param(("--buffered",), id="buffered", marks=pytest.mark.slow),
+    ],
+)
 def test_fail_open_serves_without_picker_until_it_returns(
     scene: Stage, flags: tuple[str, ...]
 ) -> None:
@@ -99,6 +108,7 @@ def test_fail_open_serves_without_picker_until_it_returns(
     wait_for("the picker to be asked again", steers)
 
 
+@pytest.mark.slow
 def test_fail_close_refuses_without_picker(scene: Stage) -> None:
     replicas = [scene.replica()]
     epp, _ = scene.epp(replicas)
@@ -136,6 +146,7 @@ def test_stopping_picker_fails_no_request(scene: Stage) -> None:
     assert set(statuses) == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [(), ("--buffered",), ("--observe-responses",), ("--insecure", "--fail-close")],

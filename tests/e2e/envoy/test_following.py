@@ -191,6 +191,7 @@ def test_concurrent_bodies_arrive_unchanged(running: Running) -> None:
         list(pool.map(one, range(128)))
 
 
+@pytest.mark.slow
 def test_observe_responses_counts_tokens_and_served_endpoint(tmp_path: Path, envoy: str) -> None:
     with stage(tmp_path, envoy) as scene:
         running = Running(scene, "--observe-responses", epp=("--observe-responses",))
@@ -212,6 +213,7 @@ def test_observe_responses_counts_tokens_and_served_endpoint(tmp_path: Path, env
         wait_for("the response's end", lambda: running.counted(name) == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED", "FULL_DUPLEX_STREAMED"])
 def test_immediate_responses_are_complete_in_every_mode(scene: Stage, mode: str) -> None:
     """A replica that answers at once may be faster than the end of the picker's stream."""

@@ -90,6 +90,7 @@ def opened(
         yield Open(scene, mode, request.param)
 
 
+@pytest.mark.slow
 def test_request_ignores_clients_destination(opened: Open) -> None:
     answer = opened.ask(BODY)
     assert (answer.status, answer.served) == (200, opened.picked), answer.body
@@ -97,6 +98,7 @@ def test_request_ignores_clients_destination(opened: Open) -> None:
     assert answer.json()["headers"][messages.DESTINATION] == opened.picked
 
 
+@pytest.mark.slow
 def test_request_without_body_ignores_clients_destination(opened: Open) -> None:
     answer = opened.ask(b"")
     if opened.cluster == "by-header" and opened.mode.startswith("BUFFERED"):

@@ -11,6 +11,7 @@ PER_ROUTE = "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtPr
 WEIGHTS = (70, 30)
 
 
+@pytest.mark.slow
 def test_weighted_pools_use_their_own_pickers(scene: Stage) -> None:
     pools = [[scene.replica() for _ in range(2)] for _ in WEIGHTS]
     pickers = [scene.epp(pool)[0] for pool in pools]

@@ -16,6 +16,7 @@ def unchecked(config: dict[str, Any]) -> None:
     del config["static_resources"]["clusters"][1]["health_checks"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "is_believed"), [("localhost", True), ("else.example", False)])
 def test_picker_certificate_for_another_name_is_refused(
     scene: Stage, name: str, is_believed: bool
