@@ -46,7 +46,7 @@ def cells() -> Iterator[Any]:
                 )
 
 
-@pytest.mark.parametrize(("kind", "verb", "fault"), cells())
+@pytest.mark.parametrize(("kind", "verb", "fault"), list(cells()))
 def test_cell_counts_its_operations_and_finds_no_violation(
     tmp_path: Path, kind: str, verb: Verb, fault: FaultKind
 ) -> None:

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from kvtier.router.epp import messages
 from tests.e2e.envoy.servers import Stage, ask
 
