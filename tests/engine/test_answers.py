@@ -18,8 +18,8 @@ from tests.engine.conftest import Start
 from tests.engine.engine import Answer, Engine, EngineFailed
 
 BLOCK = 128
-SHORT, LONG = 1_700, 3_000
-DEVICE_BLOCKS = 32
+SHORT, LONG = 900, 2_300
+DEVICE_BLOCKS = 20
 STARTS = {0: SHORT, 12_000: LONG}
 NAMES = [f"{size} tokens at {place}" for place, size in STARTS.items()]
 

@@ -12,7 +12,7 @@ import pytest
 from tests.engine.conftest import Start
 
 BLOCK = 128
-SIZE = 1_700
+SIZE = 800
 TOKEN_BYTES = {"float32": 46_080, "bfloat16": 23_040}
 
 

@@ -12,11 +12,11 @@ from tests.engine.conftest import Start
 from tests.engine.engine import Engine
 
 BLOCK = 128
-SIZE = 1_700
+SIZE = 1_100
 BLOCKS = (SIZE - 1) // BLOCK
 DAMAGE_EVERY_BYTES = 16 << 20
 # A prompt takes several steps, so that a kill can come between them.
-HOW: dict[str, Any] = {"max_num_batched_tokens": 512}
+HOW: dict[str, Any] = {"max_num_batched_tokens": 256}
 
 
 class Left(NamedTuple):

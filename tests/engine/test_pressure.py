@@ -14,9 +14,9 @@ from tests.engine.conftest import Start
 from tests.engine.engine import Engine
 
 BLOCK = 128
-SIZES = (880, 1_270, 1_650, 2_030)
+SIZES = (500, 630, 760, 1_010)
 """Tokens of the prompts: just short of whole blocks, so that each soon needs one more."""
-TOKENS = 40
+TOKENS = 24
 DEADLINE_S = 2.0
 
 
@@ -41,19 +41,19 @@ def engine(
     # The prompts fit the device together; with their answers they do not.
     blocks = 1 + sum(-(-size // BLOCK) for size in SIZES)
     settings = {
-        "ram": "256MiB",
+        "ram": "128MiB",
         "disk": f"{tmp_path_factory.mktemp('slab') / 'disk'}=1GiB",
         "transfer": {"promote_deadline": f"{DEADLINE_S:.0f}s"},
     }
-    running = start(smollm2, settings, device_blocks=blocks, max_model_len=4_096, faulty=True)
+    running = start(smollm2, settings, device_blocks=blocks, max_model_len=2_048, faulty=True)
     with running:
         yield running
 
 
 def push_out(engine: Engine, corpus: list[int]) -> None:
     """Fill RAM and the device with other prompts, and reset the device."""
-    for place in (24_000, 27_000, 30_000):
-        engine.ask(corpus[place : place + 2_030], max_tokens=1)
+    for place in (24_000, 27_000, 30_000, 33_000):
+        engine.ask(corpus[place : place + 1_010], max_tokens=1)
     engine.call("settle")
     assert engine.call("reset")
 

@@ -13,7 +13,7 @@ from tests.engine.conftest import Start
 from tests.engine.engine import Answer, Engine
 
 BLOCK = 128
-SIZE = 1_700
+SIZE = 900
 WHOLE = (SIZE - 1) // BLOCK * BLOCK
 
 
