@@ -62,7 +62,7 @@ class Steps:
 
 
 class PhaseScreen:
-    """A screen of phases: what each shows, what it gave, the time passed and the time left.
+    """A screen of phases: what each shows, its result, the elapsed and the remaining time.
 
     A context manager that draws while it is open. One thread runs the phases; `tell` may be
     called from any.
@@ -85,7 +85,7 @@ class PhaseScreen:
         self._live: Live | None = None
 
     def expect(self, seconds: float) -> None:
-        """Take the whole to end in `seconds` from now."""
+        """Expect the last phase to end in `seconds` from now."""
         self._ends_s = self._clock.now_s() + seconds
 
     @contextmanager
@@ -101,12 +101,12 @@ class PhaseScreen:
         self._line(f"{self._number}/{len(self._phases)} took {took_s:.0f} s")
 
     def leave_out(self) -> None:
-        """Show the next phase as left out."""
+        """Show the next phase as skipped."""
         self._begin()
         self.result("left out: no time")
 
     def result(self, text: str) -> None:
-        """Show `text` as what the current phase gave."""
+        """Show `text` as the result of the current phase."""
         self._results[-1] = text
         self._line(f"    {text}")
 
@@ -117,7 +117,7 @@ class PhaseScreen:
             self._line(f"    {news}, {self._left_text()}")
 
     def say(self, text: str) -> None:
-        """Print `text` to stay: above the phases, or as lines."""
+        """Print `text` permanently, above the phases."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from kvtier_bench.workload import Workload, WorkloadPrompt
 
 
 class Load(NamedTuple):
-    """The first requests of a load, and when each had its answer, in seconds from the start."""
+    """The answered requests of a load, and when each was answered, in seconds from the start."""
 
     answers: list[CompletionResult]
     finished_s: list[float]
@@ -115,7 +115,7 @@ class VLLM:
 
 
 def open_vllm(clock: Clock) -> OpenEngine:
-    """Return what starts vLLM as a child process."""
+    """Return a function that starts vLLM as a child process."""
 
     @contextmanager
     def open_engine(settings: ServerSettings, tell: Tell) -> Iterator[Engine]:

@@ -10,36 +10,36 @@ TIERS = ("ram", "disk", "shared")
 
 
 class Met(msgspec.Struct, frozen=True, kw_only=True):
-    """How the prompt was met in one place."""
+    """One request for the prompt with its prefix in one place."""
 
     ttft_s: float
     served_share: float
-    """Share of its tokens that the place itself served; 0 where the prompt was computed."""
+    """Share of the prompt's tokens that the place served; 0 where the prompt was computed."""
 
 
 class Findings(msgspec.Struct, kw_only=True):
-    """What the servers gave, growing phase by phase."""
+    """The measurements and answers of the phases that have run."""
 
     speed: Speed | None = None
     sizes: Sizes | None = None
     prompt_tokens: int = 0
     met: dict[str, Met] = {}
-    """By place: `cold`, where vLLM alone computes the prompt, and the tiers."""
+    """Requests for the prompt by place: `cold` (vLLM alone computes it) and the tiers."""
     texts: dict[str, dict[str, str]] = {}
-    """Answers by place and prompt. Those of the `device` are what the tiers are compared with."""
+    """Answers by place and prompt. The tiers' answers are compared with those of `device`."""
     loads: dict[str, RunSummary] = {}
-    """`alone` and `tiers`, over the same requests."""
+    """The summaries of the loads `alone` and `tiers`, over the same requests."""
     load_requests: int = 0
     load_texts: dict[str, dict[str, str]] = {}
     """The answers of both loads, by prompt."""
     seconds: dict[str, float] = {}
-    """By phase, the start of its server included."""
+    """Seconds of each phase, including the start of its server."""
     left_out: list[str] = []
-    """Phases for which no time was left."""
+    """Names of the phases for which no time was left."""
 
 
 def findings_rows(findings: Findings) -> list[Row]:
-    """Return the times to the first token, the demanded agreements and the counted one."""
+    """Return rows: times to the first token, agreements that must hold, and the counted one."""
     return [*_ttft_rows(findings), *agreement_rows(findings)]
 
 
@@ -64,7 +64,7 @@ def _served_text(place: str, met: Met, tokens: int) -> str:
 
 
 def agreement_rows(findings: Findings) -> list[Row]:
-    """Return how many answers differ: from RAM, disk and the folder none may.
+    """Return how many answers differ. None from RAM, disk or the shared folder may differ.
 
     With and without kvtier the answers are counted only.
     """

@@ -55,19 +55,19 @@ PHASES = {
 RAM_BYTES = 1024**3
 DISK_CAPACITY = "3GiB"
 COUNTERS_S = 1.0
-"""For the counters of the last request to reach /metrics."""
+"""Time in which the counters of the last request reach /metrics."""
 PROBE_LENGTHS = (128, 512)
 PROBE_OUTPUT = 4
 PROBE_S = 8.0
-"""The second probe is left out where it would take longer."""
+"""The second probe is skipped if it would take longer."""
 GREETING_TOKENS = 16
-"""The very first request of a process also initializes what is initialized late."""
+"""Tokens of a server's first request, which also initializes parts of the engine."""
 FIRST_START_SHARE = 0.4
-"""The first start imports vLLM; later ones are expected to take this share of it."""
+"""The first start imports vLLM; later starts are expected to take this share of its time."""
 
 
 class Demo:
-    """One run: what is known of the machine, what was chosen, and what was found.
+    """One run of the demo: the machine's speed, the chosen sizes and the findings.
 
     The sizes are chosen after the first requests, and the load once more after the long prompt
     has shown how prefill grows. From then on nothing starts that does not fit into the time left.
@@ -103,7 +103,7 @@ class Demo:
         self._checked: list[WorkloadPrompt] = []
 
     def run(self, folder: Path) -> None:
-        """Run the phases, one server after another; the tiers store below `folder`."""
+        """Run the phases, one server after another. The tiers store their blocks in `folder`."""
         disk, shared = folder / "disk", folder / "shared"
         everything = kvtier_transfer(RAM_BYTES, disk, DISK_CAPACITY, shared)
         only_shared = kvtier_transfer(RAM_BYTES, shared=shared)
@@ -187,7 +187,7 @@ class Demo:
             self._clock.sleep(SETTLE_S)
 
     def _serve_again(self, engine: Engine) -> None:
-        """Serve the requests that vLLM alone has answered, or as many as there is time for."""
+        """Serve the requests that vLLM alone answered, as far as time allows."""
         rest_s = self._costs.restarted + self._costs.shared + 2 * self._start_s
         rest_s += 3 * self._sizes.checks * self._check_s
         usable_s = self._left_s() - rest_s
@@ -244,7 +244,7 @@ class Demo:
         engine.ask(prompt, 2, "warm-up")
 
     def _meet(self, engine: Engine, tier: str) -> None:
-        """Time the prompt where only `tier`, and what is below it, holds its prefix."""
+        """Time the prompt while only `tier` and the tiers below it hold its prefix."""
         self._screen.tell("asking the same prompt")
         before = engine.hits()
         answer = self._keep_text(engine, self._prompt, tier)
@@ -317,7 +317,7 @@ class Demo:
         self._expect(PHASES)
 
     def _expect(self, phases: Sequence[str] | dict[str, str]) -> None:
-        """Tell the screen how long the given phases, which are yet to come, should take."""
+        """Tell the screen how long the given coming phases should take."""
         starts_s = self._start_s * len([name for name in phases if name != "alone"])
         expected_s = starts_s + sum(getattr(self._costs, name) for name in phases)
         # What would end after the limit will be left out.
@@ -329,7 +329,7 @@ class Demo:
 
     @property
     def _check_s(self) -> float:
-        """Expected seconds of one request whose prefix some tier has."""
+        """Return the expected seconds of a request whose prefix is in a tier."""
         if (load := self._sizes.workload) is None:
             return 0.0
         found_s = self._speed.hit_s(load.system_prompt_len + load.question_len, load.question_len)
@@ -339,12 +339,12 @@ class Demo:
         return self._began_s + self._aim_s - self._clock.now_s()
 
     def _fits(self, seconds: float) -> bool:
-        """Tell whether something that takes `seconds` ends before the limit."""
+        """Return whether work that takes `seconds` ends before the limit."""
         return self._clock.now_s() + seconds <= self._began_s + self._limit_s
 
 
 def chosen_text(speed: Speed, sizes: Sizes) -> str:
-    """Say in two lines what was measured and what follows from it."""
+    """Return two lines: the measured speed and the sizes chosen for it."""
     per_s = 1000 / speed.prefill_s(1000)
     lines = [
         f"This machine computes {per_s:,.0f} prompt tokens a second and writes "
@@ -371,7 +371,7 @@ def first_of_each_group(prompts: Sequence[WorkloadPrompt]) -> list[WorkloadPromp
 
 
 def drop_cached_pages(folder: Path) -> None:
-    """Drop the page cache's copies of the files below `folder`, so that a read is a read."""
+    """Drop the files in `folder` from the page cache, so that they are read from disk."""
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             descriptor = os.open(path, os.O_RDONLY)

@@ -31,7 +31,7 @@ PLACES = {
     "shared": "another engine, shared",
 }
 SERVED_SHARE = 0.5
-"""A tier that served less of the prompt than this did not have it."""
+"""A tier that served a smaller share of the prompt is reported as a miss."""
 
 NEXT = """[bold]Next:[/bold]
   make serve              vLLM with this model on port 8000: 2 GiB of RAM and 8 GiB of disk
@@ -50,7 +50,7 @@ def run_demo(
     clock: Clock | None = None,
     open_engine: OpenEngine | None = None,
 ) -> bool:
-    """Run all phases, show what they gave, write JSON and PNG. Return True if answers agree."""
+    """Run all phases, show the results, write JSON and PNG. Return True if the answers agree."""
     clock = clock or MonotonicClock()
     output.mkdir(parents=True, exist_ok=True)
     for name in ("demo.json", "demo.png"):
@@ -64,7 +64,7 @@ def run_demo(
 
 
 def show(findings: Findings, console: Console, output: Path) -> bool:
-    """Print what was found and write it to `output`. Return True if the answers agree."""
+    """Print the findings and write them to `output`. Return True if the answers agree."""
     write_report(
         output / "demo.json",
         report("demo", findings_rows(findings), msgspec.to_builtins(findings)),

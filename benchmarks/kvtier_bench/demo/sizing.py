@@ -1,4 +1,4 @@
-"""How much the demo shows in the time there is: its prompts, questions and answers.
+"""The sizes of the demo's prompts, questions and answers for the time that it may take.
 
 The same work takes 20 times longer on one machine than on another, so the demo measures how fast
 the engine computes and gets the largest sizes that fit. Everything here is arithmetic on measured
@@ -17,9 +17,9 @@ import msgspec
 from kvtier_bench.workload import Workload
 
 AIM_S = 240.0
-"""The sizes are chosen so that the demo ends by then..."""
+"""Seconds in which the demo should end: the sizes are chosen for it."""
 LIMIT_S = 285.0
-"""... and whatever would end later than this is left out."""
+"""Seconds after which nothing may end: a phase that would is skipped."""
 
 BLOCK_TOKENS = 128
 CONCURRENCY = 2
@@ -27,31 +27,31 @@ PRESSURE = 1.7
 """The prefixes of a workload need this many times the device's cache."""
 
 KNEE_TOKENS = 1000
-"""At this length attention is taken to cost as much as the rest, until a long prompt shows."""
+"""Tokens at which attention is assumed to cost as much as the rest, until measured."""
 HIT_S = 0.1
-"""Overhead of a hit on any tier."""
+"""Seconds that a hit on any tier adds."""
 SETTLE_S = 2.0
-"""For the saves of the last request to reach every tier."""
+"""Time in which the last request's blocks reach every tier."""
 STOP_S = 2.0
 COMPUTED_SHARE = 0.85
-"""Share of the requests whose prefix vLLM alone computes again, at most."""
+"""Largest share of the requests whose prefix vLLM alone computes again."""
 LOAD_MARGIN = 1.25
-"""A machine that gets slower by this still finishes the load."""
+"""Factor by which the machine may slow down and still finish the load."""
 OVERLAP = 0.7
-"""Share of the time for output tokens that is left where requests generate them together."""
+"""Time per output token of requests that run together, as a share of that of one alone."""
 LONGEST_PREFILL_S = 12.0
 PROMPT_SHARE = 0.08
-"""Share of the remaining time that computing the longest prompt may take, once."""
+"""Share of the remaining time that computing the longest prompt once may take."""
 
 WARM_UP_S = 6.0
-"""A warm-up that would take longer is left out: its effect is small beside such times."""
+"""A longer warm-up is skipped: its effect is small on such a slow machine."""
 LEAST_OUTPUT = 3
 
 PROMPT_LENGTHS = (5120, 4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 128)
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast an engine computes: seconds for a prompt's tokens and for a token of output."""
+    """The speed of an engine: seconds for a prompt's tokens and for a token of output."""
 
     linear_s: float
     square_s: float
@@ -80,11 +80,11 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, linear_s=linear_s, square_s=square_s)
 
     def prefill_s(self, tokens: int) -> float:
-        """Seconds to the first token of a prompt of which nothing is cached."""
+        """Return the seconds to the first token of a prompt with nothing cached."""
         return tokens * (self.linear_s + tokens * self.square_s)
 
     def hit_s(self, tokens: int, question_len: int) -> float:
-        """Seconds to the first token where all but the last block of the prefix is cached."""
+        """Return the seconds to the first token with all but the last prefix block cached."""
         return HIT_S + min(self.prefill_s(tokens), self.prefill_s(question_len + BLOCK_TOKENS))
 
 
@@ -131,23 +131,23 @@ SHAPES = (
     Shape(512, 5, 24),
     Shape(256, 5, 24),
 )
-"""From a fast machine's to a slow one's."""
+"""Shapes from a fast machine's to a slow one's."""
 QUESTIONS_AND_OUTPUT = ((6, 24), (5, 24), (4, 24), (4, 16), (4, 8))
 LEAST_QUESTIONS_AND_OUTPUT = ((3, 8), (3, 4), (2, 3))
-"""Where no shape fits with more: then fewer requests are for a prefix that was met before."""
+"""Questions and output tokens for a machine on which no shape fits with more."""
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo does."""
+    """The sizes of a demo."""
 
     shape: Shape
     prompt_len: int
-    """Prefix tokens of the one prompt that is computed and then found in every tier."""
+    """Prefix tokens of the prompt that is computed once and then found in every tier."""
     output_len: int
     workload: Workload | None
     """The load of the throughput table; None where there is no time for it."""
     checks: int
-    """Prompts of the workload whose answers are compared between tiers, beside the one."""
+    """Further prompts, of the workload, whose answers are compared between tiers."""
 
     @property
     def prompt(self) -> Workload:
@@ -157,12 +157,12 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def warm_up_len(self) -> int:
-        """Tokens of the prompt that a server meets before anything is timed."""
+        """Tokens of the prompt that a server answers before anything is timed."""
         return BLOCK_TOKENS + self.shape.question_len
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """Expected seconds of each phase without starting its server, and of its load alone."""
+    """Expected seconds of each phase, without its server's start, and of its load alone."""
 
     alone: float
     tiers: float
@@ -173,7 +173,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> float:
-        """All phases."""
+        """Expected seconds of all phases together."""
         return self.alone + self.tiers + self.restarted + self.shared
 
 
@@ -265,7 +265,7 @@ def _prompt_len(speed: Speed, left_s: float, shape: Shape) -> int:
 
 
 def first_shape(dtype: str) -> Shape:
-    """Return the shape to start with, before anything is measured.
+    """Return the shape to start with before anything is measured.
 
     A CPU that cannot compute bfloat16 natively is slow.
     """
