@@ -106,7 +106,7 @@ $(BASE): pyproject.toml
 	  echo "kvtier needs Python 3.11 or newer; make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(PY) || { echo "==> creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); echo "no venv module: sudo apt install python3-venv" >&2; exit 1; }; }
-	@echo "==> installing kvtier and the development tools (under a minute)"
+	@echo "==> installing kvtier and the development tools (a minute or two)"
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

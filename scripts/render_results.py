@@ -20,7 +20,16 @@ from kvtier_bench.table import HEADINGS, summary_cells
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by scripts/render_results.py -->", "<!-- end of results -->"
 PLOTTED = "high-1.7"
-KINDS = ("micro", "storage-peers", "evict", "ttft", "engine", "router", "router-engines")
+KINDS = (
+    "micro",
+    "storage-peers",
+    "evict",
+    "ttft",
+    "engine",
+    "forked",
+    "router",
+    "router-engines",
+)
 """Kinds of results whose rows have targets, in the order shown. Routers in front of real engines
 take so long to measure that they have files of their own."""
 

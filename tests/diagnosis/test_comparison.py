@@ -40,7 +40,7 @@ def test_different_models_are_not_compared() -> None:
     assert [family.pairs for family in families] == [[], []]
 
 
-def test_one_model_under_two_names_is_compared() -> None:
+def test_models_under_two_names_are_compared() -> None:
     families = compare(
         [
             seen(model="/a", weights="1 x"),

@@ -51,7 +51,7 @@ def test_folder_is_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert BY_NAME["disk.path"].parse("~/cache/../kv", "x") == "/home/ada/kv"
 
 
-def test_one_line_form_expands() -> None:
+def test_setting_in_one_line_form_expands() -> None:
     assert SECTIONS["ram"].expand("20GiB", "x") == {"capacity": "20GiB"}
     assert SECTIONS["disk"].expand("/a=b=1GB", "x") == {"path": "/a=b", "capacity": "1GB"}
 
