@@ -68,7 +68,10 @@ class Driver:
         events = more.pop("events", None)
         if events:
             more["kv_events_config"] = KVEventsConfig(
-                enable_kv_cache_events=True, publisher="zmq", endpoint=events
+                enable_kv_cache_events=True,
+                publisher="zmq",
+                endpoint=events,
+                replay_endpoint=f"{events}-replay",
             )
         if kvtier is not None:
             more["kv_transfer_config"] = KVTransferConfig(

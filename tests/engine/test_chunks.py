@@ -11,6 +11,8 @@ import pytest
 
 from tests.engine.conftest import Start
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 128
 SIZE = 800
 TOKEN_BYTES = {"float32": 46_080, "bfloat16": 23_040}
@@ -20,9 +22,9 @@ TOKEN_BYTES = {"float32": 46_080, "bfloat16": 23_040}
 @pytest.mark.parametrize(
     ("dtype", "blocks_per_chunk", "size"),
     [
-        pytest.param("float32", 2, SIZE, marks=pytest.mark.slow),
+        ("float32", 2, SIZE),
         ("float32", 3, SIZE),
-        pytest.param("bfloat16", 1, 400, marks=pytest.mark.slow),
+        ("bfloat16", 1, 400),
     ],
 )
 def test_chunks_from_ram_and_disk_answer_as_device_hit(

@@ -52,6 +52,14 @@ class Ledger:
             for event in msgspec.msgpack.decode(payload)[1]:
                 self._take(event)
 
+    def skip(self) -> bool:
+        """Drop the events that have arrived; return whether there were any."""
+        arrived = False
+        while self._socket.poll(100):
+            self._socket.recv_multipart()
+            arrived = True
+        return arrived
+
     def close(self) -> None:
         self._socket.close(linger=0)
         self._context.term()
@@ -81,6 +89,7 @@ class Announced(NamedTuple):
 def announced(
     start: Start,
     made_up: Callable[[str], Path],
+    noise: list[int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Announced]:
     folder = tmp_path_factory.mktemp("events")
@@ -93,9 +102,24 @@ def announced(
     ledger = Ledger(endpoint)
     try:
         with start(made_up("llama"), settings, events=endpoint, **MADE_UP) as engine:
+            subscribe(engine, ledger, noise)
             yield Announced(engine, ledger)
     finally:
         ledger.close()
+
+
+def subscribe(engine: Engine, ledger: Ledger, noise: list[int]) -> None:
+    """Wait until the subscription has reached the engine, then let engine and ledger be empty.
+
+    An engine publishes from its first step on, and its first events may find no subscriber.
+    """
+    for number in range(100):
+        engine.ask(noise[:SIZE], max_tokens=1, salt=f"subscription {number}")
+        if ledger.skip():
+            break
+    assert engine.call("reset", connector=True)
+    flush(engine, noise)
+    ledger.skip()
 
 
 def flush(engine: Engine, noise: list[int]) -> None:
