@@ -401,9 +401,10 @@ def _apply_openmp_settings() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal() and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(threads))
-    cores = re.fullmatch(r"\{(\d+(?:,\d+)*)\}", os.environ.get("OMP_PLACES", ""))
-    if cores:
-        os.sched_setaffinity(0, [int(core) for core in cores[1].split(",")])
+    # vLLM writes `{0,1}` for one OpenMP library and `0 1` for the other.
+    places = os.environ.get("OMP_PLACES") or os.environ.get("GOMP_CPU_AFFINITY", "")
+    if re.fullmatch(r"\{\d+(,\d+)*\}|\d+( \d+)*", places):
+        os.sched_setaffinity(0, [int(core) for core in re.findall(r"\d+", places)])
 
 
 def _preload() -> None:

@@ -83,8 +83,11 @@ def test_forked_program_forks_its_spawned_children(server: ForkServer, tmp_path:
     process.wait(20)
 
 
+@pytest.mark.parametrize(
+    ("variable", "places"), [("OMP_PLACES", "{{{core}}}"), ("GOMP_CPU_AFFINITY", "{core}")]
+)
 def test_forked_worker_obeys_openmp_settings_made_before_its_start(
-    server: ForkServer, tmp_path: Path
+    server: ForkServer, tmp_path: Path, variable: str, places: str
 ) -> None:
     core = min(os.sched_getaffinity(0))
     program = f"""
@@ -96,7 +99,7 @@ def test_forked_worker_obeys_openmp_settings_made_before_its_start(
         threads = []
         sys.modules["torch"] = types.SimpleNamespace(set_num_threads=threads.append)
         receiver, sender = multiprocessing.Pipe()
-        os.environ.update(OMP_NUM_THREADS="3", OMP_PLACES="{{{core}}}")
+        os.environ.update(OMP_NUM_THREADS="3", {variable}="{places.format(core=core)}")
         worker = multiprocessing.get_context("spawn").Process(target=work, args=(sender,))
         worker.start()
         print(receiver.recv())
