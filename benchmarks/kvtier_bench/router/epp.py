@@ -138,7 +138,7 @@ class RunningSetup:
             _without_picker(config)
         path = self._folder / "envoy.yaml"
         path.write_text(yaml.safe_dump(config))
-        command = [envoy, "-c", str(path), "--use-dynamic-base-id", "--concurrency", "1"]
+        command = [envoy, "-c", str(path), "--disable-hot-restart", "--concurrency", "1"]
         process = self._start("envoy", command, lambda text: "starting main dispatch loop" in text)
         # Until its health checks of the picker have passed, Envoy fails open.
         MonotonicClock().sleep(1.5)

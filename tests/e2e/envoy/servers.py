@@ -207,7 +207,7 @@ class Stage:
         path.write_text(yaml.safe_dump(config))
         program = self.start(
             f"envoy-{port}",
-            [self._envoy, "-c", str(path), "--use-dynamic-base-id", "--concurrency", "1",
+            [self._envoy, "-c", str(path), "--disable-hot-restart", "--concurrency", "1",
              "-l", "warning"],
         )  # fmt: skip
 
