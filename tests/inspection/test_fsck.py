@@ -270,7 +270,7 @@ def test_concurrent_engines_and_evictors_cause_no_problems(store: StoreFolder) -
     assert not list(store.path.glob("*/quarantine/*"))
 
 
-def test_nothing_to_check_is_refused_with_the_fix(store: StoreFolder) -> None:
+def test_fsck_without_key_space_is_refused_with_the_fix(store: StoreFolder) -> None:
     with pytest.raises(InvalidSettings, match="no key space; is it mounted"):
         run(store)
     store.plant_tree(VLLM)

@@ -131,7 +131,7 @@ class ProgressObserver(CheckObserver):
         click.echo(f"resuming after {after or 'the start'} (check begun {began})", err=True)
 
     def warned(self, text: str) -> None:
-        """Print a warning."""
+        """Print `text` as a warning on standard error."""
         click.echo(f"warning: {text}", err=True)
 
     def advanced(self, report: CheckReport, share: float) -> None:

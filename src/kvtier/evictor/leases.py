@@ -236,7 +236,7 @@ class DryRunLeases:
 
     @property
     def owned(self) -> list[str]:
-        """All shards."""
+        """The names of all shards: a dry run owns every one."""
         return list(ALL)
 
     def epoch(self, shard: str) -> int:
@@ -253,13 +253,13 @@ class DryRunLeases:
             self._store.remove(name)
 
     def keep(self, shard: str) -> None:
-        """Do nothing."""
+        """Keep the shard, which no other evictor can take from a dry run."""
 
     def renew(self) -> None:
-        """Do nothing."""
+        """Renew nothing: a dry run writes no lease that could expire."""
 
     def balance(self) -> list[str]:
-        """Return all shards."""
+        """Return the names of all shards, which a dry run never gives to another evictor."""
         return self.owned
 
     def release(self) -> None:

@@ -1,24 +1,7 @@
-from kvtier.index.fleet.events import BlocksRemoved, BlocksStored
+from kvtier.index.fleet.events import BlocksRemoved
 from kvtier.index.fleet.precise import PreciseIndex
-from kvtier.index.fleet.prompt import TokenPrompt
 from kvtier.router.learn.evictors import SharedSink
-
-TOKENS = list(range(32))
-
-
-def held(index: PreciseIndex, replica: str, model: str) -> int:
-    return index.match(TokenPrompt(TOKENS, model), [replica])[0].best_tokens
-
-
-def stored(tier: str, *, shared: bool) -> BlocksStored:
-    return BlocksStored(
-        names=[1, 2],
-        parent=None,
-        token_ids=TOKENS,
-        block_tokens=16,
-        tier=tier,
-        is_shared=shared,
-    )
+from tests.router.learn.blocks import held, stored
 
 
 def test_shared_sink_applies_only_to_models_of_topic() -> None:

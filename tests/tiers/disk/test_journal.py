@@ -89,7 +89,7 @@ def test_failed_deletions_stay_pending_until_recorded(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("call", ["open", "write", "sync_data", "rename", "truncate"])
-def test_nothing_is_appended_after_failed_checkpoint(desk: Desk, call: str) -> None:
+def test_journal_appends_nothing_after_failed_checkpoint(desk: Desk, call: str) -> None:
     desk.put(1, 2)
     desk.files.errors[call] = errno.ENOSPC
     with pytest.raises(OSError, match="No space"):
