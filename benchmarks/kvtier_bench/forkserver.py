@@ -155,7 +155,7 @@ class ForkServer:
         return self._fork({"script": str(path), "arguments": list(arguments)}, **how)
 
     def exit_code(self, pid: int) -> int:
-        """Return the exit code of a child that has ended. Raises ForkServerFailed.
+        """Return the exit code of a child that has ended.
 
         A child whose server has gone was reaped by the system: its code is unknown and
         reported as that of a killed process.
@@ -163,7 +163,10 @@ class ForkServer:
         with self._lock:
             if self._socket is None:
                 return -signal.SIGKILL
-            code: int = self._ask({"reap": pid})["code"]
+            try:
+                code: int = self._ask({"reap": pid})["code"]
+            except ForkServerFailed:
+                return -signal.SIGKILL
             return code
 
     def close(self) -> None:
@@ -230,8 +233,10 @@ class ForkServer:
                 os.close(descriptor)
 
     def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            self._abandon()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the server
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -257,10 +262,23 @@ class ForkServer:
             size = int.from_bytes(_read_exactly(self._socket, 4), "big")
             answer: dict[str, Any] = json.loads(_read_exactly(self._socket, size))
         except (OSError, EOFError) as error:
-            raise ForkServerFailed(f"the fork server is gone: {error}\n{self._tail()}") from error
+            said = self._tail()
+            self._abandon()
+            raise ForkServerFailed(f"the fork server is gone: {error}\n{said}") from error
         if "error" in answer:
             raise ForkServerFailed(answer["error"])
         return answer
+
+    def _abandon(self) -> None:
+        """End a server that does not answer, so that the next request starts a new one."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._log is not None:
+            self._log.close()
+        self._process = self._socket = self._log = None
 
     def _tail(self) -> str:
         if self._log is None:

@@ -232,3 +232,20 @@ def test_fork_server_that_dies_is_reported_with_its_log(server: ForkServer, tmp_
     (tmp_path / "path" / "vllm" / "__init__.py").write_text("raise RuntimeError('no engine')")
     with pytest.raises(ForkServerFailed, match="no engine"):
         run(server, tmp_path, "pass")
+
+
+def test_forked_program_can_be_ended_after_its_fork_server_was_killed(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    process = run(server, tmp_path, "import time; print('up', flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    assert server._process is not None
+    server._process.kill()
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
+    assert session_processes(process.pid) == []
+    read(process)
+    again = run(server, tmp_path, "print('again')")
+    assert read(again) == "again\n"
+    assert again.wait(20) == 0
